@@ -1,0 +1,76 @@
+# One door for every habit. Each target does its own set-up, in .venv, and does it once.
+#
+#   PYTHON      the interpreter for .venv, 3.11 or newer
+#   PIP_ARGS    reaches pip: an index of your own, --find-links, -v to watch it work
+#   PYTEST_ARGS reaches pytest: a file, -k, -x
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check
+
+# Each stamp is newer than the two files that decide what is installed, or pip runs again.
+RUNTIME := $(VENV)/.runtime-installed
+DEV     := $(VENV)/.dev-installed
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint types arch check bench docs format clean servers
+
+help:  ## This list
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-8s%s\n' "$$name" "$$what"; done
+
+demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./demo-output
+	$(BIN)/everydream demo
+
+test: servers $(DEV)  ## Every test that needs no graphics card
+	$(BIN)/pytest -m "not gpu" $(PYTEST_ARGS)
+
+lint: $(DEV)  ## Style, format and spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/codespell
+
+types: $(DEV)  ## mypy, strict, over product, tests and examples
+	$(BIN)/mypy
+
+arch: $(DEV)  ## Who may import whom
+	$(BIN)/lint-imports
+
+check: lint types arch test  ## lint, types, arch and test: what a change must pass
+
+bench: $(DEV)  ## Measure speed
+	$(BIN)/python -m bench
+
+docs: $(DEV)  ## Write the API descriptions anew from the code
+	$(BIN)/python -m docs
+
+format: $(DEV)  ## Put the code in shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# First, because it either is quick or stops everything.
+servers:
+	@deploy/install-test-servers.sh
+
+clean:  ## Remove what was made here, .venv included
+	rm -rf $(VENV) demo-output dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo >&2 "$(PYTHON) is missing or older than Python 3.11. Name a newer one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Setting up $(VENV), once: a few minutes. (PIP_ARGS=-v shows the work.)"
+	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Setting up $(VENV) with the tools of development, once: a few minutes. (PIP_ARGS=-v shows the work.)"
+	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
+	@touch $(RUNTIME) $@

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The tests start RabbitMQ and PostgreSQL servers of their own, from the system's programs.
+# Where those are missing this installs them, if it may; else it names them and stops.
+set -euo pipefail
+
+# Debian keeps these programs off an ordinary user's PATH.
+has() { command -v "$1" || compgen -G "/usr/lib/$2/bin/$1"; } >/dev/null
+
+missing=()
+has rabbitmq-server rabbitmq || missing+=(rabbitmq-server)
+has postgres 'postgresql/*' || missing+=(postgresql)
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo -n)
+if ! command -v apt-get >/dev/null || ! "${as_root[@]}" true 2>/dev/null; then
+  echo "The tests need what these Debian packages hold, and may not install them: ${missing[*]}" >&2
+  echo "Install them, or what your system calls them, and try again." >&2
+  exit 1
+fi
+
+echo "Installing ${missing[*]}"
+# Only the programs are wanted: under this policy their packages start no service.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap '"${as_root[@]}" rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+  "${as_root[@]}" chmod 755 "$policy"
+fi
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+  apt-get install -y -qq --no-install-recommends "${missing[@]}"
