@@ -1,0 +1,1 @@
+"""The fetcher downloads, checks and stages datasets and base models."""

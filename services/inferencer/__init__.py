@@ -1,0 +1,1 @@
+"""The inferencer draws images from fine-tuned weights."""

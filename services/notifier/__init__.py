@@ -1,0 +1,1 @@
+"""The notifier publishes artifacts to buckets and delivers webhooks."""

@@ -1,0 +1,1 @@
+"""The trainer fine-tunes a Stable Diffusion."""

@@ -1,0 +1,1 @@
+"""The real and the in-memory worlds behind the ports."""

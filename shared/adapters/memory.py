@@ -1,0 +1,333 @@
+"""The bus of the all-in-one process: RabbitMQ's promises, kept in memory.
+
+Every service opens its own bus on one broker object; a bus that is closed gives back what it had in
+hand, as a lost connection does. Every message is encoded and decoded again, so that what cannot
+travel fails here too. Nothing outlives the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from uuid import uuid4
+
+import structlog
+
+from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter, Undecodable, bury, read
+from shared.errors import Unavailable, Unroutable
+from shared.messages import (
+    DELIVERY_LIMIT,
+    QUEUES,
+    AnyMessage,
+    Envelope,
+    Message,
+    Queue,
+    encode,
+    envelope_for,
+)
+
+DEAD_LETTERS_KEPT = 1000
+
+log = structlog.get_logger()
+
+
+@dataclass
+class _Letter:
+    number: int
+    body: bytes
+    envelope: Envelope
+    returns: int = 0
+    """How often it was given back unacked."""
+
+
+class MemoryBroker:
+    """The queues that the services of one process share; all of them in one event loop."""
+
+    def __init__(self, *, traceparent: Callable[[], str | None] = lambda: None) -> None:
+        self.dead_letters: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_KEPT)
+        self._traceparent = traceparent
+        self._numbers = count(1)
+        self._queues: dict[str, _Queue] = {}
+        for queue in QUEUES:
+            self.declare(queue)
+
+    def bus(self, source: str) -> MemoryBus:
+        """Open a bus for one service, for example ``trainer/host-123``."""
+        return MemoryBus(self, source=source, traceparent=self._traceparent)
+
+    def declare(self, queue: Queue) -> _Queue:
+        return self._queues.setdefault(queue.name, _Queue(queue, self.dead_letters))
+
+    def forget(self, name: str) -> None:
+        del self._queues[name]
+
+    def queue(self, name: str) -> _Queue:
+        return self._queues[name]
+
+    def publish(self, key: str, body: bytes, envelope: Envelope) -> bool:
+        """Put a body on every queue with a binding for the key; False: there is none."""
+        return self._put([q for q in self._queues.values() if q.hears(key)], body, envelope)
+
+    def send(self, name: str, body: bytes, envelope: Envelope) -> bool:
+        """Put a body on one queue; False: there is none of that name."""
+        return self._put([q for q in self._queues.values() if q.name == name], body, envelope)
+
+    def _put(self, queues: list[_Queue], body: bytes, envelope: Envelope) -> bool:
+        for queue in queues:
+            queue.put(_Letter(next(self._numbers), body, envelope))
+        return bool(queues)
+
+
+class _Queue:
+    def __init__(self, declared: Queue, dead_letters: deque[DeadLetter]) -> None:
+        self.name = declared.name
+        self._declared = declared
+        self._dead_letters = dead_letters
+        self._ready: list[_Letter] = []
+        self._consumers: list[_Consumer] = []
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def hears(self, key: str) -> bool:
+        words = key.split(".")
+        return any(_matches(binding.split("."), words) for binding in self._declared.bindings)
+
+    def put(self, letter: _Letter) -> None:
+        insort(self._ready, letter, key=lambda waiting: waiting.number)
+        self.wake()
+
+    def put_back(self, letter: _Letter) -> None:
+        letter.returns += 1
+        if letter.returns > DELIVERY_LIMIT:
+            self.bury(letter, _message_or_none(letter.body), LIMIT_REASON)
+        else:
+            self.put(letter)
+
+    def bury(self, letter: _Letter, message: AnyMessage | None, reason: str) -> None:
+        dead = bury(letter.body, message, queue=self.name, reason=reason)
+        self._dead_letters.append(dead)
+        log.warning(
+            "message_buried", queue=self.name, reason=reason, length=dead.length, sha256=dead.sha256
+        )
+
+    def join(self, consumer: _Consumer) -> None:
+        self._consumers.append(consumer)
+
+    def leave(self, consumer: _Consumer) -> None:
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
+            self.wake()
+
+    def wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        await self._changed.wait()
+
+    def serves(self, consumer: _Consumer) -> bool:
+        active = self._consumers[:1] if self._declared.single_active_consumer else self._consumers
+        return bool(self._ready) and consumer in active
+
+    def pop(self) -> _Letter:
+        return self._ready.pop(0)
+
+
+class _Consumer:
+    """A hold on a queue: what is still in hand when it is given up goes back."""
+
+    def __init__(self, bus: MemoryBus, queue: _Queue, prefetch: int) -> None:
+        self._bus = bus
+        self._queue = queue
+        self._prefetch = prefetch
+        self._in_hand: dict[int, _Letter] = {}
+        self._asks = True
+        queue.join(self)
+
+    @property
+    def done(self) -> bool:
+        return not self._asks and not self._in_hand
+
+    async def next(self) -> _Delivery:
+        while True:
+            letter = await self._next_letter()
+            try:
+                return _Delivery(self, letter, read(letter.body))
+            except Undecodable as error:
+                self.settle(letter)
+                self._queue.bury(letter, None, str(error))
+
+    async def _next_letter(self) -> _Letter:
+        while not (self._queue.serves(self) and len(self._in_hand) < self._prefetch):
+            self._bus.check_open()
+            await self._queue.changed()
+        self._bus.check_open()
+        letter = self._queue.pop()
+        self._in_hand[letter.number] = letter
+        return letter
+
+    def settle(self, letter: _Letter) -> bool:
+        """Take a letter out of our hands; False when it is no longer in them."""
+        settled = self._in_hand.pop(letter.number, None) is not None
+        self._queue.wake()
+        self._bus.forget_done()
+        return settled
+
+    def put_back(self, letter: _Letter) -> None:
+        if self.settle(letter):
+            self._queue.put_back(letter)
+
+    def bury(self, letter: _Letter, message: AnyMessage, reason: str) -> None:
+        if self.settle(letter):
+            self._queue.bury(letter, message, reason)
+
+    def leave(self) -> None:
+        """Ask for no more; what is in hand stays."""
+        self._asks = False
+        self._queue.leave(self)
+        self._bus.forget_done()
+
+    def give_up(self) -> None:
+        """Ask for no more and put everything back."""
+        self.leave()
+        for letter in list(self._in_hand.values()):
+            self.put_back(letter)
+
+
+class _Delivery:
+    def __init__(self, consumer: _Consumer, letter: _Letter, message: AnyMessage) -> None:
+        self._consumer = consumer
+        self._letter = letter
+        self.message = message
+        self.envelope = letter.envelope
+
+    async def ack(self) -> None:
+        self._consumer.settle(self._letter)
+
+    async def release(self) -> None:
+        self._consumer.put_back(self._letter)
+
+    async def bury(self, reason: str) -> None:
+        self._consumer.bury(self._letter, self.message, reason)
+
+
+class _Control:
+    def __init__(self, consumer: _Consumer, address: str) -> None:
+        self._consumer = consumer
+        self.address = address
+
+    async def messages(self) -> AsyncIterator[AnyMessage]:
+        while True:
+            delivery = await self._consumer.next()
+            await delivery.ack()
+            yield delivery.message
+
+
+class MemoryBus:
+    """The :class:`shared.ports.Bus` of one service on a :class:`MemoryBroker`."""
+
+    def __init__(
+        self, broker: MemoryBroker, *, source: str, traceparent: Callable[[], str | None]
+    ) -> None:
+        self._broker = broker
+        self._source = source
+        self._traceparent = traceparent
+        self._consumers: list[_Consumer] = []
+        self._open = True
+
+    @property
+    def source(self) -> str:
+        return self._source
+
+    def check_open(self) -> None:
+        if not self._open:
+            raise Unavailable(f"the bus of {self._source} is closed")
+
+    async def publish(
+        self, message: Message, *, reply_to: str | None = None, needs_listener: bool = True
+    ) -> None:
+        self.check_open()
+        envelope = self._envelope(message, reply_to)
+        routed = self._broker.publish(envelope.type, encode(message), envelope)
+        if needs_listener and not routed:
+            raise Unroutable(f"no queue is bound for {envelope.type}")
+        await asyncio.sleep(0)  # a loop of publishes lets others run, as it does over a socket
+
+    async def send(self, queue: str, message: Message, *, needs_listener: bool = False) -> None:
+        self.check_open()
+        routed = self._broker.send(queue, encode(message), self._envelope(message, None))
+        if needs_listener and not routed:
+            raise Unroutable(f"there is no queue {queue}")
+        await asyncio.sleep(0)
+
+    async def take(self, queue: Queue) -> _Delivery:
+        consumer = self._consumer(self._broker.queue(queue.name), prefetch=1)
+        try:
+            return await consumer.next()
+        finally:
+            consumer.leave()
+
+    async def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[_Delivery, None]:
+        consumer = self._consumer(self._broker.queue(queue.name), prefetch)
+        try:
+            while True:
+                yield await consumer.next()
+        finally:
+            consumer.give_up()
+
+    @asynccontextmanager
+    async def control(self, bindings: Sequence[str]) -> AsyncIterator[_Control]:
+        address = f"control.{self._source}.{uuid4().hex}"
+        consumer = self._consumer(self._broker.declare(Queue(address, tuple(bindings))), prefetch=1)
+        try:
+            yield _Control(consumer, address)
+        finally:
+            consumer.leave()
+            self._broker.forget(address)
+
+    async def depth(self, queue: Queue) -> int:
+        self.check_open()
+        return len(self._broker.queue(queue.name))
+
+    async def close(self) -> None:
+        self._open = False
+        for consumer in list(self._consumers):
+            consumer.give_up()
+
+    def forget_done(self) -> None:
+        self._consumers = [consumer for consumer in self._consumers if not consumer.done]
+
+    def _consumer(self, queue: _Queue, prefetch: int) -> _Consumer:
+        self.check_open()
+        consumer = _Consumer(self, queue, prefetch)
+        self._consumers.append(consumer)
+        return consumer
+
+    def _envelope(self, message: Message, reply_to: str | None) -> Envelope:
+        return envelope_for(
+            message, source=self._source, reply_to=reply_to, traceparent=self._traceparent()
+        )
+
+
+def _matches(pattern: list[str], words: list[str]) -> bool:
+    """AMQP topics: ``*`` stands for one word, ``#`` for any number."""
+    if not pattern:
+        return not words
+    head, rest = pattern[0], pattern[1:]
+    if head == "#":
+        return any(_matches(rest, words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and head in ("*", words[0]) and _matches(rest, words[1:])
+
+
+def _message_or_none(body: bytes) -> AnyMessage | None:
+    try:
+        return read(body)
+    except Undecodable:
+        return None

@@ -1,0 +1,233 @@
+"""A worker's child process: GPU code behind a pipe and a small, closed vocabulary.
+
+The parent starts ``python -m MODULE``, sends one order as a JSON line over stdin, and reads
+records, one JSON line each, from a pipe whose descriptor the child gets in its arguments, beside
+the parent's process id. The child's environment is exactly what is given: no key, no URL. What it prints goes to our log.
+
+A child speaks before and after everything slow, so that the parent can tell slow from stuck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+RECORD_BYTES = 4096
+"""A write of this size to a pipe is atomic (PIPE_BUF); longer texts are cut."""
+DRAIN_SECONDS = 1.0
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
+             "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
+             "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTORCH_CUDA_ALLOC_CONF", "HF_HOME")  # fmt: skip
+
+
+class Record(Struct, frozen=True, kw_only=True, tag_field="record"):
+    """Something a child says."""
+
+
+class Ready(Record, frozen=True, kw_only=True, tag="ready"):
+    """Imports are paid, an order may come. ``gpu`` names the device, ``cpu`` where there is none."""
+
+    gpu: str
+
+
+class Phase(Record, frozen=True, kw_only=True, tag="phase"):
+    """Something slow begins or goes on: loading, caching latents, saving."""
+
+    name: str
+
+
+class Progress(Record, frozen=True, kw_only=True, tag="progress"):
+    """Numbers for ``/status``: step, steps, epoch, loss, images_per_second, eta_seconds."""
+
+    numbers: dict[str, Any]
+
+
+class Saved(Record, frozen=True, kw_only=True, tag="saved"):
+    """A folder or file is complete on disk: ``kind`` is ``checkpoint`` or ``resume_point``."""
+
+    kind: str
+    path: str
+    step: int
+    epoch: int
+
+
+class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):
+    """One image is on disk."""
+
+    index: int
+    path: str
+    seed: int
+
+
+class Done(Record, frozen=True, kw_only=True, tag="done"):
+    """The order is carried out."""
+
+    summary: dict[str, Any]
+
+
+class Stopped(Record, frozen=True, kw_only=True, tag="stopped"):
+    """Ended early because it was asked to; what had to be kept was said before."""
+
+
+class GivenUp(Record, frozen=True, kw_only=True, tag="given_up"):
+    """The order failed: ``refused`` is for good, otherwise trying again may help."""
+
+    refused: bool
+    reason: str
+
+
+AnyRecord = Ready | Phase | Progress | Saved | Drawn | Done | Stopped | GivenUp
+_decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
+
+
+class ChildDied(Exception):  # noqa: N818
+    """The child ended without a last word; the text tells how."""
+
+
+class Child:
+    """The parent's side of one child process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader) -> None:
+        self._process = process
+        self._reader = reader
+
+    @classmethod
+    async def start(cls, module: str, *, environment: Mapping[str, str] = os.environ) -> Child:
+        """Spawn ``python -m module DESCRIPTOR PARENT`` with a clean environment, in a session of its own."""
+        read_end, write_end = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", module, str(write_end), str(os.getpid()),
+                stdin=asyncio.subprocess.PIPE, pass_fds=(write_end,), start_new_session=True,
+                env={name: environment[name] for name in PASSED_ON if name in environment},
+            )  # fmt: skip
+        finally:
+            os.close(write_end)  # else the end of the pipe never comes
+        return cls(process, await _open_reader(read_end))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def order(self, order: Struct) -> None:
+        """Send one order."""
+        assert self._process.stdin is not None  # noqa: S101 - it was opened as a pipe
+        with contextlib.suppress(ConnectionError):  # a dead child shows at the next record
+            self._process.stdin.write(msgspec.json.encode(order) + b"\n")
+            await self._process.stdin.drain()
+
+    async def records(self) -> AsyncIterator[AnyRecord]:
+        """What the child says, until it ends.
+
+        Raises:
+            ChildDied: when it ended; the caller stops listening after a last word.
+        """
+        ended = asyncio.create_task(self._process.wait())
+        try:
+            while line := await self._next_line(ended):
+                yield _decoder.decode(line)
+        finally:
+            ended.cancel()
+        raise ChildDied(describe_exit(await self._process.wait()))
+
+    async def _next_line(self, ended: asyncio.Task[int]) -> bytes:
+        """The next record, or nothing once the process ended and the pipe is drained.
+
+        The pipe alone does not tell: it stays open while a grandchild lives.
+        """
+        reading = asyncio.create_task(self._reader.readline())
+        try:
+            await asyncio.wait((reading, ended), return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(DRAIN_SECONDS if ended.done() else None):
+                return await reading
+        except TimeoutError:
+            return b""
+        finally:
+            reading.cancel()
+
+    def stop(self) -> None:
+        """Ask it to save what it must and end (SIGTERM)."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+
+    async def kill(self) -> None:
+        """End it and its grandchildren now, and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()
+
+
+async def _open_reader(descriptor: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
+    )
+    return reader
+
+
+def describe_exit(code: int) -> str:
+    """An exit status in words: ``killed by SIGKILL`` or ``exit status 1``."""
+    if code < 0:
+        hint = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
+        return f"the child was killed by {signal.Signals(-code).name}{hint}"
+    return f"the child ended with exit status {code} and without a last word"
+
+
+# --- The child's side -------------------------------------------------------------------------
+
+
+class Mouth:
+    """The child's side of the pipe: says records, and dies when nobody listens."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def say(self, record: AnyRecord) -> None:
+        """One record, by one atomic write."""
+        line = msgspec.json.encode(record) + b"\n"
+        if len(line) > RECORD_BYTES:
+            raise ValueError(f"a record of {len(line)} bytes: {line[:200]!r}...")
+        os.write(self._descriptor, line)
+
+
+def begin() -> Mouth:
+    """Set a child process up: die with the parent, leave Ctrl-C to it, and get a mouth."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return Mouth(int(sys.argv[1]))
+
+
+def _die_with_parent() -> None:
+    """Linux's PR_SET_PDEATHSIG (1); without it an orphan trains on until its next record."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+        if os.getppid() != int(sys.argv[2]):
+            sys.exit("the parent is gone already")
+
+
+def read_order(kind: type[Struct]) -> Any:
+    """Wait for the next order on stdin; ends the process when there will be none."""
+    line = sys.stdin.buffer.readline()
+    if not line:
+        sys.exit(0)
+    return msgspec.json.decode(line, type=kind)
+
+
+def shorten(text: str, limit: int = 3000) -> str:
+    """A reason that fits into a record, its middle left out."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"

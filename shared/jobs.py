@@ -1,0 +1,511 @@
+"""A job's whole life: one record, and one pure function that says what each fact makes of it.
+
+``advance(job, fact)`` is total: any fact in any state gives a record and what must be said. The
+gateway writes both in one commit. The first end wins and is final for its run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct, field
+
+from shared import retry
+from shared.messages import (
+    STAGE_QUEUES,
+    AnyMessage,
+    Artifact,
+    ArtifactsPublished,
+    CheckpointFinal,
+    CheckpointSaved,
+    ClaimGranted,
+    ClaimRefused,
+    DatasetStaged,
+    DrawnImage,
+    ImagesGenerated,
+    Interruption,
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobStarted,
+    JobSubmitted,
+    JobTimedOut,
+    Message,
+    Progressed,
+    ResumePointSaved,
+    SavedCheckpoint,
+    Stage,
+    StageFact,
+    StageFailed,
+    Started,
+    WebhookDelivered,
+    WebhookDue,
+    WebhookFailed,
+    decode,
+    encode,
+    stable_id,
+)
+from shared.request import Policy, Request
+
+Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
+ENDS: tuple[Status, ...] = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
+
+
+class Claim(Struct, frozen=True, kw_only=True):
+    """A granted claim: who works, and where to reach it."""
+
+    id: str
+    worker: str
+    control: str
+    attempt: int
+
+
+class StageRecord(Struct, frozen=True, kw_only=True):
+    """One stage that was asked for."""
+
+    asking: bytes
+    """The encoded fact that asks for it, to be put on the stage's queue again."""
+    due_at: float = 0.0
+    """When it was, or will be, last put on the queue; seconds since the epoch."""
+    attempts: int = 0
+    failures: int = 0
+    """In a row; a new resume point sets them to 0."""
+    claim: Claim | None = None
+    spent: tuple[str, ...] = ()
+    """Claims that ended; none of them is granted again."""
+    done: bool = False
+    failed: str | None = None
+    """Why it was given up for good."""
+
+    @property
+    def open(self) -> bool:
+        return not self.done and self.failed is None
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """Everything known about a job."""
+
+    id: str
+    owner: str
+    run: int = 1
+    status: Status = "IN_QUEUE"
+    input: dict[str, Any]
+    """As the client sent it, for ``/status``."""
+    policy: Policy = field(default_factory=Policy)
+    webhook: str | None = None
+    s3: str | None = None
+    """The sealed ``s3Config``."""
+    draws: bool = False
+    """Whether images are asked for."""
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    gpu: str = ""
+    error: str | None = None
+    stages: dict[Stage, StageRecord] = field(default_factory=dict)
+    progress: dict[Stage, dict[str, Any]] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    resume_point: str | None = None
+    checkpoints: tuple[SavedCheckpoint, ...] = ()
+    checkpoint: Artifact | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    images: tuple[DrawnImage, ...] = ()
+    urls: dict[str, str] = field(default_factory=dict)
+    """Store key to URL in the user's bucket."""
+    webhook_attempts: int = 0
+    webhook_settled: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDS
+
+    @property
+    def published(self) -> bool:
+        return self.s3 is not None
+
+
+class Effect(Struct, frozen=True, kw_only=True):
+    """Something to say because of a step.
+
+    ``durable`` ones go through the outbox, in the step's commit. The others are sent once, after
+    it: answers to claims, which the worker asks for again if they are lost.
+    """
+
+    message: Message
+    queue: str | None = None
+    delay: float = 0.0
+    """Seconds from now."""
+    durable: bool = True
+    needs_listener: bool = True
+
+
+class Step(Struct, frozen=True):
+    """What a fact made of a job."""
+
+    job: Job
+    effects: tuple[Effect, ...] = ()
+
+
+# --- From the outside -------------------------------------------------------------------------
+
+
+def admit(
+    job_id: str,
+    owner: str,
+    request: Request,
+    echo: dict[str, Any],
+    *,
+    sealed: str | None,
+    now: float,
+) -> Step:
+    """A new job, and the fact that asks for its staging."""
+    submitted = JobSubmitted(job=job_id, run=1, train=request.train, inference=request.inference)
+    job = Job(
+        id=job_id,
+        owner=owner,
+        input=echo,
+        policy=request.policy,
+        webhook=request.webhook,
+        s3=sealed,
+        draws=bool(request.inference),
+        created_at=now,
+        stages={"staging": StageRecord(asking=encode(submitted), due_at=now)},
+    )
+    return Step(job, (Effect(message=submitted),))
+
+
+def cancel(job: Job, now: float) -> Step:
+    """The user's wish; a job that has ended stays as it is."""
+    return Step(job) if job.ended else _end(job, "CANCELLED", None, now)
+
+
+def overdue(job: Job, now: float) -> str | None:
+    """Why a live job is out of time, if it is."""
+    if job.started_at is not None and _ms(now - job.started_at) > job.policy.executionTimeout:
+        return f"executionTimeout of {job.policy.executionTimeout} ms has passed"
+    if _ms(now - job.created_at) > job.policy.ttl:
+        return f"ttl of {job.policy.ttl} ms has passed"
+    return None
+
+
+def time_out(job: Job, reason: str, now: float) -> Step:
+    return Step(job) if job.ended else _end(job, "TIMED_OUT", reason, now)
+
+
+def lose_claim(job: Job, stage: Stage, claim: str, *, now: float, beat: float) -> Step:
+    """The supervisor has not heard of a claim for too long."""
+    record = job.stages.get(stage)
+    if job.ended or record is None or record.claim is None or record.claim.id != claim:
+        return Step(job)
+    reason = f"the worker {record.claim.worker} was lost during {stage}"
+    return _failure(_release(job, stage), stage, reason, now=now, beat=beat)
+
+
+def ask_again(job: Job, stage: Stage, *, now: float, delay: float = 0.0) -> Step:
+    """Put a stage's asking fact on its queue once more."""
+    record = job.stages[stage]
+    job = _with(job, stage, msgspec.structs.replace(record, due_at=now + delay))
+    message = decode(record.asking)
+    return Step(job, (Effect(message=message, queue=STAGE_QUEUES[stage].name, delay=delay),))
+
+
+# --- Facts ------------------------------------------------------------------------------------
+
+
+def advance(job: Job, fact: AnyMessage, *, control: str | None, now: float, beat: float) -> Step:
+    """What a fact makes of a job.
+
+    Args:
+        job: the record before the fact.
+        fact: anything a worker or the notifier said about this job.
+        control: the worker's control queue, for the answer (the delivery's ``reply_to``).
+        now: seconds since the epoch, by the gateway's clock.
+        beat: seconds between beats; retry delays are multiples of it.
+    """
+    match fact:
+        case WebhookDelivered() | WebhookFailed():
+            return _webhook(job, fact, beat)
+        case StageFact() if isinstance(fact, Started):
+            return _claim(job, fact, control, now)
+        case StageFact() if not _is_live(job, fact):
+            reason = "the job has ended" if job.ended else "this claim is not the live one"
+            return Step(job, _refusal(fact, control, reason))
+        case StageFact():
+            return _of_live_claim(_at(job, fact, control), fact, now, beat)
+    return Step(job)
+
+
+def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step:  # noqa: PLR0911
+    match fact:
+        case DatasetStaged():
+            return _ask(_done(replace(job, report=fact.report), fact), "training", fact, now)
+        case CheckpointSaved():
+            return Step(_with_checkpoint(job, fact))
+        case ResumePointSaved():
+            return Step(_with_resume_point(job, fact))
+        case CheckpointFinal():
+            return _trained(job, fact, now)
+        case ImagesGenerated():
+            job = _done(replace(job, images=fact.images), fact)
+            return _settle(_ask(job, "image_publication", fact, now, when=job.published), now)
+        case ArtifactsPublished():
+            return _settle(Step(_done(replace(job, urls=job.urls | fact.urls), fact)), now)
+        case StageFailed(kind="refused"):
+            return _give_up(_release(job, fact.stage), fact.stage, fact.reason, now)
+        case StageFailed():
+            return _failure(_release(job, fact.stage), fact.stage, fact.reason, now=now, beat=beat)
+    if isinstance(fact, Progressed):
+        return Step(replace(job, progress={**job.progress, fact.stage: fact.progress}))
+    if isinstance(fact, Interruption):
+        return ask_again(_release(job, fact.stage), fact.stage, now=now)
+    return Step(job)
+
+
+def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
+    """Grant or refuse; the same claim gets the same answer again."""
+    record = job.stages.get(fact.stage)
+    if record is not None and record.claim is not None and record.claim.id == fact.claim:
+        job = _at(job, fact, control)
+        return Step(job, _grant(job, fact.stage))
+    if reason := _why_not(job, record, fact.claim):
+        return Step(job, _refusal(fact, control, reason))
+    assert record is not None  # noqa: S101 - _why_not refuses what was not asked for
+    claim = Claim(
+        id=fact.claim, worker=fact.worker, control=control or "", attempt=record.attempts + 1
+    )
+    record = msgspec.structs.replace(record, claim=claim, attempts=claim.attempt)
+    step = _begin(_with(job, fact.stage, record), fact, now)
+    return Step(step.job, (*step.effects, *_grant(step.job, fact.stage)))
+
+
+def _why_not(job: Job, record: StageRecord | None, claim: str) -> str | None:
+    if job.ended:
+        return "the job has ended"
+    if record is None or not record.open:
+        return "nothing is asked for"
+    if record.claim is not None:
+        return f"the worker {record.claim.worker} has it"
+    return "this claim has ended" if claim in record.spent else None
+
+
+def _begin(job: Job, fact: Started, now: float) -> Step:
+    """The first GPU claim starts the job."""
+    if fact.stage not in GPU_STAGES or job.started_at is not None:
+        return Step(job)
+    job = replace(job, status="IN_PROGRESS", started_at=now, gpu=fact.gpu)
+    started = JobStarted(job=job.id, run=job.run, gpu=fact.gpu)
+    return Step(job, (Effect(message=started, needs_listener=False),))
+
+
+def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
+    claim = job.stages[stage].claim
+    assert claim is not None  # noqa: S101 - the caller has just set or seen it
+    grant = ClaimGranted(
+        job=job.id,
+        stage=stage,
+        claim=claim.id,
+        attempt=claim.attempt,
+        resume_point=job.resume_point if stage == "training" else None,
+        s3=job.s3 if stage in ("model_publication", "image_publication") else None,
+    )
+    return _answer(grant, claim.control)
+
+
+def _refusal(fact: StageFact, control: str | None, reason: str) -> tuple[Effect, ...]:
+    refusal = ClaimRefused(job=fact.job, stage=fact.stage, claim=fact.claim, reason=reason)
+    return _answer(refusal, control)
+
+
+def refuse_unknown(fact: StageFact, control: str | None) -> tuple[Effect, ...]:
+    """The answer to a worker that speaks of a job nobody knows."""
+    return _refusal(fact, control, "no such job")
+
+
+def _answer(message: Message, control: str | None) -> tuple[Effect, ...]:
+    if not control:
+        return ()
+    return (Effect(message=message, queue=control, durable=False, needs_listener=False),)
+
+
+def _is_live(job: Job, fact: StageFact) -> bool:
+    record = job.stages.get(fact.stage)
+    claim = record.claim if record else None
+    return not job.ended and claim is not None and claim.id == fact.claim
+
+
+# --- Outcomes ---------------------------------------------------------------------------------
+
+
+def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
+    job = replace(
+        _done(job, fact),
+        checkpoint=fact.checkpoint,
+        checkpoints=fact.checkpoints or job.checkpoints,
+        summary=fact.summary,
+    )
+    step = _ask(job, "generation", fact, now, when=job.draws)
+    return _settle(_ask(step.job, "model_publication", fact, now, when=job.published), now)
+
+
+def _ask(job: Job, stage: Stage, fact: StageFact, now: float, *, when: bool = True) -> Step:
+    """A fact asks for a stage by its own routing; the record remembers it."""
+    if when and stage not in job.stages:
+        job = _with(job, stage, StageRecord(asking=encode(fact), due_at=now))
+    return Step(job)
+
+
+def _failure(job: Job, stage: Stage, reason: str, *, now: float, beat: float) -> Step:
+    """A passing failure: again after a backoff, until there were too many in a row."""
+    record = job.stages[stage]
+    failures = record.failures + 1
+    job = _with(job, stage, msgspec.structs.replace(record, failures=failures))
+    if failures >= retry.FAILURES_ALLOWED:
+        return _give_up(job, stage, f"{stage} failed {failures} times in a row: {reason}", now)
+    return ask_again(job, stage, now=now, delay=retry.delay(failures, beat))
+
+
+def _give_up(job: Job, stage: Stage, reason: str, now: float) -> Step:
+    record = msgspec.structs.replace(job.stages[stage], failed=reason)
+    return _settle(Step(_with(job, stage, record)), now)
+
+
+def _settle(step: Step, now: float) -> Step:
+    """End the job when nothing is left to do, or when a stage was given up.
+
+    A model on its way to the user's bucket is let through first: a failed generation never loses it.
+    """
+    job = step.job
+    failed = [record.failed for record in job.stages.values() if record.failed is not None]
+    still_open = [stage for stage, record in job.stages.items() if record.open]
+    if failed and "model_publication" not in still_open:
+        end = _end(job, "FAILED", failed[0], now)
+    elif not still_open and job.checkpoint is not None:
+        end = _end(job, "COMPLETED", None, now)
+    else:
+        return step
+    return Step(end.job, (*step.effects, *end.effects))
+
+
+def _end(job: Job, status: Status, error: str | None, now: float) -> Step:
+    live = [record.claim for record in job.stages.values() if record.claim is not None]
+    wiped = status in ("COMPLETED", "CANCELLED")
+    job = replace(
+        job, status=status, error=error, ended_at=now, s3=None if wiped else job.s3,
+        webhook_settled=job.webhook is None or status == "CANCELLED",
+    )  # fmt: skip
+    stops = [
+        effect
+        for stage, record in job.stages.items()
+        if record.claim in live and record.claim is not None
+        for effect in _answer(
+            ClaimRefused(
+                job=job.id, stage=stage, claim=record.claim.id, reason="the job has ended"
+            ),
+            record.claim.control,
+        )
+    ]
+    said = Effect(message=_end_fact(job), needs_listener=False)
+    return Step(job, (said, *stops, *_webhook_due(job, 0.0)))
+
+
+def _end_fact(job: Job) -> Message:
+    match job.status:
+        case "COMPLETED":
+            return JobCompleted(job=job.id, run=job.run, output=job.summary)
+        case "CANCELLED":
+            return JobCancelled(job=job.id, run=job.run)
+        case "TIMED_OUT":
+            return JobTimedOut(job=job.id, run=job.run, error=job.error or "")
+    return JobFailed(job=job.id, run=job.run, error=job.error or "")
+
+
+# --- The webhook ------------------------------------------------------------------------------
+
+
+def webhook_id(job: Job) -> str:
+    """The same over all deliveries of one run's end."""
+    return stable_id(job.id, job.run, "webhook")
+
+
+def _webhook_due(job: Job, delay: float) -> tuple[Effect, ...]:
+    """The body is filled in when it leaves: links in it are signed, not stored."""
+    if job.webhook_settled or job.webhook is None:
+        return ()
+    due = WebhookDue(
+        job=job.id, run=job.run, attempt=job.webhook_attempts + 1, url=job.webhook,
+        webhook_id=webhook_id(job), body="",
+    )  # fmt: skip
+    return (Effect(message=due, delay=delay),)
+
+
+def _webhook(job: Job, fact: WebhookDelivered | WebhookFailed, beat: float) -> Step:
+    """Settled, or due again by the schedule; an answer to an older attempt says nothing new."""
+    expected = (job.run, job.webhook_attempts + 1)
+    if job.webhook_settled or (fact.run, fact.attempt) != expected:
+        return Step(job)
+    job = replace(job, webhook_attempts=fact.attempt)
+    wait = retry.webhook_delay(fact.attempt, beat)
+    if isinstance(fact, WebhookDelivered) or fact.permanent or wait is None:
+        return Step(replace(job, webhook_settled=True))
+    return Step(job, _webhook_due(job, max(wait, fact.retry_after or 0.0)))
+
+
+# --- Parts of a record ------------------------------------------------------------------------
+
+
+def replace(job: Job, **changes: Any) -> Job:
+    """The record with some fields changed."""
+    return msgspec.structs.replace(job, **changes)
+
+
+def _with(job: Job, stage: Stage, record: StageRecord) -> Job:
+    return replace(job, stages={**job.stages, stage: record})
+
+
+def _at(job: Job, fact: StageFact, control: str | None) -> Job:
+    """Remember the worker's newest control queue; a lost connection gives it a new one."""
+    record = job.stages[fact.stage]
+    if not control or record.claim is None or record.claim.control == control:
+        return job
+    claim = msgspec.structs.replace(record.claim, control=control)
+    return _with(job, fact.stage, msgspec.structs.replace(record, claim=claim))
+
+
+def _release(job: Job, stage: Stage) -> Job:
+    """Take the live claim away; it is never granted again."""
+    record = job.stages[stage]
+    spent = (*record.spent, record.claim.id) if record.claim else record.spent
+    return _with(job, stage, msgspec.structs.replace(record, claim=None, spent=spent))
+
+
+def _done(job: Job, fact: StageFact) -> Job:
+    job = _release(job, fact.stage)
+    return _with(job, fact.stage, msgspec.structs.replace(job.stages[fact.stage], done=True))
+
+
+def _with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
+    if any(each.artifact.key == fact.artifact.key for each in job.checkpoints):
+        return job
+    saved = SavedCheckpoint(artifact=fact.artifact, step=fact.step, epoch=fact.epoch)
+    return replace(job, checkpoints=(*job.checkpoints, saved))
+
+
+def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:
+    record = msgspec.structs.replace(job.stages[fact.stage], failures=0)
+    return _with(replace(job, resume_point=fact.prefix), fact.stage, record)
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def delay_time(job: Job, now: float) -> int:
+    """Milliseconds from submission to the first GPU claim (so far, while it waits)."""
+    return _ms((job.started_at or job.ended_at or now) - job.created_at)
+
+
+def execution_time(job: Job, now: float) -> int:
+    """Milliseconds from the first GPU claim to the end (so far, while it runs)."""
+    return 0 if job.started_at is None else _ms((job.ended_at or now) - job.started_at)

@@ -1,0 +1,469 @@
+"""Every message that the services exchange, on one page.
+
+A message's type is its routing key on the topic exchange ``everydream``; facts are in the past
+tense. The body is JSON with the type as its tag, so one decoder reads them all. The envelope is
+CloudEvents 1.0 in binary mode. Bytes are in the object store: messages carry keys.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct, field
+
+from shared.request import Inference, Train
+
+Stage = Literal["staging", "training", "generation", "model_publication", "image_publication"]
+"""What a worker may claim: at most one live claim per (job, stage)."""
+
+STAGES: tuple[Stage, ...] = (
+    "staging",
+    "training",
+    "generation",
+    "model_publication",
+    "image_publication",
+)
+
+EXCHANGE = "everydream"
+DEAD_LETTERS = "everydream.dead"
+DELIVERY_LIMIT = 20
+
+NAMESPACE = uuid.UUID("6f1d8c1e-5a0b-5d4f-9d53-0c1f6b1f7c11")
+"""All deterministic ids of the project are uuid5 in this namespace."""
+
+
+def stable_id(*parts: object) -> str:
+    """The same id for the same parts, everywhere and always."""
+    return str(uuid.uuid5(NAMESPACE, "/".join(str(part) for part in parts)))
+
+
+class Message(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    """Anything on the broker; ``job`` is the CloudEvents subject."""
+
+    job: str = ""
+
+
+class StageFact(Message, frozen=True, kw_only=True):
+    """Said by a worker under a claim; the recorder drops it when the claim is not the live one."""
+
+    stage: Stage
+    claim: str
+    attempt: int = 0
+    worker: str = ""
+
+
+# --- What clients ask, and how jobs end (gateway) ---------------------------------------------
+
+
+class JobRequested(Message, frozen=True, kw_only=True, tag="job.requested"):
+    """A direct producer's job: the body that HTTP clients POST."""
+
+    request: dict[str, Any]
+
+
+class JobRefused(Message, frozen=True, kw_only=True, tag="job.refused"):
+    """A requested job had mistakes; no job exists."""
+
+    mistakes: list[str]
+
+
+class JobSubmitted(Message, frozen=True, kw_only=True, tag="job.submitted"):
+    """A job was admitted; asks for staging."""
+
+    run: int
+    train: Train
+    inference: tuple[Inference, ...] = ()
+
+
+class JobStarted(Message, frozen=True, kw_only=True, tag="job.started"):
+    """The first GPU claim was granted."""
+
+    run: int
+    gpu: str
+
+
+class JobCompleted(Message, frozen=True, kw_only=True, tag="job.completed"):
+    run: int
+    output: dict[str, Any]
+
+
+class JobFailed(Message, frozen=True, kw_only=True, tag="job.failed"):
+    run: int
+    error: str
+
+
+class JobCancelled(Message, frozen=True, kw_only=True, tag="job.cancelled"):
+    run: int
+
+
+class JobTimedOut(Message, frozen=True, kw_only=True, tag="job.timed_out"):
+    run: int
+    error: str
+
+
+# --- Claims (gateway to one worker's control queue, by the default exchange) ------------------
+
+
+class ClaimGranted(Message, frozen=True, kw_only=True, tag="claim.granted"):
+    """The worker may begin; the same claim always gets the same answer."""
+
+    stage: Stage
+    claim: str
+    attempt: int
+    resume_point: str | None = None
+    """Store prefix of the newest resume point (training only)."""
+    s3: str | None = None
+    """The sealed ``s3Config`` (publications only); see shared/seal.py."""
+
+
+class ClaimRefused(Message, frozen=True, kw_only=True, tag="claim.refused"):
+    """The worker may not begin, or must stop what it does under this claim."""
+
+    stage: Stage
+    claim: str
+    reason: str
+
+
+# --- Fetcher ----------------------------------------------------------------------------------
+
+
+class StagingStarted(StageFact, frozen=True, kw_only=True, tag="staging.started"):
+    gpu: str = ""
+
+
+class StagingProgressed(StageFact, frozen=True, kw_only=True, tag="staging.progressed"):
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+class StagingInterrupted(StageFact, frozen=True, kw_only=True, tag="staging.interrupted"):
+    pass
+
+
+class DatasetStaged(StageFact, frozen=True, kw_only=True, tag="dataset.staged"):
+    """Dataset and base model are in the store, checked; asks for training."""
+
+    train: Train
+    inference: tuple[Inference, ...] = ()
+    dataset: str
+    """Store prefix of the dataset: images and ``manifest.json``."""
+    base_model: str
+    """Store prefix of the base model: a diffusers folder."""
+    report: dict[str, Any]
+    """The pre-flight report that ``/status`` shows."""
+
+
+# --- Trainer ----------------------------------------------------------------------------------
+
+
+class TrainingStarted(StageFact, frozen=True, kw_only=True, tag="training.started"):
+    gpu: str = ""
+
+
+class TrainingProgressed(StageFact, frozen=True, kw_only=True, tag="training.progressed"):
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+class TrainingInterrupted(StageFact, frozen=True, kw_only=True, tag="training.interrupted"):
+    pass
+
+
+class CheckpointSaved(StageFact, frozen=True, kw_only=True, tag="checkpoint.saved"):
+    """An intermediate checkpoint is in the store."""
+
+    artifact: Artifact
+    step: int
+    epoch: int
+
+
+class ResumePointSaved(StageFact, frozen=True, kw_only=True, tag="resume_point.saved"):
+    """Training can go on from here on any worker."""
+
+    prefix: str
+    step: int
+    epoch: int
+
+
+class CheckpointFinal(StageFact, frozen=True, kw_only=True, tag="checkpoint.final"):
+    """Training is done; asks for generation and for the model's publication."""
+
+    inference: tuple[Inference, ...] = ()
+    clip_skip: int = 0
+    model: str
+    """Store prefix of the trained model: a diffusers folder."""
+    checkpoint: Artifact
+    """The single file in the original Stable Diffusion key layout."""
+    checkpoints: tuple[SavedCheckpoint, ...] = ()
+    """Intermediate ones, oldest first."""
+    summary: dict[str, Any]
+    """steps, updates, epochs, images, loss, precision, optimizer, attention, warnings."""
+
+
+# --- Inferencer -------------------------------------------------------------------------------
+
+
+class GenerationStarted(StageFact, frozen=True, kw_only=True, tag="generation.started"):
+    gpu: str = ""
+
+
+class GenerationProgressed(StageFact, frozen=True, kw_only=True, tag="generation.progressed"):
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+class GenerationInterrupted(StageFact, frozen=True, kw_only=True, tag="generation.interrupted"):
+    pass
+
+
+class ImagesGenerated(StageFact, frozen=True, kw_only=True, tag="images.generated"):
+    """All images are in the store, in request order; asks for their publication."""
+
+    images: tuple[DrawnImage, ...]
+
+
+# --- Notifier ---------------------------------------------------------------------------------
+
+
+class PublicationStarted(StageFact, frozen=True, kw_only=True, tag="publication.started"):
+    gpu: str = ""
+
+
+class PublicationProgressed(StageFact, frozen=True, kw_only=True, tag="publication.progressed"):
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+class PublicationInterrupted(StageFact, frozen=True, kw_only=True, tag="publication.interrupted"):
+    pass
+
+
+class ArtifactsPublished(StageFact, frozen=True, kw_only=True, tag="artifacts.published"):
+    """The stage's files are in the user's bucket; ``urls`` maps store key to presigned URL."""
+
+    urls: dict[str, str]
+
+
+class WebhookDue(Message, frozen=True, kw_only=True, tag="webhook.due"):
+    """Post this now; the gateway keeps the schedule, the notifier tries once."""
+
+    run: int
+    attempt: int
+    url: str
+    webhook_id: str
+    body: str
+    """The exact text to sign and send."""
+
+
+class WebhookDelivered(Message, frozen=True, kw_only=True, tag="webhook.delivered"):
+    run: int
+    attempt: int
+    webhook_id: str
+    status: int
+
+
+class WebhookFailed(Message, frozen=True, kw_only=True, tag="webhook.failed"):
+    run: int
+    attempt: int
+    webhook_id: str
+    reason: str
+    permanent: bool = False
+    """410, a redirect or a forbidden address: never try this URL again."""
+    retry_after: float | None = None
+    """Seconds, from the receiver's Retry-After header."""
+
+
+# --- Any worker, and the gateway to itself ----------------------------------------------------
+
+
+class StageFailed(StageFact, frozen=True, kw_only=True, tag="stage.failed"):
+    """A worker gave the stage up."""
+
+    kind: Literal["refused", "passing"]
+    reason: str
+
+
+class GatewayBeat(Message, frozen=True, kw_only=True, tag="gateway.beat"):
+    """The clock by which the supervising gateway judges; only its own beats count."""
+
+    gateway: str
+    number: int
+
+
+# --- Parts ------------------------------------------------------------------------------------
+
+
+class Artifact(Struct, frozen=True, kw_only=True):
+    """One file in the store."""
+
+    name: str
+    kind: Literal["checkpoint", "image", "sample"]
+    key: str
+    bytes: int
+    sha256: str
+
+
+class SavedCheckpoint(Struct, frozen=True, kw_only=True):
+    artifact: Artifact
+    step: int
+    epoch: int
+
+
+class DrawnImage(Struct, frozen=True, kw_only=True):
+    """One image of the result, with what it was drawn from."""
+
+    artifact: Artifact
+    prompt: str
+    negative_prompt: str | None = None
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    seed: int
+    passback: str | None = None
+
+
+Started = StagingStarted | TrainingStarted | GenerationStarted | PublicationStarted
+Progressed = StagingProgressed | TrainingProgressed | GenerationProgressed | PublicationProgressed
+Interruption = (
+    StagingInterrupted | TrainingInterrupted | GenerationInterrupted | PublicationInterrupted
+)
+Result = DatasetStaged | CheckpointFinal | ImagesGenerated | ArtifactsPublished
+
+AnyMessage = (
+    JobRequested
+    | JobRefused
+    | JobSubmitted
+    | JobStarted
+    | JobCompleted
+    | JobFailed
+    | JobCancelled
+    | JobTimedOut
+    | ClaimGranted
+    | ClaimRefused
+    | Started
+    | Progressed
+    | Interruption
+    | Result
+    | CheckpointSaved
+    | ResumePointSaved
+    | WebhookDue
+    | WebhookDelivered
+    | WebhookFailed
+    | StageFailed
+    | GatewayBeat
+)
+
+_decoder: msgspec.json.Decoder[AnyMessage] = msgspec.json.Decoder(AnyMessage)
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    """The body of a message: JSON with its type."""
+    return _encoder.encode(message)
+
+
+def decode(body: bytes) -> AnyMessage:
+    """The message that a body holds.
+
+    Raises:
+        msgspec.DecodeError: not JSON, an unknown type, or a field that is missing or wrong.
+    """
+    return _decoder.decode(body)
+
+
+def type_of(message: Message | type[Message]) -> str:
+    """The message's type: its routing key and CloudEvents type."""
+    return str(message.__struct_config__.tag)
+
+
+# --- Topology: the same data for every bus ----------------------------------------------------
+
+
+class Queue(Struct, frozen=True):
+    """A durable queue and the routing keys bound to it."""
+
+    name: str
+    bindings: tuple[str, ...]
+    single_active_consumer: bool = False
+
+
+FETCHER = Queue("fetcher", ("job.submitted",))
+TRAINER = Queue("trainer", ("dataset.staged",))
+INFERENCER_RESULTS = Queue("inferencer.results", ("checkpoint.final",))
+NOTIFIER_PUBLISH = Queue("notifier.publish", ("checkpoint.final", "images.generated"))
+NOTIFIER_WEBHOOKS = Queue("notifier.webhooks", ("webhook.due",))
+GATEWAY_INTAKE = Queue("gateway.intake", ("job.requested",))
+GATEWAY_RECORDER = Queue(
+    "gateway.recorder",
+    (
+        "staging.*",
+        "dataset.staged",
+        "training.*",
+        "checkpoint.saved",
+        "checkpoint.final",
+        "resume_point.saved",
+        "generation.*",
+        "images.generated",
+        "publication.*",
+        "artifacts.published",
+        "webhook.delivered",
+        "webhook.failed",
+        "stage.failed",
+        "gateway.beat",
+    ),
+    single_active_consumer=True,
+)
+
+QUEUES: tuple[Queue, ...] = (
+    FETCHER,
+    TRAINER,
+    INFERENCER_RESULTS,
+    NOTIFIER_PUBLISH,
+    NOTIFIER_WEBHOOKS,
+    GATEWAY_INTAKE,
+    GATEWAY_RECORDER,
+)
+
+CONTROL_BINDINGS = ("job.completed", "job.failed", "job.cancelled", "job.timed_out")
+"""What every worker's control queue hears besides the answers to its claims."""
+
+STAGE_QUEUES: dict[Stage, Queue] = {
+    "staging": FETCHER,
+    "training": TRAINER,
+    "generation": INFERENCER_RESULTS,
+    "model_publication": NOTIFIER_PUBLISH,
+    "image_publication": NOTIFIER_PUBLISH,
+}
+
+
+# --- Envelope: CloudEvents 1.0, binary mode ---------------------------------------------------
+
+
+class Envelope(Struct, frozen=True, kw_only=True):
+    """What travels beside the body."""
+
+    id: str
+    source: str
+    type: str
+    time: str
+    subject: str = ""
+    reply_to: str | None = None
+    user_id: str | None = None
+    """The login that the broker verified."""
+    traceparent: str | None = None
+
+
+def envelope_for(
+    message: Message, *, source: str, reply_to: str | None = None, traceparent: str | None = None
+) -> Envelope:
+    """An envelope whose id is the same whenever the same body is said again by the same source."""
+    return Envelope(
+        id=stable_id(source, encode(message).decode()),
+        source=source,
+        type=type_of(message),
+        time=datetime.now(UTC).isoformat(),
+        subject=message.job,
+        reply_to=reply_to,
+        traceparent=traceparent,
+    )

@@ -1,0 +1,334 @@
+"""What a client may ask for: every field of the endpoint, its default and its range."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Annotated, Any, Literal, TypeVar, cast
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct, field
+from msgspec import inspect as types
+
+Resolution = Literal[256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152]
+Side = Literal[128, 256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]
+LrScheduler = Literal["constant", "linear", "cosine", "polynomial"]
+Scheduler = Literal[
+    "DDIM",
+    "DDPM",
+    "DPM-M",
+    "DPM-S",
+    "EULER-A",
+    "EULER-D",
+    "HEUN",
+    "IPNDM",
+    "KDPM2-A",
+    "KDPM2-D",
+    "PNDM",
+    "K-LMS",
+]
+
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+Text = Annotated[str, Meta(min_length=1)]
+T = TypeVar("T", bound=Struct)
+
+DEFAULT_BASE = "sd_v1-5_vae.ckpt"
+"""The name by which a request asks for the deployment's base model."""
+
+EXECUTION_TIMEOUT = 24 * 3600 * 1000
+TTL = 7 * 24 * 3600 * 1000
+
+
+class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``input.train`` object: how to fine-tune."""
+
+    data_url: Text
+    amp: bool = True
+    batch_size: Annotated[int, Meta(ge=1, le=1024)] = 2
+    ckpt_every_n_minutes: Annotated[int, Meta(ge=0)] | None = 20
+    clip_grad_norm: Annotated[float, Meta(gt=0.0)] | None = None
+    clip_skip: Annotated[int, Meta(ge=0, le=4)] = 0
+    cond_dropout: Fraction = 0.04
+    disable_textenc_training: bool = False
+    disable_unet_training: bool = False
+    disable_xformers: bool = False
+    flip_p: Fraction = 0.0
+    gradient_checkpointing: bool = False
+    grad_accum: Annotated[int, Meta(ge=1, le=1024)] = 1
+    hf_repo_subfolder: str | None = None
+    lr: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    lr_decay_steps: Positive | None = None
+    lr_scheduler: LrScheduler = "constant"
+    lr_warmup_steps: Annotated[int, Meta(ge=0)] | None = None
+    max_epochs: Positive = 300
+    resolution: Resolution = 512
+    resume_ckpt_url: Text = DEFAULT_BASE
+    sample_prompts: list[str] = field(default_factory=list)
+    sample_steps: Positive = 250
+    save_full_precision: bool = False
+    save_optimizer: bool = False
+    scale_lr: bool = False
+    seed: Seed = 555
+    shuffle_tags: bool = False
+    useadam8bit: bool = True
+    rated_dataset: bool = False
+    rated_dataset_target_dropout_percent: Annotated[int, Meta(ge=1, le=100)] = 50
+
+
+class Inference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry of ``input.inference``: images to draw once the model is trained."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    width: Side = 512
+    height: Side = 512
+    num_outputs: Annotated[int, Meta(ge=1, le=10)] = 1
+    num_inference_steps: Annotated[int, Meta(ge=1, le=500)] = 50
+    guidance_scale: Annotated[float, Meta(ge=1.0, le=20.0)] = 7.5
+    scheduler: Scheduler = "K-LMS"
+    seed: Seed | None = None
+    passback: str | None = None
+
+
+class S3Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The user's own bucket; never logged, echoed or put on the broker in clear."""
+
+    accessId: Text  # noqa: N815 - the endpoint's spelling
+    accessSecret: Text  # noqa: N815
+    bucketName: Text  # noqa: N815
+    endpointUrl: Text  # noqa: N815
+    objectPath: str = ""  # noqa: N815
+
+    def __repr__(self) -> str:
+        return f"S3Config(bucketName={self.bucketName!r}, secrets hidden)"
+
+
+class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Deadlines in milliseconds, by RunPod's bounds; ``lowPriority`` has no effect."""
+
+    executionTimeout: Annotated[int, Meta(ge=5_000, le=TTL)] = EXECUTION_TIMEOUT  # noqa: N815
+    ttl: Annotated[int, Meta(ge=10_000, le=TTL)] = TTL
+    lowPriority: bool = False  # noqa: N815
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """A whole request, checked."""
+
+    train: Train
+    inference: tuple[Inference, ...] = ()
+    s3: S3Config | None = None
+    webhook: str | None = None
+    policy: Policy = field(default_factory=Policy)
+
+
+class Invalid(Exception):  # noqa: N818 - reads as "the request is Invalid"
+    """A request with mistakes; ``mistakes`` names them all, one sentence each."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("; ".join(mistakes))
+        self.mistakes = mistakes
+
+
+TOP = ("input", "s3Config", "webhook", "webhookV2", "policy")
+INPUT = ("train", "inference")
+
+
+def parse_request(body: Any) -> Request:
+    """Check a decoded JSON body against the endpoint's schema.
+
+    Raises:
+        Invalid: with every mistake of the body at once.
+    """
+    mistakes: list[str] = []
+    top = _object(body, "the request", mistakes)
+    _unknown(top, TOP, "", mistakes)
+    inputs = _object(top.get("input"), "input", mistakes)
+    _unknown(inputs, INPUT, "input.", mistakes)
+    train = _struct(Train, inputs.get("train"), "input.train", mistakes)
+    inference = _inference(inputs.get("inference"), mistakes)
+    s3 = _optional(S3Config, top.get("s3Config"), "s3Config", mistakes)
+    policy = _optional(Policy, top.get("policy"), "policy", mistakes) or Policy()
+    webhook = _url(top.get("webhook"), "webhook", mistakes)
+    _cross_checks(train, s3, mistakes)
+    if mistakes or train is None:
+        raise Invalid(mistakes)
+    return Request(train=train, inference=inference, s3=s3, webhook=webhook, policy=policy)
+
+
+def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    mistakes.append(f"{path}: expected an object, got {_shown(value)}")
+    return {}
+
+
+def _inference(value: Any, mistakes: list[str]) -> tuple[Inference, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        entry = _struct(Inference, value, "input.inference", mistakes)
+        return (entry,) if entry else ()
+    entries = [
+        _struct(Inference, each, f"input.inference[{index}]", mistakes)
+        for index, each in enumerate(value)
+    ]
+    return tuple(entry for entry in entries if entry)
+
+
+def _optional(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | None:
+    return None if value is None else _struct(kind, value, path, mistakes)
+
+
+def _struct(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | None:
+    """Build one Struct, field by field, so that no mistake hides another."""
+    before = len(mistakes)
+    given = _object(value, path, mistakes)
+    if not isinstance(value, dict):
+        return None
+    fields = cast("types.StructType", types.type_info(kind)).fields
+    _unknown(given, [each.name for each in fields], f"{path}.", mistakes)
+    good = {
+        each.name: _field(each, given, path, mistakes)
+        for each in fields
+        if each.required or given.get(each.name) is not None or _takes_null(each, given)
+    }
+    return kind(**good) if len(mistakes) == before else None
+
+
+def _takes_null(each: types.Field, given: dict[str, Any]) -> bool:
+    """A null counts as "left out", unless the field has a meaning for it."""
+    return each.name in given and isinstance(each.type, types.UnionType)
+
+
+def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[str]) -> Any:
+    if given.get(each.name) is None and each.required:
+        mistakes.append(f"{path}.{each.name}: required, but missing")
+        return None
+    value = given[each.name]
+    try:
+        return _convert(value, each.type)
+    except ValueError:
+        expected = describe(each.type)
+        got = "something else" if path == "s3Config" else _shown(value)
+        mistakes.append(f"{path}.{each.name}: expected {expected}, got {got}")
+        return None
+
+
+def _convert(value: Any, kind: types.Type) -> Any:
+    """One value as its field takes it; a whole number passes for a float, a bool for nothing else."""
+    match kind:
+        case types.UnionType(types=members):
+            if value is None:
+                return None
+            return _convert(value, next(m for m in members if not isinstance(m, types.NoneType)))
+        case types.LiteralType(values=values):
+            _require(not isinstance(value, bool) and value in values)
+        case types.IntType(ge=low, le=high):
+            _require(isinstance(value, int) and not isinstance(value, bool))
+            _require((low is None or value >= low) and (high is None or value <= high))
+        case types.FloatType(gt=above, ge=low, le=high):
+            _require(isinstance(value, int | float) and not isinstance(value, bool))
+            value = float(value)
+            _require(math.isfinite(value))
+            _require((low is None or value >= low) and (high is None or value <= high))
+            _require(above is None or value > above)
+        case types.BoolType():
+            _require(isinstance(value, bool))
+        case types.StrType(min_length=least):
+            _require(isinstance(value, str) and len(value) >= (least or 0))
+        case types.ListType(item_type=item):
+            _require(isinstance(value, list))
+            value = [_convert(each, item) for each in value]
+    return value
+
+
+def _require(holds: bool) -> None:  # noqa: FBT001 - it is the question itself
+    if not holds:
+        raise ValueError
+
+
+def describe(kind: types.Type) -> str:
+    """A field's type and range in words, for messages and for documentation."""
+    match kind:
+        case types.UnionType(types=members):
+            return " or ".join(describe(each) for each in members)
+        case types.LiteralType(values=values):
+            return "one of " + ", ".join(str(each) for each in values)
+        case types.IntType(ge=low, le=high):
+            return "an integer" + _range(low, high)
+        case types.FloatType(gt=above, ge=low, le=high):
+            return (
+                "a number" + (f" above {above:g}" if above is not None else "") + _range(low, high)
+            )
+        case types.BoolType():
+            return "true or false"
+        case types.NoneType():
+            return "null"
+        case types.ListType(item_type=item):
+            return f"a list, each item {describe(item)}"
+        case types.StrType(min_length=least):
+            return "a string" + (", not empty" if least else "")
+    return "something else"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}" if high < 1e6 else f" of at least {low:g}"
+    if low is not None:
+        return f" of at least {low:g}"
+    return f" of at most {high:g}" if high is not None else ""
+
+
+def _unknown(
+    given: dict[str, Any], known: list[str] | tuple[str, ...], prefix: str, mistakes: list[str]
+) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+            mistakes.append(f"{prefix}{name}: no such field{hint}")
+
+
+def _url(value: Any, path: str, mistakes: list[str]) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and is_http_url(value):
+        return value
+    mistakes.append(f"{path}: expected an http or https URL, got {_shown(value)}")
+    return None
+
+
+def is_http_url(text: str) -> bool:
+    """Whether the text is an http or https URL with a host, without credentials."""
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+        )
+    except ValueError:
+        return False
+
+
+def _cross_checks(train: Train | None, s3: S3Config | None, mistakes: list[str]) -> None:
+    if train and not is_http_url(train.data_url):
+        mistakes.append(
+            f"input.train.data_url: expected an http or https URL, got {_shown(train.data_url)}"
+        )
+    if train and train.disable_unet_training and train.disable_textenc_training:
+        mistakes.append(
+            "input.train: disable_unet_training and disable_textenc_training are both true:"
+            " nothing is left to train"
+        )
+    if s3 and not is_http_url(s3.endpointUrl):
+        mistakes.append("s3Config.endpointUrl: expected an http or https URL")
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, cut short."""
+    if isinstance(value, dict):
+        return "an object"
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 80 else text[:77] + "..."

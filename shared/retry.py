@@ -1,0 +1,27 @@
+"""How long to wait before trying again: pure values, in seconds."""
+
+FAILURES_ALLOWED = 3
+"""The failure in a row that ends a job."""
+
+WEBHOOK_DELAYS = (0.0, 10.0, 60.0, 600.0, 3600.0)
+"""Seconds before each delivery attempt of a webhook, scaled like everything by beat / 10."""
+
+
+def delay(failures: int, beat: float) -> float:
+    """Seconds before a stage is asked for again after ``failures`` (>= 1) in a row.
+
+    One beat, then three, then nine, at most sixty: 10 s, 30 s, 90 s with the default beat of 10 s.
+    """
+    return beat * min(3.0 ** (failures - 1), 60.0)
+
+
+def webhook_delay(attempts: int, beat: float) -> float | None:
+    """Seconds before the next delivery after ``attempts`` (>= 0) have failed; None: give up."""
+    if attempts >= len(WEBHOOK_DELAYS):
+        return None
+    return WEBHOOK_DELAYS[attempts] * beat / 10.0
+
+
+def reconnect_delay(attempt: int) -> float:
+    """Seconds before the next try at a server that is away: 0.1 s, doubling, at most 5 s."""
+    return float(min(0.1 * 2.0 ** min(attempt, 16), 5.0))

@@ -1,0 +1,377 @@
+"""One runtime for all workers: take, claim, grant, ack, beat, outcome.
+
+A free place takes one message and holds no consumer while it works. It claims the stage from the
+gateway, acks when it has an answer, and works only if granted: nothing has begun before the grant,
+so a second delivery, from whatever cause, is harmless. It beats while it works, so that the
+gateway knows, and stops when the gateway says that the claim is no longer the live one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import uuid
+from collections.abc import Coroutine
+from time import monotonic
+from typing import Any, Protocol
+
+import structlog
+
+from shared.errors import EveryDreamError, Interrupted, Refused, Unavailable, Unroutable
+from shared.messages import (
+    CONTROL_BINDINGS,
+    AnyMessage,
+    ClaimGranted,
+    ClaimRefused,
+    Interruption,
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobTimedOut,
+    Progressed,
+    Queue,
+    Result,
+    Stage,
+    StageFact,
+    StageFailed,
+    Started,
+)
+from shared.ports import Bus, Control, Delivery
+from shared.retry import reconnect_delay
+
+PATIENCE_BEATS = 60
+"""Beats without a sign of life after which the work is given up: 10 minutes by default."""
+GRACE_BEATS = 60
+"""Beats that gentle work gets to save what it must when the worker is stopped."""
+
+log = structlog.get_logger()
+
+
+class Work(Protocol):
+    """What a service gives the runtime."""
+
+    queue: Queue
+    places: int
+    """How many jobs at a time; 1 for a GPU."""
+    started: type[Started]
+    progressed: type[Progressed]
+    interrupted: type[Interruption]
+    stops_gently: bool
+    """True: on stop the work sees ``order.stopping`` and gets a grace period; False: cancelled."""
+
+    def stage_of(self, message: AnyMessage) -> Stage | None:
+        """The stage that a message on our queue asks for; None: nothing for us."""
+        ...
+
+    async def prepare(self) -> str:
+        """Get ready for the next order before one is taken (start the child); names the GPU."""
+        ...
+
+    async def perform(self, order: Order) -> Result:
+        """Do the work and return the fact that ends the stage.
+
+        It is cancelled when the claim is refused; it must then leave nothing running.
+
+        Raises:
+            Refused: the job cannot succeed; ends it.
+            Interrupted: stopped because ``order.stopping`` was set.
+            Exception: anything else is passing; the stage is tried again.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End what :meth:`prepare` started."""
+        ...
+
+
+class Order:
+    """One claim in a worker's hands."""
+
+    def __init__(self, bus: Bus, control: Control, message: AnyMessage, stage: Stage) -> None:
+        self.message = message
+        """The fact that asks for the work."""
+        self.stage: Stage = stage
+        self.claim = str(uuid.uuid4())
+        self.answered = asyncio.Event()
+        self.granted: ClaimGranted | None = None
+        self.refused: str | None = None
+        """Why the claim is not ours, or not ours any more."""
+        self.stopping = asyncio.Event()
+        """Set when the worker must stop: save what must be kept, then raise Interrupted."""
+        self.numbers: dict[str, Any] = {}
+        self._bus = bus
+        self._control = control
+        self._heard_at = monotonic()
+
+    @property
+    def grant(self) -> ClaimGranted:
+        """What the gateway granted."""
+        if self.granted is None:
+            raise RuntimeError("nothing is granted yet")
+        return self.granted
+
+    @property
+    def job(self) -> str:
+        return self.message.job
+
+    def heard(self) -> None:
+        """The work is alive; call it at least every few minutes, or the claim is given up."""
+        self._heard_at = monotonic()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last sign of life."""
+        return monotonic() - self._heard_at
+
+    def progress(self, **numbers: Any) -> None:
+        """The newest numbers for ``/status``; they leave with the next beat. Counts as heard."""
+        self.heard()
+        self.numbers = self.numbers | numbers
+
+    def stamp(self) -> dict[str, Any]:
+        """What every fact under this claim carries: ``CheckpointSaved(**order.stamp(), ...)``."""
+        return {
+            "job": self.job,
+            "stage": self.stage,
+            "claim": self.claim,
+            "attempt": self.granted.attempt if self.granted else 0,
+            "worker": self._bus.source,
+        }
+
+    async def say(self, fact: StageFact) -> None:
+        """Publish a fact, again and again until the broker has it or the claim is refused."""
+        for attempt in range(1_000_000_000):
+            if await self.try_to_say(fact) or self.refused is not None:
+                return
+            await asyncio.sleep(reconnect_delay(attempt))
+
+    async def try_to_say(self, fact: StageFact, *, needs_listener: bool = True) -> bool:
+        """Publish a fact once; whether the broker has it."""
+        try:
+            await self._bus.publish(
+                fact, reply_to=self._control.address, needs_listener=needs_listener
+            )
+        except (Unavailable, Unroutable) as error:
+            log.warning(
+                "fact not published", fact=type(fact).__name__, job=self.job, why=str(error)
+            )
+            return False
+        return True
+
+    def hear(self, answer: AnyMessage) -> None:
+        """Take the gateway's word on this claim."""
+        if isinstance(answer, ClaimGranted):
+            self.granted = answer
+        elif isinstance(answer, ClaimRefused):
+            self.refused = answer.reason
+        else:
+            self.refused = "the job has ended"
+        self.answered.set()
+
+
+class Worker:
+    """Runs a service's work in its places until it is stopped."""
+
+    def __init__(self, bus: Bus, work: Work, *, beat: float) -> None:
+        self._bus = bus
+        self._work = work
+        self._beat = beat
+        self._orders: dict[str, Order] = {}
+        self._tasks: dict[str, asyncio.Task[Result]] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take and do work until ``stop`` is set, then let go of everything in good order."""
+        async with self._bus.control(CONTROL_BINDINGS) as control:
+            listening = asyncio.create_task(self._listen(control))
+            try:
+                places = (self._place(control, stop) for _ in range(self._work.places))
+                async with asyncio.TaskGroup() as group:
+                    for place in places:
+                        group.create_task(place)
+            finally:
+                await cancelled(listening)
+                await self._work.close()
+
+    async def _listen(self, control: Control) -> None:
+        async for message in control.messages():
+            for order in self._addressed(message):
+                order.hear(message)
+                if order.refused is not None and (task := self._tasks.get(order.claim)):
+                    task.cancel()
+
+    def _addressed(self, message: AnyMessage) -> list[Order]:
+        """The orders that a control message is about."""
+        match message:
+            case ClaimGranted(claim=claim) | ClaimRefused(claim=claim):
+                return [self._orders[claim]] if claim in self._orders else []
+            case JobCompleted() | JobFailed() | JobCancelled() | JobTimedOut():
+                return [order for order in self._orders.values() if order.job == message.job]
+        return []
+
+    # --- One place ----------------------------------------------------------------------------
+
+    async def _place(self, control: Control, stop: asyncio.Event) -> None:
+        """One job after the other; an error of ours costs a pause, never the place."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                gpu = await self._work.prepare()
+                failures = 0
+                if delivery := await self._take(stop):
+                    await self._handle(delivery, gpu, control, stop)
+            except Exception:
+                log.exception("a place stumbled", queue=self._work.queue.name)
+                failures += 1
+                await until(stop, timeout=reconnect_delay(failures))
+
+    async def _take(self, stop: asyncio.Event) -> Delivery | None:
+        """The next message, or nothing when it is time to stop."""
+        taking = asyncio.create_task(self._bus.take(self._work.queue))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((taking, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if taking.done() and not stop.is_set():
+                return taking.result()
+            taking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await (await taking).release()
+            return None
+        finally:
+            await cancelled(taking)
+            await cancelled(stopping)
+
+    async def _handle(
+        self, delivery: Delivery, gpu: str, control: Control, stop: asyncio.Event
+    ) -> None:
+        stage = self._work.stage_of(delivery.message)
+        if stage is None:
+            await delivery.ack()
+            return
+        order = Order(self._bus, control, delivery.message, stage)
+        self._orders[order.claim] = order
+        try:
+            if not await self._claim(order, gpu, stop):
+                await delivery.release()
+                return
+            await delivery.ack()
+            if order.refused is None:
+                await self._work_on(order, stop)
+            else:
+                log.info("claim refused", job=order.job, stage=stage, why=order.refused)
+        finally:
+            del self._orders[order.claim]
+
+    async def _claim(self, order: Order, gpu: str, stop: asyncio.Event) -> bool:
+        """Ask until there is an answer; False when we are stopped and none came within two beats."""
+        left = 2
+        while left:
+            started = self._work.started(**order.stamp(), gpu=gpu)
+            await order.try_to_say(started)
+            if await until(order.answered, timeout=self._beat):
+                return True
+            left -= stop.is_set()
+        return False
+
+    async def _work_on(self, order: Order, stop: asyncio.Event) -> None:
+        log.info("working", job=order.job, stage=order.stage, attempt=order.grant.attempt)
+        order.heard()
+        task = asyncio.create_task(self._work.perform(order))
+        self._tasks[order.claim] = task
+        helpers = [
+            asyncio.create_task(self._keep_beating(order, task)),
+            asyncio.create_task(self._stop_when_told(order, task, stop)),
+        ]
+        try:
+            outcome = await self._outcome(order, task, stop)
+            if outcome is not None:
+                await order.say(outcome)
+        finally:
+            del self._tasks[order.claim]
+            for helper in (*helpers, task):
+                await cancelled(helper)
+        log.info("let go", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
+
+    async def _keep_beating(self, order: Order, task: asyncio.Task[Result]) -> None:
+        """Beat while the work shows signs of life; past its patience, end it."""
+        while True:
+            await asyncio.sleep(self._beat)
+            if not task.done() and order.silence > PATIENCE_BEATS * self._beat:
+                task.cancel("stalled")
+            beat = self._work.progressed(**order.stamp(), progress=order.numbers)
+            await order.try_to_say(beat, needs_listener=False)
+
+    async def _stop_when_told(
+        self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
+    ) -> None:
+        await stop.wait()
+        order.stopping.set()
+        if self._work.stops_gently:
+            await asyncio.wait((task,), timeout=GRACE_BEATS * self._beat)
+        task.cancel()
+
+    async def _outcome(
+        self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
+    ) -> StageFact | None:
+        """The one place that decides what an end of the work means."""
+        stamp = order.stamp()
+        try:
+            return await task
+        except Refused as error:
+            return StageFailed(**stamp, kind="refused", reason=str(error))
+        except Interrupted:
+            return self._work.interrupted(**stamp)
+        except asyncio.CancelledError:
+            return self._outcome_of_cancellation(order, stop)
+        except Exception as error:
+            log.exception("work failed", job=order.job, stage=order.stage)
+            return StageFailed(**stamp, kind="passing", reason=reason_of(error))
+
+    def _outcome_of_cancellation(self, order: Order, stop: asyncio.Event) -> StageFact | None:
+        current = asyncio.current_task()
+        if current is not None and current.cancelling():
+            raise asyncio.CancelledError
+        if order.refused is not None:
+            log.info("claim taken away", job=order.job, stage=order.stage, why=order.refused)
+            return None
+        if stop.is_set():
+            return self._work.interrupted(**order.stamp())
+        doing = order.numbers.get("phase", order.stage)
+        reason = f"stalled in {doing}: no sign of life for {order.silence:.0f} s"
+        return StageFailed(**order.stamp(), kind="passing", reason=reason)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error as a reason for people: its text, with its kind when that is not one of ours."""
+    if isinstance(error, EveryDreamError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+async def until(event: asyncio.Event, *, timeout: float) -> bool:  # noqa: ASYNC109 - it is the point
+    """Wait for an event at most so many seconds; whether it came."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            await event.wait()
+    return event.is_set()
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it is over; its own error was seen elsewhere."""
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a service's main coroutine."""
+    asyncio.run(main)

@@ -1,0 +1,164 @@
+"""Settings from the environment, read once by the composition roots.
+
+Each has a default that works. ``NAME_FILE`` may name a file that holds the value of ``NAME``
+(for secrets). ``docs/settings.md`` is the table for people.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from shared.errors import SettingsError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a deployment can choose; see :func:`from_environment`."""
+
+    home: Path
+    """Where local state lives: database, folder store, caches, scratch."""
+    api_keys: tuple[str, ...]
+    """Bearer keys; empty: one is made at the first start."""
+    host: str
+    port: int
+    public_url: str
+    """The URL under which clients reach the gateway; links to files start with it."""
+    amqp_url: str
+    database_url: str
+    store_url: str
+    store_public_endpoint: str | None
+    """Endpoint to put into presigned links, where clients reach the store by another name."""
+    base_model: str
+    """A diffusers folder, a hub id, or ``tiny``."""
+    secret_key: str | None
+    """Signs links and seals secrets; shared by all services. None: made and kept in ``home``."""
+    webhook_secret: str | None
+    """``whsec_`` and base64, as Standard Webhooks has it. None: derived from the secret key."""
+    allowed_private_hosts: frozenset[str]
+    """Hosts (``host`` or ``host:port``) that user URLs may reach though they are private."""
+    places: int | None
+    """How many jobs one fetcher or notifier works on at a time; None: the service's default."""
+    resume_every: float
+    """Seconds between resume points."""
+    keep_days: float
+    beat: float
+    """Seconds between beats; lease, patience, retry delays and broker heartbeat are multiples."""
+
+    @property
+    def scratch(self) -> Path:
+        return self.home / "scratch"
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read every ``EVERYDREAM_*`` variable.
+
+    Raises:
+        SettingsError: names the variable, what it holds and what it takes.
+    """
+    read = _Reader(environment)
+    home = read("HOME", _path, Path("~/.everydream").expanduser())
+    port = read("PORT", _port, 8080)
+    return Settings(
+        home=home,
+        api_keys=read("API_KEYS", _names, ()),
+        host=read("HOST", str, "127.0.0.1"),
+        port=port,
+        public_url=read("PUBLIC_URL", _http_url, f"http://127.0.0.1:{port}"),
+        amqp_url=read("AMQP_URL", _amqp_url, "amqp://guest:guest@127.0.0.1/"),
+        database_url=read("DATABASE_URL", _database_url, f"sqlite:///{home / 'everydream.db'}"),
+        store_url=read("STORE_URL", _store_url, f"file://{home / 'store'}"),
+        store_public_endpoint=read("STORE_PUBLIC_ENDPOINT", _http_url, None),
+        base_model=read("BASE_MODEL", str, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        secret_key=read("SECRET_KEY", _secret, None),
+        webhook_secret=read("WEBHOOK_SECRET", _webhook_secret, None),
+        allowed_private_hosts=frozenset(read("ALLOWED_PRIVATE_HOSTS", _names, ())),
+        places=read("PLACES", _count, None),
+        resume_every=read("RESUME_EVERY", _seconds, 300.0),
+        keep_days=read("KEEP_DAYS", _seconds, 30.0),
+        beat=read("BEAT", _seconds, 10.0),
+    )
+
+
+class _Reader:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def __call__(self, name: str, parse: Callable[[str], T], default: T) -> T:
+        variable = f"EVERYDREAM_{name}"
+        text = self._text(variable)
+        if text is None or text == "":
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            shown = (
+                "(hidden)" if "SECRET" in name or "URL" in name or "KEYS" in name else repr(text)
+            )
+            raise SettingsError(f"{variable} is {shown}, but takes {error}") from None
+
+    def _text(self, variable: str) -> str | None:
+        file = self._environment.get(f"{variable}_FILE")
+        if file is None:
+            return self._environment.get(variable)
+        try:
+            return Path(file).read_text().strip()
+        except OSError as error:
+            raise SettingsError(
+                f"{variable}_FILE is {file!r}, which cannot be read: {error}"
+            ) from None
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise ValueError("a port number from 0 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError("a whole number of at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 < value < 1e9:
+        raise ValueError("a number above 0")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(expected)
+        return text.rstrip("/") if text.startswith("http") else text
+
+    return parse
+
+
+_http_url = _matching(r"https?://[^/\s]+.*", "an http or https URL")
+_amqp_url = _matching(r"amqps?://\S+", "an amqp:// or amqps:// URL")
+_store_url = _matching(r"(file:///|s3://[^/\s]+)\S*", "file:///folder or s3://bucket/prefix")
+_database_url = _matching(
+    r"(sqlite|postgresql)(\+\w+)?://\S+", "sqlite:///file or postgresql://user:password@host/name"
+)
+_webhook_secret = _matching(r"whsec_[A-Za-z0-9+/=]{32,}", "whsec_ and at least 24 bytes in base64")
+_secret = _matching(r".{32,}", "at least 32 characters")

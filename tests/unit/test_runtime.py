@@ -1,0 +1,357 @@
+"""The runtime over the in-memory bus; the test plays the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import pytest
+
+from shared.adapters.memory import MemoryBroker, MemoryBus
+from shared.errors import Interrupted, Refused
+from shared.messages import (
+    FETCHER,
+    GATEWAY_RECORDER,
+    AnyMessage,
+    ClaimGranted,
+    ClaimRefused,
+    DatasetStaged,
+    JobCancelled,
+    JobSubmitted,
+    Stage,
+    StageFact,
+    StageFailed,
+    StagingInterrupted,
+    StagingProgressed,
+    StagingStarted,
+)
+from shared.request import Train
+from shared.runtime import PATIENCE_BEATS, Order, Worker
+
+BEAT = 0.02
+TRAIN = Train(data_url="https://example.org/data.zip")
+F = TypeVar("F", bound=StageFact)
+
+
+class ScriptedWork:
+    """A fetcher whose work is a function of the test's."""
+
+    queue = FETCHER
+    started = StagingStarted
+    progressed = StagingProgressed
+    interrupted = StagingInterrupted
+
+    def __init__(
+        self,
+        perform: Callable[[Order], Awaitable[DatasetStaged]],
+        *,
+        gentle: bool = False,
+        places: int = 1,
+    ) -> None:
+        self._perform = perform
+        self.stops_gently = gentle
+        self.places = places
+        self.ready = 0
+
+    def stage_of(self, message: AnyMessage) -> Stage | None:
+        return "staging" if isinstance(message, JobSubmitted) else None
+
+    async def prepare(self) -> str:
+        self.ready += 1
+        return "a card"
+
+    async def perform(self, order: Order) -> DatasetStaged:
+        return await self._perform(order)
+
+    async def close(self) -> None:
+        self.ready = -1
+
+
+class Gateway:
+    """What the test says and hears in the gateway's place."""
+
+    def __init__(self, bus: MemoryBus) -> None:
+        self._bus = bus
+        self._facts = bus.consume(GATEWAY_RECORDER)
+
+    async def submit(self, job: str = "job-1") -> None:
+        await self._bus.publish(JobSubmitted(job=job, run=1, train=TRAIN))
+
+    async def hear(self, kind: type[F]) -> tuple[F, str]:
+        """The next fact of a kind, and where to answer it; others are passed over."""
+        async with asyncio.timeout(10):
+            async for delivery in self._facts:
+                await delivery.ack()
+                if isinstance(delivery.message, kind):
+                    return delivery.message, delivery.envelope.reply_to or ""
+        raise AssertionError
+
+    async def grant(self, started: StageFact, control: str, attempt: int = 1) -> None:
+        answer = ClaimGranted(
+            job=started.job, stage=started.stage, claim=started.claim, attempt=attempt
+        )
+        await self._bus.send(control, answer)
+
+    async def refuse(self, fact: StageFact, control: str) -> None:
+        refusal = ClaimRefused(job=fact.job, stage=fact.stage, claim=fact.claim, reason="no")
+        await self._bus.send(control, refusal)
+
+    async def say(self, message: JobCancelled) -> None:
+        await self._bus.publish(message, needs_listener=False)
+
+    async def waiting(self) -> int:
+        return await self._bus.depth(FETCHER)
+
+    async def close(self) -> None:
+        await self._facts.aclose()
+
+
+def staged(order: Order) -> DatasetStaged:
+    return DatasetStaged(
+        **order.stamp(), train=TRAIN, dataset="dataset", base_model="base", report={}
+    )
+
+
+async def at_once(order: Order) -> DatasetStaged:
+    return staged(order)
+
+
+@asynccontextmanager
+async def working(work: ScriptedWork) -> AsyncIterator[tuple[Gateway, asyncio.Event]]:
+    broker = MemoryBroker()
+    gateway = Gateway(broker.bus("gateway/test"))
+    stop = asyncio.Event()
+    running = asyncio.create_task(Worker(broker.bus("fetcher/1"), work, beat=BEAT).run(stop))
+    try:
+        yield gateway, stop
+    finally:
+        stop.set()
+        async with asyncio.timeout(10):
+            await running
+        await gateway.close()
+
+
+async def test_a_granted_claim_is_worked_on_and_its_result_is_said_under_the_claim() -> None:
+    async with working(ScriptedWork(at_once)) as (gateway, _):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.grant(started, control, attempt=3)
+        result, _reply = await gateway.hear(DatasetStaged)
+
+    assert (result.job, result.claim, result.attempt) == ("job-1", started.claim, 3)
+    assert started.gpu == "a card"
+    assert result.worker == "fetcher/1"
+
+
+async def test_a_claim_is_repeated_until_it_is_answered_and_nothing_begins_before() -> None:
+    begun = asyncio.Event()
+
+    async def perform(order: Order) -> DatasetStaged:
+        begun.set()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        first, _control = await gateway.hear(StagingStarted)
+        second, control = await gateway.hear(StagingStarted)
+        assert first.claim == second.claim
+        assert not begun.is_set()
+        await gateway.grant(second, control)
+        await gateway.hear(DatasetStaged)
+
+
+async def test_a_refused_claim_costs_nothing_and_the_place_takes_the_next_message() -> None:
+    async with working(ScriptedWork(at_once)) as (gateway, _):
+        await gateway.submit("refused")
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.refuse(started, control)
+        await gateway.submit("granted")
+        while (started := (await gateway.hear(StagingStarted))[0]).job != "granted":
+            pass
+        await gateway.grant(started, control)
+        result, _reply = await gateway.hear(DatasetStaged)
+
+    assert result.job == "granted"
+
+
+async def test_beats_carry_the_newest_numbers_while_the_work_goes_on() -> None:
+    finish = asyncio.Event()
+
+    async def perform(order: Order) -> DatasetStaged:
+        order.progress(phase="downloading", bytes=7)
+        await finish.wait()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.grant(started, control)
+        beat, _reply = await gateway.hear(StagingProgressed)
+        finish.set()
+        await gateway.hear(DatasetStaged)
+
+    assert beat.progress == {"phase": "downloading", "bytes": 7}
+
+
+async def test_a_claim_taken_away_cancels_the_work_and_nothing_more_is_said() -> None:
+    ended = asyncio.Event()
+
+    async def perform(order: Order) -> DatasetStaged:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.grant(started, control)
+        beat, control = await gateway.hear(StagingProgressed)
+        await gateway.refuse(beat, control)
+        await asyncio.wait_for(ended.wait(), 10)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(BEAT * 5):
+                await gateway.hear(StageFailed)
+
+
+async def test_a_cancelled_job_stops_its_work() -> None:
+    ended = asyncio.Event()
+
+    async def perform(order: Order) -> DatasetStaged:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.grant(started, control)
+        await gateway.hear(StagingProgressed)
+        await gateway.say(JobCancelled(job="job-1", run=1))
+        await asyncio.wait_for(ended.wait(), 10)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (Refused("a.zip holds no images"), "refused", "a.zip holds no images"),
+        (OSError("disk on fire"), "passing", "OSError: disk on fire"),
+    ],
+)
+async def test_the_type_of_an_error_decides_what_it_means(
+    error: Exception, kind: str, reason: str
+) -> None:
+    async def perform(_order: Order) -> DatasetStaged:
+        raise error
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.grant(started, control)
+        failed, _reply = await gateway.hear(StageFailed)
+
+    assert (failed.kind, failed.reason) == (kind, reason)
+
+
+async def test_silent_work_is_given_up_after_its_patience() -> None:
+    async def perform(order: Order) -> DatasetStaged:
+        order.progress(phase="loading")
+        await asyncio.Event().wait()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.grant(started, control)
+        began = asyncio.get_running_loop().time()
+        failed, _reply = await gateway.hear(StageFailed)
+
+    assert failed.kind == "passing"
+    assert failed.reason.startswith("stalled in loading")
+    assert asyncio.get_running_loop().time() - began >= PATIENCE_BEATS * BEAT
+
+
+async def test_work_that_shows_life_is_not_given_up() -> None:
+    async def perform(order: Order) -> DatasetStaged:
+        for _ in range(PATIENCE_BEATS * 2):
+            await asyncio.sleep(BEAT)
+            order.heard()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.grant(started, control)
+        await gateway.hear(DatasetStaged)
+
+
+async def test_a_stopped_worker_says_that_its_work_was_interrupted() -> None:
+    async def perform(order: Order) -> DatasetStaged:
+        await asyncio.Event().wait()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, stop):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.grant(started, control)
+        await gateway.hear(StagingProgressed)
+        stop.set()
+        interrupted, _reply = await gateway.hear(StagingInterrupted)
+
+    assert interrupted.claim == started.claim
+
+
+async def test_gentle_work_saves_what_it_must_before_it_is_interrupted() -> None:
+    saved = asyncio.Event()
+
+    async def perform(order: Order) -> DatasetStaged:
+        await order.stopping.wait()
+        saved.set()
+        raise Interrupted
+
+    async with working(ScriptedWork(perform, gentle=True)) as (gateway, stop):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.grant(started, control)
+        await gateway.hear(StagingProgressed)
+        stop.set()
+        await gateway.hear(StagingInterrupted)
+
+    assert saved.is_set()
+
+
+async def test_a_message_in_hand_goes_back_when_the_worker_stops_before_an_answer() -> None:
+    work = ScriptedWork(at_once)
+    async with working(work) as (gateway, stop):
+        await gateway.submit()
+        await gateway.hear(StagingStarted)
+        stop.set()
+        async with asyncio.timeout(10):
+            while work.ready != -1:
+                await asyncio.sleep(BEAT)
+        assert await gateway.waiting() == 1
+
+
+async def test_a_worker_with_two_places_works_on_two_jobs_at_once() -> None:
+    both = asyncio.Barrier(2)
+
+    async def perform(order: Order) -> DatasetStaged:
+        await both.wait()
+        return staged(order)
+
+    async with working(ScriptedWork(perform, places=2)) as (gateway, _):
+        await gateway.submit("job-1")
+        await gateway.submit("job-2")
+        granted: set[str] = set()
+        while len(granted) < 2:
+            started, control = await gateway.hear(StagingStarted)
+            await gateway.grant(started, control)
+            granted.add(started.claim)
+        done = {(await gateway.hear(DatasetStaged))[0].job for _ in range(2)}
+
+    assert done == {"job-1", "job-2"}
