@@ -1,0 +1,101 @@
+"""What every test may ask for: private servers, started by the first test that needs them."""
+
+import ctypes
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers.postgres import PostgreSQL
+from tests.servers.rabbitmq import RabbitMQ
+from tests.servers.s3 import S3Server
+from tests.servers.web import Web, running_web
+
+TESTS = Path(__file__).parent
+KINDS = {"unit", "contract", "integration", "end_to_end", "gpu"}
+SETTINGS = ("AWS_", "EVERYDREAM_")
+PROXIES = {"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the folder that it is in."""
+    for item in items:
+        if item.path.is_relative_to(TESTS):
+            kind = item.path.relative_to(TESTS).parts[0]
+            if kind in KINDS:
+                item.add_marker(kind)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a card where there is none."""
+    if item.get_closest_marker("gpu") and not cuda_devices():
+        pytest.skip("no CUDA device is present")
+
+
+def cuda_devices() -> int:
+    """Ask the driver: a torch that misses the card is a failure, not a reason to skip."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    number = ctypes.c_int(0)
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(number))
+    return 0 if failed else number.value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(SETTINGS) or name.lower() in PROXIES:
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """The node that all tests share; a test that kills or pauses it need not bring it back."""
+    with RabbitMQ() as node:
+        yield node
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: RabbitMQ) -> str:
+    """The address of a virtual host that no other test has used."""
+    rabbitmq.start()
+    return rabbitmq.fresh_url()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgreSQL) -> Iterator[str]:
+    """The address of an empty database, dropped after the test."""
+    postgres.start()
+    url = postgres.url()
+    yield url
+    postgres.drop(url)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server) -> str:
+    """The name of an empty bucket."""
+    s3_server.start()
+    return s3_server.create_bucket()
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[Web]:
+    async with running_web() as server:
+        yield server

@@ -1,0 +1,56 @@
+"""A real spawned child that speaks its records from a script, for tests of what shepherds it.
+
+Its order is a list of steps: ``{"say": record}``, ``{"sleep": seconds}``, ``{"exit": status}``,
+``{"fork": seconds}`` (leave a grandchild behind), ``{"environment": true}`` (say the names it has),
+``{"wait_for_stop": true}`` (until SIGTERM).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from shared import child
+
+
+class Script(Struct, frozen=True):
+    steps: list[dict[str, Any]]
+
+
+def carry_out(step: dict[str, Any], mouth: child.Mouth) -> None:
+    match step:
+        case {"say": record}:
+            mouth.say(msgspec.convert(record, child.AnyRecord))
+        case {"sleep": seconds}:
+            time.sleep(seconds)
+        case {"exit": status}:
+            sys.exit(status)
+        case {"kill": number}:
+            os.kill(os.getpid(), number)
+        case {"fork": seconds}:
+            subprocess.Popen(["/bin/sleep", str(seconds)], close_fds=False)
+        case {"environment": _}:
+            mouth.say(child.Done(summary={"names": sorted(os.environ)}))
+        case {"wait_for_stop": _}:
+            signal.sigwait({signal.SIGTERM})
+            mouth.say(child.Stopped())
+
+
+def main() -> None:
+    mouth = child.begin()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    mouth.say(child.Ready(gpu="scripted"))
+    while True:
+        for step in child.read_order(Script).steps:
+            carry_out(step, mouth)
+
+
+if __name__ == "__main__":
+    main()
