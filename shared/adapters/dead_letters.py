@@ -13,7 +13,7 @@ LIMIT_REASON = "delivery_limit"
 """It was delivered too often; RabbitMQ's own word."""
 
 
-class Undecodable(Exception):  # noqa: N818 - it never leaves the adapters
+class Undecodable(Exception):
     """The body is no message of ours; the text says why."""
 
 

@@ -166,12 +166,15 @@ class _Consumer:
 
     async def _next_letter(self) -> _Letter:
         while not (self._queue.serves(self) and len(self._in_hand) < self._prefetch):
-            self._bus.check_open()
+            self._check_asking()
             await self._queue.changed()
-        self._bus.check_open()
         letter = self._queue.pop()
         self._in_hand[letter.number] = letter
         return letter
+
+    def _check_asking(self) -> None:
+        if not self._asks:
+            raise Unavailable(f"the consumer of {self._queue.name} is closed")
 
     def settle(self, letter: _Letter) -> bool:
         """Take a letter out of our hands; False when it is no longer in them."""

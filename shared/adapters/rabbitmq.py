@@ -1,0 +1,754 @@
+"""The bus between processes: RabbitMQ, 3.10 and 4.x, by aio-pika.
+
+Plain connections, opened again by ourselves: every consumer has a channel of its own, and losing
+it, for whatever reason, ends in one place, where everything begins anew. There are two connections,
+because a broker that is short of disk or memory stops reading from those that publish: what we
+hear must go on.
+
+Closing a channel gives back whatever was delivered on it and is not acked, so it is also how a
+message is let go at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from hashlib import sha256
+from typing import Any, Never, Self, TypeVar
+from uuid import uuid4
+
+import aio_pika
+import structlog
+from aio_pika.abc import (
+    AbstractChannel,
+    AbstractConnection,
+    AbstractIncomingMessage,
+    AbstractQueue,
+)
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, PublishError
+from yarl import URL
+
+from shared.adapters.dead_letters import LIMIT_REASON, Undecodable, bury, read
+from shared.errors import SettingsError, Unavailable, Unroutable
+from shared.messages import (
+    DEAD_LETTERS,
+    DELIVERY_LIMIT,
+    EXCHANGE,
+    QUEUES,
+    AnyMessage,
+    Envelope,
+    JobRequested,
+    Message,
+    Queue,
+    encode,
+    envelope_for,
+    stable_id,
+    type_of,
+)
+from shared.retry import reconnect_delay
+
+CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
+"""How long a delivery may stay unacked. RabbitMQ 3.10 goes by its node's setting alone."""
+CONNECT_SECONDS = 10.0
+DECLARE_SECONDS = 30.0
+ANSWER_SECONDS = 5.0
+CLOSE_SECONDS = 4.0
+PAUSE_SECONDS = 0.2
+"""Between losing a channel and asking for the next."""
+REASON_LENGTH = 1000
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class _Lost(Exception):
+    """A connection or channel is gone, or does not answer in time."""
+
+
+@asynccontextmanager
+async def _answered(seconds: float | None) -> AsyncIterator[None]:
+    """Turn everything that says "lost", silence included, into one error.
+
+    A channel that dies may cancel those who wait on it. Our task is really cancelled only when
+    somebody has asked for it since we began.
+    """
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except CONNECTION_EXCEPTIONS as error:
+        raise _Lost(str(error) or type(error).__name__) from error
+    except asyncio.CancelledError:
+        if task and task.cancelling() > cancels:
+            raise
+        raise _Lost("the channel was closed") from None
+
+
+async def _until_not_lost(once: Callable[[], Awaitable[T]], about: str) -> T:
+    while True:
+        try:
+            return await once()
+        except _Lost as lost:
+            await _pause(about, lost)
+
+
+async def _pause(about: str, lost: _Lost) -> None:
+    log.info("broker_asked_again", about=about, after=str(lost))
+    await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _hang_up(line: AbstractChannel | AbstractConnection) -> None:
+    with suppress(_Lost):
+        async with _answered(CLOSE_SECONDS):
+            await line.close()
+
+
+# --- Topology ---------------------------------------------------------------------------------
+
+
+async def _declare_all(channel: AbstractChannel) -> None:
+    await _declare_exchanges(channel)
+    for queue in QUEUES:
+        await _declare_queue(channel, queue)
+
+
+async def _declare_exchanges(channel: AbstractChannel) -> None:
+    await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
+    await channel.declare_exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT, durable=True)
+    dead = await channel.declare_queue(
+        DEAD_LETTERS, durable=True, arguments={"x-queue-type": "quorum"}
+    )
+    await dead.bind(DEAD_LETTERS)
+
+
+async def _declare_queue(channel: AbstractChannel, queue: Queue) -> AbstractQueue:
+    declared = await channel.declare_queue(queue.name, durable=True, arguments=_arguments(queue))
+    for key in queue.bindings:
+        await declared.bind(EXCHANGE, key)
+    return declared
+
+
+def _arguments(queue: Queue) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-consumer-timeout": CONSUMER_TIMEOUT_MS,
+    }
+    if queue.single_active_consumer:
+        arguments["x-single-active-consumer"] = True
+    if not _may_hold_secrets(queue):
+        arguments |= {
+            "x-dead-letter-exchange": DEAD_LETTERS,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",  # the strategy asks for it
+        }
+    return arguments
+
+
+def _may_hold_secrets(queue: Queue) -> bool:
+    """The broker dead-letters whole bodies, so there we count deliveries and bury ourselves."""
+    return type_of(JobRequested) in queue.bindings
+
+
+# --- Envelope ---------------------------------------------------------------------------------
+
+
+def _letter(body: bytes, envelope: Envelope) -> aio_pika.Message:
+    return aio_pika.Message(
+        body,
+        headers=_headers(envelope),
+        content_type="application/json",
+        message_id=envelope.id,
+        reply_to=envelope.reply_to,
+    )
+
+
+def _headers(envelope: Envelope) -> dict[str, Any]:
+    headers = {
+        "cloudEvents_specversion": "1.0",
+        "cloudEvents_id": envelope.id,
+        "cloudEvents_source": envelope.source,
+        "cloudEvents_type": envelope.type,
+        "cloudEvents_time": envelope.time,
+        "cloudEvents_subject": envelope.subject,
+        "traceparent": envelope.traceparent,
+    }
+    return {name: value for name, value in headers.items() if value}
+
+
+def _envelope(incoming: AbstractIncomingMessage, message: AnyMessage) -> Envelope:
+    """The envelope of a message from anybody; what a foreign producer left out is filled in.
+
+    Without an id, the same body from the same source is taken for the same event.
+    """
+    attribute = partial(_attribute, incoming)
+    source = attribute("source") or incoming.app_id or incoming.user_id or "unknown"
+    digest = sha256(incoming.body).hexdigest()
+    return Envelope(
+        id=attribute("id") or incoming.message_id or stable_id(source, digest),
+        source=source,
+        type=type_of(message),
+        time=attribute("time") or (incoming.timestamp.isoformat() if incoming.timestamp else ""),
+        subject=attribute("subject") or message.job,
+        reply_to=incoming.reply_to,
+        user_id=incoming.user_id,
+        traceparent=_text(incoming.headers.get("traceparent")) or None,
+    )
+
+
+def _attribute(incoming: AbstractIncomingMessage, name: str) -> str:
+    """A CloudEvents attribute, under either of the prefixes that its AMQP binding allows."""
+    headers = incoming.headers
+    return _text(headers.get(f"cloudEvents_{name}") or headers.get(f"cloudEvents:{name}"))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+# --- Connections ------------------------------------------------------------------------------
+
+
+class _Line:
+    """One connection, opened again whenever it is lost."""
+
+    def __init__(self, url: URL, *, name: str, heartbeat: int) -> None:
+        self._url = url.update_query(heartbeat=heartbeat)
+        self._name = name
+        self._up = self._nobody_yet()
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def channel(self, *, says: bool = False) -> AbstractChannel:
+        """Open a channel as soon as there is a connection; wait for one.
+
+        Raises:
+            _Lost: the connection was lost meanwhile.
+            Unavailable: the line was closed by :meth:`close`.
+        """
+        connection = await asyncio.shield(self._up)
+        async with _answered(CONNECT_SECONDS):
+            return await connection.channel(publisher_confirms=says, on_return_raises=says)
+
+    async def close(self) -> None:
+        self._keeper.cancel()
+        await asyncio.wait([self._keeper], timeout=2 * CLOSE_SECONDS)
+        if not self._up.done():
+            self._up.set_exception(Unavailable(f"the bus is closed ({self._name})"))
+            self._up.exception()  # nobody may be waiting to see it
+
+    async def _keep(self) -> None:
+        while True:
+            await self._stay(await self._connect())
+
+    async def _connect(self) -> AbstractConnection:
+        attempt = 0
+        while True:
+            await asyncio.sleep(reconnect_delay(attempt))
+            try:
+                return await self._connect_once()
+            except _Lost as lost:
+                log.warning("broker_unreachable", line=self._name, at=self._shown, reason=str(lost))
+            attempt += 1
+
+    async def _connect_once(self) -> AbstractConnection:
+        connection = aio_pika.Connection(
+            self._url, client_properties={"connection_name": self._name}
+        )
+        try:
+            async with _answered(CONNECT_SECONDS):
+                await connection.connect()
+        except BaseException:
+            await _hang_up(connection)
+            raise
+        return connection
+
+    async def _stay(self, connection: AbstractConnection) -> None:
+        lost = asyncio.Event()
+        connection.close_callbacks.add(lambda *_: lost.set())
+        log.info("broker_connected", line=self._name, at=self._shown)
+        self._up.set_result(connection)
+        try:
+            await lost.wait()
+            log.warning("broker_lost", line=self._name, at=self._shown)
+        finally:
+            self._up = self._nobody_yet()
+            await _hang_up(connection)
+
+    @property
+    def _shown(self) -> str:
+        return f"{self._url.host}:{self._url.port}{self._url.path}"
+
+    @staticmethod
+    def _nobody_yet() -> asyncio.Future[AbstractConnection]:
+        return asyncio.get_running_loop().create_future()
+
+
+class _Listener:
+    """A consumer on a channel of its own: what it hears, until the channel or the queue is gone."""
+
+    def __init__(self, channel: AbstractChannel, queue: AbstractQueue) -> None:
+        self.channel = channel
+        self._queue = queue
+        self._tag = ""
+        self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+        self._ended = False
+
+    async def start(self, *, prefetch: int | None) -> None:
+        """Consume with acks, at most ``prefetch`` in hand; None: without acks."""
+        # When somebody deletes the queue, the consumer ends and its channel lives on.
+        wire = await self.channel.get_underlay_channel()
+        wire.on_consumer_cancel_callbacks.add(self._end)
+        self.channel.close_callbacks.add(self._end)
+        if prefetch:
+            await self.channel.set_qos(prefetch_count=prefetch)
+        self._tag = await self._queue.consume(self._put, no_ack=prefetch is None)
+
+    async def next(self) -> AbstractIncomingMessage:
+        incoming = await self._arrived.get()
+        if incoming is None:
+            self._arrived.put_nowait(None)
+            raise _Lost("the consumer was ended")
+        return incoming
+
+    async def stop(self) -> None:
+        """Ask for no more; what is in hand stays ours."""
+        async with _answered(ANSWER_SECONDS):
+            await self._queue.cancel(self._tag)
+
+    async def _put(self, incoming: AbstractIncomingMessage) -> None:
+        if not self._ended:
+            self._arrived.put_nowait(incoming)
+
+    def _end(self, *_: object) -> None:
+        self._ended = True
+        while not self._arrived.empty():
+            self._arrived.get_nowait()  # the broker delivers it again
+        self._arrived.put_nowait(None)
+
+
+class _Voice:
+    """All that one service says, on one channel with confirms; nobody waits for another's."""
+
+    def __init__(self, line: _Line, *, login: str | None, patience: float) -> None:
+        self._line = line
+        self._login = login
+        self._patience = patience
+        self._channel: AbstractChannel | None = None
+        self._opening = asyncio.Lock()
+        self._ids_in_flight: set[str] = set()
+
+    async def open(self) -> AbstractChannel:
+        """The channel; a new one is given the whole topology to declare first."""
+        async with self._opening:
+            if self._channel is None or self._channel.is_closed:
+                self._channel = None
+                self._channel = await self._open()
+            return self._channel
+
+    async def say(
+        self, letter: aio_pika.Message, *, exchange: str, key: str, needs_listener: bool
+    ) -> None:
+        """Publish until it is confirmed; after a loss once more, under the same id.
+
+        Raises:
+            Unroutable: it needs a listener and reached no queue.
+            Unavailable: no confirm in time.
+        """
+        letter.delivery_mode = aio_pika.DeliveryMode.PERSISTENT
+        letter.user_id = self._login
+        once = partial(self._say_once, letter, exchange, key, mandatory=needs_listener)
+        try:
+            async with asyncio.timeout(self._patience):
+                await _until_not_lost(once, key or exchange)
+        except TimeoutError:
+            what = f"{key or exchange} was not confirmed within {self._patience:g} s"
+            raise Unavailable(what) from None
+
+    async def _open(self) -> AbstractChannel:
+        await self._declare()
+        return await self._line.channel(says=True)
+
+    async def _declare(self) -> None:
+        channel = await self._line.channel()
+        try:
+            async with _answered(DECLARE_SECONDS):
+                await _declare_all(channel)
+        finally:
+            await _hang_up(channel)
+
+    async def _say_once(
+        self, letter: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
+    ) -> None:
+        if await self._is_heard(letter, exchange, key, mandatory=mandatory):
+            return
+        await self._declare()  # somebody may have deleted the queue
+        if not await self._is_heard(letter, exchange, key, mandatory=mandatory):
+            raise Unroutable(f"nobody listens for {key or exchange}")
+
+    async def _is_heard(
+        self, letter: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
+    ) -> bool:
+        channel = await self.open()
+        known = await channel.get_exchange(exchange, ensure=False)
+        with self._id_of_its_own(letter):
+            try:
+                async with _answered(None):
+                    await known.publish(letter, key, mandatory=mandatory)
+            except _Lost as lost:
+                if isinstance(lost.__cause__, PublishError):
+                    return False
+                raise
+        return True
+
+    @contextmanager
+    def _id_of_its_own(self, letter: aio_pika.Message) -> Iterator[None]:
+        """The library finds the message that was returned by its id: one in flight under each."""
+        plain = letter.message_id or uuid4().hex
+        letter.message_id = f"{plain}/{uuid4().hex}" if plain in self._ids_in_flight else plain
+        taken = letter.message_id
+        self._ids_in_flight.add(taken)
+        try:
+            yield
+        finally:
+            self._ids_in_flight.discard(taken)
+            letter.message_id = plain
+
+
+# --- The bus ----------------------------------------------------------------------------------
+
+
+class _Delivery:
+    def __init__(
+        self, bus: RabbitMQBus, queue: str, incoming: AbstractIncomingMessage, message: AnyMessage
+    ) -> None:
+        self.message = message
+        self.envelope = _envelope(incoming, message)
+        self.let_go: Callable[[], Awaitable[None]] = _nothing
+        """Called when it is settled: closes the channel that only this delivery needs."""
+        self._bus = bus
+        self._queue = queue
+        self._incoming = incoming
+
+    async def ack(self) -> None:
+        await _settle(self._incoming, self._incoming.ack)
+        await self.let_go()
+
+    async def release(self) -> None:
+        await _give_back(self._incoming)
+        await self.let_go()
+
+    async def bury(self, reason: str) -> None:
+        await self._bus.bury(self._incoming, self.message, queue=self._queue, reason=reason)
+        await self.let_go()
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _give_back(incoming: AbstractIncomingMessage) -> None:
+    # Not nack: RabbitMQ 4.3 would not count it as a delivery.
+    await _settle(incoming, partial(incoming.reject, requeue=True))
+
+
+async def _settle(incoming: AbstractIncomingMessage, settle: Callable[[], Awaitable[None]]) -> None:
+    """Ack or reject once; on a lost channel there is nothing to settle, the message comes again."""
+    if incoming.processed:
+        return
+    with suppress(_Lost):
+        async with _answered(ANSWER_SECONDS):
+            await settle()
+
+
+def _is_the_last_delivery(incoming: AbstractIncomingMessage) -> bool:
+    returns = incoming.headers.get("x-delivery-count")
+    return isinstance(returns, int) and returns >= DELIVERY_LIMIT
+
+
+class _Control:
+    def __init__(self, bus: RabbitMQBus, bindings: Sequence[str]) -> None:
+        self.address = ""
+        self._bus = bus
+        self._bindings = bindings
+        self._heard: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+        self._hears = asyncio.Event()
+
+    async def messages(self) -> AsyncIterator[AnyMessage]:
+        while incoming := await self._heard.get():
+            message = await self._bus.unpack(incoming, self.address)
+            if message is not None:
+                yield message
+        raise Unavailable("the control queue is closed")
+
+    async def wait_until_it_hears(self) -> None:
+        await self._hears.wait()
+
+    async def keep(self) -> None:
+        """Listen for ever, on a new queue after every loss."""
+        try:
+            await _until_not_lost(self._listen, "control")
+        except Unavailable:
+            log.info("control_closed", queue=self.address)
+        finally:
+            self._hears.set()
+            self._heard.put_nowait(None)
+
+    async def _listen(self) -> Never:
+        async with self._bus.channel() as channel:
+            async with _answered(DECLARE_SECONDS):
+                queue = await self._declare(channel)
+                listener = _Listener(channel, queue)
+                await listener.start(prefetch=None)
+            self.address = queue.name
+            self._hears.set()
+            while True:
+                self._heard.put_nowait(await listener.next())
+
+    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+        await _declare_exchanges(channel)
+        name = f"control.{self._bus.source[:100]}.{uuid4().hex}"
+        queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
+        for key in self._bindings:
+            await queue.bind(EXCHANGE, key)
+        return queue
+
+
+class RabbitMQBus:
+    """The :class:`shared.ports.Bus` of one service on a RabbitMQ broker; see :meth:`open`."""
+
+    def __init__(
+        self, url: URL, *, source: str, beat: float, traceparent: Callable[[], str | None]
+    ) -> None:
+        heartbeat = max(2, round(beat))
+        login = None if url.query.get("auth") == "external" else url.user or "guest"
+        self._source = source
+        self._traceparent = traceparent
+        self._patience = max(2.0, beat / 2)
+        self._hears = _Line(url, name=f"{source} hears", heartbeat=heartbeat)
+        self._says = _Line(url, name=f"{source} says", heartbeat=heartbeat)
+        self._voice = _Voice(self._says, login=login, patience=self._patience)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        source: str,
+        beat: float,
+        traceparent: Callable[[], str | None] = lambda: None,
+    ) -> Self:
+        """Connect and declare the topology; wait for the broker until cancelled.
+
+        ``beat`` (seconds) sets the heartbeat (one beat, at least 2 s) and how long a publish waits
+        for its confirm (half a beat, at least 2 s). ``traceparent`` is asked at every publish.
+
+        Raises:
+            SettingsError: the URL is not an AMQP URL.
+        """
+        _tame_the_vendors_logs()
+        bus = cls(_parsed(url), source=source, beat=beat, traceparent=traceparent)
+        try:
+            await _until_not_lost(bus._voice.open, "topology")
+        except BaseException:
+            await bus.close()
+            raise
+        return bus
+
+    @property
+    def source(self) -> str:
+        return self._source
+
+    async def publish(
+        self, message: Message, *, reply_to: str | None = None, needs_listener: bool = True
+    ) -> None:
+        letter = self._letter(message, reply_to)
+        key = type_of(message)
+        await self._voice.say(letter, exchange=EXCHANGE, key=key, needs_listener=needs_listener)
+
+    async def send(self, queue: str, message: Message, *, needs_listener: bool = False) -> None:
+        letter = self._letter(message, None)
+        await self._voice.say(letter, exchange="", key=queue, needs_listener=needs_listener)
+
+    async def take(self, queue: Queue) -> _Delivery:
+        return await _until_not_lost(partial(self._take_once, queue), queue.name)
+
+    async def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[_Delivery, None]:
+        while True:
+            listener = await self._listen(queue, prefetch)
+            try:
+                while True:
+                    yield await self._next(listener, queue.name)
+            except _Lost as lost:
+                await _pause(queue.name, lost)
+            finally:
+                await self.drop(listener.channel)
+
+    @asynccontextmanager
+    async def control(self, bindings: Sequence[str]) -> AsyncIterator[_Control]:
+        control = _Control(self, bindings)
+        keeper = self._spawn(control.keep())
+        try:
+            await control.wait_until_it_hears()
+            if keeper.done():
+                raise Unavailable("the bus is closed")
+            yield control
+        finally:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+
+    async def depth(self, queue: Queue) -> int:
+        try:
+            async with _answered(self._patience), self.channel() as channel:
+                declared = await channel.declare_queue(queue.name, passive=True)
+                return declared.declaration_result.message_count or 0
+        except _Lost as lost:
+            raise Unavailable(f"the depth of {queue.name} is not known: {lost}") from None
+
+    async def close(self) -> None:
+        await asyncio.gather(self._hears.close(), self._says.close())
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
+
+    # -- For what hangs on the bus
+
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[AbstractChannel]:
+        channel = await self._hears.channel()
+        try:
+            yield channel
+        finally:
+            await self.drop(channel)
+
+    async def drop(self, channel: AbstractChannel) -> None:
+        """Close a channel; what was delivered on it and not acked goes back to the queue."""
+        # A second cancel must not leave it open.
+        await asyncio.shield(self._spawn(_hang_up(channel)))
+
+    async def unpack(self, incoming: AbstractIncomingMessage, queue: str) -> AnyMessage | None:
+        """Decode; None: it could not be, or came too often, and is buried."""
+        try:
+            message = read(incoming.body)
+        except Undecodable as error:
+            await self.bury(incoming, None, queue=queue, reason=str(error))
+            return None
+        if isinstance(message, JobRequested) and _is_the_last_delivery(incoming):
+            await self.bury(incoming, message, queue=queue, reason=LIMIT_REASON)
+            return None
+        return message
+
+    async def bury(
+        self,
+        incoming: AbstractIncomingMessage,
+        message: AnyMessage | None,
+        *,
+        queue: str,
+        reason: str,
+    ) -> None:
+        """Put among the dead letters, then ack; while the broker is away, it comes again."""
+        dead = bury(incoming.body, message, queue=queue, reason=reason[:REASON_LENGTH])
+        about: dict[str, Any] = {
+            "queue": queue,
+            "reason": dead.reason,
+            "length": dead.length,
+            "sha256": dead.sha256,
+        }
+        letter = aio_pika.Message(dead.body, headers=about)
+        try:
+            await self._voice.say(letter, exchange=DEAD_LETTERS, key="", needs_listener=True)
+        except (Unavailable, Unroutable) as error:
+            log.warning("message_not_buried", **about, error=str(error))
+            await _give_back(incoming)
+        else:
+            log.warning("message_buried", **about)
+            await _settle(incoming, incoming.ack)
+
+    # -- Inside
+
+    async def _listen(self, queue: Queue, prefetch: int) -> _Listener:
+        return await _until_not_lost(partial(self._listen_once, queue, prefetch), queue.name)
+
+    async def _listen_once(self, queue: Queue, prefetch: int) -> _Listener:
+        channel = await self._hears.channel()
+        try:
+            async with _answered(DECLARE_SECONDS):
+                await _declare_exchanges(channel)
+                listener = _Listener(channel, await _declare_queue(channel, queue))
+                await listener.start(prefetch=prefetch)
+        except BaseException:
+            await self.drop(channel)
+            raise
+        return listener
+
+    async def _take_once(self, queue: Queue) -> _Delivery:
+        listener = await self._listen(queue, prefetch=1)
+        try:
+            delivery = await self._next(listener, queue.name)
+            await listener.stop()
+        except BaseException:
+            await self.drop(listener.channel)
+            raise
+        delivery.let_go = partial(self.drop, listener.channel)
+        return delivery
+
+    async def _next(self, listener: _Listener, queue: str) -> _Delivery:
+        while True:
+            incoming = await listener.next()
+            message = await self.unpack(incoming, queue)
+            if message is not None:
+                return _Delivery(self, queue, incoming, message)
+
+    def _letter(self, message: Message, reply_to: str | None) -> aio_pika.Message:
+        envelope = envelope_for(
+            message, source=self._source, reply_to=reply_to, traceparent=self._traceparent()
+        )
+        return _letter(encode(message), envelope)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = URL(url)
+    except ValueError:
+        parsed = URL()
+    if parsed.scheme not in ("amqp", "amqps") or not parsed.host:
+        raise SettingsError("the broker's URL must be like amqp://user:password@host:5672/vhost")
+    return parsed.with_port(parsed.port or (5671 if parsed.scheme == "amqps" else 5672))
+
+
+# --- What the libraries log -------------------------------------------------------------------
+
+
+class _OneLineEach(logging.Handler):
+    """To them every loss is an error with a traceback; to us it is a line. Passwords are masked."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.info("amqp", library=record.name, said=record.getMessage())
+
+
+def _tame_the_vendors_logs() -> None:
+    for name in ("aiormq", "aio_pika"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.handlers = [_OneLineEach()]
+        logger.propagate = False

@@ -1,0 +1,326 @@
+"""An object store in a bucket of any S3-compatible service: the deployment's own, or a user's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import aioboto3
+import aiohttp
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
+from botocore.exceptions import BotoCoreError, ClientError
+
+from shared.adapters.files import beside
+from shared.adapters.object_keys import check_doomed, check_key, check_prefix, check_seconds
+from shared.adapters.s3_errors import Place, translate
+from shared.concurrency import a_few_at_once, in_thread
+from shared.errors import NotFound, Unavailable
+from shared.outbound import Blocked, Guard, GuardedResolver, was_blocked
+from shared.ports import Entry, unheard
+
+PART_BYTES = 8 * 2**20
+MOST_PARTS = 10_000
+PARTS_AT_ONCE = 4
+"""In memory at a time, for each file on its way."""
+PIECE_BYTES = 4 * 2**20
+"""Fetched before it is written to disk."""
+PAGE = 1000
+"""Keys in one listing and in one deletion; S3 takes no more."""
+DEFAULT_REGION = "us-east-1"
+
+SETTINGS: Mapping[str, Any] = {
+    "signature_version": "s3v4",
+    "s3": {"addressing_style": "path"},
+    # Several compatible services reject the checksums that botocore adds of its own accord.
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+    "retries": {"max_attempts": 3, "mode": "standard"},
+    "connect_timeout": 10,
+    "read_timeout": 60,
+}
+
+VENDORS = (ClientError, BotoCoreError, aiohttp.ClientError, OSError)
+
+
+class S3Store:
+    """Objects in one bucket below a prefix; see :class:`shared.ports.ObjectStore`.
+
+    Nothing is connected before the first call. Made by :meth:`open` or :meth:`for_bucket`.
+    """
+
+    def __init__(
+        self, place: Place, client: Mapping[str, Any], *, public_endpoint: str | None = None
+    ) -> None:
+        self._place = place
+        self._prefix = f"{check_key(place.prefix)}/" if place.prefix else ""
+        self._arguments = client
+        self._public_endpoint = public_endpoint
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._clients: dict[str | None, Any] = {}
+
+    @classmethod
+    def open(cls, url: str, *, public_endpoint: str | None) -> Self:
+        """The deployment's store at ``s3://bucket/prefix``.
+
+        Endpoint, region and keys come from botocore's own variables (``AWS_ENDPOINT_URL``,
+        ``AWS_DEFAULT_REGION``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ...).
+        ``public_endpoint`` stands in links, where clients reach the store by another name. A wrong
+        key or bucket is ``Unavailable``: the operator's to mend, and no fault of any job.
+        """
+        parts = urlsplit(url)
+        place = Place(bucket=parts.netloc, prefix=parts.path.strip("/"))
+        return cls(place, {"config": AioConfig(**SETTINGS)}, public_endpoint=public_endpoint)
+
+    @classmethod
+    def for_bucket(
+        cls,
+        bucket: str,
+        *,
+        endpoint_url: str,
+        access_key: str,
+        secret_key: str,
+        prefix: str = "",
+        guard: Guard | None = None,
+    ) -> Self:
+        """A user's bucket; the guard decides which addresses may be connected to.
+
+        A wrong key, bucket or endpoint is ``Refused``, with a reason that names the bucket.
+
+        Raises:
+            Refused: no key can begin with this prefix.
+        """
+        place = Place(bucket, prefix.strip("/"), endpoint_url, users=True)
+        guarded = {"http_session_cls": _guarded(guard), "proxies": {}} if guard else {}
+        client = {
+            "config": AioConfig(**SETTINGS, **guarded),
+            "endpoint_url": endpoint_url,
+            "region_name": region_of(endpoint_url),
+            "aws_access_key_id": access_key,
+            "aws_secret_access_key": secret_key,
+        }
+        return cls(place, client)
+
+    async def put(self, key: str, data: bytes) -> None:
+        with self._speaking(key):
+            client = await self._client()
+            await client.put_object(**self._object(key), Body=data)
+
+    async def get(self, key: str) -> bytes:
+        with self._speaking(key):
+            client = await self._client()
+            answer = await client.get_object(**self._object(key))
+            async with answer["Body"] as body:
+                return bytes(await body.read())
+
+    async def upload(self, path: Path, key: str, *, heard: Callable[[], None] = unheard) -> None:
+        with self._speaking(key):
+            size = (await in_thread(path.stat)).st_size
+            if size > PART_BYTES:
+                await self._upload_parts(path, key, size, heard)
+            else:
+                await self.put(key, await in_thread(path.read_bytes))
+                heard()
+
+    async def download(self, key: str, path: Path, *, heard: Callable[[], None] = unheard) -> None:
+        with self._speaking(key), beside(path) as temporary:
+            client = await self._client()
+            answer = await client.get_object(**self._object(key))
+            async with answer["Body"] as body:
+                size = await _save(body.content, temporary, heard)
+            if size != answer["ContentLength"]:
+                raise Unavailable(
+                    f"{key!r} in {self._place}: {size} bytes of {answer['ContentLength']} came"
+                )
+
+    async def exists(self, key: str) -> bool:
+        try:
+            with self._speaking(key):
+                client = await self._client()
+                await client.head_object(**self._object(key))
+        except NotFound:
+            return False
+        return True
+
+    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+        with self._speaking(prefix):
+            client = await self._client()
+            pages = client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._place.bucket,
+                Prefix=self._prefix + check_prefix(prefix),
+                PaginationConfig={"PageSize": PAGE},
+            )
+            async for page in pages:
+                for item in page.get("Contents", ()):
+                    yield self._entry(item)
+
+    async def delete(self, prefix: str) -> int:
+        check_doomed(prefix)
+        keys = [entry.key async for entry in self.list(prefix)]
+        for start in range(0, len(keys), PAGE):
+            await self._delete_some(keys[start : start + PAGE])
+        return len(keys)
+
+    async def link(self, key: str, *, seconds: int, filename: str | None = None) -> str:
+        named = {"ResponseContentDisposition": _attachment(filename)} if filename else {}
+        with self._speaking(key):
+            client = await self._client(self._public_endpoint)
+            link = await client.generate_presigned_url(
+                "get_object", Params=self._object(key) | named, ExpiresIn=check_seconds(seconds)
+            )
+            return str(link)
+
+    async def close(self) -> None:
+        self._clients.clear()
+        await self._stack.aclose()
+
+    async def _client(self, endpoint: str | None = None) -> Any:
+        """The client for an endpoint, by default the store's own; opened once."""
+        async with self._opening:
+            if endpoint not in self._clients:
+                self._clients[endpoint] = await self._open_client(endpoint)
+            return self._clients[endpoint]
+
+    async def _open_client(self, endpoint: str | None) -> Any:
+        session = aioboto3.Session()
+        known = {"region_name": session.region_name or DEFAULT_REGION, **self._arguments}
+        chosen = {"endpoint_url": endpoint} if endpoint else {}
+        try:
+            return await self._stack.enter_async_context(session.client("s3", **(known | chosen)))
+        except ValueError as error:  # what botocore says of an endpoint that is no URL
+            raise translate(error, "", self._place) from error
+
+    def _object(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._place.bucket, "Key": self._prefix + check_key(key)}
+
+    def _entry(self, item: Mapping[str, Any]) -> Entry:
+        key = item["Key"].removeprefix(self._prefix)
+        return Entry(key, item["Size"], item["LastModified"].timestamp())
+
+    async def _upload_parts(
+        self, path: Path, key: str, size: int, heard: Callable[[], None]
+    ) -> None:
+        """Nothing is left of an upload that fails or is cancelled."""
+        client = await self._client()
+        begun = await client.create_multipart_upload(**self._object(key))
+        upload = self._object(key) | {"UploadId": begun["UploadId"]}
+        try:
+            parts = await _send_parts(client, upload, path, size, heard)
+            await client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        except BaseException:
+            await _abandon(client, upload)
+            raise
+
+    async def _delete_some(self, keys: Sequence[str]) -> None:
+        doomed = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
+        with self._speaking(keys[0]):
+            client = await self._client()
+            answer = await client.delete_objects(Bucket=self._place.bucket, Delete=doomed)
+        for error in answer.get("Errors", ()):
+            raise Unavailable(f"{error['Key']!r} in {self._place} stays: {error.get('Message')}")
+
+    @contextmanager
+    def _speaking(self, key: str) -> Iterator[None]:
+        """Raise our errors in place of the vendor's."""
+        try:
+            yield
+        except VENDORS as error:
+            raise translate(error, key, self._place) from error
+
+
+def region_of(endpoint_url: str) -> str:
+    """The region that a request must be signed for, as far as the endpoint's name tells.
+
+    Services that have no regions take any.
+    """
+    host = urlsplit(endpoint_url).hostname or ""
+    found = re.search(r"\bs3[.-](?:dualstack\.)?([a-z]{2,}-[a-z0-9-]+)\.", host)
+    return found[1] if found else DEFAULT_REGION
+
+
+def _guarded(guard: Guard) -> type[AIOHTTPSession]:
+    """An HTTP session that opens no connection that the guard does not pass.
+
+    aiobotocore's own setting takes a resolver only, which an address in the URL bypasses.
+    """
+
+    class GuardedSession(AIOHTTPSession):  # type: ignore[misc]  # it ships no types
+        def __init__(self, **arguments: Any) -> None:
+            connector = {
+                "resolver": GuardedResolver(guard),
+                "socket_factory": guard.open_socket,
+                "use_dns_cache": False,
+            }
+            given = arguments.pop("connector_args", None) or {}
+            super().__init__(connector_args=given | connector, **arguments)
+
+        async def send(self, request: Any) -> Any:
+            """Raise Blocked bare: botocore tries again what it takes for a network's failure."""
+            try:
+                return await super().send(request)
+            except BotoCoreError as error:
+                if was_blocked(error):
+                    raise Blocked(str(error)) from error
+                raise
+
+    return GuardedSession
+
+
+async def _send_parts(
+    client: Any, upload: Mapping[str, str], path: Path, size: int, heard: Callable[[], None]
+) -> Sequence[Mapping[str, Any]]:
+    length = max(PART_BYTES, math.ceil(size / MOST_PARTS))
+
+    async def send(number: int) -> Mapping[str, Any]:
+        start = (number - 1) * length
+        data = await in_thread(_read_part, path, start, min(length, size - start))
+        answer = await client.upload_part(**upload, PartNumber=number, Body=data)
+        heard()
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    numbers = range(1, math.ceil(size / length) + 1)
+    return await a_few_at_once(send, numbers, most=PARTS_AT_ONCE)
+
+
+def _read_part(path: Path, start: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(length)
+    if len(data) < length:
+        raise OSError(f"{path} became shorter while it was uploaded")
+    return data
+
+
+async def _abandon(client: Any, upload: Mapping[str, str]) -> None:
+    """Take back the parts; where even that fails, the first error tells more."""
+    try:
+        await client.abort_multipart_upload(**upload)
+    except VENDORS:
+        return
+
+
+async def _save(content: aiohttp.StreamReader, path: Path, heard: Callable[[], None]) -> int:
+    """Stream into a file; how many bytes came."""
+    with await in_thread(path.open, "xb") as file:
+        while piece := await _next_piece(content):
+            await in_thread(file.write, piece)
+            heard()
+        return file.tell()
+
+
+async def _next_piece(content: aiohttp.StreamReader) -> bytes:
+    piece = bytearray()
+    while len(piece) < PIECE_BYTES and (some := await content.read(PIECE_BYTES - len(piece))):
+        piece += some
+    return bytes(piece)
+
+
+def _attachment(filename: str) -> str:
+    return f"attachment; filename*=UTF-8''{quote(filename, safe='')}"

@@ -1,0 +1,94 @@
+"""What an S3 service's errors mean for us."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from botocore.exceptions import (
+    ClientError,
+    EndpointProviderError,
+    InvalidRegionError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+
+from shared.errors import EveryDreamError, NotFound, Refused, Unavailable
+from shared.outbound import ADVICE as GUARD_ADVICE
+from shared.outbound import Blocked, shown_url
+
+MISSING = {"NoSuchKey", "NotFound", "404"}
+"""A HEAD has no body, so its only code is the status."""
+PASSING = {
+    "BadDigest",
+    "IncompleteBody",
+    "NoSuchUpload",
+    "OperationAborted",
+    "RequestTimeTooSkewed",
+    "RequestTimeout",
+    "SlowDown",
+}
+PASSING_STATUS = {408, 409, 425, 429}
+
+ADVICE = {
+    "403": "these keys may not do that",
+    "AccessDenied": "these keys may not do that",
+    "InvalidAccessKeyId": "the access id is not known there",
+    "NoSuchBucket": "make the bucket, or correct its name or the endpoint",
+    "SignatureDoesNotMatch": "the secret does not belong to the access id",
+}
+
+MISCONFIGURED = (
+    EndpointProviderError,
+    InvalidRegionError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where objects are kept."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str = ""
+    users: bool = False
+    """A user gave it: what is wrong with it is the user's to mend."""
+
+    def __str__(self) -> str:
+        at = f" at {shown_url(self.endpoint)}" if self.endpoint else ""
+        return f"bucket {self.bucket!r}{at}"
+
+
+def translate(error: Exception, key: str, place: Place) -> EveryDreamError:
+    """Our error for one of botocore's, aiohttp's or the system's."""
+    lasting = Refused if place.users else Unavailable
+    if isinstance(error, Blocked):
+        return lasting(f"{place}: the endpoint is a private address; {GUARD_ADVICE}")
+    if isinstance(error, ClientError):
+        return _answered(error, key, place, lasting)
+    if isinstance(error, MISCONFIGURED):
+        return lasting(f"{place}: {_in_one_line(error)}")
+    return Unavailable(f"{place} does not answer: {_in_one_line(error)}")
+
+
+def _answered(
+    error: ClientError, key: str, place: Place, lasting: type[Refused | Unavailable]
+) -> EveryDreamError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    if code in MISSING:
+        return NotFound(f"no object {key!r} in {place}")
+    advice = f" ({ADVICE[code]})" if code in ADVICE else ""
+    text = f"{place}: {_in_one_line(error)}{advice}"
+    passing = status >= 500 or status in PASSING_STATUS or code in PASSING  # noqa: PLR2004 - HTTP's
+    return Unavailable(text) if passing else lasting(text)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

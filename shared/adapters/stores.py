@@ -1,0 +1,24 @@
+"""Which object store the settings ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from shared.adapters.folder import FolderStore
+from shared.ports import ObjectStore
+from shared.settings import Settings
+
+
+def open_store(settings: Settings, key: str) -> ObjectStore:
+    """The deployment's store; ``key`` is its secret key, which signs links to a folder's files.
+
+    Raises:
+        Unavailable: the folder cannot be made.
+    """
+    if settings.store_url.startswith("file://"):
+        root = Path(unquote(settings.store_url.removeprefix("file://")))
+        return FolderStore(root, public_url=settings.public_url, key=key)
+    from shared.adapters.s3 import S3Store  # noqa: PLC0415 - it takes a second to load
+
+    return S3Store.open(settings.store_url, public_endpoint=settings.store_public_endpoint)

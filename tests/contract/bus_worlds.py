@@ -1,0 +1,111 @@
+"""The two worlds that hold every bus to the same promises, and what a test may see of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Protocol
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from shared.adapters.dead_letters import DeadLetter
+from shared.adapters.memory import MemoryBroker
+from shared.adapters.rabbitmq import RabbitMQBus
+from shared.messages import DEAD_LETTERS, Envelope
+from shared.ports import Bus
+
+BEAT = 0.2
+DEADLINE = 30
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class World(Protocol):
+    async def bus(self, source: str = "tester/1") -> Bus:
+        """Open a bus; the world closes it at the end."""
+
+    async def put(self, queue: str, body: bytes) -> None:
+        """Put a stranger's bytes on a queue."""
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """All that was buried so far."""
+
+    async def close(self) -> None: ...
+
+
+class MemoryWorld:
+    def __init__(self) -> None:
+        self._broker = MemoryBroker(traceparent=lambda: TRACEPARENT)
+        self._buses: list[Bus] = []
+
+    async def bus(self, source: str = "tester/1") -> Bus:
+        bus = self._broker.bus(source)
+        self._buses.append(bus)
+        return bus
+
+    async def put(self, queue: str, body: bytes) -> None:
+        stranger = Envelope(id="1", source="stranger", type="noise", time="")
+        assert self._broker.send(queue, body, stranger)
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        return list(self._broker.dead_letters)
+
+    async def close(self) -> None:
+        for bus in self._buses:
+            await bus.close()
+
+
+class RabbitMQWorld:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._buses: list[Bus] = []
+
+    async def bus(self, source: str = "tester/1") -> Bus:
+        bus = await RabbitMQBus.open(
+            self._url, source=source, beat=BEAT, traceparent=lambda: TRACEPARENT
+        )
+        self._buses.append(bus)
+        return bus
+
+    async def put(self, queue: str, body: bytes) -> None:
+        async with plain_channel(self._url) as channel:
+            await channel.default_exchange.publish(aio_pika.Message(body), queue)
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        async with plain_channel(self._url) as channel:
+            queue = await channel.declare_queue(DEAD_LETTERS, passive=True)
+            letters = []
+            while incoming := await queue.get(fail=False):  # unacked: they stay
+                letters.append(dead_letter(incoming))
+            return letters
+
+    async def close(self) -> None:
+        for bus in self._buses:
+            await bus.close()
+
+
+@asynccontextmanager
+async def plain_channel(url: str) -> AsyncIterator[AbstractChannel]:
+    """A channel that returns what nobody hears and mends nothing."""
+    async with await aio_pika.connect(url) as connection:
+        yield await connection.channel(on_return_raises=True)
+
+
+def dead_letter(incoming: AbstractIncomingMessage) -> DeadLetter:
+    headers = incoming.headers
+    return DeadLetter(
+        queue=str(headers.get("queue") or headers["x-first-death-queue"]),
+        reason=str(headers.get("reason") or headers["x-first-death-reason"]),
+        length=int(str(headers.get("length", len(incoming.body)))),
+        sha256=str(headers.get("sha256", sha256(incoming.body).hexdigest())),
+        body=incoming.body,
+    )
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until the answer is yes."""
+    async with asyncio.timeout(DEADLINE):
+        while not await holds():  # noqa: ASYNC110 - a broker has no event to wait for
+            await asyncio.sleep(0.02)

@@ -1,0 +1,350 @@
+"""What every job store promises, held against SQLite and against PostgreSQL."""
+
+import asyncio
+import multiprocessing
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from shared.adapters import database
+from shared.adapters.database import Database
+from shared.errors import Unavailable
+from shared.ports import Outgoing, StoredJob
+from tests.servers.postgres import PostgreSQL
+
+SECONDS = 60
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'made on demand' / 'jobs.db'}"
+    address: str = request.getfixturevalue("postgres_url")
+    return address.replace("+asyncpg", "")
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Database]:
+    store = Database.open(url)
+    await store.migrate()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def neighbour(url: str) -> AsyncIterator[Database]:
+    """Another gateway on the same database."""
+    neighbour = Database.open(url)
+    yield neighbour
+    await neighbour.close()
+
+
+def job(name: str = "one", **changes: object) -> StoredJob:
+    plain = StoredJob(
+        id=name,
+        owner="somebody",
+        status="IN_QUEUE",
+        version=1,
+        created_at=1_700_000_000.123456,
+        ended_at=None,
+        record=b'{"a": "\xc3\xa9"}\x00\xff',
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def message(name: str = "said", **changes: object) -> Outgoing:
+    return msgspec.structs.replace(Outgoing(id=name, message=name.encode(), due_at=10.0), **changes)
+
+
+async def ids_due(store: Database, now: float = 1e12) -> list[str]:
+    return [outgoing.id for outgoing in await store.due(now)]
+
+
+# --- jobs
+
+
+async def test_a_job_comes_back_as_it_was_put(store: Database) -> None:
+    ended = job("two", status="FAILED", ended_at=1_700_000_001.654321)
+    assert await store.insert(job(), [])
+    assert await store.insert(ended, [])
+
+    assert await store.get("one") == job()
+    assert await store.get("two") == ended
+    assert await store.get("three") is None
+
+
+async def test_a_job_is_inserted_once_and_so_is_what_it_causes(store: Database) -> None:
+    assert await store.insert(job(), [message("first")])
+    assert not await store.insert(job(owner="somebody else"), [message("second")])
+
+    assert await store.get("one") == job()
+    assert await ids_due(store) == ["first"]
+
+
+async def test_of_two_gateways_that_insert_the_same_job_one_does(
+    store: Database, neighbour: Database
+) -> None:
+    for number in range(10):
+        name = f"job-{number}"
+        done = await asyncio.gather(
+            store.insert(job(name, owner="a"), [message(f"{name}/a", due_at=0.0)]),
+            neighbour.insert(job(name, owner="b"), [message(f"{name}/b", due_at=0.0)]),
+        )
+        assert sorted(done) == [False, True]
+        stored = await store.get(name)
+        assert stored
+        assert await ids_due(store) == [f"{name}/{stored.owner}"]
+        await store.sent(f"{name}/{stored.owner}")
+
+
+async def test_a_job_is_replaced_only_at_the_version_expected(store: Database) -> None:
+    await store.insert(job(), [])
+    second = job(version=2, status="IN_PROGRESS", record=b"second")
+
+    assert await store.replace(second, [message("now")], expected_version=1)
+    assert await store.get("one") == second
+    assert not await store.replace(
+        job(version=2, record=b"late"), [message("no")], expected_version=1
+    )
+    assert not await store.replace(job("nobody", version=2), [message("no")], expected_version=1)
+
+    assert await store.get("one") == second
+    assert await ids_due(store) == ["now"]
+
+
+async def test_a_version_cannot_be_skipped(store: Database) -> None:
+    with pytest.raises(ValueError, match="3 cannot follow 1"):
+        await store.replace(job(version=3), [], expected_version=1)
+
+
+async def test_of_two_gateways_that_replace_the_same_version_one_wins(
+    store: Database, neighbour: Database
+) -> None:
+    await store.insert(job(), [])
+    for version in range(1, 21):
+        ours, theirs = (job(version=version + 1, record=who) for who in (b"ours", b"theirs"))
+        done = await asyncio.gather(
+            store.replace(ours, [message("ours")], expected_version=version),
+            neighbour.replace(theirs, [message("theirs")], expected_version=version),
+        )
+        assert sorted(done) == [False, True]
+        winner = ours if done[0] else theirs
+        assert await store.get("one") == winner
+        assert await ids_due(store) == [winner.record.decode()]
+        await store.sent(winner.record.decode())
+
+
+async def test_a_deleted_job_is_gone(store: Database) -> None:
+    await store.insert(job(), [])
+    await store.delete("one")
+    await store.delete("one")
+    assert await store.get("one") is None
+
+
+# --- questions about all jobs
+
+
+async def test_live_jobs_come_oldest_first_however_many_pages_they_fill(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "PAGE", 2)
+    times = {"e": 5.0, "b": 2.0, "c": 2.0, "a": 3.0, "d": 2.0, "f": 1.0}
+    for name, created_at in times.items():
+        await store.insert(job(name, created_at=created_at), [])
+    await store.insert(job("running", created_at=4.0, status="IN_PROGRESS"), [])
+    for status in ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"):
+        await store.insert(job(status, created_at=2.0, status=status, ended_at=9.0), [])
+
+    assert [one.id async for one in store.live()] == ["f", "b", "c", "d", "a", "running", "e"]
+
+
+async def test_jobs_may_end_while_the_live_ones_are_read(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "PAGE", 2)
+    for number in range(7):
+        await store.insert(job(str(number), created_at=float(number)), [])
+
+    seen = []
+    async for one in store.live():
+        seen.append(one.id)
+        ended = msgspec.structs.replace(one, version=2, status="FAILED", ended_at=1.0)
+        assert await store.replace(ended, [], expected_version=1)
+    assert seen == [str(number) for number in range(7)]
+
+
+async def test_an_owners_live_jobs_are_counted(store: Database) -> None:
+    await store.insert(job("a"), [])
+    await store.insert(job("b", status="IN_PROGRESS"), [])
+    await store.insert(job("c", status="COMPLETED", ended_at=1.0), [])
+    await store.insert(job("d", owner="somebody else"), [])
+
+    assert await store.count_live("somebody") == 2
+    assert await store.count_live("somebody else") == 1
+    assert await store.count_live("nobody") == 0
+
+
+async def test_jobs_that_ended_before_a_moment_are_named_oldest_end_first(store: Database) -> None:
+    await store.insert(job("live"), [])
+    for name, ended_at in (("c", 30.0), ("a", 10.0), ("d", 40.0), ("b", 20.0)):
+        await store.insert(job(name, status="COMPLETED", ended_at=ended_at), [])
+
+    assert await store.ended_before(40.0) == ["a", "b", "c"]
+    assert await store.ended_before(40.0, limit=2) == ["a", "b"]
+    assert await store.ended_before(10.0) == []
+
+
+# --- the outbox
+
+
+async def test_what_must_leave_comes_back_as_it_was_put(store: Database) -> None:
+    plain = message("plain", message=b"\x00\xff body")
+    direct = message("direct", queue="trainer", needs_listener=False, due_at=10.25)
+    await store.insert(job(), [plain, direct])
+    assert await store.due(1e12) == [plain, direct]
+
+
+async def test_messages_are_due_when_their_time_has_come_in_the_order_of_writing(
+    store: Database,
+) -> None:
+    early, late = message("early", due_at=5.0), message("late", due_at=20.0)
+    await store.insert(job("a"), [late, message("x"), message("w")])
+    await store.insert(job("b"), [message("v"), early])
+
+    assert await ids_due(store, now=4.9) == []
+    assert await ids_due(store, now=10.0) == ["early", "x", "w", "v"]
+    assert await ids_due(store, now=20.0) == ["early", "x", "w", "v", "late"]
+    assert [each.id for each in await store.due(20.0, limit=2)] == ["early", "x"]
+
+
+async def test_a_message_written_twice_is_kept_once(store: Database) -> None:
+    await store.insert(job("a"), [message(message=b"first"), message(message=b"again")])
+    await store.insert(job("b"), [message(message=b"once more"), message("other")])
+    assert [each.message for each in await store.due(1e12)] == [b"first", b"other"]
+
+
+async def test_a_message_that_was_sent_is_forgotten_and_one_postponed_waits(
+    store: Database, neighbour: Database
+) -> None:
+    await store.insert(job(), [message("a"), message("b"), message("c")])
+    await neighbour.sent("a")
+    await store.sent("a")
+    await neighbour.postpone("b", 50.0)
+
+    assert await ids_due(store, now=49.0) == ["c"]
+    assert await ids_due(store, now=50.0) == ["c", "b"]
+
+
+async def test_a_commit_that_fails_leaves_neither_job_nor_message(store: Database) -> None:
+    with pytest.raises(IntegrityError, match="due_at"):
+        await store.insert(job(), [message("good"), message("bad", due_at=None)])
+    assert await store.get("one") is None
+    assert await ids_due(store) == []
+
+
+# --- the database itself
+
+
+async def test_many_writers_at_once_all_get_their_turn(
+    store: Database, neighbour: Database
+) -> None:
+    async with asyncio.timeout(SECONDS):
+        await asyncio.gather(
+            *(
+                each.insert(job(f"{number}-{who}"), [message(f"{number}-{who}")])
+                for number in range(40)
+                for who, each in (("ours", store), ("theirs", neighbour))
+            )
+        )
+    assert await store.count_live("somebody") == 80
+    assert len(await store.due(1e12, limit=1000)) == 80
+
+
+async def test_a_cancelled_call_leaves_the_store_in_order(store: Database) -> None:
+    for number in range(20):
+        task = asyncio.create_task(store.insert(job(f"job-{number}"), [message(f"m-{number}")]))
+        for _ in range(number):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,))
+
+    jobs = {one.id.removeprefix("job-") async for one in store.live()}
+    assert jobs == {each.removeprefix("m-") for each in await ids_due(store)}
+    assert await store.insert(job("after"), [])
+
+
+async def test_engines_that_migrate_at_once_all_succeed_and_agree(url: str) -> None:
+    stores = [Database.open(url) for _ in range(4)]
+    async with asyncio.timeout(SECONDS):
+        await asyncio.gather(*(store.migrate() for store in stores))
+        await stores[0].insert(job(), [])
+        await asyncio.gather(*(store.migrate() for store in stores))
+    assert [await store.get("one") for store in stores] == [job()] * 4
+    for store in stores:
+        await store.close()
+
+
+def migrate_in_a_process(url: str) -> None:
+    async def migrate() -> None:
+        store = Database.open(url)
+        await store.migrate()
+        await store.close()
+
+    asyncio.run(migrate())
+
+
+def test_processes_that_migrate_at_once_all_succeed(url: str) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        pool.map(migrate_in_a_process, [url] * 6, chunksize=1)
+
+
+@pytest.mark.usefixtures("store")
+async def test_the_migrated_schema_is_the_one_in_the_code(url: str) -> None:
+    def differences(connection: sa.Connection) -> list[object]:
+        options = {"compare_type": True, "compare_server_default": True}
+        context = MigrationContext.configure(connection, opts=options)
+        return list(compare_metadata(context, database.metadata))
+
+    engine = create_async_engine(database.normalise(url))
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+    await engine.dispose()
+
+
+async def test_a_database_without_a_server_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for url in (f"sqlite:///{tmp_path}/folder", "postgresql://nobody@127.0.0.1:9/none"):
+        store = Database.open(url)
+        with pytest.raises(Unavailable, match="does not answer"):
+            await store.get("one")
+        with pytest.raises(Unavailable, match="does not answer"):
+            await store.insert(job(), [])
+        await store.close()
+
+
+async def test_a_server_that_comes_back_is_used_again() -> None:
+    with PostgreSQL() as server:
+        store = Database.open(server.url())
+        await store.migrate()
+        await store.insert(job(), [])
+
+        server.end_processes()
+        with pytest.raises(Unavailable):
+            await store.get("one")
+
+        await asyncio.to_thread(server.start)
+        assert await store.get("one") == job()
+        await store.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://x/y"])
+def test_a_database_that_cannot_serve_is_named_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="sqlite:///"):
+        Database.open(url)

@@ -1,0 +1,72 @@
+"""Work in threads, and a few things at once."""
+
+import asyncio
+import threading
+
+import pytest
+
+from shared.concurrency import a_few_at_once, in_thread
+
+SECONDS = 30
+
+
+async def test_work_in_a_thread_gives_its_result_or_its_error() -> None:
+    assert await in_thread(int, "12", base=3) == 5
+    with pytest.raises(ValueError, match="nonsense"):
+        await in_thread(int, "nonsense")
+    assert await in_thread(threading.get_ident) != threading.get_ident()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_cancelled_caller_waits_until_the_thread_is_done(*, fails: bool) -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(SECONDS)
+        ended.set()
+        if fails:
+            raise OSError
+
+    task = asyncio.create_task(in_thread(work))
+    await asyncio.to_thread(begun.wait, SECONDS)
+    task.cancel()
+    done, _ = await asyncio.wait((task,), timeout=0.05)
+    assert not done
+
+    go_on.set()
+    await asyncio.wait((task,), timeout=SECONDS)
+    assert ended.is_set()
+    assert task.cancelled()
+
+
+async def test_results_keep_their_order_and_no_more_than_asked_run_at_once() -> None:
+    running, peaks = set(), set()
+
+    async def work(number: int) -> int:
+        running.add(number)
+        peaks.add(len(running))
+        await asyncio.sleep(0.001 * (10 - number))
+        running.remove(number)
+        return number * number
+
+    assert await a_few_at_once(work, range(10), most=3) == [n * n for n in range(10)]
+    assert max(peaks) == 3
+
+
+async def test_the_first_error_ends_the_rest_and_comes_as_it_is() -> None:
+    begun, ended = [], []
+
+    async def work(number: int) -> None:
+        begun.append(number)
+        if number == 1:
+            raise OSError("one")
+        try:
+            await asyncio.sleep(SECONDS)
+        finally:
+            ended.append(number)
+
+    with pytest.raises(OSError, match="one"):
+        await a_few_at_once(work, range(100), most=2)
+    assert {0, *ended} == {*begun} - {1}
+    assert len(begun) < 10
