@@ -1,0 +1,245 @@
+"""The base model of a job: from whatever the request names to a folder in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import structlog
+
+from services.fetcher.archive import Unusable, checked_members, open_zip, write_member
+from services.fetcher.diffusers_folder import choose_files, names_in, validate_diffusers_folder
+from services.fetcher.download import download
+from services.fetcher.hub import HubModel, hub_model, pull
+from services.fetcher.meter import Meter
+from services.fetcher.pickled import is_checkpoint
+from services.fetcher.single_file import stage_checkpoint, stage_safetensors
+from services.fetcher.tensors import looks_like_safetensors
+from shared.concurrency import in_thread
+from shared.errors import NotFound, Refused, SettingsError
+from shared.folders import content_address, folder_exists, upload_folder
+from shared.outbound import shown_url
+from shared.ports import ObjectStore
+from shared.request import DEFAULT_BASE, STORED, Train, is_http_url
+
+TINY = "tiny"
+TINY_FOLDER = Path(__file__).parents[2] / "shared" / "tiny"
+ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
+"""Names for the deployment's base model."""
+MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+"""Models that are on the hub under another name now."""
+
+MODEL_BYTES = 16 << 30
+"""Of a download."""
+RATIO = 50
+"""Unpacked to packed, of a zipped model; weights hardly shrink."""
+
+EXPECTED = (
+    f"expected {DEFAULT_BASE}, a hub id such as org/name, or the URL of a hub page, a zipped"
+    " diffusers folder, a .safetensors or a .ckpt file"
+)
+
+log = structlog.get_logger()
+
+
+class Model(NamedTuple):
+    """A local folder, and the files in it that make the model."""
+
+    folder: Path
+    files: list[str]
+
+
+class Search(NamedTuple):
+    """One request's search for its model."""
+
+    train: Train
+    scratch: Path
+    """An empty folder of the search's own."""
+    meter: Meter
+
+    @property
+    def asked(self) -> str:
+        return self.train.resume_ckpt_url
+
+    @property
+    def shown(self) -> str:
+        return shown_url(self.asked) if is_http_url(self.asked) else self.asked[:200]
+
+
+class BaseModels:
+    """Stages base models, each content once; knows the deployment's own."""
+
+    def __init__(
+        self, store: ObjectStore, *, configured: str, home: Path, allowed: frozenset[str]
+    ) -> None:
+        """``configured``: a folder, a hub id or ``tiny``; the hub's models are kept in ``home``."""
+        self._store = store
+        self._configured = configured
+        self._cache = home / "hub"
+        self._allowed = allowed
+        self._addresses: dict[tuple[object, ...], str] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def stage(self, train: Train, scratch: Path, meter: Meter) -> str:
+        """The store prefix of the model that the request names; ``scratch`` must be empty.
+
+        Raises:
+            Refused: nothing that can be trained on; names it and says what is expected.
+            Passing: a server is away.
+        """
+        search = Search(train, scratch, meter)
+        if search.asked.startswith(STORED):
+            return await self._ours(search)
+        return await self._store_once(await self._find(search), search)
+
+    async def _ours(self, search: Search) -> str:
+        """A model that is in our store already, or a file there that may be one."""
+        key = search.asked.removeprefix(STORED)
+        if await folder_exists(self._store, key):
+            return key
+        file = search.scratch / "download"
+        try:
+            await self._store.download(key, file, heard=search.meter.heard)
+        except NotFound:
+            raise Refused(f"{key}: this model is not in the store any more") from None
+        return await self._store_once(await self._open(file, search), search)
+
+    async def _find(self, search: Search) -> Model:
+        asked = search.asked
+        if asked in ALIASES:
+            return await self._base(search.meter)
+        if model := hub_model(MOVED.get(asked, asked), search.train.hf_repo_subfolder):
+            return await self._from_hub(model, search.meter, token=None)
+        if is_http_url(asked):
+            file = search.scratch / "download"
+            await download(
+                asked, file, allowed=self._allowed, limit=MODEL_BYTES, on_bytes=search.meter.bytes
+            )
+            return await self._open(file, search)
+        raise Refused(f"input.train.resume_ckpt_url is {search.shown!r}; {EXPECTED}")
+
+    async def _base(self, meter: Meter) -> Model:
+        """The deployment's own model."""
+        if self._configured == TINY:
+            return await in_thread(_checked, TINY_FOLDER, TINY)
+        if folder := await in_thread(_local_folder, self._configured):
+            return await in_thread(_checked, folder, f"EVERYDREAM_BASE_MODEL ({folder})")
+        model = hub_model(MOVED.get(self._configured, self._configured))
+        if model is None:
+            raise SettingsError(
+                f"EVERYDREAM_BASE_MODEL is {self._configured!r}, but takes a diffusers folder that"
+                f" exists, a hub id such as org/name, or {TINY}"
+            )
+        return await self._from_hub(model, meter, token=os.environ.get("HF_TOKEN"))
+
+    async def _from_hub(self, model: HubModel, meter: Meter, *, token: str | None) -> Model:
+        """Users' models are fetched without our token: it would open our private ones to them."""
+        folder = await pull(
+            model, self._cache, token=token, heard=lambda done: meter.bytes(done, None)
+        )
+        return await in_thread(_checked, folder, str(model))
+
+    async def _open(self, file: Path, search: Search) -> Model:
+        """A file's content, not its name, decides what it is."""
+        if await in_thread(looks_like_safetensors, file):
+            return await self._stage_single(stage_safetensors, file, search)
+        with await in_thread(_open_zip, file, search.shown) as zipped:
+            if is_checkpoint(zipped):
+                return await self._stage_single(stage_checkpoint, zipped, search)
+            folder = await in_thread(_unpack, zipped, file, search)
+        return await in_thread(_checked, folder, search.shown)
+
+    async def _stage_single(
+        self, stage: Callable[..., None], source: Path | zipfile.ZipFile, search: Search
+    ) -> Model:
+        base, target = await self._base(search.meter), search.scratch / "staged"
+        await in_thread(stage, source, base.folder, target, search.shown, search.meter.heard)
+        return Model(target, await in_thread(names_in, target))
+
+    async def _store_once(self, model: Model, search: Search) -> str:
+        """Upload under the content's address, unless it is there."""
+        heard, selected = search.meter.heard, search.scratch / "selected"
+        await in_thread(_link, model, selected)
+        mark = await in_thread(_mark, model)
+        if mark not in self._addresses:
+            self._addresses[mark] = await content_address(selected, heard=heard)
+        prefix = f"cache/{self._addresses[mark]}"
+        async with self._locks[prefix]:
+            if not await folder_exists(self._store, prefix):
+                await upload_folder(self._store, selected, prefix, heard=heard)
+                log.info("base_model_stored", prefix=prefix, model=search.shown)
+        return prefix
+
+
+def _local_folder(text: str) -> Path | None:
+    folder = Path(text).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _checked(folder: Path, shown: str) -> Model:
+    return Model(folder, validate_diffusers_folder(folder, shown))
+
+
+def _link(model: Model, target: Path) -> None:
+    """A folder of links to the files that make the model, and to nothing else."""
+    for name in model.files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).symlink_to((model.folder / name).resolve())
+
+
+def _mark(model: Model) -> tuple[object, ...]:
+    """What changes when a folder's content does, known without reading it all."""
+    stats = ((name, (model.folder / name).stat()) for name in model.files)
+    return (
+        model.folder,
+        *((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats),
+    )
+
+
+def _open_zip(file: Path, shown: str) -> zipfile.ZipFile:
+    try:
+        return open_zip(file, shown)
+    except Refused as error:
+        raise Refused(
+            f"{error}; a model must be a zipped diffusers folder, a .safetensors file, or a .ckpt"
+            " file in torch's zip format (torch 1.6 or later)"
+        ) from None
+
+
+def _unpack(zipped: zipfile.ZipFile, file: Path, search: Search) -> Path:
+    """Take the files of a diffusers folder, wherever in the zip it lies; where they are now."""
+    members = {
+        PurePosixPath(member.name): member
+        for member in checked_members(zipped, file, search.shown, ratio=RATIO)
+    }
+    root = _root(list(members), search)
+    names = {
+        path.relative_to(root).as_posix(): member
+        for path, member in members.items()
+        if path.is_relative_to(root)
+    }
+    target = search.scratch / "unpacked"
+    for name in choose_files(names.keys(), search.shown):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_member(zipped, names[name], target / name)
+        except Unusable as error:
+            raise Refused(f"{search.shown}: {name}: {error}") from None
+        search.meter.heard()
+    return target
+
+
+def _root(paths: list[PurePosixPath], search: Search) -> PurePosixPath:
+    """The folder of the least deep ``model_index.json``, inside the subfolder asked for if any."""
+    wanted = PurePosixPath(search.train.hf_repo_subfolder or "").parts
+    roots = [path.parent for path in paths if path.name == "model_index.json"]
+    fitting = [root for root in roots if root.parts[len(root.parts) - len(wanted) :] == wanted]
+    if not fitting:
+        where = f" in a folder {'/'.join(wanted)}" if wanted else ""
+        raise Refused(f"{search.shown}: no model_index.json{where} in the zip; {EXPECTED}")
+    return min(fitting, key=lambda root: (len(root.parts), root))

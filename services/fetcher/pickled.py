@@ -1,0 +1,417 @@
+"""Read a ``.ckpt`` without unpickling it: torch's zip format, by a machine that calls nothing.
+
+Python's unpickler is a small stack machine that may import and call anything a file names. This
+one knows the same instructions, but only ever builds plain values: dicts, lists, tuples, numbers,
+texts, and descriptions of tensors. Whatever else a file asks for becomes an :class:`Inert` thing.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+from msgspec import Struct
+
+from services.fetcher.archive import DAMAGES
+from shared.errors import Refused
+
+PICKLE_BYTES = 8 << 20
+"""Stable Diffusion 1.5's list of tensors takes less than one."""
+ENTRIES = 100_000
+STORAGE_BYTES = 512 << 20
+"""Of one that is read whole, because a tensor picks single elements from it."""
+SKIPPED_BYTES = 64 << 30
+"""Of all that must be read over, to come to tensors that begin inside their storages."""
+PIECE = 1 << 20
+
+ADVICE = "convert it to .safetensors and give the URL of that file"
+
+DTYPES = {
+    "DoubleStorage": ("F64", 8),
+    "FloatStorage": ("F32", 4),
+    "HalfStorage": ("F16", 2),
+    "BFloat16Storage": ("BF16", 2),
+    "LongStorage": ("I64", 8),
+    "IntStorage": ("I32", 4),
+    "ShortStorage": ("I16", 2),
+    "CharStorage": ("I8", 1),
+    "ByteStorage": ("U8", 1),
+    "BoolStorage": ("BOOL", 1),
+}
+"""Storage class to safetensors' name for the type, and bytes per element."""
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """Where in the file a tensor lies; offset, strides and elements are counted in elements."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    storage: str
+    elements: int
+    """Of the whole storage."""
+    item_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.item_bytes
+
+    @property
+    def is_contiguous(self) -> bool:
+        expected = 1
+        for size, stride in reversed(tuple(zip(self.shape, self.strides, strict=True))):
+            if size != 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+    @property
+    def fits(self) -> bool:
+        """Whether it stays inside its storage."""
+        last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        return all(size > 0 for size in self.shape) and self.offset + last < self.elements
+
+
+class Global(Struct, frozen=True):
+    """A name that the file would have imported."""
+
+    module: str
+    name: str
+
+
+class Storage(Struct, frozen=True):
+    kind: str
+    key: str
+    elements: int
+
+
+class Inert:
+    """Stands for anything that the file would have made; it is nothing and does nothing."""
+
+
+class Checkpoint:
+    """The tensors of an open ``.ckpt``."""
+
+    def __init__(self, zipped: zipfile.ZipFile, folder: str, tensors: dict[str, Stored]) -> None:
+        self.tensors = tensors
+        self._zipped = zipped
+        self._folder = folder
+
+    def copy(self, tensor: Stored, out: BinaryIO) -> None:
+        """Write a tensor's elements, row by row.
+
+        Raises:
+            Refused: the tensor's data is missing or damaged.
+        """
+        try:
+            with self._zipped.open(f"{self._folder}/data/{tensor.storage}") as data:
+                pieces = _stream(data, tensor) if tensor.is_contiguous else _gather(data, tensor)
+                out.writelines(pieces)
+        except (KeyError, RuntimeError, *DAMAGES) as error:
+            raise Refused(f"the .ckpt's data is damaged ({error}); {ADVICE}") from None
+
+
+def _stream(data: Any, tensor: Stored) -> Iterable[bytes]:
+    data.seek(tensor.offset * tensor.item_bytes)
+    left = tensor.bytes
+    while left:
+        piece = data.read(min(left, PIECE))
+        if not piece:
+            raise EOFError("a tensor is cut off")
+        left -= len(piece)
+        yield piece
+
+
+def _gather(data: Any, tensor: Stored) -> Iterable[bytes]:
+    """A tensor that is a view, a transposed one for instance."""
+    size = tensor.elements * tensor.item_bytes
+    if size > STORAGE_BYTES:
+        raise EOFError(f"a tensor picks elements from {size} bytes")
+    storage = np.frombuffer(data.read(size), dtype=f"V{tensor.item_bytes}")
+    if len(storage) != tensor.elements:
+        raise EOFError("a tensor is cut off")
+    view = np.lib.stride_tricks.as_strided(
+        storage[tensor.offset :],
+        tensor.shape,
+        tuple(stride * tensor.item_bytes for stride in tensor.strides),
+        writeable=False,
+    )
+    yield view.tobytes()
+
+
+def is_checkpoint(zipped: zipfile.ZipFile) -> bool:
+    """Whether a zip is one that torch wrote."""
+    return any(name.endswith("/data.pkl") for name in zipped.namelist())
+
+
+def read_checkpoint(zipped: zipfile.ZipFile) -> Checkpoint:
+    """Read which tensors a ``.ckpt`` has and where they lie.
+
+    Raises:
+        Refused: not torch's zip format, damaged, too large, or without a dict of tensors.
+    """
+    try:
+        folder, pickled = _read_pickle(zipped)
+        return Checkpoint(zipped, folder, tensors_of(run(pickled)))
+    except (KeyError, RuntimeError, *DAMAGES) as error:
+        raise Refused(f"the .ckpt is damaged ({error}); {ADVICE}") from None
+
+
+def _read_pickle(zipped: zipfile.ZipFile) -> tuple[str, bytes]:
+    names = zipped.namelist()
+    pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1 or len(names) > ENTRIES:
+        raise Refused(f"the .ckpt is not as torch writes them; {ADVICE}")
+    folder = pickles[0].partition("/")[0]
+    order = f"{folder}/byteorder"
+    if order in names and zipped.read(order).strip() != b"little":
+        raise Refused(f"the .ckpt has big-endian numbers; {ADVICE}")
+    if zipped.getinfo(pickles[0]).file_size > PICKLE_BYTES:
+        raise Refused(f"the .ckpt's index takes more than {PICKLE_BYTES} bytes; {ADVICE}")
+    return folder, zipped.read(pickles[0])
+
+
+def tensors_of(value: Any) -> dict[str, Stored]:
+    """The tensors of a state dict, which may lie in ``state_dict`` of a training checkpoint.
+
+    Raises:
+        Refused: there are none, or one reaches outside its storage.
+    """
+    while isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        value = value["state_dict"]
+    entries = value.items() if isinstance(value, dict) else ()
+    tensors = {name: each for name, each in entries if isinstance(each, Stored)}
+    if not tensors:
+        raise Refused(f"the .ckpt holds no dict of tensors; {ADVICE}")
+    outside = next((name for name, tensor in tensors.items() if not tensor.fits), None)
+    if outside:
+        raise Refused(f"the .ckpt is damaged ({outside} reaches outside its data); {ADVICE}")
+    if sum(tensor.offset * tensor.item_bytes for tensor in tensors.values()) > SKIPPED_BYTES:
+        raise Refused(f"the .ckpt's tensors lie too far apart; {ADVICE}")
+    return tensors
+
+
+def run(pickled: bytes) -> Any:
+    """The plain value that a pickle describes; nothing is imported and nothing is called.
+
+    Raises:
+        Refused: it is no pickle, or uses an instruction in a way that makes no sense.
+    """
+    machine = _Machine()
+    try:
+        for instruction, argument, _ in pickletools.genops(pickled):
+            machine.step(instruction.name, argument)
+        return machine.pop()
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise Refused(f"the .ckpt's index cannot be read ({error}); {ADVICE}") from None
+
+
+class _Machine:
+    """The stack, what lies below each open mark, and the memo."""
+
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in CONSTANTS:
+            self._stack.append(CONSTANTS[name]())
+        elif name in ARGUMENTS:
+            self._stack.append(argument)
+        elif name not in IGNORED:
+            ACTIONS[name](self, argument)
+
+    def pop(self) -> Any:
+        return self._stack.pop()
+
+    def push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def top(self) -> Any:
+        return self._stack[-1]
+
+    def mark(self, _: Any) -> None:
+        self._below.append(self._stack)
+        self._stack = []
+
+    def since_mark(self) -> list[Any]:
+        values, self._stack = self._stack, self._below.pop()
+        return values
+
+    def remember(self, place: int | None) -> None:
+        self._memo[len(self._memo) if place is None else place] = self.top()
+
+    def recall(self, place: int) -> None:
+        self.push(self._memo[place])
+
+    def collect(self, count: int) -> tuple[Any, ...]:
+        return tuple(reversed([self.pop() for _ in range(count)]))
+
+    def append_all(self, values: list[Any]) -> None:
+        if isinstance(self.top(), list):
+            self.top().extend(values)
+
+    def set_all(self, values: list[Any]) -> None:
+        """Only plain keys are kept: hashing anything deeper could exhaust the stack."""
+        if isinstance(self.top(), dict):
+            pairs = zip(values[::2], values[1::2], strict=True)
+            self.top().update((key, value) for key, value in pairs if isinstance(key, str | int))
+
+    def make(self, what: Any, arguments: Any) -> None:
+        """What would have been a call."""
+        maker = MAKERS.get((what.module, what.name)) if isinstance(what, Global) else None
+        self.push(maker(*arguments) if maker else Inert())
+
+    def storage(self, identity: Any) -> None:
+        """Torch's persistent id: ``("storage", class, key, location, elements)``."""
+        _, kind, key, _, elements = identity
+        if not isinstance(kind, Global) or not isinstance(key, str):
+            raise ValueError("a storage that is none")  # noqa: TRY004 - the file's mistake
+        self.push(Storage(kind.name, key, _count(elements)))
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 48:
+        raise ValueError("a size that is none")
+    return value
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
+    """Torch's ``_rebuild_tensor_v2``, as a description."""
+    if not isinstance(storage, Storage) or storage.kind not in DTYPES:
+        return Inert()
+    dtype, item_bytes = DTYPES[storage.kind]
+    sizes, steps = tuple(map(_count, shape)), tuple(map(_count, strides))
+    if len(sizes) != len(steps):
+        raise ValueError("a shape without its strides")
+    return Stored(
+        dtype=dtype,
+        shape=sizes,
+        strides=steps,
+        offset=_count(offset),
+        storage=storage.key,
+        elements=storage.elements,
+        item_bytes=item_bytes,
+    )
+
+
+def _ordered_dict(*arguments: Any) -> dict[Any, Any]:
+    pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
+    return {pair[0]: pair[1] for pair in pairs if isinstance(pair[0], str | int)}
+
+
+MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    ("collections", "OrderedDict"): _ordered_dict,
+}
+
+IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
+CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": Inert,
+    "EMPTY_TUPLE": tuple,
+}
+ARGUMENTS = frozenset({
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+})  # fmt: skip
+
+Action = Callable[[_Machine, Any], Any]
+ACTIONS: dict[str, Action] = {
+    "MARK": _Machine.mark,
+    "POP": lambda machine, _: machine.pop(),
+    "POP_MARK": lambda machine, _: machine.since_mark(),
+    "DUP": lambda machine, _: machine.push(machine.top()),
+    "MEMOIZE": _Machine.remember,
+    "PUT": _Machine.remember,
+    "BINPUT": _Machine.remember,
+    "LONG_BINPUT": _Machine.remember,
+    "GET": _Machine.recall,
+    "BINGET": _Machine.recall,
+    "LONG_BINGET": _Machine.recall,
+    "TUPLE1": lambda machine, _: machine.push(machine.collect(1)),
+    "TUPLE2": lambda machine, _: machine.push(machine.collect(2)),
+    "TUPLE3": lambda machine, _: machine.push(machine.collect(3)),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
+    "LIST": lambda machine, _: machine.push(machine.since_mark()),
+    "DICT": lambda machine, _: _new_dict(machine),
+    "FROZENSET": lambda machine, _: _inert_since_mark(machine),
+    "INST": lambda machine, _: _inert_since_mark(machine),
+    "OBJ": lambda machine, _: _inert_since_mark(machine),
+    "ADDITEMS": lambda machine, _: machine.since_mark(),
+    "APPEND": lambda machine, _: _append(machine),
+    "APPENDS": lambda machine, _: _appends(machine),
+    "SETITEM": lambda machine, _: _set_item(machine),
+    "SETITEMS": lambda machine, _: _set_items(machine),
+    "GLOBAL": lambda machine, names: machine.push(Global(*names.split(" ", 1))),
+    "STACK_GLOBAL": lambda machine, _: _stack_global(machine),
+    "REDUCE": lambda machine, _: _reduce(machine, 2),
+    "NEWOBJ": lambda machine, _: _reduce(machine, 2),
+    "NEWOBJ_EX": lambda machine, _: _inert_for(machine, 3),
+    "BUILD": lambda machine, _: machine.pop(),
+    "BINPERSID": lambda machine, _: machine.storage(machine.pop()),
+}
+"""What an instruction does; one that is not listed ends the reading."""
+
+
+def _new_dict(machine: _Machine) -> None:
+    values = machine.since_mark()
+    machine.push({})
+    machine.set_all(values)
+
+
+def _inert_since_mark(machine: _Machine) -> None:
+    machine.since_mark()
+    machine.push(Inert())
+
+
+def _inert_for(machine: _Machine, count: int) -> None:
+    machine.collect(count)
+    machine.push(Inert())
+
+
+def _append(machine: _Machine) -> None:
+    value = machine.pop()
+    machine.append_all([value])
+
+
+def _appends(machine: _Machine) -> None:
+    values = machine.since_mark()
+    machine.append_all(values)
+
+
+def _set_item(machine: _Machine) -> None:
+    values = list(machine.collect(2))
+    machine.set_all(values)
+
+
+def _set_items(machine: _Machine) -> None:
+    values = machine.since_mark()
+    machine.set_all(values)
+
+
+def _stack_global(machine: _Machine) -> None:
+    module, name = machine.collect(2)
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise TypeError("a name that is none")
+    machine.push(Global(module, name))
+
+
+def _reduce(machine: _Machine, count: int) -> None:
+    what, arguments = machine.collect(count)
+    if not isinstance(arguments, tuple):
+        raise TypeError("arguments that are none")
+    machine.make(what, arguments)

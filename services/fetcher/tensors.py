@@ -1,0 +1,133 @@
+"""Safetensors files without torch: read the header, copy tensors byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from shared.errors import Refused
+
+HEADER_BYTES = 32 << 20
+LENGTH_BYTES = 8
+PIECE = 1 << 20
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """A tensor in a header; offsets in bytes, from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """A tensor to be written, wherever it comes from."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    copy: Callable[[BinaryIO], None]
+    """Writes its bytes."""
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def looks_like_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        return 0 < length <= HEADER_BYTES and file.read(1) == b"{"
+
+
+def read_header(path: Path, shown: str) -> dict[str, Entry]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        Refused: it is none, is damaged, or is cut off; names ``shown``.
+    """
+    try:
+        return _read_header(path)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{shown}: not a whole safetensors file ({error})") from None
+
+
+def _read_header(path: Path) -> dict[str, Entry]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        raw = msgspec.json.decode(file.read(length), type=dict[str, Any])
+    raw.pop("__metadata__", None)
+    entries = msgspec.convert(raw, dict[str, Entry])
+    room = path.stat().st_size - LENGTH_BYTES - length
+    for name, entry in entries.items():
+        _check(name, entry, room)
+    return entries
+
+
+def _check(name: str, entry: Entry, room: int) -> None:
+    start, end = entry.data_offsets
+    if entry.dtype not in ITEM_BYTES or any(size < 0 for size in entry.shape):
+        raise ValueError(f"{name} has type {entry.dtype} and shape {entry.shape}")
+    if not 0 <= start <= end <= room:
+        raise ValueError(f"{name} is cut off")
+    if end - start != prod(entry.shape) * ITEM_BYTES[entry.dtype]:
+        raise ValueError(f"{name} has {end - start} bytes, which is not its shape")
+
+
+def sources_in(path: Path, entries: Mapping[str, Entry]) -> dict[str, Source]:
+    """The tensors of a safetensors file, ready to be copied."""
+    with path.open("rb") as file:
+        begin = LENGTH_BYTES + int.from_bytes(file.read(LENGTH_BYTES), "little")
+
+    def copier(entry: Entry) -> Callable[[BinaryIO], None]:
+        start, end = entry.data_offsets
+        return lambda out: _copy_range(path, begin + start, end - start, out)
+
+    return {
+        name: Source(dtype=entry.dtype, shape=entry.shape, copy=copier(entry))
+        for name, entry in entries.items()
+    }
+
+
+def _copy_range(path: Path, start: int, length: int, out: BinaryIO) -> None:
+    with path.open("rb") as file:
+        file.seek(start)
+        while length > 0:
+            piece = file.read(min(length, PIECE))
+            if not piece:
+                raise EOFError(f"{path.name} is cut off")
+            out.write(piece)
+            length -= len(piece)
+
+
+def write(path: Path, tensors: Mapping[str, Source], heard: Callable[[], None]) -> None:
+    """Write a safetensors file; the largest types come first, so that all data is aligned.
+
+    ``heard`` is called after every tensor.
+    """
+    order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].bytes
+        header[name] = Entry(
+            dtype=tensors[name].dtype, shape=tensors[name].shape, data_offsets=(start, end)
+        )
+    text = msgspec.json.encode(header)
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        for name in order:
+            tensors[name].copy(file)
+            heard()

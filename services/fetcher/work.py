@@ -1,0 +1,142 @@
+"""The fetcher's claimed work: stage a job's dataset and base model before any GPU time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import structlog
+
+from services.fetcher.archive import unpack
+from services.fetcher.base_model import BaseModels
+from services.fetcher.dataset import check, course_of, report_on
+from services.fetcher.download import download
+from services.fetcher.meter import Meter
+from shared.concurrency import in_thread
+from shared.dataset.manifest import Report
+from shared.errors import NotFound, Refused
+from shared.folders import upload_folder
+from shared.messages import (
+    FETCHER,
+    AnyMessage,
+    DatasetStaged,
+    Interruption,
+    JobSubmitted,
+    Progressed,
+    Stage,
+    StagingInterrupted,
+    StagingProgressed,
+    StagingStarted,
+    Started,
+)
+from shared.outbound import shown_url
+from shared.ports import ObjectStore
+from shared.request import STORED, Train
+from shared.runtime import Order
+
+ARCHIVE_BYTES = 10 << 30
+"""Of a dataset's zip."""
+
+log = structlog.get_logger()
+
+
+class FetcherWork:
+    """Answers ``job.submitted`` with ``dataset.staged``."""
+
+    queue = FETCHER
+    started: type[Started] = StagingStarted
+    progressed: type[Progressed] = StagingProgressed
+    interrupted: type[Interruption] = StagingInterrupted
+    stops_gently = False
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        bases: BaseModels,
+        *,
+        scratch: Path,
+        allowed: frozenset[str],
+        places: int = 4,
+    ) -> None:
+        self.places = places
+        self._store = store
+        self._bases = bases
+        self._scratch = scratch
+        self._allowed = allowed
+
+    def stage_of(self, message: AnyMessage) -> Stage | None:
+        return "staging" if isinstance(message, JobSubmitted) else None
+
+    async def prepare(self) -> str:
+        return ""
+
+    async def close(self) -> None:
+        """Nothing lasts between orders."""
+
+    async def perform(self, order: Order) -> DatasetStaged:
+        """Stage what the job asks for; whatever happens, the scratch folder goes."""
+        submitted = order.message
+        if not isinstance(submitted, JobSubmitted):
+            raise TypeError(f"{type(submitted).__name__} does not ask for staging")
+        scratch = self._scratch / f"{order.job}-staging-{order.grant.attempt}"
+        try:
+            await in_thread(_make_fresh, scratch)
+            dataset, report = await self._stage_dataset(order, submitted.train, scratch)
+            base = await self._stage_base(order, submitted.train, scratch / "base")
+        finally:
+            await in_thread(shutil.rmtree, scratch, ignore_errors=True)
+        return DatasetStaged(
+            **order.stamp(),
+            train=submitted.train,
+            inference=submitted.inference,
+            dataset=dataset,
+            base_model=base,
+            report=report.plain(),
+        )
+
+    async def _stage_dataset(self, order: Order, train: Train, scratch: Path) -> tuple[str, Report]:
+        archive, folder = scratch / "data.zip", scratch / "dataset"
+        shown = "the upload" if train.data_url.startswith(STORED) else shown_url(train.data_url)
+        await in_thread(folder.mkdir)
+        await self._fetch(order, train.data_url, archive)
+        order.progress(phase="unpacking")
+        unpacked = await unpack(archive, folder, shown=shown, heard=order.heard)
+        await in_thread(archive.unlink)
+        checked = await check(
+            unpacked, folder, shown=shown,
+            heard=lambda done, of: order.progress(phase="checking images", images=done, of=of),
+        )  # fmt: skip
+        manifest, report = await in_thread(report_on, checked, course_of(train), shown)
+        await in_thread(manifest.write, folder)
+        order.progress(phase="storing the dataset")
+        prefix = f"jobs/{order.job}/staging/{order.grant.attempt}/dataset"
+        await upload_folder(self._store, folder, prefix, heard=order.heard)
+        log.info(
+            "dataset_staged", job=order.job, images=report.images, skipped=report.skipped_count
+        )
+        return prefix, report
+
+    async def _stage_base(self, order: Order, train: Train, scratch: Path) -> str:
+        meter = Meter("downloading the base model", order.progress, order.heard)
+        order.progress(phase="staging the base model", bytes=0, bytes_total=None)
+        await in_thread(scratch.mkdir)
+        return await self._bases.stage(train, scratch, meter)
+
+    async def _fetch(self, order: Order, url: str, archive: Path) -> None:
+        """The archive from the user's URL, or from our store where the gateway found it there."""
+        if not url.startswith(STORED):
+            meter = Meter("downloading the dataset", order.progress, order.heard)
+            await download(
+                url, archive, allowed=self._allowed, limit=ARCHIVE_BYTES, on_bytes=meter.bytes
+            )
+            return
+        try:
+            key = url.removeprefix(STORED)
+            await self._store.download(key, archive, heard=order.heard)
+        except NotFound:
+            raise Refused("input.train.data_url: the upload is not in the store any more") from None
+
+
+def _make_fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)

@@ -1,0 +1,103 @@
+"""What an image's caption is."""
+
+# ruff: noqa: S311 - seeded draws, not secrets
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.dataset.captions import (
+    Caption,
+    Tag,
+    decode,
+    from_name,
+    merge,
+    parse,
+    shuffled,
+    weighted_sample,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "caption"),
+    [
+        ("a photo of ted bennet, sitting_1.jpg", "a photo of ted bennet, sitting"),
+        ("x_y_z.jpg", "x"),
+        ("ted/by the sea.PNG", "by the sea"),
+        ("version 1.5 of it.webp", "version 1.5 of it"),
+        ("_1.jpg", ""),
+    ],
+)
+def test_a_name_is_a_caption_up_to_its_first_underscore(name: str, caption: str) -> None:
+    assert from_name(name).text == caption
+
+
+def test_commas_part_the_main_prompt_from_tags_and_a_tag_counts_once() -> None:
+    assert parse("main,, t , t, u,").text == "main, , t, u"
+    assert parse("main,, t , t, u,").main == "main"
+
+
+def test_a_caption_file_is_utf_8_with_or_without_a_mark_and_otherwise_what_windows_wrote() -> None:
+    assert decode("\ufeffa café\n".encode()) == "a café"
+    assert decode("a café".encode("cp1252")) == "a café"
+    assert decode(b"\x81 is no letter in 1252") == "\x81 is no letter in 1252"
+
+
+def test_the_first_main_prompt_wins_and_tags_add_up_the_heaviest_first() -> None:
+    yaml = Caption("from yaml", (Tag("y1"), Tag("y2", 2.0)))
+
+    merged = merge([yaml, parse("from caption, t2"), parse("from txt, t1")])
+
+    assert merged.text == "from yaml, y2, y1, t2, t1"
+    assert merged.weights == (2.0, 1.0, 1.0, 1.0)
+
+
+def test_a_caption_without_words_leaves_the_main_prompt_to_the_next() -> None:
+    assert merge([parse(""), parse("the name")]).text == "the name"
+
+
+def test_the_first_weight_given_to_a_tag_is_the_one_that_counts() -> None:
+    first, second = Caption("a", (Tag("t", 3.0),)), Caption("b", (Tag("u"), Tag("t", 9.0)))
+
+    assert merge([first, second]).tags == (Tag("t", 3.0), Tag("u"))
+
+
+@given(st.lists(st.sampled_from("abcdefg"), unique=True), st.integers())
+def test_shuffling_keeps_the_first_part_in_front_and_loses_no_tag(
+    tags: list[str], seed: int
+) -> None:
+    main, *rest = shuffled(", ".join(["main", *tags]), (), Random(seed)).split(", ")
+
+    assert main == "main"
+    assert sorted(rest) == sorted(tags)
+
+
+def test_every_order_of_three_tags_comes_about_equally_often() -> None:
+    random = Random(1)
+
+    orders = Counter(shuffled("m, a, b, c", (), random) for _ in range(6000))
+
+    assert len(orders) == 6
+    assert all(850 < count < 1150 for count in orders.values())
+
+
+def test_a_tag_of_three_times_the_weight_comes_first_three_times_as_often() -> None:
+    random = Random(2)
+
+    firsts = Counter(shuffled("m, a, b", (3.0, 1.0), random) for _ in range(8000))
+
+    assert firsts["m, a, b"] / 8000 == pytest.approx(0.75, abs=0.02)
+
+
+def test_drawing_two_of_four_by_rating_has_the_exact_odds() -> None:
+    random = Random(3)
+
+    drawn = Counter(
+        index for _ in range(20_000) for index in weighted_sample([1, 1, 1, 3], 2, random)
+    )
+
+    odds = [drawn[index] / 20_000 for index in range(4)]
+    assert odds == pytest.approx([0.4, 0.4, 0.4, 0.8], abs=0.015)

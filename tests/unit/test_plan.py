@@ -1,0 +1,251 @@
+"""Which pictures make which batch, and how each is drawn."""
+
+# ruff: noqa: S311 - seeded draws, not secrets
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.dataset.buckets import nearest
+from shared.dataset.manifest import Picture
+from shared.dataset.plan import (
+    Course,
+    Draw,
+    caption_of,
+    draw,
+    multiplied,
+    plan_epoch,
+    rated_count,
+    seed_of,
+    steps_per_epoch,
+    total_steps,
+)
+
+SQUARE, LANDSCAPE = (600, 600), (900, 500)
+
+
+def pictures(*shapes: tuple[int, int], **more: Any) -> list[Picture]:
+    return [
+        Picture(file=f"{number}.png", caption="a cat, sitting, red", width=w, height=h, **more)
+        for number, (w, h) in enumerate(shapes)
+    ]
+
+
+def course(**more: Any) -> Course:
+    return Course(**{"resolution": 512, "batch_size": 4, "seed": 555, **more})
+
+
+shapes = st.lists(st.tuples(st.integers(64, 3000), st.integers(64, 3000)), min_size=1, max_size=40)
+
+
+def test_a_lone_landscape_fills_its_batch_with_repeats_and_counts_for_an_eighth() -> None:
+    batches = plan_epoch(pictures(*[SQUARE] * 5, LANDSCAPE), course(), 0)
+
+    assert len(batches) == 3
+    assert sum(len(batch.pictures) for batch in batches) == 12
+    (lone,) = (batch for batch in batches if batch.size == (640, 384))
+    assert lone.pictures == (5, 5, 5, 5)
+    assert (lone.real, lone.loss_factor) == (1, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "factor"),
+    [(1, 4, 0.125), (2, 4, 0.353553), (3, 4, 0.649519), (4, 4, 1.0), (1, 2, 0.353553)],
+)
+def test_a_short_batch_weighs_its_real_share_to_the_power_of_one_and_a_half(
+    images: int, batch_size: int, factor: float
+) -> None:
+    (batch,) = plan_epoch(pictures(*[SQUARE] * images), course(batch_size=batch_size), 0)
+
+    assert batch.loss_factor == pytest.approx(factor, abs=1e-6)
+
+
+@given(shapes, st.integers(1, 9), st.integers(), st.integers(0, 50))
+@settings(deadline=None)
+def test_every_epoch_shows_every_picture_once_in_full_batches_of_one_shape(
+    sizes: list[tuple[int, int]], batch_size: int, seed: int, epoch: int
+) -> None:
+    dataset = pictures(*sizes)
+
+    batches = plan_epoch(dataset, course(batch_size=batch_size, seed=seed), epoch)
+
+    real = [index for batch in batches for index in batch.pictures[: batch.real]]
+    assert sorted(real) == list(range(len(sizes)))
+    for number, batch in enumerate(batches):
+        assert len(batch.pictures) == batch_size
+        assert batch.first == number * batch_size
+        assert set(batch.pictures[batch.real :]) <= set(batch.pictures[: batch.real])
+        for index in batch.pictures:
+            assert nearest(*sizes[index], 512) == batch.size
+
+
+def test_epochs_and_seeds_differ_in_order_and_equal_ones_do_not() -> None:
+    dataset = pictures(*[SQUARE] * 30, *[LANDSCAPE] * 30)
+
+    first = plan_epoch(dataset, course(), 0)
+
+    assert plan_epoch(dataset, course(), 0) == first
+    assert plan_epoch(dataset, course(), 1) != first
+    assert plan_epoch(dataset, course(seed=556), 0) != first
+
+
+def test_another_process_makes_the_same_plan() -> None:
+    code = "from shared.dataset.plan import seed_of; print(seed_of(555, 3, 'order'))"
+
+    said = [
+        subprocess.run(  # noqa: S603 - our own code
+            [sys.executable, "-c", code],
+            capture_output=True,
+            check=True,
+            text=True,
+            env={"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+
+    assert said == [f"{seed_of(555, 3, 'order')}\n"] * 2
+    assert (
+        seed_of(555, 3, "order") == 6214497740513498240
+    )  # pinned: a new value would break every resume point
+
+
+def test_batches_of_different_shapes_come_mixed() -> None:
+    sizes = [
+        batch.size for batch in plan_epoch(pictures(*[SQUARE] * 80, *[LANDSCAPE] * 80), course(), 0)
+    ]
+
+    changes = sum(one != other for one, other in pairwise(sizes))
+    assert changes > 8
+
+
+def test_steps_are_batches_and_add_up_over_the_epochs() -> None:
+    dataset = pictures(*[SQUARE] * 12)
+
+    assert steps_per_epoch(dataset, course(batch_size=2)) == 6
+    assert total_steps(dataset, course(batch_size=2, epochs=300)) == 1800
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "total"),
+    [
+        ([2.5] * 4, 10),
+        ([0.5] * 3, 1),
+        ([1.1] * 10, 11),
+        ([0.1] * 10, 1),
+        ([2, 0.25, 0.25, 0.25], 2),
+    ],
+)
+def test_multipliers_add_up_exactly_and_the_sum_is_rounded_down(
+    multipliers: Sequence[float], total: int
+) -> None:
+    assert len(multiplied(multipliers, Random(1))) == total
+
+
+def test_a_multiplier_of_two_and_a_half_means_two_or_three() -> None:
+    for seed in range(50):
+        counts = Counter(multiplied([2.5] * 4, Random(seed)))
+        assert sorted(counts.values()) == [2, 2, 3, 3]
+
+
+def test_a_fraction_is_the_exact_chance_of_one_more() -> None:
+    random = Random(4)
+
+    seen = Counter(index for _ in range(10_000) for index in multiplied([0.2, 0.5, 1.3], random))
+
+    odds = [seen[index] / 10_000 for index in range(3)]
+    assert odds == pytest.approx([0.2, 0.5, 1.3], abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "percent", "counts"),
+    [
+        (100, 10, 50, [100, 100, 95, 90, 85, 80, 75, 70, 65, 60]),
+        (10, 4, 50, [10, 10, 9, 8]),
+        (10, 2, 50, [10, 10]),
+        (20, 5, 0, [20, 20, 16, 12, 8]),
+        (20, 5, 100, [20] * 5),
+        (10, 3, 10, [10, 10, 7]),
+    ],
+)
+def test_a_rated_dataset_shrinks_epoch_by_epoch(
+    images: int, epochs: int, percent: int, counts: list[int]
+) -> None:
+    rated = course(epochs=epochs, rated_percent=percent)
+
+    assert [rated_count(images, rated, epoch) for epoch in range(epochs)] == counts
+
+
+def test_a_late_epoch_of_a_rated_dataset_has_each_picture_once_and_prefers_the_good_ones() -> None:
+    good = pictures(*[SQUARE] * 20, rating=5.0, multiply=3.0)
+    poor = pictures(*[SQUARE] * 20, rating=0.2)
+    rated = course(epochs=10, rated_percent=50, batch_size=1)
+
+    late = [batch.pictures[0] for batch in plan_epoch(good + poor, rated, 9)]
+
+    assert len(late) == len(set(late)) == 24
+    assert sum(index < 20 for index in late) >= 18
+    assert steps_per_epoch(good + poor, rated, 0) == 80
+    assert total_steps(good + poor, rated) == sum(
+        len(plan_epoch(good + poor, rated, epoch)) for epoch in range(10)
+    )
+
+
+def draws(one: Picture, job: Course, count: int = 4000) -> list[Draw]:
+    size = nearest(one.width, one.height, 512)
+    return [draw(one, 0, size, job, epoch=0, position=position) for position in range(count)]
+
+
+def test_a_dropped_caption_is_the_empty_one_and_as_frequent_as_asked() -> None:
+    (cat,) = pictures(SQUARE)
+
+    dropped = sum(one.caption == "" for one in draws(cat, course(cond_dropout=0.25)))
+
+    assert dropped / 4000 == pytest.approx(0.25, abs=0.02)
+    assert {one.caption for one in draws(cat, course(cond_dropout=0.0), 100)} == {cat.caption}
+    assert {one.caption for one in draws(cat, course(cond_dropout=1.0), 100)} == {""}
+
+
+def test_a_picture_is_mirrored_as_often_as_asked() -> None:
+    (cat,) = pictures(SQUARE)
+
+    flipped = sum(one.flip for one in draws(cat, course(flip_p=0.5)))
+
+    assert flipped / 4000 == pytest.approx(0.5, abs=0.03)
+    assert all(one.flip for one in draws(cat, course(flip_p=1.0), 100))
+
+
+def test_a_picture_of_its_own_mind_beats_the_job() -> None:
+    (cat,) = pictures(SQUARE, cond_dropout=0.0, flip_p=0.0, shuffle_tags=False)
+    job = course(cond_dropout=1.0, flip_p=1.0, shuffle_tags=True)
+
+    assert {(one.caption, one.flip) for one in draws(cat, job, 50)} == {(cat.caption, False)}
+
+
+def test_tags_are_shuffled_per_picture_and_epoch_and_otherwise_left_alone() -> None:
+    (cat,) = pictures(SQUARE)
+    job = course(shuffle_tags=True)
+
+    orders = Counter(caption_of(cat, 0, job, epoch) for epoch in range(400))
+
+    assert set(orders) == {"a cat, sitting, red", "a cat, red, sitting"}
+    assert 140 < orders["a cat, sitting, red"] < 260
+    assert len({caption_of(cat, index, job, 0) for index in range(20)}) == 2
+    assert caption_of(cat, 0, job, 7) == caption_of(cat, 0, job, 7)
+    assert caption_of(cat, 0, course(), 7) == "a cat, sitting, red"
+
+
+def test_a_draw_depends_on_seed_epoch_and_position_alone() -> None:
+    (cat,) = pictures((1000, 1000))
+    job = course(cond_dropout=0.5, flip_p=0.5)
+
+    assert draws(cat, job, 50) == draws(cat, job, 50)
+    assert len({one.crop for one in draws(cat, job, 50)}) > 30
+    assert draws(cat, course(seed=1, cond_dropout=0.5, flip_p=0.5), 50) != draws(cat, job, 50)
