@@ -125,6 +125,12 @@ class Job(Struct, frozen=True, kw_only=True):
     def published(self) -> bool:
         return self.s3 is not None
 
+    def holds(self, stage: Stage, claim: str) -> bool:
+        """Whether the claim is the live one of its stage, in a job that has not ended."""
+        record = self.stages.get(stage)
+        held = record.claim if record else None
+        return not self.ended and held is not None and held.id == claim
+
 
 class Effect(Struct, frozen=True, kw_only=True):
     """Something to say because of a step.
@@ -196,10 +202,10 @@ def time_out(job: Job, reason: str, now: float) -> Step:
 
 def lose_claim(job: Job, stage: Stage, claim: str, *, now: float, beat: float) -> Step:
     """The supervisor has not heard of a claim for too long."""
-    record = job.stages.get(stage)
-    if job.ended or record is None or record.claim is None or record.claim.id != claim:
+    held = job.stages[stage].claim if job.holds(stage, claim) else None
+    if held is None:
         return Step(job)
-    reason = f"the worker {record.claim.worker} was lost during {stage}"
+    reason = f"the worker {held.worker} was lost during {stage}"
     return _failure(_release(job, stage), stage, reason, now=now, beat=beat)
 
 
@@ -229,7 +235,7 @@ def advance(job: Job, fact: AnyMessage, *, control: str | None, now: float, beat
             return _webhook(job, fact, beat)
         case StageFact() if isinstance(fact, Started):
             return _claim(job, fact, control, now)
-        case StageFact() if not _is_live(job, fact):
+        case StageFact() if not job.holds(fact.stage, fact.claim):
             reason = "the job has ended" if job.ended else "this claim is not the live one"
             return Step(job, _refusal(fact, control, reason))
         case StageFact():
@@ -237,7 +243,7 @@ def advance(job: Job, fact: AnyMessage, *, control: str | None, now: float, beat
     return Step(job)
 
 
-def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step:  # noqa: PLR0911
+def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step:  # noqa: C901, PLR0911
     match fact:
         case DatasetStaged():
             return _ask(_done(replace(job, report=fact.report), fact), "training", fact, now)
@@ -265,10 +271,10 @@ def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step: 
 
 def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
     """Grant or refuse; the same claim gets the same answer again."""
-    record = job.stages.get(fact.stage)
-    if record is not None and record.claim is not None and record.claim.id == fact.claim:
+    if job.holds(fact.stage, fact.claim):
         job = _at(job, fact, control)
         return Step(job, _grant(job, fact.stage))
+    record = job.stages.get(fact.stage)
     if reason := _why_not(job, record, fact.claim):
         return Step(job, _refusal(fact, control, reason))
     assert record is not None  # noqa: S101 - _why_not refuses what was not asked for
@@ -329,12 +335,6 @@ def _answer(message: Message, control: str | None) -> tuple[Effect, ...]:
     return (Effect(message=message, queue=control, durable=False, needs_listener=False),)
 
 
-def _is_live(job: Job, fact: StageFact) -> bool:
-    record = job.stages.get(fact.stage)
-    claim = record.claim if record else None
-    return not job.ended and claim is not None and claim.id == fact.claim
-
-
 # --- Outcomes ---------------------------------------------------------------------------------
 
 
@@ -374,7 +374,7 @@ def _give_up(job: Job, stage: Stage, reason: str, now: float) -> Step:
 def _settle(step: Step, now: float) -> Step:
     """End the job when nothing is left to do, or when a stage was given up.
 
-    A model on its way to the user's bucket is let through first: a failed generation never loses it.
+    A model on its way to the user's bucket is let through first: no failed generation loses it.
     """
     job = step.job
     failed = [record.failed for record in job.stages.values() if record.failed is not None]
@@ -443,7 +443,7 @@ def _webhook_due(job: Job, delay: float) -> tuple[Effect, ...]:
 def _webhook(job: Job, fact: WebhookDelivered | WebhookFailed, beat: float) -> Step:
     """Settled, or due again by the schedule; an answer to an older attempt says nothing new."""
     expected = (job.run, job.webhook_attempts + 1)
-    if job.webhook_settled or (fact.run, fact.attempt) != expected:
+    if not job.ended or job.webhook_settled or (fact.run, fact.attempt) != expected:
         return Step(job)
     job = replace(job, webhook_attempts=fact.attempt)
     wait = retry.webhook_delay(fact.attempt, beat)

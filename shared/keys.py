@@ -53,8 +53,8 @@ def link_signature(key: str, path: str, expires: int) -> str:
 
 def link_holds(key: str, path: str, expires: int, signature: str, now: float) -> bool:
     """Whether a link is ours and has not ended."""
-    good = hmac.compare_digest(link_signature(key, path, expires), signature)
-    return good and now < expires
+    expected, given = link_signature(key, path, expires), signature.encode(errors="replace")
+    return hmac.compare_digest(expected.encode(), given) and now < expires
 
 
 def seal(key: str, s3: S3Config) -> str:

@@ -1,1 +1,1 @@
-"""The gateway admits jobs over HTTP and from the broker, keeps their record, grants and supervises claims."""
+"""The gateway admits jobs, keeps their record, grants claims and supervises them."""

@@ -1,0 +1,39 @@
+"""Runs the gateway: ``python -m services.gateway``."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.gateway.service import Gateway, migrate
+from shared import keys, telemetry
+from shared.adapters.database import Database
+from shared.adapters.rabbitmq import RabbitMQBus
+from shared.adapters.stores import open_store
+from shared.ports import Bus, JobStore, ObjectStore
+from shared.runtime import closing, or_stopped, stop_on_signals
+from shared.settings import Settings, from_environment
+
+
+def build(settings: Settings, key: str, bus: Bus, store: ObjectStore, jobs: JobStore) -> Gateway:
+    """The gateway over these adapters; run it with ``await gateway.run(stop)``."""
+    return Gateway(settings, key, bus, store, jobs)
+
+
+async def main() -> None:
+    telemetry.configure("gateway")
+    settings, stop = from_environment(), stop_on_signals()
+    key = keys.secret_key(settings.secret_key, settings.home)
+    opening = RabbitMQBus.open(settings.amqp_url, source="gateway", beat=settings.beat)
+    bus = await or_stopped(opening, stop)
+    if bus is not None:
+        async with (
+            closing(bus),
+            closing(open_store(settings, key)) as store,
+            closing(Database.open(settings.database_url)) as jobs,
+        ):
+            await or_stopped(migrate(jobs), stop)
+            await build(settings, key, bus, store, jobs).run(stop)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

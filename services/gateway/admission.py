@@ -1,0 +1,76 @@
+"""How a request becomes a job, whether it came by HTTP or from the broker."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from services.gateway.ledger import Ledger
+from shared import keys
+from shared.jobs import Job, admit
+from shared.request import Inference, Request, Train, parse_request
+
+RANDOM_SEED = -1
+SEEDS = 2**32
+
+log = structlog.get_logger()
+
+
+class Admission:
+    """Checks requests and writes them down; opens no outside connection."""
+
+    def __init__(self, key: str, ledger: Ledger, clock: Callable[[], float]) -> None:
+        """``key`` is the deployment's; it seals the user's bucket secrets."""
+        self._key = key
+        self._ledger = ledger
+        self._clock = clock
+
+    async def admit(self, job_id: str, owner: str, body: Any) -> Job:
+        """Write the job and the fact that asks for its staging, in one commit.
+
+        A repeat of a known id changes nothing.
+
+        Raises:
+            Invalid: with every mistake of the body.
+            Unavailable: the database does not answer.
+        """
+        body = unwrap(body)
+        request = with_seeds(parse_request(body))
+        sealed = keys.seal(self._key, request.s3) if request.s3 else None
+        step = admit(job_id, owner, request, body["input"], sealed=sealed, now=self._clock())
+        if await self._ledger.open(step):
+            log.info("job_admitted", job=job_id, owner=owner[:16])
+        return step.job
+
+
+def unwrap(body: Any) -> Any:
+    """RunPod's asynchronous Python client puts a whole request into ``input`` once more."""
+    match body:
+        case {"input": {"input": _} as inner} if len(body) == 1:
+            return inner
+    return body
+
+
+def with_seeds(request: Request) -> Request:
+    """Draw now what was left to chance, so that every attempt draws the same images."""
+    return msgspec.structs.replace(
+        request,
+        train=_seeded(request.train),
+        inference=tuple(_drawn(entry) for entry in request.inference),
+    )
+
+
+def _seeded(train: Train) -> Train:
+    if train.seed != RANDOM_SEED:
+        return train
+    return msgspec.structs.replace(train, seed=secrets.randbelow(SEEDS))
+
+
+def _drawn(entry: Inference) -> Inference:
+    if entry.seed not in (None, RANDOM_SEED):
+        return entry
+    return msgspec.structs.replace(entry, seed=secrets.randbelow(SEEDS))

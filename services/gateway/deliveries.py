@@ -1,0 +1,43 @@
+"""What becomes of a delivery: acked when it is dealt with, buried when it cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from itertools import count
+
+import structlog
+
+from shared.errors import Unavailable
+from shared.messages import Queue
+from shared.ports import Bus, Delivery
+from shared.retry import reconnect_delay
+
+Handler = Callable[[Delivery], Awaitable[None]]
+
+log = structlog.get_logger()
+
+
+async def deal_with_all(bus: Bus, queue: Queue, handle: Handler) -> None:
+    """Handle a queue's deliveries one after another, for ever."""
+    async with aclosing(bus.consume(queue)) as deliveries:
+        async for delivery in deliveries:
+            await deal_with(delivery, handle)
+
+
+async def deal_with(delivery: Delivery, handle: Handler) -> None:
+    """Keep it unacked while a server is away; never let one message hold up the queue for good."""
+    for attempt in count():
+        try:
+            await handle(delivery)
+        except Unavailable as error:
+            log.warning("server_away", type=delivery.envelope.type, reason=str(error))
+            await asyncio.sleep(reconnect_delay(attempt))
+        except Exception as error:
+            log.exception("cannot_handle", type=delivery.envelope.type, job=delivery.message.job)
+            await delivery.bury(f"{type(error).__name__}: {error}"[:300])
+            return
+        else:
+            await delivery.ack()
+            return

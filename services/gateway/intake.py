@@ -1,0 +1,48 @@
+"""Jobs from programs that put ``job.requested`` on the exchange themselves."""
+
+from __future__ import annotations
+
+import structlog
+
+from services.gateway.admission import Admission
+from services.gateway.deliveries import deal_with_all
+from shared.messages import GATEWAY_INTAKE, Envelope, JobRefused, JobRequested, stable_id
+from shared.ports import Bus, Delivery
+from shared.request import Invalid
+
+log = structlog.get_logger()
+
+
+class Intake:
+    """Admits what comes from the broker, or says ``job.refused``."""
+
+    def __init__(self, bus: Bus, admission: Admission) -> None:
+        self._bus = bus
+        self._admission = admission
+
+    async def run(self) -> None:
+        await deal_with_all(self._bus, GATEWAY_INTAKE, self._admit)
+
+    async def _admit(self, delivery: Delivery) -> None:
+        message = delivery.message
+        if isinstance(message, JobRequested):
+            await self._admit_request(message, delivery.envelope)
+
+    async def _admit_request(self, message: JobRequested, envelope: Envelope) -> None:
+        job_id = job_id_for(envelope)
+        try:
+            await self._admission.admit(job_id, owner_for(envelope), message.request)
+        except Invalid as invalid:
+            log.info("job_refused", job=job_id, source=envelope.source, mistakes=invalid.mistakes)
+            refused = JobRefused(job=job_id, mistakes=invalid.mistakes)
+            await self._bus.publish(refused, needs_listener=False)
+
+
+def job_id_for(envelope: Envelope) -> str:
+    """The same event from the same source is the same job, however often it comes."""
+    return stable_id(envelope.source, envelope.id)
+
+
+def owner_for(envelope: Envelope) -> str:
+    """The login that the broker has verified; nobody else's word counts."""
+    return f"producer:{envelope.user_id or ''}"

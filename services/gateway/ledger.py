@@ -1,0 +1,129 @@
+"""The record of jobs: every change is one compare-and-set, in one commit with what it causes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+import structlog
+
+from services.gateway.view import View
+from shared.errors import Unavailable, Unroutable
+from shared.jobs import Effect, Job, Step
+from shared.messages import WebhookDue, encode
+from shared.ports import Bus, JobStore, Outgoing, StoredJob
+
+log = structlog.get_logger()
+
+
+class Ledger:
+    """Reads and writes jobs; the only place that writes them."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        jobs: JobStore,
+        view: View,
+        *,
+        clock: Callable[[], float],
+        on_due: Callable[[], None],
+        on_end: Callable[[Job], None],
+    ) -> None:
+        """``on_due`` is told of new rows in the outbox, ``on_end`` of a job that has just ended."""
+        self._bus = bus
+        self._jobs = jobs
+        self._view = view
+        self._clock = clock
+        self._on_due = on_due
+        self._on_end = on_end
+
+    async def get(self, job_id: str) -> Job | None:
+        """The job as it stands. Raises Unavailable."""
+        row = await self._jobs.get(job_id)
+        return read(row) if row else None
+
+    async def open(self, step: Step) -> bool:
+        """Write a new job; False when its id is known already. Raises Unavailable."""
+        new = await self._jobs.insert(row_of(step.job, 1), await self._outgoing(step, 1))
+        self._on_due()
+        return new
+
+    async def change(self, job_id: str, decide: Callable[[Job], Step]) -> Job | None:
+        """Write what ``decide`` makes of a job, and say what it causes.
+
+        Another writer may be faster; then ``decide`` is asked again, about the newer record.
+
+        Returns:
+            The job afterwards; None when there is no such job.
+
+        Raises:
+            Unavailable: the database or the store does not answer; nothing is written.
+        """
+        while (row := await self._jobs.get(job_id)) is not None:
+            before = read(row)
+            step = decide(before)
+            if await self._write(before, row.version + 1, step):
+                await self.answer(step.effects)
+                return step.job
+        return None
+
+    async def answer(self, effects: Iterable[Effect]) -> None:
+        """Send what is not durable, once; a worker that misses an answer asks again."""
+        for effect in effects:
+            if not effect.durable and effect.queue:
+                try:
+                    await self._bus.send(effect.queue, effect.message, needs_listener=False)
+                except (Unavailable, Unroutable) as error:
+                    log.warning("answer_lost", job=effect.message.job, reason=str(error))
+
+    async def _write(self, before: Job, version: int, step: Step) -> bool:
+        if step.job == before and not any(effect.durable for effect in step.effects):
+            return True
+        outgoing = await self._outgoing(step, version)
+        row = row_of(step.job, version)
+        if not await self._jobs.replace(row, outgoing, expected_version=version - 1):
+            return False
+        self._on_due()
+        if step.job.ended and not before.ended:
+            log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
+            self._on_end(step.job)
+        return True
+
+    async def _outgoing(self, step: Step, version: int) -> list[Outgoing]:
+        durable = [effect for effect in step.effects if effect.durable]
+        return [
+            Outgoing(
+                id=f"{step.job.id}/{version}/{number}",
+                message=await self._body(step.job, effect),
+                queue=effect.queue,
+                needs_listener=effect.needs_listener,
+                due_at=self._clock() + effect.delay,
+            )
+            for number, effect in enumerate(durable)
+        ]
+
+    async def _body(self, job: Job, effect: Effect) -> bytes:
+        """A webhook carries what ``/status`` shows of the ended job, byte for byte."""
+        message = effect.message
+        if isinstance(message, WebhookDue):
+            status = await self._view.status(job)
+            message = msgspec.structs.replace(message, body=status.decode())
+        return encode(message)
+
+
+def read(row: StoredJob) -> Job:
+    """The record in a row."""
+    return msgspec.json.decode(row.record, type=Job)
+
+
+def row_of(job: Job, version: int) -> StoredJob:
+    """The row for a record; what is queried stands beside it."""
+    return StoredJob(
+        id=job.id,
+        owner=job.owner,
+        status=job.status,
+        version=version,
+        created_at=job.created_at,
+        ended_at=job.ended_at,
+        record=msgspec.json.encode(job),
+    )

@@ -1,0 +1,89 @@
+"""What is kept, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from shared.errors import EveryDreamError
+from shared.jobs import Job
+from shared.ports import JobStore, ObjectStore
+
+DAY = 24 * 3600.0
+ROUND_BEATS = 360
+HOUR = 3600.0
+
+log = structlog.get_logger()
+
+
+class Retention:
+    """Forgets jobs after their time, and a finished job's working material at once."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        store: ObjectStore,
+        *,
+        clock: Callable[[], float],
+        beat: float,
+        keep_days: float,
+    ) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._clock = clock
+        self._pause = min(ROUND_BEATS * beat, HOUR)
+        self._keep = keep_days * DAY
+        self._finished: asyncio.Queue[Job] = asyncio.Queue()
+
+    def job_ended(self, job: Job) -> None:
+        """What only a retry needs goes now, if there can be none."""
+        if job.status in ("COMPLETED", "CANCELLED"):
+            self._finished.put_nowait(job)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tidy_up())
+            group.create_task(self._forget_regularly())
+
+    async def _tidy_up(self) -> None:
+        while True:
+            job = await self._finished.get()
+            for prefix in working_material(job):
+                await self._delete(prefix)
+
+    async def forget_old(self) -> None:
+        """Forget every job whose time has come, its objects first.
+
+        Raises:
+            Unavailable: the database or the store does not answer; the rest goes the next time.
+        """
+        while ids := await self._jobs.ended_before(self._clock() - self._keep):
+            for job_id in ids:
+                await self._store.delete(f"jobs/{job_id}/")
+                await self._jobs.delete(job_id)
+                log.info("job_forgotten", job=job_id)
+
+    async def _forget_regularly(self) -> None:
+        while True:
+            try:
+                await self.forget_old()
+            except EveryDreamError as error:
+                log.warning("retention_put_off", reason=str(error))
+            await asyncio.sleep(self._pause)
+
+    async def _delete(self, prefix: str) -> None:
+        """Whatever stays goes with the job, when its time has come."""
+        try:
+            await self._store.delete(prefix)
+        except EveryDreamError as error:
+            log.warning("not_deleted", prefix=prefix, reason=str(error))
+
+
+def working_material(job: Job) -> list[str]:
+    """Prefixes of what a finished job no longer needs: its dataset and its resume points."""
+    training = job.stages.get("training")
+    attempts = range(1, (training.attempts if training else 0) + 1)
+    resume_points = [f"jobs/{job.id}/training/{attempt}/resume" for attempt in attempts]
+    return [f"jobs/{job.id}/staging/", *resume_points]

@@ -1,0 +1,138 @@
+"""The gateway as a whole: its parts, and their life together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+
+import structlog
+from aiohttp import web
+
+from services.gateway.admission import Admission
+from services.gateway.auth import open_keys
+from services.gateway.http import Endpoint
+from services.gateway.intake import Intake
+from services.gateway.ledger import Ledger
+from services.gateway.recorder import Recorder
+from services.gateway.relay import Relay
+from services.gateway.retention import Retention
+from services.gateway.supervisor import Supervisor
+from services.gateway.view import View
+from shared.errors import SettingsError, Unavailable
+from shared.ports import Bus, JobStore, ObjectStore
+from shared.retry import reconnect_delay
+from shared.settings import Settings
+
+LAST_ANSWERS_SECONDS = 5.0
+"""How long requests under way may take when the gateway stops."""
+
+log = structlog.get_logger()
+
+
+class Gateway:
+    """Answers HTTP, records facts, supervises workers, and relays what is due."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        key: str,
+        bus: Bus,
+        store: ObjectStore,
+        jobs: JobStore,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """The caller opens and closes bus, store and jobs; the schema is up to date.
+
+        Args:
+            settings: the deployment's.
+            key: the deployment's secret key; signs links and seals secrets.
+            bus: the gateway's own.
+            store: where the results are.
+            jobs: the record; nobody else writes it but other gateways.
+            clock: seconds since the epoch.
+        """
+        beat = settings.beat
+        view = View(store, clock)
+        self._settings = settings
+        self._relay = Relay(bus, jobs, clock=clock, beat=beat)
+        self._retention = Retention(
+            jobs, store, clock=clock, beat=beat, keep_days=settings.keep_days
+        )
+        ledger = Ledger(
+            bus,
+            jobs,
+            view,
+            clock=clock,
+            on_due=self._relay.wake,
+            on_end=self._retention.job_ended,
+        )
+        admission = Admission(key, ledger, clock)
+        self._supervisor = Supervisor(bus, jobs, ledger, clock=clock, beat=beat)
+        self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
+        self._intake = Intake(bus, admission)
+        self._endpoint = Endpoint(
+            keys=open_keys(settings),
+            admission=admission,
+            ledger=ledger,
+            view=view,
+            store=store,
+            link_key=key,
+            clock=clock,
+        )
+        self.listening = asyncio.Event()
+        """Set once requests are answered."""
+        self.port = settings.port
+        """Where they are answered; 0 is replaced by the real one before ``listening`` is set."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop`` is set.
+
+        Raises:
+            SettingsError: the address cannot be bound.
+        """
+        parts = (self._relay, self._recorder, self._supervisor, self._intake, self._retention)
+        async with self._answering(), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part.run()) for part in parts]
+            await stop.wait()
+            for task in tasks:
+                task.cancel()
+
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        runner = web.AppRunner(
+            self._endpoint.app(), access_log=None, shutdown_timeout=LAST_ANSWERS_SECONDS
+        )
+        await runner.setup()
+        try:
+            await self._bind(runner)
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _bind(self, runner: web.AppRunner) -> None:
+        host, port = self._settings.host, self._settings.port
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise SettingsError(
+                f"cannot listen at EVERYDREAM_HOST={host} EVERYDREAM_PORT={port}: {error}"
+            ) from error
+        self.port = runner.addresses[0][1]
+        self.listening.set()
+        log.info("listening", host=host, port=self.port)
+
+
+async def migrate(jobs: JobStore) -> None:
+    """Bring the schema up to date as soon as the database answers."""
+    for attempt in count():
+        try:
+            await jobs.migrate()
+        except Unavailable as error:
+            log.warning("database_away", reason=str(error))
+            await asyncio.sleep(reconnect_delay(attempt))
+        else:
+            return

@@ -1,0 +1,105 @@
+"""What ``/status`` and the webhook show of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shared.jobs import Job, delay_time, execution_time
+from shared.messages import STAGES, Artifact, DrawnImage, SavedCheckpoint, Stage
+from shared.ports import ObjectStore
+
+LINK_SECONDS = 7 * 24 * 3600
+NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")
+
+
+class View:
+    """Jobs as clients see them; links are signed when they are shown."""
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def status(self, job: Job) -> bytes:
+        """The body of ``/status`` as JSON; ``delayTime`` and ``executionTime`` in milliseconds."""
+        return msgspec.json.encode(await self._body(job))
+
+    async def _body(self, job: Job) -> dict[str, Any]:
+        now = self._clock()
+        body = {
+            "delayTime": delay_time(job, now),
+            "executionTime": execution_time(job, now),
+            "gpu": job.gpu,
+            "id": job.id,
+            "input": job.input,
+            "output": results(job, await self._links(job)) if job.ended else progress(job),
+            "status": job.status,
+        }
+        return body if job.error is None else {**body, "error": job.error}
+
+    async def _links(self, job: Job) -> dict[str, str]:
+        """By store key: the URL in the user's bucket, or a signed one of ours."""
+        return {
+            each.key: job.urls.get(each.key)
+            or await self._store.link(each.key, seconds=LINK_SECONDS, filename=each.name)
+            for each in artifacts(job)
+        }
+
+
+def progress(job: Job) -> dict[str, Any]:
+    """``output`` until the end: the newest numbers of the stage at work; unknown ones are null."""
+    stage = stage_at_work(job)
+    numbers = job.progress.get(stage, {}) if stage else {}
+    shown = {**dict.fromkeys(NUMBERS), **numbers}
+    return {"stage": stage, **shown, "dataset": job.report, "samples": []}
+
+
+def stage_at_work(job: Job) -> Stage | None:
+    """The first open stage that somebody works on, else the first that waits for somebody."""
+    waiting = [stage for stage in STAGES if stage in job.stages and job.stages[stage].open]
+    claimed = [stage for stage in waiting if job.stages[stage].claim is not None]
+    return next(iter((*claimed, *waiting)), None)
+
+
+def results(job: Job, links: dict[str, str]) -> dict[str, Any]:
+    """``output`` at the end: everything there is, however the job ended."""
+    return {
+        "train": {
+            **job.summary,
+            "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
+            "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
+            "samples": [],
+        },
+        "inference": [_image(each, links) for each in job.images],
+        "artifacts": [_artifact(each, links) for each in artifacts(job)],
+    }
+
+
+def artifacts(job: Job) -> list[Artifact]:
+    """Every file of the result, the final checkpoint first, each key once."""
+    final = [job.checkpoint] if job.checkpoint else []
+    checkpoints = [each.artifact for each in job.checkpoints]
+    images = [each.artifact for each in job.images]
+    return list({each.key: each for each in [*final, *checkpoints, *images]}.values())
+
+
+def _checkpoint(saved: SavedCheckpoint, links: dict[str, str]) -> dict[str, Any]:
+    return {"step": saved.step, "epoch": saved.epoch, "url": links[saved.artifact.key]}
+
+
+def _image(drawn: DrawnImage, links: dict[str, str]) -> dict[str, Any]:
+    parameters = msgspec.structs.asdict(drawn)
+    artifact = parameters.pop("artifact")
+    return {"image": links[artifact.key], **parameters}
+
+
+def _artifact(artifact: Artifact, links: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": artifact.name,
+        "kind": artifact.kind,
+        "bytes": artifact.bytes,
+        "sha256": artifact.sha256,
+        "url": links[artifact.key],
+    }

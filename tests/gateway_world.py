@@ -1,0 +1,338 @@
+"""A real gateway over SQLite, a folder and the in-memory bus; the test plays the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from uuid import uuid4
+
+import aiohttp
+
+from services.gateway.service import Gateway
+from shared.adapters.database import Database
+from shared.adapters.folder import FolderStore
+from shared.adapters.memory import MemoryBroker, MemoryBus
+from shared.errors import Unavailable
+from shared.messages import (
+    AnyMessage,
+    Artifact,
+    CheckpointFinal,
+    ClaimGranted,
+    ClaimRefused,
+    DatasetStaged,
+    DrawnImage,
+    GenerationStarted,
+    ImagesGenerated,
+    JobSubmitted,
+    Message,
+    PublicationStarted,
+    Queue,
+    Stage,
+    StagingStarted,
+    Started,
+    TrainingStarted,
+)
+from shared.ports import Control, JobStore
+from shared.runtime import closing
+from shared.settings import Settings, from_environment
+
+KEY = "k" * 48
+API_KEY, OTHER_KEY = "a-key-of-anna", "a-key-of-ben"
+BEAT = 0.25
+DEADLINE = 20.0
+STARTED: dict[Stage, type[Started]] = {
+    "staging": StagingStarted,
+    "training": TrainingStarted,
+    "generation": GenerationStarted,
+    "model_publication": PublicationStarted,
+    "image_publication": PublicationStarted,
+}
+REQUEST: dict[str, Any] = {
+    "input": {
+        "train": {"data_url": "https://example.com/dataset.zip"},
+        "inference": {"prompt": "a unique 123xyz concept name as a superhero", "seed": 7},
+    }
+}
+S3_CONFIG = {
+    "accessId": "the-access-id",
+    "accessSecret": "the-access-secret",
+    "bucketName": "bucket",
+    "endpointUrl": "https://s3.example.com",
+}
+T = TypeVar("T")
+
+
+class FaultyJobs:
+    """A job store that a test can take away, or make hang."""
+
+    def __init__(self, jobs: Database) -> None:
+        self._jobs = jobs
+        self.away = False
+        self.hangs = False
+        self.refusals = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if self.away:
+            self.refusals += 1
+            raise Unavailable("the database was taken away by a test")
+        return _for_ever if self.hangs and name == "get" else getattr(self._jobs, name)
+
+
+async def _for_ever(*_: Any, **__: Any) -> None:
+    await asyncio.Event().wait()
+
+
+@dataclass
+class Clock:
+    """The gateway's clock, which a test can put forward."""
+
+    ahead: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+@dataclass
+class Answer:
+    """What the gateway said to a request."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Heard:
+    """Everything that came to a control queue."""
+
+    control: Control
+    messages: list[AnyMessage] = field(default_factory=list)
+
+    async def listen(self) -> None:
+        async for message in self.control.messages():
+            self.messages.append(message)
+
+
+@dataclass
+class World:
+    """One gateway with everything around it."""
+
+    settings: Settings
+    broker: MemoryBroker
+    bus: MemoryBus
+    """The workers'."""
+    jobs: FaultyJobs
+    store: FolderStore
+    clock: Clock
+    gateway: Gateway
+    session: aiohttp.ClientSession
+    heard: Heard
+    gateway_stops: Callable[[], Awaitable[None]]
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.gateway.port}{path}"
+
+    async def ask(self, method: str, path: str, *, key: str = API_KEY, **more: Any) -> Answer:
+        headers = {"Authorization": f"Bearer {key}", **more.pop("headers", {})}
+        async with self.session.request(method, self.url(path), headers=headers, **more) as answer:
+            assert answer.content_type == "application/json", await answer.text()
+            return Answer(answer.status, dict(answer.headers), await answer.json())
+
+    async def run(self, request: dict[str, Any] = REQUEST) -> str:
+        answer = await self.ask("POST", "/v1/everydream-v1/run", json=request)
+        assert answer.status == 200, answer
+        return str(answer.body["id"])
+
+    async def status(self, job: str) -> dict[str, Any]:
+        answer = await self.ask("GET", f"/v1/everydream-v1/status/{job}")
+        assert answer.status == 200, answer
+        body: dict[str, Any] = answer.body
+        return body
+
+    async def status_becomes(self, job: str, status: str) -> dict[str, Any]:
+        return await eventually(lambda: self._status_if(job, status))
+
+    async def _status_if(self, job: str, status: str) -> dict[str, Any] | None:
+        now = await self.status(job)
+        return now if now["status"] == status else None
+
+    async def take(self, queue: Queue) -> AnyMessage:
+        """The next message of a queue, acked."""
+        async with asyncio.timeout(DEADLINE):
+            delivery = await self.bus.take(queue)
+        await delivery.ack()
+        return delivery.message
+
+    async def say(self, fact: Message) -> None:
+        await self.bus.publish(fact, reply_to=self.heard.control.address)
+
+    async def claim(self, job: str, stage: Stage, *, gpu: str = "") -> Claimed:
+        """Ask for a stage until there is an answer, and hand out the claim if it was granted."""
+        claim = str(uuid4())
+        await self.say(STARTED[stage](job=job, stage=stage, claim=claim, worker="w", gpu=gpu))
+        answer = await self.answer_to(claim)
+        assert isinstance(answer, ClaimGranted), answer
+        return Claimed(self, job, stage, claim, answer)
+
+    async def answer_to(self, claim: str) -> ClaimGranted | ClaimRefused:
+        return await eventually(lambda: found(self._answers(claim)))
+
+    async def refusal_of(self, claim: str) -> ClaimRefused:
+        return await eventually(lambda: found(self._refusals(claim)))
+
+    async def hears(self, kind: type[T]) -> T:
+        """The last message of a kind that came to the workers' control queue."""
+        return await eventually(
+            lambda: found([each for each in self.heard.messages if isinstance(each, kind)])
+        )
+
+    def _refusals(self, claim: str) -> list[ClaimRefused]:
+        return [each for each in self._answers(claim) if isinstance(each, ClaimRefused)]
+
+    def _answers(self, claim: str) -> list[ClaimGranted | ClaimRefused]:
+        return [
+            message
+            for message in self.heard.messages
+            if isinstance(message, ClaimGranted | ClaimRefused) and message.claim == claim
+        ]
+
+
+@dataclass
+class Claimed:
+    """A worker with a granted claim."""
+
+    world: World
+    job: str
+    stage: Stage
+    id: str
+    grant: ClaimGranted
+
+    async def say_started(self) -> None:
+        started = STARTED[self.stage]
+        await self.world.say(started(job=self.job, stage=self.stage, claim=self.id, worker="w"))
+
+    async def say(self, kind: type[Message], /, **fields: Any) -> None:
+        stamp = {"job": self.job, "stage": self.stage, "claim": self.id, "worker": "w"}
+        await self.world.say(kind(**stamp, attempt=self.grant.attempt, **fields))
+
+    async def stage_dataset(self, submitted: AnyMessage) -> None:
+        assert isinstance(submitted, JobSubmitted)
+        prefix = f"jobs/{self.job}/staging/{self.grant.attempt}"
+        await self.world.store.put(f"{prefix}/dataset/manifest.json", b"{}")
+        await self.say(
+            DatasetStaged,
+            train=submitted.train,
+            inference=submitted.inference,
+            dataset=f"{prefix}/dataset/",
+            base_model="cache/base/",
+            report={"images": 4},
+        )
+
+    async def finish_training(self) -> None:
+        prefix = f"jobs/{self.job}/training/{self.grant.attempt}"
+        checkpoint = await self.put(f"{prefix}/last-job.safetensors", "checkpoint")
+        await self.say(
+            CheckpointFinal,
+            model=f"{prefix}/model/",
+            checkpoint=checkpoint,
+            summary={"steps": 8, "epochs": 2, "loss": 0.5},
+        )
+
+    async def finish_generation(self) -> None:
+        prefix = f"jobs/{self.job}/generation/{self.grant.attempt}"
+        drawn = DrawnImage(
+            artifact=await self.put(f"{prefix}/000.png", "image"),
+            prompt="a unique 123xyz concept name as a superhero",
+            width=512,
+            height=512,
+            num_inference_steps=50,
+            guidance_scale=7.5,
+            scheduler="K-LMS",
+            seed=7,
+        )
+        await self.say(ImagesGenerated, images=(drawn,))
+
+    async def put(self, key: str, kind: Any) -> Artifact:
+        data = key.encode()
+        await self.world.store.put(key, data)
+        name = key.rpartition("/")[2]
+        return Artifact(name=name, kind=kind, key=key, bytes=len(data), sha256="0" * 64)
+
+
+@asynccontextmanager
+async def world(home: Path, **changes: Any) -> AsyncIterator[World]:
+    """A gateway that answers; ``changes`` are to its settings."""
+    settings = replace(settings_for(home), **changes)
+    broker = MemoryBroker()
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(closing(Database.open(settings.database_url)))
+        await database.migrate()
+        jobs, clock = FaultyJobs(database), Clock()
+        store = FolderStore(home / "store", public_url="http://gateway.example", key=KEY)
+        bus = await stack.enter_async_context(closing(broker.bus("gateway/test")))
+        workers = await stack.enter_async_context(closing(broker.bus("workers/test")))
+        heard = Heard(await stack.enter_async_context(workers.control(("job.*",))))
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        gateway = Gateway(settings, KEY, bus, store, cast("JobStore", jobs), clock=clock)
+        async with running(gateway) as stop, listening(heard):
+            yield World(
+                settings, broker, workers, jobs, store, clock, gateway, session, heard, stop
+            )
+
+
+@asynccontextmanager
+async def running(gateway: Gateway) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Run it, and stop it in good order at the end, or earlier by what is yielded."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(gateway.run(stop))
+
+        async def end() -> None:
+            stop.set()
+            async with asyncio.timeout(DEADLINE):
+                await serving
+
+        async with asyncio.timeout(DEADLINE):
+            await gateway.listening.wait()
+        try:
+            yield end
+        finally:
+            await end()
+
+
+@asynccontextmanager
+async def listening(heard: Heard) -> AsyncIterator[None]:
+    task = asyncio.create_task(heard.listen())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+def settings_for(home: Path) -> Settings:
+    return replace(
+        from_environment({"EVERYDREAM_HOME": str(home)}),
+        port=0,
+        api_keys=(API_KEY, OTHER_KEY),
+        beat=BEAT,
+    )
+
+
+async def eventually(look: Callable[[], Awaitable[T | None]], seconds: float = DEADLINE) -> T:
+    """Look until there is something to see."""
+    deadline = time.monotonic() + seconds
+    while (seen := await look()) is None:
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.02)
+    return seen
+
+
+async def found(things: Sequence[T]) -> T | None:
+    """The last one there is."""
+    return things[-1] if things else None

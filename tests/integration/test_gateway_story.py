@@ -1,0 +1,496 @@
+"""A gateway at work: the test plays the workers by saying what they would say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from services.gateway.retention import Retention
+from services.gateway.service import Gateway
+from shared.keys import unseal
+from shared.messages import (
+    FETCHER,
+    GATEWAY_RECORDER,
+    INFERENCER_RESULTS,
+    NOTIFIER_WEBHOOKS,
+    TRAINER,
+    ArtifactsPublished,
+    CheckpointFinal,
+    ClaimGranted,
+    DatasetStaged,
+    GatewayBeat,
+    JobCancelled,
+    JobRefused,
+    JobRequested,
+    JobStarted,
+    JobSubmitted,
+    ResumePointSaved,
+    StageFailed,
+    StagingInterrupted,
+    StagingProgressed,
+    TrainingProgressed,
+    WebhookDelivered,
+    WebhookDue,
+    WebhookFailed,
+)
+from shared.ports import JobStore, StoredJob
+from shared.request import S3Config
+from shared.runtime import closing
+from tests.gateway_world import (
+    BEAT,
+    DEADLINE,
+    KEY,
+    REQUEST,
+    S3_CONFIG,
+    Claimed,
+    World,
+    eventually,
+    found,
+    running,
+    world,
+)
+
+TRAIN_ONLY = {"input": {"train": REQUEST["input"]["train"]}}
+HOOK = "https://example.com/hook"
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as one:
+        yield one
+
+
+async def staged(here: World, request: dict[str, Any] = REQUEST) -> str:
+    """A job that waits for a trainer."""
+    job = await here.run(request)
+    submitted = await here.take(FETCHER)
+    await (await here.claim(job, "staging")).stage_dataset(submitted)
+    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    return job
+
+
+async def trained(here: World, request: dict[str, Any] = REQUEST) -> str:
+    """A job with a model."""
+    job = await staged(here, request)
+    await (await here.claim(job, "training", gpu="H100")).finish_training()
+    return job
+
+
+# --- The straight path ------------------------------------------------------------------------
+
+
+async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) -> None:
+    job = await here.run({**REQUEST, "webhook": HOOK})
+    assert (await here.status(job))["output"]["stage"] == "staging"
+
+    submitted = await here.take(FETCHER)
+    fetcher = await here.claim(job, "staging")
+    await fetcher.stage_dataset(submitted)
+
+    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    trainer = await here.claim(job, "training", gpu="H100")
+    at_work = await here.status_becomes(job, "IN_PROGRESS")
+    assert at_work["gpu"] == "H100"
+    assert (await here.hears(JobStarted)).gpu == "H100"
+    await trainer.say(TrainingProgressed, progress={"step": 3, "loss": 0.5})
+
+    shown = await eventually(lambda: output_if(here, job, step=3))
+    assert shown["stage"] == "training"
+    assert shown["loss"] == 0.5
+    assert shown["eta_seconds"] is None
+    assert shown["dataset"] == {"images": 4}
+    assert shown["samples"] == []
+    await trainer.finish_training()
+
+    assert isinstance(await here.take(INFERENCER_RESULTS), CheckpointFinal)
+    inferencer = await here.claim(job, "generation", gpu="H100")
+    await inferencer.finish_generation()
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert list(done) == [
+        "delayTime", "executionTime", "gpu", "id", "input", "output", "status"
+    ]  # fmt: skip
+    assert done["input"] == REQUEST["input"]
+    assert done["output"]["train"]["steps"] == 8
+    assert done["output"]["inference"][0]["seed"] == 7
+    assert [each["kind"] for each in done["output"]["artifacts"]] == ["checkpoint", "image"]
+
+    due = await here.take(NOTIFIER_WEBHOOKS)
+    assert isinstance(due, WebhookDue)
+    assert due.url == HOOK
+    assert without_signatures(due.body) == without_signatures(json.dumps(done))
+
+
+async def output_if(here: World, job: str, **expected: object) -> dict[str, Any] | None:
+    output: dict[str, Any] = (await here.status(job))["output"]
+    return output if expected.items() <= output.items() else None
+
+
+def without_signatures(text: str) -> Any:
+    return json.loads(re.sub(r"expires=\d+&signature=\w+", "", text))
+
+
+async def test_links_lead_to_the_files_of_the_store(here: World) -> None:
+    job = await trained(here, TRAIN_ONLY)
+    done = await here.status_becomes(job, "COMPLETED")
+
+    link = done["output"]["train"]["checkpoint_url"].removeprefix("http://gateway.example")
+    content = f"jobs/{job}/training/1/last-job.safetensors".encode()
+    async with here.session.get(here.url(link)) as answer:
+        assert await answer.read() == content
+        assert answer.content_type == "application/octet-stream"
+        assert answer.headers["Content-Disposition"].endswith("''last-job.safetensors")
+    async with here.session.get(here.url(link), headers={"Range": "bytes=5-8"}) as part:
+        assert (part.status, await part.read()) == (206, content[5:9])
+
+    forged = re.sub("signature=.", "signature=g", link)
+    for wrong in (forged, link.partition("?")[0], link.replace("last-job", "other")):
+        assert (await here.ask("GET", wrong)).status == 403
+    here.clock.ahead = 8 * 24 * 3600
+    assert (await here.ask("GET", link)).status == 403
+
+
+async def test_with_a_bucket_the_job_waits_for_its_publications(here: World) -> None:
+    job = await trained(here, {**REQUEST, "s3Config": S3_CONFIG})
+    publisher = await here.claim(job, "model_publication")
+    assert unseal(KEY, publisher.grant.s3 or "") == S3Config(**S3_CONFIG)
+    model = f"jobs/{job}/training/1/last-job.safetensors"
+    await publisher.say(ArtifactsPublished, urls={model: "https://s3.example.com/model"})
+
+    inferencer = await here.claim(job, "generation")
+    assert inferencer.grant.s3 is None
+    await inferencer.finish_generation()
+    publisher = await here.claim(job, "image_publication")
+    assert (await here.status(job))["status"] == "IN_PROGRESS"
+    await publisher.say(ArtifactsPublished, urls={})
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert done["output"]["train"]["checkpoint_url"] == "https://s3.example.com/model"
+    assert done["output"]["inference"][0]["image"].startswith("http://gateway.example/files/")
+    row = await here.jobs.get(job)
+    assert json.loads(row.record)["s3"] is None
+
+
+# --- Claims, fences and beats -----------------------------------------------------------------
+
+
+async def test_the_same_claim_gets_the_same_answer_and_a_second_worker_none(here: World) -> None:
+    job = await here.run()
+    first = await here.claim(job, "staging")
+    here.heard.messages.clear()
+    await first.say_started()
+    again = await here.answer_to(first.id)
+    assert again == first.grant
+
+    late = Claimed(here, job, "staging", str(uuid4()), first.grant)
+    await late.say_started()
+    assert "has it" in (await here.refusal_of(late.id)).reason
+
+
+async def test_a_silent_worker_loses_its_claim_and_the_work_is_asked_for_again(
+    here: World,
+) -> None:
+    job = await here.run()
+    submitted = await here.take(FETCHER)
+    silent = await here.claim(job, "staging")
+    assert silent.grant.attempt == 1
+
+    assert await here.take(FETCHER) == submitted
+    await silent.stage_dataset(submitted)
+    assert "not the live one" in (await here.refusal_of(silent.id)).reason
+
+    second = await here.claim(job, "staging")
+    assert second.grant.attempt == 2
+    await second.stage_dataset(submitted)
+    assert (await eventually(lambda: output_if(here, job, stage="training")))["dataset"]
+
+
+async def test_a_worker_that_beats_keeps_its_claim(here: World) -> None:
+    job = await here.run()
+    await here.take(FETCHER)
+    worker = await here.claim(job, "staging")
+    for step in range(12):
+        await worker.say(StagingProgressed, progress={"step": step})
+        await asyncio.sleep(BEAT)
+    here.heard.messages.clear()
+    await worker.say_started()
+    assert isinstance(await here.answer_to(worker.id), ClaimGranted)
+
+
+async def test_work_that_vanished_is_put_on_its_queue_again(here: World) -> None:
+    await here.run()
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    assert await here.take(FETCHER) == submitted
+    assert await here.take(FETCHER) == submitted
+
+
+async def test_work_that_waits_in_its_queue_is_not_asked_for_twice(here: World) -> None:
+    await here.run()
+    await asyncio.sleep(10 * BEAT)
+    assert await here.bus.depth(FETCHER) == 1
+
+
+async def test_only_the_gateways_own_beats_count(here: World) -> None:
+    job = await here.run()
+    await here.take(FETCHER)
+    worker = await here.claim(job, "staging")
+    for number in range(100):
+        stranger = GatewayBeat(gateway="gateway/other", number=number)
+        await here.bus.send(GATEWAY_RECORDER.name, stranger)
+    here.heard.messages.clear()
+    await worker.say_started()
+    assert isinstance(await here.answer_to(worker.id), ClaimGranted)
+
+
+async def test_an_interrupted_worker_costs_no_failure(here: World) -> None:
+    job = await here.run()
+    for attempt in range(1, 6):
+        submitted = await here.take(FETCHER)
+        assert isinstance(submitted, JobSubmitted)
+        worker = await here.claim(job, "staging")
+        assert worker.grant.attempt == attempt
+        await worker.say(StagingInterrupted)
+
+
+async def test_training_goes_on_from_the_newest_resume_point(here: World) -> None:
+    job = await staged(here)
+    for number in range(4):  # with nothing saved, the third failure would be the end
+        trainer = await here.claim(job, "training", gpu="H100")
+        assert trainer.grant.resume_point == (f"resume/{number - 1}/" if number else None)
+        await trainer.say(ResumePointSaved, prefix=f"resume/{number}/", step=number, epoch=0)
+        await trainer.say(StageFailed, kind="passing", reason="the child died")
+        assert isinstance(await here.take(TRAINER), DatasetStaged)
+    assert (await here.status(job))["status"] == "IN_PROGRESS"
+
+
+async def test_the_third_failure_in_a_row_ends_the_job(here: World) -> None:
+    job = await here.run({**REQUEST, "webhook": HOOK})
+    for _ in range(3):
+        assert isinstance(await here.take(FETCHER), JobSubmitted)
+        worker = await here.claim(job, "staging")
+        await worker.say(StageFailed, kind="passing", reason="the store is down")
+    failed = await here.status_becomes(job, "FAILED")
+    assert failed["error"] == "staging failed 3 times in a row: the store is down"
+    due = await here.take(NOTIFIER_WEBHOOKS)
+    assert isinstance(due, WebhookDue)
+    assert json.loads(due.body)["error"] == failed["error"]
+
+
+async def test_facts_of_an_unknown_job_are_refused_and_hold_nothing_up(here: World) -> None:
+    stranger = Claimed(here, "no-such-job", "training", str(uuid4()), grant_of("no-such-job"))
+    await stranger.say_started()
+    assert (await here.refusal_of(stranger.id)).reason == "no such job"
+    await here.claim(await here.run(), "staging")
+
+
+def grant_of(job: str) -> ClaimGranted:
+    return ClaimGranted(job=job, stage="training", claim="", attempt=1)
+
+
+async def test_a_fact_that_cannot_be_recorded_is_buried_and_the_next_one_goes_on(
+    here: World,
+) -> None:
+    damaged = StoredJob(
+        id="damaged", owner="", status="COMPLETED", version=1,
+        created_at=0.0, ended_at=here.clock(), record=b"not a record",
+    )  # fmt: skip
+    await here.jobs.insert(damaged, [])
+    await Claimed(here, "damaged", "training", "c", grant_of("damaged")).say_started()
+    buried = await eventually(lambda: found(here.broker.dead_letters))
+    assert buried.queue == "gateway.recorder"
+    assert "DecodeError" in buried.reason
+    await here.claim(await here.run(), "staging")
+
+
+# --- Ends -------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_job_stops_its_worker(here: World) -> None:
+    job = await here.run({**REQUEST, "webhook": HOOK})
+    worker = await here.claim(job, "staging")
+    answer = await here.ask("POST", f"/v1/everydream-v1/cancel/{job}")
+    assert (answer.status, answer.body) == (200, {"id": job, "status": "CANCELLED"})
+
+    assert (await here.refusal_of(worker.id)).reason == "the job has ended"
+    assert (await here.hears(JobCancelled)).job == job
+    here.heard.messages.clear()
+    await worker.say_started()
+    assert (await here.refusal_of(worker.id)).reason == "the job has ended"
+    assert await here.bus.depth(NOTIFIER_WEBHOOKS) == 0
+
+    again = await here.ask("POST", f"/v1/everydream-v1/cancel/{job}")
+    assert (again.status, again.body["status"]) == (200, "CANCELLED")
+
+
+async def test_a_job_that_runs_too_long_times_out_with_what_there_is(here: World) -> None:
+    policy = {"executionTimeout": 60_000}
+    job = await trained(here, {**REQUEST, "policy": policy, "webhook": HOOK})
+    await here.claim(job, "generation")
+    here.clock.ahead = 61.0
+    late = await here.status_becomes(job, "TIMED_OUT")
+    assert late["error"] == "executionTimeout of 60000 ms has passed"
+    assert late["output"]["train"]["checkpoint_url"]
+    assert late["output"]["inference"] == []
+    assert late["executionTime"] >= 61_000
+    assert isinstance(await here.take(NOTIFIER_WEBHOOKS), WebhookDue)
+
+
+async def test_a_webhook_is_due_again_until_it_is_delivered(here: World) -> None:
+    job = await trained(here, {**TRAIN_ONLY, "webhook": HOOK})
+    first = await here.take(NOTIFIER_WEBHOOKS)
+    assert isinstance(first, WebhookDue)
+    outcome = {"job": job, "run": 1, "webhook_id": first.webhook_id}
+    await here.say(WebhookFailed(**outcome, attempt=1, reason="HTTP 500"))
+
+    second = await here.take(NOTIFIER_WEBHOOKS)
+    assert isinstance(second, WebhookDue)
+    assert (second.attempt, second.webhook_id) == (2, first.webhook_id)
+    assert without_signatures(second.body) == without_signatures(first.body)
+    await here.say(WebhookDelivered(**outcome, attempt=2, status=200))
+    await eventually(lambda: record_if(here, job, webhook_settled=True))
+
+
+async def record_if(here: World, job: str, **expected: object) -> dict[str, Any] | None:
+    record: dict[str, Any] = json.loads((await here.jobs.get(job)).record)
+    return record if expected.items() <= record.items() else None
+
+
+# --- Direct producers -------------------------------------------------------------------------
+
+
+async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
+    here: World,
+) -> None:
+    requested = JobRequested(request={**REQUEST, "s3Config": S3_CONFIG})
+    await here.bus.publish(requested)
+    await here.bus.publish(requested)
+    submitted = await here.take(FETCHER)
+    row = await here.jobs.get(submitted.job)
+    assert row.owner.startswith("producer:")
+    assert b"the-access-secret" not in row.record
+    await here.bus.publish(JobRequested(request=TRAIN_ONLY))
+    other = await here.take(FETCHER)
+    assert other.job != submitted.job
+
+
+async def test_a_program_that_asks_wrongly_hears_of_all_its_mistakes(here: World) -> None:
+    await here.bus.publish(JobRequested(request={"input": {"train": {"flip_p": 2}}}))
+    refused = await here.hears(JobRefused)
+    assert len(refused.mistakes) == 2
+    assert not here.broker.dead_letters
+
+
+# --- Weather ----------------------------------------------------------------------------------
+
+
+async def test_facts_wait_while_the_database_is_away(here: World) -> None:
+    job = await staged(here)
+    here.jobs.away = True
+    claim = str(uuid4())
+    await Claimed(here, job, "training", claim, grant_of(job)).say_started()
+    await here.bus.publish(JobRequested(request=TRAIN_ONLY))
+    refused = here.jobs.refusals
+    await eventually(lambda: true_if(here.jobs.refusals > refused + 5))
+    answer = await here.ask("POST", "/v1/everydream-v1/run", json=REQUEST)
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert (await here.ask("GET", "/healthz")).status == 503
+
+    here.jobs.away = False
+    assert isinstance(await here.answer_to(claim), ClaimGranted)
+    assert isinstance(await here.take(FETCHER), JobSubmitted)
+    assert (await here.ask("GET", "/healthz")).status == 200
+    assert not here.broker.dead_letters
+
+
+async def true_if(holds: bool) -> bool | None:  # noqa: FBT001
+    return holds or None
+
+
+async def test_an_answer_comes_in_time_even_if_the_database_hangs(here: World) -> None:
+    here.jobs.hangs = True
+    async with asyncio.timeout(3):
+        answer = await here.ask("GET", "/v1/everydream-v1/status/any")
+    assert answer.status == 503
+    here.jobs.hangs = False
+
+
+async def test_another_gateway_takes_over(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        job = await staged(here)
+        bus = here.broker.bus("gateway/second")
+        second = Gateway(here.settings, KEY, bus, here.store, cast("JobStore", here.jobs))
+        async with closing(bus), running(second):
+            await here.gateway_stops()
+            await (await here.claim(job, "training")).finish_training()
+            here.gateway = second
+            await (await here.claim(job, "generation")).finish_generation()
+            await here.status_becomes(job, "COMPLETED")
+            # It supervises, too.
+            other = await here.run()
+            await here.take(FETCHER)
+            await here.claim(other, "staging")
+            assert (await here.take(FETCHER)).job == other
+
+
+async def test_a_broker_that_lost_everything_costs_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as before:
+        job = await staged(before)
+        await eventually(lambda: output_if(before, job, stage="training"))
+        waiting = await before.run()
+    async with world(tmp_path) as here:
+        assert (await here.take(FETCHER)).job == waiting
+        assert (await here.take(TRAINER)).job == job
+
+
+# --- What is kept -----------------------------------------------------------------------------
+
+
+async def test_working_material_goes_when_a_job_is_complete(here: World) -> None:
+    job = await staged(here, TRAIN_ONLY)
+    trainer = await here.claim(job, "training")
+    await here.store.put(f"jobs/{job}/training/1/resume/5/manifest.json", b"{}")
+    await trainer.finish_training()
+    await here.status_becomes(job, "COMPLETED")
+
+    result = [f"jobs/{job}/training/1/last-job.safetensors"]
+    await eventually(lambda: true_if_kept(here, job, result))
+
+
+async def true_if_kept(here: World, job: str, keys: list[str]) -> bool | None:
+    return [entry.key async for entry in here.store.list(f"jobs/{job}/")] == keys or None
+
+
+async def test_a_failed_job_keeps_what_a_retry_needs_until_its_time_has_come(
+    here: World,
+) -> None:
+    job = await staged(here)
+    trainer = await here.claim(job, "training")
+    await trainer.say(StageFailed, kind="refused", reason="out of memory at the smallest")
+    await here.status_becomes(job, "FAILED")
+    done = await trained(here, TRAIN_ONLY)
+    await here.status_becomes(done, "COMPLETED")
+    await eventually(
+        lambda: true_if_kept(here, done, [f"jobs/{done}/training/1/last-job.safetensors"])
+    )
+    dataset = f"jobs/{job}/staging/1/dataset/manifest.json"
+    assert await here.store.exists(dataset)
+
+    live = await here.run()
+    here.clock.ahead = 31 * 24 * 3600.0
+    retention = Retention(
+        cast("JobStore", here.jobs), here.store, clock=here.clock, beat=BEAT, keep_days=30.0
+    )
+    async with asyncio.timeout(DEADLINE):
+        await retention.forget_old()
+    assert not await here.store.exists(dataset)
+    assert (await here.ask("GET", f"/v1/everydream-v1/status/{job}")).status == 404
+    assert (await here.ask("GET", f"/v1/everydream-v1/status/{live}")).status == 200
