@@ -53,7 +53,13 @@ class Settings:
 
     @property
     def scratch(self) -> Path:
+        """Files of one job at a time; nothing here outlives its job."""
         return self.home / "scratch"
+
+    @property
+    def cache(self) -> Path:
+        """Models that GPU workers keep between jobs."""
+        return self.home / "cache"
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:

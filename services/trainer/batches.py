@@ -1,0 +1,152 @@
+"""Batches in the order of the plan: pixels read ahead in a thread, latents kept where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from shared.dataset.buckets import Size
+from shared.dataset.manifest import Picture
+from shared.dataset.plan import Batch, Course, Draw, draw
+from shared.errors import Refused
+
+KEPT_BYTES = 2**30
+"""Bound of the latents kept in memory: 8,192 images of 512 x 512."""
+
+Key = tuple[int, Size, bool]
+"""What a latent depends on besides the crop: picture, size, flip."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of a batch."""
+
+    picture: Picture
+    key: Key
+    draw: Draw
+    pixels: Tensor | None
+    """(3, H, W) from -1 to 1; None: its latents are kept already."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing is cut off, so every epoch sees the same pixels."""
+        return self.draw.crop == (0, 0, self.picture.width, self.picture.height)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch with its pixels."""
+
+    batch: Batch
+    examples: tuple[Example, ...]
+
+    @property
+    def captions(self) -> list[str]:
+        return [example.draw.caption for example in self.examples]
+
+    @property
+    def loss_scales(self) -> Tensor:
+        """One factor per image, (B,)."""
+        return torch.tensor([example.picture.loss_scale for example in self.examples])
+
+
+class Latents:
+    """What the VAE makes of images: one at a time, so that neighbours make no difference."""
+
+    def __init__(self, vae: AutoencoderKL, most_bytes: int = KEPT_BYTES) -> None:
+        self._vae = vae
+        self._room = most_bytes
+        self._kept: dict[Key, Tensor] = {}
+
+    def keeps(self, key: Key) -> bool:
+        return key in self._kept
+
+    def sample(self, loaded: Loaded, generator: torch.Generator) -> Tensor:
+        """Scaled latents (B, 4, H/8, W/8), drawn from the VAE's distribution for each image."""
+        moments = torch.cat([self._moments(example) for example in loaded.examples])
+        drawn: Tensor = DiagonalGaussianDistribution(moments).sample(generator)
+        return drawn * float(self._vae.config.scaling_factor)
+
+    @torch.no_grad()
+    def _moments(self, example: Example) -> Tensor:
+        """Mean and log variance on the channels, (1, 8, H/8, W/8), float32."""
+        if example.pixels is None:
+            return self._kept[example.key].to(self._vae.device)
+        pixels = example.pixels[None].to(self._vae.device)
+        moments: Tensor = self._vae.encode(pixels).latent_dist.parameters.float()
+        self._keep(example, moments)
+        return moments
+
+    def _keep(self, example: Example, moments: Tensor) -> None:
+        if example.is_whole and moments.nbytes <= self._room:
+            self._room -= moments.nbytes
+            self._kept[example.key] = moments.cpu()
+
+
+class Reader:
+    """Reads the batches of an epoch, each while the one before is trained on."""
+
+    def __init__(
+        self, folder: Path, pictures: Sequence[Picture], course: Course, latents: Latents
+    ) -> None:
+        self._folder = folder
+        self._pictures = pictures
+        self._course = course
+        self._latents = latents
+
+    def read(self, batches: Sequence[Batch], epoch: int) -> Iterator[Loaded]:
+        """The batches in order.
+
+        Raises:
+            Refused: an image cannot be read; names it.
+        """
+        with ThreadPoolExecutor(1, "reader") as reader:
+            ahead = None
+            for batch in batches:
+                current, ahead = ahead, reader.submit(self._load, batch, epoch)
+                if current:
+                    yield current.result()
+            if ahead:
+                yield ahead.result()
+
+    def _load(self, batch: Batch, epoch: int) -> Loaded:
+        examples = (
+            self._example(index, batch.size, epoch, batch.first + place)
+            for place, index in enumerate(batch.pictures)
+        )
+        return Loaded(batch, tuple(examples))
+
+    def _example(self, index: int, size: Size, epoch: int, position: int) -> Example:
+        picture = self._pictures[index]
+        drawn = draw(picture, index, size, self._course, epoch=epoch, position=position)
+        example = Example(picture, (index, size, drawn.flip), drawn, None)
+        if example.is_whole and self._latents.keeps(example.key):
+            return example
+        pixels = read_pixels(self._folder / picture.file, drawn, size, picture.name)
+        return Example(picture, example.key, drawn, pixels)
+
+
+def read_pixels(path: Path, drawn: Draw, size: Size, name: str = "") -> Tensor:
+    """An image as it is trained on: upright, cropped, scaled, perhaps flipped; (3, H, W), -1 to 1.
+
+    Raises:
+        Refused: it cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Refused(f"the image {name or path.name} cannot be read: {error}") from error
+    scaled = upright.resize(size, box=drawn.crop)
+    turned = ImageOps.mirror(scaled) if drawn.flip else scaled
+    values = torch.from_numpy(np.array(turned)).permute(2, 0, 1)
+    return values.float() / 127.5 - 1.0

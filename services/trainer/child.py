@@ -1,0 +1,122 @@
+"""The trainer's child process: one order, one job, then the end.
+
+``python -m services.trainer.child DESCRIPTOR PARENT``, started by :class:`shared.child.Child`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from services.trainer.order import TrainingOrder
+from services.trainer.recipe import smaller
+from shared.child import (
+    QUIET_AND_OFFLINE,
+    Done,
+    GivenUp,
+    Mouth,
+    Phase,
+    Progress,
+    Ready,
+    Saved,
+    Stopped,
+    begin,
+    read_order,
+    shorten,
+)
+from shared.errors import Interrupted, Passing, Refused
+
+
+class Stop:
+    """SIGTERM: ends an idle child at once, and asks a working one to save and end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.idle = True
+        signal.signal(signal.SIGTERM, self._hear)
+
+    def _hear(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        if self.idle:
+            sys.exit(0)
+
+
+class Voice:
+    """The training loop's listener: passes everything on to the parent."""
+
+    def __init__(self, mouth: Mouth, stop: Stop) -> None:
+        self._mouth = mouth
+        self._stop = stop
+
+    def phase(self, name: str) -> None:
+        self._mouth.say(Phase(name=name))
+
+    def progress(self, numbers: dict[str, Any]) -> None:
+        self._mouth.say(Progress(numbers=numbers))
+
+    def saved(self, kind: str, path: Path, step: int, epoch: int) -> None:
+        self._mouth.say(Saved(kind=kind, path=str(path), step=step, epoch=epoch))
+
+    def should_stop(self) -> bool:
+        return self._stop.asked
+
+
+def main() -> None:
+    """Pay for the imports, say Ready, and carry out one order."""
+    mouth = begin()
+    stop = Stop()
+    os.environ |= QUIET_AND_OFFLINE
+
+    from services.trainer.device import device_name, this_device  # noqa: PLC0415 - slow
+
+    mouth.say(Ready(gpu=device_name(this_device())))
+    order: TrainingOrder = read_order(TrainingOrder)
+    stop.idle = False
+    mouth.say(carry_out(order, Voice(mouth, stop)))
+
+
+def carry_out(order: TrainingOrder, voice: Voice) -> Done | Stopped | GivenUp:
+    """The last word on an order."""
+    import torch  # noqa: PLC0415 - slow
+
+    from services.trainer.train import train  # noqa: PLC0415 - slow
+
+    try:
+        return Done(summary=msgspec.to_builtins(train(order, voice)))
+    except Interrupted:
+        return Stopped()
+    except Refused as error:
+        return GivenUp(refused=True, reason=shorten(str(error)))
+    except Passing as error:
+        return GivenUp(refused=False, reason=shorten(str(error)))
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return out_of_memory(order)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A card's memory has an error of its own; the CPU allocator says it in a RuntimeError."""
+    import torch  # noqa: PLC0415 - slow
+
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def out_of_memory(order: TrainingOrder) -> GivenUp:
+    """Say which settings would need less memory."""
+    advice = smaller(order.train)
+    if advice is None:
+        text = "out of memory at the smallest settings there are for this resolution"
+        return GivenUp(refused=True, reason=f"{text}: choose a lower resolution, or a larger GPU")
+    return GivenUp(refused=False, reason=f"out of memory; settings that need less: {advice}")
+
+
+if __name__ == "__main__":
+    main()

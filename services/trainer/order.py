@@ -1,0 +1,48 @@
+"""What the trainer's parent asks of its child, and what the child has to show at the end."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from shared.request import Train
+
+SECONDS_PER_MINUTE = 60.0
+
+
+class TrainingOrder(Struct, frozen=True, kw_only=True):
+    """One job to train. Folders are local paths; the child writes into ``out`` only."""
+
+    job: str
+    train: Train
+    seed: int
+    """At least 0: where the request says -1, the parent has drawn one."""
+    dataset: str
+    """Images and their manifest."""
+    base: str
+    """The base model: a diffusers folder, or configurations and a single file."""
+    resume: str | None = None
+    """A resume point to go on from."""
+    out: str
+    resume_every: float
+    """Seconds between resume points."""
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """A finished training; the paths are inside the order's ``out``."""
+
+    checkpoint: str
+    """The single file."""
+    model: str
+    """The diffusers folder."""
+    seed: int
+    steps: int
+    updates: int
+    epochs: int
+    images: int
+    """Images trained on, repeats that fill short batches not counted."""
+    loss: float | None
+    """The mean over the last steps."""
+    precision: str
+    optimizer: str
+    attention: str
+    warnings: list[str]

@@ -1,0 +1,155 @@
+"""What a request's numbers come to: learning rates, steps, accumulation, and choices by device.
+
+A *step* is one batch forward and backward; an *update* is one step of the optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from msgspec import Struct
+
+from shared.request import LrScheduler, Train
+
+DEFAULT_LR = 2e-6
+DEFAULT_RESOLUTION = 512
+SCALE_LR_POWER = 0.55
+DECAY_BEYOND_END = 1.5
+WARMUP_SHARE = 50
+POLYNOMIAL_FLOOR = 1e-7
+"""The learning rate at which polynomial decay ends."""
+
+
+class Recipe(Struct, frozen=True, kw_only=True):
+    """Everything about a run that follows from the request and the dataset alone."""
+
+    lr: float
+    """The peak learning rate of both networks."""
+    lr_scheduler: LrScheduler
+    warmup_steps: int
+    decay_steps: int
+    total_steps: int
+
+    def lr_factor(self, step: int) -> float:
+        """What the peak is multiplied by at a step (0, 1, ...); 0 to 1."""
+        if self.lr_scheduler == "constant":
+            return 1.0
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        span = max(self.decay_steps - self.warmup_steps, 1)
+        return self._decayed(min((step - self.warmup_steps) / span, 1.0))
+
+    def _decayed(self, done: float) -> float:
+        """The factor once a share of the decay, 0 to 1, is done; it stays at the floor."""
+        match self.lr_scheduler:
+            case "linear":
+                return 1.0 - done
+            case "cosine":
+                return 0.5 * (1.0 + math.cos(math.pi * done))
+            case "polynomial":
+                floor = min(POLYNOMIAL_FLOOR / self.lr, 1.0)
+                return floor + (1.0 - floor) * (1.0 - done)
+            case "constant":
+                return 1.0
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate at a step."""
+        return self.lr * self.lr_factor(step)
+
+
+def recipe_for(train: Train, *, steps_per_epoch: int, total_steps: int) -> Recipe:
+    """Derive what the request leaves open.
+
+    ``steps_per_epoch`` is the first epoch's; ``total_steps`` those of all epochs together.
+    """
+    decay = train.lr_decay_steps or int(steps_per_epoch * train.max_epochs * DECAY_BEYOND_END)
+    warmup = train.lr_warmup_steps
+    return Recipe(
+        lr=peak_lr(train),
+        lr_scheduler=train.lr_scheduler,
+        warmup_steps=decay // WARMUP_SHARE if warmup is None else warmup,
+        decay_steps=decay,
+        total_steps=total_steps,
+    )
+
+
+def peak_lr(train: Train) -> float:
+    """The learning rate asked for, or the default; larger for larger groups where that is asked."""
+    lr = DEFAULT_LR if train.lr is None else train.lr
+    return lr * (train.batch_size * train.grad_accum) ** SCALE_LR_POWER if train.scale_lr else lr
+
+
+def accumulation_groups(steps: int, size: int) -> list[range]:
+    """The steps of one epoch, by the update that they share; the last group may be short."""
+    return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
+
+
+# --- Choices by device ------------------------------------------------------------------------
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Attention = Literal["sdpa", "xformers"]
+Optimizer = Literal["adamw8bit", "adamw", "adamw_fused"]
+
+
+class Device(Struct, frozen=True, kw_only=True):
+    """What this machine can do, each answer from one real try."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str = "cpu"
+    bf16: bool = False
+    xformers: bool = False
+    bitsandbytes: bool = False
+    fused: bool = False
+
+
+class Choices(Struct, frozen=True, kw_only=True):
+    """How a run computes; reported with the result."""
+
+    precision: Precision
+    optimizer: Optimizer
+    attention: Attention
+
+
+def choose(train: Train, device: Device) -> Choices:
+    """The best that the device can do of what the request allows."""
+    return Choices(
+        precision=_precision(train, device),
+        optimizer=_optimizer(train, device),
+        attention="xformers" if device.xformers and not train.disable_xformers else "sdpa",
+    )
+
+
+def _precision(train: Train, device: Device) -> Precision:
+    if device.kind == "cpu" or not train.amp:
+        return "fp32"
+    return "bf16" if device.bf16 else "fp16"
+
+
+def _optimizer(train: Train, device: Device) -> Optimizer:
+    if train.useadam8bit and device.bitsandbytes:
+        return "adamw8bit"
+    return "adamw_fused" if device.fused else "adamw"
+
+
+def smaller(train: Train) -> str | None:
+    """What to change after memory ran out, in the request's own words; None: nothing is left.
+
+    Half the batch with twice the accumulation trains alike; checkpointing costs time only.
+    """
+    changes = []
+    if train.batch_size > 1:
+        half = math.ceil(train.batch_size / 2)
+        accumulate = math.ceil(train.grad_accum * train.batch_size / half)
+        changes.append(f"batch_size {half} with grad_accum {accumulate}")
+    if not train.gradient_checkpointing:
+        changes.append("gradient_checkpointing true")
+    if not changes:
+        return None
+    if not train.useadam8bit:
+        changes.append("useadam8bit true")
+    if not train.amp:
+        changes.append("amp true")
+    if train.resolution > DEFAULT_RESOLUTION:
+        changes.append(f"resolution {DEFAULT_RESOLUTION}")
+    return ", ".join(changes)

@@ -1,0 +1,122 @@
+"""All that changes while a model is trained."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from msgspec import Struct
+from torch import Tensor
+
+from services.trainer.optimizer import make_optimizer
+from services.trainer.recipe import Choices
+from shared.diffusion.loading import Parts
+from shared.errors import Refused
+from shared.request import Train
+
+RECENT = 100
+"""The reported loss is the mean over this many steps."""
+
+
+class Position(Struct, frozen=True, kw_only=True):
+    """How far training has come; always just after an update."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    """Steps done in this epoch."""
+    steps: int = 0
+    """Steps done in all."""
+    updates: int = 0
+    images: int = 0
+
+
+class Losses:
+    """The losses of the last steps, read off the device only when somebody asks."""
+
+    def __init__(self, recent: list[float] | None = None) -> None:
+        self._recent: deque[float] = deque(recent or (), maxlen=RECENT)
+        self._unread: list[tuple[int, Tensor]] = []
+
+    def add(self, losses: Sequence[Tensor], *, first_step: int) -> None:
+        """The losses of steps in a row, the first numbered from 1; reading waits for the device."""
+        self._unread.extend(enumerate(losses, first_step))
+
+    def recent(self) -> list[float]:
+        """The last losses, oldest first.
+
+        Raises:
+            Refused: one of them is not a finite number.
+        """
+        for step, loss in self._unread:
+            self._recent.append(finite(step, float(loss)))
+        self._unread.clear()
+        return list(self._recent)
+
+    def mean(self) -> float | None:
+        recent = self.recent()
+        return sum(recent) / len(recent) if recent else None
+
+
+def finite(step: int, loss: float) -> float:
+    if math.isfinite(loss):
+        return loss
+    raise Refused(
+        f"the loss became {loss} at step {step}: the training has diverged. Try a lower lr,"
+        " clip_grad_norm 1, amp false, or another base model"
+    )
+
+
+@dataclass
+class State:
+    """Networks, optimizers and the position; what a resume point holds."""
+
+    parts: Parts
+    trained: dict[str, torch.nn.Module]
+    """``unet`` and ``text_encoder``, or the one of them that is not frozen."""
+    optimizers: dict[str, torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    position: Position = field(default_factory=Position)
+    losses: Losses = field(default_factory=Losses)
+    warnings: list[str] = field(default_factory=list)
+
+
+def prepare(parts: Parts, train: Train, choices: Choices, device: torch.device) -> State:
+    """Move a model to the device, freeze what stays, and give an optimizer to what learns."""
+    parts.to(device)
+    trained = _trained(parts, train)
+    for network in (parts.unet, parts.text_encoder, parts.vae):
+        learns = any(network is each for each in trained.values())
+        network.requires_grad_(learns).train(learns)
+    _spare_memory(parts, train, choices)
+    return State(
+        parts=parts,
+        trained=trained,
+        optimizers={
+            name: make_optimizer(choices.optimizer, network.parameters())
+            for name, network in trained.items()
+        },
+        scaler=torch.amp.GradScaler(device.type, enabled=choices.precision == "fp16"),
+    )
+
+
+def _trained(parts: Parts, train: Train) -> dict[str, torch.nn.Module]:
+    trained: dict[str, torch.nn.Module] = {}
+    if not train.disable_unet_training:
+        trained["unet"] = parts.unet
+    if not train.disable_textenc_training:
+        trained["text_encoder"] = parts.text_encoder
+    return trained
+
+
+def _spare_memory(parts: Parts, train: Train, choices: Choices) -> None:
+    if choices.attention == "xformers":
+        parts.unet.enable_xformers_memory_efficient_attention()
+    if train.gradient_checkpointing:
+        parts.unet.train()  # the text encoder learns through it even when it is frozen itself
+        parts.unet.enable_gradient_checkpointing()
+        parts.text_encoder.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )

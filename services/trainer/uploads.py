@@ -1,0 +1,156 @@
+"""What the child saves goes to the store while it trains on, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from shared.child import Saved
+from shared.concurrency import in_thread
+from shared.errors import Unavailable
+from shared.folders import sha256_of, upload_folder
+from shared.messages import Artifact, CheckpointSaved, ResumePointSaved, SavedCheckpoint
+from shared.ports import ObjectStore
+from shared.retry import reconnect_delay
+from shared.runtime import Order
+
+T = TypeVar("T")
+
+CHECKPOINTS = "checkpoints.json"
+"""In a resume point: the checkpoints saved until then."""
+RESUME_POINTS_KEPT = 2
+
+log = structlog.get_logger()
+
+
+class Uploads:
+    """One job's uploads; those of checkpoints and resume points run beside the training."""
+
+    def __init__(self, store: ObjectStore, order: Order, *, resumed: Path | None) -> None:
+        """``resumed`` is the local folder of the resume point that the training goes on from."""
+        self._store = store
+        self._order = order
+        self._prefix = f"jobs/{order.job}/training/{order.grant.attempt}"
+        self._checkpoints = _known(resumed)
+        self._resume_points = [order.grant.resume_point] if order.grant.resume_point else []
+        self._newest = -1
+        self._waiting: asyncio.Queue[Saved] = asyncio.Queue()
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def checkpoints(self) -> tuple[SavedCheckpoint, ...]:
+        """The intermediate ones in the store, oldest first."""
+        return tuple(self._checkpoints)
+
+    def add(self, saved: Saved) -> None:
+        """Upload this when its turn comes; raises what went wrong with an earlier one."""
+        if self._task.done():
+            self._task.result()
+        if saved.kind == "resume_point":
+            self._newest = saved.step
+        self._waiting.put_nowait(saved)
+
+    async def finished(self) -> None:
+        """Wait until everything is stored.
+
+        Raises:
+            Exception: what went wrong with one of them.
+        """
+        waiting = asyncio.create_task(self._waiting.join())
+        await asyncio.wait((waiting, self._task), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._task.done():
+            self._task.result()
+
+    async def cancel(self) -> None:
+        """Stop what is under way."""
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+
+    async def checkpoint(self, path: Path) -> Artifact:
+        """Store one checkpoint file, and the optimizers beside it if there are any."""
+        key = f"{self._prefix}/checkpoints/{path.name}"
+        await self._patiently(lambda: self._store.upload(path, key, heard=self._order.heard))
+        if (optimizers := path.with_suffix(".optimizer")).is_dir():
+            await self._folder(optimizers, f"{self._prefix}/checkpoints/{optimizers.name}")
+        size = (await in_thread(path.stat)).st_size
+        sha256 = await sha256_of(path)
+        return Artifact(name=path.name, kind="checkpoint", key=key, bytes=size, sha256=sha256)
+
+    async def model(self, folder: Path) -> str:
+        """Store the diffusers folder; its prefix."""
+        return await self._folder(folder, f"{self._prefix}/model")
+
+    async def _run(self) -> None:
+        while True:
+            saved = await self._waiting.get()
+            if saved.kind == "checkpoint":
+                await self._store_checkpoint(saved)
+            else:
+                await self._store_resume_point(saved)
+            self._waiting.task_done()
+
+    async def _store_checkpoint(self, saved: Saved) -> None:
+        path = Path(saved.path)
+        artifact = await self.checkpoint(path)
+        kept = SavedCheckpoint(artifact=artifact, step=saved.step, epoch=saved.epoch)
+        self._checkpoints.append(kept)
+        fact = CheckpointSaved(
+            **self._order.stamp(), artifact=artifact, step=saved.step, epoch=saved.epoch
+        )
+        await self._order.say(fact)
+        await in_thread(path.unlink)
+        await in_thread(shutil.rmtree, path.with_suffix(".optimizer"), ignore_errors=True)
+
+    async def _store_resume_point(self, saved: Saved) -> None:
+        """Unless a newer one waits already; then only the newest two are kept."""
+        folder = Path(saved.path)
+        if saved.step == self._newest:
+            (folder / CHECKPOINTS).write_bytes(msgspec.json.encode(self._checkpoints))
+            prefix = await self._folder(folder, f"{self._prefix}/resume/{saved.step}")
+            fact = ResumePointSaved(
+                **self._order.stamp(), prefix=prefix, step=saved.step, epoch=saved.epoch
+            )
+            await self._order.say(fact)
+            await self._forget_older(prefix)
+        await in_thread(shutil.rmtree, folder)
+
+    async def _forget_older(self, newest: str) -> None:
+        self._resume_points.append(newest)
+        while len(self._resume_points) > RESUME_POINTS_KEPT:
+            oldest = self._resume_points.pop(0)
+            await self._patiently(lambda: self._store.delete(f"{oldest}/"))  # noqa: B023 - awaited
+
+    async def _folder(self, folder: Path, prefix: str) -> str:
+        await self._patiently(
+            lambda: upload_folder(self._store, folder, prefix, heard=self._order.heard)
+        )
+        return prefix
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Try until the store answers: training goes on meanwhile.
+
+        Once the child is done, nothing but this is a sign of life, so the runtime's patience
+        bounds it.
+        """
+        attempt = 0
+        while True:
+            try:
+                return await call()
+            except Unavailable as error:
+                log.warning("the store is away", job=self._order.job, why=str(error))
+                await asyncio.sleep(reconnect_delay(attempt))
+                attempt += 1
+
+
+def _known(resumed: Path | None) -> list[SavedCheckpoint]:
+    """The checkpoints that earlier attempts have saved."""
+    if resumed is None:
+        return []
+    return msgspec.json.decode((resumed / CHECKPOINTS).read_bytes(), type=list[SavedCheckpoint])

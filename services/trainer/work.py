@@ -1,0 +1,200 @@
+"""The trainer's parent: it fetches, sends its child to work, and stores what the child brings.
+
+It loads no torch. The child sees folders; only the parent knows the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import uuid
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+
+from services.trainer.order import Outcome, TrainingOrder
+from services.trainer.uploads import Uploads
+from shared.child import (
+    Child,
+    ChildDied,
+    Done,
+    GivenUp,
+    Phase,
+    Progress,
+    Saved,
+    Stopped,
+    start_ready,
+)
+from shared.concurrency import in_thread
+from shared.errors import Interrupted, Passing, Refused
+from shared.folders import cached_folder, download_folder
+from shared.messages import (
+    TRAINER,
+    AnyMessage,
+    CheckpointFinal,
+    DatasetStaged,
+    Stage,
+    TrainingInterrupted,
+    TrainingProgressed,
+    TrainingStarted,
+)
+from shared.ports import ObjectStore
+from shared.request import Train
+from shared.runtime import Order
+
+CHILD = "services.trainer.child"
+SEEDS = 2**30
+"""A drawn seed is below this, as the original's."""
+
+
+class TrainerWork:
+    """Trains one job at a time, each in a child process of its own."""
+
+    queue = TRAINER
+    places = 1
+    started = TrainingStarted
+    progressed = TrainingProgressed
+    interrupted = TrainingInterrupted
+    stops_gently = True
+
+    def __init__(
+        self, store: ObjectStore, *, scratch: Path, cache: Path, resume_every: float
+    ) -> None:
+        """``cache`` holds base models between jobs; ``scratch`` holds one job's files at a time."""
+        self._store = store
+        self._scratch = scratch
+        self._cache = cache
+        self._resume_every = resume_every
+        self._child: Child | None = None
+        self._gpu = ""
+
+    def stage_of(self, message: AnyMessage) -> Stage | None:
+        return "training" if isinstance(message, DatasetStaged) else None
+
+    async def prepare(self) -> str:
+        """Start the next job's child ahead, so that its imports are paid; names the GPU."""
+        if self._child is None or not self._child.alive:
+            await self.close()
+            self._child, self._gpu = await start_ready(CHILD)
+        return self._gpu
+
+    async def perform(self, order: Order) -> CheckpointFinal:
+        """Train; whatever happens, neither the child nor a file of the job is left."""
+        folder = self._scratch / f"{order.job}-training-{order.grant.attempt}"
+        try:
+            await self.prepare()
+            asked = await self._fetch(order, folder)
+            if order.stopping.is_set():
+                raise Interrupted("stopped before training began")
+            return await self._train(order, asked)
+        finally:
+            await self.close()
+            await in_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child:
+            await child.kill()
+
+    async def _fetch(self, order: Order, folder: Path) -> TrainingOrder:
+        """Bring everything that the child needs to the local disk."""
+        staged = _staged(order)
+        store, heard = self._store, order.heard
+        order.progress(phase="fetching the dataset")
+        await download_folder(store, staged.dataset, folder / "dataset", heard=heard)
+        order.progress(phase="fetching the base model")
+        base = await cached_folder(store, staged.base_model, self._cache, heard=heard)
+        if order.grant.resume_point:
+            order.progress(phase="fetching the resume point")
+            await download_folder(store, order.grant.resume_point, folder / "from", heard=heard)
+        return TrainingOrder(
+            job=order.job,
+            train=staged.train,
+            seed=seed_of(order.job, staged.train),
+            dataset=str(folder / "dataset"),
+            base=str(base),
+            resume=str(folder / "from") if order.grant.resume_point else None,
+            out=str(folder / "out"),
+            resume_every=self._resume_every,
+        )
+
+    async def _train(self, order: Order, asked: TrainingOrder) -> CheckpointFinal:
+        """Send the child to work and listen until its last word."""
+        assert self._child is not None  # noqa: S101 - prepared just before
+        child = self._child
+        await child.order(asked)
+        uploads = Uploads(self._store, order, resumed=Path(asked.resume) if asked.resume else None)
+        stopper = asyncio.create_task(_stop_when_asked(order, child))
+        try:
+            outcome = await _listen(child, order, uploads)
+            return await self._store_outcome(order, outcome, uploads)
+        except ChildDied as error:
+            raise Passing(str(error)) from error
+        finally:
+            stopper.cancel()
+            await uploads.cancel()
+
+    async def _store_outcome(
+        self, order: Order, outcome: Outcome, uploads: Uploads
+    ) -> CheckpointFinal:
+        order.progress(phase="storing the trained model")
+        staged = _staged(order)
+        summary = msgspec.to_builtins(outcome)
+        checkpoint = await uploads.checkpoint(Path(summary.pop("checkpoint")))
+        model = await uploads.model(Path(summary.pop("model")))
+        return CheckpointFinal(
+            **order.stamp(),
+            inference=staged.inference,
+            clip_skip=staged.train.clip_skip,
+            model=model,
+            checkpoint=checkpoint,
+            checkpoints=uploads.checkpoints,
+            summary=summary,
+        )
+
+
+async def _listen(child: Child, order: Order, uploads: Uploads) -> Outcome:
+    """Pass on what the child says; what it has saved is uploaded meanwhile.
+
+    Raises:
+        Interrupted: the child stopped because it was asked to; what it saved is in the store.
+        Refused, Passing: the child gave up.
+        ChildDied: it ended without a last word.
+    """
+    async with aclosing(child.records()) as records:
+        async for record in records:
+            order.heard()
+            match record:
+                case Phase(name=name):
+                    order.progress(phase=name)
+                case Progress(numbers=numbers):
+                    order.progress(**numbers)
+                case Saved():
+                    uploads.add(record)
+                case Done(summary=summary):
+                    await uploads.finished()
+                    return msgspec.convert(summary, Outcome)
+                case Stopped():
+                    await uploads.finished()
+                    raise Interrupted("stopped while training")
+                case GivenUp(refused=refused, reason=reason):
+                    raise (Refused if refused else Passing)(reason)
+    raise AssertionError("records end by an error only")
+
+
+async def _stop_when_asked(order: Order, child: Child) -> None:
+    await order.stopping.wait()
+    child.stop()
+
+
+def _staged(order: Order) -> DatasetStaged:
+    assert isinstance(order.message, DatasetStaged)  # noqa: S101 - see stage_of
+    return order.message
+
+
+def seed_of(job: str, train: Train) -> int:
+    """The request's seed; for -1 one that is drawn with the job's id, the same in every attempt."""
+    drawn = uuid.uuid5(uuid.NAMESPACE_OID, job).int % SEEDS
+    return drawn if train.seed == -1 else train.seed

@@ -1,0 +1,157 @@
+"""A Stable Diffusion model from a folder into memory, offline, with errors that help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from shared.diffusion.noise import PredictionType, prediction_type
+from shared.errors import Refused
+
+SINGLE_FILE = "single_file.safetensors"
+"""A folder that holds this has all weights in it, in the original layout, and configurations."""
+
+NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a Stable Diffusion model."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler_config: dict[str, Any]
+    prediction_type: PredictionType
+
+    def to(self, device: torch.device) -> Parts:
+        """Move all networks to the device."""
+        for network in (self.unet, self.vae, self.text_encoder):
+            network.to(device)
+        return self
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
+    """Load a diffusers folder, or a folder of configurations with ``single_file.safetensors``.
+
+    Raises:
+        Refused: something is missing, incomplete or of another kind; names the folder's part.
+    """
+    single = folder / SINGLE_FILE
+    parts = _load_single(single, dtype) if single.exists() else _load_folder(folder, dtype)
+    _check_tokenizer(parts)
+    for network in (parts.unet, parts.vae, parts.text_encoder):
+        network.eval()
+    return parts
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> Parts:
+    config = _scheduler_config(folder)
+    return Parts(
+        unet=_network(UNet2DConditionModel, folder, "unet", dtype),
+        vae=_network(AutoencoderKL, folder, "vae", dtype),
+        text_encoder=_network(CLIPTextModel, folder, "text_encoder", dtype),
+        tokenizer=_tokenizer(folder),
+        scheduler_config=config,
+        prediction_type=prediction_type(config),
+    )
+
+
+def _load_single(file: Path, dtype: torch.dtype) -> Parts:
+    config = _scheduler_config(file.parent)
+    try:
+        pipeline = StableDiffusionPipeline.from_single_file(
+            str(file),
+            config=str(file.parent),
+            local_files_only=True,
+            torch_dtype=dtype,
+            **NO_CHECKER,
+        )
+    except LOAD_ERRORS as error:
+        raise Refused(f"the base model cannot be loaded: {_reason(error)}") from error
+    return Parts(
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        text_encoder=pipeline.text_encoder,
+        tokenizer=_tokenizer(file.parent),
+        scheduler_config=config,
+        prediction_type=prediction_type(config),
+    )
+
+
+def _network(kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+    """One network, whole: a weight that the files lack would be left random without a word."""
+    precision = {"dtype": dtype} if kind is CLIPTextModel else {"torch_dtype": dtype}
+    try:
+        network, info = kind.from_pretrained(
+            folder / name,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            variant=_variant(folder / name),
+            **precision,
+        )
+    except LOAD_ERRORS as error:
+        raise Refused(f"the base model's {name} cannot be loaded: {_reason(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise Refused(
+            f"the base model's {name} lacks {len(missing)} weights, the first {missing[0]}"
+        )
+    return network
+
+
+def _variant(folder: Path) -> str | None:
+    """``fp16`` where the folder holds nothing else."""
+    files = list(folder.glob("*.safetensors"))
+    return "fp16" if files and all(".fp16" in file.name for file in files) else None
+
+
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    try:
+        config: Mapping[str, Any] = DDPMScheduler.load_config(
+            folder / "scheduler", local_files_only=True
+        )
+    except LOAD_ERRORS as error:
+        raise Refused(f"the base model's scheduler cannot be loaded: {_reason(error)}") from error
+    return dict(config)
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    try:
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
+            folder / "tokenizer", local_files_only=True
+        )
+    except LOAD_ERRORS as error:
+        raise Refused(f"the base model's tokenizer cannot be loaded: {_reason(error)}") from error
+    return tokenizer
+
+
+def _check_tokenizer(parts: Parts) -> None:
+    """Without its files a tokenizer loads empty and would make all captions the same."""
+    known, embedded = len(parts.tokenizer), parts.text_encoder.config.vocab_size
+    if known != embedded:
+        raise Refused(
+            f"the base model's tokenizer has {known} tokens, its text encoder embeds {embedded};"
+            " expected tokenizer/vocab.json and merges.txt (or tokenizer.json) of the same model"
+        )
+    longest = parts.text_encoder.config.max_position_embeddings
+    parts.tokenizer.model_max_length = min(parts.tokenizer.model_max_length, longest)
+
+
+def _reason(error: Exception) -> str:
+    if "meta tensor" in str(error):
+        return "weights are missing from the file"
+    return " ".join(str(error).split())[:500]

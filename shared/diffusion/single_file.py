@@ -1,0 +1,202 @@
+"""A model as one file in the key layout of the original Stable Diffusion, which stock loaders take.
+
+Three maps of names, one per network, for any number of blocks and layers. The VAE's attention was
+made of 1x1 convolutions, so its weights get two more dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shared.diffusion.files import replacing
+from shared.diffusion.loading import Parts
+
+State = Mapping[str, Tensor]
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+
+
+def export(
+    parts: Parts,
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the model as one safetensors file, whole or not at all."""
+    tensors = {name: _as(tensor, dtype) for name, tensor in original_layout(parts).items()}
+    described = {**_model_spec(parts, tensors), **(metadata or {})}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=described)
+
+
+def original_layout(parts: Parts) -> dict[str, Tensor]:
+    """Every weight under its original name; the tensors share memory with the networks'."""
+    return {
+        **{
+            f"model.diffusion_model.{k}": v for k, v in unet_layout(parts.unet.state_dict()).items()
+        },
+        **{f"first_stage_model.{k}": v for k, v in vae_layout(parts.vae.state_dict()).items()},
+        **{
+            f"cond_stage_model.transformer.{k}": v
+            for k, v in text_layout(parts.text_encoder.state_dict()).items()
+        },
+    }
+
+
+def unet_layout(state: State) -> dict[str, Tensor]:
+    """UNet2DConditionModel's names as the original's: blocks become one numbered list each way."""
+    blocks = _unet_blocks(state)
+    return {_unet_name(name, blocks): tensor for name, tensor in state.items()}
+
+
+def vae_layout(state: State) -> dict[str, Tensor]:
+    """AutoencoderKL's names and shapes as the original's."""
+    levels = 1 + max(int(found[1]) for found in _matches(r"decoder\.up_blocks\.(\d+)\.", state))
+    return dict(_vae_entry(name, tensor, levels) for name, tensor in state.items())
+
+
+def text_layout(state: State) -> dict[str, Tensor]:
+    """CLIPTextModel's names under ``text_model.``, where the original has them."""
+    return {f"text_model.{name.removeprefix('text_model.')}": v for name, v in state.items()}
+
+
+def _unet_blocks(state: State) -> dict[str, str]:
+    """``down_blocks.0.resnets.0`` and its like to ``input_blocks.1.0`` and its like."""
+    return {**_down_blocks(state), **_up_blocks(state)}
+
+
+def _down_blocks(state: State) -> dict[str, str]:
+    names, number = {}, 1
+    for block in range(_count("down_blocks", state)):
+        prefix = f"down_blocks.{block}"
+        for layer in range(_count(f"{prefix}.resnets", state)):
+            names[f"{prefix}.resnets.{layer}"] = f"input_blocks.{number}.0"
+            names[f"{prefix}.attentions.{layer}"] = f"input_blocks.{number}.1"
+            number += 1
+        if _count(f"{prefix}.downsamplers", state):
+            names[f"{prefix}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
+            number += 1
+    return names
+
+
+def _up_blocks(state: State) -> dict[str, str]:
+    """An upsampler stands in the last layer's place list, after its attention if there is one."""
+    names, number = {}, 0
+    for block in range(_count("up_blocks", state)):
+        prefix = f"up_blocks.{block}"
+        for layer in range(_count(f"{prefix}.resnets", state)):
+            names[f"{prefix}.resnets.{layer}"] = f"output_blocks.{number}.0"
+            names[f"{prefix}.attentions.{layer}"] = f"output_blocks.{number}.1"
+            number += 1
+        place = 2 if _count(f"{prefix}.attentions", state) else 1
+        names[f"{prefix}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{place}.conv"
+    return names
+
+
+def _unet_name(name: str, blocks: Mapping[str, str]) -> str:
+    ends = next((end for end in UNET_ENDS if name.startswith(f"{end}.")), None)
+    place = ends or ".".join(name.split(".")[: 5 if "samplers" in name else 4])
+    new, rest = UNET_ENDS.get(place) or blocks[place], name.removeprefix(f"{place}.")
+    if ".resnets." not in name:
+        return f"{new}.{rest}"
+    part, kind = rest.rsplit(".", 1)
+    return f"{new}.{RESNET[part]}.{kind}"
+
+
+def _vae_entry(name: str, tensor: Tensor, levels: int) -> tuple[str, Tensor]:
+    rules: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+        (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),
+        (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"up_blocks\.(\d+)\.", lambda found: f"up.{levels - 1 - int(found[1])}."),
+        (r"(up\.\d+)\.resnets\.(\d+)", r"\1.block.\2"),
+        (r"(up\.\d+)\.upsamplers\.0", r"\1.upsample"),
+        (r"mid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}"),
+        (r"conv_shortcut", "nin_shortcut"),
+        (r"conv_norm_out", "norm_out"),
+    )
+    if ".mid_block.attentions.0." in name:
+        return _vae_attention(name, tensor)
+    for pattern, new in rules:
+        name = re.sub(pattern, new, name)
+    return name, tensor
+
+
+def _vae_attention(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    place, part = name.split(".mid_block.attentions.0.")
+    part, kind = part.rsplit(".", 1)
+    is_convolution = kind == "weight" and part != "group_norm"
+    shaped = tensor[:, :, None, None] if is_convolution else tensor
+    return f"{place}.mid.attn_1.{VAE_ATTENTION[part]}.{kind}", shaped
+
+
+def _count(prefix: str, state: State) -> int:
+    """How many numbered children a name has."""
+    found = _matches(rf"{re.escape(prefix)}\.(\d+)\.", state)
+    return 1 + max((int(each[1]) for each in found), default=-1)
+
+
+def _matches(pattern: str, state: State) -> list[re.Match[str]]:
+    return [found for name in state if (found := re.match(pattern, name))]
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+
+
+def _model_spec(parts: Parts, tensors: State) -> dict[str, str]:
+    """What the ModelSpec standard (1.0.0) asks of a file's header."""
+    side = int(parts.unet.config.sample_size) * 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(parts.prediction_type, "epsilon"),
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.hash_sha256": f"0x{sha256_of_tensors(tensors)}",
+    }
+
+
+def sha256_of_tensors(tensors: State) -> str:
+    """The sha256 of a safetensors file past its header, given tensors of one type."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,108 @@
+"""A Stable Diffusion with SD1.5's parts and next to no weights, random but always the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from shared.diffusion.loading import Parts, load
+from shared.diffusion.saving import save_folder
+
+SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+
+
+def make_random_model(folder: Path, *, prediction_type: str = "epsilon") -> Path:
+    """Write one as a diffusers folder."""
+    save_folder(random_parts(prediction_type), folder, dtype=torch.float32)
+    return folder
+
+
+def random_parts(prediction_type: str = "epsilon", *, layers: int = 1) -> Parts:
+    torch.manual_seed(7)
+    tokenizer = small_tokenizer()
+    config = dict(PNDMScheduler(**SCHEDULER, prediction_type=prediction_type).config)
+    return Parts(
+        unet=small_unet(layers),
+        vae=small_vae(layers),
+        text_encoder=small_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        scheduler_config={**config, "_class_name": "PNDMScheduler"},
+        prediction_type="v_prediction" if prediction_type == "v_prediction" else "epsilon",
+    )
+
+
+def reload(parts: Parts, folder: Path) -> Parts:
+    save_folder(parts, folder, dtype=torch.float32)
+    return load(folder)
+
+
+def small_unet(layers: int = 1) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=layers,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+
+
+def small_vae(layers: int = 1) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=layers,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=256,
+    )
+
+
+def small_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            bos_token_id=len(tokenizer) - 2,
+            eos_token_id=len(tokenizer) - 1,
+            pad_token_id=len(tokenizer) - 1,
+        )
+    )
+
+
+def small_tokenizer() -> CLIPTokenizer:
+    """Byte-pair encoding that knows single bytes and a few pairs."""
+    alphabet = byte_characters()
+    merges = [("r", "e"), ("re", "d</w>"), ("b", "l"), ("bl", "u"), ("blu", "e</w>")]
+    words = [*alphabet, *(f"{each}</w>" for each in alphabet), *(a + b for a, b in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={word: number for number, word in enumerate(words)},
+        merges=merges,
+        model_max_length=77,
+    )
+
+
+def byte_characters() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [each for each in range(256) if each not in printable]
+    return [chr(each) for each in printable] + [chr(256 + n) for n in range(len(others))]

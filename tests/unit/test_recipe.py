@@ -1,0 +1,169 @@
+"""Learning rates, steps and choices: the original's numbers, and ours where it was wrong."""
+
+from typing import Any
+
+import pytest
+
+from services.trainer.recipe import (
+    Choices,
+    Device,
+    Recipe,
+    accumulation_groups,
+    choose,
+    peak_lr,
+    recipe_for,
+    smaller,
+)
+from shared.request import LrScheduler, Train
+
+
+def train(**fields: Any) -> Train:
+    return Train(data_url="https://example.com/x.zip", **fields)
+
+
+def schedule(name: LrScheduler, *, decay: int = 1500, warmup: int = 30, lr: float = 2e-6) -> Recipe:
+    return Recipe(
+        lr=lr, lr_scheduler=name, warmup_steps=warmup, decay_steps=decay, total_steps=1000
+    )
+
+
+@pytest.mark.parametrize(
+    ("per_epoch", "epochs", "decay", "warmup"),
+    [(6, 300, 2700, 54), (1, 10, 15, 0), (1, 1, 1, 0), (10, 100, 1500, 30)],
+)
+def test_decay_reaches_half_again_beyond_the_end_and_warm_up_takes_a_fiftieth_of_it(
+    per_epoch: int, epochs: int, decay: int, warmup: int
+) -> None:
+    asked = train(max_epochs=epochs, lr_scheduler="linear")
+
+    recipe = recipe_for(asked, steps_per_epoch=per_epoch, total_steps=per_epoch * epochs)
+
+    assert (recipe.decay_steps, recipe.warmup_steps) == (decay, warmup)
+    assert recipe.total_steps == per_epoch * epochs
+
+
+def test_steps_asked_for_are_taken_as_they_are() -> None:
+    asked = train(lr_decay_steps=7, lr_warmup_steps=0)
+
+    recipe = recipe_for(asked, steps_per_epoch=10, total_steps=3000)
+
+    assert (recipe.decay_steps, recipe.warmup_steps) == (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "factor"),
+    [
+        ("linear", 0, 0.0),
+        ("cosine", 15, 0.5),
+        ("polynomial", 30, 1.0),
+        ("linear", 500, 0.680272),
+        ("cosine", 500, 0.768274),
+        ("polynomial", 500, 0.696259),
+        ("linear", 999, 0.340816),
+        ("cosine", 999, 0.260248),
+        ("polynomial", 999, 0.373776),
+        ("constant", 0, 1.0),
+        ("constant", 999, 1.0),
+    ],
+)
+def test_the_learning_rate_follows_the_original(
+    name: LrScheduler, step: int, factor: float
+) -> None:
+    assert schedule(name).lr_factor(step) == pytest.approx(factor, abs=1e-6)
+
+
+@pytest.mark.parametrize("step", [500, 750, 990, 10**6])
+@pytest.mark.parametrize(
+    ("name", "floor"), [("linear", 0.0), ("cosine", 0.0), ("polynomial", 0.05)]
+)
+def test_a_decayed_rate_stays_at_its_floor(name: LrScheduler, floor: float, step: int) -> None:
+    assert schedule(name, decay=500).lr_factor(step) == pytest.approx(floor)
+
+
+@pytest.mark.parametrize("lr", [1e-7, 1e-8])
+def test_polynomial_decay_from_at_or_under_its_floor_stays_where_it_is(lr: float) -> None:
+    recipe = schedule("polynomial", decay=500, lr=lr)
+
+    assert [recipe.lr_at(step) for step in (30, 250, 900)] == pytest.approx([lr] * 3)
+
+
+def test_warm_up_longer_than_decay_ends_at_the_floor() -> None:
+    recipe = schedule("linear", decay=10, warmup=20)
+
+    assert [recipe.lr_factor(step) for step in (10, 20, 21)] == [0.5, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "lr"),
+    [
+        ({}, 2e-6),
+        ({"lr": 3e-6}, 3e-6),
+        ({"batch_size": 4, "grad_accum": 2}, 2e-6),
+        ({"scale_lr": True, "batch_size": 4, "grad_accum": 2}, 6.27667e-6),
+        ({"scale_lr": True, "lr": 2e-6, "batch_size": 2}, 2.92817e-6),
+        ({"scale_lr": True, "batch_size": 1}, 2e-6),
+    ],
+)
+def test_the_peak_is_the_one_asked_for_or_the_default_scaled_where_asked(
+    fields: dict[str, Any], lr: float
+) -> None:
+    assert peak_lr(train(**fields)) == pytest.approx(lr, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "size", "updates_after"),
+    [
+        (5, 3, 3, [3, 5, 8, 10, 13, 15]),
+        (6, 2, 4, [4, 6, 10, 12]),
+        (3, 2, 2, [2, 3, 5, 6]),
+        (2, 2, 1, [1, 2, 3, 4]),
+    ],
+)
+def test_accumulation_starts_anew_at_each_epoch(
+    steps: int, epochs: int, size: int, updates_after: list[int]
+) -> None:
+    groups = accumulation_groups(steps, size)
+
+    after = [epoch * steps + group.stop for epoch in range(epochs) for group in groups]
+
+    assert after == updates_after
+    assert [step for group in groups for step in group] == list(range(steps))
+
+
+CPU = Device(kind="cpu", bitsandbytes=True, fused=True)
+OLD_CARD = Device(kind="cuda", name="T4", xformers=True, bitsandbytes=True, fused=True)
+NEW_CARD = Device(kind="cuda", name="H100", bf16=True, bitsandbytes=True, fused=True)
+BARE_CARD = Device(kind="cuda", name="H100", bf16=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "device", "precision", "optimizer", "attention"),
+    [
+        ({}, CPU, "fp32", "adamw8bit", "sdpa"),
+        ({"useadam8bit": False}, CPU, "fp32", "adamw_fused", "sdpa"),
+        ({}, OLD_CARD, "fp16", "adamw8bit", "xformers"),
+        ({"disable_xformers": True}, OLD_CARD, "fp16", "adamw8bit", "sdpa"),
+        ({}, NEW_CARD, "bf16", "adamw8bit", "sdpa"),
+        ({"amp": False}, NEW_CARD, "fp32", "adamw8bit", "sdpa"),
+        ({}, BARE_CARD, "bf16", "adamw", "sdpa"),
+    ],
+)
+def test_the_device_and_the_request_choose_together(
+    fields: dict[str, Any], device: Device, precision: str, optimizer: str, attention: str
+) -> None:
+    chosen = choose(train(**fields), device)
+
+    assert chosen == Choices(
+        precision=precision,  # type: ignore[arg-type]
+        optimizer=optimizer,  # type: ignore[arg-type]
+        attention=attention,  # type: ignore[arg-type]
+    )
+
+
+def test_advice_after_memory_ran_out_names_settings_until_none_is_left() -> None:
+    assert smaller(train(batch_size=4, resolution=768, useadam8bit=False)) == (
+        "batch_size 2 with grad_accum 2, gradient_checkpointing true, useadam8bit true,"
+        " resolution 512"
+    )
+    assert smaller(train(batch_size=1)) == "gradient_checkpointing true"
+    assert smaller(train(batch_size=1, gradient_checkpointing=True)) is None
