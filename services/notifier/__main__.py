@@ -1,0 +1,56 @@
+"""Runs the notifier: ``python -m services.notifier``."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.notifier.webhook import deliver_all
+from services.notifier.work import NotifierWork
+from shared import keys, telemetry
+from shared.adapters.rabbitmq import RabbitMQBus
+from shared.adapters.s3 import S3Store
+from shared.adapters.stores import open_store
+from shared.outbound import Guard, guarded_session
+from shared.ports import Bus, ObjectStore
+from shared.request import S3Config
+from shared.runtime import Worker, closing, or_stopped, source_of, stop_on_signals
+from shared.settings import Settings, from_environment
+
+
+async def serve(
+    settings: Settings, key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
+) -> None:
+    """Publish artifacts and deliver webhooks until ``stop`` is set."""
+    guard = Guard(settings.allowed_private_hosts)
+
+    def open_bucket(s3: S3Config) -> ObjectStore:
+        return S3Store.for_bucket(
+            s3.bucketName, endpoint_url=s3.endpointUrl, access_key=s3.accessId,
+            secret_key=s3.accessSecret, prefix=s3.objectPath, guard=guard,
+        )  # fmt: skip
+
+    work = NotifierWork(
+        store, open_bucket, key=key, scratch=settings.scratch, places=settings.places or 4
+    )
+    secret = keys.webhook_secret(settings.webhook_secret, key)
+    async with guarded_session(settings.allowed_private_hosts) as session:
+        webhooks = deliver_all(bus, session, secret)
+        await asyncio.gather(
+            Worker(bus, work, beat=settings.beat).run(stop), or_stopped(webhooks, stop)
+        )
+
+
+async def main() -> None:
+    telemetry.configure("notifier")
+    settings, stop = from_environment(), stop_on_signals()
+    key = keys.secret_key(settings.secret_key, settings.home)
+    source = source_of("notifier")
+    opening = RabbitMQBus.open(settings.amqp_url, source=source, beat=settings.beat)
+    bus = await or_stopped(opening, stop)
+    if bus is not None:
+        async with closing(bus), closing(open_store(settings, key)) as store:
+            await serve(settings, key, bus, store, stop)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,39 @@
+"""The user's bucket: artifacts are copied there and linked from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shared.messages import Artifact
+from shared.ports import ObjectStore
+
+LINK_SECONDS = 7 * 24 * 3600
+"""The longest that a presigned link can last."""
+
+
+async def publish(
+    ours: ObjectStore,
+    theirs: ObjectStore,
+    job: str,
+    artifacts: Sequence[Artifact],
+    scratch: Path,
+    heard: Callable[[int], None],
+) -> dict[str, str]:
+    """Copy each artifact to ``<job>/<name>`` and link it; keys are the same when repeated.
+
+    Args:
+        heard: called after each file, with how many are published.
+
+    Returns:
+        The key in our store to the presigned URL in theirs.
+    """
+    urls: dict[str, str] = {}
+    for artifact in artifacts:
+        file = scratch / "artifact"
+        await ours.download(artifact.key, file)
+        key = f"{job}/{artifact.name}"
+        await theirs.upload(file, key)
+        urls[artifact.key] = await theirs.link(key, seconds=LINK_SECONDS)
+        heard(len(urls))
+    return urls

@@ -1,0 +1,102 @@
+"""Webhooks: each one that is due is posted once; the gateway keeps the schedule."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+
+import aiohttp
+import structlog
+
+from services.notifier import signature
+from shared.errors import EveryDreamError, Refused
+from shared.messages import NOTIFIER_WEBHOOKS, WebhookDelivered, WebhookDue, WebhookFailed
+from shared.outbound import refusing
+from shared.ports import Bus, Delivery
+
+PLACES = 16
+"""How many webhooks are under way at once."""
+TIMEOUT = aiohttp.ClientTimeout(total=20.0, sock_connect=10.0)
+GONE = 410
+
+log = structlog.get_logger()
+
+
+async def deliver_all(bus: Bus, session: aiohttp.ClientSession, secret: str) -> None:
+    """Post every webhook that is due, for ever."""
+    async with (
+        aclosing(bus.consume(NOTIFIER_WEBHOOKS, prefetch=PLACES)) as deliveries,
+        asyncio.TaskGroup() as group,
+    ):
+        async for delivery in deliveries:
+            group.create_task(_handle(bus, session, secret, delivery))
+
+
+async def _handle(
+    bus: Bus, session: aiohttp.ClientSession, secret: str, delivery: Delivery
+) -> None:
+    """Say the outcome, then ack: a webhook posted twice carries the same id."""
+    due = delivery.message
+    if not isinstance(due, WebhookDue):
+        await delivery.bury("not a webhook that is due")
+        return
+    outcome = await post(session, secret, due)
+    log.info("webhook tried", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
+    try:
+        await bus.publish(outcome)
+        await delivery.ack()
+    except EveryDreamError as error:
+        log.warning("webhook outcome not said", job=due.job, why=str(error))
+        await delivery.release()
+
+
+async def post(
+    session: aiohttp.ClientSession, secret: str, due: WebhookDue
+) -> WebhookDelivered | WebhookFailed:
+    """One try: 2xx within the time-out is success, anything else a failure with its reason."""
+    body = due.body.encode()
+    headers = signature.headers(secret, due.webhook_id, int(time.time()), body)
+    headers["content-type"] = "application/json"
+    try:
+        with refusing(due.url):
+            async with session.post(
+                due.url, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False
+            ) as response:
+                return _outcome(due, response)
+    except Refused as error:
+        return _failed(due, str(error), permanent=True)
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return _failed(due, f"{type(error).__name__}: {error}")
+
+
+def _outcome(
+    due: WebhookDue, response: aiohttp.ClientResponse
+) -> WebhookDelivered | WebhookFailed:
+    if response.ok and response.status < 300:  # noqa: PLR2004 - 2xx
+        return WebhookDelivered(
+            job=due.job, run=due.run, attempt=due.attempt, webhook_id=due.webhook_id,
+            status=response.status,
+        )  # fmt: skip
+    return _failed(
+        due,
+        f"answered with status {response.status}",
+        permanent=response.status == GONE,
+        retry_after=seconds_of(response.headers.get("Retry-After")),
+    )
+
+
+def _failed(
+    due: WebhookDue, reason: str, *, permanent: bool = False, retry_after: float | None = None
+) -> WebhookFailed:
+    return WebhookFailed(
+        job=due.job, run=due.run, attempt=due.attempt, webhook_id=due.webhook_id,
+        reason=reason, permanent=permanent, retry_after=retry_after,
+    )  # fmt: skip
+
+
+def seconds_of(retry_after: str | None) -> float | None:
+    """A Retry-After header in seconds, at most an hour; the form with a date is not used."""
+    if retry_after is None or not retry_after.strip().isdigit():
+        return None
+    return min(float(retry_after), 3600.0)

@@ -1,0 +1,93 @@
+"""The notifier's claimed work: publishing a job's artifacts to the user's own bucket."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from services.notifier import bucket
+from shared import keys
+from shared.errors import Refused
+from shared.messages import (
+    NOTIFIER_PUBLISH,
+    AnyMessage,
+    Artifact,
+    ArtifactsPublished,
+    CheckpointFinal,
+    ImagesGenerated,
+    PublicationInterrupted,
+    PublicationProgressed,
+    PublicationStarted,
+    Stage,
+)
+from shared.ports import ObjectStore
+from shared.request import S3Config
+from shared.runtime import Order
+
+OpenBucket = Callable[[S3Config], ObjectStore]
+"""Opens the user's bucket; keys are below its ``objectPath``. Raises Refused for a forbidden host."""
+
+
+class NotifierWork:
+    """Publishes at ``checkpoint.final`` the model, at ``images.generated`` the images."""
+
+    queue = NOTIFIER_PUBLISH
+    started = PublicationStarted
+    progressed = PublicationProgressed
+    interrupted = PublicationInterrupted
+    stops_gently = False
+
+    def __init__(
+        self, store: ObjectStore, open_bucket: OpenBucket, *, key: str, scratch: Path, places: int = 4
+    ) -> None:
+        self.places = places
+        self._store = store
+        self._open_bucket = open_bucket
+        self._key = key
+        self._scratch = scratch
+
+    def stage_of(self, message: AnyMessage) -> Stage | None:
+        match message:
+            case CheckpointFinal():
+                return "model_publication"
+            case ImagesGenerated():
+                return "image_publication"
+        return None
+
+    async def prepare(self) -> str:
+        return ""
+
+    async def perform(self, order: Order) -> ArtifactsPublished:
+        """Copy and link every artifact of the fact that asks."""
+        theirs = self._open_bucket(self._unsealed(order))
+        scratch = self._scratch / f"{order.job}-{order.stage}-{order.grant.attempt}"
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            artifacts = artifacts_of(order.message)
+            urls = await bucket.publish(
+                self._store, theirs, order.job, artifacts, scratch,
+                lambda done: order.progress(phase="publishing", files=done, of=len(artifacts)),
+            )  # fmt: skip
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            await theirs.close()
+        return ArtifactsPublished(**order.stamp(), urls=urls)
+
+    def _unsealed(self, order: Order) -> S3Config:
+        if order.grant.s3 is None:
+            raise Refused("the job has no s3Config any more")
+        return keys.unseal(self._key, order.grant.s3)
+
+    async def close(self) -> None:
+        """Nothing lasts between orders."""
+
+
+def artifacts_of(message: AnyMessage) -> list[Artifact]:
+    """What a fact brings that belongs into the user's bucket."""
+    match message:
+        case CheckpointFinal(checkpoint=last, checkpoints=earlier):
+            return [last, *(each.artifact for each in earlier)]
+        case ImagesGenerated(images=images):
+            return [image.artifact for image in images]
+    return []
