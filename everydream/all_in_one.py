@@ -1,0 +1,67 @@
+"""The five services in one process: in-memory bus, SQLite, a folder; GPU work in children."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from services.fetcher.__main__ import serve as fetch
+from services.gateway.service import Gateway
+from services.inferencer.__main__ import serve as infer
+from services.notifier.__main__ import serve as notify
+from services.trainer.__main__ import serve as train
+from shared import keys
+from shared.adapters.database import Database
+from shared.adapters.memory import MemoryBroker
+from shared.adapters.stores import open_store
+from shared.messages import GATEWAY_RECORDER
+from shared.ports import Bus
+from shared.runtime import closing
+from shared.settings import Settings
+
+
+@dataclass
+class AllInOne:
+    """The whole product in one event loop; restarted, it goes on with what was under way."""
+
+    settings: Settings
+    listening: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once requests are answered at ``settings.port``."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop`` is set, then let every service go in good order."""
+        settings = self.settings
+        settings.home.mkdir(parents=True, exist_ok=True)
+        key = keys.secret_key(settings.secret_key, settings.home)
+        broker = MemoryBroker()
+        async with AsyncExitStack() as stack:
+            jobs = await stack.enter_async_context(closing(Database.open(settings.database_url)))
+            store = await stack.enter_async_context(closing(open_store(settings, key)))
+            front, *workers = [
+                await stack.enter_async_context(closing(broker.bus(name)))
+                for name in ("gateway", "fetcher", "trainer", "inferencer", "notifier")
+            ]
+            await jobs.migrate()
+            gateway = Gateway(settings, key, front, store, jobs)
+            async with asyncio.TaskGroup() as group:
+                last = asyncio.Event()
+                group.create_task(gateway.run(last))
+                group.create_task(self._announce(gateway))
+                async with asyncio.TaskGroup() as serving:
+                    serving.create_task(fetch(settings, workers[0], store, stop))
+                    serving.create_task(train(settings, workers[1], store, stop))
+                    serving.create_task(infer(settings, workers[2], store, stop))
+                    serving.create_task(notify(settings, key, workers[3], store, stop))
+                await drained(front)
+                last.set()
+
+    async def _announce(self, gateway: Gateway) -> None:
+        await gateway.listening.wait()
+        self.listening.set()
+
+
+async def drained(bus: Bus) -> None:
+    """Wait until the gateway has recorded the workers' last words; they live in memory only."""
+    while await bus.depth(GATEWAY_RECORDER):
+        await asyncio.sleep(0.01)

@@ -1,0 +1,71 @@
+"""The command ``everydream``."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+
+from shared import telemetry
+from shared.errors import SettingsError
+from shared.runtime import stop_on_signals
+from shared.settings import from_environment
+
+app = cyclopts.App(
+    name="everydream",
+    help="Fine-tune Stable Diffusion by HTTP: a self-hosted drop-in for RunPod's EveryDream endpoint.",
+)
+
+Service = Literal["gateway", "fetcher", "trainer", "inferencer", "notifier"]
+
+
+@app.command
+def serve() -> None:
+    """Run the five services in one process: in-memory bus, SQLite, a folder.
+
+    Settings come from the environment; see docs/settings.md.
+    """
+    from everydream.all_in_one import AllInOne  # noqa: PLC0415 - only this command pays for it
+
+    telemetry.configure("everydream")
+
+    async def run() -> None:
+        await AllInOne(from_environment()).run(stop_on_signals())
+
+    asyncio.run(run())
+
+
+@app.command
+def service(name: Service) -> None:
+    """Run one service against RabbitMQ, as the containers do."""
+    module = importlib.import_module(f"services.{name}.__main__")
+    asyncio.run(module.main())
+
+
+@app.command
+def demo(
+    output: Annotated[Path, cyclopts.Parameter(help="Where the results go.")] = Path("demo-output"),
+) -> None:
+    """Train the tiny model on two new concepts and draw them, through the real endpoint."""
+    from everydream.demo import run_demo  # noqa: PLC0415
+
+    telemetry.configure("demo")
+    sys.exit(asyncio.run(run_demo(output)))
+
+
+def main() -> None:
+    """Entry point; a wrong setting is told in one line."""
+    try:
+        app()
+    except* SettingsError as group:
+        sys.exit(f"everydream: {first_of(group)}")
+
+
+def first_of(group: BaseExceptionGroup[SettingsError]) -> BaseException:
+    """The first error of a group, however deep."""
+    first = group.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,220 @@
+"""The demo: two new concepts, taught to the tiny model through the real endpoint over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from everydream import drawings
+from everydream.all_in_one import AllInOne
+from everydream.client import Client
+from shared.settings import Settings, from_environment
+
+KEY = "demo-key"
+RECIPE = {
+    "resolution": 256,
+    "batch_size": 4,
+    "max_epochs": 50,
+    "lr": 5e-4,
+    "useadam8bit": False,
+}
+"""How the tiny model is taught; everything else is the endpoint's default."""
+DRAWING = {"width": 256, "height": 256, "num_inference_steps": 20, "scheduler": "DDIM"}
+PROMPTS = tuple(concept.captions[0] for concept in drawings.CONCEPTS)
+console = Console(stderr=True)
+
+
+def request_for(files: str) -> dict[str, Any]:
+    """The endpoint's own JSON, with the recipe that teaches the tiny model two concepts.
+
+    Args:
+        files: the URL of the server that has the zip and takes the webhook.
+    """
+    return {
+        "input": {
+            "train": {"data_url": f"{files}/dataset.zip", **RECIPE},
+            "inference": [
+                {"prompt": prompt, "seed": 0, "num_outputs": 4, **DRAWING}
+                for prompt in PROMPTS
+            ],
+        },
+        "webhook": f"{files}/webhook",
+    }
+
+
+async def run_demo(output: Path) -> int:
+    """Run the main job and leave its results in ``output``; the exit status of the command."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="everydream-demo-") as home:
+        async with AsyncExitStack() as stack:
+            files = await stack.enter_async_context(file_server(Path(home)))
+            settings = demo_settings(Path(home), files.host)
+            await stack.enter_async_context(serving(settings))
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            client = Client(session, settings.public_url, KEY)
+            console.print(f"[bold]everydream[/] answers on {settings.public_url}")
+            job = await client.run(request_for(files.url))
+            console.print(f"POST /v1/everydream-v1/run -> job {job}")
+            status = await show(client, job)
+            if status["status"] != "COMPLETED":
+                console.print(f"[red]{status['status']}[/]: {status.get('error')}")
+                return 1
+            await files.webhook.wait()
+            await keep(client, status, output)
+    console.print(f"{time.monotonic() - began:.0f} s in all; see [bold]{output}/[/]")
+    return 0
+
+
+def demo_settings(home: Path, files: str) -> Settings:
+    """Defaults, whatever the caller's environment says, with the tiny model and the demo's own zip."""
+    own = {"EVERYDREAM_HOME": str(home / "home"), "EVERYDREAM_PORT": str(free_port())}
+    return dataclasses.replace(
+        from_environment(own),
+        api_keys=(KEY,),
+        base_model="tiny",
+        beat=2.0,
+        allowed_private_hosts=frozenset({files}),
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclasses.dataclass
+class FileServer:
+    """Serves the zip and takes the webhook."""
+
+    host: str
+    webhook: asyncio.Event
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}"
+
+
+@asynccontextmanager
+async def file_server(folder: Path) -> AsyncIterator[FileServer]:
+    """A local web server, as a user's own would be."""
+    archive = folder / "dataset.zip"
+    archive.write_bytes(await asyncio.to_thread(zipped_dataset, folder / "dataset"))
+    arrived = asyncio.Event()
+
+    async def take_webhook(request: web.Request) -> web.Response:
+        status = (await request.json())["status"]
+        console.print(f"webhook {request.headers['webhook-id']}: {status}")
+        arrived.set()
+        return web.Response()
+
+    async def serve_zip(_request: web.Request) -> web.FileResponse:
+        return web.FileResponse(archive)
+
+    app = web.Application()
+    app.add_routes([web.get("/dataset.zip", serve_zip), web.post("/webhook", take_webhook)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    try:
+        await site.start()
+        yield FileServer(f"127.0.0.1:{runner.addresses[0][1]}", arrived)
+    finally:
+        await runner.cleanup()
+
+
+def zipped_dataset(folder: Path) -> bytes:
+    """The demo's captioned images, drawn into a folder and zipped."""
+    drawings.draw_dataset(folder)
+    return drawings.zip_dataset(folder)
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[None]:
+    """The whole product while the block runs."""
+    service = AllInOne(settings)
+    stop = asyncio.Event()
+    running = asyncio.create_task(service.run(stop))
+    listening = asyncio.create_task(service.listening.wait())
+    await asyncio.wait((running, listening), return_when=asyncio.FIRST_COMPLETED)
+    listening.cancel()
+    try:
+        yield
+    finally:
+        stop.set()
+        await running
+
+
+async def show(client: Client, job: str) -> dict[str, Any]:
+    """Show the job's progress until it has ended; its last status."""
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+    )
+    status: dict[str, Any] = {}
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("waiting", total=None, numbers="")
+        async for status in client.follow(job):
+            _update(progress, task, status["output"] or {})
+    return status
+
+
+def _update(progress: Progress, task: TaskID, output: dict[str, Any]) -> None:
+    if "stage" not in output:
+        return
+    numbers = [
+        f"step {output['step']}/{output['steps']}" if output.get("steps") else "",
+        f"loss {output['loss']:.4f}" if output.get("loss") is not None else "",
+        f"{output['images_per_second']:.1f} images/s" if output.get("images_per_second") else "",
+        f"{output['eta_seconds']:.0f} s left" if output.get("eta_seconds") is not None else "",
+    ]
+    progress.update(
+        task,
+        description=output["stage"],
+        total=output.get("steps"),
+        completed=output.get("step") or 0,
+        numbers="  ".join(filter(None, numbers)),
+    )
+
+
+async def keep(client: Client, status: dict[str, Any], output: Path) -> None:
+    """Download every artifact and write a summary for people and one for programs."""
+    result = status["output"]
+    for artifact in result["artifacts"]:
+        folder = output / "images" if artifact["kind"] == "image" else output
+        await client.download(artifact["url"], folder / artifact["name"].rsplit("/", 1)[-1])
+    (output / "summary.json").write_text(json.dumps(status, indent=2) + "\n")
+    (output / "summary.md").write_text(summary(status))
+    console.print(summary(status))
+
+
+def summary(status: dict[str, Any]) -> str:
+    """What was done, in a few lines of Markdown."""
+    train = status["output"]["train"]
+    images = status["output"]["inference"]
+    lines = [
+        f"# Job {status['id']}: {status['status']}",
+        "",
+        f"- trained on {train['images']} images, {train['epochs']} epochs, {train['steps']} steps;"
+        f" last loss {train['loss']:.4f}",
+        f"- {train['optimizer']}, {train['precision']}, {train['attention']} on {status['gpu']}",
+        f"- waited {status['delayTime'] / 1000:.1f} s, ran {status['executionTime'] / 1000:.1f} s",
+        f"- {len(images)} images drawn:",
+        *(f"  - `{image['prompt']}`, seed {image['seed']}" for image in images),
+    ]
+    return "\n".join(lines) + "\n"

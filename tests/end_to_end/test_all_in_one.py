@@ -1,0 +1,184 @@
+"""``everydream serve``: the same story in one process, the page's examples, and bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import sys
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.end_to_end.story import API_KEY, SECRET_KEY, User, dataset, host_of, picture, user_of
+from tests.servers.web import Page, Web
+from tests.services import ServiceProcess, services_in_a_folder
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "endpoint.md"
+
+
+@asynccontextmanager
+async def served(web: Web, **settings: str) -> AsyncIterator[tuple[ServiceProcess, User]]:
+    environment = {
+        "EVERYDREAM_BASE_MODEL": "tiny",
+        "EVERYDREAM_API_KEYS": API_KEY,
+        "EVERYDREAM_SECRET_KEY": SECRET_KEY,
+        "EVERYDREAM_BEAT": "0.5",
+        "EVERYDREAM_ALLOWED_PRIVATE_HOSTS": host_of(web.url()),
+        **{f"EVERYDREAM_{name}": value for name, value in settings.items()},
+    }
+    async with services_in_a_folder(environment) as services:
+        process = await services.start("gateway", command=("everydream", "serve"))
+        async with user_of(process.url, web) as user:
+            yield process, user
+
+
+async def test_the_story_in_one_process(web: Web) -> None:
+    async with served(web) as (_, user):
+        job = await user.client.run(user.request())
+        last = await user.finished(job)
+        assert last["status"] == "COMPLETED", last
+        webhook = await user.webhook()
+        checkpoint, image = last["output"]["artifacts"]
+        fetched = [await user.fetch(artifact["url"]) for artifact in (checkpoint, image)]
+
+    assert webhook["status"] == "COMPLETED"
+    assert [len(each) for each in fetched] == [checkpoint["bytes"], image["bytes"]]
+    assert fetched[1].startswith(b"\x89PNG")
+
+
+def zipped(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name.replace("__", "."), data)
+    return buffer.getvalue()
+
+
+async def refusal(user: User, body: dict[str, Any], key: str = API_KEY) -> tuple[int, str]:
+    url = f"{user.client.endpoint}/run"
+    headers = {"Authorization": f"Bearer {key}"}
+    async with user.session.post(url, json=body, headers=headers) as response:
+        return response.status, str(await response.json())
+
+
+async def test_what_a_request_shows_is_told_at_once(web: Web) -> None:
+    async with served(web) as (_, user):
+        good = user.request()
+        train = good["input"]["train"]
+
+        def with_train(**changes: Any) -> dict[str, Any]:
+            return {"input": {"train": {**train, **changes}}}
+
+        assert await refusal(user, good, key="wrong") == (401, "{'error': 'Invalid API key'}")
+        no_url = {name: value for name, value in train.items() if name != "data_url"}
+        for body, field in (
+            ({"input": {"train": no_url}}, "input.train.data_url: required"),
+            (with_train(batch_size="2"), 'batch_size: expected an integer from 1 to 1024, got "2"'),
+            (with_train(cond_dropout=1.5), "cond_dropout: expected a number from 0 to 1, got 1.5"),
+            (with_train(batchsize=2), "batchsize: no such field; did you mean batch_size?"),
+        ):
+            status, text = await refusal(user, body)
+            assert status == 400
+            assert field in text
+
+
+async def test_what_only_the_data_shows_fails_the_job_with_a_reason_that_names_it(web: Web) -> None:
+    broken = zipped(good_1__png=picture(1), good_2__png=picture(2), bad_1__png=picture(3)[:500])
+    cases = {
+        web.url("/nothing.zip"): "404",
+        web.serve("/page.zip", Page(b"<html>hello</html>")): "not a zip",
+        web.serve("/empty.zip", zipped(readme__txt=b"no pictures")): "no images",
+    }
+    async with served(web) as (process, user):
+        jobs = {url: await user.client.run(user.request() | _with_url(url)) for url in cases}
+        kept = await user.client.run(user.request() | _with_url(web.serve("/mixed.zip", broken)))
+        for url, job in jobs.items():
+            last = await user.finished(job)
+            assert last["status"] == "FAILED"
+            assert url in last["error"], last["error"]
+            assert cases[url] in last["error"], last["error"]
+        mixed = await _report(user, kept)
+        assert mixed["images"] == 2
+        assert "bad_1.png" in str(mixed["skipped"])
+        assert (await user.finished(kept))["status"] == "COMPLETED"
+        assert not list(process.settings.scratch.glob("*")), "a job left files behind"
+
+
+def _with_url(url: str) -> dict[str, Any]:
+    train = {"data_url": url, "resolution": 256, "max_epochs": 1, "useadam8bit": False}
+    return {"input": {"train": train}}
+
+
+async def _report(user: User, job: str) -> dict[str, Any]:
+    async for status in user.client.follow(job, every=0.1):
+        if report := status["output"].get("dataset"):
+            return dict(report)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("language", ["bash", "python"])
+async def test_the_pages_own_example_runs_with_nothing_changed_but_host_key_and_link(
+    language: str, web: Web, tmp_path: Path
+) -> None:
+    link = web.serve("/one.zip", dataset(1))
+    async with served(web) as (process, user):
+        text = _example(language).replace("https://api.runpod.ai", process.url)
+        text = re.sub(r"\bx{40}\b", API_KEY, text).replace("https://LINK_TO_ZIP.FILE", link)
+        program = ["bash"] if language == "bash" else [sys.executable]
+        output = await _output_of([*program, "-c", text], tmp_path)
+        found = re.search(r'"id": ?"([0-9a-f-]{36})"', output)
+        assert found, output
+        assert re.search(r'"status": ?"IN_QUEUE"', output), output
+        async for status in user.client.follow(found[1], every=0.2):
+            if status["output"].get("steps"):
+                break
+        assert status["status"] == "IN_PROGRESS", status
+        assert status["output"]["steps"] == 300
+        await user.client.cancel(found[1])
+
+
+def _example(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", EXAMPLES.read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+async def _output_of(command: list[str], folder: Path) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return output.decode()
+
+
+async def test_a_cancelled_job_stops_its_training_and_its_place_takes_the_next(web: Web) -> None:
+    async with served(web) as (_, user):
+        job = await user.client.run(user.request(max_epochs=100_000))
+        async for status in user.client.follow(job, every=0.1):
+            if status["output"].get("step"):
+                break
+        await user.client.cancel(job)
+        assert (await user.finished(job))["status"] == "CANCELLED"
+        following = await user.client.run(user.request())
+        assert (await user.finished(following))["status"] == "COMPLETED"
+
+
+async def test_an_unknown_job_and_anothers_job_are_not_found(web: Web) -> None:
+    async with served(web, API_KEYS=f"{API_KEY},another-key") as (process, user):
+        job = await user.client.run(user.request())
+        async with user_of(process.url, web) as other:
+            other.client.use_key("another-key")
+            for unknown in (job, "00000000-0000-0000-0000-000000000000"):
+                with pytest.raises(aiohttp.ClientResponseError) as error:
+                    await other.client.status(unknown)
+                assert error.value.status == 404
+        await user.client.cancel(job)

@@ -1,0 +1,152 @@
+"""The whole story over RabbitMQ, PostgreSQL and S3, with every service in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.end_to_end.story import TINY, User, bucket_config, host_of, user_of
+from tests.servers.s3 import S3Server
+from tests.servers.web import Web
+from tests.services import Services, running, shared_environment
+
+SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
+WORKERS = SERVICES[1:]
+
+
+@asynccontextmanager
+async def world(
+    names: list[str], web: Web, amqp_url: str, postgres_url: str, s3: S3Server, bucket: str,
+    **settings: str,
+) -> AsyncIterator[tuple[Services, User]]:  # fmt: skip
+    allowed = f"{host_of(web.url())},{host_of(s3.endpoint_url)}"
+    environment = shared_environment(
+        amqp_url=amqp_url, database_url=postgres_url, s3=s3, bucket=bucket,
+        **{"BEAT": "0.5", "ALLOWED_PRIVATE_HOSTS": allowed, **settings},
+    )  # fmt: skip
+    async with (
+        running(names, environment) as services,
+        user_of(services.first("gateway").url, web) as user,
+    ):
+        yield services, user
+
+
+async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn_from_it(
+    web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str, tmp_path: Path
+) -> None:
+    theirs = s3_server.create_bucket()
+    async with world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (_, user):
+        job = await user.client.run(user.request(s3=bucket_config(s3_server, theirs)))
+        statuses = [status async for status in user.client.follow(job, every=0.1)]
+        last = statuses[-1]
+        assert last["status"] == "COMPLETED", last
+        webhook = await user.webhook()
+
+        told = [status["status"] for status in statuses]
+        assert told == sorted(told, key=["IN_QUEUE", "IN_PROGRESS", "COMPLETED"].index)
+        assert {"staging", "training"} <= {status["output"].get("stage") for status in statuses}
+        assert "s3Config" not in str(last)
+        assert s3_server.secret_key not in str(last)
+        assert last["gpu"] == "cpu"
+        assert last["delayTime"] > 0
+        assert last["executionTime"] > 0
+        assert webhook["id"] == job
+        assert webhook["status"] == "COMPLETED"
+
+        train = last["output"]["train"]
+        assert (train["steps"], train["epochs"], train["images"]) == (2, 2, 4)
+        assert f"/{theirs}/{job}/last-" in train["checkpoint_url"]
+        checkpoint = tmp_path / "model.safetensors"
+        checkpoint.write_bytes(await user.fetch(train["checkpoint_url"]))
+        (drawn,) = last["output"]["inference"]
+        assert (drawn["seed"], drawn["passback"], drawn["scheduler"]) == (7, "mine", "K-LMS")
+        image = Image.open(io.BytesIO(await user.fetch(drawn["image"])))
+        assert image.size == (128, 128)
+
+    redrawn = await asyncio.to_thread(drawn_by_stock_diffusers, checkpoint)
+    assert redrawn.size == (128, 128)
+
+
+def drawn_by_stock_diffusers(checkpoint: Path) -> Image.Image:
+    """What anybody else does with the file."""
+    from diffusers import StableDiffusionPipeline  # noqa: PLC0415 - heavy, and only here
+
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(checkpoint), config=str(TINY), local_files_only=True,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a zorblat", width=128, height=128, num_inference_steps=2).images[0]
+    assert isinstance(image, Image.Image)
+    return image
+
+
+async def test_two_jobs_at_once_are_shared_by_two_of_every_worker(
+    web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
+) -> None:
+    names = ["gateway", *WORKERS, *WORKERS]
+    async with world(names, web, amqp_url, postgres_url, s3_server, s3_bucket) as (services, user):
+        jobs = [await user.client.run(user.request(seed=seed)) for seed in (1, 2)]
+        ends = await asyncio.gather(*(user.finished(job) for job in jobs))
+        await user.web.wait_for_posts(2)
+
+        assert [end["status"] for end in ends] == ["COMPLETED", "COMPLETED"]
+        trained_by = {
+            trainer.pid
+            for job in jobs
+            for trainer in services.named("trainer")
+            if job in trainer.text
+        }
+        assert len(trained_by) == 2
+        checksums = {end["output"]["artifacts"][0]["sha256"] for end in ends}
+        assert len(checksums) == 2
+
+
+@pytest.mark.parametrize("victim", ["the service", "its child"])
+async def test_a_trainer_killed_in_the_middle_costs_the_steps_since_its_resume_point_only(
+    victim: str,
+    web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str,
+) -> None:  # fmt: skip
+    async with world(
+        SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket, RESUME_EVERY="1"
+    ) as (services, user):
+        job = await user.client.run(user.request(max_epochs=40))
+        trainer = services.first("trainer")
+        await trainer.wait_for_log("resume point saved")
+        if victim == "the service":
+            await trainer.kill()
+            await services.start("trainer")
+        else:
+            for child in trainer.children:
+                child.kill()
+        last = await user.finished(job)
+
+        assert last["status"] == "COMPLETED", last
+        assert last["output"]["train"]["steps"] == 40
+        assert "resumed" in services.named("trainer")[-1].text
+
+
+async def test_a_trainer_that_is_asked_to_stop_hands_its_work_over_without_a_failure(
+    web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
+) -> None:
+    async with world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (
+        services,
+        user,
+    ):
+        job = await user.client.run(user.request(max_epochs=40))
+        trainer = services.first("trainer")
+        async for status in user.client.follow(job, every=0.1):
+            if (status["output"].get("step") or 0) > 2:
+                break
+        await asyncio.gather(trainer.stop(), services.start("trainer"))
+        last = await user.finished(job)
+
+        assert last["status"] == "COMPLETED", last
+        assert last["output"]["train"]["steps"] == 40
+        assert "resumed" in services.named("trainer")[-1].text
