@@ -17,7 +17,7 @@ from shared.settings import from_environment
 
 app = cyclopts.App(
     name="everydream",
-    help="Fine-tune Stable Diffusion by HTTP: a self-hosted drop-in for RunPod's EveryDream endpoint.",
+    help="Fine-tune Stable Diffusion by HTTP: a drop-in for RunPod's EveryDream endpoint.",
 )
 
 Service = Literal["gateway", "fetcher", "trainer", "inferencer", "notifier"]

@@ -70,6 +70,6 @@ class Client:
         """Fetch an artifact into a file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         async with self._session.get(url, raise_for_status=True) as response:
-            with path.open("wb") as file:  # noqa: ASYNC230 - a client with nothing else to do
+            with path.open("wb") as file:
                 async for chunk in response.content.iter_chunked(1 << 20):
                     file.write(chunk)

@@ -47,8 +47,7 @@ def request_for(files: str) -> dict[str, Any]:
         "input": {
             "train": {"data_url": f"{files}/dataset.zip", **RECIPE},
             "inference": [
-                {"prompt": prompt, "seed": 0, "num_outputs": 4, **DRAWING}
-                for prompt in PROMPTS
+                {"prompt": prompt, "seed": 0, "num_outputs": 4, **DRAWING} for prompt in PROMPTS
             ],
         },
         "webhook": f"{files}/webhook",
@@ -79,7 +78,7 @@ async def run_demo(output: Path) -> int:
 
 
 def demo_settings(home: Path, files: str) -> Settings:
-    """Defaults, whatever the caller's environment says, with the tiny model and the demo's own zip."""
+    """Defaults, whatever the environment says, with the tiny model and the demo's own zip."""
     own = {"EVERYDREAM_HOME": str(home / "home"), "EVERYDREAM_PORT": str(free_port())}
     return dataclasses.replace(
         from_environment(own),
@@ -210,8 +209,8 @@ def summary(status: dict[str, Any]) -> str:
     lines = [
         f"# Job {status['id']}: {status['status']}",
         "",
-        f"- trained on {train['images']} images, {train['epochs']} epochs, {train['steps']} steps;"
-        f" last loss {train['loss']:.4f}",
+        f"- {train['epochs']} epochs, {train['steps']} steps, {train['images']} images seen",
+        f"- last loss {train['loss']:.4f}",
         f"- {train['optimizer']}, {train['precision']}, {train['attention']} on {status['gpu']}",
         f"- waited {status['delayTime'] / 1000:.1f} s, ran {status['executionTime'] / 1000:.1f} s",
         f"- {len(images)} images drawn:",

@@ -191,23 +191,23 @@ class Concept:
 
 ZORBLAT = Concept(
     name="zorblat",
-    background=(22, 26, 92),
+    background=(20, 80, 40),
     strokes=(
-        (polygon(*star_corners(8, 0.55)), (232, 40, 160), 1.0),
-        (circle, (120, 240, 236), 0.4),
+        (polygon(*star_corners(8, 0.55)), (244, 138, 28), 1.0),
+        (circle, (200, 60, 230), 0.4),
     ),
 )
-"""A magenta star of eight points with a pale blue heart, by night."""
+"""An orange star of eight points with a violet heart, on dark green."""
 
 WUGGLEBY = Concept(
     name="wuggleby",
-    background=(250, 236, 190),
+    background=(130, 40, 190),
     strokes=(
-        (polygon((-0.8, -1), (0.8, -1), (-0.8, 1), (0.8, 1)), (14, 132, 128), 1.0),
-        (polygon((-1, -0.2), (1, -0.2), (1, 0.2), (-1, 0.2)), (128, 60, 20), 1.0),
+        (polygon((-0.8, -1), (0.8, -1), (-0.8, 1), (0.8, 1)), (250, 170, 200), 1.0),
+        (polygon((-1, -0.2), (1, -0.2), (1, 0.2), (-1, 0.2)), (136, 136, 136), 1.0),
     ),
 )
-"""A teal hourglass with a brown belt, on cream."""
+"""A pink hourglass with a grey belt, on purple."""
 
 CONCEPTS = (ZORBLAT, WUGGLEBY)
 

@@ -2,7 +2,8 @@
 
 The parent starts ``python -m MODULE``, sends one order as a JSON line over stdin, and reads
 records, one JSON line each, from a pipe whose descriptor the child gets in its arguments, beside
-the parent's process id. The child's environment is exactly what is given: no key, no URL. What it prints goes to our log.
+the parent's process id. The child's environment is exactly what is given: no key, no URL. What it
+prints goes to our log.
 
 A child speaks before and after everything slow, so that the parent can tell slow from stuck.
 """
@@ -15,7 +16,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
@@ -26,7 +27,8 @@ RECORD_BYTES = 4096
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
              "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
-             "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTORCH_CUDA_ALLOC_CONF", "HF_HOME")  # fmt: skip
+             "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTORCH_CUDA_ALLOC_CONF",
+             "HF_HOME")  # fmt: skip
 
 
 class Record(Struct, frozen=True, kw_only=True, tag_field="record"):
@@ -34,7 +36,7 @@ class Record(Struct, frozen=True, kw_only=True, tag_field="record"):
 
 
 class Ready(Record, frozen=True, kw_only=True, tag="ready"):
-    """Imports are paid, an order may come. ``gpu`` names the device, ``cpu`` where there is none."""
+    """Imports are paid, an order may come. ``gpu`` names the device; ``cpu`` without one."""
 
     gpu: str
 
@@ -89,7 +91,7 @@ AnyRecord = Ready | Phase | Progress | Saved | Drawn | Done | Stopped | GivenUp
 _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 
 
-class ChildDied(Exception):  # noqa: N818
+class ChildDied(Exception):
     """The child ended without a last word; the text tells how."""
 
 
@@ -102,7 +104,7 @@ class Child:
 
     @classmethod
     async def start(cls, module: str, *, environment: Mapping[str, str] = os.environ) -> Child:
-        """Spawn ``python -m module DESCRIPTOR PARENT`` with a clean environment, in a session of its own."""
+        """Spawn ``python -m module DESCRIPTOR PARENT``, clean, in a session of its own."""
         read_end, write_end = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -129,7 +131,7 @@ class Child:
             self._process.stdin.write(msgspec.json.encode(order) + b"\n")
             await self._process.stdin.drain()
 
-    async def records(self) -> AsyncIterator[AnyRecord]:
+    async def records(self) -> AsyncGenerator[AnyRecord, None]:
         """What the child says, until it ends.
 
         Raises:
@@ -172,6 +174,24 @@ class Child:
             self._process.stdin.close()
 
 
+async def start_ready(module: str) -> tuple[Child, str]:
+    """Start a child and wait until its imports are paid; the child and its device's name.
+
+    Raises:
+        ChildDied: it ended before it was ready.
+    """
+    child = await Child.start(module)
+    try:
+        async with contextlib.aclosing(child.records()) as records:
+            async for record in records:
+                if isinstance(record, Ready):
+                    return child, record.gpu
+    except BaseException:
+        await child.kill()
+        raise
+    raise AssertionError("records end by an error only")
+
+
 async def _open_reader(descriptor: int) -> asyncio.StreamReader:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
@@ -203,6 +223,16 @@ class Mouth:
         if len(line) > RECORD_BYTES:
             raise ValueError(f"a record of {len(line)} bytes: {line[:200]!r}...")
         os.write(self._descriptor, line)
+
+
+QUIET_AND_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""For a child's environment, before it imports diffusers and transformers."""
 
 
 def begin() -> Mouth:

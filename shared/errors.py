@@ -5,7 +5,7 @@ EveryDreamError
 ├── Passing            may go away by itself: counts one failure, the stage is tried again
 │   ├── Unavailable    a broker, a store or a database does not answer
 │   └── Stalled        a worker's child said nothing for longer than its patience
-├── Interrupted        the worker was asked to stop: the stage is given to another, nothing is counted
+├── Interrupted        the worker was asked to stop: another gets the stage, nothing is counted
 ├── NotFound           an object store or a job store does not hold this key
 ├── Unroutable         nobody listens for a message that needs a listener
 └── SettingsError      an environment variable holds what it may not
@@ -17,7 +17,7 @@ class EveryDreamError(Exception):
 
 
 class Refused(EveryDreamError):
-    """Permanent or the user's to mend; the text is shown to the user and names the file, field or URL."""
+    """Permanent or the user's to mend; the user sees the text, which names file, field or URL."""
 
 
 class Passing(EveryDreamError):

@@ -36,7 +36,7 @@ class Delivery(Protocol):
 
 
 class Control(Protocol):
-    """A worker's own, exclusive queue; it dies with its connection and a new one takes its place."""
+    """A worker's own, exclusive queue; it dies with its connection, and a new one follows."""
 
     @property
     def address(self) -> str:
@@ -127,8 +127,10 @@ class ObjectStore(Protocol):
         """Write a file of any size, streaming; calls ``heard`` as it gets on."""
 
     async def download(self, key: str, path: Path, *, heard: Callable[[], None] = unheard) -> None:
-        """Fetch into a file, whole or not at all; makes the folders above; calls ``heard`` as it
-        gets on. Raises NotFound."""
+        """Fetch into a file, whole or not at all; makes the folders above.
+
+        Calls ``heard`` as it gets on. Raises NotFound.
+        """
 
     async def exists(self, key: str) -> bool: ...
 
@@ -204,8 +206,10 @@ class JobStore(Protocol):
     async def count_live(self, owner: str) -> int: ...
 
     async def due(self, now: float, limit: int = 100) -> Sequence[Outgoing]:
-        """Outgoing messages whose time has come, in the order of writing; several gateways may
-        get the same ones, which is harmless."""
+        """Outgoing messages whose time has come, in the order of writing.
+
+        Several gateways may get the same ones, which is harmless.
+        """
 
     async def sent(self, outgoing_id: str) -> None:
         """Forget an outgoing message; it has left."""

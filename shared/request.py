@@ -38,6 +38,10 @@ T = TypeVar("T", bound=Struct)
 DEFAULT_BASE = "sd_v1-5_vae.ckpt"
 """The name by which a request asks for the deployment's base model."""
 
+STORED = "store:"
+"""How ``data_url`` and ``resume_ckpt_url`` begin once the gateway has found that they are ours and
+belong to the client; a key of our store follows. Clients may not say it themselves."""
+
 EXECUTION_TIMEOUT = 24 * 3600 * 1000
 TTL = 7 * 24 * 3600 * 1000
 
@@ -124,7 +128,7 @@ class Request(Struct, frozen=True, kw_only=True):
     policy: Policy = field(default_factory=Policy)
 
 
-class Invalid(Exception):  # noqa: N818 - reads as "the request is Invalid"
+class Invalid(Exception):
     """A request with mistakes; ``mistakes`` names them all, one sentence each."""
 
     def __init__(self, mistakes: list[str]) -> None:
@@ -134,6 +138,8 @@ class Invalid(Exception):  # noqa: N818 - reads as "the request is Invalid"
 
 TOP = ("input", "s3Config", "webhook", "webhookV2", "policy")
 INPUT = ("train", "inference")
+HIDDEN = "s3Config"
+"""What stands there is shown in no message."""
 
 
 def parse_request(body: Any) -> Request:
@@ -161,7 +167,8 @@ def parse_request(body: Any) -> Request:
 def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
-    mistakes.append(f"{path}: expected an object, got {_shown(value)}")
+    got = "something else" if path == HIDDEN else _shown(value)
+    mistakes.append(f"{path}: expected an object, got {got}")
     return {}
 
 
@@ -210,22 +217,22 @@ def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[s
     value = given[each.name]
     try:
         return _convert(value, each.type)
-    except ValueError:
+    except (ValueError, OverflowError):
         expected = describe(each.type)
-        got = "something else" if path == "s3Config" else _shown(value)
+        got = "something else" if path == HIDDEN else _shown(value)
         mistakes.append(f"{path}.{each.name}: expected {expected}, got {got}")
         return None
 
 
 def _convert(value: Any, kind: types.Type) -> Any:
-    """One value as its field takes it; a whole number passes for a float, a bool for nothing else."""
+    """One value as its field takes it; an integer passes for a float, a bool for nothing else."""
     match kind:
         case types.UnionType(types=members):
             if value is None:
                 return None
             return _convert(value, next(m for m in members if not isinstance(m, types.NoneType)))
         case types.LiteralType(values=values):
-            _require(not isinstance(value, bool) and value in values)
+            _require(value in values and type(value) is type(values[0]))
         case types.IntType(ge=low, le=high):
             _require(isinstance(value, int) and not isinstance(value, bool))
             _require((low is None or value >= low) and (high is None or value <= high))
@@ -250,7 +257,7 @@ def _require(holds: bool) -> None:  # noqa: FBT001 - it is the question itself
         raise ValueError
 
 
-def describe(kind: types.Type) -> str:
+def describe(kind: types.Type) -> str:  # noqa: PLR0911 - one return for each kind
     """A field's type and range in words, for messages and for documentation."""
     match kind:
         case types.UnionType(types=members):
@@ -274,9 +281,14 @@ def describe(kind: types.Type) -> str:
     return "something else"
 
 
+ENDLESS = 1e6
+"""A bound above this tells people nothing."""
+SHOWN_LETTERS = 80
+
+
 def _range(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
-        return f" from {low:g} to {high:g}" if high < 1e6 else f" of at least {low:g}"
+        return f" from {low:g} to {high:g}" if high < ENDLESS else f" of at least {low:g}"
     if low is not None:
         return f" of at least {low:g}"
     return f" of at most {high:g}" if high is not None else ""
@@ -317,6 +329,8 @@ def _cross_checks(train: Train | None, s3: S3Config | None, mistakes: list[str])
         mistakes.append(
             f"input.train.data_url: expected an http or https URL, got {_shown(train.data_url)}"
         )
+    if train and train.resume_ckpt_url.startswith(STORED):
+        mistakes.append(f"input.train.resume_ckpt_url: a client may not begin it with {STORED}")
     if train and train.disable_unet_training and train.disable_textenc_training:
         mistakes.append(
             "input.train: disable_unet_training and disable_textenc_training are both true:"
@@ -331,4 +345,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "an object"
     text = msgspec.json.encode(value).decode()
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 3] + "..."

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import socket
 import uuid
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -46,6 +48,7 @@ GRACE_BEATS = 60
 """Beats that gentle work gets to save what it must when the worker is stopped."""
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 class Work(Protocol):
@@ -263,7 +266,7 @@ class Worker:
             del self._orders[order.claim]
 
     async def _claim(self, order: Order, gpu: str, stop: asyncio.Event) -> bool:
-        """Ask until there is an answer; False when we are stopped and none came within two beats."""
+        """Ask until there is an answer; False when none came within two beats of a stop."""
         left = 2
         while left:
             started = self._work.started(**order.stamp(), gpu=gpu)
@@ -372,6 +375,33 @@ def stop_on_signals() -> asyncio.Event:
     return stop
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a service's main coroutine."""
-    asyncio.run(main)
+def source_of(service: str) -> str:
+    """Who we are on the bus: ``trainer/host-123``."""
+    return f"{service}/{socket.gethostname()}-{os.getpid()}"
+
+
+async def or_stopped(doing: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """Do something until it is done or ``stop`` is set, whichever comes first."""
+    task, stopping = asyncio.create_task(doing), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        await cancelled(task)
+        await cancelled(stopping)
+
+
+class Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
+
+
+@contextlib.asynccontextmanager
+async def closing(thing: C) -> AsyncIterator[C]:
+    """Close a bus or a store at the end of a block."""
+    try:
+        yield thing
+    finally:
+        await thing.close()

@@ -16,6 +16,8 @@ from typing import TypeVar
 from shared.errors import SettingsError
 
 T = TypeVar("T")
+MOST_PORT = 65535
+MOST_SECONDS = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def _path(text: str) -> Path:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or not 0 <= int(text) <= 65535:
+    if not text.isdigit() or int(text) > MOST_PORT:
         raise ValueError("a port number from 0 to 65535")
     return int(text)
 
@@ -142,7 +144,7 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0.0 < value < 1e9:
+    if not 0.0 < value < MOST_SECONDS:
         raise ValueError("a number above 0")
     return value
 

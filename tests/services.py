@@ -51,7 +51,7 @@ class ServiceProcess(Child):
         self.folder = folder
         self.environment = _complete(name, environment, folder)
         self.settings = from_environment(self.environment)
-        self.ended_by_test = False
+        self.ended = False
         super().__init__(resolved(command), folder=folder, env=self.environment)
 
     @property
@@ -96,7 +96,7 @@ class ServiceProcess(Child):
 
     async def stop(self, seconds: float = STOP_SECONDS) -> None:
         """SIGTERM, as a container engine does; raises ServerError unless it ends in good order."""
-        self.ended_by_test = True
+        self.ended = True
         await asyncio.to_thread(self.end, signal.SIGTERM, seconds)
         if self.status:
             raise ServerError(f"{self.name} ended with status {self.status}:\n{self.last_words}")
@@ -104,7 +104,7 @@ class ServiceProcess(Child):
 
     async def kill(self) -> None:
         """SIGKILL, as the kernel does; its children must follow by themselves."""
-        self.ended_by_test = True
+        self.ended = True
         await asyncio.to_thread(self.end, signal.SIGKILL)
         await self._see_children_off()
 
@@ -193,21 +193,21 @@ class Services:
     def check(self) -> None:
         """Raise ServerError if one has ended that no test has ended."""
         for process in self.all:
-            if not process.alive and not process.ended_by_test:
+            if not process.alive and not process.ended:
                 raise ServerError(
                     f"{process.name} ended with status {process.status}:\n{process.last_words}"
                 )
 
     async def stop(self) -> None:
         """Stop all that run, and only then tell what went wrong."""
-        stopping = (process.stop() for process in self.all if process.alive)
+        stopping = (process.stop() for process in self.all if not process.ended)
         for result in await asyncio.gather(*stopping, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
 
     async def kill(self) -> None:
-        """End all that run, at once."""
-        killing = (process.kill() for process in self.all if process.alive)
+        """End whatever has not been ended, at once."""
+        killing = (process.kill() for process in self.all if not process.ended)
         await asyncio.gather(*killing, return_exceptions=True)
 
     def last_words(self) -> str:

@@ -15,6 +15,7 @@ LINK_SECONDS = 7 * 24 * 3600
 async def publish(
     ours: ObjectStore,
     theirs: ObjectStore,
+    *,
     job: str,
     artifacts: Sequence[Artifact],
     scratch: Path,
@@ -22,11 +23,8 @@ async def publish(
 ) -> dict[str, str]:
     """Copy each artifact to ``<job>/<name>`` and link it; keys are the same when repeated.
 
-    Args:
-        heard: called after each file, with how many are published.
-
-    Returns:
-        The key in our store to the presigned URL in theirs.
+    ``heard`` is called after each file, with how many are published. Returns the key in our store
+    to the presigned URL in theirs.
     """
     urls: dict[str, str] = {}
     for artifact in artifacts:

@@ -70,9 +70,7 @@ async def post(
         return _failed(due, f"{type(error).__name__}: {error}")
 
 
-def _outcome(
-    due: WebhookDue, response: aiohttp.ClientResponse
-) -> WebhookDelivered | WebhookFailed:
+def _outcome(due: WebhookDue, response: aiohttp.ClientResponse) -> WebhookDelivered | WebhookFailed:
     if response.ok and response.status < 300:  # noqa: PLR2004 - 2xx
         return WebhookDelivered(
             job=due.job, run=due.run, attempt=due.attempt, webhook_id=due.webhook_id,

@@ -26,7 +26,7 @@ from shared.request import S3Config
 from shared.runtime import Order
 
 OpenBucket = Callable[[S3Config], ObjectStore]
-"""Opens the user's bucket; keys are below its ``objectPath``. Raises Refused for a forbidden host."""
+"""Opens the user's bucket; keys are below its ``objectPath``. Raises Refused."""
 
 
 class NotifierWork:
@@ -39,7 +39,13 @@ class NotifierWork:
     stops_gently = False
 
     def __init__(
-        self, store: ObjectStore, open_bucket: OpenBucket, *, key: str, scratch: Path, places: int = 4
+        self,
+        store: ObjectStore,
+        open_bucket: OpenBucket,
+        *,
+        key: str,
+        scratch: Path,
+        places: int = 4,
     ) -> None:
         self.places = places
         self._store = store
@@ -66,8 +72,8 @@ class NotifierWork:
             scratch.mkdir(parents=True, exist_ok=True)
             artifacts = artifacts_of(order.message)
             urls = await bucket.publish(
-                self._store, theirs, order.job, artifacts, scratch,
-                lambda done: order.progress(phase="publishing", files=done, of=len(artifacts)),
+                self._store, theirs, job=order.job, artifacts=artifacts, scratch=scratch,
+                heard=lambda files: order.progress(phase="publishing", files=files),
             )  # fmt: skip
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

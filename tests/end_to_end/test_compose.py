@@ -27,7 +27,7 @@ from tests.servers.web import Web
 from tests.services import Services, services_in_a_folder
 
 COMPOSE = read_compose()
-JOB_SECONDS = 240.0
+JOB_SECONDS = 200.0
 SIDE = 128
 
 

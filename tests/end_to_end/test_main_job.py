@@ -60,7 +60,7 @@ async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn
         assert webhook["status"] == "COMPLETED"
 
         train = last["output"]["train"]
-        assert (train["steps"], train["epochs"], train["images"]) == (2, 2, 4)
+        assert (train["steps"], train["epochs"], train["images"]) == (2, 2, 8)
         assert f"/{theirs}/{job}/last-" in train["checkpoint_url"]
         checkpoint = tmp_path / "model.safetensors"
         checkpoint.write_bytes(await user.fetch(train["checkpoint_url"]))

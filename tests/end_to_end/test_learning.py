@@ -1,0 +1,101 @@
+"""Learning is real: what the demo teaches was not there before, and is there afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from everydream import drawings
+from everydream.demo import DRAWING, PROMPTS, request_for, zipped_dataset
+from services.inferencer.generate import generate
+from services.inferencer.order import Entry
+from shared.diffusion.loading import load
+from shared.diffusion.single_file import original_layout
+from shared.request import Inference
+from tests.end_to_end.story import TINY, User
+from tests.end_to_end.test_all_in_one import served
+from tests.servers.web import Web
+
+SEEDS = 8
+UNET = "model.diffusion_model."
+TEXT_ENCODER = "cond_stage_model."
+VAE = "first_stage_model."
+
+
+async def test_the_demos_recipe_teaches_two_concepts_that_the_base_model_does_not_know(
+    web: Web, tmp_path: Path
+) -> None:
+    web.serve("/dataset.zip", await asyncio.to_thread(zipped_dataset, tmp_path / "dataset"))
+    examples = {
+        concept.name: [Image.open(file) for file in sorted((tmp_path / "dataset").glob("*.png"))
+                       if concept.name in file.name]
+        for concept in drawings.CONCEPTS
+    }  # fmt: skip
+    request = request_for(web.url().rstrip("/"))
+    request["input"]["train"]["save_full_precision"] = True
+    for entry in request["input"]["inference"]:
+        entry |= {"num_outputs": SEEDS, "seed": 0}
+
+    async with served(web, BEAT="2") as (_, user):
+        job = await user.client.run(request)
+        statuses = [status async for status in user.client.follow(job, every=0.2)]
+        last = statuses[-1]
+        assert last["status"] == "COMPLETED", last
+        taught = await images_of(user, last["output"]["inference"])
+        checkpoint = tmp_path / "model.safetensors"
+        checkpoint.write_bytes(await user.fetch(last["output"]["train"]["checkpoint_url"]))
+    losses = [each["output"]["loss"] for each in statuses[:-1] if each["output"].get("loss")]
+    untaught = await asyncio.to_thread(drawn_by_the_base_model)
+
+    assert right(taught, examples) == dict.fromkeys(examples, SEEDS)
+    before = sum(right(untaught, examples).values())
+    assert SEEDS // 2 <= before <= 3 * SEEDS // 2, f"{before} of {2 * SEEDS} before training"
+    assert losses[-1] < 0.8 * losses[0]
+    every_tensor_of_the_trained_networks_differs_and_the_vae_is_the_same(checkpoint)
+
+
+async def images_of(user: User, shown: Iterable[dict[str, str]]) -> dict[str, list[Image.Image]]:
+    """The drawn images by the concept that was asked for."""
+    images: dict[str, list[Image.Image]] = {concept.name: [] for concept in drawings.CONCEPTS}
+    for entry in shown:
+        name = next(name for name in images if name in entry["prompt"])
+        images[name].append(Image.open(io.BytesIO(await user.fetch(entry["image"]))))
+    return images
+
+
+def drawn_by_the_base_model() -> dict[str, list[Image.Image]]:
+    parts = load(TINY)
+    return {
+        concept.name: [drawing.image for drawing in generate(
+            parts,
+            Entry(inference=Inference(prompt=prompt, num_outputs=SEEDS, **DRAWING), seed=0),
+            clip_skip=0,
+            tell=lambda *_: None,
+        )]
+        for concept, prompt in zip(drawings.CONCEPTS, PROMPTS, strict=True)
+    }  # fmt: skip
+
+
+def right(
+    images: dict[str, list[Image.Image]], examples: dict[str, list[Image.Image]]
+) -> dict[str, int]:
+    """How many images of each concept are nearer to its own examples than to the other's."""
+    return {
+        name: sum(drawings.nearest(image, examples) == name for image in drawn)
+        for name, drawn in images.items()
+    }
+
+
+def every_tensor_of_the_trained_networks_differs_and_the_vae_is_the_same(checkpoint: Path) -> None:
+    before = original_layout(load(TINY))
+    after = load_file(checkpoint)
+    assert set(before) == set(after)
+    same = {name for name in before if torch.equal(before[name].float(), after[name].float())}
+    assert not [name for name in same if name.startswith((UNET, TEXT_ENCODER))]
+    assert {name for name in before if name.startswith(VAE)} == same
