@@ -23,15 +23,19 @@ async def publish(
 ) -> dict[str, str]:
     """Copy each artifact to ``<job>/<name>`` and link it; keys are the same when repeated.
 
-    ``heard`` is called after each file, with how many are published. Returns the key in our store
-    to the presigned URL in theirs.
+    ``heard`` is called as the bytes go, with how many files are published. Returns the key in our
+    store to the presigned URL in theirs.
     """
     urls: dict[str, str] = {}
+
+    def alive() -> None:
+        heard(len(urls))
+
     for artifact in artifacts:
         file = scratch / "artifact"
-        await ours.download(artifact.key, file)
+        await ours.download(artifact.key, file, heard=alive)
         key = f"{job}/{artifact.name}"
-        await theirs.upload(file, key)
+        await theirs.upload(file, key, heard=alive)
         urls[artifact.key] = await theirs.link(key, seconds=LINK_SECONDS)
-        heard(len(urls))
+        alive()
     return urls

@@ -341,6 +341,10 @@ async def test_a_server_that_comes_back_is_used_again() -> None:
 
         await asyncio.to_thread(server.start)
         assert await store.get("one") == job()
+
+        server.end_processes()
+        await asyncio.to_thread(server.start)
+        assert await store.get("one") == job(), "a connection that died unseen is not used"
         await store.close()
 
 

@@ -133,7 +133,17 @@ async def test_a_key_that_leads_elsewhere_is_refused(
 
 # --- listing and deleting
 
-KEYS = ["a", "jobs/1", "jobs/1-x/b", "jobs/1.txt", "jobs/10/a", "jobs/2/a", "jobs/2/a.b", "jobs/B"]
+KEYS = [
+    "a",
+    "jobs/1",
+    "jobs/1-x/b",
+    "jobs/1.txt",
+    "jobs/10/a",
+    "jobs/2-b",  # before what lies in 2, because - comes before /
+    "jobs/2/a",
+    "jobs/2/a.b",
+    "jobs/B",
+]
 
 
 async def test_the_list_is_in_order_of_keys_however_many_pages_it_has(
@@ -165,9 +175,9 @@ async def test_deleting_takes_the_prefix_and_nothing_else(
         await store.put(key, b"x")
 
     assert await store.delete("jobs/1") == 4
-    assert await keys_of(store, "") == ["a", "jobs/2/a", "jobs/2/a.b", "jobs/B"]
+    assert await keys_of(store, "") == ["a", "jobs/2-b", "jobs/2/a", "jobs/2/a.b", "jobs/B"]
     assert await store.delete("jobs/1") == 0
-    assert await store.delete("jobs/") == 3
+    assert await store.delete("jobs/") == 4
     assert await keys_of(store, "") == ["a"]
 
 
@@ -314,7 +324,27 @@ async def test_a_folder_forgets_what_a_dead_process_left_half_written(tmp_path: 
     assert not half.exists()
 
 
-async def test_writers_and_deleters_of_one_folder_do_not_trip_each_other(tmp_path: Path) -> None:
+async def test_a_deletion_that_takes_an_empty_folder_trips_no_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path, public_url="http://x", key="k")
+    taken: list[Path] = []
+    make = Path.mkdir
+
+    def make_and_lose(folder: Path, *how: int, **options: bool) -> None:
+        make(folder, *how, **options)  # type: ignore[arg-type]  # as they came
+        if folder.name == "1" and folder.exists() and len(taken) < 3:
+            folder.rmdir()
+            taken.append(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", make_and_lose)
+        await store.put("jobs/1/a", b"x")
+    assert len(taken) == 3
+    assert await store.get("jobs/1/a") == b"x"
+
+
+async def test_writers_and_deleters_leave_no_empty_folders(tmp_path: Path) -> None:
     store = FolderStore(tmp_path, public_url="http://x", key="k")
 
     async def write(number: int) -> None:
