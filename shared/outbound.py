@@ -1,8 +1,8 @@
 """The guard for URLs that users give us: no connection to a private address, by whatever name.
 
 A resolver alone is bypassed by IP literals, and a look at the URL alone by names, redirects and
-rebinding; so :func:`guarded_session` checks the address of every connection attempt. Some HTTP
-clients take only a resolver: for them there are :func:`guarded_resolver` and :func:`check_url`.
+rebinding; so a :class:`Guard` sees the address of every connection attempt. Ours are made by
+:func:`guarded_session`; other aiohttp clients take a guard's resolver and its ``open_socket``.
 """
 
 from __future__ import annotations
@@ -128,11 +128,6 @@ class GuardedResolver(AbstractResolver):
         await self._resolver.close()
 
 
-def guarded_resolver(allowed: frozenset[str]) -> GuardedResolver:
-    """A resolver for HTTP clients that take no more; call :func:`check_url` on their URLs first."""
-    return GuardedResolver(Guard(allowed))
-
-
 def guarded_session(
     allowed: frozenset[str],
     *,
@@ -167,9 +162,6 @@ def check_url(url: str, allowed: frozenset[str]) -> None:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     if _is_literal(parts.hostname) and not Guard(allowed).passes(parts.hostname, port):
         raise Refused(f"{shown_url(url)}: {parts.hostname} is a private address; {ADVICE}")
-
-
-check_literal = check_url
 
 
 def _split(url: str) -> SplitResult:

@@ -226,7 +226,7 @@ class _Unpacker:
             else:
                 self._take_image(member, f"{number:06d}{member.suffix}")
         except Unusable as error:
-            self.unpacked.skipped.append(Skipped(file=member.name, reason=str(error)))
+            self.unpacked.skipped.append(Skipped.of(member.name, error))
 
     def _check(self, member: Member) -> None:
         if member.suffix not in IMAGES | TEXTS:

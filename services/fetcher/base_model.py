@@ -161,14 +161,21 @@ class BaseModels:
         await in_thread(stage, source, base.folder, target, search.shown, search.meter.heard)
         return Model(target, await in_thread(names_in, target))
 
+    async def _address(self, model: Model, selected: Path, search: Search) -> str:
+        """The content's sha256, remembered for models that stay where they are."""
+        mark = await in_thread(_mark, model)
+        if mark in self._addresses:
+            return self._addresses[mark]
+        address = await content_address(selected, heard=search.meter.heard)
+        if not model.folder.is_relative_to(search.scratch):
+            self._addresses[mark] = address
+        return address
+
     async def _store_once(self, model: Model, search: Search) -> str:
         """Upload under the content's address, unless it is there."""
         heard, selected = search.meter.heard, search.scratch / "selected"
         await in_thread(_link, model, selected)
-        mark = await in_thread(_mark, model)
-        if mark not in self._addresses:
-            self._addresses[mark] = await content_address(selected, heard=heard)
-        prefix = f"cache/{self._addresses[mark]}"
+        prefix = f"cache/{await self._address(model, selected, search)}"
         async with self._locks[prefix]:
             if not await folder_exists(self._store, prefix):
                 await upload_folder(self._store, selected, prefix, heard=heard)

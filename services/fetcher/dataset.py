@@ -13,7 +13,7 @@ from services.fetcher.pictures import Unusable, inspect
 from services.fetcher.sidecars import Sidecars
 from shared.concurrency import in_thread
 from shared.dataset.buckets import Size, is_undersized, nearest
-from shared.dataset.manifest import Captions, Manifest, Picture, Report, Skipped, listed
+from shared.dataset.manifest import Captions, Manifest, Picture, Report, Skipped, listed, short
 from shared.dataset.plan import Course, plan_epoch
 from shared.errors import Refused
 from shared.request import Train
@@ -21,6 +21,8 @@ from shared.request import Train
 DRAWS_PER_EPOCH = 1_000_000
 """Images times multipliers."""
 REASONS_SHOWN = 3
+CAPTION_CHARACTERS = 2048
+"""EveryDream2's bound; a text encoder sees about the first 300."""
 
 
 class Checked(Struct, frozen=True, kw_only=True):
@@ -48,7 +50,7 @@ async def check(
         try:
             size = await in_thread(inspect, folder / image.file)
         except Unusable as error:
-            skipped.append(Skipped(file=image.name, reason=str(error)))
+            skipped.append(Skipped.of(image.name, error))
             (folder / image.file).unlink()
             continue
         finally:
@@ -69,7 +71,7 @@ def _picture(image: Image, size: Size, sidecars: Sidecars) -> tuple[Picture, boo
     picture = Picture(
         file=image.file,
         name=image.name,
-        caption=wishes.caption.text,
+        caption=wishes.caption.text[:CAPTION_CHARACTERS],
         weights=wishes.caption.weights,
         width=size.width,
         height=size.height,
@@ -136,14 +138,14 @@ def report_on(checked: Checked, course: Course, shown: str) -> tuple[Manifest, R
         captions=checked.captions,
         skipped=listed(checked.skipped),
         skipped_count=len(checked.skipped),
-        undersized=listed(small),
+        undersized=[short(name) for name in listed(small)],
         undersized_count=len(small),
         buckets={str(size): count for size, count in Counter(buckets).most_common()},
         short_buckets={
             str(batch.size): batch.real for batch in batches if batch.real < course.batch_size
         },
         steps_per_epoch=len(batches),
-        warnings=listed(checked.warnings),
+        warnings=[short(text) for text in listed(checked.warnings)],
     )
     return Manifest(pictures=tuple(pictures)), report
 

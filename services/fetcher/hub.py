@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -123,11 +124,10 @@ def _order(model: HubModel, cache: Path, token: str | None) -> HubOrder:
 
 async def _last_word(child: Child) -> AnyRecord:
     try:
-        async for record in child.records():
-            return record
+        async with aclosing(child.records()) as records:
+            return await anext(records)
     except ChildDied as error:
         raise Passing(f"fetching from the hub failed: {error}") from None
-    raise AssertionError("records end with a word or an error")
 
 
 def _result(model: HubModel, record: AnyRecord) -> Path:

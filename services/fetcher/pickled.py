@@ -19,7 +19,7 @@ from msgspec import Struct
 from services.fetcher.archive import DAMAGES
 from shared.errors import Refused
 
-PICKLE_BYTES = 8 << 20
+PICKLE_BYTES = 4 << 20
 """Stable Diffusion 1.5's list of tensors takes less than one."""
 ENTRIES = 100_000
 STORAGE_BYTES = 512 << 20
@@ -132,9 +132,10 @@ def _gather(data: Any, tensor: Stored) -> Iterable[bytes]:
     size = tensor.elements * tensor.item_bytes
     if size > STORAGE_BYTES:
         raise EOFError(f"a tensor picks elements from {size} bytes")
-    storage = np.frombuffer(data.read(size), dtype=f"V{tensor.item_bytes}")
-    if len(storage) != tensor.elements:
+    raw = data.read(size)
+    if len(raw) != size:
         raise EOFError("a tensor is cut off")
+    storage = np.frombuffer(raw, dtype=f"V{tensor.item_bytes}")
     view = np.lib.stride_tricks.as_strided(
         storage[tensor.offset :],
         tensor.shape,

@@ -11,6 +11,9 @@ from msgspec import Struct, field
 
 from shared.errors import Refused
 
+SHOWN = 200
+"""Characters of a file's name or of a reason in the report."""
+
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
@@ -71,6 +74,11 @@ class Skipped(Struct, frozen=True, kw_only=True):
     file: str
     reason: str
 
+    @classmethod
+    def of(cls, file: str, reason: object) -> Skipped:
+        """An entry of bounded length, whatever the archive calls its files."""
+        return cls(file=short(file), reason=short(str(reason)))
+
 
 class Captions(Struct, frozen=True, kw_only=True):
     """Where the captions came from, in images."""
@@ -102,6 +110,11 @@ class Report(Struct, frozen=True, kw_only=True):
         """The report as JSON's own types."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
+
+
+def short(text: str) -> str:
+    """A text as the report shows it; of a long path the end says more."""
+    return text if len(text) <= SHOWN else f"...{text[-SHOWN:]}"
 
 
 def listed(items: Sequence[T]) -> list[T]:

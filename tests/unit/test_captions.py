@@ -1,7 +1,5 @@
 """What an image's caption is."""
 
-# ruff: noqa: S311 - seeded draws, not secrets
-
 from collections import Counter
 from random import Random
 

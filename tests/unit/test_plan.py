@@ -1,7 +1,5 @@
 """Which pictures make which batch, and how each is drawn."""
 
-# ruff: noqa: S311 - seeded draws, not secrets
-
 import subprocess
 import sys
 from collections import Counter
@@ -101,7 +99,7 @@ def test_another_process_makes_the_same_plan() -> None:
     code = "from shared.dataset.plan import seed_of; print(seed_of(555, 3, 'order'))"
 
     said = [
-        subprocess.run(  # noqa: S603 - our own code
+        subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
             check=True,

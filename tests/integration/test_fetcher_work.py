@@ -1,0 +1,288 @@
+"""A whole staging: from the fact that asks for it to the one that ends it."""
+
+import asyncio
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from services.fetcher import meter as meters
+from services.fetcher import work as fetcher_work
+from services.fetcher.base_model import BaseModels
+from services.fetcher.meter import Meter
+from services.fetcher.work import FetcherWork
+from shared.adapters.folder import FolderStore
+from shared.adapters.memory import MemoryBroker
+from shared.dataset.manifest import Manifest
+from shared.errors import Passing, Refused, Unavailable
+from shared.folders import download_folder, folder_exists
+from shared.messages import CheckpointFinal, ClaimGranted, DatasetStaged, JobSubmitted, encode
+from shared.request import Inference, Train
+from shared.runtime import Order
+from tests.servers.process import HOST
+from tests.servers.web import Page, Web
+
+JOB = "7b1c"
+
+
+def drawn(width: int, height: int, kind: str = "PNG", orientation: int = 1) -> bytes:
+    image, exif, buffer = (
+        Image.new("RGB", (width, height), (9, 99, 199)),
+        Image.Exif(),
+        io.BytesIO(),
+    )
+    exif[0x0112] = orientation
+    image.save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    return buffer.getvalue()
+
+
+DATASET = {
+    "cats/a cat, sitting_1.png": drawn(600, 600),
+    "cats/a cat, lying_2.jpg": drawn(1200, 800, "JPEG", 6),
+    "dogs/x.webp": drawn(900, 500, "WEBP"),
+    "dogs/x.txt": b"a dog, running",
+    "dogs/broken.png": drawn(600, 600)[:50],
+    "readme.md": b"hello",
+}
+
+
+class Staging:
+    """A fetcher with a store of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = FolderStore(folder / "store", public_url="http://x", key="k" * 32)
+        self.scratch = folder / "scratch"
+        self.work = self.fetcher(frozenset({HOST}))
+        self.told: list[dict[str, Any]] = []
+        self.begun = asyncio.Event()
+
+    def fetcher(self, allowed: frozenset[str]) -> FetcherWork:
+        home = self.scratch.parent
+        bases = BaseModels(self.store, configured="tiny", home=home, allowed=allowed)
+        return FetcherWork(self.store, bases, scratch=self.scratch, allowed=allowed)
+
+    def order(self, *, attempt: int = 1, **train: Any) -> Order:
+        """A granted claim of the job's staging."""
+        message = JobSubmitted(
+            job=JOB, run=1, train=Train(**train), inference=(Inference(prompt="a cat"),)
+        )
+        bus: Any = MemoryBroker().bus("fetcher/here")
+        nobody: Any = None
+        order = Order(bus, nobody, message, "staging")
+        order.granted = ClaimGranted(job=JOB, stage="staging", claim=order.claim, attempt=attempt)
+        progress = order.progress
+
+        def told(**numbers: Any) -> None:
+            self.told.append(numbers)
+            self.begun.set()
+            progress(**numbers)
+
+        order.progress = told  # type: ignore[method-assign]
+        return order
+
+    async def perform(self, **train: Any) -> DatasetStaged:
+        return await self.work.perform(self.order(**train))
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Staging:
+    return Staging(tmp_path)
+
+
+async def test_a_job_is_staged_with_its_images_captions_and_base_model(
+    staging: Staging, web: Web, tmp_path: Path
+) -> None:
+    url = web.serve("/data.zip", zip_of(DATASET))
+
+    staged = await staging.perform(data_url=url, batch_size=2, resolution=512)
+
+    assert staged.dataset == "jobs/7b1c/staging/1/dataset"
+    await download_folder(staging.store, staged.dataset, tmp_path / "got")
+    pictures = Manifest.read(tmp_path / "got").pictures
+    assert [(p.name, p.caption, p.width, p.height) for p in pictures] == [
+        ("cats/a cat, sitting_1.png", "a cat, sitting", 600, 600),
+        ("cats/a cat, lying_2.jpg", "a cat, lying", 800, 1200),
+        ("dogs/x.webp", "a dog, running", 900, 500),
+    ]
+    for picture in pictures:
+        assert (tmp_path / "got" / picture.file).read_bytes() == DATASET[picture.name]
+    assert await folder_exists(staging.store, staged.base_model)
+    assert staged.base_model.startswith("cache/")
+
+
+async def test_the_fact_carries_the_job_on_and_the_report_along(staging: Staging, web: Web) -> None:
+    order = staging.order(data_url=web.serve("/data.zip", zip_of(DATASET)), batch_size=2, attempt=3)
+
+    staged = await staging.work.perform(order)
+
+    assert (staged.job, staged.stage, staged.attempt) == (JOB, "staging", 3)
+    assert (staged.claim, staged.worker) == (order.claim, "fetcher/here")
+    assert isinstance(order.message, JobSubmitted)
+    assert (staged.train, staged.inference) == (order.message.train, order.message.inference)
+    assert staged.dataset == "jobs/7b1c/staging/3/dataset"
+    assert staged.report["images"] == 3
+    assert staged.report["captions"] == {"from_names": 2, "from_files": 1, "missing": 0}
+    assert staged.report["buckets"] == {"512x512": 1, "384x640": 1, "640x384": 1}
+    assert staged.report["short_buckets"] == {"512x512": 1, "384x640": 1, "640x384": 1}
+    assert staged.report["steps_per_epoch"] == 3
+    assert {entry["file"] for entry in staged.report["skipped"]} == {"dogs/broken.png", "readme.md"}
+    assert len(encode(staged)) < 3000
+
+
+async def test_progress_tells_the_phases_in_order(staging: Staging, web: Web) -> None:
+    await staging.perform(data_url=web.serve("/data.zip", Page(zip_of(DATASET), piece=2000)))
+
+    phases = list(dict.fromkeys(numbers["phase"] for numbers in staging.told))
+    assert phases == [
+        "downloading the dataset",
+        "unpacking",
+        "checking images",
+        "storing the dataset",
+        "staging the base model",
+    ]
+    last = [numbers for numbers in staging.told if numbers["phase"] == "downloading the dataset"][
+        -1
+    ]
+    assert last["bytes"] == last["bytes_total"] == len(zip_of(DATASET))
+
+
+async def test_an_upload_of_ours_is_taken_from_the_store(staging: Staging) -> None:
+    await staging.store.put("uploads/u1", zip_of(DATASET))
+
+    assert (await staging.perform(data_url="store:uploads/u1")).report["images"] == 3
+    with pytest.raises(Refused, match="the upload is not in the store any more"):
+        await staging.perform(data_url="store:uploads/u2")
+
+
+async def test_the_scratch_folder_goes_whatever_happens(staging: Staging, web: Web) -> None:
+    good = web.serve("/data.zip", zip_of(DATASET))
+    bad = web.serve("/page", b"<!doctype html>")
+    gone = web.serve("/gone", Page(status=404))
+
+    await staging.perform(data_url=good)
+    assert list(staging.scratch.iterdir()) == []
+    for url, reason in ((bad, "an HTML page"), (gone, "404")):
+        with pytest.raises(Refused, match=reason):
+            await staging.perform(data_url=url)
+        assert list(staging.scratch.iterdir()) == []
+
+
+async def test_what_an_earlier_process_left_behind_does_no_harm(staging: Staging, web: Web) -> None:
+    leftover = staging.scratch / "7b1c-staging-1" / "dataset"
+    leftover.mkdir(parents=True)
+    (leftover / "old.png").write_bytes(b"old")
+
+    staged = await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
+
+    assert staged.report["images"] == 3
+    names = [entry.key async for entry in staging.store.list(staged.dataset)]
+    assert not any("old.png" in name for name in names)
+
+
+async def test_a_cancelled_staging_leaves_nothing_running_and_nothing_lying(
+    staging: Staging, web: Web
+) -> None:
+    url = web.serve("/data.zip", Page(zip_of(DATASET), piece=100, pause=30))
+    task = asyncio.create_task(staging.perform(data_url=url))
+    async with asyncio.timeout(60):
+        await staging.begun.wait()
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert list(staging.scratch.iterdir()) == []
+
+
+async def test_a_private_address_is_refused_by_default(staging: Staging, web: Web) -> None:
+    staging.work = staging.fetcher(frozenset())
+
+    with pytest.raises(Refused, match=r"127\.0\.0\.1 is a private address"):
+        await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
+    assert web.seen == []
+
+
+async def test_an_archive_without_images_ends_the_job_by_name(staging: Staging, web: Web) -> None:
+    url = web.serve("/empty.zip", zip_of({"a.txt": b"no image"}))
+
+    with pytest.raises(Refused, match=r"/empty\.zip: no usable image in the archive"):
+        await staging.perform(data_url=url)
+
+
+async def test_a_base_model_that_cannot_be_taken_ends_the_job(staging: Staging, web: Web) -> None:
+    data = web.serve("/data.zip", zip_of(DATASET))
+
+    with pytest.raises(Refused, match=r"resume_ckpt_url is 'nonsense'"):
+        await staging.perform(data_url=data, resume_ckpt_url="nonsense")
+
+
+async def test_an_archive_over_the_limit_is_refused(
+    staging: Staging, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher_work, "ARCHIVE_BYTES", 1000)
+
+    with pytest.raises(Refused, match="more than 1e-06 GB"):
+        await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
+
+
+async def test_a_store_that_is_away_passes(
+    staging: Staging, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any, **__: Any) -> None:
+        raise Unavailable("the store does not answer")
+
+    monkeypatch.setattr(staging.store, "upload", away)
+
+    with pytest.raises(Passing, match="the store does not answer"):
+        await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
+    assert list(staging.scratch.iterdir()) == []
+
+
+async def test_several_jobs_at_once_do_not_meet(staging: Staging, web: Web) -> None:
+    url = web.serve("/data.zip", zip_of(DATASET))
+    orders = [staging.order(data_url=url, attempt=attempt) for attempt in (1, 2, 3, 4)]
+
+    staged = await asyncio.gather(*(staging.work.perform(order) for order in orders))
+
+    assert len({one.dataset for one in staged}) == 4
+    assert len({one.base_model for one in staged}) == 1
+
+
+def test_a_meter_tells_rate_and_remaining_time_once_it_knows_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[dict[str, Any]] = []
+    now = [100.0]
+    monkeypatch.setattr(meters, "monotonic", lambda: now[0])
+    meter = Meter("downloading", lambda **numbers: told.append(numbers), lambda: None)
+
+    for seconds, done in ((0.0, 0), (1.0, 1000), (4.0, 4000), (10.0, 10_000)):
+        now[0] = 100.0 + seconds
+        meter.bytes(done, 20_000)
+    meter.bytes(11_000, None)
+
+    assert [each["bytes_per_second"] for each in told] == [None, None, 1000, 1000, 1100]
+    assert [each["eta_seconds"] for each in told] == [None, None, 16, 10, None]
+    assert told[2] | {"phase": "downloading", "bytes": 4000, "bytes_total": 20_000} == told[2]
+
+
+def test_only_a_submitted_job_is_for_the_fetcher(staging: Staging) -> None:
+    order = staging.order(data_url="u")
+    artifact: Any = None
+    final = CheckpointFinal(
+        job=JOB, stage="training", claim="c", model="m", checkpoint=artifact, summary={}
+    )
+
+    assert staging.work.stage_of(order.message) == "staging"
+    assert staging.work.stage_of(final) is None

@@ -1,0 +1,94 @@
+"""A worker's world without a broker: a granted order whose facts are kept in a list."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from shared.adapters.folder import FolderStore
+from shared.messages import AnyMessage, ClaimGranted, Message, Stage
+from shared.runtime import Order
+
+
+class Facts:
+    """A bus that only remembers what is said."""
+
+    source = "worker/test"
+
+    def __init__(self) -> None:
+        self.said: list[Message] = []
+        self.changed = asyncio.Event()
+
+    async def publish(
+        self, message: Message, *, reply_to: str | None = None, needs_listener: bool = True
+    ) -> None:
+        del reply_to, needs_listener
+        self.said.append(message)
+        self.changed.set()
+
+
+class Control:
+    address = "control"
+
+    async def messages(self) -> AsyncIterator[AnyMessage]:
+        await asyncio.Event().wait()
+        yield ClaimGranted(stage="training", claim="", attempt=1)
+
+
+def granted_order(
+    message: AnyMessage,
+    stage: Stage,
+    facts: Facts,
+    *,
+    attempt: int = 1,
+    resume_point: str | None = None,
+) -> Order:
+    order = Order(facts, Control(), message, stage)  # type: ignore[arg-type]
+    order.hear(
+        ClaimGranted(
+            job=message.job,
+            stage=stage,
+            claim=order.claim,
+            attempt=attempt,
+            resume_point=resume_point,
+        )
+    )
+    return order
+
+
+def folder_store(folder: Path) -> FolderStore:
+    return FolderStore(folder, public_url="http://127.0.0.1:1", key="k" * 32)
+
+
+def is_gone(pid: int) -> bool:
+    """No such process, or one that only waits to be reaped."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return status.rsplit(")", 1)[1].split()[0] == "Z"
+
+
+async def until_gone(pid: int, *, seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not is_gone(pid):
+            await asyncio.sleep(0.05)
+
+
+def children_of(pid: int) -> list[int]:
+    """Living children of a process."""
+    return [
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit() and _parent(int(entry)) == pid and not is_gone(int(entry))
+    ]
+
+
+def _parent(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+    return int(status.rsplit(")", 1)[1].split()[1])
