@@ -107,5 +107,5 @@ def dead_letter(incoming: AbstractIncomingMessage) -> DeadLetter:
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
     """Ask until the answer is yes."""
     async with asyncio.timeout(DEADLINE):
-        while not await holds():  # noqa: ASYNC110 - a broker has no event to wait for
+        while not await holds():
             await asyncio.sleep(0.02)

@@ -31,7 +31,14 @@ from shared.messages import (
     envelope_for,
 )
 from shared.ports import Control
-from tests.contract.bus_worlds import BEAT, DEADLINE, TRACEPARENT, plain_channel, until
+from tests.contract.bus_worlds import (
+    BEAT,
+    DEADLINE,
+    TRACEPARENT,
+    RabbitMQWorld,
+    plain_channel,
+    until,
+)
 from tests.servers.rabbitmq import RabbitMQ
 
 GRANT = ClaimGranted(job="a", stage="training", claim="c", attempt=1)
@@ -447,6 +454,35 @@ async def test_a_url_that_leads_nowhere_is_refused_without_showing_it() -> None:
         with pytest.raises(SettingsError) as refused:
             await RabbitMQBus.open(url, source="tester/1", beat=BEAT)
         assert "hush" not in str(refused.value)
+
+
+async def test_a_take_touches_nothing_but_what_it_takes(amqp_url: str, bus: RabbitMQBus) -> None:
+    await publish(bus, 1, 2)
+
+    await (await bus.take(NOTIFIER_WEBHOOKS)).ack()
+
+    async with plain_channel(amqp_url) as channel:
+        queue = await channel.get_queue(NOTIFIER_WEBHOOKS.name)
+        untouched = await queue.get()
+        assert (untouched.body, untouched.redelivered) == (encode(webhook(2)), False)
+
+
+async def test_a_request_that_the_broker_drops_leaves_no_word_of_what_was_asked(
+    amqp_url: str, bus: RabbitMQBus
+) -> None:
+    await bus.publish(REQUEST)
+    await publish(bus, 1)
+    async with plain_channel(amqp_url) as channel:
+        for queue in (GATEWAY_INTAKE, NOTIFIER_WEBHOOKS):
+            dropped = await (await channel.get_queue(queue.name)).get()
+            await dropped.reject(requeue=False)
+
+    async def something_is_there() -> bool:
+        return bool(await world.dead_letters())
+
+    world = RabbitMQWorld(amqp_url)
+    await until(something_is_there)
+    assert [letter.queue for letter in await world.dead_letters()] == [NOTIFIER_WEBHOOKS.name]
 
 
 # --- In the log
