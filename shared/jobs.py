@@ -110,6 +110,8 @@ class Job(Struct, frozen=True, kw_only=True):
     resume_point: str | None = None
     checkpoints: tuple[SavedCheckpoint, ...] = ()
     checkpoint: Artifact | None = None
+    model: str | None = None
+    """Store prefix of the trained model, for jobs that go on from it."""
     summary: dict[str, Any] = field(default_factory=dict)
     images: tuple[DrawnImage, ...] = ()
     urls: dict[str, str] = field(default_factory=dict)
@@ -342,6 +344,7 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
     job = replace(
         _done(job, fact),
         checkpoint=fact.checkpoint,
+        model=fact.model,
         checkpoints=fact.checkpoints or job.checkpoints,
         summary=fact.summary,
     )

@@ -18,6 +18,7 @@ from shared.errors import SettingsError
 T = TypeVar("T")
 MOST_PORT = 65535
 MOST_SECONDS = 1e9
+NO_NAMES: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     port = read("PORT", _port, 8080)
     return Settings(
         home=home,
-        api_keys=read("API_KEYS", _names, ()),
+        api_keys=read("API_KEYS", _names, NO_NAMES),
         host=read("HOST", str, "127.0.0.1"),
         port=port,
         public_url=read("PUBLIC_URL", _http_url, f"http://127.0.0.1:{port}"),
@@ -86,7 +87,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         base_model=read("BASE_MODEL", str, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
         secret_key=read("SECRET_KEY", _secret, None),
         webhook_secret=read("WEBHOOK_SECRET", _webhook_secret, None),
-        allowed_private_hosts=frozenset(read("ALLOWED_PRIVATE_HOSTS", _names, ())),
+        allowed_private_hosts=frozenset(read("ALLOWED_PRIVATE_HOSTS", _names, NO_NAMES)),
         places=read("PLACES", _count, None),
         resume_every=read("RESUME_EVERY", _seconds, 300.0),
         keep_days=read("KEEP_DAYS", _seconds, 30.0),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,7 +16,8 @@ import aiohttp
 from services.gateway.service import Gateway
 from shared.adapters.database import Database
 from shared.adapters.folder import FolderStore
-from shared.adapters.memory import MemoryBroker, MemoryBus
+from shared.adapters.memory import MemoryBroker
+from shared.adapters.rabbitmq import RabbitMQBus
 from shared.errors import Unavailable
 from shared.messages import (
     AnyMessage,
@@ -33,18 +34,19 @@ from shared.messages import (
     PublicationStarted,
     Queue,
     Stage,
+    StageFact,
     StagingStarted,
     Started,
     TrainingStarted,
 )
-from shared.ports import Control, JobStore
+from shared.ports import Bus, Control, JobStore
 from shared.runtime import closing
 from shared.settings import Settings, from_environment
 
 KEY = "k" * 48
 API_KEY, OTHER_KEY = "a-key-of-anna", "a-key-of-ben"
 BEAT = 0.25
-DEADLINE = 20.0
+DEADLINE = 60.0
 STARTED: dict[Stage, type[Started]] = {
     "staging": StagingStarted,
     "training": TrainingStarted,
@@ -75,6 +77,14 @@ class FaultyJobs:
         self.away = False
         self.hangs = False
         self.refusals = 0
+        self.rival: Callable[[], Awaitable[Any]] | None = None
+        """Something that happens between the next reading of a record and its writing."""
+
+    async def replace(self, *row: Any, **expected: Any) -> bool:
+        rival, self.rival = self.rival, None
+        if rival:
+            await rival()
+        return bool(await self.__getattr__("replace")(*row, **expected))
 
     def __getattr__(self, name: str) -> Any:
         if self.away:
@@ -124,7 +134,7 @@ class World:
 
     settings: Settings
     broker: MemoryBroker
-    bus: MemoryBus
+    bus: Bus
     """The workers'."""
     jobs: FaultyJobs
     store: FolderStore
@@ -132,7 +142,7 @@ class World:
     gateway: Gateway
     session: aiohttp.ClientSession
     heard: Heard
-    gateway_stops: Callable[[], Awaitable[None]]
+    gateway_stops: Callable[[], Coroutine[Any, Any, None]]
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.gateway.port}{path}"
@@ -169,15 +179,30 @@ class World:
         return delivery.message
 
     async def say(self, fact: Message) -> None:
-        await self.bus.publish(fact, reply_to=self.heard.control.address)
+        """Publish a fact, again until the broker has it, as workers do."""
+        while True:
+            try:
+                return await self.bus.publish(fact, reply_to=self.heard.control.address)
+            except Unavailable:
+                await asyncio.sleep(0.1)
 
     async def claim(self, job: str, stage: Stage, *, gpu: str = "") -> Claimed:
-        """Ask for a stage until there is an answer, and hand out the claim if it was granted."""
+        """Ask for a stage, each beat, until there is an answer; hand out what was granted."""
         claim = str(uuid4())
-        await self.say(STARTED[stage](job=job, stage=stage, claim=claim, worker="w", gpu=gpu))
-        answer = await self.answer_to(claim)
+        started = STARTED[stage](job=job, stage=stage, claim=claim, worker="w", gpu=gpu)
+        deadline = time.monotonic() + DEADLINE
+        while not self._answers(claim):
+            assert time.monotonic() < deadline, "the gateway never answered"
+            await self.say(started)
+            await self._answer_or_beat(claim)
+        answer = self._answers(claim)[-1]
         assert isinstance(answer, ClaimGranted), answer
         return Claimed(self, job, stage, claim, answer)
+
+    async def _answer_or_beat(self, claim: str) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.beat):
+                await self.answer_to(claim)
 
     async def answer_to(self, claim: str) -> ClaimGranted | ClaimRefused:
         return await eventually(lambda: found(self._answers(claim)))
@@ -216,8 +241,13 @@ class Claimed:
         started = STARTED[self.stage]
         await self.world.say(started(job=self.job, stage=self.stage, claim=self.id, worker="w"))
 
-    async def say(self, kind: type[Message], /, **fields: Any) -> None:
-        stamp = {"job": self.job, "stage": self.stage, "claim": self.id, "worker": "w"}
+    async def say(self, kind: type[StageFact], /, **fields: Any) -> None:
+        stamp: dict[str, Any] = {
+            "job": self.job,
+            "stage": self.stage,
+            "claim": self.id,
+            "worker": "w",
+        }
         await self.world.say(kind(**stamp, attempt=self.grant.attempt, **fields))
 
     async def stage_dataset(self, submitted: AnyMessage) -> None:
@@ -265,17 +295,23 @@ class Claimed:
 
 
 @asynccontextmanager
-async def world(home: Path, **changes: Any) -> AsyncIterator[World]:
-    """A gateway that answers; ``changes`` are to its settings."""
+async def world(home: Path, *, amqp_url: str | None = None, **changes: Any) -> AsyncIterator[World]:
+    """A gateway that answers; ``changes`` are to its settings. Without a URL, the bus is ours."""
     settings = replace(settings_for(home), **changes)
     broker = MemoryBroker()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(closing(Database.open(settings.database_url)))
         await database.migrate()
         jobs, clock = FaultyJobs(database), Clock()
-        store = FolderStore(home / "store", public_url="http://gateway.example", key=KEY)
-        bus = await stack.enter_async_context(closing(broker.bus("gateway/test")))
-        workers = await stack.enter_async_context(closing(broker.bus("workers/test")))
+        store = FolderStore(home / "store", public_url=settings.public_url, key=KEY)
+
+        async def open_bus(source: str) -> Bus:
+            if amqp_url is None:
+                return await stack.enter_async_context(closing(broker.bus(source)))
+            opened = await RabbitMQBus.open(amqp_url, source=source, beat=settings.beat)
+            return await stack.enter_async_context(closing(opened))
+
+        bus, workers = await open_bus("gateway/test"), await open_bus("workers/test")
         heard = Heard(await stack.enter_async_context(workers.control(("job.*",))))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         gateway = Gateway(settings, KEY, bus, store, cast("JobStore", jobs), clock=clock)
@@ -286,7 +322,7 @@ async def world(home: Path, **changes: Any) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def running(gateway: Gateway) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+async def running(gateway: Gateway) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
     """Run it, and stop it in good order at the end, or earlier by what is yielded."""
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -319,6 +355,7 @@ def settings_for(home: Path) -> Settings:
     return replace(
         from_environment({"EVERYDREAM_HOME": str(home)}),
         port=0,
+        public_url="http://gateway.example",
         api_keys=(API_KEY, OTHER_KEY),
         beat=BEAT,
     )

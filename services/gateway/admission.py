@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from services.gateway.ledger import Ledger
+from services.gateway.ours import Ours
 from shared import keys
 from shared.jobs import Job, admit
 from shared.request import Inference, Request, Train, parse_request
@@ -23,10 +24,11 @@ log = structlog.get_logger()
 class Admission:
     """Checks requests and writes them down; opens no outside connection."""
 
-    def __init__(self, key: str, ledger: Ledger, clock: Callable[[], float]) -> None:
+    def __init__(self, key: str, ledger: Ledger, ours: Ours, clock: Callable[[], float]) -> None:
         """``key`` is the deployment's; it seals the user's bucket secrets."""
         self._key = key
         self._ledger = ledger
+        self._ours = ours
         self._clock = clock
 
     async def admit(self, job_id: str, owner: str, body: Any) -> Job:
@@ -39,7 +41,7 @@ class Admission:
             Unavailable: the database does not answer.
         """
         body = unwrap(body)
-        request = with_seeds(parse_request(body))
+        request = await self._ours.resolve(with_seeds(parse_request(body)), owner)
         sealed = keys.seal(self._key, request.s3) if request.s3 else None
         step = admit(job_id, owner, request, body["input"], sealed=sealed, now=self._clock())
         if await self._ledger.open(step):

@@ -16,14 +16,29 @@ from shared.retry import reconnect_delay
 
 Handler = Callable[[Delivery], Awaitable[None]]
 
+LAST_SECONDS = 2.0
+
 log = structlog.get_logger()
 
 
 async def deal_with_all(bus: Bus, queue: Queue, handle: Handler) -> None:
-    """Handle a queue's deliveries one after another, for ever."""
-    async with aclosing(bus.consume(queue)) as deliveries:
+    """Handle a queue's deliveries one after another, for ever; only one is in hand at a time.
+
+    When it is cancelled, the one in hand is still dealt with, if that takes a short time only.
+    """
+    async with aclosing(bus.consume(queue, prefetch=1)) as deliveries:
         async for delivery in deliveries:
-            await deal_with(delivery, handle)
+            await _to_its_end(asyncio.create_task(deal_with(delivery, handle)))
+
+
+async def _to_its_end(work: asyncio.Task[None]) -> None:
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait((work,), timeout=LAST_SECONDS)
+        work.cancel()
+        await asyncio.wait((work,))
+        raise
 
 
 async def deal_with(delivery: Delivery, handle: Handler) -> None:

@@ -33,7 +33,9 @@ class Intake:
         try:
             await self._admission.admit(job_id, owner_for(envelope), message.request)
         except Invalid as invalid:
-            log.info("job_refused", job=job_id, source=envelope.source, mistakes=invalid.mistakes)
+            log.info(
+                "job_refused", job=job_id, source=envelope.source, mistakes=len(invalid.mistakes)
+            )
             refused = JobRefused(job=job_id, mistakes=invalid.mistakes)
             await self._bus.publish(refused, needs_listener=False)
 

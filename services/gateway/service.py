@@ -16,6 +16,7 @@ from services.gateway.auth import open_keys
 from services.gateway.http import Endpoint
 from services.gateway.intake import Intake
 from services.gateway.ledger import Ledger
+from services.gateway.ours import Ours
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay
 from services.gateway.retention import Retention
@@ -70,7 +71,8 @@ class Gateway:
             on_due=self._relay.wake,
             on_end=self._retention.job_ended,
         )
-        admission = Admission(key, ledger, clock)
+        ours = Ours(settings.public_url, key, ledger, clock)
+        admission = Admission(key, ledger, ours, clock)
         self._supervisor = Supervisor(bus, jobs, ledger, clock=clock, beat=beat)
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
         self._intake = Intake(bus, admission)

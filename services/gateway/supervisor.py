@@ -58,7 +58,7 @@ class Supervisor:
         self._last = 0
         self._beats = 0
         self._since: dict[str, int] = {}
-        """By claim, the beat of its last sign of life; by asking, the one that saw its queue full."""
+        """The beat of a claim's last sign of life, or of the last look that found work queued."""
 
     async def run(self) -> None:
         """Publish beats, for ever."""

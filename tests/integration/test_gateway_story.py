@@ -44,9 +44,11 @@ from shared.ports import JobStore, StoredJob
 from shared.request import S3Config
 from shared.runtime import closing
 from tests.gateway_world import (
+    API_KEY,
     BEAT,
     DEADLINE,
     KEY,
+    OTHER_KEY,
     REQUEST,
     S3_CONFIG,
     Claimed,
@@ -56,6 +58,7 @@ from tests.gateway_world import (
     running,
     world,
 )
+from tests.servers.rabbitmq import RabbitMQ
 
 TRAIN_ONLY = {"input": {"train": REQUEST["input"]["train"]}}
 HOOK = "https://example.com/hook"
@@ -176,6 +179,44 @@ async def test_with_a_bucket_the_job_waits_for_its_publications(here: World) -> 
     assert done["output"]["inference"][0]["image"].startswith("http://gateway.example/files/")
     row = await here.jobs.get(job)
     assert json.loads(row.record)["s3"] is None
+
+
+async def test_a_job_may_go_on_from_the_model_of_another_of_the_same_owner(here: World) -> None:
+    first = await trained(here, TRAIN_ONLY)
+    await here.status_becomes(first, "COMPLETED")
+    going_on = {"input": {"train": {**TRAIN_ONLY["input"]["train"], "resume_ckpt_url": first}}}
+    second = await here.run(going_on)
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    assert submitted.train.resume_ckpt_url == f"store:jobs/{first}/training/1/model/"
+    assert (await here.status(second))["input"] == going_on["input"]
+
+    for job, key in ((first, OTHER_KEY), (second, API_KEY), (str(uuid4()), API_KEY)):
+        request = {"input": {"train": {"data_url": HOOK, "resume_ckpt_url": job}}}
+        answer = await here.ask("POST", "/v1/everydream-v1/run", json=request, key=key)
+        assert answer.status == 400
+        assert "of a job of yours that has a model" in answer.body["error"]
+
+
+async def test_our_own_links_are_keys_of_the_store_for_their_owner_only(here: World) -> None:
+    job = await trained(here, TRAIN_ONLY)
+    done = await here.status_becomes(job, "COMPLETED")
+    link = done["output"]["train"]["checkpoint_url"]
+    request = {"input": {"train": {"data_url": HOOK, "resume_ckpt_url": link}}}
+    await here.run(request)
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    key = f"store:jobs/{job}/training/1/last-job.safetensors"
+    assert submitted.train.resume_ckpt_url == key
+
+    answer = await here.ask("POST", "/v1/everydream-v1/run", json=request, key=OTHER_KEY)
+    assert answer.status == 400
+    forged = link.replace("signature=", "signature=0")
+    for wrong in (forged, f"{here.settings.public_url}/v1/everydream-v1/status/{job}"):
+        request = {"input": {"train": {"data_url": wrong}}}
+        answer = await here.ask("POST", "/v1/everydream-v1/run", json=request)
+        assert answer.status == 400
+        assert "input.train.data_url: expected a link" in answer.body["error"]
 
 
 # --- Claims, fences and beats -----------------------------------------------------------------
@@ -330,6 +371,17 @@ async def test_a_cancelled_job_stops_its_worker(here: World) -> None:
     assert (again.status, again.body["status"]) == (200, "CANCELLED")
 
 
+async def test_of_two_writers_the_first_wins_and_the_second_looks_again(here: World) -> None:
+    job = await here.run()
+    cancel = f"/v1/everydream-v1/cancel/{job}"
+    here.jobs.rival = lambda: here.ask("POST", cancel)
+    late = Claimed(here, job, "staging", str(uuid4()), grant_of(job))
+    await late.say_started()
+    assert (await here.answer_to(late.id)) == (await here.refusal_of(late.id))
+    assert (await here.refusal_of(late.id)).reason == "the job has ended"
+    assert (await here.status(job))["status"] == "CANCELLED"
+
+
 async def test_a_job_that_runs_too_long_times_out_with_what_there_is(here: World) -> None:
     policy = {"executionTimeout": 60_000}
     job = await trained(here, {**REQUEST, "policy": policy, "webhook": HOOK})
@@ -347,7 +399,7 @@ async def test_a_webhook_is_due_again_until_it_is_delivered(here: World) -> None
     job = await trained(here, {**TRAIN_ONLY, "webhook": HOOK})
     first = await here.take(NOTIFIER_WEBHOOKS)
     assert isinstance(first, WebhookDue)
-    outcome = {"job": job, "run": 1, "webhook_id": first.webhook_id}
+    outcome: dict[str, Any] = {"job": job, "run": 1, "webhook_id": first.webhook_id}
     await here.say(WebhookFailed(**outcome, attempt=1, reason="HTTP 500"))
 
     second = await here.take(NOTIFIER_WEBHOOKS)
@@ -441,6 +493,28 @@ async def test_another_gateway_takes_over(tmp_path: Path) -> None:
             assert (await here.take(FETCHER)).job == other
 
 
+async def test_a_fact_in_hand_is_recorded_before_the_gateway_stops(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        job = await here.run()
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            begun.set()
+            await go_on.wait()
+
+        here.jobs.rival = slow
+        worker = Claimed(here, job, "staging", str(uuid4()), grant_of(job))
+        await worker.say_started()
+        await begun.wait()
+        stopping = asyncio.create_task(here.gateway_stops())
+        for _ in range(20):  # turns of the loop, in which the parts are told to stop
+            await asyncio.sleep(0)
+        go_on.set()
+        await stopping
+        assert isinstance(await here.answer_to(worker.id), ClaimGranted)
+        assert await here.bus.depth(GATEWAY_RECORDER) <= 1  # a beat, at most
+
+
 async def test_a_broker_that_lost_everything_costs_nothing(tmp_path: Path) -> None:
     async with world(tmp_path) as before:
         job = await staged(before)
@@ -449,6 +523,32 @@ async def test_a_broker_that_lost_everything_costs_nothing(tmp_path: Path) -> No
     async with world(tmp_path) as here:
         assert (await here.take(FETCHER)).job == waiting
         assert (await here.take(TRAINER)).job == job
+
+
+async def test_the_same_tale_over_rabbitmq_and_postgresql_with_a_broker_that_dies(
+    tmp_path: Path, rabbitmq: RabbitMQ, amqp_url: str, postgres_url: str
+) -> None:
+    async with world(tmp_path, amqp_url=amqp_url, database_url=postgres_url, beat=1.0) as here:
+        await asyncio.to_thread(rabbitmq.settle)
+        job = await staged(here, {**REQUEST, "webhook": HOOK})
+        await asyncio.to_thread(rabbitmq.kill)
+        waiting = await here.run(TRAIN_ONLY)
+        await asyncio.to_thread(rabbitmq.start)
+        assert (await here.take(FETCHER)).job == waiting
+
+        trainer = await here.claim(job, "training", gpu="H100")
+        await trainer.finish_training()
+        await (await here.claim(job, "generation", gpu="H100")).finish_generation()
+        await here.status_becomes(job, "COMPLETED")
+        due = await here.take(NOTIFIER_WEBHOOKS)
+        assert isinstance(due, WebhookDue)
+        assert json.loads(due.body)["status"] == "COMPLETED"
+
+        lost = await here.claim(waiting, "staging")
+        assert (await here.take(FETCHER)).job == waiting
+        assert not (await here.status(waiting)).get("error")
+        await lost.say(StagingProgressed)
+        assert "not the live one" in (await here.refusal_of(lost.id)).reason
 
 
 # --- What is kept -----------------------------------------------------------------------------

@@ -1,0 +1,677 @@
+"""A job's life, told as facts: what each makes of it, and what must be said."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from shared import jobs, retry
+from shared.jobs import ENDS, Effect, Job, StageRecord, Step, advance, delay_time, execution_time
+from shared.messages import (
+    STAGES,
+    AnyMessage,
+    Artifact,
+    ArtifactsPublished,
+    CheckpointFinal,
+    CheckpointSaved,
+    ClaimGranted,
+    ClaimRefused,
+    DatasetStaged,
+    DrawnImage,
+    GenerationInterrupted,
+    GenerationStarted,
+    ImagesGenerated,
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobStarted,
+    JobSubmitted,
+    JobTimedOut,
+    Message,
+    PublicationStarted,
+    ResumePointSaved,
+    SavedCheckpoint,
+    Stage,
+    StageFact,
+    StageFailed,
+    StagingInterrupted,
+    StagingProgressed,
+    StagingStarted,
+    TrainingInterrupted,
+    TrainingProgressed,
+    TrainingStarted,
+    WebhookDelivered,
+    WebhookDue,
+    WebhookFailed,
+    decode,
+)
+from shared.request import Inference, Train, parse_request
+
+BEAT = 10.0
+START = 1_000_000.0
+HOOK = "https://example.com/hook"
+STARTED: dict[Stage, Any] = {
+    "staging": StagingStarted,
+    "training": TrainingStarted,
+    "generation": GenerationStarted,
+    "model_publication": PublicationStarted,
+    "image_publication": PublicationStarted,
+}
+
+
+class Tale:
+    """A job that is told one fact after another."""
+
+    def __init__(
+        self, *, draws: bool = True, bucket: bool = False, webhook: str | None = HOOK
+    ) -> None:
+        entry = {"inference": {"prompt": "a cat"}} if draws else {}
+        body = {"input": {"train": {"data_url": "https://x.org/a.zip"}, **entry}}
+        request = msgspec.structs.replace(parse_request(body), webhook=webhook)
+        sealed = "sealed" if bucket else None
+        self.now = START
+        step = jobs.admit("job", "owner", request, body["input"], sealed=sealed, now=START)
+        self.job = step.job
+        self.said: list[Effect] = []
+        self.hear(step)
+
+    def hear(self, step: Step) -> list[Message]:
+        """Take a step, and return what it says."""
+        self.job = step.job
+        self.said += step.effects
+        return [effect.message for effect in step.effects]
+
+    def tell(self, fact: AnyMessage, *, control: str | None = "control") -> list[Message]:
+        self.now += 1.0
+        return self.hear(advance(self.job, fact, control=control, now=self.now, beat=BEAT))
+
+    def claim(self, stage: Stage, claim: str, gpu: str = "H100") -> ClaimGranted | ClaimRefused:
+        fact = STARTED[stage](job="job", stage=stage, claim=claim, worker="w", gpu=gpu)
+        answers = [
+            each for each in self.tell(fact) if isinstance(each, ClaimGranted | ClaimRefused)
+        ]
+        assert len(answers) == 1
+        return answers[0]
+
+    def stage(self, claim: str = "s") -> list[Message]:
+        assert isinstance(self.claim("staging", claim), ClaimGranted)
+        return self.tell(dataset_staged(claim))
+
+    def train(self, claim: str = "t") -> list[Message]:
+        assert isinstance(self.claim("training", claim), ClaimGranted)
+        return self.tell(checkpoint_final(claim))
+
+    def draw(self, claim: str = "g") -> list[Message]:
+        assert isinstance(self.claim("generation", claim), ClaimGranted)
+        return self.tell(images_generated(claim))
+
+    def publish(self, stage: Stage, claim: str) -> list[Message]:
+        assert isinstance(self.claim(stage, claim), ClaimGranted)
+        urls = {f"key-of-{stage}": f"https://bucket/{stage}"}
+        return self.tell(ArtifactsPublished(job="job", stage=stage, claim=claim, urls=urls))
+
+    def fail(self, stage: Stage, claim: str, kind: Any = "passing") -> list[Message]:
+        return self.tell(
+            StageFailed(job="job", stage=stage, claim=claim, kind=kind, reason="it broke")
+        )
+
+    @property
+    def asked_again(self) -> list[Effect]:
+        return [effect for effect in self.said if effect.durable and effect.queue]
+
+
+def dataset_staged(claim: str) -> DatasetStaged:
+    return DatasetStaged(
+        job="job", stage="staging", claim=claim, train=Train(data_url="https://x.org/a.zip"),
+        inference=(Inference(prompt="a cat"),), dataset="d/", base_model="b/",
+        report={"images": 4},
+    )  # fmt: skip
+
+
+def checkpoint_final(claim: str) -> CheckpointFinal:
+    return CheckpointFinal(
+        job="job", stage="training", claim=claim, model="m/", checkpoint=artifact("last"),
+        summary={"steps": 8},
+    )  # fmt: skip
+
+
+def images_generated(claim: str) -> ImagesGenerated:
+    image = DrawnImage(
+        artifact=artifact("0.png"), prompt="a cat", width=512, height=512, seed=1,
+        num_inference_steps=50, guidance_scale=7.5, scheduler="K-LMS",
+    )  # fmt: skip
+    return ImagesGenerated(job="job", stage="generation", claim=claim, images=(image,))
+
+
+def artifact(name: str) -> Artifact:
+    return Artifact(name=name, kind="checkpoint", key=f"k/{name}", bytes=1, sha256="0")
+
+
+def kinds(messages: list[Message]) -> list[type[Message]]:
+    return [type(message) for message in messages]
+
+
+# --- The whole path ---------------------------------------------------------------------------
+
+
+def test_a_job_is_admitted_staged_trained_drawn_and_completed() -> None:
+    tale = Tale()
+    assert kinds([each.message for each in tale.said]) == [JobSubmitted]
+    assert tale.job.status == "IN_QUEUE"
+
+    assert isinstance(tale.claim("staging", "s"), ClaimGranted)
+    assert tale.job.status == "IN_QUEUE"
+    assert tale.tell(dataset_staged("s")) == []
+    assert tale.job.report == {"images": 4}
+
+    tale.now = START + 59.0
+    grant = tale.claim("training", "t", gpu="H100")
+    assert grant == ClaimGranted(job="job", stage="training", claim="t", attempt=1)
+    assert (tale.job.status, tale.job.gpu) == ("IN_PROGRESS", "H100")
+    assert JobStarted(job="job", run=1, gpu="H100") in [each.message for each in tale.said]
+    assert tale.tell(checkpoint_final("t")) == []
+
+    tale.now = START + 99.0
+    said = tale.draw()
+    assert kinds(said) == [JobCompleted, WebhookDue]
+    assert said[0] == JobCompleted(job="job", run=1, output={"steps": 8})
+    assert (tale.job.status, tale.job.error) == ("COMPLETED", None)
+    assert delay_time(tale.job, tale.now + 1000) == 60_000
+    assert execution_time(tale.job, tale.now + 1000) == 41_000
+
+
+def test_without_images_the_model_is_the_end() -> None:
+    tale = Tale(draws=False, webhook=None)
+    tale.stage()
+    assert kinds(tale.train()) == [JobCompleted]
+
+
+def test_with_a_bucket_the_job_waits_for_both_publications_in_any_order() -> None:
+    tale = Tale(bucket=True)
+    tale.stage()
+    tale.train()
+    tale.draw()
+    assert tale.job.status == "IN_PROGRESS"
+    tale.publish("image_publication", "i")
+    assert tale.job.status == "IN_PROGRESS"
+    assert kinds(tale.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
+    assert len(tale.job.urls) == 2
+
+
+def test_secrets_go_to_publishers_only_and_are_wiped_at_the_end() -> None:
+    tale = Tale(bucket=True)
+    tale.stage()
+    tale.train()
+    tale.draw()
+    tale.publish("image_publication", "i")
+    tale.publish("model_publication", "p")
+    grants = [each.message for each in tale.said if isinstance(each.message, ClaimGranted)]
+    assert {grant.stage: grant.s3 for grant in grants} == {
+        "staging": None, "training": None, "generation": None,
+        "model_publication": "sealed", "image_publication": "sealed",
+    }  # fmt: skip
+    assert tale.job.s3 is None
+
+
+def test_the_time_so_far_is_shown_while_a_job_waits_and_runs() -> None:
+    tale = Tale()
+    assert delay_time(tale.job, START + 2.5) == 2500
+    assert execution_time(tale.job, START + 2.5) == 0
+    tale.stage()
+    tale.claim("training", "t")
+    assert execution_time(tale.job, tale.now + 3.0) == 3000
+    assert delay_time(tale.job, START - 5.0) >= 0  # the clock was put back
+
+
+def test_a_worker_downstream_needs_no_other_queue() -> None:
+    """What asks for the next stage travels by its own routing; nothing more is said."""
+    tale = Tale()
+    tale.stage()
+    tale.train()
+    assert tale.asked_again == []
+
+
+# --- Claims and fences ------------------------------------------------------------------------
+
+
+def test_the_same_claim_gets_the_same_answer_and_costs_no_attempt() -> None:
+    tale = Tale()
+    first = tale.claim("staging", "s")
+    assert tale.claim("staging", "s") == first
+    assert tale.job.stages["staging"].attempts == 1
+
+
+def test_a_second_claim_is_refused_while_one_lives() -> None:
+    tale = Tale()
+    tale.claim("staging", "s")
+    answer = tale.claim("staging", "other")
+    assert isinstance(answer, ClaimRefused)
+    assert answer.claim == "other"
+
+
+def test_nothing_is_granted_that_was_not_asked_for() -> None:
+    tale = Tale()
+    for stage in STAGES[1:]:
+        assert isinstance(tale.claim(stage, "c"), ClaimRefused)
+    tale.stage()
+    assert isinstance(tale.claim("staging", "again"), ClaimRefused)
+    tale.train()
+    assert isinstance(tale.claim("model_publication", "c"), ClaimRefused)
+
+
+def test_a_spent_claim_is_never_granted_again() -> None:
+    tale = Tale()
+    tale.claim("staging", "s")
+    tale.fail("staging", "s")
+    answer = tale.claim("staging", "s")
+    assert isinstance(answer, ClaimRefused)
+    assert isinstance(tale.claim("staging", "fresh"), ClaimGranted)
+
+
+def test_facts_that_are_not_from_the_live_claim_change_nothing() -> None:
+    tale = Tale()
+    tale.claim("staging", "s")
+    tale.fail("staging", "s")
+    tale.claim("staging", "second")
+    before = tale.job
+    facts = (
+        dataset_staged("s"),
+        StagingProgressed(job="job", stage="staging", claim="s", progress={"step": 1}),
+        StagingInterrupted(job="job", stage="staging", claim="s"),
+        StageFailed(job="job", stage="staging", claim="s", kind="refused", reason="x"),
+    )
+    for fact in facts:
+        (answer,) = tale.tell(fact)
+        assert isinstance(answer, ClaimRefused)
+        assert tale.job == before
+
+
+def test_answers_go_once_to_the_workers_newest_address() -> None:
+    tale = Tale()
+    tale.claim("staging", "s")
+    beat = StagingProgressed(job="job", stage="staging", claim="s")
+    tale.tell(beat, control="control-2")
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    stop = [each for each in tale.said if isinstance(each.message, ClaimRefused)]
+    assert [(each.queue, each.durable) for each in stop] == [("control-2", False)]
+
+
+def test_a_worker_without_an_address_is_heard_but_not_answered() -> None:
+    tale = Tale()
+    fact = StagingStarted(job="job", stage="staging", claim="s")
+    assert tale.tell(fact, control=None) == []
+    assert tale.job.holds("staging", "s")
+
+
+# --- Failures ---------------------------------------------------------------------------------
+
+
+def test_a_passing_failure_asks_again_after_a_backoff() -> None:
+    tale = Tale()
+    for failures in (1, 2):
+        tale.claim("staging", f"s{failures}")
+        tale.fail("staging", f"s{failures}")
+        again = tale.asked_again[-1]
+        assert again.message == decode(tale.job.stages["staging"].asking)
+        assert (again.queue, again.delay) == ("fetcher", retry.delay(failures, BEAT))
+        assert tale.job.stages["staging"].due_at == tale.now + again.delay
+    assert tale.job.status == "IN_QUEUE"
+
+
+def test_the_third_failure_in_a_row_ends_the_job() -> None:
+    tale = Tale()
+    for number in range(2):
+        tale.claim("staging", f"s{number}")
+        tale.fail("staging", f"s{number}")
+    tale.claim("staging", "last")
+    assert kinds(tale.fail("staging", "last")) == [JobFailed, WebhookDue]
+    assert tale.job.error == "staging failed 3 times in a row: it broke"
+
+
+def test_a_new_resume_point_sets_the_count_to_zero_and_travels_with_the_next_grant() -> None:
+    tale = Tale()
+    tale.stage()
+    for number in range(5):
+        grant = tale.claim("training", f"t{number}")
+        assert isinstance(grant, ClaimGranted)
+        assert grant.resume_point == (f"r/{number - 1}/" if number else None)
+        assert grant.attempt == number + 1
+        saved = ResumePointSaved(
+            job="job", stage="training", claim=f"t{number}", prefix=f"r/{number}/", step=1, epoch=0
+        )
+        tale.tell(saved)
+        tale.fail("training", f"t{number}")
+    assert tale.job.status == "IN_PROGRESS"
+
+
+def test_an_interruption_counts_no_failure_and_asks_again_at_once() -> None:
+    tale = Tale()
+    tale.stage()
+    for number in range(5):
+        tale.claim("training", f"t{number}")
+        tale.tell(TrainingInterrupted(job="job", stage="training", claim=f"t{number}"))
+        assert (tale.asked_again[-1].queue, tale.asked_again[-1].delay) == ("trainer", 0.0)
+    assert tale.job.stages["training"].failures == 0
+
+
+def test_a_lost_worker_counts_one_failure() -> None:
+    tale = Tale()
+    tale.claim("staging", "s")
+    tale.hear(jobs.lose_claim(tale.job, "staging", "s", now=tale.now, beat=BEAT))
+    assert tale.job.stages["staging"].failures == 1
+    assert tale.asked_again[-1].queue == "fetcher"
+    before = tale.job
+    tale.hear(jobs.lose_claim(tale.job, "staging", "s", now=tale.now, beat=BEAT))
+    assert tale.job == before
+
+
+def test_what_is_refused_ends_the_job_at_once() -> None:
+    tale = Tale()
+    tale.claim("staging", "s")
+    said = tale.fail("staging", "s", kind="refused")
+    assert kinds(said) == [JobFailed, WebhookDue]
+    assert tale.job.error == "it broke"
+
+
+def test_a_failed_generation_lets_the_model_reach_the_bucket() -> None:
+    tale = Tale(bucket=True)
+    tale.stage()
+    tale.train()
+    tale.claim("generation", "g")
+    assert tale.fail("generation", "g", kind="refused") == []
+    assert tale.job.status == "IN_PROGRESS"
+    assert isinstance(tale.claim("generation", "g2"), ClaimRefused)
+    assert kinds(tale.publish("model_publication", "p")) == [JobFailed, WebhookDue]
+    assert tale.job.error == "it broke"
+    assert tale.job.checkpoint is not None
+    assert tale.job.s3 == "sealed"  # a retry needs it
+
+
+def test_a_bucket_that_refuses_the_model_ends_the_job_and_stops_the_drawing() -> None:
+    tale = Tale(bucket=True)
+    tale.stage()
+    tale.train()
+    tale.claim("generation", "g")
+    tale.claim("model_publication", "p")
+    said = tale.fail("model_publication", "p", kind="refused")
+    assert kinds(said) == [JobFailed, ClaimRefused, WebhookDue]
+    assert cast("ClaimRefused", said[1]).claim == "g"
+
+
+def test_checkpoints_on_the_way_are_kept_once_each() -> None:
+    tale = Tale()
+    tale.stage()
+    tale.claim("training", "t")
+    saved = CheckpointSaved(
+        job="job", stage="training", claim="t", artifact=artifact("e1"), step=4, epoch=1
+    )
+    tale.tell(saved)
+    tale.tell(saved)
+    assert tale.job.checkpoints == (SavedCheckpoint(artifact=artifact("e1"), step=4, epoch=1),)
+    tale.fail("training", "t", kind="refused")
+    assert tale.job.checkpoints
+
+
+# --- Ends -------------------------------------------------------------------------------------
+
+
+def test_cancelling_stops_the_worker_and_calls_no_webhook() -> None:
+    tale = Tale(bucket=True)
+    tale.claim("staging", "s")
+    said = tale.hear(jobs.cancel(tale.job, tale.now))
+    assert kinds(said) == [JobCancelled, ClaimRefused]
+    assert (tale.job.status, tale.job.s3, tale.job.error) == ("CANCELLED", None, None)
+
+
+def test_a_worker_that_asks_after_the_end_is_refused_even_if_it_was_granted() -> None:
+    tale = Tale()
+    tale.claim("staging", "s")
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    answer = tale.claim("staging", "s")
+    assert isinstance(answer, ClaimRefused)
+    assert answer.reason == "the job has ended"
+
+
+def test_the_first_end_wins() -> None:
+    tale = Tale()
+    tale.stage()
+    tale.claim("training", "t")
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    ended = tale.job
+    assert kinds(tale.tell(checkpoint_final("t"))) == [ClaimRefused]
+    tale.hear(jobs.time_out(tale.job, "late", tale.now))
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    assert tale.job == ended
+
+
+@pytest.mark.parametrize(
+    ("policy", "after", "reason"),
+    [
+        ({"executionTimeout": 60_000}, 61.0, "executionTimeout of 60000 ms has passed"),
+        ({"ttl": 60_000}, 61.0, "ttl of 60000 ms has passed"),
+        ({}, 24 * 3600.0 + 1, "executionTimeout of 86400000 ms has passed"),
+    ],
+)
+def test_a_job_is_out_of_time(policy: dict[str, int], after: float, reason: str) -> None:
+    tale = Tale()
+    tale.stage()
+    tale.claim("training", "t")
+    tale.job = jobs.replace(tale.job, policy=msgspec.convert(policy, type(tale.job.policy)))
+    assert jobs.overdue(tale.job, START + 50.0) is None
+    assert jobs.overdue(tale.job, tale.now + after) == reason
+    said = tale.hear(jobs.time_out(tale.job, reason, tale.now + after))
+    assert kinds(said) == [JobTimedOut, ClaimRefused, WebhookDue]
+    assert (tale.job.status, tale.job.error) == ("TIMED_OUT", reason)
+
+
+def test_waiting_for_a_worker_does_not_count_as_running() -> None:
+    tale = Tale()
+    tale.stage()
+    assert jobs.overdue(tale.job, START + 6 * 24 * 3600.0) is None
+    assert jobs.overdue(tale.job, START + 7 * 24 * 3600.0 + 1) == "ttl of 604800000 ms has passed"
+
+
+# --- The webhook ------------------------------------------------------------------------------
+
+
+def ended() -> Tale:
+    tale = Tale(draws=False)
+    tale.stage()
+    tale.train()
+    return tale
+
+
+def failed(attempt: int, **more: Any) -> WebhookFailed:
+    return WebhookFailed(
+        job="job", run=1, attempt=attempt, webhook_id="w", reason="HTTP 500", **more
+    )
+
+
+def test_the_webhook_is_tried_by_its_schedule_and_then_given_up() -> None:
+    tale = ended()
+    for attempt in range(1, 5):
+        tale.tell(failed(attempt))
+    dues = [each for each in tale.said if isinstance(each.message, WebhookDue)]
+    assert [each.delay for each in dues] == [0.0, 10.0, 60.0, 600.0, 3600.0]
+    messages = [cast("WebhookDue", each.message) for each in dues]
+    assert [each.attempt for each in messages] == [1, 2, 3, 4, 5]
+    assert len({each.webhook_id for each in messages}) == 1
+    assert tale.tell(failed(5)) == []
+    assert tale.job.webhook_settled
+
+
+def test_a_delivered_or_forbidden_webhook_is_settled() -> None:
+    tale = ended()
+    assert tale.tell(failed(1, permanent=True)) == []
+    assert tale.job.webhook_settled
+    tale = ended()
+    tale.tell(WebhookDelivered(job="job", run=1, attempt=1, webhook_id="w", status=200))
+    assert tale.job.webhook_settled
+    assert tale.tell(failed(1)) == []
+
+
+def test_the_receiver_may_ask_for_more_time_and_old_answers_say_nothing() -> None:
+    tale = ended()
+    tale.tell(failed(1, retry_after=120.0))
+    assert tale.said[-1].delay == 120.0
+    before = tale.job
+    assert tale.tell(failed(1)) == []
+    assert tale.job == before
+
+
+def test_an_answer_to_a_webhook_that_was_never_due_says_nothing() -> None:
+    tale = Tale()
+    before = tale.job
+    assert tale.tell(failed(1)) == []
+    assert tale.job == before
+
+
+# --- Whatever comes ---------------------------------------------------------------------------
+
+CLAIMS = st.sampled_from(["a", "b", "c"])
+ANY_STAGE = st.sampled_from(list(STARTED))
+STAMP = {"job": st.just("job"), "stage": ANY_STAGE, "claim": CLAIMS}
+
+
+def facts() -> st.SearchStrategy[Any]:
+    """Any fact of any worker, in any state, sensible or not."""
+    bare = (
+        StagingStarted, TrainingStarted, GenerationStarted, PublicationStarted,
+        StagingProgressed, TrainingProgressed, StagingInterrupted, TrainingInterrupted,
+        GenerationInterrupted,
+    )  # fmt: skip
+    webhook = {
+        "job": st.just("job"), "run": st.integers(1, 2), "attempt": st.integers(0, 6),
+        "webhook_id": st.just("w"),
+    }  # fmt: skip
+    return st.one_of(
+        *(st.builds(kind, **STAMP) for kind in bare),
+        st.builds(
+            StageFailed, **STAMP, kind=st.sampled_from(["refused", "passing"]), reason=st.just("r")
+        ),
+        *(
+            st.builds(lambda claim, stage, make=make: _at(make(claim), stage), CLAIMS, ANY_STAGE)
+            for make in (dataset_staged, checkpoint_final, images_generated)
+        ),
+        st.builds(ArtifactsPublished, **STAMP, urls=st.just({})),
+        st.builds(
+            ResumePointSaved, **STAMP, prefix=st.just("r/"), step=st.just(1), epoch=st.just(0)
+        ),
+        st.builds(WebhookFailed, **webhook, reason=st.just("r"), permanent=st.booleans()),
+        st.builds(WebhookDelivered, **webhook, status=st.just(200)),
+    )
+
+
+def _at(fact: StageFact, stage: Stage) -> StageFact:
+    return msgspec.structs.replace(fact, stage=stage)
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost"])), max_size=40))
+def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(told: list[Any]) -> None:
+    tale = Tale(bucket=True)
+    for each in told:
+        before = tale.job
+        happen(tale, each)
+        if before.ended:
+            assert (tale.job.status, tale.job.error, tale.job.ended_at) == (
+                before.status, before.error, before.ended_at
+            )  # fmt: skip
+        check(tale.job)
+
+
+def happen(tale: Tale, what: Any) -> None:
+    match what:
+        case "cancel":
+            tale.hear(jobs.cancel(tale.job, tale.now))
+        case "late":
+            tale.hear(jobs.time_out(tale.job, "late", tale.now))
+        case "lost":
+            for stage, record in tale.job.stages.items():
+                claim = record.claim.id if record.claim else "nobody"
+                step = jobs.lose_claim(tale.job, stage, claim, now=tale.now, beat=BEAT)
+                tale.hear(step)
+        case fact:
+            tale.tell(fact)
+
+
+def check(job: Job) -> None:
+    """What holds for every record, whatever happened."""
+    assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
+    assert job.ended == (job.ended_at is not None)
+    assert (job.error is not None) == (job.status in ("FAILED", "TIMED_OUT"))
+    assert job.status != "COMPLETED" or job.checkpoint is not None
+    for record in job.stages.values():
+        check_stage(record)
+
+
+def check_stage(record: StageRecord) -> None:
+    assert record.claim is None or (record.open and record.claim.id not in record.spent)
+    assert len(set(record.spent)) == len(record.spent)
+    assert not (record.done and record.failed)
+
+
+class Workers(RuleBasedStateMachine):
+    """Workers that mostly behave: every job that they are let finish comes to one end."""
+
+    @initialize(draws=st.booleans(), bucket=st.booleans())
+    def submit(self, draws: bool, bucket: bool) -> None:  # noqa: FBT001
+        self.tale = Tale(draws=draws, bucket=bucket)
+        self.number = 0
+
+    @rule(stage=ANY_STAGE, outcome=st.sampled_from(["done", "passing", "refused", "lost"]))
+    def work(self, stage: Stage, outcome: str) -> None:
+        self.number += 1
+        claim = f"c{self.number}"
+        if isinstance(self.tale.claim(stage, claim), ClaimRefused):
+            return
+        if outcome == "lost":
+            happen(self.tale, "lost")
+        elif outcome == "done":
+            self.tale.tell(result_of(stage, claim))
+        else:
+            self.tale.fail(stage, claim, kind=outcome)
+
+    @rule()
+    def interrupt(self) -> None:
+        self.number += 1
+        if isinstance(self.tale.claim("training", f"c{self.number}"), ClaimGranted):
+            self.tale.tell(
+                TrainingInterrupted(job="job", stage="training", claim=f"c{self.number}")
+            )
+
+    @invariant()
+    def there_is_one_end_and_one_webhook(self) -> None:
+        if not hasattr(self, "tale"):
+            return
+        job, said = self.tale.job, [effect.message for effect in self.tale.said]
+        ends = [each for each in said if isinstance(each, JobCompleted | JobFailed)]
+        assert len(ends) == int(job.ended)
+        assert len([each for each in said if isinstance(each, WebhookDue)]) == int(job.ended)
+
+    @invariant()
+    def a_live_job_has_something_left_to_do(self) -> None:
+        if not hasattr(self, "tale") or self.tale.job.status in ENDS:
+            return
+        check(self.tale.job)
+        assert any(record.open for record in self.tale.job.stages.values())
+
+
+def result_of(stage: Stage, claim: str) -> Any:
+    match stage:
+        case "staging":
+            return dataset_staged(claim)
+        case "training":
+            return checkpoint_final(claim)
+        case "generation":
+            return images_generated(claim)
+    return ArtifactsPublished(job="job", stage=stage, claim=claim, urls={})
+
+
+TestWorkers = Workers.TestCase
+TestWorkers.settings = settings(deadline=None, max_examples=50)

@@ -1,0 +1,70 @@
+"""How often a key may ask."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.gateway.limits import RUN, STATUS, Limit, Rate
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_so_many_at_once_and_then_as_fast_as_tokens_come() -> None:
+    clock = Clock()
+    limit = Limit(Rate(4, 2.0), clock)
+    assert [limit.wait("a") for _ in range(4)] == [0, 0, 0, 0]
+    assert limit.wait("a") == pytest.approx(0.5)
+    clock.now += 0.5
+    assert limit.wait("a") == 0
+    assert limit.wait("a") == pytest.approx(0.5)
+
+
+def test_being_refused_costs_nothing() -> None:
+    clock = Clock()
+    limit = Limit(Rate(1, 1.0), clock)
+    limit.wait("a")
+    clock.now += 0.75
+    assert [limit.wait("a") for _ in range(5)] == pytest.approx([0.25] * 5)
+    clock.now += 0.25
+    assert limit.wait("a") == 0
+
+
+def test_one_key_does_not_wait_for_another() -> None:
+    limit = Limit(Rate(1, 10.0), Clock())
+    assert limit.wait("a") == 0
+    assert limit.wait("a") > 0
+    assert limit.wait("b") == 0
+
+
+def test_a_long_rest_fills_the_bucket_no_further_than_full() -> None:
+    clock = Clock()
+    limit = Limit(Rate(3, 3.0), clock)
+    clock.now += 1e6
+    assert [limit.wait("a") > 0 for _ in range(4)] == [False, False, False, True]
+
+
+def test_the_published_limits() -> None:
+    assert Rate(1000, 10.0) == RUN
+    assert Rate(2000, 10.0) == STATUS
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 3), max_size=60), st.integers(1, 5))
+def test_no_window_ever_lets_more_than_twice_the_rate_through(gaps: list[float], most: int) -> None:
+    clock = Clock()
+    limit = Limit(Rate(most, 2.0), clock)
+    taken: list[float] = []
+    for gap in gaps:
+        clock.now += gap
+        if limit.wait("a") == 0:
+            taken.append(clock.now)
+    for start in taken:
+        assert len([at for at in taken if start <= at < start + 2.0]) <= 2 * most

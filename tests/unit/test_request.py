@@ -1,0 +1,391 @@
+"""What may be asked for: every field of the page, its default, its range, and its mistakes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import inspect as types
+
+from shared.request import (
+    DEFAULT_BASE,
+    Inference,
+    Invalid,
+    Policy,
+    Request,
+    S3Config,
+    Train,
+    describe,
+    is_http_url,
+    parse_request,
+)
+
+URL = "https://example.com/dataset.zip"
+S3 = {
+    "accessId": "id-4711",
+    "accessSecret": "secret-4711",
+    "bucketName": "bucket",
+    "endpointUrl": "https://s3.example.com",
+}
+SIDES = [128, 256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]
+RESOLUTIONS = [256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152]
+SCHEDULERS = [
+    "DDIM", "DDPM", "DPM-M", "DPM-S", "EULER-A", "EULER-D", "HEUN", "IPNDM", "KDPM2-A",
+    "KDPM2-D", "PNDM", "K-LMS",
+]  # fmt: skip
+HUGE = 2**63
+Ranges = dict[str, tuple[list[Any], list[Any]]]
+"""For each field, values that are taken and values that are not."""
+
+
+def train(**fields: Any) -> Train:
+    return parse_request({"input": {"train": {"data_url": URL, **fields}}}).train
+
+
+def entry(**fields: Any) -> Inference:
+    body = {"input": {"train": {"data_url": URL}, "inference": {"prompt": "x", **fields}}}
+    return parse_request(body).inference[0]
+
+
+def mistakes(body: Any) -> list[str]:
+    with pytest.raises(Invalid) as caught:
+        parse_request(body)
+    assert str(caught.value) == "; ".join(caught.value.mistakes)
+    return caught.value.mistakes
+
+
+def mistake(parse: Any, **fields: Any) -> str:
+    with pytest.raises(Invalid) as caught:
+        parse(**fields)
+    (only,) = caught.value.mistakes
+    return only
+
+
+# --- The page ---------------------------------------------------------------------------------
+
+
+def test_the_pages_example_gets_the_pages_defaults() -> None:
+    request = parse_request(
+        {
+            "input": {
+                "train": {"data_url": "https://LINK_TO_ZIP.FILE"},
+                "inference": {"prompt": "a unique 123xyz concept name as a superhero"},
+            }
+        }
+    )
+    assert request.train == Train(
+        data_url="https://LINK_TO_ZIP.FILE", amp=True, batch_size=2, ckpt_every_n_minutes=20,
+        clip_grad_norm=None, clip_skip=0, cond_dropout=0.04, disable_textenc_training=False,
+        disable_unet_training=False, disable_xformers=False, flip_p=0.0,
+        gradient_checkpointing=False, grad_accum=1, hf_repo_subfolder=None, lr=None,
+        lr_decay_steps=None, lr_scheduler="constant", lr_warmup_steps=None, max_epochs=300,
+        resolution=512, resume_ckpt_url="sd_v1-5_vae.ckpt", sample_prompts=[], sample_steps=250,
+        save_full_precision=False, save_optimizer=False, scale_lr=False, seed=555,
+        shuffle_tags=False, useadam8bit=True, rated_dataset=False,
+        rated_dataset_target_dropout_percent=50,
+    )  # fmt: skip
+    assert request.inference == (
+        Inference(
+            prompt="a unique 123xyz concept name as a superhero", negative_prompt=None,
+            width=512, height=512, num_outputs=1, num_inference_steps=50, guidance_scale=7.5,
+            scheduler="K-LMS", seed=None, passback=None,
+        ),
+    )  # fmt: skip
+    assert (request.s3, request.webhook) == (None, None)
+    assert request.policy == Policy(executionTimeout=86_400_000, ttl=604_800_000)
+
+
+def test_inference_may_be_one_a_list_or_nothing() -> None:
+    def entries(value: Any) -> int:
+        body = {"input": {"train": {"data_url": URL}, **value}}
+        return len(parse_request(body).inference)
+
+    assert entries({"inference": {"prompt": "x"}}) == 1
+    assert entries({"inference": [{"prompt": "x"}, {"prompt": ""}]}) == 2
+    assert (entries({}), entries({"inference": None}), entries({"inference": []})) == (0, 0, 0)
+
+
+def test_the_rest_of_the_request_is_taken_too() -> None:
+    request = parse_request(
+        {
+            "input": {"train": {"data_url": URL}},
+            "s3Config": {**S3, "objectPath": "a/b"},
+            "webhook": "https://example.com/hook",
+            "webhookV2": "https://example.com/hook2",
+            "policy": {"executionTimeout": 5000, "ttl": 10_000, "lowPriority": True},
+        }
+    )
+    assert request.s3 == S3Config(**S3, objectPath="a/b")
+    assert request.webhook == "https://example.com/hook"
+    assert request.policy.executionTimeout == 5000
+
+
+# --- Every field's type and range -------------------------------------------------------------
+
+WHOLE: Ranges = {
+    "batch_size": ([1, 1024], [0, 1025]),
+    "ckpt_every_n_minutes": ([0, 1], [-1]),
+    "clip_skip": ([0, 1, 2, 3, 4], [-1, 5]),
+    "grad_accum": ([1, 1024], [0]),
+    "lr_decay_steps": ([1], [0]),
+    "lr_warmup_steps": ([0], [-1]),
+    "max_epochs": ([1], [0]),
+    "resolution": (RESOLUTIONS, [0, 128, 511, 1216, 512.0]),
+    "sample_steps": ([1], [0]),
+    "seed": ([-1, 0, HUGE - 1], [-2, HUGE]),
+    "rated_dataset_target_dropout_percent": ([1, 100], [0, 101]),
+}
+NUMBERS: Ranges = {
+    "clip_grad_norm": ([0.1, 1, 5.5], [0, -1.0]),
+    "cond_dropout": ([0, 0.5, 1], [-0.1, 1.1]),
+    "flip_p": ([0, 0.5, 1.0], [-0.1, 1.1]),
+    "lr": ([1e-9, 1], [0, -1e-6, 1.5]),
+}
+SWITCHES = [
+    "amp", "disable_textenc_training", "disable_unet_training", "disable_xformers",
+    "gradient_checkpointing", "save_full_precision", "save_optimizer", "scale_lr",
+    "shuffle_tags", "useadam8bit", "rated_dataset",
+]  # fmt: skip
+ENTRY_WHOLE: Ranges = {
+    "width": (SIDES, [0, 64, 513, 1088, 512.0]),
+    "height": (SIDES, [0, 64, 513, 1088, 512.0]),
+    "num_outputs": ([1, 10], [0, 11]),
+    "num_inference_steps": ([1, 500], [0, 501]),
+    "seed": ([-1, 0, HUGE - 1], [-2, HUGE]),
+}
+NO_WHOLE = [True, 1.5, 2.0, "2", [2], {"a": 2}]
+NO_NUMBER = [True, "0.5", [0.5], float("nan"), float("inf"), 10**400]
+NO_SWITCH = [0, 1, "true", [], {}]
+NO_TEXT = [0, True, 1.5, [], {}]
+
+
+def check(parse: Any, name: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        taken = getattr(parse(**{name: value}), name)
+        assert taken == value
+    for value in bad:
+        text = mistake(parse, **{name: value})
+        assert re.search(rf"\.{name}: expected .+, got ", text), text
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_numbers_of_training(name: str) -> None:
+    good, bad = WHOLE[name]
+    check(train, name, good, bad + NO_WHOLE)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_training(name: str) -> None:
+    good, bad = NUMBERS[name]
+    check(train, name, good, bad + NO_NUMBER)
+    assert isinstance(getattr(train(**{name: 1}), name), float)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_of_training(name: str) -> None:
+    check(train, name, [True, False], NO_SWITCH)
+
+
+def test_texts_and_lists_of_training() -> None:
+    check(train, "lr_scheduler", ["constant", "linear", "cosine", "polynomial"], ["Linear", "", 1])
+    check(train, "resume_ckpt_url", [DEFAULT_BASE, "https://x.org/m.ckpt"], ["", *NO_TEXT])
+    check(train, "hf_repo_subfolder", ["", "fp16"], NO_TEXT)
+    check(train, "sample_prompts", [[], ["a", ""]], ["a", [1], [None], {}, 3])
+
+
+@pytest.mark.parametrize("name", ENTRY_WHOLE)
+def test_whole_numbers_of_inference(name: str) -> None:
+    good, bad = ENTRY_WHOLE[name]
+    check(entry, name, good, bad + NO_WHOLE)
+
+
+def test_the_rest_of_inference() -> None:
+    check(entry, "guidance_scale", [1, 7.5, 20], [0.9, 20.1, *NO_NUMBER])
+    check(entry, "scheduler", SCHEDULERS, ["ddim", "", 0])
+    check(entry, "prompt", ["", "a cat", "ü" * 5000], NO_TEXT)
+    check(entry, "negative_prompt", ["", "blurry"], NO_TEXT)
+    check(entry, "passback", ["", "note 1"], NO_TEXT)
+
+
+def test_no_field_is_left_untested() -> None:
+    here = Path(__file__).read_text()
+    for kind in (Train, Inference, Policy, S3Config):
+        for name in kind.__struct_fields__:
+            assert f'"{name}"' in here, name
+
+
+def test_every_field_of_the_page_is_a_field_of_ours_with_the_pages_words() -> None:
+    for kind in (Train, Inference, S3Config, Policy):
+        for each in types.type_info(kind).fields:  # type: ignore[attr-defined]
+            assert "something else" not in describe(each.type), each.name
+
+
+# --- Null, missing, unknown -------------------------------------------------------------------
+
+
+def test_null_is_the_same_as_left_out_where_it_has_no_meaning_of_its_own() -> None:
+    names = [name for name in Train.__struct_fields__ if name != "data_url"]
+    nulls = train(**dict.fromkeys(names))
+    meaningful = {"ckpt_every_n_minutes"}
+    for name in set(names) - meaningful:
+        assert getattr(nulls, name) == getattr(train(), name), name
+    assert nulls.ckpt_every_n_minutes is None
+    assert entry(width=None, seed=None, scheduler=None) == entry()
+    body = {"input": {"train": {"data_url": URL}}, "s3Config": None, "webhook": None}
+    assert parse_request({**body, "policy": None}).policy == Policy()
+    assert parse_request({**body, "webhook": ""}).webhook is None
+
+
+def test_what_is_required_is_named() -> None:
+    assert mistakes({"input": {"train": {}}}) == ["input.train.data_url: required, but missing"]
+    assert mistakes({"input": {"train": {"data_url": None}}}) == [
+        "input.train.data_url: required, but missing"
+    ]
+    assert mistakes({"input": {"train": {"data_url": URL}, "inference": [{}]}}) == [
+        "input.inference[0].prompt: required, but missing"
+    ]
+    assert "input: expected an object, got null" in mistakes({})
+    assert "input.train: expected an object, got null" in mistakes({"input": {}})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("batchsize", "batch_size"), ("max_epoch", "max_epochs"), ("useAdam8bit", "useadam8bit")],
+)
+def test_an_unknown_field_gets_the_nearest_known_name(wrong: str, near: str) -> None:
+    assert mistake(train, **{wrong: 1}) == (
+        f"input.train.{wrong}: no such field; did you mean {near}?"
+    )
+
+
+def test_an_unknown_field_like_no_other_gets_the_list() -> None:
+    body = {"input": {"train": {"data_url": URL}}, "zzzzzz": 1}
+    assert mistakes(body) == [
+        "zzzzzz: no such field; known: input, s3Config, webhook, webhookV2, policy"
+    ]
+
+
+def test_all_mistakes_come_at_once() -> None:
+    body = {
+        "input": {
+            "train": {"flip_p": 2, "amp": "yes", "epochs": 3},
+            "inference": [{"prompt": "ok"}, {"prompt": 7, "width": 100}],
+            "extra": 1,
+        },
+        "s3Config": {"accessId": ""},
+        "webhook": "not a url",
+        "policy": {"ttl": 1},
+    }
+    found = mistakes(body)
+    paths = [text.partition(":")[0] for text in found]
+    assert sorted(paths) == sorted(
+        [
+            "input.extra", "input.train.epochs", "input.train.data_url", "input.train.amp",
+            "input.train.flip_p", "input.inference[1].prompt", "input.inference[1].width",
+            "s3Config.accessId", "s3Config.accessSecret", "s3Config.bucketName",
+            "s3Config.endpointUrl", "webhook", "policy.ttl",
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [None, 1, "x", [], True, {"input": []}, {"input": "x"}])
+def test_what_is_no_object_is_refused(body: Any) -> None:
+    assert mistakes(body)
+
+
+# --- Checks across fields, URLs, secrets ------------------------------------------------------
+
+
+def test_something_must_be_left_to_train() -> None:
+    text = mistake(train, disable_unet_training=True, disable_textenc_training=True)
+    assert "nothing is left to train" in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://x.org/a.zip", "file:///etc/passwd", "x.org/a.zip", "https://", "http://u:p@x.org/",
+     "http://[::1", "//x.org/a", "javascript:alert(1)"],
+)  # fmt: skip
+def test_only_web_addresses_without_credentials_are_taken(url: str) -> None:
+    assert not is_http_url(url)
+    assert "http or https URL" in mistake(train, data_url=url)
+    body = {"input": {"train": {"data_url": URL}}, "webhook": url}
+    assert "webhook: expected an http or https URL" in mistakes(body)[0]
+
+
+def test_policy_has_the_originals_bounds() -> None:
+    def policy(**fields: Any) -> Policy:
+        return parse_request({"input": {"train": {"data_url": URL}}, "policy": fields}).policy
+
+    week = 7 * 24 * 3600 * 1000
+    check(policy, "executionTimeout", [5_000, week], [4_999, week + 1, *NO_WHOLE])
+    check(policy, "ttl", [10_000, week], [9_999, week + 1, *NO_WHOLE])
+    check(policy, "lowPriority", [True, False], NO_SWITCH)
+
+
+@pytest.mark.parametrize("name", ["accessId", "accessSecret", "bucketName", "endpointUrl"])
+@pytest.mark.parametrize("wrong", [4711, "", None, ["secret-4711"], "ftp://secret-4711"])
+def test_no_value_of_the_bucket_is_ever_shown(name: str, wrong: Any) -> None:
+    body = {"input": {"train": {"data_url": URL}}, "s3Config": {**S3, name: wrong}}
+    if wrong == "ftp://secret-4711" and name != "endpointUrl":
+        assert parse_request(body).s3
+        return
+    (text,) = mistakes(body)
+    assert text.startswith(f"s3Config.{name}")
+    assert "4711" not in text
+
+
+def test_a_bucket_that_is_no_object_is_not_shown_either() -> None:
+    body = {"input": {"train": {"data_url": URL}}, "s3Config": "secret-4711"}
+    assert all("4711" not in text for text in mistakes(body))
+
+
+def test_secrets_hide_in_logs() -> None:
+    request = parse_request({"input": {"train": {"data_url": URL}}, "s3Config": S3})
+    assert "4711" not in repr(request)
+    assert "4711" not in str(request.s3)
+
+
+def test_a_long_value_is_cut_in_the_message() -> None:
+    assert len(mistake(train, lr_scheduler="x" * 10_000)) < 300
+
+
+# --- Whatever comes ---------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+FIELDS = st.dictionaries(st.sampled_from(Train.__struct_fields__), JSON, max_size=6)
+ENTRIES = st.dictionaries(st.sampled_from(Inference.__struct_fields__), JSON, max_size=6)
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        JSON,
+        st.fixed_dictionaries(
+            {"input": st.fixed_dictionaries({"train": FIELDS, "inference": ENTRIES | JSON})},
+            optional={"s3Config": JSON, "webhook": JSON, "policy": JSON},
+        ),
+    )
+)
+def test_any_body_is_a_request_or_a_list_of_mistakes(body: Any) -> None:
+    request, told = parsed(body)
+    if request is None:
+        assert told
+    else:  # it can travel
+        assert msgspec.json.decode(msgspec.json.encode(request), type=Request) == request
+
+
+def parsed(body: Any) -> tuple[Request | None, list[str]]:
+    try:
+        return parse_request(body), []
+    except Invalid as invalid:
+        return None, invalid.mistakes

@@ -1,0 +1,101 @@
+"""Workers are judged by beats that came back in a row, and by nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+from services.gateway.ledger import row_of
+from services.gateway.supervisor import PATIENCE, Supervisor
+from shared import jobs
+from shared.jobs import Job, Step, advance
+from shared.messages import GatewayBeat, StagingStarted
+from shared.ports import StoredJob
+from shared.request import parse_request
+
+NOW = 1_000_000.0
+
+
+class Records:
+    """One job, as both the store and the ledger show it."""
+
+    def __init__(self) -> None:
+        body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
+        job = jobs.admit("job", "owner", parse_request(body), body, sealed=None, now=NOW).job
+        started = StagingStarted(job="job", stage="staging", claim="c", worker="w")
+        self.job = advance(job, started, control="control", now=NOW, beat=1.0).job
+
+    async def live(self) -> AsyncIterator[StoredJob]:
+        yield row_of(self.job, 1)
+
+    async def change(self, _job: str, decide: Callable[[Job], Step]) -> Job:
+        self.job = decide(self.job).job
+        return self.job
+
+
+class Silent:
+    """The bus, of which only the name is asked."""
+
+    source = "gateway/test"
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.records = Records()
+        part: Any = self.records
+        self.supervisor = Supervisor(
+            cast("Any", Silent()), part, part, clock=lambda: NOW + 1.0, beat=1.0
+        )
+
+    async def beats(self, *numbers: int) -> None:
+        for number in numbers:
+            await self.supervisor.came_back(
+                GatewayBeat(gateway=self.supervisor._name, number=number)
+            )
+
+    @property
+    def lost(self) -> bool:
+        return not self.records.job.holds("staging", "c")
+
+
+async def test_a_claim_is_lost_after_six_beats_in_silence() -> None:
+    bench = Bench()
+    await bench.beats(*range(1, PATIENCE + 1))
+    assert not bench.lost
+    await bench.beats(PATIENCE + 1)
+    assert bench.lost
+
+
+async def test_a_sign_of_life_begins_the_count_anew() -> None:
+    bench = Bench()
+    await bench.beats(*range(1, 6))
+    bench.supervisor.heard("c")
+    await bench.beats(*range(6, 11))
+    assert not bench.lost
+    await bench.beats(11)
+    assert bench.lost
+
+
+async def test_beats_that_are_delivered_again_do_not_count() -> None:
+    bench = Bench()
+    await bench.beats(*range(1, 6))
+    for _ in range(10):
+        await bench.beats(3, 4, 5)
+    assert not bench.lost
+
+
+async def test_after_a_gap_everybody_gets_the_whole_time_again() -> None:
+    """Beats that never came back went to another gateway, which has heard the workers since."""
+    bench = Bench()
+    await bench.beats(*range(1, 6))
+    await bench.beats(50, 51, 52, 53, 54, 55)
+    assert not bench.lost
+    await bench.beats(56)
+    assert bench.lost
+
+
+async def test_beats_of_others_do_not_count() -> None:
+    bench = Bench()
+    for number in range(1, 100):
+        await bench.supervisor.came_back(GatewayBeat(gateway="gateway/other", number=number))
+    assert not bench.lost
