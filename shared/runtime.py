@@ -57,11 +57,20 @@ class Work(Protocol):
     queue: Queue
     places: int
     """How many jobs at a time; 1 for a GPU."""
-    started: type[Started]
-    progressed: type[Progressed]
-    interrupted: type[Interruption]
     stops_gently: bool
     """True: on stop the work sees ``order.stopping`` and gets a grace period; False: cancelled."""
+
+    @property
+    def started(self) -> type[Started]:
+        """The fact by which this service claims."""
+
+    @property
+    def progressed(self) -> type[Progressed]:
+        """The fact by which it beats."""
+
+    @property
+    def interrupted(self) -> type[Interruption]:
+        """The fact by which it hands its work over."""
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
         """The stage that a message on our queue asks for; None: nothing for us."""

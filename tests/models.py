@@ -96,7 +96,7 @@ def small_tokenizer() -> CLIPTokenizer:
     words += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={word: number for number, word in enumerate(words)},
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]
         model_max_length=77,
     )
 

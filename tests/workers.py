@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,14 +18,12 @@ class Facts:
 
     def __init__(self) -> None:
         self.said: list[Message] = []
-        self.changed = asyncio.Event()
 
     async def publish(
         self, message: Message, *, reply_to: str | None = None, needs_listener: bool = True
     ) -> None:
         del reply_to, needs_listener
         self.said.append(message)
-        self.changed.set()
 
 
 class Control:
@@ -75,20 +72,3 @@ async def until_gone(pid: int, *, seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not is_gone(pid):
             await asyncio.sleep(0.05)
-
-
-def children_of(pid: int) -> list[int]:
-    """Living children of a process."""
-    return [
-        int(entry)
-        for entry in os.listdir("/proc")
-        if entry.isdigit() and _parent(int(entry)) == pid and not is_gone(int(entry))
-    ]
-
-
-def _parent(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    return int(status.rsplit(")", 1)[1].split()[1])

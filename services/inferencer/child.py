@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ def carry_out(order: DrawingOrder, loaded: Loaded, mouth: Mouth) -> Done | Given
         loaded.forget()
         return GivenUp(refused=False, reason="out of memory while drawing; choose a smaller size")
     except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
+        traceback.print_exc()
         loaded.forget()
         return GivenUp(refused=False, reason=shorten(f"{type(error).__name__}: {error}"))
 

@@ -67,7 +67,7 @@ def draw(
     prompts = [asked.prompt, asked.negative_prompt or ""]
     wanted, unwanted = encode(
         parts.text_encoder, tokenize(parts.tokenizer, prompts), clip_skip
-    ).split(1)  # (1, 77, C) each
+    ).chunk(2)  # (1, 77, C) each
 
     def on_step(_pipe: Any, step: int, _timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
         tell(step + 1, asked.num_inference_steps)

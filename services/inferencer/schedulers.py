@@ -20,13 +20,12 @@ from diffusers import (
     LMSDiscreteScheduler,
     PNDMScheduler,
 )
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from shared.diffusion.noise import cumulative_alphas
+from shared.diffusion.noise import cumulative_alphas, prediction_type
 from shared.request import Scheduler
 
-LAST_STEP_HIGH = {"timestep_spacing": "trailing"}
+FROM_PURE_NOISE = {"timestep_spacing": "trailing"}
 """A single step must start from pure noise; the usual spacings would start it at the end."""
 
 
@@ -35,7 +34,7 @@ def make_scheduler(name: Scheduler, config: Mapping[str, Any], steps: int) -> An
 
     ``steps`` is how many will be asked for: the spacing of one step differs.
     """
-    spacing = LAST_STEP_HIGH if steps == 1 else {}
+    spacing = FROM_PURE_NOISE if steps == 1 else {}
     return _KINDS[name].from_config(dict(config), **spacing, **_EXTRAS.get(name, {}))
 
 
@@ -44,21 +43,17 @@ class StableIPNDM(IPNDMScheduler):  # type: ignore[misc]
 
     The stock class has a cosine schedule built in, hands the network times from 0 to 1, and takes
     its answer for a velocity. This one takes alphas and sigmas at evenly spaced training timesteps
-    from the model's betas, and turns a predicted noise into the velocity v = (noise - sigma x) / alpha.
+    from the model's betas, and makes a velocity of a noise: v = (noise - sigma x) / alpha.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.00085,
-        beta_end: float = 0.012,
-        beta_schedule: str = "scaled_linear",
-        trained_betas: list[float] | None = None,
-        prediction_type: str = "epsilon",
-    ) -> None:
-        self._cumulative = cumulative_alphas(self.config)
-        super().__init__(num_train_timesteps)
+    def __init__(self, model_config: Mapping[str, Any]) -> None:
+        self._cumulative = cumulative_alphas(model_config)
+        self._predicts = prediction_type(model_config)
+        super().__init__(len(self._cumulative))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **changes: Any) -> StableIPNDM:
+        return cls({**config, **changes})
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
@@ -70,7 +65,7 @@ class StableIPNDM(IPNDMScheduler):  # type: ignore[misc]
         cumulative = torch.cat([self._cumulative[timesteps], torch.ones(1)])
         self.alphas, self.betas = cumulative.sqrt(), (1 - cumulative).sqrt()
         self.timesteps = timesteps.to(device)
-        self.ets = []
+        self.ets: list[Tensor] = []
         self._step_index = None
         self._begin_index = None
 
@@ -81,7 +76,7 @@ class StableIPNDM(IPNDMScheduler):  # type: ignore[misc]
         sample: Tensor,
         return_dict: bool = True,  # noqa: FBT001, FBT002 - the stock signature
     ) -> Any:
-        if self.config.prediction_type == "epsilon":
+        if self._predicts == "epsilon":
             index = 0 if self.step_index is None else self.step_index
             model_output = (model_output - self.betas[index] * sample) / self.alphas[index]
         return super().step(model_output, timestep, sample, return_dict)

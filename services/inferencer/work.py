@@ -34,7 +34,10 @@ from shared.messages import (
     GenerationProgressed,
     GenerationStarted,
     ImagesGenerated,
+    Interruption,
+    Progressed,
     Stage,
+    Started,
 )
 from shared.ports import ObjectStore
 from shared.request import Inference
@@ -50,9 +53,9 @@ class InferencerWork:
 
     queue = INFERENCER_RESULTS
     places = 1
-    started = GenerationStarted
-    progressed = GenerationProgressed
-    interrupted = GenerationInterrupted
+    started: type[Started] = GenerationStarted
+    progressed: type[Progressed] = GenerationProgressed
+    interrupted: type[Interruption] = GenerationInterrupted
     stops_gently = False
 
     def __init__(self, store: ObjectStore, *, scratch: Path, cache: Path) -> None:

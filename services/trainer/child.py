@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +32,9 @@ from shared.child import (
     shorten,
 )
 from shared.errors import Interrupted, Passing, Refused
+
+OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
+"""What the CPU's allocator and cuBLAS say in errors of no special kind."""
 
 
 class Stop:
@@ -73,6 +77,7 @@ def main() -> None:
     stop = Stop()
     os.environ |= QUIET_AND_OFFLINE
 
+    from services.trainer import train  # noqa: F401, PLC0415 - slow
     from services.trainer.device import device_name, this_device  # noqa: PLC0415 - slow
 
     mouth.say(Ready(gpu=device_name(this_device())))
@@ -83,8 +88,6 @@ def main() -> None:
 
 def carry_out(order: TrainingOrder, voice: Voice) -> Done | Stopped | GivenUp:
     """The last word on an order."""
-    import torch  # noqa: PLC0415 - slow
-
     from services.trainer.train import train  # noqa: PLC0415 - slow
 
     try:
@@ -95,18 +98,19 @@ def carry_out(order: TrainingOrder, voice: Voice) -> Done | Stopped | GivenUp:
         return GivenUp(refused=True, reason=shorten(str(error)))
     except Passing as error:
         return GivenUp(refused=False, reason=shorten(str(error)))
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return out_of_memory(order)
+    except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
+        if is_out_of_memory(error):
+            return out_of_memory(order)
+        traceback.print_exc()
+        return GivenUp(refused=False, reason=shorten(f"{type(error).__name__}: {error}"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """A card's memory has an error of its own; the CPU allocator says it in a RuntimeError."""
+    """Whether this is the card's or the machine's memory, by kind or by words."""
     import torch  # noqa: PLC0415 - slow
 
     kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def out_of_memory(order: TrainingOrder) -> GivenUp:

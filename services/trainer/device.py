@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from services.trainer.recipe import Device
 from services.trainer.optimizer import make_optimizer
+from services.trainer.recipe import Device
 
 CANNOT = (ImportError, ValueError, NotImplementedError, RuntimeError, AttributeError, OSError)
 """What a library raises that is there but does not work on this device."""

@@ -16,15 +16,15 @@ from torch.nn import Parameter
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 WEIGHT_DECAY = 0.01
-ADAM = {"betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
+ADAM: dict[str, Any] = {"betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
 
 
 def make_optimizer(kind: str, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
     """AdamW by one of the names in :data:`services.trainer.recipe.Optimizer`."""
     if kind == "adamw8bit":
-        import bitsandbytes  # noqa: PLC0415 - it may be missing
+        from bitsandbytes.optim.adamw import AdamW8bit  # noqa: PLC0415 - it may be missing
 
-        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **ADAM)
+        optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **ADAM)  # type: ignore[no-untyped-call]
         return optimizer
     return torch.optim.AdamW(parameters, fused=kind == "adamw_fused", **ADAM)
 

@@ -104,7 +104,7 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
                 if listener.should_stop():
                     keeper.keep_and_stop()  # the group's gradients are lost, not its weights
                 loss = objective.loss(batch, epoch)
-                state.scaler.scale(loss / len(group)).backward()
+                state.scaler.scale(loss / len(group)).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
                 teller.tell(len(losses))
             last_step = state.position.steps + len(group) - 1

@@ -34,7 +34,10 @@ from shared.messages import (
     AnyMessage,
     CheckpointFinal,
     DatasetStaged,
+    Interruption,
+    Progressed,
     Stage,
+    Started,
     TrainingInterrupted,
     TrainingProgressed,
     TrainingStarted,
@@ -53,9 +56,9 @@ class TrainerWork:
 
     queue = TRAINER
     places = 1
-    started = TrainingStarted
-    progressed = TrainingProgressed
-    interrupted = TrainingInterrupted
+    started: type[Started] = TrainingStarted
+    progressed: type[Progressed] = TrainingProgressed
+    interrupted: type[Interruption] = TrainingInterrupted
     stops_gently = True
 
     def __init__(

@@ -39,7 +39,8 @@ class Parts:
 
     def to(self, device: torch.device) -> Parts:
         """Move all networks to the device."""
-        for network in (self.unet, self.vae, self.text_encoder):
+        networks: tuple[torch.nn.Module, ...] = (self.unet, self.vae, self.text_encoder)
+        for network in networks:
             network.to(device)
         return self
 

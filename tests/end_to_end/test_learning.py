@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -32,7 +33,7 @@ async def test_the_demos_recipe_teaches_two_concepts_that_the_base_model_does_no
     web: Web, tmp_path: Path
 ) -> None:
     web.serve("/dataset.zip", await asyncio.to_thread(zipped_dataset, tmp_path / "dataset"))
-    examples = {
+    examples: dict[str, Sequence[Image.Image]] = {
         concept.name: [Image.open(file) for file in sorted((tmp_path / "dataset").glob("*.png"))
                        if concept.name in file.name]
         for concept in drawings.CONCEPTS
@@ -74,7 +75,7 @@ def drawn_by_the_base_model() -> dict[str, list[Image.Image]]:
     return {
         concept.name: [drawing.image for drawing in generate(
             parts,
-            Entry(inference=Inference(prompt=prompt, num_outputs=SEEDS, **DRAWING), seed=0),
+            Entry(inference=entry_for(prompt), seed=0),
             clip_skip=0,
             tell=lambda *_: None,
         )]
@@ -82,8 +83,12 @@ def drawn_by_the_base_model() -> dict[str, list[Image.Image]]:
     }  # fmt: skip
 
 
+def entry_for(prompt: str) -> Inference:
+    return msgspec.convert({"prompt": prompt, "num_outputs": SEEDS, **DRAWING}, Inference)
+
+
 def right(
-    images: dict[str, list[Image.Image]], examples: dict[str, list[Image.Image]]
+    images: dict[str, list[Image.Image]], examples: dict[str, Sequence[Image.Image]]
 ) -> dict[str, int]:
     """How many images of each concept are nearer to its own examples than to the other's."""
     return {

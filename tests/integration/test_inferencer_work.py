@@ -1,0 +1,150 @@
+"""The inferencer's parent and its real, lasting child: from a trained model to stored images."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from services.inferencer.work import InferencerWork, entry_of
+from shared.adapters.folder import FolderStore
+from shared.errors import Passing, Refused
+from shared.folders import upload_folder
+from shared.messages import Artifact, CheckpointFinal, ImagesGenerated
+from shared.request import Inference
+from shared.runtime import Order
+from tests.models import make_random_model
+from tests.workers import Facts, folder_store, granted_order, until_gone
+
+DEADLINE = 120.0
+CHECKPOINT = Artifact(name="last", kind="checkpoint", key="k", bytes=1, sha256="s")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store's folder that holds a trained model, and one that is broken."""
+    folder = tmp_path_factory.mktemp("trained")
+    store = folder_store(folder / "store")
+    asyncio.run(upload_folder(store, make_random_model(folder / "model"), "model"))
+    (folder / "broken").mkdir()
+    (folder / "broken" / "model_index.json").write_text("{}")
+    asyncio.run(upload_folder(store, folder / "broken", "broken"))
+    return folder / "store"
+
+
+@pytest.fixture
+def store(trained: Path) -> FolderStore:
+    return folder_store(trained)
+
+
+@pytest.fixture
+async def work(store: FolderStore, tmp_path: Path) -> AsyncIterator[InferencerWork]:
+    work = InferencerWork(store, scratch=tmp_path / "scratch", cache=tmp_path / "cache")
+    yield work
+    await work.close()
+
+
+def small(prompt: str, *, steps: int = 1, outputs: int = 1, seed: int | None = None) -> Inference:
+    return Inference(
+        prompt=prompt,
+        width=128,
+        height=128,
+        num_inference_steps=steps,
+        num_outputs=outputs,
+        seed=seed,
+        passback=f"for {prompt}",
+        scheduler="DDIM",
+    )
+
+
+def final(job: str, *entries: Inference, model: str = "model") -> CheckpointFinal:
+    return CheckpointFinal(
+        job=job, stage="training", claim="c", attempt=1, inference=entries, model=model,
+        checkpoint=CHECKPOINT, summary={},
+    )  # fmt: skip
+
+
+def pid_of(work: InferencerWork) -> int:
+    assert work._child is not None
+    return work._child.pid
+
+
+async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
+    work: InferencerWork, store: FolderStore, tmp_path: Path
+) -> None:
+    assert await work.prepare() == "cpu"
+    child = pid_of(work)
+    order = granted_order(
+        final("first", small("a", outputs=2, seed=7), small("b")), "generation", Facts()
+    )
+
+    result = await work.perform(order)
+
+    assert [each.prompt for each in result.images] == ["a", "a", "b"]
+    assert [each.passback for each in result.images] == ["for a", "for a", "for b"]
+    assert [each.seed for each in result.images[:2]] == [7, 8]
+    names = [each.artifact.key for each in result.images]
+    assert names == [f"jobs/first/generation/1/{number:04}.png" for number in range(3)]
+    pixels = await store.get(names[0])
+    assert len(pixels) == result.images[0].artifact.bytes
+    assert Image.open(io.BytesIO(pixels)).size == (128, 128)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+    broken = final("second", small("a"), model="broken")
+    with pytest.raises(Refused, match="base model"):
+        await work.perform(granted_order(broken, "generation", Facts()))
+
+    alone = granted_order(final("third", small("a", seed=8)), "generation", Facts())
+    again = await work.perform(alone)
+
+    assert again.images[0].artifact.sha256 == result.images[1].artifact.sha256
+    assert pid_of(work) == child
+
+
+async def test_a_cancelled_job_ends_the_child_and_a_killed_one_is_a_passing_failure(
+    work: InferencerWork,
+) -> None:
+    await work.prepare()
+    first = pid_of(work)
+    endless = final("long", small("a", steps=500, outputs=10))
+    order = granted_order(endless, "generation", Facts())
+    performing = asyncio.create_task(work.perform(order))
+    await _until_drawing(order, performing)
+    performing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await performing
+    await until_gone(first)
+
+    await work.prepare()
+    second = pid_of(work)
+    order = granted_order(endless, "generation", Facts())
+    performing = asyncio.create_task(work.perform(order))
+    await _until_drawing(order, performing)
+    os.kill(second, signal.SIGKILL)
+    with pytest.raises(Passing, match="SIGKILL"):
+        await performing
+
+
+async def _until_drawing(order: Order, performing: asyncio.Task[ImagesGenerated]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while "step" not in order.numbers and not performing.done():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_job_without_entries_has_no_images(work: InferencerWork) -> None:
+    result = await work.perform(granted_order(final("none"), "generation", Facts()))
+
+    assert result.images == ()
+
+
+def test_an_open_seed_is_drawn_for_each_entry_and_a_given_one_is_kept() -> None:
+    drawn = {entry_of(small("a", seed=seed)).seed for seed in (None, -1) for _ in range(50)}
+
+    assert len(drawn) == 100
+    assert entry_of(small("a", seed=0)).seed == 0

@@ -1,0 +1,227 @@
+"""The trainer's parent and its real child: a job from the store to the store, stops and deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from safetensors.torch import load_file
+
+from services.trainer.uploads import CHECKPOINTS
+from services.trainer.work import TrainerWork
+from shared.adapters.folder import FolderStore
+from shared.errors import Interrupted, Passing, Refused, Unavailable
+from shared.folders import download_folder, folder_exists, upload_folder
+from shared.messages import (
+    Artifact,
+    DatasetStaged,
+    Message,
+    ResumePointSaved,
+    SavedCheckpoint,
+)
+from shared.request import Inference
+from shared.runtime import Order
+from tests.models import make_random_model
+from tests.training import make_dataset, train_request
+from tests.workers import Facts, folder_store, granted_order, until_gone
+
+INFERENCE = (Inference(prompt="a red wall"),)
+DEADLINE = 120.0
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store's folder that holds a dataset and a base model."""
+    folder = tmp_path_factory.mktemp("staged")
+    store = folder_store(folder / "store")
+    data = make_dataset(folder / "data", images=3)
+    model = make_random_model(folder / "model")
+    asyncio.run(upload_folder(store, data, "jobs/j/staging/1/dataset"))
+    asyncio.run(upload_folder(store, model, "cache/base"))
+    return folder / "store"
+
+
+@pytest.fixture
+def store(staged: Path) -> FolderStore:
+    return folder_store(staged)
+
+
+@pytest.fixture
+async def work(store: FolderStore, tmp_path: Path) -> AsyncIterator[TrainerWork]:
+    work = TrainerWork(
+        store, scratch=tmp_path / "scratch", cache=tmp_path / "cache", resume_every=1e9
+    )
+    yield work
+    await work.close()
+
+
+def asked(job: str, **fields: Any) -> DatasetStaged:
+    return DatasetStaged(
+        job=job,
+        stage="staging",
+        claim="c",
+        attempt=1,
+        train=train_request(**fields),
+        inference=INFERENCE,
+        dataset="jobs/j/staging/1/dataset",
+        base_model="cache/base",
+        report={},
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def of_kind(facts: Facts, kind: type[Message]) -> list[Any]:
+    return [fact for fact in facts.said if isinstance(fact, kind)]
+
+
+def is_training(order: Order) -> bool:
+    return bool(order.numbers.get("step", 0) >= 2)
+
+
+async def test_a_job_is_trained_from_the_store_to_the_store(staged: Path, tmp_path: Path) -> None:
+    """Even when the store refuses everything once, and resume points come thick and fast."""
+    store, facts = Flickering(staged), Facts()
+    work = TrainerWork(
+        store, scratch=tmp_path / "scratch", cache=tmp_path / "cache", resume_every=1e-3
+    )
+    try:
+        gpu = await work.prepare()
+        order = granted_order(asked("whole", max_epochs=3, clip_skip=2, seed=-1), "training", facts)
+        final = await work.perform(order)
+    finally:
+        await work.close()
+
+    assert gpu == "cpu"
+    assert (final.job, final.stage, final.attempt) == ("whole", "training", 1)
+    assert final.model == "jobs/whole/training/1/model"
+    assert (final.clip_skip, final.inference) == (2, INFERENCE)
+    assert final.checkpoint.name == "last-whole-ep03-gs00009.safetensors"
+    path = store.path_of(final.checkpoint.key)
+    assert path.stat().st_size == final.checkpoint.bytes
+    assert "cond_stage_model.transformer.text_model.final_layer_norm.bias" in load_file(path)
+    await download_folder(store, final.model, tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "model_index.json").read_text())["unet"]
+    summary = final.summary
+    numbers = (summary["steps"], summary["updates"], summary["epochs"], summary["images"])
+    assert numbers == (9, 9, 3, 9)
+    assert summary["seed"] >= 0
+    assert order.numbers["step"] == 9
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+    points = [point.prefix for point in of_kind(facts, ResumePointSaved)]
+    kept = [each for each in points if await folder_exists(store, each)]
+    assert kept == points[-2:]
+    assert points[-1] == "jobs/whole/training/1/resume/9"
+    assert store.refusals > 0
+
+
+async def test_a_stopped_training_goes_on_elsewhere_and_remembers_its_checkpoints(
+    work: TrainerWork, store: FolderStore, tmp_path: Path
+) -> None:
+    facts = Facts()
+    first = granted_order(asked("moved", max_epochs=100_000), "training", facts)
+    performing = asyncio.create_task(work.perform(first))
+    await until(lambda: is_training(first) or performing.done())
+
+    first.stopping.set()
+    with pytest.raises(Interrupted):
+        await performing
+
+    (point,) = of_kind(facts, ResumePointSaved)
+    assert point.prefix == f"jobs/moved/training/1/resume/{point.step}"
+    earlier = SavedCheckpoint(
+        artifact=Artifact(name="a", kind="checkpoint", key="k", bytes=1, sha256="s"),
+        step=1,
+        epoch=0,
+    )
+    await download_folder(store, point.prefix, tmp_path / "point")
+    assert (tmp_path / "point" / CHECKPOINTS).read_bytes() == b"[]"
+    (tmp_path / "point" / CHECKPOINTS).write_bytes(msgspec.json.encode([earlier]))
+    await upload_folder(store, tmp_path / "point", changed := "jobs/moved/training/1/resume/x")
+
+    epochs = point.epoch + 1
+    again = asked("moved", max_epochs=epochs)
+    second = granted_order(again, "training", Facts(), attempt=2, resume_point=changed)
+    final = await work.perform(second)
+
+    assert final.summary["steps"] == 3 * epochs
+    assert final.checkpoint.key.startswith("jobs/moved/training/2/")
+    assert final.checkpoints == (earlier,)
+
+
+async def test_a_cancelled_job_leaves_no_child_and_no_file(
+    work: TrainerWork, tmp_path: Path
+) -> None:
+    await work.prepare()
+    child = pid_of(work)
+    order = granted_order(asked("cancelled", max_epochs=100_000), "training", Facts())
+    performing = asyncio.create_task(work.perform(order))
+    await until(lambda: is_training(order) or performing.done())
+
+    performing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await performing
+
+    await until_gone(child)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+async def test_an_idle_child_that_died_is_replaced_and_a_busy_one_is_a_passing_failure(
+    work: TrainerWork,
+) -> None:
+    await work.prepare()
+    os.kill(pid_of(work), signal.SIGKILL)
+    await until(lambda: work._child is None or not work._child.alive)
+
+    order = granted_order(asked("killed", max_epochs=100_000), "training", Facts())
+    performing = asyncio.create_task(work.perform(order))
+    await until(lambda: is_training(order) or performing.done())
+    os.kill(pid_of(work), signal.SIGKILL)
+
+    with pytest.raises(Passing, match="SIGKILL"):
+        await performing
+
+
+async def test_a_base_model_that_cannot_be_loaded_is_the_users_to_mend(
+    work: TrainerWork, store: FolderStore, tmp_path: Path
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text("{}")
+    await upload_folder(store, tmp_path / "broken", "cache/broken")
+    message = msgspec.structs.replace(asked("broken"), base_model="cache/broken")
+
+    with pytest.raises(Refused, match="base model"):
+        await work.perform(granted_order(message, "training", Facts()))
+
+
+def pid_of(work: TrainerWork) -> int:
+    assert work._child is not None
+    return work._child.pid
+
+
+class Flickering(FolderStore):
+    """Refuses the first upload to every key."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, public_url="http://127.0.0.1:1", key="k" * 32)
+        self.refusals = 0
+        self._tried: set[str] = set()
+
+    async def upload(self, path: Path, key: str, **options: Any) -> None:
+        if key not in self._tried:
+            self._tried.add(key)
+            self.refusals += 1
+            raise Unavailable("the store flickers")
+        await super().upload(path, key, **options)

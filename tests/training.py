@@ -1,0 +1,88 @@
+"""Small training jobs: a dataset of plain colours, an order, and a listener that takes notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from services.trainer.order import TrainingOrder
+from shared.dataset.manifest import Manifest, Picture
+from shared.request import Train
+
+SIDE = 256
+COLOURS = ("red", "blue", "green", "black")
+
+
+def make_dataset(folder: Path, images: int = 4, *, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
+    """Plain pictures of exactly the bucket's size, so that nothing is cropped unless asked."""
+    folder.mkdir(parents=True)
+    pictures = []
+    for number in range(images):
+        colour = COLOURS[number % len(COLOURS)]
+        Image.new("RGB", size, colour).save(folder / f"{number}.png")
+        pictures.append(
+            Picture(
+                file=f"{number}.png",
+                caption=f"a {colour} wall, flat, bare, plain",
+                width=size[0],
+                height=size[1],
+            )
+        )
+    Manifest(pictures=tuple(pictures)).write(folder)
+    return folder
+
+
+def train_request(**fields: Any) -> Train:
+    small = {"resolution": SIDE, "batch_size": 1, "max_epochs": 2, "lr": 1e-3, "cond_dropout": 0.0}
+    return Train(data_url="https://example.com/x.zip", **{**small, **fields})
+
+
+def training_order(
+    out: Path,
+    *,
+    dataset: Path,
+    base: Path,
+    resume: Path | None = None,
+    resume_every: float = 1e9,
+    **fields: Any,
+) -> TrainingOrder:
+    return TrainingOrder(
+        job="job1",
+        train=train_request(**fields),
+        seed=555,
+        dataset=str(dataset),
+        base=str(base),
+        resume=str(resume) if resume else None,
+        out=str(out),
+        resume_every=resume_every,
+    )
+
+
+class Notes:
+    """A listener that remembers, and may ask to stop before a step."""
+
+    def __init__(self, stop_when: Callable[[int], bool] = lambda _steps: False) -> None:
+        self.phases: list[str] = []
+        self.reports: list[dict[str, Any]] = []
+        self.kept: list[tuple[str, Path, int, int]] = []
+        self._stop_when = stop_when
+        self.asked = 0
+        """How many steps were begun, or would have been."""
+
+    def phase(self, name: str) -> None:
+        self.phases.append(name)
+
+    def progress(self, numbers: dict[str, Any]) -> None:
+        self.reports.append(numbers)
+
+    def saved(self, kind: str, path: Path, step: int, epoch: int) -> None:
+        self.kept.append((kind, path, step, epoch))
+
+    def should_stop(self) -> bool:
+        if self._stop_when(self.asked):
+            return True
+        self.asked += 1
+        return False
