@@ -345,7 +345,7 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
         _done(job, fact),
         checkpoint=fact.checkpoint,
         model=fact.model,
-        checkpoints=fact.checkpoints or job.checkpoints,
+        checkpoints=_united(job.checkpoints, fact.checkpoints),
         summary=fact.summary,
     )
     step = _ask(job, "generation", fact, now, when=job.draws)
@@ -493,6 +493,13 @@ def _with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
         return job
     saved = SavedCheckpoint(artifact=fact.artifact, step=fact.step, epoch=fact.epoch)
     return replace(job, checkpoints=(*job.checkpoints, saved))
+
+
+def _united(
+    known: tuple[SavedCheckpoint, ...], told: tuple[SavedCheckpoint, ...]
+) -> tuple[SavedCheckpoint, ...]:
+    """Each checkpoint once, oldest first: an attempt that died may have saved some of its own."""
+    return tuple({each.artifact.key: each for each in (*known, *told)}.values())
 
 
 def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:

@@ -7,32 +7,51 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from shared.errors import Refused
+from shared.errors import Refused, SettingsError
 from shared.request import S3Config
 
 NONCE_BYTES = 12
+LEAST_LETTERS = 32
+"""Of a key; signatures under an empty one would be anybody's."""
 
 
 def secret_key(configured: str | None, home: Path) -> str:
-    """The configured key, or one made once and kept in ``home/secret.key`` with mode 600."""
+    """The configured key, or one made once and kept in ``home/secret.key`` with mode 600.
+
+    Raises:
+        SettingsError: that file is there, but holds no key.
+    """
     return configured or _kept(home / "secret.key")
 
 
 def _kept(path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(key := secrets.token_urlsafe(48))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path)
+    key = path.read_text().strip()
+    if len(key) < LEAST_LETTERS:
+        raise SettingsError(f"{path} holds no key; remove it, and a new one is made")
     return key
+
+
+def _make(path: Path) -> None:
+    """Write a new key beside the path and link it there: who reads it reads it whole."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48))
+        with suppress(FileExistsError):  # another process was faster: its key is the one
+            path.hardlink_to(temporary)
+    finally:
+        Path(temporary).unlink()
 
 
 def derive(key: str, purpose: str) -> bytes:
@@ -70,10 +89,10 @@ def unseal(key: str, text: str) -> S3Config:
     Raises:
         Refused: it was sealed under another key, or is damaged.
     """
-    raw = base64.b64decode(text)
     try:
+        raw = base64.b64decode(text)
         plain = AESGCM(derive(key, "s3Config")).decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], None)
-    except InvalidTag:
+    except (InvalidTag, ValueError):  # ValueError: not even base64, or too short
         raise Refused(
             "s3Config cannot be opened: gateway and notifier have different EVERYDREAM_SECRET_KEY"
         ) from None

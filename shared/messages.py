@@ -267,7 +267,7 @@ class WebhookFailed(Message, frozen=True, kw_only=True, tag="webhook.failed"):
     webhook_id: str
     reason: str
     permanent: bool = False
-    """410, a redirect or a forbidden address: never try this URL again."""
+    """410, a forbidden address or no URL at all: never try this one again."""
     retry_after: float | None = None
     """Seconds, from the receiver's Retry-After header."""
 

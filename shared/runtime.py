@@ -270,7 +270,7 @@ class Worker:
             if order.refused is None:
                 await self._work_on(order, stop)
             else:
-                log.info("claim refused", job=order.job, stage=stage, why=order.refused)
+                log.debug("claim refused", job=order.job, stage=stage, why=order.refused)
         finally:
             del self._orders[order.claim]
 

@@ -6,6 +6,7 @@ Each has a default that works. ``NAME_FILE`` may name a file that holds the valu
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from shared.errors import SettingsError
 T = TypeVar("T")
 MOST_PORT = 65535
 MOST_SECONDS = 1e9
+LEAST_WEBHOOK_SECRET = 24
+"""Bytes; as Standard Webhooks asks."""
 NO_NAMES: tuple[str, ...] = ()
 
 
@@ -72,7 +75,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         SettingsError: names the variable, what it holds and what it takes.
     """
     read = _Reader(environment)
-    home = read("HOME", _path, Path("~/.everydream").expanduser())
+    home = read("HOME", _path, None) or _path("~/.everydream")
     port = read("PORT", _port, 8080)
     return Settings(
         home=home,
@@ -114,28 +117,31 @@ class _Reader:
 
     def _text(self, variable: str) -> str | None:
         file = self._environment.get(f"{variable}_FILE")
-        if file is None:
+        if not file:
             return self._environment.get(variable)
         try:
             return Path(file).read_text().strip()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise SettingsError(
                 f"{variable}_FILE is {file!r}, which cannot be read: {error}"
             ) from None
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("a folder; this ~ stands for none") from None
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > MOST_PORT:
+    if not text.isdecimal() or int(text) > MOST_PORT:
         raise ValueError("a port number from 0 to 65535")
     return int(text)
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError("a whole number of at least 1")
     return int(text)
 
@@ -154,6 +160,16 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _webhook_secret(text: str) -> str:
+    try:
+        secret = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        secret = b""
+    if not text.startswith("whsec_") or len(secret) < LEAST_WEBHOOK_SECRET:
+        raise ValueError("whsec_ and at least 24 bytes in base64")
+    return text
+
+
 def _matching(pattern: str, expected: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -169,5 +185,4 @@ _store_url = _matching(r"(file:///|s3://[^/\s]+)\S*", "file:///folder or s3://bu
 _database_url = _matching(
     r"(sqlite|postgresql)(\+\w+)?://\S+", "sqlite:///file or postgresql://user:password@host/name"
 )
-_webhook_secret = _matching(r"whsec_[A-Za-z0-9+/=]{32,}", "whsec_ and at least 24 bytes in base64")
 _secret = _matching(r".{32,}", "at least 32 characters")

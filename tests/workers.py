@@ -41,6 +41,7 @@ def granted_order(
     *,
     attempt: int = 1,
     resume_point: str | None = None,
+    s3: str | None = None,
 ) -> Order:
     order = Order(facts, Control(), message, stage)  # type: ignore[arg-type]
     order.hear(
@@ -50,6 +51,7 @@ def granted_order(
             claim=order.claim,
             attempt=attempt,
             resume_point=resume_point,
+            s3=s3,
         )
     )
     return order

@@ -14,6 +14,7 @@ from shared.errors import EveryDreamError, Refused
 from shared.messages import NOTIFIER_WEBHOOKS, WebhookDelivered, WebhookDue, WebhookFailed
 from shared.outbound import refusing
 from shared.ports import Bus, Delivery
+from shared.runtime import reason_of
 
 PLACES = 16
 """How many webhooks are under way at once."""
@@ -64,14 +65,16 @@ async def post(
                 due.url, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False
             ) as response:
                 return _outcome(due, response)
-    except Refused as error:
-        return _failed(due, str(error), permanent=True)
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        return _failed(due, f"{type(error).__name__}: {error}")
+    except (Refused, ValueError) as error:  # ValueError: no URL, or no name that can be looked up
+        return _failed(due, reason_of(error), permanent=True)
+    except TimeoutError as error:
+        return _failed(due, str(error) or f"no answer within {TIMEOUT.total:g} s")
+    except (aiohttp.ClientError, OSError) as error:
+        return _failed(due, reason_of(error))
 
 
 def _outcome(due: WebhookDue, response: aiohttp.ClientResponse) -> WebhookDelivered | WebhookFailed:
-    if response.ok and response.status < 300:  # noqa: PLR2004 - 2xx
+    if response.status < 300:  # noqa: PLR2004 - 2xx
         return WebhookDelivered(
             job=due.job, run=due.run, attempt=due.attempt, webhook_id=due.webhook_id,
             status=response.status,
@@ -95,6 +98,6 @@ def _failed(
 
 def seconds_of(retry_after: str | None) -> float | None:
     """A Retry-After header in seconds, at most an hour; the form with a date is not used."""
-    if retry_after is None or not retry_after.strip().isdigit():
+    if retry_after is None or not retry_after.strip().isdecimal():
         return None
     return min(float(retry_after), 3600.0)

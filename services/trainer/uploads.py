@@ -118,6 +118,7 @@ class Uploads:
                 **self._order.stamp(), prefix=prefix, step=saved.step, epoch=saved.epoch
             )
             await self._order.say(fact)
+            log.info("resume point saved", job=self._order.job, step=saved.step)
             await self._forget_older(prefix)
         await in_thread(shutil.rmtree, folder)
 

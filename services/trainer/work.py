@@ -12,6 +12,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from services.trainer.order import Outcome, TrainingOrder
 from services.trainer.uploads import Uploads
@@ -46,6 +47,7 @@ from shared.ports import ObjectStore
 from shared.request import Train
 from shared.runtime import Order
 
+log = structlog.get_logger()
 CHILD = "services.trainer.child"
 SEEDS = 2**30
 """A drawn seed is below this, as the original's."""
@@ -112,6 +114,7 @@ class TrainerWork:
         if order.grant.resume_point:
             order.progress(phase="fetching the resume point")
             await download_folder(store, order.grant.resume_point, folder / "from", heard=heard)
+            log.info("resuming", job=order.job, resume_point=order.grant.resume_point)
         return TrainingOrder(
             job=order.job,
             train=staged.train,

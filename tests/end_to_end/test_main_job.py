@@ -129,7 +129,7 @@ async def test_a_trainer_killed_in_the_middle_costs_the_steps_since_its_resume_p
 
         assert last["status"] == "COMPLETED", last
         assert last["output"]["train"]["steps"] == 40
-        assert "resumed" in services.named("trainer")[-1].text
+        assert "resuming" in services.named("trainer")[-1].text
 
 
 async def test_a_trainer_that_is_asked_to_stop_hands_its_work_over_without_a_failure(
@@ -149,4 +149,4 @@ async def test_a_trainer_that_is_asked_to_stop_hands_its_work_over_without_a_fai
 
         assert last["status"] == "COMPLETED", last
         assert last["output"]["train"]["steps"] == 40
-        assert "resumed" in services.named("trainer")[-1].text
+        assert "resuming" in services.named("trainer")[-1].text
