@@ -114,9 +114,9 @@ async def test_a_trainer_killed_in_the_middle_costs_the_steps_since_its_resume_p
     web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str,
 ) -> None:  # fmt: skip
     async with world(
-        SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket, RESUME_EVERY="1"
+        SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket, RESUME_EVERY="2"
     ) as (services, user):
-        job = await user.client.run(user.request(max_epochs=40))
+        job = await user.client.run(user.request(batch_size=1, max_epochs=10))
         trainer = services.first("trainer")
         await trainer.wait_for_log("resume point saved")
         if victim == "the service":
@@ -139,7 +139,7 @@ async def test_a_trainer_that_is_asked_to_stop_hands_its_work_over_without_a_fai
         services,
         user,
     ):
-        job = await user.client.run(user.request(max_epochs=40))
+        job = await user.client.run(user.request(batch_size=1, max_epochs=10))
         trainer = services.first("trainer")
         async for status in user.client.follow(job, every=0.1):
             if (status["output"].get("step") or 0) > 2:
