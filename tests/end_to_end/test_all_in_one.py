@@ -20,6 +20,7 @@ from tests.servers.web import Page, Web
 from tests.services import ServiceProcess, services_in_a_folder
 
 ROOT = Path(__file__).parents[2]
+INVALID_KEY = str({"error": "invalid API key: send it as 'Authorization: Bearer KEY'"})
 EXAMPLES = ROOT / "docs" / "endpoint.md"
 
 
@@ -76,7 +77,7 @@ async def test_what_a_request_shows_is_told_at_once(web: Web) -> None:
         def with_train(**changes: Any) -> dict[str, Any]:
             return {"input": {"train": {**train, **changes}}}
 
-        assert await refusal(user, good, key="wrong") == (401, "{'error': 'Invalid API key'}")
+        assert await refusal(user, good, key="wrong") == (401, INVALID_KEY)
         no_url = {name: value for name, value in train.items() if name != "data_url"}
         for body, field in (
             ({"input": {"train": no_url}}, "input.train.data_url: required"),
@@ -94,7 +95,7 @@ async def test_what_only_the_data_shows_fails_the_job_with_a_reason_that_names_i
     cases = {
         web.url("/nothing.zip"): "404",
         web.serve("/page.zip", Page(b"<html>hello</html>")): "not a zip",
-        web.serve("/empty.zip", zipped(readme__txt=b"no pictures")): "no images",
+        web.serve("/empty.zip", zipped(readme__txt=b"no pictures")): "no usable image",
     }
     async with served(web) as (process, user):
         jobs = {url: await user.client.run(user.request() | _with_url(url)) for url in cases}
