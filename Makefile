@@ -45,9 +45,6 @@ check: lint types arch test  ## lint, types, arch and test: what a change must p
 bench: $(DEV)  ## Measure speed
 	$(BIN)/python -m bench
 
-docs: $(DEV)  ## Write the API descriptions anew from the code
-	$(BIN)/python -m docs
-
 format: $(DEV)  ## Put the code in shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format

@@ -230,7 +230,7 @@ async def test_a_link_expires(s3_server: S3Server, s3_bucket: str) -> None:
     await put(s3_server, s3_bucket, "key", b"soon gone")
     url = await presign(s3_server, s3_bucket, "key", 1)
     async with asyncio.timeout(60):
-        while (answer := await fetch(url))[0] == 200:  # noqa: ASYNC110
+        while (answer := await fetch(url))[0] == 200:
             await asyncio.sleep(0.1)
     assert answer[0] == 403
     assert b"AccessDenied" in answer[1]

@@ -1,0 +1,1 @@
+"""Measurements of speed: numbers to read, not tests to pass."""

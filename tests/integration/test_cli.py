@@ -1,0 +1,71 @@
+"""The command line, typed by somebody in a folder of their own."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everydream.cli import first_of
+from shared.errors import SettingsError
+from tests.servers.process import search_path
+from tests.services import ROOT, resolved
+
+SECONDS = 120
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def typed(home: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """The finished command, with these ``EVERYDREAM_*`` settings."""
+    environment = {"PATH": search_path(), "HOME": str(home), "PYTHONPATH": str(ROOT)}
+    chosen = {f"EVERYDREAM_{name}": text for name, text in settings.items()}
+    return subprocess.run(
+        resolved(["everydream", *words]), cwd=home, env=environment | chosen,
+        capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+
+
+def test_help_names_every_command(home: Path) -> None:
+    done = typed(home, "--help")
+
+    assert done.returncode == 0
+    for command in ("serve", "service", "demo"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("service", ["gateway", "fetcher", "trainer", "inferencer", "notifier"])
+def test_a_wrong_setting_is_told_in_one_line(home: Path, service: str) -> None:
+    done = typed(home, "service", service, BEAT="fast")
+
+    assert done.returncode == 1
+    assert done.stderr == "everydream: EVERYDREAM_BEAT is 'fast', but takes a number above 0\n"
+
+
+def test_so_is_one_that_is_found_out_only_while_all_five_run(home: Path) -> None:
+    done = typed(home, "serve", HOST="192.0.2.1", BASE_MODEL="tiny")
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("everydream: cannot listen at EVERYDREAM_HOST=192.0.2.1")
+
+
+def test_a_service_that_there_is_not_is_told_with_the_nearest_there_is(home: Path) -> None:
+    done = typed(home, "service", "gatewax")
+
+    assert done.returncode == 2
+    assert "gatewax" in done.stdout + done.stderr
+    assert '"gateway"' in done.stdout + done.stderr
+
+
+def test_of_errors_inside_one_another_the_first_is_told() -> None:
+    first, second = SettingsError("first"), SettingsError("second")
+    errors: list[Any] = [ExceptionGroup("", [first]), second]
+
+    assert first_of(ExceptionGroup("", errors)) is first

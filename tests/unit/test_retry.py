@@ -1,0 +1,39 @@
+"""How long to wait before trying again."""
+
+import pytest
+
+from shared.retry import FAILURES_ALLOWED, delay, reconnect_delay, webhook_delay
+
+
+def test_a_stage_is_asked_for_again_after_one_beat_then_three_then_nine() -> None:
+    assert [delay(failures, 10.0) for failures in (1, 2, 3)] == [10.0, 30.0, 90.0]
+
+
+def test_no_stage_waits_longer_than_sixty_beats() -> None:
+    assert [delay(failures, 1.0) for failures in (4, 5, 50)] == [27.0, 60.0, 60.0]
+
+
+def test_the_third_failure_in_a_row_is_one_too_many() -> None:
+    assert FAILURES_ALLOWED == 3
+
+
+def test_a_webhook_is_tried_five_times_and_given_up() -> None:
+    waits = [webhook_delay(attempts, 10.0) for attempts in range(7)]
+
+    assert waits == [0.0, 10.0, 60.0, 600.0, 3600.0, None, None]
+
+
+@pytest.mark.parametrize("beat", [0.2, 1.0, 30.0])
+def test_a_faster_beat_quickens_every_wait(beat: float) -> None:
+    assert delay(2, beat) == pytest.approx(3 * beat)
+    assert webhook_delay(2, beat) == pytest.approx(6 * beat)
+
+
+def test_a_server_that_is_away_is_asked_at_once_and_then_ever_less_often() -> None:
+    waits = [reconnect_delay(attempt) for attempt in range(8)]
+
+    assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+
+
+def test_a_server_that_is_away_for_years_is_still_asked_every_five_seconds() -> None:
+    assert reconnect_delay(10**9) == 5.0
