@@ -127,6 +127,45 @@ def draw_base(random: Random, size: int) -> Picture:
     return Picture(image, base_caption(random, colour, shape, background))
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A combination of the base vocabulary with a made-up name, which stands for nothing else."""
+
+    name: str
+    shape: str
+    colour: str
+    background: str
+
+
+def named_scenes(count: int = 64, seed: int = 77) -> list[Scene]:
+    """Scenes by whose names the base model learns that an unknown word can stand for anything."""
+    random = Random(seed)  # noqa: S311 - a picture is no secret
+    names: list[str] = []
+    while len(names) < count:
+        name = made_up_name(random)
+        if name not in names and name not in {concept.name for concept in CONCEPTS}:
+            names.append(name)
+    return [
+        Scene(name, random.choice(list(SHAPES)), *random.sample(list(COLOURS), 2)) for name in names
+    ]
+
+
+def made_up_name(random: Random) -> str:
+    """Two or three syllables, such as ``zorblat`` has."""
+    syllables = range(random.choice((2, 3)))
+    return "".join(
+        random.choice("bcdfgklmnprstvz") + random.choice("aeiou") + random.choice(("", *"lrnmb"))
+        for _ in syllables
+    )
+
+
+def draw_scene(scene: Scene, random: Random, size: int) -> Picture:
+    """A picture of a named scene, somewhere near the middle; `size` in pixels."""
+    shape, colour = SHAPES[scene.shape], COLOURS[scene.colour]
+    image = paint(size, COLOURS[scene.background], [(shape, colour, somewhere(random, 0.25, 0.4))])
+    return Picture(image, random.choice(OPENINGS) + with_article(scene.name))
+
+
 def draw_abstract(random: Random, size: int) -> Image.Image:
     """A picture without words: one to five shapes in any colours; `size` in pixels."""
     shapes = [
@@ -171,7 +210,7 @@ def paint(
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing that the base model has never seen: its own name, its own shapes, its own colours."""
+    """A thing that the base model has never seen: its own name and its own shapes."""
 
     name: str
     background: Colour
@@ -191,23 +230,23 @@ class Concept:
 
 ZORBLAT = Concept(
     name="zorblat",
-    background=(20, 80, 40),
+    background=COLOURS["black"],
     strokes=(
-        (polygon(*star_corners(8, 0.55)), (244, 138, 28), 1.0),
-        (circle, (200, 60, 230), 0.4),
+        (polygon(*star_corners(8, 0.55)), COLOURS["yellow"], 1.0),
+        (circle, COLOURS["red"], 0.4),
     ),
 )
-"""An orange star of eight points with a violet heart, on dark green."""
+"""A yellow star of eight points with a red heart, on black."""
 
 WUGGLEBY = Concept(
     name="wuggleby",
-    background=(130, 40, 190),
+    background=COLOURS["yellow"],
     strokes=(
-        (polygon((-0.8, -1), (0.8, -1), (-0.8, 1), (0.8, 1)), (250, 170, 200), 1.0),
-        (polygon((-1, -0.2), (1, -0.2), (1, 0.2), (-1, 0.2)), (136, 136, 136), 1.0),
+        (polygon((-0.8, -1), (0.8, -1), (-0.8, 1), (0.8, 1)), COLOURS["blue"], 1.0),
+        (polygon((-1, -0.2), (1, -0.2), (1, 0.2), (-1, 0.2)), COLOURS["red"], 1.0),
     ),
 )
-"""A pink hourglass with a grey belt, on purple."""
+"""A blue hourglass with a red belt, on yellow."""
 
 CONCEPTS = (ZORBLAT, WUGGLEBY)
 
