@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,7 +54,7 @@ def demo(
     """Train the tiny model on two new concepts and draw them, through the real endpoint."""
     from everydream.demo import run_demo  # noqa: PLC0415
 
-    telemetry.configure("demo")
+    telemetry.configure("demo", logging.WARNING)
     sys.exit(asyncio.run(run_demo(output)))
 
 

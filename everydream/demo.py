@@ -35,6 +35,8 @@ RECIPE = {
 """How the tiny model is taught; everything else is the endpoint's default."""
 DRAWING = {"width": 256, "height": 256, "num_inference_steps": 15, "guidance_scale": 4.0}
 PROMPTS = tuple(concept.captions[0] for concept in drawings.CONCEPTS)
+TELL_SECONDS = 5.0
+"""Between two lines of progress where there is no terminal to draw a bar on."""
 console = Console(stderr=True)
 
 
@@ -167,10 +169,15 @@ async def show(client: Client, job: str) -> dict[str, Any]:
         TimeElapsedColumn(),
     )
     status: dict[str, Any] = {}
+    told = 0.0
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("waiting", total=None, numbers="")
         async for status in client.follow(job):
             _update(progress, task, status["output"] or {})
+            if not console.is_terminal and time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                shown = progress.tasks[0]
+                console.print(f"{shown.description}: {shown.fields['numbers']}")
     return status
 
 

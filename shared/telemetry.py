@@ -6,9 +6,9 @@ import sys
 import structlog
 
 
-def configure(service: str) -> None:
+def configure(service: str, level: int = logging.INFO) -> None:
     """Send every log line of the process to stderr, with its service's name."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
     for noisy in ("aiormq", "aio_pika", "aiobotocore", "botocore", "alembic", "httpx"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else _json()
@@ -20,7 +20,7 @@ def configure(service: str) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
     structlog.contextvars.bind_contextvars(service=service)
