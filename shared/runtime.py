@@ -232,7 +232,7 @@ class Worker:
                 failures = 0
                 if delivery := await self._take(stop):
                     await self._handle(delivery, gpu, control, stop)
-            except Exception:
+            except Exception:  # whatever it is, the place must go on
                 log.exception("a place stumbled", queue=self._work.queue.name)
                 failures += 1
                 await until(stop, timeout=reconnect_delay(failures))
@@ -335,7 +335,7 @@ class Worker:
             return self._work.interrupted(**stamp)
         except asyncio.CancelledError:
             return self._outcome_of_cancellation(order, stop)
-        except Exception as error:
+        except Exception as error:  # unknown means passing: said, counted and tried again
             log.exception("work failed", job=order.job, stage=order.stage)
             return StageFailed(**stamp, kind="passing", reason=reason_of(error))
 

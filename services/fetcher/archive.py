@@ -111,7 +111,7 @@ def open_zip(archive: Path, shown: str) -> zipfile.ZipFile:
     size = _directory_size(archive)
     if size > DIRECTORY_BYTES:
         raise Refused(f"{shown}: its list of entries takes {size} bytes; at most {DIRECTORY_BYTES}")
-    try:
+    try:  # zipfile's own NotImplementedError means a compression or a version that it lacks
         return zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise Refused(f"{shown}: not a zip file ({error}); {_what_it_is(archive)}") from None

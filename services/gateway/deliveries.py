@@ -49,7 +49,7 @@ async def deal_with(delivery: Delivery, handle: Handler) -> None:
         except Unavailable as error:
             log.warning("server_away", type=delivery.envelope.type, reason=str(error))
             await asyncio.sleep(reconnect_delay(attempt))
-        except Exception as error:
+        except Exception as error:  # buried and logged: the queue must move on
             log.exception("cannot_handle", type=delivery.envelope.type, job=delivery.message.job)
             await delivery.bury(f"{type(error).__name__}: {error}"[:300])
             return

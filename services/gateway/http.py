@@ -167,7 +167,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         kept = ("Allow", "Retry-After", "WWW-Authenticate")
         headers = {name: error.headers[name] for name in kept if name in error.headers}
         return _error(error.status, error.text or error.reason, headers=headers)
-    except Exception:
+    except Exception:  # a mistake of ours is logged; the client gets JSON and no traceback
         log.exception("request_failed", path=request.path)
         return _error(500, "something went wrong here; it is in our log")
 

@@ -24,6 +24,7 @@ SINGLE_FILE = "single_file.safetensors"
 
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError)
+"""What today's loaders raise for a bad file; a missing key ends in the last but one, by torch."""
 
 
 @dataclass(frozen=True)
