@@ -49,9 +49,9 @@ class AllInOne:
                 group.create_task(gateway.run(last))
                 group.create_task(self._announce(gateway))
                 async with asyncio.TaskGroup() as serving:
-                    serving.create_task(fetch(settings, workers[0], store, stop))
-                    serving.create_task(train(settings, workers[1], store, stop))
-                    serving.create_task(infer(settings, workers[2], store, stop))
+                    serving.create_task(fetch(settings, key, workers[0], store, stop))
+                    serving.create_task(train(settings, key, workers[1], store, stop))
+                    serving.create_task(infer(settings, key, workers[2], store, stop))
                     serving.create_task(notify(settings, key, workers[3], store, stop))
                 await drained(front)
                 last.set()

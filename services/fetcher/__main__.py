@@ -6,15 +6,15 @@ import asyncio
 
 from services.fetcher.base_model import BaseModels
 from services.fetcher.work import FetcherWork
-from shared import keys, telemetry
-from shared.adapters.rabbitmq import RabbitMQBus
-from shared.adapters.stores import open_store
+from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
-from shared.runtime import Worker, closing, or_stopped, source_of, stop_on_signals
-from shared.settings import Settings, from_environment
+from shared.runtime import Worker
+from shared.settings import Settings
 
 
-async def serve(settings: Settings, bus: Bus, store: ObjectStore, stop: asyncio.Event) -> None:
+async def serve(
+    settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
+) -> None:
     """Stage datasets and base models until ``stop`` is set."""
     allowed = settings.allowed_private_hosts
     bases = BaseModels(store, configured=settings.base_model, home=settings.home, allowed=allowed)
@@ -25,15 +25,7 @@ async def serve(settings: Settings, bus: Bus, store: ObjectStore, stop: asyncio.
 
 
 async def main() -> None:
-    telemetry.configure("fetcher")
-    settings, stop = from_environment(), stop_on_signals()
-    key = keys.secret_key(settings.secret_key, settings.home)
-    source = source_of("fetcher")
-    opening = RabbitMQBus.open(settings.amqp_url, source=source, beat=settings.beat)
-    bus = await or_stopped(opening, stop)
-    if bus is not None:
-        async with closing(bus), closing(open_store(settings, key)) as store:
-            await serve(settings, bus, store, stop)
+    await run_worker("fetcher", serve)
 
 
 if __name__ == "__main__":

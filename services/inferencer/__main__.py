@@ -5,30 +5,22 @@ from __future__ import annotations
 import asyncio
 
 from services.inferencer.work import InferencerWork
-from shared import keys, telemetry
-from shared.adapters.rabbitmq import RabbitMQBus
-from shared.adapters.stores import open_store
+from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
-from shared.runtime import Worker, closing, or_stopped, source_of, stop_on_signals
-from shared.settings import Settings, from_environment
+from shared.runtime import Worker
+from shared.settings import Settings
 
 
-async def serve(settings: Settings, bus: Bus, store: ObjectStore, stop: asyncio.Event) -> None:
+async def serve(
+    settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
+) -> None:
     """Draw images until ``stop`` is set."""
     work = InferencerWork(store, scratch=settings.scratch, cache=settings.cache)
     await Worker(bus, work, beat=settings.beat).run(stop)
 
 
 async def main() -> None:
-    telemetry.configure("inferencer")
-    settings, stop = from_environment(), stop_on_signals()
-    key = keys.secret_key(settings.secret_key, settings.home)
-    source = source_of("inferencer")
-    opening = RabbitMQBus.open(settings.amqp_url, source=source, beat=settings.beat)
-    bus = await or_stopped(opening, stop)
-    if bus is not None:
-        async with closing(bus), closing(open_store(settings, key)) as store:
-            await serve(settings, bus, store, stop)
+    await run_worker("inferencer", serve)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ import asyncio
 
 from services.notifier.webhook import deliver_all
 from services.notifier.work import NotifierWork
-from shared import keys, telemetry
-from shared.adapters.rabbitmq import RabbitMQBus
+from shared import keys
 from shared.adapters.s3 import S3Store
-from shared.adapters.stores import open_store
+from shared.adapters.worker import run_worker
 from shared.outbound import Guard, guarded_session
 from shared.ports import Bus, ObjectStore
 from shared.request import S3Config
-from shared.runtime import Worker, closing, or_stopped, source_of, stop_on_signals
-from shared.settings import Settings, from_environment
+from shared.runtime import Worker, or_stopped
+from shared.settings import Settings
 
 
 async def serve(
@@ -41,15 +40,7 @@ async def serve(
 
 
 async def main() -> None:
-    telemetry.configure("notifier")
-    settings, stop = from_environment(), stop_on_signals()
-    key = keys.secret_key(settings.secret_key, settings.home)
-    source = source_of("notifier")
-    opening = RabbitMQBus.open(settings.amqp_url, source=source, beat=settings.beat)
-    bus = await or_stopped(opening, stop)
-    if bus is not None:
-        async with closing(bus), closing(open_store(settings, key)) as store:
-            await serve(settings, key, bus, store, stop)
+    await run_worker("notifier", serve)
 
 
 if __name__ == "__main__":

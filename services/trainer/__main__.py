@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 
 from services.trainer.work import TrainerWork
-from shared import keys, telemetry
-from shared.adapters.rabbitmq import RabbitMQBus
-from shared.adapters.stores import open_store
+from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
-from shared.runtime import Worker, closing, or_stopped, source_of, stop_on_signals
-from shared.settings import Settings, from_environment
+from shared.runtime import Worker
+from shared.settings import Settings
 
 
-async def serve(settings: Settings, bus: Bus, store: ObjectStore, stop: asyncio.Event) -> None:
+async def serve(
+    settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
+) -> None:
     """Fine-tune until ``stop`` is set."""
     work = TrainerWork(
         store, scratch=settings.scratch, cache=settings.cache, resume_every=settings.resume_every
@@ -22,15 +22,7 @@ async def serve(settings: Settings, bus: Bus, store: ObjectStore, stop: asyncio.
 
 
 async def main() -> None:
-    telemetry.configure("trainer")
-    settings, stop = from_environment(), stop_on_signals()
-    key = keys.secret_key(settings.secret_key, settings.home)
-    source = source_of("trainer")
-    opening = RabbitMQBus.open(settings.amqp_url, source=source, beat=settings.beat)
-    bus = await or_stopped(opening, stop)
-    if bus is not None:
-        async with closing(bus), closing(open_store(settings, key)) as store:
-            await serve(settings, bus, store, stop)
+    await run_worker("trainer", serve)
 
 
 if __name__ == "__main__":

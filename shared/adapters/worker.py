@@ -1,0 +1,29 @@
+"""What a worker's process runs on: RabbitMQ and the deployment's store, from its environment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from shared import keys, telemetry
+from shared.adapters.rabbitmq import RabbitMQBus
+from shared.adapters.stores import open_store
+from shared.ports import Bus, ObjectStore
+from shared.runtime import closing, or_stopped, source_of, stop_on_signals
+from shared.settings import Settings, from_environment
+
+Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[None]]
+"""A service over these adapters: settings, secret key, bus, store, and when to stop."""
+
+
+async def run_worker(service: str, serve: Serve) -> None:
+    """Open what the environment names, serve until SIGTERM or SIGINT, and close it."""
+    telemetry.configure(service)
+    settings, stop = from_environment(), stop_on_signals()
+    key = keys.secret_key(settings.secret_key, settings.home)
+    source = source_of(service)
+    opening = RabbitMQBus.open(settings.amqp_url, source=source, beat=settings.beat)
+    bus = await or_stopped(opening, stop)
+    if bus is not None:
+        async with closing(bus), closing(open_store(settings, key)) as store:
+            await serve(settings, key, bus, store, stop)
