@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
+from sqlite3 import SQLITE_BUSY
+from time import monotonic
 from typing import Any, Self, get_args
 
+import aiosqlite
 import msgspec
 import sqlalchemy as sa
 from alembic import command
@@ -32,13 +35,18 @@ MIGRATION_LOCK = 0x65766572
 
 WAIT_SECONDS = 5.0
 """How long a connection waits for SQLite's write lock."""
+LOCKED_SECONDS = 0.01
+"""Between two tries where SQLite itself does not wait."""
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 
 OURS_TO_MEND = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError)
 """A wrong statement is our mistake, and waiting does not mend it."""
-AWAY = (exc.DBAPIError, exc.TimeoutError, PostgresError, InterfaceError, OSError)
-"""The last three are what asyncpg raises before there is a connection."""
+AWAY = (
+    *(exc.DBAPIError, exc.TimeoutError),
+    *(PostgresError, InterfaceError, OSError, aiosqlite.OperationalError),
+)
+"""The second row is what the drivers raise by themselves, before there is a connection."""
 
 metadata = sa.MetaData()
 
@@ -90,6 +98,8 @@ class Database:
         return cls(_sqlite(address) if _is_sqlite(address) else _postgresql(address))
 
     async def migrate(self) -> None:
+        if self._engine.dialect.name == "sqlite":
+            await self._write_ahead()
         async with self._writing() as connection:
             if connection.dialect.name == "postgresql":
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
@@ -157,6 +167,22 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+    async def _write_ahead(self) -> None:
+        """Have SQLite keep a write-ahead log, so that readers do not wait for a writer.
+
+        The file remembers it. SQLite does not wait for the lock that the change needs, as it does
+        for every other: whoever starts at the same moment tries again.
+        """
+        with _away():
+            async with self._engine.connect() as connection:
+                raw = (await connection.get_raw_connection()).driver_connection
+                assert isinstance(raw, aiosqlite.Connection)  # noqa: S101 - the engine's driver
+                deadline = monotonic() + WAIT_SECONDS
+                while not await _in_wal(raw):
+                    if monotonic() > deadline:
+                        raise Unavailable("the database does not answer: it is locked")
+                    await asyncio.sleep(LOCKED_SECONDS)
 
     async def _add(self, connection: AsyncConnection, outgoing: Sequence[Outgoing]) -> None:
         if outgoing:
@@ -227,10 +253,20 @@ def _sqlite(address: URL) -> AsyncEngine:
 def _set_up_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # the driver must not begin transactions by itself
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
     cursor.execute("PRAGMA synchronous = FULL")  # an admitted job outlives a power failure
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+async def _in_wal(connection: aiosqlite.Connection) -> bool:
+    """Ask for the write-ahead log; False while somebody else holds the file."""
+    try:
+        await connection.execute("PRAGMA journal_mode = WAL")
+    except aiosqlite.OperationalError as error:
+        if error.sqlite_errorcode != SQLITE_BUSY:
+            raise
+        return False
+    return True
 
 
 def _begin_sqlite(connection: Connection) -> None:

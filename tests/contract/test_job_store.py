@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -303,6 +304,22 @@ def migrate_in_a_process(url: str) -> None:
 def test_processes_that_migrate_at_once_all_succeed(url: str) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         pool.map(migrate_in_a_process, [url] * 6, chunksize=1)
+
+
+async def test_a_new_sqlite_file_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
+    holder = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")  # for this lock SQLite itself does not wait
+    store = Database.open(f"sqlite:///{tmp_path}/jobs.db")
+    migrating = asyncio.create_task(store.migrate())
+    await asyncio.wait((migrating,), timeout=0.3)
+    assert not migrating.done()
+
+    holder.execute("COMMIT")
+    async with asyncio.timeout(SECONDS):
+        await migrating
+    assert holder.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    holder.close()
+    await store.close()
 
 
 @pytest.mark.usefixtures("store")
