@@ -101,6 +101,8 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader) -> None:
         self._process = process
         self._reader = reader
+        self.gpu = ""
+        """What it works on, once it has said so."""
 
     @classmethod
     async def start(cls, module: str, *, environment: Mapping[str, str] = os.environ) -> Child:
@@ -174,8 +176,33 @@ class Child:
             self._process.stdin.close()
 
 
-async def start_ready(module: str) -> tuple[Child, str]:
-    """Start a child and wait until its imports are paid; the child and its device's name.
+class Standby:
+    """Keeps one child ready, so that its imports are paid before an order comes."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._child: Child | None = None
+
+    async def ready(self) -> Child:
+        """The child; a new one is started unless the last one lives.
+
+        Raises:
+            ChildDied: it ended before it was ready.
+        """
+        if self._child is None or not self._child.alive:
+            await self.close()
+            self._child = await start_ready(self._module)
+        return self._child
+
+    async def close(self) -> None:
+        """End the child, if there is one."""
+        child, self._child = self._child, None
+        if child:
+            await child.kill()
+
+
+async def start_ready(module: str) -> Child:
+    """Start a child and wait until its imports are paid.
 
     Raises:
         ChildDied: it ended before it was ready.
@@ -185,7 +212,8 @@ async def start_ready(module: str) -> tuple[Child, str]:
         async with contextlib.aclosing(child.records()) as records:
             async for record in records:
                 if isinstance(record, Ready):
-                    return child, record.gpu
+                    child.gpu = record.gpu
+                    return child
     except BaseException:
         await child.kill()
         raise

@@ -19,7 +19,7 @@ from shared.child import (
     GivenUp,
     Phase,
     Progress,
-    start_ready,
+    Standby,
 )
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused
@@ -63,18 +63,14 @@ class InferencerWork:
         self._store = store
         self._scratch = scratch
         self._cache = cache
-        self._child: Child | None = None
-        self._gpu = ""
+        self._standby = Standby(CHILD)
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
         return "generation" if isinstance(message, CheckpointFinal) else None
 
     async def prepare(self) -> str:
         """Start the child unless it lives; names the GPU."""
-        if self._child is None or not self._child.alive:
-            await self.close()
-            self._child, self._gpu = await start_ready(CHILD)
-        return self._gpu
+        return (await self._standby.ready()).gpu
 
     async def perform(self, order: Order) -> ImagesGenerated:
         """Draw every entry; nothing but the idle child is left when it is over."""
@@ -87,9 +83,7 @@ class InferencerWork:
 
     async def close(self) -> None:
         """End the child."""
-        child, self._child = self._child, None
-        if child:
-            await child.kill()
+        await self._standby.close()
 
     async def _perform(self, order: Order, folder: Path) -> ImagesGenerated:
         trained = order.message
@@ -107,9 +101,7 @@ class InferencerWork:
 
     async def _draw(self, order: Order, asked: DrawingOrder) -> list[DrawnImage]:
         """Have the child draw; it is kept only if it had its last word and awaits another order."""
-        await self.prepare()
-        child, self._child = self._child, None
-        assert child is not None  # noqa: S101 - prepared just before
+        child = await self._standby.ready()
         try:
             await child.order(asked)
             images: list[DrawnImage] = []
@@ -117,9 +109,8 @@ class InferencerWork:
         except ChildDied as error:
             raise Passing(str(error)) from error
         except BaseException:
-            await child.kill()
+            await self._standby.close()
             raise
-        self._child = child
         if isinstance(last, GivenUp):
             raise (Refused if last.refused else Passing)(last.reason)
         return images

@@ -24,8 +24,8 @@ from shared.child import (
     Phase,
     Progress,
     Saved,
+    Standby,
     Stopped,
-    start_ready,
 )
 from shared.concurrency import in_thread
 from shared.errors import Interrupted, Passing, Refused
@@ -71,37 +71,31 @@ class TrainerWork:
         self._scratch = scratch
         self._cache = cache
         self._resume_every = resume_every
-        self._child: Child | None = None
-        self._gpu = ""
+        self._standby = Standby(CHILD)
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
         return "training" if isinstance(message, DatasetStaged) else None
 
     async def prepare(self) -> str:
         """Start the next job's child ahead, so that its imports are paid; names the GPU."""
-        if self._child is None or not self._child.alive:
-            await self.close()
-            self._child, self._gpu = await start_ready(CHILD)
-        return self._gpu
+        return (await self._standby.ready()).gpu
 
     async def perform(self, order: Order) -> CheckpointFinal:
         """Train; whatever happens, neither the child nor a file of the job is left."""
         folder = self._scratch / f"{order.job}-training-{order.grant.attempt}"
         try:
-            await self.prepare()
+            child = await self._standby.ready()
             asked = await self._fetch(order, folder)
             if order.stopping.is_set():
                 raise Interrupted("stopped before training began")
-            return await self._train(order, asked)
+            return await self._train(child, order, asked)
         finally:
             await self.close()
             await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def close(self) -> None:
         """End the child."""
-        child, self._child = self._child, None
-        if child:
-            await child.kill()
+        await self._standby.close()
 
     async def _fetch(self, order: Order, folder: Path) -> TrainingOrder:
         """Bring everything that the child needs to the local disk."""
@@ -126,10 +120,8 @@ class TrainerWork:
             resume_every=self._resume_every,
         )
 
-    async def _train(self, order: Order, asked: TrainingOrder) -> CheckpointFinal:
+    async def _train(self, child: Child, order: Order, asked: TrainingOrder) -> CheckpointFinal:
         """Send the child to work and listen until its last word."""
-        assert self._child is not None  # noqa: S101 - prepared just before
-        child = self._child
         await child.order(asked)
         uploads = Uploads(self._store, order, resumed=Path(asked.resume) if asked.resume else None)
         stopper = asyncio.create_task(_stop_when_asked(order, child))

@@ -71,8 +71,8 @@ def final(job: str, *entries: Inference, model: str = "model") -> CheckpointFina
 
 
 def pid_of(work: InferencerWork) -> int:
-    assert work._child is not None
-    return work._child.pid
+    assert work._standby._child is not None
+    return work._standby._child.pid
 
 
 async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(

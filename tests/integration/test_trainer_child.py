@@ -21,7 +21,7 @@ import asyncio
 from shared.child import start_ready
 
 async def main():
-    child, _ = await start_ready("services.trainer.child")
+    child = await start_ready("services.trainer.child")
     print(child.pid, flush=True)
     await asyncio.sleep(3600)
 
@@ -47,7 +47,7 @@ async def test_an_order_is_carried_out_and_every_slow_thing_announced(tmp_path: 
         max_epochs=1,
         resume_every=1e-6,
     )
-    child, gpu = await start_ready(CHILD)
+    child = await start_ready(CHILD)
 
     try:
         await child.order(order)
@@ -55,7 +55,7 @@ async def test_an_order_is_carried_out_and_every_slow_thing_announced(tmp_path: 
     finally:
         await child.kill()
 
-    assert gpu == "cpu"
+    assert child.gpu == "cpu"
     phases = [record.name for record in said if isinstance(record, Phase)]
     assert phases[:3] == ["reading the dataset", "loading the base model", "training"]
     assert phases[-1] == "saving the trained model"
@@ -66,7 +66,7 @@ async def test_an_order_is_carried_out_and_every_slow_thing_announced(tmp_path: 
 
 
 async def test_an_idle_child_ends_when_it_is_asked_to() -> None:
-    child, _ = await start_ready(CHILD)
+    child = await start_ready(CHILD)
 
     child.stop()
 

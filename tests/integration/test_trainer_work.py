@@ -183,7 +183,7 @@ async def test_an_idle_child_that_died_is_replaced_and_a_busy_one_is_a_passing_f
 ) -> None:
     await work.prepare()
     os.kill(pid_of(work), signal.SIGKILL)
-    await until(lambda: work._child is None or not work._child.alive)
+    await until(lambda: work._standby._child is None or not work._standby._child.alive)
 
     order = granted_order(asked("killed", max_epochs=100_000), "training", Facts())
     performing = asyncio.create_task(work.perform(order))
@@ -207,8 +207,8 @@ async def test_a_base_model_that_cannot_be_loaded_is_the_users_to_mend(
 
 
 def pid_of(work: TrainerWork) -> int:
-    assert work._child is not None
-    return work._child.pid
+    assert work._standby._child is not None
+    return work._standby._child.pid
 
 
 class Flickering(FolderStore):
