@@ -14,6 +14,8 @@ from msgspec import inspect as types
 Resolution = Literal[256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152]
 Side = Literal[128, 256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]
 LrScheduler = Literal["constant", "linear", "cosine", "polynomial"]
+CheckpointFormat = Literal["safetensors", "ckpt"]
+LossType = Literal["mse", "huber", "mse_huber", "huber_mse"]
 Scheduler = Literal[
     "DDIM",
     "DDPM",
@@ -44,6 +46,14 @@ belong to the client; a key of our store follows. Clients may not say it themsel
 
 EXECUTION_TIMEOUT = 24 * 3600 * 1000
 TTL = 7 * 24 * 3600 * 1000
+
+
+class Validation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Images held out of training, whose loss is measured with fixed noise; ``{}`` will do."""
+
+    val_split_proportion: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.15
+    every_n_epochs: Positive = 1
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 555
 
 
 class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,6 +90,22 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     useadam8bit: bool = True
     rated_dataset: bool = False
     rated_dataset_target_dropout_percent: Annotated[int, Meta(ge=1, le=100)] = 50
+
+    # Beyond the page, by the names that EveryDream2 uses; all off unless asked for.
+    checkpoint_format: CheckpointFormat = "safetensors"
+    ema_decay_rate: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
+    enable_zero_terminal_snr: bool = False
+    keep_checkpoints: Positive | None = None
+    keep_tags: Annotated[int, Meta(ge=0)] = 0
+    loss_type: LossType = "mse"
+    min_snr_gamma: Annotated[float, Meta(gt=0.0)] | None = None
+    pyramid_noise_discount: Fraction = 0.0
+    save_every_n_epochs: Positive | None = None
+    text_encoder_lr: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    timestep_end: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    timestep_start: Annotated[int, Meta(ge=0, le=999)] = 0
+    validation: Validation | None = None
+    zero_frequency_noise_ratio: Fraction = 0.0
 
 
 class Inference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -215,6 +241,8 @@ def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[s
         mistakes.append(f"{path}.{each.name}: required, but missing")
         return None
     value = given[each.name]
+    if (kind := _struct_of(each.type)) and value is not None:
+        return _struct(kind, value, f"{path}.{each.name}", mistakes)
     try:
         return _convert(value, each.type)
     except (ValueError, OverflowError):
@@ -222,6 +250,12 @@ def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[s
         got = "something else" if path == HIDDEN else _shown(value)
         mistakes.append(f"{path}.{each.name}: expected {expected}, got {got}")
         return None
+
+
+def _struct_of(kind: types.Type) -> type[Struct] | None:
+    """The Struct that a field takes, alone or beside null."""
+    members = kind.types if isinstance(kind, types.UnionType) else (kind,)
+    return next((each.cls for each in members if isinstance(each, types.StructType)), None)
 
 
 def _convert(value: Any, kind: types.Type) -> Any:
@@ -236,12 +270,12 @@ def _convert(value: Any, kind: types.Type) -> Any:
         case types.IntType(ge=low, le=high):
             _require(isinstance(value, int) and not isinstance(value, bool))
             _require((low is None or value >= low) and (high is None or value <= high))
-        case types.FloatType(gt=above, ge=low, le=high):
+        case types.FloatType(gt=above, ge=low, le=high, lt=below):
             _require(isinstance(value, int | float) and not isinstance(value, bool))
             value = float(value)
             _require(math.isfinite(value))
             _require((low is None or value >= low) and (high is None or value <= high))
-            _require(above is None or value > above)
+            _require((above is None or value > above) and (below is None or value < below))
         case types.BoolType():
             _require(isinstance(value, bool))
         case types.StrType(min_length=least):
@@ -266,14 +300,19 @@ def describe(kind: types.Type) -> str:  # noqa: PLR0911 - one return for each ki
             return "one of " + ", ".join(str(each) for each in values)
         case types.IntType(ge=low, le=high):
             return "an integer" + _range(low, high)
-        case types.FloatType(gt=above, ge=low, le=high):
+        case types.FloatType(gt=above, ge=low, le=high, lt=below):
             return (
-                "a number" + (f" above {above:g}" if above is not None else "") + _range(low, high)
+                "a number"
+                + (f" above {above:g}" if above is not None else "")
+                + (f" and below {below:g}" if below is not None else "")
+                + _range(low, high)
             )
         case types.BoolType():
             return "true or false"
         case types.NoneType():
             return "null"
+        case types.StructType():
+            return "an object"
         case types.ListType(item_type=item):
             return f"a list, each item {describe(item)}"
         case types.StrType(min_length=least):
@@ -335,6 +374,11 @@ def _cross_checks(train: Train | None, s3: S3Config | None, mistakes: list[str])
         mistakes.append(
             "input.train: disable_unet_training and disable_textenc_training are both true:"
             " nothing is left to train"
+        )
+    if train and train.timestep_start >= train.timestep_end:
+        mistakes.append(
+            f"input.train: timestep_start {train.timestep_start} must be below"
+            f" timestep_end {train.timestep_end}"
         )
     if s3 and not is_http_url(s3.endpointUrl):
         mistakes.append("s3Config.endpointUrl: expected an http or https URL")

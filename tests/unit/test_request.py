@@ -20,6 +20,7 @@ from shared.request import (
     Request,
     S3Config,
     Train,
+    Validation,
     describe,
     is_http_url,
     parse_request,
@@ -139,17 +140,27 @@ WHOLE: Ranges = {
     "sample_steps": ([1], [0]),
     "seed": ([-1, 0, HUGE - 1], [-2, HUGE]),
     "rated_dataset_target_dropout_percent": ([1, 100], [0, 101]),
+    "keep_checkpoints": ([1], [0]),
+    "keep_tags": ([0, 3], [-1]),
+    "save_every_n_epochs": ([1], [0]),
+    "timestep_start": ([0, 999], [-1, 1000]),
+    "timestep_end": ([1, 1000], [0, 1001]),
 }
 NUMBERS: Ranges = {
     "clip_grad_norm": ([0.1, 1, 5.5], [0, -1.0]),
     "cond_dropout": ([0, 0.5, 1], [-0.1, 1.1]),
     "flip_p": ([0, 0.5, 1.0], [-0.1, 1.1]),
     "lr": ([1e-9, 1], [0, -1e-6, 1.5]),
+    "ema_decay_rate": ([0.1, 0.9999], [0, 1.0]),
+    "min_snr_gamma": ([1, 5.0], [0, -1.0]),
+    "pyramid_noise_discount": ([0, 0.03, 1], [-0.1, 1.1]),
+    "text_encoder_lr": ([1e-9, 1], [0, -1e-6, 1.5]),
+    "zero_frequency_noise_ratio": ([0, 0.02, 1], [-0.1, 1.1]),
 }
 SWITCHES = [
     "amp", "disable_textenc_training", "disable_unet_training", "disable_xformers",
     "gradient_checkpointing", "save_full_precision", "save_optimizer", "scale_lr",
-    "shuffle_tags", "useadam8bit", "rated_dataset",
+    "shuffle_tags", "useadam8bit", "rated_dataset", "enable_zero_terminal_snr",
 ]  # fmt: skip
 ENTRY_WHOLE: Ranges = {
     "width": (SIDES, [0, 64, 513, 1088, 512.0]),
@@ -183,7 +194,7 @@ def test_whole_numbers_of_training(name: str) -> None:
 def test_numbers_of_training(name: str) -> None:
     good, bad = NUMBERS[name]
     check(train, name, good, bad + NO_NUMBER)
-    assert isinstance(getattr(train(**{name: 1}), name), float)
+    assert isinstance(getattr(train(**{name: good[0]}), name), float)
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -195,6 +206,8 @@ def test_texts_and_lists_of_training() -> None:
     check(train, "lr_scheduler", ["constant", "linear", "cosine", "polynomial"], ["Linear", "", 1])
     check(train, "resume_ckpt_url", [DEFAULT_BASE, "https://x.org/m.ckpt"], ["", *NO_TEXT])
     check(train, "hf_repo_subfolder", ["", "fp16"], NO_TEXT)
+    check(train, "checkpoint_format", ["safetensors", "ckpt"], ["pt", "", 1])
+    check(train, "loss_type", ["mse", "huber", "mse_huber", "huber_mse"], ["l1", "", 1])
     check(train, "sample_prompts", [[], ["a", ""]], ["a", [1], [None], {}, 3])
 
 
@@ -210,6 +223,23 @@ def test_the_rest_of_inference() -> None:
     check(entry, "prompt", ["", "a cat", "ü" * 5000], NO_TEXT)
     check(entry, "negative_prompt", ["", "blurry"], NO_TEXT)
     check(entry, "passback", ["", "note 1"], NO_TEXT)
+
+
+def test_a_held_out_split_is_an_object_whose_mistakes_are_named_too() -> None:
+    assert train(validation={}).validation == Validation()
+    asked: dict[str, Any] = {"val_split_proportion": 0.5, "every_n_epochs": 2, "seed": 0}
+    assert train(validation=asked).validation == Validation(**asked)
+    text = mistake(train, validation={"val_split_proportion": 1.0})
+    assert text.startswith("input.train.validation.val_split_proportion: expected a number above 0")
+    check(train, "validation", [None], [True, [], "x"])
+    assert mistake(train, validation=True) == "input.train.validation: expected an object, got true"
+    check(lambda **each: train(validation=each).validation, "every_n_epochs", [1], [0, True])
+
+
+def test_the_first_timestep_is_below_the_last() -> None:
+    assert "timestep_start 500 must be below" in mistake(
+        train, timestep_start=500, timestep_end=500
+    )
 
 
 def test_no_field_is_left_untested() -> None:
