@@ -27,7 +27,7 @@ demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./dem
 	$(BIN)/everydream demo
 
 test: servers $(DEV)  ## Every test that needs no graphics card
-	$(BIN)/pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not gpu" --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(DEV)  ## Style, format and spelling
 	$(BIN)/ruff check

@@ -12,6 +12,10 @@ from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
 from tests.servers.web import Web, running_web
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The processes share the cores: torch's threads, two to a core, would wait for one another.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 TESTS = Path(__file__).parent
 KINDS = {"unit", "contract", "integration", "end_to_end", "gpu"}
 SETTINGS = ("AWS_", "EVERYDREAM_")
