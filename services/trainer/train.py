@@ -118,18 +118,7 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
 
 def course_of(order: TrainingOrder) -> Course:
     """What the request asks of its epochs, for the plan."""
-    request = order.train
-    rated = request.rated_dataset_target_dropout_percent if request.rated_dataset else None
-    return Course(
-        resolution=request.resolution,
-        batch_size=request.batch_size,
-        seed=order.seed,
-        epochs=request.max_epochs,
-        rated_percent=rated,
-        cond_dropout=request.cond_dropout,
-        flip_p=request.flip_p,
-        shuffle_tags=request.shuffle_tags,
-    )
+    return Course.of(order.train, seed=order.seed)
 
 
 class Objective:

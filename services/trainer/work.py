@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import uuid
 from contextlib import aclosing
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from shared.child import (
     Stopped,
 )
 from shared.concurrency import in_thread
+from shared.dataset.plan import job_seed
 from shared.errors import Interrupted, Passing, Refused
 from shared.folders import cached_folder, download_folder
 from shared.messages import (
@@ -44,13 +44,10 @@ from shared.messages import (
     TrainingStarted,
 )
 from shared.ports import ObjectStore
-from shared.request import Train
 from shared.runtime import Order
 
 log = structlog.get_logger()
 CHILD = "services.trainer.child"
-SEEDS = 2**30
-"""A drawn seed is below this, as the original's."""
 
 
 class TrainerWork:
@@ -112,7 +109,7 @@ class TrainerWork:
         return TrainingOrder(
             job=order.job,
             train=staged.train,
-            seed=seed_of(order.job, staged.train),
+            seed=job_seed(order.job, staged.train),
             dataset=str(folder / "dataset"),
             base=str(base),
             resume=str(folder / "from") if order.grant.resume_point else None,
@@ -190,9 +187,3 @@ async def _stop_when_asked(order: Order, child: Child) -> None:
 def _staged(order: Order) -> DatasetStaged:
     assert isinstance(order.message, DatasetStaged)  # noqa: S101 - see stage_of
     return order.message
-
-
-def seed_of(job: str, train: Train) -> int:
-    """The request's seed; for -1 one that is drawn with the job's id, the same in every attempt."""
-    drawn = uuid.uuid5(uuid.NAMESPACE_OID, job).int % SEEDS
-    return drawn if train.seed == -1 else train.seed

@@ -98,17 +98,32 @@ def crop_box(width: int, height: int, bucket: Size, random: Random) -> Box:
     return _trim(Box(left, top, width - right, height - bottom), bucket, random)
 
 
+def middle_box(width: int, height: int, bucket: Size) -> Box:
+    """The middle of an image, cut only as the bucket's shape asks; always the same."""
+    kept = _fitting(Box(0, 0, width, height), bucket)
+    left, top = (width - kept.width) // 2, (height - kept.height) // 2
+    return Box(left, top, left + kept.width, top + kept.height)
+
+
 def _jitter(width: int, height: int, bucket: Size) -> float:
     spare = min(width / bucket.width - 1, height / bucket.height - 1)
     return min(max(spare, 0.0), JITTER)
 
 
 def _trim(box: Box, bucket: Size, random: Random) -> Box:
+    kept = _fitting(box, bucket)
+    left, top = box.left, box.top
+    if kept.width < box.right - box.left:
+        left += round(random.triangular(0, box.right - box.left - kept.width))
+    else:
+        top += round(random.triangular(0, box.bottom - box.top - kept.height))
+    return Box(left, top, left + kept.width, top + kept.height)
+
+
+def _fitting(box: Box, bucket: Size) -> Size:
+    """The largest size of the bucket's shape, to the pixel below, that fits into the box."""
     width, height = box.right - box.left, box.bottom - box.top
     wanted = max(height * bucket.width // bucket.height, 1)
     if width > wanted:
-        left = box.left + round(random.triangular(0, width - wanted))
-        return box._replace(left=left, right=left + wanted)
-    wanted = min(max(width * bucket.height // bucket.width, 1), height)
-    top = box.top + round(random.triangular(0, height - wanted))
-    return box._replace(top=top, bottom=top + wanted)
+        return Size(wanted, height)
+    return Size(width, min(max(width * bucket.height // bucket.width, 1), height))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import PurePosixPath
 from random import Random
 
 from msgspec import Struct
+
+SEPARATOR = ", "
+"""Between the parts of a caption; no tag has one inside."""
 
 
 class Tag(Struct, frozen=True):
@@ -30,6 +34,11 @@ class Caption(Struct, frozen=True):
         return join((self.main, *(tag.text for tag in self.tags)))
 
     @property
+    def main_parts(self) -> int:
+        """How many parts of the text are the main prompt."""
+        return self.main.count(SEPARATOR) + 1
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """One weight per tag, or nothing when all are alike."""
         weights = tuple(tag.weight for tag in self.tags)
@@ -37,7 +46,7 @@ class Caption(Struct, frozen=True):
 
 
 def join(parts: Iterable[str]) -> str:
-    return ", ".join(parts)
+    return SEPARATOR.join(parts)
 
 
 def parse(text: str) -> Caption:
@@ -77,19 +86,41 @@ def merge(captions: Sequence[Caption]) -> Caption:
     return Caption(main, tuple(heaviest_first))
 
 
-def shuffled(text: str, weights: Sequence[float], random: Random) -> str:
-    """The same caption with its tags in another order; the first part stays.
+def shuffled(
+    text: str,
+    weights: Sequence[float],
+    random: Random,
+    *,
+    main_parts: int = 1,
+    keep_tags: int = 0,
+) -> str:
+    """The same caption with its tags in another order; the main prompt stays.
 
     Tags of different weights are drawn one after the other without being put back, each with a
-    probability proportional to its weight.
+    probability proportional to its weight. ``weights`` holds one per tag, or nothing. The first
+    ``keep_tags`` tags stay where they are.
     """
-    main, *tags = text.split(", ")
-    if len(weights) == len(tags):
-        keys = [_exponential(weight, random) for weight in weights]
+    parts = text.split(SEPARATOR)
+    kept, tags = parts[: main_parts + keep_tags], parts[main_parts + keep_tags :]
+    if weights:
+        keys = [_exponential(weight, random) for weight in weights[keep_tags:]]
         tags = [tag for _, tag in sorted(zip(keys, tags, strict=True))]
     else:
         random.shuffle(tags)
-    return join((main, *tags))
+    return join((*kept, *tags))
+
+
+def bounded(text: str, main_parts: int, most: int) -> str:
+    """A caption of at most so many characters: it ends before the first tag that would overshoot.
+
+    A main prompt that is too long by itself is cut.
+    """
+    if len(text) <= most:
+        return text
+    parts = text.split(SEPARATOR)
+    ends = list(accumulate(len(part) + len(SEPARATOR) for part in parts))
+    tags = sum(end - len(SEPARATOR) <= most for end in ends[main_parts:])
+    return join(parts[: main_parts + tags])[:most]
 
 
 def weighted_sample(weights: Sequence[float], count: int, random: Random) -> list[int]:

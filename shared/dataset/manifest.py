@@ -22,6 +22,9 @@ MANIFEST = "manifest.json"
 LISTED = 50
 """How many entries a list in the report shows; its count tells the rest."""
 
+CAPTION_CHARACTERS = 2048
+"""EveryDream2's bound of a caption, unless the user says another; CLIP sees about the first 300."""
+
 
 class Picture(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One training image. Sizes are upright: after the EXIF orientation is applied."""
@@ -44,6 +47,12 @@ class Picture(Struct, frozen=True, kw_only=True, omit_defaults=True):
     flip_p: float | None = None
     shuffle_tags: bool | None = None
     loss_scale: float = 1.0
+    batch_id: str = ""
+    """The named batch it belongs to; empty: none."""
+    main_parts: int = 1
+    """How many of the caption's parts are the main prompt: more where it has commas of its own."""
+    max_caption_length: int = CAPTION_CHARACTERS
+    """Characters; tags that would overshoot are left off."""
 
 
 class Manifest(Struct, frozen=True, kw_only=True):

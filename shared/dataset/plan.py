@@ -7,7 +7,8 @@ so a resumed run equals an uninterrupted one.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+import uuid
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil, floor
@@ -17,11 +18,16 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from shared.dataset.buckets import Box, Size, crop_box, nearest
-from shared.dataset.captions import shuffled, weighted_sample
+from shared.dataset.buckets import Box, Size, crop_box, middle_box, nearest
+from shared.dataset.captions import bounded, shuffled, weighted_sample
 from shared.dataset.manifest import Picture
+from shared.dataset.packing import packed
+from shared.request import Train
 
 T = TypeVar("T")
+
+SEEDS = 2**30
+"""A drawn seed is below this, as the original's."""
 
 SHORT_BATCH_POWER = 1.5
 """EveryDream2's exponent for the loss of batches that repeats had to fill."""
@@ -39,6 +45,29 @@ class Course(Struct, frozen=True, kw_only=True):
     cond_dropout: float = 0.0
     flip_p: float = 0.0
     shuffle_tags: bool = False
+    keep_tags: int = 0
+    """With ``shuffle_tags``: how many tags after the main prompt stay where they are."""
+    grad_accum: int = 1
+    """Batches to an update; those of one named batch are put into the same update."""
+    jitter: bool = True
+    """False: every picture is cut in its middle, and no more than its shape asks."""
+
+    @classmethod
+    def of(cls, train: Train, *, seed: int) -> Course:
+        """The part of a request that decides about epochs; ``seed`` as :func:`job_seed` says."""
+        rated = train.rated_dataset_target_dropout_percent if train.rated_dataset else None
+        return cls(
+            resolution=train.resolution,
+            batch_size=train.batch_size,
+            seed=seed,
+            epochs=train.max_epochs,
+            rated_percent=rated,
+            cond_dropout=train.cond_dropout,
+            flip_p=train.flip_p,
+            shuffle_tags=train.shuffle_tags,
+            keep_tags=train.keep_tags,
+            grad_accum=train.grad_accum,
+        )
 
 
 class Batch(Struct, frozen=True, kw_only=True):
@@ -51,6 +80,8 @@ class Batch(Struct, frozen=True, kw_only=True):
     """How many of them are no fill-ins, 1 to ``batch_size``."""
     first: int
     """The position in the epoch of the batch's first picture: a multiple of ``batch_size``."""
+    name: str = ""
+    """The pictures' common ``batch_id``; empty: a default batch."""
 
     @property
     def loss_factor(self) -> float:
@@ -73,6 +104,12 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def job_seed(job: str, train: Train) -> int:
+    """The request's seed; for -1 one that is drawn with the job's id, the same in every attempt."""
+    drawn = uuid.uuid5(uuid.NAMESPACE_OID, job).int % SEEDS
+    return drawn if train.seed == -1 else train.seed
+
+
 def random_of(*parts: object) -> Random:
     """A generator of its own for the parts."""
     return Random(seed_of(*parts))
@@ -83,9 +120,16 @@ def plan_epoch(pictures: Sequence[Picture], course: Course, epoch: int) -> list[
     random = random_of(course.seed, epoch, "order")
     chosen = choose(pictures, course, epoch, random)
     random.shuffle(chosen)
-    batches = _batches(pictures, chosen, course, random)
-    random.shuffle(batches)
+    batches = _ordered(_batches(pictures, chosen, course, random), course.grad_accum, random)
     return [_at(batch, number * course.batch_size) for number, batch in enumerate(batches)]
+
+
+class Totals(Struct, frozen=True, kw_only=True):
+    """What all epochs have together."""
+
+    steps: int
+    pixels: int
+    """Repeats that fill batches counted."""
 
 
 def steps_per_epoch(pictures: Sequence[Picture], course: Course, epoch: int = 0) -> int:
@@ -95,9 +139,28 @@ def steps_per_epoch(pictures: Sequence[Picture], course: Course, epoch: int = 0)
 
 def total_steps(pictures: Sequence[Picture], course: Course) -> int:
     """How many batches all epochs have together."""
+    return totals(pictures, course).steps
+
+
+def totals(pictures: Sequence[Picture], course: Course) -> Totals:
+    """Steps and pixels of all epochs."""
     if course.rated_percent is None and all(picture.multiply == 1 for picture in pictures):
-        return course.epochs * steps_per_epoch(pictures, course)
-    return sum(steps_per_epoch(pictures, course, epoch) for epoch in range(course.epochs))
+        return alike(plan_epoch(pictures, course, 0), course)
+    epochs = [_total(plan_epoch(pictures, course, epoch)) for epoch in range(course.epochs)]
+    return Totals(
+        steps=sum(epoch.steps for epoch in epochs), pixels=sum(epoch.pixels for epoch in epochs)
+    )
+
+
+def alike(batches: Sequence[Batch], course: Course) -> Totals:
+    """What the epochs have together when each is like this one."""
+    epoch = _total(batches)
+    return Totals(steps=course.epochs * epoch.steps, pixels=course.epochs * epoch.pixels)
+
+
+def _total(batches: Sequence[Batch]) -> Totals:
+    pixels = sum(len(batch.pictures) * batch.size.width * batch.size.height for batch in batches)
+    return Totals(steps=len(batches), pixels=pixels)
 
 
 def choose(pictures: Sequence[Picture], course: Course, epoch: int, random: Random) -> list[int]:
@@ -165,7 +228,7 @@ def draw(
     random = random_of(course.seed, epoch, position, "draw")
     dropped = random.random() < _own(picture.cond_dropout, course.cond_dropout)
     flip = random.random() < _own(picture.flip_p, course.flip_p)
-    crop = crop_box(picture.width, picture.height, size, random)
+    crop = _crop(picture, size, course, random)
     caption = "" if dropped else caption_of(picture, index, course, epoch)
     return Draw(caption=caption, flip=flip, crop=crop)
 
@@ -173,8 +236,27 @@ def draw(
 def caption_of(picture: Picture, index: int, course: Course, epoch: int) -> str:
     """A picture's caption in an epoch, its tags shuffled where that is asked for."""
     if not _own(picture.shuffle_tags, course.shuffle_tags):
-        return picture.caption
-    return shuffled(picture.caption, picture.weights, random_of(course.seed, epoch, index, "tags"))
+        return bounded(picture.caption, picture.main_parts, picture.max_caption_length)
+    random = random_of(course.seed, epoch, index, "tags")
+    text = shuffled(
+        picture.caption,
+        picture.weights,
+        random,
+        main_parts=picture.main_parts,
+        keep_tags=course.keep_tags,
+    )
+    return bounded(text, picture.main_parts, picture.max_caption_length)
+
+
+def bucket_of(picture: Picture, course: Course) -> Size:
+    """The size at which a picture is trained."""
+    return nearest(picture.width, picture.height, course.resolution)
+
+
+def _crop(picture: Picture, size: Size, course: Course, random: Random) -> Box:
+    if not course.jitter:
+        return middle_box(picture.width, picture.height, size)
+    return crop_box(picture.width, picture.height, size, random)
 
 
 def _own(own: T | None, common: T) -> T:
@@ -184,21 +266,50 @@ def _own(own: T | None, common: T) -> T:
 def _batches(
     pictures: Sequence[Picture], chosen: Sequence[int], course: Course, random: Random
 ) -> list[Batch]:
-    groups: dict[Size, list[int]] = defaultdict(list)
-    for index in chosen:
-        picture = pictures[index]
-        groups[nearest(picture.width, picture.height, course.resolution)].append(index)
     return [
-        _filled(group[start : start + course.batch_size], size, course.batch_size, random)
-        for size, group in groups.items()
+        _filled(group[start : start + course.batch_size], size, course.batch_size, random, name)
+        for (name, size), group in _groups(pictures, chosen, course).items()
         for start in range(0, len(group), course.batch_size)
     ]
 
 
-def _filled(group: list[int], size: Size, batch_size: int, random: Random) -> Batch:
+def _groups(
+    pictures: Sequence[Picture], chosen: Sequence[int], course: Course
+) -> dict[tuple[str, Size], list[int]]:
+    """Indices by named batch and size; what fills no named batch goes to its size's default group.
+
+    Everywhere the order is that of ``chosen``, so that a leftover is no likelier than others to end
+    in a short batch.
+    """
+    keys = [(pictures[index].batch_id, bucket_of(pictures[index], course)) for index in chosen]
+    found = Counter(keys)
+    groups: dict[tuple[str, Size], list[int]] = defaultdict(list)
+    for index, key in zip(chosen, keys, strict=True):
+        room = found[key] // course.batch_size * course.batch_size
+        own = key if len(groups.get(key, ())) < room else ("", key[1])
+        groups[own].append(index)
+    return groups
+
+
+def _filled(group: list[int], size: Size, batch_size: int, random: Random, name: str) -> Batch:
     """A batch of these pictures, with repeats of them where there are too few."""
     repeats = random.choices(group, k=batch_size - len(group))
-    return Batch(pictures=(*group, *repeats), size=size, real=len(group), first=0)
+    return Batch(pictures=(*group, *repeats), size=size, real=len(group), first=0, name=name)
+
+
+def _ordered(batches: list[Batch], grad_accum: int, random: Random) -> list[Batch]:
+    """Batches in random order; those of one name together in as few updates as can be."""
+    random.shuffle(batches)
+    named: dict[str, list[Batch]] = defaultdict(list)
+    for batch in batches:
+        named[batch.name].append(batch)
+    default = named.pop("", [])
+    if not named or grad_accum == 1:
+        return batches
+    updates = packed(list(named.values()), grad_accum, default)
+    short = [updates.pop()] if len(updates[-1]) < grad_accum else []
+    random.shuffle(updates)
+    return [batch for update in (*updates, *short) for batch in update]
 
 
 def _at(batch: Batch, first: int) -> Batch:

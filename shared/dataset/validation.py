@@ -1,0 +1,106 @@
+"""Validation: pictures held out of training, whose loss tells learning from learning by heart.
+
+All of it is a pure function of the manifest and the request, the same in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import ceil
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared.dataset.buckets import sizes
+from shared.dataset.manifest import Picture
+from shared.dataset.plan import Batch, Course, bucket_of, random_of
+from shared.errors import Refused
+from shared.request import Validation
+
+
+class Split(Struct, frozen=True, kw_only=True):
+    """A dataset in two parts; each keeps the manifest's order."""
+
+    training: tuple[Picture, ...]
+    """At least one."""
+    held_out: tuple[Picture, ...]
+    """Each as it is: once, never mirrored, its caption neither dropped nor shuffled."""
+
+
+def split(pictures: Sequence[Picture], validation: Validation | None) -> Split:
+    """Hold out a share of the pictures, rounded up, drawn by the validation's seed; None: nothing.
+
+    Raises:
+        Refused: no picture would be left to train on; says what to change.
+    """
+    if validation is None:
+        return Split(training=tuple(pictures), held_out=())
+    count = held_out_count(len(pictures), validation)
+    if count >= len(pictures):
+        raise Refused(
+            f"input.train.validation: val_split_proportion {validation.val_split_proportion:g}"
+            f" holds out {count} of {len(pictures)} images and leaves none to train on;"
+            " lower it, add images, or leave validation out"
+        )
+    random = random_of(validation.seed, "held out")
+    chosen = frozenset(random.sample(range(len(pictures)), count))
+    return Split(
+        training=tuple(one for index, one in enumerate(pictures) if index not in chosen),
+        held_out=tuple(_plain(pictures[index]) for index in sorted(chosen)),
+    )
+
+
+def held_out_count(images: int, validation: Validation) -> int:
+    """max(1, ceil(proportion * images)), exact as the decimals are written: 0.15 of 20 is 3."""
+    return max(1, ceil(Fraction(str(validation.val_split_proportion)) * images))
+
+
+def held_out_course(course: Course, validation: Validation) -> Course:
+    """How held-out pictures are drawn: always alike, the middle of each, its caption as it is."""
+    return replace(
+        course,
+        seed=validation.seed,
+        epochs=1,
+        rated_percent=None,
+        cond_dropout=0.0,
+        flip_p=0.0,
+        shuffle_tags=False,
+        jitter=False,
+    )
+
+
+def plan_held_out(held_out: Sequence[Picture], course: Course) -> list[Batch]:
+    """Batches of the held-out pictures, each picture once, the same in every epoch.
+
+    Indices count the held-out pictures. Nothing is filled with repeats: a batch of one shape may be
+    shorter than ``batch_size``, and its loss counts as it is.
+    """
+    groups = {size: _of_size(held_out, size, course) for size in sizes(course.resolution)}
+    parts = [
+        (size, group[start : start + course.batch_size])
+        for size, group in groups.items()
+        for start in range(0, len(group), course.batch_size)
+    ]
+    return [
+        Batch(pictures=part, size=size, real=len(part), first=number * course.batch_size)
+        for number, (size, part) in enumerate(parts)
+    ]
+
+
+def _of_size(pictures: Sequence[Picture], size: tuple[int, int], course: Course) -> tuple[int, ...]:
+    return tuple(i for i, one in enumerate(pictures) if bucket_of(one, course) == size)
+
+
+def _plain(picture: Picture) -> Picture:
+    """Without all that is for training only."""
+    return replace(
+        picture,
+        multiply=1.0,
+        rating=1.0,
+        cond_dropout=0.0,
+        flip_p=0.0,
+        shuffle_tags=False,
+        loss_scale=1.0,
+        batch_id="",
+    )
