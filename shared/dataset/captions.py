@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import PurePosixPath
@@ -12,6 +13,10 @@ from msgspec import Struct
 
 SEPARATOR = ", "
 """Between the parts of a caption; no tag has one inside."""
+
+
+MOST_TOKENS = 75
+"""Of a caption, as CLIP sees it: 77 with the marks of its beginning and its end."""
 
 
 class Tag(Struct, frozen=True):
@@ -68,8 +73,12 @@ def from_name(name: str) -> Caption:
 
 
 def decode(raw: bytes) -> str:
-    """A caption file's text: UTF-8, else the Windows code page 1252, else Latin-1."""
-    for encoding in ("utf-8-sig", "cp1252"):
+    """A caption file's text: UTF-8, else the Windows code page 1252, else Latin-1.
+
+    UTF-16, which Windows calls Unicode, is known by the mark at its beginning.
+    """
+    marked = ("utf-16",) if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else ()
+    for encoding in (*marked, "utf-8-sig", "cp1252"):
         try:
             return raw.decode(encoding).strip()
         except UnicodeDecodeError:

@@ -166,24 +166,29 @@ def _total(batches: Sequence[Batch]) -> Totals:
 def choose(pictures: Sequence[Picture], course: Course, epoch: int, random: Random) -> list[int]:
     """Which pictures an epoch has, by index: each as often as its multiplier says.
 
-    A later epoch of a rated dataset has fewer, better-rated ones, each once.
+    From its third epoch on a rated dataset has fewer, better-rated ones, each once.
     """
-    count = rated_count(len(pictures), course, epoch)
-    if count < len(pictures):
+    if rated_share(course, epoch) < 1:
+        count = rated_count(len(pictures), course, epoch)
         return weighted_sample([picture.rating for picture in pictures], count, random)
     return multiplied([picture.multiply for picture in pictures], random)
 
 
 def rated_count(images: int, course: Course, epoch: int) -> int:
-    """How many images an epoch of a rated dataset has: all, all, then steadily fewer.
+    """How many images an epoch of a rated dataset has: its share of them, rounded up."""
+    return ceil(images * rated_share(course, epoch))
 
-    With E epochs and the share t to lose: ceil(images * (E - (epoch - 1) * t) / E), so that the
-    last of many epochs ends just above the share aimed at.
+
+def rated_share(course: Course, epoch: int) -> Fraction:
+    """The share of a rated dataset that an epoch has: all, all, then steadily less.
+
+    With E epochs and the share t to lose: (E - (epoch - 1) * t) / E, so that the last of many
+    epochs ends just above the share aimed at.
     """
     if course.rated_percent is None:
-        return images
+        return Fraction(1)
     lost = max(epoch - 1, 0) * Fraction(100 - course.rated_percent, 100)
-    return ceil(images * (course.epochs - lost) / course.epochs)
+    return (course.epochs - lost) / course.epochs
 
 
 def multiplied(multipliers: Sequence[float], random: Random) -> list[int]:

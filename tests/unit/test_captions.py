@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shared.dataset.captions import (
     Caption,
     Tag,
+    bounded,
     decode,
     from_name,
     merge,
@@ -42,6 +43,7 @@ def test_a_caption_file_is_utf_8_with_or_without_a_mark_and_otherwise_what_windo
     assert decode("\ufeffa café\n".encode()) == "a café"
     assert decode("a café".encode("cp1252")) == "a café"
     assert decode(b"\x81 is no letter in 1252") == "\x81 is no letter in 1252"
+    assert decode("a café\n".encode("utf-16")) == "a café"
 
 
 def test_the_first_main_prompt_wins_and_tags_add_up_the_heaviest_first() -> None:
@@ -99,3 +101,92 @@ def test_drawing_two_of_four_by_rating_has_the_exact_odds() -> None:
 
     odds = [drawn[index] / 20_000 for index in range(4)]
     assert odds == pytest.approx([0.4, 0.4, 0.4, 0.8], abs=0.015)
+
+
+tags = st.lists(st.sampled_from("abcdefg"), unique=True)
+
+
+@given(tags, st.integers(0, 8), st.integers(), st.sampled_from([0.0, 1.0]))
+def test_the_first_tags_stay_where_they_are_when_that_is_asked_for(
+    names: list[str], keep: int, seed: int, steps: float
+) -> None:
+    weights = [1.0 + steps * number for number in range(len(names))] if steps else []
+
+    text = shuffled(", ".join(["main", *names]), weights, Random(seed), keep_tags=keep)
+
+    main, *rest = text.split(", ")
+    assert (main, rest[:keep]) == ("main", names[:keep])
+    assert sorted(rest) == sorted(names)
+
+
+def test_tags_that_are_not_kept_are_drawn_by_weights_of_their_own() -> None:
+    random = Random(2)
+
+    seconds = Counter(
+        shuffled("m, kept, a, b", (9.0, 3.0, 1.0), random, keep_tags=1) for _ in range(8000)
+    )
+
+    assert seconds["m, kept, a, b"] / 8000 == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_main_prompt_with_commas_of_its_own_stays_whole() -> None:
+    caption = merge([Caption("a cat, on a mat, by day", (Tag("t"), Tag("u")))])
+
+    orders = {
+        shuffled(caption.text, (), Random(seed), main_parts=caption.main_parts)
+        for seed in range(20)
+    }
+
+    assert orders == {"a cat, on a mat, by day, t, u", "a cat, on a mat, by day, u, t"}
+
+
+@pytest.mark.parametrize(
+    ("most", "text"),
+    [
+        (24, "main, first, second, 3"),
+        (22, "main, first, second, 3"),
+        (21, "main, first, second"),
+        (18, "main, first"),
+        (10, "main"),
+        (3, "mai"),
+    ],
+)
+def test_a_caption_ends_before_the_tag_that_would_overshoot(most: int, text: str) -> None:
+    assert bounded("main, first, second, 3", 1, most) == text
+
+
+@given(st.lists(st.text("abc", max_size=6), min_size=1, max_size=9), st.integers(1, 40))
+def test_a_bounded_caption_never_overshoots_and_drops_tags_from_the_end_alone(
+    parts: list[str], most: int
+) -> None:
+    whole = ", ".join(parts)
+
+    text = bounded(whole, 1, most)
+
+    assert len(text) <= most
+    assert whole.startswith(text)
+    kept = text.split(", ")
+    if len(parts[0]) <= most:
+        assert kept == parts[: len(kept)]
+        longer = ", ".join(parts[: len(kept) + 1])
+        assert len(longer) > most or len(kept) == len(parts)
+    else:
+        assert text == parts[0][:most]
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_caption_whose_own_text_says_the_same_again(text: str) -> None:
+    caption = parse(text)
+
+    assert parse(caption.text) == caption
+    assert len({tag.text for tag in caption.tags}) == len(caption.tags)
+    assert caption.text.count(", ") == caption.main_parts - 1 + len(caption.tags)
+
+
+@given(st.lists(st.builds(parse, st.text("ab, ", max_size=12)), max_size=5))
+def test_merging_keeps_every_tag_once_and_in_order(captions: list[Caption]) -> None:
+    merged = merge(captions)
+
+    every = dict.fromkeys(tag.text for caption in captions for tag in caption.tags)
+    assert [tag.text for tag in merged.tags] == list(every)
+    assert merged.main == next((one.main for one in captions if one.main), "")

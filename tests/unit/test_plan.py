@@ -8,6 +8,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,17 +16,21 @@ from hypothesis import strategies as st
 from shared.dataset.buckets import nearest
 from shared.dataset.manifest import Picture
 from shared.dataset.plan import (
+    Batch,
     Course,
     Draw,
     caption_of,
     draw,
+    job_seed,
     multiplied,
     plan_epoch,
     rated_count,
     seed_of,
     steps_per_epoch,
     total_steps,
+    totals,
 )
+from shared.request import Train
 
 SQUARE, LANDSCAPE = (600, 600), (900, 500)
 
@@ -247,3 +252,206 @@ def test_a_draw_depends_on_seed_epoch_and_position_alone() -> None:
     assert draws(cat, job, 50) == draws(cat, job, 50)
     assert len({one.crop for one in draws(cat, job, 50)}) > 30
     assert draws(cat, course(seed=1, cond_dropout=0.5, flip_p=0.5), 50) != draws(cat, job, 50)
+
+
+def named(name: str, count: int, shape: tuple[int, int] = SQUARE, **more: Any) -> list[Picture]:
+    return pictures(*[shape] * count, batch_id=name, **more)
+
+
+def owners(batch: Batch, dataset: Sequence[Picture]) -> set[str]:
+    return {dataset[index].batch_id for index in batch.pictures}
+
+
+def test_pictures_of_one_name_are_batched_with_their_own_kind() -> None:
+    dataset = named("ted", 8) + named("sue", 4) + named("", 8)
+
+    batches = plan_epoch(dataset, course(), 0)
+
+    assert Counter(batch.name for batch in batches) == {"ted": 2, "sue": 1, "": 2}
+    assert all(owners(batch, dataset) == {batch.name} for batch in batches)
+    assert all(batch.loss_factor == 1.0 for batch in batches)
+
+
+def test_what_fills_no_named_batch_goes_to_the_default_group_of_its_size() -> None:
+    dataset = named("ted", 5) + named("ted", 1, LANDSCAPE) + named("", 3) + named("sue", 2)
+
+    batches = plan_epoch(dataset, course(), 0)
+
+    assert Counter(batch.name for batch in batches) == {"ted": 1, "": 3}
+    rest = [batch for batch in batches if not batch.name]
+    assert Counter((batch.size, batch.real) for batch in rest) == {
+        ((512, 512), 4): 1,
+        ((512, 512), 2): 1,
+        ((640, 384), 1): 1,
+    }
+
+
+def test_a_name_without_a_full_batch_is_like_no_name() -> None:
+    assert [batch.name for batch in plan_epoch(named("ted", 3), course(), 0)] == [""]
+
+
+@pytest.mark.parametrize("epoch", range(5))
+def test_batches_of_one_name_share_an_update_and_default_ones_fill_the_gaps(epoch: int) -> None:
+    dataset = named("ted", 8) + named("ted", 4, LANDSCAPE) + named("sue", 8) + named("", 16)
+
+    batches = plan_epoch(dataset, course(grad_accum=4), epoch)
+
+    updates = [[batch.name for batch in batches[start : start + 4]] for start in range(0, 9, 4)]
+    assert [len(update) for update in updates] == [4, 4, 1]
+    assert sorted(map(sorted, updates[:2])) == [["", "", "sue", "sue"], ["", "ted", "ted", "ted"]]
+    assert [batch.first for batch in batches] == list(range(0, 36, 4))
+
+
+def test_without_accumulation_named_batches_come_mixed() -> None:
+    dataset = named("ted", 80) + named("sue", 80)
+
+    names = [batch.name for batch in plan_epoch(dataset, course(), 0)]
+
+    assert sum(one != other for one, other in pairwise(names)) > 8
+
+
+datasets = st.lists(
+    st.builds(
+        Picture,
+        file=st.just("x.png"),
+        caption=st.just("x"),
+        width=st.sampled_from([600, 900]),
+        height=st.sampled_from([600, 900]),
+        batch_id=st.sampled_from(["", "ted", "sue"]),
+        multiply=st.sampled_from([1.0, 1.0, 2.0, 1.5, 0.7]),
+        rating=st.floats(0.1, 9.0),
+    ),
+    min_size=2,
+    max_size=40,
+)
+
+
+@given(
+    datasets, st.integers(1, 5), st.integers(1, 4), st.integers(0, 9), st.sampled_from([None, 50])
+)
+@settings(deadline=None)
+def test_whatever_is_asked_for_every_draw_is_in_a_full_batch_and_the_plan_repeats(
+    dataset: list[Picture], batch_size: int, grad_accum: int, epoch: int, percent: int | None
+) -> None:
+    job = course(
+        batch_size=batch_size,
+        grad_accum=grad_accum,
+        epochs=10,
+        rated_percent=percent,
+    )
+
+    batches = plan_epoch(dataset, job, epoch)
+
+    thinned = percent is not None and epoch > 1
+    wanted = (
+        rated_count(len(dataset), job, epoch)
+        if thinned
+        else len(multiplied([one.multiply for one in dataset], Random(0)))
+    )
+    real = [index for batch in batches for index in batch.pictures[: batch.real]]
+    assert len(real) == wanted
+    if not thinned and all(one.multiply == 1 for one in dataset):
+        assert sorted(real) == list(range(len(dataset)))
+    for number, batch in enumerate(batches):
+        assert len(batch.pictures) == batch_size
+        assert batch.first == number * batch_size
+        if batch.name:
+            assert owners(batch, dataset) == {batch.name}
+            assert batch.real == batch_size
+        for index in batch.pictures:
+            assert nearest(dataset[index].width, dataset[index].height, 512) == batch.size
+    assert plan_epoch(dataset, job, epoch) == batches
+
+
+def test_four_times_three_pictures_are_twelve_until_the_ratings_thin_them_out() -> None:
+    dataset = pictures(*[SQUARE] * 4, multiply=3.0)
+    rated = course(batch_size=1, epochs=5, rated_percent=60)
+
+    counts = [steps_per_epoch(dataset, rated, epoch) for epoch in range(5)]
+
+    assert counts == [12, 12, 4, 4, 4]
+    assert totals(dataset, rated).pixels == 36 * 512 * 512
+
+
+def test_the_last_of_many_epochs_ends_just_above_the_share_aimed_at() -> None:
+    assert rated_count(100, course(epochs=300, rated_percent=50), 299) == 51
+
+
+def test_some_tags_are_kept_and_the_caption_never_outgrows_its_bound() -> None:
+    long = Picture(
+        file="0.png", caption="main, keep, aa, bb, cc", width=600, height=600, max_caption_length=18
+    )
+    job = course(shuffle_tags=True, keep_tags=1)
+
+    seen = {caption_of(long, 0, job, epoch) for epoch in range(60)}
+
+    assert seen == {f"main, keep, {one}, {other}" for one, other in pairs("aa", "bb", "cc")}
+    assert caption_of(long, 0, course(), 0) == "main, keep, aa, bb"
+
+
+def pairs(*names: str) -> list[tuple[str, str]]:
+    return [(one, other) for one in names for other in names if one != other]
+
+
+def test_weighted_tags_are_drawn_until_the_caption_is_full() -> None:
+    heavy = Picture(
+        file="0.png",
+        caption="main, heavy, light",
+        weights=(9.0, 1.0),
+        width=600,
+        height=600,
+        max_caption_length=12,
+    )
+
+    seen = Counter(caption_of(heavy, 0, course(shuffle_tags=True), epoch) for epoch in range(2000))
+
+    assert set(seen) == {"main, heavy", "main, light"}
+    assert seen["main, heavy"] / 2000 == pytest.approx(0.9, abs=0.03)
+
+
+def test_without_a_wish_a_caption_ends_at_2048_characters() -> None:
+    (cat,) = pictures(SQUARE)
+    endless = msgspec.structs.replace(cat, caption=", ".join(f"tag {n:04}" for n in range(1000)))
+
+    for job in (course(), course(shuffle_tags=True)):
+        caption = caption_of(endless, 0, job, 0)
+        assert 2038 <= len(caption) <= 2048
+        assert caption.rsplit(", ", 1)[1].startswith("tag ")
+
+
+def test_a_course_is_read_off_the_request() -> None:
+    train = Train(
+        data_url="u",
+        batch_size=3,
+        grad_accum=5,
+        max_epochs=7,
+        shuffle_tags=True,
+        keep_tags=2,
+        flip_p=0.5,
+        cond_dropout=0.1,
+        resolution=640,
+        rated_dataset=True,
+        rated_dataset_target_dropout_percent=30,
+    )
+
+    assert Course.of(train, seed=11) == Course(
+        resolution=640,
+        batch_size=3,
+        grad_accum=5,
+        seed=11,
+        epochs=7,
+        rated_percent=30,
+        cond_dropout=0.1,
+        flip_p=0.5,
+        shuffle_tags=True,
+        keep_tags=2,
+    )
+    assert Course.of(Train(data_url="u"), seed=1).rated_percent is None
+
+
+def test_a_job_without_a_seed_draws_one_that_every_attempt_and_service_shares() -> None:
+    asked, free = Train(data_url="u", seed=3), Train(data_url="u", seed=-1)
+
+    assert job_seed("a", asked) == job_seed("b", asked) == 3
+    assert job_seed("a", free) == job_seed("a", free) != job_seed("b", free)
+    assert 0 <= job_seed("a", free) < 2**30
