@@ -34,6 +34,9 @@ ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 """Models that are on the hub under another name now."""
 
+SELECTED = "selected"
+"""In a search's scratch folder: links to the files that make the model."""
+
 MODEL_BYTES = 16 << 30
 """Of a download."""
 RATIO = 50
@@ -173,7 +176,7 @@ class BaseModels:
 
     async def _store_once(self, model: Model, search: Search) -> str:
         """Upload under the content's address, unless it is there."""
-        heard, selected = search.meter.heard, search.scratch / "selected"
+        heard, selected = search.meter.heard, search.scratch / SELECTED
         await in_thread(_link, model, selected)
         prefix = f"cache/{await self._address(model, selected, search)}"
         async with self._locks[prefix]:

@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from services.fetcher.archive import Image, Unpacked
 from services.fetcher.pictures import Unusable, inspect
-from services.fetcher.sidecars import Sidecars
+from services.fetcher.sidecars import CAPTION_AT_MOST, Sidecars, Wishes
 from shared.concurrency import in_thread
-from shared.dataset.buckets import Size, is_undersized, nearest
-from shared.dataset.manifest import Captions, Manifest, Picture, Report, Skipped, listed, short
-from shared.dataset.plan import Course, plan_epoch
+from shared.dataset.buckets import Size, is_undersized
+from shared.dataset.captions import MOST_TOKENS, SEPARATOR, bounded
+from shared.dataset.manifest import (
+    CAPTION_CHARACTERS,
+    LISTED,
+    Captions,
+    Duplicate,
+    Manifest,
+    Picture,
+    Report,
+    Skipped,
+    listed,
+    names_of,
+    short,
+)
+from shared.dataset.plan import Batch, Course, Totals, alike, bucket_of, plan_epoch, totals
+from shared.dataset.validation import split
 from shared.errors import Refused
 from shared.request import Train
 
+T = TypeVar("T")
+
 DRAWS_PER_EPOCH = 1_000_000
 """Images times multipliers."""
+PLANNED_DRAWS = 5_000_000
+"""Over all epochs, as many as are planned for the report: half a minute's work."""
 REASONS_SHOWN = 3
-CAPTION_CHARACTERS = 2048
-"""EveryDream2's bound; a text encoder sees about the first 300."""
 
 
 class Checked(Struct, frozen=True, kw_only=True):
@@ -30,8 +49,53 @@ class Checked(Struct, frozen=True, kw_only=True):
 
     pictures: list[Picture]
     captions: Captions
+    empty: list[str]
+    """Names of images whose caption file is empty."""
     skipped: list[Skipped]
+    duplicates: list[Duplicate]
     warnings: list[str]
+
+
+class Checker:
+    """Looks at images one by one."""
+
+    def __init__(self, unpacked: Unpacked, folder: Path) -> None:
+        self.pictures: list[Picture] = []
+        self.skipped = list(unpacked.skipped)
+        self._folder = folder
+        self._sidecars = Sidecars(unpacked.texts)
+        self._sources: Counter[str] = Counter()
+        self._empty: list[str] = []
+        self._duplicates: list[Duplicate] = []
+        self._first: dict[str, str] = {}
+        """By fingerprint: the name of the first image of these pixels."""
+
+    def take(self, image: Image) -> None:
+        """Decode an image and find its caption; an unusable one is left out and removed."""
+        try:
+            look = inspect(self._folder / image.file)
+        except Unusable as error:
+            self.skipped.append(Skipped.of(image.name, error))
+            (self._folder / image.file).unlink()
+            return
+        wishes, from_file = self._sidecars.wishes(image.name)
+        picture = _picture(image, look.size, wishes)
+        self._sources[_source(picture, from_file=from_file)] += 1
+        if self._sidecars.says_nothing(image.name):
+            self._empty.append(image.name)
+        if (first := self._first.setdefault(look.pixels, image.name)) != image.name:
+            self._duplicates.append(Duplicate(file=short(image.name), same_as=short(first)))
+        self.pictures.append(picture)
+
+    def checked(self) -> Checked:
+        return Checked(
+            pictures=self.pictures,
+            captions=Captions(**self._sources, empty=len(self._empty)),
+            empty=self._empty,
+            skipped=self.skipped,
+            duplicates=self._duplicates,
+            warnings=self._sidecars.warnings,
+        )
 
 
 async def check(
@@ -44,49 +108,41 @@ async def check(
     Raises:
         Refused: no usable image; names the archive and the first reasons.
     """
-    sidecars, pictures, skipped = Sidecars(unpacked.texts), [], list(unpacked.skipped)
-    sources: Counter[str] = Counter()
+    checker = Checker(unpacked, folder)
     for done, image in enumerate(unpacked.images, start=1):
-        try:
-            size = await in_thread(inspect, folder / image.file)
-        except Unusable as error:
-            skipped.append(Skipped.of(image.name, error))
-            (folder / image.file).unlink()
-            continue
-        finally:
-            heard(done, len(unpacked.images))
-        picture, from_file = await in_thread(_picture, image, size, sidecars)
-        sources[_source(picture, from_file=from_file)] += 1
-        pictures.append(picture)
-    if not pictures:
-        raise Refused(_nothing_left(shown, skipped))
-    captions = Captions(**sources)
-    return Checked(
-        pictures=pictures, captions=captions, skipped=skipped, warnings=sidecars.warnings
-    )
+        await in_thread(checker.take, image)
+        heard(done, len(unpacked.images))
+    if not checker.pictures:
+        raise Refused(_nothing_left(shown, checker.skipped))
+    return checker.checked()
 
 
-def _picture(image: Image, size: Size, sidecars: Sidecars) -> tuple[Picture, bool]:
-    wishes, from_file = sidecars.wishes(image.name)
-    picture = Picture(
+def _picture(image: Image, size: Size, wishes: Wishes) -> Picture:
+    caption = wishes.caption
+    text = bounded(caption.text, caption.main_parts, CAPTION_AT_MOST)
+    parts = len(text.split(SEPARATOR))
+    main_parts = min(caption.main_parts, parts)
+    return Picture(
         file=image.file,
         name=image.name,
-        caption=wishes.caption.text[:CAPTION_CHARACTERS],
-        weights=wishes.caption.weights,
+        caption=text,
+        main_parts=main_parts,
+        weights=caption.weights[: parts - main_parts],
         width=size.width,
         height=size.height,
-        multiply=_or_one(wishes.multiply),
-        rating=_or_one(wishes.rating),
+        multiply=_or(wishes.multiply, 1.0),
+        rating=_or(wishes.rating, 1.0),
         cond_dropout=wishes.cond_dropout,
         flip_p=wishes.flip_p,
         shuffle_tags=wishes.shuffle_tags,
-        loss_scale=_or_one(wishes.loss_scale),
+        loss_scale=_or(wishes.loss_scale, 1.0),
+        batch_id=_or(wishes.batch_id, ""),
+        max_caption_length=_or(wishes.max_caption_length, CAPTION_CHARACTERS),
     )
-    return picture, from_file
 
 
-def _or_one(value: float | None) -> float:
-    return 1.0 if value is None else value
+def _or(value: T | None, otherwise: T) -> T:
+    return otherwise if value is None else value
 
 
 def _source(picture: Picture, *, from_file: bool) -> str:
@@ -104,59 +160,90 @@ def _nothing_left(shown: str, skipped: list[Skipped]) -> str:
     )
 
 
-def course_of(train: Train) -> Course:
-    """The part of a request that decides about epochs."""
-    return Course(
-        resolution=train.resolution,
-        batch_size=train.batch_size,
-        seed=train.seed,
-        epochs=train.max_epochs,
-        rated_percent=train.rated_dataset_target_dropout_percent if train.rated_dataset else None,
-        cond_dropout=train.cond_dropout,
-        flip_p=train.flip_p,
-        shuffle_tags=train.shuffle_tags,
-    )
-
-
-def report_on(checked: Checked, course: Course, shown: str) -> tuple[Manifest, Report]:
+def report_on(checked: Checked, train: Train, seed: int, shown: str) -> tuple[Manifest, Report]:
     """The manifest, and the numbers that ``/status`` shows before training begins.
 
+    ``seed`` is the job's, at least 0. What depends on the base model is not in it yet.
+
     Raises:
-        Refused: the multipliers leave no image, or ask for far too many.
+        Refused: the multipliers leave no image, or ask for far too many; or the validation leaves
+            none to train on.
     """
-    pictures = checked.pictures
-    _check_multipliers(pictures, shown)
-    buckets = [nearest(one.width, one.height, course.resolution) for one in pictures]
-    small = [
-        one.name
-        for one, bucket in zip(pictures, buckets, strict=True)
-        if is_undersized(one.width, one.height, bucket)
-    ]
-    batches = plan_epoch(pictures, course, 0)
+    pictures, course = checked.pictures, Course.of(train, seed=seed)
+    parts = split(pictures, train.validation)
+    _check_multipliers(parts.training, shown)
+    batches = plan_epoch(parts.training, course, 0)
+    sums = _sums(parts.training, batches, course)
+    names = Counter(batch.name for batch in batches if batch.name)
+    small = [one.name for one in pictures if _is_small(one, course)]
     report = Report(
-        images=len(pictures),
+        images=len(parts.training),
+        held_out=len(parts.held_out),
         captions=checked.captions,
+        missing_captions=names_of(one.name for one in pictures if not one.caption),
+        empty_captions=names_of(checked.empty),
         skipped=listed(checked.skipped),
         skipped_count=len(checked.skipped),
-        undersized=[short(name) for name in listed(small)],
+        undersized=names_of(small),
         undersized_count=len(small),
-        buckets={str(size): count for size, count in Counter(buckets).most_common()},
+        duplicates=listed(checked.duplicates),
+        duplicates_count=len(checked.duplicates),
+        buckets=_counts(Counter(str(bucket_of(one, course)) for one in parts.training)),
         short_buckets={
             str(batch.size): batch.real for batch in batches if batch.real < course.batch_size
         },
+        repeats=sum(len(batch.pictures) - batch.real for batch in batches),
+        named_batches=_counts(names),
         steps_per_epoch=len(batches),
+        steps=sums.steps,
+        megapixels=round(sums.pixels / 1e6, 3),
         warnings=[short(text) for text in listed(checked.warnings)],
     )
     return Manifest(pictures=tuple(pictures)), report
 
 
-def _check_multipliers(pictures: list[Picture], shown: str) -> None:
-    total = sum(picture.multiply for picture in pictures)
+def captions_of(manifest: Manifest) -> list[str]:
+    """Every picture's caption as it is trained on when nothing is shuffled."""
+    return [
+        bounded(one.caption, one.main_parts, one.max_caption_length) for one in manifest.pictures
+    ]
+
+
+def with_tokens(report: Report, manifest: Manifest, tokens: Sequence[int]) -> Report:
+    """The report with the captions that are too long, by each picture's number of tokens."""
+    long = [
+        picture.name
+        for picture, count in zip(manifest.pictures, tokens, strict=True)
+        if count > MOST_TOKENS
+    ]
+    captions = replace(report.captions, over_long=len(long))
+    return replace(report, captions=captions, over_long_captions=names_of(long))
+
+
+def _sums(pictures: Sequence[Picture], batches: Sequence[Batch], course: Course) -> Totals:
+    """Exact, unless planning every epoch would take long: then as if all were like the first."""
+    draws = course.epochs * len(batches) * course.batch_size
+    return totals(pictures, course) if draws <= PLANNED_DRAWS else alike(batches, course)
+
+
+def _is_small(picture: Picture, course: Course) -> bool:
+    return is_undersized(picture.width, picture.height, bucket_of(picture, course))
+
+
+def _counts(counter: Counter[str]) -> dict[str, int]:
+    """The largest numbers, as many as a report shows."""
+    return {short(name): count for name, count in counter.most_common(LISTED)}
+
+
+def _check_multipliers(pictures: Sequence[Picture], shown: str) -> None:
+    total = sum(Fraction(str(picture.multiply)) for picture in pictures)
     if total < 1:
         raise Refused(
-            f"{shown}: the multipliers of all images add up to {total:g}; at least 1 is needed"
+            f"{shown}: the multipliers of all images add up to {float(total):g};"
+            " at least 1 is needed"
         )
     if total > DRAWS_PER_EPOCH:
         raise Refused(
-            f"{shown}: {total:.0f} images per epoch by their multipliers; at most {DRAWS_PER_EPOCH}"
+            f"{shown}: {float(total):.0f} images per epoch by their multipliers;"
+            f" at most {DRAWS_PER_EPOCH}"
         )

@@ -1,20 +1,19 @@
-"""Look at every image before a GPU does: decode it whole, and learn its size."""
+"""Look at every image before a GPU does: decode it whole, as training will."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
 
+from msgspec import Struct
 from PIL import Image, UnidentifiedImageError
 
 from shared.dataset.buckets import Size
+from shared.dataset.pixels import as_trained, fingerprint
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 PIXELS = 89_000_000
 """Of one image: just below where Pillow itself warns."""
-ORIENTATION = 0x0112
-"""The EXIF tag; from 5 on the image lies on its side."""
-LYING = 5
 
 # In a thread this cannot be set for one call alone; whoever opens such an image here means no good.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -24,8 +23,17 @@ class Unusable(Exception):
     """An image that cannot be trained on; the text says why."""
 
 
-def inspect(path: Path) -> Size:
-    """Decode an image whole; its upright size in pixels, the EXIF orientation applied.
+class Look(Struct, frozen=True, kw_only=True):
+    """What was seen of an image."""
+
+    size: Size
+    """Upright: the EXIF orientation is applied."""
+    pixels: str
+    """A fingerprint: equal for images of equal pixels."""
+
+
+def inspect(path: Path) -> Look:
+    """Decode an image whole, as training will see it.
 
     Raises:
         Unusable: not an image, broken, cut off, or too large.
@@ -43,10 +51,10 @@ def inspect(path: Path) -> Size:
         raise Unusable(f"broken or cut off ({error})") from None
 
 
-def _decoded(image: Image.Image) -> Size:
+def _decoded(image: Image.Image) -> Look:
     width, height = image.size
     if width * height > PIXELS:
         raise Unusable(f"{width} x {height}: more than {PIXELS // 1_000_000} million pixels")
     image.load()
-    lies = image.getexif().get(ORIENTATION, 1) >= LYING
-    return Size(height, width) if lies else Size(width, height)
+    seen = as_trained(image)
+    return Look(size=Size(*seen.size), pixels=fingerprint(seen))

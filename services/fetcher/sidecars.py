@@ -23,6 +23,10 @@ YAML_CHARACTERS = 4096
 YAML_BRACKETS = 500
 """Reading takes a time that grows with the square of their depth: half a second for these."""
 MULTIPLY_AT_MOST = 1000.0
+NAME_CHARACTERS = 100
+"""Of a named batch."""
+CAPTION_AT_MOST = 8192
+"""Characters of a caption that are kept at all."""
 TRUE = frozenset({"true", "yes", "1", "on"})
 FALSE = frozenset({"false", "no", "0", "off"})
 
@@ -37,9 +41,13 @@ class Wishes(Struct, frozen=True, kw_only=True):
     flip_p: float | None = None
     shuffle_tags: bool | None = None
     loss_scale: float | None = None
+    batch_id: str | None = None
+    max_caption_length: int | None = None
 
 
-SCALARS = ("multiply", "rating", "cond_dropout", "flip_p", "shuffle_tags", "loss_scale")
+SCALARS = tuple(name for name in Wishes.__struct_fields__ if name != "caption")
+OWN = (".yaml", ".yml", ".caption", ".txt")
+"""Suffixes of the files that are an image's alone, the weightiest first."""
 
 
 class Sidecars:
@@ -60,6 +68,11 @@ class Sidecars:
             captions = [from_name(image), *captions]
         scalars = {name: _first(layers, name) for name in SCALARS}
         return Wishes(caption=merge(captions), **scalars), from_file
+
+    def says_nothing(self, image: str) -> bool:
+        """Whether a caption file of the image's own is there, but empty."""
+        own = (self._texts.get(str(PurePosixPath(image).with_suffix(suffix))) for suffix in OWN)
+        return any(raw is not None and not decode(raw) for raw in own)
 
     def _wishes(self, name: str) -> Wishes:
         if name not in self._read:
@@ -87,9 +100,9 @@ def _with_lower_suffix(name: str) -> str:
 
 def _names(image: PurePosixPath) -> Iterator[str]:
     """Names of the files that may say something about an image, the nearest first."""
-    for suffix in (".yaml", ".yml", ".caption", ".txt"):
+    for suffix in OWN:
         yield str(image.with_suffix(suffix))
-    for name in ("loss_scale.txt", "local.yaml", "local.yml", *ONE_VALUE):
+    for name in ("batch_id.txt", "loss_scale.txt", "local.yaml", "local.yml", *ONE_VALUE):
         yield str(image.parent / name)
     for folder in image.parents:
         yield str(folder / "global.yaml")
@@ -114,6 +127,23 @@ def _number(low: float, high: float, *, zero_is_one: bool = False) -> Callable[[
     return read
 
 
+def _whole(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            shown = str(value)[:40]
+            raise ValueError(f"{shown!r}: expected a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _name(value: Any) -> str:
+    name = _text(value)
+    if not 1 <= len(name) <= NAME_CHARACTERS:
+        raise ValueError(f"{name[:40]!r}: expected a name of 1 to {NAME_CHARACTERS} characters")
+    return name
+
+
 def _flag(value: Any) -> bool:
     text = str(value).strip().lower() if isinstance(value, bool | int | str) else ""
     if text not in TRUE | FALSE:
@@ -128,8 +158,17 @@ SCALAR_TYPES: dict[str, Callable[[Any], Any]] = {
     "flip_p": _number(0, 1),
     "shuffle_tags": _flag,
     "loss_scale": _number(-100, 100),
+    "batch_id": _name,
+    "max_caption_length": _whole(1, CAPTION_AT_MOST),
 }
-ONE_VALUE = ("multiply.txt", "cond_dropout.txt", "flip_p.txt", "shuffle_tags.txt", "loss_scale.txt")
+ONE_VALUE = (
+    "multiply.txt",
+    "cond_dropout.txt",
+    "flip_p.txt",
+    "shuffle_tags.txt",
+    "loss_scale.txt",
+    "batch_id.txt",
+)
 
 
 def _from_yaml(text: str) -> Wishes:
@@ -137,9 +176,9 @@ def _from_yaml(text: str) -> Wishes:
     nested = said.get("caption")
     if isinstance(nested, dict):
         said = {**said, **nested}
-    caption = Caption(
-        _text(said.get("main_prompt") or _plain(nested)), tuple(_tags(said.get("tags")))
-    )
+    whole = Caption() if isinstance(nested, dict) else parse(_text(nested))
+    own = Caption(_text(said.get("main_prompt")), tuple(_tags(said.get("tags"))))
+    caption = merge([own, whole])
     given = {name: said[name] for name in SCALARS if said.get(name) is not None}
     return Wishes(
         caption=caption, **{name: SCALAR_TYPES[name](value) for name, value in given.items()}
@@ -168,10 +207,6 @@ def _is_alias(event: Any) -> bool:
     return isinstance(event, yaml.AliasEvent)
 
 
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, dict) else value
-
-
 def _text(value: Any) -> str:
     if value is None:
         return ""
@@ -181,14 +216,11 @@ def _text(value: Any) -> str:
 
 
 def _tags(value: Any) -> Iterator[Tag]:
-    """Tags as a text with commas, or a list of texts and of ``{tag, weight}``."""
-    if isinstance(value, str):
-        value = value.split(",")
-    if value is not None and not isinstance(value, list):
+    """Tags as a text, or a list of texts and of ``{tag, weight}``; a comma ends a tag."""
+    if value is not None and not isinstance(value, str | list):
         raise ValueError("tags: expected a list")
-    for entry in value or []:
-        if isinstance(entry, dict):
-            weight = SCALAR_TYPES["rating"](entry.get("weight", 1.0))
-            yield Tag(_text(entry.get("tag")), weight)
-        else:
-            yield Tag(_text(entry))
+    for entry in [value] if isinstance(value, str) else value or []:
+        said = entry if isinstance(entry, dict) else {"tag": entry}
+        weight = SCALAR_TYPES["rating"](said.get("weight", 1.0))
+        texts = (text.strip() for text in _text(said.get("tag")).split(","))
+        yield from (Tag(text, weight) for text in texts if text)

@@ -5,15 +5,26 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import structlog
+from msgspec.structs import replace
 
 from services.fetcher.archive import unpack
-from services.fetcher.base_model import BaseModels
-from services.fetcher.dataset import check, course_of, report_on
+from services.fetcher.base_facts import (
+    fetch_tokenizer,
+    parameters_of,
+    stored_parameters,
+    token_counts,
+)
+from services.fetcher.base_model import SELECTED, BaseModels
+from services.fetcher.dataset import captions_of, check, report_on, with_tokens
 from services.fetcher.download import download
+from services.fetcher.estimate import estimate
 from services.fetcher.meter import Meter
 from shared.concurrency import in_thread
-from shared.dataset.manifest import Report
+from shared.dataset.manifest import Manifest, Report
+from shared.dataset.plan import job_seed
+from shared.dataset.speed import SPEED_KEY, Speed
 from shared.errors import NotFound, Refused
 from shared.folders import upload_folder
 from shared.messages import (
@@ -81,8 +92,11 @@ class FetcherWork:
         scratch = self._scratch / f"{order.job}-staging-{order.grant.attempt}"
         try:
             await in_thread(_make_fresh, scratch)
-            dataset, report = await self._stage_dataset(order, submitted.train, scratch)
+            dataset, manifest, report = await self._stage_dataset(order, submitted.train, scratch)
             base = await self._stage_base(order, submitted.train, scratch / "base")
+            report = await self._completed(
+                report, manifest, submitted.train, base, scratch / "base"
+            )
         finally:
             await in_thread(shutil.rmtree, scratch, ignore_errors=True)
         return DatasetStaged(
@@ -94,7 +108,9 @@ class FetcherWork:
             report=report.plain(),
         )
 
-    async def _stage_dataset(self, order: Order, train: Train, scratch: Path) -> tuple[str, Report]:
+    async def _stage_dataset(
+        self, order: Order, train: Train, scratch: Path
+    ) -> tuple[str, Manifest, Report]:
         archive, folder = scratch / "data.zip", scratch / "dataset"
         shown = "the upload" if train.data_url.startswith(STORED) else shown_url(train.data_url)
         await in_thread(folder.mkdir)
@@ -106,7 +122,9 @@ class FetcherWork:
             unpacked, folder, shown=shown,
             heard=lambda done, of: order.progress(phase="checking images", images=done, of=of),
         )  # fmt: skip
-        manifest, report = await in_thread(report_on, checked, course_of(train), shown)
+        manifest, report = await in_thread(
+            report_on, checked, train, job_seed(order.job, train), shown
+        )
         await in_thread(manifest.write, folder)
         order.progress(phase="storing the dataset")
         prefix = f"jobs/{order.job}/staging/{order.grant.attempt}/dataset"
@@ -114,13 +132,38 @@ class FetcherWork:
         log.info(
             "dataset_staged", job=order.job, images=report.images, skipped=report.skipped_count
         )
-        return prefix, report
+        return prefix, manifest, report
 
     async def _stage_base(self, order: Order, train: Train, scratch: Path) -> str:
         meter = Meter("downloading the base model", order.progress, order.heard)
         order.progress(phase="staging the base model", bytes=0, bytes_total=None)
         await in_thread(scratch.mkdir)
         return await self._bases.stage(train, scratch, meter)
+
+    async def _completed(
+        self, report: Report, manifest: Manifest, train: Train, base: str, scratch: Path
+    ) -> Report:
+        """The report with what the base model tells: tokens, bytes and minutes."""
+        folder = scratch / SELECTED
+        if await in_thread(folder.is_dir):
+            parameters = await in_thread(parameters_of, folder)
+        else:  # a model in our store already, of which nothing was fetched
+            parameters = await stored_parameters(self._store, base)
+            await fetch_tokenizer(self._store, base, folder)
+        counts = await in_thread(token_counts, folder, captions_of(manifest))
+        report = with_tokens(report, manifest, counts)
+        speed = await self._measured_speed()
+        return replace(report, estimate=estimate(train, parameters, report.megapixels, speed))
+
+    async def _measured_speed(self) -> Speed | None:
+        """The newest one; None: nothing was trained here yet."""
+        try:
+            return msgspec.json.decode(await self._store.get(SPEED_KEY), type=Speed)
+        except NotFound:
+            return None
+        except msgspec.DecodeError as error:
+            log.warning("the measured speed cannot be read", key=SPEED_KEY, why=str(error))
+            return None
 
     async def _fetch(self, order: Order, url: str, archive: Path) -> None:
         """The archive from the user's URL, or from our store where the gateway found it there."""

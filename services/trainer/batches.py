@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shared.dataset.buckets import Size
 from shared.dataset.manifest import Picture
+from shared.dataset.pixels import as_trained
 from shared.dataset.plan import Batch, Course, Draw, draw
 from shared.errors import Refused
 
@@ -143,7 +144,7 @@ def read_pixels(path: Path, drawn: Draw, size: Size, name: str = "") -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file).convert("RGB")
+            upright = as_trained(file)
     except (OSError, ValueError, SyntaxError) as error:
         raise Refused(f"the image {name or path.name} cannot be read: {error}") from error
     scaled = upright.resize(size, box=drawn.crop)

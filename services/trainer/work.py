@@ -28,7 +28,8 @@ from shared.child import (
 )
 from shared.concurrency import in_thread
 from shared.dataset.plan import job_seed
-from shared.errors import Interrupted, Passing, Refused
+from shared.dataset.speed import SPEED_KEY, Speed
+from shared.errors import Interrupted, Passing, Refused, Unavailable
 from shared.folders import cached_folder, download_folder
 from shared.messages import (
     TRAINER,
@@ -48,6 +49,8 @@ from shared.runtime import Order
 
 log = structlog.get_logger()
 CHILD = "services.trainer.child"
+LEAST_STEPS = 100
+"""A shorter training says little about speed."""
 
 
 class TrainerWork:
@@ -124,6 +127,7 @@ class TrainerWork:
         stopper = asyncio.create_task(_stop_when_asked(order, child))
         try:
             outcome = await _listen(child, order, uploads)
+            await self._remember_speed(order, child.gpu, outcome.steps)
             return await self._store_outcome(order, outcome, uploads)
         except ChildDied as error:
             raise Passing(str(error)) from error
@@ -148,6 +152,24 @@ class TrainerWork:
             checkpoints=uploads.checkpoints,
             summary=summary,
         )
+
+    async def _remember_speed(self, order: Order, gpu: str, steps: int) -> None:
+        """For the minutes in later jobs' reports; they can do without it."""
+        if (speed := speed_of(order, gpu)) is None or steps < LEAST_STEPS:
+            return
+        try:
+            await self._store.put(SPEED_KEY, msgspec.json.encode(speed))
+        except Unavailable as error:
+            log.warning("the speed is not remembered", job=order.job, why=str(error))
+
+
+def speed_of(order: Order, gpu: str) -> Speed | None:
+    """The speed of a training by its last progress and its report; None: they do not tell."""
+    staged = _staged(order)
+    steps, megapixels = staged.report.get("steps", 0), staged.report.get("megapixels", 0.0)
+    steps_per_second = order.numbers.get("images_per_second", 0.0) / staged.train.batch_size
+    rate = steps_per_second * megapixels / max(steps, 1)
+    return Speed(gpu=gpu, megapixels_per_second=rate) if rate > 0.0 else None
 
 
 async def _listen(child: Child, order: Order, uploads: Uploads) -> Outcome:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,11 +91,42 @@ class Skipped(Struct, frozen=True, kw_only=True):
 
 
 class Captions(Struct, frozen=True, kw_only=True):
-    """Where the captions came from, in images."""
+    """Where the captions came from, in images; the lists below show some of them by name."""
 
     from_names: int = 0
     from_files: int = 0
     missing: int = 0
+    """Neither a file nor the image's name says anything: trained on without words."""
+    empty: int = 0
+    """A caption file is there, but without words: another file or the name counts."""
+    over_long: int = 0
+    """More than :data:`shared.dataset.captions.MOST_TOKENS` tokens: the rest is not seen."""
+
+
+class Duplicate(Struct, frozen=True, kw_only=True):
+    """Two images with the same pixels."""
+
+    file: str
+    same_as: str
+
+
+class Estimate(Struct, frozen=True, kw_only=True):
+    """What the job will take, roughly."""
+
+    minutes: float
+    """Of training alone."""
+    rate: str
+    """Where the minutes come from: a measured speed and its GPU, or an assumption."""
+    bytes: int
+    """All that the job will write to the store, at most: the sum of what follows."""
+    checkpoints: int
+    """Intermediate ones."""
+    checkpoint_bytes: int
+    """Of all of these."""
+    model_bytes: int
+    """The last checkpoint and the diffusers folder."""
+    resume_point_bytes: int
+    """The two that are kept while training goes on."""
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -102,17 +134,34 @@ class Report(Struct, frozen=True, kw_only=True):
 
     images: int
     """Used for training."""
+    held_out: int = 0
+    """Not trained on: the validation measures its loss on them."""
     captions: Captions
+    missing_captions: list[str] = field(default_factory=list)
+    empty_captions: list[str] = field(default_factory=list)
+    over_long_captions: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     skipped_count: int = 0
     undersized: list[str] = field(default_factory=list)
     """Smaller than their bucket: they are enlarged."""
     undersized_count: int = 0
+    duplicates: list[Duplicate] = field(default_factory=list)
+    duplicates_count: int = 0
     buckets: dict[str, int] = field(default_factory=dict)
-    """``"512x512"`` (width x height): pictures whose shape falls into it."""
+    """``"512x512"`` (width x height): pictures to train on whose shape falls into it."""
     short_buckets: dict[str, int] = field(default_factory=dict)
     """Buckets whose last batch is filled with repeats: how many real images that batch has."""
+    repeats: int = 0
+    """Made in an epoch to fill these."""
+    named_batches: dict[str, int] = field(default_factory=dict)
+    """By ``batch_id``: the batches of an epoch that hold its images alone."""
     steps_per_epoch: int = 0
+    """Of the first epoch."""
+    steps: int = 0
+    """Of all epochs."""
+    megapixels: float = 0.0
+    """Of all steps."""
+    estimate: Estimate | None = None
     warnings: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
@@ -124,6 +173,11 @@ class Report(Struct, frozen=True, kw_only=True):
 def short(text: str) -> str:
     """A text as the report shows it; of a long path the end says more."""
     return text if len(text) <= SHOWN else f"...{text[-SHOWN:]}"
+
+
+def names_of(names: Iterable[str]) -> list[str]:
+    """Some names of a list, as a report shows them."""
+    return [short(name) for name in islice(names, LISTED)]
 
 
 def listed(items: Sequence[T]) -> list[T]:

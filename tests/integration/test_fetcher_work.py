@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image
 
@@ -16,16 +17,20 @@ from services.fetcher.meter import Meter
 from services.fetcher.work import FetcherWork
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
-from shared.dataset.manifest import Manifest
+from shared.dataset.manifest import Manifest, Report
+from shared.dataset.speed import SPEED_KEY
 from shared.errors import Passing, Refused, Unavailable
-from shared.folders import download_folder, folder_exists
+from shared.folders import download_folder, folder_exists, upload_folder
 from shared.messages import CheckpointFinal, ClaimGranted, DatasetStaged, JobSubmitted, encode
-from shared.request import Inference, Train
+from shared.request import Inference, Train, Validation
 from shared.runtime import Order
+from tests.models import make_random_model
 from tests.servers.process import HOST
 from tests.servers.web import Page, Web
 
 JOB = "7b1c"
+TINY_PARAMETERS = 1_895_156 + 447_623 + 242_368
+"""UNet, VAE, text encoder."""
 
 
 def drawn(width: int, height: int, kind: str = "PNG", orientation: int = 1) -> bytes:
@@ -132,12 +137,73 @@ async def test_the_fact_carries_the_job_on_and_the_report_along(staging: Staging
     assert (staged.train, staged.inference) == (order.message.train, order.message.inference)
     assert staged.dataset == "jobs/7b1c/staging/3/dataset"
     assert staged.report["images"] == 3
-    assert staged.report["captions"] == {"from_names": 2, "from_files": 1, "missing": 0}
+    assert staged.report["captions"] == {
+        "from_names": 2, "from_files": 1, "missing": 0, "empty": 0, "over_long": 0
+    }  # fmt: skip
     assert staged.report["buckets"] == {"512x512": 1, "384x640": 1, "640x384": 1}
     assert staged.report["short_buckets"] == {"512x512": 1, "384x640": 1, "640x384": 1}
     assert staged.report["steps_per_epoch"] == 3
     assert {entry["file"] for entry in staged.report["skipped"]} == {"dogs/broken.png", "readme.md"}
     assert len(encode(staged)) < 3000
+
+
+async def test_the_report_tells_before_training_what_the_job_will_take(
+    staging: Staging, web: Web
+) -> None:
+    words = ", ".join(f"tag {number}" for number in range(40))
+    files = DATASET | {"dogs/x.caption": f"a dog, {words}".encode()}
+    url = web.serve("/data.zip", zip_of(files))
+    await staging.store.put(SPEED_KEY, b'{"gpu": "a card", "megapixels_per_second": 0.5}')
+
+    staged = await staging.perform(data_url=url, batch_size=2, max_epochs=100)
+
+    report = msgspec.convert(staged.report, Report)
+    assert report.captions.over_long == 1
+    assert report.over_long_captions == ["dogs/x.webp"]
+    assert (report.steps, report.repeats) == (300, 3)
+    pixels = 100 * 2 * (512 * 512 + 2 * 640 * 384)
+    assert report.megapixels == pytest.approx(pixels / 1e6, abs=1e-3)
+    assert report.estimate is not None
+    assert report.estimate.minutes == pytest.approx(pixels / 1e6 / 0.5 / 60, abs=0.1)
+    assert report.estimate.rate == "measured: 0.5 megapixels per second on a card"
+    assert report.estimate.model_bytes == 2 * 2 * TINY_PARAMETERS
+
+
+@pytest.mark.parametrize("measured", [None, b"{}", b'{"gpu": "x", "megapixels_per_second": 0}'])
+async def test_without_a_measured_speed_that_can_be_read_the_minutes_rest_on_an_assumption(
+    staging: Staging, web: Web, measured: bytes | None
+) -> None:
+    if measured is not None:
+        await staging.store.put(SPEED_KEY, measured)
+
+    staged = await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
+
+    assert staged.report["estimate"]["rate"].startswith("assumed: ")
+
+
+async def test_an_earlier_job_s_model_tells_as_much_without_being_fetched(
+    staging: Staging, web: Web, tmp_path: Path
+) -> None:
+    model = make_random_model(tmp_path / "model")
+    await upload_folder(staging.store, model, "jobs/old/training/1/model")
+    url = web.serve("/data.zip", zip_of(DATASET))
+
+    staged = await staging.perform(data_url=url, resume_ckpt_url="store:jobs/old/training/1/model")
+
+    assert staged.base_model == "jobs/old/training/1/model"
+    weights = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
+    assert staged.report["estimate"]["model_bytes"] == pytest.approx(2 * weights, abs=10)
+    assert staged.report["captions"]["over_long"] == 0
+
+
+async def test_a_validation_is_seen_before_training(staging: Staging, web: Web) -> None:
+    url = web.serve("/data.zip", zip_of(DATASET))
+
+    staged = await staging.perform(data_url=url, validation=Validation())
+    assert (staged.report["images"], staged.report["held_out"]) == (2, 1)
+
+    with pytest.raises(Refused, match=r"input\.train\.validation: val_split_proportion 0\.9"):
+        await staging.perform(data_url=url, validation=Validation(val_split_proportion=0.9))
 
 
 async def test_progress_tells_the_phases_in_order(staging: Staging, web: Web) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from safetensors.torch import load_file
 
+from services.trainer import work as trainer_work
 from services.trainer.uploads import CHECKPOINTS
 from services.trainer.work import TrainerWork
 from shared.adapters.folder import FolderStore
@@ -125,6 +126,61 @@ async def test_a_job_is_trained_from_the_store_to_the_store(staged: Path, tmp_pa
     assert kept == points[-2:]
     assert points[-1] == "jobs/whole/training/1/resume/9"
     assert store.refusals > 0
+
+
+async def test_the_speed_of_a_finished_training_is_remembered(
+    work: TrainerWork, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_work, "LEAST_STEPS", 9)
+    report = {"steps": 9, "megapixels": 9 * 256 * 256 / 1e6}
+    message = msgspec.structs.replace(asked("measured", max_epochs=3), report=report)
+    order = granted_order(message, "training", Facts())
+
+    await work.perform(order)
+
+    speed = msgspec.json.decode(await store.get("cache/speed.json"))
+    assert speed == {
+        "gpu": "cpu",
+        "megapixels_per_second": pytest.approx(
+            order.numbers["images_per_second"] * 256 * 256 / 1e6
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("report", "steps"), [({}, 1000), ({"steps": 1, "megapixels": 1.0}, 99)], ids=["old", "short"]
+)
+async def test_a_training_that_does_not_tell_its_speed_is_not_remembered(
+    work: TrainerWork, store: FolderStore, report: dict[str, Any], steps: int
+) -> None:
+    await store.delete("cache/speed.json")
+    order = granted_order(
+        msgspec.structs.replace(asked("short"), report=report), "training", Facts()
+    )
+    order.progress(images_per_second=3.0)
+
+    await work._remember_speed(order, "cpu", steps)
+
+    assert not await store.exists("cache/speed.json")
+
+
+async def test_a_store_that_is_away_costs_the_speed_not_the_job(tmp_path: Path) -> None:
+    tried = []
+
+    class Away(FolderStore):
+        async def put(self, key: str, data: bytes) -> None:
+            tried.append((key, data))
+            raise Unavailable("the store is away")
+
+    store = Away(tmp_path / "store", public_url="http://127.0.0.1:1", key="k" * 32)
+    work = TrainerWork(store, scratch=tmp_path / "scratch", cache=tmp_path, resume_every=1e9)
+    message = msgspec.structs.replace(asked("away"), report={"steps": 1, "megapixels": 1.0})
+    order = granted_order(message, "training", Facts())
+    order.progress(images_per_second=3.0)
+
+    await work._remember_speed(order, "cpu", 1000)
+
+    assert tried == [("cache/speed.json", b'{"gpu":"cpu","megapixels_per_second":3.0}')]
 
 
 async def test_a_stopped_training_goes_on_elsewhere_and_remembers_its_checkpoints(

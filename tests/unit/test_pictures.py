@@ -10,16 +10,18 @@ import msgspec
 import pytest
 from PIL import Image as Pillow
 
-from services.fetcher import pictures
+from services.fetcher import dataset, pictures
 from services.fetcher.archive import Image, Unpacked, unpack
-from services.fetcher.dataset import Checked, check, course_of, report_on
+from services.fetcher.dataset import Checked, check, report_on, with_tokens
 from services.fetcher.pictures import Unusable, inspect
-from services.fetcher.sidecars import Sidecars
-from shared.dataset.manifest import Captions, Manifest, Report, Skipped
+from services.fetcher.sidecars import Sidecars, Wishes
+from shared.dataset.captions import parse
+from shared.dataset.manifest import Captions, Duplicate, Manifest, Picture, Report, Skipped
 from shared.errors import Refused
-from shared.request import Train
+from shared.request import Train, Validation
 
 SHOWN = "https://example.com/data.zip"
+TRAIN = Train(data_url="u")
 
 
 def drawn(width: int = 64, height: int = 48, kind: str = "PNG", orientation: int = 1) -> bytes:
@@ -35,14 +37,14 @@ def drawn(width: int = 64, height: int = 48, kind: str = "PNG", orientation: int
 def test_the_size_of_every_kind_of_image_is_known(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a").write_bytes(drawn(64, 48, kind))
 
-    assert inspect(tmp_path / "a") == (64, 48)
+    assert inspect(tmp_path / "a").size == (64, 48)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_that_lies_on_its_side_is_set_upright(tmp_path: Path, orientation: int) -> None:
     (tmp_path / "a.jpg").write_bytes(drawn(1200, 800, "JPEG", orientation))
 
-    assert inspect(tmp_path / "a.jpg") == ((800, 1200) if orientation >= 5 else (1200, 800))
+    assert inspect(tmp_path / "a.jpg").size == ((800, 1200) if orientation >= 5 else (1200, 800))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
@@ -83,7 +85,7 @@ def test_an_image_just_over_the_cap_is_refused(
 ) -> None:
     (tmp_path / "a.png").write_bytes(drawn(64, 48))
     monkeypatch.setattr(pictures, "PIXELS", 64 * 48)
-    assert inspect(tmp_path / "a.png") == (64, 48)
+    assert inspect(tmp_path / "a.png").size == (64, 48)
 
     monkeypatch.setattr(pictures, "PIXELS", 64 * 48 - 1)
     with pytest.raises(Unusable, match="64 x 48: more than"):
@@ -148,7 +150,7 @@ async def test_captions_come_from_texts_and_else_from_names(tmp_path: Path) -> N
     assert [picture.caption for picture in found.pictures] == [
         "a café, red", "named well", "", "from upper case",
     ]  # fmt: skip
-    assert found.captions == Captions(from_names=1, from_files=2, missing=1)
+    assert found.captions == Captions(from_names=1, from_files=2, missing=1, empty=1)
 
 
 def sidecars(**texts: str) -> Sidecars:
@@ -248,7 +250,9 @@ async def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: 
     files |= {"wide.png": drawn(900, 500), "small.png": drawn(64, 64), "broken.png": b""}
 
     found = await checked(files, tmp_path)
-    manifest, report = report_on(found, course_of(Train(data_url="u", batch_size=4)), SHOWN)
+    manifest, report = report_on(
+        found, Train(data_url="u", batch_size=4, max_epochs=10), 555, SHOWN
+    )
 
     assert report == Report(
         images=7,
@@ -257,9 +261,16 @@ async def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: 
         skipped_count=1,
         undersized=["small.png"],
         undersized_count=1,
+        duplicates=[
+            Duplicate(file=f"square {number}.png", same_as="square 0.png") for number in range(1, 5)
+        ],
+        duplicates_count=4,
         buckets={"512x512": 6, "640x384": 1},
         short_buckets={"512x512": 2, "640x384": 1},
+        repeats=5,
         steps_per_epoch=3,
+        steps=30,
+        megapixels=round(10 * 4 * (2 * 512 * 512 + 640 * 384) / 1e6, 3),
     )
     manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == manifest
@@ -270,7 +281,7 @@ async def test_a_report_of_many_stays_short(tmp_path: Path) -> None:
     files = {"good.png": drawn()} | {f"{number}.png": b"" for number in range(80)}
 
     found = await checked(files, tmp_path)
-    _, report = report_on(found, course_of(Train(data_url="u")), SHOWN)
+    _, report = report_on(found, Train(data_url="u"), 555, SHOWN)
 
     assert (len(report.skipped), report.skipped_count) == (50, 80)
 
@@ -284,13 +295,12 @@ async def test_multipliers_that_leave_no_image_end_the_job(
     found = await checked(
         {"a.png": drawn(), "b.png": drawn(), "multiply.txt": multiplier.encode()}, tmp_path
     )
-    course = course_of(Train(data_url="u"))
 
     if reason is None:
-        assert report_on(found, course, SHOWN)[1].steps_per_epoch == 1000
+        assert report_on(found, TRAIN, 555, SHOWN)[1].steps_per_epoch == 1000
         return
     with pytest.raises(Refused, match=reason):
-        report_on(found, course, SHOWN)
+        report_on(found, TRAIN, 555, SHOWN)
 
 
 def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
@@ -315,3 +325,221 @@ async def test_every_image_looked_at_is_a_sign_of_life(tmp_path: Path) -> None:
     )
 
     assert heard == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("nearest_first", "wish", "said"),
+    [
+        (["a.yaml", "batch_id.txt", "local.yaml", "global.yaml"], "batch_id", ["w", "x", "y", "z"]),
+        (["a.yaml", "loss_scale.txt", "local.yaml", "global.yaml"], "loss_scale", [1, 2, 3, 4]),
+        (["a.yaml", "local.yaml", "multiply.txt", "global.yaml"], "multiply", [1, 2, 3, 4]),
+        (["a.yaml", "local.yaml", "cond_dropout.txt", "global.yaml"], "cond_dropout", [0, 1, 0, 1]),
+        (["a.yaml", "local.yaml", "flip_p.txt", "global.yaml"], "flip_p", [0, 1, 0, 1]),
+        (["a.yaml", "local.yaml", "shuffle_tags.txt", "global.yaml"], "shuffle_tags", [1, 0, 1, 0]),
+        (["a.yaml", "a.yml", "local.yaml", "global.yaml"], "rating", [1, 2, 3, 4]),
+        (["a.yaml", "local.yml", "global.yml"], "max_caption_length", [10, 20, 30]),
+    ],
+)
+def test_of_several_files_the_nearest_that_says_something_counts(
+    nearest_first: list[str], wish: str, said: list[object]
+) -> None:
+    texts = {
+        f"d/{name}": (str(value) if name.endswith(".txt") else f"{wish}: {value}").encode()
+        for name, value in zip(nearest_first, said, strict=True)
+    }
+
+    for name, value in zip(nearest_first, said, strict=True):
+        wishes, _ = Sidecars(texts).wishes("d/a.png")
+        assert getattr(wishes, wish) == value
+        del texts[f"d/{name}"]
+
+
+def test_files_of_one_value_are_for_their_own_folder_alone() -> None:
+    beside = Sidecars({
+        "multiply.txt": b"2", "cond_dropout.txt": b"0.5", "flip_p.txt": b"0.5",
+        "batch_id.txt": b"x", "loss_scale.txt": b"0.5", "shuffle_tags.txt": b"yes",
+        "local.yaml": b"rating: 2",
+    })  # fmt: skip
+
+    assert beside.wishes("d/a.png")[0] == Wishes(caption=parse("a"))
+    assert beside.wishes("a.png")[0].batch_id == "x"
+
+
+def test_folders_above_add_up_the_nearer_one_first() -> None:
+    beside = Sidecars({
+        "global.yaml": b"main_prompt: far\ntags: [f]\nrating: 2\nflip_p: 0.1",
+        "d/global.yml": b"main_prompt: near\ntags: [n]\nrating: 3",
+        "d/e/a.txt": b", own",
+    })  # fmt: skip
+
+    wishes, from_file = beside.wishes("d/e/a.png")
+
+    assert (wishes.caption.text, from_file) == ("near, own, n, f", True)
+    assert (wishes.rating, wishes.flip_p) == (3.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "caption"),
+    [
+        ("caption: a cat, red, old", "a cat, red, old"),
+        ("caption: {main_prompt: a cat, tags: [red, old]}", "a cat, red, old"),
+        ("main_prompt: a cat\ntags: 'red, , old,'", "a cat, red, old"),
+        ("main_prompt: a cat\ntags: ['red, old', {tag: big}]", "a cat, red, old, big"),
+        ("main_prompt: a cat\ntags: [old, {tag: red, weight: 2}]", "a cat, red, old"),
+        ("main_prompt: 7\ntags: [2.5]", "7, 2.5"),
+    ],
+)
+def test_a_caption_in_yaml_is_a_text_or_a_prompt_with_tags(text: str, caption: str) -> None:
+    assert Sidecars({"a.yaml": text.encode()}).wishes("a.png")[0].caption.text == caption
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("batch_id: ''", "expected a name of 1 to 100 characters"),
+        ("batch_id: [a]", "expected a text"),
+        (f"batch_id: {'x' * 101}", "expected a name of 1 to 100 characters"),
+        ("max_caption_length: 0", "'0': expected a whole number from 1 to 8192"),
+        ("max_caption_length: many", "'many': expected a whole number"),
+        ("max_caption_length: true", "'True': expected a whole number"),
+        ("shuffle_tags: maybe", "'maybe': expected true or false"),
+    ],
+)
+def test_a_wish_that_makes_no_sense_is_reported_with_what_was_expected(
+    text: str, reason: str
+) -> None:
+    beside = Sidecars({"a.yaml": text.encode()})
+
+    beside.wishes("a.png")
+
+    assert reason in beside.warnings[0]
+
+
+SIX_KINDS = {
+    "one.jpg": "JPEG", "two.JPEG": "JPEG", "three.jfif": "JPEG",
+    "four.png": "PNG", "five.bmp": "BMP", "six.WebP": "WEBP",
+}  # fmt: skip
+
+
+async def test_a_dataset_as_people_make_it_is_read_whole(tmp_path: Path) -> None:
+    files = {f"my cats/deep/er/{name}": drawn(kind=kind) for name, kind in SIX_KINDS.items()}
+    files |= {f"__MACOSX/my cats/deep/er/._{name}": b"\0\5\x16\7" for name in SIX_KINDS}
+    files |= {"my cats/.DS_Store": b"", "my cats/deep/er/._four.png": b"", "my cats/notes.md": b""}
+    files |= {"my cats/global.yaml": b"tags: [cat]", "my cats/deep/er/one.txt": b"first"}
+
+    found = await checked(files, tmp_path)
+
+    assert [picture.caption for picture in found.pictures] == [
+        "first, cat", "two, cat", "three, cat", "four, cat", "five, cat", "six, cat",
+    ]  # fmt: skip
+    assert [entry.file for entry in found.skipped] == ["my cats/notes.md"]
+
+
+async def test_all_that_is_said_of_a_picture_reaches_the_manifest(tmp_path: Path) -> None:
+    said = (
+        b"main_prompt: a cat, asleep\ntags: [{tag: red, weight: 3}, old]\nmultiply: 2\nrating: 4\n"
+        b"cond_dropout: 0\nflip_p: 0.5\nshuffle_tags: true\nloss_scale: 0\nbatch_id: cats\n"
+        b"max_caption_length: 40"
+    )
+
+    (picture,) = (await checked({"d/a.png": drawn(), "d/a.yaml": said}, tmp_path)).pictures
+
+    assert picture == Picture(
+        file=picture.file, name="d/a.png", width=64, height=48,
+        caption="a cat, asleep, red, old", main_parts=2, weights=(3.0, 1.0),
+        multiply=2.0, rating=4.0, cond_dropout=0.0, flip_p=0.5, shuffle_tags=True, loss_scale=0.0,
+        batch_id="cats", max_caption_length=40,
+    )  # fmt: skip
+
+
+async def test_a_caption_without_end_is_cut_between_tags_and_keeps_its_weights(
+    tmp_path: Path,
+) -> None:
+    tags = ", ".join(f"tag {number:05}" for number in range(5000))
+    files = {
+        "a.png": drawn(),
+        "a.txt": f"main, {tags}".encode(),
+        "a.yaml": b"tags: [{tag: heavy, weight: 2}]",
+    }
+
+    (picture,) = (await checked(files, tmp_path)).pictures
+
+    assert 8180 <= len(picture.caption) <= 8192
+    assert picture.caption.startswith("main, heavy, tag 00000, tag 00001")
+    assert len(picture.weights) == picture.caption.count(", ")
+
+
+async def test_the_same_pixels_twice_are_reported_once_for_each_copy(tmp_path: Path) -> None:
+    files = {
+        "a.png": drawn(),
+        "b.png": drawn(),
+        "c.bmp": drawn(kind="BMP"),
+        "d.png": drawn(50, 48),
+    }
+
+    found = await checked(files, tmp_path)
+
+    assert found.duplicates == [
+        Duplicate(file="b.png", same_as="a.png"),
+        Duplicate(file="c.bmp", same_as="a.png"),
+    ]
+
+
+async def test_captions_that_are_missing_empty_or_too_long_are_counted_and_named(
+    tmp_path: Path,
+) -> None:
+    files = {
+        "_1.png": drawn(),
+        "good.png": drawn(50),
+        "hollow.png": drawn(60),
+        "hollow.caption": b" \n",
+        "long.png": drawn(70),
+    }
+
+    manifest, report = report_on(await checked(files, tmp_path), TRAIN, 555, SHOWN)
+    report = with_tokens(report, manifest, [0, 1, 75, 76])
+
+    assert report.captions == Captions(from_names=3, missing=1, empty=1, over_long=1)
+    assert report.missing_captions == ["_1.png"]
+    assert report.empty_captions == ["hollow.png"]
+    assert report.over_long_captions == ["long.png"]
+
+
+async def test_named_batches_are_reported_by_name(tmp_path: Path) -> None:
+    files = {f"ted/{number}.png": drawn(600 + number, 600) for number in range(5)}
+    files |= {"ted/batch_id.txt": b"ted\n", "other.png": drawn(500, 500)}
+
+    _, report = report_on(await checked(files, tmp_path), TRAIN, 555, SHOWN)
+
+    assert report.named_batches == {"ted": 2}
+    assert (report.steps_per_epoch, report.repeats) == (3, 0)
+
+
+async def test_held_out_images_are_reported_and_take_no_steps(tmp_path: Path) -> None:
+    found = await checked({f"{number}.png": drawn(100 + number) for number in range(10)}, tmp_path)
+    train = Train(data_url="u", batch_size=1, max_epochs=2, validation=Validation())
+
+    manifest, report = report_on(found, train, 555, SHOWN)
+
+    assert len(manifest.pictures) == 10
+    assert (report.images, report.held_out) == (8, 2)
+    assert (report.steps_per_epoch, report.steps) == (8, 16)
+    assert sum(report.buckets.values()) == 8
+
+
+async def test_a_validation_that_leaves_nothing_to_train_on_ends_the_job(tmp_path: Path) -> None:
+    found = await checked({"a.png": drawn()}, tmp_path)
+
+    with pytest.raises(Refused, match=r"input\.train\.validation: .* leaves none to train on"):
+        report_on(found, Train(data_url="u", validation=Validation()), 555, SHOWN)
+
+
+async def test_the_steps_of_a_shrinking_dataset_are_those_of_all_its_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = await checked({f"{number}.png": drawn(100 + number) for number in range(10)}, tmp_path)
+    train = Train(data_url="u", batch_size=1, max_epochs=4, rated_dataset=True)
+
+    assert report_on(found, train, 555, SHOWN)[1].steps == 10 + 10 + 9 + 8
+    monkeypatch.setattr(dataset, "PLANNED_DRAWS", 39)
+    assert report_on(found, train, 555, SHOWN)[1].steps == 40

@@ -1,0 +1,79 @@
+"""What a job will take, before it begins."""
+
+from typing import Any
+
+import pytest
+
+from services.fetcher.estimate import estimate
+from shared.dataset.manifest import Estimate
+from shared.dataset.speed import Speed
+from shared.request import Train
+
+SD15 = {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863}
+FAST = Speed(gpu="NVIDIA H100", megapixels_per_second=10.0)
+
+
+def of(megapixels: float = 6000.0, speed: Speed | None = FAST, **train: Any) -> Estimate:
+    return estimate(Train(data_url="u", **train), SD15, megapixels, speed)
+
+
+def test_minutes_come_from_the_measured_speed_and_the_report_says_so() -> None:
+    assert of().minutes == 10.0
+    assert of().rate == "measured: 10 megapixels per second on NVIDIA H100"
+
+
+def test_before_anything_is_measured_the_speed_is_an_assumption_and_called_one() -> None:
+    assert of(speed=None).minutes == 100.0
+    assert of(speed=None).rate == "assumed: 1 megapixels per second on a GPU of 24 GB"
+
+
+def test_a_model_is_a_file_and_a_folder_in_the_precision_asked_for() -> None:
+    assert of().model_bytes == pytest.approx(2 * 2.13e9, rel=0.01)
+    assert of(save_full_precision=True).model_bytes == 2 * of().model_bytes
+
+
+@pytest.mark.parametrize(
+    ("train", "checkpoints"),
+    [
+        ({}, 5),
+        ({"ckpt_every_n_minutes": 0}, 0),
+        ({"ckpt_every_n_minutes": None}, 0),
+        ({"ckpt_every_n_minutes": 30}, 3),
+        ({"ckpt_every_n_minutes": 0, "max_epochs": 100, "save_every_n_epochs": 20}, 4),
+        ({"max_epochs": 100, "save_every_n_epochs": 20}, 9),
+        ({"keep_checkpoints": 2}, 2),
+    ],
+)
+def test_checkpoints_are_counted_by_time_and_epochs_and_no_more_than_are_kept(
+    train: dict[str, Any], checkpoints: int
+) -> None:
+    a_hundred_minutes = of(megapixels=60_000.0, **train)
+
+    assert a_hundred_minutes.checkpoints == checkpoints
+    assert a_hundred_minutes.checkpoint_bytes == checkpoints * of().model_bytes // 2
+
+
+def test_resume_points_hold_what_learns_in_full_precision_with_its_moments() -> None:
+    trained = SD15["unet"] + SD15["text_encoder"]
+
+    assert of().resume_point_bytes == 2 * trained * (4 + 2)
+    assert of(useadam8bit=False).resume_point_bytes == 2 * trained * (4 + 8)
+    assert of(ema_decay_rate=0.99).resume_point_bytes == 2 * trained * (4 + 4 + 2)
+    assert of(disable_textenc_training=True).resume_point_bytes == 2 * SD15["unet"] * 6
+    assert of(disable_unet_training=True).resume_point_bytes == 2 * SD15["text_encoder"] * 6
+
+
+def test_saved_optimizers_lie_beside_every_checkpoint_and_the_model() -> None:
+    moments = 2 * (SD15["unet"] + SD15["text_encoder"])
+    plain, more = of(megapixels=60_000.0), of(megapixels=60_000.0, save_optimizer=True)
+
+    assert more.model_bytes == plain.model_bytes + moments
+    assert more.checkpoint_bytes == plain.checkpoint_bytes + 5 * moments
+
+
+def test_the_bytes_are_the_sum_of_their_parts() -> None:
+    found = of(megapixels=60_000.0, save_optimizer=True)
+
+    parts = (found.checkpoint_bytes, found.model_bytes, found.resume_point_bytes)
+    assert found.bytes == sum(parts)
+    assert all(parts)
