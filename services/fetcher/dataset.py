@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 DRAWS_PER_EPOCH = 1_000_000
 """Images times multipliers."""
-PLANNED_DRAWS = 5_000_000
-"""Over all epochs, as many as are planned for the report: half a minute's work."""
+PLANNED_DRAWS = 2_000_000
+"""Over all epochs, as many as are planned for the report: less than a minute's work."""
 REASONS_SHOWN = 3
 
 

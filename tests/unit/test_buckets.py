@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.dataset.buckets import LANDSCAPES, Size, crop_box, is_undersized, nearest, sizes
+from shared.dataset.buckets import (
+    LANDSCAPES,
+    Size,
+    crop_box,
+    is_undersized,
+    middle_box,
+    nearest,
+    sizes,
+)
 
 sides = st.integers(min_value=1, max_value=6000)
 resolutions = st.sampled_from(list(LANDSCAPES))
@@ -140,3 +148,42 @@ def test_a_crop_lies_inside_its_image_and_is_never_empty(
 
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
+
+
+@given(sides, sides, resolutions)
+def test_no_size_of_the_table_is_nearer_in_shape_than_the_one_chosen(
+    width: int, height: int, resolution: int
+) -> None:
+    chosen = nearest(width, height, resolution)
+
+    def distance(size: Size) -> float:
+        return abs(size.width / size.height - width / height)
+
+    assert distance(chosen) == min(map(distance, sizes(resolution)))
+    assert chosen == next(size for size in sizes(resolution) if distance(size) == distance(chosen))
+
+
+@given(st.integers(64, 6000), st.integers(64, 6000), resolutions, st.integers())
+def test_a_crop_has_the_shape_of_its_bucket_to_the_pixel_and_wastes_nothing(
+    width: int, height: int, resolution: int, seed: int
+) -> None:
+    bucket = nearest(width, height, resolution)
+
+    for box in (
+        crop_box(width, height, bucket, Random(seed)),
+        middle_box(width, height, bucket),
+    ):
+        wide, high = box.right - box.left, box.bottom - box.top
+        fits = (high * bucket.width // bucket.height, wide * bucket.height // bucket.width)
+        assert wide == fits[0] or high == fits[1]
+
+
+@given(st.integers(64, 6000), st.integers(64, 6000), resolutions)
+def test_the_middle_is_in_the_middle_and_cuts_one_axis_alone(
+    width: int, height: int, resolution: int
+) -> None:
+    left, top, right, bottom = middle_box(width, height, nearest(width, height, resolution))
+
+    assert (left, right) == (0, width) or (top, bottom) == (0, height)
+    assert abs(left - (width - right)) <= 1
+    assert abs(top - (height - bottom)) <= 1
