@@ -28,6 +28,7 @@ CAPTIONS = [
     "ﬁne café, naïve Ångström, Привет мир, 日本語の猫 🐈",
     "snake_case and under__scores (weighted:1.2) [x] <|endoftext|> <lora>",
     "blue red " * 60,
+    "A Yellow CIRCLE on BLUE",
     "word, " * 75,
 ]
 

@@ -17,7 +17,8 @@ from services.fetcher.meter import Meter
 from services.fetcher.work import FetcherWork
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
-from shared.dataset.manifest import Manifest, Report
+from shared.dataset.manifest import Manifest, Picture, Report
+from shared.dataset.plan import Course, job_seed, total_steps
 from shared.dataset.speed import SPEED_KEY
 from shared.errors import Passing, Refused, Unavailable
 from shared.folders import download_folder, folder_exists, upload_folder
@@ -194,6 +195,26 @@ async def test_an_earlier_job_s_model_tells_as_much_without_being_fetched(
     weights = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
     assert staged.report["estimate"]["model_bytes"] == pytest.approx(2 * weights, abs=10)
     assert staged.report["captions"]["over_long"] == 0
+
+
+async def test_a_job_without_a_seed_is_reported_with_the_one_it_will_be_trained_with(
+    staging: Staging, web: Web
+) -> None:
+    shapes = {f"{number}.png": drawn(300 + 40 * number, 512) for number in range(12)}
+    url = web.serve("/data.zip", zip_of(shapes))
+    wishes: dict[str, Any] = {"max_epochs": 40, "batch_size": 2, "rated_dataset": True}
+
+    staged = await staging.perform(data_url=url, seed=-1, **wishes)
+
+    pictures = [
+        Picture(file=name, caption="", width=300 + 40 * number, height=512)
+        for number, name in enumerate(shapes)
+    ]
+    asked = staged.train
+    seeds = [job_seed(JOB, asked), *range(-1, 9)]
+    steps = [total_steps(pictures, Course.of(asked, seed=seed)) for seed in seeds]
+    assert staged.report["steps"] == steps[0]
+    assert steps.count(steps[0]) < 4
 
 
 async def test_a_validation_is_seen_before_training(staging: Staging, web: Web) -> None:

@@ -302,6 +302,15 @@ def test_batches_of_one_name_share_an_update_and_default_ones_fill_the_gaps(epoc
     assert [batch.first for batch in batches] == list(range(0, 36, 4))
 
 
+@pytest.mark.parametrize("epoch", range(5))
+def test_the_short_update_comes_last_so_that_the_others_stay_whole(epoch: int) -> None:
+    dataset = named("ted", 8) + named("sue", 12)
+
+    batches = plan_epoch(dataset, course(grad_accum=3), epoch)
+
+    assert [batch.name for batch in batches] == ["sue", "sue", "sue", "ted", "ted"]
+
+
 def test_without_accumulation_named_batches_come_mixed() -> None:
     dataset = named("ted", 80) + named("sue", 80)
 

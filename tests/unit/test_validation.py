@@ -42,7 +42,15 @@ def pictures(count: int, shape: tuple[int, int] = (600, 600)) -> list[Picture]:
 
 @pytest.mark.parametrize(
     ("images", "proportion", "held_out"),
-    [(100, 0.15, 15), (20, 0.15, 3), (21, 0.15, 4), (2, 0.15, 1), (30, 0.1, 3), (10, 0.001, 1)],
+    [
+        (100, 0.15, 15),
+        (100, 0.07, 7),
+        (20, 0.15, 3),
+        (21, 0.15, 4),
+        (2, 0.15, 1),
+        (30, 0.1, 3),
+        (10, 0.001, 1),
+    ],
 )
 def test_a_share_is_held_out_rounded_up_and_the_rest_is_trained_on(
     images: int, proportion: float, held_out: int
