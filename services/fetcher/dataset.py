@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -169,37 +169,50 @@ def report_on(checked: Checked, train: Train, seed: int, shown: str) -> tuple[Ma
         Refused: the multipliers leave no image, or ask for far too many; or the validation leaves
             none to train on.
     """
-    pictures, course = checked.pictures, Course.of(train, seed=seed)
-    parts = split(pictures, train.validation)
+    course = Course.of(train, seed=seed)
+    parts = split(checked.pictures, train.validation)
     _check_multipliers(parts.training, shown)
-    batches = plan_epoch(parts.training, course, 0)
-    sums = _sums(parts.training, batches, course)
-    names = Counter(batch.name for batch in batches if batch.name)
-    small = [one.name for one in pictures if _is_small(one, course)]
     report = Report(
         images=len(parts.training),
         held_out=len(parts.held_out),
-        captions=checked.captions,
-        missing_captions=names_of(one.name for one in pictures if not one.caption),
-        empty_captions=names_of(checked.empty),
-        skipped=listed(checked.skipped),
-        skipped_count=len(checked.skipped),
-        undersized=names_of(small),
-        undersized_count=len(small),
-        duplicates=listed(checked.duplicates),
-        duplicates_count=len(checked.duplicates),
-        buckets=_counts(Counter(str(bucket_of(one, course)) for one in parts.training)),
-        short_buckets={
+        **_found(checked, course),
+        **_planned(parts.training, course),
+    )
+    return Manifest(pictures=tuple(checked.pictures)), report
+
+
+def _found(checked: Checked, course: Course) -> dict[str, Any]:
+    """The report's fields about files, by name."""
+    small = [one.name for one in checked.pictures if _is_small(one, course)]
+    return {
+        "captions": checked.captions,
+        "missing_captions": names_of(one.name for one in checked.pictures if not one.caption),
+        "empty_captions": names_of(checked.empty),
+        "skipped": listed(checked.skipped),
+        "skipped_count": len(checked.skipped),
+        "undersized": names_of(small),
+        "undersized_count": len(small),
+        "duplicates": listed(checked.duplicates),
+        "duplicates_count": len(checked.duplicates),
+        "warnings": names_of(checked.warnings),
+    }
+
+
+def _planned(pictures: Sequence[Picture], course: Course) -> dict[str, Any]:
+    """The report's fields about batches and steps, by name."""
+    batches = plan_epoch(pictures, course, 0)
+    sums = _sums(pictures, batches, course)
+    return {
+        "buckets": _counts(str(bucket_of(one, course)) for one in pictures),
+        "short_buckets": {
             str(batch.size): batch.real for batch in batches if batch.real < course.batch_size
         },
-        repeats=sum(len(batch.pictures) - batch.real for batch in batches),
-        named_batches=_counts(names),
-        steps_per_epoch=len(batches),
-        steps=sums.steps,
-        megapixels=round(sums.pixels / 1e6, 3),
-        warnings=[short(text) for text in listed(checked.warnings)],
-    )
-    return Manifest(pictures=tuple(pictures)), report
+        "repeats": sum(len(batch.pictures) - batch.real for batch in batches),
+        "named_batches": _counts(batch.name for batch in batches if batch.name),
+        "steps_per_epoch": len(batches),
+        "steps": sums.steps,
+        "megapixels": round(sums.pixels / 1e6, 3),
+    }
 
 
 def captions_of(manifest: Manifest) -> list[str]:
@@ -230,9 +243,9 @@ def _is_small(picture: Picture, course: Course) -> bool:
     return is_undersized(picture.width, picture.height, bucket_of(picture, course))
 
 
-def _counts(counter: Counter[str]) -> dict[str, int]:
-    """The largest numbers, as many as a report shows."""
-    return {short(name): count for name, count in counter.most_common(LISTED)}
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    """How often each name comes, the commonest first, as many as a report shows."""
+    return {short(name): count for name, count in Counter(names).most_common(LISTED)}
 
 
 def _check_multipliers(pictures: Sequence[Picture], shown: str) -> None:
