@@ -34,13 +34,12 @@ ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 """Models that are on the hub under another name now."""
 
-SELECTED = "selected"
-"""In a search's scratch folder: links to the files that make the model."""
-
 MODEL_BYTES = 16 << 30
 """Of a download."""
 RATIO = 50
 """Unpacked to packed, of a zipped model; weights hardly shrink."""
+SELECTED = "selected"
+"""In a search's scratch folder: links to the files that make the model."""
 
 EXPECTED = (
     f"expected {DEFAULT_BASE}, a hub id such as org/name, or the URL of a hub page, a zipped"
