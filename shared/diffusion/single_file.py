@@ -43,6 +43,8 @@ UNET_ENDS = {
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
 }
+SIDE = 64
+"""Of latents, where a configuration does not tell: the stock pipeline draws such."""
 VAE_ATTENTION = {
     "group_norm": "norm",
     "to_q": "q",
@@ -240,7 +242,8 @@ def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _model_spec(parts: Parts, tensors: State) -> dict[str, str]:
     """What the ModelSpec standard (1.0.0) asks of a file's header."""
-    side = int(parts.unet.config.sample_size) * 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    latents = parts.unet.config.sample_size or SIDE
+    side = int(latents) * 2 ** (len(parts.vae.config.block_out_channels) - 1)
     architecture, implementation = architecture_of(parts)
     return {
         "format": "pt",
