@@ -146,7 +146,7 @@ def text_config(text: Text) -> Config:
 
 def _unet_rest(geometry: Geometry) -> Config:
     unet, is_second = geometry.unet, geometry.text.open_clip
-    heads = [channels // HEAD_CHANNELS for channels in unet.channels]
+    heads = [max(channels // HEAD_CHANNELS, 1) for channels in unet.channels]
     return {
         "_class_name": "UNet2DConditionModel",
         "attention_head_dim": heads if unet.linear else HEADS,  # their number, despite the name

@@ -65,8 +65,8 @@ class Text(Struct, frozen=True, kw_only=True):
 def read_unet(known: Known) -> UNet:
     """Raises Unknown: a tensor that tells the geometry is missing."""
     levels = _levels(known)
-    if not all(levels):
-        raise Unknown("a level without layers")
+    if not all(len(level) == len(levels[0]) > 0 for level in levels):
+        raise Unknown("levels with different numbers of layers")
     attended = tuple(f"input_blocks.{level[0]}.1.norm.weight" in known for level in levels)
     if not any(attended):
         raise Unknown("no cross-attention")
@@ -101,12 +101,16 @@ def _levels(known: Known) -> list[list[int]]:
 def read_vae(known: Known) -> Vae:
     """Raises Unknown: a tensor that tells the geometry is missing."""
     levels = _counted(known, "encoder.down.{}.block.0.conv1.weight")
+    layers = _counted(known, "encoder.down.0.block.{}.conv1.weight")
+    if not all(f"encoder.down.{level}.block.{layers - 1}.conv1.weight" in known
+               for level in range(levels)):  # fmt: skip
+        raise Unknown("levels with different numbers of layers")
     return Vae(
         channels=tuple(
             shape_of(known, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
             for level in range(levels)
         ),
-        layers=_counted(known, "encoder.down.0.block.{}.conv1.weight"),
+        layers=layers,
         latent=shape_of(known, "decoder.conv_in.weight", 4)[1],
     )
 
