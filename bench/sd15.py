@@ -209,13 +209,12 @@ def load_by_stock(folder: Path) -> None:
         torch_dtype=torch.float16, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
-    weights = sum(
-        each.numel()
-        for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
-        for each in network.parameters()
-    )
-    size = file.stat().st_size / MEBI
-    print(f"  {file.name}: {size:.0f} MiB, {weights / 1e6:.1f} million weights")
+    networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    weights = [each for network in networks for each in network.parameters()]
+    if not all(bool(each.isfinite().all()) for each in weights):  # reads every one of them
+        raise RuntimeError("a weight is no number")
+    size, count = file.stat().st_size / MEBI, sum(each.numel() for each in weights)
+    print(f"  {file.name}: {size:.0f} MiB, {count / 1e6:.1f} million weights")
 
 
 STAGES: dict[str, Callable[[Path], None]] = {

@@ -210,18 +210,17 @@ def settings(stage: Stage, base_model: str = "org/model") -> Settings:
     )
 
 
-async def test_a_pulled_model_is_used_without_asking_the_hub_again(
-    stage: Stage, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pulled_model_is_used_without_asking_the_hub_again(stage: Stage, hub: Hub) -> None:
     console = Console(record=True, width=200)
     pin = await pull_model(settings(stage), None, None, console)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://{HOST}:{free_port()}")
-    asked = len(hub.fetched)
+    hub.revisions.clear()
+    hub.fetched.clear()
 
     assert await stage(ALIAS, models=stage.of("org/model")) == await stage(ALIAS)
 
     assert pin.commit == COMMIT
-    assert len(hub.fetched) == asked
+    assert not hub.revisions
+    assert not hub.fetched
     said = console.export_text()
     assert f"org/model is commit {COMMIT} from now on" in said
     assert "pulling org/model" in said
