@@ -1,6 +1,14 @@
-"""Runs every measurement: ``python -m bench``."""
+"""Runs measurements by name: ``python -m bench``, or ``python -m bench sd15``."""
 
-from bench import startup
+import sys
+
+from bench import sd15, startup
+
+MEASUREMENTS = {"startup": startup.main, "sd15": sd15.main}
+"""Those that take minutes and much memory run only when they are named."""
 
 if __name__ == "__main__":
-    startup.main()
+    for name in sys.argv[1:] or ["startup"]:
+        if name not in MEASUREMENTS:
+            sys.exit(f"there is no measurement {name!r}, only {', '.join(MEASUREMENTS)}")
+        MEASUREMENTS[name]()

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import cyclopts
 
 from shared import telemetry
-from shared.errors import SettingsError
+from shared.errors import Passing, Refused, SettingsError
 from shared.runtime import stop_on_signals
 from shared.settings import from_environment
 
@@ -20,6 +20,9 @@ app = cyclopts.App(
     name="everydream",
     help="Fine-tune Stable Diffusion by HTTP: a drop-in for RunPod's EveryDream endpoint.",
 )
+
+models = cyclopts.App(name="models", help="The models that training starts from.")
+app.command(models)
 
 Service = Literal["gateway", "fetcher", "trainer", "inferencer", "notifier"]
 
@@ -56,6 +59,28 @@ def demo(
 
     telemetry.configure("demo", logging.WARNING)
     sys.exit(asyncio.run(run_demo(output)))
+
+
+@models.command
+def pull(
+    name: Annotated[
+        str | None, cyclopts.Parameter(help="A hub id; EVERYDREAM_BASE_MODEL if none is given.")
+    ] = None,
+    *,
+    revision: Annotated[
+        str | None, cyclopts.Parameter(help="A commit, tag or branch; the main branch if none.")
+    ] = None,
+) -> None:
+    """Fetch the base model from the hub, and keep to its commit from then on."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from everydream.models import pull_model  # noqa: PLC0415
+
+    telemetry.configure("models", logging.WARNING)
+    try:
+        asyncio.run(pull_model(from_environment(), name, revision, Console(stderr=True)))
+    except (Refused, Passing) as error:
+        sys.exit(f"everydream: {error}")
 
 
 def main() -> None:

@@ -43,6 +43,8 @@ class Settings:
     """Endpoint to put into presigned links, where clients reach the store by another name."""
     base_model: str
     """A diffusers folder, a hub id, or ``tiny``."""
+    private_models: frozenset[str]
+    """Hub ids, or ``org/*``, that users may name though only the deployment's token opens them."""
     secret_key: str | None
     """Signs links and seals secrets; shared by all services. None: made and kept in ``home``."""
     webhook_secret: str | None
@@ -88,6 +90,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         store_url=read("STORE_URL", _store_url, f"file://{home / 'store'}"),
         store_public_endpoint=read("STORE_PUBLIC_ENDPOINT", _http_url, None),
         base_model=read("BASE_MODEL", str, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        private_models=frozenset(read("PRIVATE_MODELS", _models, NO_NAMES)),
         secret_key=read("SECRET_KEY", _secret, None),
         webhook_secret=read("WEBHOOK_SECRET", _webhook_secret, None),
         allowed_private_hosts=frozenset(read("ALLOWED_PRIVATE_HOSTS", _names, NO_NAMES)),
@@ -158,6 +161,13 @@ def _seconds(text: str) -> float:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _models(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    if not all(re.fullmatch(r"[\w.-]+/([\w.-]+|\*)", name) for name in names):
+        raise ValueError("hub ids such as org/name, or org/* for all of an organisation")
+    return names
 
 
 def _webhook_secret(text: str) -> str:

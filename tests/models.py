@@ -1,7 +1,8 @@
-"""A Stable Diffusion with SD1.5's parts and next to no weights, random but always the same."""
+"""Stable Diffusions with the parts of SD 1.5 or 2.1 and next to no weights, always the same."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,6 +40,88 @@ def random_parts(prediction_type: str = "epsilon", *, layers: int = 1) -> Parts:
         tokenizer=tokenizer,
         scheduler_config={**config, "_class_name": "PNDMScheduler"},
         prediction_type="v_prediction" if prediction_type == "v_prediction" else "epsilon",
+    )
+
+
+def random_sd2_parts(
+    prediction_type: str = "epsilon", *, tokenizer: CLIPTokenizer | None = None
+) -> Parts:
+    """Stable Diffusion 2: linear projections, heads of 64 channels, 23 of OpenCLIP's 24 layers."""
+    torch.manual_seed(8)
+    tokenizer = tokenizer or small_tokenizer()
+    tokenizer.pad_token = "!"
+    return replace(
+        random_parts(prediction_type),
+        unet=sd2_unet(),
+        vae=standard_vae(),
+        text_encoder=sd2_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+    )
+
+
+def standard_parts(tokenizer: CLIPTokenizer) -> Parts:
+    """Stable Diffusion 1 with the numbers that shapes do not tell as all have them: 8 heads, ..."""
+    torch.manual_seed(9)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+    )
+    return replace(
+        random_parts(),
+        unet=UNet2DConditionModel(
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=128,
+            attention_head_dim=8,
+        ),
+        vae=standard_vae(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+    )
+
+
+def sd2_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=96,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=(1, 2, 2),
+        use_linear_projection=True,
+    )
+
+
+def sd2_text_encoder(words: int) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=words,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=23,
+            num_attention_heads=1,
+            hidden_act="gelu",
+        )
+    )
+
+
+def standard_vae() -> AutoencoderKL:
+    """With the 32 norm groups that all originals have."""
+    return AutoencoderKL(
+        block_out_channels=(32,) * 4,
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        sample_size=256,
     )
 
 

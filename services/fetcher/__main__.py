@@ -17,7 +17,13 @@ async def serve(
 ) -> None:
     """Stage datasets and base models until ``stop`` is set."""
     allowed = settings.allowed_private_hosts
-    bases = BaseModels(store, configured=settings.base_model, home=settings.home, allowed=allowed)
+    bases = BaseModels(
+        store,
+        configured=settings.base_model,
+        home=settings.home,
+        allowed=allowed,
+        private=settings.private_models,
+    )
     work = FetcherWork(
         store, bases, scratch=settings.scratch, allowed=allowed, places=settings.places or 4
     )

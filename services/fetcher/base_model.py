@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,27 +12,23 @@ from typing import NamedTuple
 import structlog
 
 from services.fetcher.archive import Unusable, checked_members, open_zip, write_member
-from services.fetcher.diffusers_folder import choose_files, names_in, validate_diffusers_folder
+from services.fetcher.diffusers_folder import choose_files, names_in
 from services.fetcher.download import download
-from services.fetcher.hub import HubModel, hub_model, pull
+from services.fetcher.hub import HubModel, file_url, hub_model
 from services.fetcher.meter import Meter
+from services.fetcher.own_model import MOVED, HubCache, Model, OwnModel, checked, hub_token
 from services.fetcher.pickled import is_checkpoint
 from services.fetcher.single_file import stage_checkpoint, stage_safetensors
 from services.fetcher.tensors import looks_like_safetensors
 from shared.concurrency import in_thread
-from shared.errors import NotFound, Refused, SettingsError
+from shared.errors import NotFound, Refused
 from shared.folders import content_address, folder_exists, upload_folder
 from shared.outbound import shown_url
 from shared.ports import ObjectStore
 from shared.request import DEFAULT_BASE, STORED, Train, is_http_url
 
-TINY = "tiny"
-TINY_FOLDER = Path(__file__).parents[2] / "shared" / "tiny"
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names for the deployment's base model."""
-MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
-"""Models that are on the hub under another name now."""
-
 MODEL_BYTES = 16 << 30
 """Of a download."""
 RATIO = 50
@@ -47,13 +42,6 @@ EXPECTED = (
 )
 
 log = structlog.get_logger()
-
-
-class Model(NamedTuple):
-    """A local folder, and the files in it that make the model."""
-
-    folder: Path
-    files: list[str]
 
 
 class Search(NamedTuple):
@@ -77,13 +65,23 @@ class BaseModels:
     """Stages base models, each content once; knows the deployment's own."""
 
     def __init__(
-        self, store: ObjectStore, *, configured: str, home: Path, allowed: frozenset[str]
+        self,
+        store: ObjectStore,
+        *,
+        configured: str,
+        home: Path,
+        allowed: frozenset[str],
+        private: frozenset[str] = frozenset(),
     ) -> None:
-        """``configured``: a folder, a hub id or ``tiny``; the hub's models are kept in ``home``."""
+        """``configured``: a folder, a hub id or ``tiny``; the hub's models are kept in ``home``.
+
+        ``private``: hub ids, or ``org/*``, that users may name though only our token opens them.
+        """
         self._store = store
-        self._configured = configured
-        self._cache = home / "hub"
+        self._own = OwnModel(configured, home)
+        self._cache = HubCache(home)
         self._allowed = allowed
+        self._private = private
         self._addresses: dict[tuple[object, ...], str] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -114,37 +112,22 @@ class BaseModels:
     async def _find(self, search: Search) -> Model:
         asked = search.asked
         if asked in ALIASES:
-            return await self._base(search.meter)
+            return await self._own.find(search.meter)
         if model := hub_model(MOVED.get(asked, asked), search.train.hf_repo_subfolder):
-            return await self._from_hub(model, search.meter, token=None)
+            token = self._token_for(model)
+            return (await self._cache.fetch(model, search.meter, token=token))[0]
         if is_http_url(asked):
-            file = search.scratch / "download"
+            file, url = search.scratch / "download", file_url(asked)
             await download(
-                asked, file, allowed=self._allowed, limit=MODEL_BYTES, on_bytes=search.meter.bytes
+                url, file, allowed=self._allowed, limit=MODEL_BYTES, on_bytes=search.meter.bytes
             )
             return await self._open(file, search)
         raise Refused(f"input.train.resume_ckpt_url is {search.shown!r}; {EXPECTED}")
 
-    async def _base(self, meter: Meter) -> Model:
-        """The deployment's own model."""
-        if self._configured == TINY:
-            return await in_thread(_checked, TINY_FOLDER, TINY)
-        if folder := await in_thread(_local_folder, self._configured):
-            return await in_thread(_checked, folder, f"EVERYDREAM_BASE_MODEL ({folder})")
-        model = hub_model(MOVED.get(self._configured, self._configured))
-        if model is None:
-            raise SettingsError(
-                f"EVERYDREAM_BASE_MODEL is {self._configured!r}, but takes a diffusers folder that"
-                f" exists, a hub id such as org/name, or {TINY}"
-            )
-        return await self._from_hub(model, meter, token=os.environ.get("HF_TOKEN"))
-
-    async def _from_hub(self, model: HubModel, meter: Meter, *, token: str | None) -> Model:
-        """Users' models are fetched without our token: it would open our private ones to them."""
-        folder = await pull(
-            model, self._cache, token=token, heard=lambda done: meter.bytes(done, None)
-        )
-        return await in_thread(_checked, folder, str(model))
+    def _token_for(self, model: HubModel) -> str | None:
+        """Ours, for what it may open to users; it would open all that we can see otherwise."""
+        organisation = f"{model.repository.partition('/')[0]}/*"
+        return hub_token() if {model.repository, organisation} & self._private else None
 
     async def _open(self, file: Path, search: Search) -> Model:
         """A file's content, not its name, decides what it is."""
@@ -154,12 +137,12 @@ class BaseModels:
             if is_checkpoint(zipped):
                 return await self._stage_single(stage_checkpoint, zipped, search)
             folder = await in_thread(_unpack, zipped, file, search)
-        return await in_thread(_checked, folder, search.shown)
+        return await in_thread(checked, folder, search.shown)
 
     async def _stage_single(
         self, stage: Callable[..., None], source: Path | zipfile.ZipFile, search: Search
     ) -> Model:
-        base, target = await self._base(search.meter), search.scratch / "staged"
+        base, target = await self._own.find(search.meter), search.scratch / "staged"
         await in_thread(stage, source, base.folder, target, search.shown, search.meter.heard)
         return Model(target, await in_thread(names_in, target))
 
@@ -183,15 +166,6 @@ class BaseModels:
                 await upload_folder(self._store, selected, prefix, heard=heard)
                 log.info("base_model_stored", prefix=prefix, model=search.shown)
         return prefix
-
-
-def _local_folder(text: str) -> Path | None:
-    folder = Path(text).expanduser()
-    return folder if folder.is_dir() else None
-
-
-def _checked(folder: Path, shown: str) -> Model:
-    return Model(folder, validate_diffusers_folder(folder, shown))
 
 
 def _link(model: Model, target: Path) -> None:

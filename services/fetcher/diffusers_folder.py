@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
-from services.fetcher.tensors import Entry, read_header
+from services.fetcher.tensors import read_header
 from shared.errors import Refused
 
 WEIGHTS = {
@@ -33,6 +34,11 @@ TOKENIZER = (
 )
 VOCABULARIES = ({"tokenizer/tokenizer.json"}, {"tokenizer/vocab.json", "tokenizer/merges.txt"})
 CONFIG_BYTES = 16 << 20
+LATENT = 4
+"""Channels of a latent, which are all that the UNet of a model for text takes."""
+KINDS = {5: "a depth model", 7: "an upscaler", 8: "a model for edits", 9: "an inpainting model"}
+"""By what their UNets take."""
+PREDICTIONS = ("epsilon", "v_prediction", "v-prediction")
 
 ADVICE = "save the model with safe serialization (safetensors)"
 
@@ -80,14 +86,89 @@ def validate_diffusers_folder(folder: Path, shown: str) -> list[str]:
         if name.endswith(".safetensors"):
             read_header(folder / name, f"{shown}: {name}")
         elif name.endswith(".json"):
-            _read_config(folder / name, f"{shown}: {name}")
-    kind = _read_config(folder / "model_index.json", shown).get("_class_name")
+            read_config(folder / name, f"{shown}: {name}")
+    kind = read_config(folder / "model_index.json", shown).get("_class_name")
     if kind != "StableDiffusionPipeline":
         raise Refused(f"{shown}: it is a {kind}; expected a StableDiffusionPipeline")
+    _check_fit(folder, shown)
     return files
 
 
-def _read_config(path: Path, shown: str) -> dict[str, Any]:
+def _check_fit(folder: Path, shown: str) -> None:
+    """That the parts fit one another and can be trained, as far as configurations tell."""
+    unet = read_config(folder / "unet/config.json", f"{shown}: unet/config.json")
+    text = read_config(folder / "text_encoder/config.json", f"{shown}: text_encoder/config.json")
+    check_channels(unet.get("in_channels", LATENT), shown)
+    if text.get("hidden_size") != unet.get("cross_attention_dim"):
+        raise Refused(
+            f"{shown}: its unet takes captions of width {unet.get('cross_attention_dim')}, its text"
+            f" encoder gives {text.get('hidden_size')}; expected parts of one model"
+        )
+    known, embedded = vocabulary_of(folder, shown), text.get("vocab_size")
+    if known != embedded:
+        raise Refused(
+            f"{shown}: its tokenizer has {known} words, its text encoder embeds {embedded};"
+            " expected tokenizer/ of the same model"
+        )
+    _check_prediction(folder, shown)
+
+
+def check_channels(takes: object, shown: str) -> None:
+    """That a UNet takes nothing but latents.
+
+    Raises:
+        Refused: says what kind of model takes as many channels.
+    """
+    if takes != LATENT:
+        kind = KINDS.get(takes, "another kind of model") if isinstance(takes, int) else "no UNet"
+        raise Refused(
+            f"{shown}: its unet takes {takes} channels, so it is {kind}; expected one for drawing"
+            f" from text, which takes {LATENT}"
+        )
+
+
+def _check_prediction(folder: Path, shown: str) -> None:
+    name = "scheduler/scheduler_config.json"
+    predicts = read_config(folder / name, f"{shown}: {name}").get("prediction_type", "epsilon")
+    if predicts not in PREDICTIONS:
+        raise Refused(
+            f"{shown}: {name} has prediction_type {predicts!r}; expected epsilon or v_prediction"
+        )
+
+
+def vocabulary_of(folder: Path, shown: str) -> int:
+    """How many words a folder's tokenizer knows."""
+    whole = folder / "tokenizer/tokenizer.json"
+    if not whole.exists():
+        return len(read_config(folder / "tokenizer/vocab.json", f"{shown}: tokenizer/vocab.json"))
+    try:
+        tokenizer = msgspec.convert(read_config(whole, f"{shown}: {whole.name}"), _Tokenizer)
+    except msgspec.ValidationError as error:
+        raise Refused(f"{shown}: tokenizer/tokenizer.json: {error}") from None
+    return len({*tokenizer.model.vocab, *(each.content for each in tokenizer.added_tokens)})
+
+
+class _Model(Struct):
+    vocab: dict[str, int]
+
+
+class _Added(Struct):
+    content: str
+
+
+class _Tokenizer(Struct):
+    """As much of the tokenizers library's format as counts words."""
+
+    model: _Model
+    added_tokens: list[_Added] = []
+
+
+def read_config(path: Path, shown: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        Refused: it is none, or too large; names ``shown``.
+    """
     if path.stat().st_size > CONFIG_BYTES:
         raise Refused(f"{shown}: more than {CONFIG_BYTES} bytes")
     try:
@@ -101,8 +182,3 @@ def names_in(folder: Path) -> list[str]:
     """All files of a folder, as names inside it."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path.relative_to(folder).as_posix() for path in files)
-
-
-def tensors_of(folder: Path, part: str, shown: str) -> dict[str, Entry]:
-    """The tensors of one network of a valid folder, by name."""
-    return read_header(folder / _weights(names_in(folder), part, shown), f"{shown}: {part}")

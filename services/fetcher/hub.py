@@ -12,17 +12,31 @@ import re
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from services.fetcher.diffusers_folder import NEEDED, SUFFIXES, TOKENIZER, WEIGHTS
-from shared.child import AnyRecord, Child, ChildDied, Done, GivenUp, begin, read_order, shorten
+from shared.child import (
+    AnyRecord,
+    Child,
+    ChildDied,
+    Done,
+    GivenUp,
+    Mouth,
+    Progress,
+    begin,
+    read_order,
+    shorten,
+)
 from shared.errors import Passing, Refused
 
 HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 HUB_ID = re.compile(rf"(?P<repository>{NAME}/{NAME})(@(?P<revision>[\w.-]{{1,100}}))?")
+MAIN = "main"
+"""The branch that is meant where none is named."""
 LOOK_SECONDS = 2.0
 """Between two looks at how much has arrived."""
 PASSED_ON = re.compile(r"(HF_|HUGGING_FACE_)\w+|(https?|no|all)_proxy|SSL_CERT_\w+", re.IGNORECASE)
@@ -58,15 +72,31 @@ class HubOrder(Struct, frozen=True, kw_only=True):
 
 
 def hub_model(text: str, subfolder: str | None = None) -> HubModel | None:
-    """The model that an id or the URL of a page names: ``org/name``, ``org/name@revision``,
-    ``https://huggingface.co/org/name`` or ``…/tree/revision``; None: it names none.
-    """  # noqa: D205 - one list
-    parts = urlsplit(text)
-    if parts.scheme in ("http", "https") and parts.hostname in _hosts():
-        repository, _, rest = _page(parts.path)
-        text = f"{repository}@{rest}" if rest else repository
+    """The model that an id or the URL of a page names; None: it names none.
+
+    An id is ``org/name`` or ``org/name@revision``; a page ``https://huggingface.co/org/name``, with
+    ``/tree/revision`` and then a folder if need be. A ``subfolder`` wins over the page's.
+    """
+    below = ""
+    if (path := _on_the_hub(text)) is not None:
+        text, below = _page(path)
     found = HUB_ID.fullmatch(text)
-    return HubModel(**found.groupdict(), subfolder=_subfolder(subfolder)) if found else None
+    if found is None:
+        return None
+    return HubModel(**found.groupdict(), subfolder=_subfolder(subfolder or below))
+
+
+def _on_the_hub(text: str) -> str | None:
+    """The path of a URL of the hub, whose ``https://`` may be missing; None: it is none."""
+    parts = urlsplit(text if "://" in text else f"https://{text}")
+    is_ours = parts.scheme in ("http", "https") and parts.hostname in _hosts()
+    return parts.path if is_ours else None
+
+
+def file_url(url: str) -> str:
+    """Where a file's bytes are, of which this may be the hub's page."""
+    parts = (_on_the_hub(url) or "").split("/")
+    return url.replace("/blob/", "/resolve/", 1) if parts[3:4] == ["blob"] else url
 
 
 def _subfolder(text: str | None) -> str | None:
@@ -78,35 +108,53 @@ def _subfolder(text: str | None) -> str | None:
     return "/".join(parts) or None
 
 
-def _hosts() -> frozenset[str | None]:
-    return HOSTS | {urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname}
+def _hosts() -> frozenset[str]:
+    ours = urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname
+    return HOSTS | {ours} if ours else HOSTS
 
 
-def _page(path: str) -> tuple[str, str, str]:
-    """A page's repository and revision; the page of a single file is none of a model."""
-    parts = path.strip("/").split("/")
-    repository, rest = "/".join(parts[:2]), parts[2:]
-    if rest[:1] == ["tree"] and len(rest) == 2:  # noqa: PLR2004 - tree/revision
-        return repository, "tree", rest[1]
-    return ("/".join(parts) if rest else repository), "", ""
+def _page(path: str) -> tuple[str, str]:
+    """The id and the folder that a page shows; the page of a single file is none of a model."""
+    owner, name, *rest = [*path.strip("/").split("/"), ""]
+    match [part for part in rest if part]:
+        case []:
+            return f"{owner}/{name}", ""
+        case ["tree", revision, *folders]:
+            return f"{owner}/{name}@{revision}", "/".join(folders)
+    return path, ""
+
+
+class Fetched(NamedTuple):
+    """A model of the hub on the local disk."""
+
+    folder: Path
+    commit: str
 
 
 async def pull(
-    model: HubModel, cache: Path, *, token: str | None, heard: Callable[[int], None]
-) -> Path:
+    model: HubModel,
+    cache: Path,
+    *,
+    token: str | None,
+    heard: Callable[[int, int | None], None],
+) -> Fetched:
     """The local folder of a model, fetched unless it is in the cache; it may lack files.
 
-    ``heard`` is called with the bytes that have arrived, whenever more have.
+    ``heard`` is called with the bytes that have arrived, and those of the whole where they are
+    known, whenever more have.
 
     Raises:
         Refused: no such model or revision, or not for us.
         Passing: the hub is away and the cache does not have it.
     """
     child = await Child.start("services.fetcher.hub")
-    watching = asyncio.create_task(_watch(cache / _folder(model), heard))
+    watch = Watch(cache / _folder(model) / "blobs", heard)
+    watching = asyncio.create_task(watch.run())
     try:
         await child.order(_order(model, cache, token))
-        return _result(model, await _last_word(child))
+        fetched = _result(model, await _last_word(child, watch))
+        await watch.look()
+        return fetched
     finally:
         watching.cancel()
         await child.kill()
@@ -122,18 +170,22 @@ def _order(model: HubModel, cache: Path, token: str | None) -> HubOrder:
     return HubOrder(model=model, cache=str(cache), token=token, environment=environment | QUIET)
 
 
-async def _last_word(child: Child) -> AnyRecord:
+async def _last_word(child: Child, watch: Watch) -> AnyRecord:
     try:
         async with aclosing(child.records()) as records:
-            return await anext(records)
+            async for record in records:
+                if not isinstance(record, Progress):
+                    return record
+                watch.total = record.numbers["bytes_total"]
     except ChildDied as error:
         raise Passing(f"fetching from the hub failed: {error}") from None
+    raise AssertionError("records end by an error only")
 
 
-def _result(model: HubModel, record: AnyRecord) -> Path:
+def _result(model: HubModel, record: AnyRecord) -> Fetched:
     match record:
         case Done(summary={"folder": folder}):
-            return Path(folder) / (model.subfolder or "")
+            return Fetched(Path(folder) / (model.subfolder or ""), Path(folder).name)
         case GivenUp(refused=True, reason=reason):
             raise Refused(reason)
         case GivenUp(reason=reason):
@@ -141,15 +193,27 @@ def _result(model: HubModel, record: AnyRecord) -> Path:
     raise Passing(f"the hub's child said {type(record).__name__}")
 
 
-async def _watch(folder: Path, heard: Callable[[int], None]) -> None:
+class Watch:
     """Growing files are the sign that a download lives."""
-    before = None
-    while True:
-        now = await asyncio.to_thread(_bytes_in, folder / "blobs")
-        if now != before:
-            heard(now)
-        before = now
-        await asyncio.sleep(LOOK_SECONDS)
+
+    def __init__(self, folder: Path, heard: Callable[[int, int | None], None]) -> None:
+        self.total: int | None = None
+        self._folder = folder
+        self._heard = heard
+        self._before: tuple[int, int | None] | None = None
+
+    async def run(self) -> None:
+        """Look again and again."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Tell how much there is, if that is news."""
+        now = await asyncio.to_thread(_bytes_in, self._folder), self.total
+        if now != self._before:
+            self._before = now
+            self._heard(*now)
 
 
 def _bytes_in(folder: Path) -> int:
@@ -167,10 +231,10 @@ def main() -> None:
     mouth = begin()
     order: HubOrder = read_order(HubOrder)
     os.environ.update(order.environment)
-    mouth.say(_carry_out(order))
+    mouth.say(_carry_out(order, mouth))
 
 
-def _carry_out(order: HubOrder) -> AnyRecord:
+def _carry_out(order: HubOrder, mouth: Mouth) -> AnyRecord:
     from huggingface_hub import errors  # noqa: PLC0415 - it reads the environment at import
 
     missing = (
@@ -179,7 +243,7 @@ def _carry_out(order: HubOrder) -> AnyRecord:
         errors.HFValidationError,
     )
     try:
-        return Done(summary={"folder": _snapshot(order)})
+        return Done(summary={"folder": _snapshot(order, mouth)})
     except errors.GatedRepoError:
         reason = f"{order.model}: access must be asked for; use a model that is open to everybody"
         return GivenUp(refused=True, reason=reason)
@@ -190,29 +254,50 @@ def _carry_out(order: HubOrder) -> AnyRecord:
         return GivenUp(refused=False, reason=shorten(reason, 1000))
 
 
-def _snapshot(order: HubOrder) -> str:
+def _snapshot(order: HubOrder, mouth: Mouth) -> str:
     """Configurations and the plain weights; the half-precision ones where there are no others."""
     folder = ""
     for suffix in SUFFIXES:
         weights = [stem + suffix for stem in WEIGHTS.values()]
-        folder = _fetch(order, [*NEEDED, *TOKENIZER, *weights])
+        patterns = [*NEEDED, *TOKENIZER, *weights]
+        mouth.say(Progress(numbers={"bytes_total": _size(order, patterns)}))
+        folder = _fetch(order, patterns)
         below = Path(folder) / (order.model.subfolder or "")
         if all((below / name).exists() for name in weights):
             break
     return folder
 
 
+def _size(order: HubOrder, patterns: list[str]) -> int | None:
+    """Bytes of all that is to be had; None: the hub does not say."""
+    from huggingface_hub import HfApi  # noqa: PLC0415 - it reads the environment
+
+    wanted = {_below(order.model, pattern) for pattern in patterns}
+    try:
+        info = HfApi(token=order.token or False).model_info(
+            order.model.repository, revision=order.model.revision or MAIN, files_metadata=True
+        )
+    except Exception:  # noqa: BLE001 - the download asks the same, and tells what is wrong
+        return None
+    files = info.siblings or []
+    return sum(file.size or 0 for file in files if file.rfilename in wanted) or None
+
+
 def _fetch(order: HubOrder, patterns: list[str]) -> str:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - it reads the environment
 
-    prefix = f"{order.model.subfolder}/" if order.model.subfolder else ""
     return snapshot_download(
         order.model.repository,
         revision=order.model.revision,
         cache_dir=order.cache,
         token=order.token or False,
-        allow_patterns=[prefix + pattern for pattern in patterns],
+        allow_patterns=[_below(order.model, pattern) for pattern in patterns],
     )
+
+
+def _below(model: HubModel, name: str) -> str:
+    """A file's name in the repository."""
+    return f"{model.subfolder}/{name}" if model.subfolder else name
 
 
 if __name__ == "__main__":

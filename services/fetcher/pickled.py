@@ -63,6 +63,8 @@ class Stored(Struct, frozen=True, kw_only=True):
 
     @property
     def is_contiguous(self) -> bool:
+        if self.bytes == 0:
+            return True
         expected = 1
         for size, stride in reversed(tuple(zip(self.shape, self.strides, strict=True))):
             if size != 1 and stride != expected:
@@ -72,9 +74,11 @@ class Stored(Struct, frozen=True, kw_only=True):
 
     @property
     def fits(self) -> bool:
-        """Whether it stays inside its storage."""
+        """Whether it stays inside its storage; a marker without elements reaches nowhere."""
+        if self.bytes == 0:
+            return True
         last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        return all(size > 0 for size in self.shape) and self.offset + last < self.elements
+        return self.offset + last < self.elements
 
 
 class Global(Struct, frozen=True):
@@ -97,8 +101,10 @@ class Inert:
 class Checkpoint:
     """The tensors of an open ``.ckpt``."""
 
-    def __init__(self, zipped: zipfile.ZipFile, folder: str, tensors: dict[str, Stored]) -> None:
-        self.tensors = tensors
+    def __init__(self, zipped: zipfile.ZipFile, folder: str, value: Any) -> None:
+        self.tensors = tensors_of(value)
+        self.metadata = texts_of(value)
+        """What a safetensors file would say in its header."""
         self._zipped = zipped
         self._folder = folder
 
@@ -158,7 +164,7 @@ def read_checkpoint(zipped: zipfile.ZipFile) -> Checkpoint:
     """
     try:
         folder, pickled = _read_pickle(zipped)
-        return Checkpoint(zipped, folder, tensors_of(run(pickled)))
+        return Checkpoint(zipped, folder, run(pickled))
     except (KeyError, RuntimeError, *DAMAGES) as error:
         raise Refused(f"the .ckpt is damaged ({error}); {ADVICE}") from None
 
@@ -195,6 +201,13 @@ def tensors_of(value: Any) -> dict[str, Stored]:
     if sum(tensor.offset * tensor.item_bytes for tensor in tensors.values()) > SKIPPED_BYTES:
         raise Refused(f"the .ckpt's tensors lie too far apart; {ADVICE}")
     return tensors
+
+
+def texts_of(value: Any) -> dict[str, str]:
+    """The ModelSpec texts that lie beside the state dict, as our own checkpoints have them."""
+    texts = value.get("modelspec") if isinstance(value, dict) else None
+    pairs = texts.items() if isinstance(texts, dict) else ()
+    return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
 
 
 def run(pickled: bytes) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
 from shared.errors import Refused
@@ -15,11 +17,15 @@ from shared.errors import Refused
 HEADER_BYTES = 32 << 20
 LENGTH_BYTES = 8
 PIECE = 1 << 20
+METADATA = "__metadata__"
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+
+
+NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -43,6 +49,16 @@ class Source(Struct, frozen=True, kw_only=True):
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
+def values_of(source: Source) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A floating-point tensor's elements, (N,), as fp32; meant for small ones."""
+    buffer = BytesIO()
+    source.copy(buffer)
+    raw = buffer.getvalue()
+    if source.dtype == "BF16":  # the upper half of an fp32
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(raw, NUMPY[source.dtype]).astype(np.float32)
+
+
 def looks_like_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
@@ -61,13 +77,25 @@ def read_header(path: Path, shown: str) -> dict[str, Entry]:
         raise Refused(f"{shown}: not a whole safetensors file ({error})") from None
 
 
-def _read_header(path: Path) -> dict[str, Entry]:
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a file that :func:`read_header` has found whole."""
+    texts = _raw_header(path)[0].get(METADATA)
+    pairs = texts.items() if isinstance(texts, dict) else ()
+    return {name: text for name, text in pairs if isinstance(text, str)}
+
+
+def _raw_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header as it stands, and its length in bytes."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         if length > HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
-        raw = msgspec.json.decode(file.read(length), type=dict[str, Any])
-    raw.pop("__metadata__", None)
+        return msgspec.json.decode(file.read(length), type=dict[str, Any]), length
+
+
+def _read_header(path: Path) -> dict[str, Entry]:
+    raw, length = _raw_header(path)
+    raw.pop(METADATA, None)
     entries = msgspec.convert(raw, dict[str, Entry])
     room = path.stat().st_size - LENGTH_BYTES - length
     for name, entry in entries.items():
@@ -117,7 +145,7 @@ def write(path: Path, tensors: Mapping[str, Source], heard: Callable[[], None]) 
     ``heard`` is called after every tensor.
     """
     order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}
     end = 0
     for name in order:
         start, end = end, end + tensors[name].bytes

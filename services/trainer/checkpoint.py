@@ -42,7 +42,7 @@ def save_last(state: State, order: TrainingOrder) -> tuple[Path, Path]:
 
 
 def _single_file(state: State, order: TrainingOrder, name: str) -> Path:
-    path = Path(order.out) / "checkpoints" / f"{name}.safetensors"
+    path = Path(order.out) / "checkpoints" / f"{name}.{order.train.checkpoint_format}"
     path.parent.mkdir(parents=True, exist_ok=True)
     export(
         state.parts,

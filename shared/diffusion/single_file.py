@@ -1,23 +1,27 @@
 """A model as one file in the key layout of the original Stable Diffusion, which stock loaders take.
 
 Three maps of names, one per network, for any number of blocks and layers. The VAE's attention was
-made of 1x1 convolutions, so its weights get two more dimensions.
+made of 1x1 convolutions, so its weights get two more dimensions. A file is read again before it
+takes its place: nobody shall find out days later that it was damaged on its way to the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from shared.diffusion.files import replacing
 from shared.diffusion.loading import Parts
+from shared.diffusion.text_layout import is_open_clip, text_layout
+from shared.errors import Passing, Refused
 
 State = Mapping[str, Tensor]
 
@@ -39,6 +43,8 @@ UNET_ENDS = {
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
 }
+SIDE = 64
+"""Of latents, where a configuration does not tell: the stock pipeline draws such."""
 VAE_ATTENTION = {
     "group_norm": "norm",
     "to_q": "q",
@@ -55,25 +61,88 @@ def export(
     dtype: torch.dtype = torch.float16,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the model as one safetensors file, whole or not at all."""
+    """Write the model as one file, whole or not at all; a name in ``.ckpt`` gets torch's pickle.
+
+    Raises:
+        Refused: a weight is no finite number in this type; names it.
+        Passing: the file does not read back as it was written.
+    """
     tensors = {name: _as(tensor, dtype) for name, tensor in original_layout(parts).items()}
+    _check_finite(tensors)
     described = {**_model_spec(parts, tensors), **(metadata or {})}
+    write, read = FORMATS["ckpt" if path.suffix == ".ckpt" else "safetensors"]
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=described)
+        write(tensors, temporary, described)
+        check_written(tensors, read(temporary), path.name)
 
 
 def original_layout(parts: Parts) -> dict[str, Tensor]:
-    """Every weight under its original name; the tensors share memory with the networks'."""
+    """Every weight under its original name; most share memory with the networks'."""
     return {
         **{
             f"model.diffusion_model.{k}": v for k, v in unet_layout(parts.unet.state_dict()).items()
         },
         **{f"first_stage_model.{k}": v for k, v in vae_layout(parts.vae.state_dict()).items()},
-        **{
-            f"cond_stage_model.transformer.{k}": v
-            for k, v in text_layout(parts.text_encoder.state_dict()).items()
-        },
+        **text_layout(parts.text_encoder),
     }
+
+
+# --- Writing and reading again ----------------------------------------------------------------
+
+
+def _write_safetensors(tensors: dict[str, Tensor], path: Path, described: dict[str, str]) -> None:
+    save_file(tensors, path, metadata=described)
+
+
+def _write_ckpt(tensors: dict[str, Tensor], path: Path, described: dict[str, str]) -> None:
+    torch.save({"state_dict": tensors, "modelspec": described}, path)
+
+
+def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dict
+            yield name, file.get_tensor(name)
+
+
+def _read_ckpt(path: Path) -> Iterator[tuple[str, Tensor]]:
+    yield from torch.load(path, weights_only=True, mmap=True)["state_dict"].items()
+
+
+FORMATS = {
+    "safetensors": (_write_safetensors, _read_safetensors),
+    "ckpt": (_write_ckpt, _read_ckpt),
+}
+
+
+def check_written(wanted: State, found: Iterable[tuple[str, Tensor]], shown: str) -> None:
+    """Compare what was read with what was to be written, tensor by tensor.
+
+    Raises:
+        Passing: a tensor is missing, too many, or of another type, shape or value; names it.
+    """
+    missing = set(wanted)
+    for name, tensor in found:
+        missing.discard(name)
+        if name not in wanted or not _same(tensor, wanted[name]):
+            raise Passing(f"{shown} does not read back as it was written: {name} differs")
+    if missing:
+        raise Passing(f"{shown} does not read back as it was written: {min(missing)} is missing")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _check_finite(tensors: State) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise Refused(
+                f"{name} is no finite number in {tensor.dtype}: the training has diverged, or needs"
+                " save_full_precision true. Try a lower lr or clip_grad_norm 1"
+            )
+
+
+# --- Names ------------------------------------------------------------------------------------
 
 
 def unet_layout(state: State) -> dict[str, Tensor]:
@@ -86,11 +155,6 @@ def vae_layout(state: State) -> dict[str, Tensor]:
     """AutoencoderKL's names and shapes as the original's."""
     levels = 1 + max(int(found[1]) for found in _matches(r"decoder\.up_blocks\.(\d+)\.", state))
     return dict(_vae_entry(name, tensor, levels) for name, tensor in state.items())
-
-
-def text_layout(state: State) -> dict[str, Tensor]:
-    """CLIPTextModel's names under ``text_model.``, where the original has them."""
-    return {f"text_model.{name.removeprefix('text_model.')}": v for name, v in state.items()}
 
 
 def _unet_blocks(state: State) -> dict[str, str]:
@@ -178,16 +242,26 @@ def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _model_spec(parts: Parts, tensors: State) -> dict[str, str]:
     """What the ModelSpec standard (1.0.0) asks of a file's header."""
-    side = int(parts.unet.config.sample_size) * 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    latents = parts.unet.config.sample_size or SIDE
+    side = int(latents) * 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    architecture, implementation = architecture_of(parts)
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1",
-        "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
-        "modelspec.prediction_type": {"v_prediction": "v"}.get(parts.prediction_type, "epsilon"),
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": implementation,
+        "modelspec.prediction_type": "v" if parts.prediction_type == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.hash_sha256": f"0x{sha256_of_tensors(tensors)}",
     }
+
+
+def architecture_of(parts: Parts) -> tuple[str, str]:
+    """ModelSpec's name for the architecture, and where the original's code is."""
+    if not is_open_clip(parts.text_encoder.config):
+        return "stable-diffusion-v1", "https://github.com/CompVis/stable-diffusion"
+    kind = "768-v" if parts.prediction_type == "v_prediction" else "512"
+    return f"stable-diffusion-v2-{kind}", "https://github.com/Stability-AI/stablediffusion"
 
 
 def sha256_of_tensors(tensors: State) -> str:

@@ -1,66 +1,24 @@
 """From whatever a request calls its base model to a folder in the store that the trainer loads."""
 
 import json
+import re
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from aiohttp import web
 from safetensors.torch import load_file, save_file
 
-from services.fetcher import base_model
-from services.fetcher.base_model import TINY_FOLDER, BaseModels
-from services.fetcher.diffusers_folder import validate_diffusers_folder
-from services.fetcher.meter import Meter
-from shared.adapters.folder import FolderStore
+from services.fetcher.diffusers_folder import validate_diffusers_folder, vocabulary_of
+from services.fetcher.own_model import TINY_FOLDER
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import export, original_layout
-from shared.errors import Passing, Refused, SettingsError
-from shared.folders import download_folder, upload_folder
-from shared.request import Train
-from tests.servers.process import HOST, free_port
+from shared.errors import Refused, SettingsError
+from shared.folders import upload_folder
 from tests.servers.web import Web
-
-LOOPBACK = frozenset({HOST})
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Parts:
-    return load(TINY_FOLDER)
-
-
-class Stage:
-    """Stages what a request asks for, and looks at what the trainer will see."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = FolderStore(folder / "store", public_url="http://x", key="k" * 32)
-        self.home = folder / "home"
-        self.folder = folder
-        self.number = 0
-        self.told: list[dict[str, Any]] = []
-        self.models = self.of("tiny")
-
-    def of(self, configured: str) -> BaseModels:
-        return BaseModels(self.store, configured=configured, home=self.home, allowed=LOOPBACK)
-
-    async def __call__(
-        self, asked: str, *, subfolder: str | None = None, models: BaseModels | None = None
-    ) -> str:
-        self.number += 1
-        scratch = self.folder / f"scratch-{self.number}"
-        scratch.mkdir()
-        train = Train(data_url="u", resume_ckpt_url=asked, hf_repo_subfolder=subfolder)
-        meter = Meter("downloading", lambda **numbers: self.told.append(numbers), lambda: None)
-        return await (models or self.models).stage(train, scratch, meter)
-
-    async def loaded(self, prefix: str) -> Parts:
-        """The model as the trainer loads it from the store."""
-        folder = self.folder / f"loaded-{self.number}"
-        await download_folder(self.store, prefix, folder)
-        return load(folder)
+from tests.staging import Stage, copied, same, tensors_of, zipped
 
 
 @pytest.fixture
@@ -68,12 +26,9 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
-def same(one: Parts, other: Parts) -> bool:
-    """Whether two models have the same weights, bit by bit."""
-    first, second = original_layout(one), original_layout(other)
-    return first.keys() == second.keys() and all(
-        torch.equal(first[name], second[name]) for name in first
-    )
+@pytest.fixture(scope="module")
+def tiny() -> Parts:
+    return load(TINY_FOLDER)
 
 
 @pytest.mark.parametrize("alias", ["sd_v1-5_vae.ckpt", "sd_v1-5_vae"])
@@ -183,6 +138,33 @@ def test_a_folder_that_lacks_something_is_refused_by_the_name_of_it(
     assert str(refused.value).startswith("the model: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("unet", {"in_channels": 9}, "takes 9 channels, so it is an inpainting model"),
+        ("unet", {"cross_attention_dim": 768}, "captions of width 768, its text encoder gives 64"),
+        ("text_encoder", {"vocab_size": 49408}, "tokenizer has 584 words, .* embeds 49408"),
+        ("scheduler", {"prediction_type": "sample"}, "'sample'; expected epsilon or v_prediction"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_a_gpu_sees_them(
+    tmp_path: Path, name: str, change: dict[str, Any], reason: str
+) -> None:
+    folder = copied(TINY_FOLDER, tmp_path / "model")
+    file = next((folder / name).glob("*config.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+    with pytest.raises(Refused, match=reason):
+        validate_diffusers_folder(folder, "the model")
+
+
+def test_a_vocabulary_is_counted_in_either_format(tmp_path: Path) -> None:
+    folder = copied(TINY_FOLDER, tmp_path / "model")
+    assert vocabulary_of(folder, "the model") == 584
+    (folder / "tokenizer/tokenizer.json").unlink()
+    assert vocabulary_of(folder, "the model") == 584
+
+
 def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     folder = copied(TINY_FOLDER, tmp_path / "model")
     (folder / "tokenizer/tokenizer.json").unlink()
@@ -200,10 +182,6 @@ def test_weights_that_are_cut_off_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(Refused, match=r"vae/diffusion_pytorch_model.* is cut off"):
         validate_diffusers_folder(folder, "the model")
-
-
-def tensors_of(parts: Parts) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in original_layout(parts).items()}
 
 
 async def test_a_single_file_gets_the_base_models_configurations(
@@ -233,6 +211,17 @@ async def test_a_file_that_we_exported_ourselves_comes_back(
     )
 
 
+def by_other_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The VAE's attention as a converter leaves it that does not know today's names."""
+    new = {".q.": ".to_q.", ".k.": ".to_k.", ".v.": ".to_v.", ".proj_out.": ".to_out.0.",
+           ".norm.": ".group_norm."}  # fmt: skip
+    return {
+        re.sub(r"(?<=attn_1)\.\w+\.", lambda old: new[old[0]], name)
+        if "first_stage" in name else name: t
+        for name, t in tensors.items()
+    }  # fmt: skip
+
+
 def flat(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         name.replace("transformer.text_model.", "transformer."): t for name, t in tensors.items()
@@ -248,7 +237,7 @@ def with_extras(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("change", [flat, with_extras])
+@pytest.mark.parametrize("change", [flat, with_extras, by_other_names])
 async def test_small_differences_between_tools_are_evened_out(
     stage: Stage,
     tiny: Parts,
@@ -314,14 +303,24 @@ async def test_a_ckpt_of_the_old_format_is_refused_with_advice(
         (lambda t: {n: v for n, v in t.items() if "first_stage" not in n}, "it has no vae"),
         (
             lambda t: t | {"model.diffusion_model.extra": torch.ones(3)},
-            "its unet has \\d+ tensors where",
+            r"model\.diffusion_model\.extra is not known in Stable Diffusion",
         ),
         (
             lambda t: (
                 t | {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(32, 9, 3, 3)}
             ),
-            "its unet has a tensor of shape 32x9x3x3",
+            "its unet takes 9 channels, so it is an inpainting model",
         ),
+        (
+            lambda t: t | {"model.diffusion_model.out.2.bias": torch.ones(5)},
+            r"model\.diffusion_model\.out\.2\.bias has shape 5, expected 4",
+        ),
+        (
+            lambda t: {n: v for n, v in t.items() if n != "model.diffusion_model.out.0.bias"},
+            r"model\.diffusion_model\.out\.0\.bias is missing",
+        ),
+        (lambda _: {"model.diffusion_model.joint_blocks.0": torch.ones(3)}, "Diffusion 3"),
+        (lambda _: {"double_blocks.0.img": torch.ones(3)}, "it looks like Flux"),
         (lambda _: {"lora_unet_down.weight": torch.ones(3)}, "a LoRA, which is no whole model"),
         (lambda _: {"conditioner.embedders.0.w": torch.ones(3)}, "Stable Diffusion XL"),
         (lambda t: {n: v.to(torch.int32) for n, v in t.items()}, "expected floating point"),
@@ -370,175 +369,3 @@ async def test_a_model_that_is_ours_is_used_where_it_lies(stage: Stage, tmp_path
     assert await stage("store:uploads/7") == await stage("sd_v1-5_vae.ckpt")
     with pytest.raises(Refused, match="not in the store any more"):
         await stage("store:uploads/8")
-
-
-# --- The hub ----------------------------------------------------------------------------------
-
-COMMIT = "5" * 40
-
-
-class Hub:
-    """As much of the hub's interface as its library needs, for one repository."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.status = 200
-        self.tokens: set[str | None] = set()
-        self.fetched: list[str] = []
-
-    async def revision(self, request: web.Request) -> web.Response:
-        self.tokens.add(request.headers.get("Authorization"))
-        if self.status != 200:
-            return web.Response(status=self.status, headers=self._error())
-        if request.match_info["repository"] != "org/model":
-            return web.Response(status=404, headers={"X-Error-Code": "RepoNotFound"})
-        siblings = [{"rfilename": name} for name in self._names()]
-        return web.json_response({"id": "org/model", "sha": COMMIT, "siblings": siblings})
-
-    def _error(self) -> dict[str, str]:
-        return {"X-Error-Code": "GatedRepo"} if self.status == 403 else {}
-
-    async def tree(self, _: web.Request) -> web.Response:
-        return web.json_response(
-            [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": (self.folder / name).stat().st_size,
-                    "oid": "1",
-                }
-                for name in self._names()
-            ]
-        )
-
-    async def file(self, request: web.Request) -> web.StreamResponse:
-        name = request.match_info["path"]
-        self.fetched.append(name)
-        headers = {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT}
-        return web.FileResponse(self.folder / name, headers=headers)
-
-    def _names(self) -> list[str]:
-        files = (path for path in self.folder.rglob("*") if path.is_file())
-        return sorted(path.relative_to(self.folder).as_posix() for path in files)
-
-
-@pytest.fixture
-async def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hub]:
-    hub = Hub(copied(TINY_FOLDER, tmp_path / "hub"))
-    app = web.Application()
-    app.router.add_get("/api/models/{repository:.+}/revision/{revision}", hub.revision)
-    app.router.add_get("/api/models/{repository:.+}/tree/{revision}", hub.tree)
-    app.router.add_get("/{repository:[^/]+/[^/]+}/resolve/{revision}/{path:.+}", hub.file)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, HOST, 0).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://{HOST}:{runner.addresses[0][1]}")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield hub
-    await runner.cleanup()
-
-
-async def test_a_hub_id_is_fetched_without_what_the_model_does_not_need(
-    stage: Stage, hub: Hub, tiny: Parts
-) -> None:
-    (hub.folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    (hub.folder / "v1-5-pruned.ckpt").write_bytes(b"pickle")
-
-    prefix = await stage("org/model")
-
-    assert same(await stage.loaded(prefix), tiny)
-    assert not any(name.endswith((".bin", ".ckpt")) for name in hub.fetched)
-    assert stage.told[-1]["phase"] == "downloading"
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        "https://huggingface.co/org/model",
-        "https://huggingface.co/org/model/tree/main",
-        "org/model@main",
-    ],
-)
-async def test_the_page_of_a_model_names_it_too(stage: Stage, hub: Hub, page: str) -> None:
-    assert await stage(page) == await stage("sd_v1-5_vae.ckpt")
-    assert hub.fetched
-
-
-async def test_a_subfolder_of_a_repository_can_hold_the_model(
-    stage: Stage, hub: Hub, tmp_path: Path
-) -> None:
-    hub.folder = tmp_path / "outer"
-    copied(TINY_FOLDER, hub.folder / "models/v1")
-
-    assert await stage("org/model", subfolder="models/v1") == await stage("sd_v1-5_vae.ckpt")
-    for bad in ("../v1", "/../..", "models/../.."):
-        with pytest.raises(Refused, match="hf_repo_subfolder"):
-            await stage("org/model", subfolder=bad)
-
-
-async def test_half_precision_weights_are_taken_where_there_are_no_others(
-    stage: Stage, hub: Hub
-) -> None:
-    for weights in list(hub.folder.rglob("*.safetensors")):
-        weights.rename(weights.with_suffix(".fp16.safetensors"))
-
-    assert (await stage.loaded(await stage("org/model"))).prediction_type == "epsilon"
-
-
-async def test_a_repository_of_pickles_or_of_nothing_is_refused(stage: Stage, hub: Hub) -> None:
-    (hub.folder / "unet/diffusion_pytorch_model.safetensors").unlink()
-
-    with pytest.raises(Refused, match="org/model on the hub: unet has no weights"):
-        await stage("org/model")
-    with pytest.raises(Refused, match="org/other on the hub: no such model, or a private one"):
-        await stage("org/other")
-
-
-async def test_a_gated_model_is_refused_with_the_reason(stage: Stage, hub: Hub) -> None:
-    hub.status = 403
-
-    with pytest.raises(Refused, match="access must be asked for"):
-        await stage("org/model")
-
-
-async def test_a_hub_that_is_away_passes_unless_the_model_is_in_the_cache(
-    stage: Stage, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prefix = await stage("org/model")
-    hub.status = 503
-    monkeypatch.setenv("HF_ENDPOINT", f"http://{HOST}:{free_port()}")
-
-    assert await stage("org/model") == prefix
-    with pytest.raises(Passing, match="org/another on the hub"):
-        await stage("org/another")
-
-
-async def test_our_token_is_used_for_our_model_and_never_for_a_users(
-    stage: Stage, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-
-    await stage("org/model")
-    assert hub.tokens == {None}
-    await stage("sd_v1-5_vae.ckpt", models=stage.of("org/model"))
-    assert hub.tokens == {None, "Bearer hf_secret"}
-
-
-def test_the_model_that_moved_is_found_under_its_new_name() -> None:
-    assert base_model.MOVED["runwayml/stable-diffusion-v1-5"].startswith("stable-diffusion-v1-5/")
-
-
-def copied(source: Path, target: Path) -> Path:
-    for path in source.rglob("*"):
-        if path.is_file():
-            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-            (target / path.relative_to(source)).write_bytes(path.read_bytes())
-    return target
-
-
-def zipped(folder: Path, target: Path, prefix: str = "") -> Path:
-    with zipfile.ZipFile(target, "w") as archive:
-        for path in folder.rglob("*"):
-            archive.write(path, prefix + path.relative_to(folder).as_posix())
-    assert json.loads((folder / "model_index.json").read_text())
-    return target

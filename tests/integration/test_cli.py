@@ -35,7 +35,7 @@ def test_help_names_every_command(home: Path) -> None:
     done = typed(home, "--help")
 
     assert done.returncode == 0
-    for command in ("serve", "service", "demo"):
+    for command in ("serve", "service", "demo", "models"):
         assert command in done.stdout
 
 
@@ -62,6 +62,14 @@ def test_a_service_that_there_is_not_is_told_with_the_nearest_there_is(home: Pat
     assert done.returncode == 2
     assert "gatewax" in done.stdout + done.stderr
     assert '"gateway"' in done.stdout + done.stderr
+
+
+def test_pulling_what_is_not_on_the_hub_is_told_in_one_line(home: Path) -> None:
+    done = typed(home, "models", "pull", "tiny")
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("everydream: EVERYDREAM_BASE_MODEL is 'tiny'")
 
 
 def test_of_errors_inside_one_another_the_first_is_told() -> None:

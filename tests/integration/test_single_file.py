@@ -1,17 +1,23 @@
 """The single file in the original key layout, checked by the stock loader."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from services.fetcher.pickled import read_checkpoint
 from shared.diffusion.loading import NO_CHECKER, SINGLE_FILE, Parts, load
 from shared.diffusion.saving import save_folder
-from shared.diffusion.single_file import export, sha256_of_tensors
-from shared.errors import Refused
-from tests.models import random_parts
+from shared.diffusion.single_file import export, original_layout, sha256_of_tensors
+from shared.errors import Passing, Refused
+from tests.models import random_parts, random_sd2_parts
 
 Networks = dict[str, dict[str, torch.Tensor]]
 
@@ -37,20 +43,29 @@ def differences(ours: Networks, theirs: Networks, dtype: torch.dtype) -> list[st
     ]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one layer", "two layers"])
+MODELS: dict[str, Callable[[], Parts]] = {
+    "one layer": random_parts,
+    "two layers": partial(random_parts, layers=2),
+    "SD 2": random_sd2_parts,
+    "SD 2, v-prediction": partial(random_sd2_parts, "v_prediction"),
+}
+
+
+@pytest.fixture(scope="module", params=["one layer", "two layers", "SD 2"])
 def parts(request: pytest.FixtureRequest) -> Parts:
-    return random_parts(layers=request.param)
+    return MODELS[request.param]()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
 def test_a_stock_pipeline_loads_every_bit_of_the_single_file(
-    parts: Parts, dtype: torch.dtype, tmp_path: Path
+    parts: Parts, dtype: torch.dtype, suffix: str, tmp_path: Path
 ) -> None:
     save_folder(parts, tmp_path / "folder")
-    export(parts, tmp_path / "model.safetensors", dtype=dtype)
+    export(parts, tmp_path / f"model.{suffix}", dtype=dtype)
 
     stock = StableDiffusionPipeline.from_single_file(
-        str(tmp_path / "model.safetensors"),
+        str(tmp_path / f"model.{suffix}"),
         config=str(tmp_path / "folder"),
         local_files_only=True,
         torch_dtype=dtype,
@@ -84,7 +99,7 @@ def test_a_folder_of_configurations_and_a_single_file_loads_alike(
     assert differences(networks(parts), networks(load(tmp_path)), torch.float32) == []
 
 
-def test_the_header_tells_what_the_file_is_and_its_sha256(parts: Parts, tmp_path: Path) -> None:
+def test_the_header_tells_the_title_and_the_sha256(parts: Parts, tmp_path: Path) -> None:
     export(parts, tmp_path / "model.safetensors", metadata={"modelspec.title": "a job"})
 
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
@@ -94,8 +109,108 @@ def test_the_header_tells_what_the_file_is_and_its_sha256(parts: Parts, tmp_path
     assert metadata["modelspec.title"] == "a job"
     assert metadata["modelspec.hash_sha256"] == f"0x{sha256_of_tensors(tensors)}"
     attention = tensors["first_stage_model.encoder.mid.attn_1.q.weight"]
-    assert attention.shape == (8, 8, 1, 1)
+    assert attention.shape == (attention.shape[0], attention.shape[0], 1, 1)
     assert attention.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("model", "architecture", "predicts"),
+    [
+        ("one layer", "stable-diffusion-v1", "epsilon"),
+        ("SD 2", "stable-diffusion-v2-512", "epsilon"),
+        ("SD 2, v-prediction", "stable-diffusion-v2-768-v", "v"),
+    ],
+)
+def test_both_formats_say_which_stable_diffusion_it_is(
+    tmp_path: Path, model: str, architecture: str, predicts: str
+) -> None:
+    for suffix in ("safetensors", "ckpt"):
+        export(MODELS[model](), tmp_path / f"m.{suffix}")
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        header = file.metadata()
+
+    assert header["modelspec.architecture"] == architecture
+    assert header["modelspec.prediction_type"] == predicts
+    assert torch.load(tmp_path / "m.ckpt", weights_only=True)["modelspec"] == header
+
+
+def test_stable_diffusion_2_has_the_whole_tower_as_strict_loaders_build_it() -> None:
+    """Fused query, key and value; the unused 24th block and the projection are there in shape."""
+    parts = random_sd2_parts()
+    layout = {
+        name.removeprefix("cond_stage_model.model."): tensor
+        for name, tensor in original_layout(parts).items()
+        if name.startswith("cond_stage_model.model.")
+    }
+
+    block = "transformer.resblocks.{}.attn.in_proj_weight"
+    key = parts.text_encoder.state_dict()["encoder.layers.5.self_attn.k_proj.weight"]
+    assert torch.equal(layout[block.format(5)][64:128], key)
+    assert sum(name.endswith("in_proj_bias") for name in layout) == 24
+    assert layout[block.format(23)].shape == (192, 64)
+    assert layout["text_projection"].shape == (64, 64)
+    assert layout["logit_scale"].shape == ()
+
+
+class Damage:
+    """A disk, or a library, that does not keep what it was given."""
+
+    def __init__(self, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+        self._change = change
+
+    def __call__(self, tensors: dict[str, torch.Tensor], path: Path, **how: Any) -> None:
+        kept = {name: each.clone() for name, each in tensors.items()}
+        self._change(kept)
+        save_file(kept, path, **how)
+
+
+BIAS = "model.diffusion_model.out.2.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda kept: kept.pop(BIAS), "is missing"),
+        (lambda kept: kept[BIAS].add_(1), "differs"),
+        (lambda kept: kept.update({BIAS: kept[BIAS].float()}), "differs"),
+        (lambda kept: kept.update({BIAS: kept[BIAS][None]}), "differs"),
+        (lambda kept: kept.update({"more": kept[BIAS].clone()}), "more differs"),
+    ],
+    ids=["missing", "another value", "another type", "another shape", "one too many"],
+)
+def test_a_file_that_does_not_read_back_as_it_was_written_never_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, reason: str
+) -> None:
+    monkeypatch.setattr("shared.diffusion.single_file.save_file", Damage(change))
+
+    with pytest.raises(Passing, match=f"m.safetensors does not read back .*{reason}"):
+        export(random_parts(), tmp_path / "m.safetensors")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("weight", [1e30, float("nan")])
+def test_a_weight_that_is_no_number_in_half_precision_is_named_with_advice(
+    tmp_path: Path, weight: float
+) -> None:
+    parts = random_parts()
+    torch.nn.init.constant_(parts.unet.conv_out.bias, weight)
+
+    with pytest.raises(Refused, match=rf"{BIAS} is no finite number .* save_full_precision"):
+        export(parts, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_ckpt_is_read_without_torch_by_the_fetcher(parts: Parts, tmp_path: Path) -> None:
+    export(parts, tmp_path / "m.ckpt")
+
+    with ZipFile(tmp_path / "m.ckpt") as zipped:
+        read = read_checkpoint(zipped)
+
+    layout = original_layout(parts)
+    assert {name: tensor.shape for name, tensor in read.tensors.items()} == {
+        name: tuple(tensor.shape) for name, tensor in layout.items()
+    }
 
 
 def test_an_export_that_fails_leaves_nothing_behind(
@@ -141,8 +256,6 @@ def test_a_tokenizer_without_its_words_is_refused(parts: Parts, tmp_path: Path) 
 
 
 def test_a_weight_that_is_missing_is_refused(parts: Parts, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file  # noqa: PLC0415
-
     save_folder(parts, tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)

@@ -193,12 +193,33 @@ def stored(**more: Any) -> Stored:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"offset": 1}, {"shape": (3, 3)}, {"strides": (4, 1)}, {"elements": 5}, {"shape": (0, 3)}],
+    [{"offset": 1}, {"shape": (3, 3)}, {"strides": (4, 1)}, {"elements": 5}],
 )
 def test_a_tensor_that_reaches_outside_its_data_is_refused(wrong: dict[str, Any]) -> None:
     assert tensors_of({"w": stored()})
     with pytest.raises(Refused, match="w reaches outside its data"):
         tensors_of({"w": stored(**wrong)})
+
+
+def test_a_marker_without_elements_is_kept_and_empty(tmp_path: Path) -> None:
+    """``v_pred`` is such a one: that it is there is what it says."""
+    markers = {"v_pred": torch.tensor([]), "row": torch.ones(3, 0), "turned": torch.ones(0, 3).T}
+
+    with saved(tmp_path / "a.ckpt", {"state_dict": markers}) as zipped:
+        checkpoint = read_checkpoint(zipped)
+
+        assert checkpoint.tensors.keys() == markers.keys()
+        assert {bytes_of(checkpoint, name) for name in markers} == {b""}
+
+
+def test_the_texts_beside_the_tensors_are_read_and_nothing_else_is_one(tmp_path: Path) -> None:
+    spec = {"modelspec.prediction_type": "v", "number": 3, 4: "four"}
+    value = {"state_dict": {"w": torch.ones(1)}, "modelspec": spec}
+
+    with saved(tmp_path / "a.ckpt", value) as zipped:
+        assert read_checkpoint(zipped).metadata == {"modelspec.prediction_type": "v"}
+    with saved(tmp_path / "b.ckpt", {"w": torch.ones(1), "modelspec": [1]}) as zipped:
+        assert read_checkpoint(zipped).metadata == {}
 
 
 def test_tensors_that_would_take_hours_to_reach_are_refused() -> None:

@@ -64,6 +64,8 @@ CASES = [
     Case("STORE_PUBLIC_ENDPOINT", None, {"https://s3.example/": "https://s3.example"},
          ("s3.example",), URL_WORDS),
     Case("BASE_MODEL", "stable-diffusion-v1-5/stable-diffusion-v1-5", {"tiny": "tiny"}),
+    Case("PRIVATE_MODELS", frozenset(), {"org/name, our-org/*": {"org/name", "our-org/*"}},
+         ("org", "*/name", "org/name/more", "org/na*"), "hub ids such as org/name, or org/*"),
     Case("SECRET_KEY", None, {LONG: LONG}, ("k" * 31,), "at least 32 characters"),
     Case("WEBHOOK_SECRET", None, {WEBHOOK_SECRET: WEBHOOK_SECRET},
          (SHORT_SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), WEBHOOK_SECRET + "A",

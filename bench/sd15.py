@@ -1,0 +1,231 @@
+"""What fine-tuning a Stable Diffusion of full size takes on a CPU: ``python -m bench sd15``.
+
+A model with SD 1.5's geometry and random weights is trained for two steps at 256 pixels with AdamW
+in 8 bits, as a job would be; the stock library loads the result. Each stage is a process of its
+own, and its time and the most memory that it ever held are printed. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from shared.request import Resolution
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "shared" / "tiny"
+WORDS = 49408
+SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+SIDE: Resolution = 256
+STEPS = 2
+SPREAD = 0.02
+"""Standard deviation of the random weights."""
+KIBI, MEBI = 1 << 10, 1 << 20
+
+
+class Spent(NamedTuple):
+    seconds: float
+    gibibytes: float
+    """The most that was resident at once."""
+
+
+def main() -> None:
+    """Print a line per stage, below what it says itself; its files are not kept."""
+    print(f"SD 1.5's geometry, {STEPS} steps at {SIDE} pixels, batch 1, AdamW 8-bit, fp32, CPU\n")
+    print(f"{'stage':<34}{'seconds':>9}{'peak RSS':>12}")
+    with TemporaryDirectory(prefix="bench-sd15-") as folder:
+        for stage in STAGES:
+            spent = run_stage(stage, folder)
+            print(f"{stage:<34}{spent.seconds:>9.0f}{spent.gibibytes:>8.1f} GiB", flush=True)
+
+
+def run_stage(stage: str, folder: str) -> Spent:
+    """Run one stage in a process of its own.
+
+    Raises:
+        RuntimeError: it failed; what it printed is above.
+    """
+    begun = perf_counter()
+    process = subprocess.Popen(  # noqa: S603 - this interpreter, our own code
+        [sys.executable, "-m", "bench.sd15", stage, folder], cwd=ROOT
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{stage}: ended with {process.returncode}, see above")
+    return Spent(perf_counter() - begun, usage.ru_maxrss * KIBI / (KIBI * MEBI))
+
+
+# --- The stages -------------------------------------------------------------------------------
+
+
+def make_model(folder: Path) -> None:
+    """Random weights in half precision; the networks are built without memory for them."""
+    from shared.diffusion.loading import Parts  # noqa: PLC0415 - torch is slow to load
+    from shared.diffusion.saving import save_folder  # noqa: PLC0415
+
+    unet, vae, text_encoder = networks()
+    parts = Parts(
+        unet=filled(unet),
+        vae=filled(vae),
+        text_encoder=filled(text_encoder),
+        tokenizer=tokenizer(),
+        scheduler_config=json.loads((TINY / "scheduler/scheduler_config.json").read_text()),
+        prediction_type="epsilon",
+    )
+    save_folder(parts, folder / "base")
+
+
+def networks() -> tuple[Any, Any, Any]:
+    """SD 1.5's UNet, autoencoder and text encoder on the meta device."""
+    import torch  # noqa: PLC0415
+    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: PLC0415
+    from transformers import CLIPTextConfig, CLIPTextModel  # noqa: PLC0415
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            sample_size=512,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=WORDS,
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                bos_token_id=WORDS - 2,
+                eos_token_id=WORDS - 1,
+                pad_token_id=WORDS - 1,
+            )
+        )
+    return unet, vae, text_encoder
+
+
+def filled(network: Any) -> Any:
+    """Matrices and convolutions at random, norms as at the start of a training."""
+    import torch  # noqa: PLC0415
+
+    torch.manual_seed(0)
+    network.half().to_empty(device="cpu")
+    for name, weight in network.named_parameters():
+        with torch.no_grad():
+            if weight.ndim > 1:
+                weight.normal_(0, SPREAD)
+            else:
+                weight.fill_(1.0 if name.endswith("weight") else 0.0)
+    return network
+
+
+def tokenizer() -> Any:
+    """The tiny model's words, and as many more that no caption has."""
+    from transformers import CLIPTokenizer  # noqa: PLC0415
+
+    known = json.loads((TINY / "tokenizer/vocab.json").read_text())
+    words = [word for word in known if word not in SPECIALS]
+    words += [f"unused-{number}" for number in range(WORDS - len(known))]
+    vocabulary = {word: number for number, word in enumerate([*words, *SPECIALS])}
+    lines = (TINY / "tokenizer/merges.txt").read_text().splitlines()
+    merges: Any = [tuple(line.split()) for line in lines if line and not line.startswith("#")]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def train_model(folder: Path) -> None:
+    """As a trainer's child does; its result's path is left for the next stage."""
+    from services.trainer.order import TrainingOrder  # noqa: PLC0415
+    from services.trainer.train import train  # noqa: PLC0415
+    from shared.request import Train  # noqa: PLC0415
+
+    asked = Train(
+        data_url="https://example.org/x.zip", resolution=SIDE, batch_size=1, max_epochs=1,
+        useadam8bit=True,
+    )  # fmt: skip
+    order = TrainingOrder(
+        job="bench", train=asked, seed=555, dataset=str(dataset(folder / "data")),
+        base=str(folder / "base"), out=str(folder / "out"), resume_every=1e9,
+    )  # fmt: skip
+    outcome = train(order, Teller())
+    if (outcome.steps, outcome.optimizer) != (STEPS, "adamw8bit"):
+        raise RuntimeError(f"{outcome.steps} steps by {outcome.optimizer}")
+    (folder / "checkpoint").write_text(outcome.checkpoint)
+
+
+def dataset(folder: Path) -> Path:
+    """One plain picture per step."""
+    from PIL import Image  # noqa: PLC0415
+
+    from shared.dataset.manifest import Manifest, Picture  # noqa: PLC0415
+
+    folder.mkdir()
+    pictures = []
+    for colour in ("red", "blue")[:STEPS]:
+        Image.new("RGB", (SIDE, SIDE), colour).save(folder / f"{colour}.png")
+        pictures.append(
+            Picture(file=f"{colour}.png", caption=f"a {colour} wall", width=SIDE, height=SIDE)
+        )
+    Manifest(pictures=tuple(pictures)).write(folder)
+    return folder
+
+
+class Teller:
+    """The training's listener: prints when each phase and each step begins."""
+
+    def __init__(self) -> None:
+        self._begun = perf_counter()
+
+    def phase(self, name: str) -> None:
+        print(f"  {perf_counter() - self._begun:5.0f} s  {name}", flush=True)
+
+    def progress(self, numbers: dict[str, Any]) -> None:
+        self.phase(f"step {numbers['step']}, mean loss at the last update: {numbers['loss']}")
+
+    def saved(self, kind: str, path: Path, step: int, epoch: int) -> None:
+        self.phase(f"{kind} {path.name} at step {step}, epoch {epoch}")
+
+    def should_stop(self) -> bool:
+        return False
+
+
+def load_by_stock(folder: Path) -> None:
+    """The library that everybody has takes the single file; it must find every weight."""
+    import torch  # noqa: PLC0415
+    from diffusers import StableDiffusionPipeline  # noqa: PLC0415
+
+    file = Path((folder / "checkpoint").read_text())
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(file), config=str(folder / "out/model"), local_files_only=True,
+        torch_dtype=torch.float16, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    weights = [each for network in networks for each in network.parameters()]
+    if not all(bool(each.isfinite().all()) for each in weights):  # reads every one of them
+        raise RuntimeError("a weight is no number")
+    size, count = file.stat().st_size / MEBI, sum(each.numel() for each in weights)
+    print(f"  {file.name}: {size:.0f} MiB, {count / 1e6:.1f} million weights")
+
+
+STAGES: dict[str, Callable[[Path], None]] = {
+    "make the base model": make_model,
+    "train, check and save": train_model,
+    "load the file by stock diffusers": load_by_stock,
+}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        STAGES[sys.argv[1]](Path(sys.argv[2]))
+    else:
+        main()

@@ -1,0 +1,47 @@
+"""Fetches the base model ahead, so that no job waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from services.fetcher.meter import Meter
+from services.fetcher.own_model import OwnModel, Pin
+from shared.settings import Settings
+
+
+async def pull_model(
+    settings: Settings, name: str | None, revision: str | None, console: Console
+) -> Pin:
+    """Fetch a model of the hub into the home folder and pin its commit there.
+
+    Raises:
+        Refused: there is no such model or revision, or it cannot be trained on.
+        Passing: the hub is away.
+        SettingsError: it is none of the hub's, which needs no pulling.
+    """
+    configured = name or settings.base_model
+    with _shown(configured, console) as meter:
+        pin = await OwnModel(configured, settings.home).pull(revision, meter)
+    console.print(f"{configured} is commit {pin.commit} from now on,", soft_wrap=True)
+    console.print(f"in {settings.home / pin.folder}", soft_wrap=True)
+    if configured != settings.base_model:
+        console.print(f"It is used with EVERYDREAM_BASE_MODEL={configured}", soft_wrap=True)
+    return pin
+
+
+@contextmanager
+def _shown(name: str, console: Console) -> Iterator[Meter]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+               TransferSpeedColumn())  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"pulling {name}", total=None)
+
+        def tell(**numbers: Any) -> None:
+            progress.update(task, completed=numbers["bytes"], total=numbers["bytes_total"])
+
+        yield Meter("pulling", tell, lambda: None)
