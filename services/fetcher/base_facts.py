@@ -24,6 +24,8 @@ BASE = "the base model"
 HALF_PRECISION = 2
 """Bytes of a parameter."""
 MARKS = ("<|startoftext|>", "<|endoftext|>")
+TEXT_PREFIX = "cond_stage_model."
+"""Of Stable Diffusion 1's and 2's text encoders alike, in a single file."""
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
@@ -38,7 +40,8 @@ def parameters_of(folder: Path) -> dict[str, int]:
     """
     if (folder / SINGLE_FILE).exists():
         tensors = read_header(folder / SINGLE_FILE, BASE)
-        return {part: _count(tensors, prefix) for part, prefix in PREFIXES.items()}
+        prefixes = {**PREFIXES, "text_encoder": TEXT_PREFIX}
+        return {part: _count(tensors, prefix) for part, prefix in prefixes.items()}
     return {part: _count(tensors_of(folder, part, BASE), "") for part in WEIGHTS}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from services.fetcher.tensors import read_header
+from services.fetcher.tensors import Entry, read_header
 from shared.errors import Refused
 
 WEIGHTS = {
@@ -73,6 +73,11 @@ def _weights(names: Collection[str], part: str, shown: str) -> str:
     pickled = any(name.startswith(f"{part}/") and name.endswith(".bin") for name in names)
     what = "only pickled weights (.bin), which are not taken" if pickled else "no weights"
     raise Refused(f"{shown}: {part} has {what}; expected {WEIGHTS[part]}.safetensors; {ADVICE}")
+
+
+def tensors_of(folder: Path, part: str, shown: str) -> dict[str, Entry]:
+    """The tensors of one network of a valid folder, by name."""
+    return read_header(folder / _weights(names_in(folder), part, shown), f"{shown}: {part}")
 
 
 def validate_diffusers_folder(folder: Path, shown: str) -> list[str]:
