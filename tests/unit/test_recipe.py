@@ -107,7 +107,9 @@ def test_warm_up_longer_than_decay_ends_at_the_floor() -> None:
 def test_the_peak_is_the_one_asked_for_or_the_default_scaled_where_asked(
     fields: dict[str, Any], lr: float
 ) -> None:
-    assert peak_lr(train(**fields)) == pytest.approx(lr, rel=1e-5)
+    asked = train(**fields)
+
+    assert peak_lr(asked, asked.lr) == pytest.approx(lr, rel=1e-5)
 
 
 @pytest.mark.parametrize(
