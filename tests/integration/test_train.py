@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from services.trainer.records import read_lines
 from services.trainer.state import State
 from services.trainer.train import train
 from shared.diffusion.loading import load
-from shared.errors import Interrupted, Refused
+from shared.errors import Interrupted, Passing, Refused
 from shared.request import Validation
 from tests.models import make_random_model
 from tests.training import Notes, make_dataset, training_order
@@ -358,23 +360,47 @@ def test_no_checkpoint_in_between_where_none_is_asked_for(
     assert notes.kept == []
 
 
-def test_a_model_saved_with_its_optimizers_hands_them_on(
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("a checkpoint", {"save_every_n_epochs": 1}),
+        ("a resume point", {"resume_every": -1.0}),
+        ("the trained model", {}),
+    ],
+)
+def test_a_full_disk_ends_the_run_before_anything_is_saved(
+    what: str, options: dict[str, Any], base: Path, dataset: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=12_345))
+    order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=2, **options)
+
+    with pytest.raises(Passing, match=rf"save {what}: \d+ bytes are needed in {tmp_path}.* 12345"):
+        train(order, Notes())
+
+    assert {each.name for each in tmp_path.rglob("*") if each.is_file()} == {"metrics.jsonl"}
+
+
+def test_a_model_saved_with_its_optimizers_hands_on_their_moments_but_not_their_rate(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(
         training_order(tmp_path / "1", dataset=dataset, base=base, save_optimizer=True), Notes()
     )
-    seen: list[int] = []
+    seen: list[tuple[int, float]] = []
     real = loop.update
 
     def spy(state: State, **settings: Any) -> None:
-        seen.append(int(next(iter(state.optimizers["unet"].state.values()))["step"]))
+        optimizer = state.optimizers["unet"]
+        step = int(next(iter(optimizer.state.values()))["step"])
         real(state, **settings)
+        seen.append((step, optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(loop, "update", spy)
-    train(training_order(tmp_path / "2", dataset=dataset, base=Path(first.model)), Notes())
+    again = training_order(tmp_path / "2", dataset=dataset, base=Path(first.model), lr=1e-4)
+    train(again, Notes())
 
-    assert seen == [6, 7, 8, 9, 10, 11]
+    assert seen == [(step, 1e-4) for step in range(6, 12)]
 
 
 def test_a_dropped_caption_is_the_empty_one_and_all_images_may_be_mirrored(
