@@ -60,6 +60,8 @@ class Saved(Record, frozen=True, kw_only=True, tag="saved"):
     path: str
     step: int
     epoch: int
+    validation_loss: float | None = None
+    """Of this checkpoint, where images are held out."""
 
 
 class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):

@@ -113,6 +113,8 @@ class Job(Struct, frozen=True, kw_only=True):
     model: str | None = None
     """Store prefix of the trained model, for jobs that go on from it."""
     summary: dict[str, Any] = field(default_factory=dict)
+    records: tuple[Artifact, ...] = ()
+    """Metrics and TensorBoard's events."""
     images: tuple[DrawnImage, ...] = ()
     urls: dict[str, str] = field(default_factory=dict)
     """Store key to URL in the user's bucket."""
@@ -347,6 +349,7 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
         model=fact.model,
         checkpoints=_united(job.checkpoints, fact.checkpoints),
         summary=fact.summary,
+        records=fact.records,
     )
     step = _ask(job, "generation", fact, now, when=job.draws)
     return _settle(_ask(step.job, "model_publication", fact, now, when=job.published), now)
@@ -491,8 +494,12 @@ def _done(job: Job, fact: StageFact) -> Job:
 def _with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
     if any(each.artifact.key == fact.artifact.key for each in job.checkpoints):
         return job
-    saved = SavedCheckpoint(artifact=fact.artifact, step=fact.step, epoch=fact.epoch)
-    return replace(job, checkpoints=(*job.checkpoints, saved))
+    saved = SavedCheckpoint(
+        artifact=fact.artifact, step=fact.step, epoch=fact.epoch,
+        validation_loss=fact.validation_loss,
+    )  # fmt: skip
+    kept = (each for each in job.checkpoints if each.artifact.key not in fact.replaced)
+    return replace(job, checkpoints=(*kept, saved))
 
 
 def _united(

@@ -176,6 +176,10 @@ class CheckpointSaved(StageFact, frozen=True, kw_only=True, tag="checkpoint.save
     artifact: Artifact
     step: int
     epoch: int
+    validation_loss: float | None = None
+    """Where images are held out of training."""
+    replaced: tuple[str, ...] = ()
+    """Keys of earlier ones that are about to be deleted, as ``keep_checkpoints`` asks."""
 
 
 class ResumePointSaved(StageFact, frozen=True, kw_only=True, tag="resume_point.saved"):
@@ -197,8 +201,13 @@ class CheckpointFinal(StageFact, frozen=True, kw_only=True, tag="checkpoint.fina
     """The single file in the original Stable Diffusion key layout."""
     checkpoints: tuple[SavedCheckpoint, ...] = ()
     """Intermediate ones, oldest first."""
+    records: tuple[Artifact, ...] = ()
+    """Metrics and TensorBoard's events."""
     summary: dict[str, Any]
-    """steps, updates, epochs, images, loss, precision, optimizer, attention, warnings."""
+    """steps, updates, epochs, images, loss, precision, optimizer, attention, warnings.
+
+    Where images are held out also ``validation``, and whether the last checkpoint is the ``best``.
+    """
 
 
 # --- Inferencer -------------------------------------------------------------------------------
@@ -296,7 +305,7 @@ class Artifact(Struct, frozen=True, kw_only=True):
     """One file in the store."""
 
     name: str
-    kind: Literal["checkpoint", "image", "sample"]
+    kind: Literal["checkpoint", "image", "sample", "metrics", "tensorboard"]
     key: str
     bytes: int
     sha256: str
@@ -306,6 +315,9 @@ class SavedCheckpoint(Struct, frozen=True, kw_only=True):
     artifact: Artifact
     step: int
     epoch: int
+    validation_loss: float | None = None
+    best: bool = False
+    """None that the trainer knew, the last one included, had a lower validation loss."""
 
 
 class DrawnImage(Struct, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from shared.messages import (
     Message,
     PublicationStarted,
     Queue,
+    SavedCheckpoint,
     Stage,
     StageFact,
     StagingStarted,
@@ -266,10 +267,15 @@ class Claimed:
     async def finish_training(self) -> None:
         prefix = f"jobs/{self.job}/training/{self.grant.attempt}"
         checkpoint = await self.put(f"{prefix}/last-job.safetensors", "checkpoint")
+        early = await self.put(f"{prefix}/job-ep01.safetensors", "checkpoint")
         await self.say(
             CheckpointFinal,
             model=f"{prefix}/model/",
             checkpoint=checkpoint,
+            checkpoints=(
+                SavedCheckpoint(artifact=early, step=4, epoch=1, validation_loss=0.25, best=True),
+            ),
+            records=(await self.put(f"{prefix}/metrics.jsonl", "metrics"),),
             summary={"steps": 8, "epochs": 2, "loss": 0.5},
         )
 

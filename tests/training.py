@@ -68,6 +68,8 @@ class Notes:
         self.phases: list[str] = []
         self.reports: list[dict[str, Any]] = []
         self.kept: list[tuple[str, Path, int, int]] = []
+        self.validation_losses: dict[int, float] = {}
+        """Of the checkpoints, by step."""
         self._stop_when = stop_when
         self.asked = 0
         """How many steps were begun, or would have been."""
@@ -78,8 +80,12 @@ class Notes:
     def progress(self, numbers: dict[str, Any]) -> None:
         self.reports.append(numbers)
 
-    def saved(self, kind: str, path: Path, step: int, epoch: int) -> None:
+    def saved(
+        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+    ) -> None:
         self.kept.append((kind, path, step, epoch))
+        if validation_loss is not None:
+            self.validation_losses[step] = validation_loss
 
     def should_stop(self) -> bool:
         if self._stop_when(self.asked):

@@ -82,11 +82,15 @@ def artifacts(job: Job) -> list[Artifact]:
     final = [job.checkpoint] if job.checkpoint else []
     checkpoints = [each.artifact for each in job.checkpoints]
     images = [each.artifact for each in job.images]
-    return list({each.key: each for each in [*final, *checkpoints, *images]}.values())
+    every = [*final, *checkpoints, *images, *job.records]
+    return list({each.key: each for each in every}.values())
 
 
 def _checkpoint(saved: SavedCheckpoint, links: dict[str, str]) -> dict[str, Any]:
-    return {"step": saved.step, "epoch": saved.epoch, "url": links[saved.artifact.key]}
+    shown = {"step": saved.step, "epoch": saved.epoch, "url": links[saved.artifact.key]}
+    if saved.validation_loss is None:
+        return shown
+    return {**shown, "validation_loss": saved.validation_loss, "best": saved.best}
 
 
 def _image(drawn: DrawnImage, links: dict[str, str]) -> dict[str, Any]:

@@ -92,8 +92,8 @@ class NotifierWork:
 def artifacts_of(message: AnyMessage) -> list[Artifact]:
     """What a fact brings that belongs into the user's bucket."""
     match message:
-        case CheckpointFinal(checkpoint=last, checkpoints=earlier):
-            return [last, *(each.artifact for each in earlier)]
+        case CheckpointFinal(checkpoint=last, checkpoints=earlier, records=records):
+            return [last, *(each.artifact for each in earlier), *records]
         case ImagesGenerated(images=images):
             return [image.artifact for image in images]
     return []

@@ -64,8 +64,14 @@ class Voice:
     def progress(self, numbers: dict[str, Any]) -> None:
         self._mouth.say(Progress(numbers=numbers))
 
-    def saved(self, kind: str, path: Path, step: int, epoch: int) -> None:
-        self._mouth.say(Saved(kind=kind, path=str(path), step=step, epoch=epoch))
+    def saved(
+        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+    ) -> None:
+        self._mouth.say(
+            Saved(
+                kind=kind, path=str(path), step=step, epoch=epoch, validation_loss=validation_loss
+            )
+        )
 
     def should_stop(self) -> bool:
         return self._stop.asked

@@ -27,6 +27,24 @@ class TrainingOrder(Struct, frozen=True, kw_only=True):
     """Seconds between resume points."""
 
 
+class Measured(Struct, frozen=True, kw_only=True):
+    """One measurement of the loss on the images held out."""
+
+    step: int
+    epoch: int
+    loss: float
+
+
+class Validated(Struct, frozen=True, kw_only=True):
+    """What all measurements come to; each of them stands in the metrics."""
+
+    images: int
+    """Held out of training."""
+    before: Measured
+    best: Measured
+    last: Measured
+
+
 class Outcome(Struct, frozen=True, kw_only=True):
     """A finished training; the paths are inside the order's ``out``."""
 
@@ -34,6 +52,10 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """The single file."""
     model: str
     """The diffusers folder."""
+    metrics: str
+    """JSON lines: what was reported, and what was measured."""
+    tensorboard: str
+    """The same as TensorBoard's event file."""
     seed: int
     steps: int
     updates: int
@@ -42,6 +64,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """Images trained on, repeats that fill short batches not counted."""
     loss: float | None
     """The mean over the last steps."""
+    validation: Validated | None
     precision: str
     optimizer: str
     attention: str

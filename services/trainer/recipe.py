@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from shared.request import LrScheduler, Train
@@ -25,7 +26,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
     """Everything about a run that follows from the request and the dataset alone."""
 
     lr: float
-    """The peak learning rate of both networks."""
+    """The peak learning rate."""
+    text_encoder_lr: float | None = None
+    """The text encoder's own peak; None: the same."""
     lr_scheduler: LrScheduler
     warmup_steps: int
     decay_steps: int
@@ -54,8 +57,16 @@ class Recipe(Struct, frozen=True, kw_only=True):
                 return 1.0
 
     def lr_at(self, step: int) -> float:
-        """The learning rate at a step."""
+        """The learning rate at a step; of a text encoder with its own, the UNet's."""
         return self.lr * self.lr_factor(step)
+
+    def lrs_at(self, step: int) -> dict[str, float]:
+        """The learning rate of each network at a step: one schedule, from two peaks."""
+        own = self.lr if self.text_encoder_lr is None else self.text_encoder_lr
+        return {
+            "unet": self.lr_at(step),
+            "text_encoder": msgspec.structs.replace(self, lr=own).lr_at(step),
+        }
 
 
 def recipe_for(train: Train, *, steps_per_epoch: int, total_steps: int) -> Recipe:
@@ -66,7 +77,8 @@ def recipe_for(train: Train, *, steps_per_epoch: int, total_steps: int) -> Recip
     decay = train.lr_decay_steps or int(steps_per_epoch * train.max_epochs * DECAY_BEYOND_END)
     warmup = train.lr_warmup_steps
     return Recipe(
-        lr=peak_lr(train),
+        lr=peak_lr(train, train.lr),
+        text_encoder_lr=peak_lr(train, train.text_encoder_lr) if train.text_encoder_lr else None,
         lr_scheduler=train.lr_scheduler,
         warmup_steps=decay // WARMUP_SHARE if warmup is None else warmup,
         decay_steps=decay,
@@ -74,9 +86,9 @@ def recipe_for(train: Train, *, steps_per_epoch: int, total_steps: int) -> Recip
     )
 
 
-def peak_lr(train: Train) -> float:
+def peak_lr(train: Train, asked: float | None) -> float:
     """The learning rate asked for, or the default; larger for larger groups where that is asked."""
-    lr = DEFAULT_LR if train.lr is None else train.lr
+    lr = DEFAULT_LR if asked is None else asked
     return lr * (train.batch_size * train.grad_accum) ** SCALE_LR_POWER if train.scale_lr else lr
 
 

@@ -6,14 +6,18 @@ of the seed and the position, so no generator's state needs keeping.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from services.trainer.optimizer import load_state, save_state
+from services.trainer.order import Measured
+from services.trainer.records import METRICS, Records
 from services.trainer.state import Losses, Position, State
 from shared.diffusion.files import replacing
 from shared.errors import Passing
@@ -28,22 +32,29 @@ class Kept(Struct, frozen=True, kw_only=True):
     losses: list[float]
     scaler: dict[str, Any]
     warnings: list[str]
+    measured: list[Measured] = []
 
 
-def save(state: State, folder: Path) -> None:
-    """Write a resume point, whole or not at all: weights in fp32, optimizers, position."""
+def save(state: State, folder: Path, records: Records) -> None:
+    """Write a resume point, whole or not at all: weights in fp32, optimizers, position.
+
+    The averages of the weights go along, and what was recorded until the position.
+    """
     kept = Kept(
         position=state.position,
         losses=state.losses.recent(),
         scaler=state.scaler.state_dict(),
         warnings=state.warnings,
+        measured=state.measured,
     )
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         for name, network in state.trained.items():
-            weights = {key: each.contiguous() for key, each in network.state_dict().items()}
-            save_file(weights, temporary / _weights(name))
+            _save_weights(network.state_dict(), temporary / _weights(name))
             save_state(state.optimizers[name], temporary / _moments(name))
+        for name, average in state.averages.items():
+            _save_weights(average.state_dict(), temporary / _averages(name))
+        records.keep(temporary / METRICS, until=state.position.steps)
         (temporary / POSITION).write_bytes(msgspec.json.encode(kept))
 
 
@@ -57,11 +68,14 @@ def load(state: State, folder: Path) -> None:
         kept = msgspec.json.decode((folder / POSITION).read_bytes(), type=Kept)
         for name, network in state.trained.items():
             network.load_state_dict(load_file(folder / _weights(name)))
+        for name, average in state.averages.items():
+            average.load_state_dict(load_file(folder / _averages(name)))
     except (OSError, ValueError, RuntimeError, KeyError, msgspec.DecodeError) as error:
         raise Passing(f"the resume point cannot be loaded: {error}") from error
     state.position = kept.position
     state.losses = Losses(kept.losses)
     state.warnings = kept.warnings
+    state.measured = kept.measured
     if kept.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(kept.scaler)
     restore_optimizers(state, folder)
@@ -87,8 +101,16 @@ def save_optimizers(state: State, folder: Path) -> list[Path]:
     return [folder / _moments(name) for name in state.optimizers]
 
 
+def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: each.contiguous() for name, each in weights.items()}, path)
+
+
 def _weights(name: str) -> str:
     return f"{name}.safetensors"
+
+
+def _averages(name: str) -> str:
+    return f"average_{name}.safetensors"
 
 
 def _moments(name: str) -> str:

@@ -11,7 +11,9 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
+from services.trainer.average import Average
 from services.trainer.optimizer import make_optimizer
+from services.trainer.order import Measured
 from services.trainer.recipe import Choices
 from shared.diffusion.loading import Parts
 from shared.errors import Refused
@@ -78,8 +80,12 @@ class State:
     """``unet`` and ``text_encoder``, or the one of them that is not frozen."""
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
+    averages: dict[str, Average] = field(default_factory=dict)
+    """Of the trained networks, where ``ema_decay_rate`` is asked for: what gets saved."""
     position: Position = field(default_factory=Position)
     losses: Losses = field(default_factory=Losses)
+    measured: list[Measured] = field(default_factory=list)
+    """Every validation so far."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -99,7 +105,14 @@ def prepare(parts: Parts, train: Train, choices: Choices, device: torch.device) 
             for name, network in trained.items()
         },
         scaler=torch.amp.GradScaler(device.type, enabled=choices.precision == "fp16"),
+        averages=_averages(trained, train.ema_decay_rate),
     )
+
+
+def _averages(trained: dict[str, torch.nn.Module], decay: float | None) -> dict[str, Average]:
+    if decay is None:
+        return {}
+    return {name: Average(network, decay) for name, network in trained.items()}
 
 
 def _trained(parts: Parts, train: Train) -> dict[str, torch.nn.Module]:

@@ -7,35 +7,41 @@ CPU, bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from msgspec.structs import replace
-from torch import Tensor
 
-from services.trainer import resume
-from services.trainer.batches import Latents, Loaded, Reader
+from services.trainer import disk, resume
+from services.trainer.average import averaged
+from services.trainer.batches import Latents, Reader
 from services.trainer.checkpoint import save_checkpoint, save_last
 from services.trainer.device import probe, this_device
+from services.trainer.objective import Objective
 from services.trainer.optimizer import set_lr
 from services.trainer.order import SECONDS_PER_MINUTE, Outcome, TrainingOrder
 from services.trainer.recipe import Choices, Recipe, accumulation_groups, choose, recipe_for
+from services.trainer.records import Records
 from services.trainer.state import Position, State, prepare
+from services.trainer.validation import Validator
 from shared.dataset.manifest import Manifest
-from shared.dataset.plan import Batch, Course, plan_epoch, seed_of, steps_per_epoch, total_steps
-from shared.diffusion.loading import load
-from shared.diffusion.noise import add_noise, cumulative_alphas, seeded, target
-from shared.diffusion.text import encode, tokenize
+from shared.dataset.plan import Batch, Course, plan_epoch, steps_per_epoch, total_steps
+from shared.dataset.validation import split
+from shared.diffusion.loading import Parts, load
+from shared.diffusion.noise import with_zero_terminal_snr
 from shared.errors import Interrupted
+from shared.request import Train
 
 PROGRESS_SECONDS = 0.5
 """The least time between two reports: reading the loss waits for the device."""
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+RECORDED = ("step", "epoch", "loss", "lr", "text_encoder_lr", "images_per_second")
+"""What of a report goes into the metrics; the rest is for those who wait."""
 
 Clock = Callable[[], float]
 
@@ -47,9 +53,14 @@ class Listener(Protocol):
         """Something slow begins."""
 
     def progress(self, numbers: dict[str, Any]) -> None:
-        """step, steps, epoch, epochs, loss, lr, images_per_second, eta_seconds."""
+        """step, steps, epoch, epochs, loss, lr, images_per_second, eta_seconds.
 
-    def saved(self, kind: str, path: Path, step: int, epoch: int) -> None:
+        Or, of a validation: step, epoch, validation_loss.
+        """
+
+    def saved(
+        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+    ) -> None:
         """A ``checkpoint`` file or a ``resume_point`` folder is complete on disk."""
 
     def should_stop(self) -> bool:
@@ -61,7 +72,7 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
 
     Raises:
         Refused: the base model, an image or the loss is not fit to train with; says which.
-        Passing: the resume point cannot be read.
+        Passing: the resume point cannot be read, or the disk has no room for what is to be saved.
         Interrupted: the listener asked to stop; what was done is in a resume point, said before.
     """
     request = order.train
@@ -69,7 +80,8 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
     choices = choose(request, probe(device))
 
     listener.phase("reading the dataset")
-    pictures = Manifest.read(Path(order.dataset)).pictures
+    parted = split(Manifest.read(Path(order.dataset)).pictures, request.validation)
+    pictures = parted.training
     course = course_of(order)
     recipe = recipe_for(
         request,
@@ -78,7 +90,7 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
     )
 
     listener.phase("loading the base model")
-    state = prepare(load(Path(order.base)), request, choices, device)
+    state = prepare(base_model(order), request, choices, device)
     if order.resume:
         resume.load(state, Path(order.resume))
     else:  # a base model that is an earlier job's brings its optimizers along
@@ -87,10 +99,15 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
     latents = Latents(state.parts.vae)
     reader = Reader(Path(order.dataset), pictures, course, latents)
     objective = Objective(state, order, choices, latents)
-    keeper = Keeper(state, order, listener, clock)
-    teller = Teller(state, recipe, order, listener, clock)
+    records = Records(Path(order.out), resumed=Path(order.resume) if order.resume else None)
+    teller = Teller(state, recipe, order, listener, records=records, clock=clock)
+    validator = Validator(state, order, objective, parted.held_out)
+    keeper = Keeper(
+        state, order, listener, records=records, teller=teller, validator=validator, clock=clock
+    )
 
     listener.phase("training")
+    keeper.validate_when_due()
     for epoch in range(state.position.epoch, request.max_epochs):
         batches = plan_epoch(pictures, course, epoch)
         done = state.position.step_in_epoch  # 0, except in the epoch that is resumed
@@ -108,12 +125,22 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
                 losses.append(loss.detach())
                 teller.tell(len(losses))
             last_step = state.position.steps + len(group) - 1
-            update(state, lr=recipe.lr_at(last_step), clip=request.clip_grad_norm)
+            update(state, lrs=recipe.lrs_at(last_step), clip=request.clip_grad_norm)
             state.losses.add(losses, first_step=state.position.steps + 1)
             state.position = after(state.position, batches, group)
+            keeper.validate_when_due()
             keeper.keep_in_time()
 
-    return finish(state, order, choices, listener)
+    return finish(state, order, choices, listener, records=records, validator=validator)
+
+
+def base_model(order: TrainingOrder) -> Parts:
+    """The base model, with the noise schedule that the request asks for."""
+    parts = load(Path(order.base))
+    if not order.train.enable_zero_terminal_snr:
+        return parts
+    config = with_zero_terminal_snr(parts.scheduler_config)
+    return dataclasses.replace(parts, scheduler_config=config)
 
 
 def course_of(order: TrainingOrder) -> Course:
@@ -121,50 +148,21 @@ def course_of(order: TrainingOrder) -> Course:
     return Course.of(order.train, seed=order.seed)
 
 
-class Objective:
-    """What the networks are trained to do: to tell the noise in a noisy latent (Ho et al. 2020)."""
+def update(state: State, *, lrs: dict[str, float], clip: float | None) -> None:
+    """One step of the optimizers: unscale, clip each network by itself, step, forget gradients.
 
-    def __init__(
-        self, state: State, order: TrainingOrder, choices: Choices, latents: Latents
-    ) -> None:
-        self._parts = state.parts
-        self._seed = order.seed
-        self._clip_skip = order.train.clip_skip
-        self._precision = PRECISIONS[choices.precision]
-        self._latents = latents
-        self._alphas = cumulative_alphas(state.parts.scheduler_config)
-
-    def loss(self, loaded: Loaded, epoch: int) -> Tensor:
-        """The batch's mean squared error, less for a batch that repeats had to fill; a scalar."""
-        parts, device = self._parts, self._parts.unet.device
-        generator = seeded(seed_of(self._seed, epoch, loaded.batch.first, "noise"))
-
-        latents = self._latents.sample(loaded, generator)  # (B, 4, H/8, W/8)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        timesteps = torch.randint(len(self._alphas), latents.shape[:1], generator=generator)  # (B,)
-        alphas = self._alphas[timesteps].to(device)
-        noisy = add_noise(latents, noise, alphas)
-        wanted = target(parts.prediction_type, latents, noise, alphas)
-
-        with torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32):
-            ids = tokenize(parts.tokenizer, loaded.captions)  # (B, 77)
-            hidden = encode(parts.text_encoder, ids, self._clip_skip)  # (B, 77, C)
-            predicted = parts.unet(noisy, timesteps.to(device), hidden).sample
-
-        errors = F.mse_loss(predicted.float(), wanted, reduction="none").mean(dim=(1, 2, 3))  # (B,)
-        return (errors * loaded.loss_scales.to(device)).mean() * loaded.batch.loss_factor
-
-
-def update(state: State, *, lr: float, clip: float | None) -> None:
-    """One step of the optimizers: unscale, clip each network by itself, step, forget gradients."""
+    ``lrs`` are the learning rates by network. The averages of the weights follow.
+    """
     for name, optimizer in state.optimizers.items():
-        set_lr(optimizer, lr)
+        set_lr(optimizer, lrs[name])
         state.scaler.unscale_(optimizer)
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(state.trained[name].parameters(), clip)
         state.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     state.scaler.update()
+    for average in state.averages.values():
+        average.follow()
 
 
 def after(position: Position, batches: list[Batch], group: range) -> Position:
@@ -180,20 +178,33 @@ def after(position: Position, batches: list[Batch], group: range) -> Position:
     return replace(done, epoch=position.epoch + 1, step_in_epoch=0) if is_last else done
 
 
-def finish(state: State, order: TrainingOrder, choices: Choices, listener: Listener) -> Outcome:
+def finish(
+    state: State,
+    order: TrainingOrder,
+    choices: Choices,
+    listener: Listener,
+    *,
+    records: Records,
+    validator: Validator,
+) -> Outcome:
     """Write the trained model and sum the run up."""
     loss = state.losses.mean()  # and so make sure that it is a number
     listener.phase("saving the trained model")
-    checkpoint, model = save_last(state, order)
+    disk.require_room(Path(order.out), disk.last_bytes(state, order.train), "the trained model")
+    with averaged(state.averages):
+        checkpoint, model = save_last(state, order)
     return Outcome(
         checkpoint=str(checkpoint),
         model=str(model),
+        metrics=str(records.metrics),
+        tensorboard=str(records.draw_board(order.job)),
         seed=order.seed,
         steps=state.position.steps,
         updates=state.position.updates,
         epochs=state.position.epoch,
         images=state.position.images,
         loss=loss,
+        validation=validator.summary(),
         precision=choices.precision,
         optimizer=choices.optimizer,
         attention=choices.attention,
@@ -202,14 +213,25 @@ def finish(state: State, order: TrainingOrder, choices: Choices, listener: Liste
 
 
 class Keeper:
-    """Saves checkpoints and resume points when their time has come."""
+    """Saves checkpoints and resume points, and validates, when their time has come."""
 
     def __init__(
-        self, state: State, order: TrainingOrder, listener: Listener, clock: Clock
+        self,
+        state: State,
+        order: TrainingOrder,
+        listener: Listener,
+        *,
+        records: Records,
+        teller: Teller,
+        validator: Validator,
+        clock: Clock,
     ) -> None:
         self._state = state
         self._order = order
         self._listener = listener
+        self._records = records
+        self._teller = teller
+        self._validator = validator
         self._clock = clock
         self._checkpoint_at = self._resume_point_at = clock()
         self._kept = state.position
@@ -218,12 +240,18 @@ class Keeper:
         """Save what is due; an interval runs from the moment at which the last save began."""
         now = self._clock()
         minutes = self._order.train.ckpt_every_n_minutes
-        if minutes and now - self._checkpoint_at > minutes * SECONDS_PER_MINUTE:
+        waited = minutes and now - self._checkpoint_at > minutes * SECONDS_PER_MINUTE
+        if waited or ends_a_saved_epoch(self._state.position, self._order.train):
             self._checkpoint_at = now
             self._checkpoint()
         if now - self._resume_point_at > self._order.resume_every:
             self._resume_point_at = now
             self._resume_point()
+
+    def validate_when_due(self) -> None:
+        """Measure the loss on the images held out, if there are any and it is their turn."""
+        if self._validator.is_due:
+            self._validate()
 
     def keep_and_stop(self) -> None:
         """Save a resume point, unless nothing was done since the last one, and end the run.
@@ -237,21 +265,45 @@ class Keeper:
 
     def _checkpoint(self) -> None:
         self._state.losses.recent()  # nothing is saved of a training that has diverged
+        loss = self._validation_loss()
         self._listener.phase("saving a checkpoint")
-        self._say("checkpoint", save_checkpoint(self._state, self._order))
+        needed = disk.checkpoint_bytes(self._state, self._order.train)
+        disk.require_room(Path(self._order.out), needed, "a checkpoint")
+        with averaged(self._state.averages):
+            path = save_checkpoint(self._state, self._order)
+        self._say("checkpoint", path, loss)
+
+    def _validation_loss(self) -> float | None:
+        """Of the weights as they are, so that checkpoints can be compared."""
+        if self._validator.here is None and self._order.train.validation:
+            self._validate()
+        return self._validator.here
+
+    def _validate(self) -> None:
+        heard = partial(self._listener.phase, "measuring the validation loss")
+        self._teller.tell_validation(self._validator.measure(heard))
+        self._listener.phase("training")
 
     def _resume_point(self) -> None:
         self._state.losses.recent()
         self._listener.phase("saving a resume point")
         folder = Path(self._order.out) / "resume" / str(self._state.position.steps)
-        resume.save(self._state, folder)
+        disk.require_room(folder.parent, disk.resume_point_bytes(self._state), "a resume point")
+        resume.save(self._state, folder, self._records)
         self._kept = self._state.position
         self._say("resume_point", folder)
 
-    def _say(self, kind: str, path: Path) -> None:
+    def _say(self, kind: str, path: Path, validation_loss: float | None = None) -> None:
         position = self._state.position
-        self._listener.saved(kind, path, position.steps, position.epoch)
+        self._listener.saved(kind, path, position.steps, position.epoch, validation_loss)
         self._listener.phase("training")
+
+
+def ends_a_saved_epoch(position: Position, train: Train) -> bool:
+    """Whether ``save_every_n_epochs`` asks for a checkpoint here; the last one comes anyway."""
+    every = train.save_every_n_epochs
+    at_end = position.step_in_epoch == 0 and position.epoch < train.max_epochs
+    return every is not None and at_end and position.epoch % every == 0
 
 
 class Teller:
@@ -263,12 +315,15 @@ class Teller:
         recipe: Recipe,
         order: TrainingOrder,
         listener: Listener,
+        *,
+        records: Records,
         clock: Clock,
     ) -> None:
         self._state = state
         self._recipe = recipe
         self._order = order
         self._listener = listener
+        self._records = records
         self._clock = clock
         self._told_at: float | None = None
         self._began_at, self._began = clock(), state.position.steps
@@ -280,17 +335,30 @@ class Teller:
         is_last = step == self._recipe.total_steps
         if self._told_at is None or is_last or now - self._told_at >= PROGRESS_SECONDS:
             self._told_at = now
-            self._listener.progress(self._numbers(step, now))
+            numbers = self._numbers(step, now)
+            self._listener.progress(numbers)
+            self._records.add(**{name: numbers[name] for name in RECORDED if name in numbers})
+
+    def tell_validation(self, loss: float) -> None:
+        """Report what was measured on the images held out."""
+        position = self._state.position
+        self._listener.progress(
+            {"step": position.steps, "epoch": position.epoch, "validation_loss": loss}
+        )
+        self._records.add(step=position.steps, epoch=position.epoch, validation_loss=loss)
 
     def _numbers(self, step: int, now: float) -> dict[str, Any]:
         steps_per_second = (step - self._began) / max(now - self._began_at, 1e-9)
+        lrs = self._recipe.lrs_at(step - 1)
+        own = {"text_encoder_lr": lrs["text_encoder"]} if self._recipe.text_encoder_lr else {}
         return {
             "step": step,
             "steps": self._recipe.total_steps,
             "epoch": self._state.position.epoch,
             "epochs": self._order.train.max_epochs,
             "loss": self._state.losses.mean(),
-            "lr": self._recipe.lr_at(step - 1),
+            "lr": lrs["unet"],
+            **own,
             "images_per_second": round(steps_per_second * self._order.train.batch_size, 3),
             "eta_seconds": round((self._recipe.total_steps - step) / steps_per_second),
         }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import structlog
@@ -32,9 +32,15 @@ log = structlog.get_logger()
 class Uploads:
     """One job's uploads; those of checkpoints and resume points run beside the training."""
 
-    def __init__(self, store: ObjectStore, order: Order, *, resumed: Path | None) -> None:
-        """``resumed`` is the local folder of the resume point that the training goes on from."""
+    def __init__(
+        self, store: ObjectStore, order: Order, *, resumed: Path | None, keep: int | None = None
+    ) -> None:
+        """``resumed`` is the local folder of the resume point that the training goes on from.
+
+        ``keep`` is how many intermediate checkpoints stay in the store; None: all.
+        """
         self._store = store
+        self._keep = keep
         self._order = order
         self._prefix = f"jobs/{order.job}/training/{order.grant.attempt}"
         self._checkpoints = _known(resumed)
@@ -75,13 +81,24 @@ class Uploads:
 
     async def checkpoint(self, path: Path) -> Artifact:
         """Store one checkpoint file, and the optimizers beside it if there are any."""
-        key = f"{self._prefix}/checkpoints/{path.name}"
-        await self._patiently(lambda: self._store.upload(path, key, heard=self._order.heard))
+        folder = f"{self._prefix}/checkpoints"
+        artifact = await self._file(path, folder, "checkpoint")
         if (optimizers := path.with_suffix(".optimizer")).is_dir():
-            await self._folder(optimizers, f"{self._prefix}/checkpoints/{optimizers.name}")
+            await self._folder(optimizers, f"{folder}/{optimizers.name}")
+        return artifact
+
+    async def record(self, path: Path, kind: Literal["metrics", "tensorboard"]) -> Artifact:
+        """Store what was recorded of the training."""
+        return await self._file(path, f"{self._prefix}/records", kind)
+
+    async def _file(
+        self, path: Path, folder: str, kind: Literal["checkpoint", "metrics", "tensorboard"]
+    ) -> Artifact:
+        key = f"{folder}/{path.name}"
+        await self._patiently(lambda: self._store.upload(path, key, heard=self._order.heard))
         size = (await in_thread(path.stat)).st_size
         sha256 = await sha256_of(path)
-        return Artifact(name=path.name, kind="checkpoint", key=key, bytes=size, sha256=sha256)
+        return Artifact(name=path.name, kind=kind, key=key, bytes=size, sha256=sha256)
 
     async def model(self, folder: Path) -> str:
         """Store the diffusers folder; its prefix."""
@@ -99,12 +116,24 @@ class Uploads:
     async def _store_checkpoint(self, saved: Saved) -> None:
         path = Path(saved.path)
         artifact = await self.checkpoint(path)
-        kept = SavedCheckpoint(artifact=artifact, step=saved.step, epoch=saved.epoch)
-        self._checkpoints.append(kept)
-        fact = CheckpointSaved(
-            **self._order.stamp(), artifact=artifact, step=saved.step, epoch=saved.epoch
+        checkpoint = SavedCheckpoint(
+            artifact=artifact,
+            step=saved.step,
+            epoch=saved.epoch,
+            validation_loss=saved.validation_loss,
         )
-        await self._order.say(fact)
+        self._checkpoints, replaced = thinned([*self._checkpoints, checkpoint], self._keep)
+        fact = CheckpointSaved(
+            **self._order.stamp(),
+            artifact=artifact,
+            step=saved.step,
+            epoch=saved.epoch,
+            validation_loss=saved.validation_loss,
+            replaced=tuple(each.artifact.key for each in replaced),
+        )
+        await self._order.say(fact)  # first, so that nobody is shown what is gone
+        for each in replaced:
+            await self._forget(each.artifact.key)
         await in_thread(path.unlink)
         await in_thread(shutil.rmtree, path.with_suffix(".optimizer"), ignore_errors=True)
 
@@ -128,6 +157,11 @@ class Uploads:
             oldest = self._resume_points.pop(0)
             await self._patiently(lambda: self._store.delete(f"{oldest}/"))  # noqa: B023 - awaited
 
+    async def _forget(self, key: str) -> None:
+        """Delete a checkpoint, and the optimizers beside it if there are any."""
+        stem = key.removesuffix(Path(key).suffix)
+        await self._patiently(lambda: self._store.delete(f"{stem}."))
+
     async def _folder(self, folder: Path, prefix: str) -> str:
         await self._patiently(
             lambda: upload_folder(self._store, folder, prefix, heard=self._order.heard)
@@ -148,6 +182,27 @@ class Uploads:
                 log.warning("the store is away", job=self._order.job, why=str(error))
                 await asyncio.sleep(reconnect_delay(attempt))
                 attempt += 1
+
+
+def thinned(
+    checkpoints: list[SavedCheckpoint], keep: int | None
+) -> tuple[list[SavedCheckpoint], list[SavedCheckpoint]]:
+    """Which stay, the newest and the best by validation, and which do not; oldest first."""
+    if keep is None:
+        return checkpoints, []
+    stay = {each.artifact.key for each in checkpoints[-keep:]}
+    if (best := best_of(checkpoints)) is not None:
+        stay.add(best.artifact.key)
+    return (
+        [each for each in checkpoints if each.artifact.key in stay],
+        [each for each in checkpoints if each.artifact.key not in stay],
+    )
+
+
+def best_of(checkpoints: Iterable[SavedCheckpoint]) -> SavedCheckpoint | None:
+    """The one with the lowest validation loss, of equals the first; None: nothing was measured."""
+    measured = [each for each in checkpoints if each.validation_loss is not None]
+    return min(measured, key=lambda each: each.validation_loss or 0.0, default=None)
 
 
 def _known(resumed: Path | None) -> list[SavedCheckpoint]:

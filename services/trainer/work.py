@@ -12,9 +12,10 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from services.trainer.order import Outcome, TrainingOrder
-from services.trainer.uploads import Uploads
+from services.trainer.uploads import Uploads, best_of
 from shared.child import (
     Child,
     ChildDied,
@@ -38,6 +39,7 @@ from shared.messages import (
     DatasetStaged,
     Interruption,
     Progressed,
+    SavedCheckpoint,
     Stage,
     Started,
     TrainingInterrupted,
@@ -123,7 +125,12 @@ class TrainerWork:
     async def _train(self, child: Child, order: Order, asked: TrainingOrder) -> CheckpointFinal:
         """Send the child to work and listen until its last word."""
         await child.order(asked)
-        uploads = Uploads(self._store, order, resumed=Path(asked.resume) if asked.resume else None)
+        uploads = Uploads(
+            self._store,
+            order,
+            resumed=Path(asked.resume) if asked.resume else None,
+            keep=asked.train.keep_checkpoints,
+        )
         stopper = asyncio.create_task(_stop_when_asked(order, child))
         try:
             outcome = await _listen(child, order, uploads)
@@ -143,14 +150,19 @@ class TrainerWork:
         summary = msgspec.to_builtins(outcome)
         checkpoint = await uploads.checkpoint(Path(summary.pop("checkpoint")))
         model = await uploads.model(Path(summary.pop("model")))
+        metrics = await uploads.record(Path(summary.pop("metrics")), "metrics")
+        events = await uploads.record(Path(summary.pop("tensorboard")), "tensorboard")
+        last = outcome.validation.last.loss if outcome.validation else None
+        checkpoints, last_is_best = judged(uploads.checkpoints, last)
         return CheckpointFinal(
             **order.stamp(),
             inference=staged.inference,
             clip_skip=staged.train.clip_skip,
             model=model,
             checkpoint=checkpoint,
-            checkpoints=uploads.checkpoints,
-            summary=summary,
+            checkpoints=checkpoints,
+            records=(metrics, events),
+            summary=summary if last is None else {**summary, "best": last_is_best},
         )
 
     async def _remember_speed(self, order: Order, gpu: str, steps: int) -> None:
@@ -170,6 +182,19 @@ def speed_of(order: Order, gpu: str) -> Speed | None:
     steps_per_second = order.numbers.get("images_per_second", 0.0) / staged.train.batch_size
     rate = steps_per_second * megapixels / max(steps, 1)
     return Speed(gpu=gpu, megapixels_per_second=rate) if rate > 0.0 else None
+
+
+def judged(
+    checkpoints: tuple[SavedCheckpoint, ...], last: float | None
+) -> tuple[tuple[SavedCheckpoint, ...], bool]:
+    """The intermediate checkpoints, the best one marked, unless the last one of all is better.
+
+    ``last`` is its validation loss; None: nothing was measured.
+    """
+    best = best_of(checkpoints)
+    if last is None or best is None or (best.validation_loss or 0.0) > last:
+        return checkpoints, last is not None
+    return tuple(replace(each, best=each == best) for each in checkpoints), False
 
 
 async def _listen(child: Child, order: Order, uploads: Uploads) -> Outcome:

@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor
 
 from shared.errors import Refused
 
 PredictionType = Literal["epsilon", "v_prediction"]
+
+OCTAVES = 10
+"""The most layers of coarser noise that pyramid noise has."""
 
 
 def prediction_type(scheduler_config: Mapping[str, Any]) -> PredictionType:
@@ -40,6 +44,70 @@ def cumulative_alphas(scheduler_config: Mapping[str, Any]) -> Tensor:
     """a_t for every training timestep: shape (T,), float32, falling from nearly 1 to nearly 0."""
     alphas: Tensor = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod
     return alphas.float()
+
+
+def with_zero_terminal_snr(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler whose betas are rescaled so that the last timestep holds no signal at all.
+
+    Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed": sqrt(a_t) is
+    shifted and stretched so that it ends at 0 and begins where it was. Sampling has to begin at
+    that last timestep, which trailing spacing does; of the usual schedulers DDIM knows both.
+
+    Raises:
+        Refused: the network predicts noise.
+    """
+    if prediction_type(scheduler_config) == "epsilon":
+        raise Refused(
+            "enable_zero_terminal_snr needs a base model with prediction_type v_prediction; this"
+            " one predicts the noise (epsilon), which tells nothing of the image where there is"
+            " nothing but noise. Leave the option out, or choose another base model"
+        )
+    return {
+        **scheduler_config,
+        "_class_name": "DDIMScheduler",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+    }
+
+
+def offset_noise(noise: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
+    """Noise (B, C, H, W) with ``ratio`` times a draw for each image and channel added.
+
+    It teaches a network to move the mean, and with it very dark and bright images (Guttenberg
+    2023, "Diffusion with Offset Noise"); the standard deviation becomes sqrt(1 + ratio^2).
+    """
+    return noise + ratio * torch.randn(*noise.shape[:2], 1, 1, generator=generator)
+
+
+def pyramid_noise(noise: Tensor, discount: float, generator: torch.Generator) -> Tensor:
+    """Noise (B, C, H, W) with coarser and coarser noise added, of unit deviation in each image.
+
+    Layer i is 2 to 4 times coarser than the one before and has the weight ``discount ** i``
+    (Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training").
+    """
+    height, width = noise.shape[-2:]
+    total, scale = noise, 1.0
+    for octave in range(1, OCTAVES + 1):
+        scale *= 2.0 + 2.0 * float(torch.rand((), generator=generator))
+        size = (max(1, int(height / scale)), max(1, int(width / scale)))
+        coarse = torch.randn(*noise.shape[:2], *size, generator=generator)
+        total = total + discount**octave * F.interpolate(coarse, (height, width), mode="bilinear")
+        if size == (1, 1):
+            break
+    return total / total.std(dim=(1, 2, 3), keepdim=True)
+
+
+def min_snr_weights(kind: PredictionType, alphas: Tensor, gamma: float) -> Tensor:
+    """What each image's loss is multiplied by, (B,), at a_t (B,): less where it is easy.
+
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", with
+    SNR = a_t / (1 - a_t): min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v.
+    """
+    snr = alphas / (1 - alphas)
+    if kind == "epsilon":
+        return (gamma / snr).clamp(max=1.0)  # 1 where the SNR is 0, too
+    return snr.clamp(max=gamma) / (snr + 1)
 
 
 def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:

@@ -46,12 +46,13 @@ async def test_the_story_in_one_process(web: Web) -> None:
         last = await user.finished(job)
         assert last["status"] == "COMPLETED", last
         webhook = await user.webhook()
-        checkpoint, image = last["output"]["artifacts"]
+        checkpoint, image, *records = last["output"]["artifacts"]
         fetched = [await user.fetch(artifact["url"]) for artifact in (checkpoint, image)]
 
     assert webhook["status"] == "COMPLETED"
     assert [len(each) for each in fetched] == [checkpoint["bytes"], image["bytes"]]
     assert fetched[1].startswith(b"\x89PNG")
+    assert [each["kind"] for each in records] == ["metrics", "tensorboard"]
 
 
 def zipped(**files: bytes) -> bytes:

@@ -123,7 +123,11 @@ async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) ->
     assert done["input"] == REQUEST["input"]
     assert done["output"]["train"]["steps"] == 8
     assert done["output"]["inference"][0]["seed"] == 7
-    assert [each["kind"] for each in done["output"]["artifacts"]] == ["checkpoint", "image"]
+    (early,) = done["output"]["train"]["checkpoints"]
+    assert (early["epoch"], early["validation_loss"], early["best"]) == (1, 0.25, True)
+    assert [each["kind"] for each in done["output"]["artifacts"]] == [
+        "checkpoint", "checkpoint", "image", "metrics"
+    ]  # fmt: skip
 
     due = await here.take(NOTIFIER_WEBHOOKS)
     assert isinstance(due, WebhookDue)

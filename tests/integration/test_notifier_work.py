@@ -101,15 +101,18 @@ def publishing(tmp_path: Path, s3_server: S3Server, s3_bucket: str) -> Publishin
 LAST = b"weights" * (PART_BYTES // 5)
 """More than S3 takes in one part."""
 EARLIER = b"earlier weights"
+METRICS = b'{"step": 1}'
 PICTURES = {"000-00.png": b"first picture", "000-01 fuß.png": b"second picture"}
 
 
 async def trained(publishing: Publishing) -> CheckpointFinal:
     last = await publishing.stored("last-mine-ep02-gs00010.safetensors", "checkpoint", LAST)
     early = await publishing.stored("mine-ep01-gs00005.safetensors", "checkpoint", EARLIER)
+    metrics = await publishing.stored("metrics.jsonl", "metrics", METRICS)
     return CheckpointFinal(
         job=JOB, stage="training", claim="c", model="jobs/7b1c/training/1/model", checkpoint=last,
-        checkpoints=(SavedCheckpoint(artifact=early, step=5, epoch=1),), summary={},
+        checkpoints=(SavedCheckpoint(artifact=early, step=5, epoch=1),), records=(metrics,),
+        summary={},
     )  # fmt: skip
 
 
@@ -136,7 +139,7 @@ async def fetched(url: str) -> bytes:
 # --- Published
 
 
-async def test_the_model_and_its_checkpoints_land_in_the_users_bucket_behind_links_that_work(
+async def test_the_model_checkpoints_and_records_land_in_the_users_bucket_behind_links_that_work(
     publishing: Publishing,
 ) -> None:
     final = await trained(publishing)
@@ -147,9 +150,12 @@ async def test_the_model_and_its_checkpoints_land_in_the_users_bucket_behind_lin
     assert await publishing.in_bucket() == {
         f"{folder}/last-mine-ep02-gs00010.safetensors": LAST,
         f"{folder}/mine-ep01-gs00005.safetensors": EARLIER,
+        f"{folder}/metrics.jsonl": METRICS,
     }
-    assert list(published.urls) == [final.checkpoint.key, final.checkpoints[0].artifact.key]
-    assert [await fetched(url) for url in published.urls.values()] == [LAST, EARLIER]
+    assert list(published.urls) == [
+        final.checkpoint.key, final.checkpoints[0].artifact.key, final.records[0].key
+    ]  # fmt: skip
+    assert [await fetched(url) for url in published.urls.values()] == [LAST, EARLIER, METRICS]
     assert all(f"X-Amz-Expires={WEEK}" in url for url in published.urls.values())
     assert publishing.left_in_scratch == []
 

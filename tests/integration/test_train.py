@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +14,14 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from services.trainer import train as loop
-from services.trainer.order import Outcome
+from services.trainer.objective import Objective
+from services.trainer.order import Outcome, TrainingOrder
+from services.trainer.records import read_lines
 from services.trainer.state import State
 from services.trainer.train import train
 from shared.diffusion.loading import load
-from shared.errors import Interrupted, Refused
+from shared.errors import Interrupted, Passing, Refused
+from shared.request import Validation
 from tests.models import make_random_model
 from tests.training import Notes, make_dataset, training_order
 
@@ -132,33 +137,65 @@ def test_a_frozen_network_stays_bit_equal_and_gets_no_gradients(
     assert list(seen[0].optimizers) == [learning]
 
 
+EVERYTHING: dict[str, Any] = {
+    "ema_decay_rate": 0.5, "pyramid_noise_discount": 0.5, "zero_frequency_noise_ratio": 0.1,
+    "min_snr_gamma": 5.0, "loss_type": "mse_huber", "text_encoder_lr": 1e-4,
+    "validation": Validation(), "save_every_n_epochs": 1,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("useadam8bit", "size"),
-    [(True, (300, 280)), (False, (256, 256))],
-    ids=["8 bits, cropped anew in each epoch", "32 bits, whole images whose latents are kept"],
+    ("options", "size", "begun", "kept"),
+    [
+        ({"useadam8bit": True}, (300, 280), 5, 5),
+        ({"useadam8bit": False}, (256, 256), 5, 5),
+        ({"useadam8bit": False, **EVERYTHING}, (300, 280), 4, 3),
+    ],
+    ids=[
+        "8 bits, cropped anew in each epoch",
+        "32 bits, whole images whose latents are kept",
+        "averages, validation and all that can be asked for, stopped within a group",
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    base: Path, tmp_path: Path, *, useadam8bit: bool, size: tuple[int, int]
-) -> None:
-    data = make_dataset(tmp_path / "data", images=5, size=size)
+    base: Path, tmp_path: Path, *, options: dict[str, Any], size: tuple[int, int], begun: int,
+    kept: int,
+) -> None:  # fmt: skip
+    """Epochs have 3 steps, updated after 2 and 3; a stop in a group goes back to the last update.
+
+    A step takes 10 s, so that each is reported.
+    """
+    data = make_dataset(tmp_path / "data", images=6 if "validation" in options else 5, size=size)
     settings: dict[str, Any] = {
         "dataset": data, "base": base, "max_epochs": 2, "batch_size": 2, "grad_accum": 2,
         "cond_dropout": 0.3, "flip_p": 0.5, "shuffle_tags": True, "lr_scheduler": "cosine",
-        "clip_grad_norm": 1.0, "useadam8bit": useadam8bit, "save_full_precision": True,
+        "clip_grad_norm": 1.0, "save_full_precision": True, **options,
     }  # fmt: skip
-    whole = train(training_order(tmp_path / "whole", **settings), Notes())
-    stopped = Notes(stop_when=lambda asked: asked == 5)
+    whole = run(training_order(tmp_path / "whole", **settings), Notes())
+    stopped = Notes(stop_when=lambda asked: asked == begun)
 
-    # Epochs have 3 steps, updated after 2 and 3; the fifth step is the second of its group.
     with pytest.raises(Interrupted):
-        train(training_order(tmp_path / "first", **settings), stopped)
-    ((kind, folder, step, epoch),) = stopped.kept
-    resumed = train(training_order(tmp_path / "second", resume=folder, **settings), Notes())
+        run(training_order(tmp_path / "first", **settings), stopped)
+    kind, folder, step, _ = stopped.kept[-1]
+    resumed = run(training_order(tmp_path / "second", resume=folder, **settings), Notes())
 
-    assert (kind, step, epoch) == ("resume_point", 5, 1)
-    assert replace(whole, checkpoint="", model="") == replace(resumed, checkpoint="", model="")
+    assert (kind, step) == ("resume_point", kept)
+    assert without_paths(whole) == without_paths(resumed)
     first, second = load_file(whole.checkpoint), load_file(resumed.checkpoint)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert timeless(whole.metrics) == timeless(resumed.metrics)
+
+
+def run(order: TrainingOrder, notes: Notes) -> Outcome:
+    return train(order, notes, clock=lambda: 10.0 * notes.asked)
+
+
+def without_paths(outcome: Outcome) -> Outcome:
+    return replace(outcome, checkpoint="", model="", metrics="", tensorboard="")
+
+
+def timeless(metrics: str) -> list[dict[str, Any]]:
+    return [{**line, "time": 0} for line in read_lines(Path(metrics))]
 
 
 def test_a_stop_within_a_group_goes_back_to_the_last_update(
@@ -189,7 +226,7 @@ def test_an_accumulated_update_is_the_mean_over_the_groups_real_steps(
     """Three steps by twos: after the pair and after the single one, gradients are means alike."""
     data = make_dataset(tmp_path / "data", images=3)
     norms: list[float] = []
-    monkeypatch.setattr(loop.Objective, "loss", _sum_of_weights)
+    monkeypatch.setattr(Objective, "loss", _sum_of_weights)
     monkeypatch.setattr(loop, "update", lambda state, **_: _note_and_forget(state, norms))
 
     train(training_order(tmp_path / "out", dataset=data, base=base, max_epochs=2, grad_accum=2),
@@ -198,7 +235,7 @@ def test_an_accumulated_update_is_the_mean_over_the_groups_real_steps(
     assert norms == pytest.approx([1.0, 1.0, 1.0, 1.0])
 
 
-def _sum_of_weights(objective: loop.Objective, *_: object) -> torch.Tensor:
+def _sum_of_weights(objective: Objective, *_: object) -> torch.Tensor:
     return torch.as_tensor(objective._parts.unet.conv_in.weight.sum())
 
 
@@ -252,16 +289,16 @@ def test_a_batch_filled_with_repeats_counts_less(
     """Three images by twos: the loss of the half-filled batch is multiplied by 0.5 ** 1.5."""
     factors: list[float] = []
     monkeypatch.setattr(
-        "services.trainer.train.F.mse_loss", lambda said, wanted, **_: (said - wanted) * 0 + 1.0
+        "services.trainer.objective.F.mse_loss", lambda said, wanted, **_: (said - wanted) * 0 + 1.0
     )
-    real = loop.Objective.loss
+    real = Objective.loss
 
     def spy(*arguments: Any) -> torch.Tensor:
         loss = real(*arguments)
         factors.append(float(loss.detach()))
         return loss
 
-    monkeypatch.setattr(loop.Objective, "loss", spy)
+    monkeypatch.setattr(Objective, "loss", spy)
     outcome = train(
         training_order(tmp_path, dataset=dataset, base=base, max_epochs=1, batch_size=2), Notes()
     )
@@ -273,13 +310,13 @@ def test_a_batch_filled_with_repeats_counts_less(
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step_and_advice(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = loop.Objective.loss, []
+    real, calls = Objective.loss, []
 
     def spy(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         return real(*arguments) * (float("nan") if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(loop.Objective, "loss", spy)
+    monkeypatch.setattr(Objective, "loss", spy)
 
     with pytest.raises(Refused, match=r"nan at step 2\b.*lower lr"):
         train(training_order(tmp_path, dataset=dataset, base=base), Notes())
@@ -323,36 +360,60 @@ def test_no_checkpoint_in_between_where_none_is_asked_for(
     assert notes.kept == []
 
 
-def test_a_model_saved_with_its_optimizers_hands_them_on(
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("a checkpoint", {"save_every_n_epochs": 1}),
+        ("a resume point", {"resume_every": -1.0}),
+        ("the trained model", {}),
+    ],
+)
+def test_a_full_disk_ends_the_run_before_anything_is_saved(
+    what: str, options: dict[str, Any], base: Path, dataset: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=12_345))
+    order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=2, **options)
+
+    with pytest.raises(Passing, match=rf"save {what}: \d+ bytes are needed in {tmp_path}.* 12345"):
+        train(order, Notes())
+
+    assert {each.name for each in tmp_path.rglob("*") if each.is_file()} == {"metrics.jsonl"}
+
+
+def test_a_model_saved_with_its_optimizers_hands_on_their_moments_but_not_their_rate(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(
         training_order(tmp_path / "1", dataset=dataset, base=base, save_optimizer=True), Notes()
     )
-    seen: list[int] = []
+    seen: list[tuple[int, float]] = []
     real = loop.update
 
     def spy(state: State, **settings: Any) -> None:
-        seen.append(int(next(iter(state.optimizers["unet"].state.values()))["step"]))
+        optimizer = state.optimizers["unet"]
+        step = int(next(iter(optimizer.state.values()))["step"])
         real(state, **settings)
+        seen.append((step, optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(loop, "update", spy)
-    train(training_order(tmp_path / "2", dataset=dataset, base=Path(first.model)), Notes())
+    again = training_order(tmp_path / "2", dataset=dataset, base=Path(first.model), lr=1e-4)
+    train(again, Notes())
 
-    assert seen == [6, 7, 8, 9, 10, 11]
+    assert seen == [(step, 1e-4) for step in range(6, 12)]
 
 
 def test_a_dropped_caption_is_the_empty_one_and_all_images_may_be_mirrored(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, bool]] = []
-    real = loop.Objective.loss
+    real = Objective.loss
 
-    def spy(objective: loop.Objective, loaded: Any, epoch: int) -> torch.Tensor:
+    def spy(objective: Objective, loaded: Any, epoch: int) -> torch.Tensor:
         seen.extend((each.draw.caption, each.draw.flip) for each in loaded.examples)
         return real(objective, loaded, epoch)
 
-    monkeypatch.setattr(loop.Objective, "loss", spy)
+    monkeypatch.setattr(Objective, "loss", spy)
     train(
         training_order(
             tmp_path, dataset=dataset, base=base, max_epochs=1, cond_dropout=1.0, flip_p=1.0
@@ -367,12 +428,15 @@ def test_a_v_prediction_model_learns_too(dataset: Path, tmp_path: Path) -> None:
     base = make_random_model(tmp_path / "base", prediction_type="v_prediction")
     notes = Notes()
 
-    outcome = train(
-        training_order(tmp_path / "out", dataset=dataset, base=base, max_epochs=8), notes
-    )
+    order = training_order(
+        tmp_path / "out", dataset=dataset, base=base, max_epochs=16,
+        validation=Validation(val_split_proportion=0.5),
+    )  # fmt: skip
 
-    assert outcome.loss is not None
-    assert outcome.loss < notes.reports[1]["loss"]
+    outcome = train(order, notes)
+
+    assert outcome.validation is not None
+    assert outcome.validation.last.loss < outcome.validation.before.loss
 
 
 def test_an_image_that_cannot_be_read_is_named(base: Path, tmp_path: Path) -> None:

@@ -9,10 +9,35 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any, Literal
 
-from shared.child import AnyRecord, Child, ChildDied, Done, Phase, Progress, Saved, start_ready
+import pytest
+import torch
+
+from services.trainer.child import Stop, Voice, carry_out
+from shared import jobs
+from shared.child import (
+    AnyRecord,
+    Child,
+    ChildDied,
+    Done,
+    GivenUp,
+    Mouth,
+    Phase,
+    Progress,
+    Saved,
+    start_ready,
+)
+from shared.messages import (
+    AnyMessage,
+    DatasetStaged,
+    StageFailed,
+    StagingStarted,
+    TrainingStarted,
+)
+from shared.request import parse_request
 from tests.models import make_random_model
-from tests.training import make_dataset, training_order
+from tests.training import make_dataset, train_request, training_order
 from tests.workers import until_gone
 
 CHILD = "services.trainer.child"
@@ -63,6 +88,54 @@ async def test_an_order_is_carried_out_and_every_slow_thing_announced(tmp_path: 
     assert (last["step"], last["steps"], last["epochs"], last["eta_seconds"]) == (2, 2, 1, 0)
     assert last["images_per_second"] > 0
     assert [record.step for record in said if isinstance(record, Saved)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"batch_size": 4}, "batch_size 2 with grad_accum 2, gradient_checkpointing true"),
+        ({"gradient_checkpointing": True}, "choose a lower resolution, or a larger GPU"),
+    ],
+)
+def test_a_job_that_runs_out_of_memory_ends_with_settings_that_would_fit(
+    settings: dict[str, Any], advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("services.trainer.train.train", train)
+    order = training_order(tmp_path, dataset=tmp_path, base=tmp_path, **settings)
+
+    given_up = carry_out(order, Voice(Mouth(-1), Stop.__new__(Stop)))
+
+    assert isinstance(given_up, GivenUp)
+    error = error_of_a_job_whose_training(given_up)
+    assert "out of memory" in error
+    assert advice in error
+
+
+def error_of_a_job_whose_training(given_up: GivenUp) -> str:
+    """What the client reads when every attempt gives up like this."""
+    body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
+    step = jobs.admit("j", "me", parse_request(body), body["input"], sealed=None, now=0.0)
+    kind: Literal["refused", "passing"] = "refused" if given_up.refused else "passing"
+    facts: list[AnyMessage] = [
+        StagingStarted(job="j", stage="staging", claim="s"),
+        DatasetStaged(
+            job="j", stage="staging", claim="s", train=train_request(), dataset="d", base_model="b",
+            report={},
+        ),
+    ]  # fmt: skip
+    for claim in ("1", "2", "3"):
+        facts.append(TrainingStarted(job="j", stage="training", claim=claim))
+        facts.append(
+            StageFailed(job="j", stage="training", claim=claim, kind=kind, reason=given_up.reason)
+        )
+    for fact in facts:
+        step = jobs.advance(step.job, fact, control="c", now=1.0, beat=1.0)
+    assert step.job.status == "FAILED"
+    assert step.job.error is not None
+    return step.job.error
 
 
 async def test_an_idle_child_ends_when_it_is_asked_to() -> None:

@@ -22,12 +22,13 @@ from shared.errors import Interrupted, Passing, Refused, Unavailable
 from shared.folders import download_folder, folder_exists, upload_folder
 from shared.messages import (
     Artifact,
+    CheckpointSaved,
     DatasetStaged,
     Message,
     ResumePointSaved,
     SavedCheckpoint,
 )
-from shared.request import Inference
+from shared.request import Inference, Validation
 from shared.runtime import Order
 from tests.models import make_random_model
 from tests.training import make_dataset, train_request
@@ -181,6 +182,47 @@ async def test_a_store_that_is_away_costs_the_speed_not_the_job(tmp_path: Path) 
     await work._remember_speed(order, "cpu", 1000)
 
     assert tried == [("cache/speed.json", b'{"gpu":"cpu","megapixels_per_second":3.0}')]
+
+
+async def test_the_newest_checkpoint_and_the_best_stay_in_the_store_and_records_come_along(
+    work: TrainerWork, store: FolderStore
+) -> None:
+    """A rate this high makes the first epochs the best ones, so that the best is not the newest."""
+    facts = Facts()
+    message = asked(
+        "kept", max_epochs=6, lr=0.05, save_every_n_epochs=1, keep_checkpoints=1,
+        save_optimizer=True, validation=Validation(),
+    )  # fmt: skip
+
+    final = await work.perform(granted_order(message, "training", facts))
+
+    saved = of_kind(facts, CheckpointSaved)
+    losses = {fact.artifact.key: fact.validation_loss for fact in saved}
+    best, newest = min(losses, key=losses.__getitem__), saved[-1].artifact.key
+    kept = [each.artifact.key for each in final.checkpoints]
+    assert len(saved) == 5
+    assert kept == sorted({best, newest}, key=list(losses).index)
+    assert {key for fact in saved for key in fact.replaced} == losses.keys() - kept
+    last_loss = final.summary["validation"]["last"]["loss"]
+    flags = [final.summary["best"], *(each.best for each in final.checkpoints)]
+    assert flags == [last_loss < losses[best], *(
+        key == best and losses[best] <= last_loss for key in kept
+    )]  # fmt: skip
+    names = {Path(key).name for key in (*kept, final.checkpoint.key)}
+    optimizers = {f"{Path(key).stem}.optimizer" for key in kept}
+    assert await stored_in(store, "jobs/kept/training/1/checkpoints") == names | optimizers
+
+    assert [(each.name, each.kind) for each in final.records] == [
+        ("metrics.jsonl", "metrics"), ("events.out.tfevents.kept", "tensorboard")
+    ]  # fmt: skip
+    lines = store.path_of(final.records[0].key).read_bytes().splitlines()
+    assert final.records[0].bytes == store.path_of(final.records[0].key).stat().st_size
+    assert json.loads(lines[-1])["validation_loss"] == last_loss
+
+
+async def stored_in(store: FolderStore, folder: str) -> set[str]:
+    """Names just below a folder of the store."""
+    return {entry.key.split("/")[5] async for entry in store.list(f"{folder}/")}
 
 
 async def test_a_stopped_training_goes_on_elsewhere_and_remembers_its_checkpoints(

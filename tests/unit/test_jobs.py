@@ -417,6 +417,24 @@ def test_checkpoints_on_the_way_are_kept_once_each() -> None:
     assert tale.job.checkpoints
 
 
+def test_a_checkpoint_that_was_replaced_is_never_shown_again() -> None:
+    tale = Tale()
+    tale.stage()
+    tale.claim("training", "t")
+    for number in (1, 2, 3):
+        tale.tell(
+            CheckpointSaved(
+                job="job", stage="training", claim="t", artifact=artifact(f"e{number}"),
+                step=number, epoch=number, validation_loss=0.5, replaced=("k/e1",) * (number == 3),
+            )
+        )  # fmt: skip
+    best = SavedCheckpoint(artifact=artifact("e2"), step=2, epoch=2, validation_loss=0.5, best=True)
+
+    tale.tell(msgspec.structs.replace(checkpoint_final("t"), checkpoints=(best,)))
+
+    assert [(each.step, each.best) for each in tale.job.checkpoints] == [(2, True), (3, False)]
+
+
 # --- Ends -------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,12 @@
 """Learning rates, steps and choices: the original's numbers, and ours where it was wrong."""
 
+import math
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.trainer.recipe import (
     Choices,
@@ -107,7 +111,9 @@ def test_warm_up_longer_than_decay_ends_at_the_floor() -> None:
 def test_the_peak_is_the_one_asked_for_or_the_default_scaled_where_asked(
     fields: dict[str, Any], lr: float
 ) -> None:
-    assert peak_lr(train(**fields)) == pytest.approx(lr, rel=1e-5)
+    asked = train(**fields)
+
+    assert peak_lr(asked, asked.lr) == pytest.approx(lr, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +134,71 @@ def test_accumulation_starts_anew_at_each_epoch(
 
     assert after == updates_after
     assert [step for group in groups for step in group] == list(range(steps))
+
+
+# --- What holds for every schedule and every group --------------------------------------------
+
+SCHEDULES = st.builds(
+    schedule,
+    st.sampled_from(["constant", "linear", "cosine", "polynomial"]),
+    decay=st.integers(1, 5000),
+    warmup=st.integers(0, 6000),
+    lr=st.floats(1e-9, 1.0),
+)
+
+
+@given(SCHEDULES, st.integers(0, 10_000))
+def test_a_rate_rises_to_its_peak_then_falls_and_never_rises_again(
+    recipe: Recipe, step: int
+) -> None:
+    now, then = recipe.lr_factor(step), recipe.lr_factor(step + 1)
+
+    assert 0.0 <= now <= 1.0
+    assert now <= then if step < recipe.warmup_steps else now >= then
+
+
+@given(SCHEDULES)
+def test_a_rate_has_its_peak_when_warm_up_ends(recipe: Recipe) -> None:
+    assert recipe.lr_at(recipe.warmup_steps) == pytest.approx(recipe.lr)
+
+
+@given(SCHEDULES, st.integers(1, 10_000))
+def test_a_rate_stays_where_its_decay_ended(recipe: Recipe, later: int) -> None:
+    end = max(recipe.decay_steps, recipe.warmup_steps + 1)
+
+    assert recipe.lr_at(end + later) == recipe.lr_at(end)
+
+
+@given(SCHEDULES, st.floats(1e-9, 1.0), st.integers(0, 10_000))
+def test_a_text_encoders_own_peak_takes_the_same_course(
+    recipe: Recipe, own: float, step: int
+) -> None:
+    both = msgspec.structs.replace(recipe, text_encoder_lr=own)
+
+    assert both.lrs_at(step) == {
+        "unet": recipe.lr_at(step),
+        "text_encoder": msgspec.structs.replace(recipe, lr=own).lr_at(step),
+    }
+    assert set(recipe.lrs_at(step).values()) == {recipe.lr_at(step)}
+
+
+@given(st.integers(0, 500), st.integers(1, 600))
+def test_groups_are_whole_but_for_the_last_and_hold_every_step_once(steps: int, size: int) -> None:
+    groups = accumulation_groups(steps, size)
+
+    assert [step for group in groups for step in group] == list(range(steps))
+    assert len(groups) == math.ceil(steps / size)
+    assert all(len(group) == size for group in groups[:-1])
+    assert all(0 < len(group) <= size for group in groups)
+
+
+def test_the_text_encoders_rate_is_scaled_like_the_other() -> None:
+    asked = train(lr=1e-6, text_encoder_lr=1e-7, scale_lr=True, batch_size=4)
+
+    recipe = recipe_for(asked, steps_per_epoch=1, total_steps=1)
+
+    assert recipe.lr == pytest.approx(1e-6 * 4**0.55)
+    assert recipe.text_encoder_lr == pytest.approx(1e-7 * 4**0.55)
 
 
 CPU = Device(kind="cpu", bitsandbytes=True, fused=True)

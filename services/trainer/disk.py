@@ -1,0 +1,74 @@
+"""Room on the disk, looked for before anything is saved."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from services.trainer.state import State
+from shared.errors import Passing
+from shared.request import Train
+
+HEADERS = 2**24
+"""Room for what lies beside the tensors: names, configurations, the tokenizer, metrics."""
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Make sure that so many bytes can be written.
+
+    Raises:
+        Passing: they cannot; another trainer may have more room.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Passing(
+            f"no room on the trainer's disk to save {what}: {needed} bytes are needed in {folder},"
+            f" and {free} are free"
+        )
+
+
+def checkpoint_bytes(state: State, train: Train) -> int:
+    """What a checkpoint takes, with the optimizers beside it where asked for."""
+    return _model_bytes(state, train) + (optimizer_bytes(state) if train.save_optimizer else 0)
+
+
+def last_bytes(state: State, train: Train) -> int:
+    """What the trained model takes: a checkpoint, and a diffusers folder."""
+    return _model_bytes(state, train) + checkpoint_bytes(state, train)
+
+
+def _model_bytes(state: State, train: Train) -> int:
+    parts = state.parts
+    size = (torch.float32 if train.save_full_precision else torch.float16).itemsize
+    networks: tuple[torch.nn.Module, ...] = (parts.unet, parts.vae, parts.text_encoder)
+    weights: int = sum(
+        tensor.numel() * (size if tensor.is_floating_point() else tensor.itemsize)
+        for network in networks
+        for tensor in network.state_dict().values()
+    )
+    return weights + HEADERS
+
+
+def resume_point_bytes(state: State) -> int:
+    """What a resume point takes: trained weights, their averages, moments."""
+    weights = sum(_bytes(network.state_dict().values()) for network in state.trained.values())
+    averages = sum(_bytes(each.state_dict().values()) for each in state.averages.values())
+    return weights + averages + optimizer_bytes(state) + HEADERS
+
+
+def optimizer_bytes(state: State) -> int:
+    """What the moments take."""
+    return sum(
+        _bytes(leaf for leaf in moments.values() if isinstance(leaf, Tensor))
+        for optimizer in state.optimizers.values()
+        for moments in optimizer.state.values()
+    )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -1,0 +1,118 @@
+"""The loss on images that are not trained on: always the same noise, timesteps and crops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from services.trainer.average import averaged
+from services.trainer.batches import Example, Loaded, read_pixels
+from services.trainer.objective import Objective
+from services.trainer.order import Measured, TrainingOrder, Validated
+from services.trainer.state import State, finite
+from shared.dataset.buckets import Size
+from shared.dataset.manifest import Picture
+from shared.dataset.plan import Batch, Course, draw, seed_of
+from shared.dataset.validation import held_out_course, plan_held_out
+from shared.diffusion.noise import seeded
+from shared.request import Validation
+
+
+class Validator:
+    """Measures the weights that would be saved now, and writes it down in the state."""
+
+    def __init__(
+        self,
+        state: State,
+        order: TrainingOrder,
+        objective: Objective,
+        held_out: Sequence[Picture],
+    ) -> None:
+        self._state = state
+        self._validation = order.train.validation or Validation()
+        self._epochs = order.train.max_epochs
+        self._folder = Path(order.dataset)
+        self._objective = objective
+        self._pictures = held_out
+        own = Course.of(order.train, seed=order.seed)
+        self._course = held_out_course(own, self._validation)
+        self._batches = plan_held_out(held_out, self._course)
+
+    @property
+    def is_due(self) -> bool:
+        """Before training, after every n epochs, and at the end; not twice at one step."""
+        position = self._state.position
+        between = position.step_in_epoch == 0 and (
+            position.epoch % self._validation.every_n_epochs == 0 or position.epoch == self._epochs
+        )
+        return bool(self._pictures) and between and self.here is None
+
+    @property
+    def here(self) -> float | None:
+        """The loss measured at this step; None: not yet."""
+        measured = self._state.measured
+        is_here = measured and measured[-1].step == self._state.position.steps
+        return measured[-1].loss if is_here else None
+
+    def measure(self, heard: Callable[[], None]) -> float:
+        """The mean squared error over all held-out images, at plain noise.
+
+        Calls ``heard`` before each batch.
+
+        Raises:
+            Refused: it is not a finite number, or an image cannot be read.
+        """
+        position = self._state.position
+        with torch.no_grad(), averaged(self._state.averages), _evaluating(self._state):
+            errors = torch.cat([self._errors(batch, heard) for batch in self._batches])
+        loss = finite(position.steps, float(errors.mean()))
+        self._state.measured.append(Measured(step=position.steps, epoch=position.epoch, loss=loss))
+        return loss
+
+    def summary(self) -> Validated | None:
+        """All measurements in short; None where no image is held out."""
+        measured = self._state.measured
+        if not measured:
+            return None
+        return Validated(
+            images=len(self._pictures),
+            before=measured[0],
+            best=min(measured, key=lambda each: each.loss),
+            last=measured[-1],
+        )
+
+    def _errors(self, batch: Batch, heard: Callable[[], None]) -> Tensor:
+        heard()
+        generator = seeded(seed_of(self._validation.seed, batch.first, "validation"))
+        return self._objective.plain_errors(self._load(batch), generator)
+
+    def _load(self, batch: Batch) -> Loaded:
+        examples = (
+            self._example(index, batch.size, batch.first + place)
+            for place, index in enumerate(batch.pictures)
+        )
+        return Loaded(batch, tuple(examples))
+
+    def _example(self, index: int, size: Size, position: int) -> Example:
+        picture = self._pictures[index]
+        drawn = draw(picture, index, size, self._course, epoch=0, position=position)
+        pixels = read_pixels(self._folder / picture.file, drawn, size, picture.name)
+        return Example(picture, (index, size, False), drawn, pixels)
+
+
+@contextmanager
+def _evaluating(state: State) -> Iterator[None]:
+    """Within the block the networks are as when they draw images."""
+    networks = (state.parts.unet, state.parts.text_encoder)
+    before = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, training in zip(networks, before, strict=True):
+            network.train(training)
