@@ -191,7 +191,10 @@ class Teller:
     def progress(self, numbers: dict[str, Any]) -> None:
         self.phase(f"step {numbers['step']}, mean loss at the last update: {numbers['loss']}")
 
-    def saved(self, kind: str, path: Path, step: int, epoch: int) -> None:
+    def saved(
+        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+    ) -> None:
+        del validation_loss
         self.phase(f"{kind} {path.name} at step {step}, epoch {epoch}")
 
     def should_stop(self) -> bool:
