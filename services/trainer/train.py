@@ -25,6 +25,7 @@ from services.trainer.device import probe, this_device
 from services.trainer.optimizer import set_lr
 from services.trainer.order import SECONDS_PER_MINUTE, Outcome, TrainingOrder
 from services.trainer.recipe import Choices, Recipe, accumulation_groups, choose, recipe_for
+from services.trainer.samples import Sampler
 from services.trainer.state import Position, State, prepare
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import Batch, Course, plan_epoch, seed_of, steps_per_epoch, total_steps
@@ -50,7 +51,7 @@ class Listener(Protocol):
         """step, steps, epoch, epochs, loss, lr, images_per_second, eta_seconds."""
 
     def saved(self, kind: str, path: Path, step: int, epoch: int) -> None:
-        """A ``checkpoint`` file or a ``resume_point`` folder is complete on disk."""
+        """A ``checkpoint`` file, ``resume_point`` or ``snapshot`` folder is complete on disk."""
 
     def should_stop(self) -> bool:
         """Whether to save a resume point and end; asked before every step."""
@@ -89,6 +90,7 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
     objective = Objective(state, order, choices, latents)
     keeper = Keeper(state, order, listener, clock)
     teller = Teller(state, recipe, order, listener, clock)
+    sampler = Sampler(state, order, listener.saved)
 
     listener.phase("training")
     for epoch in range(state.position.epoch, request.max_epochs):
@@ -99,6 +101,7 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
         for group in accumulation_groups(len(batches), request.grad_accum):
             if group.start < done:
                 continue
+            sampler.sample_in_time(len(group))
             losses = []
             for batch in islice(loaded, len(group)):
                 if listener.should_stop():

@@ -46,7 +46,8 @@ async def test_the_story_in_one_process(web: Web) -> None:
         last = await user.finished(job)
         assert last["status"] == "COMPLETED", last
         webhook = await user.webhook()
-        checkpoint, image = last["output"]["artifacts"]
+        checkpoint, image, *samples = last["output"]["artifacts"]
+        assert {each["kind"] for each in samples} == {"sample"}
         fetched = [await user.fetch(artifact["url"]) for artifact in (checkpoint, image)]
 
     assert webhook["status"] == "COMPLETED"
