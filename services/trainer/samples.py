@@ -11,6 +11,8 @@ from shared.diffusion.weights import save_weights
 
 MOST_STANDING = 2
 """Snapshots that may wait to be drawn; while so many do, no other is written."""
+MOST_NAMED = 20
+"""Skipped steps that the warning names: what a child says is bounded."""
 SKIPPED = "no samples, because two earlier rows were not drawn yet, at steps: "
 
 Saved = Callable[[str, Path, int, int], None]
@@ -60,5 +62,8 @@ class Sampler:
         told = next((each for each in warnings if each.startswith(SKIPPED)), None)
         if told is None:
             warnings.append(f"{SKIPPED}{step}")
-        elif str(step) not in told.removeprefix(SKIPPED).split(", "):
-            warnings[warnings.index(told)] = f"{told}, {step}"
+            return
+        named = told.removeprefix(SKIPPED).split(", ")
+        if str(step) not in named and len(named) <= MOST_NAMED:
+            addition = str(step) if len(named) < MOST_NAMED else "and more"
+            warnings[warnings.index(told)] = f"{told}, {addition}"

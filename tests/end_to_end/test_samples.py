@@ -32,6 +32,7 @@ async def test_samples_arrive_while_training_goes_on_and_end_in_the_users_bucket
         del request["input"]["inference"]
         job = await user.client.run(request)
         seen: list[dict[str, Any]] = []
+        first = b""
         async for status in user.client.follow(job, every=0.1):
             output = status["output"]
             if not seen and output.get("stage") == "training" and output["samples"]:

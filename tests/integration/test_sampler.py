@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from services.trainer import samples
 from services.trainer.samples import SKIPPED
 from services.trainer.snapshots import CAPTIONS_DRAWN, prompts_of
 from services.trainer.train import train
@@ -94,6 +95,15 @@ def test_while_two_stand_undrawn_others_are_skipped_and_one_warning_names_them(
 
     assert rows(notes) == [(0, 0), (3, 1)]
     assert outcome.warnings == [f"{SKIPPED}6, 9"]
+
+
+def test_the_warning_stays_short_however_many_are_skipped(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "MOST_NAMED", 3)
+    order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=3, sample_every=1)
+
+    assert train(order, Notes()).warnings == [f"{SKIPPED}2, 3, 4, and more"]
 
 
 def test_a_resumed_run_takes_the_rows_that_an_uninterrupted_one_takes_and_none_twice(
