@@ -35,6 +35,8 @@ RECIPE = {
 """How the tiny model is taught; everything else is the endpoint's default."""
 DRAWING = {"width": 256, "height": 256, "num_inference_steps": 15, "guidance_scale": 4.0}
 PROMPTS = tuple(concept.captions[0] for concept in drawings.CONCEPTS)
+FOLDERS = {"image": "images", "sample": "samples"}
+"""Where artifacts of a kind go below the output; others lie beside its summary."""
 TELL_SECONDS = 5.0
 """Between two lines of progress where there is no terminal to draw a bar on."""
 console = Console(stderr=True)
@@ -48,7 +50,11 @@ def request_for(files: str) -> dict[str, Any]:
     """
     return {
         "input": {
-            "train": {"data_url": f"{files}/dataset.zip", **RECIPE},
+            "train": {
+                "data_url": f"{files}/dataset.zip",
+                "sample_prompts": list(PROMPTS),
+                **RECIPE,
+            },
             "inference": [
                 {"prompt": prompt, "seed": 0, "num_outputs": 4, **DRAWING} for prompt in PROMPTS
             ],
@@ -203,7 +209,7 @@ async def keep(client: Client, status: dict[str, Any], output: Path) -> None:
     """Download every artifact and write a summary for people and one for programs."""
     result = status["output"]
     for artifact in result["artifacts"]:
-        folder = output / "images" if artifact["kind"] == "image" else output
+        folder = output / FOLDERS.get(artifact["kind"], "")
         await client.download(artifact["url"], folder / artifact["name"].rsplit("/", 1)[-1])
     (output / "summary.json").write_text(json.dumps(status, indent=2) + "\n")
     (output / "summary.md").write_text(summary(status))

@@ -54,7 +54,7 @@ class Progress(Record, frozen=True, kw_only=True, tag="progress"):
 
 
 class Saved(Record, frozen=True, kw_only=True, tag="saved"):
-    """A folder or file is complete on disk: ``kind`` is ``checkpoint`` or ``resume_point``."""
+    """A file or folder is complete on disk: a ``checkpoint``, ``resume_point`` or ``snapshot``."""
 
     kind: str
     path: str

@@ -23,6 +23,7 @@ from shared.messages import (
     ClaimRefused,
     DatasetStaged,
     DrawnImage,
+    DrawnSample,
     ImagesGenerated,
     Interruption,
     JobCancelled,
@@ -34,6 +35,7 @@ from shared.messages import (
     Message,
     Progressed,
     ResumePointSaved,
+    SamplesGenerated,
     SavedCheckpoint,
     Stage,
     StageFact,
@@ -116,6 +118,8 @@ class Job(Struct, frozen=True, kw_only=True):
     records: tuple[Artifact, ...] = ()
     """Metrics and TensorBoard's events."""
     images: tuple[DrawnImage, ...] = ()
+    samples: tuple[DrawnSample, ...] = ()
+    """By step and prompt, one of each."""
     urls: dict[str, str] = field(default_factory=dict)
     """Store key to URL in the user's bucket."""
     webhook_attempts: int = 0
@@ -237,6 +241,8 @@ def advance(job: Job, fact: AnyMessage, *, control: str | None, now: float, beat
     match fact:
         case WebhookDelivered() | WebhookFailed():
             return _webhook(job, fact, beat)
+        case SamplesGenerated():
+            return Step(_with_late_samples(job, fact))
         case StageFact() if isinstance(fact, Started):
             return _claim(job, fact, control, now)
         case StageFact() if not job.holds(fact.stage, fact.claim):
@@ -258,7 +264,7 @@ def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step: 
         case CheckpointFinal():
             return _trained(job, fact, now)
         case ImagesGenerated():
-            job = _done(replace(job, images=fact.images), fact)
+            job = _done(_drawn(job, fact), fact)
             return _settle(_ask(job, "image_publication", fact, now, when=job.published), now)
         case ArtifactsPublished():
             return _settle(Step(_done(replace(job, urls=job.urls | fact.urls), fact)), now)
@@ -319,6 +325,7 @@ def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
         attempt=claim.attempt,
         resume_point=job.resume_point if stage == "training" else None,
         s3=job.s3 if stage in ("model_publication", "image_publication") else None,
+        samples=_sample_artifacts(job) if stage == "image_publication" else (),
     )
     return _answer(grant, claim.control)
 
@@ -351,8 +358,14 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
         summary=fact.summary,
         records=fact.records,
     )
-    step = _ask(job, "generation", fact, now, when=job.draws)
+    step = _ask(job, "generation", fact, now, when=job.draws or fact.row is not None)
     return _settle(_ask(step.job, "model_publication", fact, now, when=job.published), now)
+
+
+def _drawn(job: Job, fact: ImagesGenerated) -> Job:
+    warnings = [*job.summary.get("warnings", ()), *fact.warnings]
+    summary = {**job.summary, "warnings": warnings} if warnings else job.summary
+    return replace(_with_samples(job, fact.samples), images=fact.images, summary=summary)
 
 
 def _ask(job: Job, stage: Stage, fact: StageFact, now: float, *, when: bool = True) -> Step:
@@ -507,6 +520,23 @@ def _united(
 ) -> tuple[SavedCheckpoint, ...]:
     """Each checkpoint once, oldest first: an attempt that died may have saved some of its own."""
     return tuple({each.artifact.key: each for each in (*known, *told)}.values())
+
+
+def _with_late_samples(job: Job, fact: SamplesGenerated) -> Job:
+    """Samples are welcome until the images are there: what is published then is complete."""
+    generation = job.stages.get("generation")
+    closed = job.ended or (generation is not None and not generation.open)
+    return job if closed else _with_samples(job, fact.samples)
+
+
+def _with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:
+    """Each (step, prompt) once: drawn again it lies under the same key, so the newest is right."""
+    rows = {(each.step, each.index): each for each in (*job.samples, *samples)}
+    return replace(job, samples=tuple(rows[place] for place in sorted(rows)))
+
+
+def _sample_artifacts(job: Job) -> tuple[Artifact, ...]:
+    return tuple(each.artifact for each in job.samples)
 
 
 def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:

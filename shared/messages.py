@@ -117,6 +117,8 @@ class ClaimGranted(Message, frozen=True, kw_only=True, tag="claim.granted"):
     """Store prefix of the newest resume point (training only)."""
     s3: str | None = None
     """The sealed ``s3Config`` (publications only); see shared/seal.py."""
+    samples: tuple[Artifact, ...] = ()
+    """Every sample of the job, to be published beside what the asking fact names (images only)."""
 
 
 class ClaimRefused(Message, frozen=True, kw_only=True, tag="claim.refused"):
@@ -170,6 +172,20 @@ class TrainingInterrupted(StageFact, frozen=True, kw_only=True, tag="training.in
     pass
 
 
+class CheckpointSampled(StageFact, frozen=True, kw_only=True, tag="checkpoint.sampled"):
+    """A snapshot of the weights is in the store; asks for a row of samples.
+
+    That needs no claim: samples may be lost, and drawn again they are the same.
+    """
+
+    snapshot: str
+    """Store prefix of the weights of those networks that are trained, in fp16."""
+    base_model: str
+    """Store prefix of the base model, which has the rest."""
+    clip_skip: int = 0
+    row: SampleRow
+
+
 class CheckpointSaved(StageFact, frozen=True, kw_only=True, tag="checkpoint.saved"):
     """An intermediate checkpoint is in the store."""
 
@@ -194,6 +210,8 @@ class CheckpointFinal(StageFact, frozen=True, kw_only=True, tag="checkpoint.fina
     """Training is done; asks for generation and for the model's publication."""
 
     inference: tuple[Inference, ...] = ()
+    row: SampleRow | None = None
+    """The last samples, drawn with the images; None: there are no prompts."""
     clip_skip: int = 0
     model: str
     """Store prefix of the trained model: a diffusers folder."""
@@ -229,6 +247,16 @@ class ImagesGenerated(StageFact, frozen=True, kw_only=True, tag="images.generate
     """All images are in the store, in request order; asks for their publication."""
 
     images: tuple[DrawnImage, ...]
+    samples: tuple[DrawnSample, ...] = ()
+    """The last row."""
+    warnings: tuple[str, ...] = ()
+    """What went wrong with the last row; no image depends on it."""
+
+
+class SamplesGenerated(Message, frozen=True, kw_only=True, tag="samples.generated"):
+    """A row of samples is in the store; said without a claim, perhaps more than once."""
+
+    samples: tuple[DrawnSample, ...]
 
 
 # --- Notifier ---------------------------------------------------------------------------------
@@ -335,6 +363,32 @@ class DrawnImage(Struct, frozen=True, kw_only=True):
     passback: str | None = None
 
 
+class SampleRow(Struct, frozen=True, kw_only=True):
+    """Every sample prompt at one step: what is drawn depends on this and the weights alone."""
+
+    step: int
+    """Steps done."""
+    epoch: int
+    """Epochs done."""
+    prompts: tuple[str, ...]
+    seed: int
+    """Of the first prompt; prompt i has seed + i in every row, so that rows compare."""
+    resolution: int
+    """Pixels of each side."""
+
+
+class DrawnSample(Struct, frozen=True, kw_only=True):
+    """One image on the way; of those with the same step and index the job has one."""
+
+    artifact: Artifact
+    step: int
+    epoch: int
+    index: int
+    """Of its prompt, from 0."""
+    prompt: str
+    seed: int
+
+
 Started = StagingStarted | TrainingStarted | GenerationStarted | PublicationStarted
 Progressed = StagingProgressed | TrainingProgressed | GenerationProgressed | PublicationProgressed
 Interruption = (
@@ -357,7 +411,9 @@ AnyMessage = (
     | Progressed
     | Interruption
     | Result
+    | CheckpointSampled
     | CheckpointSaved
+    | SamplesGenerated
     | ResumePointSaved
     | WebhookDue
     | WebhookDelivered
@@ -402,6 +458,7 @@ class Queue(Struct, frozen=True):
 
 FETCHER = Queue("fetcher", ("job.submitted",))
 TRAINER = Queue("trainer", ("dataset.staged",))
+INFERENCER_SAMPLES = Queue("inferencer.samples", ("checkpoint.sampled",))
 INFERENCER_RESULTS = Queue("inferencer.results", ("checkpoint.final",))
 NOTIFIER_PUBLISH = Queue("notifier.publish", ("checkpoint.final", "images.generated"))
 NOTIFIER_WEBHOOKS = Queue("notifier.webhooks", ("webhook.due",))
@@ -412,11 +469,13 @@ GATEWAY_RECORDER = Queue(
         "staging.*",
         "dataset.staged",
         "training.*",
+        "checkpoint.sampled",
         "checkpoint.saved",
         "checkpoint.final",
         "resume_point.saved",
         "generation.*",
         "images.generated",
+        "samples.generated",
         "publication.*",
         "artifacts.published",
         "webhook.delivered",
@@ -430,6 +489,7 @@ GATEWAY_RECORDER = Queue(
 QUEUES: tuple[Queue, ...] = (
     FETCHER,
     TRAINER,
+    INFERENCER_SAMPLES,
     INFERENCER_RESULTS,
     NOTIFIER_PUBLISH,
     NOTIFIER_WEBHOOKS,

@@ -4,6 +4,9 @@ A free place takes one message and holds no consumer while it works. It claims t
 gateway, acks when it has an answer, and works only if granted: nothing has begun before the grant,
 so a second delivery, from whatever cause, is harmless. It beats while it works, so that the
 gateway knows, and stops when the gateway says that the claim is no longer the live one.
+
+Beside its work a service may have errands: messages that need no claim because their outcome may
+be lost. A place runs one only while none of its own work waits.
 """
 
 from __future__ import annotations
@@ -97,10 +100,52 @@ class Work(Protocol):
         ...
 
 
-class Order:
+class Errands(Protocol):
+    """What a place does while no work waits: without a claim, so it may be lost or done twice."""
+
+    queue: Queue
+
+    async def run(self, errand: Errand) -> None:
+        """Do it; what it leaves undone is lost.
+
+        It is cancelled when its job ends, when it shows no sign of life for too long, and when the
+        worker stops; only then it goes back to its queue.
+
+        Raises:
+            Exception: it goes back to its queue, and is tried again up to the delivery limit.
+        """
+        ...
+
+
+class Alive:
+    """Remembers when there was a sign of life."""
+
+    def __init__(self) -> None:
+        self._heard_at = monotonic()
+
+    def heard(self) -> None:
+        """The work is alive; call it at least every few minutes, or it is given up."""
+        self._heard_at = monotonic()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last sign of life."""
+        return monotonic() - self._heard_at
+
+
+class Errand(Alive):
+    """One message in a worker's hands that needs no claim."""
+
+    def __init__(self, message: AnyMessage) -> None:
+        super().__init__()
+        self.message = message
+
+
+class Order(Alive):
     """One claim in a worker's hands."""
 
     def __init__(self, bus: Bus, control: Control, message: AnyMessage, stage: Stage) -> None:
+        super().__init__()
         self.message = message
         """The fact that asks for the work."""
         self.stage: Stage = stage
@@ -114,7 +159,6 @@ class Order:
         self.numbers: dict[str, Any] = {}
         self._bus = bus
         self._control = control
-        self._heard_at = monotonic()
 
     @property
     def grant(self) -> ClaimGranted:
@@ -126,15 +170,6 @@ class Order:
     @property
     def job(self) -> str:
         return self.message.job
-
-    def heard(self) -> None:
-        """The work is alive; call it at least every few minutes, or the claim is given up."""
-        self._heard_at = monotonic()
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the last sign of life."""
-        return monotonic() - self._heard_at
 
     def progress(self, **numbers: Any) -> None:
         """The newest numbers for ``/status``; they leave with the next beat. Counts as heard."""
@@ -185,12 +220,16 @@ class Order:
 class Worker:
     """Runs a service's work in its places until it is stopped."""
 
-    def __init__(self, bus: Bus, work: Work, *, beat: float) -> None:
+    def __init__(
+        self, bus: Bus, work: Work, *, beat: float, errands: Errands | None = None
+    ) -> None:
         self._bus = bus
         self._work = work
         self._beat = beat
+        self._errands = errands
         self._orders: dict[str, Order] = {}
         self._tasks: dict[str, asyncio.Task[Result]] = {}
+        self._under_way: dict[Errand, asyncio.Task[None]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take and do work until ``stop`` is set, then let go of everything in good order."""
@@ -211,6 +250,8 @@ class Worker:
                 order.hear(message)
                 if order.refused is not None and (task := self._tasks.get(order.claim)):
                     task.cancel()
+            if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
+                self._call_off_errands(message.job)
 
     def _addressed(self, message: AnyMessage) -> list[Order]:
         """The orders that a control message is about."""
@@ -221,6 +262,11 @@ class Worker:
                 return [order for order in self._orders.values() if order.job == message.job]
         return []
 
+    def _call_off_errands(self, job: str) -> None:
+        for errand, task in self._under_way.items():
+            if errand.message.job == job:
+                task.cancel()
+
     # --- One place ----------------------------------------------------------------------------
 
     async def _place(self, control: Control, stop: asyncio.Event) -> None:
@@ -230,28 +276,56 @@ class Worker:
             try:
                 gpu = await self._work.prepare()
                 failures = 0
-                if delivery := await self._take(stop):
+                queue, delivery = await self._take(stop)
+                if delivery and queue == self._work.queue:
                     await self._handle(delivery, gpu, control, stop)
+                elif delivery:
+                    await self._run_errand(delivery, stop)
             except Exception:  # whatever it is, the place must go on
                 log.exception("a place stumbled", queue=self._work.queue.name)
                 failures += 1
                 await until(stop, timeout=reconnect_delay(failures))
 
-    async def _take(self, stop: asyncio.Event) -> Delivery | None:
-        """The next message, or nothing when it is time to stop."""
-        taking = asyncio.create_task(self._bus.take(self._work.queue))
-        stopping = asyncio.create_task(stop.wait())
+    async def _take(self, stop: asyncio.Event) -> tuple[Queue, Delivery | None]:
+        """The next message and its queue; none when it is time to stop, or to look again.
+
+        While work waits no errand is taken: to give it back over and over would use up its
+        deliveries. Other places may be faster to the work, so the wait for it has an end.
+        """
+        if self._errands is None:
+            return await self._first_of((self._work.queue,), stop)
+        if await self._has_work():
+            return await self._first_of((self._work.queue,), stop, wait=self._beat)
+        return await self._first_of((self._work.queue, self._errands.queue), stop)
+
+    async def _has_work(self) -> bool:
+        """Whether the work's queue holds anything, as far as the broker tells."""
         try:
-            await asyncio.wait((taking, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if taking.done() and not stop.is_set():
-                return taking.result()
-            taking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await (await taking).release()
-            return None
+            return await self._bus.depth(self._work.queue) > 0
+        except Unavailable:
+            return False
+
+    async def _first_of(
+        self, queues: tuple[Queue, ...], stop: asyncio.Event, *, wait: float | None = None
+    ) -> tuple[Queue, Delivery | None]:
+        """The first message of any of them; of several at once that of the foremost queue."""
+        taking = [asyncio.create_task(self._bus.take(queue)) for queue in queues]
+        stopping = asyncio.create_task(stop.wait())
+        chosen = None
+        try:
+            await asyncio.wait(
+                (*taking, stopping), timeout=wait, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not stop.is_set():
+                chosen = next((task for task in taking if task.done()), None)
+            if chosen is not None:
+                return queues[taking.index(chosen)], chosen.result()
+            return queues[0], None
         finally:
-            await cancelled(taking)
             await cancelled(stopping)
+            for task in taking:
+                if task is not chosen:
+                    await _give_back(task)
 
     async def _handle(
         self, delivery: Delivery, gpu: str, control: Control, stop: asyncio.Event
@@ -273,6 +347,41 @@ class Worker:
                 log.debug("claim refused", job=order.job, stage=stage, why=order.refused)
         finally:
             del self._orders[order.claim]
+
+    async def _run_errand(self, delivery: Delivery, stop: asyncio.Event) -> None:
+        """Acked when it is done, called off or stuck; given back on a stop or an error."""
+        assert self._errands is not None  # noqa: S101 - it came from their queue
+        errand = Errand(delivery.message)
+        task = asyncio.create_task(self._errands.run(errand))
+        self._under_way[errand] = task
+        try:
+            await self._see_through(errand, task, stop)
+        finally:
+            del self._under_way[errand]
+            await cancelled(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None or (task.cancelled() and stop.is_set()):
+            await delivery.release()
+        else:
+            await delivery.ack()
+        if error is not None:
+            raise error
+
+    async def _see_through(
+        self, errand: Errand, task: asyncio.Task[None], stop: asyncio.Event
+    ) -> None:
+        """Wait until an errand is done, shows no life, or must stop."""
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not task.done() and not stop.is_set():
+                await asyncio.wait(
+                    (task, stopping), timeout=self._beat, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not task.done() and errand.silence > PATIENCE_BEATS * self._beat:
+                    log.warning("errand stuck", job=errand.message.job, silence=errand.silence)
+                    return
+        finally:
+            await cancelled(stopping)
 
     async def _claim(self, order: Order, gpu: str, stop: asyncio.Event) -> bool:
         """Ask until there is an answer; False when none came within two beats of a stop."""
@@ -374,6 +483,13 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.wait((task,))
     if not task.cancelled():
         task.exception()
+
+
+async def _give_back(taking: asyncio.Task[Delivery]) -> None:
+    """Take no more; what came meanwhile goes back to its queue."""
+    await cancelled(taking)
+    if not taking.cancelled() and taking.exception() is None:
+        await taking.result().release()
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -27,6 +27,7 @@ from shared.messages import (
     ClaimRefused,
     DatasetStaged,
     DrawnImage,
+    DrawnSample,
     GenerationStarted,
     ImagesGenerated,
     JobSubmitted,
@@ -43,6 +44,7 @@ from shared.messages import (
 from shared.ports import Bus, Control, JobStore
 from shared.runtime import closing
 from shared.settings import Settings, from_environment
+from shared.snapshots import sample_key
 
 KEY = "k" * 48
 API_KEY, OTHER_KEY = "a-key-of-anna", "a-key-of-ben"
@@ -291,7 +293,14 @@ class Claimed:
             scheduler="K-LMS",
             seed=7,
         )
-        await self.say(ImagesGenerated, images=(drawn,))
+        await self.say(ImagesGenerated, images=(drawn,), samples=(await self.sample(8, 0),))
+
+    async def sample(self, step: int, index: int) -> DrawnSample:
+        key = sample_key(self.job, step=step, index=index)
+        return DrawnSample(
+            artifact=await self.put(key, "sample"), step=step, epoch=step // 4, index=index,
+            prompt=f"prompt {index}", seed=5 + index,
+        )  # fmt: skip
 
     async def put(self, key: str, kind: Any) -> Artifact:
         data = key.encode()

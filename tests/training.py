@@ -47,6 +47,8 @@ def training_order(
     base: Path,
     resume: Path | None = None,
     resume_every: float = 1e9,
+    sample_every: int | None = None,
+    sampled: tuple[int, ...] = (),
     **fields: Any,
 ) -> TrainingOrder:
     return TrainingOrder(
@@ -57,6 +59,8 @@ def training_order(
         base=str(base),
         resume=str(resume) if resume else None,
         out=str(out),
+        sample_every=sample_every,
+        sampled=sampled,
         resume_every=resume_every,
     )
 

@@ -10,6 +10,7 @@ import structlog
 from shared.errors import EveryDreamError
 from shared.jobs import Job
 from shared.ports import JobStore, ObjectStore
+from shared.snapshots import snapshots_of
 
 DAY = 24 * 3600.0
 ROUND_BEATS = 360
@@ -38,9 +39,8 @@ class Retention:
         self._finished: asyncio.Queue[Job] = asyncio.Queue()
 
     def job_ended(self, job: Job) -> None:
-        """What only a retry needs goes now, if there can be none."""
-        if job.status in ("COMPLETED", "CANCELLED"):
-            self._finished.put_nowait(job)
+        """What it was worked on with goes now; what a retry needs only if there can be none."""
+        self._finished.put_nowait(job)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -82,8 +82,10 @@ class Retention:
 
 
 def working_material(job: Job) -> list[str]:
-    """Prefixes of what a finished job no longer needs: its dataset and its resume points."""
+    """Prefixes of what an ended job no longer needs: snapshots, then dataset and resume points."""
+    if job.status not in ("COMPLETED", "CANCELLED"):
+        return [snapshots_of(job.id)]
     training = job.stages.get("training")
     attempts = range(1, (training.attempts if training else 0) + 1)
     resume_points = [f"jobs/{job.id}/training/{attempt}/resume" for attempt in attempts]
-    return [f"jobs/{job.id}/staging/", *resume_points]
+    return [snapshots_of(job.id), f"jobs/{job.id}/staging/", *resume_points]

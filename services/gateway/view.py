@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from shared.jobs import Job, delay_time, execution_time
-from shared.messages import STAGES, Artifact, DrawnImage, SavedCheckpoint, Stage
+from shared.messages import (
+    STAGES,
+    Artifact,
+    DrawnImage,
+    DrawnSample,
+    SavedCheckpoint,
+    Stage,
+)
 from shared.ports import ObjectStore
 
 LINK_SECONDS = 7 * 24 * 3600
@@ -34,26 +41,32 @@ class View:
             "gpu": job.gpu,
             "id": job.id,
             "input": job.input,
-            "output": results(job, await self._links(job)) if job.ended else progress(job),
+            "output": await self._output(job),
             "status": job.status,
         }
         return body if job.error is None else {**body, "error": job.error}
 
-    async def _links(self, job: Job) -> dict[str, str]:
+    async def _output(self, job: Job) -> dict[str, Any]:
+        if job.ended:
+            return results(job, await self._links(job, artifacts(job)))
+        return progress(job, await self._links(job, [each.artifact for each in job.samples]))
+
+    async def _links(self, job: Job, shown: Iterable[Artifact]) -> dict[str, str]:
         """By store key: the URL in the user's bucket, or a signed one of ours."""
         return {
             each.key: job.urls.get(each.key)
             or await self._store.link(each.key, seconds=LINK_SECONDS, filename=each.name)
-            for each in artifacts(job)
+            for each in shown
         }
 
 
-def progress(job: Job) -> dict[str, Any]:
+def progress(job: Job, links: dict[str, str]) -> dict[str, Any]:
     """``output`` until the end: the newest numbers of the stage at work; unknown ones are null."""
     stage = stage_at_work(job)
     numbers = job.progress.get(stage, {}) if stage else {}
     shown = {**dict.fromkeys(NUMBERS), **numbers}
-    return {"stage": stage, **shown, "dataset": job.report, "samples": []}
+    samples = [_sample(each, links) for each in job.samples]
+    return {"stage": stage, **shown, "dataset": job.report, "samples": samples}
 
 
 def stage_at_work(job: Job) -> Stage | None:
@@ -70,7 +83,7 @@ def results(job: Job, links: dict[str, str]) -> dict[str, Any]:
             **job.summary,
             "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
             "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
-            "samples": [],
+            "samples": [_sample(each, links) for each in job.samples],
         },
         "inference": [_image(each, links) for each in job.images],
         "artifacts": [_artifact(each, links) for each in artifacts(job)],
@@ -82,7 +95,8 @@ def artifacts(job: Job) -> list[Artifact]:
     final = [job.checkpoint] if job.checkpoint else []
     checkpoints = [each.artifact for each in job.checkpoints]
     images = [each.artifact for each in job.images]
-    every = [*final, *checkpoints, *images, *job.records]
+    samples = [each.artifact for each in job.samples]
+    every = [*final, *checkpoints, *images, *samples, *job.records]
     return list({each.key: each for each in every}.values())
 
 
@@ -97,6 +111,16 @@ def _image(drawn: DrawnImage, links: dict[str, str]) -> dict[str, Any]:
     parameters = msgspec.structs.asdict(drawn)
     artifact = parameters.pop("artifact")
     return {"image": links[artifact.key], **parameters}
+
+
+def _sample(drawn: DrawnSample, links: dict[str, str]) -> dict[str, Any]:
+    return {
+        "step": drawn.step,
+        "epoch": drawn.epoch,
+        "prompt": drawn.prompt,
+        "seed": drawn.seed,
+        "image": links[drawn.artifact.key],
+    }
 
 
 def _artifact(artifact: Artifact, links: dict[str, str]) -> dict[str, Any]:

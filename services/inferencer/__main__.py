@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from services.inferencer.work import InferencerWork
+from services.inferencer.samples import SampleErrands
+from services.inferencer.work import CHILD, InferencerWork
 from shared.adapters.worker import run_worker
+from shared.child import Standby
 from shared.ports import Bus, ObjectStore
 from shared.runtime import Worker
 from shared.settings import Settings
@@ -14,9 +16,12 @@ from shared.settings import Settings
 async def serve(
     settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
 ) -> None:
-    """Draw images until ``stop`` is set."""
-    work = InferencerWork(store, scratch=settings.scratch, cache=settings.cache)
-    await Worker(bus, work, beat=settings.beat).run(stop)
+    """Draw results, and samples while none wait, until ``stop`` is set."""
+    standby = Standby(CHILD)
+    scratch, cache = settings.scratch, settings.cache
+    work = InferencerWork(store, standby, scratch=scratch, cache=cache)
+    samples = SampleErrands(bus, store, standby, scratch=scratch, cache=cache)
+    await Worker(bus, work, beat=settings.beat, errands=samples).run(stop)
 
 
 async def main() -> None:

@@ -70,7 +70,7 @@ def draw_all(order: DrawingOrder, loaded: Loaded, mouth: Mouth) -> int:
     from services.inferencer.generate import generate  # noqa: PLC0415 - slow
 
     mouth.say(Phase(name="loading the trained model"))
-    parts = loaded.parts(Path(order.model))
+    parts = loaded.parts(Path(order.model), Path(order.weights) if order.weights else None)
     mouth.say(Phase(name="drawing"))
     tell = Teller(mouth, total=sum(entry.inference.num_outputs for entry in order.entries))
     for entry in order.entries:

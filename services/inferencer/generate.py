@@ -43,24 +43,24 @@ def generate(parts: Parts, entry: Entry, *, clip_skip: int, tell: Tell) -> Itera
     Raises:
         Refused: an image came out as not-a-number; names the prompt and what to try.
     """
-    asked = entry.inference
     pipe = pipeline(parts)
     pipe.set_progress_bar_config(disable=True)
-    for number in range(asked.num_outputs):
-        yield draw(pipe, parts, asked, entry.seed + number, clip_skip=clip_skip, tell=tell)
+    for number in range(entry.inference.num_outputs):
+        yield draw(pipe, parts, entry, entry.seed + number, clip_skip=clip_skip, tell=tell)
 
 
 @torch.inference_mode()
 def draw(
     pipe: StableDiffusionPipeline,
     parts: Parts,
-    asked: Inference,
+    entry: Entry,
     seed: int,
     *,
     clip_skip: int,
     tell: Tell,
 ) -> Drawing:
     """Draw one image."""
+    asked = entry.inference
     pipe.scheduler = make_scheduler(
         asked.scheduler, parts.scheduler_config, asked.num_inference_steps
     )
@@ -76,8 +76,8 @@ def draw(
     pixels: Tensor = pipe(
         prompt_embeds=wanted,
         negative_prompt_embeds=unwanted,
-        width=asked.width,
-        height=asked.height,
+        width=entry.side or asked.width,
+        height=entry.side or asked.height,
         num_inference_steps=asked.num_inference_steps,
         guidance_scale=asked.guidance_scale,
         generator=seeded(seed),

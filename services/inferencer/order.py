@@ -13,13 +13,17 @@ class Entry(Struct, frozen=True, kw_only=True):
     inference: Inference
     seed: int
     """Of its first image; image i has seed + i."""
+    side: int | None = None
+    """Pixels of both sides, whatever the inference says: samples may be larger than its largest."""
 
 
 class DrawingOrder(Struct, frozen=True, kw_only=True):
     """Images to draw with one model. Folders are local paths."""
 
     model: str
-    """A diffusers folder."""
+    """A diffusers folder, or configurations and a single file."""
+    weights: str | None = None
+    """A snapshot's folder, whose networks take the place of the model's; None: the model's own."""
     entries: tuple[Entry, ...]
     clip_skip: int
     out: str

@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import random
 import shutil
-from contextlib import aclosing
 from pathlib import Path
 
+from msgspec.structs import replace
+
+from services.inferencer.drawing import draw, store_image
 from services.inferencer.order import DrawingOrder, Entry
-from shared.child import (
-    Child,
-    ChildDied,
-    Done,
-    Drawn,
-    GivenUp,
-    Phase,
-    Progress,
-    Standby,
-)
+from services.inferencer.samples import draw_row, entries_of
+from shared.child import AnyRecord, Drawn, Phase, Progress, Standby
 from shared.concurrency import in_thread
-from shared.errors import Passing, Refused
-from shared.folders import cached_folder, sha256_of
+from shared.errors import Passing, Refused, Unavailable
+from shared.folders import cached_folder
 from shared.messages import (
     INFERENCER_RESULTS,
     AnyMessage,
-    Artifact,
     CheckpointFinal,
     DrawnImage,
+    DrawnSample,
     GenerationInterrupted,
     GenerationProgressed,
     GenerationStarted,
@@ -44,6 +38,7 @@ from shared.request import Inference
 from shared.runtime import Order
 
 CHILD = "services.inferencer.child"
+LOST = "the last samples are missing: "
 SEEDS = 2**32
 """A drawn seed is below this."""
 
@@ -58,12 +53,15 @@ class InferencerWork:
     interrupted: type[Interruption] = GenerationInterrupted
     stops_gently = False
 
-    def __init__(self, store: ObjectStore, *, scratch: Path, cache: Path) -> None:
-        """``cache`` holds trained models for a while; ``scratch`` one job's images at a time."""
+    def __init__(self, store: ObjectStore, standby: Standby, *, scratch: Path, cache: Path) -> None:
+        """``cache`` holds trained models for a while; ``scratch`` one job's images at a time.
+
+        ``standby`` keeps the child, which may draw samples between the results.
+        """
         self._store = store
         self._scratch = scratch
         self._cache = cache
-        self._standby = Standby(CHILD)
+        self._standby = standby
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
         return "generation" if isinstance(message, CheckpointFinal) else None
@@ -73,7 +71,7 @@ class InferencerWork:
         return (await self._standby.ready()).gpu
 
     async def perform(self, order: Order) -> ImagesGenerated:
-        """Draw every entry; nothing but the idle child is left when it is over."""
+        """Draw every entry and the last row; only the idle child is left when it is over."""
         folder = self._scratch / f"{order.job}-generation-{order.grant.attempt}"
         try:
             await in_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -96,57 +94,54 @@ class InferencerWork:
             clip_skip=trained.clip_skip,
             out=str(folder),
         )
-        images = await self._draw(order, asked) if asked.entries else []
-        return ImagesGenerated(**order.stamp(), images=tuple(images))
+        images = await self._draw_images(order, asked) if asked.entries else []
+        samples, warnings = await self._draw_last_row(order, trained, asked)
+        return ImagesGenerated(
+            **order.stamp(), images=tuple(images), samples=samples, warnings=warnings
+        )
 
-    async def _draw(self, order: Order, asked: DrawingOrder) -> list[DrawnImage]:
-        """Have the child draw; it is kept only if it had its last word and awaits another order."""
-        child = await self._standby.ready()
-        try:
-            await child.order(asked)
-            images: list[DrawnImage] = []
-            last = await self._listen(child, order, asked, images)
-        except ChildDied as error:
-            raise Passing(str(error)) from error
-        except BaseException:
-            await self._standby.close()
-            raise
-        if isinstance(last, GivenUp):
-            raise (Refused if last.refused else Passing)(last.reason)
+    async def _draw_images(self, order: Order, asked: DrawingOrder) -> list[DrawnImage]:
+        """Store each image as it comes."""
+        wanted = [entry for entry in asked.entries for _ in range(entry.inference.num_outputs)]
+        images: list[DrawnImage] = []
+
+        async def hear(record: AnyRecord) -> None:
+            order.heard()
+            match record:
+                case Phase(name=name):
+                    order.progress(phase=name)
+                case Progress(numbers=numbers):
+                    order.progress(**numbers)
+                case Drawn():
+                    images.append(await self._store_image(order, record, wanted[record.index]))
+
+        await draw(self._standby, asked, hear)
         return images
 
-    async def _listen(
-        self, child: Child, order: Order, asked: DrawingOrder, images: list[DrawnImage]
-    ) -> Done | GivenUp:
-        """Store each image as it comes, until the child's last word on the order.
-
-        Raises:
-            ChildDied: it ended without one.
-        """
-        wanted = [entry for entry in asked.entries for _ in range(entry.inference.num_outputs)]
-        async with aclosing(child.records()) as records:
-            async for record in records:
-                order.heard()
-                match record:
-                    case Phase(name=name):
-                        order.progress(phase=name)
-                    case Progress(numbers=numbers):
-                        order.progress(**numbers)
-                    case Drawn():
-                        images.append(await self._store_image(order, record, wanted[record.index]))
-                    case Done() | GivenUp():
-                        return record
-        raise AssertionError("records end by an error only")
+    async def _draw_last_row(
+        self, order: Order, trained: CheckpointFinal, asked: DrawingOrder
+    ) -> tuple[tuple[DrawnSample, ...], tuple[str, ...]]:
+        """The samples of the finished model; without them, why. No job fails for want of them."""
+        row = trained.row
+        if row is None:
+            return (), ()
+        order.progress(phase="drawing the last samples")
+        asked = replace(asked, entries=entries_of(row))
+        try:
+            samples = await draw_row(
+                self._standby, self._store, order.job, row, asked, heard=order.heard
+            )
+        except Unavailable:
+            raise
+        except (Refused, Passing) as error:
+            return (), (f"{LOST}{error}",)
+        return samples, ()
 
     async def _store_image(self, order: Order, drawn: Drawn, entry: Entry) -> DrawnImage:
         path, asked = Path(drawn.path), entry.inference
         key = f"jobs/{order.job}/generation/{order.grant.attempt}/{path.name}"
-        await self._store.upload(path, key, heard=order.heard)
-        size = (await in_thread(path.stat)).st_size
-        sha256 = await sha256_of(path)
-        artifact = Artifact(name=path.name, kind="image", key=key, bytes=size, sha256=sha256)
         return DrawnImage(
-            artifact=artifact,
+            artifact=await store_image(self._store, path, key, "image", heard=order.heard),
             prompt=asked.prompt,
             negative_prompt=asked.negative_prompt,
             width=asked.width,

@@ -30,7 +30,7 @@ OpenBucket = Callable[[S3Config], ObjectStore]
 
 
 class NotifierWork:
-    """Publishes at ``checkpoint.final`` the model, at ``images.generated`` the images."""
+    """Publishes at ``checkpoint.final`` the model, at ``images.generated`` images and samples."""
 
     queue = NOTIFIER_PUBLISH
     started = PublicationStarted
@@ -70,7 +70,7 @@ class NotifierWork:
         scratch = self._scratch / f"{order.job}-{order.stage}-{order.grant.attempt}"
         try:
             scratch.mkdir(parents=True, exist_ok=True)
-            artifacts = artifacts_of(order.message)
+            artifacts = [*artifacts_of(order.message), *order.grant.samples]
             urls = await bucket.publish(
                 self._store, theirs, job=order.job, artifacts=artifacts, scratch=scratch,
                 heard=lambda files: order.progress(phase="publishing", files=files),

@@ -54,6 +54,12 @@ def _model_bytes(state: State, train: Train) -> int:
     return weights + HEADERS
 
 
+def snapshot_bytes(state: State) -> int:
+    """What a snapshot takes: trained weights in half precision."""
+    weights = (each for network in state.trained.values() for each in network.parameters())
+    return sum(each.numel() for each in weights) * torch.float16.itemsize + HEADERS
+
+
 def resume_point_bytes(state: State) -> int:
     """What a resume point takes: trained weights, their averages, moments."""
     weights = sum(_bytes(network.state_dict().values()) for network in state.trained.values())

@@ -7,6 +7,12 @@ from msgspec import Struct
 from shared.request import Train
 
 SECONDS_PER_MINUTE = 60.0
+SNAPSHOTS = "snapshots"
+"""In ``out``: one folder for each snapshot that is not drawn yet, named by its step.
+
+The child adds one, its weights in it, and counts them; the parent empties one when it is stored,
+and removes it when the store's copy is gone. So neither needs to ask the other.
+"""
 
 
 class TrainingOrder(Struct, frozen=True, kw_only=True):
@@ -23,6 +29,10 @@ class TrainingOrder(Struct, frozen=True, kw_only=True):
     resume: str | None = None
     """A resume point to go on from."""
     out: str
+    sample_every: int | None = None
+    """Steps between snapshots for rows of samples; None: there are none."""
+    sampled: tuple[int, ...] = ()
+    """Steps whose rows are drawn already, by an earlier attempt."""
     resume_every: float
     """Seconds between resume points."""
 

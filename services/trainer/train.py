@@ -28,6 +28,7 @@ from services.trainer.optimizer import set_lr
 from services.trainer.order import SECONDS_PER_MINUTE, Outcome, TrainingOrder
 from services.trainer.recipe import Choices, Recipe, accumulation_groups, choose, recipe_for
 from services.trainer.records import Records
+from services.trainer.samples import Sampler
 from services.trainer.state import Position, State, prepare
 from services.trainer.validation import Validator
 from shared.dataset.manifest import Manifest
@@ -61,7 +62,7 @@ class Listener(Protocol):
     def saved(
         self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
     ) -> None:
-        """A ``checkpoint`` file or a ``resume_point`` folder is complete on disk."""
+        """A ``checkpoint`` file, ``resume_point`` or ``snapshot`` folder is complete on disk."""
 
     def should_stop(self) -> bool:
         """Whether to save a resume point and end; asked before every step."""
@@ -105,6 +106,7 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
     keeper = Keeper(
         state, order, listener, records=records, teller=teller, validator=validator, clock=clock
     )
+    sampler = Sampler(state, order, listener.saved)
 
     listener.phase("training")
     keeper.validate_when_due()
@@ -116,6 +118,7 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
         for group in accumulation_groups(len(batches), request.grad_accum):
             if group.start < done:
                 continue
+            sampler.sample_in_time(len(group))
             losses = []
             for batch in islice(loaded, len(group)):
                 if listener.should_stop():

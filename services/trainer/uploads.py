@@ -169,19 +169,22 @@ class Uploads:
         return prefix
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Try until the store answers: training goes on meanwhile.
+        return await patiently(call, job=self._order.job)
 
-        Once the child is done, nothing but this is a sign of life, so the runtime's patience
-        bounds it.
-        """
-        attempt = 0
-        while True:
-            try:
-                return await call()
-            except Unavailable as error:
-                log.warning("the store is away", job=self._order.job, why=str(error))
-                await asyncio.sleep(reconnect_delay(attempt))
-                attempt += 1
+
+async def patiently(call: Callable[[], Awaitable[T]], *, job: str) -> T:
+    """Try until the store answers: training goes on meanwhile.
+
+    Once the child is done, nothing but this is a sign of life, so the runtime's patience bounds it.
+    """
+    attempt = 0
+    while True:
+        try:
+            return await call()
+        except Unavailable as error:
+            log.warning("the store is away", job=job, why=str(error))
+            await asyncio.sleep(reconnect_delay(attempt))
+            attempt += 1
 
 
 def thinned(

@@ -15,6 +15,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.trainer.order import Outcome, TrainingOrder
+from services.trainer.snapshots import Snapshots, prompts_of
 from services.trainer.uploads import Uploads, best_of
 from shared.child import (
     Child,
@@ -28,6 +29,7 @@ from shared.child import (
     Stopped,
 )
 from shared.concurrency import in_thread
+from shared.dataset.manifest import Manifest
 from shared.dataset.plan import job_seed
 from shared.dataset.speed import SPEED_KEY, Speed
 from shared.errors import Interrupted, Passing, Refused, Unavailable
@@ -48,6 +50,7 @@ from shared.messages import (
 )
 from shared.ports import ObjectStore
 from shared.runtime import Order
+from shared.snapshots import drawn_steps
 
 log = structlog.get_logger()
 CHILD = "services.trainer.child"
@@ -119,10 +122,27 @@ class TrainerWork:
             base=str(base),
             resume=str(folder / "from") if order.grant.resume_point else None,
             out=str(folder / "out"),
+            sample_every=staged.train.sample_steps,
+            sampled=tuple(await drawn_steps(store, order.job)),
             resume_every=self._resume_every,
         )
 
     async def _train(self, child: Child, order: Order, asked: TrainingOrder) -> CheckpointFinal:
+        """Train, and have samples drawn on the way if there are prompts for them."""
+        pictures = (await in_thread(Manifest.read, Path(asked.dataset))).pictures
+        prompts = prompts_of(asked.train, pictures, asked.seed)
+        if not prompts:
+            asked = msgspec.structs.replace(asked, sample_every=None)
+        snapshots = Snapshots(self._store, order, asked, prompts)
+        try:
+            await snapshots.start()
+            return await self._shepherd(child, order, asked, snapshots)
+        finally:
+            await snapshots.cancel()
+
+    async def _shepherd(
+        self, child: Child, order: Order, asked: TrainingOrder, snapshots: Snapshots
+    ) -> CheckpointFinal:
         """Send the child to work and listen until its last word."""
         await child.order(asked)
         uploads = Uploads(
@@ -133,9 +153,9 @@ class TrainerWork:
         )
         stopper = asyncio.create_task(_stop_when_asked(order, child))
         try:
-            outcome = await _listen(child, order, uploads)
+            outcome = await _listen(child, order, uploads, snapshots)
             await self._remember_speed(order, child.gpu, outcome.steps)
-            return await self._store_outcome(order, outcome, uploads)
+            return await self._store_outcome(order, outcome, uploads, snapshots)
         except ChildDied as error:
             raise Passing(str(error)) from error
         finally:
@@ -143,7 +163,7 @@ class TrainerWork:
             await uploads.cancel()
 
     async def _store_outcome(
-        self, order: Order, outcome: Outcome, uploads: Uploads
+        self, order: Order, outcome: Outcome, uploads: Uploads, snapshots: Snapshots
     ) -> CheckpointFinal:
         order.progress(phase="storing the trained model")
         staged = _staged(order)
@@ -157,6 +177,7 @@ class TrainerWork:
         return CheckpointFinal(
             **order.stamp(),
             inference=staged.inference,
+            row=snapshots.row(outcome.steps, outcome.epochs),
             clip_skip=staged.train.clip_skip,
             model=model,
             checkpoint=checkpoint,
@@ -197,8 +218,10 @@ def judged(
     return tuple(replace(each, best=each == best) for each in checkpoints), False
 
 
-async def _listen(child: Child, order: Order, uploads: Uploads) -> Outcome:
+async def _listen(child: Child, order: Order, uploads: Uploads, snapshots: Snapshots) -> Outcome:
     """Pass on what the child says; what it has saved is uploaded meanwhile.
+
+    At the end no snapshot is waited for: the last row comes with the results.
 
     Raises:
         Interrupted: the child stopped because it was asked to; what it saved is in the store.
@@ -213,12 +236,16 @@ async def _listen(child: Child, order: Order, uploads: Uploads) -> Outcome:
                     order.progress(phase=name)
                 case Progress(numbers=numbers):
                     order.progress(**numbers)
+                case Saved(kind="snapshot"):
+                    snapshots.add(record)
                 case Saved():
                     uploads.add(record)
                 case Done(summary=summary):
+                    await snapshots.cancel()
                     await uploads.finished()
                     return msgspec.convert(summary, Outcome)
                 case Stopped():
+                    await snapshots.finished()
                     await uploads.finished()
                     raise Interrupted("stopped while training")
                 case GivenUp(refused=refused, reason=reason):

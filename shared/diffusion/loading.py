@@ -38,11 +38,11 @@ class Parts:
     scheduler_config: dict[str, Any]
     prediction_type: PredictionType
 
-    def to(self, device: torch.device) -> Parts:
-        """Move all networks to the device."""
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Parts:
+        """Move all networks to the device, and bring them into a precision if one is named."""
         networks: tuple[torch.nn.Module, ...] = (self.unet, self.vae, self.text_encoder)
         for network in networks:
-            network.to(device)
+            network.to(device, dtype)
         return self
 
 

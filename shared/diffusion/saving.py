@@ -28,9 +28,9 @@ def save_folder(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float1
         _save_tokenizer(parts, temporary / "tokenizer")
         for name, network in (("unet", parts.unet), ("vae", parts.vae)):
             network.save_config(temporary / name)
-            save_file(_cast(network, dtype), temporary / name / WEIGHTS, {"format": "pt"})
+            save_file(cast(network, dtype), temporary / name / WEIGHTS, {"format": "pt"})
         parts.text_encoder.save_pretrained(
-            temporary / "text_encoder", state_dict=_cast(parts.text_encoder, dtype)
+            temporary / "text_encoder", state_dict=cast(parts.text_encoder, dtype)
         )
 
 
@@ -59,7 +59,8 @@ def _save_tokenizer(parts: Parts, folder: Path) -> None:
     parts.tokenizer.backend_tokenizer.model.save(str(folder))
 
 
-def _cast(network: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+def cast(network: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A network's weights on the CPU, the floating ones of this type."""
     return {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in network.state_dict().items()

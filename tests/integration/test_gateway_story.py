@@ -32,6 +32,7 @@ from shared.messages import (
     JobStarted,
     JobSubmitted,
     ResumePointSaved,
+    SamplesGenerated,
     StageFailed,
     StagingInterrupted,
     StagingProgressed,
@@ -43,6 +44,7 @@ from shared.messages import (
 from shared.ports import JobStore, StoredJob
 from shared.request import S3Config
 from shared.runtime import closing
+from shared.snapshots import sample_key, snapshot_prefix
 from tests.gateway_world import (
     API_KEY,
     BEAT,
@@ -110,6 +112,10 @@ async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) ->
     assert shown["eta_seconds"] is None
     assert shown["dataset"] == {"images": 4}
     assert shown["samples"] == []
+    row = tuple([await trainer.sample(0, index) for index in (1, 0)])
+    await here.say(SamplesGenerated(job=job, samples=row))
+    (first, second) = (await eventually(lambda: samples_if(here, job)))["samples"]
+    assert (first["prompt"], second["prompt"]) == ("prompt 0", "prompt 1")
     await trainer.finish_training()
 
     assert isinstance(await here.take(INFERENCER_RESULTS), CheckpointFinal)
@@ -125,9 +131,14 @@ async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) ->
     assert done["output"]["inference"][0]["seed"] == 7
     (early,) = done["output"]["train"]["checkpoints"]
     assert (early["epoch"], early["validation_loss"], early["best"]) == (1, 0.25, True)
-    assert [each["kind"] for each in done["output"]["artifacts"]] == [
-        "checkpoint", "checkpoint", "image", "metrics"
-    ]  # fmt: skip
+    kinds = [each["kind"] for each in done["output"]["artifacts"]]
+    assert kinds == ["checkpoint", "checkpoint", "image", *["sample"] * 3, "metrics"]
+    *_, last = samples = done["output"]["train"]["samples"]
+    assert [each["step"] for each in samples] == [0, 0, 8]
+    link = last["image"].removeprefix("http://gateway.example")
+    assert (last["epoch"], last["prompt"], last["seed"]) == (2, "prompt 0", 5)
+    async with here.session.get(here.url(link)) as answer:
+        assert await answer.read() == sample_key(job, step=8, index=0).encode()
 
     due = await here.take(NOTIFIER_WEBHOOKS)
     assert isinstance(due, WebhookDue)
@@ -138,6 +149,11 @@ async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) ->
 async def output_if(here: World, job: str, **expected: object) -> dict[str, Any] | None:
     output: dict[str, Any] = (await here.status(job))["output"]
     return output if expected.items() <= output.items() else None
+
+
+async def samples_if(here: World, job: str) -> dict[str, Any] | None:
+    output: dict[str, Any] = (await here.status(job))["output"]
+    return output if output["samples"] else None
 
 
 def without_signatures(text: str) -> Any:
@@ -562,6 +578,7 @@ async def test_working_material_goes_when_a_job_is_complete(here: World) -> None
     job = await staged(here, TRAIN_ONLY)
     trainer = await here.claim(job, "training")
     await here.store.put(f"jobs/{job}/training/1/resume/5/manifest.json", b"{}")
+    await here.store.put(f"{snapshot_prefix(job, 1, step=4, epoch=1)}/weights", b"")
     await trainer.finish_training()
     await here.status_becomes(job, "COMPLETED")
 
@@ -578,14 +595,16 @@ async def test_a_failed_job_keeps_what_a_retry_needs_until_its_time_has_come(
 ) -> None:
     job = await staged(here)
     trainer = await here.claim(job, "training")
+    await here.store.put(f"{snapshot_prefix(job, 1, step=4, epoch=1)}/weights", b"")
     await trainer.say(StageFailed, kind="refused", reason="out of memory at the smallest")
     await here.status_becomes(job, "FAILED")
+    dataset = f"jobs/{job}/staging/1/dataset/manifest.json"
+    await eventually(lambda: true_if_kept(here, job, [dataset]))
     done = await trained(here, TRAIN_ONLY)
     await here.status_becomes(done, "COMPLETED")
     await eventually(
         lambda: true_if_kept(here, done, [f"jobs/{done}/training/1/last-job.safetensors"])
     )
-    dataset = f"jobs/{job}/staging/1/dataset/manifest.json"
     assert await here.store.exists(dataset)
 
     live = await here.run()

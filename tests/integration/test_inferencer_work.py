@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from services.inferencer.work import InferencerWork, entry_of
+from services.inferencer.work import CHILD, InferencerWork, entry_of
 from shared.adapters.folder import FolderStore
+from shared.child import Standby
 from shared.errors import Passing, Refused
 from shared.folders import upload_folder
 from shared.messages import Artifact, CheckpointFinal, ImagesGenerated
@@ -45,7 +46,8 @@ def store(trained: Path) -> FolderStore:
 
 @pytest.fixture
 async def work(store: FolderStore, tmp_path: Path) -> AsyncIterator[InferencerWork]:
-    work = InferencerWork(store, scratch=tmp_path / "scratch", cache=tmp_path / "cache")
+    standby = Standby(CHILD)
+    work = InferencerWork(store, standby, scratch=tmp_path / "scratch", cache=tmp_path / "cache")
     yield work
     await work.close()
 

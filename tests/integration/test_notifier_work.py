@@ -177,6 +177,20 @@ async def test_the_images_land_there_too_and_the_fact_says_whose_they_are(
     )  # fmt: skip
 
 
+async def test_the_samples_that_the_grant_names_land_beside_the_images(
+    publishing: Publishing,
+) -> None:
+    sample = await publishing.stored("sample-gs00000-000.png", "sample", b"a first row")
+    order = publishing.order(await drawn(publishing), objectPath="")
+    order.hear(msgspec.structs.replace(order.grant, samples=(sample,)))
+
+    published = await publishing.work.perform(order)
+
+    found = await publishing.in_bucket()
+    assert set(found) == {f"{JOB}/{name}" for name in (*PICTURES, sample.name)}
+    assert await fetched(published.urls[sample.key]) == b"a first row"
+
+
 @pytest.mark.parametrize("path", ["models/mine", "/models/mine/"])
 async def test_slashes_around_the_object_path_make_no_difference(
     publishing: Publishing, path: str

@@ -18,18 +18,22 @@ from services.trainer import work as trainer_work
 from services.trainer.uploads import CHECKPOINTS
 from services.trainer.work import TrainerWork
 from shared.adapters.folder import FolderStore
+from shared.dataset.manifest import Manifest
 from shared.errors import Interrupted, Passing, Refused, Unavailable
 from shared.folders import download_folder, folder_exists, upload_folder
 from shared.messages import (
     Artifact,
+    CheckpointSampled,
     CheckpointSaved,
     DatasetStaged,
     Message,
     ResumePointSaved,
+    SampleRow,
     SavedCheckpoint,
 )
 from shared.request import Inference, Validation
 from shared.runtime import Order
+from shared.snapshots import sample_key, snapshot_prefix, snapshots_of, standing
 from tests.models import make_random_model
 from tests.training import make_dataset, train_request
 from tests.workers import Facts, folder_store, granted_order, until_gone
@@ -302,6 +306,88 @@ async def test_a_base_model_that_cannot_be_loaded_is_the_users_to_mend(
 
     with pytest.raises(Refused, match="base model"):
         await work.perform(granted_order(message, "training", Facts()))
+
+
+class Drawing(Facts):
+    """Facts that an inferencer hears who draws every row at once, in its way."""
+
+    def __init__(self, store: FolderStore) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        self._store = store
+
+    async def publish(self, message: Message, **options: Any) -> None:
+        await super().publish(message, **options)
+        if isinstance(message, CheckpointSampled):
+            assert await folder_exists(self._store, message.snapshot)
+            self.steps.append(message.row.step)
+            await self._store.delete(f"{message.snapshot}/")
+
+
+async def test_rows_are_asked_for_on_the_way_as_fast_as_they_are_drawn_and_the_last_at_the_end(
+    work: TrainerWork, store: FolderStore
+) -> None:
+    facts = Drawing(store)
+    request = asked("rows", max_epochs=100_000, sample_steps=2, sample_prompts=["a", "b"])
+    order = granted_order(request, "training", facts)
+    performing = asyncio.create_task(work.perform(order))
+    await until(lambda: len(facts.steps) >= 4 or performing.done())
+    order.stopping.set()
+    with pytest.raises(Interrupted):
+        await performing
+
+    assert facts.steps[:2] == [0, 2]
+    assert facts.steps == sorted(set(facts.steps))
+    assert all(step % 2 == 0 for step in facts.steps)
+    told = of_kind(facts, CheckpointSampled)[1]
+    assert told.row == SampleRow(step=2, epoch=0, prompts=("a", "b"), seed=555, resolution=256)
+    assert (told.snapshot, told.base_model, told.claim) == (
+        snapshot_prefix("rows", 1, step=2, epoch=0), "cache/base", order.claim
+    )  # fmt: skip
+
+    request = asked("end", max_epochs=1, sample_prompts=["a"])
+    final = await work.perform(granted_order(request, "training", facts))
+    assert final.row == SampleRow(step=3, epoch=1, prompts=("a",), seed=555, resolution=256)
+
+
+async def test_rows_that_an_earlier_attempt_left_are_asked_for_again_and_others_not_drawn_twice(
+    work: TrainerWork, store: FolderStore, tmp_path: Path
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "unet.safetensors").write_bytes(b"")
+    left = [snapshot_prefix("left", 1, step=step, epoch=1) for step in (3, 6)]
+    for prefix in left:
+        await upload_folder(store, tmp_path / "weights", prefix)
+    await store.put(sample_key("left", step=0, index=0), b"drawn")
+    facts = Facts()
+
+    request = asked("left", max_epochs=5, sample_steps=3)
+    final = await work.perform(granted_order(request, "training", facts, attempt=2))
+
+    said = of_kind(facts, CheckpointSampled)
+    assert [each.snapshot for each in said] == left
+    assert [each.prefix for each in await standing(store, "left")] == left
+    assert len({*said[0].row.prompts}) == 3
+    assert said[0].row.prompts == said[1].row.prompts
+    (warning,) = final.summary["warnings"]
+    assert warning.endswith("not drawn yet, at steps: 9, 12")
+
+
+async def test_without_prompts_and_captions_there_are_no_samples(
+    work: TrainerWork, store: FolderStore, tmp_path: Path
+) -> None:
+    data = make_dataset(tmp_path / "data", images=1)
+    (picture,) = Manifest.read(data).pictures
+    Manifest(pictures=(msgspec.structs.replace(picture, caption=""),)).write(data)
+    await upload_folder(store, data, "silent")
+    facts = Facts()
+    request = msgspec.structs.replace(asked("silent", max_epochs=1), dataset="silent")
+
+    final = await work.perform(granted_order(request, "training", facts))
+
+    assert final.row is None
+    assert of_kind(facts, CheckpointSampled) == []
+    assert [entry async for entry in store.list(snapshots_of("silent"))] == []
 
 
 def pid_of(work: TrainerWork) -> int:

@@ -18,11 +18,13 @@ from shared.messages import (
     Artifact,
     ArtifactsPublished,
     CheckpointFinal,
+    CheckpointSampled,
     CheckpointSaved,
     ClaimGranted,
     ClaimRefused,
     DatasetStaged,
     DrawnImage,
+    DrawnSample,
     GenerationInterrupted,
     GenerationStarted,
     ImagesGenerated,
@@ -35,6 +37,8 @@ from shared.messages import (
     Message,
     PublicationStarted,
     ResumePointSaved,
+    SampleRow,
+    SamplesGenerated,
     SavedCheckpoint,
     Stage,
     StageFact,
@@ -435,6 +439,99 @@ def test_a_checkpoint_that_was_replaced_is_never_shown_again() -> None:
     assert [(each.step, each.best) for each in tale.job.checkpoints] == [(2, True), (3, False)]
 
 
+# --- Samples ----------------------------------------------------------------------------------
+
+ROW = SampleRow(step=8, epoch=2, prompts=("a cat",), seed=5, resolution=256)
+
+
+def sample(step: int, index: int, *, sha256: str = "0") -> DrawnSample:
+    key = f"k/{step}-{index}"
+    file = Artifact(name=key, kind="sample", key=key, bytes=1, sha256=sha256)
+    return DrawnSample(
+        artifact=file, step=step, epoch=0, index=index, prompt="a cat", seed=5 + index
+    )
+
+
+def samples_generated(*samples: DrawnSample) -> SamplesGenerated:
+    return SamplesGenerated(job="job", samples=samples)
+
+
+def places(job: Job) -> list[tuple[int, int]]:
+    return [(each.step, each.index) for each in job.samples]
+
+
+def test_samples_stand_by_step_and_prompt_once_each_whenever_they_come() -> None:
+    tale = Tale()
+    tale.stage()
+    tale.claim("training", "t")
+    tale.tell(samples_generated(sample(500, 0), sample(500, 1)))
+    tale.tell(samples_generated(sample(250, 1), sample(250, 0)))
+    assert tale.tell(samples_generated(sample(500, 0, sha256="drawn again"))) == []
+    assert places(tale.job) == [(250, 0), (250, 1), (500, 0), (500, 1)]
+    assert tale.job.samples[2].artifact.sha256 == "drawn again"
+
+
+def test_a_snapshot_is_only_heard_and_one_of_a_lost_trainer_is_refused() -> None:
+    tale = Tale()
+    tale.stage()
+    tale.claim("training", "t")
+    before = tale.job
+    told = CheckpointSampled(
+        job="job", stage="training", claim="t", snapshot="s", base_model="b", row=ROW
+    )
+    assert tale.tell(told) == []
+    assert kinds(tale.tell(msgspec.structs.replace(told, claim="lost"))) == [ClaimRefused]
+    assert tale.job == before
+
+
+def test_the_last_row_alone_asks_for_a_generation_and_ends_the_job() -> None:
+    tale = Tale(draws=False, webhook=None)
+    tale.stage()
+    tale.claim("training", "t")
+    assert tale.tell(msgspec.structs.replace(checkpoint_final("t"), row=ROW)) == []
+    assert isinstance(tale.claim("generation", "g"), ClaimGranted)
+    drawn = ImagesGenerated(
+        job="job", stage="generation", claim="g", images=(), samples=(sample(8, 0),)
+    )
+    assert kinds(tale.tell(drawn)) == [JobCompleted]
+    assert places(tale.job) == [(8, 0)]
+
+
+def test_samples_are_welcome_until_the_images_are_there_and_are_published_with_them() -> None:
+    tale = Tale(bucket=True)
+    tale.stage()
+    tale.train()
+    tale.tell(samples_generated(sample(0, 0)))
+    tale.claim("generation", "g")
+    tale.tell(msgspec.structs.replace(images_generated("g"), samples=(sample(8, 0),)))
+    tale.tell(samples_generated(sample(4, 0)))
+    assert places(tale.job) == [(0, 0), (8, 0)]
+    grant = tale.claim("image_publication", "i")
+    assert isinstance(grant, ClaimGranted)
+    assert [each.key for each in grant.samples] == ["k/0-0", "k/8-0"]
+    other = tale.claim("model_publication", "p")
+    assert isinstance(other, ClaimGranted)
+    assert other.samples == ()
+
+
+def test_what_went_wrong_with_the_last_row_is_told_among_the_warnings() -> None:
+    tale = Tale(webhook=None)
+    tale.stage()
+    tale.train()
+    tale.claim("generation", "g")
+    drawn = msgspec.structs.replace(images_generated("g"), warnings=("no row",))
+    (done,) = tale.tell(drawn)
+    assert done == JobCompleted(job="job", run=1, output={"steps": 8, "warnings": ["no row"]})
+
+
+def test_samples_of_a_job_that_has_ended_change_nothing() -> None:
+    tale = Tale()
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    before = tale.job
+    assert tale.tell(samples_generated(sample(0, 0))) == []
+    assert tale.job == before
+
+
 # --- Ends -------------------------------------------------------------------------------------
 
 
@@ -577,6 +674,7 @@ def facts() -> st.SearchStrategy[Any]:
             for make in (dataset_staged, checkpoint_final, images_generated)
         ),
         st.builds(ArtifactsPublished, **STAMP, urls=st.just({})),
+        st.builds(lambda step: samples_generated(sample(step, 0)), st.integers(0, 3)),
         st.builds(
             ResumePointSaved, **STAMP, prefix=st.just("r/"), step=st.just(1), epoch=st.just(0)
         ),

@@ -12,14 +12,19 @@ import pytest
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Interrupted, Refused
 from shared.messages import (
+    DELIVERY_LIMIT,
     FETCHER,
     GATEWAY_RECORDER,
+    INFERENCER_SAMPLES,
     AnyMessage,
+    CheckpointSampled,
     ClaimGranted,
     ClaimRefused,
     DatasetStaged,
     JobCancelled,
     JobSubmitted,
+    Queue,
+    SampleRow,
     Stage,
     StageFact,
     StageFailed,
@@ -28,7 +33,7 @@ from shared.messages import (
     StagingStarted,
 )
 from shared.request import Train
-from shared.runtime import PATIENCE_BEATS, Order, Worker
+from shared.runtime import PATIENCE_BEATS, Errand, Order, Worker
 
 BEAT = 0.02
 TRAIN = Train(data_url="https://example.org/data.zip")
@@ -69,6 +74,21 @@ class ScriptedWork:
         self.ready = -1
 
 
+class ScriptedErrands:
+    """Errands that are a function of the test's, and are remembered."""
+
+    queue = INFERENCER_SAMPLES
+
+    def __init__(self, run: Callable[[Errand], Awaitable[None]]) -> None:
+        self._run = run
+        self.begun: list[str] = []
+
+    async def run(self, errand: Errand) -> None:
+        assert isinstance(errand.message, CheckpointSampled)
+        self.begun.append(errand.message.snapshot)
+        await self._run(errand)
+
+
 class Gateway:
     """What the test says and hears in the gateway's place."""
 
@@ -101,8 +121,16 @@ class Gateway:
     async def say(self, message: JobCancelled) -> None:
         await self._bus.publish(message, needs_listener=False)
 
-    async def waiting(self) -> int:
-        return await self._bus.depth(FETCHER)
+    async def waiting(self, queue: Queue = FETCHER) -> int:
+        return await self._bus.depth(queue)
+
+    async def send_on_errand(self, name: str, job: str = "job-1") -> None:
+        row = SampleRow(step=0, epoch=0, prompts=(), seed=0, resolution=256)
+        await self._bus.publish(
+            CheckpointSampled(
+                job=job, stage="training", claim="", snapshot=name, base_model="b", row=row
+            )
+        )
 
     async def close(self) -> None:
         await self._facts.aclose()
@@ -119,11 +147,14 @@ async def at_once(order: Order) -> DatasetStaged:
 
 
 @asynccontextmanager
-async def working(work: ScriptedWork) -> AsyncIterator[tuple[Gateway, asyncio.Event]]:
+async def working(
+    work: ScriptedWork, errands: ScriptedErrands | None = None
+) -> AsyncIterator[tuple[Gateway, asyncio.Event]]:
     broker = MemoryBroker()
     gateway = Gateway(broker.bus("gateway/test"))
     stop = asyncio.Event()
-    running = asyncio.create_task(Worker(broker.bus("fetcher/1"), work, beat=BEAT).run(stop))
+    worker = Worker(broker.bus("fetcher/1"), work, beat=BEAT, errands=errands)
+    running = asyncio.create_task(worker.run(stop))
     try:
         yield gateway, stop
     finally:
@@ -355,3 +386,97 @@ async def test_a_worker_with_two_places_works_on_two_jobs_at_once() -> None:
         done = {(await gateway.hear(DatasetStaged))[0].job for _ in range(2)}
 
     assert done == {"job-1", "job-2"}
+
+
+# --- Errands ----------------------------------------------------------------------------------
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not happened():
+            await asyncio.sleep(0)
+
+
+async def for_ever(_errand: Errand) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_errands_are_run_one_by_one_without_a_claim_while_no_work_waits() -> None:
+    async def run(_errand: Errand) -> None:
+        assert len(busy) == 0, "the place has two errands in hand"
+        busy.append(1)
+        await asyncio.sleep(BEAT)
+        busy.pop()
+
+    busy: list[int] = []
+    errands = ScriptedErrands(run)
+    async with working(ScriptedWork(at_once), errands) as (gateway, _):
+        for name in "abc":
+            await gateway.send_on_errand(name)
+        await until(lambda: errands.begun == ["a", "b", "c"])
+
+
+async def test_any_amount_of_work_goes_before_an_errand_and_costs_it_no_delivery() -> None:
+    jobs = DELIVERY_LIMIT + 2
+    let_go = asyncio.Event()
+    done: list[str] = []
+
+    async def run(_errand: Errand) -> None:
+        await let_go.wait()
+
+    async def perform(order: Order) -> DatasetStaged:
+        done.append(f"work, after {errands.begun}")
+        return staged(order)
+
+    errands = ScriptedErrands(run)
+    async with working(ScriptedWork(perform), errands) as (gateway, _):
+        await gateway.send_on_errand("a")
+        await until(lambda: errands.begun == ["a"])
+        await gateway.send_on_errand("b")
+        for number in range(jobs):
+            await gateway.submit(f"job-{number}")
+        let_go.set()
+        for _ in range(jobs):
+            started, control = await gateway.hear(StagingStarted)
+            await gateway.grant(started, control)
+            await gateway.hear(DatasetStaged)
+        await until(lambda: errands.begun == ["a", "b"])
+
+    assert done == ["work, after ['a']"] * jobs
+
+
+async def test_the_end_of_its_job_calls_an_errand_off_for_good() -> None:
+    errands = ScriptedErrands(for_ever)
+    async with working(ScriptedWork(at_once), errands) as (gateway, _):
+        await gateway.send_on_errand("a")
+        await until(lambda: errands.begun == ["a"])
+        await gateway.say(JobCancelled(job="another", run=1))
+        await gateway.send_on_errand("b", job="job-2")
+        await gateway.say(JobCancelled(job="job-1", run=1))
+        await until(lambda: errands.begun == ["a", "b"])
+
+
+async def test_an_errand_in_hand_goes_back_when_the_worker_stops() -> None:
+    errands = ScriptedErrands(for_ever)
+    work = ScriptedWork(at_once)
+    async with working(work, errands) as (gateway, stop):
+        await gateway.send_on_errand("a")
+        await until(lambda: errands.begun == ["a"])
+        stop.set()
+        await until(lambda: work.ready == -1)
+        assert await gateway.waiting(INFERENCER_SAMPLES) == 1
+
+
+async def test_an_errand_that_fails_is_tried_again_and_a_silent_one_is_given_up() -> None:
+    async def run(errand: Errand) -> None:
+        if len(errands.begun) == 1:
+            raise OSError("disk on fire")
+        if len(errands.begun) == 2:
+            await for_ever(errand)
+
+    errands = ScriptedErrands(run)
+    async with working(ScriptedWork(at_once), errands) as (gateway, _):
+        await gateway.send_on_errand("a")
+        await until(lambda: errands.begun == ["a", "a"])
+        await gateway.send_on_errand("b")
+        await until(lambda: errands.begun == ["a", "a", "b"])

@@ -1,0 +1,63 @@
+"""The parent's side of drawing: an order to the lasting child, and its images into the store."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Literal
+
+from services.inferencer.order import DrawingOrder
+from shared.child import AnyRecord, Child, ChildDied, Done, GivenUp, Standby
+from shared.concurrency import in_thread
+from shared.errors import Passing, Refused
+from shared.folders import sha256_of
+from shared.messages import Artifact
+from shared.ports import ObjectStore
+
+Hear = Callable[[AnyRecord], Awaitable[None]]
+"""Takes what the child says; the child goes on meanwhile."""
+
+
+async def draw(standby: Standby, asked: DrawingOrder, hear: Hear) -> None:
+    """Have the child draw; it is kept only if it had its last word and awaits another order.
+
+    Raises:
+        Refused, Passing: the child gave up, or died.
+        Exception: what ``hear`` raises.
+    """
+    try:
+        child = await standby.ready()
+        await child.order(asked)
+        last = await _last_word(child, hear)
+    except ChildDied as error:
+        raise Passing(str(error)) from error
+    except BaseException:
+        await standby.close()
+        raise
+    if isinstance(last, GivenUp):
+        raise (Refused if last.refused else Passing)(last.reason)
+
+
+async def _last_word(child: Child, hear: Hear) -> Done | GivenUp:
+    async with aclosing(child.records()) as records:
+        async for record in records:
+            if isinstance(record, Done | GivenUp):
+                return record
+            await hear(record)
+    raise AssertionError("records end by an error only")
+
+
+async def store_image(
+    store: ObjectStore,
+    path: Path,
+    key: str,
+    kind: Literal["image", "sample"],
+    *,
+    heard: Callable[[], None],
+) -> Artifact:
+    """Put a drawn file into the store under a key whose last part is its name."""
+    await store.upload(path, key, heard=heard)
+    size = (await in_thread(path.stat)).st_size
+    sha256 = await sha256_of(path)
+    return Artifact(name=key.rpartition("/")[2], kind=kind, key=key, bytes=size, sha256=sha256)

@@ -1,0 +1,160 @@
+"""Rows of samples: every prompt drawn from a snapshot while training goes on, or at its end.
+
+A sample depends on its prompt, its seed and the weights alone, so that one column shows what was
+learned in between, and a row that is drawn again is the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from services.inferencer.drawing import draw, store_image
+from services.inferencer.order import DrawingOrder, Entry
+from shared.child import AnyRecord, Drawn, Standby
+from shared.concurrency import in_thread
+from shared.errors import NotFound, Passing, Refused, Unavailable
+from shared.folders import cached_folder, download_folder
+from shared.messages import (
+    INFERENCER_SAMPLES,
+    CheckpointSampled,
+    DrawnSample,
+    SampleRow,
+    SamplesGenerated,
+)
+from shared.ports import Bus, ObjectStore
+from shared.request import Inference
+from shared.runtime import Errand
+from shared.snapshots import sample_key, standing
+
+STEPS = 30
+GUIDANCE = 7.5
+
+log = structlog.get_logger()
+
+
+class SampleErrands:
+    """Draws the rows that trainings ask for on their way; a late one gives way to a newer."""
+
+    queue = INFERENCER_SAMPLES
+
+    def __init__(
+        self, bus: Bus, store: ObjectStore, standby: Standby, *, scratch: Path, cache: Path
+    ) -> None:
+        """``standby`` is the child that draws the results too; ``cache`` holds base models."""
+        self._bus = bus
+        self._store = store
+        self._standby = standby
+        self._scratch = scratch
+        self._cache = cache
+
+    async def run(self, errand: Errand) -> None:
+        """Draw a row and remove its snapshot; one that was passed over is removed undrawn.
+
+        Raises:
+            Unavailable: the store or the broker is away; the snapshot stands.
+        """
+        asked = errand.message
+        if not isinstance(asked, CheckpointSampled):
+            return
+        if await self._is_overtaken(asked):
+            log.info("row passed over", job=asked.job, step=asked.row.step, why="a newer one waits")
+        else:
+            await self._draw_or_pass_over(asked, errand)
+        await self._store.delete(f"{asked.snapshot}/")
+
+    async def _is_overtaken(self, asked: CheckpointSampled) -> bool:
+        steps = [snapshot.step for snapshot in await standing(self._store, asked.job)]
+        return max(steps, default=0) > asked.row.step
+
+    async def _draw_or_pass_over(self, asked: CheckpointSampled, errand: Errand) -> None:
+        folder = self._scratch / asked.snapshot.replace("/", "-")
+        try:
+            await in_thread((folder / "out").mkdir, parents=True, exist_ok=True)
+            await self._draw(asked, folder, errand.heard)
+        except NotFound:
+            log.info("row passed over", job=asked.job, step=asked.row.step, why="it is gone")
+        except Unavailable:
+            raise
+        except (Refused, Passing) as error:
+            log.warning("row passed over", job=asked.job, step=asked.row.step, why=str(error))
+        finally:
+            await in_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _draw(
+        self, asked: CheckpointSampled, folder: Path, heard: Callable[[], None]
+    ) -> None:
+        weights = folder / "weights"
+        await download_folder(self._store, asked.snapshot, weights, heard=heard)
+        base = await cached_folder(self._store, asked.base_model, self._cache, heard=heard)
+        order = DrawingOrder(
+            model=str(base),
+            weights=str(weights),
+            entries=entries_of(asked.row),
+            clip_skip=asked.clip_skip,
+            out=str(folder / "out"),
+        )
+        samples = await draw_row(
+            self._standby, self._store, asked.job, asked.row, order, heard=heard
+        )
+        await self._bus.publish(SamplesGenerated(job=asked.job, samples=samples))
+        log.info("row drawn", job=asked.job, step=asked.row.step)
+
+
+async def draw_row(
+    standby: Standby,
+    store: ObjectStore,
+    job: str,
+    row: SampleRow,
+    order: DrawingOrder,
+    *,
+    heard: Callable[[], None],
+) -> tuple[DrawnSample, ...]:
+    """Draw a row into the store; the order's entries are :func:`entries_of` it.
+
+    Raises:
+        Refused, Passing: it cannot be drawn; see :func:`services.inferencer.drawing.draw`.
+    """
+    samples: list[DrawnSample] = []
+
+    async def hear(record: AnyRecord) -> None:
+        heard()
+        if isinstance(record, Drawn):
+            samples.append(await _stored(store, job, row, record, heard))
+
+    await draw(standby, order, hear)
+    return tuple(samples)
+
+
+def entries_of(row: SampleRow) -> tuple[Entry, ...]:
+    """One image for each prompt, square, each with a seed of its own that all rows share."""
+    return tuple(
+        Entry(
+            inference=Inference(
+                prompt=prompt,
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
+                scheduler="DDIM",
+            ),
+            seed=row.seed + index,
+            side=row.resolution,
+        )
+        for index, prompt in enumerate(row.prompts)
+    )
+
+
+async def _stored(
+    store: ObjectStore, job: str, row: SampleRow, drawn: Drawn, heard: Callable[[], None]
+) -> DrawnSample:
+    key = sample_key(job, step=row.step, index=drawn.index)
+    return DrawnSample(
+        artifact=await store_image(store, Path(drawn.path), key, "sample", heard=heard),
+        step=row.step,
+        epoch=row.epoch,
+        index=drawn.index,
+        prompt=row.prompts[drawn.index],
+        seed=drawn.seed,
+    )

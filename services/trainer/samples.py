@@ -1,0 +1,73 @@
+"""Snapshots on the way, from which rows of samples are drawn elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from services.trainer import disk
+from services.trainer.average import averaged
+from services.trainer.order import SNAPSHOTS, TrainingOrder
+from services.trainer.state import State
+from shared.diffusion.weights import save_weights
+
+MOST_STANDING = 2
+"""Snapshots that may wait to be drawn; while so many do, no other is written."""
+MOST_NAMED = 20
+"""Skipped steps that the warning names: what a child says is bounded."""
+SKIPPED = "no samples, because two earlier rows were not drawn yet, at steps: "
+
+Saved = Callable[[str, Path, int, int], None]
+"""Called with (kind, folder, step, epoch)."""
+
+
+class Sampler:
+    """Writes a snapshot at step 0 and every ``sample_every`` steps, unless too many stand."""
+
+    def __init__(self, state: State, order: TrainingOrder, saved: Saved) -> None:
+        self._state = state
+        self._every = order.sample_every
+        self._sampled = order.sampled
+        self._saved = saved
+        self._folder = Path(order.out) / SNAPSHOTS
+
+    def sample_in_time(self, steps: int) -> None:
+        """Ask before so many steps that end in an update: until then the weights are the same.
+
+        A row that is due within them is taken now, under its own step; of several the first, for
+        they would be equal.
+        """
+        if self._every is None:
+            return
+        done = self._state.position.steps
+        due = -(-done // self._every) * self._every
+        if due < done + steps and not self._is_known(due):
+            self._sample(due)
+
+    def _is_known(self, step: int) -> bool:
+        """Whether an earlier attempt has drawn this row, or its snapshot still stands."""
+        return step in self._sampled or (self._folder / str(step)).exists()
+
+    def _sample(self, step: int) -> None:
+        self._state.losses.recent()  # nothing is saved of a training that has diverged
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if len(list(self._folder.iterdir())) >= MOST_STANDING:
+            self._report_skipped(step)
+            return
+        folder = self._folder / str(step)
+        disk.require_room(self._folder, disk.snapshot_bytes(self._state), "a snapshot")
+        with averaged(self._state.averages):
+            save_weights(self._state.trained, folder)
+        self._saved("snapshot", folder, step, self._state.position.epoch)
+
+    def _report_skipped(self, step: int) -> None:
+        """In one warning, however many there are; once each, also after a resume."""
+        warnings = self._state.warnings
+        told = next((each for each in warnings if each.startswith(SKIPPED)), None)
+        if told is None:
+            warnings.append(f"{SKIPPED}{step}")
+            return
+        named = told.removeprefix(SKIPPED).split(", ")
+        if str(step) not in named and len(named) <= MOST_NAMED:
+            addition = str(step) if len(named) < MOST_NAMED else "and more"
+            warnings[warnings.index(told)] = f"{told}, {addition}"
