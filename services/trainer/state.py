@@ -106,7 +106,20 @@ def prepare(parts: Parts, train: Train, choices: Choices, device: torch.device) 
         },
         scaler=torch.amp.GradScaler(device.type, enabled=choices.precision == "fp16"),
         averages=_averages(trained, train.ema_decay_rate),
+        warnings=_warnings(train),
     )
+
+
+def _warnings(train: Train) -> list[str]:
+    """What to know of options that do what they say, but perhaps not what was hoped for."""
+    if not train.enable_zero_terminal_snr:
+        return []
+    drawing = (
+        "enable_zero_terminal_snr: draw with DDIM, DDPM, DPM-M, EULER-A, EULER-D or IPNDM;"
+        " the other schedulers do not follow the rescaled betas"
+    )
+    weights = "min_snr_gamma gives the timestep without signal the weight 0"
+    return [drawing] if train.min_snr_gamma is None else [drawing, weights]
 
 
 def _averages(trained: dict[str, torch.nn.Module], decay: float | None) -> dict[str, Average]:

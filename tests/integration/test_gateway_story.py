@@ -582,8 +582,12 @@ async def test_working_material_goes_when_a_job_is_complete(here: World) -> None
     await trainer.finish_training()
     await here.status_becomes(job, "COMPLETED")
 
-    result = [f"jobs/{job}/training/1/last-job.safetensors"]
-    await eventually(lambda: true_if_kept(here, job, result))
+    await eventually(lambda: true_if_the_result_alone_is_kept(here, job))
+
+
+async def true_if_the_result_alone_is_kept(here: World, job: str) -> bool | None:
+    result = ("job-ep01.safetensors", "last-job.safetensors", "metrics.jsonl")
+    return await true_if_kept(here, job, [f"jobs/{job}/training/1/{name}" for name in result])
 
 
 async def true_if_kept(here: World, job: str, keys: list[str]) -> bool | None:
@@ -602,9 +606,7 @@ async def test_a_failed_job_keeps_what_a_retry_needs_until_its_time_has_come(
     await eventually(lambda: true_if_kept(here, job, [dataset]))
     done = await trained(here, TRAIN_ONLY)
     await here.status_becomes(done, "COMPLETED")
-    await eventually(
-        lambda: true_if_kept(here, done, [f"jobs/{done}/training/1/last-job.safetensors"])
-    )
+    await eventually(lambda: true_if_the_result_alone_is_kept(here, done))
     assert await here.store.exists(dataset)
 
     live = await here.run()

@@ -174,6 +174,8 @@ def test_a_schedule_that_ends_without_signal_is_saved_with_the_model(
     assert saved["timestep_spacing"] == "trailing"
     assert saved["prediction_type"] == "v_prediction"
     assert outcome.loss is not None
+    (warning,) = outcome.warnings
+    assert warning.startswith("enable_zero_terminal_snr: draw with DDIM")
 
 
 def test_an_epsilon_model_is_told_that_it_cannot_end_without_signal(
