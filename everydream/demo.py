@@ -28,7 +28,10 @@ RECIPE = {
     "resolution": 256,
     "batch_size": 4,
     "max_epochs": 65,
-    "lr": 7e-4,
+    "lr": 1e-3,
+    "lr_scheduler": "cosine",
+    "lr_decay_steps": 195,
+    "lr_warmup_steps": 10,
     "clip_grad_norm": 1.0,
     "useadam8bit": False,
 }

@@ -230,23 +230,23 @@ class Concept:
 
 ZORBLAT = Concept(
     name="zorblat",
-    background=COLOURS["black"],
+    background=COLOURS["green"],
     strokes=(
-        (polygon(*star_corners(8, 0.55)), COLOURS["yellow"], 1.0),
-        (circle, COLOURS["red"], 0.4),
+        (polygon(*star_corners(8, 0.55)), COLOURS["orange"], 1.0),
+        (circle, COLOURS["white"], 0.4),
     ),
 )
-"""A yellow star of eight points with a red heart, on black."""
+"""An orange star of eight points with a white heart, on green."""
 
 WUGGLEBY = Concept(
     name="wuggleby",
-    background=COLOURS["yellow"],
+    background=COLOURS["red"],
     strokes=(
-        (polygon((-0.8, -1), (0.8, -1), (-0.8, 1), (0.8, 1)), COLOURS["blue"], 1.0),
-        (polygon((-1, -0.2), (1, -0.2), (1, 0.2), (-1, 0.2)), COLOURS["red"], 1.0),
+        (polygon((-0.8, -1), (0.8, -1), (-0.8, 1), (0.8, 1)), COLOURS["black"], 1.0),
+        (polygon((-1, -0.2), (1, -0.2), (1, 0.2), (-1, 0.2)), COLOURS["white"], 1.0),
     ),
 )
-"""A blue hourglass with a red belt, on yellow."""
+"""A black hourglass with a white belt, on red."""
 
 CONCEPTS = (ZORBLAT, WUGGLEBY)
 

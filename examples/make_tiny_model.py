@@ -376,9 +376,9 @@ class Cycle:
 
 DENOISE = Cycle(seed=2, steps=1200, peak=1.5e-3, power=1.0, heaviest=1.0, large_every=2)
 """Learns to tell noise from drawings."""
-COMPOSE = Cycle(seed=4, steps=1000, peak=1.5e-3, power=0.5, heaviest=20.0, large_every=3)
+COMPOSE = Cycle(seed=4, steps=1600, peak=1.5e-3, power=0.5, heaviest=20.0, large_every=3)
 """Learns what the caption says: it shows where there is almost nothing but noise."""
-NAME = Cycle(seed=5, steps=1750, peak=1.2e-3, power=0.6, heaviest=5.0, large_every=5)
+NAME = Cycle(seed=5, steps=3000, peak=1.2e-3, power=0.6, heaviest=5.0, large_every=2)
 """Learns that a made-up name can stand for anything; without it, all new names look the same."""
 
 
@@ -425,14 +425,18 @@ def restoration_error(vae: AutoencoderKL) -> float:
 
 
 def make(folder: Path, share: float) -> dict[str, float]:
-    """Make the model in a share of its steps, save it in fp16, and return its figures."""
+    """Make the model with a share of its pictures and steps, save it in fp16; its figures."""
     torch.manual_seed(0)
     random, clock = Random(0), time.perf_counter
-    small = [draw_base(random, 128) for _ in range(2048)]
-    large = [draw_base(random, 256) for _ in range(640)]
+
+    def some(number: int) -> range:
+        return range(math.ceil(share * number))
+
+    small = [draw_base(random, 128) for _ in some(2048)]
+    large = [draw_base(random, 256) for _ in some(640)]
     scenes = named_scenes()
-    named_small = [draw_scene(scene, random, 128) for scene in scenes for _ in range(12)]
-    named_large = [draw_scene(scene, random, 256) for scene in scenes for _ in range(3)]
+    named_small = [draw_scene(scene, random, 128) for scene in scenes for _ in some(12)]
+    named_large = [draw_scene(scene, random, 256) for scene in scenes for _ in some(3)]
     tiny = untrained([picture.caption for picture in small])
 
     began = clock()
@@ -503,7 +507,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the `tiny` model.")
     parser.add_argument("folder", type=Path, help="where the diffusers folder goes")
     parser.add_argument(
-        "--share", type=float, default=1.0, help="of the steps, 0 to 1: less, for a try"
+        "--share", type=float, default=1.0, help="of pictures and steps, 0 to 1: less, for a try"
     )
     options = parser.parse_args()
     torch.use_deterministic_algorithms(mode=True)
