@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shared.diffusion.files import replacing
-from shared.diffusion.loading import NO_CHECKER, Parts
+from shared.diffusion.loading import NO_CHECKER, Parts, load
+from shared.diffusion.single_file import check_written
+from shared.errors import Passing, Refused
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -21,6 +23,9 @@ def save_folder(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float1
 
     The tokenizer gets its ``vocab.json`` and ``merges.txt`` beside ``tokenizer.json``, for older
     programs.
+
+    Raises:
+        Passing: the folder does not load again as it was written.
     """
     with replacing(folder) as temporary:
         pipeline(parts).save_config(temporary)
@@ -32,6 +37,22 @@ def save_folder(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float1
         parts.text_encoder.save_pretrained(
             temporary / "text_encoder", state_dict=cast(parts.text_encoder, dtype)
         )
+        check_folder(parts, temporary, dtype)
+
+
+def check_folder(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
+    """Load a saved folder as a job that starts from it will, and compare every weight.
+
+    Raises:
+        Passing: it does not load, or a weight is not what was to be written; names it.
+    """
+    try:
+        saved = load(folder, dtype)
+    except Refused as error:
+        raise Passing(f"the saved model does not load again: {error}") from error
+    for name in ("unet", "vae", "text_encoder"):
+        wanted = cast(getattr(parts, name), dtype)
+        check_written(wanted, getattr(saved, name).state_dict().items(), f"the saved {name}")
 
 
 def pipeline(parts: Parts) -> StableDiffusionPipeline:

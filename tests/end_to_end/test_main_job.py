@@ -7,9 +7,11 @@ import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load
 
 from tests.end_to_end.story import TINY, User, bucket_config, host_of, user_of
 from tests.servers.s3 import S3Server
@@ -116,7 +118,8 @@ async def test_a_trainer_killed_in_the_middle_costs_the_steps_since_its_resume_p
     async with world(
         SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket, RESUME_EVERY="2"
     ) as (services, user):
-        job = await user.client.run(user.request(batch_size=1, max_epochs=10))
+        request = user.request(batch_size=1, max_epochs=10, save_full_precision=True)
+        job = await user.client.run(request)
         trainer = services.first("trainer")
         await trainer.wait_for_log("resume point saved")
         if victim == "the service":
@@ -130,6 +133,16 @@ async def test_a_trainer_killed_in_the_middle_costs_the_steps_since_its_resume_p
         assert last["status"] == "COMPLETED", last
         assert last["output"]["train"]["steps"] == 40
         assert "resuming" in services.named("trainer")[-1].text
+
+        undisturbed = await user.finished(await user.client.run(request))
+        assert services.named("trainer")[-1].text.count("resuming") == 1
+        assert await weights_of(user, last) == await weights_of(user, undisturbed)
+
+
+async def weights_of(user: User, status: dict[str, Any]) -> dict[str, bytes]:
+    """The finished checkpoint's tensors, byte for byte."""
+    file = await user.fetch(status["output"]["train"]["checkpoint_url"])
+    return {name: tensor.numpy().tobytes() for name, tensor in load(file).items()}
 
 
 async def test_a_trainer_that_is_asked_to_stop_hands_its_work_over_without_a_failure(

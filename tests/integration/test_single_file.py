@@ -189,6 +189,30 @@ def test_a_file_that_does_not_read_back_as_it_was_written_never_takes_its_place(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda kept: kept.pop("conv_out.bias"), "does not load again: .* conv_out.bias"),
+        (lambda kept: kept["conv_out.bias"].add_(1), "the saved unet .* conv_out.bias differs"),
+    ],
+    ids=["missing", "another value"],
+)
+def test_a_folder_that_does_not_load_as_it_was_written_never_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, reason: str
+) -> None:
+    def damaged(tensors: dict[str, torch.Tensor], path: Path, *how: Any) -> None:
+        Damage(change if path.parent.name == "unet" else lambda _: None)(
+            tensors, path, metadata=how[0]
+        )
+
+    monkeypatch.setattr("shared.diffusion.saving.save_file", damaged)
+
+    with pytest.raises(Passing, match=reason):
+        save_folder(random_parts(), tmp_path / "model")
+
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("weight", [1e30, float("nan")])
 def test_a_weight_that_is_no_number_in_half_precision_is_named_with_advice(
     tmp_path: Path, weight: float

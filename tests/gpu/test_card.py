@@ -1,0 +1,97 @@
+"""On a card: what was chosen for it really trains, and its model draws there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.inferencer.generate import generate
+from services.inferencer.order import Entry
+from services.trainer.device import probe, this_device
+from services.trainer.order import Outcome
+from services.trainer.recipe import choose
+from services.trainer.train import train
+from shared.diffusion.loading import load
+from shared.request import Inference
+from tests.models import make_random_model
+from tests.training import Notes, make_dataset, train_request, training_order
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_random_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("dataset") / "data", images=3)
+
+
+def trained(out: Path, base: Path, dataset: Path, **fields: Any) -> Outcome:
+    return train(training_order(out, base=base, dataset=dataset, **fields), Notes())
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {},
+        {"amp": False, "useadam8bit": False},
+        {"disable_xformers": True, "gradient_checkpointing": True},
+        {"clip_grad_norm": 1.0, "grad_accum": 2, "ema_decay_rate": 0.9},
+    ],
+    ids=["default", "full precision", "sparing", "averaged"],
+)
+def test_what_was_chosen_for_the_card_is_what_trains(
+    base: Path, dataset: Path, tmp_path: Path, wishes: dict[str, Any]
+) -> None:
+    outcome = trained(tmp_path, base, dataset, **wishes)
+
+    chosen = choose(train_request(**wishes), probe(this_device()))
+    assert this_device().type == "cuda"
+    assert (outcome.precision, outcome.optimizer, outcome.attention) == (
+        chosen.precision, chosen.optimizer, chosen.attention
+    )  # fmt: skip
+    before, after = load(base), load(Path(outcome.model))
+    for name in ("unet", "text_encoder"):
+        old, new = getattr(before, name).state_dict(), getattr(after, name).state_dict()
+        assert any(not torch.equal(old[key].half(), new[key].half()) for key in old)
+
+
+def test_a_stopped_training_goes_on_from_its_resume_point(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    whole = trained(tmp_path / "whole", base, dataset, max_epochs=3)
+    first = Notes()
+    order = training_order(
+        tmp_path / "first", base=base, dataset=dataset, max_epochs=1, resume_every=0.0
+    )
+    train(order, first)
+    point = next(path for kind, path, *_ in reversed(first.kept) if kind == "resume_point")
+
+    order = training_order(
+        tmp_path / "rest", base=base, dataset=dataset, max_epochs=3, resume=point
+    )
+    resumed = train(order, Notes())
+
+    assert (resumed.steps, resumed.images) == (whole.steps, whole.images)
+    assert resumed.loss == pytest.approx(whole.loss, rel=0.05)
+
+
+def test_a_model_draws_the_same_image_twice_on_the_card(base: Path) -> None:
+    parts = load(base, torch.float16).to(this_device())
+    asked = Inference(prompt="a red wall", width=128, height=128, num_inference_steps=4)
+    entry = Entry(inference=asked, seed=5)
+
+    one, two = (
+        generate(parts, entry, clip_skip=0, tell=lambda _step, _steps: None) for _ in range(2)
+    )
+
+    pixels = [np.asarray(drawing.image) for each in (one, two) for drawing in each]
+    assert np.array_equal(pixels[0], pixels[1])
+    assert pixels[0].std() > 0
