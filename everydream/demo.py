@@ -209,14 +209,25 @@ def _update(progress: Progress, task: TaskID, output: dict[str, Any]) -> None:
 
 
 async def keep(client: Client, status: dict[str, Any], output: Path) -> None:
-    """Download every artifact and write a summary for people and one for programs."""
-    result = status["output"]
-    for artifact in result["artifacts"]:
-        folder = output / FOLDERS.get(artifact["kind"], "")
-        await client.download(artifact["url"], folder / artifact["name"].rsplit("/", 1)[-1])
-    (output / "summary.json").write_text(json.dumps(status, indent=2) + "\n")
+    """Download every artifact and write a summary for people and one for programs.
+
+    What an earlier demo left there goes.
+    """
+    told = output / "summary.json"
+    if told.exists():
+        for artifact in json.loads(told.read_text())["output"]["artifacts"]:
+            place_of(artifact, output).unlink(missing_ok=True)
+    for artifact in status["output"]["artifacts"]:
+        await client.download(artifact["url"], place_of(artifact, output))
+    told.write_text(json.dumps(status, indent=2) + "\n")
     (output / "summary.md").write_text(summary(status))
     console.print(summary(status))
+
+
+def place_of(artifact: dict[str, Any], output: Path) -> Path:
+    """Where the demo keeps a result."""
+    name = str(artifact["name"]).rsplit("/", 1)[-1]
+    return output / FOLDERS.get(artifact["kind"], "") / name
 
 
 def summary(status: dict[str, Any]) -> str:
