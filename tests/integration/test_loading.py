@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many weights each initializer was really given, not on the meta device."""
+    """How many weights each initializer really drew; on the meta device none."""
     drawn: list[int] = []
 
     def counting(initialize: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -47,7 +47,7 @@ def test_a_new_network_is_drawn_weight_by_weight(drawn: list[int]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["a diffusers folder", "a single file"])
-def test_a_loaded_model_is_made_on_the_meta_device_and_filled_from_its_file(
+def test_a_loaded_model_is_filled_from_its_file_without_drawing_weights_first(
     folder: Path, drawn: list[int], kind: str
 ) -> None:
     if kind == "a single file":
