@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -269,6 +270,8 @@ def begin() -> Mouth:
     """Set a child process up: die with the parent, leave Ctrl-C to it, and get a mouth."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # bitsandbytes complains of a kernel for 4 bits, which nobody here asks for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return Mouth(int(sys.argv[1]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ ADAM: dict[str, Any] = {"betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY
 def make_optimizer(kind: str, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
     """AdamW by one of the names in :data:`services.trainer.recipe.Optimizer`."""
     if kind == "adamw8bit":
-        # It complains of a kernel for 4 bits, which nobody here asks for.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from bitsandbytes.optim.adamw import AdamW8bit  # noqa: PLC0415 - it may be missing
 
         optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **ADAM)  # type: ignore[no-untyped-call]

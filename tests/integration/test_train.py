@@ -78,7 +78,7 @@ def test_every_weight_of_both_networks_learns_and_the_vae_stays_bit_equal(
         useadam8bit=False,
     )  # fmt: skip
 
-    outcome = train(order, notes)
+    outcome = train(order, notes, clock=lambda: float(notes.asked))  # every step is reported
 
     assert unchanged(untrained, outcome, "unet") == set()
     assert unchanged(untrained, outcome, "text_encoder") == set()
