@@ -21,7 +21,7 @@ from services.trainer.records import read_lines
 from services.trainer.state import State, prepare
 from services.trainer.train import train
 from shared.dataset.manifest import Manifest
-from shared.dataset.plan import plan_epoch
+from shared.dataset.plan import Course, plan_epoch
 from shared.dataset.validation import split
 from shared.diffusion.loading import load
 from shared.errors import Interrupted, Refused
@@ -53,7 +53,7 @@ def first_loss(base: Path, dataset: Path, out: Path, **options: Any) -> float:
     order = training_order(out, dataset=dataset, base=base, batch_size=4, **options)
     state = prepare(loop.base_model(order), order.train, CPU, torch.device("cpu"))
     latents = Latents(state.parts.vae)
-    pictures, course = Manifest.read(dataset).pictures, loop.course_of(order)
+    pictures, course = Manifest.read(dataset).pictures, Course.of(order.train, seed=order.seed)
     reader = Reader(dataset, pictures, course, latents)
     (batch,) = reader.read(plan_epoch(pictures, course, 0), 0)
     with torch.no_grad():

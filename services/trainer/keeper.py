@@ -1,0 +1,112 @@
+"""When the training saves and validates."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from services.trainer import disk, resume
+from services.trainer.average import averaged
+from services.trainer.checkpoint import save_checkpoint
+from services.trainer.listener import Clock, Listener
+from services.trainer.order import SECONDS_PER_MINUTE, TrainingOrder
+from services.trainer.records import Records
+from services.trainer.state import Position, State
+from services.trainer.teller import Teller
+from services.trainer.validation import Validator
+from shared.errors import Interrupted
+from shared.request import Train
+
+
+class Keeper:
+    """Saves checkpoints and resume points, and validates, when their time has come."""
+
+    def __init__(
+        self,
+        state: State,
+        order: TrainingOrder,
+        listener: Listener,
+        *,
+        records: Records,
+        teller: Teller,
+        validator: Validator,
+        clock: Clock,
+    ) -> None:
+        self._state = state
+        self._order = order
+        self._listener = listener
+        self._records = records
+        self._teller = teller
+        self._validator = validator
+        self._clock = clock
+        self._checkpoint_at = self._resume_point_at = clock()
+        self._kept = state.position
+
+    def keep_in_time(self) -> None:
+        """Save what is due; an interval runs from the moment at which the last save began."""
+        now = self._clock()
+        minutes = self._order.train.ckpt_every_n_minutes
+        waited = minutes and now - self._checkpoint_at > minutes * SECONDS_PER_MINUTE
+        if waited or ends_a_saved_epoch(self._state.position, self._order.train):
+            self._checkpoint_at = now
+            self._checkpoint()
+        if now - self._resume_point_at > self._order.resume_every:
+            self._resume_point_at = now
+            self._resume_point()
+
+    def validate_when_due(self) -> None:
+        """Measure the loss on the images held out, if there are any and it is their turn."""
+        if self._validator.is_due:
+            self._validate()
+
+    def keep_and_stop(self) -> None:
+        """Save a resume point, unless nothing was done since the last one, and end the run.
+
+        Raises:
+            Interrupted: always.
+        """
+        if self._state.position != self._kept:
+            self._resume_point()
+        raise Interrupted(f"stopped after step {self._state.position.steps}")
+
+    def _checkpoint(self) -> None:
+        self._state.losses.recent()  # nothing is saved of a training that has diverged
+        loss = self._validation_loss()
+        self._listener.phase("saving a checkpoint")
+        needed = disk.checkpoint_bytes(self._state, self._order.train)
+        disk.require_room(Path(self._order.out), needed, "a checkpoint")
+        with averaged(self._state.averages):
+            path = save_checkpoint(self._state, self._order)
+        self._say("checkpoint", path, loss)
+
+    def _validation_loss(self) -> float | None:
+        """Of the weights as they are, so that checkpoints can be compared."""
+        if self._validator.here is None and self._order.train.validation:
+            self._validate()
+        return self._validator.here
+
+    def _validate(self) -> None:
+        heard = partial(self._listener.phase, "measuring the validation loss")
+        self._teller.tell_validation(self._validator.measure(heard))
+        self._listener.phase("training")
+
+    def _resume_point(self) -> None:
+        self._state.losses.recent()
+        self._listener.phase("saving a resume point")
+        folder = Path(self._order.out) / "resume" / str(self._state.position.steps)
+        disk.require_room(folder.parent, disk.resume_point_bytes(self._state), "a resume point")
+        resume.save(self._state, folder, self._records)
+        self._kept = self._state.position
+        self._say("resume_point", folder)
+
+    def _say(self, kind: str, path: Path, validation_loss: float | None = None) -> None:
+        position = self._state.position
+        self._listener.saved(kind, path, position.steps, position.epoch, validation_loss)
+        self._listener.phase("training")
+
+
+def ends_a_saved_epoch(position: Position, train: Train) -> bool:
+    """Whether ``save_every_n_epochs`` asks for a checkpoint here; the last one comes anyway."""
+    every = train.save_every_n_epochs
+    at_end = position.step_in_epoch == 0 and position.epoch < train.max_epochs
+    return every is not None and at_end and position.epoch % every == 0

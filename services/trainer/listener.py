@@ -1,0 +1,31 @@
+"""What the training loop asks of its surroundings: somebody to tell, and a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+Clock = Callable[[], float]
+"""Seconds that only go forward."""
+
+
+class Listener(Protocol):
+    """Who is told how training goes, and may ask for an early end."""
+
+    def phase(self, name: str) -> None:
+        """Something slow begins."""
+
+    def progress(self, numbers: dict[str, Any]) -> None:
+        """step, steps, epoch, epochs, loss, lr, images_per_second, eta_seconds.
+
+        Or, of a validation: step, epoch, validation_loss.
+        """
+
+    def saved(
+        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+    ) -> None:
+        """A ``checkpoint`` file, ``resume_point`` or ``snapshot`` folder is complete on disk."""
+
+    def should_stop(self) -> bool:
+        """Whether to save a resume point and end; asked before every step."""

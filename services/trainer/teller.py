@@ -1,0 +1,74 @@
+"""What the training tells on its way: progress for those who wait, and records for later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.trainer.listener import Clock, Listener
+from services.trainer.order import TrainingOrder
+from services.trainer.recipe import Recipe
+from services.trainer.records import Records
+from services.trainer.state import State
+
+PROGRESS_SECONDS = 0.5
+"""The least time between two reports: reading the loss waits for the device."""
+RECORDED = ("step", "epoch", "loss", "lr", "text_encoder_lr", "images_per_second")
+"""What of a report goes into the metrics; the rest is for those who wait."""
+
+
+class Teller:
+    """Reports progress, not too often."""
+
+    def __init__(
+        self,
+        state: State,
+        recipe: Recipe,
+        order: TrainingOrder,
+        listener: Listener,
+        *,
+        records: Records,
+        clock: Clock,
+    ) -> None:
+        self._state = state
+        self._recipe = recipe
+        self._order = order
+        self._listener = listener
+        self._records = records
+        self._clock = clock
+        self._told_at: float | None = None
+        self._began_at, self._began = clock(), state.position.steps
+
+    def tell(self, steps_since_update: int) -> None:
+        """Report the step that was just done, if the last report is old enough."""
+        now = self._clock()
+        step = self._state.position.steps + steps_since_update
+        is_last = step == self._recipe.total_steps
+        if self._told_at is None or is_last or now - self._told_at >= PROGRESS_SECONDS:
+            self._told_at = now
+            numbers = self._numbers(step, now)
+            self._listener.progress(numbers)
+            self._records.add(**{name: numbers[name] for name in RECORDED if name in numbers})
+
+    def tell_validation(self, loss: float) -> None:
+        """Report what was measured on the images held out."""
+        position = self._state.position
+        self._listener.progress(
+            {"step": position.steps, "epoch": position.epoch, "validation_loss": loss}
+        )
+        self._records.add(step=position.steps, epoch=position.epoch, validation_loss=loss)
+
+    def _numbers(self, step: int, now: float) -> dict[str, Any]:
+        steps_per_second = (step - self._began) / max(now - self._began_at, 1e-9)
+        lrs = self._recipe.lrs_at(step - 1)
+        own = {"text_encoder_lr": lrs["text_encoder"]} if self._recipe.text_encoder_lr else {}
+        return {
+            "step": step,
+            "steps": self._recipe.total_steps,
+            "epoch": self._state.position.epoch,
+            "epochs": self._order.train.max_epochs,
+            "loss": self._state.losses.mean(),
+            "lr": lrs["unet"],
+            **own,
+            "images_per_second": round(steps_per_second * self._order.train.batch_size, 3),
+            "eta_seconds": round((self._recipe.total_steps - step) / steps_per_second),
+        }
