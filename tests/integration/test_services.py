@@ -48,6 +48,7 @@ async def run_until_killed(environment: dict[str, str]) -> None:
     """Run a notifier that ends, as far as the running services know, by itself."""
     async with running(["notifier"], environment) as services:
         victim = services.first("notifier")
+        await victim.wait_for_log("broker_connected")
         victim.send(signal.SIGKILL)
         await asyncio.to_thread(victim._process.wait, 30)
 
