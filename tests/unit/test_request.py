@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,13 @@ def test_texts_and_lists_of_training() -> None:
 def test_whole_numbers_of_inference(name: str) -> None:
     good, bad = ENTRY_WHOLE[name]
     check(entry, name, good, bad + NO_WHOLE)
+
+
+def test_every_side_goes_with_every_other() -> None:
+    """The original took 832 x 1024 and its like, and failed after the training."""
+    for width, height in itertools.product(SIDES, SIDES):
+        drawn = entry(width=width, height=height)
+        assert (drawn.width, drawn.height) == (width, height)
 
 
 def test_the_rest_of_inference() -> None:
