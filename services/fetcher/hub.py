@@ -269,7 +269,8 @@ def _snapshot(order: HubOrder, mouth: Mouth) -> str:
 
 
 def _size(order: HubOrder, patterns: list[str]) -> int | None:
-    """Bytes of all that is to be had; None: the hub does not say."""
+    """Bytes of all that is to be had; None: the hub does not say, and the download tells why."""
+    from httpx2 import HTTPError  # noqa: PLC0415 - the hub library's own
     from huggingface_hub import HfApi  # noqa: PLC0415 - it reads the environment
 
     wanted = {_below(order.model, pattern) for pattern in patterns}
@@ -277,7 +278,7 @@ def _size(order: HubOrder, patterns: list[str]) -> int | None:
         info = HfApi(token=order.token or False).model_info(
             order.model.repository, revision=order.model.revision or MAIN, files_metadata=True
         )
-    except Exception:  # noqa: BLE001 - the download asks the same, and tells what is wrong
+    except (HTTPError, OSError, ValueError):  # the last: a name that can be none
         return None
     files = info.siblings or []
     return sum(file.size or 0 for file in files if file.rfilename in wanted) or None
