@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from services.trainer import train as loop
 from services.trainer.objective import Objective
 from services.trainer.order import Outcome, TrainingOrder
+from services.trainer.recipe import Choices
 from services.trainer.records import read_lines
 from services.trainer.state import State
 from services.trainer.train import train
@@ -422,6 +423,29 @@ def test_a_dropped_caption_is_the_empty_one_and_all_images_may_be_mirrored(
     )
 
     assert seen == [("", True)] * 3
+
+
+def test_mixed_precision_changes_what_is_computed_and_not_what_is_kept(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card with bf16: one step from the same weights, noise and timesteps."""
+    wishes: dict[str, Any] = {"max_epochs": 1, "batch_size": 3, "save_full_precision": True}
+    orders = [
+        training_order(tmp_path / name, dataset=dataset, base=base, **wishes)
+        for name in ("fp32", "bf16")
+    ]
+    full = train(orders[0], Notes())
+    chosen = Choices(precision="bf16", optimizer="adamw", attention="sdpa")
+    monkeypatch.setattr(loop, "choose", lambda _train, _device: chosen)
+
+    mixed = train(orders[1], Notes())
+
+    assert mixed.precision == "bf16"
+    assert full.loss is not None
+    assert mixed.loss != full.loss
+    assert mixed.loss == pytest.approx(full.loss, rel=0.02)
+    kept = load_file(mixed.checkpoint)["model.diffusion_model.out.2.weight"]
+    assert not torch.equal(kept, kept.bfloat16().float())
 
 
 def test_a_v_prediction_model_learns_too(dataset: Path, tmp_path: Path) -> None:
