@@ -17,7 +17,7 @@ from shared.adapters.memory import MemoryBroker
 from shared.adapters.stores import open_store
 from shared.messages import GATEWAY_RECORDER
 from shared.ports import Bus
-from shared.runtime import closing
+from shared.process import closing
 from shared.settings import Settings
 
 

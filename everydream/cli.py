@@ -13,7 +13,7 @@ import cyclopts
 
 from shared import telemetry
 from shared.errors import Passing, Refused, SettingsError
-from shared.runtime import stop_on_signals
+from shared.process import stop_on_signals
 from shared.settings import from_environment
 
 app = cyclopts.App(

@@ -12,17 +12,13 @@ be lost. A place runs one only while none of its own work waits.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
 import uuid
-from collections.abc import AsyncIterator, Coroutine
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from shared.concurrency import cancelled, until
 from shared.errors import EveryDreamError, Interrupted, Refused, Unavailable, Unroutable
 from shared.messages import (
     CONTROL_BINDINGS,
@@ -469,64 +465,8 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-async def until(event: asyncio.Event, *, timeout: float) -> bool:  # noqa: ASYNC109 - it is the point
-    """Wait for an event at most so many seconds; whether it came."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout):
-            await event.wait()
-    return event.is_set()
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait until it is over; its own error was seen elsewhere."""
-    task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled():
-        task.exception()
-
-
 async def _give_back(taking: asyncio.Task[Delivery]) -> None:
     """Take no more; what came meanwhile goes back to its queue."""
     await cancelled(taking)
     if not taking.cancelled() and taking.exception() is None:
         await taking.result().release()
-
-
-def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
-def source_of(service: str) -> str:
-    """Who we are on the bus: ``trainer/host-123``."""
-    return f"{service}/{socket.gethostname()}-{os.getpid()}"
-
-
-async def or_stopped(doing: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
-    """Do something until it is done or ``stop`` is set, whichever comes first."""
-    task, stopping = asyncio.create_task(doing), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        await cancelled(task)
-        await cancelled(stopping)
-
-
-class Closable(Protocol):
-    async def close(self) -> None: ...
-
-
-C = TypeVar("C", bound=Closable)
-
-
-@contextlib.asynccontextmanager
-async def closing(thing: C) -> AsyncIterator[C]:
-    """Close a bus or a store at the end of a block."""
-    try:
-        yield thing
-    finally:
-        await thing.close()

@@ -42,7 +42,7 @@ from shared.messages import (
     TrainingStarted,
 )
 from shared.ports import Bus, Control, JobStore
-from shared.runtime import closing
+from shared.process import closing
 from shared.settings import Settings, from_environment
 from shared.snapshots import sample_key
 

@@ -10,7 +10,7 @@ from shared.adapters.database import Database
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
 from shared.ports import Bus, JobStore, ObjectStore
-from shared.runtime import closing, or_stopped, stop_on_signals
+from shared.process import closing, or_stopped, stop_on_signals
 from shared.settings import Settings, from_environment
 
 

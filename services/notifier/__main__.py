@@ -11,8 +11,9 @@ from shared.adapters.s3 import S3Store
 from shared.adapters.worker import run_worker
 from shared.outbound import Guard, guarded_session
 from shared.ports import Bus, ObjectStore
+from shared.process import or_stopped
 from shared.request import S3Config
-from shared.runtime import Worker, or_stopped
+from shared.runtime import Worker
 from shared.settings import Settings
 
 

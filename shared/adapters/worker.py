@@ -9,7 +9,7 @@ from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
 from shared.ports import Bus, ObjectStore
-from shared.runtime import closing, or_stopped, source_of, stop_on_signals
+from shared.process import closing, or_stopped, source_of, stop_on_signals
 from shared.settings import Settings, from_environment
 
 Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[None]]

@@ -17,7 +17,7 @@ from services.gateway.http import MOST_BYTES
 from services.gateway.service import Gateway
 from shared.messages import FETCHER, JobSubmitted
 from shared.ports import JobStore
-from shared.runtime import closing
+from shared.process import closing
 from tests.gateway_world import API_KEY, KEY, OTHER_KEY, REQUEST, S3_CONFIG, World, running, world
 
 RUN = "/v1/everydream-v1/run"

@@ -42,8 +42,8 @@ from shared.messages import (
     WebhookFailed,
 )
 from shared.ports import JobStore, StoredJob
+from shared.process import closing
 from shared.request import S3Config
-from shared.runtime import closing
 from shared.snapshots import sample_key, snapshot_prefix
 from tests.gateway_world import (
     API_KEY,

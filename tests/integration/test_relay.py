@@ -17,7 +17,7 @@ from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Unavailable, Unroutable
 from shared.messages import FETCHER, JobStarted, Message, encode
 from shared.ports import Outgoing, StoredJob
-from shared.runtime import closing
+from shared.process import closing
 
 DEADLINE = 20.0
 Fault = Callable[[Message], Exception | None]
