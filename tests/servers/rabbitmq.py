@@ -92,7 +92,9 @@ class RabbitMQ(Server):
 
     def pause(self) -> None:
         """Make the node hang: connections stay open, nothing is answered."""
-        self._running_node().send(signal.SIGSTOP)
+        node = self._running_node()
+        node.send(signal.SIGSTOP)
+        os.waitid(os.P_PID, node.pid, os.WSTOPPED)  # its last thread stands only after a moment
 
     def resume(self) -> None:
         self._running_node().send(signal.SIGCONT)
