@@ -125,7 +125,7 @@ class FolderStore:
         """Rename, again where a deletion has just taken the folder that it emptied."""
         for _ in range(PLACING_ATTEMPTS):
             with suppress(FileNotFoundError):
-                target.parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(target.parent)
                 temporary.replace(target)
                 self._sync_folders(target.parent)
                 return
@@ -204,6 +204,15 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """One that a deletion takes while it is looked at is said to exist and is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if any(path.is_file() for path in (folder, *folder.parents)):
+            raise
 
 
 def _remove_empty(folder: Path) -> bool:

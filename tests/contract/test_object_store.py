@@ -344,6 +344,25 @@ async def test_a_deletion_that_takes_an_empty_folder_trips_no_writer(
     assert await store.get("jobs/1/a") == b"x"
 
 
+async def test_a_folder_that_vanishes_while_it_is_looked_at_trips_no_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path, public_url="http://x", key="k")
+    folder = tmp_path / "jobs/1"
+    folder.mkdir(parents=True)
+    looked = Path.is_dir
+
+    def look_too_late(path: Path) -> bool:
+        if path == folder and looked(folder) and not list(folder.iterdir()):
+            folder.rmdir()
+        return looked(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", look_too_late)
+        await store.put("jobs/1/a", b"x")
+    assert await store.get("jobs/1/a") == b"x"
+
+
 async def test_writers_and_deleters_leave_no_empty_folders(tmp_path: Path) -> None:
     store = FolderStore(tmp_path, public_url="http://x", key="k")
 
