@@ -73,6 +73,14 @@ class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):
     seed: int
 
 
+class Spoiled(Record, frozen=True, kw_only=True, tag="spoiled"):
+    """One image could not be drawn; the others go on."""
+
+    index: int
+    seed: int
+    reason: str
+
+
 class Done(Record, frozen=True, kw_only=True, tag="done"):
     """The order is carried out."""
 
@@ -90,7 +98,7 @@ class GivenUp(Record, frozen=True, kw_only=True, tag="given_up"):
     reason: str
 
 
-AnyRecord = Ready | Phase | Progress | Saved | Drawn | Done | Stopped | GivenUp
+AnyRecord = Ready | Phase | Progress | Saved | Drawn | Spoiled | Done | Stopped | GivenUp
 _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 
 

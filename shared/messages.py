@@ -157,6 +157,19 @@ class DatasetStaged(StageFact, frozen=True, kw_only=True, tag="dataset.staged"):
     """The pre-flight report that ``/status`` shows."""
 
 
+class ModelStaged(StageFact, frozen=True, kw_only=True, tag="model.staged"):
+    """A finished model is in the store, checked; asks for generation, with no training before."""
+
+    inference: tuple[Inference, ...]
+    model: str
+    """Store prefix of a diffusers folder."""
+    clip_skip: int = 0
+    name: str = ""
+    """Of the model's checkpoint, for people."""
+    sha256: str = ""
+    """Of the model's checkpoint file; empty: unknown."""
+
+
 # --- Trainer ----------------------------------------------------------------------------------
 
 
@@ -351,7 +364,8 @@ class SavedCheckpoint(Struct, frozen=True, kw_only=True):
 class DrawnImage(Struct, frozen=True, kw_only=True):
     """One image of the result, with what it was drawn from."""
 
-    artifact: Artifact
+    artifact: Artifact | None
+    """None: it could not be drawn, and ``error`` says why."""
     prompt: str
     negative_prompt: str | None = None
     width: int
@@ -361,6 +375,7 @@ class DrawnImage(Struct, frozen=True, kw_only=True):
     scheduler: str
     seed: int
     passback: str | None = None
+    error: str | None = None
 
 
 class SampleRow(Struct, frozen=True, kw_only=True):
@@ -394,7 +409,7 @@ Progressed = StagingProgressed | TrainingProgressed | GenerationProgressed | Pub
 Interruption = (
     StagingInterrupted | TrainingInterrupted | GenerationInterrupted | PublicationInterrupted
 )
-Result = DatasetStaged | CheckpointFinal | ImagesGenerated | ArtifactsPublished
+Result = DatasetStaged | ModelStaged | CheckpointFinal | ImagesGenerated | ArtifactsPublished
 
 AnyMessage = (
     JobRequested
@@ -459,7 +474,7 @@ class Queue(Struct, frozen=True):
 FETCHER = Queue("fetcher", ("job.submitted",))
 TRAINER = Queue("trainer", ("dataset.staged",))
 INFERENCER_SAMPLES = Queue("inferencer.samples", ("checkpoint.sampled",))
-INFERENCER_RESULTS = Queue("inferencer.results", ("checkpoint.final",))
+INFERENCER_RESULTS = Queue("inferencer.results", ("checkpoint.final", "model.staged"))
 NOTIFIER_PUBLISH = Queue("notifier.publish", ("checkpoint.final", "images.generated"))
 NOTIFIER_WEBHOOKS = Queue("notifier.webhooks", ("webhook.due",))
 GATEWAY_INTAKE = Queue("gateway.intake", ("job.requested",))
@@ -468,6 +483,7 @@ GATEWAY_RECORDER = Queue(
     (
         "staging.*",
         "dataset.staged",
+        "model.staged",
         "training.*",
         "checkpoint.sampled",
         "checkpoint.saved",

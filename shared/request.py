@@ -136,6 +136,19 @@ class S3Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"S3Config(bucketName={self.bucketName!r}, secrets hidden)"
 
 
+class ModelSource(Struct, frozen=True, kw_only=True):
+    """A finished model to draw with, where nothing is to be trained."""
+
+    source: Text
+    """What ``resume_ckpt_url`` takes; ``store:`` and a prefix for a job of the client's own."""
+    clip_skip: Annotated[int, Meta(ge=0, le=4)] = 0
+    """As the model was trained."""
+    name: str = ""
+    """Of its checkpoint, for people."""
+    sha256: str = ""
+    """Of its checkpoint file; empty: unknown."""
+
+
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Deadlines in milliseconds, by RunPod's bounds; ``lowPriority`` has no effect."""
 

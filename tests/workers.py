@@ -7,8 +7,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from shared.adapters.folder import FolderStore
-from shared.messages import AnyMessage, ClaimGranted, Message, Stage
+from shared.messages import (
+    AnyMessage,
+    Artifact,
+    ClaimGranted,
+    ImagesGenerated,
+    Message,
+    Stage,
+)
 from shared.runtime import Order
+
+
+def files_of(drawn: ImagesGenerated) -> list[Artifact]:
+    """The images' files, in order; those that failed have none."""
+    return [image.artifact for image in drawn.images if image.artifact]
 
 
 class Facts:

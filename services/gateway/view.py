@@ -94,7 +94,7 @@ def artifacts(job: Job) -> list[Artifact]:
     """Every file of the result, the final checkpoint first, each key once."""
     final = [job.checkpoint] if job.checkpoint else []
     checkpoints = [each.artifact for each in job.checkpoints]
-    images = [each.artifact for each in job.images]
+    images = [each.artifact for each in job.images if each.artifact]
     samples = [each.artifact for each in job.samples]
     every = [*final, *checkpoints, *images, *samples, *job.records]
     return list({each.key: each for each in every}.values())
@@ -109,8 +109,9 @@ def _checkpoint(saved: SavedCheckpoint, links: dict[str, str]) -> dict[str, Any]
 
 def _image(drawn: DrawnImage, links: dict[str, str]) -> dict[str, Any]:
     parameters = msgspec.structs.asdict(drawn)
-    artifact = parameters.pop("artifact")
-    return {"image": links[artifact.key], **parameters}
+    artifact, error = parameters.pop("artifact"), parameters.pop("error")
+    shown = {"image": links[artifact.key] if artifact else None, **parameters}
+    return shown if error is None else {**shown, "error": error}
 
 
 def _sample(drawn: DrawnSample, links: dict[str, str]) -> dict[str, Any]:

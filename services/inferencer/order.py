@@ -17,6 +17,18 @@ class Entry(Struct, frozen=True, kw_only=True):
     """Pixels of both sides, whatever the inference says: samples may be larger than its largest."""
 
 
+class About(Struct, frozen=True, kw_only=True):
+    """What every image of an order says of where it comes from."""
+
+    job: str
+    step: int | None = None
+    """Training steps done; None: the model was not trained by this job."""
+    model: str = ""
+    """The checkpoint's name."""
+    sha256: str = ""
+    """Of the checkpoint file; empty: there is none, or it is unknown."""
+
+
 class DrawingOrder(Struct, frozen=True, kw_only=True):
     """Images to draw with one model. Folders are local paths."""
 
@@ -26,5 +38,6 @@ class DrawingOrder(Struct, frozen=True, kw_only=True):
     """A snapshot's folder, whose networks take the place of the model's; None: the model's own."""
     entries: tuple[Entry, ...]
     clip_skip: int
+    about: About
     out: str
     """An empty folder for ``0000.png``, ``0001.png`` and so on, in the order of the entries."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from services.inferencer.drawing import draw, store_image
-from services.inferencer.order import DrawingOrder, Entry
+from services.inferencer.order import About, DrawingOrder, Entry
 from shared.child import AnyRecord, Drawn, Standby
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Passing, Refused, Unavailable
@@ -95,6 +95,7 @@ class SampleErrands:
             weights=str(weights),
             entries=entries_of(asked.row),
             clip_skip=asked.clip_skip,
+            about=About(job=asked.job, step=asked.row.step),
             out=str(folder / "out"),
         )
         samples = await draw_row(

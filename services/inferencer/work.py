@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from services.inferencer.drawing import draw, store_image
-from services.inferencer.order import DrawingOrder, Entry
+from services.inferencer.order import About, DrawingOrder, Entry
 from services.inferencer.samples import draw_row, entries_of
 from shared.child import AnyRecord, Drawn, Phase, Progress, Standby
 from shared.concurrency import in_thread
@@ -92,6 +92,12 @@ class InferencerWork:
             model=str(model),
             entries=tuple(entry_of(each) for each in trained.inference),
             clip_skip=trained.clip_skip,
+            about=About(
+                job=order.job,
+                step=trained.summary.get("steps"),
+                model=trained.checkpoint.name,
+                sha256=trained.checkpoint.sha256,
+            ),
             out=str(folder),
         )
         images = await self._draw_images(order, asked) if asked.entries else []

@@ -95,5 +95,5 @@ def artifacts_of(message: AnyMessage) -> list[Artifact]:
         case CheckpointFinal(checkpoint=last, checkpoints=earlier, records=records):
             return [last, *(each.artifact for each in earlier), *records]
         case ImagesGenerated(images=images):
-            return [image.artifact for image in images]
+            return [image.artifact for image in images if image.artifact]
     return []

@@ -21,7 +21,7 @@ from shared.messages import Artifact, CheckpointFinal, ImagesGenerated
 from shared.request import Inference
 from shared.runtime import Order
 from tests.models import make_random_model
-from tests.workers import Facts, folder_store, granted_order, until_gone
+from tests.workers import Facts, files_of, folder_store, granted_order, until_gone
 
 DEADLINE = 120.0
 CHECKPOINT = Artifact(name="last", kind="checkpoint", key="k", bytes=1, sha256="s")
@@ -91,10 +91,10 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
     assert [each.prompt for each in result.images] == ["a", "a", "b"]
     assert [each.passback for each in result.images] == ["for a", "for a", "for b"]
     assert [each.seed for each in result.images[:2]] == [7, 8]
-    names = [each.artifact.key for each in result.images]
+    names = [each.key for each in files_of(result)]
     assert names == [f"jobs/first/generation/1/{number:04}.png" for number in range(3)]
     pixels = await store.get(names[0])
-    assert len(pixels) == result.images[0].artifact.bytes
+    assert len(pixels) == files_of(result)[0].bytes
     assert Image.open(io.BytesIO(pixels)).size == (128, 128)
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -105,7 +105,7 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
     alone = granted_order(final("third", small("a", seed=8)), "generation", Facts())
     again = await work.perform(alone)
 
-    assert again.images[0].artifact.sha256 == result.images[1].artifact.sha256
+    assert files_of(again)[0].sha256 == files_of(result)[1].sha256
     assert pid_of(work) == child
 
 

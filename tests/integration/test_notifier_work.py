@@ -32,7 +32,7 @@ from shared.request import S3Config, Train
 from shared.runtime import Order
 from tests.servers.process import HOST
 from tests.servers.s3 import S3Server
-from tests.workers import Facts, folder_store, granted_order
+from tests.workers import Facts, files_of, folder_store, granted_order
 
 JOB = "7b1c"
 KEY = "a key of thirty-two letters or more"
@@ -285,7 +285,7 @@ async def test_a_job_whose_secrets_are_wiped_is_refused(publishing: Publishing) 
 
 async def test_a_file_that_is_gone_from_our_store_is_named(publishing: Publishing) -> None:
     images = await drawn(publishing)
-    gone = images.images[1].artifact.key
+    gone = files_of(images)[1].key
     await publishing.ours.delete(gone)
 
     with pytest.raises(NotFound, match=gone[:20]):

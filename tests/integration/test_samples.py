@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from services.inferencer.order import DrawingOrder
+from services.inferencer.order import About, DrawingOrder
 from services.inferencer.samples import SampleErrands, entries_of
 from services.inferencer.work import CHILD, InferencerWork
 from shared.adapters.folder import FolderStore
@@ -34,7 +34,7 @@ from shared.request import Inference
 from shared.runtime import Errand
 from shared.snapshots import snapshot_prefix, standing
 from tests.models import make_random_model, random_parts
-from tests.workers import Facts, folder_store, granted_order
+from tests.workers import Facts, files_of, folder_store, granted_order
 
 SIDE: Literal[128] = 128
 PROMPTS = ("a red wall", "blue")
@@ -147,7 +147,7 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
         assert [each.step for each in whole.samples] == [8, 8]
         drawn = [each.artifact.sha256 for each in told.samples]
         assert drawn == [each.artifact.sha256 for each in whole.samples]
-        assert whole.images[0].artifact.sha256 == drawn[1]
+        assert files_of(whole)[0].sha256 == drawn[1]
         assert await standing(store, job) == []
 
     assert len({each.samples[0].artifact.sha256 for each in rows}) == len(cases)
@@ -223,7 +223,12 @@ async def test_a_job_whose_last_row_cannot_be_drawn_has_its_images_and_a_warning
 
 def test_a_row_may_be_larger_than_any_image_that_can_be_asked_for() -> None:
     order = DrawingOrder(
-        model="m", entries=entries_of(row(resolution=1152)), clip_skip=0, out="o", weights="w"
+        model="m",
+        entries=entries_of(row(resolution=1152)),
+        clip_skip=0,
+        about=About(job="job", step=8),
+        out="o",
+        weights="w",
     )
 
     read = msgspec.json.decode(msgspec.json.encode(order), type=DrawingOrder)
