@@ -91,6 +91,8 @@ class Job(Struct, frozen=True, kw_only=True):
 
     id: str
     owner: str
+    digest: str = ""
+    """Of the request, keyed; tells whether a repeated submission is the same one."""
     run: int = 1
     status: Status = "IN_QUEUE"
     input: dict[str, Any]
@@ -173,12 +175,14 @@ def admit(
     *,
     sealed: str | None,
     now: float,
+    digest: str = "",
 ) -> Step:
     """A new job, and the fact that asks for its staging."""
     submitted = JobSubmitted(job=job_id, run=1, train=request.train, inference=request.inference)
     job = Job(
         id=job_id,
         owner=owner,
+        digest=digest,
         input=echo,
         policy=request.policy,
         webhook=request.webhook,
@@ -193,6 +197,48 @@ def admit(
 def cancel(job: Job, now: float) -> Step:
     """The user's wish; a job that has ended stays as it is."""
     return Step(job) if job.ended else _end(job, "CANCELLED", None, now)
+
+
+RETRIED: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
+"""Ends after which a job may be run again."""
+
+
+def retry_from_its_end(job: Job, now: float) -> Step:
+    """The next run of the same job, from the stages that did not get done.
+
+    What a finished stage has made stays, the newest resume point too; images are drawn anew. A job
+    that has not failed stays as it is.
+    """
+    if job.status not in RETRIED:
+        return Step(job)
+    step = Step(
+        replace(
+            job,
+            run=job.run + 1,
+            status="IN_QUEUE",
+            created_at=now,
+            started_at=None,
+            ended_at=None,
+            gpu="",
+            error=None,
+            stages={stage: _reopened(record) for stage, record in job.stages.items()},
+            progress={},
+            images=(),
+            webhook_attempts=0,
+            webhook_settled=False,
+        )
+    )
+    for stage in [stage for stage, record in step.job.stages.items() if record.open]:
+        asked = ask_again(step.job, stage, now=now)
+        step = Step(asked.job, (*step.effects, *asked.effects))
+    return step
+
+
+def _reopened(record: StageRecord) -> StageRecord:
+    if record.done:
+        return record
+    spent = (*record.spent, record.claim.id) if record.claim else record.spent
+    return msgspec.structs.replace(record, claim=None, spent=spent, failures=0, failed=None)
 
 
 def overdue(job: Job, now: float) -> str | None:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from services.gateway.http import MOST_BYTES
+from services.gateway.endpoint import RUN_BYTES
 from services.gateway.service import Gateway
 from shared.messages import FETCHER, JobSubmitted
 from shared.ports import JobStore
@@ -144,7 +144,7 @@ async def test_a_request_that_a_client_wrapped_once_more_is_unwrapped(here: Worl
 
 
 async def test_too_large_a_body_is_refused(here: World) -> None:
-    padded = json.dumps(REQUEST).encode().ljust(MOST_BYTES)
+    padded = json.dumps(REQUEST).encode().ljust(RUN_BYTES)
     assert (await here.ask("POST", RUN, data=BytesIO(padded))).status == 200
     for body in (BytesIO(padded + b" "), _in_pieces(padded + b" ")):
         answer = await here.ask("POST", RUN, data=body)
