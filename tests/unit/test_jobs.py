@@ -646,6 +646,94 @@ def test_an_answer_to_a_webhook_that_was_never_due_says_nothing() -> None:
     assert tale.job == before
 
 
+# --- Another run ------------------------------------------------------------------------------
+
+
+def retried(tale: Tale) -> list[Message]:
+    tale.now += 1.0
+    return tale.hear(jobs.retry_from_its_end(tale.job, tale.now))
+
+
+def test_a_failed_job_is_run_again_from_the_stage_that_failed() -> None:
+    tale = Tale()
+    tale.stage()
+    tale.train()
+    tale.claim("generation", "g")
+    tale.fail("generation", "g", kind="refused")
+    assert tale.job.status == "FAILED"
+
+    (asked,) = retried(tale)
+
+    assert asked == checkpoint_final("t")
+    assert (tale.job.status, tale.job.run, tale.job.error) == ("IN_QUEUE", 2, None)
+    assert (delay_time(tale.job, tale.now), execution_time(tale.job, tale.now)) == (0, 0)
+    assert isinstance(tale.claim("training", "t2"), ClaimRefused)
+    grant = tale.claim("generation", "g2")
+    assert isinstance(grant, ClaimGranted)
+    assert grant.attempt == 2
+    assert kinds(tale.tell(images_generated("g2"))) == [JobCompleted, WebhookDue]
+
+
+def test_each_run_has_a_webhook_of_its_own() -> None:
+    tale = Tale(draws=False)
+    tale.stage()
+    for claim in ("a", "b"):
+        tale.claim("training", claim)
+        tale.fail("training", claim, kind="refused")
+        retried(tale)
+
+    due = [each.message for each in tale.said if isinstance(each.message, WebhookDue)]
+    assert [each.run for each in due] == [1, 2]
+    assert len({each.webhook_id for each in due}) == 2
+
+
+def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_hears_no_old_worker() -> None:
+    tale = Tale(draws=False, bucket=True)
+    tale.stage()
+    tale.claim("training", "t")
+    point = ResumePointSaved(
+        job="job", stage="training", claim="t", prefix="resume/", step=3, epoch=0
+    )
+    tale.tell(point)
+    tale.hear(jobs.time_out(tale.job, "late", tale.now))
+
+    retried(tale)
+
+    (refusal,) = tale.tell(checkpoint_final("t"))
+    assert isinstance(refusal, ClaimRefused)
+    assert isinstance(tale.claim("training", "t"), ClaimRefused)
+    grant = tale.claim("training", "t2")
+    assert isinstance(grant, ClaimGranted)
+    assert grant.resume_point == "resume/"
+    tale.tell(checkpoint_final("t2"))
+    assert kinds(tale.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
+
+
+def test_failures_are_counted_anew_in_another_run() -> None:
+    tale = Tale()
+    for claim in ("a", "b", "c"):
+        tale.claim("staging", claim)
+        tale.fail("staging", claim)
+    assert tale.job.ended
+    retried(tale)
+    for claim in ("d", "e"):
+        tale.claim("staging", claim)
+        tale.fail("staging", claim)
+    assert not tale.job.ended
+    tale.claim("staging", "f")
+    tale.fail("staging", "f")
+    assert tale.job.ended
+
+
+def test_a_job_that_lives_or_ended_well_is_not_run_again() -> None:
+    tale = Tale()
+    assert retried(tale) == []
+    assert tale.job.run == 1
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    assert retried(tale) == []
+    assert tale.job.status == "CANCELLED"
+
+
 # --- Whatever comes ---------------------------------------------------------------------------
 
 CLAIMS = st.sampled_from(["a", "b", "c"])
@@ -688,13 +776,15 @@ def _at(fact: StageFact, stage: Stage) -> StageFact:
 
 
 @settings(deadline=None)
-@given(st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost"])), max_size=40))
+@given(
+    st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost", "retry"])), max_size=40)
+)
 def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(told: list[Any]) -> None:
     tale = Tale(bucket=True)
     for each in told:
         before = tale.job
         happen(tale, each)
-        if before.ended:
+        if before.ended and tale.job.run == before.run:
             assert (tale.job.status, tale.job.error, tale.job.ended_at) == (
                 before.status, before.error, before.ended_at
             )  # fmt: skip
@@ -707,6 +797,8 @@ def happen(tale: Tale, what: Any) -> None:
             tale.hear(jobs.cancel(tale.job, tale.now))
         case "late":
             tale.hear(jobs.time_out(tale.job, "late", tale.now))
+        case "retry":
+            tale.hear(jobs.retry_from_its_end(tale.job, tale.now))
         case "lost":
             for stage, record in tale.job.stages.items():
                 claim = record.claim.id if record.claim else "nobody"
