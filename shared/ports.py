@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -282,3 +282,44 @@ class JobStore(Protocol):
         """Try an outgoing message again later."""
 
     async def close(self) -> None: ...
+
+
+class StoredKey(Struct, frozen=True, kw_only=True):
+    """A key that clients send, as it is known here: by its digest."""
+
+    digest: str
+    """Its SHA-256, hexadecimal."""
+    name: str
+    scopes: tuple[str, ...]
+    created_at: float
+    """Seconds since the epoch, as the others."""
+    disabled_at: float | None = None
+    last_used_at: float | None = None
+    """To the minute."""
+
+
+class KeyStore(Protocol):
+    """The keys that were made; all calls raise ``Unavailable`` without the database."""
+
+    async def add(self, key: StoredKey) -> bool:
+        """Keep a new key; False when there is one of this name or digest."""
+
+    async def find(self, digest: str) -> StoredKey | None: ...
+
+    async def all(self) -> Sequence[StoredKey]:
+        """Every key, disabled ones too, oldest first."""
+
+    async def disable(self, name: str, at: float) -> bool:
+        """Let a key in no more, for ever; False when there is none of this name that is let in."""
+
+    async def used(self, digest: str, at: float) -> None:
+        """Note the moment of a key's last use."""
+
+    async def close(self) -> None: ...
+
+
+class Record(NamedTuple):
+    """What the gateway keeps in its database."""
+
+    jobs: JobStore
+    keys: KeyStore

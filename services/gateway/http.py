@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from services.gateway.admission import Repeated
+from services.gateway.auth import Keys
+from services.gateway.door import CALLER
 from services.gateway.ledger import Ledger
 from shared.errors import Unavailable
 from shared.request import Invalid
@@ -36,9 +39,12 @@ class Route(NamedTuple):
     handler: Handler
 
 
-def application(routes: Iterable[Route], files: Handler | None, ledger: Ledger) -> web.Application:
+def application(
+    routes: Iterable[Route], files: Handler | None, keys: Keys, ledger: Ledger
+) -> web.Application:
     """Everything that the gateway answers; ``files`` where it serves the store's links itself."""
-    app = web.Application(middlewares=[_errors_as_json], client_max_size=MOST_BYTES)
+    middlewares = [_errors_as_json, _identified_by(keys)]
+    app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
     for route in routes:
         for version in VERSIONS:
             for method in route.methods:
@@ -75,6 +81,19 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except Exception:  # a mistake of ours is logged; the client gets JSON and no traceback
         log.exception("request_failed", path=request.path)
         return _error(500, "something went wrong here; it is in our log")
+
+
+def _identified_by(keys: Keys) -> Middleware:
+    @web.middleware
+    async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if header := request.headers.get("Authorization"):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                caller = await keys.caller(header)
+            if caller is not None:
+                request[CALLER] = caller
+        return await handler(request)
+
+    return identify
 
 
 def _error(

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from services.gateway.admission import Admission
-from services.gateway.auth import open_keys
+from services.gateway.auth import Keys, configured_keys
 from services.gateway.changes import Changes
 from services.gateway.door import Door
 from services.gateway.endpoint import Endpoint
@@ -29,7 +29,7 @@ from services.gateway.supervisor import Supervisor
 from services.gateway.view import View
 from services.gateway.workforce import Workforce
 from shared.errors import SettingsError, Unavailable
-from shared.ports import Bus, JobStore, ObjectStore
+from shared.ports import Bus, JobStore, ObjectStore, Record
 from shared.retry import reconnect_delay
 from shared.settings import Settings
 
@@ -48,7 +48,7 @@ class Gateway:
         key: str,
         bus: Bus,
         store: ObjectStore,
-        jobs: JobStore,
+        record: Record,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -59,10 +59,10 @@ class Gateway:
             key: the deployment's secret key; signs links and seals secrets.
             bus: the gateway's own.
             store: where the results are.
-            jobs: the record; nobody else writes it but other gateways.
+            record: nobody else writes it but other gateways, and the command line its keys.
             clock: seconds since the epoch.
         """
-        beat = settings.beat
+        beat, jobs = settings.beat, record.jobs
         view, changes = View(store, clock), Changes()
         self._settings = settings
         self._relay = Relay(bus, jobs, clock=clock, beat=beat)
@@ -83,8 +83,9 @@ class Gateway:
         self._supervisor = Supervisor(bus, jobs, ledger, clock=clock, beat=beat)
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
         self._intake = Intake(bus, admission)
+        keys = Keys(configured_keys(settings), record.keys, clock)
         endpoint = Endpoint(
-            door=Door(open_keys(settings), ledger),
+            door=Door(ledger),
             admission=admission,
             ledger=ledger,
             view=view,
@@ -94,7 +95,7 @@ class Gateway:
             clock=clock,
         )
         files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
-        self._app = application(endpoint.routes(), files, ledger)
+        self._app = application(endpoint.routes(), files, keys, ledger)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
         self.port = settings.port

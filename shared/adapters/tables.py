@@ -56,3 +56,14 @@ streams = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("at", sa.Double, nullable=False),
 )
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(255), nullable=False, unique=True),
+    sa.Column("scopes", sa.String(255), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("disabled_at", sa.Double, nullable=True),
+    sa.Column("last_used_at", sa.Double, nullable=True),
+)

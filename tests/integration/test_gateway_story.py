@@ -499,7 +499,7 @@ async def test_another_gateway_takes_over(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         job = await staged(here)
         bus = here.broker.bus("gateway/second")
-        second = Gateway(here.settings, KEY, bus, here.store, cast("JobStore", here.jobs))
+        second = Gateway(here.settings, KEY, bus, here.store, here.record)
         async with closing(bus), running(second):
             await here.gateway_stops()
             await (await here.claim(job, "training")).finish_training()
