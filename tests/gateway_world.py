@@ -54,6 +54,7 @@ BEAT = 0.25
 DEADLINE = 60.0
 STARTED: dict[Stage, type[Started]] = {
     "staging": StagingStarted,
+    "bucket_check": PublicationStarted,
     "training": TrainingStarted,
     "generation": GenerationStarted,
     "model_publication": PublicationStarted,

@@ -76,7 +76,8 @@ def progress(job: Job, links: dict[str, str]) -> dict[str, Any]:
     numbers = job.progress.get(stage, {}) if stage else {}
     shown = {**dict.fromkeys(NUMBERS), **numbers}
     samples = [_sample(each, links) for each in job.samples]
-    return {"stage": stage, **shown, "dataset": job.report, "samples": samples}
+    warnings = {"warnings": list(job.warnings)} if job.warnings else {}
+    return {"stage": stage, **shown, "dataset": job.report, "samples": samples, **warnings}
 
 
 def stage_at_work(job: Job) -> Stage | None:
@@ -88,9 +89,11 @@ def stage_at_work(job: Job) -> Stage | None:
 
 def results(job: Job, links: dict[str, str]) -> dict[str, Any]:
     """``output`` at the end: everything there is, however the job ended."""
+    warnings = [*job.warnings, *job.summary.get("warnings", ())]
     return {
         "train": {
             **job.summary,
+            **({"warnings": warnings} if warnings else {}),
             "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
             "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
             "samples": [_sample(each, links) for each in job.samples],

@@ -17,6 +17,8 @@ from shared.messages import (
     AnyMessage,
     Artifact,
     ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
     CheckpointFinal,
     CheckpointSampled,
     CheckpointSaved,
@@ -61,6 +63,7 @@ START = 1_000_000.0
 HOOK = "https://example.com/hook"
 STARTED: dict[Stage, Any] = {
     "staging": StagingStarted,
+    "bucket_check": PublicationStarted,
     "training": TrainingStarted,
     "generation": GenerationStarted,
     "model_publication": PublicationStarted,
@@ -103,8 +106,14 @@ class Tale:
         return answers[0]
 
     def stage(self, claim: str = "s") -> list[Message]:
+        if "bucket_check" in self.job.stages:
+            self.check_bucket()
         assert isinstance(self.claim("staging", claim), ClaimGranted)
         return self.tell(dataset_staged(claim))
+
+    def check_bucket(self, warning: str | None = None) -> list[Message]:
+        assert isinstance(self.claim("bucket_check", "b"), ClaimGranted)
+        return self.tell(bucket_checked("b", warning))
 
     def train(self, claim: str = "t") -> list[Message]:
         assert isinstance(self.claim("training", claim), ClaimGranted)
@@ -127,6 +136,10 @@ class Tale:
     @property
     def asked_again(self) -> list[Effect]:
         return [effect for effect in self.said if effect.durable and effect.queue]
+
+
+def bucket_checked(claim: str, warning: str | None = None) -> BucketChecked:
+    return BucketChecked(job="job", stage="bucket_check", claim=claim, warning=warning)
 
 
 def dataset_staged(claim: str) -> DatasetStaged:
@@ -216,7 +229,7 @@ def test_secrets_go_to_publishers_only_and_are_wiped_at_the_end() -> None:
     tale.publish("model_publication", "p")
     grants = [each.message for each in tale.said if isinstance(each.message, ClaimGranted)]
     assert {grant.stage: grant.s3 for grant in grants} == {
-        "staging": None, "training": None, "generation": None,
+        "staging": None, "bucket_check": "sealed", "training": None, "generation": None,
         "model_publication": "sealed", "image_publication": "sealed",
     }  # fmt: skip
     assert tale.job.s3 is None
@@ -238,6 +251,46 @@ def test_a_worker_downstream_needs_no_other_queue() -> None:
     tale.stage()
     tale.train()
     assert tale.asked_again == []
+
+
+# --- The user's bucket is tried first ---------------------------------------------------------
+
+
+def test_only_a_job_with_a_bucket_has_it_tried() -> None:
+    assert BucketDue(job="job", run=1) in [each.message for each in Tale(bucket=True).said]
+    assert kinds([each.message for each in Tale().said]) == [JobSubmitted]
+
+
+def test_a_bucket_that_refuses_ends_the_job_while_it_is_staged() -> None:
+    tale = Tale(bucket=True)
+    tale.claim("staging", "s")
+    tale.claim("bucket_check", "b")
+
+    said = tale.fail("bucket_check", "b", kind="refused")
+
+    assert kinds(said) == [JobFailed, ClaimRefused, WebhookDue]
+    assert isinstance(tale.claim("training", "t"), ClaimRefused)
+
+
+def test_no_gpu_works_before_the_bucket_was_tried_and_then_it_is_asked_again() -> None:
+    tale = Tale(bucket=True)
+    assert isinstance(tale.claim("staging", "s"), ClaimGranted)
+    tale.tell(dataset_staged("s"))
+    refusal = tale.claim("training", "early")
+    assert isinstance(refusal, ClaimRefused)
+    assert "bucket is being tried" in refusal.reason
+
+    assert tale.check_bucket() == [dataset_staged("s")]
+
+    assert isinstance(tale.claim("training", "t"), ClaimGranted)
+
+
+def test_what_could_not_be_told_of_the_bucket_is_a_warning() -> None:
+    tale = Tale(bucket=True)
+
+    tale.check_bucket(warning="it did not answer")
+
+    assert tale.job.warnings == ("it did not answer",)
 
 
 # --- Claims and fences ------------------------------------------------------------------------
@@ -759,7 +812,7 @@ def facts() -> st.SearchStrategy[Any]:
         ),
         *(
             st.builds(lambda claim, stage, make=make: _at(make(claim), stage), CLAIMS, ANY_STAGE)
-            for make in (dataset_staged, checkpoint_final, images_generated)
+            for make in (dataset_staged, bucket_checked, checkpoint_final, images_generated)
         ),
         st.builds(ArtifactsPublished, **STAMP, urls=st.just({})),
         st.builds(lambda step: samples_generated(sample(step, 0)), st.integers(0, 3)),
@@ -874,6 +927,8 @@ def result_of(stage: Stage, claim: str) -> Any:
     match stage:
         case "staging":
             return dataset_staged(claim)
+        case "bucket_check":
+            return bucket_checked(claim)
         case "training":
             return checkpoint_final(claim)
         case "generation":
