@@ -156,12 +156,12 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
         assert [each.prompt for each in told.samples] == list(PROMPTS)
         assert [each.step for each in whole.samples] == [8, 8]
         drawn = [await image_of(store, each.artifact) for each in told.samples]
-        last = [await image_of(store, each.artifact) for each in whole.samples]
+        ended = [await image_of(store, each.artifact) for each in whole.samples]
         (result,) = [await image_of(store, each) for each in files_of(whole)]
         firsts.append(drawn[0].tobytes())
-        assert pixels_of(drawn) == pixels_of(last)
+        assert pixels_of(drawn) == pixels_of(ended)
         assert pixels_of([result]) == pixels_of(drawn[1:])
-        assert [steps_told(each) for each in (drawn, last, [result])] == [[4, 4], [8, 8], [8]]
+        assert [steps_told(each) for each in (drawn, ended, [result])] == [[4, 4], [8, 8], [8]]
         assert await standing(store, job) == []
 
     assert len(set(firsts)) == len(cases)

@@ -53,8 +53,7 @@ def written(path: Path, asked: Entry, *, seed: int = 42, clip_skip: int = 0) -> 
     image = Image.new("RGB", (8, 8))
     save(image, path, asked, seed=seed, clip_skip=clip_skip, about=ABOUT)
     with Image.open(path) as again:
-        assert isinstance(again.text, dict)
-        return {name: str(value) for name, value in again.text.items()}
+        return {name: str(again.info[name]) for name in ("parameters", "everydream")}
 
 
 def test_the_text_is_the_prompts_and_a_line_of_settings() -> None:
