@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.inferencer.infotext import save
 from services.inferencer.order import DrawingOrder
 from shared.child import (
     QUIET_AND_OFFLINE,
@@ -76,7 +77,14 @@ def draw_all(order: DrawingOrder, loaded: Loaded, mouth: Mouth) -> int:
     for entry in order.entries:
         for drawing in generate(parts, entry, clip_skip=order.clip_skip, tell=tell.tell):
             path = Path(order.out) / f"{tell.drawn:04}.png"
-            drawing.image.save(path)
+            save(
+                drawing.image,
+                path,
+                entry,
+                seed=drawing.seed,
+                clip_skip=order.clip_skip,
+                about=order.about,
+            )
             mouth.say(Drawn(index=tell.drawn, path=str(path), seed=drawing.seed))
             tell.drawn += 1
     return tell.drawn

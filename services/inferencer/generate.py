@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from services.inferencer.order import Entry
+from services.inferencer.prompts import Prompts
 from services.inferencer.schedulers import make_scheduler
 from shared.diffusion.loading import Parts
 from shared.diffusion.noise import seeded
 from shared.diffusion.saving import pipeline
-from shared.diffusion.text import encode, tokenize
 from shared.errors import Refused
 from shared.request import Inference
 
@@ -64,10 +64,7 @@ def draw(
     pipe.scheduler = make_scheduler(
         asked.scheduler, parts.scheduler_config, asked.num_inference_steps
     )
-    prompts = [asked.prompt, asked.negative_prompt or ""]
-    wanted, unwanted = encode(
-        parts.text_encoder, tokenize(parts.tokenizer, prompts), clip_skip
-    ).chunk(2)  # (1, 77, C) each
+    wanted, unwanted = Prompts(parts, clip_skip).embed(asked.prompt, asked.negative_prompt or "")
 
     def on_step(_pipe: Any, step: int, _timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
         tell(step + 1, asked.num_inference_steps)

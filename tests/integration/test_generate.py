@@ -57,7 +57,10 @@ def test_everything_that_is_asked_for_makes_a_difference(parts: Parts) -> None:
 
     assert plain.shape == (128, 128, 3)
     assert not np.array_equal(plain, images(parts, prompt="blue")[0])
+    assert not np.array_equal(plain, images(parts, prompt="a (red:1.5) wall")[0])
+    assert not np.array_equal(plain, images(parts, prompt="a red wall" + " red" * 80)[0])
     assert not np.array_equal(plain, images(parts, negative_prompt="blue")[0])
+    assert not np.array_equal(plain, images(parts, negative_prompt="blue " * 80)[0])
     assert not np.array_equal(plain, images(parts, guidance_scale=15.0)[0])
     assert not np.array_equal(plain, images(parts, num_inference_steps=3)[0])
     assert not np.array_equal(plain, images(parts, clip_skip=2)[0])
