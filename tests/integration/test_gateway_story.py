@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+from services.gateway.intake import owner_for
 from services.gateway.retention import Retention
 from services.gateway.service import Gateway
 from shared.keys import unseal
@@ -43,10 +44,11 @@ from shared.messages import (
     WebhookDelivered,
     WebhookDue,
     WebhookFailed,
+    envelope_for,
 )
 from shared.ports import JobStore, StoredJob
 from shared.process import closing
-from shared.request import S3Config
+from shared.request import Invalid, S3Config
 from shared.snapshots import sample_key, snapshot_prefix
 from tests.gateway_world import (
     API_KEY,
@@ -476,7 +478,7 @@ async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
     await here.bus.publish(requested)
     submitted = await here.take(FETCHER)
     row = await here.jobs.get(submitted.job)
-    assert row.owner.startswith("producer:")
+    assert row.owner == f"producer:{here.bus.source}"
     assert b"the-access-secret" not in row.record
     await here.bus.publish(JobRequested(request=TRAIN_ONLY))
     other = await here.take(FETCHER)
@@ -484,10 +486,31 @@ async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
 
 
 async def test_a_program_that_asks_wrongly_hears_of_all_its_mistakes(here: World) -> None:
-    await here.bus.publish(JobRequested(request={"input": {"train": {"flip_p": 2}}}))
+    wrong = JobRequested(request={"input": {"train": {"flip_p": 2}}})
+    async with here.bus.control(()) as mine:
+        await here.bus.publish(wrong, reply_to=mine.address)
+        answer = await anext(aiter(mine.messages()))
+
     refused = await here.hears(JobRefused)
     assert len(refused.mistakes) == 2
+    assert answer == refused
     assert not here.broker.dead_letters
+
+
+async def test_no_refusal_is_sent_to_a_queue_of_ours(here: World) -> None:
+    wrong = JobRequested(request={"input": {}})
+
+    await here.bus.publish(wrong, reply_to=TRAINER.name)
+
+    await here.hears(JobRefused)
+    assert await here.bus.depth(TRAINER) == 0
+
+
+def test_who_does_not_name_a_login_owns_nothing() -> None:
+    nobody = envelope_for(JobRequested(request=REQUEST), source="somewhere")
+
+    with pytest.raises(Invalid, match="user_id: expected the login"):
+        owner_for(nobody)
 
 
 # --- Weather ----------------------------------------------------------------------------------
