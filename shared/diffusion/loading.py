@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from shared.diffusion.noise import PredictionType, prediction_type
@@ -23,8 +24,10 @@ SINGLE_FILE = "single_file.safetensors"
 """A folder that holds this has all weights in it, in the original layout, and configurations."""
 
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError)
-"""What today's loaders raise for a bad file; a missing key ends in the last but one, by torch."""
+LOAD_ERRORS = (
+    OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError, SafetensorError
+)  # fmt: skip
+"""What today's loaders raise for a bad file; a missing key ends in ``NotImplementedError``."""
 
 
 @dataclass(frozen=True)
