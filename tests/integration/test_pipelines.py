@@ -20,7 +20,7 @@ from services.inferencer.source import NETWORKS
 from shared.diffusion.loading import SINGLE_FILE, Parts, load
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
-from shared.diffusion.weights import save_weights
+from shared.diffusion.weights import exchange, save_weights
 from shared.errors import Refused
 from shared.folders import cached_folder, upload_folder
 from tests.models import random_parts
@@ -87,15 +87,13 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is read from disk: a network's file, or a whole model."""
     read: list[str] = []
 
-    exchange, whole = sources.exchange, sources.load
-
     def noted_exchange(network: torch.nn.Module, file: Path, dtype: torch.dtype) -> None:
         read.append(file.parent.name)
         exchange(network, file, dtype)
 
     def noted_load(folder: Path, dtype: torch.dtype) -> Parts:
         read.append("whole")
-        return whole(folder, dtype)
+        return load(folder, dtype)
 
     monkeypatch.setattr(sources, "exchange", noted_exchange)
     monkeypatch.setattr(sources, "load", noted_load)
