@@ -13,10 +13,12 @@ from services.notifier.__main__ import serve as notify
 from services.trainer.__main__ import serve as train
 from shared import keys
 from shared.adapters.database import Database
+from shared.adapters.key_table import KeyTable
 from shared.adapters.memory import MemoryBroker
+from shared.adapters.sql import Sql
 from shared.adapters.stores import open_store
 from shared.messages import GATEWAY_RECORDER
-from shared.ports import Bus
+from shared.ports import Bus, Record
 from shared.process import closing
 from shared.settings import Settings
 
@@ -36,14 +38,15 @@ class AllInOne:
         key = keys.secret_key(settings.secret_key, settings.home)
         broker = MemoryBroker()
         async with AsyncExitStack() as stack:
-            jobs = await stack.enter_async_context(closing(Database.open(settings.database_url)))
+            sql = await stack.enter_async_context(closing(Sql.open(settings.database_url)))
+            record = Record(Database(sql), KeyTable(sql))
             store = await stack.enter_async_context(closing(open_store(settings, key)))
             front, *workers = [
                 await stack.enter_async_context(closing(broker.bus(name)))
                 for name in ("gateway", "fetcher", "trainer", "inferencer", "notifier")
             ]
-            await jobs.migrate()
-            gateway = Gateway(settings, key, front, store, jobs)
+            await sql.migrate()
+            gateway = Gateway(settings, key, front, store, record)
             async with asyncio.TaskGroup() as group:
                 last = asyncio.Event()
                 group.create_task(gateway.run(last))

@@ -6,13 +6,15 @@ import asyncio
 import importlib
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
 
 from shared import telemetry
-from shared.errors import Passing, Refused, SettingsError
+from shared.errors import Passing, Refused, SettingsError, Unavailable
 from shared.process import stop_on_signals
 from shared.settings import from_environment
 
@@ -24,6 +26,10 @@ app = cyclopts.App(
 models = cyclopts.App(name="models", help="The models that training starts from.")
 app.command(models)
 
+keys = cyclopts.App(name="keys", help="The keys that clients send; settings name the database.")
+app.command(keys)
+
+Scope = Literal["read", "submit", "admin"]
 Service = Literal["gateway", "fetcher", "trainer", "inferencer", "notifier"]
 
 
@@ -77,9 +83,56 @@ def pull(
     from everydream.models import pull_model  # noqa: PLC0415
 
     telemetry.configure("models", logging.WARNING)
-    try:
+    with told():
         asyncio.run(pull_model(from_environment(), name, revision, Console(stderr=True)))
-    except (Refused, Passing) as error:
+
+
+@keys.command
+def make(
+    name: Annotated[str, cyclopts.Parameter(help="Whose it is; no two keys have the same.")],
+    *,
+    scope: Annotated[
+        tuple[Scope, ...],
+        cyclopts.Parameter(
+            help="read: look at one's own jobs. submit: submit and change them. admin: purge."
+        ),
+    ] = ("read", "submit", "admin"),
+) -> None:
+    """Make a key and print it, once. It is let in from now on."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from everydream.keys import make_key  # noqa: PLC0415
+
+    with told():
+        make_key(from_environment(), name, scope, Console())
+
+
+@keys.command(name="list")
+def list_() -> None:
+    """Every key that was made: name, scopes, last use (UTC)."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from everydream.keys import list_keys  # noqa: PLC0415
+
+    with told():
+        list_keys(from_environment(), Console())
+
+
+@keys.command
+def disable(name: str) -> None:
+    """Let a key in no more, for ever. Its jobs go on."""
+    from everydream.keys import disable_key  # noqa: PLC0415
+
+    with told():
+        disable_key(from_environment(), name)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """An error that people can mend is one line."""
+    try:
+        yield
+    except (Refused, Passing, Unavailable) as error:
         sys.exit(f"everydream: {error}")
 
 

@@ -17,6 +17,8 @@ from shared.messages import (
     AnyMessage,
     Artifact,
     ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
     CheckpointFinal,
     CheckpointSaved,
     ClaimGranted,
@@ -53,6 +55,7 @@ from shared.request import Policy, Request
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 ENDS: tuple[Status, ...] = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
+BUCKET_STAGES: tuple[Stage, ...] = ("bucket_check", "model_publication", "image_publication")
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -91,6 +94,8 @@ class Job(Struct, frozen=True, kw_only=True):
 
     id: str
     owner: str
+    digest: str = ""
+    """Of the request, keyed; tells whether a repeated submission is the same one."""
     run: int = 1
     status: Status = "IN_QUEUE"
     input: dict[str, Any]
@@ -109,6 +114,8 @@ class Job(Struct, frozen=True, kw_only=True):
     stages: dict[Stage, StageRecord] = field(default_factory=dict)
     progress: dict[Stage, dict[str, Any]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """Besides those of the training's summary."""
     resume_point: str | None = None
     checkpoints: tuple[SavedCheckpoint, ...] = ()
     checkpoint: Artifact | None = None
@@ -173,12 +180,14 @@ def admit(
     *,
     sealed: str | None,
     now: float,
+    digest: str = "",
 ) -> Step:
     """A new job, and the fact that asks for its staging."""
     submitted = JobSubmitted(job=job_id, run=1, train=request.train, inference=request.inference)
     job = Job(
         id=job_id,
         owner=owner,
+        digest=digest,
         input=echo,
         policy=request.policy,
         webhook=request.webhook,
@@ -187,12 +196,62 @@ def admit(
         created_at=now,
         stages={"staging": StageRecord(asking=encode(submitted), due_at=now)},
     )
-    return Step(job, (Effect(message=submitted),))
+    step = Step(job, (Effect(message=submitted),))
+    return step if sealed is None else _with_bucket_check(step, now)
+
+
+def _with_bucket_check(step: Step, now: float) -> Step:
+    """Have the user's bucket tried, beside the staging."""
+    due = BucketDue(job=step.job.id, run=step.job.run)
+    record = StageRecord(asking=encode(due), due_at=now)
+    return Step(_with(step.job, "bucket_check", record), (*step.effects, Effect(message=due)))
 
 
 def cancel(job: Job, now: float) -> Step:
     """The user's wish; a job that has ended stays as it is."""
     return Step(job) if job.ended else _end(job, "CANCELLED", None, now)
+
+
+RETRIED: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
+"""Ends after which a job may be run again."""
+
+
+def retry_from_its_end(job: Job, now: float) -> Step:
+    """The next run of the same job, from the stages that did not get done.
+
+    What a finished stage has made stays, the newest resume point too; images are drawn anew. A job
+    that has not failed stays as it is.
+    """
+    if job.status not in RETRIED:
+        return Step(job)
+    step = Step(
+        replace(
+            job,
+            run=job.run + 1,
+            status="IN_QUEUE",
+            created_at=now,
+            started_at=None,
+            ended_at=None,
+            gpu="",
+            error=None,
+            stages={stage: _reopened(record) for stage, record in job.stages.items()},
+            progress={},
+            images=(),
+            webhook_attempts=0,
+            webhook_settled=False,
+        )
+    )
+    for stage in [stage for stage, record in step.job.stages.items() if record.open]:
+        asked = ask_again(step.job, stage, now=now)
+        step = Step(asked.job, (*step.effects, *asked.effects))
+    return step
+
+
+def _reopened(record: StageRecord) -> StageRecord:
+    if record.done:
+        return record
+    spent = (*record.spent, record.claim.id) if record.claim else record.spent
+    return msgspec.structs.replace(record, claim=None, spent=spent, failures=0, failed=None)
 
 
 def overdue(job: Job, now: float) -> str | None:
@@ -257,6 +316,8 @@ def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step: 
     match fact:
         case DatasetStaged():
             return _ask(_done(replace(job, report=fact.report), fact), "training", fact, now)
+        case BucketChecked():
+            return _bucket_checked(job, fact, now)
         case CheckpointSaved():
             return Step(_with_checkpoint(job, fact))
         case ResumePointSaved():
@@ -285,7 +346,7 @@ def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
         job = _at(job, fact, control)
         return Step(job, _grant(job, fact.stage))
     record = job.stages.get(fact.stage)
-    if reason := _why_not(job, record, fact.claim):
+    if reason := _why_not(job, fact.stage, record, fact.claim):
         return Step(job, _refusal(fact, control, reason))
     assert record is not None  # noqa: S101 - _why_not refuses what was not asked for
     claim = Claim(
@@ -296,14 +357,34 @@ def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
     return Step(step.job, (*step.effects, *_grant(step.job, fact.stage)))
 
 
-def _why_not(job: Job, record: StageRecord | None, claim: str) -> str | None:
+def _why_not(job: Job, stage: Stage, record: StageRecord | None, claim: str) -> str | None:
     if job.ended:
         return "the job has ended"
     if record is None or not record.open:
         return "nothing is asked for"
     if record.claim is not None:
         return f"the worker {record.claim.worker} has it"
+    if stage in GPU_STAGES and _bucket_is_tried(job):
+        return "the user's bucket is being tried"
     return "this claim has ended" if claim in record.spent else None
+
+
+def _bucket_is_tried(job: Job) -> bool:
+    record = job.stages.get("bucket_check")
+    return record is not None and record.open
+
+
+def _bucket_checked(job: Job, fact: BucketChecked, now: float) -> Step:
+    """What was refused to the GPU workers meanwhile is asked for again."""
+    if fact.warning is not None:
+        job = replace(job, warnings=(*job.warnings, fact.warning))
+    step = Step(_done(job, fact))
+    for stage in GPU_STAGES:
+        record = step.job.stages.get(stage)
+        if record is not None and record.open:
+            asked = ask_again(step.job, stage, now=now)
+            step = Step(asked.job, (*step.effects, *asked.effects))
+    return step
 
 
 def _begin(job: Job, fact: Started, now: float) -> Step:
@@ -324,7 +405,7 @@ def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
         claim=claim.id,
         attempt=claim.attempt,
         resume_point=job.resume_point if stage == "training" else None,
-        s3=job.s3 if stage in ("model_publication", "image_publication") else None,
+        s3=job.s3 if stage in BUCKET_STAGES else None,
         samples=_sample_artifacts(job) if stage == "image_publication" else (),
     )
     return _answer(grant, claim.control)

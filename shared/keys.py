@@ -10,6 +10,7 @@ import secrets
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -74,6 +75,12 @@ def link_holds(key: str, path: str, expires: int, signature: str, now: float) ->
     """Whether a link is ours and has not ended."""
     expected, given = link_signature(key, path, expires), signature.encode(errors="replace")
     return hmac.compare_digest(expected.encode(), given) and now < expires
+
+
+def digest(key: str, body: Any) -> str:
+    """Tells one decoded JSON body from another, and nothing else about it; hexadecimal."""
+    text = msgspec.json.encode(body, order="deterministic")
+    return hmac.digest(derive(key, "requests"), text, "sha256").hex()
 
 
 def seal(key: str, s3: S3Config) -> str:

@@ -6,10 +6,10 @@ vendor's. The contract tests hold every adapter of a port to the same promises.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -93,6 +93,13 @@ class Bus(Protocol):
             Unavailable: the broker does not answer.
         """
 
+    async def consumers(self, queue: Queue) -> int:
+        """How many wait for a message of the queue, in all processes.
+
+        Raises:
+            Unavailable: the broker does not answer.
+        """
+
     async def close(self) -> None:
         """Stop consuming, give back what is unacked, and hang up. Never raises."""
 
@@ -154,9 +161,25 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     status: str
     version: int
     """Grows by one with every write; the key of compare-and-set."""
+    run: int = 1
     created_at: float
     ended_at: float | None
     record: bytes
+
+
+class StoredEvent(Struct, frozen=True, kw_only=True):
+    """Something that happened to a job, written in the commit that made it so."""
+
+    job: str
+    version: int
+    """Of the job's row that shows it."""
+    number: int
+    """Among those of one version, from 0."""
+    at: float
+    """Seconds since the epoch, by the gateway's clock."""
+    type: str
+    data: bytes
+    """JSON; store keys where clients will see links."""
 
 
 class Outgoing(Struct, frozen=True, kw_only=True):
@@ -182,13 +205,20 @@ class JobStore(Protocol):
     async def migrate(self) -> None:
         """Bring the schema up to date; safe when several processes do it at once."""
 
-    async def insert(self, job: StoredJob, outgoing: Sequence[Outgoing]) -> bool:
+    async def insert(
+        self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
+    ) -> bool:
         """Add a job and what it causes in one commit; False when the id exists already."""
 
     async def get(self, job_id: str) -> StoredJob | None: ...
 
     async def replace(
-        self, job: StoredJob, outgoing: Sequence[Outgoing], *, expected_version: int
+        self,
+        job: StoredJob,
+        outgoing: Sequence[Outgoing],
+        happened: Sequence[StoredEvent] = (),
+        *,
+        expected_version: int,
     ) -> bool:
         """Compare-and-set with what it causes, in one commit; False when somebody was faster.
 
@@ -201,9 +231,43 @@ class JobStore(Protocol):
     async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
         """Ids of jobs that ended before the moment (seconds since the epoch)."""
 
-    async def delete(self, job_id: str) -> None: ...
+    async def delete(self, job_id: str) -> None:
+        """Forget a job, its events and what was streamed of it."""
 
     async def count_live(self, owner: str) -> int: ...
+
+    async def counts(self, owner: str) -> Mapping[str, int]:
+        """How many jobs an owner has, by status; a status without any is left out."""
+
+    async def count_retried(self, owner: str) -> int:
+        """How often an owner's jobs were run again."""
+
+    async def count_ahead(self, job: StoredJob) -> int:
+        """How many jobs wait in front of this one, of whatever owner."""
+
+    async def newest(
+        self,
+        *,
+        owner: str | None = None,
+        statuses: Sequence[str] = (),
+        before: tuple[float, str] | None = None,
+        limit: int = 100,
+    ) -> Sequence[StoredJob]:
+        """Jobs, newest first: of one owner or all, with one of the statuses or any.
+
+        ``before``: only those older than this (created_at, id); the last of a page gives the next.
+        """
+
+    async def events_after(
+        self, job_id: str, version: int, number: int, limit: int = 100
+    ) -> Sequence[StoredEvent]:
+        """What happened to a job after (version, number), in order."""
+
+    async def streamed(self, job_id: str) -> tuple[str, float]:
+        """The mark of what was streamed of a job last, and when; ``""`` and 0: nothing yet."""
+
+    async def stream(self, job_id: str, digest: str, at: float, *, expected: str) -> bool:
+        """Move the mark, if it is still where it was; of several callers one is told True."""
 
     async def due(self, now: float, limit: int = 100) -> Sequence[Outgoing]:
         """Outgoing messages whose time has come, in the order of writing.
@@ -218,3 +282,44 @@ class JobStore(Protocol):
         """Try an outgoing message again later."""
 
     async def close(self) -> None: ...
+
+
+class StoredKey(Struct, frozen=True, kw_only=True):
+    """A key that clients send, as it is known here: by its digest."""
+
+    digest: str
+    """Its SHA-256, hexadecimal."""
+    name: str
+    scopes: tuple[str, ...]
+    created_at: float
+    """Seconds since the epoch, as the others."""
+    disabled_at: float | None = None
+    last_used_at: float | None = None
+    """To the minute."""
+
+
+class KeyStore(Protocol):
+    """The keys that were made; all calls raise ``Unavailable`` without the database."""
+
+    async def add(self, key: StoredKey) -> bool:
+        """Keep a new key; False when there is one of this name or digest."""
+
+    async def find(self, digest: str) -> StoredKey | None: ...
+
+    async def all(self) -> Sequence[StoredKey]:
+        """Every key, disabled ones too, oldest first."""
+
+    async def disable(self, name: str, at: float) -> bool:
+        """Let a key in no more, for ever; False when there is none of this name that is let in."""
+
+    async def used(self, digest: str, at: float) -> None:
+        """Note the moment of a key's last use."""
+
+    async def close(self) -> None: ...
+
+
+class Record(NamedTuple):
+    """What the gateway keeps in its database."""
+
+    jobs: JobStore
+    keys: KeyStore

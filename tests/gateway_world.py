@@ -16,8 +16,10 @@ import aiohttp
 from services.gateway.service import Gateway
 from shared.adapters.database import Database
 from shared.adapters.folder import FolderStore
+from shared.adapters.key_table import KeyTable
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
+from shared.adapters.sql import Sql
 from shared.errors import Unavailable
 from shared.messages import (
     AnyMessage,
@@ -41,7 +43,7 @@ from shared.messages import (
     Started,
     TrainingStarted,
 )
-from shared.ports import Bus, Control, JobStore
+from shared.ports import Bus, Control, JobStore, Record
 from shared.process import closing
 from shared.settings import Settings, from_environment
 from shared.snapshots import sample_key
@@ -52,6 +54,7 @@ BEAT = 0.25
 DEADLINE = 60.0
 STARTED: dict[Stage, type[Started]] = {
     "staging": StagingStarted,
+    "bucket_check": PublicationStarted,
     "training": TrainingStarted,
     "generation": GenerationStarted,
     "model_publication": PublicationStarted,
@@ -140,6 +143,7 @@ class World:
     bus: Bus
     """The workers'."""
     jobs: FaultyJobs
+    record: Record
     store: FolderStore
     clock: Clock
     gateway: Gateway
@@ -315,9 +319,10 @@ async def world(home: Path, *, amqp_url: str | None = None, **changes: Any) -> A
     settings = replace(settings_for(home), **changes)
     broker = MemoryBroker()
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(closing(Database.open(settings.database_url)))
-        await database.migrate()
-        jobs, clock = FaultyJobs(database), Clock()
+        sql = await stack.enter_async_context(closing(Sql.open(settings.database_url)))
+        await sql.migrate()
+        jobs, keys, clock = FaultyJobs(Database(sql)), KeyTable(sql), Clock()
+        record = Record(cast("JobStore", jobs), keys)
         store = FolderStore(home / "store", public_url=settings.public_url, key=KEY)
 
         async def open_bus(source: str) -> Bus:
@@ -329,10 +334,10 @@ async def world(home: Path, *, amqp_url: str | None = None, **changes: Any) -> A
         bus, workers = await open_bus("gateway/test"), await open_bus("workers/test")
         heard = Heard(await stack.enter_async_context(workers.control(("job.*",))))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        gateway = Gateway(settings, KEY, bus, store, cast("JobStore", jobs), clock=clock)
+        gateway = Gateway(settings, KEY, bus, store, record, clock=clock)
         async with running(gateway) as stop, listening(heard):
             yield World(
-                settings, broker, workers, jobs, store, clock, gateway, session, heard, stop
+                settings, broker, workers, jobs, record, store, clock, gateway, session, heard, stop
             )
 
 

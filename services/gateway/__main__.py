@@ -7,16 +7,18 @@ import asyncio
 from services.gateway.service import Gateway, migrate
 from shared import keys, telemetry
 from shared.adapters.database import Database
+from shared.adapters.key_table import KeyTable
 from shared.adapters.rabbitmq import RabbitMQBus
+from shared.adapters.sql import Sql
 from shared.adapters.stores import open_store
-from shared.ports import Bus, JobStore, ObjectStore
+from shared.ports import Bus, ObjectStore, Record
 from shared.process import closing, or_stopped, stop_on_signals
 from shared.settings import Settings, from_environment
 
 
-def build(settings: Settings, key: str, bus: Bus, store: ObjectStore, jobs: JobStore) -> Gateway:
+def build(settings: Settings, key: str, bus: Bus, store: ObjectStore, record: Record) -> Gateway:
     """The gateway over these adapters; run it with ``await gateway.run(stop)``."""
-    return Gateway(settings, key, bus, store, jobs)
+    return Gateway(settings, key, bus, store, record)
 
 
 async def main() -> None:
@@ -29,10 +31,11 @@ async def main() -> None:
         async with (
             closing(bus),
             closing(open_store(settings, key)) as store,
-            closing(Database.open(settings.database_url)) as jobs,
+            closing(Sql.open(settings.database_url)) as sql,
         ):
-            await or_stopped(migrate(jobs), stop)
-            await build(settings, key, bus, store, jobs).run(stop)
+            record = Record(Database(sql), KeyTable(sql))
+            await or_stopped(migrate(record.jobs), stop)
+            await build(settings, key, bus, store, record).run(stop)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ SEEDS = 2**32
 log = structlog.get_logger()
 
 
+class Repeated(Exception):
+    """An id that was used for another request."""
+
+
 class Admission:
     """Checks requests and writes them down; opens no outside connection."""
 
@@ -36,17 +40,35 @@ class Admission:
 
         A repeat of a known id changes nothing.
 
+        Returns:
+            The job; of a repeat the one that is known.
+
         Raises:
             Invalid: with every mistake of the body.
+            Repeated: the id is known, but of another request.
             Unavailable: the database does not answer.
         """
         body = unwrap(body)
         request = await self._ours.resolve(with_seeds(parse_request(body)), owner)
         sealed = keys.seal(self._key, request.s3) if request.s3 else None
-        step = admit(job_id, owner, request, body["input"], sealed=sealed, now=self._clock())
-        if await self._ledger.open(step):
-            log.info("job_admitted", job=job_id, owner=owner[:16])
+        digest = keys.digest(self._key, body)
+        step = admit(
+            job_id, owner, request, body["input"],
+            sealed=sealed, now=self._clock(), digest=digest,
+        )  # fmt: skip
+        if not await self._ledger.open(step):
+            return await self._known(step.job)
+        log.info("job_admitted", job=job_id, owner=owner[:16])
         return step.job
+
+    async def _known(self, repeated: Job) -> Job:
+        known = await self._ledger.get(repeated.id) or repeated
+        if known.digest != repeated.digest:
+            raise Repeated(
+                "this idempotency key was used for another request; send the same request again,"
+                " or another key"
+            )
+        return known
 
 
 def unwrap(body: Any) -> Any:

@@ -1,156 +1,65 @@
-"""The endpoint over HTTP: what clients of the original send and expect."""
+"""The gateway's HTTP face: routes, bodies, and errors as JSON."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import uuid
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from time import monotonic
-from typing import Any, Protocol, runtime_checkable
-from urllib.parse import quote
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
-from services.gateway.admission import Admission
+from services.gateway.admission import Repeated
 from services.gateway.auth import Keys
+from services.gateway.door import CALLER
 from services.gateway.ledger import Ledger
-from services.gateway.limits import CANCEL, RUN, STATUS, Limit, Rate
-from services.gateway.view import View
-from shared.errors import NotFound, Refused, Unavailable
-from shared.jobs import Job, cancel
-from shared.keys import link_holds
-from shared.ports import ObjectStore
+from shared.errors import Unavailable
 from shared.request import Invalid
 
 ENDPOINT = "everydream-v1"
 VERSIONS = ("v1", "v2")
-MOST_BYTES = 10 * 1024 * 1024
-"""The largest request body, as RunPod has it."""
 ANSWER_SECONDS = 2.5
 """Clients give up after 3."""
 RETRY_SECONDS = 5
+MOST_BYTES = 20 * 1024 * 1024
+"""Of any body that is read whole; RunPod's bound for ``/runsync``."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = structlog.get_logger()
 
 
-@runtime_checkable
-class KeepsFiles(Protocol):
-    """A store whose objects are files on this machine; the gateway serves its links."""
+class Route(NamedTuple):
+    """One operation, under every version of the endpoint's address."""
 
-    def path_of(self, key: str) -> Path:
-        """The object's file. Raises NotFound or Refused."""
+    methods: tuple[str, ...]
+    path: str
+    handler: Handler
 
 
-class Endpoint:
-    """The routes of one endpoint, under every version of its address."""
+def application(
+    routes: Iterable[Route], files: Handler | None, keys: Keys, ledger: Ledger
+) -> web.Application:
+    """Everything that the gateway answers; ``files`` where it serves the store's links itself."""
+    middlewares = [_errors_as_json, _identified_by(keys)]
+    app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
+    for route in routes:
+        for version in VERSIONS:
+            for method in route.methods:
+                app.router.add_route(method, f"/{version}/{ENDPOINT}{route.path}", route.handler)
+    if files is not None:
+        app.router.add_get("/files/{key:.+}", files)
 
-    def __init__(
-        self,
-        *,
-        keys: Keys,
-        admission: Admission,
-        ledger: Ledger,
-        view: View,
-        store: ObjectStore,
-        link_key: str,
-        clock: Callable[[], float],
-        run_rate: Rate = RUN,
-        status_rate: Rate = STATUS,
-        cancel_rate: Rate = CANCEL,
-    ) -> None:
-        self._keys = keys
-        self._admission = admission
-        self._ledger = ledger
-        self._view = view
-        self._store = store
-        self._link_key = link_key
-        self._clock = clock
-        self._runs = Limit(run_rate, monotonic)
-        self._looks = Limit(status_rate, monotonic)
-        self._cancels = Limit(cancel_rate, monotonic)
-
-    def app(self) -> web.Application:
-        app = web.Application(middlewares=[_errors_as_json], client_max_size=MOST_BYTES)
-        for root in (f"/{version}/{ENDPOINT}" for version in VERSIONS):
-            app.router.add_post(f"{root}/run", self._run)
-            app.router.add_get(f"{root}/status/{{job}}", self._status)
-            app.router.add_post(f"{root}/status/{{job}}", self._status)
-            app.router.add_post(f"{root}/cancel/{{job}}", self._cancel)
-        app.router.add_get("/healthz", self._health)
-        if isinstance(self._store, KeepsFiles):
-            app.router.add_get("/files/{key:.+}", self._file)
-        return app
-
-    async def _run(self, request: web.Request) -> web.Response:
-        owner = self._let_in(request, self._runs)
-        body = _decoded(await _whole_body(request))
-        async with asyncio.timeout(ANSWER_SECONDS):
-            job = await self._admission.admit(str(uuid.uuid4()), owner, body)
-        return web.json_response({"id": job.id, "status": job.status})
-
-    async def _status(self, request: web.Request) -> web.Response:
-        owner = self._let_in(request, self._looks)
-        async with asyncio.timeout(ANSWER_SECONDS):
-            job = await self._job(request, owner)
-            return web.Response(body=await self._view.status(job), content_type="application/json")
-
-    async def _cancel(self, request: web.Request) -> web.Response:
-        owner = self._let_in(request, self._cancels)
-        async with asyncio.timeout(ANSWER_SECONDS):
-            job = await self._job(request, owner)
-            after = await self._ledger.change(job.id, lambda job: cancel(job, self._clock()))
-        return web.json_response({"id": job.id, "status": (after or job).status})
-
-    async def _health(self, _request: web.Request) -> web.Response:
+    async def health(_request: web.Request) -> web.Response:
         """Whether requests can be answered: the database is asked."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            await self._ledger.get("")
+            await ledger.get("")
         return web.json_response({"status": "ok"})
 
-    async def _file(self, request: web.Request) -> web.StreamResponse:
-        """A file of the store, whole or a range of it, for whoever has a signed link."""
-        key, query = request.match_info["key"], request.query
-        expires, signature = _seconds(query.get("expires", "")), query.get("signature", "")
-        if not link_holds(self._link_key, key, expires, signature, self._clock()):
-            raise web.HTTPForbidden(text="this link is not one of ours, or it has ended")
-        headers = {"X-Content-Type-Options": "nosniff"}
-        if name := query.get("filename"):
-            headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
-        return web.FileResponse(await self._path_of(key), headers=headers)
-
-    async def _path_of(self, key: str) -> Path:
-        assert isinstance(self._store, KeepsFiles)  # noqa: S101 - else there is no such route
-        try:
-            return await asyncio.to_thread(self._store.path_of, key)
-        except (NotFound, Refused):
-            raise web.HTTPNotFound(text="there is no such file") from None
-
-    def _let_in(self, request: web.Request, limit: Limit) -> str:
-        """The owner that the request's key stands for."""
-        owner = self._keys.owner(request.headers.get("Authorization"))
-        if owner is None:
-            raise web.HTTPUnauthorized(
-                text="invalid API key: send it as 'Authorization: Bearer KEY'",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        if wait := limit.wait(owner):
-            raise web.HTTPTooManyRequests(
-                text="too many requests", headers={"Retry-After": str(math.ceil(wait))}
-            )
-        return owner
-
-    async def _job(self, request: web.Request, owner: str) -> Job:
-        """The job in the path; somebody else's is as unknown as one that never was."""
-        job = await self._ledger.get(request.match_info["job"])
-        if job is None or job.owner != owner:
-            raise web.HTTPNotFound(text="there is no such job")
-        return job
+    app.router.add_get("/healthz", health)
+    return app
 
 
 @web.middleware
@@ -159,6 +68,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return await handler(request)
     except Invalid as invalid:
         return _error(400, str(invalid), mistakes=invalid.mistakes)
+    except Repeated as repeated:
+        return _error(422, str(repeated))
     except (Unavailable, TimeoutError) as error:
         log.warning("cannot_answer", path=request.path, reason=str(error) or "out of time")
         away = {"Retry-After": str(RETRY_SECONDS)}
@@ -172,21 +83,50 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return _error(500, "something went wrong here; it is in our log")
 
 
+def _identified_by(keys: Keys) -> Middleware:
+    @web.middleware
+    async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if header := request.headers.get("Authorization"):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                caller = await keys.caller(header)
+            if caller is not None:
+                request[CALLER] = caller
+        return await handler(request)
+
+    return identify
+
+
 def _error(
     status: int, text: str, *, headers: dict[str, str] | None = None, **more: Any
 ) -> web.Response:
     return web.json_response({"error": text, **more}, status=status, headers=headers)
 
 
-async def _whole_body(request: web.Request) -> bytes:
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
+async def json_body(request: web.Request, most: int) -> Any:
+    """The request's body, decoded.
+
+    Raises:
+        Invalid: it is not JSON.
+        web.HTTPRequestEntityTooLarge: it has more than so many bytes.
+    """
+    return _decoded(await _whole_body(request, most))
+
+
+async def _whole_body(request: web.Request, most: int) -> bytes:
+    body = b""
+    too_large = (request.content_length or 0) > most
+    if not too_large:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            too_large = True
+    if too_large or len(body) > most:
         raise web.HTTPRequestEntityTooLarge(
-            max_size=MOST_BYTES,
-            actual_size=request.content_length or MOST_BYTES,
-            text=f"the request is larger than {MOST_BYTES} bytes; put the images behind data_url",
-        ) from None
+            max_size=most,
+            actual_size=request.content_length or len(body) or most,
+            text=f"the request is larger than {most} bytes; put the images behind data_url",
+        )
+    return body
 
 
 def _decoded(body: bytes) -> Any:
@@ -196,9 +136,11 @@ def _decoded(body: bytes) -> Any:
         raise Invalid([f"the request is not JSON: {error}"]) from None
 
 
-def _seconds(text: str) -> int:
-    """A link's end; anything but a number has ended."""
-    try:
-        return int(text)
-    except ValueError:
-        return 0
+def json_response(body: bytes) -> web.Response:
+    """An answer that is JSON already."""
+    return web.Response(body=body, content_type="application/json")
+
+
+def is_gone(request: web.Request) -> bool:
+    """Whether the client has hung up."""
+    return request.transport is None or request.transport.is_closing()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from services.gateway.admission import Admission
+from services.gateway.admission import Admission, Repeated
 from services.gateway.deliveries import deal_with_all
 from shared.messages import GATEWAY_INTAKE, Envelope, JobRefused, JobRequested, stable_id
 from shared.ports import Bus, Delivery
@@ -38,6 +38,8 @@ class Intake:
             )
             refused = JobRefused(job=job_id, mistakes=invalid.mistakes)
             await self._bus.publish(refused, needs_listener=False)
+        except Repeated:
+            log.warning("event_id_used_again", job=job_id, source=envelope.source)
 
 
 def job_id_for(envelope: Envelope) -> str:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
+from services.gateway.happenings import happenings
 from services.gateway.view import View
 from shared.errors import Unavailable, Unroutable
 from shared.jobs import Effect, Job, Step
 from shared.messages import WebhookDue, encode
-from shared.ports import Bus, JobStore, Outgoing, StoredJob
+from shared.ports import Bus, JobStore, Outgoing, StoredEvent, StoredJob
 
 log = structlog.get_logger()
+
+
+class Seen(NamedTuple):
+    """A job as it stood at a version of its row."""
+
+    job: Job
+    version: int
 
 
 class Ledger:
@@ -28,23 +37,42 @@ class Ledger:
         clock: Callable[[], float],
         on_due: Callable[[], None],
         on_end: Callable[[Job], None],
+        on_change: Callable[[str], None],
     ) -> None:
-        """``on_due`` is told of new rows in the outbox, ``on_end`` of a job that has just ended."""
+        """Who is told what.
+
+        Args:
+            bus: takes answers to workers.
+            jobs: the record.
+            view: fills in what a webhook carries.
+            clock: seconds since the epoch.
+            on_due: is told of new rows in the outbox.
+            on_end: is told of a job that has just ended.
+            on_change: is told the id of every job that was written.
+        """
         self._bus = bus
         self._jobs = jobs
         self._view = view
         self._clock = clock
         self._on_due = on_due
         self._on_end = on_end
+        self._on_change = on_change
 
     async def get(self, job_id: str) -> Job | None:
         """The job as it stands. Raises Unavailable."""
+        seen = await self.look(job_id)
+        return seen.job if seen else None
+
+    async def look(self, job_id: str) -> Seen | None:
+        """The job as it stands, and the version of its row. Raises Unavailable."""
         row = await self._jobs.get(job_id)
-        return read(row) if row else None
+        return Seen(read(row), row.version) if row else None
 
     async def open(self, step: Step) -> bool:
         """Write a new job; False when its id is known already. Raises Unavailable."""
-        new = await self._jobs.insert(row_of(step.job, 1), await self._outgoing(step, 1))
+        new = await self._jobs.insert(
+            row_of(step.job, 1), await self._outgoing(step, 1), self._happened(None, step.job, 1)
+        )
         self._on_due()
         return new
 
@@ -81,13 +109,28 @@ class Ledger:
             return True
         outgoing = await self._outgoing(step, version)
         row = row_of(step.job, version)
-        if not await self._jobs.replace(row, outgoing, expected_version=version - 1):
+        happened = self._happened(before, step.job, version)
+        if not await self._jobs.replace(row, outgoing, happened, expected_version=version - 1):
             return False
         self._on_due()
+        self._on_change(step.job.id)
         if step.job.ended and not before.ended:
             log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
             self._on_end(step.job)
         return True
+
+    def _happened(self, before: Job | None, after: Job, version: int) -> list[StoredEvent]:
+        return [
+            StoredEvent(
+                job=after.id,
+                version=version,
+                number=number,
+                at=self._clock(),
+                type=kind,
+                data=msgspec.json.encode(data),
+            )
+            for number, (kind, data) in enumerate(happenings(before, after))
+        ]
 
     async def _outgoing(self, step: Step, version: int) -> list[Outgoing]:
         durable = [effect for effect in step.effects if effect.durable]
@@ -123,6 +166,7 @@ def row_of(job: Job, version: int) -> StoredJob:
         owner=job.owner,
         status=job.status,
         version=version,
+        run=job.run,
         created_at=job.created_at,
         ended_at=job.ended_at,
         record=msgspec.json.encode(job),

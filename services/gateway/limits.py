@@ -1,23 +1,45 @@
-"""How often a key may ask: a token bucket for each."""
+"""How often a key may ask, and how many answers it may await at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
+
+
+class TooMany(Exception):
+    """Come back after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"too many requests; try again in {seconds:.3g} s")
+        self.seconds = seconds
 
 
 @dataclass(frozen=True)
 class Rate:
-    """So many requests in so many seconds."""
+    """So many requests in so many seconds, and so many at once."""
 
     requests: int
     seconds: float
+    at_once: int
 
 
-RUN = Rate(1000, 10.0)
-STATUS = Rate(2000, 10.0)
-CANCEL = Rate(100, 10.0)
+Operation = Literal["run", "runsync", "status", "stream", "cancel", "purge"]
+"""What is counted together."""
+
+RATES: Mapping[Operation, Rate] = {
+    "run": Rate(1000, 10.0, 200),
+    "runsync": Rate(2000, 10.0, 400),
+    "status": Rate(2000, 10.0, 400),
+    "stream": Rate(2000, 10.0, 400),
+    "cancel": Rate(100, 10.0, 20),
+    "purge": Rate(2, 10.0, 2),
+}
 """RunPod's published limits of one endpoint."""
+SOON = 1.0
+"""When to come back if too many answers are awaited."""
 
 
 class Limit:
@@ -28,6 +50,24 @@ class Limit:
         self._rate = rate
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}
+        self._inside: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, owner: str) -> Iterator[None]:
+        """Take a token and one of the places, for as long as the answer takes.
+
+        Raises:
+            TooMany: there is none.
+        """
+        if self._inside[owner] >= self._rate.at_once:
+            raise TooMany(SOON)
+        if seconds := self.wait(owner):
+            raise TooMany(seconds)
+        self._inside[owner] += 1
+        try:
+            yield
+        finally:
+            self._inside[owner] -= 1
 
     def wait(self, owner: str) -> float:
         """Take a token, and return 0; or seconds until there is one, and take none."""

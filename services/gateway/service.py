@@ -12,18 +12,24 @@ import structlog
 from aiohttp import web
 
 from services.gateway.admission import Admission
-from services.gateway.auth import open_keys
-from services.gateway.http import Endpoint
+from services.gateway.auth import Keys, configured_keys
+from services.gateway.changes import Changes
+from services.gateway.door import Door
+from services.gateway.endpoint import Endpoint
+from services.gateway.files import Files, KeepsFiles
+from services.gateway.http import application
 from services.gateway.intake import Intake
 from services.gateway.ledger import Ledger
 from services.gateway.ours import Ours
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay
 from services.gateway.retention import Retention
+from services.gateway.streams import Streams
 from services.gateway.supervisor import Supervisor
 from services.gateway.view import View
+from services.gateway.workforce import Workforce
 from shared.errors import SettingsError, Unavailable
-from shared.ports import Bus, JobStore, ObjectStore
+from shared.ports import Bus, JobStore, ObjectStore, Record
 from shared.retry import reconnect_delay
 from shared.settings import Settings
 
@@ -42,7 +48,7 @@ class Gateway:
         key: str,
         bus: Bus,
         store: ObjectStore,
-        jobs: JobStore,
+        record: Record,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -53,11 +59,11 @@ class Gateway:
             key: the deployment's secret key; signs links and seals secrets.
             bus: the gateway's own.
             store: where the results are.
-            jobs: the record; nobody else writes it but other gateways.
+            record: nobody else writes it but other gateways, and the command line its keys.
             clock: seconds since the epoch.
         """
-        beat = settings.beat
-        view = View(store, clock)
+        beat, jobs = settings.beat, record.jobs
+        view, changes = View(store, clock), Changes()
         self._settings = settings
         self._relay = Relay(bus, jobs, clock=clock, beat=beat)
         self._retention = Retention(
@@ -70,21 +76,26 @@ class Gateway:
             clock=clock,
             on_due=self._relay.wake,
             on_end=self._retention.job_ended,
+            on_change=changes.tell,
         )
         ours = Ours(settings.public_url, key, ledger, clock)
         admission = Admission(key, ledger, ours, clock)
         self._supervisor = Supervisor(bus, jobs, ledger, clock=clock, beat=beat)
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
         self._intake = Intake(bus, admission)
-        self._endpoint = Endpoint(
-            keys=open_keys(settings),
+        keys = Keys(configured_keys(settings), record.keys, clock)
+        endpoint = Endpoint(
+            door=Door(ledger),
             admission=admission,
             ledger=ledger,
             view=view,
-            store=store,
-            link_key=key,
+            changes=changes,
+            streams=Streams(jobs, ledger, view, changes, clock),
+            workforce=Workforce(bus, jobs),
             clock=clock,
         )
+        files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
+        self._app = application(endpoint.routes(), files, keys, ledger)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
         self.port = settings.port
@@ -105,9 +116,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
-        runner = web.AppRunner(
-            self._endpoint.app(), access_log=None, shutdown_timeout=LAST_ANSWERS_SECONDS
-        )
+        runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=LAST_ANSWERS_SECONDS)
         await runner.setup()
         try:
             await self._bind(runner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -41,12 +42,13 @@ class View:
             "gpu": job.gpu,
             "id": job.id,
             "input": job.input,
-            "output": await self._output(job),
+            "output": await self.output(job),
             "status": job.status,
         }
         return body if job.error is None else {**body, "error": job.error}
 
-    async def _output(self, job: Job) -> dict[str, Any]:
+    async def output(self, job: Job) -> dict[str, Any]:
+        """The progress of a live job, the results of one that has ended."""
         if job.ended:
             return results(job, await self._links(job, artifacts(job)))
         return progress(job, await self._links(job, [each.artifact for each in job.samples]))
@@ -60,13 +62,22 @@ class View:
         }
 
 
+def output_digest(job: Job) -> str:
+    """Tells one output from another, whatever signatures their links have; hexadecimal."""
+    samples = [each.artifact for each in job.samples]
+    links = {each.key: each.key for each in (*artifacts(job), *samples)}
+    output = results(job, links) if job.ended else progress(job, links)
+    return sha256(msgspec.json.encode([job.run, job.ended, output])).hexdigest()
+
+
 def progress(job: Job, links: dict[str, str]) -> dict[str, Any]:
     """``output`` until the end: the newest numbers of the stage at work; unknown ones are null."""
     stage = stage_at_work(job)
     numbers = job.progress.get(stage, {}) if stage else {}
     shown = {**dict.fromkeys(NUMBERS), **numbers}
     samples = [_sample(each, links) for each in job.samples]
-    return {"stage": stage, **shown, "dataset": job.report, "samples": samples}
+    warnings = {"warnings": list(job.warnings)} if job.warnings else {}
+    return {"stage": stage, **shown, "dataset": job.report, "samples": samples, **warnings}
 
 
 def stage_at_work(job: Job) -> Stage | None:
@@ -78,9 +89,11 @@ def stage_at_work(job: Job) -> Stage | None:
 
 def results(job: Job, links: dict[str, str]) -> dict[str, Any]:
     """``output`` at the end: everything there is, however the job ended."""
+    warnings = [*job.warnings, *job.summary.get("warnings", ())]
     return {
         "train": {
             **job.summary,
+            **({"warnings": warnings} if warnings else {}),
             "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
             "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
             "samples": [_sample(each, links) for each in job.samples],

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.inferencer.infotext import save
 from services.inferencer.order import DrawingOrder
 from shared.child import (
     QUIET_AND_OFFLINE,
@@ -97,13 +98,15 @@ def said_of(image: Drawing | Failure, order: DrawingOrder) -> Drawn | Spoiled:
     if isinstance(image, Failure):
         return Spoiled(index=image.index, seed=image.seed, reason=image.reason)
     path = Path(order.out) / f"{image.index:04}.png"
-    save(image, path)
+    save(
+        image.image,
+        path,
+        image.entry,
+        seed=image.seed,
+        clip_skip=order.clip_skip,
+        about=order.about,
+    )
     return Drawn(index=image.index, path=str(path), seed=image.seed)
-
-
-def save(drawing: Drawing, path: Path) -> None:
-    """Write a drawn image as PNG."""
-    drawing.image.save(path)
 
 
 class Teller:

@@ -14,21 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from services.inferencer.model import Model, is_out_of_memory
 from services.inferencer.order import Entry
+from services.inferencer.prompts import Prompts
 from services.inferencer.schedulers import make_scheduler
 from shared.diffusion.noise import seeded
-from shared.diffusion.text import encode, tokenize
-from shared.request import Inference
 
 Tell = Callable[[int, int], None]
 """Called with (steps done, steps of these images)."""
 Embeddings = tuple[Tensor, Tensor]
-"""Of prompt and negative prompt, (1, T, C) each."""
+"""Of prompt and negative prompt, (1, 77 k, C) each."""
 
 
 @dataclass(frozen=True)
@@ -74,28 +72,18 @@ def generate(
     model: Model, entries: Iterable[Entry], *, clip_skip: int, tell: Tell
 ) -> Iterator[Drawing | Failure]:
     """Draw all images of the entries, those of one kind after those of another."""
-    for images in _kinds(_wanted(model.pipe, entries, clip_skip)):
+    for images in _kinds(_wanted(model, entries, clip_skip)):
         yield from _draw_all(model, images, tell)
 
 
-def _wanted(
-    pipe: StableDiffusionPipeline, entries: Iterable[Entry], clip_skip: int
-) -> Iterator[Wanted]:
-    index = count()
+def _wanted(model: Model, entries: Iterable[Entry], clip_skip: int) -> Iterator[Wanted]:
+    prompts, index = Prompts(model.parts, clip_skip), count()
     for entry in entries:
-        embeddings = embed(pipe, entry.inference, clip_skip)
-        for number in range(entry.inference.num_outputs):
+        # Each by itself: beside others it would be rounded differently.
+        asked = entry.inference
+        embeddings = prompts.embed(asked.prompt, asked.negative_prompt or "")
+        for number in range(asked.num_outputs):
             yield Wanted(next(index), entry, entry.seed + number, embeddings)
-
-
-@torch.inference_mode()
-def embed(pipe: StableDiffusionPipeline, asked: Inference, clip_skip: int) -> Embeddings:
-    """Each prompt by itself: beside another it would be rounded differently."""
-    prompt, negative = (
-        encode(pipe.text_encoder, tokenize(pipe.tokenizer, [text]), clip_skip)
-        for text in (asked.prompt, asked.negative_prompt or "")
-    )
-    return prompt, negative
 
 
 def _kinds(images: Iterable[Wanted]) -> list[list[Wanted]]:
@@ -139,7 +127,7 @@ def draw(model: Model, batch: Sequence[Wanted], tell: Tell) -> list[Image.Image 
     pipe, entry = model.pipe, batch[0].entry
     asked, (width, height) = entry.inference, entry.size
     steps = asked.num_inference_steps
-    pipe.scheduler = make_scheduler(asked.scheduler, model.scheduler_config, steps)
+    pipe.scheduler = make_scheduler(asked.scheduler, model.parts.scheduler_config, steps)
 
     def on_step(_pipe: Any, step: int, _timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
         tell((step + 1) * steps // pipe.num_timesteps, steps)  # some take two for one

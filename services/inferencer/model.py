@@ -7,7 +7,7 @@ the autoencoder: so the first are given one row and the second one image at a ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +30,10 @@ OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
 
 @dataclass
 class Model:
-    """Networks and tokenizer in a pipeline, and what belongs to the weights in them."""
+    """The parts of a model, and the pipeline that draws with them."""
 
+    parts: Parts
     pipe: StableDiffusionPipeline
-    scheduler_config: Mapping[str, Any]
     make_room: Callable[[], bool] = lambda: False
     """Lets go of memory that the drawing does not need; whether there was any."""
     _most: dict[Size, int] = field(default_factory=dict)
@@ -58,7 +58,7 @@ def ready(parts: Parts) -> Model:
     for name, module in pipe.unet.named_modules():
         if name.rpartition(".")[2] in {"time_embedding", "time_emb_proj"}:
             _compute_one_row(module)
-    return Model(pipe, parts.scheduler_config)
+    return Model(parts, pipe)
 
 
 def _compute_one_row(module: torch.nn.Module) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from services.inferencer.model import Model, ready
 from services.inferencer.source import NETWORKS, Content, Source
-from shared.diffusion.loading import load_scheduler_config
 
 SHARE = 0.25
 """Of the device's memory, for all pipelines that are kept: drawing needs some, and a trainer on the
@@ -29,7 +28,7 @@ class Kept:
     holds: dict[str, Content]
 
     def take(self, source: Source) -> None:
-        """Exchange what differs.
+        """Exchange the networks that differ, and what else belongs to a model.
 
         Raises:
             Refused: it cannot be loaded; this is a mixture then.
@@ -39,6 +38,7 @@ class Kept:
             if self.holds[name] != content:
                 source.copy_into(self._network(name), name)
                 self.holds[name] = content
+        self.model.parts = source.described(self.model.parts)
 
     @property
     def bytes(self) -> int:
@@ -47,7 +47,7 @@ class Kept:
         return sum(weight.nbytes for state in states for weight in state)
 
     def _network(self, name: str) -> torch.nn.Module:
-        network: torch.nn.Module = getattr(self.model.pipe, name)
+        network: torch.nn.Module = getattr(self.model.parts, name)
         return network
 
 
@@ -80,7 +80,6 @@ class Pipelines:
         if kept is None:
             kept = self._build(source)
         kept.take(source)
-        kept.model.scheduler_config = load_scheduler_config(folder)
         self._kept[source.geometry] = kept
         return kept.model
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from shared.diffusion.loading import SINGLE_FILE, Parts, load
+from shared.diffusion.loading import SINGLE_FILE, Parts, load, load_scheduler_config
+from shared.diffusion.noise import prediction_type
 from shared.diffusion.weights import exchange, misfit
 from shared.errors import Refused
 from shared.folders import known_sha256
@@ -83,6 +85,15 @@ class Source:
             exchange(network, files[0], self._dtype)
         else:  # under older names, or all networks in one file: the stock loaders know them
             network.load_state_dict(getattr(self.whole, name).state_dict())
+
+    def described(self, parts: Parts) -> Parts:
+        """The same networks with this model's scheduler.
+
+        Raises:
+            Refused: it cannot be read, or is for another kind of prediction.
+        """
+        config = load_scheduler_config(self._folder)
+        return replace(parts, scheduler_config=config, prediction_type=prediction_type(config))
 
     def _snapshot(self, name: str) -> Path | None:
         file = self._weights / f"{name}.safetensors" if self._weights else None

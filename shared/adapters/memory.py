@@ -95,6 +95,10 @@ class _Queue:
     def __len__(self) -> int:
         return len(self._ready)
 
+    @property
+    def consumers(self) -> int:
+        return len(self._consumers)
+
     def hears(self, key: str) -> bool:
         words = key.split(".")
         return any(_matches(binding.split("."), words) for binding in self._declared.bindings)
@@ -298,6 +302,10 @@ class MemoryBus:
     async def depth(self, queue: Queue) -> int:
         self.check_open()
         return len(self._broker.queue(queue.name))
+
+    async def consumers(self, queue: Queue) -> int:
+        self.check_open()
+        return self._broker.queue(queue.name).consumers
 
     async def close(self) -> None:
         self._open = False

@@ -37,6 +37,7 @@ from aio_pika.abc import (
     AbstractQueue,
 )
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, PublishError
+from pamqp import commands
 from yarl import URL
 
 from shared.adapters.dead_letters import LIMIT_REASON, Undecodable, bury, read
@@ -613,12 +614,18 @@ class RabbitMQBus:
             await asyncio.wait([keeper])
 
     async def depth(self, queue: Queue) -> int:
+        return (await self._look_at(queue)).message_count or 0
+
+    async def consumers(self, queue: Queue) -> int:
+        return (await self._look_at(queue)).consumer_count or 0
+
+    async def _look_at(self, queue: Queue) -> commands.Queue.DeclareOk:
         try:
             async with _answered(self._patience), self.channel() as channel:
                 declared = await channel.declare_queue(queue.name, passive=True)
-                return declared.declaration_result.message_count or 0
+                return declared.declaration_result
         except _Lost as lost:
-            raise Unavailable(f"the depth of {queue.name} is not known: {lost}") from None
+            raise Unavailable(f"the state of {queue.name} is not known: {lost}") from None
 
     async def close(self) -> None:
         await asyncio.gather(self._hears.close(), self._says.close())

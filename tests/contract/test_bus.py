@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from hashlib import sha256
 
 import pytest
@@ -281,6 +282,22 @@ async def test_the_depth_counts_what_waits_and_not_what_is_in_hand(world: World)
     await take(bus)
 
     await depth_becomes(bus, 2)
+
+
+async def test_those_who_wait_for_a_message_are_counted(world: World) -> None:
+    bus, theirs = await world.bus(), await world.bus()
+
+    async def waiting(number: int) -> bool:
+        return await theirs.consumers(NOTIFIER_WEBHOOKS) == number
+
+    assert await waiting(0)
+    taking = asyncio.create_task(bus.take(NOTIFIER_WEBHOOKS))
+    await until(partial(waiting, 1))
+
+    taking.cancel()
+    await asyncio.wait([taking])
+
+    await until(partial(waiting, 0))
 
 
 # --- Consuming

@@ -3,7 +3,7 @@
 import asyncio
 import multiprocessing
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,10 +14,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from shared.adapters import database
+from shared.adapters import database, sql, tables
 from shared.adapters.database import Database
 from shared.errors import Unavailable
-from shared.ports import Outgoing, StoredJob
+from shared.ports import Outgoing, StoredEvent, StoredJob
 from tests.servers.postgres import PostgreSQL
 
 SECONDS = 60
@@ -250,6 +250,107 @@ async def test_a_commit_that_fails_leaves_neither_job_nor_message(store: Databas
     assert await ids_due(store) == []
 
 
+# --- what happened, and what was told of it
+
+
+def happened(version: int, number: int = 0, **changes: object) -> StoredEvent:
+    plain = StoredEvent(
+        job="one", version=version, number=number, at=5.0, type="stage", data=b'{"a": 1}'
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+async def test_events_come_back_in_order_after_the_one_that_was_seen(store: Database) -> None:
+    await store.insert(job(), [], [happened(1)])
+    await store.replace(job(version=2), [], [happened(2), happened(2, 1)], expected_version=1)
+    await store.insert(job("two"), [], [happened(1, job="two")])
+
+    assert await store.events_after("one", 0, 0) == [happened(1), happened(2), happened(2, 1)]
+    assert await store.events_after("one", 2, 0) == [happened(2, 1)]
+    assert await store.events_after("one", 0, 0, limit=1) == [happened(1)]
+    assert await store.events_after("nobody", 0, 0) == []
+
+
+async def test_a_write_that_comes_too_late_leaves_no_event(store: Database) -> None:
+    await store.insert(job(), [])
+
+    assert not await store.replace(job(version=5), [], [happened(5)], expected_version=4)
+
+    assert await store.events_after("one", 0, 0) == []
+
+
+async def test_of_two_gateways_that_stream_the_same_change_one_does(
+    store: Database, neighbour: Database
+) -> None:
+    await store.insert(job(), [])
+    assert await store.streamed("one") == ("", 0.0)
+
+    for before, after in (("", "a"), ("a", "b")):
+        moved = await asyncio.gather(
+            store.stream("one", after, 7.5, expected=before),
+            neighbour.stream("one", after, 7.5, expected=before),
+        )
+        assert sorted(moved) == [False, True]
+        assert await store.streamed("one") == (after, 7.5)
+
+
+async def test_a_job_that_is_deleted_takes_its_events_and_its_mark_along(store: Database) -> None:
+    await store.insert(job(), [], [happened(1)])
+    await store.stream("one", "a", 7.5, expected="")
+
+    await store.delete("one")
+
+    assert await store.events_after("one", 0, 0) == []
+    assert await store.streamed("one") == ("", 0.0)
+
+
+# --- counting and listing
+
+
+async def test_an_owners_jobs_are_counted_by_status(store: Database) -> None:
+    await store.insert(job("a"), [])
+    await store.insert(job("b", run=3), [])
+    await store.insert(job("c", status="FAILED", run=2), [])
+    await store.insert(job("d", owner="somebody else", run=9), [])
+
+    assert await store.counts("somebody") == {"IN_QUEUE": 2, "FAILED": 1}
+    assert await store.count_retried("somebody") == 3
+    assert await store.counts("nobody") == {}
+    assert await store.count_retried("nobody") == 0
+
+
+async def test_those_who_came_earlier_and_still_wait_are_ahead(store: Database) -> None:
+    last = job("z", created_at=3.0)
+    for each in (
+        job("a", created_at=1.0, owner="somebody else"),
+        job("b", created_at=2.0, status="IN_PROGRESS"),
+        job("c", created_at=3.0),
+        job("zz", created_at=4.0),
+        last,
+    ):
+        await store.insert(each, [])
+
+    assert await store.count_ahead(last) == 2
+    assert await store.count_ahead(job("a", created_at=1.0)) == 0
+
+
+async def test_jobs_are_listed_from_the_newest_page_by_page(store: Database) -> None:
+    for number, status in enumerate(("COMPLETED", "FAILED", "COMPLETED", "IN_QUEUE")):
+        await store.insert(job(f"job-{number}", created_at=float(number // 2), status=status), [])
+    await store.insert(job("theirs", owner="somebody else", created_at=9.0), [])
+
+    def names(page: Sequence[StoredJob]) -> list[str]:
+        return [each.id for each in page]
+
+    first = await store.newest(owner="somebody", limit=3)
+    assert names(first) == ["job-3", "job-2", "job-1"]
+    place = (first[-1].created_at, first[-1].id)
+    assert names(await store.newest(owner="somebody", before=place)) == ["job-0"]
+    ended = await store.newest(owner="somebody", statuses=("COMPLETED", "FAILED"))
+    assert names(ended) == ["job-2", "job-1", "job-0"]
+    assert names(await store.newest(limit=1)) == ["theirs"]
+
+
 # --- the database itself
 
 
@@ -327,9 +428,9 @@ async def test_the_migrated_schema_is_the_one_in_the_code(url: str) -> None:
     def differences(connection: sa.Connection) -> list[object]:
         options = {"compare_type": True, "compare_server_default": True}
         context = MigrationContext.configure(connection, opts=options)
-        return list(compare_metadata(context, database.metadata))
+        return list(compare_metadata(context, tables.metadata))
 
-    engine = create_async_engine(database.normalise(url))
+    engine = create_async_engine(sql.normalise(url))
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
     await engine.dispose()

@@ -77,3 +77,25 @@ def test_of_errors_inside_one_another_the_first_is_told() -> None:
     errors: list[Any] = [ExceptionGroup("", [first]), second]
 
     assert first_of(ExceptionGroup("", errors)) is first
+
+
+def test_a_key_is_made_listed_and_disabled(home: Path) -> None:
+    made = typed(home, "keys", "make", "anna", "--scope", "submit", "--scope", "read")
+    assert made.returncode == 0, made.stderr
+    assert "Key 'anna' (read, submit), shown only now:" in made.stdout
+    key = made.stdout.splitlines()[-1]
+    assert key.startswith("ed_")
+
+    again = typed(home, "keys", "make", "anna")
+    assert (again.returncode, "another name" in again.stderr) == (1, True)
+
+    listed = typed(home, "keys", "list", API_KEYS="one,two")
+    assert "anna" in listed.stdout
+    assert "let in" in listed.stdout
+    assert "Besides, 2 from EVERYDREAM_API_KEYS" in listed.stdout
+    assert key not in listed.stdout
+
+    assert typed(home, "keys", "disable", "anna").returncode == 0
+    assert "disabled" in typed(home, "keys", "list").stdout
+    nobody = typed(home, "keys", "disable", "anna")
+    assert nobody.stderr == "everydream: there is no key named 'anna' that is let in\n"

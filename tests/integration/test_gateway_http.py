@@ -8,15 +8,17 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
 
-from services.gateway.http import MOST_BYTES
+from services.gateway.auth import digest_of
+from services.gateway.endpoint import RUN_BYTES
 from services.gateway.service import Gateway
+from shared.errors import Unavailable
 from shared.messages import FETCHER, JobSubmitted
-from shared.ports import JobStore
+from shared.ports import StoredKey
 from shared.process import closing
 from tests.gateway_world import API_KEY, KEY, OTHER_KEY, REQUEST, S3_CONFIG, World, running, world
 
@@ -144,7 +146,7 @@ async def test_a_request_that_a_client_wrapped_once_more_is_unwrapped(here: Worl
 
 
 async def test_too_large_a_body_is_refused(here: World) -> None:
-    padded = json.dumps(REQUEST).encode().ljust(MOST_BYTES)
+    padded = json.dumps(REQUEST).encode().ljust(RUN_BYTES)
     assert (await here.ask("POST", RUN, data=BytesIO(padded))).status == 200
     for body in (BytesIO(padded + b" "), _in_pieces(padded + b" ")):
         answer = await here.ask("POST", RUN, data=body)
@@ -220,8 +222,50 @@ async def test_the_first_start_makes_a_key_and_later_ones_know_it(
 async def test_a_port_that_is_taken_is_named(here: World) -> None:
     taken = replace(here.settings, port=here.gateway.port)
     async with closing(here.broker.bus("gateway/late")) as bus:
-        late = Gateway(taken, KEY, bus, here.store, cast("JobStore", here.jobs))
+        late = Gateway(taken, KEY, bus, here.store, here.record)
         with pytest.raises(ExceptionGroup) as caught:
             async with running(late):
                 pass
     assert "EVERYDREAM_PORT" in str(caught.value.exceptions)
+
+
+async def key_with(here: World, *scopes: str) -> str:
+    key = f"a key for {scopes}"
+    digest = digest_of(key)
+    await here.record.keys.add(
+        StoredKey(digest=digest, name=key, scopes=scopes, created_at=here.clock())
+    )
+    return key
+
+
+async def test_a_key_is_good_for_its_scopes_only(here: World) -> None:
+    reader, writer = await key_with(here, "read"), await key_with(here, "read", "submit")
+    root = "/v1/everydream-v1"
+
+    assert (await here.ask("GET", f"{root}/health", key=reader)).status == 200
+    for operation in ("run", "runsync", "purge-queue", "cancel/x", "retry/x"):
+        answer = await here.ask("POST", f"{root}/{operation}", key=reader, json=REQUEST)
+        assert (answer.status, "no scope" in answer.body["error"]) == (403, True)
+    assert (await here.ask("POST", RUN, key=writer, json=REQUEST)).status == 200
+    assert (await here.ask("POST", f"{root}/purge-queue", key=writer)).status == 403
+
+
+async def test_a_key_is_let_in_no_more_once_it_is_disabled(here: World) -> None:
+    key = await key_with(here, "read")
+    assert (await here.ask("GET", "/v1/everydream-v1/health", key=key)).status == 200
+
+    await here.record.keys.disable(key, here.clock())
+
+    assert (await here.ask("GET", "/v1/everydream-v1/health", key=key)).status == 401
+
+
+async def test_without_the_database_only_configured_keys_are_known(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: str) -> None:
+        raise Unavailable("taken away by a test")
+
+    monkeypatch.setattr(here.record.keys, "find", away)
+
+    assert (await here.ask("GET", "/v1/everydream-v1/health")).status == 200
+    assert (await here.ask("GET", "/v1/everydream-v1/health", key="other")).status == 503

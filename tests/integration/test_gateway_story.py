@@ -19,9 +19,12 @@ from shared.messages import (
     FETCHER,
     GATEWAY_RECORDER,
     INFERENCER_RESULTS,
+    NOTIFIER_PUBLISH,
     NOTIFIER_WEBHOOKS,
     TRAINER,
     ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
     CheckpointFinal,
     ClaimGranted,
     DatasetStaged,
@@ -84,6 +87,8 @@ async def staged(here: World, request: dict[str, Any] = REQUEST) -> str:
 async def trained(here: World, request: dict[str, Any] = REQUEST) -> str:
     """A job with a model."""
     job = await staged(here, request)
+    if "s3Config" in request:
+        await (await here.claim(job, "bucket_check")).say(BucketChecked)
     await (await here.claim(job, "training", gpu="H100")).finish_training()
     return job
 
@@ -178,6 +183,31 @@ async def test_links_lead_to_the_files_of_the_store(here: World) -> None:
         assert (await here.ask("GET", wrong)).status == 403
     here.clock.ahead = 8 * 24 * 3600
     assert (await here.ask("GET", link)).status == 403
+
+
+async def test_a_bucket_that_refuses_us_ends_the_job_before_any_gpu_works(here: World) -> None:
+    job = await here.run({**REQUEST, "s3Config": S3_CONFIG})
+    assert await here.take(NOTIFIER_PUBLISH) == BucketDue(job=job, run=1)
+    notifier = await here.claim(job, "bucket_check")
+    assert unseal(KEY, notifier.grant.s3 or "") == S3Config(**S3_CONFIG)
+
+    await notifier.say(StageFailed, kind="refused", reason="these keys may not do that")
+
+    done = await here.status_becomes(job, "FAILED")
+    assert (done["error"], done["executionTime"]) == ("these keys may not do that", 0)
+
+
+async def test_what_could_not_be_told_of_a_bucket_is_shown_all_along(here: World) -> None:
+    job = await here.run({**TRAIN_ONLY, "s3Config": S3_CONFIG})
+    await (await here.claim(job, "bucket_check")).say(BucketChecked, warning="no answer")
+    await (await here.claim(job, "staging")).stage_dataset(await here.take(FETCHER))
+    trainer = await here.claim(job, "training")
+    assert (await here.status(job))["output"]["warnings"] == ["no answer"]
+    await trainer.finish_training()
+    await (await here.claim(job, "model_publication")).say(ArtifactsPublished, urls={})
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert done["output"]["train"]["warnings"] == ["no answer"]
 
 
 async def test_with_a_bucket_the_job_waits_for_its_publications(here: World) -> None:
@@ -499,7 +529,7 @@ async def test_another_gateway_takes_over(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         job = await staged(here)
         bus = here.broker.bus("gateway/second")
-        second = Gateway(here.settings, KEY, bus, here.store, cast("JobStore", here.jobs))
+        second = Gateway(here.settings, KEY, bus, here.store, here.record)
         async with closing(bus), running(second):
             await here.gateway_stops()
             await (await here.claim(job, "training")).finish_training()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 MOST_BYTES = 1 << 62
 """No machine has so much."""
-WORDS = ("a red wall", "blue", "", "a blue wall", "reds")
+WORDS = ("a red wall", "blue", "", "a (blue:1.3) wall", "reds")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,10 @@ def test_everything_that_is_asked_for_makes_a_difference(model: Model) -> None:
 
     assert plain.shape == (128, 128, 3)
     assert not np.array_equal(plain, images(model, prompt="blue")[0])
+    assert not np.array_equal(plain, images(model, prompt="a (red:1.5) wall")[0])
+    assert not np.array_equal(plain, images(model, prompt="a red wall" + " red" * 80)[0])
     assert not np.array_equal(plain, images(model, negative_prompt="blue")[0])
+    assert not np.array_equal(plain, images(model, negative_prompt="blue " * 80)[0])
     assert not np.array_equal(plain, images(model, guidance_scale=15.0)[0])
     assert not np.array_equal(plain, images(model, num_inference_steps=3)[0])
     assert not np.array_equal(plain, images(model, clip_skip=2)[0])
@@ -156,7 +159,7 @@ def test_what_is_alike_is_drawn_together_whatever_stands_between(
     at_once(4)
     fields: list[dict[str, Any]] = [
         {"num_outputs": 2}, {"width": 256}, {"prompt": "blue"}, {"scheduler": "DDIM"},
-        {"num_inference_steps": 1}, {"guidance_scale": 3.0}, {"negative_prompt": "blue"},
+        {"num_inference_steps": 1}, {"prompt": "red " * 80}, {"negative_prompt": "blue"},
     ]  # fmt: skip
     entries = [small_entry(**each) for each in fields]
     rows, hook = rows_of(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -28,7 +29,8 @@ from tests.models import make_random_model, random_parts
 from tests.workers import Facts, files_of, folder_store, granted_order, until_gone
 
 DEADLINE = 120.0
-CHECKPOINT = Artifact(name="last", kind="checkpoint", key="k", bytes=1, sha256="s")
+CHECKPOINT = Artifact(name="last", kind="checkpoint", key="k", bytes=1, sha256="0a" * 32)
+LONG = "a (red:1.2) wall, " * 30
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +76,12 @@ def small(prompt: str, *, steps: int = 1, outputs: int = 1, seed: int | None = N
 def final(job: str, *entries: Inference, model: str = "model") -> CheckpointFinal:
     return CheckpointFinal(
         job=job, stage="training", claim="c", attempt=1, inference=entries, model=model,
-        checkpoint=CHECKPOINT, summary={},
+        checkpoint=CHECKPOINT, summary={"steps": 80},
     )  # fmt: skip
+
+
+async def image_of(store: FolderStore, file: Artifact) -> Image.Image:
+    return Image.open(io.BytesIO(await store.get(file.key)))
 
 
 def pid_of(work: InferencerWork) -> int:
@@ -89,19 +95,25 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
     assert await work.prepare() == "cpu"
     child = pid_of(work)
     order = granted_order(
-        final("first", small("a", outputs=2, seed=7), small("b")), "generation", Facts()
+        final("first", small("a", outputs=2, seed=7), small(LONG)), "generation", Facts()
     )
 
     result = await work.perform(order)
 
-    assert [each.prompt for each in result.images] == ["a", "a", "b"]
-    assert [each.passback for each in result.images] == ["for a", "for a", "for b"]
+    assert [each.prompt for each in result.images] == ["a", "a", LONG]
+    assert [each.passback for each in result.images] == ["for a", "for a", f"for {LONG}"]
     assert [each.seed for each in result.images[:2]] == [7, 8]
     names = [each.key for each in files_of(result)]
     assert names == [f"jobs/first/generation/1/{number:04}.png" for number in range(3)]
-    pixels = await store.get(names[0])
-    assert len(pixels) == files_of(result)[0].bytes
-    assert Image.open(io.BytesIO(pixels)).size == (128, 128)
+    assert len(await store.get(names[0])) == files_of(result)[0].bytes
+    images = [await image_of(store, each) for each in files_of(result)]
+    assert images[0].size == (128, 128)
+    told = [json.loads(each.info["everydream"]) for each in images]
+    assert [each["prompt"] for each in told] == ["a", "a", LONG]
+    assert [each["seed"] for each in told] == [each.seed for each in result.images]
+    assert {(each["job"], each["step"], each["model"]) for each in told} == {("first", 80, "last")}
+    assert images[1].info["parameters"].startswith("a\nSteps: 1, Sampler: DDIM, CFG scale: 7.5, ")
+    assert ", Seed: 8, Size: 128x128, Model hash: 0a0a0a0a0a, " in images[1].info["parameters"]
     assert list((tmp_path / "scratch").iterdir()) == []
 
     broken = final("second", small("a"), model="broken")
@@ -111,7 +123,8 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
     alone = granted_order(final("third", small("a", seed=8)), "generation", Facts())
     again = await work.perform(alone)
 
-    assert files_of(again)[0].sha256 == files_of(result)[1].sha256
+    (image,) = [await image_of(store, each) for each in files_of(again)]
+    assert image.tobytes() == images[1].tobytes()
     assert pid_of(work) == child
 
 
@@ -144,8 +157,8 @@ async def test_an_image_that_fails_has_an_error_in_its_place_and_the_others_are_
 
     alone = final("alone", small("c", seed=5), model="poisoned")
     again = await work.perform(granted_order(alone, "generation", Facts()))
-    drawn, redrawn = [await store.get(files_of(each)[-1].key) for each in (result, again)]
-    assert pixels(drawn) == pixels(redrawn)
+    drawn, redrawn = [await image_of(store, files_of(each)[-1]) for each in (result, again)]
+    assert drawn.tobytes() == redrawn.tobytes()
     assert pid_of(work) == child
 
 
@@ -161,10 +174,6 @@ async def test_a_job_none_of_whose_images_can_be_drawn_fails_for_good_with_the_f
         await work.perform(hopeless)
 
     assert pid_of(work) == child
-
-
-def pixels(png: bytes) -> bytes:
-    return Image.open(io.BytesIO(png)).tobytes()
 
 
 async def test_a_cancelled_job_ends_the_child_and_a_killed_one_is_a_passing_failure(

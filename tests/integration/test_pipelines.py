@@ -163,7 +163,7 @@ def test_scheduler_and_prediction_belong_to_the_model_not_to_its_geometry(
     velocity = saved(moved("unet", prediction_type="v_prediction"), tmp_path / "velocity")
 
     told = [
-        (model.pipe, model.scheduler_config["prediction_type"])
+        (model.pipe, model.parts.scheduler_config["prediction_type"])
         for model in map(pipelines.model, (noise, velocity, noise))
     ]
 

@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import stat
 import tomllib
+from collections.abc import AsyncIterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from services.gateway.auth import Keys, digest_of, make_key
+from services.gateway.auth import SCOPES, Caller, Keys, digest_of, first_key
+from shared.adapters.key_table import KeyTable
+from shared.ports import StoredKey
 
 URL = "http://127.0.0.1:8080"
+NOW = 1_700_000_000.0
 
 
-def test_the_owner_is_the_keys_digest() -> None:
-    keys = Keys([digest_of("one"), digest_of("two")])
-    assert keys.owner("Bearer one") == sha256(b"one").hexdigest()
-    assert keys.owner("Bearer two") == sha256(b"two").hexdigest()
+@pytest.fixture
+async def made(tmp_path: Path) -> AsyncIterator[KeyTable]:
+    table = KeyTable.open(f"sqlite:///{tmp_path}/keys.db")
+    await table.migrate()
+    yield table
+    await table.close()
+
+
+def configured(made: KeyTable, *keys: str, clock: Any = lambda: NOW) -> Keys:
+    return Keys([digest_of(key) for key in keys], made, clock)
+
+
+async def kept(made: KeyTable, key: str, scopes: Sequence[str] = ("read",)) -> None:
+    digest = digest_of(key)
+    assert await made.add(StoredKey(digest=digest, name=key, scopes=tuple(scopes), created_at=NOW))
+
+
+async def test_the_owner_is_the_keys_digest(made: KeyTable) -> None:
+    keys = configured(made, "one", "two")
+    assert await keys.caller("Bearer one") == Caller(sha256(b"one").hexdigest(), SCOPES)
+    assert await keys.caller("Bearer two") == Caller(sha256(b"two").hexdigest(), SCOPES)
 
 
 @pytest.mark.parametrize("header", ["Bearer one", "bearer one", "BEARER   one ", "one", " one "])
-def test_every_way_to_send_a_key(header: str) -> None:
-    assert Keys([digest_of("one")]).owner(header) == digest_of("one")
+async def test_every_way_to_send_a_key(made: KeyTable, header: str) -> None:
+    caller = await configured(made, "one").caller(header)
+    assert caller
+    assert caller.owner == digest_of("one")
 
 
 @pytest.mark.parametrize(
@@ -30,34 +54,56 @@ def test_every_way_to_send_a_key(header: str) -> None:
     [None, "", " ", "Bearer", "Bearer ", "Bearer One", "Bearer one two", "Basic one", "onee",
      "Bearer\tone", "Bearer one\x00", "Bearer \udcff", digest_of("one"), "é"],
 )  # fmt: skip
-def test_nobody_else_is_let_in(header: str | None) -> None:
-    assert Keys([digest_of("one")]).owner(header) is None
+async def test_nobody_else_is_let_in(made: KeyTable, header: str | None) -> None:
+    await kept(made, "made")
+    assert await configured(made, "one").caller(header) is None
 
 
-def test_without_keys_nobody_is_let_in() -> None:
-    assert Keys([]).owner("Bearer one") is None
-    assert Keys([]).owner(None) is None
+async def test_without_keys_nobody_is_let_in(made: KeyTable) -> None:
+    assert await configured(made).caller("Bearer one") is None
+    assert await configured(made).caller(None) is None
 
 
-def test_a_key_with_a_space_works_when_it_is_sent_as_bearer() -> None:
-    assert Keys([digest_of("two words")]).owner("Bearer two words")
+async def test_a_key_with_a_space_works_when_it_is_sent_as_bearer(made: KeyTable) -> None:
+    assert await configured(made, "two words").caller("Bearer two words")
+
+
+async def test_a_key_that_was_made_has_its_own_scopes_until_it_is_disabled(made: KeyTable) -> None:
+    await kept(made, "one", ["read", "submit"])
+    keys = configured(made)
+
+    assert await keys.caller("Bearer one") == Caller(digest_of("one"), ("read", "submit"))
+    await made.disable("one", NOW)
+    assert await keys.caller("Bearer one") is None
+
+
+async def test_the_last_use_is_noted_to_the_minute(made: KeyTable) -> None:
+    await kept(made, "one")
+    moments = iter([NOW, NOW + 59, NOW + 60])
+    keys = configured(made, clock=lambda: next(moments))
+    noted = []
+    for _ in range(3):
+        await keys.caller("one")
+        found = await made.find(digest_of("one"))
+        assert found
+        noted.append(found.last_used_at)
+
+    assert noted == [NOW, NOW, NOW + 60]
 
 
 def test_a_key_is_made_once_shown_once_and_kept_as_a_hash(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path / "not" / "there" / "yet"
-    made = make_key(home, URL)
+    (made,) = first_key(home, URL)
     client = tomllib.loads((home / "client.toml").read_text())
     assert client["url"] == URL
     assert capsys.readouterr().out.count(client["key"]) == 1
     assert len(client["key"]) >= 43
-    owner = made.owner(f"Bearer {client['key']}")
-    assert owner == digest_of(client["key"])
+    assert made == digest_of(client["key"])
 
-    again = make_key(home, URL)
+    assert first_key(home, URL) == (made,)
     assert capsys.readouterr().out == ""
-    assert again.owner(client["key"]) == owner
     assert client["key"] not in (home / "keys.json").read_text()
     for name in ("client.toml", "keys.json"):
         assert stat.S_IMODE((home / name).stat().st_mode) == 0o600
@@ -65,7 +111,4 @@ def test_a_key_is_made_once_shown_once_and_kept_as_a_hash(
 
 
 def test_two_homes_have_two_keys(tmp_path: Path) -> None:
-    make_key(tmp_path / "a", URL)
-    other = make_key(tmp_path / "b", URL)
-    key = tomllib.loads((tmp_path / "a" / "client.toml").read_text())["key"]
-    assert other.owner(key) is None
+    assert first_key(tmp_path / "a", URL) != first_key(tmp_path / "b", URL)

@@ -17,6 +17,8 @@ from shared.messages import (
     AnyMessage,
     Artifact,
     ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
     CheckpointFinal,
     CheckpointSampled,
     CheckpointSaved,
@@ -61,6 +63,7 @@ START = 1_000_000.0
 HOOK = "https://example.com/hook"
 STARTED: dict[Stage, Any] = {
     "staging": StagingStarted,
+    "bucket_check": PublicationStarted,
     "training": TrainingStarted,
     "generation": GenerationStarted,
     "model_publication": PublicationStarted,
@@ -103,8 +106,14 @@ class Tale:
         return answers[0]
 
     def stage(self, claim: str = "s") -> list[Message]:
+        if "bucket_check" in self.job.stages:
+            self.check_bucket()
         assert isinstance(self.claim("staging", claim), ClaimGranted)
         return self.tell(dataset_staged(claim))
+
+    def check_bucket(self, warning: str | None = None) -> list[Message]:
+        assert isinstance(self.claim("bucket_check", "b"), ClaimGranted)
+        return self.tell(bucket_checked("b", warning))
 
     def train(self, claim: str = "t") -> list[Message]:
         assert isinstance(self.claim("training", claim), ClaimGranted)
@@ -127,6 +136,10 @@ class Tale:
     @property
     def asked_again(self) -> list[Effect]:
         return [effect for effect in self.said if effect.durable and effect.queue]
+
+
+def bucket_checked(claim: str, warning: str | None = None) -> BucketChecked:
+    return BucketChecked(job="job", stage="bucket_check", claim=claim, warning=warning)
 
 
 def dataset_staged(claim: str) -> DatasetStaged:
@@ -216,7 +229,7 @@ def test_secrets_go_to_publishers_only_and_are_wiped_at_the_end() -> None:
     tale.publish("model_publication", "p")
     grants = [each.message for each in tale.said if isinstance(each.message, ClaimGranted)]
     assert {grant.stage: grant.s3 for grant in grants} == {
-        "staging": None, "training": None, "generation": None,
+        "staging": None, "bucket_check": "sealed", "training": None, "generation": None,
         "model_publication": "sealed", "image_publication": "sealed",
     }  # fmt: skip
     assert tale.job.s3 is None
@@ -238,6 +251,46 @@ def test_a_worker_downstream_needs_no_other_queue() -> None:
     tale.stage()
     tale.train()
     assert tale.asked_again == []
+
+
+# --- The user's bucket is tried first ---------------------------------------------------------
+
+
+def test_only_a_job_with_a_bucket_has_it_tried() -> None:
+    assert BucketDue(job="job", run=1) in [each.message for each in Tale(bucket=True).said]
+    assert kinds([each.message for each in Tale().said]) == [JobSubmitted]
+
+
+def test_a_bucket_that_refuses_ends_the_job_while_it_is_staged() -> None:
+    tale = Tale(bucket=True)
+    tale.claim("staging", "s")
+    tale.claim("bucket_check", "b")
+
+    said = tale.fail("bucket_check", "b", kind="refused")
+
+    assert kinds(said) == [JobFailed, ClaimRefused, WebhookDue]
+    assert isinstance(tale.claim("training", "t"), ClaimRefused)
+
+
+def test_no_gpu_works_before_the_bucket_was_tried_and_then_it_is_asked_again() -> None:
+    tale = Tale(bucket=True)
+    assert isinstance(tale.claim("staging", "s"), ClaimGranted)
+    tale.tell(dataset_staged("s"))
+    refusal = tale.claim("training", "early")
+    assert isinstance(refusal, ClaimRefused)
+    assert "bucket is being tried" in refusal.reason
+
+    assert tale.check_bucket() == [dataset_staged("s")]
+
+    assert isinstance(tale.claim("training", "t"), ClaimGranted)
+
+
+def test_what_could_not_be_told_of_the_bucket_is_a_warning() -> None:
+    tale = Tale(bucket=True)
+
+    tale.check_bucket(warning="it did not answer")
+
+    assert tale.job.warnings == ("it did not answer",)
 
 
 # --- Claims and fences ------------------------------------------------------------------------
@@ -646,6 +699,94 @@ def test_an_answer_to_a_webhook_that_was_never_due_says_nothing() -> None:
     assert tale.job == before
 
 
+# --- Another run ------------------------------------------------------------------------------
+
+
+def retried(tale: Tale) -> list[Message]:
+    tale.now += 1.0
+    return tale.hear(jobs.retry_from_its_end(tale.job, tale.now))
+
+
+def test_a_failed_job_is_run_again_from_the_stage_that_failed() -> None:
+    tale = Tale()
+    tale.stage()
+    tale.train()
+    tale.claim("generation", "g")
+    tale.fail("generation", "g", kind="refused")
+    assert tale.job.status == "FAILED"
+
+    (asked,) = retried(tale)
+
+    assert asked == checkpoint_final("t")
+    assert (tale.job.status, tale.job.run, tale.job.error) == ("IN_QUEUE", 2, None)
+    assert (delay_time(tale.job, tale.now), execution_time(tale.job, tale.now)) == (0, 0)
+    assert isinstance(tale.claim("training", "t2"), ClaimRefused)
+    grant = tale.claim("generation", "g2")
+    assert isinstance(grant, ClaimGranted)
+    assert grant.attempt == 2
+    assert kinds(tale.tell(images_generated("g2"))) == [JobCompleted, WebhookDue]
+
+
+def test_each_run_has_a_webhook_of_its_own() -> None:
+    tale = Tale(draws=False)
+    tale.stage()
+    for claim in ("a", "b"):
+        tale.claim("training", claim)
+        tale.fail("training", claim, kind="refused")
+        retried(tale)
+
+    due = [each.message for each in tale.said if isinstance(each.message, WebhookDue)]
+    assert [each.run for each in due] == [1, 2]
+    assert len({each.webhook_id for each in due}) == 2
+
+
+def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_hears_no_old_worker() -> None:
+    tale = Tale(draws=False, bucket=True)
+    tale.stage()
+    tale.claim("training", "t")
+    point = ResumePointSaved(
+        job="job", stage="training", claim="t", prefix="resume/", step=3, epoch=0
+    )
+    tale.tell(point)
+    tale.hear(jobs.time_out(tale.job, "late", tale.now))
+
+    retried(tale)
+
+    (refusal,) = tale.tell(checkpoint_final("t"))
+    assert isinstance(refusal, ClaimRefused)
+    assert isinstance(tale.claim("training", "t"), ClaimRefused)
+    grant = tale.claim("training", "t2")
+    assert isinstance(grant, ClaimGranted)
+    assert grant.resume_point == "resume/"
+    tale.tell(checkpoint_final("t2"))
+    assert kinds(tale.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
+
+
+def test_failures_are_counted_anew_in_another_run() -> None:
+    tale = Tale()
+    for claim in ("a", "b", "c"):
+        tale.claim("staging", claim)
+        tale.fail("staging", claim)
+    assert tale.job.ended
+    retried(tale)
+    for claim in ("d", "e"):
+        tale.claim("staging", claim)
+        tale.fail("staging", claim)
+    assert not tale.job.ended
+    tale.claim("staging", "f")
+    tale.fail("staging", "f")
+    assert tale.job.ended
+
+
+def test_a_job_that_lives_or_ended_well_is_not_run_again() -> None:
+    tale = Tale()
+    assert retried(tale) == []
+    assert tale.job.run == 1
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    assert retried(tale) == []
+    assert tale.job.status == "CANCELLED"
+
+
 # --- Whatever comes ---------------------------------------------------------------------------
 
 CLAIMS = st.sampled_from(["a", "b", "c"])
@@ -671,7 +812,7 @@ def facts() -> st.SearchStrategy[Any]:
         ),
         *(
             st.builds(lambda claim, stage, make=make: _at(make(claim), stage), CLAIMS, ANY_STAGE)
-            for make in (dataset_staged, checkpoint_final, images_generated)
+            for make in (dataset_staged, bucket_checked, checkpoint_final, images_generated)
         ),
         st.builds(ArtifactsPublished, **STAMP, urls=st.just({})),
         st.builds(lambda step: samples_generated(sample(step, 0)), st.integers(0, 3)),
@@ -688,13 +829,15 @@ def _at(fact: StageFact, stage: Stage) -> StageFact:
 
 
 @settings(deadline=None)
-@given(st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost"])), max_size=40))
+@given(
+    st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost", "retry"])), max_size=40)
+)
 def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(told: list[Any]) -> None:
     tale = Tale(bucket=True)
     for each in told:
         before = tale.job
         happen(tale, each)
-        if before.ended:
+        if before.ended and tale.job.run == before.run:
             assert (tale.job.status, tale.job.error, tale.job.ended_at) == (
                 before.status, before.error, before.ended_at
             )  # fmt: skip
@@ -707,6 +850,8 @@ def happen(tale: Tale, what: Any) -> None:
             tale.hear(jobs.cancel(tale.job, tale.now))
         case "late":
             tale.hear(jobs.time_out(tale.job, "late", tale.now))
+        case "retry":
+            tale.hear(jobs.retry_from_its_end(tale.job, tale.now))
         case "lost":
             for stage, record in tale.job.stages.items():
                 claim = record.claim.id if record.claim else "nobody"
@@ -782,6 +927,8 @@ def result_of(stage: Stage, claim: str) -> Any:
     match stage:
         case "staging":
             return dataset_staged(claim)
+        case "bucket_check":
+            return bucket_checked(claim)
         case "training":
             return checkpoint_final(claim)
         case "generation":

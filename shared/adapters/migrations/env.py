@@ -1,12 +1,12 @@
 """Runs the revisions inside the transaction that `Database.migrate` has opened, and only there.
 
 A revision is written by hand into `versions/`; the contract tests compare where it leads with the
-tables in `shared/adapters/database.py`.
+tables in `shared/adapters/tables.py`.
 """
 
 from alembic import context
 
-from shared.adapters.database import metadata
+from shared.adapters.tables import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 with context.begin_transaction():

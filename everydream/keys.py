@@ -1,0 +1,87 @@
+"""Keys of the endpoint, made and disabled by whoever runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from services.gateway.auth import SCOPES, Scope, digest_of, new_key
+from shared.adapters.key_table import KeyTable
+from shared.errors import Refused
+from shared.ports import StoredKey
+from shared.process import closing
+from shared.settings import Settings
+
+T = TypeVar("T")
+
+
+def make_key(settings: Settings, name: str, scopes: Sequence[Scope], console: Console) -> None:
+    """Make a key and print it, once; here only its SHA-256 stays.
+
+    Raises:
+        Refused: there is, or was, a key of this name.
+        Unavailable: the database does not answer.
+    """
+    key = new_key()
+    kept = StoredKey(
+        digest=digest_of(key),
+        name=name,
+        scopes=tuple(scope for scope in SCOPES if scope in scopes),
+        created_at=time.time(),
+    )
+
+    async def add(table: KeyTable) -> bool:
+        return await table.add(kept)
+
+    if not asyncio.run(_with_table(settings, add)):
+        raise Refused(f"there is, or was, a key named {name!r}; choose another name")
+    console.print(f"Key {name!r} ({', '.join(kept.scopes)}), shown only now:", soft_wrap=True)
+    console.print(key, soft_wrap=True, highlight=False)
+
+
+def list_keys(settings: Settings, console: Console) -> None:
+    """Print every key that was made, without the key itself. Raises Unavailable."""
+    table = Table("name", "scopes", "made", "last used", "state")
+    for key in asyncio.run(_with_table(settings, KeyTable.all)):
+        state = "disabled" if key.disabled_at else "let in"
+        table.add_row(
+            key.name, ", ".join(key.scopes), _moment(key.created_at), _moment(key.last_used_at),
+            state,
+        )  # fmt: skip
+    console.print(table)
+    if settings.api_keys:
+        number = len(settings.api_keys)
+        console.print(f"Besides, {number} from EVERYDREAM_API_KEYS, good for everything.")
+
+
+def disable_key(settings: Settings, name: str) -> None:
+    """Let a key in no more, for ever; its jobs go on.
+
+    Raises:
+        Refused: none of this name is let in.
+        Unavailable: the database does not answer.
+    """
+
+    async def disable(table: KeyTable) -> bool:
+        return await table.disable(name, time.time())
+
+    if not asyncio.run(_with_table(settings, disable)):
+        raise Refused(f"there is no key named {name!r} that is let in")
+
+
+async def _with_table(settings: Settings, use: Callable[[KeyTable], Awaitable[T]]) -> T:
+    async with closing(KeyTable.open(settings.database_url)) as table:
+        await table.migrate()
+        return await use(table)
+
+
+def _moment(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "minutes").removesuffix("+00:00")

@@ -1,0 +1,212 @@
+"""RunPod's operations of an endpoint, as its clients use them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from aiohttp import web
+
+from services.gateway.admission import Admission
+from services.gateway.changes import Changes
+from services.gateway.door import Door
+from services.gateway.http import ANSWER_SECONDS, Route, is_gone, json_body, json_response
+from services.gateway.ledger import Ledger, Seen
+from services.gateway.streams import Streams
+from services.gateway.view import View
+from services.gateway.workforce import Workforce
+from shared.jobs import Job, Step, cancel, retry_from_its_end
+from shared.messages import stable_id
+from shared.request import Invalid
+
+READ = ("GET", "POST")
+"""RunPod's Go client POSTs what the others GET."""
+RUN_BYTES, RUNSYNC_BYTES = 10 * 1024 * 1024, 20 * 1024 * 1024
+"""The largest bodies, as RunPod has them."""
+MOST_WAIT, MOST_RUNSYNC_WAIT, RUNSYNC_WAIT = 90_000, 300_000, 90_000
+"""Milliseconds."""
+SHORT_WAIT = 1_000
+"""Of one who does not say how long he waits, in milliseconds: so that no client asks in a loop
+without a pause."""
+IDEMPOTENCY_KEY = "Idempotency-Key"
+MOST_KEY_LETTERS = 255
+CANCELLED_STREAM_SECONDS = 10.0
+"""After this a cancelled job has no stream: RunPod's Python client would read it for ever."""
+
+
+class Endpoint:
+    """Submitting, looking, waiting, cancelling and trying again."""
+
+    def __init__(
+        self,
+        *,
+        door: Door,
+        admission: Admission,
+        ledger: Ledger,
+        view: View,
+        changes: Changes,
+        streams: Streams,
+        workforce: Workforce,
+        clock: Callable[[], float],
+    ) -> None:
+        self._door = door
+        self._admission = admission
+        self._ledger = ledger
+        self._view = view
+        self._changes = changes
+        self._streams = streams
+        self._workforce = workforce
+        self._clock = clock
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(("POST",), "/run", self._run),
+            Route(("POST",), "/runsync", self._runsync),
+            Route(READ, "/status/{job}", self._status),
+            Route(READ, "/status-sync/{job}", self._status_sync),
+            Route(READ, "/stream/{job}", self._stream),
+            Route(("POST",), "/cancel/{job}", self._cancel),
+            Route(("POST",), "/retry/{job}", self._retry),
+            Route(("POST",), "/purge-queue", self._purge),
+            Route(READ, "/health", self._health),
+        ]
+
+    async def _run(self, request: web.Request) -> web.Response:
+        with self._door.let_in(request, "run") as owner:
+            job = await self._admit(request, owner, RUN_BYTES)
+            return web.json_response({"id": job.id, "status": job.status})
+
+    async def _runsync(self, request: web.Request) -> web.Response:
+        with self._door.let_in(request, "runsync") as owner:
+            wait = wait_of(request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
+            job = await self._admit(request, owner, RUNSYNC_BYTES)
+            return await self._at_the_end(request, job.id, wait)
+
+    async def _admit(self, request: web.Request, owner: str, most: int) -> Job:
+        body = await json_body(request, most)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await self._admission.admit(job_id_for(request, owner), owner, body)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        with self._door.let_in(request, "status") as owner:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                seen = await self._door.job(request, owner)
+                return json_response(await self._view.status(seen.job))
+
+    async def _status_sync(self, request: web.Request) -> web.Response:
+        with self._door.let_in(request, "status") as owner:
+            wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                seen = await self._door.job(request, owner)
+            return await self._at_the_end(request, seen.job.id, wait)
+
+    async def _at_the_end(self, request: web.Request, job_id: str, wait: float) -> web.Response:
+        """The status once the job has ended, or as it is after so many seconds."""
+        seen = await self._until(request, job_id, wait, lambda seen: seen.job.ended)
+        return json_response(await self._view.status(seen.job))
+
+    async def _until(
+        self, request: web.Request, job_id: str, wait: float, enough: Callable[[Seen], bool]
+    ) -> Seen:
+        """The job when it is as it should be, or when the time is over."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait
+        with self._changes.watch(job_id) as watch:
+            while True:
+                seen = await self._ledger.look(job_id)
+                if seen is None:
+                    raise web.HTTPNotFound(text="there is no such job")
+                left = end - loop.time()
+                if enough(seen) or left <= 0 or is_gone(request):
+                    return seen
+                await watch.wait(left)
+
+    async def _stream(self, request: web.Request) -> web.Response:
+        """What is new of the output since the last such request, each piece once."""
+        with self._door.let_in(request, "stream") as owner:
+            wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                seen = await self._door.job(request, owner)
+            chunks, seen = await self._streams.next(request, seen, wait)
+            if not chunks and self._is_long_cancelled(seen.job):
+                raise web.HTTPNotFound(text="the stream of this cancelled job has ended")
+            job = seen.job
+            return json_response(
+                msgspec.json.encode({"id": job.id, "status": job.status, "stream": chunks})
+            )
+
+    def _is_long_cancelled(self, job: Job) -> bool:
+        ended = job.ended_at or self._clock()
+        return job.status == "CANCELLED" and self._clock() - ended > CANCELLED_STREAM_SECONDS
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        with self._door.let_in(request, "cancel") as owner:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                seen = await self._door.job(request, owner)
+                after = await self._ledger.change(seen.job.id, self._cancelled)
+            return web.json_response({"id": seen.job.id, "status": (after or seen.job).status})
+
+    async def _retry(self, request: web.Request) -> web.Response:
+        with self._door.let_in(request, "run") as owner:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                seen = await self._door.job(request, owner)
+                retry = partial(retry_from_its_end, now=self._clock())
+                after = await self._ledger.change(seen.job.id, retry) or seen.job
+            if after.run == seen.job.run:
+                raise Invalid(
+                    [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
+                )
+            return web.json_response({"id": after.id, "status": after.status})
+
+    async def _purge(self, request: web.Request) -> web.Response:
+        """Cancel what waits in the queue; whatever is at work goes on."""
+        with self._door.let_in(request, "purge") as owner:
+            removed = 0
+            async with asyncio.timeout(ANSWER_SECONDS):
+                for job_id in await self._workforce.queued(owner):
+                    after = await self._ledger.change(job_id, self._cancelled_if_queued)
+                    removed += after is not None and after.status == "CANCELLED"
+            return web.json_response({"removed": removed, "status": "completed"})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        with self._door.let_in(request, "status") as owner:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return web.json_response(await self._workforce.health(owner))
+
+    def _cancelled(self, job: Job) -> Step:
+        return cancel(job, self._clock())
+
+    def _cancelled_if_queued(self, job: Job) -> Step:
+        return cancel(job, self._clock()) if job.status == "IN_QUEUE" else Step(job)
+
+
+def wait_of(request: web.Request, usual: int, most: int) -> float:
+    """The seconds that a client wants to wait, from its ``wait`` in milliseconds.
+
+    Raises:
+        Invalid: no number.
+    """
+    text = request.query.get("wait", str(usual))
+    try:
+        return min(max(int(text), 0), most) / 1000
+    except ValueError:
+        raise Invalid(
+            [f"wait: expected milliseconds from 0 to {most}, got {text[:40]!r}"]
+        ) from None
+
+
+def job_id_for(request: web.Request, owner: str) -> str:
+    """A new id, or the one that belongs to the request's idempotency key.
+
+    Raises:
+        Invalid: the key is empty or too long.
+    """
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is None:
+        return str(uuid.uuid4())
+    if not 1 <= len(key) <= MOST_KEY_LETTERS:
+        raise Invalid([f"{IDEMPOTENCY_KEY}: expected 1 to {MOST_KEY_LETTERS} letters"])
+    return stable_id("idempotency", owner, key)

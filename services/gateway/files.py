@@ -1,0 +1,57 @@
+"""Files of a store on this machine, for whoever has a signed link."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+from urllib.parse import quote
+
+from aiohttp import web
+
+from shared.errors import NotFound, Refused
+from shared.keys import link_holds
+
+
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """A store whose objects are files on this machine; the gateway serves its links."""
+
+    def path_of(self, key: str) -> Path:
+        """The object's file. Raises NotFound or Refused."""
+
+
+class Files:
+    """Answers the links of a store that keeps files."""
+
+    def __init__(self, store: KeepsFiles, link_key: str, clock: Callable[[], float]) -> None:
+        """``link_key`` is the deployment's, which has signed the links."""
+        self._store = store
+        self._link_key = link_key
+        self._clock = clock
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """A file, whole or a range of it."""
+        key, query = request.match_info["key"], request.query
+        expires, signature = _seconds(query.get("expires", "")), query.get("signature", "")
+        if not link_holds(self._link_key, key, expires, signature, self._clock()):
+            raise web.HTTPForbidden(text="this link is not one of ours, or it has ended")
+        headers = {"X-Content-Type-Options": "nosniff"}
+        if name := query.get("filename"):
+            headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+        return web.FileResponse(await self._path_of(key), headers=headers)
+
+    async def _path_of(self, key: str) -> Path:
+        try:
+            return await asyncio.to_thread(self._store.path_of, key)
+        except (NotFound, Refused):
+            raise web.HTTPNotFound(text="there is no such file") from None
+
+
+def _seconds(text: str) -> int:
+    """A link's end; anything but a number has ended."""
+    try:
+        return int(text)
+    except ValueError:
+        return 0

@@ -1,0 +1,67 @@
+"""What waits, what is at work, and who could take it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from services.gateway.ledger import read
+from shared.jobs import GPU_STAGES, Job
+from shared.messages import STAGE_QUEUES
+from shared.ports import Bus, JobStore
+
+PAGE = 100
+
+
+class Workforce:
+    """Counts jobs and workers for ``/health``, and finds a job's place in the queue."""
+
+    def __init__(self, bus: Bus, jobs: JobStore) -> None:
+        self._bus = bus
+        self._jobs = jobs
+
+    async def health(self, owner: str) -> dict[str, Any]:
+        """RunPod's body: the owner's jobs, and all workers that have a GPU.
+
+        Raises:
+            Unavailable: the database or the broker does not answer.
+        """
+        counts = await self._jobs.counts(owner)
+        running = [job async for job in self._live() if _is_at_work(job)]
+        idle = sum([await self._bus.consumers(STAGE_QUEUES[stage]) for stage in GPU_STAGES])
+        return {
+            "jobs": {
+                "completed": counts.get("COMPLETED", 0),
+                "failed": counts.get("FAILED", 0) + counts.get("TIMED_OUT", 0),
+                "inProgress": counts.get("IN_PROGRESS", 0),
+                "inQueue": counts.get("IN_QUEUE", 0),
+                "retried": await self._jobs.count_retried(owner),
+            },
+            "workers": {
+                "idle": idle,
+                "initializing": 0,
+                "ready": idle + len(running),
+                "running": len(running),
+                "throttled": 0,
+                "unhealthy": 0,
+            },
+        }
+
+    async def queued(self, owner: str) -> list[str]:
+        """The ids of an owner's jobs that no GPU has begun. Raises Unavailable."""
+        found: list[str] = []
+        before: tuple[float, str] | None = None
+        while page := await self._jobs.newest(
+            owner=owner, statuses=("IN_QUEUE",), before=before, limit=PAGE
+        ):
+            found += [row.id for row in page]
+            before = (page[-1].created_at, page[-1].id)
+        return found
+
+    async def _live(self) -> AsyncIterator[Job]:
+        async for row in self._jobs.live():
+            yield read(row)
+
+
+def _is_at_work(job: Job) -> bool:
+    return any(job.stages[stage].claim is not None for stage in GPU_STAGES if stage in job.stages)

@@ -1,0 +1,69 @@
+"""The tables of the database; the migrations lead to them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+COUNTING = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+"""BIGINT counts up by itself in PostgreSQL, INTEGER alone does in SQLite."""
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(255), primary_key=True),
+    sa.Column("owner", sa.String(255), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("run", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double, nullable=True),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.Index("jobs_by_status", "status", "created_at", "id"),
+    sa.Index("jobs_by_owner", "owner", "status"),
+    sa.Index("jobs_by_owner_and_time", "owner", "created_at", "id"),
+    sa.Index("jobs_by_end", "ended_at"),
+)
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("number", COUNTING, primary_key=True),
+    sa.Column("id", sa.String(255), nullable=False, unique=True),
+    sa.Column("message", sa.LargeBinary, nullable=False),
+    sa.Column("queue", sa.String(255), nullable=True),
+    sa.Column("needs_listener", sa.Boolean, nullable=False),
+    sa.Column("due_at", sa.Double, nullable=False),
+    sa.Index("outbox_by_time", "due_at", "number"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("job", sa.String(255), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+streams = sa.Table(
+    "streams",
+    metadata,
+    sa.Column("job", sa.String(255), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(255), nullable=False, unique=True),
+    sa.Column("scopes", sa.String(255), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("disabled_at", sa.Double, nullable=True),
+    sa.Column("last_used_at", sa.Double, nullable=True),
+)
