@@ -14,13 +14,14 @@ from msgspec.structs import replace
 from services.inferencer.drawing import draw, store_image
 from services.inferencer.order import About, DrawingOrder, Entry
 from services.inferencer.samples import draw_row, entries_of
-from shared.child import AnyRecord, Drawn, Phase, Progress, Standby
+from shared.child import AnyRecord, Drawn, Phase, Progress, Spoiled, Standby
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused, Unavailable
 from shared.folders import cached_folder
 from shared.messages import (
     INFERENCER_RESULTS,
     AnyMessage,
+    Artifact,
     CheckpointFinal,
     DrawnImage,
     DrawnSample,
@@ -39,6 +40,7 @@ from shared.runtime import Order
 
 CHILD = "services.inferencer.child"
 LOST = "the last samples are missing: "
+LOST_ONE = "one of the last samples is missing: "
 SEEDS = 2**32
 """A drawn seed is below this."""
 
@@ -107,9 +109,9 @@ class InferencerWork:
         )
 
     async def _draw_images(self, order: Order, asked: DrawingOrder) -> list[DrawnImage]:
-        """Store each image as it comes."""
+        """Store each image as it comes; they are in the order of the request at the end."""
         wanted = [entry for entry in asked.entries for _ in range(entry.inference.num_outputs)]
-        images: list[DrawnImage] = []
+        images: dict[int, DrawnImage] = {}
 
         async def hear(record: AnyRecord) -> None:
             order.heard()
@@ -118,11 +120,13 @@ class InferencerWork:
                     order.progress(phase=name)
                 case Progress(numbers=numbers):
                     order.progress(**numbers)
-                case Drawn():
-                    images.append(await self._store_image(order, record, wanted[record.index]))
+                case Drawn(index=index):
+                    images[index] = await self._store_image(order, record, wanted[index])
+                case Spoiled(index=index):
+                    images[index] = _spoiled_image(record, wanted[index])
 
         await draw(self._standby, asked, hear)
-        return images
+        return [images[index] for index in range(len(wanted))]
 
     async def _draw_last_row(
         self, order: Order, trained: CheckpointFinal, asked: DrawingOrder
@@ -134,30 +138,42 @@ class InferencerWork:
         order.progress(phase="drawing the last samples")
         asked = replace(asked, entries=entries_of(row))
         try:
-            samples = await draw_row(
+            samples, missing = await draw_row(
                 self._standby, self._store, order.job, row, asked, heard=order.heard
             )
         except Unavailable:
             raise
         except (Refused, Passing) as error:
             return (), (f"{LOST}{error}",)
-        return samples, ()
+        return samples, tuple(f"{LOST_ONE}{reason}" for reason in missing)
 
     async def _store_image(self, order: Order, drawn: Drawn, entry: Entry) -> DrawnImage:
-        path, asked = Path(drawn.path), entry.inference
+        path = Path(drawn.path)
         key = f"jobs/{order.job}/generation/{order.grant.attempt}/{path.name}"
-        return DrawnImage(
-            artifact=await store_image(self._store, path, key, "image", heard=order.heard),
-            prompt=asked.prompt,
-            negative_prompt=asked.negative_prompt,
-            width=asked.width,
-            height=asked.height,
-            num_inference_steps=asked.num_inference_steps,
-            guidance_scale=asked.guidance_scale,
-            scheduler=asked.scheduler,
-            seed=drawn.seed,
-            passback=asked.passback,
-        )
+        artifact = await store_image(self._store, path, key, "image", heard=order.heard)
+        return _image(artifact, entry.inference, drawn.seed)
+
+
+def _spoiled_image(spoiled: Spoiled, entry: Entry) -> DrawnImage:
+    return _image(None, entry.inference, spoiled.seed, error=spoiled.reason)
+
+
+def _image(
+    artifact: Artifact | None, asked: Inference, seed: int, *, error: str | None = None
+) -> DrawnImage:
+    return DrawnImage(
+        artifact=artifact,
+        prompt=asked.prompt,
+        negative_prompt=asked.negative_prompt,
+        width=asked.width,
+        height=asked.height,
+        num_inference_steps=asked.num_inference_steps,
+        guidance_scale=asked.guidance_scale,
+        scheduler=asked.scheduler,
+        seed=seed,
+        passback=asked.passback,
+        error=error,
+    )
 
 
 def entry_of(asked: Inference) -> Entry:

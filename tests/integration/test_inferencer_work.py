@@ -11,17 +11,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import torch
+from msgspec.structs import replace
 from PIL import Image
 
 from services.inferencer.work import CHILD, InferencerWork, entry_of
 from shared.adapters.folder import FolderStore
 from shared.child import Standby
+from shared.diffusion.saving import save_folder
 from shared.errors import Passing, Refused
 from shared.folders import upload_folder
-from shared.messages import Artifact, CheckpointFinal, ImagesGenerated
+from shared.messages import Artifact, CheckpointFinal, ImagesGenerated, SampleRow
 from shared.request import Inference
 from shared.runtime import Order
-from tests.models import make_random_model
+from tests.drawing import POISON, poisoned
+from tests.models import make_random_model, random_parts
 from tests.workers import Facts, files_of, folder_store, granted_order, until_gone
 
 DEADLINE = 120.0
@@ -31,10 +35,12 @@ LONG = "a (red:1.2) wall, " * 30
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store's folder that holds a trained model, and one that is broken."""
+    """A store's folder that holds a trained model, one that knows a bad word, and a broken one."""
     folder = tmp_path_factory.mktemp("trained")
     store = folder_store(folder / "store")
     asyncio.run(upload_folder(store, make_random_model(folder / "model"), "model"))
+    save_folder(poisoned(random_parts()), folder / "poisoned", dtype=torch.float32)
+    asyncio.run(upload_folder(store, folder / "poisoned", "poisoned"))
     (folder / "broken").mkdir()
     (folder / "broken" / "model_index.json").write_text("{}")
     asyncio.run(upload_folder(store, folder / "broken", "broken"))
@@ -119,6 +125,54 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
 
     (image,) = [await image_of(store, each) for each in files_of(again)]
     assert image.tobytes() == images[1].tobytes()
+    assert pid_of(work) == child
+
+
+async def test_an_image_that_fails_has_an_error_in_its_place_and_the_others_are_drawn(
+    work: InferencerWork, store: FolderStore
+) -> None:
+    """Drawn in another order than asked for: what is alike goes together."""
+    await work.prepare()
+    child = pid_of(work)
+    entries = (small("a", seed=1), small(POISON, outputs=2, seed=2), small("b", steps=2, seed=4),
+               small("c", seed=5))  # fmt: skip
+    row = SampleRow(step=8, epoch=1, prompts=("a", POISON, "b"), seed=5, resolution=128)
+    asked = replace(final("job", *entries, model="poisoned"), row=row)
+
+    result = await work.perform(granted_order(asked, "generation", Facts()))
+
+    images = result.images
+    assert [each.prompt for each in images] == ["a", POISON, POISON, "b", "c"]
+    assert [each.seed for each in images] == [1, 2, 3, 4, 5]
+    assert [bool(each.artifact) for each in images] == [True, False, False, True, True]
+    assert [bool(each.error) for each in images] == [False, True, True, False, False]
+    assert f"an image of {POISON!r} came out as not-a-number" in (images[1].error or "")
+    assert images[1].passback == f"for {POISON}"
+    names = [each.key.rpartition("/")[2] for each in files_of(result)]
+    assert names == ["0000.png", "0003.png", "0004.png"]
+    assert [each.index for each in result.samples] == [0, 2]
+    assert [each.prompt for each in result.samples] == ["a", "b"]
+    (warning,) = result.warnings
+    assert warning.startswith(f"one of the last samples is missing: an image of {POISON!r} came")
+
+    alone = final("alone", small("c", seed=5), model="poisoned")
+    again = await work.perform(granted_order(alone, "generation", Facts()))
+    drawn, redrawn = [await image_of(store, files_of(each)[-1]) for each in (result, again)]
+    assert drawn.tobytes() == redrawn.tobytes()
+    assert pid_of(work) == child
+
+
+async def test_a_job_none_of_whose_images_can_be_drawn_fails_for_good_with_the_first_reason(
+    work: InferencerWork,
+) -> None:
+    await work.prepare()
+    child = pid_of(work)
+    entries = (small(f"red {POISON}", steps=2), small(POISON), small(POISON))
+    hopeless = granted_order(final("job", *entries, model="poisoned"), "generation", Facts())
+
+    with pytest.raises(Refused, match=f"an image of 'red {POISON}' came out as not-a-number"):
+        await work.perform(hopeless)
+
     assert pid_of(work) == child
 
 
