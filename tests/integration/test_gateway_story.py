@@ -310,8 +310,8 @@ async def test_a_finished_job_is_drawn_from_again_without_a_trainer(here: World)
     staged = await here.take(INFERENCER_RESULTS)
     while not isinstance(staged, ModelStaged):  # the first job's checkpoint waits there, too
         staged = await here.take(INFERENCER_RESULTS)
-    waiting = (await here.status(job))["output"]
-    assert (waiting["stage"], waiting["dataset"]) == ("generation", {})
+    waiting = await eventually(lambda: output_if(here, job, stage="generation"))
+    assert (waiting["step"], waiting["dataset"], waiting["samples"]) == (None, {}, [])
     await (await here.claim(job, "generation", gpu="H100")).finish_generation()
 
     done = await here.status_becomes(job, "COMPLETED")
