@@ -225,8 +225,8 @@ RETRIED: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 def retry_from_its_end(job: Job, now: float) -> Step:
     """The next run of the same job, from the stages that did not get done.
 
-    What a finished stage has made stays, the newest resume point too; images are drawn anew. A job
-    that has not failed stays as it is.
+    What a finished stage has made stays, the newest resume point too. A job that has not failed
+    stays as it is.
     """
     if job.status not in RETRIED:
         return Step(job)
@@ -242,7 +242,6 @@ def retry_from_its_end(job: Job, now: float) -> Step:
             error=None,
             stages={stage: _reopened(record) for stage, record in job.stages.items()},
             progress={},
-            images=(),
             webhook_attempts=0,
             webhook_settled=False,
         )

@@ -849,6 +849,26 @@ def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_hears_no_old_wor
     assert kinds(tale.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_images_that_were_drawn_are_kept_when_only_their_upload_is_tried_again(
+    trains: bool,  # noqa: FBT001
+) -> None:
+    tale = Tale(trains=trains, bucket=True)
+    tale.stage()
+    if trains:
+        tale.train()
+        tale.publish("model_publication", "p")
+    tale.draw()
+    drawn = tale.job.images
+    tale.claim("image_publication", "i")
+    tale.fail("image_publication", "i", kind="refused")
+
+    retried(tale)
+
+    assert kinds(tale.publish("image_publication", "i2")) == [JobCompleted, WebhookDue]
+    assert tale.job.images == drawn != ()
+
+
 def test_failures_are_counted_anew_in_another_run() -> None:
     tale = Tale()
     for claim in ("a", "b", "c"):
