@@ -337,6 +337,18 @@ async def test_a_checkpoint_of_ours_keeps_what_its_job_knows_of_it(here: World) 
         assert model == ModelSource(source=key, clip_skip=1, name=name, sha256="0" * 64)
 
 
+async def test_warnings_of_a_job_that_trains_nothing_stand_by_themselves(here: World) -> None:
+    first = (await finished(here))["id"]
+    job = await here.run({**drawing_with(first), "s3Config": S3_CONFIG})
+    await (await here.claim(job, "bucket_check")).say(BucketChecked, warning="no answer")
+    await (await here.claim(job, "staging")).stage_model(await here.take(FETCHER))
+    await (await here.claim(job, "generation")).finish_generation()
+    await (await here.claim(job, "image_publication")).say(ArtifactsPublished, urls={})
+
+    output = (await here.status_becomes(job, "COMPLETED"))["output"]
+    assert (output["train"], output["warnings"]) == (None, ["no answer"])
+
+
 @pytest.mark.parametrize("elsewhere", ["org/name", "https://example.com/m.safetensors"])
 async def test_a_model_from_elsewhere_is_left_to_the_fetcher(here: World, elsewhere: str) -> None:
     assert (await drawn_again(here, elsewhere))[1] == ModelSource(source=elsewhere)

@@ -186,7 +186,7 @@ def test_a_trained_and_a_named_model_are_both_for_the_inferencer_and_told_apart(
     trained, again = final("first"), named("again")
 
     assert work.stage_of(trained) == work.stage_of(again) == "generation"
-    assert about(trained) == About(job="first", step=80, model="last", sha256="s")
+    assert about(trained) == About(job="first", step=80, model="last", sha256=CHECKPOINT.sha256)
     assert about(again) == About(job="again", model="last-first.safetensors", sha256="5" * 64)
 
 

@@ -327,7 +327,10 @@ def test_a_job_that_trains_nothing_is_staged_drawn_and_completed() -> None:
 
 def test_its_images_go_to_the_users_bucket_before_it_is_complete() -> None:
     tale = Tale(trains=False, bucket=True)
-    tale.stage()
+    tale.claim("staging", "s")
+    tale.tell(model_staged("s"))
+    assert isinstance(tale.claim("generation", "early"), ClaimRefused)
+    assert tale.check_bucket() == [model_staged("s")]
     assert tale.draw() == []
     assert isinstance(tale.claim("model_publication", "p"), ClaimRefused)
     assert kinds(tale.publish("image_publication", "i")) == [JobCompleted, WebhookDue]
