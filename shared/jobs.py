@@ -35,6 +35,7 @@ from shared.messages import (
     JobSubmitted,
     JobTimedOut,
     Message,
+    ModelStaged,
     Progressed,
     ResumePointSaved,
     SamplesGenerated,
@@ -104,6 +105,8 @@ class Job(Struct, frozen=True, kw_only=True):
     webhook: str | None = None
     s3: str | None = None
     """The sealed ``s3Config``."""
+    trains: bool = True
+    """Whether a model is to be trained; if not, images are drawn with a finished one."""
     draws: bool = False
     """Whether images are asked for."""
     created_at: float
@@ -183,7 +186,9 @@ def admit(
     digest: str = "",
 ) -> Step:
     """A new job, and the fact that asks for its staging."""
-    submitted = JobSubmitted(job=job_id, run=1, train=request.train, inference=request.inference)
+    submitted = JobSubmitted(
+        job=job_id, run=1, train=request.train, model=request.model, inference=request.inference
+    )
     job = Job(
         id=job_id,
         owner=owner,
@@ -192,6 +197,7 @@ def admit(
         policy=request.policy,
         webhook=request.webhook,
         s3=sealed,
+        trains=request.train is not None,
         draws=bool(request.inference),
         created_at=now,
         stages={"staging": StageRecord(asking=encode(submitted), due_at=now)},
@@ -219,8 +225,8 @@ RETRIED: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 def retry_from_its_end(job: Job, now: float) -> Step:
     """The next run of the same job, from the stages that did not get done.
 
-    What a finished stage has made stays, the newest resume point too; images are drawn anew. A job
-    that has not failed stays as it is.
+    What a finished stage has made stays, the newest resume point too. A job that has not failed
+    stays as it is.
     """
     if job.status not in RETRIED:
         return Step(job)
@@ -236,7 +242,6 @@ def retry_from_its_end(job: Job, now: float) -> Step:
             error=None,
             stages={stage: _reopened(record) for stage, record in job.stages.items()},
             progress={},
-            images=(),
             webhook_attempts=0,
             webhook_settled=False,
         )
@@ -316,6 +321,8 @@ def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step: 
     match fact:
         case DatasetStaged():
             return _ask(_done(replace(job, report=fact.report), fact), "training", fact, now)
+        case ModelStaged():
+            return _ask(_done(job, fact), "generation", fact, now)
         case BucketChecked():
             return _bucket_checked(job, fact, now)
         case CheckpointSaved():
@@ -481,7 +488,7 @@ def _settle(step: Step, now: float) -> Step:
     still_open = [stage for stage, record in job.stages.items() if record.open]
     if failed and "model_publication" not in still_open:
         end = _end(job, "FAILED", failed[0], now)
-    elif not still_open and job.checkpoint is not None:
+    elif not still_open and (job.checkpoint is not None or job.images):
         end = _end(job, "COMPLETED", None, now)
     else:
         return step
@@ -623,6 +630,13 @@ def _sample_artifacts(job: Job) -> tuple[Artifact, ...]:
 def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:
     record = msgspec.structs.replace(job.stages[fact.stage], failures=0)
     return _with(replace(job, resume_point=fact.prefix), fact.stage, record)
+
+
+def clip_skip_of(job: Job) -> int:
+    """What the job trained its model with; 0 if it trained none."""
+    submitted = decode(job.stages["staging"].asking)
+    train = submitted.train if isinstance(submitted, JobSubmitted) else None
+    return train.clip_skip if train else 0
 
 
 def _ms(seconds: float) -> int:

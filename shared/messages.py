@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from shared.request import Inference, Train
+from shared.request import Inference, ModelSource, Train
 
 Stage = Literal[
     "staging", "bucket_check", "training", "generation", "model_publication", "image_publication"
@@ -77,7 +77,9 @@ class JobSubmitted(Message, frozen=True, kw_only=True, tag="job.submitted"):
     """A job was admitted; asks for staging."""
 
     run: int
-    train: Train
+    train: Train | None = None
+    model: ModelSource | None = None
+    """What to draw with, where nothing is to be trained."""
     inference: tuple[Inference, ...] = ()
 
 

@@ -89,18 +89,28 @@ def stage_at_work(job: Job) -> Stage | None:
 
 def results(job: Job, links: dict[str, str]) -> dict[str, Any]:
     """``output`` at the end: everything there is, however the job ended."""
-    warnings = [*job.warnings, *job.summary.get("warnings", ())]
+    train = _trained(job, links) if job.trains else None
     return {
-        "train": {
-            **job.summary,
-            **({"warnings": warnings} if warnings else {}),
-            "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
-            "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
-            "samples": [_sample(each, links) for each in job.samples],
-        },
+        "train": train,
         "inference": [_image(each, links) for each in job.images],
         "artifacts": [_artifact(each, links) for each in artifacts(job)],
+        **({} if train else _warnings(job)),
     }
+
+
+def _trained(job: Job, links: dict[str, str]) -> dict[str, Any]:
+    return {
+        **job.summary,
+        **_warnings(job),
+        "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
+        "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
+        "samples": [_sample(each, links) for each in job.samples],
+    }
+
+
+def _warnings(job: Job) -> dict[str, Any]:
+    warnings = [*job.warnings, *job.summary.get("warnings", ())]
+    return {"warnings": warnings} if warnings else {}
 
 
 def artifacts(job: Job) -> list[Artifact]:

@@ -30,7 +30,9 @@ from shared.messages import (
     GenerationStarted,
     ImagesGenerated,
     Interruption,
+    ModelStaged,
     Progressed,
+    SampleRow,
     Stage,
     Started,
 )
@@ -46,7 +48,7 @@ SEEDS = 2**32
 
 
 class InferencerWork:
-    """Draws a job's results with one child that outlives the job."""
+    """Draws with a trained or a named model, by one child that outlives the job."""
 
     queue = INFERENCER_RESULTS
     places = 1
@@ -56,7 +58,7 @@ class InferencerWork:
     stops_gently = False
 
     def __init__(self, store: ObjectStore, standby: Standby, *, scratch: Path, cache: Path) -> None:
-        """``cache`` holds trained models for a while; ``scratch`` one job's images at a time.
+        """``cache`` holds models for a while; ``scratch`` one job's images at a time.
 
         ``standby`` keeps the child, which may draw samples between the results.
         """
@@ -66,7 +68,7 @@ class InferencerWork:
         self._standby = standby
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
-        return "generation" if isinstance(message, CheckpointFinal) else None
+        return "generation" if isinstance(message, CheckpointFinal | ModelStaged) else None
 
     async def prepare(self) -> str:
         """Start the child unless it lives; names the GPU."""
@@ -86,24 +88,20 @@ class InferencerWork:
         await self._standby.close()
 
     async def _perform(self, order: Order, folder: Path) -> ImagesGenerated:
-        trained = order.message
-        assert isinstance(trained, CheckpointFinal)  # noqa: S101 - see stage_of
-        order.progress(phase="fetching the trained model")
-        model = await cached_folder(self._store, trained.model, self._cache, heard=order.heard)
+        finished = order.message
+        assert isinstance(finished, CheckpointFinal | ModelStaged)  # noqa: S101 - see stage_of
+        order.progress(phase="fetching the finished model")
+        model = await cached_folder(self._store, finished.model, self._cache, heard=order.heard)
         asked = DrawingOrder(
             model=str(model),
-            entries=tuple(entry_of(each) for each in trained.inference),
-            clip_skip=trained.clip_skip,
-            about=About(
-                job=order.job,
-                step=trained.summary.get("steps"),
-                model=trained.checkpoint.name,
-                sha256=trained.checkpoint.sha256,
-            ),
+            entries=tuple(entry_of(each) for each in finished.inference),
+            clip_skip=finished.clip_skip,
+            about=about(finished),
             out=str(folder),
         )
         images = await self._draw_images(order, asked) if asked.entries else []
-        samples, warnings = await self._draw_last_row(order, trained, asked)
+        row = finished.row if isinstance(finished, CheckpointFinal) else None
+        samples, warnings = await self._draw_last_row(order, row, asked)
         return ImagesGenerated(
             **order.stamp(), images=tuple(images), samples=samples, warnings=warnings
         )
@@ -129,10 +127,9 @@ class InferencerWork:
         return [images[index] for index in range(len(wanted))]
 
     async def _draw_last_row(
-        self, order: Order, trained: CheckpointFinal, asked: DrawingOrder
+        self, order: Order, row: SampleRow | None, asked: DrawingOrder
     ) -> tuple[tuple[DrawnSample, ...], tuple[str, ...]]:
         """The samples of the finished model; without them, why. No job fails for want of them."""
-        row = trained.row
         if row is None:
             return (), ()
         order.progress(phase="drawing the last samples")
@@ -173,6 +170,18 @@ def _image(
         seed=seed,
         passback=asked.passback,
         error=error,
+    )
+
+
+def about(finished: CheckpointFinal | ModelStaged) -> About:
+    """What the images say of the model that the fact brings."""
+    if isinstance(finished, ModelStaged):
+        return About(job=finished.job, model=finished.name, sha256=finished.sha256)
+    return About(
+        job=finished.job,
+        step=finished.summary.get("steps"),
+        model=finished.checkpoint.name,
+        sha256=finished.checkpoint.sha256,
     )
 
 

@@ -15,13 +15,14 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from services.inferencer.work import CHILD, InferencerWork, entry_of
+from services.inferencer.order import About
+from services.inferencer.work import CHILD, InferencerWork, about, entry_of
 from shared.adapters.folder import FolderStore
 from shared.child import Standby
 from shared.diffusion.saving import save_folder
 from shared.errors import Passing, Refused
 from shared.folders import upload_folder
-from shared.messages import Artifact, CheckpointFinal, ImagesGenerated, SampleRow
+from shared.messages import Artifact, CheckpointFinal, ImagesGenerated, ModelStaged, SampleRow
 from shared.request import Inference
 from shared.runtime import Order
 from tests.drawing import POISON, poisoned
@@ -80,6 +81,13 @@ def final(job: str, *entries: Inference, model: str = "model") -> CheckpointFina
     )  # fmt: skip
 
 
+def named(job: str, *entries: Inference, clip_skip: int = 0) -> ModelStaged:
+    return ModelStaged(
+        job=job, stage="staging", claim="c", inference=entries, model="model", clip_skip=clip_skip,
+        name="last-first.safetensors", sha256="5" * 64,
+    )  # fmt: skip
+
+
 async def image_of(store: FolderStore, file: Artifact) -> Image.Image:
     return Image.open(io.BytesIO(await store.get(file.key)))
 
@@ -126,6 +134,20 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
     (image,) = [await image_of(store, each) for each in files_of(again)]
     assert image.tobytes() == images[1].tobytes()
     assert pid_of(work) == child
+
+    untrained = granted_order(named("fourth", small("a", seed=8)), "generation", Facts())
+    once_more = await work.perform(untrained)
+
+    (drawn,) = files_of(once_more)
+    assert drawn.key == "jobs/fourth/generation/1/0000.png"
+    assert (await image_of(store, drawn)).tobytes() == images[1].tobytes()
+    assert (once_more.samples, once_more.warnings) == ((), ())
+
+    skipping = named("fifth", small("a", seed=8), clip_skip=2)
+    otherwise = await work.perform(granted_order(skipping, "generation", Facts()))
+
+    (drawn,) = files_of(otherwise)
+    assert (await image_of(store, drawn)).tobytes() != images[1].tobytes()
 
 
 async def test_an_image_that_fails_has_an_error_in_its_place_and_the_others_are_drawn(
@@ -210,6 +232,16 @@ async def test_a_job_without_entries_has_no_images(work: InferencerWork) -> None
     result = await work.perform(granted_order(final("none"), "generation", Facts()))
 
     assert result.images == ()
+
+
+def test_a_trained_and_a_named_model_are_both_for_the_inferencer_and_told_apart(
+    work: InferencerWork,
+) -> None:
+    trained, again = final("first"), named("again")
+
+    assert work.stage_of(trained) == work.stage_of(again) == "generation"
+    assert about(trained) == About(job="first", step=80, model="last", sha256=CHECKPOINT.sha256)
+    assert about(again) == About(job="again", model="last-first.safetensors", sha256="5" * 64)
 
 
 def test_an_open_seed_is_drawn_for_each_entry_and_a_given_one_is_kept() -> None:

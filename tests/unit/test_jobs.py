@@ -37,6 +37,7 @@ from shared.messages import (
     JobSubmitted,
     JobTimedOut,
     Message,
+    ModelStaged,
     PublicationStarted,
     ResumePointSaved,
     SampleRow,
@@ -56,7 +57,7 @@ from shared.messages import (
     WebhookFailed,
     decode,
 )
-from shared.request import Inference, Train, parse_request
+from shared.request import Inference, ModelSource, Train, parse_request
 
 BEAT = 10.0
 START = 1_000_000.0
@@ -75,10 +76,17 @@ class Tale:
     """A job that is told one fact after another."""
 
     def __init__(
-        self, *, draws: bool = True, bucket: bool = False, webhook: str | None = HOOK
+        self,
+        *,
+        trains: bool = True,
+        draws: bool = True,
+        bucket: bool = False,
+        webhook: str | None = HOOK,
+        **train: Any,
     ) -> None:
         entry = {"inference": {"prompt": "a cat"}} if draws else {}
-        body = {"input": {"train": {"data_url": "https://x.org/a.zip"}, **entry}}
+        training = {"train": {"data_url": "https://x.org/a.zip", **train}}
+        body = {"input": {**(training if trains else {"model": "org/name"}), **entry}}
         request = msgspec.structs.replace(parse_request(body), webhook=webhook)
         sealed = "sealed" if bucket else None
         self.now = START
@@ -109,7 +117,7 @@ class Tale:
         if "bucket_check" in self.job.stages:
             self.check_bucket()
         assert isinstance(self.claim("staging", claim), ClaimGranted)
-        return self.tell(dataset_staged(claim))
+        return self.tell(dataset_staged(claim) if self.job.trains else model_staged(claim))
 
     def check_bucket(self, warning: str | None = None) -> list[Message]:
         assert isinstance(self.claim("bucket_check", "b"), ClaimGranted)
@@ -148,6 +156,12 @@ def dataset_staged(claim: str) -> DatasetStaged:
         inference=(Inference(prompt="a cat"),), dataset="d/", base_model="b/",
         report={"images": 4},
     )  # fmt: skip
+
+
+def model_staged(claim: str) -> ModelStaged:
+    return ModelStaged(
+        job="job", stage="staging", claim=claim, inference=(Inference(prompt="a cat"),), model="m/"
+    )
 
 
 def checkpoint_final(claim: str) -> CheckpointFinal:
@@ -291,6 +305,82 @@ def test_what_could_not_be_told_of_the_bucket_is_a_warning() -> None:
     tale.check_bucket(warning="it did not answer")
 
     assert tale.job.warnings == ("it did not answer",)
+
+
+# --- Drawing with a finished model ------------------------------------------------------------
+
+
+def test_a_job_that_trains_nothing_is_staged_drawn_and_completed() -> None:
+    tale = Tale(trains=False)
+    asked = tale.said[0].message
+    assert isinstance(asked, JobSubmitted)
+    assert (asked.train, asked.model) == (None, ModelSource(source="org/name"))
+    assert tale.stage() == []
+    assert tale.job.status == "IN_QUEUE"
+
+    tale.claim("generation", "g", gpu="H100")
+    assert (tale.job.status, tale.job.gpu) == ("IN_PROGRESS", "H100")
+    assert kinds(tale.tell(images_generated("g"))) == [JobCompleted, WebhookDue]
+    assert list(tale.job.stages) == ["staging", "generation"]
+    assert tale.asked_again == []
+
+
+def test_its_images_go_to_the_users_bucket_before_it_is_complete() -> None:
+    tale = Tale(trains=False, bucket=True)
+    tale.claim("staging", "s")
+    tale.tell(model_staged("s"))
+    assert isinstance(tale.claim("generation", "early"), ClaimRefused)
+    assert tale.check_bucket() == [model_staged("s")]
+    assert tale.draw() == []
+    assert isinstance(tale.claim("model_publication", "p"), ClaimRefused)
+    assert kinds(tale.publish("image_publication", "i")) == [JobCompleted, WebhookDue]
+
+
+def test_no_trainer_is_let_in() -> None:
+    tale = Tale(trains=False)
+    tale.stage()
+    assert isinstance(tale.claim("training", "t"), ClaimRefused)
+
+
+def test_a_model_that_is_refused_or_an_inferencer_that_is_ends_the_job() -> None:
+    tale = Tale(trains=False)
+    tale.claim("staging", "s")
+    assert kinds(tale.fail("staging", "s", kind="refused")) == [JobFailed, WebhookDue]
+
+    tale = Tale(trains=False, bucket=True)
+    tale.stage()
+    tale.claim("generation", "g")
+    assert kinds(tale.fail("generation", "g", kind="refused")) == [JobFailed, WebhookDue]
+    assert tale.job.error == "it broke"
+
+
+def test_a_drawing_that_was_lost_is_asked_for_again_from_the_inferencer() -> None:
+    tale = Tale(trains=False)
+    tale.stage()
+    tale.claim("generation", "g")
+    tale.hear(jobs.lose_claim(tale.job, "generation", "g", now=tale.now, beat=BEAT))
+    (again,) = tale.asked_again
+    assert (again.queue, again.message) == ("inferencer.results", model_staged("s"))
+
+
+def test_a_model_that_is_staged_after_the_end_or_twice_changes_nothing() -> None:
+    tale = Tale(trains=False)
+    tale.claim("staging", "s")
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    before = tale.job
+    assert kinds(tale.tell(model_staged("s"))) == [ClaimRefused]
+    assert tale.job == before
+
+    tale = Tale(trains=False)
+    tale.stage()
+    before = tale.job
+    assert kinds(tale.tell(model_staged("s"))) == [ClaimRefused]
+    assert tale.job == before
+
+
+def test_what_a_model_was_trained_with_is_on_record() -> None:
+    assert jobs.clip_skip_of(Tale(clip_skip=2).job) == 2
+    assert jobs.clip_skip_of(Tale(trains=False).job) == 0
 
 
 # --- Claims and fences ------------------------------------------------------------------------
@@ -762,6 +852,26 @@ def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_hears_no_old_wor
     assert kinds(tale.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_images_that_were_drawn_are_kept_when_only_their_upload_is_tried_again(
+    trains: bool,  # noqa: FBT001
+) -> None:
+    tale = Tale(trains=trains, bucket=True)
+    tale.stage()
+    if trains:
+        tale.train()
+        tale.publish("model_publication", "p")
+    tale.draw()
+    drawn = tale.job.images
+    tale.claim("image_publication", "i")
+    tale.fail("image_publication", "i", kind="refused")
+
+    retried(tale)
+
+    assert kinds(tale.publish("image_publication", "i2")) == [JobCompleted, WebhookDue]
+    assert tale.job.images == drawn != ()
+
+
 def test_failures_are_counted_anew_in_another_run() -> None:
     tale = Tale()
     for claim in ("a", "b", "c"):
@@ -812,7 +922,13 @@ def facts() -> st.SearchStrategy[Any]:
         ),
         *(
             st.builds(lambda claim, stage, make=make: _at(make(claim), stage), CLAIMS, ANY_STAGE)
-            for make in (dataset_staged, bucket_checked, checkpoint_final, images_generated)
+            for make in (
+                dataset_staged,
+                model_staged,
+                bucket_checked,
+                checkpoint_final,
+                images_generated,
+            )
         ),
         st.builds(ArtifactsPublished, **STAMP, urls=st.just({})),
         st.builds(lambda step: samples_generated(sample(step, 0)), st.integers(0, 3)),
@@ -830,10 +946,14 @@ def _at(fact: StageFact, stage: Stage) -> StageFact:
 
 @settings(deadline=None)
 @given(
-    st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost", "retry"])), max_size=40)
+    st.booleans(),
+    st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost", "retry"])), max_size=40),
 )
-def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(told: list[Any]) -> None:
-    tale = Tale(bucket=True)
+def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(
+    trains: bool,  # noqa: FBT001
+    told: list[Any],
+) -> None:
+    tale = Tale(trains=trains, bucket=True)
     for each in told:
         before = tale.job
         happen(tale, each)
@@ -866,7 +986,7 @@ def check(job: Job) -> None:
     assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
     assert job.ended == (job.ended_at is not None)
     assert (job.error is not None) == (job.status in ("FAILED", "TIMED_OUT"))
-    assert job.status != "COMPLETED" or job.checkpoint is not None
+    assert job.status != "COMPLETED" or job.checkpoint is not None or job.images
     for record in job.stages.values():
         check_stage(record)
 
@@ -880,9 +1000,9 @@ def check_stage(record: StageRecord) -> None:
 class Workers(RuleBasedStateMachine):
     """Workers that mostly behave: every job that they are let finish comes to one end."""
 
-    @initialize(draws=st.booleans(), bucket=st.booleans())
-    def submit(self, draws: bool, bucket: bool) -> None:  # noqa: FBT001
-        self.tale = Tale(draws=draws, bucket=bucket)
+    @initialize(trains=st.booleans(), draws=st.booleans(), bucket=st.booleans())
+    def submit(self, trains: bool, draws: bool, bucket: bool) -> None:  # noqa: FBT001
+        self.tale = Tale(trains=trains, draws=draws or not trains, bucket=bucket)
         self.number = 0
 
     @rule(stage=ANY_STAGE, outcome=st.sampled_from(["done", "passing", "refused", "lost"]))
@@ -894,7 +1014,7 @@ class Workers(RuleBasedStateMachine):
         if outcome == "lost":
             happen(self.tale, "lost")
         elif outcome == "done":
-            self.tale.tell(result_of(stage, claim))
+            self.tale.tell(result_of(self.tale.job, stage, claim))
         else:
             self.tale.fail(stage, claim, kind=outcome)
 
@@ -916,6 +1036,12 @@ class Workers(RuleBasedStateMachine):
         assert len([each for each in said if isinstance(each, WebhookDue)]) == int(job.ended)
 
     @invariant()
+    def a_job_without_training_is_complete_with_its_images_only(self) -> None:
+        if hasattr(self, "tale") and not self.tale.job.trains:
+            assert "training" not in self.tale.job.stages
+            assert self.tale.job.images or self.tale.job.status != "COMPLETED"
+
+    @invariant()
     def a_live_job_has_something_left_to_do(self) -> None:
         if not hasattr(self, "tale") or self.tale.job.status in ENDS:
             return
@@ -923,10 +1049,10 @@ class Workers(RuleBasedStateMachine):
         assert any(record.open for record in self.tale.job.stages.values())
 
 
-def result_of(stage: Stage, claim: str) -> Any:
+def result_of(job: Job, stage: Stage, claim: str) -> Any:
     match stage:
         case "staging":
-            return dataset_staged(claim)
+            return dataset_staged(claim) if job.trains else model_staged(claim)
         case "bucket_check":
             return bucket_checked(claim)
         case "training":
