@@ -1,10 +1,10 @@
-"""Runs measurements by name: ``python -m bench``, or ``python -m bench sd15``."""
+"""Runs measurements by name: ``python -m bench``, ``python -m bench warm`` or ``sd15``."""
 
 import sys
 
-from bench import sd15, startup
+from bench import sd15, startup, warm
 
-MEASUREMENTS = {"startup": startup.main, "sd15": sd15.main}
+MEASUREMENTS = {"startup": startup.main, "warm": warm.main, "sd15": sd15.main}
 """Those that take minutes and much memory run only when they are named."""
 
 if __name__ == "__main__":
