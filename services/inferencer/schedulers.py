@@ -70,7 +70,11 @@ class StablePNDM(PNDMScheduler):  # type: ignore[misc]
         return super().step(model_output, timestep, sample, return_dict)
 
     def _get_prev_sample(
-        self, sample: Tensor, timestep: int, prev_timestep: int, model_output: Tensor
+        self,
+        sample: Tensor,
+        timestep: int,  # noqa: ARG002 - the stock signature
+        prev_timestep: int,  # noqa: ARG002
+        model_output: Tensor,
     ) -> Tensor:
         """From this timestep of the list to the next; the first of them is gone down twice."""
         down = [*self.timesteps.unique().flip(0).tolist(), -1]
