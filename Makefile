@@ -45,6 +45,9 @@ check: lint types arch test  ## lint, types, arch and test: what a change must p
 bench: $(DEV)  ## Measure speed
 	$(BIN)/python -m bench
 
+docs: $(DEV)  ## Write the pages of docs/ that are measured
+	$(BIN)/python -m bench schedulers
+
 format: $(DEV)  ## Put the code in shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
