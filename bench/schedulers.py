@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any, get_args
 
 import diffusers
@@ -137,7 +137,7 @@ last timestep down.)
 """
 
 DETERMINISTIC = f"""
-The time is that of {SHEET_STEPS} steps on one core; `DDIM`'s is 1.
+The time is the CPU's for {SHEET_STEPS} steps; `DDIM`'s is 1.
 
 ## How near they come: no noise on the way
 
@@ -236,15 +236,15 @@ def calls(name: Scheduler, config: Any) -> int:
 
 
 def relative_times(pipe: StableDiffusionPipeline, config: Any) -> dict[Scheduler, float]:
-    """The shortest of a few drawings of 50 steps, by DDIM's."""
+    """The CPU time of a drawing of 50 steps, the shortest of a few, by DDIM's."""
     seconds = {name: min(timed(pipe, config, name) for _ in range(RUNS)) for name in NAMES}
     return {name: each / seconds["DDIM"] for name, each in seconds.items()}
 
 
 def timed(pipe: StableDiffusionPipeline, config: Any, name: Scheduler) -> float:
-    begun = perf_counter()
+    begun = process_time()
     drawn(pipe, config, name, 50)
-    return perf_counter() - begun
+    return process_time() - begun
 
 
 def distances(rows: dict[Scheduler, list[float]]) -> str:

@@ -51,4 +51,5 @@ def test_fifty_steps_come_nearer_than_one(name: Scheduler) -> None:
 
 def test_the_sheet_is_a_small_picture() -> None:
     assert SHEET.stat().st_size < 400_000
-    assert Image.open(SHEET).format == "PNG"
+    with Image.open(SHEET) as sheet:
+        assert sheet.format == "PNG"
