@@ -222,7 +222,8 @@ def table_rows(config: Any, times: dict[Scheduler, float]) -> list[str]:
 def stock_class(name: Scheduler) -> str:
     """The class of diffusers that a scheduler is or is made of."""
     kinds = KINDS[name].__mro__
-    return next(kind.__name__ for kind in kinds if kind.__module__.startswith("diffusers."))
+    names = (str(kind.__name__) for kind in kinds if kind.__module__.startswith("diffusers."))
+    return next(names)
 
 
 def changed(name: Scheduler) -> str:

@@ -79,7 +79,8 @@ class StablePNDM(PNDMScheduler):  # type: ignore[misc]
         """From this timestep of the list to the next; the first of them is gone down twice."""
         down = [*self.timesteps.unique().flip(0).tolist(), -1]
         to = max(self.counter, 1)
-        return super()._get_prev_sample(sample, down[to - 1], down[to], model_output)
+        before: Tensor = super()._get_prev_sample(sample, down[to - 1], down[to], model_output)
+        return before
 
 
 class StableIPNDM(IPNDMScheduler):  # type: ignore[misc]
