@@ -1,4 +1,4 @@
-"""What happened to jobs, what was streamed of them, and how often they were run."""
+"""What was streamed of jobs, and how often they were run."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,15 +11,6 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("run", sa.Integer, nullable=False, server_default="1"))
     op.create_index("jobs_by_owner_and_time", "jobs", ["owner", "created_at", "id"])
     op.create_table(
-        "events",
-        sa.Column("job", sa.String(255), primary_key=True),
-        sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("at", sa.Double, nullable=False),
-        sa.Column("type", sa.String(32), nullable=False),
-        sa.Column("data", sa.LargeBinary, nullable=False),
-    )
-    op.create_table(
         "streams",
         sa.Column("job", sa.String(255), primary_key=True),
         sa.Column("digest", sa.String(64), nullable=False),
@@ -29,6 +20,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("streams")
-    op.drop_table("events")
     op.drop_index("jobs_by_owner_and_time", "jobs")
     op.drop_column("jobs", "run")
