@@ -6,6 +6,7 @@ gateway writes both in one commit. The first end wins and is final for its run.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -14,6 +15,7 @@ from msgspec import Struct, field
 from shared import retry
 from shared.messages import (
     STAGE_QUEUES,
+    STAGES,
     AnyMessage,
     Artifact,
     ArtifactsPublished,
@@ -230,33 +232,37 @@ def retry_from_its_end(job: Job, now: float) -> Step:
     """
     if job.status not in RETRIED:
         return Step(job)
-    step = Step(
-        replace(
-            job,
-            run=job.run + 1,
-            status="IN_QUEUE",
-            created_at=now,
-            started_at=None,
-            ended_at=None,
-            gpu="",
-            error=None,
-            stages={stage: _reopened(record) for stage, record in job.stages.items()},
-            progress={},
-            webhook_attempts=0,
-            webhook_settled=False,
-        )
+    job = replace(
+        job,
+        run=job.run + 1,
+        status="IN_QUEUE",
+        created_at=now,
+        started_at=None,
+        ended_at=None,
+        gpu="",
+        error=None,
+        stages={stage: _reopened(record) for stage, record in job.stages.items()},
+        progress={},
+        webhook_attempts=0,
+        webhook_settled=False,
     )
-    for stage in [stage for stage, record in step.job.stages.items() if record.open]:
-        asked = ask_again(step.job, stage, now=now)
-        step = Step(asked.job, (*step.effects, *asked.effects))
-    return step
+    return _ask_all_again(job, STAGES, now)
 
 
 def _reopened(record: StageRecord) -> StageRecord:
     if record.done:
         return record
-    spent = (*record.spent, record.claim.id) if record.claim else record.spent
-    return msgspec.structs.replace(record, claim=None, spent=spent, failures=0, failed=None)
+    return msgspec.structs.replace(_released(record), failures=0, failed=None)
+
+
+def _ask_all_again(job: Job, stages: Iterable[Stage], now: float) -> Step:
+    """Those of the stages that are open."""
+    step = Step(job)
+    for stage in stages:
+        if stage in job.stages and job.stages[stage].open:
+            asked = ask_again(step.job, stage, now=now)
+            step = Step(asked.job, (*step.effects, *asked.effects))
+    return step
 
 
 def overdue(job: Job, now: float) -> str | None:
@@ -385,13 +391,7 @@ def _bucket_checked(job: Job, fact: BucketChecked, now: float) -> Step:
     """What was refused to the GPU workers meanwhile is asked for again."""
     if fact.warning is not None:
         job = replace(job, warnings=(*job.warnings, fact.warning))
-    step = Step(_done(job, fact))
-    for stage in GPU_STAGES:
-        record = step.job.stages.get(stage)
-        if record is not None and record.open:
-            asked = ask_again(step.job, stage, now=now)
-            step = Step(asked.job, (*step.effects, *asked.effects))
-    return step
+    return _ask_all_again(_done(job, fact), GPU_STAGES, now)
 
 
 def _begin(job: Job, fact: Started, now: float) -> Step:
@@ -582,9 +582,12 @@ def _at(job: Job, fact: StageFact, control: str | None) -> Job:
 
 def _release(job: Job, stage: Stage) -> Job:
     """Take the live claim away; it is never granted again."""
-    record = job.stages[stage]
+    return _with(job, stage, _released(job.stages[stage]))
+
+
+def _released(record: StageRecord) -> StageRecord:
     spent = (*record.spent, record.claim.id) if record.claim else record.spent
-    return _with(job, stage, msgspec.structs.replace(record, claim=None, spent=spent))
+    return msgspec.structs.replace(record, claim=None, spent=spent)
 
 
 def _done(job: Job, fact: StageFact) -> Job:
