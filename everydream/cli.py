@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import cyclopts
 
+from services.gateway.auth import SCOPES, Scope
 from shared import telemetry
 from shared.errors import Passing, Refused, SettingsError, Unavailable
 from shared.process import stop_on_signals
@@ -29,7 +30,6 @@ app.command(models)
 keys = cyclopts.App(name="keys", help="The keys that clients send; settings name the database.")
 app.command(keys)
 
-Scope = Literal["read", "submit", "admin"]
 Service = Literal["gateway", "fetcher", "trainer", "inferencer", "notifier"]
 
 
@@ -96,7 +96,7 @@ def make(
         cyclopts.Parameter(
             help="read: look at one's own jobs. submit: submit and change them. admin: purge."
         ),
-    ] = ("read", "submit", "admin"),
+    ] = SCOPES,
 ) -> None:
     """Make a key and print it, once. It is let in from now on."""
     from rich.console import Console  # noqa: PLC0415

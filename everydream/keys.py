@@ -13,6 +13,7 @@ from rich.table import Table
 
 from services.gateway.auth import SCOPES, Scope, digest_of, new_key
 from shared.adapters.key_table import KeyTable
+from shared.adapters.sql import Sql
 from shared.errors import Refused
 from shared.ports import StoredKey
 from shared.process import closing
@@ -76,9 +77,9 @@ def disable_key(settings: Settings, name: str) -> None:
 
 
 async def _with_table(settings: Settings, use: Callable[[KeyTable], Awaitable[T]]) -> T:
-    async with closing(KeyTable.open(settings.database_url)) as table:
-        await table.migrate()
-        return await use(table)
+    async with closing(Sql.open(settings.database_url)) as sql:
+        await sql.migrate()
+        return await use(KeyTable(sql))
 
 
 def _moment(seconds: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
@@ -18,15 +18,6 @@ class KeyTable:
 
     def __init__(self, sql: Sql) -> None:
         self._sql = sql
-
-    @classmethod
-    def open(cls, url: str) -> Self:
-        """A table of its own connections; see :meth:`shared.adapters.sql.Sql.open`."""
-        return cls(Sql.open(url))
-
-    async def migrate(self) -> None:
-        """Bring the whole schema up to date."""
-        await self._sql.migrate()
 
     async def add(self, key: StoredKey) -> bool:
         row = self._sql.insert(api_keys).values(
@@ -54,9 +45,6 @@ class KeyTable:
     async def used(self, digest: str, at: float) -> None:
         row = sa.update(api_keys).where(api_keys.c.digest == digest)
         await self._sql.do(row.values(last_used_at=at))
-
-    async def close(self) -> None:
-        await self._sql.close()
 
 
 def _key(row: Row[Any]) -> StoredKey:

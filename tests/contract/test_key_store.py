@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from shared.adapters.key_table import KeyTable
+from shared.adapters.sql import Sql
 from shared.ports import StoredKey
+from shared.process import closing
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -18,10 +20,9 @@ async def keys(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         url = f"sqlite:///{tmp_path / 'keys.db'}"
     else:
         url = request.getfixturevalue("postgres_url").replace("+asyncpg", "")
-    table = KeyTable.open(url)
-    await table.migrate()
-    yield table
-    await table.close()
+    async with closing(Sql.open(url)) as sql:
+        await sql.migrate()
+        yield KeyTable(sql)
 
 
 def key(name: str = "anna", **changes: object) -> StoredKey:

@@ -13,7 +13,9 @@ import pytest
 
 from services.gateway.auth import SCOPES, Caller, Keys, digest_of, first_key
 from shared.adapters.key_table import KeyTable
+from shared.adapters.sql import Sql
 from shared.ports import StoredKey
+from shared.process import closing
 
 URL = "http://127.0.0.1:8080"
 NOW = 1_700_000_000.0
@@ -21,10 +23,9 @@ NOW = 1_700_000_000.0
 
 @pytest.fixture
 async def made(tmp_path: Path) -> AsyncIterator[KeyTable]:
-    table = KeyTable.open(f"sqlite:///{tmp_path}/keys.db")
-    await table.migrate()
-    yield table
-    await table.close()
+    async with closing(Sql.open(f"sqlite:///{tmp_path}/keys.db")) as sql:
+        await sql.migrate()
+        yield KeyTable(sql)
 
 
 def configured(made: KeyTable, *keys: str, clock: Any = lambda: NOW) -> Keys:
