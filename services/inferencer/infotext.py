@@ -54,7 +54,7 @@ def parameters(entry: Entry, *, seed: int, clip_skip: int, about: About) -> str:
         "Sampler": THEIR_NAMES.get(asked.scheduler, asked.scheduler),
         "CFG scale": asked.guidance_scale,
         "Seed": seed,
-        "Size": "{}x{}".format(*_size(entry)),
+        "Size": "{}x{}".format(*entry.size),
         "Model hash": about.sha256[:10],
         "Model": about.model,
         "Clip skip": max(clip_skip, 1),
@@ -69,7 +69,7 @@ def parameters(entry: Entry, *, seed: int, clip_skip: int, about: About) -> str:
 def settings(entry: Entry, *, seed: int, clip_skip: int, about: About) -> dict[str, Any]:
     """Everything that the image was drawn with, by the request's own names."""
     asked = entry.inference
-    width, height = _size(entry)
+    width, height = entry.size
     return {
         "job": about.job,
         "step": about.step,
@@ -87,10 +87,6 @@ def settings(entry: Entry, *, seed: int, clip_skip: int, about: About) -> dict[s
         "passback": asked.passback,
         "version": VERSION,
     }
-
-
-def _size(entry: Entry) -> tuple[int, int]:
-    return entry.side or entry.inference.width, entry.side or entry.inference.height
 
 
 def _quoted(value: str) -> str:
