@@ -69,7 +69,8 @@ async def failed(here: World) -> str:
 async def test_status_sync_answers_in_the_moment_that_the_job_ends(here: World) -> None:
     job, trainer = await training(here)
     waiting = asyncio.create_task(here.ask("GET", f"{ROOT}/status-sync/{job}?wait=60000"))
-    await asyncio.sleep(0)  # let it ask first
+    assert (await here.status(job))["status"] == "IN_PROGRESS"
+    assert not waiting.done()
     await trainer.finish_training()
 
     async with asyncio.timeout(30):
@@ -255,6 +256,11 @@ async def test_a_purge_cancels_what_waits_and_nothing_else(here: World) -> None:
     assert status.body["status"] == "IN_QUEUE"
 
 
+async def health_with(here: World, *, idle: int) -> dict[str, Any] | None:
+    body: dict[str, Any] = (await here.ask("GET", f"{ROOT}/health")).body
+    return body if body["workers"]["idle"] == idle else None
+
+
 async def test_health_counts_ones_own_jobs_and_everybodys_workers(here: World) -> None:
     await finished(here)
     retried = await failed(here)
@@ -263,9 +269,8 @@ async def test_health_counts_ones_own_jobs_and_everybodys_workers(here: World) -
     await here.claim(retried, "training")
     await here.run()
     idle = [asyncio.create_task(here.bus.take(TRAINER)) for _ in range(2)]
-    await asyncio.sleep(0)
 
-    health = (await here.ask("GET", f"{ROOT}/health")).body
+    health = await eventually(lambda: health_with(here, idle=2))
 
     assert health["jobs"] == {
         "completed": 1, "failed": 0, "inProgress": 1, "inQueue": 1, "retried": 1,
