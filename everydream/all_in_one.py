@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from shared.ports import Bus, Record
 from shared.process import closing
 from shared.settings import Settings
 
+THREADS = "OMP_NUM_THREADS"
+
 
 @dataclass
 class AllInOne:
@@ -33,6 +36,7 @@ class AllInOne:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set, then let every service go in good order."""
+        share_cores()
         settings = self.settings
         settings.home.mkdir(parents=True, exist_ok=True)
         key = keys.secret_key(settings.secret_key, settings.home)
@@ -62,6 +66,16 @@ class AllInOne:
     async def _announce(self, gateway: Gateway) -> None:
         await gateway.listening.wait()
         self.listening.set()
+
+
+def share_cores() -> None:
+    """Half of the cores for each of the two children that compute, unless the environment says.
+
+    A torch thread spins while it waits for the others. Where two processes have a thread for every
+    core, those that wait keep off those that work.
+    """
+    if not os.environ.get(THREADS):
+        os.environ[THREADS] = str(max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 async def drained(bus: Bus) -> None:

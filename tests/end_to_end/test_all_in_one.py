@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import re
 import sys
 import zipfile
@@ -31,6 +32,7 @@ async def served(web: Web, **settings: str) -> AsyncIterator[tuple[ServiceProces
         "EVERYDREAM_API_KEYS": API_KEY,
         "EVERYDREAM_SECRET_KEY": SECRET_KEY,
         "EVERYDREAM_BEAT": "0.5",
+        "OMP_NUM_THREADS": "",
         "EVERYDREAM_ALLOWED_PRIVATE_HOSTS": host_of(web.url()),
         **{f"EVERYDREAM_{name}": value for name, value in settings.items()},
     }
@@ -41,9 +43,11 @@ async def served(web: Web, **settings: str) -> AsyncIterator[tuple[ServiceProces
 
 
 async def test_the_story_in_one_process(web: Web) -> None:
-    async with served(web) as (_, user):
+    async with served(web) as (process, user):
         job = await user.client.run(user.request())
         last = await user.finished(job)
+        threads = {child.environ().get("OMP_NUM_THREADS") for child in process.children}
+        assert threads == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
         assert last["status"] == "COMPLETED", last
         webhook = await user.webhook()
         checkpoint, image, *others = last["output"]["artifacts"]
