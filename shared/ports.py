@@ -167,6 +167,21 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     record: bytes
 
 
+class StoredEvent(Struct, frozen=True, kw_only=True):
+    """Something that happened to a job, written in the commit that made it so."""
+
+    job: str
+    version: int
+    """Of the job's row that shows it."""
+    number: int
+    """Among those of one version, from 0."""
+    at: float
+    """Seconds since the epoch, by the gateway's clock."""
+    type: str
+    data: bytes
+    """JSON; store keys where clients will see links."""
+
+
 class Outgoing(Struct, frozen=True, kw_only=True):
     """A message that must leave when its time comes, written in the commit that causes it."""
 
@@ -190,13 +205,20 @@ class JobStore(Protocol):
     async def migrate(self) -> None:
         """Bring the schema up to date; safe when several processes do it at once."""
 
-    async def insert(self, job: StoredJob, outgoing: Sequence[Outgoing]) -> bool:
+    async def insert(
+        self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
+    ) -> bool:
         """Add a job and what it causes in one commit; False when the id exists already."""
 
     async def get(self, job_id: str) -> StoredJob | None: ...
 
     async def replace(
-        self, job: StoredJob, outgoing: Sequence[Outgoing], *, expected_version: int
+        self,
+        job: StoredJob,
+        outgoing: Sequence[Outgoing],
+        happened: Sequence[StoredEvent] = (),
+        *,
+        expected_version: int,
     ) -> bool:
         """Compare-and-set with what it causes, in one commit; False when somebody was faster.
 
@@ -210,7 +232,9 @@ class JobStore(Protocol):
         """Ids of jobs that ended before the moment (seconds since the epoch)."""
 
     async def delete(self, job_id: str) -> None:
-        """Forget a job and what was streamed of it."""
+        """Forget a job, its events and what was streamed of it."""
+
+    async def count_live(self, owner: str) -> int: ...
 
     async def counts(self, owner: str) -> Mapping[str, int]:
         """How many jobs an owner has, by status; a status without any is left out."""
@@ -218,18 +242,26 @@ class JobStore(Protocol):
     async def count_retried(self, owner: str) -> int:
         """How often an owner's jobs were run again."""
 
+    async def count_ahead(self, job: StoredJob) -> int:
+        """How many jobs wait in front of this one, of whatever owner."""
+
     async def newest(
         self,
         *,
-        owner: str,
-        statuses: Sequence[str],
+        owner: str | None = None,
+        statuses: Sequence[str] = (),
         before: tuple[float, str] | None = None,
         limit: int = 100,
     ) -> Sequence[StoredJob]:
-        """An owner's jobs with one of the statuses, newest first.
+        """Jobs, newest first: of one owner or all, with one of the statuses or any.
 
         ``before``: only those older than this (created_at, id); the last of a page gives the next.
         """
+
+    async def events_after(
+        self, job_id: str, version: int, number: int, limit: int = 100
+    ) -> Sequence[StoredEvent]:
+        """What happened to a job after (version, number), in order."""
 
     async def streamed(self, job_id: str) -> tuple[str, float]:
         """The mark of what was streamed of a job last, and when; ``""`` and 0: nothing yet."""
@@ -282,6 +314,8 @@ class KeyStore(Protocol):
 
     async def used(self, digest: str, at: float) -> None:
         """Note the moment of a key's last use."""
+
+    async def close(self) -> None: ...
 
 
 class Record(NamedTuple):

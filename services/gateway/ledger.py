@@ -8,11 +8,12 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from services.gateway.happenings import happenings
 from services.gateway.view import View
 from shared.errors import Unavailable, Unroutable
 from shared.jobs import Effect, Job, Step
 from shared.messages import WebhookDue, encode
-from shared.ports import Bus, JobStore, Outgoing, StoredJob
+from shared.ports import Bus, JobStore, Outgoing, StoredEvent, StoredJob
 
 log = structlog.get_logger()
 
@@ -69,7 +70,9 @@ class Ledger:
 
     async def open(self, step: Step) -> bool:
         """Write a new job; False when its id is known already. Raises Unavailable."""
-        new = await self._jobs.insert(row_of(step.job, 1), await self._outgoing(step, 1))
+        new = await self._jobs.insert(
+            row_of(step.job, 1), await self._outgoing(step, 1), self._happened(None, step.job, 1)
+        )
         self._on_due()
         return new
 
@@ -106,7 +109,8 @@ class Ledger:
             return True
         outgoing = await self._outgoing(step, version)
         row = row_of(step.job, version)
-        if not await self._jobs.replace(row, outgoing, expected_version=version - 1):
+        happened = self._happened(before, step.job, version)
+        if not await self._jobs.replace(row, outgoing, happened, expected_version=version - 1):
             return False
         self._on_due()
         self._on_change(step.job.id)
@@ -114,6 +118,19 @@ class Ledger:
             log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
             self._on_end(step.job)
         return True
+
+    def _happened(self, before: Job | None, after: Job, version: int) -> list[StoredEvent]:
+        return [
+            StoredEvent(
+                job=after.id,
+                version=version,
+                number=number,
+                at=self._clock(),
+                type=kind,
+                data=msgspec.json.encode(data),
+            )
+            for number, (kind, data) in enumerate(happenings(before, after))
+        ]
 
     async def _outgoing(self, step: Step, version: int) -> list[Outgoing]:
         durable = [effect for effect in step.effects if effect.durable]

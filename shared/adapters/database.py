@@ -11,9 +11,9 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.adapters.sql import Sql
-from shared.adapters.tables import jobs, outbox, streams
+from shared.adapters.tables import events, jobs, outbox, streams
 from shared.jobs import ENDS, Status
-from shared.ports import Outgoing, StoredJob
+from shared.ports import Outgoing, StoredEvent, StoredJob
 
 LIVE = tuple(status for status in get_args(Status) if status not in ENDS)
 PAGE = 100
@@ -21,7 +21,7 @@ PAGE = 100
 
 
 class Database:
-    """Jobs, what was streamed of them, and the outbox."""
+    """Jobs, their events, and the outbox."""
 
     def __init__(self, sql: Sql) -> None:
         self._sql = sql
@@ -34,12 +34,14 @@ class Database:
     async def migrate(self) -> None:
         await self._sql.migrate()
 
-    async def insert(self, job: StoredJob, outgoing: Sequence[Outgoing]) -> bool:
+    async def insert(
+        self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
+    ) -> bool:
         async with self._sql.writing() as connection:
             row = self._sql.insert(jobs).values(**_columns(job)).on_conflict_do_nothing()
             if (await connection.execute(row)).rowcount == 0:
                 return False
-            await self._add(connection, outgoing)
+            await self._add(connection, outgoing, happened)
             return True
 
     async def get(self, job_id: str) -> StoredJob | None:
@@ -47,7 +49,12 @@ class Database:
         return _job(found[0]) if found else None
 
     async def replace(
-        self, job: StoredJob, outgoing: Sequence[Outgoing], *, expected_version: int
+        self,
+        job: StoredJob,
+        outgoing: Sequence[Outgoing],
+        happened: Sequence[StoredEvent] = (),
+        *,
+        expected_version: int,
     ) -> bool:
         if job.version != expected_version + 1:
             raise ValueError(f"version {job.version} cannot follow {expected_version}")
@@ -56,7 +63,7 @@ class Database:
             update = sa.update(jobs).where(ours).values(**_columns(job))
             if (await connection.execute(update)).rowcount == 0:
                 return False
-            await self._add(connection, outgoing)
+            await self._add(connection, outgoing, happened)
             return True
 
     async def live(self) -> AsyncIterator[StoredJob]:
@@ -77,7 +84,13 @@ class Database:
     async def delete(self, job_id: str) -> None:
         async with self._sql.writing() as connection:
             await connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))
-            await connection.execute(sa.delete(streams).where(streams.c.job == job_id))
+            for table in (events, streams):
+                await connection.execute(sa.delete(table).where(table.c.job == job_id))
+
+    async def count_live(self, owner: str) -> int:
+        theirs = (jobs.c.owner == owner) & jobs.c.status.in_(LIVE)
+        (row,) = await self._sql.all(sa.select(sa.func.count().label("number")).where(theirs))
+        return int(row.number)
 
     async def due(self, now: float, limit: int = 100) -> Sequence[Outgoing]:
         order = (outbox.c.due_at, outbox.c.number)
@@ -102,21 +115,37 @@ class Database:
         (row,) = await self._sql.all(sa.select(more).where(jobs.c.owner == owner))
         return int(row.number)
 
+    async def count_ahead(self, job: StoredJob) -> int:
+        place = sa.tuple_(jobs.c.created_at, jobs.c.id)
+        ahead = (jobs.c.status == "IN_QUEUE") & (place < (job.created_at, job.id))
+        (row,) = await self._sql.all(sa.select(sa.func.count().label("number")).where(ahead))
+        return int(row.number)
+
     async def newest(
         self,
         *,
-        owner: str,
-        statuses: Sequence[str],
+        owner: str | None = None,
+        statuses: Sequence[str] = (),
         before: tuple[float, str] | None = None,
         limit: int = 100,
     ) -> Sequence[StoredJob]:
         place = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        theirs = (jobs.c.owner == owner) & jobs.c.status.in_(statuses)
+        wanted = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        if owner is not None:
+            wanted = wanted.where(jobs.c.owner == owner)
+        if statuses:
+            wanted = wanted.where(jobs.c.status.in_(statuses))
         if before is not None:
-            theirs &= place < before
-        newest_first = (column.desc() for column in place.clauses)
-        rows = sa.select(jobs).where(theirs).order_by(*newest_first).limit(limit)
-        return [_job(row) for row in await self._sql.all(rows)]
+            wanted = wanted.where(place < before)
+        return [_job(row) for row in await self._sql.all(wanted)]
+
+    async def events_after(
+        self, job_id: str, version: int, number: int, limit: int = 100
+    ) -> Sequence[StoredEvent]:
+        place = sa.tuple_(events.c.version, events.c.number)
+        later = (events.c.job == job_id) & (place > (version, number))
+        rows = sa.select(events).where(later).order_by(*place.clauses).limit(limit)
+        return [_event(row) for row in await self._sql.all(rows)]
 
     async def streamed(self, job_id: str) -> tuple[str, float]:
         rows = await self._sql.all(sa.select(streams).where(streams.c.job == job_id))
@@ -133,18 +162,28 @@ class Database:
     async def close(self) -> None:
         await self._sql.close()
 
-    async def _add(self, connection: AsyncConnection, outgoing: Sequence[Outgoing]) -> None:
-        if outgoing:
-            rows = self._sql.insert(outbox).on_conflict_do_nothing()
-            await connection.execute(rows, [_columns(each) for each in outgoing])
+    async def _add(
+        self,
+        connection: AsyncConnection,
+        outgoing: Sequence[Outgoing],
+        happened: Sequence[StoredEvent],
+    ) -> None:
+        for table, rows in ((outbox, outgoing), (events, happened)):
+            if rows:
+                add = self._sql.insert(table).on_conflict_do_nothing()
+                await connection.execute(add, [_columns(row) for row in rows])
 
 
-def _columns(row: StoredJob | Outgoing) -> Mapping[str, Any]:
+def _columns(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:
     return msgspec.structs.asdict(row)
 
 
 def _job(row: Row[Any]) -> StoredJob:
     return StoredJob(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+def _event(row: Row[Any]) -> StoredEvent:
+    return StoredEvent(**row._mapping)  # noqa: SLF001 - as above
 
 
 def _outgoing(row: Row[Any]) -> Outgoing:

@@ -38,6 +38,17 @@ outbox = sa.Table(
     sa.Index("outbox_by_time", "due_at", "number"),
 )
 
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("job", sa.String(255), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
 streams = sa.Table(
     "streams",
     metadata,

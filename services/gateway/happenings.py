@@ -1,0 +1,100 @@
+"""What a change of a job's record means to somebody who follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from shared.jobs import Job, StageRecord
+from shared.messages import Artifact, Stage
+
+Happening = tuple[str, dict[str, Any]]
+"""An event's type and its data, in which ``key`` stands for a file of the store."""
+
+
+def happenings(before: Job | None, after: Job) -> list[Happening]:
+    """Every event between two records of a job, in the order in which they are told.
+
+    ``status``, ``stage``, ``dataset``, ``checkpoint``, ``sample`` and ``image``. Progress is none:
+    it is shown as it stands.
+    """
+    return [
+        *_stages(before, after),
+        *_dataset(before, after),
+        *_checkpoints(before, after),
+        *_samples(before, after),
+        *_images(before, after),
+        *_status(before, after),
+    ]
+
+
+def _status(before: Job | None, after: Job) -> Iterator[Happening]:
+    if before is None or (before.status, before.run) != (after.status, after.run):
+        error = {} if after.error is None else {"error": after.error}
+        yield "status", {"status": after.status, "run": after.run, **error}
+
+
+def _stages(before: Job | None, after: Job) -> Iterator[Happening]:
+    for stage, record in after.stages.items():
+        known = _state(before.stages.get(stage)) if before else None
+        if (state := _state(record)) != known:
+            yield "stage", _stage(stage, record, state)
+
+
+def _state(record: StageRecord | None) -> str | None:
+    if record is None:
+        return None
+    if record.failed is not None:
+        return "failed"
+    if record.done:
+        return "done"
+    return "waiting" if record.claim is None else f"at work {record.claim.attempt}"
+
+
+def _stage(stage: Stage, record: StageRecord, state: str | None) -> dict[str, Any]:
+    data = {"stage": stage, "state": str(state).rstrip("0123456789 "), "attempt": record.attempts}
+    return data if record.failed is None else {**data, "reason": record.failed}
+
+
+def _dataset(before: Job | None, after: Job) -> Iterator[Happening]:
+    if after.report and (before is None or before.report != after.report):
+        yield "dataset", after.report
+
+
+def _checkpoints(before: Job | None, after: Job) -> Iterator[Happening]:
+    known = {each.artifact.key for each in before.checkpoints} if before else set()
+    for each in after.checkpoints:
+        if each.artifact.key not in known:
+            yield "checkpoint", {"step": each.step, "epoch": each.epoch, **_file(each.artifact)}
+
+
+def _samples(before: Job | None, after: Job) -> Iterator[Happening]:
+    known = set(before.samples) if before else set()
+    for each in after.samples:
+        if each not in known:
+            yield (
+                "sample",
+                {
+                    "step": each.step,
+                    "epoch": each.epoch,
+                    "prompt": each.prompt,
+                    "seed": each.seed,
+                    **_file(each.artifact),
+                },
+            )
+
+
+def _images(before: Job | None, after: Job) -> Iterator[Happening]:
+    if before is None or before.images != after.images:
+        for each in after.images:
+            file = _file(each.artifact) if each.artifact else {"error": each.error}
+            yield "image", {"prompt": each.prompt, "seed": each.seed, **file}
+
+
+def _file(artifact: Artifact) -> dict[str, Any]:
+    return {"name": artifact.name, "key": artifact.key}
+
+
+def keys_in(data: Iterable[dict[str, Any]]) -> set[str]:
+    """The store keys that these events' data name."""
+    return {each["key"] for each in data if "key" in each}
