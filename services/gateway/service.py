@@ -16,6 +16,7 @@ from services.gateway.auth import Keys, configured_keys
 from services.gateway.changes import Changes
 from services.gateway.door import Door
 from services.gateway.endpoint import Endpoint
+from services.gateway.events import Events
 from services.gateway.files import Files, KeepsFiles
 from services.gateway.http import application
 from services.gateway.intake import Intake
@@ -84,8 +85,9 @@ class Gateway:
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
         self._intake = Intake(bus, admission)
         keys = Keys(configured_keys(settings), record.keys, clock)
+        door = Door(ledger)
         endpoint = Endpoint(
-            door=Door(ledger),
+            door=door,
             admission=admission,
             ledger=ledger,
             view=view,
@@ -94,8 +96,10 @@ class Gateway:
             workforce=Workforce(bus, jobs),
             clock=clock,
         )
+        events = Events(door=door, ledger=ledger, jobs=jobs, view=view, changes=changes)
+        routes = (*endpoint.routes(), *events.routes())
         files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
-        self._app = application(endpoint.routes(), files, keys, ledger)
+        self._app = application(routes, files, keys, ledger)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
         self.port = settings.port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -17,7 +18,7 @@ from shared.messages import (
     SavedCheckpoint,
     Stage,
 )
-from shared.ports import ObjectStore
+from shared.ports import ObjectStore, StoredEvent
 
 LINK_SECONDS = 7 * 24 * 3600
 NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")
@@ -55,11 +56,17 @@ class View:
 
     async def _links(self, job: Job, shown: Iterable[Artifact]) -> dict[str, str]:
         """By store key: the URL in the user's bucket, or a signed one of ours."""
-        return {
-            each.key: job.urls.get(each.key)
-            or await self._store.link(each.key, seconds=LINK_SECONDS, filename=each.name)
-            for each in shown
-        }
+        return {each.key: await self._link(job, each.key, each.name) for each in shown}
+
+    async def _link(self, job: Job, key: str, name: str) -> str:
+        return job.urls.get(key) or await self._store.link(key, seconds=LINK_SECONDS, filename=name)
+
+    async def event(self, job: Job, happened: StoredEvent) -> dict[str, Any]:
+        """The data of something that happened; ``url`` stands for a file, as in ``/status``."""
+        data = msgspec.json.decode(happened.data, type=dict[str, Any])
+        key = data.pop("key", None)
+        file = {} if key is None else {"url": await self._link(job, key, data["name"])}
+        return {"at": iso(happened.at), **data, **file}
 
 
 def output_digest(job: Job) -> str:
@@ -77,6 +84,13 @@ def progress(job: Job, links: dict[str, str]) -> dict[str, Any]:
     shown = {**dict.fromkeys(NUMBERS), **numbers}
     samples = [_sample(each, links) for each in job.samples]
     return {"stage": stage, **shown, "dataset": job.report, "samples": samples}
+
+
+def newest_numbers(job: Job) -> dict[str, Any] | None:
+    """What the stage at work has told of itself last; None: nothing yet, or nobody works."""
+    stage = stage_at_work(job)
+    numbers = None if job.ended or stage is None else job.progress.get(stage)
+    return {"stage": stage, **numbers} if numbers else None
 
 
 def stage_at_work(job: Job) -> Stage | None:
@@ -142,3 +156,10 @@ def _artifact(artifact: Artifact, links: dict[str, str]) -> dict[str, Any]:
         "sha256": artifact.sha256,
         "url": links[artifact.key],
     }
+
+
+def iso(moment: float | None) -> str | None:
+    """Seconds since the epoch as ISO 8601 in UTC, to the millisecond."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
