@@ -21,6 +21,7 @@ from services.gateway.files import Files, KeepsFiles
 from services.gateway.http import application
 from services.gateway.intake import Intake
 from services.gateway.ledger import Ledger
+from services.gateway.listing import Listing
 from services.gateway.ours import Ours
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay
@@ -97,7 +98,8 @@ class Gateway:
             clock=clock,
         )
         events = Events(door=door, ledger=ledger, jobs=jobs, view=view, changes=changes)
-        routes = (*endpoint.routes(), *events.routes())
+        listing = Listing(door, jobs, clock)
+        routes = (*endpoint.routes(), *events.routes(), *listing.routes())
         files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
         self._app = application(routes, files, keys, ledger)
         self.listening = asyncio.Event()

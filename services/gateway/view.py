@@ -69,6 +69,21 @@ class View:
         return {"at": iso(happened.at), **data, **file}
 
 
+def summary(job: Job, now: float) -> dict[str, Any]:
+    """A job in a list: as in ``/status``, without what goes in and comes out; times in UTC."""
+    shown = {
+        "id": job.id,
+        "status": job.status,
+        "created_at": iso(job.created_at),
+        "started_at": iso(job.started_at),
+        "ended_at": iso(job.ended_at),
+        "delayTime": delay_time(job, now),
+        "executionTime": execution_time(job, now),
+        "gpu": job.gpu,
+    }
+    return shown if job.error is None else {**shown, "error": job.error}
+
+
 def output_digest(job: Job) -> str:
     """Tells one output from another, whatever signatures their links have; hexadecimal."""
     samples = [each.artifact for each in job.samples]
