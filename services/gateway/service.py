@@ -29,6 +29,7 @@ from services.gateway.retention import Retention
 from services.gateway.streams import Streams
 from services.gateway.supervisor import Supervisor
 from services.gateway.view import View
+from services.gateway.waiting import Waiting
 from services.gateway.workforce import Workforce
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, JobStore, ObjectStore, Record
@@ -86,7 +87,7 @@ class Gateway:
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
         self._intake = Intake(bus, admission)
         keys = Keys(configured_keys(settings), record.keys, clock)
-        door = Door(ledger)
+        door, workforce = Door(ledger), Workforce(bus, jobs)
         endpoint = Endpoint(
             door=door,
             admission=admission,
@@ -94,7 +95,8 @@ class Gateway:
             view=view,
             changes=changes,
             streams=Streams(jobs, ledger, view, changes, clock),
-            workforce=Workforce(bus, jobs),
+            workforce=workforce,
+            waiting=Waiting(workforce, jobs, clock),
             clock=clock,
         )
         events = Events(door=door, ledger=ledger, jobs=jobs, view=view, changes=changes)

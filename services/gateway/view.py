@@ -31,9 +31,13 @@ class View:
         self._store = store
         self._clock = clock
 
-    async def status(self, job: Job) -> bytes:
-        """The body of ``/status`` as JSON; ``delayTime`` and ``executionTime`` in milliseconds."""
-        return msgspec.json.encode(await self._body(job))
+    async def status(self, job: Job, queue: dict[str, Any] | None = None) -> bytes:
+        """The body of ``/status`` as JSON; ``delayTime`` and ``executionTime`` in milliseconds.
+
+        ``queue``: a waiting job's place, where it is known.
+        """
+        body = await self._body(job)
+        return msgspec.json.encode(body if queue is None else {**body, "queue": queue})
 
     async def _body(self, job: Job) -> dict[str, Any]:
         now = self._clock()
