@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from shared.request import Inference, Train
+from shared.request import Inference, Train, WebhookEvent
 
 Stage = Literal["staging", "training", "generation", "model_publication", "image_publication"]
 """What a worker may claim: at most one live claim per (job, stage)."""
@@ -294,12 +294,16 @@ class ArtifactsPublished(StageFact, frozen=True, kw_only=True, tag="artifacts.pu
 
 
 class WebhookDue(Message, frozen=True, kw_only=True, tag="webhook.due"):
-    """Post this now; the gateway keeps the schedule, the notifier tries once."""
+    """Post this now; the gateway keeps the schedule, the notifier tries once.
+
+    ``webhook_id`` is the same over all tries of one event, ``attempt`` counts them.
+    """
 
     run: int
     attempt: int
     url: str
     webhook_id: str
+    event: WebhookEvent = "completed"
     body: str
     """The exact text to sign and send."""
 

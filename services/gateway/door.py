@@ -19,6 +19,7 @@ NEEDED: Mapping[Operation, Scope] = {
     "status": "read",
     "stream": "read",
     "cancel": "submit",
+    "resend": "submit",
     "purge": "admin",
 }
 CALLER = web.RequestKey("caller", Caller)

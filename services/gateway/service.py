@@ -30,6 +30,7 @@ from services.gateway.streams import Streams
 from services.gateway.supervisor import Supervisor
 from services.gateway.view import View
 from services.gateway.waiting import Waiting
+from services.gateway.webhooks import Webhooks
 from services.gateway.workforce import Workforce
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, JobStore, ObjectStore, Record
@@ -100,8 +101,9 @@ class Gateway:
             clock=clock,
         )
         events = Events(door=door, ledger=ledger, jobs=jobs, view=view, changes=changes)
-        listing = Listing(door, jobs, clock)
-        routes = (*endpoint.routes(), *events.routes(), *listing.routes())
+        listing, webhooks = Listing(door, jobs, clock), Webhooks(door, ledger, clock)
+        parts = (endpoint, events, listing, webhooks)
+        routes = [route for part in parts for route in part.routes()]
         files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
         self._app = application(routes, files, keys, ledger)
         self.listening = asyncio.Event()

@@ -50,7 +50,7 @@ class View:
             "output": await self.output(job),
             "status": job.status,
         }
-        return body if job.error is None else {**body, "error": job.error}
+        return body | _where_there(error=job.error, warnings=job.warnings)
 
     async def output(self, job: Job) -> dict[str, Any]:
         """The progress of a live job, the results of one that has ended."""
@@ -71,6 +71,10 @@ class View:
         key = data.pop("key", None)
         file = {} if key is None else {"url": await self._link(job, key, data["name"])}
         return {"at": iso(happened.at), **data, **file}
+
+
+def _where_there(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value not in (None, ())}
 
 
 def summary(job: Job, now: float) -> dict[str, Any]:
