@@ -157,7 +157,8 @@ async def cached_folder(
     """A local copy of a stored folder that never changes, fetched unless it is in the cache.
 
     Several processes may share the cache. Beyond ``most_bytes`` the folders that were asked for
-    least recently go, but none that was asked for within the past hour. Do not write into it.
+    least recently go, but none that was asked for within the past hour. Do not write into it. Its
+    manifest is beside its files, see :func:`known_sha256`.
 
     Raises:
         NotFound: no whole folder is stored there.
@@ -170,12 +171,22 @@ async def cached_folder(
     return target
 
 
+def known_sha256(folder: Path) -> dict[str, str]:
+    """sha256 (hex) of the files of a cached folder by name; empty for any other folder."""
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=FolderManifest)
+    except FileNotFoundError:
+        return {}
+    return {file.name: file.sha256 for file in manifest.files}
+
+
 async def _fetch_into_cache(
     store: ObjectStore, prefix: str, target: Path, heard: Callable[[], None]
 ) -> None:
     incoming = _hidden(target.parent)
     try:
-        await download_folder(store, prefix, incoming, heard=heard)
+        manifest = await download_folder(store, prefix, incoming, heard=heard)
+        await in_thread((incoming / MANIFEST).write_bytes, msgspec.json.encode(manifest))
         await in_thread(_settle, incoming, target)
     finally:
         await in_thread(shutil.rmtree, incoming, ignore_errors=True)

@@ -17,6 +17,8 @@ from shared.messages import (
     AnyMessage,
     Artifact,
     ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
     CheckpointFinal,
     CheckpointSaved,
     ClaimGranted,
@@ -33,6 +35,7 @@ from shared.messages import (
     JobSubmitted,
     JobTimedOut,
     Message,
+    ModelStaged,
     Progressed,
     ResumePointSaved,
     SamplesGenerated,
@@ -53,6 +56,7 @@ from shared.request import Policy, Request, WebhookEvent
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 ENDS: tuple[Status, ...] = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
+BUCKET_STAGES: tuple[Stage, ...] = ("bucket_check", "model_publication", "image_publication")
 TRIES_KEPT = 50
 """Deliveries of webhooks that a job remembers, the newest."""
 OUTPUT_SECONDS = 10.0
@@ -120,10 +124,10 @@ class Job(Struct, frozen=True, kw_only=True):
     webhook: str | None = None
     webhook_events: tuple[WebhookEvent, ...] = ()
     """Empty: as :attr:`shared.request.Request.webhook_events`."""
-    warnings: tuple[str, ...] = ()
-    """What was asked for and has no effect."""
     s3: str | None = None
     """The sealed ``s3Config``."""
+    trains: bool = True
+    """Whether a model is to be trained; if not, images are drawn with a finished one."""
     draws: bool = False
     """Whether images are asked for."""
     created_at: float
@@ -134,6 +138,8 @@ class Job(Struct, frozen=True, kw_only=True):
     stages: dict[Stage, StageRecord] = field(default_factory=dict)
     progress: dict[Stage, dict[str, Any]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """Besides those of the training's summary."""
     resume_point: str | None = None
     checkpoints: tuple[SavedCheckpoint, ...] = ()
     checkpoint: Artifact | None = None
@@ -209,7 +215,9 @@ def admit(
     digest: str = "",
 ) -> Step:
     """A new job, and the fact that asks for its staging."""
-    submitted = JobSubmitted(job=job_id, run=1, train=request.train, inference=request.inference)
+    submitted = JobSubmitted(
+        job=job_id, run=1, train=request.train, model=request.model, inference=request.inference
+    )
     job = Job(
         id=job_id,
         owner=owner,
@@ -220,11 +228,20 @@ def admit(
         webhook_events=request.webhook_events,
         warnings=request.warnings,
         s3=sealed,
+        trains=request.train is not None,
         draws=bool(request.inference),
         created_at=now,
         stages={"staging": StageRecord(asking=encode(submitted), due_at=now)},
     )
-    return Step(job, (Effect(message=submitted),))
+    step = Step(job, (Effect(message=submitted),))
+    return step if sealed is None else _with_bucket_check(step, now)
+
+
+def _with_bucket_check(step: Step, now: float) -> Step:
+    """Have the user's bucket tried, beside the staging."""
+    due = BucketDue(job=step.job.id, run=step.job.run)
+    record = StageRecord(asking=encode(due), due_at=now)
+    return Step(_with(step.job, "bucket_check", record), (*step.effects, Effect(message=due)))
 
 
 def cancel(job: Job, now: float) -> Step:
@@ -239,8 +256,8 @@ RETRIED: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 def retry_from_its_end(job: Job, now: float) -> Step:
     """The next run of the same job, from the stages that did not get done.
 
-    What a finished stage has made stays, the newest resume point too; images are drawn anew. A job
-    that has not failed stays as it is.
+    What a finished stage has made stays, the newest resume point too. A job that has not failed
+    stays as it is.
     """
     if job.status not in RETRIED:
         return Step(job)
@@ -256,7 +273,6 @@ def retry_from_its_end(job: Job, now: float) -> Step:
             error=None,
             stages={stage: _reopened(record) for stage, record in job.stages.items()},
             progress={},
-            images=(),
             webhook_attempts=0,
             webhook_settled=False,
         )
@@ -340,6 +356,10 @@ def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step: 
     match fact:
         case DatasetStaged():
             return _ask(_done(replace(job, report=fact.report), fact), "training", fact, now)
+        case ModelStaged():
+            return _ask(_done(job, fact), "generation", fact, now)
+        case BucketChecked():
+            return _bucket_checked(job, fact, now)
         case CheckpointSaved():
             return Step(_with_checkpoint(job, fact))
         case ResumePointSaved():
@@ -368,7 +388,7 @@ def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
         job = _at(job, fact, control)
         return Step(job, _grant(job, fact.stage))
     record = job.stages.get(fact.stage)
-    if reason := _why_not(job, record, fact.claim):
+    if reason := _why_not(job, fact.stage, record, fact.claim):
         return Step(job, _refusal(fact, control, reason))
     assert record is not None  # noqa: S101 - _why_not refuses what was not asked for
     claim = Claim(
@@ -379,14 +399,34 @@ def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
     return Step(step.job, (*step.effects, *_grant(step.job, fact.stage)))
 
 
-def _why_not(job: Job, record: StageRecord | None, claim: str) -> str | None:
+def _why_not(job: Job, stage: Stage, record: StageRecord | None, claim: str) -> str | None:
     if job.ended:
         return "the job has ended"
     if record is None or not record.open:
         return "nothing is asked for"
     if record.claim is not None:
         return f"the worker {record.claim.worker} has it"
+    if stage in GPU_STAGES and _bucket_is_tried(job):
+        return "the user's bucket is being tried"
     return "this claim has ended" if claim in record.spent else None
+
+
+def _bucket_is_tried(job: Job) -> bool:
+    record = job.stages.get("bucket_check")
+    return record is not None and record.open
+
+
+def _bucket_checked(job: Job, fact: BucketChecked, now: float) -> Step:
+    """What was refused to the GPU workers meanwhile is asked for again."""
+    if fact.warning is not None:
+        job = replace(job, warnings=(*job.warnings, fact.warning))
+    step = Step(_done(job, fact))
+    for stage in GPU_STAGES:
+        record = step.job.stages.get(stage)
+        if record is not None and record.open:
+            asked = ask_again(step.job, stage, now=now)
+            step = Step(asked.job, (*step.effects, *asked.effects))
+    return step
 
 
 def _begin(job: Job, fact: Started, now: float) -> Step:
@@ -408,7 +448,7 @@ def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
         claim=claim.id,
         attempt=claim.attempt,
         resume_point=job.resume_point if stage == "training" else None,
-        s3=job.s3 if stage in ("model_publication", "image_publication") else None,
+        s3=job.s3 if stage in BUCKET_STAGES else None,
         samples=_sample_artifacts(job) if stage == "image_publication" else (),
     )
     return _answer(grant, claim.control)
@@ -484,7 +524,7 @@ def _settle(step: Step, now: float) -> Step:
     still_open = [stage for stage, record in job.stages.items() if record.open]
     if failed and "model_publication" not in still_open:
         end = _end(job, "FAILED", failed[0], now)
-    elif not still_open and job.checkpoint is not None:
+    elif not still_open and (job.checkpoint is not None or job.images):
         end = _end(job, "COMPLETED", None, now)
     else:
         return step
@@ -684,6 +724,13 @@ def _sample_artifacts(job: Job) -> tuple[Artifact, ...]:
 def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:
     record = msgspec.structs.replace(job.stages[fact.stage], failures=0)
     return _with(replace(job, resume_point=fact.prefix), fact.stage, record)
+
+
+def clip_skip_of(job: Job) -> int:
+    """What the job trained its model with; 0 if it trained none."""
+    submitted = decode(job.stages["staging"].asking)
+    train = submitted.train if isinstance(submitted, JobSubmitted) else None
+    return train.clip_skip if train else 0
 
 
 def _ms(seconds: float) -> int:

@@ -14,13 +14,16 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from shared.request import Inference, Train, WebhookEvent
+from shared.request import Inference, ModelSource, Train, WebhookEvent
 
-Stage = Literal["staging", "training", "generation", "model_publication", "image_publication"]
+Stage = Literal[
+    "staging", "bucket_check", "training", "generation", "model_publication", "image_publication"
+]
 """What a worker may claim: at most one live claim per (job, stage)."""
 
 STAGES: tuple[Stage, ...] = (
     "staging",
+    "bucket_check",
     "training",
     "generation",
     "model_publication",
@@ -74,8 +77,16 @@ class JobSubmitted(Message, frozen=True, kw_only=True, tag="job.submitted"):
     """A job was admitted; asks for staging."""
 
     run: int
-    train: Train
+    train: Train | None = None
+    model: ModelSource | None = None
+    """What to draw with, where nothing is to be trained."""
     inference: tuple[Inference, ...] = ()
+
+
+class BucketDue(Message, frozen=True, kw_only=True, tag="bucket.due"):
+    """A job with a bucket of the user's was admitted; asks for the bucket to be tried."""
+
+    run: int
 
 
 class JobStarted(Message, frozen=True, kw_only=True, tag="job.started"):
@@ -116,7 +127,7 @@ class ClaimGranted(Message, frozen=True, kw_only=True, tag="claim.granted"):
     resume_point: str | None = None
     """Store prefix of the newest resume point (training only)."""
     s3: str | None = None
-    """The sealed ``s3Config`` (publications only); see shared/seal.py."""
+    """The sealed ``s3Config`` (what is done with the bucket only); see shared/keys.py."""
     samples: tuple[Artifact, ...] = ()
     """Every sample of the job, to be published beside what the asking fact names (images only)."""
 
@@ -287,6 +298,13 @@ class PublicationInterrupted(StageFact, frozen=True, kw_only=True, tag="publicat
     pass
 
 
+class BucketChecked(StageFact, frozen=True, kw_only=True, tag="bucket.checked"):
+    """The user's bucket takes what we put there, as far as it could be told."""
+
+    warning: str | None = None
+    """Why it could not be told."""
+
+
 class ArtifactsPublished(StageFact, frozen=True, kw_only=True, tag="artifacts.published"):
     """The stage's files are in the user's bucket; ``urls`` maps store key to presigned URL."""
 
@@ -413,12 +431,20 @@ Progressed = StagingProgressed | TrainingProgressed | GenerationProgressed | Pub
 Interruption = (
     StagingInterrupted | TrainingInterrupted | GenerationInterrupted | PublicationInterrupted
 )
-Result = DatasetStaged | ModelStaged | CheckpointFinal | ImagesGenerated | ArtifactsPublished
+Result = (
+    DatasetStaged
+    | ModelStaged
+    | BucketChecked
+    | CheckpointFinal
+    | ImagesGenerated
+    | ArtifactsPublished
+)
 
 AnyMessage = (
     JobRequested
     | JobRefused
     | JobSubmitted
+    | BucketDue
     | JobStarted
     | JobCompleted
     | JobFailed
@@ -479,7 +505,7 @@ FETCHER = Queue("fetcher", ("job.submitted",))
 TRAINER = Queue("trainer", ("dataset.staged",))
 INFERENCER_SAMPLES = Queue("inferencer.samples", ("checkpoint.sampled",))
 INFERENCER_RESULTS = Queue("inferencer.results", ("checkpoint.final", "model.staged"))
-NOTIFIER_PUBLISH = Queue("notifier.publish", ("checkpoint.final", "images.generated"))
+NOTIFIER_PUBLISH = Queue("notifier.publish", ("bucket.due", "checkpoint.final", "images.generated"))
 NOTIFIER_WEBHOOKS = Queue("notifier.webhooks", ("webhook.due",))
 GATEWAY_INTAKE = Queue("gateway.intake", ("job.requested",))
 GATEWAY_RECORDER = Queue(
@@ -488,6 +514,7 @@ GATEWAY_RECORDER = Queue(
         "staging.*",
         "dataset.staged",
         "model.staged",
+        "bucket.checked",
         "training.*",
         "checkpoint.sampled",
         "checkpoint.saved",
@@ -522,6 +549,7 @@ CONTROL_BINDINGS = ("job.completed", "job.failed", "job.cancelled", "job.timed_o
 
 STAGE_QUEUES: dict[Stage, Queue] = {
     "staging": FETCHER,
+    "bucket_check": NOTIFIER_PUBLISH,
     "training": TRAINER,
     "generation": INFERENCER_RESULTS,
     "model_publication": NOTIFIER_PUBLISH,

@@ -44,8 +44,8 @@ DEFAULT_BASE = "sd_v1-5_vae.ckpt"
 """The name by which a request asks for the deployment's base model."""
 
 STORED = "store:"
-"""How ``data_url`` and ``resume_ckpt_url`` begin once the gateway has found that they are ours and
-belong to the client; a key of our store follows. Clients may not say it themselves."""
+"""How ``data_url``, ``resume_ckpt_url`` and ``model`` begin once the gateway has found that they
+are ours and belong to the client; a key of our store follows. Clients may not say it themselves."""
 
 EXECUTION_TIMEOUT = 24 * 3600 * 1000
 TTL = 7 * 24 * 3600 * 1000
@@ -112,7 +112,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Inference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of ``input.inference``: images to draw once the model is trained."""
+    """One entry of ``input.inference``: images to draw with the finished model."""
 
     prompt: str
     negative_prompt: str | None = None
@@ -161,9 +161,10 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """A whole request, checked."""
+    """A whole request, checked: it has either ``train``, or ``model`` and entries to draw."""
 
-    train: Train
+    train: Train | None = None
+    model: ModelSource | None = None
     inference: tuple[Inference, ...] = ()
     s3: S3Config | None = None
     webhook: str | None = None
@@ -183,7 +184,7 @@ class Invalid(Exception):
 
 
 TOP = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
-INPUT = ("train", "inference")
+INPUT = ("train", "model", "inference")
 HIDDEN = "s3Config"
 """What stands there is shown in no message."""
 
@@ -199,18 +200,20 @@ def parse_request(body: Any) -> Request:
     _unknown(top, TOP, "", mistakes)
     inputs = _object(top.get("input"), "input", mistakes)
     _unknown(inputs, INPUT, "input.", mistakes)
-    train = _struct(Train, inputs.get("train"), "input.train", mistakes)
+    _one_way(inputs, mistakes)
+    train = _optional(Train, inputs.get("train"), "input.train", mistakes)
+    model = _model(inputs.get("model"), mistakes)
     inference = _inference(inputs.get("inference"), mistakes)
     s3 = _optional(S3Config, top.get("s3Config"), "s3Config", mistakes)
     policy = _optional(Policy, top.get("policy"), "policy", mistakes) or Policy()
     webhook = _url(top.get("webhook"), "webhook", mistakes)
     events = _webhook_events(top.get("webhook_events_filter"), mistakes)
     _cross_checks(train, s3, mistakes)
-    if mistakes or train is None:
+    if mistakes:
         raise Invalid(mistakes)
     return Request(
-        train=train, inference=inference, s3=s3, webhook=webhook, webhook_events=events,
-        policy=policy, warnings=_warnings(top, policy),
+        train=train, model=model, inference=inference, s3=s3, webhook=webhook,
+        webhook_events=events, policy=policy, warnings=_warnings(top, policy),
     )  # fmt: skip
 
 
@@ -220,6 +223,29 @@ def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:
     got = "something else" if path == HIDDEN else _shown(value)
     mistakes.append(f"{path}: expected an object, got {got}")
     return {}
+
+
+def _one_way(inputs: dict[str, Any], mistakes: list[str]) -> None:
+    """The model is either trained or named; to name one without drawing does nothing."""
+    ways = [name for name in ("train", "model") if inputs.get(name) is not None]
+    if len(ways) != 1:
+        mistakes.append(
+            "input: expected either train, to fine-tune a model, or model, to draw with a finished"
+            f" one, got {'both' if ways else 'neither'}"
+        )
+    if ways == ["model"] and inputs.get("inference") in (None, []):
+        mistakes.append("input.inference: required with input.model, but missing")
+
+
+def _model(value: Any, mistakes: list[str]) -> ModelSource | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        mistakes.append(f"input.model: expected a string, not empty, got {_shown(value)}")
+        return None
+    if value.startswith(STORED):
+        mistakes.append(f"input.model: a client may not begin it with {STORED}")
+    return ModelSource(source=value)
 
 
 def _inference(value: Any, mistakes: list[str]) -> tuple[Inference, ...]:

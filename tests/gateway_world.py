@@ -34,6 +34,7 @@ from shared.messages import (
     ImagesGenerated,
     JobSubmitted,
     Message,
+    ModelStaged,
     PublicationStarted,
     Queue,
     SavedCheckpoint,
@@ -54,6 +55,7 @@ BEAT = 0.25
 DEADLINE = 60.0
 STARTED: dict[Stage, type[Started]] = {
     "staging": StagingStarted,
+    "bucket_check": PublicationStarted,
     "training": TrainingStarted,
     "generation": GenerationStarted,
     "model_publication": PublicationStarted,
@@ -258,6 +260,7 @@ class Claimed:
 
     async def stage_dataset(self, submitted: AnyMessage) -> None:
         assert isinstance(submitted, JobSubmitted)
+        assert submitted.train
         prefix = f"jobs/{self.job}/staging/{self.grant.attempt}"
         await self.world.store.put(f"{prefix}/dataset/manifest.json", b"{}")
         await self.say(
@@ -267,6 +270,16 @@ class Claimed:
             dataset=f"{prefix}/dataset/",
             base_model="cache/base/",
             report={"images": 4},
+        )
+
+    async def stage_model(self, submitted: AnyMessage) -> None:
+        assert isinstance(submitted, JobSubmitted)
+        assert submitted.model
+        await self.say(
+            ModelStaged,
+            inference=submitted.inference,
+            model=submitted.model.source.removeprefix("store:"),
+            name=submitted.model.name,
         )
 
     async def finish_training(self) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from aiohttp import web
 
-from services.fetcher.base_model import BaseModels
+from services.fetcher.base_model import BaseModels, Named
 from services.fetcher.meter import Meter
 from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import original_layout
 from shared.folders import download_folder
-from shared.request import Train
 from tests.servers.process import HOST
 
 LOOPBACK = frozenset({HOST})
@@ -49,9 +48,9 @@ class Stage:
         self.number += 1
         scratch = self.folder / f"scratch-{self.number}"
         scratch.mkdir()
-        train = Train(data_url="u", resume_ckpt_url=asked, hf_repo_subfolder=subfolder)
+        named = Named(asked, "input.model", subfolder)
         meter = Meter("downloading", lambda **numbers: self.told.append(numbers), lambda: None)
-        return await (models or self.models).stage(train, scratch, meter)
+        return await (models or self.models).stage(named, scratch, meter)
 
     async def loaded(self, prefix: str) -> Parts:
         """The model as the trainer loads it from the store."""

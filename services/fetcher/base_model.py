@@ -25,7 +25,7 @@ from shared.errors import NotFound, Refused
 from shared.folders import content_address, folder_exists, upload_folder
 from shared.outbound import shown_url
 from shared.ports import ObjectStore
-from shared.request import DEFAULT_BASE, STORED, Train, is_http_url
+from shared.request import DEFAULT_BASE, STORED, is_http_url
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names for the deployment's base model."""
@@ -44,17 +44,25 @@ EXPECTED = (
 log = structlog.get_logger()
 
 
+class Named(NamedTuple):
+    """What a request names as its model, and in which of its fields."""
+
+    source: str
+    field: str
+    subfolder: str | None = None
+
+
 class Search(NamedTuple):
     """One request's search for its model."""
 
-    train: Train
+    named: Named
     scratch: Path
     """An empty folder of the search's own."""
     meter: Meter
 
     @property
     def asked(self) -> str:
-        return self.train.resume_ckpt_url
+        return self.named.source
 
     @property
     def shown(self) -> str:
@@ -85,14 +93,14 @@ class BaseModels:
         self._addresses: dict[tuple[object, ...], str] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def stage(self, train: Train, scratch: Path, meter: Meter) -> str:
+    async def stage(self, named: Named, scratch: Path, meter: Meter) -> str:
         """The store prefix of the model that the request names; ``scratch`` must be empty.
 
         Raises:
             Refused: nothing that can be trained on; names it and says what is expected.
             Passing: a server is away.
         """
-        search = Search(train, scratch, meter)
+        search = Search(named, scratch, meter)
         if search.asked.startswith(STORED):
             return await self._ours(search)
         return await self._store_once(await self._find(search), search)
@@ -106,14 +114,16 @@ class BaseModels:
         try:
             await self._store.download(key, file, heard=search.meter.heard)
         except NotFound:
-            raise Refused(f"{key}: this model is not in the store any more") from None
+            raise Refused(
+                f"{search.named.field}: this model ({key}) is not in the store any more"
+            ) from None
         return await self._store_once(await self._open(file, search), search)
 
     async def _find(self, search: Search) -> Model:
         asked = search.asked
         if asked in ALIASES:
             return await self._own.find(search.meter)
-        if model := hub_model(MOVED.get(asked, asked), search.train.hf_repo_subfolder):
+        if model := hub_model(MOVED.get(asked, asked), search.named.subfolder):
             token = self._token_for(model)
             return (await self._cache.fetch(model, search.meter, token=token))[0]
         if is_http_url(asked):
@@ -122,7 +132,7 @@ class BaseModels:
                 url, file, allowed=self._allowed, limit=MODEL_BYTES, on_bytes=search.meter.bytes
             )
             return await self._open(file, search)
-        raise Refused(f"input.train.resume_ckpt_url is {search.shown!r}; {EXPECTED}")
+        raise Refused(f"{search.named.field} is {search.shown!r}; {EXPECTED}")
 
     def _token_for(self, model: HubModel) -> str | None:
         """Ours, for what it may open to users; it would open all that we can see otherwise."""
@@ -219,7 +229,7 @@ def _unpack(zipped: zipfile.ZipFile, file: Path, search: Search) -> Path:
 
 def _root(paths: list[PurePosixPath], search: Search) -> PurePosixPath:
     """The folder of the least deep ``model_index.json``, inside the subfolder asked for if any."""
-    wanted = PurePosixPath(search.train.hf_repo_subfolder or "").parts
+    wanted = PurePosixPath(search.named.subfolder or "").parts
     roots = [path.parent for path in paths if path.name == "model_index.json"]
     fitting = [root for root in roots if root.parts[len(root.parts) - len(wanted) :] == wanted]
     if not fitting:

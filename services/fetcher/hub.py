@@ -83,7 +83,8 @@ def hub_model(text: str, subfolder: str | None = None) -> HubModel | None:
     found = HUB_ID.fullmatch(text)
     if found is None:
         return None
-    return HubModel(**found.groupdict(), subfolder=_subfolder(subfolder or below))
+    called = "input.train.hf_repo_subfolder" if subfolder else "the page's folder"
+    return HubModel(**found.groupdict(), subfolder=_subfolder(subfolder or below, called))
 
 
 def _on_the_hub(text: str) -> str | None:
@@ -99,12 +100,10 @@ def file_url(url: str) -> str:
     return url.replace("/blob/", "/resolve/", 1) if parts[3:4] == ["blob"] else url
 
 
-def _subfolder(text: str | None) -> str | None:
-    parts = (text or "").strip("/").split("/")
+def _subfolder(text: str, called: str) -> str | None:
+    parts = text.strip("/").split("/")
     if not all(re.fullmatch(NAME, part) for part in parts if text):
-        raise Refused(
-            f"input.train.hf_repo_subfolder is {text!r}; expected a folder such as v1/main"
-        )
+        raise Refused(f"{called} is {text!r}; expected a folder such as v1/main")
     return "/".join(parts) or None
 
 

@@ -1,4 +1,4 @@
-"""The fetcher's claimed work: stage a job's dataset and base model before any GPU time."""
+"""The fetcher's claimed work: stage a job's dataset and model before any GPU time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.fetcher.base_facts import (
     stored_parameters,
     token_counts,
 )
-from services.fetcher.base_model import SELECTED, BaseModels
+from services.fetcher.base_model import SELECTED, BaseModels, Named
 from services.fetcher.dataset import captions_of, check, report_on, with_tokens
 from services.fetcher.download import download
 from services.fetcher.estimate import estimate
@@ -33,6 +33,7 @@ from shared.messages import (
     DatasetStaged,
     Interruption,
     JobSubmitted,
+    ModelStaged,
     Progressed,
     Stage,
     StagingInterrupted,
@@ -42,7 +43,7 @@ from shared.messages import (
 )
 from shared.outbound import shown_url
 from shared.ports import ObjectStore
-from shared.request import STORED, Train
+from shared.request import STORED, Inference, ModelSource, Train
 from shared.runtime import Order
 
 ARCHIVE_BYTES = 10 << 30
@@ -52,7 +53,7 @@ log = structlog.get_logger()
 
 
 class FetcherWork:
-    """Answers ``job.submitted`` with ``dataset.staged``."""
+    """Answers ``job.submitted`` with ``dataset.staged``, or ``model.staged`` without training."""
 
     queue = FETCHER
     started: type[Started] = StagingStarted
@@ -84,28 +85,47 @@ class FetcherWork:
     async def close(self) -> None:
         """Nothing lasts between orders."""
 
-    async def perform(self, order: Order) -> DatasetStaged:
+    async def perform(self, order: Order) -> DatasetStaged | ModelStaged:
         """Stage what the job asks for; whatever happens, the scratch folder goes."""
-        submitted = order.message
-        if not isinstance(submitted, JobSubmitted):
-            raise TypeError(f"{type(submitted).__name__} does not ask for staging")
         scratch = self._scratch / f"{order.job}-staging-{order.grant.attempt}"
         try:
             await in_thread(_make_fresh, scratch)
-            dataset, manifest, report = await self._stage_dataset(order, submitted.train, scratch)
-            base = await self._stage_base(order, submitted.train, scratch / "base")
-            report = await self._completed(
-                report, manifest, submitted.train, base, scratch / "base"
-            )
+            match order.message:
+                case JobSubmitted(train=Train() as train, inference=inference):
+                    return await self._for_training(order, train, inference, scratch)
+                case JobSubmitted(model=ModelSource() as model, inference=inference):
+                    return await self._for_drawing(order, model, inference, scratch)
+            raise TypeError(f"{type(order.message).__name__} does not ask for staging")
         finally:
             await in_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    async def _for_training(
+        self, order: Order, train: Train, inference: tuple[Inference, ...], scratch: Path
+    ) -> DatasetStaged:
+        named = Named(train.resume_ckpt_url, "input.train.resume_ckpt_url", train.hf_repo_subfolder)
+        dataset, manifest, report = await self._stage_dataset(order, train, scratch)
+        base = await self._stage_model(order, "the base model", named, scratch / "base")
+        report = await self._completed(report, manifest, train, base, scratch / "base")
         return DatasetStaged(
             **order.stamp(),
-            train=submitted.train,
-            inference=submitted.inference,
+            train=train,
+            inference=inference,
             dataset=dataset,
             base_model=base,
             report=report.plain(),
+        )
+
+    async def _for_drawing(
+        self, order: Order, model: ModelSource, inference: tuple[Inference, ...], scratch: Path
+    ) -> ModelStaged:
+        named = Named(model.source, "input.model")
+        return ModelStaged(
+            **order.stamp(),
+            inference=inference,
+            model=await self._stage_model(order, "the model", named, scratch / "model"),
+            clip_skip=model.clip_skip,
+            name=model.name,
+            sha256=model.sha256,
         )
 
     async def _stage_dataset(
@@ -134,11 +154,11 @@ class FetcherWork:
         )
         return prefix, manifest, report
 
-    async def _stage_base(self, order: Order, train: Train, scratch: Path) -> str:
-        meter = Meter("downloading the base model", order.progress, order.heard)
-        order.progress(phase="staging the base model", bytes=0, bytes_total=None)
+    async def _stage_model(self, order: Order, called: str, named: Named, scratch: Path) -> str:
+        meter = Meter(f"downloading {called}", order.progress, order.heard)
+        order.progress(phase=f"staging {called}", bytes=0, bytes_total=None)
         await in_thread(scratch.mkdir)
-        return await self._bases.stage(train, scratch, meter)
+        return await self._bases.stage(named, scratch, meter)
 
     async def _completed(
         self, report: Report, manifest: Manifest, train: Train, base: str, scratch: Path

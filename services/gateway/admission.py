@@ -83,7 +83,7 @@ def with_seeds(request: Request) -> Request:
     """Draw now what was left to chance, so that every attempt draws the same images."""
     return msgspec.structs.replace(
         request,
-        train=_seeded(request.train),
+        train=_seeded(request.train) if request.train else None,
         inference=tuple(_drawn(entry) for entry in request.inference),
     )
 

@@ -6,9 +6,19 @@ import structlog
 
 from services.gateway.admission import Admission, Repeated
 from services.gateway.deliveries import deal_with_all
-from shared.messages import GATEWAY_INTAKE, Envelope, JobRefused, JobRequested, stable_id
+from shared.messages import (
+    GATEWAY_INTAKE,
+    QUEUES,
+    Envelope,
+    JobRefused,
+    JobRequested,
+    stable_id,
+)
 from shared.ports import Bus, Delivery
 from shared.request import Invalid
+
+OURS = frozenset(queue.name for queue in QUEUES)
+"""No answer to a producer goes to these."""
 
 log = structlog.get_logger()
 
@@ -36,10 +46,15 @@ class Intake:
             log.info(
                 "job_refused", job=job_id, source=envelope.source, mistakes=len(invalid.mistakes)
             )
-            refused = JobRefused(job=job_id, mistakes=invalid.mistakes)
-            await self._bus.publish(refused, needs_listener=False)
+            await self._refuse(JobRefused(job=job_id, mistakes=invalid.mistakes), envelope)
         except Repeated:
             log.warning("event_id_used_again", job=job_id, source=envelope.source)
+
+    async def _refuse(self, refused: JobRefused, envelope: Envelope) -> None:
+        """Tell the exchange, and the producer's own queue if it named one."""
+        await self._bus.publish(refused, needs_listener=False)
+        if envelope.reply_to and envelope.reply_to not in OURS:
+            await self._bus.send(envelope.reply_to, refused, needs_listener=False)
 
 
 def job_id_for(envelope: Envelope) -> str:
@@ -48,5 +63,11 @@ def job_id_for(envelope: Envelope) -> str:
 
 
 def owner_for(envelope: Envelope) -> str:
-    """The login that the broker has verified; nobody else's word counts."""
-    return f"producer:{envelope.user_id or ''}"
+    """The login that the broker has verified; nobody else's word counts.
+
+    Raises:
+        Invalid: the message does not name it.
+    """
+    if not envelope.user_id:
+        raise Invalid(["user_id: expected the login of your connection, which the broker verifies"])
+    return f"producer:{envelope.user_id}"

@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import msgspec
+from msgspec.structs import replace
 
 from services.gateway.ledger import Ledger
+from shared.jobs import Job, clip_skip_of
 from shared.keys import link_holds
-from shared.request import STORED, Invalid, Request
+from shared.messages import Artifact
+from shared.request import STORED, Invalid, ModelSource, Request, Train
 
+JOBS = "jobs/"
 JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -35,24 +38,38 @@ class Ours:
             Unavailable: the database does not answer.
         """
         mistakes: list[str] = []
+        resolved = replace(
+            request,
+            train=await self._train(request.train, owner, mistakes) if request.train else None,
+            model=await self._model(request.model, owner, mistakes) if request.model else None,
+        )
+        if mistakes:
+            raise Invalid(mistakes)
+        return resolved
+
+    async def _train(self, train: Train, owner: str, mistakes: list[str]) -> Train:
         places = {
             name: await self._place(f"input.train.{name}", address, owner, mistakes)
             for name, address in (
-                ("data_url", request.train.data_url),
-                ("resume_ckpt_url", request.train.resume_ckpt_url),
+                ("data_url", train.data_url),
+                ("resume_ckpt_url", train.resume_ckpt_url),
             )
         }
-        if mistakes:
-            raise Invalid(mistakes)
-        train = msgspec.structs.replace(request.train, **places)
-        return msgspec.structs.replace(request, train=train)
+        return replace(train, **places)
+
+    async def _model(self, model: ModelSource, owner: str, mistakes: list[str]) -> ModelSource:
+        """With all that the record knows of the model, if a job of ours has made it."""
+        place = await self._place("input.model", model.source, owner, mistakes)
+        key = place.removeprefix(STORED)
+        job = await self._job_at(key) if key != place else None
+        return source_of(job, key) if job else ModelSource(source=place)
 
     async def _place(self, field: str, address: str, owner: str, mistakes: list[str]) -> str:
         if address.startswith(f"{self._public_url}/"):
             key = await self._linked(address, owner)
             wanted = "a link of this service to a file of yours that has not ended"
         elif JOB_ID.fullmatch(address):
-            key = await self._model(address, owner)
+            key = await self._trained(address, owner)
             wanted = "the id of a job of yours that has a model"
         else:
             return address
@@ -71,11 +88,33 @@ class Ours:
             self._key, key, int(expires[:20]), signature, self._clock()
         ):
             return None
-        top, _, rest = key.partition("/")
-        job = await self._ledger.get(rest.partition("/")[0]) if top == "jobs" else None
-        return None if top == "jobs" and (job is None or job.owner != owner) else key
+        job = await self._job_at(key)
+        return None if key.startswith(JOBS) and (job is None or job.owner != owner) else key
 
-    async def _model(self, job_id: str, owner: str) -> str | None:
+    async def _job_at(self, key: str) -> Job | None:
+        """The job that a key of the store belongs to."""
+        job_id = key.removeprefix(JOBS).partition("/")[0]
+        return await self._ledger.get(job_id) if key.startswith(JOBS) else None
+
+    async def _trained(self, job_id: str, owner: str) -> str | None:
         """Where a job's trained model is."""
         job = await self._ledger.get(job_id)
         return job.model if job and job.owner == owner else None
+
+
+def source_of(job: Job, key: str) -> ModelSource:
+    """A model or checkpoint file among a job's own, with what the record knows of it."""
+    known = _checkpoint_at(job, key)
+    return ModelSource(
+        source=f"{STORED}{key}",
+        clip_skip=clip_skip_of(job),
+        name=known.name if known else "",
+        sha256=known.sha256 if known else "",
+    )
+
+
+def _checkpoint_at(job: Job, key: str) -> Artifact | None:
+    if key == job.model:
+        return job.checkpoint
+    every = (job.checkpoint, *(each.artifact for each in job.checkpoints))
+    return next((each for each in every if each and each.key == key), None)

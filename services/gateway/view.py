@@ -50,7 +50,7 @@ class View:
             "output": await self.output(job),
             "status": job.status,
         }
-        return body | _where_there(error=job.error, warnings=job.warnings)
+        return body if job.error is None else {**body, "error": job.error}
 
     async def output(self, job: Job) -> dict[str, Any]:
         """The progress of a live job, the results of one that has ended."""
@@ -71,10 +71,6 @@ class View:
         key = data.pop("key", None)
         file = {} if key is None else {"url": await self._link(job, key, data["name"])}
         return {"at": iso(happened.at), **data, **file}
-
-
-def _where_there(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value not in (None, ())}
 
 
 def summary(job: Job, now: float) -> dict[str, Any]:
@@ -106,7 +102,8 @@ def progress(job: Job, links: dict[str, str]) -> dict[str, Any]:
     numbers = job.progress.get(stage, {}) if stage else {}
     shown = {**dict.fromkeys(NUMBERS), **numbers}
     samples = [_sample(each, links) for each in job.samples]
-    return {"stage": stage, **shown, "dataset": job.report, "samples": samples}
+    warnings = {"warnings": list(job.warnings)} if job.warnings else {}
+    return {"stage": stage, **shown, "dataset": job.report, "samples": samples, **warnings}
 
 
 def newest_numbers(job: Job) -> dict[str, Any] | None:
@@ -125,16 +122,28 @@ def stage_at_work(job: Job) -> Stage | None:
 
 def results(job: Job, links: dict[str, str]) -> dict[str, Any]:
     """``output`` at the end: everything there is, however the job ended."""
+    train = _trained(job, links) if job.trains else None
     return {
-        "train": {
-            **job.summary,
-            "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
-            "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
-            "samples": [_sample(each, links) for each in job.samples],
-        },
+        "train": train,
         "inference": [_image(each, links) for each in job.images],
         "artifacts": [_artifact(each, links) for each in artifacts(job)],
+        **({} if train else _warnings(job)),
     }
+
+
+def _trained(job: Job, links: dict[str, str]) -> dict[str, Any]:
+    return {
+        **job.summary,
+        **_warnings(job),
+        "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
+        "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
+        "samples": [_sample(each, links) for each in job.samples],
+    }
+
+
+def _warnings(job: Job) -> dict[str, Any]:
+    warnings = [*job.warnings, *job.summary.get("warnings", ())]
+    return {"warnings": warnings} if warnings else {}
 
 
 def artifacts(job: Job) -> list[Artifact]:

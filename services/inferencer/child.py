@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.inferencer.infotext import save
 from services.inferencer.order import DrawingOrder
 from shared.child import (
     QUIET_AND_OFFLINE,
@@ -21,6 +22,7 @@ from shared.child import (
     Phase,
     Progress,
     Ready,
+    Spoiled,
     begin,
     read_order,
     shorten,
@@ -28,7 +30,8 @@ from shared.child import (
 from shared.errors import Refused
 
 if TYPE_CHECKING:
-    from services.inferencer.pipelines import Loaded
+    from services.inferencer.generate import Drawing, Failure
+    from services.inferencer.pipelines import Pipelines
 
 PROGRESS_SECONDS = 0.5
 
@@ -39,65 +42,89 @@ def main() -> None:
     os.environ |= QUIET_AND_OFFLINE
 
     from services.inferencer import generate  # noqa: F401, PLC0415 - slow
-    from services.inferencer.pipelines import Loaded  # noqa: PLC0415 - slow
+    from services.inferencer.pipelines import Pipelines  # noqa: PLC0415 - slow
 
-    loaded = Loaded()
-    mouth.say(Ready(gpu=loaded.name))
+    pipelines = Pipelines()
+    mouth.say(Ready(gpu=pipelines.name))
     while True:
         order: DrawingOrder = read_order(DrawingOrder)
-        mouth.say(carry_out(order, loaded, mouth))
+        mouth.say(carry_out(order, pipelines, mouth))
 
 
-def carry_out(order: DrawingOrder, loaded: Loaded, mouth: Mouth) -> Done | GivenUp:
+def carry_out(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> Done | GivenUp:
     """The last word on an order; whatever happens, the next one finds the child in good order."""
-    import torch  # noqa: PLC0415 - slow
+    from services.inferencer.model import is_out_of_memory  # noqa: PLC0415 - slow
 
     try:
-        return Done(summary={"images": draw_all(order, loaded, mouth)})
+        return Done(summary={"images": draw_all(order, pipelines, mouth)})
     except Refused as error:
         return GivenUp(refused=True, reason=shorten(str(error)))
-    except torch.OutOfMemoryError:
-        loaded.forget()
-        return GivenUp(refused=False, reason="out of memory while drawing; choose a smaller size")
     except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
         traceback.print_exc()
-        loaded.forget()
-        return GivenUp(refused=False, reason=shorten(f"{type(error).__name__}: {error}"))
+        reason = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            reason = "out of memory while loading the model"
+    pipelines.forget()
+    return GivenUp(refused=False, reason=shorten(reason))
 
 
-def draw_all(order: DrawingOrder, loaded: Loaded, mouth: Mouth) -> int:
-    """Draw every entry's images into the order's folder; how many."""
-    from services.inferencer.generate import generate  # noqa: PLC0415 - slow
+def draw_all(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> int:
+    """Draw every entry's images into the order's folder; how many.
+
+    Raises:
+        Refused: there is not one; why the first could not be drawn.
+    """
+    from services.inferencer.generate import Failure, generate  # noqa: PLC0415 - slow
 
     mouth.say(Phase(name="loading the trained model"))
-    parts = loaded.parts(Path(order.model), Path(order.weights) if order.weights else None)
+    model = pipelines.model(Path(order.model), Path(order.weights) if order.weights else None)
     mouth.say(Phase(name="drawing"))
-    tell = Teller(mouth, total=sum(entry.inference.num_outputs for entry in order.entries))
-    for entry in order.entries:
-        for drawing in generate(parts, entry, clip_skip=order.clip_skip, tell=tell.tell):
-            path = Path(order.out) / f"{tell.drawn:04}.png"
-            drawing.image.save(path)
-            mouth.say(Drawn(index=tell.drawn, path=str(path), seed=drawing.seed))
-            tell.drawn += 1
-    return tell.drawn
+    teller = Teller(mouth, total=sum(entry.inference.num_outputs for entry in order.entries))
+    failures = []
+    for each in generate(model, order.entries, clip_skip=order.clip_skip, tell=teller.tell):
+        mouth.say(said_of(each, order))
+        teller.done += 1
+        if isinstance(each, Failure):
+            failures.append(each)
+    if failures and len(failures) == teller.done:
+        raise Refused(min(failures, key=lambda failure: failure.index).reason)
+    return teller.done - len(failures)
+
+
+def said_of(image: Drawing | Failure, order: DrawingOrder) -> Drawn | Spoiled:
+    """The record of an image; a drawn one is on disk by then."""
+    from services.inferencer.generate import Failure  # noqa: PLC0415 - slow
+
+    if isinstance(image, Failure):
+        return Spoiled(index=image.index, seed=image.seed, reason=image.reason)
+    path = Path(order.out) / f"{image.index:04}.png"
+    save(
+        image.image,
+        path,
+        image.entry,
+        seed=image.seed,
+        clip_skip=order.clip_skip,
+        about=order.about,
+    )
+    return Drawn(index=image.index, path=str(path), seed=image.seed)
 
 
 class Teller:
     """Reports progress, not too often."""
 
     def __init__(self, mouth: Mouth, total: int) -> None:
-        self.drawn = 0
+        self.done = 0
         self._mouth = mouth
         self._total = total
         self._told_at = 0.0
 
     def tell(self, step: int, steps: int) -> None:
-        """A step of the next image is done."""
+        """A step is done of the next image, and of those that are drawn with it."""
         now = time.monotonic()
         if now - self._told_at < PROGRESS_SECONDS:
             return
         self._told_at = now
-        numbers = {"image": self.drawn + 1, "images": self._total, "step": step, "steps": steps}
+        numbers = {"image": self.done + 1, "images": self._total, "step": step, "steps": steps}
         self._mouth.say(Progress(numbers=numbers))
 
 

@@ -1,97 +1,175 @@
-"""Draw images: entry by entry, each image with a generator and a scheduler of its own.
+"""Draw images: those that are alike in all but prompt and seed at once, as memory allows.
 
-One image at a time, so that it depends on nothing but its seed: image i of an entry is the same as
-the first image of an entry whose seed is i higher.
+Each image has a generator of its own and prompts that were encoded by themselves, so that it
+depends on nothing but its seed: image i of an entry is the same as the first image of an entry
+whose seed is i higher, whatever is drawn beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from services.inferencer.model import Model, is_out_of_memory
 from services.inferencer.order import Entry
+from services.inferencer.prompts import Prompts
 from services.inferencer.schedulers import make_scheduler
-from shared.diffusion.loading import Parts
 from shared.diffusion.noise import seeded
-from shared.diffusion.saving import pipeline
-from shared.diffusion.text import encode, tokenize
-from shared.errors import Refused
-from shared.request import Inference
 
 Tell = Callable[[int, int], None]
-"""Called with (steps done, steps of this image)."""
+"""Called with (steps done, steps of these images)."""
+Embeddings = tuple[Tensor, Tensor]
+"""Of prompt and negative prompt, (1, 77 k, C) each."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One image to draw."""
+
+    index: int
+    """Among all images of an order, from 0."""
+    entry: Entry
+    seed: int
+    embeddings: Embeddings
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What all images of a batch must share."""
+        asked = self.entry.inference
+        return (
+            self.entry.size, asked.num_inference_steps, asked.scheduler, asked.guidance_scale,
+            self.embeddings[0].shape[1],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Drawing:
     """One image."""
 
-    image: Image.Image
+    index: int
+    entry: Entry
     seed: int
+    image: Image.Image
 
 
-def generate(parts: Parts, entry: Entry, *, clip_skip: int, tell: Tell) -> Iterator[Drawing]:
-    """Draw an entry's images in order.
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be drawn, and why."""
 
-    Raises:
-        Refused: an image came out as not-a-number; names the prompt and what to try.
-    """
-    pipe = pipeline(parts)
-    pipe.set_progress_bar_config(disable=True)
-    for number in range(entry.inference.num_outputs):
-        yield draw(pipe, parts, entry, entry.seed + number, clip_skip=clip_skip, tell=tell)
+    index: int
+    seed: int
+    reason: str
+
+
+def generate(
+    model: Model, entries: Iterable[Entry], *, clip_skip: int, tell: Tell
+) -> Iterator[Drawing | Failure]:
+    """Draw all images of the entries, those of one kind after those of another."""
+    for images in _kinds(_wanted(model, entries, clip_skip)):
+        yield from _draw_all(model, images, tell)
+
+
+def _wanted(model: Model, entries: Iterable[Entry], clip_skip: int) -> Iterator[Wanted]:
+    prompts, index = Prompts(model.parts, clip_skip), count()
+    for entry in entries:
+        # Each by itself: beside others it would be rounded differently.
+        asked = entry.inference
+        embeddings = prompts.embed(asked.prompt, asked.negative_prompt or "")
+        for number in range(asked.num_outputs):
+            yield Wanted(next(index), entry, entry.seed + number, embeddings)
+
+
+def _kinds(images: Iterable[Wanted]) -> list[list[Wanted]]:
+    kinds: dict[tuple[Any, ...], list[Wanted]] = {}
+    for image in images:
+        kinds.setdefault(image.alike, []).append(image)
+    return list(kinds.values())
+
+
+def _draw_all(model: Model, images: list[Wanted], tell: Tell) -> Iterator[Drawing | Failure]:
+    entry = images[0].entry
+    is_guided = entry.inference.guidance_scale > 1
+    while images:
+        # Without guidance a single image is a single row, which no row of a batch equals.
+        batch = images[: model.most(entry.size) if is_guided else 1]
+        drawn = _draw_if_it_fits(model, batch, tell)
+        if drawn is None and model.yields(entry.size, len(batch)):
+            continue
+        if drawn is None:
+            yield Failure(batch[0].index, batch[0].seed, _too_large(entry))
+        else:
+            yield from map(_outcome, batch, drawn)
+        images = images[len(batch) :]
+
+
+def _draw_if_it_fits(
+    model: Model, batch: Sequence[Wanted], tell: Tell
+) -> list[Image.Image | None] | None:
+    """None: memory ran out. What was in it is free again, as the error is gone."""
+    try:
+        return draw(model, batch, tell)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 @torch.inference_mode()
-def draw(
-    pipe: StableDiffusionPipeline,
-    parts: Parts,
-    entry: Entry,
-    seed: int,
-    *,
-    clip_skip: int,
-    tell: Tell,
-) -> Drawing:
-    """Draw one image."""
-    asked = entry.inference
-    pipe.scheduler = make_scheduler(
-        asked.scheduler, parts.scheduler_config, asked.num_inference_steps
-    )
-    prompts = [asked.prompt, asked.negative_prompt or ""]
-    wanted, unwanted = encode(
-        parts.text_encoder, tokenize(parts.tokenizer, prompts), clip_skip
-    ).chunk(2)  # (1, 77, C) each
+def draw(model: Model, batch: Sequence[Wanted], tell: Tell) -> list[Image.Image | None]:
+    """Draw a batch by the stock pipeline; None for an image that is no number."""
+    pipe, entry = model.pipe, batch[0].entry
+    asked, (width, height) = entry.inference, entry.size
+    steps = asked.num_inference_steps
+    pipe.scheduler = make_scheduler(asked.scheduler, model.parts.scheduler_config, steps)
 
     def on_step(_pipe: Any, step: int, _timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
-        tell(step + 1, asked.num_inference_steps)
+        tell((step + 1) * steps // pipe.num_timesteps, steps)  # some take two for one
         return kept
 
     pixels: Tensor = pipe(
-        prompt_embeds=wanted,
-        negative_prompt_embeds=unwanted,
-        width=entry.side or asked.width,
-        height=entry.side or asked.height,
-        num_inference_steps=asked.num_inference_steps,
+        prompt_embeds=torch.cat([image.embeddings[0] for image in batch]),
+        negative_prompt_embeds=torch.cat([image.embeddings[1] for image in batch]),
+        width=width,
+        height=height,
+        num_inference_steps=steps,
         guidance_scale=asked.guidance_scale,
-        generator=seeded(seed),
+        generator=[seeded(image.seed) for image in batch],
         output_type="pt",
         callback_on_step_end=on_step,
-    ).images[0]  # (3, H, W), 0 to 1
-    return Drawing(_picture(pixels, asked), seed)
+    ).images  # (B, 3, H, W), 0 to 1
+    return [_picture(each) for each in pixels]
 
 
-def _picture(pixels: Tensor, asked: Inference) -> Image.Image:
+def _picture(pixels: Tensor) -> Image.Image | None:
     if not torch.isfinite(pixels).all():
-        raise Refused(
-            f"an image of {asked.prompt[:100]!r} came out as not-a-number: the trained model has"
-            " diverged (try a lower lr), or the scheduler needs more steps"
-        )
+        return None
     values = (pixels * 255).round().clamp(0, 255).to("cpu", torch.uint8)
     return Image.fromarray(np.ascontiguousarray(values.permute(1, 2, 0).numpy()))
+
+
+def _outcome(wanted: Wanted, image: Image.Image | None) -> Drawing | Failure:
+    if image is None:
+        return Failure(wanted.index, wanted.seed, _no_number(wanted.entry))
+    return Drawing(wanted.index, wanted.entry, wanted.seed, image)
+
+
+def _no_number(entry: Entry) -> str:
+    return (
+        f"an image of {entry.inference.prompt[:100]!r} came out as not-a-number: the trained model"
+        " has diverged (try a lower lr), or the scheduler needs more steps"
+    )
+
+
+def _too_large(entry: Entry) -> str:
+    width, height = entry.size
+    return (
+        f"out of memory while drawing one image of {width} x {height} pixels: choose a smaller"
+        " size, or a larger GPU"
+    )

@@ -16,6 +16,11 @@ class Entry(Struct, frozen=True, kw_only=True):
     side: int | None = None
     """Pixels of both sides, whatever the inference says: samples may be larger than its largest."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its images, pixels."""
+        return self.side or self.inference.width, self.side or self.inference.height
+
 
 class About(Struct, frozen=True, kw_only=True):
     """What every image of an order says of where it comes from."""
@@ -40,4 +45,4 @@ class DrawingOrder(Struct, frozen=True, kw_only=True):
     clip_skip: int
     about: About
     out: str
-    """An empty folder for ``0000.png``, ``0001.png`` and so on, in the order of the entries."""
+    """An empty folder for ``0000.png``, ``0001.png`` and so on, numbered as the entries say."""

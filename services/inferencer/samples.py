@@ -14,7 +14,7 @@ import structlog
 
 from services.inferencer.drawing import draw, store_image
 from services.inferencer.order import About, DrawingOrder, Entry
-from shared.child import AnyRecord, Drawn, Standby
+from shared.child import AnyRecord, Drawn, Spoiled, Standby
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Passing, Refused, Unavailable
 from shared.folders import cached_folder, download_folder
@@ -98,9 +98,11 @@ class SampleErrands:
             about=About(job=asked.job, step=asked.row.step),
             out=str(folder / "out"),
         )
-        samples = await draw_row(
+        samples, missing = await draw_row(
             self._standby, self._store, asked.job, asked.row, order, heard=heard
         )
+        for reason in missing:
+            log.warning("sample missing", job=asked.job, step=asked.row.step, why=reason)
         await self._bus.publish(SamplesGenerated(job=asked.job, samples=samples))
         log.info("row drawn", job=asked.job, step=asked.row.step)
 
@@ -113,21 +115,26 @@ async def draw_row(
     order: DrawingOrder,
     *,
     heard: Callable[[], None],
-) -> tuple[DrawnSample, ...]:
+) -> tuple[tuple[DrawnSample, ...], tuple[str, ...]]:
     """Draw a row into the store; the order's entries are :func:`entries_of` it.
+
+    Beside the samples, in the order of their prompts, stands why others are missing.
 
     Raises:
         Refused, Passing: it cannot be drawn; see :func:`services.inferencer.drawing.draw`.
     """
     samples: list[DrawnSample] = []
+    missing: list[str] = []
 
     async def hear(record: AnyRecord) -> None:
         heard()
         if isinstance(record, Drawn):
             samples.append(await _stored(store, job, row, record, heard))
+        elif isinstance(record, Spoiled):
+            missing.append(record.reason)
 
     await draw(standby, order, hear)
-    return tuple(samples)
+    return tuple(sorted(samples, key=lambda sample: sample.index)), tuple(missing)
 
 
 def entries_of(row: SampleRow) -> tuple[Entry, ...]:

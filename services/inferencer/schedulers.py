@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
@@ -22,20 +21,66 @@ from diffusers import (
 )
 from torch import Tensor
 
-from shared.diffusion.noise import cumulative_alphas, prediction_type
+from shared.diffusion.noise import PredictionType, cumulative_alphas, prediction_type
 from shared.request import Scheduler
 
 FROM_PURE_NOISE = {"timestep_spacing": "trailing"}
-"""A single step must start from pure noise; the usual spacings would start it at the end."""
+"""Every spacing but this begins below the last training timestep, where no image is pure noise.
+
+Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2. The usual
+"leading" begins at 1000 // steps * steps: at 667 of 1000 for 334 steps, and for one step at 0.
+"""
 
 
 def make_scheduler(name: Scheduler, config: Mapping[str, Any], steps: int) -> Any:
-    """A fresh scheduler with the base model's betas and prediction type.
+    """A fresh scheduler with the base model's betas and prediction type, set to so many steps."""
+    scheduler = KINDS[name].from_config(dict(config), **FROM_PURE_NOISE, **CHANGES.get(name, {}))
+    scheduler.set_timesteps(steps)
+    return scheduler
 
-    ``steps`` is how many will be asked for: the spacing of one step differs.
+
+class StablePNDM(PNDMScheduler):  # type: ignore[misc]
+    """PNDM without its Runge-Kutta start (PLMS), for any number of steps and for velocities.
+
+    The stock class goes down by 1000 // steps each time, whatever its timesteps are, and averages a
+    network's answers of several timesteps as they come. Velocities of different timesteps cannot be
+    averaged; this one makes noises of them: noise = sqrt(a) v + sqrt(1 - a) x.
     """
-    spacing = FROM_PURE_NOISE if steps == 1 else {}
-    return _KINDS[name].from_config(dict(config), **spacing, **_EXTRAS.get(name, {}))
+
+    _predicts: PredictionType
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **changes: Any) -> StablePNDM:
+        scheduler: StablePNDM = super().from_config(
+            {**config, "prediction_type": "epsilon"}, **changes
+        )
+        scheduler._predicts = prediction_type(config)
+        return scheduler
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        return_dict: bool = True,  # noqa: FBT001, FBT002 - the stock signature
+    ) -> Any:
+        if self._predicts == "v_prediction":
+            a = float(self.alphas_cumprod[timestep])
+            model_output = a**0.5 * model_output + (1 - a) ** 0.5 * sample
+        return super().step(model_output, timestep, sample, return_dict)
+
+    def _get_prev_sample(
+        self,
+        sample: Tensor,
+        timestep: int,  # noqa: ARG002 - the stock signature
+        prev_timestep: int,  # noqa: ARG002
+        model_output: Tensor,
+    ) -> Tensor:
+        """From this timestep of the list to the next; the first of them is gone down twice."""
+        down = [*self.timesteps.unique().flip(0).tolist(), -1]
+        to = max(self.counter, 1)
+        before: Tensor = super()._get_prev_sample(sample, down[to - 1], down[to], model_output)
+        return before
 
 
 class StableIPNDM(IPNDMScheduler):  # type: ignore[misc]
@@ -82,8 +127,8 @@ class StableIPNDM(IPNDMScheduler):  # type: ignore[misc]
         return super().step(model_output, timestep, sample, return_dict)
 
 
-_KINDS: dict[Scheduler, Any] = {
-    "DDIM": DDIMScheduler,
+KINDS: dict[Scheduler, Any] = {
+    "DDIM": DPMSolverMultistepScheduler,
     "DDPM": DDPMScheduler,
     "DPM-M": DPMSolverMultistepScheduler,
     "DPM-S": DPMSolverSinglestepScheduler,
@@ -93,14 +138,16 @@ _KINDS: dict[Scheduler, Any] = {
     "IPNDM": StableIPNDM,
     "KDPM2-A": KDPM2AncestralDiscreteScheduler,
     "KDPM2-D": KDPM2DiscreteScheduler,
-    "PNDM": PNDMScheduler,
+    "PNDM": StablePNDM,
     "K-LMS": LMSDiscreteScheduler,
 }
 
-_EXTRAS: dict[Scheduler, dict[str, Any]] = {
+CHANGES: dict[Scheduler, dict[str, Any]] = {
+    # The DPM-Solver of first order is DDIM (Lu et al. 2022, "DPM-Solver", section 4.1). The stock
+    # DDIMScheduler goes down by 1000 // steps each time, whatever its timesteps are.
+    "DDIM": {"solver_order": 1},
     # The Runge-Kutta start of PNDM takes more steps than were asked for, and fails at one.
     "PNDM": {"skip_prk_steps": True},
     # Latents are not bounded by 1.
     "DDPM": {"clip_sample": False},
-    "DDIM": {"clip_sample": False},
 }

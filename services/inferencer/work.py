@@ -14,13 +14,14 @@ from msgspec.structs import replace
 from services.inferencer.drawing import draw, store_image
 from services.inferencer.order import About, DrawingOrder, Entry
 from services.inferencer.samples import draw_row, entries_of
-from shared.child import AnyRecord, Drawn, Phase, Progress, Standby
+from shared.child import AnyRecord, Drawn, Phase, Progress, Spoiled, Standby
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused, Unavailable
 from shared.folders import cached_folder
 from shared.messages import (
     INFERENCER_RESULTS,
     AnyMessage,
+    Artifact,
     CheckpointFinal,
     DrawnImage,
     DrawnSample,
@@ -29,7 +30,9 @@ from shared.messages import (
     GenerationStarted,
     ImagesGenerated,
     Interruption,
+    ModelStaged,
     Progressed,
+    SampleRow,
     Stage,
     Started,
 )
@@ -39,12 +42,13 @@ from shared.runtime import Order
 
 CHILD = "services.inferencer.child"
 LOST = "the last samples are missing: "
+LOST_ONE = "one of the last samples is missing: "
 SEEDS = 2**32
 """A drawn seed is below this."""
 
 
 class InferencerWork:
-    """Draws a job's results with one child that outlives the job."""
+    """Draws with a trained or a named model, by one child that outlives the job."""
 
     queue = INFERENCER_RESULTS
     places = 1
@@ -54,7 +58,7 @@ class InferencerWork:
     stops_gently = False
 
     def __init__(self, store: ObjectStore, standby: Standby, *, scratch: Path, cache: Path) -> None:
-        """``cache`` holds trained models for a while; ``scratch`` one job's images at a time.
+        """``cache`` holds models for a while; ``scratch`` one job's images at a time.
 
         ``standby`` keeps the child, which may draw samples between the results.
         """
@@ -64,7 +68,7 @@ class InferencerWork:
         self._standby = standby
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
-        return "generation" if isinstance(message, CheckpointFinal) else None
+        return "generation" if isinstance(message, CheckpointFinal | ModelStaged) else None
 
     async def prepare(self) -> str:
         """Start the child unless it lives; names the GPU."""
@@ -84,32 +88,28 @@ class InferencerWork:
         await self._standby.close()
 
     async def _perform(self, order: Order, folder: Path) -> ImagesGenerated:
-        trained = order.message
-        assert isinstance(trained, CheckpointFinal)  # noqa: S101 - see stage_of
-        order.progress(phase="fetching the trained model")
-        model = await cached_folder(self._store, trained.model, self._cache, heard=order.heard)
+        finished = order.message
+        assert isinstance(finished, CheckpointFinal | ModelStaged)  # noqa: S101 - see stage_of
+        order.progress(phase="fetching the finished model")
+        model = await cached_folder(self._store, finished.model, self._cache, heard=order.heard)
         asked = DrawingOrder(
             model=str(model),
-            entries=tuple(entry_of(each) for each in trained.inference),
-            clip_skip=trained.clip_skip,
-            about=About(
-                job=order.job,
-                step=trained.summary.get("steps"),
-                model=trained.checkpoint.name,
-                sha256=trained.checkpoint.sha256,
-            ),
+            entries=tuple(entry_of(each) for each in finished.inference),
+            clip_skip=finished.clip_skip,
+            about=about(finished),
             out=str(folder),
         )
         images = await self._draw_images(order, asked) if asked.entries else []
-        samples, warnings = await self._draw_last_row(order, trained, asked)
+        row = finished.row if isinstance(finished, CheckpointFinal) else None
+        samples, warnings = await self._draw_last_row(order, row, asked)
         return ImagesGenerated(
             **order.stamp(), images=tuple(images), samples=samples, warnings=warnings
         )
 
     async def _draw_images(self, order: Order, asked: DrawingOrder) -> list[DrawnImage]:
-        """Store each image as it comes."""
+        """Store each image as it comes; they are in the order of the request at the end."""
         wanted = [entry for entry in asked.entries for _ in range(entry.inference.num_outputs)]
-        images: list[DrawnImage] = []
+        images: dict[int, DrawnImage] = {}
 
         async def hear(record: AnyRecord) -> None:
             order.heard()
@@ -118,46 +118,71 @@ class InferencerWork:
                     order.progress(phase=name)
                 case Progress(numbers=numbers):
                     order.progress(**numbers)
-                case Drawn():
-                    images.append(await self._store_image(order, record, wanted[record.index]))
+                case Drawn(index=index):
+                    images[index] = await self._store_image(order, record, wanted[index])
+                case Spoiled(index=index):
+                    images[index] = _spoiled_image(record, wanted[index])
 
         await draw(self._standby, asked, hear)
-        return images
+        return [images[index] for index in range(len(wanted))]
 
     async def _draw_last_row(
-        self, order: Order, trained: CheckpointFinal, asked: DrawingOrder
+        self, order: Order, row: SampleRow | None, asked: DrawingOrder
     ) -> tuple[tuple[DrawnSample, ...], tuple[str, ...]]:
         """The samples of the finished model; without them, why. No job fails for want of them."""
-        row = trained.row
         if row is None:
             return (), ()
         order.progress(phase="drawing the last samples")
         asked = replace(asked, entries=entries_of(row))
         try:
-            samples = await draw_row(
+            samples, missing = await draw_row(
                 self._standby, self._store, order.job, row, asked, heard=order.heard
             )
         except Unavailable:
             raise
         except (Refused, Passing) as error:
             return (), (f"{LOST}{error}",)
-        return samples, ()
+        return samples, tuple(f"{LOST_ONE}{reason}" for reason in missing)
 
     async def _store_image(self, order: Order, drawn: Drawn, entry: Entry) -> DrawnImage:
-        path, asked = Path(drawn.path), entry.inference
+        path = Path(drawn.path)
         key = f"jobs/{order.job}/generation/{order.grant.attempt}/{path.name}"
-        return DrawnImage(
-            artifact=await store_image(self._store, path, key, "image", heard=order.heard),
-            prompt=asked.prompt,
-            negative_prompt=asked.negative_prompt,
-            width=asked.width,
-            height=asked.height,
-            num_inference_steps=asked.num_inference_steps,
-            guidance_scale=asked.guidance_scale,
-            scheduler=asked.scheduler,
-            seed=drawn.seed,
-            passback=asked.passback,
-        )
+        artifact = await store_image(self._store, path, key, "image", heard=order.heard)
+        return _image(artifact, entry.inference, drawn.seed)
+
+
+def _spoiled_image(spoiled: Spoiled, entry: Entry) -> DrawnImage:
+    return _image(None, entry.inference, spoiled.seed, error=spoiled.reason)
+
+
+def _image(
+    artifact: Artifact | None, asked: Inference, seed: int, *, error: str | None = None
+) -> DrawnImage:
+    return DrawnImage(
+        artifact=artifact,
+        prompt=asked.prompt,
+        negative_prompt=asked.negative_prompt,
+        width=asked.width,
+        height=asked.height,
+        num_inference_steps=asked.num_inference_steps,
+        guidance_scale=asked.guidance_scale,
+        scheduler=asked.scheduler,
+        seed=seed,
+        passback=asked.passback,
+        error=error,
+    )
+
+
+def about(finished: CheckpointFinal | ModelStaged) -> About:
+    """What the images say of the model that the fact brings."""
+    if isinstance(finished, ModelStaged):
+        return About(job=finished.job, model=finished.name, sha256=finished.sha256)
+    return About(
+        job=finished.job,
+        step=finished.summary.get("steps"),
+        model=finished.checkpoint.name,
+        sha256=finished.checkpoint.sha256,
+    )
 
 
 def entry_of(asked: Inference) -> Entry:

@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import structlog
+
+from shared.errors import EveryDreamError, Unavailable
 from shared.messages import Artifact
 from shared.ports import ObjectStore
 
+CHECK = "everydream-write-check"
+"""Name of the object of one byte."""
+CHECK_SECONDS = 20.0
+UNTOLD = "whether the bucket takes the results could not be told before the training: "
+
 LINK_SECONDS = 7 * 24 * 3600
 """The longest that a presigned link can last."""
+
+log = structlog.get_logger()
+
+
+async def check(theirs: ObjectStore, job: str) -> str | None:
+    """Write one byte and remove it; None if that works, else why it cannot be told whether.
+
+    Raises:
+        Refused: the bucket will take nothing from us; says why.
+    """
+    key = f"{job}/{CHECK}"
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await theirs.put(key, b"1")
+            await _remove(theirs, key)
+    except TimeoutError:
+        return f"{UNTOLD}it did not answer in {CHECK_SECONDS:g} s"
+    except Unavailable as error:
+        return f"{UNTOLD}{error}"
+    return None
+
+
+async def _remove(theirs: ObjectStore, key: str) -> None:
+    """Keys that may write need not be ones that may delete."""
+    try:
+        await theirs.delete(key)
+    except EveryDreamError as error:
+        log.info("check_object_stays", key=key, reason=str(error))
 
 
 async def publish(

@@ -14,6 +14,8 @@ from shared.messages import (
     AnyMessage,
     Artifact,
     ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
     CheckpointFinal,
     ImagesGenerated,
     PublicationInterrupted,
@@ -22,6 +24,7 @@ from shared.messages import (
     Stage,
 )
 from shared.ports import ObjectStore
+from shared.process import closing
 from shared.request import S3Config
 from shared.runtime import Order
 
@@ -30,7 +33,10 @@ OpenBucket = Callable[[S3Config], ObjectStore]
 
 
 class NotifierWork:
-    """Publishes at ``checkpoint.final`` the model, at ``images.generated`` images and samples."""
+    """Tries the bucket at ``bucket.due``, and publishes what is done.
+
+    At ``checkpoint.final`` the model, at ``images.generated`` images and samples.
+    """
 
     queue = NOTIFIER_PUBLISH
     started = PublicationStarted
@@ -55,6 +61,8 @@ class NotifierWork:
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
         match message:
+            case BucketDue():
+                return "bucket_check"
             case CheckpointFinal():
                 return "model_publication"
             case ImagesGenerated():
@@ -64,9 +72,15 @@ class NotifierWork:
     async def prepare(self) -> str:
         return ""
 
-    async def perform(self, order: Order) -> ArtifactsPublished:
-        """Copy and link every artifact of the fact that asks."""
+    async def perform(self, order: Order) -> ArtifactsPublished | BucketChecked:
+        """Try the bucket, or copy and link every artifact of the fact that asks."""
         theirs = self._open_bucket(self._unsealed(order))
+        if isinstance(order.message, BucketDue):
+            async with closing(theirs):
+                return BucketChecked(**order.stamp(), warning=await bucket.check(theirs, order.job))
+        return await self._publish(order, theirs)
+
+    async def _publish(self, order: Order, theirs: ObjectStore) -> ArtifactsPublished:
         scratch = self._scratch / f"{order.job}-{order.stage}-{order.grant.attempt}"
         try:
             scratch.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from shared.diffusion.noise import PredictionType, prediction_type
@@ -23,8 +24,10 @@ SINGLE_FILE = "single_file.safetensors"
 """A folder that holds this has all weights in it, in the original layout, and configurations."""
 
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError)
-"""What today's loaders raise for a bad file; a missing key ends in the last but one, by torch."""
+LOAD_ERRORS = (
+    OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError, SafetensorError
+)  # fmt: skip
+"""What today's loaders raise for a bad file; a missing key ends in ``NotImplementedError``."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Parts:
-    config = _scheduler_config(folder)
+    config = load_scheduler_config(folder)
     return Parts(
         unet=_network(UNet2DConditionModel, folder, "unet", dtype),
         vae=_network(AutoencoderKL, folder, "vae", dtype),
@@ -73,7 +76,7 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> Parts:
 
 
 def _load_single(file: Path, dtype: torch.dtype) -> Parts:
-    config = _scheduler_config(file.parent)
+    config = load_scheduler_config(file.parent)
     try:
         pipeline = StableDiffusionPipeline.from_single_file(
             str(file),
@@ -121,7 +124,12 @@ def _variant(folder: Path) -> str | None:
     return "fp16" if files and all(".fp16" in file.name for file in files) else None
 
 
-def _scheduler_config(folder: Path) -> dict[str, Any]:
+def load_scheduler_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a model's scheduler.
+
+    Raises:
+        Refused: it cannot be read.
+    """
     try:
         config: Mapping[str, Any] = DDPMScheduler.load_config(
             folder / "scheduler", local_files_only=True

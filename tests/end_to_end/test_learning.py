@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from everydream import drawings
 from everydream.demo import DRAWING, PROMPTS, request_for, zipped_dataset
 from services.inferencer.generate import generate
+from services.inferencer.model import ready
 from services.inferencer.order import Entry
 from shared.diffusion.loading import load
 from shared.diffusion.single_file import original_layout
 from shared.request import Inference
+from tests.drawing import drawn_images
 from tests.end_to_end.story import TINY, User
 from tests.end_to_end.test_all_in_one import served
 from tests.servers.web import Web
@@ -80,16 +82,12 @@ async def images_of(user: User, shown: Iterable[dict[str, str]]) -> dict[str, li
 
 
 def drawn_by_the_base_model() -> dict[str, list[Image.Image]]:
-    parts = load(TINY)
+    entries = [Entry(inference=entry_for(prompt), seed=0) for prompt in PROMPTS]
+    drawn = drawn_images(generate(ready(load(TINY)), entries, clip_skip=0, tell=lambda *_: None))
     return {
-        concept.name: [drawing.image for drawing in generate(
-            parts,
-            Entry(inference=entry_for(prompt), seed=0),
-            clip_skip=0,
-            tell=lambda *_: None,
-        )]
-        for concept, prompt in zip(drawings.CONCEPTS, PROMPTS, strict=True)
-    }  # fmt: skip
+        concept.name: drawn[number * SEEDS : (number + 1) * SEEDS]
+        for number, concept in enumerate(drawings.CONCEPTS)
+    }
 
 
 def entry_for(prompt: str) -> Inference:

@@ -43,8 +43,12 @@ async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn
     web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str, tmp_path: Path
 ) -> None:
     theirs = s3_server.create_bucket()
-    async with world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (_, user):
-        job = await user.client.run(user.request(s3=bucket_config(s3_server, theirs)))
+    async with world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (
+        services,
+        user,
+    ):
+        request = user.request(s3=bucket_config(s3_server, theirs), clip_skip=2)
+        job = await user.client.run(request)
         statuses = [status async for status in user.client.follow(job, every=0.1)]
         last = statuses[-1]
         assert last["status"] == "COMPLETED", last
@@ -71,8 +75,25 @@ async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn
         image = Image.open(io.BytesIO(await user.fetch(drawn["image"])))
         assert image.size == (128, 128)
 
+        again = await user.client.run(drawing_with(job, request))
+        last = await user.finished(again)
+        assert last["status"] == "COMPLETED", last
+        assert (await user.webhook(2))["id"] == again
+        assert last["output"]["train"] is None
+        (drawn,) = last["output"]["inference"]
+        assert f"/{theirs}/{again}/" in drawn["image"]
+        same = Image.open(io.BytesIO(await user.fetch(drawn["image"])))
+        assert same.tobytes() == image.tobytes()
+        assert again in services.first("inferencer").text
+        assert again not in services.first("trainer").text
+
     redrawn = await asyncio.to_thread(drawn_by_stock_diffusers, checkpoint)
     assert redrawn.size == (128, 128)
+
+
+def drawing_with(job: str, request: dict[str, Any]) -> dict[str, Any]:
+    """The same images of the job's finished model once more."""
+    return {**request, "input": {"model": job, "inference": request["input"]["inference"]}}
 
 
 def drawn_by_stock_diffusers(checkpoint: Path) -> Image.Image:

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from tests.end_to_end.diary import diary
 from tests.end_to_end.story import bucket_config
 from tests.end_to_end.test_main_job import SERVICES, world
 from tests.servers.s3 import S3Server
@@ -14,17 +15,27 @@ from tests.servers.web import Web
 
 PROMPT = "a zorblat by the sea"
 STEPS, EVERY = 60, 20
+SECONDS = 10.0
+"""From the drawing of a row to its being shown; it takes far less."""
 
 
 def steps_of(samples: list[dict[str, Any]]) -> list[int]:
     return [each["step"] for each in samples]
 
 
+def pixels(png: bytes) -> bytes:
+    with Image.open(io.BytesIO(png)) as image:
+        return image.tobytes()
+
+
 async def test_samples_arrive_while_training_goes_on_and_end_in_the_users_bucket(
     web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
 ) -> None:
     theirs = s3_server.create_bucket()
-    async with world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (_, user):
+    async with (
+        world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (_, user),
+        diary(amqp_url) as kept,
+    ):
         request = user.request(
             s3=bucket_config(s3_server, theirs), batch_size=1, max_epochs=STEPS // 4,
             sample_prompts=[PROMPT], sample_steps=EVERY,
@@ -35,10 +46,16 @@ async def test_samples_arrive_while_training_goes_on_and_end_in_the_users_bucket
         first = b""
         async for status in user.client.follow(job, every=0.1):
             output = status["output"]
+            kept.see(output)
             if not seen and output.get("stage") == "training" and output["samples"]:
                 seen = output["samples"]
                 first = await user.fetch(seen[0]["image"])
         assert status["status"] == "COMPLETED", status
+        kept.write()
+        assert kept.drawn[0] < kept.trained_at
+        assert kept.shown[0] < kept.trained_at
+        for step, at in kept.drawn.items():
+            assert kept.shown[step] - at < SECONDS, (kept.drawn, kept.shown)
 
         assert steps_of(seen) == [0]
         assert (seen[0]["epoch"], seen[0]["prompt"], seen[0]["seed"]) == (0, PROMPT, 555)
@@ -53,4 +70,4 @@ async def test_samples_arrive_while_training_goes_on_and_end_in_the_users_bucket
             assert f"/{theirs}/{job}/sample-gs{sample['step']:05}-000.png" in sample["image"]
         images = [await user.fetch(each["image"]) for each in train["samples"]]
         assert images[0] == first
-        assert images[-1] != first
+        assert pixels(images[-1]) != pixels(first)

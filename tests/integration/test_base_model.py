@@ -77,7 +77,7 @@ async def test_a_configured_model_that_is_nowhere_is_a_matter_of_settings(stage:
 
 async def test_what_is_no_model_at_all_is_refused_with_what_would_be(stage: Stage) -> None:
     for asked in ("nonsense", "../../etc", "/etc/passwd", "a/b/c", "jobs/1/training/1/model"):
-        with pytest.raises(Refused, match=r"resume_ckpt_url is .*; expected sd_v1-5_vae\.ckpt"):
+        with pytest.raises(Refused, match=r"^input\.model is .*; expected sd_v1-5_vae\.ckpt"):
             await stage(asked)
 
 
@@ -367,5 +367,6 @@ async def test_a_model_that_is_ours_is_used_where_it_lies(stage: Stage, tmp_path
     assert await stage("store:jobs/1/training/1/model") == "jobs/1/training/1/model"
     await stage.store.upload(zipped(TINY_FOLDER, tmp_path / "m.zip"), "uploads/7")
     assert await stage("store:uploads/7") == await stage("sd_v1-5_vae.ckpt")
-    with pytest.raises(Refused, match="not in the store any more"):
+    gone = r"^input\.model: this model \(uploads/8\) is not in the store any more"
+    with pytest.raises(Refused, match=gone):
         await stage("store:uploads/8")

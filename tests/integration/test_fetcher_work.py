@@ -22,12 +22,20 @@ from shared.dataset.plan import Course, job_seed, total_steps
 from shared.dataset.speed import SPEED_KEY
 from shared.errors import Passing, Refused, Unavailable
 from shared.folders import download_folder, folder_exists, upload_folder
-from shared.messages import CheckpointFinal, ClaimGranted, DatasetStaged, JobSubmitted, encode
-from shared.request import Inference, Train, Validation
+from shared.messages import (
+    CheckpointFinal,
+    ClaimGranted,
+    DatasetStaged,
+    JobSubmitted,
+    ModelStaged,
+    encode,
+)
+from shared.request import Inference, ModelSource, Train, Validation
 from shared.runtime import Order
 from tests.models import make_random_model
 from tests.servers.process import HOST
 from tests.servers.web import Page, Web
+from tests.staging import zipped
 
 JOB = "7b1c"
 TINY_PARAMETERS = 1_895_156 + 447_623 + 242_368
@@ -78,10 +86,14 @@ class Staging:
         bases = BaseModels(self.store, configured="tiny", home=home, allowed=allowed)
         return FetcherWork(self.store, bases, scratch=self.scratch, allowed=allowed)
 
-    def order(self, *, attempt: int = 1, **train: Any) -> Order:
+    def order(self, *, attempt: int = 1, model: ModelSource | None = None, **train: Any) -> Order:
         """A granted claim of the job's staging."""
         message = JobSubmitted(
-            job=JOB, run=1, train=Train(**train), inference=(Inference(prompt="a cat"),)
+            job=JOB,
+            run=1,
+            train=None if model else Train(**train),
+            model=model,
+            inference=(Inference(prompt="a cat"),),
         )
         bus: Any = MemoryBroker().bus("fetcher/here")
         nobody: Any = None
@@ -98,7 +110,19 @@ class Staging:
         return order
 
     async def perform(self, **train: Any) -> DatasetStaged:
-        return await self.work.perform(self.order(**train))
+        return await self.perform_order(self.order(**train))
+
+    async def perform_order(self, order: Order) -> DatasetStaged:
+        staged = await self.work.perform(order)
+        assert isinstance(staged, DatasetStaged)
+        return staged
+
+    async def perform_model(self, source: str, **known: Any) -> ModelStaged:
+        staged = await self.work.perform(
+            self.order(model=ModelSource(source=source, **known), attempt=2)
+        )
+        assert isinstance(staged, ModelStaged)
+        return staged
 
 
 @pytest.fixture
@@ -130,7 +154,7 @@ async def test_a_job_is_staged_with_its_images_captions_and_base_model(
 async def test_the_fact_carries_the_job_on_and_the_report_along(staging: Staging, web: Web) -> None:
     order = staging.order(data_url=web.serve("/data.zip", zip_of(DATASET)), batch_size=2, attempt=3)
 
-    staged = await staging.work.perform(order)
+    staged = await staging.perform_order(order)
 
     assert (staged.job, staged.stage, staged.attempt) == (JOB, "staging", 3)
     assert (staged.claim, staged.worker) == (order.claim, "fetcher/here")
@@ -310,8 +334,52 @@ async def test_an_archive_without_images_ends_the_job_by_name(staging: Staging, 
 async def test_a_base_model_that_cannot_be_taken_ends_the_job(staging: Staging, web: Web) -> None:
     data = web.serve("/data.zip", zip_of(DATASET))
 
-    with pytest.raises(Refused, match=r"resume_ckpt_url is 'nonsense'"):
+    with pytest.raises(Refused, match=r"^input\.train\.resume_ckpt_url is 'nonsense'"):
         await staging.perform(data_url=data, resume_ckpt_url="nonsense")
+
+
+async def test_a_finished_model_is_staged_alone_with_what_is_known_of_it(
+    staging: Staging, web: Web, tmp_path: Path
+) -> None:
+    model = make_random_model(tmp_path / "model")
+    await upload_folder(staging.store, model, "jobs/old/training/1/model")
+    known = {"clip_skip": 2, "name": "last-old.safetensors", "sha256": "5" * 64}
+
+    staged = await staging.perform_model("store:jobs/old/training/1/model", **known)
+
+    assert staged.model == "jobs/old/training/1/model"
+    assert (staged.job, staged.stage, staged.attempt) == (JOB, "staging", 2)
+    assert staged.inference == (Inference(prompt="a cat"),)
+    assert {name: getattr(staged, name) for name in known} == known
+    assert [numbers["phase"] for numbers in staging.told] == ["staging the model"]
+    assert [entry.key async for entry in staging.store.list(f"jobs/{JOB}/")] == []
+    assert list(staging.scratch.iterdir()) == []
+    assert web.seen == []
+
+
+async def test_a_finished_model_from_elsewhere_is_staged_by_its_content(
+    staging: Staging, web: Web, tmp_path: Path
+) -> None:
+    url = web.serve("/model.zip", zipped(make_random_model(tmp_path / "m"), tmp_path / "m.zip"))
+
+    staged = await staging.perform_model(url)
+
+    assert staged.model.startswith("cache/")
+    assert await folder_exists(staging.store, staged.model)
+    assert staged.model == (await staging.perform_model(url)).model
+    assert "downloading the model" in {numbers["phase"] for numbers in staging.told}
+
+
+async def test_a_finished_model_that_is_none_or_gone_is_refused_by_the_fields_name(
+    staging: Staging,
+) -> None:
+    for source, reason in (
+        ("nonsense", r"^input\.model is 'nonsense'; expected"),
+        ("store:jobs/old/model", r"^input\.model: this model \(jobs/old/model\) is not in"),
+    ):
+        with pytest.raises(Refused, match=reason):
+            await staging.perform_model(source)
+    assert list(staging.scratch.iterdir()) == []
 
 
 async def test_an_archive_over_the_limit_is_refused(
@@ -340,7 +408,7 @@ async def test_several_jobs_at_once_do_not_meet(staging: Staging, web: Web) -> N
     url = web.serve("/data.zip", zip_of(DATASET))
     orders = [staging.order(data_url=url, attempt=attempt) for attempt in (1, 2, 3, 4)]
 
-    staged = await asyncio.gather(*(staging.work.perform(order) for order in orders))
+    staged = await asyncio.gather(*(staging.perform_order(order) for order in orders))
 
     assert len({one.dataset for one in staged}) == 4
     assert len({one.base_model for one in staged}) == 1

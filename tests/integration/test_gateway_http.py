@@ -133,6 +133,7 @@ async def test_what_is_left_to_chance_is_drawn_once_and_echoed_as_it_came(here: 
     job = await here.run({"input": {"train": train, "inference": entries}})
     submitted = await here.take(FETCHER)
     assert isinstance(submitted, JobSubmitted)
+    assert submitted.train
     assert submitted.train.seed >= 0
     seeds = [entry.seed for entry in submitted.inference]
     assert seeds[2] == 3

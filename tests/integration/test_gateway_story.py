@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+from services.gateway.intake import owner_for
 from services.gateway.retention import Retention
 from services.gateway.service import Gateway
 from shared.keys import unseal
@@ -19,9 +20,12 @@ from shared.messages import (
     FETCHER,
     GATEWAY_RECORDER,
     INFERENCER_RESULTS,
+    NOTIFIER_PUBLISH,
     NOTIFIER_WEBHOOKS,
     TRAINER,
     ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
     CheckpointFinal,
     ClaimGranted,
     DatasetStaged,
@@ -31,6 +35,7 @@ from shared.messages import (
     JobRequested,
     JobStarted,
     JobSubmitted,
+    ModelStaged,
     ResumePointSaved,
     SamplesGenerated,
     StageFailed,
@@ -40,10 +45,11 @@ from shared.messages import (
     WebhookDelivered,
     WebhookDue,
     WebhookFailed,
+    envelope_for,
 )
 from shared.ports import JobStore, StoredJob
 from shared.process import closing
-from shared.request import S3Config
+from shared.request import Invalid, ModelSource, S3Config
 from shared.snapshots import sample_key, snapshot_prefix
 from tests.gateway_world import (
     API_KEY,
@@ -84,6 +90,8 @@ async def staged(here: World, request: dict[str, Any] = REQUEST) -> str:
 async def trained(here: World, request: dict[str, Any] = REQUEST) -> str:
     """A job with a model."""
     job = await staged(here, request)
+    if "s3Config" in request:
+        await (await here.claim(job, "bucket_check")).say(BucketChecked)
     await (await here.claim(job, "training", gpu="H100")).finish_training()
     return job
 
@@ -180,6 +188,31 @@ async def test_links_lead_to_the_files_of_the_store(here: World) -> None:
     assert (await here.ask("GET", link)).status == 403
 
 
+async def test_a_bucket_that_refuses_us_ends_the_job_before_any_gpu_works(here: World) -> None:
+    job = await here.run({**REQUEST, "s3Config": S3_CONFIG})
+    assert await here.take(NOTIFIER_PUBLISH) == BucketDue(job=job, run=1)
+    notifier = await here.claim(job, "bucket_check")
+    assert unseal(KEY, notifier.grant.s3 or "") == S3Config(**S3_CONFIG)
+
+    await notifier.say(StageFailed, kind="refused", reason="these keys may not do that")
+
+    done = await here.status_becomes(job, "FAILED")
+    assert (done["error"], done["executionTime"]) == ("these keys may not do that", 0)
+
+
+async def test_what_could_not_be_told_of_a_bucket_is_shown_all_along(here: World) -> None:
+    job = await here.run({**TRAIN_ONLY, "s3Config": S3_CONFIG})
+    await (await here.claim(job, "bucket_check")).say(BucketChecked, warning="no answer")
+    await (await here.claim(job, "staging")).stage_dataset(await here.take(FETCHER))
+    trainer = await here.claim(job, "training")
+    assert (await here.status(job))["output"]["warnings"] == ["no answer"]
+    await trainer.finish_training()
+    await (await here.claim(job, "model_publication")).say(ArtifactsPublished, urls={})
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert done["output"]["train"]["warnings"] == ["no answer"]
+
+
 async def test_with_a_bucket_the_job_waits_for_its_publications(here: World) -> None:
     job = await trained(here, {**REQUEST, "s3Config": S3_CONFIG})
     publisher = await here.claim(job, "model_publication")
@@ -208,6 +241,7 @@ async def test_a_job_may_go_on_from_the_model_of_another_of_the_same_owner(here:
     second = await here.run(going_on)
     submitted = await here.take(FETCHER)
     assert isinstance(submitted, JobSubmitted)
+    assert submitted.train
     assert submitted.train.resume_ckpt_url == f"store:jobs/{first}/training/1/model/"
     assert (await here.status(second))["input"] == going_on["input"]
 
@@ -227,6 +261,7 @@ async def test_our_own_links_are_keys_of_the_store_for_their_owner_only(here: Wo
     submitted = await here.take(FETCHER)
     assert isinstance(submitted, JobSubmitted)
     key = f"store:jobs/{job}/training/1/last-job.safetensors"
+    assert submitted.train
     assert submitted.train.resume_ckpt_url == key
 
     answer = await here.ask("POST", "/v1/everydream-v1/run", json=request, key=OTHER_KEY)
@@ -237,6 +272,116 @@ async def test_our_own_links_are_keys_of_the_store_for_their_owner_only(here: Wo
         answer = await here.ask("POST", "/v1/everydream-v1/run", json=request)
         assert answer.status == 400
         assert "input.train.data_url: expected a link" in answer.body["error"]
+
+
+# --- Drawing with a finished model ------------------------------------------------------------
+
+
+def drawing_with(model: str) -> dict[str, Any]:
+    return {"input": {"model": model, "inference": REQUEST["input"]["inference"]}}
+
+
+async def drawn_again(here: World, model: str) -> tuple[str, ModelSource]:
+    """A job that waits for a fetcher, and the model that it is to be drawn with."""
+    job = await here.run(drawing_with(model))
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    assert submitted.train is None
+    assert submitted.model
+    return job, submitted.model
+
+
+async def finished(here: World, **train: Any) -> dict[str, Any]:
+    """A complete job with a model."""
+    body = {"input": {"train": {**TRAIN_ONLY["input"]["train"], **train}}}
+    return await here.status_becomes(await trained(here, body), "COMPLETED")
+
+
+async def test_a_finished_job_is_drawn_from_again_without_a_trainer(here: World) -> None:
+    first = (await finished(here, clip_skip=2))["id"]
+    model = f"jobs/{first}/training/1/model/"
+    await here.store.put(f"{model}model_index.json", b"{}")
+
+    job = await here.run(drawing_with(first))
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    assert submitted.model == ModelSource(
+        source=f"store:{model}", clip_skip=2, name="last-job.safetensors", sha256="0" * 64
+    )
+    await (await here.claim(job, "staging")).stage_model(submitted)
+    staged = await here.take(INFERENCER_RESULTS)
+    while not isinstance(staged, ModelStaged):  # the first job's checkpoint waits there, too
+        staged = await here.take(INFERENCER_RESULTS)
+    waiting = await eventually(lambda: output_if(here, job, stage="generation"))
+    assert (waiting["step"], waiting["dataset"], waiting["samples"]) == (None, {}, [])
+    await (await here.claim(job, "generation", gpu="H100")).finish_generation()
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert done["gpu"] == "H100"
+    assert done["input"] == drawing_with(first)["input"]
+    assert done["output"]["train"] is None
+    assert [each["seed"] for each in done["output"]["inference"]] == [7]
+    assert await here.bus.depth(TRAINER) == 0
+    later = await finished(here)  # tidied up after the drawing, in order of their ends
+    await eventually(lambda: true_if_the_result_alone_is_kept(here, later["id"]))
+    assert await here.store.exists(f"{model}model_index.json")
+
+
+async def test_a_checkpoint_of_ours_keeps_what_its_job_knows_of_it(here: World) -> None:
+    done = await finished(here, clip_skip=1)
+    (early,) = done["output"]["train"]["checkpoints"]
+    for link, name in (
+        (early["url"], "job-ep01.safetensors"),
+        (done["output"]["train"]["checkpoint_url"], "last-job.safetensors"),
+    ):
+        _, model = await drawn_again(here, link)
+        key = f"store:jobs/{done['id']}/training/1/{name}"
+        assert model == ModelSource(source=key, clip_skip=1, name=name, sha256="0" * 64)
+
+
+async def test_warnings_of_a_job_that_trains_nothing_stand_by_themselves(here: World) -> None:
+    first = (await finished(here))["id"]
+    job = await here.run({**drawing_with(first), "s3Config": S3_CONFIG})
+    await (await here.claim(job, "bucket_check")).say(BucketChecked, warning="no answer")
+    await (await here.claim(job, "staging")).stage_model(await here.take(FETCHER))
+    await (await here.claim(job, "generation")).finish_generation()
+    await (await here.claim(job, "image_publication")).say(ArtifactsPublished, urls={})
+
+    output = (await here.status_becomes(job, "COMPLETED"))["output"]
+    assert (output["train"], output["warnings"]) == (None, ["no answer"])
+
+
+@pytest.mark.parametrize("elsewhere", ["org/name", "https://example.com/m.safetensors"])
+async def test_a_model_from_elsewhere_is_left_to_the_fetcher(here: World, elsewhere: str) -> None:
+    assert (await drawn_again(here, elsewhere))[1] == ModelSource(source=elsewhere)
+
+
+async def test_nobody_draws_with_a_model_that_is_not_there_or_another_ones(here: World) -> None:
+    done = await finished(here)
+    drawing, _ = await drawn_again(here, done["id"])
+    untrained = await here.run(TRAIN_ONLY)
+    link = done["output"]["train"]["checkpoint_url"]
+    no_job = "input.model: expected the id of a job of yours that has a model"
+    no_link = "input.model: expected a link of this service to a file of yours that has not ended"
+    for model, key, mistake in (
+        (done["id"], OTHER_KEY, no_job),
+        (str(uuid4()), API_KEY, no_job),
+        (untrained, API_KEY, no_job),
+        (drawing, API_KEY, no_job),
+        (link, OTHER_KEY, no_link),
+        (link.replace("signature=", "signature=0"), API_KEY, no_link),
+    ):
+        answer = await here.ask("POST", "/v1/everydream-v1/run", json=drawing_with(model), key=key)
+        assert (answer.status, answer.body["mistakes"]) == (400, [mistake])
+
+
+async def test_either_a_training_or_a_model_is_asked_for(here: World) -> None:
+    both = {"input": {**REQUEST["input"], "model": str(uuid4())}}
+    neither = {"input": {"inference": REQUEST["input"]["inference"]}}
+    for body, got in ((both, "both"), (neither, "neither")):
+        answer = await here.ask("POST", "/v1/everydream-v1/run", json=body)
+        assert answer.status == 400
+        assert answer.body["error"].endswith(f"got {got}")
 
 
 # --- Claims, fences and beats -----------------------------------------------------------------
@@ -446,7 +591,7 @@ async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
     await here.bus.publish(requested)
     submitted = await here.take(FETCHER)
     row = await here.jobs.get(submitted.job)
-    assert row.owner.startswith("producer:")
+    assert row.owner == f"producer:{here.bus.source}"
     assert b"the-access-secret" not in row.record
     await here.bus.publish(JobRequested(request=TRAIN_ONLY))
     other = await here.take(FETCHER)
@@ -454,10 +599,31 @@ async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
 
 
 async def test_a_program_that_asks_wrongly_hears_of_all_its_mistakes(here: World) -> None:
-    await here.bus.publish(JobRequested(request={"input": {"train": {"flip_p": 2}}}))
+    wrong = JobRequested(request={"input": {"train": {"flip_p": 2}}})
+    async with here.bus.control(()) as mine:
+        await here.bus.publish(wrong, reply_to=mine.address)
+        answer = await anext(aiter(mine.messages()))
+
     refused = await here.hears(JobRefused)
     assert len(refused.mistakes) == 2
+    assert answer == refused
     assert not here.broker.dead_letters
+
+
+async def test_no_refusal_is_sent_to_a_queue_of_ours(here: World) -> None:
+    wrong = JobRequested(request={"input": {}})
+
+    await here.bus.publish(wrong, reply_to=TRAINER.name)
+
+    await here.hears(JobRefused)
+    assert await here.bus.depth(TRAINER) == 0
+
+
+def test_who_does_not_name_a_login_owns_nothing() -> None:
+    nobody = envelope_for(JobRequested(request=REQUEST), source="somewhere")
+
+    with pytest.raises(Invalid, match="user_id: expected the login"):
+        owner_for(nobody)
 
 
 # --- Weather ----------------------------------------------------------------------------------

@@ -12,14 +12,17 @@ import aiohttp
 import msgspec
 import pytest
 
+from services.notifier import bucket
 from services.notifier.work import NotifierWork, artifacts_of
 from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import PART_BYTES, S3Store
-from shared.errors import NotFound, Refused
+from shared.errors import NotFound, Refused, Unavailable
 from shared.keys import seal
 from shared.messages import (
     Artifact,
     ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
     CheckpointFinal,
     DrawnImage,
     ImagesGenerated,
@@ -130,10 +133,80 @@ def drawn_image(artifact: Artifact) -> DrawnImage:
     )  # fmt: skip
 
 
+async def published_by(publishing: Publishing, order: Order) -> ArtifactsPublished:
+    published = await publishing.work.perform(order)
+    assert isinstance(published, ArtifactsPublished)
+    return published
+
+
 async def fetched(url: str) -> bytes:
     """What anybody gets who has the link and nothing else."""
     async with aiohttp.ClientSession() as session, session.get(url, raise_for_status=True) as got:
         return await got.read()
+
+
+# --- Tried before there is anything to publish
+
+
+async def checked(publishing: Publishing, **changes: str) -> BucketChecked:
+    order = publishing.order(BucketDue(job=JOB, run=1), **changes)
+    done = await publishing.work.perform(order)
+    assert isinstance(done, BucketChecked)
+    return done
+
+
+async def test_a_bucket_that_takes_a_byte_is_good_and_stays_empty(publishing: Publishing) -> None:
+    done = await checked(publishing)
+
+    assert (done.stage, done.warning) == ("bucket_check", None)
+    assert await publishing.in_bucket() == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"accessSecret": "wrong"}, "secret does not belong"),
+        ({"accessId": "nobody"}, "access id is not known"),
+        ({"bucketName": "no-such-bucket"}, "make the bucket"),
+        ({"endpointUrl": "http://169.254.169.254"}, "private address"),
+    ],
+)
+async def test_a_bucket_that_refuses_us_ends_the_job_before_any_training(
+    publishing: Publishing, changes: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(Refused, match=reason):
+        await checked(publishing, **changes)
+
+
+async def test_a_bucket_that_does_not_answer_is_a_warning(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise Unavailable("the bucket does not answer")
+
+    monkeypatch.setattr(S3Store, "put", away)
+    assert "could not be told before the training: the bucket" in str(
+        (await checked(publishing)).warning
+    )
+
+    async def silent(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(S3Store, "put", silent)
+    monkeypatch.setattr(bucket, "CHECK_SECONDS", 0.01)
+    assert "did not answer in 0.01 s" in str((await checked(publishing)).warning)
+
+
+async def test_keys_that_may_write_need_not_be_ones_that_may_delete(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def denied(*_: object, **__: object) -> int:
+        raise Refused("these keys may not do that")
+
+    monkeypatch.setattr(S3Store, "delete", denied)
+
+    assert (await checked(publishing)).warning is None
+    assert list(await publishing.in_bucket()) == [f"models/mine/{JOB}/everydream-write-check"]
 
 
 # --- Published
@@ -144,7 +217,7 @@ async def test_the_model_checkpoints_and_records_land_in_the_users_bucket_behind
 ) -> None:
     final = await trained(publishing)
 
-    published = await publishing.work.perform(publishing.order(final))
+    published = await published_by(publishing, publishing.order(final))
 
     folder = f"models/mine/{JOB}"
     assert await publishing.in_bucket() == {
@@ -165,7 +238,7 @@ async def test_the_images_land_there_too_and_the_fact_says_whose_they_are(
 ) -> None:
     order = publishing.order(await drawn(publishing), objectPath="")
 
-    published = await publishing.work.perform(order)
+    published = await published_by(publishing, order)
 
     assert await publishing.in_bucket() == {
         f"{JOB}/{name}": data for name, data in PICTURES.items()
@@ -184,7 +257,7 @@ async def test_the_samples_that_the_grant_names_land_beside_the_images(
     order = publishing.order(await drawn(publishing), objectPath="")
     order.hear(msgspec.structs.replace(order.grant, samples=(sample,)))
 
-    published = await publishing.work.perform(order)
+    published = await published_by(publishing, order)
 
     found = await publishing.in_bucket()
     assert set(found) == {f"{JOB}/{name}" for name in (*PICTURES, sample.name)}
@@ -202,10 +275,10 @@ async def test_slashes_around_the_object_path_make_no_difference(
 
 async def test_to_publish_again_changes_nothing(publishing: Publishing) -> None:
     images = await drawn(publishing)
-    first = await publishing.work.perform(publishing.order(images))
+    first = await published_by(publishing, publishing.order(images))
     before = await publishing.in_bucket()
 
-    second = await publishing.work.perform(publishing.order(images))
+    second = await published_by(publishing, publishing.order(images))
 
     assert await publishing.in_bucket() == before
     assert list(second.urls) == list(first.urls)

@@ -151,6 +151,6 @@ async def test_what_has_no_effect_is_shown_with_the_status(here: World, web: Web
     job = await here.run({**TRAIN_ONLY, "webhookV2": web.url("/hook")})
     plain = await here.run(TRAIN_ONLY)
 
-    assert (await here.status(job))["warnings"] == ["webhookV2 has no effect"]
-    assert "warnings" not in await here.status(plain)
+    assert (await here.status(job))["output"]["warnings"] == ["webhookV2 has no effect"]
+    assert "warnings" not in (await here.status(plain))["output"]
     assert await deliveries(here, job) == []

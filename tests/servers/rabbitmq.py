@@ -136,6 +136,11 @@ class RabbitMQ(Server):
             raise ServerError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}")
         return done.stdout
 
+    def ctl_environment(self) -> dict[str, str]:
+        """Return what a script needs that runs `$RABBITMQCTL` against this node."""
+        program = f"{self._programs / 'rabbitmqctl'} --quiet -n {self._name}"
+        return {**self._env, "RABBITMQCTL": program}
+
     # -- inside
 
     def _environment(self) -> dict[str, str]:

@@ -19,6 +19,7 @@ from shared.folders import (
     content_address,
     download_folder,
     folder_exists,
+    known_sha256,
     read_manifest,
     sha256_of,
     upload_folder,
@@ -52,7 +53,8 @@ def filled(folder: Path, content: dict[str, bytes]) -> Path:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
+    """But for the manifest, which a cached folder has beside its own files."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -226,6 +228,17 @@ async def test_a_cached_folder_is_fetched_once(
     assert content_of(first) == CONTENT
 
 
+async def test_a_cached_folder_tells_the_sha256_of_its_files_and_others_tell_nothing(
+    store: FolderStore, model: Path, tmp_path: Path
+) -> None:
+    await upload_folder(store, model, "m")
+
+    known = known_sha256(await cached_folder(store, "m", tmp_path / "cache"))
+
+    assert known == {name: hashlib.sha256(data).hexdigest() for name, data in CONTENT.items()}
+    assert known_sha256(model) == {}
+
+
 async def test_different_folders_do_not_mix_in_the_cache(
     store: FolderStore, tmp_path: Path
 ) -> None:
@@ -288,11 +301,11 @@ async def cache_three(store: ObjectStore, tmp_path: Path, most_bytes: int) -> li
 async def test_the_folders_used_least_recently_leave_a_full_cache(
     store: FolderStore, tmp_path: Path
 ) -> None:
-    a, b, c = await cache_three(store, tmp_path, 3000)
-    assert await cached_folder(store, "a", tmp_path / "cache", most_bytes=3000) == a
+    a, b, c = await cache_three(store, tmp_path, 3500)
+    assert await cached_folder(store, "a", tmp_path / "cache", most_bytes=3500) == a
 
     await upload_folder(store, filled(tmp_path / "d", {"file": b"d" * 1000}), "d")
-    d = await cached_folder(store, "d", tmp_path / "cache", most_bytes=3000)
+    d = await cached_folder(store, "d", tmp_path / "cache", most_bytes=3500)
     assert [folder.exists() for folder in (a, b, c, d)] == [True, False, True, True]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted(
         [".lock", a.name, c.name, d.name]

@@ -17,6 +17,8 @@ from shared.messages import (
     AnyMessage,
     Artifact,
     ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
     CheckpointFinal,
     CheckpointSampled,
     CheckpointSaved,
@@ -35,6 +37,7 @@ from shared.messages import (
     JobSubmitted,
     JobTimedOut,
     Message,
+    ModelStaged,
     PublicationStarted,
     ResumePointSaved,
     SampleRow,
@@ -55,7 +58,7 @@ from shared.messages import (
     decode,
     stable_id,
 )
-from shared.request import Inference, Train, parse_request
+from shared.request import Inference, ModelSource, Train, parse_request
 
 BEAT = 10.0
 START = 1_000_000.0
@@ -63,6 +66,7 @@ HOOK = "https://example.com/hook"
 END_HOOK = stable_id("job", 1, "completed", 0)
 STARTED: dict[Stage, Any] = {
     "staging": StagingStarted,
+    "bucket_check": PublicationStarted,
     "training": TrainingStarted,
     "generation": GenerationStarted,
     "model_publication": PublicationStarted,
@@ -74,10 +78,17 @@ class Tale:
     """A job that is told one fact after another."""
 
     def __init__(
-        self, *, draws: bool = True, bucket: bool = False, webhook: str | None = HOOK
+        self,
+        *,
+        trains: bool = True,
+        draws: bool = True,
+        bucket: bool = False,
+        webhook: str | None = HOOK,
+        **train: Any,
     ) -> None:
         entry = {"inference": {"prompt": "a cat"}} if draws else {}
-        body = {"input": {"train": {"data_url": "https://x.org/a.zip"}, **entry}}
+        training = {"train": {"data_url": "https://x.org/a.zip", **train}}
+        body = {"input": {**(training if trains else {"model": "org/name"}), **entry}}
         request = msgspec.structs.replace(parse_request(body), webhook=webhook)
         sealed = "sealed" if bucket else None
         self.now = START
@@ -105,8 +116,14 @@ class Tale:
         return answers[0]
 
     def stage(self, claim: str = "s") -> list[Message]:
+        if "bucket_check" in self.job.stages:
+            self.check_bucket()
         assert isinstance(self.claim("staging", claim), ClaimGranted)
-        return self.tell(dataset_staged(claim))
+        return self.tell(dataset_staged(claim) if self.job.trains else model_staged(claim))
+
+    def check_bucket(self, warning: str | None = None) -> list[Message]:
+        assert isinstance(self.claim("bucket_check", "b"), ClaimGranted)
+        return self.tell(bucket_checked("b", warning))
 
     def train(self, claim: str = "t") -> list[Message]:
         assert isinstance(self.claim("training", claim), ClaimGranted)
@@ -131,12 +148,22 @@ class Tale:
         return [effect for effect in self.said if effect.durable and effect.queue]
 
 
+def bucket_checked(claim: str, warning: str | None = None) -> BucketChecked:
+    return BucketChecked(job="job", stage="bucket_check", claim=claim, warning=warning)
+
+
 def dataset_staged(claim: str) -> DatasetStaged:
     return DatasetStaged(
         job="job", stage="staging", claim=claim, train=Train(data_url="https://x.org/a.zip"),
         inference=(Inference(prompt="a cat"),), dataset="d/", base_model="b/",
         report={"images": 4},
     )  # fmt: skip
+
+
+def model_staged(claim: str) -> ModelStaged:
+    return ModelStaged(
+        job="job", stage="staging", claim=claim, inference=(Inference(prompt="a cat"),), model="m/"
+    )
 
 
 def checkpoint_final(claim: str) -> CheckpointFinal:
@@ -218,7 +245,7 @@ def test_secrets_go_to_publishers_only_and_are_wiped_at_the_end() -> None:
     tale.publish("model_publication", "p")
     grants = [each.message for each in tale.said if isinstance(each.message, ClaimGranted)]
     assert {grant.stage: grant.s3 for grant in grants} == {
-        "staging": None, "training": None, "generation": None,
+        "staging": None, "bucket_check": "sealed", "training": None, "generation": None,
         "model_publication": "sealed", "image_publication": "sealed",
     }  # fmt: skip
     assert tale.job.s3 is None
@@ -240,6 +267,122 @@ def test_a_worker_downstream_needs_no_other_queue() -> None:
     tale.stage()
     tale.train()
     assert tale.asked_again == []
+
+
+# --- The user's bucket is tried first ---------------------------------------------------------
+
+
+def test_only_a_job_with_a_bucket_has_it_tried() -> None:
+    assert BucketDue(job="job", run=1) in [each.message for each in Tale(bucket=True).said]
+    assert kinds([each.message for each in Tale().said]) == [JobSubmitted]
+
+
+def test_a_bucket_that_refuses_ends_the_job_while_it_is_staged() -> None:
+    tale = Tale(bucket=True)
+    tale.claim("staging", "s")
+    tale.claim("bucket_check", "b")
+
+    said = tale.fail("bucket_check", "b", kind="refused")
+
+    assert kinds(said) == [JobFailed, ClaimRefused, WebhookDue]
+    assert isinstance(tale.claim("training", "t"), ClaimRefused)
+
+
+def test_no_gpu_works_before_the_bucket_was_tried_and_then_it_is_asked_again() -> None:
+    tale = Tale(bucket=True)
+    assert isinstance(tale.claim("staging", "s"), ClaimGranted)
+    tale.tell(dataset_staged("s"))
+    refusal = tale.claim("training", "early")
+    assert isinstance(refusal, ClaimRefused)
+    assert "bucket is being tried" in refusal.reason
+
+    assert tale.check_bucket() == [dataset_staged("s")]
+
+    assert isinstance(tale.claim("training", "t"), ClaimGranted)
+
+
+def test_what_could_not_be_told_of_the_bucket_is_a_warning() -> None:
+    tale = Tale(bucket=True)
+
+    tale.check_bucket(warning="it did not answer")
+
+    assert tale.job.warnings == ("it did not answer",)
+
+
+# --- Drawing with a finished model ------------------------------------------------------------
+
+
+def test_a_job_that_trains_nothing_is_staged_drawn_and_completed() -> None:
+    tale = Tale(trains=False)
+    asked = tale.said[0].message
+    assert isinstance(asked, JobSubmitted)
+    assert (asked.train, asked.model) == (None, ModelSource(source="org/name"))
+    assert tale.stage() == []
+    assert tale.job.status == "IN_QUEUE"
+
+    tale.claim("generation", "g", gpu="H100")
+    assert (tale.job.status, tale.job.gpu) == ("IN_PROGRESS", "H100")
+    assert kinds(tale.tell(images_generated("g"))) == [JobCompleted, WebhookDue]
+    assert list(tale.job.stages) == ["staging", "generation"]
+    assert tale.asked_again == []
+
+
+def test_its_images_go_to_the_users_bucket_before_it_is_complete() -> None:
+    tale = Tale(trains=False, bucket=True)
+    tale.claim("staging", "s")
+    tale.tell(model_staged("s"))
+    assert isinstance(tale.claim("generation", "early"), ClaimRefused)
+    assert tale.check_bucket() == [model_staged("s")]
+    assert tale.draw() == []
+    assert isinstance(tale.claim("model_publication", "p"), ClaimRefused)
+    assert kinds(tale.publish("image_publication", "i")) == [JobCompleted, WebhookDue]
+
+
+def test_no_trainer_is_let_in() -> None:
+    tale = Tale(trains=False)
+    tale.stage()
+    assert isinstance(tale.claim("training", "t"), ClaimRefused)
+
+
+def test_a_model_that_is_refused_or_an_inferencer_that_is_ends_the_job() -> None:
+    tale = Tale(trains=False)
+    tale.claim("staging", "s")
+    assert kinds(tale.fail("staging", "s", kind="refused")) == [JobFailed, WebhookDue]
+
+    tale = Tale(trains=False, bucket=True)
+    tale.stage()
+    tale.claim("generation", "g")
+    assert kinds(tale.fail("generation", "g", kind="refused")) == [JobFailed, WebhookDue]
+    assert tale.job.error == "it broke"
+
+
+def test_a_drawing_that_was_lost_is_asked_for_again_from_the_inferencer() -> None:
+    tale = Tale(trains=False)
+    tale.stage()
+    tale.claim("generation", "g")
+    tale.hear(jobs.lose_claim(tale.job, "generation", "g", now=tale.now, beat=BEAT))
+    (again,) = tale.asked_again
+    assert (again.queue, again.message) == ("inferencer.results", model_staged("s"))
+
+
+def test_a_model_that_is_staged_after_the_end_or_twice_changes_nothing() -> None:
+    tale = Tale(trains=False)
+    tale.claim("staging", "s")
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    before = tale.job
+    assert kinds(tale.tell(model_staged("s"))) == [ClaimRefused]
+    assert tale.job == before
+
+    tale = Tale(trains=False)
+    tale.stage()
+    before = tale.job
+    assert kinds(tale.tell(model_staged("s"))) == [ClaimRefused]
+    assert tale.job == before
+
+
+def test_what_a_model_was_trained_with_is_on_record() -> None:
+    assert jobs.clip_skip_of(Tale(clip_skip=2).job) == 2
+    assert jobs.clip_skip_of(Tale(trains=False).job) == 0
 
 
 # --- Claims and fences ------------------------------------------------------------------------
@@ -711,6 +854,26 @@ def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_hears_no_old_wor
     assert kinds(tale.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_images_that_were_drawn_are_kept_when_only_their_upload_is_tried_again(
+    trains: bool,  # noqa: FBT001
+) -> None:
+    tale = Tale(trains=trains, bucket=True)
+    tale.stage()
+    if trains:
+        tale.train()
+        tale.publish("model_publication", "p")
+    tale.draw()
+    drawn = tale.job.images
+    tale.claim("image_publication", "i")
+    tale.fail("image_publication", "i", kind="refused")
+
+    retried(tale)
+
+    assert kinds(tale.publish("image_publication", "i2")) == [JobCompleted, WebhookDue]
+    assert tale.job.images == drawn != ()
+
+
 def test_failures_are_counted_anew_in_another_run() -> None:
     tale = Tale()
     for claim in ("a", "b", "c"):
@@ -761,7 +924,13 @@ def facts() -> st.SearchStrategy[Any]:
         ),
         *(
             st.builds(lambda claim, stage, make=make: _at(make(claim), stage), CLAIMS, ANY_STAGE)
-            for make in (dataset_staged, checkpoint_final, images_generated)
+            for make in (
+                dataset_staged,
+                model_staged,
+                bucket_checked,
+                checkpoint_final,
+                images_generated,
+            )
         ),
         st.builds(ArtifactsPublished, **STAMP, urls=st.just({})),
         st.builds(lambda step: samples_generated(sample(step, 0)), st.integers(0, 3)),
@@ -779,10 +948,14 @@ def _at(fact: StageFact, stage: Stage) -> StageFact:
 
 @settings(deadline=None)
 @given(
-    st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost", "retry"])), max_size=40)
+    st.booleans(),
+    st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost", "retry"])), max_size=40),
 )
-def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(told: list[Any]) -> None:
-    tale = Tale(bucket=True)
+def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(
+    trains: bool,  # noqa: FBT001
+    told: list[Any],
+) -> None:
+    tale = Tale(trains=trains, bucket=True)
     for each in told:
         before = tale.job
         happen(tale, each)
@@ -815,7 +988,7 @@ def check(job: Job) -> None:
     assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
     assert job.ended == (job.ended_at is not None)
     assert (job.error is not None) == (job.status in ("FAILED", "TIMED_OUT"))
-    assert job.status != "COMPLETED" or job.checkpoint is not None
+    assert job.status != "COMPLETED" or job.checkpoint is not None or job.images
     for record in job.stages.values():
         check_stage(record)
 
@@ -829,9 +1002,9 @@ def check_stage(record: StageRecord) -> None:
 class Workers(RuleBasedStateMachine):
     """Workers that mostly behave: every job that they are let finish comes to one end."""
 
-    @initialize(draws=st.booleans(), bucket=st.booleans())
-    def submit(self, draws: bool, bucket: bool) -> None:  # noqa: FBT001
-        self.tale = Tale(draws=draws, bucket=bucket)
+    @initialize(trains=st.booleans(), draws=st.booleans(), bucket=st.booleans())
+    def submit(self, trains: bool, draws: bool, bucket: bool) -> None:  # noqa: FBT001
+        self.tale = Tale(trains=trains, draws=draws or not trains, bucket=bucket)
         self.number = 0
 
     @rule(stage=ANY_STAGE, outcome=st.sampled_from(["done", "passing", "refused", "lost"]))
@@ -843,7 +1016,7 @@ class Workers(RuleBasedStateMachine):
         if outcome == "lost":
             happen(self.tale, "lost")
         elif outcome == "done":
-            self.tale.tell(result_of(stage, claim))
+            self.tale.tell(result_of(self.tale.job, stage, claim))
         else:
             self.tale.fail(stage, claim, kind=outcome)
 
@@ -865,6 +1038,12 @@ class Workers(RuleBasedStateMachine):
         assert len([each for each in said if isinstance(each, WebhookDue)]) == int(job.ended)
 
     @invariant()
+    def a_job_without_training_is_complete_with_its_images_only(self) -> None:
+        if hasattr(self, "tale") and not self.tale.job.trains:
+            assert "training" not in self.tale.job.stages
+            assert self.tale.job.images or self.tale.job.status != "COMPLETED"
+
+    @invariant()
     def a_live_job_has_something_left_to_do(self) -> None:
         if not hasattr(self, "tale") or self.tale.job.status in ENDS:
             return
@@ -872,10 +1051,12 @@ class Workers(RuleBasedStateMachine):
         assert any(record.open for record in self.tale.job.stages.values())
 
 
-def result_of(stage: Stage, claim: str) -> Any:
+def result_of(job: Job, stage: Stage, claim: str) -> Any:
     match stage:
         case "staging":
-            return dataset_staged(claim)
+            return dataset_staged(claim) if job.trains else model_staged(claim)
+        case "bucket_check":
+            return bucket_checked(claim)
         case "training":
             return checkpoint_final(claim)
         case "generation":

@@ -17,6 +17,7 @@ from shared.request import (
     DEFAULT_BASE,
     Inference,
     Invalid,
+    ModelSource,
     Policy,
     Request,
     S3Config,
@@ -46,7 +47,9 @@ Ranges = dict[str, tuple[list[Any], list[Any]]]
 
 
 def train(**fields: Any) -> Train:
-    return parse_request({"input": {"train": {"data_url": URL, **fields}}}).train
+    asked = parse_request({"input": {"train": {"data_url": URL, **fields}}}).train
+    assert asked
+    return asked
 
 
 def entry(**fields: Any) -> Inference:
@@ -288,7 +291,7 @@ def test_what_is_required_is_named() -> None:
         "input.inference[0].prompt: required, but missing"
     ]
     assert "input: expected an object, got null" in mistakes({})
-    assert "input.train: expected an object, got null" in mistakes({"input": {}})
+    assert mistakes({"input": {"train": 5}}) == ["input.train: expected an object, got 5"]
 
 
 @pytest.mark.parametrize(
@@ -333,6 +336,63 @@ def test_all_mistakes_come_at_once() -> None:
 @pytest.mark.parametrize("body", [None, 1, "x", [], True, {"input": []}, {"input": "x"}])
 def test_what_is_no_object_is_refused(body: Any) -> None:
     assert mistakes(body)
+
+
+# --- Drawing with a finished model ------------------------------------------------------------
+
+ONE_WAY = (
+    "input: expected either train, to fine-tune a model, or model, to draw with a finished one, got"
+)
+ENTRY = {"prompt": "a cat"}
+
+
+def test_a_finished_model_may_be_named_in_place_of_a_training() -> None:
+    request = parse_request({"input": {"model": "org/name", "inference": ENTRY}})
+
+    assert request.train is None
+    assert request.model == ModelSource(source="org/name")
+    assert request.inference == (Inference(prompt="a cat"),)
+
+
+@pytest.mark.parametrize("nothing", [{}, {"train": None, "model": None}, {"inference": ENTRY}])
+def test_a_request_without_training_and_model_is_told_of_both(nothing: dict[str, Any]) -> None:
+    assert mistakes({"input": nothing}) == [f"{ONE_WAY} neither"]
+
+
+def test_a_request_has_a_training_or_a_model_and_not_both() -> None:
+    both = {"train": {"data_url": URL, "flip_p": 2}, "model": "", "inference": ENTRY}
+
+    assert mistakes({"input": both}) == [
+        f"{ONE_WAY} both",
+        "input.train.flip_p: expected a number from 0 to 1, got 2",
+        'input.model: expected a string, not empty, got ""',
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["", 7, True, [], {}])
+def test_a_model_is_named_by_a_text(wrong: Any) -> None:
+    (told,) = mistakes({"input": {"model": wrong, "inference": ENTRY}})
+
+    assert told.startswith("input.model: expected a string, not empty, got ")
+
+
+def test_no_client_names_a_model_by_the_key_of_our_store() -> None:
+    assert mistakes({"input": {"model": "store:jobs/1/model", "inference": ENTRY}}) == [
+        "input.model: a client may not begin it with store:"
+    ]
+
+
+@pytest.mark.parametrize("nothing", [{}, {"inference": None}, {"inference": []}])
+def test_with_a_named_model_there_is_something_to_draw(nothing: dict[str, Any]) -> None:
+    assert mistakes({"input": {"model": "org/name", **nothing}}) == [
+        "input.inference: required with input.model, but missing"
+    ]
+
+
+def test_a_wrong_entry_is_not_also_called_missing() -> None:
+    assert mistakes({"input": {"model": "org/name", "inference": [{}]}}) == [
+        "input.inference[0].prompt: required, but missing"
+    ]
 
 
 # --- Checks across fields, URLs, secrets ------------------------------------------------------
@@ -408,7 +468,12 @@ ENTRIES = st.dictionaries(st.sampled_from(Inference.__struct_fields__), JSON, ma
     st.one_of(
         JSON,
         st.fixed_dictionaries(
-            {"input": st.fixed_dictionaries({"train": FIELDS, "inference": ENTRIES | JSON})},
+            {
+                "input": st.fixed_dictionaries(
+                    {"inference": ENTRIES | JSON},
+                    optional={"train": FIELDS, "model": st.just("org/name") | JSON},
+                )
+            },
             optional={"s3Config": JSON, "webhook": JSON, "policy": JSON},
         ),
     )

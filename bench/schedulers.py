@@ -1,0 +1,283 @@
+"""What the twelve schedulers draw, and how far off: ``python -m bench schedulers``.
+
+The tiny model draws one prompt with each, and docs/schedulers.md and docs/schedulers.png are
+written from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import process_time
+from typing import Any, get_args
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from services.inferencer.schedulers import CHANGES, KINDS, make_scheduler
+from shared.diffusion.loading import load
+from shared.diffusion.noise import seeded
+from shared.diffusion.saving import pipeline
+from shared.request import Scheduler
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "schedulers.md"
+SHEET = ROOT / "docs" / "schedulers.png"
+
+NAMES: tuple[Scheduler, ...] = get_args(Scheduler)
+STOCHASTIC: tuple[Scheduler, ...] = ("DDPM", "EULER-A", "KDPM2-A")
+"""They add fresh noise at every step, so that more steps lead to another image of the same kind."""
+
+PROMPT = "a red circle on a blue background"
+GUIDANCE = 3.0
+SIDE, SHEET_SIDE = 128, 256
+SEED = 3
+SEEDS = tuple(range(1, 9))
+COLUMNS = (1, 10, 20, 50)
+"""Steps that are measured."""
+REFERENCE_STEPS = 125
+SHEET_STEPS = 50
+RUNS = 3
+LABEL = 20
+"""Pixels of the line above each image of the sheet."""
+
+
+def main() -> None:
+    """Write the page and the sheet; needs about two minutes of one core."""
+    torch.set_num_threads(1)
+    diffusers.logging.set_verbosity_error()  # its advice on odd numbers of steps
+    pipe = tiny()
+    PAGE.write_text(page(pipe))
+    sheet(pipe).quantize(128).save(SHEET, optimize=True)
+    print(f"wrote {PAGE.relative_to(ROOT)} and {SHEET.relative_to(ROOT)}")
+
+
+# --- Drawing and measuring --------------------------------------------------------------------
+
+
+def tiny() -> StableDiffusionPipeline:
+    """The stock pipeline over the tiny model."""
+    pipe = pipeline(load(ROOT / "shared" / "tiny"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.inference_mode()
+def draw(
+    pipe: StableDiffusionPipeline,
+    scheduler: Any,
+    steps: int,
+    *,
+    seeds: Sequence[int] = (SEED,),
+    side: int = SIDE,
+) -> Tensor:
+    """An image of the prompt for each seed: (B, 3, H, W), 0 to 1."""
+    pipe.scheduler = scheduler
+    images: Tensor = pipe(
+        PROMPT,
+        width=side,
+        height=side,
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE,
+        num_images_per_prompt=len(seeds),
+        generator=[seeded(seed) for seed in seeds],
+        output_type="pt",
+    ).images
+    return images
+
+
+def reference(
+    pipe: StableDiffusionPipeline, config: Any, *, seeds: Sequence[int] = (SEED,)
+) -> Tensor:
+    """What the ODE's solvers come to: the stock DDIM, from the last timestep to no noise at all.
+
+    So many steps divide the model's 1000, or the stock class would leave its own timesteps.
+    """
+    scheduler = DDIMScheduler.from_config(
+        config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
+    )
+    return draw(pipe, scheduler, REFERENCE_STEPS, seeds=seeds)
+
+
+def distance(images: Tensor, others: Tensor) -> float:
+    """The root mean square over all pixels: 0 to 1."""
+    return float((images - others).square().mean().sqrt())
+
+
+def colour_distance(images: Tensor, others: Tensor) -> float:
+    """The same of the mean colours of two batches: 0 to 1.
+
+    It compares distributions: images of one prompt from other noise differ in where things are.
+    """
+    return distance(images.mean((0, 2, 3)), others.mean((0, 2, 3)))
+
+
+# --- The page ---------------------------------------------------------------------------------
+
+INTRODUCTION = f"""\
+# The twelve schedulers
+
+Made by `python -m bench schedulers` (`make docs`), with the model in `shared/tiny`, the prompt
+"{PROMPT}" and guidance {GUIDANCE:g}.
+
+![The prompt by each scheduler with {SHEET_STEPS} steps from the same noise](schedulers.png)
+
+Each is a class of diffusers with the base model's betas and prediction type. One thing is changed
+for all: timesteps are spaced `trailing` (Lin et al. 2023, "Common Diffusion Noise Schedules and
+Sample Steps are Flawed"), because a drawing begins at pure noise, and so at the last training
+timestep. Stable Diffusion's own configuration says `leading`, which begins lower: at 667 of 1000
+for 334 steps, and for a single step at 1. (`DPM-S` and `IPNDM` have one spacing only, even from the
+last timestep down.)
+
+| name | class | changed besides, and why | adds noise | network calls, 50 steps | time |
+|---|---|---|---|---|---|
+"""
+
+DETERMINISTIC = f"""
+The time is the CPU's for {SHEET_STEPS} steps; `DDIM`'s is 1.
+
+## How near they come: no noise on the way
+
+These solve one differential equation from the same noise, so all come to the same image. The
+distance to it is the root mean square over all pixels, colours from 0 to 1; the image is that of
+the stock `DDIMScheduler` with {REFERENCE_STEPS} steps, {SIDE} pixels, seed {SEED}. Random pixels
+are {{noise:.3f}} away.
+
+"""
+
+RANDOM = f"""
+## How near they come: noise on the way
+
+These draw another image for every number of steps, of the same kind. Compared are the mean colours
+(all pixels of {len(SEEDS)} images, seeds {SEEDS[0]} to {SEEDS[-1]}): the root mean square of the
+difference to the reference's. Random pixels are {{noise:.3f}} away. `EULER-A` is `DDPM` in other
+variables, and draws nearly the same image.
+
+"""
+
+WHY: dict[Scheduler, str] = {
+    "DDIM": (
+        "the DPM-Solver of first order is DDIM; the stock `DDIMScheduler` goes down by 1000 //"
+        " steps each time, which for 350 steps is 2 instead of 2.86 timesteps"
+    ),
+    "DDPM": "latents are not bounded by 1",
+    "IPNDM": (
+        "the stock class has a cosine schedule of its own, and hands the network times from 0 to 1;"
+        " ours takes the model's betas and timesteps"
+    ),
+    "PNDM": (
+        "the Runge-Kutta start asks for more steps, and fails at one; besides, ours goes from"
+        " timestep to timestep as `DDIM` must, and averages noises where the network says"
+        " velocities"
+    ),
+}
+
+
+def page(pipe: StableDiffusionPipeline) -> str:
+    """docs/schedulers.md, measured now."""
+    config = dict(pipe.scheduler.config)
+    one, many = (reference(pipe, config, seeds=seeds) for seeds in ((SEED,), SEEDS))
+    random = torch.rand(many.shape, generator=seeded(0))
+    ordered = [name for name in NAMES if name not in STOCHASTIC]
+    near = {
+        name: [distance(drawn(pipe, config, name, steps), one) for steps in COLUMNS]
+        for name in ordered
+    }
+    like = {
+        name: [
+            colour_distance(drawn(pipe, config, name, steps, seeds=SEEDS), many)
+            for steps in COLUMNS
+        ]
+        for name in STOCHASTIC
+    }
+    return "".join(
+        (
+            INTRODUCTION,
+            *table_rows(config, relative_times(pipe, config)),
+            DETERMINISTIC.format(noise=distance(random[:1], one)),
+            distances(near),
+            RANDOM.format(noise=colour_distance(random, many)),
+            distances(like),
+        )
+    )
+
+
+def drawn(
+    pipe: StableDiffusionPipeline, config: Any, name: Scheduler, steps: int, **how: Any
+) -> Tensor:
+    return draw(pipe, make_scheduler(name, config, steps), steps, **how)
+
+
+def table_rows(config: Any, times: dict[Scheduler, float]) -> list[str]:
+    return [
+        f"| `{name}` | `{stock_class(name)}` | {changed(name)} | "
+        f"{'yes' if name in STOCHASTIC else 'no'} | {calls(name, config)} | {times[name]:.1f} |\n"
+        for name in NAMES
+    ]
+
+
+def stock_class(name: Scheduler) -> str:
+    """The class of diffusers that a scheduler is or is made of."""
+    kinds = KINDS[name].__mro__
+    names = (str(kind.__name__) for kind in kinds if kind.__module__.startswith("diffusers."))
+    return next(names)
+
+
+def changed(name: Scheduler) -> str:
+    settings = ", ".join(f"`{key}={value}`" for key, value in CHANGES.get(name, {}).items())
+    return ": ".join(part for part in (settings, WHY.get(name, "")) if part)
+
+
+def calls(name: Scheduler, config: Any) -> int:
+    """Of the network, for 50 steps."""
+    return len(make_scheduler(name, config, 50).timesteps)
+
+
+def relative_times(pipe: StableDiffusionPipeline, config: Any) -> dict[Scheduler, float]:
+    """The CPU time of a drawing of 50 steps, the shortest of a few, by DDIM's."""
+    seconds = {name: min(timed(pipe, config, name) for _ in range(RUNS)) for name in NAMES}
+    return {name: each / seconds["DDIM"] for name, each in seconds.items()}
+
+
+def timed(pipe: StableDiffusionPipeline, config: Any, name: Scheduler) -> float:
+    begun = process_time()
+    drawn(pipe, config, name, 50)
+    return process_time() - begun
+
+
+def distances(rows: dict[Scheduler, list[float]]) -> str:
+    heads = "".join(f" {steps} step{'s' * (steps > 1)} |" for steps in COLUMNS)
+    lines = [f"| name |{heads}", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, numbers in rows.items():
+        lines.append(f"| `{name}` |" + "".join(f" {number:.3f} |" for number in numbers))
+    return "\n".join(lines) + "\n"
+
+
+# --- The sheet --------------------------------------------------------------------------------
+
+
+def sheet(pipe: StableDiffusionPipeline) -> Image.Image:
+    """The twelve, four in a row, each below its name."""
+    config = dict(pipe.scheduler.config)
+    rows = len(NAMES) // 4
+    whole = Image.new("RGB", (4 * SHEET_SIDE, rows * (SHEET_SIDE + LABEL)), "white")
+    pen = ImageDraw.Draw(whole)
+    for number, name in enumerate(NAMES):
+        x, y = number % 4 * SHEET_SIDE, number // 4 * (SHEET_SIDE + LABEL)
+        pen.text((x + 4, y + 3), name, fill="black")
+        whole.paste(
+            picture(drawn(pipe, config, name, SHEET_STEPS, side=SHEET_SIDE)), (x, y + LABEL)
+        )
+    return whole
+
+
+def picture(images: Tensor) -> Image.Image:
+    values = (images[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+    return Image.fromarray(values.numpy())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Logins for other programs on the broker, with no more rights than they need.
+#
+#   rabbitmq-users.sh producer NAME   may submit jobs, and hear how jobs end
+#   rabbitmq-users.sh consumer NAME   may hear everything, in queues named NAME.*, and say nothing
+#
+# The password is read from the standard input. RABBITMQCTL names the program, for example
+# "docker compose exec -T rabbitmq rabbitmqctl"; VHOST the virtual host (/).
+set -euo pipefail
+
+kind=${1:-} name=${2:-}
+read -r -a ctl <<<"${RABBITMQCTL:-rabbitmqctl}"
+vhost=${VHOST:-/}
+[[ $kind =~ ^(producer|consumer)$ && $name =~ ^[A-Za-z0-9_-]+$ ]] || {
+  echo "usage: rabbitmq-users.sh producer|consumer NAME   (letters, digits, - and _)" >&2
+  exit 2
+}
+IFS= read -r password || [ -n "$password" ] || { echo "no password on the standard input" >&2; exit 2; }
+
+# A queue of one's own: one that the server names, or one that begins with the login.
+own="amq\\.gen.*|$name\\..*"
+if [ "$kind" = producer ]; then
+  write="^(everydream|$own)\$" says='^job\.requested$'
+  hears='^job\.(refused|started|completed|failed|cancelled|timed_out)$'
+else
+  write="^($own)\$" says='^$' hears='.*'
+fi
+"${ctl[@]}" add_user "$name" "$password"
+"${ctl[@]}" set_permissions -p "$vhost" "$name" "^($own)\$" "$write" "^(everydream|$own)\$"
+"${ctl[@]}" set_topic_permissions -p "$vhost" "$name" everydream "$says" "$hears"

@@ -1,0 +1,89 @@
+"""Submit a job over RabbitMQ and follow it to its end, without HTTP.
+
+Plain AMQP by pika; nothing of this project is imported, so copy it into a program of yours.
+
+    pip install pika
+    python submit_over_amqp.py amqp://shop:password@localhost/ request.json
+
+The request is what clients POST to ``/run``. See docs/amqp.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pika
+
+EXCHANGE = "everydream"
+SOURCE = "/shop"
+NAMESPACE = uuid.UUID("6f1d8c1e-5a0b-5d4f-9d53-0c1f6b1f7c11")
+"""The service's own, for the ids of jobs."""
+ENDS = ("job.refused", "job.completed", "job.failed", "job.cancelled", "job.timed_out")
+
+
+def submit(channel: Any, login: str, request: dict[str, Any], *, event: str, reply_to: str) -> str:
+    """Publish a request and return the id of its job.
+
+    Args:
+        channel: an open channel of pika, with publisher confirms on.
+        login: the connection's user; the broker refuses any other.
+        request: the body that ``/run`` takes.
+        event: an id of your own. The same one again is the same job, however often it comes.
+        reply_to: a queue that hears of mistakes.
+
+    Raises:
+        pika.exceptions.UnroutableError: the service has never run on this broker.
+    """
+    channel.basic_publish(
+        EXCHANGE,
+        "job.requested",
+        json.dumps({"type": "job.requested", "request": request}),
+        pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=2,
+            user_id=login,
+            reply_to=reply_to,
+            headers={
+                "cloudEvents_specversion": "1.0",
+                "cloudEvents_id": event,
+                "cloudEvents_source": SOURCE,
+                "cloudEvents_type": "job.requested",
+                "cloudEvents_time": datetime.now(UTC).isoformat(),
+            },
+        ),
+        mandatory=True,
+    )
+    return str(uuid.uuid5(NAMESPACE, f"{SOURCE}/{event}"))
+
+
+def main() -> None:
+    """Submit one request, print what is told of its job, and stop at its end."""
+    address, file = sys.argv[1:]
+    parameters = pika.URLParameters(address)
+    with pika.BlockingConnection(parameters) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        mine = channel.queue_declare("", exclusive=True).method.queue
+        for end in ("job.started", *ENDS):
+            channel.queue_bind(mine, EXCHANGE, end)
+        request = json.loads(Path(file).read_text())
+        login = parameters.credentials.username
+        job = submit(channel, login, request, event=str(uuid.uuid4()), reply_to=mine)
+        print(job, "job.requested", flush=True)
+        for _, _, body in channel.consume(mine, auto_ack=True):
+            fact = json.loads(body)
+            if fact["job"] == job:
+                told = {key: fact[key] for key in fact if key not in {"type", "job"}}
+                print(job, fact["type"], json.dumps(told), flush=True)
+                if fact["type"] in ENDS:
+                    break
+        channel.cancel()
+
+
+if __name__ == "__main__":
+    main()

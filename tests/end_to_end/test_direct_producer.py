@@ -1,0 +1,139 @@
+"""A program that speaks only AMQP, with a login of its own, runs a job and reads its facts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pika
+import pytest
+from pika.exceptions import ChannelClosedByBroker
+
+from tests.end_to_end.story import host_of, user_of
+from tests.servers.process import HOST
+from tests.servers.rabbitmq import RabbitMQ
+from tests.servers.s3 import S3Server
+from tests.servers.web import Web
+from tests.services import ROOT, running, shared_environment
+
+SECONDS = 240
+SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
+
+
+def make_user(rabbitmq: RabbitMQ, kind: str, name: str, vhost: str) -> str:
+    """Run the deployment's script; the address that the new login uses."""
+    subprocess.run(
+        [ROOT / "deploy/rabbitmq-users.sh", kind, name], input="secret\n", text=True, check=True,
+        env=rabbitmq.ctl_environment() | {"VHOST": vhost, "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    return f"amqp://{name}:secret@{HOST}:{rabbitmq.port}/{vhost}"
+
+
+@contextmanager
+def example(name: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """An example in a process of its own, which imports nothing of ours."""
+    command = [sys.executable, str(ROOT / "examples" / name), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/") as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_a_job_from_the_exchange_is_followed_to_its_end_by_producer_and_consumer(
+    rabbitmq: RabbitMQ, postgres_url: str, s3_server: S3Server, s3_bucket: str, web: Web,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    rabbitmq.start()
+    vhost = rabbitmq.fresh_vhost()
+    environment = shared_environment(
+        amqp_url=rabbitmq.url(vhost), database_url=postgres_url, s3=s3_server, bucket=s3_bucket,
+        BEAT="0.5", ALLOWED_PRIVATE_HOSTS=host_of(web.url()),
+    )  # fmt: skip
+    async with (
+        running(SERVICES, environment) as services,
+        user_of(services.first("gateway").url, web) as user,
+    ):
+        shop = await asyncio.to_thread(make_user, rabbitmq, "producer", "shop", vhost)
+        board = await asyncio.to_thread(make_user, rabbitmq, "consumer", "board", vhost)
+        file = tmp_path / "request.json"
+        file.write_text(json.dumps(user.request()))
+        with example("follow_facts.py", board, "board.facts") as following:
+            await asyncio.to_thread(until_bound, rabbitmq, vhost)
+            with example("submit_over_amqp.py", shop, str(file)) as submitting:
+                told = await asyncio.to_thread(lines_of, submitting)
+            assert [line.split()[1] for line in told] == [
+                "job.requested", "job.started", "job.completed",
+            ]  # fmt: skip
+            job = told[0].split()[0]
+            heard = await asyncio.to_thread(heard_until, following, "job.completed")
+        assert {line.split()[2] for line in heard} == {"-", job}
+        kinds = [line.split()[1] for line in heard]
+        assert {"job.requested", "job.submitted", "training.started", "checkpoint.final"} <= set(
+            kinds
+        )
+        with pytest.raises(Exception, match="404"):
+            await user.client.status(job)
+
+        file.write_text(json.dumps({"input": {"train": {"flip_p": 2}}}))
+        with example("submit_over_amqp.py", shop, str(file)) as submitting:
+            refused = (await asyncio.to_thread(lines_of, submitting))[1]
+        assert "job.refused" in refused
+        assert "data_url: required" in refused
+        assert "flip_p: expected" in refused
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "exchange"),
+    [
+        ("producer", "webhook.due", "everydream"),
+        ("producer", "fetcher", ""),
+        ("consumer", "job.requested", "everydream"),
+        ("consumer", "trainer", ""),
+    ],
+)
+def test_a_login_may_say_no_more_than_it_is_for(
+    rabbitmq: RabbitMQ, kind: str, key: str, exchange: str
+) -> None:
+    rabbitmq.start()
+    vhost = rabbitmq.fresh_vhost()
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url(vhost))) as connection:
+        connection.channel().exchange_declare("everydream", "topic", durable=True)
+    name = f"{kind}-{key.replace('.', '-')}-{len(exchange)}"
+    address = make_user(rabbitmq, kind, name, vhost)
+
+    with pika.BlockingConnection(pika.URLParameters(address)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
+            channel.basic_publish(exchange, key, b"{}")
+
+
+def lines_of(process: subprocess.Popen[str]) -> list[str]:
+    printed, _ = process.communicate(timeout=SECONDS)
+    return printed.splitlines()
+
+
+def heard_until(process: subprocess.Popen[str], last: str) -> list[str]:
+    assert process.stdout is not None
+    heard: list[str] = []
+    for line in process.stdout:
+        heard.append(line)
+        if line.split()[1] == last:
+            break
+    return heard
+
+
+def until_bound(rabbitmq: RabbitMQ, vhost: str) -> None:
+    """Wait until the consumer's queue hears all that it wants."""
+    for _ in range(100):
+        bound = rabbitmq.ctl("list_bindings", "-p", vhost, "destination_name", "routing_key")
+        if "board.facts\timages.generated" in bound:
+            return
+    raise AssertionError("the example never bound its queue")
