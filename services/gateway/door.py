@@ -20,6 +20,7 @@ NEEDED: Mapping[Operation, Scope] = {
     "stream": "read",
     "cancel": "submit",
     "resend": "submit",
+    "delete": "admin",
     "purge": "admin",
 }
 CALLER = web.RequestKey("caller", Caller)

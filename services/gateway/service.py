@@ -25,6 +25,7 @@ from services.gateway.listing import Listing
 from services.gateway.ours import Ours
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay
+from services.gateway.removal import Removal
 from services.gateway.retention import Retention
 from services.gateway.streams import Streams
 from services.gateway.supervisor import Supervisor
@@ -102,7 +103,8 @@ class Gateway:
         )
         events = Events(door=door, ledger=ledger, jobs=jobs, view=view, changes=changes)
         listing, webhooks = Listing(door, jobs, clock), Webhooks(door, ledger, clock)
-        parts = (endpoint, events, listing, webhooks)
+        removal = Removal(door, ledger, clock, self._retention.job_removed)
+        parts = (endpoint, events, listing, webhooks, removal)
         routes = [route for part in parts for route in part.routes()]
         files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
         self._app = application(routes, files, keys, ledger)
