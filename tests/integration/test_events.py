@@ -238,10 +238,13 @@ async def test_wherever_it_is_cut_nothing_is_lost_or_told_twice(here: World) -> 
         assert [each.id for each in (*before, *after)] == [each.id for each in everything]
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 async def test_a_reader_who_is_cut_off_after_progress_goes_on_at_another_gateway(
-    tmp_path: Path,
+    tmp_path: Path, request: pytest.FixtureRequest, database: str
 ) -> None:
-    async with world(tmp_path) as here, closing(here.broker.bus("gateway/other")) as bus:
+    server = database == "postgresql"
+    changes = {"database_url": request.getfixturevalue("postgres_url")} if server else {}
+    async with world(tmp_path, **changes) as here, closing(here.broker.bus("gateway/other")) as bus:
         other = Gateway(here.settings, KEY, bus, here.store, here.record)
         async with running(other):
             job, trainer = await training(here)
