@@ -53,12 +53,16 @@ from shared.messages import (
     encode,
     stable_id,
 )
-from shared.request import Policy, Request
+from shared.request import Policy, Request, WebhookEvent
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 ENDS: tuple[Status, ...] = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
 BUCKET_STAGES: tuple[Stage, ...] = ("bucket_check", "model_publication", "image_publication")
+TRIES_KEPT = 50
+"""Deliveries of webhooks that a job remembers, the newest."""
+OUTPUT_SECONDS = 10.0
+"""Between two ``output`` webhooks; what comes meanwhile is in the next."""
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -92,6 +96,21 @@ class StageRecord(Struct, frozen=True, kw_only=True):
         return not self.done and self.failed is None
 
 
+class WebhookTry(Struct, frozen=True, kw_only=True):
+    """One delivery of a webhook; without status and reason its outcome is not known yet."""
+
+    id: str
+    """Of the event: the same over all its tries."""
+    event: WebhookEvent
+    attempt: int
+    at: float
+    """When it is due, then when its outcome was heard of; seconds since the epoch."""
+    status: int | None = None
+    """Of the answer that took it."""
+    reason: str | None = None
+    """Why it was not taken."""
+
+
 class Job(Struct, frozen=True, kw_only=True):
     """Everything known about a job."""
 
@@ -105,6 +124,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """As the client sent it, for ``/status``."""
     policy: Policy = field(default_factory=Policy)
     webhook: str | None = None
+    webhook_events: tuple[WebhookEvent, ...] = ()
+    """Empty: as :attr:`shared.request.Request.webhook_events`."""
     s3: str | None = None
     """The sealed ``s3Config``."""
     trains: bool = True
@@ -135,7 +156,15 @@ class Job(Struct, frozen=True, kw_only=True):
     urls: dict[str, str] = field(default_factory=dict)
     """Store key to URL in the user's bucket."""
     webhook_attempts: int = 0
+    """Of this run's end, by the schedule, so far as their outcome is known."""
+    webhook_awaited: int = 0
+    """The attempt at it whose outcome decides on the next."""
     webhook_settled: bool = False
+    webhook_outputs: int = 0
+    """``output`` webhooks, and when the last was due."""
+    webhook_output_at: float = 0.0
+    webhook_tries: tuple[WebhookTry, ...] = ()
+    """Of all runs, oldest first."""
 
     @property
     def ended(self) -> bool:
@@ -198,6 +227,8 @@ def admit(
         input=echo,
         policy=request.policy,
         webhook=request.webhook,
+        webhook_events=request.webhook_events,
+        warnings=request.warnings,
         s3=sealed,
         trains=request.train is not None,
         draws=bool(request.inference),
@@ -308,9 +339,13 @@ def advance(job: Job, fact: AnyMessage, *, control: str | None, now: float, beat
         now: seconds since the epoch, by the gateway's clock.
         beat: seconds between beats; retry delays are multiples of it.
     """
+    return _with_output_told(job, _advance(job, fact, control, now, beat), now)
+
+
+def _advance(job: Job, fact: AnyMessage, control: str | None, now: float, beat: float) -> Step:
     match fact:
         case WebhookDelivered() | WebhookFailed():
-            return _webhook(job, fact, beat)
+            return _webhook(job, fact, now, beat)
         case SamplesGenerated():
             return Step(_with_late_samples(job, fact))
         case StageFact() if isinstance(fact, Started):
@@ -400,7 +435,8 @@ def _begin(job: Job, fact: Started, now: float) -> Step:
         return Step(job)
     job = replace(job, status="IN_PROGRESS", started_at=now, gpu=fact.gpu)
     started = JobStarted(job=job.id, run=job.run, gpu=fact.gpu)
-    return Step(job, (Effect(message=started, needs_listener=False),))
+    step = Step(job, (Effect(message=started, needs_listener=False),))
+    return _webhook_due(step, "start", 0, now) if _wants(job, "start") else step
 
 
 def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
@@ -500,7 +536,8 @@ def _end(job: Job, status: Status, error: str | None, now: float) -> Step:
     wiped = status in ("COMPLETED", "CANCELLED")
     job = replace(
         job, status=status, error=error, ended_at=now, s3=None if wiped else job.s3,
-        webhook_settled=job.webhook is None or status == "CANCELLED",
+        webhook_settled=not _wants(job, "completed")
+        or (status == "CANCELLED" and not job.webhook_events),
     )  # fmt: skip
     stops = [
         effect
@@ -514,7 +551,8 @@ def _end(job: Job, status: Status, error: str | None, now: float) -> Step:
         )
     ]
     said = Effect(message=_end_fact(job), needs_listener=False)
-    return Step(job, (said, *stops, *_webhook_due(job, 0.0)))
+    step = Step(job, (said, *stops))
+    return step if job.webhook_settled else _end_due(step, now)
 
 
 def _end_fact(job: Job) -> Message:
@@ -531,32 +569,88 @@ def _end_fact(job: Job) -> Message:
 # --- The webhook ------------------------------------------------------------------------------
 
 
-def webhook_id(job: Job) -> str:
-    """The same over all deliveries of one run's end."""
-    return stable_id(job.id, job.run, "webhook")
+def webhook_id(job: Job, event: WebhookEvent, number: int) -> str:
+    """The same over all tries of one event of a run; ``number`` tells those of a kind apart."""
+    return stable_id(job.id, job.run, event, number)
 
 
-def _webhook_due(job: Job, delay: float) -> tuple[Effect, ...]:
+def resend_webhook(job: Job, webhook: str, now: float) -> Step:
+    """Try one more time now, whatever the schedule does; an id that is not known says nothing."""
+    known = [each for each in job.webhook_tries if each.id == webhook]
+    return _try(Step(job), webhook, known[-1].event, now) if known else Step(job)
+
+
+def _wants(job: Job, event: WebhookEvent) -> bool:
+    return job.webhook is not None and event in (job.webhook_events or ("completed",))
+
+
+def _webhook_due(
+    step: Step, event: WebhookEvent, number: int, now: float, delay: float = 0.0
+) -> Step:
+    return _try(step, webhook_id(step.job, event, number), event, now, delay)
+
+
+def _try(step: Step, webhook: str, event: WebhookEvent, now: float, delay: float = 0.0) -> Step:
     """The body is filled in when it leaves: links in it are signed, not stored."""
-    if job.webhook_settled or job.webhook is None:
-        return ()
+    job = step.job
+    attempts = [each.attempt for each in job.webhook_tries if each.id == webhook]
+    attempt = max(attempts, default=0) + 1
+    tried = WebhookTry(id=webhook, event=event, attempt=attempt, at=now + delay)
     due = WebhookDue(
-        job=job.id, run=job.run, attempt=job.webhook_attempts + 1, url=job.webhook,
-        webhook_id=webhook_id(job), body="",
+        job=job.id, run=job.run, attempt=attempt, url=job.webhook or "",
+        webhook_id=webhook, event=event, body="",
     )  # fmt: skip
-    return (Effect(message=due, delay=delay),)
+    job = replace(job, webhook_tries=(*job.webhook_tries, tried)[-TRIES_KEPT:])
+    return Step(job, (*step.effects, Effect(message=due, delay=delay)))
 
 
-def _webhook(job: Job, fact: WebhookDelivered | WebhookFailed, beat: float) -> Step:
-    """Settled, or due again by the schedule; an answer to an older attempt says nothing new."""
-    expected = (job.run, job.webhook_attempts + 1)
-    if not job.ended or job.webhook_settled or (fact.run, fact.attempt) != expected:
+def _end_due(step: Step, now: float, delay: float = 0.0) -> Step:
+    """The only webhook that is tried by a schedule."""
+    step = _webhook_due(step, "completed", 0, now, delay)
+    awaited = step.job.webhook_tries[-1].attempt
+    return Step(replace(step.job, webhook_awaited=awaited), step.effects)
+
+
+def _with_output_told(before: Job, step: Step, now: float) -> Step:
+    """The end tells the last output itself."""
+    job = step.job
+    soon = now - job.webhook_output_at < OUTPUT_SECONDS
+    if job.ended or soon or _output(job) == _output(before) or not _wants(job, "output"):
+        return step
+    job = replace(job, webhook_outputs=job.webhook_outputs + 1, webhook_output_at=now)
+    return _webhook_due(Step(job, step.effects), "output", job.webhook_outputs, now)
+
+
+def _output(job: Job) -> tuple[object, ...]:
+    return (job.samples, job.checkpoints, job.checkpoint)
+
+
+def _webhook(job: Job, fact: WebhookDelivered | WebhookFailed, now: float, beat: float) -> Step:
+    """On record; the end's also settled, or due again by the schedule, if it was waited for."""
+    job = _with_outcome(job, fact, now)
+    awaited = (webhook_id(job, "completed", 0), job.webhook_awaited)
+    if (fact.webhook_id, fact.attempt) != awaited or not job.ended or job.webhook_settled:
         return Step(job)
-    job = replace(job, webhook_attempts=fact.attempt)
-    wait = retry.webhook_delay(fact.attempt, beat)
+    job = replace(job, webhook_attempts=job.webhook_attempts + 1)
+    wait = retry.webhook_delay(job.webhook_attempts, beat)
     if isinstance(fact, WebhookDelivered) or fact.permanent or wait is None:
         return Step(replace(job, webhook_settled=True))
-    return Step(job, _webhook_due(job, max(wait, fact.retry_after or 0.0)))
+    return _end_due(Step(job), now, max(wait, fact.retry_after or 0.0))
+
+
+def _with_outcome(job: Job, fact: WebhookDelivered | WebhookFailed, now: float) -> Job:
+    """The first outcome of a try counts: a try that is made twice is the same."""
+    outcome: dict[str, Any] = (
+        {"status": fact.status} if isinstance(fact, WebhookDelivered) else {"reason": fact.reason}
+    )
+    place = (fact.webhook_id, fact.attempt, None, None)
+    tries = (
+        msgspec.structs.replace(each, at=now, **outcome)
+        if (each.id, each.attempt, each.status, each.reason) == place
+        else each
+        for each in job.webhook_tries
+    )
+    return replace(job, webhook_tries=tuple(tries))
 
 
 # --- Parts of a record ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from shared.request import Inference, ModelSource, Train
+from shared.request import Inference, ModelSource, Train, WebhookEvent
 
 Stage = Literal[
     "staging", "bucket_check", "training", "generation", "model_publication", "image_publication"
@@ -312,12 +312,16 @@ class ArtifactsPublished(StageFact, frozen=True, kw_only=True, tag="artifacts.pu
 
 
 class WebhookDue(Message, frozen=True, kw_only=True, tag="webhook.due"):
-    """Post this now; the gateway keeps the schedule, the notifier tries once."""
+    """Post this now; the gateway keeps the schedule, the notifier tries once.
+
+    ``webhook_id`` is the same over all tries of one event, ``attempt`` counts them.
+    """
 
     run: int
     attempt: int
     url: str
     webhook_id: str
+    event: WebhookEvent = "completed"
     body: str
     """The exact text to sign and send."""
 

@@ -167,6 +167,14 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     record: bytes
 
 
+class RemovedJob(NamedTuple):
+    """A job that its owner has removed."""
+
+    id: str
+    at: float
+    """Seconds since the epoch, by the gateway's clock."""
+
+
 class StoredEvent(Struct, frozen=True, kw_only=True):
     """Something that happened to a job, written in the commit that made it so."""
 
@@ -208,7 +216,10 @@ class JobStore(Protocol):
     async def insert(
         self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
     ) -> bool:
-        """Add a job and what it causes in one commit; False when the id exists already."""
+        """Add a job and what it causes in one commit.
+
+        False when the id exists already, or belonged to a job of :meth:`removed`.
+        """
 
     async def get(self, job_id: str) -> StoredJob | None: ...
 
@@ -232,7 +243,16 @@ class JobStore(Protocol):
         """Ids of jobs that ended before the moment (seconds since the epoch)."""
 
     async def delete(self, job_id: str) -> None:
-        """Forget a job, its events and what was streamed of it."""
+        """Forget a job, its events, what was streamed of it, and that it was removed."""
+
+    async def remove(self, job_id: str, at: float) -> bool:
+        """Forget a job and all that it would say after the moment, but for its having been removed.
+
+        False: there is none.
+        """
+
+    async def removed(self) -> Sequence[RemovedJob]:
+        """The jobs that were removed and not yet deleted, the longest ago first."""
 
     async def count_live(self, owner: str) -> int: ...
 

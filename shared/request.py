@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -30,6 +30,9 @@ Scheduler = Literal[
     "PNDM",
     "K-LMS",
 ]
+
+WebhookEvent = Literal["start", "output", "completed"]
+WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -165,7 +168,11 @@ class Request(Struct, frozen=True, kw_only=True):
     inference: tuple[Inference, ...] = ()
     s3: S3Config | None = None
     webhook: str | None = None
+    webhook_events: tuple[WebhookEvent, ...] = ()
+    """Empty: none was named, and every end is told but the client's own cancelling."""
     policy: Policy = field(default_factory=Policy)
+    warnings: tuple[str, ...] = ()
+    """What was asked for and has no effect, one sentence each."""
 
 
 class Invalid(Exception):
@@ -176,7 +183,7 @@ class Invalid(Exception):
         self.mistakes = mistakes
 
 
-TOP = ("input", "s3Config", "webhook", "webhookV2", "policy")
+TOP = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
 INPUT = ("train", "model", "inference")
 HIDDEN = "s3Config"
 """What stands there is shown in no message."""
@@ -200,12 +207,14 @@ def parse_request(body: Any) -> Request:
     s3 = _optional(S3Config, top.get("s3Config"), "s3Config", mistakes)
     policy = _optional(Policy, top.get("policy"), "policy", mistakes) or Policy()
     webhook = _url(top.get("webhook"), "webhook", mistakes)
+    events = _webhook_events(top.get("webhook_events_filter"), mistakes)
     _cross_checks(train, s3, mistakes)
     if mistakes:
         raise Invalid(mistakes)
     return Request(
-        train=train, model=model, inference=inference, s3=s3, webhook=webhook, policy=policy
-    )
+        train=train, model=model, inference=inference, s3=s3, webhook=webhook,
+        webhook_events=events, policy=policy, warnings=_warnings(top, policy),
+    )  # fmt: skip
 
 
 def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:
@@ -391,6 +400,26 @@ def _url(value: Any, path: str, mistakes: list[str]) -> str | None:
         return value
     mistakes.append(f"{path}: expected an http or https URL, got {_shown(value)}")
     return None
+
+
+def _webhook_events(value: Any, mistakes: list[str]) -> tuple[WebhookEvent, ...]:
+    path, one = "webhook_events_filter", f"one of {', '.join(WEBHOOK_EVENTS)}"
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        mistakes.append(f"{path}: expected a list, each item {one}, got {_shown(value)}")
+        return ()
+    mistakes += [
+        f"{path}[{index}]: expected {one}, got {_shown(each)}"
+        for index, each in enumerate(value)
+        if each not in WEBHOOK_EVENTS
+    ]
+    return tuple(event for event in WEBHOOK_EVENTS if event in value)
+
+
+def _warnings(top: dict[str, Any], policy: Policy) -> tuple[str, ...]:
+    idle = {"webhookV2": bool(top.get("webhookV2")), "policy.lowPriority": policy.lowPriority}
+    return tuple(f"{name} has no effect" for name, given in idle.items() if given)
 
 
 def is_http_url(text: str) -> bool:

@@ -45,7 +45,7 @@ class Admission:
 
         Raises:
             Invalid: with every mistake of the body.
-            Repeated: the id is known, but of another request.
+            Repeated: the id is known, but of another request, or of a job that was deleted.
             Unavailable: the database does not answer.
         """
         body = unwrap(body)
@@ -62,7 +62,9 @@ class Admission:
         return step.job
 
     async def _known(self, repeated: Job) -> Job:
-        known = await self._ledger.get(repeated.id) or repeated
+        known = await self._ledger.get(repeated.id)
+        if known is None:
+            raise Repeated("the job of this idempotency key was deleted; use another key")
         if known.digest != repeated.digest:
             raise Repeated(
                 "this idempotency key was used for another request; send the same request again,"

@@ -19,6 +19,8 @@ NEEDED: Mapping[Operation, Scope] = {
     "status": "read",
     "stream": "read",
     "cancel": "submit",
+    "resend": "submit",
+    "delete": "admin",
     "purge": "admin",
 }
 CALLER = web.RequestKey("caller", Caller)

@@ -17,6 +17,7 @@ from services.gateway.http import ANSWER_SECONDS, Route, is_gone, json_body, jso
 from services.gateway.ledger import Ledger, Seen
 from services.gateway.streams import Streams
 from services.gateway.view import View
+from services.gateway.waiting import Waiting
 from services.gateway.workforce import Workforce
 from shared.jobs import Job, Step, cancel, retry_from_its_end
 from shared.messages import stable_id
@@ -50,6 +51,7 @@ class Endpoint:
         changes: Changes,
         streams: Streams,
         workforce: Workforce,
+        waiting: Waiting,
         clock: Callable[[], float],
     ) -> None:
         self._door = door
@@ -59,6 +61,7 @@ class Endpoint:
         self._changes = changes
         self._streams = streams
         self._workforce = workforce
+        self._waiting = waiting
         self._clock = clock
 
     def routes(self) -> list[Route]:
@@ -94,7 +97,7 @@ class Endpoint:
         with self._door.let_in(request, "status") as owner:
             async with asyncio.timeout(ANSWER_SECONDS):
                 seen = await self._door.job(request, owner)
-                return json_response(await self._view.status(seen.job))
+                return await self._shown(seen)
 
     async def _status_sync(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "status") as owner:
@@ -106,7 +109,10 @@ class Endpoint:
     async def _at_the_end(self, request: web.Request, job_id: str, wait: float) -> web.Response:
         """The status once the job has ended, or as it is after so many seconds."""
         seen = await self._until(request, job_id, wait, lambda seen: seen.job.ended)
-        return json_response(await self._view.status(seen.job))
+        return await self._shown(seen)
+
+    async def _shown(self, seen: Seen) -> web.Response:
+        return json_response(await self._view.status(seen.job, await self._waiting.place(seen)))
 
     async def _until(
         self, request: web.Request, job_id: str, wait: float, enough: Callable[[Seen], bool]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from shared.jobs import Job, StageRecord
@@ -66,6 +66,11 @@ def _checkpoints(before: Job | None, after: Job) -> Iterator[Happening]:
     for each in after.checkpoints:
         if each.artifact.key not in known:
             yield "checkpoint", {"step": each.step, "epoch": each.epoch, **_file(each.artifact)}
+    if after.checkpoint is not None and (before is None or before.checkpoint is None):
+        done = {
+            name: after.summary.get(of) for name, of in (("step", "steps"), ("epoch", "epochs"))
+        }
+        yield "checkpoint", {**done, "final": True, **_file(after.checkpoint)}
 
 
 def _samples(before: Job | None, after: Job) -> Iterator[Happening]:
@@ -93,8 +98,3 @@ def _images(before: Job | None, after: Job) -> Iterator[Happening]:
 
 def _file(artifact: Artifact) -> dict[str, Any]:
     return {"name": artifact.name, "key": artifact.key}
-
-
-def keys_in(data: Iterable[dict[str, Any]]) -> set[str]:
-    """The store keys that these events' data name."""
-    return {each["key"] for each in data if "key" in each}

@@ -95,6 +95,14 @@ class Ledger:
                 return step.job
         return None
 
+    async def remove(self, job_id: str) -> bool:
+        """Forget a job; False when there is none. Raises Unavailable."""
+        removed = await self._jobs.remove(job_id, self._clock())
+        if removed:
+            log.info("job_removed", job=job_id)
+            self._on_change(job_id)
+        return removed
+
     async def answer(self, effects: Iterable[Effect]) -> None:
         """Send what is not durable, once; a worker that misses an answer asks again."""
         for effect in effects:

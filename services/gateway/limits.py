@@ -26,7 +26,7 @@ class Rate:
     at_once: int
 
 
-Operation = Literal["run", "runsync", "status", "stream", "cancel", "purge"]
+Operation = Literal["run", "runsync", "status", "stream", "cancel", "resend", "delete", "purge"]
 """What is counted together."""
 
 RATES: Mapping[Operation, Rate] = {
@@ -35,9 +35,11 @@ RATES: Mapping[Operation, Rate] = {
     "status": Rate(2000, 10.0, 400),
     "stream": Rate(2000, 10.0, 400),
     "cancel": Rate(100, 10.0, 20),
+    "resend": Rate(100, 10.0, 20),
+    "delete": Rate(100, 10.0, 20),
     "purge": Rate(2, 10.0, 2),
 }
-"""RunPod's published limits of one endpoint."""
+"""RunPod's published limits of one endpoint; what it lacks counts as its like."""
 SOON = 1.0
 """When to come back if too many answers are awaited."""
 

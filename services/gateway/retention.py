@@ -36,11 +36,17 @@ class Retention:
         self._clock = clock
         self._pause = min(ROUND_BEATS * beat, HOUR)
         self._keep = keep_days * DAY
-        self._finished: asyncio.Queue[Job] = asyncio.Queue()
+        self._done_with: asyncio.Queue[str] = asyncio.Queue()
+        """Prefixes whose objects can go."""
 
     def job_ended(self, job: Job) -> None:
         """What it was worked on with goes now; what a retry needs only if there can be none."""
-        self._finished.put_nowait(job)
+        for prefix in working_material(job):
+            self._done_with.put_nowait(prefix)
+
+    def job_removed(self, job_id: str) -> None:
+        """All its objects go now; what is written later is swept up."""
+        self._done_with.put_nowait(objects_of(job_id))
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -49,9 +55,7 @@ class Retention:
 
     async def _tidy_up(self) -> None:
         while True:
-            job = await self._finished.get()
-            for prefix in working_material(job):
-                await self._delete(prefix)
+            await self._delete(await self._done_with.get())
 
     async def forget_old(self) -> None:
         """Forget every job whose time has come, its objects first.
@@ -61,13 +65,25 @@ class Retention:
         """
         while ids := await self._jobs.ended_before(self._clock() - self._keep):
             for job_id in ids:
-                await self._store.delete(f"jobs/{job_id}/")
+                await self._store.delete(objects_of(job_id))
                 await self._jobs.delete(job_id)
                 log.info("job_forgotten", job=job_id)
+
+    async def sweep_up(self) -> None:
+        """Delete what was written for jobs after they were removed, as long as anybody may write.
+
+        Raises:
+            Unavailable: the database or the store does not answer; the rest goes the next time.
+        """
+        for job_id, at in await self._jobs.removed():
+            await self._store.delete(objects_of(job_id))
+            if self._clock() - at > DAY:
+                await self._jobs.delete(job_id)
 
     async def _forget_regularly(self) -> None:
         while True:
             try:
+                await self.sweep_up()
                 await self.forget_old()
             except EveryDreamError as error:
                 log.warning("retention_put_off", reason=str(error))
@@ -79,6 +95,11 @@ class Retention:
             await self._store.delete(prefix)
         except EveryDreamError as error:
             log.warning("not_deleted", prefix=prefix, reason=str(error))
+
+
+def objects_of(job_id: str) -> str:
+    """The prefix of everything that is stored of a job."""
+    return f"jobs/{job_id}/"
 
 
 def working_material(job: Job) -> list[str]:

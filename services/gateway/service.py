@@ -16,17 +16,22 @@ from services.gateway.auth import Keys, configured_keys
 from services.gateway.changes import Changes
 from services.gateway.door import Door
 from services.gateway.endpoint import Endpoint
+from services.gateway.events import Events
 from services.gateway.files import Files, KeepsFiles
 from services.gateway.http import application
 from services.gateway.intake import Intake
 from services.gateway.ledger import Ledger
+from services.gateway.listing import Listing
 from services.gateway.ours import Ours
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay
+from services.gateway.removal import Removal
 from services.gateway.retention import Retention
 from services.gateway.streams import Streams
 from services.gateway.supervisor import Supervisor
 from services.gateway.view import View
+from services.gateway.waiting import Waiting
+from services.gateway.webhooks import Webhooks
 from services.gateway.workforce import Workforce
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, JobStore, ObjectStore, Record
@@ -84,18 +89,25 @@ class Gateway:
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
         self._intake = Intake(bus, admission)
         keys = Keys(configured_keys(settings), record.keys, clock)
+        door, workforce = Door(ledger), Workforce(bus, jobs)
         endpoint = Endpoint(
-            door=Door(ledger),
+            door=door,
             admission=admission,
             ledger=ledger,
             view=view,
             changes=changes,
             streams=Streams(jobs, ledger, view, changes, clock),
-            workforce=Workforce(bus, jobs),
+            workforce=workforce,
+            waiting=Waiting(workforce, jobs, clock),
             clock=clock,
         )
+        events = Events(door=door, ledger=ledger, jobs=jobs, view=view, changes=changes)
+        listing, webhooks = Listing(door, jobs, clock), Webhooks(door, ledger, clock)
+        removal = Removal(door, ledger, clock, self._retention.job_removed)
+        parts = (endpoint, events, listing, webhooks, removal)
+        routes = [route for part in parts for route in part.routes()]
         files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
-        self._app = application(endpoint.routes(), files, keys, ledger)
+        self._app = application(routes, files, keys, ledger)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
         self.port = settings.port

@@ -47,7 +47,10 @@ class Streams:
         end = loop.time() + wait
         with self._changes.watch(seen.job.id) as watch:
             while True:
-                seen = await self._ledger.look(seen.job.id) or seen
+                newest = await self._ledger.look(seen.job.id)
+                if newest is None:
+                    raise web.HTTPNotFound(text="there is no such job")
+                seen = newest
                 if await self._is_new(seen):
                     return [{"output": await self._view.output(seen.job)}], seen
                 left = end - loop.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -17,7 +18,7 @@ from shared.messages import (
     SavedCheckpoint,
     Stage,
 )
-from shared.ports import ObjectStore
+from shared.ports import ObjectStore, StoredEvent
 
 LINK_SECONDS = 7 * 24 * 3600
 NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")
@@ -30,9 +31,13 @@ class View:
         self._store = store
         self._clock = clock
 
-    async def status(self, job: Job) -> bytes:
-        """The body of ``/status`` as JSON; ``delayTime`` and ``executionTime`` in milliseconds."""
-        return msgspec.json.encode(await self._body(job))
+    async def status(self, job: Job, queue: dict[str, Any] | None = None) -> bytes:
+        """The body of ``/status`` as JSON; ``delayTime`` and ``executionTime`` in milliseconds.
+
+        ``queue``: a waiting job's place, where it is known.
+        """
+        body = await self._body(job)
+        return msgspec.json.encode(body if queue is None else {**body, "queue": queue})
 
     async def _body(self, job: Job) -> dict[str, Any]:
         now = self._clock()
@@ -55,11 +60,32 @@ class View:
 
     async def _links(self, job: Job, shown: Iterable[Artifact]) -> dict[str, str]:
         """By store key: the URL in the user's bucket, or a signed one of ours."""
-        return {
-            each.key: job.urls.get(each.key)
-            or await self._store.link(each.key, seconds=LINK_SECONDS, filename=each.name)
-            for each in shown
-        }
+        return {each.key: await self._link(job, each.key, each.name) for each in shown}
+
+    async def _link(self, job: Job, key: str, name: str) -> str:
+        return job.urls.get(key) or await self._store.link(key, seconds=LINK_SECONDS, filename=name)
+
+    async def event(self, job: Job, happened: StoredEvent) -> dict[str, Any]:
+        """The data of something that happened; ``url`` stands for a file, as in ``/status``."""
+        data = msgspec.json.decode(happened.data, type=dict[str, Any])
+        key = data.pop("key", None)
+        file = {} if key is None else {"url": await self._link(job, key, data["name"])}
+        return {"at": iso(happened.at), **data, **file}
+
+
+def summary(job: Job, now: float) -> dict[str, Any]:
+    """A job in a list: as in ``/status``, without what goes in and comes out; times in UTC."""
+    shown = {
+        "id": job.id,
+        "status": job.status,
+        "created_at": iso(job.created_at),
+        "started_at": iso(job.started_at),
+        "ended_at": iso(job.ended_at),
+        "delayTime": delay_time(job, now),
+        "executionTime": execution_time(job, now),
+        "gpu": job.gpu,
+    }
+    return shown if job.error is None else {**shown, "error": job.error}
 
 
 def output_digest(job: Job) -> str:
@@ -78,6 +104,13 @@ def progress(job: Job, links: dict[str, str]) -> dict[str, Any]:
     samples = [_sample(each, links) for each in job.samples]
     warnings = {"warnings": list(job.warnings)} if job.warnings else {}
     return {"stage": stage, **shown, "dataset": job.report, "samples": samples, **warnings}
+
+
+def newest_numbers(job: Job) -> dict[str, Any] | None:
+    """What the stage at work has told of itself last; None: nothing yet, or nobody works."""
+    stage = stage_at_work(job)
+    numbers = None if job.ended or stage is None else job.progress.get(stage)
+    return {"stage": stage, **numbers} if numbers else None
 
 
 def stage_at_work(job: Job) -> Stage | None:
@@ -155,3 +188,10 @@ def _artifact(artifact: Artifact, links: dict[str, str]) -> dict[str, Any]:
         "sha256": artifact.sha256,
         "url": links[artifact.key],
     }
+
+
+def iso(moment: float | None) -> str | None:
+    """Seconds since the epoch as ISO 8601 in UTC, to the millisecond."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

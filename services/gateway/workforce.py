@@ -47,6 +47,11 @@ class Workforce:
             },
         }
 
+    async def trainers(self) -> tuple[int, int]:
+        """How many trainers wait for a job, and how many there are. Raises Unavailable."""
+        idle = await self._bus.consumers(STAGE_QUEUES["training"])
+        return idle, idle + len([job async for job in self._live() if _is_training(job)])
+
     async def queued(self, owner: str) -> list[str]:
         """The ids of an owner's jobs that no GPU has begun. Raises Unavailable."""
         found: list[str] = []
@@ -65,3 +70,7 @@ class Workforce:
 
 def _is_at_work(job: Job) -> bool:
     return any(job.stages[stage].claim is not None for stage in GPU_STAGES if stage in job.stages)
+
+
+def _is_training(job: Job) -> bool:
+    return "training" in job.stages and job.stages["training"].claim is not None

@@ -11,9 +11,9 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.adapters.sql import Sql
-from shared.adapters.tables import events, jobs, outbox, streams
+from shared.adapters.tables import events, jobs, outbox, removed, streams
 from shared.jobs import ENDS, Status
-from shared.ports import Outgoing, StoredEvent, StoredJob
+from shared.ports import Outgoing, RemovedJob, StoredEvent, StoredJob
 
 LIVE = tuple(status for status in get_args(Status) if status not in ENDS)
 PAGE = 100
@@ -37,7 +37,10 @@ class Database:
     async def insert(
         self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
     ) -> bool:
+        gone = sa.select(removed).where(removed.c.job == job.id)
         async with self._sql.writing() as connection:
+            if (await connection.execute(gone)).first():
+                return False
             row = self._sql.insert(jobs).values(**_columns(job)).on_conflict_do_nothing()
             if (await connection.execute(row)).rowcount == 0:
                 return False
@@ -83,9 +86,21 @@ class Database:
 
     async def delete(self, job_id: str) -> None:
         async with self._sql.writing() as connection:
-            await connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))
-            for table in (events, streams):
-                await connection.execute(sa.delete(table).where(table.c.job == job_id))
+            await _delete(connection, job_id)
+            await connection.execute(sa.delete(removed).where(removed.c.job == job_id))
+
+    async def remove(self, job_id: str, at: float) -> bool:
+        theirs = outbox.c.id.startswith(f"{job_id}/", autoescape=True)
+        async with self._sql.writing() as connection:
+            if not await _delete(connection, job_id):
+                return False
+            await connection.execute(sa.delete(outbox).where(theirs & (outbox.c.due_at > at)))
+            await connection.execute(self._sql.insert(removed).values(job=job_id, at=at))
+            return True
+
+    async def removed(self) -> Sequence[RemovedJob]:
+        rows = await self._sql.all(sa.select(removed).order_by(removed.c.at, removed.c.job))
+        return [RemovedJob(row.job, row.at) for row in rows]
 
     async def count_live(self, owner: str) -> int:
         theirs = (jobs.c.owner == owner) & jobs.c.status.in_(LIVE)
@@ -172,6 +187,13 @@ class Database:
             if rows:
                 add = self._sql.insert(table).on_conflict_do_nothing()
                 await connection.execute(add, [_columns(row) for row in rows])
+
+
+async def _delete(connection: AsyncConnection, job_id: str) -> bool:
+    """The job and all that is kept of it; whether there was one."""
+    for table in (events, streams):
+        await connection.execute(sa.delete(table).where(table.c.job == job_id))
+    return (await connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))).rowcount == 1
 
 
 def _columns(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:

@@ -57,6 +57,13 @@ streams = sa.Table(
     sa.Column("at", sa.Double, nullable=False),
 )
 
+removed = sa.Table(
+    "removed",
+    metadata,
+    sa.Column("job", sa.String(255), primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+)
+
 api_keys = sa.Table(
     "api_keys",
     metadata,

@@ -304,6 +304,55 @@ async def test_a_job_that_is_deleted_takes_its_events_and_its_mark_along(store: 
     assert await store.streamed("one") == ("", 0.0)
 
 
+# --- what was removed
+
+
+async def test_a_removed_job_is_gone_with_all_that_it_would_say_later(store: Database) -> None:
+    said = [message("one/1/0", due_at=7.0), message("one/1/1", due_at=7.1)]
+    others = [message("one-more/1/0", due_at=8.0)]
+    await store.insert(job(), said, [happened(1)])
+    await store.insert(job("one-more"), others)
+    await store.stream("one", "a", 7.5, expected="")
+
+    assert await store.remove("one", 7.0)
+
+    assert await store.get("one") is None
+    assert await store.events_after("one", 0, 0) == []
+    assert await store.streamed("one") == ("", 0.0)
+    assert await ids_due(store) == ["one/1/0", "one-more/1/0"]
+    assert await store.get("one-more")
+
+
+async def test_a_job_is_removed_once_and_only_if_it_was_there(
+    store: Database, neighbour: Database
+) -> None:
+    await store.insert(job(), [])
+
+    assert sorted(await asyncio.gather(store.remove("one", 7.0), neighbour.remove("one", 7.0))) == [
+        False,
+        True,
+    ]
+    assert not await store.remove("nobody", 7.0)
+    assert await store.removed() == [("one", 7.0)]
+
+
+async def test_the_id_of_a_removed_job_is_free_again_only_when_it_is_deleted(
+    store: Database,
+) -> None:
+    for name, at in (("one", 8.0), ("two", 7.0)):
+        await store.insert(job(name), [])
+        await store.remove(name, at)
+    assert not await store.insert(job(), [message()], [happened(1)])
+    assert await store.get("one") is None
+    assert await ids_due(store) == []
+    assert [each.id for each in await store.removed()] == ["two", "one"]
+
+    await store.delete("one")
+
+    assert [each.id for each in await store.removed()] == ["two"]
+    assert await store.insert(job(), [])
+
+
 # --- counting and listing
 
 

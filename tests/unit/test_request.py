@@ -306,9 +306,8 @@ def test_an_unknown_field_gets_the_nearest_known_name(wrong: str, near: str) -> 
 
 def test_an_unknown_field_like_no_other_gets_the_list() -> None:
     body = {"input": {"train": {"data_url": URL}}, "zzzzzz": 1}
-    assert mistakes(body) == [
-        "zzzzzz: no such field; known: input, s3Config, webhook, webhookV2, policy"
-    ]
+    known = "input, s3Config, webhook, webhookV2, webhook_events_filter, policy"
+    assert mistakes(body) == [f"zzzzzz: no such field; known: {known}"]
 
 
 def test_all_mistakes_come_at_once() -> None:
@@ -492,3 +491,41 @@ def parsed(body: Any) -> tuple[Request | None, list[str]]:
         return parse_request(body), []
     except Invalid as invalid:
         return None, invalid.mistakes
+
+
+# --- Webhooks
+
+
+def wishing(**top: Any) -> dict[str, Any]:
+    return {"input": {"train": {"data_url": URL}}, **top}
+
+
+@pytest.mark.parametrize("named", [["output", "start"], ["start", "output", "start"]])
+def test_the_events_of_a_webhook_may_be_named(named: list[str]) -> None:
+    assert parse_request(wishing(webhook_events_filter=named)).webhook_events == ("start", "output")
+    assert parse_request(wishing(webhook_events_filter=None)).webhook_events == ()
+    assert parse_request(wishing()).webhook_events == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        (["start", "logs"], "[1]"), ([["start"]], "[0]"), ([None], "[0]"), ([], ""), ("start", ""),
+        ({}, ""),
+    ],
+)  # fmt: skip
+def test_a_webhook_event_that_there_is_not_is_told(given: Any, path: str) -> None:
+    (mistake,) = mistakes(wishing(webhook_events_filter=given))
+
+    assert mistake.startswith(f"webhook_events_filter{path}: expected ")
+    assert "one of start, output, completed, got " in mistake
+
+
+def test_what_has_no_effect_is_taken_and_said() -> None:
+    asked = wishing(webhookV2="https://example.com/hook2", policy={"lowPriority": True})
+
+    assert parse_request(asked).warnings == (
+        "webhookV2 has no effect",
+        "policy.lowPriority has no effect",
+    )
+    assert parse_request(wishing(webhookV2="", policy={})).warnings == ()

@@ -1,0 +1,48 @@
+"""Removing a job for good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from services.gateway.door import Door
+from services.gateway.http import ANSWER_SECONDS, Route
+from services.gateway.ledger import Ledger
+from shared.jobs import Job, Step, cancel
+
+
+class Removal:
+    """``DELETE /jobs/{job}``."""
+
+    def __init__(
+        self,
+        door: Door,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        on_removal: Callable[[str], None],
+    ) -> None:
+        """``on_removal`` is told the id of a job whose files are to go."""
+        self._door = door
+        self._ledger = ledger
+        self._clock = clock
+        self._on_removal = on_removal
+
+    def routes(self) -> list[Route]:
+        return [Route(("DELETE",), "/jobs/{job}", self._remove)]
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        """Cancel first, so that workers are told to stop."""
+        with self._door.let_in(request, "delete") as owner:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                job_id = (await self._door.job(request, owner)).job.id
+                await self._ledger.change(job_id, self._cancelled)
+                removed = await self._ledger.remove(job_id)
+            if not removed:
+                raise web.HTTPNotFound(text="there is no such job")
+            self._on_removal(job_id)
+            return web.json_response({"id": job_id, "deleted": True})
+
+    def _cancelled(self, job: Job) -> Step:
+        return cancel(job, self._clock())

@@ -1,0 +1,62 @@
+"""What became of a job's webhooks, for whoever waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from services.gateway.door import Door
+from services.gateway.http import ANSWER_SECONDS, Route
+from services.gateway.ledger import Ledger
+from services.gateway.view import iso
+from shared.jobs import WebhookTry, resend_webhook
+
+
+class Webhooks:
+    """``/jobs/{job}/webhooks``: their deliveries, and one more on request."""
+
+    def __init__(self, door: Door, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._door = door
+        self._ledger = ledger
+        self._clock = clock
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(("GET",), "/jobs/{job}/webhooks", self._list),
+            Route(("POST",), "/jobs/{job}/webhooks/{webhook}/resend", self._resend),
+        ]
+
+    async def _list(self, request: web.Request) -> web.Response:
+        with self._door.let_in(request, "status") as owner:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                job = (await self._door.job(request, owner)).job
+            return web.json_response(
+                {"deliveries": [_shown(each) for each in job.webhook_tries[::-1]]}
+            )
+
+    async def _resend(self, request: web.Request) -> web.Response:
+        with self._door.let_in(request, "resend") as owner:
+            webhook = request.match_info["webhook"]
+            resend = partial(resend_webhook, webhook=webhook, now=self._clock())
+            async with asyncio.timeout(ANSWER_SECONDS):
+                seen = await self._door.job(request, owner)
+                job = await self._ledger.change(seen.job.id, resend)
+            tries = [each for each in job.webhook_tries if each.id == webhook] if job else []
+            if not tries:
+                raise web.HTTPNotFound(text="there is no such webhook of this job")
+            return web.json_response(_shown(tries[-1]))
+
+
+def _shown(tried: WebhookTry) -> dict[str, Any]:
+    return {
+        "id": tried.id,
+        "event": tried.event,
+        "attempt": tried.attempt,
+        "at": iso(tried.at),
+        "status": tried.status,
+        "reason": tried.reason,
+    }

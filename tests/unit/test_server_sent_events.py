@@ -1,0 +1,47 @@
+"""How an event looks on the wire, and by which id a client goes on."""
+
+from __future__ import annotations
+
+import pytest
+from aiohttp.test_utils import make_mocked_request
+
+from services.gateway.events import BEGINNING, LAST_NUMBER, event, place_of
+from shared.request import Invalid
+
+
+def test_an_event_is_three_lines_and_an_empty_one_whatever_its_data_holds() -> None:
+    told = event("12.3", "sample", {"prompt": "one\ntwo\r\nthree\u2028 ein Fuß"})
+
+    *lines, empty, rest = told.decode().split("\n")
+    assert lines == [
+        "id: 12.3",
+        "event: sample",
+        'data: {"prompt":"one\\ntwo\\r\\nthree\u2028 ein Fuß"}',
+    ]
+    assert (empty, rest) == ("", "")
+
+
+def test_without_an_id_the_client_begins_at_the_beginning() -> None:
+    assert place_of(make_mocked_request("GET", "/events/a"), 5) == BEGINNING
+
+
+@pytest.mark.parametrize(
+    ("text", "place"), [("5.2", (5, 2)), ("5", (5, LAST_NUMBER)), ("0", (0, LAST_NUMBER))]
+)
+def test_an_id_says_what_was_read_and_the_header_knows_better_than_the_address(
+    text: str, place: tuple[int, int]
+) -> None:
+    assert place_of(make_mocked_request("GET", f"/events/a?last_event_id={text}"), 5) == place
+    headers = {"Last-Event-ID": text}
+    both = make_mocked_request("GET", "/events/a?last_event_id=1.0", headers=headers)
+    assert place_of(both, 5) == place
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "x", "5.", ".5", "-1", "1.2.3", "5.0 ", "²", "1" * 10, "6", "6.0"]
+)
+def test_what_is_no_id_of_this_job_is_refused(text: str) -> None:
+    request = make_mocked_request("GET", "/events/a", headers={"Last-Event-ID": text})
+
+    with pytest.raises(Invalid, match="expected the id of an event of this job"):
+        place_of(request, 5)
