@@ -20,6 +20,7 @@ NEEDED: Mapping[Operation, Scope] = {
     "stream": "read",
     "cancel": "submit",
     "purge": "admin",
+    "upload": "submit",
 }
 CALLER = web.RequestKey("caller", Caller)
 """Who asks; there only if the request has a key that we know."""

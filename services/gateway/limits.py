@@ -26,7 +26,7 @@ class Rate:
     at_once: int
 
 
-Operation = Literal["run", "runsync", "status", "stream", "cancel", "purge"]
+Operation = Literal["run", "runsync", "status", "stream", "cancel", "purge", "upload"]
 """What is counted together."""
 
 RATES: Mapping[Operation, Rate] = {
@@ -36,8 +36,9 @@ RATES: Mapping[Operation, Rate] = {
     "stream": Rate(2000, 10.0, 400),
     "cancel": Rate(100, 10.0, 20),
     "purge": Rate(2, 10.0, 2),
+    "upload": Rate(1000, 10.0, 8),
 }
-"""RunPod's published limits of one endpoint."""
+"""RunPod's published limits of one endpoint; uploads, which it has none of, are ours."""
 SOON = 1.0
 """When to come back if too many answers are awaited."""
 

@@ -26,6 +26,8 @@ from services.gateway.relay import Relay
 from services.gateway.retention import Retention
 from services.gateway.streams import Streams
 from services.gateway.supervisor import Supervisor
+from services.gateway.tus import UploadRoutes, name_the_version
+from services.gateway.uploads import Uploads
 from services.gateway.view import View
 from services.gateway.workforce import Workforce
 from shared.errors import SettingsError, Unavailable
@@ -64,10 +66,11 @@ class Gateway:
         """
         beat, jobs = settings.beat, record.jobs
         view, changes = View(store, clock), Changes()
+        uploads = Uploads(record.uploads, store, settings.public_url, clock)
         self._settings = settings
         self._relay = Relay(bus, jobs, clock=clock, beat=beat)
         self._retention = Retention(
-            jobs, store, clock=clock, beat=beat, keep_days=settings.keep_days
+            jobs, store, uploads, clock=clock, beat=beat, keep_days=settings.keep_days
         )
         ledger = Ledger(
             bus,
@@ -78,14 +81,15 @@ class Gateway:
             on_end=self._retention.job_ended,
             on_change=changes.tell,
         )
-        ours = Ours(settings.public_url, key, ledger, clock)
+        ours = Ours(settings.public_url, key, ledger, uploads, clock)
         admission = Admission(key, ledger, ours, clock)
         self._supervisor = Supervisor(bus, jobs, ledger, clock=clock, beat=beat)
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
         self._intake = Intake(bus, admission)
         keys = Keys(configured_keys(settings), record.keys, clock)
+        door = Door(ledger)
         endpoint = Endpoint(
-            door=Door(ledger),
+            door=door,
             admission=admission,
             ledger=ledger,
             view=view,
@@ -95,7 +99,9 @@ class Gateway:
             clock=clock,
         )
         files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
-        self._app = application(endpoint.routes(), files, keys, ledger)
+        routes = [*endpoint.routes(), *UploadRoutes(door, uploads).routes()]
+        self._app = application(routes, files, keys, ledger)
+        self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
         self.port = settings.port
