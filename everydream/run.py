@@ -138,7 +138,7 @@ async def submit(reach: Access, wanted: Wanted, console: Console) -> str:
         request = wanted.request(await data_url_of(client, wanted.data, console))
         operation, once = "/dataset/check" if wanted.check else "/run", str(uuid.uuid4())
         job = await patiently(lambda: client.run(request, operation=operation, once=once))
-    console.print(f"job {job}", highlight=False)
+    console.print(f"job {job}", highlight=False, soft_wrap=True)
     return job
 
 
@@ -171,6 +171,7 @@ async def follow(reach: Access, job: str, output: Path | None, console: Console)
                 f"The job goes on. See it again: everydream follow {job}\n"
                 f"Stop it: everydream cancel {job}",
                 highlight=False,
+                soft_wrap=True,
             )
             raise
     return 0 if status["status"] == "COMPLETED" else 1
@@ -197,7 +198,7 @@ class Results:
             path = self._folder / FOLDERS["sample"] / urlsplit(url).path.rpartition("/")[2]
             if not path.exists():
                 await patiently(partial(client.download, url, path))
-                self._console.print(f"{path}: {prompt}", highlight=False, markup=False)
+                self._say(f"{path}: {prompt}")
 
     async def keep(self, client: Client, status: dict[str, Any]) -> None:
         """Fetch every file of the result, and write the last status beside them."""
@@ -206,8 +207,11 @@ class Results:
             await self._fetch(client, artifact)
         told = self._folder / "summary.json"
         told.write_text(json.dumps(status, indent=2) + "\n")
-        self._console.print(in_words(status), highlight=False, markup=False)
-        self._console.print(f"see {self._folder}/", highlight=False, markup=False)
+        self._say(in_words(status))
+        self._say(f"see {self._folder}/")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     async def _fetch(self, client: Client, artifact: dict[str, Any]) -> None:
         path, digest = place_of(artifact, self._folder), artifact["sha256"]

@@ -170,7 +170,7 @@ def check_chunk(request: web.Request, upload: StoredUpload) -> None:
     if number_in(request, "Upload-Offset") != upload.received:
         raise conflict(upload, f"the next chunk begins at byte {upload.received}")
     if (request.content_length or 0) > upload.bytes - upload.received:
-        raise too_large(upload.received + (request.content_length or 0), upload.bytes)
+        raise too_large(request.content_length or 0, upload.bytes - upload.received)
 
 
 def conflict(upload: StoredUpload, text: str) -> web.HTTPConflict:
@@ -226,6 +226,7 @@ async def pieces_of(request: web.Request, most: int) -> AsyncIterator[bytes]:
     Raises:
         web.HTTPRequestEntityTooLarge: there is more than so many bytes.
     """
+    left = most
     while not is_gone(request):
         try:
             async with asyncio.timeout(SILENT_SECONDS):
@@ -234,7 +235,7 @@ async def pieces_of(request: web.Request, most: int) -> AsyncIterator[bytes]:
             return
         if not piece:
             return
-        most -= len(piece)
-        if most < 0:
-            raise too_large(-most)
+        left -= len(piece)
+        if left < 0:
+            raise too_large(most - left, most)
         yield piece

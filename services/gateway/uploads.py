@@ -146,17 +146,17 @@ class Uploads:
         if finished_at is not None:
             await write_list(self._store, upload.id, sha256, parts)
         await self._table.settle(upload.id, sha256, finished_at)
-        log.info("upload_received", upload=upload.id, bytes=upload.bytes, as_expected=finished_at)
+        log.info("upload_received", upload=upload.id, bytes=upload.bytes, sha256=sha256)
         return replace(upload, sha256=sha256, finished_at=finished_at)
 
 
 async def in_parts(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in parts of ``PART_BYTES`` or a little more; the last one has the rest."""
-    part = bytearray()
+    """The same bytes in parts of ``PART_BYTES``; the last one has the rest."""
+    waiting = bytearray()
     async for piece in pieces:
-        part += piece
-        if len(part) >= PART_BYTES:
-            yield bytes(part)
-            part.clear()
-    if part:
-        yield bytes(part)
+        waiting += piece
+        while len(waiting) >= PART_BYTES:
+            yield bytes(waiting[:PART_BYTES])
+            del waiting[:PART_BYTES]
+    if waiting:
+        yield bytes(waiting)
