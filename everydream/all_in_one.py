@@ -18,6 +18,7 @@ from shared.adapters.key_table import KeyTable
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.sql import Sql
 from shared.adapters.stores import open_store
+from shared.adapters.upload_table import UploadTable
 from shared.messages import GATEWAY_RECORDER
 from shared.ports import Bus, Record
 from shared.process import closing
@@ -43,7 +44,7 @@ class AllInOne:
         broker = MemoryBroker()
         async with AsyncExitStack() as stack:
             sql = await stack.enter_async_context(closing(Sql.open(settings.database_url)))
-            record = Record(Database(sql), KeyTable(sql))
+            record = Record(Database(sql), KeyTable(sql), UploadTable(sql))
             store = await stack.enter_async_context(closing(open_store(settings, key)))
             front, *workers = [
                 await stack.enter_async_context(closing(broker.bus(name)))

@@ -30,6 +30,8 @@ app.command(models)
 keys = cyclopts.App(name="keys", help="The keys that clients send; settings name the database.")
 app.command(keys)
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
 Service = Literal["gateway", "fetcher", "trainer", "inferencer", "notifier"]
 
 
@@ -65,6 +67,78 @@ def demo(
 
     telemetry.configure("demo", logging.WARNING)
     sys.exit(asyncio.run(run_demo(output)))
+
+
+Url = Annotated[
+    str | None,
+    cyclopts.Parameter(env_var="EVERYDREAM_URL", help="Where the gateway answers."),
+]
+Key = Annotated[
+    str | None,
+    cyclopts.Parameter(env_var="EVERYDREAM_API_KEY", help="A key that it lets in."),
+]
+Results = Annotated[
+    Path | None,
+    cyclopts.Parameter(help="Where the results go; everydream-results/JOB if none is given."),
+]
+
+
+@app.command
+def run(
+    data: Annotated[str, cyclopts.Parameter(help="A folder of captioned images, a zip, or a URL.")],
+    *,
+    prompt: Annotated[
+        tuple[str, ...], cyclopts.Parameter(help="Draw this with the trained model.")
+    ] = (),
+    set: Annotated[  # noqa: A002 - the option's name
+        tuple[str, ...], cyclopts.Parameter(help="A field of train, such as max_epochs=100.")
+    ] = (),
+    config: Annotated[
+        Path | None, cyclopts.Parameter(help="A JSON file: a whole input, or its train.")
+    ] = None,
+    output: Results = None,
+    check: Annotated[bool, cyclopts.Parameter(help="Only report on the dataset.")] = False,
+    wait: Annotated[bool, cyclopts.Parameter(help="Watch the job and fetch its results.")] = True,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Train on a folder of images: upload, submit, watch, fetch the results.
+
+    Ctrl-C leaves the job going. The exit status is 0 only if the job is COMPLETED.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from everydream.run import Wanted, access, follow, submit  # noqa: PLC0415
+
+    wanted, console = Wanted(data, config, set, prompt, check), Console(stderr=True)
+    with told():
+        reach = access(url, key, from_environment())
+        job = asyncio.run(submit(reach, wanted, console))
+        if not wait:
+            print(job)  # noqa: T201 - for scripts
+            return
+        sys.exit(asyncio.run(follow(reach, job, output, console)))
+
+
+@app.command(name="follow")
+def follow_(job: str, *, output: Results = None, url: Url = None, key: Key = None) -> None:
+    """Watch a job that was submitted before, and fetch its results."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from everydream.run import access, follow  # noqa: PLC0415
+
+    with told():
+        reach = access(url, key, from_environment())
+        sys.exit(asyncio.run(follow(reach, job, output, Console(stderr=True))))
+
+
+@app.command(name="cancel")
+def cancel_(job: str, *, url: Url = None, key: Key = None) -> None:
+    """Stop a job; one that has ended stays as it is."""
+    from everydream.run import access, cancel  # noqa: PLC0415
+
+    with told():
+        print(asyncio.run(cancel(access(url, key, from_environment()), job)))  # noqa: T201
 
 
 @models.command
@@ -129,9 +203,11 @@ def disable(name: str) -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """An error that people can mend is one line."""
+    """An error that people can mend is told without a traceback."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except (Refused, Passing, Unavailable) as error:
         sys.exit(f"everydream: {error}")
 

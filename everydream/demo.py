@@ -16,11 +16,11 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from everydream import drawings
 from everydream.all_in_one import AllInOne
 from everydream.client import Client
+from everydream.showing import place_of, show, summary
 from shared.settings import Settings, from_environment
 
 KEY = "demo-key"
@@ -38,10 +38,6 @@ RECIPE = {
 """How the tiny model is taught; everything else is the endpoint's default."""
 DRAWING = {"width": 256, "height": 256, "num_inference_steps": 15, "guidance_scale": 4.0}
 PROMPTS = tuple(concept.captions[0] for concept in drawings.CONCEPTS)
-FOLDERS = {"image": "images", "sample": "samples"}
-"""Where artifacts of a kind go below the output; others lie beside its summary."""
-TELL_SECONDS = 5.0
-"""Between two lines of progress where there is no terminal to draw a bar on."""
 console = Console(stderr=True)
 
 
@@ -79,7 +75,7 @@ async def run_demo(output: Path) -> int:
             console.print(f"[bold]everydream[/] answers on {settings.public_url}")
             job = await client.run(request_for(files.url))
             console.print(f"POST /v1/everydream-v1/run -> job {job}")
-            status = await show(client, job)
+            status = await show(client, job, console)
             if status["status"] != "COMPLETED":
                 console.print(f"[red]{status['status']}[/]: {status.get('error')}")
                 return 1
@@ -169,45 +165,6 @@ async def serving(settings: Settings) -> AsyncIterator[None]:
         await running
 
 
-async def show(client: Client, job: str) -> dict[str, Any]:
-    """Show the job's progress until it has ended; its last status."""
-    columns = (
-        TextColumn("{task.description:>12}"),
-        BarColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(),
-    )
-    status: dict[str, Any] = {}
-    told = 0.0
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("waiting", total=None, numbers="")
-        async for status in client.follow(job):
-            _update(progress, task, status["output"] or {})
-            if not console.is_terminal and time.monotonic() - told > TELL_SECONDS:
-                told = time.monotonic()
-                shown = progress.tasks[0]
-                console.print(f"{shown.description}: {shown.fields['numbers']}")
-    return status
-
-
-def _update(progress: Progress, task: TaskID, output: dict[str, Any]) -> None:
-    if "stage" not in output:
-        return
-    numbers = [
-        f"step {output['step']}/{output['steps']}" if output.get("steps") else "",
-        f"loss {output['loss']:.4f}" if output.get("loss") is not None else "",
-        f"{output['images_per_second']:.1f} images/s" if output.get("images_per_second") else "",
-        f"{output['eta_seconds']:.0f} s left" if output.get("eta_seconds") is not None else "",
-    ]
-    progress.update(
-        task,
-        description=output["stage"],
-        total=output.get("steps"),
-        completed=output.get("step") or 0,
-        numbers="  ".join(filter(None, numbers)),
-    )
-
-
 async def keep(client: Client, status: dict[str, Any], output: Path) -> None:
     """Download every artifact and write a summary for people and one for programs.
 
@@ -222,26 +179,3 @@ async def keep(client: Client, status: dict[str, Any], output: Path) -> None:
     told.write_text(json.dumps(status, indent=2) + "\n")
     (output / "summary.md").write_text(summary(status))
     console.print(summary(status))
-
-
-def place_of(artifact: dict[str, Any], output: Path) -> Path:
-    """Where the demo keeps a result."""
-    name = str(artifact["name"]).rsplit("/", 1)[-1]
-    return output / FOLDERS.get(artifact["kind"], "") / name
-
-
-def summary(status: dict[str, Any]) -> str:
-    """What was done, in a few lines of Markdown."""
-    train = status["output"]["train"]
-    images = status["output"]["inference"]
-    lines = [
-        f"# Job {status['id']}: {status['status']}",
-        "",
-        f"- {train['epochs']} epochs, {train['steps']} steps, {train['images']} images seen",
-        f"- last loss {train['loss']:.4f}",
-        f"- {train['optimizer']}, {train['precision']}, {train['attention']} on {status['gpu']}",
-        f"- waited {status['delayTime'] / 1000:.1f} s, ran {status['executionTime'] / 1000:.1f} s",
-        f"- {len(images)} images drawn:",
-        *(f"  - `{image['prompt']}`, seed {image['seed']}" for image in images),
-    ]
-    return "\n".join(lines) + "\n"

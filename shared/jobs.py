@@ -132,6 +132,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """Whether a model is to be trained; if not, images are drawn with a finished one."""
     draws: bool = False
     """Whether images are asked for."""
+    checks: bool = False
+    """Whether all that is asked for is the report on the dataset."""
     created_at: float
     started_at: float | None = None
     ended_at: float | None = None
@@ -215,8 +217,9 @@ def admit(
     sealed: str | None,
     now: float,
     digest: str = "",
+    checks: bool = False,
 ) -> Step:
-    """A new job, and the fact that asks for its staging."""
+    """A new job, and the fact that asks for its staging; ``checks``: which is all there is."""
     submitted = JobSubmitted(
         job=job_id, run=1, train=request.train, model=request.model, inference=request.inference
     )
@@ -232,6 +235,7 @@ def admit(
         s3=sealed,
         trains=request.train is not None,
         draws=bool(request.inference),
+        checks=checks,
         created_at=now,
         stages={"staging": StageRecord(asking=encode(submitted), due_at=now)},
     )
@@ -361,7 +365,7 @@ def _advance(job: Job, fact: AnyMessage, control: str | None, now: float, beat: 
 def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step:  # noqa: C901, PLR0911
     match fact:
         case DatasetStaged():
-            return _ask(_done(replace(job, report=fact.report), fact), "training", fact, now)
+            return _staged(_done(replace(job, report=fact.report), fact), fact, now)
         case ModelStaged():
             return _ask(_done(job, fact), "generation", fact, now)
         case BucketChecked():
@@ -473,6 +477,11 @@ def _answer(message: Message, control: str | None) -> tuple[Effect, ...]:
 # --- Outcomes ---------------------------------------------------------------------------------
 
 
+def _staged(job: Job, fact: DatasetStaged, now: float) -> Step:
+    """Training is next, unless the report was all; a trainer that claims it then is refused."""
+    return _end(job, "COMPLETED", None, now) if job.checks else _ask(job, "training", fact, now)
+
+
 def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
     job = replace(
         _done(job, fact),
@@ -558,7 +567,8 @@ def _end(job: Job, status: Status, error: str | None, now: float) -> Step:
 def _end_fact(job: Job) -> Message:
     match job.status:
         case "COMPLETED":
-            return JobCompleted(job=job.id, run=job.run, output=job.summary)
+            output = {"dataset": job.report} if job.checks else job.summary
+            return JobCompleted(job=job.id, run=job.run, output=output)
         case "CANCELLED":
             return JobCancelled(job=job.id, run=job.run)
         case "TIMED_OUT":

@@ -335,7 +335,67 @@ class KeyStore(Protocol):
     async def used(self, digest: str, at: float) -> None:
         """Note the moment of a key's last use."""
 
-    async def close(self) -> None: ...
+
+class StoredUpload(Struct, frozen=True, kw_only=True):
+    """A file that a client uploads, or has uploaded."""
+
+    id: str
+    owner: str
+    bytes: int
+    """The whole file's, as the client has announced them."""
+    received: int = 0
+    """So many bytes, from the first on, are in the store."""
+    expected: str = ""
+    """The SHA-256 that the client has announced, hexadecimal; empty: none."""
+    sha256: str = ""
+    """Of what has arrived; empty until all has."""
+    touched_at: float
+    """When it was begun, or the last part arrived; seconds since the epoch."""
+    finished_at: float | None = None
+    """When it was whole, and what was expected."""
+
+
+class UploadPart(Struct, frozen=True, kw_only=True):
+    """A piece of an upload: one object of the store."""
+
+    upload: str
+    offset: int
+    """Of its first byte in the whole."""
+    bytes: int
+    key: str
+
+
+class UploadStore(Protocol):
+    """What is known of uploads; all calls raise ``Unavailable`` without the database."""
+
+    async def add(self, upload: StoredUpload) -> None:
+        """Begin an upload under a new id."""
+
+    async def find(self, upload_id: str) -> StoredUpload | None: ...
+
+    async def count_unfinished(self, owner: str) -> int: ...
+
+    async def append(self, part: UploadPart, at: float) -> bool:
+        """Note a part that is in the store, and the moment.
+
+        Returns:
+            False, and nothing is noted: the upload has more or fewer bytes by now than the part's
+            offset, or is gone.
+        """
+
+    async def parts(self, upload_id: str) -> Sequence[UploadPart]:
+        """What there is of an upload, in order."""
+
+    async def settle(self, upload_id: str, sha256: str, finished_at: float | None) -> None:
+        """Note what an upload turned out to be; None: not what was expected."""
+
+    async def expired(
+        self, *, untouched_since: float, finished_before: float, limit: int = 100
+    ) -> Sequence[str]:
+        """Ids of uploads that nobody went on with, and of finished ones whose time is over."""
+
+    async def delete(self, upload_id: str) -> None:
+        """Forget an upload and its parts."""
 
 
 class Record(NamedTuple):
@@ -343,3 +403,4 @@ class Record(NamedTuple):
 
     jobs: JobStore
     keys: KeyStore
+    uploads: UploadStore

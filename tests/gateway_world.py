@@ -20,6 +20,7 @@ from shared.adapters.key_table import KeyTable
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.sql import Sql
+from shared.adapters.upload_table import UploadTable
 from shared.errors import Unavailable
 from shared.messages import (
     AnyMessage,
@@ -334,7 +335,7 @@ async def world(home: Path, *, amqp_url: str | None = None, **changes: Any) -> A
         sql = await stack.enter_async_context(closing(Sql.open(settings.database_url)))
         await sql.migrate()
         jobs, keys, clock = FaultyJobs(Database(sql)), KeyTable(sql), Clock()
-        record = Record(cast("JobStore", jobs), keys)
+        record = Record(cast("JobStore", jobs), keys, UploadTable(sql))
         store = FolderStore(home / "store", public_url=settings.public_url, key=KEY)
 
         async def open_bus(source: str) -> Bus:

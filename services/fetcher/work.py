@@ -45,9 +45,7 @@ from shared.outbound import shown_url
 from shared.ports import ObjectStore
 from shared.request import STORED, Inference, ModelSource, Train
 from shared.runtime import Order
-
-ARCHIVE_BYTES = 10 << 30
-"""Of a dataset's zip."""
+from shared.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
 
 log = structlog.get_logger()
 
@@ -193,11 +191,16 @@ class FetcherWork:
                 url, archive, allowed=self._allowed, limit=ARCHIVE_BYTES, on_bytes=meter.bytes
             )
             return
+        key = url.removeprefix(STORED)
         try:
-            key = url.removeprefix(STORED)
-            await self._store.download(key, archive, heard=order.heard)
+            if key.startswith(UPLOADS):
+                await download_upload(self._store, key, archive, heard=order.heard)
+            else:
+                await self._store.download(key, archive, heard=order.heard)
         except NotFound:
             raise Refused("input.train.data_url: the upload is not in the store any more") from None
+        except Refused as error:
+            raise Refused(f"input.train.data_url: {error}") from None
 
 
 def _make_fresh(folder: Path) -> None:

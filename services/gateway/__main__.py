@@ -11,6 +11,7 @@ from shared.adapters.key_table import KeyTable
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.sql import Sql
 from shared.adapters.stores import open_store
+from shared.adapters.upload_table import UploadTable
 from shared.ports import Bus, ObjectStore, Record
 from shared.process import closing, or_stopped, stop_on_signals
 from shared.settings import Settings, from_environment
@@ -33,7 +34,7 @@ async def main() -> None:
             closing(open_store(settings, key)) as store,
             closing(Sql.open(settings.database_url)) as sql,
         ):
-            record = Record(Database(sql), KeyTable(sql))
+            record = Record(Database(sql), KeyTable(sql), UploadTable(sql))
             await or_stopped(migrate(record.jobs), stop)
             await build(settings, key, bus, store, record).run(stop)
 

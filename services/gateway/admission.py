@@ -13,7 +13,7 @@ from services.gateway.ledger import Ledger
 from services.gateway.ours import Ours
 from shared import keys
 from shared.jobs import Job, admit
-from shared.request import Inference, Request, Train, parse_request
+from shared.request import Inference, Invalid, Request, Train, parse_request
 
 RANDOM_SEED = -1
 SEEDS = 2**32
@@ -35,10 +35,11 @@ class Admission:
         self._ours = ours
         self._clock = clock
 
-    async def admit(self, job_id: str, owner: str, body: Any) -> Job:
+    async def admit(self, job_id: str, owner: str, body: Any, *, checks: bool = False) -> Job:
         """Write the job and the fact that asks for its staging, in one commit.
 
-        A repeat of a known id changes nothing.
+        A repeat of a known id changes nothing. ``checks``: the job ends with the report on its
+        dataset.
 
         Returns:
             The job; of a repeat the one that is known.
@@ -49,12 +50,15 @@ class Admission:
             Unavailable: the database does not answer.
         """
         body = unwrap(body)
-        request = await self._ours.resolve(with_seeds(parse_request(body)), owner)
+        request = parse_request(body)
+        if checks:
+            request = dataset_alone(request)
+        request = await self._ours.resolve(with_seeds(request), owner)
         sealed = keys.seal(self._key, request.s3) if request.s3 else None
-        digest = keys.digest(self._key, body)
+        digest = keys.digest(self._key, {"checks": body} if checks else body)
         step = admit(
             job_id, owner, request, body["input"],
-            sealed=sealed, now=self._clock(), digest=digest,
+            sealed=sealed, now=self._clock(), digest=digest, checks=checks,
         )  # fmt: skip
         if not await self._ledger.open(step):
             return await self._known(step.job)
@@ -79,6 +83,17 @@ def unwrap(body: Any) -> Any:
         case {"input": {"input": _} as inner} if len(body) == 1:
             return inner
     return body
+
+
+def dataset_alone(request: Request) -> Request:
+    """What a check needs of a request: nothing is drawn, and nothing goes to a bucket.
+
+    Raises:
+        Invalid: there is no dataset.
+    """
+    if request.train is None:
+        raise Invalid(["input.train: required for a check of its dataset, but missing"])
+    return msgspec.structs.replace(request, inference=(), s3=None)
 
 
 def with_seeds(request: Request) -> Request:

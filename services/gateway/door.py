@@ -22,6 +22,7 @@ NEEDED: Mapping[Operation, Scope] = {
     "resend": "submit",
     "delete": "admin",
     "purge": "admin",
+    "upload": "submit",
 }
 CALLER = web.RequestKey("caller", Caller)
 """Who asks; there only if the request has a key that we know."""

@@ -68,6 +68,7 @@ class Endpoint:
         return [
             Route(("POST",), "/run", self._run),
             Route(("POST",), "/runsync", self._runsync),
+            Route(("POST",), "/dataset/check", self._check),
             Route(READ, "/status/{job}", self._status),
             Route(READ, "/status-sync/{job}", self._status_sync),
             Route(READ, "/stream/{job}", self._stream),
@@ -88,10 +89,18 @@ class Endpoint:
             job = await self._admit(request, owner, RUNSYNC_BYTES)
             return await self._at_the_end(request, job.id, wait)
 
-    async def _admit(self, request: web.Request, owner: str, most: int) -> Job:
-        body = await json_body(request, most)
+    async def _check(self, request: web.Request) -> web.Response:
+        """A job that ends with the report on its dataset."""
+        with self._door.let_in(request, "run") as owner:
+            job = await self._admit(request, owner, RUN_BYTES, checks=True)
+            return web.json_response({"id": job.id, "status": job.status})
+
+    async def _admit(
+        self, request: web.Request, owner: str, most: int, *, checks: bool = False
+    ) -> Job:
+        body, job_id = await json_body(request, most), job_id_for(request, owner)
         async with asyncio.timeout(ANSWER_SECONDS):
-            return await self._admission.admit(job_id_for(request, owner), owner, body)
+            return await self._admission.admit(job_id, owner, body, checks=checks)
 
     async def _status(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "status") as owner:

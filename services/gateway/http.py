@@ -75,7 +75,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         away = {"Retry-After": str(RETRY_SECONDS)}
         return _error(503, "the service cannot answer now; try again soon", headers=away)
     except web.HTTPException as error:
-        kept = ("Allow", "Retry-After", "WWW-Authenticate")
+        kept = ("Allow", "Retry-After", "Upload-Offset", "WWW-Authenticate")
         headers = {name: error.headers[name] for name in kept if name in error.headers}
         return _error(error.status, error.text or error.reason, headers=headers)
     except Exception:  # a mistake of ours is logged; the client gets JSON and no traceback

@@ -26,7 +26,9 @@ class Rate:
     at_once: int
 
 
-Operation = Literal["run", "runsync", "status", "stream", "cancel", "resend", "delete", "purge"]
+Operation = Literal[
+    "run", "runsync", "status", "stream", "cancel", "resend", "delete", "purge", "upload"
+]
 """What is counted together."""
 
 RATES: Mapping[Operation, Rate] = {
@@ -38,8 +40,9 @@ RATES: Mapping[Operation, Rate] = {
     "resend": Rate(100, 10.0, 20),
     "delete": Rate(100, 10.0, 20),
     "purge": Rate(2, 10.0, 2),
+    "upload": Rate(1000, 10.0, 8),
 }
-"""RunPod's published limits of one endpoint; what it lacks counts as its like."""
+"""RunPod's published limits of one endpoint; what it lacks counts as its like, uploads are ours."""
 SOON = 1.0
 """When to come back if too many answers are awaited."""
 

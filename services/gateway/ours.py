@@ -9,10 +9,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from msgspec.structs import replace
 
 from services.gateway.ledger import Ledger
+from services.gateway.uploads import Uploads
 from shared.jobs import Job, clip_skip_of
 from shared.keys import link_holds
 from shared.messages import Artifact
 from shared.request import STORED, Invalid, ModelSource, Request, Train
+from shared.uploads import list_key
 
 JOBS = "jobs/"
 JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -22,12 +24,18 @@ class Ours:
     """Finds what belongs to a client, and puts the store's key in place of its address."""
 
     def __init__(
-        self, public_url: str, key: str, ledger: Ledger, clock: Callable[[], float]
+        self,
+        public_url: str,
+        key: str,
+        ledger: Ledger,
+        uploads: Uploads,
+        clock: Callable[[], float],
     ) -> None:
         """``key`` is the deployment's; it has signed our links."""
         self._public_url = public_url
         self._key = key
         self._ledger = ledger
+        self._uploads = uploads
         self._clock = clock
 
     async def resolve(self, request: Request, owner: str) -> Request:
@@ -48,14 +56,25 @@ class Ours:
         return resolved
 
     async def _train(self, train: Train, owner: str, mistakes: list[str]) -> Train:
-        places = {
-            name: await self._place(f"input.train.{name}", address, owner, mistakes)
-            for name, address in (
-                ("data_url", train.data_url),
-                ("resume_ckpt_url", train.resume_ckpt_url),
-            )
-        }
-        return replace(train, **places)
+        base = train.resume_ckpt_url
+        return replace(
+            train,
+            data_url=await self._dataset(train.data_url, owner, mistakes),
+            resume_ckpt_url=await self._place("input.train.resume_ckpt_url", base, owner, mistakes),
+        )
+
+    async def _dataset(self, address: str, owner: str, mistakes: list[str]) -> str:
+        """An upload is named by its address, which is no link: only its owner gets anything."""
+        field, upload_id = "input.train.data_url", self._uploads.id_in(address)
+        if upload_id is None:
+            return await self._place(field, address, owner, mistakes)
+        upload = await self._uploads.find(upload_id, owner)
+        if upload is None:
+            mistakes.append(f"{field}: expected an upload of yours that is still kept")
+        elif upload.finished_at is None:
+            there = f"{upload.received} of its {upload.bytes} bytes are here"
+            mistakes.append(f"{field}: expected an upload that is finished; of this one {there}")
+        return f"{STORED}{list_key(upload_id)}"
 
     async def _model(self, model: ModelSource, owner: str, mistakes: list[str]) -> ModelSource:
         """With all that the record knows of the model, if a job of ours has made it."""

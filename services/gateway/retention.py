@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
+from services.gateway.uploads import Uploads
 from shared.errors import EveryDreamError
 from shared.jobs import Job
 from shared.ports import JobStore, ObjectStore
@@ -20,12 +21,13 @@ log = structlog.get_logger()
 
 
 class Retention:
-    """Forgets jobs after their time, and a finished job's working material at once."""
+    """Forgets jobs and uploads after their time, and a finished job's working material at once."""
 
     def __init__(
         self,
         jobs: JobStore,
         store: ObjectStore,
+        uploads: Uploads,
         *,
         clock: Callable[[], float],
         beat: float,
@@ -33,6 +35,7 @@ class Retention:
     ) -> None:
         self._jobs = jobs
         self._store = store
+        self._uploads = uploads
         self._clock = clock
         self._pause = min(ROUND_BEATS * beat, HOUR)
         self._keep = keep_days * DAY
@@ -58,7 +61,7 @@ class Retention:
             await self._delete(await self._done_with.get())
 
     async def forget_old(self) -> None:
-        """Forget every job whose time has come, its objects first.
+        """Forget every job and upload whose time has come, its objects first.
 
         Raises:
             Unavailable: the database or the store does not answer; the rest goes the next time.
@@ -68,6 +71,9 @@ class Retention:
                 await self._store.delete(objects_of(job_id))
                 await self._jobs.delete(job_id)
                 log.info("job_forgotten", job=job_id)
+        await self._uploads.remove_expired(
+            untouched_since=self._clock() - DAY, finished_before=self._clock() - self._keep
+        )
 
     async def sweep_up(self) -> None:
         """Delete what was written for jobs after they were removed, as long as anybody may write.

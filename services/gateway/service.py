@@ -29,6 +29,8 @@ from services.gateway.removal import Removal
 from services.gateway.retention import Retention
 from services.gateway.streams import Streams
 from services.gateway.supervisor import Supervisor
+from services.gateway.tus import UploadRoutes, name_the_version
+from services.gateway.uploads import Uploads
 from services.gateway.view import View
 from services.gateway.waiting import Waiting
 from services.gateway.webhooks import Webhooks
@@ -69,10 +71,11 @@ class Gateway:
         """
         beat, jobs = settings.beat, record.jobs
         view, changes = View(store, clock), Changes()
+        uploads = Uploads(record.uploads, store, settings.public_url, clock)
         self._settings = settings
         self._relay = Relay(bus, jobs, clock=clock, beat=beat)
         self._retention = Retention(
-            jobs, store, clock=clock, beat=beat, keep_days=settings.keep_days
+            jobs, store, uploads, clock=clock, beat=beat, keep_days=settings.keep_days
         )
         ledger = Ledger(
             bus,
@@ -83,7 +86,7 @@ class Gateway:
             on_end=self._retention.job_ended,
             on_change=changes.tell,
         )
-        ours = Ours(settings.public_url, key, ledger, clock)
+        ours = Ours(settings.public_url, key, ledger, uploads, clock)
         admission = Admission(key, ledger, ours, clock)
         self._supervisor = Supervisor(bus, jobs, ledger, clock=clock, beat=beat)
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
@@ -104,10 +107,12 @@ class Gateway:
         events = Events(door=door, ledger=ledger, jobs=jobs, view=view, changes=changes)
         listing, webhooks = Listing(door, jobs, clock), Webhooks(door, ledger, clock)
         removal = Removal(door, ledger, clock, self._retention.job_removed)
-        parts = (endpoint, events, listing, webhooks, removal)
+        uploading = UploadRoutes(door, uploads)
+        parts = (endpoint, events, listing, webhooks, removal, uploading)
         routes = [route for part in parts for route in part.routes()]
         files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
         self._app = application(routes, files, keys, ledger)
+        self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
         self.port = settings.port

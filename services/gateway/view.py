@@ -122,6 +122,8 @@ def stage_at_work(job: Job) -> Stage | None:
 
 def results(job: Job, links: dict[str, str]) -> dict[str, Any]:
     """``output`` at the end: everything there is, however the job ended."""
+    if job.checks:
+        return {"dataset": job.report}
     train = _trained(job, links) if job.trains else None
     return {
         "train": train,

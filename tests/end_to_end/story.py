@@ -20,6 +20,7 @@ from everydream.client import Client
 from shared.keys import webhook_secret
 from tests.servers.s3 import S3Server
 from tests.servers.web import Seen, Web
+from tests.services import ServiceProcess, services_in_a_folder
 
 TINY = Path(__file__).parents[2] / "shared" / "tiny"
 API_KEY = "test-key"
@@ -114,6 +115,24 @@ async def user_of(url: str, web: Web) -> AsyncIterator[User]:
     """A user of the gateway at this address."""
     async with aiohttp.ClientSession() as session:
         yield User(web, Client(session, url, API_KEY), session)
+
+
+@asynccontextmanager
+async def served(web: Web, **settings: str) -> AsyncIterator[tuple[ServiceProcess, User]]:
+    """The whole product in one process, and a user of it."""
+    environment = {
+        "EVERYDREAM_BASE_MODEL": "tiny",
+        "EVERYDREAM_API_KEYS": API_KEY,
+        "EVERYDREAM_SECRET_KEY": SECRET_KEY,
+        "EVERYDREAM_BEAT": "0.5",
+        "OMP_NUM_THREADS": "",
+        "EVERYDREAM_ALLOWED_PRIVATE_HOSTS": host_of(web.url()),
+        **{f"EVERYDREAM_{name}": value for name, value in settings.items()},
+    }
+    async with services_in_a_folder(environment) as services:
+        process = await services.start("gateway", command=("everydream", "serve"))
+        async with user_of(process.url, web) as user:
+            yield process, user
 
 
 def bucket_config(s3: S3Server, bucket: str) -> dict[str, str]:

@@ -8,38 +8,18 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.end_to_end.story import API_KEY, SECRET_KEY, User, dataset, host_of, picture, user_of
+from tests.end_to_end.story import API_KEY, User, dataset, picture, served, user_of
 from tests.servers.web import Page, Web
-from tests.services import ServiceProcess, services_in_a_folder
 
 ROOT = Path(__file__).parents[2]
 INVALID_KEY = str({"error": "invalid API key: send it as 'Authorization: Bearer KEY'"})
 EXAMPLES = ROOT / "docs" / "endpoint.md"
-
-
-@asynccontextmanager
-async def served(web: Web, **settings: str) -> AsyncIterator[tuple[ServiceProcess, User]]:
-    environment = {
-        "EVERYDREAM_BASE_MODEL": "tiny",
-        "EVERYDREAM_API_KEYS": API_KEY,
-        "EVERYDREAM_SECRET_KEY": SECRET_KEY,
-        "EVERYDREAM_BEAT": "0.5",
-        "OMP_NUM_THREADS": "",
-        "EVERYDREAM_ALLOWED_PRIVATE_HOSTS": host_of(web.url()),
-        **{f"EVERYDREAM_{name}": value for name, value in settings.items()},
-    }
-    async with services_in_a_folder(environment) as services:
-        process = await services.start("gateway", command=("everydream", "serve"))
-        async with user_of(process.url, web) as user:
-            yield process, user
 
 
 async def test_the_story_in_one_process(web: Web) -> None:

@@ -22,8 +22,7 @@ from shared.diffusion.loading import load
 from shared.diffusion.single_file import original_layout
 from shared.request import Inference
 from tests.drawing import drawn_images
-from tests.end_to_end.story import TINY, User
-from tests.end_to_end.test_all_in_one import served
+from tests.end_to_end.story import TINY, User, served
 from tests.servers.web import Web
 
 # diffusers' schedulers of today hand numpy an array in yesterday's way

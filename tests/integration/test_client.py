@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from everydream.client import Client
+from everydream.client import Client, Damaged
 from tests.servers.web import Answer, Page, Web
 
 JSON = {"Content-Type": "application/json"}
@@ -31,6 +32,10 @@ def shows(web: Web, job: str, **answer: Any) -> None:
     """Let the endpoint show this as a job's status."""
     page = Page(json.dumps(answer).encode(), headers=JSON)
     web.serve(f"/v1/everydream-v1/status/{job}", page)
+
+
+def contents(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.iterdir()]
 
 
 async def test_a_job_is_submitted_with_the_key_and_its_id_comes_back(
@@ -110,10 +115,23 @@ async def test_an_artifact_is_downloaded_byte_for_byte_without_the_key(
     assert "Authorization" not in web.seen[0].headers
 
 
-async def test_an_artifact_that_is_cut_off_is_an_error(
+async def test_an_artifact_that_is_cut_off_is_an_error_and_the_old_file_stays(
     client: Client, web: Web, tmp_path: Path
 ) -> None:
     url = web.serve("/bucket/last.safetensors", Page(b"x" * 1000, cut_at=500))
+    (tmp_path / "last.safetensors").write_bytes(b"old")
 
     with pytest.raises(aiohttp.ClientPayloadError):
         await client.download(url, tmp_path / "last.safetensors")
+    assert contents(tmp_path) == [b"old"]
+
+
+async def test_an_artifact_that_is_not_the_one_that_was_made_is_an_error(
+    client: Client, web: Web, tmp_path: Path
+) -> None:
+    url = web.serve("/bucket/last.safetensors", b"x" * 1000)
+    digest = hashlib.sha256(b"y" * 1000).hexdigest()
+
+    with pytest.raises(Damaged, match=rf"last\.safetensors: .* not {digest}"):
+        await client.download(url, tmp_path / "last.safetensors", sha256=digest)
+    assert contents(tmp_path) == []

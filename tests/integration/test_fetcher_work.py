@@ -1,8 +1,10 @@
 """A whole staging: from the fact that asks for it to the one that ends it."""
 
 import asyncio
+import hashlib
 import io
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,10 @@ from shared.messages import (
     ModelStaged,
     encode,
 )
+from shared.ports import UploadPart
 from shared.request import Inference, ModelSource, Train, Validation
 from shared.runtime import Order
+from shared.uploads import list_key, write_list
 from tests.models import make_random_model
 from tests.servers.process import HOST
 from tests.servers.web import Page, Web
@@ -268,12 +272,43 @@ async def test_progress_tells_the_phases_in_order(staging: Staging, web: Web) ->
     assert last["bytes"] == last["bytes_total"] == len(zip_of(DATASET))
 
 
-async def test_an_upload_of_ours_is_taken_from_the_store(staging: Staging) -> None:
-    await staging.store.put("uploads/u1", zip_of(DATASET))
+async def test_a_file_of_ours_is_taken_from_the_store(staging: Staging) -> None:
+    await staging.store.put("jobs/old/dataset.zip", zip_of(DATASET))
 
-    assert (await staging.perform(data_url="store:uploads/u1")).report["images"] == 3
+    assert (await staging.perform(data_url="store:jobs/old/dataset.zip")).report["images"] == 3
     with pytest.raises(Refused, match="the upload is not in the store any more"):
-        await staging.perform(data_url="store:uploads/u2")
+        await staging.perform(data_url="store:jobs/new/dataset.zip")
+
+
+async def uploaded(staging: Staging, data: bytes, sha256: str) -> str:
+    """The ``data_url`` of an upload in three parts."""
+    cuts = [0, 7, len(data) // 2, len(data)]
+    parts = [
+        UploadPart(upload="u", offset=start, bytes=end - start, key=f"uploads/u/{start}")
+        for start, end in pairwise(cuts)
+    ]
+    for part in parts:
+        await staging.store.put(part.key, data[part.offset :][: part.bytes])
+    await write_list(staging.store, "u", sha256, parts)
+    return f"store:{list_key('u')}"
+
+
+async def test_an_upload_is_put_together_from_its_parts(staging: Staging) -> None:
+    data = zip_of(DATASET)
+    url = await uploaded(staging, data, hashlib.sha256(data).hexdigest())
+
+    assert (await staging.perform(data_url=url)).report["images"] == 3
+
+    await staging.store.delete("uploads/u/7")
+    with pytest.raises(Refused, match=r"data_url: the upload is not in the store any more"):
+        await staging.perform(data_url=url)
+
+
+async def test_an_upload_that_is_not_what_arrived_is_refused(staging: Staging) -> None:
+    url = await uploaded(staging, zip_of(DATASET), hashlib.sha256(b"something else").hexdigest())
+
+    with pytest.raises(Refused, match=r"^input\.train\.data_url: the upload is damaged"):
+        await staging.perform(data_url=url)
 
 
 async def test_the_scratch_folder_goes_whatever_happens(staging: Staging, web: Web) -> None:

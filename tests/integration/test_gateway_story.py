@@ -7,13 +7,12 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from services.gateway.intake import owner_for
-from services.gateway.retention import Retention
 from services.gateway.service import Gateway
 from shared.keys import unseal
 from shared.messages import (
@@ -47,7 +46,7 @@ from shared.messages import (
     WebhookFailed,
     envelope_for,
 )
-from shared.ports import JobStore, StoredJob
+from shared.ports import StoredJob
 from shared.process import closing
 from shared.request import Invalid, ModelSource, S3Config
 from shared.snapshots import sample_key, snapshot_prefix
@@ -777,11 +776,8 @@ async def test_a_failed_job_keeps_what_a_retry_needs_until_its_time_has_come(
 
     live = await here.run()
     here.clock.ahead = 31 * 24 * 3600.0
-    retention = Retention(
-        cast("JobStore", here.jobs), here.store, clock=here.clock, beat=BEAT, keep_days=30.0
-    )
     async with asyncio.timeout(DEADLINE):
-        await retention.forget_old()
+        await here.gateway._retention.forget_old()
     assert not await here.store.exists(dataset)
     assert (await here.ask("GET", f"/v1/everydream-v1/status/{job}")).status == 404
     assert (await here.ask("GET", f"/v1/everydream-v1/status/{live}")).status == 200

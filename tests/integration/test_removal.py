@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -13,6 +13,7 @@ from services.gateway.auth import digest_of
 from services.gateway.changes import Watch
 from services.gateway.retention import DAY, Retention
 from services.gateway.service import Gateway
+from services.gateway.uploads import Uploads
 from shared.messages import (
     FETCHER,
     NOTIFIER_WEBHOOKS,
@@ -22,7 +23,7 @@ from shared.messages import (
     WebhookDue,
     WebhookFailed,
 )
-from shared.ports import JobStore, StoredKey
+from shared.ports import StoredKey
 from tests.gateway_world import BEAT, KEY, OTHER_KEY, REQUEST, World, eventually, running, world
 from tests.integration.test_events import following
 
@@ -65,8 +66,9 @@ async def nothing_is_left(here: World, job: str) -> bool | None:
 
 
 def keeper(here: World) -> Retention:
-    jobs = cast("JobStore", here.jobs)
-    return Retention(jobs, here.store, clock=here.clock, beat=BEAT, keep_days=30.0)
+    record, public_url = here.record, here.settings.public_url
+    uploads = Uploads(record.uploads, here.store, public_url, here.clock)
+    return Retention(record.jobs, here.store, uploads, clock=here.clock, beat=BEAT, keep_days=30.0)
 
 
 async def test_a_removed_job_takes_its_files_along_and_is_nowhere_seen_again(here: World) -> None:

@@ -1,0 +1,242 @@
+"""Training from a folder of photos: upload, submit, watch, and fetch the results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tomllib
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from everydream.client import Client, Rejected, patiently
+from everydream.photos import as_zip, upload
+from everydream.showing import FOLDERS, place_of, show, summary
+from services.gateway.auth import CLIENT_FILE
+from shared.errors import Refused, Unavailable
+from shared.folders import sha256_of
+from shared.request import is_http_url
+from shared.settings import Settings
+
+TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
+"""In seconds. A transfer may take as long as it likes, but not stand still."""
+RESULTS = Path("everydream-results")
+"""Below it, a folder for each job."""
+
+
+class Access(NamedTuple):
+    """Where the gateway is, and the key to it."""
+
+    url: str
+    key: str
+
+
+def access(url: str | None, key: str | None, settings: Settings) -> Access:
+    """What was given, or what the gateway's first start has left in the home folder.
+
+    The key that lies there is sent to nobody but the gateway that it is for.
+
+    Raises:
+        Refused: there is no key.
+    """
+    kept = settings.home / CLIENT_FILE
+    if key is None and url is None and kept.exists():
+        known = tomllib.loads(kept.read_text())
+        return Access(str(known["url"]), str(known["key"]))
+    if key is None:
+        raise Refused(
+            f"no key: give --key or EVERYDREAM_API_KEY (both are in {kept}, for no other URL)"
+        )
+    return Access((url or settings.public_url).rstrip("/"), key)
+
+
+class Wanted(NamedTuple):
+    """What a job is to do."""
+
+    data: str
+    """A folder, a zip, or a URL."""
+    config: Path | None = None
+    """A JSON file: a whole ``input``, or its ``train``."""
+    changes: Sequence[str] = ()
+    """``name=value`` for fields of ``train``."""
+    prompts: Sequence[str] = ()
+    check: bool = False
+    """Only the report on the dataset."""
+
+    def request(self, data_url: str) -> dict[str, Any]:
+        """The body of ``/run``.
+
+        Raises:
+            Refused: the file, or one of the changes, cannot be understood.
+        """
+        given = self._given()
+        inputs = given if "train" in given else {"train": given}
+        changes = dict(change_in(text) for text in self.changes)
+        train = {**inputs["train"], **changes, "data_url": data_url}
+        known = inputs.get("inference") or []
+        known = known if isinstance(known, list) else [known]
+        drawn = [*known, *({"prompt": prompt} for prompt in self.prompts)]
+        return {"input": {**inputs, "train": train, "inference": drawn}}
+
+    def _given(self) -> dict[str, Any]:
+        if self.config is None:
+            return {}
+        try:
+            given = json.loads(self.config.read_text())
+        except (OSError, ValueError) as error:
+            raise Refused(f"{self.config}: {error}") from None
+        if not isinstance(given, dict) or not isinstance(given.get("train", {}), dict):
+            raise Refused(f"{self.config}: expected an object: a whole input, or its train")
+        return given
+
+
+def change_in(text: str) -> tuple[str, Any]:
+    """A field and its value: JSON where it is some, else text as it stands. Raises Refused."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise Refused(f"--set {text}: expected name=value")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+@asynccontextmanager
+async def client_of(reach: Access) -> AsyncIterator[Client]:
+    """A client of the gateway.
+
+    Raises:
+        Refused: the gateway turns a request down; names every mistake.
+        Unavailable: it does not answer.
+    """
+    try:
+        async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+            yield Client(session, reach.url, reach.key)
+    except Rejected as error:
+        raise Refused("\n  - ".join([f"{reach.url} says:", *error.mistakes])) from None
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise Unavailable(f"{reach.url}: {str(error) or 'no answer in time'}") from None
+
+
+async def submit(reach: Access, wanted: Wanted, console: Console) -> str:
+    """Upload what has to be uploaded, submit the job, and return its id.
+
+    Raises:
+        Refused: what is wanted makes no sense, here or there.
+        Unavailable: the gateway does not answer.
+    """
+    wanted.request("")  # before a long upload
+    async with client_of(reach) as client:
+        request = wanted.request(await data_url_of(client, wanted.data, console))
+        operation, once = "/dataset/check" if wanted.check else "/run", str(uuid.uuid4())
+        job = await patiently(lambda: client.run(request, operation=operation, once=once))
+    console.print(f"job {job}", highlight=False, soft_wrap=True)
+    return job
+
+
+async def data_url_of(client: Client, data: str, console: Console) -> str:
+    """The URL as it is; a folder or a zip once it is uploaded."""
+    if urlsplit(data).scheme in ("http", "https") and is_http_url(data):
+        return data
+    with as_zip(Path(data)) as archive, bar(console, "upload", archive.stat().st_size) as heard:
+        return await upload(client, archive, heard)
+
+
+async def follow(reach: Access, job: str, output: Path | None, console: Console) -> int:
+    """Show a job until it has ended and fetch its results; the exit status of the command.
+
+    Raises:
+        Refused: there is no such job.
+        Unavailable: the gateway does not answer.
+    """
+    results = Results(output or RESULTS / job, console)
+    async with client_of(reach) as client:
+
+        async def seen(status: dict[str, Any]) -> None:
+            await results.keep_samples(client, status["output"] or {})
+
+        try:
+            status = await show(client, job, console, seen)
+            await results.keep(client, status)
+        except asyncio.CancelledError:
+            console.print(
+                f"The job goes on. See it again: everydream follow {job}\n"
+                f"Stop it: everydream cancel {job}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise
+    return 0 if status["status"] == "COMPLETED" else 1
+
+
+async def cancel(reach: Access, job: str) -> str:
+    """Stop a job; how it has ended. Raises Refused or Unavailable."""
+    async with client_of(reach) as client:
+        await client.cancel(job)
+        return str((await client.status(job))["status"])
+
+
+class Results:
+    """A folder of what a job has made."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self._folder = folder
+        self._console = console
+
+    async def keep_samples(self, client: Client, output: dict[str, Any]) -> None:
+        """Fetch the samples that are new, and say where they are."""
+        for sample in output.get("samples", ()):
+            url, prompt = sample["image"], sample["prompt"]
+            path = self._folder / FOLDERS["sample"] / urlsplit(url).path.rpartition("/")[2]
+            if not path.exists():
+                await patiently(partial(client.download, url, path))
+                self._say(f"{path}: {prompt}")
+
+    async def keep(self, client: Client, status: dict[str, Any]) -> None:
+        """Fetch every file of the result, and write the last status beside them."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for artifact in (status["output"] or {}).get("artifacts", ()):
+            await self._fetch(client, artifact)
+        told = self._folder / "summary.json"
+        told.write_text(json.dumps(status, indent=2) + "\n")
+        self._say(in_words(status))
+        self._say(f"see {self._folder}/")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    async def _fetch(self, client: Client, artifact: dict[str, Any]) -> None:
+        path, digest = place_of(artifact, self._folder), artifact["sha256"]
+        if path.exists() and await sha256_of(path) == digest:
+            return
+        with bar(self._console, path.name, artifact["bytes"]) as heard:
+            await patiently(
+                lambda: client.download(artifact["url"], path, sha256=digest, heard=heard)
+            )
+
+
+def in_words(status: dict[str, Any]) -> str:
+    """What came of the job."""
+    if status["status"] != "COMPLETED":
+        return f"{status['status']}: {status.get('error') or 'it was stopped'}"
+    if "train" in status["output"]:
+        return summary(status)
+    return json.dumps(status["output"]["dataset"], indent=2)
+
+
+@contextmanager
+def bar(console: Console, name: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar for a transfer of so many bytes; what it yields is told how many are done."""
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), DownloadColumn(),
+               TransferSpeedColumn())  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(name, total=size)
+        yield lambda done: progress.update(task, completed=done)

@@ -1,0 +1,136 @@
+"""Somebody with a folder of photos and the command line, and no place to put a zip."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from everydream import drawings
+from tests.end_to_end.story import API_KEY, PATIENCE, picture, served
+from tests.servers.process import search_path
+from tests.servers.web import Web
+from tests.services import ROOT, ServiceProcess, resolved
+
+SHORT = {"resolution": 256, "batch_size": 4, "max_epochs": 1, "lr": 1e-4, "useadam8bit": False}
+DRAWING = {"width": 128, "height": 128, "num_inference_steps": 2, "seed": 7}
+PROMPT = drawings.CONCEPTS[0].captions[0]
+
+
+class Typed(NamedTuple):
+    """What a command said, and how it ended."""
+
+    status: int | None
+    output: str
+    errors: str
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with photos in it, and with a recipe beside them."""
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        (tmp_path / "photos" / f"{PROMPT}_{number}.png").write_bytes(picture(number))
+    (tmp_path / "photos" / "notes.pdf").write_bytes(b"%PDF")
+    recipe = {"train": SHORT, "inference": {"prompt": PROMPT, **DRAWING}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    return tmp_path
+
+
+async def begin(desk: Path, process: ServiceProcess, *words: str) -> asyncio.subprocess.Process:
+    environment = {
+        "PATH": search_path(),
+        "HOME": str(desk),
+        "PYTHONPATH": str(ROOT),
+        "EVERYDREAM_URL": process.url,
+        "EVERYDREAM_API_KEY": API_KEY,
+    }
+    return await asyncio.create_subprocess_exec(
+        *resolved(["everydream", *words]), cwd=desk, env=environment,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def typed(desk: Path, process: ServiceProcess, *words: str) -> Typed:
+    """The finished command."""
+    command = await begin(desk, process, *words)
+    async with asyncio.timeout(PATIENCE):
+        output, errors = await command.communicate()
+    return Typed(command.returncode, output.decode(), errors.decode())
+
+
+async def test_a_folder_of_photos_becomes_a_model_and_images(web: Web, desk: Path) -> None:
+    async with served(web) as (process, _):
+        wrong = await typed(
+            desk, process, "run", "photos", "--set", "lr=much", "--set", "max_epoch=5"
+        )
+        checked = await typed(
+            desk, process, "run", "photos", "--config", "recipe.json", "--check",
+            "--output", "report",
+        )  # fmt: skip
+        trained = await typed(
+            desk, process, "run", "photos", "--config", "recipe.json", "--output", "results"
+        )
+
+    assert wrong.status == 1
+    assert "  - input.train.lr: expected a number" in wrong.errors
+    assert "  - input.train.max_epoch: no such field; did you mean max_epochs?" in wrong.errors
+    assert "Traceback" not in wrong.errors
+    assert checked.status == 0, checked.errors
+    report = json.loads((desk / "report" / "summary.json").read_text())["output"]["dataset"]
+    assert (report["images"], report["skipped"]) == (4, [])
+    assert trained.status == 0, trained.errors
+    assert_complete(desk / "results")
+    assert "samples/sample-gs00000-000.png: " in trained.errors
+
+
+def assert_complete(results: Path) -> None:
+    """Every file that the job names is there, byte for byte."""
+    status = json.loads((results / "summary.json").read_text())
+    kept = {
+        hashlib.sha256(path.read_bytes()).hexdigest(): path.parent.name
+        for path in results.rglob("*")
+        if path.is_file()
+    }
+    folders = {"checkpoint": "results", "image": "images", "sample": "samples"}
+    for artifact in status["output"]["artifacts"]:
+        expected = folders.get(artifact["kind"], "results")
+        assert kept[artifact["sha256"]] == expected, artifact
+    assert {"checkpoint", "image", "sample"} <= {
+        artifact["kind"] for artifact in status["output"]["artifacts"]
+    }
+
+
+async def test_a_job_that_is_left_alone_goes_on_until_it_is_cancelled(web: Web, desk: Path) -> None:
+    long = ("run", "photos", "--config", "recipe.json", "--set", "max_epochs=100000")
+    async with served(web) as (process, user):
+        begun = await typed(desk, process, *long, "--no-wait")
+        job = begun.output.strip()
+        assert begun.status == 0, begun.errors
+        watching = await begin(desk, process, "follow", job)
+        await until_it_trains(user, job)
+
+        watching.send_signal(signal.SIGINT)
+        async with asyncio.timeout(PATIENCE):
+            _, said = await watching.communicate()
+        assert watching.returncode == 130, said.decode()
+        assert f"The job goes on. See it again: everydream follow {job}" in said.decode()
+        assert (await user.client.status(job))["status"] == "IN_PROGRESS"
+
+        cancelled = await typed(desk, process, "cancel", job)
+        assert (cancelled.status, cancelled.output) == (0, "CANCELLED\n")
+        followed = await typed(desk, process, "follow", job)
+        assert followed.status == 1
+        assert "CANCELLED: it was stopped" in followed.errors
+
+
+async def until_it_trains(user: Any, job: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        async for status in user.client.follow(job, every=0.1):
+            if status["output"].get("step"):
+                return
