@@ -3,10 +3,12 @@
 #   PYTHON      the interpreter for .venv, 3.11 or newer
 #   PIP_ARGS    reaches pip: an index of your own, --find-links, -v to watch it work
 #   PYTEST_ARGS reaches pytest: a file, -k, -x
+#   FUZZ_ARGS   reaches the fuzzing: --seconds 60, --seed 7
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -15,10 +17,11 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 # Each stamp is newer than the two files that decide what is installed, or pip runs again.
 RUNTIME := $(VENV)/.runtime-installed
 DEV     := $(VENV)/.dev-installed
+FUZZ    := $(VENV)/.fuzz-installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types arch check bench docs format clean servers
+.PHONY: help demo test lint types arch check bench fuzz docs format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-8s%s\n' "$$name" "$$what"; done
@@ -45,6 +48,9 @@ check: lint types arch test  ## lint, types, arch and test: what a change must p
 bench: $(DEV)  ## Measure speed
 	$(BIN)/python -m bench
 
+fuzz: $(FUZZ)  ## Ten minutes of hostile bytes for each reader; writes docs/fuzzing.md
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
 docs: servers $(DEV)  ## Write the pages of docs/ that are measured
 	$(BIN)/python -m bench schedulers
 	OMP_NUM_THREADS=1 LIVE_SAMPLES_PAGE=docs/live-samples.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_samples.py
@@ -69,6 +75,10 @@ $(BIN)/pip:
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Setting up $(VENV), once: a few minutes. (PIP_ARGS=-v shows the work.)"
 	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(FUZZ): $(DEV)
+	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[fuzz]'
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
