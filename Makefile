@@ -19,6 +19,10 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV     := $(VENV)/.dev-installed
 FUZZ    := $(VENV)/.fuzz-installed
 
+# The clients that the tests drive, apart from .venv: what they need is theirs alone.
+CLIENTS     := $(VENV)/.clients-installed
+CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constraints.txt node/package.json node/package-lock.json)
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test lint types arch check bench fuzz docs format clean servers
@@ -29,7 +33,7 @@ help:  ## This list
 demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./demo-output
 	$(BIN)/everydream demo
 
-test: servers $(DEV)  ## Every test that needs no graphics card
+test: servers $(DEV) $(CLIENTS)  ## Every test that needs no graphics card
 	$(BIN)/pytest -m "not gpu" --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(DEV)  ## Style, format and spelling
@@ -85,3 +89,13 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Setting up $(VENV) with the tools of development, once: a few minutes. (PIP_ARGS=-v shows the work.)"
 	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
 	@touch $(RUNTIME) $@
+
+$(CLIENTS): $(CLIENT_PINS) | $(BIN)/pip
+	@echo "Setting up the clients that the tests drive, once: a minute."
+	$(PYTHON) -m venv $(VENV)/clients/python
+	$(VENV)/clients/python/bin/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS) \
+	  -c tests/clients/python/constraints.txt -r tests/clients/python/requirements.txt
+	mkdir -p $(VENV)/clients/node
+	cp tests/clients/node/package.json tests/clients/node/package-lock.json $(VENV)/clients/node
+	npm --prefix $(VENV)/clients/node ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
