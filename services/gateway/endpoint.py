@@ -19,9 +19,9 @@ from services.gateway.streams import Streams
 from services.gateway.view import View
 from services.gateway.waiting import Waiting
 from services.gateway.workforce import Workforce
-from shared.jobs import Job, Step, cancel, retry_from_its_end
+from shared.jobs import Job, Step, cancel, retry_from_its_end, why_no_wish, wish
 from shared.messages import stable_id
-from shared.request import Invalid
+from shared.request import Invalid, Wish
 
 READ = ("GET", "POST")
 """RunPod's Go client POSTs what the others GET."""
@@ -39,7 +39,7 @@ CANCELLED_STREAM_SECONDS = 10.0
 
 
 class Endpoint:
-    """Submitting, looking, waiting, cancelling and trying again."""
+    """Submitting, looking, waiting, wishing, cancelling and trying again."""
 
     def __init__(
         self,
@@ -74,6 +74,9 @@ class Endpoint:
             Route(READ, "/stream/{job}", self._stream),
             Route(("POST",), "/cancel/{job}", self._cancel),
             Route(("POST",), "/retry/{job}", self._retry),
+            Route(("POST",), "/jobs/{job}/sample", partial(self._wish, "sample")),
+            Route(("POST",), "/jobs/{job}/save", partial(self._wish, "save")),
+            Route(("POST",), "/jobs/{job}/stop", partial(self._wish, "stop")),
             Route(("POST",), "/purge-queue", self._purge),
             Route(READ, "/health", self._health),
         ]
@@ -174,6 +177,16 @@ class Endpoint:
                 raise Invalid(
                     [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
                 )
+            return web.json_response({"id": after.id, "status": after.status})
+
+    async def _wish(self, kind: Wish, request: web.Request) -> web.Response:
+        """Write down what is wanted of a training at work; whoever trains hears of it."""
+        with self._door.let_in(request, "wish") as owner:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                seen = await self._door.job(request, owner)
+                after = await self._ledger.change(seen.job.id, partial(wish, kind=kind)) or seen.job
+            if reason := why_no_wish(after):
+                raise web.HTTPConflict(text=reason)
             return web.json_response({"id": after.id, "status": after.status})
 
     async def _purge(self, request: web.Request) -> web.Response:
