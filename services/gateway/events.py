@@ -12,8 +12,9 @@ from aiohttp import web
 
 from services.gateway.changes import LOOK_SECONDS, Changes
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, Route, is_gone
+from services.gateway.http import ANSWER_SECONDS, is_gone
 from services.gateway.ledger import Ledger, Seen
+from services.gateway.routes import Answer, Parameter, route
 from services.gateway.view import View, newest_numbers
 from shared.errors import Unavailable
 from shared.ports import JobStore
@@ -62,9 +63,21 @@ class Events:
         self._view = view
         self._changes = changes
 
-    def routes(self) -> list[Route]:
-        return [Route(("GET",), "/events/{job}", self._events)]
-
+    @route(
+        "GET",
+        "/events/{job}",
+        "Follow what happens to a job, as server-sent events",
+        needs="stream",
+        parameters=(
+            Parameter(LAST_EVENT_ID, "header", str, "The id of the last event that was read."),
+            Parameter(PARAMETER, "query", str, f"The same; the header {LAST_EVENT_ID} goes first."),
+        ),
+        answers={
+            200: Answer("All that has happened, then what comes.", media="text/event-stream"),
+            204: Answer("The job has ended, and there is nothing new to tell."),
+        },
+        errors=(400,),
+    )
     async def _events(self, request: web.Request) -> web.StreamResponse:
         with self._door.let_in(request, "stream") as owner:
             async with asyncio.timeout(ANSWER_SECONDS):

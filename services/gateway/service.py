@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from services.gateway.admission import Admission
+from services.gateway.alive import Alive
 from services.gateway.auth import Keys, configured_keys
 from services.gateway.changes import Changes
 from services.gateway.door import Door
@@ -108,10 +109,9 @@ class Gateway:
         listing, webhooks = Listing(door, jobs, clock), Webhooks(door, ledger, clock)
         removal = Removal(door, ledger, clock, self._retention.job_removed)
         uploading = UploadRoutes(door, uploads)
-        parts = (endpoint, events, listing, webhooks, removal, uploading)
-        routes = [route for part in parts for route in part.routes()]
-        files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
-        self._app = application(routes, files, keys, ledger)
+        files = [Files(store, key, clock)] if isinstance(store, KeepsFiles) else []
+        parts = (endpoint, events, listing, webhooks, removal, uploading, Alive(ledger), *files)
+        self._app = application(parts, keys)
         self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
