@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from services.gateway.admission import Admission
+from services.gateway.admission import Admission, unwrap
 from services.gateway.answers import Health, JobState, JobStatus, Purged, Stream
 from services.gateway.changes import Changes
 from services.gateway.door import Door
@@ -25,7 +26,7 @@ from services.gateway.waiting import Waiting
 from services.gateway.workforce import Workforce
 from shared.jobs import Job, Step, cancel, retry_from_its_end
 from shared.messages import stable_id
-from shared.request import Invalid
+from shared.request import Invalid, parse_request
 
 READ = ("GET", "POST")
 """RunPod's Go client POSTs what the others GET."""
@@ -110,9 +111,9 @@ class Endpoint:
     )
     async def _runsync(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "runsync") as owner:
-            wait = wait_of(request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
-            job = await self._admit(request, owner, RUNSYNC_BYTES)
-            return await self._at_the_end(request, job.id, wait)
+            wait = partial(wait_of, request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
+            job = await self._admit(request, owner, RUNSYNC_BYTES, wait)
+            return await self._at_the_end(request, job.id, wait())
 
     @route(
         "POST",
@@ -131,9 +132,19 @@ class Endpoint:
             return web.json_response(state_of(job))
 
     async def _admit(
-        self, request: web.Request, owner: str, most: int, *, checks: bool = False
+        self,
+        request: web.Request,
+        owner: str,
+        most: int,
+        wait: Callable[[], float] = lambda: 0.0,
+        *,
+        checks: bool = False,
     ) -> Job:
-        body, job_id = await json_body(request, most), job_id_for(request, owner)
+        """Mistakes of the headers and parameters are told with those of the body."""
+        body = await json_body(request, most)
+        if told := mistakes_of(partial(job_id_for, request, owner), wait):
+            raise Invalid([*told, *mistakes_of(partial(parse_request, unwrap(body)))])
+        job_id = job_id_for(request, owner)
         async with asyncio.timeout(ANSWER_SECONDS):
             return await self._admission.admit(job_id, owner, body, checks=checks)
 
@@ -274,6 +285,17 @@ class Endpoint:
         return cancel(job, self._clock()) if job.status == "IN_QUEUE" else Step(job)
 
 
+def mistakes_of(*checks: Callable[[], object]) -> list[str]:
+    """What all of these find wrong."""
+    mistakes: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except Invalid as invalid:
+            mistakes += invalid.mistakes
+    return mistakes
+
+
 def state_of(job: Job) -> JobState:
     return {"id": job.id, "status": job.status}
 
@@ -285,12 +307,9 @@ def wait_of(request: web.Request, usual: int, most: int) -> float:
         Invalid: no number.
     """
     text = request.query.get("wait", str(usual))
-    try:
-        return min(max(int(text), 0), most) / 1000
-    except ValueError:
-        raise Invalid(
-            [f"wait: expected milliseconds from 0 to {most}, got {text[:40]!r}"]
-        ) from None
+    if not re.fullmatch(r"-?\d{1,15}", text, re.ASCII):
+        raise Invalid([f"wait: expected milliseconds from 0 to {most}, got {text[:40]!r}"])
+    return min(max(int(text), 0), most) / 1000
 
 
 def job_id_for(request: web.Request, owner: str) -> str:
@@ -303,5 +322,6 @@ def job_id_for(request: web.Request, owner: str) -> str:
     if key is None:
         return str(uuid.uuid4())
     if not 1 <= len(key) <= MOST_KEY_LETTERS:
-        raise Invalid([f"{IDEMPOTENCY_KEY}: expected 1 to {MOST_KEY_LETTERS} letters"])
+        wanted = f"1 to {MOST_KEY_LETTERS} letters"
+        raise Invalid([f"{IDEMPOTENCY_KEY}: expected {wanted}, got {len(key)}"])
     return stable_id("idempotency", owner, key)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from services.gateway.changes import LOOK_SECONDS, Changes
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, is_gone
+from services.gateway.http import ANSWER_SECONDS, is_gone, unknown_parameters
 from services.gateway.ledger import Ledger, Seen
 from services.gateway.routes import Answer, Parameter, route
 from services.gateway.view import View, newest_numbers
@@ -188,8 +188,10 @@ def place_of(request: web.Request, version: int) -> Place:
         version: the job's newest, which no place is beyond.
 
     Raises:
-        Invalid: no id of an event of this job.
+        Invalid: no id of an event of this job, or another parameter.
     """
+    if mistakes := unknown_parameters(request.query, [PARAMETER]):
+        raise Invalid(mistakes)
     text = request.headers.get(LAST_EVENT_ID, request.query.get(PARAMETER))
     if text is None:
         return BEGINNING

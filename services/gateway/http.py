@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from multidict import MultiMapping
 
 from services.gateway.admission import Repeated
 from services.gateway.auth import Keys
 from services.gateway.door import CALLER
 from services.gateway.routes import Handler, routes_of
 from shared.errors import Unavailable
-from shared.request import Invalid
+from shared.request import Invalid, nearest
 
 ENDPOINT = "everydream-v1"
 VERSIONS = ("v1", "v2")
@@ -122,6 +123,15 @@ def _decoded(body: bytes) -> Any:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid([f"the request is not JSON: {error}"]) from None
+
+
+def unknown_parameters(query: MultiMapping[str], known: Sequence[str]) -> list[str]:
+    """A sentence for each parameter of a query that there is not."""
+    return [
+        f"{name}: no such parameter; {nearest(name, known)}"
+        for name in dict.fromkeys(query)
+        if name not in known
+    ]
 
 
 def json_response(body: bytes) -> web.Response:

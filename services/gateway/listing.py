@@ -14,7 +14,7 @@ from multidict import MultiMapping
 
 from services.gateway.answers import Page
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, json_response
+from services.gateway.http import ANSWER_SECONDS, json_response, unknown_parameters
 from services.gateway.ledger import read
 from services.gateway.routes import Answer, Parameter, route
 from services.gateway.view import summary
@@ -84,11 +84,7 @@ def wish_of(query: MultiMapping[str]) -> Wish:
     Raises:
         Invalid: with every mistake.
     """
-    mistakes = [
-        f"{name}: no such parameter; known: {', '.join(PARAMETERS)}"
-        for name in dict.fromkeys(query)
-        if name not in PARAMETERS
-    ]
+    mistakes = unknown_parameters(query, PARAMETERS)
     wish = Wish(_statuses(query, mistakes), _limit(query, mistakes), _before(query, mistakes))
     if mistakes:
         raise Invalid(mistakes)

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from services.gateway.answers import Upload
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, is_gone
+from services.gateway.http import ANSWER_SECONDS, is_gone, unknown_parameters
 from services.gateway.routes import Answer, Body, Parameter, route
 from services.gateway.uploads import Overtaken, Uploads
 from shared.ports import StoredUpload
@@ -186,7 +186,7 @@ class UploadRoutes:
         if size > ARCHIVE_BYTES:
             raise too_large(size)
         if size == 0:
-            raise Invalid(["an upload has at least one byte"])
+            raise Invalid(["Upload-Length: expected at least one byte, got 0"])
         async with asyncio.timeout(ANSWER_SECONDS):
             return await self._uploads.begin(owner, size, expected_in(request))
 
@@ -294,8 +294,11 @@ def number_in(request: web.Request, header: str) -> int:
 def expected_in(request: web.Request) -> str:
     """The SHA-256 that the client announces in its query; raises Invalid."""
     text = request.query.get("sha256", "")
+    mistakes = unknown_parameters(request.query, ["sha256"])
     if text and not re.fullmatch(HEX, text, re.ASCII):
-        raise Invalid([f"sha256: expected 64 hexadecimal digits, got {text[:80]!r}"])
+        mistakes.append(f"sha256: expected 64 hexadecimal digits, got {text[:80]!r}")
+    if mistakes:
+        raise Invalid(mistakes)
     return text.lower()
 
 

@@ -48,7 +48,7 @@ from shared.messages import (
 )
 from shared.ports import StoredJob
 from shared.process import closing
-from shared.request import Invalid, ModelSource, S3Config
+from shared.request import Invalid, ModelSource, S3Config, shown
 from shared.snapshots import sample_key, snapshot_prefix
 from tests.gateway_world import (
     API_KEY,
@@ -371,7 +371,8 @@ async def test_nobody_draws_with_a_model_that_is_not_there_or_another_ones(here:
         (link.replace("signature=", "signature=0"), API_KEY, no_link),
     ):
         answer = await here.ask("POST", "/v1/everydream-v1/run", json=drawing_with(model), key=key)
-        assert (answer.status, answer.body["mistakes"]) == (400, [mistake])
+        told = f"{mistake}, got {shown(model)}"
+        assert (answer.status, answer.body["mistakes"]) == (400, [told])
 
 
 async def test_either_a_training_or_a_model_is_asked_for(here: World) -> None:

@@ -384,11 +384,22 @@ async def test_an_upload_is_its_key_s_alone(here: World) -> None:
         assert (await chunk(here, unknown, 0, FILE, key=OTHER_KEY)).status == 404
         body = request_with(address(unknown))
         refused = await here.ask("POST", f"{ROOT}/run", json=body, key=OTHER_KEY)
-        assert (refused.status, refused.body["mistakes"]) == (
-            400,
-            ["input.train.data_url: expected an upload of yours that is still kept"],
+        (told,) = refused.body["mistakes"]
+        assert refused.status == 400
+        assert told == (
+            "input.train.data_url: expected an upload of yours that is still kept, got"
+            f' "{address(unknown)}"'
         )
     assert (await here.ask("GET", f"{ROOT}/uploads/{upload}")).status == 200
+
+
+async def test_a_parameter_that_there_is_not_is_no_promise_of_a_checksum(here: World) -> None:
+    answer = await here.ask("POST", f"{ROOT}/uploads?sha265={'0' * 64}", data=FILE)
+
+    assert (answer.status, answer.body["mistakes"]) == (
+        400,
+        ["sha265: no such parameter; did you mean sha256?"],
+    )
 
 
 async def test_a_key_that_may_only_read_uploads_nothing(here: World) -> None:
