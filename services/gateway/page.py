@@ -221,7 +221,8 @@ def _response(openapi: Schema, status: str, response: Schema) -> list[str]:
 def curl(openapi: Schema, url: str, asked: Asked) -> str:
     """A command for the shell that asks for this operation."""
     path, item, method, operation = asked
-    base = item.get("servers", openapi["servers"])[0]["url"].rstrip("/")
+    servers = item.get("servers") or openapi["servers"]
+    base = servers[0]["url"].rstrip("/")
     named = re.sub(r"\{\w+\}", "ID", path)
     way: dict[str, list[str]] = {"get": [], "head": ["-I"]}
     words = ["curl", *way.get(method, ["-X", method.upper()])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ ELSEWHERE = {"gateway": ["shared/jobs.py"], "": ["shared/runtime.py"]}
 def found(reference: str) -> Any:
     place: Any = ASYNCAPI
     for part in reference.removeprefix("#/").split("/"):
-        place = place[part]
+        place = place[int(part) if isinstance(place, list) else part]
     return place
 
 
@@ -75,32 +76,29 @@ def test_a_channel_of_the_exchange_has_the_routing_key_of_its_message() -> None:
 # --- Its schemas ------------------------------------------------------------------------------
 
 
+def a_struct(kind: types.StructType) -> Any:
+    needed = {each.name: example(each.type) for each in kind.fields if is_needed(each)}
+    return kind.cls(**needed)
+
+
+EXAMPLES: dict[type[types.Type], Callable[[Any], Any]] = {
+    types.StructType: a_struct,
+    types.UnionType: lambda kind: example(kind.types[0]),
+    types.LiteralType: lambda kind: kind.values[0],
+    types.VarTupleType: lambda kind: (example(kind.item_type),),
+    types.ListType: lambda kind: [example(kind.item_type)],
+    types.DictType: lambda _: {},
+    types.IntType: lambda kind: kind.ge or 0,
+    types.FloatType: lambda _: 0.5,
+    types.StrType: lambda _: "x",
+    types.BoolType: lambda _: True,
+    types.NoneType: lambda _: None,
+}
+
+
 def example(kind: types.Type) -> Any:
     """Some value of a type, with all that it requires."""
-    match kind:
-        case types.StructType(cls=cls, fields=fields):
-            return cls(**{each.name: example(each.type) for each in fields if is_needed(each)})
-        case types.UnionType(types=members):
-            return example(members[0])
-        case types.LiteralType(values=values):
-            return values[0]
-        case types.Metadata(type=inner):
-            return example(inner)
-        case types.VarTupleType(item_type=item) | types.ListType(item_type=item):
-            return [example(item)]
-        case types.DictType():
-            return {}
-        case types.IntType(ge=low):
-            return low or 0
-        case types.FloatType():
-            return 0.5
-        case types.StrType():
-            return "x"
-        case types.BoolType():
-            return True
-        case types.NoneType():
-            return None
-    raise AssertionError(kind)
+    return EXAMPLES[type(kind)](kind)
 
 
 def is_needed(each: types.Field) -> bool:
