@@ -52,10 +52,15 @@ STORED = "store:"
 """How ``data_url``, ``resume_ckpt_url`` and ``model`` begin once the gateway has found that they
 are ours and belong to the client; a key of our store follows. Clients may not say it themselves."""
 
+_HEX = "[0-9A-Fa-f]{1,4}"
+_IPV6 = (
+    rf"\[(?=([0-9A-Fa-f]{{0,4}}:){{2,7}}[0-9A-Fa-f]{{0,4}}\])"
+    rf"(({_HEX}:){{7}}{_HEX}|({_HEX}(:{_HEX})*)?::({_HEX}(:{_HEX})*)?)\]"
+)
+_PORT = ":(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4})"
 WEB_ADDRESS = (
-    r"^[Hh][Tt][Tt][Pp][Ss]?://"
-    r"([^\u0000-\u0020\u007f/?#@:\[\]\\]+|\[[0-9A-Fa-f]*:[0-9A-Fa-f:]+\])"
-    r"(:[0-9]{1,5})?([/?#][^\u0000-\u001f]*)?$(?!\n)"
+    rf"^[Hh][Tt][Tt][Pp][Ss]?://([^\u0000-\u0020\u007f/?#@:\[\]\\]+|{_IPV6})({_PORT})?"
+    r"([/?#][^\u0000-\u001f]*)?$(?!\n)"
 )
 """An http or https URL with a host and without credentials, in the dialect that Python, ECMAScript
 and JSON Schema share; the end is for Python, whose ``$`` also stands before a last line break."""

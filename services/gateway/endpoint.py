@@ -42,6 +42,7 @@ MOST_KEY_LETTERS = 255
 CANCELLED_STREAM_SECONDS = 10.0
 """After this a cancelled job has no stream: RunPod's Python client would read it for ever."""
 REQUEST = Body(JSON, {"$ref": "#/components/schemas/Request"}, "What is to be done.")
+TO_CHECK = Body(JSON, {"$ref": "#/components/schemas/RequestCheck"}, "What would be done.")
 IDEMPOTENCY = Parameter(
     IDEMPOTENCY_KEY,
     "header",
@@ -121,7 +122,7 @@ class Endpoint:
         "Submit a job that ends with the report on its dataset",
         needs="run",
         parameters=(IDEMPOTENCY,),
-        body=REQUEST,
+        body=TO_CHECK,
         answers=STATE,
         errors=(422,),
     )

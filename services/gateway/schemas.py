@@ -21,6 +21,8 @@ Schema = dict[str, Any]
 AT = "#/components/schemas/"
 ASKED = "Request"
 """A whole request; its parts have names that begin so."""
+CHECKED = "RequestCheck"
+"""One that asks for the check of a dataset."""
 MODULES = (answers, messages, request, manifest)
 """Where everything that is described here is defined."""
 ROLE = re.compile(r":\w+:`(?:[\w.]+\.)?(\w+)`")
@@ -98,7 +100,12 @@ def request_schemas() -> dict[str, Schema]:
         _take_null(part)
     _train_rules(parts[f"{ASKED}Train"])
     parts[f"{ASKED}S3Config"]["properties"]["endpointUrl"] |= ADDRESS
-    return {ASKED: _whole(train, inference, s3, policy), **parts}
+    training, drawing = _training(train, inference), _drawing(inference)
+    return {
+        ASKED: _whole({"oneOf": [training, drawing]}, s3, policy),
+        CHECKED: _whole(training, s3, policy),
+        **parts,
+    }
 
 
 def _take_null(part: Schema) -> None:
@@ -124,15 +131,14 @@ def _train_rules(train: Schema) -> None:
     train["description"] += " `timestep_start` is below `timestep_end`."
 
 
-def _whole(train: Schema, inference: Schema, s3: Schema, policy: Schema) -> Schema:
+def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
     events = {"type": "array", "minItems": 1, "items": {"enum": list(WEBHOOK_EVENTS)}}
     address = {**ADDRESS, "description": "Gets the body of `/status` when the job ends."}
     return {
-        "title": ASKED,
         "description": "A job; whether a model is trained for it is in `input`.",
         "type": "object",
         "properties": {
-            "input": {"oneOf": [_training(train, inference), _drawing(inference)]},
+            "input": inputs,
             "s3Config": {**_or_null(s3), "description": "Your bucket, where the results go."},
             "webhook": _or_null(address, {"const": ""}),
             "webhookV2": {"description": "Has no effect."},

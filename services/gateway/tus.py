@@ -76,9 +76,7 @@ class UploadRoutes:
             TUS_VERSION,
         ),
         body=Body("application/octet-stream", {}, "The file.", required=False),
-        answers={
-            201: Answer("The upload; of one in chunks only its address, in ``Location``.", Upload)
-        },
+        answers={201: Answer("The upload.", Upload, headers={"Location": "Its address."})},
         errors=(400, 408, 409, 411, 412, 413, 415),
     )
     async def _post(self, request: web.Request) -> web.Response:
@@ -88,8 +86,11 @@ class UploadRoutes:
                 return await self._whole(request, owner)
             size = number_in(request, "Upload-Length")
             upload = await self._begin(request, owner, size)
-            headers = {"Location": self._uploads.address(upload.id)}
-            return web.Response(status=201, headers=headers)
+            return self._begun(upload)
+
+    def _begun(self, upload: StoredUpload) -> web.Response:
+        headers = {"Location": self._uploads.address(upload.id)}
+        return web.json_response(self._shown(upload), status=201, headers=headers)
 
     async def _whole(self, request: web.Request, owner: str) -> web.Response:
         if request.content_type.startswith("multipart/"):
@@ -102,7 +103,7 @@ class UploadRoutes:
         except Exception:  # nobody knows its id: nobody can go on with it
             await self._uploads.remove(upload.id)
             raise
-        return web.json_response(self._shown(upload), status=201)
+        return self._begun(upload)
 
     @route(
         "HEAD",
@@ -293,13 +294,13 @@ def number_in(request: web.Request, header: str) -> int:
 
 def expected_in(request: web.Request) -> str:
     """The SHA-256 that the client announces in its query; raises Invalid."""
-    text = request.query.get("sha256", "")
+    text = request.query.get("sha256")
     mistakes = unknown_parameters(request.query, ["sha256"])
-    if text and not re.fullmatch(HEX, text, re.ASCII):
+    if text is not None and not re.fullmatch(HEX, text, re.ASCII):
         mistakes.append(f"sha256: expected 64 hexadecimal digits, got {text[:80]!r}")
     if mistakes:
         raise Invalid(mistakes)
-    return text.lower()
+    return (text or "").lower()
 
 
 async def pieces_of(request: web.Request, most: int) -> AsyncIterator[bytes]:

@@ -56,6 +56,7 @@ from tests.gateway_world import (
     DEADLINE,
     KEY,
     OTHER_KEY,
+    REPORT,
     REQUEST,
     S3_CONFIG,
     Claimed,
@@ -117,7 +118,7 @@ async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) ->
     assert shown["stage"] == "training"
     assert shown["loss"] == 0.5
     assert shown["eta_seconds"] is None
-    assert shown["dataset"] == {"images": 4}
+    assert shown["dataset"] == REPORT
     assert shown["samples"] == []
     row = tuple([await trainer.sample(0, index) for index in (1, 0)])
     await here.say(SamplesGenerated(job=job, samples=row))

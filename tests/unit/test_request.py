@@ -452,7 +452,7 @@ def test_something_must_be_left_to_train() -> None:
 @pytest.mark.parametrize(
     "url",
     ["ftp://x.org/a.zip", "file:///etc/passwd", "x.org/a.zip", "https://", "http://u:p@x.org/",
-     "http://[::1", "//x.org/a", "javascript:alert(1)"],
+     "http://[::1", "http://[1:2]/", "http://x.org:70000/", "//x.org/a", "javascript:alert(1)"],
 )  # fmt: skip
 def test_only_web_addresses_without_credentials_are_taken(url: str) -> None:
     assert not is_http_url(url)

@@ -66,7 +66,10 @@ PATHS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
 NUMBERS = [-1, 0, 1, 2, 3, 4, 5, 10, 11, 20, 21, 100, 101, 500, 501, 512, 999, 1000, 1001, 1024]
 EDGES = [5_000, 4_999, 9_999, 10_000, 7 * 24 * 3600 * 1000, 7 * 24 * 3600 * 1000 + 1, 2**63, 2.0]
 TEXTS = ["", "x", "mse", "K-LMS", "cosine", "ckpt", "store:x", "start", "http://", "https://u@x/"]
-ADDRESSES = ["http://x.org/\n", "HTTPS://x.org:80?q", "http://[::1]/", "http://[::1", "//x.org"]
+ADDRESSES = [
+    "http://x.org/\n", "HTTPS://x.org:80?q", "http://[::1]/", "http://[::1", "//x.org",
+    "http://[1:2:3]/", "http://[1:2:3:4:5:6:7:8]:65535", "http://x.org:65536", "http://x.org:",
+]  # fmt: skip
 VALUES = st.one_of(
     st.sampled_from([*NUMBERS, *EDGES, *TEXTS, *ADDRESSES]),
     st.sampled_from([None, True, False, [], {}, [""], ["start"], ["start", "x"], [None]]),
