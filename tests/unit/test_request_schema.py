@@ -101,6 +101,13 @@ def test_both_networks_cannot_stay_as_they_are() -> None:
     assert (VALID.is_valid(body), is_taken(body)) == (False, False)
 
 
+def test_only_what_trains_can_have_its_dataset_checked() -> None:
+    checks = Draft202012Validator({**SCHEMA, "$ref": "#/components/schemas/RequestCheck"})
+
+    assert checks.is_valid(TRAINING)
+    assert not checks.is_valid(DRAWING)
+
+
 def test_the_bounds_are_in_the_schema_and_not_only_in_the_check() -> None:
     told = json.dumps(request_schemas()["RequestTrain"]["properties"]["batch_size"])
 
