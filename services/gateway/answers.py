@@ -52,7 +52,9 @@ class Sample(TypedDict):
     """Link."""
 
 
-REPORT = {"anyOf": [{"$ref": "#/components/schemas/Report"}, {"maxProperties": 0}]}
+REPORT = {
+    "anyOf": [{"$ref": "#/components/schemas/Report"}, {"type": "object", "maxProperties": 0}]
+}
 DatasetReport = Annotated[dict[str, Any], Meta(extra_json_schema=REPORT)]
 """The report on the images; empty until it is known."""
 

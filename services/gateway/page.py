@@ -50,7 +50,8 @@ h3 code, pre code { background: none; padding: 0; }
 .table { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { border-top: 1px solid var(--line); padding: .35rem .8rem .35rem 0; text-align: left;
   vertical-align: top; font-weight: normal; }
-th { white-space: nowrap; } tr:first-child > * { border-top: 0; }
+th { white-space: nowrap; width: 22%; } td:nth-child(2) { width: 34%; }
+tr:first-child > * { border-top: 0; }
 @media (max-width: 50rem) { body { display: block; } nav { position: static; height: auto;
   border-right: 0; border-bottom: 1px solid var(--line); } }
 """
@@ -316,6 +317,8 @@ def kind_of(schema: Schema) -> Html:
 def _plain_kind(schema: Schema) -> Html:
     if "const" in schema:
         return tag("code", json.dumps(schema["const"]))
+    if schema.get("maxProperties") == 0:
+        return tag("code", "{}")
     if schema.get("type") == "array":
         return join(["list of ", kind_of(schema.get("items", {}))])
     if schema.get("properties"):
