@@ -3,10 +3,12 @@
 #   PYTHON      the interpreter for .venv, 3.11 or newer
 #   PIP_ARGS    reaches pip: an index of your own, --find-links, -v to watch it work
 #   PYTEST_ARGS reaches pytest: a file, -k, -x
+#   FUZZ_ARGS   reaches the fuzzing: --seconds 60, --seed 7
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -15,10 +17,15 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 # Each stamp is newer than the two files that decide what is installed, or pip runs again.
 RUNTIME := $(VENV)/.runtime-installed
 DEV     := $(VENV)/.dev-installed
+FUZZ    := $(VENV)/.fuzz-installed
+
+# The clients that the tests drive, apart from .venv: what they need is theirs alone.
+CLIENTS     := $(VENV)/.clients-installed
+CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constraints.txt node/package.json node/package-lock.json)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types arch check bench docs format clean servers
+.PHONY: help demo test lint types arch check bench fuzz docs format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-8s%s\n' "$$name" "$$what"; done
@@ -26,7 +33,7 @@ help:  ## This list
 demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./demo-output
 	$(BIN)/everydream demo
 
-test: servers $(DEV)  ## Every test that needs no graphics card
+test: servers $(DEV) $(CLIENTS)  ## Every test that needs no graphics card
 	$(BIN)/pytest -m "not gpu" --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(DEV)  ## Style, format and spelling
@@ -44,6 +51,9 @@ check: lint types arch test  ## lint, types, arch and test: what a change must p
 
 bench: $(DEV)  ## Measure speed
 	$(BIN)/python -m bench
+
+fuzz: $(FUZZ)  ## Ten minutes of hostile bytes for each reader; writes docs/fuzzing.md
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 docs: servers $(DEV)  ## Write what docs/ has from the code, and the pages that are measured
 	$(BIN)/python -m services.gateway.documents docs
@@ -72,7 +82,21 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[all]'
 	@touch $@
 
+$(FUZZ): $(DEV)
+	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[fuzz]'
+	@touch $@
+
 $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Setting up $(VENV) with the tools of development, once: a few minutes. (PIP_ARGS=-v shows the work.)"
 	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
 	@touch $(RUNTIME) $@
+
+$(CLIENTS): $(CLIENT_PINS) | $(BIN)/pip
+	@echo "Setting up the clients that the tests drive, once: a minute."
+	$(PYTHON) -m venv $(VENV)/clients/python
+	$(VENV)/clients/python/bin/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS) \
+	  -c tests/clients/python/constraints.txt -r tests/clients/python/requirements.txt
+	mkdir -p $(VENV)/clients/node
+	cp tests/clients/node/package.json tests/clients/node/package-lock.json $(VENV)/clients/node
+	npm --prefix $(VENV)/clients/node ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@

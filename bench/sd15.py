@@ -192,13 +192,23 @@ class Teller:
         self.phase(f"step {numbers['step']}, mean loss at the last update: {numbers['loss']}")
 
     def saved(
-        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+        self,
+        kind: str,
+        path: Path,
+        step: int,
+        epoch: int,
+        validation_loss: float | None = None,
+        *,
+        wish: int = 0,
     ) -> None:
-        del validation_loss
+        del validation_loss, wish
         self.phase(f"{kind} {path.name} at step {step}, epoch {epoch}")
 
     def should_stop(self) -> bool:
         return False
+
+    def wished(self, _kind: str) -> int:
+        return 0
 
 
 def load_by_stock(folder: Path) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The tests start RabbitMQ and PostgreSQL servers of their own, from the system's programs.
-# Where those are missing this installs them, if it may; else it names them and stops.
+# The tests start RabbitMQ and PostgreSQL servers of their own, and drive clients in Node.js and Go,
+# all from the system's programs. Where those are missing this installs them, if it may; else it
+# names them and stops.
 set -euo pipefail
 
 # Debian keeps these programs off an ordinary user's PATH.
@@ -9,6 +10,9 @@ has() { command -v "$1" || compgen -G "/usr/lib/$2/bin/$1"; } >/dev/null
 missing=()
 has rabbitmq-server rabbitmq || missing+=(rabbitmq-server)
 has postgres 'postgresql/*' || missing+=(postgresql)
+command -v node >/dev/null || missing+=(nodejs)
+command -v npm >/dev/null || missing+=(npm)  # some packages of nodejs bring it along
+command -v go >/dev/null || missing+=(golang-go)
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 as_root=()

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import aiohttp
 from yarl import URL
 
+from shared.request import Wish
+
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 PIECE = 1 << 20
 """Bytes read or written at a time."""
@@ -106,6 +108,11 @@ class Client:
     async def cancel(self, job: str) -> None:
         """Stop a job; one that has ended stays as it is."""
         async with self._asked("POST", f"/cancel/{job}"):
+            pass
+
+    async def want(self, job: str, wish: Wish) -> None:
+        """``sample``, ``save`` or ``stop`` a training at work."""
+        async with self._asked("POST", f"/jobs/{job}/{wish}"):
             pass
 
     async def follow(self, job: str, *, every: float = 0.5) -> AsyncIterator[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """A worker's child process: GPU code behind a pipe and a small, closed vocabulary.
 
-The parent starts ``python -m MODULE``, sends one order as a JSON line over stdin, and reads
-records, one JSON line each, from a pipe whose descriptor the child gets in its arguments, beside
-the parent's process id. The child's environment is exactly what is given: no key, no URL. What it
-prints goes to our log.
+The parent starts ``python -m MODULE``, sends one order as a JSON line over stdin, perhaps more
+about it while it is carried out, and reads records, one JSON line each, from a pipe whose
+descriptor the child gets in its arguments, beside the parent's process id. The child's environment
+is exactly what is given: no key, no URL. What it prints goes to our log.
 
 A child speaks before and after everything slow, so that the parent can tell slow from stuck.
 """
@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import io
 import logging
 import os
+import select
 import signal
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -63,6 +65,8 @@ class Saved(Record, frozen=True, kw_only=True, tag="saved"):
     epoch: int
     validation_loss: float | None = None
     """Of this checkpoint, where images are held out."""
+    wish: int = 0
+    """Number of the newest wish that this grants; 0: none."""
 
 
 class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):
@@ -138,7 +142,7 @@ class Child:
         return self._process.returncode is None
 
     async def order(self, order: Struct) -> None:
-        """Send one order."""
+        """Send one order, or more about the one that is carried out."""
         assert self._process.stdin is not None  # noqa: S101 - it was opened as a pipe
         with contextlib.suppress(ConnectionError):  # a dead child shows at the next record
             self._process.stdin.write(msgspec.json.encode(order) + b"\n")
@@ -293,10 +297,24 @@ def _die_with_parent() -> None:
 
 def read_order(kind: type[Struct]) -> Any:
     """Wait for the next order on stdin; ends the process when there will be none."""
-    line = sys.stdin.buffer.readline()
+    line = _stdin().readline()
     if not line:
         sys.exit(0)
     return msgspec.json.decode(line, type=kind)
+
+
+def heard_meanwhile(kind: type[Struct]) -> Iterator[Any]:
+    """What more has come on stdin; waits for nothing."""
+    stdin = _stdin()
+    while select.select([stdin], [], [], 0)[0] and (line := stdin.readline()):
+        yield msgspec.json.decode(line, type=kind)
+
+
+def _stdin() -> io.RawIOBase:
+    """Without a buffer: what waits in one is not seen by select."""
+    assert isinstance(sys.stdin.buffer, io.BufferedReader)  # noqa: S101 - as Python opens it
+    raw: io.RawIOBase = sys.stdin.buffer.raw
+    return raw
 
 
 def shorten(text: str, limit: int = 3000) -> str:

@@ -22,7 +22,9 @@ from shared.messages import (
     BucketChecked,
     BucketDue,
     CheckpointFinal,
+    CheckpointSampled,
     CheckpointSaved,
+    ClaimAsked,
     ClaimGranted,
     ClaimRefused,
     DatasetStaged,
@@ -53,7 +55,7 @@ from shared.messages import (
     encode,
     stable_id,
 )
-from shared.request import Policy, Request, WebhookEvent
+from shared.request import Policy, Request, WebhookEvent, Wish
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 ENDS: tuple[Status, ...] = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
@@ -142,6 +144,10 @@ class Job(Struct, frozen=True, kw_only=True):
     stages: dict[Stage, StageRecord] = field(default_factory=dict)
     progress: dict[Stage, dict[str, Any]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    wishes: dict[Wish, int] = field(default_factory=dict)
+    """What the user has wanted of the training, numbered from 1; the newest of each kind."""
+    granted: dict[Wish, int] = field(default_factory=dict)
+    """Those that are done, likewise; a ``stop`` is done when the training is."""
     warnings: tuple[str, ...] = ()
     """Besides those of the training's summary."""
     resume_point: str | None = None
@@ -255,6 +261,36 @@ def cancel(job: Job, now: float) -> Step:
     return Step(job) if job.ended else _end(job, "CANCELLED", None, now)
 
 
+def wish(job: Job, kind: Wish) -> Step:
+    """Something the user wants of the training at work.
+
+    It stays one wish, however often it is repeated, until it is granted. A job that does not train
+    stays as it is.
+    """
+    if why_no_wish(job):
+        return Step(job)
+    granted = job.granted.get(kind, 0)
+    job = replace(job, wishes={**job.wishes, kind: granted + 1})
+    return Step(job, _wishes_told(job))
+
+
+def why_no_wish(job: Job) -> str | None:
+    """Why nothing can be wanted of a job's training, if it is so: it must be at work.
+
+    It is from the first grant to its end, also while it waits to go on with another worker.
+    """
+    training = job.stages.get("training")
+    if not job.trains or job.checks:
+        return "the job trains nothing"
+    if job.ended:
+        return f"the job has ended: it is {job.status}"
+    if training is not None and training.done:
+        return "the training has ended"
+    if training is None or job.started_at is None:
+        return f"the training has not begun: the job is {job.status}"
+    return None
+
+
 RETRIED: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 """Ends after which a job may be run again."""
 
@@ -262,8 +298,8 @@ RETRIED: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 def retry_from_its_end(job: Job, now: float) -> Step:
     """The next run of the same job, from the stages that did not get done.
 
-    What a finished stage has made stays, the newest resume point too. A job that has not failed
-    stays as it is.
+    What a finished stage has made stays, the newest resume point too; wishes are
+    forgotten. A job that has not failed stays as it is.
     """
     if job.status not in RETRIED:
         return Step(job)
@@ -278,6 +314,8 @@ def retry_from_its_end(job: Job, now: float) -> Step:
         error=None,
         stages={stage: _reopened(record) for stage, record in job.stages.items()},
         progress={},
+        wishes={},
+        granted={},
         webhook_attempts=0,
         webhook_settled=False,
     )
@@ -370,10 +408,8 @@ def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step: 
             return _ask(_done(job, fact), "generation", fact, now)
         case BucketChecked():
             return _bucket_checked(job, fact, now)
-        case CheckpointSaved():
-            return Step(_with_checkpoint(job, fact))
-        case ResumePointSaved():
-            return Step(_with_resume_point(job, fact))
+        case CheckpointSampled() | CheckpointSaved() | ResumePointSaved():
+            return Step(_kept(job, fact))
         case CheckpointFinal():
             return _trained(job, fact, now)
         case ImagesGenerated():
@@ -386,7 +422,8 @@ def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step: 
         case StageFailed():
             return _failure(_release(job, fact.stage), fact.stage, fact.reason, now=now, beat=beat)
     if isinstance(fact, Progressed):
-        return Step(replace(job, progress={**job.progress, fact.stage: fact.progress}))
+        job = replace(job, progress={**job.progress, fact.stage: fact.progress})
+        return Step(job, _wishes_told(job))
     if isinstance(fact, Interruption):
         return ask_again(_release(job, fact.stage), fact.stage, now=now)
     return Step(job)
@@ -454,8 +491,24 @@ def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
         resume_point=job.resume_point if stage == "training" else None,
         s3=job.s3 if stage in BUCKET_STAGES else None,
         samples=_sample_artifacts(job) if stage == "image_publication" else (),
+        wishes=_open_wishes(job) if stage == "training" else {},
     )
     return _answer(grant, claim.control)
+
+
+def _wishes_told(job: Job) -> tuple[Effect, ...]:
+    """To who trains; with each beat again, until nothing is left to grant."""
+    record = job.stages.get("training")
+    claim = record.claim if record else None
+    wishes = _open_wishes(job)
+    if claim is None or not wishes:
+        return ()
+    asked = ClaimAsked(job=job.id, stage="training", claim=claim.id, wishes=wishes)
+    return _answer(asked, claim.control)
+
+
+def _open_wishes(job: Job) -> dict[Wish, int]:
+    return {kind: each for kind, each in job.wishes.items() if each > job.granted.get(kind, 0)}
 
 
 def _refusal(fact: StageFact, control: str | None, reason: str) -> tuple[Effect, ...]:
@@ -699,6 +752,17 @@ def _done(job: Job, fact: StageFact) -> Job:
     return _with(job, fact.stage, msgspec.structs.replace(job.stages[fact.stage], done=True))
 
 
+def _kept(job: Job, fact: CheckpointSampled | CheckpointSaved | ResumePointSaved) -> Job:
+    """Something of a training at work was kept, perhaps because the user wanted it."""
+    match fact:
+        case CheckpointSampled():
+            return _granting(job, "sample", fact.wish)
+        case CheckpointSaved():
+            return _granting(_with_checkpoint(job, fact), "save", fact.wish)
+        case ResumePointSaved():
+            return _with_resume_point(job, fact)
+
+
 def _with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
     if any(each.artifact.key == fact.artifact.key for each in job.checkpoints):
         return job
@@ -732,6 +796,12 @@ def _with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:
 
 def _sample_artifacts(job: Job) -> tuple[Artifact, ...]:
     return tuple(each.artifact for each in job.samples)
+
+
+def _granting(job: Job, kind: Wish, number: int) -> Job:
+    if number <= job.granted.get(kind, 0):
+        return job
+    return replace(job, granted={**job.granted, kind: number})
 
 
 def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:

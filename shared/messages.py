@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from shared.request import Inference, ModelSource, Train, WebhookEvent
+from shared.request import Inference, ModelSource, Train, WebhookEvent, Wish
 
 Stage = Literal[
     "staging", "bucket_check", "training", "generation", "model_publication", "image_publication"
@@ -130,6 +130,19 @@ class ClaimGranted(Message, frozen=True, kw_only=True, tag="claim.granted"):
     """The sealed ``s3Config`` (what is done with the bucket only); see shared/keys.py."""
     samples: tuple[Artifact, ...] = ()
     """Every sample of the job, to be published beside what the asking fact names (images only)."""
+    wishes: dict[Wish, int] = field(default_factory=dict)
+    """What the user wants and no earlier attempt has done, numbered (training only)."""
+
+
+class ClaimAsked(Message, frozen=True, kw_only=True, tag="claim.asked"):
+    """The user wants something of the work under this claim; said until it is done.
+
+    A wish is known by its number: heard again it is the same one.
+    """
+
+    stage: Stage
+    claim: str
+    wishes: dict[Wish, int]
 
 
 class ClaimRefused(Message, frozen=True, kw_only=True, tag="claim.refused"):
@@ -208,6 +221,8 @@ class CheckpointSampled(StageFact, frozen=True, kw_only=True, tag="checkpoint.sa
     """Store prefix of the base model, which has the rest."""
     clip_skip: int = 0
     row: SampleRow
+    wish: int = 0
+    """Number of the newest ``sample`` wish that this grants; 0: none."""
 
 
 class CheckpointSaved(StageFact, frozen=True, kw_only=True, tag="checkpoint.saved"):
@@ -220,6 +235,8 @@ class CheckpointSaved(StageFact, frozen=True, kw_only=True, tag="checkpoint.save
     """Where images are held out of training."""
     replaced: tuple[str, ...] = ()
     """Keys of earlier ones that are about to be deleted, as ``keep_checkpoints`` asks."""
+    wish: int = 0
+    """Number of the newest ``save`` wish that this grants; 0: none."""
 
 
 class ResumePointSaved(StageFact, frozen=True, kw_only=True, tag="resume_point.saved"):
@@ -451,6 +468,7 @@ AnyMessage = (
     | JobCancelled
     | JobTimedOut
     | ClaimGranted
+    | ClaimAsked
     | ClaimRefused
     | Started
     | Progressed

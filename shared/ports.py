@@ -203,6 +203,11 @@ class Outgoing(Struct, frozen=True, kw_only=True):
     due_at: float = 0.0
     """Seconds since the epoch, by the gateway's clock."""
 
+    @property
+    def job(self) -> str:
+        """An outgoing message's id begins with its job's."""
+        return self.id.partition("/")[0]
+
 
 class JobStore(Protocol):
     """The gateway's record and its outbox; the gateway is the only writer.
@@ -289,17 +294,19 @@ class JobStore(Protocol):
     async def stream(self, job_id: str, digest: str, at: float, *, expected: str) -> bool:
         """Move the mark, if it is still where it was; of several callers one is told True."""
 
-    async def due(self, now: float, limit: int = 100) -> Sequence[Outgoing]:
+    async def take_due(self, now: float, until: float, limit: int = 100) -> Sequence[Outgoing]:
         """Outgoing messages whose time has come, in the order of writing.
 
-        Several gateways may get the same ones, which is harmless.
+        They are the caller's until that moment: nobody else gets them, nor others of the same
+        jobs, so that each leaves once and a job's leave in order, however many gateways there are.
+        Who is killed meanwhile loses nothing: afterwards another gets them.
         """
 
     async def sent(self, outgoing_id: str) -> None:
         """Forget an outgoing message; it has left."""
 
     async def postpone(self, outgoing_id: str, due_at: float) -> None:
-        """Try an outgoing message again later."""
+        """Try an outgoing message again later; it is nobody's until then."""
 
     async def close(self) -> None: ...
 

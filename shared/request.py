@@ -32,6 +32,8 @@ Scheduler = Literal[
     "PNDM",
     "K-LMS",
 ]
+Wish = Literal["sample", "save", "stop"]
+"""What a client may want of a training at work."""
 
 WebhookEvent = Literal["start", "output", "completed"]
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)

@@ -23,6 +23,7 @@ from shared.errors import EveryDreamError, Interrupted, Refused, Unavailable, Un
 from shared.messages import (
     CONTROL_BINDINGS,
     AnyMessage,
+    ClaimAsked,
     ClaimGranted,
     ClaimRefused,
     Interruption,
@@ -39,6 +40,7 @@ from shared.messages import (
     Started,
 )
 from shared.ports import Bus, Control, Delivery
+from shared.request import Wish
 from shared.retry import reconnect_delay
 
 PATIENCE_BEATS = 60
@@ -152,6 +154,10 @@ class Order(Alive):
         """Why the claim is not ours, or not ours any more."""
         self.stopping = asyncio.Event()
         """Set when the worker must stop: save what must be kept, then raise Interrupted."""
+        self.wishes: dict[Wish, int] = {}
+        """What the user wants of this work, numbered: see :class:`ClaimAsked`."""
+        self.wished = asyncio.Event()
+        """Set whenever there are wishes to look at; who looks clears it."""
         self.numbers: dict[str, Any] = {}
         self._bus = bus
         self._control = control
@@ -204,6 +210,10 @@ class Order(Alive):
 
     def hear(self, answer: AnyMessage) -> None:
         """Take the gateway's word on this claim."""
+        if isinstance(answer, ClaimGranted | ClaimAsked):
+            self._hear_wishes(answer.wishes)
+        if isinstance(answer, ClaimAsked):
+            return
         if isinstance(answer, ClaimGranted):
             self.granted = answer
         elif isinstance(answer, ClaimRefused):
@@ -211,6 +221,11 @@ class Order(Alive):
         else:
             self.refused = "the job has ended"
         self.answered.set()
+
+    def _hear_wishes(self, wishes: dict[Wish, int]) -> None:
+        if wishes and wishes != self.wishes:
+            self.wishes = wishes
+            self.wished.set()
 
 
 class Worker:
@@ -252,7 +267,7 @@ class Worker:
     def _addressed(self, message: AnyMessage) -> list[Order]:
         """The orders that a control message is about."""
         match message:
-            case ClaimGranted(claim=claim) | ClaimRefused(claim=claim):
+            case ClaimGranted(claim=claim) | ClaimAsked(claim=claim) | ClaimRefused(claim=claim):
                 return [self._orders[claim]] if claim in self._orders else []
             case JobCompleted() | JobFailed() | JobCancelled() | JobTimedOut():
                 return [order for order in self._orders.values() if order.job == message.job]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
 
 from services.trainer.order import TrainingOrder
 from shared.dataset.manifest import Manifest, Picture
-from shared.request import Train
+from shared.request import Train, Wish
 
 SIDE = 256
 COLOURS = ("red", "blue", "green", "black")
@@ -66,14 +67,22 @@ def training_order(
 
 
 class Notes:
-    """A listener that remembers, and may ask to stop before a step."""
+    """A listener that remembers, may ask to stop before a step, and may have wishes."""
 
-    def __init__(self, stop_when: Callable[[int], bool] = lambda _steps: False) -> None:
+    def __init__(
+        self,
+        stop_when: Callable[[int], bool] = lambda _steps: False,
+        wishes: Mapping[Wish, Sequence[int]] = MappingProxyType({}),
+    ) -> None:
+        """``wishes`` are, of each kind, the numbers of steps begun after which there is another."""
         self.phases: list[str] = []
         self.reports: list[dict[str, Any]] = []
         self.kept: list[tuple[str, Path, int, int]] = []
         self.validation_losses: dict[int, float] = {}
         """Of the checkpoints, by step."""
+        self.granted: list[tuple[str, int, int]] = []
+        """Of what was saved for a wish: its kind, step, and the wish's number."""
+        self._wishes = wishes
         self._stop_when = stop_when
         self.asked = 0
         """How many steps were begun, or would have been."""
@@ -85,9 +94,18 @@ class Notes:
         self.reports.append(numbers)
 
     def saved(
-        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+        self,
+        kind: str,
+        path: Path,
+        step: int,
+        epoch: int,
+        validation_loss: float | None = None,
+        *,
+        wish: int = 0,
     ) -> None:
         self.kept.append((kind, path, step, epoch))
+        if wish:
+            self.granted.append((kind, step, wish))
         if validation_loss is not None:
             self.validation_losses[step] = validation_loss
 
@@ -96,3 +114,6 @@ class Notes:
             return True
         self.asked += 1
         return False
+
+    def wished(self, kind: Wish) -> int:
+        return sum(begun <= self.asked for begun in self._wishes.get(kind, ()))

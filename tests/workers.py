@@ -15,6 +15,7 @@ from shared.messages import (
     Message,
     Stage,
 )
+from shared.request import Wish
 from shared.runtime import Order
 
 
@@ -54,6 +55,7 @@ def granted_order(
     attempt: int = 1,
     resume_point: str | None = None,
     s3: str | None = None,
+    wishes: dict[Wish, int] | None = None,
 ) -> Order:
     order = Order(facts, Control(), message, stage)  # type: ignore[arg-type]
     order.hear(
@@ -64,6 +66,7 @@ def granted_order(
             attempt=attempt,
             resume_point=resume_point,
             s3=s3,
+            wishes=wishes or {},
         )
     )
     return order

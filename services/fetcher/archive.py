@@ -43,6 +43,9 @@ END_BYTES = 22
 END64_BYTES = 76
 """The zip64 end record and its locator, right before the end record."""
 
+NAMELESS = "(no name)"
+"""What an entry without a name is called."""
+
 DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
 """What reading a broken entry raises."""
 
@@ -155,7 +158,7 @@ def checked_members(
         raise Refused(f"{shown}: {len(entries)} entries; at most {ENTRIES} are taken")
     _check_sizes(entries, archive.stat().st_size, ratio, shown)
     _check_overlap(entries, zipped.start_dir, shown)
-    members = [Member(entry, _name(entry)) for entry in entries if not entry.is_dir()]
+    members = [Member(entry, _name(entry)) for entry in entries if not _is_folder(entry)]
     visible = [member for member in members if not _is_hidden(member.name)]
     for member in visible:
         if member.entry.flag_bits & ENCRYPTED:
@@ -187,6 +190,11 @@ def _check_overlap(entries: list[zipfile.ZipInfo], directory: int, shown: str) -
         raise Refused(f"{shown}: its entries overlap, as in a zip bomb; make the zip anew")
 
 
+def _is_folder(entry: zipfile.ZipInfo) -> bool:
+    """Asked here, since zipfile's own question fails where there is no name."""
+    return entry.filename.endswith("/")
+
+
 def _name(entry: zipfile.ZipInfo) -> str:
     """The entry's path with ``/``; undeclared UTF-8, as macOS writes it, is recognised."""
     name = entry.filename
@@ -195,7 +203,7 @@ def _name(entry: zipfile.ZipInfo) -> str:
             name = name.encode("cp437").decode()
         except UnicodeError:
             name = entry.filename
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+    return unicodedata.normalize("NFC", name.replace("\\", "/")) or NAMELESS
 
 
 def _is_hidden(name: str) -> bool:

@@ -41,7 +41,7 @@ SENDS: Mapping[str, tuple[Kind, ...]] = {
     "producer": (m.JobRequested,),
 }  # fmt: skip
 """By service, what it publishes on the exchange."""
-ANSWERS: tuple[Kind, ...] = (m.ClaimGranted, m.ClaimRefused)
+ANSWERS: tuple[Kind, ...] = (m.ClaimGranted, m.ClaimAsked, m.ClaimRefused)
 """What the gateway sends to one worker's queue, past the exchange."""
 HEARS: tuple[Kind, ...] = (
     m.JobRefused, m.JobStarted, m.JobCompleted, m.JobFailed, m.JobCancelled, m.JobTimedOut,

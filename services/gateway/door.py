@@ -19,6 +19,7 @@ NEEDED: Mapping[Operation, Scope] = {
     "status": "read",
     "stream": "read",
     "cancel": "submit",
+    "wish": "submit",
     "resend": "submit",
     "delete": "admin",
     "purge": "admin",

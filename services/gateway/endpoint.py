@@ -24,9 +24,9 @@ from services.gateway.streams import Streams
 from services.gateway.view import View
 from services.gateway.waiting import Waiting
 from services.gateway.workforce import Workforce
-from shared.jobs import Job, Step, cancel, retry_from_its_end
+from shared.jobs import Job, Step, cancel, retry_from_its_end, why_no_wish, wish
 from shared.messages import stable_id
-from shared.request import Invalid, parse_request
+from shared.request import Invalid, Wish, parse_request
 
 READ = ("GET", "POST")
 """RunPod's Go client POSTs what the others GET."""
@@ -60,7 +60,7 @@ def waits(usual: int, most: int) -> Parameter:
 
 
 class Endpoint:
-    """Submitting, looking, waiting, cancelling and trying again."""
+    """Submitting, looking, waiting, wishing, cancelling and trying again."""
 
     def __init__(
         self,
@@ -247,6 +247,49 @@ class Endpoint:
                 raise Invalid(
                     [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
                 )
+            return web.json_response(state_of(after))
+
+    @route(
+        "POST",
+        "/jobs/{job}/sample",
+        "Have a row of samples drawn from a training at work",
+        needs="wish",
+        answers=STATE,
+        errors=(409,),
+    )
+    async def _sample(self, request: web.Request) -> web.Response:
+        return await self._wish(request, "sample")
+
+    @route(
+        "POST",
+        "/jobs/{job}/save",
+        "Have a checkpoint of a training at work saved now",
+        needs="wish",
+        answers=STATE,
+        errors=(409,),
+    )
+    async def _save(self, request: web.Request) -> web.Response:
+        return await self._wish(request, "save")
+
+    @route(
+        "POST",
+        "/jobs/{job}/stop",
+        "End a training at work early, as if its last step were done",
+        needs="wish",
+        answers=STATE,
+        errors=(409,),
+    )
+    async def _stop(self, request: web.Request) -> web.Response:
+        return await self._wish(request, "stop")
+
+    async def _wish(self, request: web.Request, kind: Wish) -> web.Response:
+        """Write down what is wanted of a training at work; whoever trains hears of it."""
+        with self._door.let_in(request, "wish") as owner:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                seen = await self._door.job(request, owner)
+                after = await self._ledger.change(seen.job.id, partial(wish, kind=kind)) or seen.job
+            if reason := why_no_wish(after):
+                raise web.HTTPConflict(text=reason)
             return web.json_response(state_of(after))
 
     @route(

@@ -13,8 +13,11 @@ from shared.messages import decode
 from shared.ports import Bus, JobStore, Outgoing
 from shared.retry import reconnect_delay
 
-JOBS_AT_ONCE = 32
-ROWS = 200
+MOST_BUSY = 32
+"""Jobs whose messages are on their way; with more, nothing new is taken."""
+ROWS = 50
+TAKEN_BEATS = 2
+"""For so long what one gateway has taken is not another's, should it die."""
 
 log = structlog.get_logger()
 
@@ -29,6 +32,7 @@ class Relay:
         self._jobs = jobs
         self._clock = clock
         self._poll = min(max(beat / 10, 0.05), 1.0)
+        self._lease = TAKEN_BEATS * beat
         self._woken = asyncio.Event()
         self._busy: set[str] = set()
         """Jobs whose messages are on their way."""
@@ -43,21 +47,22 @@ class Relay:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._woken.clear()
-                busy = set(self._busy)  # what such a job has due may have left while we look
-                for job, rows in (await self._due()).items():
-                    if job not in busy and len(self._busy) < JOBS_AT_ONCE:
+                for job, rows in (await self._taken()).items():
+                    if job not in self._busy:  # else the broker is slow, and they are on their way
                         self._busy.add(job)
                         group.create_task(self._publish_all(job, rows))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._poll):
                         await self._woken.wait()
 
-    async def _due(self) -> dict[str, list[Outgoing]]:
-        """What is due, by job, both in the order of writing."""
+    async def _taken(self) -> dict[str, list[Outgoing]]:
+        """What is due, and ours to send, by job, both in the order of writing."""
         by_job: dict[str, list[Outgoing]] = {}
+        now = self._clock()
         try:
-            for row in await self._jobs.due(self._clock(), ROWS):
-                by_job.setdefault(_job(row), []).append(row)
+            if len(self._busy) < MOST_BUSY:
+                for row in await self._jobs.take_due(now, now + self._lease, ROWS):
+                    by_job.setdefault(row.job, []).append(row)
         except Unavailable as error:
             log.warning("outbox_unreadable", reason=str(error))
         return by_job
@@ -66,7 +71,7 @@ class Relay:
         try:
             for row in rows:
                 await self._publish_or_postpone(row)
-        except Unavailable as error:  # of the database: the rows stay due, and go out once more
+        except Unavailable as error:  # of the database: the rows are taken once more
             log.warning("outbox_unwritable", job=job, reason=str(error))
         else:
             self.wake()  # there may be more than one look could show
@@ -94,8 +99,3 @@ class Relay:
         wait = reconnect_delay(failures)
         log.warning("not_published", id=row.id, again_in=wait, reason=str(error))
         await self._jobs.postpone(row.id, self._clock() + wait)
-
-
-def _job(row: Outgoing) -> str:
-    """An outgoing message's id begins with its job's."""
-    return row.id.partition("/")[0]

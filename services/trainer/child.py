@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import traceback
+from collections import Counter
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import msgspec
 
-from services.trainer.order import TrainingOrder
+from services.trainer.order import TrainingOrder, Wishes
 from services.trainer.recipe import smaller
 from shared.child import (
     QUIET_AND_OFFLINE,
@@ -28,10 +29,12 @@ from shared.child import (
     Saved,
     Stopped,
     begin,
+    heard_meanwhile,
     read_order,
     shorten,
 )
 from shared.errors import Interrupted, Passing, Refused
+from shared.request import Wish
 
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
 """What the CPU's allocator and cuBLAS say in errors of no special kind."""
@@ -52,11 +55,12 @@ class Stop:
 
 
 class Voice:
-    """The training loop's listener: passes everything on to the parent."""
+    """The training loop's listener: passes everything on to the parent, and hears its wishes."""
 
     def __init__(self, mouth: Mouth, stop: Stop) -> None:
         self._mouth = mouth
         self._stop = stop
+        self._wishes: Counter[Wish] = Counter()
 
     def phase(self, name: str) -> None:
         self._mouth.say(Phase(name=name))
@@ -65,16 +69,33 @@ class Voice:
         self._mouth.say(Progress(numbers=numbers))
 
     def saved(
-        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+        self,
+        kind: str,
+        path: Path,
+        step: int,
+        epoch: int,
+        validation_loss: float | None = None,
+        *,
+        wish: int = 0,
     ) -> None:
         self._mouth.say(
             Saved(
-                kind=kind, path=str(path), step=step, epoch=epoch, validation_loss=validation_loss
+                kind=kind,
+                path=str(path),
+                step=step,
+                epoch=epoch,
+                validation_loss=validation_loss,
+                wish=wish,
             )
         )
 
     def should_stop(self) -> bool:
         return self._stop.asked
+
+    def wished(self, kind: Wish) -> int:
+        for heard in heard_meanwhile(Wishes):
+            self._wishes |= Counter(heard.wishes)  # the larger number of each: two may overtake
+        return self._wishes[kind]
 
 
 def main() -> None:

@@ -41,13 +41,15 @@ class Keeper:
         self._clock = clock
         self._checkpoint_at = self._resume_point_at = clock()
         self._kept = state.position
+        self._granted = 0
 
     def keep_in_time(self) -> None:
-        """Save what is due; an interval runs from the moment at which the last save began."""
+        """Save what is due or wished for; an interval begins when the last save did."""
         now = self._clock()
         minutes = self._order.train.ckpt_every_n_minutes
         waited = minutes and now - self._checkpoint_at > minutes * SECONDS_PER_MINUTE
-        if waited or ends_a_saved_epoch(self._state.position, self._order.train):
+        wished = self._listener.wished("save") > self._granted
+        if waited or wished or ends_a_saved_epoch(self._state.position, self._order.train):
             self._checkpoint_at = now
             self._checkpoint()
         if now - self._resume_point_at > self._order.resume_every:
@@ -69,15 +71,23 @@ class Keeper:
             self._resume_point()
         raise Interrupted(f"stopped after step {self._state.position.steps}")
 
+    def end_early(self) -> None:
+        """Tell and measure what the last step would, and warn that it was not reached."""
+        self._teller.tell_end()
+        self._validation_loss()
+        reached = f"{self._state.position.steps} of {self._teller.steps}"
+        self._state.warnings.append(f"stopped on request after step {reached}")
+
     def _checkpoint(self) -> None:
         self._state.losses.recent()  # nothing is saved of a training that has diverged
+        self._granted = self._listener.wished("save")
         loss = self._validation_loss()
         self._listener.phase("saving a checkpoint")
         needed = disk.checkpoint_bytes(self._state, self._order.train)
         disk.require_room(Path(self._order.out), needed, "a checkpoint")
         with averaged(self._state.averages):
             path = save_checkpoint(self._state, self._order)
-        self._say("checkpoint", path, loss)
+        self._say("checkpoint", path, loss, wish=self._granted)
 
     def _validation_loss(self) -> float | None:
         """Of the weights as they are, so that checkpoints can be compared."""
@@ -99,9 +109,11 @@ class Keeper:
         self._kept = self._state.position
         self._say("resume_point", folder)
 
-    def _say(self, kind: str, path: Path, validation_loss: float | None = None) -> None:
+    def _say(
+        self, kind: str, path: Path, validation_loss: float | None = None, *, wish: int = 0
+    ) -> None:
         position = self._state.position
-        self._listener.saved(kind, path, position.steps, position.epoch, validation_loss)
+        self._listener.saved(kind, path, position.steps, position.epoch, validation_loss, wish=wish)
         self._listener.phase("training")
 
 

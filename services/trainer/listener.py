@@ -1,4 +1,4 @@
-"""What the training loop asks of its surroundings: somebody to tell, and a clock."""
+"""What the training loop asks of its surroundings: somebody to tell and to ask, and a clock."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from shared.request import Wish
+
 Clock = Callable[[], float]
 """Seconds that only go forward."""
 
 
 class Listener(Protocol):
-    """Who is told how training goes, and may ask for an early end."""
+    """Who is told how training goes, and may want something of it."""
 
     def phase(self, name: str) -> None:
         """Something slow begins."""
@@ -23,9 +25,22 @@ class Listener(Protocol):
         """
 
     def saved(
-        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+        self,
+        kind: str,
+        path: Path,
+        step: int,
+        epoch: int,
+        validation_loss: float | None = None,
+        *,
+        wish: int = 0,
     ) -> None:
-        """A ``checkpoint`` file, ``resume_point`` or ``snapshot`` folder is complete on disk."""
+        """A ``checkpoint`` file, ``resume_point`` or ``snapshot`` folder is complete on disk.
+
+        ``wish`` is the newest number that :meth:`wished` gave before it was begun.
+        """
 
     def should_stop(self) -> bool:
         """Whether to save a resume point and end; asked before every step."""
+
+    def wished(self, kind: Wish) -> int:
+        """The number of the user's newest wish of a kind, which never falls; 0: there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from shared.request import Train
+from shared.request import Train, Wish
 
 SECONDS_PER_MINUTE = 60.0
 SNAPSHOTS = "snapshots"
@@ -30,11 +30,17 @@ class TrainingOrder(Struct, frozen=True, kw_only=True):
     """A resume point to go on from."""
     out: str
     sample_every: int | None = None
-    """Steps between snapshots for rows of samples; None: there are none."""
+    """Steps between snapshots for rows of samples; None: there is nothing to draw."""
     sampled: tuple[int, ...] = ()
     """Steps whose rows are drawn already, by an earlier attempt."""
     resume_every: float
     """Seconds between resume points."""
+
+
+class Wishes(Struct, frozen=True, kw_only=True):
+    """What the user wants of the training at work, while it is: the newest number of each kind."""
+
+    wishes: dict[Wish, int]
 
 
 class Measured(Struct, frozen=True, kw_only=True):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from services.trainer import disk
 from services.trainer.average import averaged
+from services.trainer.listener import Listener
 from services.trainer.order import SNAPSHOTS, TrainingOrder
 from services.trainer.state import State
 from shared.diffusion.weights import save_weights
@@ -16,19 +16,21 @@ MOST_STANDING = 2
 MOST_NAMED = 20
 """Skipped steps that the warning names: what a child says is bounded."""
 SKIPPED = "no samples, because two earlier rows were not drawn yet, at steps: "
-
-Saved = Callable[[str, Path, int, int], None]
-"""Called with (kind, folder, step, epoch)."""
+NOTHING_TO_DRAW = "no samples could be drawn: there are neither prompts nor captions"
 
 
 class Sampler:
-    """Writes a snapshot at step 0 and every ``sample_every`` steps, unless too many stand."""
+    """Writes a snapshot at step 0 and every ``sample_every`` steps, unless too many stand.
 
-    def __init__(self, state: State, order: TrainingOrder, saved: Saved) -> None:
+    And when the user wants one; that wish waits until there is room.
+    """
+
+    def __init__(self, state: State, order: TrainingOrder, listener: Listener) -> None:
         self._state = state
         self._every = order.sample_every
         self._sampled = order.sampled
-        self._saved = saved
+        self._listener = listener
+        self._granted = 0
         self._folder = Path(order.out) / SNAPSHOTS
 
     def sample_in_time(self, steps: int) -> None:
@@ -37,28 +39,42 @@ class Sampler:
         A row that is due within them is taken now, under its own step; of several the first, for
         they would be equal.
         """
+        is_wished = self._listener.wished("sample") > self._granted
         if self._every is None:
+            if is_wished and NOTHING_TO_DRAW not in self._state.warnings:
+                self._state.warnings.append(NOTHING_TO_DRAW)
             return
         done = self._state.position.steps
         due = -(-done // self._every) * self._every
         if due < done + steps and not self._is_known(due):
-            self._sample(due)
+            self._sample_or_skip(due)
+        elif is_wished and not self._is_known(done) and self._has_room():
+            self._sample(done)
 
     def _is_known(self, step: int) -> bool:
         """Whether an earlier attempt has drawn this row, or its snapshot still stands."""
         return step in self._sampled or (self._folder / str(step)).exists()
 
-    def _sample(self, step: int) -> None:
-        self._state.losses.recent()  # nothing is saved of a training that has diverged
+    def _has_room(self) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
-        if len(list(self._folder.iterdir())) >= MOST_STANDING:
+        return len(list(self._folder.iterdir())) < MOST_STANDING
+
+    def _sample_or_skip(self, step: int) -> None:
+        if self._has_room():
+            self._sample(step)
+        else:
             self._report_skipped(step)
-            return
+
+    def _sample(self, step: int) -> None:
+        """Write a snapshot, which grants every wish so far."""
+        self._state.losses.recent()  # nothing is saved of a training that has diverged
+        self._granted = self._listener.wished("sample")
         folder = self._folder / str(step)
         disk.require_room(self._folder, disk.snapshot_bytes(self._state), "a snapshot")
         with averaged(self._state.averages):
             save_weights(self._state.trained, folder)
-        self._saved("snapshot", folder, step, self._state.position.epoch)
+        epoch = self._state.position.epoch
+        self._listener.saved("snapshot", folder, step, epoch, wish=self._granted)
 
     def _report_skipped(self, step: int) -> None:
         """In one warning, however many there are; once each, also after a resume."""

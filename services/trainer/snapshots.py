@@ -133,9 +133,9 @@ class Snapshots:
         await in_thread(_empty, folder)
         snapshot = Snapshot(prefix=prefix, step=saved.step, epoch=saved.epoch)
         self._standing.append(snapshot)
-        await self._say(snapshot)
+        await self._say(snapshot, wish=saved.wish)
 
-    async def _say(self, snapshot: Snapshot) -> None:
+    async def _say(self, snapshot: Snapshot, *, wish: int = 0) -> None:
         row = self.row(snapshot.step, snapshot.epoch)
         staged = self._order.message
         assert isinstance(staged, DatasetStaged)  # noqa: S101 - what training is asked for by
@@ -147,6 +147,7 @@ class Snapshots:
             base_model=staged.base_model,
             clip_skip=staged.train.clip_skip,
             row=row,
+            wish=wish,
         )
         await self._order.say(fact)
         log.info("snapshot stands", job=self._order.job, step=snapshot.step)

@@ -36,18 +36,32 @@ class Teller:
         self._records = records
         self._clock = clock
         self._told_at: float | None = None
+        self._told_step = state.position.steps
         self._began_at, self._began = clock(), state.position.steps
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return self._recipe.total_steps
 
     def tell(self, steps_since_update: int) -> None:
         """Report the step that was just done, if the last report is old enough."""
         now = self._clock()
         step = self._state.position.steps + steps_since_update
-        is_last = step == self._recipe.total_steps
+        is_last = step == self.steps
         if self._told_at is None or is_last or now - self._told_at >= PROGRESS_SECONDS:
-            self._told_at = now
-            numbers = self._numbers(step, now)
-            self._listener.progress(numbers)
-            self._records.add(**{name: numbers[name] for name in RECORDED if name in numbers})
+            self._tell(step, now)
+
+    def tell_end(self) -> None:
+        """Report the last step that was done, unless it is reported."""
+        if self._state.position.steps > self._told_step:
+            self._tell(self._state.position.steps, self._clock())
+
+    def _tell(self, step: int, now: float) -> None:
+        self._told_at, self._told_step = now, step
+        numbers = self._numbers(step, now)
+        self._listener.progress(numbers)
+        self._records.add(**{name: numbers[name] for name in RECORDED if name in numbers})
 
     def tell_validation(self, loss: float) -> None:
         """Report what was measured on the images held out."""

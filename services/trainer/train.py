@@ -2,7 +2,8 @@
 
 A *step* is one batch forward and backward, an *update* one step of the optimizers. Every random
 draw is a function of (seed, epoch, position), so a resumed run equals an uninterrupted one; on a
-CPU, bit for bit.
+CPU, bit for bit. What the user wants of a run at work is looked at between updates, so a run that
+is stopped early ends with the weights that the whole one had at that step.
 """
 
 from __future__ import annotations
@@ -81,6 +82,9 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
         for group in accumulation_groups(len(batches), request.grad_accum):
             if group.start < done:
                 continue
+            if listener.wished("stop"):
+                run.keeper.end_early()
+                return finish(run, listener)
             run.sampler.sample_in_time(len(group))
             losses = []
             for batch in islice(loaded, len(group)):
@@ -138,7 +142,7 @@ def set_up(order: TrainingOrder, listener: Listener, clock: Clock) -> Run:
         validator=validator,
         teller=teller,
         keeper=keeper,
-        sampler=Sampler(state, order, listener.saved),
+        sampler=Sampler(state, order, listener),
     )
 
 

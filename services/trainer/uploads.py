@@ -130,6 +130,7 @@ class Uploads:
             epoch=saved.epoch,
             validation_loss=saved.validation_loss,
             replaced=tuple(each.artifact.key for each in replaced),
+            wish=saved.wish,
         )
         await self._order.say(fact)  # first, so that nobody is shown what is gone
         for each in replaced:

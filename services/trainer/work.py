@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from services.trainer.order import Outcome, TrainingOrder
+from services.trainer.order import Outcome, TrainingOrder, Wishes
 from services.trainer.snapshots import Snapshots, prompts_of
 from services.trainer.uploads import Uploads, best_of
 from shared.child import (
@@ -151,7 +151,10 @@ class TrainerWork:
             resumed=Path(asked.resume) if asked.resume else None,
             keep=asked.train.keep_checkpoints,
         )
-        stopper = asyncio.create_task(_stop_when_asked(order, child))
+        tellers = [
+            asyncio.create_task(telling(order, child))
+            for telling in (_stop_when_asked, _tell_wishes)
+        ]
         try:
             outcome = await _listen(child, order, uploads, snapshots)
             await self._remember_speed(order, child.gpu, outcome.steps)
@@ -159,7 +162,8 @@ class TrainerWork:
         except ChildDied as error:
             raise Passing(str(error)) from error
         finally:
-            stopper.cancel()
+            for teller in tellers:
+                teller.cancel()
             await uploads.cancel()
 
     async def _store_outcome(
@@ -256,6 +260,15 @@ async def _listen(child: Child, order: Order, uploads: Uploads, snapshots: Snaps
 async def _stop_when_asked(order: Order, child: Child) -> None:
     await order.stopping.wait()
     child.stop()
+
+
+async def _tell_wishes(order: Order, child: Child) -> None:
+    """Pass on what the user wants of the training, whenever there is something new."""
+    while True:
+        await order.wished.wait()
+        order.wished.clear()
+        log.info("wished for", job=order.job, wishes=order.wishes)
+        await child.order(Wishes(wishes=order.wishes))
 
 
 def _staged(order: Order) -> DatasetStaged:

@@ -18,6 +18,8 @@ from shared.ports import Outgoing, RemovedJob, StoredEvent, StoredJob
 LIVE = tuple(status for status in get_args(Status) if status not in ENDS)
 PAGE = 100
 """Rows fetched at a time where all are asked for."""
+OUTBOX_TURN = 0x6F757462
+"""Number of the advisory lock under which one gateway at a time takes from the outbox."""
 
 
 class Database:
@@ -90,7 +92,7 @@ class Database:
             await connection.execute(sa.delete(removed).where(removed.c.job == job_id))
 
     async def remove(self, job_id: str, at: float) -> bool:
-        theirs = outbox.c.id.startswith(f"{job_id}/", autoescape=True)
+        theirs = outbox.c.job == job_id
         async with self._sql.writing() as connection:
             if not await _delete(connection, job_id):
                 return False
@@ -107,17 +109,21 @@ class Database:
         (row,) = await self._sql.all(sa.select(sa.func.count().label("number")).where(theirs))
         return int(row.number)
 
-    async def due(self, now: float, limit: int = 100) -> Sequence[Outgoing]:
-        order = (outbox.c.due_at, outbox.c.number)
-        rows = sa.select(outbox).where(outbox.c.due_at <= now).order_by(*order).limit(limit)
-        return [_outgoing(row) for row in await self._sql.all(rows)]
+    async def take_due(self, now: float, until: float, limit: int = 100) -> Sequence[Outgoing]:
+        free = _free(now).order_by(outbox.c.due_at, outbox.c.number).limit(limit)
+        if not await self._sql.all(free.limit(1)):
+            return []
+        take = sa.update(outbox).where(outbox.c.number.in_(free)).values(taken_until=until)
+        async with self._sql.writing(turn=OUTBOX_TURN) as connection:
+            rows = (await connection.execute(take.returning(outbox))).all()
+        return [_outgoing(row) for row in sorted(rows, key=lambda row: (row.due_at, row.number))]
 
     async def sent(self, outgoing_id: str) -> None:
         await self._sql.do(sa.delete(outbox).where(outbox.c.id == outgoing_id))
 
     async def postpone(self, outgoing_id: str, due_at: float) -> None:
         row = sa.update(outbox).where(outbox.c.id == outgoing_id)
-        await self._sql.do(row.values(due_at=due_at))
+        await self._sql.do(row.values(due_at=due_at, taken_until=0.0))
 
     async def counts(self, owner: str) -> Mapping[str, int]:
         number = sa.func.count().label("number")
@@ -189,6 +195,13 @@ class Database:
                 await connection.execute(add, [_columns(row) for row in rows])
 
 
+def _free(now: float) -> sa.Select[tuple[int]]:
+    """Numbers of the rows that are due, and whose job has none that somebody has taken."""
+    others = outbox.alias("others")
+    taken = sa.exists().where(others.c.job == outbox.c.job, others.c.taken_until > now)
+    return sa.select(outbox.c.number).where(outbox.c.due_at <= now, ~taken)
+
+
 async def _delete(connection: AsyncConnection, job_id: str) -> bool:
     """The job and all that is kept of it; whether there was one."""
     for table in (events, streams):
@@ -197,7 +210,8 @@ async def _delete(connection: AsyncConnection, job_id: str) -> bool:
 
 
 def _columns(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:
-    return msgspec.structs.asdict(row)
+    columns = msgspec.structs.asdict(row)
+    return {**columns, "job": row.job} if isinstance(row, Outgoing) else columns
 
 
 def _job(row: Row[Any]) -> StoredJob:

@@ -24,7 +24,7 @@ from shared.errors import Unavailable
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
-MIGRATION_LOCK = 0x65766572
+MIGRATION_TURN = 0x65766572
 """Number of the advisory lock under which one process at a time migrates PostgreSQL."""
 
 WAIT_SECONDS = 5.0
@@ -65,9 +65,7 @@ class Sql:
         """Bring the schema up to date; safe when several processes do it at once."""
         if self._engine.dialect.name == "sqlite":
             await self._write_ahead()
-        async with self.writing() as connection:
-            if connection.dialect.name == "postgresql":
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        async with self.writing(turn=MIGRATION_TURN) as connection:
             await connection.run_sync(_upgrade)
 
     async def all(self, statement: sa.Executable) -> Sequence[Row[Any]]:
@@ -82,16 +80,18 @@ class Sql:
             return (await connection.execute(statement)).rowcount
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction: all of it or nothing.
+    async def writing(self, turn: int | None = None) -> AsyncIterator[AsyncConnection]:
+        """One transaction: all of it or nothing; of those with one ``turn``, one at a time.
 
         SQLite's write lock is taken at its beginning: a transaction that has read before it
-        writes is refused without a wait.
+        writes is refused without a wait. PostgreSQL has an advisory lock for each turn.
         """
         with _away():
             async with self._turn, self._engine.connect() as connection:
                 await connection.execution_options(sqlite_begin="IMMEDIATE")
                 async with connection.begin():
+                    if turn is not None and connection.dialect.name == "postgresql":
+                        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(turn)))
                     yield connection
 
     async def close(self) -> None:

@@ -35,7 +35,10 @@ outbox = sa.Table(
     sa.Column("queue", sa.String(255), nullable=True),
     sa.Column("needs_listener", sa.Boolean, nullable=False),
     sa.Column("due_at", sa.Double, nullable=False),
+    sa.Column("job", sa.String(255), nullable=False, server_default=sa.text("''")),
+    sa.Column("taken_until", sa.Double, nullable=False, server_default="0"),
     sa.Index("outbox_by_time", "due_at", "number"),
+    sa.Index("outbox_by_job", "job", "taken_until"),
 )
 
 events = sa.Table(

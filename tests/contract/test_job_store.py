@@ -65,7 +65,7 @@ def message(name: str = "said", **changes: object) -> Outgoing:
 
 
 async def ids_due(store: Database, now: float = 1e12) -> list[str]:
-    return [outgoing.id for outgoing in await store.due(now)]
+    return [outgoing.id for outgoing in await store.take_due(now, 0.0)]
 
 
 # --- jobs
@@ -209,7 +209,7 @@ async def test_what_must_leave_comes_back_as_it_was_put(store: Database) -> None
     plain = message("plain", message=b"\x00\xff body")
     direct = message("direct", queue="trainer", needs_listener=False, due_at=10.25)
     await store.insert(job(), [plain, direct])
-    assert await store.due(1e12) == [plain, direct]
+    assert await store.take_due(1e12, 0.0) == [plain, direct]
 
 
 async def test_messages_are_due_when_their_time_has_come_in_the_order_of_writing(
@@ -222,13 +222,61 @@ async def test_messages_are_due_when_their_time_has_come_in_the_order_of_writing
     assert await ids_due(store, now=4.9) == []
     assert await ids_due(store, now=10.0) == ["early", "x", "w", "v"]
     assert await ids_due(store, now=20.0) == ["early", "x", "w", "v", "late"]
-    assert [each.id for each in await store.due(20.0, limit=2)] == ["early", "x"]
+    assert [each.id for each in await store.take_due(20.0, 0.0, limit=2)] == ["early", "x"]
+
+
+async def test_what_one_gateway_has_taken_no_other_gets_nor_more_of_the_same_job(
+    store: Database, neighbour: Database
+) -> None:
+    await store.insert(job("a"), [message("a/1/0"), message("a/1/1")])
+    assert await taken(store, until=20.0) == ["a/1/0", "a/1/1"]
+
+    await store.sent("a/1/0")
+    await store.insert(job("b"), [message("b/1/0"), message("a/2/0")])
+    assert await taken(neighbour, until=20.0) == ["b/1/0"]
+    await store.sent("a/1/1")
+    assert await taken(neighbour, until=20.0) == ["a/2/0"]
+
+
+async def test_who_is_gone_leaves_what_was_taken_to_the_others(
+    store: Database, neighbour: Database
+) -> None:
+    await store.insert(job("a"), [message("a/1/0"), message("a/1/1")])
+    await taken(store, until=20.0)
+
+    assert await taken(neighbour, now=19.9, until=30.0) == []
+    assert await taken(neighbour, now=20.0, until=30.0) == ["a/1/0", "a/1/1"]
+
+
+async def test_what_is_postponed_holds_nothing_up(store: Database, neighbour: Database) -> None:
+    await store.insert(job("a"), [message("a/1/0"), message("a/1/1")])
+    await taken(store, until=20.0)
+    await store.postpone("a/1/0", 15.0)
+    await store.sent("a/1/1")
+
+    assert await taken(neighbour, now=15.0, until=30.0) == ["a/1/0"]
+
+
+async def test_of_many_that_take_at_once_each_message_goes_to_one(
+    store: Database, neighbour: Database
+) -> None:
+    names = [f"{number}/1/0" for number in range(30)]
+    await store.insert(job("a"), [message(name) for name in names])
+
+    takers = [store, neighbour] * 10
+    handed_out = await asyncio.gather(*(taken(each, until=20.0, limit=7) for each in takers))
+
+    assert sorted(name for some in handed_out for name in some) == sorted(names)
+
+
+async def taken(store: Database, *, now: float = 10.0, until: float, limit: int = 100) -> list[str]:
+    return [each.id for each in await store.take_due(now, until, limit)]
 
 
 async def test_a_message_written_twice_is_kept_once(store: Database) -> None:
     await store.insert(job("a"), [message(message=b"first"), message(message=b"again")])
     await store.insert(job("b"), [message(message=b"once more"), message("other")])
-    assert [each.message for each in await store.due(1e12)] == [b"first", b"other"]
+    assert [each.message for each in await store.take_due(1e12, 0.0)] == [b"first", b"other"]
 
 
 async def test_a_message_that_was_sent_is_forgotten_and_one_postponed_waits(
@@ -415,7 +463,7 @@ async def test_many_writers_at_once_all_get_their_turn(
             )
         )
     assert await store.count_live("somebody") == 80
-    assert len(await store.due(1e12, limit=1000)) == 80
+    assert len(await store.take_due(1e12, 0.0, limit=1000)) == 80
 
 
 async def test_a_cancelled_call_leaves_the_store_in_order(store: Database) -> None:

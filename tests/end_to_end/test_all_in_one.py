@@ -1,25 +1,19 @@
-"""``everydream serve``: the same story in one process, the page's examples, and bad input."""
+"""``everydream serve``: the same story in one process, and bad input."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
-import re
-import sys
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.end_to_end.story import API_KEY, User, dataset, picture, served, user_of
+from tests.end_to_end.story import API_KEY, User, picture, served, user_of
 from tests.servers.web import Page, Web
 
-ROOT = Path(__file__).parents[2]
 INVALID_KEY = str({"error": "invalid API key: send it as 'Authorization: Bearer KEY'"})
-EXAMPLES = ROOT / "docs" / "endpoint.md"
 
 
 async def test_the_story_in_one_process(web: Web) -> None:
@@ -108,43 +102,6 @@ async def _report(user: User, job: str) -> dict[str, Any]:
         if report := status["output"].get("dataset"):
             return dict(report)
     raise AssertionError
-
-
-@pytest.mark.parametrize("language", ["bash", "python"])
-async def test_the_pages_own_example_runs_with_nothing_changed_but_host_key_and_link(
-    language: str, web: Web, tmp_path: Path
-) -> None:
-    link = web.serve("/one.zip", dataset(1))
-    async with served(web) as (process, user):
-        text = _example(language).replace("https://api.runpod.ai", process.url)
-        text = re.sub(r"\bx{40}\b", API_KEY, text).replace("https://LINK_TO_ZIP.FILE", link)
-        program = ["bash"] if language == "bash" else [sys.executable]
-        output = await _output_of([*program, "-c", text], tmp_path)
-        found = re.search(r'"id": ?"([0-9a-f-]{36})"', output)
-        assert found, output
-        assert re.search(r'"status": ?"IN_QUEUE"', output), output
-        async for status in user.client.follow(found[1], every=0.2):
-            if status["output"].get("steps"):
-                break
-        assert status["status"] == "IN_PROGRESS", status
-        assert status["output"]["steps"] == 300
-        await user.client.cancel(found[1])
-
-
-def _example(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", EXAMPLES.read_text(), re.DOTALL)
-    assert found
-    return found[1]
-
-
-async def _output_of(command: list[str], folder: Path) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(60):
-        output, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
-    return output.decode()
 
 
 async def test_a_cancelled_job_stops_its_training_and_its_place_takes_the_next(web: Web) -> None:

@@ -166,21 +166,33 @@ async def weights_of(user: User, status: dict[str, Any]) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load(file).items()}
 
 
-async def test_a_trainer_that_is_asked_to_stop_hands_its_work_over_without_a_failure(
+async def test_a_trainer_hands_its_work_over_and_what_is_wanted_meanwhile_is_done_by_the_next(
     web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
 ) -> None:
     async with world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (
         services,
         user,
     ):
-        job = await user.client.run(user.request(batch_size=1, max_epochs=10))
+        request = user.request(
+            batch_size=1, max_epochs=100_000, sample_prompts=["a zorblat"], sample_steps=1_000_000
+        )
+        job = await user.client.run(request)
         trainer = services.first("trainer")
         async for status in user.client.follow(job, every=0.1):
             if (status["output"].get("step") or 0) > 2:
                 break
         await asyncio.gather(trainer.stop(), services.start("trainer"))
+        await user.client.want(job, "save")
+        await user.client.want(job, "sample")
+        async for status in user.client.follow(job, every=0.1):
+            if any(each["step"] for each in status["output"].get("samples", ())):
+                break
+        await user.client.want(job, "stop")
         last = await user.finished(job)
 
         assert last["status"] == "COMPLETED", last
-        assert last["output"]["train"]["steps"] == 40
         assert "resuming" in services.named("trainer")[-1].text
+        train = last["output"]["train"]
+        assert len(train["checkpoints"]) == 1
+        assert train["warnings"][-1] == f"stopped on request after step {train['steps']} of 400000"
+        assert train["samples"][-1]["step"] == train["steps"] < 400_000

@@ -14,15 +14,20 @@ from services.gateway.service import Gateway
 from shared.messages import (
     FETCHER,
     TRAINER,
+    CheckpointSaved,
+    ClaimAsked,
     DatasetStaged,
     StageFailed,
+    TrainingInterrupted,
     TrainingProgressed,
 )
 from shared.process import closing
+from shared.request import Wish
 from tests.gateway_world import (
     KEY,
     OTHER_KEY,
     REQUEST,
+    Claimed,
     World,
     eventually,
     found,
@@ -40,7 +45,7 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
         yield one
 
 
-async def training(here: World, request: dict[str, Any] = TRAIN_ONLY) -> tuple[str, Any]:
+async def training(here: World, request: dict[str, Any] = TRAIN_ONLY) -> tuple[str, Claimed]:
     """A job whose training is claimed."""
     job = await here.run(request)
     submitted = await here.take(FETCHER)
@@ -253,6 +258,110 @@ async def test_a_worker_of_the_run_before_is_not_heard(here: World) -> None:
     refused = await eventually(lambda: found(here._refusals(trainer.id)))
     assert "not the live one" in refused.reason or "has ended" in refused.reason
     assert (await here.status(job))["status"] == "IN_QUEUE"
+
+
+# --- What is wanted of a training at work
+
+
+async def wishes_heard(here: World, times: int) -> list[dict[Wish, int]]:
+    """What was told to workers, once it was so many times."""
+
+    async def look() -> list[dict[Wish, int]] | None:
+        asked = [each.wishes for each in here.heard.messages if isinstance(each, ClaimAsked)]
+        return asked if len(asked) >= times else None
+
+    return await eventually(look)
+
+
+async def checking_only(here: World) -> str:
+    return str((await here.ask("POST", f"{ROOT}/dataset/check", json=TRAIN_ONLY)).body["id"])
+
+
+@pytest.mark.parametrize("kind", ["sample", "save", "stop"])
+async def test_what_is_wanted_reaches_the_worker(here: World, kind: str) -> None:
+    job, trainer = await training(here)
+
+    answer = await here.ask("POST", f"{ROOT}/jobs/{job}/{kind}")
+
+    assert (answer.status, answer.body) == (200, {"id": job, "status": "IN_PROGRESS"})
+    asked = await here.hears(ClaimAsked)
+    assert (asked.job, asked.claim, asked.wishes) == (job, trainer.id, {kind: 1})
+
+
+async def test_what_is_wanted_is_told_with_each_beat_and_is_one_wish_until_it_is_done(
+    here: World,
+) -> None:
+    job, trainer = await training(here)
+    for _ in range(2):
+        assert (await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status == 200
+    await trainer.say(TrainingProgressed, progress={"step": 1})
+    assert await wishes_heard(here, 3) == [{"save": 1}] * 3
+
+    artifact = await trainer.put("a checkpoint", "checkpoint")
+    await trainer.say(CheckpointSaved, artifact=artifact, step=2, epoch=0, wish=1)
+
+    async def is_another_wish() -> bool | None:
+        before = len(await wishes_heard(here, 3))
+        await here.ask("POST", f"{ROOT}/jobs/{job}/save")
+        return (await wishes_heard(here, before + 1))[-1] == {"save": 2} or None
+
+    await eventually(is_another_wish)
+
+
+@pytest.mark.parametrize("end", ["it is interrupted", "it is never heard again"])
+async def test_what_a_worker_left_undone_and_is_wanted_meanwhile_comes_with_the_next_claim(
+    here: World, end: str
+) -> None:
+    job, trainer = await training(here)
+    await here.ask("POST", f"{ROOT}/jobs/{job}/save")
+    if end == "it is interrupted":
+        await trainer.say(TrainingInterrupted)
+    assert isinstance(await here.take(TRAINER), DatasetStaged)
+
+    assert (await here.ask("POST", f"{ROOT}/jobs/{job}/stop")).status == 200
+
+    assert (await here.claim(job, "training")).grant.wishes == {"save": 1, "stop": 1}
+
+
+async def test_of_a_training_that_is_not_at_work_nothing_can_be_wanted(here: World) -> None:
+    done, (drawing, trainer) = await finished(here), await training(here, REQUEST)
+    await trainer.finish_training()
+    await here.claim(drawing, "generation")
+    waiting, checking = await here.run(), await checking_only(here)
+    model_only = {"model": "org/name", "inference": {"prompt": "a cat"}}
+    untrained = await here.run({"input": model_only})
+
+    for job, reason in (
+        (waiting, "the training has not begun: the job is IN_QUEUE"),
+        (drawing, "the training has ended"),
+        (done, "the job has ended: it is COMPLETED"),
+        (checking, "the job trains nothing"),
+        (untrained, "the job trains nothing"),
+    ):
+        answer = await here.ask("POST", f"{ROOT}/jobs/{job}/stop")
+        assert (answer.status, answer.body["error"]) == (409, reason)
+
+
+async def test_of_somebody_elses_training_nothing_can_be_wanted(here: World) -> None:
+    job, _ = await training(here)
+
+    for kind in ("save", "stop"):
+        answer = await here.ask("POST", f"{ROOT}/jobs/{job}/{kind}", key=OTHER_KEY)
+        assert answer.status == 404
+    await here.ask("POST", f"{ROOT}/jobs/{job}/sample")
+
+    assert await wishes_heard(here, 1) == [{"sample": 1}]
+
+
+async def test_who_wants_too_much_of_a_training_can_still_cancel_it(here: World) -> None:
+    job, _ = await training(here)
+    wished = [(await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status for _ in range(100)]
+    while (status := (await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status) == 200:
+        wished.append(status)
+        assert len(wished) < 1000, "the limit never came"
+
+    assert status == 429
+    assert (await here.ask("POST", f"{ROOT}/cancel/{job}")).body["status"] == "CANCELLED"
 
 
 # --- The queue as a whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from shared.errors import Unavailable, Unroutable
 from shared.messages import FETCHER, JobStarted, Message, encode
 from shared.ports import Outgoing, StoredJob
 from shared.process import closing
+from tests.outbox import ids_in_outbox
 
 DEADLINE = 20.0
 Fault = Callable[[Message], Exception | None]
@@ -31,12 +32,16 @@ class FaultyBus:
     fault: Fault = lambda _: None
     slow: asyncio.Event | None = None
     left: list[str] = field(default_factory=list)
+    said: list[tuple[str, int]] = field(default_factory=list)
+    """Jobs, and the runs that ``started`` numbers its messages by."""
     tries: int = 0
 
     async def publish(self, message: Message, *, needs_listener: bool = True) -> None:
         await self._weather(message)
         await self.bus.publish(message, needs_listener=needs_listener)
         self.left.append(message.job)
+        if isinstance(message, JobStarted):
+            self.said.append((message.job, message.run))
 
     async def send(self, queue: str, message: Message, *, needs_listener: bool = False) -> None:
         await self._weather(message)
@@ -53,9 +58,11 @@ class FaultyBus:
 
 @dataclass
 class Setting:
+    url: str
     jobs: Database
     bus: FaultyBus
     relay: Relay
+    relay_dies: Callable[[], Awaitable[None]]
     written: int = 0
 
     async def causes(self, *outgoing: Outgoing) -> None:
@@ -76,34 +83,43 @@ class Setting:
 
     async def outbox_empties(self) -> None:
         deadline = time.monotonic() + DEADLINE
-        while await self.jobs.due(time.time() + 1e6):
+        while await ids_in_outbox(self.url):
             assert time.monotonic() < deadline, "something stays in the outbox"
             await asyncio.sleep(0.01)
 
 
 @pytest.fixture
 async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
-    broker = MemoryBroker()
+    broker, url = MemoryBroker(), f"sqlite:///{tmp_path}/jobs.db"
     async with (
-        closing(Database.open(f"sqlite:///{tmp_path}/jobs.db")) as jobs,
+        closing(Database.open(url)) as jobs,
         closing(broker.bus("gateway")) as memory,
     ):
         await jobs.migrate()
         bus = FaultyBus(memory)
-        relay = Relay(bus, jobs, clock=time.time, beat=1.0)  # type: ignore[arg-type]
-        async with at_work(relay):
-            yield Setting(jobs, bus, relay)
+        relay = relay_of(bus, jobs)
+        async with at_work(relay) as ends:
+            yield Setting(url, jobs, bus, relay, ends)
+
+
+def relay_of(bus: FaultyBus, jobs: Database) -> Relay:
+    return Relay(bus, jobs, clock=time.time, beat=1.0)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
-async def at_work(relay: Relay) -> AsyncIterator[None]:
+async def at_work(relay: Relay) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Run it, to the end or until what is yielded is called."""
     task = asyncio.create_task(relay.run())
-    try:
-        yield
-        assert not task.done(), "the relay has given up"
-    finally:
+
+    async def end() -> None:
+        assert task.cancelled() or not task.done(), "the relay has given up"
         task.cancel()
         await asyncio.wait((task,))
+
+    try:
+        yield end
+    finally:
+        await end()
 
 
 def started(job: str, number: int = 0, *, queue: str | None = None, due_in: float = 0) -> Outgoing:
@@ -192,16 +208,29 @@ async def test_a_row_that_cannot_be_read_holds_up_nobody(setting: Setting) -> No
     await setting.until(lambda: setting.bus.left == ["good"])
 
 
-async def test_a_relay_begins_with_what_another_left_behind(tmp_path: Path) -> None:
-    broker = MemoryBroker()
-    async with (
-        closing(Database.open(f"sqlite:///{tmp_path}/jobs.db")) as jobs,
-        closing(broker.bus("gateway")) as memory,
-    ):
-        await jobs.migrate()
-        bus = FaultyBus(memory)
-        relay = Relay(bus, jobs, clock=time.time, beat=1.0)  # type: ignore[arg-type]
-        setting = Setting(jobs, bus, relay)
-        await setting.causes(started("left-behind"))
-        async with at_work(Relay(bus, jobs, clock=time.time, beat=1.0)):  # type: ignore[arg-type]
-            await setting.until(lambda: bus.left == ["left-behind"])
+async def test_a_relay_begins_with_what_another_left_behind(setting: Setting) -> None:
+    await setting.relay_dies()
+    stuck = FaultyBus(setting.bus.bus, slow=asyncio.Event())
+    async with at_work(relay_of(stuck, setting.jobs)):
+        await setting.causes(started("slow"), started("slow", 1))
+        await setting.until(lambda: stuck.tries == 1)
+
+    async with at_work(relay_of(setting.bus, setting.jobs)):
+        await setting.until(lambda: setting.bus.said == [("slow", 0), ("slow", 1)])
+
+
+async def test_of_two_relays_each_message_leaves_by_one_and_a_job_s_in_order(
+    setting: Setting,
+) -> None:
+    jobs = [f"job-{number}" for number in range(20)]
+    async with at_work(relay_of(setting.bus, setting.jobs)):
+        for number in range(3):
+            for job in jobs:
+                await setting.causes(started(job, number))
+        await setting.outbox_empties()
+
+    assert sorted(setting.bus.said) == [
+        (job, number) for job in sorted(jobs) for number in range(3)
+    ]
+    for job in jobs:
+        assert [number for said, number in setting.bus.said if said == job] == [0, 1, 2]

@@ -35,9 +35,16 @@ class Drawn(Notes):
     """A listener by whom each row is drawn at once."""
 
     def saved(
-        self, kind: str, path: Path, step: int, epoch: int, validation_loss: float | None = None
+        self,
+        kind: str,
+        path: Path,
+        step: int,
+        epoch: int,
+        validation_loss: float | None = None,
+        *,
+        wish: int = 0,
     ) -> None:
-        super().saved(kind, path, step, epoch, validation_loss)
+        super().saved(kind, path, step, epoch, validation_loss, wish=wish)
         if kind == "snapshot":
             shutil.rmtree(path)
 

@@ -25,13 +25,14 @@ from shared.messages import (
     Artifact,
     CheckpointSampled,
     CheckpointSaved,
+    ClaimAsked,
     DatasetStaged,
     Message,
     ResumePointSaved,
     SampleRow,
     SavedCheckpoint,
 )
-from shared.request import Inference, Validation
+from shared.request import Inference, Validation, Wish
 from shared.runtime import Order
 from shared.snapshots import sample_key, snapshot_prefix, snapshots_of, standing
 from tests.models import make_random_model
@@ -348,6 +349,48 @@ async def test_rows_are_asked_for_on_the_way_as_fast_as_they_are_drawn_and_the_l
     request = asked("end", max_epochs=1, sample_prompts=["a"])
     final = await work.perform(granted_order(request, "training", facts))
     assert final.row == SampleRow(step=3, epoch=1, prompts=("a",), seed=555, resolution=256)
+
+
+def want(order: Order, wishes: dict[Wish, int]) -> None:
+    order.hear(ClaimAsked(job=order.job, stage="training", claim=order.claim, wishes=wishes))
+
+
+async def test_what_is_wanted_of_a_training_at_work_is_done_once_and_then_it_ends_early(
+    work: TrainerWork, store: FolderStore
+) -> None:
+    facts = Drawing(store)
+    request = asked("wanted", max_epochs=100_000, sample_steps=1_000_000, sample_prompts=["a"])
+    order = granted_order(request, "training", facts)
+    performing = asyncio.create_task(work.perform(order))
+    await until(lambda: is_training(order) or performing.done())
+
+    want(order, {"sample": 1, "save": 1})
+    await until(lambda: len(facts.steps) == 2 and bool(of_kind(facts, CheckpointSaved)))
+    want(order, {"sample": 1, "save": 1, "stop": 1})  # the first two again: not recorded yet
+    async with asyncio.timeout(DEADLINE):
+        final = await performing
+
+    (saved,) = of_kind(facts, CheckpointSaved)
+    assert [each.wish for each in of_kind(facts, CheckpointSampled)] == [0, 1]
+    assert saved.wish == 1
+    assert [each.artifact for each in final.checkpoints] == [saved.artifact]
+    steps = final.summary["steps"]
+    assert saved.step <= steps < 300_000
+    assert final.summary["warnings"] == [f"stopped on request after step {steps} of 300000"]
+    assert final.row == SampleRow(
+        step=steps, epoch=steps // 3, prompts=("a",), seed=555, resolution=256
+    )
+    assert of_kind(facts, ResumePointSaved) == []
+
+
+async def test_what_an_earlier_attempt_left_undone_is_done_by_the_next(work: TrainerWork) -> None:
+    request = asked("left undone", max_epochs=100_000)
+    order = granted_order(request, "training", Facts(), attempt=2, wishes={"stop": 1})
+
+    async with asyncio.timeout(DEADLINE):
+        final = await work.perform(order)
+
+    assert final.summary["warnings"][0].startswith("stopped on request after step ")
 
 
 async def test_rows_that_an_earlier_attempt_left_are_asked_for_again_and_others_not_drawn_twice(

@@ -102,6 +102,20 @@ async def test_other_files_links_and_repeated_names_are_reported(tmp_path: Path)
     }
 
 
+async def test_an_entry_without_a_name_costs_only_itself(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "a.zip", {"a.png": b"1", "b.png": b"2"})
+    whole = bytearray(path.read_bytes())
+    directory = whole.rindex(b"PK\x01\x02")
+    whole[directory + 28 : directory + 30] = b"\0\0"  # the length of its name
+    whole[directory + 32 : directory + 34] = struct.pack("<H", len("b.png"))  # of its comment
+    path.write_bytes(whole)
+
+    found = await unpacked(path)
+
+    assert [image.name for image in found.images] == ["a.png"]
+    assert [skipped.file for skipped in found.skipped] == ["(no name)"]
+
+
 async def test_names_in_undeclared_utf_8_and_in_parts_are_made_plain(tmp_path: Path) -> None:
     name = unicodedata.normalize("NFD", "ein großer Bär.png")
     path = zip_of(tmp_path / "a.zip", {name: b"1"})

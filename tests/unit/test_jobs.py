@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, cast, get_args
 
 import msgspec
 import pytest
@@ -22,6 +23,7 @@ from shared.messages import (
     CheckpointFinal,
     CheckpointSampled,
     CheckpointSaved,
+    ClaimAsked,
     ClaimGranted,
     ClaimRefused,
     DatasetStaged,
@@ -58,7 +60,7 @@ from shared.messages import (
     decode,
     stable_id,
 )
-from shared.request import Inference, ModelSource, Train, parse_request
+from shared.request import Inference, ModelSource, Train, Wish, parse_request
 
 BEAT = 10.0
 START = 1_000_000.0
@@ -142,6 +144,9 @@ class Tale:
         return self.tell(
             StageFailed(job="job", stage=stage, claim=claim, kind=kind, reason="it broke")
         )
+
+    def wish(self, kind: Wish) -> list[Message]:
+        return self.hear(jobs.wish(self.job, kind))
 
     @property
     def asked_again(self) -> list[Effect]:
@@ -899,6 +904,140 @@ def test_a_job_that_lives_or_ended_well_is_not_run_again() -> None:
     assert tale.job.status == "CANCELLED"
 
 
+# --- What the user wants on the way ---------------------------------------------------------
+
+
+def asked(claim: str, **wishes: int) -> ClaimAsked:
+    return ClaimAsked(job="job", stage="training", claim=claim, wishes=cast("Any", wishes))
+
+
+def beat_of(claim: str) -> TrainingProgressed:
+    return TrainingProgressed(job="job", stage="training", claim=claim, progress={"step": 3})
+
+
+def saved(claim: str, name: str, *, wish: int) -> CheckpointSaved:
+    return CheckpointSaved(
+        job="job", stage="training", claim=claim, artifact=artifact(name), step=3, epoch=0,
+        wish=wish,
+    )  # fmt: skip
+
+
+def sampled(claim: str, *, wish: int) -> CheckpointSampled:
+    row = SampleRow(step=3, epoch=0, prompts=("a",), seed=1, resolution=512)
+    return CheckpointSampled(
+        job="job", stage="training", claim=claim, snapshot="s/", base_model="b/", row=row,
+        wish=wish,
+    )  # fmt: skip
+
+
+def in_training(**more: Any) -> Tale:
+    tale = Tale(**more)
+    tale.stage()
+    tale.claim("training", "t")
+    return tale
+
+
+def test_a_wish_is_told_at_once_and_with_each_beat_until_it_is_granted() -> None:
+    tale = in_training()
+
+    assert tale.wish("save") == [asked("t", save=1)]
+    assert tale.tell(beat_of("t")) == [asked("t", save=1)]
+    assert tale.wish("sample") == [asked("t", save=1, sample=1)]
+    assert tale.tell(saved("t", "ordinary", wish=0)) == []
+    assert tale.tell(beat_of("t")) == [asked("t", save=1, sample=1)]
+    tale.tell(saved("t", "asked for", wish=1))
+    assert tale.tell(beat_of("t")) == [asked("t", sample=1)]
+    tale.tell(sampled("t", wish=1))
+    assert tale.tell(beat_of("t")) == []
+    assert [each.artifact.name for each in tale.job.checkpoints] == ["ordinary", "asked for"]
+
+
+def test_a_repeated_wish_is_the_same_one_until_it_is_granted_and_then_another() -> None:
+    tale = in_training()
+    assert tale.wish("save") == tale.wish("save") == [asked("t", save=1)]
+    tale.tell(saved("t", "first", wish=1))
+
+    assert tale.wish("save") == [asked("t", save=2)]
+    tale.tell(saved("t", "late", wish=1))
+    assert tale.tell(beat_of("t")) == [asked("t", save=2)]
+
+
+def test_what_a_lost_worker_left_undone_comes_with_the_next_grant() -> None:
+    tale = in_training()
+    tale.wish("save")
+    tale.wish("stop")
+    tale.tell(saved("t", "asked for", wish=1))
+    tale.tell(TrainingInterrupted(job="job", stage="training", claim="t"))
+
+    assert tale.wish("sample") == []  # nobody there who could hear it
+    grant = tale.claim("training", "t2")
+    assert isinstance(grant, ClaimGranted)
+    assert grant.wishes == {"stop": 1, "sample": 1}
+    tale.tell(checkpoint_final("t2"))
+    drawing = tale.claim("generation", "g")
+    assert isinstance(drawing, ClaimGranted)
+    assert drawing.wishes == {}
+
+
+def waiting() -> Tale:
+    tale = Tale()
+    tale.stage()
+    return tale
+
+
+def trained() -> Tale:
+    tale = in_training()
+    tale.tell(checkpoint_final("t"))
+    return tale
+
+
+def drawing_only() -> Tale:
+    tale = Tale(trains=False)
+    tale.stage()
+    tale.claim("generation", "g")
+    return tale
+
+
+def cancelled() -> Tale:
+    tale = in_training()
+    tale.hear(jobs.cancel(tale.job, tale.now))
+    return tale
+
+
+@pytest.mark.parametrize(
+    ("tale", "reason"),
+    [
+        (Tale, "the training has not begun: the job is IN_QUEUE"),
+        (waiting, "the training has not begun: the job is IN_QUEUE"),
+        (trained, "the training has ended"),
+        (drawing_only, "the job trains nothing"),
+        (cancelled, "the job has ended: it is CANCELLED"),
+    ],
+)
+def test_nothing_can_be_wanted_of_a_training_that_is_not_at_work(
+    tale: Callable[[], Tale], reason: str
+) -> None:
+    told = tale()
+    before = told.job
+
+    assert jobs.why_no_wish(before) == reason
+    assert [told.wish(kind) for kind in ("sample", "save", "stop")] == [[], [], []]
+    assert told.job == before
+
+
+def test_another_run_has_no_wishes_of_the_one_before() -> None:
+    tale = in_training()
+    tale.wish("stop")
+    tale.fail("training", "t", kind="refused")
+    retried(tale)
+
+    assert jobs.why_no_wish(tale.job) == "the training has not begun: the job is IN_QUEUE"
+    grant = tale.claim("training", "t2")
+    assert isinstance(grant, ClaimGranted)
+    assert grant.wishes == {}
+    assert tale.tell(beat_of("t2")) == []
+
+
 # --- Whatever comes ---------------------------------------------------------------------------
 
 CLAIMS = st.sampled_from(["a", "b", "c"])
@@ -937,6 +1076,8 @@ def facts() -> st.SearchStrategy[Any]:
         st.builds(
             ResumePointSaved, **STAMP, prefix=st.just("r/"), step=st.just(1), epoch=st.just(0)
         ),
+        st.builds(saved, CLAIMS, st.just("c"), wish=st.integers(0, 3)),
+        st.builds(sampled, CLAIMS, wish=st.integers(0, 3)),
         st.builds(WebhookFailed, **webhook, reason=st.just("r"), permanent=st.booleans()),
         st.builds(WebhookDelivered, **webhook, status=st.just(200)),
     )
@@ -949,7 +1090,10 @@ def _at(fact: StageFact, stage: Stage) -> StageFact:
 @settings(deadline=None)
 @given(
     st.booleans(),
-    st.lists(st.one_of(facts(), st.sampled_from(["cancel", "late", "lost", "retry"])), max_size=40),
+    st.lists(
+        st.one_of(facts(), st.sampled_from(["cancel", "late", "lost", "retry", *get_args(Wish)])),
+        max_size=40,
+    ),
 )
 def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(
     trains: bool,  # noqa: FBT001
@@ -974,6 +1118,8 @@ def happen(tale: Tale, what: Any) -> None:
             tale.hear(jobs.time_out(tale.job, "late", tale.now))
         case "retry":
             tale.hear(jobs.retry_from_its_end(tale.job, tale.now))
+        case "sample" | "save" | "stop":
+            tale.wish(what)
         case "lost":
             for stage, record in tale.job.stages.items():
                 claim = record.claim.id if record.claim else "nobody"

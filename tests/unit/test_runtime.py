@@ -18,6 +18,7 @@ from shared.messages import (
     INFERENCER_SAMPLES,
     AnyMessage,
     CheckpointSampled,
+    ClaimAsked,
     ClaimGranted,
     ClaimRefused,
     DatasetStaged,
@@ -32,7 +33,7 @@ from shared.messages import (
     StagingProgressed,
     StagingStarted,
 )
-from shared.request import Train
+from shared.request import Train, Wish
 from shared.runtime import PATIENCE_BEATS, Errand, Order, Worker
 
 BEAT = 0.02
@@ -113,6 +114,10 @@ class Gateway:
             job=started.job, stage=started.stage, claim=started.claim, attempt=attempt
         )
         await self._bus.send(control, answer)
+
+    async def ask(self, fact: StageFact, control: str, wishes: dict[Wish, int]) -> None:
+        asked = ClaimAsked(job=fact.job, stage=fact.stage, claim=fact.claim, wishes=wishes)
+        await self._bus.send(control, asked)
 
     async def refuse(self, fact: StageFact, control: str) -> None:
         refusal = ClaimRefused(job=fact.job, stage=fact.stage, claim=fact.claim, reason="no")
@@ -224,6 +229,32 @@ async def test_beats_carry_the_newest_numbers_while_the_work_goes_on() -> None:
         await gateway.hear(DatasetStaged)
 
     assert beat.progress == {"phase": "downloading", "bytes": 7}
+
+
+async def test_what_the_user_wants_is_heard_by_the_work_and_is_no_answer_to_a_claim() -> None:
+    heard: list[dict[Wish, int]] = []
+
+    async def perform(order: Order) -> DatasetStaged:
+        for _ in range(2):
+            await order.wished.wait()
+            order.wished.clear()
+            heard.append(order.wishes)
+            order.progress(heard=len(heard))
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        started, control = await gateway.hear(StagingStarted)
+        await gateway.ask(started, control, {"save": 1})
+        await gateway.hear(StagingStarted)  # it still asks
+        await gateway.grant(started, control)
+        while not (await gateway.hear(StagingProgressed))[0].progress:
+            pass
+        await gateway.ask(started, control, {"save": 1})
+        await gateway.ask(started, control, {"save": 1, "stop": 1})
+        await gateway.hear(DatasetStaged)
+
+    assert heard == [{"save": 1}, {"save": 1, "stop": 1}]
 
 
 async def test_a_claim_taken_away_cancels_the_work_and_nothing_more_is_said() -> None:

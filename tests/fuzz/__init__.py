@@ -1,0 +1,1 @@
+"""Fuzzing of the readers that take what strangers send: ``make fuzz``."""

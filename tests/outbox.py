@@ -1,0 +1,15 @@
+"""A look into the outbox, which takes nothing."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from shared.adapters.sql import Sql
+from shared.adapters.tables import outbox
+from shared.process import closing
+
+
+async def ids_in_outbox(url: str) -> list[str]:
+    """Ids of the messages that have not left, in the order of writing."""
+    async with closing(Sql.open(url)) as sql:
+        return [row.id for row in await sql.all(sa.select(outbox.c.id).order_by(outbox.c.number))]
