@@ -55,7 +55,8 @@ bench: $(DEV)  ## Measure speed
 fuzz: $(FUZZ)  ## Ten minutes of hostile bytes for each reader; writes docs/fuzzing.md
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
-docs: servers $(DEV)  ## Write the pages of docs/ that are measured
+docs: servers $(DEV)  ## Write what docs/ has from the code, and the pages that are measured
+	$(BIN)/python -m services.gateway.documents docs
 	$(BIN)/python -m bench schedulers
 	OMP_NUM_THREADS=1 LIVE_SAMPLES_PAGE=docs/live-samples.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_samples.py
 

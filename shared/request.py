@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args
+import re
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -37,7 +39,10 @@ WebhookEvent = Literal["start", "output", "completed"]
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[int, Meta(ge=1)]
+MOST = 2**31 - 1
+"""Of numbers that are bounded by nothing else."""
+Positive = Annotated[int, Meta(ge=1, le=MOST)]
+Count = Annotated[int, Meta(ge=0, le=MOST)]
 Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 T = TypeVar("T", bound=Struct)
@@ -49,6 +54,20 @@ STORED = "store:"
 """How ``data_url``, ``resume_ckpt_url`` and ``model`` begin once the gateway has found that they
 are ours and belong to the client; a key of our store follows. Clients may not say it themselves."""
 
+_HEX = "[0-9A-Fa-f]{1,4}"
+_IPV6 = (
+    rf"\[(?=([0-9A-Fa-f]{{0,4}}:){{2,7}}[0-9A-Fa-f]{{0,4}}\])"
+    rf"(({_HEX}:){{7}}{_HEX}|({_HEX}(:{_HEX})*)?::({_HEX}(:{_HEX})*)?)\]"
+)
+_PORT = ":(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4})"
+WEB_ADDRESS = (
+    rf"^[Hh][Tt][Tt][Pp][Ss]?://([^\u0000-\u0020\u007f/?#@:\[\]\\]+|{_IPV6})({_PORT})?"
+    r"([/?#][^\u0000-\u001f]*)?$(?!\n)"
+)
+"""An http or https URL with a host and without credentials, in the dialect that Python, ECMAScript
+and JSON Schema share; the end is for Python, whose ``$`` also stands before a last line break."""
+
+FIRST_TIMESTEP, LAST_TIMESTEP = 0, 1000
 EXECUTION_TIMEOUT = 24 * 3600 * 1000
 TTL = 7 * 24 * 3600 * 1000
 
@@ -67,7 +86,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_url: Text
     amp: bool = True
     batch_size: Annotated[int, Meta(ge=1, le=1024)] = 2
-    ckpt_every_n_minutes: Annotated[int, Meta(ge=0)] | None = 20
+    ckpt_every_n_minutes: Count | None = 20
     clip_grad_norm: Annotated[float, Meta(gt=0.0)] | None = None
     clip_skip: Annotated[int, Meta(ge=0, le=4)] = 0
     cond_dropout: Fraction = 0.04
@@ -81,7 +100,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lr: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     lr_decay_steps: Positive | None = None
     lr_scheduler: LrScheduler = "constant"
-    lr_warmup_steps: Annotated[int, Meta(ge=0)] | None = None
+    lr_warmup_steps: Count | None = None
     max_epochs: Positive = 300
     resolution: Resolution = 512
     resume_ckpt_url: Text = DEFAULT_BASE
@@ -101,14 +120,14 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ema_decay_rate: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
     enable_zero_terminal_snr: bool = False
     keep_checkpoints: Positive | None = None
-    keep_tags: Annotated[int, Meta(ge=0)] = 0
+    keep_tags: Count = 0
     loss_type: LossType = "mse"
     min_snr_gamma: Annotated[float, Meta(gt=0.0)] | None = None
     pyramid_noise_discount: Fraction = 0.0
     save_every_n_epochs: Positive | None = None
     text_encoder_lr: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
-    timestep_end: Annotated[int, Meta(ge=1, le=1000)] = 1000
-    timestep_start: Annotated[int, Meta(ge=0, le=999)] = 0
+    timestep_end: Annotated[int, Meta(ge=1, le=1000)] = LAST_TIMESTEP
+    timestep_start: Annotated[int, Meta(ge=0, le=999)] = FIRST_TIMESTEP
     validation: Validation | None = None
     zero_frequency_noise_ratio: Fraction = 0.0
 
@@ -210,7 +229,6 @@ def parse_request(body: Any) -> Request:
     policy = _optional(Policy, top.get("policy"), "policy", mistakes) or Policy()
     webhook = _url(top.get("webhook"), "webhook", mistakes)
     events = _webhook_events(top.get("webhook_events_filter"), mistakes)
-    _cross_checks(train, s3, mistakes)
     if mistakes:
         raise Invalid(mistakes)
     return Request(
@@ -222,7 +240,7 @@ def parse_request(body: Any) -> Request:
 def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
-    got = "something else" if path == HIDDEN else _shown(value)
+    got = "something else" if path == HIDDEN else shown(value)
     mistakes.append(f"{path}: expected an object, got {got}")
     return {}
 
@@ -243,10 +261,10 @@ def _model(value: Any, mistakes: list[str]) -> ModelSource | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value:
-        mistakes.append(f"input.model: expected a string, not empty, got {_shown(value)}")
+        mistakes.append(f"input.model: expected a string, not empty, got {shown(value)}")
         return None
-    if value.startswith(STORED):
-        mistakes.append(f"input.model: a client may not begin it with {STORED}")
+    if not is_nobodys_key(value):
+        mistakes.append(f"input.model: expected {NO_KEY}, got {shown(value)}")
     return ModelSource(source=value)
 
 
@@ -280,6 +298,8 @@ def _struct(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | No
         for each in fields
         if each.required or given.get(each.name) is not None or _takes_null(each, given)
     }
+    if kind is Train:
+        _train_rules(good, path, mistakes)
     return kind(**good) if len(mistakes) == before else None
 
 
@@ -289,19 +309,32 @@ def _takes_null(each: types.Field, given: dict[str, Any]) -> bool:
 
 
 def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[str]) -> Any:
+    inner = f"{path}.{each.name}"
     if given.get(each.name) is None and each.required:
-        mistakes.append(f"{path}.{each.name}: required, but missing")
+        expected = FORMS[each.name].text if each.name in FORMS else describe(each.type)
+        mistakes.append(f"{inner}: required, but missing; expected {expected}")
         return None
     value = given[each.name]
     if (kind := _struct_of(each.type)) and value is not None:
-        return _struct(kind, value, f"{path}.{each.name}", mistakes)
+        return _struct(kind, value, inner, mistakes)
+    if isinstance(each.type, types.ListType) and isinstance(value, list):
+        items = enumerate(value)
+        return [_value(each.type.item_type, v, f"{inner}[{i}]", mistakes) for i, v in items]
+    return _value(each.type, value, inner, mistakes, FORMS.get(each.name))
+
+
+def _value(
+    kind: types.Type, value: Any, path: str, mistakes: list[str], form: Form | None = None
+) -> Any:
     try:
-        return _convert(value, each.type)
+        converted = _convert(value, kind)
+        _require(form is None or converted is None or form.holds(converted))
     except (ValueError, OverflowError):
-        expected = describe(each.type)
-        got = "something else" if path == HIDDEN else _shown(value)
-        mistakes.append(f"{path}.{each.name}: expected {expected}, got {got}")
+        expected = form.text if form and isinstance(value, str) and value else describe(kind)
+        got = "something else" if path.startswith(HIDDEN) else shown(value)
+        mistakes.append(f"{path}: expected {expected}, got {got}")
         return None
+    return converted
 
 
 def _struct_of(kind: types.Type) -> type[Struct] | None:
@@ -318,8 +351,10 @@ def _convert(value: Any, kind: types.Type) -> Any:
                 return None
             return _convert(value, next(m for m in members if not isinstance(m, types.NoneType)))
         case types.LiteralType(values=values):
+            value = _whole(value)
             _require(value in values and type(value) is type(values[0]))
         case types.IntType(ge=low, le=high):
+            value = _whole(value)
             _require(isinstance(value, int) and not isinstance(value, bool))
             _require((low is None or value >= low) and (high is None or value <= high))
         case types.FloatType(gt=above, ge=low, le=high, lt=below):
@@ -332,10 +367,14 @@ def _convert(value: Any, kind: types.Type) -> Any:
             _require(isinstance(value, bool))
         case types.StrType(min_length=least):
             _require(isinstance(value, str) and len(value) >= (least or 0))
-        case types.ListType(item_type=item):
+        case types.ListType():
             _require(isinstance(value, list))
-            value = [_convert(each, item) for each in value]
     return value
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is an integer, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _require(holds: bool) -> None:  # noqa: FBT001 - it is the question itself
@@ -374,7 +413,7 @@ def describe(kind: types.Type) -> str:  # noqa: PLR0911 - one return for each ki
 
 ENDLESS = 1e6
 """A bound above this tells people nothing."""
-SHOWN_LETTERS = 80
+SHOWN_LETTERS = 120
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -388,11 +427,17 @@ def _range(low: float | None, high: float | None) -> str:
 def _unknown(
     given: dict[str, Any], known: list[str] | tuple[str, ...], prefix: str, mistakes: list[str]
 ) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-            mistakes.append(f"{prefix}{name}: no such field{hint}")
+    mistakes += [
+        f"{prefix}{name}: no such field; {nearest(name, known)}"
+        for name in given
+        if name not in known
+    ]
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What somebody may have meant by an unknown name."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def _url(value: Any, path: str, mistakes: list[str]) -> str | None:
@@ -400,7 +445,7 @@ def _url(value: Any, path: str, mistakes: list[str]) -> str | None:
         return None
     if isinstance(value, str) and is_http_url(value):
         return value
-    mistakes.append(f"{path}: expected an http or https URL, got {_shown(value)}")
+    mistakes.append(f"{path}: expected an http or https URL, got {shown(value)}")
     return None
 
 
@@ -409,10 +454,10 @@ def _webhook_events(value: Any, mistakes: list[str]) -> tuple[WebhookEvent, ...]
     if value is None:
         return ()
     if not isinstance(value, list) or not value:
-        mistakes.append(f"{path}: expected a list, each item {one}, got {_shown(value)}")
+        mistakes.append(f"{path}: expected a list, each item {one}, got {shown(value)}")
         return ()
     mistakes += [
-        f"{path}[{index}]: expected {one}, got {_shown(each)}"
+        f"{path}[{index}]: expected {one}, got {shown(each)}"
         for index, each in enumerate(value)
         if each not in WEBHOOK_EVENTS
     ]
@@ -427,36 +472,48 @@ def _warnings(top: dict[str, Any], policy: Policy) -> tuple[str, ...]:
 def is_http_url(text: str) -> bool:
     """Whether the text is an http or https URL with a host, without credentials."""
     try:
-        parts = urlsplit(text)
-        return (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
-        )
+        urlsplit(text).port  # noqa: B018 - raises for what is no host or port after all
     except ValueError:
         return False
+    return re.search(WEB_ADDRESS, text) is not None
 
 
-def _cross_checks(train: Train | None, s3: S3Config | None, mistakes: list[str]) -> None:
-    if train and not is_http_url(train.data_url):
+def is_nobodys_key(text: str) -> bool:
+    """Whether the text does not stand for something in our store."""
+    return not text.startswith(STORED)
+
+
+class Form(NamedTuple):
+    """What a text must be besides a text."""
+
+    holds: Callable[[str], bool]
+    text: str
+
+
+ADDRESS = Form(is_http_url, "an http or https URL")
+NO_KEY = f"a model that a client may name, not {STORED}"
+FORMS = {
+    "data_url": ADDRESS,
+    "endpointUrl": ADDRESS,
+    "resume_ckpt_url": Form(is_nobodys_key, NO_KEY),
+}
+"""By the field's name."""
+
+
+def _train_rules(good: dict[str, Any], path: str, mistakes: list[str]) -> None:
+    """What two fields say together; one that is wrong by itself is None and says nothing here."""
+    if good.get("disable_unet_training") and good.get("disable_textenc_training"):
         mistakes.append(
-            f"input.train.data_url: expected an http or https URL, got {_shown(train.data_url)}"
-        )
-    if train and train.resume_ckpt_url.startswith(STORED):
-        mistakes.append(f"input.train.resume_ckpt_url: a client may not begin it with {STORED}")
-    if train and train.disable_unet_training and train.disable_textenc_training:
-        mistakes.append(
-            "input.train: disable_unet_training and disable_textenc_training are both true:"
+            f"{path}: disable_unet_training and disable_textenc_training are both true:"
             " nothing is left to train"
         )
-    if train and train.timestep_start >= train.timestep_end:
-        mistakes.append(
-            f"input.train: timestep_start {train.timestep_start} must be below"
-            f" timestep_end {train.timestep_end}"
-        )
-    if s3 and not is_http_url(s3.endpointUrl):
-        mistakes.append("s3Config.endpointUrl: expected an http or https URL")
+    start = good.get("timestep_start", FIRST_TIMESTEP)
+    end = good.get("timestep_end", LAST_TIMESTEP)
+    if start is not None and end is not None and start >= end:
+        mistakes.append(f"{path}: timestep_start {start} must be below timestep_end {end}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as JSON, cut short."""
     if isinstance(value, dict):
         return "an object"

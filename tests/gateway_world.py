@@ -21,6 +21,7 @@ from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.sql import Sql
 from shared.adapters.upload_table import UploadTable
+from shared.dataset.manifest import Captions, Report
 from shared.errors import Unavailable
 from shared.messages import (
     AnyMessage,
@@ -68,6 +69,7 @@ REQUEST: dict[str, Any] = {
         "inference": {"prompt": "a unique 123xyz concept name as a superhero", "seed": 7},
     }
 }
+REPORT = Report(images=4, captions=Captions(from_names=4)).plain()
 S3_CONFIG = {
     "accessId": "the-access-id",
     "accessSecret": "the-access-secret",
@@ -270,7 +272,7 @@ class Claimed:
             inference=submitted.inference,
             dataset=f"{prefix}/dataset/",
             base_model="cache/base/",
-            report={"images": 4},
+            report=REPORT,
         )
 
     async def stage_model(self, submitted: AnyMessage) -> None:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 
-from services.gateway.admission import Admission
+from services.gateway.admission import Admission, unwrap
+from services.gateway.answers import Health, JobState, JobStatus, Purged, Stream
 from services.gateway.changes import Changes
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, Route, is_gone, json_body, json_response
+from services.gateway.http import ANSWER_SECONDS, is_gone, json_body, json_response
 from services.gateway.ledger import Ledger, Seen
+from services.gateway.routes import JSON, Answer, Body, Parameter, route
 from services.gateway.streams import Streams
 from services.gateway.view import View
 from services.gateway.waiting import Waiting
 from services.gateway.workforce import Workforce
 from shared.jobs import Job, Step, cancel, retry_from_its_end, why_no_wish, wish
 from shared.messages import stable_id
-from shared.request import Invalid, Wish
+from shared.request import Invalid, Wish, parse_request
 
 READ = ("GET", "POST")
 """RunPod's Go client POSTs what the others GET."""
@@ -36,6 +41,22 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 MOST_KEY_LETTERS = 255
 CANCELLED_STREAM_SECONDS = 10.0
 """After this a cancelled job has no stream: RunPod's Python client would read it for ever."""
+REQUEST = Body(JSON, {"$ref": "#/components/schemas/Request"}, "What is to be done.")
+TO_CHECK = Body(JSON, {"$ref": "#/components/schemas/RequestCheck"}, "What would be done.")
+IDEMPOTENCY = Parameter(
+    IDEMPOTENCY_KEY,
+    "header",
+    Annotated[str, Meta(min_length=1, max_length=MOST_KEY_LETTERS)],
+    "The same key with the same request is the same job.",
+)
+STATE = {200: Answer("The job's id and status.", JobState)}
+STATUS = {200: Answer("The job as it stands.", JobStatus)}
+
+
+def waits(usual: int, most: int) -> Parameter:
+    """How long a client may wait, in milliseconds."""
+    text = f"Milliseconds, {usual} unless said; below 0 counts as 0, above {most} as {most}."
+    return Parameter("wait", "query", int, text)
 
 
 class Endpoint:
@@ -64,53 +85,86 @@ class Endpoint:
         self._waiting = waiting
         self._clock = clock
 
-    def routes(self) -> list[Route]:
-        return [
-            Route(("POST",), "/run", self._run),
-            Route(("POST",), "/runsync", self._runsync),
-            Route(("POST",), "/dataset/check", self._check),
-            Route(READ, "/status/{job}", self._status),
-            Route(READ, "/status-sync/{job}", self._status_sync),
-            Route(READ, "/stream/{job}", self._stream),
-            Route(("POST",), "/cancel/{job}", self._cancel),
-            Route(("POST",), "/retry/{job}", self._retry),
-            Route(("POST",), "/jobs/{job}/sample", partial(self._wish, "sample")),
-            Route(("POST",), "/jobs/{job}/save", partial(self._wish, "save")),
-            Route(("POST",), "/jobs/{job}/stop", partial(self._wish, "stop")),
-            Route(("POST",), "/purge-queue", self._purge),
-            Route(READ, "/health", self._health),
-        ]
-
+    @route(
+        "POST",
+        "/run",
+        "Submit a job, and get its id at once",
+        needs="run",
+        parameters=(IDEMPOTENCY,),
+        body=REQUEST,
+        answers=STATE,
+        errors=(422,),
+    )
     async def _run(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "run") as owner:
             job = await self._admit(request, owner, RUN_BYTES)
-            return web.json_response({"id": job.id, "status": job.status})
+            return web.json_response(state_of(job))
 
+    @route(
+        "POST",
+        "/runsync",
+        "Submit a job, and get its status when it has ended or the time is over",
+        needs="runsync",
+        parameters=(waits(RUNSYNC_WAIT, MOST_RUNSYNC_WAIT), IDEMPOTENCY),
+        body=REQUEST,
+        answers=STATUS,
+        errors=(404, 422),
+    )
     async def _runsync(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "runsync") as owner:
-            wait = wait_of(request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
-            job = await self._admit(request, owner, RUNSYNC_BYTES)
-            return await self._at_the_end(request, job.id, wait)
+            wait = partial(wait_of, request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
+            job = await self._admit(request, owner, RUNSYNC_BYTES, wait)
+            return await self._at_the_end(request, job.id, wait())
 
+    @route(
+        "POST",
+        "/dataset/check",
+        "Submit a job that ends with the report on its dataset",
+        needs="run",
+        parameters=(IDEMPOTENCY,),
+        body=TO_CHECK,
+        answers=STATE,
+        errors=(422,),
+    )
     async def _check(self, request: web.Request) -> web.Response:
         """A job that ends with the report on its dataset."""
         with self._door.let_in(request, "run") as owner:
             job = await self._admit(request, owner, RUN_BYTES, checks=True)
-            return web.json_response({"id": job.id, "status": job.status})
+            return web.json_response(state_of(job))
 
     async def _admit(
-        self, request: web.Request, owner: str, most: int, *, checks: bool = False
+        self,
+        request: web.Request,
+        owner: str,
+        most: int,
+        wait: Callable[[], float] = lambda: 0.0,
+        *,
+        checks: bool = False,
     ) -> Job:
-        body, job_id = await json_body(request, most), job_id_for(request, owner)
+        """Mistakes of the headers and parameters are told with those of the body."""
+        body = await json_body(request, most)
+        if told := mistakes_of(partial(job_id_for, request, owner), wait):
+            raise Invalid([*told, *mistakes_of(partial(parse_request, unwrap(body)))])
+        job_id = job_id_for(request, owner)
         async with asyncio.timeout(ANSWER_SECONDS):
             return await self._admission.admit(job_id, owner, body, checks=checks)
 
+    @route(READ, "/status/{job}", "Look at a job", needs="status", answers=STATUS)
     async def _status(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "status") as owner:
             async with asyncio.timeout(ANSWER_SECONDS):
                 seen = await self._door.job(request, owner)
                 return await self._shown(seen)
 
+    @route(
+        READ,
+        "/status-sync/{job}",
+        "Look at a job when it has ended or the time is over",
+        needs="status",
+        parameters=(waits(SHORT_WAIT, MOST_WAIT),),
+        answers=STATUS,
+        errors=(400,),
+    )
     async def _status_sync(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "status") as owner:
             wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
@@ -142,6 +196,15 @@ class Endpoint:
                     return seen
                 await watch.wait(left)
 
+    @route(
+        READ,
+        "/stream/{job}",
+        "Get what is new of a job's output, each piece once",
+        needs="stream",
+        parameters=(waits(SHORT_WAIT, MOST_WAIT),),
+        answers={200: Answer("What is new.", Stream)},
+        errors=(400,),
+    )
     async def _stream(self, request: web.Request) -> web.Response:
         """What is new of the output since the last such request, each piece once."""
         with self._door.let_in(request, "stream") as owner:
@@ -151,22 +214,29 @@ class Endpoint:
             chunks, seen = await self._streams.next(request, seen, wait)
             if not chunks and self._is_long_cancelled(seen.job):
                 raise web.HTTPNotFound(text="the stream of this cancelled job has ended")
-            job = seen.job
-            return json_response(
-                msgspec.json.encode({"id": job.id, "status": job.status, "stream": chunks})
-            )
+            stream: Stream = {**state_of(seen.job), "stream": chunks}
+            return json_response(msgspec.json.encode(stream))
 
     def _is_long_cancelled(self, job: Job) -> bool:
         ended = job.ended_at or self._clock()
         return job.status == "CANCELLED" and self._clock() - ended > CANCELLED_STREAM_SECONDS
 
+    @route("POST", "/cancel/{job}", "Stop a job", needs="cancel", answers=STATE)
     async def _cancel(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "cancel") as owner:
             async with asyncio.timeout(ANSWER_SECONDS):
                 seen = await self._door.job(request, owner)
                 after = await self._ledger.change(seen.job.id, self._cancelled)
-            return web.json_response({"id": seen.job.id, "status": (after or seen.job).status})
+            return web.json_response(state_of(after or seen.job))
 
+    @route(
+        "POST",
+        "/retry/{job}",
+        "Run a job again that FAILED or TIMED_OUT, from where it stopped",
+        needs="run",
+        answers=STATE,
+        errors=(400,),
+    )
     async def _retry(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "run") as owner:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -177,9 +247,42 @@ class Endpoint:
                 raise Invalid(
                     [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
                 )
-            return web.json_response({"id": after.id, "status": after.status})
+            return web.json_response(state_of(after))
 
-    async def _wish(self, kind: Wish, request: web.Request) -> web.Response:
+    @route(
+        "POST",
+        "/jobs/{job}/sample",
+        "Have a row of samples drawn from a training at work",
+        needs="wish",
+        answers=STATE,
+        errors=(409,),
+    )
+    async def _sample(self, request: web.Request) -> web.Response:
+        return await self._wish(request, "sample")
+
+    @route(
+        "POST",
+        "/jobs/{job}/save",
+        "Have a checkpoint of a training at work saved now",
+        needs="wish",
+        answers=STATE,
+        errors=(409,),
+    )
+    async def _save(self, request: web.Request) -> web.Response:
+        return await self._wish(request, "save")
+
+    @route(
+        "POST",
+        "/jobs/{job}/stop",
+        "End a training at work early, as if its last step were done",
+        needs="wish",
+        answers=STATE,
+        errors=(409,),
+    )
+    async def _stop(self, request: web.Request) -> web.Response:
+        return await self._wish(request, "stop")
+
+    async def _wish(self, request: web.Request, kind: Wish) -> web.Response:
         """Write down what is wanted of a training at work; whoever trains hears of it."""
         with self._door.let_in(request, "wish") as owner:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -187,8 +290,15 @@ class Endpoint:
                 after = await self._ledger.change(seen.job.id, partial(wish, kind=kind)) or seen.job
             if reason := why_no_wish(after):
                 raise web.HTTPConflict(text=reason)
-            return web.json_response({"id": after.id, "status": after.status})
+            return web.json_response(state_of(after))
 
+    @route(
+        "POST",
+        "/purge-queue",
+        "Cancel your jobs that are IN_QUEUE",
+        needs="purge",
+        answers={200: Answer("How many were cancelled.", Purged)},
+    )
     async def _purge(self, request: web.Request) -> web.Response:
         """Cancel what waits in the queue; whatever is at work goes on."""
         with self._door.let_in(request, "purge") as owner:
@@ -197,8 +307,16 @@ class Endpoint:
                 for job_id in await self._workforce.queued(owner):
                     after = await self._ledger.change(job_id, self._cancelled_if_queued)
                     removed += after is not None and after.status == "CANCELLED"
-            return web.json_response({"removed": removed, "status": "completed"})
+            purged: Purged = {"removed": removed, "status": "completed"}
+            return web.json_response(purged)
 
+    @route(
+        READ,
+        "/health",
+        "Count your jobs, and the workers that have a GPU",
+        needs="status",
+        answers={200: Answer("Jobs by state, and workers.", Health)},
+    )
     async def _health(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "status") as owner:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -211,6 +329,21 @@ class Endpoint:
         return cancel(job, self._clock()) if job.status == "IN_QUEUE" else Step(job)
 
 
+def mistakes_of(*checks: Callable[[], object]) -> list[str]:
+    """What all of these find wrong."""
+    mistakes: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except Invalid as invalid:
+            mistakes += invalid.mistakes
+    return mistakes
+
+
+def state_of(job: Job) -> JobState:
+    return {"id": job.id, "status": job.status}
+
+
 def wait_of(request: web.Request, usual: int, most: int) -> float:
     """The seconds that a client wants to wait, from its ``wait`` in milliseconds.
 
@@ -218,12 +351,9 @@ def wait_of(request: web.Request, usual: int, most: int) -> float:
         Invalid: no number.
     """
     text = request.query.get("wait", str(usual))
-    try:
-        return min(max(int(text), 0), most) / 1000
-    except ValueError:
-        raise Invalid(
-            [f"wait: expected milliseconds from 0 to {most}, got {text[:40]!r}"]
-        ) from None
+    if not re.fullmatch(r"-?\d{1,15}", text, re.ASCII):
+        raise Invalid([f"wait: expected milliseconds from 0 to {most}, got {text[:40]!r}"])
+    return min(max(int(text), 0), most) / 1000
 
 
 def job_id_for(request: web.Request, owner: str) -> str:
@@ -236,5 +366,6 @@ def job_id_for(request: web.Request, owner: str) -> str:
     if key is None:
         return str(uuid.uuid4())
     if not 1 <= len(key) <= MOST_KEY_LETTERS:
-        raise Invalid([f"{IDEMPOTENCY_KEY}: expected 1 to {MOST_KEY_LETTERS} letters"])
+        wanted = f"1 to {MOST_KEY_LETTERS} letters"
+        raise Invalid([f"{IDEMPOTENCY_KEY}: expected {wanted}, got {len(key)}"])
     return stable_id("idempotency", owner, key)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import structlog
 from aiohttp import web
+from msgspec import Meta
 
 from services.gateway.changes import LOOK_SECONDS, Changes
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, Route, is_gone
+from services.gateway.http import ANSWER_SECONDS, is_gone, unknown_parameters
 from services.gateway.ledger import Ledger, Seen
+from services.gateway.routes import Answer, Parameter, route
 from services.gateway.view import View, newest_numbers
 from shared.errors import Unavailable
 from shared.ports import JobStore
@@ -28,7 +30,8 @@ HEARTBEAT_SECONDS = 15.0
 PATIENCE_SECONDS = 60.0
 """How long a client may leave what it is told unread."""
 LAST_EVENT_ID, PARAMETER = "Last-Event-ID", "last_event_id"
-EVENT_ID = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
+EVENT_ID = re.compile(r"^([0-9]{1,9})(?:\.([0-9]{1,9}))?$")
+EventId = Annotated[str, Meta(pattern=EVENT_ID.pattern)]
 HEADERS = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store",
@@ -62,9 +65,21 @@ class Events:
         self._view = view
         self._changes = changes
 
-    def routes(self) -> list[Route]:
-        return [Route(("GET",), "/events/{job}", self._events)]
-
+    @route(
+        "GET",
+        "/events/{job}",
+        "Follow what happens to a job, as server-sent events",
+        needs="stream",
+        parameters=(
+            Parameter(LAST_EVENT_ID, "header", EventId, "The last event that was read."),
+            Parameter(PARAMETER, "query", EventId, f"The same; {LAST_EVENT_ID} goes first."),
+        ),
+        answers={
+            200: Answer("All that has happened, then what comes.", media="text/event-stream"),
+            204: Answer("The job has ended, and there is nothing new to tell."),
+        },
+        errors=(400,),
+    )
     async def _events(self, request: web.Request) -> web.StreamResponse:
         with self._door.let_in(request, "stream") as owner:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -175,14 +190,23 @@ def place_of(request: web.Request, version: int) -> Place:
         version: the job's newest, which no place is beyond.
 
     Raises:
-        Invalid: no id of an event of this job.
+        Invalid: no id of an event of this job, or another parameter.
     """
-    text = request.headers.get(LAST_EVENT_ID, request.query.get(PARAMETER))
-    if text is None:
-        return BEGINNING
+    mistakes = unknown_parameters(request.query, [PARAMETER])
+    given = {LAST_EVENT_ID: request.headers, PARAMETER: request.query}
+    places = [
+        _place(name, texts[name], version, mistakes)
+        for name, texts in given.items()
+        if name in texts
+    ]
+    if mistakes:
+        raise Invalid(mistakes)
+    return next(iter(places), BEGINNING)
+
+
+def _place(name: str, text: str, version: int, mistakes: list[str]) -> Place:
     found = EVENT_ID.fullmatch(text)
     if found is None or int(found[1]) > version:
-        raise Invalid(
-            [f"{LAST_EVENT_ID}: expected the id of an event of this job, got {text[:40]!r}"]
-        )
+        mistakes.append(f"{name}: expected the id of an event of this job, got {text[:40]!r}")
+        return BEGINNING
     return Place(int(found[1]), LAST_NUMBER if found[2] is None else int(found[2]))

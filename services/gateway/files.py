@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from services.gateway.routes import Answer, Parameter, route
 from shared.errors import NotFound, Refused
 from shared.keys import link_holds
 
@@ -31,6 +32,24 @@ class Files:
         self._link_key = link_key
         self._clock = clock
 
+    @route(
+        ("GET", "HEAD"),
+        "/files/{key:.+}",
+        "Get a file by its signed link, where results are kept in a folder",
+        needs=None,
+        versioned=False,
+        parameters=(
+            Parameter("expires", "query", int, "As in the link: seconds since the epoch."),
+            Parameter("signature", "query", str, "As in the link."),
+            Parameter("filename", "query", str, "Under which name a browser saves it."),
+        ),
+        answers={
+            200: Answer("The file.", media="*/*"),
+            206: Answer("The range of it that was asked for.", media="*/*"),
+            304: Answer("It is as it was."),
+        },
+        errors=(403, 412, 416),
+    )
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """A file, whole or a range of it."""
         key, query = request.match_info["key"], request.query

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from multidict import MultiMapping
 
 from services.gateway.admission import Repeated
 from services.gateway.auth import Keys
 from services.gateway.door import CALLER
-from services.gateway.ledger import Ledger
+from services.gateway.routes import Handler, routes_of
 from shared.errors import Unavailable
-from shared.request import Invalid
+from shared.request import Invalid, nearest
 
 ENDPOINT = "everydream-v1"
 VERSIONS = ("v1", "v2")
@@ -26,40 +27,28 @@ RETRY_SECONDS = 5
 MOST_BYTES = 20 * 1024 * 1024
 """Of any body that is read whole; RunPod's bound for ``/runsync``."""
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 log = structlog.get_logger()
 
 
-class Route(NamedTuple):
-    """One operation, under every version of the endpoint's address."""
-
-    methods: tuple[str, ...]
-    path: str
-    handler: Handler
+BASES = tuple(f"/{version}/{ENDPOINT}" for version in VERSIONS)
+"""The endpoint's addresses on this server."""
 
 
-def application(
-    routes: Iterable[Route], files: Handler | None, keys: Keys, ledger: Ledger
-) -> web.Application:
-    """Everything that the gateway answers; ``files`` where it serves the store's links itself."""
+def application(parts: Iterable[object], keys: Keys) -> web.Application:
+    """Everything that the gateway answers: all routes of these parts."""
     middlewares = [_errors_as_json, _identified_by(keys)]
     app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
-    for route in routes:
-        for version in VERSIONS:
-            for method in route.methods:
-                app.router.add_route(method, f"/{version}/{ENDPOINT}{route.path}", route.handler)
-    if files is not None:
-        app.router.add_get("/files/{key:.+}", files)
-
-    async def health(_request: web.Request) -> web.Response:
-        """Whether requests can be answered: the database is asked."""
-        async with asyncio.timeout(ANSWER_SECONDS):
-            await ledger.get("")
-        return web.json_response({"status": "ok"})
-
-    app.router.add_get("/healthz", health)
+    for part in parts:
+        for method, path, handler in _addresses(part):
+            app.router.add_route(method, path, handler)
     return app
+
+
+def _addresses(part: object) -> Iterator[tuple[str, str, Handler]]:
+    for name, route in routes_of(type(part)):
+        for base in BASES if route.versioned else ("",):
+            for method in route.methods:
+                yield method, f"{base}{route.path}", getattr(part, name)
 
 
 @web.middleware
@@ -134,6 +123,15 @@ def _decoded(body: bytes) -> Any:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid([f"the request is not JSON: {error}"]) from None
+
+
+def unknown_parameters(query: MultiMapping[str], known: Sequence[str]) -> list[str]:
+    """A sentence for each parameter of a query that there is not."""
+    return [
+        f"{name}: no such parameter; {nearest(name, known)}"
+        for name in dict.fromkeys(query)
+        if name not in known
+    ]
 
 
 def json_response(body: bytes) -> web.Response:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, NamedTuple, get_args
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 from multidict import MultiMapping
 
+from services.gateway.answers import Page
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, Route, json_response
+from services.gateway.http import ANSWER_SECONDS, json_response, unknown_parameters
 from services.gateway.ledger import read
+from services.gateway.routes import Answer, Parameter, route
 from services.gateway.view import summary
 from shared.jobs import Status
 from shared.ports import JobStore, StoredJob
@@ -42,9 +45,21 @@ class Listing:
         self._jobs = jobs
         self._clock = clock
 
-    def routes(self) -> list[Route]:
-        return [Route(("GET",), "/jobs", self._list)]
-
+    @route(
+        "GET",
+        "/jobs",
+        "List your jobs, newest first",
+        needs="status",
+        parameters=(
+            Parameter("status", "query", list[Status], "Only these; repeated, or with commas."),
+            Parameter(
+                "limit", "query", Annotated[int, Meta(ge=1, le=MOST)], f"{USUAL} unless said."
+            ),
+            Parameter("cursor", "query", str, "``next`` of the page before."),
+        ),
+        answers={200: Answer("A page of jobs.", Page)},
+        errors=(400,),
+    )
     async def _list(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "status") as owner:
             wish = wish_of(request.query)
@@ -54,7 +69,7 @@ class Listing:
                 )
             return json_response(msgspec.json.encode(self._page(rows, wish.limit)))
 
-    def _page(self, rows: Sequence[StoredJob], limit: int) -> dict[str, Any]:
+    def _page(self, rows: Sequence[StoredJob], limit: int) -> Page:
         """One row more than are shown tells that there is another page."""
         now, shown = self._clock(), rows[:limit]
         return {
@@ -69,11 +84,7 @@ def wish_of(query: MultiMapping[str]) -> Wish:
     Raises:
         Invalid: with every mistake.
     """
-    mistakes = [
-        f"{name}: no such parameter; known: {', '.join(PARAMETERS)}"
-        for name in dict.fromkeys(query)
-        if name not in PARAMETERS
-    ]
+    mistakes = unknown_parameters(query, PARAMETERS)
     wish = Wish(_statuses(query, mistakes), _limit(query, mistakes), _before(query, mistakes))
     if mistakes:
         raise Invalid(mistakes)

@@ -13,7 +13,7 @@ from services.gateway.uploads import Uploads
 from shared.jobs import Job, clip_skip_of
 from shared.keys import link_holds
 from shared.messages import Artifact
-from shared.request import STORED, Invalid, ModelSource, Request, Train
+from shared.request import STORED, Invalid, ModelSource, Request, Train, shown
 from shared.uploads import list_key
 
 JOBS = "jobs/"
@@ -70,7 +70,8 @@ class Ours:
             return await self._place(field, address, owner, mistakes)
         upload = await self._uploads.find(upload_id, owner)
         if upload is None:
-            mistakes.append(f"{field}: expected an upload of yours that is still kept")
+            kept = "an upload of yours that is still kept"
+            mistakes.append(f"{field}: expected {kept}, got {shown(address)}")
         elif upload.finished_at is None:
             there = f"{upload.received} of its {upload.bytes} bytes are here"
             mistakes.append(f"{field}: expected an upload that is finished; of this one {there}")
@@ -93,7 +94,7 @@ class Ours:
         else:
             return address
         if key is None:
-            mistakes.append(f"{field}: expected {wanted}")
+            mistakes.append(f"{field}: expected {wanted}, got {shown(address)}")
             return address
         return f"{STORED}{key}"
 

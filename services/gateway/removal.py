@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from services.gateway.answers import Removed
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, Route
+from services.gateway.http import ANSWER_SECONDS
 from services.gateway.ledger import Ledger
+from services.gateway.routes import Answer, route
 from shared.jobs import Job, Step, cancel
 
 
@@ -29,9 +31,13 @@ class Removal:
         self._clock = clock
         self._on_removal = on_removal
 
-    def routes(self) -> list[Route]:
-        return [Route(("DELETE",), "/jobs/{job}", self._remove)]
-
+    @route(
+        "DELETE",
+        "/jobs/{job}",
+        "Remove a job and all its files for good",
+        needs="delete",
+        answers={200: Answer("It is gone.", Removed)},
+    )
     async def _remove(self, request: web.Request) -> web.Response:
         """Cancel first, so that workers are told to stop."""
         with self._door.let_in(request, "delete") as owner:
@@ -42,7 +48,8 @@ class Removal:
             if not removed:
                 raise web.HTTPNotFound(text="there is no such job")
             self._on_removal(job_id)
-            return web.json_response({"id": job_id, "deleted": True})
+            gone: Removed = {"id": job_id, "deleted": True}
+            return web.json_response(gone)
 
     def _cancelled(self, job: Job) -> Step:
         return cancel(job, self._clock())

@@ -12,8 +12,10 @@ import structlog
 from aiohttp import web
 
 from services.gateway.admission import Admission
+from services.gateway.alive import Alive
 from services.gateway.auth import Keys, configured_keys
 from services.gateway.changes import Changes
+from services.gateway.documents import documents
 from services.gateway.door import Door
 from services.gateway.endpoint import Endpoint
 from services.gateway.events import Events
@@ -23,6 +25,7 @@ from services.gateway.intake import Intake
 from services.gateway.ledger import Ledger
 from services.gateway.listing import Listing
 from services.gateway.ours import Ours
+from services.gateway.pages import Pages
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay
 from services.gateway.removal import Removal
@@ -108,10 +111,12 @@ class Gateway:
         listing, webhooks = Listing(door, jobs, clock), Webhooks(door, ledger, clock)
         removal = Removal(door, ledger, clock, self._retention.job_removed)
         uploading = UploadRoutes(door, uploads)
-        parts = (endpoint, events, listing, webhooks, removal, uploading)
-        routes = [route for part in parts for route in part.routes()]
-        files = Files(store, key, clock).answer if isinstance(store, KeepsFiles) else None
-        self._app = application(routes, files, keys, ledger)
+        files = [Files(store, key, clock)] if isinstance(store, KeepsFiles) else []
+        openapi, asyncapi = documents().values()
+        pages = Pages(openapi, asyncapi, settings.public_url)
+        own = (endpoint, events, listing, webhooks, removal, uploading)
+        parts = (*own, Alive(ledger), pages, *files)
+        self._app = application(parts, keys)
         self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()
         """Set once requests are answered."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from aiohttp import web
 
+from services.gateway.answers import Piece
 from services.gateway.changes import Changes
 from services.gateway.http import is_gone
 from services.gateway.ledger import Ledger, Seen
@@ -35,9 +35,7 @@ class Streams:
         self._changes = changes
         self._clock = clock
 
-    async def next(
-        self, request: web.Request, seen: Seen, wait: float
-    ) -> tuple[list[dict[str, Any]], Seen]:
+    async def next(self, request: web.Request, seen: Seen, wait: float) -> tuple[list[Piece], Seen]:
         """The next piece, waiting for it so many seconds, and the job as it was then.
 
         Changes between two pieces are told as one: a piece is the whole output as it stands. An

@@ -6,11 +6,15 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Annotated, Literal
 
 from aiohttp import web
+from msgspec import Meta
 
+from services.gateway.answers import Upload
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, Route, is_gone
+from services.gateway.http import ANSWER_SECONDS, is_gone, unknown_parameters
+from services.gateway.routes import Answer, Body, Parameter, route
 from services.gateway.uploads import Overtaken, Uploads
 from shared.ports import StoredUpload
 from shared.request import Invalid
@@ -21,7 +25,16 @@ EXTENSIONS = "creation,termination"
 CHUNK = "application/offset+octet-stream"
 SILENT_SECONDS = 60.0
 """After so long without a byte a client is given up; what it has sent is kept."""
-SHA256 = re.compile(r"[0-9a-f]{64}")
+HEX = r"^[0-9a-fA-F]{64}$"
+"""Of a SHA-256."""
+ONE = "/uploads/{upload}"
+BYTES = Annotated[int, Meta(ge=0, le=10**15 - 1)]
+
+TUS_VERSION = Parameter(
+    "Tus-Resumable", "header", Literal["1.0.0"], "Clients of tus say which version they speak."
+)
+HERE = {"Upload-Offset": "How many bytes are here."}
+STANDS = {200: Answer("The upload as it stands.", Upload)}
 
 
 class UploadRoutes:
@@ -31,21 +44,41 @@ class UploadRoutes:
         self._door = door
         self._uploads = uploads
 
-    def routes(self) -> list[Route]:
-        one = "/uploads/{upload}"
-        return [
-            Route(("OPTIONS",), "/uploads", self._options),
-            Route(("POST",), "/uploads", self._post),
-            Route(("HEAD",), one, self._head),
-            Route(("PATCH",), one, self._patch),
-            Route(("GET",), one, self._get),
-            Route(("DELETE",), one, self._delete),
-        ]
-
+    @route(
+        "OPTIONS",
+        "/uploads",
+        "Ask what of tus is spoken here",
+        needs=None,
+        answers={
+            204: Answer(
+                "Versions, extensions and the largest upload.",
+                headers={"Tus-Extension": "With commas.", "Tus-Max-Size": "Bytes."},
+            )
+        },
+    )
     async def _options(self, _request: web.Request) -> web.Response:
         headers = {"Tus-Extension": EXTENSIONS, "Tus-Max-Size": str(ARCHIVE_BYTES)}
         return web.Response(status=204, headers=headers)
 
+    @route(
+        "POST",
+        "/uploads",
+        "Upload a file whole, or begin an upload in chunks",
+        needs="upload",
+        parameters=(
+            Parameter("sha256", "query", Annotated[str, Meta(pattern=HEX)], "What it must be."),
+            Parameter(
+                "Upload-Length",
+                "header",
+                Annotated[int, Meta(ge=1, le=ARCHIVE_BYTES)],
+                "Bytes, of an upload that comes in chunks; without it the body is the file.",
+            ),
+            TUS_VERSION,
+        ),
+        body=Body("application/octet-stream", {}, "The file.", required=False),
+        answers={201: Answer("The upload.", Upload, headers={"Location": "Its address."})},
+        errors=(400, 408, 409, 411, 412, 413, 415),
+    )
     async def _post(self, request: web.Request) -> web.Response:
         """Begin an upload whose chunks will follow, or take the whole of it at once."""
         with self._door.let_in(request, "upload") as owner:
@@ -53,8 +86,11 @@ class UploadRoutes:
                 return await self._whole(request, owner)
             size = number_in(request, "Upload-Length")
             upload = await self._begin(request, owner, size)
-            headers = {"Location": self._uploads.address(upload.id)}
-            return web.Response(status=201, headers=headers)
+            return self._begun(upload)
+
+    def _begun(self, upload: StoredUpload) -> web.Response:
+        headers = {"Location": self._uploads.address(upload.id)}
+        return web.json_response(self._shown(upload), status=201, headers=headers)
 
     async def _whole(self, request: web.Request, owner: str) -> web.Response:
         if request.content_type.startswith("multipart/"):
@@ -67,8 +103,21 @@ class UploadRoutes:
         except Exception:  # nobody knows its id: nobody can go on with it
             await self._uploads.remove(upload.id)
             raise
-        return web.json_response(self._shown(upload), status=201)
+        return self._begun(upload)
 
+    @route(
+        "HEAD",
+        ONE,
+        "See how far an upload is",
+        needs="upload",
+        parameters=(TUS_VERSION,),
+        answers={
+            200: Answer(
+                "As the headers say.", headers={**HERE, "Upload-Length": "Bytes of the whole."}
+            )
+        },
+        errors=(412,),
+    )
     async def _head(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "upload") as owner:
             upload = await self._upload(request, owner)
@@ -80,6 +129,19 @@ class UploadRoutes:
                 }
             )
 
+    @route(
+        "PATCH",
+        ONE,
+        "Go on with an upload",
+        needs="upload",
+        parameters=(
+            Parameter("Upload-Offset", "header", BYTES, "Where the chunk begins.", required=True),
+            TUS_VERSION,
+        ),
+        body=Body(CHUNK, {}, "The next bytes."),
+        answers={204: Answer("The bytes are here.", headers=HERE)},
+        errors=(400, 408, 409, 412, 413, 415),
+    )
     async def _patch(self, request: web.Request) -> web.Response:
         """The next chunk; the last is answered once the whole is known to be as expected."""
         with self._door.let_in(request, "upload") as owner:
@@ -88,6 +150,15 @@ class UploadRoutes:
             upload = as_expected(await self._take(request, upload))
             return web.Response(status=204, headers={"Upload-Offset": str(upload.received)})
 
+    @route(
+        "GET",
+        ONE,
+        "Look at an upload",
+        needs="upload",
+        parameters=(TUS_VERSION,),
+        answers=STANDS,
+        errors=(400, 409, 412),
+    )
     async def _get(self, request: web.Request) -> web.Response:
         """How an upload stands; of one that is whole, what it is."""
         with self._door.let_in(request, "upload") as owner:
@@ -97,6 +168,15 @@ class UploadRoutes:
                     upload = as_expected(await self._uploads.finish(upload))
             return web.json_response(self._shown(upload))
 
+    @route(
+        "DELETE",
+        ONE,
+        "Remove an upload",
+        needs="upload",
+        parameters=(TUS_VERSION,),
+        answers={204: Answer("It is gone.")},
+        errors=(412,),
+    )
     async def _delete(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "upload") as owner:
             await self._uploads.remove((await self._upload(request, owner)).id)
@@ -107,7 +187,7 @@ class UploadRoutes:
         if size > ARCHIVE_BYTES:
             raise too_large(size)
         if size == 0:
-            raise Invalid(["an upload has at least one byte"])
+            raise Invalid(["Upload-Length: expected at least one byte, got 0"])
         async with asyncio.timeout(ANSWER_SECONDS):
             return await self._uploads.begin(owner, size, expected_in(request))
 
@@ -129,7 +209,7 @@ class UploadRoutes:
             raise web.HTTPNotFound(text="there is no such upload")
         return upload
 
-    def _shown(self, upload: StoredUpload) -> dict[str, str | int | None]:
+    def _shown(self, upload: StoredUpload) -> Upload:
         return {
             "id": upload.id,
             "bytes": upload.bytes,
@@ -214,10 +294,13 @@ def number_in(request: web.Request, header: str) -> int:
 
 def expected_in(request: web.Request) -> str:
     """The SHA-256 that the client announces in its query; raises Invalid."""
-    text = request.query.get("sha256", "").lower()
-    if text and not SHA256.fullmatch(text):
-        raise Invalid([f"sha256: expected 64 hexadecimal digits, got {text[:80]!r}"])
-    return text
+    text = request.query.get("sha256")
+    mistakes = unknown_parameters(request.query, ["sha256"])
+    if text is not None and not re.fullmatch(HEX, text, re.ASCII):
+        mistakes.append(f"sha256: expected 64 hexadecimal digits, got {text[:80]!r}")
+    if mistakes:
+        raise Invalid(mistakes)
+    return (text or "").lower()
 
 
 async def pieces_of(request: web.Request, most: int) -> AsyncIterator[bytes]:

@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
+from services.gateway.answers import (
+    Checked,
+    Checkpoint,
+    File,
+    Image,
+    JobStatus,
+    Output,
+    Place,
+    Progress,
+    Results,
+    Sample,
+    Summary,
+    Trained,
+)
 from shared.jobs import Job, delay_time, execution_time
 from shared.messages import (
     STAGES,
@@ -31,7 +45,7 @@ class View:
         self._store = store
         self._clock = clock
 
-    async def status(self, job: Job, queue: dict[str, Any] | None = None) -> bytes:
+    async def status(self, job: Job, queue: Place | None = None) -> bytes:
         """The body of ``/status`` as JSON; ``delayTime`` and ``executionTime`` in milliseconds.
 
         ``queue``: a waiting job's place, where it is known.
@@ -39,9 +53,9 @@ class View:
         body = await self._body(job)
         return msgspec.json.encode(body if queue is None else {**body, "queue": queue})
 
-    async def _body(self, job: Job) -> dict[str, Any]:
+    async def _body(self, job: Job) -> JobStatus:
         now = self._clock()
-        body = {
+        body: JobStatus = {
             "delayTime": delay_time(job, now),
             "executionTime": execution_time(job, now),
             "gpu": job.gpu,
@@ -52,7 +66,7 @@ class View:
         }
         return body if job.error is None else {**body, "error": job.error}
 
-    async def output(self, job: Job) -> dict[str, Any]:
+    async def output(self, job: Job) -> Output:
         """The progress of a live job, the results of one that has ended."""
         if job.ended:
             return results(job, await self._links(job, artifacts(job)))
@@ -73,14 +87,14 @@ class View:
         return {"at": iso(happened.at), **data, **file}
 
 
-def summary(job: Job, now: float) -> dict[str, Any]:
+def summary(job: Job, now: float) -> Summary:
     """A job in a list: as in ``/status``, without what goes in and comes out; times in UTC."""
-    shown = {
+    shown: Summary = {
         "id": job.id,
         "status": job.status,
         "created_at": iso(job.created_at),
-        "started_at": iso(job.started_at),
-        "ended_at": iso(job.ended_at),
+        "started_at": iso_or_null(job.started_at),
+        "ended_at": iso_or_null(job.ended_at),
         "delayTime": delay_time(job, now),
         "executionTime": execution_time(job, now),
         "gpu": job.gpu,
@@ -92,18 +106,19 @@ def output_digest(job: Job) -> str:
     """Tells one output from another, whatever signatures their links have; hexadecimal."""
     samples = [each.artifact for each in job.samples]
     links = {each.key: each.key for each in (*artifacts(job), *samples)}
-    output = results(job, links) if job.ended else progress(job, links)
+    output: Output = results(job, links) if job.ended else progress(job, links)
     return sha256(msgspec.json.encode([job.run, job.ended, output])).hexdigest()
 
 
-def progress(job: Job, links: dict[str, str]) -> dict[str, Any]:
+def progress(job: Job, links: dict[str, str]) -> Progress:
     """``output`` until the end: the newest numbers of the stage at work; unknown ones are null."""
     stage = stage_at_work(job)
     numbers = job.progress.get(stage, {}) if stage else {}
-    shown = {**dict.fromkeys(NUMBERS), **numbers}
+    shown = {"stage": stage, **dict.fromkeys(NUMBERS), **numbers}
     samples = [_sample(each, links) for each in job.samples]
     warnings = {"warnings": list(job.warnings)} if job.warnings else {}
-    return {"stage": stage, **shown, "dataset": job.report, "samples": samples, **warnings}
+    whole = {**shown, "dataset": job.report, "samples": samples, **warnings}
+    return cast("Progress", whole)  # what workers count besides is shown, too
 
 
 def newest_numbers(job: Job) -> dict[str, Any] | None:
@@ -120,32 +135,32 @@ def stage_at_work(job: Job) -> Stage | None:
     return next(iter((*claimed, *waiting)), None)
 
 
-def results(job: Job, links: dict[str, str]) -> dict[str, Any]:
+def results(job: Job, links: dict[str, str]) -> Results | Checked:
     """``output`` at the end: everything there is, however the job ended."""
     if job.checks:
         return {"dataset": job.report}
-    train = _trained(job, links) if job.trains else None
-    return {
-        "train": train,
+    shown: Results = {
+        "train": _trained(job, links) if job.trains else None,
         "inference": [_image(each, links) for each in job.images],
         "artifacts": [_artifact(each, links) for each in artifacts(job)],
-        **({} if train else _warnings(job)),
     }
+    warnings = [] if job.trains else _warnings(job)
+    return {**shown, "warnings": warnings} if warnings else shown
 
 
-def _trained(job: Job, links: dict[str, str]) -> dict[str, Any]:
+def _trained(job: Job, links: dict[str, str]) -> Trained:
+    warnings = _warnings(job)
+    summed_up = {**job.summary, "warnings": warnings} if warnings else job.summary
     return {
-        **job.summary,
-        **_warnings(job),
+        **cast("Trained", summed_up),
         "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
         "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
         "samples": [_sample(each, links) for each in job.samples],
     }
 
 
-def _warnings(job: Job) -> dict[str, Any]:
-    warnings = [*job.warnings, *job.summary.get("warnings", ())]
-    return {"warnings": warnings} if warnings else {}
+def _warnings(job: Job) -> list[str]:
+    return [*job.warnings, *job.summary.get("warnings", ())]
 
 
 def artifacts(job: Job) -> list[Artifact]:
@@ -158,21 +173,21 @@ def artifacts(job: Job) -> list[Artifact]:
     return list({each.key: each for each in every}.values())
 
 
-def _checkpoint(saved: SavedCheckpoint, links: dict[str, str]) -> dict[str, Any]:
-    shown = {"step": saved.step, "epoch": saved.epoch, "url": links[saved.artifact.key]}
+def _checkpoint(saved: SavedCheckpoint, links: dict[str, str]) -> Checkpoint:
+    shown: Checkpoint = {"step": saved.step, "epoch": saved.epoch, "url": links[saved.artifact.key]}
     if saved.validation_loss is None:
         return shown
     return {**shown, "validation_loss": saved.validation_loss, "best": saved.best}
 
 
-def _image(drawn: DrawnImage, links: dict[str, str]) -> dict[str, Any]:
+def _image(drawn: DrawnImage, links: dict[str, str]) -> Image:
     parameters = msgspec.structs.asdict(drawn)
     artifact, error = parameters.pop("artifact"), parameters.pop("error")
-    shown = {"image": links[artifact.key] if artifact else None, **parameters}
+    shown = cast("Image", {"image": links[artifact.key] if artifact else None, **parameters})
     return shown if error is None else {**shown, "error": error}
 
 
-def _sample(drawn: DrawnSample, links: dict[str, str]) -> dict[str, Any]:
+def _sample(drawn: DrawnSample, links: dict[str, str]) -> Sample:
     return {
         "step": drawn.step,
         "epoch": drawn.epoch,
@@ -182,7 +197,7 @@ def _sample(drawn: DrawnSample, links: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _artifact(artifact: Artifact, links: dict[str, str]) -> dict[str, Any]:
+def _artifact(artifact: Artifact, links: dict[str, str]) -> File:
     return {
         "name": artifact.name,
         "kind": artifact.kind,
@@ -192,8 +207,11 @@ def _artifact(artifact: Artifact, links: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def iso(moment: float | None) -> str | None:
+def iso(moment: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC, to the millisecond."""
-    if moment is None:
-        return None
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def iso_or_null(moment: float | None) -> str | None:
+    """The same of a moment that may not have come."""
+    return None if moment is None else iso(moment)

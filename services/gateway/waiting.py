@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable
 from statistics import fmean
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 
+from services.gateway.answers import Place
 from services.gateway.ledger import Seen, read, row_of
-from services.gateway.view import iso
+from services.gateway.view import iso_or_null
 from services.gateway.workforce import Workforce
 from shared.errors import Unavailable
 from shared.jobs import execution_time
@@ -52,14 +53,14 @@ class Waiting:
         self._pace: Pace | None = None
         self._looked_at = float("-inf")
 
-    async def place(self, seen: Seen) -> dict[str, Any] | None:
+    async def place(self, seen: Seen) -> Place | None:
         """The place among everybody's jobs; None: the job waits no more. Raises Unavailable."""
         if seen.job.status != "IN_QUEUE":
             return None
         position = await self._jobs.count_ahead(row_of(seen.job, seen.version)) + 1
         pace = await self._newest_pace()
         start = self._clock() + pace.wait(position) if pace else None
-        return {"position": position, "estimated_start": iso(start)}
+        return {"position": position, "estimated_start": iso_or_null(start)}
 
     async def _newest_pace(self) -> Pace | None:
         """One asks at a time, the others use the answer."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from aiohttp import web
 
+from services.gateway.answers import Deliveries, Delivery
 from services.gateway.door import Door
-from services.gateway.http import ANSWER_SECONDS, Route
+from services.gateway.http import ANSWER_SECONDS
 from services.gateway.ledger import Ledger
+from services.gateway.routes import Answer, route
 from services.gateway.view import iso
 from shared.jobs import WebhookTry, resend_webhook
 
@@ -24,20 +25,27 @@ class Webhooks:
         self._ledger = ledger
         self._clock = clock
 
-    def routes(self) -> list[Route]:
-        return [
-            Route(("GET",), "/jobs/{job}/webhooks", self._list),
-            Route(("POST",), "/jobs/{job}/webhooks/{webhook}/resend", self._resend),
-        ]
-
+    @route(
+        "GET",
+        "/jobs/{job}/webhooks",
+        "Look at the deliveries of a job's webhooks",
+        needs="status",
+        answers={200: Answer("The newest deliveries.", Deliveries)},
+    )
     async def _list(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "status") as owner:
             async with asyncio.timeout(ANSWER_SECONDS):
                 job = (await self._door.job(request, owner)).job
-            return web.json_response(
-                {"deliveries": [_shown(each) for each in job.webhook_tries[::-1]]}
-            )
+            shown: Deliveries = {"deliveries": [_shown(each) for each in job.webhook_tries[::-1]]}
+            return web.json_response(shown)
 
+    @route(
+        "POST",
+        "/jobs/{job}/webhooks/{webhook}/resend",
+        "Send a webhook again now",
+        needs="resend",
+        answers={200: Answer("The new delivery.", Delivery)},
+    )
     async def _resend(self, request: web.Request) -> web.Response:
         with self._door.let_in(request, "resend") as owner:
             webhook = request.match_info["webhook"]
@@ -51,7 +59,7 @@ class Webhooks:
             return web.json_response(_shown(tries[-1]))
 
 
-def _shown(tried: WebhookTry) -> dict[str, Any]:
+def _shown(tried: WebhookTry) -> Delivery:
     return {
         "id": tried.id,
         "event": tried.event,

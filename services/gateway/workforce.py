@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
+from services.gateway.answers import Health
 from services.gateway.ledger import read
 from shared.jobs import GPU_STAGES, Job
 from shared.messages import STAGE_QUEUES
@@ -20,7 +20,7 @@ class Workforce:
         self._bus = bus
         self._jobs = jobs
 
-    async def health(self, owner: str) -> dict[str, Any]:
+    async def health(self, owner: str) -> Health:
         """RunPod's body: the owner's jobs, and all workers that have a GPU.
 
         Raises:

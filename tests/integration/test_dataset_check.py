@@ -20,7 +20,16 @@ from shared.messages import (
     TrainingStarted,
     WebhookDue,
 )
-from tests.gateway_world import OTHER_KEY, REQUEST, S3_CONFIG, Claimed, World, eventually, world
+from tests.gateway_world import (
+    OTHER_KEY,
+    REPORT,
+    REQUEST,
+    S3_CONFIG,
+    Claimed,
+    World,
+    eventually,
+    world,
+)
 
 CHECK, RUN = "/v1/everydream-v1/dataset/check", "/v1/everydream-v1/run"
 HOOK = "https://example.com/hook"
@@ -49,12 +58,12 @@ async def test_a_check_ends_with_the_report_and_tells_the_webhook(here: World) -
     await fetcher.stage_dataset(submitted)
 
     last = await here.status_becomes(job, "COMPLETED")
-    assert last["output"] == {"dataset": {"images": 4}}
+    assert last["output"] == {"dataset": REPORT}
     assert last["executionTime"] == 0
-    assert (await here.hears(JobCompleted)).output == {"dataset": {"images": 4}}
+    assert (await here.hears(JobCompleted)).output == {"dataset": REPORT}
     due = await here.take(NOTIFIER_WEBHOOKS)
     assert isinstance(due, WebhookDue)
-    assert '"output":{"dataset":{"images":4}}' in due.body
+    assert '"output":{"dataset":{"images":4,' in due.body
 
 
 async def row(here: World, job: str) -> Any:

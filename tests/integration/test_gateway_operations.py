@@ -114,7 +114,23 @@ async def test_runsync_gives_the_id_of_a_job_that_takes_longer(here: World) -> N
     assert (await here.status(answer.body["id"]))["status"] == "IN_QUEUE"
 
 
-@pytest.mark.parametrize("wait", ["soon", "", "1.5"])
+async def test_mistakes_of_query_header_and_body_are_told_together(here: World) -> None:
+    answer = await here.ask(
+        "POST",
+        f"{ROOT}/runsync?wait=soon",
+        json={"input": {"train": {}}},
+        headers={"Idempotency-Key": ""},
+    )
+
+    assert answer.status == 400
+    assert answer.body["mistakes"] == [
+        "Idempotency-Key: expected 1 to 255 letters, got 0",
+        "wait: expected milliseconds from 0 to 300000, got 'soon'",
+        "input.train.data_url: required, but missing; expected an http or https URL",
+    ]
+
+
+@pytest.mark.parametrize("wait", ["soon", "", "1.5", "1_000", "9" * 5000])
 async def test_a_wait_that_is_no_number_is_told(here: World, wait: str) -> None:
     job = await here.run()
 

@@ -48,7 +48,7 @@ from shared.messages import (
 )
 from shared.ports import StoredJob
 from shared.process import closing
-from shared.request import Invalid, ModelSource, S3Config
+from shared.request import Invalid, ModelSource, S3Config, shown
 from shared.snapshots import sample_key, snapshot_prefix
 from tests.gateway_world import (
     API_KEY,
@@ -56,6 +56,7 @@ from tests.gateway_world import (
     DEADLINE,
     KEY,
     OTHER_KEY,
+    REPORT,
     REQUEST,
     S3_CONFIG,
     Claimed,
@@ -117,7 +118,7 @@ async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) ->
     assert shown["stage"] == "training"
     assert shown["loss"] == 0.5
     assert shown["eta_seconds"] is None
-    assert shown["dataset"] == {"images": 4}
+    assert shown["dataset"] == REPORT
     assert shown["samples"] == []
     row = tuple([await trainer.sample(0, index) for index in (1, 0)])
     await here.say(SamplesGenerated(job=job, samples=row))
@@ -371,7 +372,8 @@ async def test_nobody_draws_with_a_model_that_is_not_there_or_another_ones(here:
         (link.replace("signature=", "signature=0"), API_KEY, no_link),
     ):
         answer = await here.ask("POST", "/v1/everydream-v1/run", json=drawing_with(model), key=key)
-        assert (answer.status, answer.body["mistakes"]) == (400, [mistake])
+        told = f"{mistake}, got {shown(model)}"
+        assert (answer.status, answer.body["mistakes"]) == (400, [told])
 
 
 async def test_either_a_training_or_a_model_is_asked_for(here: World) -> None:

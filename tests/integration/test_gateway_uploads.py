@@ -183,7 +183,11 @@ async def test_a_post_that_breaks_off_leaves_nothing(here: World) -> None:
     writer.close()
 
     await eventually(lambda: there_or_none(here, "nothing"))
-    assert await here.record.uploads.count_unfinished(owner()) == 0
+    await eventually(lambda: forgotten_or_none(here))
+
+
+async def forgotten_or_none(here: World) -> bool | None:
+    return await here.record.uploads.count_unfinished(owner()) == 0 or None
 
 
 async def there_or_none(here: World, what: str) -> bool | None:
@@ -384,11 +388,41 @@ async def test_an_upload_is_its_key_s_alone(here: World) -> None:
         assert (await chunk(here, unknown, 0, FILE, key=OTHER_KEY)).status == 404
         body = request_with(address(unknown))
         refused = await here.ask("POST", f"{ROOT}/run", json=body, key=OTHER_KEY)
-        assert (refused.status, refused.body["mistakes"]) == (
-            400,
-            ["input.train.data_url: expected an upload of yours that is still kept"],
+        (told,) = refused.body["mistakes"]
+        assert refused.status == 400
+        assert told == (
+            "input.train.data_url: expected an upload of yours that is still kept, got"
+            f' "{address(unknown)}"'
         )
     assert (await here.ask("GET", f"{ROOT}/uploads/{upload}")).status == 200
+
+
+async def test_an_empty_checksum_is_no_checksum(here: World) -> None:
+    answer = await here.ask("POST", f"{ROOT}/uploads?sha256=", data=FILE)
+
+    assert (answer.status, answer.body["mistakes"]) == (
+        400,
+        ["sha256: expected 64 hexadecimal digits, got ''"],
+    )
+
+
+async def test_however_an_upload_begins_the_answer_says_where_it_is(here: World) -> None:
+    whole = await here.ask("POST", f"{ROOT}/uploads", data=FILE)
+    begun = await here.ask("POST", f"{ROOT}/uploads", headers={"Upload-Length": "7"})
+
+    assert (whole.status, begun.status) == (201, 201)
+    for answer in (whole, begun):
+        assert answer.headers["Location"] == answer.body["data_url"]
+    assert (begun.body["bytes"], begun.body["received"], begun.body["sha256"]) == (7, 0, None)
+
+
+async def test_a_parameter_that_there_is_not_is_no_promise_of_a_checksum(here: World) -> None:
+    answer = await here.ask("POST", f"{ROOT}/uploads?sha265={'0' * 64}", data=FILE)
+
+    assert (answer.status, answer.body["mistakes"]) == (
+        400,
+        ["sha265: no such parameter; did you mean sha256?"],
+    )
 
 
 async def test_a_key_that_may_only_read_uploads_nothing(here: World) -> None:

@@ -115,6 +115,13 @@ async def test_statuses_choose(here: World, query: str) -> None:
     assert await names(here, "?status=COMPLETED") == []
 
 
+async def test_an_unknown_parameter_gets_the_nearest_known_name(here: World) -> None:
+    answer = await here.ask("GET", f"{ROOT}/jobs?stats=FAILED")
+
+    assert answer.status == 400
+    assert answer.body["mistakes"] == ["stats: no such parameter; did you mean status?"]
+
+
 async def test_every_mistake_is_told_at_once(here: World) -> None:
     answer = await here.ask("GET", f"{ROOT}/jobs?status=DONE,FAILED&limit=0&cursor=x&page=2")
 

@@ -205,9 +205,8 @@ async def test_the_model_of_a_removed_job_is_not_trained_on(here: World) -> None
     answer = await here.ask("POST", f"{ROOT}/run", json={"input": {"train": train}})
 
     assert answer.status == 400
-    assert answer.body["mistakes"] == [
-        "input.train.resume_ckpt_url: expected the id of a job of yours that has a model"
-    ]
+    wanted = "expected the id of a job of yours that has a model"
+    assert answer.body["mistakes"] == [f'input.train.resume_ckpt_url: {wanted}, got "{job}"']
 
 
 async def test_only_the_owner_may_remove_and_only_with_the_scope(here: World) -> None:

@@ -42,6 +42,10 @@ SCHEDULERS = [
     "KDPM2-D", "PNDM", "K-LMS",
 ]  # fmt: skip
 HUGE = 2**63
+NO_KEY = "a model that a client may name, not store:"
+NOTHING_LEFT = (
+    "disable_unet_training and disable_textenc_training are both true: nothing is left to train"
+)
 Ranges = dict[str, tuple[list[Any], list[Any]]]
 """For each field, values that are taken and values that are not."""
 
@@ -140,7 +144,7 @@ WHOLE: Ranges = {
     "lr_decay_steps": ([1], [0]),
     "lr_warmup_steps": ([0], [-1]),
     "max_epochs": ([1], [0]),
-    "resolution": (RESOLUTIONS, [0, 128, 511, 1216, 512.0]),
+    "resolution": (RESOLUTIONS, [0, 128, 511, 1216, 512.5]),
     "sample_steps": ([1], [0]),
     "seed": ([-1, 0, HUGE - 1], [-2, HUGE]),
     "rated_dataset_target_dropout_percent": ([1, 100], [0, 101]),
@@ -167,13 +171,13 @@ SWITCHES = [
     "shuffle_tags", "useadam8bit", "rated_dataset", "enable_zero_terminal_snr",
 ]  # fmt: skip
 ENTRY_WHOLE: Ranges = {
-    "width": (SIDES, [0, 64, 513, 1088, 512.0]),
-    "height": (SIDES, [0, 64, 513, 1088, 512.0]),
+    "width": (SIDES, [0, 64, 513, 1088, 512.5]),
+    "height": (SIDES, [0, 64, 513, 1088, 512.5]),
     "num_outputs": ([1, 10], [0, 11]),
     "num_inference_steps": ([1, 500], [0, 501]),
     "seed": ([-1, 0, HUGE - 1], [-2, HUGE]),
 }
-NO_WHOLE = [True, 1.5, 2.0, "2", [2], {"a": 2}]
+NO_WHOLE = [True, 1.5, "2", [2], {"a": 2}]
 NO_NUMBER = [True, "0.5", [0.5], float("nan"), float("inf"), 10**400]
 NO_SWITCH = [0, 1, "true", [], {}]
 NO_TEXT = [0, True, 1.5, [], {}]
@@ -185,7 +189,7 @@ def check(parse: Any, name: str, good: list[Any], bad: list[Any]) -> None:
         assert taken == value
     for value in bad:
         text = mistake(parse, **{name: value})
-        assert re.search(rf"\.{name}: expected .+, got ", text), text
+        assert re.search(rf"\.{name}(\[\d+\])?: expected .+, got ", text), text
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -266,6 +270,13 @@ def test_every_field_of_the_page_is_a_field_of_ours_with_the_pages_words() -> No
             assert "something else" not in describe(each.type), each.name
 
 
+def test_a_number_without_a_fraction_is_an_integer_however_it_is_written() -> None:
+    taken = train(batch_size=2.0, resolution=512.0, seed=-1.0)
+
+    assert (taken.batch_size, taken.resolution, taken.seed) == (2, 512, -1)
+    assert all(type(each) is int for each in (taken.batch_size, taken.resolution, taken.seed))
+
+
 # --- Null, missing, unknown -------------------------------------------------------------------
 
 
@@ -283,12 +294,11 @@ def test_null_is_the_same_as_left_out_where_it_has_no_meaning_of_its_own() -> No
 
 
 def test_what_is_required_is_named() -> None:
-    assert mistakes({"input": {"train": {}}}) == ["input.train.data_url: required, but missing"]
-    assert mistakes({"input": {"train": {"data_url": None}}}) == [
-        "input.train.data_url: required, but missing"
-    ]
+    wanted = "required, but missing; expected an http or https URL"
+    assert mistakes({"input": {"train": {}}}) == [f"input.train.data_url: {wanted}"]
+    assert mistakes({"input": {"train": {"data_url": None}}}) == [f"input.train.data_url: {wanted}"]
     assert mistakes({"input": {"train": {"data_url": URL}, "inference": [{}]}}) == [
-        "input.inference[0].prompt: required, but missing"
+        "input.inference[0].prompt: required, but missing; expected a string"
     ]
     assert "input: expected an object, got null" in mistakes({})
     assert mistakes({"input": {"train": 5}}) == ["input.train: expected an object, got 5"]
@@ -331,6 +341,42 @@ def test_all_mistakes_come_at_once() -> None:
             "s3Config.endpointUrl", "webhook", "policy.ttl",
         ]
     )  # fmt: skip
+
+
+def test_what_two_fields_say_together_is_told_beside_what_each_says_alone() -> None:
+    body = {
+        "input": {
+            "train": {
+                "data_url": "ftp://x.org/a.zip",
+                "resume_ckpt_url": "store:jobs/1",
+                "flip_p": 2,
+                "disable_unet_training": True,
+                "disable_textenc_training": True,
+                "timestep_start": 999,
+                "timestep_end": 3,
+            }
+        },
+        "s3Config": {**S3, "endpointUrl": "ftp://4711", "nonsense": 1},
+    }
+
+    assert mistakes(body) == [
+        'input.train.data_url: expected an http or https URL, got "ftp://x.org/a.zip"',
+        "input.train.flip_p: expected a number from 0 to 1, got 2",
+        f'input.train.resume_ckpt_url: expected {NO_KEY}, got "store:jobs/1"',
+        f"input.train: {NOTHING_LEFT}",
+        "input.train: timestep_start 999 must be below timestep_end 3",
+        f"s3Config.nonsense: no such field; known: {', '.join(S3Config.__struct_fields__)}",
+        "s3Config.endpointUrl: expected an http or https URL, got something else",
+    ]
+
+
+def test_each_wrong_item_of_a_list_is_told_by_its_place() -> None:
+    body = {"input": {"train": {"data_url": URL, "sample_prompts": ["a", 1, None]}}}
+
+    assert mistakes(body) == [
+        "input.train.sample_prompts[1]: expected a string, got 1",
+        "input.train.sample_prompts[2]: expected a string, got null",
+    ]
 
 
 @pytest.mark.parametrize("body", [None, 1, "x", [], True, {"input": []}, {"input": "x"}])
@@ -378,7 +424,7 @@ def test_a_model_is_named_by_a_text(wrong: Any) -> None:
 
 def test_no_client_names_a_model_by_the_key_of_our_store() -> None:
     assert mistakes({"input": {"model": "store:jobs/1/model", "inference": ENTRY}}) == [
-        "input.model: a client may not begin it with store:"
+        'input.model: expected a model that a client may name, not store:, got "store:jobs/1/model"'
     ]
 
 
@@ -391,7 +437,7 @@ def test_with_a_named_model_there_is_something_to_draw(nothing: dict[str, Any]) 
 
 def test_a_wrong_entry_is_not_also_called_missing() -> None:
     assert mistakes({"input": {"model": "org/name", "inference": [{}]}}) == [
-        "input.inference[0].prompt: required, but missing"
+        "input.inference[0].prompt: required, but missing; expected a string"
     ]
 
 
@@ -406,7 +452,7 @@ def test_something_must_be_left_to_train() -> None:
 @pytest.mark.parametrize(
     "url",
     ["ftp://x.org/a.zip", "file:///etc/passwd", "x.org/a.zip", "https://", "http://u:p@x.org/",
-     "http://[::1", "//x.org/a", "javascript:alert(1)"],
+     "http://[::1", "http://[1:2]/", "http://x.org:70000/", "//x.org/a", "javascript:alert(1)"],
 )  # fmt: skip
 def test_only_web_addresses_without_credentials_are_taken(url: str) -> None:
     assert not is_http_url(url)

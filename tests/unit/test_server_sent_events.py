@@ -45,3 +45,15 @@ def test_what_is_no_id_of_this_job_is_refused(text: str) -> None:
 
     with pytest.raises(Invalid, match="expected the id of an event of this job"):
         place_of(request, 5)
+
+
+def test_a_wrong_id_is_told_even_beside_one_that_counts() -> None:
+    headers = {"Last-Event-ID": "1.0"}
+    request = make_mocked_request("GET", "/events/a?last_event_id=x&last_id=1", headers=headers)
+
+    with pytest.raises(Invalid) as caught:
+        place_of(request, 5)
+    assert caught.value.mistakes == [
+        "last_id: no such parameter; did you mean last_event_id?",
+        "last_event_id: expected the id of an event of this job, got 'x'",
+    ]
