@@ -155,7 +155,8 @@ async def test_runpods_npm_package_has_all_its_operations_answered(here: Here) -
     await assert_drawn(told["completed"]["runSync"]["output"], here.user)
     assert told["refused"] == {
         "wrong key": "401: invalid API key: send it as 'Authorization: Bearer KEY'",
-        "mistake": "400: input.train.data_url: required, but missing",
+        "mistake": "400: input.train.data_url: required, but missing;"
+        " expected an http or https URL",
     }
 
 
