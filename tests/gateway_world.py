@@ -24,6 +24,8 @@ from shared.adapters.upload_table import UploadTable
 from shared.dataset.manifest import Captions, Report
 from shared.errors import Unavailable
 from shared.messages import (
+    FETCHER,
+    TRAINER,
     AnyMessage,
     Artifact,
     CheckpointFinal,
@@ -70,6 +72,7 @@ REQUEST: dict[str, Any] = {
     }
 }
 REPORT = Report(images=4, captions=Captions(from_names=4)).plain()
+TRAIN_ONLY: dict[str, Any] = {"input": {"train": REQUEST["input"]["train"]}}
 S3_CONFIG = {
     "accessId": "the-access-id",
     "accessSecret": "the-access-secret",
@@ -326,6 +329,25 @@ class Claimed:
         await self.world.store.put(key, data)
         name = key.rpartition("/")[2]
         return Artifact(name=name, kind=kind, key=key, bytes=len(data), sha256="0" * 64)
+
+
+async def training(
+    here: World, request: dict[str, Any] = TRAIN_ONLY, **more: Any
+) -> tuple[str, Claimed]:
+    """A job whose training is claimed; ``more`` goes into its request."""
+    job = await here.run({**request, **more})
+    submitted = await here.take(FETCHER)
+    await (await here.claim(job, "staging")).stage_dataset(submitted)
+    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    return job, await here.claim(job, "training", gpu="card")
+
+
+async def trained(here: World, **more: Any) -> str:
+    """A job that has ended well."""
+    job, trainer = await training(here, **more)
+    await trainer.finish_training()
+    await here.status_becomes(job, "COMPLETED")
+    return job
 
 
 @asynccontextmanager

@@ -24,11 +24,10 @@ from services.gateway.tus import CHUNK
 from shared.messages import (
     FETCHER,
     INFERENCER_RESULTS,
-    TRAINER,
     StageFailed,
     TrainingProgressed,
 )
-from tests.gateway_world import API_KEY, REQUEST, World, world
+from tests.gateway_world import API_KEY, REQUEST, Claimed, World, training, world
 
 ROOT = "/v1/everydream-v1"
 CASES = 2000
@@ -63,20 +62,16 @@ def door(ledger: Ledger) -> Door:
 # --- Jobs of every kind -----------------------------------------------------------------------
 
 
-async def training(here: World) -> Any:
-    """The trainer of a job that is at work."""
-    job = await here.run({**REQUEST, "webhook": WEBHOOK})
-    submitted = await here.take(FETCHER)
-    await (await here.claim(job, "staging")).stage_dataset(submitted)
-    await here.take(TRAINER)
-    trainer = await here.claim(job, "training", gpu="card")
+async def at_work(here: World) -> Claimed:
+    """The trainer of a job that has got on."""
+    _, trainer = await training(here, REQUEST, webhook=WEBHOOK)
     await trainer.say(TrainingProgressed, progress={"step": 3, "steps": 8, "loss": 0.25})
-    await here.status_becomes(job, "IN_PROGRESS")
+    await here.status_becomes(trainer.job, "IN_PROGRESS")
     return trainer
 
 
 async def completed(here: World) -> str:
-    trainer = await training(here)
+    trainer = await at_work(here)
     await trainer.finish_training()
     await here.take(INFERENCER_RESULTS)
     await (await here.claim(trainer.job, "generation")).finish_generation()
@@ -85,7 +80,7 @@ async def completed(here: World) -> str:
 
 
 async def failed(here: World) -> str:
-    trainer = await training(here)
+    trainer = await at_work(here)
     await trainer.say(StageFailed, kind="refused", reason="the images are gone")
     await here.status_becomes(trainer.job, "FAILED")
     return str(trainer.job)
@@ -112,7 +107,7 @@ async def named(here: World) -> dict[str, list[str]]:
     webhooks = await here.ask("GET", f"{ROOT}/jobs/{ended[0]}/webhooks")
     return {
         "ended": ended,
-        "job": [*ended, (await training(here)).job, await here.run()],
+        "job": [*ended, (await at_work(here)).job, await here.run()],
         "webhook": [each["id"] for each in webhooks.body["deliveries"]],
         "upload": await uploads(here),
         "cursor": [(await here.ask("GET", f"{ROOT}/jobs?limit=1")).body["next"]],

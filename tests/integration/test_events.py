@@ -17,13 +17,22 @@ import pytest
 from services.gateway import events, limits
 from services.gateway.limits import Rate
 from services.gateway.service import Gateway
-from shared.messages import FETCHER, TRAINER, CheckpointSaved, SamplesGenerated, TrainingProgressed
+from shared.messages import CheckpointSaved, SamplesGenerated, TrainingProgressed
 from shared.ports import StoredEvent
 from shared.process import closing
-from tests.gateway_world import API_KEY, KEY, OTHER_KEY, REQUEST, World, eventually, running, world
+from tests.gateway_world import (
+    API_KEY,
+    KEY,
+    OTHER_KEY,
+    TRAIN_ONLY,
+    World,
+    eventually,
+    running,
+    training,
+    world,
+)
 
 ROOT = "/v2/everydream-v1"
-TRAIN_ONLY = {"input": {"train": REQUEST["input"]["train"]}}
 SECONDS = 30
 
 
@@ -92,15 +101,6 @@ async def following(
 async def here(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as one:
         yield one
-
-
-async def training(here: World) -> tuple[str, Any]:
-    """A job whose training is claimed."""
-    job = await here.run(TRAIN_ONLY)
-    submitted = await here.take(FETCHER)
-    await (await here.claim(job, "staging")).stage_dataset(submitted)
-    await here.take(TRAINER)
-    return job, await here.claim(job, "training", gpu="card")
 
 
 async def save_checkpoint(trainer: Any) -> None:

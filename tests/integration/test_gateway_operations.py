@@ -27,38 +27,23 @@ from tests.gateway_world import (
     KEY,
     OTHER_KEY,
     REQUEST,
-    Claimed,
+    TRAIN_ONLY,
     World,
     eventually,
     found,
     running,
+    trained,
+    training,
     world,
 )
 
 ROOT = "/v2/everydream-v1"
-TRAIN_ONLY = {"input": {"train": REQUEST["input"]["train"]}}
 
 
 @pytest.fixture
 async def here(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as one:
         yield one
-
-
-async def training(here: World, request: dict[str, Any] = TRAIN_ONLY) -> tuple[str, Claimed]:
-    """A job whose training is claimed."""
-    job = await here.run(request)
-    submitted = await here.take(FETCHER)
-    await (await here.claim(job, "staging")).stage_dataset(submitted)
-    assert isinstance(await here.take(TRAINER), DatasetStaged)
-    return job, await here.claim(job, "training", gpu="card")
-
-
-async def finished(here: World) -> str:
-    job, trainer = await training(here)
-    await trainer.finish_training()
-    await here.status_becomes(job, "COMPLETED")
-    return job
 
 
 async def failed(here: World) -> str:
@@ -191,7 +176,7 @@ async def test_a_stream_gives_each_change_of_the_output_once_and_the_end_to_its_
 
 
 async def test_a_job_that_has_ended_unseen_streams_its_results(here: World) -> None:
-    job = await finished(here)
+    job = await trained(here)
 
     (only,) = (await stream(here, job))["stream"]
 
@@ -199,7 +184,7 @@ async def test_a_job_that_has_ended_unseen_streams_its_results(here: World) -> N
 
 
 async def test_two_who_read_one_stream_share_it(here: World) -> None:
-    job = await finished(here)
+    job = await trained(here)
 
     answers = await asyncio.gather(*(stream(here, job) for _ in range(6)))
 
@@ -238,7 +223,7 @@ async def test_a_failed_job_goes_on_from_the_stage_that_failed(here: World) -> N
 
 
 async def test_a_job_that_did_not_fail_is_not_run_again(here: World) -> None:
-    job = await finished(here)
+    job = await trained(here)
 
     answer = await here.ask("POST", f"{ROOT}/retry/{job}")
 
@@ -324,7 +309,7 @@ async def test_what_a_worker_left_undone_and_is_wanted_meanwhile_comes_with_the_
 
 
 async def test_of_a_training_that_is_not_at_work_nothing_can_be_wanted(here: World) -> None:
-    done, (drawing, trainer) = await finished(here), await training(here, REQUEST)
+    done, (drawing, trainer) = await trained(here), await training(here, REQUEST)
     await trainer.finish_training()
     await here.claim(drawing, "generation")
     waiting, checking = await here.run(), await checking_only(here)
@@ -387,7 +372,7 @@ async def health_with(here: World, *, idle: int) -> dict[str, Any] | None:
 
 
 async def test_health_counts_ones_own_jobs_and_everybodys_workers(here: World) -> None:
-    await finished(here)
+    await trained(here)
     retried = await failed(here)
     await here.ask("POST", f"{ROOT}/retry/{retried}")
     await here.take(TRAINER)

@@ -15,43 +15,35 @@ from services.gateway.retention import DAY, Retention
 from services.gateway.service import Gateway
 from services.gateway.uploads import Uploads
 from shared.messages import (
-    FETCHER,
     NOTIFIER_WEBHOOKS,
-    TRAINER,
     JobCancelled,
     TrainingProgressed,
     WebhookDue,
     WebhookFailed,
 )
 from shared.ports import StoredKey
-from tests.gateway_world import BEAT, KEY, OTHER_KEY, REQUEST, World, eventually, running, world
+from tests.gateway_world import (
+    BEAT,
+    KEY,
+    OTHER_KEY,
+    REQUEST,
+    World,
+    eventually,
+    running,
+    trained,
+    training,
+    world,
+)
 from tests.integration.test_events import following
 from tests.outbox import ids_in_outbox
 
 ROOT = "/v2/everydream-v1"
-TRAIN_ONLY = {"input": {"train": REQUEST["input"]["train"]}}
 
 
 @pytest.fixture
 async def here(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path) as one:
         yield one
-
-
-async def training(here: World, **wishes: Any) -> tuple[str, Any]:
-    """A job whose training is claimed."""
-    job = await here.run({**TRAIN_ONLY, **wishes})
-    submitted = await here.take(FETCHER)
-    await (await here.claim(job, "staging")).stage_dataset(submitted)
-    await here.take(TRAINER)
-    return job, await here.claim(job, "training", gpu="card")
-
-
-async def finished(here: World, **wishes: Any) -> str:
-    job, trainer = await training(here, **wishes)
-    await trainer.finish_training()
-    await here.status_becomes(job, "COMPLETED")
-    return job
 
 
 async def remove(here: World, job: str, **more: Any) -> Any:
@@ -73,7 +65,7 @@ def keeper(here: World) -> Retention:
 
 
 async def test_a_removed_job_takes_its_files_along_and_is_nowhere_seen_again(here: World) -> None:
-    job, stays = await finished(here), await finished(here)
+    job, stays = await trained(here), await trained(here)
     assert await files(here, job)
 
     answer = await remove(here, job)
@@ -167,7 +159,7 @@ async def test_who_follows_a_job_that_is_removed_hears_its_end_at_most(here: Wor
 
 
 async def test_a_webhook_that_would_be_tried_later_is_not(here: World) -> None:
-    job = await finished(here, webhook="https://example.com/hook")
+    job = await trained(here, webhook="https://example.com/hook")
     first = await here.take(NOTIFIER_WEBHOOKS)
     assert isinstance(first, WebhookDue)
     await here.say(
@@ -198,7 +190,7 @@ async def test_the_key_of_a_removed_job_makes_no_other_in_its_place(here: World)
 
 
 async def test_the_model_of_a_removed_job_is_not_trained_on(here: World) -> None:
-    job = await finished(here)
+    job = await trained(here)
     await remove(here, job)
     train = {**REQUEST["input"]["train"], "resume_ckpt_url": job}
 

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from shared.messages import FETCHER, TrainingProgressed
-from tests.gateway_world import REQUEST, Answer, Claimed, World, eventually, world
-from tests.integration.test_events import Event, eventful, following, save_checkpoint, training
+from tests.gateway_world import TRAIN_ONLY, Answer, Claimed, World, eventually, training, world
+from tests.integration.test_events import Event, eventful, following, save_checkpoint
 
 ROOT = "/v2/everydream-v1"
-TRAIN_ONLY = {"input": {"train": REQUEST["input"]["train"]}}
 AT_ONCE = 10
 SECONDS = 30
 

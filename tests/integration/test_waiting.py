@@ -15,11 +15,10 @@ from services.gateway import waiting
 from services.gateway.waiting import Pace
 from shared.adapters.memory import MemoryBus
 from shared.errors import Unavailable
-from shared.messages import FETCHER, TRAINER, Queue
-from tests.gateway_world import OTHER_KEY, REQUEST, World, world
+from shared.messages import TRAINER, Queue
+from tests.gateway_world import OTHER_KEY, REQUEST, World, training, world
 
 ROOT = "/v2/everydream-v1"
-TRAIN_ONLY = {"input": {"train": REQUEST["input"]["train"]}}
 
 
 @pytest.fixture
@@ -27,14 +26,6 @@ async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(waiting, "KEPT_SECONDS", 0.0)
     async with world(tmp_path) as one:
         yield one
-
-
-async def training(here: World) -> tuple[str, Any]:
-    job = await here.run(TRAIN_ONLY)
-    submitted = await here.take(FETCHER)
-    await (await here.claim(job, "staging")).stage_dataset(submitted)
-    await here.take(TRAINER)
-    return job, await here.claim(job, "training", gpu="card")
 
 
 async def finished_after(here: World, seconds: float) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from shared.messages import FETCHER, TRAINER, SamplesGenerated
-from tests.gateway_world import OTHER_KEY, REQUEST, World, eventually, world
+from shared.messages import SamplesGenerated
+from tests.gateway_world import OTHER_KEY, TRAIN_ONLY, Claimed, World, eventually, training, world
 from tests.integration.test_webhooks import SECRET, notifying
 from tests.servers.web import Seen, Web
 
 ROOT = "/v2/everydream-v1"
-TRAIN_ONLY = {"input": {"train": REQUEST["input"]["train"]}}
 NOWHERE = "00000000-0000-0000-0000-000000000000"
 
 
@@ -25,13 +24,9 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
         yield one
 
 
-async def training(here: World, web: Web, **wishes: Any) -> tuple[str, Any]:
+async def hooked(here: World, web: Web, **wishes: Any) -> tuple[str, Claimed]:
     """A job with a webhook, whose training is claimed."""
-    job = await here.run({**TRAIN_ONLY, "webhook": web.url("/hook"), **wishes})
-    submitted = await here.take(FETCHER)
-    await (await here.claim(job, "staging")).stage_dataset(submitted)
-    await here.take(TRAINER)
-    return job, await here.claim(job, "training", gpu="card")
+    return await training(here, webhook=web.url("/hook"), **wishes)
 
 
 def signed(seen: Seen) -> Any:
@@ -61,7 +56,7 @@ async def test_start_output_and_end_arrive_signed_each_with_the_status_of_its_mo
     here: World, web: Web
 ) -> None:
     wishes = {"webhook_events_filter": ["start", "output", "completed"]}
-    job, trainer = await training(here, web, **wishes)
+    job, trainer = await hooked(here, web, **wishes)
     await web.wait_for_posts(1)
     await here.say(SamplesGenerated(job=job, samples=(await trainer.sample(0, 0),)))
     await web.wait_for_posts(2)
@@ -87,7 +82,7 @@ async def test_start_output_and_end_arrive_signed_each_with_the_status_of_its_mo
 
 async def test_a_start_that_nobody_takes_is_not_tried_again(here: World, web: Web) -> None:
     web.answer(500)
-    job, trainer = await training(here, web, webhook_events_filter=["start", "completed"])
+    job, trainer = await hooked(here, web, webhook_events_filter=["start", "completed"])
     await settled(here, job, 1)
     await trainer.finish_training()
 
@@ -99,7 +94,7 @@ async def test_a_start_that_nobody_takes_is_not_tried_again(here: World, web: We
 
 async def test_a_failed_delivery_shows_when_the_next_is_due(here: World, web: Web) -> None:
     web.answer(500, 200)
-    job, trainer = await training(here, web)
+    job, trainer = await hooked(here, web)
     await trainer.finish_training()
 
     again, first = await settled(here, job, 2)
@@ -113,7 +108,7 @@ async def test_a_failed_delivery_shows_when_the_next_is_due(here: World, web: We
 
 
 async def test_a_webhook_is_sent_again_on_request_signed_anew(here: World, web: Web) -> None:
-    job, trainer = await training(here, web)
+    job, trainer = await hooked(here, web)
     await trainer.finish_training()
     (first,) = await settled(here, job, 1)
 
@@ -131,7 +126,7 @@ async def test_a_webhook_is_sent_again_on_request_signed_anew(here: World, web: 
 
 
 async def test_a_webhook_that_is_not_there_or_not_yours_is_not_sent(here: World, web: Web) -> None:
-    job, trainer = await training(here, web)
+    job, trainer = await hooked(here, web)
     await trainer.finish_training()
     (first,) = await settled(here, job, 1)
 
