@@ -10,17 +10,17 @@ from pathlib import Path
 
 from services.gateway import asyncapi, openapi
 from services.gateway.alive import Alive
+from services.gateway.docs_routes import DocsRoutes
 from services.gateway.endpoint import Endpoint
 from services.gateway.events import Events
 from services.gateway.files import Files
 from services.gateway.listing import Listing
-from services.gateway.pages import Pages
 from services.gateway.removal import Removal
 from services.gateway.schemas import Schema
 from services.gateway.tus import UploadRoutes
 from services.gateway.webhooks import Webhooks
 
-PARTS = (Endpoint, Events, Listing, Webhooks, Removal, UploadRoutes, Files, Alive, Pages)
+PARTS = (Endpoint, Events, Listing, Webhooks, Removal, UploadRoutes, Files, Alive, DocsRoutes)
 """Every class whose methods answer over HTTP."""
 
 

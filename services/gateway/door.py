@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 
@@ -12,6 +12,7 @@ from aiohttp import web
 from services.gateway.auth import Caller, Scope
 from services.gateway.ledger import Ledger, Seen
 from services.gateway.limits import RATES, Limit, Operation, Rate, TooMany
+from services.gateway.routes import Handler
 
 NEEDED: Mapping[Operation, Scope] = {
     "run": "submit",
@@ -25,6 +26,8 @@ NEEDED: Mapping[Operation, Scope] = {
     "purge": "admin",
     "upload": "submit",
 }
+OwnersHandler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
+"""Answers a request of this owner."""
 CALLER = web.RequestKey("caller", Caller)
 """Who asks; there only if the request has a key that we know."""
 
@@ -53,6 +56,15 @@ class Door:
             raise web.HTTPTooManyRequests(
                 text=str(error), headers={"Retry-After": str(math.ceil(error.seconds))}
             ) from None
+
+    def guard(self, handler: OwnersHandler, operation: Operation) -> Handler:
+        """A handler that first lets in, and tells the inner one whom."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            with self.let_in(request, operation) as owner:
+                return await handler(request, owner)
+
+        return guarded
 
     async def job(self, request: web.Request, owner: str) -> Seen:
         """The job in the path; somebody else's is as unknown as one that never was.

@@ -95,10 +95,9 @@ class Endpoint:
         answers=STATE,
         errors=(422,),
     )
-    async def _run(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "run") as owner:
-            job = await self._admit(request, owner, RUN_BYTES)
-            return web.json_response(state_of(job))
+    async def _run(self, request: web.Request, owner: str) -> web.Response:
+        job = await self._admit(request, owner, RUN_BYTES)
+        return web.json_response(state_of(job))
 
     @route(
         "POST",
@@ -110,11 +109,10 @@ class Endpoint:
         answers=STATUS,
         errors=(404, 422),
     )
-    async def _runsync(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "runsync") as owner:
-            wait = partial(wait_of, request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
-            job = await self._admit(request, owner, RUNSYNC_BYTES, wait)
-            return await self._at_the_end(request, job.id, wait())
+    async def _runsync(self, request: web.Request, owner: str) -> web.Response:
+        wait = partial(wait_of, request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
+        job = await self._admit(request, owner, RUNSYNC_BYTES, wait)
+        return await self._at_the_end(request, job.id, wait())
 
     @route(
         "POST",
@@ -126,11 +124,10 @@ class Endpoint:
         answers=STATE,
         errors=(422,),
     )
-    async def _check(self, request: web.Request) -> web.Response:
+    async def _check(self, request: web.Request, owner: str) -> web.Response:
         """A job that ends with the report on its dataset."""
-        with self._door.let_in(request, "run") as owner:
-            job = await self._admit(request, owner, RUN_BYTES, checks=True)
-            return web.json_response(state_of(job))
+        job = await self._admit(request, owner, RUN_BYTES, checks=True)
+        return web.json_response(state_of(job))
 
     async def _admit(
         self,
@@ -150,11 +147,10 @@ class Endpoint:
             return await self._admission.admit(job_id, owner, body, checks=checks)
 
     @route(READ, "/status/{job}", "Look at a job", needs="status", answers=STATUS)
-    async def _status(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "status") as owner:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                seen = await self._door.job(request, owner)
-                return await self._shown(seen)
+    async def _status(self, request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            return await self._shown(seen)
 
     @route(
         READ,
@@ -165,12 +161,11 @@ class Endpoint:
         answers=STATUS,
         errors=(400,),
     )
-    async def _status_sync(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "status") as owner:
-            wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
-            async with asyncio.timeout(ANSWER_SECONDS):
-                seen = await self._door.job(request, owner)
-            return await self._at_the_end(request, seen.job.id, wait)
+    async def _status_sync(self, request: web.Request, owner: str) -> web.Response:
+        wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+        return await self._at_the_end(request, seen.job.id, wait)
 
     async def _at_the_end(self, request: web.Request, job_id: str, wait: float) -> web.Response:
         """The status once the job has ended, or as it is after so many seconds."""
@@ -205,29 +200,27 @@ class Endpoint:
         answers={200: Answer("What is new.", Stream)},
         errors=(400,),
     )
-    async def _stream(self, request: web.Request) -> web.Response:
+    async def _stream(self, request: web.Request, owner: str) -> web.Response:
         """What is new of the output since the last such request, each piece once."""
-        with self._door.let_in(request, "stream") as owner:
-            wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
-            async with asyncio.timeout(ANSWER_SECONDS):
-                seen = await self._door.job(request, owner)
-            chunks, seen = await self._streams.next(request, seen, wait)
-            if not chunks and self._is_long_cancelled(seen.job):
-                raise web.HTTPNotFound(text="the stream of this cancelled job has ended")
-            stream: Stream = {**state_of(seen.job), "stream": chunks}
-            return json_response(msgspec.json.encode(stream))
+        wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+        chunks, seen = await self._streams.next(request, seen, wait)
+        if not chunks and self._is_long_cancelled(seen.job):
+            raise web.HTTPNotFound(text="the stream of this cancelled job has ended")
+        stream: Stream = {**state_of(seen.job), "stream": chunks}
+        return json_response(msgspec.json.encode(stream))
 
     def _is_long_cancelled(self, job: Job) -> bool:
         ended = job.ended_at or self._clock()
         return job.status == "CANCELLED" and self._clock() - ended > CANCELLED_STREAM_SECONDS
 
     @route("POST", "/cancel/{job}", "Stop a job", needs="cancel", answers=STATE)
-    async def _cancel(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "cancel") as owner:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                seen = await self._door.job(request, owner)
-                after = await self._ledger.change(seen.job.id, self._cancelled)
-            return web.json_response(state_of(after or seen.job))
+    async def _cancel(self, request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            after = await self._ledger.change(seen.job.id, self._cancelled)
+        return web.json_response(state_of(after or seen.job))
 
     @route(
         "POST",
@@ -237,17 +230,16 @@ class Endpoint:
         answers=STATE,
         errors=(400,),
     )
-    async def _retry(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "run") as owner:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                seen = await self._door.job(request, owner)
-                retry = partial(retry_from_its_end, now=self._clock())
-                after = await self._ledger.change(seen.job.id, retry) or seen.job
-            if after.run == seen.job.run:
-                raise Invalid(
-                    [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
-                )
-            return web.json_response(state_of(after))
+    async def _retry(self, request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            retry = partial(retry_from_its_end, now=self._clock())
+            after = await self._ledger.change(seen.job.id, retry) or seen.job
+        if after.run == seen.job.run:
+            raise Invalid(
+                [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
+            )
+        return web.json_response(state_of(after))
 
     @route(
         "POST",
@@ -257,8 +249,8 @@ class Endpoint:
         answers=STATE,
         errors=(409,),
     )
-    async def _sample(self, request: web.Request) -> web.Response:
-        return await self._wish(request, "sample")
+    async def _sample(self, request: web.Request, owner: str) -> web.Response:
+        return await self._wish(request, owner, "sample")
 
     @route(
         "POST",
@@ -268,8 +260,8 @@ class Endpoint:
         answers=STATE,
         errors=(409,),
     )
-    async def _save(self, request: web.Request) -> web.Response:
-        return await self._wish(request, "save")
+    async def _save(self, request: web.Request, owner: str) -> web.Response:
+        return await self._wish(request, owner, "save")
 
     @route(
         "POST",
@@ -279,18 +271,17 @@ class Endpoint:
         answers=STATE,
         errors=(409,),
     )
-    async def _stop(self, request: web.Request) -> web.Response:
-        return await self._wish(request, "stop")
+    async def _stop(self, request: web.Request, owner: str) -> web.Response:
+        return await self._wish(request, owner, "stop")
 
-    async def _wish(self, request: web.Request, kind: Wish) -> web.Response:
+    async def _wish(self, request: web.Request, owner: str, kind: Wish) -> web.Response:
         """Write down what is wanted of a training at work; whoever trains hears of it."""
-        with self._door.let_in(request, "wish") as owner:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                seen = await self._door.job(request, owner)
-                after = await self._ledger.change(seen.job.id, partial(wish, kind=kind)) or seen.job
-            if reason := why_no_wish(after):
-                raise web.HTTPConflict(text=reason)
-            return web.json_response(state_of(after))
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            after = await self._ledger.change(seen.job.id, partial(wish, kind=kind)) or seen.job
+        if reason := why_no_wish(after):
+            raise web.HTTPConflict(text=reason)
+        return web.json_response(state_of(after))
 
     @route(
         "POST",
@@ -299,16 +290,15 @@ class Endpoint:
         needs="purge",
         answers={200: Answer("How many were cancelled.", Purged)},
     )
-    async def _purge(self, request: web.Request) -> web.Response:
+    async def _purge(self, _request: web.Request, owner: str) -> web.Response:
         """Cancel what waits in the queue; whatever is at work goes on."""
-        with self._door.let_in(request, "purge") as owner:
-            removed = 0
-            async with asyncio.timeout(ANSWER_SECONDS):
-                for job_id in await self._workforce.queued(owner):
-                    after = await self._ledger.change(job_id, self._cancelled_if_queued)
-                    removed += after is not None and after.status == "CANCELLED"
-            purged: Purged = {"removed": removed, "status": "completed"}
-            return web.json_response(purged)
+        removed = 0
+        async with asyncio.timeout(ANSWER_SECONDS):
+            for job_id in await self._workforce.queued(owner):
+                after = await self._ledger.change(job_id, self._cancelled_if_queued)
+                removed += after is not None and after.status == "CANCELLED"
+        purged: Purged = {"removed": removed, "status": "completed"}
+        return web.json_response(purged)
 
     @route(
         READ,
@@ -317,10 +307,9 @@ class Endpoint:
         needs="status",
         answers={200: Answer("Jobs by state, and workers.", Health)},
     )
-    async def _health(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "status") as owner:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return web.json_response(await self._workforce.health(owner))
+    async def _health(self, _request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return web.json_response(await self._workforce.health(owner))
 
     def _cancelled(self, job: Job) -> Step:
         return cancel(job, self._clock())

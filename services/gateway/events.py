@@ -80,17 +80,16 @@ class Events:
         },
         errors=(400,),
     )
-    async def _events(self, request: web.Request) -> web.StreamResponse:
-        with self._door.let_in(request, "stream") as owner:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                seen = await self._door.job(request, owner)
-                place = place_of(request, seen.version)
-                if await self._is_over(seen, place):
-                    return web.Response(status=204, headers={"Cache-Control": "no-store"})
-            response = web.StreamResponse(headers=HEADERS)
-            await response.prepare(request)
-            await self._tell_all(request, Reader(response, self._jobs, self._view, place), seen)
-            return response
+    async def _events(self, request: web.Request, owner: str) -> web.StreamResponse:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            place = place_of(request, seen.version)
+            if await self._is_over(seen, place):
+                return web.Response(status=204, headers={"Cache-Control": "no-store"})
+        response = web.StreamResponse(headers=HEADERS)
+        await response.prepare(request)
+        await self._tell_all(request, Reader(response, self._jobs, self._view, place), seen)
+        return response
 
     async def _is_over(self, seen: Seen, place: Place) -> bool:
         """Whether nothing is left to tell; 204 keeps EventSource from coming again."""

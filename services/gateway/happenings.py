@@ -36,23 +36,22 @@ def _status(before: Job | None, after: Job) -> Iterator[Happening]:
 
 def _stages(before: Job | None, after: Job) -> Iterator[Happening]:
     for stage, record in after.stages.items():
-        known = _state(before.stages.get(stage)) if before else None
-        if (state := _state(record)) != known:
-            yield "stage", _stage(stage, record, state)
+        known = before.stages.get(stage) if before else None
+        if known is None or _state(known) != _state(record):
+            yield "stage", _stage(stage, record)
 
 
-def _state(record: StageRecord | None) -> str | None:
-    if record is None:
-        return None
+def _state(record: StageRecord) -> tuple[str, int]:
+    """With the attempt at work: one attempt after another is something new."""
     if record.failed is not None:
-        return "failed"
+        return "failed", 0
     if record.done:
-        return "done"
-    return "waiting" if record.claim is None else f"at work {record.claim.attempt}"
+        return "done", 0
+    return ("waiting", 0) if record.claim is None else ("at work", record.claim.attempt)
 
 
-def _stage(stage: Stage, record: StageRecord, state: str | None) -> dict[str, Any]:
-    data = {"stage": stage, "state": str(state).rstrip("0123456789 "), "attempt": record.attempts}
+def _stage(stage: Stage, record: StageRecord) -> dict[str, Any]:
+    data = {"stage": stage, "state": _state(record)[0], "attempt": record.attempts}
     return data if record.failed is None else {**data, "reason": record.failed}
 
 

@@ -14,7 +14,7 @@ from multidict import MultiMapping
 
 from services.gateway.admission import Repeated
 from services.gateway.auth import Keys
-from services.gateway.door import CALLER
+from services.gateway.door import CALLER, Door
 from services.gateway.routes import Handler, routes_of
 from shared.errors import Unavailable
 from shared.request import Invalid, nearest
@@ -34,21 +34,23 @@ BASES = tuple(f"/{version}/{ENDPOINT}" for version in VERSIONS)
 """The endpoint's addresses on this server."""
 
 
-def application(parts: Iterable[object], keys: Keys) -> web.Application:
+def application(parts: Iterable[object], keys: Keys, door: Door) -> web.Application:
     """Everything that the gateway answers: all routes of these parts."""
     middlewares = [_errors_as_json, _identified_by(keys)]
     app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
     for part in parts:
-        for method, path, handler in _addresses(part):
+        for method, path, handler in _addresses(part, door):
             app.router.add_route(method, path, handler)
     return app
 
 
-def _addresses(part: object) -> Iterator[tuple[str, str, Handler]]:
+def _addresses(part: object, door: Door) -> Iterator[tuple[str, str, Handler]]:
     for name, route in routes_of(type(part)):
+        own = getattr(part, name)
+        handler = door.guard(own, route.needs) if route.needs else own
         for base in BASES if route.versioned else ("",):
             for method in route.methods:
-                yield method, f"{base}{route.path}", getattr(part, name)
+                yield method, f"{base}{route.path}", handler
 
 
 @web.middleware

@@ -13,7 +13,6 @@ from msgspec import Meta
 from multidict import MultiMapping
 
 from services.gateway.answers import Page
-from services.gateway.door import Door
 from services.gateway.http import ANSWER_SECONDS, json_response, unknown_parameters
 from services.gateway.ledger import read
 from services.gateway.routes import Answer, Parameter, route
@@ -27,7 +26,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 USUAL, MOST = 20, 100
 
 
-class Wish(NamedTuple):
+class Filter(NamedTuple):
     """What a client wants to see."""
 
     statuses: tuple[str, ...]
@@ -40,8 +39,7 @@ class Wish(NamedTuple):
 class Listing:
     """``/jobs``."""
 
-    def __init__(self, door: Door, jobs: JobStore, clock: Callable[[], float]) -> None:
-        self._door = door
+    def __init__(self, jobs: JobStore, clock: Callable[[], float]) -> None:
         self._jobs = jobs
         self._clock = clock
 
@@ -60,14 +58,13 @@ class Listing:
         answers={200: Answer("A page of jobs.", Page)},
         errors=(400,),
     )
-    async def _list(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "status") as owner:
-            wish = wish_of(request.query)
-            async with asyncio.timeout(ANSWER_SECONDS):
-                rows = await self._jobs.newest(
-                    owner=owner, statuses=wish.statuses, before=wish.before, limit=wish.limit + 1
-                )
-            return json_response(msgspec.json.encode(self._page(rows, wish.limit)))
+    async def _list(self, request: web.Request, owner: str) -> web.Response:
+        wanted = filter_of(request.query)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            rows = await self._jobs.newest(
+                owner=owner, statuses=wanted.statuses, before=wanted.before, limit=wanted.limit + 1
+            )
+        return json_response(msgspec.json.encode(self._page(rows, wanted.limit)))
 
     def _page(self, rows: Sequence[StoredJob], limit: int) -> Page:
         """One row more than are shown tells that there is another page."""
@@ -78,17 +75,17 @@ class Listing:
         }
 
 
-def wish_of(query: MultiMapping[str]) -> Wish:
+def filter_of(query: MultiMapping[str]) -> Filter:
     """The query's parameters, checked.
 
     Raises:
         Invalid: with every mistake.
     """
     mistakes = unknown_parameters(query, PARAMETERS)
-    wish = Wish(_statuses(query, mistakes), _limit(query, mistakes), _before(query, mistakes))
+    wanted = Filter(_statuses(query, mistakes), _limit(query, mistakes), _before(query, mistakes))
     if mistakes:
         raise Invalid(mistakes)
-    return wish
+    return wanted
 
 
 def _statuses(query: MultiMapping[str], mistakes: list[str]) -> tuple[str, ...]:

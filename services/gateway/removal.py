@@ -38,18 +38,17 @@ class Removal:
         needs="delete",
         answers={200: Answer("It is gone.", Removed)},
     )
-    async def _remove(self, request: web.Request) -> web.Response:
+    async def _remove(self, request: web.Request, owner: str) -> web.Response:
         """Cancel first, so that workers are told to stop."""
-        with self._door.let_in(request, "delete") as owner:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                job_id = (await self._door.job(request, owner)).job.id
-                await self._ledger.change(job_id, self._cancelled)
-                removed = await self._ledger.remove(job_id)
-            if not removed:
-                raise web.HTTPNotFound(text="there is no such job")
-            self._on_removal(job_id)
-            gone: Removed = {"id": job_id, "deleted": True}
-            return web.json_response(gone)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            job_id = (await self._door.job(request, owner)).job.id
+            await self._ledger.change(job_id, self._cancelled)
+            removed = await self._ledger.remove(job_id)
+        if not removed:
+            raise web.HTTPNotFound(text="there is no such job")
+        self._on_removal(job_id)
+        gone: Removed = {"id": job_id, "deleted": True}
+        return web.json_response(gone)
 
     def _cancelled(self, job: Job) -> Step:
         return cancel(job, self._clock())

@@ -86,7 +86,11 @@ def route(
     body: Body | None = None,
     versioned: bool = True,
 ) -> Callable[[Method], Method]:
-    """Make a method the handler of this operation; its class is one of the application's parts."""
+    """Make a method the handler of this operation; its class is one of the application's parts.
+
+    Where the operation needs a key, the method gets the request and its owner, whom
+    :class:`services.gateway.door.Door` has let in; else the request alone.
+    """
     methods = (methods,) if isinstance(methods, str) else methods
     described = Route(methods, path, summary, needs, answers, errors, parameters, body, versioned)
 

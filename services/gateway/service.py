@@ -15,6 +15,7 @@ from services.gateway.admission import Admission
 from services.gateway.alive import Alive
 from services.gateway.auth import Keys, configured_keys
 from services.gateway.changes import Changes
+from services.gateway.docs_routes import DocsRoutes
 from services.gateway.documents import documents
 from services.gateway.door import Door
 from services.gateway.endpoint import Endpoint
@@ -25,7 +26,6 @@ from services.gateway.intake import Intake
 from services.gateway.ledger import Ledger
 from services.gateway.listing import Listing
 from services.gateway.ours import Ours
-from services.gateway.pages import Pages
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay
 from services.gateway.removal import Removal
@@ -108,15 +108,15 @@ class Gateway:
             clock=clock,
         )
         events = Events(door=door, ledger=ledger, jobs=jobs, view=view, changes=changes)
-        listing, webhooks = Listing(door, jobs, clock), Webhooks(door, ledger, clock)
+        listing, webhooks = Listing(jobs, clock), Webhooks(door, ledger, clock)
         removal = Removal(door, ledger, clock, self._retention.job_removed)
-        uploading = UploadRoutes(door, uploads)
+        uploading = UploadRoutes(uploads)
         files = [Files(store, key, clock)] if isinstance(store, KeepsFiles) else []
         openapi, asyncapi = documents().values()
-        pages = Pages(openapi, asyncapi, settings.public_url)
+        pages = DocsRoutes(openapi, asyncapi, settings.public_url)
         own = (endpoint, events, listing, webhooks, removal, uploading)
         parts = (*own, Alive(ledger), pages, *files)
-        self._app = application(parts, keys)
+        self._app = application(parts, keys, door)
         self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()
         """Set once requests are answered."""

@@ -12,7 +12,6 @@ from aiohttp import web
 from msgspec import Meta
 
 from services.gateway.answers import Upload
-from services.gateway.door import Door
 from services.gateway.http import ANSWER_SECONDS, is_gone, unknown_parameters
 from services.gateway.routes import Answer, Body, Parameter, route
 from services.gateway.uploads import Overtaken, Uploads
@@ -40,8 +39,7 @@ STANDS = {200: Answer("The upload as it stands.", Upload)}
 class UploadRoutes:
     """Beginning, going on with, looking at and removing uploads."""
 
-    def __init__(self, door: Door, uploads: Uploads) -> None:
-        self._door = door
+    def __init__(self, uploads: Uploads) -> None:
         self._uploads = uploads
 
     @route(
@@ -79,14 +77,13 @@ class UploadRoutes:
         answers={201: Answer("The upload.", Upload, headers={"Location": "Its address."})},
         errors=(400, 408, 409, 411, 412, 413, 415),
     )
-    async def _post(self, request: web.Request) -> web.Response:
+    async def _post(self, request: web.Request, owner: str) -> web.Response:
         """Begin an upload whose chunks will follow, or take the whole of it at once."""
-        with self._door.let_in(request, "upload") as owner:
-            if "Upload-Length" not in request.headers:
-                return await self._whole(request, owner)
-            size = number_in(request, "Upload-Length")
-            upload = await self._begin(request, owner, size)
-            return self._begun(upload)
+        if "Upload-Length" not in request.headers:
+            return await self._whole(request, owner)
+        size = number_in(request, "Upload-Length")
+        upload = await self._begin(request, owner, size)
+        return self._begun(upload)
 
     def _begun(self, upload: StoredUpload) -> web.Response:
         headers = {"Location": self._uploads.address(upload.id)}
@@ -118,16 +115,15 @@ class UploadRoutes:
         },
         errors=(412,),
     )
-    async def _head(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "upload") as owner:
-            upload = await self._upload(request, owner)
-            return web.Response(
-                headers={
-                    "Cache-Control": "no-store",
-                    "Upload-Length": str(upload.bytes),
-                    "Upload-Offset": str(upload.received),
-                }
-            )
+    async def _head(self, request: web.Request, owner: str) -> web.Response:
+        upload = await self._upload(request, owner)
+        return web.Response(
+            headers={
+                "Cache-Control": "no-store",
+                "Upload-Length": str(upload.bytes),
+                "Upload-Offset": str(upload.received),
+            }
+        )
 
     @route(
         "PATCH",
@@ -142,13 +138,12 @@ class UploadRoutes:
         answers={204: Answer("The bytes are here.", headers=HERE)},
         errors=(400, 408, 409, 412, 413, 415),
     )
-    async def _patch(self, request: web.Request) -> web.Response:
+    async def _patch(self, request: web.Request, owner: str) -> web.Response:
         """The next chunk; the last is answered once the whole is known to be as expected."""
-        with self._door.let_in(request, "upload") as owner:
-            upload = await self._upload(request, owner)
-            check_chunk(request, upload)
-            upload = as_expected(await self._take(request, upload))
-            return web.Response(status=204, headers={"Upload-Offset": str(upload.received)})
+        upload = await self._upload(request, owner)
+        check_chunk(request, upload)
+        upload = as_expected(await self._take(request, upload))
+        return web.Response(status=204, headers={"Upload-Offset": str(upload.received)})
 
     @route(
         "GET",
@@ -159,14 +154,13 @@ class UploadRoutes:
         answers=STANDS,
         errors=(400, 409, 412),
     )
-    async def _get(self, request: web.Request) -> web.Response:
+    async def _get(self, request: web.Request, owner: str) -> web.Response:
         """How an upload stands; of one that is whole, what it is."""
-        with self._door.let_in(request, "upload") as owner:
-            upload = await self._upload(request, owner)
-            if upload.received == upload.bytes:
-                with not_overtaken():
-                    upload = as_expected(await self._uploads.finish(upload))
-            return web.json_response(self._shown(upload))
+        upload = await self._upload(request, owner)
+        if upload.received == upload.bytes:
+            with not_overtaken():
+                upload = as_expected(await self._uploads.finish(upload))
+        return web.json_response(self._shown(upload))
 
     @route(
         "DELETE",
@@ -177,10 +171,9 @@ class UploadRoutes:
         answers={204: Answer("It is gone.")},
         errors=(412,),
     )
-    async def _delete(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "upload") as owner:
-            await self._uploads.remove((await self._upload(request, owner)).id)
-            return web.Response(status=204)
+    async def _delete(self, request: web.Request, owner: str) -> web.Response:
+        await self._uploads.remove((await self._upload(request, owner)).id)
+        return web.Response(status=204)
 
     async def _begin(self, request: web.Request, owner: str, size: int) -> StoredUpload:
         check_version(request)

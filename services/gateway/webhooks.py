@@ -32,12 +32,11 @@ class Webhooks:
         needs="status",
         answers={200: Answer("The newest deliveries.", Deliveries)},
     )
-    async def _list(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "status") as owner:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                job = (await self._door.job(request, owner)).job
-            shown: Deliveries = {"deliveries": [_shown(each) for each in job.webhook_tries[::-1]]}
-            return web.json_response(shown)
+    async def _list(self, request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            job = (await self._door.job(request, owner)).job
+        shown: Deliveries = {"deliveries": [_shown(each) for each in job.webhook_tries[::-1]]}
+        return web.json_response(shown)
 
     @route(
         "POST",
@@ -46,17 +45,16 @@ class Webhooks:
         needs="resend",
         answers={200: Answer("The new delivery.", Delivery)},
     )
-    async def _resend(self, request: web.Request) -> web.Response:
-        with self._door.let_in(request, "resend") as owner:
-            webhook = request.match_info["webhook"]
-            resend = partial(resend_webhook, webhook=webhook, now=self._clock())
-            async with asyncio.timeout(ANSWER_SECONDS):
-                seen = await self._door.job(request, owner)
-                job = await self._ledger.change(seen.job.id, resend)
-            tries = [each for each in job.webhook_tries if each.id == webhook] if job else []
-            if not tries:
-                raise web.HTTPNotFound(text="there is no such webhook of this job")
-            return web.json_response(_shown(tries[-1]))
+    async def _resend(self, request: web.Request, owner: str) -> web.Response:
+        webhook = request.match_info["webhook"]
+        resend = partial(resend_webhook, webhook=webhook, now=self._clock())
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            job = await self._ledger.change(seen.job.id, resend)
+        tries = [each for each in job.webhook_tries if each.id == webhook] if job else []
+        if not tries:
+            raise web.HTTPNotFound(text="there is no such webhook of this job")
+        return web.json_response(_shown(tries[-1]))
 
 
 def _shown(tried: WebhookTry) -> Delivery:

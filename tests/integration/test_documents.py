@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from services.gateway.auth import SCOPES, digest_of
+from services.gateway.docs_page import POLICY
 from services.gateway.documents import documents, text_of
-from services.gateway.page import POLICY
 from shared.ports import StoredKey
 from tests.gateway_world import World, world
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from services.gateway.docs_page import POLICY, page
 from services.gateway.http import json_response
-from services.gateway.page import POLICY, page
 from services.gateway.routes import Answer, route
 from services.gateway.schemas import Schema
 
 
-class Pages:
+class DocsRoutes:
     """``/openapi.json``, ``/asyncapi.json``, and ``/docs``, which shows both."""
 
     def __init__(self, openapi: Schema, asyncapi: Schema, url: str) -> None:
