@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from everydream.client import Client, patiently
-from services.fetcher.archive import IMAGES, TEXTS
+from services.fetcher.archive import IMAGES, TEXTS, is_hidden
 from shared.errors import Refused
 from shared.folders import sha256_of
 
@@ -48,8 +48,7 @@ def dataset_files(folder: Path) -> list[Path]:
     kept = [
         name
         for name in names
-        if name.suffix.lower() in IMAGES | TEXTS
-        and not any(part.startswith(".") for part in name.parts)
+        if name.suffix.lower() in IMAGES | TEXTS and not is_hidden(name.as_posix())
     ]
     if not any(name.suffix.lower() in IMAGES for name in kept):
         raise Refused(f"{folder}: no image in it; these are images: {', '.join(sorted(IMAGES))}")

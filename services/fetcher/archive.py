@@ -159,7 +159,7 @@ def checked_members(
     _check_sizes(entries, archive.stat().st_size, ratio, shown)
     _check_overlap(entries, zipped.start_dir, shown)
     members = [Member(entry, _name(entry)) for entry in entries if not _is_folder(entry)]
-    visible = [member for member in members if not _is_hidden(member.name)]
+    visible = [member for member in members if not is_hidden(member.name)]
     for member in visible:
         if member.entry.flag_bits & ENCRYPTED:
             raise Refused(f"{shown}: {member.name} is encrypted; make the zip without a password")
@@ -206,7 +206,7 @@ def _name(entry: zipfile.ZipInfo) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/")) or NAMELESS
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """What macOS adds, and names that begin with a dot."""
     parts = PurePosixPath(name).parts
     return any(part == "__MACOSX" or part.startswith(".") for part in parts if part != "..")

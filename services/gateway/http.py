@@ -15,12 +15,10 @@ from multidict import MultiMapping
 from services.gateway.admission import Repeated
 from services.gateway.auth import Keys
 from services.gateway.door import CALLER, Door
-from services.gateway.routes import Handler, routes_of
+from services.gateway.routes import BASES, Handler, routes_of
 from shared.errors import Unavailable
 from shared.request import Invalid, nearest
 
-ENDPOINT = "everydream-v1"
-VERSIONS = ("v1", "v2")
 ANSWER_SECONDS = 2.5
 """Clients give up after 3."""
 RETRY_SECONDS = 5
@@ -28,10 +26,6 @@ MOST_BYTES = 20 * 1024 * 1024
 """Of any body that is read whole; RunPod's bound for ``/runsync``."""
 
 log = structlog.get_logger()
-
-
-BASES = tuple(f"/{version}/{ENDPOINT}" for version in VERSIONS)
-"""The endpoint's addresses on this server."""
 
 
 def application(parts: Iterable[object], keys: Keys, door: Door) -> web.Application:

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import structlog
 from msgspec.structs import replace
 
+from services.gateway.routes import BASES
 from shared.concurrency import in_thread
 from shared.errors import NotFound
 from shared.ports import ObjectStore, StoredUpload, UploadPart, UploadStore
@@ -23,8 +24,7 @@ PART_BYTES = 8 << 20
 """Of a part, which is in memory while it arrives."""
 MOST_UNFINISHED = 16
 """Of one key, at one time."""
-ADDRESS = "/v1/everydream-v1/uploads/"
-ADDRESSES = re.compile(r"/v[12]/everydream-v1/uploads/([0-9a-f-]{36})")
+ADDRESSES = re.compile(rf"(?:{'|'.join(BASES)})/uploads/([0-9a-f-]{{36}})")
 
 log = structlog.get_logger()
 
@@ -47,7 +47,7 @@ class Uploads:
 
     def address(self, upload_id: str) -> str:
         """What a request gives as its ``data_url``."""
-        return f"{self._public_url}{ADDRESS}{upload_id}"
+        return f"{self._public_url}{BASES[0]}/uploads/{upload_id}"
 
     def id_in(self, address: str) -> str | None:
         """The id of the upload that has this address; None: it is no upload's."""

@@ -23,6 +23,7 @@ OTHERS = {
     "notes.docx": b"x",
     ".hidden.jpg": b"x",
     ".thumbnails/1.jpg": b"x",
+    "__MACOSX/1.jpg": b"x",
     "film.mp4": b"x",
     "ted.jpg.bak": b"x",
 }
