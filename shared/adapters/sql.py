@@ -149,6 +149,7 @@ def _sqlite(address: URL) -> AsyncEngine:
     engine = create_async_engine(address, connect_args={"timeout": WAIT_SECONDS})
     event.listen(engine.sync_engine, "connect", _set_up_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    event.listen(engine.sync_engine, "invalidate", _roll_back)
     return engine
 
 
@@ -174,6 +175,11 @@ async def _in_wal(connection: aiosqlite.Connection) -> bool:
 def _begin_sqlite(connection: Connection) -> None:
     kind = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
     connection.exec_driver_sql(f"BEGIN {kind}")
+
+
+def _roll_back(connection: Any, *_: object) -> None:
+    """Let go of the write lock: closed with a row unread, a connection would keep it for long."""
+    connection.rollback()
 
 
 def _upgrade(connection: Connection) -> None:

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -21,6 +22,8 @@ from shared.ports import Outgoing, StoredEvent, StoredJob
 from tests.servers.postgres import PostgreSQL
 
 SECONDS = 60
+HELD_UP_SECONDS = 3.0
+"""Less than a writer waits for a lock that nobody gives back."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -267,6 +270,27 @@ async def test_of_many_that_take_at_once_each_message_goes_to_one(
     handed_out = await asyncio.gather(*(taken(each, until=20.0, limit=7) for each in takers))
 
     assert sorted(name for some in handed_out for name in some) == sorted(names)
+
+
+@pytest.mark.parametrize("statement", ["SELECT removed", "INSERT INTO jobs", "UPDATE outbox"])
+async def test_who_is_cut_off_in_the_middle_of_writing_holds_up_nobody(
+    store: Database, neighbour: Database, statement: str
+) -> None:
+    async def write() -> None:
+        await store.insert(job("a"), [message("a/1/0"), message("a/1/1")])
+        await taken(store, until=0.0)
+
+    def cut_off(_connection: object, _cursor: object, text: str, *_: object) -> None:
+        if text.startswith(statement):
+            asyncio.get_running_loop().call_soon(writing.cancel)
+
+    event.listen(store._sql._engine.sync_engine, "before_cursor_execute", cut_off)
+    writing = asyncio.create_task(write())
+    await asyncio.wait((writing,))
+
+    assert writing.cancelled()
+    async with asyncio.timeout(HELD_UP_SECONDS):
+        assert await neighbour.insert(job("b"), [])
 
 
 async def taken(store: Database, *, now: float = 10.0, until: float, limit: int = 100) -> list[str]:
