@@ -65,6 +65,8 @@ TRIES_KEPT = 50
 """Deliveries of webhooks that a job remembers, the newest."""
 OUTPUT_SECONDS = 10.0
 """Between two ``output`` webhooks; what comes meanwhile is in the next."""
+REFUSED_KEPT = 50
+"""Claims that were refused and that a job remembers, the newest."""
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -144,6 +146,8 @@ class Job(Struct, frozen=True, kw_only=True):
     stages: dict[Stage, StageRecord] = field(default_factory=dict)
     progress: dict[Stage, dict[str, Any]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
+    """Claims that were refused, oldest first: whoever asks again gets the same answer again."""
     wishes: dict[Wish, int] = field(default_factory=dict)
     """What the user has wanted of the training, numbered from 1; the newest of each kind."""
     granted: dict[Wish, int] = field(default_factory=dict)
@@ -436,7 +440,7 @@ def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
         return Step(job, _grant(job, fact.stage))
     record = job.stages.get(fact.stage)
     if reason := _why_not(job, fact.stage, record, fact.claim):
-        return Step(job, _refusal(fact, control, reason))
+        return Step(_with_refused(job, fact.claim), _refusal(fact, control, reason))
     assert record is not None  # noqa: S101 - _why_not refuses what was not asked for
     claim = Claim(
         id=fact.claim, worker=fact.worker, control=control or "", attempt=record.attempts + 1
@@ -455,7 +459,16 @@ def _why_not(job: Job, stage: Stage, record: StageRecord | None, claim: str) -> 
         return f"the worker {record.claim.worker} has it"
     if stage in GPU_STAGES and _bucket_is_tried(job):
         return "the user's bucket is being tried"
+    if claim in job.refused:
+        return "this claim was refused"
     return "this claim has ended" if claim in record.spent else None
+
+
+def _with_refused(job: Job, claim: str) -> Job:
+    """The worker has let go of it: granted later, it would be nobody's, and block its stage."""
+    if claim in job.refused:
+        return job
+    return replace(job, refused=(*job.refused, claim)[-REFUSED_KEPT:])
 
 
 def _bucket_is_tried(job: Job) -> bool:

@@ -427,6 +427,39 @@ def test_a_spent_claim_is_never_granted_again() -> None:
     assert isinstance(tale.claim("staging", "fresh"), ClaimGranted)
 
 
+def test_a_refused_claim_is_refused_again_even_when_its_stage_is_free_by_then() -> None:
+    """A worker asks each beat until it hears; what it said twice arrives after it has let go."""
+    tale = Tale()
+    tale.claim("staging", "s")
+    tale.claim("staging", "other")
+    tale.fail("staging", "s")
+
+    answer = tale.claim("staging", "other")
+
+    assert isinstance(answer, ClaimRefused)
+    assert tale.job.stages["staging"].claim is None
+    assert isinstance(tale.claim("staging", "fresh"), ClaimGranted)
+
+
+def test_a_claim_that_was_refused_at_the_end_of_a_run_gets_nothing_of_the_next() -> None:
+    tale = Tale()
+    tale.hear(jobs.time_out(tale.job, "late", tale.now))
+    tale.claim("staging", "s")
+    retried(tale)
+
+    assert isinstance(tale.claim("staging", "s"), ClaimRefused)
+
+
+def test_of_refused_claims_a_job_remembers_the_newest() -> None:
+    tale = Tale()
+    for number in range(jobs.REFUSED_KEPT + 2):
+        for _ in range(2):
+            tale.claim("training", f"t{number}")
+
+    assert tale.job.refused[0] == "t2"
+    assert len(tale.job.refused) == jobs.REFUSED_KEPT
+
+
 def test_facts_that_are_not_from_the_live_claim_change_nothing() -> None:
     tale = Tale()
     tale.claim("staging", "s")
