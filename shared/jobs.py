@@ -106,6 +106,8 @@ class WebhookTry(Struct, frozen=True, kw_only=True):
     id: str
     """Of the event: the same over all its tries."""
     event: WebhookEvent
+    run: int = 1
+    """The run of the job that it tells of."""
     attempt: int
     at: float
     """When it is due, then when its outcome was heard of; seconds since the epoch."""
@@ -653,7 +655,7 @@ def webhook_id(job: Job, event: WebhookEvent, number: int) -> str:
 def resend_webhook(job: Job, webhook: str, now: float) -> Step:
     """Try one more time now, whatever the schedule does; an id that is not known says nothing."""
     known = [each for each in job.webhook_tries if each.id == webhook]
-    return _try(Step(job), webhook, known[-1].event, now) if known else Step(job)
+    return _try(Step(job), known[-1], now) if known else Step(job)
 
 
 def _wants(job: Job, event: WebhookEvent) -> bool:
@@ -663,18 +665,24 @@ def _wants(job: Job, event: WebhookEvent) -> bool:
 def _webhook_due(
     step: Step, event: WebhookEvent, number: int, now: float, delay: float = 0.0
 ) -> Step:
-    return _try(step, webhook_id(step.job, event, number), event, now, delay)
-
-
-def _try(step: Step, webhook: str, event: WebhookEvent, now: float, delay: float = 0.0) -> Step:
-    """The body is filled in when it leaves: links in it are signed, not stored."""
     job = step.job
-    attempts = [each.attempt for each in job.webhook_tries if each.id == webhook]
-    attempt = max(attempts, default=0) + 1
-    tried = WebhookTry(id=webhook, event=event, attempt=attempt, at=now + delay)
+    first = WebhookTry(
+        id=webhook_id(job, event, number), event=event, run=job.run, attempt=1, at=now
+    )
+    return _try(step, first, now, delay)
+
+
+def _try(step: Step, webhook: WebhookTry, now: float, delay: float = 0.0) -> Step:
+    """One more, or the first. The body is filled in when it leaves: links in it are signed."""
+    job = step.job
+    attempts = [each.attempt for each in job.webhook_tries if each.id == webhook.id]
+    tried = WebhookTry(
+        id=webhook.id, event=webhook.event, run=webhook.run,
+        attempt=max(attempts, default=0) + 1, at=now + delay,
+    )  # fmt: skip
     due = WebhookDue(
-        job=job.id, run=job.run, attempt=attempt, url=job.webhook or "",
-        webhook_id=webhook, event=event, body="",
+        job=job.id, run=tried.run, attempt=tried.attempt, url=job.webhook or "",
+        webhook_id=tried.id, event=tried.event, body="",
     )  # fmt: skip
     job = replace(job, webhook_tries=(*job.webhook_tries, tried)[-TRIES_KEPT:])
     return Step(job, (*step.effects, Effect(message=due, delay=delay)))

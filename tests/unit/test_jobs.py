@@ -870,6 +870,37 @@ def test_each_run_has_a_webhook_of_its_own() -> None:
     assert len({each.webhook_id for each in due}) == 2
 
 
+def test_a_webhook_of_an_earlier_run_is_sent_again_as_that_runs() -> None:
+    tale = Tale(draws=False)
+    tale.stage()
+    tale.claim("training", "a")
+    tale.fail("training", "a", kind="refused")
+    retried(tale)
+
+    (again,) = tale.hear(jobs.resend_webhook(tale.job, END_HOOK, tale.now))
+
+    assert isinstance(again, WebhookDue)
+    assert (again.run, again.webhook_id, again.attempt) == (1, END_HOOK, 2)
+    assert tale.job.run == 2
+
+
+def test_what_is_heard_of_an_earlier_runs_webhook_does_not_settle_this_ones() -> None:
+    tale = Tale(draws=False)
+    tale.stage()
+    for claim in ("a", "b"):
+        tale.claim("training", claim)
+        tale.fail("training", claim, kind="refused")
+        retried(tale)
+    tale.claim("training", "c")
+    tale.fail("training", "c", kind="refused")
+
+    late = WebhookDelivered(job="job", run=1, attempt=1, webhook_id=END_HOOK, status=200)
+
+    assert tale.tell(late) == []
+    assert not tale.job.webhook_settled
+    assert tale.tell(failed(1)) == []
+
+
 def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_hears_no_old_worker() -> None:
     tale = Tale(draws=False, bucket=True)
     tale.stage()
