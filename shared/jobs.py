@@ -54,6 +54,7 @@ from shared.messages import (
     decode,
     encode,
     stable_id,
+    type_of,
 )
 from shared.request import Policy, Request, WebhookEvent, Wish
 
@@ -63,6 +64,16 @@ GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
 BUCKET_STAGES: tuple[Stage, ...] = ("bucket_check", "model_publication", "image_publication")
 TRIES_KEPT = 50
 """Deliveries of webhooks that a job remembers, the newest."""
+FITTING: dict[Stage, tuple[type[StageFact], ...]] = {
+    "staging": (DatasetStaged, ModelStaged),
+    "bucket_check": (BucketChecked,),
+    "training": (CheckpointSampled, CheckpointSaved, ResumePointSaved, CheckpointFinal),
+    "generation": (ImagesGenerated,),
+    "model_publication": (ArtifactsPublished,),
+    "image_publication": (ArtifactsPublished,),
+}
+"""What each stage may make."""
+MADE = tuple({kind for kinds in FITTING.values() for kind in kinds})
 OUTPUT_SECONDS = 10.0
 """Between two ``output`` webhooks; what comes meanwhile is in the next."""
 REFUSED_KEPT = 50
@@ -406,7 +417,17 @@ def _advance(job: Job, fact: AnyMessage, control: str | None, now: float, beat: 
     return Step(job)
 
 
+def _fits(job: Job, fact: StageFact) -> bool:
+    """A stage that is done with something else would leave its job with nothing to go on with."""
+    if isinstance(fact, DatasetStaged | ModelStaged):
+        return fact.stage == "staging" and isinstance(fact, DatasetStaged) == job.trains
+    return not isinstance(fact, MADE) or isinstance(fact, FITTING[fact.stage])
+
+
 def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step:  # noqa: C901, PLR0911
+    if not _fits(job, fact):
+        reason = f"{fact.worker} said {type_of(fact)}, which {fact.stage} of this job is not for"
+        return _failure(_release(job, fact.stage), fact.stage, reason, now=now, beat=beat)
     match fact:
         case DatasetStaged():
             return _staged(_done(replace(job, report=fact.report), fact), fact, now)

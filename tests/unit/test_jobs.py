@@ -590,6 +590,22 @@ def test_a_bucket_that_refuses_the_model_ends_the_job_and_stops_the_drawing() ->
     assert cast("ClaimRefused", said[1]).claim == "g"
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_does_not_fit_its_stage_is_a_failure_and_leaves_no_job_without_work(
+    trains: bool,  # noqa: FBT001
+) -> None:
+    unfit = model_staged if trains else dataset_staged
+    for make in (bucket_checked, images_generated, unfit):
+        tale = Tale(trains=trains)
+        for claim in ("a", "b", "c"):
+            assert not tale.job.ended
+            tale.claim("staging", claim)
+            tale.tell(msgspec.structs.replace(make(claim), stage="staging", worker="w"))
+        assert tale.job.status == "FAILED"
+        assert tale.job.error is not None
+        assert tale.job.error.startswith("staging failed 3 times in a row: w said ")
+
+
 def test_checkpoints_on_the_way_are_kept_once_each() -> None:
     tale = Tale()
     tale.stage()
