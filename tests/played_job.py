@@ -142,25 +142,32 @@ class Worker:
         self.delivery, self.claim, self.granted = None, "", None
 
 
+Place = tuple[Stage, str]
+"""A claim at a stage."""
+
+
 @dataclass
 class Verdicts:
     """What claims were told."""
 
-    attempts: dict[str, int] = field(default_factory=dict)
+    attempts: dict[Place, int] = field(default_factory=dict)
     """Of every claim that was granted."""
-    refused: set[str] = field(default_factory=set)
+    refused: set[Place] = field(default_factory=set)
     """Claims that were not granted when they were asked for."""
     wrong: list[str] = field(default_factory=list)
 
     def hear(self, answer: AnyMessage, to: AnyMessage | None) -> None:
-        asked = isinstance(to, Started)
-        if asked and isinstance(answer, ClaimRefused) and answer.claim not in self.attempts:
-            self.refused.add(answer.claim)
+        """An answer to a fact, or to nothing in particular."""
+        if isinstance(answer, ClaimRefused) and isinstance(to, Started):
+            self.refused |= {(answer.stage, answer.claim)} - self.attempts.keys()
         if isinstance(answer, ClaimGranted):
-            if answer.claim in self.refused:
-                self.wrong.append(f"{answer.claim} was refused, and is granted")
-            if self.attempts.setdefault(answer.claim, answer.attempt) != answer.attempt:
-                self.wrong.append(f"{answer.claim} was granted with two attempts")
+            self._granted((answer.stage, answer.claim), answer.attempt)
+
+    def _granted(self, place: Place, attempt: int) -> None:
+        if place in self.refused:
+            self.wrong.append(f"{place} was refused, and is granted")
+        if self.attempts.setdefault(place, attempt) != attempt:
+            self.wrong.append(f"{place} was granted with two attempts")
 
 
 class PlayedJob:
@@ -179,7 +186,7 @@ class PlayedJob:
         self.workers = {stage: self._two_workers(stage) for stage in STAGES}
         self.claims = 0
         self.beats = 0
-        self.heard: set[tuple[Stage, str]] = set()
+        self.heard: set[Place] = set()
         """Claims that have shown life since the last beat came back."""
         clock: Callable[[], float] = lambda: self.clock  # noqa: E731 - it changes
         store = cast("JobStore", self.rows)
@@ -364,6 +371,13 @@ class PlayedJob:
     def every_worker(self) -> Iterator[Worker]:
         for both in self.workers.values():
             yield from both
+
+    def deliver_again(self, stage: Stage) -> None:
+        """What asks for a stage is on its queue once more."""
+        job = self.job
+        if job is not None and stage in job.stages:
+            asking = decode(job.stages[stage].asking)
+            self.do(self.bus.send(STAGE_QUEUES[stage].name, asking))
 
     def purge(self, queue: Queue) -> None:
         while (delivery := self.next_of(queue)) is not None:

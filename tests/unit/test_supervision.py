@@ -39,7 +39,7 @@ from shared.messages import (
 )
 from shared.request import Wish, parse_request
 from tests.gateway_world import STARTED
-from tests.played_job import SILENCE, PlayedJob, Worker
+from tests.played_job import BEAT, SILENCE, PlayedJob, Worker
 from tests.unit.test_jobs import (
     ROW,
     artifact,
@@ -151,8 +151,14 @@ with_a_webhook = precondition(lambda self: bool(self._dues()))
 class Life(RuleBasedStateMachine):
     """Everybody does whatever they like; afterwards there is silence, then the job must end."""
 
-    @initialize(kind=st.sampled_from(sorted(REQUESTS)), bucket=st.booleans(), hooked=st.booleans())
-    def submit(self, kind: str, bucket: bool, hooked: bool) -> None:  # noqa: FBT001
+    @initialize(
+        kind=st.sampled_from(sorted(REQUESTS)),
+        bucket=st.booleans(),
+        hooked=st.booleans(),
+        done=st.integers(0, 4),
+    )
+    def submit(self, kind: str, bucket: bool, hooked: bool, done: int) -> None:  # noqa: FBT001
+        """Some stages are done, and then it begins."""
         request = parse_request({"input": REQUESTS[kind], "policy": POLICY})
         if hooked:
             hook = {"webhook": "https://example.com/hook", "webhook_events": EVENTS}
@@ -160,6 +166,9 @@ class Life(RuleBasedStateMachine):
         sealed = "sealed" if bucket else None
         self.played = PlayedJob(request, sealed=sealed, checks=kind == "check")
         self.late: list[tuple[StageFact, str]] = []
+        for _ in range(done if self._open() else 0):
+            for stage in self._open():
+                self._do(self.played.workers[stage][0], result_of)
 
     # --- Workers
 
@@ -167,6 +176,15 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data(), place=PLACE)
     def somebody_takes_work(self, data: st.DataObject, place: int) -> None:
         self.played.take(self._worker(data, place))
+
+    @at_an_open_stage
+    @rule(data=st.data())
+    def work_is_delivered_twice(self, data: st.DataObject) -> None:
+        """As a broker may, when it has missed an ack; and both workers take it."""
+        stage = data.draw(st.sampled_from(self._open()))
+        self.played.deliver_again(stage)
+        for worker in self.played.workers[stage]:
+            self.played.take(worker)
 
     @at_an_open_stage
     @rule(data=st.data(), place=PLACE)
@@ -185,13 +203,7 @@ class Life(RuleBasedStateMachine):
         late: bool,  # noqa: FBT001
     ) -> None:
         worker = self._worker(data, place)
-        self.played.take(worker)
-        job = self.played.job
-        if job is None or worker.granted is None:
-            return
-        fact = self._outcome(job, worker.stage, outcome)(self.played.stamp(worker))
-        worker.let_go()
-        self._say(fact, worker.control.name, late=late)
+        self._do(worker, partial(self._outcome, outcome), late=late)
 
     def _open(self) -> list[Stage]:
         job = self.played.live
@@ -200,7 +212,7 @@ class Life(RuleBasedStateMachine):
     def _worker(self, data: st.DataObject, place: int) -> Worker:
         return self.played.workers[data.draw(st.sampled_from(self._open()))][place]
 
-    def _outcome(self, job: Job, stage: Stage, outcome: str) -> Make:
+    def _outcome(self, outcome: str, job: Job, stage: Stage) -> Make:
         if outcome == "done":
             return result_of(job, stage)
         return made(INTERRUPTED[stage]) if outcome == "interrupted" else OUTCOMES[outcome]
@@ -217,10 +229,18 @@ class Life(RuleBasedStateMachine):
     def somebody_dies(self, data: st.DataObject, place: int) -> None:
         self.played.die(self._worker(data, place))
 
-    @rule(data=st.data(), kind=st.sampled_from(sorted(FORGED)), live=st.booleans())
-    def somebody_says_anything(self, data: st.DataObject, kind: str, live: bool) -> None:  # noqa: FBT001
-        """Under the live claim of a stage, or under whatever claim at whatever stage."""
-        stage, claim = data.draw(st.sampled_from((live and self._live_claims()) or self._claims()))
+    @at_an_open_stage
+    @rule(data=st.data(), place=PLACE, kind=st.sampled_from(sorted(FORGED)))
+    def a_worker_says_anything(self, data: st.DataObject, place: int, kind: str) -> None:
+        worker = self._worker(data, place)
+        self.played.take(worker)
+        if worker.granted is not None:
+            self.played.say(FORGED[kind](self.played.stamp(worker)), worker.control.name)
+
+    @rule(data=st.data(), kind=st.sampled_from(sorted(FORGED)))
+    def somebody_says_anything(self, data: st.DataObject, kind: str) -> None:
+        """Under whatever claim, at whatever stage."""
+        stage, claim = data.draw(st.sampled_from(self._live_claims() + self._claims()))
         stamp = {"job": "job", "stage": stage, "claim": claim, "attempt": 1, "worker": "who"}
         self.played.say(FORGED[kind](stamp), self.played.workers[stage][0].control.name)
 
@@ -272,6 +292,19 @@ class Life(RuleBasedStateMachine):
     @rule()
     def a_beat_is_lost(self) -> None:
         self.played.beat(lost=True)
+
+    @precondition(lambda self: self.played.live is None)
+    @rule()
+    def its_time_is_judged_over_when_it_has_ended(self) -> None:
+        """The judgement was made before, and is written after the end."""
+        self.played.change(lambda job: jobs.time_out(job, "late", self.played.clock))
+
+    @rule(data=st.data())
+    def a_claim_is_judged_lost(self, data: st.DataObject) -> None:
+        """Whoever had it, live or not by now."""
+        stage, claim = data.draw(st.sampled_from(self._claims()))
+        lose = partial(jobs.lose_claim, stage=stage, claim=claim, beat=BEAT)
+        self.played.change(lambda job: lose(job, now=self.played.clock))
 
     @at_an_open_stage
     @rule(data=st.data())
@@ -385,16 +418,19 @@ class Life(RuleBasedStateMachine):
     def _work(self, make: Callable[[Job, Stage], Make]) -> None:
         for _ in range(ROUNDS if self.played.live else 1):
             for worker in self.played.every_worker():
-                self.played.take(worker)
-                self._finish(worker, make)
+                self._do(worker, make)
             self.played.beat()
 
-    def _finish(self, worker: Worker, make: Callable[[Job, Stage], Make]) -> None:
+    def _do(
+        self, worker: Worker, make: Callable[[Job, Stage], Make], *, late: bool = False
+    ) -> None:
+        """Take work and end it, or what is in hand."""
+        self.played.take(worker)
         job = self.played.job
         if job is not None and worker.granted is not None:
             fact = make(job, worker.stage)(self.played.stamp(worker))
             worker.let_go()
-            self.played.say(fact, worker.control.name)
+            self._say(fact, worker.control.name, late=late)
 
 
 TestLife = Life.TestCase
