@@ -37,6 +37,7 @@ from shared.messages import (
     DatasetStaged,
     GatewayBeat,
     ImagesGenerated,
+    Interruption,
     JobCancelled,
     JobCompleted,
     JobFailed,
@@ -45,8 +46,10 @@ from shared.messages import (
     Message,
     ModelStaged,
     Queue,
+    Result,
     Stage,
     StageFact,
+    StageFailed,
     Started,
     WebhookDue,
     decode,
@@ -154,12 +157,15 @@ class Verdicts:
     """Of every claim that was granted."""
     refused: set[Place] = field(default_factory=set)
     """Claims that were not granted when they were asked for."""
+    turned_away: set[Place] = field(default_factory=set)
+    """Claims that were granted, and refused when they were asked for again."""
     wrong: list[str] = field(default_factory=list)
 
     def hear(self, answer: AnyMessage, to: AnyMessage | None) -> None:
         """An answer to a fact, or to nothing in particular."""
         if isinstance(answer, ClaimRefused) and isinstance(to, Started):
-            self.refused |= {(answer.stage, answer.claim)} - self.attempts.keys()
+            place = (answer.stage, answer.claim)
+            (self.turned_away if place in self.attempts else self.refused).add(place)
         if isinstance(answer, ClaimGranted):
             self._granted((answer.stage, answer.claim), answer.attempt)
 
@@ -294,12 +300,21 @@ class PlayedJob:
     def _note_fact(self, before: Job | None, fact: StageFact) -> None:
         """Nothing but the live claim's facts leaves a mark."""
         place, after = (fact.stage, fact.claim), self.job
-        foreign = before is not None and not before.holds(*place)
-        if foreign and not isinstance(fact, Started) and after != before:
-            self.wrong.append(f"{type(fact).__name__} of {fact.claim} changed the job")
-        self.heard -= {place}
-        if after is not None and after.holds(*place):
-            self.heard |= {place}
+        was = before is not None and before.holds(*place)
+        still = after is not None and after.holds(*place)
+        rules = {
+            "it is not of the live claim, and changed the job": (
+                was or isinstance(fact, Started) or after == before
+            ),
+            "it was the claim's last, which lives on": not (
+                still and isinstance(fact, Result | Interruption | StageFailed)
+            ),
+            "it was said by the live claim, which was refused": not (
+                was and still and place in self.verdicts.turned_away
+            ),
+        }
+        self.wrong += [f"{type(fact).__name__}: {w}" for w, holds in rules.items() if not holds]
+        self.heard = self.heard | {place} if still else self.heard - {place}
 
     # --- What workers do
 
@@ -473,10 +488,14 @@ def _of_the_job(job: Job) -> dict[str, bool]:
 def _is_complete(job: Job) -> bool:
     if job.checks:
         return job.stages["staging"].done
-    wanted = {"training": job.trains, "generation": job.draws}
-    left_out = [
-        stage for stage, is_wanted in wanted.items() if is_wanted and stage not in job.stages
-    ]
+    published = "bucket_check" in job.stages
+    wanted: dict[Stage, bool] = {
+        "training": job.trains,
+        "generation": job.draws,
+        "model_publication": job.trains and published,
+        "image_publication": "generation" in job.stages and published,
+    }
+    left_out = [stage for stage, is_wanted in wanted.items() if is_wanted > (stage in job.stages)]
     return all(record.done for record in job.stages.values()) and not left_out
 
 
@@ -538,6 +557,9 @@ def wrong_change(before: Job, after: Job) -> list[str]:
     """Everything that is wrong with a step from one record to the next. Empty: nothing."""
     rules = {
         "runs follow one another": after.run in (before.run, before.run + 1),
+        "nobody is at work when a run begins": (
+            after.run == before.run or not any(each.claim for each in after.stages.values())
+        ),
         "only what failed runs again": after.run == before.run or before.status in RETRIED,
         "an end is final for its run": (
             not before.ended or after.run != before.run or _essence(after) == _essence(before)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from shared.messages import SamplesGenerated
+from shared.messages import SamplesGenerated, StageFailed
 from tests.gateway_world import OTHER_KEY, TRAIN_ONLY, Claimed, World, eventually, training, world
 from tests.integration.test_webhooks import SECRET, notifying
 from tests.servers.web import Seen, Web
@@ -123,6 +123,27 @@ async def test_a_webhook_is_sent_again_on_request_signed_anew(here: World, web: 
     assert once.headers["webhook-id"] == again.headers["webhook-id"] == first["id"]
     assert signed(again)["status"] == "COMPLETED"
     assert [each["attempt"] for each in await settled(here, job, 2)] == [2, 1]
+
+
+async def test_a_webhook_of_an_earlier_run_is_sent_again_while_the_next_is_at_work(
+    here: World, web: Web
+) -> None:
+    job, trainer = await hooked(here, web)
+    await trainer.say(StageFailed, kind="refused", reason="it is bad")
+    (first,) = await settled(here, job, 1)
+    await here.ask("POST", f"{ROOT}/retry/{job}")
+    again = await here.claim(job, "training", gpu="card")
+
+    answer = await here.ask("POST", f"{ROOT}/jobs/{job}/webhooks/{first['id']}/resend")
+
+    assert (answer.body["id"], answer.body["attempt"]) == (first["id"], 2)
+    await settled(here, job, 2)
+    await again.finish_training()
+    newest, *_ = await settled(here, job, 3)
+    assert (newest["event"], newest["attempt"], newest["status"]) == ("completed", 1, 200)
+    ids = [each.headers["webhook-id"] for each in web.posts]
+    assert ids == [first["id"], first["id"], newest["id"]]
+    assert newest["id"] != first["id"]
 
 
 async def test_a_webhook_that_is_not_there_or_not_yours_is_not_sent(here: World, web: Web) -> None:
