@@ -83,22 +83,27 @@ def digest(key: str, body: Any) -> str:
     return hmac.digest(derive(key, "requests"), text, "sha256").hex()
 
 
-def seal(key: str, s3: S3Config) -> str:
-    """The user's bucket secrets under authenticated encryption (AES-256-GCM), as text."""
+def seal(key: str, s3: S3Config, job: str) -> str:
+    """The user's bucket secrets under authenticated encryption (AES-256-GCM), for this job alone.
+
+    Returns:
+        Nonce, ciphertext and tag, as base64.
+    """
     nonce = os.urandom(NONCE_BYTES)
-    sealed = AESGCM(derive(key, "s3Config")).encrypt(nonce, msgspec.json.encode(s3), None)
+    sealed = AESGCM(derive(key, "s3Config")).encrypt(nonce, msgspec.json.encode(s3), job.encode())
     return base64.b64encode(nonce + sealed).decode()
 
 
-def unseal(key: str, text: str) -> S3Config:
+def unseal(key: str, text: str, job: str) -> S3Config:
     """Open what :func:`seal` closed.
 
     Raises:
-        Refused: it was sealed under another key, or is damaged.
+        Refused: it was sealed under another key or for another job, or is damaged.
     """
     try:
         raw = base64.b64decode(text)
-        plain = AESGCM(derive(key, "s3Config")).decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], None)
+        nonce, sealed = raw[:NONCE_BYTES], raw[NONCE_BYTES:]
+        plain = AESGCM(derive(key, "s3Config")).decrypt(nonce, sealed, job.encode())
     except (InvalidTag, ValueError):  # ValueError: not even base64, or too short
         raise Refused(
             "s3Config cannot be opened: gateway and notifier have different EVERYDREAM_SECRET_KEY"

@@ -66,6 +66,9 @@ class JobRequested(Message, frozen=True, kw_only=True, tag="job.requested"):
 
     request: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"JobRequested(job={self.job!r}, request hidden)"
+
 
 class JobRefused(Message, frozen=True, kw_only=True, tag="job.refused"):
     """A requested job had mistakes; no job exists."""

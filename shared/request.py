@@ -414,6 +414,9 @@ def describe(kind: types.Type) -> str:  # noqa: PLR0911 - one return for each ki
 ENDLESS = 1e6
 """A bound above this tells people nothing."""
 SHOWN_LETTERS = 120
+CREDENTIALS = re.compile(r'(?<=//)[^"\s]*@')
+QUERY = re.compile(r'(//[^"\s?#]*\?)[^"\s]+')
+"""Of an address: what may be a key, so that no message shows it."""
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -514,8 +517,9 @@ def _train_rules(good: dict[str, Any], path: str, mistakes: list[str]) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON, cut short."""
+    """A value as JSON, cut short; of an address neither credentials nor the query, often a key."""
     if isinstance(value, dict):
         return "an object"
     text = msgspec.json.encode(value).decode()
+    text = QUERY.sub(r"\1(hidden)", CREDENTIALS.sub("(hidden)@", text))
     return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 3] + "..."

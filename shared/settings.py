@@ -10,7 +10,7 @@ import base64
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,14 +30,14 @@ class Settings:
 
     home: Path
     """Where local state lives: database, folder store, caches, scratch."""
-    api_keys: tuple[str, ...]
+    api_keys: tuple[str, ...] = field(repr=False)
     """Bearer keys; empty: one is made at the first start."""
     host: str
     port: int
     public_url: str
     """The URL under which clients reach the gateway; links to files start with it."""
-    amqp_url: str
-    database_url: str
+    amqp_url: str = field(repr=False)
+    database_url: str = field(repr=False)
     store_url: str
     store_public_endpoint: str | None
     """Endpoint to put into presigned links, where clients reach the store by another name."""
@@ -45,9 +45,9 @@ class Settings:
     """A diffusers folder, a hub id, or ``tiny``."""
     private_models: frozenset[str]
     """Hub ids, or ``org/*``, that users may name though only the deployment's token opens them."""
-    secret_key: str | None
+    secret_key: str | None = field(repr=False)
     """Signs links and seals secrets; shared by all services. None: made and kept in ``home``."""
-    webhook_secret: str | None
+    webhook_secret: str | None = field(repr=False)
     """``whsec_`` and base64, as Standard Webhooks has it. None: derived from the secret key."""
     allowed_private_hosts: frozenset[str]
     """Hosts (``host`` or ``host:port``) that user URLs may reach though they are private."""

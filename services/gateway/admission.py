@@ -54,7 +54,7 @@ class Admission:
         if checks:
             request = dataset_alone(request)
         request = await self._ours.resolve(with_seeds(request), owner)
-        sealed = keys.seal(self._key, request.s3) if request.s3 else None
+        sealed = keys.seal(self._key, request.s3, job_id) if request.s3 else None
         digest = keys.digest(self._key, {"checks": body} if checks else body)
         step = admit(
             job_id, owner, request, body["input"],

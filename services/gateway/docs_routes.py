@@ -51,5 +51,5 @@ class DocsRoutes:
         answers={200: Answer("The page.", media="text/html")},
     )
     async def docs(self, _request: web.Request) -> web.Response:
-        headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+        headers = {"Content-Security-Policy": POLICY}
         return web.Response(text=self._page, content_type="text/html", headers=headers)

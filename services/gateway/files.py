@@ -14,6 +14,9 @@ from services.gateway.routes import Answer, Parameter, route
 from shared.errors import NotFound, Refused
 from shared.keys import link_holds
 
+POLICY = "default-src 'none'; sandbox"
+"""Of every file: whatever a user has uploaded, no browser runs it as a page of ours."""
+
 
 @runtime_checkable
 class KeepsFiles(Protocol):
@@ -56,9 +59,11 @@ class Files:
         expires, signature = _seconds(query.get("expires", "")), query.get("signature", "")
         if not link_holds(self._link_key, key, expires, signature, self._clock()):
             raise web.HTTPForbidden(text="this link is not one of ours, or it has ended")
-        headers = {"X-Content-Type-Options": "nosniff"}
-        if name := query.get("filename"):
-            headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+        name = query.get("filename") or key.rpartition("/")[2]
+        headers = {
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+            "Content-Security-Policy": POLICY,
+        }
         return web.FileResponse(await self._path_of(key), headers=headers)
 
     async def _path_of(self, key: str) -> Path:

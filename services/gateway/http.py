@@ -32,6 +32,7 @@ def application(parts: Iterable[object], keys: Keys, door: Door) -> web.Applicat
     """Everything that the gateway answers: all routes of these parts."""
     middlewares = [_errors_as_json, _identified_by(keys)]
     app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
+    app.on_response_prepare.append(_as_it_says)
     for part in parts:
         for method, path, handler in _addresses(part, door):
             app.router.add_route(method, path, handler)
@@ -68,12 +69,18 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return _error(500, "something went wrong here; it is in our log")
 
 
+async def _as_it_says(_: web.Request, response: web.StreamResponse) -> None:
+    """No browser takes an answer for another kind than the one that it names."""
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+
+
 def _identified_by(keys: Keys) -> Middleware:
     @web.middleware
     async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if header := request.headers.get("Authorization"):
+        headers = request.headers.getall("Authorization", [])
+        if len(headers) == 1:  # of two, a proxy may have checked the other one
             async with asyncio.timeout(ANSWER_SECONDS):
-                caller = await keys.caller(header)
+                caller = await keys.caller(headers[0])
             if caller is not None:
                 request[CALLER] = caller
         return await handler(request)

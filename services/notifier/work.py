@@ -97,7 +97,7 @@ class NotifierWork:
     def _unsealed(self, order: Order) -> S3Config:
         if order.grant.s3 is None:
             raise Refused("the job has no s3Config any more")
-        return keys.unseal(self._key, order.grant.s3)
+        return keys.unseal(self._key, order.grant.s3, order.job)
 
     async def close(self) -> None:
         """Nothing lasts between orders."""

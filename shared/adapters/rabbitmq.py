@@ -19,13 +19,15 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
+    Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
-from typing import Any, Never, Self, TypeVar
+from typing import Any, NamedTuple, Never, Self, TypeVar
 from uuid import uuid4
 
 import aio_pika
@@ -37,6 +39,7 @@ from aio_pika.abc import (
     AbstractQueue,
 )
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, PublishError
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp import commands
 from yarl import URL
 
@@ -120,15 +123,78 @@ async def _hang_up(line: AbstractChannel | AbstractConnection) -> None:
 # --- Topology ---------------------------------------------------------------------------------
 
 
-async def _declare_all(channel: AbstractChannel) -> None:
-    await _declare_exchanges(channel)
-    for queue in QUEUES:
-        await _declare_queue(channel, queue)
+class _Part(NamedTuple):
+    """One thing of the topology: how it is made, and how it is only looked for."""
+
+    declare: Callable[[AbstractChannel], Awaitable[object]]
+    find: Callable[[AbstractChannel], Awaitable[object]]
 
 
-async def _declare_exchanges(channel: AbstractChannel) -> None:
-    await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
-    await channel.declare_exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT, durable=True)
+class _Topology:
+    """Makes what the login may make, and looks for the rest, which another service makes.
+
+    Brokers tell what a login may do by refusing it, and close the channel with that.
+    """
+
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+        self._not_ours: set[str] = set()
+
+    async def declare(self, names: Iterable[str]) -> None:
+        """These parts, in their order.
+
+        Raises:
+            _Lost: the connection is; or a part is missing that others have to make first.
+        """
+        missing = list(names)
+        while missing:
+            async with self._channel() as channel:
+                await self._declare_until_refused(channel, missing)
+
+    async def _declare_until_refused(self, channel: AbstractChannel, missing: list[str]) -> None:
+        while missing:
+            try:
+                async with _answered(DECLARE_SECONDS):
+                    await self._way_to(missing[0])(channel)
+            except _Lost as lost:
+                if not isinstance(lost.__cause__, ChannelAccessRefused):
+                    raise
+                log.info("made_by_others", part=missing[0])
+                self._not_ours.add(missing[0])
+                return
+            del missing[0]
+
+    def _way_to(self, name: str) -> Callable[[AbstractChannel], Awaitable[object]]:
+        return PARTS[name].find if name in self._not_ours else PARTS[name].declare
+
+    @asynccontextmanager
+    async def _channel(self) -> AsyncIterator[AbstractChannel]:
+        channel = await self._line.channel()
+        try:
+            yield channel
+        finally:
+            await _hang_up(channel)
+
+
+def _exchange(name: str, kind: aio_pika.ExchangeType) -> _Part:
+    async def declare(channel: AbstractChannel) -> None:
+        await channel.declare_exchange(name, kind, durable=True)
+
+    async def find(channel: AbstractChannel) -> None:
+        await channel.declare_exchange(name, kind, passive=True)
+
+    return _Part(declare, find)
+
+
+def _queue(queue: Queue) -> _Part:
+    return _Part(partial(_declare_queue, queue=queue), partial(_find_queue, name=queue.name))
+
+
+async def _find_queue(channel: AbstractChannel, name: str) -> None:
+    await channel.declare_queue(name, passive=True)
+
+
+async def _declare_dead_letters(channel: AbstractChannel) -> None:
     dead = await channel.declare_queue(
         DEAD_LETTERS, durable=True, arguments={"x-queue-type": "quorum"}
     )
@@ -162,6 +228,16 @@ def _arguments(queue: Queue) -> dict[str, Any]:
 def _may_hold_secrets(queue: Queue) -> bool:
     """The broker dead-letters whole bodies, so there we count deliveries and bury ourselves."""
     return type_of(JobRequested) in queue.bindings
+
+
+EXCHANGES = ("exchange", "dead letters", "dead letters' queue")
+"""Those of the parts that everything else hangs on."""
+PARTS: Mapping[str, _Part] = {
+    "exchange": _exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC),
+    "dead letters": _exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT),
+    "dead letters' queue": _Part(_declare_dead_letters, partial(_find_queue, name=DEAD_LETTERS)),
+    **{queue.name: _queue(queue) for queue in QUEUES},
+}
 
 
 # --- Envelope ---------------------------------------------------------------------------------
@@ -347,6 +423,7 @@ class _Voice:
 
     def __init__(self, line: _Line, *, login: str | None, patience: float) -> None:
         self._line = line
+        self._topology = _Topology(line)
         self._login = login
         self._patience = patience
         self._channel: AbstractChannel | None = None
@@ -381,23 +458,15 @@ class _Voice:
             raise Unavailable(what) from None
 
     async def _open(self) -> AbstractChannel:
-        await self._declare()
+        await self._topology.declare(PARTS)
         return await self._line.channel(says=True)
-
-    async def _declare(self) -> None:
-        channel = await self._line.channel()
-        try:
-            async with _answered(DECLARE_SECONDS):
-                await _declare_all(channel)
-        finally:
-            await _hang_up(channel)
 
     async def _say_once(
         self, letter: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
     ) -> None:
         if await self._is_heard(letter, exchange, key, mandatory=mandatory):
             return
-        await self._declare()  # somebody may have deleted the queue
+        await self._topology.declare(PARTS)  # somebody may have deleted the queue
         if not await self._is_heard(letter, exchange, key, mandatory=mandatory):
             raise Unroutable(f"nobody listens for {key or exchange}")
 
@@ -510,6 +579,7 @@ class _Control:
             self._heard.put_nowait(None)
 
     async def _listen(self) -> Never:
+        await self._bus.declare_exchanges()
         async with self._bus.channel() as channel:
             async with _answered(DECLARE_SECONDS):
                 queue = await self._declare(channel)
@@ -521,7 +591,6 @@ class _Control:
                 self._heard.put_nowait(await listener.next())
 
     async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
-        await _declare_exchanges(channel)
         name = f"control.{self._bus.source[:100]}.{uuid4().hex}"
         queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
         for key in self._bindings:
@@ -542,6 +611,7 @@ class RabbitMQBus:
         self._patience = max(2.0, beat / 2)
         self._hears = _Line(url, name=f"{source} hears", heartbeat=heartbeat)
         self._says = _Line(url, name=f"{source} says", heartbeat=heartbeat)
+        self._ground = _Topology(self._hears)
         self._voice = _Voice(self._says, login=login, patience=self._patience)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -634,6 +704,10 @@ class RabbitMQBus:
 
     # -- For what hangs on the bus
 
+    async def declare_exchanges(self) -> None:
+        """What everything else hangs on, over the line that an alarm of the broker leaves alone."""
+        await self._ground.declare(EXCHANGES)
+
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:
         channel = await self._hears.channel()
@@ -691,10 +765,10 @@ class RabbitMQBus:
         return await _until_not_lost(partial(self._listen_once, queue, prefetch), queue.name)
 
     async def _listen_once(self, queue: Queue, prefetch: int) -> _Listener:
+        await self.declare_exchanges()
         channel = await self._hears.channel()
         try:
             async with _answered(DECLARE_SECONDS):
-                await _declare_exchanges(channel)
                 listener = _Listener(channel, await _declare_queue(channel, queue))
                 await listener.start(prefetch=prefetch)
         except BaseException:

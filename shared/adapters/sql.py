@@ -138,7 +138,9 @@ def _is_sqlite(address: URL) -> bool:
 
 def _postgresql(address: URL) -> AsyncEngine:
     limits = {"timeout": CONNECT_SECONDS, "command_timeout": ANSWER_SECONDS}
-    return create_async_engine(address, pool_pre_ping=True, connect_args=limits)
+    return create_async_engine(
+        address, pool_pre_ping=True, connect_args=limits, hide_parameters=True
+    )
 
 
 def _sqlite(address: URL) -> AsyncEngine:
@@ -146,7 +148,10 @@ def _sqlite(address: URL) -> AsyncEngine:
         raise ValueError("a SQLite job store needs a file: sqlite:///path")
     with _away():
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(address, connect_args={"timeout": WAIT_SECONDS})
+    limits = {"timeout": WAIT_SECONDS}
+    # Else every error would show the rows of its statement, and with them what users keep to
+    # themselves; errors are logged.
+    engine = create_async_engine(address, connect_args=limits, hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _set_up_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     event.listen(engine.sync_engine, "invalidate", _roll_back)

@@ -192,7 +192,7 @@ async def test_a_bucket_that_refuses_us_ends_the_job_before_any_gpu_works(here: 
     job = await here.run({**REQUEST, "s3Config": S3_CONFIG})
     assert await here.take(NOTIFIER_PUBLISH) == BucketDue(job=job, run=1)
     notifier = await here.claim(job, "bucket_check")
-    assert unseal(KEY, notifier.grant.s3 or "") == S3Config(**S3_CONFIG)
+    assert unseal(KEY, notifier.grant.s3 or "", job) == S3Config(**S3_CONFIG)
 
     await notifier.say(StageFailed, kind="refused", reason="these keys may not do that")
 
@@ -216,7 +216,7 @@ async def test_what_could_not_be_told_of_a_bucket_is_shown_all_along(here: World
 async def test_with_a_bucket_the_job_waits_for_its_publications(here: World) -> None:
     job = await trained(here, {**REQUEST, "s3Config": S3_CONFIG})
     publisher = await here.claim(job, "model_publication")
-    assert unseal(KEY, publisher.grant.s3 or "") == S3Config(**S3_CONFIG)
+    assert unseal(KEY, publisher.grant.s3 or "", job) == S3Config(**S3_CONFIG)
     model = f"jobs/{job}/training/1/last-job.safetensors"
     await publisher.say(ArtifactsPublished, urls={model: "https://s3.example.com/model"})
 

@@ -79,7 +79,7 @@ class Publishing:
         """A granted claim, with the user's bucket or one that differs in these fields."""
         stage: Any = self.work.stage_of(message)
         s3 = msgspec.structs.replace(self.s3, **changes)
-        return granted_order(message, stage, Facts(), s3=seal(key, s3))
+        return granted_order(message, stage, Facts(), s3=seal(key, s3, JOB))
 
     async def in_bucket(self) -> dict[str, bytes]:
         """What the user finds in the bucket."""

@@ -21,6 +21,7 @@ S3 = S3Config(
     endpointUrl="https://s3.example.com",
     objectPath="models/é",
 )
+JOB = "11111111-1111-1111-1111-111111111111"
 ADVICE = "gateway and notifier have different EVERYDREAM_SECRET_KEY"
 
 
@@ -118,11 +119,11 @@ def test_what_is_no_signature_of_ours_opens_nothing(signature: str) -> None:
 
 
 def test_what_the_gateway_seals_the_notifier_opens() -> None:
-    assert keys.unseal(KEY, keys.seal(KEY, S3)) == S3
+    assert keys.unseal(KEY, keys.seal(KEY, S3, JOB), JOB) == S3
 
 
 def test_a_sealed_text_shows_nothing_and_is_never_the_same_twice() -> None:
-    first, second = keys.seal(KEY, S3), keys.seal(KEY, S3)
+    first, second = keys.seal(KEY, S3, JOB), keys.seal(KEY, S3, JOB)
 
     assert first != second
     for private in (b"AKIA", b"hunter2", b"my-bucket"):
@@ -137,21 +138,21 @@ def test_secrets_are_not_shown_by_the_thing_that_holds_them() -> None:
 
 def test_another_key_opens_nothing_and_says_what_to_look_at() -> None:
     with pytest.raises(Refused, match=ADVICE) as caught:
-        keys.unseal(OTHER_KEY, keys.seal(KEY, S3))
+        keys.unseal(OTHER_KEY, keys.seal(KEY, S3, JOB), JOB)
     assert "very-private" not in str(caught.value)
 
 
 def test_not_one_changed_byte_goes_unnoticed() -> None:
-    sealed = base64.b64decode(keys.seal(KEY, S3))
+    sealed = base64.b64decode(keys.seal(KEY, S3, JOB))
 
     for place in range(len(sealed)):
         changed = bytearray(sealed)
         changed[place] ^= 1
         with pytest.raises(Refused, match=ADVICE):
-            keys.unseal(KEY, base64.b64encode(changed).decode())
+            keys.unseal(KEY, base64.b64encode(changed).decode(), JOB)
 
 
 @pytest.mark.parametrize("text", ["", "A", "AAAA", "A" * 16, "no base64!", "é", "A" * 17])
 def test_a_damaged_text_is_refused_and_crashes_nobody(text: str) -> None:
     with pytest.raises(Refused, match=ADVICE):
-        keys.unseal(KEY, text)
+        keys.unseal(KEY, text, JOB)

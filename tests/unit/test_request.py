@@ -461,6 +461,21 @@ def test_only_web_addresses_without_credentials_are_taken(url: str) -> None:
     assert "webhook: expected an http or https URL" in mistakes(body)[0]
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["https://me:hunter2@x.org/a.zip", "https://hunter2@x.org", "ftp://x.org/a.zip?key=hunter2",
+     "https://me:hunter2@x.org/a.zip?b=hunter2", "https://me:pa?hunter2@x.org/"],
+)  # fmt: skip
+def test_what_may_be_a_key_in_an_address_is_not_shown(url: str) -> None:
+    for told in (
+        mistake(train, data_url=url),
+        mistakes({"input": {"train": {"data_url": URL}}, "webhook": url})[0],
+    ):
+        assert "hunter2" not in told
+        assert "x.org" in told
+        assert "(hidden)" in told
+
+
 def test_policy_has_the_originals_bounds() -> None:
     def policy(**fields: Any) -> Policy:
         return parse_request({"input": {"train": {"data_url": URL}}, "policy": fields}).policy

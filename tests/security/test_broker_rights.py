@@ -1,0 +1,239 @@
+"""Each service's login on the broker: good for its own work, and for nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, get_args
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker
+
+from services.gateway.asyncapi import SENDS, bound_to
+from shared.adapters.rabbitmq import RabbitMQBus
+from shared.errors import Unavailable
+from shared.messages import (
+    CONTROL_BINDINGS,
+    DEAD_LETTERS,
+    EXCHANGE,
+    FETCHER,
+    QUEUES,
+    TRAINER,
+    AnyMessage,
+    ClaimGranted,
+    GatewayBeat,
+    JobSubmitted,
+    Queue,
+    TrainingStarted,
+    type_of,
+)
+from shared.ports import Bus
+from shared.process import closing
+from tests.broker_logins import make_logins
+from tests.compose import OURS
+from tests.end_to_end.test_direct_producer import make_user
+from tests.servers.rabbitmq import RabbitMQ
+
+TYPES = sorted(type_of(kind) for kind in get_args(AnyMessage))
+OWN = {
+    "gateway": [queue.name for queue in QUEUES],
+    **{name: [q.name for q in QUEUES if q.name.partition(".")[0] == name] for name in OURS[1:]},
+}
+"""The queues that a login may read; the gateway makes them all."""
+WORKERS = OURS[1:]
+SECONDS = 60.0
+BEAT = GatewayBeat(gateway="g", number=1)
+"""Any message will do."""
+
+
+@pytest.fixture
+def logins(rabbitmq: RabbitMQ) -> dict[str, str]:
+    """By service the address that it uses, of a virtual host that nobody has used."""
+    rabbitmq.start()
+    return make_logins(rabbitmq, rabbitmq.fresh_vhost())
+
+
+@asynccontextmanager
+async def bus_of(logins: dict[str, str], name: str) -> AsyncIterator[Bus]:
+    source = "gateway" if name == "gateway" else f"{name}/test"
+    opening = RabbitMQBus.open(logins[name], source=source, beat=2.0)
+    async with asyncio.timeout(SECONDS):
+        bus = await opening
+    async with closing(bus):
+        yield bus
+
+
+@pytest.fixture
+async def made(logins: dict[str, str]) -> dict[str, str]:
+    """Likewise, with the whole topology as the gateway has made it."""
+    async with bus_of(logins, "gateway"):
+        return logins
+
+
+@contextmanager
+def channel_of(url: str) -> Iterator[BlockingChannel]:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        yield channel
+
+
+def is_let(url: str, ask: Callable[[BlockingChannel], Any]) -> bool:
+    """Whether the broker does what is asked of it; a refusal closes the channel."""
+    with channel_of(url) as channel:
+        try:
+            ask(channel)
+        except ChannelClosedByBroker as error:
+            if "ACCESS_REFUSED" not in error.reply_text:
+                raise
+            return False
+        return True
+
+
+def saying(key: str, exchange: str = EXCHANGE) -> Callable[[BlockingChannel], None]:
+    return lambda channel: channel.basic_publish(exchange, key, b"{}")
+
+
+# --- What a login may say ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_service_says_its_own_facts_and_no_others(made: dict[str, str], name: str) -> None:
+    said = {key for key in TYPES if is_let(made[name], saying(key))}
+    assert said == {type_of(kind) for kind in SENDS[name]}
+
+
+def test_a_trainer_ends_no_job_and_a_producer_only_asks_for_one(
+    made: dict[str, str], rabbitmq: RabbitMQ
+) -> None:
+    vhost = made["gateway"].rpartition("/")[2]
+    shop = make_user(rabbitmq, "producer", f"shop-{vhost}", vhost)
+    assert not is_let(made["trainer"], saying("job.completed"))
+    assert {key for key in TYPES if is_let(shop, saying(key))} == {"job.requested"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_only_the_gateway_puts_anything_on_a_queue_itself(made: dict[str, str], name: str) -> None:
+    for queue in [queue.name for queue in QUEUES]:
+        assert is_let(made[name], saying(queue, exchange="")) is (name == "gateway")
+
+
+# --- What a login may hear --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_service_reads_its_own_queues_and_no_others(made: dict[str, str], name: str) -> None:
+    def read(queue: str) -> Callable[[BlockingChannel], Any]:
+        return lambda channel: channel.basic_consume(queue, lambda *_: None)
+
+    names = [*(queue.name for queue in QUEUES), DEAD_LETTERS]
+    heard = {queue for queue in names if is_let(made[name], read(queue))}
+    assert heard == {*OWN[name], *([DEAD_LETTERS] if name == "gateway" else ())}
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_no_worker_listens_to_what_is_not_for_it(made: dict[str, str], name: str) -> None:
+    """Not even by a queue that is its own."""
+
+    def bind(key: str) -> Callable[[BlockingChannel], Any]:
+        return lambda channel: channel.queue_bind(OWN[name][0], EXCHANGE, key)
+
+    theirs = [queue for queue in QUEUES if queue.name in OWN[name]]
+    bindings = [*CONTROL_BINDINGS, *(key for queue in theirs for key in queue.bindings)]
+    its_own = {type_of(kind) for kind in bound_to(bindings, get_args(AnyMessage))}
+    assert {key for key in TYPES if is_let(made[name], bind(key))} == its_own
+    for wide in ("#", "*.*", "job.*", "webhook.#"):
+        assert not is_let(made[name], bind(wide)), wide
+
+
+# --- What a login may make and take away ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_no_worker_takes_away_or_makes_what_is_not_its_own(made: dict[str, str], name: str) -> None:
+    another = next(each for each in WORKERS if each != name)
+    forbidden: list[Callable[[BlockingChannel], Any]] = [
+        lambda channel: channel.exchange_delete(EXCHANGE),
+        lambda channel: channel.exchange_delete(DEAD_LETTERS),
+        lambda channel: channel.queue_delete(DEAD_LETTERS),
+        lambda channel: channel.queue_purge(OWN[another][0]),
+        lambda channel: channel.queue_delete(OWN[another][0]),
+        lambda channel: channel.queue_unbind(OWN[another][0], EXCHANGE, "job.submitted"),
+        lambda channel: channel.queue_declare(f"control.{another}/somebody.1", exclusive=True),
+        lambda channel: channel.queue_declare(f"control.{name}"),
+        lambda channel: channel.queue_declare("a-queue-of-mine"),
+        lambda channel: channel.exchange_declare("an-exchange-of-mine"),
+    ]
+    for ask in forbidden:
+        assert not is_let(made[name], ask)
+    own = f"control.{name}/host-1.0123"
+    assert is_let(made[name], lambda channel: channel.queue_declare(own, exclusive=True))
+
+
+# --- The work itself --------------------------------------------------------------------------
+
+
+async def test_a_worker_that_comes_first_waits_until_the_gateway_has_made_everything(
+    logins: dict[str, str],
+) -> None:
+    async def work() -> str:
+        async with bus_of(logins, "trainer") as bus, bus.control(CONTROL_BINDINGS) as control:
+            await bus.take(TRAINER)
+            return control.address
+
+    working = asyncio.create_task(work())
+    _, waiting = await asyncio.wait([working], timeout=1.5)
+    assert waiting
+    async with bus_of(logins, "gateway") as gateway, asyncio.timeout(SECONDS):
+        await gateway.send(TRAINER.name, BEAT)
+        assert (await working).startswith("control.trainer/test.")
+
+
+async def test_claim_and_answer_pass_between_a_worker_and_the_gateway(
+    logins: dict[str, str],
+) -> None:
+    async with (
+        asyncio.timeout(SECONDS), bus_of(logins, "gateway") as gateway,
+        bus_of(logins, "trainer") as trainer, trainer.control(CONTROL_BINDINGS) as control,
+    ):  # fmt: skip
+        said = TrainingStarted(job="1", stage="training", claim="c", worker="w")
+        await trainer.publish(said, reply_to=control.address)
+        recorder = next(queue for queue in QUEUES if queue.name == "gateway.recorder")
+        delivery = await gateway.take(recorder)
+        assert delivery.message == said
+        assert delivery.envelope.user_id == "trainer"
+        await delivery.ack()
+        assert delivery.envelope.reply_to == control.address
+        granted = ClaimGranted(job="1", stage="training", claim="c", attempt=1)
+        await gateway.send(control.address, granted)
+        assert await anext(aiter(control.messages())) == granted
+
+
+async def test_a_fact_that_is_not_a_workers_own_is_not_said_and_does_not_hang_it(
+    logins: dict[str, str],
+) -> None:
+    async with bus_of(logins, "gateway") as gateway, bus_of(logins, "trainer") as trainer:
+        with pytest.raises(Unavailable, match=r"job\.submitted was not confirmed"):
+            await trainer.publish(JobSubmitted(job="1", run=1))
+        assert await gateway.depth(FETCHER) == 0
+        said = TrainingStarted(job="1", stage="training", claim="c", worker="w")
+        await trainer.publish(said)
+
+
+async def test_what_a_worker_cannot_read_it_buries(logins: dict[str, str]) -> None:
+    async with bus_of(logins, "gateway") as gateway, bus_of(logins, "trainer") as trainer:
+        taking = asyncio.create_task(trainer.take(TRAINER))
+        with_garbage = saying(TRAINER.name, exchange="")
+        await asyncio.to_thread(is_let, logins["gateway"], with_garbage)
+        async with asyncio.timeout(SECONDS):
+            while not await dead_letters(gateway):
+                await asyncio.sleep(0.05)
+        taking.cancel()
+        await asyncio.wait([taking])
+
+
+async def dead_letters(bus: Bus) -> int:
+    return await bus.depth(Queue(DEAD_LETTERS, ()))
