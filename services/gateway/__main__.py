@@ -26,17 +26,15 @@ async def main() -> None:
     telemetry.configure("gateway")
     settings, stop = from_environment(), stop_on_signals()
     key = keys.secret_key(settings.secret_key, settings.home)
-    opening = RabbitMQBus.open(settings.amqp_url, source="gateway", beat=settings.beat)
-    bus = await or_stopped(opening, stop)
-    if bus is not None:
-        async with (
-            closing(bus),
-            closing(open_store(settings, key)) as store,
-            closing(Sql.open(settings.database_url)) as sql,
-        ):
-            record = Record(Database(sql), KeyTable(sql), UploadTable(sql))
-            await or_stopped(migrate(record.jobs), stop)
-            await build(settings, key, bus, store, record).run(stop)
+    bus = RabbitMQBus.connecting(settings.amqp_url, source="gateway", beat=settings.beat)
+    async with (
+        closing(bus),
+        closing(open_store(settings, key)) as store,
+        closing(Sql.open(settings.database_url)) as sql,
+    ):
+        record = Record(Database(sql), KeyTable(sql), UploadTable(sql))
+        await or_stopped(migrate(record.jobs), stop)
+        await build(settings, key, bus, store, record).run(stop)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from services.gateway.happenings import happenings
 from services.gateway.view import View
 from shared.errors import Unavailable, Unroutable
 from shared.jobs import Effect, Job, Step
-from shared.messages import WebhookDue, encode
+from shared.messages import Message, WebhookDue, encode
 from shared.ports import Bus, JobStore, Outgoing, StoredEvent, StoredJob
 
 log = structlog.get_logger()
@@ -57,6 +58,8 @@ class Ledger:
         self._on_due = on_due
         self._on_end = on_end
         self._on_change = on_change
+        self._answering: set[asyncio.Task[None]] = set()
+        """Answers on their way."""
 
     async def get(self, job_id: str) -> Job | None:
         """The job as it stands. Raises Unavailable."""
@@ -91,7 +94,7 @@ class Ledger:
             before = read(row)
             step = decide(before)
             if await self._write(before, row.version + 1, step):
-                await self.answer(step.effects)
+                self.answer(step.effects)
                 return step.job
         return None
 
@@ -103,14 +106,23 @@ class Ledger:
             self._on_change(job_id)
         return removed
 
-    async def answer(self, effects: Iterable[Effect]) -> None:
-        """Send what is not durable, once; a worker that misses an answer asks again."""
+    def answer(self, effects: Iterable[Effect]) -> None:
+        """Send what is not durable, once; a worker that misses an answer asks again.
+
+        Nobody waits for it: a client's request is done once it is on record, and a broker that
+        stands still must not hold up its answer.
+        """
         for effect in effects:
             if not effect.durable and effect.queue:
-                try:
-                    await self._bus.send(effect.queue, effect.message, needs_listener=False)
-                except (Unavailable, Unroutable) as error:
-                    log.warning("answer_lost", job=effect.message.job, reason=str(error))
+                task = asyncio.create_task(self._send(effect.queue, effect.message))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
+
+    async def _send(self, queue: str, message: Message) -> None:
+        try:
+            await self._bus.send(queue, message, needs_listener=False)
+        except (Unavailable, Unroutable) as error:
+            log.warning("answer_lost", job=message.job, reason=str(error))
 
     async def _write(self, before: Job, version: int, step: Step) -> bool:
         if step.job == before and not any(effect.durable for effect in step.effects):

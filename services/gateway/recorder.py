@@ -50,7 +50,7 @@ class Recorder:
         if not isinstance(fact, StageFact):
             return
         if job is None:
-            await self._ledger.answer(refuse_unknown(fact, control))
+            self._ledger.answer(refuse_unknown(fact, control))
         elif job.holds(fact.stage, fact.claim):
             self._supervisor.heard(fact.claim)
 

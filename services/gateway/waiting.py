@@ -13,7 +13,7 @@ import structlog
 from services.gateway.answers import Place
 from services.gateway.ledger import Seen, read, row_of
 from services.gateway.view import iso_or_null
-from services.gateway.workforce import Workforce
+from services.gateway.workforce import BROKER_SECONDS, Workforce
 from shared.errors import Unavailable
 from shared.jobs import execution_time
 from shared.ports import JobStore
@@ -22,8 +22,6 @@ NEWEST = 20
 """Finished jobs whose time is averaged."""
 KEPT_SECONDS = 10.0
 """How long what is known of the workers and their pace is used again."""
-BROKER_SECONDS = 0.5
-"""How long a status waits for the broker to say who is there."""
 
 log = structlog.get_logger()
 

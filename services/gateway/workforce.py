@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+
+import structlog
 
 from services.gateway.answers import Health
 from services.gateway.ledger import read
+from shared.errors import Unavailable
 from shared.jobs import GPU_STAGES, Job
 from shared.messages import STAGE_QUEUES
 from shared.ports import Bus, JobStore
 
 PAGE = 100
+BROKER_SECONDS = 0.5
+"""How long a client waits for the broker to say who is there."""
+
+log = structlog.get_logger()
 
 
 class Workforce:
@@ -19,16 +27,21 @@ class Workforce:
     def __init__(self, bus: Bus, jobs: JobStore) -> None:
         self._bus = bus
         self._jobs = jobs
+        self._last_idle = 0
+        """What the broker told last."""
 
     async def health(self, owner: str) -> Health:
         """RunPod's body: the owner's jobs, and all workers that have a GPU.
 
+        While the broker is away nobody can be given work: those who waited for it then count as
+        unhealthy. Those at work are known from the record.
+
         Raises:
-            Unavailable: the database or the broker does not answer.
+            Unavailable: the database does not answer.
         """
         counts = await self._jobs.counts(owner)
         running = [job async for job in self._live() if _is_at_work(job)]
-        idle = sum([await self._bus.consumers(STAGE_QUEUES[stage]) for stage in GPU_STAGES])
+        idle, unreachable = await self._idle()
         return {
             "jobs": {
                 "completed": counts.get("COMPLETED", 0),
@@ -43,9 +56,21 @@ class Workforce:
                 "ready": idle + len(running),
                 "running": len(running),
                 "throttled": 0,
-                "unhealthy": 0,
+                "unhealthy": unreachable,
             },
         }
+
+    async def _idle(self) -> tuple[int, int]:
+        """How many wait for work, and how many did so when the broker was last heard."""
+        try:
+            async with asyncio.timeout(BROKER_SECONDS):
+                self._last_idle = sum(
+                    [await self._bus.consumers(STAGE_QUEUES[stage]) for stage in GPU_STAGES]
+                )
+        except (Unavailable, TimeoutError) as error:
+            log.warning("workers_unknown", reason=str(error) or "out of time")
+            return 0, self._last_idle
+        return self._last_idle, 0
 
     async def trainers(self) -> tuple[int, int]:
         """How many trainers wait for a job, and how many there are. Raises Unavailable."""

@@ -474,6 +474,7 @@ class _Voice:
         self, letter: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
     ) -> bool:
         channel = await self.open()
+        await _unblocked(channel)
         known = await channel.get_exchange(exchange, ensure=False)
         with self._id_of_its_own(letter):
             try:
@@ -497,6 +498,16 @@ class _Voice:
         finally:
             self._ids_in_flight.discard(taken)
             letter.message_id = plain
+
+
+async def _unblocked(channel: AbstractChannel) -> None:
+    """Wait while the broker has said that it is short of disk or memory.
+
+    It would not refuse a message but leave it in the socket, and take every try of it later.
+    """
+    async with _answered(None):
+        wire = await channel.get_underlay_channel()
+        await wire.connection.ready()
 
 
 # --- The bus ----------------------------------------------------------------------------------
@@ -626,6 +637,27 @@ class RabbitMQBus:
     ) -> Self:
         """Connect and declare the topology; wait for the broker until cancelled.
 
+        As :meth:`connecting` otherwise.
+        """
+        bus = cls.connecting(url, source=source, beat=beat, traceparent=traceparent)
+        try:
+            await bus.connected()
+        except BaseException:
+            await bus.close()
+            raise
+        return bus
+
+    @classmethod
+    def connecting(
+        cls,
+        url: str,
+        *,
+        source: str,
+        beat: float,
+        traceparent: Callable[[], str | None] = lambda: None,
+    ) -> Self:
+        """A bus that connects as soon as the broker answers; what is said first declares all.
+
         ``beat`` (seconds) sets the heartbeat (one beat, at least 2 s) and how long a publish waits
         for its confirm (half a beat, at least 2 s). ``traceparent`` is asked at every publish.
 
@@ -633,13 +665,11 @@ class RabbitMQBus:
             SettingsError: the URL is not an AMQP URL.
         """
         _tame_the_vendors_logs()
-        bus = cls(_parsed(url), source=source, beat=beat, traceparent=traceparent)
-        try:
-            await _until_not_lost(bus._voice.open, "topology")
-        except BaseException:
-            await bus.close()
-            raise
-        return bus
+        return cls(_parsed(url), source=source, beat=beat, traceparent=traceparent)
+
+    async def connected(self) -> None:
+        """Wait until the broker answers and the topology is declared."""
+        await _until_not_lost(self._voice.open, "topology")
 
     @property
     def source(self) -> str:

@@ -1,0 +1,217 @@
+"""What clients see while a server of ours is away, hangs or is short of room: told, and in time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from shared.errors import Unavailable
+from shared.messages import FETCHER, INFERENCER_RESULTS, JobStarted
+from shared.ports import Delivery
+from tests.gateway_world import (
+    DEADLINE,
+    TRAIN_ONLY,
+    Answer,
+    Claimed,
+    World,
+    eventually,
+    found,
+    training,
+    world,
+)
+from tests.integration.test_rabbitmq_faults import hung, short_of_disk
+from tests.outbox import ids_in_outbox
+from tests.servers.rabbitmq import RabbitMQ
+from tests.services import services_in_a_folder
+
+ROOT = "/v2/everydream-v1"
+CLIENTS_PATIENCE = 3.0
+BEAT = 1.0
+"""Slow enough for workers who tell nothing while they are not asked."""
+NOBODYS = JobStarted(job="nobody's", run=1, gpu="")
+Fault = Callable[[RabbitMQ], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def killed(node: RabbitMQ) -> AsyncIterator[None]:
+    await asyncio.to_thread(node.settle)
+    await asyncio.to_thread(node.kill)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(node.start)
+
+
+FAULTS = pytest.mark.parametrize("fault", [killed, hung, short_of_disk])
+
+
+@pytest.fixture
+async def here(tmp_path: Path, amqp_url: str) -> AsyncIterator[World]:
+    async with world(tmp_path, amqp_url=amqp_url, beat=BEAT) as one:
+        yield one
+
+
+async def in_time(here: World, method: str, path: str, **more: Any) -> Answer:
+    """The answer, which came before clients give up."""
+    begun = time.monotonic()
+    answer = await here.ask(method, path, **more)
+    assert time.monotonic() - begun < CLIENTS_PATIENCE, f"{method} {path}: {answer}"
+    return answer
+
+
+@asynccontextmanager
+async def during(fault: Fault, node: RabbitMQ, here: World) -> AsyncIterator[None]:
+    """The fault, once it is felt."""
+    async with fault(node):
+        await eventually(lambda: nothing_is_taken(here))
+        yield
+
+
+async def nothing_is_taken(here: World) -> bool | None:
+    """Whether the broker refuses a message that nobody listens for."""
+    try:
+        await here.bus.send("nowhere", NOBODYS, needs_listener=False)
+    except Unavailable:
+        return True
+    return None
+
+
+# --- The broker
+
+
+@FAULTS
+async def test_a_job_is_accepted_while_the_broker_is_away_and_asked_for_when_it_is_back(
+    fault: Fault, rabbitmq: RabbitMQ, here: World
+) -> None:
+    async with during(fault, rabbitmq, here):
+        answer = await in_time(here, "POST", f"{ROOT}/run", json=TRAIN_ONLY)
+        assert (answer.status, answer.body["status"]) == (200, "IN_QUEUE")
+        waiting = await ids_in_outbox(here.settings.database_url)
+        assert [each.split("/")[0] for each in waiting] == [answer.body["id"]]
+
+    asked = await asked_for(here)
+    assert [each.message.job for each in asked] == [answer.body["id"]]
+
+
+async def asked_for(here: World) -> list[Delivery]:
+    """All that came to the fetchers until nothing is left to say."""
+    heard: list[Delivery] = []
+
+    async def listen() -> None:
+        async for delivery in here.bus.consume(FETCHER):
+            await delivery.ack()
+            heard.append(delivery)
+
+    listening = asyncio.create_task(listen())
+    await eventually(lambda: found(heard))
+    await eventually(lambda: nothing_to_say(here))
+    last = await here.run(TRAIN_ONLY)
+    await eventually(lambda: found([each for each in heard if each.message.job == last]))
+    listening.cancel()
+    await asyncio.wait((listening,))
+    return [each for each in heard if each.message.job != last]
+
+
+async def nothing_to_say(here: World) -> bool | None:
+    return not await ids_in_outbox(here.settings.database_url) or None
+
+
+@FAULTS
+async def test_every_other_write_is_done_in_time_while_the_broker_is_away(
+    fault: Fault, rabbitmq: RabbitMQ, here: World
+) -> None:
+    ended, trainer = await training(here)
+    await trainer.finish_training()
+    await here.status_becomes(ended, "COMPLETED")
+    waiting = await here.run(TRAIN_ONLY)
+    at_work, _ = await training_of(here, waiting)
+    queued = [await here.run(TRAIN_ONLY) for _ in range(3)]
+
+    async with during(fault, rabbitmq, here):
+        for method, path, status in (
+            ("POST", f"jobs/{at_work}/save", 200),
+            ("POST", f"jobs/{at_work}/stop", 200),
+            ("POST", f"cancel/{at_work}", 200),
+            ("POST", f"cancel/{queued[0]}", 200),
+            ("POST", "purge-queue", 200),
+            ("POST", f"retry/{ended}", 400),
+            ("DELETE", f"jobs/{ended}", 200),
+            ("GET", f"status/{queued[1]}", 200),
+            ("GET", "jobs", 200),
+        ):
+            answer = await in_time(here, method, f"{ROOT}/{path}")
+            assert answer.status == status, (path, answer)
+
+    for job in (at_work, *queued):
+        assert (await here.status(job))["status"] == "CANCELLED"
+    await eventually(lambda: nothing_to_say(here))
+
+
+async def training_of(here: World, job: str) -> tuple[str, Claimed]:
+    """A waiting job brought to its training."""
+    submitted = await here.take(FETCHER)
+    assert submitted.job == job
+    await (await here.claim(job, "staging")).stage_dataset(submitted)
+    return job, await here.claim(job, "training", gpu="card")
+
+
+@FAULTS
+async def test_health_counts_workers_that_cannot_be_reached_as_unhealthy(
+    fault: Fault, rabbitmq: RabbitMQ, here: World
+) -> None:
+    await training(here)
+    idle = asyncio.create_task(here.bus.take(INFERENCER_RESULTS))
+    before = await eventually(lambda: health_with(here, idle=1))
+    assert (before["workers"]["unhealthy"], before["workers"]["ready"]) == (0, 2)
+
+    async with fault(rabbitmq):
+        health = await in_time(here, "GET", f"{ROOT}/health")
+        assert health.status == 200
+        assert health.body["jobs"]["inProgress"] == 1
+        told = {name: number for name, number in health.body["workers"].items() if number}
+        # Short of disk, the broker still tells who is there.
+        reachable = {"idle": 1, "running": 1, "ready": 2}
+        away = {"running": 1, "ready": 1, "unhealthy": 1}
+        assert told == (reachable if fault is short_of_disk else away)
+    idle.cancel()
+
+
+async def health_with(here: World, *, idle: int) -> dict[str, Any] | None:
+    body: dict[str, Any] = (await here.ask("GET", f"{ROOT}/health")).body
+    return body if body["workers"]["idle"] == idle else None
+
+
+async def test_a_gateway_that_starts_without_its_broker_accepts_jobs(
+    tmp_path: Path, rabbitmq: RabbitMQ, amqp_url: str
+) -> None:
+    environment = {
+        "EVERYDREAM_AMQP_URL": amqp_url,
+        "EVERYDREAM_API_KEYS": "a-key",
+        "EVERYDREAM_BEAT": "0.25",
+        "EVERYDREAM_DATABASE_URL": f"sqlite:///{tmp_path}/jobs.db",
+    }
+    async with services_in_a_folder(environment) as services:
+        async with killed(rabbitmq):
+            gateway = await services.start("gateway")
+            job = await run_at(gateway.url)
+        async with world(tmp_path / "workers", amqp_url=amqp_url) as here:
+            async with asyncio.timeout(DEADLINE):
+                assert (await here.bus.take(FETCHER)).message.job == job
+        await gateway.stop()
+
+
+async def run_at(url: str) -> str:
+    headers = {"Authorization": "Bearer a-key"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{url}{ROOT}/run", json=TRAIN_ONLY) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
+        return str((await answer.json())["id"])
