@@ -611,7 +611,7 @@ class RabbitMQBus:
         self._patience = max(2.0, beat / 2)
         self._hears = _Line(url, name=f"{source} hears", heartbeat=heartbeat)
         self._says = _Line(url, name=f"{source} says", heartbeat=heartbeat)
-        self._ground = _Topology(self._hears)
+        self._topology = _Topology(self._hears)
         self._voice = _Voice(self._says, login=login, patience=self._patience)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -706,7 +706,7 @@ class RabbitMQBus:
 
     async def declare_exchanges(self) -> None:
         """What everything else hangs on, over the line that an alarm of the broker leaves alone."""
-        await self._ground.declare(EXCHANGES)
+        await self._topology.declare(EXCHANGES)
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:
