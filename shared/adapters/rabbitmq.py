@@ -153,14 +153,16 @@ class _Topology:
 
     async def _declare_until_refused(self, channel: AbstractChannel, missing: list[str]) -> None:
         while missing:
+            name = missing[0]
             try:
                 async with _answered(DECLARE_SECONDS):
-                    await self._way_to(missing[0])(channel)
+                    await self._way_to(name)(channel)
             except _Lost as lost:
-                if not isinstance(lost.__cause__, ChannelAccessRefused):
+                refused = isinstance(lost.__cause__, ChannelAccessRefused)
+                if not refused or name in self._not_ours:
                     raise
-                log.info("made_by_others", part=missing[0])
-                self._not_ours.add(missing[0])
+                log.info("made_by_others", part=name)
+                self._not_ours.add(name)
                 return
             del missing[0]
 
