@@ -99,10 +99,18 @@ def answer(name: str, content: bytes | str) -> Place:
 def files_in(folder: Path) -> list[Place]:
     """Every file below a folder and its name: logs, homes, scratch, SQLite with its WAL."""
     return [
-        Place(str(path.relative_to(folder)), str(path).encode() + b"\n" + path.read_bytes())
+        Place(str(path.relative_to(folder)), str(path).encode() + b"\n" + _content(path))
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.is_symlink()
     ]
+
+
+def _content(path: Path) -> bytes:
+    """Nothing, if it has gone meanwhile: services at work tidy up."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def process(pid: int) -> list[Place]:

@@ -153,14 +153,16 @@ class _Topology:
 
     async def _declare_until_refused(self, channel: AbstractChannel, missing: list[str]) -> None:
         while missing:
+            name = missing[0]
             try:
                 async with _answered(DECLARE_SECONDS):
-                    await self._way_to(missing[0])(channel)
+                    await self._way_to(name)(channel)
             except _Lost as lost:
-                if not isinstance(lost.__cause__, ChannelAccessRefused):
+                refused = isinstance(lost.__cause__, ChannelAccessRefused)
+                if not refused or name in self._not_ours:
                     raise
-                log.info("made_by_others", part=missing[0])
-                self._not_ours.add(missing[0])
+                log.info("made_by_others", part=name)
+                self._not_ours.add(name)
                 return
             del missing[0]
 
@@ -622,7 +624,7 @@ class RabbitMQBus:
         self._patience = max(2.0, beat / 2)
         self._hears = _Line(url, name=f"{source} hears", heartbeat=heartbeat)
         self._says = _Line(url, name=f"{source} says", heartbeat=heartbeat)
-        self._ground = _Topology(self._hears)
+        self._topology = _Topology(self._hears)
         self._voice = _Voice(self._says, login=login, patience=self._patience)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -736,7 +738,7 @@ class RabbitMQBus:
 
     async def declare_exchanges(self) -> None:
         """What everything else hangs on, over the line that an alarm of the broker leaves alone."""
-        await self._ground.declare(EXCHANGES)
+        await self._topology.declare(EXCHANGES)
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:

@@ -20,8 +20,10 @@ from PIL import Image
 from everydream import drawings
 from everydream.client import Client
 from everydream.demo import request_for
+from tests.broker_logins import make_logins
 from tests.compose import DEPLOY, environment_of, our_services, read_compose, read_env
 from tests.servers.process import HOST, free_port
+from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
 from tests.servers.web import Web
 from tests.services import Services, services_in_a_folder
@@ -35,7 +37,8 @@ SIDE = 128
 class Machine:
     """Where things are here."""
 
-    amqp_url: str
+    logins: Mapping[str, str]
+    """By service, its address of the broker."""
     database_url: str
     s3: S3Server
     port: int
@@ -49,7 +52,6 @@ class Machine:
     def addresses(self) -> dict[str, str]:
         """What stands for the addresses in the compose file."""
         return {
-            "EVERYDREAM_AMQP_URL": self.amqp_url,
             "EVERYDREAM_DATABASE_URL": self.database_url,
             "EVERYDREAM_STORE_PUBLIC_ENDPOINT": self.public_endpoint,
             "EVERYDREAM_HOST": HOST,
@@ -58,9 +60,10 @@ class Machine:
             "AWS_ENDPOINT_URL_S3": self.s3.endpoint_url,
         }
 
-    def move(self, environment: Mapping[str, str]) -> dict[str, str]:
+    def move(self, service: str, environment: Mapping[str, str]) -> dict[str, str]:
         """A container's environment, here; what it does not have it does not get."""
-        return {name: self.addresses.get(name, value) for name, value in environment.items()}
+        here = {**self.addresses, "EVERYDREAM_AMQP_URL": self.logins[service]}
+        return {name: here.get(name, value) for name, value in environment.items()}
 
 
 def dot_env(s3: S3Server, web: Web) -> dict[str, str]:
@@ -87,8 +90,9 @@ async def start(services: Services, machine: Machine, values: Mapping[str, str])
     """What `docker compose --profile cpu up` starts of ours, by its own command."""
     for entry in our_services(COMPOSE).values():
         if "cpu" in entry.get("profiles", ["cpu"]):
-            environment = machine.move(environment_of(entry, values))
-            services.begin(entry["command"][-1], environment, entry["command"])
+            name = entry["command"][-1]
+            environment = machine.move(name, environment_of(entry, values))
+            services.begin(name, environment, entry["command"])
     await services.wait_until_ready()
 
 
@@ -102,11 +106,13 @@ async def result_of(services: Services, client: Client, job: str) -> dict[str, A
 
 
 async def test_the_compose_stack_trains_draws_and_tells(
-    amqp_url: str, postgres_url: str, s3_server: S3Server, web: Web, tmp_path: Path
+    rabbitmq: RabbitMQ, postgres_url: str, s3_server: S3Server, web: Web, tmp_path: Path
 ) -> None:
     s3_server.start()
     s3_server.create_bucket(COMPOSE["services"]["s3"]["environment"]["S3_BUCKET"])
-    machine = Machine(amqp_url, postgres_url, s3_server, free_port())
+    rabbitmq.start()
+    logins = make_logins(rabbitmq, rabbitmq.fresh_vhost())
+    machine = Machine(logins, postgres_url, s3_server, free_port())
     drawings.draw_dataset(tmp_path / "data", each=2)
     web.serve("/dataset.zip", drawings.zip_dataset(tmp_path / "data"))
 

@@ -298,3 +298,13 @@ def test_compose_hands_that_configuration_to_the_broker() -> None:
     mounts = [volume.split(":") for volume in COMPOSE["services"]["rabbitmq"]["volumes"]]
     sources = {target: source for source, target, *_ in mounts}
     assert sources["/etc/rabbitmq/conf.d/20-everydream.conf"] == "./rabbitmq.conf"
+
+
+def test_compose_hands_the_services_logins_to_the_broker_at_each_start() -> None:
+    broker = COMPOSE["services"]["rabbitmq"]
+    handed = {entry["target"]: COMPOSE["configs"][entry["source"]] for entry in broker["configs"]}
+    (load,) = [path for path in handed if path.startswith("/etc/rabbitmq/conf.d/")]
+    setting, _, file = handed[load]["content"].strip().partition(" = ")
+    assert setting == "load_definitions"
+    assert "permissions" in handed[file]["content"]
+    assert "environment" not in broker, "else the image makes a login with all rights"

@@ -94,6 +94,21 @@ def test_only_these_routes_answer_without_a_key() -> None:
     assert {each.method for each in EVERY if each.route.needs is None} == {"GET", "HEAD", "OPTIONS"}
 
 
+LOOKING = {"status", "status-sync", "stream", "events", "health", "jobs"}
+"""First words of what only shows something, unless more than that is asked of it."""
+
+
+def test_a_key_needs_admin_to_remove_submit_to_change_and_read_to_look() -> None:
+    for address in GUARDED:
+        assert address.route.needs is not None
+        path = address.route.plain_path
+        removes = path == "/purge-queue" or (address.method, path) == ("DELETE", "/jobs/{job}")
+        changes = address.method == "POST" and path.startswith("/jobs/")
+        looks = path.split("/")[1] in LOOKING and not changes
+        expected = "admin" if removes else "read" if looks else "submit"
+        assert NEEDED[address.route.needs] == expected, address
+
+
 async def test_without_a_known_key_no_route_answers(here: World) -> None:
     for address in GUARDED:
         for key in (None, "unknown"):
