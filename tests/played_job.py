@@ -293,8 +293,7 @@ class PlayedJob:
         after = self.job
         if before is not None and after is not None:
             self.wrong += wrong_change(before, after)
-        if after is None or after.ended:
-            self.heard.clear()
+        self.heard = {place for place in self.heard if after is not None and after.holds(*place)}
         self.hear_answers(fact)
 
     def _note_fact(self, before: Job | None, fact: StageFact) -> None:

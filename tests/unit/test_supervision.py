@@ -155,10 +155,18 @@ class Life(RuleBasedStateMachine):
         kind=st.sampled_from(sorted(REQUESTS)),
         bucket=st.booleans(),
         hooked=st.booleans(),
+        tried=st.booleans(),
         done=st.integers(0, 4),
     )
-    def submit(self, kind: str, bucket: bool, hooked: bool, done: int) -> None:  # noqa: FBT001
-        """Some stages are done, and then it begins."""
+    def submit(
+        self,
+        kind: str,
+        bucket: bool,  # noqa: FBT001
+        hooked: bool,  # noqa: FBT001
+        tried: bool,  # noqa: FBT001
+        done: int,
+    ) -> None:
+        """Some stages are done, perhaps before the bucket was tried, and then it begins."""
         request = parse_request({"input": REQUESTS[kind], "policy": POLICY})
         if hooked:
             hook = {"webhook": "https://example.com/hook", "webhook_events": EVENTS}
@@ -166,9 +174,10 @@ class Life(RuleBasedStateMachine):
         sealed = "sealed" if bucket else None
         self.played = PlayedJob(request, sealed=sealed, checks=kind == "check")
         self.late: list[tuple[StageFact, str]] = []
-        for _ in range(done if self._open() else 0):
+        for _ in range(done):
             for stage in self._open():
-                self._do(self.played.workers[stage][0], result_of)
+                if tried or stage != "bucket_check":
+                    self._do(self.played.workers[stage][0], result_of)
 
     # --- Workers
 
