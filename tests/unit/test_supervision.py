@@ -338,6 +338,9 @@ class Life(RuleBasedStateMachine):
     @after_a_while
     @rule()
     def it_is_retried(self) -> None:
+        self._retry()
+
+    def _retry(self) -> None:
         self.played.change(lambda job: jobs.retry_from_its_end(job, self.played.clock))
         self.played.relay()
 
@@ -346,8 +349,11 @@ class Life(RuleBasedStateMachine):
         self.played.change(partial(jobs.wish, kind=kind))
 
     @after_a_while
-    @rule(timeout=st.sampled_from(sorted(POLICY)))
-    def its_time_is_over(self, timeout: str) -> None:
+    @rule(timeout=st.sampled_from(sorted(POLICY)), again=st.booleans())
+    def its_time_is_over(self, timeout: str, again: bool) -> None:  # noqa: FBT001
+        """While somebody is at work, if anybody can be; perhaps it goes into another run."""
+        for stage in self._open():
+            self.played.take(self.played.workers[stage][0])
         job = self.played.live
         if job is None or (timeout == "executionTimeout" and job.started_at is None):
             return
@@ -357,6 +363,8 @@ class Life(RuleBasedStateMachine):
         )
         self.played.beat()
         assert self.played.live is None
+        if again:
+            self._retry()
 
     @with_a_webhook
     @rule(data=st.data(), taken=st.booleans())
