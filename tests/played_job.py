@@ -293,8 +293,7 @@ class PlayedJob:
         after = self.job
         if before is not None and after is not None:
             self.wrong += wrong_change(before, after)
-        if after is None or after.ended:
-            self.heard.clear()
+        self.heard = {place for place in self.heard if after is not None and after.holds(*place)}
         self.hear_answers(fact)
 
     def _note_fact(self, before: Job | None, fact: StageFact) -> None:
@@ -519,7 +518,7 @@ def _wrong_stage(job: Job, stage: Stage) -> list[str]:
         ),
         "only what is wanted is asked for": job.trains or stage != "training",
         "no GPU works before the bucket was tried": (
-            stage not in GPU_STAGES or record.claim is None or not _tries_bucket(job)
+            stage not in GPU_STAGES or record.attempts == 0 or not _tries_bucket(job)
         ),
     }
     return [f"{stage}: {text}" for text, holds in rules.items() if not holds]
@@ -542,7 +541,7 @@ def _builds_on(job: Job, stage: Stage) -> tuple[Stage, ...]:
 
 def _tries_bucket(job: Job) -> bool:
     record = job.stages.get("bucket_check")
-    return not job.ended and record is not None and record.open
+    return record is not None and not record.done
 
 
 def _wrong_times(job: Job, now: float) -> list[str]:

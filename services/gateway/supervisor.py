@@ -12,6 +12,7 @@ from functools import partial
 from itertools import count
 from uuid import uuid4
 
+import msgspec
 import structlog
 from msgspec import Struct
 
@@ -19,7 +20,7 @@ from services.gateway.ledger import Ledger, read
 from shared.errors import Unavailable, Unroutable
 from shared.jobs import Job, Step, ask_again, lose_claim, overdue, time_out
 from shared.messages import GATEWAY_RECORDER, STAGE_QUEUES, GatewayBeat, Stage
-from shared.ports import Bus, JobStore
+from shared.ports import Bus, JobStore, StoredJob
 
 PATIENCE = 6
 """Own beats that must come back since a sign of life before a claim counts as lost."""
@@ -76,13 +77,26 @@ class Supervisor:
             return
         self._count(beat.number)
         now = self._clock()
-        jobs = [read(row) async for row in self._jobs.live()]
-        watched = [watch for job in jobs for watch in _watches(job, now)]
-        self._since = {each.key: self._since.get(each.key, self._beats) for each in watched}
+        jobs = [job async for row in self._jobs.live() if (job := _readable(row))]
+        watched = {job.id: [*_watches(job, now)] for job in jobs}
+        keys = [watch.key for watches in watched.values() for watch in watches]
+        self._since = {key: self._since.get(key, self._beats) for key in keys}
         for job in jobs:
-            if overdue(job, now):
-                await self._ledger.change(job.id, partial(_time_out, now=now))
-        for watch in watched:
+            await self._judge_alone(job, watched[job.id], now)
+
+    async def _judge_alone(self, job: Job, watches: list[_Watch], now: float) -> None:
+        """Whatever is wrong with one job, the others are judged."""
+        try:
+            await self._judge(job, watches, now)
+        except Unavailable:
+            raise
+        except Exception:  # a mistake of ours
+            log.exception("cannot_judge", job=job.id)
+
+    async def _judge(self, job: Job, watches: list[_Watch], now: float) -> None:
+        if overdue(job, now):
+            await self._ledger.change(job.id, partial(_time_out, now=now))
+        for watch in watches:
             if watch.claimed:
                 await self._judge_claim(watch, now)
             else:
@@ -127,6 +141,14 @@ class Supervisor:
             self._since = {}
         self._last = number
         self._beats += 1
+
+
+def _readable(row: StoredJob) -> Job | None:
+    try:
+        return read(row)
+    except msgspec.DecodeError:
+        log.exception("cannot_judge", job=row.id)
+        return None
 
 
 def _watches(job: Job, now: float) -> Iterator[_Watch]:

@@ -60,7 +60,9 @@ SEED = 20_260
 BEAT = 10.0
 API_KEYS = tuple(f"a-key-of-owner-{number}" for number in range(32))
 """So many that none of their owners asks too often."""
-HOOK = {"webhook": "https://example.com/hook", "webhook_events": ("completed",)}
+REQUEST = msgspec.structs.replace(
+    parse_request(TRAIN_ONLY), webhook="https://example.com/hook", webhook_events=("completed",)
+)
 CONTROL = Queue("control.trainer", ())
 ENDS = {
     JobCompleted: "COMPLETED",
@@ -161,9 +163,8 @@ def key_of(job_id: str) -> str:
 
 def in_training(job_id: str) -> Job:
     """A job at the last of its stages: whatever its worker says ends it."""
-    request = msgspec.structs.replace(parse_request(TRAIN_ONLY), **HOOK)
     owner, now = digest_of(key_of(job_id)), time.time()
-    job = jobs.admit(job_id, owner, request, TRAIN_ONLY["input"], sealed=None, now=now).job
+    job = jobs.admit(job_id, owner, REQUEST, TRAIN_ONLY["input"], sealed=None, now=now).job
     staged = msgspec.structs.replace(dataset_staged("s"), job=job_id)
     for fact in (
         StagingStarted(job=job_id, stage="staging", claim="s"),

@@ -155,10 +155,18 @@ class Life(RuleBasedStateMachine):
         kind=st.sampled_from(sorted(REQUESTS)),
         bucket=st.booleans(),
         hooked=st.booleans(),
+        tried=st.booleans(),
         done=st.integers(0, 4),
     )
-    def submit(self, kind: str, bucket: bool, hooked: bool, done: int) -> None:  # noqa: FBT001
-        """Some stages are done, and then it begins."""
+    def submit(
+        self,
+        kind: str,
+        bucket: bool,  # noqa: FBT001
+        hooked: bool,  # noqa: FBT001
+        tried: bool,  # noqa: FBT001
+        done: int,
+    ) -> None:
+        """Some stages are done, perhaps before the bucket was tried, and then it begins."""
         request = parse_request({"input": REQUESTS[kind], "policy": POLICY})
         if hooked:
             hook = {"webhook": "https://example.com/hook", "webhook_events": EVENTS}
@@ -166,9 +174,10 @@ class Life(RuleBasedStateMachine):
         sealed = "sealed" if bucket else None
         self.played = PlayedJob(request, sealed=sealed, checks=kind == "check")
         self.late: list[tuple[StageFact, str]] = []
-        for _ in range(done if self._open() else 0):
+        for _ in range(done):
             for stage in self._open():
-                self._do(self.played.workers[stage][0], result_of)
+                if tried or stage != "bucket_check":
+                    self._do(self.played.workers[stage][0], result_of)
 
     # --- Workers
 
@@ -329,6 +338,9 @@ class Life(RuleBasedStateMachine):
     @after_a_while
     @rule()
     def it_is_retried(self) -> None:
+        self._retry()
+
+    def _retry(self) -> None:
         self.played.change(lambda job: jobs.retry_from_its_end(job, self.played.clock))
         self.played.relay()
 
@@ -337,8 +349,11 @@ class Life(RuleBasedStateMachine):
         self.played.change(partial(jobs.wish, kind=kind))
 
     @after_a_while
-    @rule(timeout=st.sampled_from(sorted(POLICY)))
-    def its_time_is_over(self, timeout: str) -> None:
+    @rule(timeout=st.sampled_from(sorted(POLICY)), again=st.booleans())
+    def its_time_is_over(self, timeout: str, again: bool) -> None:  # noqa: FBT001
+        """While somebody is at work, if anybody can be; perhaps it goes into another run."""
+        for stage in self._open():
+            self.played.take(self.played.workers[stage][0])
         job = self.played.live
         if job is None or (timeout == "executionTimeout" and job.started_at is None):
             return
@@ -348,6 +363,8 @@ class Life(RuleBasedStateMachine):
         )
         self.played.beat()
         assert self.played.live is None
+        if again:
+            self._retry()
 
     @with_a_webhook
     @rule(data=st.data(), taken=st.booleans())

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
-from services.gateway.ledger import row_of
+import msgspec
+
+from services.gateway.ledger import read, row_of
 from services.gateway.supervisor import PATIENCE, Supervisor
 from shared import jobs
 from shared.jobs import Job, Step, advance
-from shared.messages import GatewayBeat, StagingStarted
+from shared.messages import GatewayBeat, Queue, StagingStarted
 from shared.ports import StoredJob
 from shared.request import parse_request
 
@@ -17,26 +19,35 @@ NOW = 1_000_000.0
 
 
 class Records:
-    """One job, as both the store and the ledger show it."""
+    """One job, as both the store and the ledger show it; older ones may stand before it."""
 
     def __init__(self) -> None:
+        self.older: list[StoredJob] = []
         body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
         job = jobs.admit("job", "owner", parse_request(body), body, sealed=None, now=NOW).job
         started = StagingStarted(job="job", stage="staging", claim="c", worker="w")
         self.job = advance(job, started, control="control", now=NOW, beat=1.0).job
 
     async def live(self) -> AsyncIterator[StoredJob]:
+        for row in self.older:
+            yield row
         yield row_of(self.job, 1)
 
-    async def change(self, _job: str, decide: Callable[[Job], Step]) -> Job:
+    async def change(self, job: str, decide: Callable[[Job], Step]) -> Job:
+        for row in self.older:
+            if row.id == job:
+                return decide(read(row)).job
         self.job = decide(self.job).job
         return self.job
 
 
 class Silent:
-    """The bus, of which only the name is asked."""
+    """The bus, of which only the name is asked, and whose queues are empty."""
 
     source = "gateway/test"
+
+    async def depth(self, _queue: Queue) -> int:
+        return 0
 
 
 class Bench:
@@ -99,3 +110,18 @@ async def test_beats_of_others_do_not_count() -> None:
     for number in range(1, 100):
         await bench.supervisor.came_back(GatewayBeat(gateway="gateway/other", number=number))
     assert not bench.lost
+
+
+async def test_a_record_that_cannot_be_read_or_judged_leaves_the_others_judged() -> None:
+    bench = Bench()
+    good = row_of(bench.records.job, 1)
+    staging = msgspec.structs.replace(bench.records.job.stages["staging"], asking=b"?", claim=None)
+    unaskable = jobs.replace(bench.records.job, id="unaskable", stages={"staging": staging})
+    bench.records.older = [
+        msgspec.structs.replace(good, id="unreadable", record=b"{"),
+        row_of(unaskable, 1),
+    ]
+
+    await bench.beats(*range(1, PATIENCE + 2))
+
+    assert bench.lost
