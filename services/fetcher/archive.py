@@ -282,7 +282,7 @@ def pieces(zipped: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
     Raises:
         Unusable: damaged, a link, or packed in a way that is not supported.
     """
-    _check_kind(member.entry)
+    check_kind(member.entry)
     try:
         with zipped.open(member.entry) as file:
             while piece := file.read(PIECE):
@@ -293,7 +293,8 @@ def pieces(zipped: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
         raise Unusable(f"damaged in the archive ({error})") from None
 
 
-def _check_kind(entry: zipfile.ZipInfo) -> None:
+def check_kind(entry: zipfile.ZipInfo) -> None:
+    """Raises Unusable: a link, no file, or packed in a way whose cost cannot be bounded."""
     mode = entry.external_attr >> 16
     if stat.S_ISLNK(mode):
         raise Unusable("a link, not a file")
