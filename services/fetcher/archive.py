@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import stat
 import struct
 import unicodedata
@@ -16,7 +15,7 @@ from typing import NamedTuple
 from msgspec import Struct, field
 
 from shared.concurrency import in_thread
-from shared.dataset.manifest import Skipped
+from shared.dataset.manifest import Skipped, short
 from shared.errors import Refused
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".jfif"})
@@ -42,17 +41,31 @@ LOCAL_HEADER_BYTES = 30
 END_BYTES = 22
 END64_BYTES = 76
 """The zip64 end record and its locator, right before the end record."""
+LOCATOR_BYTES = 20
+"""Of the two, the locator's."""
+
+PACKINGS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+"""Of the others zipfile unpacks a piece whole, be it gigabytes, whatever the entry declares."""
+NAME_BYTES = 1024
+"""Of an entry, as UTF-8: looking for captions in all folders above takes time for each."""
+SPECIAL = frozenset({stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
+"""Kinds of entries that no image is."""
 
 NAMELESS = "(no name)"
 """What an entry without a name is called."""
 
-DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
+DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
 """What reading a broken entry raises."""
 
+TAR_AT = 257
+"""Where a tar archive says that it is one."""
 BEGINNINGS = {
     b"Rar!": "a RAR archive",
     b"7z\xbc\xaf": "a 7z archive",
     b"\x1f\x8b": "a gzip file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
     b"\xff\xd8\xff": "a single JPEG image",
     b"\x89PNG": "a single PNG image",
     b"%PDF": "a PDF",
@@ -129,8 +142,9 @@ def _directory_size(archive: Path) -> int:
     end = tail.rfind(b"PK\x05\x06", 0, max(len(tail) - END_BYTES + 4, 0))
     if end < 0:
         return 0
-    if tail[end - END64_BYTES : end].startswith(b"PK\x06\x06"):
-        return int.from_bytes(tail[end - END64_BYTES + 40 : end - END64_BYTES + 48], "little")
+    record, locator = tail[end - END64_BYTES : end], tail[end - LOCATOR_BYTES : end]
+    if record.startswith(b"PK\x06\x06") and locator.startswith(b"PK\x06\x07"):
+        return int.from_bytes(record[40:48], "little")
     return int.from_bytes(tail[end + 12 : end + 16], "little")
 
 
@@ -141,6 +155,8 @@ def _what_it_is(archive: Path) -> str:
         return "what came is empty"
     if b"<html" in beginning.lower() or beginning.lower().startswith(b"<!doctype html"):
         return "what came is an HTML page: the URL must lead to the file itself"
+    if beginning[TAR_AT:].startswith(b"ustar"):
+        return "what came is a tar archive"
     kinds = (kind for start, kind in BEGINNINGS.items() if beginning.startswith(start))
     return f"what came is {next(kinds, 'something else, or only a part of a zip')}"
 
@@ -162,7 +178,8 @@ def checked_members(
     visible = [member for member in members if not is_hidden(member.name)]
     for member in visible:
         if member.entry.flag_bits & ENCRYPTED:
-            raise Refused(f"{shown}: {member.name} is encrypted; make the zip without a password")
+            name = short(member.name)
+            raise Refused(f"{shown}: {name} is encrypted; make the zip without a password")
     return visible
 
 
@@ -239,6 +256,8 @@ class _Unpacker:
     def _check(self, member: Member) -> None:
         if member.suffix not in IMAGES | TEXTS:
             raise Unusable("neither an image (jpg, jpeg, jfif, png, bmp, webp) nor a caption file")
+        if len(member.name.encode()) > NAME_BYTES:
+            raise Unusable(f"its name takes more than {NAME_BYTES} bytes")
         if member.name in self._names:
             raise Unusable("the archive has this name twice")
         self._names.add(member.name)
@@ -263,8 +282,7 @@ def pieces(zipped: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
     Raises:
         Unusable: damaged, a link, or packed in a way that is not supported.
     """
-    if stat.S_ISLNK(member.entry.external_attr >> 16):
-        raise Unusable("a link, not a file")
+    check_kind(member.entry)
     try:
         with zipped.open(member.entry) as file:
             while piece := file.read(PIECE):
@@ -273,6 +291,20 @@ def pieces(zipped: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
         raise Unusable(f"packed in a way that is not supported ({error})") from None
     except DAMAGES as error:
         raise Unusable(f"damaged in the archive ({error})") from None
+
+
+def check_kind(entry: zipfile.ZipInfo) -> None:
+    """Raises Unusable: a link, no file, or packed in a way whose cost cannot be bounded."""
+    mode = entry.external_attr >> 16
+    if stat.S_ISLNK(mode):
+        raise Unusable("a link, not a file")
+    if stat.S_IFMT(mode) in SPECIAL:
+        raise Unusable("a device, a pipe or a socket, not a file")
+    if entry.compress_type not in PACKINGS:
+        raise Unusable(
+            f"packed in a way that is not supported (method {entry.compress_type});"
+            " make the zip with deflate, as most programs do"
+        )
 
 
 def write_member(zipped: zipfile.ZipFile, member: Member, path: Path) -> None:

@@ -145,6 +145,7 @@ class BaseModels:
             return await self._stage_single(stage_safetensors, file, search)
         with await in_thread(_open_zip, file, search.shown) as zipped:
             if is_checkpoint(zipped):
+                await in_thread(checked_members, zipped, file, search.shown, ratio=RATIO)
                 return await self._stage_single(stage_checkpoint, zipped, search)
             folder = await in_thread(_unpack, zipped, file, search)
         return await in_thread(checked, folder, search.shown)

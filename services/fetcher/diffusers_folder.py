@@ -34,6 +34,21 @@ TOKENIZER = (
 )
 VOCABULARIES = ({"tokenizer/tokenizer.json"}, {"tokenizer/vocab.json", "tokenizer/merges.txt"})
 CONFIG_BYTES = 16 << 20
+NUMBERED = (
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "unet/config.json",
+    "vae/config.json",
+)
+"""Configurations whose numbers say how much is built on the GPU."""
+LARGEST = 1 << 20
+"""Of their numbers; the largest there is, of words, is below 50,000."""
+MOST_LAYERS = 64
+"""Stable Diffusion 2's text encoder has 24."""
+MOST_LISTED = 32
+"""Of a list's entries: levels of a network are a handful."""
+LISTS = {"trained_betas": 1000}
+"""Lists that may be longer, one entry per step of noise."""
 LATENT = 4
 """Channels of a latent, which are all that the UNet of a model for text takes."""
 KINDS = {5: "a depth model", 7: "an upscaler", 8: "a model for edits", 9: "an inpainting model"}
@@ -92,11 +107,32 @@ def validate_diffusers_folder(folder: Path, shown: str) -> list[str]:
             read_header(folder / name, f"{shown}: {name}")
         elif name.endswith(".json"):
             read_config(folder / name, f"{shown}: {name}")
+    for name in NUMBERED:
+        _check_numbers(read_config(folder / name, f"{shown}: {name}"), f"{shown}: {name}")
     kind = read_config(folder / "model_index.json", shown).get("_class_name")
     if kind != "StableDiffusionPipeline":
         raise Refused(f"{shown}: it is a {kind}; expected a StableDiffusionPipeline")
     _check_fit(folder, shown)
     return files
+
+
+def _check_numbers(config: dict[str, Any], shown: str) -> None:
+    """That nothing asks for more memory or time than any Stable Diffusion takes."""
+    waiting: list[tuple[str, object]] = [*config.items()]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            _check_most(f"{shown}: the length of {name}", len(value), LISTS.get(name, MOST_LISTED))
+            waiting += ((name, each) for each in value)
+        elif isinstance(value, int | float):
+            _check_most(f"{shown}: {name}", value, MOST_LAYERS if "layers" in name else LARGEST)
+
+
+def _check_most(shown: str, value: float, most: int) -> None:
+    if not -most <= value <= most:
+        raise Refused(f"{shown} is {str(value)[:40]}; at most {most} is taken")
 
 
 def _check_fit(folder: Path, shown: str) -> None:
@@ -178,7 +214,7 @@ def read_config(path: Path, shown: str) -> dict[str, Any]:
         raise Refused(f"{shown}: more than {CONFIG_BYTES} bytes")
     try:
         config: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Refused(f"{shown}: not a JSON object ({error})") from None
     return config
 

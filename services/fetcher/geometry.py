@@ -19,6 +19,12 @@ Known = Mapping[str, Shape]
 EMBEDDED = 4
 """The time's embedding, and a transformer's inner layer, are so many times as wide."""
 IMAGE_CHANNELS = 3
+LEVELS = 8
+"""Of a network, at most; Stable Diffusion has four."""
+LAYERS = 64
+"""Of a level or of a text encoder, at most; OpenCLIP's ViT-H has 24."""
+WIDEST = 1 << 20
+"""Any other number, at most; the largest there is, of words, is below 50,000."""
 WHOLE_TOWER = 24
 """Blocks of OpenCLIP's ViT-H; Stable Diffusion 2 uses all but the last."""
 
@@ -67,6 +73,7 @@ def read_unet(known: Known) -> UNet:
     levels = _levels(known)
     if not all(len(level) == len(levels[0]) > 0 for level in levels):
         raise Unknown("levels with different numbers of layers")
+    _check_counts(len(levels), len(levels[0]))
     attended = tuple(f"input_blocks.{level[0]}.1.norm.weight" in known for level in levels)
     if not any(attended):
         raise Unknown("no cross-attention")
@@ -102,6 +109,7 @@ def read_vae(known: Known) -> Vae:
     """Raises Unknown: a tensor that tells the geometry is missing."""
     levels = _counted(known, "encoder.down.{}.block.0.conv1.weight")
     layers = _counted(known, "encoder.down.0.block.{}.conv1.weight")
+    _check_counts(levels, layers)
     if not all(f"encoder.down.{level}.block.{layers - 1}.conv1.weight" in known
                for level in range(levels)):  # fmt: skip
         raise Unknown("levels with different numbers of layers")
@@ -121,7 +129,7 @@ def read_clip(known: Known) -> Text:
     return Text(
         width=width,
         inner=shape_of(known, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
-        layers=_counted(known, "text_model.encoder.layers.{}.mlp.fc1.weight"),
+        layers=_layers(known, "text_model.encoder.layers.{}.mlp.fc1.weight"),
         words=words,
         positions=shape_of(known, "text_model.embeddings.position_embedding.weight", 2)[0],
         open_clip=False,
@@ -135,7 +143,7 @@ def read_open_clip(known: Known) -> Text:
     Raises Unknown: a tensor that tells the geometry is missing.
     """
     words, width = shape_of(known, "token_embedding.weight", 2)
-    blocks = _counted(known, "transformer.resblocks.{}.mlp.c_fc.weight")
+    blocks = _layers(known, "transformer.resblocks.{}.mlp.c_fc.weight")
     is_whole = blocks == WHOLE_TOWER or ("text_projection" in known and blocks != WHOLE_TOWER - 1)
     return Text(
         width=width,
@@ -154,7 +162,21 @@ def shape_of(known: Known, name: str, dimensions: int | None = None) -> Shape:
     shape = known[name]
     if dimensions is not None and len(shape) != dimensions:
         raise Unknown(f"{name} has shape {'x'.join(map(str, shape))}")
+    if not all(0 < size <= WIDEST for size in shape):
+        raise Unknown(f"{name} has shape {'x'.join(map(str, shape))}; at most {WIDEST} each")
     return shape
+
+
+def _layers(known: Known, pattern: str) -> int:
+    layers = _counted(known, pattern)
+    _check_counts(1, layers)
+    return layers
+
+
+def _check_counts(levels: int, layers: int) -> None:
+    """A level is as many layers wide, and every layer is many tensors."""
+    if levels > LEVELS or layers > LAYERS:
+        raise Unknown(f"{levels} levels of {layers} layers; at most {LEVELS} of {LAYERS} are taken")
 
 
 def _counted(known: Known, pattern: str) -> int:

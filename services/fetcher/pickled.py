@@ -11,12 +11,12 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterable
 from math import prod
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from msgspec import Struct
 
-from services.fetcher.archive import DAMAGES
+from services.fetcher.archive import DAMAGES, Unusable, check_kind
 from shared.errors import Refused
 
 PICKLE_BYTES = 4 << 20
@@ -26,6 +26,13 @@ STORAGE_BYTES = 512 << 20
 """Of one that is read whole, because a tensor picks single elements from it."""
 SKIPPED_BYTES = 64 << 30
 """Of all that must be read over, to come to tensors that begin inside their storages."""
+TENSOR_BYTES = 16 << 30
+"""Of all tensors: several may show the same few bytes."""
+BYTE_ORDER_BYTES = 16
+DIMENSIONS = 8
+"""Of a tensor; a convolution's weights have four."""
+LEVELS = 4
+"""Of dicts around the state dict, of which training frameworks write one."""
 PIECE = 1 << 20
 
 ADVICE = "convert it to .safetensors and give the URL of that file"
@@ -60,6 +67,15 @@ class Stored(Struct, frozen=True, kw_only=True):
     @property
     def bytes(self) -> int:
         return prod(self.shape) * self.item_bytes
+
+    @property
+    def storage_bytes(self) -> int:
+        return self.elements * self.item_bytes
+
+    @property
+    def read_over(self) -> int:
+        """Bytes of the storage that are read for it, beside its own."""
+        return self.offset * self.item_bytes if self.is_contiguous else self.storage_bytes
 
     @property
     def is_contiguous(self) -> bool:
@@ -115,7 +131,7 @@ class Checkpoint:
             Refused: the tensor's data is missing or damaged.
         """
         try:
-            with self._zipped.open(f"{self._folder}/data/{tensor.storage}") as data:
+            with _opened(self._zipped, f"{self._folder}/data/{tensor.storage}") as data:
                 pieces = _stream(data, tensor) if tensor.is_contiguous else _gather(data, tensor)
                 out.writelines(pieces)
         except (KeyError, RuntimeError, *DAMAGES) as error:
@@ -135,9 +151,9 @@ def _stream(data: Any, tensor: Stored) -> Iterable[bytes]:
 
 def _gather(data: Any, tensor: Stored) -> Iterable[bytes]:
     """A tensor that is a view, a transposed one for instance."""
-    size = tensor.elements * tensor.item_bytes
-    if size > STORAGE_BYTES:
-        raise EOFError(f"a tensor picks elements from {size} bytes")
+    size = tensor.storage_bytes
+    if max(size, tensor.bytes) > STORAGE_BYTES:
+        raise EOFError(f"a tensor picks {tensor.bytes} bytes from {size}")
     raw = data.read(size)
     if len(raw) != size:
         raise EOFError("a tensor is cut off")
@@ -176,11 +192,25 @@ def _read_pickle(zipped: zipfile.ZipFile) -> tuple[str, bytes]:
         raise Refused(f"the .ckpt is not as torch writes them; {ADVICE}")
     folder = pickles[0].partition("/")[0]
     order = f"{folder}/byteorder"
-    if order in names and zipped.read(order).strip() != b"little":
+    if order in names and _content(zipped, order, BYTE_ORDER_BYTES).strip() != b"little":
         raise Refused(f"the .ckpt has big-endian numbers; {ADVICE}")
-    if zipped.getinfo(pickles[0]).file_size > PICKLE_BYTES:
-        raise Refused(f"the .ckpt's index takes more than {PICKLE_BYTES} bytes; {ADVICE}")
-    return folder, zipped.read(pickles[0])
+    return folder, _content(zipped, pickles[0], PICKLE_BYTES)
+
+
+def _content(zipped: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """An entry read whole, but never more than is allowed, whatever it declares."""
+    if zipped.getinfo(name).file_size > most:
+        raise Refused(f"the .ckpt's {name} takes more than {most} bytes; {ADVICE}")
+    with _opened(zipped, name) as file:
+        return file.read(most + 1)
+
+
+def _opened(zipped: zipfile.ZipFile, name: str) -> IO[bytes]:
+    try:
+        check_kind(zipped.getinfo(name))
+    except Unusable as error:
+        raise Refused(f"the .ckpt's {name} is {error}; {ADVICE}") from None
+    return zipped.open(name)
 
 
 def tensors_of(value: Any) -> dict[str, Stored]:
@@ -189,18 +219,29 @@ def tensors_of(value: Any) -> dict[str, Stored]:
     Raises:
         Refused: there are none, or one reaches outside its storage.
     """
-    while isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
-    entries = value.items() if isinstance(value, dict) else ()
-    tensors = {name: each for name, each in entries if isinstance(each, Stored)}
+    state = _state_dict(value)
+    tensors = {name: each for name, each in state.items() if isinstance(each, Stored)}
     if not tensors:
         raise Refused(f"the .ckpt holds no dict of tensors; {ADVICE}")
+    if unnamed := next((name for name in tensors if not isinstance(name, str)), None):
+        raise Refused(f"the .ckpt has a tensor called {unnamed}; expected names; {ADVICE}")
     outside = next((name for name, tensor in tensors.items() if not tensor.fits), None)
     if outside:
         raise Refused(f"the .ckpt is damaged ({outside} reaches outside its data); {ADVICE}")
-    if sum(tensor.offset * tensor.item_bytes for tensor in tensors.values()) > SKIPPED_BYTES:
+    if sum(tensor.bytes for tensor in tensors.values()) > TENSOR_BYTES:
+        raise Refused(f"the .ckpt's tensors take more than {TENSOR_BYTES} bytes; {ADVICE}")
+    if sum(tensor.read_over for tensor in tensors.values()) > SKIPPED_BYTES:
         raise Refused(f"the .ckpt's tensors lie too far apart; {ADVICE}")
     return tensors
+
+
+def _state_dict(value: Any) -> dict[Any, Any]:
+    """The dict of tensors inside others; one may hold itself, so the search has an end."""
+    for _ in range(LEVELS):
+        if not isinstance(value, dict) or not isinstance(value.get("state_dict"), dict):
+            break
+        value = value["state_dict"]
+    return value if isinstance(value, dict) else {}
 
 
 def texts_of(value: Any) -> dict[str, str]:
@@ -296,12 +337,19 @@ def _count(value: Any) -> int:
     return value
 
 
+def _counts(values: Any) -> tuple[int, ...]:
+    """Looked at before it is gone through: a long one may be used many times over."""
+    if not isinstance(values, tuple) or len(values) > DIMENSIONS:
+        raise ValueError(f"a shape of more than {DIMENSIONS} dimensions, or none")
+    return tuple(map(_count, values))
+
+
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
     """Torch's ``_rebuild_tensor_v2``, as a description."""
     if not isinstance(storage, Storage) or storage.kind not in DTYPES:
         return Inert()
     dtype, item_bytes = DTYPES[storage.kind]
-    sizes, steps = tuple(map(_count, shape)), tuple(map(_count, strides))
+    sizes, steps = _counts(shape), _counts(strides)
     if len(sizes) != len(steps):
         raise ValueError("a shape without its strides")
     return Stored(
@@ -315,17 +363,13 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any
     )
 
 
-def _ordered_dict(*arguments: Any) -> dict[Any, Any]:
-    pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
-    return {pair[0]: pair[1] for pair in pairs if isinstance(pair[0], str | int)}
-
-
 MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    ("collections", "OrderedDict"): _ordered_dict,
+    ("collections", "OrderedDict"): lambda *_: {},
 }
+"""An ordered dict's pairs are set afterwards: any other way, one list could fill thousands."""
 
 IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
 CONSTANTS: dict[str, Callable[[], Any]] = {

@@ -75,9 +75,11 @@ class Sidecars:
         return any(raw is not None and not decode(raw) for raw in own)
 
     def _wishes(self, name: str) -> Wishes:
+        """Remembered for files that are there: of those that are not there are far too many."""
+        if name not in self._texts:
+            return Wishes()
         if name not in self._read:
-            raw = self._texts.get(name)
-            self._read[name] = Wishes() if raw is None else self._understand(name, raw)
+            self._read[name] = self._understand(name, self._texts[name])
         return self._read[name]
 
     def _understand(self, name: str, raw: bytes) -> Wishes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +17,8 @@ from shared.errors import Refused
 
 HEADER_BYTES = 32 << 20
 LENGTH_BYTES = 8
+DIMENSIONS = 8
+"""Of a tensor: to multiply millions of sizes would take hours."""
 PIECE = 1 << 20
 METADATA = "__metadata__"
 
@@ -73,7 +76,7 @@ def read_header(path: Path, shown: str) -> dict[str, Entry]:
     """
     try:
         return _read_header(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{shown}: not a whole safetensors file ({error})") from None
 
 
@@ -100,11 +103,22 @@ def _read_header(path: Path) -> dict[str, Entry]:
     room = path.stat().st_size - LENGTH_BYTES - length
     for name, entry in entries.items():
         _check(name, entry, room)
+    _check_overlap(entries)
     return entries
+
+
+def _check_overlap(entries: Mapping[str, Entry]) -> None:
+    """Tensors that share bytes are a way to write far more than was sent."""
+    spans = sorted((entry.data_offsets, name) for name, entry in entries.items())
+    for ((_, end), _), ((start, _), name) in pairwise(spans):
+        if end > start:
+            raise ValueError(f"{name} overlaps another tensor")
 
 
 def _check(name: str, entry: Entry, room: int) -> None:
     start, end = entry.data_offsets
+    if len(entry.shape) > DIMENSIONS:
+        raise ValueError(f"{name} has {len(entry.shape)} dimensions")
     if entry.dtype not in ITEM_BYTES or any(size < 0 for size in entry.shape):
         raise ValueError(f"{name} has type {entry.dtype} and shape {entry.shape}")
     if not 0 <= start <= end <= room:
