@@ -13,6 +13,8 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec import inspect as types
 
+from shared.addresses import shown_url
+
 Resolution = Literal[256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152]
 Side = Literal[128, 256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]
 LrScheduler = Literal["constant", "linear", "cosine", "polynomial"]
@@ -60,12 +62,12 @@ _IPV6 = (
     rf"(({_HEX}:){{7}}{_HEX}|({_HEX}(:{_HEX})*)?::({_HEX}(:{_HEX})*)?)\]"
 )
 _PORT = ":(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4})"
-WEB_ADDRESS = (
-    rf"^[Hh][Tt][Tt][Pp][Ss]?://([^\u0000-\u0020\u007f/?#@:\[\]\\]+|{_IPV6})({_PORT})?"
-    r"([/?#][^\u0000-\u001f]*)?$(?!\n)"
-)
+_SITE = rf"^[Hh][Tt][Tt][Pp][Ss]?://([^\u0000-\u0020\u007f/?#@:\[\]\\]+|{_IPV6})({_PORT})?"
+WEB_ADDRESS = _SITE + r"([/?#][^\u0000-\u001f]*)?$(?!\n)"
 """An http or https URL with a host and without credentials, in the dialect that Python, ECMAScript
 and JSON Schema share; the end is for Python, whose ``$`` also stands before a last line break."""
+ENDPOINT = _SITE + r"(/[^?#\u0000-\u001f]*)?$(?!\n)"
+"""The same without a query, which no service of buckets has."""
 
 FIRST_TIMESTEP, LAST_TIMESTEP = 0, 1000
 EXECUTION_TIMEOUT = 24 * 3600 * 1000
@@ -204,6 +206,10 @@ class Invalid(Exception):
         self.mistakes = mistakes
 
 
+class Unreachable(Invalid):
+    """A request in good form, with URLs that nobody will be sent to."""
+
+
 TOP = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
 INPUT = ("train", "model", "inference")
 HIDDEN = "s3Config"
@@ -263,8 +269,8 @@ def _model(value: Any, mistakes: list[str]) -> ModelSource | None:
     if not isinstance(value, str) or not value:
         mistakes.append(f"input.model: expected a string, not empty, got {shown(value)}")
         return None
-    if not is_nobodys_key(value):
-        mistakes.append(f"input.model: expected {NO_KEY}, got {shown(value)}")
+    if not MODEL.holds(value):
+        mistakes.append(f"input.model: expected {MODEL.text}, got {shown(shown_url(value))}")
     return ModelSource(source=value)
 
 
@@ -330,8 +336,10 @@ def _value(
         converted = _convert(value, kind)
         _require(form is None or converted is None or form.holds(converted))
     except (ValueError, OverflowError):
-        expected = form.text if form and isinstance(value, str) and value else describe(kind)
-        got = "something else" if path.startswith(HIDDEN) else shown(value)
+        is_address = form is not None and isinstance(value, str)
+        expected = form.text if form and is_address and value else describe(kind)
+        got = shown(shown_url(value) if is_address else value)
+        got = "something else" if path.startswith(HIDDEN) else got
         mistakes.append(f"{path}: expected {expected}, got {got}")
         return None
     return converted
@@ -445,7 +453,8 @@ def _url(value: Any, path: str, mistakes: list[str]) -> str | None:
         return None
     if isinstance(value, str) and is_http_url(value):
         return value
-    mistakes.append(f"{path}: expected an http or https URL, got {shown(value)}")
+    got = shown(shown_url(value) if isinstance(value, str) else value)
+    mistakes.append(f"{path}: expected {ADDRESS.text}, got {got}")
     return None
 
 
@@ -469,18 +478,23 @@ def _warnings(top: dict[str, Any], policy: Policy) -> tuple[str, ...]:
     return tuple(f"{name} has no effect" for name, given in idle.items() if given)
 
 
-def is_http_url(text: str) -> bool:
+def is_http_url(text: str, pattern: str = WEB_ADDRESS) -> bool:
     """Whether the text is an http or https URL with a host, without credentials."""
     try:
         urlsplit(text).port  # noqa: B018 - raises for what is no host or port after all
     except ValueError:
         return False
-    return re.search(WEB_ADDRESS, text) is not None
+    return re.search(pattern, text) is not None
 
 
-def is_nobodys_key(text: str) -> bool:
-    """Whether the text does not stand for something in our store."""
-    return not text.startswith(STORED)
+def is_endpoint(text: str) -> bool:
+    """Whether the text is an http or https URL that has no query either."""
+    return is_http_url(text, ENDPOINT)
+
+
+def may_be_a_model(text: str) -> bool:
+    """Whether the text is a name or an address, and stands for nothing in our store."""
+    return ":" not in text or is_http_url(text)
 
 
 class Form(NamedTuple):
@@ -491,11 +505,11 @@ class Form(NamedTuple):
 
 
 ADDRESS = Form(is_http_url, "an http or https URL")
-NO_KEY = f"a model that a client may name, not {STORED}"
+MODEL = Form(may_be_a_model, "the name of a model, or an http or https URL")
 FORMS = {
     "data_url": ADDRESS,
-    "endpointUrl": ADDRESS,
-    "resume_ckpt_url": Form(is_nobodys_key, NO_KEY),
+    "endpointUrl": Form(is_endpoint, "an http or https URL without a query"),
+    "resume_ckpt_url": MODEL,
 }
 """By the field's name."""
 

@@ -17,7 +17,7 @@ from services.gateway.auth import Keys
 from services.gateway.door import CALLER, Door
 from services.gateway.routes import BASES, Handler, routes_of
 from shared.errors import Unavailable
-from shared.request import Invalid, nearest
+from shared.request import Invalid, Unreachable, nearest
 
 ANSWER_SECONDS = 2.5
 """Clients give up after 3."""
@@ -52,7 +52,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except Invalid as invalid:
-        return _error(400, str(invalid), mistakes=invalid.mistakes)
+        status = 422 if isinstance(invalid, Unreachable) else 400
+        return _error(status, str(invalid), mistakes=invalid.mistakes)
     except Repeated as repeated:
         return _error(422, str(repeated))
     except (Unavailable, TimeoutError) as error:

@@ -29,7 +29,8 @@ ERRORS = {
     413: "The body is too large.",
     415: "Not a body of this kind.",
     416: "There is no such range.",
-    422: "The idempotency key was used for another request, or its job was deleted.",
+    422: "The idempotency key was used for another request, or its job was deleted; or URLs name"
+    " private addresses or no hosts, and `mistakes` has them all.",
     429: "Too many requests.",
     503: "The database or the broker does not answer.",
 }

@@ -15,7 +15,7 @@ import msgspec
 from services.gateway import answers
 from shared import messages, request
 from shared.dataset import manifest
-from shared.request import STORED, WEB_ADDRESS, WEBHOOK_EVENTS, Inference, Policy, S3Config, Train
+from shared.request import ENDPOINT, WEB_ADDRESS, WEBHOOK_EVENTS, Inference, Policy, S3Config, Train
 
 Schema = dict[str, Any]
 AT = "#/components/schemas/"
@@ -35,7 +35,7 @@ EXAMPLE: Schema = {
 }
 NULL: Schema = {"type": "null"}
 ADDRESS: Schema = {"type": "string", "pattern": WEB_ADDRESS}
-NO_KEY = f"^(?!{STORED})"
+MODEL = rf"(^[^:]*$(?!\n))|({WEB_ADDRESS})"
 
 
 def components(kinds: Iterable[Any], prefix: str = "") -> tuple[list[Schema], dict[str, Schema]]:
@@ -99,7 +99,7 @@ def request_schemas() -> dict[str, Schema]:
     for part in parts.values():
         _take_null(part)
     _train_rules(parts[f"{ASKED}Train"])
-    parts[f"{ASKED}S3Config"]["properties"]["endpointUrl"] |= ADDRESS
+    parts[f"{ASKED}S3Config"]["properties"]["endpointUrl"]["pattern"] = ENDPOINT
     training, drawing = _training(train, inference), _drawing(inference)
     return {
         ASKED: _whole({"oneOf": [training, drawing]}, s3, policy),
@@ -125,7 +125,7 @@ def _or_null(*kinds: Schema) -> Schema:
 def _train_rules(train: Schema) -> None:
     fields = train["properties"]
     fields["data_url"] |= ADDRESS
-    fields["resume_ckpt_url"]["pattern"] = NO_KEY
+    fields["resume_ckpt_url"]["pattern"] = MODEL
     off = ("disable_unet_training", "disable_textenc_training")
     train["not"] = {"required": list(off), "properties": {name: {"const": True} for name in off}}
     train["description"] += " `timestep_start` is below `timestep_end`."
@@ -173,7 +173,7 @@ def _drawing(inference: Schema) -> Schema:
         "title": "Draw with a finished model",
         "type": "object",
         "properties": {
-            "model": {"type": "string", "minLength": 1, "pattern": NO_KEY, "description": said},
+            "model": {"type": "string", "minLength": 1, "pattern": MODEL, "description": said},
             "inference": {"anyOf": [inference, entries]},
             "train": NULL,
         },

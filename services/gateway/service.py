@@ -90,7 +90,7 @@ class Gateway:
             on_change=changes.tell,
         )
         ours = Ours(settings.public_url, key, ledger, uploads, clock)
-        admission = Admission(key, ledger, ours, clock)
+        admission = Admission(key, ledger, ours, clock, settings.allowed_private_hosts)
         self._supervisor = Supervisor(bus, jobs, ledger, clock=clock, beat=beat)
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
         self._intake = Intake(bus, admission)
