@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
@@ -43,6 +44,10 @@ WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 MOST = 2**31 - 1
 """Of numbers that are bounded by nothing else."""
+MOST_ITEMS = 1000
+"""Of lists, whose items take a while each."""
+MOST_MISTAKES = 50
+"""Told of one request; once there are more, nothing else is looked at."""
 Positive = Annotated[int, Meta(ge=1, le=MOST)]
 Count = Annotated[int, Meta(ge=0, le=MOST)]
 Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
@@ -106,7 +111,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_epochs: Positive = 300
     resolution: Resolution = 512
     resume_ckpt_url: Text = DEFAULT_BASE
-    sample_prompts: list[str] = field(default_factory=list)
+    sample_prompts: Annotated[list[str], Meta(max_length=MOST_ITEMS)] = field(default_factory=list)
     sample_steps: Positive = 250
     save_full_precision: bool = False
     save_optimizer: bool = False
@@ -199,11 +204,12 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 class Invalid(Exception):
-    """A request with mistakes; ``mistakes`` names them all, one sentence each."""
+    """A request with mistakes; ``mistakes`` names them, one sentence each, the first 50 of many."""
 
     def __init__(self, mistakes: list[str]) -> None:
-        super().__init__("; ".join(mistakes))
-        self.mistakes = mistakes
+        self.mistakes = mistakes[:MOST_MISTAKES]
+        more = ["and more"] if len(mistakes) > MOST_MISTAKES else []
+        super().__init__("; ".join(self.mistakes + more))
 
 
 class Unreachable(Invalid):
@@ -282,9 +288,20 @@ def _inference(value: Any, mistakes: list[str]) -> tuple[Inference, ...]:
         return (entry,) if entry else ()
     entries = [
         _struct(Inference, each, f"input.inference[{index}]", mistakes)
-        for index, each in enumerate(value)
+        for index, each in _some(value, "input.inference", mistakes)
     ]
     return tuple(entry for entry in entries if entry)
+
+
+def _some(value: list[Any], path: str, mistakes: list[str]) -> Iterator[tuple[int, Any]]:
+    """The items with their numbers, as long as looking at them makes sense."""
+    if len(value) > MOST_ITEMS:
+        mistakes.append(f"{path}: expected at most {MOST_ITEMS} items, got {len(value)}")
+        return
+    for index, each in enumerate(value):
+        if len(mistakes) > MOST_MISTAKES:
+            return
+        yield index, each
 
 
 def _optional(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | None:
@@ -324,7 +341,7 @@ def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[s
     if (kind := _struct_of(each.type)) and value is not None:
         return _struct(kind, value, inner, mistakes)
     if isinstance(each.type, types.ListType) and isinstance(value, list):
-        items = enumerate(value)
+        items = _some(value, inner, mistakes)
         return [_value(each.type.item_type, v, f"{inner}[{i}]", mistakes) for i, v in items]
     return _value(each.type, value, inner, mistakes, FORMS.get(each.name))
 
@@ -435,10 +452,10 @@ def _range(low: float | None, high: float | None) -> str:
 def _unknown(
     given: dict[str, Any], known: list[str] | tuple[str, ...], prefix: str, mistakes: list[str]
 ) -> None:
+    unknown = (name[:SHOWN_LETTERS] for name in given if name not in known)
     mistakes += [
         f"{prefix}{name}: no such field; {nearest(name, known)}"
-        for name in given
-        if name not in known
+        for name in islice(unknown, MOST_MISTAKES + 1)
     ]
 
 
@@ -467,7 +484,7 @@ def _webhook_events(value: Any, mistakes: list[str]) -> tuple[WebhookEvent, ...]
         return ()
     mistakes += [
         f"{path}[{index}]: expected {one}, got {shown(each)}"
-        for index, each in enumerate(value)
+        for index, each in _some(value, path, mistakes)
         if each not in WEBHOOK_EVENTS
     ]
     return tuple(event for event in WEBHOOK_EVENTS if event in value)

@@ -15,7 +15,16 @@ import msgspec
 from services.gateway import answers
 from shared import messages, request
 from shared.dataset import manifest
-from shared.request import ENDPOINT, WEB_ADDRESS, WEBHOOK_EVENTS, Inference, Policy, S3Config, Train
+from shared.request import (
+    ENDPOINT,
+    MOST_ITEMS,
+    WEB_ADDRESS,
+    WEBHOOK_EVENTS,
+    Inference,
+    Policy,
+    S3Config,
+    Train,
+)
 
 Schema = dict[str, Any]
 AT = "#/components/schemas/"
@@ -132,7 +141,12 @@ def _train_rules(train: Schema) -> None:
 
 
 def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
-    events = {"type": "array", "minItems": 1, "items": {"enum": list(WEBHOOK_EVENTS)}}
+    events = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MOST_ITEMS,
+        "items": {"enum": list(WEBHOOK_EVENTS)},
+    }
     address = {**ADDRESS, "description": "Gets the body of `/status` when the job ends."}
     return {
         "description": "A job; whether a model is trained for it is in `input`.",
@@ -152,7 +166,7 @@ def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
 
 
 def _training(train: Schema, inference: Schema) -> Schema:
-    entries = {"type": "array", "items": inference}
+    entries = {"type": "array", "items": inference, "maxItems": MOST_ITEMS}
     return {
         "title": "Fine-tune a model, and draw with it",
         "type": "object",
@@ -167,7 +181,7 @@ def _training(train: Schema, inference: Schema) -> Schema:
 
 
 def _drawing(inference: Schema) -> Schema:
-    entries = {"type": "array", "items": inference, "minItems": 1}
+    entries = {"type": "array", "items": inference, "minItems": 1, "maxItems": MOST_ITEMS}
     said = "The id of a finished job of yours, or what `resume_ckpt_url` takes."
     return {
         "title": "Draw with a finished model",
