@@ -10,57 +10,21 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from shared.addresses import ADVICE, AllowedHosts, is_forbidden, shown_url, why_not
 from shared.errors import Refused
 
 AddressInfo = tuple[Any, Any, int, str, tuple[Any, ...]]
 """As :func:`socket.getaddrinfo` gives it; the last part begins with address and port."""
 
-PUBLIC_V6 = ip_network("2000::/3")
-
-FORBIDDEN = tuple(
-    ip_network(network)
-    for network in (
-        "100.64.0.0/10",  # carrier-grade NAT
-        "192.0.0.0/24",  # protocol assignments; some count as global
-        "192.88.99.0/24",  # 6to4 relays
-        "2001::/23",  # Teredo and other protocol assignments
-        "2002::/16",  # 6to4: holds an IPv4 address of anybody's choice
-        "3fff::/20",  # documentation
-    )
-)
-
-ADVICE = "the operator can allow it with EVERYDREAM_ALLOWED_PRIVATE_HOSTS"
-
 
 class Blocked(OSError):
     """A connection that the guard did not allow; HTTP clients wrap it in errors of their own."""
-
-
-def is_forbidden(address: str) -> bool:
-    """Whether an IP address is not plainly a public one: private, loopback, link-local, shared,
-    multicast, reserved, unspecified, or one that wraps an IPv4 address (6to4, NAT64, Teredo).
-
-    An IPv4 address mapped into IPv6 counts as what it is; what is no address is forbidden.
-    """  # noqa: D205 - one list
-    try:
-        ip = ip_address(address)
-    except ValueError:
-        return True
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
-        ip = ip.ipv4_mapped
-    return not ip.is_global or ip.is_multicast or ip.is_reserved or _is_special(ip)
-
-
-def _is_special(ip: IPv4Address | IPv6Address) -> bool:
-    outside = isinstance(ip, IPv6Address) and ip not in PUBLIC_V6
-    return outside or any(ip.version == network.version and ip in network for network in FORBIDDEN)
 
 
 class Guard:
@@ -71,12 +35,17 @@ class Guard:
     """
 
     def __init__(self, allowed: frozenset[str]) -> None:
-        self._allowed = frozenset(_plain(entry) for entry in allowed)
+        self._allows = AllowedHosts(allowed)
         self._granted: set[tuple[str, int]] = set()
 
-    def allows(self, host: str, port: int) -> bool:
-        """Whether the operator lets users reach this host, a name or an address, on this port."""
-        return not self._allowed.isdisjoint({_plain(host), _plain(f"{host}:{port}")})
+    def check_url(self, url: str) -> None:
+        """Look at a URL before anything is connected.
+
+        Raises:
+            Refused: names the URL and what can be told to be wrong with it.
+        """
+        if reason := why_not(url, self._allows):
+            raise Refused(f"{shown_url(url)}: {reason}")
 
     def check_answers(self, host: str, port: int, addresses: list[str]) -> None:
         """Look at what a name resolved to.
@@ -84,14 +53,14 @@ class Guard:
         Raises:
             Blocked: an address is forbidden and the name is not allowed.
         """
-        if self.allows(host, port):
+        if self._allows(host, port):
             self._granted.update((address, port) for address in addresses)
         elif not all(self.passes(address, port) for address in addresses):
             raise Blocked("the guard does not allow this address")
 
     def passes(self, address: str, port: int) -> bool:
         """Whether a connection to an address may be opened."""
-        granted = (address, port) in self._granted or self.allows(address, port)
+        granted = (address, port) in self._granted or self._allows(address, port)
         return granted or not is_forbidden(address)
 
     def open_socket(self, info: AddressInfo) -> socket.socket:
@@ -104,10 +73,6 @@ class Guard:
         if not self.passes(address, port):
             raise Blocked("the guard does not allow this address")
         return socket.socket(family, kind, protocol)
-
-
-def _plain(entry: str) -> str:
-    return entry.strip().lower().replace("[", "").replace("]", "").rstrip(".")
 
 
 class GuardedResolver(AbstractResolver):
@@ -149,36 +114,8 @@ def guarded_session(
 
 
 def check_url(url: str, allowed: frozenset[str]) -> None:
-    """Refuse what can be told from the URL alone: its scheme, credentials, a forbidden IP literal.
-
-    Raises:
-        Refused: names the URL and the reason.
-    """
-    parts = _split(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused(f"{shown_url(url)}: expected an http or https URL")
-    if "@" in parts.netloc:
-        raise Refused(f"{shown_url(url)}: a URL with a user name or password is not taken")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    if _is_literal(parts.hostname) and not Guard(allowed).passes(parts.hostname, port):
-        raise Refused(f"{shown_url(url)}: {parts.hostname} is a private address; {ADVICE}")
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise Refused(f"{url[:200]}: not a URL ({error})") from None
-    return parts
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+    """As :meth:`Guard.check_url`, where there is no guard at hand."""
+    Guard(allowed).check_url(url)
 
 
 @contextmanager
@@ -206,13 +143,3 @@ def was_blocked(error: BaseException | None) -> bool:
     return was_blocked(getattr(error, "os_error", None)) or was_blocked(
         error.__cause__ or error.__context__
     )
-
-
-def shown_url(url: str) -> str:
-    """A URL as messages show it: without credentials and without its query, which may be a key."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.partition("?")[0][:200]
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"[:200]

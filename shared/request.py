@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct, field
 from msgspec import inspect as types
+
+from shared.addresses import shown_url
 
 Resolution = Literal[256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1088, 1152]
 Side = Literal[128, 256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]
@@ -41,6 +44,10 @@ WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 MOST = 2**31 - 1
 """Of numbers that are bounded by nothing else."""
+MOST_ITEMS = 1000
+"""Of lists, whose items take a while each."""
+MOST_MISTAKES = 50
+"""Told of one request; once there are more, nothing else is looked at."""
 Positive = Annotated[int, Meta(ge=1, le=MOST)]
 Count = Annotated[int, Meta(ge=0, le=MOST)]
 Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
@@ -60,12 +67,12 @@ _IPV6 = (
     rf"(({_HEX}:){{7}}{_HEX}|({_HEX}(:{_HEX})*)?::({_HEX}(:{_HEX})*)?)\]"
 )
 _PORT = ":(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4})"
-WEB_ADDRESS = (
-    rf"^[Hh][Tt][Tt][Pp][Ss]?://([^\u0000-\u0020\u007f/?#@:\[\]\\]+|{_IPV6})({_PORT})?"
-    r"([/?#][^\u0000-\u001f]*)?$(?!\n)"
-)
+_SITE = rf"^[Hh][Tt][Tt][Pp][Ss]?://([^\u0000-\u0020\u007f/?#@:\[\]\\]+|{_IPV6})({_PORT})?"
+WEB_ADDRESS = _SITE + r"([/?#][^\u0000-\u001f]*)?$(?!\n)"
 """An http or https URL with a host and without credentials, in the dialect that Python, ECMAScript
 and JSON Schema share; the end is for Python, whose ``$`` also stands before a last line break."""
+ENDPOINT = _SITE + r"(/[^?#\u0000-\u001f]*)?$(?!\n)"
+"""The same without a query, which no service of buckets has."""
 
 FIRST_TIMESTEP, LAST_TIMESTEP = 0, 1000
 EXECUTION_TIMEOUT = 24 * 3600 * 1000
@@ -104,7 +111,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_epochs: Positive = 300
     resolution: Resolution = 512
     resume_ckpt_url: Text = DEFAULT_BASE
-    sample_prompts: list[str] = field(default_factory=list)
+    sample_prompts: Annotated[list[str], Meta(max_length=MOST_ITEMS)] = field(default_factory=list)
     sample_steps: Positive = 250
     save_full_precision: bool = False
     save_optimizer: bool = False
@@ -197,11 +204,16 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 class Invalid(Exception):
-    """A request with mistakes; ``mistakes`` names them all, one sentence each."""
+    """A request with mistakes; ``mistakes`` names them, one sentence each, the first 50 of many."""
 
     def __init__(self, mistakes: list[str]) -> None:
-        super().__init__("; ".join(mistakes))
-        self.mistakes = mistakes
+        self.mistakes = mistakes[:MOST_MISTAKES]
+        more = ["and more"] if len(mistakes) > MOST_MISTAKES else []
+        super().__init__("; ".join(self.mistakes + more))
+
+
+class Unreachable(Invalid):
+    """A request in good form, with URLs that nobody will be sent to."""
 
 
 TOP = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
@@ -263,8 +275,8 @@ def _model(value: Any, mistakes: list[str]) -> ModelSource | None:
     if not isinstance(value, str) or not value:
         mistakes.append(f"input.model: expected a string, not empty, got {shown(value)}")
         return None
-    if not is_nobodys_key(value):
-        mistakes.append(f"input.model: expected {NO_KEY}, got {shown(value)}")
+    if not MODEL.holds(value):
+        mistakes.append(f"input.model: expected {MODEL.text}, got {shown(shown_url(value))}")
     return ModelSource(source=value)
 
 
@@ -276,9 +288,20 @@ def _inference(value: Any, mistakes: list[str]) -> tuple[Inference, ...]:
         return (entry,) if entry else ()
     entries = [
         _struct(Inference, each, f"input.inference[{index}]", mistakes)
-        for index, each in enumerate(value)
+        for index, each in _some(value, "input.inference", mistakes)
     ]
     return tuple(entry for entry in entries if entry)
+
+
+def _some(value: list[Any], path: str, mistakes: list[str]) -> Iterator[tuple[int, Any]]:
+    """The items with their numbers, as long as looking at them makes sense."""
+    if len(value) > MOST_ITEMS:
+        mistakes.append(f"{path}: expected at most {MOST_ITEMS} items, got {len(value)}")
+        return
+    for index, each in enumerate(value):
+        if len(mistakes) > MOST_MISTAKES:
+            return
+        yield index, each
 
 
 def _optional(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | None:
@@ -318,7 +341,7 @@ def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[s
     if (kind := _struct_of(each.type)) and value is not None:
         return _struct(kind, value, inner, mistakes)
     if isinstance(each.type, types.ListType) and isinstance(value, list):
-        items = enumerate(value)
+        items = _some(value, inner, mistakes)
         return [_value(each.type.item_type, v, f"{inner}[{i}]", mistakes) for i, v in items]
     return _value(each.type, value, inner, mistakes, FORMS.get(each.name))
 
@@ -330,8 +353,10 @@ def _value(
         converted = _convert(value, kind)
         _require(form is None or converted is None or form.holds(converted))
     except (ValueError, OverflowError):
-        expected = form.text if form and isinstance(value, str) and value else describe(kind)
-        got = "something else" if path.startswith(HIDDEN) else shown(value)
+        is_address = form is not None and isinstance(value, str)
+        expected = form.text if form and is_address and value else describe(kind)
+        got = shown(shown_url(value) if is_address else value)
+        got = "something else" if path.startswith(HIDDEN) else got
         mistakes.append(f"{path}: expected {expected}, got {got}")
         return None
     return converted
@@ -430,10 +455,10 @@ def _range(low: float | None, high: float | None) -> str:
 def _unknown(
     given: dict[str, Any], known: list[str] | tuple[str, ...], prefix: str, mistakes: list[str]
 ) -> None:
+    unknown = (name[:SHOWN_LETTERS] for name in given if name not in known)
     mistakes += [
         f"{prefix}{name}: no such field; {nearest(name, known)}"
-        for name in given
-        if name not in known
+        for name in islice(unknown, MOST_MISTAKES + 1)
     ]
 
 
@@ -448,7 +473,8 @@ def _url(value: Any, path: str, mistakes: list[str]) -> str | None:
         return None
     if isinstance(value, str) and is_http_url(value):
         return value
-    mistakes.append(f"{path}: expected an http or https URL, got {shown(value)}")
+    got = shown(shown_url(value) if isinstance(value, str) else value)
+    mistakes.append(f"{path}: expected {ADDRESS.text}, got {got}")
     return None
 
 
@@ -461,7 +487,7 @@ def _webhook_events(value: Any, mistakes: list[str]) -> tuple[WebhookEvent, ...]
         return ()
     mistakes += [
         f"{path}[{index}]: expected {one}, got {shown(each)}"
-        for index, each in enumerate(value)
+        for index, each in _some(value, path, mistakes)
         if each not in WEBHOOK_EVENTS
     ]
     return tuple(event for event in WEBHOOK_EVENTS if event in value)
@@ -472,18 +498,23 @@ def _warnings(top: dict[str, Any], policy: Policy) -> tuple[str, ...]:
     return tuple(f"{name} has no effect" for name, given in idle.items() if given)
 
 
-def is_http_url(text: str) -> bool:
+def is_http_url(text: str, pattern: str = WEB_ADDRESS) -> bool:
     """Whether the text is an http or https URL with a host, without credentials."""
     try:
         urlsplit(text).port  # noqa: B018 - raises for what is no host or port after all
     except ValueError:
         return False
-    return re.search(WEB_ADDRESS, text) is not None
+    return re.search(pattern, text) is not None
 
 
-def is_nobodys_key(text: str) -> bool:
-    """Whether the text does not stand for something in our store."""
-    return not text.startswith(STORED)
+def is_endpoint(text: str) -> bool:
+    """Whether the text is an http or https URL that has no query either."""
+    return is_http_url(text, ENDPOINT)
+
+
+def may_be_a_model(text: str) -> bool:
+    """Whether the text is a name or an address, and stands for nothing in our store."""
+    return ":" not in text or is_http_url(text)
 
 
 class Form(NamedTuple):
@@ -494,11 +525,11 @@ class Form(NamedTuple):
 
 
 ADDRESS = Form(is_http_url, "an http or https URL")
-NO_KEY = f"a model that a client may name, not {STORED}"
+MODEL = Form(may_be_a_model, "the name of a model, or an http or https URL")
 FORMS = {
     "data_url": ADDRESS,
-    "endpointUrl": ADDRESS,
-    "resume_ckpt_url": Form(is_nobodys_key, NO_KEY),
+    "endpointUrl": Form(is_endpoint, "an http or https URL without a query"),
+    "resume_ckpt_url": MODEL,
 }
 """By the field's name."""
 

@@ -20,10 +20,10 @@ from services.fetcher.own_model import MOVED, HubCache, Model, OwnModel, checked
 from services.fetcher.pickled import is_checkpoint
 from services.fetcher.single_file import stage_checkpoint, stage_safetensors
 from services.fetcher.tensors import looks_like_safetensors
+from shared.addresses import shown_url
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Refused
 from shared.folders import content_address, folder_exists, upload_folder
-from shared.outbound import shown_url
 from shared.ports import ObjectStore
 from shared.request import DEFAULT_BASE, STORED, is_http_url
 
@@ -66,7 +66,7 @@ class Search(NamedTuple):
 
     @property
     def shown(self) -> str:
-        return shown_url(self.asked) if is_http_url(self.asked) else self.asked[:200]
+        return shown_url(self.asked)
 
 
 class BaseModels:

@@ -12,9 +12,10 @@ from urllib.parse import urljoin
 import aiohttp
 from msgspec import Struct
 
+from shared.addresses import shown_url
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused
-from shared.outbound import check_url, guarded_session, refusing, shown_url
+from shared.outbound import check_url, guarded_session, refusing
 
 REDIRECTS = 5
 PIECE = 1 << 18

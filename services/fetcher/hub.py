@@ -89,7 +89,10 @@ def hub_model(text: str, subfolder: str | None = None) -> HubModel | None:
 
 def _on_the_hub(text: str) -> str | None:
     """The path of a URL of the hub, whose ``https://`` may be missing; None: it is none."""
-    parts = urlsplit(text if "://" in text else f"https://{text}")
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+    except ValueError:
+        return None
     is_ours = parts.scheme in ("http", "https") and parts.hostname in _hosts()
     return parts.path if is_ours else None
 

@@ -21,6 +21,7 @@ from services.fetcher.dataset import captions_of, check, report_on, with_tokens
 from services.fetcher.download import download
 from services.fetcher.estimate import estimate
 from services.fetcher.meter import Meter
+from shared.addresses import shown_url
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest, Report
 from shared.dataset.plan import job_seed
@@ -41,7 +42,6 @@ from shared.messages import (
     StagingStarted,
     Started,
 )
-from shared.outbound import shown_url
 from shared.ports import ObjectStore
 from shared.request import STORED, Inference, ModelSource, Train
 from shared.runtime import Order

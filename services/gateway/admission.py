@@ -12,8 +12,17 @@ import structlog
 from services.gateway.ledger import Ledger
 from services.gateway.ours import Ours
 from shared import keys
+from shared.addresses import AllowedHosts, why_not
 from shared.jobs import Job, admit
-from shared.request import Inference, Invalid, Request, Train, parse_request
+from shared.request import (
+    Inference,
+    Invalid,
+    Request,
+    Train,
+    Unreachable,
+    is_http_url,
+    parse_request,
+)
 
 RANDOM_SEED = -1
 SEEDS = 2**32
@@ -28,12 +37,23 @@ class Repeated(Exception):
 class Admission:
     """Checks requests and writes them down; opens no outside connection."""
 
-    def __init__(self, key: str, ledger: Ledger, ours: Ours, clock: Callable[[], float]) -> None:
-        """``key`` is the deployment's; it seals the user's bucket secrets."""
+    def __init__(
+        self,
+        key: str,
+        ledger: Ledger,
+        ours: Ours,
+        clock: Callable[[], float],
+        allowed: frozenset[str],
+    ) -> None:
+        """``key`` is the deployment's; it seals the user's bucket secrets.
+
+        ``allowed`` are the private hosts that users may name.
+        """
         self._key = key
         self._ledger = ledger
         self._ours = ours
         self._clock = clock
+        self._allows = AllowedHosts(allowed)
 
     async def admit(self, job_id: str, owner: str, body: Any, *, checks: bool = False) -> Job:
         """Write the job and the fact that asks for its staging, in one commit.
@@ -46,6 +66,7 @@ class Admission:
 
         Raises:
             Invalid: with every mistake of the body.
+            Unreachable: its URLs name what nobody will be sent to.
             Repeated: the id is known, but of another request, or of a job that was deleted.
             Unavailable: the database does not answer.
         """
@@ -54,6 +75,7 @@ class Admission:
         if checks:
             request = dataset_alone(request)
         request = await self._ours.resolve(with_seeds(request), owner)
+        check_hosts(request, self._allows)
         sealed = keys.seal(self._key, request.s3, job_id) if request.s3 else None
         digest = keys.digest(self._key, {"checks": body} if checks else body)
         step = admit(
@@ -94,6 +116,26 @@ def dataset_alone(request: Request) -> Request:
     if request.train is None:
         raise Invalid(["input.train: required for a check of its dataset, but missing"])
     return msgspec.structs.replace(request, inference=(), s3=None)
+
+
+def check_hosts(request: Request, allows: AllowedHosts) -> None:
+    """Refuse at once what nobody would connect to later.
+
+    Raises:
+        Unreachable: a URL names a private address, or no host at all.
+    """
+    train, model, s3 = request.train, request.model, request.s3
+    named = {
+        "input.train.data_url": train and train.data_url,
+        "input.train.resume_ckpt_url": train and train.resume_ckpt_url,
+        "input.model": model and model.source,
+        "s3Config.endpointUrl": s3 and s3.endpointUrl,
+        "webhook": request.webhook,
+    }
+    urls = {field: url for field, url in named.items() if url and is_http_url(url)}
+    reasons = {field: why_not(url, allows) for field, url in urls.items()}
+    if mistakes := [f"{field}: {reason}" for field, reason in reasons.items() if reason]:
+        raise Unreachable(mistakes)
 
 
 def with_seeds(request: Request) -> Request:

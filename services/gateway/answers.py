@@ -23,7 +23,7 @@ class Error(TypedDict):
 
     error: str
     mistakes: NotRequired[list[str]]
-    """All mistakes of the request, one sentence each (status 400)."""
+    """All mistakes of the request, one sentence each (status 400 or 422)."""
 
 
 class JobState(TypedDict):

@@ -28,6 +28,8 @@ NEEDED: Mapping[Operation, Scope] = {
 }
 OwnersHandler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
 """Answers a request of this owner."""
+NULL = "\0"
+"""No text of PostgreSQL has it, not even one that is looked for."""
 CALLER = web.RequestKey("caller", Caller)
 """Who asks; there only if the request has a key that we know."""
 
@@ -73,7 +75,8 @@ class Door:
             web.HTTPNotFound: there is none.
             Unavailable: the database does not answer.
         """
-        seen = await self._ledger.look(request.match_info["job"])
+        job_id = request.match_info["job"]
+        seen = None if NULL in job_id else await self._ledger.look(job_id)
         if seen is None or seen.job.owner != owner:
             raise web.HTTPNotFound(text="there is no such job")
         return seen

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,12 +18,21 @@ from services.gateway.admission import Repeated
 from services.gateway.auth import Keys
 from services.gateway.door import CALLER, Door
 from services.gateway.routes import BASES, Handler, routes_of
+from shared.concurrency import in_thread
 from shared.errors import Unavailable
-from shared.request import Invalid, nearest
+from shared.request import Invalid, Unreachable, nearest, shown
 
 ANSWER_SECONDS = 2.5
 """Clients give up after 3."""
 RETRY_SECONDS = 5
+HEAD_SECONDS = 75.0
+"""How long a connection may stay without a whole head of a request."""
+SILENT_SECONDS = 60.0
+"""Between two pieces of a body."""
+BODY_SECONDS = 300.0
+"""For a whole body, however steadily it drips."""
+LONG_BYTES = 1 << 16
+"""A longer body is read as JSON beside the loop."""
 MOST_BYTES = 20 * 1024 * 1024
 """Of any body that is read whole; RunPod's bound for ``/runsync``."""
 
@@ -30,7 +41,7 @@ log = structlog.get_logger()
 
 def application(parts: Iterable[object], keys: Keys, door: Door) -> web.Application:
     """Everything that the gateway answers: all routes of these parts."""
-    middlewares = [_errors_as_json, _identified_by(keys)]
+    middlewares = [_errors_as_json, _uncompressed, _identified_by(keys)]
     app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
     app.on_response_prepare.append(_as_it_says)
     for part in parts:
@@ -53,7 +64,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except Invalid as invalid:
-        return _error(400, str(invalid), mistakes=invalid.mistakes)
+        status = 422 if isinstance(invalid, Unreachable) else 400
+        return _error(status, str(invalid), mistakes=invalid.mistakes)
     except Repeated as repeated:
         return _error(422, str(repeated))
     except (Unavailable, TimeoutError) as error:
@@ -72,6 +84,17 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
 async def _as_it_says(_: web.Request, response: web.StreamResponse) -> None:
     """No browser takes an answer for another kind than the one that it names."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+
+
+@web.middleware
+async def _uncompressed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A few bytes that grow into many are not even looked at."""
+    coding = request.headers.get("Content-Encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        raise web.HTTPUnsupportedMediaType(
+            text="Content-Encoding: send the body as it is, not compressed"
+        )
+    return await handler(request)
 
 
 def _identified_by(keys: Keys) -> Middleware:
@@ -98,34 +121,65 @@ async def json_body(request: web.Request, most: int) -> Any:
     """The request's body, decoded.
 
     Raises:
-        Invalid: it is not JSON.
+        Invalid: it is not JSON, or broke off.
         web.HTTPRequestEntityTooLarge: it has more than so many bytes.
+        web.HTTPRequestTimeout: it does not come, or too slowly.
     """
-    return _decoded(await _whole_body(request, most))
+    body = await _whole_body(request, most)
+    return _decoded(body) if len(body) < LONG_BYTES else await in_thread(_decoded, body)
 
 
 async def _whole_body(request: web.Request, most: int) -> bytes:
-    body = b""
-    too_large = (request.content_length or 0) > most
-    if not too_large:
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            too_large = True
-    if too_large or len(body) > most:
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _joined(request, most)
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(
+            text=f"the body must come within {BODY_SECONDS:g} s, and not be silent for"
+            f" {SILENT_SECONDS:g} s"
+        ) from None
+    except web.RequestPayloadError as error:
+        raise Invalid([f"the request's body broke off: {error}"]) from None
+
+
+async def _joined(request: web.Request, most: int) -> bytes:
+    body = bytearray()
+    _check_size(request.content_length or 0, most)
+    while piece := await _next_piece(request):
+        body += piece
+        _check_size(len(body), most)
+    return bytes(body)
+
+
+async def _next_piece(request: web.Request) -> bytes:
+    async with asyncio.timeout(SILENT_SECONDS):
+        return await request.content.readany()
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
         raise web.HTTPRequestEntityTooLarge(
             max_size=most,
-            actual_size=request.content_length or len(body) or most,
+            actual_size=size,
             text=f"the request is larger than {most} bytes; put the images behind data_url",
         )
-    return body
 
 
 def _decoded(body: bytes) -> Any:
+    """By msgspec, which is strict; the other reader is there for what it passes over."""
     try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        decoded = msgspec.json.decode(body)
+        json.loads(body, object_pairs_hook=_without_twins)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Invalid([f"the request is not JSON: {error}"]) from None
+    return decoded
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> None:
+    """Two readers may take different ones of two fields with one name."""
+    if len(dict(pairs)) < len(pairs):
+        ((twin, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{shown(twin)} stands twice in one object")
 
 
 def unknown_parameters(query: MultiMapping[str], known: Sequence[str]) -> list[str]:

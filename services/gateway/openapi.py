@@ -22,14 +22,15 @@ ERRORS = {
     401: "No key, or a wrong one.",
     403: "The key lacks the scope that this needs; or the link is not one of ours, or has ended.",
     404: "There is no such thing, or it is another key's.",
-    408: "The client fell silent; what has arrived is kept.",
+    408: "The client fell silent; of an upload is kept what has arrived.",
     409: "It cannot be done as things stand; `error` says why.",
     411: "`Content-Length` is missing.",
     412: "Another version of tus, or a condition that does not hold.",
     413: "The body is too large.",
-    415: "Not a body of this kind.",
+    415: "Not a body of this kind, or a compressed one.",
     416: "There is no such range.",
-    422: "The idempotency key was used for another request, or its job was deleted.",
+    422: "The idempotency key was used for another request, or its job was deleted; or URLs name"
+    " private addresses or no hosts, and `mistakes` has them all.",
     429: "Too many requests.",
     503: "The database or the broker does not answer.",
 }
@@ -168,7 +169,7 @@ def errors_of(route: Route) -> set[int]:
     if route.needs:
         found |= {401, 403, 429, 503}
     if route.body and route.body.media == JSON:
-        found |= {400, 413}
+        found |= {400, 408, 413, 415}
     return found | ({404} if "{" in route.path else set())
 
 

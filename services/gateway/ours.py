@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from services.gateway.ledger import Ledger
 from services.gateway.uploads import Uploads
+from shared.addresses import shown_url
 from shared.jobs import Job, clip_skip_of
 from shared.keys import link_holds
 from shared.messages import Artifact
@@ -71,7 +72,7 @@ class Ours:
         upload = await self._uploads.find(upload_id, owner)
         if upload is None:
             kept = "an upload of yours that is still kept"
-            mistakes.append(f"{field}: expected {kept}, got {shown(address)}")
+            mistakes.append(f"{field}: expected {kept}, got {shown(shown_url(address))}")
         elif upload.finished_at is None:
             there = f"{upload.received} of its {upload.bytes} bytes are here"
             mistakes.append(f"{field}: expected an upload that is finished; of this one {there}")
@@ -94,7 +95,7 @@ class Ours:
         else:
             return address
         if key is None:
-            mistakes.append(f"{field}: expected {wanted}, got {shown(address)}")
+            mistakes.append(f"{field}: expected {wanted}, got {shown(shown_url(address))}")
             return address
         return f"{STORED}{key}"
 

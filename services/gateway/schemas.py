@@ -15,7 +15,16 @@ import msgspec
 from services.gateway import answers
 from shared import messages, request
 from shared.dataset import manifest
-from shared.request import STORED, WEB_ADDRESS, WEBHOOK_EVENTS, Inference, Policy, S3Config, Train
+from shared.request import (
+    ENDPOINT,
+    MOST_ITEMS,
+    WEB_ADDRESS,
+    WEBHOOK_EVENTS,
+    Inference,
+    Policy,
+    S3Config,
+    Train,
+)
 
 Schema = dict[str, Any]
 AT = "#/components/schemas/"
@@ -35,7 +44,7 @@ EXAMPLE: Schema = {
 }
 NULL: Schema = {"type": "null"}
 ADDRESS: Schema = {"type": "string", "pattern": WEB_ADDRESS}
-NO_KEY = f"^(?!{STORED})"
+MODEL = rf"(^[^:]*$(?!\n))|({WEB_ADDRESS})"
 
 
 def components(kinds: Iterable[Any], prefix: str = "") -> tuple[list[Schema], dict[str, Schema]]:
@@ -99,7 +108,7 @@ def request_schemas() -> dict[str, Schema]:
     for part in parts.values():
         _take_null(part)
     _train_rules(parts[f"{ASKED}Train"])
-    parts[f"{ASKED}S3Config"]["properties"]["endpointUrl"] |= ADDRESS
+    parts[f"{ASKED}S3Config"]["properties"]["endpointUrl"]["pattern"] = ENDPOINT
     training, drawing = _training(train, inference), _drawing(inference)
     return {
         ASKED: _whole({"oneOf": [training, drawing]}, s3, policy),
@@ -125,14 +134,19 @@ def _or_null(*kinds: Schema) -> Schema:
 def _train_rules(train: Schema) -> None:
     fields = train["properties"]
     fields["data_url"] |= ADDRESS
-    fields["resume_ckpt_url"]["pattern"] = NO_KEY
+    fields["resume_ckpt_url"]["pattern"] = MODEL
     off = ("disable_unet_training", "disable_textenc_training")
     train["not"] = {"required": list(off), "properties": {name: {"const": True} for name in off}}
     train["description"] += " `timestep_start` is below `timestep_end`."
 
 
 def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
-    events = {"type": "array", "minItems": 1, "items": {"enum": list(WEBHOOK_EVENTS)}}
+    events = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MOST_ITEMS,
+        "items": {"enum": list(WEBHOOK_EVENTS)},
+    }
     address = {**ADDRESS, "description": "Gets the body of `/status` when the job ends."}
     return {
         "description": "A job; whether a model is trained for it is in `input`.",
@@ -152,7 +166,7 @@ def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
 
 
 def _training(train: Schema, inference: Schema) -> Schema:
-    entries = {"type": "array", "items": inference}
+    entries = {"type": "array", "items": inference, "maxItems": MOST_ITEMS}
     return {
         "title": "Fine-tune a model, and draw with it",
         "type": "object",
@@ -167,13 +181,13 @@ def _training(train: Schema, inference: Schema) -> Schema:
 
 
 def _drawing(inference: Schema) -> Schema:
-    entries = {"type": "array", "items": inference, "minItems": 1}
+    entries = {"type": "array", "items": inference, "minItems": 1, "maxItems": MOST_ITEMS}
     said = "The id of a finished job of yours, or what `resume_ckpt_url` takes."
     return {
         "title": "Draw with a finished model",
         "type": "object",
         "properties": {
-            "model": {"type": "string", "minLength": 1, "pattern": NO_KEY, "description": said},
+            "model": {"type": "string", "minLength": 1, "pattern": MODEL, "description": said},
             "inference": {"anyOf": [inference, entries]},
             "train": NULL,
         },

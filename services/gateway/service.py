@@ -11,6 +11,7 @@ from itertools import count
 import structlog
 from aiohttp import web
 
+from services.gateway import http
 from services.gateway.admission import Admission
 from services.gateway.alive import Alive
 from services.gateway.auth import Keys, configured_keys
@@ -21,7 +22,6 @@ from services.gateway.door import Door
 from services.gateway.endpoint import Endpoint
 from services.gateway.events import Events
 from services.gateway.files import Files, KeepsFiles
-from services.gateway.http import application
 from services.gateway.intake import Intake
 from services.gateway.ledger import Ledger
 from services.gateway.listing import Listing
@@ -90,7 +90,7 @@ class Gateway:
             on_change=changes.tell,
         )
         ours = Ours(settings.public_url, key, ledger, uploads, clock)
-        admission = Admission(key, ledger, ours, clock)
+        admission = Admission(key, ledger, ours, clock, settings.allowed_private_hosts)
         self._supervisor = Supervisor(bus, jobs, ledger, clock=clock, beat=beat)
         self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
         self._intake = Intake(bus, admission)
@@ -116,7 +116,7 @@ class Gateway:
         pages = DocsRoutes(openapi, asyncapi, settings.public_url)
         own = (endpoint, events, listing, webhooks, removal, uploading)
         parts = (*own, Alive(ledger), pages, *files)
-        self._app = application(parts, keys, door)
+        self._app = http.application(parts, keys, door)
         self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
@@ -138,7 +138,13 @@ class Gateway:
 
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
-        runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=LAST_ANSWERS_SECONDS)
+        runner = web.AppRunner(
+            self._app,
+            access_log=None,
+            shutdown_timeout=LAST_ANSWERS_SECONDS,
+            keepalive_timeout=http.HEAD_SECONDS,
+            auto_decompress=False,
+        )
         await runner.setup()
         try:
             await self._bind(runner)

@@ -12,6 +12,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from services.gateway.answers import Upload
+from services.gateway.door import NULL
 from services.gateway.http import ANSWER_SECONDS, is_gone, unknown_parameters
 from services.gateway.routes import Answer, Body, Parameter, route
 from services.gateway.uploads import Overtaken, Uploads
@@ -196,8 +197,9 @@ class UploadRoutes:
 
     async def _upload(self, request: web.Request, owner: str) -> StoredUpload:
         check_version(request)
+        upload_id = request.match_info["upload"]
         async with asyncio.timeout(ANSWER_SECONDS):
-            upload = await self._uploads.find(request.match_info["upload"], owner)
+            upload = None if NULL in upload_id else await self._uploads.find(upload_id, owner)
         if upload is None:
             raise web.HTTPNotFound(text="there is no such upload")
         return upload

@@ -21,7 +21,8 @@ async def serve(
     settings: Settings, key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
 ) -> None:
     """Publish artifacts and deliver webhooks until ``stop`` is set."""
-    guard = Guard(settings.allowed_private_hosts)
+    allowed = settings.allowed_private_hosts
+    guard = Guard(allowed)
 
     def open_bucket(s3: S3Config) -> ObjectStore:
         return S3Store.for_bucket(
@@ -33,8 +34,8 @@ async def serve(
         store, open_bucket, key=key, scratch=settings.scratch, places=settings.places or 4
     )
     secret = keys.webhook_secret(settings.webhook_secret, key)
-    async with guarded_session(settings.allowed_private_hosts) as session:
-        webhooks = deliver_all(bus, session, secret)
+    async with guarded_session(allowed) as session:
+        webhooks = deliver_all(bus, session, secret, allowed)
         await asyncio.gather(
             Worker(bus, work, beat=settings.beat).run(stop), or_stopped(webhooks, stop)
         )

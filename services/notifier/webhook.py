@@ -12,7 +12,7 @@ import structlog
 from services.notifier import signature
 from shared.errors import EveryDreamError, Refused
 from shared.messages import NOTIFIER_WEBHOOKS, WebhookDelivered, WebhookDue, WebhookFailed
-from shared.outbound import refusing
+from shared.outbound import check_url, refusing
 from shared.ports import Bus, Delivery
 from shared.runtime import reason_of
 
@@ -24,25 +24,31 @@ GONE = 410
 log = structlog.get_logger()
 
 
-async def deliver_all(bus: Bus, session: aiohttp.ClientSession, secret: str) -> None:
+async def deliver_all(
+    bus: Bus, session: aiohttp.ClientSession, secret: str, allowed: frozenset[str]
+) -> None:
     """Post every webhook that is due, for ever."""
     async with (
         aclosing(bus.consume(NOTIFIER_WEBHOOKS, prefetch=PLACES)) as deliveries,
         asyncio.TaskGroup() as group,
     ):
         async for delivery in deliveries:
-            group.create_task(_handle(bus, session, secret, delivery))
+            group.create_task(_handle(bus, session, secret, allowed, delivery))
 
 
 async def _handle(
-    bus: Bus, session: aiohttp.ClientSession, secret: str, delivery: Delivery
+    bus: Bus,
+    session: aiohttp.ClientSession,
+    secret: str,
+    allowed: frozenset[str],
+    delivery: Delivery,
 ) -> None:
     """Say the outcome, then ack: a webhook posted twice carries the same id."""
     due = delivery.message
     if not isinstance(due, WebhookDue):
         await delivery.bury("not a webhook that is due")
         return
-    outcome = await post(session, secret, due)
+    outcome = await post(session, secret, allowed, due)
     log.info("webhook tried", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
     try:
         await bus.publish(outcome)
@@ -53,13 +59,14 @@ async def _handle(
 
 
 async def post(
-    session: aiohttp.ClientSession, secret: str, due: WebhookDue
+    session: aiohttp.ClientSession, secret: str, allowed: frozenset[str], due: WebhookDue
 ) -> WebhookDelivered | WebhookFailed:
     """One try: 2xx within the time-out is success, anything else a failure with its reason."""
     body = due.body.encode()
     headers = signature.headers(secret, due.webhook_id, int(time.time()), body)
     headers["content-type"] = "application/json"
     try:
+        check_url(due.url, allowed)
         with refusing(due.url):
             async with session.post(
                 due.url, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False

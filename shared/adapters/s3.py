@@ -56,9 +56,15 @@ class S3Store:
     """
 
     def __init__(
-        self, place: Place, client: Mapping[str, Any], *, public_endpoint: str | None = None
+        self,
+        place: Place,
+        client: Mapping[str, Any],
+        *,
+        public_endpoint: str | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self._place = place
+        self._guard = guard
         self._prefix = f"{check_key(place.prefix)}/" if place.prefix else ""
         self._arguments = client
         self._public_endpoint = public_endpoint
@@ -106,7 +112,7 @@ class S3Store:
             "aws_access_key_id": access_key,
             "aws_secret_access_key": secret_key,
         }
-        return cls(place, client)
+        return cls(place, client, guard=guard)
 
     async def put(self, key: str, data: bytes) -> None:
         with self._speaking(key):
@@ -189,6 +195,8 @@ class S3Store:
             return self._clients[endpoint]
 
     async def _open_client(self, endpoint: str | None) -> Any:
+        if self._guard:
+            self._guard.check_url(self._place.endpoint)
         session = aioboto3.Session()
         known = {"region_name": session.region_name or DEFAULT_REGION, **self._arguments}
         chosen = {"endpoint_url": endpoint} if endpoint else {}
@@ -240,7 +248,10 @@ def region_of(endpoint_url: str) -> str:
 
     Services that have no regions take any.
     """
-    host = urlsplit(endpoint_url).hostname or ""
+    try:
+        host = urlsplit(endpoint_url).hostname or ""
+    except ValueError:  # no URL, which is told when it is used
+        return DEFAULT_REGION
     found = re.search(r"\bs3[.-](?:dualstack\.)?([a-z]{2,}-[a-z0-9-]+)\.", host)
     return found[1] if found else DEFAULT_REGION
 

@@ -14,9 +14,10 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
+from shared.addresses import ADVICE as GUARD_ADVICE
+from shared.addresses import shown_url
 from shared.errors import EveryDreamError, NotFound, Refused, Unavailable
-from shared.outbound import ADVICE as GUARD_ADVICE
-from shared.outbound import Blocked, shown_url
+from shared.outbound import Blocked
 
 MISSING = {"NoSuchKey", "NotFound", "404"}
 """A HEAD has no body, so its only code is the status."""

@@ -1,0 +1,1 @@
+"""What strangers send: things that must be refused, by kind."""

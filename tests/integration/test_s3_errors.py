@@ -313,6 +313,7 @@ async def test_an_upload_whose_file_shrinks_makes_no_object_and_leaves_no_parts(
         ("https://abc.r2.cloudflarestorage.com", "us-east-1"),
         ("http://127.0.0.1:9000", "us-east-1"),
         ("no url at all", "us-east-1"),
+        ("http://[127.0.0.1]:9000", "us-east-1"),
     ],
 )
 def test_the_region_is_read_from_the_endpoints_name(endpoint: str, region: str) -> None:

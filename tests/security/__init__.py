@@ -1,0 +1,1 @@
+"""Nobody is let in to what is not theirs."""

@@ -4,8 +4,9 @@ import socket
 
 import pytest
 
+from shared.addresses import is_forbidden, shown_url
 from shared.errors import Refused
-from shared.outbound import Blocked, Guard, check_url, is_forbidden, shown_url, was_blocked
+from shared.outbound import Blocked, Guard, check_url, was_blocked
 
 NOBODY: frozenset[str] = frozenset()
 
@@ -99,7 +100,10 @@ def test_no_socket_is_opened_towards_a_private_address() -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://127.0.0.1/a", r"127\.0\.0\.1 is a private address; the operator can allow it"),
+        (
+            "http://127.0.0.1/a",
+            r"127\.0\.0\.1/a: the host is a private address; the operator can",
+        ),
         ("http://[::ffff:127.0.0.1]:81/", "is a private address"),
         ("http://169.254.169.254/latest", "EVERYDREAM_ALLOWED_PRIVATE_HOSTS"),
         ("ftp://example.com/a", "expected an http or https URL"),

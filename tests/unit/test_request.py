@@ -42,7 +42,7 @@ SCHEDULERS = [
     "KDPM2-D", "PNDM", "K-LMS",
 ]  # fmt: skip
 HUGE = 2**63
-NO_KEY = "a model that a client may name, not store:"
+MODEL = "the name of a model, or an http or https URL"
 NOTHING_LEFT = (
     "disable_unet_training and disable_textenc_training are both true: nothing is left to train"
 )
@@ -362,11 +362,11 @@ def test_what_two_fields_say_together_is_told_beside_what_each_says_alone() -> N
     assert mistakes(body) == [
         'input.train.data_url: expected an http or https URL, got "ftp://x.org/a.zip"',
         "input.train.flip_p: expected a number from 0 to 1, got 2",
-        f'input.train.resume_ckpt_url: expected {NO_KEY}, got "store:jobs/1"',
+        f'input.train.resume_ckpt_url: expected {MODEL}, got "store:jobs/1"',
         f"input.train: {NOTHING_LEFT}",
         "input.train: timestep_start 999 must be below timestep_end 3",
         f"s3Config.nonsense: no such field; known: {', '.join(S3Config.__struct_fields__)}",
-        "s3Config.endpointUrl: expected an http or https URL, got something else",
+        "s3Config.endpointUrl: expected an http or https URL without a query, got something else",
     ]
 
 
@@ -424,7 +424,7 @@ def test_a_model_is_named_by_a_text(wrong: Any) -> None:
 
 def test_no_client_names_a_model_by_the_key_of_our_store() -> None:
     assert mistakes({"input": {"model": "store:jobs/1/model", "inference": ENTRY}}) == [
-        'input.model: expected a model that a client may name, not store:, got "store:jobs/1/model"'
+        f'input.model: expected {MODEL}, got "store:jobs/1/model"'
     ]
 
 

@@ -69,6 +69,7 @@ TEXTS = ["", "x", "mse", "K-LMS", "cosine", "ckpt", "store:x", "start", "http://
 ADDRESSES = [
     "http://x.org/\n", "HTTPS://x.org:80?q", "http://[::1]/", "http://[::1", "//x.org",
     "http://[1:2:3]/", "http://[1:2:3:4:5:6:7:8]:65535", "http://x.org:65536", "http://x.org:",
+    "org/name", "org/name\n", "file:///x", "a:b", "[", "http://x.org/a#b", "http://x.org/a",
 ]  # fmt: skip
 VALUES = st.one_of(
     st.sampled_from([*NUMBERS, *EDGES, *TEXTS, *ADDRESSES]),
