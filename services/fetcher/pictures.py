@@ -9,9 +9,8 @@ from msgspec import Struct
 from PIL import Image, UnidentifiedImageError
 
 from shared.dataset.buckets import Size
-from shared.dataset.pixels import as_trained, fingerprint
+from shared.dataset.pixels import as_trained, fingerprint, open_image
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 PIXELS = 89_000_000
 """Of one image: just below where Pillow itself warns."""
 
@@ -39,7 +38,7 @@ def inspect(path: Path) -> Look:
         Unusable: not an image, broken, cut off, or too large.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             return _decoded(image)
     except UnidentifiedImageError:
         raise Unusable("not a JPEG, PNG, BMP or WebP image") from None

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 
 from shared.dataset.buckets import Size
 from shared.dataset.manifest import Picture
-from shared.dataset.pixels import as_trained
+from shared.dataset.pixels import as_trained, open_image
 from shared.dataset.plan import Batch, Course, Draw, draw
 from shared.errors import Refused
 
@@ -143,7 +143,7 @@ def read_pixels(path: Path, drawn: Draw, size: Size, name: str = "") -> Tensor:
         Refused: it cannot be read.
     """
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             upright = as_trained(file)
     except (OSError, ValueError, SyntaxError) as error:
         raise Refused(f"the image {name or path.name} cannot be read: {error}") from error
