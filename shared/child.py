@@ -315,8 +315,3 @@ def _stdin() -> io.RawIOBase:
     assert isinstance(sys.stdin.buffer, io.BufferedReader)  # noqa: S101 - as Python opens it
     raw: io.RawIOBase = sys.stdin.buffer.raw
     return raw
-
-
-def shorten(text: str, limit: int = 3000) -> str:
-    """A reason that fits into a record, its middle left out."""
-    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"

@@ -46,3 +46,18 @@ class Unroutable(EveryDreamError):
 
 class SettingsError(EveryDreamError):
     """An environment variable holds what it may not; the text names it and what it takes."""
+
+
+def shorten(text: str, limit: int = 3000) -> str:
+    """A reason that fits into a record, its middle left out."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """An error as a reason for people: its text, with its kind when that is not one of ours.
+
+    What a user's file says stands in it, so it is shortened, and half a surrogate pair, which no
+    message could carry, becomes a question mark.
+    """
+    text = str(error) if isinstance(error, EveryDreamError) else f"{type(error).__name__}: {error}"
+    return shorten(text).encode(errors="replace").decode()

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from shared.concurrency import cancelled, until
-from shared.errors import EveryDreamError, Interrupted, Refused, Unavailable, Unroutable
+from shared.errors import Interrupted, Refused, Unavailable, Unroutable, reason_of
 from shared.messages import (
     CONTROL_BINDINGS,
     AnyMessage,
@@ -450,7 +450,7 @@ class Worker:
         try:
             return await task
         except Refused as error:
-            return StageFailed(**stamp, kind="refused", reason=str(error))
+            return StageFailed(**stamp, kind="refused", reason=reason_of(error))
         except Interrupted:
             return self._work.interrupted(**stamp)
         except asyncio.CancelledError:
@@ -471,13 +471,6 @@ class Worker:
         doing = order.numbers.get("phase", order.stage)
         reason = f"stalled in {doing}: no sign of life for {order.silence:.0f} s"
         return StageFailed(**order.stamp(), kind="passing", reason=reason)
-
-
-def reason_of(error: BaseException) -> str:
-    """An error as a reason for people: its text, with its kind when that is not one of ours."""
-    if isinstance(error, EveryDreamError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
 
 
 async def _give_back(taking: asyncio.Task[Delivery]) -> None:

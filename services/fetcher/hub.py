@@ -28,9 +28,8 @@ from shared.child import (
     Progress,
     begin,
     read_order,
-    shorten,
 )
-from shared.errors import Passing, Refused
+from shared.errors import Passing, Refused, reason_of
 
 HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 NAME = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -252,8 +251,7 @@ def _carry_out(order: HubOrder, mouth: Mouth) -> AnyRecord:
     except missing:
         return GivenUp(refused=True, reason=f"{order.model}: no such model, or a private one")
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must know
-        reason = f"{order.model}: {type(error).__name__}: {error}"
-        return GivenUp(refused=False, reason=shorten(reason, 1000))
+        return GivenUp(refused=False, reason=f"{order.model}: {reason_of(error)}")
 
 
 def _snapshot(order: HubOrder, mouth: Mouth) -> str:

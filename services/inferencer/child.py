@@ -25,9 +25,8 @@ from shared.child import (
     Spoiled,
     begin,
     read_order,
-    shorten,
 )
-from shared.errors import Refused
+from shared.errors import Refused, reason_of
 
 if TYPE_CHECKING:
     from services.inferencer.generate import Drawing, Failure
@@ -58,14 +57,13 @@ def carry_out(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> Done |
     try:
         return Done(summary={"images": draw_all(order, pipelines, mouth)})
     except Refused as error:
-        return GivenUp(refused=True, reason=shorten(str(error)))
+        return GivenUp(refused=True, reason=reason_of(error))
     except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}"
-        if is_out_of_memory(error):
-            reason = "out of memory while loading the model"
+        lacking = is_out_of_memory(error)
+        reason = "out of memory while loading the model" if lacking else reason_of(error)
     pipelines.forget()
-    return GivenUp(refused=False, reason=shorten(reason))
+    return GivenUp(refused=False, reason=reason)
 
 
 def draw_all(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> int:

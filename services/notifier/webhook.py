@@ -10,11 +10,10 @@ import aiohttp
 import structlog
 
 from services.notifier import signature
-from shared.errors import EveryDreamError, Refused
+from shared.errors import EveryDreamError, Refused, reason_of
 from shared.messages import NOTIFIER_WEBHOOKS, WebhookDelivered, WebhookDue, WebhookFailed
 from shared.outbound import check_url, refusing
 from shared.ports import Bus, Delivery
-from shared.runtime import reason_of
 
 PLACES = 16
 """How many webhooks are under way at once."""

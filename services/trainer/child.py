@@ -31,9 +31,8 @@ from shared.child import (
     begin,
     heard_meanwhile,
     read_order,
-    shorten,
 )
-from shared.errors import Interrupted, Passing, Refused
+from shared.errors import Interrupted, Passing, Refused, reason_of
 from shared.request import Wish
 
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
@@ -122,14 +121,14 @@ def carry_out(order: TrainingOrder, voice: Voice) -> Done | Stopped | GivenUp:
     except Interrupted:
         return Stopped()
     except Refused as error:
-        return GivenUp(refused=True, reason=shorten(str(error)))
+        return GivenUp(refused=True, reason=reason_of(error))
     except Passing as error:
-        return GivenUp(refused=False, reason=shorten(str(error)))
+        return GivenUp(refused=False, reason=reason_of(error))
     except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
         if is_out_of_memory(error):
             return out_of_memory(order)
         traceback.print_exc()
-        return GivenUp(refused=False, reason=shorten(f"{type(error).__name__}: {error}"))
+        return GivenUp(refused=False, reason=reason_of(error))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

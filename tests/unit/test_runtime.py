@@ -303,6 +303,8 @@ async def test_a_cancelled_job_stops_its_work() -> None:
     [
         (Refused("a.zip holds no images"), "refused", "a.zip holds no images"),
         (OSError("disk on fire"), "passing", "OSError: disk on fire"),
+        (Refused("no tensor \ud800"), "refused", "no tensor ?"),
+        (Refused("x" * 100_000), "refused", "x" * 1500 + " ... " + "x" * 1500),
     ],
 )
 async def test_the_type_of_an_error_decides_what_it_means(
