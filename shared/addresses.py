@@ -90,7 +90,8 @@ def _host_and_port(entry: str) -> tuple[str, int | None]:
 
 def _plain(host: str) -> str:
     """One spelling of a host."""
-    text = host.lower().strip("[]").removesuffix(".")
+    text = host.lower().removesuffix(".")
+    text = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     return str(ip_address(text)) if is_literal(text) else text
 
 

@@ -19,14 +19,15 @@ from services.notifier.webhook import post
 from shared import outbound
 from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import S3Store
-from shared.addresses import ADVICE
-from shared.errors import Refused
+from shared.addresses import ADVICE, AllowedHosts
+from shared.errors import EveryDreamError, Refused
 from shared.keys import webhook_secret
-from shared.messages import FETCHER, WebhookDue, WebhookFailed
+from shared.messages import FETCHER, WebhookDelivered, WebhookDue, WebhookFailed
 from shared.outbound import Guard, guarded_session
 from shared.process import closing
 from tests.corpora.urls import NAMES, URLS
 from tests.gateway_world import KEY, REQUEST, S3_CONFIG, world
+from tests.servers.web import Answer, Page, Web, running_web
 
 RUN = "/v1/everydream-v1/run"
 NOBODY: frozenset[str] = frozenset()
@@ -131,6 +132,9 @@ USERS = {
 }
 
 
+ALLOWING = {"data_url": by_download, "webhook": by_webhook, "endpointUrl": by_bucket}
+
+
 @pytest.mark.parametrize("user", USERS)
 async def test_no_spelling_of_an_address_inside_is_connected_to(
     canary: Canary, tmp_path: Path, user: str
@@ -165,6 +169,137 @@ async def test_the_guard_of_the_connection_holds_where_nothing_looks_at_the_url(
     for name in ("loopback", "loopback of IPv6", "mapped into IPv6", "localhost"):  # fmt: skip
         assert "private address" in await USERS[user](canary.url(URLS[name]), tmp_path), name
         assert canary.callers == [], name
+
+
+# --- redirects, rebinding, and what the operator allows
+
+
+def inside(canary: Canary) -> dict[str, str]:
+    """Where a server outside may try to send somebody, and why nobody goes there."""
+    ways = {
+        "http://127.0.0.1:{port}/": "private address",
+        "http://loopback.test:{port}/": "private address",
+        "//127.0.0.1:{port}/": "private address",
+        "http://169.254.169.254/latest/meta-data/": "private address",
+        "http://2130706433:{port}/": "the host is a number",
+        "http://user:secret@127.0.0.1:{port}/": "a user name or password is not taken",
+        "file:///etc/passwd": "expected an http or https URL",
+        "gopher://127.0.0.1:{port}/": "expected an http or https URL",
+    }
+    return {canary.url(way): why for way, why in ways.items()}
+
+
+def only(web: Web) -> frozenset[str]:
+    """As if this server were outside."""
+    return frozenset({web.url("").removeprefix("http://")})
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.usefixtures("names")
+async def test_no_redirect_leads_inside(
+    canary: Canary, tmp_path: Path, web: Web, status: int
+) -> None:
+    for to, why in inside(canary).items():
+        web.redirect("/next", to, status)
+        url = web.redirect("/first", "next", status)
+
+        reason = await by_download(url, tmp_path, only(web))
+
+        assert why in reason, to
+        assert "secret" not in reason, to
+        assert canary.callers == [], to
+
+
+async def test_redirects_without_end_are_given_up(tmp_path: Path, web: Web) -> None:
+    web.redirect("/ping", "/pong")
+    url = web.redirect("/pong", "/ping")
+    for number in range(7):
+        web.redirect(f"/{number}", f"/{number + 1}")
+
+    assert "more than 5 redirects" in await by_download(url, tmp_path, only(web))
+    assert "more than 5 redirects" in await by_download(web.url("/0"), tmp_path, only(web))
+    assert "/6" not in {seen.path for seen in web.seen}
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_neither_webhooks_nor_buckets_are_led_inside_by_a_redirect(
+    canary: Canary, web: Web, status: int
+) -> None:
+    to = {"Location": canary.url("http://127.0.0.1:{port}/")}
+    web.answer(Answer(status, to))
+    web.serve("/bucket/key", Page(status=status, headers=to))
+    due = WebhookDue(job="7b1c", run=1, attempt=1, webhook_id="msg-1", url=web.url(), body="{}")
+
+    async with guarded_session(only(web)) as session:
+        outcome = await post(session, webhook_secret(None, KEY), only(web), due)
+    with pytest.raises(EveryDreamError):
+        await put_into_bucket(web.url(""), only(web))
+
+    assert isinstance(outcome, WebhookFailed)
+    assert outcome.reason == f"answered with status {status}"
+    assert canary.callers == []
+
+
+async def test_a_name_that_leads_elsewhere_at_the_next_try_is_refused_there(
+    tmp_path: Path, names: dict[str, list[tuple[str, ...]]]
+) -> None:
+    async with running_web() as outside:
+        port = outside.url("").rpartition(":")[2]
+        to = {"Location": "/second", "Connection": "close"}
+        outside.serve("/first", Page(status=302, headers=to))
+        names["rebound.test"] = [("127.0.0.1",), ("127.0.0.2",)]
+
+        reason = await by_download(
+            f"http://rebound.test:{port}/first", tmp_path, frozenset({f"127.0.0.1:{port}"})
+        )
+
+        assert "rebound.test resolves to a private address" in reason
+        assert [seen.path for seen in outside.seen] == ["/first"]
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    ["127.0.0.1:1", "27.0.0.1", "0.1", "127.0.0.1.example", "example.127.0.0.1", "127.0.0.0",
+     "localhost", "*", "", ".", "http://127.0.0.1", "[127.0.0.1", "127.0.0.1/8", "::1"],
+)  # fmt: skip
+@pytest.mark.parametrize("user", ["data_url", "webhook", "endpointUrl"])
+async def test_what_the_operator_allows_lets_nothing_else_in(
+    canary: Canary, tmp_path: Path, user: str, allowed: str
+) -> None:
+    url = canary.url("http://127.0.0.1:{port}/")
+
+    assert "private address" in await ALLOWING[user](url, tmp_path, frozenset({allowed}))
+    assert canary.callers == []
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "port", "holds"),
+    [
+        ("files.internal:80", "files.internal", 80, True),
+        ("files.internal:80", "FILES.internal.", 80, True),
+        ("files.internal:80", "files.internal", 81, False),
+        ("files.internal", "files.internal", 81, True),
+        ("files.internal", "evil-files.internal", 80, False),
+        ("files.internal", "files.internal.example", 80, False),
+        ("files.internal", "a.files.internal", 80, False),
+        ("[::1]:8000", "::1", 8000, True),
+        ("[::1]:8000", "0:0:0:0:0:0:0:1", 8000, True),
+        ("[::1]:8000", "::1:8000", 80, False),
+        ("[::1]:8000", "::1", 80, False),
+        ("::1", "::1", 80, True),
+    ],
+)
+def test_an_allowed_host_is_one_host(allowed: str, host: str, port: int, *, holds: bool) -> None:
+    assert AllowedHosts(frozenset({allowed}))(host, port) is holds
+
+
+async def test_what_a_webhook_answers_is_neither_read_nor_waited_for(web: Web) -> None:
+    web.answer(Answer(200, body=b"x" * (50 << 20)))
+    due = WebhookDue(job="7b1c", run=1, attempt=1, webhook_id="msg-1", url=web.url(), body="{}")
+    async with guarded_session(only(web)) as session:
+        outcome = await post(session, webhook_secret(None, KEY), only(web), due)
+
+    assert isinstance(outcome, WebhookDelivered)
 
 
 # --- at admission
