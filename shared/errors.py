@@ -4,6 +4,7 @@ EveryDreamError
 ├── Refused            permanent, or the user's to mend: the job ends FAILED with this reason
 ├── Passing            may go away by itself: counts one failure, the stage is tried again
 │   ├── Unavailable    a broker, a store or a database does not answer
+│   │   └── Full       a disk has no room
 │   └── Stalled        a worker's child said nothing for longer than its patience
 ├── Interrupted        the worker was asked to stop: another gets the stage, nothing is counted
 ├── NotFound           an object store or a job store does not hold this key
@@ -26,6 +27,10 @@ class Passing(EveryDreamError):
 
 class Unavailable(Passing):
     """A server that we need does not answer, or refuses to for now."""
+
+
+class Full(Unavailable):
+    """A disk has no room for what is to be written; nothing of it stays."""
 
 
 class Stalled(Passing):

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.concurrency import a_few_at_once, in_thread
+from shared.disk import require_room
 from shared.errors import NotFound, Unavailable
 from shared.ports import ObjectStore, unheard
 
@@ -134,6 +135,7 @@ async def download_folder(
     Raises:
         NotFound: no whole folder is stored there.
         Unavailable: a file is missing or is not what the manifest says; or the store is away.
+        Full: the disk has no room for it.
     """
     manifest = await read_manifest(store, prefix)
 
@@ -141,6 +143,7 @@ async def download_folder(
         await _fetch(store, _key(prefix, file.name), folder / file.name, file, heard)
         heard()
 
+    await in_thread(require_room, folder, manifest.bytes, f"fetch {prefix!r} from the store")
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     await a_few_at_once(download, manifest.files, most=AT_ONCE)
     return manifest

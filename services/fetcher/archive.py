@@ -16,6 +16,7 @@ from msgspec import Struct, field
 
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Skipped, short
+from shared.disk import SPARE, require_room, told_when_full
 from shared.errors import Refused
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".jfif"})
@@ -108,13 +109,16 @@ async def unpack(archive: Path, folder: Path, *, shown: str, heard: Callable[[],
 
     Raises:
         Refused: not a zip, encrypted, or over a cap; names the archive and says what to do.
+        Full: the disk has no room for what it declares to hold.
     """
     with await in_thread(open_zip, archive, shown) as zipped:
         members = await in_thread(checked_members, zipped, archive, shown)
-        unpacker = _Unpacker(zipped, folder)
-        for number, member in enumerate(members):
-            await in_thread(unpacker.take, member, number)
-            heard()
+        unpacker, doing = _Unpacker(zipped, folder), f"unpack {shown}"
+        require_room(folder, sum(each.entry.file_size for each in members) + SPARE, doing)
+        with told_when_full(doing):
+            for number, member in enumerate(members):
+                await in_thread(unpacker.take, member, number)
+                heard()
     return unpacker.unpacked
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from io import FileIO
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -14,6 +15,7 @@ from msgspec import Struct
 
 from shared.addresses import shown_url
 from shared.concurrency import in_thread
+from shared.disk import SPARE, require_room, told_when_full
 from shared.errors import Passing, Refused
 from shared.outbound import check_url, guarded_session, refusing
 
@@ -59,6 +61,7 @@ async def download(
     Raises:
         Refused: a forbidden address, 4xx, too many redirects or too many bytes.
         Passing: the server is away, slow, breaks off or says 5xx, also at the last try.
+        Full: the disk has no room for it.
     """
     async with guarded_session(allowed, total=DOWNLOAD_SECONDS, read=read_seconds) as session:
         transfer = _Transfer(session, path, allowed, limit, on_bytes or _unheard)
@@ -112,15 +115,25 @@ class _Transfer:
 
     async def _save(self, response: aiohttp.ClientResponse, url: str) -> Downloaded:
         _check_status(response, url)
-        _check_size(response.content_length or 0, self.limit, url)
-        done = 0
-        with self.path.open("wb") as file:
+        announced, doing, done = response.content_length, f"download {shown_url(url)}", 0
+        _check_size(announced or 0, self.limit, url)
+        require_room(self.path.parent, (announced or 0) + SPARE, doing)
+        with told_when_full(doing), self.path.open("wb", buffering=0) as file:
             async for piece in response.content.iter_chunked(PIECE):
                 done += len(piece)
                 _check_size(done, self.limit, url)
-                await in_thread(file.write, piece)
-                self.on_bytes(done, response.content_length)
+                if announced is None:
+                    require_room(self.path.parent, len(piece) + SPARE, doing)
+                await in_thread(_write_all, file, piece)
+                self.on_bytes(done, announced)
         return Downloaded(path=self.path, bytes=done, content_type=response.content_type)
+
+
+def _write_all(file: FileIO, piece: bytes) -> None:
+    """Unbuffered, so that a full disk is noticed here and not when the file is closed."""
+    left = memoryview(piece)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _redirect(response: aiohttp.ClientResponse, url: str) -> str | None:

@@ -287,3 +287,19 @@ class Alive(TypedDict):
     """The database answers."""
 
     status: Literal["ok"]
+
+
+class Lacking(TypedDict):
+    """A part that is not as it should be."""
+
+    part: Literal["database", "broker", "store"]
+    reason: str
+    since: str
+    """UTC: when this gateway noticed."""
+
+
+class Ready(TypedDict):
+    """Whether everything is there that jobs need."""
+
+    status: Literal["ready", "not ready"]
+    lacking: list[Lacking]

@@ -15,12 +15,24 @@ from services.gateway.endpoint import Endpoint
 from services.gateway.events import Events
 from services.gateway.files import Files
 from services.gateway.listing import Listing
+from services.gateway.ready import Ready
 from services.gateway.removal import Removal
 from services.gateway.schemas import Schema
 from services.gateway.tus import UploadRoutes
 from services.gateway.webhooks import Webhooks
 
-PARTS = (Endpoint, Events, Listing, Webhooks, Removal, UploadRoutes, Files, Alive, DocsRoutes)
+PARTS = (
+    Endpoint,
+    Events,
+    Listing,
+    Webhooks,
+    Removal,
+    UploadRoutes,
+    Files,
+    Alive,
+    Ready,
+    DocsRoutes,
+)
 """Every class whose methods answer over HTTP."""
 
 

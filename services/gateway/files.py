@@ -25,6 +25,9 @@ class KeepsFiles(Protocol):
     def path_of(self, key: str) -> Path:
         """The object's file. Raises NotFound or Refused."""
 
+    def free_bytes(self) -> int:
+        """What can still be kept. Raises Unavailable."""
+
 
 class Files:
     """Answers the links of a store that keeps files."""

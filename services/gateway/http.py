@@ -19,11 +19,11 @@ from services.gateway.auth import Keys
 from services.gateway.door import CALLER, Door
 from services.gateway.routes import BASES, Handler, routes_of
 from shared.concurrency import in_thread
-from shared.errors import Unavailable
+from shared.errors import Full, Unavailable
 from shared.request import Invalid, Unreachable, nearest, shown
 
-ANSWER_SECONDS = 2.5
-"""Clients give up after 3."""
+ANSWER_SECONDS = 2.0
+"""Clients give up after 3; what is given up must be put in order within the rest."""
 RETRY_SECONDS = 5
 HEAD_SECONDS = 75.0
 """How long a connection may stay without a whole head of a request."""
@@ -69,9 +69,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except Repeated as repeated:
         return _error(422, str(repeated))
     except (Unavailable, TimeoutError) as error:
-        log.warning("cannot_answer", path=request.path, reason=str(error) or "out of time")
-        away = {"Retry-After": str(RETRY_SECONDS)}
-        return _error(503, "the service cannot answer now; try again soon", headers=away)
+        return _later(request, error)
     except web.HTTPException as error:
         kept = ("Allow", "Retry-After", "Upload-Offset", "WWW-Authenticate")
         headers = {name: error.headers[name] for name in kept if name in error.headers}
@@ -95,6 +93,16 @@ async def _uncompressed(request: web.Request, handler: Handler) -> web.StreamRes
             text="Content-Encoding: send the body as it is, not compressed"
         )
     return await handler(request)
+
+
+def _later(request: web.Request, error: Unavailable | TimeoutError) -> web.Response:
+    """What may be asked again: nothing was done, or what was begun can be gone on with."""
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    if isinstance(error, Full):
+        log.warning("no_room", path=request.path, reason=str(error))
+        return _error(507, "there is no room here for what was sent", headers=headers)
+    log.warning("cannot_answer", path=request.path, reason=str(error) or "out of time")
+    return _error(503, "the service cannot answer now; try again soon", headers=headers)
 
 
 def _identified_by(keys: Keys) -> Middleware:

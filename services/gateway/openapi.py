@@ -32,12 +32,14 @@ ERRORS = {
     422: "The idempotency key was used for another request, or its job was deleted; or URLs name"
     " private addresses or no hosts, and `mistakes` has them all.",
     429: "Too many requests.",
-    503: "The database or the broker does not answer.",
+    503: "The database does not answer.",
+    507: "There is no room for what was sent.",
 }
 ERROR_HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
     429: {"Retry-After": "Seconds."},
     503: {"Retry-After": "Seconds."},
+    507: {"Retry-After": "Seconds."},
 }
 NAMED = {
     "job": "A job's id.",

@@ -26,6 +26,7 @@ from services.gateway.intake import Intake
 from services.gateway.ledger import Ledger
 from services.gateway.listing import Listing
 from services.gateway.ours import Ours
+from services.gateway.ready import Ready
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay
 from services.gateway.removal import Removal
@@ -115,7 +116,8 @@ class Gateway:
         openapi, asyncapi = documents().values()
         pages = DocsRoutes(openapi, asyncapi, settings.public_url)
         own = (endpoint, events, listing, webhooks, removal, uploading)
-        parts = (*own, Alive(ledger), pages, *files)
+        ready = Ready(ledger, self._supervisor, store, clock)
+        parts = (*own, Alive(ledger), ready, pages, *files)
         self._app = http.application(parts, keys, door)
         self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()

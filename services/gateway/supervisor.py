@@ -56,6 +56,8 @@ class Supervisor:
         self._clock = clock
         self._beat = beat
         self._name = f"{bus.source}/{uuid4()}"
+        self.silence: str | None = "was not reached yet"
+        """Why the broker did not take our last beat; None: it did."""
         self._last = 0
         self._beats = 0
         self._since: dict[str, int] = {}
@@ -131,7 +133,10 @@ class Supervisor:
         try:
             await self._bus.send(GATEWAY_RECORDER.name, beat, needs_listener=False)
         except (Unavailable, Unroutable) as error:
+            self.silence = "takes no messages"
             log.warning("beat_lost", number=beat.number, reason=str(error))
+        else:
+            self.silence = None
 
     def _count(self, number: int) -> None:
         """Count each beat once. After a gap somebody else may have recorded: begin anew."""

@@ -76,7 +76,7 @@ class UploadRoutes:
         ),
         body=Body("application/octet-stream", {}, "The file.", required=False),
         answers={201: Answer("The upload.", Upload, headers={"Location": "Its address."})},
-        errors=(400, 408, 409, 411, 412, 413, 415),
+        errors=(400, 408, 409, 411, 412, 413, 415, 507),
     )
     async def _post(self, request: web.Request, owner: str) -> web.Response:
         """Begin an upload whose chunks will follow, or take the whole of it at once."""
@@ -137,7 +137,7 @@ class UploadRoutes:
         ),
         body=Body(CHUNK, {}, "The next bytes."),
         answers={204: Answer("The bytes are here.", headers=HERE)},
-        errors=(400, 408, 409, 412, 413, 415),
+        errors=(400, 408, 409, 412, 413, 415, 507),
     )
     async def _patch(self, request: web.Request, owner: str) -> web.Response:
         """The next chunk; the last is answered once the whole is known to be as expected."""

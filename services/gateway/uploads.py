@@ -13,9 +13,10 @@ from weakref import WeakValueDictionary
 import structlog
 from msgspec.structs import replace
 
+from services.gateway.files import KeepsFiles
 from services.gateway.routes import BASES
 from shared.concurrency import in_thread
-from shared.errors import NotFound
+from shared.errors import Full, NotFound
 from shared.ports import ObjectStore, StoredUpload, UploadPart, UploadStore
 from shared.request import Invalid
 from shared.uploads import sha256_of_parts, upload_prefix, write_list
@@ -64,8 +65,10 @@ class Uploads:
 
         Raises:
             Invalid: the owner has too many that are not finished.
+            Full: the store has no room for it.
             Unavailable: the database does not answer.
         """
+        await self._require_room(size)
         if await self._table.count_unfinished(owner) >= MOST_UNFINISHED:
             raise Invalid(
                 [f"{MOST_UNFINISHED} of your uploads are not finished; finish or DELETE one first"]
@@ -76,6 +79,13 @@ class Uploads:
         )  # fmt: skip
         await self._table.add(upload)
         return upload
+
+    async def _require_room(self, size: int) -> None:
+        """Where the store is on this machine; another says itself when it is full."""
+        if isinstance(self._store, KeepsFiles):
+            free = await asyncio.to_thread(self._store.free_bytes)
+            if free < size:
+                raise Full(f"the store has no room for {size} bytes: {free} are free")
 
     async def take(self, upload: StoredUpload, pieces: AsyncIterator[bytes]) -> StoredUpload:
         """Go on with an upload where it stands; it is finished when all has arrived.

@@ -1,35 +1,17 @@
-"""Room on the disk, looked for before anything is saved."""
+"""How many bytes on the disk it takes to save what a training has."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from services.trainer.state import State
-from shared.errors import Passing
 from shared.request import Train
 
 HEADERS = 2**24
 """Room for what lies beside the tensors: names, configurations, the tokenizer, metrics."""
-
-
-def require_room(folder: Path, needed: int, what: str) -> None:
-    """Make sure that so many bytes can be written.
-
-    Raises:
-        Passing: they cannot; another trainer may have more room.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise Passing(
-            f"no room on the trainer's disk to save {what}: {needed} bytes are needed in {folder},"
-            f" and {free} are free"
-        )
 
 
 def checkpoint_bytes(state: State, train: Train) -> int:

@@ -14,6 +14,7 @@ from services.trainer.records import Records
 from services.trainer.state import Position, State
 from services.trainer.teller import Teller
 from services.trainer.validation import Validator
+from shared.disk import require_room
 from shared.errors import Interrupted
 from shared.request import Train
 
@@ -84,7 +85,7 @@ class Keeper:
         loss = self._validation_loss()
         self._listener.phase("saving a checkpoint")
         needed = disk.checkpoint_bytes(self._state, self._order.train)
-        disk.require_room(Path(self._order.out), needed, "a checkpoint")
+        require_room(Path(self._order.out), needed, "save a checkpoint")
         with averaged(self._state.averages):
             path = save_checkpoint(self._state, self._order)
         self._say("checkpoint", path, loss, wish=self._granted)
@@ -104,7 +105,7 @@ class Keeper:
         self._state.losses.recent()
         self._listener.phase("saving a resume point")
         folder = Path(self._order.out) / "resume" / str(self._state.position.steps)
-        disk.require_room(folder.parent, disk.resume_point_bytes(self._state), "a resume point")
+        require_room(folder.parent, disk.resume_point_bytes(self._state), "save a resume point")
         resume.save(self._state, folder, self._records)
         self._kept = self._state.position
         self._say("resume_point", folder)

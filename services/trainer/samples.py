@@ -10,6 +10,7 @@ from services.trainer.listener import Listener
 from services.trainer.order import SNAPSHOTS, TrainingOrder
 from services.trainer.state import State
 from shared.diffusion.weights import save_weights
+from shared.disk import require_room
 
 MOST_STANDING = 2
 """Snapshots that may wait to be drawn; while so many do, no other is written."""
@@ -70,7 +71,7 @@ class Sampler:
         self._state.losses.recent()  # nothing is saved of a training that has diverged
         self._granted = self._listener.wished("sample")
         folder = self._folder / str(step)
-        disk.require_room(self._folder, disk.snapshot_bytes(self._state), "a snapshot")
+        require_room(self._folder, disk.snapshot_bytes(self._state), "save a snapshot")
         with averaged(self._state.averages):
             save_weights(self._state.trained, folder)
         epoch = self._state.position.epoch

@@ -39,6 +39,7 @@ from shared.dataset.plan import Batch, Course, plan_epoch, steps_per_epoch, tota
 from shared.dataset.validation import split
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.noise import with_zero_terminal_snr
+from shared.disk import require_room
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def finish(run: Run, listener: Listener) -> Outcome:
     order, state = run.order, run.state
     loss = state.losses.mean()  # and so make sure that it is a number
     listener.phase("saving the trained model")
-    disk.require_room(Path(order.out), disk.last_bytes(state, order.train), "the trained model")
+    require_room(Path(order.out), disk.last_bytes(state, order.train), "save the trained model")
     with averaged(state.averages):
         checkpoint, model = save_last(state, order)
     return Outcome(

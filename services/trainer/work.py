@@ -32,8 +32,9 @@ from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import job_seed
 from shared.dataset.speed import SPEED_KEY, Speed
+from shared.disk import require_room
 from shared.errors import Interrupted, Passing, Refused, Unavailable
-from shared.folders import cached_folder, download_folder
+from shared.folders import cached_folder, download_folder, read_manifest
 from shared.messages import (
     TRAINER,
     AnyMessage,
@@ -54,6 +55,8 @@ from shared.snapshots import drawn_steps
 
 log = structlog.get_logger()
 CHILD = "services.trainer.child"
+SAVED_MODELS = 2
+"""A trained model is saved as one file and as a folder, each about as large as its base."""
 LEAST_STEPS = 100
 """A shorter training says little about speed."""
 
@@ -110,6 +113,8 @@ class TrainerWork:
         await download_folder(store, staged.dataset, folder / "dataset", heard=heard)
         order.progress(phase="fetching the base model")
         base = await cached_folder(store, staged.base_model, self._cache, heard=heard)
+        needed = SAVED_MODELS * (await read_manifest(store, staged.base_model)).bytes
+        await in_thread(require_room, folder, needed, "save the trained model later")
         if order.grant.resume_point:
             order.progress(phase="fetching the resume point")
             await download_folder(store, order.grant.resume_point, folder / "from", heard=heard)

@@ -18,7 +18,8 @@ from urllib.parse import quote, urlencode
 from shared.adapters.files import beside
 from shared.adapters.object_keys import check_doomed, check_key, check_prefix, check_seconds
 from shared.concurrency import in_thread
-from shared.errors import NotFound, Refused, Unavailable
+from shared.disk import FULL, SPARE, free_bytes, require_room, told_when_full
+from shared.errors import Full, NotFound, Refused, Unavailable
 from shared.keys import link_signature
 from shared.ports import Entry, unheard
 
@@ -58,14 +59,19 @@ class FolderStore:
             raise NotFound(f"no object {key!r} in the store")
         return path
 
+    def free_bytes(self) -> int:
+        """What can still be kept here. Raises Unavailable."""
+        with _writing("the store's folder"):
+            return max(free_bytes(self._root) - SPARE, 0)
+
     async def put(self, key: str, data: bytes) -> None:
-        await in_thread(self._write, key, lambda path: _write_bytes(path, data))
+        await in_thread(self._write, key, len(data), lambda path: _write_bytes(path, data))
 
     async def get(self, key: str) -> bytes:
         return await in_thread(self._read, key)
 
     async def upload(self, path: Path, key: str, *, heard: Callable[[], None] = unheard) -> None:
-        await in_thread(self._write, key, lambda temporary: _copy(path, temporary))
+        await in_thread(self._upload, key, path)
         heard()
 
     async def download(self, key: str, path: Path, *, heard: Callable[[], None] = unheard) -> None:
@@ -108,14 +114,22 @@ class FolderStore:
 
     def _fetch(self, key: str, path: Path) -> None:
         source = self.path_of(key)
-        with _reading(key), beside(path) as temporary:
+        doing = f"fetch {key!r} from the store"
+        with _reading(key), told_when_full(doing), beside(path) as temporary:
+            require_room(path.parent, source.stat().st_size, doing)
             shutil.copyfile(source, temporary)
 
-    def _write(self, key: str, fill: Callable[[Path], None]) -> None:
+    def _upload(self, key: str, path: Path) -> None:
+        with _writing(key):
+            size = path.stat().st_size
+        self._write(key, size, lambda temporary: _copy(path, temporary))
+
+    def _write(self, key: str, size: int, fill: Callable[[Path], None]) -> None:
         target = self._target(key)
         temporary = self._incoming / uuid.uuid4().hex
         try:
             with _writing(key):
+                require_room(self._root, size + SPARE, f"keep {key!r} in the store")
                 fill(temporary)
                 self._place(temporary, target)
         finally:
@@ -249,4 +263,5 @@ def _writing(key: str) -> Iterator[None]:
     except (FileExistsError, IsADirectoryError, NotADirectoryError):
         raise Refused(f"{key!r} cannot be kept: another object's key lies above or below") from None
     except OSError as error:
-        raise Unavailable(f"writing {key!r} to the store's folder failed: {error}") from error
+        kind = Full if error.errno in FULL else Unavailable
+        raise kind(f"writing {key!r} to the store's folder failed: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY
 from time import monotonic
@@ -28,7 +28,9 @@ MIGRATION_TURN = 0x65766572
 """Number of the advisory lock under which one process at a time migrates PostgreSQL."""
 
 WAIT_SECONDS = 5.0
-"""How long a connection waits for SQLite's write lock."""
+"""How long a transaction waits for SQLite's write lock."""
+LOCK_SECONDS = 0.2
+"""How long SQLite waits by itself: in a thread, where whoever gives up must wait along."""
 LOCKED_SECONDS = 0.01
 """Between two tries where SQLite itself does not wait."""
 CONNECT_SECONDS = 10.0
@@ -87,12 +89,16 @@ class Sql:
         writes is refused without a wait. PostgreSQL has an advisory lock for each turn.
         """
         with _away():
-            async with self._turn, self._engine.connect() as connection:
+            async with (
+                self._turn,
+                self._engine.connect() as connection,
+                AsyncExitStack() as transaction,
+            ):
                 await connection.execution_options(sqlite_begin="IMMEDIATE")
-                async with connection.begin():
-                    if turn is not None and connection.dialect.name == "postgresql":
-                        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(turn)))
-                    yield connection
+                await _begin(connection, transaction)
+                if turn is not None and connection.dialect.name == "postgresql":
+                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(turn)))
+                yield connection
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -112,6 +118,21 @@ class Sql:
                     if monotonic() > deadline:
                         raise Unavailable("the database does not answer: it is locked")
                     await asyncio.sleep(LOCKED_SECONDS)
+
+
+async def _begin(connection: AsyncConnection, transaction: AsyncExitStack) -> None:
+    """Begin, again while somebody else holds SQLite's write lock."""
+    deadline = monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            await transaction.enter_async_context(connection.begin())
+        except exc.OperationalError as error:
+            busy = getattr(error.orig, "sqlite_errorcode", None) == SQLITE_BUSY
+            if not busy or monotonic() > deadline:
+                raise
+            await asyncio.sleep(LOCKED_SECONDS)
+        else:
+            return
 
 
 def insert_of(dialect: str) -> Callable[[sa.Table], sqlite.Insert | postgresql.Insert]:
@@ -138,9 +159,16 @@ def _is_sqlite(address: URL) -> bool:
 
 def _postgresql(address: URL) -> AsyncEngine:
     limits = {"timeout": CONNECT_SECONDS, "command_timeout": ANSWER_SECONDS}
-    return create_async_engine(
+    engine = create_async_engine(
         address, pool_pre_ping=True, connect_args=limits, hide_parameters=True
     )
+    engine.dialect.do_terminate = _hang_up  # type: ignore[method-assign, assignment]
+    return engine
+
+
+def _hang_up(connection: Any) -> None:
+    """Without a goodbye: whoever gives a statement up must not wait for a server that hangs."""
+    connection.driver_connection.terminate()
 
 
 def _sqlite(address: URL) -> AsyncEngine:
@@ -148,7 +176,7 @@ def _sqlite(address: URL) -> AsyncEngine:
         raise ValueError("a SQLite job store needs a file: sqlite:///path")
     with _away():
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    limits = {"timeout": WAIT_SECONDS}
+    limits = {"timeout": LOCK_SECONDS}
     # Else every error would show the rows of its statement, and with them what users keep to
     # themselves; errors are logged.
     engine = create_async_engine(address, connect_args=limits, hide_parameters=True)

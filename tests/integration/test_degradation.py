@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import sqlalchemy as sa
 
+from shared.adapters.sql import Sql
 from shared.errors import Unavailable
 from shared.messages import FETCHER, INFERENCER_RESULTS, JobStarted
 from shared.ports import Delivery
+from shared.process import closing
 from tests.gateway_world import (
     DEADLINE,
     TRAIN_ONLY,
@@ -28,6 +32,7 @@ from tests.gateway_world import (
 )
 from tests.integration.test_rabbitmq_faults import hung, short_of_disk
 from tests.outbox import ids_in_outbox
+from tests.servers.postgres import PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 from tests.services import services_in_a_folder
 
@@ -62,7 +67,8 @@ async def in_time(here: World, method: str, path: str, **more: Any) -> Answer:
     """The answer, which came before clients give up."""
     begun = time.monotonic()
     answer = await here.ask(method, path, **more)
-    assert time.monotonic() - begun < CLIENTS_PATIENCE, f"{method} {path}: {answer}"
+    took = time.monotonic() - begun
+    assert took < CLIENTS_PATIENCE, f"{method} {path} after {took:.1f} s: {answer}"
     return answer
 
 
@@ -215,3 +221,150 @@ async def run_at(url: str) -> str:
     ):
         assert answer.status == 200, await answer.text()
         return str((await answer.json())["id"])
+
+
+# --- What /ready says
+
+
+async def ready(here: World) -> dict[str, Any]:
+    """What is lacking, as nobody's key is told it: part and reason."""
+    begun = time.monotonic()
+    async with here.session.get(here.url("/ready")) as answer:
+        body = await answer.json()
+        assert time.monotonic() - begun < CLIENTS_PATIENCE
+        assert (answer.status == 200) == (body["status"] == "ready") == (not body["lacking"])
+        assert ("Retry-After" in answer.headers) == (answer.status == 503)
+    return {each["part"]: each for each in body["lacking"]}
+
+
+async def lacking(here: World, *parts: str) -> dict[str, Any] | None:
+    told = await ready(here)
+    return told if set(told) == set(parts) else None
+
+
+async def all_is_there(here: World) -> bool | None:
+    return not await ready(here) or None
+
+
+@FAULTS
+async def test_ready_says_since_when_the_broker_takes_nothing(
+    fault: Fault, rabbitmq: RabbitMQ, here: World
+) -> None:
+    await eventually(lambda: all_is_there(here))
+
+    async with fault(rabbitmq):
+        told = await eventually(lambda: lacking(here, "broker"))
+        assert told["broker"]["reason"] == "takes no messages"
+        assert (await ready(here))["broker"]["since"] == told["broker"]["since"]
+        async with here.session.get(here.url("/healthz")) as answer:
+            assert answer.status == 200
+
+    await eventually(lambda: all_is_there(here))
+
+
+# --- The database
+
+
+@asynccontextmanager
+async def stopped(server: PostgreSQL) -> AsyncIterator[None]:
+    server.pause()
+    try:
+        yield
+    finally:
+        server.resume()
+
+
+@asynccontextmanager
+async def gone(server: PostgreSQL) -> AsyncIterator[None]:
+    await asyncio.to_thread(server.end_processes)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.start)
+
+
+@asynccontextmanager
+async def locked(file: Path) -> AsyncIterator[None]:
+    """Somebody holds SQLite's write lock, and does not let go."""
+    holder = sqlite3.connect(file, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        holder.execute("ROLLBACK")
+        holder.close()
+
+
+READS = ("status/{job}", "status-sync/{job}?wait=0", "stream/{job}", "health", "jobs",
+         "events/{job}", "jobs/{job}/webhooks")  # fmt: skip
+WRITES = ("run", "dataset/check", "cancel/{job}", "retry/{job}", "jobs/{job}/save", "purge-queue")
+MORE_THAN_THE_POOL = 20
+
+
+async def all_are_told_to_wait(here: World, asked: Sequence[tuple[str, str]], job: str) -> None:
+    """Each gets 503 and when to come again, all of them at once and in time."""
+    answers = await asyncio.gather(
+        *(
+            in_time(here, method, f"{ROOT}/{path.format(job=job)}", json=TRAIN_ONLY)
+            for method, path in asked
+        )
+    )
+    assert [answer.status for answer in answers] == [503] * len(asked), asked
+    assert all(answer.headers["Retry-After"] == "5" for answer in answers)
+    assert all("sql" not in answer.body["error"].lower() for answer in answers)
+
+
+@pytest.mark.parametrize("fault", [stopped, gone])
+async def test_without_postgresql_everybody_is_told_to_wait_and_all_goes_on_afterwards(
+    fault: Callable[[PostgreSQL], AbstractAsyncContextManager[None]],
+    tmp_path: Path, postgres: PostgreSQL, postgres_url: str,
+) -> None:  # fmt: skip
+    async with world(tmp_path, database_url=postgres_url, beat=BEAT) as here:
+        job = await here.run(TRAIN_ONLY)
+        before = await connections(postgres_url)
+        async with fault(postgres):
+            everything = [("GET", path) for path in READS] + [("POST", path) for path in WRITES]
+            await all_are_told_to_wait(here, everything, job)
+            await all_are_told_to_wait(here, [("GET", READS[0])] * MORE_THAN_THE_POOL, job)
+            assert "database" in await ready(here)
+
+        await eventually(lambda: all_is_there(here))
+        assert (await here.status(job))["status"] == "IN_QUEUE"
+        after = await eventually(lambda: idle_again(postgres_url))
+        assert after <= max(before, POOL), "connections were left behind"
+
+
+POOL = 5
+"""Connections that are kept open between requests."""
+
+
+async def idle_again(url: str) -> int | None:
+    """How many connections there are, once none is in the middle of something."""
+    async with closing(Sql.open(url)) as sql:
+        (row,) = await sql.all(sa.text(f"{COUNT} and state <> 'idle' and pid <> pg_backend_pid()"))
+    return None if row[0] else await connections(url)
+
+
+COUNT = "select count(*) from pg_stat_activity where datname = current_database()"
+
+
+async def connections(url: str) -> int:
+    async with closing(Sql.open(url)) as sql:
+        (row,) = await sql.all(sa.text(f"{COUNT} and pid <> pg_backend_pid()"))
+    return int(row[0])
+
+
+async def test_while_sqlite_is_locked_writes_are_told_to_wait_and_reads_go_on(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, beat=BEAT) as here:
+        job = await here.run(TRAIN_ONLY)
+        async with locked(tmp_path / "everydream.db"):
+            refused = [("POST", path) for path in ("run", "dataset/check", "cancel/{job}")]
+            await all_are_told_to_wait(here, refused * 3, job)
+            for path in ("status/{job}", "health", "jobs"):
+                answer = await in_time(here, "GET", f"{ROOT}/{path.format(job=job)}")
+                assert answer.status == 200
+
+        assert (await in_time(here, "POST", f"{ROOT}/run", json=TRAIN_ONLY)).status == 200
+        assert (await in_time(here, "POST", f"{ROOT}/cancel/{job}")).status == 200

@@ -7,6 +7,8 @@ from itertools import count
 from pathlib import Path
 from subprocess import PIPE, STDOUT, run
 
+import psutil
+
 from tests.servers.process import HOST, Child, Server, ServerError, free_port, search_path
 
 START_SECONDS = 120
@@ -60,8 +62,18 @@ class PostgreSQL(Server):
         self._server = self._start_server()
         self._server.wait_until(self._is_ready, START_SECONDS)
 
+    def pause(self) -> None:
+        """Make the server hang: connections stay open, nothing is answered."""
+        for process in self._processes():
+            process.suspend()
+
+    def resume(self) -> None:
+        for process in self._processes():
+            process.resume()
+
     def end_processes(self) -> None:
         if self._server:
+            self.resume()
             self._server.end(signal.SIGINT)
             self._server = None
 
@@ -74,6 +86,13 @@ class PostgreSQL(Server):
     def drop(self, url: str) -> None:
         """Remove a database, whoever is still connected to it."""
         self._ask("dropdb", "--force", url.rpartition("/")[2])
+
+    def _processes(self) -> list[psutil.Process]:
+        """The server first, so that it starts no other; then one for each connection."""
+        if not self._server:
+            raise ServerError("the server is not running")
+        server = psutil.Process(self._server.pid)
+        return [server, *server.children(recursive=True)]
 
     def _make_data(self) -> None:
         options = ("--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C.UTF-8")

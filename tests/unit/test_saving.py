@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from services.trainer import disk
-from services.trainer.disk import require_room
 from services.trainer.recipe import Choices
 from services.trainer.records import Records
 from services.trainer.resume import save
@@ -21,6 +20,7 @@ from services.trainer.train import update
 from shared.diffusion.files import replacing
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
+from shared.disk import require_room
 from shared.errors import Passing
 from tests.models import random_parts
 from tests.training import train_request
@@ -105,12 +105,12 @@ def test_too_little_room_is_noticed_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000, 1, 999))
 
-    require_room(tmp_path, 999, "a checkpoint")
+    require_room(tmp_path, 999, "save a checkpoint")
     with pytest.raises(Passing) as caught:
-        require_room(tmp_path / "out", 1000, "a checkpoint")
+        require_room(tmp_path / "out", 1000, "save a checkpoint")
 
     assert str(caught.value) == (
-        f"no room on the trainer's disk to save a checkpoint: 1000 bytes are needed in"
+        f"no room on the disk to save a checkpoint: 1000 bytes are needed in"
         f" {tmp_path / 'out'}, and 999 are free"
     )
 
