@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 TESTS = Path(__file__).parent
-KINDS = {"unit", "contract", "integration", "end_to_end", "clients", "gpu"}
+KINDS = {"unit", "contract", "integration", "security", "faults", "end_to_end", "clients", "gpu"}
 SETTINGS = ("AWS_", "EVERYDREAM_")
 PROXIES = {"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"}
 
