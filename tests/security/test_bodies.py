@@ -162,8 +162,10 @@ async def test_a_second_head_on_the_same_connection_is_given_up_too(here: World)
 
 @pytest.mark.parametrize("announced", ["Content-Length: 100", "Transfer-Encoding: chunked"])
 async def test_a_body_that_does_not_come_is_waited_for_no_longer(
-    here: World, announced: str
+    here: World, announced: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http, "BODY_SECONDS", 600.0)
+
     answer = await said(here, head(announced))
 
     assert answer.status == 408
