@@ -1,0 +1,47 @@
+"""Every fault in its short form: the jobs end as they should, once, with one set of effects."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.faults.cases import Case, Form, all_cases
+from tests.faults.world import World, faulty_world
+from tests.servers.postgres import PostgreSQL
+from tests.servers.rabbitmq import RabbitMQ
+from tests.servers.s3 import S3Server
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sqlite_world(rabbitmq: RabbitMQ, s3_server: S3Server) -> AsyncIterator[World]:
+    async with faulty_world(rabbitmq, s3_server) as world:
+        yield world
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def postgresql_world(
+    rabbitmq: RabbitMQ, s3_server: S3Server, postgres: PostgreSQL
+) -> AsyncIterator[World]:
+    async with faulty_world(rabbitmq, s3_server, database_url=postgres.url()) as world:
+        yield world
+
+
+@pytest.fixture
+def world(case: Case, request: pytest.FixtureRequest) -> World:
+    """The one that the case needs, shared by all of its kind."""
+    found: World = request.getfixturevalue(f"{case.database}_world")
+    return found
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+async def test_a_job_survives_when(case: Case, world: World) -> None:
+    try:
+        outcome = await case.run(world, Form.SHORT)
+    finally:
+        await world.whole()
+
+    assert outcome.injected
