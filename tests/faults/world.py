@@ -32,6 +32,8 @@ import aiohttp
 from everydream.client import ENDS, Client, passes
 from tests.end_to_end.story import API_KEY, bucket_config, host_of, picture
 from tests.faults.script import Script, spell
+from tests.servers.process import HOST
+from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
 from tests.servers.web import Web, running_web
@@ -57,6 +59,21 @@ class Job:
     """Its end; None: any, where the case itself decides."""
 
 
+@dataclass(frozen=True)
+class Proxies:
+    """What stands between the services and everything else; they know no other way."""
+
+    broker: Proxy
+    store: Proxy
+    """To the deployment's own store."""
+    bucket: Proxy
+    """To the S3 service of the user's bucket."""
+
+    def open(self) -> None:
+        for proxy in (self.broker, self.store, self.bucket):
+            proxy.open()
+
+
 @dataclass
 class World:
     """One deployment, its users' bucket and web server, and all that was submitted to it."""
@@ -64,6 +81,7 @@ class World:
     services: Services
     broker: RabbitMQ
     vhost: str
+    proxies: Proxies
     s3: S3Server
     bucket: str
     """The user's."""
@@ -72,6 +90,8 @@ class World:
     wanted: Counter[str]
     """How many of each service run when nothing is broken."""
     jobs: dict[str, Job] = field(default_factory=dict)
+    planted: list[bytes] = field(default_factory=list)
+    """Bodies that a case has put on the broker, which must be buried."""
 
     # -- what a user does
 
@@ -116,7 +136,8 @@ class World:
         if webhook:
             body["webhook"] = self.web.url("/webhook")
         if s3:
-            body["s3Config"] = bucket_config(self.s3, self.bucket)
+            there = through(self.proxies.bucket)
+            body["s3Config"] = bucket_config(self.s3, self.bucket) | {"endpointUrl": there}
         return body
 
     async def status(self, job: str) -> dict[str, Any]:
@@ -189,6 +210,7 @@ class World:
 
     async def whole(self) -> None:
         """Bring everything back: broker, store, and as many of each service as at the start."""
+        self.proxies.open()
         await asyncio.to_thread(self.broker.start)
         await asyncio.to_thread(self.s3.start)
         for process in self.services.all:
@@ -228,21 +250,34 @@ async def faulty_world(
         web = await stack.enter_async_context(running_web())
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="world-")))
         session = await stack.enter_async_context(aiohttp.ClientSession())
+        proxies = await stack.enter_async_context(_proxies(broker, s3))
+        allowed = f"{host_of(web.url())},{host_of(through(proxies.bucket))}"
         environment = shared_environment(
-            amqp_url=broker.url(vhost),
+            amqp_url=broker.url(vhost).replace(f":{broker.port}/", f":{proxies.broker.port}/"),
             database_url=database_url or f"sqlite:///{folder / 'everydream.db'}",
             s3=s3,
             bucket=ours,
-            **{
-                "BEAT": str(BEAT),
-                "ALLOWED_PRIVATE_HOSTS": f"{host_of(web.url())},{host_of(s3.endpoint_url)}",
-                **settings,
-            },
-        )
+            **{"BEAT": str(BEAT), "ALLOWED_PRIVATE_HOSTS": allowed, **settings},
+        ) | {"AWS_ENDPOINT_URL_S3": through(proxies.store)}
         running = await stack.enter_async_context(services_in_a_folder(environment, PROGRAM))
-        world = World(running, broker, vhost, s3, theirs, web, session, Counter(services))
+        world = World(running, broker, vhost, proxies, s3, theirs, web, session, Counter(services))
         await world.whole()
         yield world
+
+
+@asynccontextmanager
+async def _proxies(broker: RabbitMQ, s3: S3Server) -> AsyncIterator[Proxies]:
+    async with (
+        Proxy(HOST, broker.port) as to_broker,
+        Proxy(HOST, s3.port) as to_store,
+        Proxy(HOST, s3.port) as to_bucket,
+    ):
+        yield Proxies(to_broker, to_store, to_bucket)
+
+
+def through(proxy: Proxy) -> str:
+    """The URL of an HTTP server behind it."""
+    return f"http://{HOST}:{proxy.port}"
 
 
 def dataset(caption: str) -> bytes:
