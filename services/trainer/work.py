@@ -169,7 +169,8 @@ class TrainerWork:
             outcome = await _listen(child, order, uploads, snapshots)
             await self._remember_speed(order, child.gpu, outcome.steps)
             return await self._store_outcome(order, outcome, uploads, snapshots)
-        except ChildDied as error:
+        except (ChildDied, Passing) as error:
+            await uploads.finished()  # what it saved before is whole, and is gone on from
             raise Passing(str(error)) from error
         finally:
             for teller in tellers:

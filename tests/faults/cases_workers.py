@@ -21,7 +21,7 @@ from tests.faults.looks import (
     stage_of,
     trained_from,
 )
-from tests.faults.script import Mishap, Script
+from tests.faults.script import How, Mishap, Script
 from tests.faults.world import World
 from tests.services import ServiceProcess
 
@@ -54,7 +54,7 @@ async def trainer_killed(world: World, form: Form) -> Outcome:
 
 @case("8", "a job's child crashes each time")
 async def crashes_each_time(world: World, form: Form) -> Outcome:
-    ways = form.of(("exit",), ("exit", "kill", "passing"))
+    ways: tuple[How, ...] = form.of(("exit",), ("exit", "kill", "passing"))
     jobs = [
         await world.submit(Script(mishaps=(Mishap(at=2, how=how, attempts=99),)), wanted="FAILED")
         for how in ways
@@ -123,7 +123,7 @@ async def rolling_restart(world: World, form: Form) -> Outcome:
 
 @case("10", "a trainer's disk is full for a while")
 async def disk_full(world: World, form: Form) -> Outcome:
-    jobs = []
+    jobs, seconds = [], 0.0
     for _ in range(form.of(1, 4)):
         job = await world.submit(Script(steps=10, step_seconds=0.1, bytes=3 * FILE_BYTES))
         jobs.append(job)
@@ -131,9 +131,7 @@ async def disk_full(world: World, form: Form) -> Outcome:
         limit_files(trainer, FILE_BYTES)
         await world.says("trainer", "work failed", job)
         limit_files(trainer, resource.RLIM_INFINITY)
-        began = monotonic()
-        await world.recovered([job])
-        seconds = monotonic() - began
+        seconds = await world.recovered([job])
         checkpoint = (await record_of(world, job)).checkpoint
         assert checkpoint is not None
         assert checkpoint.bytes == 3 * FILE_BYTES

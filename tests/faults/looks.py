@@ -24,6 +24,15 @@ async def stage_of(world: World, job: str, stage: Stage) -> StageRecord:
     return (await record_of(world, job)).stages[stage]
 
 
+async def stage_asked_for(world: World, job: str, stage: Stage) -> None:
+    """Wait until the record knows that the stage is wanted."""
+
+    async def asked() -> bool | None:
+        return stage in (await record_of(world, job)).stages or None
+
+    await world.until(asked)
+
+
 async def attempts_at(world: World, job: str, stage: Stage) -> int:
     return (await stage_of(world, job, stage)).attempts
 
