@@ -14,7 +14,7 @@ from typing import Any
 from everydream.client import ENDS, Client
 from tests.end_to_end.story import API_KEY, SECRET_KEY, host_of, verified
 from tests.faults.cases import Form, Outcome, case
-from tests.faults.looks import attempts_at, lines_of, record_of, stage_asked_for, stage_of
+from tests.faults.looks import attempts_at, lines_of, record_of, stage_asked_for, stage_of, unsent
 from tests.faults.script import Script
 from tests.faults.world import BEAT, PROGRAM, Job, World
 from tests.servers.process import free_port
@@ -135,6 +135,25 @@ async def cancel_while_queued(world: World, form: Form) -> Outcome:
 
 
 # --- The gateway itself -----------------------------------------------------------------------
+
+
+@case("15", "a gateway is killed between the commit of a job and its publishing")
+async def killed_before_publishing(world: World, form: Form) -> Outcome:
+    jobs = []
+    for _ in range(form.of(1, 8)):
+        world.proxies.broker.cut()
+        gateway = world.services.first("gateway")
+        job = await world.submit()
+        jobs.append(job)
+        assert await unsent(world, job), "there was a broker to publish it to"
+        await gateway.kill()
+        world.proxies.broker.open()
+        await world.services.start("gateway")
+    seconds = await world.recovered(jobs)
+    for job in jobs:
+        assert lines_of(world.services.first("fetcher"), "dataset_staged", job)
+        assert await attempts_at(world, job, "staging") == 1
+    return Outcome(len(jobs), tuple(jobs), seconds)
 
 
 @case("16", "two gateways get requests with one idempotency key at once", database="postgresql")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+
 from services.gateway.ledger import read
 from shared.adapters.database import Database
+from shared.adapters.sql import Sql
+from shared.adapters.tables import outbox
 from shared.jobs import Job, StageRecord
 from shared.messages import Stage
 from shared.process import closing
@@ -18,6 +22,12 @@ async def record_of(world: World, job: str) -> Job:
         row = await database.get(job)
     assert row is not None, f"no row of {job}"
     return read(row)
+
+
+async def unsent(world: World, job: str) -> int:
+    """How many of a job's messages have not left the outbox."""
+    async with closing(Sql.open(world.services.environment["EVERYDREAM_DATABASE_URL"])) as sql:
+        return len(await sql.all(sa.select(outbox).where(outbox.c.job == job)))
 
 
 async def stage_of(world: World, job: str, stage: Stage) -> StageRecord:
