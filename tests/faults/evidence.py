@@ -83,8 +83,8 @@ class Witness:
 
     url: str
     trace: Callable[[], object]
-    heard: dict[bytes, None] = field(default_factory=dict)
-    """Bodies, in the order of the first time."""
+    heard: dict[bytes, AnyMessage | None] = field(default_factory=dict)
+    """Each body with what it says, in the order of the first time; None: poison."""
     listening: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def listen(self) -> None:
@@ -109,17 +109,22 @@ class Witness:
             self.listening.set()
             async with queue.iterator() as messages:
                 async for message in messages:
-                    self.heard[message.body] = None
+                    self.heard[message.body] = _understood(message.body)
                     await message.ack()
 
     @property
     def ends(self) -> Iterator[End]:
-        for body in self.heard:
-            with suppress(msgspec.DecodeError, UnicodeDecodeError):  # poison is for others
-                message = decode(body)
-                if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
-                    status = ENDS[type(message)]
-                    yield End(job=message.job, run=message.run, status=status, body=body)
+        for body, message in self.heard.items():
+            if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
+                status = ENDS[type(message)]
+                yield End(job=message.job, run=message.run, status=status, body=body)
+
+
+def _understood(body: bytes) -> AnyMessage | None:
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 @asynccontextmanager

@@ -80,6 +80,11 @@ class Web:
         self._script += [Answer(entry) if isinstance(entry, int) else entry for entry in script]
 
     @property
+    def waiting_answers(self) -> int:
+        """How many of the script are still to be given."""
+        return len(self._script)
+
+    @property
     def posts(self) -> list[Seen]:
         return [seen for seen in self.seen if seen.method == "POST"]
 
