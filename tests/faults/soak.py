@@ -37,7 +37,8 @@ SUBMIT_SECONDS = 180.0
 LOOK_SECONDS = 1.0
 TELL_SECONDS = 10.0
 REAL = ("everydream",)
-HOW: tuple[How, ...] = ("exit", "exit", "kill", "kill", "passing", "passing", "hang", "refused")
+HOW: dict[How, int] = {"exit": 4, "kill": 4, "passing": 4, "refused": 2, "hang": 1}
+"""What befalls a child, and how often beside the others."""
 GPU = ("trainer", "inferencer")
 
 Tell = Callable[[str], object]
@@ -135,11 +136,13 @@ class Soak:
         )
 
     def _mishap(self) -> Mishap:
+        how = self.random.choices([*HOW], [*HOW.values()])[0]
         return Mishap(
             at=1,
-            how=self.random.choice(HOW),
+            how=how,
             child=self.random.choice(["trainer", "inferencer"]),
-            attempts=self.random.choice([1, 1, 2, 9]),
+            # A child that hangs holds its place for sixty beats.
+            attempts=1 if how == "hang" else self.random.choice([1, 1, 2, 9]),
         )
 
     async def _tiny(self) -> str:
