@@ -36,7 +36,11 @@ from aio_pika.abc import (
     AbstractIncomingMessage,
     AbstractQueue,
 )
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, PublishError
+from aio_pika.exceptions import (
+    CONNECTION_EXCEPTIONS,
+    ChannelPreconditionFailed,
+    PublishError,
+)
 from pamqp import commands
 from yarl import URL
 
@@ -67,6 +71,8 @@ ANSWER_SECONDS = 5.0
 CLOSE_SECONDS = 4.0
 PAUSE_SECONDS = 0.2
 """Between losing a channel and asking for the next."""
+DIFFERS_SECONDS = 2.0
+"""Before declaring again what somebody must put right first."""
 REASON_LENGTH = 1000
 
 T = TypeVar("T")
@@ -76,6 +82,10 @@ log = structlog.get_logger()
 
 class _Lost(Exception):
     """A connection or channel is gone, or does not answer in time."""
+
+
+class _Differs(_Lost):
+    """The broker has something under this name already, with other arguments."""
 
 
 @asynccontextmanager
@@ -107,8 +117,12 @@ async def _until_not_lost(once: Callable[[], Awaitable[T]], about: str) -> T:
 
 
 async def _pause(about: str, lost: _Lost) -> None:
-    log.info("broker_asked_again", about=about, after=str(lost))
-    await asyncio.sleep(PAUSE_SECONDS)
+    if isinstance(lost, _Differs):
+        log.error("topology_differs", about=about, why=str(lost))
+        await asyncio.sleep(DIFFERS_SECONDS)
+    else:
+        log.info("broker_asked_again", about=about, after=str(lost))
+        await asyncio.sleep(PAUSE_SECONDS)
 
 
 async def _hang_up(line: AbstractChannel | AbstractConnection) -> None:
@@ -127,16 +141,28 @@ async def _declare_all(channel: AbstractChannel) -> None:
 
 
 async def _declare_exchanges(channel: AbstractChannel) -> None:
-    await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
-    await channel.declare_exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT, durable=True)
-    dead = await channel.declare_queue(
-        DEAD_LETTERS, durable=True, arguments={"x-queue-type": "quorum"}
-    )
+    with _the_same_as_ours():
+        await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
+        await channel.declare_exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT, durable=True)
+        dead = await channel.declare_queue(
+            DEAD_LETTERS, durable=True, arguments={"x-queue-type": "quorum"}
+        )
     await dead.bind(DEAD_LETTERS)
 
 
+@contextmanager
+def _the_same_as_ours() -> Iterator[None]:
+    """Tell apart what waiting does not mend: somebody must delete what is there."""
+    try:
+        yield
+    except ChannelPreconditionFailed as error:
+        raise _Differs(str(error)) from error
+
+
 async def _declare_queue(channel: AbstractChannel, queue: Queue) -> AbstractQueue:
-    declared = await channel.declare_queue(queue.name, durable=True, arguments=_arguments(queue))
+    arguments = _arguments(queue)
+    with _the_same_as_ours():
+        declared = await channel.declare_queue(queue.name, durable=True, arguments=arguments)
     for key in queue.bindings:
         await declared.bind(EXCHANGE, key)
     return declared

@@ -41,6 +41,9 @@ def world(case: Case, request: pytest.FixtureRequest) -> World:
 async def test_a_job_survives_when(case: Case, world: World) -> None:
     try:
         outcome = await case.run(world, Form.SHORT)
+    except BaseException as error:
+        error.add_note(world.services.last_words())
+        raise
     finally:
         await world.whole()
 
