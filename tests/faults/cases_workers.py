@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import resource
 import signal
@@ -104,11 +105,11 @@ async def cut_off_and_back(world: World, form: Form) -> Outcome:
 @case("20", "trainers are restarted one after another while they train")
 async def rolling_restart(world: World, form: Form) -> Outcome:
     times = form.of(2, 6)
-    job = await world.submit(Script(steps=40 * times, step_seconds=0.05))
+    await asyncio.gather(*(world.services.start("trainer") for _ in range(times)))
+    job = await world.submit(Script(steps=50 * times, step_seconds=0.05))
     for number in range(times):
         await world.reaches(job, step=10 + 20 * number)
         leaving = await working_on(world, job)
-        await world.services.start("trainer")
         began = monotonic()
         await leaving.stop()
         assert monotonic() - began < GRACE
