@@ -44,7 +44,7 @@ class S3Server(Server):
 
     region = "us-east-1"
 
-    def __init__(self, access_key: str = "test-key", secret_key: str = "") -> None:
+    def __init__(self, access_key: str = "test-access-id", secret_key: str = "") -> None:
         super().__init__()
         self.access_key = access_key
         self.secret_key = secret_key or secrets.token_hex(20)

@@ -54,6 +54,8 @@ class Web:
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
+        self.answered: list[tuple[Seen, int]] = []
+        """POSTs, each with the status that it got."""
         self._pages: dict[str, Page] = {}
         self._scripts: dict[str, list[Answer]] = {}
         self._news = asyncio.Condition()
@@ -82,6 +84,11 @@ class Web:
         self._scripts.setdefault(path, []).extend(answers)
 
     @property
+    def waiting_answers(self) -> int:
+        """How many of the script are still to be given."""
+        return sum(map(len, self._scripts.values()))
+
+    @property
     def posts(self) -> list[Seen]:
         return [seen for seen in self.seen if seen.method == "POST"]
 
@@ -108,25 +115,28 @@ class Web:
             await runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        await self._remember(request)
+        seen = await self._remember(request)
         if request.method == "POST":
-            return await self._next_answer(request.path)
+            return await self._next_answer(request.path, seen)
         page = self._pages.get(request.path, Page(status=404))
         return _plain(page) if page.is_plain else await _badly(page, request)
 
-    async def _remember(self, request: web.Request) -> None:
+    async def _remember(self, request: web.Request) -> Seen:
         body = await request.read()
+        seen = Seen(request.method, request.path_qs, request.headers, body)
         async with self._news:
-            self.seen.append(Seen(request.method, request.path_qs, request.headers, body))
+            self.seen.append(seen)
             self._news.notify_all()
+        return seen
 
-    async def _next_answer(self, path: str) -> web.Response:
+    async def _next_answer(self, path: str, seen: Seen) -> web.Response:
         script = self._scripts.get(path, self._scripts.get("", []))
         answer = script.pop(0) if script else Answer()
         await asyncio.sleep(answer.after)
         if answer.status is None:
             await asyncio.Event().wait()
             raise AssertionError
+        self.answered.append((seen, answer.status))
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
 
