@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from tests.faults.__main__ import observed_world
 from tests.faults.cases import Case, Form, all_cases
-from tests.faults.world import World, faulty_world
+from tests.faults.evidence import gather
+from tests.faults.ledger import check
+from tests.faults.world import World
 from tests.servers.postgres import PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
@@ -18,16 +21,18 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def sqlite_world(rabbitmq: RabbitMQ, s3_server: S3Server) -> AsyncIterator[World]:
-    async with faulty_world(rabbitmq, s3_server) as world:
+    async with observed_world(rabbitmq, s3_server, None) as (world, witness):
         yield world
+        assert check(await gather(world, witness)) == []
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def postgresql_world(
     rabbitmq: RabbitMQ, s3_server: S3Server, postgres: PostgreSQL
 ) -> AsyncIterator[World]:
-    async with faulty_world(rabbitmq, s3_server, database_url=postgres.url()) as world:
+    async with observed_world(rabbitmq, s3_server, postgres.url()) as (world, witness):
         yield world
+        assert check(await gather(world, witness)) == []
 
 
 @pytest.fixture

@@ -269,7 +269,6 @@ async def faulty_world(
         running = await stack.enter_async_context(services_in_a_folder(environment, PROGRAM))
         world = World(running, broker, vhost, proxies, s3, theirs, web, session, Counter(services))
         await world.whole()
-        await world.warm_up()
         yield world
 
 
