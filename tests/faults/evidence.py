@@ -1,6 +1,6 @@
 """Gathers what the ledger looks at: from the broker, the database, the buckets, logs and receivers.
 
-    async with witnessed(broker, vhost) as witness:    # before the first job
+    async with witnessed(broker, vhost) as witness:  # before the first job
         ...
         wrong = check(await gather(world, witness))
 
