@@ -1,6 +1,6 @@
 """Gathers what the ledger looks at: from the broker, the database, the buckets, logs and receivers.
 
-    async with witnessed(broker, vhost) as witness:    # before the first job
+    async with witnessed(broker, vhost) as witness:  # before the first job
         ...
         wrong = check(await gather(world, witness))
 
@@ -97,9 +97,7 @@ class Witness:
     async def _listen(self) -> None:
         async with await aio_pika.connect(self.url, timeout=10) as connection:
             channel = await connection.channel()
-            queue = await channel.declare_queue(
-                WITNESS, durable=True, arguments={"x-queue-type": "quorum"}
-            )
+            queue = await channel.declare_queue(WITNESS, durable=True)  # classic: others wait less
             exchange = await channel.declare_exchange(
                 EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True
             )

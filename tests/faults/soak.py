@@ -26,7 +26,7 @@ from tests.faults.chaos import Chaos
 from tests.faults.evidence import Witness, gather, witnessed
 from tests.faults.ledger import Evidence, Totals, check, totals
 from tests.faults.script import How, Mishap, Script
-from tests.faults.world import SERVICES, World, faulty_world
+from tests.faults.world import BEAT, SERVICES, World, faulty_world
 from tests.servers.postgres import PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
@@ -55,7 +55,7 @@ class Plan:
     tiny: int = 0
     each: int = 1
     """How many of every service run."""
-    beat: float = 0.2
+    beat: float = BEAT
 
 
 @dataclass
@@ -174,11 +174,12 @@ async def soaked(
 ) -> AsyncIterator[Soak]:
     """A world after all that was planned for it."""
     names = [name for name in SERVICES for _ in range(plan.each)]
+    vhost = broker.fresh_vhost()
     async with (
+        witnessed(broker, vhost) as witness,
         faulty_world(
-            broker, s3, services=names, database_url=database_url, BEAT=str(plan.beat)
+            broker, s3, services=names, database_url=database_url, vhost=vhost, BEAT=str(plan.beat)
         ) as world,
-        witnessed(broker, world.vhost) as witness,
     ):
         chaos = Chaos(world, witness, Random(plan.seed), plan.beat)
         soak = Soak(plan, world, witness, chaos, Random(plan.seed + 1), tell)
@@ -223,7 +224,7 @@ def plan_of(arguments: list[str] | None = None) -> Plan:
     parser.add_argument("--minutes", type=float, default=4.0, help="of faults, scripted")
     chosen = parser.parse_args(arguments)
     seed = SystemRandom().randrange(1_000_000) if chosen.seed is None else chosen.seed
-    return Plan(seed=seed, minutes=chosen.minutes, scripted=200, tiny=20, each=2, beat=0.5)
+    return Plan(seed=seed, minutes=chosen.minutes, scripted=200, tiny=20, each=2)
 
 
 async def carry_out(plan: Plan, tell: Tell) -> tuple[Evidence, Counter[str]]:

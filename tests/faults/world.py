@@ -239,6 +239,7 @@ async def faulty_world(
     *,
     services: Iterable[str] = SERVICES,
     database_url: str | None = None,
+    vhost: str = "",
     **settings: str,
 ) -> AsyncIterator[World]:
     """A deployment in a virtual host and buckets of its own.
@@ -248,10 +249,11 @@ async def faulty_world(
         s3: the deployment's store and the user's bucket are on it; it keeps them in memory.
         services: a name twice runs two of them.
         database_url: None: SQLite, for one gateway.
+        vhost: one that somebody listens to already; empty: a fresh one.
         settings: without their prefix: ``RESUME_EVERY="1"``.
     """
     await asyncio.to_thread(broker.start)
-    vhost = await asyncio.to_thread(broker.fresh_vhost)
+    vhost = vhost or await asyncio.to_thread(broker.fresh_vhost)
     ours, theirs = s3.create_bucket(), s3.create_bucket()
     async with AsyncExitStack() as stack:
         web = await stack.enter_async_context(running_web())

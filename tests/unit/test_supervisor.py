@@ -9,7 +9,7 @@ from services.gateway.ledger import row_of
 from services.gateway.supervisor import PATIENCE, Supervisor
 from shared import jobs
 from shared.jobs import Job, Step, advance
-from shared.messages import GatewayBeat, StagingStarted
+from shared.messages import GatewayBeat, Queue, StagingStarted
 from shared.ports import StoredJob
 from shared.request import parse_request
 
@@ -99,3 +99,31 @@ async def test_beats_of_others_do_not_count() -> None:
     for number in range(1, 100):
         await bench.supervisor.came_back(GatewayBeat(gateway="gateway/other", number=number))
     assert not bench.lost
+
+
+class Asked(Records):
+    """Many jobs whose staging was asked for, and a queue that they wait in."""
+
+    source = Silent.source
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks: list[str] = []
+
+    async def live(self) -> AsyncIterator[StoredJob]:
+        for number in range(50):
+            waiting = jobs.StageRecord(asking=self.job.stages["staging"].asking)
+            job = jobs.replace(self.job, id=f"job-{number}", stages={"staging": waiting})
+            yield row_of(job, 1)
+
+    async def depth(self, queue: Queue) -> int:
+        self.looks.append(queue.name)
+        return 50
+
+
+async def test_each_queue_is_looked_at_once_a_beat_however_many_jobs_wait_in_it() -> None:
+    asked: Any = Asked()
+    supervisor = Supervisor(asked, asked, asked, clock=lambda: NOW + 1.0, beat=1.0)
+    for number in (1, 2):
+        await supervisor.came_back(GatewayBeat(gateway=supervisor._name, number=number))
+    assert asked.looks == ["fetcher", "fetcher"]
