@@ -4,11 +4,15 @@
 #   PIP_ARGS    reaches pip: an index of your own, --find-links, -v to watch it work
 #   PYTEST_ARGS reaches pytest: a file, -k, -x
 #   FUZZ_ARGS   reaches the fuzzing: --seconds 60, --seed 7
+#   FAULTS_ARGS reaches the faults: --only broker, --short
+#   SOAK_ARGS   reaches the soak: --seed 7, --minutes 10
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+FAULTS_ARGS ?=
+SOAK_ARGS ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -25,7 +29,7 @@ CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constra
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types arch check bench fuzz docs format clean servers
+.PHONY: help demo test lint types arch check bench fuzz faults soak docs format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-8s%s\n' "$$name" "$$what"; done
@@ -54,6 +58,12 @@ bench: $(DEV)  ## Measure speed
 
 fuzz: $(FUZZ)  ## Ten minutes of hostile bytes for each reader; writes docs/fuzzing.md
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+faults: servers $(DEV)  ## Every fault of docs/reliability.md in its long form; writes its table
+	$(BIN)/python -m tests.faults $(FAULTS_ARGS)
+
+soak: servers $(DEV)  ## Hundreds of jobs under random faults; writes its part of docs/reliability.md
+	$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
 
 docs: servers $(DEV)  ## Write what docs/ has from the code, and the pages that are measured
 	$(BIN)/python -m services.gateway.documents docs

@@ -20,6 +20,7 @@ from shared.adapters.sql import Sql
 from shared.adapters.stores import open_store
 from shared.adapters.upload_table import UploadTable
 from shared.messages import GATEWAY_RECORDER
+from shared.patience import PatientStore
 from shared.ports import Bus, Record
 from shared.process import closing
 from shared.settings import Settings
@@ -46,6 +47,7 @@ class AllInOne:
             sql = await stack.enter_async_context(closing(Sql.open(settings.database_url)))
             record = Record(Database(sql), KeyTable(sql), UploadTable(sql))
             store = await stack.enter_async_context(closing(open_store(settings, key)))
+            patient = PatientStore(store, beat=settings.beat)
             front, *workers = [
                 await stack.enter_async_context(closing(broker.bus(name)))
                 for name in ("gateway", "fetcher", "trainer", "inferencer", "notifier")
@@ -57,10 +59,10 @@ class AllInOne:
                 group.create_task(gateway.run(last))
                 group.create_task(self._announce(gateway))
                 async with asyncio.TaskGroup() as serving:
-                    serving.create_task(fetch(settings, key, workers[0], store, stop))
-                    serving.create_task(train(settings, key, workers[1], store, stop))
-                    serving.create_task(infer(settings, key, workers[2], store, stop))
-                    serving.create_task(notify(settings, key, workers[3], store, stop))
+                    serving.create_task(fetch(settings, key, workers[0], patient, stop))
+                    serving.create_task(train(settings, key, workers[1], patient, stop))
+                    serving.create_task(infer(settings, key, workers[2], patient, stop))
+                    serving.create_task(notify(settings, key, workers[3], patient, stop))
                 await drained(front)
                 last.set()
 

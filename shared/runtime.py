@@ -47,6 +47,8 @@ PATIENCE_BEATS = 60
 """Beats without a sign of life after which the work is given up: 10 minutes by default."""
 GRACE_BEATS = 60
 """Beats that gentle work gets to save what it must when the worker is stopped."""
+LAST_WORD_BEATS = 6
+"""Beats in which a worker that stops must be rid of its last word: past them it counts as lost."""
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -417,12 +419,26 @@ class Worker:
         try:
             outcome = await self._outcome(order, task, stop)
             if outcome is not None:
-                await order.say(outcome)
+                await self._say_at_last(order, outcome, stop)
         finally:
             del self._tasks[order.claim]
             for helper in (*helpers, task):
                 await cancelled(helper)
         log.info("let go", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
+
+    async def _say_at_last(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
+        """Say how it ended; a worker that must stop does not wait for a broker for ever."""
+        saying = asyncio.create_task(order.say(outcome))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((saying, stopping), return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(LAST_WORD_BEATS * self._beat):
+                await saying
+        except TimeoutError:
+            log.warning("last word not said", job=order.job, fact=type(outcome).__name__)
+        finally:
+            await cancelled(stopping)
+            await cancelled(saying)
 
     async def _keep_beating(self, order: Order, task: asyncio.Task[Result]) -> None:
         """Beat while the work shows signs of life; past its patience, end it."""

@@ -144,9 +144,15 @@ class ServiceProcess(Child):
 class Services:
     """The running services of one test."""
 
-    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        folder: Path,
+        program: Sequence[str] = ("everydream",),
+    ) -> None:
         self.environment = environment
         self.folder = folder
+        self.program = program
         self.all: list[ServiceProcess] = []
 
     def first(self, name: str) -> ServiceProcess:
@@ -179,7 +185,7 @@ class Services:
             name,
             self.environment if environment is None else environment,
             _new_folder(self.folder, f"{len(self.all)}-{name}"),
-            command or ("everydream", "service", name),
+            command or (*self.program, "service", name),
         )
         self.all.append(process)
         return process
@@ -244,10 +250,16 @@ async def running(
 
 
 @asynccontextmanager
-async def services_in_a_folder(environment: Mapping[str, str]) -> AsyncIterator[Services]:
-    """No service yet, but a sure end for all that are started in the block."""
+async def services_in_a_folder(
+    environment: Mapping[str, str], program: Sequence[str] = ("everydream",)
+) -> AsyncIterator[Services]:
+    """No service yet, but a sure end for all that are started in the block.
+
+    ``program`` takes the arguments ``service NAME``: a console script of ours, or a module of the
+    tests.
+    """
     folder = _temporary_folder()
-    services = Services(environment, folder)
+    services = Services(environment, folder, program)
     try:
         yield services
         services.check()
@@ -283,12 +295,14 @@ def shared_environment(
 
 
 def resolved(command: Sequence[str]) -> list[str]:
-    """A command line whose program is one of our console scripts, for this interpreter.
+    """A command line for this interpreter, of one of our console scripts or a tests' module.
 
     Raises:
         KeyError: the project has no such script.
     """
     program, *arguments = command
+    if program.startswith("tests."):
+        return [sys.executable, "-m", program, *arguments]
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts[program].partition(":")
     code = f"import sys; from {module} import {function}; sys.exit({function}())"

@@ -12,7 +12,7 @@ import structlog
 from services.gateway.happenings import happenings
 from services.gateway.view import View
 from shared.errors import Unavailable, Unroutable
-from shared.jobs import Effect, Job, Step
+from shared.jobs import Effect, Job, Step, webhook_id
 from shared.messages import Message, WebhookDue, encode
 from shared.ports import Bus, JobStore, Outgoing, StoredEvent, StoredJob
 
@@ -137,6 +137,8 @@ class Ledger:
         if step.job.ended and not before.ended:
             log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
             self._on_end(step.job)
+        if before.ended and step.job.webhook_settled and not before.webhook_settled:
+            _tell_if_given_up(step.job)
         return True
 
     def _happened(self, before: Job | None, after: Job, version: int) -> list[StoredEvent]:
@@ -172,6 +174,14 @@ class Ledger:
             status = await self._view.status(job)
             message = msgspec.structs.replace(message, body=status.decode())
         return encode(message)
+
+
+def _tell_if_given_up(job: Job) -> None:
+    """The end's webhook is not tried any more: if nobody took it, somebody waits in vain."""
+    webhook = webhook_id(job, "completed", 0)
+    for last in [each for each in job.webhook_tries if each.id == webhook][-1:]:
+        if last.reason is not None:
+            log.warning("webhook_given_up", job=job.id, tries=last.attempt, reason=last.reason)
 
 
 def read(row: StoredJob) -> Job:

@@ -19,7 +19,7 @@ from msgspec import Struct
 from services.gateway.ledger import Ledger, read
 from shared.errors import Unavailable, Unroutable
 from shared.jobs import Job, Step, ask_again, lose_claim, overdue, time_out
-from shared.messages import GATEWAY_RECORDER, STAGE_QUEUES, GatewayBeat, Stage
+from shared.messages import GATEWAY_RECORDER, STAGE_QUEUES, GatewayBeat, Queue, Stage
 from shared.ports import Bus, JobStore, StoredJob
 
 PATIENCE = 6
@@ -62,6 +62,8 @@ class Supervisor:
         self._beats = 0
         self._since: dict[str, int] = {}
         """The beat of a claim's last sign of life, or of the last look that found work queued."""
+        self._queued: dict[str, bool] = {}
+        """By queue: what this beat's one look has found, however many jobs wait there."""
 
     async def run(self) -> None:
         """Publish beats, for ever."""
@@ -78,6 +80,7 @@ class Supervisor:
         if beat.gateway != self._name:
             return
         self._count(beat.number)
+        self._queued = {}
         now = self._clock()
         jobs = [job async for row in self._jobs.live() if (job := _readable(row))]
         watched = {job.id: [*_watches(job, now)] for job in jobs}
@@ -124,8 +127,14 @@ class Supervisor:
 
     async def _waits_in_queue(self, stage: Stage) -> bool:
         """Whether the stage's queue holds anything, as far as the broker tells."""
+        queue = STAGE_QUEUES[stage]
+        if queue.name not in self._queued:
+            self._queued[queue.name] = await self._holds_anything(queue)
+        return self._queued[queue.name]
+
+    async def _holds_anything(self, queue: Queue) -> bool:
         try:
-            return await self._bus.depth(STAGE_QUEUES[stage]) > 0
+            return await self._bus.depth(queue) > 0
         except Unavailable:
             return True
 

@@ -23,6 +23,7 @@ from shared.messages import (
     PublicationStarted,
     Stage,
 )
+from shared.patience import PatientStore
 from shared.ports import ObjectStore
 from shared.process import closing
 from shared.request import S3Config
@@ -51,13 +52,16 @@ class NotifierWork:
         *,
         key: str,
         scratch: Path,
+        beat: float,
         places: int = 4,
     ) -> None:
+        """``beat``, in seconds: a bucket that is away is waited for, for some of them."""
         self.places = places
         self._store = store
         self._open_bucket = open_bucket
         self._key = key
         self._scratch = scratch
+        self._beat = beat
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
         match message:
@@ -82,11 +86,12 @@ class NotifierWork:
 
     async def _publish(self, order: Order, theirs: ObjectStore) -> ArtifactsPublished:
         scratch = self._scratch / f"{order.job}-{order.stage}-{order.grant.attempt}"
+        patient = PatientStore(theirs, beat=self._beat)
         try:
             scratch.mkdir(parents=True, exist_ok=True)
             artifacts = [*artifacts_of(order.message), *order.grant.samples]
             urls = await bucket.publish(
-                self._store, theirs, job=order.job, artifacts=artifacts, scratch=scratch,
+                self._store, patient, job=order.job, artifacts=artifacts, scratch=scratch,
                 heard=lambda files: order.progress(phase="publishing", files=files),
             )  # fmt: skip
         finally:

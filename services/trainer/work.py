@@ -33,7 +33,7 @@ from shared.dataset.manifest import Manifest
 from shared.dataset.plan import job_seed
 from shared.dataset.speed import SPEED_KEY, Speed
 from shared.disk import require_room
-from shared.errors import Interrupted, Passing, Refused, Unavailable
+from shared.errors import Interrupted, NotFound, Passing, Refused, Unavailable
 from shared.folders import cached_folder, download_folder, read_manifest
 from shared.messages import (
     TRAINER,
@@ -115,22 +115,32 @@ class TrainerWork:
         base = await cached_folder(store, staged.base_model, self._cache, heard=heard)
         needed = SAVED_MODELS * (await read_manifest(store, staged.base_model)).bytes
         await in_thread(require_room, folder, needed, "save the trained model later")
-        if order.grant.resume_point:
-            order.progress(phase="fetching the resume point")
-            await download_folder(store, order.grant.resume_point, folder / "from", heard=heard)
-            log.info("resuming", job=order.job, resume_point=order.grant.resume_point)
+        resume = await self._fetch_resume_point(order, folder / "from")
         return TrainingOrder(
             job=order.job,
             train=staged.train,
             seed=job_seed(order.job, staged.train),
             dataset=str(folder / "dataset"),
             base=str(base),
-            resume=str(folder / "from") if order.grant.resume_point else None,
+            resume=str(resume) if resume else None,
             out=str(folder / "out"),
             sample_every=staged.train.sample_steps,
             sampled=tuple(await drawn_steps(store, order.job)),
             resume_every=self._resume_every,
         )
+
+    async def _fetch_resume_point(self, order: Order, folder: Path) -> Path | None:
+        """Where it lies now; None: there is none, or the store has it no more."""
+        if (point := order.grant.resume_point) is None:
+            return None
+        order.progress(phase="fetching the resume point")
+        try:
+            await download_folder(self._store, point, folder, heard=order.heard)
+        except NotFound:
+            log.warning("the resume point is gone", job=order.job, resume_point=point)
+            return None
+        log.info("resuming", job=order.job, resume_point=point)
+        return folder
 
     async def _train(self, child: Child, order: Order, asked: TrainingOrder) -> CheckpointFinal:
         """Train, and have samples drawn on the way if there are prompts for them."""
@@ -164,7 +174,8 @@ class TrainerWork:
             outcome = await _listen(child, order, uploads, snapshots)
             await self._remember_speed(order, child.gpu, outcome.steps)
             return await self._store_outcome(order, outcome, uploads, snapshots)
-        except ChildDied as error:
+        except (ChildDied, Passing) as error:
+            await uploads.finished()  # what it saved before is whole, and is gone on from
             raise Passing(str(error)) from error
         finally:
             for teller in tellers:

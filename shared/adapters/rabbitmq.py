@@ -38,7 +38,11 @@ from aio_pika.abc import (
     AbstractIncomingMessage,
     AbstractQueue,
 )
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, PublishError
+from aio_pika.exceptions import (
+    CONNECTION_EXCEPTIONS,
+    ChannelPreconditionFailed,
+    PublishError,
+)
 from aiormq.exceptions import ChannelAccessRefused
 from pamqp import commands
 from yarl import URL
@@ -70,6 +74,8 @@ ANSWER_SECONDS = 5.0
 CLOSE_SECONDS = 4.0
 PAUSE_SECONDS = 0.2
 """Between losing a channel and asking for the next."""
+DIFFERS_SECONDS = 2.0
+"""Before declaring again what somebody must put right first."""
 REASON_LENGTH = 1000
 
 T = TypeVar("T")
@@ -79,6 +85,10 @@ log = structlog.get_logger()
 
 class _Lost(Exception):
     """A connection or channel is gone, or does not answer in time."""
+
+
+class _Differs(_Lost):
+    """The broker has something under this name already, with other arguments."""
 
 
 @asynccontextmanager
@@ -110,8 +120,12 @@ async def _until_not_lost(once: Callable[[], Awaitable[T]], about: str) -> T:
 
 
 async def _pause(about: str, lost: _Lost) -> None:
-    log.info("broker_asked_again", about=about, after=str(lost))
-    await asyncio.sleep(PAUSE_SECONDS)
+    if isinstance(lost, _Differs):
+        log.error("topology_differs", about=about, why=str(lost))
+        await asyncio.sleep(DIFFERS_SECONDS)
+    else:
+        log.info("broker_asked_again", about=about, after=str(lost))
+        await asyncio.sleep(PAUSE_SECONDS)
 
 
 async def _hang_up(line: AbstractChannel | AbstractConnection) -> None:
@@ -156,7 +170,8 @@ class _Topology:
             name = missing[0]
             try:
                 async with _answered(DECLARE_SECONDS):
-                    await self._way_to(name)(channel)
+                    with _the_same_as_ours():
+                        await self._way_to(name)(channel)
             except _Lost as lost:
                 refused = isinstance(lost.__cause__, ChannelAccessRefused)
                 if not refused or name in self._not_ours:
@@ -203,8 +218,19 @@ async def _declare_dead_letters(channel: AbstractChannel) -> None:
     await dead.bind(DEAD_LETTERS)
 
 
+@contextmanager
+def _the_same_as_ours() -> Iterator[None]:
+    """Tell apart what waiting does not mend: somebody must delete what is there."""
+    try:
+        yield
+    except ChannelPreconditionFailed as error:
+        raise _Differs(str(error)) from error
+
+
 async def _declare_queue(channel: AbstractChannel, queue: Queue) -> AbstractQueue:
-    declared = await channel.declare_queue(queue.name, durable=True, arguments=_arguments(queue))
+    arguments = _arguments(queue)
+    with _the_same_as_ours():
+        declared = await channel.declare_queue(queue.name, durable=True, arguments=arguments)
     for key in queue.bindings:
         await declared.bind(EXCHANGE, key)
     return declared

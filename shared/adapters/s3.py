@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -197,7 +198,7 @@ class S3Store:
     async def _open_client(self, endpoint: str | None) -> Any:
         if self._guard:
             self._guard.check_url(self._place.endpoint)
-        session = aioboto3.Session()
+        session = _users_session() if self._place.users else aioboto3.Session()
         known = {"region_name": session.region_name or DEFAULT_REGION, **self._arguments}
         chosen = {"endpoint_url": endpoint} if endpoint else {}
         try:
@@ -241,6 +242,15 @@ class S3Store:
             yield
         except VENDORS as error:
             raise translate(error, key, self._place) from error
+
+
+@cache
+def _users_session() -> aioboto3.Session:
+    """One for all users' buckets, whose clients bring their own keys.
+
+    Each session reads S3's description anew, and holds up the event loop for a fifth of a second.
+    """
+    return aioboto3.Session()
 
 
 def region_of(endpoint_url: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
+from shared.patience import PatientStore
 from shared.ports import Bus, ObjectStore
 from shared.process import closing, or_stopped, source_of, stop_on_signals
 from shared.settings import Settings, from_environment
@@ -26,4 +27,5 @@ async def run_worker(service: str, serve: Serve) -> None:
     bus = await or_stopped(opening, stop)
     if bus is not None:
         async with closing(bus), closing(open_store(settings, key)) as store:
-            await serve(settings, key, bus, store, stop)
+            patient = PatientStore(store, beat=settings.beat)
+            await serve(settings, key, bus, patient, stop)

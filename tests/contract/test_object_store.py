@@ -14,6 +14,7 @@ from shared.adapters import s3
 from shared.adapters.folder import FolderStore
 from shared.errors import NotFound, Refused
 from shared.folders import sha256_of
+from shared.patience import PatientStore
 from shared.ports import ObjectStore
 from tests.contract.stores import fetch, folder_store, names_in, s3_store
 
@@ -21,11 +22,11 @@ SECONDS = 60
 MB = 1_000_000
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "patient", "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
-    if request.param == "folder":
+    if request.param in ("folder", "patient"):
         async with folder_store(tmp_path / "store") as folder:
-            yield folder
+            yield folder if request.param == "folder" else PatientStore(folder, beat=0.0)
     else:
         bucket = request.getfixturevalue("s3_bucket")
         async with s3_store(request.getfixturevalue("s3_server"), bucket) as s3_bucket:

@@ -65,7 +65,7 @@ class Publishing:
                 secret_key=s3.accessSecret, prefix=s3.objectPath, guard=guard,
             )  # fmt: skip
 
-        return NotifierWork(self.ours, open_bucket, key=KEY, scratch=self.scratch)
+        return NotifierWork(self.ours, open_bucket, key=KEY, scratch=self.scratch, beat=0.01)
 
     async def stored(self, name: str, kind: Any, data: bytes) -> Artifact:
         """A file that a worker has left in our store."""

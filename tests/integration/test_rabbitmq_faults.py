@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
 
 import aio_pika
 import pytest
@@ -523,3 +524,29 @@ async def with_password(node: RabbitMQ, url: str, password: str) -> str:
 
 def told_of(told: Sequence[object], event: str) -> int:
     return sum(event in str(line) for line in told)
+
+
+# --- Somebody else has declared our topology
+
+
+async def test_a_queue_with_other_arguments_is_told_and_once_it_is_gone_all_goes_on(
+    amqp_url: str,
+) -> None:
+    async with plain_channel(amqp_url) as channel:
+        await channel.declare_queue(NOTIFIER_WEBHOOKS.name, durable=True)
+        with structlog.testing.capture_logs() as told:
+            opening = asyncio.create_task(open_bus(amqp_url))
+            await eventually(lambda: bool(complaints(told)))
+            await channel.queue_delete(NOTIFIER_WEBHOOKS.name)
+            bus = await opening
+
+    (why,) = complaints(told)
+    assert "PRECONDITION_FAILED - inequivalent arg" in why
+    assert NOTIFIER_WEBHOOKS.name in why
+    await publish(bus, 1)
+    assert await taken(bus) == 1
+    await bus.close()
+
+
+def complaints(told: Sequence[MutableMapping[str, Any]]) -> list[str]:
+    return [str(line["why"]) for line in told if line["event"] == "topology_differs"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from shared.adapters.s3 import PART_BYTES, S3Store, region_of
 from shared.errors import EveryDreamError, NotFound, Refused, Unavailable
@@ -318,3 +319,22 @@ async def test_an_upload_whose_file_shrinks_makes_no_object_and_leaves_no_parts(
 )
 def test_the_region_is_read_from_the_endpoints_name(endpoint: str, region: str) -> None:
     assert region_of(endpoint) == region
+
+
+async def test_the_next_bucket_is_opened_without_reading_what_s3_is_again(
+    s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes long, and everything else of the process waits meanwhile."""
+    read: list[str] = []
+    load = JSONFileLoader.load_file
+
+    def noted(self: JSONFileLoader, path: str) -> Any:
+        read.append(path)
+        return load(self, path)
+
+    async with users_bucket(s3_server, s3_bucket) as first:
+        await first.put("a", b"1")
+    monkeypatch.setattr(JSONFileLoader, "load_file", noted)
+    async with users_bucket(s3_server, s3_bucket) as second:
+        assert await second.get("a") == b"1"
+    assert read == []

@@ -309,6 +309,19 @@ async def test_a_base_model_that_cannot_be_loaded_is_the_users_to_mend(
         await work.perform(granted_order(message, "training", Facts()))
 
 
+async def test_without_its_resume_point_in_the_store_a_training_begins_anew(
+    work: TrainerWork,
+) -> None:
+    gone = "jobs/anew/training/1/resume/2"
+    order = granted_order(
+        asked("anew", max_epochs=1), "training", Facts(), attempt=2, resume_point=gone
+    )
+
+    final = await work.perform(order)
+
+    assert final.summary["steps"] == 3
+
+
 class Drawing(Facts):
     """Facts that an inferencer hears who draws every row at once, in its way."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from standardwebhooks import Webhook
+from structlog.testing import capture_logs
 
 from shared.messages import SamplesGenerated, StageFailed
 from tests.gateway_world import OTHER_KEY, TRAIN_ONLY, Claimed, World, eventually, training, world
@@ -105,6 +106,23 @@ async def test_a_failed_delivery_shows_when_the_next_is_due(here: World, web: We
     assert (again["attempt"], again["status"], again["reason"]) == (2, 200, None)
     assert again["id"] == first["id"]
     assert first["at"] < again["at"]
+
+
+@pytest.mark.parametrize(("answer", "warnings"), [(410, 1), (200, 0)])
+async def test_a_webhook_that_is_given_up_is_a_warning(
+    here: World, web: Web, answer: int, warnings: int
+) -> None:
+    web.answer(answer)
+    with capture_logs() as logs:
+        job, trainer = await hooked(here, web)
+        await trainer.finish_training()
+        await settled(here, job, 1)
+
+    told = [each for each in logs if each["event"] == "webhook_given_up"]
+    assert [each["log_level"] for each in told] == ["warning"] * warnings
+    assert [(each["job"], each["reason"]) for each in told] == [
+        (job, "answered with status 410")
+    ] * warnings
 
 
 async def test_a_webhook_is_sent_again_on_request_signed_anew(here: World, web: Web) -> None:

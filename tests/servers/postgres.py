@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import secrets
 import signal
 from itertools import count
 from pathlib import Path
@@ -48,6 +49,8 @@ class PostgreSQL(Server):
         self._owner = find_owner()
         super().__init__(self._owner)
         self.port = free_port()
+        self.password = secrets.token_hex(16)
+        """In every address, though all who know the port are trusted: so that it can be leaked."""
         self._data = self.folder / "data"
         self._env = {"PATH": search_path(), "HOME": str(self.folder), "LC_ALL": "C.UTF-8"}
         self._server: Child | None = None
@@ -81,7 +84,7 @@ class PostgreSQL(Server):
         """Make a new, empty database and return its address."""
         name = f"test_{next(self._numbers)}"
         self._ask("createdb", name)
-        return f"postgresql+asyncpg://test@{HOST}:{self.port}/{name}"
+        return f"postgresql+asyncpg://test:{self.password}@{HOST}:{self.port}/{name}"
 
     def drop(self, url: str) -> None:
         """Remove a database, whoever is still connected to it."""

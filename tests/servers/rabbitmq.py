@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import uuid
@@ -57,6 +58,7 @@ class RabbitMQ(Server):
         self._epmd_program = find_epmd()
         super().__init__()
         self.port = free_port()
+        self.password = secrets.token_hex(16)
         self._epmd_port = free_port()
         self._name = f"test-{uuid.uuid4().hex[:12]}@localhost"
         self._env = self._environment()
@@ -109,7 +111,7 @@ class RabbitMQ(Server):
 
     def url(self, vhost: str = "/") -> str:
         """Return the address of a virtual host."""
-        return f"amqp://guest:guest@{HOST}:{self.port}/{vhost.replace('/', '%2F')}"
+        return f"amqp://guest:{self.password}@{HOST}:{self.port}/{vhost.replace('/', '%2F')}"
 
     def fresh_vhost(self) -> str:
         """Return the name of a virtual host that nobody has used."""
@@ -173,7 +175,7 @@ class RabbitMQ(Server):
     def _write_definitions(self) -> Path:
         names = ["/", *(f"test-{self._made + 1 + i}" for i in range(self._batch))]
         path = self.folder / f"definitions-{self._made}.json"
-        path.write_text(json.dumps(_definitions(names)))
+        path.write_text(json.dumps(_definitions(names, self.password)))
         return path
 
     def _make_vhosts(self) -> None:
@@ -204,10 +206,10 @@ class RabbitMQ(Server):
         return listens(self.port) and in_own_loop(_confirms(self.url()))
 
 
-def _definitions(vhosts: list[str]) -> dict[str, object]:
+def _definitions(vhosts: list[str], password: str) -> dict[str, object]:
     everything = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
     return {
-        "users": [{"name": "guest", "password": "guest", "tags": ["administrator"]}],
+        "users": [{"name": "guest", "password": password, "tags": ["administrator"]}],
         "vhosts": [{"name": name} for name in vhosts],
         "permissions": [{"vhost": name, **everything} for name in vhosts],
     }

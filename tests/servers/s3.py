@@ -15,6 +15,7 @@ import aioboto3
 from aiobotocore.config import AioConfig
 from werkzeug.serving import run_simple
 
+from tests.servers.moods import Mood, Moody, tell
 from tests.servers.process import (
     HOST,
     Child,
@@ -43,7 +44,7 @@ class S3Server(Server):
 
     region = "us-east-1"
 
-    def __init__(self, access_key: str = "test-key", secret_key: str = "") -> None:
+    def __init__(self, access_key: str = "test-access-id", secret_key: str = "") -> None:
         super().__init__()
         self.access_key = access_key
         self.secret_key = secret_key or secrets.token_hex(20)
@@ -67,6 +68,10 @@ class S3Server(Server):
         if self._server:
             self._server.end(signal.SIGTERM)
             self._server = None
+
+    def mood(self, mood: Mood) -> None:
+        """Answer every request so from now on, until told otherwise."""
+        tell(self.folder, mood)
 
     def client(self, **others: Any) -> AbstractAsyncContextManager[Any]:
         """Open an aioboto3 client; its keys and settings may be replaced by others."""
@@ -106,7 +111,8 @@ def serve(port: int, access_key: str, secret_key: str) -> None:
     )
 
     door = Door(DomainDispatcherApplication(create_backend_app), access_key, secret_key)
-    run_simple(HOST, port, door, threaded=True, request_handler=MotoRequestHandler)
+    moody = Moody(door, Path.cwd())
+    run_simple(HOST, port, moody, threaded=True, request_handler=MotoRequestHandler)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,10 @@ class Web:
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
+        self.answered: list[tuple[Seen, int]] = []
+        """POSTs, each with the status that it got."""
         self._pages: dict[str, Page] = {}
-        self._script: list[Answer] = []
+        self._scripts: dict[str, list[Answer]] = {}
         self._news = asyncio.Condition()
         self._root = ""
 
@@ -73,9 +75,18 @@ class Web:
         """Send whoever asks for the path elsewhere, and return its address."""
         return self.serve(path, Page(status=status, headers={"Location": to}))
 
-    def answer(self, *script: int | Answer) -> None:
-        """Give the next POSTs these answers, one each; those after them get 200."""
-        self._script += [Answer(entry) if isinstance(entry, int) else entry for entry in script]
+    def answer(self, *script: int | Answer, path: str = "") -> None:
+        """Give the next POSTs these answers, one each; those after them get 200.
+
+        With a path only those to it: they heed no other script.
+        """
+        answers = [Answer(entry) if isinstance(entry, int) else entry for entry in script]
+        self._scripts.setdefault(path, []).extend(answers)
+
+    @property
+    def waiting_answers(self) -> int:
+        """How many of the script are still to be given."""
+        return sum(map(len, self._scripts.values()))
 
     @property
     def posts(self) -> list[Seen]:
@@ -104,24 +115,28 @@ class Web:
             await runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        await self._remember(request)
+        seen = await self._remember(request)
         if request.method == "POST":
-            return await self._next_answer()
+            return await self._next_answer(request.path, seen)
         page = self._pages.get(request.path, Page(status=404))
         return _plain(page) if page.is_plain else await _badly(page, request)
 
-    async def _remember(self, request: web.Request) -> None:
+    async def _remember(self, request: web.Request) -> Seen:
         body = await request.read()
+        seen = Seen(request.method, request.path_qs, request.headers, body)
         async with self._news:
-            self.seen.append(Seen(request.method, request.path_qs, request.headers, body))
+            self.seen.append(seen)
             self._news.notify_all()
+        return seen
 
-    async def _next_answer(self) -> web.Response:
-        answer = self._script.pop(0) if self._script else Answer()
+    async def _next_answer(self, path: str, seen: Seen) -> web.Response:
+        script = self._scripts.get(path, self._scripts.get("", []))
+        answer = script.pop(0) if script else Answer()
         await asyncio.sleep(answer.after)
         if answer.status is None:
             await asyncio.Event().wait()
             raise AssertionError
+        self.answered.append((seen, answer.status))
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 from shared.adapters.memory import MemoryBroker, MemoryBus
-from shared.errors import Interrupted, Refused
+from shared.errors import Interrupted, Refused, Unavailable
 from shared.messages import (
     DELIVERY_LIMIT,
     FETCHER,
@@ -34,7 +34,7 @@ from shared.messages import (
     StagingStarted,
 )
 from shared.request import Train, Wish
-from shared.runtime import PATIENCE_BEATS, Errand, Order, Worker
+from shared.runtime import LAST_WORD_BEATS, PATIENCE_BEATS, Errand, Order, Worker
 
 BEAT = 0.02
 TRAIN = Train(data_url="https://example.org/data.zip")
@@ -368,6 +368,29 @@ async def test_a_stopped_worker_says_that_its_work_was_interrupted() -> None:
         interrupted, _reply = await gateway.hear(StagingInterrupted)
 
     assert interrupted.claim == started.claim
+
+
+async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away() -> None:
+    broker = MemoryBroker()
+    bus, gateway = broker.bus("fetcher/1"), Gateway(broker.bus("gateway/test"))
+    stop = asyncio.Event()
+
+    async def away(*_: object, **__: object) -> None:
+        raise Unavailable("the broker was taken away by a test")
+
+    async def perform(order: Order) -> DatasetStaged:
+        bus.publish = away  # type: ignore[method-assign]
+        stop.set()
+        return staged(order)
+
+    running = asyncio.create_task(Worker(bus, ScriptedWork(perform), beat=BEAT).run(stop))
+    await gateway.submit()
+    started, control = await gateway.hear(StagingStarted)
+    await gateway.grant(started, control)
+
+    async with asyncio.timeout(2 * LAST_WORD_BEATS * BEAT + 5):
+        await running
+    await gateway.close()
 
 
 async def test_gentle_work_saves_what_it_must_before_it_is_interrupted() -> None:

@@ -125,3 +125,31 @@ async def test_a_record_that_cannot_be_read_or_judged_leaves_the_others_judged()
     await bench.beats(*range(1, PATIENCE + 2))
 
     assert bench.lost
+
+
+class Asked(Records):
+    """Many jobs whose staging was asked for, and a queue that they wait in."""
+
+    source = Silent.source
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks: list[str] = []
+
+    async def live(self) -> AsyncIterator[StoredJob]:
+        for number in range(50):
+            waiting = jobs.StageRecord(asking=self.job.stages["staging"].asking)
+            job = jobs.replace(self.job, id=f"job-{number}", stages={"staging": waiting})
+            yield row_of(job, 1)
+
+    async def depth(self, queue: Queue) -> int:
+        self.looks.append(queue.name)
+        return 50
+
+
+async def test_each_queue_is_looked_at_once_a_beat_however_many_jobs_wait_in_it() -> None:
+    asked: Any = Asked()
+    supervisor = Supervisor(asked, asked, asked, clock=lambda: NOW + 1.0, beat=1.0)
+    for number in (1, 2):
+        await supervisor.came_back(GatewayBeat(gateway=supervisor._name, number=number))
+    assert asked.looks == ["fetcher", "fetcher"]

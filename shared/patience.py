@@ -1,0 +1,81 @@
+"""A store that is away is waited for, and what was under way goes on when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
+from pathlib import Path
+from time import monotonic
+from typing import TypeVar
+
+import structlog
+
+from shared.errors import Unavailable
+from shared.ports import Entry, ObjectStore, unheard
+from shared.retry import reconnect_delay
+
+STORE_BEATS = 50
+"""Beats that a store may be away within one call: a little less than a worker's patience, so that
+the reason is the store's own."""
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class PatientStore:
+    """Another store, whose calls are tried again while it is away.
+
+    A worker keeps its claim meanwhile: no failure is counted, and what it has done so far stays.
+    """
+
+    def __init__(self, store: ObjectStore, *, beat: float) -> None:
+        """``beat``, in seconds: a call is given up :data:`STORE_BEATS` after its first failure."""
+        self._store = store
+        self._seconds = STORE_BEATS * beat
+
+    async def put(self, key: str, data: bytes) -> None:
+        await self._patiently(lambda: self._store.put(key, data))
+
+    async def get(self, key: str) -> bytes:
+        return await self._patiently(lambda: self._store.get(key))
+
+    async def upload(self, path: Path, key: str, *, heard: Callable[[], None] = unheard) -> None:
+        await self._patiently(lambda: self._store.upload(path, key, heard=heard))
+
+    async def download(self, key: str, path: Path, *, heard: Callable[[], None] = unheard) -> None:
+        await self._patiently(lambda: self._store.download(key, path, heard=heard))
+
+    async def exists(self, key: str) -> bool:
+        return await self._patiently(lambda: self._store.exists(key))
+
+    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+        """Read whole before the first is given: a listing that breaks off begins anew."""
+        for entry in await self._patiently(lambda: self._listed(prefix)):
+            yield entry
+
+    async def delete(self, prefix: str) -> int:
+        return await self._patiently(lambda: self._store.delete(prefix))
+
+    async def link(self, key: str, *, seconds: int, filename: str | None = None) -> str:
+        return await self._store.link(key, seconds=seconds, filename=filename)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def _listed(self, prefix: str) -> tuple[Entry, ...]:
+        return tuple([entry async for entry in self._store.list(prefix)])
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        deadline = math.inf
+        for attempt in count():
+            try:
+                return await call()
+            except Unavailable as error:
+                deadline = min(deadline, monotonic() + self._seconds)
+                if monotonic() >= deadline:
+                    raise
+                log.warning("the store is away", why=str(error))
+            await asyncio.sleep(reconnect_delay(attempt))
+        raise AssertionError("there is always another try")

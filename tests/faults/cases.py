@@ -1,0 +1,79 @@
+"""The registry of faults: each an async function of a world, with a number and a sentence.
+
+@case("2", "all connections are closed in the middle of a job")
+async def connections_closed(world: World, form: Form) -> Outcome:
+    ...
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, TypeVar
+
+from tests.faults.world import World
+
+T = TypeVar("T")
+MODULES = ("cases_broker", "cases_workers", "cases_stores", "cases_gateway", "cases_data")
+Database = Literal["sqlite", "postgresql"]
+
+
+class Form(Enum):
+    """Short: once, for every run of the tests. Long: again and again, for the table."""
+
+    SHORT = "short"
+    LONG = "long"
+
+    def of(self, short: T, long: T) -> T:
+        return short if self is Form.SHORT else long
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a case did, once all its jobs have ended as they should."""
+
+    injected: int
+    """How many times the fault was there."""
+    jobs: tuple[str, ...]
+    seconds: float
+    """From the end of the (last) fault to the end of the (last) job."""
+
+
+@dataclass(frozen=True)
+class Case:
+    number: str
+    """Of the list of faults that docs/reliability.md explains; ``+`` for one of our own."""
+    name: str
+    database: Database
+    """What its world records in: PostgreSQL where it runs several gateways."""
+    run: Callable[[World, Form], Awaitable[Outcome]]
+
+
+CASES: dict[str, Case] = {}
+"""By name."""
+
+
+def case(
+    number: str, name: str, *, database: Database = "sqlite"
+) -> Callable[[Callable[[World, Form], Awaitable[Outcome]]], Callable[..., Awaitable[Outcome]]]:
+    """Register a case under its sentence."""
+
+    def register(
+        run: Callable[[World, Form], Awaitable[Outcome]],
+    ) -> Callable[..., Awaitable[Outcome]]:
+        if name in CASES:
+            raise ValueError(f"two cases are called {name!r}")
+        CASES[name] = Case(number, name, database, run)
+        return run
+
+    return register
+
+
+def all_cases() -> tuple[Case, ...]:
+    """Every case of every module, those of one database together."""
+    for module in MODULES:
+        if importlib.util.find_spec(f"tests.faults.{module}"):
+            importlib.import_module(f"tests.faults.{module}")
+    return tuple(sorted(CASES.values(), key=lambda each: each.database, reverse=True))

@@ -1,0 +1,349 @@
+"""Faults of the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from time import monotonic
+
+import aio_pika
+
+from shared.concurrency import cancelled
+from shared.messages import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
+from shared.runtime import GRACE_BEATS, LAST_WORD_BEATS
+from tests.contract.bus_worlds import dead_letter
+from tests.faults.amqp import Ears, copy_of, ears, outsider
+from tests.faults.cases import Form, Outcome, case
+from tests.faults.script import Script
+from tests.faults.world import BEAT, World
+
+ASKING = ("job.submitted", "bucket.due", "dataset.staged", "checkpoint.final", "images.generated")
+"""The facts that ask for work."""
+STAGES = ("staging", "bucket_check", "training", "generation", "model_publication",
+          "image_publication")  # fmt: skip
+PROMPT_SECONDS = 3.0
+"""In which ``/run`` answers, whatever the broker does: clients wait no longer."""
+GRACE_SECONDS = 10.0 + BEAT * (GRACE_BEATS + LAST_WORD_BEATS)
+"""In which a trainer that cannot say anything must have ended."""
+ACK_TIMED_OUT = "waiting for delivery acknowledgement"
+HEARTBEAT_MISSED = "missed heartbeats from client"
+"""In the broker's log, when it has given up somebody."""
+
+
+@case("1", "the broker is killed and started again in the middle of a job")
+async def broker_killed(world: World, form: Form) -> Outcome:
+    times = form.of(1, 5)
+    job = await world.submit(Script(steps=30 * times, step_seconds=0.05))
+    for number in range(times):
+        await world.reaches(job, step=1 + 30 * number)
+        await asyncio.to_thread(world.broker.settle)
+        await asyncio.to_thread(world.broker.kill)
+        await asyncio.to_thread(world.broker.start)
+    seconds = await world.recovered([job])
+    assert done_once(world, job)
+    return Outcome(times, (job,), seconds)
+
+
+@case("2", "all connections are closed in the middle of a job")
+async def connections_closed(world: World, form: Form) -> Outcome:
+    times = form.of(1, 10)
+    job = await world.submit(Script(steps=30 * times, step_seconds=0.05))
+    for number in range(times):
+        await world.reaches(job, step=1 + 30 * number)
+        await asyncio.to_thread(world.broker.close_all_connections)
+    seconds = await world.recovered([job])
+    assert done_once(world, job)
+    return Outcome(times, (job,), seconds)
+
+
+@case("3", "the broker's ack timeout passes, over a claim that waits and a job that is longer")
+async def ack_timeout(world: World, form: Form) -> Outcome:
+    timeout, tick = form.of((1.0, 0.5), (10.0, 3.0))
+    async with short_ack_timeout(world, timeout, tick), ears(world, ["job.submitted"]) as heard:
+        fetcher, gateway = world.services.first("fetcher"), world.services.first("gateway")
+        fetcher.send(signal.SIGSTOP)
+        job = await world.submit(Script(steps=round(4 * timeout / 0.05), step_seconds=0.05))
+        await heard.hear(job, "job.submitted")
+        gateway.send(signal.SIGSTOP)
+        timeouts = logged(world, ACK_TIMED_OUT)
+        fetcher.send(signal.SIGCONT)
+        await world.until(lambda: _more(timeouts, lambda: logged(world, ACK_TIMED_OUT)))
+        gateway.send(signal.SIGCONT)
+        seconds = await world.recovered([job], seconds=60 + 4 * timeout)
+    assert done_once(world, job)
+    return Outcome(1, (job,), seconds)
+
+
+@case("5", "a service stands still for longer than the broker's heartbeat")
+async def stands_still(world: World, form: Form) -> Outcome:
+    names = form.of(("trainer",), ("gateway", "fetcher", "trainer", "inferencer", "notifier"))
+    job = await world.submit(Script(steps=60 * len(names), step_seconds=0.05, resume_every=5))
+    for number, name in enumerate(names):
+        await world.reaches(job, step=10 + 20 * number)
+        service = world.services.first(name)
+        lost = service.text.count("broker_lost")
+        given_up = logged(world, HEARTBEAT_MISSED)
+        service.send(signal.SIGSTOP)
+        await world.until(lambda: _more(given_up, lambda: logged(world, HEARTBEAT_MISSED)))  # noqa: B023
+        service.send(signal.SIGCONT)
+        await world.until(lambda: _more(lost, lambda: service.text.count("broker_lost")))  # noqa: B023
+    seconds = await world.recovered([job])
+    return Outcome(len(names), (job,), seconds)
+
+
+@case("6", "every message that asks for work is delivered twice")
+async def delivered_twice(world: World, form: Form) -> Outcome:
+    async with ears(world, ASKING) as heard:
+        doubling = asyncio.create_task(_double(heard))
+        jobs = [await world.submit() for _ in range(form.of(2, 20))]
+        seconds = await world.recovered(jobs)
+        await cancelled(doubling)
+    assert all(done_once(world, job, stage) for job in jobs for stage in STAGES)
+    return Outcome(len(ASKING) * len(jobs), tuple(jobs), seconds)
+
+
+@case("7", "messages come that nobody can read")
+async def poison(world: World, form: Form) -> Outcome:
+    times = form.of(1, 10)
+    async with outsider(world) as channel:
+        bodies = [body for _ in range(times) for queue in QUEUES for body in _poisons(queue.name)]
+        for number, body in enumerate(bodies):
+            queue = QUEUES[number // 2 % len(QUEUES)].name
+            await channel.default_exchange.publish(aio_pika.Message(body), queue)
+        world.planted += bodies
+        job = await world.submit()
+        seconds = await world.recovered([job])
+        reasons = await world.until(lambda: _reasons(world, bodies))
+    assert all("JSON" in reason or "no.such" in reason for reason in reasons), reasons
+    return Outcome(len(bodies), (job,), seconds)
+
+
+@case("9", "the broker's disk runs full")
+async def disk_alarm(world: World, form: Form) -> Outcome:
+    jobs, times, seconds = [], form.of(1, 5), 0.0
+    for _ in range(times):
+        running = await world.submit(Script(steps=40, step_seconds=0.05))
+        await world.reaches(running, step=1)
+        async with full_disk(world):
+            accepted = await promptly(world)
+            await _gateway_is_not_heard(world)
+        seconds = await world.recovered([running, accepted])
+        jobs += [running, accepted]
+    assert all(done_once(world, job) for job in jobs)
+    return Outcome(times, tuple(jobs), seconds)
+
+
+@case("18", "the broker hangs, and goes on")
+async def broker_hangs(world: World, form: Form) -> Outcome:
+    jobs, times, seconds = [], form.of(1, 5), 0.0
+    for _ in range(times):
+        running = await world.submit(Script(steps=40, step_seconds=0.05))
+        await world.reaches(running, step=1)
+        await asyncio.to_thread(world.broker.pause)
+        accepted = await promptly(world)
+        await _gateway_is_not_heard(world)
+        await asyncio.to_thread(world.broker.resume)
+        seconds = await world.recovered([running, accepted])
+        jobs += [running, accepted]
+    assert all(done_once(world, job) for job in jobs)
+    return Outcome(times, tuple(jobs), seconds)
+
+
+@case("+", "an empty broker takes the place of the one with all messages")
+async def emptied(world: World, form: Form) -> Outcome:
+    jobs, times, seconds = [], form.of(1, 4), 0.0
+    for _ in range(times):
+        running = await world.submit(Script(steps=40, step_seconds=0.05))
+        await world.reaches(running, step=1)
+        async with ears(world, ["dataset.staged"]) as heard:
+            waiting = [await world.submit() for _ in range(form.of(2, 5))]
+            await heard.hear_all(waiting)
+        await asyncio.to_thread(make_anew, world)
+        world.planted.clear()  # the dead letters have gone with all else
+        seconds = await world.recovered([running, *waiting])
+        jobs += [running, *waiting]
+    assert all(done_once(world, job) for job in jobs)
+    return Outcome(times, tuple(jobs), seconds)
+
+
+@case("+", "the services start before the broker does")
+async def broker_comes_last(world: World, form: Form) -> Outcome:
+    names = form.of(("gateway", "trainer"), tuple(sorted(world.wanted)))
+    waiting = await world.submit(Script(steps=40, step_seconds=0.05))
+    await world.reaches(waiting, step=1)
+    world.proxies.broker.cut()
+    await asyncio.gather(*(world.services.first(name).kill() for name in names))
+    started = [world.services.begin(name) for name in names]
+    for service in started:
+        await service.wait_for_log("broker_unreachable")
+    world.proxies.broker.open()
+    job = await world.submit()
+    seconds = await world.recovered([waiting, job])
+    assert done_once(world, job)
+    return Outcome(len(names), (waiting, job), seconds)
+
+
+@case("+", "a trainer is stopped while the broker is away")
+async def stopped_without_broker(world: World, form: Form) -> Outcome:
+    jobs, times, seconds = [], form.of(1, 4), 0.0
+    for _ in range(times):
+        job = await world.submit(Script(steps=40, step_seconds=0.05, resume_every=5))
+        await world.says("trainer", "resume point saved", job)
+        world.proxies.broker.cut()
+        await world.services.first("trainer").stop(seconds=GRACE_SECONDS)
+        world.proxies.broker.open()
+        await world.whole()
+        seconds = await world.recovered([job])
+        jobs.append(job)
+    return Outcome(times, tuple(jobs), seconds)
+
+
+@case("+", "a queue was declared with other arguments by somebody else")
+async def declared_otherwise(world: World, form: Form) -> Outcome:
+    jobs, times, seconds = [], form.of(1, 3), 0.0
+    for _ in range(times):
+        job = await world.submit(Script(steps=20, step_seconds=0.05))
+        await world.reaches(job, step=1)
+        said = {name: _complaints(world, name) for name in ("gateway", "trainer")}
+        async with outsider(world) as channel:
+            await channel.queue_delete(TRAINER.name)
+            await channel.declare_queue(TRAINER.name, durable=True)
+            world.proxies.broker.cut()
+            world.proxies.broker.open()
+            for name, before in said.items():
+                await world.until(lambda: _more(before, lambda: _complaints(world, name)))  # noqa: B023
+            await channel.queue_delete(TRAINER.name)
+        jobs += [job, await world.submit()]
+        seconds = await world.recovered(jobs[-2:])
+    return Outcome(times, tuple(jobs), seconds)
+
+
+@case("+", "an outside listener does not keep up, and fills its queue")
+async def slow_listener(world: World, form: Form) -> Outcome:
+    bounded = {"x-max-length": 5, "x-overflow": "drop-head"}
+    async with ears(world, ["#"]) as fills, ears(world, ["#"], bounded) as drops:
+        for slow in (fills, drops):
+            await slow.channel.set_qos(prefetch_count=1)
+            await slow.queue.consume(_never_ack)
+        jobs = [await world.submit() for _ in range(form.of(2, 20))]
+        seconds = await world.recovered(jobs)
+    assert all(done_once(world, job) for job in jobs)
+    return Outcome(2, tuple(jobs), seconds)
+
+
+# --- What the cases have in common ------------------------------------------------------------
+
+
+def done_once(world: World, job: str, stage: str = "training") -> bool:
+    """Whether exactly one worker, once, was granted this stage of the job."""
+    lines = (line for service in world.services.all for line in service.text.splitlines())
+    words = ('"working"', job, f'"{stage}"')
+    return sum(all(word in line for word in words) for line in lines) == 1
+
+
+async def promptly(world: World) -> str:
+    """Submit a job, which must be answered at once."""
+    began = monotonic()
+    job = await world.submit()
+    assert monotonic() - began < PROMPT_SECONDS, "the client has hung up by now"
+    return job
+
+
+async def _gateway_is_not_heard(world: World) -> None:
+    """Wait until it has noticed that the broker takes nothing."""
+    gateway = world.services.first("gateway")
+    before = gateway.text.count("beat_lost")
+    await world.until(lambda: _more(before, lambda: gateway.text.count("beat_lost")))
+
+
+async def _more(before: int, count: Callable[[], int]) -> bool | None:
+    return count() > before or None
+
+
+@asynccontextmanager
+async def full_disk(world: World) -> AsyncIterator[None]:
+    """The broker wants more room than any disk has."""
+    await asyncio.to_thread(world.broker.ctl, "set_disk_free_limit", "1000000GB")
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(world.broker.ctl, "set_disk_free_limit", "50MB")
+
+
+def logged(world: World, words: str) -> int:
+    """How often the broker's log says this."""
+    logs = (world.broker.folder / "log").glob("*.log")
+    return sum(log.read_text(errors="replace").count(words) for log in logs)
+
+
+@asynccontextmanager
+async def short_ack_timeout(world: World, seconds: float, tick: float) -> AsyncIterator[None]:
+    """Channels that are opened from now on are closed for a delivery that is not acked in time."""
+    await asyncio.to_thread(_set_ack_timeout, world, seconds, tick)
+    world.proxies.broker.cut()
+    world.proxies.broker.open()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(_set_ack_timeout, world, 1800, 60)
+        world.proxies.broker.cut()
+        world.proxies.broker.open()
+
+
+def _set_ack_timeout(world: World, seconds: float, tick: float) -> None:
+    values = {"consumer_timeout": seconds, "channel_tick_interval": tick}
+    calls = [f"application:set_env(rabbit, {key}, {1e3 * values[key]:.0f})" for key in values]
+    world.broker.ctl("eval", f"{', '.join(calls)}.")
+
+
+def make_anew(world: World) -> None:
+    """The virtual host again, without an exchange, a queue or a message."""
+    name, who = f'<<"{world.vhost}">>', '<<"test">>'
+    everything = '<<".*">>, <<".*">>, <<".*">>'
+    world.broker.ctl(
+        "eval",
+        f"rabbit_vhost:delete({name}, {who}), rabbit_vhost:add({name}, {who}), "
+        "rabbit_auth_backend_internal:set_permissions("
+        f'<<"guest">>, {name}, {everything}, {who}).',
+    )
+
+
+async def _double(heard: Ears) -> None:
+    """Say once more whatever is heard, once."""
+    seen = set()
+    exchange = await heard.channel.get_exchange(EXCHANGE, ensure=False)
+    while True:
+        message = await heard.next()
+        if message.message_id not in seen:
+            seen.add(message.message_id)
+            await exchange.publish(copy_of(message), message.routing_key or "")
+
+
+def _poisons(queue: str) -> tuple[bytes, bytes]:
+    """One that is no JSON, and one of a type that nobody knows."""
+    name = f"{queue}-{uuid.uuid4()}"
+    return f"{{not JSON {name}".encode(), f'{{"type": "no.such", "job": "{name}"}}'.encode()
+
+
+async def _reasons(world: World, bodies: list[bytes]) -> list[str] | None:
+    """Why these were buried, once all of them are; they stay where they are."""
+    wanted = {sha256(body).hexdigest() for body in bodies}
+    async with outsider(world) as channel:
+        queue = await channel.declare_queue(DEAD_LETTERS, passive=True)
+        found = {}
+        while incoming := await queue.get(fail=False):
+            letter = dead_letter(incoming)
+            found[letter.sha256] = letter.reason
+    return [found[each] for each in wanted] if wanted <= found.keys() else None
+
+
+def _complaints(world: World, name: str) -> int:
+    return sum(each.text.count("topology_differs") for each in world.services.named(name))
+
+
+async def _never_ack(_message: object) -> None:
+    pass

@@ -1,0 +1,262 @@
+"""Faults of gateways, of clocks, and of those who wait for a webhook."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Any
+
+from everydream.client import ENDS, Client
+from tests.end_to_end.story import API_KEY, SECRET_KEY, host_of, verified
+from tests.faults.cases import Form, Outcome, case
+from tests.faults.looks import attempts_at, lines_of, record_of, stage_asked_for, stage_of, unsent
+from tests.faults.script import Script
+from tests.faults.stand_ins import skewed, stand_in
+from tests.faults.world import BEAT, PROGRAM, Job, World
+from tests.servers.process import free_port
+from tests.servers.web import Answer, Seen, Web, running_web
+from tests.services import services_in_a_folder
+
+SEED = 20
+HOUR = 3600
+AT_ONCE = 6
+"""Requests with one idempotency key, to each gateway."""
+
+
+# --- Webhooks ---------------------------------------------------------------------------------
+
+
+@case("12", "a webhook is answered with errors, a redirect and silence")
+async def webhook_refused(world: World, form: Form) -> Outcome:
+    moved = Answer(302, {"Location": world.web.url("/elsewhere")})
+    script = form.of((500, moved), (500, moved, Answer(None), 503))
+    job, path = await hooked(world, *script)
+    await world.recovered([job])
+    began = monotonic()
+    posts = await posts_at(world.web, path, len(script) + 1)
+    seconds = monotonic() - began
+    assert {each.headers["webhook-id"] for each in posts} == {posts[0].headers["webhook-id"]}
+    assert {verified(each)["status"] for each in posts} == {"COMPLETED"}
+    assert not [each for each in world.web.seen if each.path == "/elsewhere"]
+    await settled(world, job)
+    tries = (await record_of(world, job)).webhook_tries
+    assert [each.attempt for each in tries] == list(range(1, len(script) + 2))
+    assert [each.status for each in tries] == [None] * len(script) + [200]
+    return Outcome(len(script), (job,), seconds)
+
+
+@case("12", "a webhook's receiver is gone for good")
+async def webhook_gone(world: World, form: Form) -> Outcome:
+    scripts: list[tuple[int, ...]] = form.of([(410,)], [(410,), (500,) * 5])
+    jobs = [await hooked(world, *script) for script in scripts]
+    await world.recovered(job for job, _ in jobs)
+    began = monotonic()
+    for (job, path), script in zip(jobs, scripts, strict=True):
+        world.jobs[job].webhook = False  # nobody took it, as the case wants it
+        await world.says("gateway", "webhook_given_up", job, f'"tries": {len(script)}')
+        assert len([each for each in world.web.posts if each.path == path]) == len(script)
+    return Outcome(len(jobs), tuple(job for job, _ in jobs), monotonic() - began)
+
+
+async def hooked(world: World, *script: int | Answer) -> tuple[str, str]:
+    """A job whose webhook's receiver answers so, and the receiver's path."""
+    path = f"/webhook/{uuid.uuid4()}"
+    world.web.answer(*script, path=path)
+    return await world.submit(request={"webhook": world.web.url(path)}), path
+
+
+async def posts_at(web: Web, path: str, number: int) -> list[Seen]:
+    """The POSTs to a path, once there are so many."""
+    async with asyncio.timeout(120):
+        while len(posts := [each for each in web.posts if each.path == path]) < number:
+            await asyncio.sleep(0.05)
+    return posts
+
+
+async def settled(world: World, job: str) -> None:
+    """Wait until the webhook of the end is tried no more."""
+
+    async def done() -> bool | None:
+        return (await record_of(world, job)).webhook_settled or None
+
+    await world.until(done)
+
+
+# --- Cancelling -------------------------------------------------------------------------------
+
+
+@case("13", "jobs are cancelled at any moment, also the one at which they complete")
+async def cancel_races(world: World, form: Form) -> Outcome:
+    dice = random.Random(SEED)
+    jobs = [
+        await world.submit(Script(steps=2, step_seconds=0.01), wanted=None)
+        for _ in range(form.of(3, 36))
+    ]
+    await asyncio.gather(*(cancel_sometime(world, job, dice.uniform(0, 1.0)) for job in jobs))
+    seconds = await world.recovered(jobs)
+    ends = [(await world.status(job))["status"] for job in jobs]
+    assert set(ends) <= {"CANCELLED", "COMPLETED"}
+    await world.recovered([await world.submit()])  # whatever comes late has come by its end
+    assert [(await world.status(job))["status"] for job in jobs] == ends
+    return Outcome(len(jobs), tuple(jobs), seconds)
+
+
+async def cancel_sometime(world: World, job: str, after: float) -> None:
+    """So long after the job's training has begun, or when it has ended."""
+
+    async def begun() -> bool | None:
+        return (await world.status(job))["status"] != "IN_QUEUE" or None
+
+    await world.until(begun)
+    await asyncio.sleep(after)
+    await world.client.cancel(job)
+
+
+@case("14", "a job is cancelled while it is queued, and while no trainer is there")
+async def cancel_while_queued(world: World, form: Form) -> Outcome:
+    await world.services.first("trainer").stop()
+    jobs = [await world.submit(wanted="CANCELLED") for _ in range(form.of(2, 8))]
+    for number, job in enumerate(jobs):
+        if number % 2:
+            await stage_asked_for(world, job, "training")
+        await world.client.cancel(job)
+    seconds = await world.recovered(jobs)
+    trainer = await world.services.start("trainer")
+    await world.recovered([await world.submit()])
+    for job in jobs:
+        training = (await record_of(world, job)).stages.get("training")
+        assert training is None or training.attempts == 0
+        assert not lines_of(trainer, job, "working")
+    return Outcome(len(jobs), tuple(jobs), seconds)
+
+
+# --- The gateway itself -----------------------------------------------------------------------
+
+
+@case("15", "a gateway is killed between the commit of a job and its publishing")
+async def killed_before_publishing(world: World, form: Form) -> Outcome:
+    jobs = []
+    for _ in range(form.of(1, 8)):
+        world.proxies.broker.cut()
+        gateway = world.services.first("gateway")
+        job = await world.submit()
+        jobs.append(job)
+        assert await unsent(world, job), "there was a broker to publish it to"
+        await gateway.kill()
+        world.proxies.broker.open()
+        await world.services.start("gateway")
+    seconds = await world.recovered(jobs)
+    for job in jobs:
+        assert lines_of(world.services.first("fetcher"), "dataset_staged", job)
+        assert await attempts_at(world, job, "staging") == 1
+    return Outcome(len(jobs), tuple(jobs), seconds)
+
+
+@case("16", "two gateways get requests with one idempotency key at once", database="postgresql")
+async def one_key_at_two_gateways(world: World, form: Form) -> Outcome:
+    await world.services.start("gateway")
+    urls = [gateway.url for gateway in world.services.named("gateway")]
+    jobs = [await posted_everywhere(world, urls) for _ in range(form.of(2, 10))]
+    seconds = await world.recovered(jobs)
+    return Outcome(len(jobs), tuple(jobs), seconds)
+
+
+async def posted_everywhere(world: World, urls: Iterable[str]) -> str:
+    """The one id that all requests with one key are answered with."""
+    body, once = world.body(Script()), str(uuid.uuid4())
+    clients = [Client(world.session, url, API_KEY) for url in urls]
+    ids = await asyncio.gather(
+        *(client.run(body, once=once) for client in clients for _ in range(AT_ONCE))
+    )
+    (job,) = set(ids)
+    world.jobs[job] = Job(job, webhook=True, s3=True)
+    return job
+
+
+@case("19", "gateways with clocks an hour apart take one another's place in the middle of a job")
+async def wrong_clocks(world: World, form: Form) -> Outcome:
+    clocks = form.of((HOUR, -HOUR), (HOUR, -HOUR) * 3)
+    job = await world.submit(Script(steps=60 * (len(clocks) + 1), step_seconds=0.1))
+    async with AsyncExitStack() as stack:
+        for number, seconds in enumerate(clocks):
+            await world.reaches(job, step=5 + 60 * number)
+            command = skewed("gateway", seconds)
+            await stack.enter_async_context(stand_in(world, "gateway", command))
+            check_times(await world.reaches(job, step=10 + 60 * number))
+        recovery = await world.recovered([job])
+        check_times(await world.status(job))
+    for stage in ("staging", "training", "generation"):
+        record = await stage_of(world, job, stage)
+        assert (record.attempts, record.failures) == (1, 0), stage
+    return Outcome(len(clocks), (job,), recovery)
+
+
+@case("19", "workers have clocks an hour apart")
+async def wrong_clocks_of_workers(world: World, form: Form) -> Outcome:
+    names = form.of(("trainer", "fetcher"), ("trainer", "fetcher", "inferencer", "notifier"))
+    async with AsyncExitStack() as stack:
+        for number, name in enumerate(names):
+            command = skewed(name, HOUR if number % 2 else -HOUR)
+            await stack.enter_async_context(stand_in(world, name, command))
+        job = await world.submit(Script(steps=6), webhook=False)
+        seconds = await world.recovered([job])
+    check_times(await world.status(job))
+    assert await attempts_at(world, job, "training") == 1
+    return Outcome(len(names), (job,), seconds)
+
+
+def check_times(status: dict[str, Any]) -> None:
+    times = (status["delayTime"], status["executionTime"])
+    assert all(0 <= each < 2 * HOUR * 1000 for each in times), status
+
+
+@case("+", "everydream serve is killed and started again in the middle of a job")
+async def serve_killed(world: World, form: Form) -> Outcome:
+    times = form.of(1, 4)
+    async with running_web() as web:
+        with TemporaryDirectory(prefix="serve-") as home:
+            environment = serve_environment(Path(home), world.web, web)
+            script = Script(steps=40 * times, step_seconds=0.05, resume_every=5)
+            body = world.body(script, webhook=False, s3=False)
+            async with services_in_a_folder(environment, PROGRAM) as own:
+                process = await own.start("gateway", command=(*PROGRAM, "serve"))
+                client = Client(world.session, process.url, API_KEY)
+                job = await client.run(body | {"webhook": web.url("/webhook")})
+                for number in range(times):
+                    await served_step(client, job, 10 + 30 * number)
+                    await process.kill()
+                    process = await own.start("gateway", command=(*PROGRAM, "serve"))
+                began = monotonic()
+                last = [status async for status in client.follow(job, every=0.1)][-1]
+                seconds = monotonic() - began
+                (post,) = await web.wait_for_posts(1)
+    assert (last["status"], verified(post)["status"]) == ("COMPLETED", "COMPLETED"), last
+    (begun,) = [w for w in last["output"]["train"]["warnings"] if w.startswith("trained from")]
+    assert int(begun.rpartition(" ")[2]) >= 5 + 30 * (times - 1), begun
+    return Outcome(times, (), seconds)
+
+
+def serve_environment(home: Path, *webs: Web) -> dict[str, str]:
+    """One process whose home and port outlive it."""
+    return {
+        "EVERYDREAM_HOME": str(home),
+        "EVERYDREAM_PORT": str(free_port()),
+        "EVERYDREAM_BASE_MODEL": "tiny",
+        "EVERYDREAM_API_KEYS": API_KEY,
+        "EVERYDREAM_SECRET_KEY": SECRET_KEY,
+        "EVERYDREAM_BEAT": str(BEAT),
+        "EVERYDREAM_ALLOWED_PRIVATE_HOSTS": ",".join(host_of(web.url()) for web in webs),
+    }
+
+
+async def served_step(client: Client, job: str, step: int) -> None:
+    async for status in client.follow(job, every=0.05):
+        assert status["status"] not in ENDS, status
+        if (status["output"].get("step") or 0) >= step:
+            return

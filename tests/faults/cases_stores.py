@@ -1,0 +1,184 @@
+"""Faults of the object store and of the database."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import asyncpg
+
+from shared.messages import STAGES
+from tests.end_to_end.story import API_KEY
+from tests.faults.cases import Form, Outcome, case
+from tests.faults.looks import record_of, resume_step, stage_of
+from tests.faults.script import Script
+from tests.faults.world import Job, World
+from tests.servers.moods import Mood
+
+Fault = Callable[[], AbstractContextManager[None]]
+"""Something is wrong with the stores meanwhile."""
+Lock = Callable[[], AbstractAsyncContextManager[None]]
+"""Keeps the gateway out of its database."""
+PATIENCE = 3.0
+"""Seconds after which clients give up."""
+TEN_MINUTES = 12.0
+"""Seconds: 60 beats."""
+
+
+# --- The object store -------------------------------------------------------------------------
+
+
+@case("11", "the stores are away for ten minutes")
+async def stores_away(world: World, form: Form) -> Outcome:
+    @contextmanager
+    def away() -> Iterator[None]:
+        world.proxies.store.cut()
+        world.proxies.bucket.cut()
+        yield
+        world.proxies.open()
+
+    return await unwell(world, form, away, form.of(2.0, TEN_MINUTES))
+
+
+@case("11", "the stores take their time")
+async def stores_slow(world: World, form: Form) -> Outcome:
+    @contextmanager
+    def slow() -> Iterator[None]:
+        world.proxies.store.latency(0.2)
+        world.proxies.bucket.latency(0.2)
+        yield
+        world.proxies.open()
+
+    return await unwell(world, form, slow, form.of(1.0, TEN_MINUTES))
+
+
+@case("11", "the stores answer 503")
+async def stores_overloaded(world: World, form: Form) -> Outcome:
+    return await unwell(world, form, moody(world, "overloaded"), form.of(1.5, TEN_MINUTES))
+
+
+@case("11", "the stores' answers break off in the middle")
+async def stores_short(world: World, form: Form) -> Outcome:
+    return await unwell(world, form, moody(world, "short"), form.of(1.5, TEN_MINUTES))
+
+
+def moody(world: World, mood: Mood) -> Fault:
+    """Both stores are on one server."""
+
+    @contextmanager
+    def in_a_mood() -> Iterator[None]:
+        world.s3.mood(mood)
+        try:
+            yield
+        finally:
+            world.s3.mood("well")
+
+    return in_a_mood
+
+
+async def unwell(world: World, form: Form, fault: Fault, lasting: float) -> Outcome:
+    """Jobs at every stage wait for the stores, and go on where they were: no claim is lost."""
+    times, seconds = form.of(1, 3), 0.0
+    jobs = []
+    for _ in range(times):
+        training = await world.submit(Script(steps=20, step_seconds=0.05, resume_every=5))
+        await world.reaches(training, step=2)
+        waiting = [await world.submit(Script(steps=2)) for _ in range(form.of(1, 3))]
+        with fault():
+            await asyncio.sleep(lasting)
+        seconds = await world.recovered([training, *waiting])
+        jobs += [training, *waiting]
+    for job in jobs:
+        stages = (await record_of(world, job)).stages
+        tried = {stage: (each.attempts, each.failures) for stage, each in stages.items()}
+        assert tried == dict.fromkeys(STAGES, (1, 0)), tried
+    assert await resume_step(world, jobs[0]) == 20
+    return Outcome(times, tuple(jobs), seconds)
+
+
+# --- The database -----------------------------------------------------------------------------
+
+
+@case("17", "the database is locked while jobs run and are submitted")
+async def sqlite_locked(world: World, form: Form) -> Outcome:
+    url = world.services.environment["EVERYDREAM_DATABASE_URL"]
+    return await locked_out(world, form, lambda: sqlite_lock(url.removeprefix("sqlite:///")))
+
+
+@case(
+    "17", "PostgreSQL's tables are locked while jobs run and are submitted", database="postgresql"
+)
+async def postgresql_locked(world: World, form: Form) -> Outcome:
+    url = world.services.environment["EVERYDREAM_DATABASE_URL"]
+    return await locked_out(world, form, lambda: postgresql_lock(url))
+
+
+async def locked_out(world: World, form: Form, lock: Lock) -> Outcome:
+    """A request is refused in time; sent again it is one job, and a job at work loses nothing."""
+    times, seconds = form.of(1, 5), 0.0
+    jobs = []
+    for _ in range(times):
+        running = await world.submit(Script(steps=60, step_seconds=0.05))
+        await world.reaches(running, step=2)
+        body, once = world.body(Script(steps=2)), str(uuid.uuid4())
+        async with lock():
+            refused = await post(world, body, once)
+        assert (refused.status, bool(refused.retry_after)) == (503, True), refused
+        assert refused.seconds < PATIENCE, refused
+        job = await world.client.run(body, once=once)
+        world.jobs[job] = Job(job, webhook=True, s3=True)
+        jobs += [running, job]
+        seconds = await world.recovered([running, job])
+        assert (await stage_of(world, running, "training")).attempts == 1
+    return Outcome(times, tuple(jobs), seconds)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a request got, and after how many seconds."""
+
+    status: int
+    retry_after: str | None
+    seconds: float
+
+
+async def post(world: World, body: Mapping[str, Any], once: str) -> Answered:
+    """Submit once, whatever the answer."""
+    headers = {"Authorization": f"Bearer {API_KEY}", "Idempotency-Key": once}
+    began = monotonic()
+    url = f"{world.client.endpoint}/run"
+    async with world.session.post(url, json=body, headers=headers) as response:
+        return Answered(response.status, response.headers.get("Retry-After"), monotonic() - began)
+
+
+@asynccontextmanager
+async def sqlite_lock(path: str) -> AsyncIterator[None]:
+    """Nobody else writes."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@asynccontextmanager
+async def postgresql_lock(url: str) -> AsyncIterator[None]:
+    """Nobody else reads or writes jobs."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await connection.close()

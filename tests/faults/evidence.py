@@ -1,0 +1,338 @@
+"""Gathers what the ledger looks at: from the broker, the database, the buckets, logs and receivers.
+
+    async with witnessed(broker, vhost) as witness:  # before the first job
+        ...
+        wrong = check(await gather(world, witness))
+
+What is gathered stays where it is: dead letters are read and left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import msgspec
+import sqlalchemy as sa
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.exceptions import AMQPError
+from sqlalchemy.engine import Row
+
+from shared.adapters import tables
+from shared.adapters.sql import Sql
+from shared.jobs import Status
+from shared.keys import webhook_secret
+from shared.messages import (
+    DEAD_LETTERS,
+    EXCHANGE,
+    AnyMessage,
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobTimedOut,
+    decode,
+)
+from shared.process import closing
+from tests.faults.ledger import (
+    Accepted,
+    Buried,
+    Depth,
+    End,
+    Evidence,
+    File,
+    Post,
+    Record,
+    Stored,
+    Text,
+    Turn,
+)
+from tests.faults.world import World
+from tests.servers.rabbitmq import RabbitMQ
+from tests.servers.s3 import S3Server
+from tests.servers.web import Seen
+
+WITNESS = "witness"
+"""Our own queue."""
+TRACE = "amq.rabbitmq.trace"
+SENT_BY_NAME = "publish."
+"""The broker's trace of what goes by the default exchange, to one queue alone."""
+PAUSE_SECONDS = 0.2
+QUIET_SECONDS = 30.0
+"""In which every queue must have been seen empty at once; beats come and go."""
+ENDS: Mapping[type[AnyMessage], Status] = {
+    JobCompleted: "COMPLETED",
+    JobFailed: "FAILED",
+    JobCancelled: "CANCELLED",
+    JobTimedOut: "TIMED_OUT",
+}
+
+
+# --- The witness ------------------------------------------------------------------------------
+
+
+@dataclass
+class Witness:
+    """Hears all that is said on the exchange, and while the broker lets it what goes to queues."""
+
+    url: str
+    trace: Callable[[], object]
+    heard: dict[bytes, AnyMessage | None] = field(default_factory=dict)
+    """Each body with what it says, in the order of the first time; None: poison."""
+    listening: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def listen(self) -> None:
+        """For ever; what is said while the broker is away waits in a durable queue."""
+        while True:
+            with suppress(AMQPError, OSError, TimeoutError):
+                await self._listen()
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _listen(self) -> None:
+        async with await aio_pika.connect(self.url, timeout=10) as connection:
+            channel = await connection.channel()
+            queue = await channel.declare_queue(WITNESS, durable=True)  # classic: others wait less
+            exchange = await channel.declare_exchange(
+                EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True
+            )
+            await queue.bind(exchange, "#")
+            await asyncio.to_thread(self.trace)
+            await queue.bind(TRACE, SENT_BY_NAME)
+            self.listening.set()
+            async with queue.iterator() as messages:
+                async for message in messages:
+                    self.heard[message.body] = _understood(message.body)
+                    await message.ack()
+
+    @property
+    def ends(self) -> Iterator[End]:
+        for body, message in self.heard.items():
+            if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
+                status = ENDS[type(message)]
+                yield End(job=message.job, run=message.run, status=status, body=body)
+
+
+def _understood(body: bytes) -> AnyMessage | None:
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+@asynccontextmanager
+async def witnessed(broker: RabbitMQ, vhost: str) -> AsyncIterator[Witness]:
+    """Somebody who listens from now on."""
+    witness = Witness(broker.url(vhost), lambda: broker.ctl("trace_on", "-p", vhost))
+    listening = asyncio.create_task(witness.listen())
+    try:
+        await asyncio.wait_for(witness.listening.wait(), QUIET_SECONDS)
+        yield witness
+    finally:
+        listening.cancel()
+        await asyncio.wait([listening])
+
+
+# --- All of it --------------------------------------------------------------------------------
+
+
+async def gather(world: World, witness: Witness) -> Evidence:
+    """Everything about a world that should be quiet by now."""
+    queues = await _queues_at_rest(world)
+    rows = await _rows(world.services.environment["EVERYDREAM_DATABASE_URL"])
+    theirs = await _contents(world.s3, world.bucket)
+    dead = await _dead_letters(witness.url)
+    return Evidence(
+        accepted=tuple(
+            Accepted(id=job.id, published=job.s3, webhook=job.webhook)
+            for job in world.jobs.values()
+        ),
+        ends=tuple(witness.ends),
+        history=tuple(_history(rows)),
+        records=tuple([await _record(world, row) for row in rows["jobs"]]),
+        bucket=tuple(_stored(theirs)),
+        posts=tuple(_posts(world)),
+        queues=queues,
+        outbox=tuple(row.id for row in rows["outbox"]),
+        dead_letters=tuple(map(_buried, dead)),
+        planted=tuple(world.planted),
+        secrets=secrets_of(world),
+        texts=(
+            *_logs(world),
+            *_row_texts(rows),
+            *(Text(place=f"a message: {body[:60]!r}", content=body) for body in witness.heard),
+            *(Text(place="a dead letter", content=message.body) for message in dead),
+            *(Text(place=f"artifact {key}", content=body) for key, body in theirs.items()),
+            *[text async for text in _store_texts(world)],
+        ),
+    )
+
+
+def secrets_of(world: World) -> dict[str, str]:
+    """What must stand nowhere, by what it is."""
+    environment = world.services.environment
+    key = environment["EVERYDREAM_SECRET_KEY"]
+    return {
+        "API key": environment["EVERYDREAM_API_KEYS"],
+        "secret key": key,
+        "secret of the stores": environment["AWS_SECRET_ACCESS_KEY"],
+        "webhook secret": webhook_secret(environment.get("EVERYDREAM_WEBHOOK_SECRET"), key),
+        **_password("broker", environment["EVERYDREAM_AMQP_URL"]),
+        **_password("database", environment["EVERYDREAM_DATABASE_URL"]),
+    }
+
+
+def _password(of: str, url: str) -> dict[str, str]:
+    password = urlsplit(url).password
+    return {} if password is None else {f"{of}'s password": password}
+
+
+# --- Broker -----------------------------------------------------------------------------------
+
+
+async def _queues_at_rest(world: World) -> tuple[Depth, ...]:
+    """All but the witness's and the dead letters', empty, or as they are when time is up."""
+    deadline = monotonic() + QUIET_SECONDS
+    while True:
+        depths = await asyncio.to_thread(_depths, world.broker, world.vhost)
+        busy = any(depth.ready or depth.unacked for depth in depths)
+        if not busy or monotonic() > deadline:
+            return depths
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+def _depths(broker: RabbitMQ, vhost: str) -> tuple[Depth, ...]:
+    columns = ("name", "messages_ready", "messages_unacknowledged")
+    listed = broker.ctl("list_queues", "-p", vhost, "--no-table-headers", *columns)
+    lines = (
+        line.split("\t") for line in listed.splitlines() if line.count("\t") == len(columns) - 1
+    )
+    return tuple(
+        Depth(queue=name, ready=int(ready), unacked=int(unacked))
+        for name, ready, unacked in lines
+        if name not in {WITNESS, DEAD_LETTERS}
+    )
+
+
+async def _dead_letters(url: str) -> list[AbstractIncomingMessage]:
+    """All of them; they go back when the channel is closed."""
+    async with await aio_pika.connect(url) as connection:
+        return [letter async for letter in _taken(await connection.channel())]
+
+
+async def _taken(channel: AbstractChannel) -> AsyncIterator[AbstractIncomingMessage]:
+    queue = await channel.get_queue(DEAD_LETTERS)
+    while (letter := await queue.get(fail=False)) is not None:
+        yield letter
+
+
+def _buried(letter: AbstractIncomingMessage) -> Buried:
+    """By us, with headers that say it all, or by the broker itself, body and all."""
+    headers: Mapping[str, Any] = letter.headers
+    return Buried(
+        queue=str(headers.get("queue") or headers.get("x-first-death-queue")),
+        reason=str(headers.get("reason") or headers.get("x-first-death-reason")),
+        sha256=str(headers.get("sha256") or sha256(letter.body).hexdigest()),
+    )
+
+
+# --- Database ---------------------------------------------------------------------------------
+
+Rows = Mapping[str, Sequence[Row[Any]]]
+
+
+async def _rows(url: str) -> Rows:
+    """Every row of every table."""
+    async with closing(Sql.open(url)) as sql:
+        return {
+            name: await sql.all(sa.select(table).order_by(*table.primary_key.columns))
+            for name, table in tables.metadata.tables.items()
+        }
+
+
+def _history(rows: Rows) -> Iterator[Turn]:
+    for row in rows["events"]:
+        if row.type == "status":
+            data = msgspec.json.decode(row.data)
+            yield Turn(job=row.job, run=data["run"], status=data["status"])
+
+
+def _row_texts(rows: Rows) -> Iterator[Text]:
+    for name, every in rows.items():
+        for row in every:
+            yield Text(place=f"a row of {name}", content=b"\n".join(map(_plain, row)))
+
+
+def _plain(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+async def _record(world: World, row: Row[Any]) -> Record:
+    told = await world.status(row.id)
+    files = told["output"].get("artifacts", ())
+    return Record(
+        id=row.id,
+        run=row.run,
+        status=row.status,
+        told=told["status"],
+        files=tuple(
+            File(name=each["name"], bytes=each["bytes"], sha256=each["sha256"],
+                 url=each["url"].partition("?")[0])
+            for each in files
+        ),
+    )  # fmt: skip
+
+
+# --- Objects, webhooks, logs ------------------------------------------------------------------
+
+
+async def _contents(s3: S3Server, bucket: str) -> dict[str, bytes]:
+    """Every object, by key."""
+    async with s3.client() as client:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        keys = [each["Key"] async for page in pages for each in page.get("Contents", ())]
+        return {key: await _content(client, bucket, key) for key in keys}
+
+
+async def _content(client: Any, bucket: str, key: str) -> bytes:
+    answer = await client.get_object(Bucket=bucket, Key=key)
+    content: bytes = await answer["Body"].read()
+    return content
+
+
+def _stored(contents: Mapping[str, bytes]) -> Iterator[Stored]:
+    for key, body in contents.items():
+        yield Stored(key=key, bytes=len(body), sha256=sha256(body).hexdigest())
+
+
+async def _store_texts(world: World) -> AsyncIterator[Text]:
+    """What the deployment's own store keeps."""
+    bucket = urlsplit(world.services.environment["EVERYDREAM_STORE_URL"]).netloc
+    for key, body in (await _contents(world.s3, bucket)).items():
+        yield Text(place=f"object {key}", content=body)
+
+
+def _posts(world: World) -> Iterator[Post]:
+    answers = {id(seen): status for seen, status in world.web.answered}
+    for seen in world.web.posts:
+        yield _post(seen, answers.get(id(seen)))
+
+
+def _post(seen: Seen, answer: int | None) -> Post:
+    body = msgspec.json.decode(seen.body)
+    return Post(
+        job=body["id"], status=body["status"], webhook_id=seen.headers["webhook-id"],
+        body=seen.body, answer=answer,
+    )  # fmt: skip
+
+
+def _logs(world: World) -> Iterator[Text]:
+    for process in world.services.all:
+        yield Text(place=f"the log of {process.folder.name}", content=process.text.encode())
+    for path in (world.broker.folder / "log").glob("*"):
+        yield Text(place=f"the broker's {path.name}", content=path.read_bytes())

@@ -1,0 +1,57 @@
+"""An inferencer's lasting child that draws by a script: no torch, but real pictures and records."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from services.inferencer.order import DrawingOrder, Entry
+from shared.child import Done, Drawn, GivenUp, Mouth, Phase, Ready, begin, read_order
+from shared.errors import Passing, Refused
+from tests.faults.mishaps import attempt_of, suffer
+from tests.faults.script import read
+
+
+def draw_all(order: DrawingOrder, mouth: Mouth) -> int:
+    """Every image of every entry, one colour each; how many.
+
+    Raises:
+        Passing, Refused: the script wants it.
+    """
+    mouth.say(Phase(name="drawing"))
+    wanted = [
+        (entry, number) for entry in order.entries for number in range(entry.inference.num_outputs)
+    ]
+    for index, (entry, number) in enumerate(wanted):
+        mouth.say(draw_one(order, entry, index, entry.seed + number))
+    return len(wanted)
+
+
+def draw_one(order: DrawingOrder, entry: Entry, index: int, seed: int) -> Drawn:
+    script = read(entry.inference.prompt)
+    suffer(script.mishap("inferencer", index + 1, attempt_of(order.out)))
+    time.sleep(script.image_seconds)
+    path = Path(order.out) / f"{index:04}.png"
+    Image.new("RGB", (8, 8), (seed % 256, index % 256, 0)).save(path)
+    return Drawn(index=index, path=str(path), seed=seed)
+
+
+def carry_out(order: DrawingOrder, mouth: Mouth) -> Done | GivenUp:
+    """The last word on an order, as the real child decides it."""
+    try:
+        return Done(summary={"images": draw_all(order, mouth)})
+    except (Passing, Refused) as error:
+        return GivenUp(refused=isinstance(error, Refused), reason=str(error))
+
+
+def main() -> None:
+    mouth = begin()
+    mouth.say(Ready(gpu="scripted"))
+    while True:
+        mouth.say(carry_out(read_order(DrawingOrder), mouth))
+
+
+if __name__ == "__main__":
+    main()
