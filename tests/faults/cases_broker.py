@@ -14,11 +14,12 @@ import aio_pika
 
 from shared.concurrency import cancelled
 from shared.messages import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
+from shared.runtime import GRACE_BEATS, LAST_WORD_BEATS
 from tests.contract.bus_worlds import dead_letter
 from tests.faults.amqp import Ears, copy_of, ears, outsider
 from tests.faults.cases import Form, Outcome, case
 from tests.faults.script import Script
-from tests.faults.world import World
+from tests.faults.world import BEAT, World
 
 ASKING = ("job.submitted", "bucket.due", "dataset.staged", "checkpoint.final", "images.generated")
 """The facts that ask for work."""
@@ -26,6 +27,8 @@ STAGES = ("staging", "bucket_check", "training", "generation", "model_publicatio
           "image_publication")  # fmt: skip
 PROMPT_SECONDS = 3.0
 """In which ``/run`` answers, whatever the broker does: clients wait no longer."""
+GRACE_SECONDS = 10.0 + BEAT * (GRACE_BEATS + LAST_WORD_BEATS)
+"""In which a trainer that cannot say anything must have ended."""
 HEARTBEATS_MISSED = 8.0
 """Seconds after which the broker has given up a client with a heartbeat of 2 s."""
 
@@ -189,7 +192,7 @@ async def stopped_without_broker(world: World, form: Form) -> Outcome:
         job = await world.submit(Script(steps=40, step_seconds=0.05, resume_every=5))
         await world.says("trainer", "resume point saved", job)
         world.proxies.broker.cut()
-        await world.services.first("trainer").stop(seconds=30)
+        await world.services.first("trainer").stop(seconds=GRACE_SECONDS)
         world.proxies.broker.open()
         await world.whole()
         seconds = await world.recovered([job])

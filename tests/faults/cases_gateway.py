@@ -6,6 +6,7 @@ import asyncio
 import random
 import uuid
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -16,6 +17,7 @@ from tests.end_to_end.story import API_KEY, SECRET_KEY, host_of, verified
 from tests.faults.cases import Form, Outcome, case
 from tests.faults.looks import attempts_at, lines_of, record_of, stage_asked_for, stage_of, unsent
 from tests.faults.script import Script
+from tests.faults.stand_ins import skewed, stand_in
 from tests.faults.world import BEAT, PROGRAM, Job, World
 from tests.servers.process import free_port
 from tests.servers.web import Answer, Seen, Web, running_web
@@ -181,38 +183,32 @@ async def posted_everywhere(world: World, urls: Iterable[str]) -> str:
 async def wrong_clocks(world: World, form: Form) -> Outcome:
     clocks = form.of((HOUR, -HOUR), (HOUR, -HOUR) * 3)
     job = await world.submit(Script(steps=60 * (len(clocks) + 1), step_seconds=0.1))
-    for number, seconds in enumerate(clocks):
-        await world.reaches(job, step=5 + 60 * number)
-        await world.services.first("gateway").kill()
-        await start_skewed(world, "gateway", seconds)
-        check_times(await world.reaches(job, step=10 + 60 * number))
-    recovery = await world.recovered([job])
-    check_times(await world.status(job))
+    async with AsyncExitStack() as stack:
+        for number, seconds in enumerate(clocks):
+            await world.reaches(job, step=5 + 60 * number)
+            command = skewed("gateway", seconds)
+            await stack.enter_async_context(stand_in(world, "gateway", command))
+            check_times(await world.reaches(job, step=10 + 60 * number))
+        recovery = await world.recovered([job])
+        check_times(await world.status(job))
     for stage in ("staging", "training", "generation"):
         record = await stage_of(world, job, stage)
         assert (record.attempts, record.failures) == (1, 0), stage
-    await world.services.first("gateway").kill()
     return Outcome(len(clocks), (job,), recovery)
 
 
 @case("19", "workers have clocks an hour apart")
 async def wrong_clocks_of_workers(world: World, form: Form) -> Outcome:
     names = form.of(("trainer", "fetcher"), ("trainer", "fetcher", "inferencer", "notifier"))
-    for number, name in enumerate(names):
-        await world.services.first(name).stop()
-        await start_skewed(world, name, HOUR if number % 2 else -HOUR)
-    job = await world.submit(Script(steps=6), webhook=False)
-    seconds = await world.recovered([job])
+    async with AsyncExitStack() as stack:
+        for number, name in enumerate(names):
+            command = skewed(name, HOUR if number % 2 else -HOUR)
+            await stack.enter_async_context(stand_in(world, name, command))
+        job = await world.submit(Script(steps=6), webhook=False)
+        seconds = await world.recovered([job])
     check_times(await world.status(job))
     assert await attempts_at(world, job, "training") == 1
-    for name in names:
-        await world.services.first(name).stop()
     return Outcome(len(names), (job,), seconds)
-
-
-async def start_skewed(world: World, name: str, seconds: int) -> None:
-    command = ("tests.faults.skewed", str(seconds), "service", name)
-    await world.services.start(name, command=command)
 
 
 def check_times(status: dict[str, Any]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import resource
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from time import monotonic
 
 import psutil
@@ -22,6 +21,7 @@ from tests.faults.looks import (
     trained_from,
 )
 from tests.faults.script import How, Mishap, Script
+from tests.faults.stand_ins import stand_in
 from tests.faults.world import World
 from tests.services import ServiceProcess
 
@@ -72,7 +72,7 @@ async def crashes_each_time(world: World, form: Form) -> Outcome:
 async def child_hangs(world: World, form: Form) -> Outcome:
     times = form.of(1, 2)
     job = await world.submit(Script(steps=6, mishaps=(Mishap(at=3, how="hang", attempts=times),)))
-    async with hasty(world, "trainer"):
+    async with stand_in(world, "trainer", BEAT=LEAST_BEAT):
         await world.says("trainer", f'"attempt": {times + 1}', job, "working")
         seconds = await world.recovered([job])
     assert await attempts_at(world, job, "training") == times + 1
@@ -81,7 +81,7 @@ async def child_hangs(world: World, form: Form) -> Outcome:
 
 @case("+", "a trainer is cut off past its lease, and comes back")
 async def cut_off_and_back(world: World, form: Form) -> Outcome:
-    times = form.of(1, 4)
+    times, seconds = form.of(1, 4), 0.0
     jobs = []
     for _ in range(times):
         job = await world.submit(Script(steps=80, step_seconds=0.05, resume_every=10))
@@ -95,21 +95,21 @@ async def cut_off_and_back(world: World, form: Form) -> Outcome:
         lost.send(signal.SIGCONT)
         await process_says(world, lost, "claim taken away", job)
         assert not lines_of(lost, "let go", job, "CheckpointFinal")
-        await world.recovered([job])
+        seconds = await world.recovered([job])
         assert await attempts_at(world, job, "training") == 2
         assert await trained_from(world, job) >= 10
         await lost.stop()
-    return Outcome(times, tuple(jobs), 0.0)
+    return Outcome(times, tuple(jobs), seconds)
 
 
 @case("20", "trainers are restarted one after another while they train")
 async def rolling_restart(world: World, form: Form) -> Outcome:
     times = form.of(2, 6)
-    job = await world.submit(Script(steps=40 * times, step_seconds=0.05))
+    await asyncio.gather(*(world.services.start("trainer") for _ in range(times)))
+    job = await world.submit(Script(steps=50 * times, step_seconds=0.05))
     for number in range(times):
         await world.reaches(job, step=10 + 20 * number)
         leaving = await working_on(world, job)
-        await world.services.start("trainer")
         began = monotonic()
         await leaving.stop()
         assert monotonic() - began < GRACE
@@ -171,14 +171,3 @@ async def working_on(world: World, job: str) -> ServiceProcess:
         return None
 
     return await world.until(found)
-
-
-@asynccontextmanager
-async def hasty(world: World, name: str) -> AsyncIterator[ServiceProcess]:
-    """One service in place of all of its name, which loses its patience soon."""
-    for process in world.services.named(name):
-        await process.stop()
-    environment = {**world.services.environment, "EVERYDREAM_BEAT": LEAST_BEAT}
-    process = await world.services.start(name, environment)
-    yield process
-    await process.stop()
