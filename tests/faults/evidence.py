@@ -166,6 +166,7 @@ async def gather(world: World, witness: Witness) -> Evidence:
             *_logs(world),
             *_row_texts(rows),
             *(Text(place=f"a message: {body[:60]!r}", content=body) for body in witness.heard),
+            *(Text(place="a webhook", content=seen.body) for seen in world.web.posts),
             *(Text(place="a dead letter", content=message.body) for message in dead),
             *(Text(place=f"artifact {key}", content=body) for key, body in theirs.items()),
             *[text async for text in _store_texts(world)],
