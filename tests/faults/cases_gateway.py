@@ -51,17 +51,28 @@ async def webhook_refused(world: World, form: Form) -> Outcome:
     return Outcome(len(script), (job,), seconds)
 
 
-@case("12", "a webhook's receiver is gone for good")
+@case("12", "a webhook's receiver is gone, until its owner asks for it again")
 async def webhook_gone(world: World, form: Form) -> Outcome:
     scripts: list[tuple[int, ...]] = form.of([(410,)], [(410,), (500,) * 5])
     jobs = [await hooked(world, *script) for script in scripts]
     await world.recovered(job for job, _ in jobs)
     began = monotonic()
     for (job, path), script in zip(jobs, scripts, strict=True):
-        world.jobs[job].webhook = False  # nobody took it, as the case wants it
         await world.says("gateway", "webhook_given_up", job, f'"tries": {len(script)}')
-        assert len([each for each in world.web.posts if each.path == path]) == len(script)
+        await resend(world, job)
+        posts = await posts_at(world.web, path, len(script) + 1)
+        assert len(posts) == len(script) + 1
+        assert len({each.headers["webhook-id"] for each in posts}) == 1
     return Outcome(len(jobs), tuple(job for job, _ in jobs), monotonic() - began)
+
+
+async def resend(world: World, job: str) -> None:
+    """Send the end's webhook once more, as its owner may."""
+    webhook = (await record_of(world, job)).webhook_tries[-1].id
+    url = f"{world.client.endpoint}/jobs/{job}/webhooks/{webhook}/resend"
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    async with world.session.post(url, headers=headers, raise_for_status=True):
+        pass
 
 
 async def hooked(world: World, *script: int | Answer) -> tuple[str, str]:
