@@ -22,7 +22,7 @@ from shared.adapters.files import beside
 from shared.adapters.object_keys import check_doomed, check_key, check_prefix, check_seconds
 from shared.adapters.s3_errors import Place, translate
 from shared.concurrency import a_few_at_once, in_thread
-from shared.errors import NotFound, Unavailable
+from shared.errors import NotFound, Refused, Unavailable
 from shared.outbound import Blocked, Guard, GuardedResolver, was_blocked
 from shared.ports import Entry, unheard
 
@@ -196,8 +196,7 @@ class S3Store:
             return self._clients[endpoint]
 
     async def _open_client(self, endpoint: str | None) -> Any:
-        if self._guard:
-            self._guard.check_url(self._place.endpoint)
+        self._check_endpoint()
         session = _users_session() if self._place.users else aioboto3.Session()
         known = {"region_name": session.region_name or DEFAULT_REGION, **self._arguments}
         chosen = {"endpoint_url": endpoint} if endpoint else {}
@@ -205,6 +204,13 @@ class S3Store:
             return await self._stack.enter_async_context(session.client("s3", **(known | chosen)))
         except ValueError as error:  # what botocore says of an endpoint that is no URL
             raise translate(error, "", self._place) from error
+
+    def _check_endpoint(self) -> None:
+        if self._guard:
+            try:
+                self._guard.check_url(self._place.endpoint)
+            except Refused as refused:
+                raise Refused(f"{self._place}: {refused}") from None
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._place.bucket, "Key": self._prefix + check_key(key)}

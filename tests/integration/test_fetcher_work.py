@@ -354,7 +354,7 @@ async def test_a_cancelled_staging_leaves_nothing_running_and_nothing_lying(
 async def test_a_private_address_is_refused_by_default(staging: Staging, web: Web) -> None:
     staging.work = staging.fetcher(frozenset())
 
-    with pytest.raises(Refused, match=r"127\.0\.0\.1 is a private address"):
+    with pytest.raises(Refused, match=r"http://127\.0\.0\.1.*: the host is a private address"):
         await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
     assert web.seen == []
 

@@ -14,6 +14,7 @@ import pytest
 
 from services.gateway.intake import owner_for
 from services.gateway.service import Gateway
+from shared.addresses import shown_url
 from shared.keys import unseal
 from shared.messages import (
     FETCHER,
@@ -372,7 +373,7 @@ async def test_nobody_draws_with_a_model_that_is_not_there_or_another_ones(here:
         (link.replace("signature=", "signature=0"), API_KEY, no_link),
     ):
         answer = await here.ask("POST", "/v1/everydream-v1/run", json=drawing_with(model), key=key)
-        told = f"{mistake}, got {shown(model)}"
+        told = f"{mistake}, got {shown(shown_url(model))}"
         assert (answer.status, answer.body["mistakes"]) == (400, [told])
 
 

@@ -329,7 +329,7 @@ async def test_what_is_wrong_with_the_bucket_ends_the_stage_by_its_name(
 async def test_an_endpoint_at_a_private_address_is_refused(publishing: Publishing) -> None:
     publishing.work = publishing.notifier(frozenset())
 
-    with pytest.raises(Refused, match="the endpoint is a private address") as caught:
+    with pytest.raises(Refused, match="the host is a private address") as caught:
         await publishing.work.perform(publishing.order(await drawn(publishing)))
 
     assert publishing.s3.bucketName in str(caught.value)

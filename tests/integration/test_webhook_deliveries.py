@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from shared.messages import SamplesGenerated, StageFailed
 from tests.gateway_world import OTHER_KEY, TRAIN_ONLY, Claimed, World, eventually, training, world
 from tests.integration.test_webhooks import SECRET, notifying
+from tests.servers.process import HOST
 from tests.servers.web import Seen, Web
 
 ROOT = "/v2/everydream-v1"
@@ -21,7 +22,11 @@ NOWHERE = "00000000-0000-0000-0000-000000000000"
 
 @pytest.fixture
 async def here(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as one, notifying(one.broker.bus("notifier/test")):
+    receivers = frozenset({HOST})
+    async with (
+        world(tmp_path, allowed_private_hosts=receivers) as one,
+        notifying(one.broker.bus("notifier/test"), allowed=receivers),
+    ):
         yield one
 
 

@@ -24,7 +24,9 @@ from shared.process import closing
 from tests.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trained, world
 
 HOOK = "https://example.com/hook"
-OPEN = {"/uploads", "/files/{key:.+}", "/healthz", "/openapi.json", "/asyncapi.json", "/docs"}
+OPEN = {
+    "/uploads", "/files/{key:.+}", "/healthz", "/ready", "/openapi.json", "/asyncapi.json", "/docs",
+}  # fmt: skip
 """All that answers without a key; of ``/uploads`` only OPTIONS."""
 
 
