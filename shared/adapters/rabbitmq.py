@@ -1,59 +1,65 @@
 """The bus between processes: RabbitMQ, 3.10 and 4.x, by aio-pika.
 
-Plain connections, opened again by ourselves: every consumer has a channel of its own, and losing
-it, for whatever reason, ends in one place, where everything begins anew. There are two connections,
-because a broker that is short of disk or memory stops reading from those that publish: what we
-hear must go on.
-
-Closing a channel gives back whatever was delivered on it and is not acked, so it is also how a
-message is let go at any moment.
+There are two connections, because a broker that is short of disk or memory stops reading from those
+that publish: what we hear must go on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
-    Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
-from typing import Any, NamedTuple, Never, Self, TypeVar
+from typing import Any, Never, Self
 from uuid import uuid4
 
 import aio_pika
 import structlog
 from aio_pika.abc import (
     AbstractChannel,
-    AbstractConnection,
     AbstractIncomingMessage,
     AbstractQueue,
 )
 from aio_pika.exceptions import (
-    CONNECTION_EXCEPTIONS,
-    ChannelPreconditionFailed,
     PublishError,
 )
-from aiormq.exceptions import ChannelAccessRefused
 from pamqp import commands
 from yarl import URL
 
 from shared.adapters.dead_letters import LIMIT_REASON, Undecodable, bury, read
+from shared.adapters.rabbitmq_line import (
+    ANSWER_SECONDS,
+    CLOSE_SECONDS,
+    Line,
+    Listener,
+    Lost,
+    answered,
+    hang_up,
+    pause,
+    tame_the_vendors_logs,
+    until_not_lost,
+)
+from shared.adapters.rabbitmq_topology import (
+    DECLARE_SECONDS,
+    EXCHANGES,
+    PARTS,
+    Topology,
+    declare_queue,
+)
 from shared.errors import SettingsError, Unavailable, Unroutable
 from shared.messages import (
     DEAD_LETTERS,
     DELIVERY_LIMIT,
     EXCHANGE,
-    QUEUES,
     AnyMessage,
     Envelope,
     JobRequested,
@@ -64,208 +70,10 @@ from shared.messages import (
     stable_id,
     type_of,
 )
-from shared.retry import reconnect_delay
 
-CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
-"""How long a delivery may stay unacked. RabbitMQ 3.10 goes by its node's setting alone."""
-CONNECT_SECONDS = 10.0
-DECLARE_SECONDS = 30.0
-ANSWER_SECONDS = 5.0
-CLOSE_SECONDS = 4.0
-PAUSE_SECONDS = 0.2
-"""Between losing a channel and asking for the next."""
-DIFFERS_SECONDS = 2.0
-"""Before declaring again what somebody must put right first."""
 REASON_LENGTH = 1000
 
-T = TypeVar("T")
-
 log = structlog.get_logger()
-
-
-class _Lost(Exception):
-    """A connection or channel is gone, or does not answer in time."""
-
-
-class _Differs(_Lost):
-    """The broker has something under this name already, with other arguments."""
-
-
-@asynccontextmanager
-async def _answered(seconds: float | None) -> AsyncIterator[None]:
-    """Turn everything that says "lost", silence included, into one error.
-
-    A channel that dies may cancel those who wait on it. Our task is really cancelled only when
-    somebody has asked for it since we began.
-    """
-    task = asyncio.current_task()
-    cancels = task.cancelling() if task else 0
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except CONNECTION_EXCEPTIONS as error:
-        raise _Lost(str(error) or type(error).__name__) from error
-    except asyncio.CancelledError:
-        if task and task.cancelling() > cancels:
-            raise
-        raise _Lost("the channel was closed") from None
-
-
-async def _until_not_lost(once: Callable[[], Awaitable[T]], about: str) -> T:
-    while True:
-        try:
-            return await once()
-        except _Lost as lost:
-            await _pause(about, lost)
-
-
-async def _pause(about: str, lost: _Lost) -> None:
-    if isinstance(lost, _Differs):
-        log.error("topology_differs", about=about, why=str(lost))
-        await asyncio.sleep(DIFFERS_SECONDS)
-    else:
-        log.info("broker_asked_again", about=about, after=str(lost))
-        await asyncio.sleep(PAUSE_SECONDS)
-
-
-async def _hang_up(line: AbstractChannel | AbstractConnection) -> None:
-    with suppress(_Lost):
-        async with _answered(CLOSE_SECONDS):
-            await line.close()
-
-
-# --- Topology ---------------------------------------------------------------------------------
-
-
-class _Part(NamedTuple):
-    """One thing of the topology: how it is made, and how it is only looked for."""
-
-    declare: Callable[[AbstractChannel], Awaitable[object]]
-    find: Callable[[AbstractChannel], Awaitable[object]]
-
-
-class _Topology:
-    """Makes what the login may make, and looks for the rest, which another service makes.
-
-    Brokers tell what a login may do by refusing it, and close the channel with that.
-    """
-
-    def __init__(self, line: _Line) -> None:
-        self._line = line
-        self._not_ours: set[str] = set()
-
-    async def declare(self, names: Iterable[str]) -> None:
-        """These parts, in their order.
-
-        Raises:
-            _Lost: the connection is; or a part is missing that others have to make first.
-        """
-        missing = list(names)
-        while missing:
-            async with self._channel() as channel:
-                await self._declare_until_refused(channel, missing)
-
-    async def _declare_until_refused(self, channel: AbstractChannel, missing: list[str]) -> None:
-        while missing:
-            name = missing[0]
-            try:
-                async with _answered(DECLARE_SECONDS):
-                    with _the_same_as_ours():
-                        await self._way_to(name)(channel)
-            except _Lost as lost:
-                refused = isinstance(lost.__cause__, ChannelAccessRefused)
-                if not refused or name in self._not_ours:
-                    raise
-                log.info("made_by_others", part=name)
-                self._not_ours.add(name)
-                return
-            del missing[0]
-
-    def _way_to(self, name: str) -> Callable[[AbstractChannel], Awaitable[object]]:
-        return PARTS[name].find if name in self._not_ours else PARTS[name].declare
-
-    @asynccontextmanager
-    async def _channel(self) -> AsyncIterator[AbstractChannel]:
-        channel = await self._line.channel()
-        try:
-            yield channel
-        finally:
-            await _hang_up(channel)
-
-
-def _exchange(name: str, kind: aio_pika.ExchangeType) -> _Part:
-    async def declare(channel: AbstractChannel) -> None:
-        await channel.declare_exchange(name, kind, durable=True)
-
-    async def find(channel: AbstractChannel) -> None:
-        await channel.declare_exchange(name, kind, passive=True)
-
-    return _Part(declare, find)
-
-
-def _queue(queue: Queue) -> _Part:
-    return _Part(partial(_declare_queue, queue=queue), partial(_find_queue, name=queue.name))
-
-
-async def _find_queue(channel: AbstractChannel, name: str) -> None:
-    await channel.declare_queue(name, passive=True)
-
-
-async def _declare_dead_letters(channel: AbstractChannel) -> None:
-    dead = await channel.declare_queue(
-        DEAD_LETTERS, durable=True, arguments={"x-queue-type": "quorum"}
-    )
-    await dead.bind(DEAD_LETTERS)
-
-
-@contextmanager
-def _the_same_as_ours() -> Iterator[None]:
-    """Tell apart what waiting does not mend: somebody must delete what is there."""
-    try:
-        yield
-    except ChannelPreconditionFailed as error:
-        raise _Differs(str(error)) from error
-
-
-async def _declare_queue(channel: AbstractChannel, queue: Queue) -> AbstractQueue:
-    arguments = _arguments(queue)
-    with _the_same_as_ours():
-        declared = await channel.declare_queue(queue.name, durable=True, arguments=arguments)
-    for key in queue.bindings:
-        await declared.bind(EXCHANGE, key)
-    return declared
-
-
-def _arguments(queue: Queue) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
-        "x-consumer-timeout": CONSUMER_TIMEOUT_MS,
-    }
-    if queue.single_active_consumer:
-        arguments["x-single-active-consumer"] = True
-    if not _may_hold_secrets(queue):
-        arguments |= {
-            "x-dead-letter-exchange": DEAD_LETTERS,
-            "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",  # the strategy asks for it
-        }
-    return arguments
-
-
-def _may_hold_secrets(queue: Queue) -> bool:
-    """The broker dead-letters whole bodies, so there we count deliveries and bury ourselves."""
-    return type_of(JobRequested) in queue.bindings
-
-
-EXCHANGES = ("exchange", "dead letters", "dead letters' queue")
-"""Those of the parts that everything else hangs on."""
-PARTS: Mapping[str, _Part] = {
-    "exchange": _exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC),
-    "dead letters": _exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT),
-    "dead letters' queue": _Part(_declare_dead_letters, partial(_find_queue, name=DEAD_LETTERS)),
-    **{queue.name: _queue(queue) for queue in QUEUES},
-}
 
 
 # --- Envelope ---------------------------------------------------------------------------------
@@ -326,132 +134,15 @@ def _text(value: object) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-# --- Connections ------------------------------------------------------------------------------
-
-
-class _Line:
-    """One connection, opened again whenever it is lost."""
-
-    def __init__(self, url: URL, *, name: str, heartbeat: int) -> None:
-        self._url = url.update_query(heartbeat=heartbeat)
-        self._name = name
-        self._up = self._nobody_yet()
-        self._keeper = asyncio.create_task(self._keep())
-
-    async def channel(self, *, says: bool = False) -> AbstractChannel:
-        """Open a channel as soon as there is a connection; wait for one.
-
-        Raises:
-            _Lost: the connection was lost meanwhile.
-            Unavailable: the line was closed by :meth:`close`.
-        """
-        connection = await asyncio.shield(self._up)
-        async with _answered(CONNECT_SECONDS):
-            return await connection.channel(publisher_confirms=says, on_return_raises=says)
-
-    async def close(self) -> None:
-        self._keeper.cancel()
-        await asyncio.wait([self._keeper], timeout=2 * CLOSE_SECONDS)
-        if not self._up.done():
-            self._up.set_exception(Unavailable(f"the bus is closed ({self._name})"))
-            self._up.exception()  # nobody may be waiting to see it
-
-    async def _keep(self) -> None:
-        while True:
-            await self._stay(await self._connect())
-
-    async def _connect(self) -> AbstractConnection:
-        attempt = 0
-        while True:
-            await asyncio.sleep(reconnect_delay(attempt))
-            try:
-                return await self._connect_once()
-            except _Lost as lost:
-                log.warning("broker_unreachable", line=self._name, at=self._shown, reason=str(lost))
-            attempt += 1
-
-    async def _connect_once(self) -> AbstractConnection:
-        connection = aio_pika.Connection(
-            self._url, client_properties={"connection_name": self._name}
-        )
-        try:
-            async with _answered(CONNECT_SECONDS):
-                await connection.connect()
-        except BaseException:
-            await _hang_up(connection)
-            raise
-        return connection
-
-    async def _stay(self, connection: AbstractConnection) -> None:
-        lost = asyncio.Event()
-        connection.close_callbacks.add(lambda *_: lost.set())
-        log.info("broker_connected", line=self._name, at=self._shown)
-        self._up.set_result(connection)
-        try:
-            await lost.wait()
-            log.warning("broker_lost", line=self._name, at=self._shown)
-        finally:
-            self._up = self._nobody_yet()
-            await _hang_up(connection)
-
-    @property
-    def _shown(self) -> str:
-        return f"{self._url.host}:{self._url.port}{self._url.path}"
-
-    @staticmethod
-    def _nobody_yet() -> asyncio.Future[AbstractConnection]:
-        return asyncio.get_running_loop().create_future()
-
-
-class _Listener:
-    """A consumer on a channel of its own: what it hears, until the channel or the queue is gone."""
-
-    def __init__(self, channel: AbstractChannel, queue: AbstractQueue) -> None:
-        self.channel = channel
-        self._queue = queue
-        self._tag = ""
-        self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
-        self._ended = False
-
-    async def start(self, *, prefetch: int | None) -> None:
-        """Consume with acks, at most ``prefetch`` in hand; None: without acks."""
-        # When somebody deletes the queue, the consumer ends and its channel lives on.
-        wire = await self.channel.get_underlay_channel()
-        wire.on_consumer_cancel_callbacks.add(self._end)
-        self.channel.close_callbacks.add(self._end)
-        if prefetch:
-            await self.channel.set_qos(prefetch_count=prefetch)
-        self._tag = await self._queue.consume(self._put, no_ack=prefetch is None)
-
-    async def next(self) -> AbstractIncomingMessage:
-        incoming = await self._arrived.get()
-        if incoming is None:
-            self._arrived.put_nowait(None)
-            raise _Lost("the consumer was ended")
-        return incoming
-
-    async def stop(self) -> None:
-        """Ask for no more; what is in hand stays ours."""
-        async with _answered(ANSWER_SECONDS):
-            await self._queue.cancel(self._tag)
-
-    async def _put(self, incoming: AbstractIncomingMessage) -> None:
-        if not self._ended:
-            self._arrived.put_nowait(incoming)
-
-    def _end(self, *_: object) -> None:
-        self._ended = True
-        while not self._arrived.empty():
-            self._arrived.get_nowait()  # the broker delivers it again
-        self._arrived.put_nowait(None)
+# --- What is said ---------------------------------------------------------------------------
 
 
 class _Voice:
     """All that one service says, on one channel with confirms; nobody waits for another's."""
 
-    def __init__(self, line: _Line, *, login: str | None, patience: float) -> None:
+    def __init__(self, line: Line, *, login: str | None, patience: float) -> None:
         self._line = line
-        self._topology = _Topology(line)
+        self._topology = Topology(line)
         self._login = login
         self._patience = patience
         self._channel: AbstractChannel | None = None
@@ -480,7 +171,7 @@ class _Voice:
         once = partial(self._say_once, letter, exchange, key, mandatory=needs_listener)
         try:
             async with asyncio.timeout(self._patience):
-                await _until_not_lost(once, key or exchange)
+                await until_not_lost(once, key or exchange)
         except TimeoutError:
             what = f"{key or exchange} was not confirmed within {self._patience:g} s"
             raise Unavailable(what) from None
@@ -506,9 +197,9 @@ class _Voice:
         known = await channel.get_exchange(exchange, ensure=False)
         with self._id_of_its_own(letter):
             try:
-                async with _answered(None):
+                async with answered(None):
                     await known.publish(letter, key, mandatory=mandatory)
-            except _Lost as lost:
+            except Lost as lost:
                 if isinstance(lost.__cause__, PublishError):
                     return False
                 raise
@@ -533,7 +224,7 @@ async def _unblocked(channel: AbstractChannel) -> None:
 
     It would not refuse a message but leave it in the socket, and take every try of it later.
     """
-    async with _answered(None):
+    async with answered(None):
         wire = await channel.get_underlay_channel()
         await wire.connection.ready()
 
@@ -579,8 +270,8 @@ async def _settle(incoming: AbstractIncomingMessage, settle: Callable[[], Awaita
     """Ack or reject once; on a lost channel there is nothing to settle, the message comes again."""
     if incoming.processed:
         return
-    with suppress(_Lost):
-        async with _answered(ANSWER_SECONDS):
+    with suppress(Lost):
+        async with answered(ANSWER_SECONDS):
             await settle()
 
 
@@ -610,7 +301,7 @@ class _Control:
     async def keep(self) -> None:
         """Listen for ever, on a new queue after every loss."""
         try:
-            await _until_not_lost(self._listen, "control")
+            await until_not_lost(self._listen, "control")
         except Unavailable:
             log.info("control_closed", queue=self.address)
         finally:
@@ -620,9 +311,9 @@ class _Control:
     async def _listen(self) -> Never:
         await self._bus.declare_exchanges()
         async with self._bus.channel() as channel:
-            async with _answered(DECLARE_SECONDS):
+            async with answered(DECLARE_SECONDS):
                 queue = await self._declare(channel)
-                listener = _Listener(channel, queue)
+                listener = Listener(channel, queue)
                 await listener.start(prefetch=None)
             self.address = queue.name
             self._hears.set()
@@ -648,9 +339,9 @@ class RabbitMQBus:
         self._source = source
         self._traceparent = traceparent
         self._patience = max(2.0, beat / 2)
-        self._hears = _Line(url, name=f"{source} hears", heartbeat=heartbeat)
-        self._says = _Line(url, name=f"{source} says", heartbeat=heartbeat)
-        self._topology = _Topology(self._hears)
+        self._hears = Line(url, name=f"{source} hears", heartbeat=heartbeat)
+        self._says = Line(url, name=f"{source} says", heartbeat=heartbeat)
+        self._topology = Topology(self._hears)
         self._voice = _Voice(self._says, login=login, patience=self._patience)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -692,12 +383,12 @@ class RabbitMQBus:
         Raises:
             SettingsError: the URL is not an AMQP URL.
         """
-        _tame_the_vendors_logs()
+        tame_the_vendors_logs()
         return cls(_parsed(url), source=source, beat=beat, traceparent=traceparent)
 
     async def connected(self) -> None:
         """Wait until the broker answers and the topology is declared."""
-        await _until_not_lost(self._voice.open, "topology")
+        await until_not_lost(self._voice.open, "topology")
 
     @property
     def source(self) -> str:
@@ -715,7 +406,7 @@ class RabbitMQBus:
         await self._voice.say(letter, exchange="", key=queue, needs_listener=needs_listener)
 
     async def take(self, queue: Queue) -> _Delivery:
-        return await _until_not_lost(partial(self._take_once, queue), queue.name)
+        return await until_not_lost(partial(self._take_once, queue), queue.name)
 
     async def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[_Delivery, None]:
         while True:
@@ -723,8 +414,8 @@ class RabbitMQBus:
             try:
                 while True:
                     yield await self._next(listener, queue.name)
-            except _Lost as lost:
-                await _pause(queue.name, lost)
+            except Lost as lost:
+                await pause(queue.name, lost)
             finally:
                 await self.drop(listener.channel)
 
@@ -749,10 +440,10 @@ class RabbitMQBus:
 
     async def _look_at(self, queue: Queue) -> commands.Queue.DeclareOk:
         try:
-            async with _answered(self._patience), self.channel() as channel:
+            async with answered(self._patience), self.channel() as channel:
                 declared = await channel.declare_queue(queue.name, passive=True)
                 return declared.declaration_result
-        except _Lost as lost:
+        except Lost as lost:
             raise Unavailable(f"the state of {queue.name} is not known: {lost}") from None
 
     async def close(self) -> None:
@@ -777,7 +468,7 @@ class RabbitMQBus:
     async def drop(self, channel: AbstractChannel) -> None:
         """Close a channel; what was delivered on it and not acked goes back to the queue."""
         # A second cancel must not leave it open.
-        await asyncio.shield(self._spawn(_hang_up(channel)))
+        await asyncio.shield(self._spawn(hang_up(channel)))
 
     async def unpack(self, incoming: AbstractIncomingMessage, queue: str) -> AnyMessage | None:
         """Decode; None: it could not be, or came too often, and is buried."""
@@ -819,15 +510,15 @@ class RabbitMQBus:
 
     # -- Inside
 
-    async def _listen(self, queue: Queue, prefetch: int) -> _Listener:
-        return await _until_not_lost(partial(self._listen_once, queue, prefetch), queue.name)
+    async def _listen(self, queue: Queue, prefetch: int) -> Listener:
+        return await until_not_lost(partial(self._listen_once, queue, prefetch), queue.name)
 
-    async def _listen_once(self, queue: Queue, prefetch: int) -> _Listener:
+    async def _listen_once(self, queue: Queue, prefetch: int) -> Listener:
         await self.declare_exchanges()
         channel = await self._hears.channel()
         try:
-            async with _answered(DECLARE_SECONDS):
-                listener = _Listener(channel, await _declare_queue(channel, queue))
+            async with answered(DECLARE_SECONDS):
+                listener = Listener(channel, await declare_queue(channel, queue))
                 await listener.start(prefetch=prefetch)
         except BaseException:
             await self.drop(channel)
@@ -845,7 +536,7 @@ class RabbitMQBus:
         delivery.let_go = partial(self.drop, listener.channel)
         return delivery
 
-    async def _next(self, listener: _Listener, queue: str) -> _Delivery:
+    async def _next(self, listener: Listener, queue: str) -> _Delivery:
         while True:
             incoming = await listener.next()
             message = await self.unpack(incoming, queue)
@@ -873,21 +564,3 @@ def _parsed(url: str) -> URL:
     if parsed.scheme not in ("amqp", "amqps") or not parsed.host:
         raise SettingsError("the broker's URL must be like amqp://user:password@host:5672/vhost")
     return parsed.with_port(parsed.port or (5671 if parsed.scheme == "amqps" else 5672))
-
-
-# --- What the libraries log -------------------------------------------------------------------
-
-
-class _OneLineEach(logging.Handler):
-    """To them every loss is an error with a traceback; to us it is a line. Passwords are masked."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        log.info("amqp", library=record.name, said=record.getMessage())
-
-
-def _tame_the_vendors_logs() -> None:
-    for name in ("aiormq", "aio_pika"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.WARNING)
-        logger.handlers = [_OneLineEach()]
-        logger.propagate = False
