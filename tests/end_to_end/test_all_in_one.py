@@ -49,8 +49,10 @@ async def refusal(user: User, body: dict[str, Any], key: str = API_KEY) -> tuple
         return response.status, str(await response.json())
 
 
-async def test_what_a_request_shows_is_told_at_once(web: Web) -> None:
-    async with served(web) as (_, user):
+async def test_what_a_request_shows_is_told_at_once_and_anothers_job_is_not_found(
+    web: Web,
+) -> None:
+    async with served(web, API_KEYS=f"{API_KEY},another-key") as (process, user):
         good = user.request()
         train = good["input"]["train"]
 
@@ -68,6 +70,15 @@ async def test_what_a_request_shows_is_told_at_once(web: Web) -> None:
             status, text = await refusal(user, body)
             assert status == 400
             assert field in text
+
+        job = await user.client.run(good)
+        async with user_of(process.url, web) as other:
+            other.client.use_key("another-key")
+            for unknown in (job, "00000000-0000-0000-0000-000000000000"):
+                with pytest.raises(aiohttp.ClientResponseError) as error:
+                    await other.client.status(unknown)
+                assert error.value.status == 404
+        await user.client.cancel(job)
 
 
 async def test_what_only_the_data_shows_fails_the_job_with_a_reason_that_names_it(web: Web) -> None:
@@ -114,15 +125,3 @@ async def test_a_cancelled_job_stops_its_training_and_its_place_takes_the_next(w
         assert (await user.finished(job))["status"] == "CANCELLED"
         following = await user.client.run(user.request())
         assert (await user.finished(following))["status"] == "COMPLETED"
-
-
-async def test_an_unknown_job_and_anothers_job_are_not_found(web: Web) -> None:
-    async with served(web, API_KEYS=f"{API_KEY},another-key") as (process, user):
-        job = await user.client.run(user.request())
-        async with user_of(process.url, web) as other:
-            other.client.use_key("another-key")
-            for unknown in (job, "00000000-0000-0000-0000-000000000000"):
-                with pytest.raises(aiohttp.ClientResponseError) as error:
-                    await other.client.status(unknown)
-                assert error.value.status == 404
-        await user.client.cancel(job)

@@ -1,6 +1,7 @@
 """Every fault in its long form, and a table of what came of each: ``make faults``.
 
-Writes the table into docs/reliability.md, and exits with 1 if a job was lost or an effect doubled.
+Writes each row into the table of docs/reliability.md as soon as it is measured, in the place of the
+one that was there, and exits with 1 if a job was lost or an effect doubled.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import groupby
+from pathlib import Path
 from time import monotonic
 from traceback import print_exception
 
@@ -26,7 +29,8 @@ from tests.servers.postgres import PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
 
-HEAD = ("no.", "fault", "times injected", "jobs", "lost", "doubled effects", "time to recover")
+HEAD = ("no.", "fault", "times injected", "jobs", "lost", "doubled effects", "time to recover",
+        "measured on")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,22 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         name = self.case.name
         if self.outcome is None:
-            return (self.case.number, name, "did not come to its end", "", "", "", "")
+            return (self.case.number, name, "did not come to its end", "", "", "", "", today())
         lost, doubled = (str(self._jobs(kind)) for kind in ("lost", "doubled"))
         jobs, seconds = str(len(self.outcome.jobs)), f"{self.outcome.seconds:.1f} s"
-        return (self.case.number, name, str(self.outcome.injected), jobs, lost, doubled, seconds)
+        injected = str(self.outcome.injected)
+        return (self.case.number, name, injected, jobs, lost, doubled, seconds, today())
 
     def _jobs(self, kind: str) -> int:
         return len({wrong.job for wrong in self.wrongs if wrong.kind == kind})
 
 
-async def carry_out(cases: Iterable[Case], form: Form) -> list[Row]:
-    """All of them, those of one database in one world."""
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+async def carry_out(cases: Iterable[Case], form: Form, tell: Callable[[Row], object]) -> list[Row]:
+    """All of them, those of one database in one world; each row is told at once."""
     rows: list[Row] = []
     with RabbitMQ() as broker, S3Server() as s3, PostgreSQL() as postgres:
         for database, some in groupby(cases, lambda case: case.database):
@@ -65,6 +74,7 @@ async def carry_out(cases: Iterable[Case], form: Form) -> list[Row]:
                 for case in some:
                     known = {wrong for row in rows for wrong in row.wrongs}
                     rows.append(await carry_out_one(case, form, world, witness, known))
+                    tell(rows[-1])
     return rows
 
 
@@ -100,9 +110,17 @@ async def carry_out_one(
     return row
 
 
-def table(rows: Iterable[Row]) -> str:
-    lines = [HEAD, ("---",) * len(HEAD), *(row.cells for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def table(lines: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD), *lines))
+
+
+def keep(row: Row, page: Path = report.PAGE) -> None:
+    """Put the row into the page's table; the rows of other cases stay as they are."""
+    lines = report.read("faults", page).splitlines()[2:]
+    known = {cells[1]: cells for cells in (tuple(line[2:-2].split(" | ")) for line in lines)}
+    known[row.case.name] = row.cells
+    ordered = [known[case.name] for case in all_cases() if case.name in known]
+    report.write("faults", table(ordered), page)
 
 
 def is_chosen(case: Case, words: list[str]) -> bool:
@@ -117,10 +135,9 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.getLogger("aiormq").addHandler(logging.NullHandler())  # the witness tries again
     cases = [case for case in all_cases() if is_chosen(case, chosen.only)]
-    rows = asyncio.run(carry_out(cases, Form.SHORT if chosen.short else Form.LONG))
-    print(table(rows))  # noqa: T201
-    if not chosen.only and not chosen.short:
-        report.write("faults", table(rows))
+    form, tell = (Form.SHORT, str) if chosen.short else (Form.LONG, keep)
+    rows = asyncio.run(carry_out(cases, form, tell))
+    print(table(row.cells for row in rows))  # noqa: T201
     return 1 if any(row.failed for row in rows) else 0
 
 

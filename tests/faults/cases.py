@@ -38,7 +38,7 @@ class Outcome:
     """How many times the fault was there."""
     jobs: tuple[str, ...]
     seconds: float
-    """From the end of the (last) fault to the end of the (last) job."""
+    """From the end of a fault to the end of the jobs that it met; of several faults the slowest."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,15 @@ def all_cases() -> tuple[Case, ...]:
         if importlib.util.find_spec(f"tests.faults.{module}"):
             importlib.import_module(f"tests.faults.{module}")
     return tuple(sorted(CASES.values(), key=lambda each: each.database, reverse=True))
+
+
+async def again_and_again(
+    world: World, times: int, once: Callable[[], Awaitable[list[str]]]
+) -> Outcome:
+    """A fault so many times, each time with jobs of its own, whose ids ``once`` returns."""
+    jobs, slowest = list[str](), 0.0
+    for _ in range(times):
+        met = await once()
+        slowest = max(slowest, await world.recovered(met))
+        jobs += met
+    return Outcome(times, tuple(jobs), slowest)

@@ -17,9 +17,9 @@ from shared.messages import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
 from shared.runtime import GRACE_BEATS, LAST_WORD_BEATS
 from tests.contract.bus_worlds import dead_letter
 from tests.faults.amqp import Ears, copy_of, ears, outsider
-from tests.faults.cases import Form, Outcome, case
+from tests.faults.cases import Form, Outcome, again_and_again, case
 from tests.faults.script import Script
-from tests.faults.world import BEAT, World
+from tests.faults.world import BEAT, SERVICES, World
 
 ASKING = ("job.submitted", "bucket.due", "dataset.staged", "checkpoint.final", "images.generated")
 """The facts that ask for work."""
@@ -36,28 +36,28 @@ HEARTBEAT_MISSED = "missed heartbeats from client"
 
 @case("1", "the broker is killed and started again in the middle of a job")
 async def broker_killed(world: World, form: Form) -> Outcome:
-    times = form.of(1, 5)
-    job = await world.submit(Script(steps=30 * times, step_seconds=0.05))
-    for number in range(times):
-        await world.reaches(job, step=1 + 30 * number)
+    async def once() -> list[str]:
+        job = await training(world, steps=form.of(30, 200))
         await asyncio.to_thread(world.broker.settle)
         await asyncio.to_thread(world.broker.kill)
         await asyncio.to_thread(world.broker.start)
-    seconds = await world.recovered([job])
-    assert done_once(world, job)
-    return Outcome(times, (job,), seconds)
+        return [job]
+
+    outcome = await again_and_again(world, form.of(1, 5), once)
+    assert all(done_once(world, job) for job in outcome.jobs)
+    return outcome
 
 
 @case("2", "all connections are closed in the middle of a job")
 async def connections_closed(world: World, form: Form) -> Outcome:
-    times = form.of(1, 10)
-    job = await world.submit(Script(steps=30 * times, step_seconds=0.05))
-    for number in range(times):
-        await world.reaches(job, step=1 + 30 * number)
+    async def once() -> list[str]:
+        job = await training(world, steps=form.of(30, 60))
         await asyncio.to_thread(world.broker.close_all_connections)
-    seconds = await world.recovered([job])
-    assert done_once(world, job)
-    return Outcome(times, (job,), seconds)
+        return [job]
+
+    outcome = await again_and_again(world, form.of(1, 10), once)
+    assert all(done_once(world, job) for job in outcome.jobs)
+    return outcome
 
 
 @case("3", "the broker's ack timeout passes, over a claim that waits and a job that is longer")
@@ -80,26 +80,28 @@ async def ack_timeout(world: World, form: Form) -> Outcome:
 
 @case("5", "a service stands still for longer than the broker's heartbeat")
 async def stands_still(world: World, form: Form) -> Outcome:
-    names = form.of(("trainer",), ("gateway", "fetcher", "trainer", "inferencer", "notifier"))
-    job = await world.submit(Script(steps=60 * len(names), step_seconds=0.05, resume_every=5))
-    for number, name in enumerate(names):
-        await world.reaches(job, step=10 + 20 * number)
-        service = world.services.first(name)
+    names = iter(form.of(("trainer",), SERVICES))
+
+    async def once() -> list[str]:
+        job = await world.submit(Script(steps=60, step_seconds=0.05, resume_every=5))
+        await world.reaches(job, step=10)
+        service = world.services.first(next(names))
         lost = service.text.count("broker_lost")
         given_up = logged(world, HEARTBEAT_MISSED)
         service.send(signal.SIGSTOP)
-        await world.until(lambda: _more(given_up, lambda: logged(world, HEARTBEAT_MISSED)))  # noqa: B023
+        await world.until(lambda: _more(given_up, lambda: logged(world, HEARTBEAT_MISSED)))
         service.send(signal.SIGCONT)
-        await world.until(lambda: _more(lost, lambda: service.text.count("broker_lost")))  # noqa: B023
-    seconds = await world.recovered([job])
-    return Outcome(len(names), (job,), seconds)
+        await world.until(lambda: _more(lost, lambda: service.text.count("broker_lost")))
+        return [job]
+
+    return await again_and_again(world, form.of(1, len(SERVICES)), once)
 
 
 @case("6", "every message that asks for work is delivered twice")
 async def delivered_twice(world: World, form: Form) -> Outcome:
     async with ears(world, ASKING) as heard:
         doubling = asyncio.create_task(_double(heard))
-        jobs = [await world.submit() for _ in range(form.of(2, 20))]
+        jobs = [await world.submit() for _ in range(form.of(2, 8))]
         seconds = await world.recovered(jobs)
         await cancelled(doubling)
     assert all(done_once(world, job, stage) for job in jobs for stage in STAGES)
@@ -124,50 +126,47 @@ async def poison(world: World, form: Form) -> Outcome:
 
 @case("9", "the broker's disk runs full")
 async def disk_alarm(world: World, form: Form) -> Outcome:
-    jobs, times, seconds = [], form.of(1, 5), 0.0
-    for _ in range(times):
-        running = await world.submit(Script(steps=40, step_seconds=0.05))
-        await world.reaches(running, step=1)
+    async def once() -> list[str]:
+        running = await training(world, steps=40)
         async with full_disk(world):
             accepted = await promptly(world)
             await _gateway_is_not_heard(world)
-        seconds = await world.recovered([running, accepted])
-        jobs += [running, accepted]
-    assert all(done_once(world, job) for job in jobs)
-    return Outcome(times, tuple(jobs), seconds)
+        return [running, accepted]
+
+    outcome = await again_and_again(world, form.of(1, 5), once)
+    assert all(done_once(world, job) for job in outcome.jobs)
+    return outcome
 
 
 @case("18", "the broker hangs, and goes on")
 async def broker_hangs(world: World, form: Form) -> Outcome:
-    jobs, times, seconds = [], form.of(1, 5), 0.0
-    for _ in range(times):
-        running = await world.submit(Script(steps=40, step_seconds=0.05))
-        await world.reaches(running, step=1)
+    async def once() -> list[str]:
+        running = await training(world, steps=40)
         await asyncio.to_thread(world.broker.pause)
         accepted = await promptly(world)
         await _gateway_is_not_heard(world)
         await asyncio.to_thread(world.broker.resume)
-        seconds = await world.recovered([running, accepted])
-        jobs += [running, accepted]
-    assert all(done_once(world, job) for job in jobs)
-    return Outcome(times, tuple(jobs), seconds)
+        return [running, accepted]
+
+    outcome = await again_and_again(world, form.of(1, 5), once)
+    assert all(done_once(world, job) for job in outcome.jobs)
+    return outcome
 
 
 @case("+", "an empty broker takes the place of the one with all messages")
 async def emptied(world: World, form: Form) -> Outcome:
-    jobs, times, seconds = [], form.of(1, 4), 0.0
-    for _ in range(times):
-        running = await world.submit(Script(steps=40, step_seconds=0.05))
-        await world.reaches(running, step=1)
+    async def once() -> list[str]:
+        running = await training(world, steps=form.of(40, 80))
         async with ears(world, ["dataset.staged"]) as heard:
             waiting = [await world.submit() for _ in range(form.of(2, 5))]
             await heard.hear_all(waiting)
         await asyncio.to_thread(make_anew, world)
         world.planted.clear()  # the dead letters have gone with all else
-        seconds = await world.recovered([running, *waiting])
-        jobs += [running, *waiting]
-    assert all(done_once(world, job) for job in jobs)
-    return Outcome(times, tuple(jobs), seconds)
+        return [running, *waiting]
+
+    outcome = await again_and_again(world, form.of(1, 4), once)
+    assert all(done_once(world, job) for job in outcome.jobs)
+    return outcome
 
 
 @case("+", "the services start before the broker does")
@@ -189,25 +188,22 @@ async def broker_comes_last(world: World, form: Form) -> Outcome:
 
 @case("+", "a trainer is stopped while the broker is away")
 async def stopped_without_broker(world: World, form: Form) -> Outcome:
-    jobs, times, seconds = [], form.of(1, 4), 0.0
-    for _ in range(times):
+    async def once() -> list[str]:
         job = await world.submit(Script(steps=40, step_seconds=0.05, resume_every=5))
         await world.says("trainer", "resume point saved", job)
         world.proxies.broker.cut()
         await world.services.first("trainer").stop(seconds=GRACE_SECONDS)
         world.proxies.broker.open()
         await world.whole()
-        seconds = await world.recovered([job])
-        jobs.append(job)
-    return Outcome(times, tuple(jobs), seconds)
+        return [job]
+
+    return await again_and_again(world, form.of(1, 4), once)
 
 
 @case("+", "a queue was declared with other arguments by somebody else")
 async def declared_otherwise(world: World, form: Form) -> Outcome:
-    jobs, times, seconds = [], form.of(1, 3), 0.0
-    for _ in range(times):
-        job = await world.submit(Script(steps=20, step_seconds=0.05))
-        await world.reaches(job, step=1)
+    async def once() -> list[str]:
+        job = await training(world, steps=20)
         said = {name: _complaints(world, name) for name in ("gateway", "trainer")}
         async with outsider(world) as channel:
             await channel.queue_delete(TRAINER.name)
@@ -217,9 +213,9 @@ async def declared_otherwise(world: World, form: Form) -> Outcome:
             for name, before in said.items():
                 await world.until(lambda: _more(before, lambda: _complaints(world, name)))  # noqa: B023
             await channel.queue_delete(TRAINER.name)
-        jobs += [job, await world.submit()]
-        seconds = await world.recovered(jobs[-2:])
-    return Outcome(times, tuple(jobs), seconds)
+        return [job, await world.submit()]
+
+    return await again_and_again(world, form.of(1, 3), once)
 
 
 @case("+", "an outside listener does not keep up, and fills its queue")
@@ -229,13 +225,20 @@ async def slow_listener(world: World, form: Form) -> Outcome:
         for slow in (fills, drops):
             await slow.channel.set_qos(prefetch_count=1)
             await slow.queue.consume(_never_ack)
-        jobs = [await world.submit() for _ in range(form.of(2, 20))]
+        jobs = [await world.submit() for _ in range(form.of(2, 8))]
         seconds = await world.recovered(jobs)
     assert all(done_once(world, job) for job in jobs)
     return Outcome(2, tuple(jobs), seconds)
 
 
 # --- What the cases have in common ------------------------------------------------------------
+
+
+async def training(world: World, *, steps: int) -> str:
+    """A job that is in the middle of so many steps, of which twenty take a second."""
+    job = await world.submit(Script(steps=steps, step_seconds=0.05))
+    await world.reaches(job, step=1)
+    return job
 
 
 def done_once(world: World, job: str, stage: str = "training") -> bool:

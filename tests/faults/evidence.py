@@ -90,8 +90,11 @@ class Witness:
     async def listen(self) -> None:
         """For ever; what is said while the broker is away waits in a durable queue."""
         while True:
-            with suppress(AMQPError, OSError, TimeoutError):
-                await self._listen()
+            try:
+                with suppress(AMQPError, OSError, TimeoutError):
+                    await self._listen()
+            except Exception as error:  # noqa: BLE001 - deaf, it would call every job lost
+                print(f"the witness listens anew after {error!r}")  # noqa: T201
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _listen(self) -> None:

@@ -7,12 +7,14 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import sqlalchemy as sa
+from yarl import URL
 
 from shared.adapters.sql import Sql
 from shared.errors import Unavailable
@@ -30,9 +32,12 @@ from tests.gateway_world import (
     training,
     world,
 )
-from tests.integration.test_rabbitmq_faults import hung, short_of_disk
+from tests.integration.test_rabbitmq_faults import hung as node_hung
+from tests.integration.test_rabbitmq_faults import short_of_disk as node_short_of_disk
 from tests.outbox import ids_in_outbox
 from tests.servers.postgres import PostgreSQL
+from tests.servers.process import HOST
+from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitMQ
 from tests.services import services_in_a_folder
 
@@ -41,25 +46,52 @@ CLIENTS_PATIENCE = 3.0
 BEAT = 1.0
 """Slow enough for workers who tell nothing while they are not asked."""
 NOBODYS = JobStarted(job="nobody's", run=1, gpu="")
-Fault = Callable[[RabbitMQ], AbstractAsyncContextManager[None]]
+Fault = Callable[["Broker"], AbstractAsyncContextManager[None]]
 
 
-@asynccontextmanager
-async def killed(node: RabbitMQ) -> AsyncIterator[None]:
-    await asyncio.to_thread(node.settle)
-    await asyncio.to_thread(node.kill)
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(node.start)
+@dataclass(frozen=True)
+class Broker:
+    """A node, and the only way to it."""
 
-
-FAULTS = pytest.mark.parametrize("fault", [killed, hung, short_of_disk])
+    node: RabbitMQ
+    line: Proxy
+    url: str
 
 
 @pytest.fixture
-async def here(tmp_path: Path, amqp_url: str) -> AsyncIterator[World]:
-    async with world(tmp_path, amqp_url=amqp_url, beat=BEAT) as one:
+async def broker(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[Broker]:
+    async with Proxy(HOST, rabbitmq.port) as line:
+        yield Broker(rabbitmq, line, str(URL(amqp_url).with_port(line.port)))
+
+
+@asynccontextmanager
+async def away(broker: Broker) -> AsyncIterator[None]:
+    """As a node that was killed is seen from outside: all are reset, and nobody gets in."""
+    broker.line.cut()
+    try:
+        yield
+    finally:
+        broker.line.open()
+
+
+@asynccontextmanager
+async def hung(broker: Broker) -> AsyncIterator[None]:
+    async with node_hung(broker.node):
+        yield
+
+
+@asynccontextmanager
+async def short_of_disk(broker: Broker) -> AsyncIterator[None]:
+    async with node_short_of_disk(broker.node):
+        yield
+
+
+FAULTS = pytest.mark.parametrize("fault", [away, hung, short_of_disk])
+
+
+@pytest.fixture
+async def here(tmp_path: Path, broker: Broker) -> AsyncIterator[World]:
+    async with world(tmp_path, amqp_url=broker.url, beat=BEAT) as one:
         yield one
 
 
@@ -73,9 +105,9 @@ async def in_time(here: World, method: str, path: str, **more: Any) -> Answer:
 
 
 @asynccontextmanager
-async def during(fault: Fault, node: RabbitMQ, here: World) -> AsyncIterator[None]:
+async def during(fault: Fault, broker: Broker, here: World) -> AsyncIterator[None]:
     """The fault, once it is felt."""
-    async with fault(node):
+    async with fault(broker):
         await eventually(lambda: nothing_is_taken(here))
         yield
 
@@ -94,9 +126,9 @@ async def nothing_is_taken(here: World) -> bool | None:
 
 @FAULTS
 async def test_a_job_is_accepted_while_the_broker_is_away_and_asked_for_when_it_is_back(
-    fault: Fault, rabbitmq: RabbitMQ, here: World
+    fault: Fault, broker: Broker, here: World
 ) -> None:
-    async with during(fault, rabbitmq, here):
+    async with during(fault, broker, here):
         answer = await in_time(here, "POST", f"{ROOT}/run", json=TRAIN_ONLY)
         assert (answer.status, answer.body["status"]) == (200, "IN_QUEUE")
         waiting = await ids_in_outbox(here.settings.database_url)
@@ -131,7 +163,7 @@ async def nothing_to_say(here: World) -> bool | None:
 
 @FAULTS
 async def test_every_other_write_is_done_in_time_while_the_broker_is_away(
-    fault: Fault, rabbitmq: RabbitMQ, here: World
+    fault: Fault, broker: Broker, here: World
 ) -> None:
     ended, trainer = await training(here)
     await trainer.finish_training()
@@ -140,7 +172,7 @@ async def test_every_other_write_is_done_in_time_while_the_broker_is_away(
     at_work, _ = await training_of(here, waiting)
     queued = [await here.run(TRAIN_ONLY) for _ in range(3)]
 
-    async with during(fault, rabbitmq, here):
+    async with during(fault, broker, here):
         for method, path, status in (
             ("POST", f"jobs/{at_work}/save", 200),
             ("POST", f"jobs/{at_work}/stop", 200),
@@ -170,22 +202,22 @@ async def training_of(here: World, job: str) -> tuple[str, Claimed]:
 
 @FAULTS
 async def test_health_counts_workers_that_cannot_be_reached_as_unhealthy(
-    fault: Fault, rabbitmq: RabbitMQ, here: World
+    fault: Fault, broker: Broker, here: World
 ) -> None:
     await training(here)
     idle = asyncio.create_task(here.bus.take(INFERENCER_RESULTS))
     before = await eventually(lambda: health_with(here, idle=1))
     assert (before["workers"]["unhealthy"], before["workers"]["ready"]) == (0, 2)
 
-    async with fault(rabbitmq):
+    async with fault(broker):
         health = await in_time(here, "GET", f"{ROOT}/health")
         assert health.status == 200
         assert health.body["jobs"]["inProgress"] == 1
         told = {name: number for name, number in health.body["workers"].items() if number}
         # Short of disk, the broker still tells who is there.
         reachable = {"idle": 1, "running": 1, "ready": 2}
-        away = {"running": 1, "ready": 1, "unhealthy": 1}
-        assert told == (reachable if fault is short_of_disk else away)
+        rest = {"running": 1, "ready": 1, "unhealthy": 1}
+        assert told == (reachable if fault is short_of_disk else rest)
     idle.cancel()
 
 
@@ -195,19 +227,19 @@ async def health_with(here: World, *, idle: int) -> dict[str, Any] | None:
 
 
 async def test_a_gateway_that_starts_without_its_broker_accepts_jobs(
-    tmp_path: Path, rabbitmq: RabbitMQ, amqp_url: str
+    tmp_path: Path, broker: Broker
 ) -> None:
     environment = {
-        "EVERYDREAM_AMQP_URL": amqp_url,
+        "EVERYDREAM_AMQP_URL": broker.url,
         "EVERYDREAM_API_KEYS": "a-key",
         "EVERYDREAM_BEAT": "0.25",
         "EVERYDREAM_DATABASE_URL": f"sqlite:///{tmp_path}/jobs.db",
     }
     async with services_in_a_folder(environment) as services:
-        async with killed(rabbitmq):
+        async with away(broker):
             gateway = await services.start("gateway")
             job = await run_at(gateway.url)
-        async with world(tmp_path / "workers", amqp_url=amqp_url) as here:
+        async with world(tmp_path / "workers", amqp_url=broker.url) as here:
             async with asyncio.timeout(DEADLINE):
                 assert (await here.bus.take(FETCHER)).message.job == job
         await gateway.stop()
@@ -248,11 +280,11 @@ async def all_is_there(here: World) -> bool | None:
 
 @FAULTS
 async def test_ready_says_since_when_the_broker_takes_nothing(
-    fault: Fault, rabbitmq: RabbitMQ, here: World
+    fault: Fault, broker: Broker, here: World
 ) -> None:
     await eventually(lambda: all_is_there(here))
 
-    async with fault(rabbitmq):
+    async with fault(broker):
         told = await eventually(lambda: lacking(here, "broker"))
         assert told["broker"]["reason"] == "takes no messages"
         assert (await ready(here))["broker"]["since"] == told["broker"]["since"]

@@ -29,18 +29,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_made_twice_it_is_the_same_to_the_last_byte(make: Make, tmp_path: Path) -> None:
-    make(tmp_path / "one", SHARE)
+@pytest.fixture(scope="module")
+def made(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "model"
+    make(folder, SHARE)
+    return folder
+
+
+def test_made_twice_it_is_the_same_to_the_last_byte(make: Make, made: Path, tmp_path: Path) -> None:
     torch.manual_seed(12345)  # whatever was drawn before makes no difference
-    make(tmp_path / "two", SHARE)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    make(tmp_path / "again", SHARE)
+    assert contents(made) == contents(tmp_path / "again")
 
 
-def test_what_is_made_has_the_shape_of_what_ships(make: Make, tmp_path: Path) -> None:
-    make(tmp_path / "model", SHARE)
-    made, shipped = load(tmp_path / "model"), load(TINY)
+def test_what_is_made_has_the_shape_of_what_ships(made: Path) -> None:
+    new, shipped = load(made), load(TINY)
     for name in ("unet", "vae", "text_encoder"):
-        ours, theirs = getattr(made, name).state_dict(), getattr(shipped, name).state_dict()
+        ours, theirs = getattr(new, name).state_dict(), getattr(shipped, name).state_dict()
         assert {key: each.shape for key, each in ours.items() if "embedding" not in key} == {
             key: each.shape for key, each in theirs.items() if "embedding" not in key
         }
