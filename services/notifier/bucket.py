@@ -75,4 +75,5 @@ async def publish(
         await theirs.upload(file, key, heard=alive)
         urls[artifact.key] = await theirs.link(key, seconds=LINK_SECONDS)
         alive()
+    await _remove(theirs, f"{job}/{CHECK}")  # stays where the store was away when it was tried
     return urls

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import sqlite3
 import uuid
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
+
+import pytest
+from aiohttp import ClientResponseError
 
 from everydream.client import ENDS, Client
 from tests.end_to_end.story import API_KEY, SECRET_KEY, host_of, verified
@@ -21,10 +27,12 @@ from tests.faults.stand_ins import skewed, stand_in
 from tests.faults.world import BEAT, PROGRAM, Job, World
 from tests.servers.process import free_port
 from tests.servers.web import Answer, Seen, Web, running_web
-from tests.services import services_in_a_folder
+from tests.services import ServiceProcess, Services, services_in_a_folder
 
 SEED = 20
 HOUR = 3600
+DATABASE, STORE = "everydream.db", "store"
+"""In the folder of `everydream serve`."""
 AT_ONCE = 6
 """Requests with one idempotency key, to each gateway."""
 
@@ -107,7 +115,7 @@ async def cancel_races(world: World, form: Form) -> Outcome:
     dice = random.Random(SEED)
     jobs = [
         await world.submit(Script(steps=2, step_seconds=0.01), wanted=None)
-        for _ in range(form.of(3, 36))
+        for _ in range(form.of(3, 16))
     ]
     await asyncio.gather(*(cancel_sometime(world, job, dice.uniform(0, 1.0)) for job in jobs))
     seconds = await world.recovered(jobs)
@@ -193,13 +201,14 @@ async def posted_everywhere(world: World, urls: Iterable[str]) -> str:
 @case("19", "gateways with clocks an hour apart take one another's place in the middle of a job")
 async def wrong_clocks(world: World, form: Form) -> Outcome:
     clocks = form.of((HOUR, -HOUR), (HOUR, -HOUR) * 3)
-    job = await world.submit(Script(steps=60 * (len(clocks) + 1), step_seconds=0.1))
+    each = form.of(60, 120)
+    job = await world.submit(Script(steps=each * (len(clocks) + 1), step_seconds=0.1))
     async with AsyncExitStack() as stack:
         for number, seconds in enumerate(clocks):
-            await world.reaches(job, step=5 + 60 * number)
+            await world.reaches(job, step=5 + each * number)
             command = skewed("gateway", seconds)
             await stack.enter_async_context(stand_in(world, "gateway", command))
-            check_times(await world.reaches(job, step=10 + 60 * number))
+            check_times(await world.reaches(job, step=10 + each * number))
         recovery = await world.recovered([job])
         check_times(await world.status(job))
     for stage in ("staging", "training", "generation"):
@@ -227,30 +236,95 @@ def check_times(status: dict[str, Any]) -> None:
     assert all(0 <= each < 2 * HOUR * 1000 for each in times), status
 
 
+# --- All in one process -----------------------------------------------------------------------
+
+
 @case("+", "everydream serve is killed and started again in the middle of a job")
 async def serve_killed(world: World, form: Form) -> Outcome:
     times = form.of(1, 4)
-    async with running_web() as web:
-        with TemporaryDirectory(prefix="serve-") as home:
-            environment = serve_environment(Path(home), world.web, web)
-            script = Script(steps=40 * times, step_seconds=0.05, resume_every=5)
-            body = world.body(script, webhook=False, s3=False)
-            async with services_in_a_folder(environment, PROGRAM) as own:
-                process = await own.start("gateway", command=(*PROGRAM, "serve"))
-                client = Client(world.session, process.url, API_KEY)
-                job = await client.run(body | {"webhook": web.url("/webhook")})
-                for number in range(times):
-                    await served_step(client, job, 10 + 30 * number)
-                    await process.kill()
-                    process = await own.start("gateway", command=(*PROGRAM, "serve"))
-                began = monotonic()
-                last = [status async for status in client.follow(job, every=0.1)][-1]
-                seconds = monotonic() - began
-                (post,) = await web.wait_for_posts(1)
+    async with one_process(world) as one:
+        client, process = await one.start()
+        job = await one.submit(client, Script(steps=40 * times, step_seconds=0.05, resume_every=5))
+        for number in range(times):
+            await served_step(client, job, 10 + 30 * number)
+            await process.kill()
+            client, process = await one.start()
+        began = monotonic()
+        last = await served_end(client, job)
+        seconds = monotonic() - began
+        (post,) = await one.web.wait_for_posts(1)
     assert (last["status"], verified(post)["status"]) == ("COMPLETED", "COMPLETED"), last
-    (begun,) = [w for w in last["output"]["train"]["warnings"] if w.startswith("trained from")]
-    assert int(begun.rpartition(" ")[2]) >= 5 + 30 * (times - 1), begun
+    assert trained_from(last) >= 5 + 30 * (times - 1)
     return Outcome(times, (), seconds)
+
+
+@case("+", "everydream serve is put back to a backup from the middle of a job")
+async def put_back(world: World, form: Form) -> Outcome:
+    times, last, seconds = form.of(1, 3), dict[str, Any](), 0.0
+    async with one_process(world) as one:
+        client, process = await one.start()
+        job = await one.submit(client, Script(steps=60, step_seconds=0.05, resume_every=5))
+        await served_step(client, job, 20)
+        await asyncio.to_thread(one.back_up)
+        for _ in range(times):
+            await served_end(client, job)
+            later = await one.submit(client, Script())
+            await process.stop()
+            await asyncio.to_thread(one.put_back)
+            began = monotonic()
+            client, process = await one.start()
+            last = await served_end(client, job)
+            seconds = monotonic() - began
+            with pytest.raises(ClientResponseError, match="404"):
+                await client.status(later)
+        posts = [each for each in one.web.posts if verified(each)["id"] == job]
+    assert last["status"] == "COMPLETED", last
+    assert trained_from(last) >= 5
+    assert len({each.headers["webhook-id"] for each in posts}) == 1
+    return Outcome(times, (), seconds)
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """``everydream serve`` over a folder that outlives it, and its user's web server."""
+
+    world: World
+    services: Services
+    home: Path
+    backup: Path
+    web: Web
+
+    async def start(self) -> tuple[Client, ServiceProcess]:
+        process = await self.services.start("gateway", command=(*PROGRAM, "serve"))
+        return Client(self.world.session, process.url, API_KEY), process
+
+    async def submit(self, client: Client, script: Script) -> str:
+        body = self.world.body(script, webhook=False, s3=False)
+        return await client.run(body | {"webhook": self.web.url("/webhook")})
+
+    def back_up(self) -> None:
+        """As docs/operations.md says, while it runs: the database, then the store."""
+        self.backup.mkdir()
+        with (
+            closing(sqlite3.connect(self.home / DATABASE)) as database,
+            closing(sqlite3.connect(self.backup / DATABASE)) as copy,
+        ):
+            database.backup(copy)
+        shutil.copytree(self.home / STORE, self.backup / STORE)
+
+    def put_back(self) -> None:
+        shutil.rmtree(self.home)
+        shutil.copytree(self.backup, self.home)
+
+
+@asynccontextmanager
+async def one_process(world: World) -> AsyncIterator[OneProcess]:
+    async with running_web() as web:
+        with TemporaryDirectory(prefix="serve-") as folder:
+            home, backup = Path(folder, "home"), Path(folder, "backup")
+            environment = serve_environment(home, world.web, web)
+            async with services_in_a_folder(environment, PROGRAM) as services:
+                yield OneProcess(world, services, home, backup, web)
 
 
 def serve_environment(home: Path, *webs: Web) -> dict[str, str]:
@@ -264,6 +338,17 @@ def serve_environment(home: Path, *webs: Web) -> dict[str, str]:
         "EVERYDREAM_BEAT": str(BEAT),
         "EVERYDREAM_ALLOWED_PRIVATE_HOSTS": ",".join(host_of(web.url()) for web in webs),
     }
+
+
+async def served_end(client: Client, job: str) -> dict[str, Any]:
+    return [status async for status in client.follow(job, every=0.1)][-1]
+
+
+def trained_from(status: dict[str, Any]) -> int:
+    """The step from which the last attempt went on."""
+    warnings: list[str] = status["output"]["train"]["warnings"]
+    (begun,) = (each for each in warnings if each.startswith("trained from"))
+    return int(begun.rpartition(" ")[2])
 
 
 async def served_step(client: Client, job: str, step: int) -> None:

@@ -27,7 +27,7 @@ from tests.faults.chaos import Chaos
 from tests.faults.evidence import Witness, gather, witnessed
 from tests.faults.ledger import Evidence, Totals, check, totals
 from tests.faults.script import How, Mishap, Script
-from tests.faults.world import BEAT, SERVICES, World, faulty_world
+from tests.faults.world import BEAT, SERVICES, USUAL_BEAT, World, faulty_world
 from tests.servers.postgres import PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
@@ -207,7 +207,10 @@ def page(plan: Plan, command: str, sums: Totals, injected: Counter[str], seconds
     """The soak's part of docs/reliability.md."""
     rows = [(name.replace("_", " "), f"{value:,}") for name, value in asdict(sums).items()]
     faults = [(name, str(times)) for name, times in sorted(injected.items())]
-    begun = f"`{command}` (seed {plan.seed}), {seconds / 60:.1f} minutes, two of every service."
+    begun = (
+        f"`{command}` (seed {plan.seed}), {seconds / 60:.1f} minutes, two of every service,"
+        f" a beat of {plan.beat:g} s."
+    )
     return "\n\n".join((begun, table(("what", "number"), rows), table(("fault", "times"), faults)))
 
 
@@ -239,6 +242,8 @@ async def carry_out(plan: Plan, tell: Tell) -> tuple[Evidence, Counter[str]]:
 def main() -> int:
     plan = plan_of()
     command = f"python -m tests.faults.soak --seed {plan.seed} --minutes {plan.minutes:g}"
+    if plan.beat != USUAL_BEAT:
+        command = f"EVERYDREAM_BEAT={plan.beat:g} {command}"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.getLogger("aiormq").addHandler(logging.NullHandler())  # the witness tries again
     tell: Tell = lambda words: print(words, flush=True)  # noqa: E731, T201

@@ -209,6 +209,22 @@ async def test_keys_that_may_write_need_not_be_ones_that_may_delete(
     assert list(await publishing.in_bucket()) == [f"models/mine/{JOB}/everydream-write-check"]
 
 
+async def test_what_a_check_could_not_remove_goes_when_the_results_come(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object, **__: object) -> int:
+        raise Unavailable("the bucket does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(S3Store, "delete", away)
+        await checked(publishing, objectPath="")
+    assert list(await publishing.in_bucket()) == [f"{JOB}/everydream-write-check"]
+
+    await published_by(publishing, publishing.order(await drawn(publishing), objectPath=""))
+
+    assert list(await publishing.in_bucket()) == [f"{JOB}/{name}" for name in PICTURES]
+
+
 # --- Published
 
 
