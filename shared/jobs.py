@@ -51,6 +51,7 @@ from shared.messages import (
     WebhookDelivered,
     WebhookDue,
     WebhookFailed,
+    claim_of,
     decode,
     encode,
     stable_id,
@@ -462,7 +463,7 @@ def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
         job = _at(job, fact, control)
         return Step(job, _grant(job, fact.stage))
     record = job.stages.get(fact.stage)
-    if reason := _why_not(job, fact.stage, record, fact.claim):
+    if reason := _why_not(job, record, fact):
         return Step(_with_refused(job, fact.claim), _refusal(fact, control, reason))
     assert record is not None  # noqa: S101 - _why_not refuses what was not asked for
     claim = Claim(
@@ -473,18 +474,27 @@ def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
     return Step(step.job, (*step.effects, *_grant(step.job, fact.stage)))
 
 
-def _why_not(job: Job, stage: Stage, record: StageRecord | None, claim: str) -> str | None:
+def _why_not(job: Job, record: StageRecord | None, fact: Started) -> str | None:
     if job.ended:
         return "the job has ended"
     if record is None or not record.open:
         return "nothing is asked for"
     if record.claim is not None:
         return f"the worker {record.claim.worker} has it"
-    if stage in GPU_STAGES and _bucket_is_tried(job):
+    if fact.stage in GPU_STAGES and _bucket_is_tried(job):
         return "the user's bucket is being tried"
-    if claim in job.refused:
+    return _why_not_this_claim(job, record, fact)
+
+
+def _why_not_this_claim(job: Job, record: StageRecord, fact: Started) -> str | None:
+    """An attempt that has ended may have asked for the next stage too, by a fact of its own."""
+    if fact.claim in job.refused:
         return "this claim was refused"
-    return "this claim has ended" if claim in record.spent else None
+    if fact.claim in record.spent:
+        return "this claim has ended"
+    if fact.asked_by not in (None, claim_of(decode(record.asking))):
+        return "it was asked for by an attempt that has ended"
+    return None
 
 
 def _with_refused(job: Job, claim: str) -> Job:

@@ -58,6 +58,14 @@ class StageFact(Message, frozen=True, kw_only=True):
     worker: str = ""
 
 
+class WorkStarted(StageFact, frozen=True, kw_only=True):
+    """A worker asks for the claim of a stage; the answer comes to its control queue."""
+
+    gpu: str = ""
+    asked_by: str | None = None
+    """The claim whose fact asks for the work; empty where no worker's fact does; None: untold."""
+
+
 # --- What clients ask, and how jobs end (gateway) ---------------------------------------------
 
 
@@ -159,8 +167,8 @@ class ClaimRefused(Message, frozen=True, kw_only=True, tag="claim.refused"):
 # --- Fetcher ----------------------------------------------------------------------------------
 
 
-class StagingStarted(StageFact, frozen=True, kw_only=True, tag="staging.started"):
-    gpu: str = ""
+class StagingStarted(WorkStarted, frozen=True, kw_only=True, tag="staging.started"):
+    pass
 
 
 class StagingProgressed(StageFact, frozen=True, kw_only=True, tag="staging.progressed"):
@@ -200,8 +208,8 @@ class ModelStaged(StageFact, frozen=True, kw_only=True, tag="model.staged"):
 # --- Trainer ----------------------------------------------------------------------------------
 
 
-class TrainingStarted(StageFact, frozen=True, kw_only=True, tag="training.started"):
-    gpu: str = ""
+class TrainingStarted(WorkStarted, frozen=True, kw_only=True, tag="training.started"):
+    pass
 
 
 class TrainingProgressed(StageFact, frozen=True, kw_only=True, tag="training.progressed"):
@@ -275,8 +283,8 @@ class CheckpointFinal(StageFact, frozen=True, kw_only=True, tag="checkpoint.fina
 # --- Inferencer -------------------------------------------------------------------------------
 
 
-class GenerationStarted(StageFact, frozen=True, kw_only=True, tag="generation.started"):
-    gpu: str = ""
+class GenerationStarted(WorkStarted, frozen=True, kw_only=True, tag="generation.started"):
+    pass
 
 
 class GenerationProgressed(StageFact, frozen=True, kw_only=True, tag="generation.progressed"):
@@ -306,8 +314,8 @@ class SamplesGenerated(Message, frozen=True, kw_only=True, tag="samples.generate
 # --- Notifier ---------------------------------------------------------------------------------
 
 
-class PublicationStarted(StageFact, frozen=True, kw_only=True, tag="publication.started"):
-    gpu: str = ""
+class PublicationStarted(WorkStarted, frozen=True, kw_only=True, tag="publication.started"):
+    pass
 
 
 class PublicationProgressed(StageFact, frozen=True, kw_only=True, tag="publication.progressed"):
@@ -504,6 +512,11 @@ def decode(body: bytes) -> AnyMessage:
         msgspec.DecodeError: not JSON, an unknown type, or a field that is missing or wrong.
     """
     return _decoder.decode(body)
+
+
+def claim_of(message: Message) -> str:
+    """The claim under which a worker said it; empty where none did."""
+    return message.claim if isinstance(message, StageFact) else ""
 
 
 def type_of(message: Message | type[Message]) -> str:

@@ -38,6 +38,7 @@ from shared.messages import (
     StageFact,
     StageFailed,
     Started,
+    claim_of,
 )
 from shared.ports import Bus, Control, Delivery
 from shared.request import Wish
@@ -400,7 +401,8 @@ class Worker:
         """Ask until there is an answer; False when none came within two beats of a stop."""
         left = 2
         while left:
-            started = self._work.started(**order.stamp(), gpu=gpu)
+            asked_by = claim_of(order.message)
+            started = self._work.started(**order.stamp(), gpu=gpu, asked_by=asked_by)
             await order.try_to_say(started)
             if await until(order.answered, timeout=self._beat):
                 return True

@@ -109,8 +109,12 @@ class Tale:
         self.now += 1.0
         return self.hear(advance(self.job, fact, control=control, now=self.now, beat=BEAT))
 
-    def claim(self, stage: Stage, claim: str, gpu: str = "H100") -> ClaimGranted | ClaimRefused:
-        fact = STARTED[stage](job="job", stage=stage, claim=claim, worker="w", gpu=gpu)
+    def claim(
+        self, stage: Stage, claim: str, gpu: str = "H100", asked_by: str | None = None
+    ) -> ClaimGranted | ClaimRefused:
+        fact = STARTED[stage](
+            job="job", stage=stage, claim=claim, worker="w", gpu=gpu, asked_by=asked_by
+        )
         answers = [
             each for each in self.tell(fact) if isinstance(each, ClaimGranted | ClaimRefused)
         ]
@@ -476,6 +480,22 @@ def test_facts_that_are_not_from_the_live_claim_change_nothing() -> None:
         (answer,) = tale.tell(fact)
         assert isinstance(answer, ClaimRefused)
         assert tale.job == before
+
+
+def test_what_an_ended_attempt_has_made_is_neither_published_nor_drawn_with() -> None:
+    tale = Tale(bucket=True)
+    assert isinstance(tale.claim("staging", "s", asked_by=""), ClaimGranted)
+    tale.tell(dataset_staged("s"))
+    tale.check_bucket()
+    assert isinstance(tale.claim("training", "t1", asked_by="s"), ClaimGranted)
+    tale.hear(jobs.lose_claim(tale.job, "training", "t1", now=tale.now, beat=BEAT))
+    tale.train("t2")
+
+    for stage in ("generation", "model_publication"):
+        refused = tale.claim(stage, f"{stage} of the first", asked_by="t1")
+        assert isinstance(refused, ClaimRefused)
+        assert refused.reason == "it was asked for by an attempt that has ended"
+        assert isinstance(tale.claim(stage, stage, asked_by="t2"), ClaimGranted)
 
 
 def test_answers_go_once_to_the_workers_newest_address() -> None:

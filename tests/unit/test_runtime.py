@@ -177,7 +177,7 @@ async def test_a_granted_claim_is_worked_on_and_its_result_is_said_under_the_cla
         result, _reply = await gateway.hear(DatasetStaged)
 
     assert (result.job, result.claim, result.attempt) == ("job-1", started.claim, 3)
-    assert started.gpu == "a card"
+    assert (started.gpu, started.asked_by) == ("a card", "")
     assert result.worker == "fetcher/1"
 
 
