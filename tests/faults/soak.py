@@ -100,7 +100,7 @@ class Soak:
         with suppress(TimeoutError):  # then the ledger says which have not ended
             async with asyncio.timeout(ENDS_SECONDS):
                 await asyncio.gather(submitting, watching)
-                await self.world.recovered(jobs, ENDS_SECONDS)  # what was retried, once more
+                await self.world.recovered(self.world.jobs, ENDS_SECONDS)  # also what was retried
 
     async def _submit(
         self, jobs: set[str], number: int, submit: Callable[[], Awaitable[str]], pause: float
