@@ -27,7 +27,7 @@ FUZZ    := $(VENV)/.fuzz-installed
 CLIENTS     := $(VENV)/.clients-installed
 CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constraints.txt node/package.json node/package-lock.json)
 
-# The faults run after all else, two worlds at once: beats of 0.2 s are lost on cores that more share.
+# The faults run after all else and one by one: beats of 0.2 s are lost on cores that others share.
 # PYTEST_ARGS may choose tests of one half alone; pytest ends with 5 where it finds none.
 NONE_CHOSEN = [ $$? -eq 5 -a -n "$(strip $(PYTEST_ARGS))" ]
 
@@ -43,7 +43,7 @@ demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./dem
 
 test: servers $(DEV) $(CLIENTS)  ## Every test that needs no graphics card
 	$(BIN)/pytest -m "not gpu and not faults" --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS) || $(NONE_CHOSEN)
-	$(BIN)/pytest -m faults --numprocesses 2 --dist loadgroup $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	$(BIN)/pytest -m faults --numprocesses 0 $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 lint: $(DEV)  ## Style, format and spelling
 	$(BIN)/ruff check

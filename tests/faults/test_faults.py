@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
@@ -43,14 +42,7 @@ def world(case: Case, request: pytest.FixtureRequest) -> World:
     return found
 
 
-def shared_out() -> Iterator[Any]:
-    """The cases, for two processes with a world each: those with one database take turns."""
-    for number, case in enumerate(all_cases()):
-        half = f"{case.database} {number % 2}" if case.database == "sqlite" else case.database
-        yield pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(half))
-
-
-@pytest.mark.parametrize("case", shared_out())
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
 async def test_a_job_survives_when(case: Case, world: World) -> None:
     try:
         outcome = await case.run(world, Form.SHORT)

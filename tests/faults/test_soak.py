@@ -14,11 +14,7 @@ from tests.faults.soak import Plan, Soak, page, soaked
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(900),
-    pytest.mark.xdist_group("soak"),
-]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 PLAN = Plan(seed=7, minutes=1 / 3, scripted=12)
 
 
