@@ -96,6 +96,7 @@ class Soak:
             peace.set()
             await raging
         self.tell("peace")
+        self.world.web.forget_answers()
         await self.world.whole()
         with suppress(TimeoutError):  # then the ledger says which have not ended
             async with asyncio.timeout(ENDS_SECONDS):
