@@ -32,7 +32,7 @@ from tests.gateway_world import API_KEY, REQUEST, Claimed, World, training, worl
 ROOT = "/v1/everydream-v1"
 CASES = 2000
 """At least so many."""
-EXAMPLES = 20
+EXAMPLES = 40
 """Of each operation, with valid data and again with data that is not."""
 LIFTED = dict.fromkeys(RATES, Rate(10**9, 1.0, 10**9))
 SHORT_WAIT = 20
