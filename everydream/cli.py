@@ -16,7 +16,7 @@ import cyclopts
 from services.gateway.auth import SCOPES, Scope
 from shared import telemetry
 from shared.errors import Passing, Refused, SettingsError, Unavailable
-from shared.process import stop_on_signals
+from shared.process import importing, stop_on_signals
 from shared.settings import from_environment
 
 app = cyclopts.App(
@@ -41,7 +41,8 @@ def serve() -> None:
 
     Settings come from the environment; see docs/settings.md.
     """
-    from everydream.all_in_one import AllInOne  # noqa: PLC0415 - only this command pays for it
+    with importing():
+        from everydream.all_in_one import AllInOne  # noqa: PLC0415 - only this command pays for it
 
     telemetry.configure("everydream")
 
@@ -54,7 +55,8 @@ def serve() -> None:
 @app.command
 def service(name: Service) -> None:
     """Run one service against RabbitMQ, as the containers do."""
-    module = importlib.import_module(f"services.{name}.__main__")
+    with importing():
+        module = importlib.import_module(f"services.{name}.__main__")
     asyncio.run(module.main())
 
 

@@ -113,9 +113,15 @@ class ChildDied(Exception):
 class Child:
     """The parent's side of one child process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        pipe: asyncio.ReadTransport,
+    ) -> None:
         self._process = process
         self._reader = reader
+        self._pipe = pipe
         self.gpu = ""
         """What it works on, once it has said so."""
 
@@ -131,7 +137,7 @@ class Child:
             )  # fmt: skip
         finally:
             os.close(write_end)  # else the end of the pipe never comes
-        return cls(process, await _open_reader(read_end))
+        return cls(process, *await _open_reader(read_end))
 
     @property
     def pid(self) -> int:
@@ -187,6 +193,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
+        self._pipe.close()  # a grandchild that has left the group may hold its other end
         if self._process.stdin:
             self._process.stdin.close()
 
@@ -235,12 +242,12 @@ async def start_ready(module: str) -> Child:
     raise AssertionError("records end by an error only")
 
 
-async def _open_reader(descriptor: int) -> asyncio.StreamReader:
+async def _open_reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
     reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
     )
-    return reader
+    return reader, pipe
 
 
 def describe_exit(code: int) -> str:

@@ -1,7 +1,8 @@
 """A real spawned child that speaks its records from a script, for tests of what shepherds it.
 
 Its order is a list of steps: ``{"say": record}``, ``{"sleep": seconds}``, ``{"exit": status}``,
-``{"fork": seconds}`` (leave a grandchild behind), ``{"environment": true}`` (say the names it has),
+``{"fork": seconds}`` (leave a grandchild behind), ``{"fork_away": seconds}`` (in a session of its
+own), ``{"environment": true}`` (say the names it has),
 ``{"wait_for_stop": true}`` (until SIGTERM).
 """
 
@@ -36,6 +37,9 @@ def carry_out(step: dict[str, Any], mouth: child.Mouth) -> None:
             os.kill(os.getpid(), number)
         case {"fork": seconds}:
             subprocess.Popen(["/bin/sleep", str(seconds)], close_fds=False)
+        case {"fork_away": seconds}:
+            command = ["/bin/sleep", str(seconds)]
+            subprocess.Popen(command, close_fds=False, start_new_session=True)
         case {"environment": _}:
             mouth.say(child.Done(summary={"names": sorted(os.environ)}))
         case {"wait_for_stop": _}:

@@ -27,6 +27,7 @@ from shared.child import (
     read_order,
 )
 from shared.errors import Refused, reason_of
+from shared.process import importing
 
 if TYPE_CHECKING:
     from services.inferencer.generate import Drawing, Failure
@@ -39,9 +40,9 @@ def main() -> None:
     """Pay for the imports, say Ready, and draw until the parent hangs up."""
     mouth = begin()
     os.environ |= QUIET_AND_OFFLINE
-
-    from services.inferencer import generate  # noqa: F401, PLC0415 - slow
-    from services.inferencer.pipelines import Pipelines  # noqa: PLC0415 - slow
+    with importing():
+        from services.inferencer import generate  # noqa: F401, PLC0415 - slow
+        from services.inferencer.pipelines import Pipelines  # noqa: PLC0415 - slow
 
     pipelines = Pipelines()
     mouth.say(Ready(gpu=pipelines.name))

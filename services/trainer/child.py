@@ -33,6 +33,7 @@ from shared.child import (
     read_order,
 )
 from shared.errors import Interrupted, Passing, Refused, reason_of
+from shared.process import importing
 from shared.request import Wish
 
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
@@ -102,9 +103,9 @@ def main() -> None:
     mouth = begin()
     stop = Stop()
     os.environ |= QUIET_AND_OFFLINE
-
-    from services.trainer import train  # noqa: F401, PLC0415 - slow
-    from services.trainer.device import device_name, this_device  # noqa: PLC0415 - slow
+    with importing():
+        from services.trainer import train  # noqa: F401, PLC0415 - slow
+        from services.trainer.device import device_name, this_device  # noqa: PLC0415 - slow
 
     mouth.say(Ready(gpu=device_name(this_device())))
     order: TrainingOrder = read_order(TrainingOrder)

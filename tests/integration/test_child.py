@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -79,6 +80,19 @@ def _alive_in(process: psutil.Process, group: int) -> bool:
         return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
     except (ProcessLookupError, psutil.NoSuchProcess):
         return False
+
+
+async def test_a_grandchild_that_has_left_with_the_pipe_costs_us_no_descriptor() -> None:
+    before = descriptors()
+    async with started() as child:
+        await follow(child, {"fork_away": 3}, {"exit": 0})
+
+    await asyncio.sleep(0)  # transports close in the next round of the loop
+    assert descriptors() == before
+
+
+def descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
 async def test_a_child_gets_no_secret_from_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
