@@ -11,6 +11,7 @@ from tests.servers.postgres import PostgreSQL
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
 from tests.servers.web import Web, running_web
+from tests.warm.server import warm_server
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes share the cores: torch's threads, two to a core, would wait for one another.
@@ -103,3 +104,10 @@ def s3_bucket(s3_server: S3Server) -> str:
 async def web() -> AsyncIterator[Web]:
     async with running_web() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def warm_children() -> Iterator[None]:
+    """For tests that start children of ``tests.warm``."""
+    with warm_server():
+        yield

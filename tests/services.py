@@ -39,6 +39,9 @@ ORPHAN_SECONDS = 10.0
 PASSED_ON = ("LANG", "LC_ALL", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
              "COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")  # fmt: skip
 LAST_WORDS = 6000
+COMMAND = ("everydream",)
+WARM = ("tests.warm",)
+"""The command with warm children; needs the fixture ``warm_children``."""
 
 
 class ServiceProcess(Child):
@@ -148,7 +151,7 @@ class Services:
         self,
         environment: Mapping[str, str],
         folder: Path,
-        program: Sequence[str] = ("everydream",),
+        program: Sequence[str] = COMMAND,
     ) -> None:
         self.environment = environment
         self.folder = folder
@@ -225,7 +228,11 @@ class Services:
 
 @asynccontextmanager
 async def running(
-    names: Iterable[str], environment: Mapping[str, str], *, ready: bool = True
+    names: Iterable[str],
+    environment: Mapping[str, str],
+    *,
+    program: Sequence[str] = COMMAND,
+    ready: bool = True,
 ) -> AsyncIterator[Services]:
     """Run these services, any of them several times, for as long as the block lasts.
 
@@ -235,13 +242,15 @@ async def running(
     Args:
         names: of services: ``gateway``, ``fetcher``, ``trainer``, ``inferencer``, ``notifier``.
         environment: ``EVERYDREAM_*`` and ``AWS_*``; see :func:`shared_environment`.
+        program: takes the arguments ``service NAME``: a console script of ours, or a module of
+            the tests.
         ready: wait until all are.
 
     Raises:
         ServerError: one did not start, ended by itself, did not stop in good order on SIGTERM, or
             left children behind.
     """
-    async with services_in_a_folder(environment) as services:
+    async with services_in_a_folder(environment, program) as services:
         for name in names:
             services.begin(name)
         if ready:
@@ -251,13 +260,9 @@ async def running(
 
 @asynccontextmanager
 async def services_in_a_folder(
-    environment: Mapping[str, str], program: Sequence[str] = ("everydream",)
+    environment: Mapping[str, str], program: Sequence[str] = COMMAND
 ) -> AsyncIterator[Services]:
-    """No service yet, but a sure end for all that are started in the block.
-
-    ``program`` takes the arguments ``service NAME``: a console script of ours, or a module of the
-    tests.
-    """
+    """No service yet, but a sure end for all that are started in the block."""
     folder = _temporary_folder()
     services = Services(environment, folder, program)
     try:

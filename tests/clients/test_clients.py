@@ -19,10 +19,13 @@ from tests.servers.process import search_path
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
 from tests.servers.web import running_web
-from tests.services import Services, running, shared_environment
+from tests.services import WARM, Services, running, shared_environment
 
 # One loop, and so one set of services, for all that a process runs of this file.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("warm_children"),
+]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -104,7 +107,7 @@ async def here(
             ALLOWED_PRIVATE_HOSTS=host_of(web.url()),
         )
         async with (
-            running(SERVICES, environment) as services,
+            running(SERVICES, environment, program=WARM) as services,
             user_of(services.first("gateway").url, web) as user,
         ):
             yield Here(services, user)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from everydream.client import Client
 from shared.keys import webhook_secret
 from tests.servers.s3 import S3Server
 from tests.servers.web import Seen, Web
-from tests.services import ServiceProcess, services_in_a_folder
+from tests.services import COMMAND, ServiceProcess, services_in_a_folder
 
 TINY = Path(__file__).parents[2] / "shared" / "tiny"
 API_KEY = "test-key"
@@ -118,7 +118,9 @@ async def user_of(url: str, web: Web) -> AsyncIterator[User]:
 
 
 @asynccontextmanager
-async def served(web: Web, **settings: str) -> AsyncIterator[tuple[ServiceProcess, User]]:
+async def served(
+    web: Web, program: Sequence[str] = COMMAND, **settings: str
+) -> AsyncIterator[tuple[ServiceProcess, User]]:
     """The whole product in one process, and a user of it."""
     environment = {
         "EVERYDREAM_BASE_MODEL": "tiny",
@@ -130,7 +132,7 @@ async def served(web: Web, **settings: str) -> AsyncIterator[tuple[ServiceProces
         **{f"EVERYDREAM_{name}": value for name, value in settings.items()},
     }
     async with services_in_a_folder(environment) as services:
-        process = await services.start("gateway", command=("everydream", "serve"))
+        process = await services.start("gateway", command=(*program, "serve"))
         async with user_of(process.url, web) as user:
             yield process, user
 

@@ -12,6 +12,9 @@ import pytest
 
 from tests.end_to_end.story import API_KEY, User, picture, served, user_of
 from tests.servers.web import Page, Web
+from tests.services import WARM
+
+pytestmark = pytest.mark.usefixtures("warm_children")
 
 INVALID_KEY = str({"error": "invalid API key: send it as 'Authorization: Bearer KEY'"})
 
@@ -52,7 +55,7 @@ async def refusal(user: User, body: dict[str, Any], key: str = API_KEY) -> tuple
 async def test_what_a_request_shows_is_told_at_once_and_anothers_job_is_not_found(
     web: Web,
 ) -> None:
-    async with served(web, API_KEYS=f"{API_KEY},another-key") as (process, user):
+    async with served(web, WARM, API_KEYS=f"{API_KEY},another-key") as (process, user):
         good = user.request()
         train = good["input"]["train"]
 
@@ -88,7 +91,7 @@ async def test_what_only_the_data_shows_fails_the_job_with_a_reason_that_names_i
         web.serve("/page.zip", Page(b"<html>hello</html>")): "not a zip",
         web.serve("/empty.zip", zipped(readme__txt=b"no pictures")): "no usable image",
     }
-    async with served(web) as (process, user):
+    async with served(web, WARM) as (process, user):
         jobs = {url: await user.client.run(user.request() | _with_url(url)) for url in cases}
         kept = await user.client.run(user.request() | _with_url(web.serve("/mixed.zip", broken)))
         for url, job in jobs.items():
@@ -116,7 +119,7 @@ async def _report(user: User, job: str) -> dict[str, Any]:
 
 
 async def test_a_cancelled_job_stops_its_training_and_its_place_takes_the_next(web: Web) -> None:
-    async with served(web) as (_, user):
+    async with served(web, WARM) as (_, user):
         job = await user.client.run(user.request(max_epochs=100_000))
         async for status in user.client.follow(job, every=0.1):
             if status["output"].get("step"):

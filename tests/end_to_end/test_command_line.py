@@ -15,7 +15,9 @@ from everydream import drawings
 from tests.end_to_end.story import API_KEY, PATIENCE, picture, served
 from tests.servers.process import search_path
 from tests.servers.web import Web
-from tests.services import ROOT, ServiceProcess, resolved
+from tests.services import ROOT, WARM, ServiceProcess, resolved
+
+pytestmark = pytest.mark.usefixtures("warm_children")
 
 SHORT = {"resolution": 256, "batch_size": 4, "max_epochs": 1, "lr": 1e-4, "useadam8bit": False}
 DRAWING = {"width": 128, "height": 128, "num_inference_steps": 2, "seed": 7}
@@ -65,7 +67,7 @@ async def typed(desk: Path, process: ServiceProcess, *words: str) -> Typed:
 
 
 async def test_a_folder_of_photos_becomes_a_model_and_images(web: Web, desk: Path) -> None:
-    async with served(web) as (process, _):
+    async with served(web, WARM) as (process, _):
         wrong = await typed(
             desk, process, "run", "photos", "--set", "lr=much", "--set", "max_epoch=5"
         )
@@ -108,7 +110,7 @@ def assert_complete(results: Path) -> None:
 
 async def test_a_job_that_is_left_alone_goes_on_until_it_is_cancelled(web: Web, desk: Path) -> None:
     long = ("run", "photos", "--config", "recipe.json", "--set", "max_epochs=100000")
-    async with served(web) as (process, user):
+    async with served(web, WARM) as (process, user):
         begun = await typed(desk, process, *long, "--no-wait")
         job = begun.output.strip()
         assert begun.status == 0, begun.errors

@@ -20,7 +20,7 @@ from tests.servers.process import HOST
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import S3Server
 from tests.servers.web import Web
-from tests.services import ROOT, running, shared_environment
+from tests.services import ROOT, WARM, running, shared_environment
 
 SECONDS = 240
 SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
@@ -46,6 +46,7 @@ def example(name: str, *words: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.usefixtures("warm_children")
 async def test_a_job_from_the_exchange_is_followed_to_its_end_by_producer_and_consumer(
     rabbitmq: RabbitMQ, postgres_url: str, s3_server: S3Server, s3_bucket: str, web: Web,
     tmp_path: Path,
@@ -57,7 +58,7 @@ async def test_a_job_from_the_exchange_is_followed_to_its_end_by_producer_and_co
         BEAT="0.5", ALLOWED_PRIVATE_HOSTS=host_of(web.url()),
     )  # fmt: skip
     async with (
-        running(SERVICES, environment) as services,
+        running(SERVICES, environment, program=WARM) as services,
         user_of(services.first("gateway").url, web) as user,
     ):
         shop = await asyncio.to_thread(make_user, rabbitmq, "producer", "shop", vhost)

@@ -24,9 +24,13 @@ from shared.request import Inference
 from tests.drawing import drawn_images
 from tests.end_to_end.story import TINY, User, served
 from tests.servers.web import Web
+from tests.services import WARM
 
-# diffusers' schedulers of today hand numpy an array in yesterday's way
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("warm_children"),
+    # diffusers' schedulers of today hand numpy an array in yesterday's way
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
+]
 
 SEEDS = 4
 UNET = "model.diffusion_model."
@@ -48,7 +52,7 @@ async def test_the_demos_recipe_teaches_two_concepts_that_the_base_model_does_no
     for entry in request["input"]["inference"]:
         entry |= {"num_outputs": SEEDS, "seed": 0}
 
-    async with served(web, BEAT="2") as (_, user):
+    async with served(web, WARM, BEAT="2") as (_, user):
         job = await user.client.run(request)
         statuses = [status async for status in user.client.follow(job, every=0.2)]
         last = statuses[-1]

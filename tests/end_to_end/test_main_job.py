@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 from safetensors.torch import load
 
 from tests.end_to_end.story import TINY, User, bucket_config, host_of, user_of
 from tests.servers.s3 import S3Server
 from tests.servers.web import Web
-from tests.services import Services, running, shared_environment
+from tests.services import COMMAND, WARM, Services, running, shared_environment
 
 SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
 WORKERS = SERVICES[1:]
+
+pytestmark = pytest.mark.usefixtures("warm_children")
 
 
 @asynccontextmanager
 async def world(
     names: list[str], web: Web, amqp_url: str, postgres_url: str, s3: S3Server, bucket: str,
-    **settings: str,
+    program: Sequence[str] = WARM, **settings: str,
 ) -> AsyncIterator[tuple[Services, User]]:  # fmt: skip
     allowed = f"{host_of(web.url())},{host_of(s3.endpoint_url)}"
     environment = shared_environment(
@@ -32,7 +35,7 @@ async def world(
         **{"BEAT": "0.5", "ALLOWED_PRIVATE_HOSTS": allowed, **settings},
     )  # fmt: skip
     async with (
-        running(names, environment) as services,
+        running(names, environment, program=program) as services,
         user_of(services.first("gateway").url, web) as user,
     ):
         yield services, user
@@ -42,7 +45,7 @@ async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn
     web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str, tmp_path: Path
 ) -> None:
     theirs = s3_server.create_bucket()
-    async with world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (
+    async with world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket, COMMAND) as (
         services,
         user,
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from tests.end_to_end.diary import diary
@@ -12,6 +13,8 @@ from tests.end_to_end.story import bucket_config
 from tests.end_to_end.test_main_job import SERVICES, world
 from tests.servers.s3 import S3Server
 from tests.servers.web import Web
+
+pytestmark = pytest.mark.usefixtures("warm_children")
 
 PROMPT = "a zorblat by the sea"
 STEPS, EVERY = 60, 20

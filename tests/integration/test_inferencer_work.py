@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from services.inferencer.order import About
-from services.inferencer.work import CHILD, InferencerWork, about, entry_of
+from services.inferencer.work import InferencerWork, about, entry_of
 from shared.adapters.folder import FolderStore
 from shared.child import Standby
 from shared.diffusion.saving import save_folder
@@ -28,6 +28,8 @@ from shared.runtime import Order
 from tests.drawing import POISON, poisoned
 from tests.models import make_random_model, random_parts
 from tests.workers import Facts, files_of, folder_store, granted_order, until_gone
+
+pytestmark = pytest.mark.usefixtures("warm_children")
 
 DEADLINE = 120.0
 CHECKPOINT = Artifact(name="last", kind="checkpoint", key="k", bytes=1, sha256="0a" * 32)
@@ -55,7 +57,7 @@ def store(trained: Path) -> FolderStore:
 
 @pytest.fixture
 async def work(store: FolderStore, tmp_path: Path) -> AsyncIterator[InferencerWork]:
-    standby = Standby(CHILD)
+    standby = Standby("tests.warm.inferencer")
     work = InferencerWork(store, standby, scratch=tmp_path / "scratch", cache=tmp_path / "cache")
     yield work
     await work.close()

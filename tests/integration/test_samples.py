@@ -15,7 +15,7 @@ from PIL import Image
 
 from services.inferencer.order import About, DrawingOrder
 from services.inferencer.samples import SampleErrands, entries_of
-from services.inferencer.work import CHILD, InferencerWork
+from services.inferencer.work import InferencerWork
 from shared.adapters.folder import FolderStore
 from shared.child import Standby
 from shared.diffusion.loading import Parts, load
@@ -36,6 +36,8 @@ from shared.snapshots import snapshot_prefix, standing
 from tests.models import make_random_model, random_parts
 from tests.workers import Facts, files_of, folder_store, granted_order
 
+pytestmark = pytest.mark.usefixtures("warm_children")
+
 SIDE: Literal[128] = 128
 PROMPTS = ("a red wall", "blue")
 CHECKPOINT = Artifact(name="last", kind="checkpoint", key="k", bytes=1, sha256="s")
@@ -48,7 +50,7 @@ def store(tmp_path: Path) -> FolderStore:
 
 @pytest.fixture
 async def standby() -> AsyncIterator[Standby]:
-    standby = Standby(CHILD)
+    standby = Standby("tests.warm.inferencer")
     yield standby
     await standby.close()
 

@@ -43,6 +43,12 @@ INFERENCE = (Inference(prompt="a red wall"),)
 DEADLINE = 120.0
 
 
+@pytest.fixture(autouse=True)
+def _warm(warm_children: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    del warm_children
+    monkeypatch.setattr(trainer_work, "CHILD", "tests.warm.trainer")
+
+
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store's folder that holds a dataset and a base model."""

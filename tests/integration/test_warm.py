@@ -1,0 +1,73 @@
+"""A warm child is to its parent what one is that was started cold."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shared.child import Child, ChildDied, start_ready
+from tests.workers import until_gone
+
+pytestmark = pytest.mark.usefixtures("warm_children")
+
+
+@pytest.fixture
+async def child() -> AsyncIterator[Child]:
+    child = await start_ready("tests.warm.trainer")
+    yield child
+    await child.kill()
+
+
+def fork_for(child: Child) -> int:
+    """The process that works in its place: the only other one that reads its stdin."""
+    (fork,) = (pid for pid in psutil.pids() if pid != child.pid and reads_from(pid, child.pid))
+    return fork
+
+
+def reads_from(pid: int, other: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/fd/0").readlink() == Path(f"/proc/{other}/fd/0").readlink()
+    except OSError:  # it is gone
+        return False
+
+
+async def end_of(child: Child) -> str:
+    async with aclosing(child.records()) as records:
+        with pytest.raises(ChildDied) as died:
+            await anext(records)
+    return str(died.value)
+
+
+async def test_what_ends_it_ends_the_fork(child: Child) -> None:
+    fork = fork_for(child)
+
+    await child.kill()
+
+    await until_gone(fork)
+
+
+async def test_it_ends_by_the_signal_that_the_fork_ends_by(child: Child) -> None:
+    os.kill(fork_for(child), signal.SIGSEGV)
+
+    assert "killed by SIGSEGV" in await end_of(child)
+
+
+async def test_a_stop_is_passed_on_and_an_idle_fork_ends_well(child: Child) -> None:
+    child.stop()
+
+    assert "exit status 0" in await end_of(child)
+
+
+async def test_an_error_that_nobody_catches_ends_it_as_it_would_end_an_interpreter(
+    child: Child,
+) -> None:
+    assert child._process.stdin
+    child._process.stdin.write(b"no order\n")
+
+    assert "exit status 1" in await end_of(child)
