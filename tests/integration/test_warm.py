@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -13,6 +15,18 @@ import pytest
 
 from shared.child import Child, ChildDied, start_ready
 from tests.workers import until_gone
+
+PARENT = """
+import asyncio
+from shared.child import start_ready
+
+async def main():
+    child = await start_ready("tests.warm.trainer")
+    print(child.pid, flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 
@@ -24,9 +38,9 @@ async def child() -> AsyncIterator[Child]:
     await child.kill()
 
 
-def fork_for(child: Child) -> int:
+def fork_for(stand_in: int) -> int:
     """The process that works in its place: the only other one that reads its stdin."""
-    (fork,) = (pid for pid in psutil.pids() if pid != child.pid and reads_from(pid, child.pid))
+    (fork,) = (pid for pid in psutil.pids() if pid != stand_in and reads_from(pid, stand_in))
     return fork
 
 
@@ -45,15 +59,31 @@ async def end_of(child: Child) -> str:
 
 
 async def test_what_ends_it_ends_the_fork(child: Child) -> None:
-    fork = fork_for(child)
+    fork = fork_for(child.pid)
 
     await child.kill()
 
     await until_gone(fork)
 
 
+async def test_what_ends_its_parent_ends_both() -> None:
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    stand_in = int(await parent.stdout.readline())
+    fork = fork_for(stand_in)
+    os.kill(fork, signal.SIGSTOP)  # so that it does not see the end of its stdin
+
+    parent.kill()
+    await parent.wait()
+
+    await until_gone(stand_in)
+    await until_gone(fork)
+
+
 async def test_it_ends_by_the_signal_that_the_fork_ends_by(child: Child) -> None:
-    os.kill(fork_for(child), signal.SIGSEGV)
+    os.kill(fork_for(child.pid), signal.SIGSEGV)
 
     assert "killed by SIGSEGV" in await end_of(child)
 

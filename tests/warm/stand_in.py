@@ -1,7 +1,4 @@
-"""The process that the product starts: as long as it lives, a fork of the server works for it.
-
-It imports next to nothing, for it is started often.
-"""
+"""The process that the product starts: as long as it lives, a fork of the server works for it."""
 
 from __future__ import annotations
 
@@ -14,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from shared.child import begin
+
 MESSAGE_BYTES = 65536
 
 
@@ -24,6 +23,7 @@ def address_of(pid: int) -> str:
 
 def stand_in_for(module: str) -> None:
     """Have a fork run the module's ``main`` with our files, and end as it ends."""
+    begin()
     asked = json.dumps({"module": module, "folder": str(Path.cwd()), "environment": {**os.environ}})
     with connected() as line:
         socket.send_fds(line, [asked.encode()], [0, 1, 2, int(sys.argv[1])])
