@@ -76,10 +76,10 @@ async def test_what_ends_its_parent_ends_both() -> None:
     os.kill(fork, signal.SIGSTOP)  # so that it does not see the end of its stdin
 
     parent.kill()
-    await parent.wait()
 
     await until_gone(stand_in)
     await until_gone(fork)
+    await parent.wait()
 
 
 async def test_it_ends_by_the_signal_that_the_fork_ends_by(child: Child) -> None:
