@@ -121,7 +121,11 @@ async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(her
     assert "larger than 20000 bytes; put the images behind data_url" in answer.text
 
 
-async def test_a_body_without_end_is_refused_once_it_is_too_large(here: World) -> None:
+async def test_a_body_without_end_is_refused_once_it_is_too_large(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "SILENT_SECONDS", SECONDS)
+    monkeypatch.setattr(http, "BODY_SECONDS", SECONDS)
     large = b"2000\r\n" + b" " * 0x2000 + b"\r\n"
 
     assert (await said(here, head("Transfer-Encoding: chunked"), drip=large)).status == 413
