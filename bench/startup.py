@@ -24,7 +24,7 @@ RUNS = 7
 BAR = 2.0
 """Seconds in which a light service shall be there."""
 
-OURS = "from shared.process import importing\nwith importing():"
+OURS = "from shared.service_process import importing\nwith importing():"
 PLAIN = "if True:"
 ROOT = Path(__file__).parents[1]
 

@@ -19,11 +19,11 @@ from shared.adapters.memory import MemoryBroker
 from shared.adapters.sql import Sql
 from shared.adapters.stores import open_store
 from shared.adapters.upload_table import UploadTable
-from shared.messages import GATEWAY_RECORDER
-from shared.patience import PatientStore
+from shared.messaging.messages import GATEWAY_RECORDER
 from shared.ports import Bus, Record
-from shared.process import closing
+from shared.service_process import closing
 from shared.settings import Settings
+from shared.storage.retrying import PatientStore
 
 THREADS = "OMP_NUM_THREADS"
 

@@ -16,7 +16,7 @@ import cyclopts
 from services.gateway.auth import SCOPES, Scope
 from shared import telemetry
 from shared.errors import Passing, Refused, SettingsError, Unavailable
-from shared.process import importing, stop_on_signals
+from shared.service_process import importing, stop_on_signals
 from shared.settings import from_environment
 
 app = cyclopts.App(

@@ -16,7 +16,7 @@ from shared.adapters.key_table import KeyTable
 from shared.adapters.sql import Sql
 from shared.errors import Refused
 from shared.ports import StoredKey
-from shared.process import closing
+from shared.service_process import closing
 from shared.settings import Settings
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from pathlib import Path
 from everydream.client import Client, patiently
 from services.fetcher.archive import IMAGES, TEXTS, is_hidden
 from shared.errors import Refused
-from shared.folders import sha256_of
+from shared.storage.folders import sha256_of
 
 CHUNK_BYTES = 64 << 20
 """Of one request: what goes through the proxies that people have in front of things."""

@@ -22,9 +22,9 @@ from everydream.photos import as_zip, upload
 from everydream.showing import FOLDERS, place_of, show, summary
 from services.gateway.auth import CLIENT_FILE
 from shared.errors import Refused, Unavailable
-from shared.folders import sha256_of
 from shared.request import is_http_url
 from shared.settings import Settings
+from shared.storage.folders import sha256_of
 
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
 """In seconds. A transfer may take as long as it likes, but not stand still."""

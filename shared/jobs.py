@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct, field
 
 from shared import retry
-from shared.messages import (
+from shared.messaging.messages import (
     STAGE_QUEUES,
     STAGES,
     AnyMessage,

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
-from shared.messages import AnyMessage, Envelope, Message, Queue
+from shared.messaging.messages import AnyMessage, Envelope, Message, Queue
 
 
 class Delivery(Protocol):
@@ -47,7 +47,9 @@ class Control(Protocol):
 
 
 class Bus(Protocol):
-    """A topic exchange with durable queues (:data:`shared.messages.QUEUES`), at-least-once.
+    """A topic exchange with durable queues, at-least-once.
+
+    The queues are :data:`shared.messaging.messages.QUEUES`.
 
     Every process declares the whole topology when it opens the bus. No call raises a vendor's
     error. A message that cannot be decoded is buried by the adapter and never handed out.

@@ -23,7 +23,7 @@ from shared.adapters.sql import Sql
 from shared.adapters.upload_table import UploadTable
 from shared.dataset.manifest import Captions, Report
 from shared.errors import Unavailable
-from shared.messages import (
+from shared.messaging.messages import (
     FETCHER,
     TRAINER,
     AnyMessage,
@@ -49,9 +49,9 @@ from shared.messages import (
     TrainingStarted,
 )
 from shared.ports import Bus, Control, JobStore, Record
-from shared.process import closing
+from shared.service_process import closing
 from shared.settings import Settings, from_environment
-from shared.snapshots import sample_key
+from shared.storage.snapshots import sample_key
 
 KEY = "k" * 48
 API_KEY, OTHER_KEY = "a-key-of-anna", "a-key-of-ben"

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from shared.adapters.sql import Sql
 from shared.adapters.tables import outbox
-from shared.process import closing
+from shared.service_process import closing
 
 
 async def ids_in_outbox(url: str) -> list[str]:

@@ -25,7 +25,7 @@ from shared import jobs, retry
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
 from shared.jobs import GPU_STAGES, RETRIED, Job, StageRecord, Step, delay_time, execution_time
-from shared.messages import (
+from shared.messaging.messages import (
     GATEWAY_RECORDER,
     STAGE_QUEUES,
     STAGES,

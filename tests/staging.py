@@ -15,7 +15,7 @@ from services.fetcher.meter import Meter
 from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import original_layout
-from shared.folders import download_folder
+from shared.storage.folders import download_folder
 from tests.servers.process import HOST
 
 LOOPBACK = frozenset({HOST})

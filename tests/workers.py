@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from shared.adapters.folder import FolderStore
-from shared.messages import (
+from shared.messaging.messages import (
     AnyMessage,
     Artifact,
     ClaimGranted,
@@ -16,7 +16,7 @@ from shared.messages import (
     Stage,
 )
 from shared.request import Wish
-from shared.runtime import Order
+from shared.worker.runtime import Order
 
 
 def files_of(drawn: ImagesGenerated) -> list[Artifact]:

@@ -8,8 +8,8 @@ from services.fetcher.base_model import BaseModels
 from services.fetcher.work import FetcherWork
 from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
-from shared.runtime import Worker
 from shared.settings import Settings
+from shared.worker.runtime import Worker
 
 
 async def serve(

@@ -17,8 +17,8 @@ from services.fetcher.diffusers_folder import WEIGHTS, tensors_of
 from services.fetcher.single_file import PREFIXES, SINGLE_FILE
 from services.fetcher.tensors import Entry, read_header
 from shared.errors import Refused
-from shared.folders import read_manifest
 from shared.ports import ObjectStore
+from shared.storage.folders import read_manifest
 
 BASE = "the base model"
 HALF_PRECISION = 2

@@ -20,12 +20,12 @@ from services.fetcher.own_model import MOVED, HubCache, Model, OwnModel, checked
 from services.fetcher.pickled import is_checkpoint
 from services.fetcher.single_file import stage_checkpoint, stage_safetensors
 from services.fetcher.tensors import looks_like_safetensors
-from shared.addresses import shown_url
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Refused
-from shared.folders import content_address, folder_exists, upload_folder
+from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import DEFAULT_BASE, STORED, is_http_url
+from shared.storage.folders import content_address, folder_exists, upload_folder
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names for the deployment's base model."""

@@ -13,11 +13,11 @@ from urllib.parse import urljoin
 import aiohttp
 from msgspec import Struct
 
-from shared.addresses import shown_url
 from shared.concurrency import in_thread
 from shared.disk import SPARE, require_room, told_when_full
 from shared.errors import Passing, Refused
-from shared.outbound import check_url, guarded_session, refusing
+from shared.network.addresses import shown_url
+from shared.network.outbound import check_url, guarded_session, refusing
 
 REDIRECTS = 5
 PIECE = 1 << 18

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from services.fetcher.diffusers_folder import NEEDED, SUFFIXES, TOKENIZER, WEIGHTS
-from shared.child import (
+from shared.child.parent import (
     AnyRecord,
     Child,
     ChildDied,

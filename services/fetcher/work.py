@@ -21,14 +21,12 @@ from services.fetcher.dataset import captions_of, check, report_on, with_tokens
 from services.fetcher.download import download
 from services.fetcher.estimate import estimate
 from services.fetcher.meter import Meter
-from shared.addresses import shown_url
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest, Report
 from shared.dataset.plan import job_seed
 from shared.dataset.speed import SPEED_KEY, Speed
 from shared.errors import NotFound, Refused
-from shared.folders import upload_folder
-from shared.messages import (
+from shared.messaging.messages import (
     FETCHER,
     AnyMessage,
     DatasetStaged,
@@ -42,10 +40,12 @@ from shared.messages import (
     StagingStarted,
     Started,
 )
+from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import STORED, Inference, ModelSource, Train
-from shared.runtime import Order
-from shared.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
+from shared.storage.folders import upload_folder
+from shared.storage.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
+from shared.worker.runtime import Order
 
 log = structlog.get_logger()
 

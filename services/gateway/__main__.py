@@ -13,7 +13,7 @@ from shared.adapters.sql import Sql
 from shared.adapters.stores import open_store
 from shared.adapters.upload_table import UploadTable
 from shared.ports import Bus, ObjectStore, Record
-from shared.process import closing, or_stopped, stop_on_signals
+from shared.service_process import closing, or_stopped, stop_on_signals
 from shared.settings import Settings, from_environment
 
 

@@ -12,8 +12,8 @@ import structlog
 from services.gateway.ledger import Ledger
 from services.gateway.ours import Ours
 from shared import keys
-from shared.addresses import AllowedHosts, why_not
 from shared.jobs import Job, admit
+from shared.network.addresses import AllowedHosts, why_not
 from shared.request import (
     Inference,
     Invalid,

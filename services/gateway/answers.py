@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from shared.jobs import Status
-from shared.messages import Stage
+from shared.messaging.messages import Stage
 from shared.request import WebhookEvent
 
 

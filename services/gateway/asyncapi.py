@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from typing import get_args
 
 from services.gateway.schemas import ASKED, AT, EXAMPLE, Schema, components, plain, request_schemas
-from shared import messages as m
-from shared.messages import CONTROL_BINDINGS, EXCHANGE, QUEUES, Message, Queue, type_of
+from shared.messaging import messages as m
+from shared.messaging.messages import CONTROL_BINDINGS, EXCHANGE, QUEUES, Message, Queue, type_of
 
 VERSION = "3.0.0"
 Kind = type[Message]
@@ -109,7 +109,7 @@ def document(version: str) -> Schema:
 
 
 def every_message() -> tuple[Kind, ...]:
-    """In the order of ``shared/messages.py``."""
+    """In the order of ``shared/messaging/messages.py``."""
     return get_args(m.AnyMessage)
 
 

@@ -25,7 +25,7 @@ from services.gateway.view import View
 from services.gateway.waiting import Waiting
 from services.gateway.workforce import Workforce
 from shared.jobs import Job, Step, cancel, retry_from_its_end, why_no_wish, wish
-from shared.messages import stable_id
+from shared.messaging.messages import stable_id
 from shared.request import Invalid, Wish, parse_request
 
 READ = ("GET", "POST")

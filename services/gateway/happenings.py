@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from shared.jobs import Job, StageRecord
-from shared.messages import Artifact, Stage
+from shared.messaging.messages import Artifact, Stage
 
 Happening = tuple[str, dict[str, Any]]
 """An event's type and its data, in which ``key`` stands for a file of the store."""

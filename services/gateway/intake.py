@@ -6,7 +6,7 @@ import structlog
 
 from services.gateway.admission import Admission, Repeated
 from services.gateway.deliveries import deal_with_all
-from shared.messages import (
+from shared.messaging.messages import (
     GATEWAY_INTAKE,
     QUEUES,
     Envelope,

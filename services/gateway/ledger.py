@@ -13,7 +13,7 @@ from services.gateway.happenings import happenings
 from services.gateway.view import View
 from shared.errors import Unavailable, Unroutable
 from shared.jobs import Effect, Job, Step, webhook_id
-from shared.messages import Message, WebhookDue, encode
+from shared.messaging.messages import Message, WebhookDue, encode
 from shared.ports import Bus, JobStore, Outgoing, StoredEvent, StoredJob
 
 log = structlog.get_logger()

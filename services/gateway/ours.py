@@ -10,12 +10,12 @@ from msgspec.structs import replace
 
 from services.gateway.ledger import Ledger
 from services.gateway.uploads import Uploads
-from shared.addresses import shown_url
 from shared.jobs import Job, clip_skip_of
 from shared.keys import link_holds
-from shared.messages import Artifact
+from shared.messaging.messages import Artifact
+from shared.network.addresses import shown_url
 from shared.request import STORED, Invalid, ModelSource, Request, Train, shown
-from shared.uploads import list_key
+from shared.storage.uploads import list_key
 
 JOBS = "jobs/"
 JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -10,7 +10,13 @@ from services.gateway.deliveries import deal_with_all
 from services.gateway.ledger import Ledger
 from services.gateway.supervisor import Supervisor
 from shared.jobs import Job, Step, advance, refuse_unknown
-from shared.messages import GATEWAY_RECORDER, AnyMessage, GatewayBeat, Progressed, StageFact
+from shared.messaging.messages import (
+    GATEWAY_RECORDER,
+    AnyMessage,
+    GatewayBeat,
+    Progressed,
+    StageFact,
+)
 from shared.ports import Bus, Delivery
 
 PROGRESS_SECONDS = 1.0

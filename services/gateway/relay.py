@@ -9,7 +9,7 @@ from contextlib import suppress
 import structlog
 
 from shared.errors import Unavailable
-from shared.messages import decode
+from shared.messaging.messages import decode
 from shared.ports import Bus, JobStore, Outgoing
 from shared.retry import reconnect_delay
 

@@ -11,7 +11,7 @@ from services.gateway.uploads import Uploads
 from shared.errors import EveryDreamError
 from shared.jobs import Job
 from shared.ports import JobStore, ObjectStore
-from shared.snapshots import snapshots_of
+from shared.storage.snapshots import snapshots_of
 
 DAY = 24 * 3600.0
 ROUND_BEATS = 360

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from services.gateway import answers
-from shared import messages, request
+from shared import request
 from shared.dataset import manifest
+from shared.messaging import messages
 from shared.request import (
     ENDPOINT,
     MOST_ITEMS,

@@ -19,7 +19,7 @@ from msgspec import Struct
 from services.gateway.ledger import Ledger, read
 from shared.errors import Unavailable, Unroutable
 from shared.jobs import Job, Step, ask_again, lose_claim, overdue, time_out
-from shared.messages import GATEWAY_RECORDER, STAGE_QUEUES, GatewayBeat, Queue, Stage
+from shared.messaging.messages import GATEWAY_RECORDER, STAGE_QUEUES, GatewayBeat, Queue, Stage
 from shared.ports import Bus, JobStore, StoredJob
 
 PATIENCE = 6

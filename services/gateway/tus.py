@@ -18,7 +18,7 @@ from services.gateway.routes import Answer, Body, Parameter, route
 from services.gateway.uploads import Overtaken, Uploads
 from shared.ports import StoredUpload
 from shared.request import Invalid
-from shared.uploads import ARCHIVE_BYTES
+from shared.storage.uploads import ARCHIVE_BYTES
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,termination"

@@ -19,7 +19,7 @@ from shared.concurrency import in_thread
 from shared.errors import Full, NotFound
 from shared.ports import ObjectStore, StoredUpload, UploadPart, UploadStore
 from shared.request import Invalid
-from shared.uploads import sha256_of_parts, upload_prefix, write_list
+from shared.storage.uploads import sha256_of_parts, upload_prefix, write_list
 
 PART_BYTES = 8 << 20
 """Of a part, which is in memory while it arrives."""

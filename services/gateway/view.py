@@ -24,7 +24,7 @@ from services.gateway.answers import (
     Trained,
 )
 from shared.jobs import Job, delay_time, execution_time
-from shared.messages import (
+from shared.messaging.messages import (
     STAGES,
     Artifact,
     DrawnImage,

@@ -11,7 +11,7 @@ from services.gateway.answers import Health
 from services.gateway.ledger import read
 from shared.errors import Unavailable
 from shared.jobs import GPU_STAGES, Job
-from shared.messages import STAGE_QUEUES
+from shared.messaging.messages import STAGE_QUEUES
 from shared.ports import Bus, JobStore
 
 PAGE = 100

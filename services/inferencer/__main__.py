@@ -7,10 +7,10 @@ import asyncio
 from services.inferencer.samples import SampleErrands
 from services.inferencer.work import CHILD, InferencerWork
 from shared.adapters.worker import run_worker
-from shared.child import Standby
+from shared.child.parent import Standby
 from shared.ports import Bus, ObjectStore
-from shared.runtime import Worker
 from shared.settings import Settings
+from shared.worker.runtime import Worker
 
 
 async def serve(

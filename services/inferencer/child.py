@@ -1,6 +1,7 @@
 """The inferencer's lasting child process: carries out one order after the other.
 
-``python -m services.inferencer.child DESCRIPTOR PARENT``, started by :class:`shared.child.Child`.
+``python -m services.inferencer.child DESCRIPTOR PARENT``, started by
+:class:`shared.child.parent.Child`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from services.inferencer.infotext import save
 from services.inferencer.order import DrawingOrder
-from shared.child import (
+from shared.child.parent import (
     QUIET_AND_OFFLINE,
     Done,
     Drawn,
@@ -27,7 +28,7 @@ from shared.child import (
     read_order,
 )
 from shared.errors import Refused, reason_of
-from shared.process import importing
+from shared.service_process import importing
 
 if TYPE_CHECKING:
     from services.inferencer.generate import Drawing, Failure

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from services.inferencer.order import DrawingOrder
-from shared.child import AnyRecord, Child, ChildDied, Done, GivenUp, Standby
+from shared.child.parent import AnyRecord, Child, ChildDied, Done, GivenUp, Standby
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused
-from shared.folders import sha256_of
-from shared.messages import Artifact
+from shared.messaging.messages import Artifact
 from shared.ports import ObjectStore
+from shared.storage.folders import sha256_of
 
 Hear = Callable[[AnyRecord], Awaitable[None]]
 """Takes what the child says; the child goes on meanwhile."""

@@ -14,11 +14,10 @@ import structlog
 
 from services.inferencer.drawing import draw, store_image
 from services.inferencer.order import About, DrawingOrder, Entry
-from shared.child import AnyRecord, Drawn, Spoiled, Standby
+from shared.child.parent import AnyRecord, Drawn, Spoiled, Standby
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Passing, Refused, Unavailable
-from shared.folders import cached_folder, download_folder
-from shared.messages import (
+from shared.messaging.messages import (
     INFERENCER_SAMPLES,
     CheckpointSampled,
     DrawnSample,
@@ -27,8 +26,9 @@ from shared.messages import (
 )
 from shared.ports import Bus, ObjectStore
 from shared.request import Inference
-from shared.runtime import Errand
-from shared.snapshots import sample_key, standing
+from shared.storage.folders import cached_folder, download_folder
+from shared.storage.snapshots import sample_key, standing
+from shared.worker.runtime import Errand
 
 STEPS = 30
 GUIDANCE = 7.5

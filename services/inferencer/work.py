@@ -14,11 +14,10 @@ from msgspec.structs import replace
 from services.inferencer.drawing import draw, store_image
 from services.inferencer.order import About, DrawingOrder, Entry
 from services.inferencer.samples import draw_row, entries_of
-from shared.child import AnyRecord, Drawn, Phase, Progress, Spoiled, Standby
+from shared.child.parent import AnyRecord, Drawn, Phase, Progress, Spoiled, Standby
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused, Unavailable
-from shared.folders import cached_folder
-from shared.messages import (
+from shared.messaging.messages import (
     INFERENCER_RESULTS,
     AnyMessage,
     Artifact,
@@ -38,7 +37,8 @@ from shared.messages import (
 )
 from shared.ports import ObjectStore
 from shared.request import Inference
-from shared.runtime import Order
+from shared.storage.folders import cached_folder
+from shared.worker.runtime import Order
 
 CHILD = "services.inferencer.child"
 LOST = "the last samples are missing: "

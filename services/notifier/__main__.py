@@ -9,12 +9,12 @@ from services.notifier.work import NotifierWork
 from shared import keys
 from shared.adapters.s3 import S3Store
 from shared.adapters.worker import run_worker
-from shared.outbound import Guard, guarded_session
+from shared.network.outbound import Guard, guarded_session
 from shared.ports import Bus, ObjectStore
-from shared.process import or_stopped
 from shared.request import S3Config
-from shared.runtime import Worker
+from shared.service_process import or_stopped
 from shared.settings import Settings
+from shared.worker.runtime import Worker
 
 
 async def serve(

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from shared.errors import EveryDreamError, Unavailable
-from shared.messages import Artifact
+from shared.messaging.messages import Artifact
 from shared.ports import ObjectStore
 
 CHECK = "everydream-write-check"

@@ -11,8 +11,8 @@ import structlog
 
 from services.notifier import signature
 from shared.errors import EveryDreamError, Refused, reason_of
-from shared.messages import NOTIFIER_WEBHOOKS, WebhookDelivered, WebhookDue, WebhookFailed
-from shared.outbound import check_url, refusing
+from shared.messaging.messages import NOTIFIER_WEBHOOKS, WebhookDelivered, WebhookDue, WebhookFailed
+from shared.network.outbound import check_url, refusing
 from shared.ports import Bus, Delivery
 
 PLACES = 16

@@ -9,7 +9,7 @@ from pathlib import Path
 from services.notifier import bucket
 from shared import keys
 from shared.errors import Refused
-from shared.messages import (
+from shared.messaging.messages import (
     NOTIFIER_PUBLISH,
     AnyMessage,
     Artifact,
@@ -23,11 +23,11 @@ from shared.messages import (
     PublicationStarted,
     Stage,
 )
-from shared.patience import PatientStore
 from shared.ports import ObjectStore
-from shared.process import closing
 from shared.request import S3Config
-from shared.runtime import Order
+from shared.service_process import closing
+from shared.storage.retrying import PatientStore
+from shared.worker.runtime import Order
 
 OpenBucket = Callable[[S3Config], ObjectStore]
 """Opens the user's bucket; keys are below its ``objectPath``. Raises Refused."""

@@ -7,8 +7,8 @@ import asyncio
 from services.trainer.work import TrainerWork
 from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
-from shared.runtime import Worker
 from shared.settings import Settings
+from shared.worker.runtime import Worker
 
 
 async def serve(

@@ -1,6 +1,7 @@
 """The trainer's child process: one order, one job, then the end.
 
-``python -m services.trainer.child DESCRIPTOR PARENT``, started by :class:`shared.child.Child`.
+``python -m services.trainer.child DESCRIPTOR PARENT``, started by
+:class:`shared.child.parent.Child`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 from services.trainer.order import TrainingOrder, Wishes
 from services.trainer.recipe import smaller
-from shared.child import (
+from shared.child.parent import (
     QUIET_AND_OFFLINE,
     Done,
     GivenUp,
@@ -33,8 +34,8 @@ from shared.child import (
     read_order,
 )
 from shared.errors import Interrupted, Passing, Refused, reason_of
-from shared.process import importing
 from shared.request import Wish
+from shared.service_process import importing
 
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
 """What the CPU's allocator and cuBLAS say in errors of no special kind."""

@@ -11,17 +11,17 @@ import structlog
 
 from services.trainer.order import SNAPSHOTS, TrainingOrder
 from services.trainer.uploads import patiently
-from shared.child import Saved
+from shared.child.parent import Saved
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Picture
 from shared.dataset.plan import random_of
 from shared.errors import Unavailable
-from shared.folders import folder_exists, upload_folder
-from shared.messages import CheckpointSampled, DatasetStaged, SampleRow
+from shared.messaging.messages import CheckpointSampled, DatasetStaged, SampleRow
 from shared.ports import ObjectStore
 from shared.request import Train
-from shared.runtime import Order
-from shared.snapshots import Snapshot, snapshot_prefix, standing
+from shared.storage.folders import folder_exists, upload_folder
+from shared.storage.snapshots import Snapshot, snapshot_prefix, standing
+from shared.worker.runtime import Order
 
 CAPTIONS_DRAWN = 4
 """Captions that take the place of sample prompts where a request has none."""

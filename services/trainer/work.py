@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from services.trainer.order import Outcome, TrainingOrder, Wishes
 from services.trainer.snapshots import Snapshots, prompts_of
 from services.trainer.uploads import Uploads, best_of
-from shared.child import (
+from shared.child.parent import (
     Child,
     ChildDied,
     Done,
@@ -34,8 +34,7 @@ from shared.dataset.plan import job_seed
 from shared.dataset.speed import SPEED_KEY, Speed
 from shared.disk import require_room
 from shared.errors import Interrupted, NotFound, Passing, Refused, Unavailable
-from shared.folders import cached_folder, download_folder, read_manifest
-from shared.messages import (
+from shared.messaging.messages import (
     TRAINER,
     AnyMessage,
     CheckpointFinal,
@@ -50,8 +49,9 @@ from shared.messages import (
     TrainingStarted,
 )
 from shared.ports import ObjectStore
-from shared.runtime import Order
-from shared.snapshots import drawn_steps
+from shared.storage.folders import cached_folder, download_folder, read_manifest
+from shared.storage.snapshots import drawn_steps
+from shared.worker.runtime import Order
 
 log = structlog.get_logger()
 CHILD = "services.trainer.child"

@@ -7,7 +7,7 @@ from hashlib import sha256
 import msgspec
 from msgspec import Struct
 
-from shared.messages import AnyMessage, JobRequested, decode
+from shared.messaging.messages import AnyMessage, JobRequested, decode
 
 LIMIT_REASON = "delivery_limit"
 """It was delivered too often; RabbitMQ's own word."""

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter, Undecodable, bury, read
 from shared.errors import Unavailable, Unroutable
-from shared.messages import (
+from shared.messaging.messages import (
     DELIVERY_LIMIT,
     QUEUES,
     AnyMessage,

@@ -36,7 +36,7 @@ from pamqp import commands
 from yarl import URL
 
 from shared.adapters.dead_letters import LIMIT_REASON, Undecodable, bury, read
-from shared.adapters.rabbitmq_line import (
+from shared.adapters.rabbitmq_connection import (
     ANSWER_SECONDS,
     CLOSE_SECONDS,
     Line,
@@ -56,7 +56,7 @@ from shared.adapters.rabbitmq_topology import (
     declare_queue,
 )
 from shared.errors import SettingsError, Unavailable, Unroutable
-from shared.messages import (
+from shared.messaging.messages import (
     DEAD_LETTERS,
     DELIVERY_LIMIT,
     EXCHANGE,

@@ -13,8 +13,8 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from aio_pika.exceptions import ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 
-from shared.adapters.rabbitmq_line import Differs, Line, Lost, answered, hang_up
-from shared.messages import (
+from shared.adapters.rabbitmq_connection import Differs, Line, Lost, answered, hang_up
+from shared.messaging.messages import (
     DEAD_LETTERS,
     DELIVERY_LIMIT,
     EXCHANGE,

@@ -23,7 +23,7 @@ from shared.adapters.object_keys import check_doomed, check_key, check_prefix, c
 from shared.adapters.s3_errors import Place, translate
 from shared.concurrency import a_few_at_once, in_thread
 from shared.errors import NotFound, Refused, Unavailable
-from shared.outbound import Blocked, Guard, GuardedResolver, was_blocked
+from shared.network.outbound import Blocked, Guard, GuardedResolver, was_blocked
 from shared.ports import Entry, unheard
 
 PART_BYTES = 8 * 2**20

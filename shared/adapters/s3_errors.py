@@ -14,10 +14,10 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from shared.addresses import ADVICE as GUARD_ADVICE
-from shared.addresses import shown_url
 from shared.errors import EveryDreamError, NotFound, Refused, Unavailable
-from shared.outbound import Blocked
+from shared.network.addresses import ADVICE as GUARD_ADVICE
+from shared.network.addresses import shown_url
+from shared.network.outbound import Blocked
 
 MISSING = {"NoSuchKey", "NotFound", "404"}
 """A HEAD has no body, so its only code is the status."""

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
-from shared.patience import PatientStore
 from shared.ports import Bus, ObjectStore
-from shared.process import closing, or_stopped, source_of, stop_on_signals
+from shared.service_process import closing, or_stopped, source_of, stop_on_signals
 from shared.settings import Settings, from_environment
+from shared.storage.retrying import PatientStore
 
 Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[None]]
 """A service over these adapters: settings, secret key, bus, store, and when to stop."""

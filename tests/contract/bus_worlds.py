@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from shared.adapters.dead_letters import DeadLetter
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
-from shared.messages import DEAD_LETTERS, Envelope
+from shared.messaging.messages import DEAD_LETTERS, Envelope
 from shared.ports import Bus
 
 BEAT = 0.2

@@ -12,7 +12,7 @@ import pytest
 
 from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter
 from shared.errors import Unavailable, Unroutable
-from shared.messages import (
+from shared.messaging.messages import (
     DELIVERY_LIMIT,
     FETCHER,
     GATEWAY_INTAKE,

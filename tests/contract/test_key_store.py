@@ -11,7 +11,7 @@ import pytest
 from shared.adapters.key_table import KeyTable
 from shared.adapters.sql import Sql
 from shared.ports import StoredKey
-from shared.process import closing
+from shared.service_process import closing
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

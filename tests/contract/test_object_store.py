@@ -13,9 +13,9 @@ import pytest
 from shared.adapters import s3
 from shared.adapters.folder import FolderStore
 from shared.errors import NotFound, Refused
-from shared.folders import sha256_of
-from shared.patience import PatientStore
 from shared.ports import ObjectStore
+from shared.storage.folders import sha256_of
+from shared.storage.retrying import PatientStore
 from tests.contract.stores import fetch, folder_store, names_in, s3_store
 
 SECONDS = 60

@@ -12,7 +12,7 @@ import pytest
 from shared.adapters.sql import Sql
 from shared.adapters.upload_table import UploadTable
 from shared.ports import StoredUpload, UploadPart
-from shared.process import closing
+from shared.service_process import closing
 
 TEN_GIGABYTES = 10 << 30
 

@@ -11,8 +11,13 @@ from time import monotonic
 from typing import Any
 
 from shared.adapters.rabbitmq import RabbitMQBus
-from shared.messages import AnyMessage, CheckpointSampled, SamplesGenerated, TrainingProgressed
-from shared.process import closing
+from shared.messaging.messages import (
+    AnyMessage,
+    CheckpointSampled,
+    SamplesGenerated,
+    TrainingProgressed,
+)
+from shared.service_process import closing
 
 PAGE = "LIVE_SAMPLES_PAGE"
 """The environment variable that names the file of the page; none by default."""

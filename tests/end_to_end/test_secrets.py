@@ -16,7 +16,7 @@ import pytest
 from aiohttp import ClientTimeout
 
 from everydream.client import Client
-from shared.messages import DEAD_LETTERS, EXCHANGE, QUEUES, stable_id
+from shared.messaging.messages import DEAD_LETTERS, EXCHANGE, QUEUES, stable_id
 from tests.broker_logins import PASSWORDS, make_logins
 from tests.compose import OURS
 from tests.end_to_end.story import User, bucket_config, dataset, host_of, user_of

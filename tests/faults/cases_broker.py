@@ -13,8 +13,8 @@ from time import monotonic
 import aio_pika
 
 from shared.concurrency import cancelled
-from shared.messages import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
-from shared.runtime import GRACE_BEATS, LAST_WORD_BEATS
+from shared.messaging.messages import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
+from shared.worker.runtime import GRACE_BEATS, LAST_WORD_BEATS
 from tests.contract.bus_worlds import dead_letter
 from tests.faults.amqp import Ears, copy_of, ears, outsider
 from tests.faults.cases import Form, Outcome, again_and_again, case

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from shared.adapters.rabbitmq import RabbitMQBus
-from shared.messages import (
+from shared.messaging.messages import (
     CONTROL_BINDINGS,
     Artifact,
     CheckpointFinal,
@@ -22,7 +22,7 @@ from shared.messages import (
     TrainingProgressed,
 )
 from shared.ports import Bus, Control
-from shared.process import closing
+from shared.service_process import closing
 from tests.faults.cases import Form, Outcome, case
 from tests.faults.looks import record_of, resume_point_reaches, trained_from
 from tests.faults.script import Mishap, Script, spell

@@ -19,7 +19,7 @@ from typing import Any
 
 import asyncpg
 
-from shared.messages import STAGES
+from shared.messaging.messages import STAGES
 from tests.end_to_end.story import API_KEY
 from tests.faults.cases import Form, Outcome, again_and_again, case
 from tests.faults.looks import record_of, resume_step, stage_of

@@ -15,7 +15,7 @@ import aiohttp
 from aio_pika.exceptions import AMQPError
 
 from everydream.client import Client
-from shared.messages import (
+from shared.messaging.messages import (
     EXCHANGE,
     QUEUES,
     CheckpointFinal,

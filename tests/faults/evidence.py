@@ -29,7 +29,7 @@ from shared.adapters import tables
 from shared.adapters.sql import Sql
 from shared.jobs import Status
 from shared.keys import webhook_secret
-from shared.messages import (
+from shared.messaging.messages import (
     DEAD_LETTERS,
     EXCHANGE,
     AnyMessage,
@@ -39,7 +39,7 @@ from shared.messages import (
     JobTimedOut,
     decode,
 )
-from shared.process import closing
+from shared.service_process import closing
 from tests.faults.ledger import (
     Accepted,
     Buried,

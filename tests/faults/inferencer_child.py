@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from services.inferencer.order import DrawingOrder, Entry
-from shared.child import Done, Drawn, GivenUp, Mouth, Phase, Ready, begin, read_order
+from shared.child.parent import Done, Drawn, GivenUp, Mouth, Phase, Ready, begin, read_order
 from shared.errors import Passing, Refused
 from tests.faults.mishaps import attempt_of, suffer
 from tests.faults.script import read

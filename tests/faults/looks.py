@@ -9,8 +9,8 @@ from shared.adapters.database import Database
 from shared.adapters.sql import Sql
 from shared.adapters.tables import outbox
 from shared.jobs import Job, StageRecord
-from shared.messages import Stage
-from shared.process import closing
+from shared.messaging.messages import Stage
+from shared.service_process import closing
 from tests.faults.world import World
 from tests.services import ServiceProcess
 

@@ -9,7 +9,7 @@ import msgspec
 
 from services.trainer.child import Stop
 from services.trainer.order import SNAPSHOTS, Outcome, TrainingOrder
-from shared.child import (
+from shared.child.parent import (
     Done,
     GivenUp,
     Mouth,

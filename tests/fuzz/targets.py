@@ -29,7 +29,7 @@ from shared.adapters.dead_letters import Undecodable, bury, read
 from shared.adapters.rabbitmq import _envelope
 from shared.dataset.captions import bounded, merge, shuffled
 from shared.errors import Refused
-from shared.messages import JobRequested, JobStarted, encode
+from shared.messaging.messages import JobRequested, JobStarted, encode
 from shared.request import Invalid, parse_request
 
 SEPARATOR = b"\x00\x00"

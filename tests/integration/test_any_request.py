@@ -21,7 +21,7 @@ from services.gateway.door import Door
 from services.gateway.ledger import Ledger
 from services.gateway.limits import RATES, Rate
 from services.gateway.tus import CHUNK
-from shared.messages import (
+from shared.messaging.messages import (
     FETCHER,
     INFERENCER_RESULTS,
     StageFailed,

@@ -15,7 +15,7 @@ from services.fetcher.base_facts import (
 from shared.diffusion.loading import load
 from shared.diffusion.single_file import export
 from shared.errors import Refused
-from shared.folders import upload_folder
+from shared.storage.folders import upload_folder
 from tests.models import make_random_model
 from tests.workers import folder_store
 

@@ -16,7 +16,7 @@ from services.fetcher.own_model import TINY_FOLDER
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import export, original_layout
 from shared.errors import Refused, SettingsError
-from shared.folders import upload_folder
+from shared.storage.folders import upload_folder
 from tests.servers.web import Web
 from tests.staging import Stage, copied, same, tensors_of, zipped
 

@@ -31,7 +31,7 @@ from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.adapters.sql import Sql
 from shared.adapters.upload_table import UploadTable
 from shared.jobs import Job, advance
-from shared.messages import (
+from shared.messaging.messages import (
     GATEWAY_RECORDER,
     AnyMessage,
     ClaimRefused,
@@ -50,8 +50,8 @@ from shared.messages import (
     decode,
 )
 from shared.ports import JobStore, Record
-from shared.process import closing
 from shared.request import parse_request
+from shared.service_process import closing
 from tests.gateway_world import KEY, TRAIN_ONLY, settings_for
 from tests.taking_turns import TurnTakingJobs
 from tests.unit.test_jobs import checkpoint_final, dataset_staged

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shared.child import AnyRecord, Child, ChildDied, Done, Mouth, Phase, Ready, Stopped
+from shared.child.parent import AnyRecord, Child, ChildDied, Done, Mouth, Phase, Ready, Stopped
 from tests.scripted_child import Script
 
 MODULE = "tests.scripted_child"
@@ -129,7 +129,7 @@ async def test_a_child_serves_one_order_after_another() -> None:
 async def test_a_child_dies_with_its_parent() -> None:
     code = (
         "import asyncio, os, signal\n"
-        "from shared.child import Child\n"
+        "from shared.child.parent import Child\n"
         "async def main():\n"
         f"    child = await Child.start({MODULE!r})\n"
         "    await anext(child.records())\n"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.gateway.ledger import read
-from shared.messages import (
+from shared.messaging.messages import (
     FETCHER,
     NOTIFIER_WEBHOOKS,
     TRAINER,

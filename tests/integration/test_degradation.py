@@ -18,9 +18,9 @@ from yarl import URL
 
 from shared.adapters.sql import Sql
 from shared.errors import Unavailable
-from shared.messages import FETCHER, INFERENCER_RESULTS, JobStarted
+from shared.messaging.messages import FETCHER, INFERENCER_RESULTS, JobStarted
 from shared.ports import Delivery
-from shared.process import closing
+from shared.service_process import closing
 from tests.gateway_world import (
     DEADLINE,
     TRAIN_ONLY,

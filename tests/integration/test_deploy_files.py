@@ -131,7 +131,7 @@ def test_the_broker_keeps_its_name_and_with_it_its_queues() -> None:
 
 
 def test_a_trainer_may_take_as_long_to_save_as_the_runtime_grants() -> None:
-    from shared.runtime import GRACE_BEATS  # noqa: PLC0415 - only this test needs it
+    from shared.worker.runtime import GRACE_BEATS  # noqa: PLC0415 - only this test needs it
 
     minutes = SERVICES["trainer-cpu"]["stop_grace_period"].removesuffix("m")
     assert int(minutes) * 60 > GRACE_BEATS * from_environment({}).beat

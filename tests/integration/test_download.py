@@ -8,7 +8,7 @@ import pytest
 
 from services.fetcher.download import Downloaded, download
 from shared.errors import Passing, Refused
-from shared.outbound import guarded_session
+from shared.network.outbound import guarded_session
 from tests.servers.process import free_port
 from tests.servers.web import Page, Web, running_web
 

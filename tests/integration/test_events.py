@@ -17,9 +17,9 @@ import pytest
 from services.gateway import events, limits
 from services.gateway.limits import Rate
 from services.gateway.service import Gateway
-from shared.messages import CheckpointSaved, SamplesGenerated, TrainingProgressed
+from shared.messaging.messages import CheckpointSaved, SamplesGenerated, TrainingProgressed
 from shared.ports import StoredEvent
-from shared.process import closing
+from shared.service_process import closing
 from tests.gateway_world import (
     API_KEY,
     KEY,

@@ -23,8 +23,7 @@ from shared.dataset.manifest import Manifest, Picture, Report
 from shared.dataset.plan import Course, job_seed, total_steps
 from shared.dataset.speed import SPEED_KEY
 from shared.errors import Passing, Refused, Unavailable
-from shared.folders import download_folder, folder_exists, upload_folder
-from shared.messages import (
+from shared.messaging.messages import (
     CheckpointFinal,
     ClaimGranted,
     DatasetStaged,
@@ -34,8 +33,9 @@ from shared.messages import (
 )
 from shared.ports import UploadPart
 from shared.request import Inference, ModelSource, Train, Validation
-from shared.runtime import Order
-from shared.uploads import list_key, write_list
+from shared.storage.folders import download_folder, folder_exists, upload_folder
+from shared.storage.uploads import list_key, write_list
+from shared.worker.runtime import Order
 from tests.models import make_random_model
 from tests.servers.process import HOST
 from tests.servers.web import Page, Web

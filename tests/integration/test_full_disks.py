@@ -17,8 +17,8 @@ from services.fetcher.download import download
 from shared import disk
 from shared.adapters.folder import INCOMING, FolderStore
 from shared.errors import Full, Passing
-from shared.folders import download_folder, upload_folder
 from shared.ports import unheard
+from shared.storage.folders import download_folder, upload_folder
 from tests.gateway_world import KEY, World, world
 from tests.servers.web import Page, Web
 

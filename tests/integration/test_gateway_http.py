@@ -17,9 +17,9 @@ from services.gateway.auth import digest_of
 from services.gateway.endpoint import RUN_BYTES
 from services.gateway.service import Gateway
 from shared.errors import Unavailable
-from shared.messages import FETCHER, JobSubmitted
+from shared.messaging.messages import FETCHER, JobSubmitted
 from shared.ports import StoredKey
-from shared.process import closing
+from shared.service_process import closing
 from tests.gateway_world import API_KEY, KEY, OTHER_KEY, REQUEST, S3_CONFIG, World, running, world
 
 RUN = "/v1/everydream-v1/run"

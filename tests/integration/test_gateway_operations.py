@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from services.gateway.service import Gateway
-from shared.messages import (
+from shared.messaging.messages import (
     FETCHER,
     TRAINER,
     CheckpointSaved,
@@ -21,8 +21,8 @@ from shared.messages import (
     TrainingInterrupted,
     TrainingProgressed,
 )
-from shared.process import closing
 from shared.request import Wish
+from shared.service_process import closing
 from tests.gateway_world import (
     KEY,
     OTHER_KEY,

@@ -14,9 +14,8 @@ import pytest
 
 from services.gateway.intake import owner_for
 from services.gateway.service import Gateway
-from shared.addresses import shown_url
 from shared.keys import unseal
-from shared.messages import (
+from shared.messaging.messages import (
     FETCHER,
     GATEWAY_RECORDER,
     INFERENCER_RESULTS,
@@ -47,10 +46,11 @@ from shared.messages import (
     WebhookFailed,
     envelope_for,
 )
+from shared.network.addresses import shown_url
 from shared.ports import StoredJob
-from shared.process import closing
 from shared.request import Invalid, ModelSource, S3Config, shown
-from shared.snapshots import sample_key, snapshot_prefix
+from shared.service_process import closing
+from shared.storage.snapshots import sample_key, snapshot_prefix
 from tests.gateway_world import (
     API_KEY,
     BEAT,

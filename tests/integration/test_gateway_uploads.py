@@ -16,11 +16,11 @@ import pytest
 from services.gateway import tus, uploads
 from services.gateway.service import Gateway
 from shared.errors import Unavailable
-from shared.messages import FETCHER, JobSubmitted
+from shared.messaging.messages import FETCHER, JobSubmitted
 from shared.ports import StoredKey, UploadPart
-from shared.process import closing
 from shared.request import STORED
-from shared.uploads import ARCHIVE_BYTES, download_upload
+from shared.service_process import closing
+from shared.storage.uploads import ARCHIVE_BYTES, download_upload
 from tests.gateway_world import API_KEY, KEY, OTHER_KEY, Answer, World, eventually, running, world
 
 ROOT = "/v2/everydream-v1"

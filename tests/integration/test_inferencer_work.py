@@ -18,13 +18,19 @@ from PIL import Image
 from services.inferencer.order import About
 from services.inferencer.work import InferencerWork, about, entry_of
 from shared.adapters.folder import FolderStore
-from shared.child import Standby
+from shared.child.parent import Standby
 from shared.diffusion.saving import save_folder
 from shared.errors import Passing, Refused
-from shared.folders import upload_folder
-from shared.messages import Artifact, CheckpointFinal, ImagesGenerated, ModelStaged, SampleRow
+from shared.messaging.messages import (
+    Artifact,
+    CheckpointFinal,
+    ImagesGenerated,
+    ModelStaged,
+    SampleRow,
+)
 from shared.request import Inference
-from shared.runtime import Order
+from shared.storage.folders import upload_folder
+from shared.worker.runtime import Order
 from tests.drawing import POISON, poisoned
 from tests.models import make_random_model, random_parts
 from tests.workers import Facts, files_of, folder_store, granted_order, until_gone

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shared.messages import FETCHER, TRAINER, StageFailed
+from shared.messaging.messages import FETCHER, TRAINER, StageFailed
 from tests.gateway_world import OTHER_KEY, REQUEST, World, world
 
 ROOT = "/v2/everydream-v1"

@@ -18,7 +18,7 @@ from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import PART_BYTES, S3Store
 from shared.errors import NotFound, Refused, Unavailable
 from shared.keys import seal
-from shared.messages import (
+from shared.messaging.messages import (
     Artifact,
     ArtifactsPublished,
     BucketChecked,
@@ -29,10 +29,10 @@ from shared.messages import (
     JobSubmitted,
     SavedCheckpoint,
 )
-from shared.outbound import Guard
+from shared.network.outbound import Guard
 from shared.ports import ObjectStore
 from shared.request import S3Config, Train
-from shared.runtime import Order
+from shared.worker.runtime import Order
 from tests.servers.process import HOST
 from tests.servers.s3 import S3Server
 from tests.workers import Facts, files_of, folder_store, granted_order

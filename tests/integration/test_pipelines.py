@@ -22,7 +22,7 @@ from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
 from shared.diffusion.weights import exchange, save_weights
 from shared.errors import Refused
-from shared.folders import cached_folder, upload_folder
+from shared.storage.folders import cached_folder, upload_folder
 from tests.models import random_parts
 from tests.workers import folder_store
 

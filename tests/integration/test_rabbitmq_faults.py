@@ -17,7 +17,7 @@ from yarl import URL
 
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.errors import SettingsError, Unavailable
-from shared.messages import (
+from shared.messaging.messages import (
     EXCHANGE,
     GATEWAY_INTAKE,
     NOTIFIER_WEBHOOKS,

@@ -15,9 +15,9 @@ from services.gateway.relay import Relay
 from shared.adapters.database import Database
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Unavailable, Unroutable
-from shared.messages import FETCHER, JobStarted, Message, encode
+from shared.messaging.messages import FETCHER, JobStarted, Message, encode
 from shared.ports import Outgoing, StoredJob
-from shared.process import closing
+from shared.service_process import closing
 from tests.outbox import ids_in_outbox
 
 DEADLINE = 20.0

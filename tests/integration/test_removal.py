@@ -14,7 +14,7 @@ from services.gateway.changes import Watch
 from services.gateway.retention import DAY, Retention
 from services.gateway.service import Gateway
 from services.gateway.uploads import Uploads
-from shared.messages import (
+from shared.messaging.messages import (
     NOTIFIER_WEBHOOKS,
     JobCancelled,
     TrainingProgressed,

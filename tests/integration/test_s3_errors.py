@@ -12,7 +12,7 @@ from botocore.loaders import JSONFileLoader
 
 from shared.adapters.s3 import PART_BYTES, S3Store, region_of
 from shared.errors import EveryDreamError, NotFound, Refused, Unavailable
-from shared.outbound import Guard
+from shared.network.outbound import Guard
 from tests.contract.stores import fetch, names_in
 from tests.servers.process import free_port
 from tests.servers.s3 import S3Server

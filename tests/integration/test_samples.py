@@ -17,13 +17,12 @@ from services.inferencer.order import About, DrawingOrder
 from services.inferencer.samples import SampleErrands, entries_of
 from services.inferencer.work import InferencerWork
 from shared.adapters.folder import FolderStore
-from shared.child import Standby
+from shared.child.parent import Standby
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.saving import save_folder
 from shared.diffusion.weights import save_weights
 from shared.errors import Unavailable
-from shared.folders import upload_folder
-from shared.messages import (
+from shared.messaging.messages import (
     Artifact,
     CheckpointFinal,
     CheckpointSampled,
@@ -31,8 +30,9 @@ from shared.messages import (
     SamplesGenerated,
 )
 from shared.request import Inference
-from shared.runtime import Errand
-from shared.snapshots import snapshot_prefix, standing
+from shared.storage.folders import upload_folder
+from shared.storage.snapshots import snapshot_prefix, standing
+from shared.worker.runtime import Errand
 from tests.models import make_random_model, random_parts
 from tests.workers import Facts, files_of, folder_store, granted_order
 

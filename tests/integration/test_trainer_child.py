@@ -16,7 +16,7 @@ import torch
 
 from services.trainer.child import Stop, Voice, carry_out
 from shared import jobs
-from shared.child import (
+from shared.child.parent import (
     AnyRecord,
     Child,
     ChildDied,
@@ -28,7 +28,7 @@ from shared.child import (
     Saved,
     start_ready,
 )
-from shared.messages import (
+from shared.messaging.messages import (
     AnyMessage,
     DatasetStaged,
     StageFailed,
@@ -43,7 +43,7 @@ from tests.workers import until_gone
 CHILD = "services.trainer.child"
 PARENT = """
 import asyncio
-from shared.child import start_ready
+from shared.child.parent import start_ready
 
 async def main():
     child = await start_ready("services.trainer.child")

@@ -20,8 +20,7 @@ from services.trainer.work import TrainerWork
 from shared.adapters.folder import FolderStore
 from shared.dataset.manifest import Manifest
 from shared.errors import Interrupted, Passing, Refused, Unavailable
-from shared.folders import download_folder, folder_exists, upload_folder
-from shared.messages import (
+from shared.messaging.messages import (
     Artifact,
     CheckpointSampled,
     CheckpointSaved,
@@ -33,8 +32,9 @@ from shared.messages import (
     SavedCheckpoint,
 )
 from shared.request import Inference, Validation, Wish
-from shared.runtime import Order
-from shared.snapshots import sample_key, snapshot_prefix, snapshots_of, standing
+from shared.storage.folders import download_folder, folder_exists, upload_folder
+from shared.storage.snapshots import sample_key, snapshot_prefix, snapshots_of, standing
+from shared.worker.runtime import Order
 from tests.models import make_random_model
 from tests.training import make_dataset, train_request
 from tests.workers import Facts, folder_store, granted_order, until_gone

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from shared.messages import FETCHER, TrainingProgressed
+from shared.messaging.messages import FETCHER, TrainingProgressed
 from tests.gateway_world import TRAIN_ONLY, Answer, Claimed, World, eventually, training, world
 from tests.integration.test_events import Event, eventful, following, save_checkpoint
 

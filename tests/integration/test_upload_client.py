@@ -15,7 +15,7 @@ from everydream import client as clients
 from everydream import photos
 from everydream.client import Client, Rejected, patiently
 from services.gateway import uploads
-from shared.folders import sha256_of
+from shared.storage.folders import sha256_of
 from tests.gateway_world import API_KEY, World, world
 
 FILE = Random(0).randbytes(1_000_000)

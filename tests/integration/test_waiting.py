@@ -15,7 +15,7 @@ from services.gateway import waiting
 from services.gateway.waiting import Pace
 from shared.adapters.memory import MemoryBus
 from shared.errors import Unavailable
-from shared.messages import TRAINER, Queue
+from shared.messaging.messages import TRAINER, Queue
 from tests.gateway_world import OTHER_KEY, REQUEST, World, training, world
 
 ROOT = "/v2/everydream-v1"

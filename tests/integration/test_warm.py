@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared.child import Child, ChildDied, start_ready
+from shared.child.parent import Child, ChildDied, start_ready
 from tests.workers import until_gone
 
 PARENT = """
 import asyncio
-from shared.child import start_ready
+from shared.child.parent import start_ready
 
 async def main():
     child = await start_ready("tests.warm.trainer")

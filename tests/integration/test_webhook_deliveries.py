@@ -10,7 +10,7 @@ import pytest
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
-from shared.messages import SamplesGenerated, StageFailed
+from shared.messaging.messages import SamplesGenerated, StageFailed
 from tests.gateway_world import OTHER_KEY, TRAIN_ONLY, Claimed, World, eventually, training, world
 from tests.integration.test_webhooks import SECRET, notifying
 from tests.servers.process import HOST

@@ -15,7 +15,7 @@ from services.notifier.webhook import deliver_all, seconds_of
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Unavailable
 from shared.keys import webhook_secret
-from shared.messages import (
+from shared.messaging.messages import (
     GATEWAY_RECORDER,
     NOTIFIER_WEBHOOKS,
     JobCancelled,
@@ -25,7 +25,7 @@ from shared.messages import (
     WebhookDue,
     WebhookFailed,
 )
-from shared.outbound import guarded_session
+from shared.network.outbound import guarded_session
 from shared.ports import Bus, Delivery
 from tests.servers.process import HOST, free_port
 from tests.servers.web import Answer, Seen, Web

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from services.gateway import endpoint, http
-from shared.messages import FETCHER
+from shared.messaging.messages import FETCHER
 from shared.request import MOST_ITEMS, MOST_MISTAKES
 from tests.gateway_world import API_KEY, REQUEST, World, world
 from tests.servers.process import HOST

@@ -15,7 +15,7 @@ from pika.exceptions import ChannelClosedByBroker
 from services.gateway.asyncapi import SENDS, bound_to
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.errors import Unavailable
-from shared.messages import (
+from shared.messaging.messages import (
     CONTROL_BINDINGS,
     DEAD_LETTERS,
     EXCHANGE,
@@ -31,7 +31,7 @@ from shared.messages import (
     type_of,
 )
 from shared.ports import Bus
-from shared.process import closing
+from shared.service_process import closing
 from tests.broker_logins import make_logins
 from tests.compose import OURS
 from tests.end_to_end.test_direct_producer import make_user

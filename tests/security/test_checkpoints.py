@@ -14,8 +14,8 @@ import pytest
 from services.fetcher.own_model import TINY_FOLDER
 from services.fetcher.pickled import Inert, run
 from shared.errors import Refused
-from shared.folders import read_manifest
 from shared.request import STORED
+from shared.storage.folders import read_manifest
 from tests.corpora.checkpoints import (
     EXPLOITS,
     FOLDERS,

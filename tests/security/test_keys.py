@@ -20,7 +20,7 @@ from shared import keys
 from shared.adapters.key_table import KeyTable
 from shared.adapters.sql import Sql
 from shared.ports import StoredKey
-from shared.process import closing
+from shared.service_process import closing
 from tests.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trained, world
 
 HOOK = "https://example.com/hook"

@@ -16,15 +16,15 @@ from services.fetcher.base_model import BaseModels, Named
 from services.fetcher.download import download
 from services.fetcher.meter import Meter
 from services.notifier.webhook import post
-from shared import outbound
 from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import S3Store
-from shared.addresses import ADVICE, AllowedHosts
 from shared.errors import EveryDreamError, Refused
 from shared.keys import webhook_secret
-from shared.messages import FETCHER, WebhookDelivered, WebhookDue, WebhookFailed
-from shared.outbound import Guard, guarded_session
-from shared.process import closing
+from shared.messaging.messages import FETCHER, WebhookDelivered, WebhookDue, WebhookFailed
+from shared.network import outbound
+from shared.network.addresses import ADVICE, AllowedHosts
+from shared.network.outbound import Guard, guarded_session
+from shared.service_process import closing
 from tests.corpora.urls import NAMES, URLS
 from tests.gateway_world import KEY, REQUEST, S3_CONFIG, world
 from tests.servers.web import Answer, Page, Web, running_web

@@ -14,10 +14,16 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from shared.adapters.database import Database
 from shared.adapters.sql import Sql
 from shared.errors import Unavailable
-from shared.messages import FETCHER, ArtifactsPublished, BucketChecked, JobRequested, StageFailed
+from shared.messaging.messages import (
+    FETCHER,
+    ArtifactsPublished,
+    BucketChecked,
+    JobRequested,
+    StageFailed,
+)
 from shared.ports import StoredJob
-from shared.process import closing
 from shared.request import parse_request
+from shared.service_process import closing
 from shared.settings import from_environment
 from tests.gateway_world import S3_CONFIG, TRAIN_ONLY, World, eventually, world
 from tests.secrets_search import answer, files_in, leaks, rows_of

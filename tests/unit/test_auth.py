@@ -15,7 +15,7 @@ from services.gateway.auth import SCOPES, Caller, Keys, digest_of, first_key
 from shared.adapters.key_table import KeyTable
 from shared.adapters.sql import Sql
 from shared.ports import StoredKey
-from shared.process import closing
+from shared.service_process import closing
 
 URL = "http://127.0.0.1:8080"
 NOW = 1_700_000_000.0

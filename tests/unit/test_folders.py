@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from shared import folders
 from shared.adapters.folder import FolderStore
 from shared.errors import NotFound, Refused, Unavailable
-from shared.folders import (
+from shared.ports import ObjectStore, unheard
+from shared.storage import folders
+from shared.storage.folders import (
     MANIFEST,
     cached_folder,
     content_address,
@@ -24,7 +25,6 @@ from shared.folders import (
     sha256_of,
     upload_folder,
 )
-from shared.ports import ObjectStore, unheard
 
 CONTENT = {
     "model_index.json": b"{}",

@@ -10,7 +10,7 @@ import pytest
 from services.gateway.happenings import Happening, happenings
 from shared import jobs
 from shared.jobs import Job
-from shared.messages import (
+from shared.messaging.messages import (
     AnyMessage,
     CheckpointSaved,
     StageFailed,

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from shared import jobs, retry
 from shared.jobs import ENDS, Effect, Job, StageRecord, Step, advance, delay_time, execution_time
-from shared.messages import (
+from shared.messaging.messages import (
     STAGES,
     AnyMessage,
     Artifact,

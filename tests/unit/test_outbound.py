@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from shared.addresses import is_forbidden, shown_url
 from shared.errors import Refused
-from shared.outbound import Blocked, Guard, check_url, was_blocked
+from shared.network.addresses import is_forbidden, shown_url
+from shared.network.outbound import Blocked, Guard, check_url, was_blocked
 
 NOBODY: frozenset[str] = frozenset()
 

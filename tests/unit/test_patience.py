@@ -10,8 +10,8 @@ import pytest
 
 from shared.adapters.folder import FolderStore
 from shared.errors import NotFound, Unavailable
-from shared.patience import STORE_BEATS, PatientStore
 from shared.ports import Entry
+from shared.storage.retrying import STORE_BEATS, PatientStore
 
 
 class Flaky(FolderStore):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.process import importing
+from shared.service_process import importing
 
 
 @pytest.fixture(autouse=True)

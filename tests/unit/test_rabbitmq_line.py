@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from shared.adapters.rabbitmq_line import Lost, answered
+from shared.adapters.rabbitmq_connection import Lost, answered
 
 
 async def forgetful(answer: asyncio.Event) -> None:

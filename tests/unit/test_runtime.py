@@ -11,7 +11,7 @@ import pytest
 
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Interrupted, Refused, Unavailable
-from shared.messages import (
+from shared.messaging.messages import (
     DELIVERY_LIMIT,
     FETCHER,
     GATEWAY_RECORDER,
@@ -34,7 +34,7 @@ from shared.messages import (
     StagingStarted,
 )
 from shared.request import Train, Wish
-from shared.runtime import LAST_WORD_BEATS, PATIENCE_BEATS, Errand, Order, Worker
+from shared.worker.runtime import LAST_WORD_BEATS, PATIENCE_BEATS, Errand, Order, Worker
 
 BEAT = 0.02
 TRAIN = Train(data_url="https://example.org/data.zip")

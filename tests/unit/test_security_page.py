@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.documents import PARTS
 from services.gateway.routes import routes_of
-from shared.messages import DEAD_LETTERS, EXCHANGE, QUEUES, AnyMessage, type_of
+from shared.messaging.messages import DEAD_LETTERS, EXCHANGE, QUEUES, AnyMessage, type_of
 from tests.broker_logins import definitions
 from tests.compose import OURS, read_compose
 

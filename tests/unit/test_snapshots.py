@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
-from shared.folders import upload_folder
-from shared.snapshots import drawn_steps, sample_key, snapshot_prefix, snapshots_of, standing
+from shared.storage.folders import upload_folder
+from shared.storage.snapshots import (
+    drawn_steps,
+    sample_key,
+    snapshot_prefix,
+    snapshots_of,
+    standing,
+)
 from tests.workers import folder_store
 
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from services.gateway.supervisor import PATIENCE
 from shared import jobs
 from shared.jobs import Job
-from shared.messages import (
+from shared.messaging.messages import (
     STAGE_QUEUES,
     STAGES,
     AnyMessage,

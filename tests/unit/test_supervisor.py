@@ -11,7 +11,7 @@ from services.gateway.ledger import read, row_of
 from services.gateway.supervisor import PATIENCE, Supervisor
 from shared import jobs
 from shared.jobs import Job, Step, advance
-from shared.messages import GatewayBeat, Queue, StagingStarted
+from shared.messaging.messages import GatewayBeat, Queue, StagingStarted
 from shared.ports import StoredJob
 from shared.request import parse_request
 

@@ -6,7 +6,7 @@ import pytest
 
 from services.trainer.uploads import best_of, thinned
 from services.trainer.work import judged
-from shared.messages import Artifact, SavedCheckpoint
+from shared.messaging.messages import Artifact, SavedCheckpoint
 
 
 def checkpoints(*losses: float | None) -> list[SavedCheckpoint]:

@@ -8,7 +8,7 @@ import pytest
 
 from shared import jobs
 from shared.jobs import OUTPUT_SECONDS, TRIES_KEPT, WebhookTry
-from shared.messages import (
+from shared.messaging.messages import (
     CheckpointSaved,
     Message,
     TrainingProgressed,

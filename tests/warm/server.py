@@ -14,8 +14,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shared.child import QUIET_AND_OFFLINE
-from shared.process import importing
+from shared.child.parent import QUIET_AND_OFFLINE
+from shared.service_process import importing
 from tests.warm.stand_in import MESSAGE_BYTES, address_of
 
 MODULES = ("services.trainer.train", "services.inferencer.pipelines")

@@ -10,8 +10,8 @@ import re
 
 from msgspec import Struct
 
-from shared.folders import MANIFEST
 from shared.ports import ObjectStore
+from shared.storage.folders import MANIFEST
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):

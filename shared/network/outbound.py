@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from shared.addresses import ADVICE, AllowedHosts, is_forbidden, shown_url, why_not
 from shared.errors import Refused
+from shared.network.addresses import ADVICE, AllowedHosts, is_forbidden, shown_url, why_not
 
 AddressInfo = tuple[Any, Any, int, str, tuple[Any, ...]]
 """As :func:`socket.getaddrinfo` gives it; the last part begins with address and port."""

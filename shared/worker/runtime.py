@@ -20,7 +20,7 @@ import structlog
 
 from shared.concurrency import cancelled, until
 from shared.errors import Interrupted, Refused, Unavailable, Unroutable, reason_of
-from shared.messages import (
+from shared.messaging.messages import (
     CONTROL_BINDINGS,
     AnyMessage,
     ClaimAsked,

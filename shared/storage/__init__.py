@@ -1,0 +1,1 @@
+"""Whole folders, uploads and snapshots in an object store."""

@@ -1,0 +1,1 @@
+"""What every worker does with a message: claim it, work on it, report the outcome."""
