@@ -5,28 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 from urllib.parse import quote
 
 from aiohttp import web
 
+from services.gateway.ports import KeepsFiles
 from services.gateway.routes import Answer, Parameter, route
 from shared.errors import NotFound, Refused
 from shared.keys import link_holds
 
 POLICY = "default-src 'none'; sandbox"
 """Of every file: whatever a user has uploaded, no browser runs it as a page of ours."""
-
-
-@runtime_checkable
-class KeepsFiles(Protocol):
-    """A store whose objects are files on this machine; the gateway serves its links."""
-
-    def path_of(self, key: str) -> Path:
-        """The object's file. Raises NotFound or Refused."""
-
-    def free_bytes(self) -> int:
-        """What can still be kept. Raises Unavailable."""
 
 
 class Files:

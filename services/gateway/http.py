@@ -17,7 +17,8 @@ from multidict import MultiMapping
 from services.gateway.admission import Repeated
 from services.gateway.auth import Keys
 from services.gateway.door import CALLER, Door
-from services.gateway.routes import BASES, Handler, routes_of
+from services.gateway.ports import BASES
+from services.gateway.routes import Handler, routes_of
 from shared.concurrency import in_thread
 from shared.errors import Full, Unavailable
 from shared.request import Invalid, Unreachable, nearest, shown

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from services.gateway.answers import Checked, Error, Progress, Results
 from services.gateway.door import NEEDED
 from services.gateway.limits import RATES, Operation
-from services.gateway.routes import BASES, JSON, Answer, Body, Parameter, Route, routes_of
+from services.gateway.ports import BASES
+from services.gateway.routes import JSON, Answer, Body, Parameter, Route, routes_of
 from services.gateway.schemas import AT, Schema, components, plain, request_schemas
 from shared.dataset.manifest import Report
 

@@ -11,9 +11,9 @@ from aiohttp import web
 from msgspec import Struct
 
 from services.gateway import answers
-from services.gateway.files import KeepsFiles
 from services.gateway.http import ANSWER_SECONDS, RETRY_SECONDS
 from services.gateway.ledger import Ledger
+from services.gateway.ports import KeepsFiles
 from services.gateway.routes import Answer, route
 from services.gateway.supervisor import Supervisor
 from services.gateway.view import iso

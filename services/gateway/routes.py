@@ -10,8 +10,6 @@ from aiohttp import web
 
 from services.gateway.limits import Operation
 
-BASES = ("/v1/everydream-v1", "/v2/everydream-v1")
-"""The endpoint's addresses on this server."""
 JSON = "application/json"
 PATTERN = re.compile(r"\{(\w+):[^}]+\}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

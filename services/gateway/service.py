@@ -21,11 +21,12 @@ from services.gateway.documents import documents
 from services.gateway.door import Door
 from services.gateway.endpoint import Endpoint
 from services.gateway.events import Events
-from services.gateway.files import Files, KeepsFiles
+from services.gateway.files import Files
 from services.gateway.intake import Intake
 from services.gateway.ledger import Ledger
 from services.gateway.listing import Listing
 from services.gateway.ours import Ours
+from services.gateway.ports import KeepsFiles
 from services.gateway.ready import Ready
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay

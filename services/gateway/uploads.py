@@ -13,8 +13,7 @@ from weakref import WeakValueDictionary
 import structlog
 from msgspec.structs import replace
 
-from services.gateway.files import KeepsFiles
-from services.gateway.routes import BASES
+from services.gateway.ports import BASES, KeepsFiles
 from shared.concurrency import in_thread
 from shared.errors import Full, NotFound
 from shared.ports import ObjectStore, StoredUpload, UploadPart, UploadStore

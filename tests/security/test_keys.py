@@ -15,7 +15,8 @@ import pytest
 from services.gateway import documents
 from services.gateway.auth import SCOPES, Keys, Scope, digest_of
 from services.gateway.door import NEEDED
-from services.gateway.routes import BASES, Route, routes_of
+from services.gateway.ports import BASES
+from services.gateway.routes import Route, routes_of
 from shared import keys
 from shared.adapters.key_table import KeyTable
 from shared.adapters.sql import Sql
