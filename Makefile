@@ -71,7 +71,7 @@ soak: servers $(DEV)  ## Hundreds of jobs under random faults; writes its part o
 	$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
 
 docs: servers $(DEV)  ## Write what docs/ has from the code, and the pages that are measured
-	$(BIN)/python -m services.gateway.documents docs
+	$(BIN)/python -m services.gateway.api_documents docs
 	$(BIN)/python -m bench schedulers
 	OMP_NUM_THREADS=1 LIVE_SAMPLES_PAGE=docs/live-samples.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_samples.py
 

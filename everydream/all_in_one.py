@@ -8,17 +8,17 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from services.fetcher.__main__ import serve as fetch
-from services.gateway.service import Gateway
+from services.gateway.app import Gateway
+from services.gateway.database.api_keys import KeyTable
+from services.gateway.database.connection import Sql
+from services.gateway.database.jobs import Database
+from services.gateway.database.uploads import UploadTable
 from services.inferencer.__main__ import serve as infer
 from services.notifier.__main__ import serve as notify
 from services.trainer.__main__ import serve as train
 from shared import keys
-from shared.adapters.database import Database
-from shared.adapters.key_table import KeyTable
 from shared.adapters.memory import MemoryBroker
-from shared.adapters.sql import Sql
 from shared.adapters.stores import open_store
-from shared.adapters.upload_table import UploadTable
 from shared.messaging.messages import GATEWAY_RECORDER
 from shared.ports import Bus, Record
 from shared.service_process import closing

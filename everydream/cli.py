@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import cyclopts
 
-from services.gateway.auth import SCOPES, Scope
+from services.gateway.web.authentication import SCOPES, Scope
 from shared import telemetry
 from shared.errors import Passing, Refused, SettingsError, Unavailable
 from shared.service_process import importing, stop_on_signals

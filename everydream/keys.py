@@ -11,9 +11,9 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from services.gateway.auth import SCOPES, Scope, digest_of, new_key
-from shared.adapters.key_table import KeyTable
-from shared.adapters.sql import Sql
+from services.gateway.database.api_keys import KeyTable
+from services.gateway.database.connection import Sql
+from services.gateway.web.authentication import SCOPES, Scope, digest_of, new_key
 from shared.errors import Refused
 from shared.ports import StoredKey
 from shared.service_process import closing

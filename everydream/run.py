@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from everydream.client import Client, Rejected, patiently
 from everydream.photos import as_zip, upload
 from everydream.showing import FOLDERS, place_of, show, summary
-from services.gateway.auth import CLIENT_FILE
+from services.gateway.web.authentication import CLIENT_FILE
 from shared.errors import Refused, Unavailable
 from shared.request import is_http_url
 from shared.settings import Settings

@@ -13,14 +13,14 @@ from uuid import uuid4
 
 import aiohttp
 
-from services.gateway.service import Gateway
-from shared.adapters.database import Database
+from services.gateway.app import Gateway
+from services.gateway.database.api_keys import KeyTable
+from services.gateway.database.connection import Sql
+from services.gateway.database.jobs import Database
+from services.gateway.database.uploads import UploadTable
 from shared.adapters.folder import FolderStore
-from shared.adapters.key_table import KeyTable
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
-from shared.adapters.sql import Sql
-from shared.adapters.upload_table import UploadTable
 from shared.dataset.manifest import Captions, Report
 from shared.errors import Unavailable
 from shared.messaging.messages import (

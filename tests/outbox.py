@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from shared.adapters.sql import Sql
-from shared.adapters.tables import outbox
+from services.gateway.database.connection import Sql
+from services.gateway.database.tables import outbox
 from shared.service_process import closing
 
 

@@ -16,15 +16,24 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from services.gateway.deliveries import deal_with
-from services.gateway.ledger import Ledger, read
-from services.gateway.recorder import Recorder
-from services.gateway.supervisor import PATIENCE, Supervisor
-from services.gateway.view import View
-from shared import jobs, retry
+from services.gateway.background.consumer import deal_with
+from services.gateway.background.recorder import Recorder
+from services.gateway.background.supervisor import PATIENCE, Supervisor
+from services.gateway.jobs import transitions
+from services.gateway.jobs.presenter import View
+from services.gateway.jobs.repository import Ledger, read
+from services.gateway.jobs.transitions import (
+    GPU_STAGES,
+    RETRIED,
+    Job,
+    StageRecord,
+    Step,
+    delay_time,
+    execution_time,
+)
+from shared import retry
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
-from shared.jobs import GPU_STAGES, RETRIED, Job, StageRecord, Step, delay_time, execution_time
 from shared.messaging.messages import (
     GATEWAY_RECORDER,
     STAGE_QUEUES,
@@ -203,7 +212,9 @@ class PlayedJob:
         )  # fmt: skip
         self.supervisor = Supervisor(self.bus, store, self.ledger, clock=clock, beat=BEAT)
         self.recorder = Recorder(self.bus, self.ledger, self.supervisor, clock=clock, beat=BEAT)
-        step = jobs.admit("job", "owner", request, {}, sealed=sealed, now=self.clock, checks=checks)
+        step = transitions.admit(
+            "job", "owner", request, {}, sealed=sealed, now=self.clock, checks=checks
+        )
         self.do(self.ledger.open(step))
         self.relay()
 
@@ -238,7 +249,7 @@ class PlayedJob:
 
     def remove(self) -> None:
         """As ``DELETE`` does it: cancelled first."""
-        self.change(lambda job: jobs.cancel(job, self.clock))
+        self.change(lambda job: transitions.cancel(job, self.clock))
         self.do(self.ledger.remove("job"))
 
     def beat(self, *, lost: bool = False) -> None:
@@ -578,7 +589,7 @@ def wrong_change(before: Job, after: Job) -> list[str]:
 
 def _essence(job: Job) -> Job:
     """All but what may still come to an ended job: its webhooks' outcomes, refused claims."""
-    return jobs.replace(
+    return transitions.replace(
         job, refused=(), webhook_attempts=0, webhook_awaited=0, webhook_settled=False,
         webhook_tries=(),
     )  # fmt: skip

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from services.gateway.service import Gateway, migrate
+from services.gateway.app import Gateway, migrate
+from services.gateway.database.api_keys import KeyTable
+from services.gateway.database.connection import Sql
+from services.gateway.database.jobs import Database
+from services.gateway.database.uploads import UploadTable
 from shared import keys, telemetry
-from shared.adapters.database import Database
-from shared.adapters.key_table import KeyTable
 from shared.adapters.rabbitmq import RabbitMQBus
-from shared.adapters.sql import Sql
 from shared.adapters.stores import open_store
-from shared.adapters.upload_table import UploadTable
 from shared.ports import Bus, ObjectStore, Record
 from shared.service_process import closing, or_stopped, stop_on_signals
 from shared.settings import Settings, from_environment

@@ -15,8 +15,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from shared.adapters import database, sql, tables
-from shared.adapters.database import Database
+from services.gateway.database import connection as connections
+from services.gateway.database import jobs, tables
+from services.gateway.database.jobs import Database
 from shared.errors import Unavailable
 from shared.ports import Outgoing, StoredEvent, StoredJob
 from tests.servers.postgres import PostgreSQL
@@ -44,7 +45,7 @@ async def store(url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def neighbour(url: str) -> AsyncIterator[Database]:
-    """Another gateway on the same database."""
+    """Another gateway on the same jobs."""
     neighbour = Database.open(url)
     yield neighbour
     await neighbour.close()
@@ -158,7 +159,7 @@ async def test_a_deleted_job_is_gone(store: Database) -> None:
 async def test_live_jobs_come_oldest_first_however_many_pages_they_fill(
     store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "PAGE", 2)
+    monkeypatch.setattr(jobs, "PAGE", 2)
     times = {"e": 5.0, "b": 2.0, "c": 2.0, "a": 3.0, "d": 2.0, "f": 1.0}
     for name, created_at in times.items():
         await store.insert(job(name, created_at=created_at), [])
@@ -172,7 +173,7 @@ async def test_live_jobs_come_oldest_first_however_many_pages_they_fill(
 async def test_jobs_may_end_while_the_live_ones_are_read(
     store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "PAGE", 2)
+    monkeypatch.setattr(jobs, "PAGE", 2)
     for number in range(7):
         await store.insert(job(str(number), created_at=float(number)), [])
 
@@ -551,7 +552,7 @@ async def test_the_migrated_schema_is_the_one_in_the_code(url: str) -> None:
         context = MigrationContext.configure(connection, opts=options)
         return list(compare_metadata(context, tables.metadata))
 
-    engine = create_async_engine(sql.normalise(url))
+    engine = create_async_engine(connections.normalise(url))
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
     await engine.dispose()

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared.adapters.key_table import KeyTable
-from shared.adapters.sql import Sql
+from services.gateway.database.api_keys import KeyTable
+from services.gateway.database.connection import Sql
 from shared.ports import StoredKey
 from shared.service_process import closing
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared.adapters.sql import Sql
-from shared.adapters.upload_table import UploadTable
+from services.gateway.database.connection import Sql
+from services.gateway.database.uploads import UploadTable
 from shared.ports import StoredUpload, UploadPart
 from shared.service_process import closing
 

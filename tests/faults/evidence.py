@@ -25,9 +25,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError
 from sqlalchemy.engine import Row
 
-from shared.adapters import tables
-from shared.adapters.sql import Sql
-from shared.jobs import Status
+from services.gateway.database import tables
+from services.gateway.database.connection import Sql
+from services.gateway.jobs.transitions import Status
 from shared.keys import webhook_secret
 from shared.messaging.messages import (
     DEAD_LETTERS,

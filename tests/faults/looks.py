@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from services.gateway.ledger import read
-from shared.adapters.database import Database
-from shared.adapters.sql import Sql
-from shared.adapters.tables import outbox
-from shared.jobs import Job, StageRecord
+from services.gateway.database.connection import Sql
+from services.gateway.database.jobs import Database
+from services.gateway.database.tables import outbox
+from services.gateway.jobs.repository import read
+from services.gateway.jobs.transitions import Job, StageRecord
 from shared.messaging.messages import Stage
 from shared.service_process import closing
 from tests.faults.world import World

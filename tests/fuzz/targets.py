@@ -22,9 +22,9 @@ from aiormq.abc import DeliveredMessage
 
 from services.fetcher.archive import Unpacked, _Unpacker, checked_members, open_zip
 from services.fetcher.sidecars import Sidecars
-from services.gateway.admission import dataset_alone, unwrap, with_seeds
-from services.gateway.http import _decoded
-from services.gateway.intake import job_id_for, owner_for
+from services.gateway.background.intake import job_id_for, owner_for
+from services.gateway.jobs.admission import dataset_alone, unwrap, with_seeds
+from services.gateway.web.application import _decoded
 from shared.adapters.dead_letters import Undecodable, bury, read
 from shared.adapters.rabbitmq import _envelope
 from shared.dataset.captions import bounded, merge, shuffled

@@ -17,10 +17,10 @@ from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from services.gateway.door import Door
-from services.gateway.ledger import Ledger
-from services.gateway.limits import RATES, Rate
-from services.gateway.tus import CHUNK
+from services.gateway.endpoints.uploads import CHUNK
+from services.gateway.jobs.repository import Ledger
+from services.gateway.web.authorization import Door
+from services.gateway.web.rate_limits import RATES, Rate
 from shared.messaging.messages import (
     FETCHER,
     INFERENCER_RESULTS,
@@ -51,8 +51,8 @@ WEBHOOK = "https://example.com/hook"
 @pytest.fixture(autouse=True)
 def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of requests of one key are let in."""
-    monkeypatch.setattr("services.gateway.service.Door", door)
-    monkeypatch.setattr("services.gateway.uploads.MOST_UNFINISHED", 10**9)
+    monkeypatch.setattr("services.gateway.app.Door", door)
+    monkeypatch.setattr("services.gateway.jobs.uploads.MOST_UNFINISHED", 10**9)
 
 
 def door(ledger: Ledger) -> Door:

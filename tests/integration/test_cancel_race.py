@@ -19,18 +19,19 @@ import aiohttp
 import msgspec
 import pytest
 
-from services.gateway.auth import digest_of
-from services.gateway.deliveries import deal_with
-from services.gateway.ledger import read, row_of
-from services.gateway.service import Gateway
-from shared import jobs, retry
-from shared.adapters.database import Database
+from services.gateway.app import Gateway
+from services.gateway.background.consumer import deal_with
+from services.gateway.database.api_keys import KeyTable
+from services.gateway.database.connection import Sql
+from services.gateway.database.jobs import Database
+from services.gateway.database.uploads import UploadTable
+from services.gateway.jobs import transitions
+from services.gateway.jobs.repository import read, row_of
+from services.gateway.jobs.transitions import Job, advance
+from services.gateway.web.authentication import digest_of
+from shared import retry
 from shared.adapters.folder import FolderStore
-from shared.adapters.key_table import KeyTable
 from shared.adapters.memory import MemoryBroker, MemoryBus
-from shared.adapters.sql import Sql
-from shared.adapters.upload_table import UploadTable
-from shared.jobs import Job, advance
 from shared.messaging.messages import (
     GATEWAY_RECORDER,
     AnyMessage,
@@ -83,7 +84,7 @@ FEWER = pytest.mark.parametrize(
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'jobs.db'}"
+        return f"sqlite:///{tmp_path / 'transitions.db'}"
     return str(request.getfixturevalue("postgres_url"))
 
 
@@ -164,7 +165,7 @@ def key_of(job_id: str) -> str:
 def in_training(job_id: str) -> Job:
     """A job at the last of its stages: whatever its worker says ends it."""
     owner, now = digest_of(key_of(job_id)), time.time()
-    job = jobs.admit(job_id, owner, REQUEST, TRAIN_ONLY["input"], sealed=None, now=now).job
+    job = transitions.admit(job_id, owner, REQUEST, TRAIN_ONLY["input"], sealed=None, now=now).job
     staged = msgspec.structs.replace(dataset_staged("s"), job=job_id)
     for fact in (
         StagingStarted(job=job_id, stage="staging", claim="s"),
@@ -177,7 +178,7 @@ def in_training(job_id: str) -> Job:
 
 def with_failures(job: Job, failures: int) -> Job:
     training = msgspec.structs.replace(job.stages["training"], failures=failures)
-    return jobs.replace(job, stages={**job.stages, "training": training})
+    return transitions.replace(job, stages={**job.stages, "training": training})
 
 
 def last_words(job_id: str, kind: str) -> StageFact:
@@ -287,7 +288,7 @@ async def test_a_job_that_is_removed_while_it_ends_is_gone_and_has_ended_once(
 
 def timed_out(job_id: str) -> Job:
     """A job that is over, whose worker has not heard of it yet."""
-    return jobs.time_out(in_training(job_id), "late", time.time()).job
+    return transitions.time_out(in_training(job_id), "late", time.time()).job
 
 
 @FEWER

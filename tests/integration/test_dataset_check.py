@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.ledger import read
+from services.gateway.jobs.repository import read
 from shared.messaging.messages import (
     FETCHER,
     NOTIFIER_WEBHOOKS,

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from yarl import URL
 
-from shared.adapters.sql import Sql
+from services.gateway.database.connection import Sql
 from shared.errors import Unavailable
 from shared.messaging.messages import FETCHER, INFERENCER_RESULTS, JobStarted
 from shared.ports import Delivery

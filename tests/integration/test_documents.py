@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from services.gateway.auth import SCOPES, digest_of
-from services.gateway.docs_page import POLICY
-from services.gateway.documents import documents, text_of
+from services.gateway.api_docs.html import POLICY
+from services.gateway.api_documents import documents, text_of
+from services.gateway.web.authentication import SCOPES, digest_of
 from shared.ports import StoredKey
 from tests.gateway_world import World, world
 

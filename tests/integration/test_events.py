@@ -14,9 +14,10 @@ import aiohttp
 import msgspec
 import pytest
 
-from services.gateway import events, limits
-from services.gateway.limits import Rate
-from services.gateway.service import Gateway
+from services.gateway.app import Gateway
+from services.gateway.endpoints import server_sent_events
+from services.gateway.web import rate_limits
+from services.gateway.web.rate_limits import Rate
 from shared.messaging.messages import CheckpointSaved, SamplesGenerated, TrainingProgressed
 from shared.ports import StoredEvent
 from shared.service_process import closing
@@ -187,7 +188,7 @@ async def test_events_come_while_the_job_goes_on_and_end_with_it(here: World) ->
 async def test_progress_comes_once_and_not_more_than_once_a_second(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "PROGRESS_SECONDS", 3600.0)
+    monkeypatch.setattr(server_sent_events, "PROGRESS_SECONDS", 3600.0)
     job, trainer = await training(here)
 
     async with following(here, job) as source:
@@ -267,7 +268,7 @@ async def test_a_page_after_another_tells_everything(
     job = await eventful(here)
     async with following(here, job) as source:
         everything = await source.rest()
-    monkeypatch.setattr(events, "PAGE", 2)
+    monkeypatch.setattr(server_sent_events, "PAGE", 2)
 
     async with following(here, job) as source:
         assert await source.rest() == everything
@@ -321,8 +322,8 @@ async def test_nobody_follows_anothers_job(here: World) -> None:
 async def test_a_silence_is_broken_by_comments(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.0)
-    monkeypatch.setattr(events, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(server_sent_events, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(server_sent_events, "LOOK_SECONDS", 0.01)
     job = await here.run()
 
     async with following(here, job) as source:
@@ -335,7 +336,7 @@ async def test_a_silence_is_broken_by_comments(
 
 @pytest.fixture
 def _one_reader_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = cast("dict[str, Rate]", limits.RATES)
+    rates = cast("dict[str, Rate]", rate_limits.RATES)
     monkeypatch.setitem(rates, "stream", Rate(10_000, 1.0, 1))
 
 
@@ -347,7 +348,7 @@ async def test_who_hangs_up_leaves_the_place_to_another(tmp_path: Path) -> None:
             await source.until("status")
             assert await is_full(here, job)
 
-        soon = events.HEARTBEAT_SECONDS / 2  # before anything is written to it in vain
+        soon = server_sent_events.HEARTBEAT_SECONDS / 2  # before anything is written to it in vain
         await eventually(lambda: has_a_place(here, job), soon)
 
 
@@ -366,7 +367,7 @@ async def has_a_place(here: World, job: str) -> bool | None:
 async def test_who_does_not_read_is_cut_off_and_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(server_sent_events, "PATIENCE_SECONDS", 0.2)
     async with world(tmp_path) as here:
         job = await here.run()
         await tell_at_length(here, job)

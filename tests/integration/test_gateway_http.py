@@ -13,9 +13,9 @@ from uuid import UUID
 
 import pytest
 
-from services.gateway.auth import digest_of
-from services.gateway.endpoint import RUN_BYTES
-from services.gateway.service import Gateway
+from services.gateway.app import Gateway
+from services.gateway.endpoints.jobs import RUN_BYTES
+from services.gateway.web.authentication import digest_of
 from shared.errors import Unavailable
 from shared.messaging.messages import FETCHER, JobSubmitted
 from shared.ports import StoredKey
@@ -182,7 +182,7 @@ async def test_a_fault_of_ours_is_told_without_its_inside(
         raise RuntimeError("the inside")
 
     job = await here.run()
-    monkeypatch.setattr("services.gateway.ledger.read", broken)
+    monkeypatch.setattr("services.gateway.jobs.repository.read", broken)
     answer = await here.ask("GET", f"{STATUS}/{job}")
     assert answer.status == 500
     assert "inside" not in json.dumps(answer.body)

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.gateway.service import Gateway
+from services.gateway.app import Gateway
 from shared.messaging.messages import (
     FETCHER,
     TRAINER,

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway.intake import owner_for
-from services.gateway.service import Gateway
+from services.gateway.app import Gateway
+from services.gateway.background.intake import owner_for
 from shared.keys import unseal
 from shared.messaging.messages import (
     FETCHER,

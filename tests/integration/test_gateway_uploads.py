@@ -13,8 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.gateway import tus, uploads
-from services.gateway.service import Gateway
+from services.gateway.app import Gateway
+from services.gateway.endpoints import uploads as upload_endpoint
+from services.gateway.jobs import uploads
 from shared.errors import Unavailable
 from shared.messaging.messages import FETCHER, JobSubmitted
 from shared.ports import StoredKey, UploadPart
@@ -64,7 +65,7 @@ async def asked(
 async def chunk(
     here: World, upload: str, offset: int, data: Any, *, key: str = API_KEY, url: str = ""
 ) -> Answer:
-    headers = {"Content-Type": tus.CHUNK, "Upload-Offset": str(offset)}
+    headers = {"Content-Type": upload_endpoint.CHUNK, "Upload-Offset": str(offset)}
     return await asked(here, "PATCH", f"/uploads/{upload}", headers, data, key, url)
 
 
@@ -242,7 +243,7 @@ async def test_a_chunk_names_its_type_and_its_place(here: World) -> None:
     place = f"/uploads/{upload}"
 
     plain = await asked(here, "PATCH", place, {"Upload-Offset": "0"}, FILE)
-    nowhere = await asked(here, "PATCH", place, {"Content-Type": tus.CHUNK}, FILE)
+    nowhere = await asked(here, "PATCH", place, {"Content-Type": upload_endpoint.CHUNK}, FILE)
 
     assert (plain.status, nowhere.status) == (415, 400)
     assert await offset_of(here, upload) == 0
@@ -264,7 +265,7 @@ async def test_what_has_arrived_of_a_broken_chunk_stays(here: World, tmp_path: P
 def chunk_head(upload: str, size: int) -> str:
     return (
         f"PATCH {ROOT}/uploads/{upload} HTTP/1.1\r\nContent-Length: {size}\r\n"
-        f"Content-Type: {tus.CHUNK}\r\nUpload-Offset: 0"
+        f"Content-Type: {upload_endpoint.CHUNK}\r\nUpload-Offset: 0"
     )
 
 
@@ -276,7 +277,7 @@ async def offset_beyond(here: World, upload: str, least: int) -> int | None:
 async def test_who_falls_silent_is_given_up_and_what_has_arrived_stays(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tus, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(upload_endpoint, "SILENT_SECONDS", 0.1)
     upload = await begin(here)
 
     reader, writer = await half_sent(here, chunk_head(upload, len(FILE)), FILE[:2500])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.relay import Relay
-from shared.adapters.database import Database
+from services.gateway.background.outbox_relay import Relay
+from services.gateway.database.jobs import Database
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.messages import FETCHER, JobStarted, Message, encode

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from services.gateway.auth import digest_of
-from services.gateway.changes import Watch
-from services.gateway.retention import DAY, Retention
-from services.gateway.service import Gateway
-from services.gateway.uploads import Uploads
+from services.gateway.app import Gateway
+from services.gateway.background.retention import DAY, Retention
+from services.gateway.jobs.change_notifier import Watch
+from services.gateway.jobs.uploads import Uploads
+from services.gateway.web.authentication import digest_of
 from shared.messaging.messages import (
     NOTIFIER_WEBHOOKS,
     JobCancelled,

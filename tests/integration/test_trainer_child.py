@@ -14,8 +14,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from services.gateway.jobs import transitions
 from services.trainer.child import Stop, Voice, carry_out
-from shared import jobs
 from shared.child.parent import (
     AnyRecord,
     Child,
@@ -117,7 +117,7 @@ def test_a_job_that_runs_out_of_memory_ends_with_settings_that_would_fit(
 def error_of_a_job_whose_training(given_up: GivenUp) -> str:
     """What the client reads when every attempt gives up like this."""
     body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
-    step = jobs.admit("j", "me", parse_request(body), body["input"], sealed=None, now=0.0)
+    step = transitions.admit("j", "me", parse_request(body), body["input"], sealed=None, now=0.0)
     kind: Literal["refused", "passing"] = "refused" if given_up.refused else "passing"
     facts: list[AnyMessage] = [
         StagingStarted(job="j", stage="staging", claim="s"),
@@ -132,7 +132,7 @@ def error_of_a_job_whose_training(given_up: GivenUp) -> str:
             StageFailed(job="j", stage="training", claim=claim, kind=kind, reason=given_up.reason)
         )
     for fact in facts:
-        step = jobs.advance(step.job, fact, control="c", now=1.0, beat=1.0)
+        step = transitions.advance(step.job, fact, control="c", now=1.0, beat=1.0)
     assert step.job.status == "FAILED"
     assert step.job.error is not None
     return step.job.error

@@ -14,7 +14,7 @@ import pytest
 from everydream import client as clients
 from everydream import photos
 from everydream.client import Client, Rejected, patiently
-from services.gateway import uploads
+from services.gateway.jobs import uploads
 from shared.storage.folders import sha256_of
 from tests.gateway_world import API_KEY, World, world
 

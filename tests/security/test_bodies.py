@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from services.gateway import endpoint, http
+from services.gateway.endpoints import jobs
+from services.gateway.web import application
 from shared.messaging.messages import FETCHER
 from shared.request import MOST_ITEMS, MOST_MISTAKES
 from tests.gateway_world import API_KEY, REQUEST, World, world
@@ -32,10 +33,10 @@ PIECE = b"7\r\n" + b" " * 7 + b"\r\n"
 async def here(tmp_path: Path) -> AsyncIterator[World]:
     """A gateway that is patient for a moment only, and is as good as new afterwards."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http, "HEAD_SECONDS", 0.5)
-        patch.setattr(http, "SILENT_SECONDS", 0.3)
-        patch.setattr(http, "BODY_SECONDS", 1.0)
-        patch.setattr(endpoint, "RUN_BYTES", 20_000)
+        patch.setattr(application, "HEAD_SECONDS", 0.5)
+        patch.setattr(application, "SILENT_SECONDS", 0.3)
+        patch.setattr(application, "BODY_SECONDS", 1.0)
+        patch.setattr(jobs, "RUN_BYTES", 20_000)
         async with world(tmp_path) as one:
             yield one
             await goes_on(one)
@@ -124,8 +125,8 @@ async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(her
 async def test_a_body_without_end_is_refused_once_it_is_too_large(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "SILENT_SECONDS", SECONDS)
-    monkeypatch.setattr(http, "BODY_SECONDS", SECONDS)
+    monkeypatch.setattr(application, "SILENT_SECONDS", SECONDS)
+    monkeypatch.setattr(application, "BODY_SECONDS", SECONDS)
     large = b"2000\r\n" + b" " * 0x2000 + b"\r\n"
 
     assert (await said(here, head("Transfer-Encoding: chunked"), drip=large)).status == 413
@@ -168,7 +169,7 @@ async def test_a_second_head_on_the_same_connection_is_given_up_too(here: World)
 async def test_a_body_that_does_not_come_is_waited_for_no_longer(
     here: World, announced: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "BODY_SECONDS", 600.0)
+    monkeypatch.setattr(application, "BODY_SECONDS", 600.0)
 
     answer = await said(here, head(announced))
 

@@ -12,7 +12,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
-from services.gateway.asyncapi import SENDS, bound_to
+from services.gateway.api_docs.asyncapi import SENDS, bound_to
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.errors import Unavailable
 from shared.messaging.messages import (

@@ -12,14 +12,14 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway import documents
-from services.gateway.auth import SCOPES, Keys, Scope, digest_of
-from services.gateway.door import NEEDED
+from services.gateway import api_documents
+from services.gateway.database.api_keys import KeyTable
+from services.gateway.database.connection import Sql
 from services.gateway.ports import BASES
-from services.gateway.routes import Route, routes_of
+from services.gateway.web.authentication import SCOPES, Keys, Scope, digest_of
+from services.gateway.web.authorization import NEEDED
+from services.gateway.web.routing import Route, routes_of
 from shared import keys
-from shared.adapters.key_table import KeyTable
-from shared.adapters.sql import Sql
 from shared.ports import StoredKey
 from shared.service_process import closing
 from tests.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trained, world
@@ -44,7 +44,7 @@ class Address(NamedTuple):
 
 def addresses() -> Iterator[Address]:
     """Everything that the gateway answers, as its router is made of it."""
-    for part in documents.PARTS:
+    for part in api_documents.PARTS:
         for _, route in routes_of(part):
             for base in BASES if route.versioned else ("",):
                 for method in route.methods:

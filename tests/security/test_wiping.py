@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from shared.adapters.database import Database
-from shared.adapters.sql import Sql
+from services.gateway.database.connection import Sql
+from services.gateway.database.jobs import Database
 from shared.errors import Unavailable
 from shared.messaging.messages import (
     FETCHER,

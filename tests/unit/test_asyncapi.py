@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator
 from msgspec import NODEFAULT
 from msgspec import inspect as types
 
-from services.gateway.asyncapi import ANSWERS, HEARS, SENDS, bound_to, every_message
-from services.gateway.documents import documents
+from services.gateway.api_docs.asyncapi import ANSWERS, HEARS, SENDS, bound_to, every_message
+from services.gateway.api_documents import documents
 from shared.messaging.messages import CONTROL_BINDINGS, QUEUES, Message, decode, encode, type_of
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ ASYNCAPI = documents()["asyncapi.json"]
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 """What AsyncAPI 3 allows as the name of a channel, an operation or a component."""
 SERVICES = ("gateway", "fetcher", "trainer", "inferencer", "notifier")
-ELSEWHERE = {"gateway": ["shared/jobs.py"], "": ["shared/worker/runtime.py"]}
+ELSEWHERE = {"gateway": ["services/gateway/jobs/transitions.py"], "": ["shared/worker/runtime.py"]}
 """What a service says by way of ``shared``; the runtime is every worker's."""
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from services.gateway.auth import SCOPES, Caller, Keys, digest_of, first_key
-from shared.adapters.key_table import KeyTable
-from shared.adapters.sql import Sql
+from services.gateway.database.api_keys import KeyTable
+from services.gateway.database.connection import Sql
+from services.gateway.web.authentication import SCOPES, Caller, Keys, digest_of, first_key
 from shared.ports import StoredKey
 from shared.service_process import closing
 

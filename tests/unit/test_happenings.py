@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway.happenings import Happening, happenings
-from shared import jobs
-from shared.jobs import Job
+from services.gateway.jobs import transitions
+from services.gateway.jobs.job_events import Happening, happenings
+from services.gateway.jobs.transitions import Job
 from shared.messaging.messages import (
     AnyMessage,
     CheckpointSaved,
@@ -199,7 +199,7 @@ def test_an_image_that_could_not_be_drawn_says_why() -> None:
     followed = in_training()
     (drawn,) = images_generated("g").images
     failed = msgspec.structs.replace(drawn, artifact=None, error="the prompt is too long")
-    followed.tale.job = jobs.replace(followed.tale.job, images=(failed,))
+    followed.tale.job = transitions.replace(followed.tale.job, images=(failed,))
 
     assert followed.news() == [
         (
@@ -216,7 +216,7 @@ def test_another_run_is_a_status_and_its_images_are_told_anew() -> None:
     followed.tale.fail("generation", "g", kind="refused")
     followed.news()
 
-    followed.tale.hear(jobs.retry_from_its_end(followed.tale.job, followed.tale.now))
+    followed.tale.hear(transitions.retry_from_its_end(followed.tale.job, followed.tale.now))
 
     assert followed.news() == [
         ("stage", {"stage": "generation", "state": "waiting", "attempt": 1}),

@@ -11,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shared import jobs, retry
-from shared.jobs import ENDS, Effect, Job, StageRecord, Step, advance, delay_time, execution_time
+from services.gateway.jobs import transitions
+from services.gateway.jobs.transitions import (
+    ENDS,
+    Effect,
+    Job,
+    StageRecord,
+    Step,
+    advance,
+    delay_time,
+    execution_time,
+)
+from shared import retry
 from shared.messaging.messages import (
     STAGES,
     AnyMessage,
@@ -94,7 +104,7 @@ class Tale:
         request = msgspec.structs.replace(parse_request(body), webhook=webhook)
         sealed = "sealed" if bucket else None
         self.now = START
-        step = jobs.admit("job", "owner", request, body["input"], sealed=sealed, now=START)
+        step = transitions.admit("job", "owner", request, body["input"], sealed=sealed, now=START)
         self.job = step.job
         self.said: list[Effect] = []
         self.hear(step)
@@ -150,7 +160,7 @@ class Tale:
         )
 
     def wish(self, kind: Wish) -> list[Message]:
-        return self.hear(jobs.wish(self.job, kind))
+        return self.hear(transitions.wish(self.job, kind))
 
     @property
     def asked_again(self) -> list[Effect]:
@@ -369,7 +379,7 @@ def test_a_drawing_that_was_lost_is_asked_for_again_from_the_inferencer() -> Non
     tale = Tale(trains=False)
     tale.stage()
     tale.claim("generation", "g")
-    tale.hear(jobs.lose_claim(tale.job, "generation", "g", now=tale.now, beat=BEAT))
+    tale.hear(transitions.lose_claim(tale.job, "generation", "g", now=tale.now, beat=BEAT))
     (again,) = tale.asked_again
     assert (again.queue, again.message) == ("inferencer.results", model_staged("s"))
 
@@ -377,7 +387,7 @@ def test_a_drawing_that_was_lost_is_asked_for_again_from_the_inferencer() -> Non
 def test_a_model_that_is_staged_after_the_end_or_twice_changes_nothing() -> None:
     tale = Tale(trains=False)
     tale.claim("staging", "s")
-    tale.hear(jobs.cancel(tale.job, tale.now))
+    tale.hear(transitions.cancel(tale.job, tale.now))
     before = tale.job
     assert kinds(tale.tell(model_staged("s"))) == [ClaimRefused]
     assert tale.job == before
@@ -390,8 +400,8 @@ def test_a_model_that_is_staged_after_the_end_or_twice_changes_nothing() -> None
 
 
 def test_what_a_model_was_trained_with_is_on_record() -> None:
-    assert jobs.clip_skip_of(Tale(clip_skip=2).job) == 2
-    assert jobs.clip_skip_of(Tale(trains=False).job) == 0
+    assert transitions.clip_skip_of(Tale(clip_skip=2).job) == 2
+    assert transitions.clip_skip_of(Tale(trains=False).job) == 0
 
 
 # --- Claims and fences ------------------------------------------------------------------------
@@ -447,7 +457,7 @@ def test_a_refused_claim_is_refused_again_even_when_its_stage_is_free_by_then() 
 
 def test_a_claim_that_was_refused_at_the_end_of_a_run_gets_nothing_of_the_next() -> None:
     tale = Tale()
-    tale.hear(jobs.time_out(tale.job, "late", tale.now))
+    tale.hear(transitions.time_out(tale.job, "late", tale.now))
     tale.claim("staging", "s")
     retried(tale)
 
@@ -456,12 +466,12 @@ def test_a_claim_that_was_refused_at_the_end_of_a_run_gets_nothing_of_the_next()
 
 def test_of_refused_claims_a_job_remembers_the_newest() -> None:
     tale = Tale()
-    for number in range(jobs.REFUSED_KEPT + 2):
+    for number in range(transitions.REFUSED_KEPT + 2):
         for _ in range(2):
             tale.claim("training", f"t{number}")
 
     assert tale.job.refused[0] == "t2"
-    assert len(tale.job.refused) == jobs.REFUSED_KEPT
+    assert len(tale.job.refused) == transitions.REFUSED_KEPT
 
 
 def test_facts_that_are_not_from_the_live_claim_change_nothing() -> None:
@@ -488,7 +498,7 @@ def test_what_an_ended_attempt_has_made_is_neither_published_nor_drawn_with() ->
     tale.tell(dataset_staged("s"))
     tale.check_bucket()
     assert isinstance(tale.claim("training", "t1", asked_by="s"), ClaimGranted)
-    tale.hear(jobs.lose_claim(tale.job, "training", "t1", now=tale.now, beat=BEAT))
+    tale.hear(transitions.lose_claim(tale.job, "training", "t1", now=tale.now, beat=BEAT))
     tale.train("t2")
 
     for stage in ("generation", "model_publication"):
@@ -503,7 +513,7 @@ def test_answers_go_once_to_the_workers_newest_address() -> None:
     tale.claim("staging", "s")
     beat = StagingProgressed(job="job", stage="staging", claim="s")
     tale.tell(beat, control="control-2")
-    tale.hear(jobs.cancel(tale.job, tale.now))
+    tale.hear(transitions.cancel(tale.job, tale.now))
     stop = [each for each in tale.said if isinstance(each.message, ClaimRefused)]
     assert [(each.queue, each.durable) for each in stop] == [("control-2", False)]
 
@@ -569,11 +579,11 @@ def test_an_interruption_counts_no_failure_and_asks_again_at_once() -> None:
 def test_a_lost_worker_counts_one_failure() -> None:
     tale = Tale()
     tale.claim("staging", "s")
-    tale.hear(jobs.lose_claim(tale.job, "staging", "s", now=tale.now, beat=BEAT))
+    tale.hear(transitions.lose_claim(tale.job, "staging", "s", now=tale.now, beat=BEAT))
     assert tale.job.stages["staging"].failures == 1
     assert tale.asked_again[-1].queue == "fetcher"
     before = tale.job
-    tale.hear(jobs.lose_claim(tale.job, "staging", "s", now=tale.now, beat=BEAT))
+    tale.hear(transitions.lose_claim(tale.job, "staging", "s", now=tale.now, beat=BEAT))
     assert tale.job == before
 
 
@@ -745,7 +755,7 @@ def test_what_went_wrong_with_the_last_row_is_told_among_the_warnings() -> None:
 
 def test_samples_of_a_job_that_has_ended_change_nothing() -> None:
     tale = Tale()
-    tale.hear(jobs.cancel(tale.job, tale.now))
+    tale.hear(transitions.cancel(tale.job, tale.now))
     before = tale.job
     assert tale.tell(samples_generated(sample(0, 0))) == []
     assert tale.job == before
@@ -757,7 +767,7 @@ def test_samples_of_a_job_that_has_ended_change_nothing() -> None:
 def test_cancelling_stops_the_worker_and_calls_no_webhook() -> None:
     tale = Tale(bucket=True)
     tale.claim("staging", "s")
-    said = tale.hear(jobs.cancel(tale.job, tale.now))
+    said = tale.hear(transitions.cancel(tale.job, tale.now))
     assert kinds(said) == [JobCancelled, ClaimRefused]
     assert (tale.job.status, tale.job.s3, tale.job.error) == ("CANCELLED", None, None)
 
@@ -765,7 +775,7 @@ def test_cancelling_stops_the_worker_and_calls_no_webhook() -> None:
 def test_a_worker_that_asks_after_the_end_is_refused_even_if_it_was_granted() -> None:
     tale = Tale()
     tale.claim("staging", "s")
-    tale.hear(jobs.cancel(tale.job, tale.now))
+    tale.hear(transitions.cancel(tale.job, tale.now))
     answer = tale.claim("staging", "s")
     assert isinstance(answer, ClaimRefused)
     assert answer.reason == "the job has ended"
@@ -775,11 +785,11 @@ def test_the_first_end_wins() -> None:
     tale = Tale()
     tale.stage()
     tale.claim("training", "t")
-    tale.hear(jobs.cancel(tale.job, tale.now))
+    tale.hear(transitions.cancel(tale.job, tale.now))
     ended = tale.job
     assert kinds(tale.tell(checkpoint_final("t"))) == [ClaimRefused]
-    tale.hear(jobs.time_out(tale.job, "late", tale.now))
-    tale.hear(jobs.cancel(tale.job, tale.now))
+    tale.hear(transitions.time_out(tale.job, "late", tale.now))
+    tale.hear(transitions.cancel(tale.job, tale.now))
     assert tale.job == ended
 
 
@@ -795,10 +805,10 @@ def test_a_job_is_out_of_time(policy: dict[str, int], after: float, reason: str)
     tale = Tale()
     tale.stage()
     tale.claim("training", "t")
-    tale.job = jobs.replace(tale.job, policy=msgspec.convert(policy, type(tale.job.policy)))
-    assert jobs.overdue(tale.job, START + 50.0) is None
-    assert jobs.overdue(tale.job, tale.now + after) == reason
-    said = tale.hear(jobs.time_out(tale.job, reason, tale.now + after))
+    tale.job = transitions.replace(tale.job, policy=msgspec.convert(policy, type(tale.job.policy)))
+    assert transitions.overdue(tale.job, START + 50.0) is None
+    assert transitions.overdue(tale.job, tale.now + after) == reason
+    said = tale.hear(transitions.time_out(tale.job, reason, tale.now + after))
     assert kinds(said) == [JobTimedOut, ClaimRefused, WebhookDue]
     assert (tale.job.status, tale.job.error) == ("TIMED_OUT", reason)
 
@@ -806,8 +816,11 @@ def test_a_job_is_out_of_time(policy: dict[str, int], after: float, reason: str)
 def test_waiting_for_a_worker_does_not_count_as_running() -> None:
     tale = Tale()
     tale.stage()
-    assert jobs.overdue(tale.job, START + 6 * 24 * 3600.0) is None
-    assert jobs.overdue(tale.job, START + 7 * 24 * 3600.0 + 1) == "ttl of 604800000 ms has passed"
+    assert transitions.overdue(tale.job, START + 6 * 24 * 3600.0) is None
+    assert (
+        transitions.overdue(tale.job, START + 7 * 24 * 3600.0 + 1)
+        == "ttl of 604800000 ms has passed"
+    )
 
 
 # --- The webhook ------------------------------------------------------------------------------
@@ -870,7 +883,7 @@ def test_an_answer_to_a_webhook_that_was_never_due_says_nothing() -> None:
 
 def retried(tale: Tale) -> list[Message]:
     tale.now += 1.0
-    return tale.hear(jobs.retry_from_its_end(tale.job, tale.now))
+    return tale.hear(transitions.retry_from_its_end(tale.job, tale.now))
 
 
 def test_a_failed_job_is_run_again_from_the_stage_that_failed() -> None:
@@ -913,7 +926,7 @@ def test_a_webhook_of_an_earlier_run_is_sent_again_as_that_runs() -> None:
     tale.fail("training", "a", kind="refused")
     retried(tale)
 
-    (again,) = tale.hear(jobs.resend_webhook(tale.job, END_HOOK, tale.now))
+    (again,) = tale.hear(transitions.resend_webhook(tale.job, END_HOOK, tale.now))
 
     assert isinstance(again, WebhookDue)
     assert (again.run, again.webhook_id, again.attempt) == (1, END_HOOK, 2)
@@ -945,7 +958,7 @@ def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_hears_no_old_wor
         job="job", stage="training", claim="t", prefix="resume/", step=3, epoch=0
     )
     tale.tell(point)
-    tale.hear(jobs.time_out(tale.job, "late", tale.now))
+    tale.hear(transitions.time_out(tale.job, "late", tale.now))
 
     retried(tale)
 
@@ -999,7 +1012,7 @@ def test_a_job_that_lives_or_ended_well_is_not_run_again() -> None:
     tale = Tale()
     assert retried(tale) == []
     assert tale.job.run == 1
-    tale.hear(jobs.cancel(tale.job, tale.now))
+    tale.hear(transitions.cancel(tale.job, tale.now))
     assert retried(tale) == []
     assert tale.job.status == "CANCELLED"
 
@@ -1100,7 +1113,7 @@ def drawing_only() -> Tale:
 
 def cancelled() -> Tale:
     tale = in_training()
-    tale.hear(jobs.cancel(tale.job, tale.now))
+    tale.hear(transitions.cancel(tale.job, tale.now))
     return tale
 
 
@@ -1120,7 +1133,7 @@ def test_nothing_can_be_wanted_of_a_training_that_is_not_at_work(
     told = tale()
     before = told.job
 
-    assert jobs.why_no_wish(before) == reason
+    assert transitions.why_no_wish(before) == reason
     assert [told.wish(kind) for kind in ("sample", "save", "stop")] == [[], [], []]
     assert told.job == before
 
@@ -1131,7 +1144,7 @@ def test_another_run_has_no_wishes_of_the_one_before() -> None:
     tale.fail("training", "t", kind="refused")
     retried(tale)
 
-    assert jobs.why_no_wish(tale.job) == "the training has not begun: the job is IN_QUEUE"
+    assert transitions.why_no_wish(tale.job) == "the training has not begun: the job is IN_QUEUE"
     grant = tale.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
     assert grant.wishes == {}
@@ -1213,17 +1226,17 @@ def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(
 def happen(tale: Tale, what: Any) -> None:
     match what:
         case "cancel":
-            tale.hear(jobs.cancel(tale.job, tale.now))
+            tale.hear(transitions.cancel(tale.job, tale.now))
         case "late":
-            tale.hear(jobs.time_out(tale.job, "late", tale.now))
+            tale.hear(transitions.time_out(tale.job, "late", tale.now))
         case "retry":
-            tale.hear(jobs.retry_from_its_end(tale.job, tale.now))
+            tale.hear(transitions.retry_from_its_end(tale.job, tale.now))
         case "sample" | "save" | "stop":
             tale.wish(what)
         case "lost":
             for stage, record in tale.job.stages.items():
                 claim = record.claim.id if record.claim else "nobody"
-                step = jobs.lose_claim(tale.job, stage, claim, now=tale.now, beat=BEAT)
+                step = transitions.lose_claim(tale.job, stage, claim, now=tale.now, beat=BEAT)
                 tale.hear(step)
         case fact:
             tale.tell(fact)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.limits import RATES, Limit, Rate, TooMany
+from services.gateway.web.rate_limits import RATES, Limit, Rate, TooMany
 
 
 class Clock:

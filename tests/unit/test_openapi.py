@@ -8,10 +8,10 @@ from typing import Any, get_type_hints
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from services.gateway import answers
-from services.gateway.documents import PARTS, documents, text_of
-from services.gateway.openapi import ERRORS, document
-from services.gateway.routes import Answer, route, routes_of
+from services.gateway.api_docs.openapi import ERRORS, document
+from services.gateway.api_documents import PARTS, documents, text_of
+from services.gateway.jobs import response_types
+from services.gateway.web.routing import Answer, route, routes_of
 from shared import request
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -42,7 +42,7 @@ def test_the_file_in_docs_says_what_the_code_says(name: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
 
     assert written == text_of(documents()[name]), (
-        f"docs/{name} is stale: write it by `python -m services.gateway.documents docs`"
+        f"docs/{name} is stale: write it by `python -m services.gateway.api_documents docs`"
     )
 
 
@@ -70,8 +70,8 @@ def test_every_route_is_an_operation_with_a_name_of_its_own() -> None:
 
 
 def test_every_body_that_the_answers_are_made_of_is_in_the_document() -> None:
-    kinds = [each for each in vars(answers).values() if isinstance(each, type)]
-    bodies = [each for each in kinds if each.__module__ == answers.__name__]
+    kinds = [each for each in vars(response_types).values() if isinstance(each, type)]
+    bodies = [each for each in kinds if each.__module__ == response_types.__name__]
 
     assert bodies
     for body in bodies:
@@ -113,7 +113,7 @@ class Wishes:
         "/wishes/{job}",
         "Wish",
         needs="cancel",
-        answers={200: Answer("Granted.", answers.JobState)},
+        answers={200: Answer("Granted.", response_types.JobState)},
         errors=(409,),
     )
     async def grant(self) -> Any: ...

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from services.gateway.schemas import request_schemas
+from services.gateway.api_docs.schemas import request_schemas
 from shared.request import Inference, Invalid, Policy, S3Config, Train, Validation, parse_request
 
 SCHEMA = {"$ref": "#/components/schemas/Request", "components": {"schemas": request_schemas()}}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from everydream.run import Access, Wanted, access
-from services.gateway.auth import first_key
+from services.gateway.web.authentication import first_key
 from shared.errors import Refused
 from shared.settings import Settings, from_environment
 

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import pytest
 
-from services.gateway.documents import PARTS
-from services.gateway.routes import routes_of
+from services.gateway.api_documents import PARTS
+from services.gateway.web.routing import routes_of
 from shared.messaging.messages import DEAD_LETTERS, EXCHANGE, QUEUES, AnyMessage, type_of
 from tests.broker_logins import definitions
 from tests.compose import OURS, read_compose

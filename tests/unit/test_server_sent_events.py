@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from services.gateway.events import BEGINNING, LAST_NUMBER, event, place_of
+from services.gateway.endpoints.server_sent_events import BEGINNING, LAST_NUMBER, event, place_of
 from shared.request import Invalid
 
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.gateway.supervisor import PATIENCE
-from shared import jobs
-from shared.jobs import Job
+from services.gateway.background.supervisor import PATIENCE
+from services.gateway.jobs import transitions
+from services.gateway.jobs.transitions import Job
 from shared.messaging.messages import (
     STAGE_QUEUES,
     STAGES,
@@ -306,13 +306,13 @@ class Life(RuleBasedStateMachine):
     @rule()
     def its_time_is_judged_over_when_it_has_ended(self) -> None:
         """The judgement was made before, and is written after the end."""
-        self.played.change(lambda job: jobs.time_out(job, "late", self.played.clock))
+        self.played.change(lambda job: transitions.time_out(job, "late", self.played.clock))
 
     @rule(data=st.data())
     def a_claim_is_judged_lost(self, data: st.DataObject) -> None:
         """Whoever had it, live or not by now."""
         stage, claim = data.draw(st.sampled_from(self._claims()))
-        lose = partial(jobs.lose_claim, stage=stage, claim=claim, beat=BEAT)
+        lose = partial(transitions.lose_claim, stage=stage, claim=claim, beat=BEAT)
         self.played.change(lambda job: lose(job, now=self.played.clock))
 
     @at_an_open_stage
@@ -332,7 +332,7 @@ class Life(RuleBasedStateMachine):
         self._cancel()
 
     def _cancel(self) -> None:
-        self.played.change(lambda job: jobs.cancel(job, self.played.clock))
+        self.played.change(lambda job: transitions.cancel(job, self.played.clock))
         assert self.played.live is None
 
     @after_a_while
@@ -341,12 +341,12 @@ class Life(RuleBasedStateMachine):
         self._retry()
 
     def _retry(self) -> None:
-        self.played.change(lambda job: jobs.retry_from_its_end(job, self.played.clock))
+        self.played.change(lambda job: transitions.retry_from_its_end(job, self.played.clock))
         self.played.relay()
 
     @rule(kind=st.sampled_from(get_args(Wish)))
     def something_is_wanted(self, kind: Wish) -> None:
-        self.played.change(partial(jobs.wish, kind=kind))
+        self.played.change(partial(transitions.wish, kind=kind))
 
     @after_a_while
     @rule(timeout=st.sampled_from(sorted(POLICY)), again=st.booleans())
@@ -380,7 +380,7 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_webhook_is_sent_again(self, data: st.DataObject) -> None:
         due = self._due(data)
-        resend = partial(jobs.resend_webhook, webhook=due.webhook_id, now=self.played.clock)
+        resend = partial(transitions.resend_webhook, webhook=due.webhook_id, now=self.played.clock)
         self.played.change(resend)
 
     def _due(self, data: st.DataObject) -> WebhookDue:

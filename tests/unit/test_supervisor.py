@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import msgspec
 
-from services.gateway.ledger import read, row_of
-from services.gateway.supervisor import PATIENCE, Supervisor
-from shared import jobs
-from shared.jobs import Job, Step, advance
+from services.gateway.background.supervisor import PATIENCE, Supervisor
+from services.gateway.jobs import transitions
+from services.gateway.jobs.repository import read, row_of
+from services.gateway.jobs.transitions import Job, Step, advance
 from shared.messaging.messages import GatewayBeat, Queue, StagingStarted
 from shared.ports import StoredJob
 from shared.request import parse_request
@@ -24,7 +24,7 @@ class Records:
     def __init__(self) -> None:
         self.older: list[StoredJob] = []
         body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
-        job = jobs.admit("job", "owner", parse_request(body), body, sealed=None, now=NOW).job
+        job = transitions.admit("job", "owner", parse_request(body), body, sealed=None, now=NOW).job
         started = StagingStarted(job="job", stage="staging", claim="c", worker="w")
         self.job = advance(job, started, control="control", now=NOW, beat=1.0).job
 
@@ -116,7 +116,7 @@ async def test_a_record_that_cannot_be_read_or_judged_leaves_the_others_judged()
     bench = Bench()
     good = row_of(bench.records.job, 1)
     staging = msgspec.structs.replace(bench.records.job.stages["staging"], asking=b"?", claim=None)
-    unaskable = jobs.replace(bench.records.job, id="unaskable", stages={"staging": staging})
+    unaskable = transitions.replace(bench.records.job, id="unaskable", stages={"staging": staging})
     bench.records.older = [
         msgspec.structs.replace(good, id="unreadable", record=b"{"),
         row_of(unaskable, 1),
@@ -138,8 +138,8 @@ class Asked(Records):
 
     async def live(self) -> AsyncIterator[StoredJob]:
         for number in range(50):
-            waiting = jobs.StageRecord(asking=self.job.stages["staging"].asking)
-            job = jobs.replace(self.job, id=f"job-{number}", stages={"staging": waiting})
+            waiting = transitions.StageRecord(asking=self.job.stages["staging"].asking)
+            job = transitions.replace(self.job, id=f"job-{number}", stages={"staging": waiting})
             yield row_of(job, 1)
 
     async def depth(self, queue: Queue) -> int:

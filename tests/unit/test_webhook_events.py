@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from shared import jobs
-from shared.jobs import OUTPUT_SECONDS, TRIES_KEPT, WebhookTry
+from services.gateway.jobs import transitions
+from services.gateway.jobs.transitions import OUTPUT_SECONDS, TRIES_KEPT, WebhookTry
 from shared.messaging.messages import (
     CheckpointSaved,
     Message,
@@ -32,7 +32,7 @@ from tests.unit.test_jobs import (
 def tale(*events: WebhookEvent, webhook: str | None = HOOK) -> Tale:
     """A job whose webhook wants these events and whose training waits for a worker."""
     told = Tale(draws=False, webhook=webhook)
-    told.job = jobs.replace(told.job, webhook_events=events)
+    told.job = transitions.replace(told.job, webhook_events=events)
     told.stage()
     return told
 
@@ -123,7 +123,7 @@ def test_a_cancelled_job_is_told_to_those_who_asked_for_every_end(
 ) -> None:
     waiting = tale(*named)
 
-    assert events(waiting.hear(jobs.cancel(waiting.job, waiting.now))) == told
+    assert events(waiting.hear(transitions.cancel(waiting.job, waiting.now))) == told
 
 
 def test_another_run_has_webhooks_of_its_own() -> None:
@@ -135,7 +135,7 @@ def test_another_run_has_webhooks_of_its_own() -> None:
             job="job", stage="training", claim=claim, artifact=artifact(claim), step=4, epoch=1
         ))  # fmt: skip
         told.fail("training", claim, kind="refused")
-        told.hear(jobs.retry_from_its_end(told.job, told.now))
+        told.hear(transitions.retry_from_its_end(told.job, told.now))
 
     said = all_said(told)
     assert [each.event for each in said] == ["start", "output", "completed"] * 2
@@ -199,7 +199,7 @@ def test_the_newest_tries_are_kept() -> None:
     told = tale()
     told.train()
     for _ in range(TRIES_KEPT + 5):
-        told.hear(jobs.resend_webhook(told.job, END_HOOK, told.now))
+        told.hear(transitions.resend_webhook(told.job, END_HOOK, told.now))
 
     kept = [each.attempt for each in told.job.webhook_tries]
     assert kept == list(range(7, TRIES_KEPT + 7))
@@ -213,7 +213,7 @@ def test_a_resend_goes_at_once_under_the_same_id_and_leaves_the_schedule_alone()
     (ended,) = dues(told.train())
     (scheduled,) = dues(told.tell(answers(ended)))
 
-    (resent,) = dues(told.hear(jobs.resend_webhook(told.job, END_HOOK, told.now)))
+    (resent,) = dues(told.hear(transitions.resend_webhook(told.job, END_HOOK, told.now)))
 
     assert told.said[-1].delay == 0.0
     assert (resent.webhook_id, resent.attempt, resent.event) == (END_HOOK, 3, "completed")
@@ -231,7 +231,7 @@ def test_a_resend_of_the_start_says_that_it_is_one() -> None:
     told.train()
     (started,) = all_said(told)
 
-    (resent,) = dues(told.hear(jobs.resend_webhook(told.job, started.webhook_id, told.now)))
+    (resent,) = dues(told.hear(transitions.resend_webhook(told.job, started.webhook_id, told.now)))
 
     assert (resent.event, resent.attempt) == ("start", 2)
 
@@ -241,5 +241,5 @@ def test_a_webhook_that_never_was_is_not_sent() -> None:
     told.train()
     before = told.job
 
-    assert told.hear(jobs.resend_webhook(told.job, "w", told.now)) == []
+    assert told.hear(transitions.resend_webhook(told.job, "w", told.now)) == []
     assert told.job == before

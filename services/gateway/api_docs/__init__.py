@@ -1,0 +1,1 @@
+"""OpenAPI and AsyncAPI documents, made from the code, and the page that shows them."""

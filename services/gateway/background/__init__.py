@@ -1,0 +1,1 @@
+"""What the gateway does beside HTTP: record facts, supervise workers, relay the outbox."""

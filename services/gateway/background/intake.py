@@ -1,0 +1,73 @@
+"""Jobs from programs that put ``job.requested`` on the exchange themselves."""
+
+from __future__ import annotations
+
+import structlog
+
+from services.gateway.background.consumer import deal_with_all
+from services.gateway.jobs.admission import Admission, Repeated
+from shared.messaging.messages import (
+    GATEWAY_INTAKE,
+    QUEUES,
+    Envelope,
+    JobRefused,
+    JobRequested,
+    stable_id,
+)
+from shared.ports import Bus, Delivery
+from shared.request import Invalid
+
+OURS = frozenset(queue.name for queue in QUEUES)
+"""No answer to a producer goes to these."""
+
+log = structlog.get_logger()
+
+
+class Intake:
+    """Admits what comes from the broker, or says ``job.refused``."""
+
+    def __init__(self, bus: Bus, admission: Admission) -> None:
+        self._bus = bus
+        self._admission = admission
+
+    async def run(self) -> None:
+        await deal_with_all(self._bus, GATEWAY_INTAKE, self._admit)
+
+    async def _admit(self, delivery: Delivery) -> None:
+        message = delivery.message
+        if isinstance(message, JobRequested):
+            await self._admit_request(message, delivery.envelope)
+
+    async def _admit_request(self, message: JobRequested, envelope: Envelope) -> None:
+        job_id = job_id_for(envelope)
+        try:
+            await self._admission.admit(job_id, owner_for(envelope), message.request)
+        except Invalid as invalid:
+            log.info(
+                "job_refused", job=job_id, source=envelope.source, mistakes=len(invalid.mistakes)
+            )
+            await self._refuse(JobRefused(job=job_id, mistakes=invalid.mistakes), envelope)
+        except Repeated:
+            log.warning("event_id_used_again", job=job_id, source=envelope.source)
+
+    async def _refuse(self, refused: JobRefused, envelope: Envelope) -> None:
+        """Tell the exchange, and the producer's own queue if it named one."""
+        await self._bus.publish(refused, needs_listener=False)
+        if envelope.reply_to and envelope.reply_to not in OURS:
+            await self._bus.send(envelope.reply_to, refused, needs_listener=False)
+
+
+def job_id_for(envelope: Envelope) -> str:
+    """The same event from the same source is the same job, however often it comes."""
+    return stable_id(envelope.source, envelope.id)
+
+
+def owner_for(envelope: Envelope) -> str:
+    """The login that the broker has verified; nobody else's word counts.
+
+    Raises:
+        Invalid: the message does not name it.
+    """
+    if not envelope.user_id:
+        raise Invalid(["user_id: expected the login of your connection, which the broker verifies"])
+    return f"producer:{envelope.user_id}"

@@ -1,0 +1,74 @@
+"""Every fact, in order, into the record of its job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+
+from services.gateway.background.consumer import deal_with_all
+from services.gateway.background.supervisor import Supervisor
+from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.transitions import Job, Step, advance, refuse_unknown
+from shared.messaging.messages import (
+    GATEWAY_RECORDER,
+    AnyMessage,
+    GatewayBeat,
+    Progressed,
+    StageFact,
+)
+from shared.ports import Bus, Delivery
+
+PROGRESS_SECONDS = 1.0
+"""A claim's progress is written at most this often; in between it is only heard."""
+
+
+class Recorder:
+    """The single consumer of facts; the supervisor hears from it who is alive."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        supervisor: Supervisor,
+        *,
+        clock: Callable[[], float],
+        beat: float,
+    ) -> None:
+        self._bus = bus
+        self._ledger = ledger
+        self._supervisor = supervisor
+        self._clock = clock
+        self._beat = beat
+        self._written: dict[str, float] = {}
+
+    async def run(self) -> None:
+        await deal_with_all(self._bus, GATEWAY_RECORDER, self._record)
+
+    async def _record(self, delivery: Delivery) -> None:
+        if isinstance(delivery.message, GatewayBeat):
+            await self._supervisor.came_back(delivery.message)
+        else:
+            await self._note(delivery.message, delivery.envelope.reply_to)
+
+    async def _note(self, fact: AnyMessage, control: str | None) -> None:
+        job = await self._ledger.change(fact.job, partial(self._advance, fact, control))
+        if not isinstance(fact, StageFact):
+            return
+        if job is None:
+            self._ledger.answer(refuse_unknown(fact, control))
+        elif job.holds(fact.stage, fact.claim):
+            self._supervisor.heard(fact.claim)
+
+    def _advance(self, fact: AnyMessage, control: str | None, job: Job) -> Step:
+        step = advance(job, fact, control=control, now=self._clock(), beat=self._beat)
+        if isinstance(fact, Progressed) and step.job.stages == job.stages:
+            return step if self._may_write(fact.claim) else Step(job, step.effects)
+        return step
+
+    def _may_write(self, claim: str) -> bool:
+        now = monotonic()
+        self._written = {
+            each: then for each, then in self._written.items() if now - then < PROGRESS_SECONDS
+        }
+        return self._written.setdefault(claim, now) == now

@@ -1,0 +1,118 @@
+"""What is kept, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from services.gateway.jobs.transitions import Job
+from services.gateway.jobs.uploads import Uploads
+from shared.errors import EveryDreamError
+from shared.ports import JobStore, ObjectStore
+from shared.storage.snapshots import snapshots_of
+
+DAY = 24 * 3600.0
+ROUND_BEATS = 360
+HOUR = 3600.0
+
+log = structlog.get_logger()
+
+
+class Retention:
+    """Forgets jobs and uploads after their time, and a finished job's working material at once."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        store: ObjectStore,
+        uploads: Uploads,
+        *,
+        clock: Callable[[], float],
+        beat: float,
+        keep_days: float,
+    ) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._uploads = uploads
+        self._clock = clock
+        self._pause = min(ROUND_BEATS * beat, HOUR)
+        self._keep = keep_days * DAY
+        self._done_with: asyncio.Queue[str] = asyncio.Queue()
+        """Prefixes whose objects can go."""
+
+    def job_ended(self, job: Job) -> None:
+        """What it was worked on with goes now; what a retry needs only if there can be none."""
+        for prefix in working_material(job):
+            self._done_with.put_nowait(prefix)
+
+    def job_removed(self, job_id: str) -> None:
+        """All its objects go now; what is written later is swept up."""
+        self._done_with.put_nowait(objects_of(job_id))
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tidy_up())
+            group.create_task(self._forget_regularly())
+
+    async def _tidy_up(self) -> None:
+        while True:
+            await self._delete(await self._done_with.get())
+
+    async def forget_old(self) -> None:
+        """Forget every job and upload whose time has come, its objects first.
+
+        Raises:
+            Unavailable: the database or the store does not answer; the rest goes the next time.
+        """
+        while ids := await self._jobs.ended_before(self._clock() - self._keep):
+            for job_id in ids:
+                await self._store.delete(objects_of(job_id))
+                await self._jobs.delete(job_id)
+                log.info("job_forgotten", job=job_id)
+        await self._uploads.remove_expired(
+            untouched_since=self._clock() - DAY, finished_before=self._clock() - self._keep
+        )
+
+    async def sweep_up(self) -> None:
+        """Delete what was written for jobs after they were removed, as long as anybody may write.
+
+        Raises:
+            Unavailable: the database or the store does not answer; the rest goes the next time.
+        """
+        for job_id, at in await self._jobs.removed():
+            await self._store.delete(objects_of(job_id))
+            if self._clock() - at > DAY:
+                await self._jobs.delete(job_id)
+
+    async def _forget_regularly(self) -> None:
+        while True:
+            try:
+                await self.sweep_up()
+                await self.forget_old()
+            except EveryDreamError as error:
+                log.warning("retention_put_off", reason=str(error))
+            await asyncio.sleep(self._pause)
+
+    async def _delete(self, prefix: str) -> None:
+        """Whatever stays goes with the job, when its time has come."""
+        try:
+            await self._store.delete(prefix)
+        except EveryDreamError as error:
+            log.warning("not_deleted", prefix=prefix, reason=str(error))
+
+
+def objects_of(job_id: str) -> str:
+    """The prefix of everything that is stored of a job."""
+    return f"jobs/{job_id}/"
+
+
+def working_material(job: Job) -> list[str]:
+    """Prefixes of what an ended job no longer needs: snapshots, then dataset and resume points."""
+    if job.status not in ("COMPLETED", "CANCELLED"):
+        return [snapshots_of(job.id)]
+    training = job.stages.get("training")
+    attempts = range(1, (training.attempts if training else 0) + 1)
+    resume_points = [f"jobs/{job.id}/training/{attempt}/resume" for attempt in attempts]
+    return [snapshots_of(job.id), f"jobs/{job.id}/staging/", *resume_points]

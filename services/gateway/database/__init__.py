@@ -1,0 +1,1 @@
+"""Jobs, keys and uploads in SQLite or PostgreSQL."""

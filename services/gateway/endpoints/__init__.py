@@ -1,0 +1,1 @@
+"""What clients call: one module for each group of HTTP operations."""

@@ -1,0 +1,106 @@
+"""Whether the gateway can do all of its work, for whoever sends it requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+import structlog
+from aiohttp import web
+from msgspec import Struct
+
+from services.gateway.background.supervisor import Supervisor
+from services.gateway.jobs import response_types
+from services.gateway.jobs.presenter import iso
+from services.gateway.jobs.repository import Ledger
+from services.gateway.ports import KeepsFiles
+from services.gateway.web.application import ANSWER_SECONDS, RETRY_SECONDS
+from services.gateway.web.routing import Answer, route
+from shared.errors import Unavailable
+from shared.ports import ObjectStore
+
+ROOM = 2**30
+"""Bytes that the store's disk must have free: for a few uploads, or a small model."""
+Part = Literal["database", "broker", "store"]
+
+log = structlog.get_logger()
+
+
+class Lack(Struct, frozen=True):
+    """A part that is not as it should be, and since when."""
+
+    reason: str
+    since: float
+
+
+class Ready:
+    """``/ready``: the database answers, the broker takes messages, the store's disk has room."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        supervisor: Supervisor,
+        store: ObjectStore,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ledger = ledger
+        self._supervisor = supervisor
+        self._store = store
+        self._clock = clock
+        self._lacks: dict[Part, Lack] = {}
+
+    @route(
+        ("GET", "HEAD"),
+        "/ready",
+        "See whether everything is there that jobs need",
+        needs=None,
+        versioned=False,
+        answers={
+            200: Answer("It is.", response_types.Ready),
+            503: Answer(
+                "Not all of it; jobs are accepted all the same while the database response_types.",
+                response_types.Ready,
+                headers={"Retry-After": "Seconds."},
+            ),
+        },
+    )
+    async def answer(self, _request: web.Request) -> web.Response:
+        """The reasons are our own words: whoever asks has no key."""
+        self._note("database", await self._database())
+        self._note("broker", self._supervisor.silence)
+        self._note("store", await self._disk())
+        lacking: list[response_types.Lacking] = [
+            {"part": part, "reason": lack.reason, "since": iso(lack.since)}
+            for part, lack in self._lacks.items()
+        ]
+        if not lacking:
+            return web.json_response(response_types.Ready(status="ready", lacking=[]))
+        body = response_types.Ready(status="not ready", lacking=lacking)
+        return web.json_response(body, status=503, headers={"Retry-After": str(RETRY_SECONDS)})
+
+    def _note(self, part: Part, reason: str | None) -> None:
+        """Remember since when; what is mended is forgotten."""
+        known = self._lacks.pop(part, None)
+        if reason is not None:
+            self._lacks[part] = Lack(reason, known.since if known else self._clock())
+            if known is None:
+                log.warning("not_ready", part=part, reason=reason)
+
+    async def _database(self) -> str | None:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._ledger.get("")
+        except (Unavailable, TimeoutError):
+            return "does not answer"
+        return None
+
+    async def _disk(self) -> str | None:
+        """Of a store on this machine; another says itself when it is full."""
+        if not isinstance(self._store, KeepsFiles):
+            return None
+        try:
+            free = await asyncio.to_thread(self._store.free_bytes)
+        except Unavailable:
+            return "its folder cannot be read"
+        return f"{free} bytes are free; {ROOM} are needed" if free < ROOM else None

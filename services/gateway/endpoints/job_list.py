@@ -1,0 +1,128 @@
+"""A client's jobs, newest first and page by page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Sequence
+from typing import Annotated, NamedTuple, get_args
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+from multidict import MultiMapping
+
+from services.gateway.jobs.presenter import summary
+from services.gateway.jobs.repository import read
+from services.gateway.jobs.response_types import Page
+from services.gateway.jobs.transitions import Status
+from services.gateway.web.application import ANSWER_SECONDS, json_response, unknown_parameters
+from services.gateway.web.routing import Answer, Parameter, route
+from shared.ports import JobStore, StoredJob
+from shared.request import Invalid
+
+PARAMETERS = ("status", "limit", "cursor")
+STATUSES: tuple[Status, ...] = get_args(Status)
+USUAL, MOST = 20, 100
+
+
+class Filter(NamedTuple):
+    """What a client wants to see."""
+
+    statuses: tuple[str, ...]
+    """Empty: any."""
+    limit: int
+    before: tuple[float, str] | None
+    """The place (created_at, id) of the last job of the page before."""
+
+
+class Listing:
+    """``/jobs``."""
+
+    def __init__(self, jobs: JobStore, clock: Callable[[], float]) -> None:
+        self._jobs = jobs
+        self._clock = clock
+
+    @route(
+        "GET",
+        "/jobs",
+        "List your jobs, newest first",
+        needs="status",
+        parameters=(
+            Parameter("status", "query", list[Status], "Only these; repeated, or with commas."),
+            Parameter(
+                "limit", "query", Annotated[int, Meta(ge=1, le=MOST)], f"{USUAL} unless said."
+            ),
+            Parameter("cursor", "query", str, "``next`` of the page before."),
+        ),
+        answers={200: Answer("A page of jobs.", Page)},
+        errors=(400,),
+    )
+    async def _list(self, request: web.Request, owner: str) -> web.Response:
+        wanted = filter_of(request.query)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            rows = await self._jobs.newest(
+                owner=owner, statuses=wanted.statuses, before=wanted.before, limit=wanted.limit + 1
+            )
+        return json_response(msgspec.json.encode(self._page(rows, wanted.limit)))
+
+    def _page(self, rows: Sequence[StoredJob], limit: int) -> Page:
+        """One row more than are shown tells that there is another page."""
+        now, shown = self._clock(), rows[:limit]
+        return {
+            "jobs": [summary(read(row), now) for row in shown],
+            "next": cursor(shown[-1]) if len(rows) > limit else None,
+        }
+
+
+def filter_of(query: MultiMapping[str]) -> Filter:
+    """The query's parameters, checked.
+
+    Raises:
+        Invalid: with every mistake.
+    """
+    mistakes = unknown_parameters(query, PARAMETERS)
+    wanted = Filter(_statuses(query, mistakes), _limit(query, mistakes), _before(query, mistakes))
+    if mistakes:
+        raise Invalid(mistakes)
+    return wanted
+
+
+def _statuses(query: MultiMapping[str], mistakes: list[str]) -> tuple[str, ...]:
+    named = [name for text in query.getall("status", []) for name in text.split(",")]
+    wrong = [name for name in named if name not in STATUSES]
+    mistakes += [
+        f"status: expected one of {', '.join(STATUSES)}, got {name[:40]!r}" for name in wrong
+    ]
+    return tuple(dict.fromkeys(named))
+
+
+def _limit(query: MultiMapping[str], mistakes: list[str]) -> int:
+    text = query.get("limit", str(USUAL))
+    if text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MOST:
+        return int(text)
+    mistakes.append(f"limit: expected an integer from 1 to {MOST}, got {text[:40]!r}")
+    return USUAL
+
+
+def _before(query: MultiMapping[str], mistakes: list[str]) -> tuple[float, str] | None:
+    text = query.get("cursor")
+    place = None if text is None else place_of(text)
+    if text is not None and place is None:
+        mistakes.append(f"cursor: expected what a page gave as next, got {text[:40]!r}")
+    return place
+
+
+def cursor(row: StoredJob) -> str:
+    """Where a page ends: clients give it back as it is."""
+    return base64.urlsafe_b64encode(msgspec.json.encode([row.created_at, row.id])).decode()
+
+
+def place_of(text: str) -> tuple[float, str] | None:
+    """What a cursor stands for; None: it is none of ours."""
+    try:
+        decoded = base64.b64decode(text, altchars=b"-_", validate=True)
+        place = msgspec.json.decode(decoded, type=tuple[float, str])
+    except (ValueError, msgspec.DecodeError):
+        return None
+    return place if place[1].isprintable() else None

@@ -1,0 +1,367 @@
+"""RunPod's operations of an endpoint, as its clients use them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta
+
+from services.gateway.endpoints.stream import Streams
+from services.gateway.jobs.admission import Admission, unwrap
+from services.gateway.jobs.capacity import Workforce
+from services.gateway.jobs.change_notifier import Changes
+from services.gateway.jobs.presenter import View
+from services.gateway.jobs.queue_position import Waiting
+from services.gateway.jobs.repository import Ledger, Seen
+from services.gateway.jobs.response_types import Health, JobState, JobStatus, Purged, Stream
+from services.gateway.jobs.transitions import (
+    Job,
+    Step,
+    cancel,
+    retry_from_its_end,
+    why_no_wish,
+    wish,
+)
+from services.gateway.web.application import ANSWER_SECONDS, is_gone, json_body, json_response
+from services.gateway.web.authorization import Door
+from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
+from shared.messaging.messages import stable_id
+from shared.request import Invalid, Wish, parse_request
+
+READ = ("GET", "POST")
+"""RunPod's Go client POSTs what the others GET."""
+RUN_BYTES, RUNSYNC_BYTES = 10 * 1024 * 1024, 20 * 1024 * 1024
+"""The largest bodies, as RunPod has them."""
+MOST_WAIT, MOST_RUNSYNC_WAIT, RUNSYNC_WAIT = 90_000, 300_000, 90_000
+"""Milliseconds."""
+SHORT_WAIT = 1_000
+"""Of one who does not say how long he waits, in milliseconds: so that no client asks in a loop
+without a pause."""
+IDEMPOTENCY_KEY = "Idempotency-Key"
+MOST_KEY_LETTERS = 255
+CANCELLED_STREAM_SECONDS = 10.0
+"""After this a cancelled job has no stream: RunPod's Python client would read it for ever."""
+REQUEST = Body(JSON, {"$ref": "#/components/schemas/Request"}, "What is to be done.")
+TO_CHECK = Body(JSON, {"$ref": "#/components/schemas/RequestCheck"}, "What would be done.")
+IDEMPOTENCY = Parameter(
+    IDEMPOTENCY_KEY,
+    "header",
+    Annotated[str, Meta(min_length=1, max_length=MOST_KEY_LETTERS)],
+    "The same key with the same request is the same job.",
+)
+STATE = {200: Answer("The job's id and status.", JobState)}
+STATUS = {200: Answer("The job as it stands.", JobStatus)}
+
+
+def waits(usual: int, most: int) -> Parameter:
+    """How long a client may wait, in milliseconds."""
+    text = f"Milliseconds, {usual} unless said; below 0 counts as 0, above {most} as {most}."
+    return Parameter("wait", "query", int, text)
+
+
+class Endpoint:
+    """Submitting, looking, waiting, wishing, cancelling and trying again."""
+
+    def __init__(
+        self,
+        *,
+        door: Door,
+        admission: Admission,
+        ledger: Ledger,
+        view: View,
+        changes: Changes,
+        streams: Streams,
+        workforce: Workforce,
+        waiting: Waiting,
+        clock: Callable[[], float],
+    ) -> None:
+        self._door = door
+        self._admission = admission
+        self._ledger = ledger
+        self._view = view
+        self._changes = changes
+        self._streams = streams
+        self._workforce = workforce
+        self._waiting = waiting
+        self._clock = clock
+
+    @route(
+        "POST",
+        "/run",
+        "Submit a job, and get its id at once",
+        needs="run",
+        parameters=(IDEMPOTENCY,),
+        body=REQUEST,
+        answers=STATE,
+        errors=(422,),
+    )
+    async def _run(self, request: web.Request, owner: str) -> web.Response:
+        job = await self._admit(request, owner, RUN_BYTES)
+        return web.json_response(state_of(job))
+
+    @route(
+        "POST",
+        "/runsync",
+        "Submit a job, and get its status when it has ended or the time is over",
+        needs="runsync",
+        parameters=(waits(RUNSYNC_WAIT, MOST_RUNSYNC_WAIT), IDEMPOTENCY),
+        body=REQUEST,
+        answers=STATUS,
+        errors=(404, 422),
+    )
+    async def _runsync(self, request: web.Request, owner: str) -> web.Response:
+        wait = partial(wait_of, request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
+        job = await self._admit(request, owner, RUNSYNC_BYTES, wait)
+        return await self._at_the_end(request, job.id, wait())
+
+    @route(
+        "POST",
+        "/dataset/check",
+        "Submit a job that ends with the report on its dataset",
+        needs="run",
+        parameters=(IDEMPOTENCY,),
+        body=TO_CHECK,
+        answers=STATE,
+        errors=(422,),
+    )
+    async def _check(self, request: web.Request, owner: str) -> web.Response:
+        """A job that ends with the report on its dataset."""
+        job = await self._admit(request, owner, RUN_BYTES, checks=True)
+        return web.json_response(state_of(job))
+
+    async def _admit(
+        self,
+        request: web.Request,
+        owner: str,
+        most: int,
+        wait: Callable[[], float] = lambda: 0.0,
+        *,
+        checks: bool = False,
+    ) -> Job:
+        """Mistakes of the headers and parameters are told with those of the body."""
+        body = await json_body(request, most)
+        if told := mistakes_of(partial(job_id_for, request, owner), wait):
+            raise Invalid([*told, *mistakes_of(partial(parse_request, unwrap(body)))])
+        job_id = job_id_for(request, owner)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await self._admission.admit(job_id, owner, body, checks=checks)
+
+    @route(READ, "/status/{job}", "Look at a job", needs="status", answers=STATUS)
+    async def _status(self, request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            return await self._shown(seen)
+
+    @route(
+        READ,
+        "/status-sync/{job}",
+        "Look at a job when it has ended or the time is over",
+        needs="status",
+        parameters=(waits(SHORT_WAIT, MOST_WAIT),),
+        answers=STATUS,
+        errors=(400,),
+    )
+    async def _status_sync(self, request: web.Request, owner: str) -> web.Response:
+        wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+        return await self._at_the_end(request, seen.job.id, wait)
+
+    async def _at_the_end(self, request: web.Request, job_id: str, wait: float) -> web.Response:
+        """The status once the job has ended, or as it is after so many seconds."""
+        seen = await self._until(request, job_id, wait, lambda seen: seen.job.ended)
+        return await self._shown(seen)
+
+    async def _shown(self, seen: Seen) -> web.Response:
+        return json_response(await self._view.status(seen.job, await self._waiting.place(seen)))
+
+    async def _until(
+        self, request: web.Request, job_id: str, wait: float, enough: Callable[[Seen], bool]
+    ) -> Seen:
+        """The job when it is as it should be, or when the time is over."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait
+        with self._changes.watch(job_id) as watch:
+            while True:
+                seen = await self._ledger.look(job_id)
+                if seen is None:
+                    raise web.HTTPNotFound(text="there is no such job")
+                left = end - loop.time()
+                if enough(seen) or left <= 0 or is_gone(request):
+                    return seen
+                await watch.wait(left)
+
+    @route(
+        READ,
+        "/stream/{job}",
+        "Get what is new of a job's output, each piece once",
+        needs="stream",
+        parameters=(waits(SHORT_WAIT, MOST_WAIT),),
+        answers={200: Answer("What is new.", Stream)},
+        errors=(400,),
+    )
+    async def _stream(self, request: web.Request, owner: str) -> web.Response:
+        """What is new of the output since the last such request, each piece once."""
+        wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+        chunks, seen = await self._streams.next(request, seen, wait)
+        if not chunks and self._is_long_cancelled(seen.job):
+            raise web.HTTPNotFound(text="the stream of this cancelled job has ended")
+        stream: Stream = {**state_of(seen.job), "stream": chunks}
+        return json_response(msgspec.json.encode(stream))
+
+    def _is_long_cancelled(self, job: Job) -> bool:
+        ended = job.ended_at or self._clock()
+        return job.status == "CANCELLED" and self._clock() - ended > CANCELLED_STREAM_SECONDS
+
+    @route("POST", "/cancel/{job}", "Stop a job", needs="cancel", answers=STATE)
+    async def _cancel(self, request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            after = await self._ledger.change(seen.job.id, self._cancelled)
+        return web.json_response(state_of(after or seen.job))
+
+    @route(
+        "POST",
+        "/retry/{job}",
+        "Run a job again that FAILED or TIMED_OUT, from where it stopped",
+        needs="run",
+        answers=STATE,
+        errors=(400,),
+    )
+    async def _retry(self, request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            retry = partial(retry_from_its_end, now=self._clock())
+            after = await self._ledger.change(seen.job.id, retry) or seen.job
+        if after.run == seen.job.run:
+            raise Invalid(
+                [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
+            )
+        return web.json_response(state_of(after))
+
+    @route(
+        "POST",
+        "/jobs/{job}/sample",
+        "Have a row of samples drawn from a training at work",
+        needs="wish",
+        answers=STATE,
+        errors=(409,),
+    )
+    async def _sample(self, request: web.Request, owner: str) -> web.Response:
+        return await self._wish(request, owner, "sample")
+
+    @route(
+        "POST",
+        "/jobs/{job}/save",
+        "Have a checkpoint of a training at work saved now",
+        needs="wish",
+        answers=STATE,
+        errors=(409,),
+    )
+    async def _save(self, request: web.Request, owner: str) -> web.Response:
+        return await self._wish(request, owner, "save")
+
+    @route(
+        "POST",
+        "/jobs/{job}/stop",
+        "End a training at work early, as if its last step were done",
+        needs="wish",
+        answers=STATE,
+        errors=(409,),
+    )
+    async def _stop(self, request: web.Request, owner: str) -> web.Response:
+        return await self._wish(request, owner, "stop")
+
+    async def _wish(self, request: web.Request, owner: str, kind: Wish) -> web.Response:
+        """Write down what is wanted of a training at work; whoever trains hears of it."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            after = await self._ledger.change(seen.job.id, partial(wish, kind=kind)) or seen.job
+        if reason := why_no_wish(after):
+            raise web.HTTPConflict(text=reason)
+        return web.json_response(state_of(after))
+
+    @route(
+        "POST",
+        "/purge-queue",
+        "Cancel your jobs that are IN_QUEUE",
+        needs="purge",
+        answers={200: Answer("How many were cancelled.", Purged)},
+    )
+    async def _purge(self, _request: web.Request, owner: str) -> web.Response:
+        """Cancel what waits in the queue; whatever is at work goes on."""
+        removed = 0
+        async with asyncio.timeout(ANSWER_SECONDS):
+            for job_id in await self._workforce.queued(owner):
+                after = await self._ledger.change(job_id, self._cancelled_if_queued)
+                removed += after is not None and after.status == "CANCELLED"
+        purged: Purged = {"removed": removed, "status": "completed"}
+        return web.json_response(purged)
+
+    @route(
+        READ,
+        "/health",
+        "Count your jobs, and the workers that have a GPU",
+        needs="status",
+        answers={200: Answer("Jobs by state, and workers.", Health)},
+    )
+    async def _health(self, _request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return web.json_response(await self._workforce.health(owner))
+
+    def _cancelled(self, job: Job) -> Step:
+        return cancel(job, self._clock())
+
+    def _cancelled_if_queued(self, job: Job) -> Step:
+        return cancel(job, self._clock()) if job.status == "IN_QUEUE" else Step(job)
+
+
+def mistakes_of(*checks: Callable[[], object]) -> list[str]:
+    """What all of these find wrong."""
+    mistakes: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except Invalid as invalid:
+            mistakes += invalid.mistakes
+    return mistakes
+
+
+def state_of(job: Job) -> JobState:
+    return {"id": job.id, "status": job.status}
+
+
+def wait_of(request: web.Request, usual: int, most: int) -> float:
+    """The seconds that a client wants to wait, from its ``wait`` in milliseconds.
+
+    Raises:
+        Invalid: no number.
+    """
+    text = request.query.get("wait", str(usual))
+    if not re.fullmatch(r"-?\d{1,15}", text, re.ASCII):
+        raise Invalid([f"wait: expected milliseconds from 0 to {most}, got {text[:40]!r}"])
+    return min(max(int(text), 0), most) / 1000
+
+
+def job_id_for(request: web.Request, owner: str) -> str:
+    """A new id, or the one that belongs to the request's idempotency key.
+
+    Raises:
+        Invalid: the key is empty or too long.
+    """
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is None:
+        return str(uuid.uuid4())
+    if not 1 <= len(key) <= MOST_KEY_LETTERS:
+        wanted = f"1 to {MOST_KEY_LETTERS} letters"
+        raise Invalid([f"{IDEMPOTENCY_KEY}: expected {wanted}, got {len(key)}"])
+    return stable_id("idempotency", owner, key)

@@ -1,0 +1,54 @@
+"""Removing a job for good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.response_types import Removed
+from services.gateway.jobs.transitions import Job, Step, cancel
+from services.gateway.web.application import ANSWER_SECONDS
+from services.gateway.web.authorization import Door
+from services.gateway.web.routing import Answer, route
+
+
+class Removal:
+    """``DELETE /jobs/{job}``."""
+
+    def __init__(
+        self,
+        door: Door,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        on_removal: Callable[[str], None],
+    ) -> None:
+        """``on_removal`` is told the id of a job whose files are to go."""
+        self._door = door
+        self._ledger = ledger
+        self._clock = clock
+        self._on_removal = on_removal
+
+    @route(
+        "DELETE",
+        "/jobs/{job}",
+        "Remove a job and all its files for good",
+        needs="delete",
+        answers={200: Answer("It is gone.", Removed)},
+    )
+    async def _remove(self, request: web.Request, owner: str) -> web.Response:
+        """Cancel first, so that workers are told to stop."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            job_id = (await self._door.job(request, owner)).job.id
+            await self._ledger.change(job_id, self._cancelled)
+            removed = await self._ledger.remove(job_id)
+        if not removed:
+            raise web.HTTPNotFound(text="there is no such job")
+        self._on_removal(job_id)
+        gone: Removed = {"id": job_id, "deleted": True}
+        return web.json_response(gone)
+
+    def _cancelled(self, job: Job) -> Step:
+        return cancel(job, self._clock())

@@ -1,0 +1,319 @@
+"""Uploads over HTTP: a file in one POST, or in chunks by tus 1.0 (https://tus.io/protocols)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+from aiohttp import web
+from msgspec import Meta
+
+from services.gateway.jobs.response_types import Upload
+from services.gateway.jobs.uploads import Overtaken, Uploads
+from services.gateway.web.application import ANSWER_SECONDS, is_gone, unknown_parameters
+from services.gateway.web.authorization import NULL
+from services.gateway.web.routing import Answer, Body, Parameter, route
+from shared.ports import StoredUpload
+from shared.request import Invalid
+from shared.storage.uploads import ARCHIVE_BYTES
+
+VERSION = "1.0.0"
+EXTENSIONS = "creation,termination"
+CHUNK = "application/offset+octet-stream"
+SILENT_SECONDS = 60.0
+"""After so long without a byte a client is given up; what it has sent is kept."""
+HEX = r"^[0-9a-fA-F]{64}$"
+"""Of a SHA-256."""
+ONE = "/uploads/{upload}"
+BYTES = Annotated[int, Meta(ge=0, le=10**15 - 1)]
+
+TUS_VERSION = Parameter(
+    "Tus-Resumable", "header", Literal["1.0.0"], "Clients of tus say which version they speak."
+)
+HERE = {"Upload-Offset": "How many bytes are here."}
+STANDS = {200: Answer("The upload as it stands.", Upload)}
+
+
+class UploadRoutes:
+    """Beginning, going on with, looking at and removing uploads."""
+
+    def __init__(self, uploads: Uploads) -> None:
+        self._uploads = uploads
+
+    @route(
+        "OPTIONS",
+        "/uploads",
+        "Ask what of tus is spoken here",
+        needs=None,
+        answers={
+            204: Answer(
+                "Versions, extensions and the largest upload.",
+                headers={"Tus-Extension": "With commas.", "Tus-Max-Size": "Bytes."},
+            )
+        },
+    )
+    async def _options(self, _request: web.Request) -> web.Response:
+        headers = {"Tus-Extension": EXTENSIONS, "Tus-Max-Size": str(ARCHIVE_BYTES)}
+        return web.Response(status=204, headers=headers)
+
+    @route(
+        "POST",
+        "/uploads",
+        "Upload a file whole, or begin an upload in chunks",
+        needs="upload",
+        parameters=(
+            Parameter("sha256", "query", Annotated[str, Meta(pattern=HEX)], "What it must be."),
+            Parameter(
+                "Upload-Length",
+                "header",
+                Annotated[int, Meta(ge=1, le=ARCHIVE_BYTES)],
+                "Bytes, of an upload that comes in chunks; without it the body is the file.",
+            ),
+            TUS_VERSION,
+        ),
+        body=Body("application/octet-stream", {}, "The file.", required=False),
+        answers={201: Answer("The upload.", Upload, headers={"Location": "Its address."})},
+        errors=(400, 408, 409, 411, 412, 413, 415, 507),
+    )
+    async def _post(self, request: web.Request, owner: str) -> web.Response:
+        """Begin an upload whose chunks will follow, or take the whole of it at once."""
+        if "Upload-Length" not in request.headers:
+            return await self._whole(request, owner)
+        size = number_in(request, "Upload-Length")
+        upload = await self._begin(request, owner, size)
+        return self._begun(upload)
+
+    def _begun(self, upload: StoredUpload) -> web.Response:
+        headers = {"Location": self._uploads.address(upload.id)}
+        return web.json_response(self._shown(upload), status=201, headers=headers)
+
+    async def _whole(self, request: web.Request, owner: str) -> web.Response:
+        if request.content_type.startswith("multipart/"):
+            raise web.HTTPUnsupportedMediaType(text="send the file itself, not a form around it")
+        if request.content_length is None:
+            raise web.HTTPLengthRequired(text="say by Content-Length how many bytes will come")
+        upload = await self._begin(request, owner, request.content_length)
+        try:
+            upload = as_expected(await self._take(request, upload))
+        except Exception:  # nobody knows its id: nobody can go on with it
+            await self._uploads.remove(upload.id)
+            raise
+        return self._begun(upload)
+
+    @route(
+        "HEAD",
+        ONE,
+        "See how far an upload is",
+        needs="upload",
+        parameters=(TUS_VERSION,),
+        answers={
+            200: Answer(
+                "As the headers say.", headers={**HERE, "Upload-Length": "Bytes of the whole."}
+            )
+        },
+        errors=(412,),
+    )
+    async def _head(self, request: web.Request, owner: str) -> web.Response:
+        upload = await self._upload(request, owner)
+        return web.Response(
+            headers={
+                "Cache-Control": "no-store",
+                "Upload-Length": str(upload.bytes),
+                "Upload-Offset": str(upload.received),
+            }
+        )
+
+    @route(
+        "PATCH",
+        ONE,
+        "Go on with an upload",
+        needs="upload",
+        parameters=(
+            Parameter("Upload-Offset", "header", BYTES, "Where the chunk begins.", required=True),
+            TUS_VERSION,
+        ),
+        body=Body(CHUNK, {}, "The next bytes."),
+        answers={204: Answer("The bytes are here.", headers=HERE)},
+        errors=(400, 408, 409, 412, 413, 415, 507),
+    )
+    async def _patch(self, request: web.Request, owner: str) -> web.Response:
+        """The next chunk; the last is answered once the whole is known to be as expected."""
+        upload = await self._upload(request, owner)
+        check_chunk(request, upload)
+        upload = as_expected(await self._take(request, upload))
+        return web.Response(status=204, headers={"Upload-Offset": str(upload.received)})
+
+    @route(
+        "GET",
+        ONE,
+        "Look at an upload",
+        needs="upload",
+        parameters=(TUS_VERSION,),
+        answers=STANDS,
+        errors=(400, 409, 412),
+    )
+    async def _get(self, request: web.Request, owner: str) -> web.Response:
+        """How an upload stands; of one that is whole, what it is."""
+        upload = await self._upload(request, owner)
+        if upload.received == upload.bytes:
+            with not_overtaken():
+                upload = as_expected(await self._uploads.finish(upload))
+        return web.json_response(self._shown(upload))
+
+    @route(
+        "DELETE",
+        ONE,
+        "Remove an upload",
+        needs="upload",
+        parameters=(TUS_VERSION,),
+        answers={204: Answer("It is gone.")},
+        errors=(412,),
+    )
+    async def _delete(self, request: web.Request, owner: str) -> web.Response:
+        await self._uploads.remove((await self._upload(request, owner)).id)
+        return web.Response(status=204)
+
+    async def _begin(self, request: web.Request, owner: str, size: int) -> StoredUpload:
+        check_version(request)
+        if size > ARCHIVE_BYTES:
+            raise too_large(size)
+        if size == 0:
+            raise Invalid(["Upload-Length: expected at least one byte, got 0"])
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await self._uploads.begin(owner, size, expected_in(request))
+
+    async def _take(self, request: web.Request, upload: StoredUpload) -> StoredUpload:
+        pieces = pieces_of(request, upload.bytes - upload.received)
+        with not_overtaken():
+            upload = await self._uploads.take(upload, pieces)
+        if not request.content.at_eof():
+            raise web.HTTPRequestTimeout(
+                text=f"the connection was silent or broke off; {upload.received} bytes are here"
+            )
+        return upload
+
+    async def _upload(self, request: web.Request, owner: str) -> StoredUpload:
+        check_version(request)
+        upload_id = request.match_info["upload"]
+        async with asyncio.timeout(ANSWER_SECONDS):
+            upload = None if NULL in upload_id else await self._uploads.find(upload_id, owner)
+        if upload is None:
+            raise web.HTTPNotFound(text="there is no such upload")
+        return upload
+
+    def _shown(self, upload: StoredUpload) -> Upload:
+        return {
+            "id": upload.id,
+            "bytes": upload.bytes,
+            "received": upload.received,
+            "sha256": upload.sha256 or None,
+            "data_url": self._uploads.address(upload.id),
+        }
+
+
+async def name_the_version(request: web.Request, response: web.StreamResponse) -> None:
+    """What tus wants to see in every answer, errors too."""
+    if "/uploads" in request.path:
+        response.headers.update({"Tus-Resumable": VERSION, "Tus-Version": VERSION})
+
+
+def check_version(request: web.Request) -> None:
+    """A client that names no version, as curl does not, is welcome.
+
+    Raises:
+        web.HTTPPreconditionFailed: it speaks another version of tus.
+    """
+    version = request.headers.get("Tus-Resumable", VERSION)
+    if version != VERSION:
+        raise web.HTTPPreconditionFailed(text=f"Tus-Resumable: expected {VERSION}, got {version}")
+
+
+def check_chunk(request: web.Request, upload: StoredUpload) -> None:
+    """Before a byte is read.
+
+    Raises:
+        Invalid: it does not say where it belongs.
+        web.HTTPUnsupportedMediaType: it is no chunk.
+        web.HTTPConflict: it belongs elsewhere.
+        web.HTTPRequestEntityTooLarge: it is longer than what is missing.
+    """
+    if request.content_type != CHUNK:
+        raise web.HTTPUnsupportedMediaType(text=f"Content-Type: expected {CHUNK}")
+    if number_in(request, "Upload-Offset") != upload.received:
+        raise conflict(upload, f"the next chunk begins at byte {upload.received}")
+    if (request.content_length or 0) > upload.bytes - upload.received:
+        raise too_large(request.content_length or 0, upload.bytes - upload.received)
+
+
+def conflict(upload: StoredUpload, text: str) -> web.HTTPConflict:
+    return web.HTTPConflict(text=text, headers={"Upload-Offset": str(upload.received)})
+
+
+def too_large(size: int, most: int = ARCHIVE_BYTES) -> web.HTTPRequestEntityTooLarge:
+    text = f"at most {most} bytes are taken"
+    return web.HTTPRequestEntityTooLarge(max_size=most, actual_size=size, text=text)
+
+
+@contextmanager
+def not_overtaken() -> Iterator[None]:
+    try:
+        yield
+    except Overtaken:
+        text = "another request has gone on with this upload, or removed it"
+        raise web.HTTPConflict(text=text) from None
+
+
+def as_expected(upload: StoredUpload) -> StoredUpload:
+    """The same upload.
+
+    Raises:
+        Invalid: all of it has arrived, but it is not what was announced.
+    """
+    if upload.sha256 and upload.finished_at is None:
+        raise Invalid(
+            [f"what arrived has sha256 {upload.sha256}, not {upload.expected}: upload it anew"]
+        )
+    return upload
+
+
+def number_in(request: web.Request, header: str) -> int:
+    """Raises Invalid."""
+    text = request.headers.get(header, "")
+    if not re.fullmatch(r"\d{1,15}", text, re.ASCII):
+        raise Invalid([f"{header}: expected a number of bytes, got {text[:40]!r}"])
+    return int(text)
+
+
+def expected_in(request: web.Request) -> str:
+    """The SHA-256 that the client announces in its query; raises Invalid."""
+    text = request.query.get("sha256")
+    mistakes = unknown_parameters(request.query, ["sha256"])
+    if text is not None and not re.fullmatch(HEX, text, re.ASCII):
+        mistakes.append(f"sha256: expected 64 hexadecimal digits, got {text[:80]!r}")
+    if mistakes:
+        raise Invalid(mistakes)
+    return (text or "").lower()
+
+
+async def pieces_of(request: web.Request, most: int) -> AsyncIterator[bytes]:
+    """The body as it arrives; it ends early where the client is gone, or silent.
+
+    Raises:
+        web.HTTPRequestEntityTooLarge: there is more than so many bytes.
+    """
+    left = most
+    while not is_gone(request):
+        try:
+            async with asyncio.timeout(SILENT_SECONDS):
+                piece = await request.content.readany()
+        except (TimeoutError, OSError, web.RequestPayloadError):
+            return
+        if not piece:
+            return
+        left -= len(piece)
+        if left < 0:
+            raise too_large(most - left, most)
+        yield piece

@@ -1,0 +1,68 @@
+"""What became of a job's webhooks, for whoever waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from aiohttp import web
+
+from services.gateway.jobs.presenter import iso
+from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.response_types import Deliveries, Delivery
+from services.gateway.jobs.transitions import WebhookTry, resend_webhook
+from services.gateway.web.application import ANSWER_SECONDS
+from services.gateway.web.authorization import Door
+from services.gateway.web.routing import Answer, route
+
+
+class Webhooks:
+    """``/jobs/{job}/webhooks``: their deliveries, and one more on request."""
+
+    def __init__(self, door: Door, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._door = door
+        self._ledger = ledger
+        self._clock = clock
+
+    @route(
+        "GET",
+        "/jobs/{job}/webhooks",
+        "Look at the deliveries of a job's webhooks",
+        needs="status",
+        answers={200: Answer("The newest deliveries.", Deliveries)},
+    )
+    async def _list(self, request: web.Request, owner: str) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            job = (await self._door.job(request, owner)).job
+        shown: Deliveries = {"deliveries": [_shown(each) for each in job.webhook_tries[::-1]]}
+        return web.json_response(shown)
+
+    @route(
+        "POST",
+        "/jobs/{job}/webhooks/{webhook}/resend",
+        "Send a webhook again now",
+        needs="resend",
+        answers={200: Answer("The new delivery.", Delivery)},
+    )
+    async def _resend(self, request: web.Request, owner: str) -> web.Response:
+        webhook = request.match_info["webhook"]
+        resend = partial(resend_webhook, webhook=webhook, now=self._clock())
+        async with asyncio.timeout(ANSWER_SECONDS):
+            seen = await self._door.job(request, owner)
+            job = await self._ledger.change(seen.job.id, resend)
+        tries = [each for each in job.webhook_tries if each.id == webhook] if job else []
+        if not tries:
+            raise web.HTTPNotFound(text="there is no such webhook of this job")
+        return web.json_response(_shown(tries[-1]))
+
+
+def _shown(tried: WebhookTry) -> Delivery:
+    return {
+        "id": tried.id,
+        "event": tried.event,
+        "attempt": tried.attempt,
+        "at": iso(tried.at),
+        "status": tried.status,
+        "reason": tried.reason,
+    }

@@ -1,0 +1,101 @@
+"""What waits, what is at work, and who could take it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+
+from services.gateway.jobs.repository import read
+from services.gateway.jobs.response_types import Health
+from services.gateway.jobs.transitions import GPU_STAGES, Job
+from shared.errors import Unavailable
+from shared.messaging.messages import STAGE_QUEUES
+from shared.ports import Bus, JobStore
+
+PAGE = 100
+BROKER_SECONDS = 0.5
+"""How long a client waits for the broker to say who is there."""
+
+log = structlog.get_logger()
+
+
+class Workforce:
+    """Counts jobs and workers for ``/health``, and finds a job's place in the queue."""
+
+    def __init__(self, bus: Bus, jobs: JobStore) -> None:
+        self._bus = bus
+        self._jobs = jobs
+        self._last_idle = 0
+        """What the broker told last."""
+
+    async def health(self, owner: str) -> Health:
+        """RunPod's body: the owner's jobs, and all workers that have a GPU.
+
+        While the broker is away nobody can be given work: those who waited for it then count as
+        unhealthy. Those at work are known from the record.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        counts = await self._jobs.counts(owner)
+        running = [job async for job in self._live() if _is_at_work(job)]
+        idle, unreachable = await self._idle()
+        return {
+            "jobs": {
+                "completed": counts.get("COMPLETED", 0),
+                "failed": counts.get("FAILED", 0) + counts.get("TIMED_OUT", 0),
+                "inProgress": counts.get("IN_PROGRESS", 0),
+                "inQueue": counts.get("IN_QUEUE", 0),
+                "retried": await self._jobs.count_retried(owner),
+            },
+            "workers": {
+                "idle": idle,
+                "initializing": 0,
+                "ready": idle + len(running),
+                "running": len(running),
+                "throttled": 0,
+                "unhealthy": unreachable,
+            },
+        }
+
+    async def _idle(self) -> tuple[int, int]:
+        """How many wait for work, and how many did so when the broker was last heard."""
+        try:
+            async with asyncio.timeout(BROKER_SECONDS):
+                self._last_idle = sum(
+                    [await self._bus.consumers(STAGE_QUEUES[stage]) for stage in GPU_STAGES]
+                )
+        except (Unavailable, TimeoutError) as error:
+            log.warning("workers_unknown", reason=str(error) or "out of time")
+            return 0, self._last_idle
+        return self._last_idle, 0
+
+    async def trainers(self) -> tuple[int, int]:
+        """How many trainers wait for a job, and how many there are. Raises Unavailable."""
+        idle = await self._bus.consumers(STAGE_QUEUES["training"])
+        return idle, idle + len([job async for job in self._live() if _is_training(job)])
+
+    async def queued(self, owner: str) -> list[str]:
+        """The ids of an owner's jobs that no GPU has begun. Raises Unavailable."""
+        found: list[str] = []
+        before: tuple[float, str] | None = None
+        while page := await self._jobs.newest(
+            owner=owner, statuses=("IN_QUEUE",), before=before, limit=PAGE
+        ):
+            found += [row.id for row in page]
+            before = (page[-1].created_at, page[-1].id)
+        return found
+
+    async def _live(self) -> AsyncIterator[Job]:
+        async for row in self._jobs.live():
+            yield read(row)
+
+
+def _is_at_work(job: Job) -> bool:
+    return any(job.stages[stage].claim is not None for stage in GPU_STAGES if stage in job.stages)
+
+
+def _is_training(job: Job) -> bool:
+    return "training" in job.stages and job.stages["training"].claim is not None

@@ -1,0 +1,99 @@
+"""What a change of a job's record means to somebody who follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from services.gateway.jobs.transitions import Job, StageRecord
+from shared.messaging.messages import Artifact, Stage
+
+Happening = tuple[str, dict[str, Any]]
+"""An event's type and its data, in which ``key`` stands for a file of the store."""
+
+
+def happenings(before: Job | None, after: Job) -> list[Happening]:
+    """Every event between two records of a job, in the order in which they are told.
+
+    ``status``, ``stage``, ``dataset``, ``checkpoint``, ``sample`` and ``image``. Progress is none:
+    it is shown as it stands.
+    """
+    return [
+        *_stages(before, after),
+        *_dataset(before, after),
+        *_checkpoints(before, after),
+        *_samples(before, after),
+        *_images(before, after),
+        *_status(before, after),
+    ]
+
+
+def _status(before: Job | None, after: Job) -> Iterator[Happening]:
+    if before is None or (before.status, before.run) != (after.status, after.run):
+        error = {} if after.error is None else {"error": after.error}
+        yield "status", {"status": after.status, "run": after.run, **error}
+
+
+def _stages(before: Job | None, after: Job) -> Iterator[Happening]:
+    for stage, record in after.stages.items():
+        known = before.stages.get(stage) if before else None
+        if known is None or _state(known) != _state(record):
+            yield "stage", _stage(stage, record)
+
+
+def _state(record: StageRecord) -> tuple[str, int]:
+    """With the attempt at work: one attempt after another is something new."""
+    if record.failed is not None:
+        return "failed", 0
+    if record.done:
+        return "done", 0
+    return ("waiting", 0) if record.claim is None else ("at work", record.claim.attempt)
+
+
+def _stage(stage: Stage, record: StageRecord) -> dict[str, Any]:
+    data = {"stage": stage, "state": _state(record)[0], "attempt": record.attempts}
+    return data if record.failed is None else {**data, "reason": record.failed}
+
+
+def _dataset(before: Job | None, after: Job) -> Iterator[Happening]:
+    if after.report and (before is None or before.report != after.report):
+        yield "dataset", after.report
+
+
+def _checkpoints(before: Job | None, after: Job) -> Iterator[Happening]:
+    known = {each.artifact.key for each in before.checkpoints} if before else set()
+    for each in after.checkpoints:
+        if each.artifact.key not in known:
+            yield "checkpoint", {"step": each.step, "epoch": each.epoch, **_file(each.artifact)}
+    if after.checkpoint is not None and (before is None or before.checkpoint is None):
+        done = {
+            name: after.summary.get(of) for name, of in (("step", "steps"), ("epoch", "epochs"))
+        }
+        yield "checkpoint", {**done, "final": True, **_file(after.checkpoint)}
+
+
+def _samples(before: Job | None, after: Job) -> Iterator[Happening]:
+    known = set(before.samples) if before else set()
+    for each in after.samples:
+        if each not in known:
+            yield (
+                "sample",
+                {
+                    "step": each.step,
+                    "epoch": each.epoch,
+                    "prompt": each.prompt,
+                    "seed": each.seed,
+                    **_file(each.artifact),
+                },
+            )
+
+
+def _images(before: Job | None, after: Job) -> Iterator[Happening]:
+    if before is None or before.images != after.images:
+        for each in after.images:
+            file = _file(each.artifact) if each.artifact else {"error": each.error}
+            yield "image", {"prompt": each.prompt, "seed": each.seed, **file}
+
+
+def _file(artifact: Artifact) -> dict[str, Any]:
+    return {"name": artifact.name, "key": artifact.key}

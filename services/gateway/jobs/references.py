@@ -1,0 +1,141 @@
+"""What a request names of ours: a link to one of our files, or a job; never fetched over HTTP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from msgspec.structs import replace
+
+from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.transitions import Job, clip_skip_of
+from services.gateway.jobs.uploads import Uploads
+from shared.keys import link_holds
+from shared.messaging.messages import Artifact
+from shared.network.addresses import shown_url
+from shared.request import STORED, Invalid, ModelSource, Request, Train, shown
+from shared.storage.uploads import list_key
+
+JOBS = "jobs/"
+JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Ours:
+    """Finds what belongs to a client, and puts the store's key in place of its address."""
+
+    def __init__(
+        self,
+        public_url: str,
+        key: str,
+        ledger: Ledger,
+        uploads: Uploads,
+        clock: Callable[[], float],
+    ) -> None:
+        """``key`` is the deployment's; it has signed our links."""
+        self._public_url = public_url
+        self._key = key
+        self._ledger = ledger
+        self._uploads = uploads
+        self._clock = clock
+
+    async def resolve(self, request: Request, owner: str) -> Request:
+        """The request with keys of our store where it names something of ours.
+
+        Raises:
+            Invalid: it names something of ours that is not there, or not this owner's.
+            Unavailable: the database does not answer.
+        """
+        mistakes: list[str] = []
+        resolved = replace(
+            request,
+            train=await self._train(request.train, owner, mistakes) if request.train else None,
+            model=await self._model(request.model, owner, mistakes) if request.model else None,
+        )
+        if mistakes:
+            raise Invalid(mistakes)
+        return resolved
+
+    async def _train(self, train: Train, owner: str, mistakes: list[str]) -> Train:
+        base = train.resume_ckpt_url
+        return replace(
+            train,
+            data_url=await self._dataset(train.data_url, owner, mistakes),
+            resume_ckpt_url=await self._place("input.train.resume_ckpt_url", base, owner, mistakes),
+        )
+
+    async def _dataset(self, address: str, owner: str, mistakes: list[str]) -> str:
+        """An upload is named by its address, which is no link: only its owner gets anything."""
+        field, upload_id = "input.train.data_url", self._uploads.id_in(address)
+        if upload_id is None:
+            return await self._place(field, address, owner, mistakes)
+        upload = await self._uploads.find(upload_id, owner)
+        if upload is None:
+            kept = "an upload of yours that is still kept"
+            mistakes.append(f"{field}: expected {kept}, got {shown(shown_url(address))}")
+        elif upload.finished_at is None:
+            there = f"{upload.received} of its {upload.bytes} bytes are here"
+            mistakes.append(f"{field}: expected an upload that is finished; of this one {there}")
+        return f"{STORED}{list_key(upload_id)}"
+
+    async def _model(self, model: ModelSource, owner: str, mistakes: list[str]) -> ModelSource:
+        """With all that the record knows of the model, if a job of ours has made it."""
+        place = await self._place("input.model", model.source, owner, mistakes)
+        key = place.removeprefix(STORED)
+        job = await self._job_at(key) if key != place else None
+        return source_of(job, key) if job else ModelSource(source=place)
+
+    async def _place(self, field: str, address: str, owner: str, mistakes: list[str]) -> str:
+        if address.startswith(f"{self._public_url}/"):
+            key = await self._linked(address, owner)
+            wanted = "a link of this service to a file of yours that has not ended"
+        elif JOB_ID.fullmatch(address):
+            key = await self._trained(address, owner)
+            wanted = "the id of a job of yours that has a model"
+        else:
+            return address
+        if key is None:
+            mistakes.append(f"{field}: expected {wanted}, got {shown(shown_url(address))}")
+            return address
+        return f"{STORED}{key}"
+
+    async def _linked(self, address: str, owner: str) -> str | None:
+        """The key that a signed link leads to; a job's files are its owner's only."""
+        parts = urlsplit(address.removeprefix(self._public_url))
+        query = parse_qs(parts.query)
+        key = unquote(parts.path).removeprefix("/files/")
+        expires, signature = query.get("expires", [""])[0], query.get("signature", [""])[0]
+        if not expires.isdecimal() or not link_holds(
+            self._key, key, int(expires[:20]), signature, self._clock()
+        ):
+            return None
+        job = await self._job_at(key)
+        return None if key.startswith(JOBS) and (job is None or job.owner != owner) else key
+
+    async def _job_at(self, key: str) -> Job | None:
+        """The job that a key of the store belongs to."""
+        job_id = key.removeprefix(JOBS).partition("/")[0]
+        return await self._ledger.get(job_id) if key.startswith(JOBS) else None
+
+    async def _trained(self, job_id: str, owner: str) -> str | None:
+        """Where a job's trained model is."""
+        job = await self._ledger.get(job_id)
+        return job.model if job and job.owner == owner else None
+
+
+def source_of(job: Job, key: str) -> ModelSource:
+    """A model or checkpoint file among a job's own, with what the record knows of it."""
+    known = _checkpoint_at(job, key)
+    return ModelSource(
+        source=f"{STORED}{key}",
+        clip_skip=clip_skip_of(job),
+        name=known.name if known else "",
+        sha256=known.sha256 if known else "",
+    )
+
+
+def _checkpoint_at(job: Job, key: str) -> Artifact | None:
+    if key == job.model:
+        return job.checkpoint
+    every = (job.checkpoint, *(each.artifact for each in job.checkpoints))
+    return next((each for each in every if each and each.key == key), None)

@@ -1,0 +1,203 @@
+"""The record of jobs: every change is one compare-and-set, in one commit with what it causes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from services.gateway.jobs.job_events import happenings
+from services.gateway.jobs.presenter import View
+from services.gateway.jobs.transitions import Effect, Job, Step, webhook_id
+from shared.errors import Unavailable, Unroutable
+from shared.messaging.messages import Message, WebhookDue, encode
+from shared.ports import Bus, JobStore, Outgoing, StoredEvent, StoredJob
+
+log = structlog.get_logger()
+
+
+class Seen(NamedTuple):
+    """A job as it stood at a version of its row."""
+
+    job: Job
+    version: int
+
+
+class Ledger:
+    """Reads and writes jobs; the only place that writes them."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        jobs: JobStore,
+        view: View,
+        *,
+        clock: Callable[[], float],
+        on_due: Callable[[], None],
+        on_end: Callable[[Job], None],
+        on_change: Callable[[str], None],
+    ) -> None:
+        """Who is told what.
+
+        Args:
+            bus: takes answers to workers.
+            jobs: the record.
+            view: fills in what a webhook carries.
+            clock: seconds since the epoch.
+            on_due: is told of new rows in the outbox.
+            on_end: is told of a job that has just ended.
+            on_change: is told the id of every job that was written.
+        """
+        self._bus = bus
+        self._jobs = jobs
+        self._view = view
+        self._clock = clock
+        self._on_due = on_due
+        self._on_end = on_end
+        self._on_change = on_change
+        self._answering: set[asyncio.Task[None]] = set()
+        """Answers on their way."""
+
+    async def get(self, job_id: str) -> Job | None:
+        """The job as it stands. Raises Unavailable."""
+        seen = await self.look(job_id)
+        return seen.job if seen else None
+
+    async def look(self, job_id: str) -> Seen | None:
+        """The job as it stands, and the version of its row. Raises Unavailable."""
+        row = await self._jobs.get(job_id)
+        return Seen(read(row), row.version) if row else None
+
+    async def open(self, step: Step) -> bool:
+        """Write a new job; False when its id is known already. Raises Unavailable."""
+        new = await self._jobs.insert(
+            row_of(step.job, 1), await self._outgoing(step, 1), self._happened(None, step.job, 1)
+        )
+        self._on_due()
+        return new
+
+    async def change(self, job_id: str, decide: Callable[[Job], Step]) -> Job | None:
+        """Write what ``decide`` makes of a job, and say what it causes.
+
+        Another writer may be faster; then ``decide`` is asked again, about the newer record.
+
+        Returns:
+            The job afterwards; None when there is no such job.
+
+        Raises:
+            Unavailable: the database or the store does not answer; nothing is written.
+        """
+        while (row := await self._jobs.get(job_id)) is not None:
+            before = read(row)
+            step = decide(before)
+            if await self._write(before, row.version + 1, step):
+                self.answer(step.effects)
+                return step.job
+        return None
+
+    async def remove(self, job_id: str) -> bool:
+        """Forget a job; False when there is none. Raises Unavailable."""
+        removed = await self._jobs.remove(job_id, self._clock())
+        if removed:
+            log.info("job_removed", job=job_id)
+            self._on_change(job_id)
+        return removed
+
+    def answer(self, effects: Iterable[Effect]) -> None:
+        """Send what is not durable, once; a worker that misses an answer asks again.
+
+        Nobody waits for it: a client's request is done once it is on record, and a broker that
+        stands still must not hold up its answer.
+        """
+        for effect in effects:
+            if not effect.durable and effect.queue:
+                task = asyncio.create_task(self._send(effect.queue, effect.message))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
+
+    async def _send(self, queue: str, message: Message) -> None:
+        try:
+            await self._bus.send(queue, message, needs_listener=False)
+        except (Unavailable, Unroutable) as error:
+            log.warning("answer_lost", job=message.job, reason=str(error))
+
+    async def _write(self, before: Job, version: int, step: Step) -> bool:
+        if step.job == before and not any(effect.durable for effect in step.effects):
+            return True
+        outgoing = await self._outgoing(step, version)
+        row = row_of(step.job, version)
+        happened = self._happened(before, step.job, version)
+        if not await self._jobs.replace(row, outgoing, happened, expected_version=version - 1):
+            return False
+        self._on_due()
+        self._on_change(step.job.id)
+        if step.job.ended and not before.ended:
+            log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
+            self._on_end(step.job)
+        if before.ended and step.job.webhook_settled and not before.webhook_settled:
+            _tell_if_given_up(step.job)
+        return True
+
+    def _happened(self, before: Job | None, after: Job, version: int) -> list[StoredEvent]:
+        return [
+            StoredEvent(
+                job=after.id,
+                version=version,
+                number=number,
+                at=self._clock(),
+                type=kind,
+                data=msgspec.json.encode(data),
+            )
+            for number, (kind, data) in enumerate(happenings(before, after))
+        ]
+
+    async def _outgoing(self, step: Step, version: int) -> list[Outgoing]:
+        durable = [effect for effect in step.effects if effect.durable]
+        return [
+            Outgoing(
+                id=f"{step.job.id}/{version}/{number}",
+                message=await self._body(step.job, effect),
+                queue=effect.queue,
+                needs_listener=effect.needs_listener,
+                due_at=self._clock() + effect.delay,
+            )
+            for number, effect in enumerate(durable)
+        ]
+
+    async def _body(self, job: Job, effect: Effect) -> bytes:
+        """A webhook carries what ``/status`` shows of the ended job, byte for byte."""
+        message = effect.message
+        if isinstance(message, WebhookDue):
+            status = await self._view.status(job)
+            message = msgspec.structs.replace(message, body=status.decode())
+        return encode(message)
+
+
+def _tell_if_given_up(job: Job) -> None:
+    """The end's webhook is not tried any more: if nobody took it, somebody waits in vain."""
+    webhook = webhook_id(job, "completed", 0)
+    for last in [each for each in job.webhook_tries if each.id == webhook][-1:]:
+        if last.reason is not None:
+            log.warning("webhook_given_up", job=job.id, tries=last.attempt, reason=last.reason)
+
+
+def read(row: StoredJob) -> Job:
+    """The record in a row."""
+    return msgspec.json.decode(row.record, type=Job)
+
+
+def row_of(job: Job, version: int) -> StoredJob:
+    """The row for a record; what is queried stands beside it."""
+    return StoredJob(
+        id=job.id,
+        owner=job.owner,
+        status=job.status,
+        version=version,
+        run=job.run,
+        created_at=job.created_at,
+        ended_at=job.ended_at,
+        record=msgspec.json.encode(job),
+    )

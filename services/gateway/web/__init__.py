@@ -1,0 +1,1 @@
+"""HTTP for every endpoint: the application, routing, authentication, authorization, rate limits."""
