@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from services.fetcher.meter import Meter
-from services.fetcher.own_model import OwnModel, Pin
+from services.fetcher.models.configured_model import OwnModel, Pin
+from services.fetcher.progress_meter import Meter
 from shared.settings import Settings
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from aiohttp import web
 
-from services.fetcher.base_model import BaseModels, Named
-from services.fetcher.meter import Meter
+from services.fetcher.models.stage import BaseModels, Named
+from services.fetcher.progress_meter import Meter
 from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import original_layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from services.fetcher.base_model import BaseModels
+from services.fetcher.models.stage import BaseModels
 from services.fetcher.work import FetcherWork
 from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore

@@ -9,18 +9,18 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from services.fetcher.archive import unpack
-from services.fetcher.base_facts import (
+from services.fetcher.datasets.archive import unpack
+from services.fetcher.datasets.estimate import estimate
+from services.fetcher.datasets.report import captions_of, check, report_on, with_tokens
+from services.fetcher.download import download
+from services.fetcher.models.stage import SELECTED, BaseModels, Named
+from services.fetcher.models.tokenizer_and_size import (
     fetch_tokenizer,
     parameters_of,
     stored_parameters,
     token_counts,
 )
-from services.fetcher.base_model import SELECTED, BaseModels, Named
-from services.fetcher.dataset import captions_of, check, report_on, with_tokens
-from services.fetcher.download import download
-from services.fetcher.estimate import estimate
-from services.fetcher.meter import Meter
+from services.fetcher.progress_meter import Meter
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest, Report
 from shared.dataset.plan import job_seed

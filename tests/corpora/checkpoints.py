@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from services.fetcher.geometry import (
+from services.fetcher.models.architecture import (
     Shapes,
     Text,
     UNet,
@@ -22,7 +22,7 @@ from services.fetcher.geometry import (
     unet_shapes,
     vae_shapes,
 )
-from services.fetcher.single_file import CLIP, PREFIXES
+from services.fetcher.models.single_file import CLIP, PREFIXES
 from tests.corpora.archives import (
     BZIP2,
     DEFLATED,

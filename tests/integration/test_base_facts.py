@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from services.fetcher.base_facts import (
+from services.fetcher.models.tokenizer_and_size import (
     fetch_tokenizer,
     parameters_of,
     read_tokenizer,

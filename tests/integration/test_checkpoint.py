@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.fetcher.pickled import read_checkpoint
+from services.fetcher.models.pickle_reader import read_checkpoint
 from services.trainer.train import train
 from shared.errors import Passing
 from tests.models import make_random_model

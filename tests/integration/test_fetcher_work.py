@@ -12,10 +12,10 @@ import msgspec
 import pytest
 from PIL import Image
 
-from services.fetcher import meter as meters
+from services.fetcher import progress_meter as meters
 from services.fetcher import work as fetcher_work
-from services.fetcher.base_model import BaseModels
-from services.fetcher.meter import Meter
+from services.fetcher.models.stage import BaseModels
+from services.fetcher.progress_meter import Meter
 from services.fetcher.work import FetcherWork
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker

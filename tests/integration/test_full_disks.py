@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.archive import unpack
+from services.fetcher.datasets.archive import unpack
 from services.fetcher.download import download
 from shared import disk
 from shared.adapters.folder import INCOMING, FolderStore

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from everydream.models import pull_model
-from services.fetcher.hub import HubModel, file_url, hub_model
-from services.fetcher.own_model import MOVED, PINS, TINY_FOLDER
+from services.fetcher.models.configured_model import MOVED, PINS, TINY_FOLDER
+from services.fetcher.models.hub import HubModel, file_url, hub_model
 from shared.diffusion.loading import Parts, load
 from shared.errors import Passing, Refused, SettingsError
 from shared.settings import Settings, from_environment

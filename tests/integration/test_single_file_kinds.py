@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from services.fetcher.own_model import TINY_FOLDER
+from services.fetcher.models.configured_model import TINY_FOLDER
 from services.trainer.train import train
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.noise import cumulative_alphas

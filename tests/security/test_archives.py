@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.archive import Unpacked, unpack
-from services.fetcher.dataset import Checker
-from services.fetcher.sidecars import Sidecars
+from services.fetcher.datasets.archive import Unpacked, unpack
+from services.fetcher.datasets.report import Checker
+from services.fetcher.datasets.sidecars import Sidecars
 from shared.errors import Refused
 from tests.corpora.archives import (
     CONTENT,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from services.fetcher.archive import unpack
-from services.fetcher.dataset import Checked, check
+from services.fetcher.datasets.archive import unpack
+from services.fetcher.datasets.report import Checked, check
 from shared.errors import Refused
 from tests.corpora.archives import Entry, archive
 from tests.corpora.images import BAD, NAMES, ODD, saved

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from services.fetcher.base_model import BaseModels, Named
 from services.fetcher.download import download
-from services.fetcher.meter import Meter
+from services.fetcher.models.stage import BaseModels, Named
+from services.fetcher.progress_meter import Meter
 from services.notifier.webhook import post
 from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import S3Store

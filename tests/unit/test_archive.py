@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.fetcher import archive
-from services.fetcher.archive import Unpacked, unpack
+from services.fetcher.datasets import archive
+from services.fetcher.datasets.archive import Unpacked, unpack
 from shared.errors import Refused
 
 SHOWN = "https://example.com/data.zip"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.sidecars import CAPTION_AT_MOST, ONE_VALUE, OWN, SCALARS, Sidecars
+from services.fetcher.datasets.sidecars import CAPTION_AT_MOST, ONE_VALUE, OWN, SCALARS, Sidecars
 from shared.dataset.manifest import CAPTION_CHARACTERS, Captions, Estimate, Report
 
 PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()

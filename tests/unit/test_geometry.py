@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from services.fetcher.geometry import (
+from services.fetcher.models.architecture import (
     Shapes,
     Text,
     UNet,

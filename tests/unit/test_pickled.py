@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from services.fetcher import pickled
-from services.fetcher.pickled import (
+from services.fetcher.models import pickle_reader
+from services.fetcher.models.pickle_reader import (
     Checkpoint,
     Inert,
     Stored,
@@ -264,7 +264,7 @@ def test_a_damaged_file_is_refused_with_advice(
 def test_an_index_that_is_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pickled, "PICKLE_BYTES", 50)
+    monkeypatch.setattr(pickle_reader, "PICKLE_BYTES", 50)
 
     with (
         saved(tmp_path / "a.ckpt", {"w": torch.ones(1)}) as zipped,

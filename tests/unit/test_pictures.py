@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from PIL import Image as Pillow
 
-from services.fetcher import dataset, pictures
-from services.fetcher.archive import Image, Unpacked, unpack
-from services.fetcher.dataset import Checked, check, report_on, with_tokens
-from services.fetcher.pictures import Unusable, inspect
-from services.fetcher.sidecars import Sidecars, Wishes
+from services.fetcher.datasets import image_check, report
+from services.fetcher.datasets.archive import Image, Unpacked, unpack
+from services.fetcher.datasets.image_check import Unusable, inspect
+from services.fetcher.datasets.report import Checked, check, report_on, with_tokens
+from services.fetcher.datasets.sidecars import Sidecars, Wishes
 from shared.dataset.captions import parse
 from shared.dataset.manifest import Captions, Duplicate, Manifest, Picture, Report, Skipped
 from shared.errors import Refused
@@ -84,10 +84,10 @@ def test_an_image_just_over_the_cap_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.png").write_bytes(drawn(64, 48))
-    monkeypatch.setattr(pictures, "PIXELS", 64 * 48)
+    monkeypatch.setattr(image_check, "PIXELS", 64 * 48)
     assert inspect(tmp_path / "a.png").size == (64, 48)
 
-    monkeypatch.setattr(pictures, "PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(image_check, "PIXELS", 64 * 48 - 1)
     with pytest.raises(Unusable, match="64 x 48: more than"):
         inspect(tmp_path / "a.png")
 
@@ -541,5 +541,5 @@ async def test_the_steps_of_a_shrinking_dataset_are_those_of_all_its_epochs(
     train = Train(data_url="u", batch_size=1, max_epochs=4, rated_dataset=True)
 
     assert report_on(found, train, 555, SHOWN)[1].steps == 10 + 10 + 9 + 8
-    monkeypatch.setattr(dataset, "PLANNED_DRAWS", 39)
+    monkeypatch.setattr(report, "PLANNED_DRAWS", 39)
     assert report_on(found, train, 555, SHOWN)[1].steps == 40

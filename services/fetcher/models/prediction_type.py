@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from services.fetcher.configurations import Predicts
-from services.fetcher.tensors import Source, values_of
+from services.fetcher.models.diffusers_configs import Predicts
+from services.fetcher.models.safetensors_file import Source, values_of
 from shared.errors import Refused
 
 SPOKEN = "modelspec.prediction_type"

@@ -12,9 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from services.fetcher.configurations import Geometry, write_configurations
-from services.fetcher.diffusers_folder import WEIGHTS, check_channels
-from services.fetcher.geometry import (
+from services.fetcher.models.architecture import (
     Shape,
     Shapes,
     Text,
@@ -27,9 +25,17 @@ from services.fetcher.geometry import (
     unet_shapes,
     vae_shapes,
 )
-from services.fetcher.pickled import read_checkpoint
-from services.fetcher.prediction import ZERO_SNR_MARKER, guessed, spoken
-from services.fetcher.tensors import Source, read_header, read_metadata, sources_in, write
+from services.fetcher.models.diffusers_configs import Geometry, write_configurations
+from services.fetcher.models.diffusers_folder import WEIGHTS, check_channels
+from services.fetcher.models.pickle_reader import read_checkpoint
+from services.fetcher.models.prediction_type import ZERO_SNR_MARKER, guessed, spoken
+from services.fetcher.models.safetensors_file import (
+    Source,
+    read_header,
+    read_metadata,
+    sources_in,
+    write,
+)
 from shared.errors import Refused
 
 SINGLE_FILE = "single_file.safetensors"

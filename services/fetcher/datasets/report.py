@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.fetcher.archive import Image, Unpacked
-from services.fetcher.pictures import Unusable, inspect
-from services.fetcher.sidecars import CAPTION_AT_MOST, Sidecars, Wishes
+from services.fetcher.datasets.archive import Image, Unpacked
+from services.fetcher.datasets.image_check import Unusable, inspect
+from services.fetcher.datasets.sidecars import CAPTION_AT_MOST, Sidecars, Wishes
 from shared.concurrency import in_thread
 from shared.dataset.buckets import Size, is_undersized
 from shared.dataset.captions import MOST_TOKENS, SEPARATOR, bounded

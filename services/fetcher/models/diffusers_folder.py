@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from services.fetcher.tensors import Entry, read_header
+from services.fetcher.models.safetensors_file import Entry, read_header
 from shared.errors import Refused
 
 WEIGHTS = {

@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 from msgspec import Struct
 
-from services.fetcher.archive import DAMAGES, Unusable, check_kind
+from services.fetcher.datasets.archive import DAMAGES, Unusable, check_kind
 from shared.errors import Refused
 
 PICKLE_BYTES = 4 << 20

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from services.fetcher.diffusers_folder import NEEDED, SUFFIXES, TOKENIZER, WEIGHTS
+from services.fetcher.models.diffusers_folder import NEEDED, SUFFIXES, TOKENIZER, WEIGHTS
 from shared.child.parent import (
     AnyRecord,
     Child,
@@ -148,7 +148,7 @@ async def pull(
         Refused: no such model or revision, or not for us.
         Passing: the hub is away and the cache does not have it.
     """
-    child = await Child.start("services.fetcher.hub")
+    child = await Child.start("services.fetcher.models.hub")
     watch = Watch(cache / _folder(model) / "blobs", heard)
     watching = asyncio.create_task(watch.run())
     try:

@@ -14,14 +14,14 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.fetcher.diffusers_folder import validate_diffusers_folder
-from services.fetcher.hub import HubModel, hub_model, pull
-from services.fetcher.meter import Meter
+from services.fetcher.models.diffusers_folder import validate_diffusers_folder
+from services.fetcher.models.hub import HubModel, hub_model, pull
+from services.fetcher.progress_meter import Meter
 from shared.concurrency import in_thread
 from shared.errors import SettingsError
 
 TINY = "tiny"
-TINY_FOLDER = Path(__file__).parents[2] / "shared" / "tiny"
+TINY_FOLDER = Path(__file__).parents[3] / "shared" / "tiny"
 MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 """Models that are on the hub under another name now."""
 PINS = "models.json"

@@ -11,15 +11,22 @@ from typing import NamedTuple
 
 import structlog
 
-from services.fetcher.archive import Unusable, checked_members, open_zip, write_member
-from services.fetcher.diffusers_folder import choose_files, names_in
+from services.fetcher.datasets.archive import Unusable, checked_members, open_zip, write_member
 from services.fetcher.download import download
-from services.fetcher.hub import HubModel, file_url, hub_model
-from services.fetcher.meter import Meter
-from services.fetcher.own_model import MOVED, HubCache, Model, OwnModel, checked, hub_token
-from services.fetcher.pickled import is_checkpoint
-from services.fetcher.single_file import stage_checkpoint, stage_safetensors
-from services.fetcher.tensors import looks_like_safetensors
+from services.fetcher.models.configured_model import (
+    MOVED,
+    HubCache,
+    Model,
+    OwnModel,
+    checked,
+    hub_token,
+)
+from services.fetcher.models.diffusers_folder import choose_files, names_in
+from services.fetcher.models.hub import HubModel, file_url, hub_model
+from services.fetcher.models.pickle_reader import is_checkpoint
+from services.fetcher.models.safetensors_file import looks_like_safetensors
+from services.fetcher.models.single_file import stage_checkpoint, stage_safetensors
+from services.fetcher.progress_meter import Meter
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Refused
 from shared.network.addresses import shown_url

@@ -1,0 +1,1 @@
+"""From whatever names a model to a diffusers folder in the store."""
