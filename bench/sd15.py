@@ -145,7 +145,7 @@ def tokenizer() -> Any:
 def train_model(folder: Path) -> None:
     """As a trainer's child does; its result's path is left for the next stage."""
     from services.trainer.order import TrainingOrder  # noqa: PLC0415
-    from services.trainer.train import train  # noqa: PLC0415
+    from services.trainer.training.train import train  # noqa: PLC0415
     from shared.request import Train  # noqa: PLC0415
 
     asked = Train(

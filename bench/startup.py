@@ -17,7 +17,7 @@ from time import perf_counter
 LIGHT = ("gateway", "fetcher", "notifier")
 """The services that never load torch."""
 HEAVY = {
-    "trainer's child": "services.trainer.train",
+    "trainer's child": "services.trainer.training.train",
     "inferencer's child": "services.inferencer.generate",
 }
 RUNS = 7

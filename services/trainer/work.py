@@ -14,9 +14,9 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from services.trainer.artifact_uploads import Uploads, best_of
 from services.trainer.order import Outcome, TrainingOrder, Wishes
-from services.trainer.snapshots import Snapshots, prompts_of
-from services.trainer.uploads import Uploads, best_of
+from services.trainer.snapshot_uploads import Snapshots, prompts_of
 from shared.child.parent import (
     Child,
     ChildDied,
@@ -54,7 +54,7 @@ from shared.storage.snapshots import drawn_steps
 from shared.worker.runtime import Order
 
 log = structlog.get_logger()
-CHILD = "services.trainer.child"
+CHILD = "services.trainer.training.child"
 SAVED_MODELS = 2
 """A trained model is saved as one file and as a folder, each about as large as its base."""
 LEAST_STEPS = 100

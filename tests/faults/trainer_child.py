@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from services.trainer.child import Stop
 from services.trainer.order import SNAPSHOTS, Outcome, TrainingOrder
+from services.trainer.training.child import Stop
 from shared.child.parent import (
     Done,
     GivenUp,

@@ -12,10 +12,10 @@ import torch
 from services.inferencer.generate import generate
 from services.inferencer.model import ready
 from services.inferencer.order import Entry
-from services.trainer.device import probe, this_device
 from services.trainer.order import Outcome
-from services.trainer.recipe import choose
-from services.trainer.train import train
+from services.trainer.training.device import probe, this_device
+from services.trainer.training.recipe import choose
+from services.trainer.training.train import train
 from shared.diffusion.loading import load
 from shared.request import Inference
 from tests.drawing import drawn_images

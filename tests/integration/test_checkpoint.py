@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.fetcher.models.pickle_reader import read_checkpoint
-from services.trainer.train import train
+from services.trainer.training.train import train
 from shared.errors import Passing
 from tests.models import make_random_model
 from tests.training import Notes, make_dataset, training_order

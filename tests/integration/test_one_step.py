@@ -10,11 +10,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from services.trainer import train as loop
-from services.trainer.batches import Loaded
-from services.trainer.objective import Objective
-from services.trainer.state import State
-from services.trainer.train import train
+from services.trainer.training import train as loop
+from services.trainer.training.batches import Loaded
+from services.trainer.training.loss import Objective
+from services.trainer.training.state import State
+from services.trainer.training.train import train
 from shared.dataset.plan import seed_of
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.noise import seeded

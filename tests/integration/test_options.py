@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor
 
-from services.trainer import train as loop
-from services.trainer.batches import Latents, Reader
-from services.trainer.objective import Objective
 from services.trainer.order import Outcome
-from services.trainer.recipe import Choices
-from services.trainer.records import read_lines
-from services.trainer.state import State, prepare
-from services.trainer.train import train
+from services.trainer.training import train as loop
+from services.trainer.training.batches import Latents, Reader
+from services.trainer.training.loss import Objective
+from services.trainer.training.recipe import Choices
+from services.trainer.training.saving.metrics import read_lines
+from services.trainer.training.state import State, prepare
+from services.trainer.training.train import train
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import Course, plan_epoch
 from shared.dataset.validation import split

@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from services.fetcher.datasets.image_check import inspect
-from services.trainer.batches import read_pixels
+from services.trainer.training.batches import read_pixels
 from shared.dataset.buckets import Box, Size
 from shared.dataset.pixels import fingerprint
 from shared.dataset.plan import Draw

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.trainer import samples
-from services.trainer.samples import SKIPPED
-from services.trainer.snapshots import CAPTIONS_DRAWN, prompts_of
-from services.trainer.train import train
+from services.trainer.snapshot_uploads import CAPTIONS_DRAWN, prompts_of
+from services.trainer.training.saving import snapshot_writer
+from services.trainer.training.saving.snapshot_writer import SKIPPED
+from services.trainer.training.train import train
 from shared.dataset.manifest import Picture
 from shared.diffusion.loading import load
 from shared.errors import Interrupted
@@ -109,7 +109,7 @@ def test_while_two_stand_undrawn_others_are_skipped_and_one_warning_names_them(
 def test_the_warning_stays_short_however_many_are_skipped(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "MOST_NAMED", 3)
+    monkeypatch.setattr(snapshot_writer, "MOST_NAMED", 3)
     order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=3, sample_every=1)
 
     assert train(order, Notes()).warnings == [f"{SKIPPED}2, 3, 4, and more"]

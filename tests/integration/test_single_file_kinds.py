@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from services.fetcher.models.configured_model import TINY_FOLDER
-from services.trainer.train import train
+from services.trainer.training.train import train
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.noise import cumulative_alphas
 from shared.diffusion.saving import save_folder

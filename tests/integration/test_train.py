@@ -13,13 +13,13 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from services.trainer import train as loop
-from services.trainer.objective import Objective
 from services.trainer.order import Outcome, TrainingOrder
-from services.trainer.recipe import Choices
-from services.trainer.records import read_lines
-from services.trainer.state import State
-from services.trainer.train import train
+from services.trainer.training import train as loop
+from services.trainer.training.loss import Objective
+from services.trainer.training.recipe import Choices
+from services.trainer.training.saving.metrics import read_lines
+from services.trainer.training.state import State
+from services.trainer.training.train import train
 from shared.diffusion.loading import load
 from shared.errors import Interrupted, Passing, Refused
 from shared.request import Validation
@@ -290,7 +290,8 @@ def test_a_batch_filled_with_repeats_counts_less(
     """Three images by twos: the loss of the half-filled batch is multiplied by 0.5 ** 1.5."""
     factors: list[float] = []
     monkeypatch.setattr(
-        "services.trainer.objective.F.mse_loss", lambda said, wanted, **_: (said - wanted) * 0 + 1.0
+        "services.trainer.training.loss.F.mse_loss",
+        lambda said, wanted, **_: (said - wanted) * 0 + 1.0,
     )
     real = Objective.loss
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from services.gateway.jobs import transitions
-from services.trainer.child import Stop, Voice, carry_out
+from services.trainer.training.child import Stop, Voice, carry_out
 from shared.child.parent import (
     AnyRecord,
     Child,
@@ -40,13 +40,13 @@ from tests.models import make_random_model
 from tests.training import make_dataset, train_request, training_order
 from tests.workers import until_gone
 
-CHILD = "services.trainer.child"
+CHILD = "services.trainer.training.child"
 PARENT = """
 import asyncio
 from shared.child.parent import start_ready
 
 async def main():
-    child = await start_ready("services.trainer.child")
+    child = await start_ready("services.trainer.training.child")
     print(child.pid, flush=True)
     await asyncio.sleep(3600)
 
@@ -103,7 +103,7 @@ def test_a_job_that_runs_out_of_memory_ends_with_settings_that_would_fit(
     def train(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("services.trainer.train.train", train)
+    monkeypatch.setattr("services.trainer.training.train.train", train)
     order = training_order(tmp_path, dataset=tmp_path, base=tmp_path, **settings)
 
     given_up = carry_out(order, Voice(Mouth(-1), Stop.__new__(Stop)))

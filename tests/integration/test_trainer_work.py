@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from services.trainer import work as trainer_work
-from services.trainer.uploads import CHECKPOINTS
+from services.trainer.artifact_uploads import CHECKPOINTS
 from services.trainer.work import TrainerWork
 from shared.adapters.folder import FolderStore
 from shared.dataset.manifest import Manifest

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from services.trainer.order import TrainingOrder
-from services.trainer.records import read_lines
-from services.trainer.samples import NOTHING_TO_DRAW
-from services.trainer.train import train
+from services.trainer.training.saving.metrics import read_lines
+from services.trainer.training.saving.snapshot_writer import NOTHING_TO_DRAW
+from services.trainer.training.train import train
 from shared.diffusion.loading import load
 from shared.errors import Interrupted
 from shared.request import Validation

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from services.fetcher.datasets.image_check import inspect
-from services.trainer.batches import read_pixels
+from services.trainer.training.batches import read_pixels
 from shared.dataset.buckets import Box, Size
 from shared.dataset.pixels import as_trained, open_image
 from shared.dataset.plan import Draw

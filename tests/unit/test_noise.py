@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from services.trainer.objective import image_errors, noise_like, timesteps_of
+from services.trainer.training.loss import image_errors, noise_like, timesteps_of
 from shared.diffusion.noise import (
     cumulative_alphas,
     min_snr_weights,

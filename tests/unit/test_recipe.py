@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.recipe import (
+from services.trainer.training.recipe import (
     Choices,
     Device,
     Recipe,

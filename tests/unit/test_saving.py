@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from services.trainer import disk
-from services.trainer.recipe import Choices
-from services.trainer.records import Records
-from services.trainer.resume import save
-from services.trainer.state import State, prepare
-from services.trainer.train import update
+from services.trainer.training.recipe import Choices
+from services.trainer.training.saving import disk_space
+from services.trainer.training.saving.metrics import Records
+from services.trainer.training.saving.resume import save
+from services.trainer.training.state import State, prepare
+from services.trainer.training.train import update
 from shared.diffusion.files import replacing
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
@@ -87,7 +87,7 @@ def test_no_half_of_a_save_looks_whole(
 ) -> None:
     for module in ("single_file", "saving"):
         monkeypatch.setattr(f"shared.diffusion.{module}.save_file", fills_the_disk)
-    monkeypatch.setattr("services.trainer.resume.save_file", fills_the_disk)
+    monkeypatch.setattr("services.trainer.training.saving.resume.save_file", fills_the_disk)
     folder = tmp_path / "saves"
     folder.mkdir()
 
@@ -120,7 +120,7 @@ def test_a_save_takes_no_more_than_was_asked_for_and_not_much_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, full_precision: bool
 ) -> None:
     """The tiny model's headers and its tokenizer are small beside the allowance for them."""
-    monkeypatch.setattr(disk, "HEADERS", 2**18)
+    monkeypatch.setattr(disk_space, "HEADERS", 2**18)
     state = some_state(ema_decay_rate=0.9)
     train = train_request(save_full_precision=full_precision)
     dtype = torch.float32 if full_precision else torch.float16
@@ -130,18 +130,22 @@ def test_a_save_takes_no_more_than_was_asked_for_and_not_much_less(
     save(state, tmp_path / "point", Records(tmp_path / "records"))
 
     one, folder = size_of(tmp_path / "one"), size_of(tmp_path / "folder")
-    asked = disk.checkpoint_bytes(state, train)
+    asked = disk_space.checkpoint_bytes(state, train)
     assert asked - 2**18 <= one <= asked
-    assert disk.last_bytes(state, train) - 2**19 <= one + folder <= disk.last_bytes(state, train)
-    asked = disk.resume_point_bytes(state)
+    assert (
+        disk_space.last_bytes(state, train) - 2**19
+        <= one + folder
+        <= disk_space.last_bytes(state, train)
+    )
+    asked = disk_space.resume_point_bytes(state)
     assert asked - 2**18 <= size_of(tmp_path / "point") <= asked
 
 
 def test_optimizers_beside_a_checkpoint_need_room_too() -> None:
     state = some_state()
 
-    plain = disk.checkpoint_bytes(state, train_request())
-    beside = disk.checkpoint_bytes(state, train_request(save_optimizer=True))
+    plain = disk_space.checkpoint_bytes(state, train_request())
+    beside = disk_space.checkpoint_bytes(state, train_request(save_optimizer=True))
 
     trained = sum(
         each.numel() for network in state.trained.values() for each in network.parameters()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.trainer.uploads import best_of, thinned
+from services.trainer.artifact_uploads import best_of, thinned
 from services.trainer.work import judged
 from shared.messaging.messages import Artifact, SavedCheckpoint
 

@@ -15,10 +15,10 @@ from msgspec import Struct
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from services.trainer.optimizer import load_state, save_state
 from services.trainer.order import Measured
-from services.trainer.records import METRICS, Records
-from services.trainer.state import Losses, Position, State
+from services.trainer.training.optimizer import load_state, save_state
+from services.trainer.training.saving.metrics import METRICS, Records
+from services.trainer.training.state import Losses, Position, State
 from shared.diffusion.files import replacing
 from shared.errors import Passing
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from services.trainer.order import TrainingOrder
-from services.trainer.resume import save_optimizers
-from services.trainer.state import Position, State
+from services.trainer.training.saving.resume import save_optimizers
+from services.trainer.training.state import Position, State
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
 

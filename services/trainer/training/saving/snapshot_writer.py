@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.trainer import disk
-from services.trainer.average import averaged
-from services.trainer.listener import Listener
 from services.trainer.order import SNAPSHOTS, TrainingOrder
-from services.trainer.state import State
+from services.trainer.training.callbacks import Listener
+from services.trainer.training.ema import averaged
+from services.trainer.training.saving import disk_space
+from services.trainer.training.state import State
 from shared.diffusion.weights import save_weights
 from shared.disk import require_room
 
@@ -71,7 +71,7 @@ class Sampler:
         self._state.losses.recent()  # nothing is saved of a training that has diverged
         self._granted = self._listener.wished("sample")
         folder = self._folder / str(step)
-        require_room(self._folder, disk.snapshot_bytes(self._state), "save a snapshot")
+        require_room(self._folder, disk_space.snapshot_bytes(self._state), "save a snapshot")
         with averaged(self._state.averages):
             save_weights(self._state.trained, folder)
         epoch = self._state.position.epoch

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import structlog
 
+from services.trainer.artifact_uploads import patiently
 from services.trainer.order import SNAPSHOTS, TrainingOrder
-from services.trainer.uploads import patiently
 from shared.child.parent import Saved
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Picture

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.trainer.listener import Clock, Listener
 from services.trainer.order import TrainingOrder
-from services.trainer.recipe import Recipe
-from services.trainer.records import Records
-from services.trainer.state import State
+from services.trainer.training.callbacks import Clock, Listener
+from services.trainer.training.recipe import Recipe
+from services.trainer.training.saving.metrics import Records
+from services.trainer.training.state import State
 
 PROGRESS_SECONDS = 0.5
 """The least time between two reports: reading the loss waits for the device."""

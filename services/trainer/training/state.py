@@ -11,10 +11,10 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from services.trainer.average import Average
-from services.trainer.optimizer import make_optimizer
 from services.trainer.order import Measured
-from services.trainer.recipe import Choices
+from services.trainer.training.ema import Average
+from services.trainer.training.optimizer import make_optimizer
+from services.trainer.training.recipe import Choices
 from shared.diffusion.loading import Parts
 from shared.errors import Refused
 from shared.request import Train

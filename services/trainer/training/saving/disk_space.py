@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from services.trainer.state import State
+from services.trainer.training.state import State
 from shared.request import Train
 
 HEADERS = 2**24

@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from services.trainer import disk, resume
-from services.trainer.average import averaged
-from services.trainer.checkpoint import save_checkpoint
-from services.trainer.listener import Clock, Listener
 from services.trainer.order import SECONDS_PER_MINUTE, TrainingOrder
-from services.trainer.records import Records
-from services.trainer.state import Position, State
-from services.trainer.teller import Teller
-from services.trainer.validation import Validator
+from services.trainer.training.callbacks import Clock, Listener
+from services.trainer.training.ema import averaged
+from services.trainer.training.progress import Teller
+from services.trainer.training.saving import disk_space, resume
+from services.trainer.training.saving.checkpoint import save_checkpoint
+from services.trainer.training.saving.metrics import Records
+from services.trainer.training.state import Position, State
+from services.trainer.training.validation import Validator
 from shared.disk import require_room
 from shared.errors import Interrupted
 from shared.request import Train
@@ -84,7 +84,7 @@ class Keeper:
         self._granted = self._listener.wished("save")
         loss = self._validation_loss()
         self._listener.phase("saving a checkpoint")
-        needed = disk.checkpoint_bytes(self._state, self._order.train)
+        needed = disk_space.checkpoint_bytes(self._state, self._order.train)
         require_room(Path(self._order.out), needed, "save a checkpoint")
         with averaged(self._state.averages):
             path = save_checkpoint(self._state, self._order)
@@ -105,7 +105,9 @@ class Keeper:
         self._state.losses.recent()
         self._listener.phase("saving a resume point")
         folder = Path(self._order.out) / "resume" / str(self._state.position.steps)
-        require_room(folder.parent, disk.resume_point_bytes(self._state), "save a resume point")
+        require_room(
+            folder.parent, disk_space.resume_point_bytes(self._state), "save a resume point"
+        )
         resume.save(self._state, folder, self._records)
         self._kept = self._state.position
         self._say("resume_point", folder)

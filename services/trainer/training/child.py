@@ -1,6 +1,6 @@
 """The trainer's child process: one order, one job, then the end.
 
-``python -m services.trainer.child DESCRIPTOR PARENT``, started by
+``python -m services.trainer.training.child DESCRIPTOR PARENT``, started by
 :class:`shared.child.parent.Child`.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from services.trainer.order import TrainingOrder, Wishes
-from services.trainer.recipe import smaller
+from services.trainer.training.recipe import smaller
 from shared.child.parent import (
     QUIET_AND_OFFLINE,
     Done,
@@ -105,8 +105,8 @@ def main() -> None:
     stop = Stop()
     os.environ |= QUIET_AND_OFFLINE
     with importing():
-        from services.trainer import train  # noqa: F401, PLC0415 - slow
-        from services.trainer.device import device_name, this_device  # noqa: PLC0415 - slow
+        from services.trainer.training import train  # noqa: F401, PLC0415 - slow
+        from services.trainer.training.device import device_name, this_device  # noqa: PLC0415 - slow
 
     mouth.say(Ready(gpu=device_name(this_device())))
     order: TrainingOrder = read_order(TrainingOrder)
@@ -116,7 +116,7 @@ def main() -> None:
 
 def carry_out(order: TrainingOrder, voice: Voice) -> Done | Stopped | GivenUp:
     """The last word on an order."""
-    from services.trainer.train import train  # noqa: PLC0415 - slow
+    from services.trainer.training.train import train  # noqa: PLC0415 - slow
 
     try:
         return Done(summary=msgspec.to_builtins(train(order, voice)))

@@ -20,7 +20,7 @@ ADAM: dict[str, Any] = {"betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY
 
 
 def make_optimizer(kind: str, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-    """AdamW by one of the names in :data:`services.trainer.recipe.Optimizer`."""
+    """AdamW by one of the names in :data:`services.trainer.training.recipe.Optimizer`."""
     if kind == "adamw8bit":
         from bitsandbytes.optim.adamw import AdamW8bit  # noqa: PLC0415 - it may be missing
 

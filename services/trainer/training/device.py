@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from services.trainer.optimizer import make_optimizer
-from services.trainer.recipe import Device
+from services.trainer.training.optimizer import make_optimizer
+from services.trainer.training.recipe import Device
 
 CANNOT = (ImportError, ValueError, NotImplementedError, RuntimeError, AttributeError, OSError)
 """What a library raises that is there but does not work on this device."""
@@ -22,7 +22,7 @@ def device_name(device: torch.device) -> str:
 
 
 def probe(device: torch.device) -> Device:
-    """Ask the device everything that :func:`services.trainer.recipe.choose` wants to know."""
+    """Ask the device everything that :func:`.recipe.choose` wants to know."""
     on_cuda = device.type == "cuda"
     return Device(
         kind="cuda" if on_cuda else "cpu",

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.trainer.average import averaged
-from services.trainer.batches import Example, Loaded, read_pixels
-from services.trainer.objective import Objective
 from services.trainer.order import Measured, TrainingOrder, Validated
-from services.trainer.state import State, finite
+from services.trainer.training.batches import Example, Loaded, read_pixels
+from services.trainer.training.ema import averaged
+from services.trainer.training.loss import Objective
+from services.trainer.training.state import State, finite
 from shared.dataset.buckets import Size
 from shared.dataset.manifest import Picture
 from shared.dataset.plan import Batch, Course, draw, seed_of

@@ -18,22 +18,28 @@ from pathlib import Path
 import torch
 from msgspec.structs import replace
 
-from services.trainer import disk, resume
-from services.trainer.average import averaged
-from services.trainer.batches import Latents, Reader
-from services.trainer.checkpoint import save_last
-from services.trainer.device import probe, this_device
-from services.trainer.keeper import Keeper
-from services.trainer.listener import Clock, Listener
-from services.trainer.objective import Objective
-from services.trainer.optimizer import set_lr
 from services.trainer.order import Outcome, TrainingOrder
-from services.trainer.recipe import Choices, Recipe, accumulation_groups, choose, recipe_for
-from services.trainer.records import Records
-from services.trainer.samples import Sampler
-from services.trainer.state import Position, State, prepare
-from services.trainer.teller import Teller
-from services.trainer.validation import Validator
+from services.trainer.training.batches import Latents, Reader
+from services.trainer.training.callbacks import Clock, Listener
+from services.trainer.training.checkpoint_schedule import Keeper
+from services.trainer.training.device import probe, this_device
+from services.trainer.training.ema import averaged
+from services.trainer.training.loss import Objective
+from services.trainer.training.optimizer import set_lr
+from services.trainer.training.progress import Teller
+from services.trainer.training.recipe import (
+    Choices,
+    Recipe,
+    accumulation_groups,
+    choose,
+    recipe_for,
+)
+from services.trainer.training.saving import disk_space, resume
+from services.trainer.training.saving.checkpoint import save_last
+from services.trainer.training.saving.metrics import Records
+from services.trainer.training.saving.snapshot_writer import Sampler
+from services.trainer.training.state import Position, State, prepare
+from services.trainer.training.validation import Validator
 from shared.dataset.manifest import Manifest, Picture
 from shared.dataset.plan import Batch, Course, plan_epoch, steps_per_epoch, total_steps
 from shared.dataset.validation import split
@@ -203,7 +209,9 @@ def finish(run: Run, listener: Listener) -> Outcome:
     order, state = run.order, run.state
     loss = state.losses.mean()  # and so make sure that it is a number
     listener.phase("saving the trained model")
-    require_room(Path(order.out), disk.last_bytes(state, order.train), "save the trained model")
+    require_room(
+        Path(order.out), disk_space.last_bytes(state, order.train), "save the trained model"
+    )
     with averaged(state.averages):
         checkpoint, model = save_last(state, order)
     return Outcome(

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.trainer.batches import Latents, Loaded
 from services.trainer.order import TrainingOrder
-from services.trainer.recipe import Choices
-from services.trainer.state import State
+from services.trainer.training.batches import Latents, Loaded
+from services.trainer.training.recipe import Choices
+from services.trainer.training.state import State
 from shared.dataset.plan import seed_of
 from shared.diffusion.noise import (
     add_noise,

@@ -1,0 +1,1 @@
+"""What the training writes to disk: checkpoints, resume points, snapshots, metrics."""
