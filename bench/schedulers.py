@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from services.inferencer.schedulers import CHANGES, KINDS, make_scheduler
+from services.inferencer.generation.schedulers import CHANGES, KINDS, make_scheduler
 from shared.diffusion.loading import load
 from shared.diffusion.noise import seeded
 from shared.diffusion.saving import pipeline

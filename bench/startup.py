@@ -18,7 +18,7 @@ LIGHT = ("gateway", "fetcher", "notifier")
 """The services that never load torch."""
 HEAVY = {
     "trainer's child": "services.trainer.training.train",
-    "inferencer's child": "services.inferencer.generate",
+    "inferencer's child": "services.inferencer.generation.generate",
 }
 RUNS = 7
 BAR = 2.0

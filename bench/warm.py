@@ -61,8 +61,8 @@ def models_of_one_geometry(folder: Path) -> list[Path]:
 
 def first_steps(models: Sequence[Path]) -> list[float]:
     """Seconds to the first step of each, by a child that had none before."""
-    from services.inferencer.generate import generate  # noqa: PLC0415
-    from services.inferencer.pipelines import Pipelines  # noqa: PLC0415
+    from services.inferencer.generation.generate import generate  # noqa: PLC0415
+    from services.inferencer.generation.pipeline_cache import Pipelines  # noqa: PLC0415
 
     pipelines, seconds = Pipelines(), []
     for model in models:
@@ -76,7 +76,7 @@ def first_steps(models: Sequence[Path]) -> list[float]:
 
 
 def print_batches() -> None:
-    from services.inferencer.pipelines import Pipelines  # noqa: PLC0415
+    from services.inferencer.generation.pipeline_cache import Pipelines  # noqa: PLC0415
 
     model = Pipelines().model(TINY)
     print(f"{STEPS} steps{'one by one':>22}{f'{TOGETHER} at once':>16}")
@@ -91,7 +91,7 @@ def print_batches() -> None:
 
 def rate(model: Any, entries: Sequence[Any], *, at_once: int) -> float:
     """Images a second."""
-    from services.inferencer.generate import generate  # noqa: PLC0415
+    from services.inferencer.generation.generate import generate  # noqa: PLC0415
 
     batches = [entries[start : start + at_once] for start in range(0, len(entries), at_once)]
     begun = perf_counter()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from services.inferencer.generate import Drawing, Failure
+from services.inferencer.generation.generate import Drawing, Failure
 from services.inferencer.order import Entry
 from shared.diffusion.loading import Parts
 from shared.request import Inference

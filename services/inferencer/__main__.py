@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from services.inferencer.samples import SampleErrands
+from services.inferencer.sample_rows import SampleErrands
 from services.inferencer.work import CHILD, InferencerWork
 from shared.adapters.worker import run_worker
 from shared.child.parent import Standby

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from services.inferencer.drawing import draw, store_image
+from services.inferencer.child_client import draw, store_image
 from services.inferencer.order import About, DrawingOrder, Entry
-from services.inferencer.samples import draw_row, entries_of
+from services.inferencer.sample_rows import draw_row, entries_of
 from shared.child.parent import AnyRecord, Drawn, Phase, Progress, Spoiled, Standby
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused, Unavailable
@@ -40,7 +40,7 @@ from shared.request import Inference
 from shared.storage.folders import cached_folder
 from shared.worker.runtime import Order
 
-CHILD = "services.inferencer.child"
+CHILD = "services.inferencer.generation.child"
 LOST = "the last samples are missing: "
 LOST_ONE = "one of the last samples is missing: "
 SEEDS = 2**32

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from everydream import drawings
 from everydream.demo import DRAWING, PROMPTS, request_for, zipped_dataset
-from services.inferencer.generate import generate
-from services.inferencer.model import ready
+from services.inferencer.generation.batching_pipeline import ready
+from services.inferencer.generation.generate import generate
 from services.inferencer.order import Entry
 from shared.diffusion.loading import load
 from shared.diffusion.single_file import original_layout

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.inferencer.generate import generate
-from services.inferencer.model import ready
+from services.inferencer.generation.batching_pipeline import ready
+from services.inferencer.generation.generate import generate
 from services.inferencer.order import Entry
 from services.trainer.order import Outcome
 from services.trainer.training.device import probe, this_device

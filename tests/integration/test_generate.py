@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from services.inferencer import model as models
-from services.inferencer.generate import Failure, generate
-from services.inferencer.model import Model, is_out_of_memory, ready
+from services.inferencer.generation import batching_pipeline as models
+from services.inferencer.generation.batching_pipeline import Model, is_out_of_memory, ready
+from services.inferencer.generation.generate import Failure, generate
+from services.inferencer.generation.schedulers import make_scheduler
 from services.inferencer.order import Entry
-from services.inferencer.schedulers import make_scheduler
 from shared.diffusion.saving import pipeline
 from shared.request import Scheduler
 from tests.drawing import POISON, SIDE, drawn_images, poisoned, small_entry

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.inferencer import source as sources
-from services.inferencer.model import Model
-from services.inferencer.pipelines import Pipelines, memory_of
-from services.inferencer.source import NETWORKS
+from services.inferencer.generation import model_files as sources
+from services.inferencer.generation.batching_pipeline import Model
+from services.inferencer.generation.model_files import NETWORKS
+from services.inferencer.generation.pipeline_cache import Pipelines, memory_of
 from shared.diffusion.loading import SINGLE_FILE, Parts, load
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.inferencer.prompts import BLOCKS, Fragment, Prompts, parse
+from services.inferencer.generation.prompts import BLOCKS, Fragment, Prompts, parse
 from shared.diffusion.loading import Parts
 from shared.diffusion.text import encode, tokenize
 from tests.models import random_parts, random_sd2_parts

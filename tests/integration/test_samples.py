@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from services.inferencer.order import About, DrawingOrder
-from services.inferencer.samples import SampleErrands, entries_of
+from services.inferencer.sample_rows import SampleErrands, entries_of
 from services.inferencer.work import InferencerWork
 from shared.adapters.folder import FolderStore
 from shared.child.parent import Standby

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from services.inferencer.schedulers import make_scheduler
+from services.inferencer.generation.schedulers import make_scheduler
 from shared.diffusion.noise import cumulative_alphas, seeded
 from shared.request import Scheduler
 

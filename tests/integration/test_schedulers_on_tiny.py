@@ -27,7 +27,7 @@ from bench.schedulers import (
     reference,
     tiny,
 )
-from services.inferencer.schedulers import make_scheduler
+from services.inferencer.generation.schedulers import make_scheduler
 from shared.diffusion.noise import cumulative_alphas, seeded
 from shared.request import Scheduler
 from tests.integration.test_schedulers import interpolated

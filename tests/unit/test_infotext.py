@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.inferencer.infotext import VERSION, parameters, save
+from services.inferencer.generation.infotext import VERSION, parameters, save
 from services.inferencer.order import About, Entry
 from shared.request import Inference, Scheduler
 

@@ -5,4 +5,4 @@ from __future__ import annotations
 from tests.warm.stand_in import stand_in_for
 
 if __name__ == "__main__":
-    stand_in_for("services.inferencer.child")
+    stand_in_for("services.inferencer.generation.child")

@@ -18,7 +18,7 @@ from shared.child.parent import QUIET_AND_OFFLINE
 from shared.service_process import importing
 from tests.warm.stand_in import MESSAGE_BYTES, address_of
 
-MODULES = ("services.trainer.training.train", "services.inferencer.pipelines")
+MODULES = ("services.trainer.training.train", "services.inferencer.generation.pipeline_cache")
 READY = b"ready\n"
 
 

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from services.inferencer.model import Model, is_out_of_memory
+from services.inferencer.generation.batching_pipeline import Model, is_out_of_memory
+from services.inferencer.generation.prompts import Prompts
+from services.inferencer.generation.schedulers import make_scheduler
 from services.inferencer.order import Entry
-from services.inferencer.prompts import Prompts
-from services.inferencer.schedulers import make_scheduler
 from shared.diffusion.noise import seeded
 
 Tell = Callable[[int, int], None]

@@ -1,6 +1,6 @@
 """The inferencer's lasting child process: carries out one order after the other.
 
-``python -m services.inferencer.child DESCRIPTOR PARENT``, started by
+``python -m services.inferencer.generation.child DESCRIPTOR PARENT``, started by
 :class:`shared.child.parent.Child`.
 """
 
@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.inferencer.infotext import save
+from services.inferencer.generation.infotext import save
 from services.inferencer.order import DrawingOrder
 from shared.child.parent import (
     QUIET_AND_OFFLINE,
@@ -31,8 +31,8 @@ from shared.errors import Refused, reason_of
 from shared.service_process import importing
 
 if TYPE_CHECKING:
-    from services.inferencer.generate import Drawing, Failure
-    from services.inferencer.pipelines import Pipelines
+    from services.inferencer.generation.generate import Drawing, Failure
+    from services.inferencer.generation.pipeline_cache import Pipelines
 
 PROGRESS_SECONDS = 0.5
 
@@ -42,8 +42,8 @@ def main() -> None:
     mouth = begin()
     os.environ |= QUIET_AND_OFFLINE
     with importing():
-        from services.inferencer import generate  # noqa: F401, PLC0415 - slow
-        from services.inferencer.pipelines import Pipelines  # noqa: PLC0415 - slow
+        from services.inferencer.generation import generate  # noqa: F401, PLC0415 - slow
+        from services.inferencer.generation.pipeline_cache import Pipelines  # noqa: PLC0415 - slow
 
     pipelines = Pipelines()
     mouth.say(Ready(gpu=pipelines.name))
@@ -54,7 +54,7 @@ def main() -> None:
 
 def carry_out(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> Done | GivenUp:
     """The last word on an order; whatever happens, the next one finds the child in good order."""
-    from services.inferencer.model import is_out_of_memory  # noqa: PLC0415 - slow
+    from services.inferencer.generation.batching_pipeline import is_out_of_memory  # noqa: PLC0415 - slow
 
     try:
         return Done(summary={"images": draw_all(order, pipelines, mouth)})
@@ -74,7 +74,7 @@ def draw_all(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> int:
     Raises:
         Refused: there is not one; why the first could not be drawn.
     """
-    from services.inferencer.generate import Failure, generate  # noqa: PLC0415 - slow
+    from services.inferencer.generation.generate import Failure, generate  # noqa: PLC0415 - slow
 
     mouth.say(Phase(name="loading the trained model"))
     model = pipelines.model(Path(order.model), Path(order.weights) if order.weights else None)
@@ -93,7 +93,7 @@ def draw_all(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> int:
 
 def said_of(image: Drawing | Failure, order: DrawingOrder) -> Drawn | Spoiled:
     """The record of an image; a drawn one is on disk by then."""
-    from services.inferencer.generate import Failure  # noqa: PLC0415 - slow
+    from services.inferencer.generation.generate import Failure  # noqa: PLC0415 - slow
 
     if isinstance(image, Failure):
         return Spoiled(index=image.index, seed=image.seed, reason=image.reason)

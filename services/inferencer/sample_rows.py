@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from services.inferencer.drawing import draw, store_image
+from services.inferencer.child_client import draw, store_image
 from services.inferencer.order import About, DrawingOrder, Entry
 from shared.child.parent import AnyRecord, Drawn, Spoiled, Standby
 from shared.concurrency import in_thread
@@ -121,7 +121,7 @@ async def draw_row(
     Beside the samples, in the order of their prompts, stands why others are missing.
 
     Raises:
-        Refused, Passing: it cannot be drawn; see :func:`services.inferencer.drawing.draw`.
+        Refused, Passing: it cannot be drawn; see :func:`services.inferencer.child_client.draw`.
     """
     samples: list[DrawnSample] = []
     missing: list[str] = []

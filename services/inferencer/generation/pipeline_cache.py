@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from services.inferencer.model import Model, ready
-from services.inferencer.source import NETWORKS, Content, Source
+from services.inferencer.generation.batching_pipeline import Model, ready
+from services.inferencer.generation.model_files import NETWORKS, Content, Source
 
 SHARE = 0.25
 """Of the device's memory, for all pipelines that are kept: drawing needs some, and a trainer on the

@@ -1,0 +1,1 @@
+"""The child's side: pipelines, schedulers and prompts, which know folders only."""
