@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.postgres import PostgreSQL
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
-from tests.servers.web import Web, running_web
-from tests.warm.server import warm_server
+from tests.support.servers.postgres import PostgreSQL
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import Web, running_web
+from tests.support.warm.server import warm_server
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes share the cores: torch's threads, two to a core, would wait for one another.
@@ -108,6 +108,6 @@ async def web() -> AsyncIterator[Web]:
 
 @pytest.fixture(scope="session")
 def warm_children() -> Iterator[None]:
-    """For tests that start children of ``tests.warm``."""
+    """For tests that start children of ``tests.support.warm``."""
     with warm_server():
         yield

@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 
 from tests.end_to_end.story import API_KEY, User, dataset, host_of, user_of
-from tests.servers.process import search_path
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
-from tests.servers.web import running_web
-from tests.services import WARM, Services, running, shared_environment
+from tests.support.servers.process import search_path
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import running_web
+from tests.support.services import WARM, Services, running, shared_environment
 
 # One loop, and so one set of services, for all that a process runs of this file.
 pytestmark = [

@@ -12,7 +12,7 @@ from yarl import URL
 from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import S3Store
 from shared.keys import link_holds
-from tests.servers.s3 import S3Server
+from tests.support.servers.s3 import S3Server
 
 SECRET = "a secret key of thirty-two letters or more"
 

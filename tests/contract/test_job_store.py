@@ -20,7 +20,7 @@ from services.gateway.database import jobs, tables
 from services.gateway.database.jobs import Database
 from shared.errors import Unavailable
 from shared.ports import Outgoing, StoredEvent, StoredJob
-from tests.servers.postgres import PostgreSQL
+from tests.support.servers.postgres import PostgreSQL
 
 SECONDS = 60
 HELD_UP_SECONDS = 3.0

@@ -18,9 +18,9 @@ from standardwebhooks import Webhook
 from everydream import drawings
 from everydream.client import Client
 from shared.keys import webhook_secret
-from tests.servers.s3 import S3Server
-from tests.servers.web import Seen, Web
-from tests.services import COMMAND, ServiceProcess, services_in_a_folder
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import Seen, Web
+from tests.support.services import COMMAND, ServiceProcess, services_in_a_folder
 
 TINY = Path(__file__).parents[2] / "shared" / "tiny"
 API_KEY = "test-key"

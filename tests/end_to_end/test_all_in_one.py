@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 
 from tests.end_to_end.story import API_KEY, User, picture, served, user_of
-from tests.servers.web import Page, Web
-from tests.services import WARM
+from tests.support.servers.web import Page, Web
+from tests.support.services import WARM
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 

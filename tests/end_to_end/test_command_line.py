@@ -13,9 +13,9 @@ import pytest
 
 from everydream import drawings
 from tests.end_to_end.story import API_KEY, PATIENCE, picture, served
-from tests.servers.process import search_path
-from tests.servers.web import Web
-from tests.services import ROOT, WARM, ServiceProcess, resolved
+from tests.support.servers.process import search_path
+from tests.support.servers.web import Web
+from tests.support.services import ROOT, WARM, ServiceProcess, resolved
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 

@@ -20,13 +20,13 @@ from PIL import Image
 from everydream import drawings
 from everydream.client import Client
 from everydream.demo import request_for
-from tests.broker_logins import make_logins
-from tests.compose import DEPLOY, environment_of, our_services, read_compose, read_env
-from tests.servers.process import HOST, free_port
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
-from tests.servers.web import Web
-from tests.services import Services, services_in_a_folder
+from tests.support.broker_logins import make_logins
+from tests.support.compose import DEPLOY, environment_of, our_services, read_compose, read_env
+from tests.support.servers.process import HOST, free_port
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import Web
+from tests.support.services import Services, services_in_a_folder
 
 COMPOSE = read_compose()
 JOB_SECONDS = 200.0

@@ -16,11 +16,11 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 
 from tests.end_to_end.story import host_of, user_of
-from tests.servers.process import HOST
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
-from tests.servers.web import Web
-from tests.services import ROOT, WARM, running, shared_environment
+from tests.support.servers.process import HOST
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import Web
+from tests.support.services import ROOT, WARM, running, shared_environment
 
 SECONDS = 240
 SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]

@@ -21,10 +21,10 @@ from services.inferencer.order import Entry
 from shared.diffusion.loading import load
 from shared.diffusion.single_file import original_layout
 from shared.request import Inference
-from tests.drawing import drawn_images
 from tests.end_to_end.story import TINY, User, served
-from tests.servers.web import Web
-from tests.services import WARM
+from tests.support.drawing import drawn_images
+from tests.support.servers.web import Web
+from tests.support.services import WARM
 
 pytestmark = [
     pytest.mark.usefixtures("warm_children"),

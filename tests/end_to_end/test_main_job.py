@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load
 
 from tests.end_to_end.story import TINY, User, bucket_config, host_of, user_of
-from tests.servers.s3 import S3Server
-from tests.servers.web import Web
-from tests.services import COMMAND, WARM, Services, running, shared_environment
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import Web
+from tests.support.services import COMMAND, WARM, Services, running, shared_environment
 
 SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
 WORKERS = SERVICES[1:]

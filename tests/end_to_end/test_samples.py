@@ -11,8 +11,8 @@ from PIL import Image
 from tests.end_to_end.diary import diary
 from tests.end_to_end.story import bucket_config
 from tests.end_to_end.test_main_job import SERVICES, world
-from tests.servers.s3 import S3Server
-from tests.servers.web import Web
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import Web
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 

@@ -17,11 +17,11 @@ from aiohttp import ClientTimeout
 
 from everydream.client import Client
 from shared.messaging.messages import DEAD_LETTERS, EXCHANGE, QUEUES, stable_id
-from tests.broker_logins import PASSWORDS, make_logins
-from tests.compose import OURS
 from tests.end_to_end.story import User, bucket_config, dataset, host_of, user_of
 from tests.end_to_end.test_direct_producer import make_user
-from tests.secrets_search import (
+from tests.support.broker_logins import PASSWORDS, make_logins
+from tests.support.compose import OURS
+from tests.support.secrets_search import (
     Leak,
     Place,
     answer,
@@ -33,10 +33,10 @@ from tests.secrets_search import (
     rows_of,
     written,
 )
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
-from tests.servers.web import Web
-from tests.services import Services, services_in_a_folder, shared_environment
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import Web
+from tests.support.services import Services, services_in_a_folder, shared_environment
 
 ROOT = "/v1/everydream-v1"
 API_KEY = "ed_0the1key2of3anna"

@@ -25,9 +25,9 @@ from tests.faults.cases import Case, Form, Outcome, all_cases
 from tests.faults.evidence import Witness, gather, witnessed
 from tests.faults.ledger import Wrong, wrongs
 from tests.faults.world import World, faulty_world
-from tests.servers.postgres import PostgreSQL
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
+from tests.support.servers.postgres import PostgreSQL
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
 
 HEAD = ("no.", "fault", "times injected", "jobs", "lost", "doubled effects", "time to recover",
         "measured on")  # fmt: skip

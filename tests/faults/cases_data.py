@@ -27,7 +27,7 @@ from tests.faults.cases import Form, Outcome, case
 from tests.faults.looks import record_of, resume_point_reaches, trained_from
 from tests.faults.script import Mishap, Script, spell
 from tests.faults.world import BEAT, World, dataset
-from tests.servers.web import Page
+from tests.support.servers.web import Page
 
 BOMB_BYTES = 101 << 20
 NOTHING = "0" * 64

@@ -25,9 +25,9 @@ from tests.faults.looks import attempts_at, lines_of, record_of, stage_asked_for
 from tests.faults.script import Script
 from tests.faults.stand_ins import skewed, stand_in
 from tests.faults.world import BEAT, PROGRAM, Job, World
-from tests.servers.process import free_port
-from tests.servers.web import Answer, Seen, Web, running_web
-from tests.services import ServiceProcess, Services, services_in_a_folder
+from tests.support.servers.process import free_port
+from tests.support.servers.web import Answer, Seen, Web, running_web
+from tests.support.services import ServiceProcess, Services, services_in_a_folder
 
 SEED = 20
 HOUR = 3600

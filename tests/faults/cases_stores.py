@@ -25,7 +25,7 @@ from tests.faults.cases import Form, Outcome, again_and_again, case
 from tests.faults.looks import record_of, resume_step, stage_of
 from tests.faults.script import Script
 from tests.faults.world import Job, World
-from tests.servers.moods import Mood
+from tests.support.servers.moods import Mood
 
 Fault = Callable[[], AbstractContextManager[None]]
 """Something is wrong with the stores meanwhile."""

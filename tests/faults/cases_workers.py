@@ -23,7 +23,7 @@ from tests.faults.looks import (
 from tests.faults.script import How, Mishap, Script
 from tests.faults.stand_ins import stand_in
 from tests.faults.world import World
-from tests.services import ServiceProcess
+from tests.support.services import ServiceProcess
 
 LEAST_BEAT = "0.05"
 """For a worker whose patience (60 beats) a case waits out."""

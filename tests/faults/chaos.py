@@ -27,9 +27,9 @@ from shared.messaging.messages import (
 )
 from tests.faults.evidence import Witness
 from tests.faults.world import World
-from tests.servers.proxy import Proxy
-from tests.servers.web import Answer
-from tests.services import ServiceProcess
+from tests.support.servers.proxy import Proxy
+from tests.support.servers.web import Answer
+from tests.support.services import ServiceProcess
 
 REPEATED = (JobSubmitted, DatasetStaged, CheckpointFinal, ImagesGenerated, StageFact)
 MOST_ANSWERS = 2

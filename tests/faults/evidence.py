@@ -54,9 +54,9 @@ from tests.faults.ledger import (
     Turn,
 )
 from tests.faults.world import World
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
-from tests.servers.web import Seen
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import Seen
 
 WITNESS = "witness"
 """Our own queue."""

@@ -12,7 +12,7 @@ from services.gateway.jobs.transitions import Job, StageRecord
 from shared.messaging.messages import Stage
 from shared.service_process import closing
 from tests.faults.world import World
-from tests.services import ServiceProcess
+from tests.support.services import ServiceProcess
 
 
 async def record_of(world: World, job: str) -> Job:

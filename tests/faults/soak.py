@@ -28,9 +28,9 @@ from tests.faults.evidence import Witness, gather, witnessed
 from tests.faults.ledger import Evidence, Totals, check, totals
 from tests.faults.script import How, Mishap, Script
 from tests.faults.world import BEAT, SERVICES, USUAL_BEAT, World, faulty_world
-from tests.servers.postgres import PostgreSQL
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
+from tests.support.servers.postgres import PostgreSQL
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
 
 ENDS_SECONDS = 600.0
 """In which every job must have ended once there is peace."""

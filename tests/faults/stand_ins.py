@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from tests.faults.world import World
-from tests.services import ServiceProcess
+from tests.support.services import ServiceProcess
 
 
 @asynccontextmanager

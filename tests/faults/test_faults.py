@@ -12,9 +12,9 @@ from tests.faults.cases import Case, Form, all_cases
 from tests.faults.evidence import gather
 from tests.faults.ledger import check
 from tests.faults.world import World
-from tests.servers.postgres import PostgreSQL
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
+from tests.support.servers.postgres import PostgreSQL
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,8 +11,8 @@ import pytest_asyncio
 from tests.faults.evidence import gather
 from tests.faults.ledger import Evidence, check, totals
 from tests.faults.soak import Plan, Soak, page, soaked
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 PLAN = Plan(seed=7, minutes=1 / 3, scripted=12)

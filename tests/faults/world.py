@@ -33,12 +33,12 @@ import aiohttp
 from everydream.client import ENDS, Client, passes
 from tests.end_to_end.story import API_KEY, bucket_config, host_of, picture
 from tests.faults.script import Script, spell
-from tests.servers.process import HOST
-from tests.servers.proxy import Proxy
-from tests.servers.rabbitmq import RabbitMQ
-from tests.servers.s3 import S3Server
-from tests.servers.web import Web, running_web
-from tests.services import Services, services_in_a_folder, shared_environment
+from tests.support.servers.process import HOST
+from tests.support.servers.proxy import Proxy
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import Web, running_web
+from tests.support.services import Services, services_in_a_folder, shared_environment
 
 SERVICES = ("gateway", "fetcher", "trainer", "inferencer", "notifier")
 USUAL_BEAT = 0.2

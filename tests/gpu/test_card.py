@@ -18,9 +18,9 @@ from services.trainer.training.recipe import choose
 from services.trainer.training.train import train
 from shared.diffusion.loading import load
 from shared.request import Inference
-from tests.drawing import drawn_images
-from tests.models import make_random_model
-from tests.training import Notes, make_dataset, train_request, training_order
+from tests.support.drawing import drawn_images
+from tests.support.models import make_random_model
+from tests.support.training import Notes, make_dataset, train_request, training_order
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 

@@ -11,7 +11,8 @@ from services.fetcher.datasets.archive import Unpacked, unpack
 from services.fetcher.datasets.report import Checker
 from services.fetcher.datasets.sidecars import Sidecars
 from shared.errors import Refused
-from tests.corpora.archives import (
+from tests.security.bounds import within_bounds, written
+from tests.support.corpora.archives import (
     CONTENT,
     GOOD,
     HIDDEN_NAMES,
@@ -29,7 +30,6 @@ from tests.corpora.archives import (
     honest,
     nested,
 )
-from tests.security.bounds import within_bounds, written
 
 SHOWN = "https://example.com/data.zip"
 REASON = 1000

@@ -18,8 +18,8 @@ from services.gateway.endpoints import jobs
 from services.gateway.web import application
 from shared.messaging.messages import FETCHER
 from shared.request import MOST_ITEMS, MOST_MISTAKES
-from tests.gateway_world import API_KEY, REQUEST, World, world
-from tests.servers.process import HOST
+from tests.support.gateway_world import API_KEY, REQUEST, World, world
+from tests.support.servers.process import HOST
 
 RUN = "/v1/everydream-v1/run"
 STATUS = "/v1/everydream-v1/status"

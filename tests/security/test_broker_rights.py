@@ -32,10 +32,10 @@ from shared.messaging.messages import (
 )
 from shared.ports import Bus
 from shared.service_process import closing
-from tests.broker_logins import make_logins
-from tests.compose import OURS
 from tests.end_to_end.test_direct_producer import make_user
-from tests.servers.rabbitmq import RabbitMQ
+from tests.support.broker_logins import make_logins
+from tests.support.compose import OURS
+from tests.support.servers.rabbitmq import RabbitMQ
 
 TYPES = sorted(type_of(kind) for kind in get_args(AnyMessage))
 OWN = {

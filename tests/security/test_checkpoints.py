@@ -16,7 +16,8 @@ from services.fetcher.models.pickle_reader import Inert, run
 from shared.errors import Refused
 from shared.request import STORED
 from shared.storage.folders import read_manifest
-from tests.corpora.checkpoints import (
+from tests.security.bounds import within_bounds, written
+from tests.support.corpora.checkpoints import (
     EXPLOITS,
     FOLDERS,
     INERT,
@@ -28,8 +29,7 @@ from tests.corpora.checkpoints import (
     checkpoint,
     zip_with_traversal,
 )
-from tests.security.bounds import within_bounds, written
-from tests.staging import Stage, copied, zipped
+from tests.support.staging import Stage, copied, zipped
 
 KEY = "uploads/model"
 SHOWN = STORED + KEY

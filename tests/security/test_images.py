@@ -13,9 +13,9 @@ from PIL import Image
 from services.fetcher.datasets.archive import unpack
 from services.fetcher.datasets.report import Checked, check
 from shared.errors import Refused
-from tests.corpora.archives import Entry, archive
-from tests.corpora.images import BAD, NAMES, ODD, saved
 from tests.security.bounds import within_bounds, written
+from tests.support.corpora.archives import Entry, archive
+from tests.support.corpora.images import BAD, NAMES, ODD, saved
 
 SHOWN = "https://example.com/data.zip"
 MEMORY = 256 << 20

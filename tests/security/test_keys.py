@@ -22,7 +22,7 @@ from services.gateway.web.routing import Route, routes_of
 from shared import keys
 from shared.ports import StoredKey
 from shared.service_process import closing
-from tests.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trained, world
+from tests.support.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trained, world
 
 HOOK = "https://example.com/hook"
 OPEN = {

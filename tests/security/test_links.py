@@ -17,8 +17,8 @@ from shared.adapters.object_keys import LONGEST_LINK
 from shared.adapters.s3 import S3Store
 from shared.errors import Refused
 from shared.request import S3Config
-from tests.gateway_world import KEY, World, world
-from tests.servers.s3 import S3Server
+from tests.support.gateway_world import KEY, World, world
+from tests.support.servers.s3 import S3Server
 
 OTHER_KEY = "another key of thirty-two letters or more"
 FILE = "jobs/1/training/1/model.html"

@@ -13,7 +13,16 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.secrets_search import Leak, Place, answer, files_in, forms, leaks, process, rows_of
+from tests.support.secrets_search import (
+    Leak,
+    Place,
+    answer,
+    files_in,
+    forms,
+    leaks,
+    process,
+    rows_of,
+)
 
 SECRET = 'pä"s/w+rd&of=Anna'
 WRITTEN = [

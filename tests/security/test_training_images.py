@@ -14,7 +14,7 @@ from services.trainer.training.batches import read_pixels
 from shared.dataset.buckets import Box, Size
 from shared.dataset.pixels import as_trained, open_image
 from shared.dataset.plan import Draw
-from tests.corpora.images import ODD
+from tests.support.corpora.images import ODD
 
 
 @pytest.mark.parametrize("name", list(ODD))

@@ -25,9 +25,9 @@ from shared.network import outbound
 from shared.network.addresses import ADVICE, AllowedHosts
 from shared.network.outbound import Guard, guarded_session
 from shared.service_process import closing
-from tests.corpora.urls import NAMES, URLS
-from tests.gateway_world import KEY, REQUEST, S3_CONFIG, world
-from tests.servers.web import Answer, Page, Web, running_web
+from tests.support.corpora.urls import NAMES, URLS
+from tests.support.gateway_world import KEY, REQUEST, S3_CONFIG, world
+from tests.support.servers.web import Answer, Page, Web, running_web
 
 RUN = "/v1/everydream-v1/run"
 NOBODY: frozenset[str] = frozenset()

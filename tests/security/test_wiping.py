@@ -25,8 +25,8 @@ from shared.ports import StoredJob
 from shared.request import parse_request
 from shared.service_process import closing
 from shared.settings import from_environment
-from tests.gateway_world import S3_CONFIG, TRAIN_ONLY, World, eventually, world
-from tests.secrets_search import answer, files_in, leaks, rows_of
+from tests.support.gateway_world import S3_CONFIG, TRAIN_ONLY, World, eventually, world
+from tests.support.secrets_search import answer, files_in, leaks, rows_of
 
 SECRETS = {name: S3_CONFIG[name] for name in ("accessId", "accessSecret")}
 ROOT = "/v1/everydream-v1"

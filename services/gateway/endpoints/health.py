@@ -59,7 +59,7 @@ class Ready:
         answers={
             200: Answer("It is.", response_types.Ready),
             503: Answer(
-                "Not all of it; jobs are accepted all the same while the database response_types.",
+                "Not all of it; jobs are accepted all the same while the database answers.",
                 response_types.Ready,
                 headers={"Retry-After": "Seconds."},
             ),

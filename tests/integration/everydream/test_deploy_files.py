@@ -1,0 +1,310 @@
+"""What `deploy/` says fits the Compose specification, the project and the settings."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import settings
+from shared.settings import from_environment
+from tests.support.compose import (
+    DEPLOY,
+    OURS,
+    MissingError,
+    environment_of,
+    fill_in,
+    our_services,
+    read_compose,
+    read_env,
+)
+from tests.support.servers.rabbitmq import RabbitMQ
+
+ROOT = DEPLOY.parent
+COMPOSE = read_compose()
+SERVICES = our_services(COMPOSE)
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+EXAMPLE = read_env(DEPLOY / ".env.example")
+FILLED = {name: value or "0" * 64 for name, value in EXAMPLE.items()}
+
+# ----------------------------------------------------------------------------- compose.yaml
+
+
+def check_against_the_specification(path: Path) -> subprocess.CompletedProcess[str]:
+    """By the schema that check-jsonschema brings along; nothing is fetched."""
+    command = ("-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path))
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_compose_fits_the_specification() -> None:
+    checked = check_against_the_specification(DEPLOY / "compose.yaml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("stop_grace_period: 11m", "stop_grace_periods: 11m"),
+        ("condition: service_healthy", "condition: service_is_healthy"),
+        ("capabilities: [gpu]", "kapabilities: [gpu]"),
+    ],
+)
+def test_the_specification_finds_a_slip(tmp_path: Path, right: str, wrong: str) -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    assert right in text
+    (tmp_path / "compose.yaml").write_text(text.replace(right, wrong))
+    assert check_against_the_specification(tmp_path / "compose.yaml").returncode == 1
+
+
+def test_every_service_of_ours_is_there_by_its_own_command() -> None:
+    commands = {tuple(entry["command"]) for entry in SERVICES.values()}
+    assert commands == {("everydream", "service", name) for name in OURS}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_built_as_what_it_runs_as(name: str) -> None:
+    assert SERVICES[name]["build"]["args"]["SERVICE"] == SERVICES[name]["command"][-1]
+
+
+@pytest.mark.parametrize(("profile", "suffix"), [("cpu", "-cpu"), ("gpu", "-gpu")])
+def test_either_profile_runs_each_service_once(profile: str, suffix: str) -> None:
+    started = [
+        name for name, entry in SERVICES.items() if profile in entry.get("profiles", [profile])
+    ]
+    assert sorted(name.removesuffix(suffix) for name in started) == sorted(OURS)
+
+
+def test_those_with_a_card_ask_for_one_and_the_others_do_not() -> None:
+    asking = {name for name, entry in SERVICES.items() if "deploy" in entry}
+    assert asking == {"trainer-gpu", "inferencer-gpu"}
+    for name in asking:
+        devices = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert devices[0]["capabilities"] == ["gpu"]
+
+
+def test_a_service_starts_when_the_servers_that_it_needs_are_healthy() -> None:
+    for name, entry in SERVICES.items():
+        needed = {"rabbitmq", "s3"} | ({"postgres"} if name == "gateway" else set())
+        assert set(entry["depends_on"]) == needed
+        for server in needed:
+            assert entry["depends_on"][server]["condition"] == "service_healthy"
+            assert COMPOSE["services"][server]["healthcheck"]["test"]
+
+
+def test_a_server_that_can_be_left_out_is_not_waited_for() -> None:
+    for entry in SERVICES.values():
+        for server, wait in entry["depends_on"].items():
+            can_be_left_out = "profiles" in COMPOSE["services"][server]
+            assert wait.get("required", True) is not can_be_left_out
+
+
+def test_nothing_is_published_beyond_this_machine() -> None:
+    published = [port for entry in COMPOSE["services"].values() for port in entry.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_every_image_is_pinned_to_a_minor_version() -> None:
+    images = [entry["image"] for entry in COMPOSE["services"].values() if "image" in entry]
+    base = re.search(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert base
+    for image in [*images, base[1]]:
+        assert re.search(r":\d+\.\d+", image), image
+
+
+def test_what_the_servers_keep_is_kept_under_a_name() -> None:
+    for entry in COMPOSE["services"].values():
+        named = [volume.split(":")[0] for volume in entry["volumes"] if not volume.startswith(".")]
+        assert named
+        assert set(named) <= set(COMPOSE["volumes"])
+
+
+def test_the_broker_keeps_its_name_and_with_it_its_queues() -> None:
+    assert COMPOSE["services"]["rabbitmq"]["hostname"]
+
+
+def test_a_trainer_may_take_as_long_to_save_as_the_runtime_grants() -> None:
+    from shared.worker.runtime import GRACE_BEATS  # noqa: PLC0415 - only this test needs it
+
+    minutes = SERVICES["trainer-cpu"]["stop_grace_period"].removesuffix("m")
+    assert int(minutes) * 60 > GRACE_BEATS * from_environment({}).beat
+
+
+# ----------------------------------------------------------------------------- .env
+
+
+@pytest.mark.parametrize("name", [name for name, value in EXAMPLE.items() if not value])
+def test_compose_complains_about_each_secret_that_is_not_filled_in(name: str) -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    with pytest.raises(MissingError, match=name):
+        fill_in(text, FILLED | {name: ""})
+
+
+def test_compose_needs_nothing_that_the_example_does_not_ask_for() -> None:
+    fill_in((DEPLOY / "compose.yaml").read_text(), FILLED)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_settings_take_what_compose_gives_a_service(name: str) -> None:
+    found = from_environment(environment_of(SERVICES[name], FILLED))
+    assert found.base_model == "tiny"
+    assert found.store_url == "s3://everydream"
+    assert found.store_public_endpoint == "http://localhost:8333"
+    holds_the_key = name in ("gateway", "notifier")
+    assert found.secret_key == ("0" * 64 if holds_the_key else None)
+    login = SERVICES[name]["command"][-1]
+    assert found.amqp_url == f"amqp://{login}:{'0' * 64}@rabbitmq:5672/"
+
+
+def test_without_a_public_endpoint_links_lead_to_the_server_itself() -> None:
+    values = FILLED | {"EVERYDREAM_STORE_PUBLIC_ENDPOINT": ""}
+    assert (
+        from_environment(environment_of(SERVICES["fetcher"], values)).store_public_endpoint is None
+    )
+
+
+def test_optional_settings_reach_every_service() -> None:
+    values = FILLED | {"EVERYDREAM_BEAT": "3"}
+    for entry in SERVICES.values():
+        assert from_environment(environment_of(entry, values)).beat == 3
+
+
+# ----------------------------------------------------------------------------- settings
+
+
+def known_variables() -> set[str]:
+    """Every variable that is asked for when all are missing."""
+
+    class Asked(dict[str, str]):
+        def get(self, key: str, default: Any = None) -> Any:
+            asked.add(key)
+            return default
+
+    asked: set[str] = set()
+    settings.from_environment(Asked())
+    return {name for name in asked if not name.endswith("_FILE")}
+
+
+def documented() -> dict[str, str]:
+    """The lines of the table in docs/settings.md, by their variable."""
+    lines = (ROOT / "docs/settings.md").read_text().splitlines()
+    found = ((re.match(r"\| `(EVERYDREAM_\w+)` \|", line), line) for line in lines)
+    return {match[1]: line for match, line in found if match}
+
+
+DEFAULT_CELL, EXAMPLE_CELL = 1, 3
+
+
+def cell(name: str, number: int) -> str:
+    return documented()[name].strip("| ").split(" | ")[number].strip("`")
+
+
+def value_of(name: str, environment: dict[str, str]) -> str:
+    """What the settings read for a variable, as the docs would write it; nothing for nothing."""
+    value = getattr(from_environment(environment), name.removeprefix("EVERYDREAM_").lower())
+    return f"{value:g}" if isinstance(value, float) else str(value or "")
+
+
+def test_compose_and_the_image_set_only_what_the_settings_know() -> None:
+    in_compose = {name for entry in SERVICES.values() for name in entry["environment"]}
+    used = in_compose | set(EXAMPLE) | set(re.findall(r"\b(EVERYDREAM_\w+)=", DOCKERFILE))
+    assert {name for name in used if name.startswith("EVERYDREAM_")} <= known_variables()
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    assert set(documented()) == known_variables()
+
+
+@pytest.mark.parametrize("name", documented())
+def test_the_example_of_a_setting_is_taken(name: str) -> None:
+    assert value_of(name, {name: cell(name, EXAMPLE_CELL)}) != value_of(name, {})
+
+
+@pytest.mark.parametrize("name", documented())
+def test_the_default_of_a_setting_is_what_the_docs_say(name: str) -> None:
+    home = str(Path("~/.everydream").expanduser())
+    found = value_of(name, {}).replace(home, "~/.everydream")
+    assert cell(name, DEFAULT_CELL) == (found or "none")
+
+
+# ----------------------------------------------------------------------------- Dockerfile
+
+
+def extras() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_the_extras_that_its_image_installs(name: str) -> None:
+    args = SERVICES[name]["build"]["args"]
+    assert set(args.get("EXTRAS", args["SERVICE"]).split(",")) <= extras()
+
+
+def test_compose_sets_only_arguments_that_the_dockerfile_has() -> None:
+    known = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    for entry in SERVICES.values():
+        assert set(entry["build"]["args"]) <= known
+        assert (DEPLOY / entry["build"]["context"]).resolve() == ROOT
+        assert (ROOT / entry["build"]["dockerfile"]) == DEPLOY / "Dockerfile"
+
+
+def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    let_in = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    copied = {
+        word
+        for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE)
+        for word in line.split()[:-1]
+    }
+    assert copied == let_in
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_image_runs_as_an_ordinary_user() -> None:
+    user = re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE)[-1]
+    assert "useradd --system" in DOCKERFILE
+    assert user not in {"root", "0"}
+
+
+# ----------------------------------------------------------------------------- rabbitmq.conf
+
+
+class ConfiguredBroker(RabbitMQ):
+    """A private node under the configuration that we ship."""
+
+    def _write_settings(self) -> None:
+        super()._write_settings()
+        with (self.folder / "rabbitmq.conf").open("a") as file:
+            file.write((DEPLOY / "rabbitmq.conf").read_text())
+
+
+def test_the_broker_understands_its_configuration() -> None:
+    with ConfiguredBroker(vhosts=1) as node:
+        timeout = node.ctl("eval", "application:get_env(rabbit, consumer_timeout).")
+        limit = node.ctl("eval", "rabbit_disk_monitor:get_disk_free_limit().")
+    assert timeout.strip() == "{ok,608400000}"
+    assert limit.strip() == str(2 * 10**9)
+
+
+def test_compose_hands_that_configuration_to_the_broker() -> None:
+    mounts = [volume.split(":") for volume in COMPOSE["services"]["rabbitmq"]["volumes"]]
+    sources = {target: source for source, target, *_ in mounts}
+    assert sources["/etc/rabbitmq/conf.d/20-everydream.conf"] == "./rabbitmq.conf"
+
+
+def test_compose_hands_the_services_logins_to_the_broker_at_each_start() -> None:
+    broker = COMPOSE["services"]["rabbitmq"]
+    handed = {entry["target"]: COMPOSE["configs"][entry["source"]] for entry in broker["configs"]}
+    (load,) = [path for path in handed if path.startswith("/etc/rabbitmq/conf.d/")]
+    setting, _, file = handed[load]["content"].strip().partition(" = ")
+    assert setting == "load_definitions"
+    assert "permissions" in handed[file]["content"]
+    assert "environment" not in broker, "else the image makes a login with all rights"

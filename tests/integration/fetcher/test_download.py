@@ -1,0 +1,152 @@
+"""Downloads from servers with good manners and bad."""
+
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from services.fetcher.download import Downloaded, download
+from shared.errors import Passing, Refused
+from shared.network.outbound import guarded_session
+from tests.support.servers.process import free_port
+from tests.support.servers.web import Page, Web, running_web
+
+LOOPBACK = frozenset({"127.0.0.1"})
+BODY = bytes(range(256)) * 4000
+
+
+async def fetch(url: str, folder: Path, **more: Any) -> Downloaded:
+    options = {"allowed": LOOPBACK, "limit": 1 << 24, "pauses": (0.01, 0.01), **more}
+    return await download(url, folder / "file", **options)
+
+
+async def test_a_file_arrives_whole_and_tells_how_far_it_is(web: Web, tmp_path: Path) -> None:
+    heard: list[tuple[int, int | None]] = []
+    url = web.serve("/data.zip", Page(BODY, piece=100_000))
+
+    got = await fetch(url, tmp_path, on_bytes=lambda done, total: heard.append((done, total)))
+
+    assert got.path.read_bytes() == BODY
+    assert got.bytes == len(BODY)
+    assert heard[-1] == (len(BODY), len(BODY))
+    assert len(heard) > 1
+
+
+async def test_a_private_address_is_refused_as_literal_and_by_name(
+    web: Web, tmp_path: Path
+) -> None:
+    literal = web.serve("/data.zip?key=secret", BODY)
+    by_name = literal.replace("127.0.0.1", "localhost")
+    mapped = literal.replace("127.0.0.1", "[::ffff:127.0.0.1]")
+
+    for url in (literal, by_name, mapped):
+        with pytest.raises(Refused, match="EVERYDREAM_ALLOWED_PRIVATE_HOSTS") as refused:
+            await fetch(url, tmp_path, allowed=frozenset())
+        assert "secret" not in str(refused.value)
+    assert web.seen == []
+
+
+async def test_a_session_alone_blocks_every_spelling_of_loopback(web: Web) -> None:
+    port = web.url().rsplit(":", 1)[1].strip("/")
+
+    async with guarded_session(frozenset()) as session:
+        for host in ("127.0.0.1", "localhost", "[::ffff:7f00:1]", "0x7f.1", "2130706433", "0"):
+            with pytest.raises(aiohttp.ClientError):
+                await session.get(f"http://{host}:{port}/")
+    assert web.seen == []
+
+
+async def test_an_allowed_name_is_reached_but_only_on_its_port(web: Web, tmp_path: Path) -> None:
+    url = web.serve("/data.zip", BODY).replace("127.0.0.1", "localhost")
+    port = url.split(":")[2].split("/")[0]
+
+    assert (await fetch(url, tmp_path, allowed=frozenset({f"localhost:{port}"}))).bytes == len(BODY)
+    with pytest.raises(Refused, match=r"localhost:.* is a private address"):
+        await fetch(url, tmp_path, allowed=frozenset({"localhost:1"}))
+
+
+async def test_a_redirect_is_followed_and_a_redirect_to_a_private_address_is_not(
+    tmp_path: Path,
+) -> None:
+    async with running_web() as outside, running_web() as inside:
+        port = outside.url().rsplit(":", 1)[1].strip("/")
+        outside.serve("/data.zip", BODY)
+        good = outside.redirect("/good", "/data.zip")
+        bad = outside.redirect("/bad", inside.serve("/secret", b"inside"))
+        scheme = outside.redirect("/scheme", "file:///etc/passwd")
+        only_outside = frozenset({f"127.0.0.1:{port}"})
+
+        assert (await fetch(good, tmp_path, allowed=only_outside)).bytes == len(BODY)
+        with pytest.raises(Refused, match="is a private address"):
+            await fetch(bad, tmp_path, allowed=only_outside)
+        with pytest.raises(Refused, match="expected an http or https URL"):
+            await fetch(scheme, tmp_path, allowed=only_outside)
+        assert inside.seen == []
+
+
+async def test_redirects_in_a_circle_end(web: Web, tmp_path: Path) -> None:
+    url = web.redirect("/round", "/round")
+
+    with pytest.raises(Refused, match="more than 5 redirects"):
+        await fetch(url, tmp_path)
+    assert len(web.seen) == 6
+
+
+async def test_a_client_error_is_final_and_names_url_and_status(web: Web, tmp_path: Path) -> None:
+    url = web.serve("/gone.zip", Page(status=404))
+
+    with pytest.raises(Refused, match=r"/gone\.zip: the server answers 404 Not Found"):
+        await fetch(url + "?signature=secret", tmp_path)
+    assert len(web.seen) == 1
+
+
+async def test_a_server_error_passes_after_three_tries(web: Web, tmp_path: Path) -> None:
+    url = web.serve("/data.zip", Page(status=503))
+
+    with pytest.raises(Passing, match="the server answers 503"):
+        await fetch(url, tmp_path)
+    assert len(web.seen) == 3
+
+
+async def test_a_file_that_breaks_off_passes_and_is_never_taken_for_whole(
+    web: Web, tmp_path: Path
+) -> None:
+    url = web.serve("/data.zip", Page(BODY, cut_at=1000))
+
+    with pytest.raises(Passing, match="broke off in the middle"):
+        await fetch(url, tmp_path)
+    assert len(web.seen) == 3
+
+
+async def test_a_second_try_may_succeed(web: Web, tmp_path: Path) -> None:
+    url = web.serve("/data.zip", Page(BODY, cut_at=300_000, piece=100_000))
+
+    def mend(done: int, _total: int | None) -> None:
+        web.serve("/data.zip", BODY)
+        assert done <= len(BODY)
+
+    assert (await fetch(url, tmp_path, on_bytes=mend)).path.read_bytes() == BODY
+    assert len(web.seen) == 2
+
+
+async def test_a_silent_server_passes(web: Web, tmp_path: Path) -> None:
+    url = web.serve("/data.zip", Page(BODY, piece=1000, pause=30))
+
+    with pytest.raises(Passing, match="does not answer in time"):
+        await fetch(url, tmp_path, read_seconds=0.2, pauses=())
+
+
+async def test_a_server_that_is_away_passes(tmp_path: Path) -> None:
+    with pytest.raises(Passing, match=r"no connection to 127\.0\.0\.1"):
+        await fetch(f"http://127.0.0.1:{free_port()}/data.zip", tmp_path)
+
+
+@pytest.mark.parametrize("announce", [True, False])
+async def test_a_file_over_the_limit_is_refused_announced_or_not(
+    web: Web, tmp_path: Path, *, announce: bool
+) -> None:
+    url = web.serve("/data.zip", Page(BODY, announce=announce, piece=100_000))
+
+    with pytest.raises(Refused, match=r"more than 0\.0005 GB"):
+        await fetch(url, tmp_path, limit=500_000)

@@ -1,0 +1,268 @@
+"""Models of the hub: what names one, whose token opens it, and the deployment's own, pinned."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from everydream.models import pull_model
+from services.fetcher.models.configured_model import MOVED, PINS, TINY_FOLDER
+from services.fetcher.models.hub import HubModel, file_url, hub_model
+from shared.diffusion.loading import Parts, load
+from shared.errors import Passing, Refused, SettingsError
+from shared.settings import Settings, from_environment
+from tests.support.servers.process import HOST, free_port
+from tests.support.staging import COMMIT, Hub, Stage, copied, running_hub, same
+
+ALIAS = "sd_v1-5_vae.ckpt"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Parts:
+    return load(TINY_FOLDER)
+
+
+@pytest.fixture
+async def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hub]:
+    async with running_hub(copied(TINY_FOLDER, tmp_path / "hub")) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub
+
+
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        ("org/name", HubModel(repository="org/name")),
+        ("org/name@v1", HubModel(repository="org/name", revision="v1")),
+        ("https://huggingface.co/org/name", HubModel(repository="org/name")),
+        ("https://huggingface.co/org/name/", HubModel(repository="org/name")),
+        ("huggingface.co/org/name", HubModel(repository="org/name")),
+        ("https://hf.co/org/name/tree/v1", HubModel(repository="org/name", revision="v1")),
+        (
+            "https://huggingface.co/org/name/tree/main/models/v1",
+            HubModel(repository="org/name", revision="main", subfolder="models/v1"),
+        ),
+        ("https://huggingface.co/org/name/resolve/main/m.safetensors", None),
+        ("https://example.com/org/name", None),
+        ("org", None),
+        ("https://huggingface.co/org", None),
+    ],
+)
+def test_a_model_is_named_by_its_id_or_by_the_url_of_its_page(
+    text: str, model: HubModel | None
+) -> None:
+    assert hub_model(text) == model
+
+
+def test_a_folder_that_is_asked_for_wins_over_the_pages() -> None:
+    found = hub_model("https://huggingface.co/org/name/tree/main/a", "b")
+    assert found == HubModel(repository="org/name", revision="main", subfolder="b")
+
+
+def test_the_page_of_a_file_leads_to_its_bytes() -> None:
+    page = "https://huggingface.co/org/name/blob/main/m.safetensors"
+    assert file_url(page) == "https://huggingface.co/org/name/resolve/main/m.safetensors"
+    for other in ("https://example.com/a/b/blob/m", "https://huggingface.co/o/n/resolve/main/blob"):
+        assert file_url(other) == other
+
+
+async def test_a_hub_id_is_fetched_without_what_the_model_does_not_need(
+    stage: Stage, hub: Hub, tiny: Parts
+) -> None:
+    (hub.folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    (hub.folder / "v1-5-pruned.ckpt").write_bytes(b"pickle")
+
+    prefix = await stage("org/model")
+
+    assert same(await stage.loaded(prefix), tiny)
+    assert not any(name.endswith((".bin", ".ckpt")) for name in hub.fetched)
+    assert stage.told[-1]["phase"] == "downloading"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "https://huggingface.co/org/model",
+        "https://huggingface.co/org/model/tree/main",
+        "org/model@main",
+    ],
+)
+async def test_the_page_of_a_model_names_it_too(stage: Stage, hub: Hub, page: str) -> None:
+    assert await stage(page) == await stage("sd_v1-5_vae.ckpt")
+    assert hub.fetched
+
+
+async def test_a_subfolder_of_a_repository_can_hold_the_model(
+    stage: Stage, hub: Hub, tmp_path: Path
+) -> None:
+    hub.folder = tmp_path / "outer"
+    copied(TINY_FOLDER, hub.folder / "models/v1")
+
+    assert await stage("org/model", subfolder="models/v1") == await stage("sd_v1-5_vae.ckpt")
+    for bad in ("../v1", "/../..", "models/../.."):
+        with pytest.raises(Refused, match="hf_repo_subfolder"):
+            await stage("org/model", subfolder=bad)
+
+
+async def test_half_precision_weights_are_taken_where_there_are_no_others(
+    stage: Stage, hub: Hub
+) -> None:
+    for weights in list(hub.folder.rglob("*.safetensors")):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+
+    assert (await stage.loaded(await stage("org/model"))).prediction_type == "epsilon"
+
+
+async def test_a_repository_of_pickles_or_of_nothing_is_refused(stage: Stage, hub: Hub) -> None:
+    (hub.folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+
+    with pytest.raises(Refused, match="org/model on the hub: unet has no weights"):
+        await stage("org/model")
+    with pytest.raises(Refused, match="org/other on the hub: no such model, or a private one"):
+        await stage("org/other")
+
+
+async def test_a_gated_model_is_refused_with_the_reason(stage: Stage, hub: Hub) -> None:
+    hub.status = 403
+
+    with pytest.raises(Refused, match="access must be asked for"):
+        await stage("org/model")
+
+
+async def test_a_hub_that_is_away_passes_unless_the_model_is_in_the_cache(
+    stage: Stage, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = await stage("org/model")
+    hub.status = 503
+    monkeypatch.setenv("HF_ENDPOINT", f"http://{HOST}:{free_port()}")
+
+    assert await stage("org/model") == prefix
+    with pytest.raises(Passing, match="org/another on the hub"):
+        await stage("org/another")
+
+
+async def test_our_token_is_used_for_our_model_and_never_for_a_users(
+    stage: Stage, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    await stage("org/model")
+    assert hub.tokens == {None}
+    await stage("sd_v1-5_vae.ckpt", models=stage.of("org/model"))
+    assert hub.tokens == {None, "Bearer hf_secret"}
+
+
+def test_the_model_that_moved_is_found_under_its_new_name() -> None:
+    assert MOVED["runwayml/stable-diffusion-v1-5"].startswith("stable-diffusion-v1-5/")
+
+
+async def test_a_private_model_is_opened_to_users_only_where_the_deployment_says_so(
+    stage: Stage, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.private = True
+
+    for private in ({"org/model"}, {"other/thing", "org/*"}):
+        assert await stage("org/model", models=stage.of("tiny", private)) == await stage(ALIAS)
+    for private in (set[str](), {"org/other"}, {"orga/*"}):
+        with pytest.raises(Refused, match="org/model on the hub: no such model, or a private one"):
+            await stage("org/model", models=stage.of("tiny", private))
+
+
+async def test_our_own_private_model_is_not_handed_to_users_from_the_cache(
+    stage: Stage, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.private = True
+    models = stage.of("org/model")
+    await stage(ALIAS, models=models)
+
+    with pytest.raises(Refused, match="no such model, or a private one"):
+        await stage("org/model", models=models)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://{HOST}:{free_port()}")
+    with pytest.raises(Passing, match="org/model on the hub"):
+        await stage("org/model", models=models)
+
+
+async def test_a_download_tells_how_much_there_is_to_come(stage: Stage, hub: Hub) -> None:
+    await stage("org/model")
+
+    last = stage.told[-1]
+    weights = sum(path.stat().st_size for path in hub.folder.rglob("*.safetensors"))
+    assert last["bytes"] == last["bytes_total"] > weights
+
+
+# --- everydream models pull -------------------------------------------------------------------
+
+
+def settings(stage: Stage, base_model: str = "org/model") -> Settings:
+    return from_environment(
+        {"EVERYDREAM_HOME": str(stage.home), "EVERYDREAM_BASE_MODEL": base_model}
+    )
+
+
+async def test_a_pulled_model_is_used_without_asking_the_hub_again(stage: Stage, hub: Hub) -> None:
+    console = Console(record=True, width=200)
+    pin = await pull_model(settings(stage), None, None, console)
+    hub.revisions.clear()
+    hub.fetched.clear()
+
+    assert await stage(ALIAS, models=stage.of("org/model")) == await stage(ALIAS)
+
+    assert pin.commit == COMMIT
+    assert not hub.revisions
+    assert not hub.fetched
+    said = console.export_text()
+    assert f"org/model is commit {COMMIT} from now on" in said
+    assert "pulling org/model" in said
+    assert "EVERYDREAM_BASE_MODEL" not in said
+
+
+async def test_a_pin_outlives_the_files_that_it_was_made_for(stage: Stage, hub: Hub) -> None:
+    """Whoever clears the disk gets the same commit again, whatever the branch is now."""
+    pin = await pull_model(settings(stage), None, None, Console())
+    (stage.home / pin.folder).rename(stage.home / "gone")
+    hub.revisions.clear()
+
+    assert await stage(ALIAS, models=stage.of("org/model")) == await stage(ALIAS)
+    assert hub.revisions == {COMMIT}
+
+
+async def test_another_model_and_revision_can_be_pulled_for_later(stage: Stage, hub: Hub) -> None:
+    console = Console(record=True, width=200)
+
+    await pull_model(settings(stage, "tiny"), "org/model", "v1", console)
+
+    assert hub.revisions == {"v1"}
+    assert "It is used with EVERYDREAM_BASE_MODEL=org/model" in console.export_text()
+
+
+@pytest.mark.parametrize("name", ["tiny", "/srv/model"])
+async def test_what_is_not_on_the_hub_cannot_be_pulled(stage: Stage, name: str) -> None:
+    with pytest.raises(SettingsError, match="a hub id such as org/name"):
+        await pull_model(settings(stage), name, None, Console())
+
+
+async def test_a_model_that_cannot_be_trained_on_is_not_pinned(stage: Stage, hub: Hub) -> None:
+    (hub.folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+
+    with pytest.raises(Refused, match="unet has no weights"):
+        await pull_model(settings(stage), None, None, Console())
+    assert not (stage.home / PINS).exists()
+
+
+async def test_a_damaged_list_of_pins_is_named(stage: Stage) -> None:
+    stage.home.mkdir()
+    (stage.home / PINS).write_text("{")
+
+    with pytest.raises(SettingsError, match=r"models\.json is damaged .* pull the model again"):
+        await stage(ALIAS, models=stage.of("org/model"))

@@ -1,0 +1,193 @@
+"""Whatever is asked, the gateway answers as its OpenAPI document says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from services.gateway.endpoints.uploads import CHUNK
+from services.gateway.jobs.repository import Ledger
+from services.gateway.web.authorization import Door
+from services.gateway.web.rate_limits import RATES, Rate
+from shared.messaging.messages import (
+    FETCHER,
+    INFERENCER_RESULTS,
+    StageFailed,
+    TrainingProgressed,
+)
+from tests.support.gateway_world import API_KEY, REQUEST, Claimed, World, training, world
+
+ROOT = "/v1/everydream-v1"
+CASES = 2000
+"""At least so many."""
+EXAMPLES = 40
+"""Of each operation, with valid data and again with data that is not."""
+LIFTED = dict.fromkeys(RATES, Rate(10**9, 1.0, 10**9))
+SHORT_WAIT = 20
+"""Milliseconds: no case waits longer."""
+LAST = ("/cancel/{job}", "/purge-queue", "/jobs/{job}", "/uploads/{upload}")
+"""Asked at the end, because they take away what the others ask for."""
+ACCEPTED = ["2xx", "404", "409", "422"]
+"""How valid data may be answered: a name in it may stand for nothing, or for something else."""
+REFUSED = ["400", "401", "403", "404", "409", "411", "412", "415"]
+"""How data is refused that is not valid."""
+DEPENDS = {"/retry/{job}", "/events/{job}", "/jobs", "/uploads", "/files/{key}"}
+"""Where it depends on more than the document says whether valid data is accepted."""
+WEBHOOK = "https://example.com/hook"
+
+
+@pytest.fixture(autouse=True)
+def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of requests of one key are let in."""
+    monkeypatch.setattr("services.gateway.app.Door", door)
+    monkeypatch.setattr("services.gateway.jobs.uploads.MOST_UNFINISHED", 10**9)
+
+
+def door(ledger: Ledger) -> Door:
+    return Door(ledger, LIFTED)
+
+
+# --- Jobs of every kind -----------------------------------------------------------------------
+
+
+async def at_work(here: World) -> Claimed:
+    """The trainer of a job that has got on."""
+    _, trainer = await training(here, REQUEST, webhook=WEBHOOK)
+    await trainer.say(TrainingProgressed, progress={"step": 3, "steps": 8, "loss": 0.25})
+    await here.status_becomes(trainer.job, "IN_PROGRESS")
+    return trainer
+
+
+async def completed(here: World) -> str:
+    trainer = await at_work(here)
+    await trainer.finish_training()
+    await here.take(INFERENCER_RESULTS)
+    await (await here.claim(trainer.job, "generation")).finish_generation()
+    await here.status_becomes(trainer.job, "COMPLETED")
+    return str(trainer.job)
+
+
+async def failed(here: World) -> str:
+    trainer = await at_work(here)
+    await trainer.say(StageFailed, kind="refused", reason="the images are gone")
+    await here.status_becomes(trainer.job, "FAILED")
+    return str(trainer.job)
+
+
+async def cancelled(here: World) -> str:
+    job = await here.run()
+    await here.take(FETCHER)
+    await here.ask("POST", f"{ROOT}/cancel/{job}")
+    return job
+
+
+async def uploads(here: World) -> list[str]:
+    """One that is whole, and one that is not."""
+    whole = await here.ask("POST", f"{ROOT}/uploads", data=b"a whole file")
+    headers = {"Authorization": f"Bearer {API_KEY}", "Upload-Length": "100"}
+    async with here.session.post(here.url(f"{ROOT}/uploads"), headers=headers) as begun:
+        return [whole.body["id"], begun.headers["Location"].rpartition("/")[2]]
+
+
+async def named(here: World) -> dict[str, list[str]]:
+    """By path parameter, what there is."""
+    ended = [await completed(here), await failed(here), await cancelled(here)]
+    webhooks = await here.ask("GET", f"{ROOT}/jobs/{ended[0]}/webhooks")
+    return {
+        "ended": ended,
+        "job": [*ended, (await at_work(here)).job, await here.run()],
+        "webhook": [each["id"] for each in webhooks.body["deliveries"]],
+        "upload": await uploads(here),
+        "cursor": [(await here.ask("GET", f"{ROOT}/jobs?limit=1")).body["next"]],
+    }
+
+
+schemathesis.serializer.alias(CHUNK, "application/octet-stream")
+
+
+# --- Cases ------------------------------------------------------------------------------------
+
+
+class Asker:
+    """Asks, and holds every answer to the document."""
+
+    def __init__(self, url: str, names: Mapping[str, list[str]]) -> None:
+        self._schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        checks = self._schema.config.checks
+        checks.positive_data_acceptance.expected_statuses = ACCEPTED
+        checks.negative_data_rejection.expected_statuses = REFUSED
+        self.answers: Counter[int] = Counter()
+        self._names = names
+        self._session = requests.Session()
+
+    def ask_everything(self) -> None:
+        found = self._schema.get_all_operations()
+        operations = [each.ok() for each in found if isinstance(each, Ok)]
+        for operation in sorted(operations, key=lambda each: each.path in LAST):
+            self._ask(operation, GenerationMode.POSITIVE)
+            if operation.body or list(operation.iter_parameters()):
+                self._ask(operation, GenerationMode.NEGATIVE)
+
+    def _ask(self, operation: Any, mode: GenerationMode) -> None:
+        names = st.fixed_dictionaries({key: st.sampled_from(of) for key, of in self._names.items()})
+
+        @settings(
+            max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
+            phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(operation.as_strategy(generation_mode=mode), names, st.integers(0, 3))
+        def ask(case: Case[Any], known: Mapping[str, str], chance: int) -> None:
+            if chance:
+                name_what_there_is(case, known)
+            shorten(case)
+            outside: list[Any] = (
+                [positive_data_acceptance] if case.operation.path in DEPENDS else []
+            )
+            response = case.call_and_validate(
+                session=self._session, headers=KEY, excluded_checks=outside
+            )
+            self.answers[response.status_code] += 1
+
+        ask()
+
+
+KEY = {"Authorization": f"Bearer {API_KEY}"}
+
+
+def name_what_there_is(case: Case[Any], known: Mapping[str, str]) -> None:
+    """Events are read of an ended job: those of one that goes on would have no end."""
+    events = case.operation.path == "/events/{job}"
+    there = {**known, "job": known["ended"]} if events else known
+    for parameters in (case.path_parameters, case.query):
+        parameters.update({name: there[name] for name in parameters.keys() & there.keys()})
+
+
+def shorten(case: Case[Any]) -> None:
+    if any(each.name == "wait" for each in case.operation.query):
+        wait = str(case.query.get("wait", SHORT_WAIT + 1))
+        if wait.isdecimal() and int(wait) > SHORT_WAIT:
+            case.query["wait"] = SHORT_WAIT
+
+
+@pytest.mark.timeout(600)
+async def test_no_request_gets_what_the_document_does_not_say(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        asker = await asyncio.to_thread(Asker, here.url(""), await named(here))
+
+        await asyncio.to_thread(asker.ask_everything)
+
+    assert asker.answers.total() >= CASES
+    assert max(asker.answers) < 500
+    assert asker.answers[429] == 0

@@ -1,0 +1,353 @@
+"""A user's wish and the end of the work at the same moment: one of them wins, and both are told.
+
+Requests come over HTTP, facts through the recorder, and both write one database. Every reading and
+writing takes its turn by a seed, so that a race that went wrong goes wrong again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+import aiohttp
+import msgspec
+import pytest
+
+from services.gateway.app import Gateway
+from services.gateway.background.consumer import deal_with
+from services.gateway.database.api_keys import KeyTable
+from services.gateway.database.connection import Sql
+from services.gateway.database.jobs import Database
+from services.gateway.database.uploads import UploadTable
+from services.gateway.jobs import transitions
+from services.gateway.jobs.repository import read, row_of
+from services.gateway.jobs.transitions import Job, advance
+from services.gateway.web.authentication import digest_of
+from shared import retry
+from shared.adapters.folder import FolderStore
+from shared.adapters.memory import MemoryBroker, MemoryBus
+from shared.messaging.messages import (
+    GATEWAY_RECORDER,
+    AnyMessage,
+    ClaimRefused,
+    DatasetStaged,
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobTimedOut,
+    Queue,
+    ResumePointSaved,
+    StageFact,
+    StageFailed,
+    StagingStarted,
+    TrainingStarted,
+    WebhookDue,
+    decode,
+)
+from shared.ports import JobStore, Record
+from shared.request import parse_request
+from shared.service_process import closing
+from tests.support.gateway_world import KEY, TRAIN_ONLY, settings_for
+from tests.support.taking_turns import TurnTakingJobs
+from tests.unit.gateway.test_transitions import checkpoint_final, dataset_staged
+
+SEED = 20_260
+BEAT = 10.0
+API_KEYS = tuple(f"a-key-of-owner-{number}" for number in range(32))
+"""So many that none of their owners asks too often."""
+REQUEST = msgspec.structs.replace(
+    parse_request(TRAIN_ONLY), webhook="https://example.com/hook", webhook_events=("completed",)
+)
+CONTROL = Queue("control.trainer", ())
+ENDS = {
+    JobCompleted: "COMPLETED",
+    JobFailed: "FAILED",
+    JobCancelled: "CANCELLED",
+    JobTimedOut: "TIMED_OUT",
+}
+REFUSALS = {"CANCELLED": 2}
+"""The worker is told at the cancel, and again when its last word comes too late."""
+MANY = pytest.mark.parametrize(
+    ("database_url", "races"), [("sqlite", 1000), ("postgresql", 60)], indirect=["database_url"]
+)
+FEWER = pytest.mark.parametrize(
+    ("database_url", "races"), [("sqlite", 60), ("postgresql", 15)], indirect=["database_url"]
+)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'transitions.db'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@dataclass
+class Course:
+    """A gateway that answers and records, with nobody who sends what it has to say."""
+
+    gateway: Gateway
+    store: TurnTakingJobs
+    gateway_bus: MemoryBus
+    workers: MemoryBus
+    session: aiohttp.ClientSession
+
+    async def line_up(self, job: Job) -> None:
+        """The job is on record as it stands."""
+        assert await self.store.insert(row_of(job, 1), [])
+
+    async def ask(self, method: str, path: str, job_id: str) -> tuple[int, Any]:
+        """The job's owner asks."""
+        url = f"http://127.0.0.1:{self.gateway.port}/v2/everydream-v1{path}/{job_id}"
+        headers = {"Authorization": f"Bearer {key_of(job_id)}"}
+        async with self.session.request(method, url, headers=headers) as answer:
+            return answer.status, await answer.json()
+
+    async def say(self, fact: StageFact) -> None:
+        """A worker says it, and the recorder deals with it."""
+        await self.workers.publish(fact, reply_to=CONTROL.name)
+        delivery = await self.gateway_bus.take(GATEWAY_RECORDER)
+        await deal_with(delivery, self.gateway._recorder._record)
+
+    async def told(self) -> list[AnyMessage]:
+        """What the trainer was told since the last look."""
+        heard = []
+        while await self.workers.depth(CONTROL):
+            delivery = await self.workers.take(CONTROL)
+            await delivery.ack()
+            heard.append(delivery.message)
+        return heard
+
+    async def job(self, job_id: str) -> Job | None:
+        row = await self.store.get(job_id)
+        return read(row) if row else None
+
+    async def all_jobs(self) -> dict[str, Job]:
+        rows = await self.store.newest(limit=1_000_000)
+        return {row.id: read(row) for row in rows}
+
+    async def said(self) -> dict[str, list[AnyMessage]]:
+        """By job, everything that is to be said because of what happened."""
+        by_job = defaultdict(list)
+        for row in await self.store.take_due(2**40, 2**41, limit=1_000_000):
+            by_job[row.job].append(decode(row.message))
+        return by_job
+
+
+@pytest.fixture
+async def course(tmp_path: Path, database_url: str) -> AsyncIterator[Course]:
+    settings = replace(settings_for(tmp_path), api_keys=API_KEYS)
+    broker = MemoryBroker()
+    broker.declare(CONTROL)
+    async with AsyncExitStack() as stack:
+        sql = await stack.enter_async_context(closing(Sql.open(database_url)))
+        await sql.migrate()
+        jobs_kept = TurnTakingJobs(Database(sql))
+        record = Record(cast("JobStore", jobs_kept), KeyTable(sql), UploadTable(sql))
+        store = FolderStore(tmp_path / "store", public_url=settings.public_url, key=KEY)
+        bus, workers = broker.bus("gateway/test"), broker.bus("workers/test")
+        gateway = Gateway(settings, KEY, bus, store, record)
+        await stack.enter_async_context(gateway._answering())
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Course(gateway, jobs_kept, bus, workers, session)
+
+
+def key_of(job_id: str) -> str:
+    return API_KEYS[int(job_id.rpartition("-")[2]) % len(API_KEYS)]
+
+
+def in_training(job_id: str) -> Job:
+    """A job at the last of its stages: whatever its worker says ends it."""
+    owner, now = digest_of(key_of(job_id)), time.time()
+    job = transitions.admit(job_id, owner, REQUEST, TRAIN_ONLY["input"], sealed=None, now=now).job
+    staged = msgspec.structs.replace(dataset_staged("s"), job=job_id)
+    for fact in (
+        StagingStarted(job=job_id, stage="staging", claim="s"),
+        staged,
+        TrainingStarted(job=job_id, stage="training", claim="t", gpu="card"),
+    ):
+        job = advance(job, fact, control=CONTROL.name, now=now, beat=BEAT).job
+    return with_failures(job, retry.FAILURES_ALLOWED - 1)
+
+
+def with_failures(job: Job, failures: int) -> Job:
+    training = msgspec.structs.replace(job.stages["training"], failures=failures)
+    return transitions.replace(job, stages={**job.stages, "training": training})
+
+
+def last_words(job_id: str, kind: str) -> StageFact:
+    if kind == "done":
+        return msgspec.structs.replace(checkpoint_final("t"), job=job_id)
+    return StageFailed(
+        job=job_id, stage="training", claim="t", kind=cast("Any", kind), reason="it broke"
+    )
+
+
+# --- The end of a run -------------------------------------------------------------------------
+
+
+@MANY
+async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_told(
+    course: Course, races: int
+) -> None:
+    answers = {
+        job_id: await raced_to_the_end(course, job_id, Random(f"{SEED} {job_id}"))
+        for job_id in (f"job-{number}" for number in range(races))
+    }
+
+    assert course.store.outrun > races / 10
+    ended = await course.all_jobs()
+    winners = Counter(job.status for job in ended.values())
+    assert min(winners[status] for status in ("CANCELLED", "COMPLETED", "FAILED")) > races / 20
+    said = await course.said()
+    for job_id, (answer, refusals) in answers.items():
+        status = ended[job_id].status
+        assert answer == (200, {"id": job_id, "status": status})
+        assert refusals == [refused(job_id)] * REFUSALS.get(status, 0)
+        assert wrong_end(said[job_id]) is None
+
+
+async def raced_to_the_end(
+    course: Course, job_id: str, random: Random
+) -> tuple[tuple[int, Any], list[AnyMessage]]:
+    """What was answered to who cancelled, and what was told to who worked."""
+    await course.line_up(in_training(job_id))
+    fact = last_words(job_id, random.choice(("done", "refused", "passing")))
+    cancelling = course.ask("POST", "/cancel", job_id)
+    _, answer = await course.store.race(random.getrandbits(32), (course.say(fact), cancelling))
+    return answer, await course.told()
+
+
+def refused(job_id: str) -> ClaimRefused:
+    return ClaimRefused(job=job_id, stage="training", claim="t", reason="the job has ended")
+
+
+def wrong_end(said: list[AnyMessage], run: int = 1) -> str | None:
+    """What is wrong with what is said of a run's end: it is said once, and posted once."""
+    ends = [each for each in said if isinstance(each, tuple(ENDS)) and run_of(each) == run]
+    dues = [each for each in said if isinstance(each, WebhookDue) and each.run == run]
+    if len(ends) != 1 or len(dues) != 1:
+        return f"{len(ends)} ends and {len(dues)} webhooks of run {run}"
+    told = msgspec.json.decode(dues[0].body)["status"]
+    status = ENDS[cast("Any", type(ends[0]))]
+    return None if told == status else f"{status} was said, and {told} is posted"
+
+
+def run_of(end: AnyMessage) -> int:
+    return cast("JobCompleted", end).run
+
+
+@FEWER
+async def test_what_two_recorders_hear_at_once_counts_once(course: Course, races: int) -> None:
+    """As when the active one hangs, and the next takes over what it has in hand."""
+    for number in range(races):
+        job_id = f"job-{number}"
+        await course.line_up(in_training(job_id))
+        fact = last_words(job_id, ("done", "refused", "passing")[number % 3])
+
+        await course.store.race(SEED + number, [course.say(fact), course.say(fact)])
+
+        job = await course.job(job_id)
+        assert job is not None
+        assert job.status == ("FAILED" if number % 3 else "COMPLETED")
+        assert await course.told() == [refused(job_id)]
+    said = await course.said()
+    assert [wrong_end(said[f"job-{number}"]) for number in range(races)] == [None] * races
+
+
+@FEWER
+async def test_a_job_that_is_removed_while_it_ends_is_gone_and_has_ended_once(
+    course: Course, races: int
+) -> None:
+    for number in range(races):
+        job_id = f"job-{number}"
+        await course.line_up(in_training(job_id))
+        entries = (
+            course.say(last_words(job_id, "done")),
+            course.ask("DELETE", "/jobs", job_id),
+            course.ask("DELETE", "/jobs", job_id),
+            course.ask("POST", "/cancel", job_id),
+        )
+
+        _, *removals, _ = await course.store.race(SEED + number, entries)
+
+        assert sorted(status for status, _ in removals) == [200, 404]
+        assert await course.job(job_id) is None
+    said = await course.said()
+    assert [wrong_end(said[f"job-{number}"]) for number in range(races)] == [None] * races
+
+
+# --- The next run -----------------------------------------------------------------------------
+
+
+def timed_out(job_id: str) -> Job:
+    """A job that is over, whose worker has not heard of it yet."""
+    return transitions.time_out(in_training(job_id), "late", time.time()).job
+
+
+@FEWER
+async def test_a_retry_hears_nothing_of_the_run_before(course: Course, races: int) -> None:
+    for number in range(races):
+        job_id = f"job-{number}"
+        await course.line_up(timed_out(job_id))
+        point = ResumePointSaved(
+            job=job_id, stage="training", claim="t", prefix="late/", step=9, epoch=1
+        )
+        late = (point, last_words(job_id, "done"), last_words(job_id, "refused"))[number % 3]
+        entries = (course.ask("POST", "/retry", job_id), course.say(late))
+
+        answer, _ = await course.store.race(SEED + number, entries)
+
+        assert answer == (200, {"id": job_id, "status": "IN_QUEUE"})
+        assert [type(each) for each in await course.told()] == [ClaimRefused]
+        job = await course.job(job_id)
+        assert job is not None
+        assert (job.run, job.status, job.resume_point, job.checkpoint) == (
+            2,
+            "IN_QUEUE",
+            None,
+            None,
+        )
+        assert job.stages["training"].open
+    said = await course.said()
+    for number in range(races):
+        assert [type(each) for each in said[f"job-{number}"]] == [DatasetStaged]
+
+
+@FEWER
+async def test_a_job_that_is_retried_twice_and_cancelled_at_once_has_two_runs(
+    course: Course, races: int
+) -> None:
+    statuses: Counter[str] = Counter()
+    for number in range(races):
+        job_id = f"job-{number}"
+        await course.line_up(timed_out(job_id))
+        entries = (
+            course.ask("POST", "/retry", job_id),
+            course.ask("POST", "/retry", job_id),
+            course.ask("POST", "/cancel", job_id),
+        )
+
+        answers = await course.store.race(SEED + number, entries)
+
+        job = await course.job(job_id)
+        assert job is not None
+        assert job.run == 2
+        assert answers[2] == (200, {"id": job_id, "status": cancelled_or(job)})
+        statuses[job.status] += 1
+    assert min(statuses["IN_QUEUE"], statuses["CANCELLED"]) > races / 20
+    said = await course.said()
+    for number in range(races):
+        kinds = [type(each) for each in said[f"job-{number}"]]
+        assert kinds in ([DatasetStaged], [DatasetStaged, JobCancelled, WebhookDue])
+
+
+def cancelled_or(job: Job) -> str:
+    """What whoever cancels is told: that it is cancelled, or how the run before had ended."""
+    return "CANCELLED" if job.status == "CANCELLED" else "TIMED_OUT"

@@ -1,0 +1,161 @@
+"""A client's list of jobs: the test reads it page by page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.messaging.messages import FETCHER, TRAINER, StageFailed
+from tests.support.gateway_world import OTHER_KEY, REQUEST, World, world
+
+ROOT = "/v2/everydream-v1"
+ALL = "IN_QUEUE, IN_PROGRESS, COMPLETED, FAILED, CANCELLED, TIMED_OUT"
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as one:
+        yield one
+
+
+async def listed(here: World, query: str = "", **more: Any) -> dict[str, Any]:
+    answer = await here.ask("GET", f"{ROOT}/jobs{query}", **more)
+    assert answer.status == 200, answer
+    body: dict[str, Any] = answer.body
+    return body
+
+
+async def names(here: World, query: str = "", **more: Any) -> list[str]:
+    return [each["id"] for each in (await listed(here, query, **more))["jobs"]]
+
+
+async def failed(here: World) -> str:
+    job = await here.run()
+    submitted = await here.take(FETCHER)
+    await (await here.claim(job, "staging")).stage_dataset(submitted)
+    await here.take(TRAINER)
+    trainer = await here.claim(job, "training", gpu="card")
+    await trainer.say(StageFailed, kind="refused", reason="the images are gone")
+    await here.status_becomes(job, "FAILED")
+    return job
+
+
+async def test_ones_own_jobs_come_newest_first(here: World) -> None:
+    jobs = [await here.run() for _ in range(3)]
+    theirs = await here.ask("POST", f"{ROOT}/run", json=REQUEST, key=OTHER_KEY)
+
+    assert await names(here) == jobs[::-1]
+    assert await names(here, key=OTHER_KEY) == [theirs.body["id"]]
+    assert (await here.ask("GET", f"{ROOT}/jobs", key="none")).status == 401
+
+
+async def test_a_line_says_how_the_job_stands_and_when_it_came_so_far(here: World) -> None:
+    before = time.time()
+    job = await failed(here)
+    waiting = await here.run()
+
+    line, last = (await listed(here))["jobs"][::-1]
+
+    status = await here.status(job)
+    common = ("id", "status", "delayTime", "executionTime", "gpu", "error")
+    assert {name: line.pop(name) for name in common} == {name: status[name] for name in common}
+    times = [
+        datetime.fromisoformat(line.pop(name)).timestamp()
+        for name in ("created_at", "started_at", "ended_at")
+    ]
+    assert before - 0.001 <= times[0] <= times[1] <= times[2] <= time.time()
+    assert line == {}
+    assert (last["id"], last["started_at"], last["ended_at"]) == (waiting, None, None)
+    assert "error" not in last
+
+
+async def test_pages_follow_one_another_while_new_jobs_come(here: World) -> None:
+    jobs = [await here.run() for _ in range(5)][::-1]
+
+    first = await listed(here, "?limit=2")
+    await here.run()
+    second = await listed(here, f"?limit=2&cursor={first['next']}")
+    third = await listed(here, f"?limit=2&cursor={second['next']}")
+
+    pages = [[each["id"] for each in page["jobs"]] for page in (first, second, third)]
+    assert pages == [jobs[:2], jobs[2:4], jobs[4:]]
+    assert third["next"] is None
+
+
+async def test_a_page_that_just_holds_all_is_the_last(here: World) -> None:
+    await asyncio.gather(*(here.run() for _ in range(21)))
+
+    assert (await listed(here, "?limit=21"))["next"] is None
+    assert len(await names(here)) == 20
+    assert await listed(here, key=OTHER_KEY) == {"jobs": [], "next": None}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?status=FAILED,CANCELLED",
+        "?status=FAILED&status=CANCELLED",
+        "?status=FAILED,FAILED,CANCELLED",
+    ],
+)
+async def test_statuses_choose(here: World, query: str) -> None:
+    broken, cancelled = await failed(here), await here.run()
+    await here.ask("POST", f"{ROOT}/cancel/{cancelled}")
+    waiting = await here.run()
+
+    assert await names(here, query) == [cancelled, broken]
+    assert await names(here, "?status=IN_QUEUE") == [waiting]
+    assert await names(here, "?status=COMPLETED") == []
+
+
+async def test_an_unknown_parameter_gets_the_nearest_known_name(here: World) -> None:
+    answer = await here.ask("GET", f"{ROOT}/jobs?stats=FAILED")
+
+    assert answer.status == 400
+    assert answer.body["mistakes"] == ["stats: no such parameter; did you mean status?"]
+
+
+async def test_every_mistake_is_told_at_once(here: World) -> None:
+    answer = await here.ask("GET", f"{ROOT}/jobs?status=DONE,FAILED&limit=0&cursor=x&page=2")
+
+    assert answer.status == 400
+    assert answer.body["mistakes"] == [
+        "page: no such parameter; known: status, limit, cursor",
+        f"status: expected one of {ALL}, got 'DONE'",
+        "limit: expected an integer from 1 to 100, got '0'",
+        "cursor: expected what a page gave as next, got 'x'",
+    ]
+
+
+@pytest.mark.parametrize("limit", ["", "101", "-1", "1.0", "²", "9" * 5000])
+async def test_a_limit_out_of_bounds_is_refused(here: World, limit: str) -> None:
+    answer = await here.ask("GET", f"{ROOT}/jobs", params={"limit": limit})
+
+    assert answer.status == 400
+    assert "limit: expected an integer from 1 to 100" in answer.body["error"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['["now","a"]', "[1.0]", '[1.0,"a","b"]', '[1.0,"\\u0000"]', "{}", "nonsense", '[1e999,"a"]'],
+)
+async def test_a_cursor_of_somebodys_own_making_is_refused(here: World, text: str) -> None:
+    cursor = base64.urlsafe_b64encode(text.encode()).decode()
+
+    answer = await here.ask("GET", f"{ROOT}/jobs", params={"cursor": cursor})
+
+    assert answer.status == 400
+    assert "cursor: expected what a page gave as next" in answer.body["error"]
+
+
+async def test_without_the_database_there_is_no_list(here: World) -> None:
+    here.jobs.away = True
+
+    assert (await here.ask("GET", f"{ROOT}/jobs")).status == 503

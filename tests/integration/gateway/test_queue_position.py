@@ -1,0 +1,148 @@
+"""What ``/status`` tells a job that waits: its place in the line, and when its turn may come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.gateway.jobs import queue_position
+from services.gateway.jobs.queue_position import Pace
+from shared.adapters.memory import MemoryBus
+from shared.errors import Unavailable
+from shared.messaging.messages import TRAINER, Queue
+from tests.support.gateway_world import OTHER_KEY, REQUEST, World, training, world
+
+ROOT = "/v2/everydream-v1"
+
+
+@pytest.fixture
+async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(queue_position, "KEPT_SECONDS", 0.0)
+    async with world(tmp_path) as one:
+        yield one
+
+
+async def finished_after(here: World, seconds: float) -> None:
+    job, trainer = await training(here)
+    here.clock.ahead += seconds
+    await trainer.finish_training()
+    await here.status_becomes(job, "COMPLETED")
+
+
+@asynccontextmanager
+async def idle_trainers(here: World, number: int) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(here.bus.take(TRAINER)) for _ in range(number)]
+    await asyncio.sleep(0)  # one turn of the loop, in which the tasks begin to consume
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def place(here: World, job: str, **more: Any) -> Any:
+    return (await here.ask("GET", f"{ROOT}/status/{job}", **more)).body.get("queue")
+
+
+async def seconds_to_wait(here: World, job: str) -> float:
+    start = datetime.fromisoformat((await place(here, job))["estimated_start"])
+    return start.timestamp() - here.clock()
+
+
+async def test_a_waiting_job_is_told_its_place_among_everybodys(here: World) -> None:
+    at_work, _ = await training(here)
+    first = await here.run()
+    theirs = (await here.ask("POST", f"{ROOT}/run", json=REQUEST, key=OTHER_KEY)).body["id"]
+    last = await here.run()
+
+    assert await place(here, first) == {"position": 1, "estimated_start": None}
+    assert (await place(here, theirs, key=OTHER_KEY))["position"] == 2
+    assert (await place(here, last))["position"] == 3
+    assert await place(here, at_work) is None
+    await here.ask("POST", f"{ROOT}/cancel/{first}")
+    assert (await place(here, last))["position"] == 2
+    assert await place(here, first) is None
+
+
+async def test_who_waits_for_the_end_in_vain_is_told_too(here: World) -> None:
+    job = await here.run()
+
+    answer = await here.ask("GET", f"{ROOT}/status-sync/{job}?wait=1")
+
+    assert answer.body["queue"] == {"position": 1, "estimated_start": None}
+
+
+async def test_the_turn_comes_by_the_newest_jobs_mean_time(here: World) -> None:
+    await finished_after(here, 100.0)
+    await finished_after(here, 300.0)
+    await training(here)  # the only trainer is at work
+    first, second = await here.run(), await here.run()
+
+    assert await seconds_to_wait(here, first) == pytest.approx(200.0, abs=5.0)
+    assert await seconds_to_wait(here, second) == pytest.approx(400.0, abs=5.0)
+
+
+async def test_a_trainer_that_is_idle_takes_the_first_at_once(here: World) -> None:
+    await finished_after(here, 100.0)
+    first, second = await here.run(), await here.run()
+
+    async with idle_trainers(here, 1):
+        assert await seconds_to_wait(here, first) == pytest.approx(0.0, abs=2.0)
+        assert await seconds_to_wait(here, second) == pytest.approx(100.0, abs=5.0)
+
+
+@pytest.mark.parametrize(("position", "seconds"), [(1, 0.0), (2, 0.0), (3, 30.0), (6, 120.0)])
+def test_several_trainers_move_the_line_faster(position: int, seconds: float) -> None:
+    assert Pace(idle=2, trainers=3, seconds=90.0).wait(position) == seconds
+
+
+async def test_without_trainers_nobody_knows_when(here: World) -> None:
+    await finished_after(here, 100.0)
+
+    assert await place(here, await here.run()) == {"position": 1, "estimated_start": None}
+
+
+async def hang(*_: Any) -> int:
+    await asyncio.Event().wait()
+    return 0
+
+
+async def refuse(_bus: MemoryBus, queue: Queue) -> int:
+    raise Unavailable(f"the state of {queue.name} is not known")
+
+
+@pytest.mark.parametrize("broker", [hang, refuse])
+async def test_without_the_broker_the_place_is_known_and_the_time_is_not(
+    here: World, monkeypatch: pytest.MonkeyPatch, broker: Any
+) -> None:
+    await finished_after(here, 100.0)
+    job = await here.run()
+    monkeypatch.setattr(MemoryBus, "consumers", broker)
+
+    assert await place(here, job) == {"position": 1, "estimated_start": None}
+
+
+async def test_the_broker_is_not_asked_each_time(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_position, "KEPT_SECONDS", 60.0)
+    asked = []
+
+    async def count(_bus: MemoryBus, queue: Queue) -> int:
+        asked.append(queue.name)
+        return 0
+
+    monkeypatch.setattr(MemoryBus, "consumers", count)
+    job = await here.run()
+
+    places = await asyncio.gather(*(place(here, job) for _ in range(10)))
+
+    assert [each["position"] for each in places] == [1] * 10
+    assert asked == ["trainer"]

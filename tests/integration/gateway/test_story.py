@@ -1,0 +1,786 @@
+"""A gateway at work: the test plays the workers by saying what they would say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from services.gateway.app import Gateway
+from services.gateway.background.intake import owner_for
+from shared.keys import unseal
+from shared.messaging.messages import (
+    FETCHER,
+    GATEWAY_RECORDER,
+    INFERENCER_RESULTS,
+    NOTIFIER_PUBLISH,
+    NOTIFIER_WEBHOOKS,
+    TRAINER,
+    ArtifactsPublished,
+    BucketChecked,
+    BucketDue,
+    CheckpointFinal,
+    ClaimGranted,
+    DatasetStaged,
+    GatewayBeat,
+    JobCancelled,
+    JobRefused,
+    JobRequested,
+    JobStarted,
+    JobSubmitted,
+    ModelStaged,
+    ResumePointSaved,
+    SamplesGenerated,
+    StageFailed,
+    StagingInterrupted,
+    StagingProgressed,
+    TrainingProgressed,
+    WebhookDelivered,
+    WebhookDue,
+    WebhookFailed,
+    envelope_for,
+)
+from shared.network.addresses import shown_url
+from shared.ports import StoredJob
+from shared.request import Invalid, ModelSource, S3Config, shown
+from shared.service_process import closing
+from shared.storage.snapshots import sample_key, snapshot_prefix
+from tests.support.gateway_world import (
+    API_KEY,
+    BEAT,
+    DEADLINE,
+    KEY,
+    OTHER_KEY,
+    REPORT,
+    REQUEST,
+    S3_CONFIG,
+    Claimed,
+    World,
+    eventually,
+    found,
+    running,
+    world,
+)
+from tests.support.servers.rabbitmq import RabbitMQ
+
+TRAIN_ONLY = {"input": {"train": REQUEST["input"]["train"]}}
+HOOK = "https://example.com/hook"
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as one:
+        yield one
+
+
+async def staged(here: World, request: dict[str, Any] = REQUEST) -> str:
+    """A job that waits for a trainer."""
+    job = await here.run(request)
+    submitted = await here.take(FETCHER)
+    await (await here.claim(job, "staging")).stage_dataset(submitted)
+    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    return job
+
+
+async def trained(here: World, request: dict[str, Any] = REQUEST) -> str:
+    """A job with a model."""
+    job = await staged(here, request)
+    if "s3Config" in request:
+        await (await here.claim(job, "bucket_check")).say(BucketChecked)
+    await (await here.claim(job, "training", gpu="H100")).finish_training()
+    return job
+
+
+# --- The straight path ------------------------------------------------------------------------
+
+
+async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) -> None:
+    job = await here.run({**REQUEST, "webhook": HOOK})
+    assert (await here.status(job))["output"]["stage"] == "staging"
+
+    submitted = await here.take(FETCHER)
+    fetcher = await here.claim(job, "staging")
+    await fetcher.stage_dataset(submitted)
+
+    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    trainer = await here.claim(job, "training", gpu="H100")
+    at_work = await here.status_becomes(job, "IN_PROGRESS")
+    assert at_work["gpu"] == "H100"
+    assert (await here.hears(JobStarted)).gpu == "H100"
+    await trainer.say(TrainingProgressed, progress={"step": 3, "loss": 0.5})
+
+    shown = await eventually(lambda: output_if(here, job, step=3))
+    assert shown["stage"] == "training"
+    assert shown["loss"] == 0.5
+    assert shown["eta_seconds"] is None
+    assert shown["dataset"] == REPORT
+    assert shown["samples"] == []
+    row = tuple([await trainer.sample(0, index) for index in (1, 0)])
+    await here.say(SamplesGenerated(job=job, samples=row))
+    (first, second) = (await eventually(lambda: samples_if(here, job)))["samples"]
+    assert (first["prompt"], second["prompt"]) == ("prompt 0", "prompt 1")
+    await trainer.finish_training()
+
+    assert isinstance(await here.take(INFERENCER_RESULTS), CheckpointFinal)
+    inferencer = await here.claim(job, "generation", gpu="H100")
+    await inferencer.finish_generation()
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert list(done) == [
+        "delayTime", "executionTime", "gpu", "id", "input", "output", "status"
+    ]  # fmt: skip
+    assert done["input"] == REQUEST["input"]
+    assert done["output"]["train"]["steps"] == 8
+    assert done["output"]["inference"][0]["seed"] == 7
+    (early,) = done["output"]["train"]["checkpoints"]
+    assert (early["epoch"], early["validation_loss"], early["best"]) == (1, 0.25, True)
+    kinds = [each["kind"] for each in done["output"]["artifacts"]]
+    assert kinds == ["checkpoint", "checkpoint", "image", *["sample"] * 3, "metrics"]
+    *_, last = samples = done["output"]["train"]["samples"]
+    assert [each["step"] for each in samples] == [0, 0, 8]
+    link = last["image"].removeprefix("http://gateway.example")
+    assert (last["epoch"], last["prompt"], last["seed"]) == (2, "prompt 0", 5)
+    async with here.session.get(here.url(link)) as answer:
+        assert await answer.read() == sample_key(job, step=8, index=0).encode()
+
+    due = await here.take(NOTIFIER_WEBHOOKS)
+    assert isinstance(due, WebhookDue)
+    assert due.url == HOOK
+    assert without_signatures(due.body) == without_signatures(json.dumps(done))
+
+
+async def output_if(here: World, job: str, **expected: object) -> dict[str, Any] | None:
+    output: dict[str, Any] = (await here.status(job))["output"]
+    return output if expected.items() <= output.items() else None
+
+
+async def samples_if(here: World, job: str) -> dict[str, Any] | None:
+    output: dict[str, Any] = (await here.status(job))["output"]
+    return output if output["samples"] else None
+
+
+def without_signatures(text: str) -> Any:
+    return json.loads(re.sub(r"expires=\d+&signature=\w+", "", text))
+
+
+async def test_links_lead_to_the_files_of_the_store(here: World) -> None:
+    job = await trained(here, TRAIN_ONLY)
+    done = await here.status_becomes(job, "COMPLETED")
+
+    link = done["output"]["train"]["checkpoint_url"].removeprefix("http://gateway.example")
+    content = f"jobs/{job}/training/1/last-job.safetensors".encode()
+    async with here.session.get(here.url(link)) as answer:
+        assert await answer.read() == content
+        assert answer.content_type == "application/octet-stream"
+        assert answer.headers["Content-Disposition"].endswith("''last-job.safetensors")
+    async with here.session.get(here.url(link), headers={"Range": "bytes=5-8"}) as part:
+        assert (part.status, await part.read()) == (206, content[5:9])
+
+    forged = re.sub("signature=.", "signature=g", link)
+    for wrong in (forged, link.partition("?")[0], link.replace("last-job", "other")):
+        assert (await here.ask("GET", wrong)).status == 403
+    here.clock.ahead = 8 * 24 * 3600
+    assert (await here.ask("GET", link)).status == 403
+
+
+async def test_a_bucket_that_refuses_us_ends_the_job_before_any_gpu_works(here: World) -> None:
+    job = await here.run({**REQUEST, "s3Config": S3_CONFIG})
+    assert await here.take(NOTIFIER_PUBLISH) == BucketDue(job=job, run=1)
+    notifier = await here.claim(job, "bucket_check")
+    assert unseal(KEY, notifier.grant.s3 or "", job) == S3Config(**S3_CONFIG)
+
+    await notifier.say(StageFailed, kind="refused", reason="these keys may not do that")
+
+    done = await here.status_becomes(job, "FAILED")
+    assert (done["error"], done["executionTime"]) == ("these keys may not do that", 0)
+
+
+async def test_what_could_not_be_told_of_a_bucket_is_shown_all_along(here: World) -> None:
+    job = await here.run({**TRAIN_ONLY, "s3Config": S3_CONFIG})
+    await (await here.claim(job, "bucket_check")).say(BucketChecked, warning="no answer")
+    await (await here.claim(job, "staging")).stage_dataset(await here.take(FETCHER))
+    trainer = await here.claim(job, "training")
+    assert (await here.status(job))["output"]["warnings"] == ["no answer"]
+    await trainer.finish_training()
+    await (await here.claim(job, "model_publication")).say(ArtifactsPublished, urls={})
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert done["output"]["train"]["warnings"] == ["no answer"]
+
+
+async def test_with_a_bucket_the_job_waits_for_its_publications(here: World) -> None:
+    job = await trained(here, {**REQUEST, "s3Config": S3_CONFIG})
+    publisher = await here.claim(job, "model_publication")
+    assert unseal(KEY, publisher.grant.s3 or "", job) == S3Config(**S3_CONFIG)
+    model = f"jobs/{job}/training/1/last-job.safetensors"
+    await publisher.say(ArtifactsPublished, urls={model: "https://s3.example.com/model"})
+
+    inferencer = await here.claim(job, "generation")
+    assert inferencer.grant.s3 is None
+    await inferencer.finish_generation()
+    publisher = await here.claim(job, "image_publication")
+    assert (await here.status(job))["status"] == "IN_PROGRESS"
+    await publisher.say(ArtifactsPublished, urls={})
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert done["output"]["train"]["checkpoint_url"] == "https://s3.example.com/model"
+    assert done["output"]["inference"][0]["image"].startswith("http://gateway.example/files/")
+    row = await here.jobs.get(job)
+    assert json.loads(row.record)["s3"] is None
+
+
+async def test_a_job_may_go_on_from_the_model_of_another_of_the_same_owner(here: World) -> None:
+    first = await trained(here, TRAIN_ONLY)
+    await here.status_becomes(first, "COMPLETED")
+    going_on = {"input": {"train": {**TRAIN_ONLY["input"]["train"], "resume_ckpt_url": first}}}
+    second = await here.run(going_on)
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    assert submitted.train
+    assert submitted.train.resume_ckpt_url == f"store:jobs/{first}/training/1/model/"
+    assert (await here.status(second))["input"] == going_on["input"]
+
+    for job, key in ((first, OTHER_KEY), (second, API_KEY), (str(uuid4()), API_KEY)):
+        request = {"input": {"train": {"data_url": HOOK, "resume_ckpt_url": job}}}
+        answer = await here.ask("POST", "/v1/everydream-v1/run", json=request, key=key)
+        assert answer.status == 400
+        assert "of a job of yours that has a model" in answer.body["error"]
+
+
+async def test_our_own_links_are_keys_of_the_store_for_their_owner_only(here: World) -> None:
+    job = await trained(here, TRAIN_ONLY)
+    done = await here.status_becomes(job, "COMPLETED")
+    link = done["output"]["train"]["checkpoint_url"]
+    request = {"input": {"train": {"data_url": HOOK, "resume_ckpt_url": link}}}
+    await here.run(request)
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    key = f"store:jobs/{job}/training/1/last-job.safetensors"
+    assert submitted.train
+    assert submitted.train.resume_ckpt_url == key
+
+    answer = await here.ask("POST", "/v1/everydream-v1/run", json=request, key=OTHER_KEY)
+    assert answer.status == 400
+    forged = link.replace("signature=", "signature=0")
+    for wrong in (forged, f"{here.settings.public_url}/v1/everydream-v1/status/{job}"):
+        request = {"input": {"train": {"data_url": wrong}}}
+        answer = await here.ask("POST", "/v1/everydream-v1/run", json=request)
+        assert answer.status == 400
+        assert "input.train.data_url: expected a link" in answer.body["error"]
+
+
+# --- Drawing with a finished model ------------------------------------------------------------
+
+
+def drawing_with(model: str) -> dict[str, Any]:
+    return {"input": {"model": model, "inference": REQUEST["input"]["inference"]}}
+
+
+async def drawn_again(here: World, model: str) -> tuple[str, ModelSource]:
+    """A job that waits for a fetcher, and the model that it is to be drawn with."""
+    job = await here.run(drawing_with(model))
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    assert submitted.train is None
+    assert submitted.model
+    return job, submitted.model
+
+
+async def finished(here: World, **train: Any) -> dict[str, Any]:
+    """A complete job with a model."""
+    body = {"input": {"train": {**TRAIN_ONLY["input"]["train"], **train}}}
+    return await here.status_becomes(await trained(here, body), "COMPLETED")
+
+
+async def test_a_finished_job_is_drawn_from_again_without_a_trainer(here: World) -> None:
+    first = (await finished(here, clip_skip=2))["id"]
+    model = f"jobs/{first}/training/1/model/"
+    await here.store.put(f"{model}model_index.json", b"{}")
+
+    job = await here.run(drawing_with(first))
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    assert submitted.model == ModelSource(
+        source=f"store:{model}", clip_skip=2, name="last-job.safetensors", sha256="0" * 64
+    )
+    await (await here.claim(job, "staging")).stage_model(submitted)
+    staged = await here.take(INFERENCER_RESULTS)
+    while not isinstance(staged, ModelStaged):  # the first job's checkpoint waits there, too
+        staged = await here.take(INFERENCER_RESULTS)
+    waiting = await eventually(lambda: output_if(here, job, stage="generation"))
+    assert (waiting["step"], waiting["dataset"], waiting["samples"]) == (None, {}, [])
+    await (await here.claim(job, "generation", gpu="H100")).finish_generation()
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert done["gpu"] == "H100"
+    assert done["input"] == drawing_with(first)["input"]
+    assert done["output"]["train"] is None
+    assert [each["seed"] for each in done["output"]["inference"]] == [7]
+    assert await here.bus.depth(TRAINER) == 0
+    later = await finished(here)  # tidied up after the drawing, in order of their ends
+    await eventually(lambda: true_if_the_result_alone_is_kept(here, later["id"]))
+    assert await here.store.exists(f"{model}model_index.json")
+
+
+async def test_a_checkpoint_of_ours_keeps_what_its_job_knows_of_it(here: World) -> None:
+    done = await finished(here, clip_skip=1)
+    (early,) = done["output"]["train"]["checkpoints"]
+    for link, name in (
+        (early["url"], "job-ep01.safetensors"),
+        (done["output"]["train"]["checkpoint_url"], "last-job.safetensors"),
+    ):
+        _, model = await drawn_again(here, link)
+        key = f"store:jobs/{done['id']}/training/1/{name}"
+        assert model == ModelSource(source=key, clip_skip=1, name=name, sha256="0" * 64)
+
+
+async def test_warnings_of_a_job_that_trains_nothing_stand_by_themselves(here: World) -> None:
+    first = (await finished(here))["id"]
+    job = await here.run({**drawing_with(first), "s3Config": S3_CONFIG})
+    await (await here.claim(job, "bucket_check")).say(BucketChecked, warning="no answer")
+    await (await here.claim(job, "staging")).stage_model(await here.take(FETCHER))
+    await (await here.claim(job, "generation")).finish_generation()
+    await (await here.claim(job, "image_publication")).say(ArtifactsPublished, urls={})
+
+    output = (await here.status_becomes(job, "COMPLETED"))["output"]
+    assert (output["train"], output["warnings"]) == (None, ["no answer"])
+
+
+@pytest.mark.parametrize("elsewhere", ["org/name", "https://example.com/m.safetensors"])
+async def test_a_model_from_elsewhere_is_left_to_the_fetcher(here: World, elsewhere: str) -> None:
+    assert (await drawn_again(here, elsewhere))[1] == ModelSource(source=elsewhere)
+
+
+async def test_nobody_draws_with_a_model_that_is_not_there_or_another_ones(here: World) -> None:
+    done = await finished(here)
+    drawing, _ = await drawn_again(here, done["id"])
+    untrained = await here.run(TRAIN_ONLY)
+    link = done["output"]["train"]["checkpoint_url"]
+    no_job = "input.model: expected the id of a job of yours that has a model"
+    no_link = "input.model: expected a link of this service to a file of yours that has not ended"
+    for model, key, mistake in (
+        (done["id"], OTHER_KEY, no_job),
+        (str(uuid4()), API_KEY, no_job),
+        (untrained, API_KEY, no_job),
+        (drawing, API_KEY, no_job),
+        (link, OTHER_KEY, no_link),
+        (link.replace("signature=", "signature=0"), API_KEY, no_link),
+    ):
+        answer = await here.ask("POST", "/v1/everydream-v1/run", json=drawing_with(model), key=key)
+        told = f"{mistake}, got {shown(shown_url(model))}"
+        assert (answer.status, answer.body["mistakes"]) == (400, [told])
+
+
+async def test_either_a_training_or_a_model_is_asked_for(here: World) -> None:
+    both = {"input": {**REQUEST["input"], "model": str(uuid4())}}
+    neither = {"input": {"inference": REQUEST["input"]["inference"]}}
+    for body, got in ((both, "both"), (neither, "neither")):
+        answer = await here.ask("POST", "/v1/everydream-v1/run", json=body)
+        assert answer.status == 400
+        assert answer.body["error"].endswith(f"got {got}")
+
+
+# --- Claims, fences and beats -----------------------------------------------------------------
+
+
+async def test_the_same_claim_gets_the_same_answer_and_a_second_worker_none(here: World) -> None:
+    job = await here.run()
+    first = await here.claim(job, "staging")
+    here.heard.messages.clear()
+    await first.say_started()
+    again = await here.answer_to(first.id)
+    assert again == first.grant
+
+    late = Claimed(here, job, "staging", str(uuid4()), first.grant)
+    await late.say_started()
+    assert "has it" in (await here.refusal_of(late.id)).reason
+
+
+async def test_a_silent_worker_loses_its_claim_and_the_work_is_asked_for_again(
+    here: World,
+) -> None:
+    job = await here.run()
+    submitted = await here.take(FETCHER)
+    silent = await here.claim(job, "staging")
+    assert silent.grant.attempt == 1
+
+    assert await here.take(FETCHER) == submitted
+    await silent.stage_dataset(submitted)
+    assert "not the live one" in (await here.refusal_of(silent.id)).reason
+
+    second = await here.claim(job, "staging")
+    assert second.grant.attempt == 2
+    await second.stage_dataset(submitted)
+    assert (await eventually(lambda: output_if(here, job, stage="training")))["dataset"]
+
+
+async def test_a_worker_that_beats_keeps_its_claim(here: World) -> None:
+    job = await here.run()
+    await here.take(FETCHER)
+    worker = await here.claim(job, "staging")
+    for step in range(12):
+        await worker.say(StagingProgressed, progress={"step": step})
+        await asyncio.sleep(BEAT)
+    here.heard.messages.clear()
+    await worker.say_started()
+    assert isinstance(await here.answer_to(worker.id), ClaimGranted)
+
+
+async def test_work_that_vanished_is_put_on_its_queue_again(here: World) -> None:
+    await here.run()
+    submitted = await here.take(FETCHER)
+    assert isinstance(submitted, JobSubmitted)
+    assert await here.take(FETCHER) == submitted
+    assert await here.take(FETCHER) == submitted
+
+
+async def test_work_that_waits_in_its_queue_is_not_asked_for_twice(here: World) -> None:
+    await here.run()
+    await asyncio.sleep(10 * BEAT)
+    assert await here.bus.depth(FETCHER) == 1
+
+
+async def test_only_the_gateways_own_beats_count(here: World) -> None:
+    job = await here.run()
+    await here.take(FETCHER)
+    worker = await here.claim(job, "staging")
+    for number in range(100):
+        stranger = GatewayBeat(gateway="gateway/other", number=number)
+        await here.bus.send(GATEWAY_RECORDER.name, stranger)
+    here.heard.messages.clear()
+    await worker.say_started()
+    assert isinstance(await here.answer_to(worker.id), ClaimGranted)
+
+
+async def test_an_interrupted_worker_costs_no_failure(here: World) -> None:
+    job = await here.run()
+    for attempt in range(1, 6):
+        submitted = await here.take(FETCHER)
+        assert isinstance(submitted, JobSubmitted)
+        worker = await here.claim(job, "staging")
+        assert worker.grant.attempt == attempt
+        await worker.say(StagingInterrupted)
+
+
+async def test_training_goes_on_from_the_newest_resume_point(here: World) -> None:
+    job = await staged(here)
+    for number in range(4):  # with nothing saved, the third failure would be the end
+        trainer = await here.claim(job, "training", gpu="H100")
+        assert trainer.grant.resume_point == (f"resume/{number - 1}/" if number else None)
+        await trainer.say(ResumePointSaved, prefix=f"resume/{number}/", step=number, epoch=0)
+        await trainer.say(StageFailed, kind="passing", reason="the child died")
+        assert isinstance(await here.take(TRAINER), DatasetStaged)
+    assert (await here.status(job))["status"] == "IN_PROGRESS"
+
+
+async def test_the_third_failure_in_a_row_ends_the_job(here: World) -> None:
+    job = await here.run({**REQUEST, "webhook": HOOK})
+    for _ in range(3):
+        assert isinstance(await here.take(FETCHER), JobSubmitted)
+        worker = await here.claim(job, "staging")
+        await worker.say(StageFailed, kind="passing", reason="the store is down")
+    failed = await here.status_becomes(job, "FAILED")
+    assert failed["error"] == "staging failed 3 times in a row: the store is down"
+    due = await here.take(NOTIFIER_WEBHOOKS)
+    assert isinstance(due, WebhookDue)
+    assert json.loads(due.body)["error"] == failed["error"]
+
+
+async def test_facts_of_an_unknown_job_are_refused_and_hold_nothing_up(here: World) -> None:
+    stranger = Claimed(here, "no-such-job", "training", str(uuid4()), grant_of("no-such-job"))
+    await stranger.say_started()
+    assert (await here.refusal_of(stranger.id)).reason == "no such job"
+    await here.claim(await here.run(), "staging")
+
+
+def grant_of(job: str) -> ClaimGranted:
+    return ClaimGranted(job=job, stage="training", claim="", attempt=1)
+
+
+async def test_a_fact_that_cannot_be_recorded_is_buried_and_the_next_one_goes_on(
+    here: World,
+) -> None:
+    damaged = StoredJob(
+        id="damaged", owner="", status="COMPLETED", version=1,
+        created_at=0.0, ended_at=here.clock(), record=b"not a record",
+    )  # fmt: skip
+    await here.jobs.insert(damaged, [])
+    await Claimed(here, "damaged", "training", "c", grant_of("damaged")).say_started()
+    buried = await eventually(lambda: found(here.broker.dead_letters))
+    assert buried.queue == "gateway.recorder"
+    assert "DecodeError" in buried.reason
+    await here.claim(await here.run(), "staging")
+
+
+# --- Ends -------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_job_stops_its_worker(here: World) -> None:
+    job = await here.run({**REQUEST, "webhook": HOOK})
+    worker = await here.claim(job, "staging")
+    answer = await here.ask("POST", f"/v1/everydream-v1/cancel/{job}")
+    assert (answer.status, answer.body) == (200, {"id": job, "status": "CANCELLED"})
+
+    assert (await here.refusal_of(worker.id)).reason == "the job has ended"
+    assert (await here.hears(JobCancelled)).job == job
+    here.heard.messages.clear()
+    await worker.say_started()
+    assert (await here.refusal_of(worker.id)).reason == "the job has ended"
+    assert await here.bus.depth(NOTIFIER_WEBHOOKS) == 0
+
+    again = await here.ask("POST", f"/v1/everydream-v1/cancel/{job}")
+    assert (again.status, again.body["status"]) == (200, "CANCELLED")
+
+
+async def test_of_two_writers_the_first_wins_and_the_second_looks_again(here: World) -> None:
+    job = await here.run()
+    cancel = f"/v1/everydream-v1/cancel/{job}"
+    here.jobs.rival = lambda: here.ask("POST", cancel)
+    late = Claimed(here, job, "staging", str(uuid4()), grant_of(job))
+    await late.say_started()
+    assert (await here.answer_to(late.id)) == (await here.refusal_of(late.id))
+    assert (await here.refusal_of(late.id)).reason == "the job has ended"
+    assert (await here.status(job))["status"] == "CANCELLED"
+
+
+async def test_a_job_that_runs_too_long_times_out_with_what_there_is(here: World) -> None:
+    policy = {"executionTimeout": 60_000}
+    job = await trained(here, {**REQUEST, "policy": policy, "webhook": HOOK})
+    await here.claim(job, "generation")
+    here.clock.ahead = 61.0
+    late = await here.status_becomes(job, "TIMED_OUT")
+    assert late["error"] == "executionTimeout of 60000 ms has passed"
+    assert late["output"]["train"]["checkpoint_url"]
+    assert late["output"]["inference"] == []
+    assert late["executionTime"] >= 61_000
+    assert isinstance(await here.take(NOTIFIER_WEBHOOKS), WebhookDue)
+
+
+async def test_a_webhook_is_due_again_until_it_is_delivered(here: World) -> None:
+    job = await trained(here, {**TRAIN_ONLY, "webhook": HOOK})
+    first = await here.take(NOTIFIER_WEBHOOKS)
+    assert isinstance(first, WebhookDue)
+    outcome: dict[str, Any] = {"job": job, "run": 1, "webhook_id": first.webhook_id}
+    await here.say(WebhookFailed(**outcome, attempt=1, reason="HTTP 500"))
+
+    second = await here.take(NOTIFIER_WEBHOOKS)
+    assert isinstance(second, WebhookDue)
+    assert (second.attempt, second.webhook_id) == (2, first.webhook_id)
+    assert without_signatures(second.body) == without_signatures(first.body)
+    await here.say(WebhookDelivered(**outcome, attempt=2, status=200))
+    await eventually(lambda: record_if(here, job, webhook_settled=True))
+
+
+async def record_if(here: World, job: str, **expected: object) -> dict[str, Any] | None:
+    record: dict[str, Any] = json.loads((await here.jobs.get(job)).record)
+    return record if expected.items() <= record.items() else None
+
+
+# --- Direct producers -------------------------------------------------------------------------
+
+
+async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
+    here: World,
+) -> None:
+    requested = JobRequested(request={**REQUEST, "s3Config": S3_CONFIG})
+    await here.bus.publish(requested)
+    await here.bus.publish(requested)
+    submitted = await here.take(FETCHER)
+    row = await here.jobs.get(submitted.job)
+    assert row.owner == f"producer:{here.bus.source}"
+    assert b"the-access-secret" not in row.record
+    await here.bus.publish(JobRequested(request=TRAIN_ONLY))
+    other = await here.take(FETCHER)
+    assert other.job != submitted.job
+
+
+async def test_a_program_that_asks_wrongly_hears_of_all_its_mistakes(here: World) -> None:
+    wrong = JobRequested(request={"input": {"train": {"flip_p": 2}}})
+    async with here.bus.control(()) as mine:
+        await here.bus.publish(wrong, reply_to=mine.address)
+        answer = await anext(aiter(mine.messages()))
+
+    refused = await here.hears(JobRefused)
+    assert len(refused.mistakes) == 2
+    assert answer == refused
+    assert not here.broker.dead_letters
+
+
+async def test_no_refusal_is_sent_to_a_queue_of_ours(here: World) -> None:
+    wrong = JobRequested(request={"input": {}})
+
+    await here.bus.publish(wrong, reply_to=TRAINER.name)
+
+    await here.hears(JobRefused)
+    assert await here.bus.depth(TRAINER) == 0
+
+
+def test_who_does_not_name_a_login_owns_nothing() -> None:
+    nobody = envelope_for(JobRequested(request=REQUEST), source="somewhere")
+
+    with pytest.raises(Invalid, match="user_id: expected the login"):
+        owner_for(nobody)
+
+
+# --- Weather ----------------------------------------------------------------------------------
+
+
+async def test_facts_wait_while_the_database_is_away(here: World) -> None:
+    job = await staged(here)
+    here.jobs.away = True
+    claim = str(uuid4())
+    await Claimed(here, job, "training", claim, grant_of(job)).say_started()
+    await here.bus.publish(JobRequested(request=TRAIN_ONLY))
+    refused = here.jobs.refusals
+    await eventually(lambda: true_if(here.jobs.refusals > refused + 5))
+    answer = await here.ask("POST", "/v1/everydream-v1/run", json=REQUEST)
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert (await here.ask("GET", "/healthz")).status == 503
+
+    here.jobs.away = False
+    assert isinstance(await here.answer_to(claim), ClaimGranted)
+    assert isinstance(await here.take(FETCHER), JobSubmitted)
+    assert (await here.ask("GET", "/healthz")).status == 200
+    assert not here.broker.dead_letters
+
+
+async def true_if(holds: bool) -> bool | None:  # noqa: FBT001
+    return holds or None
+
+
+async def test_an_answer_comes_in_time_even_if_the_database_hangs(here: World) -> None:
+    here.jobs.hangs = True
+    async with asyncio.timeout(3):
+        answer = await here.ask("GET", "/v1/everydream-v1/status/any")
+    assert answer.status == 503
+    here.jobs.hangs = False
+
+
+async def test_another_gateway_takes_over(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        job = await staged(here)
+        bus = here.broker.bus("gateway/second")
+        second = Gateway(here.settings, KEY, bus, here.store, here.record)
+        async with closing(bus), running(second):
+            await here.gateway_stops()
+            await (await here.claim(job, "training")).finish_training()
+            here.gateway = second
+            await (await here.claim(job, "generation")).finish_generation()
+            await here.status_becomes(job, "COMPLETED")
+            # It supervises, too.
+            other = await here.run()
+            await here.take(FETCHER)
+            await here.claim(other, "staging")
+            assert (await here.take(FETCHER)).job == other
+
+
+async def test_a_fact_in_hand_is_recorded_before_the_gateway_stops(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        job = await here.run()
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            begun.set()
+            await go_on.wait()
+
+        here.jobs.rival = slow
+        worker = Claimed(here, job, "staging", str(uuid4()), grant_of(job))
+        await worker.say_started()
+        await begun.wait()
+        stopping = asyncio.create_task(here.gateway_stops())
+        for _ in range(20):  # turns of the loop, in which the parts are told to stop
+            await asyncio.sleep(0)
+        go_on.set()
+        await stopping
+        assert isinstance(await here.answer_to(worker.id), ClaimGranted)
+        assert await here.bus.depth(GATEWAY_RECORDER) <= 1  # a beat, at most
+
+
+async def test_a_broker_that_lost_everything_costs_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as before:
+        job = await staged(before)
+        await eventually(lambda: output_if(before, job, stage="training"))
+        waiting = await before.run()
+    async with world(tmp_path) as here:
+        assert (await here.take(FETCHER)).job == waiting
+        assert (await here.take(TRAINER)).job == job
+
+
+async def test_the_same_tale_over_rabbitmq_and_postgresql_with_a_broker_that_dies(
+    tmp_path: Path, rabbitmq: RabbitMQ, amqp_url: str, postgres_url: str
+) -> None:
+    async with world(tmp_path, amqp_url=amqp_url, database_url=postgres_url, beat=1.0) as here:
+        await asyncio.to_thread(rabbitmq.settle)
+        job = await staged(here, {**REQUEST, "webhook": HOOK})
+        await asyncio.to_thread(rabbitmq.kill)
+        waiting = await here.run(TRAIN_ONLY)
+        await asyncio.to_thread(rabbitmq.start)
+        assert (await here.take(FETCHER)).job == waiting
+
+        trainer = await here.claim(job, "training", gpu="H100")
+        await trainer.finish_training()
+        await (await here.claim(job, "generation", gpu="H100")).finish_generation()
+        await here.status_becomes(job, "COMPLETED")
+        due = await here.take(NOTIFIER_WEBHOOKS)
+        assert isinstance(due, WebhookDue)
+        assert json.loads(due.body)["status"] == "COMPLETED"
+
+        lost = await here.claim(waiting, "staging")
+        assert (await here.take(FETCHER)).job == waiting
+        assert not (await here.status(waiting)).get("error")
+        await lost.say(StagingProgressed)
+        assert "not the live one" in (await here.refusal_of(lost.id)).reason
+
+
+# --- What is kept -----------------------------------------------------------------------------
+
+
+async def test_working_material_goes_when_a_job_is_complete(here: World) -> None:
+    job = await staged(here, TRAIN_ONLY)
+    trainer = await here.claim(job, "training")
+    await here.store.put(f"jobs/{job}/training/1/resume/5/manifest.json", b"{}")
+    await here.store.put(f"{snapshot_prefix(job, 1, step=4, epoch=1)}/weights", b"")
+    await trainer.finish_training()
+    await here.status_becomes(job, "COMPLETED")
+
+    await eventually(lambda: true_if_the_result_alone_is_kept(here, job))
+
+
+async def true_if_the_result_alone_is_kept(here: World, job: str) -> bool | None:
+    result = ("job-ep01.safetensors", "last-job.safetensors", "metrics.jsonl")
+    return await true_if_kept(here, job, [f"jobs/{job}/training/1/{name}" for name in result])
+
+
+async def true_if_kept(here: World, job: str, keys: list[str]) -> bool | None:
+    return [entry.key async for entry in here.store.list(f"jobs/{job}/")] == keys or None
+
+
+async def test_a_failed_job_keeps_what_a_retry_needs_until_its_time_has_come(
+    here: World,
+) -> None:
+    job = await staged(here)
+    trainer = await here.claim(job, "training")
+    await here.store.put(f"{snapshot_prefix(job, 1, step=4, epoch=1)}/weights", b"")
+    await trainer.say(StageFailed, kind="refused", reason="out of memory at the smallest")
+    await here.status_becomes(job, "FAILED")
+    dataset = f"jobs/{job}/staging/1/dataset/manifest.json"
+    await eventually(lambda: true_if_kept(here, job, [dataset]))
+    done = await trained(here, TRAIN_ONLY)
+    await here.status_becomes(done, "COMPLETED")
+    await eventually(lambda: true_if_the_result_alone_is_kept(here, done))
+    assert await here.store.exists(dataset)
+
+    live = await here.run()
+    here.clock.ahead = 31 * 24 * 3600.0
+    async with asyncio.timeout(DEADLINE):
+        await here.gateway._retention.forget_old()
+    assert not await here.store.exists(dataset)
+    assert (await here.ask("GET", f"/v1/everydream-v1/status/{job}")).status == 404
+    assert (await here.ask("GET", f"/v1/everydream-v1/status/{live}")).status == 200

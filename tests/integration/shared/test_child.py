@@ -1,0 +1,158 @@
+"""The parent's side of a child process, with a real one that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from shared.child.parent import AnyRecord, Child, ChildDied, Done, Mouth, Phase, Ready, Stopped
+from tests.support.scripted_child import Script
+
+MODULE = "tests.support.scripted_child"
+
+
+@asynccontextmanager
+async def started() -> AsyncIterator[Child]:
+    child = await Child.start(MODULE)
+    try:
+        yield child
+    finally:
+        await child.kill()
+
+
+async def records_until_the_end(child: Child) -> tuple[list[AnyRecord], str]:
+    said = []
+    try:
+        async with asyncio.timeout(30), aclosing(child.records()) as records:
+            async for record in records:
+                said.append(record)  # noqa: PERF401 - what came before the error counts
+    except ChildDied as error:
+        return said, str(error)
+    raise AssertionError
+
+
+async def follow(child: Child, *steps: dict[str, Any]) -> tuple[list[AnyRecord], str]:
+    await child.order(Script(list(steps)))
+    return await records_until_the_end(child)
+
+
+def say(record: str, **fields: Any) -> dict[str, Any]:
+    return {"say": {"record": record, **fields}}
+
+
+async def test_records_come_in_order_and_an_early_end_is_told() -> None:
+    async with started() as child:
+        said, end = await follow(child, say("phase", name="loading"), {"exit": 3})
+
+    assert said == [Ready(gpu="scripted"), Phase(name="loading")]
+    assert end == "the child ended with exit status 3 and without a last word"
+
+
+async def test_a_killed_child_is_seen_at_once_with_the_signals_name() -> None:
+    async with started() as child:
+        _said, end = await follow(child, {"kill": int(signal.SIGKILL)})
+
+    assert "SIGKILL" in end
+
+
+async def test_a_living_grandchild_does_not_hide_the_death_and_is_ended_too() -> None:
+    async with started() as child:
+        _said, end = await follow(child, {"fork": 300}, {"kill": int(signal.SIGKILL)})
+        group = child.pid
+        assert "SIGKILL" in end
+
+    async with asyncio.timeout(30):  # the kernel takes a moment to end what was killed
+        while any(_alive_in(process, group) for process in psutil.process_iter()):
+            await asyncio.sleep(0.01)
+
+
+def _alive_in(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
+async def test_a_grandchild_that_has_left_with_the_pipe_costs_us_no_descriptor() -> None:
+    before = descriptors()
+    async with started() as child:
+        await follow(child, {"fork_away": 30}, {"exit": 0})
+
+    async with asyncio.timeout(10):  # transports close in a later round of the loop
+        while descriptors() != before:
+            await asyncio.sleep(0.01)
+
+
+def descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+async def test_a_child_gets_no_secret_from_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERYDREAM_SECRET_KEY", "very secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
+    async with started() as child:
+        said, _end = await follow(child, {"environment": True}, {"exit": 0})
+
+    assert isinstance(said[-1], Done)
+    names = said[-1].summary["names"]
+    assert "PATH" in names
+    assert not [name for name in names if name.startswith(("EVERYDREAM", "AWS"))]
+
+
+async def test_stop_asks_politely() -> None:
+    async with started() as child, asyncio.timeout(30), aclosing(child.records()) as records:
+        await child.order(Script([{"wait_for_stop": True}]))
+        assert await anext(records) == Ready(gpu="scripted")
+        child.stop()
+        assert await anext(records) == Stopped()
+
+
+async def test_a_child_serves_one_order_after_another() -> None:
+    async with started() as child, asyncio.timeout(30):
+        for name in ("first", "second"):
+            await child.order(Script([say("phase", name=name)]))
+        async with aclosing(child.records()) as records:
+            names = [await anext(records) for _ in range(3)][1:]
+
+    assert names == [Phase(name="first"), Phase(name="second")]
+
+
+async def test_a_child_dies_with_its_parent() -> None:
+    code = (
+        "import asyncio, os, signal\n"
+        "from shared.child.parent import Child\n"
+        "async def main():\n"
+        f"    child = await Child.start({MODULE!r})\n"
+        "    await anext(child.records())\n"
+        "    print(child.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await parent.communicate()
+    async with asyncio.timeout(30):
+        while psutil.pid_exists(int(output)) and not _is_zombie(int(output)):
+            await asyncio.sleep(0.01)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_record_that_would_not_be_atomic_is_our_mistake_and_raises() -> None:
+    with pytest.raises(ValueError, match="a record of"):
+        Mouth(0).say(Phase(name="x" * 5000))

@@ -1,0 +1,51 @@
+"""torch is loaded by the children that do GPU work, and by nobody else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.services import ROOT, ServiceProcess, running
+
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes")
+LIGHT = ("gateway", "fetcher", "notifier")
+PARENTS = ("trainer", "inferencer")
+
+
+def heavy_modules_after(statement: str) -> list[str]:
+    """Which of the heavy packages a fresh interpreter holds after a statement."""
+    code = f"{statement}; import json, sys; print(json.dumps([*sys.modules]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(json.loads(done.stdout))
+    return [name for name in HEAVY if name in loaded]
+
+
+def libraries_of(process: ServiceProcess) -> str:
+    """The shared libraries that a running process has mapped."""
+    return Path(f"/proc/{process.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("name", [*LIGHT, *PARENTS])
+def test_a_service_s_parent_imports_nothing_heavy(name: str) -> None:
+    assert heavy_modules_after(f"import services.{name}.__main__") == []
+
+
+def test_neither_does_the_process_that_runs_all_five() -> None:
+    assert heavy_modules_after("import everydream.cli, everydream.all_in_one") == []
+
+
+async def test_the_light_services_run_without_torch(amqp_url: str) -> None:
+    environment = {"EVERYDREAM_AMQP_URL": amqp_url, "EVERYDREAM_BASE_MODEL": "tiny"}
+
+    async with running(LIGHT, environment) as services:
+        for name in LIGHT:
+            libraries = libraries_of(services.first(name))
+            assert "msgspec" in libraries, "a library that they all have is not seen"
+            assert "libtorch" not in libraries
+            assert not services.first(name).children

@@ -1,0 +1,556 @@
+"""What only a real broker can do to us, and what the bus must make of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
+
+import aio_pika
+import pytest
+import structlog
+from pamqp.common import FieldTable
+from yarl import URL
+
+from shared.adapters.rabbitmq import RabbitMQBus
+from shared.errors import SettingsError, Unavailable
+from shared.messaging.messages import (
+    EXCHANGE,
+    GATEWAY_INTAKE,
+    NOTIFIER_WEBHOOKS,
+    QUEUES,
+    ClaimGranted,
+    Envelope,
+    GatewayBeat,
+    JobCancelled,
+    JobRequested,
+    WebhookDue,
+    encode,
+    envelope_for,
+)
+from shared.ports import Control
+from tests.contract.bus_worlds import (
+    BEAT,
+    DEADLINE,
+    TRACEPARENT,
+    RabbitMQWorld,
+    plain_channel,
+    until,
+)
+from tests.support.servers.rabbitmq import RabbitMQ
+
+GRANT = ClaimGranted(job="a", stage="training", claim="c", attempt=1)
+CANCELLED = JobCancelled(job="a", run=1)
+PATIENCE = 2.0  # seconds: the least that a publish waits for its confirm
+
+
+def webhook(number: int) -> WebhookDue:
+    return WebhookDue(job="a", run=1, attempt=number, url="http://x", webhook_id="w", body="")
+
+
+@pytest.fixture
+async def bus(amqp_url: str) -> AsyncIterator[RabbitMQBus]:
+    bus = await open_bus(amqp_url)
+    yield bus
+    await bus.close()
+
+
+async def open_bus(url: str, source: str = "tester/1") -> RabbitMQBus:
+    async with asyncio.timeout(DEADLINE):
+        return await RabbitMQBus.open(
+            url, source=source, beat=BEAT, traceparent=lambda: TRACEPARENT
+        )
+
+
+async def publish(bus: RabbitMQBus, *numbers: int) -> None:
+    """Say them until they are confirmed, as every service does."""
+    for number in numbers:
+        async with asyncio.timeout(DEADLINE):
+            while not await confirmed(bus, number):
+                pass
+
+
+async def confirmed(bus: RabbitMQBus, number: int) -> bool:
+    with suppress(Unavailable):
+        await bus.publish(webhook(number))
+        return True
+    return False
+
+
+async def taken(bus: RabbitMQBus) -> int:
+    async with asyncio.timeout(DEADLINE):
+        delivery = await bus.take(NOTIFIER_WEBHOOKS)
+    await delivery.ack()
+    assert isinstance(delivery.message, WebhookDue)
+    return delivery.message.attempt
+
+
+async def some_are_consumed(url: str, queue: str) -> None:
+    """Wait until somebody listens on the queue."""
+
+    async def somebody_listens() -> bool:
+        with suppress(aio_pika.exceptions.ChannelNotFoundEntity):
+            async with plain_channel(url) as channel:
+                declared = await channel.declare_queue(queue, passive=True)
+                return bool(declared.declaration_result.consumer_count)
+        return False
+
+    await until(somebody_listens)
+
+
+async def cut_all(node: RabbitMQ) -> None:
+    await asyncio.to_thread(node.close_all_connections)
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    async def it_holds() -> bool:
+        return holds()
+
+    await until(it_holds)
+
+
+# --- The connections are cut
+
+
+async def test_a_take_that_waits_goes_on_after_a_cut(
+    rabbitmq: RabbitMQ, amqp_url: str, bus: RabbitMQBus
+) -> None:
+    taking = asyncio.create_task(taken(bus))
+    await some_are_consumed(amqp_url, NOTIFIER_WEBHOOKS.name)
+
+    await cut_all(rabbitmq)
+    await publish(bus, 1)
+
+    assert await taking == 1
+
+
+async def test_a_taken_message_comes_again_after_a_cut_and_its_old_ack_means_nothing(
+    rabbitmq: RabbitMQ, bus: RabbitMQBus
+) -> None:
+    await publish(bus, 1, 2)
+    first = await bus.take(NOTIFIER_WEBHOOKS)
+
+    await cut_all(rabbitmq)
+    again = await bus.take(NOTIFIER_WEBHOOKS)
+    await first.ack()
+    await first.release()
+
+    assert first.message == again.message == webhook(1)
+    await again.ack()
+    assert await taken(bus) == 2
+
+
+async def test_what_a_consumer_had_in_hand_comes_again_in_order_after_a_cut(
+    rabbitmq: RabbitMQ, bus: RabbitMQBus
+) -> None:
+    await publish(bus, *range(5))
+    async with aclosing(bus.consume(NOTIFIER_WEBHOOKS)) as deliveries:
+        await (await anext(deliveries)).ack()
+        in_hand = [await anext(deliveries) for _ in range(2)]
+
+        await cut_all(rabbitmq)
+        for delivery in in_hand:
+            await delivery.ack()
+
+        async with asyncio.timeout(DEADLINE):
+            again = [await anext(deliveries) for _ in range(4)]
+        assert [delivery.message for delivery in again] == [webhook(n) for n in range(1, 5)]
+
+
+async def test_a_control_queue_is_replaced_after_a_cut_and_hears_on(
+    rabbitmq: RabbitMQ, bus: RabbitMQBus
+) -> None:
+    async with bus.control(["job.cancelled"]) as control:
+        messages = control.messages()
+        old = control.address
+
+        await cut_all(rabbitmq)
+        await eventually(lambda: control.address != old)
+        await says_until_confirmed(bus, control)
+
+        async with asyncio.timeout(DEADLINE):
+            heard = [await anext(messages), await anext(messages)]
+        assert heard == [GRANT, CANCELLED]
+
+
+async def says_until_confirmed(bus: RabbitMQBus, control: Control) -> None:
+    async with asyncio.timeout(DEADLINE):
+        await bus.send(control.address, GRANT, needs_listener=True)
+        await bus.publish(CANCELLED)
+
+
+async def test_a_publish_outlives_a_cut(rabbitmq: RabbitMQ, bus: RabbitMQBus) -> None:
+    cutting = asyncio.create_task(cut_all(rabbitmq))
+    said = 0
+    while not cutting.done():
+        await bus.publish(webhook(said))
+        said += 1
+    await cutting
+    await bus.publish(webhook(said))
+
+    seen: set[int] = set()
+    async with aclosing(bus.consume(NOTIFIER_WEBHOOKS)) as deliveries:
+        async with asyncio.timeout(DEADLINE):
+            while len(seen) <= said:
+                delivery = await anext(deliveries)
+                assert isinstance(delivery.message, WebhookDue)
+                seen.add(delivery.message.attempt)
+                await delivery.ack()
+    assert seen == set(range(said + 1))
+
+
+# --- The node dies
+
+
+async def test_what_was_confirmed_survives_the_node_and_everybody_goes_on_by_himself(
+    rabbitmq: RabbitMQ, amqp_url: str, bus: RabbitMQBus
+) -> None:
+    await publish(bus, 1, 2)
+    held = await bus.take(NOTIFIER_WEBHOOKS)
+    async with bus.control([]) as control:
+        old = control.address
+
+        await asyncio.to_thread(rabbitmq.kill)
+        await held.ack()
+        begun = time.monotonic()
+        with pytest.raises(Unavailable, match=r"webhook\.due"):
+            await bus.publish(webhook(3))
+        assert time.monotonic() - begun < PATIENCE + 1
+        with pytest.raises(Unavailable):
+            await bus.depth(NOTIFIER_WEBHOOKS)
+
+        taking = asyncio.create_task(taken(bus))
+        opening = asyncio.create_task(open_bus(amqp_url, "tester/2"))
+        await asyncio.to_thread(rabbitmq.start)
+
+        assert await taking == 1
+        assert await taken(bus) == 2
+        await publish(bus, 4)
+        assert await taken(bus) == 4
+        await eventually(lambda: control.address != old)
+        await (await opening).close()
+
+
+async def test_a_bus_that_waits_for_its_broker_can_be_given_up(rabbitmq: RabbitMQ) -> None:
+    before = asyncio.all_tasks()
+    url = rabbitmq.url()
+    await asyncio.to_thread(rabbitmq.kill)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await RabbitMQBus.open(url, source="tester/1", beat=BEAT)
+
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_hung_node_fails_a_publish_in_time_and_holds_up_no_farewell(
+    rabbitmq: RabbitMQ, bus: RabbitMQBus
+) -> None:
+    async with hung(rabbitmq):
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            await bus.publish(webhook(1))
+        assert time.monotonic() - begun < PATIENCE + 1
+
+        begun = time.monotonic()
+        await bus.close()
+        assert time.monotonic() - begun < 10
+
+
+async def test_a_bus_goes_on_when_a_hung_node_wakes(rabbitmq: RabbitMQ, bus: RabbitMQBus) -> None:
+    taking = asyncio.create_task(taken(bus))
+    async with hung(rabbitmq):
+        with pytest.raises(Unavailable):
+            await bus.publish(webhook(1))
+
+    await publish(bus, 2)
+
+    assert await taking in (1, 2)  # the first had arrived all the same
+
+
+@asynccontextmanager
+async def hung(node: RabbitMQ) -> AsyncIterator[None]:
+    node.pause()
+    try:
+        yield
+    finally:
+        node.resume()
+
+
+# --- The node is short of something
+
+
+async def test_a_node_short_of_disk_takes_nothing_but_still_delivers(
+    rabbitmq: RabbitMQ, bus: RabbitMQBus
+) -> None:
+    await publish(bus, 1)
+    async with short_of_disk(rabbitmq):
+
+        async def it_refuses() -> bool:
+            return not await confirmed(bus, 2)
+
+        await until(it_refuses)
+        while await taken(bus) != 1:
+            pass
+
+    await publish(bus, 3)
+    while await taken(bus) != 3:
+        pass
+
+
+@asynccontextmanager
+async def short_of_disk(node: RabbitMQ) -> AsyncIterator[None]:
+    await asyncio.to_thread(node.ctl, "set_disk_free_limit", "900000GB")
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(node.ctl, "set_disk_free_limit", "50MB")
+
+
+async def test_a_message_that_is_not_taken_holds_up_no_other(
+    amqp_url: str, bus: RabbitMQBus
+) -> None:
+    async with plain_channel(amqp_url) as channel:
+        full: FieldTable = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        await channel.declare_queue("full", durable=True, arguments=full)
+        stuck = asyncio.create_task(bus.send("full", GRANT))
+
+        said = 0
+        while not stuck.done():
+            await bus.publish(webhook(said), needs_listener=True)
+            said += 1
+
+        with pytest.raises(Unavailable):
+            await stuck
+        assert said > 20
+
+
+# --- Somebody takes the topology away
+
+
+async def test_the_topology_is_there_again_after_the_next_word(
+    rabbitmq: RabbitMQ, amqp_url: str, bus: RabbitMQBus
+) -> None:
+    await demolish(amqp_url)
+    await cut_all(rabbitmq)
+
+    await publish(bus, 1)
+
+    async with plain_channel(amqp_url) as channel:
+        for queue in QUEUES:
+            await channel.declare_queue(queue.name, passive=True)
+    assert await taken(bus) == 1
+
+
+async def test_a_publish_mends_a_lost_queue(amqp_url: str, bus: RabbitMQBus) -> None:
+    await publish(bus, 1)
+    async with plain_channel(amqp_url) as channel:
+        await channel.queue_delete(NOTIFIER_WEBHOOKS.name)
+
+    await publish(bus, 2)
+
+    assert await taken(bus) == 2
+
+
+async def test_a_publish_mends_a_lost_exchange_without_a_lost_connection(
+    amqp_url: str, bus: RabbitMQBus
+) -> None:
+    await publish(bus, 1)
+    await demolish(amqp_url)
+
+    await publish(bus, 2)
+
+    assert await taken(bus) == 2
+
+
+async def test_a_take_goes_on_when_its_queue_is_deleted(amqp_url: str, bus: RabbitMQBus) -> None:
+    taking = asyncio.create_task(taken(bus))
+    await some_are_consumed(amqp_url, NOTIFIER_WEBHOOKS.name)
+
+    async with plain_channel(amqp_url) as channel:
+        await channel.queue_delete(NOTIFIER_WEBHOOKS.name)
+    await some_are_consumed(amqp_url, NOTIFIER_WEBHOOKS.name)
+    await publish(bus, 1)
+
+    assert await taking == 1
+
+
+async def demolish(url: str) -> None:
+    async with plain_channel(url) as channel:
+        await channel.exchange_delete(EXCHANGE)
+        for queue in QUEUES:
+            await channel.queue_delete(queue.name)
+
+
+# --- On the wire
+
+
+async def test_a_message_on_the_wire_is_a_persistent_cloud_event(
+    amqp_url: str, bus: RabbitMQBus
+) -> None:
+    said = envelope_for(webhook(1), source="tester/1")
+
+    await bus.publish(webhook(1), reply_to="control.here")
+
+    async with plain_channel(amqp_url) as channel:
+        queue = await channel.get_queue(NOTIFIER_WEBHOOKS.name)
+        heard = await queue.get()
+        assert heard.body == encode(webhook(1))
+        time_said = heard.headers.pop("cloudEvents_time")
+        heard.headers.pop("x-delivery-count")
+        assert heard.headers == {
+            "cloudEvents_specversion": "1.0",
+            "cloudEvents_id": said.id,
+            "cloudEvents_source": "tester/1",
+            "cloudEvents_type": "webhook.due",
+            "cloudEvents_subject": "a",
+            "traceparent": TRACEPARENT,
+        }
+        assert str(time_said)[:10] == said.time[:10]
+        assert heard.content_type == "application/json"
+        assert heard.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+        assert (heard.message_id, heard.reply_to) == (said.id, "control.here")
+        assert heard.user_id == "guest"
+
+
+REQUEST = JobRequested(request={"input": {}})
+
+
+async def requested(url: str, bus: RabbitMQBus, message: aio_pika.Message) -> Envelope:
+    async with plain_channel(url) as channel:
+        exchange = await channel.get_exchange(EXCHANGE)
+        await exchange.publish(message, "job.requested")
+    delivery = await bus.take(GATEWAY_INTAKE)
+    await delivery.ack()
+    assert delivery.message == REQUEST
+    return delivery.envelope
+
+
+async def test_a_producer_of_another_kind_is_understood(amqp_url: str, bus: RabbitMQBus) -> None:
+    headers = {"cloudEvents:id": "42", "cloudEvents:source": "shop", "cloudEvents:subject": "s"}
+    message = aio_pika.Message(encode(REQUEST), headers={**headers}, user_id="guest")
+
+    envelope = await requested(amqp_url, bus, message)
+
+    assert (envelope.id, envelope.source, envelope.subject) == ("42", "shop", "s")
+    assert (envelope.type, envelope.user_id) == ("job.requested", "guest")
+
+
+async def test_a_producer_that_sends_no_cloud_event_is_known_by_its_properties(
+    amqp_url: str, bus: RabbitMQBus
+) -> None:
+    message = aio_pika.Message(encode(REQUEST), app_id="shop", message_id="42")
+
+    envelope = await requested(amqp_url, bus, message)
+
+    assert (envelope.source, envelope.id) == ("shop", "42")
+    assert envelope.user_id is None
+
+
+async def test_a_url_that_leads_nowhere_is_refused_without_showing_it() -> None:
+    for url in ("http://guest:hush@host/", "amqp://", "amqp://guest:hush@host:port/"):
+        with pytest.raises(SettingsError) as refused:
+            await RabbitMQBus.open(url, source="tester/1", beat=BEAT)
+        assert "hush" not in str(refused.value)
+
+
+async def test_a_take_touches_nothing_but_what_it_takes(amqp_url: str, bus: RabbitMQBus) -> None:
+    await publish(bus, 1, 2)
+
+    await (await bus.take(NOTIFIER_WEBHOOKS)).ack()
+
+    async with plain_channel(amqp_url) as channel:
+        queue = await channel.get_queue(NOTIFIER_WEBHOOKS.name)
+        untouched = await queue.get()
+        assert (untouched.body, untouched.redelivered) == (encode(webhook(2)), False)
+
+
+async def test_a_request_that_the_broker_drops_leaves_no_word_of_what_was_asked(
+    amqp_url: str, bus: RabbitMQBus
+) -> None:
+    await bus.publish(REQUEST)
+    await publish(bus, 1)
+    async with plain_channel(amqp_url) as channel:
+        for queue in (GATEWAY_INTAKE, NOTIFIER_WEBHOOKS):
+            dropped = await (await channel.get_queue(queue.name)).get()
+            await dropped.reject(requeue=False)
+
+    async def something_is_there() -> bool:
+        return bool(await world.dead_letters())
+
+    world = RabbitMQWorld(amqp_url)
+    await until(something_is_there)
+    assert [letter.queue for letter in await world.dead_letters()] == [NOTIFIER_WEBHOOKS.name]
+
+
+# --- In the log
+
+
+async def test_losses_are_told_in_a_line_each_without_traceback_or_password(
+    rabbitmq: RabbitMQ, amqp_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await with_password(rabbitmq, amqp_url, "hush-hush")
+    with structlog.testing.capture_logs() as told:
+        bus = await open_bus(url)
+        taking = asyncio.create_task(bus.take(NOTIFIER_WEBHOOKS))
+        async with bus.control([]):
+            await asyncio.to_thread(rabbitmq.kill)
+            with pytest.raises(Unavailable):
+                await bus.publish(GatewayBeat(gateway="g", number=1))
+            await asyncio.to_thread(rabbitmq.start)
+            await eventually(lambda: told_of(told, "broker_lost") >= 2 and both_are_up(told))
+        taking.cancel()
+        await asyncio.wait([taking])
+        await bus.close()
+
+    assert told_of(told, "broker_unreachable") >= 2
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    for secret in ("hush-hush", "Traceback"):
+        assert secret not in str(told)
+        assert secret not in caplog.text
+
+
+async def with_password(node: RabbitMQ, url: str, password: str) -> str:
+    """Make a user with a password, and return the address that holds both."""
+    user, vhost = "somebody", URL(url).path[1:]
+    await asyncio.to_thread(node.ctl, "add_user", user, password)
+    await asyncio.to_thread(node.ctl, "set_permissions", "-p", vhost, user, ".*", ".*", ".*")
+    return str(URL(url).with_user(user).with_password(password))
+
+
+def both_are_up(told: Sequence[object]) -> bool:
+    """Whether as many connections were made as lost, and the two of the beginning."""
+    return told_of(told, "broker_connected") == 2 + told_of(told, "broker_lost")
+
+
+def told_of(told: Sequence[object], event: str) -> int:
+    return sum(event in str(line) for line in told)
+
+
+# --- Somebody else has declared our topology
+
+
+async def test_a_queue_with_other_arguments_is_told_and_once_it_is_gone_all_goes_on(
+    amqp_url: str,
+) -> None:
+    async with plain_channel(amqp_url) as channel:
+        await channel.declare_queue(NOTIFIER_WEBHOOKS.name, durable=True)
+        with structlog.testing.capture_logs() as told:
+            opening = asyncio.create_task(open_bus(amqp_url))
+            await eventually(lambda: bool(complaints(told)))
+            await channel.queue_delete(NOTIFIER_WEBHOOKS.name)
+            bus = await opening
+
+    (why,) = complaints(told)
+    assert "PRECONDITION_FAILED - inequivalent arg" in why
+    assert NOTIFIER_WEBHOOKS.name in why
+    await publish(bus, 1)
+    assert await taken(bus) == 1
+    await bus.close()
+
+
+def complaints(told: Sequence[MutableMapping[str, Any]]) -> list[str]:
+    return [str(line["why"]) for line in told if line["event"] == "topology_differs"]

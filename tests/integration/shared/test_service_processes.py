@@ -1,0 +1,80 @@
+"""Services as real processes: what the end-to-end tests rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shared.errors import SettingsError
+from tests.support.servers.process import ServerError
+from tests.support.servers.s3 import S3Server
+from tests.support.services import resolved, running, shared_environment
+
+
+def processes_below(folder: Path) -> list[psutil.Process]:
+    found = psutil.process_iter(["cwd", "status"])
+    return [
+        process
+        for process in found
+        if (process.info["cwd"] or "").startswith(str(folder))
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+async def test_services_run_several_times_each_and_nothing_is_left_of_them(
+    amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
+) -> None:
+    environment = shared_environment(
+        amqp_url=amqp_url, database_url=postgres_url, s3=s3_server, bucket=s3_bucket, BEAT="0.5"
+    )
+    async with running(["gateway", "gateway", "trainer", "trainer"], environment) as services:
+        assert len({gateway.url for gateway in services.named("gateway")}) == 2
+        victim = services.first("trainer")
+        await victim.wait_for(lambda: bool(victim.children), 60)
+        await victim.kill()
+        assert not victim.children
+        assert len(services.named("trainer")) == 1
+        await services.start("trainer")
+        assert len(services.named("trainer")) == 2
+    assert not services.folder.exists()
+    assert not processes_below(services.folder)
+
+
+async def run_until_killed(environment: dict[str, str]) -> None:
+    """Run a notifier that ends, as far as the running services know, by itself."""
+    async with running(["notifier"], environment) as services:
+        victim = services.first("notifier")
+        await victim.wait_for_log("broker_connected")
+        victim.send(signal.SIGKILL)
+        await asyncio.to_thread(victim._process.wait, 30)
+
+
+async def test_a_service_that_ends_by_itself_is_told_of_with_its_last_words(amqp_url: str) -> None:
+    with pytest.raises(ServerError, match="notifier ended with status -9") as caught:
+        await run_until_killed({"EVERYDREAM_AMQP_URL": amqp_url})
+    assert "broker_connected" in caught.value.__notes__[0]
+
+
+async def test_a_service_that_cannot_start_is_told_of_at_once(amqp_url: str) -> None:
+    environment = {"EVERYDREAM_AMQP_URL": amqp_url, "EVERYDREAM_PORT": "none"}
+    with pytest.raises(SettingsError, match="EVERYDREAM_PORT"):
+        await started(environment)
+    environment = {"EVERYDREAM_AMQP_URL": amqp_url, "EVERYDREAM_HOST": "192.0.2.1"}
+    with pytest.raises(ExceptionGroup) as caught:
+        await started(environment | {"EVERYDREAM_DATABASE_URL": "sqlite:///jobs.db"})
+    assert "cannot listen at EVERYDREAM_HOST=192.0.2.1" in str(caught.value.exceptions[0])
+
+
+async def started(environment: dict[str, str]) -> None:
+    async with running(["gateway"], environment):
+        pass
+
+
+def test_only_the_project_s_own_commands_are_resolved() -> None:
+    assert resolved(["everydream", "service", "gateway"])[-2:] == ["service", "gateway"]
+    with pytest.raises(KeyError):
+        resolved(["everydreem", "service", "gateway"])

@@ -1,0 +1,171 @@
+"""The trainer's child by itself: what it says, and that it never outlives its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from services.gateway.jobs import transitions
+from services.trainer.training.child import Stop, Voice, carry_out
+from shared.child.parent import (
+    AnyRecord,
+    Child,
+    ChildDied,
+    Done,
+    GivenUp,
+    Mouth,
+    Phase,
+    Progress,
+    Saved,
+    start_ready,
+)
+from shared.messaging.messages import (
+    AnyMessage,
+    DatasetStaged,
+    StageFailed,
+    StagingStarted,
+    TrainingStarted,
+)
+from shared.request import parse_request
+from tests.support.models import make_random_model
+from tests.support.training import make_dataset, train_request, training_order
+from tests.support.workers import until_gone
+
+CHILD = "services.trainer.training.child"
+PARENT = """
+import asyncio
+from shared.child.parent import start_ready
+
+async def main():
+    child = await start_ready("services.trainer.training.child")
+    print(child.pid, flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+async def said_until_done(child: Child) -> list[AnyRecord]:
+    said: list[AnyRecord] = []
+    async with aclosing(child.records()) as records:
+        async for record in records:
+            said.append(record)
+            if isinstance(record, Done):
+                break
+    return said
+
+
+async def test_an_order_is_carried_out_and_every_slow_thing_announced(tmp_path: Path) -> None:
+    order = training_order(
+        tmp_path / "out",
+        dataset=make_dataset(tmp_path / "data", images=2),
+        base=make_random_model(tmp_path / "base"),
+        max_epochs=1,
+        resume_every=1e-6,
+    )
+    child = await start_ready(CHILD)
+
+    try:
+        await child.order(order)
+        said = await said_until_done(child)
+    finally:
+        await child.kill()
+
+    assert child.gpu == "cpu"
+    phases = [record.name for record in said if isinstance(record, Phase)]
+    assert phases[:3] == ["reading the dataset", "loading the base model", "training"]
+    assert phases[-1] == "saving the trained model"
+    (*_, last) = [record.numbers for record in said if isinstance(record, Progress)]
+    assert (last["step"], last["steps"], last["epochs"], last["eta_seconds"]) == (2, 2, 1, 0)
+    assert last["images_per_second"] > 0
+    assert [record.step for record in said if isinstance(record, Saved)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"batch_size": 4}, "batch_size 2 with grad_accum 2, gradient_checkpointing true"),
+        ({"gradient_checkpointing": True}, "choose a lower resolution, or a larger GPU"),
+    ],
+)
+def test_a_job_that_runs_out_of_memory_ends_with_settings_that_would_fit(
+    settings: dict[str, Any], advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("services.trainer.training.train.train", train)
+    order = training_order(tmp_path, dataset=tmp_path, base=tmp_path, **settings)
+
+    given_up = carry_out(order, Voice(Mouth(-1), Stop.__new__(Stop)))
+
+    assert isinstance(given_up, GivenUp)
+    error = error_of_a_job_whose_training(given_up)
+    assert "out of memory" in error
+    assert advice in error
+
+
+def error_of_a_job_whose_training(given_up: GivenUp) -> str:
+    """What the client reads when every attempt gives up like this."""
+    body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
+    step = transitions.admit("j", "me", parse_request(body), body["input"], sealed=None, now=0.0)
+    kind: Literal["refused", "passing"] = "refused" if given_up.refused else "passing"
+    facts: list[AnyMessage] = [
+        StagingStarted(job="j", stage="staging", claim="s"),
+        DatasetStaged(
+            job="j", stage="staging", claim="s", train=train_request(), dataset="d", base_model="b",
+            report={},
+        ),
+    ]  # fmt: skip
+    for claim in ("1", "2", "3"):
+        facts.append(TrainingStarted(job="j", stage="training", claim=claim))
+        facts.append(
+            StageFailed(job="j", stage="training", claim=claim, kind=kind, reason=given_up.reason)
+        )
+    for fact in facts:
+        step = transitions.advance(step.job, fact, control="c", now=1.0, beat=1.0)
+    assert step.job.status == "FAILED"
+    assert step.job.error is not None
+    return step.job.error
+
+
+async def test_an_idle_child_ends_when_it_is_asked_to() -> None:
+    child = await start_ready(CHILD)
+
+    child.stop()
+
+    async with asyncio.timeout(30):
+        await _died(child.records())
+    assert not child.alive
+
+
+async def test_a_child_does_not_outlive_its_parent() -> None:
+    parent = subprocess.Popen(  # noqa: ASYNC220 - its output is waited for in a thread
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = int(await asyncio.to_thread(parent.stdout.readline))
+
+    parent.send_signal(signal.SIGKILL)
+    await asyncio.to_thread(parent.wait)
+
+    await until_gone(child)
+    parent.stdout.close()
+
+
+async def _died(records: AsyncGenerator[AnyRecord, None]) -> None:
+    async with aclosing(records):
+        try:
+            async for record in records:
+                raise AssertionError(f"an idle child said {record}")
+        except ChildDied:
+            return

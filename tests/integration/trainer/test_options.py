@@ -1,0 +1,370 @@
+"""Training options beyond the page: each does something, and just what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboardX.proto.event_pb2 import Event
+from torch import Tensor
+
+from services.trainer.order import Outcome
+from services.trainer.training import train as loop
+from services.trainer.training.batches import Latents, Reader
+from services.trainer.training.loss import Objective
+from services.trainer.training.recipe import Choices
+from services.trainer.training.saving.metrics import read_lines
+from services.trainer.training.state import State, prepare
+from services.trainer.training.train import train
+from shared.dataset.manifest import Manifest
+from shared.dataset.plan import Course, plan_epoch
+from shared.dataset.validation import split
+from shared.diffusion.loading import load
+from shared.errors import Interrupted, Refused
+from shared.request import Validation
+from tests.support.models import make_random_model
+from tests.support.training import Notes, make_dataset, training_order
+
+CPU = Choices(precision="fp32", optimizer="adamw", attention="sdpa")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_random_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def v_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("v") / "model"
+    return make_random_model(folder, prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("dataset") / "data", images=4)
+
+
+def first_loss(base: Path, dataset: Path, out: Path, **options: Any) -> float:
+    """The loss of the first batch, before anything is learnt."""
+    order = training_order(out, dataset=dataset, base=base, batch_size=4, **options)
+    state = prepare(loop.base_model(order), order.train, CPU, torch.device("cpu"))
+    latents = Latents(state.parts.vae)
+    pictures, course = Manifest.read(dataset).pictures, Course.of(order.train, seed=order.seed)
+    reader = Reader(dataset, pictures, course, latents)
+    (batch,) = reader.read(plan_epoch(pictures, course, 0), 0)
+    with torch.no_grad():
+        return float(Objective(state, order, CPU, latents).loss(batch, 0))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"min_snr_gamma": 1.0},
+        {"zero_frequency_noise_ratio": 0.1},
+        {"pyramid_noise_discount": 0.5},
+        {"loss_type": "huber"},
+        {"loss_type": "mse_huber"},
+        {"loss_type": "huber_mse"},
+        {"timestep_start": 900},
+        {"timestep_end": 100},
+        {"enable_zero_terminal_snr": True},
+    ],
+    ids=str,
+)
+def test_an_option_changes_the_loss(
+    option: dict[str, Any], v_base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    plain = first_loss(v_base, dataset, tmp_path)
+
+    assert first_loss(v_base, dataset, tmp_path, **option) != pytest.approx(plain, rel=1e-4)
+
+
+def test_timesteps_come_from_the_range_asked_for_and_no_other(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    real = Objective._answer
+
+    def spy(objective: Objective, *arguments: Any) -> Any:
+        seen.update(arguments[-1].tolist())
+        return real(objective, *arguments)
+
+    monkeypatch.setattr(Objective, "_answer", spy)
+    train(
+        training_order(
+            tmp_path, dataset=dataset, base=base, max_epochs=3, timestep_start=7, timestep_end=9
+        ),
+        Notes(),
+    )
+
+    assert seen == {7, 8}
+
+
+def test_the_text_encoder_has_its_own_rate_on_the_same_schedule(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four steps of a linear decay over ten; both rates grow by the same factor for scale_lr."""
+    rates: list[list[float]] = []
+    real = loop.update
+
+    def spy(state: State, **settings: Any) -> None:
+        real(state, **settings)
+        rates.append([each.param_groups[0]["lr"] for each in state.optimizers.values()])
+
+    monkeypatch.setattr(loop, "update", spy)
+    order = training_order(
+        tmp_path, dataset=dataset, base=base, max_epochs=1, lr=1e-3, text_encoder_lr=1e-4,
+        lr_scheduler="linear", lr_decay_steps=10, lr_warmup_steps=0, scale_lr=True, grad_accum=2,
+    )  # fmt: skip
+    notes = Notes()
+
+    train(order, notes, clock=lambda: float(notes.asked))
+
+    scale = 2**0.55
+    assert [lr for rate in rates for lr in rate] == pytest.approx(
+        [0.9e-3 * scale, 0.9e-4 * scale, 0.7e-3 * scale, 0.7e-4 * scale]
+    )
+    assert notes.reports[1]["text_encoder_lr"] == pytest.approx(0.9e-4 * scale)
+
+
+def test_the_result_is_the_moving_average_of_the_weights(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "conv_in.weight"
+    before = load(base).unet.state_dict()[name]
+    weights: list[Tensor] = []
+    real = loop.update
+
+    def spy(state: State, **settings: Any) -> None:
+        real(state, **settings)
+        weights.append(state.parts.unet.state_dict()[name].clone())
+
+    monkeypatch.setattr(loop, "update", spy)
+    order = training_order(
+        tmp_path, dataset=dataset, base=base, max_epochs=1, ema_decay_rate=0.75,
+        save_full_precision=True, save_every_n_epochs=1,
+    )  # fmt: skip
+
+    outcome = train(order, Notes())
+
+    average = before
+    for each in weights:
+        average = 0.75 * average + 0.25 * each
+    saved = load_file(outcome.checkpoint)["model.diffusion_model.input_blocks.0.0.weight"]
+    torch.testing.assert_close(saved, average)
+    torch.testing.assert_close(load(Path(outcome.model)).unet.state_dict()[name], average)
+    assert not torch.allclose(average, weights[-1], atol=1e-5)
+
+
+def test_a_schedule_that_ends_without_signal_is_saved_with_the_model(
+    v_base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    order = training_order(
+        tmp_path, dataset=dataset, base=v_base, max_epochs=1, enable_zero_terminal_snr=True
+    )
+
+    outcome = train(order, Notes())
+
+    saved = json.loads((Path(outcome.model) / "scheduler" / "scheduler_config.json").read_text())
+    assert saved["rescale_betas_zero_snr"] is True
+    assert saved["timestep_spacing"] == "trailing"
+    assert saved["prediction_type"] == "v_prediction"
+    assert outcome.loss is not None
+    (warning,) = outcome.warnings
+    assert warning.startswith("enable_zero_terminal_snr: draw with DDIM")
+
+
+def test_an_epsilon_model_is_told_that_it_cannot_end_without_signal(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    order = training_order(tmp_path, dataset=dataset, base=base, enable_zero_terminal_snr=True)
+
+    with pytest.raises(Refused, match="enable_zero_terminal_snr needs"):
+        train(order, Notes())
+
+
+def test_checkpoints_come_at_the_ends_of_epochs_but_not_beside_the_last(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    notes = Notes()
+
+    train(
+        training_order(
+            tmp_path, dataset=dataset, base=base, max_epochs=6, save_every_n_epochs=2,
+            disable_textenc_training=True,
+        ),
+        notes,
+    )  # fmt: skip
+
+    assert [(kind, step, epoch) for kind, _, step, epoch in notes.kept] == [
+        ("checkpoint", 8, 2),
+        ("checkpoint", 16, 4),
+    ]
+
+
+# --- Validation -------------------------------------------------------------------------------
+
+
+def validated(base: Path, dataset: Path, out: Path, *, notes: Notes, **options: Any) -> Outcome:
+    """A step takes 10 s, so that each is reported; one of four images is held out."""
+    order = training_order(out, dataset=dataset, base=base, **options)
+    return train(order, notes, clock=lambda: 10.0 * notes.asked)
+
+
+def test_the_loss_on_held_out_images_is_measured_before_after_n_epochs_and_at_the_end(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    notes = Notes()
+
+    outcome = validated(
+        base, dataset, tmp_path, notes=notes, max_epochs=5,
+        validation=Validation(every_n_epochs=2),
+    )  # fmt: skip
+
+    losses = {each["step"]: each["validation_loss"] for each in notes.reports
+              if "validation_loss" in each}  # fmt: skip
+    found = outcome.validation
+    assert list(losses) == [0, 6, 12, 15]
+    assert outcome.images == 15
+    assert found is not None
+    assert (found.images, found.before.loss, found.last.loss) == (1, losses[0], losses[15])
+    assert (found.best.step, found.best.loss) == min(losses.items(), key=lambda each: each[1])
+    lines = [line for line in read_lines(Path(outcome.metrics)) if "validation_loss" in line]
+    assert {line["step"]: line["validation_loss"] for line in lines} == losses
+
+
+def test_held_out_images_are_never_trained_on(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+    real = Objective.loss
+
+    def spy(objective: Objective, loaded: Any, epoch: int) -> Tensor:
+        seen.update(each.picture.file for each in loaded.examples)
+        return real(objective, loaded, epoch)
+
+    monkeypatch.setattr(Objective, "loss", spy)
+    validated(base, dataset, tmp_path, notes=Notes(), max_epochs=2, validation=Validation())
+
+    held_out = split(Manifest.read(dataset).pictures, Validation()).held_out
+    assert len(seen) == 3
+    assert not seen & {each.file for each in held_out}
+
+
+def test_a_network_that_does_not_learn_always_has_the_same_validation_loss(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Whatever training asks for: noise, timesteps, caption and crop of a measurement are fixed."""
+    notes = Notes()
+
+    validated(
+        base, dataset, tmp_path, notes=notes, max_epochs=3, lr=1e-30, useadam8bit=False,
+        validation=Validation(), cond_dropout=1.0, flip_p=1.0, zero_frequency_noise_ratio=0.5,
+        loss_type="huber", min_snr_gamma=1.0,
+    )  # fmt: skip
+    losses = {each["validation_loss"] for each in notes.reports if "validation_loss" in each}
+    other = Notes()
+    validated(base, dataset, tmp_path / "2", notes=other, max_epochs=1, validation=Validation())
+
+    assert losses == {other.reports[0]["validation_loss"]}
+
+
+def test_every_checkpoint_has_the_validation_loss_of_what_it_holds(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """One is saved in the middle of the third epoch, when its time has come."""
+    notes = Notes()
+
+    outcome = validated(
+        base, dataset, tmp_path, notes=notes, max_epochs=3, ema_decay_rate=0.5,
+        validation=Validation(), ckpt_every_n_minutes=1, save_full_precision=True,
+    )  # fmt: skip
+
+    ((_, path, step, _),) = notes.kept
+    (loss,) = notes.validation_losses.values()
+    assert step == 7
+    measured = [each["step"] for each in notes.reports if "validation_loss" in each]
+    assert measured == [0, 3, 6, 7, 9]
+    again = loss_of(path, Path(outcome.model), dataset, tmp_path / "again")
+    assert loss == pytest.approx(again, rel=1e-6)
+
+
+def loss_of(checkpoint: Path, model: Path, dataset: Path, out: Path) -> float:
+    """What a fresh run measures of a single file before it trains."""
+    (model / "single_file.safetensors").symlink_to(checkpoint)
+    notes = Notes()
+    validated(model, dataset, out, notes=notes, max_epochs=1, validation=Validation())
+    return float(notes.reports[0]["validation_loss"])
+
+
+def test_a_validation_that_comes_out_as_no_number_ends_the_run(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = torch.tensor([float("nan")])
+    monkeypatch.setattr(Objective, "plain_errors", lambda *_: nan)
+
+    with pytest.raises(Refused, match="nan at step 0"):
+        validated(base, dataset, tmp_path, notes=Notes(), validation=Validation())
+
+
+# --- Records ----------------------------------------------------------------------------------
+
+
+def test_metrics_have_a_line_per_report_and_tensorboard_draws_them(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    notes = Notes()
+
+    outcome = validated(base, dataset, tmp_path, notes=notes, max_epochs=2, validation=Validation())
+
+    lines = list(read_lines(Path(outcome.metrics)))
+    names = ("step", "epoch", "loss", "lr", "images_per_second", "validation_loss")
+    assert [{name: line.get(name) for name in names} for line in lines] == [
+        {name: report.get(name) for name in names} for report in notes.reports
+    ]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+    assert Path(outcome.tensorboard).name == "events.out.tfevents.job1"
+    drawn = scalars(Path(outcome.tensorboard))
+    assert drawn["loss/validation"] == pytest.approx(
+        {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    )
+    assert list(drawn["loss/training"]) == [2, 3, 4, 5, 6]
+    assert drawn["lr/unet"] == pytest.approx(dict.fromkeys(range(1, 7), 1e-3))
+
+
+def scalars(events: Path) -> dict[str, dict[int, float]]:
+    """What an event file draws: by tag, the value at each step.
+
+    A file is records: eight bytes of length, four of check sum, the event, four of check sum.
+    """
+    data, drawn = events.read_bytes(), dict[str, dict[int, float]]()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        for value in event.summary.value:
+            drawn.setdefault(value.tag, {})[event.step] = value.simple_value
+        data = data[12 + length + 4 :]
+    return drawn
+
+
+def test_what_was_recorded_after_the_resume_point_is_recorded_once(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Updates are after steps 2 and 4; the stop comes when step 3 was reported."""
+    notes = Notes(stop_when=lambda asked: asked == 3)
+    with pytest.raises(Interrupted):
+        validated(base, dataset, tmp_path / "1", notes=notes, max_epochs=1, grad_accum=2)
+    (_, point, _, _) = notes.kept[-1]
+
+    again = Notes()
+    outcome = validated(
+        base, dataset, tmp_path / "2", notes=again, max_epochs=1, grad_accum=2, resume=point
+    )
+
+    assert [report["step"] for report in notes.reports] == [1, 2, 3]
+    assert [line["step"] for line in read_lines(Path(outcome.metrics))] == [1, 2, 3, 4]
+    assert list(scalars(Path(outcome.tensorboard))["lr/unet"]) == [1, 2, 3, 4]

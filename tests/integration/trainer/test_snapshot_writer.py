@@ -1,0 +1,148 @@
+"""Snapshots on the way: when they are written, what is in them, and when they are not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from services.trainer.snapshot_uploads import CAPTIONS_DRAWN, prompts_of
+from services.trainer.training.saving import snapshot_writer
+from services.trainer.training.saving.snapshot_writer import SKIPPED
+from services.trainer.training.train import train
+from shared.dataset.manifest import Picture
+from shared.diffusion.loading import load
+from shared.errors import Interrupted
+from tests.support.models import make_random_model
+from tests.support.training import Notes, make_dataset, train_request, training_order
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_random_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "set", images=3)
+
+
+class Drawn(Notes):
+    """A listener by whom each row is drawn at once."""
+
+    def saved(
+        self,
+        kind: str,
+        path: Path,
+        step: int,
+        epoch: int,
+        validation_loss: float | None = None,
+        *,
+        wish: int = 0,
+    ) -> None:
+        super().saved(kind, path, step, epoch, validation_loss, wish=wish)
+        if kind == "snapshot":
+            shutil.rmtree(path)
+
+
+def rows(notes: Notes) -> list[tuple[int, int]]:
+    """Step and epoch of every snapshot."""
+    return [(step, epoch) for kind, _, step, epoch in notes.kept if kind == "snapshot"]
+
+
+def test_a_snapshot_is_due_at_step_0_and_every_so_many_steps_done_but_not_at_the_last(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Updates come after 2, 3, 5, 6, 8 and 9 steps: what is due between them is taken before."""
+    notes = Drawn()
+    order = training_order(
+        tmp_path, dataset=dataset, base=base, max_epochs=3, grad_accum=2, sample_every=3
+    )
+
+    outcome = train(order, notes)
+
+    assert rows(notes) == [(0, 0), (3, 1), (6, 2)]
+    assert outcome.steps == 9
+    assert outcome.warnings == []
+
+
+def test_a_snapshot_holds_the_trained_networks_in_fp16_as_they_are_at_its_step(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    notes = Notes()
+    order = training_order(
+        tmp_path / "out", dataset=dataset, base=base, max_epochs=2, sample_every=3,
+        disable_textenc_training=True,
+    )  # fmt: skip
+    train(order, notes)
+    short = training_order(
+        tmp_path / "short", dataset=dataset, base=base, max_epochs=1, disable_textenc_training=True,
+    )  # fmt: skip
+    after_3 = load(Path(train(short, Notes()).model)).unet.state_dict()
+
+    first, second = (path for kind, path, *_ in notes.kept if kind == "snapshot")
+
+    assert [file.name for file in second.iterdir()] == ["unet.safetensors"]
+    untrained, trained = (load_file(each / "unet.safetensors") for each in (first, second))
+    assert {each.dtype for each in trained.values()} == {torch.float16}
+    before = load(base).unet.state_dict()
+    assert all(torch.equal(untrained[name], before[name].half()) for name in before)
+    assert all(torch.equal(trained[name], after_3[name].half()) for name in after_3)
+
+
+def test_while_two_stand_undrawn_others_are_skipped_and_one_warning_names_them(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    notes = Notes()
+    order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=4, sample_every=3)
+
+    outcome = train(order, notes)
+
+    assert rows(notes) == [(0, 0), (3, 1)]
+    assert outcome.warnings == [f"{SKIPPED}6, 9"]
+
+
+def test_the_warning_stays_short_however_many_are_skipped(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_writer, "MOST_NAMED", 3)
+    order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=3, sample_every=1)
+
+    assert train(order, Notes()).warnings == [f"{SKIPPED}2, 3, 4, and more"]
+
+
+def test_a_resumed_run_takes_the_rows_that_an_uninterrupted_one_takes_and_none_twice(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """It is stopped just after a row, and must not take that one again."""
+    first = Drawn(stop_when=lambda asked: asked == 4)
+    common: dict[str, Any] = {"dataset": dataset, "base": base, "max_epochs": 3, "sample_every": 2}
+    with pytest.raises(Interrupted):
+        train(training_order(tmp_path / "first", **common), first)
+    resume_point = first.kept[-1][1]
+    done = tuple(step for step, _ in rows(first))
+
+    second = Drawn()
+    again = training_order(tmp_path / "again", resume=resume_point, sampled=done, **common)
+    train(again, second)
+
+    assert rows(first) == [(0, 0), (2, 0), (4, 1)]
+    assert rows(second) == [(6, 2), (8, 2)]
+
+
+def test_the_requests_prompts_are_drawn_or_else_a_few_different_captions_by_the_seed() -> None:
+    captions = ["a cat", "a dog", "", "a cat", "a cow", "a hen", "a fox", "an owl"]
+    pictures = [Picture(file="x.png", caption=each, width=1, height=1) for each in captions]
+    train = train_request()
+
+    assert prompts_of(train_request(sample_prompts=["b", "", "a"]), pictures, 1) == ("b", "", "a")
+    drawn = {prompts_of(train, pictures, seed) for seed in range(20)}
+    assert len(drawn) > 10
+    assert all(len(set(each)) == CAPTIONS_DRAWN and "" not in each for each in drawn)
+    assert prompts_of(train, pictures, 7) == prompts_of(train, pictures[::-1], 7)
+    assert prompts_of(train, pictures[:1], 7) == ("a cat",)
+    assert prompts_of(train, pictures[2:3], 7) == ()

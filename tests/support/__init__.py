@@ -1,0 +1,1 @@
+"""What the tests share: servers, played workers, small models, hostile inputs."""

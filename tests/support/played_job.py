@@ -1,0 +1,605 @@
+"""One job under the real recorder and supervisor, on a clock of beats; a test plays everybody else.
+
+Rows are kept in memory as a job store must keep them, so that thousands of lives fit in seconds.
+Whatever happens, the record is held against :func:`validity`, each change against
+:func:`wrong_change`, and everything that was said against :meth:`PlayedJob.contradictions`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from services.gateway.background.consumer import deal_with
+from services.gateway.background.recorder import Recorder
+from services.gateway.background.supervisor import PATIENCE, Supervisor
+from services.gateway.jobs import transitions
+from services.gateway.jobs.presenter import View
+from services.gateway.jobs.repository import Ledger, read
+from services.gateway.jobs.transitions import (
+    GPU_STAGES,
+    RETRIED,
+    Job,
+    StageRecord,
+    Step,
+    delay_time,
+    execution_time,
+)
+from shared import retry
+from shared.adapters.folder import FolderStore
+from shared.adapters.memory import MemoryBroker
+from shared.messaging.messages import (
+    GATEWAY_RECORDER,
+    STAGE_QUEUES,
+    STAGES,
+    AnyMessage,
+    BucketDue,
+    CheckpointFinal,
+    ClaimGranted,
+    ClaimRefused,
+    DatasetStaged,
+    GatewayBeat,
+    ImagesGenerated,
+    Interruption,
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobSubmitted,
+    JobTimedOut,
+    Message,
+    ModelStaged,
+    Queue,
+    Result,
+    Stage,
+    StageFact,
+    StageFailed,
+    Started,
+    WebhookDue,
+    decode,
+)
+from shared.ports import Delivery, JobStore, Outgoing, StoredEvent, StoredJob
+from shared.request import Request
+from tests.support.gateway_world import STARTED
+
+BEAT = 10.0
+START = 1_000_000.0
+SILENCE = 5 * PATIENCE
+"""Beats after which nothing is left to be judged: a lost claim, its backoff, a forgotten asking."""
+ENDS = {
+    JobCompleted: "COMPLETED", JobFailed: "FAILED",
+    JobCancelled: "CANCELLED", JobTimedOut: "TIMED_OUT",
+}  # fmt: skip
+ASKED_BY: dict[Stage, tuple[type[AnyMessage], ...]] = {
+    "staging": (JobSubmitted,),
+    "bucket_check": (BucketDue,),
+    "training": (DatasetStaged,),
+    "generation": (CheckpointFinal, ModelStaged),
+    "model_publication": (CheckpointFinal,),
+    "image_publication": (ImagesGenerated,),
+}
+T = TypeVar("T")
+
+
+class Rows:
+    """The row of one job and all that its changes have caused."""
+
+    def __init__(self) -> None:
+        self.row: StoredJob | None = None
+        self.outbox: list[Outgoing] = []
+        self.caused: list[AnyMessage] = []
+        """Everything that ever was in the outbox."""
+
+    async def insert(
+        self, job: StoredJob, outgoing: Sequence[Outgoing], _happened: Sequence[StoredEvent] = ()
+    ) -> bool:
+        self._write(job, outgoing)
+        return True
+
+    async def get(self, _job: str) -> StoredJob | None:
+        return self.row
+
+    async def replace(
+        self,
+        job: StoredJob,
+        outgoing: Sequence[Outgoing],
+        _happened: Sequence[StoredEvent] = (),
+        *,
+        expected_version: int,
+    ) -> bool:
+        if self.row is None or self.row.version != expected_version:
+            return False
+        self._write(job, outgoing)
+        return True
+
+    async def live(self) -> AsyncIterator[StoredJob]:
+        if self.row is not None and self.row.status not in ENDS.values():
+            yield self.row
+
+    async def remove(self, _job: str, at: float) -> bool:
+        self.row = None
+        self.outbox = [each for each in self.outbox if each.due_at <= at]
+        return True
+
+    def _write(self, job: StoredJob, outgoing: Sequence[Outgoing]) -> None:
+        self.row = job
+        self.outbox += outgoing
+        self.caused += [decode(each.message) for each in outgoing]
+
+
+@dataclass
+class Worker:
+    """One place of a service: what it has in hand, and what it was told about it."""
+
+    stage: Stage
+    name: str
+    delivery: Delivery | None = None
+    claim: str = ""
+    granted: ClaimGranted | None = None
+
+    @property
+    def control(self) -> Queue:
+        return Queue(f"control.{self.name}", ())
+
+    @property
+    def free(self) -> bool:
+        return not self.claim
+
+    def let_go(self) -> None:
+        self.delivery, self.claim, self.granted = None, "", None
+
+
+Place = tuple[Stage, str]
+"""A claim at a stage."""
+
+
+@dataclass
+class Verdicts:
+    """What claims were told."""
+
+    attempts: dict[Place, int] = field(default_factory=dict)
+    """Of every claim that was granted."""
+    refused: set[Place] = field(default_factory=set)
+    """Claims that were not granted when they were asked for."""
+    turned_away: set[Place] = field(default_factory=set)
+    """Claims that were granted, and refused when they were asked for again."""
+    wrong: list[str] = field(default_factory=list)
+
+    def hear(self, answer: AnyMessage, to: AnyMessage | None) -> None:
+        """An answer to a fact, or to nothing in particular."""
+        if isinstance(answer, ClaimRefused) and isinstance(to, Started):
+            place = (answer.stage, answer.claim)
+            (self.turned_away if place in self.attempts else self.refused).add(place)
+        if isinstance(answer, ClaimGranted):
+            self._granted((answer.stage, answer.claim), answer.attempt)
+
+    def _granted(self, place: Place, attempt: int) -> None:
+        if place in self.refused:
+            self.wrong.append(f"{place} was refused, and is granted")
+        if self.attempts.setdefault(place, attempt) != attempt:
+            self.wrong.append(f"{place} was granted with two attempts")
+
+
+class PlayedJob:
+    """The job, the gateway's parts around it, two workers to a stage, and the beats."""
+
+    def __init__(self, request: Request, *, sealed: str | None, checks: bool) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.clock = self.latest = START
+        self.broker = MemoryBroker()
+        self.bus, self.workers_bus = self.broker.bus("gateway/played"), self.broker.bus("workers")
+        self.rows = Rows()
+        self.verdicts = Verdicts()
+        self.wrong: list[str] = []
+        self.told: list[tuple[StageFact, str]] = []
+        """Every fact that was said under a claim, with its control queue."""
+        self.workers = {stage: self._two_workers(stage) for stage in STAGES}
+        self.claims = 0
+        self.beats = 0
+        self.heard: set[Place] = set()
+        """Claims that have shown life since the last beat came back."""
+        clock: Callable[[], float] = lambda: self.clock  # noqa: E731 - it changes
+        store = cast("JobStore", self.rows)
+        links = FolderStore(Path("never-written"), public_url="http://gateway", key="k" * 48)
+        self.ledger = Ledger(
+            self.bus, store, View(links, clock), clock=clock,
+            on_due=lambda: None, on_end=lambda _: None, on_change=lambda _: None,
+        )  # fmt: skip
+        self.supervisor = Supervisor(self.bus, store, self.ledger, clock=clock, beat=BEAT)
+        self.recorder = Recorder(self.bus, self.ledger, self.supervisor, clock=clock, beat=BEAT)
+        step = transitions.admit(
+            "job", "owner", request, {}, sealed=sealed, now=self.clock, checks=checks
+        )
+        self.do(self.ledger.open(step))
+        self.relay()
+
+    def _two_workers(self, stage: Stage) -> list[Worker]:
+        workers = [Worker(stage, f"{stage}.{number}") for number in (1, 2)]
+        for worker in workers:
+            self.broker.declare(worker.control)
+        return workers
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def close(self) -> None:
+        self.loop.close()
+
+    @property
+    def job(self) -> Job | None:
+        return read(self.rows.row) if self.rows.row else None
+
+    @property
+    def live(self) -> Job | None:
+        job = self.job
+        return job if job is not None and not job.ended else None
+
+    # --- What the gateway does
+
+    def change(self, decide: Callable[[Job], Step]) -> None:
+        """What a client asked for."""
+        before = self.job
+        self.do(self.ledger.change("job", decide))
+        self._note_change(before)
+
+    def remove(self) -> None:
+        """As ``DELETE`` does it: cancelled first."""
+        self.change(lambda job: transitions.cancel(job, self.clock))
+        self.do(self.ledger.remove("job"))
+
+    def beat(self, *, lost: bool = False) -> None:
+        """The gateway's own beat comes back, after everything that was said before it."""
+        self.pass_time(BEAT)
+        self.beats += 1
+        self.relay()
+        if not lost:
+            self._come_back()
+
+    def _come_back(self) -> None:
+        beat = GatewayBeat(gateway=self.supervisor._name, number=self.beats)
+        heard, self.heard = self.heard, set()
+        self.do(self.bus.send(GATEWAY_RECORDER.name, beat))
+        self.record()
+        job = self.live
+        gone = [claim for stage, claim in heard if job and not job.holds(stage, claim)]
+        self.wrong += [f"{claim} was heard of, and is lost" for claim in gone]
+
+    def pass_time(self, seconds: float) -> None:
+        """A negative number puts the clock back."""
+        self.clock += seconds
+        self.latest = max(self.latest, self.clock)
+
+    def record(self) -> None:
+        """Every fact that waits goes on record."""
+        while (delivery := self.next_of(GATEWAY_RECORDER)) is not None:
+            before, message = self.job, delivery.message
+            self.do(self._deal_with(delivery))
+            self._note_change(before, message)
+            if isinstance(message, StageFact):
+                self._note_fact(before, message)
+        self.relay()
+
+    async def _deal_with(self, delivery: Delivery) -> None:
+        await deal_with(delivery, self.recorder._record)
+
+    def relay(self) -> None:
+        """What is due leaves, as the relay sends it."""
+        due = [each for each in self.rows.outbox if each.due_at <= self.clock]
+        self.rows.outbox = [each for each in self.rows.outbox if each.due_at > self.clock]
+        for row in due:
+            message = decode(row.message)
+            self.do(
+                self.bus.publish(message, needs_listener=False)
+                if row.queue is None
+                else self.bus.send(row.queue, message)
+            )
+        self.hear_answers()
+
+    def _note_change(self, before: Job | None, fact: AnyMessage | None = None) -> None:
+        after = self.job
+        if before is not None and after is not None:
+            self.wrong += wrong_change(before, after)
+        self.heard = {place for place in self.heard if after is not None and after.holds(*place)}
+        self.hear_answers(fact)
+
+    def _note_fact(self, before: Job | None, fact: StageFact) -> None:
+        """Nothing but the live claim's facts leaves a mark."""
+        place, after = (fact.stage, fact.claim), self.job
+        was = before is not None and before.holds(*place)
+        still = after is not None and after.holds(*place)
+        rules = {
+            "it is not of the live claim, and changed the job": (
+                was or isinstance(fact, Started) or after == before
+            ),
+            "it was the claim's last, which lives on": not (
+                still and isinstance(fact, Result | Interruption | StageFailed)
+            ),
+            "it was said by the live claim, which was refused": not (
+                was and still and place in self.verdicts.turned_away
+            ),
+        }
+        self.wrong += [f"{type(fact).__name__}: {w}" for w, holds in rules.items() if not holds]
+        self.heard = self.heard | {place} if still else self.heard - {place}
+
+    # --- What workers do
+
+    def next_of(self, queue: Queue) -> Delivery | None:
+        if not len(self.broker.queue(queue.name)):
+            return None
+        return self.do(self.workers_bus.take(queue))
+
+    def take(self, worker: Worker) -> None:
+        """Take the next message that asks for the worker's stage, and claim it."""
+        queue = STAGE_QUEUES[worker.stage]
+        delivery = self.next_of(queue) if worker.free else None
+        if delivery is None:
+            return
+        if not isinstance(delivery.message, ASKED_BY[worker.stage]):
+            self.do(delivery.release())  # another stage's on the same queue
+            return
+        self.claims += 1
+        worker.delivery, worker.claim = delivery, f"claim-{self.claims}"
+        self.ask(worker)
+
+    def ask(self, worker: Worker) -> None:
+        """Say that one has started, for the first time or again."""
+        gpu = "card" if worker.stage in GPU_STAGES else ""
+        stamp = self.stamp(worker)
+        self.say(STARTED[worker.stage](**stamp, gpu=gpu), worker.control.name)
+
+    def stamp(self, worker: Worker) -> dict[str, Any]:
+        attempt = worker.granted.attempt if worker.granted else 0
+        return {
+            "job": "job", "stage": worker.stage, "claim": worker.claim,
+            "attempt": attempt, "worker": worker.name,
+        }  # fmt: skip
+
+    def say(self, fact: StageFact, control: str) -> None:
+        self.told.append((fact, control))
+        self.arrive(fact, control)
+
+    def arrive(self, fact: Message, control: str | None = None) -> None:
+        """A fact goes where it is bound to, and on record."""
+        self.do(self.workers_bus.publish(fact, reply_to=control, needs_listener=False))
+        self.record()
+
+    def hear_answers(self, to: AnyMessage | None = None) -> None:
+        """Each worker hears what was said to it, because of a fact or of something else."""
+        for worker in self.every_worker():
+            while (delivery := self.next_of(worker.control)) is not None:
+                self.do(delivery.ack())
+                self.verdicts.hear(delivery.message, to)
+                self._answered(worker, delivery.message)
+
+    def _answered(self, worker: Worker, answer: AnyMessage) -> None:
+        if getattr(answer, "claim", None) != worker.claim:
+            return
+        if worker.delivery is not None and isinstance(answer, ClaimGranted | ClaimRefused):
+            self.do(worker.delivery.ack())
+            worker.delivery = None
+        if isinstance(answer, ClaimGranted):
+            worker.granted = answer
+        elif isinstance(answer, ClaimRefused):
+            worker.let_go()
+
+    def die(self, worker: Worker) -> None:
+        """Gone without a word; what it had not acked goes back to its queue."""
+        if worker.delivery is not None:
+            self.do(worker.delivery.release())
+        worker.let_go()
+
+    def every_worker(self) -> Iterator[Worker]:
+        for both in self.workers.values():
+            yield from both
+
+    def deliver_again(self, stage: Stage) -> None:
+        """What asks for a stage is on its queue once more."""
+        job = self.job
+        if job is not None and stage in job.stages:
+            asking = decode(job.stages[stage].asking)
+            self.do(self.bus.send(STAGE_QUEUES[stage].name, asking))
+
+    def purge(self, queue: Queue) -> None:
+        while (delivery := self.next_of(queue)) is not None:
+            self.do(delivery.ack())
+
+    # --- What must hold
+
+    def contradictions(self) -> list[str]:
+        """What is wrong with the record, its changes, or what was said. Empty: nothing."""
+        job = self.job
+        return [
+            *self.wrong,
+            *self.verdicts.wrong,
+            *[f"buried: {each.reason}" for each in self.broker.dead_letters],
+            *(validity(job) if job else []),
+            *(_wrong_times(job, self.clock) if job else []),
+            *(self._wrong_ends(job) if job else []),
+            *self._wrong_webhooks(),
+        ]
+
+    def _wrong_ends(self, job: Job) -> list[str]:
+        """Each run that is over has said so once, as it ended; no other has."""
+        said = [each for each in self.rows.caused if isinstance(each, tuple(ENDS))]
+        ends = Counter(cast("JobCompleted", each).run for each in said)
+        over = job.run if job.ended else job.run - 1
+        wrong = [] if ends == dict.fromkeys(range(1, over + 1), 1) else [f"ends by run: {ends}"]
+        if job.ended and said and ENDS[cast("Any", type(said[-1]))] != job.status:
+            wrong.append(f"it is {job.status}, and {type(said[-1]).__name__} was said")
+        return wrong
+
+    def _wrong_webhooks(self) -> list[str]:
+        dues = [each for each in self.rows.caused if isinstance(each, WebhookDue)]
+        tries = Counter((each.webhook_id, each.attempt) for each in dues)
+        runs: dict[str, set[int]] = {}
+        for each in dues:
+            runs.setdefault(each.webhook_id, set()).add(each.run)
+        return [
+            *[f"webhook {each} is due {n} times" for each, n in tries.items() if n > 1],
+            *[f"webhook {each} is of runs {of}" for each, of in runs.items() if len(of) > 1],
+        ]
+
+    def zombies(self) -> list[str]:
+        """Open stages with nobody at work, whose work is on no queue and will not come to one."""
+        job = self.live
+        if job is None:
+            return []
+        records = [(stage, record) for stage, record in job.stages.items() if record.open]
+        idle = [f"nobody is asked for {stage}" for stage, _ in records if not self._is_asked(stage)]
+        return idle if records else ["the job has nothing left to do, and has not ended"]
+
+    def _is_asked(self, stage: Stage) -> bool:
+        return len(self.broker.queue(STAGE_QUEUES[stage].name)) > 0
+
+
+# --- A record ---------------------------------------------------------------------------------
+
+
+def validity(job: Job) -> list[str]:
+    """Everything that is wrong with a record, whatever has happened to it. Empty: nothing."""
+    wrong = [
+        *(text for text, holds in _of_the_job(job).items() if not holds),
+        *(wrong for stage in job.stages for wrong in _wrong_stage(job, stage)),
+    ]
+    return [f"{job.status}: {each}" for each in wrong]
+
+
+def _of_the_job(job: Job) -> dict[str, bool]:
+    still_open = [stage for stage, record in job.stages.items() if record.open]
+    given_up = {record.failed for record in job.stages.values() if record.failed is not None}
+    return {
+        "the record survives its encoding": (
+            msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
+        ),
+        "an end has a moment": job.ended == (job.ended_at is not None),
+        "failures alone have a reason": (job.error is not None) == (job.status in RETRIED),
+        "a queued job has not started": job.status != "IN_QUEUE" or job.started_at is None,
+        "a job in progress has": job.status != "IN_PROGRESS" or job.started_at is not None,
+        "a live job has something left to do": job.ended or bool(still_open),
+        "what was given up ends the job": (
+            job.ended or not given_up or "model_publication" in still_open
+        ),
+        "a model is let through before its job fails": (
+            job.status != "FAILED" or "model_publication" not in still_open
+        ),
+        "a failed job says what failed": job.status != "FAILED" or job.error in given_up,
+        "a complete job has left nothing": job.status != "COMPLETED" or _is_complete(job),
+        "secrets go with the need for them": (
+            job.status not in ("COMPLETED", "CANCELLED") or job.s3 is None
+        ),
+    }
+
+
+def _is_complete(job: Job) -> bool:
+    if job.checks:
+        return job.stages["staging"].done
+    published = "bucket_check" in job.stages
+    wanted: dict[Stage, bool] = {
+        "training": job.trains,
+        "generation": job.draws,
+        "model_publication": job.trains and published,
+        "image_publication": "generation" in job.stages and published,
+    }
+    left_out = [stage for stage, is_wanted in wanted.items() if is_wanted > (stage in job.stages)]
+    return all(record.done for record in job.stages.values()) and not left_out
+
+
+def _wrong_stage(job: Job, stage: Stage) -> list[str]:
+    record = job.stages[stage]
+    rules = {
+        "only open work is claimed": record.claim is None or record.open,
+        "no spent claim lives": record.claim is None or record.claim.id not in record.spent,
+        "a claim is spent once": len(set(record.spent)) == len(record.spent),
+        "each attempt is one claim": record.attempts == len(_claims(record)),
+        "the newest attempt is the live one": (
+            record.claim is None or record.claim.attempt == record.attempts
+        ),
+        "done is not failed": not (record.done and record.failed is not None),
+        "three failures are the end": (
+            record.failures < retry.FAILURES_ALLOWED or record.failed is not None
+        ),
+        "it was asked for by what asks for it": isinstance(decode(record.asking), ASKED_BY[stage]),
+        "what it builds on is done": all(
+            job.stages[each].done for each in _builds_on(job, stage) if each in job.stages
+        ),
+        "only what is wanted is asked for": job.trains or stage != "training",
+        "no GPU works before the bucket was tried": (
+            stage not in GPU_STAGES or record.attempts == 0 or not _tries_bucket(job)
+        ),
+    }
+    return [f"{stage}: {text}" for text, holds in rules.items() if not holds]
+
+
+def _claims(record: StageRecord) -> list[str]:
+    return [*record.spent, *([record.claim.id] if record.claim else [])]
+
+
+def _builds_on(job: Job, stage: Stage) -> tuple[Stage, ...]:
+    first: tuple[Stage, ...] = ("training",) if job.trains else ("staging",)
+    before: dict[Stage, tuple[Stage, ...]] = {
+        "training": ("staging",),
+        "generation": first,
+        "model_publication": ("training",),
+        "image_publication": ("generation",),
+    }
+    return before.get(stage, ())
+
+
+def _tries_bucket(job: Job) -> bool:
+    record = job.stages.get("bucket_check")
+    return record is not None and not record.done
+
+
+def _wrong_times(job: Job, now: float) -> list[str]:
+    times = (delay_time(job, now), execution_time(job, now))
+    return [f"times below zero: {times}"] if min(times) < 0 else []
+
+
+# --- A change ---------------------------------------------------------------------------------
+
+
+def wrong_change(before: Job, after: Job) -> list[str]:
+    """Everything that is wrong with a step from one record to the next. Empty: nothing."""
+    rules = {
+        "runs follow one another": after.run in (before.run, before.run + 1),
+        "nobody is at work when a run begins": (
+            after.run == before.run or not any(each.claim for each in after.stages.values())
+        ),
+        "only what failed runs again": after.run == before.run or before.status in RETRIED,
+        "an end is final for its run": (
+            not before.ended or after.run != before.run or _essence(after) == _essence(before)
+        ),
+        "nobody goes back into the queue": (
+            (before.status, after.status) != ("IN_PROGRESS", "IN_QUEUE")
+        ),
+        "no stage is forgotten": before.stages.keys() <= after.stages.keys(),
+        "the model is never lost": before.checkpoint is None or after.checkpoint is not None,
+    }
+    known = before.stages.keys() & after.stages.keys()
+    return [
+        *(text for text, holds in rules.items() if not holds),
+        *(w for stage in known for w in _wrong_turn(before.stages[stage], after.stages[stage])),
+    ]
+
+
+def _essence(job: Job) -> Job:
+    """All but what may still come to an ended job: its webhooks' outcomes, refused claims."""
+    return transitions.replace(
+        job, refused=(), webhook_attempts=0, webhook_awaited=0, webhook_settled=False,
+        webhook_tries=(),
+    )  # fmt: skip
+
+
+def _wrong_turn(before: StageRecord, after: StageRecord) -> list[str]:
+    rules = {
+        "attempts only grow": before.attempts <= after.attempts,
+        "spent claims stay spent": after.spent[: len(before.spent)] == before.spent,
+        "a claim that goes is spent": {*_claims(before)} <= {*_claims(after)},
+        "what is done stays done": not before.done or after.done,
+    }
+    return [text for text, holds in rules.items() if not holds]

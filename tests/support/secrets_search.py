@@ -1,0 +1,178 @@
+"""A search for secrets in everything that a run leaves behind or shows.
+
+    found = leaks([*files_in(folder), *await rows_of(database_url)], {"the API key": "ed_..."})
+
+A secret is found as it stands, inside JSON, in an address, and in base64, wherever it begins there.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, quote_plus
+
+import aio_pika
+import msgspec
+import psutil
+import sqlalchemy as sa
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tests.support.servers.s3 import S3Server
+
+LEAST_LETTERS = 8
+"""A shorter secret would be found by chance."""
+
+
+class Place(NamedTuple):
+    """Somewhere that a secret could stand."""
+
+    name: str
+    content: bytes
+
+
+class Leak(NamedTuple):
+    """A secret that stands somewhere."""
+
+    place: str
+    secret: str
+    """Its name, not itself."""
+
+
+def leaks(places: Iterable[Place], secrets: Mapping[str, str]) -> list[Leak]:
+    """Every secret in every place.
+
+    Args:
+        places: where to look.
+        secrets: by a name that tells people which one it is.
+
+    Raises:
+        ValueError: a secret is too short to be told from chance.
+    """
+    searched = {name: forms(secret) for name, secret in secrets.items()}
+    return [
+        Leak(place.name, name)
+        for place in places
+        for name, written in searched.items()
+        if any(form in place.content for form in written)
+    ]
+
+
+def forms(secret: str) -> set[bytes]:
+    """Every way in which a secret may be written, as bytes to look for."""
+    if len(secret) < LEAST_LETTERS:
+        raise ValueError(f"a secret of {len(secret)} letters would be found by chance")
+    plain = secret.encode()
+    quoted = {quote(secret), quote(secret, safe=""), quote_plus(secret)}
+    escaped = msgspec.json.encode(secret)[1:-1]
+    twice = msgspec.json.encode(escaped.decode())[1:-1]
+    every = {plain, escaped, twice, plain.hex().encode(), secret.encode("utf-16-le")}
+    every |= {text.encode() for text in quoted} | {_small(text).encode() for text in quoted}
+    return every | set(_in_base64(plain))
+
+
+def _small(quoted: str) -> str:
+    """Percent-encoding in small letters, as some write it."""
+    head, *rest = quoted.split("%")
+    return "%".join([head, *(part[:2].lower() + part[2:] for part in rest)])
+
+
+def _in_base64(plain: bytes) -> Iterator[bytes]:
+    """The letters that depend on the secret alone, for each way in which it may begin."""
+    for before in range(3):
+        padded = bytes(before) + plain
+        whole = len(padded) // 3 * 3
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            yield encode(padded[:whole])[4 if before else 0 :]
+
+
+# --- Places -----------------------------------------------------------------------------------
+
+
+def answer(name: str, content: bytes | str) -> Place:
+    """Anything that was said or shown."""
+    return Place(name, content if isinstance(content, bytes) else content.encode())
+
+
+def files_in(folder: Path) -> list[Place]:
+    """Every file below a folder and its name: logs, homes, scratch, SQLite with its WAL."""
+    return [
+        Place(str(path.relative_to(folder)), str(path).encode() + b"\n" + _content(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    ]
+
+
+def _content(path: Path) -> bytes:
+    """Nothing, if it has gone meanwhile: services at work tidy up."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def process(pid: int) -> list[Place]:
+    """A live process's arguments and environment."""
+    name = " ".join(psutil.Process(pid).cmdline()[:3])[-60:]
+    folder = Path("/proc") / str(pid)
+    return [
+        Place(f"arguments of {pid} {name}", (folder / "cmdline").read_bytes()),
+        Place(f"environment of {pid} {name}", (folder / "environ").read_bytes()),
+    ]
+
+
+async def rows_of(database_url: str) -> list[Place]:
+    """Every row of every table of a PostgreSQL or SQLite database; drivers as SQLAlchemy has it."""
+    engine = create_async_engine(database_url)
+    try:
+        async with engine.connect() as connection:
+            tables = sa.MetaData()
+            await connection.run_sync(tables.reflect)
+            return [
+                Place(f"a row of {table.name}", b"\n".join(map(_bytes, row)))
+                for table in tables.sorted_tables
+                for row in await connection.execute(sa.select(table))
+            ]
+    finally:
+        await engine.dispose()
+
+
+async def objects_in(s3: S3Server, bucket: str) -> list[Place]:
+    """Every object of a bucket, with its key and what is noted with it."""
+    async with s3.client() as client:
+        listed = (await client.list_objects_v2(Bucket=bucket)).get("Contents", ())
+        found = []
+        for item in listed:
+            got = await client.get_object(Bucket=bucket, Key=item["Key"])
+            noted = f"{item['Key']}\n{got['Metadata']}\n".encode()
+            found.append(Place(f"object {item['Key']}", noted + await got["Body"].read()))
+        return found
+
+
+async def messages_on(amqp_url: str, queues: Sequence[str]) -> list[Place]:
+    """Everything that waits on these queues; it stays there."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        return [
+            Place(f"a message on {name}", written(message))
+            for name in queues
+            for message in await _waiting(await channel.get_queue(name))
+        ]
+
+
+async def _waiting(queue: AbstractQueue) -> list[AbstractIncomingMessage]:
+    """What waits on a queue; unacked, it goes back when the channel is closed."""
+    number = queue.declaration_result.message_count or 0
+    taken = [await queue.get(fail=False) for _ in range(number)]
+    return [message for message in taken if message]
+
+
+def written(message: AbstractIncomingMessage) -> bytes:
+    """A message of aio-pika with all that travels beside its body."""
+    return b"\n".join(map(_bytes, (message.body, message.info())))
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()

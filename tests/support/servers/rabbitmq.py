@@ -1,0 +1,227 @@
+"""A private RabbitMQ node, from the system's own package."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import uuid
+from asyncio import timeout
+from itertools import count
+from pathlib import Path
+from subprocess import PIPE, STDOUT, run
+
+import aio_pika
+from aio_pika.exceptions import AMQPError
+
+from tests.support.servers.process import (
+    HOST,
+    Child,
+    Server,
+    ServerError,
+    free_port,
+    in_own_loop,
+    listens,
+    search_path,
+)
+
+# Not the wrappers on the PATH: Debian's change the user, and leave the node behind when ended.
+FOLDERS = ("/usr/lib/rabbitmq/bin", "/usr/lib/rabbitmq/lib/*/sbin")
+START_SECONDS = 120
+
+
+def find_programs() -> Path:
+    """Return the folder of the node's own scripts."""
+    for pattern in FOLDERS:
+        for folder in sorted(Path("/").glob(pattern[1:])):
+            if (folder / "rabbitmq-server").exists():
+                return folder
+    raise ServerError("No RabbitMQ here: apt-get install rabbitmq-server")
+
+
+def find_epmd() -> str:
+    """Return Erlang's port mapper, which every node registers with."""
+    if program := shutil.which("epmd", path=search_path()):
+        return program
+    raise ServerError("No epmd here: apt-get install erlang-base")
+
+
+class RabbitMQ(Server):
+    """One node with a port mapper of its own, reached by nobody else.
+
+    Blocking; from a coroutine call its methods by `asyncio.to_thread`, so that clients in the same
+    loop live on.
+    """
+
+    def __init__(self, vhosts: int = 32) -> None:
+        self._programs = find_programs()
+        self._epmd_program = find_epmd()
+        super().__init__()
+        self.port = free_port()
+        self.password = secrets.token_hex(16)
+        self._epmd_port = free_port()
+        self._name = f"test-{uuid.uuid4().hex[:12]}@localhost"
+        self._env = self._environment()
+        self._epmd: Child | None = None
+        self._node: Child | None = None
+        self._batch = vhosts  # made at the start, and again whenever they are used up
+        self._made = 0
+        self._numbers = count(1)
+        self._write_settings()
+
+    # -- life
+
+    def start(self) -> None:
+        """Start the node, or wake it; what an earlier run confirmed is still there."""
+        self._start_epmd()
+        if self._node and self._node.alive:
+            return self.resume()
+        self._node = self._child(str(self._programs / "rabbitmq-server"))
+        self._node.wait_until(self._is_ready, START_SECONDS)
+        return None
+
+    def kill(self) -> None:
+        """End the node as a power cut would; see `settle` for what would not survive it."""
+        self._end_node(signal.SIGKILL)
+
+    def settle(self) -> None:
+        """Make the queues declared so far survive a kill.
+
+        The node writes the names of quorum queues down every half a second. A queue killed before
+        that comes back with its messages but never answers again.
+        """
+        self.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
+
+    def pause(self) -> None:
+        """Make the node hang: connections stay open, nothing is answered."""
+        node = self._running_node()
+        node.send(signal.SIGSTOP)
+        os.waitid(os.P_PID, node.pid, os.WSTOPPED)  # its last thread stands only after a moment
+
+    def resume(self) -> None:
+        self._running_node().send(signal.SIGCONT)
+
+    def end_processes(self) -> None:
+        self._end_node(signal.SIGTERM)
+        if self._epmd:
+            self._epmd.end(signal.SIGTERM)
+            self._epmd = None
+
+    # -- use
+
+    def url(self, vhost: str = "/") -> str:
+        """Return the address of a virtual host."""
+        return f"amqp://guest:{self.password}@{HOST}:{self.port}/{vhost.replace('/', '%2F')}"
+
+    def fresh_vhost(self) -> str:
+        """Return the name of a virtual host that nobody has used."""
+        number = next(self._numbers)
+        if number > self._made:
+            self._make_vhosts()
+        return f"test-{number}"
+
+    def fresh_url(self) -> str:
+        """Return the address of a virtual host that nobody has used."""
+        return self.url(self.fresh_vhost())
+
+    def close_all_connections(self, reason: str = "the test asks for it") -> None:
+        """Cut every client off; all may come back at once."""
+        self.ctl("close_all_connections", "--global", reason)
+
+    def ctl(self, *arguments: str) -> str:
+        """Run `rabbitmqctl` against this node and return what it prints."""
+        command = [str(self._programs / "rabbitmqctl"), "--quiet", "-n", self._name, *arguments]
+        done = run(
+            command, env=self._env, stdout=PIPE, stderr=STDOUT, text=True, timeout=60, check=False
+        )
+        if done.returncode:
+            raise ServerError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}")
+        return done.stdout
+
+    def ctl_environment(self) -> dict[str, str]:
+        """Return what a script needs that runs `$RABBITMQCTL` against this node."""
+        program = f"{self._programs / 'rabbitmqctl'} --quiet -n {self._name}"
+        return {**self._env, "RABBITMQCTL": program}
+
+    # -- inside
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": search_path(),
+            "HOME": str(self.folder),
+            "LANG": "C.UTF-8",
+            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_NODE_IP_ADDRESS": HOST,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node: its pid is the node's
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": HOST,
+        }
+
+    def _write_settings(self) -> None:
+        definitions = self._write_definitions()
+        self._made = self._batch
+        (self.folder / "enabled_plugins").write_text("[].")
+        (self.folder / "rabbitmq.conf").write_text(f"load_definitions = {definitions}\n")
+
+    def _write_definitions(self) -> Path:
+        names = ["/", *(f"test-{self._made + 1 + i}" for i in range(self._batch))]
+        path = self.folder / f"definitions-{self._made}.json"
+        path.write_text(json.dumps(_definitions(names, self.password)))
+        return path
+
+    def _make_vhosts(self) -> None:
+        self.ctl("import_definitions", str(self._write_definitions()))
+        self._made += self._batch
+
+    def _child(self, *command: str, linger: int = 0) -> Child:
+        return Child(command, folder=self.folder, env=self._env, linger=linger)
+
+    def _start_epmd(self) -> None:
+        # A node that finds none, at any time of its life, starts one that outlives it.
+        if not self._epmd:
+            command = (self._epmd_program, "-port", str(self._epmd_port), "-address", HOST)
+            self._epmd = self._child(*command, linger=6)
+            self._epmd.wait_until(lambda: listens(self._epmd_port), START_SECONDS)
+
+    def _end_node(self, number: signal.Signals) -> None:
+        if self._node:
+            self._node.end(number)
+            self._node = None
+
+    def _running_node(self) -> Child:
+        if not self._node:
+            raise ServerError("the node is not running")
+        return self._node
+
+    def _is_ready(self) -> bool:
+        return listens(self.port) and in_own_loop(_confirms(self.url()))
+
+
+def _definitions(vhosts: list[str], password: str) -> dict[str, object]:
+    everything = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+    return {
+        "users": [{"name": "guest", "password": password, "tags": ["administrator"]}],
+        "vhosts": [{"name": name} for name in vhosts],
+        "permissions": [{"vhost": name, **everything} for name in vhosts],
+    }
+
+
+async def _confirms(url: str) -> bool:
+    try:
+        async with timeout(10), await aio_pika.connect(url) as connection:
+            channel = await connection.channel()
+            await channel.default_exchange.publish(
+                aio_pika.Message(b""), "nowhere", mandatory=False
+            )
+    except (AMQPError, OSError, TimeoutError):
+        return False
+    return True

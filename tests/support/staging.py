@@ -1,0 +1,156 @@
+"""A fetcher that stages base models, and a hub for it to fetch them from."""
+
+import json
+import zipfile
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from aiohttp import web
+
+from services.fetcher.models.stage import BaseModels, Named
+from services.fetcher.progress_meter import Meter
+from shared.adapters.folder import FolderStore
+from shared.diffusion.loading import Parts, load
+from shared.diffusion.single_file import original_layout
+from shared.storage.folders import download_folder
+from tests.support.servers.process import HOST
+
+LOOPBACK = frozenset({HOST})
+COMMIT = "5" * 40
+
+
+class Stage:
+    """Stages what a request asks for, and looks at what the trainer will see."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = FolderStore(folder / "store", public_url="http://x", key="k" * 32)
+        self.home = folder / "home"
+        self.folder = folder
+        self.number = 0
+        self.told: list[dict[str, Any]] = []
+        self.models = self.of("tiny")
+
+    def of(self, configured: str, private: Collection[str] = ()) -> BaseModels:
+        return BaseModels(
+            self.store,
+            configured=configured,
+            home=self.home,
+            allowed=LOOPBACK,
+            private=frozenset(private),
+        )
+
+    async def __call__(
+        self, asked: str, *, subfolder: str | None = None, models: BaseModels | None = None
+    ) -> str:
+        self.number += 1
+        scratch = self.folder / f"scratch-{self.number}"
+        scratch.mkdir()
+        named = Named(asked, "input.model", subfolder)
+        meter = Meter("downloading", lambda **numbers: self.told.append(numbers), lambda: None)
+        return await (models or self.models).stage(named, scratch, meter)
+
+    async def loaded(self, prefix: str) -> Parts:
+        """The model as the trainer loads it from the store."""
+        folder = self.folder / f"loaded-{self.number}"
+        await download_folder(self.store, prefix, folder)
+        return load(folder)
+
+
+def same(one: Parts, other: Parts) -> bool:
+    """Whether two models have the same weights, bit by bit."""
+    first, second = original_layout(one), original_layout(other)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def tensors_of(parts: Parts) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in original_layout(parts).items()}
+
+
+class Hub:
+    """As much of the hub's interface as its library needs, for one repository."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = ""
+        self.status = 200
+        self.tokens: set[str | None] = set()
+        self.private = False
+        self.revisions: set[str] = set()
+        self.fetched: list[str] = []
+
+    async def revision(self, request: web.Request) -> web.Response:
+        self.tokens.add(request.headers.get("Authorization"))
+        if self.status != 200:
+            return web.Response(status=self.status, headers=self._error())
+        is_hidden = self.private and "Authorization" not in request.headers
+        if request.match_info["repository"] != "org/model" or is_hidden:
+            return web.Response(status=404, headers={"X-Error-Code": "RepoNotFound"})
+        self.revisions.add(request.match_info["revision"])
+        siblings = [
+            {"rfilename": name, "size": (self.folder / name).stat().st_size}
+            for name in self._names()
+        ]
+        return web.json_response({"id": "org/model", "sha": COMMIT, "siblings": siblings})
+
+    def _error(self) -> dict[str, str]:
+        return {"X-Error-Code": "GatedRepo"} if self.status == 403 else {}
+
+    async def tree(self, _: web.Request) -> web.Response:
+        return web.json_response(
+            [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": (self.folder / name).stat().st_size,
+                    "oid": "1",
+                }
+                for name in self._names()
+            ]
+        )
+
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["path"]
+        self.fetched.append(name)
+        headers = {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT}
+        return web.FileResponse(self.folder / name, headers=headers)
+
+    def _names(self) -> list[str]:
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in files)
+
+
+@asynccontextmanager
+async def running_hub(folder: Path) -> AsyncIterator[Hub]:
+    """Serve the files of a folder as the model ``org/model``."""
+    hub = Hub(folder)
+    app = web.Application()
+    app.router.add_get("/api/models/{repository:.+}/revision/{revision}", hub.revision)
+    app.router.add_get("/api/models/{repository:.+}/tree/{revision}", hub.tree)
+    app.router.add_get("/{repository:[^/]+/[^/]+}/resolve/{revision}/{path:.+}", hub.file)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, HOST, 0).start()
+    hub.url = f"http://{HOST}:{runner.addresses[0][1]}"
+    yield hub
+    await runner.cleanup()
+
+
+def copied(source: Path, target: Path) -> Path:
+    for path in source.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(source)).write_bytes(path.read_bytes())
+    return target
+
+
+def zipped(folder: Path, target: Path, prefix: str = "") -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in folder.rglob("*"):
+            archive.write(path, prefix + path.relative_to(folder).as_posix())
+    assert json.loads((folder / "model_index.json").read_text())
+    return target

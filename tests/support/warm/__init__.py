@@ -1,0 +1,10 @@
+"""Warm children: forks of one process that has paid for the imports of torch and diffusers.
+
+A child of the GPU services imports for seconds before it says Ready, on a slow core for ten. Tests
+that are not about this start the modules ``trainer`` and ``inferencer`` of this package in the
+place of the product's: small programs that let the server fork, lend the fork their files, pass on
+signals and end as it ends. What runs in the fork is the product's own ``main``.
+
+Servers belong to the process of the tests that started them; a stand-in finds the one of its
+nearest ancestor.
+"""

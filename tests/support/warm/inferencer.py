@@ -1,0 +1,8 @@
+"""A warm child of the inferencer: ``python -m tests.support.warm.inferencer DESCRIPTOR PARENT``."""
+
+from __future__ import annotations
+
+from tests.support.warm.stand_in import stand_in_for
+
+if __name__ == "__main__":
+    stand_in_for("services.inferencer.generation.child")

@@ -1,0 +1,38 @@
+"""docs/datasets.md tells all that there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from services.fetcher.datasets.sidecars import CAPTION_AT_MOST, ONE_VALUE, OWN, SCALARS, Sidecars
+from shared.dataset.manifest import CAPTION_CHARACTERS, Captions, Estimate, Report
+
+PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
+
+
+@pytest.mark.parametrize("struct", [Report, Captions, Estimate])
+def test_the_page_explains_every_field_of_the_report(
+    struct: type[Report | Captions | Estimate],
+) -> None:
+    for name in struct.__struct_fields__:
+        assert f"`{name}`" in PAGE, name
+
+
+def test_the_page_explains_every_wish_and_every_file() -> None:
+    for name in (*SCALARS, *ONE_VALUE, *OWN, "local.yaml", "global.yaml"):
+        assert f"`{name}`" in PAGE, name
+    assert f"{CAPTION_CHARACTERS:,} unless you say otherwise" in PAGE
+    assert f"{CAPTION_AT_MOST:,} at most" in PAGE
+
+
+def test_the_example_on_the_page_says_what_the_page_says_it_does() -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    beside = Sidecars({"IMG_1.yaml": example.encode()})
+
+    wishes, from_file = beside.wishes("IMG_1.jpg")
+
+    assert wishes.caption.text == "a photo of ted, at the sea, red shirt, sitting"
+    assert (wishes.caption.main_parts, wishes.caption.weights) == (2, (3.0, 1.0))
+    assert (wishes.rating, wishes.max_caption_length, from_file) == (2.0, 300, True)
+    assert beside.warnings == []

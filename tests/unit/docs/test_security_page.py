@@ -1,0 +1,104 @@
+"""The page on security agrees with what is deployed, and names only what is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from services.gateway.api_documents import PARTS
+from services.gateway.web.routing import routes_of
+from shared.messaging.messages import DEAD_LETTERS, EXCHANGE, QUEUES, AnyMessage, type_of
+from tests.support.broker_logins import definitions
+from tests.support.compose import OURS, read_compose
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "security.md").read_text()
+TYPES = sorted(type_of(kind) for kind in get_args(AnyMessage))
+NAMES = [*(queue.name for queue in QUEUES), EXCHANGE, DEAD_LETTERS]
+DEPLOYED = definitions()
+SEALING = {"EVERYDREAM_SECRET_KEY", "EVERYDREAM_WEBHOOK_SECRET"}
+
+
+def right_of(kind: str, login: str) -> dict[str, str]:
+    (found,) = [entry for entry in DEPLOYED[kind] if entry["user"] == login]
+    patterns: dict[str, str] = found
+    return patterns
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """As the broker does it: anywhere, unless the pattern says where."""
+    return [name for name in names if re.search(pattern, name)]
+
+
+def cell(names: list[str]) -> str:
+    return "everything" if names == TYPES else ", ".join(f"`{name}`" for name in names)
+
+
+def row_of(login: str) -> str:
+    """What a login may, as the page's table has it."""
+    rights, topics = right_of("permissions", login), right_of("topic_permissions", login)
+    cells = (
+        cell(matching(rights["configure"], NAMES)),
+        cell(matching(topics["write"], TYPES)),
+        cell(matching(topics["read"], TYPES)),
+        "yes" if matching(rights["write"], ["amq.default"]) else "no",
+    )
+    return f"| `{login}` | {' | '.join(cells)} |"
+
+
+def test_the_logins_are_the_services() -> None:
+    assert [user["name"] for user in DEPLOYED["users"]] == list(OURS)
+    assert all(user["tags"] == [] for user in DEPLOYED["users"])
+    table = PAGE.partition("### Logins on the broker")[2].partition("## Rules")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(OURS)
+
+
+@pytest.mark.parametrize("login", OURS)
+def test_the_table_of_rights_is_what_is_deployed(login: str) -> None:
+    assert row_of(login) in PAGE.splitlines()
+
+
+@pytest.mark.parametrize("login", OURS)
+def test_a_pattern_matches_whole_names_only(login: str) -> None:
+    every = right_of("permissions", login) | right_of("topic_permissions", login)
+    patterns = [every[right] for right in ("configure", "write", "read")]
+    assert all(pattern.startswith("^") and pattern.endswith("$") for pattern in patterns)
+
+
+@pytest.mark.parametrize("login", OURS)
+def test_what_is_made_is_read_and_bound_too(login: str) -> None:
+    rights = right_of("permissions", login)
+    made = set(matching(rights["configure"], NAMES))
+    assert made <= set(matching(rights["write"], NAMES))
+    assert made <= set(matching(rights["read"], NAMES))
+
+
+@pytest.mark.parametrize("login", OURS)
+def test_the_secret_key_reaches_those_that_the_page_names(login: str) -> None:
+    (row,) = re.findall(rf"^\| {login} \| (?:broker.*)$", PAGE, re.MULTILINE)
+    entries = [
+        e for e in read_compose()["services"].values() if e.get("command", [""])[-1] == login
+    ]
+    assert entries
+    for entry in entries:
+        assert (set(entry["environment"]) >= SEALING) is ("secret key" in row)
+        assert bool(set(entry["environment"]) & SEALING) is ("secret key" in row)
+        assert ("HF_TOKEN" in entry["environment"]) is ("HF_TOKEN" in row)
+        assert ("EVERYDREAM_DATABASE_URL" in entry["environment"]) is ("database" in row)
+
+
+def test_the_page_names_what_answers_without_a_key() -> None:
+    (told,) = re.findall(r"^These answer without a key: (.*)\.$", PAGE, re.MULTILINE)
+    open_routes = {route.path for part in PARTS for _, route in routes_of(part) if not route.needs}
+    named = {path.replace("/...", "/{key:.+}") for path in re.findall(r"`(/[^`]*)`", told)}
+    assert named == open_routes
+
+
+def test_every_file_on_the_page_is_there() -> None:
+    named: Any = re.findall(r"`((?:services|shared|tests|deploy)/[\w/.-]+)`", PAGE)
+    assert len(set(named)) > 25
+    assert [name for name in named if not (ROOT / name).exists()] == []

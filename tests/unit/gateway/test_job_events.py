@@ -1,0 +1,239 @@
+"""What somebody who follows a job is told of each change of its record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.gateway.jobs import transitions
+from services.gateway.jobs.job_events import Happening, happenings
+from services.gateway.jobs.transitions import Job
+from shared.messaging.messages import (
+    AnyMessage,
+    CheckpointSaved,
+    StageFailed,
+    TrainingInterrupted,
+    TrainingProgressed,
+    TrainingStarted,
+)
+from tests.unit.gateway.test_transitions import (
+    Tale,
+    artifact,
+    checkpoint_final,
+    dataset_staged,
+    images_generated,
+    sample,
+    samples_generated,
+)
+
+
+class Followed:
+    """A job, and what its followers were told of it since the last time somebody looked."""
+
+    def __init__(self, **wishes: Any) -> None:
+        self.tale = Tale(**wishes)
+        self.seen: Job | None = None
+
+    def news(self) -> list[Happening]:
+        told = happenings(self.seen, self.tale.job)
+        self.seen = self.tale.job
+        return told
+
+    def after(self, *facts: AnyMessage) -> list[Happening]:
+        """What these facts bring, each told by itself, as the ledger does."""
+        told = self.news()
+        for fact in facts:
+            self.tale.tell(fact)
+            told += self.news()
+        return told
+
+
+def in_training(**wishes: Any) -> Followed:
+    followed = Followed(**wishes)
+    followed.tale.stage()
+    followed.tale.claim("training", "t")
+    followed.news()
+    return followed
+
+
+def test_a_new_job_waits_to_be_staged_and_then_for_a_worker() -> None:
+    assert Followed().news() == [
+        ("stage", {"stage": "staging", "state": "waiting", "attempt": 0}),
+        ("status", {"status": "IN_QUEUE", "run": 1}),
+    ]
+
+
+def test_staging_tells_of_the_worker_then_of_the_dataset_and_what_waits_now() -> None:
+    followed = Followed()
+    followed.news()
+    followed.tale.claim("staging", "s")
+
+    assert followed.news() == [("stage", {"stage": "staging", "state": "at work", "attempt": 1})]
+    assert followed.after(dataset_staged("s")) == [
+        ("stage", {"stage": "staging", "state": "done", "attempt": 1}),
+        ("stage", {"stage": "training", "state": "waiting", "attempt": 0}),
+        ("dataset", {"images": 4}),
+    ]
+
+
+def test_the_first_gpu_claim_starts_the_job() -> None:
+    followed = Followed()
+    followed.tale.stage()
+    followed.news()
+    followed.tale.claim("training", "t")
+
+    assert followed.news() == [
+        ("stage", {"stage": "training", "state": "at work", "attempt": 1}),
+        ("status", {"status": "IN_PROGRESS", "run": 1}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        TrainingProgressed(job="job", stage="training", claim="t", progress={"step": 3}),
+        TrainingStarted(job="job", stage="training", claim="t"),
+        StageFailed(job="job", stage="training", claim="old", kind="passing", reason="r"),
+    ],
+    ids=lambda fact: type(fact).__name__,
+)
+def test_progress_repeats_and_strangers_are_no_news(fact: AnyMessage) -> None:
+    assert in_training().after(fact) == []
+
+
+def test_a_worker_that_is_interrupted_or_fails_gives_the_stage_back() -> None:
+    followed = in_training()
+    waits = ("stage", {"stage": "training", "state": "waiting", "attempt": 1})
+
+    assert followed.after(TrainingInterrupted(job="job", stage="training", claim="t")) == [waits]
+    followed.tale.claim("training", "t2")
+    assert followed.news() == [("stage", {"stage": "training", "state": "at work", "attempt": 2})]
+
+
+def test_the_twelfth_attempt_is_at_work_like_any_other() -> None:
+    followed = in_training()
+    for attempt in range(2, 13):
+        claim = f"t{attempt}"
+        followed.tale.tell(
+            TrainingInterrupted(job="job", stage="training", claim=held(followed.tale.job))
+        )
+        followed.news()
+        followed.tale.claim("training", claim)
+        assert followed.news() == [
+            ("stage", {"stage": "training", "state": "at work", "attempt": attempt})
+        ]
+
+
+def held(job: Job) -> str:
+    claim = job.stages["training"].claim
+    assert claim is not None
+    return claim.id
+
+
+def test_a_stage_that_is_given_up_says_why_before_the_job_does() -> None:
+    followed = in_training()
+    fails = StageFailed(job="job", stage="training", claim="t", kind="refused", reason="no card")
+
+    assert followed.after(fails) == [
+        (
+            "stage",
+            {"stage": "training", "state": "failed", "attempt": 1, "reason": "no card"},
+        ),
+        ("status", {"status": "FAILED", "run": 1, "error": "no card"}),
+    ]
+
+
+def saved(name: str, step: int, **more: Any) -> CheckpointSaved:
+    return CheckpointSaved(
+        job="job", stage="training", claim="t", artifact=artifact(name), step=step, epoch=1, **more
+    )
+
+
+def test_each_checkpoint_is_told_once_and_the_last_one_at_the_end_of_training() -> None:
+    followed = in_training()
+    one, two = saved("one", 4), saved("two", 8, replaced=(artifact("one").key,))
+
+    told = followed.after(one, one, two)
+
+    names = [(kind, data["step"], data["name"]) for kind, data in told]
+    assert names == [
+        ("checkpoint", 4, artifact("one").name),
+        ("checkpoint", 8, artifact("two").name),
+    ]
+    final = [data for kind, data in followed.after(checkpoint_final("t")) if kind == "checkpoint"]
+    job = followed.tale.job
+    assert job.checkpoint is not None
+    assert final[-1] == {
+        "step": job.summary["steps"], "epoch": job.summary.get("epochs"), "final": True,
+        "name": job.checkpoint.name, "key": job.checkpoint.key,
+    }  # fmt: skip
+
+
+def test_of_a_row_of_samples_what_is_new_is_told() -> None:
+    followed = in_training()
+
+    told = followed.after(
+        samples_generated(sample(0, 0)), samples_generated(sample(0, 0), sample(0, 1))
+    )
+
+    assert [(kind, data["step"], data["prompt"], data["key"]) for kind, data in told] == [
+        ("sample", 0, each.prompt, each.artifact.key) for each in (sample(0, 0), sample(0, 1))
+    ]
+
+
+def test_the_images_come_before_the_end_that_they_bring() -> None:
+    followed = in_training()
+    followed.tale.tell(checkpoint_final("t"))
+    followed.tale.claim("generation", "g")
+    followed.news()
+
+    told = followed.after(images_generated("g"))
+
+    assert [kind for kind, _ in told] == ["stage", "image", "status"]
+    assert told[-1] == ("status", {"status": "COMPLETED", "run": 1})
+
+
+def test_an_image_that_could_not_be_drawn_says_why() -> None:
+    followed = in_training()
+    (drawn,) = images_generated("g").images
+    failed = msgspec.structs.replace(drawn, artifact=None, error="the prompt is too long")
+    followed.tale.job = transitions.replace(followed.tale.job, images=(failed,))
+
+    assert followed.news() == [
+        (
+            "image",
+            {"prompt": drawn.prompt, "seed": drawn.seed, "error": "the prompt is too long"},
+        )
+    ]
+
+
+def test_another_run_is_a_status_and_its_images_are_told_anew() -> None:
+    followed = in_training(draws=True)
+    followed.tale.tell(checkpoint_final("t"))
+    followed.tale.claim("generation", "g")
+    followed.tale.fail("generation", "g", kind="refused")
+    followed.news()
+
+    followed.tale.hear(transitions.retry_from_its_end(followed.tale.job, followed.tale.now))
+
+    assert followed.news() == [
+        ("stage", {"stage": "generation", "state": "waiting", "attempt": 1}),
+        ("status", {"status": "IN_QUEUE", "run": 2}),
+    ]
+    followed.tale.claim("generation", "g2")
+    kinds = [kind for kind, _ in followed.after(images_generated("g2"))]
+    assert kinds == ["stage", "status", "stage", "image", "status"]
+
+
+def test_what_is_told_can_be_kept_as_json() -> None:
+    followed = Followed()
+    followed.tale.stage()
+    followed.tale.train()
+    followed.tale.draw()
+
+    told = followed.news()
+
+    assert {kind for kind, _ in told} >= {"stage", "dataset", "checkpoint", "image", "status"}
+    assert msgspec.json.decode(msgspec.json.encode(told)) == [list(each) for each in told]

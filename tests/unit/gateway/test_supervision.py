@@ -1,0 +1,464 @@
+"""No zombie jobs: whatever is said, lost or wanted, in any order, every job comes to one end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast, get_args
+
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from services.gateway.background.supervisor import PATIENCE
+from services.gateway.jobs import transitions
+from services.gateway.jobs.transitions import Job
+from shared.messaging.messages import (
+    STAGE_QUEUES,
+    STAGES,
+    AnyMessage,
+    ArtifactsPublished,
+    CheckpointSampled,
+    CheckpointSaved,
+    GenerationInterrupted,
+    GenerationProgressed,
+    PublicationInterrupted,
+    PublicationProgressed,
+    ResumePointSaved,
+    Stage,
+    StageFact,
+    StageFailed,
+    StagingInterrupted,
+    StagingProgressed,
+    TrainingInterrupted,
+    TrainingProgressed,
+    WebhookDelivered,
+    WebhookDue,
+    WebhookFailed,
+)
+from shared.request import Wish, parse_request
+from tests.support.gateway_world import STARTED
+from tests.support.played_job import BEAT, SILENCE, PlayedJob, Worker
+from tests.unit.gateway.test_transitions import (
+    ROW,
+    artifact,
+    bucket_checked,
+    checkpoint_final,
+    dataset_staged,
+    images_generated,
+    model_staged,
+    sample,
+    samples_generated,
+)
+
+TRAIN = {"train": {"data_url": "https://x.org/a.zip"}}
+DRAW = {"inference": {"prompt": "a cat"}}
+REQUESTS: dict[str, dict[str, Any]] = {
+    "train": TRAIN,
+    "train and draw": {**TRAIN, **DRAW},
+    "draw": {"model": "org/name", **DRAW},
+    "check": TRAIN,
+}
+POLICY = {"executionTimeout": 3_600_000, "ttl": 7_200_000}
+"""Milliseconds; far beyond every silence that a test keeps, so that no zombie ends by them."""
+EVENTS = ("start", "output", "completed")
+A_WHILE = 3
+"""Facts before which nobody ends a job, so that most have a life."""
+ROUNDS = 40
+"""In which whatever is asked for is taken, after which any job is done."""
+
+Make = Callable[[dict[str, Any]], StageFact]
+
+
+def made(kind: type[StageFact], /, **fields: Any) -> Make:
+    return lambda stamp: kind(**stamp, **fields)
+
+
+def stamped(make: Callable[[str], StageFact]) -> Make:
+    """What another test makes for a claim, said by whoever it is."""
+    return lambda stamp: msgspec.structs.replace(make(stamp["claim"]), **stamp)
+
+
+RESULTS: dict[str, Make] = {
+    "DatasetStaged": stamped(dataset_staged),
+    "ModelStaged": stamped(model_staged),
+    "BucketChecked": stamped(bucket_checked),
+    "CheckpointFinal": stamped(checkpoint_final),
+    "ImagesGenerated": stamped(images_generated),
+    "ArtifactsPublished": made(ArtifactsPublished, urls={"key": "https://bucket/key"}),
+}
+OUTCOMES: dict[str, Make] = {
+    "passing": made(StageFailed, kind="passing", reason="it broke"),
+    "refused": made(StageFailed, kind="refused", reason="it is bad"),
+}
+KEPT: dict[str, Make] = {
+    "CheckpointSaved": made(CheckpointSaved, artifact=artifact("e1"), step=1, epoch=1, wish=1),
+    "CheckpointSampled": made(CheckpointSampled, snapshot="s/", base_model="b/", row=ROW, wish=1),
+    "ResumePointSaved": made(ResumePointSaved, prefix="r/", step=1, epoch=0),
+}
+PROGRESSED: dict[Stage, type[StageFact]] = {
+    "staging": StagingProgressed,
+    "bucket_check": PublicationProgressed,
+    "training": TrainingProgressed,
+    "generation": GenerationProgressed,
+    "model_publication": PublicationProgressed,
+    "image_publication": PublicationProgressed,
+}
+INTERRUPTED: dict[Stage, type[StageFact]] = {
+    "staging": StagingInterrupted,
+    "bucket_check": PublicationInterrupted,
+    "training": TrainingInterrupted,
+    "generation": GenerationInterrupted,
+    "model_publication": PublicationInterrupted,
+    "image_publication": PublicationInterrupted,
+}
+FORGED: dict[str, Make] = {
+    **RESULTS,
+    **OUTCOMES,
+    **KEPT,
+    **{
+        kind.__name__: made(kind)
+        for by_stage in (STARTED, PROGRESSED, INTERRUPTED)
+        for kind in cast("dict[Stage, type[StageFact]]", by_stage).values()
+    },
+}
+
+
+def result_of(job: Job, stage: Stage) -> Make:
+    match stage:
+        case "staging":
+            return RESULTS["DatasetStaged" if job.trains else "ModelStaged"]
+        case "bucket_check":
+            return RESULTS["BucketChecked"]
+        case "training":
+            return RESULTS["CheckpointFinal"]
+        case "generation":
+            return RESULTS["ImagesGenerated"]
+    return RESULTS["ArtifactsPublished"]
+
+
+PLACE = st.sampled_from([0, 1])
+OUTCOME = st.sampled_from(["done", "done", "done", "passing", "refused", "interrupted"])
+
+
+LATE = st.sampled_from([False, False, True])
+at_an_open_stage = precondition(lambda self: bool(self._open()))
+after_a_while = precondition(lambda self: len(self.played.told) > A_WHILE)
+with_a_webhook = precondition(lambda self: bool(self._dues()))
+
+
+class Life(RuleBasedStateMachine):
+    """Everybody does whatever they like; afterwards there is silence, then the job must end."""
+
+    @initialize(
+        kind=st.sampled_from(sorted(REQUESTS)),
+        bucket=st.booleans(),
+        hooked=st.booleans(),
+        tried=st.booleans(),
+        done=st.integers(0, 4),
+    )
+    def submit(
+        self,
+        kind: str,
+        bucket: bool,  # noqa: FBT001
+        hooked: bool,  # noqa: FBT001
+        tried: bool,  # noqa: FBT001
+        done: int,
+    ) -> None:
+        """Some stages are done, perhaps before the bucket was tried, and then it begins."""
+        request = parse_request({"input": REQUESTS[kind], "policy": POLICY})
+        if hooked:
+            hook = {"webhook": "https://example.com/hook", "webhook_events": EVENTS}
+            request = msgspec.structs.replace(request, **hook)
+        sealed = "sealed" if bucket else None
+        self.played = PlayedJob(request, sealed=sealed, checks=kind == "check")
+        self.late: list[tuple[StageFact, str]] = []
+        for _ in range(done):
+            for stage in self._open():
+                if tried or stage != "bucket_check":
+                    self._do(self.played.workers[stage][0], result_of)
+
+    # --- Workers
+
+    @at_an_open_stage
+    @rule(data=st.data(), place=PLACE)
+    def somebody_takes_work(self, data: st.DataObject, place: int) -> None:
+        self.played.take(self._worker(data, place))
+
+    @at_an_open_stage
+    @rule(data=st.data())
+    def work_is_delivered_twice(self, data: st.DataObject) -> None:
+        """As a broker may, when it has missed an ack; and both workers take it."""
+        stage = data.draw(st.sampled_from(self._open()))
+        self.played.deliver_again(stage)
+        for worker in self.played.workers[stage]:
+            self.played.take(worker)
+
+    @at_an_open_stage
+    @rule(data=st.data(), place=PLACE)
+    def somebody_asks_again(self, data: st.DataObject, place: int) -> None:
+        worker = self._worker(data, place)
+        if not worker.free:
+            self.played.ask(worker)
+
+    @at_an_open_stage
+    @rule(data=st.data(), place=PLACE, outcome=OUTCOME, late=LATE)
+    def somebody_ends_work(
+        self,
+        data: st.DataObject,
+        place: int,
+        outcome: str,
+        late: bool,  # noqa: FBT001
+    ) -> None:
+        worker = self._worker(data, place)
+        self._do(worker, partial(self._outcome, outcome), late=late)
+
+    def _open(self) -> list[Stage]:
+        job = self.played.live
+        return [stage for stage, record in job.stages.items() if record.open] if job else []
+
+    def _worker(self, data: st.DataObject, place: int) -> Worker:
+        return self.played.workers[data.draw(st.sampled_from(self._open()))][place]
+
+    def _outcome(self, outcome: str, job: Job, stage: Stage) -> Make:
+        if outcome == "done":
+            return result_of(job, stage)
+        return made(INTERRUPTED[stage]) if outcome == "interrupted" else OUTCOMES[outcome]
+
+    @rule(place=PLACE, kind=st.sampled_from(sorted(KEPT)), late=LATE)
+    def the_trainer_keeps_something(self, place: int, kind: str, late: bool) -> None:  # noqa: FBT001
+        worker = self.played.workers["training"][place]
+        if worker.granted is not None:
+            fact = KEPT[kind](self.played.stamp(worker))
+            self._say(fact, worker.control.name, late=late)
+
+    @at_an_open_stage
+    @rule(data=st.data(), place=PLACE)
+    def somebody_dies(self, data: st.DataObject, place: int) -> None:
+        self.played.die(self._worker(data, place))
+
+    @at_an_open_stage
+    @rule(data=st.data(), place=PLACE, kind=st.sampled_from(sorted(FORGED)))
+    def a_worker_says_anything(self, data: st.DataObject, place: int, kind: str) -> None:
+        worker = self._worker(data, place)
+        self.played.take(worker)
+        if worker.granted is not None:
+            self.played.say(FORGED[kind](self.played.stamp(worker)), worker.control.name)
+
+    @rule(data=st.data(), kind=st.sampled_from(sorted(FORGED)))
+    def somebody_says_anything(self, data: st.DataObject, kind: str) -> None:
+        """Under whatever claim, at whatever stage."""
+        stage, claim = data.draw(st.sampled_from(self._live_claims() + self._claims()))
+        stamp = {"job": "job", "stage": stage, "claim": claim, "attempt": 1, "worker": "who"}
+        self.played.say(FORGED[kind](stamp), self.played.workers[stage][0].control.name)
+
+    def _live_claims(self) -> list[tuple[Stage, str]]:
+        stages = self.played.live.stages if self.played.live else {}
+        return [(stage, each.claim.id) for stage, each in stages.items() if each.claim]
+
+    def _claims(self) -> list[tuple[Stage, str]]:
+        known = [f"claim-{number}" for number in range(1, self.played.claims + 1)]
+        return [(stage, claim) for claim in [*known, "foreign"] for stage in STAGES]
+
+    @precondition(lambda self: bool(self.played.told))
+    @rule(data=st.data())
+    def something_is_said_once_more(self, data: st.DataObject) -> None:
+        fact, control = data.draw(st.sampled_from(self.played.told))
+        self.played.arrive(fact, control)
+
+    @precondition(lambda self: bool(self.late))
+    @rule(data=st.data())
+    def what_was_held_up_arrives(self, data: st.DataObject) -> None:
+        number = data.draw(st.integers(0, len(self.late) - 1))
+        self.played.say(*self.late.pop(number))
+
+    def _say(self, fact: StageFact, control: str, *, late: bool) -> None:
+        if late:
+            self.late.append((fact, control))
+        else:
+            self.played.say(fact, control)
+
+    @rule(step=st.integers(0, 3))
+    def samples_are_drawn(self, step: int) -> None:
+        self.played.arrive(samples_generated(sample(step, 0)))
+
+    # --- The gateway and its broker
+
+    @rule(number=st.integers(1, PATIENCE + 2), beating=st.booleans())
+    def beats_come_back(self, number: int, beating: bool) -> None:  # noqa: FBT001
+        for _ in range(number):
+            if beating:
+                self._all_at_work_beat()
+            self.played.beat()
+
+    def _all_at_work_beat(self) -> None:
+        for worker in self.played.every_worker():
+            if worker.granted is not None:
+                fact = PROGRESSED[worker.stage](**self.played.stamp(worker))
+                self.played.say(fact, worker.control.name)
+
+    @rule()
+    def a_beat_is_lost(self) -> None:
+        self.played.beat(lost=True)
+
+    @precondition(lambda self: self.played.live is None)
+    @rule()
+    def its_time_is_judged_over_when_it_has_ended(self) -> None:
+        """The judgement was made before, and is written after the end."""
+        self.played.change(lambda job: transitions.time_out(job, "late", self.played.clock))
+
+    @rule(data=st.data())
+    def a_claim_is_judged_lost(self, data: st.DataObject) -> None:
+        """Whoever had it, live or not by now."""
+        stage, claim = data.draw(st.sampled_from(self._claims()))
+        lose = partial(transitions.lose_claim, stage=stage, claim=claim, beat=BEAT)
+        self.played.change(lambda job: lose(job, now=self.played.clock))
+
+    @at_an_open_stage
+    @rule(data=st.data())
+    def a_queue_is_emptied(self, data: st.DataObject) -> None:
+        self.played.purge(STAGE_QUEUES[data.draw(st.sampled_from(self._open()))])
+
+    @rule(seconds=st.sampled_from([-30.0, 30.0]))
+    def the_clock_is_set(self, seconds: float) -> None:
+        self.played.pass_time(seconds)
+
+    # --- The user
+
+    @after_a_while
+    @rule()
+    def it_is_cancelled(self) -> None:
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self.played.change(lambda job: transitions.cancel(job, self.played.clock))
+        assert self.played.live is None
+
+    @after_a_while
+    @rule()
+    def it_is_retried(self) -> None:
+        self._retry()
+
+    def _retry(self) -> None:
+        self.played.change(lambda job: transitions.retry_from_its_end(job, self.played.clock))
+        self.played.relay()
+
+    @rule(kind=st.sampled_from(get_args(Wish)))
+    def something_is_wanted(self, kind: Wish) -> None:
+        self.played.change(partial(transitions.wish, kind=kind))
+
+    @after_a_while
+    @rule(timeout=st.sampled_from(sorted(POLICY)), again=st.booleans())
+    def its_time_is_over(self, timeout: str, again: bool) -> None:  # noqa: FBT001
+        """While somebody is at work, if anybody can be; perhaps it goes into another run."""
+        for stage in self._open():
+            self.played.take(self.played.workers[stage][0])
+        job = self.played.live
+        if job is None or (timeout == "executionTimeout" and job.started_at is None):
+            return
+        since = cast("float", job.started_at) if timeout == "executionTimeout" else job.created_at
+        self.played.clock = self.played.latest = max(
+            self.played.latest, since + POLICY[timeout] / 1000 + 1.0
+        )
+        self.played.beat()
+        assert self.played.live is None
+        if again:
+            self._retry()
+
+    @with_a_webhook
+    @rule(data=st.data(), taken=st.booleans())
+    def a_webhook_is_tried(self, data: st.DataObject, taken: bool) -> None:  # noqa: FBT001
+        due = self._due(data)
+        place: dict[str, Any] = {
+            "job": "job", "run": due.run, "attempt": due.attempt, "webhook_id": due.webhook_id,
+        }  # fmt: skip
+        failed = WebhookFailed(**place, reason="answered with status 500")
+        self.played.arrive(WebhookDelivered(**place, status=200) if taken else failed)
+
+    @with_a_webhook
+    @rule(data=st.data())
+    def a_webhook_is_sent_again(self, data: st.DataObject) -> None:
+        due = self._due(data)
+        resend = partial(transitions.resend_webhook, webhook=due.webhook_id, now=self.played.clock)
+        self.played.change(resend)
+
+    def _due(self, data: st.DataObject) -> WebhookDue:
+        dues = self._dues()
+        return dues[data.draw(st.integers(0, len(dues) - 1))]
+
+    def _dues(self) -> list[WebhookDue]:
+        return [each for each in self.played.rows.caused if isinstance(each, WebhookDue)]
+
+    @precondition(lambda self: len(self.played.told) > 5 * A_WHILE)
+    @rule()
+    def it_is_removed(self) -> None:
+        self.played.remove()
+
+    # --- What must hold
+
+    @invariant()
+    def nothing_contradicts_itself(self) -> None:
+        if hasattr(self, "played"):
+            assert self.played.contradictions() == []
+
+    def teardown(self) -> None:
+        if not hasattr(self, "played"):
+            return
+        try:
+            self._fall_silent()
+            endings = (self._cancel, self._let_all_succeed, self._let_all_fail)
+            endings[len(self.played.told) % len(endings)]()
+            self.nothing_contradicts_itself()
+            assert self.played.live is None
+        finally:
+            self.played.close()
+
+    def _fall_silent(self) -> None:
+        """Nobody works any more: what is left to do is asked for, on a queue."""
+        self.played.clock = self.played.latest
+        for worker in self.played.every_worker():
+            self.played.die(worker)
+        for _ in range(SILENCE if self.played.live else 1):
+            self.played.beat()
+        self.nothing_contradicts_itself()
+        assert self.played.zombies() == []
+
+    def _let_all_succeed(self) -> None:
+        """Whoever takes work finishes it; so the job must end."""
+        self._work(result_of)
+
+    def _let_all_fail(self) -> None:
+        """Whoever takes work gives it up; so the job must end."""
+        self._work(lambda _job, _stage: OUTCOMES["passing"])
+
+    def _work(self, make: Callable[[Job, Stage], Make]) -> None:
+        for _ in range(ROUNDS if self.played.live else 1):
+            for worker in self.played.every_worker():
+                self._do(worker, make)
+            self.played.beat()
+
+    def _do(
+        self, worker: Worker, make: Callable[[Job, Stage], Make], *, late: bool = False
+    ) -> None:
+        """Take work and end it, or what is in hand."""
+        self.played.take(worker)
+        job = self.played.job
+        if job is not None and worker.granted is not None:
+            fact = make(job, worker.stage)(self.played.stamp(worker))
+            worker.let_go()
+            self._say(fact, worker.control.name, late=late)
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    deadline=None, max_examples=60, stateful_step_count=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)  # fmt: skip
+
+
+def test_facts_of_every_kind_are_among_what_anybody_says() -> None:
+    """So that a new kind of fact is played, too."""
+    kinds = {kind for kind in get_args(AnyMessage) if issubclass(kind, StageFact)}
+    said = {type(make({"job": "j", "stage": "training", "claim": "c"})) for make in FORGED.values()}
+    assert said == kinds

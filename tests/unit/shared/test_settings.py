@@ -1,0 +1,178 @@
+"""Every setting: its default, a good value, and what a wrong one is told."""
+
+import base64
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import SettingsError
+from shared.settings import Settings, from_environment
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "settings.md"
+HOME = Path("~/.everydream").expanduser()
+LONG = "k" * 32
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
+SHORT_SECRET = "whsec_" + base64.b64encode(b"s" * 23).decode()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One variable."""
+
+    name: str
+    default: Any
+    good: dict[str, Any]
+    """Text to value."""
+    wrong: tuple[str, ...] = ()
+    takes: str = ""
+    """What an error says that it takes."""
+
+    @property
+    def variable(self) -> str:
+        return f"EVERYDREAM_{self.name}"
+
+    @property
+    def field(self) -> str:
+        return self.name.lower()
+
+
+URL_WORDS = "an http or https URL"
+CASES = [
+    Case("HOME", HOME, {"/srv/x": Path("/srv/x"), "~/x": Path("~/x").expanduser()},
+         ("~nobody-of-this-name/x",), "a folder"),
+    Case("API_KEYS", (), {"one": ("one",), " one, two ,,": ("one", "two")}),
+    Case("HOST", "127.0.0.1", {"0.0.0.0": "0.0.0.0"}),  # noqa: S104 - nothing listens
+    Case("PORT", 8080, {"80": 80, "0": 0, "65535": 65535},
+         ("65536", "-1", "http", "8.0", "²", " "), "a port number from 0 to 65535"),
+    Case("PUBLIC_URL", "http://127.0.0.1:8080",
+         {"https://a.example": "https://a.example", "http://a/b/": "http://a/b"},
+         ("a.example", "ftp://a", "http://", "https:///x"), URL_WORDS),
+    Case("AMQP_URL", "amqp://guest:guest@127.0.0.1/",
+         {"amqp://u:p@h:1/v": "amqp://u:p@h:1/v", "amqps://h": "amqps://h"},
+         ("h:5672", "http://u:secret@h"), "an amqp:// or amqps:// URL"),
+    Case("DATABASE_URL", f"sqlite:///{HOME}/everydream.db",
+         {"postgresql://u:p@h/n": "postgresql://u:p@h/n", "sqlite:////x.db": "sqlite:////x.db",
+          "postgresql+asyncpg://h/n": "postgresql+asyncpg://h/n"},
+         ("mysql://u:secret@h/n", "/x.db"), "sqlite:///file or postgresql://"),
+    Case("STORE_URL", f"file://{HOME}/store",
+         {"s3://bucket/prefix": "s3://bucket/prefix", "file:///srv/store": "file:///srv/store"},
+         ("/srv/store", "file://srv/store", "s3://", "gs://bucket"),
+         "file:///folder or s3://bucket/prefix"),
+    Case("STORE_PUBLIC_ENDPOINT", None, {"https://s3.example/": "https://s3.example"},
+         ("s3.example",), URL_WORDS),
+    Case("BASE_MODEL", "stable-diffusion-v1-5/stable-diffusion-v1-5", {"tiny": "tiny"}),
+    Case("PRIVATE_MODELS", frozenset(), {"org/name, our-org/*": {"org/name", "our-org/*"}},
+         ("org", "*/name", "org/name/more", "org/na*"), "hub ids such as org/name, or org/*"),
+    Case("SECRET_KEY", None, {LONG: LONG}, ("k" * 31,), "at least 32 characters"),
+    Case("WEBHOOK_SECRET", None, {WEBHOOK_SECRET: WEBHOOK_SECRET},
+         (SHORT_SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), WEBHOOK_SECRET + "A",
+          "whsec_" + "é" * 32), "whsec_ and at least 24 bytes in base64"),
+    Case("ALLOWED_PRIVATE_HOSTS", frozenset(), {"a, 10.0.0.5:9000": {"a", "10.0.0.5:9000"}}),
+    Case("PLACES", None, {"1": 1, "8": 8}, ("0", "-1", "two", "1.5", "²"),
+         "a whole number of at least 1"),
+    Case("RESUME_EVERY", 300.0, {"0.5": 0.5, "120": 120.0},
+         ("0", "-1", "soon", "nan", "inf"), "a number above 0"),
+    Case("KEEP_DAYS", 30.0, {"7": 7.0}, ("0", "-1", "week", "nan", "inf"), "a number above 0"),
+    Case("BEAT", 10.0, {"0.2": 0.2}, ("0", "-1", "fast", "nan", "inf"), "a number above 0"),
+]  # fmt: skip
+NAMES = [case.name for case in CASES]
+GOOD = [(case, text) for case in CASES for text in case.good]
+WRONG = [(case, text) for case in CASES for text in case.wrong]
+SECRETS = ("API_KEYS", "SECRET_KEY", "WEBHOOK_SECRET", "AMQP_URL", "DATABASE_URL")
+
+
+def settings(**variables: str) -> Settings:
+    return from_environment({f"EVERYDREAM_{name}": text for name, text in variables.items()})
+
+
+def test_no_setting_is_left_out_here_or_in_the_table_for_people() -> None:
+    assert {case.field for case in CASES} == {each.name for each in dataclasses.fields(Settings)}
+    for case in CASES:
+        assert f"| `{case.variable}` |" in DOCUMENT.read_text()
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_a_setting_that_nobody_made_has_a_default(case: Case) -> None:
+    assert getattr(settings(), case.field) == case.default
+    assert getattr(settings(**{case.name: ""}), case.field) == case.default
+
+
+@pytest.mark.parametrize(("case", "text"), GOOD)
+def test_a_good_value_is_taken(case: Case, text: str) -> None:
+    assert getattr(settings(**{case.name: text}), case.field) == case.good[text]
+
+
+@pytest.mark.parametrize(("case", "text"), WRONG)
+def test_a_wrong_value_is_told_with_its_variable_and_what_it_takes(case: Case, text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings(**{case.name: text})
+    assert str(caught.value).startswith(f"{case.variable} is ")
+    assert f"but takes {case.takes}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "text"), [(case, text) for case, text in WRONG if case.name in SECRETS]
+)
+def test_no_error_shows_a_secret(case: Case, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"is \(hidden\)") as caught:
+        settings(**{case.name: text})
+    assert text not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_an_error_shows_what_is_no_secret() -> None:
+    with pytest.raises(SettingsError, match="EVERYDREAM_PORT is 'http'"):
+        settings(PORT="http")
+
+
+def test_the_defaults_follow_home_and_port() -> None:
+    chosen = settings(HOME="/srv/x", PORT="9000")
+
+    assert chosen.database_url == "sqlite:////srv/x/everydream.db"
+    assert chosen.store_url == "file:///srv/x/store"
+    assert chosen.public_url == "http://127.0.0.1:9000"
+    assert (chosen.scratch, chosen.cache) == (Path("/srv/x/scratch"), Path("/srv/x/cache"))
+
+
+def test_a_relative_home_does_not_move_with_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert settings(HOME="here").home == tmp_path / "here"
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_every_value_may_come_from_a_file(case: Case, tmp_path: Path) -> None:
+    text, value = next(iter(case.good.items()))
+    file = tmp_path / "value"
+    file.write_text(f"{text}\n")
+
+    chosen = settings(**{f"{case.name}_FILE": str(file), case.name: "the file wins over this"})
+
+    assert getattr(chosen, case.field) == value
+
+
+def test_an_empty_name_of_a_file_counts_as_none() -> None:
+    assert settings(SECRET_KEY_FILE="", SECRET_KEY=LONG).secret_key == LONG
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x80"], ids=["missing", "no text"])
+def test_a_file_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(SettingsError, match=r"SECRET_KEY_FILE is '.*secret', which cannot"):
+        settings(SECRET_KEY_FILE=str(file))
+
+
+def test_a_wrong_secret_in_a_file_is_not_shown_either(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("too-short")
+
+    with pytest.raises(SettingsError, match="EVERYDREAM_SECRET_KEY is ") as caught:
+        settings(SECRET_KEY_FILE=str(file))
+    assert "too-short" not in str(caught.value)
