@@ -19,7 +19,7 @@ from services.trainer.__main__ import serve as train
 from shared import keys
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.stores import open_store
-from shared.messaging.messages import GATEWAY_RECORDER
+from shared.messaging.topology import GATEWAY_RECORDER
 from shared.ports import Bus, Record
 from shared.service_process import closing
 from shared.settings import Settings

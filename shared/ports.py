@@ -13,7 +13,9 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
-from shared.messaging.messages import AnyMessage, Envelope, Message, Queue
+from shared.messaging.envelope import Envelope
+from shared.messaging.messages import AnyMessage, Message
+from shared.messaging.topology import Queue
 
 
 class Delivery(Protocol):
@@ -49,7 +51,7 @@ class Control(Protocol):
 class Bus(Protocol):
     """A topic exchange with durable queues, at-least-once.
 
-    The queues are :data:`shared.messaging.messages.QUEUES`.
+    The queues are :data:`shared.messaging.topology.QUEUES`.
 
     Every process declares the whole topology when it opens the bus. No call raises a vendor's
     error. A message that cannot be decoded is buried by the adapter and never handed out.

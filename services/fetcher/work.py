@@ -27,7 +27,6 @@ from shared.dataset.plan import job_seed
 from shared.dataset.speed import SPEED_KEY, Speed
 from shared.errors import NotFound, Refused
 from shared.messaging.messages import (
-    FETCHER,
     AnyMessage,
     DatasetStaged,
     Interruption,
@@ -40,6 +39,7 @@ from shared.messaging.messages import (
     StagingStarted,
     Started,
 )
+from shared.messaging.topology import FETCHER
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import STORED, Inference, ModelSource, Train

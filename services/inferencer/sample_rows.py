@@ -17,13 +17,8 @@ from services.inferencer.order import About, DrawingOrder, Entry
 from shared.child.parent import AnyRecord, Drawn, Spoiled, Standby
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Passing, Refused, Unavailable
-from shared.messaging.messages import (
-    INFERENCER_SAMPLES,
-    CheckpointSampled,
-    DrawnSample,
-    SampleRow,
-    SamplesGenerated,
-)
+from shared.messaging.messages import CheckpointSampled, DrawnSample, SampleRow, SamplesGenerated
+from shared.messaging.topology import INFERENCER_SAMPLES
 from shared.ports import Bus, ObjectStore
 from shared.request import Inference
 from shared.storage.folders import cached_folder, download_folder

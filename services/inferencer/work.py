@@ -18,7 +18,6 @@ from shared.child.parent import AnyRecord, Drawn, Phase, Progress, Spoiled, Stan
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused, Unavailable
 from shared.messaging.messages import (
-    INFERENCER_RESULTS,
     AnyMessage,
     Artifact,
     CheckpointFinal,
@@ -35,6 +34,7 @@ from shared.messaging.messages import (
     Stage,
     Started,
 )
+from shared.messaging.topology import INFERENCER_RESULTS
 from shared.ports import ObjectStore
 from shared.request import Inference
 from shared.storage.folders import cached_folder

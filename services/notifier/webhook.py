@@ -11,7 +11,8 @@ import structlog
 
 from services.notifier import signature
 from shared.errors import EveryDreamError, Refused, reason_of
-from shared.messaging.messages import NOTIFIER_WEBHOOKS, WebhookDelivered, WebhookDue, WebhookFailed
+from shared.messaging.messages import WebhookDelivered, WebhookDue, WebhookFailed
+from shared.messaging.topology import NOTIFIER_WEBHOOKS
 from shared.network.outbound import check_url, refusing
 from shared.ports import Bus, Delivery
 

@@ -10,7 +10,6 @@ from services.notifier import bucket
 from shared import keys
 from shared.errors import Refused
 from shared.messaging.messages import (
-    NOTIFIER_PUBLISH,
     AnyMessage,
     Artifact,
     ArtifactsPublished,
@@ -23,6 +22,7 @@ from shared.messaging.messages import (
     PublicationStarted,
     Stage,
 )
+from shared.messaging.topology import NOTIFIER_PUBLISH
 from shared.ports import ObjectStore
 from shared.request import S3Config
 from shared.service_process import closing

@@ -35,7 +35,6 @@ from shared.dataset.speed import SPEED_KEY, Speed
 from shared.disk import require_room
 from shared.errors import Interrupted, NotFound, Passing, Refused, Unavailable
 from shared.messaging.messages import (
-    TRAINER,
     AnyMessage,
     CheckpointFinal,
     DatasetStaged,
@@ -48,6 +47,7 @@ from shared.messaging.messages import (
     TrainingProgressed,
     TrainingStarted,
 )
+from shared.messaging.topology import TRAINER
 from shared.ports import ObjectStore
 from shared.storage.folders import cached_folder, download_folder, read_manifest
 from shared.storage.snapshots import drawn_steps

@@ -21,16 +21,9 @@ from msgspec.structs import replace
 
 from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter, Undecodable, bury, read
 from shared.errors import Unavailable, Unroutable
-from shared.messaging.messages import (
-    DELIVERY_LIMIT,
-    QUEUES,
-    AnyMessage,
-    Envelope,
-    Message,
-    Queue,
-    encode,
-    envelope_for,
-)
+from shared.messaging.envelope import Envelope, envelope_for
+from shared.messaging.messages import AnyMessage, Message, encode
+from shared.messaging.topology import DELIVERY_LIMIT, QUEUES, Queue
 
 DEAD_LETTERS_KEPT = 1000
 

@@ -56,20 +56,9 @@ from shared.adapters.rabbitmq_topology import (
     declare_queue,
 )
 from shared.errors import SettingsError, Unavailable, Unroutable
-from shared.messaging.messages import (
-    DEAD_LETTERS,
-    DELIVERY_LIMIT,
-    EXCHANGE,
-    AnyMessage,
-    Envelope,
-    JobRequested,
-    Message,
-    Queue,
-    encode,
-    envelope_for,
-    stable_id,
-    type_of,
-)
+from shared.messaging.envelope import Envelope, envelope_for
+from shared.messaging.messages import AnyMessage, JobRequested, Message, encode, stable_id, type_of
+from shared.messaging.topology import DEAD_LETTERS, DELIVERY_LIMIT, EXCHANGE, Queue
 
 REASON_LENGTH = 1000
 

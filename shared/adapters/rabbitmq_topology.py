@@ -14,15 +14,8 @@ from aio_pika.exceptions import ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 
 from shared.adapters.rabbitmq_connection import Differs, Line, Lost, answered, hang_up
-from shared.messaging.messages import (
-    DEAD_LETTERS,
-    DELIVERY_LIMIT,
-    EXCHANGE,
-    QUEUES,
-    JobRequested,
-    Queue,
-    type_of,
-)
+from shared.messaging.messages import JobRequested, type_of
+from shared.messaging.topology import DEAD_LETTERS, DELIVERY_LIMIT, EXCHANGE, QUEUES, Queue
 
 CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 """How long a delivery may stay unacked. RabbitMQ 3.10 goes by its node's setting alone."""

@@ -8,7 +8,6 @@ CloudEvents 1.0 in binary mode. Bytes are in the object store: messages carry ke
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -30,9 +29,6 @@ STAGES: tuple[Stage, ...] = (
     "image_publication",
 )
 
-EXCHANGE = "everydream"
-DEAD_LETTERS = "everydream.dead"
-DELIVERY_LIMIT = 20
 
 NAMESPACE = uuid.UUID("6f1d8c1e-5a0b-5d4f-9d53-0c1f6b1f7c11")
 """All deterministic ids of the project are uuid5 in this namespace."""
@@ -522,102 +518,3 @@ def claim_of(message: Message) -> str:
 def type_of(message: Message | type[Message]) -> str:
     """The message's type: its routing key and CloudEvents type."""
     return str(message.__struct_config__.tag)
-
-
-# --- Topology: the same data for every bus ----------------------------------------------------
-
-
-class Queue(Struct, frozen=True):
-    """A durable queue and the routing keys bound to it."""
-
-    name: str
-    bindings: tuple[str, ...]
-    single_active_consumer: bool = False
-
-
-FETCHER = Queue("fetcher", ("job.submitted",))
-TRAINER = Queue("trainer", ("dataset.staged",))
-INFERENCER_SAMPLES = Queue("inferencer.samples", ("checkpoint.sampled",))
-INFERENCER_RESULTS = Queue("inferencer.results", ("checkpoint.final", "model.staged"))
-NOTIFIER_PUBLISH = Queue("notifier.publish", ("bucket.due", "checkpoint.final", "images.generated"))
-NOTIFIER_WEBHOOKS = Queue("notifier.webhooks", ("webhook.due",))
-GATEWAY_INTAKE = Queue("gateway.intake", ("job.requested",))
-GATEWAY_RECORDER = Queue(
-    "gateway.recorder",
-    (
-        "staging.*",
-        "dataset.staged",
-        "model.staged",
-        "bucket.checked",
-        "training.*",
-        "checkpoint.sampled",
-        "checkpoint.saved",
-        "checkpoint.final",
-        "resume_point.saved",
-        "generation.*",
-        "images.generated",
-        "samples.generated",
-        "publication.*",
-        "artifacts.published",
-        "webhook.delivered",
-        "webhook.failed",
-        "stage.failed",
-        "gateway.beat",
-    ),
-    single_active_consumer=True,
-)
-
-QUEUES: tuple[Queue, ...] = (
-    FETCHER,
-    TRAINER,
-    INFERENCER_SAMPLES,
-    INFERENCER_RESULTS,
-    NOTIFIER_PUBLISH,
-    NOTIFIER_WEBHOOKS,
-    GATEWAY_INTAKE,
-    GATEWAY_RECORDER,
-)
-
-CONTROL_BINDINGS = ("job.completed", "job.failed", "job.cancelled", "job.timed_out")
-"""What every worker's control queue hears besides the answers to its claims."""
-
-STAGE_QUEUES: dict[Stage, Queue] = {
-    "staging": FETCHER,
-    "bucket_check": NOTIFIER_PUBLISH,
-    "training": TRAINER,
-    "generation": INFERENCER_RESULTS,
-    "model_publication": NOTIFIER_PUBLISH,
-    "image_publication": NOTIFIER_PUBLISH,
-}
-
-
-# --- Envelope: CloudEvents 1.0, binary mode ---------------------------------------------------
-
-
-class Envelope(Struct, frozen=True, kw_only=True):
-    """What travels beside the body."""
-
-    id: str
-    source: str
-    type: str
-    time: str
-    subject: str = ""
-    reply_to: str | None = None
-    user_id: str | None = None
-    """The login that the broker verified."""
-    traceparent: str | None = None
-
-
-def envelope_for(
-    message: Message, *, source: str, reply_to: str | None = None, traceparent: str | None = None
-) -> Envelope:
-    """An envelope whose id is the same whenever the same body is said again by the same source."""
-    return Envelope(
-        id=stable_id(source, encode(message).decode()),
-        source=source,
-        type=type_of(message),
-        time=datetime.now(UTC).isoformat(),
-        subject=message.job,
-        reply_to=reply_to,
-        traceparent=traceparent,
-    )

@@ -21,7 +21,6 @@ import structlog
 from shared.concurrency import cancelled, until
 from shared.errors import Interrupted, Refused, Unavailable, Unroutable, reason_of
 from shared.messaging.messages import (
-    CONTROL_BINDINGS,
     AnyMessage,
     ClaimAsked,
     ClaimGranted,
@@ -32,7 +31,6 @@ from shared.messaging.messages import (
     JobFailed,
     JobTimedOut,
     Progressed,
-    Queue,
     Result,
     Stage,
     StageFact,
@@ -40,6 +38,7 @@ from shared.messaging.messages import (
     Started,
     claim_of,
 )
+from shared.messaging.topology import CONTROL_BINDINGS, Queue
 from shared.ports import Bus, Control, Delivery
 from shared.request import Wish
 from shared.retry import reconnect_delay

@@ -14,7 +14,8 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from shared.adapters.dead_letters import DeadLetter
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
-from shared.messaging.messages import DEAD_LETTERS, Envelope
+from shared.messaging.envelope import Envelope
+from shared.messaging.topology import DEAD_LETTERS
 from shared.ports import Bus
 
 BEAT = 0.2

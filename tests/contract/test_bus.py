@@ -12,14 +12,8 @@ import pytest
 
 from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter
 from shared.errors import Unavailable, Unroutable
+from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import (
-    DELIVERY_LIMIT,
-    FETCHER,
-    GATEWAY_INTAKE,
-    GATEWAY_RECORDER,
-    NOTIFIER_PUBLISH,
-    NOTIFIER_WEBHOOKS,
-    TRAINER,
     AnyMessage,
     ClaimGranted,
     GatewayBeat,
@@ -32,8 +26,16 @@ from shared.messaging.messages import (
     TrainingProgressed,
     WebhookDue,
     encode,
-    envelope_for,
     type_of,
+)
+from shared.messaging.topology import (
+    DELIVERY_LIMIT,
+    FETCHER,
+    GATEWAY_INTAKE,
+    GATEWAY_RECORDER,
+    NOTIFIER_PUBLISH,
+    NOTIFIER_WEBHOOKS,
+    TRAINER,
 )
 from shared.ports import Bus, Control, Delivery
 from tests.contract.bus_worlds import DEADLINE, TRACEPARENT, World, until

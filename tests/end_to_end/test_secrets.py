@@ -16,7 +16,8 @@ import pytest
 from aiohttp import ClientTimeout
 
 from everydream.client import Client
-from shared.messaging.messages import DEAD_LETTERS, EXCHANGE, QUEUES, stable_id
+from shared.messaging.messages import stable_id
+from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES
 from tests.end_to_end.story import User, bucket_config, dataset, host_of, user_of
 from tests.end_to_end.test_direct_producer import make_user
 from tests.support.broker_logins import PASSWORDS, make_logins

@@ -10,7 +10,7 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from shared.messaging.messages import EXCHANGE
+from shared.messaging.topology import EXCHANGE
 from tests.contract.bus_worlds import plain_channel
 from tests.faults.world import PATIENCE, World
 

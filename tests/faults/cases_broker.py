@@ -13,7 +13,7 @@ from time import monotonic
 import aio_pika
 
 from shared.concurrency import cancelled
-from shared.messaging.messages import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
+from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
 from shared.worker.runtime import GRACE_BEATS, LAST_WORD_BEATS
 from tests.contract.bus_worlds import dead_letter
 from tests.faults.amqp import Ears, copy_of, ears, outsider

@@ -13,7 +13,6 @@ from typing import Any
 
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.messaging.messages import (
-    CONTROL_BINDINGS,
     Artifact,
     CheckpointFinal,
     ClaimRefused,
@@ -21,6 +20,7 @@ from shared.messaging.messages import (
     StageFact,
     TrainingProgressed,
 )
+from shared.messaging.topology import CONTROL_BINDINGS
 from shared.ports import Bus, Control
 from shared.service_process import closing
 from tests.faults.cases import Form, Outcome, case

@@ -16,8 +16,6 @@ from aio_pika.exceptions import AMQPError
 
 from everydream.client import Client
 from shared.messaging.messages import (
-    EXCHANGE,
-    QUEUES,
     CheckpointFinal,
     DatasetStaged,
     ImagesGenerated,
@@ -25,6 +23,7 @@ from shared.messaging.messages import (
     StageFact,
     type_of,
 )
+from shared.messaging.topology import EXCHANGE, QUEUES
 from tests.faults.evidence import Witness
 from tests.faults.world import World
 from tests.support.servers.proxy import Proxy

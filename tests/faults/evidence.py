@@ -30,8 +30,6 @@ from services.gateway.database.connection import Sql
 from services.gateway.jobs.transitions import Status
 from shared.keys import webhook_secret
 from shared.messaging.messages import (
-    DEAD_LETTERS,
-    EXCHANGE,
     AnyMessage,
     JobCancelled,
     JobCompleted,
@@ -39,6 +37,7 @@ from shared.messaging.messages import (
     JobTimedOut,
     decode,
 )
+from shared.messaging.topology import DEAD_LETTERS, EXCHANGE
 from shared.service_process import closing
 from tests.faults.ledger import (
     Accepted,

@@ -16,7 +16,7 @@ import pytest
 
 from services.gateway.endpoints import jobs
 from services.gateway.web import application
-from shared.messaging.messages import FETCHER
+from shared.messaging.topology import FETCHER
 from shared.request import MOST_ITEMS, MOST_MISTAKES
 from tests.support.gateway_world import API_KEY, REQUEST, World, world
 from tests.support.servers.process import HOST

@@ -16,19 +16,21 @@ from services.gateway.api_docs.asyncapi import SENDS, bound_to
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.errors import Unavailable
 from shared.messaging.messages import (
+    AnyMessage,
+    ClaimGranted,
+    GatewayBeat,
+    JobSubmitted,
+    TrainingStarted,
+    type_of,
+)
+from shared.messaging.topology import (
     CONTROL_BINDINGS,
     DEAD_LETTERS,
     EXCHANGE,
     FETCHER,
     QUEUES,
     TRAINER,
-    AnyMessage,
-    ClaimGranted,
-    GatewayBeat,
-    JobSubmitted,
     Queue,
-    TrainingStarted,
-    type_of,
 )
 from shared.ports import Bus
 from shared.service_process import closing

@@ -20,7 +20,8 @@ from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import S3Store
 from shared.errors import EveryDreamError, Refused
 from shared.keys import webhook_secret
-from shared.messaging.messages import FETCHER, WebhookDelivered, WebhookDue, WebhookFailed
+from shared.messaging.messages import WebhookDelivered, WebhookDue, WebhookFailed
+from shared.messaging.topology import FETCHER
 from shared.network import outbound
 from shared.network.addresses import ADVICE, AllowedHosts
 from shared.network.outbound import Guard, guarded_session

@@ -14,13 +14,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from services.gateway.database.connection import Sql
 from services.gateway.database.jobs import Database
 from shared.errors import Unavailable
-from shared.messaging.messages import (
-    FETCHER,
-    ArtifactsPublished,
-    BucketChecked,
-    JobRequested,
-    StageFailed,
-)
+from shared.messaging.messages import ArtifactsPublished, BucketChecked, JobRequested, StageFailed
+from shared.messaging.topology import FETCHER
 from shared.ports import StoredJob
 from shared.request import parse_request
 from shared.service_process import closing

@@ -24,8 +24,6 @@ from shared.adapters.rabbitmq import RabbitMQBus
 from shared.dataset.manifest import Captions, Report
 from shared.errors import Unavailable
 from shared.messaging.messages import (
-    FETCHER,
-    TRAINER,
     AnyMessage,
     Artifact,
     CheckpointFinal,
@@ -40,7 +38,6 @@ from shared.messaging.messages import (
     Message,
     ModelStaged,
     PublicationStarted,
-    Queue,
     SavedCheckpoint,
     Stage,
     StageFact,
@@ -48,6 +45,7 @@ from shared.messaging.messages import (
     Started,
     TrainingStarted,
 )
+from shared.messaging.topology import FETCHER, TRAINER, Queue
 from shared.ports import Bus, Control, JobStore, Record
 from shared.service_process import closing
 from shared.settings import Settings, from_environment

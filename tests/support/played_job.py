@@ -35,8 +35,6 @@ from shared import retry
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
 from shared.messaging.messages import (
-    GATEWAY_RECORDER,
-    STAGE_QUEUES,
     STAGES,
     AnyMessage,
     BucketDue,
@@ -54,7 +52,6 @@ from shared.messaging.messages import (
     JobTimedOut,
     Message,
     ModelStaged,
-    Queue,
     Result,
     Stage,
     StageFact,
@@ -63,6 +60,7 @@ from shared.messaging.messages import (
     WebhookDue,
     decode,
 )
+from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
 from shared.ports import Delivery, JobStore, Outgoing, StoredEvent, StoredJob
 from shared.request import Request
 from tests.support.gateway_world import STARTED

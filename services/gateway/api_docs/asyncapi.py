@@ -20,7 +20,8 @@ from services.gateway.api_docs.schemas import (
     request_schemas,
 )
 from shared.messaging import messages as m
-from shared.messaging.messages import CONTROL_BINDINGS, EXCHANGE, QUEUES, Message, Queue, type_of
+from shared.messaging.messages import Message, type_of
+from shared.messaging.topology import CONTROL_BINDINGS, EXCHANGE, QUEUES, Queue
 
 VERSION = "3.0.0"
 Kind = type[Message]

@@ -10,7 +10,7 @@ from itertools import count
 import structlog
 
 from shared.errors import Unavailable
-from shared.messaging.messages import Queue
+from shared.messaging.topology import Queue
 from shared.ports import Bus, Delivery
 from shared.retry import reconnect_delay
 

@@ -6,14 +6,9 @@ import structlog
 
 from services.gateway.background.consumer import deal_with_all
 from services.gateway.jobs.admission import Admission, Repeated
-from shared.messaging.messages import (
-    GATEWAY_INTAKE,
-    QUEUES,
-    Envelope,
-    JobRefused,
-    JobRequested,
-    stable_id,
-)
+from shared.messaging.envelope import Envelope
+from shared.messaging.messages import JobRefused, JobRequested, stable_id
+from shared.messaging.topology import GATEWAY_INTAKE, QUEUES
 from shared.ports import Bus, Delivery
 from shared.request import Invalid
 

@@ -19,7 +19,8 @@ from msgspec import Struct
 from services.gateway.jobs.repository import Ledger, read
 from services.gateway.jobs.transitions import Job, Step, ask_again, lose_claim, overdue, time_out
 from shared.errors import Unavailable, Unroutable
-from shared.messaging.messages import GATEWAY_RECORDER, STAGE_QUEUES, GatewayBeat, Queue, Stage
+from shared.messaging.messages import GatewayBeat, Stage
+from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
 from shared.ports import Bus, JobStore, StoredJob
 
 PATIENCE = 6

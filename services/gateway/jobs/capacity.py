@@ -11,7 +11,7 @@ from services.gateway.jobs.repository import read
 from services.gateway.jobs.response_types import Health
 from services.gateway.jobs.transitions import GPU_STAGES, Job
 from shared.errors import Unavailable
-from shared.messaging.messages import STAGE_QUEUES
+from shared.messaging.topology import STAGE_QUEUES
 from shared.ports import Bus, JobStore
 
 PAGE = 100

@@ -14,7 +14,6 @@ from msgspec import Struct, field
 
 from shared import retry
 from shared.messaging.messages import (
-    STAGE_QUEUES,
     STAGES,
     AnyMessage,
     Artifact,
@@ -57,6 +56,7 @@ from shared.messaging.messages import (
     stable_id,
     type_of,
 )
+from shared.messaging.topology import STAGE_QUEUES
 from shared.request import Policy, Request, WebhookEvent, Wish
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]

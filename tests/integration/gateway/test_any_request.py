@@ -21,12 +21,8 @@ from services.gateway.endpoints.uploads import CHUNK
 from services.gateway.jobs.repository import Ledger
 from services.gateway.web.authorization import Door
 from services.gateway.web.rate_limits import RATES, Rate
-from shared.messaging.messages import (
-    FETCHER,
-    INFERENCER_RESULTS,
-    StageFailed,
-    TrainingProgressed,
-)
+from shared.messaging.messages import StageFailed, TrainingProgressed
+from shared.messaging.topology import FETCHER, INFERENCER_RESULTS
 from tests.support.gateway_world import API_KEY, REQUEST, Claimed, World, training, world
 
 ROOT = "/v1/everydream-v1"

@@ -33,7 +33,6 @@ from shared import retry
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.messaging.messages import (
-    GATEWAY_RECORDER,
     AnyMessage,
     ClaimRefused,
     DatasetStaged,
@@ -41,7 +40,6 @@ from shared.messaging.messages import (
     JobCompleted,
     JobFailed,
     JobTimedOut,
-    Queue,
     ResumePointSaved,
     StageFact,
     StageFailed,
@@ -50,6 +48,7 @@ from shared.messaging.messages import (
     WebhookDue,
     decode,
 )
+from shared.messaging.topology import GATEWAY_RECORDER, Queue
 from shared.ports import JobStore, Record
 from shared.request import parse_request
 from shared.service_process import closing

@@ -10,9 +10,6 @@ import pytest
 
 from services.gateway.jobs.repository import read
 from shared.messaging.messages import (
-    FETCHER,
-    NOTIFIER_WEBHOOKS,
-    TRAINER,
     DatasetStaged,
     JobCompleted,
     JobSubmitted,
@@ -20,6 +17,7 @@ from shared.messaging.messages import (
     TrainingStarted,
     WebhookDue,
 )
+from shared.messaging.topology import FETCHER, NOTIFIER_WEBHOOKS, TRAINER
 from tests.support.gateway_world import (
     OTHER_KEY,
     REPORT,

@@ -18,7 +18,8 @@ from yarl import URL
 
 from services.gateway.database.connection import Sql
 from shared.errors import Unavailable
-from shared.messaging.messages import FETCHER, INFERENCER_RESULTS, JobStarted
+from shared.messaging.messages import JobStarted
+from shared.messaging.topology import FETCHER, INFERENCER_RESULTS
 from shared.ports import Delivery
 from shared.service_process import closing
 from tests.integration.shared.test_rabbitmq_faults import hung as node_hung

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from shared.messaging.messages import FETCHER, TRAINER, StageFailed
+from shared.messaging.messages import StageFailed
+from shared.messaging.topology import FETCHER, TRAINER
 from tests.support.gateway_world import OTHER_KEY, REQUEST, World, world
 
 ROOT = "/v2/everydream-v1"

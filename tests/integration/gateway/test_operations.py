@@ -12,8 +12,6 @@ import pytest
 
 from services.gateway.app import Gateway
 from shared.messaging.messages import (
-    FETCHER,
-    TRAINER,
     CheckpointSaved,
     ClaimAsked,
     DatasetStaged,
@@ -21,6 +19,7 @@ from shared.messaging.messages import (
     TrainingInterrupted,
     TrainingProgressed,
 )
+from shared.messaging.topology import FETCHER, TRAINER
 from shared.request import Wish
 from shared.service_process import closing
 from tests.support.gateway_world import (

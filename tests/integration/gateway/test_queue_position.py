@@ -15,7 +15,7 @@ from services.gateway.jobs import queue_position
 from services.gateway.jobs.queue_position import Pace
 from shared.adapters.memory import MemoryBus
 from shared.errors import Unavailable
-from shared.messaging.messages import TRAINER, Queue
+from shared.messaging.topology import TRAINER, Queue
 from tests.support.gateway_world import OTHER_KEY, REQUEST, World, training, world
 
 ROOT = "/v2/everydream-v1"

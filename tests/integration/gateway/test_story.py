@@ -15,13 +15,8 @@ import pytest
 from services.gateway.app import Gateway
 from services.gateway.background.intake import owner_for
 from shared.keys import unseal
+from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import (
-    FETCHER,
-    GATEWAY_RECORDER,
-    INFERENCER_RESULTS,
-    NOTIFIER_PUBLISH,
-    NOTIFIER_WEBHOOKS,
-    TRAINER,
     ArtifactsPublished,
     BucketChecked,
     BucketDue,
@@ -44,7 +39,14 @@ from shared.messaging.messages import (
     WebhookDelivered,
     WebhookDue,
     WebhookFailed,
-    envelope_for,
+)
+from shared.messaging.topology import (
+    FETCHER,
+    GATEWAY_RECORDER,
+    INFERENCER_RESULTS,
+    NOTIFIER_PUBLISH,
+    NOTIFIER_WEBHOOKS,
+    TRAINER,
 )
 from shared.network.addresses import shown_url
 from shared.ports import StoredJob

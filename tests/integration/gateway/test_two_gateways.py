@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from shared.messaging.messages import FETCHER, TrainingProgressed
+from shared.messaging.messages import TrainingProgressed
+from shared.messaging.topology import FETCHER
 from tests.integration.gateway.test_server_sent_events import (
     Event,
     eventful,

@@ -17,7 +17,8 @@ from services.gateway.app import Gateway
 from services.gateway.endpoints import uploads as upload_endpoint
 from services.gateway.jobs import uploads
 from shared.errors import Unavailable
-from shared.messaging.messages import FETCHER, JobSubmitted
+from shared.messaging.messages import JobSubmitted
+from shared.messaging.topology import FETCHER
 from shared.ports import StoredKey, UploadPart
 from shared.request import STORED
 from shared.service_process import closing

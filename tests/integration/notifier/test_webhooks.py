@@ -16,15 +16,13 @@ from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Unavailable
 from shared.keys import webhook_secret
 from shared.messaging.messages import (
-    GATEWAY_RECORDER,
-    NOTIFIER_WEBHOOKS,
     JobCancelled,
     Message,
-    Queue,
     WebhookDelivered,
     WebhookDue,
     WebhookFailed,
 )
+from shared.messaging.topology import GATEWAY_RECORDER, NOTIFIER_WEBHOOKS, Queue
 from shared.network.outbound import guarded_session
 from shared.ports import Bus, Delivery
 from tests.support.servers.process import HOST, free_port

@@ -17,20 +17,16 @@ from yarl import URL
 
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.errors import SettingsError, Unavailable
+from shared.messaging.envelope import Envelope, envelope_for
 from shared.messaging.messages import (
-    EXCHANGE,
-    GATEWAY_INTAKE,
-    NOTIFIER_WEBHOOKS,
-    QUEUES,
     ClaimGranted,
-    Envelope,
     GatewayBeat,
     JobCancelled,
     JobRequested,
     WebhookDue,
     encode,
-    envelope_for,
 )
+from shared.messaging.topology import EXCHANGE, GATEWAY_INTAKE, NOTIFIER_WEBHOOKS, QUEUES
 from shared.ports import Control
 from tests.contract.bus_worlds import (
     BEAT,

@@ -11,7 +11,8 @@ import pytest
 
 from services.gateway.api_documents import PARTS
 from services.gateway.web.routing import routes_of
-from shared.messaging.messages import DEAD_LETTERS, EXCHANGE, QUEUES, AnyMessage, type_of
+from shared.messaging.messages import AnyMessage, type_of
+from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES
 from tests.support.broker_logins import definitions
 from tests.support.compose import OURS, read_compose
 

@@ -16,7 +16,8 @@ from msgspec import inspect as types
 
 from services.gateway.api_docs.asyncapi import ANSWERS, HEARS, SENDS, bound_to, every_message
 from services.gateway.api_documents import documents
-from shared.messaging.messages import CONTROL_BINDINGS, QUEUES, Message, decode, encode, type_of
+from shared.messaging.messages import Message, decode, encode, type_of
+from shared.messaging.topology import CONTROL_BINDINGS, QUEUES
 
 ROOT = Path(__file__).parents[3]
 ASYNCAPI = documents()["asyncapi.json"]

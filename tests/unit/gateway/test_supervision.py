@@ -15,7 +15,6 @@ from services.gateway.background.supervisor import PATIENCE
 from services.gateway.jobs import transitions
 from services.gateway.jobs.transitions import Job
 from shared.messaging.messages import (
-    STAGE_QUEUES,
     STAGES,
     AnyMessage,
     ArtifactsPublished,
@@ -37,6 +36,7 @@ from shared.messaging.messages import (
     WebhookDue,
     WebhookFailed,
 )
+from shared.messaging.topology import STAGE_QUEUES
 from shared.request import Wish, parse_request
 from tests.support.gateway_world import STARTED
 from tests.support.played_job import BEAT, SILENCE, PlayedJob, Worker

@@ -11,7 +11,8 @@ from services.gateway.background.supervisor import PATIENCE, Supervisor
 from services.gateway.jobs import transitions
 from services.gateway.jobs.repository import read, row_of
 from services.gateway.jobs.transitions import Job, Step, advance
-from shared.messaging.messages import GatewayBeat, Queue, StagingStarted
+from shared.messaging.messages import GatewayBeat, StagingStarted
+from shared.messaging.topology import Queue
 from shared.ports import StoredJob
 from shared.request import parse_request
 

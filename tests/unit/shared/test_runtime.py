@@ -12,10 +12,6 @@ import pytest
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Interrupted, Refused, Unavailable
 from shared.messaging.messages import (
-    DELIVERY_LIMIT,
-    FETCHER,
-    GATEWAY_RECORDER,
-    INFERENCER_SAMPLES,
     AnyMessage,
     CheckpointSampled,
     ClaimAsked,
@@ -24,7 +20,6 @@ from shared.messaging.messages import (
     DatasetStaged,
     JobCancelled,
     JobSubmitted,
-    Queue,
     SampleRow,
     Stage,
     StageFact,
@@ -32,6 +27,13 @@ from shared.messaging.messages import (
     StagingInterrupted,
     StagingProgressed,
     StagingStarted,
+)
+from shared.messaging.topology import (
+    DELIVERY_LIMIT,
+    FETCHER,
+    GATEWAY_RECORDER,
+    INFERENCER_SAMPLES,
+    Queue,
 )
 from shared.request import Train, Wish
 from shared.worker.runtime import LAST_WORD_BEATS, PATIENCE_BEATS, Errand, Order, Worker

@@ -1,0 +1,38 @@
+"""The envelope of a message: CloudEvents 1.0 in binary mode."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from msgspec import Struct
+
+from shared.messaging.messages import Message, encode, stable_id, type_of
+
+
+class Envelope(Struct, frozen=True, kw_only=True):
+    """What travels beside the body."""
+
+    id: str
+    source: str
+    type: str
+    time: str
+    subject: str = ""
+    reply_to: str | None = None
+    user_id: str | None = None
+    """The login that the broker verified."""
+    traceparent: str | None = None
+
+
+def envelope_for(
+    message: Message, *, source: str, reply_to: str | None = None, traceparent: str | None = None
+) -> Envelope:
+    """An envelope whose id is the same whenever the same body is said again by the same source."""
+    return Envelope(
+        id=stable_id(source, encode(message).decode()),
+        source=source,
+        type=type_of(message),
+        time=datetime.now(UTC).isoformat(),
+        subject=message.job,
+        reply_to=reply_to,
+        traceparent=traceparent,
+    )

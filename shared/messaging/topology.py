@@ -1,0 +1,75 @@
+"""Queues and bindings: the same data for every bus."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from shared.messaging.messages import Stage
+
+EXCHANGE = "everydream"
+DEAD_LETTERS = "everydream.dead"
+DELIVERY_LIMIT = 20
+
+
+class Queue(Struct, frozen=True):
+    """A durable queue and the routing keys bound to it."""
+
+    name: str
+    bindings: tuple[str, ...]
+    single_active_consumer: bool = False
+
+
+FETCHER = Queue("fetcher", ("job.submitted",))
+TRAINER = Queue("trainer", ("dataset.staged",))
+INFERENCER_SAMPLES = Queue("inferencer.samples", ("checkpoint.sampled",))
+INFERENCER_RESULTS = Queue("inferencer.results", ("checkpoint.final", "model.staged"))
+NOTIFIER_PUBLISH = Queue("notifier.publish", ("bucket.due", "checkpoint.final", "images.generated"))
+NOTIFIER_WEBHOOKS = Queue("notifier.webhooks", ("webhook.due",))
+GATEWAY_INTAKE = Queue("gateway.intake", ("job.requested",))
+GATEWAY_RECORDER = Queue(
+    "gateway.recorder",
+    (
+        "staging.*",
+        "dataset.staged",
+        "model.staged",
+        "bucket.checked",
+        "training.*",
+        "checkpoint.sampled",
+        "checkpoint.saved",
+        "checkpoint.final",
+        "resume_point.saved",
+        "generation.*",
+        "images.generated",
+        "samples.generated",
+        "publication.*",
+        "artifacts.published",
+        "webhook.delivered",
+        "webhook.failed",
+        "stage.failed",
+        "gateway.beat",
+    ),
+    single_active_consumer=True,
+)
+
+QUEUES: tuple[Queue, ...] = (
+    FETCHER,
+    TRAINER,
+    INFERENCER_SAMPLES,
+    INFERENCER_RESULTS,
+    NOTIFIER_PUBLISH,
+    NOTIFIER_WEBHOOKS,
+    GATEWAY_INTAKE,
+    GATEWAY_RECORDER,
+)
+
+CONTROL_BINDINGS = ("job.completed", "job.failed", "job.cancelled", "job.timed_out")
+"""What every worker's control queue hears besides the answers to its claims."""
+
+STAGE_QUEUES: dict[Stage, Queue] = {
+    "staging": FETCHER,
+    "bucket_check": NOTIFIER_PUBLISH,
+    "training": TRAINER,
+    "generation": INFERENCER_RESULTS,
+    "model_publication": NOTIFIER_PUBLISH,
+    "image_publication": NOTIFIER_PUBLISH,
+}
