@@ -27,7 +27,7 @@ from sqlalchemy.engine import Row
 
 from services.gateway.database import tables
 from services.gateway.database.connection import Sql
-from services.gateway.jobs.transitions import Status
+from services.gateway.ports import Status
 from shared.keys import webhook_secret
 from shared.messaging.messages import (
     AnyMessage,

@@ -21,16 +21,16 @@ from services.gateway.background.recorder import Recorder
 from services.gateway.background.supervisor import PATIENCE, Supervisor
 from services.gateway.jobs import transitions
 from services.gateway.jobs.presenter import View
-from services.gateway.jobs.repository import Ledger, read
-from services.gateway.jobs.transitions import (
+from services.gateway.jobs.record import (
     GPU_STAGES,
-    RETRIED,
     Job,
     StageRecord,
     Step,
     delay_time,
     execution_time,
 )
+from services.gateway.jobs.repository import Ledger, read
+from services.gateway.jobs.transitions import RETRIED
 from shared import retry
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker

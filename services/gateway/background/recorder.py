@@ -8,8 +8,9 @@ from time import monotonic
 
 from services.gateway.background.consumer import deal_with_all
 from services.gateway.background.supervisor import Supervisor
+from services.gateway.jobs.record import Job, Step
 from services.gateway.jobs.repository import Ledger
-from services.gateway.jobs.transitions import Job, Step, advance, refuse_unknown
+from services.gateway.jobs.transitions import advance, refuse_unknown
 from shared.messaging.messages import AnyMessage, GatewayBeat, Progressed, StageFact
 from shared.messaging.topology import GATEWAY_RECORDER
 from shared.ports import Bus, Delivery

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from services.gateway.jobs.transitions import Job
+from services.gateway.jobs.record import Job
 from services.gateway.jobs.uploads import Uploads
 from shared.errors import EveryDreamError
 from shared.ports import JobStore, ObjectStore

@@ -16,8 +16,9 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from services.gateway.jobs.record import Job, Step, overdue
 from services.gateway.jobs.repository import Ledger, read
-from services.gateway.jobs.transitions import Job, Step, ask_again, lose_claim, overdue, time_out
+from services.gateway.jobs.transitions import ask_again, lose_claim, time_out
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.messages import GatewayBeat, Stage
 from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue

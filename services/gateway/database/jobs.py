@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Sql
 from services.gateway.database.tables import events, jobs, outbox, removed, streams
-from services.gateway.jobs.transitions import ENDS, Status
+from services.gateway.ports import ENDS, Status
 from shared.ports import Outgoing, RemovedJob, StoredEvent, StoredJob
 
 LIVE = tuple(status for status in get_args(Status) if status not in ENDS)

@@ -15,7 +15,7 @@ from multidict import MultiMapping
 from services.gateway.jobs.presenter import summary
 from services.gateway.jobs.repository import read
 from services.gateway.jobs.response_types import Page
-from services.gateway.jobs.transitions import Status
+from services.gateway.ports import Status
 from services.gateway.web.application import ANSWER_SECONDS, json_response, unknown_parameters
 from services.gateway.web.routing import Answer, Parameter, route
 from shared.ports import JobStore, StoredJob

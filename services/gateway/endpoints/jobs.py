@@ -19,16 +19,10 @@ from services.gateway.jobs.capacity import Workforce
 from services.gateway.jobs.change_notifier import Changes
 from services.gateway.jobs.presenter import View
 from services.gateway.jobs.queue_position import Waiting
+from services.gateway.jobs.record import Job, Step, why_no_wish
 from services.gateway.jobs.repository import Ledger, Seen
 from services.gateway.jobs.response_types import Health, JobState, JobStatus, Purged, Stream
-from services.gateway.jobs.transitions import (
-    Job,
-    Step,
-    cancel,
-    retry_from_its_end,
-    why_no_wish,
-    wish,
-)
+from services.gateway.jobs.transitions import cancel, retry_from_its_end, wish
 from services.gateway.web.application import ANSWER_SECONDS, is_gone, json_body, json_response
 from services.gateway.web.authorization import Door
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from services.gateway.jobs.record import Job, Step
 from services.gateway.jobs.repository import Ledger
 from services.gateway.jobs.response_types import Removed
-from services.gateway.jobs.transitions import Job, Step, cancel
+from services.gateway.jobs.transitions import cancel
 from services.gateway.web.application import ANSWER_SECONDS
 from services.gateway.web.authorization import Door
 from services.gateway.web.routing import Answer, route

@@ -9,9 +9,10 @@ from functools import partial
 from aiohttp import web
 
 from services.gateway.jobs.presenter import iso
+from services.gateway.jobs.record import WebhookTry
 from services.gateway.jobs.repository import Ledger
 from services.gateway.jobs.response_types import Deliveries, Delivery
-from services.gateway.jobs.transitions import WebhookTry, resend_webhook
+from services.gateway.jobs.transitions import resend_webhook
 from services.gateway.web.application import ANSWER_SECONDS
 from services.gateway.web.authorization import Door
 from services.gateway.web.routing import Answer, route

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import structlog
 
+from services.gateway.jobs.record import Job
 from services.gateway.jobs.references import Ours
 from services.gateway.jobs.repository import Ledger
-from services.gateway.jobs.transitions import Job, admit
+from services.gateway.jobs.transitions import admit
 from shared import keys
 from shared.network.addresses import AllowedHosts, why_not
 from shared.request import (

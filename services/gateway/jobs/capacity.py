@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from services.gateway.jobs.record import GPU_STAGES, Job
 from services.gateway.jobs.repository import read
 from services.gateway.jobs.response_types import Health
-from services.gateway.jobs.transitions import GPU_STAGES, Job
 from shared.errors import Unavailable
 from shared.messaging.topology import STAGE_QUEUES
 from shared.ports import Bus, JobStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from services.gateway.jobs.transitions import Job, StageRecord
+from services.gateway.jobs.record import Job, StageRecord
 from shared.messaging.messages import Artifact, Stage
 
 Happening = tuple[str, dict[str, Any]]

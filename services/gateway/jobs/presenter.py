@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
+from services.gateway.jobs.record import Job, delay_time, execution_time
 from services.gateway.jobs.response_types import (
     Checked,
     Checkpoint,
@@ -23,7 +24,6 @@ from services.gateway.jobs.response_types import (
     Summary,
     Trained,
 )
-from services.gateway.jobs.transitions import Job, delay_time, execution_time
 from shared.messaging.messages import (
     STAGES,
     Artifact,

@@ -12,9 +12,9 @@ import structlog
 
 from services.gateway.jobs.capacity import BROKER_SECONDS, Workforce
 from services.gateway.jobs.presenter import iso_or_null
+from services.gateway.jobs.record import execution_time
 from services.gateway.jobs.repository import Seen, read, row_of
 from services.gateway.jobs.response_types import Place
-from services.gateway.jobs.transitions import execution_time
 from shared.errors import Unavailable
 from shared.ports import JobStore
 

@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from msgspec.structs import replace
 
+from services.gateway.jobs.record import Job, clip_skip_of
 from services.gateway.jobs.repository import Ledger
-from services.gateway.jobs.transitions import Job, clip_skip_of
 from services.gateway.jobs.uploads import Uploads
 from shared.keys import link_holds
 from shared.messaging.messages import Artifact

@@ -11,7 +11,7 @@ import structlog
 
 from services.gateway.jobs.job_events import happenings
 from services.gateway.jobs.presenter import View
-from services.gateway.jobs.transitions import Effect, Job, Step, webhook_id
+from services.gateway.jobs.record import Effect, Job, Step, webhook_id
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.messages import Message, WebhookDue, encode
 from shared.ports import Bus, JobStore, Outgoing, StoredEvent, StoredJob

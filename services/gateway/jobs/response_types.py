@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from services.gateway.jobs.transitions import Status
+from services.gateway.ports import Status
 from shared.messaging.messages import Stage
 from shared.request import WebhookEvent
 

@@ -26,8 +26,9 @@ from services.gateway.database.connection import Sql
 from services.gateway.database.jobs import Database
 from services.gateway.database.uploads import UploadTable
 from services.gateway.jobs import transitions
+from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import read, row_of
-from services.gateway.jobs.transitions import Job, advance
+from services.gateway.jobs.transitions import advance
 from services.gateway.web.authentication import digest_of
 from shared import retry
 from shared.adapters.folder import FolderStore

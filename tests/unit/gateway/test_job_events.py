@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.jobs import transitions
 from services.gateway.jobs.job_events import Happening, happenings
-from services.gateway.jobs.transitions import Job
+from services.gateway.jobs.record import Job
 from shared.messaging.messages import (
     AnyMessage,
     CheckpointSaved,

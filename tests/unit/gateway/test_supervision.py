@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from services.gateway.background.supervisor import PATIENCE
 from services.gateway.jobs import transitions
-from services.gateway.jobs.transitions import Job
+from services.gateway.jobs.record import Job
 from shared.messaging.messages import (
     STAGES,
     AnyMessage,

@@ -9,8 +9,9 @@ import msgspec
 
 from services.gateway.background.supervisor import PATIENCE, Supervisor
 from services.gateway.jobs import transitions
+from services.gateway.jobs.record import Job, StageRecord, Step
 from services.gateway.jobs.repository import read, row_of
-from services.gateway.jobs.transitions import Job, Step, advance
+from services.gateway.jobs.transitions import advance
 from shared.messaging.messages import GatewayBeat, StagingStarted
 from shared.messaging.topology import Queue
 from shared.ports import StoredJob
@@ -139,7 +140,7 @@ class Asked(Records):
 
     async def live(self) -> AsyncIterator[StoredJob]:
         for number in range(50):
-            waiting = transitions.StageRecord(asking=self.job.stages["staging"].asking)
+            waiting = StageRecord(asking=self.job.stages["staging"].asking)
             job = transitions.replace(self.job, id=f"job-{number}", stages={"staging": waiting})
             yield row_of(job, 1)
 

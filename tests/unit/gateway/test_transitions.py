@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from services.gateway.jobs import transitions
-from services.gateway.jobs.transitions import (
-    ENDS,
+from services.gateway.jobs.record import (
     Effect,
     Job,
     StageRecord,
     Step,
-    advance,
+    clip_skip_of,
     delay_time,
     execution_time,
+    overdue,
+    why_no_wish,
 )
+from services.gateway.jobs.transitions import advance
+from services.gateway.ports import ENDS
 from shared import retry
 from shared.messaging.messages import (
     STAGES,
@@ -400,8 +403,8 @@ def test_a_model_that_is_staged_after_the_end_or_twice_changes_nothing() -> None
 
 
 def test_what_a_model_was_trained_with_is_on_record() -> None:
-    assert transitions.clip_skip_of(Tale(clip_skip=2).job) == 2
-    assert transitions.clip_skip_of(Tale(trains=False).job) == 0
+    assert clip_skip_of(Tale(clip_skip=2).job) == 2
+    assert clip_skip_of(Tale(trains=False).job) == 0
 
 
 # --- Claims and fences ------------------------------------------------------------------------
@@ -806,8 +809,8 @@ def test_a_job_is_out_of_time(policy: dict[str, int], after: float, reason: str)
     tale.stage()
     tale.claim("training", "t")
     tale.job = transitions.replace(tale.job, policy=msgspec.convert(policy, type(tale.job.policy)))
-    assert transitions.overdue(tale.job, START + 50.0) is None
-    assert transitions.overdue(tale.job, tale.now + after) == reason
+    assert overdue(tale.job, START + 50.0) is None
+    assert overdue(tale.job, tale.now + after) == reason
     said = tale.hear(transitions.time_out(tale.job, reason, tale.now + after))
     assert kinds(said) == [JobTimedOut, ClaimRefused, WebhookDue]
     assert (tale.job.status, tale.job.error) == ("TIMED_OUT", reason)
@@ -816,11 +819,8 @@ def test_a_job_is_out_of_time(policy: dict[str, int], after: float, reason: str)
 def test_waiting_for_a_worker_does_not_count_as_running() -> None:
     tale = Tale()
     tale.stage()
-    assert transitions.overdue(tale.job, START + 6 * 24 * 3600.0) is None
-    assert (
-        transitions.overdue(tale.job, START + 7 * 24 * 3600.0 + 1)
-        == "ttl of 604800000 ms has passed"
-    )
+    assert overdue(tale.job, START + 6 * 24 * 3600.0) is None
+    assert overdue(tale.job, START + 7 * 24 * 3600.0 + 1) == "ttl of 604800000 ms has passed"
 
 
 # --- The webhook ------------------------------------------------------------------------------
@@ -1133,7 +1133,7 @@ def test_nothing_can_be_wanted_of_a_training_that_is_not_at_work(
     told = tale()
     before = told.job
 
-    assert transitions.why_no_wish(before) == reason
+    assert why_no_wish(before) == reason
     assert [told.wish(kind) for kind in ("sample", "save", "stop")] == [[], [], []]
     assert told.job == before
 
@@ -1144,7 +1144,7 @@ def test_another_run_has_no_wishes_of_the_one_before() -> None:
     tale.fail("training", "t", kind="refused")
     retried(tale)
 
-    assert transitions.why_no_wish(tale.job) == "the training has not begun: the job is IN_QUEUE"
+    assert why_no_wish(tale.job) == "the training has not begun: the job is IN_QUEUE"
     grant = tale.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
     assert grant.wishes == {}

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from services.gateway.jobs import transitions
-from services.gateway.jobs.transitions import OUTPUT_SECONDS, TRIES_KEPT, WebhookTry
+from services.gateway.jobs.record import WebhookTry
+from services.gateway.jobs.transitions import OUTPUT_SECONDS, TRIES_KEPT
 from shared.messaging.messages import (
     CheckpointSaved,
     Message,
