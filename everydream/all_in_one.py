@@ -13,6 +13,7 @@ from services.gateway.database.api_keys import KeyTable
 from services.gateway.database.connection import Sql
 from services.gateway.database.jobs import Database
 from services.gateway.database.uploads import UploadTable
+from services.gateway.ports import Record
 from services.inferencer.__main__ import serve as infer
 from services.notifier.__main__ import serve as notify
 from services.trainer.__main__ import serve as train
@@ -20,7 +21,7 @@ from shared import keys
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.stores import open_store
 from shared.messaging.topology import GATEWAY_RECORDER
-from shared.ports import Bus, Record
+from shared.ports import Bus
 from shared.service_process import closing
 from shared.settings import Settings
 from shared.storage.retrying import PatientStore

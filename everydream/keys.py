@@ -13,9 +13,9 @@ from rich.table import Table
 
 from services.gateway.database.api_keys import KeyTable
 from services.gateway.database.connection import Sql
+from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import SCOPES, Scope, digest_of, new_key
 from shared.errors import Refused
-from shared.ports import StoredKey
 from shared.service_process import closing
 from shared.settings import Settings
 

@@ -9,10 +9,11 @@ from services.gateway.database.api_keys import KeyTable
 from services.gateway.database.connection import Sql
 from services.gateway.database.jobs import Database
 from services.gateway.database.uploads import UploadTable
+from services.gateway.ports import Record
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
-from shared.ports import Bus, ObjectStore, Record
+from shared.ports import Bus, ObjectStore
 from shared.service_process import closing, or_stopped, stop_on_signals
 from shared.settings import Settings, from_environment
 

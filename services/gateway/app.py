@@ -36,12 +36,12 @@ from services.gateway.jobs.queue_position import Waiting
 from services.gateway.jobs.references import Ours
 from services.gateway.jobs.repository import Ledger
 from services.gateway.jobs.uploads import Uploads
-from services.gateway.ports import KeepsFiles
+from services.gateway.ports import JobStore, KeepsFiles, Record
 from services.gateway.web import application
 from services.gateway.web.authentication import Keys, configured_keys
 from services.gateway.web.authorization import Door
 from shared.errors import SettingsError, Unavailable
-from shared.ports import Bus, JobStore, ObjectStore, Record
+from shared.ports import Bus, ObjectStore
 from shared.retry import reconnect_delay
 from shared.settings import Settings
 

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from services.gateway.database import connection as connections
 from services.gateway.database import jobs, tables
 from services.gateway.database.jobs import Database
+from services.gateway.ports import Outgoing, StoredEvent, StoredJob
 from shared.errors import Unavailable
-from shared.ports import Outgoing, StoredEvent, StoredJob
 from tests.support.servers.postgres import PostgreSQL
 
 SECONDS = 60

@@ -10,7 +10,7 @@ import pytest
 
 from services.gateway.database.api_keys import KeyTable
 from services.gateway.database.connection import Sql
-from shared.ports import StoredKey
+from services.gateway.ports import StoredKey
 from shared.service_process import closing
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from services.gateway.database.connection import Sql
 from services.gateway.database.uploads import UploadTable
-from shared.ports import StoredUpload, UploadPart
+from services.gateway.ports import StoredUpload
+from shared.ports import UploadPart
 from shared.service_process import closing
 
 TEN_GIGABYTES = 10 << 30

@@ -24,13 +24,13 @@ from services.fetcher.datasets.archive import Unpacked, _Unpacker, checked_membe
 from services.fetcher.datasets.sidecars import Sidecars
 from services.gateway.background.intake import job_id_for, owner_for
 from services.gateway.jobs.admission import dataset_alone, unwrap, with_seeds
+from services.gateway.jobs.request_parser import Invalid, parse_request
 from services.gateway.web.application import _decoded
 from shared.adapters.dead_letters import Undecodable, bury, read
 from shared.adapters.rabbitmq import _envelope
 from shared.dataset.captions import bounded, merge, shuffled
 from shared.errors import Refused
 from shared.messaging.messages import JobRequested, JobStarted, encode
-from shared.request import Invalid, parse_request
 
 SEPARATOR = b"\x00\x00"
 """Between the parts of an input that has several."""

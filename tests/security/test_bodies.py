@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from services.gateway.endpoints import jobs
+from services.gateway.jobs.request_parser import MOST_MISTAKES
 from services.gateway.web import application
 from shared.messaging.topology import FETCHER
-from shared.request import MOST_ITEMS, MOST_MISTAKES
+from shared.request import MOST_ITEMS
 from tests.support.gateway_world import API_KEY, REQUEST, World, world
 from tests.support.servers.process import HOST
 

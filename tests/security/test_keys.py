@@ -15,12 +15,11 @@ import pytest
 from services.gateway import api_documents
 from services.gateway.database.api_keys import KeyTable
 from services.gateway.database.connection import Sql
-from services.gateway.ports import BASES
+from services.gateway.ports import BASES, StoredKey
 from services.gateway.web.authentication import SCOPES, Keys, Scope, digest_of
 from services.gateway.web.authorization import NEEDED
 from services.gateway.web.routing import Route, routes_of
 from shared import keys
-from shared.ports import StoredKey
 from shared.service_process import closing
 from tests.support.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trained, world
 

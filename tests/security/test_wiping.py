@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from services.gateway.database.connection import Sql
 from services.gateway.database.jobs import Database
+from services.gateway.jobs.request_parser import parse_request
+from services.gateway.ports import StoredJob
 from shared.errors import Unavailable
 from shared.messaging.messages import ArtifactsPublished, BucketChecked, JobRequested, StageFailed
 from shared.messaging.topology import FETCHER
-from shared.ports import StoredJob
-from shared.request import parse_request
 from shared.service_process import closing
 from shared.settings import from_environment
 from tests.support.gateway_world import S3_CONFIG, TRAIN_ONLY, World, eventually, world

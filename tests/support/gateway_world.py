@@ -18,6 +18,7 @@ from services.gateway.database.api_keys import KeyTable
 from services.gateway.database.connection import Sql
 from services.gateway.database.jobs import Database
 from services.gateway.database.uploads import UploadTable
+from services.gateway.ports import JobStore, Record
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
@@ -46,7 +47,7 @@ from shared.messaging.messages import (
     TrainingStarted,
 )
 from shared.messaging.topology import FETCHER, TRAINER, Queue
-from shared.ports import Bus, Control, JobStore, Record
+from shared.ports import Bus, Control
 from shared.service_process import closing
 from shared.settings import Settings, from_environment
 from shared.storage.snapshots import sample_key

@@ -31,6 +31,7 @@ from services.gateway.jobs.record import (
 )
 from services.gateway.jobs.repository import Ledger, read
 from services.gateway.jobs.transitions import RETRIED
+from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
 from shared import retry
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
@@ -61,7 +62,7 @@ from shared.messaging.messages import (
     decode,
 )
 from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
-from shared.ports import Delivery, JobStore, Outgoing, StoredEvent, StoredJob
+from shared.ports import Delivery
 from shared.request import Request
 from tests.support.gateway_world import STARTED
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-from shared.ports import StoredJob
+from services.gateway.ports import StoredJob
 
 
 class TurnTakingJobs:

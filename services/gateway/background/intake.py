@@ -6,11 +6,11 @@ import structlog
 
 from services.gateway.background.consumer import deal_with_all
 from services.gateway.jobs.admission import Admission, Repeated
+from services.gateway.jobs.request_parser import Invalid
 from shared.messaging.envelope import Envelope
 from shared.messaging.messages import JobRefused, JobRequested, stable_id
 from shared.messaging.topology import GATEWAY_INTAKE, QUEUES
 from shared.ports import Bus, Delivery
-from shared.request import Invalid
 
 OURS = frozenset(queue.name for queue in QUEUES)
 """No answer to a producer goes to these."""

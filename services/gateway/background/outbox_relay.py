@@ -8,9 +8,10 @@ from contextlib import suppress
 
 import structlog
 
+from services.gateway.ports import JobStore, Outgoing
 from shared.errors import Unavailable
 from shared.messaging.messages import decode
-from shared.ports import Bus, JobStore, Outgoing
+from shared.ports import Bus
 from shared.retry import reconnect_delay
 
 MOST_BUSY = 32

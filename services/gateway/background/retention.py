@@ -9,8 +9,9 @@ import structlog
 
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.uploads import Uploads
+from services.gateway.ports import JobStore
 from shared.errors import EveryDreamError
-from shared.ports import JobStore, ObjectStore
+from shared.ports import ObjectStore
 from shared.storage.snapshots import snapshots_of
 
 DAY = 24 * 3600.0

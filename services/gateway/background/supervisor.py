@@ -19,10 +19,11 @@ from msgspec import Struct
 from services.gateway.jobs.record import Job, Step, overdue
 from services.gateway.jobs.repository import Ledger, read
 from services.gateway.jobs.transitions import ask_again, lose_claim, time_out
+from services.gateway.ports import JobStore, StoredJob
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.messages import GatewayBeat, Stage
 from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
-from shared.ports import Bus, JobStore, StoredJob
+from shared.ports import Bus
 
 PATIENCE = 6
 """Own beats that must come back since a sign of life before a claim counts as lost."""

@@ -1,4 +1,4 @@
-"""The keys that were made, in the database; see :class:`shared.ports.KeyStore`."""
+"""The keys that were made, in the database; see :class:`services.gateway.ports.KeyStore`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.engine import Row
 
 from services.gateway.database.connection import Sql
 from services.gateway.database.tables import api_keys
-from shared.ports import StoredKey
+from services.gateway.ports import StoredKey
 
 
 class KeyTable:

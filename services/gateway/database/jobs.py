@@ -1,4 +1,4 @@
-"""The job store in a database; see :class:`shared.ports.JobStore`."""
+"""The job store in a database; see :class:`services.gateway.ports.JobStore`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Sql
 from services.gateway.database.tables import events, jobs, outbox, removed, streams
-from services.gateway.ports import ENDS, Status
-from shared.ports import Outgoing, RemovedJob, StoredEvent, StoredJob
+from services.gateway.ports import ENDS, Outgoing, RemovedJob, Status, StoredEvent, StoredJob
 
 LIVE = tuple(status for status in get_args(Status) if status not in ENDS)
 PAGE = 100

@@ -1,4 +1,4 @@
-"""Uploads in the database; see :class:`shared.ports.UploadStore`."""
+"""Uploads in the database; see :class:`services.gateway.ports.UploadStore`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from sqlalchemy.engine import Row
 
 from services.gateway.database.connection import Sql
 from services.gateway.database.tables import upload_parts, uploads
-from shared.ports import StoredUpload, UploadPart
+from services.gateway.ports import StoredUpload
+from shared.ports import UploadPart
 
 
 class UploadTable:

@@ -14,12 +14,11 @@ from multidict import MultiMapping
 
 from services.gateway.jobs.presenter import summary
 from services.gateway.jobs.repository import read
+from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import Page
-from services.gateway.ports import Status
+from services.gateway.ports import JobStore, Status, StoredJob
 from services.gateway.web.application import ANSWER_SECONDS, json_response, unknown_parameters
 from services.gateway.web.routing import Answer, Parameter, route
-from shared.ports import JobStore, StoredJob
-from shared.request import Invalid
 
 PARAMETERS = ("status", "limit", "cursor")
 STATUSES: tuple[Status, ...] = get_args(Status)

@@ -21,13 +21,14 @@ from services.gateway.jobs.presenter import View
 from services.gateway.jobs.queue_position import Waiting
 from services.gateway.jobs.record import Job, Step, why_no_wish
 from services.gateway.jobs.repository import Ledger, Seen
+from services.gateway.jobs.request_parser import Invalid, parse_request
 from services.gateway.jobs.response_types import Health, JobState, JobStatus, Purged, Stream
 from services.gateway.jobs.transitions import cancel, retry_from_its_end, wish
 from services.gateway.web.application import ANSWER_SECONDS, is_gone, json_body, json_response
 from services.gateway.web.authorization import Door
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
 from shared.messaging.messages import stable_id
-from shared.request import Invalid, Wish, parse_request
+from shared.request import Wish
 
 READ = ("GET", "POST")
 """RunPod's Go client POSTs what the others GET."""

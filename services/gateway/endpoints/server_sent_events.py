@@ -14,12 +14,12 @@ from msgspec import Meta
 from services.gateway.jobs.change_notifier import LOOK_SECONDS, Changes
 from services.gateway.jobs.presenter import View, newest_numbers
 from services.gateway.jobs.repository import Ledger, Seen
+from services.gateway.jobs.request_parser import Invalid
+from services.gateway.ports import JobStore
 from services.gateway.web.application import ANSWER_SECONDS, is_gone, unknown_parameters
 from services.gateway.web.authorization import Door
 from services.gateway.web.routing import Answer, Parameter, route
 from shared.errors import Unavailable
-from shared.ports import JobStore
-from shared.request import Invalid
 
 PAGE = 100
 """Events that are held in memory at once for one client."""

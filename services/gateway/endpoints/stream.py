@@ -11,8 +11,8 @@ from services.gateway.jobs.change_notifier import Changes
 from services.gateway.jobs.presenter import View, output_digest
 from services.gateway.jobs.repository import Ledger, Seen
 from services.gateway.jobs.response_types import Piece
+from services.gateway.ports import JobStore
 from services.gateway.web.application import is_gone
-from shared.ports import JobStore
 
 PAUSE = 1.0
 """Seconds between two pieces of a job that still runs."""

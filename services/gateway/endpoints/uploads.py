@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 from aiohttp import web
 from msgspec import Meta
 
+from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import Upload
 from services.gateway.jobs.uploads import Overtaken, Uploads
+from services.gateway.ports import StoredUpload
 from services.gateway.web.application import ANSWER_SECONDS, is_gone, unknown_parameters
 from services.gateway.web.authorization import NULL
 from services.gateway.web.routing import Answer, Body, Parameter, route
-from shared.ports import StoredUpload
-from shared.request import Invalid
 from shared.storage.uploads import ARCHIVE_BYTES
 
 VERSION = "1.0.0"

@@ -12,18 +12,11 @@ import structlog
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.references import Ours
 from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.request_parser import Invalid, Unreachable, parse_request
 from services.gateway.jobs.transitions import admit
 from shared import keys
 from shared.network.addresses import AllowedHosts, why_not
-from shared.request import (
-    Inference,
-    Invalid,
-    Request,
-    Train,
-    Unreachable,
-    is_http_url,
-    parse_request,
-)
+from shared.request import Inference, Request, Train, is_http_url
 
 RANDOM_SEED = -1
 SEEDS = 2**32

@@ -10,9 +10,10 @@ import structlog
 from services.gateway.jobs.record import GPU_STAGES, Job
 from services.gateway.jobs.repository import read
 from services.gateway.jobs.response_types import Health
+from services.gateway.ports import JobStore
 from shared.errors import Unavailable
 from shared.messaging.topology import STAGE_QUEUES
-from shared.ports import Bus, JobStore
+from shared.ports import Bus
 
 PAGE = 100
 BROKER_SECONDS = 0.5

@@ -24,6 +24,7 @@ from services.gateway.jobs.response_types import (
     Summary,
     Trained,
 )
+from services.gateway.ports import StoredEvent
 from shared.messaging.messages import (
     STAGES,
     Artifact,
@@ -32,7 +33,7 @@ from shared.messaging.messages import (
     SavedCheckpoint,
     Stage,
 )
-from shared.ports import ObjectStore, StoredEvent
+from shared.ports import ObjectStore
 
 LINK_SECONDS = 7 * 24 * 3600
 NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")

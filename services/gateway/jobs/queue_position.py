@@ -15,8 +15,8 @@ from services.gateway.jobs.presenter import iso_or_null
 from services.gateway.jobs.record import execution_time
 from services.gateway.jobs.repository import Seen, read, row_of
 from services.gateway.jobs.response_types import Place
+from services.gateway.ports import JobStore
 from shared.errors import Unavailable
-from shared.ports import JobStore
 
 NEWEST = 20
 """Finished jobs whose time is averaged."""

@@ -10,11 +10,12 @@ from msgspec.structs import replace
 
 from services.gateway.jobs.record import Job, clip_skip_of
 from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.request_parser import Invalid, shown
 from services.gateway.jobs.uploads import Uploads
 from shared.keys import link_holds
 from shared.messaging.messages import Artifact
 from shared.network.addresses import shown_url
-from shared.request import STORED, Invalid, ModelSource, Request, Train, shown
+from shared.request import STORED, ModelSource, Request, Train
 from shared.storage.uploads import list_key
 
 JOBS = "jobs/"

@@ -12,9 +12,10 @@ import structlog
 from services.gateway.jobs.job_events import happenings
 from services.gateway.jobs.presenter import View
 from services.gateway.jobs.record import Effect, Job, Step, webhook_id
+from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.messages import Message, WebhookDue, encode
-from shared.ports import Bus, JobStore, Outgoing, StoredEvent, StoredJob
+from shared.ports import Bus
 
 log = structlog.get_logger()
 

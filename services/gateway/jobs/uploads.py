@@ -13,11 +13,11 @@ from weakref import WeakValueDictionary
 import structlog
 from msgspec.structs import replace
 
-from services.gateway.ports import BASES, KeepsFiles
+from services.gateway.jobs.request_parser import Invalid
+from services.gateway.ports import BASES, KeepsFiles, StoredUpload, UploadStore
 from shared.concurrency import in_thread
 from shared.errors import Full, NotFound
-from shared.ports import ObjectStore, StoredUpload, UploadPart, UploadStore
-from shared.request import Invalid
+from shared.ports import ObjectStore, UploadPart
 from shared.storage.uploads import sha256_of_parts, upload_prefix, write_list
 
 PART_BYTES = 8 << 20

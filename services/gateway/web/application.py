@@ -15,13 +15,13 @@ from aiohttp.typedefs import Middleware
 from multidict import MultiMapping
 
 from services.gateway.jobs.admission import Repeated
+from services.gateway.jobs.request_parser import Invalid, Unreachable, nearest, shown
 from services.gateway.ports import BASES
 from services.gateway.web.authentication import Keys
 from services.gateway.web.authorization import CALLER, Door
 from services.gateway.web.routing import Handler, routes_of
 from shared.concurrency import in_thread
 from shared.errors import Full, Unavailable
-from shared.request import Invalid, Unreachable, nearest, shown
 
 ANSWER_SECONDS = 2.0
 """Clients give up after 3; what is given up must be put in order within the rest."""

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 from msgspec import Struct
 
-from shared.ports import KeyStore, StoredKey
+from services.gateway.ports import KeyStore, StoredKey
 from shared.settings import Settings
 
 SERVER_FILE = "keys.json"

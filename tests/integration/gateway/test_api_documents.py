@@ -13,8 +13,8 @@ import pytest
 
 from services.gateway.api_docs.html import POLICY
 from services.gateway.api_documents import documents, text_of
+from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import SCOPES, digest_of
-from shared.ports import StoredKey
 from tests.support.gateway_world import World, world
 
 OPENAPI, ASYNCAPI = documents().values()

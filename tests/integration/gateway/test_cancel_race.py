@@ -28,7 +28,9 @@ from services.gateway.database.uploads import UploadTable
 from services.gateway.jobs import transitions
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import read, row_of
+from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
+from services.gateway.ports import JobStore, Record
 from services.gateway.web.authentication import digest_of
 from shared import retry
 from shared.adapters.folder import FolderStore
@@ -50,8 +52,6 @@ from shared.messaging.messages import (
     decode,
 )
 from shared.messaging.topology import GATEWAY_RECORDER, Queue
-from shared.ports import JobStore, Record
-from shared.request import parse_request
 from shared.service_process import closing
 from tests.support.gateway_world import KEY, TRAIN_ONLY, settings_for
 from tests.support.taking_turns import TurnTakingJobs

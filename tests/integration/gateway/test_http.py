@@ -15,11 +15,11 @@ import pytest
 
 from services.gateway.app import Gateway
 from services.gateway.endpoints.jobs import RUN_BYTES
+from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import digest_of
 from shared.errors import Unavailable
 from shared.messaging.messages import JobSubmitted
 from shared.messaging.topology import FETCHER
-from shared.ports import StoredKey
 from shared.service_process import closing
 from tests.support.gateway_world import (
     API_KEY,

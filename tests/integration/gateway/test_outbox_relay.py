@@ -13,11 +13,11 @@ import pytest
 
 from services.gateway.background.outbox_relay import Relay
 from services.gateway.database.jobs import Database
+from services.gateway.ports import Outgoing, StoredJob
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.messages import JobStarted, Message, encode
 from shared.messaging.topology import FETCHER
-from shared.ports import Outgoing, StoredJob
 from shared.service_process import closing
 from tests.support.outbox import ids_in_outbox
 

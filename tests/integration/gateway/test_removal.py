@@ -13,10 +13,10 @@ from services.gateway.app import Gateway
 from services.gateway.background.retention import DAY, Retention
 from services.gateway.jobs.change_notifier import Watch
 from services.gateway.jobs.uploads import Uploads
+from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import digest_of
 from shared.messaging.messages import JobCancelled, TrainingProgressed, WebhookDue, WebhookFailed
 from shared.messaging.topology import NOTIFIER_WEBHOOKS
-from shared.ports import StoredKey
 from tests.integration.gateway.test_server_sent_events import following
 from tests.support.gateway_world import (
     BEAT,

@@ -16,10 +16,10 @@ import pytest
 
 from services.gateway.app import Gateway
 from services.gateway.endpoints import server_sent_events
+from services.gateway.ports import StoredEvent
 from services.gateway.web import rate_limits
 from services.gateway.web.rate_limits import Rate
 from shared.messaging.messages import CheckpointSaved, SamplesGenerated, TrainingProgressed
-from shared.ports import StoredEvent
 from shared.service_process import closing
 from tests.support.gateway_world import (
     API_KEY,

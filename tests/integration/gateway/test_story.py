@@ -14,6 +14,8 @@ import pytest
 
 from services.gateway.app import Gateway
 from services.gateway.background.intake import owner_for
+from services.gateway.jobs.request_parser import Invalid, shown
+from services.gateway.ports import StoredJob
 from shared.keys import unseal
 from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import (
@@ -49,8 +51,7 @@ from shared.messaging.topology import (
     TRAINER,
 )
 from shared.network.addresses import shown_url
-from shared.ports import StoredJob
-from shared.request import Invalid, ModelSource, S3Config, shown
+from shared.request import ModelSource, S3Config
 from shared.service_process import closing
 from shared.storage.snapshots import sample_key, snapshot_prefix
 from tests.support.gateway_world import (

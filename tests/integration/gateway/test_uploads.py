@@ -16,10 +16,11 @@ import pytest
 from services.gateway.app import Gateway
 from services.gateway.endpoints import uploads as upload_endpoint
 from services.gateway.jobs import uploads
+from services.gateway.ports import StoredKey
 from shared.errors import Unavailable
 from shared.messaging.messages import JobSubmitted
 from shared.messaging.topology import FETCHER
-from shared.ports import StoredKey, UploadPart
+from shared.ports import UploadPart
 from shared.request import STORED
 from shared.service_process import closing
 from shared.storage.uploads import ARCHIVE_BYTES, download_upload

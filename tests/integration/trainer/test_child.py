@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from services.gateway.jobs import transitions
+from services.gateway.jobs.request_parser import parse_request
 from services.trainer.training.child import Stop, Voice, carry_out
 from shared.child.parent import (
     AnyRecord,
@@ -35,7 +36,6 @@ from shared.messaging.messages import (
     StagingStarted,
     TrainingStarted,
 )
-from shared.request import parse_request
 from tests.support.models import make_random_model
 from tests.support.training import make_dataset, train_request, training_order
 from tests.support.workers import until_gone

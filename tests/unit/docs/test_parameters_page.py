@@ -11,7 +11,8 @@ import pytest
 from msgspec import NODEFAULT, Struct
 from msgspec import inspect as types
 
-from shared.request import Inference, Policy, S3Config, Train, Validation, describe
+from services.gateway.jobs.request_parser import describe
+from shared.request import Inference, Policy, S3Config, Train, Validation
 
 ROOT = Path(__file__).parents[3]
 ROW = re.compile(r"\| `(\w+)` \| (.+?) \| (.+?) \| (.+) \|")

@@ -13,8 +13,8 @@ import pytest
 
 from services.gateway.database.api_keys import KeyTable
 from services.gateway.database.connection import Sql
+from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import SCOPES, Caller, Keys, digest_of, first_key
-from shared.ports import StoredKey
 from shared.service_process import closing
 
 URL = "http://127.0.0.1:8080"

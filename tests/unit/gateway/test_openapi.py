@@ -11,8 +11,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from services.gateway.api_docs.openapi import ERRORS, document
 from services.gateway.api_documents import PARTS, documents, text_of
 from services.gateway.jobs import response_types
+from services.gateway.jobs.request_parser import INPUT, TOP
 from services.gateway.web.routing import Answer, route, routes_of
-from shared import request
 
 DOCS = Path(__file__).parents[3] / "docs"
 OPENAPI, ASYNCAPI = documents().values()
@@ -103,8 +103,8 @@ def test_the_request_has_every_field_that_is_checked() -> None:
     schemas = OPENAPI["components"]["schemas"]
     training, drawing = schemas["Request"]["properties"]["input"]["oneOf"]
 
-    assert tuple(schemas["Request"]["properties"]) == request.TOP
-    assert set(training["properties"]) == set(drawing["properties"]) == set(request.INPUT)
+    assert tuple(schemas["Request"]["properties"]) == TOP
+    assert set(training["properties"]) == set(drawing["properties"]) == set(INPUT)
 
 
 class Wishes:

@@ -13,19 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect as types
 
+from services.gateway.jobs.request_parser import Invalid, describe, parse_request
 from shared.request import (
     DEFAULT_BASE,
     Inference,
-    Invalid,
     ModelSource,
     Policy,
     Request,
     S3Config,
     Train,
     Validation,
-    describe,
     is_http_url,
-    parse_request,
 )
 
 URL = "https://example.com/dataset.zip"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from services.gateway.api_docs.schemas import request_schemas
-from shared.request import Inference, Invalid, Policy, S3Config, Train, Validation, parse_request
+from services.gateway.jobs.request_parser import Invalid, parse_request
+from shared.request import Inference, Policy, S3Config, Train, Validation
 
 SCHEMA = {"$ref": "#/components/schemas/Request", "components": {"schemas": request_schemas()}}
 VALID = Draft202012Validator(SCHEMA)

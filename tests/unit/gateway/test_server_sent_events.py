@@ -6,7 +6,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from services.gateway.endpoints.server_sent_events import BEGINNING, LAST_NUMBER, event, place_of
-from shared.request import Invalid
+from services.gateway.jobs.request_parser import Invalid
 
 
 def test_an_event_is_three_lines_and_an_empty_one_whatever_its_data_holds() -> None:

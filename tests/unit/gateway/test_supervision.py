@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from services.gateway.background.supervisor import PATIENCE
 from services.gateway.jobs import transitions
 from services.gateway.jobs.record import Job
+from services.gateway.jobs.request_parser import parse_request
 from shared.messaging.messages import (
     STAGES,
     AnyMessage,
@@ -37,7 +38,7 @@ from shared.messaging.messages import (
     WebhookFailed,
 )
 from shared.messaging.topology import STAGE_QUEUES
-from shared.request import Wish, parse_request
+from shared.request import Wish
 from tests.support.gateway_world import STARTED
 from tests.support.played_job import BEAT, SILENCE, PlayedJob, Worker
 from tests.unit.gateway.test_transitions import (

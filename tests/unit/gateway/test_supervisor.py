@@ -11,11 +11,11 @@ from services.gateway.background.supervisor import PATIENCE, Supervisor
 from services.gateway.jobs import transitions
 from services.gateway.jobs.record import Job, StageRecord, Step
 from services.gateway.jobs.repository import read, row_of
+from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
+from services.gateway.ports import StoredJob
 from shared.messaging.messages import GatewayBeat, StagingStarted
 from shared.messaging.topology import Queue
-from shared.ports import StoredJob
-from shared.request import parse_request
 
 NOW = 1_000_000.0
 

@@ -23,6 +23,7 @@ from services.gateway.jobs.record import (
     overdue,
     why_no_wish,
 )
+from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
 from services.gateway.ports import ENDS
 from shared import retry
@@ -73,7 +74,7 @@ from shared.messaging.messages import (
     decode,
     stable_id,
 )
-from shared.request import Inference, ModelSource, Train, Wish, parse_request
+from shared.request import Inference, ModelSource, Train, Wish
 
 BEAT = 10.0
 START = 1_000_000.0

@@ -1,0 +1,380 @@
+"""Check a request's JSON body, and say every mistake at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar, cast
+
+import msgspec
+from msgspec import Struct
+from msgspec import inspect as types
+
+from shared.network.addresses import shown_url
+from shared.request import (
+    ENDPOINT,
+    FIRST_TIMESTEP,
+    LAST_TIMESTEP,
+    MOST_ITEMS,
+    WEBHOOK_EVENTS,
+    Inference,
+    ModelSource,
+    Policy,
+    Request,
+    S3Config,
+    Train,
+    WebhookEvent,
+    is_http_url,
+)
+
+MOST_MISTAKES = 50
+"""Told of one request; once there are more, nothing else is looked at."""
+
+T = TypeVar("T", bound=Struct)
+
+
+class Invalid(Exception):
+    """A request with mistakes; ``mistakes`` names them, one sentence each, the first 50 of many."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        self.mistakes = mistakes[:MOST_MISTAKES]
+        more = ["and more"] if len(mistakes) > MOST_MISTAKES else []
+        super().__init__("; ".join(self.mistakes + more))
+
+
+class Unreachable(Invalid):
+    """A request in good form, with URLs that nobody will be sent to."""
+
+
+TOP = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
+INPUT = ("train", "model", "inference")
+HIDDEN = "s3Config"
+"""What stands there is shown in no message."""
+
+
+def parse_request(body: Any) -> Request:
+    """Check a decoded JSON body against the endpoint's schema.
+
+    Raises:
+        Invalid: with every mistake of the body at once.
+    """
+    mistakes: list[str] = []
+    top = _object(body, "the request", mistakes)
+    _unknown(top, TOP, "", mistakes)
+    inputs = _object(top.get("input"), "input", mistakes)
+    _unknown(inputs, INPUT, "input.", mistakes)
+    _one_way(inputs, mistakes)
+    train = _optional(Train, inputs.get("train"), "input.train", mistakes)
+    model = _model(inputs.get("model"), mistakes)
+    inference = _inference(inputs.get("inference"), mistakes)
+    s3 = _optional(S3Config, top.get("s3Config"), "s3Config", mistakes)
+    policy = _optional(Policy, top.get("policy"), "policy", mistakes) or Policy()
+    webhook = _url(top.get("webhook"), "webhook", mistakes)
+    events = _webhook_events(top.get("webhook_events_filter"), mistakes)
+    if mistakes:
+        raise Invalid(mistakes)
+    return Request(
+        train=train, model=model, inference=inference, s3=s3, webhook=webhook,
+        webhook_events=events, policy=policy, warnings=_warnings(top, policy),
+    )  # fmt: skip
+
+
+def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    got = "something else" if path == HIDDEN else shown(value)
+    mistakes.append(f"{path}: expected an object, got {got}")
+    return {}
+
+
+def _one_way(inputs: dict[str, Any], mistakes: list[str]) -> None:
+    """The model is either trained or named; to name one without drawing does nothing."""
+    ways = [name for name in ("train", "model") if inputs.get(name) is not None]
+    if len(ways) != 1:
+        mistakes.append(
+            "input: expected either train, to fine-tune a model, or model, to draw with a finished"
+            f" one, got {'both' if ways else 'neither'}"
+        )
+    if ways == ["model"] and inputs.get("inference") in (None, []):
+        mistakes.append("input.inference: required with input.model, but missing")
+
+
+def _model(value: Any, mistakes: list[str]) -> ModelSource | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        mistakes.append(f"input.model: expected a string, not empty, got {shown(value)}")
+        return None
+    if not MODEL.holds(value):
+        mistakes.append(f"input.model: expected {MODEL.text}, got {shown(shown_url(value))}")
+    return ModelSource(source=value)
+
+
+def _inference(value: Any, mistakes: list[str]) -> tuple[Inference, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        entry = _struct(Inference, value, "input.inference", mistakes)
+        return (entry,) if entry else ()
+    entries = [
+        _struct(Inference, each, f"input.inference[{index}]", mistakes)
+        for index, each in _some(value, "input.inference", mistakes)
+    ]
+    return tuple(entry for entry in entries if entry)
+
+
+def _some(value: list[Any], path: str, mistakes: list[str]) -> Iterator[tuple[int, Any]]:
+    """The items with their numbers, as long as looking at them makes sense."""
+    if len(value) > MOST_ITEMS:
+        mistakes.append(f"{path}: expected at most {MOST_ITEMS} items, got {len(value)}")
+        return
+    for index, each in enumerate(value):
+        if len(mistakes) > MOST_MISTAKES:
+            return
+        yield index, each
+
+
+def _optional(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | None:
+    return None if value is None else _struct(kind, value, path, mistakes)
+
+
+def _struct(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | None:
+    """Build one Struct, field by field, so that no mistake hides another."""
+    before = len(mistakes)
+    given = _object(value, path, mistakes)
+    if not isinstance(value, dict):
+        return None
+    fields = cast("types.StructType", types.type_info(kind)).fields
+    _unknown(given, [each.name for each in fields], f"{path}.", mistakes)
+    good = {
+        each.name: _field(each, given, path, mistakes)
+        for each in fields
+        if each.required or given.get(each.name) is not None or _takes_null(each, given)
+    }
+    if kind is Train:
+        _train_rules(good, path, mistakes)
+    return kind(**good) if len(mistakes) == before else None
+
+
+def _takes_null(each: types.Field, given: dict[str, Any]) -> bool:
+    """A null counts as "left out", unless the field has a meaning for it."""
+    return each.name in given and isinstance(each.type, types.UnionType)
+
+
+def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[str]) -> Any:
+    inner = f"{path}.{each.name}"
+    if given.get(each.name) is None and each.required:
+        expected = FORMS[each.name].text if each.name in FORMS else describe(each.type)
+        mistakes.append(f"{inner}: required, but missing; expected {expected}")
+        return None
+    value = given[each.name]
+    if (kind := _struct_of(each.type)) and value is not None:
+        return _struct(kind, value, inner, mistakes)
+    if isinstance(each.type, types.ListType) and isinstance(value, list):
+        items = _some(value, inner, mistakes)
+        return [_value(each.type.item_type, v, f"{inner}[{i}]", mistakes) for i, v in items]
+    return _value(each.type, value, inner, mistakes, FORMS.get(each.name))
+
+
+def _value(
+    kind: types.Type, value: Any, path: str, mistakes: list[str], form: Form | None = None
+) -> Any:
+    try:
+        converted = _convert(value, kind)
+        _require(form is None or converted is None or form.holds(converted))
+    except (ValueError, OverflowError):
+        is_address = form is not None and isinstance(value, str)
+        expected = form.text if form and is_address and value else describe(kind)
+        got = shown(shown_url(value) if is_address else value)
+        got = "something else" if path.startswith(HIDDEN) else got
+        mistakes.append(f"{path}: expected {expected}, got {got}")
+        return None
+    return converted
+
+
+def _struct_of(kind: types.Type) -> type[Struct] | None:
+    """The Struct that a field takes, alone or beside null."""
+    members = kind.types if isinstance(kind, types.UnionType) else (kind,)
+    return next((each.cls for each in members if isinstance(each, types.StructType)), None)
+
+
+def _convert(value: Any, kind: types.Type) -> Any:
+    """One value as its field takes it; an integer passes for a float, a bool for nothing else."""
+    match kind:
+        case types.UnionType(types=members):
+            if value is None:
+                return None
+            return _convert(value, next(m for m in members if not isinstance(m, types.NoneType)))
+        case types.LiteralType(values=values):
+            value = _whole(value)
+            _require(value in values and type(value) is type(values[0]))
+        case types.IntType(ge=low, le=high):
+            value = _whole(value)
+            _require(isinstance(value, int) and not isinstance(value, bool))
+            _require((low is None or value >= low) and (high is None or value <= high))
+        case types.FloatType(gt=above, ge=low, le=high, lt=below):
+            _require(isinstance(value, int | float) and not isinstance(value, bool))
+            value = float(value)
+            _require(math.isfinite(value))
+            _require((low is None or value >= low) and (high is None or value <= high))
+            _require((above is None or value > above) and (below is None or value < below))
+        case types.BoolType():
+            _require(isinstance(value, bool))
+        case types.StrType(min_length=least):
+            _require(isinstance(value, str) and len(value) >= (least or 0))
+        case types.ListType():
+            _require(isinstance(value, list))
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is an integer, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _require(holds: bool) -> None:  # noqa: FBT001 - it is the question itself
+    if not holds:
+        raise ValueError
+
+
+def describe(kind: types.Type) -> str:  # noqa: PLR0911 - one return for each kind
+    """A field's type and range in words, for messages and for documentation."""
+    match kind:
+        case types.UnionType(types=members):
+            return " or ".join(describe(each) for each in members)
+        case types.LiteralType(values=values):
+            return "one of " + ", ".join(str(each) for each in values)
+        case types.IntType(ge=low, le=high):
+            return "an integer" + _range(low, high)
+        case types.FloatType(gt=above, ge=low, le=high, lt=below):
+            return (
+                "a number"
+                + (f" above {above:g}" if above is not None else "")
+                + (f" and below {below:g}" if below is not None else "")
+                + _range(low, high)
+            )
+        case types.BoolType():
+            return "true or false"
+        case types.NoneType():
+            return "null"
+        case types.StructType():
+            return "an object"
+        case types.ListType(item_type=item):
+            return f"a list, each item {describe(item)}"
+        case types.StrType(min_length=least):
+            return "a string" + (", not empty" if least else "")
+    return "something else"
+
+
+ENDLESS = 1e6
+"""A bound above this tells people nothing."""
+SHOWN_LETTERS = 120
+CREDENTIALS = re.compile(r'(?<=//)[^"\s]*@')
+QUERY = re.compile(r'(//[^"\s?#]*\?)[^"\s]+')
+"""Of an address: what may be a key, so that no message shows it."""
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}" if high < ENDLESS else f" of at least {low:g}"
+    if low is not None:
+        return f" of at least {low:g}"
+    return f" of at most {high:g}" if high is not None else ""
+
+
+def _unknown(
+    given: dict[str, Any], known: list[str] | tuple[str, ...], prefix: str, mistakes: list[str]
+) -> None:
+    unknown = (name[:SHOWN_LETTERS] for name in given if name not in known)
+    mistakes += [
+        f"{prefix}{name}: no such field; {nearest(name, known)}"
+        for name in islice(unknown, MOST_MISTAKES + 1)
+    ]
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What somebody may have meant by an unknown name."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def _url(value: Any, path: str, mistakes: list[str]) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and is_http_url(value):
+        return value
+    got = shown(shown_url(value) if isinstance(value, str) else value)
+    mistakes.append(f"{path}: expected {ADDRESS.text}, got {got}")
+    return None
+
+
+def _webhook_events(value: Any, mistakes: list[str]) -> tuple[WebhookEvent, ...]:
+    path, one = "webhook_events_filter", f"one of {', '.join(WEBHOOK_EVENTS)}"
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        mistakes.append(f"{path}: expected a list, each item {one}, got {shown(value)}")
+        return ()
+    mistakes += [
+        f"{path}[{index}]: expected {one}, got {shown(each)}"
+        for index, each in _some(value, path, mistakes)
+        if each not in WEBHOOK_EVENTS
+    ]
+    return tuple(event for event in WEBHOOK_EVENTS if event in value)
+
+
+def _warnings(top: dict[str, Any], policy: Policy) -> tuple[str, ...]:
+    idle = {"webhookV2": bool(top.get("webhookV2")), "policy.lowPriority": policy.lowPriority}
+    return tuple(f"{name} has no effect" for name, given in idle.items() if given)
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether the text is an http or https URL that has no query either."""
+    return is_http_url(text, ENDPOINT)
+
+
+def may_be_a_model(text: str) -> bool:
+    """Whether the text is a name or an address, and stands for nothing in our store."""
+    return ":" not in text or is_http_url(text)
+
+
+class Form(NamedTuple):
+    """What a text must be besides a text."""
+
+    holds: Callable[[str], bool]
+    text: str
+
+
+ADDRESS = Form(is_http_url, "an http or https URL")
+MODEL = Form(may_be_a_model, "the name of a model, or an http or https URL")
+FORMS = {
+    "data_url": ADDRESS,
+    "endpointUrl": Form(is_endpoint, "an http or https URL without a query"),
+    "resume_ckpt_url": MODEL,
+}
+"""By the field's name."""
+
+
+def _train_rules(good: dict[str, Any], path: str, mistakes: list[str]) -> None:
+    """What two fields say together; one that is wrong by itself is None and says nothing here."""
+    if good.get("disable_unet_training") and good.get("disable_textenc_training"):
+        mistakes.append(
+            f"{path}: disable_unet_training and disable_textenc_training are both true:"
+            " nothing is left to train"
+        )
+    start = good.get("timestep_start", FIRST_TIMESTEP)
+    end = good.get("timestep_end", LAST_TIMESTEP)
+    if start is not None and end is not None and start >= end:
+        mistakes.append(f"{path}: timestep_start {start} must be below timestep_end {end}")
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, cut short; of an address neither credentials nor the query, often a key."""
+    if isinstance(value, dict):
+        return "an object"
+    text = msgspec.json.encode(value).decode()
+    text = QUERY.sub(r"\1(hidden)", CREDENTIALS.sub("(hidden)@", text))
+    return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 3] + "..."
