@@ -45,7 +45,7 @@ from shared.ports import ObjectStore
 from shared.request import STORED, Inference, ModelSource, Train
 from shared.storage.folders import upload_folder
 from shared.storage.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 
 log = structlog.get_logger()
 

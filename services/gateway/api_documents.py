@@ -10,13 +10,12 @@ from pathlib import Path
 
 from services.gateway.api_docs import asyncapi, openapi
 from services.gateway.api_docs.schemas import Schema
-from services.gateway.endpoints.alive import Alive
 from services.gateway.endpoints.docs import DocsRoutes
 from services.gateway.endpoints.files import Files
-from services.gateway.endpoints.health import Ready
+from services.gateway.endpoints.health import Health
 from services.gateway.endpoints.job_list import Listing
+from services.gateway.endpoints.job_removal import Removal
 from services.gateway.endpoints.jobs import Endpoint
-from services.gateway.endpoints.removal import Removal
 from services.gateway.endpoints.server_sent_events import Events
 from services.gateway.endpoints.uploads import UploadRoutes
 from services.gateway.endpoints.webhooks import Webhooks
@@ -29,8 +28,7 @@ PARTS = (
     Removal,
     UploadRoutes,
     Files,
-    Alive,
-    Ready,
+    Health,
     DocsRoutes,
 )
 """Every class whose methods answer over HTTP."""

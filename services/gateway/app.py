@@ -17,13 +17,12 @@ from services.gateway.background.outbox_relay import Relay
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.retention import Retention
 from services.gateway.background.supervisor import Supervisor
-from services.gateway.endpoints.alive import Alive
 from services.gateway.endpoints.docs import DocsRoutes
 from services.gateway.endpoints.files import Files
-from services.gateway.endpoints.health import Ready
+from services.gateway.endpoints.health import Health
 from services.gateway.endpoints.job_list import Listing
+from services.gateway.endpoints.job_removal import Removal
 from services.gateway.endpoints.jobs import Endpoint
-from services.gateway.endpoints.removal import Removal
 from services.gateway.endpoints.server_sent_events import Events
 from services.gateway.endpoints.stream import Streams
 from services.gateway.endpoints.uploads import UploadRoutes, name_the_version
@@ -117,8 +116,8 @@ class Gateway:
         openapi, asyncapi = documents().values()
         pages = DocsRoutes(openapi, asyncapi, settings.public_url)
         own = (endpoint, events, listing, webhooks, removal, uploading)
-        ready = Ready(ledger, self._supervisor, store, clock)
-        parts = (*own, Alive(ledger), ready, pages, *files)
+        health = Health(ledger, self._supervisor, store, clock)
+        parts = (*own, health, pages, *files)
         self._app = application.application(parts, keys, door)
         self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from services.inferencer.order import DrawingOrder
-from shared.child.parent import AnyRecord, Child, ChildDied, Done, GivenUp, Standby
+from shared.child.parent import Child, ChildDied, Standby
+from shared.child.records import AnyRecord, Done, GivenUp
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused
 from shared.messaging.messages import Artifact

@@ -14,16 +14,18 @@ import structlog
 
 from services.inferencer.child_client import draw, store_image
 from services.inferencer.order import About, DrawingOrder, Entry
-from shared.child.parent import AnyRecord, Drawn, Spoiled, Standby
+from shared.child.parent import Standby
+from shared.child.records import AnyRecord, Drawn, Spoiled
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Passing, Refused, Unavailable
 from shared.messaging.messages import CheckpointSampled, DrawnSample, SampleRow, SamplesGenerated
 from shared.messaging.topology import INFERENCER_SAMPLES
 from shared.ports import Bus, ObjectStore
 from shared.request import Inference
-from shared.storage.folders import cached_folder, download_folder
+from shared.storage.cache import cached_folder
+from shared.storage.folders import download_folder
 from shared.storage.snapshots import sample_key, standing
-from shared.worker.runtime import Errand
+from shared.worker.order import Errand
 
 STEPS = 30
 GUIDANCE = 7.5

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from services.inferencer.child_client import draw, store_image
 from services.inferencer.order import About, DrawingOrder, Entry
 from services.inferencer.sample_rows import draw_row, entries_of
-from shared.child.parent import AnyRecord, Drawn, Phase, Progress, Spoiled, Standby
+from shared.child.parent import Standby
+from shared.child.records import AnyRecord, Drawn, Phase, Progress, Spoiled
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused, Unavailable
 from shared.messaging.messages import (
@@ -37,8 +38,8 @@ from shared.messaging.messages import (
 from shared.messaging.topology import INFERENCER_RESULTS
 from shared.ports import ObjectStore
 from shared.request import Inference
-from shared.storage.folders import cached_folder
-from shared.worker.runtime import Order
+from shared.storage.cache import cached_folder
+from shared.worker.order import Order
 
 CHILD = "services.inferencer.generation.child"
 LOST = "the last samples are missing: "

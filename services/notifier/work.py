@@ -27,7 +27,7 @@ from shared.ports import ObjectStore
 from shared.request import S3Config
 from shared.service_process import closing
 from shared.storage.retrying import PatientStore
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 
 OpenBucket = Callable[[S3Config], ObjectStore]
 """Opens the user's bucket; keys are below its ``objectPath``. Raises Refused."""

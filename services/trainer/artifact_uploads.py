@@ -11,14 +11,14 @@ from typing import Literal, TypeVar
 import msgspec
 import structlog
 
-from shared.child.parent import Saved
+from shared.child.records import Saved
 from shared.concurrency import in_thread
 from shared.errors import Unavailable
 from shared.messaging.messages import Artifact, CheckpointSaved, ResumePointSaved, SavedCheckpoint
 from shared.ports import ObjectStore
 from shared.retry import reconnect_delay
 from shared.storage.folders import sha256_of, upload_folder
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import structlog
 
 from services.trainer.artifact_uploads import patiently
 from services.trainer.order import SNAPSHOTS, TrainingOrder
-from shared.child.parent import Saved
+from shared.child.records import Saved
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Picture
 from shared.dataset.plan import random_of
@@ -21,7 +21,7 @@ from shared.ports import ObjectStore
 from shared.request import Train
 from shared.storage.folders import folder_exists, upload_folder
 from shared.storage.snapshots import Snapshot, snapshot_prefix, standing
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 
 CAPTIONS_DRAWN = 4
 """Captions that take the place of sample prompts where a request has none."""

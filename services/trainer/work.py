@@ -17,17 +17,8 @@ from msgspec.structs import replace
 from services.trainer.artifact_uploads import Uploads, best_of
 from services.trainer.order import Outcome, TrainingOrder, Wishes
 from services.trainer.snapshot_uploads import Snapshots, prompts_of
-from shared.child.parent import (
-    Child,
-    ChildDied,
-    Done,
-    GivenUp,
-    Phase,
-    Progress,
-    Saved,
-    Standby,
-    Stopped,
-)
+from shared.child.parent import Child, ChildDied, Standby
+from shared.child.records import Done, GivenUp, Phase, Progress, Saved, Stopped
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import job_seed
@@ -49,9 +40,10 @@ from shared.messaging.messages import (
 )
 from shared.messaging.topology import TRAINER
 from shared.ports import ObjectStore
-from shared.storage.folders import cached_folder, download_folder, read_manifest
+from shared.storage.cache import cached_folder
+from shared.storage.folders import download_folder, read_manifest
 from shared.storage.snapshots import drawn_steps
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 
 log = structlog.get_logger()
 CHILD = "services.trainer.training.child"

@@ -13,12 +13,10 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Iterator,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from hashlib import sha256
 from typing import Any, Never, Self
 from uuid import uuid4
 
@@ -28,9 +26,6 @@ from aio_pika.abc import (
     AbstractChannel,
     AbstractIncomingMessage,
     AbstractQueue,
-)
-from aio_pika.exceptions import (
-    PublishError,
 )
 from pamqp import commands
 from yarl import URL
@@ -48,16 +43,17 @@ from shared.adapters.rabbitmq_connection import (
     tame_the_vendors_logs,
     until_not_lost,
 )
+from shared.adapters.rabbitmq_envelope import envelope_of, to_amqp
+from shared.adapters.rabbitmq_publisher import Publisher
 from shared.adapters.rabbitmq_topology import (
     DECLARE_SECONDS,
     EXCHANGES,
-    PARTS,
     Topology,
     declare_queue,
 )
 from shared.errors import SettingsError, Unavailable, Unroutable
-from shared.messaging.envelope import Envelope, envelope_for
-from shared.messaging.messages import AnyMessage, JobRequested, Message, encode, stable_id, type_of
+from shared.messaging.envelope import envelope_for
+from shared.messaging.messages import AnyMessage, JobRequested, Message, encode, type_of
 from shared.messaging.topology import DEAD_LETTERS, DELIVERY_LIMIT, EXCHANGE, Queue
 
 REASON_LENGTH = 1000
@@ -65,168 +61,12 @@ REASON_LENGTH = 1000
 log = structlog.get_logger()
 
 
-# --- Envelope ---------------------------------------------------------------------------------
-
-
-def _letter(body: bytes, envelope: Envelope) -> aio_pika.Message:
-    return aio_pika.Message(
-        body,
-        headers=_headers(envelope),
-        content_type="application/json",
-        message_id=envelope.id,
-        reply_to=envelope.reply_to,
-    )
-
-
-def _headers(envelope: Envelope) -> dict[str, Any]:
-    headers = {
-        "cloudEvents_specversion": "1.0",
-        "cloudEvents_id": envelope.id,
-        "cloudEvents_source": envelope.source,
-        "cloudEvents_type": envelope.type,
-        "cloudEvents_time": envelope.time,
-        "cloudEvents_subject": envelope.subject,
-        "traceparent": envelope.traceparent,
-    }
-    return {name: value for name, value in headers.items() if value}
-
-
-def _envelope(incoming: AbstractIncomingMessage, message: AnyMessage) -> Envelope:
-    """The envelope of a message from anybody; what a foreign producer left out is filled in.
-
-    Without an id, the same body from the same source is taken for the same event.
-    """
-    attribute = partial(_attribute, incoming)
-    source = attribute("source") or incoming.app_id or incoming.user_id or "unknown"
-    digest = sha256(incoming.body).hexdigest()
-    return Envelope(
-        id=attribute("id") or incoming.message_id or stable_id(source, digest),
-        source=source,
-        type=type_of(message),
-        time=attribute("time") or (incoming.timestamp.isoformat() if incoming.timestamp else ""),
-        subject=attribute("subject") or message.job,
-        reply_to=incoming.reply_to,
-        user_id=incoming.user_id,
-        traceparent=_text(incoming.headers.get("traceparent")) or None,
-    )
-
-
-def _attribute(incoming: AbstractIncomingMessage, name: str) -> str:
-    """A CloudEvents attribute, under either of the prefixes that its AMQP binding allows."""
-    headers = incoming.headers
-    return _text(headers.get(f"cloudEvents_{name}") or headers.get(f"cloudEvents:{name}"))
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-# --- What is said ---------------------------------------------------------------------------
-
-
-class _Voice:
-    """All that one service says, on one channel with confirms; nobody waits for another's."""
-
-    def __init__(self, line: Line, *, login: str | None, patience: float) -> None:
-        self._line = line
-        self._topology = Topology(line)
-        self._login = login
-        self._patience = patience
-        self._channel: AbstractChannel | None = None
-        self._opening = asyncio.Lock()
-        self._ids_in_flight: set[str] = set()
-
-    async def open(self) -> AbstractChannel:
-        """The channel; a new one is given the whole topology to declare first."""
-        async with self._opening:
-            if self._channel is None or self._channel.is_closed:
-                self._channel = None
-                self._channel = await self._open()
-            return self._channel
-
-    async def say(
-        self, letter: aio_pika.Message, *, exchange: str, key: str, needs_listener: bool
-    ) -> None:
-        """Publish until it is confirmed; after a loss once more, under the same id.
-
-        Raises:
-            Unroutable: it needs a listener and reached no queue.
-            Unavailable: no confirm in time.
-        """
-        letter.delivery_mode = aio_pika.DeliveryMode.PERSISTENT
-        letter.user_id = self._login
-        once = partial(self._say_once, letter, exchange, key, mandatory=needs_listener)
-        try:
-            async with asyncio.timeout(self._patience):
-                await until_not_lost(once, key or exchange)
-        except TimeoutError:
-            what = f"{key or exchange} was not confirmed within {self._patience:g} s"
-            raise Unavailable(what) from None
-
-    async def _open(self) -> AbstractChannel:
-        await self._topology.declare(PARTS)
-        return await self._line.channel(says=True)
-
-    async def _say_once(
-        self, letter: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
-    ) -> None:
-        if await self._is_heard(letter, exchange, key, mandatory=mandatory):
-            return
-        await self._topology.declare(PARTS)  # somebody may have deleted the queue
-        if not await self._is_heard(letter, exchange, key, mandatory=mandatory):
-            raise Unroutable(f"nobody listens for {key or exchange}")
-
-    async def _is_heard(
-        self, letter: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
-    ) -> bool:
-        channel = await self.open()
-        await _unblocked(channel)
-        known = await channel.get_exchange(exchange, ensure=False)
-        with self._id_of_its_own(letter):
-            try:
-                async with answered(None):
-                    await known.publish(letter, key, mandatory=mandatory)
-            except Lost as lost:
-                if isinstance(lost.__cause__, PublishError):
-                    return False
-                raise
-        return True
-
-    @contextmanager
-    def _id_of_its_own(self, letter: aio_pika.Message) -> Iterator[None]:
-        """The library finds the message that was returned by its id: one in flight under each."""
-        plain = letter.message_id or uuid4().hex
-        letter.message_id = f"{plain}/{uuid4().hex}" if plain in self._ids_in_flight else plain
-        taken = letter.message_id
-        self._ids_in_flight.add(taken)
-        try:
-            yield
-        finally:
-            self._ids_in_flight.discard(taken)
-            letter.message_id = plain
-
-
-async def _unblocked(channel: AbstractChannel) -> None:
-    """Wait while the broker has said that it is short of disk or memory.
-
-    It would not refuse a message but leave it in the socket, and take every try of it later.
-    """
-    async with answered(None):
-        wire = await channel.get_underlay_channel()
-        await wire.connection.ready()
-
-
-# --- The bus ----------------------------------------------------------------------------------
-
-
 class _Delivery:
     def __init__(
         self, bus: RabbitMQBus, queue: str, incoming: AbstractIncomingMessage, message: AnyMessage
     ) -> None:
         self.message = message
-        self.envelope = _envelope(incoming, message)
+        self.envelope = envelope_of(incoming, message)
         self.let_go: Callable[[], Awaitable[None]] = _nothing
         """Called when it is settled: closes the channel that only this delivery needs."""
         self._bus = bus
@@ -331,7 +171,7 @@ class RabbitMQBus:
         self._hears = Line(url, name=f"{source} hears", heartbeat=heartbeat)
         self._says = Line(url, name=f"{source} says", heartbeat=heartbeat)
         self._topology = Topology(self._hears)
-        self._voice = _Voice(self._says, login=login, patience=self._patience)
+        self._voice = Publisher(self._says, login=login, patience=self._patience)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -536,7 +376,7 @@ class RabbitMQBus:
         envelope = envelope_for(
             message, source=self._source, reply_to=reply_to, traceparent=self._traceparent()
         )
-        return _letter(encode(message), envelope)
+        return to_amqp(encode(message), envelope)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -12,21 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import io
-import logging
 import os
-import select
 import signal
 import sys
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping
 
 import msgspec
 from msgspec import Struct
 
-RECORD_BYTES = 4096
-"""A write of this size to a pipe is atomic (PIPE_BUF); longer texts are cut."""
+from shared.child.records import AnyRecord, Ready
+
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
              "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
@@ -34,75 +29,6 @@ PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_
              "HF_HOME")  # fmt: skip
 
 
-class Record(Struct, frozen=True, kw_only=True, tag_field="record"):
-    """Something a child says."""
-
-
-class Ready(Record, frozen=True, kw_only=True, tag="ready"):
-    """Imports are paid, an order may come. ``gpu`` names the device; ``cpu`` without one."""
-
-    gpu: str
-
-
-class Phase(Record, frozen=True, kw_only=True, tag="phase"):
-    """Something slow begins or goes on: loading, caching latents, saving."""
-
-    name: str
-
-
-class Progress(Record, frozen=True, kw_only=True, tag="progress"):
-    """Numbers for ``/status``: step, steps, epoch, loss, images_per_second, eta_seconds."""
-
-    numbers: dict[str, Any]
-
-
-class Saved(Record, frozen=True, kw_only=True, tag="saved"):
-    """A file or folder is complete on disk: a ``checkpoint``, ``resume_point`` or ``snapshot``."""
-
-    kind: str
-    path: str
-    step: int
-    epoch: int
-    validation_loss: float | None = None
-    """Of this checkpoint, where images are held out."""
-    wish: int = 0
-    """Number of the newest wish that this grants; 0: none."""
-
-
-class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):
-    """One image is on disk."""
-
-    index: int
-    path: str
-    seed: int
-
-
-class Spoiled(Record, frozen=True, kw_only=True, tag="spoiled"):
-    """One image could not be drawn; the others go on."""
-
-    index: int
-    seed: int
-    reason: str
-
-
-class Done(Record, frozen=True, kw_only=True, tag="done"):
-    """The order is carried out."""
-
-    summary: dict[str, Any]
-
-
-class Stopped(Record, frozen=True, kw_only=True, tag="stopped"):
-    """Ended early because it was asked to; what had to be kept was said before."""
-
-
-class GivenUp(Record, frozen=True, kw_only=True, tag="given_up"):
-    """The order failed: ``refused`` is for good, otherwise trying again may help."""
-
-    refused: bool
-    reason: str
-
-
-AnyRecord = Ready | Phase | Progress | Saved | Drawn | Spoiled | Done | Stopped | GivenUp
 _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 
 
@@ -256,69 +182,3 @@ def describe_exit(code: int) -> str:
         hint = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
         return f"the child was killed by {signal.Signals(-code).name}{hint}"
     return f"the child ended with exit status {code} and without a last word"
-
-
-# --- The child's side -------------------------------------------------------------------------
-
-
-class Mouth:
-    """The child's side of the pipe: says records, and dies when nobody listens."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def say(self, record: AnyRecord) -> None:
-        """One record, by one atomic write."""
-        line = msgspec.json.encode(record) + b"\n"
-        if len(line) > RECORD_BYTES:
-            raise ValueError(f"a record of {len(line)} bytes: {line[:200]!r}...")
-        os.write(self._descriptor, line)
-
-
-QUIET_AND_OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "DIFFUSERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""For a child's environment, before it imports diffusers and transformers."""
-
-
-def begin() -> Mouth:
-    """Set a child process up: die with the parent, leave Ctrl-C to it, and get a mouth."""
-    _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # bitsandbytes complains of a kernel for 4 bits, which nobody here asks for.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    return Mouth(int(sys.argv[1]))
-
-
-def _die_with_parent() -> None:
-    """Linux's PR_SET_PDEATHSIG (1); without it an orphan trains on until its next record."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
-        if os.getppid() != int(sys.argv[2]):
-            sys.exit(1)  # without a word: on a terminal it would follow the parent's last ones
-
-
-def read_order(kind: type[Struct]) -> Any:
-    """Wait for the next order on stdin; ends the process when there will be none."""
-    line = _stdin().readline()
-    if not line:
-        sys.exit(0)
-    return msgspec.json.decode(line, type=kind)
-
-
-def heard_meanwhile(kind: type[Struct]) -> Iterator[Any]:
-    """What more has come on stdin; waits for nothing."""
-    stdin = _stdin()
-    while select.select([stdin], [], [], 0)[0] and (line := stdin.readline()):
-        yield msgspec.json.decode(line, type=kind)
-
-
-def _stdin() -> io.RawIOBase:
-    """Without a buffer: what waits in one is not seen by select."""
-    assert isinstance(sys.stdin.buffer, io.BufferedReader)  # noqa: S101 - as Python opens it
-    raw: io.RawIOBase = sys.stdin.buffer.raw
-    return raw

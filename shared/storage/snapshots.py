@@ -11,7 +11,7 @@ import re
 from msgspec import Struct
 
 from shared.ports import ObjectStore
-from shared.storage.folders import MANIFEST
+from shared.storage.manifest import MANIFEST
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):

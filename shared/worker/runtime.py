@@ -12,14 +12,12 @@ be lost. A place runs one only while none of its own work waits.
 from __future__ import annotations
 
 import asyncio
-import uuid
-from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
 from shared.concurrency import cancelled, until
-from shared.errors import Interrupted, Refused, Unavailable, Unroutable, reason_of
+from shared.errors import Interrupted, Refused, Unavailable, reason_of
 from shared.messaging.messages import (
     AnyMessage,
     ClaimAsked,
@@ -40,8 +38,8 @@ from shared.messaging.messages import (
 )
 from shared.messaging.topology import CONTROL_BINDINGS, Queue
 from shared.ports import Bus, Control, Delivery
-from shared.request import Wish
 from shared.retry import reconnect_delay
+from shared.worker.order import Errand, Order
 
 PATIENCE_BEATS = 60
 """Beats without a sign of life after which the work is given up: 10 minutes by default."""
@@ -115,119 +113,6 @@ class Errands(Protocol):
             Exception: it goes back to its queue, and is tried again up to the delivery limit.
         """
         ...
-
-
-class Alive:
-    """Remembers when there was a sign of life."""
-
-    def __init__(self) -> None:
-        self._heard_at = monotonic()
-
-    def heard(self) -> None:
-        """The work is alive; call it at least every few minutes, or it is given up."""
-        self._heard_at = monotonic()
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the last sign of life."""
-        return monotonic() - self._heard_at
-
-
-class Errand(Alive):
-    """One message in a worker's hands that needs no claim."""
-
-    def __init__(self, message: AnyMessage) -> None:
-        super().__init__()
-        self.message = message
-
-
-class Order(Alive):
-    """One claim in a worker's hands."""
-
-    def __init__(self, bus: Bus, control: Control, message: AnyMessage, stage: Stage) -> None:
-        super().__init__()
-        self.message = message
-        """The fact that asks for the work."""
-        self.stage: Stage = stage
-        self.claim = str(uuid.uuid4())
-        self.answered = asyncio.Event()
-        self.granted: ClaimGranted | None = None
-        self.refused: str | None = None
-        """Why the claim is not ours, or not ours any more."""
-        self.stopping = asyncio.Event()
-        """Set when the worker must stop: save what must be kept, then raise Interrupted."""
-        self.wishes: dict[Wish, int] = {}
-        """What the user wants of this work, numbered: see :class:`ClaimAsked`."""
-        self.wished = asyncio.Event()
-        """Set whenever there are wishes to look at; who looks clears it."""
-        self.numbers: dict[str, Any] = {}
-        self._bus = bus
-        self._control = control
-
-    @property
-    def grant(self) -> ClaimGranted:
-        """What the gateway granted."""
-        if self.granted is None:
-            raise RuntimeError("nothing is granted yet")
-        return self.granted
-
-    @property
-    def job(self) -> str:
-        return self.message.job
-
-    def progress(self, **numbers: Any) -> None:
-        """The newest numbers for ``/status``; they leave with the next beat. Counts as heard."""
-        self.heard()
-        self.numbers = self.numbers | numbers
-
-    def stamp(self) -> dict[str, Any]:
-        """What every fact under this claim carries: ``CheckpointSaved(**order.stamp(), ...)``."""
-        return {
-            "job": self.job,
-            "stage": self.stage,
-            "claim": self.claim,
-            "attempt": self.granted.attempt if self.granted else 0,
-            "worker": self._bus.source,
-        }
-
-    async def say(self, fact: StageFact) -> None:
-        """Publish a fact, again and again until the broker has it or the claim is refused."""
-        for attempt in range(1_000_000_000):
-            if await self.try_to_say(fact) or self.refused is not None:
-                return
-            await asyncio.sleep(reconnect_delay(attempt))
-
-    async def try_to_say(self, fact: StageFact, *, needs_listener: bool = True) -> bool:
-        """Publish a fact once; whether the broker has it."""
-        try:
-            await self._bus.publish(
-                fact, reply_to=self._control.address, needs_listener=needs_listener
-            )
-        except (Unavailable, Unroutable) as error:
-            log.warning(
-                "fact not published", fact=type(fact).__name__, job=self.job, why=str(error)
-            )
-            return False
-        return True
-
-    def hear(self, answer: AnyMessage) -> None:
-        """Take the gateway's word on this claim."""
-        if isinstance(answer, ClaimGranted | ClaimAsked):
-            self._hear_wishes(answer.wishes)
-        if isinstance(answer, ClaimAsked):
-            return
-        if isinstance(answer, ClaimGranted):
-            self.granted = answer
-        elif isinstance(answer, ClaimRefused):
-            self.refused = answer.reason
-        else:
-            self.refused = "the job has ended"
-        self.answered.set()
-
-    def _hear_wishes(self, wishes: dict[Wish, int]) -> None:
-        if wishes and wishes != self.wishes:
-            self.wishes = wishes
-            self.wished.set()
 
 
 class Worker:

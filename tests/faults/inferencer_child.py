@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from services.inferencer.order import DrawingOrder, Entry
-from shared.child.parent import Done, Drawn, GivenUp, Mouth, Phase, Ready, begin, read_order
+from shared.child.process import Mouth, begin, read_order
+from shared.child.records import Done, Drawn, GivenUp, Phase, Ready
 from shared.errors import Passing, Refused
 from tests.faults.mishaps import attempt_of, suffer
 from tests.faults.script import read

@@ -9,18 +9,8 @@ import msgspec
 
 from services.trainer.order import SNAPSHOTS, Outcome, TrainingOrder
 from services.trainer.training.child import Stop
-from shared.child.parent import (
-    Done,
-    GivenUp,
-    Mouth,
-    Phase,
-    Progress,
-    Ready,
-    Saved,
-    Stopped,
-    begin,
-    read_order,
-)
+from shared.child.process import Mouth, begin, read_order
+from shared.child.records import Done, GivenUp, Phase, Progress, Ready, Saved, Stopped
 from shared.dataset.manifest import Manifest
 from shared.errors import Interrupted, Passing, Refused
 from tests.faults.mishaps import attempt_of, suffer

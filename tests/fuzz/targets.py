@@ -27,7 +27,7 @@ from services.gateway.jobs.admission import dataset_alone, unwrap, with_seeds
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from services.gateway.web.application import _decoded
 from shared.adapters.dead_letters import Undecodable, bury, read
-from shared.adapters.rabbitmq import _envelope
+from shared.adapters.rabbitmq_envelope import envelope_of
 from shared.dataset.captions import bounded, merge, shuffled
 from shared.errors import Refused
 from shared.messaging.messages import JobRequested, JobStarted, encode
@@ -97,7 +97,7 @@ def read_envelope(data: bytes) -> None:
         message = read(body)
     except Undecodable:
         return
-    envelope = _envelope(delivered(body, values), message)
+    envelope = envelope_of(delivered(body, values), message)
     assert envelope.id
     encode(message)
     bury(body, message, queue="fetcher", reason="")

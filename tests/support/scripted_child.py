@@ -18,17 +18,17 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from shared.child import parent
+from shared.child import process, records
 
 
 class Script(Struct, frozen=True):
     steps: list[dict[str, Any]]
 
 
-def carry_out(step: dict[str, Any], mouth: parent.Mouth) -> None:
+def carry_out(step: dict[str, Any], mouth: process.Mouth) -> None:
     match step:
         case {"say": record}:
-            mouth.say(msgspec.convert(record, parent.AnyRecord))
+            mouth.say(msgspec.convert(record, records.AnyRecord))
         case {"sleep": seconds}:
             time.sleep(seconds)
         case {"exit": status}:
@@ -41,18 +41,18 @@ def carry_out(step: dict[str, Any], mouth: parent.Mouth) -> None:
             command = ["/bin/sleep", str(seconds)]
             subprocess.Popen(command, close_fds=False, start_new_session=True)
         case {"environment": _}:
-            mouth.say(parent.Done(summary={"names": sorted(os.environ)}))
+            mouth.say(records.Done(summary={"names": sorted(os.environ)}))
         case {"wait_for_stop": _}:
             signal.sigwait({signal.SIGTERM})
-            mouth.say(parent.Stopped())
+            mouth.say(records.Stopped())
 
 
 def main() -> None:
-    mouth = parent.begin()
+    mouth = process.begin()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    mouth.say(parent.Ready(gpu="scripted"))
+    mouth.say(records.Ready(gpu="scripted"))
     while True:
-        for step in parent.read_order(Script).steps:
+        for step in process.read_order(Script).steps:
             carry_out(step, mouth)
 
 

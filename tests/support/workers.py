@@ -16,7 +16,7 @@ from shared.messaging.messages import (
     Stage,
 )
 from shared.request import Wish
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 
 
 def files_of(drawn: ImagesGenerated) -> list[Artifact]:

@@ -18,17 +18,9 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from services.fetcher.models.diffusers_folder import NEEDED, SUFFIXES, TOKENIZER, WEIGHTS
-from shared.child.parent import (
-    AnyRecord,
-    Child,
-    ChildDied,
-    Done,
-    GivenUp,
-    Mouth,
-    Progress,
-    begin,
-    read_order,
-)
+from shared.child.parent import Child, ChildDied
+from shared.child.process import Mouth, begin, read_order
+from shared.child.records import AnyRecord, Done, GivenUp, Progress
 from shared.errors import Passing, Refused, reason_of
 
 HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})

@@ -1,4 +1,4 @@
-"""Whether the gateway can do all of its work, for whoever sends it requests."""
+"""Liveness and readiness, for whatever watches over the gateway or sends it requests."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Lack(Struct, frozen=True):
     since: float
 
 
-class Ready:
-    """``/ready``: the database answers, the broker takes messages, the store's disk has room."""
+class Health:
+    """``/healthz``: the database answers. ``/ready``: so does the broker, and the disk has room."""
 
     def __init__(
         self,
@@ -52,6 +52,21 @@ class Ready:
 
     @route(
         ("GET", "HEAD"),
+        "/healthz",
+        "See whether requests can be answered: the database is asked",
+        needs=None,
+        versioned=False,
+        answers={200: Answer("They can.", response_types.Alive)},
+        errors=(503,),
+    )
+    async def alive(self, _request: web.Request) -> web.Response:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await self._ledger.get("")
+        alive: response_types.Alive = {"status": "ok"}
+        return web.json_response(alive)
+
+    @route(
+        ("GET", "HEAD"),
         "/ready",
         "See whether everything is there that jobs need",
         needs=None,
@@ -65,7 +80,7 @@ class Ready:
             ),
         },
     )
-    async def answer(self, _request: web.Request) -> web.Response:
+    async def ready(self, _request: web.Request) -> web.Response:
         """The reasons are our own words: whoever asks has no key."""
         self._note("database", await self._database())
         self._note("broker", self._supervisor.silence)

@@ -14,19 +14,8 @@ from typing import TYPE_CHECKING
 
 from services.inferencer.generation.infotext import save
 from services.inferencer.order import DrawingOrder
-from shared.child.parent import (
-    QUIET_AND_OFFLINE,
-    Done,
-    Drawn,
-    GivenUp,
-    Mouth,
-    Phase,
-    Progress,
-    Ready,
-    Spoiled,
-    begin,
-    read_order,
-)
+from shared.child.process import QUIET_AND_OFFLINE, Mouth, begin, read_order
+from shared.child.records import Done, Drawn, GivenUp, Phase, Progress, Ready, Spoiled
 from shared.errors import Refused, reason_of
 from shared.service_process import importing
 

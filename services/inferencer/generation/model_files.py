@@ -14,7 +14,7 @@ from shared.diffusion.loading import SINGLE_FILE, Parts, load, load_scheduler_co
 from shared.diffusion.noise import prediction_type
 from shared.diffusion.weights import exchange, misfit
 from shared.errors import Refused
-from shared.storage.folders import known_sha256
+from shared.storage.manifest import known_sha256
 
 NETWORKS = ("unet", "vae", "text_encoder")
 NOTES = ("_", "architectures", "dtype", "torch_dtype", "transformers_version")

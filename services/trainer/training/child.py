@@ -19,20 +19,8 @@ import msgspec
 
 from services.trainer.order import TrainingOrder, Wishes
 from services.trainer.training.recipe import smaller
-from shared.child.parent import (
-    QUIET_AND_OFFLINE,
-    Done,
-    GivenUp,
-    Mouth,
-    Phase,
-    Progress,
-    Ready,
-    Saved,
-    Stopped,
-    begin,
-    heard_meanwhile,
-    read_order,
-)
+from shared.child.process import QUIET_AND_OFFLINE, Mouth, begin, heard_meanwhile, read_order
+from shared.child.records import Done, GivenUp, Phase, Progress, Ready, Saved, Stopped
 from shared.errors import Interrupted, Passing, Refused, reason_of
 from shared.request import Wish
 from shared.service_process import importing

@@ -35,7 +35,7 @@ from shared.ports import UploadPart
 from shared.request import Inference, ModelSource, Train, Validation
 from shared.storage.folders import download_folder, folder_exists, upload_folder
 from shared.storage.uploads import list_key, write_list
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 from tests.support.models import make_random_model
 from tests.support.servers.process import HOST
 from tests.support.servers.web import Page, Web

@@ -22,7 +22,8 @@ from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
 from shared.diffusion.weights import exchange, save_weights
 from shared.errors import Refused
-from shared.storage.folders import cached_folder, upload_folder
+from shared.storage.cache import cached_folder
+from shared.storage.folders import upload_folder
 from tests.support.models import random_parts
 from tests.support.workers import folder_store
 

@@ -32,7 +32,7 @@ from shared.messaging.messages import (
 from shared.request import Inference
 from shared.storage.folders import upload_folder
 from shared.storage.snapshots import snapshot_prefix, standing
-from shared.worker.runtime import Errand
+from shared.worker.order import Errand
 from tests.support.models import make_random_model, random_parts
 from tests.support.workers import Facts, files_of, folder_store, granted_order
 

@@ -30,7 +30,7 @@ from shared.messaging.messages import (
 )
 from shared.request import Inference
 from shared.storage.folders import upload_folder
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 from tests.support.drawing import POISON, poisoned
 from tests.support.models import make_random_model, random_parts
 from tests.support.workers import Facts, files_of, folder_store, granted_order, until_gone

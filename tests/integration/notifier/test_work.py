@@ -32,7 +32,7 @@ from shared.messaging.messages import (
 from shared.network.outbound import Guard
 from shared.ports import ObjectStore
 from shared.request import S3Config, Train
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 from tests.support.servers.process import HOST
 from tests.support.servers.s3 import S3Server
 from tests.support.workers import Facts, files_of, folder_store, granted_order

@@ -14,7 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from shared.child.parent import AnyRecord, Child, ChildDied, Done, Mouth, Phase, Ready, Stopped
+from shared.child.parent import Child, ChildDied
+from shared.child.process import Mouth
+from shared.child.records import AnyRecord, Done, Phase, Ready, Stopped
 from tests.support.scripted_child import Script
 
 MODULE = "tests.support.scripted_child"

@@ -17,18 +17,9 @@ import torch
 from services.gateway.jobs import transitions
 from services.gateway.jobs.request_parser import parse_request
 from services.trainer.training.child import Stop, Voice, carry_out
-from shared.child.parent import (
-    AnyRecord,
-    Child,
-    ChildDied,
-    Done,
-    GivenUp,
-    Mouth,
-    Phase,
-    Progress,
-    Saved,
-    start_ready,
-)
+from shared.child.parent import Child, ChildDied, start_ready
+from shared.child.process import Mouth
+from shared.child.records import AnyRecord, Done, GivenUp, Phase, Progress, Saved
 from shared.messaging.messages import (
     AnyMessage,
     DatasetStaged,

@@ -34,7 +34,7 @@ from shared.messaging.messages import (
 from shared.request import Inference, Validation, Wish
 from shared.storage.folders import download_folder, folder_exists, upload_folder
 from shared.storage.snapshots import sample_key, snapshot_prefix, snapshots_of, standing
-from shared.worker.runtime import Order
+from shared.worker.order import Order
 from tests.support.models import make_random_model
 from tests.support.training import make_dataset, train_request
 from tests.support.workers import Facts, folder_store, granted_order, until_gone

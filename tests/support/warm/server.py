@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shared.child.parent import QUIET_AND_OFFLINE
+from shared.child.process import QUIET_AND_OFFLINE
 from shared.service_process import importing
 from tests.support.warm.stand_in import MESSAGE_BYTES, address_of
 

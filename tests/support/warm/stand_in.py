@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from shared.child.parent import begin
+from shared.child.process import begin
 
 MESSAGE_BYTES = 65536
 

@@ -13,18 +13,17 @@ import pytest
 from shared.adapters.folder import FolderStore
 from shared.errors import NotFound, Refused, Unavailable
 from shared.ports import ObjectStore, unheard
-from shared.storage import folders
+from shared.storage import cache
+from shared.storage.cache import cached_folder
 from shared.storage.folders import (
-    MANIFEST,
-    cached_folder,
     content_address,
     download_folder,
     folder_exists,
-    known_sha256,
     read_manifest,
     sha256_of,
     upload_folder,
 )
+from shared.storage.manifest import MANIFEST, known_sha256
 
 CONTENT = {
     "model_index.json": b"{}",
@@ -317,7 +316,7 @@ async def test_a_folder_that_somebody_may_be_reading_stays_in_a_full_cache(
 ) -> None:
     cached = await cache_three(store, tmp_path, 10_000)
     for folder in cached:
-        os.utime(folder, (0, time.time() - folders.KEPT_SECONDS + 60))
+        os.utime(folder, (0, time.time() - cache.KEPT_SECONDS + 60))
 
     await upload_folder(store, filled(tmp_path / "d", {"file": b"d" * 1000}), "d")
     await cached_folder(store, "d", tmp_path / "cache", most_bytes=10)

@@ -36,7 +36,8 @@ from shared.messaging.topology import (
     Queue,
 )
 from shared.request import Train, Wish
-from shared.worker.runtime import LAST_WORD_BEATS, PATIENCE_BEATS, Errand, Order, Worker
+from shared.worker.order import Errand, Order
+from shared.worker.runtime import LAST_WORD_BEATS, PATIENCE_BEATS, Worker
 
 BEAT = 0.02
 TRAIN = Train(data_url="https://example.org/data.zip")

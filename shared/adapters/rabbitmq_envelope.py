@@ -1,0 +1,70 @@
+"""Envelopes as AMQP properties and headers: CloudEvents 1.0 in binary mode."""
+
+from __future__ import annotations
+
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import (
+    AbstractIncomingMessage,
+)
+
+from shared.messaging.envelope import Envelope
+from shared.messaging.messages import AnyMessage, stable_id, type_of
+
+
+def to_amqp(body: bytes, envelope: Envelope) -> aio_pika.Message:
+    return aio_pika.Message(
+        body,
+        headers=_headers(envelope),
+        content_type="application/json",
+        message_id=envelope.id,
+        reply_to=envelope.reply_to,
+    )
+
+
+def _headers(envelope: Envelope) -> dict[str, Any]:
+    headers = {
+        "cloudEvents_specversion": "1.0",
+        "cloudEvents_id": envelope.id,
+        "cloudEvents_source": envelope.source,
+        "cloudEvents_type": envelope.type,
+        "cloudEvents_time": envelope.time,
+        "cloudEvents_subject": envelope.subject,
+        "traceparent": envelope.traceparent,
+    }
+    return {name: value for name, value in headers.items() if value}
+
+
+def envelope_of(incoming: AbstractIncomingMessage, message: AnyMessage) -> Envelope:
+    """The envelope of a message from anybody; what a foreign producer left out is filled in.
+
+    Without an id, the same body from the same source is taken for the same event.
+    """
+    attribute = partial(_attribute, incoming)
+    source = attribute("source") or incoming.app_id or incoming.user_id or "unknown"
+    digest = sha256(incoming.body).hexdigest()
+    return Envelope(
+        id=attribute("id") or incoming.message_id or stable_id(source, digest),
+        source=source,
+        type=type_of(message),
+        time=attribute("time") or (incoming.timestamp.isoformat() if incoming.timestamp else ""),
+        subject=attribute("subject") or message.job,
+        reply_to=incoming.reply_to,
+        user_id=incoming.user_id,
+        traceparent=_text(incoming.headers.get("traceparent")) or None,
+    )
+
+
+def _attribute(incoming: AbstractIncomingMessage, name: str) -> str:
+    """A CloudEvents attribute, under either of the prefixes that its AMQP binding allows."""
+    headers = incoming.headers
+    return _text(headers.get(f"cloudEvents_{name}") or headers.get(f"cloudEvents:{name}"))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

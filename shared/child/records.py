@@ -1,0 +1,81 @@
+"""What a child says to its parent: a closed set of small records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+RECORD_BYTES = 4096
+"""A write of this size to a pipe is atomic (PIPE_BUF); longer texts are cut."""
+
+
+class Record(Struct, frozen=True, kw_only=True, tag_field="record"):
+    """Something a child says."""
+
+
+class Ready(Record, frozen=True, kw_only=True, tag="ready"):
+    """Imports are paid, an order may come. ``gpu`` names the device; ``cpu`` without one."""
+
+    gpu: str
+
+
+class Phase(Record, frozen=True, kw_only=True, tag="phase"):
+    """Something slow begins or goes on: loading, caching latents, saving."""
+
+    name: str
+
+
+class Progress(Record, frozen=True, kw_only=True, tag="progress"):
+    """Numbers for ``/status``: step, steps, epoch, loss, images_per_second, eta_seconds."""
+
+    numbers: dict[str, Any]
+
+
+class Saved(Record, frozen=True, kw_only=True, tag="saved"):
+    """A file or folder is complete on disk: a ``checkpoint``, ``resume_point`` or ``snapshot``."""
+
+    kind: str
+    path: str
+    step: int
+    epoch: int
+    validation_loss: float | None = None
+    """Of this checkpoint, where images are held out."""
+    wish: int = 0
+    """Number of the newest wish that this grants; 0: none."""
+
+
+class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):
+    """One image is on disk."""
+
+    index: int
+    path: str
+    seed: int
+
+
+class Spoiled(Record, frozen=True, kw_only=True, tag="spoiled"):
+    """One image could not be drawn; the others go on."""
+
+    index: int
+    seed: int
+    reason: str
+
+
+class Done(Record, frozen=True, kw_only=True, tag="done"):
+    """The order is carried out."""
+
+    summary: dict[str, Any]
+
+
+class Stopped(Record, frozen=True, kw_only=True, tag="stopped"):
+    """Ended early because it was asked to; what had to be kept was said before."""
+
+
+class GivenUp(Record, frozen=True, kw_only=True, tag="given_up"):
+    """The order failed: ``refused`` is for good, otherwise trying again may help."""
+
+    refused: bool
+    reason: str
+
+
+AnyRecord = Ready | Phase | Progress | Saved | Drawn | Spoiled | Done | Stopped | GivenUp

@@ -1,0 +1,45 @@
+"""The manifest of a stored folder: each file's name, size and sha256."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+MANIFEST = ".folder.sha256.json"
+"""A dataset or a model has a ``manifest.json`` of its own at times; never one of this name."""
+
+
+class FileEntry(Struct, frozen=True, kw_only=True):
+    """One file of a folder; ``name`` is relative and uses ``/``."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class FolderManifest(Struct, frozen=True, kw_only=True):
+    """Every file of a folder, in order of names."""
+
+    files: tuple[FileEntry, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def address(self) -> str:
+        """sha256 (hex) over all names and contents: equal folders have equal addresses."""
+        lines = (f"{file.sha256}  {file.name}\n" for file in self.files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def known_sha256(folder: Path) -> dict[str, str]:
+    """sha256 (hex) of the files of a cached folder by name; empty for any other folder."""
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=FolderManifest)
+    except FileNotFoundError:
+        return {}
+    return {file.name: file.sha256 for file in manifest.files}
