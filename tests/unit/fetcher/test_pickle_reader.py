@@ -13,13 +13,11 @@ import pytest
 import torch
 
 from services.fetcher.models import pickle_reader
+from services.fetcher.models.pickle_machine import Inert, Stored, run
 from services.fetcher.models.pickle_reader import (
     Checkpoint,
-    Inert,
-    Stored,
     is_checkpoint,
     read_checkpoint,
-    run,
     tensors_of,
 )
 from shared.errors import Refused

@@ -1,0 +1,322 @@
+"""A pickle's plain value, by a machine that imports and calls nothing.
+
+Python's unpickler is a small stack machine that may import and call anything a file names. This
+one knows the same instructions, but only ever builds plain values: dicts, lists, tuples, numbers,
+texts, and descriptions of tensors. Whatever else a file asks for becomes an :class:`Inert` thing.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from msgspec import Struct
+
+from shared.errors import Refused
+
+DIMENSIONS = 8
+"""Of a tensor; a convolution's weights have four."""
+
+ADVICE = "convert it to .safetensors and give the URL of that file"
+
+DTYPES = {
+    "DoubleStorage": ("F64", 8),
+    "FloatStorage": ("F32", 4),
+    "HalfStorage": ("F16", 2),
+    "BFloat16Storage": ("BF16", 2),
+    "LongStorage": ("I64", 8),
+    "IntStorage": ("I32", 4),
+    "ShortStorage": ("I16", 2),
+    "CharStorage": ("I8", 1),
+    "ByteStorage": ("U8", 1),
+    "BoolStorage": ("BOOL", 1),
+}
+"""Storage class to safetensors' name for the type, and bytes per element."""
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """Where in the file a tensor lies; offset, strides and elements are counted in elements."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    storage: str
+    elements: int
+    """Of the whole storage."""
+    item_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.item_bytes
+
+    @property
+    def storage_bytes(self) -> int:
+        return self.elements * self.item_bytes
+
+    @property
+    def read_over(self) -> int:
+        """Bytes of the storage that are read for it, beside its own."""
+        return self.offset * self.item_bytes if self.is_contiguous else self.storage_bytes
+
+    @property
+    def is_contiguous(self) -> bool:
+        if self.bytes == 0:
+            return True
+        expected = 1
+        for size, stride in reversed(tuple(zip(self.shape, self.strides, strict=True))):
+            if size != 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+    @property
+    def fits(self) -> bool:
+        """Whether it stays inside its storage; a marker without elements reaches nowhere."""
+        if self.bytes == 0:
+            return True
+        last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        return self.offset + last < self.elements
+
+
+class Global(Struct, frozen=True):
+    """A name that the file would have imported."""
+
+    module: str
+    name: str
+
+
+class Storage(Struct, frozen=True):
+    kind: str
+    key: str
+    elements: int
+
+
+class Inert:
+    """Stands for anything that the file would have made; it is nothing and does nothing."""
+
+
+def run(pickled: bytes) -> Any:
+    """The plain value that a pickle describes; nothing is imported and nothing is called.
+
+    Raises:
+        Refused: it is no pickle, or uses an instruction in a way that makes no sense.
+    """
+    machine = _Machine()
+    try:
+        for instruction, argument, _ in pickletools.genops(pickled):
+            machine.step(instruction.name, argument)
+        return machine.pop()
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise Refused(f"the .ckpt's index cannot be read ({error}); {ADVICE}") from None
+
+
+class _Machine:
+    """The stack, what lies below each open mark, and the memo."""
+
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in CONSTANTS:
+            self._stack.append(CONSTANTS[name]())
+        elif name in ARGUMENTS:
+            self._stack.append(argument)
+        elif name not in IGNORED:
+            ACTIONS[name](self, argument)
+
+    def pop(self) -> Any:
+        return self._stack.pop()
+
+    def push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def top(self) -> Any:
+        return self._stack[-1]
+
+    def mark(self, _: Any) -> None:
+        self._below.append(self._stack)
+        self._stack = []
+
+    def since_mark(self) -> list[Any]:
+        values, self._stack = self._stack, self._below.pop()
+        return values
+
+    def remember(self, place: int | None) -> None:
+        self._memo[len(self._memo) if place is None else place] = self.top()
+
+    def recall(self, place: int) -> None:
+        self.push(self._memo[place])
+
+    def collect(self, count: int) -> tuple[Any, ...]:
+        return tuple(reversed([self.pop() for _ in range(count)]))
+
+    def append_all(self, values: list[Any]) -> None:
+        if isinstance(self.top(), list):
+            self.top().extend(values)
+
+    def set_all(self, values: list[Any]) -> None:
+        """Only plain keys are kept: hashing anything deeper could exhaust the stack."""
+        if isinstance(self.top(), dict):
+            pairs = zip(values[::2], values[1::2], strict=True)
+            self.top().update((key, value) for key, value in pairs if isinstance(key, str | int))
+
+    def make(self, what: Any, arguments: Any) -> None:
+        """What would have been a call."""
+        maker = MAKERS.get((what.module, what.name)) if isinstance(what, Global) else None
+        self.push(maker(*arguments) if maker else Inert())
+
+    def storage(self, identity: Any) -> None:
+        """Torch's persistent id: ``("storage", class, key, location, elements)``."""
+        _, kind, key, _, elements = identity
+        if not isinstance(kind, Global) or not isinstance(key, str):
+            raise ValueError("a storage that is none")  # noqa: TRY004 - the file's mistake
+        self.push(Storage(kind.name, key, _count(elements)))
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 48:
+        raise ValueError("a size that is none")
+    return value
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    """Looked at before it is gone through: a long one may be used many times over."""
+    if not isinstance(values, tuple) or len(values) > DIMENSIONS:
+        raise ValueError(f"a shape of more than {DIMENSIONS} dimensions, or none")
+    return tuple(map(_count, values))
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
+    """Torch's ``_rebuild_tensor_v2``, as a description."""
+    if not isinstance(storage, Storage) or storage.kind not in DTYPES:
+        return Inert()
+    dtype, item_bytes = DTYPES[storage.kind]
+    sizes, steps = _counts(shape), _counts(strides)
+    if len(sizes) != len(steps):
+        raise ValueError("a shape without its strides")
+    return Stored(
+        dtype=dtype,
+        shape=sizes,
+        strides=steps,
+        offset=_count(offset),
+        storage=storage.key,
+        elements=storage.elements,
+        item_bytes=item_bytes,
+    )
+
+
+MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    ("collections", "OrderedDict"): lambda *_: {},
+}
+"""An ordered dict's pairs are set afterwards: any other way, one list could fill thousands."""
+
+IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
+CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": Inert,
+    "EMPTY_TUPLE": tuple,
+}
+ARGUMENTS = frozenset({
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+})  # fmt: skip
+
+Action = Callable[[_Machine, Any], Any]
+ACTIONS: dict[str, Action] = {
+    "MARK": _Machine.mark,
+    "POP": lambda machine, _: machine.pop(),
+    "POP_MARK": lambda machine, _: machine.since_mark(),
+    "DUP": lambda machine, _: machine.push(machine.top()),
+    "MEMOIZE": _Machine.remember,
+    "PUT": _Machine.remember,
+    "BINPUT": _Machine.remember,
+    "LONG_BINPUT": _Machine.remember,
+    "GET": _Machine.recall,
+    "BINGET": _Machine.recall,
+    "LONG_BINGET": _Machine.recall,
+    "TUPLE1": lambda machine, _: machine.push(machine.collect(1)),
+    "TUPLE2": lambda machine, _: machine.push(machine.collect(2)),
+    "TUPLE3": lambda machine, _: machine.push(machine.collect(3)),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
+    "LIST": lambda machine, _: machine.push(machine.since_mark()),
+    "DICT": lambda machine, _: _new_dict(machine),
+    "FROZENSET": lambda machine, _: _inert_since_mark(machine),
+    "INST": lambda machine, _: _inert_since_mark(machine),
+    "OBJ": lambda machine, _: _inert_since_mark(machine),
+    "ADDITEMS": lambda machine, _: machine.since_mark(),
+    "APPEND": lambda machine, _: _append(machine),
+    "APPENDS": lambda machine, _: _appends(machine),
+    "SETITEM": lambda machine, _: _set_item(machine),
+    "SETITEMS": lambda machine, _: _set_items(machine),
+    "GLOBAL": lambda machine, names: machine.push(Global(*names.split(" ", 1))),
+    "STACK_GLOBAL": lambda machine, _: _stack_global(machine),
+    "REDUCE": lambda machine, _: _reduce(machine, 2),
+    "NEWOBJ": lambda machine, _: _reduce(machine, 2),
+    "NEWOBJ_EX": lambda machine, _: _inert_for(machine, 3),
+    "BUILD": lambda machine, _: machine.pop(),
+    "BINPERSID": lambda machine, _: machine.storage(machine.pop()),
+}
+"""What an instruction does; one that is not listed ends the reading."""
+
+
+def _new_dict(machine: _Machine) -> None:
+    values = machine.since_mark()
+    machine.push({})
+    machine.set_all(values)
+
+
+def _inert_since_mark(machine: _Machine) -> None:
+    machine.since_mark()
+    machine.push(Inert())
+
+
+def _inert_for(machine: _Machine, count: int) -> None:
+    machine.collect(count)
+    machine.push(Inert())
+
+
+def _append(machine: _Machine) -> None:
+    value = machine.pop()
+    machine.append_all([value])
+
+
+def _appends(machine: _Machine) -> None:
+    values = machine.since_mark()
+    machine.append_all(values)
+
+
+def _set_item(machine: _Machine) -> None:
+    values = list(machine.collect(2))
+    machine.set_all(values)
+
+
+def _set_items(machine: _Machine) -> None:
+    values = machine.since_mark()
+    machine.set_all(values)
+
+
+def _stack_global(machine: _Machine) -> None:
+    module, name = machine.collect(2)
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise TypeError("a name that is none")
+    machine.push(Global(module, name))
+
+
+def _reduce(machine: _Machine, count: int) -> None:
+    what, arguments = machine.collect(count)
+    if not isinstance(arguments, tuple):
+        raise TypeError("arguments that are none")
+    machine.make(what, arguments)
