@@ -156,7 +156,7 @@ def train_model(folder: Path) -> None:
         job="bench", train=asked, seed=555, dataset=str(dataset(folder / "data")),
         base=str(folder / "base"), out=str(folder / "out"), resume_every=1e9,
     )  # fmt: skip
-    outcome = train(order, Teller())
+    outcome = train(order, ProgressReporter())
     if (outcome.steps, outcome.optimizer) != (STEPS, "adamw8bit"):
         raise RuntimeError(f"{outcome.steps} steps by {outcome.optimizer}")
     (folder / "checkpoint").write_text(outcome.checkpoint)
@@ -179,7 +179,7 @@ def dataset(folder: Path) -> Path:
     return folder
 
 
-class Teller:
+class ProgressReporter:
     """The training's listener: prints when each phase and each step begins."""
 
     def __init__(self) -> None:
@@ -199,15 +199,15 @@ class Teller:
         epoch: int,
         validation_loss: float | None = None,
         *,
-        wish: int = 0,
+        command: int = 0,
     ) -> None:
-        del validation_loss, wish
+        del validation_loss, command
         self.phase(f"{kind} {path.name} at step {step}, epoch {epoch}")
 
     def should_stop(self) -> bool:
         return False
 
-    def wished(self, _kind: str) -> int:
+    def command(self, _kind: str) -> int:
         return 0
 
 

@@ -102,11 +102,11 @@ def rate(model: Any, entries: Sequence[Any], *, at_once: int) -> float:
 
 
 def entry(side: int, *, seed: int = 0) -> Any:
-    from services.inferencer.order import Entry  # noqa: PLC0415
+    from services.inferencer.order import ImageRequest  # noqa: PLC0415
     from shared.request import Inference  # noqa: PLC0415
 
     asked = Inference(prompt="a red wall", num_inference_steps=STEPS, scheduler="DDIM")
-    return Entry(inference=asked, seed=seed, side=side)
+    return ImageRequest(inference=asked, seed=seed, side=side)
 
 
 def noting(told: list[float]) -> Any:

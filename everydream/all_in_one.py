@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from services.fetcher.__main__ import serve as fetch
 from services.gateway.app import Gateway
-from services.gateway.database.api_keys import KeyTable
-from services.gateway.database.connection import Sql
-from services.gateway.database.jobs import Database
-from services.gateway.database.uploads import UploadTable
+from services.gateway.database.api_keys import SqlKeyStore
+from services.gateway.database.connection import Database
+from services.gateway.database.jobs import SqlJobStore
+from services.gateway.database.uploads import SqlUploadStore
 from services.gateway.ports import Record
 from services.inferencer.__main__ import serve as infer
 from services.notifier.__main__ import serve as notify
@@ -45,15 +45,17 @@ class AllInOne:
         key = keys.secret_key(settings.secret_key, settings.home)
         broker = MemoryBroker()
         async with AsyncExitStack() as stack:
-            sql = await stack.enter_async_context(closing(Sql.open(settings.database_url)))
-            record = Record(Database(sql), KeyTable(sql), UploadTable(sql))
+            database = await stack.enter_async_context(
+                closing(Database.open(settings.database_url))
+            )
+            record = Record(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
             store = await stack.enter_async_context(closing(open_store(settings, key)))
-            patient = PatientStore(store, beat=settings.beat)
+            patient = PatientStore(store, heartbeat=settings.heartbeat)
             front, *workers = [
                 await stack.enter_async_context(closing(broker.bus(name)))
                 for name in ("gateway", "fetcher", "trainer", "inferencer", "notifier")
             ]
-            await sql.migrate()
+            await database.migrate()
             gateway = Gateway(settings, key, front, store, record)
             async with asyncio.TaskGroup() as group:
                 last = asyncio.Event()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import aiohttp
 from yarl import URL
 
-from shared.request import Wish
+from shared.request import Command
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 PIECE = 1 << 20
@@ -110,9 +110,9 @@ class Client:
         async with self._asked("POST", f"/cancel/{job}"):
             pass
 
-    async def want(self, job: str, wish: Wish) -> None:
+    async def want(self, job: str, command: Command) -> None:
         """``sample``, ``save`` or ``stop`` a training at work."""
-        async with self._asked("POST", f"/jobs/{job}/{wish}"):
+        async with self._asked("POST", f"/jobs/{job}/{command}"):
             pass
 
     async def follow(self, job: str, *, every: float = 0.5) -> AsyncIterator[dict[str, Any]]:
@@ -137,18 +137,18 @@ class Client:
             return int(response.headers["Upload-Offset"])
 
     async def send_chunk(
-        self, upload: str, path: Path, *, offset: int, size: int, heard: Callable[[int], None]
+        self, upload: str, path: Path, *, offset: int, size: int, on_bytes: Callable[[int], None]
     ) -> int:
         """Send so many bytes of a file from an offset on; how many have arrived of all.
 
-        ``heard`` is told the same number as it grows.
+        ``on_bytes`` is told the same number as it grows.
         """
         headers = {
             "Content-Length": str(size),
             "Content-Type": "application/offset+octet-stream",
             "Upload-Offset": str(offset),
         }
-        data = _pieces(path, offset, size, heard)
+        data = _pieces(path, offset, size, on_bytes)
         place = f"/uploads/{upload}"
         async with self._asked("PATCH", place, data=data, headers=headers) as response:
             return int(response.headers["Upload-Offset"])
@@ -165,11 +165,11 @@ class Client:
         path: Path,
         *,
         sha256: str | None = None,
-        heard: Callable[[int], None] = lambda _bytes: None,
+        on_bytes: Callable[[int], None] = lambda _bytes: None,
     ) -> None:
         """Fetch an artifact into a file, whole or not at all.
 
-        ``heard`` is told how many bytes have arrived.
+        ``on_bytes`` is told how many bytes have arrived.
 
         Raises:
             Damaged: its SHA-256 is another one.
@@ -177,14 +177,14 @@ class Client:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
         try:
-            digest = await self._fetch(url, temporary, heard)
+            digest = await self._fetch(url, temporary, on_bytes)
             if sha256 not in (None, digest):
                 raise Damaged(f"{path.name}: what arrived has sha256 {digest}, not {sha256}")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    async def _fetch(self, url: str, path: Path, heard: Callable[[int], None]) -> str:
+    async def _fetch(self, url: str, path: Path, on_bytes: Callable[[int], None]) -> str:
         digest, done = hashlib.sha256(), 0
         # A signed URL must not be quoted anew.
         exactly = URL(url, encoded=True)
@@ -194,7 +194,7 @@ class Client:
                     digest.update(piece)
                     file.write(piece)
                     done += len(piece)
-                    heard(done)
+                    on_bytes(done)
         return digest.hexdigest()
 
     @asynccontextmanager
@@ -211,7 +211,7 @@ class Client:
 
 
 async def _pieces(
-    path: Path, offset: int, size: int, heard: Callable[[int], None]
+    path: Path, offset: int, size: int, on_bytes: Callable[[int], None]
 ) -> AsyncIterator[bytes]:
     end = offset + size
     with path.open("rb") as file:
@@ -220,4 +220,4 @@ async def _pieces(
             piece = await asyncio.to_thread(file.read, min(PIECE, end - offset))
             yield piece
             offset += len(piece)
-            heard(offset)
+            on_bytes(offset)

@@ -92,7 +92,7 @@ def demo_settings(home: Path, files: str) -> Settings:
         from_environment(own),
         api_keys=(KEY,),
         base_model="tiny",
-        beat=2.0,
+        heartbeat=2.0,
         allowed_private_hosts=frozenset({files}),
     )
 

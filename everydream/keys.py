@@ -11,8 +11,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from services.gateway.database.api_keys import KeyTable
-from services.gateway.database.connection import Sql
+from services.gateway.database.api_keys import SqlKeyStore
+from services.gateway.database.connection import Database
 from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import SCOPES, Scope, digest_of, new_key
 from shared.errors import Refused
@@ -37,7 +37,7 @@ def make_key(settings: Settings, name: str, scopes: Sequence[Scope], console: Co
         created_at=time.time(),
     )
 
-    async def add(table: KeyTable) -> bool:
+    async def add(table: SqlKeyStore) -> bool:
         return await table.add(kept)
 
     if not asyncio.run(_with_table(settings, add)):
@@ -49,7 +49,7 @@ def make_key(settings: Settings, name: str, scopes: Sequence[Scope], console: Co
 def list_keys(settings: Settings, console: Console) -> None:
     """Print every key that was made, without the key itself. Raises Unavailable."""
     table = Table("name", "scopes", "made", "last used", "state")
-    for key in asyncio.run(_with_table(settings, KeyTable.all)):
+    for key in asyncio.run(_with_table(settings, SqlKeyStore.all)):
         state = "disabled" if key.disabled_at else "let in"
         table.add_row(
             key.name, ", ".join(key.scopes), _moment(key.created_at), _moment(key.last_used_at),
@@ -69,17 +69,17 @@ def disable_key(settings: Settings, name: str) -> None:
         Unavailable: the database does not answer.
     """
 
-    async def disable(table: KeyTable) -> bool:
+    async def disable(table: SqlKeyStore) -> bool:
         return await table.disable(name, time.time())
 
     if not asyncio.run(_with_table(settings, disable)):
         raise Refused(f"there is no key named {name!r} that is let in")
 
 
-async def _with_table(settings: Settings, use: Callable[[KeyTable], Awaitable[T]]) -> T:
-    async with closing(Sql.open(settings.database_url)) as sql:
-        await sql.migrate()
-        return await use(KeyTable(sql))
+async def _with_table(settings: Settings, use: Callable[[SqlKeyStore], Awaitable[T]]) -> T:
+    async with closing(Database.open(settings.database_url)) as database:
+        await database.migrate()
+        return await use(SqlKeyStore(database))
 
 
 def _moment(seconds: float | None) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from services.fetcher.models.configured_model import OwnModel, Pin
-from services.fetcher.progress_meter import Meter
+from services.fetcher.models.configured_model import ConfiguredModel, Pin
+from services.fetcher.progress_meter import ProgressMeter
 from shared.settings import Settings
 
 
@@ -26,7 +26,7 @@ async def pull_model(
     """
     configured = name or settings.base_model
     with _shown(configured, console) as meter:
-        pin = await OwnModel(configured, settings.home).pull(revision, meter)
+        pin = await ConfiguredModel(configured, settings.home).pull(revision, meter)
     console.print(f"{configured} is commit {pin.commit} from now on,", soft_wrap=True)
     console.print(f"in {settings.home / pin.folder}", soft_wrap=True)
     if configured != settings.base_model:
@@ -35,7 +35,7 @@ async def pull_model(
 
 
 @contextmanager
-def _shown(name: str, console: Console) -> Iterator[Meter]:
+def _shown(name: str, console: Console) -> Iterator[ProgressMeter]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
                TransferSpeedColumn())  # fmt: skip
     with Progress(*columns, console=console) as progress:
@@ -44,4 +44,4 @@ def _shown(name: str, console: Console) -> Iterator[Meter]:
         def tell(**numbers: Any) -> None:
             progress.update(task, completed=numbers["bytes"], total=numbers["bytes_total"])
 
-        yield Meter("pulling", tell, lambda: None)
+        yield ProgressMeter("pulling", tell, lambda: None)

@@ -65,10 +65,10 @@ def write_zip(archive: Path, folder: Path, names: list[Path]) -> None:
                 shutil.copyfileobj(file, target, 1 << 20)
 
 
-async def upload(client: Client, path: Path, heard: Callable[[int], None]) -> str:
+async def upload(client: Client, path: Path, on_bytes: Callable[[int], None]) -> str:
     """Upload a file and return its ``data_url``; a broken connection costs what was in the air.
 
-    ``heard`` is told how many bytes have left.
+    ``on_bytes`` is told how many bytes have left.
 
     Raises:
         aiohttp.ClientError: the gateway refuses it, or stays away.
@@ -82,7 +82,9 @@ async def upload(client: Client, path: Path, heard: Callable[[int], None]) -> st
         chunk = min(CHUNK_BYTES, size - offset)
         if chunk == 0:
             return offset
-        return await client.send_chunk(upload_id, path, offset=offset, size=chunk, heard=heard)
+        return await client.send_chunk(
+            upload_id, path, offset=offset, size=chunk, on_bytes=on_bytes
+        )
 
     while await patiently(go_on) < size:
         pass

@@ -146,8 +146,8 @@ async def data_url_of(client: Client, data: str, console: Console) -> str:
     """The URL as it is; a folder or a zip once it is uploaded."""
     if urlsplit(data).scheme in ("http", "https") and is_http_url(data):
         return data
-    with as_zip(Path(data)) as archive, bar(console, "upload", archive.stat().st_size) as heard:
-        return await upload(client, archive, heard)
+    with as_zip(Path(data)) as archive, bar(console, "upload", archive.stat().st_size) as on_bytes:
+        return await upload(client, archive, on_bytes)
 
 
 async def follow(reach: Access, job: str, output: Path | None, console: Console) -> int:
@@ -217,9 +217,9 @@ class Results:
         path, digest = place_of(artifact, self._folder), artifact["sha256"]
         if path.exists() and await sha256_of(path) == digest:
             return
-        with bar(self._console, path.name, artifact["bytes"]) as heard:
+        with bar(self._console, path.name, artifact["bytes"]) as on_bytes:
             await patiently(
-                lambda: client.download(artifact["url"], path, sha256=digest, heard=heard)
+                lambda: client.download(artifact["url"], path, sha256=digest, on_bytes=on_bytes)
             )
 
 

@@ -343,14 +343,14 @@ def train_text_encoder(tiny: Tiny, album: Album, steps: int) -> float:
     vocabulary = len(tiny.tokenizer)
     coarse = adaptive_avg_pool2d(album.latents * tiny.scale, 4).flatten(1)
     words = torch.zeros(len(coarse), vocabulary).scatter_(1, album.ids, 1.0)
-    teller = nn.Linear(tiny.text.config.hidden_size, coarse.shape[1] + vocabulary)
-    parameters = [*tiny.text.parameters(), *teller.parameters()]
+    reporter = nn.Linear(tiny.text.config.hidden_size, coarse.shape[1] + vocabulary)
+    parameters = [*tiny.text.parameters(), *reporter.parameters()]
     training = Training("text encoder", parameters, steps, peak=2e-3)
     for _ in training:
         chosen = torch.randint(len(coarse), (32,))
         ids = album.ids[chosen]
         after = ids == tiny.tokenizer.eos_token_id  # CLIP pads with the same token
-        told = teller(tiny.text(ids).last_hidden_state[after])
+        told = reporter(tiny.text(ids).last_hidden_state[after])
         picture = chosen[after.nonzero()[:, 0]]
         colours, spelled = told.split([coarse.shape[1], vocabulary], dim=1)
         spelling = binary_cross_entropy_with_logits(spelled, words[picture])

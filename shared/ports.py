@@ -33,11 +33,11 @@ class Delivery(Protocol):
     async def release(self) -> None:
         """Give it back to the queue now. On a lost channel: returns quietly."""
 
-    async def bury(self, reason: str) -> None:
+    async def dead_letter(self, reason: str) -> None:
         """Move it to the dead letters with the reason, the body's length and its sha256."""
 
 
-class Control(Protocol):
+class ReplyQueue(Protocol):
     """A worker's own, exclusive queue; it dies with its connection, and a new one follows."""
 
     @property
@@ -62,19 +62,19 @@ class Bus(Protocol):
         """Who we are on the bus, for example ``trainer/host-123``; the CloudEvents source."""
 
     async def publish(
-        self, message: Message, *, reply_to: str | None = None, needs_listener: bool = True
+        self, message: Message, *, reply_to: str | None = None, mandatory: bool = True
     ) -> None:
         """Put on the exchange under the message's type; returns when the broker has it.
 
         Raises:
-            Unroutable: ``needs_listener`` and no queue is bound for the type.
+            Unroutable: ``mandatory`` and no queue is bound for the type.
             Unavailable: no confirm within the time-out; it may have arrived all the same.
         """
 
-    async def send(self, queue: str, message: Message, *, needs_listener: bool = False) -> None:
+    async def send(self, queue: str, message: Message, *, mandatory: bool = False) -> None:
         """Put on one queue by name, past the exchange; otherwise as :meth:`publish`."""
 
-    async def take(self, queue: Queue) -> Delivery:
+    async def get(self, queue: Queue) -> Delivery:
         """Wait for one message and take it, without holding a consumer afterwards.
 
         Waits for ever, across lost connections; cancel it to stop. When it is cancelled, no
@@ -87,7 +87,7 @@ class Bus(Protocol):
         After a lost connection the unacked ones are delivered again.
         """
 
-    def control(self, bindings: Sequence[str]) -> AbstractAsyncContextManager[Control]:
+    def reply_queue(self, bindings: Sequence[str]) -> AbstractAsyncContextManager[ReplyQueue]:
         """An exclusive queue of our own, bound to these routing keys."""
 
     async def depth(self, queue: Queue) -> int:
@@ -108,11 +108,11 @@ class Bus(Protocol):
         """Stop consuming, give back what is unacked, and hang up. Never raises."""
 
 
-def unheard() -> None:
+def no_keepalive() -> None:
     """Nobody listens for signs of life."""
 
 
-class Entry(Struct, frozen=True):
+class StoredObject(Struct, frozen=True):
     """One object of a store."""
 
     key: str
@@ -134,18 +134,22 @@ class ObjectStore(Protocol):
     async def get(self, key: str) -> bytes:
         """Read a small object. Raises NotFound."""
 
-    async def upload(self, path: Path, key: str, *, heard: Callable[[], None] = unheard) -> None:
-        """Write a file of any size, streaming; calls ``heard`` as it gets on."""
+    async def upload(
+        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
+    ) -> None:
+        """Write a file of any size, streaming; calls ``keepalive`` as it gets on."""
 
-    async def download(self, key: str, path: Path, *, heard: Callable[[], None] = unheard) -> None:
+    async def download(
+        self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
+    ) -> None:
         """Fetch into a file, whole or not at all; makes the folders above.
 
-        Calls ``heard`` as it gets on. Raises NotFound.
+        Calls ``keepalive`` as it gets on. Raises NotFound.
         """
 
     async def exists(self, key: str) -> bool: ...
 
-    def list(self, prefix: str) -> AsyncIterator[Entry]:
+    def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         """Every object whose key starts with the prefix, in order of keys."""
 
     async def delete(self, prefix: str) -> int:

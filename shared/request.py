@@ -27,7 +27,7 @@ Scheduler = Literal[
     "PNDM",
     "K-LMS",
 ]
-Wish = Literal["sample", "save", "stop"]
+Command = Literal["sample", "save", "stop"]
 """What a client may want of a training at work."""
 
 WebhookEvent = Literal["start", "output", "completed"]

@@ -7,19 +7,19 @@ WEBHOOK_DELAYS = (0.0, 10.0, 60.0, 600.0, 3600.0)
 """Seconds before each delivery attempt of a webhook, scaled like everything by beat / 10."""
 
 
-def delay(failures: int, beat: float) -> float:
+def delay(failures: int, heartbeat: float) -> float:
     """Seconds before a stage is asked for again after ``failures`` (>= 1) in a row.
 
     One beat, then three, then nine, at most sixty: 10 s, 30 s, 90 s with the default beat of 10 s.
     """
-    return beat * min(3.0 ** (failures - 1), 60.0)
+    return heartbeat * min(3.0 ** (failures - 1), 60.0)
 
 
-def webhook_delay(attempts: int, beat: float) -> float | None:
+def webhook_delay(attempts: int, heartbeat: float) -> float | None:
     """Seconds before the next delivery after ``attempts`` (>= 0) have failed; None: give up."""
     if attempts >= len(WEBHOOK_DELAYS):
         return None
-    return WEBHOOK_DELAYS[attempts] * beat / 10.0
+    return WEBHOOK_DELAYS[attempts] * heartbeat / 10.0
 
 
 def reconnect_delay(attempt: int) -> float:

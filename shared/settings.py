@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from shared.errors import SettingsError
 
 T = TypeVar("T")
@@ -22,6 +24,10 @@ MOST_SECONDS = 1e9
 LEAST_WEBHOOK_SECRET = 24
 """Bytes; as Standard Webhooks asks."""
 NO_NAMES: tuple[str, ...] = ()
+RENAMED = {"CONCURRENCY": "PLACES", "HEARTBEAT": "BEAT"}
+"""Settings that had another name, which is still taken where the new one is not set."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +57,12 @@ class Settings:
     """``whsec_`` and base64, as Standard Webhooks has it. None: derived from the secret key."""
     allowed_private_hosts: frozenset[str]
     """Hosts (``host`` or ``host:port``) that user URLs may reach though they are private."""
-    places: int | None
+    concurrency: int | None
     """How many jobs one fetcher or notifier works on at a time; None: the service's default."""
     resume_every: float
     """Seconds between resume points."""
     keep_days: float
-    beat: float
+    heartbeat: float
     """Seconds between beats; lease, patience, retry delays and broker heartbeat are multiples."""
 
     @property
@@ -94,10 +100,10 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         secret_key=read("SECRET_KEY", _secret, None),
         webhook_secret=read("WEBHOOK_SECRET", _webhook_secret, None),
         allowed_private_hosts=frozenset(read("ALLOWED_PRIVATE_HOSTS", _names, NO_NAMES)),
-        places=read("PLACES", _count, None),
+        concurrency=read("CONCURRENCY", _count, None),
         resume_every=read("RESUME_EVERY", _seconds, 300.0),
         keep_days=read("KEEP_DAYS", _seconds, 30.0),
-        beat=read("BEAT", _seconds, 10.0),
+        heartbeat=read("HEARTBEAT", _seconds, 10.0),
     )
 
 
@@ -108,6 +114,11 @@ class _Reader:
     def __call__(self, name: str, parse: Callable[[str], T], default: T) -> T:
         variable = f"EVERYDREAM_{name}"
         text = self._text(variable)
+        if not text and (old := RENAMED.get(name)):
+            old = f"EVERYDREAM_{old}"
+            if text := self._text(old):
+                log.warning("setting_renamed", old=old, new=variable)
+                variable = old
         if text is None or text == "":
             return default
         try:

@@ -25,9 +25,13 @@ async def serve(
         private=settings.private_models,
     )
     work = FetcherWork(
-        store, bases, scratch=settings.scratch, allowed=allowed, places=settings.places or 4
+        store,
+        bases,
+        scratch=settings.scratch,
+        allowed=allowed,
+        concurrency=settings.concurrency or 4,
     )
-    await Worker(bus, work, beat=settings.beat).run(stop)
+    await Worker(bus, work, heartbeat=settings.heartbeat).run(stop)
 
 
 async def main() -> None:

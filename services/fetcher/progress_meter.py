@@ -10,12 +10,12 @@ MEASURED_SECONDS = 2.0
 """Before that a rate says nothing."""
 
 
-class Meter:
+class ProgressMeter:
     """Turns bytes into a rate and a remaining time; any call is a sign of life."""
 
-    def __init__(self, phase: str, tell: Callable[..., Any], heard: Callable[[], None]) -> None:
-        """``tell`` takes numbers by name; ``heard`` is a sign of life without numbers."""
-        self.heard = heard
+    def __init__(self, phase: str, tell: Callable[..., Any], keepalive: Callable[[], None]) -> None:
+        """``tell`` takes numbers by name; ``keepalive`` is a sign of life without numbers."""
+        self.keepalive = keepalive
         self._phase = phase
         self._tell = tell
         self._begun: float | None = None

@@ -20,7 +20,7 @@ from services.fetcher.models.tokenizer_and_size import (
     stored_parameters,
     token_counts,
 )
-from services.fetcher.progress_meter import Meter
+from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest, Report
 from shared.dataset.plan import job_seed
@@ -57,7 +57,7 @@ class FetcherWork:
     started: type[Started] = StagingStarted
     progressed: type[Progressed] = StagingProgressed
     interrupted: type[Interruption] = StagingInterrupted
-    stops_gently = False
+    graceful = False
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class FetcherWork:
         *,
         scratch: Path,
         allowed: frozenset[str],
-        places: int = 4,
+        concurrency: int = 4,
     ) -> None:
-        self.places = places
+        self.concurrency = concurrency
         self._store = store
         self._bases = bases
         self._scratch = scratch
@@ -134,11 +134,11 @@ class FetcherWork:
         await in_thread(folder.mkdir)
         await self._fetch(order, train.data_url, archive)
         order.progress(phase="unpacking")
-        unpacked = await unpack(archive, folder, shown=shown, heard=order.heard)
+        unpacked = await unpack(archive, folder, shown=shown, keepalive=order.keepalive)
         await in_thread(archive.unlink)
         checked = await check(
             unpacked, folder, shown=shown,
-            heard=lambda done, of: order.progress(phase="checking images", images=done, of=of),
+            keepalive=lambda done, of: order.progress(phase="checking images", images=done, of=of),
         )  # fmt: skip
         manifest, report = await in_thread(
             report_on, checked, train, job_seed(order.job, train), shown
@@ -146,14 +146,14 @@ class FetcherWork:
         await in_thread(manifest.write, folder)
         order.progress(phase="storing the dataset")
         prefix = f"jobs/{order.job}/staging/{order.grant.attempt}/dataset"
-        await upload_folder(self._store, folder, prefix, heard=order.heard)
+        await upload_folder(self._store, folder, prefix, keepalive=order.keepalive)
         log.info(
             "dataset_staged", job=order.job, images=report.images, skipped=report.skipped_count
         )
         return prefix, manifest, report
 
     async def _stage_model(self, order: Order, called: str, named: Named, scratch: Path) -> str:
-        meter = Meter(f"downloading {called}", order.progress, order.heard)
+        meter = ProgressMeter(f"downloading {called}", order.progress, order.keepalive)
         order.progress(phase=f"staging {called}", bytes=0, bytes_total=None)
         await in_thread(scratch.mkdir)
         return await self._bases.stage(named, scratch, meter)
@@ -180,13 +180,13 @@ class FetcherWork:
         except NotFound:
             return None
         except msgspec.DecodeError as error:
-            log.warning("the measured speed cannot be read", key=SPEED_KEY, why=str(error))
+            log.warning("speed_unreadable", key=SPEED_KEY, reason=str(error))
             return None
 
     async def _fetch(self, order: Order, url: str, archive: Path) -> None:
         """The archive from the user's URL, or from our store where the gateway found it there."""
         if not url.startswith(STORED):
-            meter = Meter("downloading the dataset", order.progress, order.heard)
+            meter = ProgressMeter("downloading the dataset", order.progress, order.keepalive)
             await download(
                 url, archive, allowed=self._allowed, limit=ARCHIVE_BYTES, on_bytes=meter.bytes
             )
@@ -194,9 +194,9 @@ class FetcherWork:
         key = url.removeprefix(STORED)
         try:
             if key.startswith(UPLOADS):
-                await download_upload(self._store, key, archive, heard=order.heard)
+                await download_upload(self._store, key, archive, keepalive=order.keepalive)
             else:
-                await self._store.download(key, archive, heard=order.heard)
+                await self._store.download(key, archive, keepalive=order.keepalive)
         except NotFound:
             raise Refused("input.train.data_url: the upload is not in the store any more") from None
         except Refused as error:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from services.gateway.app import Gateway, migrate
-from services.gateway.database.api_keys import KeyTable
-from services.gateway.database.connection import Sql
-from services.gateway.database.jobs import Database
-from services.gateway.database.uploads import UploadTable
+from services.gateway.database.api_keys import SqlKeyStore
+from services.gateway.database.connection import Database
+from services.gateway.database.jobs import SqlJobStore
+from services.gateway.database.uploads import SqlUploadStore
 from services.gateway.ports import Record
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
@@ -27,13 +27,13 @@ async def main() -> None:
     telemetry.configure("gateway")
     settings, stop = from_environment(), stop_on_signals()
     key = keys.secret_key(settings.secret_key, settings.home)
-    bus = RabbitMQBus.connecting(settings.amqp_url, source="gateway", beat=settings.beat)
+    bus = RabbitMQBus.connecting(settings.amqp_url, source="gateway", heartbeat=settings.heartbeat)
     async with (
         closing(bus),
         closing(open_store(settings, key)) as store,
-        closing(Sql.open(settings.database_url)) as sql,
+        closing(Database.open(settings.database_url)) as database,
     ):
-        record = Record(Database(sql), KeyTable(sql), UploadTable(sql))
+        record = Record(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
         await or_stopped(migrate(record.jobs), stop)
         await build(settings, key, bus, store, record).run(stop)
 

@@ -11,24 +11,24 @@ from pathlib import Path
 from services.gateway.api_docs import asyncapi, openapi
 from services.gateway.api_docs.schemas import Schema
 from services.gateway.endpoints.docs import DocsRoutes
-from services.gateway.endpoints.files import Files
-from services.gateway.endpoints.health import Health
-from services.gateway.endpoints.job_list import Listing
-from services.gateway.endpoints.job_removal import Removal
-from services.gateway.endpoints.jobs import Endpoint
-from services.gateway.endpoints.server_sent_events import Events
+from services.gateway.endpoints.files import FileRoutes
+from services.gateway.endpoints.health import HealthRoutes
+from services.gateway.endpoints.job_list import JobListRoutes
+from services.gateway.endpoints.job_removal import JobRemovalRoutes
+from services.gateway.endpoints.jobs import JobRoutes
+from services.gateway.endpoints.server_sent_events import EventRoutes
 from services.gateway.endpoints.uploads import UploadRoutes
-from services.gateway.endpoints.webhooks import Webhooks
+from services.gateway.endpoints.webhooks import WebhookRoutes
 
 PARTS = (
-    Endpoint,
-    Events,
-    Listing,
-    Webhooks,
-    Removal,
+    JobRoutes,
+    EventRoutes,
+    JobListRoutes,
+    WebhookRoutes,
+    JobRemovalRoutes,
     UploadRoutes,
-    Files,
-    Health,
+    FileRoutes,
+    HealthRoutes,
     DocsRoutes,
 )
 """Every class whose methods answer over HTTP."""

@@ -13,32 +13,32 @@ from aiohttp import web
 
 from services.gateway.api_documents import documents
 from services.gateway.background.intake import Intake
-from services.gateway.background.outbox_relay import Relay
+from services.gateway.background.outbox_relay import OutboxRelay
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.retention import Retention
 from services.gateway.background.supervisor import Supervisor
 from services.gateway.endpoints.docs import DocsRoutes
-from services.gateway.endpoints.files import Files
-from services.gateway.endpoints.health import Health
-from services.gateway.endpoints.job_list import Listing
-from services.gateway.endpoints.job_removal import Removal
-from services.gateway.endpoints.jobs import Endpoint
-from services.gateway.endpoints.server_sent_events import Events
-from services.gateway.endpoints.stream import Streams
+from services.gateway.endpoints.files import FileRoutes
+from services.gateway.endpoints.health import HealthRoutes
+from services.gateway.endpoints.job_list import JobListRoutes
+from services.gateway.endpoints.job_removal import JobRemovalRoutes
+from services.gateway.endpoints.jobs import JobRoutes
+from services.gateway.endpoints.server_sent_events import EventRoutes
+from services.gateway.endpoints.stream import OutputStreams
 from services.gateway.endpoints.uploads import UploadRoutes, name_the_version
-from services.gateway.endpoints.webhooks import Webhooks
+from services.gateway.endpoints.webhooks import WebhookRoutes
 from services.gateway.jobs.admission import Admission
-from services.gateway.jobs.capacity import Workforce
-from services.gateway.jobs.change_notifier import Changes
-from services.gateway.jobs.presenter import View
-from services.gateway.jobs.queue_position import Waiting
-from services.gateway.jobs.references import Ours
-from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.capacity import Capacity
+from services.gateway.jobs.change_notifier import ChangeNotifier
+from services.gateway.jobs.presenter import Presenter
+from services.gateway.jobs.queue_position import QueuePositions
+from services.gateway.jobs.references import References
+from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import JobStore, KeepsFiles, Record
 from services.gateway.web import application
 from services.gateway.web.authentication import Keys, configured_keys
-from services.gateway.web.authorization import Door
+from services.gateway.web.authorization import Authorizer
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, ObjectStore
 from shared.retry import reconnect_delay
@@ -73,52 +73,60 @@ class Gateway:
             record: nobody else writes it but other gateways, and the command line its keys.
             clock: seconds since the epoch.
         """
-        beat, jobs = settings.beat, record.jobs
-        view, changes = View(store, clock), Changes()
+        heartbeat, jobs = settings.heartbeat, record.jobs
+        presenter, change_notifier = Presenter(store, clock), ChangeNotifier()
         uploads = Uploads(record.uploads, store, settings.public_url, clock)
         self._settings = settings
-        self._relay = Relay(bus, jobs, clock=clock, beat=beat)
+        self._relay = OutboxRelay(bus, jobs, clock=clock, heartbeat=heartbeat)
         self._retention = Retention(
-            jobs, store, uploads, clock=clock, beat=beat, keep_days=settings.keep_days
+            jobs, store, uploads, clock=clock, heartbeat=heartbeat, keep_days=settings.keep_days
         )
-        ledger = Ledger(
+        repository = JobRepository(
             bus,
             jobs,
-            view,
+            presenter,
             clock=clock,
             on_due=self._relay.wake,
             on_end=self._retention.job_ended,
-            on_change=changes.tell,
+            on_change=change_notifier.tell,
         )
-        ours = Ours(settings.public_url, key, ledger, uploads, clock)
-        admission = Admission(key, ledger, ours, clock, settings.allowed_private_hosts)
-        self._supervisor = Supervisor(bus, jobs, ledger, clock=clock, beat=beat)
-        self._recorder = Recorder(bus, ledger, self._supervisor, clock=clock, beat=beat)
+        references = References(settings.public_url, key, repository, uploads, clock)
+        admission = Admission(key, repository, references, clock, settings.allowed_private_hosts)
+        self._supervisor = Supervisor(bus, jobs, repository, clock=clock, heartbeat=heartbeat)
+        self._recorder = Recorder(
+            bus, repository, self._supervisor, clock=clock, heartbeat=heartbeat
+        )
         self._intake = Intake(bus, admission)
         keys = Keys(configured_keys(settings), record.keys, clock)
-        door, workforce = Door(ledger), Workforce(bus, jobs)
-        endpoint = Endpoint(
-            door=door,
+        authorizer, capacity = Authorizer(repository), Capacity(bus, jobs)
+        endpoint = JobRoutes(
+            authorizer=authorizer,
             admission=admission,
-            ledger=ledger,
-            view=view,
-            changes=changes,
-            streams=Streams(jobs, ledger, view, changes, clock),
-            workforce=workforce,
-            waiting=Waiting(workforce, jobs, clock),
+            repository=repository,
+            presenter=presenter,
+            change_notifier=change_notifier,
+            streams=OutputStreams(jobs, repository, presenter, change_notifier, clock),
+            capacity=capacity,
+            waiting=QueuePositions(capacity, jobs, clock),
             clock=clock,
         )
-        events = Events(door=door, ledger=ledger, jobs=jobs, view=view, changes=changes)
-        listing, webhooks = Listing(jobs, clock), Webhooks(door, ledger, clock)
-        removal = Removal(door, ledger, clock, self._retention.job_removed)
+        events = EventRoutes(
+            authorizer=authorizer,
+            repository=repository,
+            jobs=jobs,
+            presenter=presenter,
+            change_notifier=change_notifier,
+        )
+        listing, webhooks = JobListRoutes(jobs, clock), WebhookRoutes(authorizer, repository, clock)
+        removal = JobRemovalRoutes(authorizer, repository, clock, self._retention.job_removed)
         uploading = UploadRoutes(uploads)
-        files = [Files(store, key, clock)] if isinstance(store, KeepsFiles) else []
+        files = [FileRoutes(store, key, clock)] if isinstance(store, KeepsFiles) else []
         openapi, asyncapi = documents().values()
         pages = DocsRoutes(openapi, asyncapi, settings.public_url)
         own = (endpoint, events, listing, webhooks, removal, uploading)
-        health = Health(ledger, self._supervisor, store, clock)
+        health = HealthRoutes(repository, self._supervisor, store, clock)
         parts = (*own, health, pages, *files)
-        self._app = application.application(parts, keys, door)
+        self._app = application.application(parts, keys, authorizer)
         self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()
         """Set once requests are answered."""

@@ -75,7 +75,7 @@ class Outgoing(Struct, frozen=True, kw_only=True):
     """The encoded body."""
     queue: str | None = None
     """A queue's name: by the default exchange; None: by the topic exchange under its type."""
-    needs_listener: bool = True
+    mandatory: bool = True
     due_at: float = 0.0
     """Seconds since the epoch, by the gateway's clock."""
 

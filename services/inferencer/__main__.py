@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from services.inferencer.sample_rows import SampleErrands
+from services.inferencer.sample_rows import SampleRows
 from services.inferencer.work import CHILD, InferencerWork
 from shared.adapters.worker import run_worker
 from shared.child.parent import Standby
@@ -20,8 +20,8 @@ async def serve(
     standby = Standby(CHILD)
     scratch, cache = settings.scratch, settings.cache
     work = InferencerWork(store, standby, scratch=scratch, cache=cache)
-    samples = SampleErrands(bus, store, standby, scratch=scratch, cache=cache)
-    await Worker(bus, work, beat=settings.beat, errands=samples).run(stop)
+    samples = SampleRows(bus, store, standby, scratch=scratch, cache=cache)
+    await Worker(bus, work, heartbeat=settings.heartbeat, best_effort_tasks=samples).run(stop)
 
 
 async def main() -> None:

@@ -9,18 +9,18 @@ from typing import Literal
 
 from services.inferencer.order import DrawingOrder
 from shared.child.parent import Child, ChildDied, Standby
-from shared.child.records import AnyRecord, Done, GivenUp
+from shared.child.records import AnyRecord, Done, Failed
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused
 from shared.messaging.messages import Artifact
 from shared.ports import ObjectStore
 from shared.storage.folders import sha256_of
 
-Hear = Callable[[AnyRecord], Awaitable[None]]
+OnRecord = Callable[[AnyRecord], Awaitable[None]]
 """Takes what the child says; the child goes on meanwhile."""
 
 
-async def draw(standby: Standby, asked: DrawingOrder, hear: Hear) -> None:
+async def draw(standby: Standby, asked: DrawingOrder, hear: OnRecord) -> None:
     """Have the child draw; it is kept only if it had its last word and awaits another order.
 
     Raises:
@@ -36,14 +36,14 @@ async def draw(standby: Standby, asked: DrawingOrder, hear: Hear) -> None:
     except BaseException:
         await standby.close()
         raise
-    if isinstance(last, GivenUp):
+    if isinstance(last, Failed):
         raise (Refused if last.refused else Passing)(last.reason)
 
 
-async def _last_word(child: Child, hear: Hear) -> Done | GivenUp:
+async def _last_word(child: Child, hear: OnRecord) -> Done | Failed:
     async with aclosing(child.records()) as records:
         async for record in records:
-            if isinstance(record, Done | GivenUp):
+            if isinstance(record, Done | Failed):
                 return record
             await hear(record)
     raise AssertionError("records end by an error only")
@@ -55,10 +55,10 @@ async def store_image(
     key: str,
     kind: Literal["image", "sample"],
     *,
-    heard: Callable[[], None],
+    keepalive: Callable[[], None],
 ) -> Artifact:
     """Put a drawn file into the store under a key whose last part is its name."""
-    await store.upload(path, key, heard=heard)
+    await store.upload(path, key, keepalive=keepalive)
     size = (await in_thread(path.stat)).st_size
     sha256 = await sha256_of(path)
     return Artifact(name=key.rpartition("/")[2], kind=kind, key=key, bytes=size, sha256=sha256)

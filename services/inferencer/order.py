@@ -7,7 +7,7 @@ from msgspec import Struct
 from shared.request import Inference
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class ImageRequest(Struct, frozen=True, kw_only=True):
     """One entry of the request, its seed settled."""
 
     inference: Inference
@@ -41,7 +41,7 @@ class DrawingOrder(Struct, frozen=True, kw_only=True):
     """A diffusers folder, or configurations and a single file."""
     weights: str | None = None
     """A snapshot's folder, whose networks take the place of the model's; None: the model's own."""
-    entries: tuple[Entry, ...]
+    entries: tuple[ImageRequest, ...]
     clip_skip: int
     about: About
     out: str

@@ -13,9 +13,9 @@ from pathlib import Path
 import structlog
 
 from services.inferencer.child_client import draw, store_image
-from services.inferencer.order import About, DrawingOrder, Entry
+from services.inferencer.order import About, DrawingOrder, ImageRequest
 from shared.child.parent import Standby
-from shared.child.records import AnyRecord, Drawn, Spoiled
+from shared.child.records import AnyRecord, Drawn, ImageFailed
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Passing, Refused, Unavailable
 from shared.messaging.messages import CheckpointSampled, DrawnSample, SampleRow, SamplesGenerated
@@ -25,7 +25,7 @@ from shared.request import Inference
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder
 from shared.storage.snapshots import sample_key, standing
-from shared.worker.order import Errand
+from shared.worker.order import BestEffortTask
 
 STEPS = 30
 GUIDANCE = 7.5
@@ -33,7 +33,7 @@ GUIDANCE = 7.5
 log = structlog.get_logger()
 
 
-class SampleErrands:
+class SampleRows:
     """Draws the rows that trainings ask for on their way; a late one gives way to a newer."""
 
     queue = INFERENCER_SAMPLES
@@ -48,45 +48,49 @@ class SampleErrands:
         self._scratch = scratch
         self._cache = cache
 
-    async def run(self, errand: Errand) -> None:
+    async def run(self, best_effort_task: BestEffortTask) -> None:
         """Draw a row and remove its snapshot; one that was passed over is removed undrawn.
 
         Raises:
             Unavailable: the store or the broker is away; the snapshot stands.
         """
-        asked = errand.message
+        asked = best_effort_task.message
         if not isinstance(asked, CheckpointSampled):
             return
         if await self._is_overtaken(asked):
-            log.info("row passed over", job=asked.job, step=asked.row.step, why="a newer one waits")
+            log.info(
+                "sample_row_skipped", job=asked.job, step=asked.row.step, reason="a newer one waits"
+            )
         else:
-            await self._draw_or_pass_over(asked, errand)
+            await self._draw_or_pass_over(asked, best_effort_task)
         await self._store.delete(f"{asked.snapshot}/")
 
     async def _is_overtaken(self, asked: CheckpointSampled) -> bool:
         steps = [snapshot.step for snapshot in await standing(self._store, asked.job)]
         return max(steps, default=0) > asked.row.step
 
-    async def _draw_or_pass_over(self, asked: CheckpointSampled, errand: Errand) -> None:
+    async def _draw_or_pass_over(
+        self, asked: CheckpointSampled, best_effort_task: BestEffortTask
+    ) -> None:
         folder = self._scratch / asked.snapshot.replace("/", "-")
         try:
             await in_thread((folder / "out").mkdir, parents=True, exist_ok=True)
-            await self._draw(asked, folder, errand.heard)
+            await self._draw(asked, folder, best_effort_task.keepalive)
         except NotFound:
-            log.info("row passed over", job=asked.job, step=asked.row.step, why="it is gone")
+            log.info("sample_row_skipped", job=asked.job, step=asked.row.step, reason="it is gone")
         except Unavailable:
             raise
         except (Refused, Passing) as error:
-            log.warning("row passed over", job=asked.job, step=asked.row.step, why=str(error))
+            log.warning("sample_row_skipped", job=asked.job, step=asked.row.step, reason=str(error))
         finally:
             await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _draw(
-        self, asked: CheckpointSampled, folder: Path, heard: Callable[[], None]
+        self, asked: CheckpointSampled, folder: Path, keepalive: Callable[[], None]
     ) -> None:
         weights = folder / "weights"
-        await download_folder(self._store, asked.snapshot, weights, heard=heard)
-        base = await cached_folder(self._store, asked.base_model, self._cache, heard=heard)
+        await download_folder(self._store, asked.snapshot, weights, keepalive=keepalive)
+        base = await cached_folder(self._store, asked.base_model, self._cache, keepalive=keepalive)
         order = DrawingOrder(
             model=str(base),
             weights=str(weights),
@@ -96,12 +100,12 @@ class SampleErrands:
             out=str(folder / "out"),
         )
         samples, missing = await draw_row(
-            self._standby, self._store, asked.job, asked.row, order, heard=heard
+            self._standby, self._store, asked.job, asked.row, order, keepalive=keepalive
         )
         for reason in missing:
-            log.warning("sample missing", job=asked.job, step=asked.row.step, why=reason)
+            log.warning("sample_missing", job=asked.job, step=asked.row.step, reason=reason)
         await self._bus.publish(SamplesGenerated(job=asked.job, samples=samples))
-        log.info("row drawn", job=asked.job, step=asked.row.step)
+        log.info("sample_row_drawn", job=asked.job, step=asked.row.step)
 
 
 async def draw_row(
@@ -111,7 +115,7 @@ async def draw_row(
     row: SampleRow,
     order: DrawingOrder,
     *,
-    heard: Callable[[], None],
+    keepalive: Callable[[], None],
 ) -> tuple[tuple[DrawnSample, ...], tuple[str, ...]]:
     """Draw a row into the store; the order's entries are :func:`entries_of` it.
 
@@ -124,20 +128,20 @@ async def draw_row(
     missing: list[str] = []
 
     async def hear(record: AnyRecord) -> None:
-        heard()
+        keepalive()
         if isinstance(record, Drawn):
-            samples.append(await _stored(store, job, row, record, heard))
-        elif isinstance(record, Spoiled):
+            samples.append(await _stored(store, job, row, record, keepalive))
+        elif isinstance(record, ImageFailed):
             missing.append(record.reason)
 
     await draw(standby, order, hear)
     return tuple(sorted(samples, key=lambda sample: sample.index)), tuple(missing)
 
 
-def entries_of(row: SampleRow) -> tuple[Entry, ...]:
+def entries_of(row: SampleRow) -> tuple[ImageRequest, ...]:
     """One image for each prompt, square, each with a seed of its own that all rows share."""
     return tuple(
-        Entry(
+        ImageRequest(
             inference=Inference(
                 prompt=prompt,
                 num_inference_steps=STEPS,
@@ -152,11 +156,11 @@ def entries_of(row: SampleRow) -> tuple[Entry, ...]:
 
 
 async def _stored(
-    store: ObjectStore, job: str, row: SampleRow, drawn: Drawn, heard: Callable[[], None]
+    store: ObjectStore, job: str, row: SampleRow, drawn: Drawn, keepalive: Callable[[], None]
 ) -> DrawnSample:
     key = sample_key(job, step=row.step, index=drawn.index)
     return DrawnSample(
-        artifact=await store_image(store, Path(drawn.path), key, "sample", heard=heard),
+        artifact=await store_image(store, Path(drawn.path), key, "sample", keepalive=keepalive),
         step=row.step,
         epoch=row.epoch,
         index=drawn.index,

@@ -12,10 +12,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from services.inferencer.child_client import draw, store_image
-from services.inferencer.order import About, DrawingOrder, Entry
+from services.inferencer.order import About, DrawingOrder, ImageRequest
 from services.inferencer.sample_rows import draw_row, entries_of
 from shared.child.parent import Standby
-from shared.child.records import AnyRecord, Drawn, Phase, Progress, Spoiled
+from shared.child.records import AnyRecord, Drawn, ImageFailed, Phase, Progress
 from shared.concurrency import in_thread
 from shared.errors import Passing, Refused, Unavailable
 from shared.messaging.messages import (
@@ -52,11 +52,11 @@ class InferencerWork:
     """Draws with a trained or a named model, by one child that outlives the job."""
 
     queue = INFERENCER_RESULTS
-    places = 1
+    concurrency = 1
     started: type[Started] = GenerationStarted
     progressed: type[Progressed] = GenerationProgressed
     interrupted: type[Interruption] = GenerationInterrupted
-    stops_gently = False
+    graceful = False
 
     def __init__(self, store: ObjectStore, standby: Standby, *, scratch: Path, cache: Path) -> None:
         """``cache`` holds models for a while; ``scratch`` one job's images at a time.
@@ -92,7 +92,9 @@ class InferencerWork:
         finished = order.message
         assert isinstance(finished, CheckpointFinal | ModelStaged)  # noqa: S101 - see stage_of
         order.progress(phase="fetching the finished model")
-        model = await cached_folder(self._store, finished.model, self._cache, heard=order.heard)
+        model = await cached_folder(
+            self._store, finished.model, self._cache, keepalive=order.keepalive
+        )
         asked = DrawingOrder(
             model=str(model),
             entries=tuple(entry_of(each) for each in finished.inference),
@@ -113,7 +115,7 @@ class InferencerWork:
         images: dict[int, DrawnImage] = {}
 
         async def hear(record: AnyRecord) -> None:
-            order.heard()
+            order.keepalive()
             match record:
                 case Phase(name=name):
                     order.progress(phase=name)
@@ -121,7 +123,7 @@ class InferencerWork:
                     order.progress(**numbers)
                 case Drawn(index=index):
                     images[index] = await self._store_image(order, record, wanted[index])
-                case Spoiled(index=index):
+                case ImageFailed(index=index):
                     images[index] = _spoiled_image(record, wanted[index])
 
         await draw(self._standby, asked, hear)
@@ -137,7 +139,7 @@ class InferencerWork:
         asked = replace(asked, entries=entries_of(row))
         try:
             samples, missing = await draw_row(
-                self._standby, self._store, order.job, row, asked, heard=order.heard
+                self._standby, self._store, order.job, row, asked, keepalive=order.keepalive
             )
         except Unavailable:
             raise
@@ -145,14 +147,14 @@ class InferencerWork:
             return (), (f"{LOST}{error}",)
         return samples, tuple(f"{LOST_ONE}{reason}" for reason in missing)
 
-    async def _store_image(self, order: Order, drawn: Drawn, entry: Entry) -> DrawnImage:
+    async def _store_image(self, order: Order, drawn: Drawn, entry: ImageRequest) -> DrawnImage:
         path = Path(drawn.path)
         key = f"jobs/{order.job}/generation/{order.grant.attempt}/{path.name}"
-        artifact = await store_image(self._store, path, key, "image", heard=order.heard)
+        artifact = await store_image(self._store, path, key, "image", keepalive=order.keepalive)
         return _image(artifact, entry.inference, drawn.seed)
 
 
-def _spoiled_image(spoiled: Spoiled, entry: Entry) -> DrawnImage:
+def _spoiled_image(spoiled: ImageFailed, entry: ImageRequest) -> DrawnImage:
     return _image(None, entry.inference, spoiled.seed, error=spoiled.reason)
 
 
@@ -186,8 +188,8 @@ def about(finished: CheckpointFinal | ModelStaged) -> About:
     )
 
 
-def entry_of(asked: Inference) -> Entry:
+def entry_of(asked: Inference) -> ImageRequest:
     """An entry with its seed: the one asked for, or one drawn for it."""
     is_open = asked.seed is None or asked.seed == -1
     seed = random.SystemRandom().randrange(SEEDS) if is_open else asked.seed
-    return Entry(inference=asked, seed=seed or 0)
+    return ImageRequest(inference=asked, seed=seed or 0)

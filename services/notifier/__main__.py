@@ -31,14 +31,14 @@ async def serve(
         )  # fmt: skip
 
     work = NotifierWork(
-        store, open_bucket, key=key, scratch=settings.scratch, beat=settings.beat,
-        places=settings.places or 4,
+        store, open_bucket, key=key, scratch=settings.scratch, heartbeat=settings.heartbeat,
+        concurrency=settings.concurrency or 4,
     )  # fmt: skip
     secret = keys.webhook_secret(settings.webhook_secret, key)
     async with guarded_session(allowed) as session:
         webhooks = deliver_all(bus, session, secret, allowed)
         await asyncio.gather(
-            Worker(bus, work, beat=settings.beat).run(stop), or_stopped(webhooks, stop)
+            Worker(bus, work, heartbeat=settings.heartbeat).run(stop), or_stopped(webhooks, stop)
         )
 
 

@@ -56,23 +56,23 @@ async def publish(
     job: str,
     artifacts: Sequence[Artifact],
     scratch: Path,
-    heard: Callable[[int], None],
+    keepalive: Callable[[int], None],
 ) -> dict[str, str]:
     """Copy each artifact to ``<job>/<name>`` and link it; keys are the same when repeated.
 
-    ``heard`` is called as the bytes go, with how many files are published. Returns the key in our
-    store to the presigned URL in theirs.
+    ``keepalive`` is called as the bytes go, with how many files are published. Returns the
+    presigned URL in their store by the key in ours.
     """
     urls: dict[str, str] = {}
 
     def alive() -> None:
-        heard(len(urls))
+        keepalive(len(urls))
 
     for artifact in artifacts:
         file = scratch / "artifact"
-        await ours.download(artifact.key, file, heard=alive)
+        await ours.download(artifact.key, file, keepalive=alive)
         key = f"{job}/{artifact.name}"
-        await theirs.upload(file, key, heard=alive)
+        await theirs.upload(file, key, keepalive=alive)
         urls[artifact.key] = await theirs.link(key, seconds=LINK_SECONDS)
         alive()
     await _remove(theirs, f"{job}/{CHECK}")  # stays where the store was away when it was tried

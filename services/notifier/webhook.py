@@ -16,7 +16,7 @@ from shared.messaging.topology import NOTIFIER_WEBHOOKS
 from shared.network.outbound import check_url, refusing
 from shared.ports import Bus, Delivery
 
-PLACES = 16
+CONCURRENCY = 16
 """How many webhooks are under way at once."""
 TIMEOUT = aiohttp.ClientTimeout(total=20.0, sock_connect=10.0)
 GONE = 410
@@ -29,7 +29,7 @@ async def deliver_all(
 ) -> None:
     """Post every webhook that is due, for ever."""
     async with (
-        aclosing(bus.consume(NOTIFIER_WEBHOOKS, prefetch=PLACES)) as deliveries,
+        aclosing(bus.consume(NOTIFIER_WEBHOOKS, prefetch=CONCURRENCY)) as deliveries,
         asyncio.TaskGroup() as group,
     ):
         async for delivery in deliveries:
@@ -46,15 +46,15 @@ async def _handle(
     """Say the outcome, then ack: a webhook posted twice carries the same id."""
     due = delivery.message
     if not isinstance(due, WebhookDue):
-        await delivery.bury("not a webhook that is due")
+        await delivery.dead_letter("not a webhook that is due")
         return
     outcome = await post(session, secret, allowed, due)
-    log.info("webhook tried", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
+    log.info("webhook_tried", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
     try:
         await bus.publish(outcome)
         await delivery.ack()
     except EveryDreamError as error:
-        log.warning("webhook outcome not said", job=due.job, why=str(error))
+        log.warning("webhook_outcome_not_published", job=due.job, reason=str(error))
         await delivery.release()
 
 

@@ -43,7 +43,7 @@ class NotifierWork:
     started = PublicationStarted
     progressed = PublicationProgressed
     interrupted = PublicationInterrupted
-    stops_gently = False
+    graceful = False
 
     def __init__(
         self,
@@ -52,16 +52,16 @@ class NotifierWork:
         *,
         key: str,
         scratch: Path,
-        beat: float,
-        places: int = 4,
+        heartbeat: float,
+        concurrency: int = 4,
     ) -> None:
-        """``beat``, in seconds: a bucket that is away is waited for, for some of them."""
-        self.places = places
+        """``heartbeat``, in seconds: a bucket that is away is waited for, for some of them."""
+        self.concurrency = concurrency
         self._store = store
         self._open_bucket = open_bucket
         self._key = key
         self._scratch = scratch
-        self._beat = beat
+        self._heartbeat = heartbeat
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
         match message:
@@ -86,13 +86,13 @@ class NotifierWork:
 
     async def _publish(self, order: Order, theirs: ObjectStore) -> ArtifactsPublished:
         scratch = self._scratch / f"{order.job}-{order.stage}-{order.grant.attempt}"
-        patient = PatientStore(theirs, beat=self._beat)
+        patient = PatientStore(theirs, heartbeat=self._heartbeat)
         try:
             scratch.mkdir(parents=True, exist_ok=True)
             artifacts = [*artifacts_of(order.message), *order.grant.samples]
             urls = await bucket.publish(
                 self._store, patient, job=order.job, artifacts=artifacts, scratch=scratch,
-                heard=lambda files: order.progress(phase="publishing", files=files),
+                keepalive=lambda files: order.progress(phase="publishing", files=files),
             )  # fmt: skip
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -29,7 +29,7 @@ RESUME_POINTS_KEPT = 2
 log = structlog.get_logger()
 
 
-class Uploads:
+class ArtifactUploads:
     """One job's uploads; those of checkpoints and resume points run beside the training."""
 
     def __init__(
@@ -95,7 +95,9 @@ class Uploads:
         self, path: Path, folder: str, kind: Literal["checkpoint", "metrics", "tensorboard"]
     ) -> Artifact:
         key = f"{folder}/{path.name}"
-        await self._patiently(lambda: self._store.upload(path, key, heard=self._order.heard))
+        await self._patiently(
+            lambda: self._store.upload(path, key, keepalive=self._order.keepalive)
+        )
         size = (await in_thread(path.stat)).st_size
         sha256 = await sha256_of(path)
         return Artifact(name=path.name, kind=kind, key=key, bytes=size, sha256=sha256)
@@ -130,9 +132,9 @@ class Uploads:
             epoch=saved.epoch,
             validation_loss=saved.validation_loss,
             replaced=tuple(each.artifact.key for each in replaced),
-            wish=saved.wish,
+            command=saved.command,
         )
-        await self._order.say(fact)  # first, so that nobody is shown what is gone
+        await self._order.publish(fact)  # first, so that nobody is shown what is gone
         for each in replaced:
             await self._forget(each.artifact.key)
         await in_thread(path.unlink)
@@ -147,8 +149,8 @@ class Uploads:
             fact = ResumePointSaved(
                 **self._order.stamp(), prefix=prefix, step=saved.step, epoch=saved.epoch
             )
-            await self._order.say(fact)
-            log.info("resume point saved", job=self._order.job, step=saved.step)
+            await self._order.publish(fact)
+            log.info("resume_point_saved", job=self._order.job, step=saved.step)
             await self._forget_older(prefix)
         await in_thread(shutil.rmtree, folder)
 
@@ -165,7 +167,7 @@ class Uploads:
 
     async def _folder(self, folder: Path, prefix: str) -> str:
         await self._patiently(
-            lambda: upload_folder(self._store, folder, prefix, heard=self._order.heard)
+            lambda: upload_folder(self._store, folder, prefix, keepalive=self._order.keepalive)
         )
         return prefix
 
@@ -183,7 +185,7 @@ async def patiently(call: Callable[[], Awaitable[T]], *, job: str) -> T:
         try:
             return await call()
         except Unavailable as error:
-            log.warning("the store is away", job=job, why=str(error))
+            log.warning("store_unavailable", job=job, reason=str(error))
             await asyncio.sleep(reconnect_delay(attempt))
             attempt += 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from shared.request import Train, Wish
+from shared.request import Command, Train
 
 SECONDS_PER_MINUTE = 60.0
 SNAPSHOTS = "snapshots"
@@ -37,10 +37,10 @@ class TrainingOrder(Struct, frozen=True, kw_only=True):
     """Seconds between resume points."""
 
 
-class Wishes(Struct, frozen=True, kw_only=True):
+class Commands(Struct, frozen=True, kw_only=True):
     """What the user wants of the training at work, while it is: the newest number of each kind."""
 
-    wishes: dict[Wish, int]
+    commands: dict[Command, int]
 
 
 class Measured(Struct, frozen=True, kw_only=True):

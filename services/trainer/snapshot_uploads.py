@@ -40,7 +40,7 @@ def prompts_of(train: Train, pictures: Sequence[Picture], seed: int) -> tuple[st
     return tuple(random_of(seed, "sample prompts").sample(captions, count))
 
 
-class Snapshots:
+class SnapshotUploads:
     """Uploads one job's snapshots beside the training, and says when each may be drawn.
 
     While one stands in the store, a folder of its step stands in the child's ``out``.
@@ -126,16 +126,17 @@ class Snapshots:
         prefix = snapshot_prefix(
             self._order.job, self._order.grant.attempt, step=saved.step, epoch=saved.epoch
         )
-        heard = self._order.heard
+        keepalive = self._order.keepalive
         await patiently(
-            lambda: upload_folder(self._store, folder, prefix, heard=heard), job=self._order.job
+            lambda: upload_folder(self._store, folder, prefix, keepalive=keepalive),
+            job=self._order.job,
         )
         await in_thread(_empty, folder)
         snapshot = Snapshot(prefix=prefix, step=saved.step, epoch=saved.epoch)
         self._standing.append(snapshot)
-        await self._say(snapshot, wish=saved.wish)
+        await self._say(snapshot, command=saved.command)
 
-    async def _say(self, snapshot: Snapshot, *, wish: int = 0) -> None:
+    async def _say(self, snapshot: Snapshot, *, command: int = 0) -> None:
         row = self.row(snapshot.step, snapshot.epoch)
         staged = self._order.message
         assert isinstance(staged, DatasetStaged)  # noqa: S101 - what training is asked for by
@@ -147,10 +148,10 @@ class Snapshots:
             base_model=staged.base_model,
             clip_skip=staged.train.clip_skip,
             row=row,
-            wish=wish,
+            command=command,
         )
-        await self._order.say(fact)
-        log.info("snapshot stands", job=self._order.job, step=snapshot.step)
+        await self._order.publish(fact)
+        log.info("snapshot_stored", job=self._order.job, step=snapshot.step)
 
     async def _look(self) -> None:
         """Remove the signs of those that were drawn or passed over."""

@@ -14,11 +14,11 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from services.trainer.artifact_uploads import Uploads, best_of
-from services.trainer.order import Outcome, TrainingOrder, Wishes
-from services.trainer.snapshot_uploads import Snapshots, prompts_of
+from services.trainer.artifact_uploads import ArtifactUploads, best_of
+from services.trainer.order import Commands, Outcome, TrainingOrder
+from services.trainer.snapshot_uploads import SnapshotUploads, prompts_of
 from shared.child.parent import Child, ChildDied, Standby
-from shared.child.records import Done, GivenUp, Phase, Progress, Saved, Stopped
+from shared.child.records import Done, Failed, Phase, Progress, Saved, Stopped
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import job_seed
@@ -57,11 +57,11 @@ class TrainerWork:
     """Trains one job at a time, each in a child process of its own."""
 
     queue = TRAINER
-    places = 1
+    concurrency = 1
     started: type[Started] = TrainingStarted
     progressed: type[Progressed] = TrainingProgressed
     interrupted: type[Interruption] = TrainingInterrupted
-    stops_gently = True
+    graceful = True
 
     def __init__(
         self, store: ObjectStore, *, scratch: Path, cache: Path, resume_every: float
@@ -100,11 +100,11 @@ class TrainerWork:
     async def _fetch(self, order: Order, folder: Path) -> TrainingOrder:
         """Bring everything that the child needs to the local disk."""
         staged = _staged(order)
-        store, heard = self._store, order.heard
+        store, keepalive = self._store, order.keepalive
         order.progress(phase="fetching the dataset")
-        await download_folder(store, staged.dataset, folder / "dataset", heard=heard)
+        await download_folder(store, staged.dataset, folder / "dataset", keepalive=keepalive)
         order.progress(phase="fetching the base model")
-        base = await cached_folder(store, staged.base_model, self._cache, heard=heard)
+        base = await cached_folder(store, staged.base_model, self._cache, keepalive=keepalive)
         needed = SAVED_MODELS * (await read_manifest(store, staged.base_model)).bytes
         await in_thread(require_room, folder, needed, "save the trained model later")
         resume = await self._fetch_resume_point(order, folder / "from")
@@ -127,9 +127,9 @@ class TrainerWork:
             return None
         order.progress(phase="fetching the resume point")
         try:
-            await download_folder(self._store, point, folder, heard=order.heard)
+            await download_folder(self._store, point, folder, keepalive=order.keepalive)
         except NotFound:
-            log.warning("the resume point is gone", job=order.job, resume_point=point)
+            log.warning("resume_point_missing", job=order.job, resume_point=point)
             return None
         log.info("resuming", job=order.job, resume_point=point)
         return folder
@@ -140,7 +140,7 @@ class TrainerWork:
         prompts = prompts_of(asked.train, pictures, asked.seed)
         if not prompts:
             asked = msgspec.structs.replace(asked, sample_every=None)
-        snapshots = Snapshots(self._store, order, asked, prompts)
+        snapshots = SnapshotUploads(self._store, order, asked, prompts)
         try:
             await snapshots.start()
             return await self._shepherd(child, order, asked, snapshots)
@@ -148,11 +148,11 @@ class TrainerWork:
             await snapshots.cancel()
 
     async def _shepherd(
-        self, child: Child, order: Order, asked: TrainingOrder, snapshots: Snapshots
+        self, child: Child, order: Order, asked: TrainingOrder, snapshots: SnapshotUploads
     ) -> CheckpointFinal:
         """Send the child to work and listen until its last word."""
         await child.order(asked)
-        uploads = Uploads(
+        uploads = ArtifactUploads(
             self._store,
             order,
             resumed=Path(asked.resume) if asked.resume else None,
@@ -160,7 +160,7 @@ class TrainerWork:
         )
         tellers = [
             asyncio.create_task(telling(order, child))
-            for telling in (_stop_when_asked, _tell_wishes)
+            for telling in (_stop_when_asked, _tell_commands)
         ]
         try:
             outcome = await _listen(child, order, uploads, snapshots)
@@ -170,12 +170,12 @@ class TrainerWork:
             await uploads.finished()  # what it saved before is whole, and is gone on from
             raise Passing(str(error)) from error
         finally:
-            for teller in tellers:
-                teller.cancel()
+            for reporter in tellers:
+                reporter.cancel()
             await uploads.cancel()
 
     async def _store_outcome(
-        self, order: Order, outcome: Outcome, uploads: Uploads, snapshots: Snapshots
+        self, order: Order, outcome: Outcome, uploads: ArtifactUploads, snapshots: SnapshotUploads
     ) -> CheckpointFinal:
         order.progress(phase="storing the trained model")
         staged = _staged(order)
@@ -205,7 +205,7 @@ class TrainerWork:
         try:
             await self._store.put(SPEED_KEY, msgspec.json.encode(speed))
         except Unavailable as error:
-            log.warning("the speed is not remembered", job=order.job, why=str(error))
+            log.warning("speed_not_stored", job=order.job, reason=str(error))
 
 
 def speed_of(order: Order, gpu: str) -> Speed | None:
@@ -230,7 +230,9 @@ def judged(
     return tuple(replace(each, best=each == best) for each in checkpoints), False
 
 
-async def _listen(child: Child, order: Order, uploads: Uploads, snapshots: Snapshots) -> Outcome:
+async def _listen(
+    child: Child, order: Order, uploads: ArtifactUploads, snapshots: SnapshotUploads
+) -> Outcome:
     """Pass on what the child says; what it has saved is uploaded meanwhile.
 
     At the end no snapshot is waited for: the last row comes with the results.
@@ -242,7 +244,7 @@ async def _listen(child: Child, order: Order, uploads: Uploads, snapshots: Snaps
     """
     async with aclosing(child.records()) as records:
         async for record in records:
-            order.heard()
+            order.keepalive()
             match record:
                 case Phase(name=name):
                     order.progress(phase=name)
@@ -260,7 +262,7 @@ async def _listen(child: Child, order: Order, uploads: Uploads, snapshots: Snaps
                     await snapshots.finished()
                     await uploads.finished()
                     raise Interrupted("stopped while training")
-                case GivenUp(refused=refused, reason=reason):
+                case Failed(refused=refused, reason=reason):
                     raise (Refused if refused else Passing)(reason)
     raise AssertionError("records end by an error only")
 
@@ -270,13 +272,13 @@ async def _stop_when_asked(order: Order, child: Child) -> None:
     child.stop()
 
 
-async def _tell_wishes(order: Order, child: Child) -> None:
+async def _tell_commands(order: Order, child: Child) -> None:
     """Pass on what the user wants of the training, whenever there is something new."""
     while True:
-        await order.wished.wait()
-        order.wished.clear()
-        log.info("wished for", job=order.job, wishes=order.wishes)
-        await child.order(Wishes(wishes=order.wishes))
+        await order.commands_changed.wait()
+        order.commands_changed.clear()
+        log.info("command_received", job=order.job, commands=order.commands)
+        await child.order(Commands(commands=order.commands))
 
 
 def _staged(order: Order) -> DatasetStaged:

@@ -31,7 +31,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     """Empty where the body could hold a user's secrets."""
 
 
-def bury(body: bytes, message: AnyMessage | None, *, queue: str, reason: str) -> DeadLetter:
+def dead_letter(body: bytes, message: AnyMessage | None, *, queue: str, reason: str) -> DeadLetter:
     """The dead letter for a body and what it was decoded to (None: it could not be).
 
     Only an admitted job has its secrets sealed: a request for one, and what cannot be read,

@@ -21,7 +21,7 @@ from shared.concurrency import in_thread
 from shared.disk import FULL, SPARE, free_bytes, require_room, told_when_full
 from shared.errors import Full, NotFound, Refused, Unavailable
 from shared.keys import link_signature
-from shared.ports import Entry, unheard
+from shared.ports import StoredObject, no_keepalive
 
 INCOMING = ".incoming"
 """Half-written files live here: beside the objects, so that a rename puts them in place."""
@@ -70,13 +70,17 @@ class FolderStore:
     async def get(self, key: str) -> bytes:
         return await in_thread(self._read, key)
 
-    async def upload(self, path: Path, key: str, *, heard: Callable[[], None] = unheard) -> None:
+    async def upload(
+        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
+    ) -> None:
         await in_thread(self._upload, key, path)
-        heard()
+        keepalive()
 
-    async def download(self, key: str, path: Path, *, heard: Callable[[], None] = unheard) -> None:
+    async def download(
+        self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
+    ) -> None:
         await in_thread(self._fetch, key, path)
-        heard()
+        keepalive()
 
     async def exists(self, key: str) -> bool:
         try:
@@ -85,7 +89,7 @@ class FolderStore:
             return False
         return True
 
-    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         for entry in await in_thread(self._entries, prefix):
             yield entry
 
@@ -152,7 +156,7 @@ class FolderStore:
                 _sync(folder)
             folder = folder.parent
 
-    def _entries(self, prefix: str) -> Sequence[Entry]:
+    def _entries(self, prefix: str) -> Sequence[StoredObject]:
         base = check_prefix(prefix).rpartition("/")[0]
         with _writing(prefix):
             entries = _walk(self._root / base, f"{base}/" if base else "", prefix)
@@ -174,7 +178,7 @@ class FolderStore:
         return True
 
 
-def _walk(folder: Path, base: str, prefix: str) -> Iterator[Entry]:
+def _walk(folder: Path, base: str, prefix: str) -> Iterator[StoredObject]:
     """The files below a folder in order of their keys; what vanishes meanwhile is left out."""
     for item in _sorted(folder):
         key = base + item.name
@@ -184,7 +188,7 @@ def _walk(folder: Path, base: str, prefix: str) -> Iterator[Entry]:
         elif key.startswith(prefix) and item.is_file(follow_symlinks=False):
             with suppress(FileNotFoundError):
                 found = item.stat()
-                yield Entry(key, found.st_size, found.st_mtime)
+                yield StoredObject(key, found.st_size, found.st_mtime)
 
 
 def _sorted(folder: Path) -> list[os.DirEntry[str]]:

@@ -19,7 +19,7 @@ from uuid import uuid4
 import structlog
 from msgspec.structs import replace
 
-from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter, Undecodable, bury, read
+from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter, Undecodable, dead_letter, read
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.envelope import Envelope, envelope_for
 from shared.messaging.messages import AnyMessage, Message, encode
@@ -104,15 +104,19 @@ class _Queue:
     def put_back(self, letter: _Letter) -> None:
         letter.returns += 1
         if letter.returns > DELIVERY_LIMIT:
-            self.bury(letter, _message_or_none(letter.body), LIMIT_REASON)
+            self.dead_letter(letter, _message_or_none(letter.body), LIMIT_REASON)
         else:
             self.put(letter)
 
-    def bury(self, letter: _Letter, message: AnyMessage | None, reason: str) -> None:
-        dead = bury(letter.body, message, queue=self.name, reason=reason)
+    def dead_letter(self, letter: _Letter, message: AnyMessage | None, reason: str) -> None:
+        dead = dead_letter(letter.body, message, queue=self.name, reason=reason)
         self._dead_letters.append(dead)
         log.warning(
-            "message_buried", queue=self.name, reason=reason, length=dead.length, sha256=dead.sha256
+            "message_dead_lettered",
+            queue=self.name,
+            reason=reason,
+            length=dead.length,
+            sha256=dead.sha256,
         )
 
     def join(self, consumer: _Consumer) -> None:
@@ -160,7 +164,7 @@ class _Consumer:
                 return _Delivery(self, letter, read(letter.body))
             except Undecodable as error:
                 self.settle(letter)
-                self._queue.bury(letter, None, str(error))
+                self._queue.dead_letter(letter, None, str(error))
 
     async def _next_letter(self) -> _Letter:
         while not (self._queue.serves(self) and len(self._in_hand) < self._prefetch):
@@ -185,9 +189,9 @@ class _Consumer:
         if self.settle(letter):
             self._queue.put_back(letter)
 
-    def bury(self, letter: _Letter, message: AnyMessage, reason: str) -> None:
+    def dead_letter(self, letter: _Letter, message: AnyMessage, reason: str) -> None:
         if self.settle(letter):
-            self._queue.bury(letter, message, reason)
+            self._queue.dead_letter(letter, message, reason)
 
     def leave(self) -> None:
         """Ask for no more; what is in hand stays."""
@@ -215,11 +219,11 @@ class _Delivery:
     async def release(self) -> None:
         self._consumer.put_back(self._letter)
 
-    async def bury(self, reason: str) -> None:
-        self._consumer.bury(self._letter, self.message, reason)
+    async def dead_letter(self, reason: str) -> None:
+        self._consumer.dead_letter(self._letter, self.message, reason)
 
 
-class _Control:
+class _ReplyQueue:
     def __init__(self, consumer: _Consumer, address: str) -> None:
         self._consumer = consumer
         self.address = address
@@ -252,23 +256,23 @@ class MemoryBus:
             raise Unavailable(f"the bus of {self._source} is closed")
 
     async def publish(
-        self, message: Message, *, reply_to: str | None = None, needs_listener: bool = True
+        self, message: Message, *, reply_to: str | None = None, mandatory: bool = True
     ) -> None:
         self.check_open()
         envelope = self._envelope(message, reply_to)
         routed = self._broker.publish(envelope.type, encode(message), envelope)
-        if needs_listener and not routed:
+        if mandatory and not routed:
             raise Unroutable(f"no queue is bound for {envelope.type}")
         await asyncio.sleep(0)  # a loop of publishes lets others run, as it does over a socket
 
-    async def send(self, queue: str, message: Message, *, needs_listener: bool = False) -> None:
+    async def send(self, queue: str, message: Message, *, mandatory: bool = False) -> None:
         self.check_open()
         routed = self._broker.send(queue, encode(message), self._envelope(message, None))
-        if needs_listener and not routed:
+        if mandatory and not routed:
             raise Unroutable(f"there is no queue {queue}")
         await asyncio.sleep(0)
 
-    async def take(self, queue: Queue) -> _Delivery:
+    async def get(self, queue: Queue) -> _Delivery:
         consumer = self._consumer(self._broker.queue(queue.name), prefetch=1)
         try:
             return await consumer.next()
@@ -284,11 +288,11 @@ class MemoryBus:
             consumer.give_up()
 
     @asynccontextmanager
-    async def control(self, bindings: Sequence[str]) -> AsyncIterator[_Control]:
+    async def reply_queue(self, bindings: Sequence[str]) -> AsyncIterator[_ReplyQueue]:
         address = f"control.{self._source}.{uuid4().hex}"
         consumer = self._consumer(self._broker.declare(Queue(address, tuple(bindings))), prefetch=1)
         try:
-            yield _Control(consumer, address)
+            yield _ReplyQueue(consumer, address)
         finally:
             consumer.leave()
             self._broker.forget(address)

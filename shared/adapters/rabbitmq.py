@@ -30,18 +30,18 @@ from aio_pika.abc import (
 from pamqp import commands
 from yarl import URL
 
-from shared.adapters.dead_letters import LIMIT_REASON, Undecodable, bury, read
+from shared.adapters.dead_letters import LIMIT_REASON, Undecodable, dead_letter, read
 from shared.adapters.rabbitmq_connection import (
     ANSWER_SECONDS,
     CLOSE_SECONDS,
-    Line,
-    Listener,
-    Lost,
-    answered,
+    Connection,
+    ConnectionLost,
+    Consumer,
     hang_up,
     pause,
+    retry_until_connected,
     tame_the_vendors_logs,
-    until_not_lost,
+    translate_errors,
 )
 from shared.adapters.rabbitmq_envelope import envelope_of, to_amqp
 from shared.adapters.rabbitmq_publisher import Publisher
@@ -81,8 +81,8 @@ class _Delivery:
         await _give_back(self._incoming)
         await self.let_go()
 
-    async def bury(self, reason: str) -> None:
-        await self._bus.bury(self._incoming, self.message, queue=self._queue, reason=reason)
+    async def dead_letter(self, reason: str) -> None:
+        await self._bus.dead_letter(self._incoming, self.message, queue=self._queue, reason=reason)
         await self.let_go()
 
 
@@ -99,8 +99,8 @@ async def _settle(incoming: AbstractIncomingMessage, settle: Callable[[], Awaita
     """Ack or reject once; on a lost channel there is nothing to settle, the message comes again."""
     if incoming.processed:
         return
-    with suppress(Lost):
-        async with answered(ANSWER_SECONDS):
+    with suppress(ConnectionLost):
+        async with translate_errors(ANSWER_SECONDS):
             await settle()
 
 
@@ -109,45 +109,45 @@ def _is_the_last_delivery(incoming: AbstractIncomingMessage) -> bool:
     return isinstance(returns, int) and returns >= DELIVERY_LIMIT
 
 
-class _Control:
+class _ReplyQueue:
     def __init__(self, bus: RabbitMQBus, bindings: Sequence[str]) -> None:
         self.address = ""
         self._bus = bus
         self._bindings = bindings
-        self._heard: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
-        self._hears = asyncio.Event()
+        self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+        self._consuming = asyncio.Event()
 
     async def messages(self) -> AsyncIterator[AnyMessage]:
-        while incoming := await self._heard.get():
+        while incoming := await self._arrived.get():
             message = await self._bus.unpack(incoming, self.address)
             if message is not None:
                 yield message
         raise Unavailable("the control queue is closed")
 
     async def wait_until_it_hears(self) -> None:
-        await self._hears.wait()
+        await self._consuming.wait()
 
     async def keep(self) -> None:
         """Listen for ever, on a new queue after every loss."""
         try:
-            await until_not_lost(self._listen, "control")
+            await retry_until_connected(self._listen, "control")
         except Unavailable:
             log.info("control_closed", queue=self.address)
         finally:
-            self._hears.set()
-            self._heard.put_nowait(None)
+            self._consuming.set()
+            self._arrived.put_nowait(None)
 
     async def _listen(self) -> Never:
         await self._bus.declare_exchanges()
         async with self._bus.channel() as channel:
-            async with answered(DECLARE_SECONDS):
+            async with translate_errors(DECLARE_SECONDS):
                 queue = await self._declare(channel)
-                listener = Listener(channel, queue)
-                await listener.start(prefetch=None)
+                consumer = Consumer(channel, queue)
+                await consumer.start(prefetch=None)
             self.address = queue.name
-            self._hears.set()
+            self._consuming.set()
             while True:
-                self._heard.put_nowait(await listener.next())
+                self._arrived.put_nowait(await consumer.next())
 
     async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
         name = f"control.{self._bus.source[:100]}.{uuid4().hex}"
@@ -161,17 +161,17 @@ class RabbitMQBus:
     """The :class:`shared.ports.Bus` of one service on a RabbitMQ broker; see :meth:`open`."""
 
     def __init__(
-        self, url: URL, *, source: str, beat: float, traceparent: Callable[[], str | None]
+        self, url: URL, *, source: str, heartbeat: float, traceparent: Callable[[], str | None]
     ) -> None:
-        heartbeat = max(2, round(beat))
+        amqp_heartbeat = max(2, round(heartbeat))
         login = None if url.query.get("auth") == "external" else url.user or "guest"
         self._source = source
         self._traceparent = traceparent
-        self._patience = max(2.0, beat / 2)
-        self._hears = Line(url, name=f"{source} hears", heartbeat=heartbeat)
-        self._says = Line(url, name=f"{source} says", heartbeat=heartbeat)
-        self._topology = Topology(self._hears)
-        self._voice = Publisher(self._says, login=login, patience=self._patience)
+        self._patience = max(2.0, heartbeat / 2)
+        self._consuming = Connection(url, name=f"{source} hears", heartbeat=amqp_heartbeat)
+        self._publishing = Connection(url, name=f"{source} says", heartbeat=amqp_heartbeat)
+        self._topology = Topology(self._consuming)
+        self._publisher = Publisher(self._publishing, login=login, patience=self._patience)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -180,14 +180,14 @@ class RabbitMQBus:
         url: str,
         *,
         source: str,
-        beat: float,
+        heartbeat: float,
         traceparent: Callable[[], str | None] = lambda: None,
     ) -> Self:
         """Connect and declare the topology; wait for the broker until cancelled.
 
         As :meth:`connecting` otherwise.
         """
-        bus = cls.connecting(url, source=source, beat=beat, traceparent=traceparent)
+        bus = cls.connecting(url, source=source, heartbeat=heartbeat, traceparent=traceparent)
         try:
             await bus.connected()
         except BaseException:
@@ -201,62 +201,62 @@ class RabbitMQBus:
         url: str,
         *,
         source: str,
-        beat: float,
+        heartbeat: float,
         traceparent: Callable[[], str | None] = lambda: None,
     ) -> Self:
-        """A bus that connects as soon as the broker answers; what is said first declares all.
+        """A bus that connects as soon as the broker answers; the first publish declares all.
 
-        ``beat`` (seconds) sets the heartbeat (one beat, at least 2 s) and how long a publish waits
-        for its confirm (half a beat, at least 2 s). ``traceparent`` is asked at every publish.
+        ``heartbeat`` (seconds, at least 2) is also the AMQP heartbeat; a publish waits half of it,
+        at least 2 s, for its confirm. ``traceparent`` is asked at every publish.
 
         Raises:
             SettingsError: the URL is not an AMQP URL.
         """
         tame_the_vendors_logs()
-        return cls(_parsed(url), source=source, beat=beat, traceparent=traceparent)
+        return cls(_parsed(url), source=source, heartbeat=heartbeat, traceparent=traceparent)
 
     async def connected(self) -> None:
         """Wait until the broker answers and the topology is declared."""
-        await until_not_lost(self._voice.open, "topology")
+        await retry_until_connected(self._publisher.open, "topology")
 
     @property
     def source(self) -> str:
         return self._source
 
     async def publish(
-        self, message: Message, *, reply_to: str | None = None, needs_listener: bool = True
+        self, message: Message, *, reply_to: str | None = None, mandatory: bool = True
     ) -> None:
-        letter = self._letter(message, reply_to)
+        sent = self._amqp_message(message, reply_to)
         key = type_of(message)
-        await self._voice.say(letter, exchange=EXCHANGE, key=key, needs_listener=needs_listener)
+        await self._publisher.publish(sent, exchange=EXCHANGE, key=key, mandatory=mandatory)
 
-    async def send(self, queue: str, message: Message, *, needs_listener: bool = False) -> None:
-        letter = self._letter(message, None)
-        await self._voice.say(letter, exchange="", key=queue, needs_listener=needs_listener)
+    async def send(self, queue: str, message: Message, *, mandatory: bool = False) -> None:
+        sent = self._amqp_message(message, None)
+        await self._publisher.publish(sent, exchange="", key=queue, mandatory=mandatory)
 
-    async def take(self, queue: Queue) -> _Delivery:
-        return await until_not_lost(partial(self._take_once, queue), queue.name)
+    async def get(self, queue: Queue) -> _Delivery:
+        return await retry_until_connected(partial(self._get_once, queue), queue.name)
 
     async def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[_Delivery, None]:
         while True:
-            listener = await self._listen(queue, prefetch)
+            consumer = await self._listen(queue, prefetch)
             try:
                 while True:
-                    yield await self._next(listener, queue.name)
-            except Lost as lost:
+                    yield await self._next(consumer, queue.name)
+            except ConnectionLost as lost:
                 await pause(queue.name, lost)
             finally:
-                await self.drop(listener.channel)
+                await self.drop(consumer.channel)
 
     @asynccontextmanager
-    async def control(self, bindings: Sequence[str]) -> AsyncIterator[_Control]:
-        control = _Control(self, bindings)
-        keeper = self._spawn(control.keep())
+    async def reply_queue(self, bindings: Sequence[str]) -> AsyncIterator[_ReplyQueue]:
+        reply_queue = _ReplyQueue(self, bindings)
+        keeper = self._spawn(reply_queue.keep())
         try:
-            await control.wait_until_it_hears()
+            await reply_queue.wait_until_it_hears()
             if keeper.done():
                 raise Unavailable("the bus is closed")
-            yield control
+            yield reply_queue
         finally:
             keeper.cancel()
             await asyncio.wait([keeper])
@@ -269,14 +269,14 @@ class RabbitMQBus:
 
     async def _look_at(self, queue: Queue) -> commands.Queue.DeclareOk:
         try:
-            async with answered(self._patience), self.channel() as channel:
+            async with translate_errors(self._patience), self.channel() as channel:
                 declared = await channel.declare_queue(queue.name, passive=True)
                 return declared.declaration_result
-        except Lost as lost:
+        except ConnectionLost as lost:
             raise Unavailable(f"the state of {queue.name} is not known: {lost}") from None
 
     async def close(self) -> None:
-        await asyncio.gather(self._hears.close(), self._says.close())
+        await asyncio.gather(self._consuming.close(), self._publishing.close())
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
 
@@ -288,7 +288,7 @@ class RabbitMQBus:
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:
-        channel = await self._hears.channel()
+        channel = await self._consuming.channel()
         try:
             yield channel
         finally:
@@ -304,14 +304,14 @@ class RabbitMQBus:
         try:
             message = read(incoming.body)
         except Undecodable as error:
-            await self.bury(incoming, None, queue=queue, reason=str(error))
+            await self.dead_letter(incoming, None, queue=queue, reason=str(error))
             return None
         if isinstance(message, JobRequested) and _is_the_last_delivery(incoming):
-            await self.bury(incoming, message, queue=queue, reason=LIMIT_REASON)
+            await self.dead_letter(incoming, message, queue=queue, reason=LIMIT_REASON)
             return None
         return message
 
-    async def bury(
+    async def dead_letter(
         self,
         incoming: AbstractIncomingMessage,
         message: AnyMessage | None,
@@ -320,7 +320,7 @@ class RabbitMQBus:
         reason: str,
     ) -> None:
         """Put among the dead letters, then ack; while the broker is away, it comes again."""
-        dead = bury(incoming.body, message, queue=queue, reason=reason[:REASON_LENGTH])
+        dead = dead_letter(incoming.body, message, queue=queue, reason=reason[:REASON_LENGTH])
         about: dict[str, Any] = {
             "queue": queue,
             "reason": dead.reason,
@@ -329,50 +329,50 @@ class RabbitMQBus:
         }
         letter = aio_pika.Message(dead.body, headers=about)
         try:
-            await self._voice.say(letter, exchange=DEAD_LETTERS, key="", needs_listener=True)
+            await self._publisher.publish(letter, exchange=DEAD_LETTERS, key="", mandatory=True)
         except (Unavailable, Unroutable) as error:
-            log.warning("message_not_buried", **about, error=str(error))
+            log.warning("message_not_dead_lettered", **about, error=str(error))
             await _give_back(incoming)
         else:
-            log.warning("message_buried", **about)
+            log.warning("message_dead_lettered", **about)
             await _settle(incoming, incoming.ack)
 
     # -- Inside
 
-    async def _listen(self, queue: Queue, prefetch: int) -> Listener:
-        return await until_not_lost(partial(self._listen_once, queue, prefetch), queue.name)
+    async def _listen(self, queue: Queue, prefetch: int) -> Consumer:
+        return await retry_until_connected(partial(self._listen_once, queue, prefetch), queue.name)
 
-    async def _listen_once(self, queue: Queue, prefetch: int) -> Listener:
+    async def _listen_once(self, queue: Queue, prefetch: int) -> Consumer:
         await self.declare_exchanges()
-        channel = await self._hears.channel()
+        channel = await self._consuming.channel()
         try:
-            async with answered(DECLARE_SECONDS):
-                listener = Listener(channel, await declare_queue(channel, queue))
-                await listener.start(prefetch=prefetch)
+            async with translate_errors(DECLARE_SECONDS):
+                consumer = Consumer(channel, await declare_queue(channel, queue))
+                await consumer.start(prefetch=prefetch)
         except BaseException:
             await self.drop(channel)
             raise
-        return listener
+        return consumer
 
-    async def _take_once(self, queue: Queue) -> _Delivery:
-        listener = await self._listen(queue, prefetch=1)
+    async def _get_once(self, queue: Queue) -> _Delivery:
+        consumer = await self._listen(queue, prefetch=1)
         try:
-            delivery = await self._next(listener, queue.name)
-            await listener.stop()
+            delivery = await self._next(consumer, queue.name)
+            await consumer.stop()
         except BaseException:
-            await self.drop(listener.channel)
+            await self.drop(consumer.channel)
             raise
-        delivery.let_go = partial(self.drop, listener.channel)
+        delivery.let_go = partial(self.drop, consumer.channel)
         return delivery
 
-    async def _next(self, listener: Listener, queue: str) -> _Delivery:
+    async def _next(self, consumer: Consumer, queue: str) -> _Delivery:
         while True:
-            incoming = await listener.next()
+            incoming = await consumer.next()
             message = await self.unpack(incoming, queue)
             if message is not None:
                 return _Delivery(self, queue, incoming, message)
 
-    def _letter(self, message: Message, reply_to: str | None) -> aio_pika.Message:
+    def _amqp_message(self, message: Message, reply_to: str | None) -> aio_pika.Message:
         envelope = envelope_for(
             message, source=self._source, reply_to=reply_to, traceparent=self._traceparent()
         )

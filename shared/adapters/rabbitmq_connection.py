@@ -2,7 +2,7 @@
 
 Plain connections, opened again by ourselves: every consumer has a channel of its own, and losing
 it, for whatever reason, ends in one place, where everything begins anew. That loss is
-:class:`Lost`, whatever the library calls it.
+:class:`ConnectionLost`, whatever the library calls it.
 
 Closing a channel gives back whatever was delivered on it and is not acked, so it is also how a
 message is let go at any moment.
@@ -43,16 +43,16 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """A connection or channel is gone, or does not answer in time."""
 
 
-class Differs(Lost):
+class Differs(ConnectionLost):
     """The broker has something under this name already, with other arguments."""
 
 
 @asynccontextmanager
-async def answered(seconds: float | None) -> AsyncIterator[None]:
+async def translate_errors(seconds: float | None) -> AsyncIterator[None]:
     """Turn everything that says "lost", silence included, into one error.
 
     A channel that dies may cancel those who wait on it: our task is really cancelled only when
@@ -65,36 +65,36 @@ async def answered(seconds: float | None) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except (*CONNECTION_EXCEPTIONS, asyncio.CancelledError) as error:
-        raise Lost(str(error) or type(error).__name__) from error
+        raise ConnectionLost(str(error) or type(error).__name__) from error
     finally:
         if task and task.cancelling() > cancels:
             raise asyncio.CancelledError
 
 
-async def until_not_lost(once: Callable[[], Awaitable[T]], about: str) -> T:
+async def retry_until_connected(once: Callable[[], Awaitable[T]], about: str) -> T:
     while True:
         try:
             return await once()
-        except Lost as lost:
+        except ConnectionLost as lost:
             await pause(about, lost)
 
 
-async def pause(about: str, lost: Lost) -> None:
+async def pause(about: str, lost: ConnectionLost) -> None:
     if isinstance(lost, Differs):
-        log.error("topology_differs", about=about, why=str(lost))
+        log.error("topology_differs", about=about, reason=str(lost))
         await asyncio.sleep(DIFFERS_SECONDS)
     else:
         log.info("broker_asked_again", about=about, after=str(lost))
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def hang_up(line: AbstractChannel | AbstractConnection) -> None:
-    with suppress(Lost):
-        async with answered(CLOSE_SECONDS):
-            await line.close()
+async def hang_up(connection: AbstractChannel | AbstractConnection) -> None:
+    with suppress(ConnectionLost):
+        async with translate_errors(CLOSE_SECONDS):
+            await connection.close()
 
 
-class Line:
+class Connection:
     """One connection, opened again whenever it is lost."""
 
     def __init__(self, url: URL, *, name: str, heartbeat: int) -> None:
@@ -111,7 +111,7 @@ class Line:
             Unavailable: the line was closed by :meth:`close`.
         """
         connection = await asyncio.shield(self._up)
-        async with answered(CONNECT_SECONDS):
+        async with translate_errors(CONNECT_SECONDS):
             return await connection.channel(publisher_confirms=says, on_return_raises=says)
 
     async def close(self) -> None:
@@ -131,8 +131,10 @@ class Line:
             await asyncio.sleep(reconnect_delay(attempt))
             try:
                 return await self._connect_once()
-            except Lost as lost:
-                log.warning("broker_unreachable", line=self._name, at=self._shown, reason=str(lost))
+            except ConnectionLost as lost:
+                log.warning(
+                    "broker_unreachable", connection=self._name, at=self._shown, reason=str(lost)
+                )
             attempt += 1
 
     async def _connect_once(self) -> AbstractConnection:
@@ -140,7 +142,7 @@ class Line:
             self._url, client_properties={"connection_name": self._name}
         )
         try:
-            async with answered(CONNECT_SECONDS):
+            async with translate_errors(CONNECT_SECONDS):
                 await connection.connect()
         except BaseException:
             await hang_up(connection)
@@ -150,11 +152,11 @@ class Line:
     async def _stay(self, connection: AbstractConnection) -> None:
         lost = asyncio.Event()
         connection.close_callbacks.add(lambda *_: lost.set())
-        log.info("broker_connected", line=self._name, at=self._shown)
+        log.info("broker_connected", connection=self._name, at=self._shown)
         self._up.set_result(connection)
         try:
             await lost.wait()
-            log.warning("broker_lost", line=self._name, at=self._shown)
+            log.warning("broker_lost", connection=self._name, at=self._shown)
         finally:
             self._up = self._nobody_yet()
             await hang_up(connection)
@@ -168,7 +170,7 @@ class Line:
         return asyncio.get_running_loop().create_future()
 
 
-class Listener:
+class Consumer:
     """A consumer on a channel of its own: what it hears, until the channel or the queue is gone."""
 
     def __init__(self, channel: AbstractChannel, queue: AbstractQueue) -> None:
@@ -192,12 +194,12 @@ class Listener:
         incoming = await self._arrived.get()
         if incoming is None:
             self._arrived.put_nowait(None)
-            raise Lost("the consumer was ended")
+            raise ConnectionLost("the consumer was ended")
         return incoming
 
     async def stop(self) -> None:
         """Ask for no more; what is in hand stays ours."""
-        async with answered(ANSWER_SECONDS):
+        async with translate_errors(ANSWER_SECONDS):
             await self._queue.cancel(self._tag)
 
     async def _put(self, incoming: AbstractIncomingMessage) -> None:

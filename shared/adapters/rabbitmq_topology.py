@@ -13,7 +13,13 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from aio_pika.exceptions import ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 
-from shared.adapters.rabbitmq_connection import Differs, Line, Lost, answered, hang_up
+from shared.adapters.rabbitmq_connection import (
+    Connection,
+    ConnectionLost,
+    Differs,
+    hang_up,
+    translate_errors,
+)
 from shared.messaging.messages import JobRequested, type_of
 from shared.messaging.topology import DEAD_LETTERS, DELIVERY_LIMIT, EXCHANGE, QUEUES, Queue
 
@@ -37,8 +43,8 @@ class Topology:
     Brokers tell what a login may do by refusing it, and close the channel with that.
     """
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._not_ours: set[str] = set()
 
     async def declare(self, names: Iterable[str]) -> None:
@@ -56,10 +62,10 @@ class Topology:
         while missing:
             name = missing[0]
             try:
-                async with answered(DECLARE_SECONDS):
+                async with translate_errors(DECLARE_SECONDS):
                     with _the_same_as_ours():
                         await self._way_to(name)(channel)
-            except Lost as lost:
+            except ConnectionLost as lost:
                 refused = isinstance(lost.__cause__, ChannelAccessRefused)
                 if not refused or name in self._not_ours:
                     raise
@@ -73,7 +79,7 @@ class Topology:
 
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[AbstractChannel]:
-        channel = await self._line.channel()
+        channel = await self._connection.channel()
         try:
             yield channel
         finally:

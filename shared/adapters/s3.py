@@ -24,7 +24,7 @@ from shared.adapters.s3_errors import Place, translate
 from shared.concurrency import a_few_at_once, in_thread
 from shared.errors import NotFound, Refused, Unavailable
 from shared.network.outbound import Blocked, Guard, GuardedResolver, was_blocked
-from shared.ports import Entry, unheard
+from shared.ports import StoredObject, no_keepalive
 
 PART_BYTES = 8 * 2**20
 MOST_PARTS = 10_000
@@ -127,21 +127,25 @@ class S3Store:
             async with answer["Body"] as body:
                 return bytes(await body.read())
 
-    async def upload(self, path: Path, key: str, *, heard: Callable[[], None] = unheard) -> None:
+    async def upload(
+        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
+    ) -> None:
         with self._speaking(key):
             size = (await in_thread(path.stat)).st_size
             if size > PART_BYTES:
-                await self._upload_parts(path, key, size, heard)
+                await self._upload_parts(path, key, size, keepalive)
             else:
                 await self.put(key, await in_thread(path.read_bytes))
-                heard()
+                keepalive()
 
-    async def download(self, key: str, path: Path, *, heard: Callable[[], None] = unheard) -> None:
+    async def download(
+        self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
+    ) -> None:
         with self._speaking(key), beside(path) as temporary:
             client = await self._client()
             answer = await client.get_object(**self._object(key))
             async with answer["Body"] as body:
-                size = await _save(body.content, temporary, heard)
+                size = await _save(body.content, temporary, keepalive)
             if size != answer["ContentLength"]:
                 raise Unavailable(
                     f"{key!r} in {self._place}: {size} bytes of {answer['ContentLength']} came"
@@ -156,7 +160,7 @@ class S3Store:
             return False
         return True
 
-    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         with self._speaking(prefix):
             client = await self._client()
             pages = client.get_paginator("list_objects_v2").paginate(
@@ -215,19 +219,19 @@ class S3Store:
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._place.bucket, "Key": self._prefix + check_key(key)}
 
-    def _entry(self, item: Mapping[str, Any]) -> Entry:
+    def _entry(self, item: Mapping[str, Any]) -> StoredObject:
         key = item["Key"].removeprefix(self._prefix)
-        return Entry(key, item["Size"], item["LastModified"].timestamp())
+        return StoredObject(key, item["Size"], item["LastModified"].timestamp())
 
     async def _upload_parts(
-        self, path: Path, key: str, size: int, heard: Callable[[], None]
+        self, path: Path, key: str, size: int, keepalive: Callable[[], None]
     ) -> None:
         """Nothing is left of an upload that fails or is cancelled."""
         client = await self._client()
         begun = await client.create_multipart_upload(**self._object(key))
         upload = self._object(key) | {"UploadId": begun["UploadId"]}
         try:
-            parts = await _send_parts(client, upload, path, size, heard)
+            parts = await _send_parts(client, upload, path, size, keepalive)
             await client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
         except BaseException:
             await _abandon(client, upload)
@@ -301,7 +305,7 @@ def _guarded(guard: Guard) -> type[AIOHTTPSession]:
 
 
 async def _send_parts(
-    client: Any, upload: Mapping[str, str], path: Path, size: int, heard: Callable[[], None]
+    client: Any, upload: Mapping[str, str], path: Path, size: int, keepalive: Callable[[], None]
 ) -> Sequence[Mapping[str, Any]]:
     length = max(PART_BYTES, math.ceil(size / MOST_PARTS))
 
@@ -309,7 +313,7 @@ async def _send_parts(
         start = (number - 1) * length
         data = await in_thread(_read_part, path, start, min(length, size - start))
         answer = await client.upload_part(**upload, PartNumber=number, Body=data)
-        heard()
+        keepalive()
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     numbers = range(1, math.ceil(size / length) + 1)
@@ -333,12 +337,12 @@ async def _abandon(client: Any, upload: Mapping[str, str]) -> None:
         return
 
 
-async def _save(content: aiohttp.StreamReader, path: Path, heard: Callable[[], None]) -> int:
+async def _save(content: aiohttp.StreamReader, path: Path, keepalive: Callable[[], None]) -> int:
     """Stream into a file; how many bytes came."""
     with await in_thread(path.open, "xb") as file:
         while piece := await _next_piece(content):
             await in_thread(file.write, piece)
-            heard()
+            keepalive()
         return file.tell()
 
 

@@ -23,9 +23,9 @@ async def run_worker(service: str, serve: Serve) -> None:
     settings, stop = from_environment(), stop_on_signals()
     key = keys.secret_key(settings.secret_key, settings.home)
     source = source_of(service)
-    opening = RabbitMQBus.open(settings.amqp_url, source=source, beat=settings.beat)
+    opening = RabbitMQBus.open(settings.amqp_url, source=source, heartbeat=settings.heartbeat)
     bus = await or_stopped(opening, stop)
     if bus is not None:
         async with closing(bus), closing(open_store(settings, key)) as store:
-            patient = PatientStore(store, beat=settings.beat)
+            patient = PatientStore(store, heartbeat=settings.heartbeat)
             await serve(settings, key, bus, patient, stop)

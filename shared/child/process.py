@@ -18,13 +18,13 @@ from msgspec import Struct
 from shared.child.records import RECORD_BYTES, AnyRecord
 
 
-class Mouth:
+class RecordWriter:
     """The child's side of the pipe: says records, and dies when nobody listens."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def say(self, record: AnyRecord) -> None:
+    def write(self, record: AnyRecord) -> None:
         """One record, by one atomic write."""
         line = msgspec.json.encode(record) + b"\n"
         if len(line) > RECORD_BYTES:
@@ -42,13 +42,13 @@ QUIET_AND_OFFLINE = {
 """For a child's environment, before it imports diffusers and transformers."""
 
 
-def begin() -> Mouth:
+def begin() -> RecordWriter:
     """Set a child process up: die with the parent, leave Ctrl-C to it, and get a mouth."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # bitsandbytes complains of a kernel for 4 bits, which nobody here asks for.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    return Mouth(int(sys.argv[1]))
+    return RecordWriter(int(sys.argv[1]))
 
 
 def _die_with_parent() -> None:
@@ -67,7 +67,7 @@ def read_order(kind: type[Struct]) -> Any:
     return msgspec.json.decode(line, type=kind)
 
 
-def heard_meanwhile(kind: type[Struct]) -> Iterator[Any]:
+def orders_meanwhile(kind: type[Struct]) -> Iterator[Any]:
     """What more has come on stdin; waits for nothing."""
     stdin = _stdin()
     while select.select([stdin], [], [], 0)[0] and (line := stdin.readline()):

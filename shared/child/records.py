@@ -41,7 +41,7 @@ class Saved(Record, frozen=True, kw_only=True, tag="saved"):
     epoch: int
     validation_loss: float | None = None
     """Of this checkpoint, where images are held out."""
-    wish: int = 0
+    command: int = 0
     """Number of the newest wish that this grants; 0: none."""
 
 
@@ -53,7 +53,7 @@ class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):
     seed: int
 
 
-class Spoiled(Record, frozen=True, kw_only=True, tag="spoiled"):
+class ImageFailed(Record, frozen=True, kw_only=True, tag="spoiled"):
     """One image could not be drawn; the others go on."""
 
     index: int
@@ -71,11 +71,11 @@ class Stopped(Record, frozen=True, kw_only=True, tag="stopped"):
     """Ended early because it was asked to; what had to be kept was said before."""
 
 
-class GivenUp(Record, frozen=True, kw_only=True, tag="given_up"):
+class Failed(Record, frozen=True, kw_only=True, tag="given_up"):
     """The order failed: ``refused`` is for good, otherwise trying again may help."""
 
     refused: bool
     reason: str
 
 
-AnyRecord = Ready | Phase | Progress | Saved | Drawn | Spoiled | Done | Stopped | GivenUp
+AnyRecord = Ready | Phase | Progress | Saved | Drawn | ImageFailed | Done | Stopped | Failed

@@ -33,7 +33,7 @@ SHORT_BATCH_POWER = 1.5
 """EveryDream2's exponent for the loss of batches that repeats had to fill."""
 
 
-class Course(Struct, frozen=True, kw_only=True):
+class EpochConfig(Struct, frozen=True, kw_only=True):
     """What a job asks of its epochs."""
 
     resolution: int
@@ -53,7 +53,7 @@ class Course(Struct, frozen=True, kw_only=True):
     """False: every picture is cut in its middle, and no more than its shape asks."""
 
     @classmethod
-    def of(cls, train: Train, *, seed: int) -> Course:
+    def of(cls, train: Train, *, seed: int) -> EpochConfig:
         """The part of a request that decides about epochs; ``seed`` as :func:`job_seed` says."""
         rated = train.rated_dataset_target_dropout_percent if train.rated_dataset else None
         return cls(
@@ -89,7 +89,7 @@ class Batch(Struct, frozen=True, kw_only=True):
         return float((self.real / len(self.pictures)) ** SHORT_BATCH_POWER)
 
 
-class Draw(Struct, frozen=True, kw_only=True):
+class Augmentation(Struct, frozen=True, kw_only=True):
     """How one picture looks at one position of one epoch."""
 
     caption: str
@@ -115,13 +115,15 @@ def random_of(*parts: object) -> Random:
     return Random(seed_of(*parts))
 
 
-def plan_epoch(pictures: Sequence[Picture], course: Course, epoch: int) -> list[Batch]:
+def plan_epoch(pictures: Sequence[Picture], epoch_config: EpochConfig, epoch: int) -> list[Batch]:
     """The batches of an epoch (0, 1, ...), in order."""
-    random = random_of(course.seed, epoch, "order")
-    chosen = choose(pictures, course, epoch, random)
+    random = random_of(epoch_config.seed, epoch, "order")
+    chosen = choose(pictures, epoch_config, epoch, random)
     random.shuffle(chosen)
-    batches = _ordered(_batches(pictures, chosen, course, random), course.grad_accum, random)
-    return [_at(batch, number * course.batch_size) for number, batch in enumerate(batches)]
+    batches = _ordered(
+        _batches(pictures, chosen, epoch_config, random), epoch_config.grad_accum, random
+    )
+    return [_at(batch, number * epoch_config.batch_size) for number, batch in enumerate(batches)]
 
 
 class Totals(Struct, frozen=True, kw_only=True):
@@ -132,30 +134,34 @@ class Totals(Struct, frozen=True, kw_only=True):
     """Repeats that fill batches counted."""
 
 
-def steps_per_epoch(pictures: Sequence[Picture], course: Course, epoch: int = 0) -> int:
+def steps_per_epoch(pictures: Sequence[Picture], epoch_config: EpochConfig, epoch: int = 0) -> int:
     """How many batches an epoch has; only multipliers and ratings make epochs differ."""
-    return len(plan_epoch(pictures, course, epoch))
+    return len(plan_epoch(pictures, epoch_config, epoch))
 
 
-def total_steps(pictures: Sequence[Picture], course: Course) -> int:
+def total_steps(pictures: Sequence[Picture], epoch_config: EpochConfig) -> int:
     """How many batches all epochs have together."""
-    return totals(pictures, course).steps
+    return totals(pictures, epoch_config).steps
 
 
-def totals(pictures: Sequence[Picture], course: Course) -> Totals:
+def totals(pictures: Sequence[Picture], epoch_config: EpochConfig) -> Totals:
     """Steps and pixels of all epochs."""
-    if course.rated_percent is None and all(picture.multiply == 1 for picture in pictures):
-        return alike(plan_epoch(pictures, course, 0), course)
-    epochs = [_total(plan_epoch(pictures, course, epoch)) for epoch in range(course.epochs)]
+    if epoch_config.rated_percent is None and all(picture.multiply == 1 for picture in pictures):
+        return alike(plan_epoch(pictures, epoch_config, 0), epoch_config)
+    epochs = [
+        _total(plan_epoch(pictures, epoch_config, epoch)) for epoch in range(epoch_config.epochs)
+    ]
     return Totals(
         steps=sum(epoch.steps for epoch in epochs), pixels=sum(epoch.pixels for epoch in epochs)
     )
 
 
-def alike(batches: Sequence[Batch], course: Course) -> Totals:
+def alike(batches: Sequence[Batch], epoch_config: EpochConfig) -> Totals:
     """What the epochs have together when each is like this one."""
     epoch = _total(batches)
-    return Totals(steps=course.epochs * epoch.steps, pixels=course.epochs * epoch.pixels)
+    return Totals(
+        steps=epoch_config.epochs * epoch.steps, pixels=epoch_config.epochs * epoch.pixels
+    )
 
 
 def _total(batches: Sequence[Batch]) -> Totals:
@@ -163,32 +169,34 @@ def _total(batches: Sequence[Batch]) -> Totals:
     return Totals(steps=len(batches), pixels=pixels)
 
 
-def choose(pictures: Sequence[Picture], course: Course, epoch: int, random: Random) -> list[int]:
+def choose(
+    pictures: Sequence[Picture], epoch_config: EpochConfig, epoch: int, random: Random
+) -> list[int]:
     """Which pictures an epoch has, by index: each as often as its multiplier says.
 
     From its third epoch on a rated dataset has fewer, better-rated ones, each once.
     """
-    if rated_share(course, epoch) < 1:
-        count = rated_count(len(pictures), course, epoch)
+    if rated_share(epoch_config, epoch) < 1:
+        count = rated_count(len(pictures), epoch_config, epoch)
         return weighted_sample([picture.rating for picture in pictures], count, random)
     return multiplied([picture.multiply for picture in pictures], random)
 
 
-def rated_count(images: int, course: Course, epoch: int) -> int:
+def rated_count(images: int, epoch_config: EpochConfig, epoch: int) -> int:
     """How many images an epoch of a rated dataset has: its share of them, rounded up."""
-    return ceil(images * rated_share(course, epoch))
+    return ceil(images * rated_share(epoch_config, epoch))
 
 
-def rated_share(course: Course, epoch: int) -> Fraction:
+def rated_share(epoch_config: EpochConfig, epoch: int) -> Fraction:
     """The share of a rated dataset that an epoch has: all, all, then steadily less.
 
     With E epochs and the share t to lose: (E - (epoch - 1) * t) / E, so that the last of many
     epochs ends just above the share aimed at.
     """
-    if course.rated_percent is None:
+    if epoch_config.rated_percent is None:
         return Fraction(1)
-    lost = max(epoch - 1, 0) * Fraction(100 - course.rated_percent, 100)
-    return (course.epochs - lost) / course.epochs
+    lost = max(epoch - 1, 0) * Fraction(100 - epoch_config.rated_percent, 100)
+    return (epoch_config.epochs - lost) / epoch_config.epochs
 
 
 def multiplied(multipliers: Sequence[float], random: Random) -> list[int]:
@@ -223,43 +231,49 @@ def _systematic(shares: dict[int, Fraction], count: int, random: Random) -> list
     return taken
 
 
-def draw(
-    picture: Picture, index: int, size: Size, course: Course, *, epoch: int, position: int
-) -> Draw:
+def augment(
+    picture: Picture,
+    index: int,
+    size: Size,
+    epoch_config: EpochConfig,
+    *,
+    epoch: int,
+    position: int,
+) -> Augmentation:
     """How the picture at ``index`` looks at ``position`` of an epoch.
 
     Caption dropout, flip and crop differ with every position, the order of tags with every epoch.
     """
-    random = random_of(course.seed, epoch, position, "draw")
-    dropped = random.random() < _own(picture.cond_dropout, course.cond_dropout)
-    flip = random.random() < _own(picture.flip_p, course.flip_p)
-    crop = _crop(picture, size, course, random)
-    caption = "" if dropped else caption_of(picture, index, course, epoch)
-    return Draw(caption=caption, flip=flip, crop=crop)
+    random = random_of(epoch_config.seed, epoch, position, "draw")
+    dropped = random.random() < _own(picture.cond_dropout, epoch_config.cond_dropout)
+    flip = random.random() < _own(picture.flip_p, epoch_config.flip_p)
+    crop = _crop(picture, size, epoch_config, random)
+    caption = "" if dropped else caption_of(picture, index, epoch_config, epoch)
+    return Augmentation(caption=caption, flip=flip, crop=crop)
 
 
-def caption_of(picture: Picture, index: int, course: Course, epoch: int) -> str:
+def caption_of(picture: Picture, index: int, epoch_config: EpochConfig, epoch: int) -> str:
     """A picture's caption in an epoch, its tags shuffled where that is asked for."""
-    if not _own(picture.shuffle_tags, course.shuffle_tags):
+    if not _own(picture.shuffle_tags, epoch_config.shuffle_tags):
         return bounded(picture.caption, picture.main_parts, picture.max_caption_length)
-    random = random_of(course.seed, epoch, index, "tags")
+    random = random_of(epoch_config.seed, epoch, index, "tags")
     text = shuffled(
         picture.caption,
         picture.weights,
         random,
         main_parts=picture.main_parts,
-        keep_tags=course.keep_tags,
+        keep_tags=epoch_config.keep_tags,
     )
     return bounded(text, picture.main_parts, picture.max_caption_length)
 
 
-def bucket_of(picture: Picture, course: Course) -> Size:
+def bucket_of(picture: Picture, epoch_config: EpochConfig) -> Size:
     """The size at which a picture is trained."""
-    return nearest(picture.width, picture.height, course.resolution)
+    return nearest(picture.width, picture.height, epoch_config.resolution)
 
 
-def _crop(picture: Picture, size: Size, course: Course, random: Random) -> Box:
-    if not course.jitter:
+def _crop(picture: Picture, size: Size, epoch_config: EpochConfig, random: Random) -> Box:
+    if not epoch_config.jitter:
         return middle_box(picture.width, picture.height, size)
     return crop_box(picture.width, picture.height, size, random)
 
@@ -269,28 +283,36 @@ def _own(own: T | None, common: T) -> T:
 
 
 def _batches(
-    pictures: Sequence[Picture], chosen: Sequence[int], course: Course, random: Random
+    pictures: Sequence[Picture], chosen: Sequence[int], epoch_config: EpochConfig, random: Random
 ) -> list[Batch]:
     return [
-        _filled(group[start : start + course.batch_size], size, course.batch_size, random, name)
-        for (name, size), group in _groups(pictures, chosen, course).items()
-        for start in range(0, len(group), course.batch_size)
+        _filled(
+            group[start : start + epoch_config.batch_size],
+            size,
+            epoch_config.batch_size,
+            random,
+            name,
+        )
+        for (name, size), group in _groups(pictures, chosen, epoch_config).items()
+        for start in range(0, len(group), epoch_config.batch_size)
     ]
 
 
 def _groups(
-    pictures: Sequence[Picture], chosen: Sequence[int], course: Course
+    pictures: Sequence[Picture], chosen: Sequence[int], epoch_config: EpochConfig
 ) -> dict[tuple[str, Size], list[int]]:
     """Indices by named batch and size; what fills no named batch goes to its size's default group.
 
     Everywhere the order is that of ``chosen``, so that a leftover is no likelier than others to end
     in a short batch.
     """
-    keys = [(pictures[index].batch_id, bucket_of(pictures[index], course)) for index in chosen]
+    keys = [
+        (pictures[index].batch_id, bucket_of(pictures[index], epoch_config)) for index in chosen
+    ]
     found = Counter(keys)
     groups: dict[tuple[str, Size], list[int]] = defaultdict(list)
     for index, key in zip(chosen, keys, strict=True):
-        room = found[key] // course.batch_size * course.batch_size
+        room = found[key] // epoch_config.batch_size * epoch_config.batch_size
         own = key if len(groups.get(key, ())) < room else ("", key[1])
         groups[own].append(index)
     return groups

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from shared.dataset.buckets import sizes
 from shared.dataset.manifest import Picture
-from shared.dataset.plan import Batch, Course, bucket_of, random_of
+from shared.dataset.plan import Batch, EpochConfig, bucket_of, random_of
 from shared.errors import Refused
 from shared.request import Validation
 
@@ -56,10 +56,10 @@ def held_out_count(images: int, validation: Validation) -> int:
     return max(1, ceil(Fraction(str(validation.val_split_proportion)) * images))
 
 
-def held_out_course(course: Course, validation: Validation) -> Course:
+def held_out_config(epoch_config: EpochConfig, validation: Validation) -> EpochConfig:
     """How held-out pictures are drawn: always alike, the middle of each, its caption as it is."""
     return replace(
-        course,
+        epoch_config,
         seed=validation.seed,
         epochs=1,
         rated_percent=None,
@@ -70,26 +70,30 @@ def held_out_course(course: Course, validation: Validation) -> Course:
     )
 
 
-def plan_held_out(held_out: Sequence[Picture], course: Course) -> list[Batch]:
+def plan_held_out(held_out: Sequence[Picture], epoch_config: EpochConfig) -> list[Batch]:
     """Batches of the held-out pictures, each picture once, the same in every epoch.
 
     Indices count the held-out pictures. Nothing is filled with repeats: a batch of one shape may be
     shorter than ``batch_size``, and its loss counts as it is.
     """
-    groups = {size: _of_size(held_out, size, course) for size in sizes(course.resolution)}
+    groups = {
+        size: _of_size(held_out, size, epoch_config) for size in sizes(epoch_config.resolution)
+    }
     parts = [
-        (size, group[start : start + course.batch_size])
+        (size, group[start : start + epoch_config.batch_size])
         for size, group in groups.items()
-        for start in range(0, len(group), course.batch_size)
+        for start in range(0, len(group), epoch_config.batch_size)
     ]
     return [
-        Batch(pictures=part, size=size, real=len(part), first=number * course.batch_size)
+        Batch(pictures=part, size=size, real=len(part), first=number * epoch_config.batch_size)
         for number, (size, part) in enumerate(parts)
     ]
 
 
-def _of_size(pictures: Sequence[Picture], size: tuple[int, int], course: Course) -> tuple[int, ...]:
-    return tuple(i for i, one in enumerate(pictures) if bucket_of(one, course) == size)
+def _of_size(
+    pictures: Sequence[Picture], size: tuple[int, int], epoch_config: EpochConfig
+) -> tuple[int, ...]:
+    return tuple(i for i, one in enumerate(pictures) if bucket_of(one, epoch_config) == size)
 
 
 def _plain(picture: Picture) -> Picture:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from shared.request import Inference, ModelSource, Train, WebhookEvent, Wish
+from shared.request import Command, Inference, ModelSource, Train, WebhookEvent
 
 Stage = Literal[
     "staging", "bucket_check", "training", "generation", "model_publication", "image_publication"
@@ -137,11 +137,11 @@ class ClaimGranted(Message, frozen=True, kw_only=True, tag="claim.granted"):
     """The sealed ``s3Config`` (what is done with the bucket only); see shared/keys.py."""
     samples: tuple[Artifact, ...] = ()
     """Every sample of the job, to be published beside what the asking fact names (images only)."""
-    wishes: dict[Wish, int] = field(default_factory=dict)
+    commands: dict[Command, int] = field(default_factory=dict, name="wishes")
     """What the user wants and no earlier attempt has done, numbered (training only)."""
 
 
-class ClaimAsked(Message, frozen=True, kw_only=True, tag="claim.asked"):
+class CommandIssued(Message, frozen=True, kw_only=True, tag="claim.asked"):
     """The user wants something of the work under this claim; said until it is done.
 
     A wish is known by its number: heard again it is the same one.
@@ -149,7 +149,7 @@ class ClaimAsked(Message, frozen=True, kw_only=True, tag="claim.asked"):
 
     stage: Stage
     claim: str
-    wishes: dict[Wish, int]
+    commands: dict[Command, int] = field(name="wishes")
 
 
 class ClaimRefused(Message, frozen=True, kw_only=True, tag="claim.refused"):
@@ -228,7 +228,7 @@ class CheckpointSampled(StageFact, frozen=True, kw_only=True, tag="checkpoint.sa
     """Store prefix of the base model, which has the rest."""
     clip_skip: int = 0
     row: SampleRow
-    wish: int = 0
+    command: int = field(default=0, name="wish")
     """Number of the newest ``sample`` wish that this grants; 0: none."""
 
 
@@ -242,7 +242,7 @@ class CheckpointSaved(StageFact, frozen=True, kw_only=True, tag="checkpoint.save
     """Where images are held out of training."""
     replaced: tuple[str, ...] = ()
     """Keys of earlier ones that are about to be deleted, as ``keep_checkpoints`` asks."""
-    wish: int = 0
+    command: int = field(default=0, name="wish")
     """Number of the newest ``save`` wish that this grants; 0: none."""
 
 
@@ -378,7 +378,7 @@ class StageFailed(StageFact, frozen=True, kw_only=True, tag="stage.failed"):
     reason: str
 
 
-class GatewayBeat(Message, frozen=True, kw_only=True, tag="gateway.beat"):
+class GatewayHeartbeat(Message, frozen=True, kw_only=True, tag="gateway.beat"):
     """The clock by which the supervising gateway judges; only its own beats count."""
 
     gateway: str
@@ -475,7 +475,7 @@ AnyMessage = (
     | JobCancelled
     | JobTimedOut
     | ClaimGranted
-    | ClaimAsked
+    | CommandIssued
     | ClaimRefused
     | Started
     | Progressed
@@ -489,7 +489,7 @@ AnyMessage = (
     | WebhookDelivered
     | WebhookFailed
     | StageFailed
-    | GatewayBeat
+    | GatewayHeartbeat
 )
 
 _decoder: msgspec.json.Decoder[AnyMessage] = msgspec.json.Decoder(AnyMessage)

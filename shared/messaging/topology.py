@@ -62,7 +62,7 @@ QUEUES: tuple[Queue, ...] = (
     GATEWAY_RECORDER,
 )
 
-CONTROL_BINDINGS = ("job.completed", "job.failed", "job.cancelled", "job.timed_out")
+REPLY_QUEUE_BINDINGS = ("job.completed", "job.failed", "job.cancelled", "job.timed_out")
 """What every worker's control queue hears besides the answers to its claims."""
 
 STAGE_QUEUES: dict[Stage, Queue] = {

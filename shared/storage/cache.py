@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from shared.concurrency import in_thread
-from shared.ports import ObjectStore, unheard
+from shared.ports import ObjectStore, no_keepalive
 from shared.storage.folders import download_folder
 from shared.storage.manifest import MANIFEST
 
@@ -33,7 +33,7 @@ async def cached_folder(
     cache: Path,
     *,
     most_bytes: int = CACHE_BYTES,
-    heard: Callable[[], None] = unheard,
+    keepalive: Callable[[], None] = no_keepalive,
 ) -> Path:
     """A local copy of a stored folder that never changes, fetched unless it is in the cache.
 
@@ -47,17 +47,17 @@ async def cached_folder(
     """
     target = cache / hashlib.sha256(prefix.encode()).hexdigest()
     if not await in_thread(_touch, target):
-        await _fetch_into_cache(store, prefix, target, heard)
+        await _fetch_into_cache(store, prefix, target, keepalive)
         await in_thread(_evict, cache, most_bytes)
     return target
 
 
 async def _fetch_into_cache(
-    store: ObjectStore, prefix: str, target: Path, heard: Callable[[], None]
+    store: ObjectStore, prefix: str, target: Path, keepalive: Callable[[], None]
 ) -> None:
     incoming = _hidden(target.parent)
     try:
-        manifest = await download_folder(store, prefix, incoming, heard=heard)
+        manifest = await download_folder(store, prefix, incoming, keepalive=keepalive)
         await in_thread((incoming / MANIFEST).write_bytes, msgspec.json.encode(manifest))
         await in_thread(_settle, incoming, target)
     finally:

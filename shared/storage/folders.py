@@ -16,7 +16,7 @@ import msgspec
 from shared.concurrency import a_few_at_once, in_thread
 from shared.disk import require_room
 from shared.errors import NotFound, Unavailable
-from shared.ports import ObjectStore, unheard
+from shared.ports import ObjectStore, no_keepalive
 from shared.storage.manifest import MANIFEST, FileEntry, FolderManifest
 
 AT_ONCE = 8
@@ -28,12 +28,14 @@ async def sha256_of(path: Path) -> str:
     return (await in_thread(_describe, path, path.name)).sha256
 
 
-async def content_address(folder: Path, *, heard: Callable[[], None] = unheard) -> str:
+async def content_address(folder: Path, *, keepalive: Callable[[], None] = no_keepalive) -> str:
     """sha256 (hex) over the names and contents of all files of a folder."""
-    return (await describe_folder(folder, heard=heard)).address
+    return (await describe_folder(folder, keepalive=keepalive)).address
 
 
-async def describe_folder(folder: Path, *, heard: Callable[[], None] = unheard) -> FolderManifest:
+async def describe_folder(
+    folder: Path, *, keepalive: Callable[[], None] = no_keepalive
+) -> FolderManifest:
     """The manifest that a folder would be stored with.
 
     Raises:
@@ -42,7 +44,7 @@ async def describe_folder(folder: Path, *, heard: Callable[[], None] = unheard) 
 
     async def describe(name: str) -> FileEntry:
         entry = await in_thread(_describe, folder / name, name)
-        heard()
+        keepalive()
         return entry
 
     names = await asyncio.to_thread(_names, folder)
@@ -50,19 +52,19 @@ async def describe_folder(folder: Path, *, heard: Callable[[], None] = unheard) 
 
 
 async def upload_folder(
-    store: ObjectStore, folder: Path, prefix: str, *, heard: Callable[[], None] = unheard
+    store: ObjectStore, folder: Path, prefix: str, *, keepalive: Callable[[], None] = no_keepalive
 ) -> FolderManifest:
     """Store every file of a folder under ``prefix/``, and the manifest last.
 
-    ``heard`` is called as the work gets on.
+    ``keepalive`` is called as the work gets on.
 
     Raises:
         Unavailable: the store does not answer; what was written does not count.
     """
-    manifest = await describe_folder(folder, heard=heard)
+    manifest = await describe_folder(folder, keepalive=keepalive)
 
     async def upload(file: FileEntry) -> None:
-        await store.upload(folder / file.name, _key(prefix, file.name), heard=heard)
+        await store.upload(folder / file.name, _key(prefix, file.name), keepalive=keepalive)
 
     await a_few_at_once(upload, manifest.files, most=AT_ONCE)
     await store.put(_key(prefix, MANIFEST), msgspec.json.encode(manifest))
@@ -90,7 +92,7 @@ async def read_manifest(store: ObjectStore, prefix: str) -> FolderManifest:
 
 
 async def download_folder(
-    store: ObjectStore, prefix: str, folder: Path, *, heard: Callable[[], None] = unheard
+    store: ObjectStore, prefix: str, folder: Path, *, keepalive: Callable[[], None] = no_keepalive
 ) -> FolderManifest:
     """Fetch a stored folder and check every file's size and sha256.
 
@@ -102,8 +104,8 @@ async def download_folder(
     manifest = await read_manifest(store, prefix)
 
     async def download(file: FileEntry) -> None:
-        await _fetch(store, _key(prefix, file.name), folder / file.name, file, heard)
-        heard()
+        await _fetch(store, _key(prefix, file.name), folder / file.name, file, keepalive)
+        keepalive()
 
     await in_thread(require_room, folder, manifest.bytes, f"fetch {prefix!r} from the store")
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -112,10 +114,10 @@ async def download_folder(
 
 
 async def _fetch(
-    store: ObjectStore, key: str, path: Path, expected: FileEntry, heard: Callable[[], None]
+    store: ObjectStore, key: str, path: Path, expected: FileEntry, keepalive: Callable[[], None]
 ) -> None:
     try:
-        await store.download(key, path, heard=heard)
+        await store.download(key, path, keepalive=keepalive)
     except NotFound:
         raise Unavailable(f"{key!r} is in a manifest of the store, but missing") from None
     found = await in_thread(_describe, path, expected.name)

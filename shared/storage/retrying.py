@@ -13,10 +13,10 @@ from typing import TypeVar
 import structlog
 
 from shared.errors import Unavailable
-from shared.ports import Entry, ObjectStore, unheard
+from shared.ports import ObjectStore, StoredObject, no_keepalive
 from shared.retry import reconnect_delay
 
-STORE_BEATS = 50
+STORE_HEARTBEATS = 50
 """Beats that a store may be away within one call: a little less than a worker's patience, so that
 the reason is the store's own."""
 
@@ -30,10 +30,10 @@ class PatientStore:
     A worker keeps its claim meanwhile: no failure is counted, and what it has done so far stays.
     """
 
-    def __init__(self, store: ObjectStore, *, beat: float) -> None:
-        """``beat``, in seconds: a call is given up :data:`STORE_BEATS` after its first failure."""
+    def __init__(self, store: ObjectStore, *, heartbeat: float) -> None:
+        """A call is given up :data:`STORE_HEARTBEATS` after its first failure."""
         self._store = store
-        self._seconds = STORE_BEATS * beat
+        self._seconds = STORE_HEARTBEATS * heartbeat
 
     async def put(self, key: str, data: bytes) -> None:
         await self._patiently(lambda: self._store.put(key, data))
@@ -41,16 +41,20 @@ class PatientStore:
     async def get(self, key: str) -> bytes:
         return await self._patiently(lambda: self._store.get(key))
 
-    async def upload(self, path: Path, key: str, *, heard: Callable[[], None] = unheard) -> None:
-        await self._patiently(lambda: self._store.upload(path, key, heard=heard))
+    async def upload(
+        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
+    ) -> None:
+        await self._patiently(lambda: self._store.upload(path, key, keepalive=keepalive))
 
-    async def download(self, key: str, path: Path, *, heard: Callable[[], None] = unheard) -> None:
-        await self._patiently(lambda: self._store.download(key, path, heard=heard))
+    async def download(
+        self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
+    ) -> None:
+        await self._patiently(lambda: self._store.download(key, path, keepalive=keepalive))
 
     async def exists(self, key: str) -> bool:
         return await self._patiently(lambda: self._store.exists(key))
 
-    async def list(self, prefix: str) -> AsyncIterator[Entry]:
+    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         """Read whole before the first is given: a listing that breaks off begins anew."""
         for entry in await self._patiently(lambda: self._listed(prefix)):
             yield entry
@@ -64,7 +68,7 @@ class PatientStore:
     async def close(self) -> None:
         await self._store.close()
 
-    async def _listed(self, prefix: str) -> tuple[Entry, ...]:
+    async def _listed(self, prefix: str) -> tuple[StoredObject, ...]:
         return tuple([entry async for entry in self._store.list(prefix)])
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -76,6 +80,6 @@ class PatientStore:
                 deadline = min(deadline, monotonic() + self._seconds)
                 if monotonic() >= deadline:
                     raise
-                log.warning("the store is away", why=str(error))
+                log.warning("store_unavailable", reason=str(error))
             await asyncio.sleep(reconnect_delay(attempt))
         raise AssertionError("there is always another try")

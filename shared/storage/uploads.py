@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from shared.concurrency import in_thread
 from shared.errors import Refused
-from shared.ports import ObjectStore, UploadPart, unheard
+from shared.ports import ObjectStore, UploadPart, no_keepalive
 
 ARCHIVE_BYTES = 10 << 30
 """Of a dataset's zip, uploaded or downloaded."""
@@ -55,11 +55,11 @@ async def sha256_of_parts(store: ObjectStore, parts: Iterable[UploadPart]) -> st
 
 
 async def download_upload(
-    store: ObjectStore, key: str, path: Path, *, heard: Callable[[], None] = unheard
+    store: ObjectStore, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
 ) -> None:
     """Put an upload together in a file; ``key`` is that of its list.
 
-    Calls ``heard`` as it gets on.
+    Calls ``keepalive`` as it gets on.
 
     Raises:
         NotFound: it is not, or no longer, in the store.
@@ -72,7 +72,7 @@ async def download_upload(
         async for data in _contents(store, whole.parts):
             await in_thread(digest.update, data)
             await in_thread(file.write, data)
-            heard()
+            keepalive()
     if digest.hexdigest() != whole.sha256:
         raise Refused("the upload is damaged in the store; upload it again")
 

@@ -12,36 +12,36 @@ import structlog
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.messages import (
     AnyMessage,
-    ClaimAsked,
     ClaimGranted,
     ClaimRefused,
+    CommandIssued,
     Stage,
     StageFact,
 )
-from shared.ports import Bus, Control
-from shared.request import Wish
+from shared.ports import Bus, ReplyQueue
+from shared.request import Command
 from shared.retry import reconnect_delay
 
 log = structlog.get_logger()
 
 
-class Alive:
+class Keepalive:
     """Remembers when there was a sign of life."""
 
     def __init__(self) -> None:
-        self._heard_at = monotonic()
+        self._last_sign_of_life = monotonic()
 
-    def heard(self) -> None:
+    def keepalive(self) -> None:
         """The work is alive; call it at least every few minutes, or it is given up."""
-        self._heard_at = monotonic()
+        self._last_sign_of_life = monotonic()
 
     @property
     def silence(self) -> float:
         """Seconds since the last sign of life."""
-        return monotonic() - self._heard_at
+        return monotonic() - self._last_sign_of_life
 
 
-class Errand(Alive):
+class BestEffortTask(Keepalive):
     """One message in a worker's hands that needs no claim."""
 
     def __init__(self, message: AnyMessage) -> None:
@@ -49,10 +49,12 @@ class Errand(Alive):
         self.message = message
 
 
-class Order(Alive):
+class Order(Keepalive):
     """One claim in a worker's hands."""
 
-    def __init__(self, bus: Bus, control: Control, message: AnyMessage, stage: Stage) -> None:
+    def __init__(
+        self, bus: Bus, reply_queue: ReplyQueue, message: AnyMessage, stage: Stage
+    ) -> None:
         super().__init__()
         self.message = message
         """The fact that asks for the work."""
@@ -64,13 +66,13 @@ class Order(Alive):
         """Why the claim is not ours, or not ours any more."""
         self.stopping = asyncio.Event()
         """Set when the worker must stop: save what must be kept, then raise Interrupted."""
-        self.wishes: dict[Wish, int] = {}
-        """What the user wants of this work, numbered: see :class:`ClaimAsked`."""
-        self.wished = asyncio.Event()
+        self.commands: dict[Command, int] = {}
+        """What the user wants of this work, numbered: see :class:`CommandIssued`."""
+        self.commands_changed = asyncio.Event()
         """Set whenever there are wishes to look at; who looks clears it."""
         self.numbers: dict[str, Any] = {}
         self._bus = bus
-        self._control = control
+        self._reply_queue = reply_queue
 
     @property
     def grant(self) -> ClaimGranted:
@@ -85,7 +87,7 @@ class Order(Alive):
 
     def progress(self, **numbers: Any) -> None:
         """The newest numbers for ``/status``; they leave with the next beat. Counts as heard."""
-        self.heard()
+        self.keepalive()
         self.numbers = self.numbers | numbers
 
     def stamp(self) -> dict[str, Any]:
@@ -98,31 +100,29 @@ class Order(Alive):
             "worker": self._bus.source,
         }
 
-    async def say(self, fact: StageFact) -> None:
+    async def publish(self, fact: StageFact) -> None:
         """Publish a fact, again and again until the broker has it or the claim is refused."""
         for attempt in range(1_000_000_000):
-            if await self.try_to_say(fact) or self.refused is not None:
+            if await self.try_publish(fact) or self.refused is not None:
                 return
             await asyncio.sleep(reconnect_delay(attempt))
 
-    async def try_to_say(self, fact: StageFact, *, needs_listener: bool = True) -> bool:
+    async def try_publish(self, fact: StageFact, *, mandatory: bool = True) -> bool:
         """Publish a fact once; whether the broker has it."""
         try:
-            await self._bus.publish(
-                fact, reply_to=self._control.address, needs_listener=needs_listener
-            )
+            await self._bus.publish(fact, reply_to=self._reply_queue.address, mandatory=mandatory)
         except (Unavailable, Unroutable) as error:
             log.warning(
-                "fact not published", fact=type(fact).__name__, job=self.job, why=str(error)
+                "fact_not_published", fact=type(fact).__name__, job=self.job, reason=str(error)
             )
             return False
         return True
 
-    def hear(self, answer: AnyMessage) -> None:
+    def receive(self, answer: AnyMessage) -> None:
         """Take the gateway's word on this claim."""
-        if isinstance(answer, ClaimGranted | ClaimAsked):
-            self._hear_wishes(answer.wishes)
-        if isinstance(answer, ClaimAsked):
+        if isinstance(answer, ClaimGranted | CommandIssued):
+            self._receive_commands(answer.commands)
+        if isinstance(answer, CommandIssued):
             return
         if isinstance(answer, ClaimGranted):
             self.granted = answer
@@ -132,7 +132,7 @@ class Order(Alive):
             self.refused = "the job has ended"
         self.answered.set()
 
-    def _hear_wishes(self, wishes: dict[Wish, int]) -> None:
-        if wishes and wishes != self.wishes:
-            self.wishes = wishes
-            self.wished.set()
+    def _receive_commands(self, commands: dict[Command, int]) -> None:
+        if commands and commands != self.commands:
+            self.commands = commands
+            self.commands_changed.set()

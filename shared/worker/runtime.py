@@ -20,9 +20,9 @@ from shared.concurrency import cancelled, until
 from shared.errors import Interrupted, Refused, Unavailable, reason_of
 from shared.messaging.messages import (
     AnyMessage,
-    ClaimAsked,
     ClaimGranted,
     ClaimRefused,
+    CommandIssued,
     Interruption,
     JobCancelled,
     JobCompleted,
@@ -36,16 +36,16 @@ from shared.messaging.messages import (
     Started,
     claim_of,
 )
-from shared.messaging.topology import CONTROL_BINDINGS, Queue
-from shared.ports import Bus, Control, Delivery
+from shared.messaging.topology import REPLY_QUEUE_BINDINGS, Queue
+from shared.ports import Bus, Delivery, ReplyQueue
 from shared.retry import reconnect_delay
-from shared.worker.order import Errand, Order
+from shared.worker.order import BestEffortTask, Order
 
-PATIENCE_BEATS = 60
+PATIENCE_HEARTBEATS = 60
 """Beats without a sign of life after which the work is given up: 10 minutes by default."""
-GRACE_BEATS = 60
+GRACE_HEARTBEATS = 60
 """Beats that gentle work gets to save what it must when the worker is stopped."""
-LAST_WORD_BEATS = 6
+LAST_WORD_HEARTBEATS = 6
 """Beats in which a worker that stops must be rid of its last word: past them it counts as lost."""
 
 log = structlog.get_logger()
@@ -56,9 +56,9 @@ class Work(Protocol):
     """What a service gives the runtime."""
 
     queue: Queue
-    places: int
+    concurrency: int
     """How many jobs at a time; 1 for a GPU."""
-    stops_gently: bool
+    graceful: bool
     """True: on stop the work sees ``order.stopping`` and gets a grace period; False: cancelled."""
 
     @property
@@ -98,12 +98,12 @@ class Work(Protocol):
         ...
 
 
-class Errands(Protocol):
+class BestEffortTasks(Protocol):
     """What a place does while no work waits: without a claim, so it may be lost or done twice."""
 
     queue: Queue
 
-    async def run(self, errand: Errand) -> None:
+    async def run(self, best_effort_task: BestEffortTask) -> None:
         """Do it; what it leaves undone is lost.
 
         It is cancelled when its job ends, when it shows no sign of life for too long, and when the
@@ -116,59 +116,64 @@ class Errands(Protocol):
 
 
 class Worker:
-    """Runs a service's work in its places until it is stopped."""
+    """Runs a service's work in its slots until it is stopped."""
 
     def __init__(
-        self, bus: Bus, work: Work, *, beat: float, errands: Errands | None = None
+        self,
+        bus: Bus,
+        work: Work,
+        *,
+        heartbeat: float,
+        best_effort_tasks: BestEffortTasks | None = None,
     ) -> None:
         self._bus = bus
         self._work = work
-        self._beat = beat
-        self._errands = errands
+        self._heartbeat = heartbeat
+        self._best_effort_tasks = best_effort_tasks
         self._orders: dict[str, Order] = {}
         self._tasks: dict[str, asyncio.Task[Result]] = {}
-        self._under_way: dict[Errand, asyncio.Task[None]] = {}
+        self._under_way: dict[BestEffortTask, asyncio.Task[None]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take and do work until ``stop`` is set, then let go of everything in good order."""
-        async with self._bus.control(CONTROL_BINDINGS) as control:
-            listening = asyncio.create_task(self._listen(control))
+        async with self._bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue:
+            listening = asyncio.create_task(self._listen(reply_queue))
             try:
-                places = (self._place(control, stop) for _ in range(self._work.places))
+                slots = (self._slot(reply_queue, stop) for _ in range(self._work.concurrency))
                 async with asyncio.TaskGroup() as group:
-                    for place in places:
-                        group.create_task(place)
+                    for slot in slots:
+                        group.create_task(slot)
             finally:
                 await cancelled(listening)
                 await self._work.close()
 
-    async def _listen(self, control: Control) -> None:
-        async for message in control.messages():
+    async def _listen(self, reply_queue: ReplyQueue) -> None:
+        async for message in reply_queue.messages():
             for order in self._addressed(message):
-                order.hear(message)
+                order.receive(message)
                 if order.refused is not None and (task := self._tasks.get(order.claim)):
                     task.cancel()
             if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
-                self._call_off_errands(message.job)
+                self._cancel_best_effort_tasks(message.job)
 
     def _addressed(self, message: AnyMessage) -> list[Order]:
         """The orders that a control message is about."""
         match message:
-            case ClaimGranted(claim=claim) | ClaimAsked(claim=claim) | ClaimRefused(claim=claim):
+            case ClaimGranted(claim=claim) | CommandIssued(claim=claim) | ClaimRefused(claim=claim):
                 return [self._orders[claim]] if claim in self._orders else []
             case JobCompleted() | JobFailed() | JobCancelled() | JobTimedOut():
                 return [order for order in self._orders.values() if order.job == message.job]
         return []
 
-    def _call_off_errands(self, job: str) -> None:
-        for errand, task in self._under_way.items():
-            if errand.message.job == job:
+    def _cancel_best_effort_tasks(self, job: str) -> None:
+        for best_effort_task, task in self._under_way.items():
+            if best_effort_task.message.job == job:
                 task.cancel()
 
-    # --- One place ----------------------------------------------------------------------------
+    # --- One slot ----------------------------------------------------------------------------
 
-    async def _place(self, control: Control, stop: asyncio.Event) -> None:
-        """One job after the other; an error of ours costs a pause, never the place."""
+    async def _slot(self, reply_queue: ReplyQueue, stop: asyncio.Event) -> None:
+        """One job after the other; an error of ours costs a pause, never the slot."""
         failures = 0
         while not stop.is_set():
             try:
@@ -176,11 +181,11 @@ class Worker:
                 failures = 0
                 queue, delivery = await self._take(stop)
                 if delivery and queue == self._work.queue:
-                    await self._handle(delivery, gpu, control, stop)
+                    await self._handle(delivery, gpu, reply_queue, stop)
                 elif delivery:
-                    await self._run_errand(delivery, stop)
-            except Exception:  # whatever it is, the place must go on
-                log.exception("a place stumbled", queue=self._work.queue.name)
+                    await self._run_best_effort_task(delivery, stop)
+            except Exception:  # whatever it is, the slot must go on
+                log.exception("slot_failed", queue=self._work.queue.name)
                 failures += 1
                 await until(stop, timeout=reconnect_delay(failures))
 
@@ -188,13 +193,13 @@ class Worker:
         """The next message and its queue; none when it is time to stop, or to look again.
 
         While work waits no errand is taken: to give it back over and over would use up its
-        deliveries. Other places may be faster to the work, so the wait for it has an end.
+        deliveries. Other slots may be faster to the work, so the wait for it has an end.
         """
-        if self._errands is None:
+        if self._best_effort_tasks is None:
             return await self._first_of((self._work.queue,), stop)
         if await self._has_work():
-            return await self._first_of((self._work.queue,), stop, wait=self._beat)
-        return await self._first_of((self._work.queue, self._errands.queue), stop)
+            return await self._first_of((self._work.queue,), stop, wait=self._heartbeat)
+        return await self._first_of((self._work.queue, self._best_effort_tasks.queue), stop)
 
     async def _has_work(self) -> bool:
         """Whether the work's queue holds anything, as far as the broker tells."""
@@ -207,7 +212,7 @@ class Worker:
         self, queues: tuple[Queue, ...], stop: asyncio.Event, *, wait: float | None = None
     ) -> tuple[Queue, Delivery | None]:
         """The first message of any of them; of several at once that of the foremost queue."""
-        taking = [asyncio.create_task(self._bus.take(queue)) for queue in queues]
+        taking = [asyncio.create_task(self._bus.get(queue)) for queue in queues]
         stopping = asyncio.create_task(stop.wait())
         chosen = None
         try:
@@ -226,13 +231,13 @@ class Worker:
                     await _give_back(task)
 
     async def _handle(
-        self, delivery: Delivery, gpu: str, control: Control, stop: asyncio.Event
+        self, delivery: Delivery, gpu: str, reply_queue: ReplyQueue, stop: asyncio.Event
     ) -> None:
         stage = self._work.stage_of(delivery.message)
         if stage is None:
             await delivery.ack()
             return
-        order = Order(self._bus, control, delivery.message, stage)
+        order = Order(self._bus, reply_queue, delivery.message, stage)
         self._orders[order.claim] = order
         try:
             if not await self._claim(order, gpu, stop):
@@ -242,20 +247,20 @@ class Worker:
             if order.refused is None:
                 await self._work_on(order, stop)
             else:
-                log.debug("claim refused", job=order.job, stage=stage, why=order.refused)
+                log.debug("claim_refused", job=order.job, stage=stage, reason=order.refused)
         finally:
             del self._orders[order.claim]
 
-    async def _run_errand(self, delivery: Delivery, stop: asyncio.Event) -> None:
+    async def _run_best_effort_task(self, delivery: Delivery, stop: asyncio.Event) -> None:
         """Acked when it is done, called off or stuck; given back on a stop or an error."""
-        assert self._errands is not None  # noqa: S101 - it came from their queue
-        errand = Errand(delivery.message)
-        task = asyncio.create_task(self._errands.run(errand))
-        self._under_way[errand] = task
+        assert self._best_effort_tasks is not None  # noqa: S101 - it came from their queue
+        best_effort_task = BestEffortTask(delivery.message)
+        task = asyncio.create_task(self._best_effort_tasks.run(best_effort_task))
+        self._under_way[best_effort_task] = task
         try:
-            await self._see_through(errand, task, stop)
+            await self._see_through(best_effort_task, task, stop)
         finally:
-            del self._under_way[errand]
+            del self._under_way[best_effort_task]
             await cancelled(task)
         error = None if task.cancelled() else task.exception()
         if error is not None or (task.cancelled() and stop.is_set()):
@@ -266,17 +271,24 @@ class Worker:
             raise error
 
     async def _see_through(
-        self, errand: Errand, task: asyncio.Task[None], stop: asyncio.Event
+        self, best_effort_task: BestEffortTask, task: asyncio.Task[None], stop: asyncio.Event
     ) -> None:
         """Wait until an errand is done, shows no life, or must stop."""
         stopping = asyncio.create_task(stop.wait())
         try:
             while not task.done() and not stop.is_set():
                 await asyncio.wait(
-                    (task, stopping), timeout=self._beat, return_when=asyncio.FIRST_COMPLETED
+                    (task, stopping), timeout=self._heartbeat, return_when=asyncio.FIRST_COMPLETED
                 )
-                if not task.done() and errand.silence > PATIENCE_BEATS * self._beat:
-                    log.warning("errand stuck", job=errand.message.job, silence=errand.silence)
+                if (
+                    not task.done()
+                    and best_effort_task.silence > PATIENCE_HEARTBEATS * self._heartbeat
+                ):
+                    log.warning(
+                        "best_effort_task_stuck",
+                        job=best_effort_task.message.job,
+                        silence=best_effort_task.silence,
+                    )
                     return
         finally:
             await cancelled(stopping)
@@ -287,15 +299,15 @@ class Worker:
         while left:
             asked_by = claim_of(order.message)
             started = self._work.started(**order.stamp(), gpu=gpu, asked_by=asked_by)
-            await order.try_to_say(started)
-            if await until(order.answered, timeout=self._beat):
+            await order.try_publish(started)
+            if await until(order.answered, timeout=self._heartbeat):
                 return True
             left -= stop.is_set()
         return False
 
     async def _work_on(self, order: Order, stop: asyncio.Event) -> None:
         log.info("working", job=order.job, stage=order.stage, attempt=order.grant.attempt)
-        order.heard()
+        order.keepalive()
         task = asyncio.create_task(self._work.perform(order))
         self._tasks[order.claim] = task
         helpers = [
@@ -310,18 +322,18 @@ class Worker:
             del self._tasks[order.claim]
             for helper in (*helpers, task):
                 await cancelled(helper)
-        log.info("let go", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
+        log.info("claim_ended", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
 
     async def _say_at_last(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
         """Say how it ended; a worker that must stop does not wait for a broker for ever."""
-        saying = asyncio.create_task(order.say(outcome))
+        saying = asyncio.create_task(order.publish(outcome))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((saying, stopping), return_when=asyncio.FIRST_COMPLETED)
-            async with asyncio.timeout(LAST_WORD_BEATS * self._beat):
+            async with asyncio.timeout(LAST_WORD_HEARTBEATS * self._heartbeat):
                 await saying
         except TimeoutError:
-            log.warning("last word not said", job=order.job, fact=type(outcome).__name__)
+            log.warning("outcome_not_published", job=order.job, fact=type(outcome).__name__)
         finally:
             await cancelled(stopping)
             await cancelled(saying)
@@ -329,19 +341,19 @@ class Worker:
     async def _keep_beating(self, order: Order, task: asyncio.Task[Result]) -> None:
         """Beat while the work shows signs of life; past its patience, end it."""
         while True:
-            await asyncio.sleep(self._beat)
-            if not task.done() and order.silence > PATIENCE_BEATS * self._beat:
+            await asyncio.sleep(self._heartbeat)
+            if not task.done() and order.silence > PATIENCE_HEARTBEATS * self._heartbeat:
                 task.cancel("stalled")
-            beat = self._work.progressed(**order.stamp(), progress=order.numbers)
-            await order.try_to_say(beat, needs_listener=False)
+            heartbeat = self._work.progressed(**order.stamp(), progress=order.numbers)
+            await order.try_publish(heartbeat, mandatory=False)
 
     async def _stop_when_told(
         self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
     ) -> None:
         await stop.wait()
         order.stopping.set()
-        if self._work.stops_gently:
-            await asyncio.wait((task,), timeout=GRACE_BEATS * self._beat)
+        if self._work.graceful:
+            await asyncio.wait((task,), timeout=GRACE_HEARTBEATS * self._heartbeat)
         task.cancel()
 
     async def _outcome(
@@ -358,7 +370,7 @@ class Worker:
         except asyncio.CancelledError:
             return self._outcome_of_cancellation(order, stop)
         except Exception as error:  # unknown means passing: said, counted and tried again
-            log.exception("work failed", job=order.job, stage=order.stage)
+            log.exception("work_failed", job=order.job, stage=order.stage)
             return StageFailed(**stamp, kind="passing", reason=reason_of(error))
 
     def _outcome_of_cancellation(self, order: Order, stop: asyncio.Event) -> StageFact | None:
@@ -366,7 +378,9 @@ class Worker:
         if current is not None and current.cancelling():
             raise asyncio.CancelledError
         if order.refused is not None:
-            log.info("claim taken away", job=order.job, stage=order.stage, why=order.refused)
+            log.info(
+                "claim_lost_to_gateway", job=order.job, stage=order.stage, reason=order.refused
+            )
             return None
         if stop.is_set():
             return self._work.interrupted(**order.stamp())

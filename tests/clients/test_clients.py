@@ -102,7 +102,7 @@ async def here(
             database_url=f"sqlite:///{tmp_path_factory.mktemp('gateway')}/jobs.db",
             s3=s3_server,
             bucket=s3_server.create_bucket(),
-            BEAT="0.5",
+            HEARTBEAT="0.5",
             API_KEYS=f"{PLAIN},{ASYNCIO},{NPM},{API_KEY}",
             ALLOWED_PRIVATE_HOSTS=host_of(web.url()),
         )

@@ -18,7 +18,7 @@ from shared.messaging.envelope import Envelope
 from shared.messaging.topology import DEAD_LETTERS
 from shared.ports import Bus
 
-BEAT = 0.2
+HEARTBEAT = 0.2
 DEADLINE = 30
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -65,7 +65,7 @@ class RabbitMQWorld:
 
     async def bus(self, source: str = "tester/1") -> Bus:
         bus = await RabbitMQBus.open(
-            self._url, source=source, beat=BEAT, traceparent=lambda: TRACEPARENT
+            self._url, source=source, heartbeat=HEARTBEAT, traceparent=lambda: TRACEPARENT
         )
         self._buses.append(bus)
         return bus

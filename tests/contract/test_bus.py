@@ -16,7 +16,7 @@ from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import (
     AnyMessage,
     ClaimGranted,
-    GatewayBeat,
+    GatewayHeartbeat,
     ImagesGenerated,
     JobCancelled,
     JobCompleted,
@@ -37,7 +37,7 @@ from shared.messaging.topology import (
     NOTIFIER_WEBHOOKS,
     TRAINER,
 )
-from shared.ports import Bus, Control, Delivery
+from shared.ports import Bus, Delivery, ReplyQueue
 from tests.contract.bus_worlds import DEADLINE, TRACEPARENT, World, until
 
 GRANT = ClaimGranted(job="a", stage="training", claim="c", attempt=1)
@@ -63,7 +63,7 @@ async def next_of(deliveries: AsyncIterator[Delivery]) -> Delivery:
 
 async def take(bus: Bus) -> Delivery:
     async with asyncio.timeout(DEADLINE):
-        return await bus.take(NOTIFIER_WEBHOOKS)
+        return await bus.get(NOTIFIER_WEBHOOKS)
 
 
 def consuming(bus: Bus, prefetch: int = 16) -> aclosing[AsyncGenerator[Delivery, None]]:
@@ -101,7 +101,7 @@ async def test_a_fact_reaches_every_queue_that_is_bound_to_its_type_and_no_other
     await bus.publish(IMAGES)
 
     for queue in (NOTIFIER_PUBLISH, GATEWAY_RECORDER):
-        delivery = await bus.take(queue)
+        delivery = await bus.get(queue)
         assert delivery.message == IMAGES
         await delivery.ack()
     assert await bus.depth(FETCHER) == 0
@@ -116,7 +116,7 @@ async def test_a_message_arrives_as_it_was_said_with_its_envelope(world: World) 
 
     await bus.publish(fact, reply_to="control.here")
 
-    delivery = await bus.take(GATEWAY_RECORDER)
+    delivery = await bus.get(GATEWAY_RECORDER)
     said = envelope_for(fact, source="trainer/host-1")
     heard = delivery.envelope
     assert delivery.message == fact
@@ -131,7 +131,7 @@ async def test_a_fact_that_nobody_hears_is_an_error_only_when_it_needs_a_listene
 ) -> None:
     bus = await world.bus()
 
-    await bus.publish(CANCELLED, needs_listener=False)
+    await bus.publish(CANCELLED, mandatory=False)
     with pytest.raises(Unroutable, match=r"job\.cancelled"):
         await bus.publish(CANCELLED)
 
@@ -139,9 +139,9 @@ async def test_a_fact_that_nobody_hears_is_an_error_only_when_it_needs_a_listene
 async def test_a_message_can_be_put_on_one_queue_past_the_exchange(world: World) -> None:
     bus = await world.bus()
 
-    await bus.send(NOTIFIER_PUBLISH.name, IMAGES, needs_listener=True)
+    await bus.send(NOTIFIER_PUBLISH.name, IMAGES, mandatory=True)
 
-    assert (await bus.take(NOTIFIER_PUBLISH)).message == IMAGES
+    assert (await bus.get(NOTIFIER_PUBLISH)).message == IMAGES
     assert await bus.depth(GATEWAY_RECORDER) == 0
 
 
@@ -150,7 +150,7 @@ async def test_a_queue_that_is_gone_is_an_error_only_when_it_is_needed(world: Wo
 
     await bus.send("control.gone", GRANT)
     with pytest.raises(Unroutable, match=r"control\.gone"):
-        await bus.send("control.gone", GRANT, needs_listener=True)
+        await bus.send("control.gone", GRANT, mandatory=True)
 
 
 async def test_messages_in_flight_together_each_get_their_own_answer(world: World) -> None:
@@ -253,7 +253,7 @@ async def test_a_take_that_is_cancelled_at_any_moment_loses_nothing(world: World
     await bus.publish(webhook(1))
 
     for moment in range(DELIVERY_LIMIT - 2):
-        taking = asyncio.create_task(bus.take(NOTIFIER_WEBHOOKS))
+        taking = asyncio.create_task(bus.get(NOTIFIER_WEBHOOKS))
         await asyncio.wait([taking], timeout=moment * 0.003)
         taking.cancel()
         for delivery in await asyncio.gather(taking, return_exceptions=True):
@@ -265,7 +265,7 @@ async def test_a_take_that_is_cancelled_at_any_moment_loses_nothing(world: World
 
 async def test_a_cancelled_take_takes_nothing_later(world: World) -> None:
     bus = await world.bus()
-    taking = asyncio.create_task(bus.take(NOTIFIER_WEBHOOKS))
+    taking = asyncio.create_task(bus.get(NOTIFIER_WEBHOOKS))
     await asyncio.wait([taking], timeout=0.1)
     taking.cancel()
     await asyncio.wait([taking])
@@ -293,7 +293,7 @@ async def test_those_who_wait_for_a_message_are_counted(world: World) -> None:
         return await theirs.consumers(NOTIFIER_WEBHOOKS) == number
 
     assert await waiting(0)
-    taking = asyncio.create_task(bus.take(NOTIFIER_WEBHOOKS))
+    taking = asyncio.create_task(bus.get(NOTIFIER_WEBHOOKS))
     await until(partial(waiting, 1))
 
     taking.cancel()
@@ -352,22 +352,22 @@ async def test_of_several_recorders_one_hears_and_the_next_goes_on_where_it_stop
     world: World,
 ) -> None:
     first, second = await world.bus("gateway/1"), await world.bus("gateway/2")
-    beats = [GatewayBeat(gateway="g", number=number) for number in range(4)]
+    heartbeats = [GatewayHeartbeat(gateway="g", number=number) for number in range(4)]
     async with recording(first) as active, recording(second) as standby:
-        await first.publish(beats[0])
+        await first.publish(heartbeats[0])
         await (await next_of(active)).ack()
         waiting = asyncio.create_task(next_of(standby))
         await asyncio.wait([waiting], timeout=1)  # time enough to wait in line
 
-        for beat in beats[1:]:
-            await first.publish(beat)
-        assert [(await next_of(active)).message for _ in range(3)] == beats[1:]
+        for heartbeat in heartbeats[1:]:
+            await first.publish(heartbeat)
+        assert [(await next_of(active)).message for _ in range(3)] == heartbeats[1:]
         assert not waiting.done()
 
         await first.close()
         heard = [(await waiting).message]
         heard += [(await next_of(standby)).message for _ in range(2)]
-        assert heard == beats[1:]
+        assert heard == heartbeats[1:]
 
 
 # --- The dead
@@ -377,7 +377,7 @@ async def test_a_buried_message_leaves_its_reason_length_and_digest(world: World
     bus = await world.bus()
     await publish_webhooks(bus, 1, 2)
 
-    await (await take(bus)).bury("the sky is falling")
+    await (await take(bus)).dead_letter("the sky is falling")
 
     body = encode(webhook(1))
     assert await the_only_dead_letter(world) == DeadLetter(
@@ -395,7 +395,7 @@ async def test_a_buried_request_leaves_no_word_of_what_was_asked(world: World) -
     request = JobRequested(request={"s3Config": {"accessSecret": "hush"}})
     await bus.publish(request)
 
-    await (await bus.take(GATEWAY_INTAKE)).bury("not like this")
+    await (await bus.get(GATEWAY_INTAKE)).dead_letter("not like this")
 
     letter = await the_only_dead_letter(world)
     assert letter.body == b""
@@ -460,16 +460,16 @@ async def test_a_request_that_is_delivered_too_often_leaves_no_word_of_what_was_
 
 async def _release_for_ever(bus: Bus) -> None:
     while True:
-        await (await bus.take(GATEWAY_INTAKE)).release()
+        await (await bus.get(GATEWAY_INTAKE)).release()
 
 
 # --- The control queue
 
 
-async def hears(control: Control, count: int) -> list[AnyMessage]:
+async def hears(reply_queue: ReplyQueue, count: int) -> list[AnyMessage]:
     heard: list[AnyMessage] = []
     async with asyncio.timeout(DEADLINE):
-        async for message in control.messages():
+        async for message in reply_queue.messages():
             heard.append(message)
             if len(heard) == count:
                 break
@@ -480,17 +480,17 @@ async def test_a_control_queue_hears_answers_to_its_address_and_what_it_is_bound
     world: World,
 ) -> None:
     worker, gateway = await world.bus("trainer/1"), await world.bus("gateway/1")
-    async with worker.control(["job.cancelled"]) as control:
-        await gateway.send(control.address, GRANT, needs_listener=True)
-        await gateway.publish(JobTimedOut(job="a", run=1, error="late"), needs_listener=False)
+    async with worker.reply_queue(["job.cancelled"]) as reply_queue:
+        await gateway.send(reply_queue.address, GRANT, mandatory=True)
+        await gateway.publish(JobTimedOut(job="a", run=1, error="late"), mandatory=False)
         await gateway.publish(CANCELLED)
 
-        assert await hears(control, 2) == [GRANT, CANCELLED]
+        assert await hears(reply_queue, 2) == [GRANT, CANCELLED]
 
 
 async def test_every_control_queue_is_its_owners_alone(world: World) -> None:
     bus = await world.bus()
-    async with bus.control([]) as first, bus.control([]) as second:
+    async with bus.reply_queue([]) as first, bus.reply_queue([]) as second:
         assert first.address != second.address
         await bus.send(first.address, GRANT)
         await bus.send(second.address, CANCELLED)
@@ -501,23 +501,23 @@ async def test_every_control_queue_is_its_owners_alone(world: World) -> None:
 
 async def test_a_control_queue_that_is_left_is_gone(world: World) -> None:
     bus = await world.bus()
-    async with bus.control(["job.cancelled"]) as control:
-        address = control.address
+    async with bus.reply_queue(["job.cancelled"]) as reply_queue:
+        address = reply_queue.address
 
     with pytest.raises(Unroutable):
-        await bus.send(address, GRANT, needs_listener=True)
+        await bus.send(address, GRANT, mandatory=True)
     with pytest.raises(Unroutable):
         await bus.publish(CANCELLED)
 
 
 async def test_what_cannot_be_read_on_a_control_queue_is_buried(world: World) -> None:
     bus = await world.bus()
-    async with bus.control([]) as control:
-        await world.put(control.address, b"noise")
-        await bus.send(control.address, GRANT)
+    async with bus.reply_queue([]) as reply_queue:
+        await world.put(reply_queue.address, b"noise")
+        await bus.send(reply_queue.address, GRANT)
 
-        assert await hears(control, 1) == [GRANT]
-        assert (await the_only_dead_letter(world)).queue == control.address
+        assert await hears(reply_queue, 1) == [GRANT]
+        assert (await the_only_dead_letter(world)).queue == reply_queue.address
 
 
 @pytest.mark.parametrize(
@@ -540,13 +540,13 @@ async def test_a_star_stands_for_one_word_and_a_hash_for_any_number(
 ) -> None:
     bus = await world.bus()
     end = JobCompleted(job="a", run=1, output={})
-    async with bus.control([binding, "job.completed"]) as control:
+    async with bus.reply_queue([binding, "job.completed"]) as reply_queue:
         await bus.publish(StagingStarted(job="a", stage="staging", claim="c"))
-        await bus.publish(CANCELLED, needs_listener=False)
+        await bus.publish(CANCELLED, mandatory=False)
         await bus.publish(end)
 
         expected = list(dict.fromkeys([*heard, "job.completed"]))
-        said = await hears(control, len(expected))
+        said = await hears(reply_queue, len(expected))
         assert [type_of(message) for message in said] == expected
 
 
@@ -563,23 +563,23 @@ async def test_a_closed_bus_says_so(world: World) -> None:
     with pytest.raises(Unavailable):
         await bus.send(TRAINER.name, GRANT)
     with pytest.raises(Unavailable):
-        await bus.take(TRAINER)
+        await bus.get(TRAINER)
     with pytest.raises(Unavailable):
         await bus.depth(TRAINER)
     with pytest.raises(Unavailable):
         await anext(bus.consume(TRAINER))
     with pytest.raises(Unavailable):
-        async with bus.control([]):
+        async with bus.reply_queue([]):
             pass
 
 
 async def test_whoever_waits_when_the_bus_is_closed_is_told(world: World) -> None:
     bus = await world.bus()
-    async with bus.control([]) as control:
+    async with bus.reply_queue([]) as reply_queue:
         waiting = [
             asyncio.create_task(take(bus)),
             asyncio.create_task(next_of(bus.consume(TRAINER))),
-            asyncio.create_task(hears(control, 1)),
+            asyncio.create_task(hears(reply_queue, 1)),
         ]
         await asyncio.wait(waiting, timeout=0.1)
 
@@ -593,9 +593,9 @@ async def test_a_closed_bus_leaves_no_task_behind(world: World) -> None:
     before = asyncio.all_tasks()
     bus = await world.bus()
     await bus.publish(webhook(1))
-    taking = asyncio.create_task(bus.take(TRAINER))
+    taking = asyncio.create_task(bus.get(TRAINER))
     delivery = await take(bus)
-    async with bus.control([]):
+    async with bus.reply_queue([]):
         taking.cancel()
         await asyncio.wait([taking])
         await bus.close()

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from services.gateway.database import connection as connections
 from services.gateway.database import jobs, tables
-from services.gateway.database.jobs import Database
+from services.gateway.database.jobs import SqlJobStore
 from services.gateway.ports import Outgoing, StoredEvent, StoredJob
 from shared.errors import Unavailable
 from tests.support.servers.postgres import PostgreSQL
@@ -36,17 +36,17 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[Database]:
-    store = Database.open(url)
+async def store(url: str) -> AsyncIterator[SqlJobStore]:
+    store = SqlJobStore.open(url)
     await store.migrate()
     yield store
     await store.close()
 
 
 @pytest.fixture
-async def neighbour(url: str) -> AsyncIterator[Database]:
+async def neighbour(url: str) -> AsyncIterator[SqlJobStore]:
     """Another gateway on the same jobs."""
-    neighbour = Database.open(url)
+    neighbour = SqlJobStore.open(url)
     yield neighbour
     await neighbour.close()
 
@@ -68,14 +68,14 @@ def message(name: str = "said", **changes: object) -> Outgoing:
     return msgspec.structs.replace(Outgoing(id=name, message=name.encode(), due_at=10.0), **changes)
 
 
-async def ids_due(store: Database, now: float = 1e12) -> list[str]:
+async def ids_due(store: SqlJobStore, now: float = 1e12) -> list[str]:
     return [outgoing.id for outgoing in await store.take_due(now, 0.0)]
 
 
 # --- jobs
 
 
-async def test_a_job_comes_back_as_it_was_put(store: Database) -> None:
+async def test_a_job_comes_back_as_it_was_put(store: SqlJobStore) -> None:
     ended = job("two", status="FAILED", ended_at=1_700_000_001.654321)
     assert await store.insert(job(), [])
     assert await store.insert(ended, [])
@@ -85,7 +85,7 @@ async def test_a_job_comes_back_as_it_was_put(store: Database) -> None:
     assert await store.get("three") is None
 
 
-async def test_a_job_is_inserted_once_and_so_is_what_it_causes(store: Database) -> None:
+async def test_a_job_is_inserted_once_and_so_is_what_it_causes(store: SqlJobStore) -> None:
     assert await store.insert(job(), [message("first")])
     assert not await store.insert(job(owner="somebody else"), [message("second")])
 
@@ -94,7 +94,7 @@ async def test_a_job_is_inserted_once_and_so_is_what_it_causes(store: Database) 
 
 
 async def test_of_two_gateways_that_insert_the_same_job_one_does(
-    store: Database, neighbour: Database
+    store: SqlJobStore, neighbour: SqlJobStore
 ) -> None:
     for number in range(10):
         name = f"job-{number}"
@@ -109,7 +109,7 @@ async def test_of_two_gateways_that_insert_the_same_job_one_does(
         await store.sent(f"{name}/{stored.owner}")
 
 
-async def test_a_job_is_replaced_only_at_the_version_expected(store: Database) -> None:
+async def test_a_job_is_replaced_only_at_the_version_expected(store: SqlJobStore) -> None:
     await store.insert(job(), [])
     second = job(version=2, status="IN_PROGRESS", record=b"second")
 
@@ -124,13 +124,13 @@ async def test_a_job_is_replaced_only_at_the_version_expected(store: Database) -
     assert await ids_due(store) == ["now"]
 
 
-async def test_a_version_cannot_be_skipped(store: Database) -> None:
+async def test_a_version_cannot_be_skipped(store: SqlJobStore) -> None:
     with pytest.raises(ValueError, match="3 cannot follow 1"):
         await store.replace(job(version=3), [], expected_version=1)
 
 
 async def test_of_two_gateways_that_replace_the_same_version_one_wins(
-    store: Database, neighbour: Database
+    store: SqlJobStore, neighbour: SqlJobStore
 ) -> None:
     await store.insert(job(), [])
     for version in range(1, 21):
@@ -146,7 +146,7 @@ async def test_of_two_gateways_that_replace_the_same_version_one_wins(
         await store.sent(winner.record.decode())
 
 
-async def test_a_deleted_job_is_gone(store: Database) -> None:
+async def test_a_deleted_job_is_gone(store: SqlJobStore) -> None:
     await store.insert(job(), [])
     await store.delete("one")
     await store.delete("one")
@@ -157,7 +157,7 @@ async def test_a_deleted_job_is_gone(store: Database) -> None:
 
 
 async def test_live_jobs_come_oldest_first_however_many_pages_they_fill(
-    store: Database, monkeypatch: pytest.MonkeyPatch
+    store: SqlJobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "PAGE", 2)
     times = {"e": 5.0, "b": 2.0, "c": 2.0, "a": 3.0, "d": 2.0, "f": 1.0}
@@ -171,7 +171,7 @@ async def test_live_jobs_come_oldest_first_however_many_pages_they_fill(
 
 
 async def test_jobs_may_end_while_the_live_ones_are_read(
-    store: Database, monkeypatch: pytest.MonkeyPatch
+    store: SqlJobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "PAGE", 2)
     for number in range(7):
@@ -185,7 +185,7 @@ async def test_jobs_may_end_while_the_live_ones_are_read(
     assert seen == [str(number) for number in range(7)]
 
 
-async def test_an_owners_live_jobs_are_counted(store: Database) -> None:
+async def test_an_owners_live_jobs_are_counted(store: SqlJobStore) -> None:
     await store.insert(job("a"), [])
     await store.insert(job("b", status="IN_PROGRESS"), [])
     await store.insert(job("c", status="COMPLETED", ended_at=1.0), [])
@@ -196,7 +196,9 @@ async def test_an_owners_live_jobs_are_counted(store: Database) -> None:
     assert await store.count_live("nobody") == 0
 
 
-async def test_jobs_that_ended_before_a_moment_are_named_oldest_end_first(store: Database) -> None:
+async def test_jobs_that_ended_before_a_moment_are_named_oldest_end_first(
+    store: SqlJobStore,
+) -> None:
     await store.insert(job("live"), [])
     for name, ended_at in (("c", 30.0), ("a", 10.0), ("d", 40.0), ("b", 20.0)):
         await store.insert(job(name, status="COMPLETED", ended_at=ended_at), [])
@@ -209,15 +211,15 @@ async def test_jobs_that_ended_before_a_moment_are_named_oldest_end_first(store:
 # --- the outbox
 
 
-async def test_what_must_leave_comes_back_as_it_was_put(store: Database) -> None:
+async def test_what_must_leave_comes_back_as_it_was_put(store: SqlJobStore) -> None:
     plain = message("plain", message=b"\x00\xff body")
-    direct = message("direct", queue="trainer", needs_listener=False, due_at=10.25)
+    direct = message("direct", queue="trainer", mandatory=False, due_at=10.25)
     await store.insert(job(), [plain, direct])
     assert await store.take_due(1e12, 0.0) == [plain, direct]
 
 
 async def test_messages_are_due_when_their_time_has_come_in_the_order_of_writing(
-    store: Database,
+    store: SqlJobStore,
 ) -> None:
     early, late = message("early", due_at=5.0), message("late", due_at=20.0)
     await store.insert(job("a"), [late, message("x"), message("w")])
@@ -230,7 +232,7 @@ async def test_messages_are_due_when_their_time_has_come_in_the_order_of_writing
 
 
 async def test_what_one_gateway_has_taken_no_other_gets_nor_more_of_the_same_job(
-    store: Database, neighbour: Database
+    store: SqlJobStore, neighbour: SqlJobStore
 ) -> None:
     await store.insert(job("a"), [message("a/1/0"), message("a/1/1")])
     assert await taken(store, until=20.0) == ["a/1/0", "a/1/1"]
@@ -243,7 +245,7 @@ async def test_what_one_gateway_has_taken_no_other_gets_nor_more_of_the_same_job
 
 
 async def test_who_is_gone_leaves_what_was_taken_to_the_others(
-    store: Database, neighbour: Database
+    store: SqlJobStore, neighbour: SqlJobStore
 ) -> None:
     await store.insert(job("a"), [message("a/1/0"), message("a/1/1")])
     await taken(store, until=20.0)
@@ -252,7 +254,9 @@ async def test_who_is_gone_leaves_what_was_taken_to_the_others(
     assert await taken(neighbour, now=20.0, until=30.0) == ["a/1/0", "a/1/1"]
 
 
-async def test_what_is_postponed_holds_nothing_up(store: Database, neighbour: Database) -> None:
+async def test_what_is_postponed_holds_nothing_up(
+    store: SqlJobStore, neighbour: SqlJobStore
+) -> None:
     await store.insert(job("a"), [message("a/1/0"), message("a/1/1")])
     await taken(store, until=20.0)
     await store.postpone("a/1/0", 15.0)
@@ -262,7 +266,7 @@ async def test_what_is_postponed_holds_nothing_up(store: Database, neighbour: Da
 
 
 async def test_of_many_that_take_at_once_each_message_goes_to_one(
-    store: Database, neighbour: Database
+    store: SqlJobStore, neighbour: SqlJobStore
 ) -> None:
     names = [f"{number}/1/0" for number in range(30)]
     await store.insert(job("a"), [message(name) for name in names])
@@ -275,7 +279,7 @@ async def test_of_many_that_take_at_once_each_message_goes_to_one(
 
 @pytest.mark.parametrize("statement", ["SELECT removed", "INSERT INTO jobs", "UPDATE outbox"])
 async def test_who_is_cut_off_in_the_middle_of_writing_holds_up_nobody(
-    store: Database, neighbour: Database, statement: str
+    store: SqlJobStore, neighbour: SqlJobStore, statement: str
 ) -> None:
     async def write() -> None:
         await store.insert(job("a"), [message("a/1/0"), message("a/1/1")])
@@ -285,7 +289,7 @@ async def test_who_is_cut_off_in_the_middle_of_writing_holds_up_nobody(
         if text.startswith(statement):
             asyncio.get_running_loop().call_soon(writing.cancel)
 
-    event.listen(store._sql._engine.sync_engine, "before_cursor_execute", cut_off)
+    event.listen(store._database._engine.sync_engine, "before_cursor_execute", cut_off)
     writing = asyncio.create_task(write())
     await asyncio.wait((writing,))
 
@@ -294,18 +298,20 @@ async def test_who_is_cut_off_in_the_middle_of_writing_holds_up_nobody(
         assert await neighbour.insert(job("b"), [])
 
 
-async def taken(store: Database, *, now: float = 10.0, until: float, limit: int = 100) -> list[str]:
+async def taken(
+    store: SqlJobStore, *, now: float = 10.0, until: float, limit: int = 100
+) -> list[str]:
     return [each.id for each in await store.take_due(now, until, limit)]
 
 
-async def test_a_message_written_twice_is_kept_once(store: Database) -> None:
+async def test_a_message_written_twice_is_kept_once(store: SqlJobStore) -> None:
     await store.insert(job("a"), [message(message=b"first"), message(message=b"again")])
     await store.insert(job("b"), [message(message=b"once more"), message("other")])
     assert [each.message for each in await store.take_due(1e12, 0.0)] == [b"first", b"other"]
 
 
 async def test_a_message_that_was_sent_is_forgotten_and_one_postponed_waits(
-    store: Database, neighbour: Database
+    store: SqlJobStore, neighbour: SqlJobStore
 ) -> None:
     await store.insert(job(), [message("a"), message("b"), message("c")])
     await neighbour.sent("a")
@@ -316,7 +322,7 @@ async def test_a_message_that_was_sent_is_forgotten_and_one_postponed_waits(
     assert await ids_due(store, now=50.0) == ["c", "b"]
 
 
-async def test_a_commit_that_fails_leaves_neither_job_nor_message(store: Database) -> None:
+async def test_a_commit_that_fails_leaves_neither_job_nor_message(store: SqlJobStore) -> None:
     with pytest.raises(IntegrityError, match="due_at"):
         await store.insert(job(), [message("good"), message("bad", due_at=None)])
     assert await store.get("one") is None
@@ -333,7 +339,7 @@ def happened(version: int, number: int = 0, **changes: object) -> StoredEvent:
     return msgspec.structs.replace(plain, **changes)
 
 
-async def test_events_come_back_in_order_after_the_one_that_was_seen(store: Database) -> None:
+async def test_events_come_back_in_order_after_the_one_that_was_seen(store: SqlJobStore) -> None:
     await store.insert(job(), [], [happened(1)])
     await store.replace(job(version=2), [], [happened(2), happened(2, 1)], expected_version=1)
     await store.insert(job("two"), [], [happened(1, job="two")])
@@ -344,7 +350,7 @@ async def test_events_come_back_in_order_after_the_one_that_was_seen(store: Data
     assert await store.events_after("nobody", 0, 0) == []
 
 
-async def test_a_write_that_comes_too_late_leaves_no_event(store: Database) -> None:
+async def test_a_write_that_comes_too_late_leaves_no_event(store: SqlJobStore) -> None:
     await store.insert(job(), [])
 
     assert not await store.replace(job(version=5), [], [happened(5)], expected_version=4)
@@ -353,7 +359,7 @@ async def test_a_write_that_comes_too_late_leaves_no_event(store: Database) -> N
 
 
 async def test_of_two_gateways_that_stream_the_same_change_one_does(
-    store: Database, neighbour: Database
+    store: SqlJobStore, neighbour: SqlJobStore
 ) -> None:
     await store.insert(job(), [])
     assert await store.streamed("one") == ("", 0.0)
@@ -367,7 +373,9 @@ async def test_of_two_gateways_that_stream_the_same_change_one_does(
         assert await store.streamed("one") == (after, 7.5)
 
 
-async def test_a_job_that_is_deleted_takes_its_events_and_its_mark_along(store: Database) -> None:
+async def test_a_job_that_is_deleted_takes_its_events_and_its_mark_along(
+    store: SqlJobStore,
+) -> None:
     await store.insert(job(), [], [happened(1)])
     await store.stream("one", "a", 7.5, expected="")
 
@@ -380,7 +388,7 @@ async def test_a_job_that_is_deleted_takes_its_events_and_its_mark_along(store: 
 # --- what was removed
 
 
-async def test_a_removed_job_is_gone_with_all_that_it_would_say_later(store: Database) -> None:
+async def test_a_removed_job_is_gone_with_all_that_it_would_say_later(store: SqlJobStore) -> None:
     said = [message("one/1/0", due_at=7.0), message("one/1/1", due_at=7.1)]
     others = [message("one-more/1/0", due_at=8.0)]
     await store.insert(job(), said, [happened(1)])
@@ -397,7 +405,7 @@ async def test_a_removed_job_is_gone_with_all_that_it_would_say_later(store: Dat
 
 
 async def test_a_job_is_removed_once_and_only_if_it_was_there(
-    store: Database, neighbour: Database
+    store: SqlJobStore, neighbour: SqlJobStore
 ) -> None:
     await store.insert(job(), [])
 
@@ -410,7 +418,7 @@ async def test_a_job_is_removed_once_and_only_if_it_was_there(
 
 
 async def test_the_id_of_a_removed_job_is_free_again_only_when_it_is_deleted(
-    store: Database,
+    store: SqlJobStore,
 ) -> None:
     for name, at in (("one", 8.0), ("two", 7.0)):
         await store.insert(job(name), [])
@@ -429,7 +437,7 @@ async def test_the_id_of_a_removed_job_is_free_again_only_when_it_is_deleted(
 # --- counting and listing
 
 
-async def test_an_owners_jobs_are_counted_by_status(store: Database) -> None:
+async def test_an_owners_jobs_are_counted_by_status(store: SqlJobStore) -> None:
     await store.insert(job("a"), [])
     await store.insert(job("b", run=3), [])
     await store.insert(job("c", status="FAILED", run=2), [])
@@ -441,7 +449,7 @@ async def test_an_owners_jobs_are_counted_by_status(store: Database) -> None:
     assert await store.count_retried("nobody") == 0
 
 
-async def test_those_who_came_earlier_and_still_wait_are_ahead(store: Database) -> None:
+async def test_those_who_came_earlier_and_still_wait_are_ahead(store: SqlJobStore) -> None:
     last = job("z", created_at=3.0)
     for each in (
         job("a", created_at=1.0, owner="somebody else"),
@@ -456,7 +464,7 @@ async def test_those_who_came_earlier_and_still_wait_are_ahead(store: Database) 
     assert await store.count_ahead(job("a", created_at=1.0)) == 0
 
 
-async def test_jobs_are_listed_from_the_newest_page_by_page(store: Database) -> None:
+async def test_jobs_are_listed_from_the_newest_page_by_page(store: SqlJobStore) -> None:
     for number, status in enumerate(("COMPLETED", "FAILED", "COMPLETED", "IN_QUEUE")):
         await store.insert(job(f"job-{number}", created_at=float(number // 2), status=status), [])
     await store.insert(job("theirs", owner="somebody else", created_at=9.0), [])
@@ -477,7 +485,7 @@ async def test_jobs_are_listed_from_the_newest_page_by_page(store: Database) -> 
 
 
 async def test_many_writers_at_once_all_get_their_turn(
-    store: Database, neighbour: Database
+    store: SqlJobStore, neighbour: SqlJobStore
 ) -> None:
     async with asyncio.timeout(SECONDS):
         await asyncio.gather(
@@ -491,7 +499,7 @@ async def test_many_writers_at_once_all_get_their_turn(
     assert len(await store.take_due(1e12, 0.0, limit=1000)) == 80
 
 
-async def test_a_cancelled_call_leaves_the_store_in_order(store: Database) -> None:
+async def test_a_cancelled_call_leaves_the_store_in_order(store: SqlJobStore) -> None:
     for number in range(20):
         task = asyncio.create_task(store.insert(job(f"job-{number}"), [message(f"m-{number}")]))
         for _ in range(number):
@@ -505,7 +513,7 @@ async def test_a_cancelled_call_leaves_the_store_in_order(store: Database) -> No
 
 
 async def test_engines_that_migrate_at_once_all_succeed_and_agree(url: str) -> None:
-    stores = [Database.open(url) for _ in range(4)]
+    stores = [SqlJobStore.open(url) for _ in range(4)]
     async with asyncio.timeout(SECONDS):
         await asyncio.gather(*(store.migrate() for store in stores))
         await stores[0].insert(job(), [])
@@ -517,7 +525,7 @@ async def test_engines_that_migrate_at_once_all_succeed_and_agree(url: str) -> N
 
 def migrate_in_a_process(url: str) -> None:
     async def migrate() -> None:
-        store = Database.open(url)
+        store = SqlJobStore.open(url)
         await store.migrate()
         await store.close()
 
@@ -532,7 +540,7 @@ def test_processes_that_migrate_at_once_all_succeed(url: str) -> None:
 async def test_a_new_sqlite_file_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
     holder = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")  # for this lock SQLite itself does not wait
-    store = Database.open(f"sqlite:///{tmp_path}/jobs.db")
+    store = SqlJobStore.open(f"sqlite:///{tmp_path}/jobs.db")
     migrating = asyncio.create_task(store.migrate())
     await asyncio.wait((migrating,), timeout=0.3)
     assert not migrating.done()
@@ -561,7 +569,7 @@ async def test_the_migrated_schema_is_the_one_in_the_code(url: str) -> None:
 async def test_a_database_without_a_server_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for url in (f"sqlite:///{tmp_path}/folder", "postgresql://nobody@127.0.0.1:9/none"):
-        store = Database.open(url)
+        store = SqlJobStore.open(url)
         with pytest.raises(Unavailable, match="does not answer"):
             await store.get("one")
         with pytest.raises(Unavailable, match="does not answer"):
@@ -571,7 +579,7 @@ async def test_a_database_without_a_server_is_unavailable(tmp_path: Path) -> Non
 
 async def test_a_server_that_comes_back_is_used_again() -> None:
     with PostgreSQL() as server:
-        store = Database.open(server.url())
+        store = SqlJobStore.open(server.url())
         await store.migrate()
         await store.insert(job(), [])
 
@@ -591,4 +599,4 @@ async def test_a_server_that_comes_back_is_used_again() -> None:
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://x/y"])
 def test_a_database_that_cannot_serve_is_named_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="sqlite:///"):
-        Database.open(url)
+        SqlJobStore.open(url)

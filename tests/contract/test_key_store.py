@@ -8,21 +8,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.gateway.database.api_keys import KeyTable
-from services.gateway.database.connection import Sql
+from services.gateway.database.api_keys import SqlKeyStore
+from services.gateway.database.connection import Database
 from services.gateway.ports import StoredKey
 from shared.service_process import closing
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def keys(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[KeyTable]:
+async def keys(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlKeyStore]:
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'keys.db'}"
     else:
         url = request.getfixturevalue("postgres_url").replace("+asyncpg", "")
-    async with closing(Sql.open(url)) as sql:
-        await sql.migrate()
-        yield KeyTable(sql)
+    async with closing(Database.open(url)) as database:
+        await database.migrate()
+        yield SqlKeyStore(database)
 
 
 def key(name: str = "anna", **changes: object) -> StoredKey:
@@ -32,7 +32,7 @@ def key(name: str = "anna", **changes: object) -> StoredKey:
     return msgspec.structs.replace(plain, **changes)
 
 
-async def test_a_key_is_found_by_its_digest_as_it_was_put(keys: KeyTable) -> None:
+async def test_a_key_is_found_by_its_digest_as_it_was_put(keys: SqlKeyStore) -> None:
     used = key("ben", created_at=4.0, disabled_at=7.25, last_used_at=6.125, scopes=("admin",))
     assert await keys.add(key())
     assert await keys.add(used)
@@ -43,7 +43,7 @@ async def test_a_key_is_found_by_its_digest_as_it_was_put(keys: KeyTable) -> Non
     assert await keys.all() == [used, key()]
 
 
-async def test_neither_a_name_nor_a_digest_is_kept_twice(keys: KeyTable) -> None:
+async def test_neither_a_name_nor_a_digest_is_kept_twice(keys: SqlKeyStore) -> None:
     await keys.add(key())
 
     assert not await keys.add(key(digest="another"))
@@ -52,7 +52,7 @@ async def test_neither_a_name_nor_a_digest_is_kept_twice(keys: KeyTable) -> None
     assert await keys.all() == [key()]
 
 
-async def test_a_key_is_disabled_once(keys: KeyTable) -> None:
+async def test_a_key_is_disabled_once(keys: SqlKeyStore) -> None:
     await keys.add(key())
     await keys.add(key("ben"))
 
@@ -64,7 +64,7 @@ async def test_a_key_is_disabled_once(keys: KeyTable) -> None:
     assert await keys.find("digest of ben") == key("ben")
 
 
-async def test_the_last_use_is_kept(keys: KeyTable) -> None:
+async def test_the_last_use_is_kept(keys: SqlKeyStore) -> None:
     await keys.add(key())
 
     await keys.used("digest of anna", 8.0)

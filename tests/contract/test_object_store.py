@@ -26,7 +26,7 @@ MB = 1_000_000
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
     if request.param in ("folder", "patient"):
         async with folder_store(tmp_path / "store") as folder:
-            yield folder if request.param == "folder" else PatientStore(folder, beat=0.0)
+            yield folder if request.param == "folder" else PatientStore(folder, heartbeat=0.0)
     else:
         bucket = request.getfixturevalue("s3_bucket")
         async with s3_store(request.getfixturevalue("s3_server"), bucket) as s3_bucket:
@@ -84,9 +84,9 @@ async def test_a_big_file_goes_up_and_comes_down_whole(
     store: ObjectStore, big_file: Path, tmp_path: Path
 ) -> None:
     signs: list[str] = []
-    await store.upload(big_file, "models/big", heard=lambda: signs.append("up"))
+    await store.upload(big_file, "models/big", keepalive=lambda: signs.append("up"))
     got = tmp_path / "deep" / "below" / "got"
-    await store.download("models/big", got, heard=lambda: signs.append("down"))
+    await store.download("models/big", got, keepalive=lambda: signs.append("down"))
 
     assert filecmp.cmp(got, big_file, shallow=False)
     assert [entry.bytes async for entry in store.list("models/")] == [20 * MB]
@@ -279,7 +279,7 @@ async def test_a_cancelled_upload_leaves_no_half_object(store: ObjectStore, big_
     begun = asyncio.Event()
     await store.put("big", b"before")
     uploads = [
-        asyncio.create_task(store.upload(big_file, "big", heard=begun.set)) for _ in range(2)
+        asyncio.create_task(store.upload(big_file, "big", keepalive=begun.set)) for _ in range(2)
     ]
     async with asyncio.timeout(SECONDS):
         await begun.wait()

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.gateway.database.connection import Sql
-from services.gateway.database.uploads import UploadTable
+from services.gateway.database.connection import Database
+from services.gateway.database.uploads import SqlUploadStore
 from services.gateway.ports import StoredUpload
 from shared.ports import UploadPart
 from shared.service_process import closing
@@ -19,14 +19,14 @@ TEN_GIGABYTES = 10 << 30
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def uploads(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[UploadTable]:
+async def uploads(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlUploadStore]:
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'uploads.db'}"
     else:
         url = request.getfixturevalue("postgres_url").replace("+asyncpg", "")
-    async with closing(Sql.open(url)) as sql:
-        await sql.migrate()
-        yield UploadTable(sql)
+    async with closing(Database.open(url)) as database:
+        await database.migrate()
+        yield SqlUploadStore(database)
 
 
 def upload(name: str = "one", **changes: object) -> StoredUpload:
@@ -38,7 +38,7 @@ def part(offset: int, size: int, *, of: str = "one", key: str = "") -> UploadPar
     return UploadPart(upload=of, offset=offset, bytes=size, key=key or f"uploads/{of}/{offset}")
 
 
-async def test_an_upload_is_found_as_it_was_begun(uploads: UploadTable) -> None:
+async def test_an_upload_is_found_as_it_was_begun(uploads: SqlUploadStore) -> None:
     whole = upload("two", expected="e" * 64, sha256="f" * 64, received=7, finished_at=9.25)
     await uploads.add(upload())
     await uploads.add(whole)
@@ -48,7 +48,7 @@ async def test_an_upload_is_found_as_it_was_begun(uploads: UploadTable) -> None:
     assert await uploads.find("three") is None
 
 
-async def test_parts_follow_one_another_without_a_gap(uploads: UploadTable) -> None:
+async def test_parts_follow_one_another_without_a_gap(uploads: SqlUploadStore) -> None:
     await uploads.add(upload())
 
     assert await uploads.append(part(0, TEN_GIGABYTES - 3), 6.0)
@@ -62,7 +62,7 @@ async def test_parts_follow_one_another_without_a_gap(uploads: UploadTable) -> N
 
 @pytest.mark.parametrize("offset", [0, 2, 4])
 async def test_a_part_that_belongs_elsewhere_leaves_no_trace(
-    uploads: UploadTable, offset: int
+    uploads: SqlUploadStore, offset: int
 ) -> None:
     await uploads.add(upload())
     await uploads.append(part(0, 3), 6.0)
@@ -75,7 +75,7 @@ async def test_a_part_that_belongs_elsewhere_leaves_no_trace(
     assert await uploads.parts("gone") == []
 
 
-async def test_of_many_that_go_on_at_once_one_does(uploads: UploadTable) -> None:
+async def test_of_many_that_go_on_at_once_one_does(uploads: SqlUploadStore) -> None:
     await uploads.add(upload())
     rivals = [part(0, size, key=f"of {size}") for size in range(1, 9)]
 
@@ -85,7 +85,7 @@ async def test_of_many_that_go_on_at_once_one_does(uploads: UploadTable) -> None
     assert await uploads.parts("one") == [rivals[took.index(True)]]
 
 
-async def test_what_it_turned_out_to_be_is_kept(uploads: UploadTable) -> None:
+async def test_what_it_turned_out_to_be_is_kept(uploads: SqlUploadStore) -> None:
     await uploads.add(upload("good"))
     await uploads.add(upload("bad"))
 
@@ -96,7 +96,7 @@ async def test_what_it_turned_out_to_be_is_kept(uploads: UploadTable) -> None:
     assert await uploads.find("bad") == upload("bad", sha256="b" * 64)
 
 
-async def test_an_owner_s_unfinished_ones_are_counted(uploads: UploadTable) -> None:
+async def test_an_owner_s_unfinished_ones_are_counted(uploads: SqlUploadStore) -> None:
     await uploads.add(upload("one"))
     await uploads.add(upload("two"))
     await uploads.add(upload("three", finished_at=6.0))
@@ -106,7 +106,7 @@ async def test_an_owner_s_unfinished_ones_are_counted(uploads: UploadTable) -> N
     assert await uploads.count_unfinished("nobody") == 0
 
 
-async def test_those_left_alone_and_those_kept_long_enough_expire(uploads: UploadTable) -> None:
+async def test_those_left_alone_and_those_kept_long_enough_expire(uploads: SqlUploadStore) -> None:
     await uploads.add(upload("left alone", touched_at=9.0))
     await uploads.add(upload("gone on with", touched_at=11.0))
     await uploads.add(upload("old", touched_at=1.0, finished_at=4.0))
@@ -117,7 +117,7 @@ async def test_those_left_alone_and_those_kept_long_enough_expire(uploads: Uploa
     assert len(await uploads.expired(untouched_since=10.0, finished_before=5.0, limit=1)) == 1
 
 
-async def test_a_forgotten_upload_takes_its_parts_along(uploads: UploadTable) -> None:
+async def test_a_forgotten_upload_takes_its_parts_along(uploads: SqlUploadStore) -> None:
     for name in ("one", "two"):
         await uploads.add(upload(name))
         await uploads.append(part(0, 3, of=name), 6.0)

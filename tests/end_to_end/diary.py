@@ -86,11 +86,11 @@ class Diary:
 async def diary(amqp_url: str) -> AsyncIterator[Diary]:
     """One that begins now, and hears what is said on the topic."""
     kept = Diary()
-    opening = RabbitMQBus.open(amqp_url, source="diary", beat=0.5)
-    async with closing(await opening) as bus, bus.control(HEARD) as control:
+    opening = RabbitMQBus.open(amqp_url, source="diary", heartbeat=0.5)
+    async with closing(await opening) as bus, bus.reply_queue(HEARD) as reply_queue:
 
         async def listen() -> None:
-            async for message in control.messages():
+            async for message in reply_queue.messages():
                 kept.hear(message)
 
         listening = asyncio.create_task(listen())

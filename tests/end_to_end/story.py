@@ -126,7 +126,7 @@ async def served(
         "EVERYDREAM_BASE_MODEL": "tiny",
         "EVERYDREAM_API_KEYS": API_KEY,
         "EVERYDREAM_SECRET_KEY": SECRET_KEY,
-        "EVERYDREAM_BEAT": "0.5",
+        "EVERYDREAM_HEARTBEAT": "0.5",
         "OMP_NUM_THREADS": "",
         "EVERYDREAM_ALLOWED_PRIVATE_HOSTS": host_of(web.url()),
         **{f"EVERYDREAM_{name}": value for name, value in settings.items()},

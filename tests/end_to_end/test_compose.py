@@ -74,7 +74,7 @@ def dot_env(s3: S3Server, web: Web) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": s3.secret_key,
         "EVERYDREAM_API_KEYS": "first-key,second-key",
         "EVERYDREAM_ALLOWED_PRIVATE_HOSTS": web.url("").removeprefix("http://"),
-        "EVERYDREAM_BEAT": "1",
+        "EVERYDREAM_HEARTBEAT": "1",
     }
 
 

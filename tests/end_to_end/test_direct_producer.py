@@ -55,7 +55,7 @@ async def test_a_job_from_the_exchange_is_followed_to_its_end_by_producer_and_co
     vhost = rabbitmq.fresh_vhost()
     environment = shared_environment(
         amqp_url=rabbitmq.url(vhost), database_url=postgres_url, s3=s3_server, bucket=s3_bucket,
-        BEAT="0.5", ALLOWED_PRIVATE_HOSTS=host_of(web.url()),
+        HEARTBEAT="0.5", ALLOWED_PRIVATE_HOSTS=host_of(web.url()),
     )  # fmt: skip
     async with (
         running(SERVICES, environment, program=WARM) as services,

@@ -17,7 +17,7 @@ from everydream import drawings
 from everydream.demo import DRAWING, PROMPTS, request_for, zipped_dataset
 from services.inferencer.generation.batching_pipeline import ready
 from services.inferencer.generation.generate import generate
-from services.inferencer.order import Entry
+from services.inferencer.order import ImageRequest
 from shared.diffusion.loading import load
 from shared.diffusion.single_file import original_layout
 from shared.request import Inference
@@ -52,7 +52,7 @@ async def test_the_demos_recipe_teaches_two_concepts_that_the_base_model_does_no
     for entry in request["input"]["inference"]:
         entry |= {"num_outputs": SEEDS, "seed": 0}
 
-    async with served(web, WARM, BEAT="2") as (_, user):
+    async with served(web, WARM, HEARTBEAT="2") as (_, user):
         job = await user.client.run(request)
         statuses = [status async for status in user.client.follow(job, every=0.2)]
         last = statuses[-1]
@@ -85,7 +85,7 @@ async def images_of(user: User, shown: Iterable[dict[str, str]]) -> dict[str, li
 
 
 def drawn_by_the_base_model() -> dict[str, list[Image.Image]]:
-    entries = [Entry(inference=entry_for(prompt), seed=0) for prompt in PROMPTS]
+    entries = [ImageRequest(inference=entry_for(prompt), seed=0) for prompt in PROMPTS]
     drawn = drawn_images(generate(ready(load(TINY)), entries, clip_skip=0, tell=lambda *_: None))
     return {
         concept.name: drawn[number * SEEDS : (number + 1) * SEEDS]

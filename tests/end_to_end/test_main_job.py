@@ -32,7 +32,7 @@ async def world(
     allowed = f"{host_of(web.url())},{host_of(s3.endpoint_url)}"
     environment = shared_environment(
         amqp_url=amqp_url, database_url=postgres_url, s3=s3, bucket=bucket,
-        **{"BEAT": "0.5", "ALLOWED_PRIVATE_HOSTS": allowed, **settings},
+        **{"HEARTBEAT": "0.5", "ALLOWED_PRIVATE_HOSTS": allowed, **settings},
     )  # fmt: skip
     async with (
         running(names, environment, program=program) as services,
@@ -142,7 +142,7 @@ async def test_a_trainer_killed_in_the_middle_costs_the_steps_since_its_resume_p
         request = user.request(batch_size=1, max_epochs=10, save_full_precision=True)
         job = await user.client.run(request)
         trainer = services.first("trainer")
-        await trainer.wait_for_log("resume point saved")
+        await trainer.wait_for_log("resume_point_saved")
         await trainer.kill()
         await services.start("trainer")
         last = await user.finished(job)

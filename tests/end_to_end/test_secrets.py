@@ -135,7 +135,7 @@ async def deployment(rabbitmq: RabbitMQ, postgres_url: str, web: Web) -> AsyncIt
         database_url = postgres_url.replace("test@", f"test:{DATABASE_PASSWORD}@")
         allowed = f"{host_of(web.url())},{host_of(theirs.endpoint_url)}"
         common = shared_environment(
-            amqp_url="", database_url="", s3=ours, bucket=bucket, BEAT="0.5", API_KEYS="",
+            amqp_url="", database_url="", s3=ours, bucket=bucket, HEARTBEAT="0.5", API_KEYS="",
             SECRET_KEY="", ALLOWED_PRIVATE_HOSTS=allowed,
         )  # fmt: skip
         sealing = {

@@ -14,12 +14,12 @@ import aio_pika
 
 from shared.concurrency import cancelled
 from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
-from shared.worker.runtime import GRACE_BEATS, LAST_WORD_BEATS
+from shared.worker.runtime import GRACE_HEARTBEATS, LAST_WORD_HEARTBEATS
 from tests.contract.bus_worlds import dead_letter
 from tests.faults.amqp import Ears, copy_of, ears, outsider
 from tests.faults.cases import Form, Outcome, again_and_again, case
 from tests.faults.script import Script
-from tests.faults.world import BEAT, SERVICES, World
+from tests.faults.world import HEARTBEAT, SERVICES, World
 
 ASKING = ("job.submitted", "bucket.due", "dataset.staged", "checkpoint.final", "images.generated")
 """The facts that ask for work."""
@@ -27,7 +27,7 @@ STAGES = ("staging", "bucket_check", "training", "generation", "model_publicatio
           "image_publication")  # fmt: skip
 PROMPT_SECONDS = 3.0
 """In which ``/run`` answers, whatever the broker does: clients wait no longer."""
-GRACE_SECONDS = 10.0 + BEAT * (GRACE_BEATS + LAST_WORD_BEATS)
+GRACE_SECONDS = 10.0 + HEARTBEAT * (GRACE_HEARTBEATS + LAST_WORD_HEARTBEATS)
 """In which a trainer that cannot say anything must have ended."""
 ACK_TIMED_OUT = "waiting for delivery acknowledgement"
 HEARTBEAT_MISSED = "missed heartbeats from client"
@@ -190,7 +190,7 @@ async def broker_comes_last(world: World, form: Form) -> Outcome:
 async def stopped_without_broker(world: World, form: Form) -> Outcome:
     async def once() -> list[str]:
         job = await world.submit(Script(steps=40, step_seconds=0.05, resume_every=5))
-        await world.says("trainer", "resume point saved", job)
+        await world.says("trainer", "resume_point_saved", job)
         world.proxies.broker.cut()
         await world.services.first("trainer").stop(seconds=GRACE_SECONDS)
         world.proxies.broker.open()
@@ -259,8 +259,8 @@ async def promptly(world: World) -> str:
 async def _gateway_is_not_heard(world: World) -> None:
     """Wait until it has noticed that the broker takes nothing."""
     gateway = world.services.first("gateway")
-    before = gateway.text.count("beat_lost")
-    await world.until(lambda: _more(before, lambda: gateway.text.count("beat_lost")))
+    before = gateway.text.count("heartbeat_lost")
+    await world.until(lambda: _more(before, lambda: gateway.text.count("heartbeat_lost")))
 
 
 async def _more(before: int, count: Callable[[], int]) -> bool | None:

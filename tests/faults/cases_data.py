@@ -20,13 +20,13 @@ from shared.messaging.messages import (
     StageFact,
     TrainingProgressed,
 )
-from shared.messaging.topology import CONTROL_BINDINGS
-from shared.ports import Bus, Control
+from shared.messaging.topology import REPLY_QUEUE_BINDINGS
+from shared.ports import Bus, ReplyQueue
 from shared.service_process import closing
 from tests.faults.cases import Form, Outcome, case
 from tests.faults.looks import record_of, resume_point_reaches, trained_from
 from tests.faults.script import Mishap, Script, spell
-from tests.faults.world import BEAT, World, dataset
+from tests.faults.world import HEARTBEAT, World, dataset
 from tests.support.servers.web import Page
 
 BOMB_BYTES = 101 << 20
@@ -76,12 +76,12 @@ async def late_facts(world: World, form: Form) -> Outcome:
     job = await world.submit(Script(steps=60, step_seconds=0.05, resume_every=5, mishaps=mishaps))
     await resume_point_reaches(world, job, step=10)
     (old,) = (await record_of(world, job)).stages["training"].spent
-    async with ghost(world) as (bus, control):
+    async with ghost(world) as (bus, reply_queue):
         for _ in range(times):
             for fact in facts_of(job, old):
-                await bus.publish(fact, reply_to=control.address)
+                await bus.publish(fact, reply_to=reply_queue.address)
                 async with asyncio.timeout(20):
-                    refused = await anext(control.messages())
+                    refused = await anext(reply_queue.messages())
                 assert isinstance(refused, ClaimRefused)
                 assert refused.claim == old
     record = await record_of(world, job)
@@ -110,12 +110,12 @@ def facts_of(job: str, claim: str) -> list[StageFact]:
 
 
 @asynccontextmanager
-async def ghost(world: World) -> AsyncIterator[tuple[Bus, Control]]:
+async def ghost(world: World) -> AsyncIterator[tuple[Bus, ReplyQueue]]:
     """Somebody else on the bus, with a control queue to be answered at."""
     url = world.services.environment["EVERYDREAM_AMQP_URL"]
-    bus = await RabbitMQBus.open(url, source="trainer/ghost", beat=BEAT)
-    async with closing(bus), bus.control(CONTROL_BINDINGS) as control:
-        yield bus, control
+    bus = await RabbitMQBus.open(url, source="trainer/ghost", heartbeat=HEARTBEAT)
+    async with closing(bus), bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue:
+        yield bus, reply_queue
 
 
 async def asked_for(world: World, path: str) -> None:

@@ -25,7 +25,7 @@ from tests.faults.stand_ins import stand_in
 from tests.faults.world import World
 from tests.support.services import ServiceProcess
 
-LEAST_BEAT = "0.05"
+LEAST_HEARTBEAT = "0.05"
 """For a worker whose patience (60 beats) a case waits out."""
 FILE_BYTES = 1_000_000
 """The largest file on a disk that is said to be full."""
@@ -72,7 +72,7 @@ async def crashes_each_time(world: World, form: Form) -> Outcome:
 async def child_hangs(world: World, form: Form) -> Outcome:
     times = form.of(1, 2)
     job = await world.submit(Script(steps=6, mishaps=(Mishap(at=3, how="hang", attempts=times),)))
-    async with stand_in(world, "trainer", BEAT=LEAST_BEAT):
+    async with stand_in(world, "trainer", HEARTBEAT=LEAST_HEARTBEAT):
         await world.says("trainer", f'"attempt": {times + 1}', job, "working")
         seconds = await world.recovered([job])
     assert await attempts_at(world, job, "training") == times + 1
@@ -93,8 +93,8 @@ async def cut_off_and_back(world: World, form: Form) -> Outcome:
         await world.says("gateway", "claim_lost", job)
         await process_says(world, other, "working", job)
         lost.send(signal.SIGCONT)
-        await process_says(world, lost, "claim taken away", job)
-        assert not lines_of(lost, "let go", job, "CheckpointFinal")
+        await process_says(world, lost, "claim_lost_to_gateway", job)
+        assert not lines_of(lost, "claim_ended", job, "CheckpointFinal")
         seconds = await world.recovered([job])
         assert await attempts_at(world, job, "training") == 2
         assert await trained_from(world, job) >= 10
@@ -113,7 +113,7 @@ async def rolling_restart(world: World, form: Form) -> Outcome:
         began = monotonic()
         await leaving.stop()
         assert monotonic() - began < GRACE
-        assert lines_of(leaving, "let go", job, "TrainingInterrupted")
+        assert lines_of(leaving, "claim_ended", job, "TrainingInterrupted")
     seconds = await world.recovered([job])
     training = await stage_of(world, job, "training")
     assert (training.attempts, training.failures) == (times + 1, 0)
@@ -129,7 +129,7 @@ async def disk_full(world: World, form: Form) -> Outcome:
         jobs.append(job)
         trainer = await working_on(world, job)
         limit_files(trainer, FILE_BYTES)
-        await world.says("trainer", "work failed", job)
+        await world.says("trainer", "work_failed", job)
         limit_files(trainer, resource.RLIM_INFINITY)
         seconds = await world.recovered([job])
         checkpoint = (await record_of(world, job)).checkpoint
@@ -166,7 +166,7 @@ async def working_on(world: World, job: str) -> ServiceProcess:
     async def found() -> ServiceProcess | None:
         for trainer in world.services.named("trainer"):
             began = len(lines_of(trainer, '"working"', job))
-            if began > len(lines_of(trainer, '"let go"', job)):
+            if began > len(lines_of(trainer, '"claim_ended"', job)):
                 return trainer
         return None
 

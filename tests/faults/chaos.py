@@ -42,7 +42,7 @@ class Chaos:
     world: World
     witness: Witness
     random: Random
-    beat: float
+    heartbeat: float
     injected: Counter[str] = field(default_factory=Counter)
     """How many times each fault was done, by its name."""
 
@@ -53,9 +53,9 @@ class Chaos:
             name = self.random.choices([*FAULTS], [weight for _, weight in FAULTS.values()])[0]
             self.injected[name] += await FAULTS[name][0](self)
 
-    def a_moment(self, most_beats: float = 10.0) -> Awaitable[None]:
+    def a_moment(self, most_heartbeats: float = 10.0) -> Awaitable[None]:
         """From one beat to so many: shorter than a lease, or longer."""
-        return asyncio.sleep(self.beat * self.random.uniform(1.0, most_beats))
+        return asyncio.sleep(self.heartbeat * self.random.uniform(1.0, most_heartbeats))
 
     # -- services
 
@@ -119,7 +119,7 @@ class Chaos:
         faults: Sequence[Callable[[], None]] = (
             proxy.cut,
             proxy.half_close,
-            lambda: proxy.latency(self.beat / 2),
+            lambda: proxy.latency(self.heartbeat / 2),
             lambda: proxy.throttle(200_000),
         )
         self.random.choice(faults)()
@@ -180,7 +180,7 @@ class Chaos:
         while True:
             with suppress(AMQPError, OSError, TimeoutError):
                 return await _publish(self.witness.url, exchange, key, body)
-            await asyncio.sleep(self.beat)
+            await asyncio.sleep(self.heartbeat)
 
 
 FAULTS: dict[str, tuple[Callable[[Chaos], Awaitable[bool]], int]] = {

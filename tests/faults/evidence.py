@@ -26,7 +26,7 @@ from aio_pika.exceptions import AMQPError
 from sqlalchemy.engine import Row
 
 from services.gateway.database import tables
-from services.gateway.database.connection import Sql
+from services.gateway.database.connection import Database
 from services.gateway.ports import Status
 from shared.keys import webhook_secret
 from shared.messaging.messages import (
@@ -251,9 +251,9 @@ Rows = Mapping[str, Sequence[Row[Any]]]
 
 async def _rows(url: str) -> Rows:
     """Every row of every table."""
-    async with closing(Sql.open(url)) as sql:
+    async with closing(Database.open(url)) as database:
         return {
-            name: await sql.all(sa.select(table).order_by(*table.primary_key.columns))
+            name: await database.all(sa.select(table).order_by(*table.primary_key.columns))
             for name, table in tables.metadata.tables.items()
         }
 

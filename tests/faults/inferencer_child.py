@@ -7,30 +7,30 @@ from pathlib import Path
 
 from PIL import Image
 
-from services.inferencer.order import DrawingOrder, Entry
-from shared.child.process import Mouth, begin, read_order
-from shared.child.records import Done, Drawn, GivenUp, Phase, Ready
+from services.inferencer.order import DrawingOrder, ImageRequest
+from shared.child.process import RecordWriter, begin, read_order
+from shared.child.records import Done, Drawn, Failed, Phase, Ready
 from shared.errors import Passing, Refused
 from tests.faults.mishaps import attempt_of, suffer
 from tests.faults.script import read
 
 
-def draw_all(order: DrawingOrder, mouth: Mouth) -> int:
+def draw_all(order: DrawingOrder, writer: RecordWriter) -> int:
     """Every image of every entry, one colour each; how many.
 
     Raises:
         Passing, Refused: the script wants it.
     """
-    mouth.say(Phase(name="drawing"))
+    writer.write(Phase(name="drawing"))
     wanted = [
         (entry, number) for entry in order.entries for number in range(entry.inference.num_outputs)
     ]
     for index, (entry, number) in enumerate(wanted):
-        mouth.say(draw_one(order, entry, index, entry.seed + number))
+        writer.write(draw_one(order, entry, index, entry.seed + number))
     return len(wanted)
 
 
-def draw_one(order: DrawingOrder, entry: Entry, index: int, seed: int) -> Drawn:
+def draw_one(order: DrawingOrder, entry: ImageRequest, index: int, seed: int) -> Drawn:
     script = read(entry.inference.prompt)
     suffer(script.mishap("inferencer", index + 1, attempt_of(order.out)))
     time.sleep(script.image_seconds)
@@ -39,19 +39,19 @@ def draw_one(order: DrawingOrder, entry: Entry, index: int, seed: int) -> Drawn:
     return Drawn(index=index, path=str(path), seed=seed)
 
 
-def carry_out(order: DrawingOrder, mouth: Mouth) -> Done | GivenUp:
+def carry_out(order: DrawingOrder, writer: RecordWriter) -> Done | Failed:
     """The last word on an order, as the real child decides it."""
     try:
-        return Done(summary={"images": draw_all(order, mouth)})
+        return Done(summary={"images": draw_all(order, writer)})
     except (Passing, Refused) as error:
-        return GivenUp(refused=isinstance(error, Refused), reason=str(error))
+        return Failed(refused=isinstance(error, Refused), reason=str(error))
 
 
 def main() -> None:
-    mouth = begin()
-    mouth.say(Ready(gpu="scripted"))
+    writer = begin()
+    writer.write(Ready(gpu="scripted"))
     while True:
-        mouth.say(carry_out(read_order(DrawingOrder), mouth))
+        writer.write(carry_out(read_order(DrawingOrder), writer))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from services.gateway.database.connection import Sql
-from services.gateway.database.jobs import Database
+from services.gateway.database.connection import Database
+from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.tables import outbox
 from services.gateway.jobs.record import Job, StageRecord
 from services.gateway.jobs.repository import read
@@ -18,7 +18,7 @@ from tests.support.services import ServiceProcess
 async def record_of(world: World, job: str) -> Job:
     """The job's row as the gateway has written it."""
     url = world.services.environment["EVERYDREAM_DATABASE_URL"]
-    async with closing(Database.open(url)) as database:
+    async with closing(SqlJobStore.open(url)) as database:
         row = await database.get(job)
     assert row is not None, f"no row of {job}"
     return read(row)
@@ -26,8 +26,10 @@ async def record_of(world: World, job: str) -> Job:
 
 async def unsent(world: World, job: str) -> int:
     """How many of a job's messages have not left the outbox."""
-    async with closing(Sql.open(world.services.environment["EVERYDREAM_DATABASE_URL"])) as sql:
-        return len(await sql.all(sa.select(outbox).where(outbox.c.job == job)))
+    async with closing(
+        Database.open(world.services.environment["EVERYDREAM_DATABASE_URL"])
+    ) as database:
+        return len(await database.all(sa.select(outbox).where(outbox.c.job == job)))
 
 
 async def stage_of(world: World, job: str, stage: Stage) -> StageRecord:

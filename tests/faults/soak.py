@@ -27,7 +27,7 @@ from tests.faults.chaos import Chaos
 from tests.faults.evidence import Witness, gather, witnessed
 from tests.faults.ledger import Evidence, Totals, check, totals
 from tests.faults.script import How, Mishap, Script
-from tests.faults.world import BEAT, SERVICES, USUAL_BEAT, World, faulty_world
+from tests.faults.world import HEARTBEAT, SERVICES, USUAL_HEARTBEAT, World, faulty_world
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
@@ -55,7 +55,7 @@ class Plan:
     tiny: int = 0
     each: int = 1
     """How many of every service run."""
-    beat: float = BEAT
+    heartbeat: float = HEARTBEAT
 
 
 @dataclass
@@ -181,10 +181,15 @@ async def soaked(
     async with (
         witnessed(broker, vhost) as witness,
         faulty_world(
-            broker, s3, services=names, database_url=database_url, vhost=vhost, BEAT=str(plan.beat)
+            broker,
+            s3,
+            services=names,
+            database_url=database_url,
+            vhost=vhost,
+            HEARTBEAT=str(plan.heartbeat),
         ) as world,
     ):
-        chaos = Chaos(world, witness, Random(plan.seed), plan.beat)
+        chaos = Chaos(world, witness, Random(plan.seed), plan.heartbeat)
         soak = Soak(plan, world, witness, chaos, Random(plan.seed + 1), tell)
         await soak.run()
         yield soak
@@ -211,7 +216,7 @@ def page(plan: Plan, command: str, sums: Totals, injected: Counter[str], seconds
     faults = [(name, str(times)) for name, times in sorted(injected.items())]
     begun = (
         f"`{command}` (seed {plan.seed}), {seconds / 60:.1f} minutes, two of every service,"
-        f" a beat of {plan.beat:g} s."
+        f" a beat of {plan.heartbeat:g} s."
     )
     return "\n\n".join((begun, table(("what", "number"), rows), table(("fault", "times"), faults)))
 
@@ -244,8 +249,8 @@ async def carry_out(plan: Plan, tell: Tell) -> tuple[Evidence, Counter[str]]:
 def main() -> int:
     plan = plan_of()
     command = f"python -m tests.faults.soak --seed {plan.seed} --minutes {plan.minutes:g}"
-    if plan.beat != USUAL_BEAT:
-        command = f"EVERYDREAM_BEAT={plan.beat:g} {command}"
+    if plan.heartbeat != USUAL_HEARTBEAT:
+        command = f"EVERYDREAM_HEARTBEAT={plan.heartbeat:g} {command}"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.getLogger("aiormq").addHandler(logging.NullHandler())  # the witness tries again
     tell: Tell = lambda words: print(words, flush=True)  # noqa: E731, T201

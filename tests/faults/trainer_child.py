@@ -9,8 +9,8 @@ import msgspec
 
 from services.trainer.order import SNAPSHOTS, Outcome, TrainingOrder
 from services.trainer.training.child import Stop
-from shared.child.process import Mouth, begin, read_order
-from shared.child.records import Done, GivenUp, Phase, Progress, Ready, Saved, Stopped
+from shared.child.process import RecordWriter, begin, read_order
+from shared.child.records import Done, Failed, Phase, Progress, Ready, Saved, Stopped
 from shared.dataset.manifest import Manifest
 from shared.errors import Interrupted, Passing, Refused
 from tests.faults.mishaps import attempt_of, suffer
@@ -23,11 +23,11 @@ STATE = "steps"
 class Training:
     """One order, step by step."""
 
-    def __init__(self, order: TrainingOrder, mouth: Mouth, stop: Stop) -> None:
+    def __init__(self, order: TrainingOrder, writer: RecordWriter, stop: Stop) -> None:
         self._order = order
         self._script = script_of(order)
         self._attempt = attempt_of(order.out)
-        self._mouth = mouth
+        self._writer = writer
         self._stop = stop
         self._out = Path(order.out)
         self._from = steps_done(order)
@@ -41,7 +41,7 @@ class Training:
             Passing, Refused: the script wants it.
         """
         print(f"training {self._order.job} from step {self._from}", flush=True)  # noqa: T201
-        self._mouth.say(Phase(name="training"))
+        self._writer.write(Phase(name="training"))
         while self._done < self._script.steps:
             if self._stop.asked:
                 self._save_resume_point()
@@ -55,7 +55,7 @@ class Training:
         time.sleep(script.step_seconds)
         self._done += 1
         numbers = {"step": self._done, "steps": script.steps, "epoch": 0, "loss": 0.5}
-        self._mouth.say(Progress(numbers=numbers))
+        self._writer.write(Progress(numbers=numbers))
         self._save_what_is_due()
 
     def _save_what_is_due(self) -> None:
@@ -83,11 +83,11 @@ class Training:
             self._say_saved("snapshot", folder)
 
     def _say_saved(self, kind: str, path: Path) -> None:
-        self._mouth.say(Saved(kind=kind, path=str(path), step=self._done, epoch=0))
+        self._writer.write(Saved(kind=kind, path=str(path), step=self._done, epoch=0))
 
     def _finish(self) -> Outcome:
         """The files that the parent stores, and where this attempt began as a warning."""
-        self._mouth.say(Phase(name="saving"))
+        self._writer.write(Phase(name="saving"))
         model = self._fresh("model")
         (model / "weights").write_bytes(self._content())
         return Outcome(
@@ -130,22 +130,22 @@ def steps_done(order: TrainingOrder) -> int:
     return int((Path(order.resume) / STATE).read_text()) if order.resume else 0
 
 
-def carry_out(order: TrainingOrder, mouth: Mouth, stop: Stop) -> Done | Stopped | GivenUp:
+def carry_out(order: TrainingOrder, writer: RecordWriter, stop: Stop) -> Done | Stopped | Failed:
     """The last word on an order, as the real child decides it."""
     try:
-        return Done(summary=msgspec.to_builtins(Training(order, mouth, stop).run()))
+        return Done(summary=msgspec.to_builtins(Training(order, writer, stop).run()))
     except Interrupted:
         return Stopped()
     except (Passing, Refused) as error:
-        return GivenUp(refused=isinstance(error, Refused), reason=str(error))
+        return Failed(refused=isinstance(error, Refused), reason=str(error))
 
 
 def main() -> None:
-    mouth, stop = begin(), Stop()
-    mouth.say(Ready(gpu="scripted"))
+    writer, stop = begin(), Stop()
+    writer.write(Ready(gpu="scripted"))
     order: TrainingOrder = read_order(TrainingOrder)
     stop.idle = False
-    mouth.say(carry_out(order, mouth, stop))
+    writer.write(carry_out(order, writer, stop))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ from tests.support.servers.web import Web, running_web
 from tests.support.services import Services, services_in_a_folder, shared_environment
 
 SERVICES = ("gateway", "fetcher", "trainer", "inferencer", "notifier")
-USUAL_BEAT = 0.2
-BEAT = float(os.environ.get("EVERYDREAM_BEAT", USUAL_BEAT))
+USUAL_HEARTBEAT = 0.2
+HEARTBEAT = float(os.environ.get("EVERYDREAM_HEARTBEAT", USUAL_HEARTBEAT))
 """Seconds; a machine that is slow, or busy with other things, needs a slower one."""
 PATIENCE = 120.0
 """Seconds for whatever a case waits for: far above the slowest, so that a hang has a name."""
@@ -268,7 +268,7 @@ async def faulty_world(
             database_url=database_url or f"sqlite:///{folder / 'everydream.db'}",
             s3=s3,
             bucket=ours,
-            **{"BEAT": str(BEAT), "ALLOWED_PRIVATE_HOSTS": allowed, **settings},
+            **{"HEARTBEAT": str(HEARTBEAT), "ALLOWED_PRIVATE_HOSTS": allowed, **settings},
         ) | {"AWS_ENDPOINT_URL_S3": through(proxies.store)}
         running = await stack.enter_async_context(services_in_a_folder(environment, PROGRAM))
         world = World(running, broker, vhost, proxies, s3, theirs, web, session, Counter(services))

@@ -26,7 +26,7 @@ from services.gateway.background.intake import job_id_for, owner_for
 from services.gateway.jobs.admission import dataset_alone, unwrap, with_seeds
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from services.gateway.web.application import _decoded
-from shared.adapters.dead_letters import Undecodable, bury, read
+from shared.adapters.dead_letters import Undecodable, dead_letter, read
 from shared.adapters.rabbitmq_envelope import envelope_of
 from shared.dataset.captions import bounded, merge, shuffled
 from shared.errors import Refused
@@ -82,8 +82,8 @@ def read_captions(data: bytes) -> None:
     """The parts are the caption files of one image."""
     texts = dict(zip(CAPTION_FILES, data.split(SEPARATOR), strict=False))
     sidecars = Sidecars(texts)
-    wishes, _ = sidecars.wishes("a/b.png")
-    caption = merge([wishes.caption, wishes.caption])
+    options, _ = sidecars.options("a/b.png")
+    caption = merge([options.caption, options.caption])
     text = bounded(", ".join([caption.main, *(tag.text for tag in caption.tags)]), 1, 300)
     assert len(text) <= 300
     shuffled(text, (), Random(7), keep_tags=1)
@@ -100,7 +100,7 @@ def read_envelope(data: bytes) -> None:
     envelope = envelope_of(delivered(body, values), message)
     assert envelope.id
     encode(message)
-    bury(body, message, queue="fetcher", reason="")
+    dead_letter(body, message, queue="fetcher", reason="")
     if isinstance(message, JobRequested):
         job_id_for(envelope)
         _allowing_invalid(lambda: owner_for(envelope))
@@ -158,13 +158,13 @@ def zip_of(files: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) 
 
 
 def _yaml() -> bytes:
-    wishes = {
+    options = {
         "main_prompt": "a b",
         "tags": [{"tag": "c", "weight": 2}],
         "multiply": 2,
         "flip_p": 0.5,
     }
-    return yaml.safe_dump(wishes).encode()
+    return yaml.safe_dump(options).encode()
 
 
 def _json(value: object) -> bytes:

@@ -11,7 +11,7 @@ import torch
 
 from services.inferencer.generation.batching_pipeline import ready
 from services.inferencer.generation.generate import generate
-from services.inferencer.order import Entry
+from services.inferencer.order import ImageRequest
 from services.trainer.order import Outcome
 from services.trainer.training.device import probe, this_device
 from services.trainer.training.recipe import choose
@@ -40,7 +40,7 @@ def trained(out: Path, base: Path, dataset: Path, **fields: Any) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    "wishes",
+    "commands",
     [
         {},
         {"amp": False, "useadam8bit": False},
@@ -50,11 +50,11 @@ def trained(out: Path, base: Path, dataset: Path, **fields: Any) -> Outcome:
     ids=["default", "full precision", "sparing", "averaged"],
 )
 def test_what_was_chosen_for_the_card_is_what_trains(
-    base: Path, dataset: Path, tmp_path: Path, wishes: dict[str, Any]
+    base: Path, dataset: Path, tmp_path: Path, commands: dict[str, Any]
 ) -> None:
-    outcome = trained(tmp_path, base, dataset, **wishes)
+    outcome = trained(tmp_path, base, dataset, **commands)
 
-    chosen = choose(train_request(**wishes), probe(this_device()))
+    chosen = choose(train_request(**commands), probe(this_device()))
     assert this_device().type == "cuda"
     assert (outcome.precision, outcome.optimizer, outcome.attention) == (
         chosen.precision, chosen.optimizer, chosen.attention
@@ -88,7 +88,7 @@ def test_a_stopped_training_goes_on_from_its_resume_point(
 def test_a_model_draws_the_same_image_twice_on_the_card(base: Path) -> None:
     model = ready(load(base, torch.float16).to(this_device()))
     asked = Inference(prompt="a red wall", width=128, height=128, num_inference_steps=4)
-    entry = Entry(inference=asked, seed=5)
+    entry = ImageRequest(inference=asked, seed=5)
 
     one, two = (
         drawn_images(generate(model, [entry], clip_skip=0, tell=lambda *_: None)) for _ in range(2)

@@ -44,7 +44,9 @@ async def unpacked(data: bytes, tmp_path: Path) -> Unpacked:
     folder.mkdir(parents=True)
     try:
         with within_bounds():
-            found = await unpack(tmp_path / "in/data.zip", folder, shown=SHOWN, heard=lambda: None)
+            found = await unpack(
+                tmp_path / "in/data.zip", folder, shown=SHOWN, keepalive=lambda: None
+            )
     except Refused:
         assert written(folder) == {}
         raise
@@ -174,4 +176,4 @@ def test_looking_for_captions_in_deep_folders_remembers_nothing_that_is_not_ther
 
     with within_bounds(memory=24 * MIB):
         for number in range(60):
-            beside.wishes(f"{number}/{'a/' * 500}b.png")
+            beside.options(f"{number}/{'a/' * 500}b.png")

@@ -18,17 +18,17 @@ from shared.errors import Unavailable
 from shared.messaging.messages import (
     AnyMessage,
     ClaimGranted,
-    GatewayBeat,
+    GatewayHeartbeat,
     JobSubmitted,
     TrainingStarted,
     type_of,
 )
 from shared.messaging.topology import (
-    CONTROL_BINDINGS,
     DEAD_LETTERS,
     EXCHANGE,
     FETCHER,
     QUEUES,
+    REPLY_QUEUE_BINDINGS,
     TRAINER,
     Queue,
 )
@@ -47,7 +47,7 @@ OWN = {
 """The queues that a login may read; the gateway makes them all."""
 WORKERS = OURS[1:]
 SECONDS = 60.0
-BEAT = GatewayBeat(gateway="g", number=1)
+HEARTBEAT = GatewayHeartbeat(gateway="g", number=1)
 """Any message will do."""
 
 
@@ -61,7 +61,7 @@ def logins(rabbitmq: RabbitMQ) -> dict[str, str]:
 @asynccontextmanager
 async def bus_of(logins: dict[str, str], name: str) -> AsyncIterator[Bus]:
     source = "gateway" if name == "gateway" else f"{name}/test"
-    opening = RabbitMQBus.open(logins[name], source=source, beat=2.0)
+    opening = RabbitMQBus.open(logins[name], source=source, heartbeat=2.0)
     async with asyncio.timeout(SECONDS):
         bus = await opening
     async with closing(bus):
@@ -144,7 +144,7 @@ def test_no_worker_listens_to_what_is_not_for_it(made: dict[str, str], name: str
         return lambda channel: channel.queue_bind(OWN[name][0], EXCHANGE, key)
 
     theirs = [queue for queue in QUEUES if queue.name in OWN[name]]
-    bindings = [*CONTROL_BINDINGS, *(key for queue in theirs for key in queue.bindings)]
+    bindings = [*REPLY_QUEUE_BINDINGS, *(key for queue in theirs for key in queue.bindings)]
     its_own = {type_of(kind) for kind in bound_to(bindings, get_args(AnyMessage))}
     assert {key for key in TYPES if is_let(made[name], bind(key))} == its_own
     for wide in ("#", "*.*", "job.*", "webhook.#"):
@@ -182,15 +182,18 @@ async def test_a_worker_that_comes_first_waits_until_the_gateway_has_made_everyt
     logins: dict[str, str],
 ) -> None:
     async def work() -> str:
-        async with bus_of(logins, "trainer") as bus, bus.control(CONTROL_BINDINGS) as control:
-            await bus.take(TRAINER)
-            return control.address
+        async with (
+            bus_of(logins, "trainer") as bus,
+            bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue,
+        ):
+            await bus.get(TRAINER)
+            return reply_queue.address
 
     working = asyncio.create_task(work())
     _, waiting = await asyncio.wait([working], timeout=1.5)
     assert waiting
     async with bus_of(logins, "gateway") as gateway, asyncio.timeout(SECONDS):
-        await gateway.send(TRAINER.name, BEAT)
+        await gateway.send(TRAINER.name, HEARTBEAT)
         assert (await working).startswith("control.trainer/test.")
 
 
@@ -198,20 +201,22 @@ async def test_claim_and_answer_pass_between_a_worker_and_the_gateway(
     logins: dict[str, str],
 ) -> None:
     async with (
-        asyncio.timeout(SECONDS), bus_of(logins, "gateway") as gateway,
-        bus_of(logins, "trainer") as trainer, trainer.control(CONTROL_BINDINGS) as control,
-    ):  # fmt: skip
+        asyncio.timeout(SECONDS),
+        bus_of(logins, "gateway") as gateway,
+        bus_of(logins, "trainer") as trainer,
+        trainer.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue,
+    ):
         said = TrainingStarted(job="1", stage="training", claim="c", worker="w")
-        await trainer.publish(said, reply_to=control.address)
+        await trainer.publish(said, reply_to=reply_queue.address)
         recorder = next(queue for queue in QUEUES if queue.name == "gateway.recorder")
-        delivery = await gateway.take(recorder)
+        delivery = await gateway.get(recorder)
         assert delivery.message == said
         assert delivery.envelope.user_id == "trainer"
         await delivery.ack()
-        assert delivery.envelope.reply_to == control.address
+        assert delivery.envelope.reply_to == reply_queue.address
         granted = ClaimGranted(job="1", stage="training", claim="c", attempt=1)
-        await gateway.send(control.address, granted)
-        assert await anext(aiter(control.messages())) == granted
+        await gateway.send(reply_queue.address, granted)
+        assert await anext(aiter(reply_queue.messages())) == granted
 
 
 async def test_a_fact_that_is_not_a_workers_own_is_not_said_and_does_not_hang_it(
@@ -227,7 +232,7 @@ async def test_a_fact_that_is_not_a_workers_own_is_not_said_and_does_not_hang_it
 
 async def test_what_a_worker_cannot_read_it_buries(logins: dict[str, str]) -> None:
     async with bus_of(logins, "gateway") as gateway, bus_of(logins, "trainer") as trainer:
-        taking = asyncio.create_task(trainer.take(TRAINER))
+        taking = asyncio.create_task(trainer.get(TRAINER))
         with_garbage = saying(TRAINER.name, exchange="")
         await asyncio.to_thread(is_let, logins["gateway"], with_garbage)
         async with asyncio.timeout(SECONDS):

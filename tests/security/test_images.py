@@ -38,8 +38,8 @@ async def checked(tmp_path: Path, files: dict[str, bytes]) -> Checked:
     folder = tmp_path / "dataset"
     folder.mkdir()
     with within_bounds(memory=MEMORY):
-        found = await unpack(tmp_path / "data.zip", folder, shown=SHOWN, heard=lambda: None)
-        return await check(found, folder, shown=SHOWN, heard=lambda _done, _of: None)
+        found = await unpack(tmp_path / "data.zip", folder, shown=SHOWN, keepalive=lambda: None)
+        return await check(found, folder, shown=SHOWN, keepalive=lambda _done, _of: None)
 
 
 @pytest.mark.parametrize("name", list(BAD))

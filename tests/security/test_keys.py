@@ -13,8 +13,8 @@ from uuid import uuid4
 import pytest
 
 from services.gateway import api_documents
-from services.gateway.database.api_keys import KeyTable
-from services.gateway.database.connection import Sql
+from services.gateway.database.api_keys import SqlKeyStore
+from services.gateway.database.connection import Database
 from services.gateway.ports import BASES, StoredKey
 from services.gateway.web.authentication import SCOPES, Keys, Scope, digest_of
 from services.gateway.web.authorization import NEEDED
@@ -239,9 +239,9 @@ async def test_a_key_is_compared_with_all_by_digest_in_constant_time(
     tmp_path: Path, compared: list[tuple[Any, Any]], given: str
 ) -> None:
     known = [digest_of(key) for key in ("one", "two", "three")]
-    async with closing(Sql.open(f"sqlite:///{tmp_path}/keys.db")) as sql:
-        await sql.migrate()
-        caller = await Keys(known, KeyTable(sql)).caller(f"Bearer {given}")
+    async with closing(Database.open(f"sqlite:///{tmp_path}/keys.db")) as database:
+        await database.migrate()
+        caller = await Keys(known, SqlKeyStore(database)).caller(f"Bearer {given}")
 
     assert (caller is not None) == (digest_of(given) in known)
     assert compared == [(digest_of(given), each) for each in known]
@@ -259,14 +259,14 @@ def test_a_links_signature_is_compared_in_constant_time(compared: list[tuple[Any
 async def test_made_keys_are_found_by_digest_and_no_file_holds_one(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    class Watched(KeyTable):
+    class Watched(SqlKeyStore):
         async def find(self, digest: str) -> StoredKey | None:
             asked.append(digest)
             return await super().find(digest)
 
-    async with closing(Sql.open(f"sqlite:///{tmp_path}/keys.db")) as sql:
-        await sql.migrate()
-        table = Watched(sql)
+    async with closing(Database.open(f"sqlite:///{tmp_path}/keys.db")) as database:
+        await database.migrate()
+        table = Watched(database)
         made = StoredKey(digest=digest_of("made"), name="n", scopes=("read",), created_at=0.0)
         await table.add(made)
         assert await Keys([], table).caller("Bearer made") is not None

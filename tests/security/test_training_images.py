@@ -13,7 +13,7 @@ from services.fetcher.datasets.image_check import inspect
 from services.trainer.training.batches import read_pixels
 from shared.dataset.buckets import Box, Size
 from shared.dataset.pixels import as_trained, open_image
-from shared.dataset.plan import Draw
+from shared.dataset.plan import Augmentation
 from tests.support.corpora.images import ODD
 
 
@@ -23,12 +23,12 @@ def test_training_sees_an_odd_image_exactly_as_it_was_accepted(name: str, tmp_pa
     file, make, size = ODD[name]
     path = tmp_path / file
     path.write_bytes(make())
-    draw = Draw(crop=Box(0, 0, *size), caption="", flip=False)
+    augment = Augmentation(crop=Box(0, 0, *size), caption="", flip=False)
 
     with warnings.catch_warnings(action="ignore"):
         assert inspect(path).size == size
         with open_image(path) as image:
             accepted = torch.from_numpy(np.array(as_trained(image))).permute(2, 0, 1)
-        trained = read_pixels(path, draw, Size(*size))
+        trained = read_pixels(path, augment, Size(*size))
 
     assert torch.equal(((trained + 1) * 127.5).round().byte(), accepted)

@@ -14,7 +14,7 @@ import pytest
 
 from services.fetcher.download import download
 from services.fetcher.models.stage import BaseModels, Named
-from services.fetcher.progress_meter import Meter
+from services.fetcher.progress_meter import ProgressMeter
 from services.notifier.webhook import post
 from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import S3Store
@@ -94,7 +94,7 @@ async def by_model(url: str, folder: Path, allowed: frozenset[str] = NOBODY) -> 
     """Why the fetcher did not take it for a model."""
     store = FolderStore(folder / "store", public_url="http://x", key=KEY)
     bases = BaseModels(store, configured="tiny", home=folder, allowed=allowed)
-    meter = Meter("downloading", lambda **_: None, lambda: None)
+    meter = ProgressMeter("downloading", lambda **_: None, lambda: None)
     with pytest.raises(Refused) as refused:
         await bases.stage(Named(url, "input.model"), folder, meter)
     return str(refused.value)

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from services.gateway.database.connection import Sql
-from services.gateway.database.jobs import Database
+from services.gateway.database.connection import Database
+from services.gateway.database.jobs import SqlJobStore
 from services.gateway.jobs.request_parser import parse_request
 from services.gateway.ports import StoredJob
 from shared.errors import Unavailable
@@ -127,8 +127,8 @@ def test_settings_requests_and_messages_hide_their_secrets() -> None:
 async def test_an_error_of_the_database_shows_no_row(tmp_path: Path) -> None:
     """It goes into a log line."""
     url = f"sqlite:///{tmp_path}/jobs.db"
-    async with closing(Sql.open(url)) as sql:
-        await sql.migrate()
+    async with closing(Database.open(url)) as database:
+        await database.migrate()
         engine = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"))
         async with engine.begin() as connection:
             await connection.execute(sa.text("DROP TABLE jobs"))
@@ -138,6 +138,6 @@ async def test_an_error_of_the_database_shows_no_row(tmp_path: Path) -> None:
             created_at=0.0, ended_at=None, record=b"",
         )  # fmt: skip
         with pytest.raises(Unavailable) as caught:
-            await Database(sql).insert(row, [])
+            await SqlJobStore(database).insert(row, [])
     assert "jobs" in str(caught.value)
     assert leaks([answer("the error", str(caught.value))], SECRETS) == []

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from services.inferencer.generation.generate import Drawing, Failure
-from services.inferencer.order import Entry
+from services.inferencer.order import ImageRequest
 from shared.diffusion.loading import Parts
 from shared.request import Inference
 
@@ -18,10 +18,10 @@ POISON = "z"
 """A word that is one token."""
 
 
-def small_entry(*, seed: int = 5, **fields: Any) -> Entry:
+def small_entry(*, seed: int = 5, **fields: Any) -> ImageRequest:
     """One of the smallest images, two steps."""
     small = {"prompt": "a red wall", "width": SIDE, "height": SIDE, "num_inference_steps": 2}
-    return Entry(inference=Inference(**{**small, **fields}), seed=seed)
+    return ImageRequest(inference=Inference(**{**small, **fields}), seed=seed)
 
 
 def drawn_images(outcomes: Iterable[Drawing | Failure]) -> list[Image.Image]:

@@ -14,10 +14,10 @@ from uuid import uuid4
 import aiohttp
 
 from services.gateway.app import Gateway
-from services.gateway.database.api_keys import KeyTable
-from services.gateway.database.connection import Sql
-from services.gateway.database.jobs import Database
-from services.gateway.database.uploads import UploadTable
+from services.gateway.database.api_keys import SqlKeyStore
+from services.gateway.database.connection import Database
+from services.gateway.database.jobs import SqlJobStore
+from services.gateway.database.uploads import SqlUploadStore
 from services.gateway.ports import JobStore, Record
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
@@ -47,14 +47,14 @@ from shared.messaging.messages import (
     TrainingStarted,
 )
 from shared.messaging.topology import FETCHER, TRAINER, Queue
-from shared.ports import Bus, Control
+from shared.ports import Bus, ReplyQueue
 from shared.service_process import closing
 from shared.settings import Settings, from_environment
 from shared.storage.snapshots import sample_key
 
 KEY = "k" * 48
 API_KEY, OTHER_KEY = "a-key-of-anna", "a-key-of-ben"
-BEAT = 0.25
+HEARTBEAT = 0.25
 DEADLINE = 60.0
 STARTED: dict[Stage, type[Started]] = {
     "staging": StagingStarted,
@@ -84,7 +84,7 @@ T = TypeVar("T")
 class FaultyJobs:
     """A job store that a test can take away, or make hang."""
 
-    def __init__(self, jobs: Database) -> None:
+    def __init__(self, jobs: SqlJobStore) -> None:
         self._jobs = jobs
         self.away = False
         self.hangs = False
@@ -132,11 +132,11 @@ class Answer:
 class Heard:
     """Everything that came to a control queue."""
 
-    control: Control
+    reply_queue: ReplyQueue
     messages: list[AnyMessage] = field(default_factory=list)
 
     async def listen(self) -> None:
-        async for message in self.control.messages():
+        async for message in self.reply_queue.messages():
             self.messages.append(message)
 
 
@@ -187,7 +187,7 @@ class World:
     async def take(self, queue: Queue) -> AnyMessage:
         """The next message of a queue, acked."""
         async with asyncio.timeout(DEADLINE):
-            delivery = await self.bus.take(queue)
+            delivery = await self.bus.get(queue)
         await delivery.ack()
         return delivery.message
 
@@ -195,7 +195,7 @@ class World:
         """Publish a fact, again until the broker has it, as workers do."""
         while True:
             try:
-                return await self.bus.publish(fact, reply_to=self.heard.control.address)
+                return await self.bus.publish(fact, reply_to=self.heard.reply_queue.address)
             except Unavailable:
                 await asyncio.sleep(0.1)
 
@@ -207,14 +207,14 @@ class World:
         while not self._answers(claim):
             assert time.monotonic() < deadline, "the gateway never answered"
             await self.say(started)
-            await self._answer_or_beat(claim)
+            await self._answer_or_heartbeat(claim)
         answer = self._answers(claim)[-1]
         assert isinstance(answer, ClaimGranted), answer
         return Claimed(self, job, stage, claim, answer)
 
-    async def _answer_or_beat(self, claim: str) -> None:
+    async def _answer_or_heartbeat(self, claim: str) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.beat):
+            async with asyncio.timeout(self.settings.heartbeat):
                 await self.answer_to(claim)
 
     async def answer_to(self, claim: str) -> ClaimGranted | ClaimRefused:
@@ -355,20 +355,20 @@ async def world(home: Path, *, amqp_url: str | None = None, **changes: Any) -> A
     settings = replace(settings_for(home), **changes)
     broker = MemoryBroker()
     async with AsyncExitStack() as stack:
-        sql = await stack.enter_async_context(closing(Sql.open(settings.database_url)))
-        await sql.migrate()
-        jobs, keys, clock = FaultyJobs(Database(sql)), KeyTable(sql), Clock()
-        record = Record(cast("JobStore", jobs), keys, UploadTable(sql))
+        database = await stack.enter_async_context(closing(Database.open(settings.database_url)))
+        await database.migrate()
+        jobs, keys, clock = FaultyJobs(SqlJobStore(database)), SqlKeyStore(database), Clock()
+        record = Record(cast("JobStore", jobs), keys, SqlUploadStore(database))
         store = FolderStore(home / "store", public_url=settings.public_url, key=KEY)
 
         async def open_bus(source: str) -> Bus:
             if amqp_url is None:
                 return await stack.enter_async_context(closing(broker.bus(source)))
-            opened = await RabbitMQBus.open(amqp_url, source=source, beat=settings.beat)
+            opened = await RabbitMQBus.open(amqp_url, source=source, heartbeat=settings.heartbeat)
             return await stack.enter_async_context(closing(opened))
 
         bus, workers = await open_bus("gateway/test"), await open_bus("workers/test")
-        heard = Heard(await stack.enter_async_context(workers.control(("job.*",))))
+        heard = Heard(await stack.enter_async_context(workers.reply_queue(("job.*",))))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         gateway = Gateway(settings, KEY, bus, store, record, clock=clock)
         async with running(gateway) as stop, listening(heard):
@@ -413,7 +413,7 @@ def settings_for(home: Path) -> Settings:
         port=0,
         public_url="http://gateway.example",
         api_keys=(API_KEY, OTHER_KEY),
-        beat=BEAT,
+        heartbeat=HEARTBEAT,
     )
 
 

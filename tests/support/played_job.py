@@ -20,7 +20,7 @@ from services.gateway.background.consumer import deal_with
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.supervisor import PATIENCE, Supervisor
 from services.gateway.jobs import transitions
-from services.gateway.jobs.presenter import View
+from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import (
     GPU_STAGES,
     Job,
@@ -29,7 +29,7 @@ from services.gateway.jobs.record import (
     delay_time,
     execution_time,
 )
-from services.gateway.jobs.repository import Ledger, read
+from services.gateway.jobs.repository import JobRepository, read
 from services.gateway.jobs.transitions import RETRIED
 from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
 from shared import retry
@@ -43,7 +43,7 @@ from shared.messaging.messages import (
     ClaimGranted,
     ClaimRefused,
     DatasetStaged,
-    GatewayBeat,
+    GatewayHeartbeat,
     ImagesGenerated,
     Interruption,
     JobCancelled,
@@ -66,7 +66,7 @@ from shared.ports import Delivery
 from shared.request import Request
 from tests.support.gateway_world import STARTED
 
-BEAT = 10.0
+HEARTBEAT = 10.0
 START = 1_000_000.0
 SILENCE = 5 * PATIENCE
 """Beats after which nothing is left to be judged: a lost claim, its backoff, a forgotten asking."""
@@ -142,7 +142,7 @@ class Worker:
     granted: ClaimGranted | None = None
 
     @property
-    def control(self) -> Queue:
+    def reply_queue(self) -> Queue:
         return Queue(f"control.{self.name}", ())
 
     @property
@@ -199,28 +199,32 @@ class PlayedJob:
         """Every fact that was said under a claim, with its control queue."""
         self.workers = {stage: self._two_workers(stage) for stage in STAGES}
         self.claims = 0
-        self.beats = 0
+        self.heartbeats = 0
         self.heard: set[Place] = set()
         """Claims that have shown life since the last beat came back."""
         clock: Callable[[], float] = lambda: self.clock  # noqa: E731 - it changes
         store = cast("JobStore", self.rows)
         links = FolderStore(Path("never-written"), public_url="http://gateway", key="k" * 48)
-        self.ledger = Ledger(
-            self.bus, store, View(links, clock), clock=clock,
+        self.repository = JobRepository(
+            self.bus, store, Presenter(links, clock), clock=clock,
             on_due=lambda: None, on_end=lambda _: None, on_change=lambda _: None,
         )  # fmt: skip
-        self.supervisor = Supervisor(self.bus, store, self.ledger, clock=clock, beat=BEAT)
-        self.recorder = Recorder(self.bus, self.ledger, self.supervisor, clock=clock, beat=BEAT)
+        self.supervisor = Supervisor(
+            self.bus, store, self.repository, clock=clock, heartbeat=HEARTBEAT
+        )
+        self.recorder = Recorder(
+            self.bus, self.repository, self.supervisor, clock=clock, heartbeat=HEARTBEAT
+        )
         step = transitions.admit(
             "job", "owner", request, {}, sealed=sealed, now=self.clock, checks=checks
         )
-        self.do(self.ledger.open(step))
+        self.do(self.repository.open(step))
         self.relay()
 
     def _two_workers(self, stage: Stage) -> list[Worker]:
         workers = [Worker(stage, f"{stage}.{number}") for number in (1, 2)]
         for worker in workers:
-            self.broker.declare(worker.control)
+            self.broker.declare(worker.reply_queue)
         return workers
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -243,26 +247,26 @@ class PlayedJob:
     def change(self, decide: Callable[[Job], Step]) -> None:
         """What a client asked for."""
         before = self.job
-        self.do(self.ledger.change("job", decide))
+        self.do(self.repository.change("job", decide))
         self._note_change(before)
 
     def remove(self) -> None:
         """As ``DELETE`` does it: cancelled first."""
         self.change(lambda job: transitions.cancel(job, self.clock))
-        self.do(self.ledger.remove("job"))
+        self.do(self.repository.remove("job"))
 
-    def beat(self, *, lost: bool = False) -> None:
+    def heartbeat(self, *, lost: bool = False) -> None:
         """The gateway's own beat comes back, after everything that was said before it."""
-        self.pass_time(BEAT)
-        self.beats += 1
+        self.pass_time(HEARTBEAT)
+        self.heartbeats += 1
         self.relay()
         if not lost:
             self._come_back()
 
     def _come_back(self) -> None:
-        beat = GatewayBeat(gateway=self.supervisor._name, number=self.beats)
+        heartbeat = GatewayHeartbeat(gateway=self.supervisor._name, number=self.heartbeats)
         heard, self.heard = self.heard, set()
-        self.do(self.bus.send(GATEWAY_RECORDER.name, beat))
+        self.do(self.bus.send(GATEWAY_RECORDER.name, heartbeat))
         self.record()
         job = self.live
         gone = [claim for stage, claim in heard if job and not job.holds(stage, claim)]
@@ -293,7 +297,7 @@ class PlayedJob:
         for row in due:
             message = decode(row.message)
             self.do(
-                self.bus.publish(message, needs_listener=False)
+                self.bus.publish(message, mandatory=False)
                 if row.queue is None
                 else self.bus.send(row.queue, message)
             )
@@ -330,7 +334,7 @@ class PlayedJob:
     def next_of(self, queue: Queue) -> Delivery | None:
         if not len(self.broker.queue(queue.name)):
             return None
-        return self.do(self.workers_bus.take(queue))
+        return self.do(self.workers_bus.get(queue))
 
     def take(self, worker: Worker) -> None:
         """Take the next message that asks for the worker's stage, and claim it."""
@@ -349,7 +353,7 @@ class PlayedJob:
         """Say that one has started, for the first time or again."""
         gpu = "card" if worker.stage in GPU_STAGES else ""
         stamp = self.stamp(worker)
-        self.say(STARTED[worker.stage](**stamp, gpu=gpu), worker.control.name)
+        self.say(STARTED[worker.stage](**stamp, gpu=gpu), worker.reply_queue.name)
 
     def stamp(self, worker: Worker) -> dict[str, Any]:
         attempt = worker.granted.attempt if worker.granted else 0
@@ -358,19 +362,19 @@ class PlayedJob:
             "attempt": attempt, "worker": worker.name,
         }  # fmt: skip
 
-    def say(self, fact: StageFact, control: str) -> None:
-        self.told.append((fact, control))
-        self.arrive(fact, control)
+    def say(self, fact: StageFact, reply_queue: str) -> None:
+        self.told.append((fact, reply_queue))
+        self.arrive(fact, reply_queue)
 
-    def arrive(self, fact: Message, control: str | None = None) -> None:
+    def arrive(self, fact: Message, reply_queue: str | None = None) -> None:
         """A fact goes where it is bound to, and on record."""
-        self.do(self.workers_bus.publish(fact, reply_to=control, needs_listener=False))
+        self.do(self.workers_bus.publish(fact, reply_to=reply_queue, mandatory=False))
         self.record()
 
     def hear_answers(self, to: AnyMessage | None = None) -> None:
         """Each worker hears what was said to it, because of a fact or of something else."""
         for worker in self.every_worker():
-            while (delivery := self.next_of(worker.control)) is not None:
+            while (delivery := self.next_of(worker.reply_queue)) is not None:
                 self.do(delivery.ack())
                 self.verdicts.hear(delivery.message, to)
                 self._answered(worker, delivery.message)

@@ -1,6 +1,6 @@
 """A real spawned child that speaks its records from a script, for tests of what shepherds it.
 
-Its order is a list of steps: ``{"say": record}``, ``{"sleep": seconds}``, ``{"exit": status}``,
+Its order is a list of steps: ``{"write": record}``, ``{"sleep": seconds}``, ``{"exit": status}``,
 ``{"fork": seconds}`` (leave a grandchild behind), ``{"fork_away": seconds}`` (in a session of its
 own), ``{"environment": true}`` (say the names it has),
 ``{"wait_for_stop": true}`` (until SIGTERM).
@@ -25,10 +25,10 @@ class Script(Struct, frozen=True):
     steps: list[dict[str, Any]]
 
 
-def carry_out(step: dict[str, Any], mouth: process.Mouth) -> None:
+def carry_out(step: dict[str, Any], writer: process.RecordWriter) -> None:
     match step:
         case {"say": record}:
-            mouth.say(msgspec.convert(record, records.AnyRecord))
+            writer.write(msgspec.convert(record, records.AnyRecord))
         case {"sleep": seconds}:
             time.sleep(seconds)
         case {"exit": status}:
@@ -41,19 +41,19 @@ def carry_out(step: dict[str, Any], mouth: process.Mouth) -> None:
             command = ["/bin/sleep", str(seconds)]
             subprocess.Popen(command, close_fds=False, start_new_session=True)
         case {"environment": _}:
-            mouth.say(records.Done(summary={"names": sorted(os.environ)}))
+            writer.write(records.Done(summary={"names": sorted(os.environ)}))
         case {"wait_for_stop": _}:
             signal.sigwait({signal.SIGTERM})
-            mouth.say(records.Stopped())
+            writer.write(records.Stopped())
 
 
 def main() -> None:
-    mouth = process.begin()
+    writer = process.begin()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    mouth.say(records.Ready(gpu="scripted"))
+    writer.write(records.Ready(gpu="scripted"))
     while True:
         for step in process.read_order(Script).steps:
-            carry_out(step, mouth)
+            carry_out(step, writer)
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def shared_environment(
 ) -> dict[str, str]:
     """What five services that work together have in common, with the tiny model.
 
-    ``others`` are settings without their prefix: ``BEAT="0.2"``.
+    ``others`` are settings without their prefix: ``HEARTBEAT="0.2"``.
     """
     return {
         "EVERYDREAM_AMQP_URL": amqp_url,

@@ -11,7 +11,7 @@ import torch
 from aiohttp import web
 
 from services.fetcher.models.stage import BaseModels, Named
-from services.fetcher.progress_meter import Meter
+from services.fetcher.progress_meter import ProgressMeter
 from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import original_layout
@@ -49,7 +49,9 @@ class Stage:
         scratch = self.folder / f"scratch-{self.number}"
         scratch.mkdir()
         named = Named(asked, "input.model", subfolder)
-        meter = Meter("downloading", lambda **numbers: self.told.append(numbers), lambda: None)
+        meter = ProgressMeter(
+            "downloading", lambda **numbers: self.told.append(numbers), lambda: None
+        )
         return await (models or self.models).stage(named, scratch, meter)
 
     async def loaded(self, prefix: str) -> Parts:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from services.trainer.order import TrainingOrder
 from shared.dataset.manifest import Manifest, Picture
-from shared.request import Train, Wish
+from shared.request import Command, Train
 
 SIDE = 256
 COLOURS = ("red", "blue", "green", "black")
@@ -72,9 +72,9 @@ class Notes:
     def __init__(
         self,
         stop_when: Callable[[int], bool] = lambda _steps: False,
-        wishes: Mapping[Wish, Sequence[int]] = MappingProxyType({}),
+        commands: Mapping[Command, Sequence[int]] = MappingProxyType({}),
     ) -> None:
-        """``wishes`` are, of each kind, the numbers of steps begun after which there is another."""
+        """``commands``: of each kind, the numbers of steps begun after which there is another."""
         self.phases: list[str] = []
         self.reports: list[dict[str, Any]] = []
         self.kept: list[tuple[str, Path, int, int]] = []
@@ -82,7 +82,7 @@ class Notes:
         """Of the checkpoints, by step."""
         self.granted: list[tuple[str, int, int]] = []
         """Of what was saved for a wish: its kind, step, and the wish's number."""
-        self._wishes = wishes
+        self._commands = commands
         self._stop_when = stop_when
         self.asked = 0
         """How many steps were begun, or would have been."""
@@ -101,11 +101,11 @@ class Notes:
         epoch: int,
         validation_loss: float | None = None,
         *,
-        wish: int = 0,
+        command: int = 0,
     ) -> None:
         self.kept.append((kind, path, step, epoch))
-        if wish:
-            self.granted.append((kind, step, wish))
+        if command:
+            self.granted.append((kind, step, command))
         if validation_loss is not None:
             self.validation_losses[step] = validation_loss
 
@@ -115,5 +115,5 @@ class Notes:
         self.asked += 1
         return False
 
-    def wished(self, kind: Wish) -> int:
-        return sum(begun <= self.asked for begun in self._wishes.get(kind, ()))
+    def command(self, kind: Command) -> int:
+        return sum(begun <= self.asked for begun in self._commands.get(kind, ()))

@@ -15,7 +15,7 @@ from shared.messaging.messages import (
     Message,
     Stage,
 )
-from shared.request import Wish
+from shared.request import Command
 from shared.worker.order import Order
 
 
@@ -33,13 +33,13 @@ class Facts:
         self.said: list[Message] = []
 
     async def publish(
-        self, message: Message, *, reply_to: str | None = None, needs_listener: bool = True
+        self, message: Message, *, reply_to: str | None = None, mandatory: bool = True
     ) -> None:
-        del reply_to, needs_listener
+        del reply_to, mandatory
         self.said.append(message)
 
 
-class Control:
+class ReplyQueue:
     address = "control"
 
     async def messages(self) -> AsyncIterator[AnyMessage]:
@@ -55,10 +55,10 @@ def granted_order(
     attempt: int = 1,
     resume_point: str | None = None,
     s3: str | None = None,
-    wishes: dict[Wish, int] | None = None,
+    commands: dict[Command, int] | None = None,
 ) -> Order:
-    order = Order(facts, Control(), message, stage)  # type: ignore[arg-type]
-    order.hear(
+    order = Order(facts, ReplyQueue(), message, stage)  # type: ignore[arg-type]
+    order.receive(
         ClaimGranted(
             job=message.job,
             stage=stage,
@@ -66,7 +66,7 @@ def granted_order(
             attempt=attempt,
             resume_point=resume_point,
             s3=s3,
-            wishes=wishes or {},
+            commands=commands or {},
         )
     )
     return order

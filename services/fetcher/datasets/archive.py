@@ -104,7 +104,9 @@ class Unpacked(Struct, frozen=True, kw_only=True):
     skipped: list[Skipped] = field(default_factory=list)
 
 
-async def unpack(archive: Path, folder: Path, *, shown: str, heard: Callable[[], None]) -> Unpacked:
+async def unpack(
+    archive: Path, folder: Path, *, shown: str, keepalive: Callable[[], None]
+) -> Unpacked:
     """Unpack images into ``folder`` and texts into memory; ``shown`` is what the archive is called.
 
     Raises:
@@ -118,7 +120,7 @@ async def unpack(archive: Path, folder: Path, *, shown: str, heard: Callable[[],
         with told_when_full(doing):
             for number, member in enumerate(members):
                 await in_thread(unpacker.take, member, number)
-                heard()
+                keepalive()
     return unpacker.unpacked
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from services.fetcher.datasets.archive import Image, Unpacked
 from services.fetcher.datasets.image_check import Unusable, inspect
-from services.fetcher.datasets.sidecars import CAPTION_AT_MOST, Sidecars, Wishes
+from services.fetcher.datasets.sidecars import CAPTION_AT_MOST, ImageOptions, Sidecars
 from shared.concurrency import in_thread
 from shared.dataset.buckets import Size, is_undersized
 from shared.dataset.captions import MOST_TOKENS, SEPARATOR, bounded
@@ -30,7 +30,7 @@ from shared.dataset.manifest import (
     names_of,
     short,
 )
-from shared.dataset.plan import Batch, Course, Totals, alike, bucket_of, plan_epoch, totals
+from shared.dataset.plan import Batch, EpochConfig, Totals, alike, bucket_of, plan_epoch, totals
 from shared.dataset.validation import split
 from shared.errors import Refused
 from shared.request import Train
@@ -78,8 +78,8 @@ class Checker:
             self.skipped.append(Skipped.of(image.name, error))
             (self._folder / image.file).unlink()
             return
-        wishes, from_file = self._sidecars.wishes(image.name)
-        picture = _picture(image, look.size, wishes)
+        options, from_file = self._sidecars.options(image.name)
+        picture = _picture(image, look.size, options)
         self._sources[_source(picture, from_file=from_file)] += 1
         if self._sidecars.says_nothing(image.name):
             self._empty.append(image.name)
@@ -99,11 +99,11 @@ class Checker:
 
 
 async def check(
-    unpacked: Unpacked, folder: Path, *, shown: str, heard: Callable[[int, int], None]
+    unpacked: Unpacked, folder: Path, *, shown: str, keepalive: Callable[[int, int], None]
 ) -> Checked:
     """Decode every image and find its caption; unusable ones are left out and removed.
 
-    ``heard`` is called with the images done and their number.
+    ``keepalive`` is called with the images done and their number.
 
     Raises:
         Refused: no usable image; names the archive and the first reasons.
@@ -111,14 +111,14 @@ async def check(
     checker = Checker(unpacked, folder)
     for done, image in enumerate(unpacked.images, start=1):
         await in_thread(checker.take, image)
-        heard(done, len(unpacked.images))
+        keepalive(done, len(unpacked.images))
     if not checker.pictures:
         raise Refused(_nothing_left(shown, checker.skipped))
     return checker.checked()
 
 
-def _picture(image: Image, size: Size, wishes: Wishes) -> Picture:
-    caption = wishes.caption
+def _picture(image: Image, size: Size, options: ImageOptions) -> Picture:
+    caption = options.caption
     text = bounded(caption.text, caption.main_parts, CAPTION_AT_MOST)
     parts = len(text.split(SEPARATOR))
     main_parts = min(caption.main_parts, parts)
@@ -130,14 +130,14 @@ def _picture(image: Image, size: Size, wishes: Wishes) -> Picture:
         weights=caption.weights[: parts - main_parts],
         width=size.width,
         height=size.height,
-        multiply=_or(wishes.multiply, 1.0),
-        rating=_or(wishes.rating, 1.0),
-        cond_dropout=wishes.cond_dropout,
-        flip_p=wishes.flip_p,
-        shuffle_tags=wishes.shuffle_tags,
-        loss_scale=_or(wishes.loss_scale, 1.0),
-        batch_id=_or(wishes.batch_id, ""),
-        max_caption_length=_or(wishes.max_caption_length, CAPTION_CHARACTERS),
+        multiply=_or(options.multiply, 1.0),
+        rating=_or(options.rating, 1.0),
+        cond_dropout=options.cond_dropout,
+        flip_p=options.flip_p,
+        shuffle_tags=options.shuffle_tags,
+        loss_scale=_or(options.loss_scale, 1.0),
+        batch_id=_or(options.batch_id, ""),
+        max_caption_length=_or(options.max_caption_length, CAPTION_CHARACTERS),
     )
 
 
@@ -169,21 +169,21 @@ def report_on(checked: Checked, train: Train, seed: int, shown: str) -> tuple[Ma
         Refused: the multipliers leave no image, or ask for far too many; or the validation leaves
             none to train on.
     """
-    course = Course.of(train, seed=seed)
+    epoch_config = EpochConfig.of(train, seed=seed)
     parts = split(checked.pictures, train.validation)
     _check_multipliers(parts.training, shown)
     report = Report(
         images=len(parts.training),
         held_out=len(parts.held_out),
-        **_found(checked, course),
-        **_planned(parts.training, course),
+        **_found(checked, epoch_config),
+        **_planned(parts.training, epoch_config),
     )
     return Manifest(pictures=tuple(checked.pictures)), report
 
 
-def _found(checked: Checked, course: Course) -> dict[str, Any]:
+def _found(checked: Checked, epoch_config: EpochConfig) -> dict[str, Any]:
     """The report's fields about files, by name."""
-    small = [one.name for one in checked.pictures if _is_small(one, course)]
+    small = [one.name for one in checked.pictures if _is_small(one, epoch_config)]
     return {
         "captions": checked.captions,
         "missing_captions": names_of(one.name for one in checked.pictures if not one.caption),
@@ -198,14 +198,14 @@ def _found(checked: Checked, course: Course) -> dict[str, Any]:
     }
 
 
-def _planned(pictures: Sequence[Picture], course: Course) -> dict[str, Any]:
+def _planned(pictures: Sequence[Picture], epoch_config: EpochConfig) -> dict[str, Any]:
     """The report's fields about batches and steps, by name."""
-    batches = plan_epoch(pictures, course, 0)
-    sums = _sums(pictures, batches, course)
+    batches = plan_epoch(pictures, epoch_config, 0)
+    sums = _sums(pictures, batches, epoch_config)
     return {
-        "buckets": _counts(str(bucket_of(one, course)) for one in pictures),
+        "buckets": _counts(str(bucket_of(one, epoch_config)) for one in pictures),
         "short_buckets": {
-            str(batch.size): batch.real for batch in batches if batch.real < course.batch_size
+            str(batch.size): batch.real for batch in batches if batch.real < epoch_config.batch_size
         },
         "repeats": sum(len(batch.pictures) - batch.real for batch in batches),
         "named_batches": _counts(batch.name for batch in batches if batch.name),
@@ -233,14 +233,18 @@ def with_tokens(report: Report, manifest: Manifest, tokens: Sequence[int]) -> Re
     return replace(report, captions=captions, over_long_captions=names_of(long))
 
 
-def _sums(pictures: Sequence[Picture], batches: Sequence[Batch], course: Course) -> Totals:
+def _sums(
+    pictures: Sequence[Picture], batches: Sequence[Batch], epoch_config: EpochConfig
+) -> Totals:
     """Exact, unless planning every epoch would take long: then as if all were like the first."""
-    draws = course.epochs * len(batches) * course.batch_size
-    return totals(pictures, course) if draws <= PLANNED_DRAWS else alike(batches, course)
+    draws = epoch_config.epochs * len(batches) * epoch_config.batch_size
+    return (
+        totals(pictures, epoch_config) if draws <= PLANNED_DRAWS else alike(batches, epoch_config)
+    )
 
 
-def _is_small(picture: Picture, course: Course) -> bool:
-    return is_undersized(picture.width, picture.height, bucket_of(picture, course))
+def _is_small(picture: Picture, epoch_config: EpochConfig) -> bool:
+    return is_undersized(picture.width, picture.height, bucket_of(picture, epoch_config))
 
 
 def _counts(names: Iterable[str]) -> dict[str, int]:

@@ -31,7 +31,7 @@ TRUE = frozenset({"true", "yes", "1", "on"})
 FALSE = frozenset({"false", "no", "0", "off"})
 
 
-class Wishes(Struct, frozen=True, kw_only=True):
+class ImageOptions(Struct, frozen=True, kw_only=True):
     """What one file, or all of them together, ask for; None: nothing is said."""
 
     caption: Caption = Caption()
@@ -45,7 +45,7 @@ class Wishes(Struct, frozen=True, kw_only=True):
     max_caption_length: int | None = None
 
 
-SCALARS = tuple(name for name in Wishes.__struct_fields__ if name != "caption")
+SCALARS = tuple(name for name in ImageOptions.__struct_fields__ if name != "caption")
 OWN = (".yaml", ".yml", ".caption", ".txt")
 """Suffixes of the files that are an image's alone, the weightiest first."""
 
@@ -55,44 +55,44 @@ class Sidecars:
 
     def __init__(self, texts: Mapping[str, bytes]) -> None:
         self._texts = {_with_lower_suffix(name): raw for name, raw in texts.items()}
-        self._read: dict[str, Wishes] = {}
+        self._read: dict[str, ImageOptions] = {}
         self.warnings: list[str] = []
         """What could not be understood, one sentence each, with the file's name."""
 
-    def wishes(self, image: str) -> tuple[Wishes, bool]:
+    def options(self, image: str) -> tuple[ImageOptions, bool]:
         """All that is asked for an image, and whether a file, not its name, gave the caption."""
-        layers = [self._wishes(name) for name in _names(PurePosixPath(image))]
+        layers = [self._options(name) for name in _names(PurePosixPath(image))]
         captions = [layer.caption for layer in layers]
         from_file = any(caption.main for caption in captions)
         if not from_file:
             captions = [from_name(image), *captions]
         scalars = {name: _first(layers, name) for name in SCALARS}
-        return Wishes(caption=merge(captions), **scalars), from_file
+        return ImageOptions(caption=merge(captions), **scalars), from_file
 
     def says_nothing(self, image: str) -> bool:
         """Whether a caption file of the image's own is there, but empty."""
         own = (self._texts.get(str(PurePosixPath(image).with_suffix(suffix))) for suffix in OWN)
         return any(raw is not None and not decode(raw) for raw in own)
 
-    def _wishes(self, name: str) -> Wishes:
+    def _options(self, name: str) -> ImageOptions:
         """Remembered for files that are there: of those that are not there are far too many."""
         if name not in self._texts:
-            return Wishes()
+            return ImageOptions()
         if name not in self._read:
             self._read[name] = self._understand(name, self._texts[name])
         return self._read[name]
 
-    def _understand(self, name: str, raw: bytes) -> Wishes:
+    def _understand(self, name: str, raw: bytes) -> ImageOptions:
         path, text = PurePosixPath(name), decode(raw)
         try:
             if path.suffix in (".yaml", ".yml"):
                 return _from_yaml(text)
             if path.name in ONE_VALUE:
-                return Wishes(**{path.stem: SCALAR_TYPES[path.stem](text)})
+                return ImageOptions(**{path.stem: SCALAR_TYPES[path.stem](text)})
         except ValueError as error:
             self.warnings.append(f"{name}: {error}; left out")
-            return Wishes()
-        return Wishes(caption=parse(text))
+            return ImageOptions()
+        return ImageOptions(caption=parse(text))
 
 
 def _with_lower_suffix(name: str) -> str:
@@ -111,7 +111,7 @@ def _names(image: PurePosixPath) -> Iterator[str]:
         yield str(folder / "global.yml")
 
 
-def _first(layers: list[Wishes], name: str) -> Any:
+def _first(layers: list[ImageOptions], name: str) -> Any:
     said = (getattr(layer, name) for layer in layers)
     return next((value for value in said if value is not None), None)
 
@@ -173,7 +173,7 @@ ONE_VALUE = (
 )
 
 
-def _from_yaml(text: str) -> Wishes:
+def _from_yaml(text: str) -> ImageOptions:
     said = _mapping(text)
     nested = said.get("caption")
     if isinstance(nested, dict):
@@ -182,7 +182,7 @@ def _from_yaml(text: str) -> Wishes:
     own = Caption(_text(said.get("main_prompt")), tuple(_tags(said.get("tags"))))
     caption = merge([own, whole])
     given = {name: said[name] for name in SCALARS if said.get(name) is not None}
-    return Wishes(
+    return ImageOptions(
         caption=caption, **{name: SCALAR_TYPES[name](value) for name, value in given.items()}
     )
 

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from services.fetcher.models.diffusers_folder import validate_diffusers_folder
 from services.fetcher.models.hub import HubModel, hub_model, pull
-from services.fetcher.progress_meter import Meter
+from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.errors import SettingsError
 
@@ -54,14 +54,16 @@ class HubCache:
     def __init__(self, home: Path) -> None:
         self._open, self._private = home / "hub", home / "hub-private"
 
-    async def fetch(self, model: HubModel, meter: Meter, *, token: str | None) -> tuple[Model, str]:
+    async def fetch(
+        self, model: HubModel, meter: ProgressMeter, *, token: str | None
+    ) -> tuple[Model, str]:
         """The model, fetched unless it is here, and its commit."""
         cache = self._private if token else self._open
-        folder, commit = await pull(model, cache, token=token, heard=meter.bytes)
+        folder, commit = await pull(model, cache, token=token, keepalive=meter.bytes)
         return await in_thread(checked, folder, str(model)), commit
 
 
-class OwnModel:
+class ConfiguredModel:
     """Finds the configured base model; with the deployment's token where the hub has it."""
 
     def __init__(self, configured: str, home: Path) -> None:
@@ -69,7 +71,7 @@ class OwnModel:
         self._home = home
         self._cache = HubCache(home)
 
-    async def find(self, meter: Meter) -> Model:
+    async def find(self, meter: ProgressMeter) -> Model:
         """The model on the local disk.
 
         Raises:
@@ -90,7 +92,7 @@ class OwnModel:
         found, _ = await self._cache.fetch(model, meter, token=hub_token())
         return found
 
-    async def pull(self, revision: str | None, meter: Meter) -> Pin:
+    async def pull(self, revision: str | None, meter: ProgressMeter) -> Pin:
         """Fetch the model of the hub and pin its commit, whatever was pinned before.
 
         Raises:

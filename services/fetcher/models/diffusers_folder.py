@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from services.fetcher.models.safetensors_file import Entry, read_header
+from services.fetcher.models.safetensors_file import TensorEntry, read_header
 from shared.errors import Refused
 
 WEIGHTS = {
@@ -90,7 +90,7 @@ def _weights(names: Collection[str], part: str, shown: str) -> str:
     raise Refused(f"{shown}: {part} has {what}; expected {WEIGHTS[part]}.safetensors; {ADVICE}")
 
 
-def tensors_of(folder: Path, part: str, shown: str) -> dict[str, Entry]:
+def tensors_of(folder: Path, part: str, shown: str) -> dict[str, TensorEntry]:
     """The tensors of one network of a valid folder, by name."""
     return read_header(folder / _weights(names_in(folder), part, shown), f"{shown}: {part}")
 

@@ -19,8 +19,8 @@ from msgspec import Struct
 
 from services.fetcher.models.diffusers_folder import NEEDED, SUFFIXES, TOKENIZER, WEIGHTS
 from shared.child.parent import Child, ChildDied
-from shared.child.process import Mouth, begin, read_order
-from shared.child.records import AnyRecord, Done, GivenUp, Progress
+from shared.child.process import RecordWriter, begin, read_order
+from shared.child.records import AnyRecord, Done, Failed, Progress
 from shared.errors import Passing, Refused, reason_of
 
 HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
@@ -129,11 +129,11 @@ async def pull(
     cache: Path,
     *,
     token: str | None,
-    heard: Callable[[int, int | None], None],
+    keepalive: Callable[[int, int | None], None],
 ) -> Fetched:
     """The local folder of a model, fetched unless it is in the cache; it may lack files.
 
-    ``heard`` is called with the bytes that have arrived, and those of the whole where they are
+    ``keepalive`` is called with the bytes that have arrived, and those of the whole where they are
     known, whenever more have.
 
     Raises:
@@ -141,7 +141,7 @@ async def pull(
         Passing: the hub is away and the cache does not have it.
     """
     child = await Child.start("services.fetcher.models.hub")
-    watch = Watch(cache / _folder(model) / "blobs", heard)
+    watch = Watch(cache / _folder(model) / "blobs", keepalive)
     watching = asyncio.create_task(watch.run())
     try:
         await child.order(_order(model, cache, token))
@@ -179,9 +179,9 @@ def _result(model: HubModel, record: AnyRecord) -> Fetched:
     match record:
         case Done(summary={"folder": folder}):
             return Fetched(Path(folder) / (model.subfolder or ""), Path(folder).name)
-        case GivenUp(refused=True, reason=reason):
+        case Failed(refused=True, reason=reason):
             raise Refused(reason)
-        case GivenUp(reason=reason):
+        case Failed(reason=reason):
             raise Passing(reason)
     raise Passing(f"the hub's child said {type(record).__name__}")
 
@@ -189,10 +189,10 @@ def _result(model: HubModel, record: AnyRecord) -> Fetched:
 class Watch:
     """Growing files are the sign that a download lives."""
 
-    def __init__(self, folder: Path, heard: Callable[[int, int | None], None]) -> None:
+    def __init__(self, folder: Path, keepalive: Callable[[int, int | None], None]) -> None:
         self.total: int | None = None
         self._folder = folder
-        self._heard = heard
+        self._heard = keepalive
         self._before: tuple[int, int | None] | None = None
 
     async def run(self) -> None:
@@ -221,13 +221,13 @@ def _bytes_in(folder: Path) -> int:
 
 def main() -> None:
     """Carry out one order."""
-    mouth = begin()
+    writer = begin()
     order: HubOrder = read_order(HubOrder)
     os.environ.update(order.environment)
-    mouth.say(_carry_out(order, mouth))
+    writer.write(_carry_out(order, writer))
 
 
-def _carry_out(order: HubOrder, mouth: Mouth) -> AnyRecord:
+def _carry_out(order: HubOrder, writer: RecordWriter) -> AnyRecord:
     from huggingface_hub import errors  # noqa: PLC0415 - it reads the environment at import
 
     missing = (
@@ -236,23 +236,23 @@ def _carry_out(order: HubOrder, mouth: Mouth) -> AnyRecord:
         errors.HFValidationError,
     )
     try:
-        return Done(summary={"folder": _snapshot(order, mouth)})
+        return Done(summary={"folder": _snapshot(order, writer)})
     except errors.GatedRepoError:
         reason = f"{order.model}: access must be asked for; use a model that is open to everybody"
-        return GivenUp(refused=True, reason=reason)
+        return Failed(refused=True, reason=reason)
     except missing:
-        return GivenUp(refused=True, reason=f"{order.model}: no such model, or a private one")
+        return Failed(refused=True, reason=f"{order.model}: no such model, or a private one")
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must know
-        return GivenUp(refused=False, reason=f"{order.model}: {reason_of(error)}")
+        return Failed(refused=False, reason=f"{order.model}: {reason_of(error)}")
 
 
-def _snapshot(order: HubOrder, mouth: Mouth) -> str:
+def _snapshot(order: HubOrder, writer: RecordWriter) -> str:
     """Configurations and the plain weights; the half-precision ones where there are no others."""
     folder = ""
     for suffix in SUFFIXES:
         weights = [stem + suffix for stem in WEIGHTS.values()]
         patterns = [*NEEDED, *TOKENIZER, *weights]
-        mouth.say(Progress(numbers={"bytes_total": _size(order, patterns)}))
+        writer.write(Progress(numbers={"bytes_total": _size(order, patterns)}))
         folder = _fetch(order, patterns)
         below = Path(folder) / (order.model.subfolder or "")
         if all((below / name).exists() for name in weights):

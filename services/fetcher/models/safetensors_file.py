@@ -31,7 +31,7 @@ ITEM_BYTES = {
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class TensorEntry(Struct, frozen=True, kw_only=True):
     """A tensor in a header; offsets in bytes, from the end of the header."""
 
     dtype: str
@@ -68,7 +68,7 @@ def looks_like_safetensors(path: Path) -> bool:
         return 0 < length <= HEADER_BYTES and file.read(1) == b"{"
 
 
-def read_header(path: Path, shown: str) -> dict[str, Entry]:
+def read_header(path: Path, shown: str) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file, by name.
 
     Raises:
@@ -96,10 +96,10 @@ def _raw_header(path: Path) -> tuple[dict[str, Any], int]:
         return msgspec.json.decode(file.read(length), type=dict[str, Any]), length
 
 
-def _read_header(path: Path) -> dict[str, Entry]:
+def _read_header(path: Path) -> dict[str, TensorEntry]:
     raw, length = _raw_header(path)
     raw.pop(METADATA, None)
-    entries = msgspec.convert(raw, dict[str, Entry])
+    entries = msgspec.convert(raw, dict[str, TensorEntry])
     room = path.stat().st_size - LENGTH_BYTES - length
     for name, entry in entries.items():
         _check(name, entry, room)
@@ -107,7 +107,7 @@ def _read_header(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _check_overlap(entries: Mapping[str, Entry]) -> None:
+def _check_overlap(entries: Mapping[str, TensorEntry]) -> None:
     """Tensors that share bytes are a way to write far more than was sent."""
     spans = sorted((entry.data_offsets, name) for name, entry in entries.items())
     for ((_, end), _), ((start, _), name) in pairwise(spans):
@@ -115,7 +115,7 @@ def _check_overlap(entries: Mapping[str, Entry]) -> None:
             raise ValueError(f"{name} overlaps another tensor")
 
 
-def _check(name: str, entry: Entry, room: int) -> None:
+def _check(name: str, entry: TensorEntry, room: int) -> None:
     start, end = entry.data_offsets
     if len(entry.shape) > DIMENSIONS:
         raise ValueError(f"{name} has {len(entry.shape)} dimensions")
@@ -127,12 +127,12 @@ def _check(name: str, entry: Entry, room: int) -> None:
         raise ValueError(f"{name} has {end - start} bytes, which is not its shape")
 
 
-def sources_in(path: Path, entries: Mapping[str, Entry]) -> dict[str, Source]:
+def sources_in(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Source]:
     """The tensors of a safetensors file, ready to be copied."""
     with path.open("rb") as file:
         begin = LENGTH_BYTES + int.from_bytes(file.read(LENGTH_BYTES), "little")
 
-    def copier(entry: Entry) -> Callable[[BinaryIO], None]:
+    def copier(entry: TensorEntry) -> Callable[[BinaryIO], None]:
         start, end = entry.data_offsets
         return lambda out: _copy_range(path, begin + start, end - start, out)
 
@@ -153,17 +153,17 @@ def _copy_range(path: Path, start: int, length: int, out: BinaryIO) -> None:
             length -= len(piece)
 
 
-def write(path: Path, tensors: Mapping[str, Source], heard: Callable[[], None]) -> None:
+def write(path: Path, tensors: Mapping[str, Source], keepalive: Callable[[], None]) -> None:
     """Write a safetensors file; the largest types come first, so that all data is aligned.
 
-    ``heard`` is called after every tensor.
+    ``keepalive`` is called after every tensor.
     """
     order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
     header: dict[str, Any] = {METADATA: {"format": "pt"}}
     end = 0
     for name in order:
         start, end = end, end + tensors[name].bytes
-        header[name] = Entry(
+        header[name] = TensorEntry(
             dtype=tensors[name].dtype, shape=tensors[name].shape, data_offsets=(start, end)
         )
     text = msgspec.json.encode(header)
@@ -172,4 +172,4 @@ def write(path: Path, tensors: Mapping[str, Source], heard: Callable[[], None]) 
         file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         for name in order:
             tensors[name].copy(file)
-            heard()
+            keepalive()

@@ -80,7 +80,7 @@ Tensors = Mapping[str, Source]
 
 
 def stage_safetensors(
-    file: Path, base: Path, target: Path, shown: str, heard: Callable[[], None]
+    file: Path, base: Path, target: Path, shown: str, keepalive: Callable[[], None]
 ) -> None:
     """Make ``target`` a folder of configurations and the file's weights.
 
@@ -92,11 +92,11 @@ def stage_safetensors(
     sources = sources_in(file, read_header(file, shown))
     geometry, tensors = recognise(sources, read_metadata(file), shown)
     write_configurations(geometry, base, target, shown)
-    write(target / SINGLE_FILE, tensors, heard)
+    write(target / SINGLE_FILE, tensors, keepalive)
 
 
 def stage_checkpoint(
-    zipped: zipfile.ZipFile, base: Path, target: Path, shown: str, heard: Callable[[], None]
+    zipped: zipfile.ZipFile, base: Path, target: Path, shown: str, keepalive: Callable[[], None]
 ) -> None:
     """As :func:`stage_safetensors`, from an open ``.ckpt``; tensors are copied byte for byte."""
     try:
@@ -109,7 +109,7 @@ def stage_checkpoint(
     }
     geometry, tensors = recognise(sources, checkpoint.metadata, shown)
     write_configurations(geometry, base, target, shown)
-    write(target / SINGLE_FILE, tensors, heard)
+    write(target / SINGLE_FILE, tensors, keepalive)
 
 
 def recognise(

@@ -15,9 +15,9 @@ from services.fetcher.datasets.archive import Unusable, checked_members, open_zi
 from services.fetcher.download import download
 from services.fetcher.models.configured_model import (
     MOVED,
+    ConfiguredModel,
     HubCache,
     Model,
-    OwnModel,
     checked,
     hub_token,
 )
@@ -26,7 +26,7 @@ from services.fetcher.models.hub import HubModel, file_url, hub_model
 from services.fetcher.models.pickle_reader import is_checkpoint
 from services.fetcher.models.safetensors_file import looks_like_safetensors
 from services.fetcher.models.single_file import stage_checkpoint, stage_safetensors
-from services.fetcher.progress_meter import Meter
+from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Refused
 from shared.network.addresses import shown_url
@@ -65,7 +65,7 @@ class Search(NamedTuple):
     named: Named
     scratch: Path
     """An empty folder of the search's own."""
-    meter: Meter
+    meter: ProgressMeter
 
     @property
     def asked(self) -> str:
@@ -93,14 +93,14 @@ class BaseModels:
         ``private``: hub ids, or ``org/*``, that users may name though only our token opens them.
         """
         self._store = store
-        self._own = OwnModel(configured, home)
+        self._own = ConfiguredModel(configured, home)
         self._cache = HubCache(home)
         self._allowed = allowed
         self._private = private
         self._addresses: dict[tuple[object, ...], str] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def stage(self, named: Named, scratch: Path, meter: Meter) -> str:
+    async def stage(self, named: Named, scratch: Path, meter: ProgressMeter) -> str:
         """The store prefix of the model that the request names; ``scratch`` must be empty.
 
         Raises:
@@ -119,7 +119,7 @@ class BaseModels:
             return key
         file = search.scratch / "download"
         try:
-            await self._store.download(key, file, heard=search.meter.heard)
+            await self._store.download(key, file, keepalive=search.meter.keepalive)
         except NotFound:
             raise Refused(
                 f"{search.named.field}: this model ({key}) is not in the store any more"
@@ -161,7 +161,7 @@ class BaseModels:
         self, stage: Callable[..., None], source: Path | zipfile.ZipFile, search: Search
     ) -> Model:
         base, target = await self._own.find(search.meter), search.scratch / "staged"
-        await in_thread(stage, source, base.folder, target, search.shown, search.meter.heard)
+        await in_thread(stage, source, base.folder, target, search.shown, search.meter.keepalive)
         return Model(target, await in_thread(names_in, target))
 
     async def _address(self, model: Model, selected: Path, search: Search) -> str:
@@ -169,19 +169,19 @@ class BaseModels:
         mark = await in_thread(_mark, model)
         if mark in self._addresses:
             return self._addresses[mark]
-        address = await content_address(selected, heard=search.meter.heard)
+        address = await content_address(selected, keepalive=search.meter.keepalive)
         if not model.folder.is_relative_to(search.scratch):
             self._addresses[mark] = address
         return address
 
     async def _store_once(self, model: Model, search: Search) -> str:
         """Upload under the content's address, unless it is there."""
-        heard, selected = search.meter.heard, search.scratch / SELECTED
+        keepalive, selected = search.meter.keepalive, search.scratch / SELECTED
         await in_thread(_link, model, selected)
         prefix = f"cache/{await self._address(model, selected, search)}"
         async with self._locks[prefix]:
             if not await folder_exists(self._store, prefix):
-                await upload_folder(self._store, selected, prefix, heard=heard)
+                await upload_folder(self._store, selected, prefix, keepalive=keepalive)
                 log.info("base_model_stored", prefix=prefix, model=search.shown)
         return prefix
 
@@ -231,7 +231,7 @@ def _unpack(zipped: zipfile.ZipFile, file: Path, search: Search) -> Path:
             write_member(zipped, names[name], target / name)
         except Unusable as error:
             raise Refused(f"{search.shown}: {name}: {error}") from None
-        search.meter.heard()
+        search.meter.keepalive()
     return target
 
 

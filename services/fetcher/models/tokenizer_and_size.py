@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
 from services.fetcher.models.diffusers_folder import WEIGHTS, tensors_of
-from services.fetcher.models.safetensors_file import Entry, read_header
+from services.fetcher.models.safetensors_file import TensorEntry, read_header
 from services.fetcher.models.single_file import PREFIXES, SINGLE_FILE
 from shared.errors import Refused
 from shared.ports import ObjectStore
@@ -45,7 +45,7 @@ def parameters_of(folder: Path) -> dict[str, int]:
     return {part: _count(tensors_of(folder, part, BASE), "") for part in WEIGHTS}
 
 
-def _count(tensors: Mapping[str, Entry], prefix: str) -> int:
+def _count(tensors: Mapping[str, TensorEntry], prefix: str) -> int:
     return sum(prod(one.shape) for name, one in tensors.items() if name.startswith(prefix))
 
 

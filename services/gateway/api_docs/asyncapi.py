@@ -21,7 +21,7 @@ from services.gateway.api_docs.schemas import (
 )
 from shared.messaging import messages as m
 from shared.messaging.messages import Message, type_of
-from shared.messaging.topology import CONTROL_BINDINGS, EXCHANGE, QUEUES, Queue
+from shared.messaging.topology import EXCHANGE, QUEUES, REPLY_QUEUE_BINDINGS, Queue
 
 VERSION = "3.0.0"
 Kind = type[Message]
@@ -29,7 +29,7 @@ WORKERS = ("fetcher", "trainer", "inferencer", "notifier")
 SENDS: Mapping[str, tuple[Kind, ...]] = {
     "gateway": (
         m.JobSubmitted, m.BucketDue, m.JobStarted, m.JobCompleted, m.JobFailed, m.JobCancelled,
-        m.JobTimedOut, m.JobRefused, m.WebhookDue, m.GatewayBeat,
+        m.JobTimedOut, m.JobRefused, m.WebhookDue, m.GatewayHeartbeat,
     ),
     "fetcher": (
         m.StagingStarted, m.StagingProgressed, m.StagingInterrupted, m.DatasetStaged,
@@ -50,7 +50,7 @@ SENDS: Mapping[str, tuple[Kind, ...]] = {
     "producer": (m.JobRequested,),
 }  # fmt: skip
 """By service, what it publishes on the exchange."""
-ANSWERS: tuple[Kind, ...] = (m.ClaimGranted, m.ClaimAsked, m.ClaimRefused)
+ANSWERS: tuple[Kind, ...] = (m.ClaimGranted, m.CommandIssued, m.ClaimRefused)
 """What the gateway sends to one worker's queue, past the exchange."""
 HEARS: tuple[Kind, ...] = (
     m.JobRefused, m.JobStarted, m.JobCompleted, m.JobFailed, m.JobCancelled, m.JobTimedOut,
@@ -175,7 +175,7 @@ def _operations(kinds: Iterable[Kind]) -> Iterator[Named]:
         who = queue.name.partition(".")[0]
         for kind in bound_to(queue.bindings, kinds):
             yield _operation("receive", who, kind.__name__, _from(queue))
-    for kind in bound_to(CONTROL_BINDINGS, kinds):
+    for kind in bound_to(REPLY_QUEUE_BINDINGS, kinds):
         for who in WORKERS:
             yield _operation("receive", who, kind.__name__, "By its control queue.")
     yield from _claims()

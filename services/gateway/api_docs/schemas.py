@@ -93,10 +93,17 @@ def _said(of: ast.ClassDef) -> Iterator[tuple[str, str]]:
     for field, below in zip(of.body, of.body[1:], strict=False):
         match field, below:
             case (
-                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.AnnAssign(target=ast.Name(id=name), value=value),
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
-                yield name, text
+                yield _on_the_wire(name, value), text
+
+
+def _on_the_wire(name: str, value: ast.expr | None) -> str:
+    """A field's name in JSON: that of ``field(name=...)`` where there is one."""
+    given = value.keywords if isinstance(value, ast.Call) else []
+    names = [ast.literal_eval(each.value) for each in given if each.arg == "name"]
+    return names[0] if names else name
 
 
 def request_schemas() -> dict[str, Schema]:

@@ -51,7 +51,7 @@ async def deal_with(delivery: Delivery, handle: Handler) -> None:
             await asyncio.sleep(reconnect_delay(attempt))
         except Exception as error:  # buried and logged: the queue must move on
             log.exception("cannot_handle", type=delivery.envelope.type, job=delivery.message.job)
-            await delivery.bury(f"{type(error).__name__}: {error}"[:300])
+            await delivery.dead_letter(f"{type(error).__name__}: {error}"[:300])
             return
         else:
             await delivery.ack()

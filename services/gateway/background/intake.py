@@ -47,9 +47,9 @@ class Intake:
 
     async def _refuse(self, refused: JobRefused, envelope: Envelope) -> None:
         """Tell the exchange, and the producer's own queue if it named one."""
-        await self._bus.publish(refused, needs_listener=False)
+        await self._bus.publish(refused, mandatory=False)
         if envelope.reply_to and envelope.reply_to not in OURS:
-            await self._bus.send(envelope.reply_to, refused, needs_listener=False)
+            await self._bus.send(envelope.reply_to, refused, mandatory=False)
 
 
 def job_id_for(envelope: Envelope) -> str:

@@ -17,23 +17,23 @@ from shared.retry import reconnect_delay
 MOST_BUSY = 32
 """Jobs whose messages are on their way; with more, nothing new is taken."""
 ROWS = 50
-TAKEN_BEATS = 2
+TAKEN_HEARTBEATS = 2
 """For so long what one gateway has taken is not another's, should it die."""
 
 log = structlog.get_logger()
 
 
-class Relay:
+class OutboxRelay:
     """Publishes with confirm; one job's messages in order, and no job waits for another."""
 
     def __init__(
-        self, bus: Bus, jobs: JobStore, *, clock: Callable[[], float], beat: float
+        self, bus: Bus, jobs: JobStore, *, clock: Callable[[], float], heartbeat: float
     ) -> None:
         self._bus = bus
         self._jobs = jobs
         self._clock = clock
-        self._poll = min(max(beat / 10, 0.05), 1.0)
-        self._lease = TAKEN_BEATS * beat
+        self._poll = min(max(heartbeat / 10, 0.05), 1.0)
+        self._lease = TAKEN_HEARTBEATS * heartbeat
         self._woken = asyncio.Event()
         self._busy: set[str] = set()
         """Jobs whose messages are on their way."""
@@ -91,9 +91,9 @@ class Relay:
     async def _publish(self, row: Outgoing) -> None:
         message = decode(row.message)
         if row.queue is None:
-            await self._bus.publish(message, needs_listener=row.needs_listener)
+            await self._bus.publish(message, mandatory=row.mandatory)
         else:
-            await self._bus.send(row.queue, message, needs_listener=row.needs_listener)
+            await self._bus.send(row.queue, message, mandatory=row.mandatory)
 
     async def _postpone(self, row: Outgoing, error: Exception) -> None:
         failures = self._failures[row.id] = self._failures.get(row.id, 0) + 1

@@ -9,9 +9,9 @@ from time import monotonic
 from services.gateway.background.consumer import deal_with_all
 from services.gateway.background.supervisor import Supervisor
 from services.gateway.jobs.record import Job, Step
-from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.transitions import advance, refuse_unknown
-from shared.messaging.messages import AnyMessage, GatewayBeat, Progressed, StageFact
+from shared.messaging.messages import AnyMessage, GatewayHeartbeat, Progressed, StageFact
 from shared.messaging.topology import GATEWAY_RECORDER
 from shared.ports import Bus, Delivery
 
@@ -25,39 +25,41 @@ class Recorder:
     def __init__(
         self,
         bus: Bus,
-        ledger: Ledger,
+        repository: JobRepository,
         supervisor: Supervisor,
         *,
         clock: Callable[[], float],
-        beat: float,
+        heartbeat: float,
     ) -> None:
         self._bus = bus
-        self._ledger = ledger
+        self._repository = repository
         self._supervisor = supervisor
         self._clock = clock
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._written: dict[str, float] = {}
 
     async def run(self) -> None:
         await deal_with_all(self._bus, GATEWAY_RECORDER, self._record)
 
     async def _record(self, delivery: Delivery) -> None:
-        if isinstance(delivery.message, GatewayBeat):
+        if isinstance(delivery.message, GatewayHeartbeat):
             await self._supervisor.came_back(delivery.message)
         else:
             await self._note(delivery.message, delivery.envelope.reply_to)
 
-    async def _note(self, fact: AnyMessage, control: str | None) -> None:
-        job = await self._ledger.change(fact.job, partial(self._advance, fact, control))
+    async def _note(self, fact: AnyMessage, reply_queue: str | None) -> None:
+        job = await self._repository.change(fact.job, partial(self._advance, fact, reply_queue))
         if not isinstance(fact, StageFact):
             return
         if job is None:
-            self._ledger.answer(refuse_unknown(fact, control))
+            self._repository.answer(refuse_unknown(fact, reply_queue))
         elif job.holds(fact.stage, fact.claim):
-            self._supervisor.heard(fact.claim)
+            self._supervisor.keepalive(fact.claim)
 
-    def _advance(self, fact: AnyMessage, control: str | None, job: Job) -> Step:
-        step = advance(job, fact, control=control, now=self._clock(), beat=self._beat)
+    def _advance(self, fact: AnyMessage, reply_queue: str | None, job: Job) -> Step:
+        step = advance(
+            job, fact, reply_queue=reply_queue, now=self._clock(), heartbeat=self._heartbeat
+        )
         if isinstance(fact, Progressed) and step.job.stages == job.stages:
             return step if self._may_write(fact.claim) else Step(job, step.effects)
         return step

@@ -15,7 +15,7 @@ from shared.ports import ObjectStore
 from shared.storage.snapshots import snapshots_of
 
 DAY = 24 * 3600.0
-ROUND_BEATS = 360
+ROUND_HEARTBEATS = 360
 HOUR = 3600.0
 
 log = structlog.get_logger()
@@ -31,14 +31,14 @@ class Retention:
         uploads: Uploads,
         *,
         clock: Callable[[], float],
-        beat: float,
+        heartbeat: float,
         keep_days: float,
     ) -> None:
         self._jobs = jobs
         self._store = store
         self._uploads = uploads
         self._clock = clock
-        self._pause = min(ROUND_BEATS * beat, HOUR)
+        self._pause = min(ROUND_HEARTBEATS * heartbeat, HOUR)
         self._keep = keep_days * DAY
         self._done_with: asyncio.Queue[str] = asyncio.Queue()
         """Prefixes whose objects can go."""

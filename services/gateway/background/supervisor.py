@@ -17,11 +17,11 @@ import structlog
 from msgspec import Struct
 
 from services.gateway.jobs.record import Job, Step, overdue
-from services.gateway.jobs.repository import Ledger, read
-from services.gateway.jobs.transitions import ask_again, lose_claim, time_out
+from services.gateway.jobs.repository import JobRepository, read
+from services.gateway.jobs.transitions import lose_claim, requeue, time_out
 from services.gateway.ports import JobStore, StoredJob
 from shared.errors import Unavailable, Unroutable
-from shared.messaging.messages import GatewayBeat, Stage
+from shared.messaging.messages import GatewayHeartbeat, Stage
 from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
 from shared.ports import Bus
 
@@ -48,21 +48,21 @@ class Supervisor:
         self,
         bus: Bus,
         jobs: JobStore,
-        ledger: Ledger,
+        repository: JobRepository,
         *,
         clock: Callable[[], float],
-        beat: float,
+        heartbeat: float,
     ) -> None:
         self._bus = bus
         self._jobs = jobs
-        self._ledger = ledger
+        self._repository = repository
         self._clock = clock
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._name = f"{bus.source}/{uuid4()}"
         self.silence: str | None = "was not reached yet"
         """Why the broker did not take our last beat; None: it did."""
         self._last = 0
-        self._beats = 0
+        self._heartbeats = 0
         self._since: dict[str, int] = {}
         """The beat of a claim's last sign of life, or of the last look that found work queued."""
         self._queued: dict[str, bool] = {}
@@ -71,24 +71,24 @@ class Supervisor:
     async def run(self) -> None:
         """Publish beats, for ever."""
         for number in count(1):
-            await self._say(GatewayBeat(gateway=self._name, number=number))
-            await asyncio.sleep(self._beat)
+            await self._publish(GatewayHeartbeat(gateway=self._name, number=number))
+            await asyncio.sleep(self._heartbeat)
 
-    def heard(self, claim: str) -> None:
+    def keepalive(self, claim: str) -> None:
         """A fact of a live claim was recorded."""
-        self._since[claim] = self._beats
+        self._since[claim] = self._heartbeats
 
-    async def came_back(self, beat: GatewayBeat) -> None:
+    async def came_back(self, heartbeat: GatewayHeartbeat) -> None:
         """Judge every live job. Raises Unavailable."""
-        if beat.gateway != self._name:
+        if heartbeat.gateway != self._name:
             return
-        self._count(beat.number)
+        self._count(heartbeat.number)
         self._queued = {}
         now = self._clock()
         jobs = [job async for row in self._jobs.live() if (job := _readable(row))]
         watched = {job.id: [*_watches(job, now)] for job in jobs}
         keys = [watch.key for watches in watched.values() for watch in watches]
-        self._since = {key: self._since.get(key, self._beats) for key in keys}
+        self._since = {key: self._since.get(key, self._heartbeats) for key in keys}
         for job in jobs:
             await self._judge_alone(job, watched[job.id], now)
 
@@ -103,7 +103,7 @@ class Supervisor:
 
     async def _judge(self, job: Job, watches: list[_Watch], now: float) -> None:
         if overdue(job, now):
-            await self._ledger.change(job.id, partial(_time_out, now=now))
+            await self._repository.change(job.id, partial(_time_out, now=now))
         for watch in watches:
             if watch.claimed:
                 await self._judge_claim(watch, now)
@@ -114,19 +114,21 @@ class Supervisor:
         if self._patient(watch):
             return
         log.warning("claim_lost", job=watch.job, stage=watch.stage, claim=watch.key)
-        lose = partial(lose_claim, stage=watch.stage, claim=watch.key, now=now, beat=self._beat)
-        await self._ledger.change(watch.job, lose)
+        lose = partial(
+            lose_claim, stage=watch.stage, claim=watch.key, now=now, heartbeat=self._heartbeat
+        )
+        await self._repository.change(watch.job, lose)
 
     async def _judge_asking(self, watch: _Watch, now: float) -> None:
         """Work that nobody took counts as forgotten only while its queue is empty."""
         if await self._waits_in_queue(watch.stage):
-            self._since[watch.key] = self._beats
+            self._since[watch.key] = self._heartbeats
         elif not self._patient(watch):
-            log.warning("work_asked_for_again", job=watch.job, stage=watch.stage)
-            await self._ledger.change(watch.job, partial(_ask_again, watch=watch, now=now))
+            log.warning("work_requeued", job=watch.job, stage=watch.stage)
+            await self._repository.change(watch.job, partial(_requeue, watch=watch, now=now))
 
     def _patient(self, watch: _Watch) -> bool:
-        return self._beats - self._since[watch.key] < PATIENCE
+        return self._heartbeats - self._since[watch.key] < PATIENCE
 
     async def _waits_in_queue(self, stage: Stage) -> bool:
         """Whether the stage's queue holds anything, as far as the broker tells."""
@@ -141,12 +143,12 @@ class Supervisor:
         except Unavailable:
             return True
 
-    async def _say(self, beat: GatewayBeat) -> None:
+    async def _publish(self, heartbeat: GatewayHeartbeat) -> None:
         try:
-            await self._bus.send(GATEWAY_RECORDER.name, beat, needs_listener=False)
+            await self._bus.send(GATEWAY_RECORDER.name, heartbeat, mandatory=False)
         except (Unavailable, Unroutable) as error:
             self.silence = "takes no messages"
-            log.warning("beat_lost", number=beat.number, reason=str(error))
+            log.warning("heartbeat_lost", number=heartbeat.number, reason=str(error))
         else:
             self.silence = None
 
@@ -157,7 +159,7 @@ class Supervisor:
         if number > self._last + 1:
             self._since = {}
         self._last = number
-        self._beats += 1
+        self._heartbeats += 1
 
 
 def _readable(row: StoredJob) -> Job | None:
@@ -185,10 +187,10 @@ def _time_out(job: Job, now: float) -> Step:
     return time_out(job, reason, now) if reason else Step(job)
 
 
-def _ask_again(job: Job, watch: _Watch, now: float) -> Step:
+def _requeue(job: Job, watch: _Watch, now: float) -> Step:
     """Only if nothing has happened since the judgement."""
     record = job.stages[watch.stage]
     idle = not job.ended and record.open and record.claim is None
     if not idle or _asking(job, watch.stage) != watch.key:
         return Step(job)
-    return ask_again(job, watch.stage, now=now)
+    return requeue(job, watch.stage, now=now)

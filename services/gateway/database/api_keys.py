@@ -8,19 +8,19 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
-from services.gateway.database.connection import Sql
+from services.gateway.database.connection import Database
 from services.gateway.database.tables import api_keys
 from services.gateway.ports import StoredKey
 
 
-class KeyTable:
+class SqlKeyStore:
     """One row for each key, by its digest."""
 
-    def __init__(self, sql: Sql) -> None:
-        self._sql = sql
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def add(self, key: StoredKey) -> bool:
-        row = self._sql.insert(api_keys).values(
+        row = self._database.insert(api_keys).values(
             digest=key.digest,
             name=key.name,
             scopes=",".join(key.scopes),
@@ -28,23 +28,23 @@ class KeyTable:
             disabled_at=key.disabled_at,
             last_used_at=key.last_used_at,
         )
-        return await self._sql.do(row.on_conflict_do_nothing()) == 1
+        return await self._database.do(row.on_conflict_do_nothing()) == 1
 
     async def find(self, digest: str) -> StoredKey | None:
-        rows = await self._sql.all(sa.select(api_keys).where(api_keys.c.digest == digest))
+        rows = await self._database.all(sa.select(api_keys).where(api_keys.c.digest == digest))
         return _key(rows[0]) if rows else None
 
     async def all(self) -> Sequence[StoredKey]:
         order = (api_keys.c.created_at, api_keys.c.name)
-        return [_key(row) for row in await self._sql.all(sa.select(api_keys).order_by(*order))]
+        return [_key(row) for row in await self._database.all(sa.select(api_keys).order_by(*order))]
 
     async def disable(self, name: str, at: float) -> bool:
         ours = (api_keys.c.name == name) & (api_keys.c.disabled_at.is_(None))
-        return await self._sql.do(sa.update(api_keys).where(ours).values(disabled_at=at)) == 1
+        return await self._database.do(sa.update(api_keys).where(ours).values(disabled_at=at)) == 1
 
     async def used(self, digest: str, at: float) -> None:
         row = sa.update(api_keys).where(api_keys.c.digest == digest)
-        await self._sql.do(row.values(last_used_at=at))
+        await self._database.do(row.values(last_used_at=at))
 
 
 def _key(row: Row[Any]) -> StoredKey:

@@ -45,7 +45,7 @@ AWAY = (
 """The second row is what the drivers raise by themselves, before there is a connection."""
 
 
-class Sql:
+class Database:
     """Statements against one database, with the project's errors."""
 
     def __init__(self, engine: AsyncEngine) -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.gateway.database.connection import Sql
+from services.gateway.database.connection import Database
 from services.gateway.database.tables import events, jobs, outbox, removed, streams
 from services.gateway.ports import ENDS, Outgoing, RemovedJob, Status, StoredEvent, StoredJob
 
@@ -21,35 +21,35 @@ OUTBOX_TURN = 0x6F757462
 """Number of the advisory lock under which one gateway at a time takes from the outbox."""
 
 
-class Database:
+class SqlJobStore:
     """Jobs, their events, and the outbox."""
 
-    def __init__(self, sql: Sql) -> None:
-        self._sql = sql
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """A store with connections of its own; see :meth:`.connection.Sql.open`."""
-        return cls(Sql.open(url))
+        """A store with connections of its own; see :meth:`.connection.Database.open`."""
+        return cls(Database.open(url))
 
     async def migrate(self) -> None:
-        await self._sql.migrate()
+        await self._database.migrate()
 
     async def insert(
         self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
     ) -> bool:
         gone = sa.select(removed).where(removed.c.job == job.id)
-        async with self._sql.writing() as connection:
+        async with self._database.writing() as connection:
             if (await connection.execute(gone)).first():
                 return False
-            row = self._sql.insert(jobs).values(**_columns(job)).on_conflict_do_nothing()
+            row = self._database.insert(jobs).values(**_columns(job)).on_conflict_do_nothing()
             if (await connection.execute(row)).rowcount == 0:
                 return False
             await self._add(connection, outgoing, happened)
             return True
 
     async def get(self, job_id: str) -> StoredJob | None:
-        found = await self._sql.all(sa.select(jobs).where(jobs.c.id == job_id))
+        found = await self._database.all(sa.select(jobs).where(jobs.c.id == job_id))
         return _job(found[0]) if found else None
 
     async def replace(
@@ -63,7 +63,7 @@ class Database:
         if job.version != expected_version + 1:
             raise ValueError(f"version {job.version} cannot follow {expected_version}")
         ours = (jobs.c.id == job.id) & (jobs.c.version == expected_version)
-        async with self._sql.writing() as connection:
+        async with self._database.writing() as connection:
             update = sa.update(jobs).where(ours).values(**_columns(job))
             if (await connection.execute(update)).rowcount == 0:
                 return False
@@ -73,72 +73,72 @@ class Database:
     async def live(self) -> AsyncIterator[StoredJob]:
         place = sa.tuple_(jobs.c.created_at, jobs.c.id)
         all_live = sa.select(jobs).where(jobs.c.status.in_(LIVE)).order_by(*place.clauses)
-        page = await self._sql.all(all_live.limit(PAGE))
+        page = await self._database.all(all_live.limit(PAGE))
         while page:
             for row in page:
                 yield _job(row)
             after = place > (page[-1].created_at, page[-1].id)
-            page = await self._sql.all(all_live.where(after).limit(PAGE))
+            page = await self._database.all(all_live.where(after).limit(PAGE))
 
     async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
         old = jobs.c.status.in_(ENDS) & (jobs.c.ended_at < moment)
         ids = sa.select(jobs.c.id).where(old).order_by(jobs.c.ended_at).limit(limit)
-        return [row.id for row in await self._sql.all(ids)]
+        return [row.id for row in await self._database.all(ids)]
 
     async def delete(self, job_id: str) -> None:
-        async with self._sql.writing() as connection:
+        async with self._database.writing() as connection:
             await _delete(connection, job_id)
             await connection.execute(sa.delete(removed).where(removed.c.job == job_id))
 
     async def remove(self, job_id: str, at: float) -> bool:
         theirs = outbox.c.job == job_id
-        async with self._sql.writing() as connection:
+        async with self._database.writing() as connection:
             if not await _delete(connection, job_id):
                 return False
             await connection.execute(sa.delete(outbox).where(theirs & (outbox.c.due_at > at)))
-            await connection.execute(self._sql.insert(removed).values(job=job_id, at=at))
+            await connection.execute(self._database.insert(removed).values(job=job_id, at=at))
             return True
 
     async def removed(self) -> Sequence[RemovedJob]:
-        rows = await self._sql.all(sa.select(removed).order_by(removed.c.at, removed.c.job))
+        rows = await self._database.all(sa.select(removed).order_by(removed.c.at, removed.c.job))
         return [RemovedJob(row.job, row.at) for row in rows]
 
     async def count_live(self, owner: str) -> int:
         theirs = (jobs.c.owner == owner) & jobs.c.status.in_(LIVE)
-        (row,) = await self._sql.all(sa.select(sa.func.count().label("number")).where(theirs))
+        (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(theirs))
         return int(row.number)
 
     async def take_due(self, now: float, until: float, limit: int = 100) -> Sequence[Outgoing]:
         free = _free(now).order_by(outbox.c.due_at, outbox.c.number).limit(limit)
-        if not await self._sql.all(free.limit(1)):
+        if not await self._database.all(free.limit(1)):
             return []
         take = sa.update(outbox).where(outbox.c.number.in_(free)).values(taken_until=until)
-        async with self._sql.writing(turn=OUTBOX_TURN) as connection:
+        async with self._database.writing(turn=OUTBOX_TURN) as connection:
             rows = (await connection.execute(take.returning(outbox))).all()
         return [_outgoing(row) for row in sorted(rows, key=lambda row: (row.due_at, row.number))]
 
     async def sent(self, outgoing_id: str) -> None:
-        await self._sql.do(sa.delete(outbox).where(outbox.c.id == outgoing_id))
+        await self._database.do(sa.delete(outbox).where(outbox.c.id == outgoing_id))
 
     async def postpone(self, outgoing_id: str, due_at: float) -> None:
         row = sa.update(outbox).where(outbox.c.id == outgoing_id)
-        await self._sql.do(row.values(due_at=due_at, taken_until=0.0))
+        await self._database.do(row.values(due_at=due_at, taken_until=0.0))
 
     async def counts(self, owner: str) -> Mapping[str, int]:
         number = sa.func.count().label("number")
         theirs = sa.select(jobs.c.status, number).where(jobs.c.owner == owner)
-        rows = await self._sql.all(theirs.group_by(jobs.c.status))
+        rows = await self._database.all(theirs.group_by(jobs.c.status))
         return {row.status: int(row.number) for row in rows}
 
     async def count_retried(self, owner: str) -> int:
         more = sa.func.coalesce(sa.func.sum(jobs.c.run - 1), 0).label("number")
-        (row,) = await self._sql.all(sa.select(more).where(jobs.c.owner == owner))
+        (row,) = await self._database.all(sa.select(more).where(jobs.c.owner == owner))
         return int(row.number)
 
     async def count_ahead(self, job: StoredJob) -> int:
         place = sa.tuple_(jobs.c.created_at, jobs.c.id)
         ahead = (jobs.c.status == "IN_QUEUE") & (place < (job.created_at, job.id))
-        (row,) = await self._sql.all(sa.select(sa.func.count().label("number")).where(ahead))
+        (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(ahead))
         return int(row.number)
 
     async def newest(
@@ -157,7 +157,7 @@ class Database:
             wanted = wanted.where(jobs.c.status.in_(statuses))
         if before is not None:
             wanted = wanted.where(place < before)
-        return [_job(row) for row in await self._sql.all(wanted)]
+        return [_job(row) for row in await self._database.all(wanted)]
 
     async def events_after(
         self, job_id: str, version: int, number: int, limit: int = 100
@@ -165,22 +165,22 @@ class Database:
         place = sa.tuple_(events.c.version, events.c.number)
         later = (events.c.job == job_id) & (place > (version, number))
         rows = sa.select(events).where(later).order_by(*place.clauses).limit(limit)
-        return [_event(row) for row in await self._sql.all(rows)]
+        return [_event(row) for row in await self._database.all(rows)]
 
     async def streamed(self, job_id: str) -> tuple[str, float]:
-        rows = await self._sql.all(sa.select(streams).where(streams.c.job == job_id))
+        rows = await self._database.all(sa.select(streams).where(streams.c.job == job_id))
         return (rows[0].digest, rows[0].at) if rows else ("", 0.0)
 
     async def stream(self, job_id: str, digest: str, at: float, *, expected: str) -> bool:
         mark = {"digest": digest, "at": at}
         if expected:
             ours = (streams.c.job == job_id) & (streams.c.digest == expected)
-            return await self._sql.do(sa.update(streams).where(ours).values(mark)) == 1
-        first = self._sql.insert(streams).values(job=job_id, **mark).on_conflict_do_nothing()
-        return await self._sql.do(first) == 1
+            return await self._database.do(sa.update(streams).where(ours).values(mark)) == 1
+        first = self._database.insert(streams).values(job=job_id, **mark).on_conflict_do_nothing()
+        return await self._database.do(first) == 1
 
     async def close(self) -> None:
-        await self._sql.close()
+        await self._database.close()
 
     async def _add(
         self,
@@ -190,7 +190,7 @@ class Database:
     ) -> None:
         for table, rows in ((outbox, outgoing), (events, happened)):
             if rows:
-                add = self._sql.insert(table).on_conflict_do_nothing()
+                add = self._database.insert(table).on_conflict_do_nothing()
                 await connection.execute(add, [_columns(row) for row in rows])
 
 
@@ -226,6 +226,6 @@ def _outgoing(row: Row[Any]) -> Outgoing:
         id=row.id,
         message=row.message,
         queue=row.queue,
-        needs_listener=row.needs_listener,
+        mandatory=row.mandatory,
         due_at=row.due_at,
     )

@@ -33,7 +33,7 @@ outbox = sa.Table(
     sa.Column("id", sa.String(255), nullable=False, unique=True),
     sa.Column("message", sa.LargeBinary, nullable=False),
     sa.Column("queue", sa.String(255), nullable=True),
-    sa.Column("needs_listener", sa.Boolean, nullable=False),
+    sa.Column("needs_listener", sa.Boolean, key="mandatory", nullable=False),
     sa.Column("due_at", sa.Double, nullable=False),
     sa.Column("job", sa.String(255), nullable=False, server_default=sa.text("''")),
     sa.Column("taken_until", sa.Double, nullable=False, server_default="0"),

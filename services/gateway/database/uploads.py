@@ -9,34 +9,34 @@ import sqlalchemy as sa
 from msgspec.structs import asdict
 from sqlalchemy.engine import Row
 
-from services.gateway.database.connection import Sql
+from services.gateway.database.connection import Database
 from services.gateway.database.tables import upload_parts, uploads
 from services.gateway.ports import StoredUpload
 from shared.ports import UploadPart
 
 
-class UploadTable:
+class SqlUploadStore:
     """One row for each upload, and one for each of its parts."""
 
-    def __init__(self, sql: Sql) -> None:
-        self._sql = sql
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def add(self, upload: StoredUpload) -> None:
-        await self._sql.do(sa.insert(uploads).values(asdict(upload)))
+        await self._database.do(sa.insert(uploads).values(asdict(upload)))
 
     async def find(self, upload_id: str) -> StoredUpload | None:
-        rows = await self._sql.all(sa.select(uploads).where(uploads.c.id == upload_id))
+        rows = await self._database.all(sa.select(uploads).where(uploads.c.id == upload_id))
         return StoredUpload(**_fields(rows[0])) if rows else None
 
     async def count_unfinished(self, owner: str) -> int:
         theirs = (uploads.c.owner == owner) & uploads.c.finished_at.is_(None)
         count = sa.select(sa.func.count()).select_from(uploads).where(theirs)
-        return int((await self._sql.all(count))[0][0])
+        return int((await self._database.all(count))[0][0])
 
     async def append(self, part: UploadPart, at: float) -> bool:
         end = part.offset + part.bytes
         as_it_was = (uploads.c.id == part.upload) & (uploads.c.received == part.offset)
-        async with self._sql.writing() as connection:
+        async with self._database.writing() as connection:
             moved = await connection.execute(
                 sa.update(uploads).where(as_it_was).values(received=end, touched_at=at)
             )
@@ -47,23 +47,23 @@ class UploadTable:
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         ours = sa.select(upload_parts).where(upload_parts.c.upload == upload_id)
-        rows = await self._sql.all(ours.order_by(upload_parts.c.offset))
+        rows = await self._database.all(ours.order_by(upload_parts.c.offset))
         return [UploadPart(**_fields(row)) for row in rows]
 
     async def settle(self, upload_id: str, sha256: str, finished_at: float | None) -> None:
         row = sa.update(uploads).where(uploads.c.id == upload_id)
-        await self._sql.do(row.values(sha256=sha256, finished_at=finished_at))
+        await self._database.do(row.values(sha256=sha256, finished_at=finished_at))
 
     async def expired(
         self, *, untouched_since: float, finished_before: float, limit: int = 100
     ) -> Sequence[str]:
         left_alone = uploads.c.finished_at.is_(None) & (uploads.c.touched_at < untouched_since)
         old = left_alone | (uploads.c.finished_at < finished_before)
-        rows = await self._sql.all(sa.select(uploads.c.id).where(old).limit(limit))
+        rows = await self._database.all(sa.select(uploads.c.id).where(old).limit(limit))
         return [row.id for row in rows]
 
     async def delete(self, upload_id: str) -> None:
-        async with self._sql.writing() as connection:
+        async with self._database.writing() as connection:
             await connection.execute(sa.delete(uploads).where(uploads.c.id == upload_id))
             await connection.execute(
                 sa.delete(upload_parts).where(upload_parts.c.upload == upload_id)

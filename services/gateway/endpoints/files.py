@@ -18,7 +18,7 @@ POLICY = "default-src 'none'; sandbox"
 """Of every file: whatever a user has uploaded, no browser runs it as a page of ours."""
 
 
-class Files:
+class FileRoutes:
     """Answers the links of a store that keeps files."""
 
     def __init__(self, store: KeepsFiles, link_key: str, clock: Callable[[], float]) -> None:

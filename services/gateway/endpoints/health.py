@@ -13,7 +13,7 @@ from msgspec import Struct
 from services.gateway.background.supervisor import Supervisor
 from services.gateway.jobs import response_types
 from services.gateway.jobs.presenter import iso
-from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.repository import JobRepository
 from services.gateway.ports import KeepsFiles
 from services.gateway.web.application import ANSWER_SECONDS, RETRY_SECONDS
 from services.gateway.web.routing import Answer, route
@@ -34,17 +34,17 @@ class Lack(Struct, frozen=True):
     since: float
 
 
-class Health:
+class HealthRoutes:
     """``/healthz``: the database answers. ``/ready``: so does the broker, and the disk has room."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        repository: JobRepository,
         supervisor: Supervisor,
         store: ObjectStore,
         clock: Callable[[], float],
     ) -> None:
-        self._ledger = ledger
+        self._repository = repository
         self._supervisor = supervisor
         self._store = store
         self._clock = clock
@@ -61,7 +61,7 @@ class Health:
     )
     async def alive(self, _request: web.Request) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
-            await self._ledger.get("")
+            await self._repository.get("")
         alive: response_types.Alive = {"status": "ok"}
         return web.json_response(alive)
 
@@ -105,7 +105,7 @@ class Health:
     async def _database(self) -> str | None:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self._ledger.get("")
+                await self._repository.get("")
         except (Unavailable, TimeoutError):
             return "does not answer"
         return None

@@ -35,7 +35,7 @@ class Filter(NamedTuple):
     """The place (created_at, id) of the last job of the page before."""
 
 
-class Listing:
+class JobListRoutes:
     """``/jobs``."""
 
     def __init__(self, jobs: JobStore, clock: Callable[[], float]) -> None:

@@ -8,27 +8,27 @@ from collections.abc import Callable
 from aiohttp import web
 
 from services.gateway.jobs.record import Job, Step
-from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.response_types import Removed
 from services.gateway.jobs.transitions import cancel
 from services.gateway.web.application import ANSWER_SECONDS
-from services.gateway.web.authorization import Door
+from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import Answer, route
 
 
-class Removal:
+class JobRemovalRoutes:
     """``DELETE /jobs/{job}``."""
 
     def __init__(
         self,
-        door: Door,
-        ledger: Ledger,
+        authorizer: Authorizer,
+        repository: JobRepository,
         clock: Callable[[], float],
         on_removal: Callable[[str], None],
     ) -> None:
         """``on_removal`` is told the id of a job whose files are to go."""
-        self._door = door
-        self._ledger = ledger
+        self._authorizer = authorizer
+        self._repository = repository
         self._clock = clock
         self._on_removal = on_removal
 
@@ -42,9 +42,9 @@ class Removal:
     async def _remove(self, request: web.Request, owner: str) -> web.Response:
         """Cancel first, so that workers are told to stop."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            job_id = (await self._door.job(request, owner)).job.id
-            await self._ledger.change(job_id, self._cancelled)
-            removed = await self._ledger.remove(job_id)
+            job_id = (await self._authorizer.job(request, owner)).job.id
+            await self._repository.change(job_id, self._cancelled)
+            removed = await self._repository.remove(job_id)
         if not removed:
             raise web.HTTPNotFound(text="there is no such job")
         self._on_removal(job_id)

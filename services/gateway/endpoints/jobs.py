@@ -13,22 +13,22 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from services.gateway.endpoints.stream import Streams
+from services.gateway.endpoints.stream import OutputStreams
 from services.gateway.jobs.admission import Admission, unwrap
-from services.gateway.jobs.capacity import Workforce
-from services.gateway.jobs.change_notifier import Changes
-from services.gateway.jobs.presenter import View
-from services.gateway.jobs.queue_position import Waiting
-from services.gateway.jobs.record import Job, Step, why_no_wish
-from services.gateway.jobs.repository import Ledger, Seen
+from services.gateway.jobs.capacity import Capacity
+from services.gateway.jobs.change_notifier import ChangeNotifier
+from services.gateway.jobs.presenter import Presenter
+from services.gateway.jobs.queue_position import QueuePositions
+from services.gateway.jobs.record import Job, Step, why_no_command
+from services.gateway.jobs.repository import JobRepository, Seen
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from services.gateway.jobs.response_types import Health, JobState, JobStatus, Purged, Stream
-from services.gateway.jobs.transitions import cancel, retry_from_its_end, wish
+from services.gateway.jobs.transitions import cancel, issue_command, retry_from_its_end
 from services.gateway.web.application import ANSWER_SECONDS, is_gone, json_body, json_response
-from services.gateway.web.authorization import Door
+from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
 from shared.messaging.messages import stable_id
-from shared.request import Wish
+from shared.request import Command
 
 READ = ("GET", "POST")
 """RunPod's Go client POSTs what the others GET."""
@@ -61,29 +61,29 @@ def waits(usual: int, most: int) -> Parameter:
     return Parameter("wait", "query", int, text)
 
 
-class Endpoint:
+class JobRoutes:
     """Submitting, looking, waiting, wishing, cancelling and trying again."""
 
     def __init__(
         self,
         *,
-        door: Door,
+        authorizer: Authorizer,
         admission: Admission,
-        ledger: Ledger,
-        view: View,
-        changes: Changes,
-        streams: Streams,
-        workforce: Workforce,
-        waiting: Waiting,
+        repository: JobRepository,
+        presenter: Presenter,
+        change_notifier: ChangeNotifier,
+        streams: OutputStreams,
+        capacity: Capacity,
+        waiting: QueuePositions,
         clock: Callable[[], float],
     ) -> None:
-        self._door = door
+        self._authorizer = authorizer
         self._admission = admission
-        self._ledger = ledger
-        self._view = view
-        self._changes = changes
+        self._repository = repository
+        self._presenter = presenter
+        self._change_notifier = change_notifier
         self._streams = streams
-        self._workforce = workforce
+        self._capacity = capacity
         self._waiting = waiting
         self._clock = clock
 
@@ -151,7 +151,7 @@ class Endpoint:
     @route(READ, "/status/{job}", "Look at a job", needs="status", answers=STATUS)
     async def _status(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._door.job(request, owner)
+            seen = await self._authorizer.job(request, owner)
             return await self._shown(seen)
 
     @route(
@@ -166,7 +166,7 @@ class Endpoint:
     async def _status_sync(self, request: web.Request, owner: str) -> web.Response:
         wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._door.job(request, owner)
+            seen = await self._authorizer.job(request, owner)
         return await self._at_the_end(request, seen.job.id, wait)
 
     async def _at_the_end(self, request: web.Request, job_id: str, wait: float) -> web.Response:
@@ -175,7 +175,9 @@ class Endpoint:
         return await self._shown(seen)
 
     async def _shown(self, seen: Seen) -> web.Response:
-        return json_response(await self._view.status(seen.job, await self._waiting.place(seen)))
+        return json_response(
+            await self._presenter.status(seen.job, await self._waiting.place(seen))
+        )
 
     async def _until(
         self, request: web.Request, job_id: str, wait: float, enough: Callable[[Seen], bool]
@@ -183,9 +185,9 @@ class Endpoint:
         """The job when it is as it should be, or when the time is over."""
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
-        with self._changes.watch(job_id) as watch:
+        with self._change_notifier.watch(job_id) as watch:
             while True:
-                seen = await self._ledger.look(job_id)
+                seen = await self._repository.look(job_id)
                 if seen is None:
                     raise web.HTTPNotFound(text="there is no such job")
                 left = end - loop.time()
@@ -206,7 +208,7 @@ class Endpoint:
         """What is new of the output since the last such request, each piece once."""
         wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._door.job(request, owner)
+            seen = await self._authorizer.job(request, owner)
         chunks, seen = await self._streams.next(request, seen, wait)
         if not chunks and self._is_long_cancelled(seen.job):
             raise web.HTTPNotFound(text="the stream of this cancelled job has ended")
@@ -220,8 +222,8 @@ class Endpoint:
     @route("POST", "/cancel/{job}", "Stop a job", needs="cancel", answers=STATE)
     async def _cancel(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._door.job(request, owner)
-            after = await self._ledger.change(seen.job.id, self._cancelled)
+            seen = await self._authorizer.job(request, owner)
+            after = await self._repository.change(seen.job.id, self._cancelled)
         return web.json_response(state_of(after or seen.job))
 
     @route(
@@ -234,9 +236,9 @@ class Endpoint:
     )
     async def _retry(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._door.job(request, owner)
+            seen = await self._authorizer.job(request, owner)
             retry = partial(retry_from_its_end, now=self._clock())
-            after = await self._ledger.change(seen.job.id, retry) or seen.job
+            after = await self._repository.change(seen.job.id, retry) or seen.job
         if after.run == seen.job.run:
             raise Invalid(
                 [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
@@ -247,41 +249,44 @@ class Endpoint:
         "POST",
         "/jobs/{job}/sample",
         "Have a row of samples drawn from a training at work",
-        needs="wish",
+        needs="command",
         answers=STATE,
         errors=(409,),
     )
     async def _sample(self, request: web.Request, owner: str) -> web.Response:
-        return await self._wish(request, owner, "sample")
+        return await self._command(request, owner, "sample")
 
     @route(
         "POST",
         "/jobs/{job}/save",
         "Have a checkpoint of a training at work saved now",
-        needs="wish",
+        needs="command",
         answers=STATE,
         errors=(409,),
     )
     async def _save(self, request: web.Request, owner: str) -> web.Response:
-        return await self._wish(request, owner, "save")
+        return await self._command(request, owner, "save")
 
     @route(
         "POST",
         "/jobs/{job}/stop",
         "End a training at work early, as if its last step were done",
-        needs="wish",
+        needs="command",
         answers=STATE,
         errors=(409,),
     )
     async def _stop(self, request: web.Request, owner: str) -> web.Response:
-        return await self._wish(request, owner, "stop")
+        return await self._command(request, owner, "stop")
 
-    async def _wish(self, request: web.Request, owner: str, kind: Wish) -> web.Response:
+    async def _command(self, request: web.Request, owner: str, kind: Command) -> web.Response:
         """Write down what is wanted of a training at work; whoever trains hears of it."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._door.job(request, owner)
-            after = await self._ledger.change(seen.job.id, partial(wish, kind=kind)) or seen.job
-        if reason := why_no_wish(after):
+            seen = await self._authorizer.job(request, owner)
+            after = (
+                await self._repository.change(seen.job.id, partial(issue_command, kind=kind))
+                or seen.job
+            )
+        if reason := why_no_command(after):
             raise web.HTTPConflict(text=reason)
         return web.json_response(state_of(after))
 
@@ -296,8 +301,8 @@ class Endpoint:
         """Cancel what waits in the queue; whatever is at work goes on."""
         removed = 0
         async with asyncio.timeout(ANSWER_SECONDS):
-            for job_id in await self._workforce.queued(owner):
-                after = await self._ledger.change(job_id, self._cancelled_if_queued)
+            for job_id in await self._capacity.queued(owner):
+                after = await self._repository.change(job_id, self._cancelled_if_queued)
                 removed += after is not None and after.status == "CANCELLED"
         purged: Purged = {"removed": removed, "status": "completed"}
         return web.json_response(purged)
@@ -311,7 +316,7 @@ class Endpoint:
     )
     async def _health(self, _request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
-            return web.json_response(await self._workforce.health(owner))
+            return web.json_response(await self._capacity.health(owner))
 
     def _cancelled(self, job: Job) -> Step:
         return cancel(job, self._clock())

@@ -11,13 +11,13 @@ import structlog
 from aiohttp import web
 from msgspec import Meta
 
-from services.gateway.jobs.change_notifier import LOOK_SECONDS, Changes
-from services.gateway.jobs.presenter import View, newest_numbers
-from services.gateway.jobs.repository import Ledger, Seen
+from services.gateway.jobs.change_notifier import LOOK_SECONDS, ChangeNotifier
+from services.gateway.jobs.presenter import Presenter, newest_numbers
+from services.gateway.jobs.repository import JobRepository, Seen
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.ports import JobStore
 from services.gateway.web.application import ANSWER_SECONDS, is_gone, unknown_parameters
-from services.gateway.web.authorization import Door
+from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import Answer, Parameter, route
 from shared.errors import Unavailable
 
@@ -53,17 +53,23 @@ LAST_NUMBER = 2**31 - 1
 """Greater than any event's number: all of a version has been told."""
 
 
-class Events:
+class EventRoutes:
     """``/events/{job}``, for as many as want to follow."""
 
     def __init__(
-        self, *, door: Door, ledger: Ledger, jobs: JobStore, view: View, changes: Changes
+        self,
+        *,
+        authorizer: Authorizer,
+        repository: JobRepository,
+        jobs: JobStore,
+        presenter: Presenter,
+        change_notifier: ChangeNotifier,
     ) -> None:
-        self._door = door
-        self._ledger = ledger
+        self._authorizer = authorizer
+        self._repository = repository
         self._jobs = jobs
-        self._view = view
-        self._changes = changes
+        self._presenter = presenter
+        self._change_notifier = change_notifier
 
     @route(
         "GET",
@@ -82,13 +88,13 @@ class Events:
     )
     async def _events(self, request: web.Request, owner: str) -> web.StreamResponse:
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._door.job(request, owner)
+            seen = await self._authorizer.job(request, owner)
             place = place_of(request, seen.version)
             if await self._is_over(seen, place):
                 return web.Response(status=204, headers={"Cache-Control": "no-store"})
         response = web.StreamResponse(headers=HEADERS)
         await response.prepare(request)
-        await self._tell_all(request, Reader(response, self._jobs, self._view, place), seen)
+        await self._tell_all(request, Reader(response, self._jobs, self._presenter, place), seen)
         return response
 
     async def _is_over(self, seen: Seen, place: Place) -> bool:
@@ -109,8 +115,8 @@ class Events:
                 request.transport.abort()
 
     async def _follow(self, request: web.Request, reader: Reader, job_id: str) -> None:
-        with self._changes.watch(job_id) as watch:
-            while not is_gone(request) and (seen := await self._ledger.look(job_id)):
+        with self._change_notifier.watch(job_id) as watch:
+            while not is_gone(request) and (seen := await self._repository.look(job_id)):
                 await reader.tell(seen)
                 if seen.job.ended:
                     return
@@ -122,11 +128,11 @@ class Reader:
     """One client, who is told each event once and in order."""
 
     def __init__(
-        self, response: web.StreamResponse, jobs: JobStore, view: View, place: Place
+        self, response: web.StreamResponse, jobs: JobStore, presenter: Presenter, place: Place
     ) -> None:
         self._response = response
         self._jobs = jobs
-        self._view = view
+        self._presenter = presenter
         self._place = place
         self._now = asyncio.get_running_loop().time
         self._written = self._now()
@@ -151,7 +157,9 @@ class Reader:
         if known:
             self._place = Place(known[-1].version, known[-1].number)
         return [
-            event(f"{row.version}.{row.number}", row.type, await self._view.event(seen.job, row))
+            event(
+                f"{row.version}.{row.number}", row.type, await self._presenter.event(seen.job, row)
+            )
             for row in known
         ]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from services.gateway.jobs.change_notifier import Changes
-from services.gateway.jobs.presenter import View, output_digest
-from services.gateway.jobs.repository import Ledger, Seen
+from services.gateway.jobs.change_notifier import ChangeNotifier
+from services.gateway.jobs.presenter import Presenter, output_digest
+from services.gateway.jobs.repository import JobRepository, Seen
 from services.gateway.jobs.response_types import Piece
 from services.gateway.ports import JobStore
 from services.gateway.web.application import is_gone
@@ -18,21 +18,21 @@ PAUSE = 1.0
 """Seconds between two pieces of a job that still runs."""
 
 
-class Streams:
+class OutputStreams:
     """Remembers in the database what was given, so that any gateway goes on with it."""
 
     def __init__(
         self,
         jobs: JobStore,
-        ledger: Ledger,
-        view: View,
-        changes: Changes,
+        repository: JobRepository,
+        presenter: Presenter,
+        change_notifier: ChangeNotifier,
         clock: Callable[[], float],
     ) -> None:
         self._jobs = jobs
-        self._ledger = ledger
-        self._view = view
-        self._changes = changes
+        self._repository = repository
+        self._presenter = presenter
+        self._change_notifier = change_notifier
         self._clock = clock
 
     async def next(self, request: web.Request, seen: Seen, wait: float) -> tuple[list[Piece], Seen]:
@@ -43,14 +43,14 @@ class Streams:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
-        with self._changes.watch(seen.job.id) as watch:
+        with self._change_notifier.watch(seen.job.id) as watch:
             while True:
-                newest = await self._ledger.look(seen.job.id)
+                newest = await self._repository.look(seen.job.id)
                 if newest is None:
                     raise web.HTTPNotFound(text="there is no such job")
                 seen = newest
                 if await self._is_new(seen):
-                    return [{"output": await self._view.output(seen.job)}], seen
+                    return [{"output": await self._presenter.output(seen.job)}], seen
                 left = end - loop.time()
                 if seen.job.ended or left <= 0 or is_gone(request):
                     return [], seen

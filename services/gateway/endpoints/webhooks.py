@@ -10,20 +10,22 @@ from aiohttp import web
 
 from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.record import WebhookTry
-from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.response_types import Deliveries, Delivery
 from services.gateway.jobs.transitions import resend_webhook
 from services.gateway.web.application import ANSWER_SECONDS
-from services.gateway.web.authorization import Door
+from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import Answer, route
 
 
-class Webhooks:
+class WebhookRoutes:
     """``/jobs/{job}/webhooks``: their deliveries, and one more on request."""
 
-    def __init__(self, door: Door, ledger: Ledger, clock: Callable[[], float]) -> None:
-        self._door = door
-        self._ledger = ledger
+    def __init__(
+        self, authorizer: Authorizer, repository: JobRepository, clock: Callable[[], float]
+    ) -> None:
+        self._authorizer = authorizer
+        self._repository = repository
         self._clock = clock
 
     @route(
@@ -35,7 +37,7 @@ class Webhooks:
     )
     async def _list(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
-            job = (await self._door.job(request, owner)).job
+            job = (await self._authorizer.job(request, owner)).job
         shown: Deliveries = {"deliveries": [_shown(each) for each in job.webhook_tries[::-1]]}
         return web.json_response(shown)
 
@@ -50,8 +52,8 @@ class Webhooks:
         webhook = request.match_info["webhook"]
         resend = partial(resend_webhook, webhook=webhook, now=self._clock())
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._door.job(request, owner)
-            job = await self._ledger.change(seen.job.id, resend)
+            seen = await self._authorizer.job(request, owner)
+            job = await self._repository.change(seen.job.id, resend)
         tries = [each for each in job.webhook_tries if each.id == webhook] if job else []
         if not tries:
             raise web.HTTPNotFound(text="there is no such webhook of this job")

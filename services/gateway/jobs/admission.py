@@ -10,8 +10,8 @@ import msgspec
 import structlog
 
 from services.gateway.jobs.record import Job
-from services.gateway.jobs.references import Ours
-from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.references import References
+from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid, Unreachable, parse_request
 from services.gateway.jobs.transitions import admit
 from shared import keys
@@ -34,8 +34,8 @@ class Admission:
     def __init__(
         self,
         key: str,
-        ledger: Ledger,
-        ours: Ours,
+        repository: JobRepository,
+        references: References,
         clock: Callable[[], float],
         allowed: frozenset[str],
     ) -> None:
@@ -44,8 +44,8 @@ class Admission:
         ``allowed`` are the private hosts that users may name.
         """
         self._key = key
-        self._ledger = ledger
-        self._ours = ours
+        self._repository = repository
+        self._references = references
         self._clock = clock
         self._allows = AllowedHosts(allowed)
 
@@ -68,7 +68,7 @@ class Admission:
         request = parse_request(body)
         if checks:
             request = dataset_alone(request)
-        request = await self._ours.resolve(with_seeds(request), owner)
+        request = await self._references.resolve(with_seeds(request), owner)
         check_hosts(request, self._allows)
         sealed = keys.seal(self._key, request.s3, job_id) if request.s3 else None
         digest = keys.digest(self._key, {"checks": body} if checks else body)
@@ -76,13 +76,13 @@ class Admission:
             job_id, owner, request, body["input"],
             sealed=sealed, now=self._clock(), digest=digest, checks=checks,
         )  # fmt: skip
-        if not await self._ledger.open(step):
+        if not await self._repository.open(step):
             return await self._known(step.job)
         log.info("job_admitted", job=job_id, owner=owner[:16])
         return step.job
 
     async def _known(self, repeated: Job) -> Job:
-        known = await self._ledger.get(repeated.id)
+        known = await self._repository.get(repeated.id)
         if known is None:
             raise Repeated("the job of this idempotency key was deleted; use another key")
         if known.digest != repeated.digest:

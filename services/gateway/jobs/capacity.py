@@ -22,7 +22,7 @@ BROKER_SECONDS = 0.5
 log = structlog.get_logger()
 
 
-class Workforce:
+class Capacity:
     """Counts jobs and workers for ``/health``, and finds a job's place in the queue."""
 
     def __init__(self, bus: Bus, jobs: JobStore) -> None:

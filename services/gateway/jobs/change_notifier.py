@@ -11,7 +11,7 @@ LOOK_SECONDS = 1.0
 """A change that another gateway wrote is seen after this time at the latest."""
 
 
-class Changes:
+class ChangeNotifier:
     """Wakes those who wait for a job when this gateway has written it."""
 
     def __init__(self) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 from services.gateway.jobs.record import Job, StageRecord
 from shared.messaging.messages import Artifact, Stage
 
-Happening = tuple[str, dict[str, Any]]
+JobEvent = tuple[str, dict[str, Any]]
 """An event's type and its data, in which ``key`` stands for a file of the store."""
 
 
-def happenings(before: Job | None, after: Job) -> list[Happening]:
+def job_events(before: Job | None, after: Job) -> list[JobEvent]:
     """Every event between two records of a job, in the order in which they are told.
 
     ``status``, ``stage``, ``dataset``, ``checkpoint``, ``sample`` and ``image``. Progress is none:
@@ -28,13 +28,13 @@ def happenings(before: Job | None, after: Job) -> list[Happening]:
     ]
 
 
-def _status(before: Job | None, after: Job) -> Iterator[Happening]:
+def _status(before: Job | None, after: Job) -> Iterator[JobEvent]:
     if before is None or (before.status, before.run) != (after.status, after.run):
         error = {} if after.error is None else {"error": after.error}
         yield "status", {"status": after.status, "run": after.run, **error}
 
 
-def _stages(before: Job | None, after: Job) -> Iterator[Happening]:
+def _stages(before: Job | None, after: Job) -> Iterator[JobEvent]:
     for stage, record in after.stages.items():
         known = before.stages.get(stage) if before else None
         if known is None or _state(known) != _state(record):
@@ -55,12 +55,12 @@ def _stage(stage: Stage, record: StageRecord) -> dict[str, Any]:
     return data if record.failed is None else {**data, "reason": record.failed}
 
 
-def _dataset(before: Job | None, after: Job) -> Iterator[Happening]:
+def _dataset(before: Job | None, after: Job) -> Iterator[JobEvent]:
     if after.report and (before is None or before.report != after.report):
         yield "dataset", after.report
 
 
-def _checkpoints(before: Job | None, after: Job) -> Iterator[Happening]:
+def _checkpoints(before: Job | None, after: Job) -> Iterator[JobEvent]:
     known = {each.artifact.key for each in before.checkpoints} if before else set()
     for each in after.checkpoints:
         if each.artifact.key not in known:
@@ -72,7 +72,7 @@ def _checkpoints(before: Job | None, after: Job) -> Iterator[Happening]:
         yield "checkpoint", {**done, "final": True, **_file(after.checkpoint)}
 
 
-def _samples(before: Job | None, after: Job) -> Iterator[Happening]:
+def _samples(before: Job | None, after: Job) -> Iterator[JobEvent]:
     known = set(before.samples) if before else set()
     for each in after.samples:
         if each not in known:
@@ -88,7 +88,7 @@ def _samples(before: Job | None, after: Job) -> Iterator[Happening]:
             )
 
 
-def _images(before: Job | None, after: Job) -> Iterator[Happening]:
+def _images(before: Job | None, after: Job) -> Iterator[JobEvent]:
     if before is None or before.images != after.images:
         for each in after.images:
             file = _file(each.artifact) if each.artifact else {"error": each.error}

@@ -39,7 +39,7 @@ LINK_SECONDS = 7 * 24 * 3600
 NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")
 
 
-class View:
+class Presenter:
     """Jobs as clients see them; links are signed when they are shown."""
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float]) -> None:

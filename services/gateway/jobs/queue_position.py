@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import structlog
 
-from services.gateway.jobs.capacity import BROKER_SECONDS, Workforce
+from services.gateway.jobs.capacity import BROKER_SECONDS, Capacity
 from services.gateway.jobs.presenter import iso_or_null
 from services.gateway.jobs.record import execution_time
 from services.gateway.jobs.repository import Seen, read, row_of
@@ -40,11 +40,11 @@ class Pace(NamedTuple):
         return max(position - self.idle, 0) * self.seconds / self.trainers
 
 
-class Waiting:
+class QueuePositions:
     """Tells jobs that wait where they are; the broker may be away meanwhile."""
 
-    def __init__(self, workforce: Workforce, jobs: JobStore, clock: Callable[[], float]) -> None:
-        self._workforce = workforce
+    def __init__(self, capacity: Capacity, jobs: JobStore, clock: Callable[[], float]) -> None:
+        self._capacity = capacity
         self._jobs = jobs
         self._clock = clock
         self._turn = asyncio.Lock()
@@ -74,7 +74,7 @@ class Waiting:
         times = [execution_time(read(row), self._clock()) / 1000 for row in rows]
         try:
             async with asyncio.timeout(BROKER_SECONDS):
-                idle, trainers = await self._workforce.trainers()
+                idle, trainers = await self._capacity.trainers()
         except (Unavailable, TimeoutError) as error:
             log.warning("workers_unknown", reason=str(error) or "out of time")
             return None

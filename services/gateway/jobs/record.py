@@ -18,7 +18,7 @@ from shared.messaging.messages import (
     decode,
     stable_id,
 )
-from shared.request import Policy, WebhookEvent, Wish
+from shared.request import Command, Policy, WebhookEvent
 
 GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
 BUCKET_STAGES: tuple[Stage, ...] = ("bucket_check", "model_publication", "image_publication")
@@ -29,7 +29,7 @@ class Claim(Struct, frozen=True, kw_only=True):
 
     id: str
     worker: str
-    control: str
+    reply_queue: str = field(name="control")
     attempt: int
 
 
@@ -105,9 +105,9 @@ class Job(Struct, frozen=True, kw_only=True):
     report: dict[str, Any] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
     """Claims that were refused, oldest first: whoever asks again gets the same answer again."""
-    wishes: dict[Wish, int] = field(default_factory=dict)
+    commands: dict[Command, int] = field(default_factory=dict, name="wishes")
     """What the user has wanted of the training, numbered from 1; the newest of each kind."""
-    granted: dict[Wish, int] = field(default_factory=dict)
+    commands_done: dict[Command, int] = field(default_factory=dict, name="granted")
     """Those that are done, likewise; a ``stop`` is done when the training is."""
     warnings: tuple[str, ...] = ()
     """Besides those of the training's summary."""
@@ -162,7 +162,7 @@ class Effect(Struct, frozen=True, kw_only=True):
     delay: float = 0.0
     """Seconds from now."""
     durable: bool = True
-    needs_listener: bool = True
+    mandatory: bool = True
 
 
 class Step(Struct, frozen=True):
@@ -198,7 +198,7 @@ def execution_time(job: Job, now: float) -> int:
     return 0 if job.started_at is None else milliseconds((job.ended_at or now) - job.started_at)
 
 
-def why_no_wish(job: Job) -> str | None:
+def why_no_command(job: Job) -> str | None:
     """Why nothing can be wanted of a job's training, if it is so: it must be at work.
 
     It is from the first grant to its end, also while it waits to go on with another worker.

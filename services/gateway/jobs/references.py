@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from msgspec.structs import replace
 
 from services.gateway.jobs.record import Job, clip_skip_of
-from services.gateway.jobs.repository import Ledger
+from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid, shown
 from services.gateway.jobs.uploads import Uploads
 from shared.keys import link_holds
@@ -22,21 +22,21 @@ JOBS = "jobs/"
 JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class Ours:
+class References:
     """Finds what belongs to a client, and puts the store's key in place of its address."""
 
     def __init__(
         self,
         public_url: str,
         key: str,
-        ledger: Ledger,
+        repository: JobRepository,
         uploads: Uploads,
         clock: Callable[[], float],
     ) -> None:
         """``key`` is the deployment's; it has signed our links."""
         self._public_url = public_url
         self._key = key
-        self._ledger = ledger
+        self._repository = repository
         self._uploads = uploads
         self._clock = clock
 
@@ -116,11 +116,11 @@ class Ours:
     async def _job_at(self, key: str) -> Job | None:
         """The job that a key of the store belongs to."""
         job_id = key.removeprefix(JOBS).partition("/")[0]
-        return await self._ledger.get(job_id) if key.startswith(JOBS) else None
+        return await self._repository.get(job_id) if key.startswith(JOBS) else None
 
     async def _trained(self, job_id: str, owner: str) -> str | None:
         """Where a job's trained model is."""
-        job = await self._ledger.get(job_id)
+        job = await self._repository.get(job_id)
         return job.model if job and job.owner == owner else None
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from services.gateway.jobs.job_events import happenings
-from services.gateway.jobs.presenter import View
+from services.gateway.jobs.job_events import job_events
+from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import Effect, Job, Step, webhook_id
 from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
 from shared.errors import Unavailable, Unroutable
@@ -27,14 +27,14 @@ class Seen(NamedTuple):
     version: int
 
 
-class Ledger:
+class JobRepository:
     """Reads and writes jobs; the only place that writes them."""
 
     def __init__(
         self,
         bus: Bus,
         jobs: JobStore,
-        view: View,
+        presenter: Presenter,
         *,
         clock: Callable[[], float],
         on_due: Callable[[], None],
@@ -46,7 +46,7 @@ class Ledger:
         Args:
             bus: takes answers to workers.
             jobs: the record.
-            view: fills in what a webhook carries.
+            presenter: fills in what a webhook carries.
             clock: seconds since the epoch.
             on_due: is told of new rows in the outbox.
             on_end: is told of a job that has just ended.
@@ -54,7 +54,7 @@ class Ledger:
         """
         self._bus = bus
         self._jobs = jobs
-        self._view = view
+        self._presenter = presenter
         self._clock = clock
         self._on_due = on_due
         self._on_end = on_end
@@ -121,7 +121,7 @@ class Ledger:
 
     async def _send(self, queue: str, message: Message) -> None:
         try:
-            await self._bus.send(queue, message, needs_listener=False)
+            await self._bus.send(queue, message, mandatory=False)
         except (Unavailable, Unroutable) as error:
             log.warning("answer_lost", job=message.job, reason=str(error))
 
@@ -152,7 +152,7 @@ class Ledger:
                 type=kind,
                 data=msgspec.json.encode(data),
             )
-            for number, (kind, data) in enumerate(happenings(before, after))
+            for number, (kind, data) in enumerate(job_events(before, after))
         ]
 
     async def _outgoing(self, step: Step, version: int) -> list[Outgoing]:
@@ -162,7 +162,7 @@ class Ledger:
                 id=f"{step.job.id}/{version}/{number}",
                 message=await self._body(step.job, effect),
                 queue=effect.queue,
-                needs_listener=effect.needs_listener,
+                mandatory=effect.mandatory,
                 due_at=self._clock() + effect.delay,
             )
             for number, effect in enumerate(durable)
@@ -172,7 +172,7 @@ class Ledger:
         """A webhook carries what ``/status`` shows of the ended job, byte for byte."""
         message = effect.message
         if isinstance(message, WebhookDue):
-            status = await self._view.status(job)
+            status = await self._presenter.status(job)
             message = msgspec.structs.replace(message, body=status.decode())
         return encode(message)
 

@@ -21,7 +21,7 @@ from services.gateway.jobs.record import (
     Step,
     WebhookTry,
     webhook_id,
-    why_no_wish,
+    why_no_command,
 )
 from services.gateway.ports import Status
 from shared import retry
@@ -35,9 +35,9 @@ from shared.messaging.messages import (
     CheckpointFinal,
     CheckpointSampled,
     CheckpointSaved,
-    ClaimAsked,
     ClaimGranted,
     ClaimRefused,
+    CommandIssued,
     DatasetStaged,
     DrawnSample,
     ImagesGenerated,
@@ -67,7 +67,7 @@ from shared.messaging.messages import (
     type_of,
 )
 from shared.messaging.topology import STAGE_QUEUES
-from shared.request import Request, WebhookEvent, Wish
+from shared.request import Command, Request, WebhookEvent
 
 TRIES_KEPT = 50
 """Deliveries of webhooks that a job remembers, the newest."""
@@ -137,17 +137,17 @@ def cancel(job: Job, now: float) -> Step:
     return Step(job) if job.ended else _end(job, "CANCELLED", None, now)
 
 
-def wish(job: Job, kind: Wish) -> Step:
+def issue_command(job: Job, kind: Command) -> Step:
     """Something the user wants of the training at work.
 
     It stays one wish, however often it is repeated, until it is granted. A job that does not train
     stays as it is.
     """
-    if why_no_wish(job):
+    if why_no_command(job):
         return Step(job)
-    granted = job.granted.get(kind, 0)
-    job = replace(job, wishes={**job.wishes, kind: granted + 1})
-    return Step(job, _wishes_told(job))
+    granted = job.commands_done.get(kind, 0)
+    job = replace(job, commands={**job.commands, kind: granted + 1})
+    return Step(job, _commands_told(job))
 
 
 RETRIED: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
@@ -173,8 +173,8 @@ def retry_from_its_end(job: Job, now: float) -> Step:
         error=None,
         stages={stage: _reopened(record) for stage, record in job.stages.items()},
         progress={},
-        wishes={},
-        granted={},
+        commands={},
+        commands_done={},
         webhook_attempts=0,
         webhook_settled=False,
     )
@@ -192,7 +192,7 @@ def _ask_all_again(job: Job, stages: Iterable[Stage], now: float) -> Step:
     step = Step(job)
     for stage in stages:
         if stage in job.stages and job.stages[stage].open:
-            asked = ask_again(step.job, stage, now=now)
+            asked = requeue(step.job, stage, now=now)
             step = Step(asked.job, (*step.effects, *asked.effects))
     return step
 
@@ -201,16 +201,16 @@ def time_out(job: Job, reason: str, now: float) -> Step:
     return Step(job) if job.ended else _end(job, "TIMED_OUT", reason, now)
 
 
-def lose_claim(job: Job, stage: Stage, claim: str, *, now: float, beat: float) -> Step:
+def lose_claim(job: Job, stage: Stage, claim: str, *, now: float, heartbeat: float) -> Step:
     """The supervisor has not heard of a claim for too long."""
     held = job.stages[stage].claim if job.holds(stage, claim) else None
     if held is None:
         return Step(job)
     reason = f"the worker {held.worker} was lost during {stage}"
-    return _failure(_release(job, stage), stage, reason, now=now, beat=beat)
+    return _failure(_release(job, stage), stage, reason, now=now, heartbeat=heartbeat)
 
 
-def ask_again(job: Job, stage: Stage, *, now: float, delay: float = 0.0) -> Step:
+def requeue(job: Job, stage: Stage, *, now: float, delay: float = 0.0) -> Step:
     """Put a stage's asking fact on its queue once more."""
     record = job.stages[stage]
     job = _with(job, stage, msgspec.structs.replace(record, due_at=now + delay))
@@ -221,32 +221,36 @@ def ask_again(job: Job, stage: Stage, *, now: float, delay: float = 0.0) -> Step
 # --- Facts ------------------------------------------------------------------------------------
 
 
-def advance(job: Job, fact: AnyMessage, *, control: str | None, now: float, beat: float) -> Step:
+def advance(
+    job: Job, fact: AnyMessage, *, reply_queue: str | None, now: float, heartbeat: float
+) -> Step:
     """What a fact makes of a job.
 
     Args:
         job: the record before the fact.
         fact: anything a worker or the notifier said about this job.
-        control: the worker's control queue, for the answer (the delivery's ``reply_to``).
+        reply_queue: where the worker gets answers, for the answer (the delivery's ``reply_to``).
         now: seconds since the epoch, by the gateway's clock.
-        beat: seconds between beats; retry delays are multiples of it.
+        heartbeat: seconds between heartbeats; retry delays are multiples of it.
     """
-    return _with_output_told(job, _advance(job, fact, control, now, beat), now)
+    return _with_output_told(job, _advance(job, fact, reply_queue, now, heartbeat), now)
 
 
-def _advance(job: Job, fact: AnyMessage, control: str | None, now: float, beat: float) -> Step:
+def _advance(
+    job: Job, fact: AnyMessage, reply_queue: str | None, now: float, heartbeat: float
+) -> Step:
     match fact:
         case WebhookDelivered() | WebhookFailed():
-            return _webhook(job, fact, now, beat)
+            return _webhook(job, fact, now, heartbeat)
         case SamplesGenerated():
             return Step(_with_late_samples(job, fact))
         case StageFact() if isinstance(fact, Started):
-            return _claim(job, fact, control, now)
+            return _claim(job, fact, reply_queue, now)
         case StageFact() if not job.holds(fact.stage, fact.claim):
             reason = "the job has ended" if job.ended else "this claim is not the live one"
-            return Step(job, _refusal(fact, control, reason))
+            return Step(job, _refusal(fact, reply_queue, reason))
         case StageFact():
-            return _of_live_claim(_at(job, fact, control), fact, now, beat)
+            return _of_live_claim(_at(job, fact, reply_queue), fact, now, heartbeat)
     return Step(job)
 
 
@@ -257,10 +261,10 @@ def _fits(job: Job, fact: StageFact) -> bool:
     return not isinstance(fact, MADE) or isinstance(fact, FITTING[fact.stage])
 
 
-def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step:  # noqa: C901, PLR0911
+def _of_live_claim(job: Job, fact: StageFact, now: float, heartbeat: float) -> Step:  # noqa: C901, PLR0911
     if not _fits(job, fact):
         reason = f"{fact.worker} said {type_of(fact)}, which {fact.stage} of this job is not for"
-        return _failure(_release(job, fact.stage), fact.stage, reason, now=now, beat=beat)
+        return _failure(_release(job, fact.stage), fact.stage, reason, now=now, heartbeat=heartbeat)
     match fact:
         case DatasetStaged():
             return _staged(_done(replace(job, report=fact.report), fact), fact, now)
@@ -280,26 +284,31 @@ def _of_live_claim(job: Job, fact: StageFact, now: float, beat: float) -> Step: 
         case StageFailed(kind="refused"):
             return _give_up(_release(job, fact.stage), fact.stage, fact.reason, now)
         case StageFailed():
-            return _failure(_release(job, fact.stage), fact.stage, fact.reason, now=now, beat=beat)
+            return _failure(
+                _release(job, fact.stage), fact.stage, fact.reason, now=now, heartbeat=heartbeat
+            )
     if isinstance(fact, Progressed):
         job = replace(job, progress={**job.progress, fact.stage: fact.progress})
-        return Step(job, _wishes_told(job))
+        return Step(job, _commands_told(job))
     if isinstance(fact, Interruption):
-        return ask_again(_release(job, fact.stage), fact.stage, now=now)
+        return requeue(_release(job, fact.stage), fact.stage, now=now)
     return Step(job)
 
 
-def _claim(job: Job, fact: Started, control: str | None, now: float) -> Step:
+def _claim(job: Job, fact: Started, reply_queue: str | None, now: float) -> Step:
     """Grant or refuse; the same claim gets the same answer again."""
     if job.holds(fact.stage, fact.claim):
-        job = _at(job, fact, control)
+        job = _at(job, fact, reply_queue)
         return Step(job, _grant(job, fact.stage))
     record = job.stages.get(fact.stage)
     if reason := _why_not(job, record, fact):
-        return Step(_with_refused(job, fact.claim), _refusal(fact, control, reason))
+        return Step(_with_refused(job, fact.claim), _refusal(fact, reply_queue, reason))
     assert record is not None  # noqa: S101 - _why_not refuses what was not asked for
     claim = Claim(
-        id=fact.claim, worker=fact.worker, control=control or "", attempt=record.attempts + 1
+        id=fact.claim,
+        worker=fact.worker,
+        reply_queue=reply_queue or "",
+        attempt=record.attempts + 1,
     )
     record = msgspec.structs.replace(record, claim=claim, attempts=claim.attempt)
     step = _begin(_with(job, fact.stage, record), fact, now)
@@ -354,7 +363,7 @@ def _begin(job: Job, fact: Started, now: float) -> Step:
         return Step(job)
     job = replace(job, status="IN_PROGRESS", started_at=now, gpu=fact.gpu)
     started = JobStarted(job=job.id, run=job.run, gpu=fact.gpu)
-    step = Step(job, (Effect(message=started, needs_listener=False),))
+    step = Step(job, (Effect(message=started, mandatory=False),))
     return _webhook_due(step, "start", 0, now) if _wants(job, "start") else step
 
 
@@ -369,40 +378,42 @@ def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
         resume_point=job.resume_point if stage == "training" else None,
         s3=job.s3 if stage in BUCKET_STAGES else None,
         samples=_sample_artifacts(job) if stage == "image_publication" else (),
-        wishes=_open_wishes(job) if stage == "training" else {},
+        commands=_open_commands(job) if stage == "training" else {},
     )
-    return _answer(grant, claim.control)
+    return _answer(grant, claim.reply_queue)
 
 
-def _wishes_told(job: Job) -> tuple[Effect, ...]:
+def _commands_told(job: Job) -> tuple[Effect, ...]:
     """To who trains; with each beat again, until nothing is left to grant."""
     record = job.stages.get("training")
     claim = record.claim if record else None
-    wishes = _open_wishes(job)
-    if claim is None or not wishes:
+    commands = _open_commands(job)
+    if claim is None or not commands:
         return ()
-    asked = ClaimAsked(job=job.id, stage="training", claim=claim.id, wishes=wishes)
-    return _answer(asked, claim.control)
+    asked = CommandIssued(job=job.id, stage="training", claim=claim.id, commands=commands)
+    return _answer(asked, claim.reply_queue)
 
 
-def _open_wishes(job: Job) -> dict[Wish, int]:
-    return {kind: each for kind, each in job.wishes.items() if each > job.granted.get(kind, 0)}
+def _open_commands(job: Job) -> dict[Command, int]:
+    return {
+        kind: each for kind, each in job.commands.items() if each > job.commands_done.get(kind, 0)
+    }
 
 
-def _refusal(fact: StageFact, control: str | None, reason: str) -> tuple[Effect, ...]:
+def _refusal(fact: StageFact, reply_queue: str | None, reason: str) -> tuple[Effect, ...]:
     refusal = ClaimRefused(job=fact.job, stage=fact.stage, claim=fact.claim, reason=reason)
-    return _answer(refusal, control)
+    return _answer(refusal, reply_queue)
 
 
-def refuse_unknown(fact: StageFact, control: str | None) -> tuple[Effect, ...]:
+def refuse_unknown(fact: StageFact, reply_queue: str | None) -> tuple[Effect, ...]:
     """The answer to a worker that speaks of a job nobody knows."""
-    return _refusal(fact, control, "no such job")
+    return _refusal(fact, reply_queue, "no such job")
 
 
-def _answer(message: Message, control: str | None) -> tuple[Effect, ...]:
-    if not control:
+def _answer(message: Message, reply_queue: str | None) -> tuple[Effect, ...]:
+    if not reply_queue:
         return ()
-    return (Effect(message=message, queue=control, durable=False, needs_listener=False),)
+    return (Effect(message=message, queue=reply_queue, durable=False, mandatory=False),)
 
 
 # --- Outcomes ---------------------------------------------------------------------------------
@@ -439,14 +450,14 @@ def _ask(job: Job, stage: Stage, fact: StageFact, now: float, *, when: bool = Tr
     return Step(job)
 
 
-def _failure(job: Job, stage: Stage, reason: str, *, now: float, beat: float) -> Step:
+def _failure(job: Job, stage: Stage, reason: str, *, now: float, heartbeat: float) -> Step:
     """A passing failure: again after a backoff, until there were too many in a row."""
     record = job.stages[stage]
     failures = record.failures + 1
     job = _with(job, stage, msgspec.structs.replace(record, failures=failures))
     if failures >= retry.FAILURES_ALLOWED:
         return _give_up(job, stage, f"{stage} failed {failures} times in a row: {reason}", now)
-    return ask_again(job, stage, now=now, delay=retry.delay(failures, beat))
+    return requeue(job, stage, now=now, delay=retry.delay(failures, heartbeat))
 
 
 def _give_up(job: Job, stage: Stage, reason: str, now: float) -> Step:
@@ -487,10 +498,10 @@ def _end(job: Job, status: Status, error: str | None, now: float) -> Step:
             ClaimRefused(
                 job=job.id, stage=stage, claim=record.claim.id, reason="the job has ended"
             ),
-            record.claim.control,
+            record.claim.reply_queue,
         )
     ]
-    said = Effect(message=_end_fact(job), needs_listener=False)
+    said = Effect(message=_end_fact(job), mandatory=False)
     step = Step(job, (said, *stops))
     return step if job.webhook_settled else _end_due(step, now)
 
@@ -567,14 +578,16 @@ def _output(job: Job) -> tuple[object, ...]:
     return (job.samples, job.checkpoints, job.checkpoint)
 
 
-def _webhook(job: Job, fact: WebhookDelivered | WebhookFailed, now: float, beat: float) -> Step:
+def _webhook(
+    job: Job, fact: WebhookDelivered | WebhookFailed, now: float, heartbeat: float
+) -> Step:
     """On record; the end's also settled, or due again by the schedule, if it was waited for."""
     job = _with_outcome(job, fact, now)
     awaited = (webhook_id(job, "completed", 0), job.webhook_awaited)
     if (fact.webhook_id, fact.attempt) != awaited or not job.ended or job.webhook_settled:
         return Step(job)
     job = replace(job, webhook_attempts=job.webhook_attempts + 1)
-    wait = retry.webhook_delay(job.webhook_attempts, beat)
+    wait = retry.webhook_delay(job.webhook_attempts, heartbeat)
     if isinstance(fact, WebhookDelivered) or fact.permanent or wait is None:
         return Step(replace(job, webhook_settled=True))
     return _end_due(Step(job), now, max(wait, fact.retry_after or 0.0))
@@ -607,12 +620,12 @@ def _with(job: Job, stage: Stage, record: StageRecord) -> Job:
     return replace(job, stages={**job.stages, stage: record})
 
 
-def _at(job: Job, fact: StageFact, control: str | None) -> Job:
+def _at(job: Job, fact: StageFact, reply_queue: str | None) -> Job:
     """Remember the worker's newest control queue; a lost connection gives it a new one."""
     record = job.stages[fact.stage]
-    if not control or record.claim is None or record.claim.control == control:
+    if not reply_queue or record.claim is None or record.claim.reply_queue == reply_queue:
         return job
-    claim = msgspec.structs.replace(record.claim, control=control)
+    claim = msgspec.structs.replace(record.claim, reply_queue=reply_queue)
     return _with(job, fact.stage, msgspec.structs.replace(record, claim=claim))
 
 
@@ -635,9 +648,9 @@ def _kept(job: Job, fact: CheckpointSampled | CheckpointSaved | ResumePointSaved
     """Something of a training at work was kept, perhaps because the user wanted it."""
     match fact:
         case CheckpointSampled():
-            return _granting(job, "sample", fact.wish)
+            return _granting(job, "sample", fact.command)
         case CheckpointSaved():
-            return _granting(_with_checkpoint(job, fact), "save", fact.wish)
+            return _granting(_with_checkpoint(job, fact), "save", fact.command)
         case ResumePointSaved():
             return _with_resume_point(job, fact)
 
@@ -677,10 +690,10 @@ def _sample_artifacts(job: Job) -> tuple[Artifact, ...]:
     return tuple(each.artifact for each in job.samples)
 
 
-def _granting(job: Job, kind: Wish, number: int) -> Job:
-    if number <= job.granted.get(kind, 0):
+def _granting(job: Job, kind: Command, number: int) -> Job:
+    if number <= job.commands_done.get(kind, 0):
         return job
-    return replace(job, granted={**job.granted, kind: number})
+    return replace(job, commands_done={**job.commands_done, kind: number})
 
 
 def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:

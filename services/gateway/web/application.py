@@ -18,7 +18,7 @@ from services.gateway.jobs.admission import Repeated
 from services.gateway.jobs.request_parser import Invalid, Unreachable, nearest, shown
 from services.gateway.ports import BASES
 from services.gateway.web.authentication import Keys
-from services.gateway.web.authorization import CALLER, Door
+from services.gateway.web.authorization import CALLER, Authorizer
 from services.gateway.web.routing import Handler, routes_of
 from shared.concurrency import in_thread
 from shared.errors import Full, Unavailable
@@ -40,21 +40,21 @@ MOST_BYTES = 20 * 1024 * 1024
 log = structlog.get_logger()
 
 
-def application(parts: Iterable[object], keys: Keys, door: Door) -> web.Application:
+def application(parts: Iterable[object], keys: Keys, authorizer: Authorizer) -> web.Application:
     """Everything that the gateway answers: all routes of these parts."""
     middlewares = [_errors_as_json, _uncompressed, _identified_by(keys)]
     app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
     app.on_response_prepare.append(_as_it_says)
     for part in parts:
-        for method, path, handler in _addresses(part, door):
+        for method, path, handler in _addresses(part, authorizer):
             app.router.add_route(method, path, handler)
     return app
 
 
-def _addresses(part: object, door: Door) -> Iterator[tuple[str, str, Handler]]:
+def _addresses(part: object, authorizer: Authorizer) -> Iterator[tuple[str, str, Handler]]:
     for name, route in routes_of(type(part)):
         own = getattr(part, name)
-        handler = door.guard(own, route.needs) if route.needs else own
+        handler = authorizer.guard(own, route.needs) if route.needs else own
         for base in BASES if route.versioned else ("",):
             for method in route.methods:
                 yield method, f"{base}{route.path}", handler

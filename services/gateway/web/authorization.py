@@ -9,7 +9,7 @@ from time import monotonic
 
 from aiohttp import web
 
-from services.gateway.jobs.repository import Ledger, Seen
+from services.gateway.jobs.repository import JobRepository, Seen
 from services.gateway.web.authentication import Caller, Scope
 from services.gateway.web.rate_limits import RATES, Limit, Operation, Rate, TooMany
 from services.gateway.web.routing import Handler
@@ -20,7 +20,7 @@ NEEDED: Mapping[Operation, Scope] = {
     "status": "read",
     "stream": "read",
     "cancel": "submit",
-    "wish": "submit",
+    "command": "submit",
     "resend": "submit",
     "delete": "admin",
     "purge": "admin",
@@ -34,11 +34,11 @@ CALLER = web.RequestKey("caller", Caller)
 """Who asks; there only if the request has a key that we know."""
 
 
-class Door:
+class Authorizer:
     """Knows scopes and limits; each gateway counts by itself."""
 
-    def __init__(self, ledger: Ledger, rates: Mapping[Operation, Rate] = RATES) -> None:
-        self._ledger = ledger
+    def __init__(self, repository: JobRepository, rates: Mapping[Operation, Rate] = RATES) -> None:
+        self._repository = repository
         self._limits = {operation: Limit(rate, monotonic) for operation, rate in rates.items()}
 
     @contextmanager
@@ -76,7 +76,7 @@ class Door:
             Unavailable: the database does not answer.
         """
         job_id = request.match_info["job"]
-        seen = None if NULL in job_id else await self._ledger.look(job_id)
+        seen = None if NULL in job_id else await self._repository.look(job_id)
         if seen is None or seen.job.owner != owner:
             raise web.HTTPNotFound(text="there is no such job")
         return seen

@@ -27,7 +27,7 @@ class Rate:
 
 
 Operation = Literal[
-    "run", "runsync", "status", "stream", "cancel", "wish", "resend", "delete", "purge", "upload"
+    "run", "runsync", "status", "stream", "cancel", "command", "resend", "delete", "purge", "upload"
 ]
 """What is counted together."""
 
@@ -37,7 +37,7 @@ RATES: Mapping[Operation, Rate] = {
     "status": Rate(2000, 10.0, 400),
     "stream": Rate(2000, 10.0, 400),
     "cancel": Rate(100, 10.0, 20),
-    "wish": Rate(100, 10.0, 20),
+    "command": Rate(100, 10.0, 20),
     "resend": Rate(100, 10.0, 20),
     "delete": Rate(100, 10.0, 20),
     "purge": Rate(2, 10.0, 2),

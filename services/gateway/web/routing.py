@@ -89,7 +89,7 @@ def route(
     """Make a method the handler of this operation; its class is one of the application's parts.
 
     Where the operation needs a key, the method gets the request and its owner, whom
-    :class:`services.gateway.web.authorization.Door` has let in; else the request alone.
+    :class:`services.gateway.web.authorization.Authorizer` has let in; else the request alone.
     """
     methods = (methods,) if isinstance(methods, str) else methods
     described = Route(methods, path, summary, needs, answers, errors, parameters, body, versioned)

@@ -42,7 +42,7 @@ class Model:
         """How many images of a size to draw at a time."""
         return self._most.get(size, MOST[self.pipe.device.type])
 
-    def yields(self, size: Size, count: int) -> bool:
+    def shrink_batch(self, size: Size, count: int) -> bool:
         """Memory ran out at ``count`` images: whether there is more now, or fewer will be tried."""
         if self.make_room():
             return True

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from services.inferencer.generation.infotext import save
 from services.inferencer.order import DrawingOrder
-from shared.child.process import QUIET_AND_OFFLINE, Mouth, begin, read_order
-from shared.child.records import Done, Drawn, GivenUp, Phase, Progress, Ready, Spoiled
+from shared.child.process import QUIET_AND_OFFLINE, RecordWriter, begin, read_order
+from shared.child.records import Done, Drawn, Failed, ImageFailed, Phase, Progress, Ready
 from shared.errors import Refused, reason_of
 from shared.service_process import importing
 
@@ -28,36 +28,36 @@ PROGRESS_SECONDS = 0.5
 
 def main() -> None:
     """Pay for the imports, say Ready, and draw until the parent hangs up."""
-    mouth = begin()
+    writer = begin()
     os.environ |= QUIET_AND_OFFLINE
     with importing():
         from services.inferencer.generation import generate  # noqa: F401, PLC0415 - slow
         from services.inferencer.generation.pipeline_cache import Pipelines  # noqa: PLC0415 - slow
 
     pipelines = Pipelines()
-    mouth.say(Ready(gpu=pipelines.name))
+    writer.write(Ready(gpu=pipelines.name))
     while True:
         order: DrawingOrder = read_order(DrawingOrder)
-        mouth.say(carry_out(order, pipelines, mouth))
+        writer.write(carry_out(order, pipelines, writer))
 
 
-def carry_out(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> Done | GivenUp:
+def carry_out(order: DrawingOrder, pipelines: Pipelines, writer: RecordWriter) -> Done | Failed:
     """The last word on an order; whatever happens, the next one finds the child in good order."""
     from services.inferencer.generation.batching_pipeline import is_out_of_memory  # noqa: PLC0415 - slow
 
     try:
-        return Done(summary={"images": draw_all(order, pipelines, mouth)})
+        return Done(summary={"images": draw_all(order, pipelines, writer)})
     except Refused as error:
-        return GivenUp(refused=True, reason=reason_of(error))
+        return Failed(refused=True, reason=reason_of(error))
     except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
         traceback.print_exc()
         lacking = is_out_of_memory(error)
         reason = "out of memory while loading the model" if lacking else reason_of(error)
     pipelines.forget()
-    return GivenUp(refused=False, reason=reason)
+    return Failed(refused=False, reason=reason)
 
 
-def draw_all(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> int:
+def draw_all(order: DrawingOrder, pipelines: Pipelines, writer: RecordWriter) -> int:
     """Draw every entry's images into the order's folder; how many.
 
     Raises:
@@ -65,13 +65,13 @@ def draw_all(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> int:
     """
     from services.inferencer.generation.generate import Failure, generate  # noqa: PLC0415 - slow
 
-    mouth.say(Phase(name="loading the trained model"))
+    writer.write(Phase(name="loading the trained model"))
     model = pipelines.model(Path(order.model), Path(order.weights) if order.weights else None)
-    mouth.say(Phase(name="drawing"))
-    teller = Teller(mouth, total=sum(entry.inference.num_outputs for entry in order.entries))
+    writer.write(Phase(name="drawing"))
+    teller = Teller(writer, total=sum(entry.inference.num_outputs for entry in order.entries))
     failures = []
     for each in generate(model, order.entries, clip_skip=order.clip_skip, tell=teller.tell):
-        mouth.say(said_of(each, order))
+        writer.write(said_of(each, order))
         teller.done += 1
         if isinstance(each, Failure):
             failures.append(each)
@@ -80,12 +80,12 @@ def draw_all(order: DrawingOrder, pipelines: Pipelines, mouth: Mouth) -> int:
     return teller.done - len(failures)
 
 
-def said_of(image: Drawing | Failure, order: DrawingOrder) -> Drawn | Spoiled:
+def said_of(image: Drawing | Failure, order: DrawingOrder) -> Drawn | ImageFailed:
     """The record of an image; a drawn one is on disk by then."""
     from services.inferencer.generation.generate import Failure  # noqa: PLC0415 - slow
 
     if isinstance(image, Failure):
-        return Spoiled(index=image.index, seed=image.seed, reason=image.reason)
+        return ImageFailed(index=image.index, seed=image.seed, reason=image.reason)
     path = Path(order.out) / f"{image.index:04}.png"
     save(
         image.image,
@@ -101,9 +101,9 @@ def said_of(image: Drawing | Failure, order: DrawingOrder) -> Drawn | Spoiled:
 class Teller:
     """Reports progress, not too often."""
 
-    def __init__(self, mouth: Mouth, total: int) -> None:
+    def __init__(self, writer: RecordWriter, total: int) -> None:
         self.done = 0
-        self._mouth = mouth
+        self._writer = writer
         self._total = total
         self._told_at = 0.0
 
@@ -114,7 +114,7 @@ class Teller:
             return
         self._told_at = now
         numbers = {"image": self.done + 1, "images": self._total, "step": step, "steps": steps}
-        self._mouth.say(Progress(numbers=numbers))
+        self._writer.write(Progress(numbers=numbers))
 
 
 if __name__ == "__main__":

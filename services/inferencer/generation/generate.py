@@ -20,7 +20,7 @@ from torch import Tensor
 from services.inferencer.generation.batching_pipeline import Model, is_out_of_memory
 from services.inferencer.generation.prompts import Prompts
 from services.inferencer.generation.schedulers import make_scheduler
-from services.inferencer.order import Entry
+from services.inferencer.order import ImageRequest
 from shared.diffusion.noise import seeded
 
 Tell = Callable[[int, int], None]
@@ -35,7 +35,7 @@ class Wanted:
 
     index: int
     """Among all images of an order, from 0."""
-    entry: Entry
+    entry: ImageRequest
     seed: int
     embeddings: Embeddings
 
@@ -54,7 +54,7 @@ class Drawing:
     """One image."""
 
     index: int
-    entry: Entry
+    entry: ImageRequest
     seed: int
     image: Image.Image
 
@@ -69,14 +69,14 @@ class Failure:
 
 
 def generate(
-    model: Model, entries: Iterable[Entry], *, clip_skip: int, tell: Tell
+    model: Model, entries: Iterable[ImageRequest], *, clip_skip: int, tell: Tell
 ) -> Iterator[Drawing | Failure]:
     """Draw all images of the entries, those of one kind after those of another."""
     for images in _kinds(_wanted(model, entries, clip_skip)):
         yield from _draw_all(model, images, tell)
 
 
-def _wanted(model: Model, entries: Iterable[Entry], clip_skip: int) -> Iterator[Wanted]:
+def _wanted(model: Model, entries: Iterable[ImageRequest], clip_skip: int) -> Iterator[Wanted]:
     prompts, index = Prompts(model.parts, clip_skip), count()
     for entry in entries:
         # Each by itself: beside others it would be rounded differently.
@@ -100,7 +100,7 @@ def _draw_all(model: Model, images: list[Wanted], tell: Tell) -> Iterator[Drawin
         # Without guidance a single image is a single row, which no row of a batch equals.
         batch = images[: model.most(entry.size) if is_guided else 1]
         drawn = _draw_if_it_fits(model, batch, tell)
-        if drawn is None and model.yields(entry.size, len(batch)):
+        if drawn is None and model.shrink_batch(entry.size, len(batch)):
             continue
         if drawn is None:
             yield Failure(batch[0].index, batch[0].seed, _too_large(entry))
@@ -160,14 +160,14 @@ def _outcome(wanted: Wanted, image: Image.Image | None) -> Drawing | Failure:
     return Drawing(wanted.index, wanted.entry, wanted.seed, image)
 
 
-def _no_number(entry: Entry) -> str:
+def _no_number(entry: ImageRequest) -> str:
     return (
         f"an image of {entry.inference.prompt[:100]!r} came out as not-a-number: the trained model"
         " has diverged (try a lower lr), or the scheduler needs more steps"
     )
 
 
-def _too_large(entry: Entry) -> str:
+def _too_large(entry: ImageRequest) -> str:
     width, height = entry.size
     return (
         f"out of memory while drawing one image of {width} x {height} pixels: choose a smaller"

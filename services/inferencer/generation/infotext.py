@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from services.inferencer.order import About, Entry
+from services.inferencer.order import About, ImageRequest
 from shared.request import Scheduler
 
 VERSION = version("everydream-service")
@@ -35,7 +35,7 @@ _NEEDS_QUOTES = re.compile(r'[,:\n"]')
 
 
 def save(
-    image: Image.Image, path: Path, entry: Entry, *, seed: int, clip_skip: int, about: About
+    image: Image.Image, path: Path, entry: ImageRequest, *, seed: int, clip_skip: int, about: About
 ) -> None:
     """Write a PNG that carries its settings; ``seed`` is this image's own."""
     chunks = PngInfo()
@@ -46,7 +46,7 @@ def save(
     image.save(path, pnginfo=chunks)
 
 
-def parameters(entry: Entry, *, seed: int, clip_skip: int, about: About) -> str:
+def parameters(entry: ImageRequest, *, seed: int, clip_skip: int, about: About) -> str:
     """The webui's text: prompt, negative prompt if there is one, and a line of settings."""
     asked = entry.inference
     known = {
@@ -66,7 +66,7 @@ def parameters(entry: Entry, *, seed: int, clip_skip: int, about: About) -> str:
     return "\n".join([asked.prompt, *negative, line]).strip()
 
 
-def settings(entry: Entry, *, seed: int, clip_skip: int, about: About) -> dict[str, Any]:
+def settings(entry: ImageRequest, *, seed: int, clip_skip: int, about: About) -> dict[str, Any]:
     """Everything that the image was drawn with, by the request's own names."""
     asked = entry.inference
     width, height = entry.size

@@ -21,7 +21,7 @@ same card most of it. Two of Stable Diffusion 1.5 fit in half precision on a car
 
 
 @dataclass
-class Kept:
+class CachedPipeline:
     """A pipeline on the device."""
 
     model: Model
@@ -59,7 +59,7 @@ class Pipelines:
         self.most_bytes = int(SHARE * memory_of(self.device))
         """Bound of all that are kept; the one in use is kept in any case."""
         self._dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        self._kept: dict[str, Kept] = {}  # by geometry; the one in use is the last
+        self._kept: dict[str, CachedPipeline] = {}  # by geometry; the one in use is the last
 
     @property
     def name(self) -> str:
@@ -87,9 +87,9 @@ class Pipelines:
         """Let go of all of them."""
         self._let_go_beyond(0)
 
-    def _build(self, source: Source) -> Kept:
+    def _build(self, source: Source) -> CachedPipeline:
         parts = source.whole.to(torch.device("cpu"), self._dtype)
-        kept = Kept(ready(parts), {name: source.own_content(name) for name in NETWORKS})
+        kept = CachedPipeline(ready(parts), {name: source.own_content(name) for name in NETWORKS})
         self._let_go_beyond(self.most_bytes - kept.bytes)
         parts.to(self.device)
         kept.model.make_room = self._let_go_of_idle

@@ -17,7 +17,7 @@ from torch import Tensor
 from shared.dataset.buckets import Size
 from shared.dataset.manifest import Picture
 from shared.dataset.pixels import as_trained, open_image
-from shared.dataset.plan import Batch, Course, Draw, draw
+from shared.dataset.plan import Augmentation, Batch, EpochConfig, augment
 from shared.errors import Refused
 
 KEPT_BYTES = 2**30
@@ -33,18 +33,18 @@ class Example:
 
     picture: Picture
     key: Key
-    draw: Draw
+    augment: Augmentation
     pixels: Tensor | None
     """(3, H, W) from -1 to 1; None: its latents are kept already."""
 
     @property
     def is_whole(self) -> bool:
         """Nothing is cut off, so every epoch sees the same pixels."""
-        return self.draw.crop == (0, 0, self.picture.width, self.picture.height)
+        return self.augment.crop == (0, 0, self.picture.width, self.picture.height)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedBatch:
     """A batch with its pixels."""
 
     batch: Batch
@@ -52,7 +52,7 @@ class Loaded:
 
     @property
     def captions(self) -> list[str]:
-        return [example.draw.caption for example in self.examples]
+        return [example.augment.caption for example in self.examples]
 
     @property
     def loss_scales(self) -> Tensor:
@@ -60,7 +60,7 @@ class Loaded:
         return torch.tensor([example.picture.loss_scale for example in self.examples])
 
 
-class Latents:
+class LatentCache:
     """What the VAE makes of images: one at a time, so that neighbours make no difference."""
 
     def __init__(self, vae: AutoencoderKL, most_bytes: int = KEPT_BYTES) -> None:
@@ -71,7 +71,7 @@ class Latents:
     def keeps(self, key: Key) -> bool:
         return key in self._kept
 
-    def sample(self, loaded: Loaded, generator: torch.Generator) -> Tensor:
+    def sample(self, loaded: LoadedBatch, generator: torch.Generator) -> Tensor:
         """Scaled latents (B, 4, H/8, W/8), drawn from the VAE's distribution for each image."""
         moments = torch.cat([self._moments(example) for example in loaded.examples])
         drawn: Tensor = DiagonalGaussianDistribution(moments).sample(generator)
@@ -93,42 +93,46 @@ class Latents:
             self._kept[example.key] = moments.cpu()
 
 
-class Reader:
+class PrefetchLoader:
     """Reads the batches of an epoch, each while the one before is trained on."""
 
     def __init__(
-        self, folder: Path, pictures: Sequence[Picture], course: Course, latents: Latents
+        self,
+        folder: Path,
+        pictures: Sequence[Picture],
+        epoch_config: EpochConfig,
+        latents: LatentCache,
     ) -> None:
         self._folder = folder
         self._pictures = pictures
-        self._course = course
+        self._epoch_config = epoch_config
         self._latents = latents
 
-    def read(self, batches: Sequence[Batch], epoch: int) -> Iterator[Loaded]:
+    def read(self, batches: Sequence[Batch], epoch: int) -> Iterator[LoadedBatch]:
         """The batches in order.
 
         Raises:
             Refused: an image cannot be read; names it.
         """
-        with ThreadPoolExecutor(1, "reader") as reader:
+        with ThreadPoolExecutor(1, "reader") as loader:
             ahead = None
             for batch in batches:
-                current, ahead = ahead, reader.submit(self._load, batch, epoch)
+                current, ahead = ahead, loader.submit(self._load, batch, epoch)
                 if current:
                     yield current.result()
             if ahead:
                 yield ahead.result()
 
-    def _load(self, batch: Batch, epoch: int) -> Loaded:
+    def _load(self, batch: Batch, epoch: int) -> LoadedBatch:
         examples = (
             self._example(index, batch.size, epoch, batch.first + place)
             for place, index in enumerate(batch.pictures)
         )
-        return Loaded(batch, tuple(examples))
+        return LoadedBatch(batch, tuple(examples))
 
     def _example(self, index: int, size: Size, epoch: int, position: int) -> Example:
         picture = self._pictures[index]
-        drawn = draw(picture, index, size, self._course, epoch=epoch, position=position)
+        drawn = augment(picture, index, size, self._epoch_config, epoch=epoch, position=position)
         example = Example(picture, (index, size, drawn.flip), drawn, None)
         if example.is_whole and self._latents.keeps(example.key):
             return example
@@ -136,7 +140,7 @@ class Reader:
         return Example(picture, example.key, drawn, pixels)
 
 
-def read_pixels(path: Path, drawn: Draw, size: Size, name: str = "") -> Tensor:
+def read_pixels(path: Path, drawn: Augmentation, size: Size, name: str = "") -> Tensor:
     """An image as it is trained on: upright, cropped, scaled, perhaps flipped; (3, H, W), -1 to 1.
 
     Raises:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from shared.request import Wish
+from shared.request import Command
 
 Clock = Callable[[], float]
 """Seconds that only go forward."""
 
 
-class Listener(Protocol):
+class Callbacks(Protocol):
     """Who is told how training goes, and may want something of it."""
 
     def phase(self, name: str) -> None:
@@ -32,15 +32,15 @@ class Listener(Protocol):
         epoch: int,
         validation_loss: float | None = None,
         *,
-        wish: int = 0,
+        command: int = 0,
     ) -> None:
         """A ``checkpoint`` file, ``resume_point`` or ``snapshot`` folder is complete on disk.
 
-        ``wish`` is the newest number that :meth:`wished` gave before it was begun.
+        ``command`` is the newest number that :meth:`wished` gave before it was begun.
         """
 
     def should_stop(self) -> bool:
         """Whether to save a resume point and end; asked before every step."""
 
-    def wished(self, kind: Wish) -> int:
+    def command(self, kind: Command) -> int:
         """The number of the user's newest wish of a kind, which never falls; 0: there is none."""

@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from services.trainer.order import SECONDS_PER_MINUTE, TrainingOrder
-from services.trainer.training.callbacks import Clock, Listener
-from services.trainer.training.ema import averaged
-from services.trainer.training.progress import Teller
+from services.trainer.training.callbacks import Callbacks, Clock
+from services.trainer.training.ema import ema_weights
+from services.trainer.training.progress import ProgressReporter
 from services.trainer.training.saving import disk_space, resume
 from services.trainer.training.saving.checkpoint import save_checkpoint
-from services.trainer.training.saving.metrics import Records
+from services.trainer.training.saving.metrics import Metrics
 from services.trainer.training.state import Position, State
 from services.trainer.training.validation import Validator
 from shared.disk import require_room
@@ -19,38 +19,38 @@ from shared.errors import Interrupted
 from shared.request import Train
 
 
-class Keeper:
+class CheckpointSchedule:
     """Saves checkpoints and resume points, and validates, when their time has come."""
 
     def __init__(
         self,
         state: State,
         order: TrainingOrder,
-        listener: Listener,
+        callbacks: Callbacks,
         *,
-        records: Records,
-        teller: Teller,
+        records: Metrics,
+        reporter: ProgressReporter,
         validator: Validator,
         clock: Clock,
     ) -> None:
         self._state = state
         self._order = order
-        self._listener = listener
+        self._callbacks = callbacks
         self._records = records
-        self._teller = teller
+        self._reporter = reporter
         self._validator = validator
         self._clock = clock
         self._checkpoint_at = self._resume_point_at = clock()
         self._kept = state.position
-        self._granted = 0
+        self._done = 0
 
     def keep_in_time(self) -> None:
         """Save what is due or wished for; an interval begins when the last save did."""
         now = self._clock()
         minutes = self._order.train.ckpt_every_n_minutes
         waited = minutes and now - self._checkpoint_at > minutes * SECONDS_PER_MINUTE
-        wished = self._listener.wished("save") > self._granted
-        if waited or wished or ends_a_saved_epoch(self._state.position, self._order.train):
+        command = self._callbacks.command("save") > self._done
+        if waited or command or ends_a_saved_epoch(self._state.position, self._order.train):
             self._checkpoint_at = now
             self._checkpoint()
         if now - self._resume_point_at > self._order.resume_every:
@@ -74,21 +74,21 @@ class Keeper:
 
     def end_early(self) -> None:
         """Tell and measure what the last step would, and warn that it was not reached."""
-        self._teller.tell_end()
+        self._reporter.tell_end()
         self._validation_loss()
-        reached = f"{self._state.position.steps} of {self._teller.steps}"
+        reached = f"{self._state.position.steps} of {self._reporter.steps}"
         self._state.warnings.append(f"stopped on request after step {reached}")
 
     def _checkpoint(self) -> None:
         self._state.losses.recent()  # nothing is saved of a training that has diverged
-        self._granted = self._listener.wished("save")
+        self._done = self._callbacks.command("save")
         loss = self._validation_loss()
-        self._listener.phase("saving a checkpoint")
+        self._callbacks.phase("saving a checkpoint")
         needed = disk_space.checkpoint_bytes(self._state, self._order.train)
         require_room(Path(self._order.out), needed, "save a checkpoint")
-        with averaged(self._state.averages):
+        with ema_weights(self._state.averages):
             path = save_checkpoint(self._state, self._order)
-        self._say("checkpoint", path, loss, wish=self._granted)
+        self._say("checkpoint", path, loss, command=self._done)
 
     def _validation_loss(self) -> float | None:
         """Of the weights as they are, so that checkpoints can be compared."""
@@ -97,13 +97,13 @@ class Keeper:
         return self._validator.here
 
     def _validate(self) -> None:
-        heard = partial(self._listener.phase, "measuring the validation loss")
-        self._teller.tell_validation(self._validator.measure(heard))
-        self._listener.phase("training")
+        keepalive = partial(self._callbacks.phase, "measuring the validation loss")
+        self._reporter.tell_validation(self._validator.measure(keepalive))
+        self._callbacks.phase("training")
 
     def _resume_point(self) -> None:
         self._state.losses.recent()
-        self._listener.phase("saving a resume point")
+        self._callbacks.phase("saving a resume point")
         folder = Path(self._order.out) / "resume" / str(self._state.position.steps)
         require_room(
             folder.parent, disk_space.resume_point_bytes(self._state), "save a resume point"
@@ -113,11 +113,13 @@ class Keeper:
         self._say("resume_point", folder)
 
     def _say(
-        self, kind: str, path: Path, validation_loss: float | None = None, *, wish: int = 0
+        self, kind: str, path: Path, validation_loss: float | None = None, *, command: int = 0
     ) -> None:
         position = self._state.position
-        self._listener.saved(kind, path, position.steps, position.epoch, validation_loss, wish=wish)
-        self._listener.phase("training")
+        self._callbacks.saved(
+            kind, path, position.steps, position.epoch, validation_loss, command=command
+        )
+        self._callbacks.phase("training")
 
 
 def ends_a_saved_epoch(position: Position, train: Train) -> bool:

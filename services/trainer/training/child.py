@@ -17,12 +17,18 @@ from typing import Any
 
 import msgspec
 
-from services.trainer.order import TrainingOrder, Wishes
+from services.trainer.order import Commands, TrainingOrder
 from services.trainer.training.recipe import smaller
-from shared.child.process import QUIET_AND_OFFLINE, Mouth, begin, heard_meanwhile, read_order
-from shared.child.records import Done, GivenUp, Phase, Progress, Ready, Saved, Stopped
+from shared.child.process import (
+    QUIET_AND_OFFLINE,
+    RecordWriter,
+    begin,
+    orders_meanwhile,
+    read_order,
+)
+from shared.child.records import Done, Failed, Phase, Progress, Ready, Saved, Stopped
 from shared.errors import Interrupted, Passing, Refused, reason_of
-from shared.request import Wish
+from shared.request import Command
 from shared.service_process import importing
 
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
@@ -43,19 +49,19 @@ class Stop:
             sys.exit(0)
 
 
-class Voice:
+class ParentCallbacks:
     """The training loop's listener: passes everything on to the parent, and hears its wishes."""
 
-    def __init__(self, mouth: Mouth, stop: Stop) -> None:
-        self._mouth = mouth
+    def __init__(self, writer: RecordWriter, stop: Stop) -> None:
+        self._writer = writer
         self._stop = stop
-        self._wishes: Counter[Wish] = Counter()
+        self._commands: Counter[Command] = Counter()
 
     def phase(self, name: str) -> None:
-        self._mouth.say(Phase(name=name))
+        self._writer.write(Phase(name=name))
 
     def progress(self, numbers: dict[str, Any]) -> None:
-        self._mouth.say(Progress(numbers=numbers))
+        self._writer.write(Progress(numbers=numbers))
 
     def saved(
         self,
@@ -65,44 +71,46 @@ class Voice:
         epoch: int,
         validation_loss: float | None = None,
         *,
-        wish: int = 0,
+        command: int = 0,
     ) -> None:
-        self._mouth.say(
+        self._writer.write(
             Saved(
                 kind=kind,
                 path=str(path),
                 step=step,
                 epoch=epoch,
                 validation_loss=validation_loss,
-                wish=wish,
+                command=command,
             )
         )
 
     def should_stop(self) -> bool:
         return self._stop.asked
 
-    def wished(self, kind: Wish) -> int:
-        for heard in heard_meanwhile(Wishes):
-            self._wishes |= Counter(heard.wishes)  # the larger number of each: two may overtake
-        return self._wishes[kind]
+    def command(self, kind: Command) -> int:
+        for keepalive in orders_meanwhile(Commands):
+            self._commands |= Counter(
+                keepalive.commands
+            )  # the larger number of each: two may overtake
+        return self._commands[kind]
 
 
 def main() -> None:
     """Pay for the imports, say Ready, and carry out one order."""
-    mouth = begin()
+    writer = begin()
     stop = Stop()
     os.environ |= QUIET_AND_OFFLINE
     with importing():
         from services.trainer.training import train  # noqa: F401, PLC0415 - slow
         from services.trainer.training.device import device_name, this_device  # noqa: PLC0415 - slow
 
-    mouth.say(Ready(gpu=device_name(this_device())))
+    writer.write(Ready(gpu=device_name(this_device())))
     order: TrainingOrder = read_order(TrainingOrder)
     stop.idle = False
-    mouth.say(carry_out(order, Voice(mouth, stop)))
+    writer.write(carry_out(order, ParentCallbacks(writer, stop)))
 
 
-def carry_out(order: TrainingOrder, voice: Voice) -> Done | Stopped | GivenUp:
+def carry_out(order: TrainingOrder, voice: ParentCallbacks) -> Done | Stopped | Failed:
     """The last word on an order."""
     from services.trainer.training.train import train  # noqa: PLC0415 - slow
 
@@ -111,14 +119,14 @@ def carry_out(order: TrainingOrder, voice: Voice) -> Done | Stopped | GivenUp:
     except Interrupted:
         return Stopped()
     except Refused as error:
-        return GivenUp(refused=True, reason=reason_of(error))
+        return Failed(refused=True, reason=reason_of(error))
     except Passing as error:
-        return GivenUp(refused=False, reason=reason_of(error))
+        return Failed(refused=False, reason=reason_of(error))
     except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
         if is_out_of_memory(error):
             return out_of_memory(order)
         traceback.print_exc()
-        return GivenUp(refused=False, reason=reason_of(error))
+        return Failed(refused=False, reason=reason_of(error))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -129,13 +137,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def out_of_memory(order: TrainingOrder) -> GivenUp:
+def out_of_memory(order: TrainingOrder) -> Failed:
     """Say which settings would need less memory."""
     advice = smaller(order.train)
     if advice is None:
         text = "out of memory at the smallest settings there are for this resolution"
-        return GivenUp(refused=True, reason=f"{text}: choose a lower resolution, or a larger GPU")
-    return GivenUp(refused=False, reason=f"out of memory; settings that need less: {advice}")
+        return Failed(refused=True, reason=f"{text}: choose a lower resolution, or a larger GPU")
+    return Failed(refused=False, reason=f"out of memory; settings that need less: {advice}")
 
 
 if __name__ == "__main__":

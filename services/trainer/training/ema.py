@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Average:
+class Ema:
     """The exponential moving average (EMA) of one network's weights, in their own precision.
 
     After each update: average = decay * average + (1 - decay) * weights; before the first it is
@@ -43,7 +43,7 @@ class Average:
 
 
 @contextmanager
-def averaged(averages: Mapping[str, Average]) -> Iterator[None]:
+def ema_weights(averages: Mapping[str, Ema]) -> Iterator[None]:
     """Within the block the networks have their averaged weights."""
     for average in averages.values():
         average.swap()

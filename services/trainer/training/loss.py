@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.trainer.order import TrainingOrder
-from services.trainer.training.batches import Latents, Loaded
+from services.trainer.training.batches import LatentCache, LoadedBatch
 from services.trainer.training.recipe import Choices
 from services.trainer.training.state import State
 from shared.dataset.plan import seed_of
@@ -27,11 +27,11 @@ from shared.request import LossType, Train
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class Objective:
+class DiffusionLoss:
     """The loss, as a function of a batch and the epoch."""
 
     def __init__(
-        self, state: State, order: TrainingOrder, choices: Choices, latents: Latents
+        self, state: State, order: TrainingOrder, choices: Choices, latents: LatentCache
     ) -> None:
         self._parts = state.parts
         self._seed = order.seed
@@ -41,7 +41,7 @@ class Objective:
         self._alphas = cumulative_alphas(state.parts.scheduler_config)
         self._timesteps = timesteps_of(order.train, len(self._alphas))
 
-    def loss(self, loaded: Loaded, epoch: int) -> Tensor:
+    def loss(self, loaded: LoadedBatch, epoch: int) -> Tensor:
         """The batch's mean error, less for a batch that repeats had to fill; a scalar."""
         generator = seeded(seed_of(self._seed, epoch, loaded.batch.first, "noise"))
         latents = self._latents.sample(loaded, generator)  # (B, 4, H/8, W/8)
@@ -54,7 +54,7 @@ class Objective:
         weights = loaded.loss_scales * self._snr_weights(timesteps)
         return (errors * weights.to(predicted.device)).mean() * loaded.batch.loss_factor
 
-    def plain_errors(self, loaded: Loaded, generator: torch.Generator) -> Tensor:
+    def plain_errors(self, loaded: LoadedBatch, generator: torch.Generator) -> Tensor:
         """Each image's mean squared error at plain noise, (B,): comparable whatever the options."""
         latents = self._latents.sample(loaded, generator)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)

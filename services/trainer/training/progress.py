@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from services.trainer.order import TrainingOrder
-from services.trainer.training.callbacks import Clock, Listener
+from services.trainer.training.callbacks import Callbacks, Clock
 from services.trainer.training.recipe import Recipe
-from services.trainer.training.saving.metrics import Records
+from services.trainer.training.saving.metrics import Metrics
 from services.trainer.training.state import State
 
 PROGRESS_SECONDS = 0.5
@@ -16,7 +16,7 @@ RECORDED = ("step", "epoch", "loss", "lr", "text_encoder_lr", "images_per_second
 """What of a report goes into the metrics; the rest is for those who wait."""
 
 
-class Teller:
+class ProgressReporter:
     """Reports progress, not too often."""
 
     def __init__(
@@ -24,15 +24,15 @@ class Teller:
         state: State,
         recipe: Recipe,
         order: TrainingOrder,
-        listener: Listener,
+        callbacks: Callbacks,
         *,
-        records: Records,
+        records: Metrics,
         clock: Clock,
     ) -> None:
         self._state = state
         self._recipe = recipe
         self._order = order
-        self._listener = listener
+        self._callbacks = callbacks
         self._records = records
         self._clock = clock
         self._told_at: float | None = None
@@ -60,13 +60,13 @@ class Teller:
     def _tell(self, step: int, now: float) -> None:
         self._told_at, self._told_step = now, step
         numbers = self._numbers(step, now)
-        self._listener.progress(numbers)
+        self._callbacks.progress(numbers)
         self._records.add(**{name: numbers[name] for name in RECORDED if name in numbers})
 
     def tell_validation(self, loss: float) -> None:
         """Report what was measured on the images held out."""
         position = self._state.position
-        self._listener.progress(
+        self._callbacks.progress(
             {"step": position.steps, "epoch": position.epoch, "validation_loss": loss}
         )
         self._records.add(step=position.steps, epoch=position.epoch, validation_loss=loss)

@@ -12,7 +12,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from services.trainer.order import Measured
-from services.trainer.training.ema import Average
+from services.trainer.training.ema import Ema
 from services.trainer.training.optimizer import make_optimizer
 from services.trainer.training.recipe import Choices
 from shared.diffusion.loading import Parts
@@ -80,7 +80,7 @@ class State:
     """``unet`` and ``text_encoder``, or the one of them that is not frozen."""
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
-    averages: dict[str, Average] = field(default_factory=dict)
+    averages: dict[str, Ema] = field(default_factory=dict)
     """Of the trained networks, where ``ema_decay_rate`` is asked for: what gets saved."""
     position: Position = field(default_factory=Position)
     losses: Losses = field(default_factory=Losses)
@@ -122,10 +122,10 @@ def _warnings(train: Train) -> list[str]:
     return [drawing] if train.min_snr_gamma is None else [drawing, weights]
 
 
-def _averages(trained: dict[str, torch.nn.Module], decay: float | None) -> dict[str, Average]:
+def _averages(trained: dict[str, torch.nn.Module], decay: float | None) -> dict[str, Ema]:
     if decay is None:
         return {}
-    return {name: Average(network, decay) for name, network in trained.items()}
+    return {name: Ema(network, decay) for name, network in trained.items()}
 
 
 def _trained(parts: Parts, train: Train) -> dict[str, torch.nn.Module]:

@@ -19,14 +19,14 @@ import torch
 from msgspec.structs import replace
 
 from services.trainer.order import Outcome, TrainingOrder
-from services.trainer.training.batches import Latents, Reader
-from services.trainer.training.callbacks import Clock, Listener
-from services.trainer.training.checkpoint_schedule import Keeper
+from services.trainer.training.batches import LatentCache, PrefetchLoader
+from services.trainer.training.callbacks import Callbacks, Clock
+from services.trainer.training.checkpoint_schedule import CheckpointSchedule
 from services.trainer.training.device import probe, this_device
-from services.trainer.training.ema import averaged
-from services.trainer.training.loss import Objective
+from services.trainer.training.ema import ema_weights
+from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.optimizer import set_lr
-from services.trainer.training.progress import Teller
+from services.trainer.training.progress import ProgressReporter
 from services.trainer.training.recipe import (
     Choices,
     Recipe,
@@ -36,12 +36,12 @@ from services.trainer.training.recipe import (
 )
 from services.trainer.training.saving import disk_space, resume
 from services.trainer.training.saving.checkpoint import save_last
-from services.trainer.training.saving.metrics import Records
-from services.trainer.training.saving.snapshot_writer import Sampler
+from services.trainer.training.saving.metrics import Metrics
+from services.trainer.training.saving.snapshot_writer import SnapshotWriter
 from services.trainer.training.state import Position, State, prepare
 from services.trainer.training.validation import Validator
 from shared.dataset.manifest import Manifest, Picture
-from shared.dataset.plan import Batch, Course, plan_epoch, steps_per_epoch, total_steps
+from shared.dataset.plan import Batch, EpochConfig, plan_epoch, steps_per_epoch, total_steps
 from shared.dataset.validation import split
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.noise import with_zero_terminal_snr
@@ -57,18 +57,18 @@ class Run:
     state: State
     pictures: Sequence[Picture]
     """Those that are trained on."""
-    course: Course
+    epoch_config: EpochConfig
     recipe: Recipe
-    reader: Reader
-    objective: Objective
-    records: Records
+    loader: PrefetchLoader
+    objective: DiffusionLoss
+    records: Metrics
     validator: Validator
-    teller: Teller
-    keeper: Keeper
-    sampler: Sampler
+    reporter: ProgressReporter
+    keeper: CheckpointSchedule
+    snapshot_writer: SnapshotWriter
 
 
-def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monotonic) -> Outcome:
+def train(order: TrainingOrder, callbacks: Callbacks, *, clock: Clock = time.monotonic) -> Outcome:
     """Carry out an order.
 
     Raises:
@@ -76,31 +76,31 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
         Passing: the resume point cannot be read, or the disk has no room for what is to be saved.
         Interrupted: the listener asked to stop; what was done is in a resume point, said before.
     """
-    run = set_up(order, listener, clock)
+    run = set_up(order, callbacks, clock)
     request, state = order.train, run.state
 
-    listener.phase("training")
+    callbacks.phase("training")
     run.keeper.validate_when_due()
     for epoch in range(state.position.epoch, request.max_epochs):
-        batches = plan_epoch(run.pictures, run.course, epoch)
+        batches = plan_epoch(run.pictures, run.epoch_config, epoch)
         done = state.position.step_in_epoch  # 0, except in the epoch that is resumed
-        loaded = run.reader.read(batches[done:], epoch)
+        loaded = run.loader.read(batches[done:], epoch)
 
         for group in accumulation_groups(len(batches), request.grad_accum):
             if group.start < done:
                 continue
-            if listener.wished("stop"):
+            if callbacks.command("stop"):
                 run.keeper.end_early()
-                return finish(run, listener)
-            run.sampler.sample_in_time(len(group))
+                return finish(run, callbacks)
+            run.snapshot_writer.sample_in_time(len(group))
             losses = []
             for batch in islice(loaded, len(group)):
-                if listener.should_stop():
+                if callbacks.should_stop():
                     run.keeper.keep_and_stop()  # the group's gradients are lost, not its weights
                 loss = run.objective.loss(batch, epoch)
                 state.scaler.scale(loss / len(group)).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
-                run.teller.tell(len(losses))
+                run.reporter.tell(len(losses))
             last_step = state.position.steps + len(group) - 1
             update(state, lrs=run.recipe.lrs_at(last_step), clip=request.clip_grad_norm)
             state.losses.add(losses, first_step=state.position.steps + 1)
@@ -108,48 +108,54 @@ def train(order: TrainingOrder, listener: Listener, *, clock: Clock = time.monot
             run.keeper.validate_when_due()
             run.keeper.keep_in_time()
 
-    return finish(run, listener)
+    return finish(run, callbacks)
 
 
-def set_up(order: TrainingOrder, listener: Listener, clock: Clock) -> Run:
+def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
     """Read what the order names, and stand where it begins or goes on."""
     device = this_device()
     choices = choose(order.train, probe(device))
 
-    listener.phase("reading the dataset")
+    callbacks.phase("reading the dataset")
     parted = split(Manifest.read(Path(order.dataset)).pictures, order.train.validation)
-    course = Course.of(order.train, seed=order.seed)
+    epoch_config = EpochConfig.of(order.train, seed=order.seed)
     recipe = recipe_for(
         order.train,
-        steps_per_epoch=steps_per_epoch(parted.training, course),
-        total_steps=total_steps(parted.training, course),
+        steps_per_epoch=steps_per_epoch(parted.training, epoch_config),
+        total_steps=total_steps(parted.training, epoch_config),
     )
 
-    listener.phase("loading the base model")
+    callbacks.phase("loading the base model")
     state = begin_or_resume(order, prepare(base_model(order), order.train, choices, device))
 
-    latents = Latents(state.parts.vae)
-    objective = Objective(state, order, choices, latents)
-    records = Records(Path(order.out), resumed=Path(order.resume) if order.resume else None)
+    latents = LatentCache(state.parts.vae)
+    objective = DiffusionLoss(state, order, choices, latents)
+    records = Metrics(Path(order.out), resumed=Path(order.resume) if order.resume else None)
     validator = Validator(state, order, objective, parted.held_out)
-    teller = Teller(state, recipe, order, listener, records=records, clock=clock)
-    keeper = Keeper(
-        state, order, listener, records=records, teller=teller, validator=validator, clock=clock
+    reporter = ProgressReporter(state, recipe, order, callbacks, records=records, clock=clock)
+    keeper = CheckpointSchedule(
+        state,
+        order,
+        callbacks,
+        records=records,
+        reporter=reporter,
+        validator=validator,
+        clock=clock,
     )
     return Run(
         order=order,
         choices=choices,
         state=state,
         pictures=parted.training,
-        course=course,
+        epoch_config=epoch_config,
         recipe=recipe,
-        reader=Reader(Path(order.dataset), parted.training, course, latents),
+        loader=PrefetchLoader(Path(order.dataset), parted.training, epoch_config, latents),
         objective=objective,
         records=records,
         validator=validator,
-        teller=teller,
+        reporter=reporter,
         keeper=keeper,
-        sampler=Sampler(state, order, listener),
+        snapshot_writer=SnapshotWriter(state, order, callbacks),
     )
 
 
@@ -204,15 +210,15 @@ def after(position: Position, batches: list[Batch], group: range) -> Position:
     return replace(done, epoch=position.epoch + 1, step_in_epoch=0) if is_last else done
 
 
-def finish(run: Run, listener: Listener) -> Outcome:
+def finish(run: Run, callbacks: Callbacks) -> Outcome:
     """Write the trained model and sum the run up."""
     order, state = run.order, run.state
     loss = state.losses.mean()  # and so make sure that it is a number
-    listener.phase("saving the trained model")
+    callbacks.phase("saving the trained model")
     require_room(
         Path(order.out), disk_space.last_bytes(state, order.train), "save the trained model"
     )
-    with averaged(state.averages):
+    with ema_weights(state.averages):
         checkpoint, model = save_last(state, order)
     return Outcome(
         checkpoint=str(checkpoint),

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from services.trainer.order import Measured, TrainingOrder, Validated
-from services.trainer.training.batches import Example, Loaded, read_pixels
-from services.trainer.training.ema import averaged
-from services.trainer.training.loss import Objective
+from services.trainer.training.batches import Example, LoadedBatch, read_pixels
+from services.trainer.training.ema import ema_weights
+from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.state import State, finite
 from shared.dataset.buckets import Size
 from shared.dataset.manifest import Picture
-from shared.dataset.plan import Batch, Course, draw, seed_of
-from shared.dataset.validation import held_out_course, plan_held_out
+from shared.dataset.plan import Batch, EpochConfig, augment, seed_of
+from shared.dataset.validation import held_out_config, plan_held_out
 from shared.diffusion.noise import seeded
 from shared.request import Validation
 
@@ -29,7 +29,7 @@ class Validator:
         self,
         state: State,
         order: TrainingOrder,
-        objective: Objective,
+        objective: DiffusionLoss,
         held_out: Sequence[Picture],
     ) -> None:
         self._state = state
@@ -38,9 +38,9 @@ class Validator:
         self._folder = Path(order.dataset)
         self._objective = objective
         self._pictures = held_out
-        own = Course.of(order.train, seed=order.seed)
-        self._course = held_out_course(own, self._validation)
-        self._batches = plan_held_out(held_out, self._course)
+        own = EpochConfig.of(order.train, seed=order.seed)
+        self._epoch_config = held_out_config(own, self._validation)
+        self._batches = plan_held_out(held_out, self._epoch_config)
 
     @property
     def is_due(self) -> bool:
@@ -58,17 +58,17 @@ class Validator:
         is_here = measured and measured[-1].step == self._state.position.steps
         return measured[-1].loss if is_here else None
 
-    def measure(self, heard: Callable[[], None]) -> float:
+    def measure(self, keepalive: Callable[[], None]) -> float:
         """The mean squared error over all held-out images, at plain noise.
 
-        Calls ``heard`` before each batch.
+        Calls ``keepalive`` before each batch.
 
         Raises:
             Refused: it is not a finite number, or an image cannot be read.
         """
         position = self._state.position
-        with torch.no_grad(), averaged(self._state.averages), _evaluating(self._state):
-            errors = torch.cat([self._errors(batch, heard) for batch in self._batches])
+        with torch.no_grad(), ema_weights(self._state.averages), _evaluating(self._state):
+            errors = torch.cat([self._errors(batch, keepalive) for batch in self._batches])
         loss = finite(position.steps, float(errors.mean()))
         self._state.measured.append(Measured(step=position.steps, epoch=position.epoch, loss=loss))
         return loss
@@ -85,21 +85,21 @@ class Validator:
             last=measured[-1],
         )
 
-    def _errors(self, batch: Batch, heard: Callable[[], None]) -> Tensor:
-        heard()
+    def _errors(self, batch: Batch, keepalive: Callable[[], None]) -> Tensor:
+        keepalive()
         generator = seeded(seed_of(self._validation.seed, batch.first, "validation"))
         return self._objective.plain_errors(self._load(batch), generator)
 
-    def _load(self, batch: Batch) -> Loaded:
+    def _load(self, batch: Batch) -> LoadedBatch:
         examples = (
             self._example(index, batch.size, batch.first + place)
             for place, index in enumerate(batch.pictures)
         )
-        return Loaded(batch, tuple(examples))
+        return LoadedBatch(batch, tuple(examples))
 
     def _example(self, index: int, size: Size, position: int) -> Example:
         picture = self._pictures[index]
-        drawn = draw(picture, index, size, self._course, epoch=0, position=position)
+        drawn = augment(picture, index, size, self._epoch_config, epoch=0, position=position)
         pixels = read_pixels(self._folder / picture.file, drawn, size, picture.name)
         return Example(picture, (index, size, False), drawn, pixels)
 

@@ -41,10 +41,10 @@ def test_help_names_every_command(home: Path) -> None:
 
 @pytest.mark.parametrize("service", ["gateway", "fetcher", "trainer", "inferencer", "notifier"])
 def test_a_wrong_setting_is_told_in_one_line(home: Path, service: str) -> None:
-    done = typed(home, "service", service, BEAT="fast")
+    done = typed(home, "service", service, HEARTBEAT="fast")
 
     assert done.returncode == 1
-    assert done.stderr == "everydream: EVERYDREAM_BEAT is 'fast', but takes a number above 0\n"
+    assert done.stderr == "everydream: EVERYDREAM_HEARTBEAT is 'fast', but takes a number above 0\n"
 
 
 def test_so_is_one_that_is_found_out_only_while_all_five_run(home: Path) -> None:

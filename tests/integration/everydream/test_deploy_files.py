@@ -131,10 +131,10 @@ def test_the_broker_keeps_its_name_and_with_it_its_queues() -> None:
 
 
 def test_a_trainer_may_take_as_long_to_save_as_the_runtime_grants() -> None:
-    from shared.worker.runtime import GRACE_BEATS  # noqa: PLC0415 - only this test needs it
+    from shared.worker.runtime import GRACE_HEARTBEATS  # noqa: PLC0415 - only this test needs it
 
     minutes = SERVICES["trainer-cpu"]["stop_grace_period"].removesuffix("m")
-    assert int(minutes) * 60 > GRACE_BEATS * from_environment({}).beat
+    assert int(minutes) * 60 > GRACE_HEARTBEATS * from_environment({}).heartbeat
 
 
 # ----------------------------------------------------------------------------- .env
@@ -171,9 +171,9 @@ def test_without_a_public_endpoint_links_lead_to_the_server_itself() -> None:
 
 
 def test_optional_settings_reach_every_service() -> None:
-    values = FILLED | {"EVERYDREAM_BEAT": "3"}
+    values = FILLED | {"EVERYDREAM_HEARTBEAT": "3"}
     for entry in SERVICES.values():
-        assert from_environment(environment_of(entry, values)).beat == 3
+        assert from_environment(environment_of(entry, values)).heartbeat == 3
 
 
 # ----------------------------------------------------------------------------- settings

@@ -15,12 +15,12 @@ from PIL import Image
 from services.fetcher import progress_meter as meters
 from services.fetcher import work as fetcher_work
 from services.fetcher.models.stage import BaseModels
-from services.fetcher.progress_meter import Meter
+from services.fetcher.progress_meter import ProgressMeter
 from services.fetcher.work import FetcherWork
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
 from shared.dataset.manifest import Manifest, Picture, Report
-from shared.dataset.plan import Course, job_seed, total_steps
+from shared.dataset.plan import EpochConfig, job_seed, total_steps
 from shared.dataset.speed import SPEED_KEY
 from shared.errors import Passing, Refused, Unavailable
 from shared.messaging.messages import (
@@ -230,9 +230,9 @@ async def test_a_job_without_a_seed_is_reported_with_the_one_it_will_be_trained_
 ) -> None:
     shapes = {f"{number}.png": drawn(300 + 40 * number, 512) for number in range(12)}
     url = web.serve("/data.zip", zip_of(shapes))
-    wishes: dict[str, Any] = {"max_epochs": 40, "batch_size": 2, "rated_dataset": True}
+    commands: dict[str, Any] = {"max_epochs": 40, "batch_size": 2, "rated_dataset": True}
 
-    staged = await staging.perform(data_url=url, seed=-1, **wishes)
+    staged = await staging.perform(data_url=url, seed=-1, **commands)
 
     pictures = [
         Picture(file=name, caption="", width=300 + 40 * number, height=512)
@@ -240,7 +240,7 @@ async def test_a_job_without_a_seed_is_reported_with_the_one_it_will_be_trained_
     ]
     asked = staged.train
     seeds = [job_seed(JOB, asked), *range(-1, 9)]
-    steps = [total_steps(pictures, Course.of(asked, seed=seed)) for seed in seeds]
+    steps = [total_steps(pictures, EpochConfig.of(asked, seed=seed)) for seed in seeds]
     assert staged.report["steps"] == steps[0]
     assert steps.count(steps[0]) < 4
 
@@ -455,7 +455,7 @@ def test_a_meter_tells_rate_and_remaining_time_once_it_knows_them(
     told: list[dict[str, Any]] = []
     now = [100.0]
     monkeypatch.setattr(meters, "monotonic", lambda: now[0])
-    meter = Meter("downloading", lambda **numbers: told.append(numbers), lambda: None)
+    meter = ProgressMeter("downloading", lambda **numbers: told.append(numbers), lambda: None)
 
     for seconds, done in ((0.0, 0), (1.0, 1000), (4.0, 4000), (10.0, 10_000)):
         now[0] = 100.0 + seconds

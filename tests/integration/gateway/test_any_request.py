@@ -18,8 +18,8 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from services.gateway.endpoints.uploads import CHUNK
-from services.gateway.jobs.repository import Ledger
-from services.gateway.web.authorization import Door
+from services.gateway.jobs.repository import JobRepository
+from services.gateway.web.authorization import Authorizer
 from services.gateway.web.rate_limits import RATES, Rate
 from shared.messaging.messages import StageFailed, TrainingProgressed
 from shared.messaging.topology import FETCHER, INFERENCER_RESULTS
@@ -47,12 +47,12 @@ WEBHOOK = "https://example.com/hook"
 @pytest.fixture(autouse=True)
 def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of requests of one key are let in."""
-    monkeypatch.setattr("services.gateway.app.Door", door)
+    monkeypatch.setattr("services.gateway.app.Authorizer", authorizer)
     monkeypatch.setattr("services.gateway.jobs.uploads.MOST_UNFINISHED", 10**9)
 
 
-def door(ledger: Ledger) -> Door:
-    return Door(ledger, LIFTED)
+def authorizer(repository: JobRepository) -> Authorizer:
+    return Authorizer(repository, LIFTED)
 
 
 # --- Jobs of every kind -----------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from yarl import URL
 
-from services.gateway.database.connection import Sql
+from services.gateway.database.connection import Database
 from shared.errors import Unavailable
 from shared.messaging.messages import JobStarted
 from shared.messaging.topology import FETCHER, INFERENCER_RESULTS
@@ -44,7 +44,7 @@ from tests.support.services import services_in_a_folder
 
 ROOT = "/v2/everydream-v1"
 CLIENTS_PATIENCE = 3.0
-BEAT = 1.0
+HEARTBEAT = 1.0
 """Slow enough for workers who tell nothing while they are not asked."""
 NOBODYS = JobStarted(job="nobody's", run=1, gpu="")
 Fault = Callable[["Broker"], AbstractAsyncContextManager[None]]
@@ -92,7 +92,7 @@ FAULTS = pytest.mark.parametrize("fault", [away, hung, short_of_disk])
 
 @pytest.fixture
 async def here(tmp_path: Path, broker: Broker) -> AsyncIterator[World]:
-    async with world(tmp_path, amqp_url=broker.url, beat=BEAT) as one:
+    async with world(tmp_path, amqp_url=broker.url, heartbeat=HEARTBEAT) as one:
         yield one
 
 
@@ -116,7 +116,7 @@ async def during(fault: Fault, broker: Broker, here: World) -> AsyncIterator[Non
 async def nothing_is_taken(here: World) -> bool | None:
     """Whether the broker refuses a message that nobody listens for."""
     try:
-        await here.bus.send("nowhere", NOBODYS, needs_listener=False)
+        await here.bus.send("nowhere", NOBODYS, mandatory=False)
     except Unavailable:
         return True
     return None
@@ -206,7 +206,7 @@ async def test_health_counts_workers_that_cannot_be_reached_as_unhealthy(
     fault: Fault, broker: Broker, here: World
 ) -> None:
     await training(here)
-    idle = asyncio.create_task(here.bus.take(INFERENCER_RESULTS))
+    idle = asyncio.create_task(here.bus.get(INFERENCER_RESULTS))
     before = await eventually(lambda: health_with(here, idle=1))
     assert (before["workers"]["unhealthy"], before["workers"]["ready"]) == (0, 2)
 
@@ -233,7 +233,7 @@ async def test_a_gateway_that_starts_without_its_broker_accepts_jobs(
     environment = {
         "EVERYDREAM_AMQP_URL": broker.url,
         "EVERYDREAM_API_KEYS": "a-key",
-        "EVERYDREAM_BEAT": "0.25",
+        "EVERYDREAM_HEARTBEAT": "0.25",
         "EVERYDREAM_DATABASE_URL": f"sqlite:///{tmp_path}/jobs.db",
     }
     async with services_in_a_folder(environment) as services:
@@ -242,7 +242,7 @@ async def test_a_gateway_that_starts_without_its_broker_accepts_jobs(
             job = await run_at(gateway.url)
         async with world(tmp_path / "workers", amqp_url=broker.url) as here:
             async with asyncio.timeout(DEADLINE):
-                assert (await here.bus.take(FETCHER)).message.job == job
+                assert (await here.bus.get(FETCHER)).message.job == job
         await gateway.stop()
 
 
@@ -352,7 +352,7 @@ async def test_without_postgresql_everybody_is_told_to_wait_and_all_goes_on_afte
     fault: Callable[[PostgreSQL], AbstractAsyncContextManager[None]],
     tmp_path: Path, postgres: PostgreSQL, postgres_url: str,
 ) -> None:  # fmt: skip
-    async with world(tmp_path, database_url=postgres_url, beat=BEAT) as here:
+    async with world(tmp_path, database_url=postgres_url, heartbeat=HEARTBEAT) as here:
         job = await here.run(TRAIN_ONLY)
         before = await connections(postgres_url)
         async with fault(postgres):
@@ -373,8 +373,10 @@ POOL = 5
 
 async def idle_again(url: str) -> int | None:
     """How many connections there are, once none is in the middle of something."""
-    async with closing(Sql.open(url)) as sql:
-        (row,) = await sql.all(sa.text(f"{COUNT} and state <> 'idle' and pid <> pg_backend_pid()"))
+    async with closing(Database.open(url)) as database:
+        (row,) = await database.all(
+            sa.text(f"{COUNT} and state <> 'idle' and pid <> pg_backend_pid()")
+        )
     return None if row[0] else await connections(url)
 
 
@@ -382,15 +384,15 @@ COUNT = "select count(*) from pg_stat_activity where datname = current_database(
 
 
 async def connections(url: str) -> int:
-    async with closing(Sql.open(url)) as sql:
-        (row,) = await sql.all(sa.text(f"{COUNT} and pid <> pg_backend_pid()"))
+    async with closing(Database.open(url)) as database:
+        (row,) = await database.all(sa.text(f"{COUNT} and pid <> pg_backend_pid()"))
     return int(row[0])
 
 
 async def test_while_sqlite_is_locked_writes_are_told_to_wait_and_reads_go_on(
     tmp_path: Path,
 ) -> None:
-    async with world(tmp_path, beat=BEAT) as here:
+    async with world(tmp_path, heartbeat=HEARTBEAT) as here:
         job = await here.run(TRAIN_ONLY)
         async with locked(tmp_path / "everydream.db"):
             refused = [("POST", path) for path in ("run", "dataset/check", "cancel/{job}")]

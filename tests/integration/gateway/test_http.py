@@ -254,13 +254,13 @@ async def test_a_key_is_good_for_its_scopes_only(here: World) -> None:
     root = "/v1/everydream-v1"
 
     assert (await here.ask("GET", f"{root}/health", key=reader)).status == 200
-    wishes = ("jobs/x/sample", "jobs/x/save", "jobs/x/stop")
-    for operation in ("run", "runsync", "purge-queue", "cancel/x", "retry/x", *wishes):
+    commands = ("jobs/x/sample", "jobs/x/save", "jobs/x/stop")
+    for operation in ("run", "runsync", "purge-queue", "cancel/x", "retry/x", *commands):
         answer = await here.ask("POST", f"{root}/{operation}", key=reader, json=REQUEST)
         assert (answer.status, "no scope" in answer.body["error"]) == (403, True)
     assert (await here.ask("POST", RUN, key=writer, json=REQUEST)).status == 200
-    for wish in wishes:
-        assert (await here.ask("POST", f"{root}/{wish}", key=writer)).status == 404
+    for command in commands:
+        assert (await here.ask("POST", f"{root}/{command}", key=writer)).status == 404
     assert (await here.ask("POST", f"{root}/purge-queue", key=writer)).status == 403
 
 

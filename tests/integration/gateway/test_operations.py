@@ -13,14 +13,14 @@ import pytest
 from services.gateway.app import Gateway
 from shared.messaging.messages import (
     CheckpointSaved,
-    ClaimAsked,
+    CommandIssued,
     DatasetStaged,
     StageFailed,
     TrainingInterrupted,
     TrainingProgressed,
 )
 from shared.messaging.topology import FETCHER, TRAINER
-from shared.request import Wish
+from shared.request import Command
 from shared.service_process import closing
 from tests.support.gateway_world import (
     KEY,
@@ -247,11 +247,11 @@ async def test_a_worker_of_the_run_before_is_not_heard(here: World) -> None:
 # --- What is wanted of a training at work
 
 
-async def wishes_heard(here: World, times: int) -> list[dict[Wish, int]]:
+async def commands_heard(here: World, times: int) -> list[dict[Command, int]]:
     """What was told to workers, once it was so many times."""
 
-    async def look() -> list[dict[Wish, int]] | None:
-        asked = [each.wishes for each in here.heard.messages if isinstance(each, ClaimAsked)]
+    async def look() -> list[dict[Command, int]] | None:
+        asked = [each.commands for each in here.heard.messages if isinstance(each, CommandIssued)]
         return asked if len(asked) >= times else None
 
     return await eventually(look)
@@ -268,28 +268,28 @@ async def test_what_is_wanted_reaches_the_worker(here: World, kind: str) -> None
     answer = await here.ask("POST", f"{ROOT}/jobs/{job}/{kind}")
 
     assert (answer.status, answer.body) == (200, {"id": job, "status": "IN_PROGRESS"})
-    asked = await here.hears(ClaimAsked)
-    assert (asked.job, asked.claim, asked.wishes) == (job, trainer.id, {kind: 1})
+    asked = await here.hears(CommandIssued)
+    assert (asked.job, asked.claim, asked.commands) == (job, trainer.id, {kind: 1})
 
 
-async def test_what_is_wanted_is_told_with_each_beat_and_is_one_wish_until_it_is_done(
+async def test_what_is_wanted_is_told_with_each_heartbeat_and_is_one_command_until_it_is_done(
     here: World,
 ) -> None:
     job, trainer = await training(here)
     for _ in range(2):
         assert (await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status == 200
     await trainer.say(TrainingProgressed, progress={"step": 1})
-    assert await wishes_heard(here, 3) == [{"save": 1}] * 3
+    assert await commands_heard(here, 3) == [{"save": 1}] * 3
 
     artifact = await trainer.put("a checkpoint", "checkpoint")
-    await trainer.say(CheckpointSaved, artifact=artifact, step=2, epoch=0, wish=1)
+    await trainer.say(CheckpointSaved, artifact=artifact, step=2, epoch=0, command=1)
 
-    async def is_another_wish() -> bool | None:
-        before = len(await wishes_heard(here, 3))
+    async def is_another_command() -> bool | None:
+        before = len(await commands_heard(here, 3))
         await here.ask("POST", f"{ROOT}/jobs/{job}/save")
-        return (await wishes_heard(here, before + 1))[-1] == {"save": 2} or None
+        return (await commands_heard(here, before + 1))[-1] == {"save": 2} or None
 
-    await eventually(is_another_wish)
+    await eventually(is_another_command)
 
 
 @pytest.mark.parametrize("end", ["it is interrupted", "it is never heard again"])
@@ -304,7 +304,7 @@ async def test_what_a_worker_left_undone_and_is_wanted_meanwhile_comes_with_the_
 
     assert (await here.ask("POST", f"{ROOT}/jobs/{job}/stop")).status == 200
 
-    assert (await here.claim(job, "training")).grant.wishes == {"save": 1, "stop": 1}
+    assert (await here.claim(job, "training")).grant.commands == {"save": 1, "stop": 1}
 
 
 async def test_of_a_training_that_is_not_at_work_nothing_can_be_wanted(here: World) -> None:
@@ -334,7 +334,7 @@ async def test_of_somebody_elses_training_nothing_can_be_wanted(here: World) -> 
         assert answer.status == 404
     await here.ask("POST", f"{ROOT}/jobs/{job}/sample")
 
-    assert await wishes_heard(here, 1) == [{"sample": 1}]
+    assert await commands_heard(here, 1) == [{"sample": 1}]
 
 
 async def test_who_wants_too_much_of_a_training_can_still_cancel_it(here: World) -> None:
@@ -377,7 +377,7 @@ async def test_health_counts_ones_own_jobs_and_everybodys_workers(here: World) -
     await here.take(TRAINER)
     await here.claim(retried, "training")
     await here.run()
-    idle = [asyncio.create_task(here.bus.take(TRAINER)) for _ in range(2)]
+    idle = [asyncio.create_task(here.bus.get(TRAINER)) for _ in range(2)]
 
     health = await eventually(lambda: health_with(here, idle=2))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.background.outbox_relay import Relay
-from services.gateway.database.jobs import Database
+from services.gateway.background.outbox_relay import OutboxRelay
+from services.gateway.database.jobs import SqlJobStore
 from services.gateway.ports import Outgoing, StoredJob
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Unavailable, Unroutable
@@ -37,16 +37,16 @@ class FaultyBus:
     """Jobs, and the runs that ``started`` numbers its messages by."""
     tries: int = 0
 
-    async def publish(self, message: Message, *, needs_listener: bool = True) -> None:
+    async def publish(self, message: Message, *, mandatory: bool = True) -> None:
         await self._weather(message)
-        await self.bus.publish(message, needs_listener=needs_listener)
+        await self.bus.publish(message, mandatory=mandatory)
         self.left.append(message.job)
         if isinstance(message, JobStarted):
             self.said.append((message.job, message.run))
 
-    async def send(self, queue: str, message: Message, *, needs_listener: bool = False) -> None:
+    async def send(self, queue: str, message: Message, *, mandatory: bool = False) -> None:
         await self._weather(message)
-        await self.bus.send(queue, message, needs_listener=needs_listener)
+        await self.bus.send(queue, message, mandatory=mandatory)
         self.left.append(message.job)
 
     async def _weather(self, message: Message) -> None:
@@ -60,9 +60,9 @@ class FaultyBus:
 @dataclass
 class Setting:
     url: str
-    jobs: Database
+    jobs: SqlJobStore
     bus: FaultyBus
-    relay: Relay
+    relay: OutboxRelay
     relay_dies: Callable[[], Awaitable[None]]
     written: int = 0
 
@@ -93,7 +93,7 @@ class Setting:
 async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
     broker, url = MemoryBroker(), f"sqlite:///{tmp_path}/jobs.db"
     async with (
-        closing(Database.open(url)) as jobs,
+        closing(SqlJobStore.open(url)) as jobs,
         closing(broker.bus("gateway")) as memory,
     ):
         await jobs.migrate()
@@ -103,12 +103,12 @@ async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
             yield Setting(url, jobs, bus, relay, ends)
 
 
-def relay_of(bus: FaultyBus, jobs: Database) -> Relay:
-    return Relay(bus, jobs, clock=time.time, beat=1.0)  # type: ignore[arg-type]
+def relay_of(bus: FaultyBus, jobs: SqlJobStore) -> OutboxRelay:
+    return OutboxRelay(bus, jobs, clock=time.time, heartbeat=1.0)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
-async def at_work(relay: Relay) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+async def at_work(relay: OutboxRelay) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Run it, to the end or until what is yielded is called."""
     task = asyncio.create_task(relay.run())
 
@@ -128,7 +128,7 @@ def started(job: str, number: int = 0, *, queue: str | None = None, due_in: floa
         id=f"{job}/1/{number}",
         message=encode(JobStarted(job=job, run=number, gpu="")),
         queue=queue,
-        needs_listener=queue is not None,
+        mandatory=queue is not None,
         due_at=time.time() + due_in,
     )
 

@@ -37,7 +37,7 @@ async def finished_after(here: World, seconds: float) -> None:
 
 @asynccontextmanager
 async def idle_trainers(here: World, number: int) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(here.bus.take(TRAINER)) for _ in range(number)]
+    tasks = [asyncio.create_task(here.bus.get(TRAINER)) for _ in range(number)]
     await asyncio.sleep(0)  # one turn of the loop, in which the tasks begin to consume
     try:
         yield

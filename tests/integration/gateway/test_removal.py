@@ -19,7 +19,7 @@ from shared.messaging.messages import JobCancelled, TrainingProgressed, WebhookD
 from shared.messaging.topology import NOTIFIER_WEBHOOKS
 from tests.integration.gateway.test_server_sent_events import following
 from tests.support.gateway_world import (
-    BEAT,
+    HEARTBEAT,
     KEY,
     OTHER_KEY,
     REQUEST,
@@ -56,7 +56,9 @@ async def nothing_is_left(here: World, job: str) -> bool | None:
 def keeper(here: World) -> Retention:
     record, public_url = here.record, here.settings.public_url
     uploads = Uploads(record.uploads, here.store, public_url, here.clock)
-    return Retention(record.jobs, here.store, uploads, clock=here.clock, beat=BEAT, keep_days=30.0)
+    return Retention(
+        record.jobs, here.store, uploads, clock=here.clock, heartbeat=HEARTBEAT, keep_days=30.0
+    )
 
 
 async def test_a_removed_job_takes_its_files_along_and_is_nowhere_seen_again(here: World) -> None:

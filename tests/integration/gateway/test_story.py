@@ -25,7 +25,7 @@ from shared.messaging.messages import (
     CheckpointFinal,
     ClaimGranted,
     DatasetStaged,
-    GatewayBeat,
+    GatewayHeartbeat,
     JobCancelled,
     JobRefused,
     JobRequested,
@@ -56,8 +56,8 @@ from shared.service_process import closing
 from shared.storage.snapshots import sample_key, snapshot_prefix
 from tests.support.gateway_world import (
     API_KEY,
-    BEAT,
     DEADLINE,
+    HEARTBEAT,
     KEY,
     OTHER_KEY,
     REPORT,
@@ -423,13 +423,13 @@ async def test_a_silent_worker_loses_its_claim_and_the_work_is_asked_for_again(
     assert (await eventually(lambda: output_if(here, job, stage="training")))["dataset"]
 
 
-async def test_a_worker_that_beats_keeps_its_claim(here: World) -> None:
+async def test_a_worker_that_heartbeats_keeps_its_claim(here: World) -> None:
     job = await here.run()
     await here.take(FETCHER)
     worker = await here.claim(job, "staging")
     for step in range(12):
         await worker.say(StagingProgressed, progress={"step": step})
-        await asyncio.sleep(BEAT)
+        await asyncio.sleep(HEARTBEAT)
     here.heard.messages.clear()
     await worker.say_started()
     assert isinstance(await here.answer_to(worker.id), ClaimGranted)
@@ -445,16 +445,16 @@ async def test_work_that_vanished_is_put_on_its_queue_again(here: World) -> None
 
 async def test_work_that_waits_in_its_queue_is_not_asked_for_twice(here: World) -> None:
     await here.run()
-    await asyncio.sleep(10 * BEAT)
+    await asyncio.sleep(10 * HEARTBEAT)
     assert await here.bus.depth(FETCHER) == 1
 
 
-async def test_only_the_gateways_own_beats_count(here: World) -> None:
+async def test_only_the_gateways_own_heartbeats_count(here: World) -> None:
     job = await here.run()
     await here.take(FETCHER)
     worker = await here.claim(job, "staging")
     for number in range(100):
-        stranger = GatewayBeat(gateway="gateway/other", number=number)
+        stranger = GatewayHeartbeat(gateway="gateway/other", number=number)
         await here.bus.send(GATEWAY_RECORDER.name, stranger)
     here.heard.messages.clear()
     await worker.say_started()
@@ -605,7 +605,7 @@ async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
 
 async def test_a_program_that_asks_wrongly_hears_of_all_its_mistakes(here: World) -> None:
     wrong = JobRequested(request={"input": {"train": {"flip_p": 2}}})
-    async with here.bus.control(()) as mine:
+    async with here.bus.reply_queue(()) as mine:
         await here.bus.publish(wrong, reply_to=mine.address)
         answer = await anext(aiter(mine.messages()))
 
@@ -719,7 +719,7 @@ async def test_a_broker_that_lost_everything_costs_nothing(tmp_path: Path) -> No
 async def test_the_same_tale_over_rabbitmq_and_postgresql_with_a_broker_that_dies(
     tmp_path: Path, rabbitmq: RabbitMQ, amqp_url: str, postgres_url: str
 ) -> None:
-    async with world(tmp_path, amqp_url=amqp_url, database_url=postgres_url, beat=1.0) as here:
+    async with world(tmp_path, amqp_url=amqp_url, database_url=postgres_url, heartbeat=1.0) as here:
         await asyncio.to_thread(rabbitmq.settle)
         job = await staged(here, {**REQUEST, "webhook": HOOK})
         await asyncio.to_thread(rabbitmq.kill)

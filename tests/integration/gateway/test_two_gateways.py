@@ -43,7 +43,7 @@ class Pair(NamedTuple):
 @pytest.fixture
 async def both(tmp_path: Path, postgres_url: str, amqp_url: str) -> AsyncIterator[Pair]:
     # The beat is slow enough for a worker here, which tells nothing while it is not asked.
-    shared: dict[str, Any] = {"amqp_url": amqp_url, "database_url": postgres_url, "beat": 5.0}
+    shared: dict[str, Any] = {"amqp_url": amqp_url, "database_url": postgres_url, "heartbeat": 5.0}
     async with world(tmp_path, **shared) as one, world(tmp_path, **shared) as other:
         yield Pair(one, other)
 

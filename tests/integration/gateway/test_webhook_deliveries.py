@@ -38,9 +38,9 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
         yield one
 
 
-async def hooked(here: World, web: Web, **wishes: Any) -> tuple[str, Claimed]:
+async def hooked(here: World, web: Web, **commands: Any) -> tuple[str, Claimed]:
     """A job with a webhook, whose training is claimed."""
-    return await training(here, webhook=web.url("/hook"), **wishes)
+    return await training(here, webhook=web.url("/hook"), **commands)
 
 
 def signed(seen: Seen) -> Any:
@@ -69,8 +69,8 @@ async def settled(here: World, job: str, number: int) -> list[dict[str, Any]]:
 async def test_start_output_and_end_arrive_signed_each_with_the_status_of_its_moment(
     here: World, web: Web
 ) -> None:
-    wishes = {"webhook_events_filter": ["start", "output", "completed"]}
-    job, trainer = await hooked(here, web, **wishes)
+    commands = {"webhook_events_filter": ["start", "output", "completed"]}
+    job, trainer = await hooked(here, web, **commands)
     await web.wait_for_posts(1)
     await here.say(SamplesGenerated(job=job, samples=(await trainer.sample(0, 0),)))
     await web.wait_for_posts(2)

@@ -13,7 +13,7 @@ from services.inferencer.generation import batching_pipeline as models
 from services.inferencer.generation.batching_pipeline import Model, is_out_of_memory, ready
 from services.inferencer.generation.generate import Failure, generate
 from services.inferencer.generation.schedulers import make_scheduler
-from services.inferencer.order import Entry
+from services.inferencer.order import ImageRequest
 from shared.diffusion.saving import pipeline
 from shared.request import Scheduler
 from tests.support.drawing import POISON, SIDE, drawn_images, poisoned, small_entry
@@ -49,7 +49,7 @@ def nothing(_step: int, _steps: int) -> None:
 
 
 def pixels_of(
-    model: Model, entries: Sequence[Entry], *, clip_skip: int = 0
+    model: Model, entries: Sequence[ImageRequest], *, clip_skip: int = 0
 ) -> list[np.ndarray[Any, Any]]:
     drawn = drawn_images(generate(model, entries, clip_skip=clip_skip, tell=nothing))
     return [np.asarray(image) for image in drawn]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from services.inferencer.order import About, DrawingOrder
-from services.inferencer.sample_rows import SampleErrands, entries_of
+from services.inferencer.sample_rows import SampleRows, entries_of
 from services.inferencer.work import InferencerWork
 from shared.adapters.folder import FolderStore
 from shared.child.parent import Standby
@@ -32,7 +32,7 @@ from shared.messaging.messages import (
 from shared.request import Inference
 from shared.storage.folders import upload_folder
 from shared.storage.snapshots import snapshot_prefix, standing
-from shared.worker.order import Errand
+from shared.worker.order import BestEffortTask
 from tests.support.models import make_random_model, random_parts
 from tests.support.workers import Facts, files_of, folder_store, granted_order
 
@@ -61,8 +61,10 @@ def facts() -> Facts:
 
 
 @pytest.fixture
-def errands(store: FolderStore, standby: Standby, facts: Facts, tmp_path: Path) -> SampleErrands:
-    return SampleErrands(
+def best_effort_tasks(
+    store: FolderStore, standby: Standby, facts: Facts, tmp_path: Path
+) -> SampleRows:
+    return SampleRows(
         facts, store, standby, scratch=tmp_path / "scratch", cache=tmp_path / "cache"  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -76,12 +78,12 @@ def row(step: int = 4, *, resolution: int = SIDE) -> SampleRow:
     return SampleRow(step=step, epoch=1, prompts=PROMPTS, seed=5, resolution=resolution)
 
 
-def sampled(job: str, *, step: int = 4, base: str = "base", clip_skip: int = 0) -> Errand:
+def sampled(job: str, *, step: int = 4, base: str = "base", clip_skip: int = 0) -> BestEffortTask:
     asked = CheckpointSampled(
         job=job, stage="training", claim="c", snapshot=snapshot_prefix(job, 1, step=step, epoch=1),
         base_model=base, clip_skip=clip_skip, row=row(step),
     )  # fmt: skip
-    return Errand(asked)
+    return BestEffortTask(asked)
 
 
 def final(job: str, *entries: Inference, clip_skip: int = 0) -> CheckpointFinal:
@@ -126,7 +128,7 @@ def steps_told(images: list[Image.Image]) -> list[int]:
 
 
 async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step(
-    store: FolderStore, errands: SampleErrands, results: InferencerWork, facts: Facts,
+    store: FolderStore, best_effort_tasks: SampleRows, results: InferencerWork, facts: Facts,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """By one child, from bases of both kinds, with all networks or one, rows and results alike."""
@@ -146,7 +148,7 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
             guidance_scale=7.5, scheduler="DDIM",
         )  # fmt: skip
 
-        await errands.run(sampled(job, base=f"{job}-base", clip_skip=clip_skip))
+        await best_effort_tasks.run(sampled(job, base=f"{job}-base", clip_skip=clip_skip))
         last = final(job, entry, clip_skip=clip_skip)
         whole = await results.perform(granted_order(last, "generation", facts))
 
@@ -175,7 +177,7 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
 
 
 async def test_a_late_snapshot_is_passed_over_while_a_newer_one_of_its_job_stands(
-    store: FolderStore, errands: SampleErrands, facts: Facts, tmp_path: Path
+    store: FolderStore, best_effort_tasks: SampleRows, facts: Facts, tmp_path: Path
 ) -> None:
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "unet.safetensors").write_bytes(b"")
@@ -183,29 +185,29 @@ async def test_a_late_snapshot_is_passed_over_while_a_newer_one_of_its_job_stand
         prefix = snapshot_prefix("job", 1, step=step, epoch=1)
         await upload_folder(store, tmp_path / "weights", prefix)
 
-    await errands.run(sampled("job", step=4))
+    await best_effort_tasks.run(sampled("job", step=4))
 
     assert [each.step for each in await standing(store, "job")] == [8]
     assert facts.said == []
 
 
 async def test_a_snapshot_that_is_gone_or_broken_leaves_nothing_to_do(
-    store: FolderStore, errands: SampleErrands, facts: Facts, tmp_path: Path
+    store: FolderStore, best_effort_tasks: SampleRows, facts: Facts, tmp_path: Path
 ) -> None:
     await upload_folder(store, make_random_model(tmp_path / "model"), "base")
     other = random_parts(layers=2)
     save_weights({"unet": other.unet}, tmp_path / "other")
     await upload_folder(store, tmp_path / "other", snapshot_prefix("broken", 1, step=4, epoch=1))
 
-    await errands.run(sampled("gone"))
-    await errands.run(sampled("broken"))
+    await best_effort_tasks.run(sampled("gone"))
+    await best_effort_tasks.run(sampled("broken"))
 
     assert facts.said == []
     assert await standing(store, "broken") == []
 
 
 async def test_a_snapshot_stands_while_the_store_or_the_broker_is_away(
-    store: FolderStore, errands: SampleErrands, facts: Facts, tmp_path: Path,
+    store: FolderStore, best_effort_tasks: SampleRows, facts: Facts, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     base = make_random_model(tmp_path / "base")
@@ -217,7 +219,7 @@ async def test_a_snapshot_stands_while_the_store_or_the_broker_is_away(
 
     monkeypatch.setattr(facts, "publish", away)
     with pytest.raises(Unavailable):
-        await errands.run(sampled("job"))
+        await best_effort_tasks.run(sampled("job"))
 
     assert [each.step for each in await standing(store, "job")] == [4]
 

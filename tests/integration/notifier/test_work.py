@@ -65,7 +65,7 @@ class Publishing:
                 secret_key=s3.accessSecret, prefix=s3.objectPath, guard=guard,
             )  # fmt: skip
 
-        return NotifierWork(self.ours, open_bucket, key=KEY, scratch=self.scratch, beat=0.01)
+        return NotifierWork(self.ours, open_bucket, key=KEY, scratch=self.scratch, heartbeat=0.01)
 
     async def stored(self, name: str, kind: Any, data: bytes) -> Artifact:
         """A file that a worker has left in our store."""
@@ -271,7 +271,7 @@ async def test_the_samples_that_the_grant_names_land_beside_the_images(
 ) -> None:
     sample = await publishing.stored("sample-gs00000-000.png", "sample", b"a first row")
     order = publishing.order(await drawn(publishing), objectPath="")
-    order.hear(msgspec.structs.replace(order.grant, samples=(sample,)))
+    order.receive(msgspec.structs.replace(order.grant, samples=(sample,)))
 
     published = await published_by(publishing, order)
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from shared.child.parent import Child, ChildDied
-from shared.child.process import Mouth
+from shared.child.process import RecordWriter
 from shared.child.records import AnyRecord, Done, Phase, Ready, Stopped
 from tests.support.scripted_child import Script
 
@@ -157,4 +157,4 @@ def _is_zombie(pid: int) -> bool:
 
 def test_a_record_that_would_not_be_atomic_is_our_mistake_and_raises() -> None:
     with pytest.raises(ValueError, match="a record of"):
-        Mouth(0).say(Phase(name="x" * 5000))
+        RecordWriter(0).write(Phase(name="x" * 5000))

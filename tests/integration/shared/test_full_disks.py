@@ -17,7 +17,7 @@ from services.fetcher.download import download
 from shared import disk
 from shared.adapters.folder import INCOMING, FolderStore
 from shared.errors import Full, Passing
-from shared.ports import unheard
+from shared.ports import no_keepalive
 from shared.storage.folders import download_folder, upload_folder
 from tests.support.gateway_world import KEY, World, world
 from tests.support.servers.web import Page, Web
@@ -133,7 +133,7 @@ async def test_an_archive_is_unpacked_only_where_all_of_it_has_room(
 ) -> None:
     archive = archive_of(tmp_path, DOES_NOT_FIT // 2)
     with pytest.raises(Full, match="no room on the disk to unpack the upload"):
-        await unpack(archive, small, shown="the upload", heard=unheard)
+        await unpack(archive, small, shown="the upload", keepalive=no_keepalive)
     assert files_in(small) == []
 
 
@@ -142,7 +142,7 @@ async def test_a_disk_that_fills_up_is_no_damage_of_the_archive(
 ) -> None:
     archive = archive_of(tmp_path, DISK)
     with unseen(monkeypatch), pytest.raises(Passing, match="the disk has filled up"):
-        await unpack(archive, small, shown="the upload", heard=unheard)
+        await unpack(archive, small, shown="the upload", keepalive=no_keepalive)
 
 
 # --- The gateway

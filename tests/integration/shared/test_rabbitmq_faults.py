@@ -20,17 +20,17 @@ from shared.errors import SettingsError, Unavailable
 from shared.messaging.envelope import Envelope, envelope_for
 from shared.messaging.messages import (
     ClaimGranted,
-    GatewayBeat,
+    GatewayHeartbeat,
     JobCancelled,
     JobRequested,
     WebhookDue,
     encode,
 )
 from shared.messaging.topology import EXCHANGE, GATEWAY_INTAKE, NOTIFIER_WEBHOOKS, QUEUES
-from shared.ports import Control
+from shared.ports import ReplyQueue
 from tests.contract.bus_worlds import (
-    BEAT,
     DEADLINE,
+    HEARTBEAT,
     TRACEPARENT,
     RabbitMQWorld,
     plain_channel,
@@ -57,7 +57,7 @@ async def bus(amqp_url: str) -> AsyncIterator[RabbitMQBus]:
 async def open_bus(url: str, source: str = "tester/1") -> RabbitMQBus:
     async with asyncio.timeout(DEADLINE):
         return await RabbitMQBus.open(
-            url, source=source, beat=BEAT, traceparent=lambda: TRACEPARENT
+            url, source=source, heartbeat=HEARTBEAT, traceparent=lambda: TRACEPARENT
         )
 
 
@@ -78,7 +78,7 @@ async def confirmed(bus: RabbitMQBus, number: int) -> bool:
 
 async def taken(bus: RabbitMQBus) -> int:
     async with asyncio.timeout(DEADLINE):
-        delivery = await bus.take(NOTIFIER_WEBHOOKS)
+        delivery = await bus.get(NOTIFIER_WEBHOOKS)
     await delivery.ack()
     assert isinstance(delivery.message, WebhookDue)
     return delivery.message.attempt
@@ -127,10 +127,10 @@ async def test_a_taken_message_comes_again_after_a_cut_and_its_old_ack_means_not
     rabbitmq: RabbitMQ, bus: RabbitMQBus
 ) -> None:
     await publish(bus, 1, 2)
-    first = await bus.take(NOTIFIER_WEBHOOKS)
+    first = await bus.get(NOTIFIER_WEBHOOKS)
 
     await cut_all(rabbitmq)
-    again = await bus.take(NOTIFIER_WEBHOOKS)
+    again = await bus.get(NOTIFIER_WEBHOOKS)
     await first.ack()
     await first.release()
 
@@ -159,22 +159,22 @@ async def test_what_a_consumer_had_in_hand_comes_again_in_order_after_a_cut(
 async def test_a_control_queue_is_replaced_after_a_cut_and_hears_on(
     rabbitmq: RabbitMQ, bus: RabbitMQBus
 ) -> None:
-    async with bus.control(["job.cancelled"]) as control:
-        messages = control.messages()
-        old = control.address
+    async with bus.reply_queue(["job.cancelled"]) as reply_queue:
+        messages = reply_queue.messages()
+        old = reply_queue.address
 
         await cut_all(rabbitmq)
-        await eventually(lambda: control.address != old)
-        await says_until_confirmed(bus, control)
+        await eventually(lambda: reply_queue.address != old)
+        await says_until_confirmed(bus, reply_queue)
 
         async with asyncio.timeout(DEADLINE):
             heard = [await anext(messages), await anext(messages)]
         assert heard == [GRANT, CANCELLED]
 
 
-async def says_until_confirmed(bus: RabbitMQBus, control: Control) -> None:
+async def says_until_confirmed(bus: RabbitMQBus, reply_queue: ReplyQueue) -> None:
     async with asyncio.timeout(DEADLINE):
-        await bus.send(control.address, GRANT, needs_listener=True)
+        await bus.send(reply_queue.address, GRANT, mandatory=True)
         await bus.publish(CANCELLED)
 
 
@@ -205,9 +205,9 @@ async def test_what_was_confirmed_survives_the_node_and_everybody_goes_on_by_him
     rabbitmq: RabbitMQ, amqp_url: str, bus: RabbitMQBus
 ) -> None:
     await publish(bus, 1, 2)
-    held = await bus.take(NOTIFIER_WEBHOOKS)
-    async with bus.control([]) as control:
-        old = control.address
+    held = await bus.get(NOTIFIER_WEBHOOKS)
+    async with bus.reply_queue([]) as reply_queue:
+        old = reply_queue.address
 
         await asyncio.to_thread(rabbitmq.kill)
         await held.ack()
@@ -226,7 +226,7 @@ async def test_what_was_confirmed_survives_the_node_and_everybody_goes_on_by_him
         assert await taken(bus) == 2
         await publish(bus, 4)
         assert await taken(bus) == 4
-        await eventually(lambda: control.address != old)
+        await eventually(lambda: reply_queue.address != old)
         await (await opening).close()
 
 
@@ -237,7 +237,7 @@ async def test_a_bus_that_waits_for_its_broker_can_be_given_up(rabbitmq: RabbitM
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
-            await RabbitMQBus.open(url, source="tester/1", beat=BEAT)
+            await RabbitMQBus.open(url, source="tester/1", heartbeat=HEARTBEAT)
 
     assert asyncio.all_tasks() == before
 
@@ -316,7 +316,7 @@ async def test_a_message_that_is_not_taken_holds_up_no_other(
 
         said = 0
         while not stuck.done():
-            await bus.publish(webhook(said), needs_listener=True)
+            await bus.publish(webhook(said), mandatory=True)
             said += 1
 
         with pytest.raises(Unavailable):
@@ -419,7 +419,7 @@ async def requested(url: str, bus: RabbitMQBus, message: aio_pika.Message) -> En
     async with plain_channel(url) as channel:
         exchange = await channel.get_exchange(EXCHANGE)
         await exchange.publish(message, "job.requested")
-    delivery = await bus.take(GATEWAY_INTAKE)
+    delivery = await bus.get(GATEWAY_INTAKE)
     await delivery.ack()
     assert delivery.message == REQUEST
     return delivery.envelope
@@ -449,14 +449,14 @@ async def test_a_producer_that_sends_no_cloud_event_is_known_by_its_properties(
 async def test_a_url_that_leads_nowhere_is_refused_without_showing_it() -> None:
     for url in ("http://guest:hush@host/", "amqp://", "amqp://guest:hush@host:port/"):
         with pytest.raises(SettingsError) as refused:
-            await RabbitMQBus.open(url, source="tester/1", beat=BEAT)
+            await RabbitMQBus.open(url, source="tester/1", heartbeat=HEARTBEAT)
         assert "hush" not in str(refused.value)
 
 
 async def test_a_take_touches_nothing_but_what_it_takes(amqp_url: str, bus: RabbitMQBus) -> None:
     await publish(bus, 1, 2)
 
-    await (await bus.take(NOTIFIER_WEBHOOKS)).ack()
+    await (await bus.get(NOTIFIER_WEBHOOKS)).ack()
 
     async with plain_channel(amqp_url) as channel:
         queue = await channel.get_queue(NOTIFIER_WEBHOOKS.name)
@@ -479,7 +479,7 @@ async def test_a_request_that_the_broker_drops_leaves_no_word_of_what_was_asked(
 
     world = RabbitMQWorld(amqp_url)
     await until(something_is_there)
-    assert [letter.queue for letter in await world.dead_letters()] == [NOTIFIER_WEBHOOKS.name]
+    assert [message.queue for message in await world.dead_letters()] == [NOTIFIER_WEBHOOKS.name]
 
 
 # --- In the log
@@ -491,11 +491,11 @@ async def test_losses_are_told_in_a_line_each_without_traceback_or_password(
     url = await with_password(rabbitmq, amqp_url, "hush-hush")
     with structlog.testing.capture_logs() as told:
         bus = await open_bus(url)
-        taking = asyncio.create_task(bus.take(NOTIFIER_WEBHOOKS))
-        async with bus.control([]):
+        taking = asyncio.create_task(bus.get(NOTIFIER_WEBHOOKS))
+        async with bus.reply_queue([]):
             await asyncio.to_thread(rabbitmq.kill)
             with pytest.raises(Unavailable):
-                await bus.publish(GatewayBeat(gateway="g", number=1))
+                await bus.publish(GatewayHeartbeat(gateway="g", number=1))
             await asyncio.to_thread(rabbitmq.start)
             await eventually(lambda: told_of(told, "broker_lost") >= 2 and both_are_up(told))
         taking.cancel()
@@ -523,7 +523,7 @@ def both_are_up(told: Sequence[object]) -> bool:
 
 
 def told_of(told: Sequence[object], event: str) -> int:
-    return sum(event in str(line) for line in told)
+    return sum(event in str(connection) for connection in told)
 
 
 # --- Somebody else has declared our topology
@@ -549,4 +549,8 @@ async def test_a_queue_with_other_arguments_is_told_and_once_it_is_gone_all_goes
 
 
 def complaints(told: Sequence[MutableMapping[str, Any]]) -> list[str]:
-    return [str(line["why"]) for line in told if line["event"] == "topology_differs"]
+    return [
+        str(connection["reason"])
+        for connection in told
+        if connection["event"] == "topology_differs"
+    ]

@@ -276,7 +276,7 @@ async def test_a_cancelled_upload_leaves_no_parts_in_the_bucket(
     (tmp_path / "big").write_bytes(bytes(PART_BYTES * 12))
     begun = asyncio.Event()
     async with asyncio.timeout(SECONDS), users_bucket(s3_server, s3_bucket) as store:
-        upload = asyncio.create_task(store.upload(tmp_path / "big", "key", heard=begun.set))
+        upload = asyncio.create_task(store.upload(tmp_path / "big", "key", keepalive=begun.set))
         await begun.wait()
         assert len(await parts_left(s3_server, s3_bucket)) == 1
         upload.cancel()
@@ -293,7 +293,7 @@ async def test_an_upload_whose_file_shrinks_makes_no_object_and_leaves_no_parts(
     big.write_bytes(bytes(PART_BYTES * 12))
     async with asyncio.timeout(SECONDS), users_bucket(s3_server, s3_bucket) as store:
         with pytest.raises(Unavailable, match="big became shorter"):
-            await store.upload(big, "key", heard=lambda: os.truncate(big, PART_BYTES))
+            await store.upload(big, "key", keepalive=lambda: os.truncate(big, PART_BYTES))
         assert not await store.exists("key")
     assert await parts_left(s3_server, s3_bucket) == []
 

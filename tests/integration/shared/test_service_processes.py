@@ -29,7 +29,11 @@ async def test_services_run_several_times_each_and_nothing_is_left_of_them(
     amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
 ) -> None:
     environment = shared_environment(
-        amqp_url=amqp_url, database_url=postgres_url, s3=s3_server, bucket=s3_bucket, BEAT="0.5"
+        amqp_url=amqp_url,
+        database_url=postgres_url,
+        s3=s3_server,
+        bucket=s3_bucket,
+        HEARTBEAT="0.5",
     )
     async with running(["gateway", "gateway", "trainer", "trainer"], environment) as services:
         assert len({gateway.url for gateway in services.named("gateway")}) == 2

@@ -16,10 +16,10 @@ import torch
 
 from services.gateway.jobs import transitions
 from services.gateway.jobs.request_parser import parse_request
-from services.trainer.training.child import Stop, Voice, carry_out
+from services.trainer.training.child import ParentCallbacks, Stop, carry_out
 from shared.child.parent import Child, ChildDied, start_ready
-from shared.child.process import Mouth
-from shared.child.records import AnyRecord, Done, GivenUp, Phase, Progress, Saved
+from shared.child.process import RecordWriter
+from shared.child.records import AnyRecord, Done, Failed, Phase, Progress, Saved
 from shared.messaging.messages import (
     AnyMessage,
     DatasetStaged,
@@ -97,15 +97,15 @@ def test_a_job_that_runs_out_of_memory_ends_with_settings_that_would_fit(
     monkeypatch.setattr("services.trainer.training.train.train", train)
     order = training_order(tmp_path, dataset=tmp_path, base=tmp_path, **settings)
 
-    given_up = carry_out(order, Voice(Mouth(-1), Stop.__new__(Stop)))
+    given_up = carry_out(order, ParentCallbacks(RecordWriter(-1), Stop.__new__(Stop)))
 
-    assert isinstance(given_up, GivenUp)
+    assert isinstance(given_up, Failed)
     error = error_of_a_job_whose_training(given_up)
     assert "out of memory" in error
     assert advice in error
 
 
-def error_of_a_job_whose_training(given_up: GivenUp) -> str:
+def error_of_a_job_whose_training(given_up: Failed) -> str:
     """What the client reads when every attempt gives up like this."""
     body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
     step = transitions.admit("j", "me", parse_request(body), body["input"], sealed=None, now=0.0)
@@ -123,7 +123,7 @@ def error_of_a_job_whose_training(given_up: GivenUp) -> str:
             StageFailed(job="j", stage="training", claim=claim, kind=kind, reason=given_up.reason)
         )
     for fact in facts:
-        step = transitions.advance(step.job, fact, control="c", now=1.0, beat=1.0)
+        step = transitions.advance(step.job, fact, reply_queue="c", now=1.0, heartbeat=1.0)
     assert step.job.status == "FAILED"
     assert step.job.error is not None
     return step.job.error

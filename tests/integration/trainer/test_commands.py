@@ -52,7 +52,7 @@ def test_a_run_that_is_stopped_ends_with_the_weights_that_the_whole_run_has_at_t
     kind, point, step, _ = whole.kept[-1]
     assert (kind, step) == ("resume_point", 5)
 
-    stopped = train(training_order(tmp_path / "stopped", **settings), Notes(wishes={"stop": [4]}))
+    stopped = train(training_order(tmp_path / "stopped", **settings), Notes(commands={"stop": [4]}))
 
     assert (stopped.steps, stopped.updates, stopped.epochs, stopped.images) == (5, 3, 1, 5)
     assert stopped.warnings == ["stopped on request after step 5 of 12"]
@@ -67,7 +67,7 @@ def test_a_run_that_is_stopped_reports_and_measures_its_last_step_once(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """The clock stands still, so that nothing else is reported but the first step."""
-    notes = Notes(wishes={"stop": [3]})
+    notes = Notes(commands={"stop": [3]})
     order = training_order(
         tmp_path, dataset=dataset, base=base, max_epochs=9, validation=Validation(every_n_epochs=9)
     )
@@ -89,11 +89,11 @@ def test_a_run_that_is_stopped_before_its_first_step_or_just_where_it_goes_on_do
     def order(name: str, **more: Any) -> TrainingOrder:
         return training_order(tmp_path / name, dataset=dataset, base=base, **more)
 
-    first = train(order("first"), Notes(wishes={"stop": [0]}))
+    first = train(order("first"), Notes(commands={"stop": [0]}))
     begun = Notes(stop_when=lambda asked: asked == 4)
     with pytest.raises(Interrupted):
         train(order("begun"), begun)
-    again = train(order("again", resume=begun.kept[-1][1]), Notes(wishes={"stop": [0]}))
+    again = train(order("again", resume=begun.kept[-1][1]), Notes(commands={"stop": [0]}))
 
     assert (first.steps, first.loss) == (0, None)
     assert first.warnings == ["stopped on request after step 0 of 6"]
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_is_wanted_is_saved_after_the_update_under_way(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """Two wishes at once are granted by one; each later one by another."""
-    notes = Notes(wishes={"save": [1, 1, 4]})
+    notes = Notes(commands={"save": [1, 1, 4]})
     order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=3, grad_accum=2)
 
     outcome = train(order, notes)
@@ -141,7 +141,7 @@ class Drawing(Notes):
 def test_a_row_that_is_wanted_is_taken_from_the_weights_as_they_are(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes(wishes={"sample": [2]})
+    notes = Notes(commands={"sample": [2]})
     order = training_order(tmp_path, dataset=dataset, base=base, sample_every=100)
 
     train(order, notes)
@@ -150,10 +150,10 @@ def test_a_row_that_is_wanted_is_taken_from_the_weights_as_they_are(
     assert notes.granted == [("snapshot", 2, 1)]
 
 
-def test_a_row_that_is_due_anyway_grants_the_wish(
+def test_a_row_that_is_due_anyway_grants_the_command(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes(wishes={"sample": [3]})
+    notes = Notes(commands={"sample": [3]})
     order = training_order(tmp_path, dataset=dataset, base=base, sample_every=3)
 
     train(order, notes)
@@ -165,7 +165,7 @@ def test_a_row_that_is_due_anyway_grants_the_wish(
 def test_a_row_that_is_wanted_waits_while_two_stand_undrawn(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Drawing(4, wishes={"sample": [1, 2]})
+    notes = Drawing(4, commands={"sample": [1, 2]})
     order = training_order(tmp_path, dataset=dataset, base=base, sample_every=100)
 
     outcome = train(order, notes)
@@ -175,10 +175,10 @@ def test_a_row_that_is_wanted_waits_while_two_stand_undrawn(
     assert outcome.warnings == []
 
 
-def test_where_there_is_nothing_to_draw_the_wish_is_answered_by_one_warning(
+def test_where_there_is_nothing_to_draw_the_command_is_answered_by_one_warning(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes(wishes={"sample": [1]})
+    notes = Notes(commands={"sample": [1]})
 
     outcome = train(training_order(tmp_path, dataset=dataset, base=base), notes)
 

@@ -11,8 +11,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from services.trainer.training import train as loop
-from services.trainer.training.batches import Loaded
-from services.trainer.training.loss import Objective
+from services.trainer.training.batches import LoadedBatch
+from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.state import State
 from services.trainer.training.train import train
 from shared.dataset.plan import seed_of
@@ -31,15 +31,15 @@ class Step:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._loss, self._update, self._clip = (
-            Objective.loss, loop.update, torch.nn.utils.clip_grad_norm_
+            DiffusionLoss.loss, loop.update, torch.nn.utils.clip_grad_norm_
         )  # fmt: skip
         self.norms: list[float] = []
-        monkeypatch.setattr(Objective, "loss", self._note_loss())
+        monkeypatch.setattr(DiffusionLoss, "loss", self._note_loss())
         monkeypatch.setattr(loop, "update", self._note_update)
         monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", self._note_norm)
 
     def _note_loss(self) -> Any:
-        def note(objective: Objective, loaded: Loaded, epoch: int) -> Tensor:
+        def note(objective: DiffusionLoss, loaded: LoadedBatch, epoch: int) -> Tensor:
             self.loaded = loaded
             loss = self._loss(objective, loaded, epoch)
             self.loss = float(loss.detach())
@@ -94,7 +94,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert float((off > LR / 5000).float().mean()) < 0.01
 
 
-def textbook_step(parts: Parts, loaded: Loaded, seed: int) -> tuple[float, list[float]]:
+def textbook_step(parts: Parts, loaded: LoadedBatch, seed: int) -> tuple[float, list[float]]:
     """Loss and norms of the gradients; afterwards the parts have the new weights."""
     scheduler = DDPMScheduler.from_config(parts.scheduler_config)
     generator = seeded(seed)

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from services.trainer.order import Outcome
 from services.trainer.training import train as loop
-from services.trainer.training.batches import Latents, Reader
-from services.trainer.training.loss import Objective
+from services.trainer.training.batches import LatentCache, PrefetchLoader
+from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.recipe import Choices
 from services.trainer.training.saving.metrics import read_lines
 from services.trainer.training.state import State, prepare
 from services.trainer.training.train import train
 from shared.dataset.manifest import Manifest
-from shared.dataset.plan import Course, plan_epoch
+from shared.dataset.plan import EpochConfig, plan_epoch
 from shared.dataset.validation import split
 from shared.diffusion.loading import load
 from shared.errors import Interrupted, Refused
@@ -52,12 +52,15 @@ def first_loss(base: Path, dataset: Path, out: Path, **options: Any) -> float:
     """The loss of the first batch, before anything is learnt."""
     order = training_order(out, dataset=dataset, base=base, batch_size=4, **options)
     state = prepare(loop.base_model(order), order.train, CPU, torch.device("cpu"))
-    latents = Latents(state.parts.vae)
-    pictures, course = Manifest.read(dataset).pictures, Course.of(order.train, seed=order.seed)
-    reader = Reader(dataset, pictures, course, latents)
-    (batch,) = reader.read(plan_epoch(pictures, course, 0), 0)
+    latents = LatentCache(state.parts.vae)
+    pictures, epoch_config = (
+        Manifest.read(dataset).pictures,
+        EpochConfig.of(order.train, seed=order.seed),
+    )
+    loader = PrefetchLoader(dataset, pictures, epoch_config, latents)
+    (batch,) = loader.read(plan_epoch(pictures, epoch_config, 0), 0)
     with torch.no_grad():
-        return float(Objective(state, order, CPU, latents).loss(batch, 0))
+        return float(DiffusionLoss(state, order, CPU, latents).loss(batch, 0))
 
 
 @pytest.mark.parametrize(
@@ -87,13 +90,13 @@ def test_timesteps_come_from_the_range_asked_for_and_no_other(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[int] = set()
-    real = Objective._answer
+    real = DiffusionLoss._answer
 
-    def spy(objective: Objective, *arguments: Any) -> Any:
+    def spy(objective: DiffusionLoss, *arguments: Any) -> Any:
         seen.update(arguments[-1].tolist())
         return real(objective, *arguments)
 
-    monkeypatch.setattr(Objective, "_answer", spy)
+    monkeypatch.setattr(DiffusionLoss, "_answer", spy)
     train(
         training_order(
             tmp_path, dataset=dataset, base=base, max_epochs=3, timestep_start=7, timestep_end=9
@@ -241,13 +244,13 @@ def test_held_out_images_are_never_trained_on(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[str] = set()
-    real = Objective.loss
+    real = DiffusionLoss.loss
 
-    def spy(objective: Objective, loaded: Any, epoch: int) -> Tensor:
+    def spy(objective: DiffusionLoss, loaded: Any, epoch: int) -> Tensor:
         seen.update(each.picture.file for each in loaded.examples)
         return real(objective, loaded, epoch)
 
-    monkeypatch.setattr(Objective, "loss", spy)
+    monkeypatch.setattr(DiffusionLoss, "loss", spy)
     validated(base, dataset, tmp_path, notes=Notes(), max_epochs=2, validation=Validation())
 
     held_out = split(Manifest.read(dataset).pictures, Validation()).held_out
@@ -305,7 +308,7 @@ def test_a_validation_that_comes_out_as_no_number_ends_the_run(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan = torch.tensor([float("nan")])
-    monkeypatch.setattr(Objective, "plain_errors", lambda *_: nan)
+    monkeypatch.setattr(DiffusionLoss, "plain_errors", lambda *_: nan)
 
     with pytest.raises(Refused, match="nan at step 0"):
         validated(base, dataset, tmp_path, notes=Notes(), validation=Validation())

@@ -42,9 +42,9 @@ class Drawn(Notes):
         epoch: int,
         validation_loss: float | None = None,
         *,
-        wish: int = 0,
+        command: int = 0,
     ) -> None:
-        super().saved(kind, path, step, epoch, validation_loss, wish=wish)
+        super().saved(kind, path, step, epoch, validation_loss, command=command)
         if kind == "snapshot":
             shutil.rmtree(path)
 

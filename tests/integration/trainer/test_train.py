@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from services.trainer.order import Outcome, TrainingOrder
 from services.trainer.training import train as loop
-from services.trainer.training.loss import Objective
+from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.recipe import Choices
 from services.trainer.training.saving.metrics import read_lines
 from services.trainer.training.state import State
@@ -227,7 +227,7 @@ def test_an_accumulated_update_is_the_mean_over_the_groups_real_steps(
     """Three steps by twos: after the pair and after the single one, gradients are means alike."""
     data = make_dataset(tmp_path / "data", images=3)
     norms: list[float] = []
-    monkeypatch.setattr(Objective, "loss", _sum_of_weights)
+    monkeypatch.setattr(DiffusionLoss, "loss", _sum_of_weights)
     monkeypatch.setattr(loop, "update", lambda state, **_: _note_and_forget(state, norms))
 
     train(training_order(tmp_path / "out", dataset=data, base=base, max_epochs=2, grad_accum=2),
@@ -236,7 +236,7 @@ def test_an_accumulated_update_is_the_mean_over_the_groups_real_steps(
     assert norms == pytest.approx([1.0, 1.0, 1.0, 1.0])
 
 
-def _sum_of_weights(objective: Objective, *_: object) -> torch.Tensor:
+def _sum_of_weights(objective: DiffusionLoss, *_: object) -> torch.Tensor:
     return torch.as_tensor(objective._parts.unet.conv_in.weight.sum())
 
 
@@ -293,14 +293,14 @@ def test_a_batch_filled_with_repeats_counts_less(
         "services.trainer.training.loss.F.mse_loss",
         lambda said, wanted, **_: (said - wanted) * 0 + 1.0,
     )
-    real = Objective.loss
+    real = DiffusionLoss.loss
 
     def spy(*arguments: Any) -> torch.Tensor:
         loss = real(*arguments)
         factors.append(float(loss.detach()))
         return loss
 
-    monkeypatch.setattr(Objective, "loss", spy)
+    monkeypatch.setattr(DiffusionLoss, "loss", spy)
     outcome = train(
         training_order(tmp_path, dataset=dataset, base=base, max_epochs=1, batch_size=2), Notes()
     )
@@ -312,13 +312,13 @@ def test_a_batch_filled_with_repeats_counts_less(
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step_and_advice(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Objective.loss, []
+    real, calls = DiffusionLoss.loss, []
 
     def spy(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         return real(*arguments) * (float("nan") if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(Objective, "loss", spy)
+    monkeypatch.setattr(DiffusionLoss, "loss", spy)
 
     with pytest.raises(Refused, match=r"nan at step 2\b.*lower lr"):
         train(training_order(tmp_path, dataset=dataset, base=base), Notes())
@@ -409,13 +409,13 @@ def test_a_dropped_caption_is_the_empty_one_and_all_images_may_be_mirrored(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, bool]] = []
-    real = Objective.loss
+    real = DiffusionLoss.loss
 
-    def spy(objective: Objective, loaded: Any, epoch: int) -> torch.Tensor:
+    def spy(objective: DiffusionLoss, loaded: Any, epoch: int) -> torch.Tensor:
         seen.extend((each.draw.caption, each.draw.flip) for each in loaded.examples)
         return real(objective, loaded, epoch)
 
-    monkeypatch.setattr(Objective, "loss", spy)
+    monkeypatch.setattr(DiffusionLoss, "loss", spy)
     train(
         training_order(
             tmp_path, dataset=dataset, base=base, max_epochs=1, cond_dropout=1.0, flip_p=1.0
@@ -430,9 +430,9 @@ def test_mixed_precision_changes_what_is_computed_and_not_what_is_kept(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a card with bf16: one step from the same weights, noise and timesteps."""
-    wishes: dict[str, Any] = {"max_epochs": 1, "batch_size": 3, "save_full_precision": True}
+    commands: dict[str, Any] = {"max_epochs": 1, "batch_size": 3, "save_full_precision": True}
     orders = [
-        training_order(tmp_path / name, dataset=dataset, base=base, **wishes)
+        training_order(tmp_path / name, dataset=dataset, base=base, **commands)
         for name in ("fp32", "bf16")
     ]
     full = train(orders[0], Notes())

@@ -24,14 +24,14 @@ from shared.messaging.messages import (
     Artifact,
     CheckpointSampled,
     CheckpointSaved,
-    ClaimAsked,
+    CommandIssued,
     DatasetStaged,
     Message,
     ResumePointSaved,
     SampleRow,
     SavedCheckpoint,
 )
-from shared.request import Inference, Validation, Wish
+from shared.request import Command, Inference, Validation
 from shared.storage.folders import download_folder, folder_exists, upload_folder
 from shared.storage.snapshots import sample_key, snapshot_prefix, snapshots_of, standing
 from shared.worker.order import Order
@@ -182,7 +182,7 @@ async def test_a_store_that_is_away_costs_the_speed_not_the_job(tmp_path: Path) 
     class Away(FolderStore):
         async def put(self, key: str, data: bytes) -> None:
             tried.append((key, data))
-            raise Unavailable("the store is away")
+            raise Unavailable("store_unavailable")
 
     store = Away(tmp_path / "store", public_url="http://127.0.0.1:1", key="k" * 32)
     work = TrainerWork(store, scratch=tmp_path / "scratch", cache=tmp_path, resume_every=1e9)
@@ -370,8 +370,10 @@ async def test_rows_are_asked_for_on_the_way_as_fast_as_they_are_drawn_and_the_l
     assert final.row == SampleRow(step=3, epoch=1, prompts=("a",), seed=555, resolution=256)
 
 
-def want(order: Order, wishes: dict[Wish, int]) -> None:
-    order.hear(ClaimAsked(job=order.job, stage="training", claim=order.claim, wishes=wishes))
+def want(order: Order, commands: dict[Command, int]) -> None:
+    order.receive(
+        CommandIssued(job=order.job, stage="training", claim=order.claim, commands=commands)
+    )
 
 
 async def test_what_is_wanted_of_a_training_at_work_is_done_once_and_then_it_ends_early(
@@ -390,8 +392,8 @@ async def test_what_is_wanted_of_a_training_at_work_is_done_once_and_then_it_end
         final = await performing
 
     (saved,) = of_kind(facts, CheckpointSaved)
-    assert [each.wish for each in of_kind(facts, CheckpointSampled)] == [0, 1]
-    assert saved.wish == 1
+    assert [each.command for each in of_kind(facts, CheckpointSampled)] == [0, 1]
+    assert saved.command == 1
     assert [each.artifact for each in final.checkpoints] == [saved.artifact]
     steps = final.summary["steps"]
     assert saved.step <= steps < 300_000
@@ -404,7 +406,7 @@ async def test_what_is_wanted_of_a_training_at_work_is_done_once_and_then_it_end
 
 async def test_what_an_earlier_attempt_left_undone_is_done_by_the_next(work: TrainerWork) -> None:
     request = asked("left undone", max_epochs=100_000)
-    order = granted_order(request, "training", Facts(), attempt=2, wishes={"stop": 1})
+    order = granted_order(request, "training", Facts(), attempt=2, commands={"stop": 1})
 
     async with asyncio.timeout(DEADLINE):
         final = await work.perform(order)

@@ -19,7 +19,7 @@ def test_the_page_explains_every_field_of_the_report(
         assert f"`{name}`" in PAGE, name
 
 
-def test_the_page_explains_every_wish_and_every_file() -> None:
+def test_the_page_explains_every_command_and_every_file() -> None:
     for name in (*SCALARS, *ONE_VALUE, *OWN, "local.yaml", "global.yaml"):
         assert f"`{name}`" in PAGE, name
     assert f"{CAPTION_CHARACTERS:,} unless you say otherwise" in PAGE
@@ -30,9 +30,9 @@ def test_the_example_on_the_page_says_what_the_page_says_it_does() -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     beside = Sidecars({"IMG_1.yaml": example.encode()})
 
-    wishes, from_file = beside.wishes("IMG_1.jpg")
+    commands, from_file = beside.options("IMG_1.jpg")
 
-    assert wishes.caption.text == "a photo of ted, at the sea, red shirt, sitting"
-    assert (wishes.caption.main_parts, wishes.caption.weights) == (2, (3.0, 1.0))
-    assert (wishes.rating, wishes.max_caption_length, from_file) == (2.0, 300, True)
+    assert commands.caption.text == "a photo of ted, at the sea, red shirt, sitting"
+    assert (commands.caption.main_parts, commands.caption.weights) == (2, (3.0, 1.0))
+    assert (commands.rating, commands.max_caption_length, from_file) == (2.0, 300, True)
     assert beside.warnings == []

@@ -32,7 +32,7 @@ def names_below(folder: Path) -> set[str]:
 async def unpacked(path: Path) -> Unpacked:
     folder = path.parent / "out"
     folder.mkdir()
-    return await unpack(path, folder, shown=SHOWN, heard=lambda: None)
+    return await unpack(path, folder, shown=SHOWN, keepalive=lambda: None)
 
 
 async def refusal(path: Path) -> str:

@@ -14,7 +14,7 @@ from services.fetcher.datasets import image_check, report
 from services.fetcher.datasets.archive import Image, Unpacked, unpack
 from services.fetcher.datasets.image_check import Unusable, inspect
 from services.fetcher.datasets.report import Checked, check, report_on, with_tokens
-from services.fetcher.datasets.sidecars import Sidecars, Wishes
+from services.fetcher.datasets.sidecars import ImageOptions, Sidecars
 from shared.dataset.captions import parse
 from shared.dataset.manifest import Captions, Duplicate, Manifest, Picture, Report, Skipped
 from shared.errors import Refused
@@ -97,8 +97,8 @@ async def checked(files: dict[str, bytes], folder: Path) -> Checked:
         for name, content in files.items():
             zipped.writestr(name, content)
     (folder / "out").mkdir()
-    unpacked = await unpack(folder / "a.zip", folder / "out", shown=SHOWN, heard=lambda: None)
-    return await check(unpacked, folder / "out", shown=SHOWN, heard=lambda _done, _of: None)
+    unpacked = await unpack(folder / "a.zip", folder / "out", shown=SHOWN, keepalive=lambda: None)
+    return await check(unpacked, folder / "out", shown=SHOWN, keepalive=lambda _done, _of: None)
 
 
 async def test_a_broken_image_is_reported_by_its_name_and_the_others_are_used(
@@ -166,16 +166,16 @@ def test_all_texts_beside_an_image_add_up_by_rank() -> None:
         "a.yaml": b"main_prompt: from yaml\ntags: [y1, {tag: y2, weight: 2}]",
     })  # fmt: skip
 
-    wishes, from_file = beside.wishes("a.png")
+    options, from_file = beside.options("a.png")
 
-    assert wishes.caption.text == "from yaml, y2, y1, t2, t1"
+    assert options.caption.text == "from yaml, y2, y1, t2, t1"
     assert from_file
 
 
 def test_tags_alone_leave_the_main_prompt_to_the_name() -> None:
-    wishes, from_file = Sidecars({"a cat_1.yaml": b"tags: one, two"}).wishes("a cat_1.png")
+    options, from_file = Sidecars({"a cat_1.yaml": b"tags: one, two"}).options("a cat_1.png")
 
-    assert (wishes.caption.text, from_file) == ("a cat, one, two", False)
+    assert (options.caption.text, from_file) == ("a cat, one, two", False)
 
 
 def test_folders_have_their_say_the_nearest_first() -> None:
@@ -189,8 +189,8 @@ def test_folders_have_their_say_the_nearest_first() -> None:
         "d/shuffle_tags.txt": b"true",
     })  # fmt: skip
 
-    mine, _ = beside.wishes("d/a.png")
-    other, _ = beside.wishes("d/e/b.png")
+    mine, _ = beside.options("d/a.png")
+    other, _ = beside.options("d/e/b.png")
 
     assert mine.caption.text == "mine, m1, L, G"
     assert (mine.multiply, mine.flip_p, mine.cond_dropout) == (2.5, 0.5, 0.0)
@@ -203,11 +203,11 @@ def test_a_caption_that_names_a_file_is_only_a_caption(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     path = str(tmp_path / "secret.txt")
 
-    wishes, _ = Sidecars(
+    options, _ = Sidecars(
         {"a.txt": path.encode(), "b.yaml": f"main_prompt: {path}".encode()}
-    ).wishes("a.png")
+    ).options("a.png")
 
-    assert wishes.caption.text == path
+    assert options.caption.text == path
 
 
 @pytest.mark.parametrize(
@@ -231,18 +231,18 @@ def test_a_text_that_cannot_be_understood_is_left_out_and_reported(
 ) -> None:
     beside = Sidecars({"a.yaml": text})
 
-    wishes, _ = beside.wishes("a.png")
+    options, _ = beside.options("a.png")
 
-    assert wishes.caption.text == "a"
-    assert wishes.multiply is None
+    assert options.caption.text == "a"
+    assert options.multiply is None
     assert beside.warnings[0].startswith("a.yaml: ")
     assert reason in beside.warnings[0]
 
 
 def test_nought_counts_as_one_where_it_would_mean_never() -> None:
-    wishes, _ = Sidecars({"a.yaml": b"multiply: 0\nrating: 0\ncond_dropout: 0"}).wishes("a.png")
+    options, _ = Sidecars({"a.yaml": b"multiply: 0\nrating: 0\ncond_dropout: 0"}).options("a.png")
 
-    assert (wishes.multiply, wishes.rating, wishes.cond_dropout) == (1.0, 1.0, 0.0)
+    assert (options.multiply, options.rating, options.cond_dropout) == (1.0, 1.0, 0.0)
 
 
 async def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: Path) -> None:
@@ -321,14 +321,14 @@ async def test_every_image_looked_at_is_a_sign_of_life(tmp_path: Path) -> None:
         Unpacked(images=images),
         tmp_path,
         shown=SHOWN,
-        heard=lambda done, of: heard.append((done, of)),
+        keepalive=lambda done, of: heard.append((done, of)),
     )
 
     assert heard == [(1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(
-    ("nearest_first", "wish", "said"),
+    ("nearest_first", "option", "said"),
     [
         (["a.yaml", "batch_id.txt", "local.yaml", "global.yaml"], "batch_id", ["w", "x", "y", "z"]),
         (["a.yaml", "loss_scale.txt", "local.yaml", "global.yaml"], "loss_scale", [1, 2, 3, 4]),
@@ -341,16 +341,16 @@ async def test_every_image_looked_at_is_a_sign_of_life(tmp_path: Path) -> None:
     ],
 )
 def test_of_several_files_the_nearest_that_says_something_counts(
-    nearest_first: list[str], wish: str, said: list[object]
+    nearest_first: list[str], option: str, said: list[object]
 ) -> None:
     texts = {
-        f"d/{name}": (str(value) if name.endswith(".txt") else f"{wish}: {value}").encode()
+        f"d/{name}": (str(value) if name.endswith(".txt") else f"{option}: {value}").encode()
         for name, value in zip(nearest_first, said, strict=True)
     }
 
     for name, value in zip(nearest_first, said, strict=True):
-        wishes, _ = Sidecars(texts).wishes("d/a.png")
-        assert getattr(wishes, wish) == value
+        options, _ = Sidecars(texts).options("d/a.png")
+        assert getattr(options, option) == value
         del texts[f"d/{name}"]
 
 
@@ -361,8 +361,8 @@ def test_files_of_one_value_are_for_their_own_folder_alone() -> None:
         "local.yaml": b"rating: 2",
     })  # fmt: skip
 
-    assert beside.wishes("d/a.png")[0] == Wishes(caption=parse("a"))
-    assert beside.wishes("a.png")[0].batch_id == "x"
+    assert beside.options("d/a.png")[0] == ImageOptions(caption=parse("a"))
+    assert beside.options("a.png")[0].batch_id == "x"
 
 
 def test_folders_above_add_up_the_nearer_one_first() -> None:
@@ -372,10 +372,10 @@ def test_folders_above_add_up_the_nearer_one_first() -> None:
         "d/e/a.txt": b", own",
     })  # fmt: skip
 
-    wishes, from_file = beside.wishes("d/e/a.png")
+    options, from_file = beside.options("d/e/a.png")
 
-    assert (wishes.caption.text, from_file) == ("near, own, n, f", True)
-    assert (wishes.rating, wishes.flip_p) == (3.0, 0.1)
+    assert (options.caption.text, from_file) == ("near, own, n, f", True)
+    assert (options.rating, options.flip_p) == (3.0, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ def test_folders_above_add_up_the_nearer_one_first() -> None:
     ],
 )
 def test_a_caption_in_yaml_is_a_text_or_a_prompt_with_tags(text: str, caption: str) -> None:
-    assert Sidecars({"a.yaml": text.encode()}).wishes("a.png")[0].caption.text == caption
+    assert Sidecars({"a.yaml": text.encode()}).options("a.png")[0].caption.text == caption
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_a_wish_that_makes_no_sense_is_reported_with_what_was_expected(
 ) -> None:
     beside = Sidecars({"a.yaml": text.encode()})
 
-    beside.wishes("a.png")
+    beside.options("a.png")
 
     assert reason in beside.warnings[0]
 

@@ -17,7 +17,7 @@ from msgspec import inspect as types
 from services.gateway.api_docs.asyncapi import ANSWERS, HEARS, SENDS, bound_to, every_message
 from services.gateway.api_documents import documents
 from shared.messaging.messages import Message, decode, encode, type_of
-from shared.messaging.topology import CONTROL_BINDINGS, QUEUES
+from shared.messaging.topology import QUEUES, REPLY_QUEUE_BINDINGS
 
 ROOT = Path(__file__).parents[3]
 ASYNCAPI = documents()["asyncapi.json"]
@@ -159,7 +159,7 @@ def test_a_service_sends_what_its_code_names_and_its_queues_do_not_bring(service
     sends = {kind.__name__ for kind in SENDS[service]}
     answers = {kind.__name__ for kind in ANSWERS} if service == "gateway" else set()
 
-    both = {"GatewayBeat"} if service == "gateway" else {"StageFailed"}
+    both = {"GatewayHeartbeat"} if service == "gateway" else {"StageFailed"}
     assert (code - received(service)) | both == sends | answers
 
 
@@ -186,6 +186,6 @@ def test_every_message_has_a_sender_and_a_receiver_in_the_document() -> None:
 
 
 def test_workers_hear_of_the_ends_of_jobs() -> None:
-    for key in CONTROL_BINDINGS:
+    for key in REPLY_QUEUE_BINDINGS:
         (kind,) = bound_to([key], every_message())
         assert f"trainer-receive-{kind.__name__}" in ASYNCAPI["operations"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from services.gateway.database.api_keys import KeyTable
-from services.gateway.database.connection import Sql
+from services.gateway.database.api_keys import SqlKeyStore
+from services.gateway.database.connection import Database
 from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import SCOPES, Caller, Keys, digest_of, first_key
 from shared.service_process import closing
@@ -22,29 +22,29 @@ NOW = 1_700_000_000.0
 
 
 @pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[KeyTable]:
-    async with closing(Sql.open(f"sqlite:///{tmp_path}/keys.db")) as sql:
-        await sql.migrate()
-        yield KeyTable(sql)
+async def made(tmp_path: Path) -> AsyncIterator[SqlKeyStore]:
+    async with closing(Database.open(f"sqlite:///{tmp_path}/keys.db")) as database:
+        await database.migrate()
+        yield SqlKeyStore(database)
 
 
-def configured(made: KeyTable, *keys: str, clock: Any = lambda: NOW) -> Keys:
+def configured(made: SqlKeyStore, *keys: str, clock: Any = lambda: NOW) -> Keys:
     return Keys([digest_of(key) for key in keys], made, clock)
 
 
-async def kept(made: KeyTable, key: str, scopes: Sequence[str] = ("read",)) -> None:
+async def kept(made: SqlKeyStore, key: str, scopes: Sequence[str] = ("read",)) -> None:
     digest = digest_of(key)
     assert await made.add(StoredKey(digest=digest, name=key, scopes=tuple(scopes), created_at=NOW))
 
 
-async def test_the_owner_is_the_keys_digest(made: KeyTable) -> None:
+async def test_the_owner_is_the_keys_digest(made: SqlKeyStore) -> None:
     keys = configured(made, "one", "two")
     assert await keys.caller("Bearer one") == Caller(sha256(b"one").hexdigest(), SCOPES)
     assert await keys.caller("Bearer two") == Caller(sha256(b"two").hexdigest(), SCOPES)
 
 
 @pytest.mark.parametrize("header", ["Bearer one", "bearer one", "BEARER   one ", "one", " one "])
-async def test_every_way_to_send_a_key(made: KeyTable, header: str) -> None:
+async def test_every_way_to_send_a_key(made: SqlKeyStore, header: str) -> None:
     caller = await configured(made, "one").caller(header)
     assert caller
     assert caller.owner == digest_of("one")
@@ -55,21 +55,23 @@ async def test_every_way_to_send_a_key(made: KeyTable, header: str) -> None:
     [None, "", " ", "Bearer", "Bearer ", "Bearer One", "Bearer one two", "Basic one", "onee",
      "Bearer\tone", "Bearer one\x00", "Bearer \udcff", digest_of("one"), "é"],
 )  # fmt: skip
-async def test_nobody_else_is_let_in(made: KeyTable, header: str | None) -> None:
+async def test_nobody_else_is_let_in(made: SqlKeyStore, header: str | None) -> None:
     await kept(made, "made")
     assert await configured(made, "one").caller(header) is None
 
 
-async def test_without_keys_nobody_is_let_in(made: KeyTable) -> None:
+async def test_without_keys_nobody_is_let_in(made: SqlKeyStore) -> None:
     assert await configured(made).caller("Bearer one") is None
     assert await configured(made).caller(None) is None
 
 
-async def test_a_key_with_a_space_works_when_it_is_sent_as_bearer(made: KeyTable) -> None:
+async def test_a_key_with_a_space_works_when_it_is_sent_as_bearer(made: SqlKeyStore) -> None:
     assert await configured(made, "two words").caller("Bearer two words")
 
 
-async def test_a_key_that_was_made_has_its_own_scopes_until_it_is_disabled(made: KeyTable) -> None:
+async def test_a_key_that_was_made_has_its_own_scopes_until_it_is_disabled(
+    made: SqlKeyStore,
+) -> None:
     await kept(made, "one", ["read", "submit"])
     keys = configured(made)
 
@@ -78,7 +80,7 @@ async def test_a_key_that_was_made_has_its_own_scopes_until_it_is_disabled(made:
     assert await keys.caller("Bearer one") is None
 
 
-async def test_the_last_use_is_noted_to_the_minute(made: KeyTable) -> None:
+async def test_the_last_use_is_noted_to_the_minute(made: SqlKeyStore) -> None:
     await kept(made, "one")
     moments = iter([NOW, NOW + 59, NOW + 60])
     keys = configured(made, clock=lambda: next(moments))

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.gateway.jobs import transitions
-from services.gateway.jobs.job_events import Happening, happenings
+from services.gateway.jobs.job_events import JobEvent, job_events
 from services.gateway.jobs.record import Job
 from shared.messaging.messages import (
     AnyMessage,
@@ -32,16 +32,16 @@ from tests.unit.gateway.test_transitions import (
 class Followed:
     """A job, and what its followers were told of it since the last time somebody looked."""
 
-    def __init__(self, **wishes: Any) -> None:
-        self.tale = Tale(**wishes)
+    def __init__(self, **commands: Any) -> None:
+        self.tale = Tale(**commands)
         self.seen: Job | None = None
 
-    def news(self) -> list[Happening]:
-        told = happenings(self.seen, self.tale.job)
+    def news(self) -> list[JobEvent]:
+        told = job_events(self.seen, self.tale.job)
         self.seen = self.tale.job
         return told
 
-    def after(self, *facts: AnyMessage) -> list[Happening]:
+    def after(self, *facts: AnyMessage) -> list[JobEvent]:
         """What these facts bring, each told by itself, as the ledger does."""
         told = self.news()
         for fact in facts:
@@ -50,8 +50,8 @@ class Followed:
         return told
 
 
-def in_training(**wishes: Any) -> Followed:
-    followed = Followed(**wishes)
+def in_training(**commands: Any) -> Followed:
+    followed = Followed(**commands)
     followed.tale.stage()
     followed.tale.claim("training", "t")
     followed.news()

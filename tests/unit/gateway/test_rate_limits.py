@@ -83,7 +83,7 @@ def test_the_published_limits() -> None:
         "status": (2000, 10.0, 400),
         "stream": (2000, 10.0, 400),
         "cancel": (100, 10.0, 20),
-        "wish": (100, 10.0, 20),
+        "command": (100, 10.0, 20),
         "resend": (100, 10.0, 20),
         "delete": (100, 10.0, 20),
         "purge": (2, 10.0, 2),

@@ -38,9 +38,9 @@ from shared.messaging.messages import (
     WebhookFailed,
 )
 from shared.messaging.topology import STAGE_QUEUES
-from shared.request import Wish
+from shared.request import Command
 from tests.support.gateway_world import STARTED
-from tests.support.played_job import BEAT, SILENCE, PlayedJob, Worker
+from tests.support.played_job import HEARTBEAT, SILENCE, PlayedJob, Worker
 from tests.unit.gateway.test_transitions import (
     ROW,
     artifact,
@@ -94,8 +94,10 @@ OUTCOMES: dict[str, Make] = {
     "refused": made(StageFailed, kind="refused", reason="it is bad"),
 }
 KEPT: dict[str, Make] = {
-    "CheckpointSaved": made(CheckpointSaved, artifact=artifact("e1"), step=1, epoch=1, wish=1),
-    "CheckpointSampled": made(CheckpointSampled, snapshot="s/", base_model="b/", row=ROW, wish=1),
+    "CheckpointSaved": made(CheckpointSaved, artifact=artifact("e1"), step=1, epoch=1, command=1),
+    "CheckpointSampled": made(
+        CheckpointSampled, snapshot="s/", base_model="b/", row=ROW, command=1
+    ),
     "ResumePointSaved": made(ResumePointSaved, prefix="r/", step=1, epoch=0),
 }
 PROGRESSED: dict[Stage, type[StageFact]] = {
@@ -232,7 +234,7 @@ class Life(RuleBasedStateMachine):
         worker = self.played.workers["training"][place]
         if worker.granted is not None:
             fact = KEPT[kind](self.played.stamp(worker))
-            self._say(fact, worker.control.name, late=late)
+            self._say(fact, worker.reply_queue.name, late=late)
 
     @at_an_open_stage
     @rule(data=st.data(), place=PLACE)
@@ -245,14 +247,14 @@ class Life(RuleBasedStateMachine):
         worker = self._worker(data, place)
         self.played.take(worker)
         if worker.granted is not None:
-            self.played.say(FORGED[kind](self.played.stamp(worker)), worker.control.name)
+            self.played.say(FORGED[kind](self.played.stamp(worker)), worker.reply_queue.name)
 
     @rule(data=st.data(), kind=st.sampled_from(sorted(FORGED)))
     def somebody_says_anything(self, data: st.DataObject, kind: str) -> None:
         """Under whatever claim, at whatever stage."""
         stage, claim = data.draw(st.sampled_from(self._live_claims() + self._claims()))
         stamp = {"job": "job", "stage": stage, "claim": claim, "attempt": 1, "worker": "who"}
-        self.played.say(FORGED[kind](stamp), self.played.workers[stage][0].control.name)
+        self.played.say(FORGED[kind](stamp), self.played.workers[stage][0].reply_queue.name)
 
     def _live_claims(self) -> list[tuple[Stage, str]]:
         stages = self.played.live.stages if self.played.live else {}
@@ -265,8 +267,8 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.played.told))
     @rule(data=st.data())
     def something_is_said_once_more(self, data: st.DataObject) -> None:
-        fact, control = data.draw(st.sampled_from(self.played.told))
-        self.played.arrive(fact, control)
+        fact, reply_queue = data.draw(st.sampled_from(self.played.told))
+        self.played.arrive(fact, reply_queue)
 
     @precondition(lambda self: bool(self.late))
     @rule(data=st.data())
@@ -274,11 +276,11 @@ class Life(RuleBasedStateMachine):
         number = data.draw(st.integers(0, len(self.late) - 1))
         self.played.say(*self.late.pop(number))
 
-    def _say(self, fact: StageFact, control: str, *, late: bool) -> None:
+    def _say(self, fact: StageFact, reply_queue: str, *, late: bool) -> None:
         if late:
-            self.late.append((fact, control))
+            self.late.append((fact, reply_queue))
         else:
-            self.played.say(fact, control)
+            self.played.say(fact, reply_queue)
 
     @rule(step=st.integers(0, 3))
     def samples_are_drawn(self, step: int) -> None:
@@ -287,21 +289,21 @@ class Life(RuleBasedStateMachine):
     # --- The gateway and its broker
 
     @rule(number=st.integers(1, PATIENCE + 2), beating=st.booleans())
-    def beats_come_back(self, number: int, beating: bool) -> None:  # noqa: FBT001
+    def heartbeats_come_back(self, number: int, beating: bool) -> None:  # noqa: FBT001
         for _ in range(number):
             if beating:
-                self._all_at_work_beat()
-            self.played.beat()
+                self._all_at_work_heartbeat()
+            self.played.heartbeat()
 
-    def _all_at_work_beat(self) -> None:
+    def _all_at_work_heartbeat(self) -> None:
         for worker in self.played.every_worker():
             if worker.granted is not None:
                 fact = PROGRESSED[worker.stage](**self.played.stamp(worker))
-                self.played.say(fact, worker.control.name)
+                self.played.say(fact, worker.reply_queue.name)
 
     @rule()
-    def a_beat_is_lost(self) -> None:
-        self.played.beat(lost=True)
+    def a_heartbeat_is_lost(self) -> None:
+        self.played.heartbeat(lost=True)
 
     @precondition(lambda self: self.played.live is None)
     @rule()
@@ -313,7 +315,7 @@ class Life(RuleBasedStateMachine):
     def a_claim_is_judged_lost(self, data: st.DataObject) -> None:
         """Whoever had it, live or not by now."""
         stage, claim = data.draw(st.sampled_from(self._claims()))
-        lose = partial(transitions.lose_claim, stage=stage, claim=claim, beat=BEAT)
+        lose = partial(transitions.lose_claim, stage=stage, claim=claim, heartbeat=HEARTBEAT)
         self.played.change(lambda job: lose(job, now=self.played.clock))
 
     @at_an_open_stage
@@ -345,9 +347,9 @@ class Life(RuleBasedStateMachine):
         self.played.change(lambda job: transitions.retry_from_its_end(job, self.played.clock))
         self.played.relay()
 
-    @rule(kind=st.sampled_from(get_args(Wish)))
-    def something_is_wanted(self, kind: Wish) -> None:
-        self.played.change(partial(transitions.wish, kind=kind))
+    @rule(kind=st.sampled_from(get_args(Command)))
+    def something_is_wanted(self, kind: Command) -> None:
+        self.played.change(partial(transitions.issue_command, kind=kind))
 
     @after_a_while
     @rule(timeout=st.sampled_from(sorted(POLICY)), again=st.booleans())
@@ -362,7 +364,7 @@ class Life(RuleBasedStateMachine):
         self.played.clock = self.played.latest = max(
             self.played.latest, since + POLICY[timeout] / 1000 + 1.0
         )
-        self.played.beat()
+        self.played.heartbeat()
         assert self.played.live is None
         if again:
             self._retry()
@@ -421,7 +423,7 @@ class Life(RuleBasedStateMachine):
         for worker in self.played.every_worker():
             self.played.die(worker)
         for _ in range(SILENCE if self.played.live else 1):
-            self.played.beat()
+            self.played.heartbeat()
         self.nothing_contradicts_itself()
         assert self.played.zombies() == []
 
@@ -437,7 +439,7 @@ class Life(RuleBasedStateMachine):
         for _ in range(ROUNDS if self.played.live else 1):
             for worker in self.played.every_worker():
                 self._do(worker, make)
-            self.played.beat()
+            self.played.heartbeat()
 
     def _do(
         self, worker: Worker, make: Callable[[Job, Stage], Make], *, late: bool = False
@@ -448,7 +450,7 @@ class Life(RuleBasedStateMachine):
         if job is not None and worker.granted is not None:
             fact = make(job, worker.stage)(self.played.stamp(worker))
             worker.let_go()
-            self._say(fact, worker.control.name, late=late)
+            self._say(fact, worker.reply_queue.name, late=late)
 
 
 TestLife = Life.TestCase

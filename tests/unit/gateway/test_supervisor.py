@@ -14,7 +14,7 @@ from services.gateway.jobs.repository import read, row_of
 from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
 from services.gateway.ports import StoredJob
-from shared.messaging.messages import GatewayBeat, StagingStarted
+from shared.messaging.messages import GatewayHeartbeat, StagingStarted
 from shared.messaging.topology import Queue
 
 NOW = 1_000_000.0
@@ -28,7 +28,7 @@ class Records:
         body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
         job = transitions.admit("job", "owner", parse_request(body), body, sealed=None, now=NOW).job
         started = StagingStarted(job="job", stage="staging", claim="c", worker="w")
-        self.job = advance(job, started, control="control", now=NOW, beat=1.0).job
+        self.job = advance(job, started, reply_queue="control", now=NOW, heartbeat=1.0).job
 
     async def live(self) -> AsyncIterator[StoredJob]:
         for row in self.older:
@@ -57,13 +57,13 @@ class Bench:
         self.records = Records()
         part: Any = self.records
         self.supervisor = Supervisor(
-            cast("Any", Silent()), part, part, clock=lambda: NOW + 1.0, beat=1.0
+            cast("Any", Silent()), part, part, clock=lambda: NOW + 1.0, heartbeat=1.0
         )
 
-    async def beats(self, *numbers: int) -> None:
+    async def heartbeats(self, *numbers: int) -> None:
         for number in numbers:
             await self.supervisor.came_back(
-                GatewayBeat(gateway=self.supervisor._name, number=number)
+                GatewayHeartbeat(gateway=self.supervisor._name, number=number)
             )
 
     @property
@@ -71,46 +71,46 @@ class Bench:
         return not self.records.job.holds("staging", "c")
 
 
-async def test_a_claim_is_lost_after_six_beats_in_silence() -> None:
+async def test_a_claim_is_lost_after_six_heartbeats_in_silence() -> None:
     bench = Bench()
-    await bench.beats(*range(1, PATIENCE + 1))
+    await bench.heartbeats(*range(1, PATIENCE + 1))
     assert not bench.lost
-    await bench.beats(PATIENCE + 1)
+    await bench.heartbeats(PATIENCE + 1)
     assert bench.lost
 
 
 async def test_a_sign_of_life_begins_the_count_anew() -> None:
     bench = Bench()
-    await bench.beats(*range(1, 6))
-    bench.supervisor.heard("c")
-    await bench.beats(*range(6, 11))
+    await bench.heartbeats(*range(1, 6))
+    bench.supervisor.keepalive("c")
+    await bench.heartbeats(*range(6, 11))
     assert not bench.lost
-    await bench.beats(11)
+    await bench.heartbeats(11)
     assert bench.lost
 
 
-async def test_beats_that_are_delivered_again_do_not_count() -> None:
+async def test_heartbeats_that_are_delivered_again_do_not_count() -> None:
     bench = Bench()
-    await bench.beats(*range(1, 6))
+    await bench.heartbeats(*range(1, 6))
     for _ in range(10):
-        await bench.beats(3, 4, 5)
+        await bench.heartbeats(3, 4, 5)
     assert not bench.lost
 
 
 async def test_after_a_gap_everybody_gets_the_whole_time_again() -> None:
     """Beats that never came back went to another gateway, which has heard the workers since."""
     bench = Bench()
-    await bench.beats(*range(1, 6))
-    await bench.beats(50, 51, 52, 53, 54, 55)
+    await bench.heartbeats(*range(1, 6))
+    await bench.heartbeats(50, 51, 52, 53, 54, 55)
     assert not bench.lost
-    await bench.beats(56)
+    await bench.heartbeats(56)
     assert bench.lost
 
 
-async def test_beats_of_others_do_not_count() -> None:
+async def test_heartbeats_of_others_do_not_count() -> None:
     bench = Bench()
     for number in range(1, 100):
-        await bench.supervisor.came_back(GatewayBeat(gateway="gateway/other", number=number))
+        await bench.supervisor.came_back(GatewayHeartbeat(gateway="gateway/other", number=number))
     assert not bench.lost
 
 
@@ -124,7 +124,7 @@ async def test_a_record_that_cannot_be_read_or_judged_leaves_the_others_judged()
         row_of(unaskable, 1),
     ]
 
-    await bench.beats(*range(1, PATIENCE + 2))
+    await bench.heartbeats(*range(1, PATIENCE + 2))
 
     assert bench.lost
 
@@ -149,9 +149,9 @@ class Asked(Records):
         return 50
 
 
-async def test_each_queue_is_looked_at_once_a_beat_however_many_jobs_wait_in_it() -> None:
+async def test_each_queue_is_looked_at_once_a_heartbeat_however_many_jobs_wait_in_it() -> None:
     asked: Any = Asked()
-    supervisor = Supervisor(asked, asked, asked, clock=lambda: NOW + 1.0, beat=1.0)
+    supervisor = Supervisor(asked, asked, asked, clock=lambda: NOW + 1.0, heartbeat=1.0)
     for number in (1, 2):
-        await supervisor.came_back(GatewayBeat(gateway=supervisor._name, number=number))
+        await supervisor.came_back(GatewayHeartbeat(gateway=supervisor._name, number=number))
     assert asked.looks == ["fetcher", "fetcher"]

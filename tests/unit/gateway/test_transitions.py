@@ -21,7 +21,7 @@ from services.gateway.jobs.record import (
     delay_time,
     execution_time,
     overdue,
-    why_no_wish,
+    why_no_command,
 )
 from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
@@ -37,9 +37,9 @@ from shared.messaging.messages import (
     CheckpointFinal,
     CheckpointSampled,
     CheckpointSaved,
-    ClaimAsked,
     ClaimGranted,
     ClaimRefused,
+    CommandIssued,
     DatasetStaged,
     DrawnImage,
     DrawnSample,
@@ -74,9 +74,9 @@ from shared.messaging.messages import (
     decode,
     stable_id,
 )
-from shared.request import Inference, ModelSource, Train, Wish
+from shared.request import Command, Inference, ModelSource, Train
 
-BEAT = 10.0
+HEARTBEAT = 10.0
 START = 1_000_000.0
 HOOK = "https://example.com/hook"
 END_HOOK = stable_id("job", 1, "completed", 0)
@@ -119,9 +119,11 @@ class Tale:
         self.said += step.effects
         return [effect.message for effect in step.effects]
 
-    def tell(self, fact: AnyMessage, *, control: str | None = "control") -> list[Message]:
+    def tell(self, fact: AnyMessage, *, reply_queue: str | None = "control") -> list[Message]:
         self.now += 1.0
-        return self.hear(advance(self.job, fact, control=control, now=self.now, beat=BEAT))
+        return self.hear(
+            advance(self.job, fact, reply_queue=reply_queue, now=self.now, heartbeat=HEARTBEAT)
+        )
 
     def claim(
         self, stage: Stage, claim: str, gpu: str = "H100", asked_by: str | None = None
@@ -163,8 +165,8 @@ class Tale:
             StageFailed(job="job", stage=stage, claim=claim, kind=kind, reason="it broke")
         )
 
-    def wish(self, kind: Wish) -> list[Message]:
-        return self.hear(transitions.wish(self.job, kind))
+    def command(self, kind: Command) -> list[Message]:
+        return self.hear(transitions.issue_command(self.job, kind))
 
     @property
     def asked_again(self) -> list[Effect]:
@@ -383,7 +385,9 @@ def test_a_drawing_that_was_lost_is_asked_for_again_from_the_inferencer() -> Non
     tale = Tale(trains=False)
     tale.stage()
     tale.claim("generation", "g")
-    tale.hear(transitions.lose_claim(tale.job, "generation", "g", now=tale.now, beat=BEAT))
+    tale.hear(
+        transitions.lose_claim(tale.job, "generation", "g", now=tale.now, heartbeat=HEARTBEAT)
+    )
     (again,) = tale.asked_again
     assert (again.queue, again.message) == ("inferencer.results", model_staged("s"))
 
@@ -502,7 +506,7 @@ def test_what_an_ended_attempt_has_made_is_neither_published_nor_drawn_with() ->
     tale.tell(dataset_staged("s"))
     tale.check_bucket()
     assert isinstance(tale.claim("training", "t1", asked_by="s"), ClaimGranted)
-    tale.hear(transitions.lose_claim(tale.job, "training", "t1", now=tale.now, beat=BEAT))
+    tale.hear(transitions.lose_claim(tale.job, "training", "t1", now=tale.now, heartbeat=HEARTBEAT))
     tale.train("t2")
 
     for stage in ("generation", "model_publication"):
@@ -515,8 +519,8 @@ def test_what_an_ended_attempt_has_made_is_neither_published_nor_drawn_with() ->
 def test_answers_go_once_to_the_workers_newest_address() -> None:
     tale = Tale()
     tale.claim("staging", "s")
-    beat = StagingProgressed(job="job", stage="staging", claim="s")
-    tale.tell(beat, control="control-2")
+    heartbeat = StagingProgressed(job="job", stage="staging", claim="s")
+    tale.tell(heartbeat, reply_queue="control-2")
     tale.hear(transitions.cancel(tale.job, tale.now))
     stop = [each for each in tale.said if isinstance(each.message, ClaimRefused)]
     assert [(each.queue, each.durable) for each in stop] == [("control-2", False)]
@@ -525,7 +529,7 @@ def test_answers_go_once_to_the_workers_newest_address() -> None:
 def test_a_worker_without_an_address_is_heard_but_not_answered() -> None:
     tale = Tale()
     fact = StagingStarted(job="job", stage="staging", claim="s")
-    assert tale.tell(fact, control=None) == []
+    assert tale.tell(fact, reply_queue=None) == []
     assert tale.job.holds("staging", "s")
 
 
@@ -539,7 +543,7 @@ def test_a_passing_failure_asks_again_after_a_backoff() -> None:
         tale.fail("staging", f"s{failures}")
         again = tale.asked_again[-1]
         assert again.message == decode(tale.job.stages["staging"].asking)
-        assert (again.queue, again.delay) == ("fetcher", retry.delay(failures, BEAT))
+        assert (again.queue, again.delay) == ("fetcher", retry.delay(failures, HEARTBEAT))
         assert tale.job.stages["staging"].due_at == tale.now + again.delay
     assert tale.job.status == "IN_QUEUE"
 
@@ -583,11 +587,11 @@ def test_an_interruption_counts_no_failure_and_asks_again_at_once() -> None:
 def test_a_lost_worker_counts_one_failure() -> None:
     tale = Tale()
     tale.claim("staging", "s")
-    tale.hear(transitions.lose_claim(tale.job, "staging", "s", now=tale.now, beat=BEAT))
+    tale.hear(transitions.lose_claim(tale.job, "staging", "s", now=tale.now, heartbeat=HEARTBEAT))
     assert tale.job.stages["staging"].failures == 1
     assert tale.asked_again[-1].queue == "fetcher"
     before = tale.job
-    tale.hear(transitions.lose_claim(tale.job, "staging", "s", now=tale.now, beat=BEAT))
+    tale.hear(transitions.lose_claim(tale.job, "staging", "s", now=tale.now, heartbeat=HEARTBEAT))
     assert tale.job == before
 
 
@@ -1021,26 +1025,26 @@ def test_a_job_that_lives_or_ended_well_is_not_run_again() -> None:
 # --- What the user wants on the way ---------------------------------------------------------
 
 
-def asked(claim: str, **wishes: int) -> ClaimAsked:
-    return ClaimAsked(job="job", stage="training", claim=claim, wishes=cast("Any", wishes))
+def asked(claim: str, **commands: int) -> CommandIssued:
+    return CommandIssued(job="job", stage="training", claim=claim, commands=cast("Any", commands))
 
 
-def beat_of(claim: str) -> TrainingProgressed:
+def heartbeat_of(claim: str) -> TrainingProgressed:
     return TrainingProgressed(job="job", stage="training", claim=claim, progress={"step": 3})
 
 
-def saved(claim: str, name: str, *, wish: int) -> CheckpointSaved:
+def saved(claim: str, name: str, *, command: int) -> CheckpointSaved:
     return CheckpointSaved(
         job="job", stage="training", claim=claim, artifact=artifact(name), step=3, epoch=0,
-        wish=wish,
+        command=command,
     )  # fmt: skip
 
 
-def sampled(claim: str, *, wish: int) -> CheckpointSampled:
+def sampled(claim: str, *, command: int) -> CheckpointSampled:
     row = SampleRow(step=3, epoch=0, prompts=("a",), seed=1, resolution=512)
     return CheckpointSampled(
         job="job", stage="training", claim=claim, snapshot="s/", base_model="b/", row=row,
-        wish=wish,
+        command=command,
     )  # fmt: skip
 
 
@@ -1051,46 +1055,46 @@ def in_training(**more: Any) -> Tale:
     return tale
 
 
-def test_a_wish_is_told_at_once_and_with_each_beat_until_it_is_granted() -> None:
+def test_a_command_is_told_at_once_and_with_each_heartbeat_until_it_is_granted() -> None:
     tale = in_training()
 
-    assert tale.wish("save") == [asked("t", save=1)]
-    assert tale.tell(beat_of("t")) == [asked("t", save=1)]
-    assert tale.wish("sample") == [asked("t", save=1, sample=1)]
-    assert tale.tell(saved("t", "ordinary", wish=0)) == []
-    assert tale.tell(beat_of("t")) == [asked("t", save=1, sample=1)]
-    tale.tell(saved("t", "asked for", wish=1))
-    assert tale.tell(beat_of("t")) == [asked("t", sample=1)]
-    tale.tell(sampled("t", wish=1))
-    assert tale.tell(beat_of("t")) == []
+    assert tale.command("save") == [asked("t", save=1)]
+    assert tale.tell(heartbeat_of("t")) == [asked("t", save=1)]
+    assert tale.command("sample") == [asked("t", save=1, sample=1)]
+    assert tale.tell(saved("t", "ordinary", command=0)) == []
+    assert tale.tell(heartbeat_of("t")) == [asked("t", save=1, sample=1)]
+    tale.tell(saved("t", "asked for", command=1))
+    assert tale.tell(heartbeat_of("t")) == [asked("t", sample=1)]
+    tale.tell(sampled("t", command=1))
+    assert tale.tell(heartbeat_of("t")) == []
     assert [each.artifact.name for each in tale.job.checkpoints] == ["ordinary", "asked for"]
 
 
-def test_a_repeated_wish_is_the_same_one_until_it_is_granted_and_then_another() -> None:
+def test_a_repeated_command_is_the_same_one_until_it_is_granted_and_then_another() -> None:
     tale = in_training()
-    assert tale.wish("save") == tale.wish("save") == [asked("t", save=1)]
-    tale.tell(saved("t", "first", wish=1))
+    assert tale.command("save") == tale.command("save") == [asked("t", save=1)]
+    tale.tell(saved("t", "first", command=1))
 
-    assert tale.wish("save") == [asked("t", save=2)]
-    tale.tell(saved("t", "late", wish=1))
-    assert tale.tell(beat_of("t")) == [asked("t", save=2)]
+    assert tale.command("save") == [asked("t", save=2)]
+    tale.tell(saved("t", "late", command=1))
+    assert tale.tell(heartbeat_of("t")) == [asked("t", save=2)]
 
 
 def test_what_a_lost_worker_left_undone_comes_with_the_next_grant() -> None:
     tale = in_training()
-    tale.wish("save")
-    tale.wish("stop")
-    tale.tell(saved("t", "asked for", wish=1))
+    tale.command("save")
+    tale.command("stop")
+    tale.tell(saved("t", "asked for", command=1))
     tale.tell(TrainingInterrupted(job="job", stage="training", claim="t"))
 
-    assert tale.wish("sample") == []  # nobody there who could hear it
+    assert tale.command("sample") == []  # nobody there who could hear it
     grant = tale.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
-    assert grant.wishes == {"stop": 1, "sample": 1}
+    assert grant.commands == {"stop": 1, "sample": 1}
     tale.tell(checkpoint_final("t2"))
     drawing = tale.claim("generation", "g")
     assert isinstance(drawing, ClaimGranted)
-    assert drawing.wishes == {}
+    assert drawing.commands == {}
 
 
 def waiting() -> Tale:
@@ -1134,22 +1138,22 @@ def test_nothing_can_be_wanted_of_a_training_that_is_not_at_work(
     told = tale()
     before = told.job
 
-    assert why_no_wish(before) == reason
-    assert [told.wish(kind) for kind in ("sample", "save", "stop")] == [[], [], []]
+    assert why_no_command(before) == reason
+    assert [told.command(kind) for kind in ("sample", "save", "stop")] == [[], [], []]
     assert told.job == before
 
 
-def test_another_run_has_no_wishes_of_the_one_before() -> None:
+def test_another_run_has_no_commands_of_the_one_before() -> None:
     tale = in_training()
-    tale.wish("stop")
+    tale.command("stop")
     tale.fail("training", "t", kind="refused")
     retried(tale)
 
-    assert why_no_wish(tale.job) == "the training has not begun: the job is IN_QUEUE"
+    assert why_no_command(tale.job) == "the training has not begun: the job is IN_QUEUE"
     grant = tale.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
-    assert grant.wishes == {}
-    assert tale.tell(beat_of("t2")) == []
+    assert grant.commands == {}
+    assert tale.tell(heartbeat_of("t2")) == []
 
 
 # --- Whatever comes ---------------------------------------------------------------------------
@@ -1190,8 +1194,8 @@ def facts() -> st.SearchStrategy[Any]:
         st.builds(
             ResumePointSaved, **STAMP, prefix=st.just("r/"), step=st.just(1), epoch=st.just(0)
         ),
-        st.builds(saved, CLAIMS, st.just("c"), wish=st.integers(0, 3)),
-        st.builds(sampled, CLAIMS, wish=st.integers(0, 3)),
+        st.builds(saved, CLAIMS, st.just("c"), command=st.integers(0, 3)),
+        st.builds(sampled, CLAIMS, command=st.integers(0, 3)),
         st.builds(WebhookFailed, **webhook, reason=st.just("r"), permanent=st.booleans()),
         st.builds(WebhookDelivered, **webhook, status=st.just(200)),
     )
@@ -1205,7 +1209,9 @@ def _at(fact: StageFact, stage: Stage) -> StageFact:
 @given(
     st.booleans(),
     st.lists(
-        st.one_of(facts(), st.sampled_from(["cancel", "late", "lost", "retry", *get_args(Wish)])),
+        st.one_of(
+            facts(), st.sampled_from(["cancel", "late", "lost", "retry", *get_args(Command)])
+        ),
         max_size=40,
     ),
 )
@@ -1233,11 +1239,13 @@ def happen(tale: Tale, what: Any) -> None:
         case "retry":
             tale.hear(transitions.retry_from_its_end(tale.job, tale.now))
         case "sample" | "save" | "stop":
-            tale.wish(what)
+            tale.command(what)
         case "lost":
             for stage, record in tale.job.stages.items():
                 claim = record.claim.id if record.claim else "nobody"
-                step = transitions.lose_claim(tale.job, stage, claim, now=tale.now, beat=BEAT)
+                step = transitions.lose_claim(
+                    tale.job, stage, claim, now=tale.now, heartbeat=HEARTBEAT
+                )
                 tale.hear(step)
         case fact:
             tale.tell(fact)

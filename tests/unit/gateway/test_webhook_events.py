@@ -19,8 +19,8 @@ from shared.messaging.messages import (
 )
 from shared.request import WEBHOOK_EVENTS, WebhookEvent
 from tests.unit.gateway.test_transitions import (
-    BEAT,
     END_HOOK,
+    HEARTBEAT,
     HOOK,
     Tale,
     artifact,
@@ -182,7 +182,7 @@ def test_a_try_that_is_due_later_says_when() -> None:
     told.tell(answers(ended))
 
     assert told.job.webhook_tries[-1] == WebhookTry(
-        id=END_HOOK, event="completed", attempt=2, at=told.now + BEAT
+        id=END_HOOK, event="completed", attempt=2, at=told.now + HEARTBEAT
     )
 
 
@@ -222,7 +222,7 @@ def test_a_resend_goes_at_once_under_the_same_id_and_leaves_the_schedule_alone()
     assert not told.job.webhook_settled
     (next_one,) = dues(told.tell(answers(scheduled)))
     assert next_one.attempt == 4
-    assert told.said[-1].delay == 6 * BEAT
+    assert told.said[-1].delay == 6 * HEARTBEAT
     assert told.tell(answers(next_one, 200)) == []
     assert told.job.webhook_settled
 

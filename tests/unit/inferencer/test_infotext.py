@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from services.inferencer.generation.infotext import VERSION, parameters, save
-from services.inferencer.order import About, Entry
+from services.inferencer.order import About, ImageRequest
 from shared.request import Inference, Scheduler
 
 ABOUT = About(job="job-1", step=500, model="last-wall-ep20-gs00500", sha256="0123456789abcdef" * 4)
@@ -23,12 +23,14 @@ PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 def entry(
     prompt: str = "a red wall", negative: str | None = None, *, side: int | None = None, **more: Any
-) -> Entry:
+) -> ImageRequest:
     asked = Inference(prompt=prompt, negative_prompt=negative, **more)
-    return Entry(inference=asked, seed=40, side=side)
+    return ImageRequest(inference=asked, seed=40, side=side)
 
 
-def text_of(asked: Entry, *, seed: int = 42, clip_skip: int = 0, about: About = ABOUT) -> str:
+def text_of(
+    asked: ImageRequest, *, seed: int = 42, clip_skip: int = 0, about: About = ABOUT
+) -> str:
     return parameters(asked, seed=seed, clip_skip=clip_skip, about=about)
 
 
@@ -48,7 +50,9 @@ def read(text: str) -> dict[str, str]:
     return told | unquoted
 
 
-def written(path: Path, asked: Entry, *, seed: int = 42, clip_skip: int = 0) -> dict[str, str]:
+def written(
+    path: Path, asked: ImageRequest, *, seed: int = 42, clip_skip: int = 0
+) -> dict[str, str]:
     """The chunks of a PNG, as Pillow reads them."""
     image = Image.new("RGB", (8, 8))
     save(image, path, asked, seed=seed, clip_skip=clip_skip, about=ABOUT)

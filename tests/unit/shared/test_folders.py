@@ -12,7 +12,7 @@ import pytest
 
 from shared.adapters.folder import FolderStore
 from shared.errors import NotFound, Refused, Unavailable
-from shared.ports import ObjectStore, unheard
+from shared.ports import ObjectStore, no_keepalive
 from shared.storage import cache
 from shared.storage.cache import cached_folder
 from shared.storage.folders import (
@@ -104,8 +104,8 @@ async def test_every_file_is_a_sign_of_life(
     store: FolderStore, model: Path, tmp_path: Path
 ) -> None:
     up, down = [], []
-    await upload_folder(store, model, "m", heard=lambda: up.append(1))
-    await download_folder(store, "m", tmp_path / "got", heard=lambda: down.append(1))
+    await upload_folder(store, model, "m", keepalive=lambda: up.append(1))
+    await download_folder(store, "m", tmp_path / "got", keepalive=lambda: down.append(1))
     assert len(up) >= len(CONTENT)
     assert len(down) >= len(CONTENT)
 
@@ -130,11 +130,13 @@ class Failing(FolderStore):
 
     left = 3
 
-    async def upload(self, path: Path, key: str, *, heard: Callable[[], None] = unheard) -> None:
+    async def upload(
+        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
+    ) -> None:
         self.left -= 1
         if self.left < 0:
             raise Unavailable("gone")
-        await super().upload(path, key, heard=heard)
+        await super().upload(path, key, keepalive=keepalive)
 
 
 async def test_a_folder_half_stored_does_not_exist(model: Path, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from shared.dataset.buckets import nearest
 from shared.dataset.manifest import Picture
 from shared.dataset.plan import (
+    Augmentation,
     Batch,
-    Course,
-    Draw,
+    EpochConfig,
+    augment,
     caption_of,
-    draw,
     job_seed,
     multiplied,
     plan_epoch,
@@ -42,15 +42,15 @@ def pictures(*shapes: tuple[int, int], **more: Any) -> list[Picture]:
     ]
 
 
-def course(**more: Any) -> Course:
-    return Course(**{"resolution": 512, "batch_size": 4, "seed": 555, **more})
+def epoch_config(**more: Any) -> EpochConfig:
+    return EpochConfig(**{"resolution": 512, "batch_size": 4, "seed": 555, **more})
 
 
 shapes = st.lists(st.tuples(st.integers(64, 3000), st.integers(64, 3000)), min_size=1, max_size=40)
 
 
 def test_a_lone_landscape_fills_its_batch_with_repeats_and_counts_for_an_eighth() -> None:
-    batches = plan_epoch(pictures(*[SQUARE] * 5, LANDSCAPE), course(), 0)
+    batches = plan_epoch(pictures(*[SQUARE] * 5, LANDSCAPE), epoch_config(), 0)
 
     assert len(batches) == 3
     assert sum(len(batch.pictures) for batch in batches) == 12
@@ -66,7 +66,7 @@ def test_a_lone_landscape_fills_its_batch_with_repeats_and_counts_for_an_eighth(
 def test_a_short_batch_weighs_its_real_share_to_the_power_of_one_and_a_half(
     images: int, batch_size: int, factor: float
 ) -> None:
-    (batch,) = plan_epoch(pictures(*[SQUARE] * images), course(batch_size=batch_size), 0)
+    (batch,) = plan_epoch(pictures(*[SQUARE] * images), epoch_config(batch_size=batch_size), 0)
 
     assert batch.loss_factor == pytest.approx(factor, abs=1e-6)
 
@@ -78,7 +78,7 @@ def test_every_epoch_shows_every_picture_once_in_full_batches_of_one_shape(
 ) -> None:
     dataset = pictures(*sizes)
 
-    batches = plan_epoch(dataset, course(batch_size=batch_size, seed=seed), epoch)
+    batches = plan_epoch(dataset, epoch_config(batch_size=batch_size, seed=seed), epoch)
 
     real = [index for batch in batches for index in batch.pictures[: batch.real]]
     assert sorted(real) == list(range(len(sizes)))
@@ -93,11 +93,11 @@ def test_every_epoch_shows_every_picture_once_in_full_batches_of_one_shape(
 def test_epochs_and_seeds_differ_in_order_and_equal_ones_do_not() -> None:
     dataset = pictures(*[SQUARE] * 30, *[LANDSCAPE] * 30)
 
-    first = plan_epoch(dataset, course(), 0)
+    first = plan_epoch(dataset, epoch_config(), 0)
 
-    assert plan_epoch(dataset, course(), 0) == first
-    assert plan_epoch(dataset, course(), 1) != first
-    assert plan_epoch(dataset, course(seed=556), 0) != first
+    assert plan_epoch(dataset, epoch_config(), 0) == first
+    assert plan_epoch(dataset, epoch_config(), 1) != first
+    assert plan_epoch(dataset, epoch_config(seed=556), 0) != first
 
 
 def test_another_process_makes_the_same_plan() -> None:
@@ -122,7 +122,8 @@ def test_another_process_makes_the_same_plan() -> None:
 
 def test_batches_of_different_shapes_come_mixed() -> None:
     sizes = [
-        batch.size for batch in plan_epoch(pictures(*[SQUARE] * 80, *[LANDSCAPE] * 80), course(), 0)
+        batch.size
+        for batch in plan_epoch(pictures(*[SQUARE] * 80, *[LANDSCAPE] * 80), epoch_config(), 0)
     ]
 
     changes = sum(one != other for one, other in pairwise(sizes))
@@ -132,8 +133,8 @@ def test_batches_of_different_shapes_come_mixed() -> None:
 def test_steps_are_batches_and_add_up_over_the_epochs() -> None:
     dataset = pictures(*[SQUARE] * 12)
 
-    assert steps_per_epoch(dataset, course(batch_size=2)) == 6
-    assert total_steps(dataset, course(batch_size=2, epochs=300)) == 1800
+    assert steps_per_epoch(dataset, epoch_config(batch_size=2)) == 6
+    assert total_steps(dataset, epoch_config(batch_size=2, epochs=300)) == 1800
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_a_fraction_is_the_exact_chance_of_one_more() -> None:
 def test_a_rated_dataset_shrinks_epoch_by_epoch(
     images: int, epochs: int, percent: int, counts: list[int]
 ) -> None:
-    rated = course(epochs=epochs, rated_percent=percent)
+    rated = epoch_config(epochs=epochs, rated_percent=percent)
 
     assert [rated_count(images, rated, epoch) for epoch in range(epochs)] == counts
 
@@ -189,7 +190,7 @@ def test_a_rated_dataset_shrinks_epoch_by_epoch(
 def test_a_late_epoch_of_a_rated_dataset_has_each_picture_once_and_prefers_the_good_ones() -> None:
     good = pictures(*[SQUARE] * 20, rating=5.0, multiply=3.0)
     poor = pictures(*[SQUARE] * 20, rating=0.2)
-    rated = course(epochs=10, rated_percent=50, batch_size=1)
+    rated = epoch_config(epochs=10, rated_percent=50, batch_size=1)
 
     late = [batch.pictures[0] for batch in plan_epoch(good + poor, rated, 9)]
 
@@ -201,40 +202,40 @@ def test_a_late_epoch_of_a_rated_dataset_has_each_picture_once_and_prefers_the_g
     )
 
 
-def draws(one: Picture, job: Course, count: int = 4000) -> list[Draw]:
+def draws(one: Picture, job: EpochConfig, count: int = 4000) -> list[Augmentation]:
     size = nearest(one.width, one.height, 512)
-    return [draw(one, 0, size, job, epoch=0, position=position) for position in range(count)]
+    return [augment(one, 0, size, job, epoch=0, position=position) for position in range(count)]
 
 
 def test_a_dropped_caption_is_the_empty_one_and_as_frequent_as_asked() -> None:
     (cat,) = pictures(SQUARE)
 
-    dropped = sum(one.caption == "" for one in draws(cat, course(cond_dropout=0.25)))
+    dropped = sum(one.caption == "" for one in draws(cat, epoch_config(cond_dropout=0.25)))
 
     assert dropped / 4000 == pytest.approx(0.25, abs=0.02)
-    assert {one.caption for one in draws(cat, course(cond_dropout=0.0), 100)} == {cat.caption}
-    assert {one.caption for one in draws(cat, course(cond_dropout=1.0), 100)} == {""}
+    assert {one.caption for one in draws(cat, epoch_config(cond_dropout=0.0), 100)} == {cat.caption}
+    assert {one.caption for one in draws(cat, epoch_config(cond_dropout=1.0), 100)} == {""}
 
 
 def test_a_picture_is_mirrored_as_often_as_asked() -> None:
     (cat,) = pictures(SQUARE)
 
-    flipped = sum(one.flip for one in draws(cat, course(flip_p=0.5)))
+    flipped = sum(one.flip for one in draws(cat, epoch_config(flip_p=0.5)))
 
     assert flipped / 4000 == pytest.approx(0.5, abs=0.03)
-    assert all(one.flip for one in draws(cat, course(flip_p=1.0), 100))
+    assert all(one.flip for one in draws(cat, epoch_config(flip_p=1.0), 100))
 
 
 def test_a_picture_of_its_own_mind_beats_the_job() -> None:
     (cat,) = pictures(SQUARE, cond_dropout=0.0, flip_p=0.0, shuffle_tags=False)
-    job = course(cond_dropout=1.0, flip_p=1.0, shuffle_tags=True)
+    job = epoch_config(cond_dropout=1.0, flip_p=1.0, shuffle_tags=True)
 
     assert {(one.caption, one.flip) for one in draws(cat, job, 50)} == {(cat.caption, False)}
 
 
 def test_tags_are_shuffled_per_picture_and_epoch_and_otherwise_left_alone() -> None:
     (cat,) = pictures(SQUARE)
-    job = course(shuffle_tags=True)
+    job = epoch_config(shuffle_tags=True)
 
     orders = Counter(caption_of(cat, 0, job, epoch) for epoch in range(400))
 
@@ -242,16 +243,16 @@ def test_tags_are_shuffled_per_picture_and_epoch_and_otherwise_left_alone() -> N
     assert 140 < orders["a cat, sitting, red"] < 260
     assert len({caption_of(cat, index, job, 0) for index in range(20)}) == 2
     assert caption_of(cat, 0, job, 7) == caption_of(cat, 0, job, 7)
-    assert caption_of(cat, 0, course(), 7) == "a cat, sitting, red"
+    assert caption_of(cat, 0, epoch_config(), 7) == "a cat, sitting, red"
 
 
 def test_a_draw_depends_on_seed_epoch_and_position_alone() -> None:
     (cat,) = pictures((1000, 1000))
-    job = course(cond_dropout=0.5, flip_p=0.5)
+    job = epoch_config(cond_dropout=0.5, flip_p=0.5)
 
     assert draws(cat, job, 50) == draws(cat, job, 50)
     assert len({one.crop for one in draws(cat, job, 50)}) > 30
-    assert draws(cat, course(seed=1, cond_dropout=0.5, flip_p=0.5), 50) != draws(cat, job, 50)
+    assert draws(cat, epoch_config(seed=1, cond_dropout=0.5, flip_p=0.5), 50) != draws(cat, job, 50)
 
 
 def named(name: str, count: int, shape: tuple[int, int] = SQUARE, **more: Any) -> list[Picture]:
@@ -265,7 +266,7 @@ def owners(batch: Batch, dataset: Sequence[Picture]) -> set[str]:
 def test_pictures_of_one_name_are_batched_with_their_own_kind() -> None:
     dataset = named("ted", 8) + named("sue", 4) + named("", 8)
 
-    batches = plan_epoch(dataset, course(), 0)
+    batches = plan_epoch(dataset, epoch_config(), 0)
 
     assert Counter(batch.name for batch in batches) == {"ted": 2, "sue": 1, "": 2}
     assert all(owners(batch, dataset) == {batch.name} for batch in batches)
@@ -275,7 +276,7 @@ def test_pictures_of_one_name_are_batched_with_their_own_kind() -> None:
 def test_what_fills_no_named_batch_goes_to_the_default_group_of_its_size() -> None:
     dataset = named("ted", 5) + named("ted", 1, LANDSCAPE) + named("", 3) + named("sue", 2)
 
-    batches = plan_epoch(dataset, course(), 0)
+    batches = plan_epoch(dataset, epoch_config(), 0)
 
     assert Counter(batch.name for batch in batches) == {"ted": 1, "": 3}
     rest = [batch for batch in batches if not batch.name]
@@ -287,14 +288,14 @@ def test_what_fills_no_named_batch_goes_to_the_default_group_of_its_size() -> No
 
 
 def test_a_name_without_a_full_batch_is_like_no_name() -> None:
-    assert [batch.name for batch in plan_epoch(named("ted", 3), course(), 0)] == [""]
+    assert [batch.name for batch in plan_epoch(named("ted", 3), epoch_config(), 0)] == [""]
 
 
 @pytest.mark.parametrize("epoch", range(5))
 def test_batches_of_one_name_share_an_update_and_default_ones_fill_the_gaps(epoch: int) -> None:
     dataset = named("ted", 8) + named("ted", 4, LANDSCAPE) + named("sue", 8) + named("", 16)
 
-    batches = plan_epoch(dataset, course(grad_accum=4), epoch)
+    batches = plan_epoch(dataset, epoch_config(grad_accum=4), epoch)
 
     updates = [[batch.name for batch in batches[start : start + 4]] for start in range(0, 9, 4)]
     assert [len(update) for update in updates] == [4, 4, 1]
@@ -306,7 +307,7 @@ def test_batches_of_one_name_share_an_update_and_default_ones_fill_the_gaps(epoc
 def test_the_short_update_comes_last_so_that_the_others_stay_whole(epoch: int) -> None:
     dataset = named("ted", 8) + named("sue", 12)
 
-    batches = plan_epoch(dataset, course(grad_accum=3), epoch)
+    batches = plan_epoch(dataset, epoch_config(grad_accum=3), epoch)
 
     assert [batch.name for batch in batches] == ["sue", "sue", "sue", "ted", "ted"]
 
@@ -314,7 +315,7 @@ def test_the_short_update_comes_last_so_that_the_others_stay_whole(epoch: int) -
 def test_without_accumulation_named_batches_come_mixed() -> None:
     dataset = named("ted", 80) + named("sue", 80)
 
-    names = [batch.name for batch in plan_epoch(dataset, course(), 0)]
+    names = [batch.name for batch in plan_epoch(dataset, epoch_config(), 0)]
 
     assert sum(one != other for one, other in pairwise(names)) > 8
 
@@ -342,7 +343,7 @@ datasets = st.lists(
 def test_whatever_is_asked_for_every_draw_is_in_a_full_batch_and_the_plan_repeats(
     dataset: list[Picture], batch_size: int, grad_accum: int, epoch: int, percent: int | None
 ) -> None:
-    job = course(
+    job = epoch_config(
         batch_size=batch_size,
         grad_accum=grad_accum,
         epochs=10,
@@ -374,7 +375,7 @@ def test_whatever_is_asked_for_every_draw_is_in_a_full_batch_and_the_plan_repeat
 
 def test_four_times_three_pictures_are_twelve_until_the_ratings_thin_them_out() -> None:
     dataset = pictures(*[SQUARE] * 4, multiply=3.0)
-    rated = course(batch_size=1, epochs=5, rated_percent=60)
+    rated = epoch_config(batch_size=1, epochs=5, rated_percent=60)
 
     counts = [steps_per_epoch(dataset, rated, epoch) for epoch in range(5)]
 
@@ -383,19 +384,19 @@ def test_four_times_three_pictures_are_twelve_until_the_ratings_thin_them_out() 
 
 
 def test_the_last_of_many_epochs_ends_just_above_the_share_aimed_at() -> None:
-    assert rated_count(100, course(epochs=300, rated_percent=50), 299) == 51
+    assert rated_count(100, epoch_config(epochs=300, rated_percent=50), 299) == 51
 
 
 def test_some_tags_are_kept_and_the_caption_never_outgrows_its_bound() -> None:
     long = Picture(
         file="0.png", caption="main, keep, aa, bb, cc", width=600, height=600, max_caption_length=18
     )
-    job = course(shuffle_tags=True, keep_tags=1)
+    job = epoch_config(shuffle_tags=True, keep_tags=1)
 
     seen = {caption_of(long, 0, job, epoch) for epoch in range(60)}
 
     assert seen == {f"main, keep, {one}, {other}" for one, other in pairs("aa", "bb", "cc")}
-    assert caption_of(long, 0, course(), 0) == "main, keep, aa, bb"
+    assert caption_of(long, 0, epoch_config(), 0) == "main, keep, aa, bb"
 
 
 def pairs(*names: str) -> list[tuple[str, str]]:
@@ -412,17 +413,19 @@ def test_weighted_tags_are_drawn_until_the_caption_is_full() -> None:
         max_caption_length=12,
     )
 
-    seen = Counter(caption_of(heavy, 0, course(shuffle_tags=True), epoch) for epoch in range(2000))
+    seen = Counter(
+        caption_of(heavy, 0, epoch_config(shuffle_tags=True), epoch) for epoch in range(2000)
+    )
 
     assert set(seen) == {"main, heavy", "main, light"}
     assert seen["main, heavy"] / 2000 == pytest.approx(0.9, abs=0.03)
 
 
-def test_without_a_wish_a_caption_ends_at_2048_characters() -> None:
+def test_without_a_command_a_caption_ends_at_2048_characters() -> None:
     (cat,) = pictures(SQUARE)
     endless = msgspec.structs.replace(cat, caption=", ".join(f"tag {n:04}" for n in range(1000)))
 
-    for job in (course(), course(shuffle_tags=True)):
+    for job in (epoch_config(), epoch_config(shuffle_tags=True)):
         caption = caption_of(endless, 0, job, 0)
         assert 2038 <= len(caption) <= 2048
         assert caption.rsplit(", ", 1)[1].startswith("tag ")
@@ -443,7 +446,7 @@ def test_a_course_is_read_off_the_request() -> None:
         rated_dataset_target_dropout_percent=30,
     )
 
-    assert Course.of(train, seed=11) == Course(
+    assert EpochConfig.of(train, seed=11) == EpochConfig(
         resolution=640,
         batch_size=3,
         grad_accum=5,
@@ -455,7 +458,7 @@ def test_a_course_is_read_off_the_request() -> None:
         shuffle_tags=True,
         keep_tags=2,
     )
-    assert Course.of(Train(data_url="u"), seed=1).rated_percent is None
+    assert EpochConfig.of(Train(data_url="u"), seed=1).rated_percent is None
 
 
 def test_a_job_without_a_seed_draws_one_that_every_attempt_and_service_shares() -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from shared.adapters.rabbitmq_connection import Lost, answered
+from shared.adapters.rabbitmq_connection import ConnectionLost, translate_errors
 
 
 async def forgetful(answer: asyncio.Event) -> None:
@@ -18,11 +18,11 @@ async def forgetful(answer: asyncio.Event) -> None:
 
 async def test_an_error_and_silence_and_a_cancel_that_nobody_asked_for_mean_lost() -> None:
     for error in (ConnectionResetError(), asyncio.CancelledError()):
-        with pytest.raises(Lost):
-            async with answered(None):
+        with pytest.raises(ConnectionLost):
+            async with translate_errors(None):
                 raise error
-    with pytest.raises(Lost):
-        async with answered(0.001):
+    with pytest.raises(ConnectionLost):
+        async with translate_errors(0.001):
             await asyncio.Event().wait()
 
 
@@ -30,7 +30,7 @@ async def test_a_cancel_that_the_library_forgot_ends_the_task_all_the_same() -> 
     reached = []
 
     async def work() -> None:
-        async with answered(None):
+        async with translate_errors(None):
             await forgetful(asyncio.Event())
         reached.append("the next step")
 
@@ -45,7 +45,7 @@ async def test_a_cancel_that_the_library_forgot_ends_the_task_all_the_same() -> 
 
 async def test_a_cancel_that_the_library_turned_into_an_error_ends_the_task_all_the_same() -> None:
     async def work() -> None:
-        async with answered(None):
+        async with translate_errors(None):
             await forgetful(asyncio.Event())
             raise ConnectionResetError
 

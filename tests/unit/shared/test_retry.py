@@ -5,11 +5,11 @@ import pytest
 from shared.retry import FAILURES_ALLOWED, delay, reconnect_delay, webhook_delay
 
 
-def test_a_stage_is_asked_for_again_after_one_beat_then_three_then_nine() -> None:
+def test_a_stage_is_asked_for_again_after_one_heartbeat_then_three_then_nine() -> None:
     assert [delay(failures, 10.0) for failures in (1, 2, 3)] == [10.0, 30.0, 90.0]
 
 
-def test_no_stage_waits_longer_than_sixty_beats() -> None:
+def test_no_stage_waits_longer_than_sixty_heartbeats() -> None:
     assert [delay(failures, 1.0) for failures in (4, 5, 50)] == [27.0, 60.0, 60.0]
 
 
@@ -23,10 +23,10 @@ def test_a_webhook_is_tried_five_times_and_given_up() -> None:
     assert waits == [0.0, 10.0, 60.0, 600.0, 3600.0, None, None]
 
 
-@pytest.mark.parametrize("beat", [0.2, 1.0, 30.0])
-def test_a_faster_beat_quickens_every_wait(beat: float) -> None:
-    assert delay(2, beat) == pytest.approx(3 * beat)
-    assert webhook_delay(2, beat) == pytest.approx(6 * beat)
+@pytest.mark.parametrize("heartbeat", [0.2, 1.0, 30.0])
+def test_a_faster_heartbeat_quickens_every_wait(heartbeat: float) -> None:
+    assert delay(2, heartbeat) == pytest.approx(3 * heartbeat)
+    assert webhook_delay(2, heartbeat) == pytest.approx(6 * heartbeat)
 
 
 def test_a_server_that_is_away_is_asked_at_once_and_then_ever_less_often() -> None:

@@ -14,9 +14,9 @@ from shared.errors import Interrupted, Refused, Unavailable
 from shared.messaging.messages import (
     AnyMessage,
     CheckpointSampled,
-    ClaimAsked,
     ClaimGranted,
     ClaimRefused,
+    CommandIssued,
     DatasetStaged,
     JobCancelled,
     JobSubmitted,
@@ -35,11 +35,11 @@ from shared.messaging.topology import (
     INFERENCER_SAMPLES,
     Queue,
 )
-from shared.request import Train, Wish
-from shared.worker.order import Errand, Order
-from shared.worker.runtime import LAST_WORD_BEATS, PATIENCE_BEATS, Worker
+from shared.request import Command, Train
+from shared.worker.order import BestEffortTask, Order
+from shared.worker.runtime import LAST_WORD_HEARTBEATS, PATIENCE_HEARTBEATS, Worker
 
-BEAT = 0.02
+HEARTBEAT = 0.02
 TRAIN = Train(data_url="https://example.org/data.zip")
 F = TypeVar("F", bound=StageFact)
 
@@ -57,11 +57,11 @@ class ScriptedWork:
         perform: Callable[[Order], Awaitable[DatasetStaged]],
         *,
         gentle: bool = False,
-        places: int = 1,
+        concurrency: int = 1,
     ) -> None:
         self._perform = perform
-        self.stops_gently = gentle
-        self.places = places
+        self.graceful = gentle
+        self.concurrency = concurrency
         self.ready = 0
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
@@ -83,14 +83,14 @@ class ScriptedErrands:
 
     queue = INFERENCER_SAMPLES
 
-    def __init__(self, run: Callable[[Errand], Awaitable[None]]) -> None:
+    def __init__(self, run: Callable[[BestEffortTask], Awaitable[None]]) -> None:
         self._run = run
         self.begun: list[str] = []
 
-    async def run(self, errand: Errand) -> None:
-        assert isinstance(errand.message, CheckpointSampled)
-        self.begun.append(errand.message.snapshot)
-        await self._run(errand)
+    async def run(self, best_effort_task: BestEffortTask) -> None:
+        assert isinstance(best_effort_task.message, CheckpointSampled)
+        self.begun.append(best_effort_task.message.snapshot)
+        await self._run(best_effort_task)
 
 
 class Gateway:
@@ -112,22 +112,22 @@ class Gateway:
                     return delivery.message, delivery.envelope.reply_to or ""
         raise AssertionError
 
-    async def grant(self, started: StageFact, control: str, attempt: int = 1) -> None:
+    async def grant(self, started: StageFact, reply_queue: str, attempt: int = 1) -> None:
         answer = ClaimGranted(
             job=started.job, stage=started.stage, claim=started.claim, attempt=attempt
         )
-        await self._bus.send(control, answer)
+        await self._bus.send(reply_queue, answer)
 
-    async def ask(self, fact: StageFact, control: str, wishes: dict[Wish, int]) -> None:
-        asked = ClaimAsked(job=fact.job, stage=fact.stage, claim=fact.claim, wishes=wishes)
-        await self._bus.send(control, asked)
+    async def ask(self, fact: StageFact, reply_queue: str, commands: dict[Command, int]) -> None:
+        asked = CommandIssued(job=fact.job, stage=fact.stage, claim=fact.claim, commands=commands)
+        await self._bus.send(reply_queue, asked)
 
-    async def refuse(self, fact: StageFact, control: str) -> None:
+    async def refuse(self, fact: StageFact, reply_queue: str) -> None:
         refusal = ClaimRefused(job=fact.job, stage=fact.stage, claim=fact.claim, reason="no")
-        await self._bus.send(control, refusal)
+        await self._bus.send(reply_queue, refusal)
 
     async def say(self, message: JobCancelled) -> None:
-        await self._bus.publish(message, needs_listener=False)
+        await self._bus.publish(message, mandatory=False)
 
     async def waiting(self, queue: Queue = FETCHER) -> int:
         return await self._bus.depth(queue)
@@ -156,12 +156,14 @@ async def at_once(order: Order) -> DatasetStaged:
 
 @asynccontextmanager
 async def working(
-    work: ScriptedWork, errands: ScriptedErrands | None = None
+    work: ScriptedWork, best_effort_tasks: ScriptedErrands | None = None
 ) -> AsyncIterator[tuple[Gateway, asyncio.Event]]:
     broker = MemoryBroker()
     gateway = Gateway(broker.bus("gateway/test"))
     stop = asyncio.Event()
-    worker = Worker(broker.bus("fetcher/1"), work, beat=BEAT, errands=errands)
+    worker = Worker(
+        broker.bus("fetcher/1"), work, heartbeat=HEARTBEAT, best_effort_tasks=best_effort_tasks
+    )
     running = asyncio.create_task(worker.run(stop))
     try:
         yield gateway, stop
@@ -175,8 +177,8 @@ async def working(
 async def test_a_granted_claim_is_worked_on_and_its_result_is_said_under_the_claim() -> None:
     async with working(ScriptedWork(at_once)) as (gateway, _):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.grant(started, control, attempt=3)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.grant(started, reply_queue, attempt=3)
         result, _reply = await gateway.hear(DatasetStaged)
 
     assert (result.job, result.claim, result.attempt) == ("job-1", started.claim, 3)
@@ -193,29 +195,29 @@ async def test_a_claim_is_repeated_until_it_is_answered_and_nothing_begins_befor
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        first, _control = await gateway.hear(StagingStarted)
-        second, control = await gateway.hear(StagingStarted)
+        first, _reply_queue = await gateway.hear(StagingStarted)
+        second, reply_queue = await gateway.hear(StagingStarted)
         assert first.claim == second.claim
         assert not begun.is_set()
-        await gateway.grant(second, control)
+        await gateway.grant(second, reply_queue)
         await gateway.hear(DatasetStaged)
 
 
 async def test_a_refused_claim_costs_nothing_and_the_place_takes_the_next_message() -> None:
     async with working(ScriptedWork(at_once)) as (gateway, _):
         await gateway.submit("refused")
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.refuse(started, control)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.refuse(started, reply_queue)
         await gateway.submit("granted")
         while (started := (await gateway.hear(StagingStarted))[0]).job != "granted":
             pass
-        await gateway.grant(started, control)
+        await gateway.grant(started, reply_queue)
         result, _reply = await gateway.hear(DatasetStaged)
 
     assert result.job == "granted"
 
 
-async def test_beats_carry_the_newest_numbers_while_the_work_goes_on() -> None:
+async def test_heartbeats_carry_the_newest_numbers_while_the_work_goes_on() -> None:
     finish = asyncio.Event()
 
     async def perform(order: Order) -> DatasetStaged:
@@ -225,36 +227,36 @@ async def test_beats_carry_the_newest_numbers_while_the_work_goes_on() -> None:
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.grant(started, control)
-        beat, _reply = await gateway.hear(StagingProgressed)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.grant(started, reply_queue)
+        heartbeat, _reply = await gateway.hear(StagingProgressed)
         finish.set()
         await gateway.hear(DatasetStaged)
 
-    assert beat.progress == {"phase": "downloading", "bytes": 7}
+    assert heartbeat.progress == {"phase": "downloading", "bytes": 7}
 
 
 async def test_what_the_user_wants_is_heard_by_the_work_and_is_no_answer_to_a_claim() -> None:
-    heard: list[dict[Wish, int]] = []
+    heard: list[dict[Command, int]] = []
 
     async def perform(order: Order) -> DatasetStaged:
         for _ in range(2):
-            await order.wished.wait()
-            order.wished.clear()
-            heard.append(order.wishes)
-            order.progress(heard=len(heard))
+            await order.commands_changed.wait()
+            order.commands_changed.clear()
+            heard.append(order.commands)
+            order.progress(keepalive=len(heard))
         return staged(order)
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.ask(started, control, {"save": 1})
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.ask(started, reply_queue, {"save": 1})
         await gateway.hear(StagingStarted)  # it still asks
-        await gateway.grant(started, control)
+        await gateway.grant(started, reply_queue)
         while not (await gateway.hear(StagingProgressed))[0].progress:
             pass
-        await gateway.ask(started, control, {"save": 1})
-        await gateway.ask(started, control, {"save": 1, "stop": 1})
+        await gateway.ask(started, reply_queue, {"save": 1})
+        await gateway.ask(started, reply_queue, {"save": 1, "stop": 1})
         await gateway.hear(DatasetStaged)
 
     assert heard == [{"save": 1}, {"save": 1, "stop": 1}]
@@ -272,13 +274,13 @@ async def test_a_claim_taken_away_cancels_the_work_and_nothing_more_is_said() ->
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.grant(started, control)
-        beat, control = await gateway.hear(StagingProgressed)
-        await gateway.refuse(beat, control)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.grant(started, reply_queue)
+        heartbeat, reply_queue = await gateway.hear(StagingProgressed)
+        await gateway.refuse(heartbeat, reply_queue)
         await asyncio.wait_for(ended.wait(), 10)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(BEAT * 5):
+            async with asyncio.timeout(HEARTBEAT * 5):
                 await gateway.hear(StageFailed)
 
 
@@ -294,8 +296,8 @@ async def test_a_cancelled_job_stops_its_work() -> None:
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.grant(started, control)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.grant(started, reply_queue)
         await gateway.hear(StagingProgressed)
         await gateway.say(JobCancelled(job="job-1", run=1))
         await asyncio.wait_for(ended.wait(), 10)
@@ -318,8 +320,8 @@ async def test_the_type_of_an_error_decides_what_it_means(
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.grant(started, control)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.grant(started, reply_queue)
         failed, _reply = await gateway.hear(StageFailed)
 
     assert (failed.kind, failed.reason) == (kind, reason)
@@ -333,27 +335,27 @@ async def test_silent_work_is_given_up_after_its_patience() -> None:
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.grant(started, control)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.grant(started, reply_queue)
         began = asyncio.get_running_loop().time()
         failed, _reply = await gateway.hear(StageFailed)
 
     assert failed.kind == "passing"
     assert failed.reason.startswith("stalled in loading")
-    assert asyncio.get_running_loop().time() - began >= PATIENCE_BEATS * BEAT
+    assert asyncio.get_running_loop().time() - began >= PATIENCE_HEARTBEATS * HEARTBEAT
 
 
 async def test_work_that_shows_life_is_not_given_up() -> None:
     async def perform(order: Order) -> DatasetStaged:
-        for _ in range(PATIENCE_BEATS * 2):
-            await asyncio.sleep(BEAT)
-            order.heard()
+        for _ in range(PATIENCE_HEARTBEATS * 2):
+            await asyncio.sleep(HEARTBEAT)
+            order.keepalive()
         return staged(order)
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.grant(started, control)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.grant(started, reply_queue)
         await gateway.hear(DatasetStaged)
 
 
@@ -364,8 +366,8 @@ async def test_a_stopped_worker_says_that_its_work_was_interrupted() -> None:
 
     async with working(ScriptedWork(perform)) as (gateway, stop):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.grant(started, control)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.grant(started, reply_queue)
         await gateway.hear(StagingProgressed)
         stop.set()
         interrupted, _reply = await gateway.hear(StagingInterrupted)
@@ -386,12 +388,12 @@ async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away
         stop.set()
         return staged(order)
 
-    running = asyncio.create_task(Worker(bus, ScriptedWork(perform), beat=BEAT).run(stop))
+    running = asyncio.create_task(Worker(bus, ScriptedWork(perform), heartbeat=HEARTBEAT).run(stop))
     await gateway.submit()
-    started, control = await gateway.hear(StagingStarted)
-    await gateway.grant(started, control)
+    started, reply_queue = await gateway.hear(StagingStarted)
+    await gateway.grant(started, reply_queue)
 
-    async with asyncio.timeout(2 * LAST_WORD_BEATS * BEAT + 5):
+    async with asyncio.timeout(2 * LAST_WORD_HEARTBEATS * HEARTBEAT + 5):
         await running
     await gateway.close()
 
@@ -406,8 +408,8 @@ async def test_gentle_work_saves_what_it_must_before_it_is_interrupted() -> None
 
     async with working(ScriptedWork(perform, gentle=True)) as (gateway, stop):
         await gateway.submit()
-        started, control = await gateway.hear(StagingStarted)
-        await gateway.grant(started, control)
+        started, reply_queue = await gateway.hear(StagingStarted)
+        await gateway.grant(started, reply_queue)
         await gateway.hear(StagingProgressed)
         stop.set()
         await gateway.hear(StagingInterrupted)
@@ -423,7 +425,7 @@ async def test_a_message_in_hand_goes_back_when_the_worker_stops_before_an_answe
         stop.set()
         async with asyncio.timeout(10):
             while work.ready != -1:
-                await asyncio.sleep(BEAT)
+                await asyncio.sleep(HEARTBEAT)
         assert await gateway.waiting() == 1
 
 
@@ -434,13 +436,13 @@ async def test_a_worker_with_two_places_works_on_two_jobs_at_once() -> None:
         await both.wait()
         return staged(order)
 
-    async with working(ScriptedWork(perform, places=2)) as (gateway, _):
+    async with working(ScriptedWork(perform, concurrency=2)) as (gateway, _):
         await gateway.submit("job-1")
         await gateway.submit("job-2")
         granted: set[str] = set()
         while len(granted) < 2:
-            started, control = await gateway.hear(StagingStarted)
-            await gateway.grant(started, control)
+            started, reply_queue = await gateway.hear(StagingStarted)
+            await gateway.grant(started, reply_queue)
             granted.add(started.claim)
         done = {(await gateway.hear(DatasetStaged))[0].job for _ in range(2)}
 
@@ -456,23 +458,23 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def for_ever(_errand: Errand) -> None:
+async def for_ever(_errand: BestEffortTask) -> None:
     await asyncio.Event().wait()
 
 
 async def test_errands_are_run_one_by_one_without_a_claim_while_no_work_waits() -> None:
-    async def run(_errand: Errand) -> None:
+    async def run(_errand: BestEffortTask) -> None:
         assert len(busy) == 0, "the place has two errands in hand"
         busy.append(1)
-        await asyncio.sleep(BEAT)
+        await asyncio.sleep(HEARTBEAT)
         busy.pop()
 
     busy: list[int] = []
-    errands = ScriptedErrands(run)
-    async with working(ScriptedWork(at_once), errands) as (gateway, _):
+    best_effort_tasks = ScriptedErrands(run)
+    async with working(ScriptedWork(at_once), best_effort_tasks) as (gateway, _):
         for name in "abc":
             await gateway.send_on_errand(name)
-        await until(lambda: errands.begun == ["a", "b", "c"])
+        await until(lambda: best_effort_tasks.begun == ["a", "b", "c"])
 
 
 async def test_any_amount_of_work_goes_before_an_errand_and_costs_it_no_delivery() -> None:
@@ -480,62 +482,62 @@ async def test_any_amount_of_work_goes_before_an_errand_and_costs_it_no_delivery
     let_go = asyncio.Event()
     done: list[str] = []
 
-    async def run(_errand: Errand) -> None:
+    async def run(_errand: BestEffortTask) -> None:
         await let_go.wait()
 
     async def perform(order: Order) -> DatasetStaged:
-        done.append(f"work, after {errands.begun}")
+        done.append(f"work, after {best_effort_tasks.begun}")
         return staged(order)
 
-    errands = ScriptedErrands(run)
-    async with working(ScriptedWork(perform), errands) as (gateway, _):
+    best_effort_tasks = ScriptedErrands(run)
+    async with working(ScriptedWork(perform), best_effort_tasks) as (gateway, _):
         await gateway.send_on_errand("a")
-        await until(lambda: errands.begun == ["a"])
+        await until(lambda: best_effort_tasks.begun == ["a"])
         await gateway.send_on_errand("b")
         for number in range(jobs):
             await gateway.submit(f"job-{number}")
         let_go.set()
         for _ in range(jobs):
-            started, control = await gateway.hear(StagingStarted)
-            await gateway.grant(started, control)
+            started, reply_queue = await gateway.hear(StagingStarted)
+            await gateway.grant(started, reply_queue)
             await gateway.hear(DatasetStaged)
-        await until(lambda: errands.begun == ["a", "b"])
+        await until(lambda: best_effort_tasks.begun == ["a", "b"])
 
     assert done == ["work, after ['a']"] * jobs
 
 
 async def test_the_end_of_its_job_calls_an_errand_off_for_good() -> None:
-    errands = ScriptedErrands(for_ever)
-    async with working(ScriptedWork(at_once), errands) as (gateway, _):
+    best_effort_tasks = ScriptedErrands(for_ever)
+    async with working(ScriptedWork(at_once), best_effort_tasks) as (gateway, _):
         await gateway.send_on_errand("a")
-        await until(lambda: errands.begun == ["a"])
+        await until(lambda: best_effort_tasks.begun == ["a"])
         await gateway.say(JobCancelled(job="another", run=1))
         await gateway.send_on_errand("b", job="job-2")
         await gateway.say(JobCancelled(job="job-1", run=1))
-        await until(lambda: errands.begun == ["a", "b"])
+        await until(lambda: best_effort_tasks.begun == ["a", "b"])
 
 
 async def test_an_errand_in_hand_goes_back_when_the_worker_stops() -> None:
-    errands = ScriptedErrands(for_ever)
+    best_effort_tasks = ScriptedErrands(for_ever)
     work = ScriptedWork(at_once)
-    async with working(work, errands) as (gateway, stop):
+    async with working(work, best_effort_tasks) as (gateway, stop):
         await gateway.send_on_errand("a")
-        await until(lambda: errands.begun == ["a"])
+        await until(lambda: best_effort_tasks.begun == ["a"])
         stop.set()
         await until(lambda: work.ready == -1)
         assert await gateway.waiting(INFERENCER_SAMPLES) == 1
 
 
 async def test_an_errand_that_fails_is_tried_again_and_a_silent_one_is_given_up() -> None:
-    async def run(errand: Errand) -> None:
-        if len(errands.begun) == 1:
+    async def run(best_effort_task: BestEffortTask) -> None:
+        if len(best_effort_tasks.begun) == 1:
             raise OSError("disk on fire")
-        if len(errands.begun) == 2:
-            await for_ever(errand)
+        if len(best_effort_tasks.begun) == 2:
+            await for_ever(best_effort_task)
 
-    errands = ScriptedErrands(run)
-    async with working(ScriptedWork(at_once), errands) as (gateway, _):
+    best_effort_tasks = ScriptedErrands(run)
+    async with working(ScriptedWork(at_once), best_effort_tasks) as (gateway, _):
         await gateway.send_on_errand("a")
-        await until(lambda: errands.begun == ["a", "a"])
+        await until(lambda: best_effort_tasks.begun == ["a", "a"])
         await gateway.send_on_errand("b")
-        await until(lambda: errands.begun == ["a", "a", "b"])
+        await until(lambda: best_effort_tasks.begun == ["a", "a", "b"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from shared.errors import SettingsError
 from shared.settings import Settings, from_environment
@@ -71,12 +72,12 @@ CASES = [
          (SHORT_SECRET, WEBHOOK_SECRET.removeprefix("whsec_"), WEBHOOK_SECRET + "A",
           "whsec_" + "é" * 32), "whsec_ and at least 24 bytes in base64"),
     Case("ALLOWED_PRIVATE_HOSTS", frozenset(), {"a, 10.0.0.5:9000": {"a", "10.0.0.5:9000"}}),
-    Case("PLACES", None, {"1": 1, "8": 8}, ("0", "-1", "two", "1.5", "²"),
+    Case("CONCURRENCY", None, {"1": 1, "8": 8}, ("0", "-1", "two", "1.5", "²"),
          "a whole number of at least 1"),
     Case("RESUME_EVERY", 300.0, {"0.5": 0.5, "120": 120.0},
          ("0", "-1", "soon", "nan", "inf"), "a number above 0"),
     Case("KEEP_DAYS", 30.0, {"7": 7.0}, ("0", "-1", "week", "nan", "inf"), "a number above 0"),
-    Case("BEAT", 10.0, {"0.2": 0.2}, ("0", "-1", "fast", "nan", "inf"), "a number above 0"),
+    Case("HEARTBEAT", 10.0, {"0.2": 0.2}, ("0", "-1", "fast", "nan", "inf"), "a number above 0"),
 ]  # fmt: skip
 NAMES = [case.name for case in CASES]
 GOOD = [(case, text) for case in CASES for text in case.good]
@@ -103,6 +104,26 @@ def test_a_setting_that_nobody_made_has_a_default(case: Case) -> None:
 @pytest.mark.parametrize(("case", "text"), GOOD)
 def test_a_good_value_is_taken(case: Case, text: str) -> None:
     assert getattr(settings(**{case.name: text}), case.field) == case.good[text]
+
+
+@pytest.mark.parametrize(("old", "new"), [("BEAT", "HEARTBEAT"), ("PLACES", "CONCURRENCY")])
+def test_a_setting_under_its_old_name_is_taken_with_a_warning_that_names_the_new_one(
+    old: str, new: str
+) -> None:
+    field = new.lower()
+    with capture_logs() as logs:
+        assert getattr(settings(**{old: "7"}), field) == 7
+    warning = {"event": "setting_renamed", "log_level": "warning"}
+    assert logs == [{**warning, "old": f"EVERYDREAM_{old}", "new": f"EVERYDREAM_{new}"}]
+
+    with capture_logs() as logs:
+        assert getattr(settings(**{old: "7", new: "8"}), field) == 8
+    assert logs == []
+
+
+def test_a_wrong_value_is_told_by_the_name_that_was_given() -> None:
+    with pytest.raises(SettingsError, match=r"^EVERYDREAM_BEAT is 'fast', but takes a number"):
+        settings(BEAT="fast")
 
 
 @pytest.mark.parametrize(("case", "text"), WRONG)

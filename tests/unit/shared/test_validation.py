@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from shared.dataset.buckets import nearest
 from shared.dataset.manifest import Picture
-from shared.dataset.plan import Course, draw
+from shared.dataset.plan import EpochConfig, augment
 from shared.dataset.validation import (
-    held_out_course,
+    held_out_config,
     plan_held_out,
     split,
 )
 from shared.errors import Refused
 from shared.request import Validation
 
-COURSE = Course(
+COURSE = EpochConfig(
     resolution=512, batch_size=4, seed=9, cond_dropout=1.0, flip_p=1.0, shuffle_tags=True
 )
 
@@ -106,9 +106,9 @@ def test_the_seed_decides_who_is_held_out_alike_in_every_process() -> None:
 def test_a_held_out_picture_is_always_seen_alike_in_its_middle_with_its_caption_whole() -> None:
     (one, *_) = split(pictures(4, (1200, 800)), Validation()).held_out
     size = nearest(1200, 800, 512)
-    course = held_out_course(COURSE, Validation())
+    epoch_config = held_out_config(COURSE, Validation())
 
-    draws = {draw(one, 0, size, course, epoch=0, position=place) for place in range(50)}
+    draws = {augment(one, 0, size, epoch_config, epoch=0, position=place) for place in range(50)}
 
     (seen,) = draws
     assert (seen.caption, seen.flip) == ("a cat, sitting, red", False)

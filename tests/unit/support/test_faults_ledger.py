@@ -159,9 +159,9 @@ def test_an_end_that_nobody_heard_is_lost() -> None:
 
 
 def test_the_end_of_an_earlier_run_must_have_been_heard_too() -> None:
-    unheard = without(CLEAN.ends, end(BROKE, "FAILED"))
+    no_keepalive = without(CLEAN.ends, end(BROKE, "FAILED"))
     posts = without(CLEAN.posts, post(BROKE, "FAILED"))
-    assert found(ends=unheard, posts=posts) == f"{BROKE}: no end was heard of run 1"
+    assert found(ends=no_keepalive, posts=posts) == f"{BROKE}: no end was heard of run 1"
 
 
 def test_two_ends_of_one_run_are_one_too_many() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from services.trainer.training.recipe import Choices
 from services.trainer.training.saving import disk_space
-from services.trainer.training.saving.metrics import Records
+from services.trainer.training.saving.metrics import Metrics
 from services.trainer.training.saving.resume import save
 from services.trainer.training.state import State, prepare
 from services.trainer.training.train import update
@@ -77,7 +77,7 @@ def test_a_file_whose_writing_fails_is_not_there_and_the_one_before_it_stays(
 SAVES: dict[str, Callable[[Path], object]] = {
     "a single file": lambda path: export(random_parts(), path),
     "a diffusers folder": lambda path: save_folder(random_parts(), path),
-    "a resume point": lambda path: save(some_state(), path, Records(path.parent / "records")),
+    "a resume point": lambda path: save(some_state(), path, Metrics(path.parent / "records")),
 }
 
 
@@ -127,7 +127,7 @@ def test_a_save_takes_no_more_than_was_asked_for_and_not_much_less(
 
     export(state.parts, tmp_path / "one", dtype=dtype)
     save_folder(state.parts, tmp_path / "folder", dtype=dtype)
-    save(state, tmp_path / "point", Records(tmp_path / "records"))
+    save(state, tmp_path / "point", Metrics(tmp_path / "records"))
 
     one, folder = size_of(tmp_path / "one"), size_of(tmp_path / "folder")
     asked = disk_space.checkpoint_bytes(state, train)

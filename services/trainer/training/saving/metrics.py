@@ -24,7 +24,7 @@ SCALARS = {
 Line = dict[str, Any]
 
 
-class Records:
+class Metrics:
     """A line for every report and every validation, in the order of steps.
 
     A resumed training begins with the lines that its resume point brought, so that its records

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from services.trainer.order import Measured
 from services.trainer.training.optimizer import load_state, save_state
-from services.trainer.training.saving.metrics import METRICS, Records
+from services.trainer.training.saving.metrics import METRICS, Metrics
 from services.trainer.training.state import Losses, Position, State
 from shared.diffusion.files import replacing
 from shared.errors import Passing
@@ -25,7 +25,7 @@ from shared.errors import Passing
 POSITION = "position.json"
 
 
-class Kept(Struct, frozen=True, kw_only=True):
+class ResumeState(Struct, frozen=True, kw_only=True):
     """What a resume point holds besides tensors."""
 
     position: Position
@@ -35,12 +35,12 @@ class Kept(Struct, frozen=True, kw_only=True):
     measured: list[Measured] = []
 
 
-def save(state: State, folder: Path, records: Records) -> None:
+def save(state: State, folder: Path, records: Metrics) -> None:
     """Write a resume point, whole or not at all: weights in fp32, optimizers, position.
 
     The averages of the weights go along, and what was recorded until the position.
     """
-    kept = Kept(
+    kept = ResumeState(
         position=state.position,
         losses=state.losses.recent(),
         scaler=state.scaler.state_dict(),
@@ -65,7 +65,7 @@ def load(state: State, folder: Path) -> None:
         Passing: the resume point is damaged or is not of this job.
     """
     try:
-        kept = msgspec.json.decode((folder / POSITION).read_bytes(), type=Kept)
+        kept = msgspec.json.decode((folder / POSITION).read_bytes(), type=ResumeState)
         for name, network in state.trained.items():
             network.load_state_dict(load_file(folder / _weights(name)))
         for name, average in state.averages.items():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from services.trainer.order import SNAPSHOTS, TrainingOrder
-from services.trainer.training.callbacks import Listener
-from services.trainer.training.ema import averaged
+from services.trainer.training.callbacks import Callbacks
+from services.trainer.training.ema import ema_weights
 from services.trainer.training.saving import disk_space
 from services.trainer.training.state import State
 from shared.diffusion.weights import save_weights
@@ -20,18 +20,18 @@ SKIPPED = "no samples, because two earlier rows were not drawn yet, at steps: "
 NOTHING_TO_DRAW = "no samples could be drawn: there are neither prompts nor captions"
 
 
-class Sampler:
+class SnapshotWriter:
     """Writes a snapshot at step 0 and every ``sample_every`` steps, unless too many stand.
 
     And when the user wants one; that wish waits until there is room.
     """
 
-    def __init__(self, state: State, order: TrainingOrder, listener: Listener) -> None:
+    def __init__(self, state: State, order: TrainingOrder, callbacks: Callbacks) -> None:
         self._state = state
         self._every = order.sample_every
         self._sampled = order.sampled
-        self._listener = listener
-        self._granted = 0
+        self._callbacks = callbacks
+        self._done = 0
         self._folder = Path(order.out) / SNAPSHOTS
 
     def sample_in_time(self, steps: int) -> None:
@@ -40,16 +40,16 @@ class Sampler:
         A row that is due within them is taken now, under its own step; of several the first, for
         they would be equal.
         """
-        is_wished = self._listener.wished("sample") > self._granted
+        is_asked_for = self._callbacks.command("sample") > self._done
         if self._every is None:
-            if is_wished and NOTHING_TO_DRAW not in self._state.warnings:
+            if is_asked_for and NOTHING_TO_DRAW not in self._state.warnings:
                 self._state.warnings.append(NOTHING_TO_DRAW)
             return
         done = self._state.position.steps
         due = -(-done // self._every) * self._every
         if due < done + steps and not self._is_known(due):
             self._sample_or_skip(due)
-        elif is_wished and not self._is_known(done) and self._has_room():
+        elif is_asked_for and not self._is_known(done) and self._has_room():
             self._sample(done)
 
     def _is_known(self, step: int) -> bool:
@@ -69,13 +69,13 @@ class Sampler:
     def _sample(self, step: int) -> None:
         """Write a snapshot, which grants every wish so far."""
         self._state.losses.recent()  # nothing is saved of a training that has diverged
-        self._granted = self._listener.wished("sample")
+        self._done = self._callbacks.command("sample")
         folder = self._folder / str(step)
         require_room(self._folder, disk_space.snapshot_bytes(self._state), "save a snapshot")
-        with averaged(self._state.averages):
+        with ema_weights(self._state.averages):
             save_weights(self._state.trained, folder)
         epoch = self._state.position.epoch
-        self._listener.saved("snapshot", folder, step, epoch, wish=self._granted)
+        self._callbacks.saved("snapshot", folder, step, epoch, command=self._done)
 
     def _report_skipped(self, step: int) -> None:
         """In one warning, however many there are; once each, also after a resume."""
