@@ -1,4 +1,9 @@
-"""How long to wait before trying again: pure values, in seconds."""
+"""When to try again, in seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
 
 FAILURES_ALLOWED = 3
 """The failure in a row that ends a job."""
@@ -25,3 +30,22 @@ def webhook_delay(attempts: int, heartbeat: float) -> float | None:
 def reconnect_delay(attempt: int) -> float:
     """Seconds before the next try at a server that is away: 0.1 s, doubling, at most 5 s."""
     return float(min(0.1 * 2.0 ** min(attempt, 16), 5.0))
+
+
+class Reconnects:
+    """Endless attempts, numbered from 0: the first at once, then after :func:`reconnect_delay`.
+
+    No async generator: one that a loop leaves early costs the event loop a task to close it.
+    """
+
+    def __init__(self) -> None:
+        self._attempt = -1
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> int:
+        if self._attempt >= 0:
+            await asyncio.sleep(reconnect_delay(self._attempt))
+        self._attempt += 1
+        return self._attempt

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from itertools import count
 
 import structlog
 from aiohttp import web
@@ -41,7 +40,7 @@ from services.gateway.web.authentication import Keys, configured_keys
 from services.gateway.web.authorization import Authorizer
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, ObjectStore
-from shared.retry import reconnect_delay
+from shared.retry import Reconnects
 from shared.settings import Settings
 
 LAST_ANSWERS_SECONDS = 5.0
@@ -177,11 +176,10 @@ class Gateway:
 
 async def migrate(jobs: JobStore) -> None:
     """Bring the schema up to date as soon as the database answers."""
-    for attempt in count():
+    async for _ in Reconnects():
         try:
             await jobs.migrate()
         except Unavailable as error:
             log.warning("database_away", reason=str(error))
-            await asyncio.sleep(reconnect_delay(attempt))
         else:
             return

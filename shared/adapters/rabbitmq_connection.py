@@ -28,13 +28,13 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from yarl import URL
 
 from shared.errors import Unavailable
-from shared.retry import reconnect_delay
+from shared.retry import Reconnects
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
 CLOSE_SECONDS = 4.0
 PAUSE_SECONDS = 0.2
-"""Between losing a channel and asking for the next."""
+"""Between losing a channel or connection and asking for the next."""
 DIFFERS_SECONDS = 2.0
 """Before declaring again what somebody must put right first."""
 
@@ -123,21 +123,22 @@ class Connection:
 
     async def _keep(self) -> None:
         while True:
-            await self._stay(await self._connect())
+            await self._connect_and_stay()
+            await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _connect(self) -> AbstractConnection:
-        attempt = 0
-        while True:
-            await asyncio.sleep(reconnect_delay(attempt))
+    async def _connect_and_stay(self) -> None:
+        async for _ in Reconnects():
             try:
-                return await self._connect_once()
+                connection = await self._connect()
             except ConnectionLost as lost:
                 log.warning(
                     "broker_unreachable", connection=self._name, at=self._shown, reason=str(lost)
                 )
-            attempt += 1
+            else:
+                await self._stay(connection)
+                return
 
-    async def _connect_once(self) -> AbstractConnection:
+    async def _connect(self) -> AbstractConnection:
         connection = aio_pika.Connection(
             self._url, client_properties={"connection_name": self._name}
         )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -14,7 +12,7 @@ import structlog
 
 from shared.errors import Unavailable
 from shared.ports import ObjectStore, StoredObject, no_keepalive
-from shared.retry import reconnect_delay
+from shared.retry import Reconnects
 
 STORE_HEARTBEATS = 50
 """Beats that a store may be away within one call: a little less than a worker's patience, so that
@@ -73,7 +71,7 @@ class PatientStore:
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         deadline = math.inf
-        for attempt in count():
+        async for _ in Reconnects():
             try:
                 return await call()
             except Unavailable as error:
@@ -81,5 +79,4 @@ class PatientStore:
                 if monotonic() >= deadline:
                     raise
                 log.warning("store_unavailable", reason=str(error))
-            await asyncio.sleep(reconnect_delay(attempt))
         raise AssertionError("there is always another try")

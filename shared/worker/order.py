@@ -20,7 +20,7 @@ from shared.messaging.messages import (
 )
 from shared.ports import Bus, ReplyQueue
 from shared.request import Command
-from shared.retry import reconnect_delay
+from shared.retry import Reconnects
 
 log = structlog.get_logger()
 
@@ -102,10 +102,9 @@ class Order(Keepalive):
 
     async def publish(self, fact: StageFact) -> None:
         """Publish a fact, again and again until the broker has it or the claim is refused."""
-        for attempt in range(1_000_000_000):
+        async for _ in Reconnects():
             if await self.try_publish(fact) or self.refused is not None:
                 return
-            await asyncio.sleep(reconnect_delay(attempt))
 
     async def try_publish(self, fact: StageFact, *, mandatory: bool = True) -> bool:
         """Publish a fact once; whether the broker has it."""
