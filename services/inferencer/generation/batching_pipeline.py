@@ -24,8 +24,6 @@ Size = tuple[int, int]
 MOST = {"cuda": 8, "cpu": 4}
 """Images at a time, to begin with. On a CPU more bring nothing but for the smallest sizes, and from
 16 rows of the network (8 images with guidance) on its matrix products round differently."""
-OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
-"""What the CPU's allocator and cuBLAS say in errors of no special kind."""
 
 
 @dataclass
@@ -70,9 +68,3 @@ def _compute_one_row(module: torch.nn.Module) -> None:
         return result.expand(len(rows), *result.shape[1:])
 
     module.forward = of_one_row
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is the card's or the machine's memory, by kind or by words."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)

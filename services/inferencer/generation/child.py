@@ -43,7 +43,7 @@ def main() -> None:
 
 def carry_out(order: DrawingOrder, pipelines: Pipelines, writer: RecordWriter) -> Done | Failed:
     """The last word on an order; whatever happens, the next one finds the child in good order."""
-    from services.inferencer.generation.batching_pipeline import is_out_of_memory  # noqa: PLC0415 - slow
+    from shared.diffusion.memory import is_out_of_memory  # noqa: PLC0415 - slow
 
     try:
         return Done(summary={"images": draw_all(order, pipelines, writer)})

@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from services.inferencer.generation.batching_pipeline import Model, is_out_of_memory
+from services.inferencer.generation.batching_pipeline import Model
 from services.inferencer.generation.prompts import Prompts
 from services.inferencer.generation.schedulers import make_scheduler
 from services.inferencer.order import ImageRequest
+from shared.diffusion.memory import is_out_of_memory
 from shared.diffusion.noise import seeded
 
 Tell = Callable[[int, int], None]

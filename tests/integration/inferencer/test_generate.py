@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from services.inferencer.generation import batching_pipeline as models
-from services.inferencer.generation.batching_pipeline import Model, is_out_of_memory, ready
+from services.inferencer.generation.batching_pipeline import Model, ready
 from services.inferencer.generation.generate import Failure, generate
 from services.inferencer.generation.schedulers import make_scheduler
 from services.inferencer.order import ImageRequest
+from shared.diffusion.memory import is_out_of_memory
 from shared.diffusion.saving import pipeline
 from shared.request import Scheduler
 from tests.support.drawing import POISON, SIDE, drawn_images, poisoned, small_entry
