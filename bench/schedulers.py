@@ -1,7 +1,7 @@
-"""What the twelve schedulers draw, and how far off: ``python -m bench schedulers``.
+"""Compare the twelve schedulers: ``python -m bench schedulers``.
 
-The tiny model draws one prompt with each, and docs/schedulers.md and docs/schedulers.png are
-written from that.
+Generates one prompt with each by the tiny model, measures the distance to a reference, and writes
+docs/schedulers.md and docs/schedulers.png.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from services.inferencer.generation.schedulers import CHANGES, KINDS, make_scheduler
+from services.inferencer.generation.schedulers import (
+    CONFIG_CHANGES,
+    SCHEDULER_CLASSES,
+    make_scheduler,
+)
 from shared.diffusion.loading import load
 from shared.diffusion.noise import seeded
-from shared.diffusion.saving import pipeline
+from shared.diffusion.saving import stock_pipeline
 from shared.request import Scheduler
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +33,7 @@ SHEET = ROOT / "docs" / "schedulers.png"
 
 NAMES: tuple[Scheduler, ...] = get_args(Scheduler)
 STOCHASTIC: tuple[Scheduler, ...] = ("DDPM", "EULER-A", "KDPM2-A")
-"""They add fresh noise at every step, so that more steps lead to another image of the same kind."""
+"""They add new noise at every step, so that more steps lead to another image of the same kind."""
 
 PROMPT = "a red circle on a blue background"
 GUIDANCE = 3.0
@@ -37,30 +41,30 @@ SIDE, SHEET_SIDE = 128, 256
 SEED = 3
 SEEDS = tuple(range(1, 9))
 COLUMNS = (1, 10, 20, 50)
-"""Steps that are measured."""
+"""Numbers of steps to measure."""
 REFERENCE_STEPS = 125
 SHEET_STEPS = 50
 RUNS = 3
 LABEL = 20
-"""Pixels of the line above each image of the sheet."""
+"""Height in pixels of the line above each image of the sheet."""
 
 
 def main() -> None:
-    """Write the page and the sheet; needs about two minutes of one core."""
+    """Write the page and the sheet; takes about two minutes of one core."""
     torch.set_num_threads(1)
-    diffusers.logging.set_verbosity_error()  # its advice on odd numbers of steps
+    diffusers.logging.set_verbosity_error()  # no advice on odd numbers of steps
     pipe = tiny()
     PAGE.write_text(page(pipe))
     sheet(pipe).quantize(128).save(SHEET, optimize=True)
     print(f"wrote {PAGE.relative_to(ROOT)} and {SHEET.relative_to(ROOT)}")
 
 
-# --- Drawing and measuring --------------------------------------------------------------------
+# --- Generating and measuring -----------------------------------------------------------------
 
 
 def tiny() -> StableDiffusionPipeline:
     """The stock pipeline over the tiny model."""
-    pipe = pipeline(load(ROOT / "shared" / "tiny"))
+    pipe = stock_pipeline(load(ROOT / "shared" / "tiny"))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -92,9 +96,9 @@ def draw(
 def reference(
     pipe: StableDiffusionPipeline, config: Any, *, seeds: Sequence[int] = (SEED,)
 ) -> Tensor:
-    """What the ODE's solvers come to: the stock DDIM, from the last timestep to no noise at all.
+    """The ODE's solution: stock DDIM with many steps, from the last timestep to no noise at all.
 
-    So many steps divide the model's 1000, or the stock class would leave its own timesteps.
+    The number of steps divides the model's 1000, else the stock class would leave its timesteps.
     """
     scheduler = DDIMScheduler.from_config(
         config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
@@ -103,14 +107,14 @@ def reference(
 
 
 def distance(images: Tensor, others: Tensor) -> float:
-    """The root mean square over all pixels: 0 to 1."""
+    """Root mean square difference over all pixels: 0 to 1."""
     return float((images - others).square().mean().sqrt())
 
 
 def colour_distance(images: Tensor, others: Tensor) -> float:
-    """The same of the mean colours of two batches: 0 to 1.
+    """Root mean square difference of two batches' mean colours: 0 to 1.
 
-    It compares distributions: images of one prompt from other noise differ in where things are.
+    It compares distributions, as the positions of things depend on the noise.
     """
     return distance(images.mean((0, 2, 3)), others.mean((0, 2, 3)))
 
@@ -177,18 +181,18 @@ WHY: dict[Scheduler, str] = {
 
 
 def page(pipe: StableDiffusionPipeline) -> str:
-    """docs/schedulers.md, measured now."""
+    """Measure, and return docs/schedulers.md."""
     config = dict(pipe.scheduler.config)
     one, many = (reference(pipe, config, seeds=seeds) for seeds in ((SEED,), SEEDS))
     random = torch.rand(many.shape, generator=seeded(0))
-    ordered = [name for name in NAMES if name not in STOCHASTIC]
-    near = {
-        name: [distance(drawn(pipe, config, name, steps), one) for steps in COLUMNS]
-        for name in ordered
+    deterministic = [name for name in NAMES if name not in STOCHASTIC]
+    pixels = {
+        name: [distance(draw_with(name, pipe, config, steps), one) for steps in COLUMNS]
+        for name in deterministic
     }
-    like = {
+    colours = {
         name: [
-            colour_distance(drawn(pipe, config, name, steps, seeds=SEEDS), many)
+            colour_distance(draw_with(name, pipe, config, steps, seeds=SEEDS), many)
             for steps in COLUMNS
         ]
         for name in STOCHASTIC
@@ -198,17 +202,17 @@ def page(pipe: StableDiffusionPipeline) -> str:
             INTRODUCTION,
             *table_rows(config, relative_times(pipe, config)),
             DETERMINISTIC.format(noise=distance(random[:1], one)),
-            distances(near),
+            distances(pixels),
             RANDOM.format(noise=colour_distance(random, many)),
-            distances(like),
+            distances(colours),
         )
     )
 
 
-def drawn(
-    pipe: StableDiffusionPipeline, config: Any, name: Scheduler, steps: int, **how: Any
+def draw_with(
+    name: Scheduler, pipe: StableDiffusionPipeline, config: Any, steps: int, **options: Any
 ) -> Tensor:
-    return draw(pipe, make_scheduler(name, config, steps), steps, **how)
+    return draw(pipe, make_scheduler(name, config, steps), steps, **options)
 
 
 def table_rows(config: Any, times: dict[Scheduler, float]) -> list[str]:
@@ -220,37 +224,37 @@ def table_rows(config: Any, times: dict[Scheduler, float]) -> list[str]:
 
 
 def stock_class(name: Scheduler) -> str:
-    """The class of diffusers that a scheduler is or is made of."""
-    kinds = KINDS[name].__mro__
-    names = (str(kind.__name__) for kind in kinds if kind.__module__.startswith("diffusers."))
+    """The diffusers class that a scheduler is, or is derived from."""
+    classes = SCHEDULER_CLASSES[name].__mro__
+    names = (str(each.__name__) for each in classes if each.__module__.startswith("diffusers."))
     return next(names)
 
 
 def changed(name: Scheduler) -> str:
-    settings = ", ".join(f"`{key}={value}`" for key, value in CHANGES.get(name, {}).items())
+    settings = ", ".join(f"`{key}={value}`" for key, value in CONFIG_CHANGES.get(name, {}).items())
     return ": ".join(part for part in (settings, WHY.get(name, "")) if part)
 
 
 def calls(name: Scheduler, config: Any) -> int:
-    """Of the network, for 50 steps."""
+    """Network calls for 50 steps."""
     return len(make_scheduler(name, config, 50).timesteps)
 
 
 def relative_times(pipe: StableDiffusionPipeline, config: Any) -> dict[Scheduler, float]:
-    """The CPU time of a drawing of 50 steps, the shortest of a few, by DDIM's."""
+    """CPU time of 50 steps, the shortest of several runs, relative to DDIM's."""
     seconds = {name: min(timed(pipe, config, name) for _ in range(RUNS)) for name in NAMES}
     return {name: each / seconds["DDIM"] for name, each in seconds.items()}
 
 
 def timed(pipe: StableDiffusionPipeline, config: Any, name: Scheduler) -> float:
     begun = process_time()
-    drawn(pipe, config, name, 50)
+    draw_with(name, pipe, config, 50)
     return process_time() - begun
 
 
 def distances(rows: dict[Scheduler, list[float]]) -> str:
-    heads = "".join(f" {steps} step{'s' * (steps > 1)} |" for steps in COLUMNS)
-    lines = [f"| name |{heads}", "|---" * (len(COLUMNS) + 1) + "|"]
+    header = "".join(f" {steps} step{'s' * (steps > 1)} |" for steps in COLUMNS)
+    lines = [f"| name |{header}", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, numbers in rows.items():
         lines.append(f"| `{name}` |" + "".join(f" {number:.3f} |" for number in numbers))
     return "\n".join(lines) + "\n"
@@ -260,7 +264,7 @@ def distances(rows: dict[Scheduler, list[float]]) -> str:
 
 
 def sheet(pipe: StableDiffusionPipeline) -> Image.Image:
-    """The twelve, four in a row, each below its name."""
+    """All twelve images, four in a row, each below its name."""
     config = dict(pipe.scheduler.config)
     rows = len(NAMES) // 4
     whole = Image.new("RGB", (4 * SHEET_SIDE, rows * (SHEET_SIDE + LABEL)), "white")
@@ -269,12 +273,12 @@ def sheet(pipe: StableDiffusionPipeline) -> Image.Image:
         x, y = number % 4 * SHEET_SIDE, number // 4 * (SHEET_SIDE + LABEL)
         pen.text((x + 4, y + 3), name, fill="black")
         whole.paste(
-            picture(drawn(pipe, config, name, SHEET_STEPS, side=SHEET_SIDE)), (x, y + LABEL)
+            to_image(draw_with(name, pipe, config, SHEET_STEPS, side=SHEET_SIDE)), (x, y + LABEL)
         )
     return whole
 
 
-def picture(images: Tensor) -> Image.Image:
+def to_image(images: Tensor) -> Image.Image:
     values = (images[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
     return Image.fromarray(values.numpy())
 

@@ -31,9 +31,6 @@ from shared.errors import Interrupted, Passing, Refused, reason_of
 from shared.request import Command
 from shared.service_process import importing
 
-OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
-"""Texts of the CPU's allocator and of cuBLAS, which raise no special kind of error."""
-
 
 class Stop:
     """SIGTERM ends an idle child at once, and asks a working one to save and end."""
@@ -112,6 +109,7 @@ def main() -> None:
 def carry_out(order: TrainingOrder, callbacks: ParentCallbacks) -> Done | Stopped | Failed:
     """Train; the record that ends the order."""
     from services.trainer.training.train import train  # noqa: PLC0415 - slow
+    from shared.diffusion.memory import is_out_of_memory  # noqa: PLC0415 - slow
 
     try:
         return Done(summary=msgspec.to_builtins(train(order, callbacks)))
@@ -126,14 +124,6 @@ def carry_out(order: TrainingOrder, callbacks: ParentCallbacks) -> Done | Stoppe
             return out_of_memory(order)
         traceback.print_exc()
         return Failed(refused=False, reason=reason_of(error))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is the card's or the machine's memory, by kind or by words."""
-    import torch  # noqa: PLC0415 - slow
-
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def out_of_memory(order: TrainingOrder) -> Failed:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from services.inferencer.order import About, DrawingOrder
-from services.inferencer.sample_rows import SampleRows, entries_of
+from services.inferencer.order import GenerationOrder, Provenance
+from services.inferencer.sample_rows import SampleRows, sample_requests
 from services.inferencer.work import InferencerWork
 from shared.adapters.folder import FolderStore
 from shared.child.parent import Standby
@@ -241,16 +241,16 @@ async def test_a_job_whose_last_row_cannot_be_drawn_has_its_images_and_a_warning
 
 
 def test_a_row_may_be_larger_than_any_image_that_can_be_asked_for() -> None:
-    order = DrawingOrder(
+    order = GenerationOrder(
         model="m",
-        entries=entries_of(row(resolution=1152)),
+        requests=sample_requests(row(resolution=1152)),
         clip_skip=0,
-        about=About(job="job", step=8),
+        provenance=Provenance(job="job", step=8),
         out="o",
-        weights="w",
+        snapshot="w",
     )
 
-    read = msgspec.json.decode(msgspec.json.encode(order), type=DrawingOrder)
+    read = msgspec.json.decode(msgspec.json.encode(order), type=GenerationOrder)
 
     assert read == order
-    assert [entry.side for entry in read.entries] == [1152, 1152]
+    assert [request.side for request in read.requests] == [1152, 1152]

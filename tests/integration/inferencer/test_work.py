@@ -15,8 +15,8 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from services.inferencer.order import About
-from services.inferencer.work import InferencerWork, about, entry_of
+from services.inferencer.order import Provenance
+from services.inferencer.work import InferencerWork, image_request, provenance
 from shared.adapters.folder import FolderStore
 from shared.child.parent import Standby
 from shared.diffusion.saving import save_folder
@@ -248,12 +248,16 @@ def test_a_trained_and_a_named_model_are_both_for_the_inferencer_and_told_apart(
     trained, again = final("first"), named("again")
 
     assert work.stage_of(trained) == work.stage_of(again) == "generation"
-    assert about(trained) == About(job="first", step=80, model="last", sha256=CHECKPOINT.sha256)
-    assert about(again) == About(job="again", model="last-first.safetensors", sha256="5" * 64)
+    assert provenance(trained) == Provenance(
+        job="first", step=80, model="last", sha256=CHECKPOINT.sha256
+    )
+    assert provenance(again) == Provenance(
+        job="again", model="last-first.safetensors", sha256="5" * 64
+    )
 
 
 def test_an_open_seed_is_drawn_for_each_entry_and_a_given_one_is_kept() -> None:
-    drawn = {entry_of(small("a", seed=seed)).seed for seed in (None, -1) for _ in range(50)}
+    drawn = {image_request(small("a", seed=seed)).seed for seed in (None, -1) for _ in range(50)}
 
     assert len(drawn) == 100
-    assert entry_of(small("a", seed=0)).seed == 0
+    assert image_request(small("a", seed=0)).seed == 0
