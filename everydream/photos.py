@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from everydream.client import Client, patiently
-from services.fetcher.datasets.archive import IMAGES, TEXTS, is_hidden
+from services.fetcher.datasets.archive import IMAGES, TEXTS
+from services.fetcher.zip_reader import is_hidden
 from shared.errors import Refused
 from shared.storage.folders import sha256_of
 

@@ -8,8 +8,8 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from services.fetcher.datasets.archive import DAMAGES, Unusable, check_kind
 from services.fetcher.models.pickle_machine import ADVICE, Stored, run
+from services.fetcher.zip_reader import DAMAGES, Unusable, check_kind
 from shared.errors import Refused
 
 PICKLE_BYTES = 4 << 20

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import structlog
 
-from services.fetcher.datasets.archive import Unusable, checked_members, open_zip, write_member
 from services.fetcher.download import download
 from services.fetcher.models.configured_model import (
     MOVED,
@@ -27,6 +26,7 @@ from services.fetcher.models.pickle_reader import is_checkpoint
 from services.fetcher.models.safetensors_file import looks_like_safetensors
 from services.fetcher.models.single_file import stage_checkpoint, stage_safetensors
 from services.fetcher.progress_meter import ProgressMeter
+from services.fetcher.zip_reader import Unusable, checked_members, open_zip, write_member
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Refused
 from shared.network.addresses import shown_url

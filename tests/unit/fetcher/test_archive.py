@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from services.fetcher import zip_reader
 from services.fetcher.datasets import archive
 from services.fetcher.datasets.archive import Unpacked, unpack
 from shared.errors import Refused
@@ -204,7 +205,7 @@ async def test_too_large_too_many_and_too_much_are_refused(
         ("DIRECTORY_BYTES", 50, "its list of entries takes"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(archive, cap, value)
+            patch.setattr(zip_reader, cap, value)
             assert reason in await refusal(path)
         (tmp_path / "out").rmdir()
 
@@ -216,7 +217,7 @@ async def test_the_size_of_a_zip64_list_is_seen_too(
     path = zip_of(tmp_path / "a.zip", {"a.png": b"1", "b.png": b"2"})
     assert b"PK\x06\x06" in path.read_bytes()
 
-    assert archive._directory_size(path) == 2 * (46 + 5)
+    assert zip_reader._directory_size(path) == 2 * (46 + 5)
 
 
 async def test_entries_that_share_bytes_are_refused(tmp_path: Path) -> None:
