@@ -1,4 +1,4 @@
-"""Open a user's zip safely: its list and its entries are checked, and sizes have caps."""
+"""Open and read an untrusted zip: sizes are limited, entries are checked before they are read."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from typing import NamedTuple
 from shared.dataset.manifest import short
 from shared.errors import Refused
 
-ENTRIES = 50_000
-DIRECTORY_BYTES = 16 << 20
-"""Of the zip's list of entries, which is read into memory at once."""
-TOTAL_BYTES = 20 << 30
-RATIO = 200
-"""Unpacked to packed, for the whole archive; harmless below RATIO_FREE_BYTES."""
-RATIO_FREE_BYTES = 100 << 20
+MAX_ENTRIES = 50_000
+MAX_DIRECTORY_BYTES = 16 << 20
+"""Size of the central directory, which zipfile reads into memory at once."""
+MAX_TOTAL_BYTES = 20 << 30
+MAX_RATIO = 200
+"""Unpacked to packed, for the whole archive."""
+RATIO_FROM_BYTES = 100 << 20
+"""The ratio is not checked for archives that unpack to less."""
 
-PIECE = 1 << 20
-ENCRYPTED = 0x1
+CHUNK_BYTES = 1 << 20
+ENCRYPTED_FLAG = 0x1
 """Flag bit of an entry."""
-UTF_8 = 0x800
-"""Flag bit of an entry whose name is declared to be UTF-8."""
+UTF_8_FLAG = 0x800
+"""Flag bit of an entry whose name is declared as UTF-8."""
 LOCAL_HEADER_BYTES = 30
 END_BYTES = 22
 END64_BYTES = 76
 """The zip64 end record and its locator, right before the end record."""
 LOCATOR_BYTES = 20
-"""Of the two, the locator's."""
+"""The zip64 locator alone."""
 
-PACKINGS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
-"""Of the others zipfile unpacks a piece whole, be it gigabytes, whatever the entry declares."""
-SPECIAL = frozenset({stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
-"""Kinds of entries that no image is."""
+COMPRESSION_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+"""With any other method zipfile may unpack gigabytes at once, whatever size the entry declares."""
+SPECIAL_FILES = frozenset({stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 
 NAMELESS = "(no name)"
-"""What an entry without a name is called."""
+"""Shown for an entry without a name."""
 
-DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
-"""What reading a broken entry raises."""
+READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
+"""Raised by zipfile when an entry is damaged."""
 
-TAR_AT = 257
-"""Where a tar archive says that it is one."""
-BEGINNINGS = {
+TAR_MAGIC_OFFSET = 257
+"""Where a tar archive has the signature ``ustar``."""
+SIGNATURES = {
     b"Rar!": "a RAR archive",
     b"7z\xbc\xaf": "a 7z archive",
     b"\x1f\x8b": "a gzip file",
@@ -75,22 +75,24 @@ class Member(NamedTuple):
 
 
 def open_zip(archive: Path, shown: str) -> zipfile.ZipFile:
-    """Open a zip whose list of entries fits into memory.
+    """Open a zip whose central directory fits into memory; ``shown`` is its name in messages.
 
     Raises:
-        Refused: it is not a zip; says what it is instead.
+        Refused: not a zip (the message says what it looks like instead), or too large a directory.
     """
     size = _directory_size(archive)
-    if size > DIRECTORY_BYTES:
-        raise Refused(f"{shown}: its list of entries takes {size} bytes; at most {DIRECTORY_BYTES}")
-    try:  # zipfile's own NotImplementedError means a compression or a version that it lacks
+    if size > MAX_DIRECTORY_BYTES:
+        raise Refused(
+            f"{shown}: its list of entries takes {size} bytes; at most {MAX_DIRECTORY_BYTES}"
+        )
+    try:  # NotImplementedError: a compression or a version that zipfile does not support
         return zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise Refused(f"{shown}: not a zip file ({error}); {_what_it_is(archive)}") from None
+        raise Refused(f"{shown}: not a zip file ({error}); {_describe_content(archive)}") from None
 
 
 def _directory_size(archive: Path) -> int:
-    """The bytes that the list of entries takes, by the end record; 0 without such a record."""
+    """Size of the central directory according to the end record; 0 without an end record."""
     with archive.open("rb") as file:
         length = file.seek(0, 2)
         file.seek(max(length - END_BYTES - END64_BYTES - (1 << 16), 0))
@@ -104,56 +106,60 @@ def _directory_size(archive: Path) -> int:
     return int.from_bytes(tail[end + 12 : end + 16], "little")
 
 
-def _what_it_is(archive: Path) -> str:
+def _describe_content(archive: Path) -> str:
     with archive.open("rb") as file:
         beginning = file.read(512).lstrip()
     if not beginning:
         return "what came is empty"
     if b"<html" in beginning.lower() or beginning.lower().startswith(b"<!doctype html"):
         return "what came is an HTML page: the URL must lead to the file itself"
-    if beginning[TAR_AT:].startswith(b"ustar"):
+    if beginning[TAR_MAGIC_OFFSET:].startswith(b"ustar"):
         return "what came is a tar archive"
-    kinds = (kind for start, kind in BEGINNINGS.items() if beginning.startswith(start))
+    kinds = (kind for start, kind in SIGNATURES.items() if beginning.startswith(start))
     return f"what came is {next(kinds, 'something else, or only a part of a zip')}"
 
 
 def checked_members(
-    zipped: zipfile.ZipFile, archive: Path, shown: str, *, ratio: int = RATIO
+    zipped: zipfile.ZipFile, archive: Path, shown: str, *, ratio: int = MAX_RATIO
 ) -> list[Member]:
-    """Every entry that is no folder and not hidden, once the whole is harmless.
+    """All entries except folders and hidden files, after checking the whole archive.
 
     Raises:
-        Refused: too many or too large entries, overlapping or encrypted ones.
+        Refused: too many entries, too large, overlapping or encrypted ones.
     """
     entries = zipped.infolist()
-    if len(entries) > ENTRIES:
-        raise Refused(f"{shown}: {len(entries)} entries; at most {ENTRIES} are taken")
+    if len(entries) > MAX_ENTRIES:
+        raise Refused(f"{shown}: {len(entries)} entries; at most {MAX_ENTRIES} are taken")
     _check_sizes(entries, archive.stat().st_size, ratio, shown)
     _check_overlap(entries, zipped.start_dir, shown)
-    members = [Member(entry, _name(entry)) for entry in entries if not _is_folder(entry)]
+    members = [
+        Member(entry, _decoded_name(entry))
+        for entry in entries
+        if not entry.filename.endswith("/")  # ZipInfo.is_dir fails on an empty name
+    ]
     visible = [member for member in members if not is_hidden(member.name)]
     for member in visible:
-        if member.entry.flag_bits & ENCRYPTED:
+        if member.entry.flag_bits & ENCRYPTED_FLAG:
             name = short(member.name)
             raise Refused(f"{shown}: {name} is encrypted; make the zip without a password")
     return visible
 
 
 def _check_sizes(entries: list[zipfile.ZipInfo], packed: int, ratio: int, shown: str) -> None:
-    """Declared sizes bound the real ones: reading stops there."""
+    """Declared sizes are enough: reading an entry stops at its declared size."""
     total = sum(entry.file_size for entry in entries)
-    if total > TOTAL_BYTES:
+    if total > MAX_TOTAL_BYTES:
         raise Refused(
-            f"{shown}: unpacks to {total / 1e9:.1f} GB; at most {TOTAL_BYTES / 1e9:.1f} GB"
+            f"{shown}: unpacks to {total / 1e9:.1f} GB; at most {MAX_TOTAL_BYTES / 1e9:.1f} GB"
         )
-    if total > RATIO_FREE_BYTES and total > ratio * packed:
+    if total > RATIO_FROM_BYTES and total > ratio * packed:
         raise Refused(
             f"{shown}: unpacks to {total // packed} times its size; at most {ratio} times"
         )
 
 
 def _check_overlap(entries: list[zipfile.ZipInfo], directory: int, shown: str) -> None:
-    """Entries that share bytes are a way to unpack far more than was sent."""
+    """Entries that share bytes unpack to far more than was sent."""
     spans = sorted(
         (entry.header_offset, entry.header_offset + LOCAL_HEADER_BYTES + entry.compress_size)
         for entry in entries
@@ -163,15 +169,10 @@ def _check_overlap(entries: list[zipfile.ZipInfo], directory: int, shown: str) -
         raise Refused(f"{shown}: its entries overlap, as in a zip bomb; make the zip anew")
 
 
-def _is_folder(entry: zipfile.ZipInfo) -> bool:
-    """Asked here, since zipfile's own question fails where there is no name."""
-    return entry.filename.endswith("/")
-
-
-def _name(entry: zipfile.ZipInfo) -> str:
-    """The entry's path with ``/``; undeclared UTF-8, as macOS writes it, is recognised."""
+def _decoded_name(entry: zipfile.ZipInfo) -> str:
+    """The entry's path with ``/``; also decodes the undeclared UTF-8 that macOS writes."""
     name = entry.filename
-    if not entry.flag_bits & UTF_8:
+    if not entry.flag_bits & UTF_8_FLAG:
         try:
             name = name.encode("cp437").decode()
         except UnicodeError:
@@ -180,55 +181,55 @@ def _name(entry: zipfile.ZipInfo) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """What macOS adds, and names that begin with a dot."""
+    """Whether a path is metadata of macOS, or has a part that begins with a dot."""
     parts = PurePosixPath(name).parts
     return any(part == "__MACOSX" or part.startswith(".") for part in parts if part != "..")
 
 
-class Unusable(Exception):
-    """One entry cannot be taken; the text says why."""
+class UnusableEntry(Exception):
+    """An entry that is skipped; the text says why."""
 
 
-def pieces(zipped: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
-    """An entry's content, never more than it declares; a lie ends in a checksum that is wrong.
+def read_chunks(zipped: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
+    """Read an entry, at most its declared size; a false size ends in a wrong checksum.
 
     Raises:
-        Unusable: damaged, a link, or packed in a way that is not supported.
+        UnusableEntry: damaged, a link, or compressed with an unsupported method.
     """
     check_kind(member.entry)
     try:
         with zipped.open(member.entry) as file:
-            while piece := file.read(PIECE):
-                yield piece
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
     except (NotImplementedError, RuntimeError) as error:
-        raise Unusable(f"packed in a way that is not supported ({error})") from None
-    except DAMAGES as error:
-        raise Unusable(f"damaged in the archive ({error})") from None
+        raise UnusableEntry(f"packed in a way that is not supported ({error})") from None
+    except READ_ERRORS as error:
+        raise UnusableEntry(f"damaged in the archive ({error})") from None
 
 
 def check_kind(entry: zipfile.ZipInfo) -> None:
-    """Raises Unusable: a link, no file, or packed in a way whose cost cannot be bounded."""
+    """Raises UnusableEntry: a link, a special file, or a method whose memory use has no limit."""
     mode = entry.external_attr >> 16
     if stat.S_ISLNK(mode):
-        raise Unusable("a link, not a file")
-    if stat.S_IFMT(mode) in SPECIAL:
-        raise Unusable("a device, a pipe or a socket, not a file")
-    if entry.compress_type not in PACKINGS:
-        raise Unusable(
+        raise UnusableEntry("a link, not a file")
+    if stat.S_IFMT(mode) in SPECIAL_FILES:
+        raise UnusableEntry("a device, a pipe or a socket, not a file")
+    if entry.compress_type not in COMPRESSION_METHODS:
+        raise UnusableEntry(
             f"packed in a way that is not supported (method {entry.compress_type});"
             " make the zip with deflate, as most programs do"
         )
 
 
 def write_member(zipped: zipfile.ZipFile, member: Member, path: Path) -> None:
-    """Write an entry's content to a file, whole or not at all.
+    """Write an entry to a file; a partial file is removed.
 
     Raises:
-        Unusable: as :func:`pieces`.
+        UnusableEntry: as for :func:`read_chunks`.
     """
     try:
         with path.open("wb") as file:
-            file.writelines(pieces(zipped, member))
-    except Unusable:
+            file.writelines(read_chunks(zipped, member))
+    except UnusableEntry:
         path.unlink()
         raise

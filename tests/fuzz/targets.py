@@ -75,7 +75,7 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
     with open_zip(archive, "dataset.zip") as zipped:
         unpacker = _Unpacker(zipped, folder)
         for number, member in enumerate(checked_members(zipped, archive, "dataset.zip")):
-            unpacker.take(member, number)
+            unpacker.add(member, number)
         return unpacker.unpacked
 
 

@@ -193,16 +193,16 @@ async def test_too_large_too_many_and_too_much_are_refused(
     path = zip_of(tmp_path / "a.zip", {"a.png": bytes(2000), "b.png": bytes(10)})
 
     with monkeypatch.context() as patch:
-        patch.setattr(archive, "ENTRY_BYTES", 1000)
+        patch.setattr(archive, "MAX_IMAGE_BYTES", 1000)
         found = await unpacked(path)
         assert [image.name for image in found.images] == ["b.png"]
         assert found.skipped[0].reason == "2000 bytes; at most 1000 are taken"
     (tmp_path / "out" / "000001.png").unlink()
     (tmp_path / "out").rmdir()
     for cap, value, reason in (
-        ("TOTAL_BYTES", 2009, "unpacks to"),
-        ("ENTRIES", 1, "2 entries; at most 1"),
-        ("DIRECTORY_BYTES", 50, "its list of entries takes"),
+        ("MAX_TOTAL_BYTES", 2009, "unpacks to"),
+        ("MAX_ENTRIES", 1, "2 entries; at most 1"),
+        ("MAX_DIRECTORY_BYTES", 50, "its list of entries takes"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(zip_reader, cap, value)
