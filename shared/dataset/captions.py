@@ -15,7 +15,7 @@ SEPARATOR = ", "
 """Between the parts of a caption; no tag has one inside."""
 
 
-MOST_TOKENS = 75
+MAX_TOKENS = 75
 """Of a caption, as CLIP sees it: 77 with the marks of its beginning and its end."""
 
 

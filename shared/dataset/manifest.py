@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from shared.errors import Refused
 
-SHOWN = 200
+SHOWN_CHARACTERS = 200
 """Characters of a file's name or of a reason in the report."""
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ class Captions(Struct, frozen=True, kw_only=True):
     empty: int = 0
     """A caption file is there, but without words: another file or the name counts."""
     over_long: int = 0
-    """More than :data:`shared.dataset.captions.MOST_TOKENS` tokens: the rest is not seen."""
+    """More than :data:`shared.dataset.captions.MAX_TOKENS` tokens: the rest is not seen."""
 
 
 class Duplicate(Struct, frozen=True, kw_only=True):
@@ -172,14 +172,14 @@ class Report(Struct, frozen=True, kw_only=True):
 
 def short(text: str) -> str:
     """A text as the report shows it; of a long path the end says more."""
-    return text if len(text) <= SHOWN else f"...{text[-SHOWN:]}"
+    return text if len(text) <= SHOWN_CHARACTERS else f"...{text[-SHOWN_CHARACTERS:]}"
 
 
-def names_of(names: Iterable[str]) -> list[str]:
+def first_names(names: Iterable[str]) -> list[str]:
     """Some names of a list, as a report shows them."""
     return [short(name) for name in islice(names, LISTED)]
 
 
-def listed(items: Sequence[T]) -> list[T]:
+def first_entries(items: Sequence[T]) -> list[T]:
     """The first entries of a list, as many as a report shows."""
     return list(items[:LISTED])

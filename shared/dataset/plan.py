@@ -147,7 +147,7 @@ def total_steps(pictures: Sequence[Picture], epoch_config: EpochConfig) -> int:
 def totals(pictures: Sequence[Picture], epoch_config: EpochConfig) -> Totals:
     """Steps and pixels of all epochs."""
     if epoch_config.rated_percent is None and all(picture.multiply == 1 for picture in pictures):
-        return alike(plan_epoch(pictures, epoch_config, 0), epoch_config)
+        return totals_of_equal_epochs(plan_epoch(pictures, epoch_config, 0), epoch_config)
     epochs = [
         _total(plan_epoch(pictures, epoch_config, epoch)) for epoch in range(epoch_config.epochs)
     ]
@@ -156,7 +156,7 @@ def totals(pictures: Sequence[Picture], epoch_config: EpochConfig) -> Totals:
     )
 
 
-def alike(batches: Sequence[Batch], epoch_config: EpochConfig) -> Totals:
+def totals_of_equal_epochs(batches: Sequence[Batch], epoch_config: EpochConfig) -> Totals:
     """What the epochs have together when each is like this one."""
     epoch = _total(batches)
     return Totals(

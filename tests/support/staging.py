@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from aiohttp import web
 
-from services.fetcher.models.stage import BaseModels, Named
+from services.fetcher.models.stage import ModelReference, ModelStager
 from services.fetcher.progress_meter import ProgressMeter
 from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
@@ -33,8 +33,8 @@ class Stage:
         self.told: list[dict[str, Any]] = []
         self.models = self.of("tiny")
 
-    def of(self, configured: str, private: Collection[str] = ()) -> BaseModels:
-        return BaseModels(
+    def of(self, configured: str, private: Collection[str] = ()) -> ModelStager:
+        return ModelStager(
             self.store,
             configured=configured,
             home=self.home,
@@ -43,16 +43,16 @@ class Stage:
         )
 
     async def __call__(
-        self, asked: str, *, subfolder: str | None = None, models: BaseModels | None = None
+        self, asked: str, *, subfolder: str | None = None, models: ModelStager | None = None
     ) -> str:
         self.number += 1
         scratch = self.folder / f"scratch-{self.number}"
         scratch.mkdir()
-        named = Named(asked, "input.model", subfolder)
+        reference = ModelReference(asked, "input.model", subfolder)
         meter = ProgressMeter(
             "downloading", lambda **numbers: self.told.append(numbers), lambda: None
         )
-        return await (models or self.models).stage(named, scratch, meter)
+        return await (models or self.models).stage(reference, scratch, meter)
 
     async def loaded(self, prefix: str) -> Parts:
         """The model as the trainer loads it from the store."""

@@ -8,8 +8,8 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from services.fetcher.datasets.archive import DAMAGES, Unusable, check_kind
 from services.fetcher.models.pickle_machine import ADVICE, Stored, run
+from services.fetcher.zip_reader import READ_ERRORS, UnusableEntry, check_kind
 from shared.errors import Refused
 
 PICKLE_BYTES = 4 << 20
@@ -45,9 +45,9 @@ class Checkpoint:
         """
         try:
             with _opened(self._zipped, f"{self._folder}/data/{tensor.storage}") as data:
-                pieces = _stream(data, tensor) if tensor.is_contiguous else _gather(data, tensor)
-                out.writelines(pieces)
-        except (KeyError, RuntimeError, *DAMAGES) as error:
+                chunks = _stream(data, tensor) if tensor.is_contiguous else _gather(data, tensor)
+                out.writelines(chunks)
+        except (KeyError, RuntimeError, *READ_ERRORS) as error:
             raise Refused(f"the .ckpt's data is damaged ({error}); {ADVICE}") from None
 
 
@@ -94,7 +94,7 @@ def read_checkpoint(zipped: zipfile.ZipFile) -> Checkpoint:
     try:
         folder, pickled = _read_pickle(zipped)
         return Checkpoint(zipped, folder, run(pickled))
-    except (KeyError, RuntimeError, *DAMAGES) as error:
+    except (KeyError, RuntimeError, *READ_ERRORS) as error:
         raise Refused(f"the .ckpt is damaged ({error}); {ADVICE}") from None
 
 
@@ -121,7 +121,7 @@ def _content(zipped: zipfile.ZipFile, name: str, most: int) -> bytes:
 def _opened(zipped: zipfile.ZipFile, name: str) -> IO[bytes]:
     try:
         check_kind(zipped.getinfo(name))
-    except Unusable as error:
+    except UnusableEntry as error:
         raise Refused(f"the .ckpt's {name} is {error}; {ADVICE}") from None
     return zipped.open(name)
 

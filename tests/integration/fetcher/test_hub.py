@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from everydream.models import pull_model
-from services.fetcher.models.configured_model import MOVED, PINS, TINY_FOLDER
+from services.fetcher.models.configured_model import PINS, RENAMED_ON_HUB, TINY_FOLDER
 from services.fetcher.models.hub import HubModel, file_url, hub_model
 from shared.diffusion.loading import Parts, load
 from shared.errors import Passing, Refused, SettingsError
@@ -162,7 +162,7 @@ async def test_our_token_is_used_for_our_model_and_never_for_a_users(
 
 
 def test_the_model_that_moved_is_found_under_its_new_name() -> None:
-    assert MOVED["runwayml/stable-diffusion-v1-5"].startswith("stable-diffusion-v1-5/")
+    assert RENAMED_ON_HUB["runwayml/stable-diffusion-v1-5"].startswith("stable-diffusion-v1-5/")
 
 
 async def test_a_private_model_is_opened_to_users_only_where_the_deployment_says_so(

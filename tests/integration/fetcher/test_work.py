@@ -14,7 +14,7 @@ from PIL import Image
 
 from services.fetcher import progress_meter as meters
 from services.fetcher import work as fetcher_work
-from services.fetcher.models.stage import BaseModels
+from services.fetcher.models.stage import ModelStager
 from services.fetcher.progress_meter import ProgressMeter
 from services.fetcher.work import FetcherWork
 from shared.adapters.folder import FolderStore
@@ -87,8 +87,8 @@ class Staging:
 
     def fetcher(self, allowed: frozenset[str]) -> FetcherWork:
         home = self.scratch.parent
-        bases = BaseModels(self.store, configured="tiny", home=home, allowed=allowed)
-        return FetcherWork(self.store, bases, scratch=self.scratch, allowed=allowed)
+        models = ModelStager(self.store, configured="tiny", home=home, allowed=allowed)
+        return FetcherWork(self.store, models, scratch=self.scratch, allowed=allowed)
 
     def order(self, *, attempt: int = 1, model: ModelSource | None = None, **train: Any) -> Order:
         """A granted claim of the job's staging."""
