@@ -1,8 +1,8 @@
-"""What fine-tuning a Stable Diffusion of full size takes on a CPU: ``python -m bench sd15``.
+"""What fine-tuning a full-size Stable Diffusion takes on a CPU: ``python -m bench sd15``.
 
-A model with SD 1.5's geometry and random weights is trained for two steps at 256 pixels with AdamW
-in 8 bits, as a job would be; the stock library loads the result. Each stage is a process of its
-own, and its time and the most memory that it ever held are printed. Nothing is downloaded.
+A model with SD 1.5's architecture and random weights is trained for two steps at 256 pixels with
+8-bit AdamW, as a job would be; the stock library loads the result. Each stage is a separate
+process; its time and maximum resident memory are printed. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Spent(NamedTuple):
 
 def main() -> None:
     """Print a line per stage, below what it says itself; its files are not kept."""
-    print(f"SD 1.5's geometry, {STEPS} steps at {SIDE} pixels, batch 1, AdamW 8-bit, fp32, CPU\n")
+    print(f"SD 1.5, full size, {STEPS} steps at {SIDE} pixels, batch 1, AdamW 8-bit, fp32, CPU\n")
     print(f"{'stage':<34}{'seconds':>9}{'peak RSS':>12}")
     with TemporaryDirectory(prefix="bench-sd15-") as folder:
         for stage in STAGES:
