@@ -26,7 +26,7 @@ from shared.adapters.folder import FolderStore
 from shared.dataset.plan import job_seed
 from shared.diffusion.loading import Parts
 from shared.diffusion.saving import save_folder
-from shared.diffusion.weights import exchange, misfit
+from shared.diffusion.weights import load_in_place, mismatch
 from shared.messaging.messages import DatasetStaged, decode
 from shared.storage.folders import download_folder
 from shared.storage.snapshots import standing
@@ -138,8 +138,8 @@ async def test_a_snapshot_of_the_past_is_laid_over_its_base_model(
         manifest = await download_folder(store, snapshot.prefix, tmp_path / str(number))
         for file in manifest.files:
             network = getattr(base, file.name.removesuffix(".safetensors"))
-            assert misfit(network, tmp_path / str(number) / file.name) is None
-            exchange(network, tmp_path / str(number) / file.name, torch.float32)
+            assert mismatch(network, tmp_path / str(number) / file.name) is None
+            load_in_place(network, tmp_path / str(number) / file.name, torch.float32)
 
 
 def asked_of(job: Job) -> DatasetStaged:
