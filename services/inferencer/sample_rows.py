@@ -24,7 +24,7 @@ from shared.ports import Bus, ObjectStore
 from shared.request import Inference
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder
-from shared.storage.snapshots import sample_key, standing
+from shared.storage.snapshots import sample_key, waiting_snapshots
 from shared.worker.order import BestEffortTask
 
 STEPS = 30
@@ -69,7 +69,7 @@ class SampleRows:
         await self._store.delete(f"{sampled.snapshot}/")
 
     async def _is_superseded(self, sampled: CheckpointSampled) -> bool:
-        steps = [snapshot.step for snapshot in await standing(self._store, sampled.job)]
+        steps = [snapshot.step for snapshot in await waiting_snapshots(self._store, sampled.job)]
         return max(steps, default=0) > sampled.row.step
 
     async def _generate_or_skip(

@@ -142,10 +142,10 @@ class TrainerWork:
             asked = msgspec.structs.replace(asked, sample_every=None)
         snapshots = SnapshotUploads(self._store, order, asked, prompts)
         try:
-            await snapshots.start()
+            await snapshots.republish()
             return await self._shepherd(child, order, asked, snapshots)
         finally:
-            await snapshots.cancel()
+            await snapshots.queue.cancel()
 
     async def _shepherd(
         self, child: Child, order: Order, asked: TrainingOrder, snapshots: SnapshotUploads
@@ -167,12 +167,12 @@ class TrainerWork:
             await self._remember_speed(order, child.gpu, outcome.steps)
             return await self._store_outcome(order, outcome, uploads, snapshots)
         except (ChildDied, Passing) as error:
-            await uploads.finished()  # what it saved before is whole, and is gone on from
+            await uploads.queue.finished()  # the next attempt continues from what was saved
             raise Passing(str(error)) from error
         finally:
             for reporter in tellers:
                 reporter.cancel()
-            await uploads.cancel()
+            await uploads.queue.cancel()
 
     async def _store_outcome(
         self, order: Order, outcome: Outcome, uploads: ArtifactUploads, snapshots: SnapshotUploads
@@ -251,16 +251,16 @@ async def _listen(
                 case Progress(numbers=numbers):
                     order.progress(**numbers)
                 case Saved(kind="snapshot"):
-                    snapshots.add(record)
+                    snapshots.queue.add(record)
                 case Saved():
                     uploads.add(record)
                 case Done(summary=summary):
-                    await snapshots.cancel()
-                    await uploads.finished()
+                    await snapshots.queue.cancel()
+                    await uploads.queue.finished()
                     return msgspec.convert(summary, Outcome)
                 case Stopped():
-                    await snapshots.finished()
-                    await uploads.finished()
+                    await snapshots.queue.finished()
+                    await uploads.queue.finished()
                     raise Interrupted("stopped while training")
                 case Failed(refused=refused, reason=reason):
                     raise (Refused if refused else Passing)(reason)

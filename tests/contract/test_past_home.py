@@ -54,7 +54,7 @@ from shared.messaging.topology import GATEWAY_RECORDER, NOTIFIER_WEBHOOKS, QUEUE
 from shared.request import STORED, Command, ModelSource, S3Config
 from shared.storage.folders import download_folder
 from shared.storage.manifest import MANIFEST
-from shared.storage.snapshots import drawn_steps, snapshots_of, standing
+from shared.storage.snapshots import drawn_steps, snapshots_of, waiting_snapshots
 from shared.storage.uploads import download_upload
 from tests.contract.past import each, forgotten, json_in
 from tests.support.gateway_world import Answer, Claimed, Clock, World, eventually, world
@@ -425,7 +425,7 @@ async def test_snapshots_and_samples_of_the_past_are_found(past: Past) -> None:
         left = [entry.key async for entry in store.list(snapshots_of(job.id))]
         kept = {entry.key async for entry in store.list(f"jobs/{job.id}/samples/")}
         steps = {each.step for each in job.samples if each.artifact.key in kept}
-        snapshots = await standing(store, job.id)
+        snapshots = await waiting_snapshots(store, job.id)
 
         folders = [key.removesuffix(f"/{MANIFEST}") for key in left if key.endswith(MANIFEST)]
         assert [snapshot.prefix for snapshot in snapshots] == folders

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from services.gateway.jobs.record import Job
-from services.trainer.artifact_uploads import CHECKPOINTS, _known
+from services.trainer.artifact_uploads import CHECKPOINTS, _earlier_checkpoints
 from services.trainer.order import TrainingOrder
 from services.trainer.training.device import probe, this_device
 from services.trainer.training.recipe import choose
@@ -29,7 +29,7 @@ from shared.diffusion.saving import save_folder
 from shared.diffusion.weights import load_in_place, mismatch
 from shared.messaging.messages import DatasetStaged, decode
 from shared.storage.folders import download_folder
-from shared.storage.snapshots import standing
+from shared.storage.snapshots import waiting_snapshots
 from tests.contract.past import FIXTURES, each, forgotten, json_in, unseen
 from tests.support.models import random_parts, small_tokenizer
 from tests.support.training import Notes
@@ -107,7 +107,7 @@ async def test_a_training_goes_on_from_where_the_past_has_left_it(
     assert outcome.warnings == left["warnings"]
     told = [*read_lines(tmp_path / "from" / METRICS)]
     assert [*read_lines(Path(outcome.metrics))][: len(told)] == told != []
-    assert _known(tmp_path / "from") == [*job.checkpoints] != []
+    assert _earlier_checkpoints(tmp_path / "from") == [*job.checkpoints] != []
     assert (tmp_path / "from" / CHECKPOINTS).exists()
 
 
@@ -131,7 +131,7 @@ async def test_a_snapshot_of_the_past_is_laid_over_its_base_model(
     path: Path, tmp_path: Path
 ) -> None:
     store, job = store_and_job_of(path, tmp_path)
-    base, left = base_parts(), await standing(store, job.id)
+    base, left = base_parts(), await waiting_snapshots(store, job.id)
 
     assert left
     for number, snapshot in enumerate(left):

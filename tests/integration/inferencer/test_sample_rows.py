@@ -31,7 +31,7 @@ from shared.messaging.messages import (
 )
 from shared.request import Inference
 from shared.storage.folders import upload_folder
-from shared.storage.snapshots import snapshot_prefix, standing
+from shared.storage.snapshots import snapshot_prefix, waiting_snapshots
 from shared.worker.order import BestEffortTask
 from tests.support.models import make_random_model, random_parts
 from tests.support.workers import Facts, files_of, folder_store, granted_order
@@ -166,7 +166,7 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
         assert pixels_of(drawn) == pixels_of(ended)
         assert pixels_of([result]) == pixels_of(drawn[1:])
         assert [steps_told(each) for each in (drawn, ended, [result])] == [[4, 4], [8, 8], [8]]
-        assert await standing(store, job) == []
+        assert await waiting_snapshots(store, job) == []
 
     assert len(set(firsts)) == len(cases)
     keys = [each.artifact.key for each in rows[0].samples]
@@ -187,7 +187,7 @@ async def test_a_late_snapshot_is_passed_over_while_a_newer_one_of_its_job_stand
 
     await best_effort_tasks.run(sampled("job", step=4))
 
-    assert [each.step for each in await standing(store, "job")] == [8]
+    assert [each.step for each in await waiting_snapshots(store, "job")] == [8]
     assert facts.said == []
 
 
@@ -203,7 +203,7 @@ async def test_a_snapshot_that_is_gone_or_broken_leaves_nothing_to_do(
     await best_effort_tasks.run(sampled("broken"))
 
     assert facts.said == []
-    assert await standing(store, "broken") == []
+    assert await waiting_snapshots(store, "broken") == []
 
 
 async def test_a_snapshot_stands_while_the_store_or_the_broker_is_away(
@@ -221,7 +221,7 @@ async def test_a_snapshot_stands_while_the_store_or_the_broker_is_away(
     with pytest.raises(Unavailable):
         await best_effort_tasks.run(sampled("job"))
 
-    assert [each.step for each in await standing(store, "job")] == [4]
+    assert [each.step for each in await waiting_snapshots(store, "job")] == [4]
 
 
 async def test_a_job_whose_last_row_cannot_be_drawn_has_its_images_and_a_warning(

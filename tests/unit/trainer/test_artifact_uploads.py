@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.trainer.artifact_uploads import best_of, thinned
+from services.trainer.artifact_uploads import best_of, keep_newest_and_best
 from services.trainer.work import judged
 from shared.messaging.messages import Artifact, SavedCheckpoint
 
@@ -36,7 +36,7 @@ def checkpoints(*losses: float | None) -> list[SavedCheckpoint]:
 def test_the_newest_stay_and_the_best_is_never_among_those_that_go(
     losses: tuple[float | None, ...], keep: int | None, stay: list[int]
 ) -> None:
-    kept, gone = thinned(checkpoints(*losses), keep)
+    kept, gone = keep_newest_and_best(checkpoints(*losses), keep)
 
     assert [each.epoch for each in kept] == stay
     assert {each.epoch for each in gone} == set(range(1, len(losses) + 1)) - set(stay)
