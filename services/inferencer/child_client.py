@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from services.inferencer.order import GenerationOrder
-from shared.child.parent import Child, ChildDied, Standby
-from shared.child.records import AnyRecord, Done, Failed
+from shared.child.parent import ChildDied, OnRecord, Standby
+from shared.child.records import Done
 from shared.concurrency import in_thread
-from shared.errors import Passing, Refused
+from shared.errors import Passing
 from shared.messaging.messages import Artifact
 from shared.ports import ObjectStore
 from shared.storage.folders import sha256_of
-
-OnRecord = Callable[[AnyRecord], Awaitable[None]]
-"""Called with each record before the last; the child does not wait for it."""
 
 
 async def run_order(standby: Standby, order: GenerationOrder, on_record: OnRecord) -> None:
@@ -30,23 +26,14 @@ async def run_order(standby: Standby, order: GenerationOrder, on_record: OnRecor
     try:
         child = await standby.ready()
         await child.order(order)
-        last = await _last_record(child, on_record)
+        last = await child.last_word(on_record)
     except ChildDied as error:
         raise Passing(str(error)) from error
     except BaseException:
         await standby.close()
         raise
-    if isinstance(last, Failed):
-        raise (Refused if last.refused else Passing)(last.reason)
-
-
-async def _last_record(child: Child, on_record: OnRecord) -> Done | Failed:
-    async with aclosing(child.records()) as records:
-        async for record in records:
-            if isinstance(record, Done | Failed):
-                return record
-            await on_record(record)
-    raise AssertionError("records end by an error only")
+    if not isinstance(last, Done):
+        raise last.error()
 
 
 async def store_image(

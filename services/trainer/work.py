@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
@@ -18,13 +17,13 @@ from services.trainer.artifact_uploads import ArtifactUploads, best_of
 from services.trainer.order import Commands, Outcome, TrainingOrder
 from services.trainer.snapshot_uploads import SnapshotUploads, prompts_of
 from shared.child.parent import Child, ChildDied, Standby
-from shared.child.records import Done, Failed, Phase, Progress, Saved, Stopped
+from shared.child.records import AnyRecord, Done, Phase, Progress, Saved, Stopped
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import job_seed
 from shared.dataset.speed import SPEED_KEY, Speed
 from shared.disk import require_room
-from shared.errors import Interrupted, NotFound, Passing, Refused, Unavailable
+from shared.errors import Interrupted, NotFound, Passing, Unavailable
 from shared.messaging.messages import (
     AnyMessage,
     CheckpointFinal,
@@ -242,29 +241,30 @@ async def _listen(
         Refused, Passing: the child gave up.
         ChildDied: it ended without a last word.
     """
-    async with aclosing(child.records()) as records:
-        async for record in records:
-            order.keepalive()
-            match record:
-                case Phase(name=name):
-                    order.progress(phase=name)
-                case Progress(numbers=numbers):
-                    order.progress(**numbers)
-                case Saved(kind="snapshot"):
-                    snapshots.queue.add(record)
-                case Saved():
-                    uploads.add(record)
-                case Done(summary=summary):
-                    await snapshots.queue.cancel()
-                    await uploads.queue.finished()
-                    return msgspec.convert(summary, Outcome)
-                case Stopped():
-                    await snapshots.queue.finished()
-                    await uploads.queue.finished()
-                    raise Interrupted("stopped while training")
-                case Failed(refused=refused, reason=reason):
-                    raise (Refused if refused else Passing)(reason)
-    raise AssertionError("records end by an error only")
+
+    async def on_record(record: AnyRecord) -> None:
+        order.keepalive()
+        match record:
+            case Phase(name=name):
+                order.progress(phase=name)
+            case Progress(numbers=numbers):
+                order.progress(**numbers)
+            case Saved(kind="snapshot"):
+                snapshots.queue.add(record)
+            case Saved():
+                uploads.add(record)
+
+    last = await child.last_word(on_record)
+    order.keepalive()
+    match last:
+        case Done(summary=summary):
+            await snapshots.queue.cancel()
+            await uploads.queue.finished()
+            return msgspec.convert(summary, Outcome)
+        case Stopped():
+            await snapshots.queue.finished()
+            await uploads.queue.finished()
+    raise last.error()
 
 
 async def _stop_when_asked(order: Order, child: Child) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from bisect import insort
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -42,9 +42,8 @@ class _Letter:
 class MemoryBroker:
     """The queues that the services of one process share; all of them in one event loop."""
 
-    def __init__(self, *, traceparent: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(self) -> None:
         self.dead_letters: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_KEPT)
-        self._traceparent = traceparent
         self._numbers = count(1)
         self._queues: dict[str, _Queue] = {}
         for queue in QUEUES:
@@ -52,7 +51,7 @@ class MemoryBroker:
 
     def bus(self, source: str) -> MemoryBus:
         """Open a bus for one service, for example ``trainer/host-123``."""
-        return MemoryBus(self, source=source, traceparent=self._traceparent)
+        return MemoryBus(self, source=source)
 
     def declare(self, queue: Queue) -> _Queue:
         return self._queues.setdefault(queue.name, _Queue(queue, self.dead_letters))
@@ -238,12 +237,9 @@ class _ReplyQueue:
 class MemoryBus:
     """The :class:`shared.ports.Bus` of one service on a :class:`MemoryBroker`."""
 
-    def __init__(
-        self, broker: MemoryBroker, *, source: str, traceparent: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, broker: MemoryBroker, *, source: str) -> None:
         self._broker = broker
         self._source = source
-        self._traceparent = traceparent
         self._consumers: list[_Consumer] = []
         self._open = True
 
@@ -320,9 +316,7 @@ class MemoryBus:
         return consumer
 
     def _envelope(self, message: Message, reply_to: str | None) -> Envelope:
-        envelope = envelope_for(
-            message, source=self._source, reply_to=reply_to, traceparent=self._traceparent()
-        )
+        envelope = envelope_for(message, source=self._source, reply_to=reply_to)
         return replace(envelope, user_id=self._source)  # in one process nobody need be verified
 
 

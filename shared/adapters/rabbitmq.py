@@ -160,13 +160,10 @@ class _ReplyQueue:
 class RabbitMQBus:
     """The :class:`shared.ports.Bus` of one service on a RabbitMQ broker; see :meth:`open`."""
 
-    def __init__(
-        self, url: URL, *, source: str, heartbeat: float, traceparent: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, url: URL, *, source: str, heartbeat: float) -> None:
         amqp_heartbeat = max(2, round(heartbeat))
         login = None if url.query.get("auth") == "external" else url.user or "guest"
         self._source = source
-        self._traceparent = traceparent
         self._patience = max(2.0, heartbeat / 2)
         self._consuming = Connection(url, name=f"{source} hears", heartbeat=amqp_heartbeat)
         self._publishing = Connection(url, name=f"{source} says", heartbeat=amqp_heartbeat)
@@ -175,19 +172,12 @@ class RabbitMQBus:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def open(
-        cls,
-        url: str,
-        *,
-        source: str,
-        heartbeat: float,
-        traceparent: Callable[[], str | None] = lambda: None,
-    ) -> Self:
+    async def open(cls, url: str, *, source: str, heartbeat: float) -> Self:
         """Connect and declare the topology; wait for the broker until cancelled.
 
         As :meth:`connecting` otherwise.
         """
-        bus = cls.connecting(url, source=source, heartbeat=heartbeat, traceparent=traceparent)
+        bus = cls.connecting(url, source=source, heartbeat=heartbeat)
         try:
             await bus.connected()
         except BaseException:
@@ -196,24 +186,17 @@ class RabbitMQBus:
         return bus
 
     @classmethod
-    def connecting(
-        cls,
-        url: str,
-        *,
-        source: str,
-        heartbeat: float,
-        traceparent: Callable[[], str | None] = lambda: None,
-    ) -> Self:
+    def connecting(cls, url: str, *, source: str, heartbeat: float) -> Self:
         """A bus that connects as soon as the broker answers; the first publish declares all.
 
         ``heartbeat`` (seconds, at least 2) is also the AMQP heartbeat; a publish waits half of it,
-        at least 2 s, for its confirm. ``traceparent`` is asked at every publish.
+        at least 2 s, for its confirm.
 
         Raises:
             SettingsError: the URL is not an AMQP URL.
         """
         tame_the_vendors_logs()
-        return cls(_parsed(url), source=source, heartbeat=heartbeat, traceparent=traceparent)
+        return cls(_parsed(url), source=source, heartbeat=heartbeat)
 
     async def connected(self) -> None:
         """Wait until the broker answers and the topology is declared."""
@@ -373,9 +356,7 @@ class RabbitMQBus:
                 return _Delivery(self, queue, incoming, message)
 
     def _amqp_message(self, message: Message, reply_to: str | None) -> aio_pika.Message:
-        envelope = envelope_for(
-            message, source=self._source, reply_to=reply_to, traceparent=self._traceparent()
-        )
+        envelope = envelope_for(message, source=self._source, reply_to=reply_to)
         return to_amqp(encode(message), envelope)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

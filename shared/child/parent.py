@@ -15,12 +15,12 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import msgspec
 from msgspec import Struct
 
-from shared.child.records import AnyRecord, Ready
+from shared.child.records import AnyRecord, LastWord, Ready
 
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
@@ -28,6 +28,8 @@ PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_
              "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTORCH_CUDA_ALLOC_CONF",
              "HF_HOME")  # fmt: skip
 
+OnRecord = Callable[[AnyRecord], Awaitable[None]]
+"""Takes one record; the child goes on meanwhile."""
 
 _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 
@@ -94,6 +96,17 @@ class Child:
             ended.cancel()
         raise ChildDied(describe_exit(await self._process.wait()))
 
+    async def last_word(self, on_record: OnRecord) -> LastWord:
+        """Pass each record to ``on_record`` until the one that ends the order.
+
+        Raises:
+            ChildDied: it ended before that.
+        """
+        async with contextlib.aclosing(self.records()) as records:
+            while not isinstance(record := await anext(records), LastWord):
+                await on_record(record)
+            return record
+
     async def _next_line(self, ended: asyncio.Task[int]) -> bytes:
         """The next record, or nothing once the process ended and the pipe is drained.
 
@@ -158,14 +171,13 @@ async def start_ready(module: str) -> Child:
     child = await Child.start(module)
     try:
         async with contextlib.aclosing(child.records()) as records:
-            async for record in records:
-                if isinstance(record, Ready):
-                    child.gpu = record.gpu
-                    return child
+            while not isinstance(record := await anext(records), Ready):
+                pass
     except BaseException:
         await child.kill()
         raise
-    raise AssertionError("records end by an error only")
+    child.gpu = record.gpu
+    return child
 
 
 async def _open_reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:

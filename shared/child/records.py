@@ -6,6 +6,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from shared.errors import Interrupted, Passing, Refused
+
 RECORD_BYTES = 4096
 """A write of this size to a pipe is atomic (PIPE_BUF); longer texts are cut."""
 
@@ -68,7 +70,10 @@ class Done(Record, frozen=True, kw_only=True, tag="done"):
 
 
 class Stopped(Record, frozen=True, kw_only=True, tag="stopped"):
-    """Ended early because it was asked to; what had to be kept was said before."""
+    """Ended early because it was asked to; what had to be kept was reported before."""
+
+    def error(self) -> Interrupted:
+        return Interrupted("the child was stopped")
 
 
 class Failed(Record, frozen=True, kw_only=True, tag="given_up"):
@@ -77,5 +82,10 @@ class Failed(Record, frozen=True, kw_only=True, tag="given_up"):
     refused: bool
     reason: str
 
+    def error(self) -> Refused | Passing:
+        return (Refused if self.refused else Passing)(self.reason)
 
-AnyRecord = Ready | Phase | Progress | Saved | Drawn | ImageFailed | Done | Stopped | Failed
+
+LastWord = Done | Stopped | Failed
+"""What ends an order."""
+AnyRecord = Ready | Phase | Progress | Saved | Drawn | ImageFailed | LastWord

@@ -21,11 +21,10 @@ class Envelope(Struct, frozen=True, kw_only=True):
     user_id: str | None = None
     """The login that the broker verified."""
     traceparent: str | None = None
+    """W3C trace context of a producer that sends it; our own services send none."""
 
 
-def envelope_for(
-    message: Message, *, source: str, reply_to: str | None = None, traceparent: str | None = None
-) -> Envelope:
+def envelope_for(message: Message, *, source: str, reply_to: str | None = None) -> Envelope:
     """An envelope whose id is the same whenever the same body is said again by the same source."""
     return Envelope(
         id=stable_id(source, encode(message).decode()),
@@ -34,5 +33,4 @@ def envelope_for(
         time=datetime.now(UTC).isoformat(),
         subject=message.job,
         reply_to=reply_to,
-        traceparent=traceparent,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from time import monotonic
-from typing import Any
+from typing import Any, TypedDict
 
 import structlog
 
@@ -23,6 +23,16 @@ from shared.request import Command
 from shared.retry import Reconnects
 
 log = structlog.get_logger()
+
+
+class Stamp(TypedDict):
+    """The fields of every :class:`StageFact`: of which claim, and by whom."""
+
+    job: str
+    stage: Stage
+    claim: str
+    attempt: int
+    worker: str
 
 
 class Keepalive:
@@ -90,7 +100,7 @@ class Order(Keepalive):
         self.keepalive()
         self.numbers = self.numbers | numbers
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """What every fact under this claim carries: ``CheckpointSaved(**order.stamp(), ...)``."""
         return {
             "job": self.job,

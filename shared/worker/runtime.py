@@ -302,7 +302,8 @@ class Worker:
             await order.try_publish(started)
             if await until(order.answered, timeout=self._heartbeat):
                 return True
-            left -= stop.is_set()
+            if stop.is_set():
+                left -= 1
         return False
 
     async def _work_on(self, order: Order, stop: asyncio.Event) -> None:

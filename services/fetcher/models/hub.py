@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 from collections.abc import Callable
-from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -145,7 +144,7 @@ async def pull(
     watching = asyncio.create_task(watch.run())
     try:
         await child.order(_order(model, cache, token))
-        fetched = _result(model, await _last_word(child, watch))
+        fetched = await _listen(child, model, watch)
         await watch.look()
         return fetched
     finally:
@@ -163,27 +162,19 @@ def _order(model: HubModel, cache: Path, token: str | None) -> HubOrder:
     return HubOrder(model=model, cache=str(cache), token=token, environment=environment | QUIET)
 
 
-async def _last_word(child: Child, watch: Watch) -> AnyRecord:
+async def _listen(child: Child, model: HubModel, watch: Watch) -> Fetched:
+    async def on_record(record: AnyRecord) -> None:
+        if isinstance(record, Progress):
+            watch.total = record.numbers["bytes_total"]
+
     try:
-        async with aclosing(child.records()) as records:
-            async for record in records:
-                if not isinstance(record, Progress):
-                    return record
-                watch.total = record.numbers["bytes_total"]
+        last = await child.last_word(on_record)
     except ChildDied as error:
         raise Passing(f"fetching from the hub failed: {error}") from None
-    raise AssertionError("records end by an error only")
-
-
-def _result(model: HubModel, record: AnyRecord) -> Fetched:
-    match record:
-        case Done(summary={"folder": folder}):
-            return Fetched(Path(folder) / (model.subfolder or ""), Path(folder).name)
-        case Failed(refused=True, reason=reason):
-            raise Refused(reason)
-        case Failed(reason=reason):
-            raise Passing(reason)
-    raise Passing(f"the hub's child said {type(record).__name__}")
+    if not isinstance(last, Done):
+        raise last.error()
+    folder = Path(last.summary["folder"])
+    return Fetched(folder / (model.subfolder or ""), folder.name)
 
 
 class Watch:
