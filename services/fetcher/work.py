@@ -15,10 +15,10 @@ from services.fetcher.datasets.report import build_report, captions_of, check_im
 from services.fetcher.download import download
 from services.fetcher.models.stage import LINKS_FOLDER, ModelReference, ModelStager
 from services.fetcher.models.tokenizer_and_size import (
+    count_parameters,
+    count_tokens,
     fetch_tokenizer,
-    parameters_of,
     stored_parameters,
-    token_counts,
 )
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
@@ -168,11 +168,11 @@ class FetcherWork:
         """Add what depends on the base model: tokens, bytes and minutes."""
         folder = scratch / LINKS_FOLDER
         if await in_thread(folder.is_dir):
-            parameters = await in_thread(parameters_of, folder)
+            parameters = await in_thread(count_parameters, folder)
         else:  # the model was in our store already, so nothing was downloaded
             parameters = await stored_parameters(self._store, base)
             await fetch_tokenizer(self._store, base, folder)
-        counts = await in_thread(token_counts, folder, captions_of(manifest))
+        counts = await in_thread(count_tokens, folder, captions_of(manifest))
         report = with_tokens(report, manifest, counts)
         speed = await self._measured_speed()
         return replace(report, estimate=estimate(train, parameters, report.megapixels, speed))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from services.fetcher.models.architecture import (
     Shapes,
-    Text,
+    TextEncoder,
     UNet,
     Vae,
     text_shapes,
@@ -37,10 +37,12 @@ from tests.support.corpora.archives import (
 
 PROTOCOL = b"\x80\x02"
 WORDS, WIDTH = 12, 8
-UNET = UNet(channels=(8, 8), attended=(True, False), layers=1, context=WIDTH, linear=False,
-            takes=4, gives=4)  # fmt: skip
-VAE = Vae(channels=(8, 8), layers=1, latent=4)
-TEXT = Text(width=WIDTH, inner=8, layers=1, words=WORDS, positions=77, open_clip=False)
+UNET = UNet(channels=(8, 8), layers_per_block=1, cross_attention=(True, False),
+            cross_attention_dim=WIDTH, linear_projection=False, in_channels=4,
+            out_channels=4)  # fmt: skip
+VAE = Vae(channels=(8, 8), layers_per_block=1, latent_channels=4)
+TEXT = TextEncoder(hidden_size=WIDTH, intermediate_size=8, layers=1, vocab_size=WORDS,
+                   max_positions=77, open_clip=False)  # fmt: skip
 
 
 class Raw(bytes):
