@@ -29,7 +29,6 @@ from services.gateway.endpoints.uploads import UploadRoutes, name_the_version
 from services.gateway.endpoints.webhooks import WebhookRoutes
 from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.capacity import Capacity
-from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.queue_position import QueuePositions
 from services.gateway.jobs.references import References
@@ -74,7 +73,7 @@ class Gateway:
             clock: seconds since the epoch.
         """
         heartbeat, jobs = settings.heartbeat, record.jobs
-        presenter, change_notifier = Presenter(store, clock), ChangeNotifier()
+        presenter = Presenter(store, clock)
         uploads = Uploads(record.uploads, store, settings.public_url, clock)
         self._settings = settings
         self._relay = OutboxRelay(bus, jobs, clock=clock, heartbeat=heartbeat)
@@ -88,7 +87,6 @@ class Gateway:
             clock=clock,
             on_due=self._relay.wake,
             on_end=self._retention.job_ended,
-            on_change=change_notifier.tell,
         )
         references = References(settings.public_url, key, repository, uploads, clock)
         admission = Admission(key, repository, references, clock, settings.allowed_private_hosts)
@@ -104,10 +102,9 @@ class Gateway:
             admission=admission,
             repository=repository,
             presenter=presenter,
-            change_notifier=change_notifier,
-            streams=OutputStreams(jobs, repository, presenter, change_notifier, clock),
+            streams=OutputStreams(jobs, repository, presenter, clock),
             capacity=capacity,
-            waiting=QueuePositions(capacity, jobs, clock),
+            queue_positions=QueuePositions(capacity, jobs, clock),
             clock=clock,
         )
         events = EventRoutes(
@@ -115,7 +112,6 @@ class Gateway:
             repository=repository,
             jobs=jobs,
             presenter=presenter,
-            change_notifier=change_notifier,
         )
         listing, webhooks = JobListRoutes(jobs, clock), WebhookRoutes(authorizer, repository, clock)
         removal = JobRemovalRoutes(authorizer, repository, clock, self._retention.job_removed)

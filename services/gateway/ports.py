@@ -143,8 +143,8 @@ class JobStore(Protocol):
     async def count_retried(self, owner: str) -> int:
         """How often an owner's jobs were run again."""
 
-    async def count_ahead(self, job: StoredJob) -> int:
-        """How many jobs wait in front of this one, of whatever owner."""
+    async def count_ahead(self, created_at: float, job_id: str) -> int:
+        """How many jobs, of any owner, wait in front of this one."""
 
     async def newest(
         self,

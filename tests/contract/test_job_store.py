@@ -460,8 +460,8 @@ async def test_those_who_came_earlier_and_still_wait_are_ahead(store: SqlJobStor
     ):
         await store.insert(each, [])
 
-    assert await store.count_ahead(last) == 2
-    assert await store.count_ahead(job("a", created_at=1.0)) == 0
+    assert await store.count_ahead(last.created_at, last.id) == 2
+    assert await store.count_ahead(1.0, "a") == 0
 
 
 async def test_jobs_are_listed_from_the_newest_page_by_page(store: SqlJobStore) -> None:

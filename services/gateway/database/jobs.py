@@ -135,9 +135,9 @@ class SqlJobStore:
         (row,) = await self._database.all(sa.select(more).where(jobs.c.owner == owner))
         return int(row.number)
 
-    async def count_ahead(self, job: StoredJob) -> int:
+    async def count_ahead(self, created_at: float, job_id: str) -> int:
         place = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        ahead = (jobs.c.status == "IN_QUEUE") & (place < (job.created_at, job.id))
+        ahead = (jobs.c.status == "IN_QUEUE") & (place < (created_at, job_id))
         (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(ahead))
         return int(row.number)
 
