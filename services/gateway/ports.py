@@ -135,8 +135,6 @@ class JobStore(Protocol):
     async def removed(self) -> Sequence[RemovedJob]:
         """The jobs that were removed and not yet deleted, the longest ago first."""
 
-    async def count_live(self, owner: str) -> int: ...
-
     async def counts(self, owner: str) -> Mapping[str, int]:
         """How many jobs an owner has, by status; a status without any is left out."""
 
