@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 def prompts_of(train: Train, pictures: Sequence[Picture], seed: int) -> tuple[str, ...]:
-    """What to draw: the request's prompts, or up to four different captions of the dataset."""
+    """The prompts of the sample rows: the request's, or up to four captions of the dataset."""
     if train.sample_prompts:
         return tuple(train.sample_prompts)
     captions = sorted({picture.caption for picture in pictures} - {""})
@@ -47,13 +47,17 @@ class SnapshotUploads:
     """
 
     def __init__(
-        self, store: ObjectStore, order: Order, asked: TrainingOrder, prompts: tuple[str, ...]
+        self,
+        store: ObjectStore,
+        order: Order,
+        training_order: TrainingOrder,
+        prompts: tuple[str, ...],
     ) -> None:
         self._store = store
         self._order = order
-        self._asked = asked
+        self._training_order = training_order
         self._prompts = prompts
-        self._folder = Path(asked.out) / SNAPSHOTS
+        self._folder = Path(training_order.out) / SNAPSHOTS
         self._waiting: list[Snapshot] = []
         self.queue = UploadQueue(self._upload, afterwards=self._clean_up, every=POLL_SECONDS)
 
@@ -78,8 +82,8 @@ class SnapshotUploads:
             step=step,
             epoch=epoch,
             prompts=self._prompts,
-            seed=self._asked.seed,
-            resolution=self._asked.train.resolution,
+            seed=self._training_order.seed,
+            resolution=self._training_order.train.resolution,
         )
 
     async def _upload(self, saved: Saved) -> None:

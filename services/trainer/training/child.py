@@ -36,12 +36,12 @@ class Stop:
     """SIGTERM ends an idle child at once, and asks a working one to save and end."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.idle = True
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True
         if self.idle:
             sys.exit(0)
 
@@ -82,7 +82,7 @@ class ParentCallbacks:
         )
 
     def should_stop(self) -> bool:
-        return self._stop.asked
+        return self._stop.requested
 
     def command(self, kind: Command) -> int:
         for received in orders_meanwhile(Commands):
