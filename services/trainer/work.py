@@ -76,7 +76,7 @@ class TrainerWork:
         return "training" if isinstance(message, DatasetStaged) else None
 
     async def prepare(self) -> str:
-        """Start the next job's child ahead, so that its imports are done. Returns the GPU's name."""
+        """Start the next job's child ahead, to have its imports done. Returns the GPU's name."""
         return (await self._standby.ready()).gpu
 
     async def perform(self, order: Order) -> CheckpointFinal:
