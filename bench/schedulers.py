@@ -129,53 +129,53 @@ Made by `python -m bench schedulers` (`make docs`), with the model in `shared/ti
 
 ![The prompt by each scheduler with {SHEET_STEPS} steps from the same noise](schedulers.png)
 
-Each is a class of diffusers with the base model's betas and prediction type. One thing is changed
-for all: timesteps are spaced `trailing` (Lin et al. 2023, "Common Diffusion Noise Schedules and
-Sample Steps are Flawed"), because a drawing begins at pure noise, and so at the last training
-timestep. Stable Diffusion's own configuration says `leading`, which begins lower: at 667 of 1000
-for 334 steps, and for a single step at 1. (`DPM-S` and `IPNDM` have one spacing only, even from the
-last timestep down.)
+Each is a diffusers class with the base model's betas and prediction type. One change applies to
+all: timesteps are spaced `trailing` (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample
+Steps are Flawed"), because generation begins with pure noise, and so at the last training timestep.
+Stable Diffusion's own configuration has `leading`, which begins lower: at 667 of 1000 for 334
+steps, and for a single step at 1. (`DPM-S` and `IPNDM` have only one spacing, even from the last
+timestep down.)
 
-| name | class | changed besides, and why | adds noise | network calls, 50 steps | time |
+| name | class | other changes, and why | adds noise | network calls, 50 steps | time |
 |---|---|---|---|---|---|
 """
 
 DETERMINISTIC = f"""
-The time is the CPU's for {SHEET_STEPS} steps; `DDIM`'s is 1.
+The time is CPU time for {SHEET_STEPS} steps, relative to `DDIM`'s.
 
-## How near they come: no noise on the way
+## Accuracy without added noise
 
-These solve one differential equation from the same noise, so all come to the same image. The
-distance to it is the root mean square over all pixels, colours from 0 to 1; the image is that of
-the stock `DDIMScheduler` with {REFERENCE_STEPS} steps, {SIDE} pixels, seed {SEED}. Random pixels
-are {{noise:.3f}} away.
+These solve one differential equation from the same noise, so all converge to the same image. The
+distance to it is the root mean square over all pixels, with colours from 0 to 1; the image is that
+of the stock `DDIMScheduler` with {REFERENCE_STEPS} steps, {SIDE} pixels, seed {SEED}. Random pixels
+have a distance of {{noise:.3f}}.
 
 """
 
 RANDOM = f"""
-## How near they come: noise on the way
+## Accuracy with added noise
 
-These draw another image for every number of steps, of the same kind. Compared are the mean colours
-(all pixels of {len(SEEDS)} images, seeds {SEEDS[0]} to {SEEDS[-1]}): the root mean square of the
-difference to the reference's. Random pixels are {{noise:.3f}} away. `EULER-A` is `DDPM` in other
-variables, and draws nearly the same image.
+These give another image of the same kind for every number of steps, so only the mean colours are
+compared (all pixels of {len(SEEDS)} images, seeds {SEEDS[0]} to {SEEDS[-1]}): the distance is the
+root mean square of the difference from the reference's. Random pixels have a distance of
+{{noise:.3f}}. `EULER-A` is `DDPM` in other variables, and gives nearly the same image.
 
 """
 
 WHY: dict[Scheduler, str] = {
     "DDIM": (
-        "the DPM-Solver of first order is DDIM; the stock `DDIMScheduler` goes down by 1000 //"
+        "the DPM-Solver of first order is DDIM; the stock `DDIMScheduler` steps down by 1000 //"
         " steps each time, which for 350 steps is 2 instead of 2.86 timesteps"
     ),
     "DDPM": "latents are not bounded by 1",
     "IPNDM": (
-        "the stock class has a cosine schedule of its own, and hands the network times from 0 to 1;"
+        "the stock class has its own cosine schedule, and passes the network times from 0 to 1;"
         " ours takes the model's betas and timesteps"
     ),
     "PNDM": (
-        "the Runge-Kutta start asks for more steps, and fails at one; besides, ours goes from"
-        " timestep to timestep as `DDIM` must, and averages noises where the network says"
-        " velocities"
+        "the Runge-Kutta start takes more steps than requested, and fails with one; besides, ours"
+        " goes from timestep to timestep as `DDIM` must, and converts velocities to noise before it"
+        " averages them"
     ),
 }
 
