@@ -23,7 +23,7 @@ OCTAVES = 10
 
 
 def prediction_type(scheduler_config: Mapping[str, Any]) -> PredictionType:
-    """What a network with this scheduler predicts; ``epsilon`` if the configuration is silent.
+    """What a network with this scheduler predicts; ``epsilon`` if it is not configured.
 
     Raises:
         Refused: neither epsilon nor v-prediction.

@@ -57,7 +57,7 @@ def check_folder(parts: Parts, folder: Path, dtype: torch.dtype) -> None:
 
 
 def stock_pipeline(parts: Parts) -> StableDiffusionPipeline:
-    """Diffusers' pipeline over these parts, without a safety checker."""
+    """The stock pipeline over these parts, without a safety checker."""
     return StableDiffusionPipeline(
         vae=parts.vae,
         text_encoder=parts.text_encoder,

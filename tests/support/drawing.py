@@ -1,4 +1,4 @@
-"""What tests of drawing share: small requests, the images alone, and a word no model survives."""
+"""Helpers to test image generation: small requests, images, and a word that breaks a model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ POISON = "z"
 
 
 def small_request(*, seed: int = 5, **fields: Any) -> ImageRequest:
-    """One of the smallest images, two steps."""
+    """One image of the smallest size, two steps."""
     small = {"prompt": "a red wall", "width": SIDE, "height": SIDE, "num_inference_steps": 2}
     return ImageRequest(inference=Inference(**{**small, **fields}), seed=seed)
 
 
 def drawn_images(outcomes: Iterable[GeneratedImage | FailedImage]) -> list[Image.Image]:
-    """The images in the order of the requests, all of which must have been drawn."""
+    """The images in the order of the requests; none may have failed."""
     outcomes = sorted(outcomes, key=lambda outcome: outcome.index)
     failed = [each for each in outcomes if isinstance(each, FailedImage)]
     assert failed == []
@@ -33,7 +33,7 @@ def drawn_images(outcomes: Iterable[GeneratedImage | FailedImage]) -> list[Image
 
 
 def poisoned(parts: Parts) -> Parts:
-    """Not a number for every prompt that has the word :data:`POISON`, sound for all others."""
+    """Make the model return NaN for every prompt with the word :data:`POISON`."""
     (token,) = parts.tokenizer(POISON, add_special_tokens=False).input_ids
     with torch.no_grad():
         parts.text_encoder.embeddings.token_embedding.weight[token] = torch.nan

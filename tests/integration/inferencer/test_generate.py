@@ -23,7 +23,7 @@ from tests.support.models import random_parts
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 MOST_BYTES = 1 << 62
-"""No machine has so much."""
+"""More than any machine has."""
 WORDS = ("a red wall", "blue", "", "a (blue:1.3) wall", "reds")
 
 
@@ -63,7 +63,7 @@ def images(
 
 
 def rows_of(pipeline: BatchingPipeline) -> tuple[list[int], Any]:
-    """How many rows the network is given each time, from now on."""
+    """Record the number of rows in each call of the network."""
     rows: list[int] = []
     hook = pipeline.pipe.unet.register_forward_pre_hook(
         lambda _unet, given: rows.append(len(given[0]))
@@ -113,7 +113,7 @@ def test_every_scheduler_draws_with_few_steps(
 
 
 def test_the_pipelines_own_text_encoding_gives_the_same_pixels(pipeline: BatchingPipeline) -> None:
-    """Our embeddings take the place of the stock ones where clip_skip leaves them alone."""
+    """Without clip_skip our embeddings equal the stock ones."""
     parts = random_parts()
     stock = stock_pipeline(parts)
     stock.set_progress_bar_config(disable=True)
@@ -181,7 +181,7 @@ def test_what_is_alike_is_drawn_together_whatever_stands_between(
 def test_the_steps_that_are_told_never_exceed_those_that_were_asked_for(
     pipeline: BatchingPipeline,
 ) -> None:
-    """Heun's method asks the network nearly twice for each."""
+    """Heun's method calls the network nearly twice for each step."""
     told: list[tuple[int, int]] = []
     request = small_request(scheduler="HEUN", num_inference_steps=4, num_outputs=2)
 
@@ -192,7 +192,7 @@ def test_the_steps_that_are_told_never_exceed_those_that_were_asked_for(
     assert len(told) == 7
 
 
-# --- What fails -------------------------------------------------------------------------------
+# --- Failures ---------------------------------------------------------------------------------
 
 
 def test_an_image_that_is_no_number_spoils_neither_its_mates_nor_what_comes_after() -> None:
@@ -215,7 +215,7 @@ def test_an_image_that_is_no_number_spoils_neither_its_mates_nor_what_comes_afte
 
 
 def room_for(pipeline: BatchingPipeline, rows: int, *, side: int = SIDE) -> Any:
-    """Ask for more memory than there is whenever the network gets more rows of this size."""
+    """Run out of memory whenever the network gets more rows of this size."""
 
     def ask(_unet: Any, given: tuple[torch.Tensor, ...]) -> None:
         if len(given[0]) > rows and given[0].shape[-1] == side // 8:

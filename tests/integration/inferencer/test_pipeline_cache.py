@@ -1,4 +1,4 @@
-"""Models that follow one another in one child: each is exactly itself, and little is read."""
+"""Several models loaded in turn: each has exactly its own weights, and little is read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ State = dict[str, torch.Tensor]
 
 
 def moved(*networks: str, seed: int = 1, prediction_type: str = "epsilon") -> Parts:
-    """The random model with some of its networks trained, as it were."""
+    """The random model with some of its networks changed, as if trained."""
     parts = random_parts(prediction_type)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def saved(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float32) -> 
 
 
 def as_single_file(folder: Path, parts: Parts) -> Path:
-    """The same model in the other form."""
+    """Convert the folder to the single-file form."""
     for weights in folder.glob("*/*.safetensors"):
         weights.unlink()
     export(parts, folder / SINGLE_FILE, dtype=torch.float32)
@@ -85,7 +85,7 @@ def cache() -> PipelineCache:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is read from disk: a network's file, or a whole model."""
+    """Record what is read from disk: one network's file, or a whole model."""
     read: list[str] = []
 
     def noted_load_in_place(network: torch.nn.Module, file: Path, dtype: torch.dtype) -> None:
@@ -125,7 +125,7 @@ def test_the_next_model_takes_the_place_of_the_last_in_the_same_modules(
 def test_a_network_that_is_loaded_already_is_not_read_again_whatever_folder_it_is_in(
     cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
-    """The folders that come from the store tell what is in them."""
+    """Folders from the store have a manifest with each file's sha256."""
     store = folder_store(tmp_path / "store")
 
     async def through_the_store(name: str, parts: Parts) -> Path:
@@ -175,7 +175,7 @@ def test_scheduler_and_prediction_belong_to_the_model_not_to_its_architecture(
 def test_a_snapshot_is_laid_over_its_base_and_only_what_differs_is_read(
     cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
-    """With a snapshot all is rounded as a saved model is, so that rows compare with results."""
+    """With a snapshot everything is rounded as in a saved model, so that rows match results."""
     base, trained, further = random_parts(), moved("unet", "text_encoder"), moved("unet", seed=2)
     folder = saved(base, tmp_path / "base")
     both = snapshot(tmp_path / "both", trained, "unet", "text_encoder")
@@ -229,7 +229,7 @@ def test_a_base_in_one_file_and_one_under_older_names_take_part(
 
 
 def with_older_names(folder: Path) -> None:
-    """The names that hubs still have: a deeper text encoder, an attention by other words."""
+    """Older names that hubs still have: a deeper text encoder, other words for attention."""
     text = folder / "text_encoder" / "model.safetensors"
     deeper = {f"text_model.{name}": each for name, each in load_file(text).items()}
     deeper["text_model.embeddings.position_ids"] = torch.arange(77)[None]
@@ -247,7 +247,7 @@ def with_older_names(folder: Path) -> None:
 def test_a_model_that_cannot_be_loaded_leaves_no_mixture_behind(
     cache: PipelineCache, read: list[str], tmp_path: Path, damage: str
 ) -> None:
-    """Its UNet is in place already when the text encoder turns out to be broken."""
+    """Its UNet is loaded already when the text encoder turns out to be broken."""
     sound, broken = moved("unet"), moved("unet", "text_encoder", "vae", seed=2)
     first, second = saved(sound, tmp_path / "sound"), saved(broken, tmp_path / "broken")
     file = second / "text_encoder" / "model.safetensors"
@@ -304,11 +304,11 @@ def test_a_configuration_that_is_not_json_is_refused_by_name(
         cache.load(folder)
 
 
-# --- How many are kept ------------------------------------------------------------------------
+# --- Eviction ---------------------------------------------------------------------------------
 
 
 def architectures(folder: Path, count: int) -> list[Path]:
-    """Models of which no two have the same configuration; their weights are the same."""
+    """Models with different configurations and the same weights."""
     first = saved(random_parts(), folder / "0")
     for number in range(1, count):
         other = folder / str(number)

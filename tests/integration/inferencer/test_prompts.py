@@ -1,4 +1,4 @@
-"""Prompts of any length, with emphasis, or empty: what the UNet is handed."""
+"""Encode prompts of any length, with emphasis, or empty."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sd2() -> Parts:
 
 
 def plain(parts: Parts, text: str, clip_skip: int = 0) -> Tensor:
-    """One block, the way captions are encoded in training."""
+    """One block, encoded as captions are in training."""
     with torch.inference_mode():
         return encode(parts.text_encoder, tokenize(parts.tokenizer, [text]), clip_skip)
 
@@ -101,7 +101,7 @@ def test_a_long_prompt_is_blocks_that_break_between_phrases_and_the_shorter_one_
 
 
 def test_a_word_stays_in_one_block_where_there_is_no_phrase_to_break_at(sd1: Parts) -> None:
-    """``zorblat`` is seven tokens, of which the block has room for three."""
+    """``zorblat`` is seven tokens, and the block has room for three."""
     embedded = embed(sd1, "red " * 72 + "zorblat")
 
     blocks = [plain(sd1, "red " * 72), plain(sd1, "zorblat")]

@@ -1,4 +1,4 @@
-"""Rows of samples from the real child: the same pixels whoever draws them, and none too late."""
+"""Rows of samples from the real child: same pixels each time, and superseded rows skipped."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def final(job: str, *entries: Inference, clip_skip: int = 0) -> CheckpointFinal:
 
 
 def trained(base: Path, *networks: str) -> Parts:
-    """The base model with some of its networks moved."""
+    """The base model with some of its networks changed."""
     parts = load(base)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def trained(base: Path, *networks: str) -> Parts:
 async def store_both(
     store: FolderStore, folder: Path, job: str, parts: Parts, *networks: str
 ) -> None:
-    """A training's snapshot and the model that it would be saved as at that step."""
+    """Store a training's snapshot, and the model as it would be saved at that step."""
     save_folder(parts, folder / "model")
     save_weights({name: getattr(parts, name) for name in networks}, folder / "snapshot")
     await upload_folder(store, folder / "model", f"{job}-model")
@@ -123,7 +123,7 @@ def pixels_of(images: list[Image.Image]) -> list[bytes]:
 
 
 def steps_told(images: list[Image.Image]) -> list[int]:
-    """By the PNGs themselves."""
+    """As the PNGs have it."""
     return [json.loads(each.info["everydream"])["step"] for each in images]
 
 
@@ -131,7 +131,7 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
     store: FolderStore, best_effort_tasks: SampleRows, results: InferencerWork, facts: Facts,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """By one child, from bases of both kinds, with all networks or one, rows and results alike."""
+    """One child, both kinds of base models, all networks or one, rows and results."""
     rows: list[SamplesGenerated] = []
     firsts: list[bytes] = []
     cases = {

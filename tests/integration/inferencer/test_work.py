@@ -1,4 +1,4 @@
-"""The inferencer's parent and its real, lasting child: from a trained model to stored images."""
+"""The inferencer's parent with its real child: from a trained model to stored images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LONG = "a (red:1.2) wall, " * 30
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store's folder that holds a trained model, one that knows a bad word, and a broken one."""
+    """The folder of a store with a trained model, a poisoned one, and a broken one."""
     folder = tmp_path_factory.mktemp("trained")
     store = folder_store(folder / "store")
     asyncio.run(upload_folder(store, make_random_model(folder / "model"), "model"))
@@ -161,7 +161,7 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
 async def test_an_image_that_fails_has_an_error_in_its_place_and_the_others_are_drawn(
     work: InferencerWork, store: FolderStore
 ) -> None:
-    """Drawn in another order than asked for: what is alike goes together."""
+    """Batches change the order in which the images are generated."""
     await work.prepare()
     child = pid_of(work)
     entries = (small("a", seed=1), small(POISON, outputs=2, seed=2), small("b", steps=2, seed=4),

@@ -1,4 +1,4 @@
-"""What a PNG says of itself, read back by the rules that stable-diffusion-webui reads it by."""
+"""The settings in a PNG, parsed by stable-diffusion-webui's rules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def text_of(
 
 
 def read(text: str) -> dict[str, str]:
-    """The webui's way: the settings in the last line, the rest is prompt and negative prompt."""
+    """Parse as the webui does: settings in the last line, above it prompt and negative prompt."""
     *lines, last = text.strip().split("\n")
     pairs = PARAMETER.findall(last)
     assert len(pairs) >= 3
@@ -134,7 +134,7 @@ PROMPTS = st.lists(
 
 
 def stripped(text: str) -> str:
-    """As the webui takes it over: without the lines' outer spaces and empty lines in front."""
+    """As the webui keeps it: without spaces around lines and without leading empty lines."""
     return "\n".join(line.strip() for line in text.split("\n")).lstrip("\n")
 
 
@@ -203,7 +203,7 @@ def test_the_same_drawing_gives_the_same_bytes_and_pixels_are_untouched(tmp_path
 
 
 def chunk_types(png: bytes) -> list[str]:
-    """Walks the file by the PNG standard, checksums included."""
+    """Walk the file by the PNG standard and verify its checksums."""
     types, place = [], 8
     while place < len(png):
         length = int.from_bytes(png[place : place + 4])
