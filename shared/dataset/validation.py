@@ -76,8 +76,10 @@ def plan_held_out(held_out: Sequence[Picture], epoch_config: EpochConfig) -> lis
     Indices count the held-out images. There are no repeats: a batch may be shorter than
     ``batch_size``, and its loss is not scaled.
     """
+    buckets = [bucket_of(one, epoch_config) for one in held_out]
     groups = {
-        size: _of_size(held_out, size, epoch_config) for size in sizes(epoch_config.resolution)
+        size: tuple(index for index, bucket in enumerate(buckets) if bucket == size)
+        for size in sizes(epoch_config.resolution)
     }
     parts = [
         (size, group[start : start + epoch_config.batch_size])
@@ -88,12 +90,6 @@ def plan_held_out(held_out: Sequence[Picture], epoch_config: EpochConfig) -> lis
         Batch(pictures=part, size=size, real=len(part), first=number * epoch_config.batch_size)
         for number, (size, part) in enumerate(parts)
     ]
-
-
-def _of_size(
-    pictures: Sequence[Picture], size: tuple[int, int], epoch_config: EpochConfig
-) -> tuple[int, ...]:
-    return tuple(i for i, one in enumerate(pictures) if bucket_of(one, epoch_config) == size)
 
 
 def _without_augmentation(picture: Picture) -> Picture:
