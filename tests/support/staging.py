@@ -1,4 +1,4 @@
-"""A fetcher that stages base models, and a hub for it to fetch them from."""
+"""Staging models in tests, and a small hub to fetch them from."""
 
 import json
 import zipfile
@@ -23,14 +23,14 @@ COMMIT = "5" * 40
 
 
 class Stage:
-    """Stages what a request asks for, and looks at what the trainer will see."""
+    """Stages models, and loads them as the trainer does."""
 
     def __init__(self, folder: Path) -> None:
         self.store = FolderStore(folder / "store", public_url="http://x", key="k" * 32)
         self.home = folder / "home"
         self.folder = folder
         self.number = 0
-        self.told: list[dict[str, Any]] = []
+        self.reported: list[dict[str, Any]] = []
         self.models = self.of("tiny")
 
     def of(self, configured: str, private: Collection[str] = ()) -> ModelStager:
@@ -50,7 +50,7 @@ class Stage:
         scratch.mkdir()
         reference = ModelReference(asked, "input.model", subfolder)
         meter = ProgressMeter(
-            "downloading", lambda **numbers: self.told.append(numbers), lambda: None
+            "downloading", lambda **numbers: self.reported.append(numbers), lambda: None
         )
         return await (models or self.models).stage(reference, scratch, meter)
 
@@ -74,7 +74,7 @@ def tensors_of(parts: Parts) -> dict[str, torch.Tensor]:
 
 
 class Hub:
-    """As much of the hub's interface as its library needs, for one repository."""
+    """The part of the hub's interface that its library needs, for one repository."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

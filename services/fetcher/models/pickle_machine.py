@@ -258,14 +258,14 @@ ACTIONS: dict[str, Action] = {
     "INST": lambda machine, _: _inert_since_mark(machine),
     "OBJ": lambda machine, _: _inert_since_mark(machine),
     "ADDITEMS": lambda machine, _: machine.since_mark(),
-    "APPEND": lambda machine, _: _append(machine),
-    "APPENDS": lambda machine, _: _appends(machine),
-    "SETITEM": lambda machine, _: _set_item(machine),
-    "SETITEMS": lambda machine, _: _set_items(machine),
+    "APPEND": lambda machine, _: machine.extend_list([machine.pop()]),
+    "APPENDS": lambda machine, _: machine.extend_list(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.update_dict([*machine.pop_many(2)]),
+    "SETITEMS": lambda machine, _: machine.update_dict(machine.since_mark()),
     "GLOBAL": lambda machine, names: machine.push(Global(*names.split(" ", 1))),
     "STACK_GLOBAL": lambda machine, _: _stack_global(machine),
-    "REDUCE": lambda machine, _: _reduce(machine, 2),
-    "NEWOBJ": lambda machine, _: _reduce(machine, 2),
+    "REDUCE": lambda machine, _: _reduce(machine),
+    "NEWOBJ": lambda machine, _: _reduce(machine),
     "NEWOBJ_EX": lambda machine, _: _push_inert(machine, 3),
     "BUILD": lambda machine, _: machine.pop(),
     "BINPERSID": lambda machine, _: machine.load_storage(machine.pop()),
@@ -289,26 +289,6 @@ def _push_inert(machine: _Machine, count: int) -> None:
     machine.push(Inert())
 
 
-def _append(machine: _Machine) -> None:
-    value = machine.pop()
-    machine.extend_list([value])
-
-
-def _appends(machine: _Machine) -> None:
-    values = machine.since_mark()
-    machine.extend_list(values)
-
-
-def _set_item(machine: _Machine) -> None:
-    values = list(machine.pop_many(2))
-    machine.update_dict(values)
-
-
-def _set_items(machine: _Machine) -> None:
-    values = machine.since_mark()
-    machine.update_dict(values)
-
-
 def _stack_global(machine: _Machine) -> None:
     module, name = machine.pop_many(2)
     if not isinstance(module, str) or not isinstance(name, str):
@@ -316,8 +296,8 @@ def _stack_global(machine: _Machine) -> None:
     machine.push(Global(module, name))
 
 
-def _reduce(machine: _Machine, count: int) -> None:
-    callee, arguments = machine.pop_many(count)
+def _reduce(machine: _Machine) -> None:
+    callee, arguments = machine.pop_many(2)
     if not isinstance(arguments, tuple):
         raise TypeError("arguments that are none")
     machine.construct(callee, arguments)

@@ -1,4 +1,4 @@
-"""What a base model tells before training, held against the libraries that train."""
+"""Token counts and model sizes, compared with the libraries used for training."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_whole(tokenizer: Path, folder: Path) -> Path:
-    """The same tokenizer as older folders have it: ``vocab.json`` and ``merges.txt`` alone."""
+    """The same tokenizer as in older folders: ``vocab.json`` and ``merges.txt`` only."""
     tokens = CLIPTokenizer.from_pretrained(tokenizer)
     (folder / "tokenizer").mkdir()
     tokens.backend_tokenizer.model.save(str(folder / "tokenizer"))

@@ -1,4 +1,4 @@
-"""Every name and shape of a Stable Diffusion follows from a few; real sizes, without weights."""
+"""Architectures from tensor shapes and back, with real sizes but without weights."""
 
 from typing import Any
 
@@ -155,7 +155,7 @@ def test_a_tensor_that_would_tell_is_missed_by_name(lost: str, reason: str) -> N
 
 
 def test_an_autoencoder_that_has_fewer_layers_somewhere_is_none() -> None:
-    """Else a small file could ask for as many layers as it has names, times levels."""
+    """Otherwise a small file could claim its number of names, times levels, as layers."""
     names = ["down.0.block.0", "down.0.block.1", "down.1.block.0"]
     found: Shapes = {f"encoder.{name}.conv1.weight": (8, 8, 3, 3) for name in names}
 

@@ -1,4 +1,4 @@
-"""What is taken out of a user's zip, and what ends it."""
+"""Unpacking a user's zip: what is used, skipped and refused."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Images are looked at before they are trained on."""
+"""Image checks, captions and the pre-flight report."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""A ``.ckpt`` is read by a machine that builds plain values and calls nothing."""
+"""Reading a ``.ckpt`` without unpickling it."""
 
 import collections
 import io
@@ -81,7 +81,7 @@ def test_views_are_copied_as_they_look(tmp_path: Path) -> None:
 
 
 class Callback:
-    """As training frameworks leave behind."""
+    """An object such as training frameworks pickle."""
 
 
 def test_the_state_dict_of_a_training_checkpoint_is_found_among_foreign_things(
@@ -200,7 +200,7 @@ def test_a_tensor_that_reaches_outside_its_data_is_refused(wrong: dict[str, Any]
 
 
 def test_a_marker_without_elements_is_kept_and_empty(tmp_path: Path) -> None:
-    """``v_pred`` is such a one: that it is there is what it says."""
+    """Such as ``v_pred``, whose presence alone is the information."""
     markers = {"v_pred": torch.tensor([]), "row": torch.ones(3, 0), "turned": torch.ones(0, 3).T}
 
     with saved(tmp_path / "a.ckpt", {"state_dict": markers}) as zipped:
