@@ -11,7 +11,7 @@ from shared.adapters.stores import open_store
 from shared.ports import Bus, ObjectStore
 from shared.service_process import closing, or_stopped, source_of, stop_on_signals
 from shared.settings import Settings, from_environment
-from shared.storage.retrying import PatientStore
+from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
 
 Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[None]]
 """A service over these adapters: settings, secret key, bus, store, and when to stop."""
@@ -27,5 +27,5 @@ async def run_worker(service: str, serve: Serve) -> None:
     bus = await or_stopped(opening, stop)
     if bus is not None:
         async with closing(bus), closing(open_store(settings, key)) as store:
-            patient = PatientStore(store, heartbeat=settings.heartbeat)
-            await serve(settings, key, bus, patient, stop)
+            retrying = RetryingStore(store, deadline=STORE_HEARTBEATS * settings.heartbeat)
+            await serve(settings, key, bus, retrying, stop)
