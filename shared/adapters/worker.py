@@ -1,4 +1,4 @@
-"""What a worker's process runs on: RabbitMQ and the deployment's store, from its environment."""
+"""Runs a worker's process on RabbitMQ and the deployment's store, set up from the environment."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from shared.settings import Settings, from_environment
 from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
 
 Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[None]]
-"""A service over these adapters: settings, secret key, bus, store, and when to stop."""
+"""A service: takes settings, secret key, bus, store, and the event that stops it."""
 
 
 async def run_worker(service: str, serve: Serve) -> None:
-    """Open what the environment names, serve until SIGTERM or SIGINT, and close it."""
+    """Open bus and store, serve until SIGTERM or SIGINT, and close them."""
     telemetry.configure(service)
     settings, stop = from_environment(), stop_on_signals()
     key = keys.secret_key(settings.secret_key, settings.home)
