@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from shared.adapters.files import atomic
 from shared.adapters.object_keys import check_deletable, check_key, check_prefix, check_seconds
 from shared.adapters.s3_errors import Location, translate
-from shared.concurrency import a_few_at_once, in_thread
+from shared.concurrency import gather_limited, in_thread
 from shared.errors import NotFound, Refused, Unavailable
 from shared.network.outbound import Blocked, Guard, GuardedResolver, was_blocked
 from shared.ports import StoredObject, no_keepalive
@@ -319,7 +319,7 @@ async def _send_parts(
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     numbers = range(1, math.ceil(size / length) + 1)
-    return await a_few_at_once(send, numbers, most=PARTS_AT_ONCE)
+    return await gather_limited(send, numbers, limit=PARTS_AT_ONCE)
 
 
 def _read_part(path: Path, start: int, length: int) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from shared.concurrency import a_few_at_once, in_thread
+from shared.concurrency import gather_limited, in_thread
 from shared.disk import require_room
 from shared.errors import NotFound, Unavailable
 from shared.ports import ObjectStore, no_keepalive
@@ -48,7 +48,7 @@ async def describe_folder(
         return entry
 
     names = await asyncio.to_thread(_names, folder)
-    return FolderManifest(files=tuple(await a_few_at_once(describe, names, most=AT_ONCE)))
+    return FolderManifest(files=tuple(await gather_limited(describe, names, limit=AT_ONCE)))
 
 
 async def upload_folder(
@@ -66,7 +66,7 @@ async def upload_folder(
     async def upload(file: FileEntry) -> None:
         await store.upload(folder / file.name, _key(prefix, file.name), keepalive=keepalive)
 
-    await a_few_at_once(upload, manifest.files, most=AT_ONCE)
+    await gather_limited(upload, manifest.files, limit=AT_ONCE)
     await store.put(_key(prefix, MANIFEST), msgspec.json.encode(manifest))
     return manifest
 
@@ -109,7 +109,7 @@ async def download_folder(
 
     await in_thread(require_room, folder, manifest.bytes, f"fetch {prefix!r} from the store")
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    await a_few_at_once(download, manifest.files, most=AT_ONCE)
+    await gather_limited(download, manifest.files, limit=AT_ONCE)
     return manifest
 
 
