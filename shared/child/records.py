@@ -9,7 +9,7 @@ from msgspec import Struct
 from shared.errors import Interrupted, Passing, Refused
 
 RECORD_BYTES = 4096
-"""Writes up to this size to a pipe are atomic (PIPE_BUF)."""
+"""Writes up to this size to a pipe are atomic (PIPE_BUF); longer texts are shortened."""
 
 
 class Record(Struct, frozen=True, kw_only=True, tag_field="record"):
