@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 import structlog
@@ -14,14 +13,11 @@ import structlog
 from services.trainer.upload_queue import UploadQueue
 from shared.child.records import Saved
 from shared.concurrency import in_thread
-from shared.errors import Unavailable
 from shared.messaging.messages import Artifact, CheckpointSaved, ResumePointSaved, SavedCheckpoint
 from shared.ports import ObjectStore
-from shared.retry import reconnect_delay
 from shared.storage.folders import sha256_of, upload_folder
+from shared.storage.retrying import RetryingStore
 from shared.worker.order import Order
-
-T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints.json"
 """In a resume point: the checkpoints saved before it."""
@@ -40,7 +36,9 @@ class ArtifactUploads:
 
         ``keep`` is how many intermediate checkpoints stay in the store; None: all.
         """
-        self._store = store
+        # Without a deadline: training goes on meanwhile. Once the child is done, the runtime's
+        # patience bounds it, since only the store's progress is then a sign of life.
+        self._store = RetryingStore(store)
         self._keep = keep
         self._order = order
         self._prefix = f"jobs/{order.job}/training/{order.grant.attempt}"
@@ -76,9 +74,7 @@ class ArtifactUploads:
         self, path: Path, folder: str, kind: Literal["checkpoint", "metrics", "tensorboard"]
     ) -> Artifact:
         key = f"{folder}/{path.name}"
-        await self._patiently(
-            lambda: self._store.upload(path, key, keepalive=self._order.keepalive)
-        )
+        await self._store.upload(path, key, keepalive=self._order.keepalive)
         size = (await in_thread(path.stat)).st_size
         sha256 = await sha256_of(path)
         return Artifact(name=path.name, kind=kind, key=key, bytes=size, sha256=sha256)
@@ -137,37 +133,16 @@ class ArtifactUploads:
     async def _delete_older(self, newest: str) -> None:
         self._resume_points.append(newest)
         while len(self._resume_points) > RESUME_POINTS_KEPT:
-            oldest = self._resume_points.pop(0)
-            await self._patiently(lambda: self._store.delete(f"{oldest}/"))  # noqa: B023 - awaited
+            await self._store.delete(f"{self._resume_points.pop(0)}/")
 
     async def _delete(self, key: str) -> None:
         """Delete a checkpoint, and the optimizers beside it if there are any."""
         stem = key.removesuffix(Path(key).suffix)
-        await self._patiently(lambda: self._store.delete(f"{stem}."))
+        await self._store.delete(f"{stem}.")
 
     async def _folder(self, folder: Path, prefix: str) -> str:
-        await self._patiently(
-            lambda: upload_folder(self._store, folder, prefix, keepalive=self._order.keepalive)
-        )
+        await upload_folder(self._store, folder, prefix, keepalive=self._order.keepalive)
         return prefix
-
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await patiently(call, job=self._order.job)
-
-
-async def patiently(call: Callable[[], Awaitable[T]], *, job: str) -> T:
-    """Try until the store answers: training goes on meanwhile.
-
-    Once the child is done, nothing but this is a sign of life, so the runtime's patience bounds it.
-    """
-    attempt = 0
-    while True:
-        try:
-            return await call()
-        except Unavailable as error:
-            log.warning("store_unavailable", job=job, reason=str(error))
-            await asyncio.sleep(reconnect_delay(attempt))
-            attempt += 1
 
 
 def keep_newest_and_best(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer.artifact_uploads import patiently
 from services.trainer.order import SNAPSHOTS, TrainingOrder
 from services.trainer.upload_queue import UploadQueue
 from shared.child.records import Saved
@@ -20,6 +19,7 @@ from shared.messaging.messages import CheckpointSampled, DatasetStaged, SampleRo
 from shared.ports import ObjectStore
 from shared.request import Train
 from shared.storage.folders import folder_exists, upload_folder
+from shared.storage.retrying import RetryingStore
 from shared.storage.snapshots import Snapshot, snapshot_prefix, waiting_snapshots
 from shared.worker.order import Order
 
@@ -92,11 +92,8 @@ class SnapshotUploads:
         prefix = snapshot_prefix(
             self._order.job, self._order.grant.attempt, step=saved.step, epoch=saved.epoch
         )
-        keepalive = self._order.keepalive
-        await patiently(
-            lambda: upload_folder(self._store, folder, prefix, keepalive=keepalive),
-            job=self._order.job,
-        )
+        store = RetryingStore(self._store)  # without a deadline: training goes on meanwhile
+        await upload_folder(store, folder, prefix, keepalive=self._order.keepalive)
         await in_thread(_empty, folder)
         snapshot = Snapshot(prefix=prefix, step=saved.step, epoch=saved.epoch)
         self._waiting.append(snapshot)

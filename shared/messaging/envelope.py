@@ -10,7 +10,7 @@ from shared.messaging.messages import Message, encode, stable_id, type_of
 
 
 class Envelope(Struct, frozen=True, kw_only=True):
-    """What travels beside the body."""
+    """CloudEvents attributes and AMQP properties beside the body."""
 
     id: str
     source: str
@@ -25,7 +25,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
 
 
 def envelope_for(message: Message, *, source: str, reply_to: str | None = None) -> Envelope:
-    """An envelope whose id is the same whenever the same body is said again by the same source."""
+    """An envelope; equal bodies from the same source get the same id."""
     return Envelope(
         id=stable_id(source, encode(message).decode()),
         source=source,
