@@ -10,16 +10,16 @@ from msgspec import Struct
 
 from shared.ports import UploadPart
 
-BASES = ("/v1/everydream-v1", "/v2/everydream-v1")
+BASE_PATHS = ("/v1/everydream-v1", "/v2/everydream-v1")
 """The endpoint's paths on this server."""
 
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
-ENDS: tuple[Status, ...] = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+END_STATUSES: tuple[Status, ...] = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 
 
 @runtime_checkable
-class KeepsFiles(Protocol):
+class LocalStore(Protocol):
     """A store whose objects are files on this machine; the gateway serves its links."""
 
     def path_of(self, key: str) -> Path:
@@ -269,8 +269,8 @@ class UploadStore(Protocol):
         """Forget an upload and its parts."""
 
 
-class Record(NamedTuple):
-    """What the gateway keeps in its database."""
+class Stores(NamedTuple):
+    """The three stores of the gateway, in one database."""
 
     jobs: JobStore
     keys: KeyStore

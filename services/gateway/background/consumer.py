@@ -21,14 +21,14 @@ LAST_SECONDS = 2.0
 log = structlog.get_logger()
 
 
-async def deal_with_all(bus: Bus, queue: Queue, handle: Handler) -> None:
+async def consume(bus: Bus, queue: Queue, handle: Handler) -> None:
     """Handle a queue's deliveries one after another, for ever; only one is in hand at a time.
 
     When it is cancelled, the one in hand is still dealt with, if that takes a short time only.
     """
     async with aclosing(bus.consume(queue, prefetch=1)) as deliveries:
         async for delivery in deliveries:
-            await _to_its_end(asyncio.create_task(deal_with(delivery, handle)))
+            await _to_its_end(asyncio.create_task(process(delivery, handle)))
 
 
 async def _to_its_end(work: asyncio.Task[None]) -> None:
@@ -41,7 +41,7 @@ async def _to_its_end(work: asyncio.Task[None]) -> None:
         raise
 
 
-async def deal_with(delivery: Delivery, handle: Handler) -> None:
+async def process(delivery: Delivery, handle: Handler) -> None:
     """Keep it unacked while a server is away; never let one message hold up the queue for good."""
     for attempt in count():
         try:

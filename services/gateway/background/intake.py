@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import structlog
 
-from services.gateway.background.consumer import deal_with_all
-from services.gateway.jobs.admission import Admission, Repeated
+from services.gateway.background.consumer import consume
+from services.gateway.jobs.admission import Admission, IdReused
 from services.gateway.jobs.request_parser import Invalid
 from shared.messaging.envelope import Envelope
 from shared.messaging.messages import JobRefused, JobRequested, stable_id
@@ -26,7 +26,7 @@ class Intake:
         self._admission = admission
 
     async def run(self) -> None:
-        await deal_with_all(self._bus, GATEWAY_INTAKE, self._admit)
+        await consume(self._bus, GATEWAY_INTAKE, self._admit)
 
     async def _admit(self, delivery: Delivery) -> None:
         message = delivery.message
@@ -42,7 +42,7 @@ class Intake:
                 "job_refused", job=job_id, source=envelope.source, mistakes=len(invalid.mistakes)
             )
             await self._refuse(JobRefused(job=job_id, mistakes=invalid.mistakes), envelope)
-        except Repeated:
+        except IdReused:
             log.warning("event_id_used_again", job=job_id, source=envelope.source)
 
     async def _refuse(self, refused: JobRefused, envelope: Envelope) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
-from services.gateway.background.consumer import deal_with_all
+from services.gateway.background.consumer import consume
 from services.gateway.background.supervisor import Supervisor
 from services.gateway.jobs.record import Job, Step
 from services.gateway.jobs.repository import JobRepository
@@ -39,11 +39,11 @@ class Recorder:
         self._written: dict[str, float] = {}
 
     async def run(self) -> None:
-        await deal_with_all(self._bus, GATEWAY_RECORDER, self._record)
+        await consume(self._bus, GATEWAY_RECORDER, self._record)
 
     async def _record(self, delivery: Delivery) -> None:
         if isinstance(delivery.message, GatewayHeartbeat):
-            await self._supervisor.came_back(delivery.message)
+            await self._supervisor.on_heartbeat(delivery.message)
         else:
             await self._note(delivery.message, delivery.envelope.reply_to)
 
@@ -52,7 +52,7 @@ class Recorder:
         if not isinstance(fact, StageFact):
             return
         if job is None:
-            self._repository.answer(refuse_unknown(fact, reply_queue))
+            self._repository.send_replies(refuse_unknown(fact, reply_queue))
         elif job.holds(fact.stage, fact.claim):
             self._supervisor.keepalive(fact.claim)
 

@@ -61,7 +61,7 @@ class Retention:
         while True:
             await self._delete(await self._done_with.get())
 
-    async def forget_old(self) -> None:
+    async def delete_expired(self) -> None:
         """Forget every job and upload whose time has come, its objects first.
 
         Raises:
@@ -76,7 +76,7 @@ class Retention:
             untouched_since=self._clock() - DAY, finished_before=self._clock() - self._keep
         )
 
-    async def sweep_up(self) -> None:
+    async def delete_leftovers(self) -> None:
         """Delete what was written for jobs after they were removed, as long as anybody may write.
 
         Raises:
@@ -90,8 +90,8 @@ class Retention:
     async def _forget_regularly(self) -> None:
         while True:
             try:
-                await self.sweep_up()
-                await self.forget_old()
+                await self.delete_leftovers()
+                await self.delete_expired()
             except EveryDreamError as error:
                 log.warning("retention_put_off", reason=str(error))
             await asyncio.sleep(self._pause)

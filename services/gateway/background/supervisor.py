@@ -25,7 +25,7 @@ from shared.messaging.messages import GatewayHeartbeat, Stage
 from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
 from shared.ports import Bus
 
-PATIENCE = 6
+LOST_AFTER_HEARTBEATS = 6
 """Own beats that must come back since a sign of life before a claim counts as lost."""
 
 log = structlog.get_logger()
@@ -59,7 +59,7 @@ class Supervisor:
         self._clock = clock
         self._heartbeat = heartbeat
         self._name = f"{bus.source}/{uuid4()}"
-        self.silence: str | None = "was not reached yet"
+        self.broker_problem: str | None = "was not reached yet"
         """Why the broker did not take our last beat; None: it did."""
         self._last = 0
         self._heartbeats = 0
@@ -78,7 +78,7 @@ class Supervisor:
         """A fact of a live claim was recorded."""
         self._since[claim] = self._heartbeats
 
-    async def came_back(self, heartbeat: GatewayHeartbeat) -> None:
+    async def on_heartbeat(self, heartbeat: GatewayHeartbeat) -> None:
         """Judge every live job. Raises Unavailable."""
         if heartbeat.gateway != self._name:
             return
@@ -128,7 +128,7 @@ class Supervisor:
             await self._repository.change(watch.job, partial(_requeue, watch=watch, now=now))
 
     def _patient(self, watch: _Watch) -> bool:
-        return self._heartbeats - self._since[watch.key] < PATIENCE
+        return self._heartbeats - self._since[watch.key] < LOST_AFTER_HEARTBEATS
 
     async def _waits_in_queue(self, stage: Stage) -> bool:
         """Whether the stage's queue holds anything, as far as the broker tells."""
@@ -147,10 +147,10 @@ class Supervisor:
         try:
             await self._bus.send(GATEWAY_RECORDER.name, heartbeat, mandatory=False)
         except (Unavailable, Unroutable) as error:
-            self.silence = "takes no messages"
+            self.broker_problem = "takes no messages"
             log.warning("heartbeat_lost", number=heartbeat.number, reason=str(error))
         else:
-            self.silence = None
+            self.broker_problem = None
 
     def _count(self, number: int) -> None:
         """Count each beat once. After a gap somebody else may have recorded: begin anew."""
