@@ -1,4 +1,4 @@
-"""Every fact, in order, into the record of its job."""
+"""Record every fact in its job, in order."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shared.messaging.topology import GATEWAY_RECORDER
 from shared.ports import Bus, Delivery
 
 PROGRESS_SECONDS = 1.0
-"""A claim's progress is written at most this often; in between it is only heard."""
+"""A claim's progress is written at most this often; in between it is only a keepalive."""
 
 
 class Recorder:
-    """The single consumer of facts; the supervisor hears from it who is alive."""
+    """The single consumer of facts; passes signs of life to the supervisor."""
 
     def __init__(
         self,
@@ -37,17 +37,16 @@ class Recorder:
         self._clock = clock
         self._heartbeat = heartbeat
         self._written: dict[str, float] = {}
+        """By claim: when its progress was last written."""
 
     async def run(self) -> None:
         await consume(self._bus, GATEWAY_RECORDER, self._record)
 
     async def _record(self, delivery: Delivery) -> None:
-        if isinstance(delivery.message, GatewayHeartbeat):
-            await self._supervisor.on_heartbeat(delivery.message)
-        else:
-            await self._note(delivery.message, delivery.envelope.reply_to)
-
-    async def _note(self, fact: AnyMessage, reply_queue: str | None) -> None:
+        fact, reply_queue = delivery.message, delivery.envelope.reply_to
+        if isinstance(fact, GatewayHeartbeat):
+            await self._supervisor.on_heartbeat(fact)
+            return
         job = await self._repository.change(fact.job, partial(self._advance, fact, reply_queue))
         if not isinstance(fact, StageFact):
             return
