@@ -189,4 +189,4 @@ def test_what_asks_for_a_stage_of_a_job_of_the_past_is_understood(path: Path) ->
 
     assert job.stages
     for record in job.stages.values():
-        assert forgotten(record.asking, AnyMessage) == []
+        assert forgotten(record.trigger, AnyMessage) == []

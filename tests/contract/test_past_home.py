@@ -26,8 +26,8 @@ from services.fetcher.progress_meter import ProgressMeter
 from services.gateway.endpoints.uploads import CHUNK
 from services.gateway.jobs.record import BUCKET_STAGES, Job, StageRecord
 from services.gateway.jobs.repository import read
-from services.gateway.jobs.transitions import RETRIED
-from services.gateway.ports import ENDS, StoredJob
+from services.gateway.jobs.transitions import RETRYABLE
+from services.gateway.ports import END_STATUSES, StoredJob
 from services.gateway.web.authentication import CLIENT_FILE
 from shared.dataset.speed import SPEED_KEY
 from shared.keys import secret_key, unseal, webhook_secret
@@ -87,7 +87,7 @@ class Past:
         return await self.here.ask(method, f"{ROOT}{path}", key=keys[key], **more)
 
     async def rows(self) -> list[StoredJob]:
-        return [*await self.here.record.jobs.newest(limit=1000)]
+        return [*await self.here.stores.jobs.newest(limit=1000)]
 
     async def jobs(self, *statuses: str) -> list[Job]:
         """Those with one of the statuses, or all, oldest first."""
@@ -95,7 +95,7 @@ class Past:
         return [job for job in jobs if not statuses or job.status in statuses]
 
     async def job(self, job_id: str) -> Job:
-        row = await self.here.record.jobs.get(job_id)
+        row = await self.here.stores.jobs.get(job_id)
         assert row
         return read(row)
 
@@ -136,7 +136,7 @@ async def test_every_job_of_the_past_goes_on_to_its_end(past: Past, *, handed_ov
 
 
 async def test_a_job_of_the_past_that_failed_goes_on_when_it_is_run_again(past: Past) -> None:
-    failed = await past.jobs(*RETRIED)
+    failed = await past.jobs(*RETRYABLE)
 
     for job in failed:
         assert (await past.ask("POST", f"/retry/{job.id}")).status == 200
@@ -147,7 +147,7 @@ async def test_a_job_of_the_past_that_failed_goes_on_when_it_is_run_again(past: 
 
 async def complete(past: Past, job: Job, *, handed_over: bool = False) -> None:
     """Play everybody who has, or gets, work of a job."""
-    while job.status not in ENDS:
+    while job.status not in END_STATUSES:
         stage = next(stage for stage in STAGES if stage in job.stages and job.stages[stage].open)
         worker = await worker_of(past, job, stage, handed_over=handed_over)
         await finish(worker, job.stages[stage])
@@ -198,7 +198,7 @@ def bucket_of(past: Past) -> S3Config:
 
 
 async def finish(worker: Claimed, record: StageRecord) -> None:
-    asking = decode(record.asking)
+    asking = decode(record.trigger)
     match worker.stage:
         case "staging" if isinstance(asking, JobSubmitted) and asking.train is None:
             await worker.stage_model(asking)
@@ -245,7 +245,7 @@ async def emptied(past: Past) -> bool | None:
 
 
 async def test_a_webhook_under_way_is_tried_again_and_settled(past: Past) -> None:
-    under_way = {job.id for job in await past.jobs(*ENDS) if not job.webhook_settled}
+    under_way = {job.id for job in await past.jobs(*END_STATUSES) if not job.webhook_settled}
     assert under_way
     past.here.clock.ahead += 60
 
@@ -286,7 +286,7 @@ async def test_a_list_goes_on_where_its_page_has_ended(past: Past) -> None:
 async def test_events_go_on_after_the_last_that_was_read(past: Past) -> None:
     job, last = past.told["event"]["job"], past.told["event"]["id"]
     version, number = map(int, last.split("."))
-    later = await past.here.record.jobs.events_after(job, version, number)
+    later = await past.here.stores.jobs.events_after(job, version, number)
     key = past.told["keys"]["first"]
     headers = {"Authorization": f"Bearer {key}", "Last-Event-ID": last}
 
@@ -300,8 +300,8 @@ async def test_events_go_on_after_the_last_that_was_read(past: Past) -> None:
 
 
 async def test_the_events_of_the_past_link_to_their_files(past: Past) -> None:
-    for job in await past.jobs(*ENDS):
-        events = await past.here.record.jobs.events_after(job.id, 0, 0, limit=1000)
+    for job in await past.jobs(*END_STATUSES):
+        events = await past.here.stores.jobs.events_after(job.id, 0, 0, limit=1000)
         assert events
         stored = [event for event in events if b'"key"' in event.data]
         key = past.told["keys"]["first"]
@@ -332,7 +332,7 @@ async def test_a_job_may_name_a_model_of_the_past_by_its_link(past: Past) -> Non
     answer = await past.ask("POST", "/run", json={"input": {"model": link, "inference": entry}})
 
     assert answer.status == 200, answer
-    asking = decode((await past.job(answer.body["id"])).stages["staging"].asking)
+    asking = decode((await past.job(answer.body["id"])).stages["staging"].trigger)
     assert isinstance(asking, JobSubmitted)
     assert isinstance(asking.model, ModelSource)
     assert asking.model.source.startswith(STORED)
@@ -377,7 +377,7 @@ async def test_an_upload_is_used_and_another_is_gone_on_with(past: Past, tmp_pat
         job = await past.ask("POST", "/run", json={"input": {"train": {"data_url": address}}})
         assert job.status == 200, job
 
-        asking = decode((await past.job(job.body["id"])).stages["staging"].asking)
+        asking = decode((await past.job(job.body["id"])).stages["staging"].trigger)
         assert isinstance(asking, JobSubmitted)
         assert asking.train
         key = asking.train.data_url.removeprefix(STORED)

@@ -143,7 +143,7 @@ async def test_a_snapshot_of_the_past_is_laid_over_its_base_model(
 
 
 def asked_of(job: Job) -> DatasetStaged:
-    staged = decode(job.stages["training"].asking)
+    staged = decode(job.stages["training"].trigger)
     assert isinstance(staged, DatasetStaged)
     return staged
 

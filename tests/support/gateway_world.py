@@ -18,7 +18,7 @@ from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.uploads import SqlUploadStore
-from services.gateway.ports import JobStore, Record
+from services.gateway.ports import JobStore, Stores
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
@@ -149,7 +149,7 @@ class World:
     bus: Bus
     """The workers'."""
     jobs: FaultyJobs
-    record: Record
+    stores: Stores
     store: FolderStore
     clock: Clock
     gateway: Gateway
@@ -365,7 +365,7 @@ async def world(
         database = await stack.enter_async_context(closing(Database.open(settings.database_url)))
         await database.migrate()
         jobs, keys = FaultyJobs(SqlJobStore(database)), SqlKeyStore(database)
-        record = Record(cast("JobStore", jobs), keys, SqlUploadStore(database))
+        stores = Stores(cast("JobStore", jobs), keys, SqlUploadStore(database))
         store = FolderStore(home / "store", public_url=settings.public_url, key=key)
 
         async def open_bus(source: str) -> Bus:
@@ -377,10 +377,10 @@ async def world(
         bus, workers = await open_bus("gateway/test"), await open_bus("workers/test")
         heard = Heard(await stack.enter_async_context(workers.reply_queue(("job.*",))))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        gateway = Gateway(settings, key, bus, store, record, clock=clock)
+        gateway = Gateway(settings, key, bus, store, stores, clock=clock)
         async with running(gateway) as stop, listening(heard):
             yield World(
-                settings, broker, workers, jobs, record, store, clock, gateway, session, heard, stop
+                settings, broker, workers, jobs, stores, store, clock, gateway, session, heard, stop
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from services.gateway.api_docs.schemas import ASKED, Schema
+from services.gateway.api_docs.schemas import REQUEST_SCHEMA, Schema
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "page.css").read_text(encoding="utf-8")
@@ -160,7 +160,7 @@ def _curl_headers(operation: Schema) -> Iterator[str]:
 def _curl_data(openapi: Schema, media: str) -> list[str]:
     if media != "application/json":
         return ["--data-binary", "@photos.zip"]
-    (example,) = openapi["components"]["schemas"][ASKED]["examples"]
+    (example,) = openapi["components"]["schemas"][REQUEST_SCHEMA]["examples"]
     return ["-d", json.dumps(example)]
 
 

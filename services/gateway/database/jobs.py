@@ -12,9 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Database
 from services.gateway.database.tables import events, jobs, outbox, removed, streams
-from services.gateway.ports import ENDS, Outgoing, RemovedJob, Status, StoredEvent, StoredJob
+from services.gateway.ports import (
+    END_STATUSES,
+    Outgoing,
+    RemovedJob,
+    Status,
+    StoredEvent,
+    StoredJob,
+)
 
-LIVE = tuple(status for status in get_args(Status) if status not in ENDS)
+LIVE = tuple(status for status in get_args(Status) if status not in END_STATUSES)
 PAGE = 100
 """Rows fetched at a time where all are asked for."""
 OUTBOX_TURN = 0x6F757462
@@ -81,7 +88,7 @@ class SqlJobStore:
             page = await self._database.all(all_live.where(after).limit(PAGE))
 
     async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
-        old = jobs.c.status.in_(ENDS) & (jobs.c.ended_at < moment)
+        old = jobs.c.status.in_(END_STATUSES) & (jobs.c.ended_at < moment)
         ids = sa.select(jobs.c.id).where(old).order_by(jobs.c.ended_at).limit(limit)
         return [row.id for row in await self._database.all(ids)]
 

@@ -23,8 +23,13 @@ from services.gateway.jobs.record import Job, Step, why_no_command
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from services.gateway.jobs.response_types import Health, JobState, JobStatus, Purged, Stream
-from services.gateway.jobs.transitions import cancel, issue_command, retry_from_its_end
-from services.gateway.web.application import ANSWER_SECONDS, is_gone, json_body, json_response
+from services.gateway.jobs.transitions import cancel, issue_command, rerun
+from services.gateway.web.application import (
+    ANSWER_SECONDS,
+    is_disconnected,
+    json_body,
+    json_response,
+)
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
 from shared.messaging.messages import stable_id
@@ -172,7 +177,7 @@ class JobRoutes:
         async with aclosing(self._repository.versions(job.id, wait)) as versions:
             async for current in versions:
                 job = current.job
-                if job.ended or is_gone(request):
+                if job.ended or is_disconnected(request):
                     break
         return await self._shown(job)
 
@@ -222,7 +227,7 @@ class JobRoutes:
     async def _retry(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
             job = (await self._authorizer.job(request, owner)).job
-            retry = partial(retry_from_its_end, now=self._clock())
+            retry = partial(rerun, now=self._clock())
             after = await self._repository.change(job.id, retry) or job
         if after.run == job.run:
             raise Invalid(

@@ -12,7 +12,7 @@ from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.response_types import Piece
 from services.gateway.ports import JobStore
-from services.gateway.web.application import is_gone
+from services.gateway.web.application import is_disconnected
 
 PAUSE = 1.0
 """Seconds between two pieces of a job that still runs."""
@@ -44,7 +44,7 @@ class OutputStreams:
                 job = current.job
                 if await self._is_new(job):
                     return [{"output": await self._presenter.output(job)}], job
-                if job.ended or is_gone(request):
+                if job.ended or is_disconnected(request):
                     break
         return [], job
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.record import WebhookTry
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.jobs.response_types import Deliveries, Delivery
+from services.gateway.jobs.response_types import WebhookDeliveries, WebhookDelivery
 from services.gateway.jobs.transitions import resend_webhook
 from services.gateway.web.application import ANSWER_SECONDS
 from services.gateway.web.authorization import Authorizer
@@ -33,12 +33,14 @@ class WebhookRoutes:
         "/jobs/{job}/webhooks",
         "Look at the deliveries of a job's webhooks",
         needs="status",
-        answers={200: Answer("The newest deliveries.", Deliveries)},
+        answers={200: Answer("The newest deliveries.", WebhookDeliveries)},
     )
     async def _list(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
             job = (await self._authorizer.job(request, owner)).job
-        shown: Deliveries = {"deliveries": [_shown(each) for each in job.webhook_tries[::-1]]}
+        shown: WebhookDeliveries = {
+            "deliveries": [_shown(each) for each in job.webhook_tries[::-1]]
+        }
         return web.json_response(shown)
 
     @route(
@@ -46,7 +48,7 @@ class WebhookRoutes:
         "/jobs/{job}/webhooks/{webhook}/resend",
         "Send a webhook again now",
         needs="resend",
-        answers={200: Answer("The new delivery.", Delivery)},
+        answers={200: Answer("The new delivery.", WebhookDelivery)},
     )
     async def _resend(self, request: web.Request, owner: str) -> web.Response:
         webhook = request.match_info["webhook"]
@@ -60,7 +62,7 @@ class WebhookRoutes:
         return web.json_response(_shown(tries[-1]))
 
 
-def _shown(tried: WebhookTry) -> Delivery:
+def _shown(tried: WebhookTry) -> WebhookDelivery:
     return {
         "id": tried.id,
         "event": tried.event,

@@ -14,7 +14,7 @@ from services.gateway.jobs.capacity import BROKER_SECONDS, Capacity
 from services.gateway.jobs.presenter import iso_or_null
 from services.gateway.jobs.record import Job, execution_time
 from services.gateway.jobs.repository import read
-from services.gateway.jobs.response_types import Place
+from services.gateway.jobs.response_types import QueuePosition
 from services.gateway.ports import JobStore
 from shared.errors import Unavailable
 
@@ -51,7 +51,7 @@ class QueuePositions:
         self._pace: Pace | None = None
         self._looked_at = float("-inf")
 
-    async def position(self, job: Job) -> Place | None:
+    async def position(self, job: Job) -> QueuePosition | None:
         """The place among everybody's jobs; None: the job waits no more. Raises Unavailable."""
         if job.status != "IN_QUEUE":
             return None

@@ -97,7 +97,7 @@ class JobRepository:
                     raise UnknownJob
                 yield current
 
-    async def open(self, step: Step) -> bool:
+    async def create(self, step: Step) -> bool:
         """Write a new job; False when its id is known already. Raises Unavailable."""
         new = await self._jobs.insert(
             row_of(step.job, 1), await self._outgoing(step, 1), self._happened(None, step.job, 1)
@@ -120,7 +120,7 @@ class JobRepository:
             before = read(row)
             step = decide(before)
             if await self._write(before, row.version + 1, step):
-                self.answer(step.effects)
+                self.send_replies(step.effects)
                 return step.job
         return None
 
@@ -132,7 +132,7 @@ class JobRepository:
             self._change_notifier.notify(job_id)
         return removed
 
-    def answer(self, effects: Iterable[Effect]) -> None:
+    def send_replies(self, effects: Iterable[Effect]) -> None:
         """Send what is not durable, once; a worker that misses an answer asks again.
 
         Nobody waits for it: a client's request is done once it is on record, and a broker that

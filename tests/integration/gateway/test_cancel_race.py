@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from services.gateway.app import Gateway
-from services.gateway.background.consumer import deal_with
+from services.gateway.background.consumer import process
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
@@ -30,7 +30,7 @@ from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import read, row_of
 from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
-from services.gateway.ports import JobStore, Record
+from services.gateway.ports import JobStore, Stores
 from services.gateway.web.authentication import digest_of
 from shared import retry
 from shared.adapters.folder import FolderStore
@@ -113,7 +113,7 @@ class EpochConfig:
         """A worker says it, and the recorder deals with it."""
         await self.workers.publish(fact, reply_to=CONTROL.name)
         delivery = await self.gateway_bus.get(GATEWAY_RECORDER)
-        await deal_with(delivery, self.gateway._recorder._record)
+        await process(delivery, self.gateway._recorder._record)
 
     async def told(self) -> list[AnyMessage]:
         """What the trainer was told since the last look."""
@@ -149,7 +149,7 @@ async def epoch_config(tmp_path: Path, database_url: str) -> AsyncIterator[Epoch
         database = await stack.enter_async_context(closing(Database.open(database_url)))
         await database.migrate()
         jobs_kept = TurnTakingJobs(SqlJobStore(database))
-        record = Record(
+        record = Stores(
             cast("JobStore", jobs_kept), SqlKeyStore(database), SqlUploadStore(database)
         )
         store = FolderStore(tmp_path / "store", public_url=settings.public_url, key=KEY)

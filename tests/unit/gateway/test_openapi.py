@@ -12,7 +12,7 @@ from services.gateway.api_docs.openapi import ERRORS, document
 from services.gateway.api_documents import documents, text_of
 from services.gateway.endpoints.routes import ROUTE_CLASSES
 from services.gateway.jobs import response_types
-from services.gateway.jobs.request_parser import INPUT, TOP
+from services.gateway.jobs.request_parser import INPUT_FIELDS, TOP_FIELDS
 from services.gateway.web.routing import Answer, route, routes_of
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -104,8 +104,8 @@ def test_the_request_has_every_field_that_is_checked() -> None:
     schemas = OPENAPI["components"]["schemas"]
     training, drawing = schemas["Request"]["properties"]["input"]["oneOf"]
 
-    assert tuple(schemas["Request"]["properties"]) == TOP
-    assert set(training["properties"]) == set(drawing["properties"]) == set(INPUT)
+    assert tuple(schemas["Request"]["properties"]) == TOP_FIELDS
+    assert set(training["properties"]) == set(drawing["properties"]) == set(INPUT_FIELDS)
 
 
 class Wishes:
