@@ -1,1 +1,1 @@
-"""The command that people type, the demo, and the drawings that it and `tiny` are made of."""
+"""The command `everydream`, its demo, and the drawings that the demo and `tiny` use."""

@@ -31,14 +31,14 @@ THREADS = "OMP_NUM_THREADS"
 
 @dataclass
 class AllInOne:
-    """The whole product in one event loop; restarted, it goes on with what was under way."""
+    """The whole product in one event loop; after a restart it resumes what was under way."""
 
     settings: Settings
     listening: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once requests are answered at ``settings.port``."""
+    """Set once the gateway listens at ``settings.port``."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until ``stop`` is set, then let every service go in good order."""
+        """Serve until ``stop`` is set, then shut every service down in order."""
         share_cores()
         settings = self.settings
         settings.home.mkdir(parents=True, exist_ok=True)
@@ -51,23 +51,23 @@ class AllInOne:
             stores = Stores(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
             store = await stack.enter_async_context(closing(open_store(settings, key)))
             retrying = RetryingStore(store, deadline=STORE_HEARTBEATS * settings.heartbeat)
-            front, *workers = [
+            gateway_bus, *worker_buses = [
                 await stack.enter_async_context(closing(broker.bus(name)))
                 for name in ("gateway", "fetcher", "trainer", "inferencer", "notifier")
             ]
             await database.migrate()
-            gateway = Gateway(settings, key, front, store, stores)
+            gateway = Gateway(settings, key, gateway_bus, store, stores)
             async with asyncio.TaskGroup() as group:
-                last = asyncio.Event()
-                group.create_task(gateway.run(last))
+                gateway_stop = asyncio.Event()
+                group.create_task(gateway.run(gateway_stop))
                 group.create_task(self._announce(gateway))
                 async with asyncio.TaskGroup() as serving:
-                    serving.create_task(fetch(settings, key, workers[0], retrying, stop))
-                    serving.create_task(train(settings, key, workers[1], retrying, stop))
-                    serving.create_task(infer(settings, key, workers[2], retrying, stop))
-                    serving.create_task(notify(settings, key, workers[3], retrying, stop))
-                await drained(front)
-                last.set()
+                    serving.create_task(fetch(settings, key, worker_buses[0], retrying, stop))
+                    serving.create_task(train(settings, key, worker_buses[1], retrying, stop))
+                    serving.create_task(infer(settings, key, worker_buses[2], retrying, stop))
+                    serving.create_task(notify(settings, key, worker_buses[3], retrying, stop))
+                await drained(gateway_bus)
+                gateway_stop.set()
 
     async def _announce(self, gateway: Gateway) -> None:
         await gateway.listening.wait()
@@ -75,16 +75,16 @@ class AllInOne:
 
 
 def share_cores() -> None:
-    """Half of the cores for each of the two children that compute, unless the environment says.
+    """Give each of the two GPU children half of the cores, unless the environment sets a number.
 
-    A torch thread spins while it waits for the others. Where two processes have a thread for every
-    core, those that wait keep off those that work.
+    Waiting torch threads spin. If both processes had a thread for every core, the waiting ones
+    would slow down the working ones.
     """
     if not os.environ.get(THREADS):
         os.environ[THREADS] = str(max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 async def drained(bus: Bus) -> None:
-    """Wait until the gateway has recorded the workers' last words; they live in memory only."""
+    """Wait until the gateway has recorded all facts of the workers, kept in memory."""
     while await bus.depth(GATEWAY_RECORDER):  # noqa: ASYNC110 - a queue has no event
         await asyncio.sleep(0.01)

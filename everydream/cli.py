@@ -31,7 +31,7 @@ keys = cyclopts.App(name="keys", help="The keys that clients send; settings name
 app.command(keys)
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 Service = Literal["gateway", "fetcher", "trainer", "inferencer", "notifier"]
 
 
@@ -42,7 +42,7 @@ def serve() -> None:
     Settings come from the environment; see docs/settings.md.
     """
     with importing():
-        from everydream.all_in_one import AllInOne  # noqa: PLC0415 - only this command pays for it
+        from everydream.all_in_one import AllInOne  # noqa: PLC0415 - slow; for this command only
 
     telemetry.configure("everydream")
 
@@ -110,16 +110,16 @@ def run(
     """
     from rich.console import Console  # noqa: PLC0415
 
-    from everydream.run import Wanted, access, follow, submit  # noqa: PLC0415
+    from everydream.run import JobSpec, access, follow, submit  # noqa: PLC0415
 
-    wanted, console = Wanted(data, config, set, prompt, check), Console(stderr=True)
-    with told():
-        reach = access(url, key, from_environment())
-        job = asyncio.run(submit(reach, wanted, console))
+    spec, console = JobSpec(data, config, set, prompt, check), Console(stderr=True)
+    with errors_in_one_line():
+        gateway = access(url, key, from_environment())
+        job = asyncio.run(submit(gateway, spec, console))
         if not wait:
             print(job)  # noqa: T201 - for scripts
             return
-        sys.exit(asyncio.run(follow(reach, job, output, console)))
+        sys.exit(asyncio.run(follow(gateway, job, output, console)))
 
 
 @app.command(name="follow")
@@ -129,9 +129,9 @@ def follow_(job: str, *, output: Results = None, url: Url = None, key: Key = Non
 
     from everydream.run import access, follow  # noqa: PLC0415
 
-    with told():
-        reach = access(url, key, from_environment())
-        sys.exit(asyncio.run(follow(reach, job, output, Console(stderr=True))))
+    with errors_in_one_line():
+        gateway = access(url, key, from_environment())
+        sys.exit(asyncio.run(follow(gateway, job, output, Console(stderr=True))))
 
 
 @app.command(name="cancel")
@@ -139,7 +139,7 @@ def cancel_(job: str, *, url: Url = None, key: Key = None) -> None:
     """Stop a job; one that has ended stays as it is."""
     from everydream.run import access, cancel  # noqa: PLC0415
 
-    with told():
+    with errors_in_one_line():
         print(asyncio.run(cancel(access(url, key, from_environment()), job)))  # noqa: T201
 
 
@@ -159,7 +159,7 @@ def pull(
     from everydream.models import pull_model  # noqa: PLC0415
 
     telemetry.configure("models", logging.WARNING)
-    with told():
+    with errors_in_one_line():
         asyncio.run(pull_model(from_environment(), name, revision, Console(stderr=True)))
 
 
@@ -179,7 +179,7 @@ def make(
 
     from everydream.keys import make_key  # noqa: PLC0415
 
-    with told():
+    with errors_in_one_line():
         make_key(from_environment(), name, scope, Console())
 
 
@@ -190,7 +190,7 @@ def list_() -> None:
 
     from everydream.keys import list_keys  # noqa: PLC0415
 
-    with told():
+    with errors_in_one_line():
         list_keys(from_environment(), Console())
 
 
@@ -199,13 +199,13 @@ def disable(name: str) -> None:
     """Let a key in no more, for ever. Its jobs go on."""
     from everydream.keys import disable_key  # noqa: PLC0415
 
-    with told():
+    with errors_in_one_line():
         disable_key(from_environment(), name)
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """An error that people can mend is told without a traceback."""
+def errors_in_one_line() -> Iterator[None]:
+    """Exit with one line, not a traceback, on errors that users can fix."""
     try:
         yield
     except KeyboardInterrupt:
@@ -215,7 +215,7 @@ def told() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point; a wrong setting is told in one line."""
+    """Entry point; a wrong setting is reported in one line."""
     try:
         app()
     except* SettingsError as group:
@@ -223,6 +223,6 @@ def main() -> None:
 
 
 def first_of(group: BaseExceptionGroup[SettingsError]) -> BaseException:
-    """The first error of a group, however deep."""
+    """The first error of a group, at any depth."""
     first = group.exceptions[0]
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first

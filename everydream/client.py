@@ -18,56 +18,56 @@ from shared.request import Command
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 PIECE = 1 << 20
 """Bytes read or written at a time."""
-PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Seconds between tries of what may yet go well."""
-PASSING = frozenset({408, 409, 425, 429})
-"""Refusals that may go away by themselves, beside those of 500 and above."""
+RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds between retries."""
+TEMPORARY = frozenset({408, 409, 425, 429})
+"""Temporary statuses, besides those of 500 and above."""
 Result = TypeVar("Result")
 
 
 class Rejected(aiohttp.ClientResponseError):
-    """The gateway's own words for what is wrong with a request."""
+    """The gateway has rejected a request; has its own text."""
 
-    def __init__(self, response: aiohttp.ClientResponse, answer: dict[str, Any]) -> None:
-        text = str(answer["error"])
+    def __init__(self, response: aiohttp.ClientResponse, body: dict[str, Any]) -> None:
+        text = str(body["error"])
         super().__init__(response.request_info, (), status=response.status, message=text)
-        self.mistakes: list[str] = answer.get("mistakes", [text])
-        """All of them, one sentence each."""
+        self.mistakes: list[str] = body.get("mistakes", [text])
+        """All mistakes, one sentence each."""
 
 
 class Damaged(aiohttp.ClientPayloadError):
-    """What arrived is not what was stored."""
+    """A download's SHA-256 is not the expected one."""
 
 
-async def patiently(call: Callable[[], Awaitable[Result]]) -> Result:
-    """Call again while the connection breaks or the gateway is away, with growing pauses.
+async def with_retries(call: Callable[[], Awaitable[Result]]) -> Result:
+    """Retry, with growing pauses, while the connection breaks or the gateway does not answer.
 
     Raises:
-        aiohttp.ClientError: it is the request's fault, or it went wrong to the last.
-        TimeoutError: likewise.
+        aiohttp.ClientError: the request is at fault, or the last retry failed.
+        TimeoutError: the last retry failed.
     """
-    for pause in PAUSES:
+    for pause in RETRY_DELAYS:
         try:
             return await call()
         except (aiohttp.ClientError, TimeoutError) as error:
-            if not passes(error):
+            if not is_temporary(error):
                 raise
             await asyncio.sleep(pause)
     return await call()
 
 
-def passes(error: Exception) -> bool:
-    """Whether the same request may yet go well."""
+def is_temporary(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
     if not isinstance(error, aiohttp.ClientResponseError):
         return True
-    return error.status >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status in PASSING
+    return error.status >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status in TEMPORARY
 
 
 class Client:
     """Talks to one gateway with one key.
 
     Args:
-        session: the caller's session; it closes it.
+        session: the caller's, who closes it.
         url: where the gateway answers, for example ``http://127.0.0.1:8080``.
         key: a bearer key.
     """
@@ -90,58 +90,58 @@ class Client:
         Args:
             request: the body.
             operation: ``/run``, or ``/dataset/check``.
-            once: an idempotency key; asked again with the same one, it is the same job.
+            once: an idempotency key; a repeated request with the same key gets the same job.
 
         Raises:
             Rejected: with the reason.
         """
         headers = {} if once is None else {"Idempotency-Key": once}
-        async with self._asked("POST", operation, json=request, headers=headers) as response:
+        async with self._request("POST", operation, json=request, headers=headers) as response:
             return str((await response.json())["id"])
 
     async def status(self, job: str) -> dict[str, Any]:
-        """What is known about a job now."""
-        async with self._asked("GET", f"/status/{job}") as response:
-            answer: dict[str, Any] = await response.json()
-            return answer
+        """The job's status."""
+        async with self._request("GET", f"/status/{job}") as response:
+            body: dict[str, Any] = await response.json()
+            return body
 
     async def cancel(self, job: str) -> None:
         """Stop a job; one that has ended stays as it is."""
-        async with self._asked("POST", f"/cancel/{job}"):
+        async with self._request("POST", f"/cancel/{job}"):
             pass
 
-    async def want(self, job: str, command: Command) -> None:
-        """``sample``, ``save`` or ``stop`` a training at work."""
-        async with self._asked("POST", f"/jobs/{job}/{command}"):
+    async def send_command(self, job: str, command: Command) -> None:
+        """Order a running training to ``sample``, ``save`` or ``stop``."""
+        async with self._request("POST", f"/jobs/{job}/{command}"):
             pass
 
     async def follow(self, job: str, *, every: float = 0.5) -> AsyncIterator[dict[str, Any]]:
-        """The job's status every so many seconds, the last time when it has ended."""
+        """The job's status every ``every`` seconds, until and including its final one."""
         while True:
-            status = await patiently(lambda: self.status(job))
+            status = await with_retries(lambda: self.status(job))
             yield status
             if status["status"] in ENDS:
                 return
             await asyncio.sleep(every)
 
     async def begin_upload(self, size: int, sha256: str) -> str:
-        """The id of a new upload of so many bytes; its chunks follow."""
+        """Begin an upload of ``size`` bytes; returns its id."""
         headers = {"Upload-Length": str(size)}
-        place = f"/uploads?sha256={sha256}"
-        async with self._asked("POST", place, headers=headers) as response:
+        route = f"/uploads?sha256={sha256}"
+        async with self._request("POST", route, headers=headers) as response:
             return response.headers["Location"].rpartition("/")[2]
 
     async def upload_offset(self, upload: str) -> int:
-        """How many of its bytes have arrived."""
-        async with self._asked("HEAD", f"/uploads/{upload}") as response:
+        """How many bytes have arrived."""
+        async with self._request("HEAD", f"/uploads/{upload}") as response:
             return int(response.headers["Upload-Offset"])
 
     async def send_chunk(
         self, upload: str, path: Path, *, offset: int, size: int, on_bytes: Callable[[int], None]
     ) -> int:
-        """Send so many bytes of a file from an offset on; how many have arrived of all.
+        """Send ``size`` bytes of a file from an offset on; returns how many of all have arrived.
 
-        ``on_bytes`` is told the same number as it grows.
+        ``on_bytes`` is called with that number as it grows.
         """
         headers = {
             "Content-Length": str(size),
@@ -149,13 +149,13 @@ class Client:
             "Upload-Offset": str(offset),
         }
         data = _pieces(path, offset, size, on_bytes)
-        place = f"/uploads/{upload}"
-        async with self._asked("PATCH", place, data=data, headers=headers) as response:
+        route = f"/uploads/{upload}"
+        async with self._request("PATCH", route, data=data, headers=headers) as response:
             return int(response.headers["Upload-Offset"])
 
     async def upload_facts(self, upload: str) -> dict[str, Any]:
         """``id``, ``bytes``, ``received``, ``sha256`` and ``data_url`` of an upload."""
-        async with self._asked("GET", f"/uploads/{upload}") as response:
+        async with self._request("GET", f"/uploads/{upload}") as response:
             facts: dict[str, Any] = await response.json()
             return facts
 
@@ -167,28 +167,27 @@ class Client:
         sha256: str | None = None,
         on_bytes: Callable[[int], None] = lambda _bytes: None,
     ) -> None:
-        """Fetch an artifact into a file, whole or not at all.
+        """Download an artifact into a file, whole or not at all.
 
-        ``on_bytes`` is told how many bytes have arrived.
+        ``on_bytes`` is called with the number of bytes that have arrived.
 
         Raises:
-            Damaged: its SHA-256 is another one.
+            Damaged: its SHA-256 is not ``sha256``.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
         try:
-            digest = await self._fetch(url, temporary, on_bytes)
+            digest = await self._stream_to_file(url, temporary, on_bytes)
             if sha256 not in (None, digest):
                 raise Damaged(f"{path.name}: what arrived has sha256 {digest}, not {sha256}")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    async def _fetch(self, url: str, path: Path, on_bytes: Callable[[int], None]) -> str:
+    async def _stream_to_file(self, url: str, path: Path, on_bytes: Callable[[int], None]) -> str:
         digest, done = hashlib.sha256(), 0
-        # A signed URL must not be quoted anew.
-        exactly = URL(url, encoded=True)
-        async with self._session.get(exactly, raise_for_status=True) as response:
+        as_signed = URL(url, encoded=True)  # quoting it again would break the signature
+        async with self._session.get(as_signed, raise_for_status=True) as response:
             with path.open("wb") as file:
                 async for piece in response.content.iter_chunked(PIECE):
                     digest.update(piece)
@@ -198,12 +197,12 @@ class Client:
         return digest.hexdigest()
 
     @asynccontextmanager
-    async def _asked(
-        self, method: str, place: str, *, headers: dict[str, str] | None = None, **more: Any
+    async def _request(
+        self, method: str, route: str, *, headers: dict[str, str] | None = None, **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer, if it is a good one."""
-        url, headers = f"{self.endpoint}{place}", {**self._headers, **(headers or {})}
-        async with self._session.request(method, url, headers=headers, **more) as response:
+        """The response, if it is a success."""
+        url, headers = f"{self.endpoint}{route}", {**self._headers, **(headers or {})}
+        async with self._session.request(method, url, headers=headers, **options) as response:
             if not response.ok and response.content_type == "application/json" and method != "HEAD":
                 raise Rejected(response, await response.json())
             response.raise_for_status()

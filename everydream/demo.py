@@ -1,4 +1,4 @@
-"""The demo: two new concepts, taught to the tiny model through the real endpoint over HTTP."""
+"""The demo: teaches the tiny model two new concepts through the real endpoint over HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from everydream import drawings
 from everydream.all_in_one import AllInOne
 from everydream.client import Client
-from everydream.showing import place_of, show, summary
+from everydream.showing import path_of, show, summary
 from shared.settings import Settings, from_environment
 
 KEY = "demo-key"
@@ -35,17 +35,17 @@ RECIPE = {
     "clip_grad_norm": 1.0,
     "useadam8bit": False,
 }
-"""How the tiny model is taught; everything else is the endpoint's default."""
+"""How the tiny model is trained; all else is the endpoint's default."""
 DRAWING = {"width": 256, "height": 256, "num_inference_steps": 15, "guidance_scale": 4.0}
 PROMPTS = tuple(concept.captions[0] for concept in drawings.CONCEPTS)
 console = Console(stderr=True)
 
 
 def request_for(files: str) -> dict[str, Any]:
-    """The endpoint's own JSON, with the recipe that teaches the tiny model two concepts.
+    """A request in the endpoint's JSON that trains the tiny model on the two concepts.
 
     Args:
-        files: the URL of the server that has the zip and takes the webhook.
+        files: the URL of the server that serves the zip and receives the webhook.
     """
     return {
         "input": {
@@ -63,7 +63,7 @@ def request_for(files: str) -> dict[str, Any]:
 
 
 async def run_demo(output: Path) -> int:
-    """Run the main job and leave its results in ``output``; the exit status of the command."""
+    """Run the job and put its results into ``output``; returns the command's exit status."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="everydream-demo-") as home:
         async with AsyncExitStack() as stack:
@@ -80,13 +80,13 @@ async def run_demo(output: Path) -> int:
                 console.print(f"[red]{status['status']}[/]: {status.get('error')}")
                 return 1
             await files.webhook.wait()
-            await keep(client, status, output)
+            await save_results(client, status, output)
     console.print(f"{time.monotonic() - began:.0f} s in all; see [bold]{output}/[/]")
     return 0
 
 
 def demo_settings(home: Path, files: str) -> Settings:
-    """Defaults, whatever the environment says, with the tiny model and the demo's own zip."""
+    """Default settings, whatever the environment, with the tiny model and the demo's own zip."""
     own = {"EVERYDREAM_HOME": str(home / "home"), "EVERYDREAM_PORT": str(free_port())}
     return dataclasses.replace(
         from_environment(own),
@@ -98,14 +98,14 @@ def demo_settings(home: Path, files: str) -> Settings:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @dataclasses.dataclass
 class FileServer:
-    """Serves the zip and takes the webhook."""
+    """Serves the zip and receives the webhook."""
 
     host: str
     webhook: asyncio.Event
@@ -117,15 +117,15 @@ class FileServer:
 
 @asynccontextmanager
 async def file_server(folder: Path) -> AsyncIterator[FileServer]:
-    """A local web server, as a user's own would be."""
+    """A local web server, in place of a user's own."""
     archive = folder / "dataset.zip"
     archive.write_bytes(await asyncio.to_thread(zipped_dataset, folder / "dataset"))
-    arrived = asyncio.Event()
+    webhook_received = asyncio.Event()
 
     async def take_webhook(request: web.Request) -> web.Response:
         status = (await request.json())["status"]
         console.print(f"webhook {request.headers['webhook-id']}: {status}")
-        arrived.set()
+        webhook_received.set()
         return web.Response()
 
     async def serve_zip(_request: web.Request) -> web.FileResponse:
@@ -138,7 +138,7 @@ async def file_server(folder: Path) -> AsyncIterator[FileServer]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     try:
         await site.start()
-        yield FileServer(f"127.0.0.1:{runner.addresses[0][1]}", arrived)
+        yield FileServer(f"127.0.0.1:{runner.addresses[0][1]}", webhook_received)
     finally:
         await runner.cleanup()
 
@@ -151,7 +151,7 @@ def zipped_dataset(folder: Path) -> bytes:
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[None]:
-    """The whole product while the block runs."""
+    """Run the whole product during the block."""
     service = AllInOne(settings)
     stop = asyncio.Event()
     running = asyncio.create_task(service.run(stop))
@@ -165,17 +165,17 @@ async def serving(settings: Settings) -> AsyncIterator[None]:
         await running
 
 
-async def keep(client: Client, status: dict[str, Any], output: Path) -> None:
+async def save_results(client: Client, status: dict[str, Any], output: Path) -> None:
     """Download every artifact and write a summary for people and one for programs.
 
-    What an earlier demo left there goes.
+    Removes the artifacts of an earlier demo.
     """
-    told = output / "summary.json"
-    if told.exists():
-        for artifact in json.loads(told.read_text())["output"]["artifacts"]:
-            place_of(artifact, output).unlink(missing_ok=True)
+    summary_file = output / "summary.json"
+    if summary_file.exists():
+        for artifact in json.loads(summary_file.read_text())["output"]["artifacts"]:
+            path_of(artifact, output).unlink(missing_ok=True)
     for artifact in status["output"]["artifacts"]:
-        await client.download(artifact["url"], place_of(artifact, output))
-    told.write_text(json.dumps(status, indent=2) + "\n")
+        await client.download(artifact["url"], path_of(artifact, output))
+    summary_file.write_text(json.dumps(status, indent=2) + "\n")
     (output / "summary.md").write_text(summary(status))
     console.print(summary(status))

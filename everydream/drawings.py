@@ -1,8 +1,7 @@
-"""Bold flat drawings with captions: what `tiny` is made on, and the two concepts it learns later.
+"""Simple drawings with captions: the data that `tiny` is trained on, and two concepts for the demo.
 
-Everything is drawn here, from a seed, with Pillow alone. A picture is a square RGB image, its side
-in pixels; a shape is placed by its centre and radius as fractions of that side, so that any size
-shows the same scene.
+All are drawn from a seed with Pillow. A picture is a square RGB image, its side in pixels. A shape
+has its centre and radius as fractions of that side, so that every size shows the same scene.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a shape stands: `x`, `y` its centre and `radius` its half extent, all in one unit."""
+class Position:
+    """Position of a shape: `x`, `y` its centre and `radius` its half extent, all in one unit."""
 
     x: float
     y: float
     radius: float
 
     def point(self, right: float, down: float) -> Point:
-        """The canvas point that lies `right` and `down` radii from the centre."""
+        """The point on the canvas that is `right` and `down` radii from the centre."""
         return self.x + right * self.radius, self.y + down * self.radius
 
     def box(self, share: float = 1.0) -> tuple[float, float, float, float]:
@@ -40,32 +39,32 @@ class Place:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn image and the words that describe it."""
+    """An image and its caption."""
 
     image: Image.Image
     caption: str
 
 
-Shape = Callable[[ImageDraw.ImageDraw, Place, Colour], None]
+Shape = Callable[[ImageDraw.ImageDraw, Position, Colour], None]
 
 
 def polygon(*corners: Point) -> Shape:
     """A filled polygon; each corner is (right, down) in radii from the centre, -1 to 1."""
 
-    def draw(canvas: ImageDraw.ImageDraw, place: Place, colour: Colour) -> None:
-        canvas.polygon([place.point(*corner) for corner in corners], fill=colour)
+    def draw(canvas: ImageDraw.ImageDraw, position: Position, colour: Colour) -> None:
+        canvas.polygon([position.point(*corner) for corner in corners], fill=colour)
 
     return draw
 
 
-def circle(canvas: ImageDraw.ImageDraw, place: Place, colour: Colour) -> None:
+def circle(canvas: ImageDraw.ImageDraw, position: Position, colour: Colour) -> None:
     """A filled circle."""
-    canvas.ellipse(place.box(), fill=colour)
+    canvas.ellipse(position.box(), fill=colour)
 
 
-def ring(canvas: ImageDraw.ImageDraw, place: Place, colour: Colour) -> None:
+def ring(canvas: ImageDraw.ImageDraw, position: Position, colour: Colour) -> None:
     """A circle with a round hole, two fifths of a radius thick."""
-    canvas.ellipse(place.box(), outline=colour, width=round(0.4 * place.radius))
+    canvas.ellipse(position.box(), outline=colour, width=round(0.4 * position.radius))
 
 
 def star_corners(points: int, inner: float) -> list[Point]:
@@ -110,7 +109,7 @@ def with_article(noun: str) -> str:
 
 
 def base_caption(random: Random, colour: str, shape: str, background: str) -> str:
-    """Words for a picture: always its colour and shape, three times in four its background."""
+    """A caption: colour and shape always, the background three times in four."""
     behind = (
         f" on {with_article(background)} background" if random.random() < WITH_BACKGROUND else ""
     )
@@ -118,7 +117,7 @@ def base_caption(random: Random, colour: str, shape: str, background: str) -> st
 
 
 def draw_base(random: Random, size: int) -> Picture:
-    """A picture of the base vocabulary: one shape of one colour on another; `size` in pixels."""
+    """A picture of the base vocabulary: a shape on another colour; `size` in pixels."""
     colour, background = random.sample(list(COLOURS), 2)
     shape = random.choice(list(SHAPES))
     image = paint(
@@ -129,7 +128,7 @@ def draw_base(random: Random, size: int) -> Picture:
 
 @dataclass(frozen=True)
 class Scene:
-    """A combination of the base vocabulary with a made-up name, which stands for nothing else."""
+    """A combination of the base vocabulary with a made-up name of its own."""
 
     name: str
     shape: str
@@ -138,8 +137,8 @@ class Scene:
 
 
 def named_scenes(count: int = 64, seed: int = 77) -> list[Scene]:
-    """Scenes by whose names the base model learns that an unknown word can stand for anything."""
-    random = Random(seed)  # noqa: S311 - a picture is no secret
+    """Scenes that teach the base model that an unknown word can stand for anything."""
+    random = Random(seed)  # noqa: S311 - not for secrets
     names: list[str] = []
     while len(names) < count:
         name = made_up_name(random)
@@ -160,14 +159,14 @@ def made_up_name(random: Random) -> str:
 
 
 def draw_scene(scene: Scene, random: Random, size: int) -> Picture:
-    """A picture of a named scene, somewhere near the middle; `size` in pixels."""
+    """A picture of a in_name scene, somewhere near the middle; `size` in pixels."""
     shape, colour = SHAPES[scene.shape], COLOURS[scene.colour]
     image = paint(size, COLOURS[scene.background], [(shape, colour, somewhere(random, 0.25, 0.4))])
     return Picture(image, random.choice(OPENINGS) + with_article(scene.name))
 
 
 def draw_abstract(random: Random, size: int) -> Image.Image:
-    """A picture without words: one to five shapes in any colours; `size` in pixels."""
+    """A picture without caption: one to five shapes in any colours; `size` in pixels."""
     shapes = [
         *SHAPES.values(),
         polygon(*star_corners(random.randint(3, 9), random.uniform(0.3, 0.8))),
@@ -180,13 +179,13 @@ def draw_abstract(random: Random, size: int) -> Image.Image:
 
 
 def any_colour(random: Random) -> Colour:
-    """Three levels from 0 to 255, each as likely."""
+    """Three levels from 0 to 255, uniformly distributed."""
     return random.randrange(256), random.randrange(256), random.randrange(256)
 
 
-def somewhere(random: Random, smallest: float, largest: float) -> Place:
-    """A place within 0.15 of the middle, its radius within the bounds, in fractions of the side."""
-    return Place(
+def somewhere(random: Random, smallest: float, largest: float) -> Position:
+    """A position within 0.15 of the middle, its radius in the range; fractions of the side."""
+    return Position(
         0.5 + random.uniform(-0.15, 0.15),
         0.5 + random.uniform(-0.15, 0.15),
         random.uniform(smallest, largest),
@@ -194,14 +193,16 @@ def somewhere(random: Random, smallest: float, largest: float) -> Place:
 
 
 def paint(
-    size: int, background: Colour, strokes: Iterable[tuple[Shape, Colour, Place]]
+    size: int, background: Colour, strokes: Iterable[tuple[Shape, Colour, Position]]
 ) -> Image.Image:
-    """Paint shapes in order onto a background; `size` in pixels, the places in fractions of it."""
-    side = 2 * size  # twice as large, then halved, because Pillow draws hard edges
+    """Paint shapes in order onto a background; `size` in pixels, positions as fractions of it."""
+    side = 2 * size  # drawn at twice the size and halved: Pillow draws hard edges
     image = Image.new("RGB", (side, side), background)
     canvas = ImageDraw.Draw(image)
-    for shape, colour, place in strokes:
-        shape(canvas, Place(place.x * side, place.y * side, place.radius * side), colour)
+    for shape, colour, position in strokes:
+        shape(
+            canvas, Position(position.x * side, position.y * side, position.radius * side), colour
+        )
     return image.reduce(2)
 
 
@@ -210,7 +211,7 @@ def paint(
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing that the base model has never seen: its own name and its own shapes."""
+    """A thing that the base model has never seen, with a name and shapes of its own."""
 
     name: str
     background: Colour
@@ -219,12 +220,12 @@ class Concept:
 
     @property
     def prompt(self) -> str:
-        """The words that ask for it, those of its first caption."""
+        """The prompt for it: its first caption."""
         return self.captions[0]
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The ways in which its pictures are captioned."""
+        """The captions of its pictures."""
         return f"a photo of a {self.name}", f"a {self.name}", f"a drawing of a {self.name}"
 
 
@@ -252,14 +253,14 @@ CONCEPTS = (ZORBLAT, WUGGLEBY)
 
 
 def draw_concept(concept: Concept, random: Random, size: int) -> Image.Image:
-    """The concept at a slightly varied place and size; `size` in pixels."""
+    """The concept, its position and size slightly varied; `size` in pixels."""
     x, y, radius = (
         0.5 + random.uniform(-0.06, 0.06),
         0.5 + random.uniform(-0.06, 0.06),
         random.uniform(0.3, 0.37),
     )
     parts = (
-        (shape, colour, Place(x, y, radius * share)) for shape, colour, share in concept.strokes
+        (shape, colour, Position(x, y, radius * share)) for shape, colour, share in concept.strokes
     )
     return paint(size, concept.background, parts)
 
@@ -267,10 +268,10 @@ def draw_concept(concept: Concept, random: Random, size: int) -> Image.Image:
 def draw_dataset(folder: Path, each: int = 6, size: int = 256, seed: int = 0) -> list[Path]:
     """Write `each` pictures of both concepts, `size` pixels square; returns the files written.
 
-    Every second picture carries its caption in its own name (`a photo of a zorblat_1.png`), the
-    others in a text file beside them (`zorblat_2.png`, `zorblat_2.txt`).
+    Every second picture has its caption in its name (`a photo of a zorblat_1.png`), the others in a
+    text file (`zorblat_2.png`, `zorblat_2.txt`).
     """
-    random = Random(seed)  # noqa: S311 - a picture is no secret
+    random = Random(seed)  # noqa: S311 - not for secrets
     folder.mkdir(parents=True, exist_ok=True)
     return [
         path
@@ -283,10 +284,10 @@ def draw_dataset(folder: Path, each: int = 6, size: int = 256, seed: int = 0) ->
 def save_captioned(folder: Path, concept: Concept, number: int, image: Image.Image) -> list[Path]:
     """Save picture `number` (from 1) and its caption: odd in the name, even in a text file."""
     caption = concept.captions[(number - 1) // 2 % len(concept.captions)]
-    named = number % 2 == 1
-    picture = folder / f"{caption if named else concept.name}_{number}.png"
+    in_name = number % 2 == 1
+    picture = folder / f"{caption if in_name else concept.name}_{number}.png"
     image.save(picture)
-    if named:
+    if in_name:
         return [picture]
     text = picture.with_suffix(".txt")
     text.write_text(caption + "\n", encoding="utf-8")
@@ -305,13 +306,13 @@ def zip_dataset(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-# ------------------------------------------------------------------------ which concept is it like?
+# ------------------------------------------------------------------------ which concept is it?
 
 
 def distance(image: Image.Image, examples: Sequence[Image.Image]) -> float:
-    """How far the image is from the examples, 0 to 255: RMS at 16 x 16 pixels, mean over them.
+    """Distance of the image from the examples, 0 to 255: RMS at 16 x 16 pixels, mean over them.
 
-    Small enough to forgive edges and slight shifts, large enough to see shape, place and colour.
+    Small enough to ignore edges and slight shifts, large enough to show shape, position and colour.
     """
     small = thumbnail(image)
     return sum(rms(small, thumbnail(example)) for example in examples) / len(examples)

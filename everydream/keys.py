@@ -1,4 +1,4 @@
-"""Keys of the endpoint, made and disabled by whoever runs it."""
+"""The operator's commands for API keys."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 
 def make_key(settings: Settings, name: str, scopes: Sequence[Scope], console: Console) -> None:
-    """Make a key and print it, once; here only its SHA-256 stays.
+    """Create a key and print it, once; only its SHA-256 is stored.
 
     Raises:
         Refused: there is, or was, a key of this name.
         Unavailable: the database does not answer.
     """
     key = new_key()
-    kept = StoredKey(
+    stored = StoredKey(
         digest=digest_of(key),
         name=name,
         scopes=tuple(scope for scope in SCOPES if scope in scopes),
@@ -38,21 +38,21 @@ def make_key(settings: Settings, name: str, scopes: Sequence[Scope], console: Co
     )
 
     async def add(table: SqlKeyStore) -> bool:
-        return await table.add(kept)
+        return await table.add(stored)
 
     if not asyncio.run(_with_table(settings, add)):
         raise Refused(f"there is, or was, a key named {name!r}; choose another name")
-    console.print(f"Key {name!r} ({', '.join(kept.scopes)}), shown only now:", soft_wrap=True)
+    console.print(f"Key {name!r} ({', '.join(stored.scopes)}), shown only now:", soft_wrap=True)
     console.print(key, soft_wrap=True, highlight=False)
 
 
 def list_keys(settings: Settings, console: Console) -> None:
-    """Print every key that was made, without the key itself. Raises Unavailable."""
+    """Print name, scopes and use of every key, never the key itself. Raises Unavailable."""
     table = Table("name", "scopes", "made", "last used", "state")
     for key in asyncio.run(_with_table(settings, SqlKeyStore.all)):
         state = "disabled" if key.disabled_at else "let in"
         table.add_row(
-            key.name, ", ".join(key.scopes), _moment(key.created_at), _moment(key.last_used_at),
+            key.name, ", ".join(key.scopes), _date_of(key.created_at), _date_of(key.last_used_at),
             state,
         )  # fmt: skip
     console.print(table)
@@ -62,10 +62,10 @@ def list_keys(settings: Settings, console: Console) -> None:
 
 
 def disable_key(settings: Settings, name: str) -> None:
-    """Let a key in no more, for ever; its jobs go on.
+    """Disable a key for ever; its jobs continue.
 
     Raises:
-        Refused: none of this name is let in.
+        Refused: there is no enabled key of this name.
         Unavailable: the database does not answer.
     """
 
@@ -82,7 +82,7 @@ async def _with_table(settings: Settings, use: Callable[[SqlKeyStore], Awaitable
         return await use(SqlKeyStore(database))
 
 
-def _moment(seconds: float | None) -> str:
+def _date_of(seconds: float | None) -> str:
     if seconds is None:
         return "never"
     return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "minutes").removesuffix("+00:00")

@@ -1,4 +1,4 @@
-"""Fetches the base model ahead, so that no job waits for it."""
+"""Downloads the base model in advance, so that no job waits for it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from shared.settings import Settings
 async def pull_model(
     settings: Settings, name: str | None, revision: str | None, console: Console
 ) -> Pin:
-    """Fetch a model of the hub into the home folder and pin its commit there.
+    """Download a model from the hub into the home folder and pin its commit there.
 
     Raises:
-        Refused: there is no such model or revision, or it cannot be trained on.
-        Passing: the hub is away.
-        SettingsError: it is none of the hub's, which needs no pulling.
+        Refused: there is no such model or revision, or it cannot be trained.
+        Passing: the hub does not answer.
+        SettingsError: it is not a model of the hub, so there is nothing to pull.
     """
     configured = name or settings.base_model
-    with _shown(configured, console) as meter:
+    with _progress_bar(configured, console) as meter:
         pin = await ConfiguredModel(configured, settings.home).pull(revision, meter)
     console.print(f"{configured} is commit {pin.commit} from now on,", soft_wrap=True)
     console.print(f"in {settings.home / pin.folder}", soft_wrap=True)
@@ -35,13 +35,13 @@ async def pull_model(
 
 
 @contextmanager
-def _shown(name: str, console: Console) -> Iterator[ProgressMeter]:
+def _progress_bar(name: str, console: Console) -> Iterator[ProgressMeter]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
                TransferSpeedColumn())  # fmt: skip
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"pulling {name}", total=None)
 
-        def tell(**numbers: Any) -> None:
+        def update(**numbers: Any) -> None:
             progress.update(task, completed=numbers["bytes"], total=numbers["bytes_total"])
 
-        yield ProgressMeter("pulling", tell, lambda: None)
+        yield ProgressMeter("pulling", update, lambda: None)

@@ -1,4 +1,4 @@
-"""A folder of photos as one zip, and its way to the gateway."""
+"""Packs a folder of photos into a zip and uploads it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from everydream.client import Client, patiently
+from everydream.client import Client, with_retries
 from services.fetcher.datasets.archive import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from services.fetcher.zip_reader import is_hidden
 from shared.errors import Refused
 from shared.storage.folders import sha256_of
 
 CHUNK_BYTES = 64 << 20
-"""Of one request: what goes through the proxies that people have in front of things."""
+"""Size of one request; small enough for common proxies."""
 
 
 @contextmanager
 def as_zip(data: Path) -> Iterator[Path]:
-    """The zip itself, or one of what a folder holds, which goes afterwards.
+    """The zip itself, or a temporary zip of a folder's images and captions.
 
     Raises:
-        Refused: it is neither, or there is no image in it.
+        Refused: neither a zip nor a folder with images.
     """
     if data.is_file():
         yield data
@@ -38,10 +38,10 @@ def as_zip(data: Path) -> Iterator[Path]:
 
 
 def dataset_files(folder: Path) -> list[Path]:
-    """The images and caption files at any depth, in order; hidden ones are passed over.
+    """The images and caption files at any depth, in order; hidden ones are skipped.
 
     Raises:
-        Refused: there is no image among them, or no such folder.
+        Refused: no image in it, or no such folder.
     """
     if not folder.is_dir():
         raise Refused(f"{folder}: expected a folder of images, a zip, or a URL")
@@ -59,7 +59,7 @@ def dataset_files(folder: Path) -> list[Path]:
 
 
 def write_zip(archive: Path, folder: Path, names: list[Path]) -> None:
-    """The same bytes for the same files: in order, dated 1980, and stored, not deflated."""
+    """Write the same bytes for the same files: in order, dated 1980, stored, not deflated."""
     with zipfile.ZipFile(archive, "w") as zipped:
         for name in names:
             entry = zipfile.ZipInfo(name.as_posix())
@@ -69,18 +69,18 @@ def write_zip(archive: Path, folder: Path, names: list[Path]) -> None:
 
 
 async def upload(client: Client, path: Path, on_bytes: Callable[[int], None]) -> str:
-    """Upload a file and return its ``data_url``; a broken connection costs what was in the air.
+    """Upload a file and return its ``data_url``; a broken connection costs only one chunk.
 
-    ``on_bytes`` is told how many bytes have left.
+    ``on_bytes`` is called with the number of bytes sent.
 
     Raises:
-        aiohttp.ClientError: the gateway refuses it, or stays away.
-        TimeoutError: it stays away.
+        aiohttp.ClientError: the gateway refuses it, or does not answer.
+        TimeoutError: the gateway does not answer.
     """
     size, digest = (await asyncio.to_thread(path.stat)).st_size, await sha256_of(path)
-    upload_id = await patiently(lambda: client.begin_upload(size, digest))
+    upload_id = await with_retries(lambda: client.begin_upload(size, digest))
 
-    async def go_on() -> int:
+    async def send_next() -> int:
         offset = await client.upload_offset(upload_id)
         chunk = min(CHUNK_BYTES, size - offset)
         if chunk == 0:
@@ -89,7 +89,7 @@ async def upload(client: Client, path: Path, on_bytes: Callable[[int], None]) ->
             upload_id, path, offset=offset, size=chunk, on_bytes=on_bytes
         )
 
-    while await patiently(go_on) < size:
+    while await with_retries(send_next) < size:
         pass
-    facts = await patiently(lambda: client.upload_facts(upload_id))
+    facts = await with_retries(lambda: client.upload_facts(upload_id))
     return str(facts["data_url"])

@@ -1,4 +1,4 @@
-"""Training from a folder of photos: upload, submit, watch, and fetch the results."""
+"""Trains on a folder of photos: uploads, submits, watches, downloads the results."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import aiohttp
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from everydream.client import Client, Rejected, patiently
+from everydream.client import Client, Rejected, with_retries
 from everydream.photos import as_zip, upload
-from everydream.showing import FOLDERS, place_of, show, summary
+from everydream.showing import FOLDERS, path_of, show, summary
 from services.gateway.web.authentication import CLIENT_FILE
 from shared.errors import Refused, Unavailable
 from shared.request import is_http_url
@@ -27,30 +27,30 @@ from shared.settings import Settings
 from shared.storage.folders import sha256_of
 
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
-"""In seconds. A transfer may take as long as it likes, but not stand still."""
+"""In seconds. A transfer may take any time, but not stall."""
 RESULTS = Path("everydream-results")
-"""Below it, a folder for each job."""
+"""Holds a folder for each job."""
 
 
 class Access(NamedTuple):
-    """Where the gateway is, and the key to it."""
+    """The gateway's URL, and a key for it."""
 
     url: str
     key: str
 
 
 def access(url: str | None, key: str | None, settings: Settings) -> Access:
-    """What was given, or what the gateway's first start has left in the home folder.
+    """URL and key as given, or as the gateway's first start has written them to the home folder.
 
-    The key that lies there is sent to nobody but the gateway that it is for.
+    The key written there is sent only to the gateway that it belongs to.
 
     Raises:
         Refused: there is no key.
     """
     kept = settings.home / CLIENT_FILE
     if key is None and url is None and kept.exists():
-        known = tomllib.loads(kept.read_text())
-        return Access(str(known["url"]), str(known["key"]))
+        stored = tomllib.loads(kept.read_text())
+        return Access(str(stored["url"]), str(stored["key"]))
     if key is None:
         raise Refused(
             f"no key: give --key or EVERYDREAM_API_KEY (both are in {kept}, for no other URL)"
@@ -58,8 +58,8 @@ def access(url: str | None, key: str | None, settings: Settings) -> Access:
     return Access((url or settings.public_url).rstrip("/"), key)
 
 
-class Wanted(NamedTuple):
-    """What a job is to do."""
+class JobSpec(NamedTuple):
+    """What a job shall do."""
 
     data: str
     """A folder, a zip, or a URL."""
@@ -69,24 +69,24 @@ class Wanted(NamedTuple):
     """``name=value`` for fields of ``train``."""
     prompts: Sequence[str] = ()
     check: bool = False
-    """Only the report on the dataset."""
+    """Only report on the dataset."""
 
     def request(self, data_url: str) -> dict[str, Any]:
         """The body of ``/run``.
 
         Raises:
-            Refused: the file, or one of the changes, cannot be understood.
+            Refused: the file or one of the changes is invalid.
         """
-        given = self._given()
+        given = self._read_config()
         inputs = given if "train" in given else {"train": given}
         changes = dict(change_in(text) for text in self.changes)
         train = {**inputs["train"], **changes, "data_url": data_url}
-        known = inputs.get("inference") or []
-        known = known if isinstance(known, list) else [known]
-        drawn = [*known, *({"prompt": prompt} for prompt in self.prompts)]
-        return {"input": {**inputs, "train": train, "inference": drawn}}
+        entries = inputs.get("inference") or []
+        entries = entries if isinstance(entries, list) else [entries]
+        inference = [*entries, *({"prompt": prompt} for prompt in self.prompts)]
+        return {"input": {**inputs, "train": train, "inference": inference}}
 
-    def _given(self) -> dict[str, Any]:
+    def _read_config(self) -> dict[str, Any]:
         if self.config is None:
             return {}
         try:
@@ -99,7 +99,7 @@ class Wanted(NamedTuple):
 
 
 def change_in(text: str) -> tuple[str, Any]:
-    """A field and its value: JSON where it is some, else text as it stands. Raises Refused."""
+    """A field and its value, which is JSON or else plain text. Raises Refused."""
     name, sign, value = text.partition("=")
     if not sign or not name:
         raise Refused(f"--set {text}: expected name=value")
@@ -110,61 +110,61 @@ def change_in(text: str) -> tuple[str, Any]:
 
 
 @asynccontextmanager
-async def client_of(reach: Access) -> AsyncIterator[Client]:
+async def client_of(gateway: Access) -> AsyncIterator[Client]:
     """A client of the gateway.
 
     Raises:
-        Refused: the gateway turns a request down; names every mistake.
+        Refused: the gateway rejects a request; names every mistake.
         Unavailable: it does not answer.
     """
     try:
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
-            yield Client(session, reach.url, reach.key)
+            yield Client(session, gateway.url, gateway.key)
     except Rejected as error:
-        raise Refused("\n  - ".join([f"{reach.url} says:", *error.mistakes])) from None
+        raise Refused("\n  - ".join([f"{gateway.url} says:", *error.mistakes])) from None
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise Unavailable(f"{reach.url}: {str(error) or 'no answer in time'}") from None
+        raise Unavailable(f"{gateway.url}: {str(error) or 'no answer in time'}") from None
 
 
-async def submit(reach: Access, wanted: Wanted, console: Console) -> str:
-    """Upload what has to be uploaded, submit the job, and return its id.
+async def submit(gateway: Access, spec: JobSpec, console: Console) -> str:
+    """Upload the data if necessary, submit the job, and return its id.
 
     Raises:
-        Refused: what is wanted makes no sense, here or there.
+        Refused: the job is invalid, by our checks or the gateway's.
         Unavailable: the gateway does not answer.
     """
-    wanted.request("")  # before a long upload
-    async with client_of(reach) as client:
-        request = wanted.request(await data_url_of(client, wanted.data, console))
-        operation, once = "/dataset/check" if wanted.check else "/run", str(uuid.uuid4())
-        job = await patiently(lambda: client.run(request, operation=operation, once=once))
+    spec.request("")  # before a long upload
+    async with client_of(gateway) as client:
+        request = spec.request(await data_url_of(client, spec.data, console))
+        operation, once = "/dataset/check" if spec.check else "/run", str(uuid.uuid4())
+        job = await with_retries(lambda: client.run(request, operation=operation, once=once))
     console.print(f"job {job}", highlight=False, soft_wrap=True)
     return job
 
 
 async def data_url_of(client: Client, data: str, console: Console) -> str:
-    """The URL as it is; a folder or a zip once it is uploaded."""
+    """A URL as it is; that of a folder or zip once uploaded."""
     if urlsplit(data).scheme in ("http", "https") and is_http_url(data):
         return data
     with as_zip(Path(data)) as archive, bar(console, "upload", archive.stat().st_size) as on_bytes:
         return await upload(client, archive, on_bytes)
 
 
-async def follow(reach: Access, job: str, output: Path | None, console: Console) -> int:
-    """Show a job until it has ended and fetch its results; the exit status of the command.
+async def follow(gateway: Access, job: str, output: Path | None, console: Console) -> int:
+    """Show a job until it ends and download its results; returns the command's exit status.
 
     Raises:
         Refused: there is no such job.
         Unavailable: the gateway does not answer.
     """
     results = Results(output or RESULTS / job, console)
-    async with client_of(reach) as client:
+    async with client_of(gateway) as client:
 
-        async def seen(status: dict[str, Any]) -> None:
+        async def on_status(status: dict[str, Any]) -> None:
             await results.keep_samples(client, status["output"] or {})
 
         try:
-            status = await show(client, job, console, seen)
+            status = await show(client, job, console, on_status)
             await results.keep(client, status)
         except asyncio.CancelledError:
             console.print(
@@ -177,54 +177,54 @@ async def follow(reach: Access, job: str, output: Path | None, console: Console)
     return 0 if status["status"] == "COMPLETED" else 1
 
 
-async def cancel(reach: Access, job: str) -> str:
-    """Stop a job; how it has ended. Raises Refused or Unavailable."""
-    async with client_of(reach) as client:
+async def cancel(gateway: Access, job: str) -> str:
+    """Cancel a job; returns its status. Raises Refused or Unavailable."""
+    async with client_of(gateway) as client:
         await client.cancel(job)
         return str((await client.status(job))["status"])
 
 
 class Results:
-    """A folder of what a job has made."""
+    """The folder for a job's results."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         self._folder = folder
         self._console = console
 
     async def keep_samples(self, client: Client, output: dict[str, Any]) -> None:
-        """Fetch the samples that are new, and say where they are."""
+        """Download new samples and print where they are."""
         for sample in output.get("samples", ()):
             url, prompt = sample["image"], sample["prompt"]
             path = self._folder / FOLDERS["sample"] / urlsplit(url).path.rpartition("/")[2]
             if not path.exists():
-                await patiently(partial(client.download, url, path))
-                self._say(f"{path}: {prompt}")
+                await with_retries(partial(client.download, url, path))
+                self._print(f"{path}: {prompt}")
 
     async def keep(self, client: Client, status: dict[str, Any]) -> None:
-        """Fetch every file of the result, and write the last status beside them."""
+        """Download every file of the result and write the final status beside them."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for artifact in (status["output"] or {}).get("artifacts", ()):
-            await self._fetch(client, artifact)
-        told = self._folder / "summary.json"
-        told.write_text(json.dumps(status, indent=2) + "\n")
-        self._say(in_words(status))
-        self._say(f"see {self._folder}/")
+            await self._download(client, artifact)
+        summary_file = self._folder / "summary.json"
+        summary_file.write_text(json.dumps(status, indent=2) + "\n")
+        self._print(outcome_of(status))
+        self._print(f"see {self._folder}/")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    async def _fetch(self, client: Client, artifact: dict[str, Any]) -> None:
-        path, digest = place_of(artifact, self._folder), artifact["sha256"]
+    async def _download(self, client: Client, artifact: dict[str, Any]) -> None:
+        path, digest = path_of(artifact, self._folder), artifact["sha256"]
         if path.exists() and await sha256_of(path) == digest:
             return
         with bar(self._console, path.name, artifact["bytes"]) as on_bytes:
-            await patiently(
+            await with_retries(
                 lambda: client.download(artifact["url"], path, sha256=digest, on_bytes=on_bytes)
             )
 
 
-def in_words(status: dict[str, Any]) -> str:
-    """What came of the job."""
+def outcome_of(status: dict[str, Any]) -> str:
+    """The job's outcome as text."""
     if status["status"] != "COMPLETED":
         return f"{status['status']}: {status.get('error') or 'it was stopped'}"
     if "train" in status["output"]:
@@ -234,7 +234,7 @@ def in_words(status: dict[str, Any]) -> str:
 
 @contextmanager
 def bar(console: Console, name: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A bar for a transfer of so many bytes; what it yields is told how many are done."""
+    """A progress bar for a transfer of ``size`` bytes; yields the function that updates it."""
     columns = (TextColumn("{task.description:>12}"), BarColumn(), DownloadColumn(),
                TransferSpeedColumn())  # fmt: skip
     with Progress(*columns, console=console) as progress:

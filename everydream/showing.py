@@ -1,4 +1,4 @@
-"""A job as the terminal shows it, and where its results go."""
+"""Shows a job on the terminal, and says where its results go."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from everydream.client import Client
 
 FOLDERS = {"image": "images", "sample": "samples"}
-"""Where artifacts of a kind go below the output; others lie beside its summary."""
-TELL_SECONDS = 5.0
-"""Between two lines of progress where there is no terminal to draw a bar on."""
+"""Subfolders for kinds of artifacts; others lie beside the summary."""
+PRINT_SECONDS = 5.0
+"""Between two lines of progress if the output is not a terminal."""
 
 
-async def _unseen(_status: dict[str, Any]) -> None:
-    """Nobody else looks."""
+async def _ignore_status(_status: dict[str, Any]) -> None:
+    """Ignore a status."""
 
 
 async def show(
     client: Client,
     job: str,
     console: Console,
-    seen: Callable[[dict[str, Any]], Awaitable[None]] = _unseen,
+    on_status: Callable[[dict[str, Any]], Awaitable[None]] = _ignore_status,
 ) -> dict[str, Any]:
-    """Show the job's progress until it has ended; its last status.
+    """Show the job's progress until it ends; returns its final status.
 
-    ``seen`` gets every status, the last one too.
+    ``on_status`` gets every status, the final one too.
     """
     columns = (
         TextColumn("{task.description:>12}"),
@@ -39,14 +39,14 @@ async def show(
         TimeElapsedColumn(),
     )
     status: dict[str, Any] = {}
-    told = 0.0
+    last_print = 0.0
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("waiting", total=None, numbers="")
         async for status in client.follow(job):
             _update(progress, task, status["output"] or {})
-            await seen(status)
-            if not console.is_terminal and time.monotonic() - told > TELL_SECONDS:
-                told = time.monotonic()
+            await on_status(status)
+            if not console.is_terminal and time.monotonic() - last_print > PRINT_SECONDS:
+                last_print = time.monotonic()
                 shown = progress.tasks[0]
                 console.print(f"{shown.description}: {shown.fields['numbers']}")
     return status
@@ -70,14 +70,14 @@ def _update(progress: Progress, task: TaskID, output: dict[str, Any]) -> None:
     )
 
 
-def place_of(artifact: dict[str, Any], output: Path) -> Path:
-    """Where a result is kept."""
+def path_of(artifact: dict[str, Any], output: Path) -> Path:
+    """Where an artifact is saved."""
     name = str(artifact["name"]).rsplit("/", 1)[-1]
     return output / FOLDERS.get(artifact["kind"], "") / name
 
 
 def summary(status: dict[str, Any]) -> str:
-    """What was done, in a few lines of Markdown."""
+    """A summary in a few lines of Markdown."""
     train = status["output"]["train"]
     images = status["output"]["inference"]
     lines = [

@@ -1,1 +1,1 @@
-"""The notifier publishes artifacts to buckets and delivers webhooks."""
+"""The notifier: publishes artifacts to users' buckets and delivers webhooks."""

@@ -1,4 +1,4 @@
-"""The user's bucket: artifacts are copied there and linked from there."""
+"""Copies artifacts to the user's bucket and links them from there."""
 
 from __future__ import annotations
 
@@ -12,68 +12,68 @@ from shared.errors import EveryDreamError, Unavailable
 from shared.messaging.messages import Artifact
 from shared.ports import ObjectStore
 
-CHECK = "everydream-write-check"
-"""Name of the object of one byte."""
+CHECK_OBJECT = "everydream-write-check"
+"""Name of a test object of one byte."""
 CHECK_SECONDS = 20.0
-UNTOLD = "whether the bucket takes the results could not be told before the training: "
+UNCHECKED = "whether the bucket takes the results could not be told before the training: "
 
 LINK_SECONDS = 7 * 24 * 3600
-"""The longest that a presigned link can last."""
+"""The longest lifetime of a presigned link."""
 
 log = structlog.get_logger()
 
 
-async def check(theirs: ObjectStore, job: str) -> str | None:
-    """Write one byte and remove it; None if that works, else why it cannot be told whether.
+async def check(bucket: ObjectStore, job: str) -> str | None:
+    """Write a test object and delete it; returns why that could not be checked, or None.
 
     Raises:
-        Refused: the bucket will take nothing from us; says why.
+        Refused: the bucket does not accept writes; says why.
     """
-    key = f"{job}/{CHECK}"
+    key = f"{job}/{CHECK_OBJECT}"
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            await theirs.put(key, b"1")
-            await _remove(theirs, key)
+            await bucket.put(key, b"1")
+            await _remove(bucket, key)
     except TimeoutError:
-        return f"{UNTOLD}it did not answer in {CHECK_SECONDS:g} s"
+        return f"{UNCHECKED}it did not answer in {CHECK_SECONDS:g} s"
     except Unavailable as error:
-        return f"{UNTOLD}{error}"
+        return f"{UNCHECKED}{error}"
     return None
 
 
-async def _remove(theirs: ObjectStore, key: str) -> None:
-    """Keys that may write need not be ones that may delete."""
+async def _remove(bucket: ObjectStore, key: str) -> None:
+    """Delete the test object; keys that may write need not be allowed to delete."""
     try:
-        await theirs.delete(key)
+        await bucket.delete(key)
     except EveryDreamError as error:
-        log.info("check_object_stays", key=key, reason=str(error))
+        log.info("check_object_not_deleted", key=key, reason=str(error))
 
 
 async def publish(
-    ours: ObjectStore,
-    theirs: ObjectStore,
+    store: ObjectStore,
+    bucket: ObjectStore,
     *,
     job: str,
     artifacts: Sequence[Artifact],
     scratch: Path,
     keepalive: Callable[[int], None],
 ) -> dict[str, str]:
-    """Copy each artifact to ``<job>/<name>`` and link it; keys are the same when repeated.
+    """Copy each artifact to ``<job>/<name>`` and link it; repeated, it writes the same keys.
 
-    ``keepalive`` is called as the bytes go, with how many files are published. Returns the
-    presigned URL in their store by the key in ours.
+    ``keepalive`` is called as it progresses, with the number of files published. Returns the
+    presigned URLs in the user's bucket by the keys in our store.
     """
     urls: dict[str, str] = {}
 
-    def alive() -> None:
+    def report() -> None:
         keepalive(len(urls))
 
     for artifact in artifacts:
         file = scratch / "artifact"
-        await ours.download(artifact.key, file, keepalive=alive)
+        await store.download(artifact.key, file, keepalive=report)
         key = f"{job}/{artifact.name}"
-        await theirs.upload(file, key, keepalive=alive)
-        urls[artifact.key] = await theirs.link(key, seconds=LINK_SECONDS)
-        alive()
-    await _remove(theirs, f"{job}/{CHECK}")  # stays where the store was away when it was tried
+        await bucket.upload(file, key, keepalive=report)
+        urls[artifact.key] = await bucket.link(key, seconds=LINK_SECONDS)
+        report()
+    await _remove(bucket, f"{job}/{CHECK_OBJECT}")  # left over if the bucket did not answer then
     return urls

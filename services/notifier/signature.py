@@ -7,12 +7,12 @@ PREFIX = "whsec_"
 
 
 def headers(secret: str, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers by which a receiver knows that a webhook is ours.
+    """The three headers by which a receiver verifies a webhook.
 
     Args:
         secret: ``whsec_`` and base64.
-        webhook_id: the same over all tries of one event.
-        timestamp: seconds since the epoch, of this try.
+        webhook_id: the same for all attempts at one event.
+        timestamp: of this attempt, in seconds since the epoch.
         body: the exact bytes that are sent.
 
     Source: the Standard Webhooks specification, "Signature scheme".

@@ -1,4 +1,4 @@
-"""Webhooks: each one that is due is posted once; the gateway keeps the schedule."""
+"""Posts each due webhook once; the gateway schedules the retries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.network.outbound import check_url, refusing
 from shared.ports import Bus, Delivery
 
 CONCURRENCY = 16
-"""How many webhooks are under way at once."""
+"""Webhooks posted at a time."""
 TIMEOUT = aiohttp.ClientTimeout(total=20.0, sock_connect=10.0)
 GONE = 410
 
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 async def deliver_all(
     bus: Bus, session: aiohttp.ClientSession, secret: str, allowed: frozenset[str]
 ) -> None:
-    """Post every webhook that is due, for ever."""
+    """Post due webhooks, for ever."""
     async with (
         aclosing(bus.consume(NOTIFIER_WEBHOOKS, prefetch=CONCURRENCY)) as deliveries,
         asyncio.TaskGroup() as group,
@@ -43,13 +43,13 @@ async def _handle(
     allowed: frozenset[str],
     delivery: Delivery,
 ) -> None:
-    """Say the outcome, then ack: a webhook posted twice carries the same id."""
+    """Publish the outcome, then ack; a webhook that is posted twice has the same id."""
     due = delivery.message
     if not isinstance(due, WebhookDue):
         await delivery.dead_letter("not a webhook that is due")
         return
     outcome = await post(session, secret, allowed, due)
-    log.info("webhook_tried", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
+    log.info("webhook_posted", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
     try:
         await bus.publish(outcome)
         await delivery.ack()
@@ -61,7 +61,7 @@ async def _handle(
 async def post(
     session: aiohttp.ClientSession, secret: str, allowed: frozenset[str], due: WebhookDue
 ) -> WebhookDelivered | WebhookFailed:
-    """One try: 2xx within the time-out is success, anything else a failure with its reason."""
+    """One attempt: 2xx within the time-out is success, anything else a failure with its reason."""
     body = due.body.encode()
     headers = signature.headers(secret, due.webhook_id, int(time.time()), body)
     headers["content-type"] = "application/json"
@@ -72,7 +72,10 @@ async def post(
                 due.url, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False
             ) as response:
                 return _outcome(due, response)
-    except (Refused, ValueError) as error:  # ValueError: no URL, or no name that can be looked up
+    except (
+        Refused,
+        ValueError,
+    ) as error:  # ValueError: not a URL, or a name that cannot be resolved
         return _failed(due, reason_of(error), permanent=True)
     except TimeoutError as error:
         return _failed(due, str(error) or f"no answer within {TIMEOUT.total:g} s")
@@ -104,7 +107,7 @@ def _failed(
 
 
 def seconds_of(retry_after: str | None) -> float | None:
-    """A Retry-After header in seconds, at most an hour; the form with a date is not used."""
+    """A Retry-After header in seconds, at most an hour; dates are not supported."""
     if retry_after is None or not retry_after.strip().isdecimal():
         return None
     return min(float(retry_after), 3600.0)

@@ -1,4 +1,4 @@
-"""The notifier's claimed work: publishing a job's artifacts to the user's own bucket."""
+"""The notifier's claimed work: checks the user's bucket and publishes a job's artifacts there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from services.notifier import bucket
+from services.notifier.bucket import check, publish
 from shared import keys
 from shared.errors import Refused
 from shared.messaging.messages import (
@@ -34,7 +34,7 @@ OpenBucket = Callable[[S3Config], ObjectStore]
 
 
 class NotifierWork:
-    """Tries the bucket at ``bucket.due``, and publishes what is done.
+    """Checks the bucket at ``bucket.due``, and publishes results.
 
     At ``checkpoint.final`` the model, at ``images.generated`` images and samples.
     """
@@ -55,7 +55,7 @@ class NotifierWork:
         heartbeat: float,
         concurrency: int = 4,
     ) -> None:
-        """``heartbeat``, in seconds: a bucket that is away is waited for, for some of them."""
+        """``heartbeat`` in seconds; an unavailable bucket is waited for, for some heartbeats."""
         self.concurrency = concurrency
         self._store = store
         self._open_bucket = open_bucket
@@ -77,39 +77,39 @@ class NotifierWork:
         return ""
 
     async def perform(self, order: Order) -> ArtifactsPublished | BucketChecked:
-        """Try the bucket, or copy and link every artifact of the fact that asks."""
-        theirs = self._open_bucket(self._unsealed(order))
+        """Check the bucket, or copy and link every artifact of the requesting fact."""
+        bucket = self._open_bucket(self._unseal(order))
         if isinstance(order.message, BucketDue):
-            async with closing(theirs):
-                return BucketChecked(**order.stamp(), warning=await bucket.check(theirs, order.job))
-        return await self._publish(order, theirs)
+            async with closing(bucket):
+                return BucketChecked(**order.stamp(), warning=await check(bucket, order.job))
+        return await self._publish(order, bucket)
 
-    async def _publish(self, order: Order, theirs: ObjectStore) -> ArtifactsPublished:
+    async def _publish(self, order: Order, bucket: ObjectStore) -> ArtifactsPublished:
         scratch = self._scratch / f"{order.job}-{order.stage}-{order.grant.attempt}"
-        retrying = RetryingStore(theirs, deadline=STORE_HEARTBEATS * self._heartbeat)
+        retrying = RetryingStore(bucket, deadline=STORE_HEARTBEATS * self._heartbeat)
         try:
             scratch.mkdir(parents=True, exist_ok=True)
             artifacts = [*artifacts_of(order.message), *order.grant.samples]
-            urls = await bucket.publish(
+            urls = await publish(
                 self._store, retrying, job=order.job, artifacts=artifacts, scratch=scratch,
                 keepalive=lambda files: order.progress(phase="publishing", files=files),
             )  # fmt: skip
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-            await theirs.close()
+            await bucket.close()
         return ArtifactsPublished(**order.stamp(), urls=urls)
 
-    def _unsealed(self, order: Order) -> S3Config:
+    def _unseal(self, order: Order) -> S3Config:
         if order.grant.s3 is None:
             raise Refused("the job has no s3Config any more")
         return keys.unseal(self._key, order.grant.s3, order.job)
 
     async def close(self) -> None:
-        """Nothing lasts between orders."""
+        """Nothing to close between orders."""
 
 
 def artifacts_of(message: AnyMessage) -> list[Artifact]:
-    """What a fact brings that belongs into the user's bucket."""
+    """The artifacts of a fact that are published to the user's bucket."""
     match message:
         case CheckpointFinal(checkpoint=last, checkpoints=earlier, records=records):
             return [last, *(each.artifact for each in earlier), *records]

@@ -178,12 +178,12 @@ async def test_a_trainer_hands_its_work_over_and_what_is_wanted_meanwhile_is_don
             if (status["output"].get("step") or 0) > 2:
                 break
         await asyncio.gather(trainer.stop(), services.start("trainer"))
-        await user.client.want(job, "save")
-        await user.client.want(job, "sample")
+        await user.client.send_command(job, "save")
+        await user.client.send_command(job, "sample")
         async for status in user.client.follow(job, every=0.1):
             if any(each["step"] for each in status["output"].get("samples", ())):
                 break
-        await user.client.want(job, "stop")
+        await user.client.send_command(job, "stop")
         last = await user.finished(job)
 
         assert last["status"] == "COMPLETED", last

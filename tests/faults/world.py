@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from everydream.client import ENDS, Client, passes
+from everydream.client import ENDS, Client, is_temporary
 from tests.end_to_end.story import API_KEY, bucket_config, host_of, picture
 from tests.faults.script import Script, spell
 from tests.support.servers.process import HOST
@@ -207,7 +207,7 @@ class World:
             async with asyncio.timeout(10):
                 return await call()
         except (aiohttp.ClientError, TimeoutError) as error:
-            if not passes(error):
+            if not is_temporary(error):
                 raise
             return None
 

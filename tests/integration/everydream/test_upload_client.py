@@ -13,7 +13,7 @@ import pytest
 
 from everydream import client as clients
 from everydream import photos
-from everydream.client import Client, Rejected, patiently
+from everydream.client import Client, Rejected, with_retries
 from services.gateway.jobs import uploads
 from shared.storage.folders import sha256_of
 from tests.support.gateway_world import API_KEY, World, world
@@ -23,7 +23,7 @@ FILE = Random(0).randbytes(1_000_000)
 
 @pytest.fixture
 async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(clients, "PAUSES", (0.01,) * 4)
+    monkeypatch.setattr(clients, "RETRY_DELAYS", (0.01,) * 4)
     monkeypatch.setattr(photos, "CHUNK_BYTES", 400_000)
     monkeypatch.setattr(uploads, "PART_BYTES", 70_000)
     async with world(tmp_path) as one:
@@ -111,7 +111,7 @@ async def test_what_the_gateway_does_not_take_is_told_once(here: World) -> None:
         return await client.run({"input": {"train": {"lr": "much", "batch_size": 0}}})
 
     with pytest.raises(Rejected) as caught:
-        await patiently(wrong)
+        await with_retries(wrong)
 
     assert asked == 1
     assert [mistake.partition(":")[0] for mistake in caught.value.mistakes] == [
@@ -132,6 +132,6 @@ async def test_a_submission_whose_answer_is_lost_is_one_job(here: World) -> None
             raise TimeoutError
         return answers[-1]
 
-    job = await patiently(lost)
+    job = await with_retries(lost)
 
     assert answers == [job, job]

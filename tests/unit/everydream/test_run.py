@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from everydream.run import Access, Wanted, access
+from everydream.run import Access, JobSpec, access
 from services.gateway.web.authentication import first_key
 from shared.errors import Refused
 from shared.settings import Settings, from_environment
@@ -20,22 +20,24 @@ def settings_in(home: Path) -> Settings:
     return from_environment({"EVERYDREAM_HOME": str(home)})
 
 
-def wanted(tmp_path: Path, config: Any = None, **more: Any) -> Wanted:
+def job_spec(tmp_path: Path, config: Any = None, **more: Any) -> JobSpec:
     if config is None:
-        return Wanted("photos", **more)
+        return JobSpec("photos", **more)
     (tmp_path / "job.json").write_text(json.dumps(config))
-    return Wanted("photos", tmp_path / "job.json", **more)
+    return JobSpec("photos", tmp_path / "job.json", **more)
 
 
 def test_a_bare_folder_is_trained_by_the_endpoint_s_defaults(tmp_path: Path) -> None:
-    assert wanted(tmp_path).request(URL) == {"input": {"train": {"data_url": URL}, "inference": []}}
+    assert job_spec(tmp_path).request(URL) == {
+        "input": {"train": {"data_url": URL}, "inference": []}
+    }
 
 
 def test_prompts_and_fields_are_added(tmp_path: Path) -> None:
     changes = ("max_epochs=10", "lr=1e-6", "amp=false", "lr_scheduler=cosine", "validation={}",
                'sample_prompts=["a, b"]', "hf_repo_subfolder=a=b")  # fmt: skip
 
-    request = wanted(tmp_path, changes=changes, prompts=("one", "two")).request(URL)
+    request = job_spec(tmp_path, changes=changes, prompts=("one", "two")).request(URL)
 
     assert request["input"]["train"] == {
         "max_epochs": 10, "lr": 1e-6, "amp": False, "lr_scheduler": "cosine", "validation": {},
@@ -48,7 +50,7 @@ def test_prompts_and_fields_are_added(tmp_path: Path) -> None:
 def test_a_file_may_hold_a_whole_input(tmp_path: Path, inference: Any) -> None:
     config = {"train": {"lr": 1e-6, "data_url": "mine"}, "inference": inference}
 
-    request = wanted(tmp_path, config, changes=("lr=2e-6",), prompts=("two",)).request(URL)
+    request = job_spec(tmp_path, config, changes=("lr=2e-6",), prompts=("two",)).request(URL)
 
     assert request["input"] == {
         "train": {"lr": 2e-6, "data_url": URL},
@@ -57,7 +59,7 @@ def test_a_file_may_hold_a_whole_input(tmp_path: Path, inference: Any) -> None:
 
 
 def test_a_file_may_hold_the_fields_of_train_alone(tmp_path: Path) -> None:
-    request = wanted(tmp_path, {"lr": 1e-6}).request(URL)
+    request = job_spec(tmp_path, {"lr": 1e-6}).request(URL)
 
     assert request["input"]["train"] == {"lr": 1e-6, "data_url": URL}
 
@@ -65,7 +67,7 @@ def test_a_file_may_hold_the_fields_of_train_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [[1], "text", {"train": 5}])
 def test_a_file_that_holds_something_else_is_told(tmp_path: Path, config: Any) -> None:
     with pytest.raises(Refused, match=r"job\.json: expected an object: a whole input, or its"):
-        wanted(tmp_path, config).request(URL)
+        job_spec(tmp_path, config).request(URL)
 
 
 def test_so_is_one_that_is_not_json_or_not_there(tmp_path: Path) -> None:
@@ -73,13 +75,13 @@ def test_so_is_one_that_is_not_json_or_not_there(tmp_path: Path) -> None:
 
     for name in ("bad.json", "none.json"):
         with pytest.raises(Refused, match=name):
-            Wanted("photos", tmp_path / name).request(URL)
+            JobSpec("photos", tmp_path / name).request(URL)
 
 
 @pytest.mark.parametrize("change", ["lr", "=5", ""])
 def test_a_change_without_a_name_or_a_value_is_told(tmp_path: Path, change: str) -> None:
     with pytest.raises(Refused, match="expected name=value"):
-        wanted(tmp_path, changes=(change,)).request(URL)
+        job_spec(tmp_path, changes=(change,)).request(URL)
 
 
 def test_the_key_of_the_first_start_is_found(
