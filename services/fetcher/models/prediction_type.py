@@ -16,7 +16,7 @@ from services.fetcher.models.safetensors_file import TensorSource, read_values
 from shared.errors import Refused
 
 METADATA_KEY = "modelspec.prediction_type"
-PREDICTION_TYPES: dict[str, PredictionType] = {
+DECLARED_TYPES: dict[str, PredictionType] = {
     "epsilon": "epsilon",
     "eps": "epsilon",
     "v": "v_prediction",
@@ -40,11 +40,11 @@ def declared_prediction_type(
     """
     if text := metadata.get(METADATA_KEY):
         word = text.strip().lower().replace("-", "_")
-        if word not in PREDICTION_TYPES:
+        if word not in DECLARED_TYPES:
             raise Refused(
                 f"{shown}: its header says that it predicts {text[:40]!r}; expected epsilon or v"
             )
-        return PREDICTION_TYPES[word]
+        return DECLARED_TYPES[word]
     return "v_prediction" if MARKER in names else None
 
 
