@@ -1,4 +1,4 @@
-"""Runs the gateway: ``python -m services.gateway``."""
+"""Run the gateway: ``python -m services.gateway``."""
 
 from __future__ import annotations
 

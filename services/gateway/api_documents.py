@@ -1,4 +1,4 @@
-"""OpenAPI and AsyncAPI; ``python -m services.gateway.api_documents FOLDER`` writes them."""
+"""Both API documents; ``python -m services.gateway.api_documents FOLDER`` writes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.gateway.endpoints.routes import ROUTE_CLASSES
 
 @cache
 def documents() -> dict[str, Schema]:
-    """By file name."""
+    """Both documents by file name, OpenAPI first."""
     release = version("everydream-service")
     return {
         "openapi.json": openapi.document(ROUTE_CLASSES, release),
@@ -24,7 +24,7 @@ def documents() -> dict[str, Schema]:
 
 
 def text_of(document: Schema) -> str:
-    """As it is written, the same every time."""
+    """The document's text, the same every time."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 

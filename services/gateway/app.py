@@ -1,4 +1,4 @@
-"""The gateway as a whole: its parts, and their life together."""
+"""Compose the gateway, and run it."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ from shared.retry import Reconnects
 from shared.settings import Settings
 
 SHUTDOWN_SECONDS = 5.0
-"""How long requests under way may take when the gateway stops."""
+"""How long current requests may take when the gateway stops."""
 
 log = structlog.get_logger()
 
 
 class Gateway:
-    """Answers HTTP, records facts, supervises workers, and relays what is due."""
+    """Answers HTTP, records facts, supervises workers, and publishes the outbox."""
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class Gateway:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """The caller opens and closes bus, store and jobs; the schema is up to date.
+        """The caller opens and closes bus and stores, and has upgraded the schema.
 
         Args:
-            settings: the deployment's.
-            key: the deployment's secret key; signs links and seals secrets.
+            settings: of the deployment.
+            key: the deployment's secret key, which signs links and encrypts secrets.
             bus: the gateway's own.
-            store: where the results are.
-            stores: written only by gateways; the command line writes keys, too.
+            store: for uploads and results.
+            stores: jobs and uploads are written by gateways only, keys by the command line.
             clock: seconds since the epoch.
         """
         heartbeat, jobs = settings.heartbeat, stores.jobs
@@ -125,9 +125,9 @@ class Gateway:
         self._app = application.application(filter(None, endpoints), keys, authorizer)
         self._app.on_response_prepare.append(add_tus_headers)
         self.listening = asyncio.Event()
-        """Set once requests are answered."""
+        """Set when requests are answered."""
         self.port = settings.port
-        """Where they are answered; 0 is replaced by the real one before ``listening`` is set."""
+        """The port; 0 is replaced by the real one before ``listening`` is set."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set.
@@ -135,15 +135,15 @@ class Gateway:
         Raises:
             SettingsError: the address cannot be bound.
         """
-        parts = (self._relay, self._recorder, self._supervisor, self._intake, self._retention)
-        async with self._answering(), asyncio.TaskGroup() as group:
-            tasks = [group.create_task(part.run()) for part in parts]
+        background = (self._relay, self._recorder, self._supervisor, self._intake, self._retention)
+        async with self._serving(), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each.run()) for each in background]
             await stop.wait()
             for task in tasks:
                 task.cancel()
 
     @asynccontextmanager
-    async def _answering(self) -> AsyncIterator[None]:
+    async def _serving(self) -> AsyncIterator[None]:
         runner = web.AppRunner(
             self._app,
             access_log=None,
@@ -172,7 +172,7 @@ class Gateway:
 
 
 async def migrate(jobs: JobStore) -> None:
-    """Bring the schema up to date as soon as the database answers."""
+    """Upgrade the schema as soon as the database answers."""
     async for _ in Reconnects():
         try:
             await jobs.migrate()

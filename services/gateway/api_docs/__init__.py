@@ -1,1 +1,1 @@
-"""OpenAPI and AsyncAPI documents, made from the code, and the page that shows them."""
+"""OpenAPI, AsyncAPI and their HTML page, made from the code."""

@@ -1,7 +1,7 @@
-"""The AsyncAPI document of everything that goes over the broker, made from messages and topology.
+"""Make the AsyncAPI document of all messages, from the message types and the topology.
 
-The services are described as one, each by operations of its own; so are the programs beside them
-that speak AMQP: a producer submits jobs, a consumer follows what is said.
+One document describes all services, each by operations of its own, and two kinds of programs
+beside them: a producer submits jobs, a consumer receives all messages.
 """
 
 from __future__ import annotations
@@ -51,49 +51,50 @@ PUBLISHES: Mapping[str, tuple[Kind, ...]] = {
 }  # fmt: skip
 """By service, what it publishes on the exchange."""
 REPLIES: tuple[Kind, ...] = (m.ClaimGranted, m.CommandIssued, m.ClaimRefused)
-"""What the gateway sends to one worker's queue, past the exchange."""
+"""What the gateway sends directly to a worker's reply queue."""
 PRODUCER_RECEIVES: tuple[Kind, ...] = (
     m.JobRefused, m.JobStarted, m.JobCompleted, m.JobFailed, m.JobCancelled, m.JobTimedOut,
 )  # fmt: skip
-"""What a producer's login lets it hear."""
+"""What a producer's login allows it to receive."""
 
 ABOUT = (
-    "What the services say to one another over RabbitMQ, and what other programs may say and hear."
-    f" All goes over the topic exchange `{EXCHANGE}`, where a message's type is its routing key,"
-    " but the answers to one receiver, which go to its queue. The envelope is CloudEvents 1.0 in"
-    " binary mode. Messages may come more than once: the same id is the same event."
+    "The messages between the services over RabbitMQ, and those that other programs may publish"
+    f" and receive. Messages are published on the topic exchange `{EXCHANGE}` with their type as"
+    " routing key; only replies to one receiver go directly to its queue. The envelope is"
+    " CloudEvents 1.0 in binary mode. Messages may be delivered more than once: the same id is the"
+    " same event."
 )
 ENVELOPE: Schema = {
     "type": "object",
     "properties": {
         "cloudEvents_specversion": {"const": "1.0"},
         "cloudEvents_id": {"type": "string", "description": "The same for the same event."},
-        "cloudEvents_source": {"type": "string", "description": "Who says it."},
+        "cloudEvents_source": {"type": "string", "description": "The publisher."},
         "cloudEvents_type": {"type": "string", "description": "The message's type."},
         "cloudEvents_time": {"type": "string", "format": "date-time"},
         "cloudEvents_subject": {"type": "string", "description": "The job's id."},
         "traceparent": {"type": "string"},
         "reply_to": {
             "type": "string",
-            "description": "An AMQP property, no header: the queue that answers go to.",
+            "description": "An AMQP property, not a header: the queue for replies.",
         },
         "user_id": {
             "type": "string",
-            "description": "An AMQP property, no header: the login, which the broker verifies.",
+            "description": "An AMQP property, not a header: the login, which the broker verifies.",
         },
     },
 }
-SAID = ["specversion", "id", "source", "type", "time"]
-"""Attributes that our own messages always have; what producers leave out is filled in."""
+OWN_ATTRIBUTES = ["specversion", "id", "source", "type", "time"]
+"""Always present in our own messages; for producers, missing ones are filled in."""
 JOB_REQUESTED: Schema = {"type": "job.requested", "request": EXAMPLE}
 
 
 def document(version: str) -> Schema:
     """The whole document; ``version`` is the service's."""
     kinds = every_message()
-    _, shapes = components(kinds)
-    shapes["JobRequested"]["properties"]["request"] = {"$ref": f"{SCHEMA_REF}{REQUEST_SCHEMA}"}
-    ours = {**ENVELOPE, "required": [f"cloudEvents_{each}" for each in SAID]}
+    _, schemas = components(kinds)
+    schemas["JobRequested"]["properties"]["request"] = {"$ref": f"{SCHEMA_REF}{REQUEST_SCHEMA}"}
+    ours = {**ENVELOPE, "required": [f"cloudEvents_{each}" for each in OWN_ATTRIBUTES]}
     return {
         "asyncapi": VERSION,
         "info": {
@@ -110,7 +111,7 @@ def document(version: str) -> Schema:
             "schemas": {
                 "Envelope": ENVELOPE,
                 "OurEnvelope": ours,
-                **shapes,
+                **schemas,
                 **request_schemas(),
             },
         },
@@ -123,16 +124,16 @@ def every_message() -> tuple[Kind, ...]:
 
 
 def _message(kind: Kind) -> Schema:
-    asked = kind is m.JobRequested
-    said = plain(kind.__doc__ or "")
+    from_producer = kind is m.JobRequested
+    summary = plain(kind.__doc__ or "")
     return {
         "name": type_of(kind),
         "title": kind.__name__,
-        **({"summary": said} if said else {}),
+        **({"summary": summary} if summary else {}),
         "contentType": "application/json",
-        "headers": {"$ref": f"{SCHEMA_REF}{'Envelope' if asked else 'OurEnvelope'}"},
+        "headers": {"$ref": f"{SCHEMA_REF}{'Envelope' if from_producer else 'OurEnvelope'}"},
         "payload": {"$ref": f"{SCHEMA_REF}{kind.__name__}"},
-        **({"examples": [{"name": "training", "payload": JOB_REQUESTED}]} if asked else {}),
+        **({"examples": [{"name": "training", "payload": JOB_REQUESTED}]} if from_producer else {}),
     }
 
 
@@ -140,12 +141,14 @@ def _message(kind: Kind) -> Schema:
 
 
 def _channels(kinds: Iterable[Kind]) -> Schema:
-    said = [kind for kind in kinds if kind not in REPLIES]
+    published = [kind for kind in kinds if kind not in REPLIES]
     return {
-        **{kind.__name__: _on_exchange(type_of(kind), [kind]) for kind in said},
-        "Everything": _on_exchange("#", said),
-        "Worker": _queue("A worker's control queue, which its claims name in `reply_to`.", REPLIES),
-        "Replies": _queue("A producer's own, which it names in `reply_to`.", [m.JobRefused]),
+        **{kind.__name__: _on_exchange(type_of(kind), [kind]) for kind in published},
+        "Everything": _on_exchange("#", published),
+        "Worker": _queue("A worker's reply queue, which its claims name in `reply_to`.", REPLIES),
+        "Replies": _queue(
+            "A producer's reply queue, which it names in `reply_to`.", [m.JobRefused]
+        ),
     }
 
 
@@ -155,8 +158,8 @@ def _on_exchange(address: str, kinds: Iterable[Kind]) -> Schema:
     return {"address": address, "messages": _messages(kinds), "bindings": {"amqp": bound}}
 
 
-def _queue(said: str, kinds: Iterable[Kind]) -> Schema:
-    return {"address": None, "description": said, "messages": _messages(kinds)}
+def _queue(description: str, kinds: Iterable[Kind]) -> Schema:
+    return {"address": None, "description": description, "messages": _messages(kinds)}
 
 
 def _messages(kinds: Iterable[Kind]) -> Schema:
@@ -174,15 +177,17 @@ def _operations(kinds: Iterable[Kind]) -> Iterator[Named]:
     for queue in QUEUES:
         who = queue.name.partition(".")[0]
         for kind in bound_to(queue.bindings, kinds):
-            yield _operation("receive", who, kind.__name__, _from(queue))
+            yield _operation("receive", who, kind.__name__, _source(queue))
     for kind in bound_to(REPLY_QUEUE_BINDINGS, kinds):
         for who in WORKERS:
-            yield _operation("receive", who, kind.__name__, "By its control queue.")
-    yield from _claims()
+            yield _operation("receive", who, kind.__name__, "From its reply queue.")
+    yield _operation("send", "gateway", "Worker")
+    for who in WORKERS:
+        yield _operation("receive", who, "Worker")
     for kind in PRODUCER_RECEIVES:
         yield _operation("receive", "producer", kind.__name__)
-    said = "A consumer's login lets it hear everything, and say nothing."
-    yield _operation("receive", "consumer", "Everything", said)
+    text = "A consumer's login allows it to receive everything and to publish nothing."
+    yield _operation("receive", "consumer", "Everything", text)
 
 
 def _sent() -> Iterator[Named]:
@@ -192,36 +197,29 @@ def _sent() -> Iterator[Named]:
             yield name, {**operation, **_reply(kind)}
 
 
-def _claims() -> Iterator[Named]:
-    """Past the exchange, from the gateway to one worker."""
-    yield _operation("send", "gateway", "Worker")
-    for who in WORKERS:
-        yield _operation("receive", who, "Worker")
-
-
 def bound_to(bindings: Iterable[str], kinds: Iterable[Kind]) -> list[Kind]:
-    """What a queue with these bindings gets."""
+    """The messages that a queue with these bindings receives."""
     return [
         kind for kind in kinds if any(fnmatchcase(type_of(kind), binding) for binding in bindings)
     ]
 
 
-def _from(queue: Queue) -> str:
-    alone = " One gateway at a time." if queue.single_active_consumer else ""
-    return f"From the queue `{queue.name}`.{alone}"
+def _source(queue: Queue) -> str:
+    single = " One gateway at a time." if queue.single_active_consumer else ""
+    return f"From the queue `{queue.name}`.{single}"
 
 
-def _operation(action: str, who: str, channel: str, said: str = "") -> Named:
+def _operation(action: str, who: str, channel: str, text: str = "") -> Named:
     return f"{who}-{action}-{channel}", {
         "action": action,
         "channel": {"$ref": f"#/channels/{channel}"},
         "tags": [{"name": who}],
-        **({"description": said} if said else {}),
+        **({"description": text} if text else {}),
     }
 
 
 def _reply(kind: Kind) -> Schema:
-    """Where answers go, of those who ask."""
+    """The reply channel of messages that get a reply."""
     replies: dict[Kind, str] = {
         m.JobRequested: "Replies",
         **dict.fromkeys(get_args(m.Started), "Worker"),

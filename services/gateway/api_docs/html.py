@@ -1,4 +1,4 @@
-"""Both documents as one HTML page, which needs no script and no other host."""
+"""Render both documents as one HTML page, which needs no script and no other host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; style-src"
     f" 'sha256-{b64encode(sha256(STYLE.encode()).digest()).decode()}'"
 )
-"""The page's Content-Security-Policy: nothing but its own style."""
+"""The page's Content-Security-Policy: only its own style."""
 METHODS = ("get", "post", "put", "patch", "delete", "head", "options")
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -87,7 +87,7 @@ def page(openapi: Schema, asyncapi: Schema, url: str) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """Markdown's code spans, and nothing else of it."""
+    """Markdown with code spans only."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(marked)  # noqa: S704 - escaped in the line above
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document of everything that is answered over HTTP, made from the routes."""
+"""Make the OpenAPI document of the HTTP API from the routes."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from shared.dataset.manifest import Report
 TITLE = "EveryDream"
 ABOUT = (
     "Fine-tune Stable Diffusion by HTTP: POST a zip of captioned images, get a fine-tuned"
-    " checkpoint and images drawn from it. Every request but the few that say so needs a key."
+    " checkpoint and images generated with it. Requests need a key unless their description says"
+    " otherwise."
 )
 ERRORS = {
     400: "The body or the parameters have mistakes: all of them are in `mistakes`.",
     401: "No key, or a wrong one.",
-    403: "The key lacks the scope that this needs; or the link is not one of ours, or has ended.",
-    404: "There is no such thing, or it is another key's.",
-    408: "The client fell silent; of an upload is kept what has arrived.",
-    409: "It cannot be done as things stand; `error` says why.",
+    403: "The key lacks the required scope; or the link is not valid, or has expired.",
+    404: "It does not exist, or belongs to another key.",
+    408: "The body did not arrive in time; an upload keeps what has arrived.",
+    409: "Not possible in the current state; `error` says why.",
     411: "`Content-Length` is missing.",
-    412: "Another version of tus, or a condition that does not hold.",
+    412: "Another version of tus, or a precondition failed.",
     413: "The body is too large.",
-    415: "Not a body of this kind, or a compressed one.",
-    416: "There is no such range.",
+    415: "The body has the wrong content type, or is compressed.",
+    416: "The range is not satisfiable.",
     422: "The idempotency key was used for another request, or its job was deleted; or URLs name"
-    " private addresses or no hosts, and `mistakes` has them all.",
+    " private addresses or no hosts, all listed in `mistakes`.",
     429: "Too many requests.",
     503: "The database does not answer.",
-    507: "There is no room for what was sent.",
+    507: "The store has no room for the data.",
 }
 ERROR_HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
@@ -42,30 +43,30 @@ ERROR_HEADERS = {
     503: {"Retry-After": "Seconds."},
     507: {"Retry-After": "Seconds."},
 }
-NAMED = {
+PATH_PARAMETERS = {
     "job": "A job's id.",
     "upload": "An upload's id.",
-    "webhook": "A webhook's id, as its deliveries have it.",
-    "key": "The file's key in the store; may have slashes.",
+    "webhook": "A webhook's id, as in its deliveries.",
+    "key": "The file's key in the store; may contain slashes.",
 }
 KEYS: Schema = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
     "bare": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "The key."},
 }
-SHAPES = (Error, Progress, Results, CheckResult, Report)
-"""Which no answer names by itself."""
+EXTRA_TYPES = (Error, Progress, Results, CheckResult, Report)
+"""Types that no answer refers to by its annotation."""
 
 
-def document(parts: Iterable[type], version: str) -> Schema:
+def document(classes: Iterable[type], version: str) -> Schema:
     """The whole document, version 3.1.
 
     Args:
-        parts: the classes whose methods answer.
+        classes: with the handlers.
         version: of the service.
     """
-    routes = [route for part in parts for _, route in routes_of(part)]
+    routes = [route for each in classes for _, route in routes_of(each)]
     kinds = [answer.kind for route in routes for answer in route.answers.values() if answer.kind]
-    _, shapes = components([*SHAPES, *kinds])
+    _, schemas = components([*EXTRA_TYPES, *kinds])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -77,7 +78,7 @@ def document(parts: Iterable[type], version: str) -> Schema:
         "servers": [{"url": base} for base in BASE_PATHS],
         "paths": _paths(routes),
         "components": {
-            "schemas": {**request_schemas(), **shapes},
+            "schemas": {**request_schemas(), **schemas},
             "responses": {str(status): _error(status) for status in ERRORS},
             "securitySchemes": KEYS,
         },
@@ -89,7 +90,7 @@ def _paths(routes: Iterable[Route]) -> Schema:
     for route in routes:
         item = paths.setdefault(route.plain_path, _path_item(route))
         for method in route.methods:
-            if (method, "GET") != ("HEAD", route.methods[0]):  # the same without its body
+            if (method, "GET") != ("HEAD", route.methods[0]):  # HEAD is GET without the body
                 item[method.lower()] = _operation(route, method)
     return paths
 
@@ -101,7 +102,7 @@ def _path_item(route: Route) -> Schema:
             "name": name,
             "in": "path",
             "required": True,
-            "description": NAMED[name],
+            "description": PATH_PARAMETERS[name],
             "schema": {"type": "string"},
         }
         for name in names
@@ -133,8 +134,8 @@ def operation_id(route: Route, method: str) -> str:
 def _limits(needs: Operation) -> str:
     rate = RATES[needs]
     return (
-        f"Needs the scope `{REQUIRED_SCOPES[needs]}`. A key may ask {rate.requests} times in"
-        f" {rate.seconds:g} s, and await {rate.at_once} answers at once."
+        f"Needs the scope `{REQUIRED_SCOPES[needs]}`. A key may send {rate.requests} requests in"
+        f" {rate.seconds:g} s, {rate.at_once} of them concurrently."
     )
 
 
@@ -167,7 +168,7 @@ def _responses(route: Route, method: str) -> Schema:
 
 
 def errors_of(route: Route) -> set[int]:
-    """Every status by which this operation may refuse or fail."""
+    """Every error status of this operation."""
     found = set(route.errors)
     if route.needs:
         found |= {401, 403, 429, 503}
@@ -188,10 +189,10 @@ def _answer(answer: Answer) -> Schema:
     }
 
 
-def _headers(said: Mapping[str, str]) -> Schema:
+def _headers(descriptions: Mapping[str, str]) -> Schema:
     return {
         name: {"description": text, "required": True, "schema": {"type": "string"}}
-        for name, text in said.items()
+        for name, text in descriptions.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""JSON Schemas of what goes in and out, made from the types that check it."""
+"""Make JSON Schemas of requests, responses and messages from their types."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from shared.request import (
 Schema = dict[str, Any]
 SCHEMA_REF = "#/components/schemas/"
 REQUEST_SCHEMA = "Request"
-"""A whole request; its parts have names that begin so."""
+"""Name of a whole request's schema, and prefix of its parts'."""
 CHECK_SCHEMA = "RequestCheck"
-"""One that asks for the check of a dataset."""
+"""Name of the schema of a request for a dataset check."""
 MODULES = (response_types, messages, request, manifest)
-"""Where everything that is described here is defined."""
+"""The modules that define the described types."""
 ROLE = re.compile(r":\w+:`(?:[\w.]+\.)?(\w+)`")
 
 EXAMPLE: Schema = {
@@ -49,9 +49,9 @@ MODEL = rf"(^[^:]*$(?!\n))|({WEB_ADDRESS})"
 
 
 def components(kinds: Iterable[Any], prefix: str = "") -> tuple[list[Schema], dict[str, Schema]]:
-    """A schema for each kind, and by name the parts that they refer to.
+    """A schema for each type, and by name the parts that they refer to.
 
-    What stands below a field in the code is its description.
+    The docstring of a field is its description.
     """
     template = f"{SCHEMA_REF}{prefix}{{name}}"
     named, parts = msgspec.json.schema_components(kinds, ref_template=template)
@@ -74,13 +74,13 @@ def plain(text: str) -> str:
 
 @cache
 def _texts() -> dict[str, dict[str, str]]:
-    """By class and field, what is said of it; a class has what its bases say."""
+    """Field docstrings by class and field, those of base classes included."""
     found: dict[str, dict[str, str]] = {}
     for module in MODULES:
         for each in _classes(module):
             bases = [found.get(base.id, {}) for base in each.bases if isinstance(base, ast.Name)]
             inherited = {field: text for base in bases for field, text in base.items()}
-            found[each.name] = {**inherited, **dict(_said(each))}
+            found[each.name] = {**inherited, **dict(_field_texts(each))}
     return found
 
 
@@ -89,28 +89,28 @@ def _classes(module: ModuleType) -> Iterator[ast.ClassDef]:
     return (each for each in tree.body if isinstance(each, ast.ClassDef))
 
 
-def _said(of: ast.ClassDef) -> Iterator[tuple[str, str]]:
+def _field_texts(of: ast.ClassDef) -> Iterator[tuple[str, str]]:
     for field, below in zip(of.body, of.body[1:], strict=False):
         match field, below:
             case (
                 ast.AnnAssign(target=ast.Name(id=name), value=value),
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
-                yield _on_the_wire(name, value), text
+                yield _wire_name(name, value), text
 
 
-def _on_the_wire(name: str, value: ast.expr | None) -> str:
-    """A field's name in JSON: that of ``field(name=...)`` where there is one."""
+def _wire_name(name: str, value: ast.expr | None) -> str:
+    """A field's name in JSON, which ``field(name=...)`` may set."""
     given = value.keywords if isinstance(value, ast.Call) else []
     names = [ast.literal_eval(each.value) for each in given if each.arg == "name"]
     return names[0] if names else name
 
 
 def request_schemas() -> dict[str, Schema]:
-    """Of a whole request, ``Request``, and of its parts.
+    """Schemas of a whole request, ``Request``, and of its parts.
 
-    The bounds are those of the structs by which ``shared.request`` checks, the names too; what it
-    checks by hand is here by hand.
+    Names and bounds come from the structs in ``shared.request``; rules that the parser checks by
+    hand are written by hand here, too.
     """
     (train, inference, s3, policy), parts = components(
         [Train, Inference, S3Config, Policy], REQUEST_SCHEMA
@@ -119,16 +119,16 @@ def request_schemas() -> dict[str, Schema]:
         _take_null(part)
     _train_rules(parts[f"{REQUEST_SCHEMA}Train"])
     parts[f"{REQUEST_SCHEMA}S3Config"]["properties"]["endpointUrl"]["pattern"] = ENDPOINT
-    training, drawing = _training(train, inference), _drawing(inference)
+    training, generation = _training(train, inference), _generation(inference)
     return {
-        REQUEST_SCHEMA: _whole({"oneOf": [training, drawing]}, s3, policy),
+        REQUEST_SCHEMA: _whole({"oneOf": [training, generation]}, s3, policy),
         CHECK_SCHEMA: _whole(training, s3, policy),
         **parts,
     }
 
 
 def _take_null(part: Schema) -> None:
-    """What need not be there may be null, which is the same."""
+    """An optional field may be null, which means the same as leaving it out."""
     for name in part["properties"].keys() - part.get("required", ()):
         kind = part["properties"][name]
         if "enum" in kind:
@@ -157,16 +157,22 @@ def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
         "maxItems": MOST_ITEMS,
         "items": {"enum": list(WEBHOOK_EVENTS)},
     }
-    address = {**ADDRESS, "description": "Gets the body of `/status` when the job ends."}
+    address = {**ADDRESS, "description": "Receives the body of `/status` when the job ends."}
     return {
-        "description": "A job; whether a model is trained for it is in `input`.",
+        "description": "A job; `input` says whether it trains a model.",
         "type": "object",
         "properties": {
             "input": inputs,
-            "s3Config": {**_or_null(s3), "description": "Your bucket, where the results go."},
+            "s3Config": {
+                **_or_null(s3),
+                "description": "Your bucket, which the results are uploaded to.",
+            },
             "webhook": _or_null(address, {"const": ""}),
             "webhookV2": {"description": "Has no effect."},
-            "webhook_events_filter": {**_or_null(events), "description": "What the webhook hears."},
+            "webhook_events_filter": {
+                **_or_null(events),
+                "description": "The events that the webhook receives.",
+            },
             "policy": _or_null(policy),
         },
         "required": ["input"],
@@ -178,7 +184,7 @@ def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
 def _training(train: Schema, inference: Schema) -> Schema:
     entries = {"type": "array", "items": inference, "maxItems": MOST_ITEMS}
     return {
-        "title": "Fine-tune a model, and draw with it",
+        "title": "Fine-tune a model, and generate images with it",
         "type": "object",
         "properties": {
             "train": train,
@@ -190,14 +196,14 @@ def _training(train: Schema, inference: Schema) -> Schema:
     }
 
 
-def _drawing(inference: Schema) -> Schema:
+def _generation(inference: Schema) -> Schema:
     entries = {"type": "array", "items": inference, "minItems": 1, "maxItems": MOST_ITEMS}
-    said = "The id of a finished job of yours, or what `resume_ckpt_url` takes."
+    text = "The id of a finished job of yours, or a value that `resume_ckpt_url` takes."
     return {
-        "title": "Draw with a finished model",
+        "title": "Generate images with a finished model",
         "type": "object",
         "properties": {
-            "model": {"type": "string", "minLength": 1, "pattern": MODEL, "description": said},
+            "model": {"type": "string", "minLength": 1, "pattern": MODEL, "description": text},
             "inference": {"anyOf": [inference, entries]},
             "train": NULL,
         },

@@ -1,4 +1,4 @@
-"""The keys that were made, in the database; see :class:`services.gateway.ports.KeyStore`."""
+"""API keys in the database; see :class:`services.gateway.ports.KeyStore`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.gateway.ports import StoredKey
 
 
 class SqlKeyStore:
-    """One row for each key, by its digest."""
+    """A row for each key."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -39,8 +39,10 @@ class SqlKeyStore:
         return [_key(row) for row in await self._database.all(sa.select(api_keys).order_by(*order))]
 
     async def disable(self, name: str, at: float) -> bool:
-        ours = (api_keys.c.name == name) & (api_keys.c.disabled_at.is_(None))
-        return await self._database.do(sa.update(api_keys).where(ours).values(disabled_at=at)) == 1
+        enabled = (api_keys.c.name == name) & (api_keys.c.disabled_at.is_(None))
+        return (
+            await self._database.do(sa.update(api_keys).where(enabled).values(disabled_at=at)) == 1
+        )
 
     async def used(self, digest: str, at: float) -> None:
         row = sa.update(api_keys).where(api_keys.c.digest == digest)

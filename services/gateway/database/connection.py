@@ -24,92 +24,96 @@ from shared.errors import Unavailable
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
-MIGRATION_TURN = 0x65766572
-"""Number of the advisory lock under which one process at a time migrates PostgreSQL."""
+MIGRATION_LOCK = 0x65766572
+"""Advisory lock under which one process at a time migrates PostgreSQL."""
 
 WAIT_SECONDS = 5.0
 """How long a transaction waits for SQLite's write lock."""
 LOCK_SECONDS = 0.2
-"""How long SQLite waits by itself: in a thread, where whoever gives up must wait along."""
+"""How long SQLite itself waits, in a thread that a cancelled call has to wait for."""
 LOCKED_SECONDS = 0.01
-"""Between two tries where SQLite itself does not wait."""
+"""Between two tries when SQLite itself does not wait."""
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 
-OURS_TO_MEND = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError)
-"""A wrong statement is our mistake, and waiting does not mend it."""
+BUGS = (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError)
+"""Errors of wrong statements; a retry would not help."""
 AWAY = (
     *(exc.DBAPIError, exc.TimeoutError),
     *(PostgresError, InterfaceError, OSError, aiosqlite.OperationalError),
 )
-"""The second row is what the drivers raise by themselves, before there is a connection."""
+"""The second row is what the drivers raise before there is a connection."""
 
 
 class Database:
-    """Statements against one database, with the project's errors."""
+    """Executes statements, and translates errors to the project's."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self.insert = insert_of(engine.dialect.name)
-        # SQLite has one writer at a time; queueing here is fair, its own lock is not.
-        self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        # SQLite has one writer at a time; this lock is fair, its own is not.
+        self._write_lock = asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
     @classmethod
     def open(cls, url: str) -> Self:
         """A database at ``sqlite:///file`` or ``postgresql://user:password@host/name``.
 
-        Nothing is connected yet. The folder of a SQLite file is made.
+        Nothing is connected yet. The folder of a SQLite file is created.
         """
         address = normalise(url)
         return cls(_sqlite(address) if _is_sqlite(address) else _postgresql(address))
 
     async def migrate(self) -> None:
-        """Bring the schema up to date; safe when several processes do it at once."""
+        """Upgrade the schema; safe when several processes do it at once."""
         if self._engine.dialect.name == "sqlite":
             await self._write_ahead()
-        async with self.writing(turn=MIGRATION_TURN) as connection:
+        async with self.writing(lock=MIGRATION_LOCK) as connection:
             await connection.run_sync(_upgrade)
 
     async def all(self, statement: sa.Executable) -> Sequence[Row[Any]]:
         """The rows of a SELECT. Raises Unavailable."""
-        with _away():
+        with _translate_errors():
             async with self._engine.connect() as connection:
                 return (await connection.execute(statement)).all()
 
     async def do(self, statement: sa.Executable) -> int:
-        """How many rows a statement changed, in a transaction of its own. Raises Unavailable."""
+        """Execute a statement in its own transaction; the number of changed rows.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
         async with self.writing() as connection:
             return (await connection.execute(statement)).rowcount
 
     @asynccontextmanager
-    async def writing(self, turn: int | None = None) -> AsyncIterator[AsyncConnection]:
-        """One transaction: all of it or nothing; of those with one ``turn``, one at a time.
+    async def writing(self, lock: int | None = None) -> AsyncIterator[AsyncConnection]:
+        """A transaction; those with the same ``lock`` run one after another.
 
-        SQLite's write lock is taken at its beginning: a transaction that has read before it
-        writes is refused without a wait. PostgreSQL has an advisory lock for each turn.
+        SQLite's write lock is taken at the beginning, because SQLite refuses it without a wait
+        to a transaction that has read before. In PostgreSQL ``lock`` is an advisory lock.
         """
-        with _away():
+        with _translate_errors():
             async with (
-                self._turn,
+                self._write_lock,
                 self._engine.connect() as connection,
                 AsyncExitStack() as transaction,
             ):
                 await connection.execution_options(sqlite_begin="IMMEDIATE")
                 await _begin(connection, transaction)
-                if turn is not None and connection.dialect.name == "postgresql":
-                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(turn)))
+                if lock is not None and connection.dialect.name == "postgresql":
+                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
                 yield connection
 
     async def close(self) -> None:
         await self._engine.dispose()
 
     async def _write_ahead(self) -> None:
-        """Have SQLite keep a write-ahead log, so that readers do not wait for a writer.
+        """Switch SQLite to a write-ahead log, so that readers do not wait for a writer.
 
-        The file remembers it. SQLite does not wait for the lock that the change needs, as it does
-        for every other: whoever starts at the same moment tries again.
+        The file keeps this mode. SQLite does not wait for the lock of this change, unlike for
+        others, so it is retried while another process starts.
         """
-        with _away():
+        with _translate_errors():
             async with self._engine.connect() as connection:
                 raw = (await connection.get_raw_connection()).driver_connection
                 assert isinstance(raw, aiosqlite.Connection)  # noqa: S101 - the engine's driver
@@ -121,7 +125,7 @@ class Database:
 
 
 async def _begin(connection: AsyncConnection, transaction: AsyncExitStack) -> None:
-    """Begin, again while somebody else holds SQLite's write lock."""
+    """Begin; retry while another process holds SQLite's write lock."""
     deadline = monotonic() + WAIT_SECONDS
     while True:
         try:
@@ -136,12 +140,12 @@ async def _begin(connection: AsyncConnection, transaction: AsyncExitStack) -> No
 
 
 def insert_of(dialect: str) -> Callable[[sa.Table], sqlite.Insert | postgresql.Insert]:
-    """The dialect's own insert, which can leave alone what is there already."""
+    """The dialect's own insert, which can ignore conflicts."""
     return sqlite.insert if dialect == "sqlite" else postgresql.insert
 
 
 def normalise(url: str) -> URL:
-    """The URL with the driver that we use, whichever was named.
+    """The URL with our driver, whichever it names.
 
     Raises:
         ValueError: neither ``sqlite`` nor ``postgresql``.
@@ -167,18 +171,17 @@ def _postgresql(address: URL) -> AsyncEngine:
 
 
 def _hang_up(connection: Any) -> None:
-    """Without a goodbye: whoever gives a statement up must not wait for a server that hangs."""
+    """Close without a message: a cancelled statement must not wait for a server that hangs."""
     connection.driver_connection.terminate()
 
 
 def _sqlite(address: URL) -> AsyncEngine:
     if not address.database or address.database == ":memory:":
         raise ValueError("a SQLite job store needs a file: sqlite:///path")
-    with _away():
+    with _translate_errors():
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
     limits = {"timeout": LOCK_SECONDS}
-    # Else every error would show the rows of its statement, and with them what users keep to
-    # themselves; errors are logged.
+    # Without hide_parameters, logged errors would contain users' data.
     engine = create_async_engine(address, connect_args=limits, hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _set_up_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -195,7 +198,7 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
 
 
 async def _in_wal(connection: aiosqlite.Connection) -> bool:
-    """Ask for the write-ahead log; False while somebody else holds the file."""
+    """Switch to the write-ahead log; False while another process holds the file."""
     try:
         await connection.execute("PRAGMA journal_mode = WAL")
     except aiosqlite.OperationalError as error:
@@ -211,12 +214,12 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _roll_back(connection: Any, *_: object) -> None:
-    """Let go of the write lock: closed with a row unread, a connection would keep it for long."""
+    """Release the write lock; a connection closed with an unread row would keep it for long."""
     connection.rollback()
 
 
 def _upgrade(connection: Connection) -> None:
-    """Bring the schema to the newest revision, inside the transaction that is open."""
+    """Upgrade to the newest revision, inside the open transaction."""
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -224,10 +227,10 @@ def _upgrade(connection: Connection) -> None:
 
 
 @contextmanager
-def _away() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
-    except OURS_TO_MEND:
+    except BUGS:
         raise
     except AWAY as error:
         raise Unavailable(f"the database does not answer: {error}") from error

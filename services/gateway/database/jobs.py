@@ -23,9 +23,9 @@ from services.gateway.ports import (
 
 LIVE = tuple(status for status in get_args(Status) if status not in END_STATUSES)
 PAGE = 100
-"""Rows fetched at a time where all are asked for."""
-OUTBOX_TURN = 0x6F757462
-"""Number of the advisory lock under which one gateway at a time takes from the outbox."""
+"""Rows fetched at a time when all are requested."""
+OUTBOX_LOCK = 0x6F757462
+"""Advisory lock under which one gateway at a time leases from the outbox."""
 
 
 class SqlJobStore:
@@ -69,22 +69,22 @@ class SqlJobStore:
     ) -> bool:
         if job.version != expected_version + 1:
             raise ValueError(f"version {job.version} cannot follow {expected_version}")
-        ours = (jobs.c.id == job.id) & (jobs.c.version == expected_version)
+        unchanged = (jobs.c.id == job.id) & (jobs.c.version == expected_version)
         async with self._database.writing() as connection:
-            update = sa.update(jobs).where(ours).values(**_columns(job))
+            update = sa.update(jobs).where(unchanged).values(**_columns(job))
             if (await connection.execute(update)).rowcount == 0:
                 return False
             await self._add(connection, outgoing, happened)
             return True
 
     async def live(self) -> AsyncIterator[StoredJob]:
-        place = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        all_live = sa.select(jobs).where(jobs.c.status.in_(LIVE)).order_by(*place.clauses)
+        position = sa.tuple_(jobs.c.created_at, jobs.c.id)
+        all_live = sa.select(jobs).where(jobs.c.status.in_(LIVE)).order_by(*position.clauses)
         page = await self._database.all(all_live.limit(PAGE))
         while page:
             for row in page:
                 yield _job(row)
-            after = place > (page[-1].created_at, page[-1].id)
+            after = position > (page[-1].created_at, page[-1].id)
             page = await self._database.all(all_live.where(after).limit(PAGE))
 
     async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
@@ -98,11 +98,11 @@ class SqlJobStore:
             await connection.execute(sa.delete(removed).where(removed.c.job == job_id))
 
     async def remove(self, job_id: str, at: float) -> bool:
-        theirs = outbox.c.job == job_id
+        later = (outbox.c.job == job_id) & (outbox.c.due_at > at)
         async with self._database.writing() as connection:
             if not await _delete(connection, job_id):
                 return False
-            await connection.execute(sa.delete(outbox).where(theirs & (outbox.c.due_at > at)))
+            await connection.execute(sa.delete(outbox).where(later))
             await connection.execute(self._database.insert(removed).values(job=job_id, at=at))
             return True
 
@@ -115,7 +115,7 @@ class SqlJobStore:
         if not await self._database.all(free.limit(1)):
             return []
         take = sa.update(outbox).where(outbox.c.number.in_(free)).values(taken_until=until)
-        async with self._database.writing(turn=OUTBOX_TURN) as connection:
+        async with self._database.writing(lock=OUTBOX_LOCK) as connection:
             rows = (await connection.execute(take.returning(outbox))).all()
         return [_outgoing(row) for row in sorted(rows, key=lambda row: (row.due_at, row.number))]
 
@@ -128,8 +128,8 @@ class SqlJobStore:
 
     async def counts(self, owner: str) -> Mapping[str, int]:
         number = sa.func.count().label("number")
-        theirs = sa.select(jobs.c.status, number).where(jobs.c.owner == owner)
-        rows = await self._database.all(theirs.group_by(jobs.c.status))
+        counts = sa.select(jobs.c.status, number).where(jobs.c.owner == owner)
+        rows = await self._database.all(counts.group_by(jobs.c.status))
         return {row.status: int(row.number) for row in rows}
 
     async def count_retried(self, owner: str) -> int:
@@ -138,8 +138,8 @@ class SqlJobStore:
         return int(row.number)
 
     async def count_ahead(self, created_at: float, job_id: str) -> int:
-        place = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        ahead = (jobs.c.status == "IN_QUEUE") & (place < (created_at, job_id))
+        position = sa.tuple_(jobs.c.created_at, jobs.c.id)
+        ahead = (jobs.c.status == "IN_QUEUE") & (position < (created_at, job_id))
         (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(ahead))
         return int(row.number)
 
@@ -151,22 +151,22 @@ class SqlJobStore:
         before: tuple[float, str] | None = None,
         limit: int = 100,
     ) -> Sequence[StoredJob]:
-        place = sa.tuple_(jobs.c.created_at, jobs.c.id)
+        position = sa.tuple_(jobs.c.created_at, jobs.c.id)
         wanted = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         if owner is not None:
             wanted = wanted.where(jobs.c.owner == owner)
         if statuses:
             wanted = wanted.where(jobs.c.status.in_(statuses))
         if before is not None:
-            wanted = wanted.where(place < before)
+            wanted = wanted.where(position < before)
         return [_job(row) for row in await self._database.all(wanted)]
 
     async def events_after(
         self, job_id: str, version: int, number: int, limit: int = 100
     ) -> Sequence[StoredEvent]:
-        place = sa.tuple_(events.c.version, events.c.number)
-        later = (events.c.job == job_id) & (place > (version, number))
-        rows = sa.select(events).where(later).order_by(*place.clauses).limit(limit)
+        position = sa.tuple_(events.c.version, events.c.number)
+        later = (events.c.job == job_id) & (position > (version, number))
+        rows = sa.select(events).where(later).order_by(*position.clauses).limit(limit)
         return [_event(row) for row in await self._database.all(rows)]
 
     async def streamed(self, job_id: str) -> tuple[str, float]:
@@ -176,8 +176,8 @@ class SqlJobStore:
     async def stream(self, job_id: str, digest: str, at: float, *, expected: str) -> bool:
         mark = {"digest": digest, "at": at}
         if expected:
-            ours = (streams.c.job == job_id) & (streams.c.digest == expected)
-            return await self._database.do(sa.update(streams).where(ours).values(mark)) == 1
+            unchanged = (streams.c.job == job_id) & (streams.c.digest == expected)
+            return await self._database.do(sa.update(streams).where(unchanged).values(mark)) == 1
         first = self._database.insert(streams).values(job=job_id, **mark).on_conflict_do_nothing()
         return await self._database.do(first) == 1
 
@@ -197,14 +197,14 @@ class SqlJobStore:
 
 
 def _free(now: float) -> sa.Select[tuple[int]]:
-    """Numbers of the rows that are due, and whose job has none that somebody has taken."""
+    """Numbers of the rows that are due, and whose jobs have no leased rows."""
     others = outbox.alias("others")
     taken = sa.exists().where(others.c.job == outbox.c.job, others.c.taken_until > now)
     return sa.select(outbox.c.number).where(outbox.c.due_at <= now, ~taken)
 
 
 async def _delete(connection: AsyncConnection, job_id: str) -> bool:
-    """The job and all that is kept of it; whether there was one."""
+    """Delete a job with its events and stream position; whether there was one."""
     for table in (events, streams):
         await connection.execute(sa.delete(table).where(table.c.job == job_id))
     return (await connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))).rowcount == 1

@@ -1,4 +1,4 @@
-"""The tables of the database; the migrations lead to them."""
+"""The tables, as the migrations create them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sqlalchemy as sa
 metadata = sa.MetaData()
 
 COUNTING = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-"""BIGINT counts up by itself in PostgreSQL, INTEGER alone does in SQLite."""
+"""Auto-increments as BIGINT in PostgreSQL, but in SQLite only as INTEGER."""
 
 jobs = sa.Table(
     "jobs",

@@ -16,7 +16,7 @@ from shared.ports import UploadPart
 
 
 class SqlUploadStore:
-    """One row for each upload, and one for each of its parts."""
+    """A row for each upload, and one for each of its parts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -29,16 +29,16 @@ class SqlUploadStore:
         return StoredUpload(**_fields(rows[0])) if rows else None
 
     async def count_unfinished(self, owner: str) -> int:
-        theirs = (uploads.c.owner == owner) & uploads.c.finished_at.is_(None)
-        count = sa.select(sa.func.count()).select_from(uploads).where(theirs)
+        unfinished = (uploads.c.owner == owner) & uploads.c.finished_at.is_(None)
+        count = sa.select(sa.func.count()).select_from(uploads).where(unfinished)
         return int((await self._database.all(count))[0][0])
 
     async def append(self, part: UploadPart, at: float) -> bool:
         end = part.offset + part.bytes
-        as_it_was = (uploads.c.id == part.upload) & (uploads.c.received == part.offset)
+        unchanged = (uploads.c.id == part.upload) & (uploads.c.received == part.offset)
         async with self._database.writing() as connection:
             moved = await connection.execute(
-                sa.update(uploads).where(as_it_was).values(received=end, touched_at=at)
+                sa.update(uploads).where(unchanged).values(received=end, touched_at=at)
             )
             if moved.rowcount != 1:
                 return False
@@ -46,8 +46,8 @@ class SqlUploadStore:
         return True
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
-        ours = sa.select(upload_parts).where(upload_parts.c.upload == upload_id)
-        rows = await self._database.all(ours.order_by(upload_parts.c.offset))
+        parts = sa.select(upload_parts).where(upload_parts.c.upload == upload_id)
+        rows = await self._database.all(parts.order_by(upload_parts.c.offset))
         return [UploadPart(**_fields(row)) for row in rows]
 
     async def settle(self, upload_id: str, sha256: str, finished_at: float | None) -> None:
@@ -57,8 +57,8 @@ class SqlUploadStore:
     async def expired(
         self, *, untouched_since: float, finished_before: float, limit: int = 100
     ) -> Sequence[str]:
-        left_alone = uploads.c.finished_at.is_(None) & (uploads.c.touched_at < untouched_since)
-        old = left_alone | (uploads.c.finished_at < finished_before)
+        abandoned = uploads.c.finished_at.is_(None) & (uploads.c.touched_at < untouched_since)
+        old = abandoned | (uploads.c.finished_at < finished_before)
         rows = await self._database.all(sa.select(uploads.c.id).where(old).limit(limit))
         return [row.id for row in rows]
 

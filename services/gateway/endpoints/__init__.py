@@ -1,1 +1,1 @@
-"""What clients call: one module for each group of HTTP operations."""
+"""The operations that the gateway answers over HTTP, a module for each group."""

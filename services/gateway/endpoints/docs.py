@@ -1,4 +1,4 @@
-"""The documents, for whoever asks."""
+"""Serve the API documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DocsRoutes:
     """``/openapi.json``, ``/asyncapi.json``, and ``/docs``, which shows both."""
 
     def __init__(self, openapi: Schema, asyncapi: Schema, url: str) -> None:
-        """``url`` is where clients reach us."""
+        """``url`` is where clients reach the gateway."""
         self._openapi = msgspec.json.encode(openapi)
         self._asyncapi = msgspec.json.encode(asyncapi)
         self._page = page(openapi, asyncapi, url)
@@ -45,7 +45,7 @@ class DocsRoutes:
     @route(
         "GET",
         "/docs",
-        "Read both documents as a page",
+        "Get both documents as a page",
         needs=None,
         versioned=False,
         answers={200: Answer("The page.", media="text/html")},

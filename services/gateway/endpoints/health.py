@@ -1,4 +1,4 @@
-"""Liveness and readiness, for whatever watches over the gateway or sends it requests."""
+"""Liveness and readiness, for monitoring and load balancers."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from services.gateway.web.routing import Answer, route
 from shared.errors import Unavailable
 from shared.ports import ObjectStore
 
-ROOM = 2**30
-"""Bytes that the store's disk must have free: for a few uploads, or a small model."""
+NEEDED_BYTES = 2**30
+"""Free space that a local store must have: for a few uploads, or a small model."""
 Part = Literal["database", "broker", "store"]
 
 log = structlog.get_logger()
 
 
 class Problem(Struct, frozen=True):
-    """A part that is not as it should be, and since when."""
+    """Why a part is not ready, and since when (seconds since the epoch)."""
 
     reason: str
     since: float
 
 
 class HealthRoutes:
-    """``/healthz``: the database answers. ``/ready``: so does the broker, and the disk has room."""
+    """``/healthz`` checks the database, ``/ready`` also the broker and the disk."""
 
     def __init__(
         self,
@@ -48,15 +48,15 @@ class HealthRoutes:
         self._supervisor = supervisor
         self._store = store
         self._clock = clock
-        self._lacks: dict[Part, Problem] = {}
+        self._problems: dict[Part, Problem] = {}
 
     @route(
         ("GET", "HEAD"),
         "/healthz",
-        "See whether requests can be answered: the database is asked",
+        "Check that requests can be answered: the database answers",
         needs=None,
         versioned=False,
-        answers={200: Answer("They can.", response_types.Liveness)},
+        answers={200: Answer("Requests can be answered.", response_types.Liveness)},
         errors=(503,),
     )
     async def alive(self, _request: web.Request) -> web.Response:
@@ -68,26 +68,26 @@ class HealthRoutes:
     @route(
         ("GET", "HEAD"),
         "/ready",
-        "See whether everything is there that jobs need",
+        "Check that everything that jobs need is available",
         needs=None,
         versioned=False,
         answers={
-            200: Answer("It is.", response_types.Readiness),
+            200: Answer("Everything is available.", response_types.Readiness),
             503: Answer(
-                "Not all of it; jobs are accepted all the same while the database answers.",
+                "Something is missing; jobs are accepted all the same while the database answers.",
                 response_types.Readiness,
                 headers={"Retry-After": "Seconds."},
             ),
         },
     )
     async def ready(self, _request: web.Request) -> web.Response:
-        """The reasons are our own words: whoever asks has no key."""
+        """Reasons are our own texts, never those of errors, because this needs no key."""
         self._note("database", await self._database())
         self._note("broker", self._supervisor.broker_problem)
         self._note("store", await self._disk())
         lacking: list[response_types.UnreadyPart] = [
-            {"part": part, "reason": lack.reason, "since": iso(lack.since)}
-            for part, lack in self._lacks.items()
+            {"part": part, "reason": problem.reason, "since": iso(problem.since)}
+            for part, problem in self._problems.items()
         ]
         if not lacking:
             return web.json_response(response_types.Readiness(status="ready", lacking=[]))
@@ -95,10 +95,10 @@ class HealthRoutes:
         return web.json_response(body, status=503, headers={"Retry-After": str(RETRY_SECONDS)})
 
     def _note(self, part: Part, reason: str | None) -> None:
-        """Remember since when; what is mended is forgotten."""
-        known = self._lacks.pop(part, None)
+        """Record a problem with its first time, or remove one that is solved."""
+        known = self._problems.pop(part, None)
         if reason is not None:
-            self._lacks[part] = Problem(reason, known.since if known else self._clock())
+            self._problems[part] = Problem(reason, known.since if known else self._clock())
             if known is None:
                 log.warning("not_ready", part=part, reason=reason)
 
@@ -111,11 +111,11 @@ class HealthRoutes:
         return None
 
     async def _disk(self) -> str | None:
-        """Of a store on this machine; another says itself when it is full."""
+        """Check a local disk; other stores report by themselves when they are full."""
         if not isinstance(self._store, LocalStore):
             return None
         try:
             free = await asyncio.to_thread(self._store.free_bytes)
         except Unavailable:
             return "its folder cannot be read"
-        return f"{free} bytes are free; {ROOM} are needed" if free < ROOM else None
+        return f"{free} bytes are free; {NEEDED_BYTES} are needed" if free < NEEDED_BYTES else None

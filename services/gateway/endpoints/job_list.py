@@ -1,4 +1,4 @@
-"""A client's jobs, newest first and page by page."""
+"""List a key's jobs, newest first, page by page."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from services.gateway.web.routing import Answer, Parameter, route
 
 PARAMETERS = ("status", "limit", "cursor")
 STATUSES: tuple[Status, ...] = get_args(Status)
-USUAL, MOST = 20, 100
+DEFAULT_LIMIT, MOST = 20, 100
 
 
 class Filter(NamedTuple):
-    """What a client wants to see."""
+    """Which jobs to list."""
 
     statuses: tuple[str, ...]
     """Empty: any."""
     limit: int
     before: tuple[float, str] | None
-    """The place (created_at, id) of the last job of the page before."""
+    """(created_at, id) of the last job of the previous page."""
 
 
 class JobListRoutes:
@@ -48,11 +48,16 @@ class JobListRoutes:
         "List your jobs, newest first",
         needs="status",
         parameters=(
-            Parameter("status", "query", list[Status], "Only these; repeated, or with commas."),
             Parameter(
-                "limit", "query", Annotated[int, Meta(ge=1, le=MOST)], f"{USUAL} unless said."
+                "status", "query", list[Status], "Only these; repeated, or separated by commas."
             ),
-            Parameter("cursor", "query", str, "``next`` of the page before."),
+            Parameter(
+                "limit",
+                "query",
+                Annotated[int, Meta(ge=1, le=MOST)],
+                f"{DEFAULT_LIMIT} by default.",
+            ),
+            Parameter("cursor", "query", str, "``next`` of the previous page."),
         ),
         answers={200: Answer("A page of jobs.", JobPage)},
         errors=(400,),
@@ -66,7 +71,7 @@ class JobListRoutes:
         return json_response(msgspec.json.encode(self._page(rows, wanted.limit)))
 
     def _page(self, rows: Sequence[StoredJob], limit: int) -> JobPage:
-        """One row more than are shown tells that there is another page."""
+        """One row more than ``limit`` means that there is another page."""
         now, shown = self._clock(), rows[:limit]
         return {
             "jobs": [summary(read(row), now) for row in shown],
@@ -97,31 +102,31 @@ def _statuses(query: MultiMapping[str], mistakes: list[str]) -> tuple[str, ...]:
 
 
 def _limit(query: MultiMapping[str], mistakes: list[str]) -> int:
-    text = query.get("limit", str(USUAL))
+    text = query.get("limit", str(DEFAULT_LIMIT))
     if text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MOST:
         return int(text)
     mistakes.append(f"limit: expected an integer from 1 to {MOST}, got {text[:40]!r}")
-    return USUAL
+    return DEFAULT_LIMIT
 
 
 def _before(query: MultiMapping[str], mistakes: list[str]) -> tuple[float, str] | None:
     text = query.get("cursor")
-    place = None if text is None else decode_cursor(text)
-    if text is not None and place is None:
+    position = None if text is None else decode_cursor(text)
+    if text is not None and position is None:
         mistakes.append(f"cursor: expected what a page gave as next, got {text[:40]!r}")
-    return place
+    return position
 
 
 def encode_cursor(row: StoredJob) -> str:
-    """Where a page ends: clients give it back as it is."""
+    """The position after a row, opaque to clients."""
     return base64.urlsafe_b64encode(msgspec.json.encode([row.created_at, row.id])).decode()
 
 
 def decode_cursor(text: str) -> tuple[float, str] | None:
-    """What a cursor stands for; None: it is none of ours."""
+    """(created_at, id) in a cursor; None: it is not valid."""
     try:
         decoded = base64.b64decode(text, altchars=b"-_", validate=True)
-        place = msgspec.json.decode(decoded, type=tuple[float, str])
+        position = msgspec.json.decode(decoded, type=tuple[float, str])
     except (ValueError, msgspec.DecodeError):
         return None
-    return place if place[1].isprintable() else None
+    return position if position[1].isprintable() else None

@@ -1,4 +1,4 @@
-"""Removing a job for good."""
+"""Remove a job for good."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class JobRemovalRoutes:
         clock: Callable[[], float],
         on_removal: Callable[[str], None],
     ) -> None:
-        """``on_removal`` is told the id of a job whose files are to go."""
+        """``on_removal`` is called with the id of a job whose files are to be deleted."""
         self._authorizer = authorizer
         self._repository = repository
         self._clock = clock
@@ -35,12 +35,12 @@ class JobRemovalRoutes:
     @route(
         "DELETE",
         "/jobs/{job}",
-        "Remove a job and all its files for good",
+        "Delete a job and all its files for good",
         needs="delete",
-        answers={200: Answer("It is gone.", Removed)},
+        answers={200: Answer("The job was deleted.", Removed)},
     )
     async def _remove(self, request: web.Request, owner: str) -> web.Response:
-        """Cancel first, so that workers are told to stop."""
+        """Cancel first, so that workers stop."""
         async with asyncio.timeout(ANSWER_SECONDS):
             job_id = (await self._authorizer.job(request, owner)).job.id
             await self._repository.change(job_id, self._cancelled)

@@ -1,4 +1,4 @@
-"""RunPod's operations of an endpoint, as its clients use them."""
+"""RunPod's operations of an endpoint: run, status, stream, cancel and the like."""
 
 from __future__ import annotations
 
@@ -36,38 +36,39 @@ from shared.messaging.messages import stable_id
 from shared.request import Command
 
 READ = ("GET", "POST")
-"""RunPod's Go client POSTs what the others GET."""
+"""RunPod's Go client uses POST where the others use GET."""
 RUN_BYTES, RUNSYNC_BYTES = 10 * 1024 * 1024, 20 * 1024 * 1024
-"""The largest bodies, as RunPod has them."""
+"""RunPod's limits for bodies."""
 MOST_WAIT, MOST_RUNSYNC_WAIT, RUNSYNC_WAIT = 90_000, 300_000, 90_000
 """Milliseconds."""
 SHORT_WAIT = 1_000
-"""Of one who does not say how long he waits, in milliseconds: so that no client asks in a loop
-without a pause."""
+"""Default wait in milliseconds; prevents busy polling."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
 MOST_KEY_LETTERS = 255
 CANCELLED_STREAM_SECONDS = 10.0
-"""After this a cancelled job has no stream: RunPod's Python client would read it for ever."""
-REQUEST = Body(JSON, {"$ref": "#/components/schemas/Request"}, "What is to be done.")
-TO_CHECK = Body(JSON, {"$ref": "#/components/schemas/RequestCheck"}, "What would be done.")
+"""Then a cancelled job's stream is 404; RunPod's Python client would poll it for ever."""
+REQUEST = Body(JSON, {"$ref": "#/components/schemas/Request"}, "The request.")
+TO_CHECK = Body(
+    JSON, {"$ref": "#/components/schemas/RequestCheck"}, "The request whose dataset is checked."
+)
 IDEMPOTENCY = Parameter(
     IDEMPOTENCY_KEY,
     "header",
     Annotated[str, Meta(min_length=1, max_length=MOST_KEY_LETTERS)],
-    "The same key with the same request is the same job.",
+    "The same key with the same request gives the same job.",
 )
 STATE = {200: Answer("The job's id and status.", JobState)}
-STATUS = {200: Answer("The job as it stands.", JobStatus)}
+STATUS = {200: Answer("The job.", JobStatus)}
 
 
-def waits(usual: int, most: int) -> Parameter:
-    """How long a client may wait, in milliseconds."""
-    text = f"Milliseconds, {usual} unless said; below 0 counts as 0, above {most} as {most}."
+def wait_parameter(default: int, most: int) -> Parameter:
+    """The ``wait`` parameter, in milliseconds."""
+    text = f"Milliseconds, {default} by default; below 0 counts as 0, above {most} as {most}."
     return Parameter("wait", "query", int, text)
 
 
 class JobRoutes:
-    """Submitting, looking, waiting, wishing, cancelling and trying again."""
+    """Submit, read, stream, command, cancel and retry jobs."""
 
     def __init__(
         self,
@@ -107,9 +108,9 @@ class JobRoutes:
     @route(
         "POST",
         "/runsync",
-        "Submit a job, and get its status when it has ended or the time is over",
+        "Submit a job, and get its status when it ends or the time is over",
         needs="runsync",
-        parameters=(waits(RUNSYNC_WAIT, MOST_RUNSYNC_WAIT), IDEMPOTENCY),
+        parameters=(wait_parameter(RUNSYNC_WAIT, MOST_RUNSYNC_WAIT), IDEMPOTENCY),
         body=REQUEST,
         answers=STATUS,
         errors=(404, 422),
@@ -130,7 +131,6 @@ class JobRoutes:
         errors=(422,),
     )
     async def _check(self, request: web.Request, owner: str) -> web.Response:
-        """A job that ends with the report on its dataset."""
         job = await self._admit(request, owner, RUN_BYTES, checks=True)
         return web.json_response(state_of(job))
 
@@ -143,15 +143,15 @@ class JobRoutes:
         *,
         checks: bool = False,
     ) -> Job:
-        """Mistakes of the headers and parameters are told with those of the body."""
+        """Mistakes in headers and parameters are reported together with those in the body."""
         body = await json_body(request, most)
-        if told := mistakes_of(partial(job_id_for, request, owner), wait):
-            raise Invalid([*told, *mistakes_of(partial(parse_request, unwrap(body)))])
+        if mistakes := mistakes_of(partial(job_id_for, request, owner), wait):
+            raise Invalid([*mistakes, *mistakes_of(partial(parse_request, unwrap(body)))])
         job_id = job_id_for(request, owner)
         async with asyncio.timeout(ANSWER_SECONDS):
             return await self._admission.admit(job_id, owner, body, checks=checks)
 
-    @route(READ, "/status/{job}", "Look at a job", needs="status", answers=STATUS)
+    @route(READ, "/status/{job}", "Get a job", needs="status", answers=STATUS)
     async def _status(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
             current = await self._authorizer.job(request, owner)
@@ -160,9 +160,9 @@ class JobRoutes:
     @route(
         READ,
         "/status-sync/{job}",
-        "Look at a job when it has ended or the time is over",
+        "Get a job when it has ended or the time is over",
         needs="status",
-        parameters=(waits(SHORT_WAIT, MOST_WAIT),),
+        parameters=(wait_parameter(SHORT_WAIT, MOST_WAIT),),
         answers=STATUS,
         errors=(400,),
     )
@@ -173,7 +173,7 @@ class JobRoutes:
         return await self._at_the_end(request, current.job, wait)
 
     async def _at_the_end(self, request: web.Request, job: Job, wait: float) -> web.Response:
-        """The status once the job has ended, or as it is after so many seconds."""
+        """The status when the job has ended, or after ``wait`` seconds."""
         async with aclosing(self._repository.versions(job.id, wait)) as versions:
             async for current in versions:
                 job = current.job
@@ -188,14 +188,13 @@ class JobRoutes:
     @route(
         READ,
         "/stream/{job}",
-        "Get what is new of a job's output, each piece once",
+        "Get new output of a job, each piece once",
         needs="stream",
-        parameters=(waits(SHORT_WAIT, MOST_WAIT),),
-        answers={200: Answer("What is new.", Stream)},
+        parameters=(wait_parameter(SHORT_WAIT, MOST_WAIT),),
+        answers={200: Answer("The new output.", Stream)},
         errors=(400,),
     )
     async def _stream(self, request: web.Request, owner: str) -> web.Response:
-        """What is new of the output since the last such request, each piece once."""
         wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
         async with asyncio.timeout(ANSWER_SECONDS):
             current = await self._authorizer.job(request, owner)
@@ -209,7 +208,7 @@ class JobRoutes:
         ended = job.ended_at or self._clock()
         return job.status == "CANCELLED" and self._clock() - ended > CANCELLED_STREAM_SECONDS
 
-    @route("POST", "/cancel/{job}", "Stop a job", needs="cancel", answers=STATE)
+    @route("POST", "/cancel/{job}", "Cancel a job", needs="cancel", answers=STATE)
     async def _cancel(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
             job = (await self._authorizer.job(request, owner)).job
@@ -219,7 +218,7 @@ class JobRoutes:
     @route(
         "POST",
         "/retry/{job}",
-        "Run a job again that FAILED or TIMED_OUT, from where it stopped",
+        "Retry a job that FAILED or TIMED_OUT, from where it stopped",
         needs="run",
         answers=STATE,
         errors=(400,),
@@ -238,7 +237,7 @@ class JobRoutes:
     @route(
         "POST",
         "/jobs/{job}/sample",
-        "Have a row of samples drawn from a training at work",
+        "Generate a row of samples from a running training",
         needs="command",
         answers=STATE,
         errors=(409,),
@@ -249,7 +248,7 @@ class JobRoutes:
     @route(
         "POST",
         "/jobs/{job}/save",
-        "Have a checkpoint of a training at work saved now",
+        "Save a checkpoint of a running training now",
         needs="command",
         answers=STATE,
         errors=(409,),
@@ -260,7 +259,7 @@ class JobRoutes:
     @route(
         "POST",
         "/jobs/{job}/stop",
-        "End a training at work early, as if its last step were done",
+        "End a running training early, as if its last step were done",
         needs="command",
         answers=STATE,
         errors=(409,),
@@ -269,7 +268,6 @@ class JobRoutes:
         return await self._command(request, owner, "stop")
 
     async def _command(self, request: web.Request, owner: str, kind: Command) -> web.Response:
-        """Write down what is wanted of a training at work; whoever trains hears of it."""
         async with asyncio.timeout(ANSWER_SECONDS):
             job = (await self._authorizer.job(request, owner)).job
             issue = partial(issue_command, kind=kind)
@@ -286,7 +284,6 @@ class JobRoutes:
         answers={200: Answer("How many were cancelled.", Purged)},
     )
     async def _purge(self, _request: web.Request, owner: str) -> web.Response:
-        """Cancel what waits in the queue; whatever is at work goes on."""
         removed = 0
         async with asyncio.timeout(ANSWER_SECONDS):
             for job_id in await self._capacity.queued(owner):
@@ -298,7 +295,7 @@ class JobRoutes:
     @route(
         READ,
         "/health",
-        "Count your jobs, and the workers that have a GPU",
+        "Count your jobs and the workers with a GPU",
         needs="status",
         answers={200: Answer("Jobs by state, and workers.", Health)},
     )
@@ -314,7 +311,7 @@ class JobRoutes:
 
 
 def mistakes_of(*checks: Callable[[], object]) -> list[str]:
-    """What all of these find wrong."""
+    """The mistakes that all of these checks find."""
     mistakes: list[str] = []
     for check in checks:
         try:
@@ -328,20 +325,20 @@ def state_of(job: Job) -> JobState:
     return {"id": job.id, "status": job.status}
 
 
-def wait_of(request: web.Request, usual: int, most: int) -> float:
-    """The seconds that a client wants to wait, from its ``wait`` in milliseconds.
+def wait_of(request: web.Request, default: int, most: int) -> float:
+    """The ``wait`` parameter in seconds.
 
     Raises:
-        Invalid: no number.
+        Invalid: it is no integer.
     """
-    text = request.query.get("wait", str(usual))
+    text = request.query.get("wait", str(default))
     if not re.fullmatch(r"-?\d{1,15}", text, re.ASCII):
         raise Invalid([f"wait: expected milliseconds from 0 to {most}, got {text[:40]!r}"])
     return min(max(int(text), 0), most) / 1000
 
 
 def job_id_for(request: web.Request, owner: str) -> str:
-    """A new id, or the one that belongs to the request's idempotency key.
+    """The id that belongs to the request's idempotency key, or a new one.
 
     Raises:
         Invalid: the key is empty or too long.

@@ -1,4 +1,4 @@
-"""What happens to a job, told as it happens: server-sent events that a client can take up again."""
+"""A job's events as server-sent events, which a client can resume."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from services.gateway.web.routing import Answer, Parameter, route
 from shared.errors import Unavailable
 
 PAGE = 100
-"""Events that are held in memory at once for one client."""
+"""Events held in memory at once for one client."""
 PROGRESS_SECONDS = 1.0
 """Between two ``progress`` events."""
 HEARTBEAT_SECONDS = 15.0
-"""Of silence, before a comment shows the client and what lies between that we are there."""
+"""After this silence a comment keeps the connection alive."""
 WRITE_SECONDS = 60.0
-"""How long a client may leave what it is told unread."""
+"""A client that does not read for so long is disconnected."""
 LAST_EVENT_ID, PARAMETER = "Last-Event-ID", "last_event_id"
 EVENT_ID = re.compile(r"^([0-9]{1,9})(?:\.([0-9]{1,9}))?$")
 EventId = Annotated[str, Meta(pattern=EVENT_ID.pattern)]
@@ -43,7 +43,7 @@ log = structlog.get_logger()
 
 
 class EventPosition(NamedTuple):
-    """How far a client has read: everything up to this event."""
+    """The last event that a client has read."""
 
     version: int
     number: int
@@ -51,11 +51,11 @@ class EventPosition(NamedTuple):
 
 BEGINNING = EventPosition(0, 0)
 LAST_NUMBER = 2**31 - 1
-"""Greater than any event's number: all of a version has been told."""
+"""Greater than any event's number: the whole version was sent."""
 
 
 class EventRoutes:
-    """``/events/{job}``, for as many as want to follow."""
+    """``/events/{job}``."""
 
     def __init__(
         self,
@@ -73,38 +73,38 @@ class EventRoutes:
     @route(
         "GET",
         "/events/{job}",
-        "Follow what happens to a job, as server-sent events",
+        "Follow a job's events, as server-sent events",
         needs="stream",
         parameters=(
-            Parameter(LAST_EVENT_ID, "header", EventId, "The last event that was read."),
-            Parameter(PARAMETER, "query", EventId, f"The same; {LAST_EVENT_ID} goes first."),
+            Parameter(LAST_EVENT_ID, "header", EventId, "The last event that the client has read."),
+            Parameter(PARAMETER, "query", EventId, f"The same; {LAST_EVENT_ID} takes precedence."),
         ),
         answers={
-            200: Answer("All that has happened, then what comes.", media="text/event-stream"),
-            204: Answer("The job has ended, and there is nothing new to tell."),
+            200: Answer("All events so far, then new ones.", media="text/event-stream"),
+            204: Answer("The job has ended, and there are no new events."),
         },
         errors=(400,),
     )
     async def _events(self, request: web.Request, owner: str) -> web.StreamResponse:
         async with asyncio.timeout(ANSWER_SECONDS):
             current = await self._authorizer.job(request, owner)
-            place = position_of(request, current.version)
-            if await self._is_over(current.job, place):
+            position = position_of(request, current.version)
+            if await self._is_over(current.job, position):
                 return web.Response(status=204, headers={"Cache-Control": "no-store"})
         response = web.StreamResponse(headers=HEADERS)
         await response.prepare(request)
-        reader = EventReader(response, self._jobs, self._presenter, place)
-        await self._tell_all(request, reader, current.job.id)
+        writer = EventWriter(response, self._jobs, self._presenter, position)
+        await self._send_all(request, writer, current.job.id)
         return response
 
-    async def _is_over(self, job: Job, place: EventPosition) -> bool:
-        """Whether nothing is left to tell; 204 keeps EventSource from coming again."""
-        return job.ended and not await self._jobs.events_after(job.id, *place, limit=1)
+    async def _is_over(self, job: Job, position: EventPosition) -> bool:
+        """Whether nothing is left to send; the 204 keeps EventSource from reconnecting."""
+        return job.ended and not await self._jobs.events_after(job.id, *position, limit=1)
 
-    async def _tell_all(self, request: web.Request, reader: EventReader, job_id: str) -> None:
-        """Until the end, or until the client is gone: one that comes again gets the rest."""
+    async def _send_all(self, request: web.Request, writer: EventWriter, job_id: str) -> None:
+        """Send until the job ends or the client is gone; a client that reconnects gets the rest."""
         try:
-            await self._follow(request, reader, job_id)
+            await self._follow(request, writer, job_id)
         except ConnectionResetError:
             log.debug("reader_gone", job=job_id)
         except UnknownJob:
@@ -116,108 +116,108 @@ class EventRoutes:
             if request.transport is not None:
                 request.transport.abort()
 
-    async def _follow(self, request: web.Request, reader: EventReader, job_id: str) -> None:
+    async def _follow(self, request: web.Request, writer: EventWriter, job_id: str) -> None:
         async with aclosing(self._repository.versions(job_id)) as versions:
             async for current in versions:
                 if is_disconnected(request):
                     return
-                await reader.tell(current)
+                await writer.send(current)
                 if current.job.ended:
                     return
-                await reader.show_life()
+                await writer.keep_alive()
 
 
-class EventReader:
-    """One client, who is told each event once and in order."""
+class EventWriter:
+    """Sends one client each event once, in order."""
 
     def __init__(
         self,
         response: web.StreamResponse,
         jobs: JobStore,
         presenter: Presenter,
-        place: EventPosition,
+        position: EventPosition,
     ) -> None:
         self._response = response
         self._jobs = jobs
         self._presenter = presenter
-        self._position = place
+        self._position = position
         self._now = asyncio.get_running_loop().time
-        self._written = self._now()
-        self._numbers: dict[str, Any] | None = None
-        self._numbers_at = float("-inf")
+        self._written_at = self._now()
+        self._progress: dict[str, Any] | None = None
+        self._progress_at = float("-inf")
 
-    async def tell(self, current: JobVersion) -> None:
-        """Everything new of a job as it stood, a page at a time, then its newest numbers."""
+    async def send(self, current: JobVersion) -> None:
+        """Send all new events up to this version, page by page, then the newest progress."""
         while page := await self._page(current):
             await self._write(b"".join(page))
-        await self._tell_progress(current)
+        await self._send_progress(current)
 
-    async def show_life(self) -> None:
-        """A comment, after a long silence."""
-        if self._now() - self._written >= HEARTBEAT_SECONDS:
+    async def keep_alive(self) -> None:
+        """Send a comment, after a long silence."""
+        if self._now() - self._written_at >= HEARTBEAT_SECONDS:
             await self._write(b":\n\n")
 
     async def _page(self, current: JobVersion) -> list[bytes]:
-        """Later versions are left for the next look, which sees them as a whole."""
-        rows = await self._jobs.events_after(current.job.id, *self._position, limit=PAGE)
+        """The next events, without those of later versions than this."""
+        job = current.job
+        rows = await self._jobs.events_after(job.id, *self._position, limit=PAGE)
         known = [row for row in rows if row.version <= current.version]
         if known:
             self._position = EventPosition(known[-1].version, known[-1].number)
-        job = current.job
         return [
             event(f"{row.version}.{row.number}", row.type, await self._presenter.event(job, row))
             for row in known
         ]
 
-    async def _tell_progress(self, current: JobVersion) -> None:
-        numbers, all_of_it = (
-            latest_progress(current.job),
-            EventPosition(current.version, LAST_NUMBER),
-        )
-        soon = self._now() - self._numbers_at < PROGRESS_SECONDS
-        if numbers is None or numbers == self._numbers or soon or self._position >= all_of_it:
+    async def _send_progress(self, current: JobVersion) -> None:
+        progress = latest_progress(current.job)
+        position = EventPosition(current.version, LAST_NUMBER)
+        too_soon = self._now() - self._progress_at < PROGRESS_SECONDS
+        if progress is None or progress == self._progress:
             return
-        self._position, self._numbers, self._numbers_at = all_of_it, numbers, self._now()
-        await self._write(event(str(current.version), "progress", numbers))
+        if too_soon or self._position >= position:
+            return
+        self._position, self._progress, self._progress_at = position, progress, self._now()
+        await self._write(event(str(current.version), "progress", progress))
 
     async def _write(self, data: bytes) -> None:
         async with asyncio.timeout(WRITE_SECONDS):
             await self._response.write(data)
-        self._written = self._now()
+        self._written_at = self._now()
 
 
-def event(place: str, kind: str, data: dict[str, Any]) -> bytes:
+def event(event_id: str, kind: str, data: dict[str, Any]) -> bytes:
     """One server-sent event; its data is JSON in one line.
 
     Source: the HTML standard, "Server-sent events".
     """
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (
-        place.encode(),
+        event_id.encode(),
         kind.encode(),
         msgspec.json.encode(data),
     )
 
 
 def position_of(request: web.Request, version: int) -> EventPosition:
-    """Where the client wants to go on; without an id, at the beginning.
+    """The position that the client resumes from; without one, the beginning.
 
     Args:
-        request: its header counts before its parameter, which a browser repeats as it was.
-        version: the job's newest, which no place is beyond.
+        request: its header precedes its parameter, which a browser repeats unchanged.
+        version: the newest of the job; later positions are mistakes.
 
     Raises:
-        Invalid: no id of an event of this job, or another parameter.
+        Invalid: the position is no id of an event of this job, or there is another parameter.
     """
     mistakes = unknown_parameters(request.query, [PARAMETER])
     given = {LAST_EVENT_ID: request.headers, PARAMETER: request.query}
-    places = [
+    positions = [
         _position(name, texts[name], version, mistakes)
         for name, texts in given.items()
         if name in texts
     ]
     if mistakes:
         raise Invalid(mistakes)
-    return next(iter(places), BEGINNING)
+    return next(iter(positions), BEGINNING)
 
 
 def _position(name: str, text: str, version: int, mistakes: list[str]) -> EventPosition:

@@ -1,4 +1,4 @@
-"""A job's output piece by piece: whoever asks gets what is new, and each piece is given once."""
+"""The stream of a job's output: each call gets what is new, each piece is given once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAUSE = 1.0
 
 
 class OutputStreams:
-    """Remembers in the database what was given, so that any gateway goes on with it."""
+    """Keeps each stream's position in the database, so that any gateway can continue it."""
 
     def __init__(
         self,
@@ -34,22 +34,24 @@ class OutputStreams:
         self._clock = clock
 
     async def next(self, request: web.Request, job: Job, wait: float) -> tuple[list[Piece], Job]:
-        """The next piece, waiting for it so many seconds, and the job as it was then.
+        """Wait for the next piece, at most ``wait`` seconds.
 
-        Changes between two pieces are told as one: a piece is the whole output as it stands. An
-        empty list: nothing is new, and never will be if the job has ended.
+        A piece is the whole output at one moment, so several changes make one piece.
+
+        Returns:
+            The piece, or an empty list when there is none, and the job at that moment.
         """
         async with aclosing(self._repository.versions(job.id, wait)) as versions:
             async for current in versions:
                 job = current.job
-                if await self._is_new(job):
+                if await self._claim(job):
                     return [{"output": await self._presenter.output(job)}], job
                 if job.ended or is_disconnected(request):
                     break
         return [], job
 
-    async def _is_new(self, job: Job) -> bool:
-        """Whether this output is to be given now, and by us."""
+    async def _claim(self, job: Job) -> bool:
+        """Whether this output is new, and this call is the one that gives it."""
         digest = output_digest(job)
         last, at = await self._jobs.streamed(job.id)
         now = self._clock()

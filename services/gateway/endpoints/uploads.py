@@ -1,4 +1,4 @@
-"""Uploads over HTTP: a file in one POST, or in chunks by tus 1.0 (https://tus.io/protocols)."""
+"""Upload a file in one POST, or in chunks by tus 1.0 (https://tus.io/protocols)."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ VERSION = "1.0.0"
 EXTENSIONS = "creation,termination"
 CHUNK = "application/offset+octet-stream"
 IDLE_SECONDS = 60.0
-"""After so long without a byte a client is given up; what it has sent is kept."""
+"""A client that sends nothing for so long is disconnected; what it has sent is kept."""
 SHA256_PATTERN = r"^[0-9a-fA-F]{64}$"
-"""Of a SHA-256."""
-ONE = "/uploads/{upload}"
+UPLOAD_PATH = "/uploads/{upload}"
 BYTES = Annotated[int, Meta(ge=0, le=10**15 - 1)]
 
 TUS_VERSION = Parameter(
-    "Tus-Resumable", "header", Literal["1.0.0"], "Clients of tus say which version they speak."
+    "Tus-Resumable", "header", Literal["1.0.0"], "The tus version of the client."
 )
-HERE = {"Upload-Offset": "How many bytes are here."}
-UPLOAD_ANSWER = {200: Answer("The upload as it stands.", Upload)}
+OFFSET_HEADER = {"Upload-Offset": "Bytes received so far."}
+UPLOAD_ANSWER = {200: Answer("The upload.", Upload)}
 
 
 class UploadRoutes:
-    """Beginning, going on with, looking at and removing uploads."""
+    """Create, continue, read and delete uploads."""
 
     def __init__(self, uploads: Uploads) -> None:
         self._uploads = uploads
@@ -46,12 +45,12 @@ class UploadRoutes:
     @route(
         "OPTIONS",
         "/uploads",
-        "Ask what of tus is spoken here",
+        "Get the supported tus versions and extensions",
         needs=None,
         answers={
             204: Answer(
                 "Versions, extensions and the largest upload.",
-                headers={"Tus-Extension": "With commas.", "Tus-Max-Size": "Bytes."},
+                headers={"Tus-Extension": "Separated by commas.", "Tus-Max-Size": "Bytes."},
             )
         },
     )
@@ -62,17 +61,20 @@ class UploadRoutes:
     @route(
         "POST",
         "/uploads",
-        "Upload a file whole, or begin an upload in chunks",
+        "Upload a whole file, or create an upload for chunks",
         needs="upload",
         parameters=(
             Parameter(
-                "sha256", "query", Annotated[str, Meta(pattern=SHA256_PATTERN)], "What it must be."
+                "sha256",
+                "query",
+                Annotated[str, Meta(pattern=SHA256_PATTERN)],
+                "The expected SHA-256 of the file.",
             ),
             Parameter(
                 "Upload-Length",
                 "header",
                 Annotated[int, Meta(ge=1, le=ARCHIVE_BYTES)],
-                "Bytes, of an upload that comes in chunks; without it the body is the file.",
+                "Size in bytes, for an upload in chunks; without it the body is the file.",
             ),
             TUS_VERSION,
         ),
@@ -81,39 +83,36 @@ class UploadRoutes:
         errors=(400, 408, 409, 411, 412, 413, 415, 507),
     )
     async def _post(self, request: web.Request, owner: str) -> web.Response:
-        """Begin an upload whose chunks will follow, or take the whole of it at once."""
-        if "Upload-Length" not in request.headers:
-            return await self._whole(request, owner)
-        size = number_in(request, "Upload-Length")
-        upload = await self._begin(request, owner, size)
-        return self._begun(upload)
-
-    def _begun(self, upload: StoredUpload) -> web.Response:
+        if "Upload-Length" in request.headers:
+            size = number_in(request, "Upload-Length")
+            upload = await self._create(request, owner, size)
+        else:
+            upload = await self._receive_whole(request, owner)
         headers = {"Location": self._uploads.address(upload.id)}
         return web.json_response(self._shown(upload), status=201, headers=headers)
 
-    async def _whole(self, request: web.Request, owner: str) -> web.Response:
+    async def _receive_whole(self, request: web.Request, owner: str) -> StoredUpload:
         if request.content_type.startswith("multipart/"):
             raise web.HTTPUnsupportedMediaType(text="send the file itself, not a form around it")
         if request.content_length is None:
             raise web.HTTPLengthRequired(text="say by Content-Length how many bytes will come")
-        upload = await self._begin(request, owner, request.content_length)
+        upload = await self._create(request, owner, request.content_length)
         try:
-            upload = verified(await self._take(request, upload))
-        except Exception:  # nobody knows its id: nobody can go on with it
+            return verified(await self._append(request, upload))
+        except Exception:  # the client does not know its id, so it cannot continue it
             await self._uploads.remove(upload.id)
             raise
-        return self._begun(upload)
 
     @route(
         "HEAD",
-        ONE,
-        "See how far an upload is",
+        UPLOAD_PATH,
+        "Get the offset of an upload",
         needs="upload",
         parameters=(TUS_VERSION,),
         answers={
             200: Answer(
-                "As the headers say.", headers={**HERE, "Upload-Length": "Bytes of the whole."}
+                "See the headers.",
+                headers={**OFFSET_HEADER, "Upload-Length": "Size of the whole file in bytes."},
             )
         },
         errors=(412,),
@@ -130,35 +129,36 @@ class UploadRoutes:
 
     @route(
         "PATCH",
-        ONE,
-        "Go on with an upload",
+        UPLOAD_PATH,
+        "Continue an upload",
         needs="upload",
         parameters=(
-            Parameter("Upload-Offset", "header", BYTES, "Where the chunk begins.", required=True),
+            Parameter(
+                "Upload-Offset", "header", BYTES, "Where the chunk begins, in bytes.", required=True
+            ),
             TUS_VERSION,
         ),
         body=Body(CHUNK, {}, "The next bytes."),
-        answers={204: Answer("The bytes are here.", headers=HERE)},
+        answers={204: Answer("The chunk was received.", headers=OFFSET_HEADER)},
         errors=(400, 408, 409, 412, 413, 415, 507),
     )
     async def _patch(self, request: web.Request, owner: str) -> web.Response:
-        """The next chunk; the last is answered once the whole is known to be as expected."""
+        """Receive the next chunk; after the last one the whole file is verified."""
         upload = await self._upload(request, owner)
         check_chunk(request, upload)
-        upload = verified(await self._take(request, upload))
+        upload = verified(await self._append(request, upload))
         return web.Response(status=204, headers={"Upload-Offset": str(upload.received)})
 
     @route(
         "GET",
-        ONE,
-        "Look at an upload",
+        UPLOAD_PATH,
+        "Get an upload",
         needs="upload",
         parameters=(TUS_VERSION,),
         answers=UPLOAD_ANSWER,
         errors=(400, 409, 412),
     )
     async def _get(self, request: web.Request, owner: str) -> web.Response:
-        """How an upload stands; of one that is whole, what it is."""
         upload = await self._upload(request, owner)
         if upload.received == upload.bytes:
             with conflicts_as_409():
@@ -167,30 +167,30 @@ class UploadRoutes:
 
     @route(
         "DELETE",
-        ONE,
-        "Remove an upload",
+        UPLOAD_PATH,
+        "Delete an upload",
         needs="upload",
         parameters=(TUS_VERSION,),
-        answers={204: Answer("It is gone.")},
+        answers={204: Answer("The upload was deleted.")},
         errors=(412,),
     )
     async def _delete(self, request: web.Request, owner: str) -> web.Response:
         await self._uploads.remove((await self._upload(request, owner)).id)
         return web.Response(status=204)
 
-    async def _begin(self, request: web.Request, owner: str, size: int) -> StoredUpload:
+    async def _create(self, request: web.Request, owner: str, size: int) -> StoredUpload:
         check_version(request)
         if size > ARCHIVE_BYTES:
             raise too_large(size)
         if size == 0:
             raise Invalid(["Upload-Length: expected at least one byte, got 0"])
         async with asyncio.timeout(ANSWER_SECONDS):
-            return await self._uploads.begin(owner, size, expected_in(request))
+            return await self._uploads.create(owner, size, expected_in(request))
 
-    async def _take(self, request: web.Request, upload: StoredUpload) -> StoredUpload:
+    async def _append(self, request: web.Request, upload: StoredUpload) -> StoredUpload:
         pieces = received_pieces(request, upload.bytes - upload.received)
         with conflicts_as_409():
-            upload = await self._uploads.take(upload, pieces)
+            upload = await self._uploads.append(upload, pieces)
         if not request.content.at_eof():
             raise web.HTTPRequestTimeout(
                 text=f"the connection was silent or broke off; {upload.received} bytes are here"
@@ -217,16 +217,16 @@ class UploadRoutes:
 
 
 async def add_tus_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """What tus wants to see in every answer, errors too."""
+    """Add the headers that tus requires in every response, errors included."""
     if "/uploads" in request.path:
         response.headers.update({"Tus-Resumable": VERSION, "Tus-Version": VERSION})
 
 
 def check_version(request: web.Request) -> None:
-    """A client that names no version, as curl does not, is welcome.
+    """Accept our version of tus, or none, as from curl.
 
     Raises:
-        web.HTTPPreconditionFailed: it speaks another version of tus.
+        web.HTTPPreconditionFailed: the client uses another version.
     """
     version = request.headers.get("Tus-Resumable", VERSION)
     if version != VERSION:
@@ -234,13 +234,13 @@ def check_version(request: web.Request) -> None:
 
 
 def check_chunk(request: web.Request, upload: StoredUpload) -> None:
-    """Before a byte is read.
+    """Check a chunk's headers before its body is read.
 
     Raises:
-        Invalid: it does not say where it belongs.
-        web.HTTPUnsupportedMediaType: it is no chunk.
-        web.HTTPConflict: it belongs elsewhere.
-        web.HTTPRequestEntityTooLarge: it is longer than what is missing.
+        Invalid: it has no offset.
+        web.HTTPUnsupportedMediaType: its content type is not that of a chunk.
+        web.HTTPConflict: its offset is not where the upload ends.
+        web.HTTPRequestEntityTooLarge: it exceeds the size of the upload.
     """
     if request.content_type != CHUNK:
         raise web.HTTPUnsupportedMediaType(text=f"Content-Type: expected {CHUNK}")
@@ -269,10 +269,10 @@ def conflicts_as_409() -> Iterator[None]:
 
 
 def verified(upload: StoredUpload) -> StoredUpload:
-    """The same upload.
+    """The upload, unchanged.
 
     Raises:
-        Invalid: all of it has arrived, but it is not what was announced.
+        Invalid: it is complete, but has not the expected SHA-256.
     """
     if upload.sha256 and upload.finished_at is None:
         raise Invalid(
@@ -290,7 +290,7 @@ def number_in(request: web.Request, header: str) -> int:
 
 
 def expected_in(request: web.Request) -> str:
-    """The SHA-256 that the client announces in its query; raises Invalid."""
+    """The SHA-256 in the query, or an empty text; raises Invalid."""
     text = request.query.get("sha256")
     mistakes = unknown_parameters(request.query, ["sha256"])
     if text is not None and not re.fullmatch(SHA256_PATTERN, text, re.ASCII):
@@ -301,10 +301,10 @@ def expected_in(request: web.Request) -> str:
 
 
 async def received_pieces(request: web.Request, most: int) -> AsyncIterator[bytes]:
-    """The body as it arrives; it ends early where the client is gone, or silent.
+    """The body as it arrives; it ends early when the client is gone or sends nothing more.
 
     Raises:
-        web.HTTPRequestEntityTooLarge: there is more than so many bytes.
+        web.HTTPRequestEntityTooLarge: the body has more than ``most`` bytes.
     """
     left = most
     while not is_disconnected(request):

@@ -1,4 +1,4 @@
-"""What became of a job's webhooks, for whoever waits for one."""
+"""The deliveries of a job's webhooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.gateway.web.routing import Answer, route
 
 
 class WebhookRoutes:
-    """``/jobs/{job}/webhooks``: their deliveries, and one more on request."""
+    """``/jobs/{job}/webhooks``: list deliveries, and send a webhook again."""
 
     def __init__(
         self, authorizer: Authorizer, repository: JobRepository, clock: Callable[[], float]
@@ -31,7 +31,7 @@ class WebhookRoutes:
     @route(
         "GET",
         "/jobs/{job}/webhooks",
-        "Look at the deliveries of a job's webhooks",
+        "List the deliveries of a job's webhooks",
         needs="status",
         answers={200: Answer("The newest deliveries.", WebhookDeliveries)},
     )

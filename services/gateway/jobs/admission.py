@@ -1,10 +1,10 @@
-"""How a request becomes a job, whether it came by HTTP or from the broker."""
+"""Turn a request, from HTTP or the broker, into a job."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -20,16 +20,17 @@ from shared.request import Inference, Request, Train, is_http_url
 
 RANDOM_SEED = -1
 SEEDS = 2**32
+Part = TypeVar("Part", Train, Inference)
 
 log = structlog.get_logger()
 
 
 class IdReused(Exception):
-    """An id that was used for another request."""
+    """The id belongs to another request, or to a deleted job."""
 
 
 class Admission:
-    """Checks requests and writes them down; opens no outside connection."""
+    """Checks requests and creates their jobs; opens no outside connection."""
 
     def __init__(
         self,
@@ -39,9 +40,14 @@ class Admission:
         clock: Callable[[], float],
         allowed: frozenset[str],
     ) -> None:
-        """``key`` is the deployment's; it seals the user's bucket secrets.
+        """Set up.
 
-        ``allowed`` are the private hosts that users may name.
+        Args:
+            key: the deployment's secret key, which encrypts the user's bucket secrets.
+            repository: where jobs are created.
+            references: resolves references to our own files.
+            clock: seconds since the epoch.
+            allowed: private hosts that URLs may name.
         """
         self._key = key
         self._repository = repository
@@ -50,18 +56,18 @@ class Admission:
         self._allows = AllowedHosts(allowed)
 
     async def admit(self, job_id: str, owner: str, body: Any, *, checks: bool = False) -> Job:
-        """Write the job and the fact that asks for its staging, in one commit.
+        """Create a job, and request its staging, in one commit.
 
-        A repeat of a known id changes nothing. ``checks``: the job ends with the report on its
-        dataset.
+        Repeating a request with its id changes nothing. With ``checks`` the job ends with the
+        report on its dataset.
 
         Returns:
-            The job; of a repeat the one that is known.
+            The job, new or known.
 
         Raises:
             Invalid: with every mistake of the body.
-            DisallowedAddress: its URLs name what nobody will be sent to.
-            IdReused: the id is known, but of another request, or of a job that was deleted.
+            DisallowedAddress: a URL names a private address or no host.
+            IdReused: the id belongs to another request, or to a job that was deleted.
             Unavailable: the database does not answer.
         """
         body = unwrap(body)
@@ -77,11 +83,11 @@ class Admission:
             sealed=sealed, now=self._clock(), digest=digest, checks=checks,
         )  # fmt: skip
         if not await self._repository.create(step):
-            return await self._known(step.job)
+            return await self._existing(step.job)
         log.info("job_admitted", job=job_id, owner=owner[:16])
         return step.job
 
-    async def _known(self, repeated: Job) -> Job:
+    async def _existing(self, repeated: Job) -> Job:
         known = await self._repository.get(repeated.id)
         if known is None:
             raise IdReused("the job of this idempotency key was deleted; use another key")
@@ -94,7 +100,7 @@ class Admission:
 
 
 def unwrap(body: Any) -> Any:
-    """RunPod's asynchronous Python client puts a whole request into ``input`` once more."""
+    """Remove the second ``input`` that RunPod's asynchronous Python client wraps a request in."""
     match body:
         case {"input": {"input": _} as inner} if len(body) == 1:
             return inner
@@ -102,7 +108,7 @@ def unwrap(body: Any) -> Any:
 
 
 def dataset_alone(request: Request) -> Request:
-    """What a check needs of a request: nothing is drawn, and nothing goes to a bucket.
+    """The request without images and bucket, for a check of its dataset.
 
     Raises:
         Invalid: there is no dataset.
@@ -113,7 +119,7 @@ def dataset_alone(request: Request) -> Request:
 
 
 def check_hosts(request: Request, allows: AllowedHosts) -> None:
-    """Refuse at once what nobody would connect to later.
+    """Refuse URLs at once that no service would connect to later.
 
     Raises:
         DisallowedAddress: a URL names a private address, or no host at all.
@@ -133,21 +139,15 @@ def check_hosts(request: Request, allows: AllowedHosts) -> None:
 
 
 def with_seeds(request: Request) -> Request:
-    """Draw now what was left to chance, so that every attempt draws the same images."""
+    """Choose all random seeds now, so that every attempt gives the same result."""
     return msgspec.structs.replace(
         request,
-        train=_seeded(request.train) if request.train else None,
-        inference=tuple(_drawn(entry) for entry in request.inference),
+        train=_with_seed(request.train) if request.train else None,
+        inference=tuple(_with_seed(entry) for entry in request.inference),
     )
 
 
-def _seeded(train: Train) -> Train:
-    if train.seed != RANDOM_SEED:
-        return train
-    return msgspec.structs.replace(train, seed=secrets.randbelow(SEEDS))
-
-
-def _drawn(entry: Inference) -> Inference:
-    if entry.seed not in (None, RANDOM_SEED):
-        return entry
-    return msgspec.structs.replace(entry, seed=secrets.randbelow(SEEDS))
+def _with_seed(part: Part) -> Part:
+    if part.seed not in (None, RANDOM_SEED):
+        return part
+    return msgspec.structs.replace(part, seed=secrets.randbelow(SEEDS))

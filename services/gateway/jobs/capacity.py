@@ -1,4 +1,4 @@
-"""What waits, what is at work, and who could take it."""
+"""Count waiting and running jobs, and the workers for them."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from shared.ports import Bus
 
 PAGE = 100
 BROKER_SECONDS = 0.5
-"""How long a client waits for the broker to say who is there."""
+"""How long a client waits for the broker's count of workers."""
 
 log = structlog.get_logger()
 
 
 class Capacity:
-    """Counts jobs and workers for ``/health``, and finds a job's place in the queue."""
+    """Counts jobs and workers, for ``/health`` and the queue positions."""
 
     def __init__(self, bus: Bus, jobs: JobStore) -> None:
         self._bus = bus
         self._jobs = jobs
         self._last_idle = 0
-        """What the broker told last."""
+        """Idle workers when the broker last answered."""
 
     async def health(self, owner: str) -> Health:
-        """RunPod's body: the owner's jobs, and all workers that have a GPU.
+        """The body that RunPod has: the owner's jobs, and all workers with a GPU.
 
-        While the broker is away nobody can be given work: those who waited for it then count as
-        unhealthy. Those at work are known from the record.
+        While the broker is away, workers that were idle before count as unhealthy, because they
+        get no work. Busy workers are counted from the records.
 
         Raises:
             Unavailable: the database does not answer.
         """
         counts = await self._jobs.counts(owner)
-        running = [job async for job in self._live() if _is_at_work(job)]
+        running = [job async for job in self._live() if _uses_gpu(job)]
         idle, unreachable = await self._idle()
         return {
             "jobs": {
@@ -62,7 +62,7 @@ class Capacity:
         }
 
     async def _idle(self) -> tuple[int, int]:
-        """How many wait for work, and how many did so when the broker was last heard."""
+        """Idle workers, and those that the broker's absence makes unreachable."""
         try:
             async with asyncio.timeout(BROKER_SECONDS):
                 self._last_idle = sum(
@@ -74,12 +74,12 @@ class Capacity:
         return self._last_idle, 0
 
     async def trainers(self) -> tuple[int, int]:
-        """How many trainers wait for a job, and how many there are. Raises Unavailable."""
+        """The number of idle trainers, and of all. Raises Unavailable."""
         idle = await self._bus.consumers(STAGE_QUEUES["training"])
         return idle, idle + len([job async for job in self._live() if _is_training(job)])
 
     async def queued(self, owner: str) -> list[str]:
-        """The ids of an owner's jobs that no GPU has begun. Raises Unavailable."""
+        """The ids of an owner's jobs that are IN_QUEUE. Raises Unavailable."""
         found: list[str] = []
         before: tuple[float, str] | None = None
         while page := await self._jobs.newest(
@@ -94,7 +94,7 @@ class Capacity:
             yield read(row)
 
 
-def _is_at_work(job: Job) -> bool:
+def _uses_gpu(job: Job) -> bool:
     return any(job.stages[stage].claim is not None for stage in GPU_STAGES if stage in job.stages)
 
 

@@ -1,4 +1,4 @@
-"""What a change of a job's record means to somebody who follows it."""
+"""The events that a change of a job's record means for clients."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from services.gateway.jobs.record import Job, StageRecord
 from shared.messaging.messages import Artifact, Stage
 
 JobEvent = tuple[str, dict[str, Any]]
-"""An event's type and its data, in which ``key`` stands for a file of the store."""
+"""An event's type and data; ``key`` in the data is a store key."""
 
 
 def job_events(before: Job | None, after: Job) -> list[JobEvent]:
-    """Every event between two records of a job, in the order in which they are told.
+    """All events between two records of a job, in the order that clients get them.
 
-    ``status``, ``stage``, ``dataset``, ``checkpoint``, ``sample`` and ``image``. Progress is none:
-    it is shown as it stands.
+    Their types are ``status``, ``stage``, ``dataset``, ``checkpoint``, ``sample`` and ``image``.
+    Progress is not among them; only its newest state is shown.
     """
     return [
         *_stages(before, after),
@@ -42,7 +42,7 @@ def _stages(before: Job | None, after: Job) -> Iterator[JobEvent]:
 
 
 def _state(record: StageRecord) -> tuple[str, int]:
-    """With the attempt at work: one attempt after another is something new."""
+    """The state, and the attempt, so that a new attempt is a change."""
     if record.failed is not None:
         return "failed", 0
     if record.done:

@@ -1,4 +1,4 @@
-"""What ``/status`` and the webhook show of a job."""
+"""Render a job for ``/status``, webhooks, streams and events."""
 
 from __future__ import annotations
 
@@ -40,21 +40,14 @@ NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")
 
 
 class Presenter:
-    """Jobs as clients see them; links are signed when they are shown."""
+    """Renders jobs; links to files are signed anew each time."""
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
 
     async def status(self, job: Job, queue: QueuePosition | None = None) -> bytes:
-        """The body of ``/status`` as JSON; ``delayTime`` and ``executionTime`` in milliseconds.
-
-        ``queue``: a waiting job's place, where it is known.
-        """
-        body = await self._body(job)
-        return msgspec.json.encode(body if queue is None else {**body, "queue": queue})
-
-    async def _body(self, job: Job) -> JobStatus:
+        """The body of ``/status`` as JSON; ``queue`` is shown if it is known."""
         now = self._clock()
         body: JobStatus = {
             "delayTime": delay_time(job, now),
@@ -65,31 +58,35 @@ class Presenter:
             "output": await self.output(job),
             "status": job.status,
         }
-        return body if job.error is None else {**body, "error": job.error}
+        if job.error is not None:
+            body["error"] = job.error
+        if queue is not None:
+            body["queue"] = queue
+        return msgspec.json.encode(body)
 
     async def output(self, job: Job) -> Output:
-        """The progress of a live job, the results of one that has ended."""
+        """The progress of a live job, or the results of one that has ended."""
         if job.ended:
             return results(job, await self._links(job, artifacts(job)))
         return progress(job, await self._links(job, [each.artifact for each in job.samples]))
 
     async def _links(self, job: Job, shown: Iterable[Artifact]) -> dict[str, str]:
-        """By store key: the URL in the user's bucket, or a signed one of ours."""
+        """By store key: the URL in the user's bucket, or a signed link."""
         return {each.key: await self._link(job, each.key, each.name) for each in shown}
 
     async def _link(self, job: Job, key: str, name: str) -> str:
         return job.urls.get(key) or await self._store.link(key, seconds=LINK_SECONDS, filename=name)
 
-    async def event(self, job: Job, happened: StoredEvent) -> dict[str, Any]:
-        """The data of something that happened; ``url`` stands for a file, as in ``/status``."""
-        data = msgspec.json.decode(happened.data, type=dict[str, Any])
+    async def event(self, job: Job, stored: StoredEvent) -> dict[str, Any]:
+        """An event's data, with a ``url`` in place of a store key."""
+        data = msgspec.json.decode(stored.data, type=dict[str, Any])
         key = data.pop("key", None)
         file = {} if key is None else {"url": await self._link(job, key, data["name"])}
-        return {"at": iso(happened.at), **data, **file}
+        return {"at": iso(stored.at), **data, **file}
 
 
 def summary(job: Job, now: float) -> JobSummary:
-    """A job in a list: as in ``/status``, without what goes in and comes out; times in UTC."""
+    """A job in a list: as in ``/status``, without input and output; times in UTC."""
     shown: JobSummary = {
         "id": job.id,
         "status": job.status,
@@ -104,7 +101,7 @@ def summary(job: Job, now: float) -> JobSummary:
 
 
 def output_digest(job: Job) -> str:
-    """Tells one output from another, whatever signatures their links have; hexadecimal."""
+    """A hexadecimal digest of the output, which does not depend on the signatures of links."""
     samples = [each.artifact for each in job.samples]
     links = {each.key: each.key for each in (*artifacts(job), *samples)}
     output: Output = results(job, links) if job.ended else progress(job, links)
@@ -112,32 +109,32 @@ def output_digest(job: Job) -> str:
 
 
 def progress(job: Job, links: dict[str, str]) -> Progress:
-    """``output`` until the end: the newest numbers of the stage at work; unknown ones are null."""
-    stage = stage_at_work(job)
+    """``output`` until the end: the newest numbers of the current stage; unknown ones are null."""
+    stage = current_stage(job)
     numbers = job.progress.get(stage, {}) if stage else {}
     shown = {"stage": stage, **dict.fromkeys(NUMBERS), **numbers}
     samples = [_sample(each, links) for each in job.samples]
     warnings = {"warnings": list(job.warnings)} if job.warnings else {}
     whole = {**shown, "dataset": job.report, "samples": samples, **warnings}
-    return cast("Progress", whole)  # what workers count besides is shown, too
+    return cast("Progress", whole)  # workers may report more numbers, which are shown, too
 
 
 def latest_progress(job: Job) -> dict[str, Any] | None:
-    """What the stage at work has told of itself last; None: nothing yet, or nobody works."""
-    stage = stage_at_work(job)
+    """The last progress of the current stage; None: none yet, or the job has ended."""
+    stage = current_stage(job)
     numbers = None if job.ended or stage is None else job.progress.get(stage)
     return {"stage": stage, **numbers} if numbers else None
 
 
-def stage_at_work(job: Job) -> Stage | None:
-    """The first open stage that somebody works on, else the first that waits for somebody."""
+def current_stage(job: Job) -> Stage | None:
+    """The first open stage that is claimed, else the first that waits for a worker."""
     waiting = [stage for stage in STAGES if stage in job.stages and job.stages[stage].open]
     claimed = [stage for stage in waiting if job.stages[stage].claim is not None]
     return next(iter((*claimed, *waiting)), None)
 
 
 def results(job: Job, links: dict[str, str]) -> Results | CheckResult:
-    """``output`` at the end: everything there is, however the job ended."""
+    """``output`` at the end: all results there are, however the job ended."""
     if job.checks:
         return {"dataset": job.report}
     shown: Results = {
@@ -151,9 +148,9 @@ def results(job: Job, links: dict[str, str]) -> Results | CheckResult:
 
 def _trained(job: Job, links: dict[str, str]) -> TrainingResult:
     warnings = _warnings(job)
-    summed_up = {**job.summary, "warnings": warnings} if warnings else job.summary
+    summary = {**job.summary, "warnings": warnings} if warnings else job.summary
     return {
-        **cast("TrainingResult", summed_up),
+        **cast("TrainingResult", summary),
         "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
         "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
         "samples": [_sample(each, links) for each in job.samples],
@@ -165,7 +162,7 @@ def _warnings(job: Job) -> list[str]:
 
 
 def artifacts(job: Job) -> list[Artifact]:
-    """Every file of the result, the final checkpoint first, each key once."""
+    """Every file of the results, the final checkpoint first, each key once."""
     final = [job.checkpoint] if job.checkpoint else []
     checkpoints = [each.artifact for each in job.checkpoints]
     images = [each.artifact for each in job.images if each.artifact]
@@ -214,5 +211,5 @@ def iso(moment: float) -> str:
 
 
 def iso_or_null(moment: float | None) -> str | None:
-    """The same of a moment that may not have come."""
+    """The same for a moment that may be None."""
     return None if moment is None else iso(moment)

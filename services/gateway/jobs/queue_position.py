@@ -1,4 +1,4 @@
-"""How long the line is: a waiting job's place in it, and when its turn may come."""
+"""The queue position of a waiting job, and its estimated start."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ from services.gateway.ports import JobStore
 from shared.errors import Unavailable
 
 NEWEST = 20
-"""Finished jobs whose time is averaged."""
-KEPT_SECONDS = 10.0
-"""How long what is known of the workers and their pace is used again."""
+"""Number of finished jobs that the mean time is taken from."""
+CACHE_SECONDS = 10.0
+"""How long the pace is cached."""
 
 log = structlog.get_logger()
 
 
 class Pace(NamedTuple):
-    """How fast the line moves."""
+    """How fast the queue moves."""
 
     idle: int
-    """Trainers that wait for a job."""
+    """Trainers without a job."""
     trainers: int
     seconds: float
-    """The mean time of a job."""
+    """Mean execution time of a job."""
 
     def wait(self, position: int) -> float:
-        """Seconds until the job at this position, from 1, has its turn."""
+        """Seconds until the job at this position (from 1) starts."""
         return max(position - self.idle, 0) * self.seconds / self.trainers
 
 
 class QueuePositions:
-    """Tells jobs that wait where they are; the broker may be away meanwhile."""
+    """Finds positions; without the broker, the estimated start is unknown."""
 
     def __init__(self, capacity: Capacity, jobs: JobStore, clock: Callable[[], float]) -> None:
         self._capacity = capacity
         self._jobs = jobs
         self._clock = clock
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._pace: Pace | None = None
-        self._looked_at = float("-inf")
+        self._pace_at = float("-inf")
 
     async def position(self, job: Job) -> QueuePosition | None:
-        """The place among everybody's jobs; None: the job waits no more. Raises Unavailable."""
+        """The position; None: the job is not in the queue. Raises Unavailable."""
         if job.status != "IN_QUEUE":
             return None
         position = await self._jobs.count_ahead(job.created_at, job.id) + 1
-        pace = await self._newest_pace()
+        pace = await self._current_pace()
         start = self._clock() + pace.wait(position) if pace else None
         return {"position": position, "estimated_start": iso_or_null(start)}
 
-    async def _newest_pace(self) -> Pace | None:
-        """One asks at a time, the others use the answer."""
-        async with self._turn:
-            if monotonic() - self._looked_at >= KEPT_SECONDS:
-                self._pace = await self._look()
-                self._looked_at = monotonic()
+    async def _current_pace(self) -> Pace | None:
+        """One request measures, the others use its result."""
+        async with self._lock:
+            if monotonic() - self._pace_at >= CACHE_SECONDS:
+                self._pace = await self._measured_pace()
+                self._pace_at = monotonic()
             return self._pace
 
-    async def _look(self) -> Pace | None:
-        """None: nobody is there, or nothing has been finished yet."""
+    async def _measured_pace(self) -> Pace | None:
+        """None: there are no trainers, or no finished jobs."""
         rows = await self._jobs.newest(statuses=("COMPLETED",), limit=NEWEST)
         times = [execution_time(read(row), self._clock()) / 1000 for row in rows]
         try:

@@ -1,4 +1,4 @@
-"""A job's record: everything known about it, as it is stored."""
+"""A job's record, as it is stored, and queries on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUCKET_STAGES: tuple[Stage, ...] = ("bucket_check", "model_publication", "image_
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """A granted claim: who works, and where to reach it."""
+    """A granted claim: the worker and its reply queue."""
 
     id: str
     worker: str
@@ -34,21 +34,21 @@ class Claim(Struct, frozen=True, kw_only=True):
 
 
 class StageRecord(Struct, frozen=True, kw_only=True):
-    """One stage that was asked for."""
+    """A stage that was requested."""
 
     trigger: bytes = field(name="asking")
-    """The encoded fact that asks for it, to be put on the stage's queue again."""
+    """The encoded message that requested the stage, to be queued again."""
     due_at: float = 0.0
-    """When it was, or will be, last put on the queue; seconds since the epoch."""
+    """When it was last queued, or will be; seconds since the epoch."""
     attempts: int = 0
     failures: int = 0
-    """In a row; a new resume point sets them to 0."""
+    """In a row; a new resume point resets them to 0."""
     claim: Claim | None = None
     ended_claims: tuple[str, ...] = field(default=(), name="spent")
-    """Claims that ended; none of them is granted again."""
+    """Never granted again."""
     done: bool = False
     failed: str | None = None
-    """Why it was given up for good."""
+    """Why the stage failed for good."""
 
     @property
     def open(self) -> bool:
@@ -56,20 +56,20 @@ class StageRecord(Struct, frozen=True, kw_only=True):
 
 
 class WebhookTry(Struct, frozen=True, kw_only=True):
-    """One delivery of a webhook; without status and reason its outcome is not known yet."""
+    """One try to deliver a webhook; without status and reason its outcome is not known yet."""
 
     id: str
-    """Of the event: the same over all its tries."""
+    """Of the event: the same for all its tries."""
     event: WebhookEvent
     run: int = 1
-    """The run of the job that it tells of."""
+    """The run of the job that the event belongs to."""
     attempt: int
     at: float
-    """When it is due, then when its outcome was heard of; seconds since the epoch."""
+    """When it is due, later when its outcome was recorded; seconds since the epoch."""
     status: int | None = None
-    """Of the answer that took it."""
+    """HTTP status of a successful delivery."""
     reason: str | None = None
-    """Why it was not taken."""
+    """Why the delivery failed."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -78,23 +78,23 @@ class Job(Struct, frozen=True, kw_only=True):
     id: str
     owner: str
     digest: str = ""
-    """Of the request, keyed; tells whether a repeated submission is the same one."""
+    """Keyed digest of the request, to compare a repeated submission with."""
     run: int = 1
     status: Status = "IN_QUEUE"
     input: dict[str, Any]
-    """As the client sent it, for ``/status``."""
+    """The request's ``input``, as the client sent it."""
     policy: Policy = field(default_factory=Policy)
     webhook: str | None = None
     webhook_events: tuple[WebhookEvent, ...] = ()
-    """Empty: as :attr:`shared.request.Request.webhook_events`."""
+    """Empty: the default of :attr:`shared.request.Request.webhook_events`."""
     s3: str | None = None
     """The sealed ``s3Config``."""
     trains: bool = True
-    """Whether a model is to be trained; if not, images are drawn with a finished one."""
+    """Whether a model is trained; if not, images are generated with a finished one."""
     draws: bool = False
-    """Whether images are asked for."""
+    """Whether images are requested."""
     checks: bool = False
-    """Whether all that is asked for is the report on the dataset."""
+    """Whether only the report on the dataset is requested."""
     created_at: float
     started_at: float | None = None
     ended_at: float | None = None
@@ -104,34 +104,36 @@ class Job(Struct, frozen=True, kw_only=True):
     progress: dict[Stage, dict[str, Any]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     refused_claims: tuple[str, ...] = field(default=(), name="refused")
-    """Claims that were refused, oldest first: whoever asks again gets the same answer again."""
+    """Oldest first; a claim that was refused once stays refused."""
     commands: dict[Command, int] = field(default_factory=dict, name="wishes")
-    """What the user has wanted of the training, numbered from 1; the newest of each kind."""
+    """Number of the newest command of each kind, from 1."""
     commands_done: dict[Command, int] = field(default_factory=dict, name="granted")
-    """Those that are done, likewise; a ``stop`` is done when the training is."""
+    """Number of the newest command that is done; a ``stop`` is done when the training ends."""
     warnings: tuple[str, ...] = ()
-    """Besides those of the training's summary."""
+    """In addition to those of the training's summary."""
     resume_point: str | None = None
     checkpoints: tuple[SavedCheckpoint, ...] = ()
     checkpoint: Artifact | None = None
     model: str | None = None
-    """Store prefix of the trained model, for jobs that go on from it."""
+    """Store prefix of the trained model, for jobs that start from it."""
     summary: dict[str, Any] = field(default_factory=dict)
     records: tuple[Artifact, ...] = ()
-    """Metrics and TensorBoard's events."""
+    """Metrics and TensorBoard events."""
     images: tuple[DrawnImage, ...] = ()
     samples: tuple[DrawnSample, ...] = ()
-    """By step and prompt, one of each."""
+    """One for each step and prompt, sorted by them."""
     urls: dict[str, str] = field(default_factory=dict)
     """Store key to URL in the user's bucket."""
     webhook_attempts: int = 0
-    """Of this run's end, by the schedule, so far as their outcome is known."""
+    """Scheduled attempts at this run's ``completed`` webhook whose outcome is known."""
     webhook_awaited: int = 0
-    """The attempt at it whose outcome decides on the next."""
+    """The attempt at it whose outcome decides about the next."""
     webhook_settled: bool = False
+    """Whether no further attempt is scheduled."""
     webhook_outputs: int = 0
-    """``output`` webhooks, and when the last was due."""
+    """Number of ``output`` webhooks."""
     webhook_output_at: float = 0.0
+    """When the last of them was due; seconds since the epoch."""
     webhook_tries: tuple[WebhookTry, ...] = ()
     """Of all runs, oldest first."""
 
@@ -151,10 +153,10 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Effect(Struct, frozen=True, kw_only=True):
-    """Something to say because of a step.
+    """A message that a step causes.
 
-    ``durable`` ones go through the outbox, in the step's commit. The others are sent once, after
-    it: answers to claims, which the worker asks for again if they are lost.
+    Durable ones go through the outbox, in the step's commit. The others, replies to workers, are
+    sent once after it; a worker that misses one asks again.
     """
 
     message: Message
@@ -166,19 +168,19 @@ class Effect(Struct, frozen=True, kw_only=True):
 
 
 class Step(Struct, frozen=True):
-    """What a fact made of a job."""
+    """A job's next record, and the messages that go with it."""
 
     job: Job
     effects: tuple[Effect, ...] = ()
 
 
 def webhook_id(job: Job, event: WebhookEvent, number: int) -> str:
-    """The same over all tries of one event of a run; ``number`` tells those of a kind apart."""
+    """The same for all tries of one event; ``number`` tells events of a kind apart."""
     return stable_id(job.id, job.run, event, number)
 
 
 def clip_skip_of(job: Job) -> int:
-    """What the job trained its model with; 0 if it trained none."""
+    """The ``clip_skip`` that the job trained with; 0 if it trained nothing."""
     submitted = decode(job.stages["staging"].trigger)
     train = submitted.train if isinstance(submitted, JobSubmitted) else None
     return train.clip_skip if train else 0
@@ -189,19 +191,19 @@ def milliseconds(seconds: float) -> int:
 
 
 def delay_time(job: Job, now: float) -> int:
-    """Milliseconds from submission to the first GPU claim (so far, while it waits)."""
+    """Milliseconds from submission to the first GPU claim, or to now while it waits."""
     return milliseconds((job.started_at or job.ended_at or now) - job.created_at)
 
 
 def execution_time(job: Job, now: float) -> int:
-    """Milliseconds from the first GPU claim to the end (so far, while it runs)."""
+    """Milliseconds from the first GPU claim to the end, or to now while it runs."""
     return 0 if job.started_at is None else milliseconds((job.ended_at or now) - job.started_at)
 
 
 def why_no_command(job: Job) -> str | None:
-    """Why nothing can be wanted of a job's training, if it is so: it must be at work.
+    """Why a job takes no commands; None: its training runs.
 
-    It is from the first grant to its end, also while it waits to go on with another worker.
+    It runs from the first grant to its end, also while it waits for another worker.
     """
     training = job.stages.get("training")
     if not job.trains or job.checks:
@@ -216,7 +218,7 @@ def why_no_command(job: Job) -> str | None:
 
 
 def overdue(job: Job, now: float) -> str | None:
-    """Why a live job is out of time, if it is."""
+    """Which time limit a live job has exceeded; None: none."""
     if (
         job.started_at is not None
         and milliseconds(now - job.started_at) > job.policy.executionTimeout

@@ -1,4 +1,4 @@
-"""What a request names of ours: a link to one of our files, or a job; never fetched over HTTP."""
+"""Resolve references to our own files, uploads and jobs, which are never fetched over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class References:
-    """Finds what belongs to a client, and puts the store's key in place of its address."""
+    """Replaces a client's references by keys of the store."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class References:
         uploads: Uploads,
         clock: Callable[[], float],
     ) -> None:
-        """``key`` is the deployment's; it has signed our links."""
+        """``key`` is the deployment's secret key, which signs links."""
         self._public_url = public_url
         self._key = key
         self._repository = repository
@@ -41,10 +41,10 @@ class References:
         self._clock = clock
 
     async def resolve(self, request: Request, owner: str) -> Request:
-        """The request with keys of our store where it names something of ours.
+        """The request with store keys in place of references.
 
         Raises:
-            Invalid: it names something of ours that is not there, or not this owner's.
+            Invalid: a reference leads nowhere, or to something of another owner.
             Unavailable: the database does not answer.
         """
         mistakes: list[str] = []
@@ -62,14 +62,16 @@ class References:
         return replace(
             train,
             data_url=await self._dataset(train.data_url, owner, mistakes),
-            resume_ckpt_url=await self._place("input.train.resume_ckpt_url", base, owner, mistakes),
+            resume_ckpt_url=await self._key_for(
+                "input.train.resume_ckpt_url", base, owner, mistakes
+            ),
         )
 
     async def _dataset(self, address: str, owner: str, mistakes: list[str]) -> str:
-        """An upload is named by its address, which is no link: only its owner gets anything."""
+        """An upload's address has no signature, so only its owner may use it."""
         field, upload_id = "input.train.data_url", self._uploads.id_in(address)
         if upload_id is None:
-            return await self._place(field, address, owner, mistakes)
+            return await self._key_for(field, address, owner, mistakes)
         upload = await self._uploads.find(upload_id, owner)
         if upload is None:
             kept = "an upload of yours that is still kept"
@@ -80,13 +82,13 @@ class References:
         return f"{STORED}{list_key(upload_id)}"
 
     async def _model(self, model: ModelSource, owner: str, mistakes: list[str]) -> ModelSource:
-        """With all that the record knows of the model, if a job of ours has made it."""
-        place = await self._place("input.model", model.source, owner, mistakes)
-        key = place.removeprefix(STORED)
-        job = await self._job_at(key) if key != place else None
-        return source_of(job, key) if job else ModelSource(source=place)
+        """The model with what its job's record knows about it, if a job has made it."""
+        source = await self._key_for("input.model", model.source, owner, mistakes)
+        key = source.removeprefix(STORED)
+        job = await self._job_of(key) if key != source else None
+        return source_of(job, key) if job else ModelSource(source=source)
 
-    async def _place(self, field: str, address: str, owner: str, mistakes: list[str]) -> str:
+    async def _key_for(self, field: str, address: str, owner: str, mistakes: list[str]) -> str:
         if address.startswith(f"{self._public_url}/"):
             key = await self._linked(address, owner)
             wanted = "a link of this service to a file of yours that has not ended"
@@ -101,7 +103,7 @@ class References:
         return f"{STORED}{key}"
 
     async def _linked(self, address: str, owner: str) -> str | None:
-        """The key that a signed link leads to; a job's files are its owner's only."""
+        """The key of a valid signed link, which must belong to the owner if it is a job's."""
         parts = urlsplit(address.removeprefix(self._public_url))
         query = parse_qs(parts.query)
         key = unquote(parts.path).removeprefix("/files/")
@@ -110,22 +112,22 @@ class References:
             self._key, key, int(expires[:20]), signature, self._clock()
         ):
             return None
-        job = await self._job_at(key)
+        job = await self._job_of(key)
         return None if key.startswith(JOBS) and (job is None or job.owner != owner) else key
 
-    async def _job_at(self, key: str) -> Job | None:
-        """The job that a key of the store belongs to."""
+    async def _job_of(self, key: str) -> Job | None:
+        """The job that a store key belongs to."""
         job_id = key.removeprefix(JOBS).partition("/")[0]
         return await self._repository.get(job_id) if key.startswith(JOBS) else None
 
     async def _trained(self, job_id: str, owner: str) -> str | None:
-        """Where a job's trained model is."""
+        """The store prefix of a job's trained model."""
         job = await self._repository.get(job_id)
         return job.model if job and job.owner == owner else None
 
 
 def source_of(job: Job, key: str) -> ModelSource:
-    """A model or checkpoint file among a job's own, with what the record knows of it."""
+    """A model or checkpoint file of a job, with what its record knows about it."""
     known = _checkpoint_at(job, key)
     return ModelSource(
         source=f"{STORED}{key}",

@@ -1,4 +1,4 @@
-"""The record of jobs: every change is one compare-and-set, in one commit with what it causes."""
+"""Read and write jobs; each change is a compare-and-set, in one commit with its messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class UnknownJob(Exception):
 
 
 class JobRepository:
-    """Reads and writes jobs; the only place that writes them."""
+    """The only writer of jobs in a gateway."""
 
     def __init__(
         self,
@@ -50,15 +50,15 @@ class JobRepository:
         on_due: Callable[[], None],
         on_end: Callable[[Job], None],
     ) -> None:
-        """Who is told what.
+        """Connect the stores, and whoever acts on a change.
 
         Args:
-            bus: takes answers to workers.
-            jobs: the record.
-            presenter: fills in what a webhook carries.
+            bus: for replies to workers.
+            jobs: the records and the outbox.
+            presenter: renders the bodies of webhooks.
             clock: seconds since the epoch.
-            on_due: is told of new rows in the outbox.
-            on_end: is told of a job that has just ended.
+            on_due: called after rows were added to the outbox.
+            on_end: called when a job has ended.
         """
         self._bus = bus
         self._jobs = jobs
@@ -67,16 +67,16 @@ class JobRepository:
         self._on_due = on_due
         self._on_end = on_end
         self._change_notifier = ChangeNotifier()
-        self._answering: set[asyncio.Task[None]] = set()
-        """Answers on their way."""
+        self._sending: set[asyncio.Task[None]] = set()
+        """Replies being sent; a task without a reference could be collected."""
 
     async def get(self, job_id: str) -> Job | None:
-        """The job as it stands. Raises Unavailable."""
+        """The job; None when there is none. Raises Unavailable."""
         current = await self.version(job_id)
         return current.job if current else None
 
     async def version(self, job_id: str) -> JobVersion | None:
-        """The job as it stands, and the version of its row. Raises Unavailable."""
+        """The job with the version of its row. Raises Unavailable."""
         row = await self._jobs.get(job_id)
         return JobVersion(read(row), row.version) if row else None
 
@@ -98,17 +98,17 @@ class JobRepository:
                 yield current
 
     async def create(self, step: Step) -> bool:
-        """Write a new job; False when its id is known already. Raises Unavailable."""
+        """Write a new job; False when its id is used already. Raises Unavailable."""
         new = await self._jobs.insert(
-            row_of(step.job, 1), await self._outgoing(step, 1), self._happened(None, step.job, 1)
+            row_of(step.job, 1), await self._outgoing(step, 1), self._events(None, step.job, 1)
         )
         self._on_due()
         return new
 
     async def change(self, job_id: str, decide: Callable[[Job], Step]) -> Job | None:
-        """Write what ``decide`` makes of a job, and say what it causes.
+        """Replace a job by what ``decide`` returns, and send the messages of that step.
 
-        Another writer may be faster; then ``decide`` is asked again, about the newer record.
+        When another writer was faster, ``decide`` is called again with the newer record.
 
         Returns:
             The job afterwards; None when there is no such job.
@@ -125,7 +125,7 @@ class JobRepository:
         return None
 
     async def remove(self, job_id: str) -> bool:
-        """Forget a job; False when there is none. Raises Unavailable."""
+        """Remove a job; False when there is none. Raises Unavailable."""
         removed = await self._jobs.remove(job_id, self._clock())
         if removed:
             log.info("job_removed", job=job_id)
@@ -133,16 +133,15 @@ class JobRepository:
         return removed
 
     def send_replies(self, effects: Iterable[Effect]) -> None:
-        """Send what is not durable, once; a worker that misses an answer asks again.
+        """Send the messages that are not durable, once; a worker that misses a reply asks again.
 
-        Nobody waits for it: a client's request is done once it is on record, and a broker that
-        stands still must not hold up its answer.
+        They are sent in the background: a stalled broker must not delay the response to a client.
         """
         for effect in effects:
             if not effect.durable and effect.queue:
                 task = asyncio.create_task(self._send(effect.queue, effect.message))
-                self._answering.add(task)
-                task.add_done_callback(self._answering.discard)
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
 
     async def _send(self, queue: str, message: Message) -> None:
         try:
@@ -155,8 +154,8 @@ class JobRepository:
             return True
         outgoing = await self._outgoing(step, version)
         row = row_of(step.job, version)
-        happened = self._happened(before, step.job, version)
-        if not await self._jobs.replace(row, outgoing, happened, expected_version=version - 1):
+        events = self._events(before, step.job, version)
+        if not await self._jobs.replace(row, outgoing, events, expected_version=version - 1):
             return False
         self._on_due()
         self._change_notifier.notify(step.job.id)
@@ -164,10 +163,10 @@ class JobRepository:
             log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
             self._on_end(step.job)
         if before.ended and step.job.webhook_settled and not before.webhook_settled:
-            _tell_if_given_up(step.job)
+            _warn_if_undelivered(step.job)
         return True
 
-    def _happened(self, before: Job | None, after: Job, version: int) -> list[StoredEvent]:
+    def _events(self, before: Job | None, after: Job, version: int) -> list[StoredEvent]:
         return [
             StoredEvent(
                 job=after.id,
@@ -194,7 +193,7 @@ class JobRepository:
         ]
 
     async def _body(self, job: Job, effect: Effect) -> bytes:
-        """A webhook carries what ``/status`` shows of the ended job, byte for byte."""
+        """The encoded message; a webhook's body is the response of ``/status``, byte for byte."""
         message = effect.message
         if isinstance(message, WebhookDue):
             status = await self._presenter.status(job)
@@ -202,8 +201,8 @@ class JobRepository:
         return encode(message)
 
 
-def _tell_if_given_up(job: Job) -> None:
-    """The end's webhook is not tried any more: if nobody took it, somebody waits in vain."""
+def _warn_if_undelivered(job: Job) -> None:
+    """Log that the ``completed`` webhook is settled without a successful delivery."""
     webhook = webhook_id(job, "completed", 0)
     for last in [each for each in job.webhook_tries if each.id == webhook][-1:]:
         if last.reason is not None:
@@ -211,12 +210,12 @@ def _tell_if_given_up(job: Job) -> None:
 
 
 def read(row: StoredJob) -> Job:
-    """The record in a row."""
+    """The job in a row."""
     return msgspec.json.decode(row.record, type=Job)
 
 
 def row_of(job: Job, version: int) -> StoredJob:
-    """The row for a record; what is queried stands beside it."""
+    """The row for a job, with the fields that are queried in columns of their own."""
     return StoredJob(
         id=job.id,
         owner=job.owner,

@@ -1,4 +1,4 @@
-"""Check a request's JSON body, and say every mistake at once."""
+"""Parse a request's JSON body, and report all its mistakes at once."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from shared.request import (
 )
 
 MOST_MISTAKES = 50
-"""Told of one request; once there are more, nothing else is looked at."""
+"""Reported for one request; with more of them, parsing stops."""
 
 T = TypeVar("T", bound=Struct)
 
 
 class Invalid(Exception):
-    """A request with mistakes; ``mistakes`` names them, one sentence each, the first 50 of many."""
+    """A request with mistakes; ``mistakes`` has a sentence for each, at most the first 50."""
 
     def __init__(self, mistakes: list[str]) -> None:
         self.mistakes = mistakes[:MOST_MISTAKES]
@@ -46,13 +46,13 @@ class Invalid(Exception):
 
 
 class DisallowedAddress(Invalid):
-    """A request in good form, with URLs that nobody will be sent to."""
+    """A well-formed request with URLs that no service may connect to."""
 
 
 TOP_FIELDS = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
 INPUT_FIELDS = ("train", "model", "inference")
 HIDDEN = "s3Config"
-"""What stands there is shown in no message."""
+"""No message shows values below this field."""
 
 
 def parse_request(body: Any) -> Request:
@@ -63,10 +63,10 @@ def parse_request(body: Any) -> Request:
     """
     mistakes: list[str] = []
     top = _object(body, "the request", mistakes)
-    _unknown(top, TOP_FIELDS, "", mistakes)
+    _report_unknown(top, TOP_FIELDS, "", mistakes)
     inputs = _object(top.get("input"), "input", mistakes)
-    _unknown(inputs, INPUT_FIELDS, "input.", mistakes)
-    _one_way(inputs, mistakes)
+    _report_unknown(inputs, INPUT_FIELDS, "input.", mistakes)
+    _check_train_or_model(inputs, mistakes)
     train = _optional(Train, inputs.get("train"), "input.train", mistakes)
     model = _model(inputs.get("model"), mistakes)
     inference = _inference(inputs.get("inference"), mistakes)
@@ -90,8 +90,8 @@ def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _one_way(inputs: dict[str, Any], mistakes: list[str]) -> None:
-    """The model is either trained or named; to name one without drawing does nothing."""
+def _check_train_or_model(inputs: dict[str, Any], mistakes: list[str]) -> None:
+    """A request either trains a model or names one, and then must request images."""
     ways = [name for name in ("train", "model") if inputs.get(name) is not None]
     if len(ways) != 1:
         mistakes.append(
@@ -121,13 +121,13 @@ def _inference(value: Any, mistakes: list[str]) -> tuple[Inference, ...]:
         return (entry,) if entry else ()
     entries = [
         _struct(Inference, each, f"input.inference[{index}]", mistakes)
-        for index, each in _some(value, "input.inference", mistakes)
+        for index, each in _items(value, "input.inference", mistakes)
     ]
     return tuple(entry for entry in entries if entry)
 
 
-def _some(value: list[Any], path: str, mistakes: list[str]) -> Iterator[tuple[int, Any]]:
-    """The items with their numbers, as long as looking at them makes sense."""
+def _items(value: list[Any], path: str, mistakes: list[str]) -> Iterator[tuple[int, Any]]:
+    """The items with their indices, unless there are too many items or mistakes."""
     if len(value) > MOST_ITEMS:
         mistakes.append(f"{path}: expected at most {MOST_ITEMS} items, got {len(value)}")
         return
@@ -142,52 +142,52 @@ def _optional(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | 
 
 
 def _struct(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | None:
-    """Build one Struct, field by field, so that no mistake hides another."""
+    """Build a Struct field by field, so that no mistake hides another."""
     before = len(mistakes)
     given = _object(value, path, mistakes)
     if not isinstance(value, dict):
         return None
     fields = cast("types.StructType", types.type_info(kind)).fields
-    _unknown(given, [each.name for each in fields], f"{path}.", mistakes)
-    good = {
+    _report_unknown(given, [each.name for each in fields], f"{path}.", mistakes)
+    values = {
         each.name: _field(each, given, path, mistakes)
         for each in fields
         if each.required or given.get(each.name) is not None or _takes_null(each, given)
     }
     if kind is Train:
-        _train_rules(good, path, mistakes)
-    return kind(**good) if len(mistakes) == before else None
+        _train_rules(values, path, mistakes)
+    return kind(**values) if len(mistakes) == before else None
 
 
 def _takes_null(each: types.Field, given: dict[str, Any]) -> bool:
-    """A null counts as "left out", unless the field has a meaning for it."""
+    """Null means "left out", unless the field gives it a meaning."""
     return each.name in given and isinstance(each.type, types.UnionType)
 
 
 def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[str]) -> Any:
     inner = f"{path}.{each.name}"
     if given.get(each.name) is None and each.required:
-        expected = FORMS[each.name].text if each.name in FORMS else describe(each.type)
+        expected = RULES[each.name].text if each.name in RULES else describe(each.type)
         mistakes.append(f"{inner}: required, but missing; expected {expected}")
         return None
     value = given[each.name]
     if (kind := _struct_of(each.type)) and value is not None:
         return _struct(kind, value, inner, mistakes)
     if isinstance(each.type, types.ListType) and isinstance(value, list):
-        items = _some(value, inner, mistakes)
+        items = _items(value, inner, mistakes)
         return [_value(each.type.item_type, v, f"{inner}[{i}]", mistakes) for i, v in items]
-    return _value(each.type, value, inner, mistakes, FORMS.get(each.name))
+    return _value(each.type, value, inner, mistakes, RULES.get(each.name))
 
 
 def _value(
-    kind: types.Type, value: Any, path: str, mistakes: list[str], form: Form | None = None
+    kind: types.Type, value: Any, path: str, mistakes: list[str], rule: Rule | None = None
 ) -> Any:
     try:
         converted = _convert(value, kind)
-        _require(form is None or converted is None or form.holds(converted))
+        _require(rule is None or converted is None or rule.holds(converted))
     except (ValueError, OverflowError):
-        is_address = form is not None and isinstance(value, str)
-        expected = form.text if form and is_address and value else describe(kind)
+        is_address = rule is not None and isinstance(value, str)
+        expected = rule.text if rule and is_address and value else describe(kind)
         got = shown(shown_url(value) if is_address else value)
         got = "something else" if path.startswith(HIDDEN) else got
         mistakes.append(f"{path}: expected {expected}, got {got}")
@@ -196,23 +196,23 @@ def _value(
 
 
 def _struct_of(kind: types.Type) -> type[Struct] | None:
-    """The Struct that a field takes, alone or beside null."""
+    """The Struct type of a field, which may also be null."""
     members = kind.types if isinstance(kind, types.UnionType) else (kind,)
     return next((each.cls for each in members if isinstance(each, types.StructType)), None)
 
 
 def _convert(value: Any, kind: types.Type) -> Any:
-    """One value as its field takes it; an integer passes for a float, a bool for nothing else."""
+    """Convert a value to its field's type; integers count as floats, booleans not as integers."""
     match kind:
         case types.UnionType(types=members):
             if value is None:
                 return None
             return _convert(value, next(m for m in members if not isinstance(m, types.NoneType)))
         case types.LiteralType(values=values):
-            value = _whole(value)
+            value = _as_integer(value)
             _require(value in values and type(value) is type(values[0]))
         case types.IntType(ge=low, le=high):
-            value = _whole(value)
+            value = _as_integer(value)
             _require(isinstance(value, int) and not isinstance(value, bool))
             _require((low is None or value >= low) and (high is None or value <= high))
         case types.FloatType(gt=above, ge=low, le=high, lt=below):
@@ -230,18 +230,18 @@ def _convert(value: Any, kind: types.Type) -> Any:
     return value
 
 
-def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 2.0 is an integer, too."""
+def _as_integer(value: Any) -> Any:
+    """JSON has one number type: 2.0 is an integer, too."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _require(holds: bool) -> None:  # noqa: FBT001 - it is the question itself
+def _require(holds: bool) -> None:  # noqa: FBT001 - the condition itself
     if not holds:
         raise ValueError
 
 
 def describe(kind: types.Type) -> str:  # noqa: PLR0911 - one return for each kind
-    """A field's type and range in words, for messages and for documentation."""
+    """A field's type and range in words, for messages and documentation."""
     match kind:
         case types.UnionType(types=members):
             return " or ".join(describe(each) for each in members)
@@ -269,23 +269,23 @@ def describe(kind: types.Type) -> str:  # noqa: PLR0911 - one return for each ki
     return "something else"
 
 
-ENDLESS = 1e6
-"""A bound above this tells people nothing."""
+LARGE_BOUND = 1e6
+"""Messages leave out upper bounds from here on."""
 SHOWN_LETTERS = 120
 CREDENTIALS = re.compile(r'(?<=//)[^"\s]*@')
 QUERY = re.compile(r'(//[^"\s?#]*\?)[^"\s]+')
-"""Of an address: what may be a key, so that no message shows it."""
+"""The query of an address may be a secret, so no message shows it."""
 
 
 def _range(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
-        return f" from {low:g} to {high:g}" if high < ENDLESS else f" of at least {low:g}"
+        return f" from {low:g} to {high:g}" if high < LARGE_BOUND else f" of at least {low:g}"
     if low is not None:
         return f" of at least {low:g}"
     return f" of at most {high:g}" if high is not None else ""
 
 
-def _unknown(
+def _report_unknown(
     given: dict[str, Any], known: list[str] | tuple[str, ...], prefix: str, mistakes: list[str]
 ) -> None:
     unknown = (name[:SHOWN_LETTERS] for name in given if name not in known)
@@ -296,7 +296,7 @@ def _unknown(
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """What somebody may have meant by an unknown name."""
+    """A suggestion for an unknown name."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
@@ -320,7 +320,7 @@ def _webhook_events(value: Any, mistakes: list[str]) -> tuple[WebhookEvent, ...]
         return ()
     mistakes += [
         f"{path}[{index}]: expected {one}, got {shown(each)}"
-        for index, each in _some(value, path, mistakes)
+        for index, each in _items(value, path, mistakes)
         if each not in WEBHOOK_EVENTS
     ]
     return tuple(event for event in WEBHOOK_EVENTS if event in value)
@@ -332,47 +332,47 @@ def _warnings(top: dict[str, Any], policy: Policy) -> tuple[str, ...]:
 
 
 def is_endpoint(text: str) -> bool:
-    """Whether the text is an http or https URL that has no query either."""
+    """Whether the text is an http or https URL without a query."""
     return is_http_url(text, ENDPOINT)
 
 
 def may_be_a_model(text: str) -> bool:
-    """Whether the text is a name or an address, and stands for nothing in our store."""
+    """Whether the text is a model's name or URL, but no key of our store."""
     return ":" not in text or is_http_url(text)
 
 
-class Form(NamedTuple):
-    """What a text must be besides a text."""
+class Rule(NamedTuple):
+    """A rule for a string, and its description."""
 
     holds: Callable[[str], bool]
     text: str
 
 
-ADDRESS = Form(is_http_url, "an http or https URL")
-MODEL = Form(may_be_a_model, "the name of a model, or an http or https URL")
-FORMS = {
+ADDRESS = Rule(is_http_url, "an http or https URL")
+MODEL = Rule(may_be_a_model, "the name of a model, or an http or https URL")
+RULES = {
     "data_url": ADDRESS,
-    "endpointUrl": Form(is_endpoint, "an http or https URL without a query"),
+    "endpointUrl": Rule(is_endpoint, "an http or https URL without a query"),
     "resume_ckpt_url": MODEL,
 }
-"""By the field's name."""
+"""By field name."""
 
 
-def _train_rules(good: dict[str, Any], path: str, mistakes: list[str]) -> None:
-    """What two fields say together; one that is wrong by itself is None and says nothing here."""
-    if good.get("disable_unet_training") and good.get("disable_textenc_training"):
+def _train_rules(values: dict[str, Any], path: str, mistakes: list[str]) -> None:
+    """Rules between two fields; a field with a mistake of its own is None here."""
+    if values.get("disable_unet_training") and values.get("disable_textenc_training"):
         mistakes.append(
             f"{path}: disable_unet_training and disable_textenc_training are both true:"
             " nothing is left to train"
         )
-    start = good.get("timestep_start", FIRST_TIMESTEP)
-    end = good.get("timestep_end", LAST_TIMESTEP)
+    start = values.get("timestep_start", FIRST_TIMESTEP)
+    end = values.get("timestep_end", LAST_TIMESTEP)
     if start is not None and end is not None and start >= end:
         mistakes.append(f"{path}: timestep_start {start} must be below timestep_end {end}")
 
 
 def shown(value: Any) -> str:
-    """A value as JSON, cut short; of an address neither credentials nor the query, often a key."""
+    """A value as JSON, shortened, and without credentials and queries of addresses."""
     if isinstance(value, dict):
         return "an object"
     text = msgspec.json.encode(value).decode()

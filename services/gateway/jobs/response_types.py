@@ -1,4 +1,4 @@
-"""The bodies that clients get: what the code below must return, and what the document says."""
+"""Types of the response bodies; the OpenAPI document is made from them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from shared.request import WebhookEvent
 
 
 def one_of(*names: str) -> Meta:
-    """For a body that has one of several shapes."""
+    """For a body that has one of several types."""
     shapes = [{"$ref": f"#/components/schemas/{name}"} for name in names]
     return Meta(extra_json_schema={"anyOf": shapes})
 
 
 class Error(TypedDict):
-    """What is said when a request is refused or fails."""
+    """The body of every response with an error status."""
 
     error: str
     mistakes: NotRequired[list[str]]
@@ -27,22 +27,22 @@ class Error(TypedDict):
 
 
 class JobState(TypedDict):
-    """A job and how it stands."""
+    """A job's id and status."""
 
     id: str
     status: Status
 
 
 class QueuePosition(TypedDict):
-    """A waiting job's place among everybody's."""
+    """A waiting job's position among all users' jobs."""
 
     position: Annotated[int, Meta(ge=1)]
     estimated_start: str | None
-    """UTC; null: nobody can tell."""
+    """UTC; null: unknown."""
 
 
 class Sample(TypedDict):
-    """An image drawn while training goes on."""
+    """An image generated during training."""
 
     step: int
     epoch: int
@@ -56,11 +56,11 @@ REPORT = {
     "anyOf": [{"$ref": "#/components/schemas/Report"}, {"type": "object", "maxProperties": 0}]
 }
 DatasetReport = Annotated[dict[str, Any], Meta(extra_json_schema=REPORT)]
-"""The report on the images; empty until it is known."""
+"""The report on the images; empty until it is there."""
 
 
 class Progress(TypedDict):
-    """``output`` until the end: the newest numbers of the stage at work, null where unknown."""
+    """``output`` until the end: the newest numbers of the current stage, null where unknown."""
 
     stage: Stage | None
     step: int | None
@@ -85,7 +85,7 @@ class Checkpoint(TypedDict):
 
 
 class TrainingResult(TypedDict):
-    """What became of the training; besides these what the trainer sums up (steps, loss, ...)."""
+    """The result of the training, with the trainer's summary (steps, loss, ...)."""
 
     checkpoint_url: str | None
     checkpoints: list[Checkpoint]
@@ -105,10 +105,10 @@ class TrainingResult(TypedDict):
 
 
 class Image(TypedDict):
-    """One image of the result, with what it was drawn from."""
+    """A resulting image, with its parameters."""
 
     image: str | None
-    """Link; null: it could not be drawn."""
+    """Link; null: the image could not be generated."""
     prompt: str
     negative_prompt: str | None
     width: int
@@ -122,7 +122,7 @@ class Image(TypedDict):
 
 
 class File(TypedDict):
-    """A file of the result."""
+    """A resulting file."""
 
     name: str
     kind: Literal["checkpoint", "image", "sample", "metrics", "tensorboard"]
@@ -132,17 +132,17 @@ class File(TypedDict):
 
 
 class Results(TypedDict):
-    """``output`` at the end: everything there is, however the job ended."""
+    """``output`` at the end: all results there are, however the job ended."""
 
     train: TrainingResult | None
-    """Null: nothing was trained."""
+    """Null: the job trained nothing."""
     inference: list[Image]
     artifacts: list[File]
     warnings: NotRequired[list[str]]
 
 
 class CheckResult(TypedDict):
-    """``output`` of a dataset's check at the end."""
+    """``output`` at the end of a dataset check."""
 
     dataset: DatasetReport
 
@@ -151,33 +151,33 @@ Output = Annotated[Mapping[str, Any], one_of("Progress", "Results", "CheckResult
 
 
 class JobStatus(TypedDict):
-    """A job in full; the webhook's body, too."""
+    """A job in full; also the body of webhooks."""
 
     id: str
     status: Status
     delayTime: Annotated[int, Meta(ge=0)]
     """Milliseconds from submission to the first GPU worker."""
     executionTime: Annotated[int, Meta(ge=0)]
-    """Milliseconds from then to the end."""
+    """Milliseconds from the first GPU worker to the end."""
     gpu: str
     """The device that the job started on."""
     input: dict[str, Any]
     """The request's ``input``."""
     output: Output
     error: NotRequired[str]
-    """Of a job that failed or timed out: why."""
+    """Why a job failed or timed out."""
     queue: NotRequired[QueuePosition]
-    """Of a job that is IN_QUEUE."""
+    """Only while the job is IN_QUEUE."""
 
 
 class Piece(TypedDict):
-    """The whole output as it stood."""
+    """The whole output at one moment."""
 
     output: Output
 
 
 class Stream(TypedDict):
-    """What is new of a job."""
+    """New output of a job."""
 
     id: str
     status: Status
@@ -192,7 +192,7 @@ class Purged(TypedDict):
 
 
 class JobCounts(TypedDict):
-    """A client's jobs by state."""
+    """A key's jobs by state."""
 
     completed: int
     failed: int
@@ -213,7 +213,7 @@ class WorkerCounts(TypedDict):
 
 
 class Health(TypedDict):
-    """The endpoint's state."""
+    """Jobs and workers of the endpoint."""
 
     jobs: JobCounts
     workers: WorkerCounts
@@ -240,47 +240,47 @@ class JobPage(TypedDict):
 
     jobs: list[JobSummary]
     next: str | None
-    """For ``cursor``; null: this is the last page."""
+    """The value for ``cursor``; null: this is the last page."""
 
 
 class Removed(TypedDict):
-    """A job that is gone for good."""
+    """A job that was deleted for good."""
 
     id: str
     deleted: Literal[True]
 
 
 class WebhookDelivery(TypedDict):
-    """One try of a webhook."""
+    """One try to deliver a webhook."""
 
     id: str
-    """Of the event: the same over all its tries."""
+    """Of the event: the same for all its tries."""
     event: WebhookEvent
     attempt: int
     at: str
-    """UTC: when it is due, then when its outcome was heard of."""
+    """UTC: when it is due, later when its outcome was recorded."""
     status: int | None
-    """Of the answer that took it."""
+    """HTTP status of a successful delivery."""
     reason: str | None
-    """Why it was not taken."""
+    """Why the delivery failed."""
 
 
 class WebhookDeliveries(TypedDict):
-    """What became of a job's webhooks, newest first."""
+    """Deliveries of a job's webhooks, newest first."""
 
     deliveries: list[WebhookDelivery]
 
 
 class Upload(TypedDict):
-    """A file that is taken, or on its way."""
+    """An uploaded file, complete or not."""
 
     id: str
     bytes: Annotated[int, Meta(ge=1)]
     received: Annotated[int, Meta(ge=0)]
     sha256: str | None
-    """Null until all bytes are here."""
+    """Null until all bytes have arrived."""
     data_url: str
-    """What a request gives as its ``data_url``."""
+    """To be used as ``data_url`` in a request."""
 
 
 class Liveness(TypedDict):
@@ -290,16 +290,16 @@ class Liveness(TypedDict):
 
 
 class UnreadyPart(TypedDict):
-    """A part that is not as it should be."""
+    """A part that is not ready."""
 
     part: Literal["database", "broker", "store"]
     reason: str
     since: str
-    """UTC: when this gateway noticed."""
+    """UTC: when this gateway noticed it."""
 
 
 class Readiness(TypedDict):
-    """Whether everything is there that jobs need."""
+    """Whether everything that jobs need is available."""
 
     status: Literal["ready", "not ready"]
     lacking: list[UnreadyPart]

@@ -1,4 +1,4 @@
-"""Files that clients upload: kept in parts, so that any gateway takes the next one."""
+"""Receive uploads in parts, so that any gateway can take the next one."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from shared.ports import ObjectStore, UploadPart
 from shared.storage.uploads import sha256_of_parts, upload_prefix, write_list
 
 PART_BYTES = 8 << 20
-"""Of a part, which is in memory while it arrives."""
+"""Size of a part, which is held in memory."""
 MOST_UNFINISHED = 16
-"""Of one key, at one time."""
+"""Uploads of one key at the same time."""
 ADDRESSES = re.compile(rf"(?:{'|'.join(BASE_PATHS)})/uploads/([0-9a-f-]{{36}})")
 
 log = structlog.get_logger()
 
 
 class UploadConflict(Exception):
-    """Another request has gone on with this upload, or removed it."""
+    """Another request has continued or removed this upload."""
 
 
 class Uploads:
-    """Takes files, and knows what has arrived."""
+    """Receives files, and tracks what has arrived."""
 
     def __init__(
         self, table: UploadStore, store: ObjectStore, public_url: str, clock: Callable[[], float]
@@ -46,24 +46,24 @@ class Uploads:
         self._finishing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def address(self, upload_id: str) -> str:
-        """What a request gives as its ``data_url``."""
+        """The ``data_url`` for requests."""
         return f"{self._public_url}{BASE_PATHS[0]}/uploads/{upload_id}"
 
     def id_in(self, address: str) -> str | None:
-        """The id of the upload that has this address; None: it is no upload's."""
+        """The id in an upload's address; None: it is none."""
         found = ADDRESSES.fullmatch(address.removeprefix(self._public_url))
         return found[1] if found and address.startswith(self._public_url) else None
 
     async def find(self, upload_id: str, owner: str) -> StoredUpload | None:
-        """The upload; somebody else's is as unknown as one that never was. Raises Unavailable."""
+        """The upload; None: it does not exist, or has another owner. Raises Unavailable."""
         upload = await self._table.find(upload_id)
         return upload if upload and upload.owner == owner else None
 
-    async def begin(self, owner: str, size: int, expected: str) -> StoredUpload:
-        """A new upload of so many bytes; ``expected`` is its SHA-256, or nothing.
+    async def create(self, owner: str, size: int, expected: str) -> StoredUpload:
+        """A new upload of ``size`` bytes; ``expected`` is its SHA-256, or empty.
 
         Raises:
-            Invalid: the owner has too many that are not finished.
+            Invalid: the owner has too many unfinished uploads.
             Full: the store has no room for it.
             Unavailable: the database does not answer.
         """
@@ -80,22 +80,22 @@ class Uploads:
         return upload
 
     async def _require_room(self, size: int) -> None:
-        """Where the store is on this machine; another says itself when it is full."""
+        """Check a local disk; other stores report by themselves when they are full."""
         if isinstance(self._store, LocalStore):
             free = await asyncio.to_thread(self._store.free_bytes)
             if free < size:
                 raise Full(f"the store has no room for {size} bytes: {free} are free")
 
-    async def take(self, upload: StoredUpload, pieces: AsyncIterator[bytes]) -> StoredUpload:
-        """Go on with an upload where it stands; it is finished when all has arrived.
+    async def append(self, upload: StoredUpload, pieces: AsyncIterator[bytes]) -> StoredUpload:
+        """Add bytes to an upload, and finish it when it is complete.
 
         Raises:
-            UploadConflict: somebody else went on with it.
-            Unavailable: the store or the database does not answer; what was kept before stays.
+            UploadConflict: another request has continued it.
+            Unavailable: the store or the database does not answer; earlier parts stay.
         """
         digest = hashlib.sha256() if upload.received == 0 else None
         async for part in in_parts(pieces):
-            upload = await self._keep(upload, part)
+            upload = await self._append_part(upload, part)
             if digest:
                 await in_thread(digest.update, part)
         if upload.received < upload.bytes:
@@ -103,11 +103,13 @@ class Uploads:
         return await self.finish(upload, digest.hexdigest() if digest else None)
 
     async def finish(self, upload: StoredUpload, sha256: str | None = None) -> StoredUpload:
-        """Find out what has arrived; ``sha256`` where it is known, else all is read once more.
+        """Compare a complete upload with what was expected.
+
+        ``sha256`` is its digest if it is known; else the whole file is read again.
 
         Raises:
             UploadConflict: the upload was removed.
-            Unavailable: the store or the database does not answer; it can be finished later.
+            Unavailable: the store or the database does not answer; a later call can finish it.
         """
         async with self._finishing.setdefault(upload.id, asyncio.Lock()):
             known = await self._table.find(upload.id)
@@ -116,23 +118,23 @@ class Uploads:
             return known if known.sha256 else await self._settle(known, sha256)
 
     async def remove(self, upload_id: str) -> None:
-        """Forget an upload and what has arrived of it. Raises Unavailable."""
+        """Delete an upload and its parts. Raises Unavailable."""
         await self._store.delete(upload_prefix(upload_id))
         await self._table.delete(upload_id)
-        # A part that arrived between the two is not refused by the table, and goes now.
+        # A part that another request stored between the two calls would stay.
         await self._store.delete(upload_prefix(upload_id))
         log.info("upload_removed", upload=upload_id)
 
     async def remove_expired(self, *, untouched_since: float, finished_before: float) -> None:
-        """Forget what nobody went on with, and what was kept long enough. Raises Unavailable."""
+        """Delete abandoned uploads, and finished ones past their retention. Raises Unavailable."""
         while expired := await self._table.expired(
             untouched_since=untouched_since, finished_before=finished_before
         ):
             for upload_id in expired:
                 await self.remove(upload_id)
 
-    async def _keep(self, upload: StoredUpload, data: bytes) -> StoredUpload:
-        """Under a name of its own: of two that send the same part, one is told so by the table."""
+    async def _append_part(self, upload: StoredUpload, data: bytes) -> StoredUpload:
+        """Store a part under a unique key; the table refuses one of two with the same offset."""
         name = f"{upload.received:012}-{secrets.token_hex(8)}"
         part = UploadPart(
             upload=upload.id, offset=upload.received, bytes=len(data),

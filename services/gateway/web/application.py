@@ -1,4 +1,4 @@
-"""The gateway's HTTP face: routes, bodies, and errors as JSON."""
+"""The HTTP application: routes, request bodies, and errors as JSON."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ from shared.concurrency import in_thread
 from shared.errors import Full, Unavailable
 
 ANSWER_SECONDS = 2.0
-"""Clients give up after 3; what is given up must be put in order within the rest."""
+"""Clients time out after 3; the rest is for cleaning up."""
 RETRY_SECONDS = 5
+"""For the header ``Retry-After``."""
 HEAD_SECONDS = 75.0
-"""How long a connection may stay without a whole head of a request."""
+"""How long a connection may wait for the headers of a request."""
 IDLE_SECONDS = 60.0
-"""Between two pieces of a body."""
+"""Most time between two pieces of a body."""
 BODY_SECONDS = 300.0
-"""For a whole body, however steadily it drips."""
+"""Most time for a whole body."""
 LONG_BYTES = 1 << 16
-"""A longer body is read as JSON beside the loop."""
+"""A body from this length on is parsed in a thread."""
 MOST_BYTES = 20 * 1024 * 1024
-"""Of any body that is read whole; RunPod's bound for ``/runsync``."""
+"""The largest body that is held in memory; RunPod's limit for ``/runsync``."""
 
 log = structlog.get_logger()
 
 
 def application(parts: Iterable[object], keys: Keys, authorizer: Authorizer) -> web.Application:
-    """Everything that the gateway answers: all routes of these parts."""
-    middlewares = [_errors_as_json, _uncompressed, _identified_by(keys)]
+    """The application with all routes of these objects."""
+    middlewares = [_errors_as_json, _refuse_compressed, _authenticate(keys)]
     app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
-    app.on_response_prepare.append(_as_it_says)
+    app.on_response_prepare.append(_forbid_sniffing)
     for part in parts:
-        for method, path, handler in _addresses(part, authorizer):
+        for method, path, handler in _handlers(part, authorizer):
             app.router.add_route(method, path, handler)
     return app
 
 
-def _addresses(part: object, authorizer: Authorizer) -> Iterator[tuple[str, str, Handler]]:
+def _handlers(part: object, authorizer: Authorizer) -> Iterator[tuple[str, str, Handler]]:
     for name, route in routes_of(type(part)):
         own = getattr(part, name)
         handler = authorizer.guard(own, route.needs) if route.needs else own
@@ -71,24 +72,24 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except (IdReused, UnknownJob) as error:
         return _error(422 if isinstance(error, IdReused) else 404, str(error))
     except (Unavailable, TimeoutError) as error:
-        return _later(request, error)
+        return _retry_later(request, error)
     except web.HTTPException as error:
         kept = ("Allow", "Retry-After", "Upload-Offset", "WWW-Authenticate")
         headers = {name: error.headers[name] for name in kept if name in error.headers}
         return _error(error.status, error.text or error.reason, headers=headers)
-    except Exception:  # a mistake of ours is logged; the client gets JSON and no traceback
+    except Exception:  # a bug: the client gets no traceback
         log.exception("request_failed", path=request.path)
         return _error(500, "something went wrong here; it is in our log")
 
 
-async def _as_it_says(_: web.Request, response: web.StreamResponse) -> None:
-    """No browser takes an answer for another kind than the one that it names."""
+async def _forbid_sniffing(_: web.Request, response: web.StreamResponse) -> None:
+    """Keep browsers from guessing another content type."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
 
 
 @web.middleware
-async def _uncompressed(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A few bytes that grow into many are not even looked at."""
+async def _refuse_compressed(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A small compressed body may be a very large one."""
     coding = request.headers.get("Content-Encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
         raise web.HTTPUnsupportedMediaType(
@@ -97,8 +98,8 @@ async def _uncompressed(request: web.Request, handler: Handler) -> web.StreamRes
     return await handler(request)
 
 
-def _later(request: web.Request, error: Unavailable | TimeoutError) -> web.Response:
-    """What may be asked again: nothing was done, or what was begun can be gone on with."""
+def _retry_later(request: web.Request, error: Unavailable | TimeoutError) -> web.Response:
+    """Nothing was done, or what was begun can be continued."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
     if isinstance(error, Full):
         log.warning("no_room", path=request.path, reason=str(error))
@@ -107,18 +108,18 @@ def _later(request: web.Request, error: Unavailable | TimeoutError) -> web.Respo
     return _error(503, "the service cannot answer now; try again soon", headers=headers)
 
 
-def _identified_by(keys: Keys) -> Middleware:
+def _authenticate(keys: Keys) -> Middleware:
     @web.middleware
-    async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         headers = request.headers.getall("Authorization", [])
-        if len(headers) == 1:  # of two, a proxy may have checked the other one
+        if len(headers) == 1:  # with two, a proxy may have checked the other one
             async with asyncio.timeout(ANSWER_SECONDS):
                 caller = await keys.caller(headers[0])
             if caller is not None:
                 request[CALLER] = caller
         return await handler(request)
 
-    return identify
+    return authenticate
 
 
 def _error(
@@ -128,12 +129,12 @@ def _error(
 
 
 async def json_body(request: web.Request, most: int) -> Any:
-    """The request's body, decoded.
+    """The request's body, decoded from JSON.
 
     Raises:
-        Invalid: it is not JSON, or broke off.
-        web.HTTPRequestEntityTooLarge: it has more than so many bytes.
-        web.HTTPRequestTimeout: it does not come, or too slowly.
+        Invalid: the body is not JSON, or incomplete.
+        web.HTTPRequestEntityTooLarge: it has more than ``most`` bytes.
+        web.HTTPRequestTimeout: it does not arrive in time.
     """
     body = await _whole_body(request, most)
     return _decoded(body) if len(body) < LONG_BYTES else await in_thread(_decoded, body)
@@ -142,7 +143,7 @@ async def json_body(request: web.Request, most: int) -> Any:
 async def _whole_body(request: web.Request, most: int) -> bytes:
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _joined(request, most)
+            return await _read_all(request, most)
     except TimeoutError:
         raise web.HTTPRequestTimeout(
             text=f"the body must come within {BODY_SECONDS:g} s, and not be silent for"
@@ -152,18 +153,16 @@ async def _whole_body(request: web.Request, most: int) -> bytes:
         raise Invalid([f"the request's body broke off: {error}"]) from None
 
 
-async def _joined(request: web.Request, most: int) -> bytes:
+async def _read_all(request: web.Request, most: int) -> bytes:
     body = bytearray()
     _check_size(request.content_length or 0, most)
-    while piece := await _next_piece(request):
+    while True:
+        async with asyncio.timeout(IDLE_SECONDS):
+            piece = await request.content.readany()
+        if not piece:
+            return bytes(body)
         body += piece
         _check_size(len(body), most)
-    return bytes(body)
-
-
-async def _next_piece(request: web.Request) -> bytes:
-    async with asyncio.timeout(IDLE_SECONDS):
-        return await request.content.readany()
 
 
 def _check_size(size: int, most: int) -> None:
@@ -176,24 +175,24 @@ def _check_size(size: int, most: int) -> None:
 
 
 def _decoded(body: bytes) -> Any:
-    """By msgspec, which is strict; the other reader is there for what it passes over."""
+    """Decode by msgspec, which is strict, and check by ``json`` for repeated names."""
     try:
         decoded = msgspec.json.decode(body)
-        json.loads(body, object_pairs_hook=_without_twins)
+        json.loads(body, object_pairs_hook=_refuse_repeated_names)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Invalid([f"the request is not JSON: {error}"]) from None
     return decoded
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> None:
-    """Two readers may take different ones of two fields with one name."""
+def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> None:
+    """Different parsers take different ones of two fields with the same name."""
     if len(dict(pairs)) < len(pairs):
-        ((twin, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{shown(twin)} stands twice in one object")
+        ((repeated, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{shown(repeated)} stands twice in one object")
 
 
 def unknown_parameters(query: MultiMapping[str], known: Sequence[str]) -> list[str]:
-    """A sentence for each parameter of a query that there is not."""
+    """A sentence for each unknown parameter of a query."""
     return [
         f"{name}: no such parameter; {nearest(name, known)}"
         for name in dict.fromkeys(query)
@@ -202,10 +201,10 @@ def unknown_parameters(query: MultiMapping[str], known: Sequence[str]) -> list[s
 
 
 def json_response(body: bytes) -> web.Response:
-    """An answer that is JSON already."""
+    """A response with a body that is JSON already."""
     return web.Response(body=body, content_type="application/json")
 
 
 def is_disconnected(request: web.Request) -> bool:
-    """Whether the client has hung up."""
+    """Whether the client has closed the connection."""
     return request.transport is None or request.transport.is_closing()

@@ -1,4 +1,4 @@
-"""Who is let in: a request's key, and how much it may ask at once."""
+"""Authorization and rate limiting."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ REQUIRED_SCOPES: Mapping[Operation, Scope] = {
     "upload": "submit",
 }
 OwnerHandler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
-"""Answers a request of this owner."""
+"""A handler that also gets the owner."""
 NULL = "\0"
-"""No text of PostgreSQL has it, not even one that is looked for."""
+"""PostgreSQL refuses it in any text, even in one to search for."""
 CALLER = web.RequestKey("caller", Caller)
-"""Who asks; there only if the request has a key that we know."""
+"""Set only if the request has a valid key."""
 
 
 class Authorizer:
-    """Knows scopes and limits; each gateway counts by itself."""
+    """Checks scopes and rate limits; each gateway counts by itself."""
 
     def __init__(self, repository: JobRepository, rates: Mapping[Operation, Rate] = RATES) -> None:
         self._repository = repository
@@ -45,12 +45,12 @@ class Authorizer:
 
     @contextmanager
     def authorize(self, request: web.Request, operation: Operation) -> Iterator[str]:
-        """The owner that the request's key stands for, who holds a place meanwhile.
+        """Check the request's key and take one of its concurrent requests; yields its owner.
 
         Raises:
-            web.HTTPUnauthorized: nobody we know.
-            web.HTTPForbidden: the key is not good for this.
-            web.HTTPTooManyRequests: too many requests.
+            web.HTTPUnauthorized: no valid key.
+            web.HTTPForbidden: the key lacks the scope.
+            web.HTTPTooManyRequests: a rate limit is exceeded.
         """
         caller = _caller(request, REQUIRED_SCOPES[operation])
         try:
@@ -62,7 +62,7 @@ class Authorizer:
             ) from None
 
     def guard(self, handler: OwnerHandler, operation: Operation) -> Handler:
-        """A handler that first lets in, and tells the inner one whom."""
+        """Wrap a handler, so that it is authorized first and gets the owner."""
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             with self.authorize(request, operation) as owner:
@@ -71,10 +71,10 @@ class Authorizer:
         return guarded
 
     async def job(self, request: web.Request, owner: str) -> JobVersion:
-        """The job in the path; somebody else's is as unknown as one that never was.
+        """The job in the path.
 
         Raises:
-            UnknownJob: there is none.
+            UnknownJob: it does not exist, or has another owner.
             Unavailable: the database does not answer.
         """
         job_id = request.match_info["job"]

@@ -1,4 +1,4 @@
-"""How often a key may ask, and how many answers it may await at once."""
+"""Rate limits of a key: requests in a time, and concurrent requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 
 class TooManyRequests(Exception):
-    """Come back after so many seconds."""
+    """A limit is exceeded; retry after ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"too many requests; try again in {seconds:.3g} s")
@@ -19,7 +19,7 @@ class TooManyRequests(Exception):
 
 @dataclass(frozen=True)
 class Rate:
-    """So many requests in so many seconds, and so many at once."""
+    """The most requests in some seconds, and at the same time."""
 
     requests: int
     seconds: float
@@ -29,7 +29,7 @@ class Rate:
 Operation = Literal[
     "run", "runsync", "status", "stream", "cancel", "command", "resend", "delete", "purge", "upload"
 ]
-"""What is counted together."""
+"""Each has a limit of its own."""
 
 RATES: Mapping[Operation, Rate] = {
     "run": Rate(1000, 10.0, 200),
@@ -43,40 +43,43 @@ RATES: Mapping[Operation, Rate] = {
     "purge": Rate(2, 10.0, 2),
     "upload": Rate(1000, 10.0, 8),
 }
-"""RunPod's published limits of one endpoint; what it lacks counts as its like, uploads are ours."""
+"""RunPod's published limits for an endpoint.
+
+Operations that RunPod does not list use the closest one's limit; the one for uploads is our own.
+"""
 SOON = 1.0
-"""When to come back if too many answers are awaited."""
+"""When to retry after too many concurrent requests."""
 
 
 class RateLimiter:
-    """A bucket of ``rate.requests`` tokens for each key, filled evenly over ``rate.seconds``."""
+    """A bucket of ``rate.requests`` tokens for each key, refilled evenly over ``rate.seconds``."""
 
     def __init__(self, rate: Rate, clock: Callable[[], float]) -> None:
-        """``clock`` gives seconds that never go back."""
+        """``clock`` gives monotonic seconds."""
         self._rate = rate
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}
-        self._inside: Counter[str] = Counter()
+        self._concurrent: Counter[str] = Counter()
 
     @contextmanager
     def slot(self, owner: str) -> Iterator[None]:
-        """Take a token and one of the places, for as long as the answer takes.
+        """Take a token, and count as a concurrent request until the response is sent.
 
         Raises:
-            TooManyRequests: there is none.
+            TooManyRequests: there is no token, or no room for a concurrent request.
         """
-        if self._inside[owner] >= self._rate.at_once:
+        if self._concurrent[owner] >= self._rate.at_once:
             raise TooManyRequests(SOON)
         if seconds := self.wait(owner):
             raise TooManyRequests(seconds)
-        self._inside[owner] += 1
+        self._concurrent[owner] += 1
         try:
             yield
         finally:
-            self._inside[owner] -= 1
+            self._concurrent[owner] -= 1
 
     def wait(self, owner: str) -> float:
-        """Take a token, and return 0; or seconds until there is one, and take none."""
+        """Take a token and return 0; or take none and return the seconds until there is one."""
         per_second = self._rate.requests / self._rate.seconds
         tokens = self._tokens(owner, per_second)
         if tokens < 1.0:

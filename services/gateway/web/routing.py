@@ -1,4 +1,4 @@
-"""What an operation is: said over its handler, for the router and for the OpenAPI document."""
+"""Describe an operation at its handler, for the router and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Parameter(NamedTuple):
     name: str
     place: Literal["query", "header"]
     kind: Any
-    """As msgspec describes it."""
+    """A type that msgspec makes the schema from."""
     text: str
     required: bool = False
 
 
 class Body(NamedTuple):
-    """What a request carries."""
+    """The body of a request."""
 
     media: str
     schema: dict[str, Any]
@@ -37,35 +37,36 @@ class Body(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What is said when all is well."""
+    """A response with a good status."""
 
     text: str
     kind: Any = None
-    """Of JSON, as msgspec describes it; None: nothing, or another media type."""
+    """The type of a JSON body; None: no body, or another media type."""
     media: str = ""
-    """Of what is not JSON."""
+    """The media type of a body that is not JSON."""
     headers: Mapping[str, str] = {}
-    """By name, what they say; always there."""
+    """Description by name; these headers are always sent."""
 
 
 class Route(NamedTuple):
-    """One operation, under every version of the endpoint's address if it is the endpoint's."""
+    """One operation."""
 
     methods: tuple[str, ...]
     path: str
     summary: str
     needs: Operation | None
-    """What it is counted as, which also says the key's scope; None: needs no key."""
+    """Its rate limit and scope; None: needs no key."""
     answers: Mapping[int, Answer]
     errors: tuple[int, ...]
-    """Besides those that a key, a JSON body and a name in the path bring along."""
+    """In addition to those of a key, a JSON body and names in the path."""
     parameters: tuple[Parameter, ...]
     body: Body | None
     versioned: bool
+    """Whether it is served below the endpoint's base paths."""
 
     @property
     def plain_path(self) -> str:
-        """The path with bare names in braces."""
+        """The path with nothing but names in braces."""
         return PATTERN.sub(r"{\1}", self.path)
 
 
@@ -81,10 +82,10 @@ def route(
     body: Body | None = None,
     versioned: bool = True,
 ) -> Callable[[Method], Method]:
-    """Make a method the handler of this operation; its class is one of the application's parts.
+    """Make a method the handler of this operation.
 
-    Where the operation needs a key, the method gets the request and its owner, whom
-    :class:`services.gateway.web.authorization.Authorizer` has let in; else the request alone.
+    If the operation needs a key, the method gets the request and its owner, after
+    :class:`services.gateway.web.authorization.Authorizer` has checked the key; else the request.
     """
     methods = (methods,) if isinstance(methods, str) else methods
     described = Route(methods, path, summary, needs, answers, errors, parameters, body, versioned)
@@ -97,7 +98,7 @@ def route(
 
 
 def routes_of(kind: type) -> Iterator[tuple[str, Route]]:
-    """Every handler's name in this class, and what it handles, in the order of the code."""
+    """The names of a class's handlers with their routes, in the order of the code."""
     for name, member in vars(kind).items():
         if isinstance(found := getattr(member, "route", None), Route):
             yield name, found

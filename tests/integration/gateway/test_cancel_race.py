@@ -155,7 +155,7 @@ async def course(tmp_path: Path, database_url: str) -> AsyncIterator[RaceCourse]
         store = FolderStore(tmp_path / "store", public_url=settings.public_url, key=KEY)
         bus, workers = broker.bus("gateway/test"), broker.bus("workers/test")
         gateway = Gateway(settings, KEY, bus, store, record)
-        await stack.enter_async_context(gateway._answering())
+        await stack.enter_async_context(gateway._serving())
         session = await stack.enter_async_context(aiohttp.ClientSession())
         yield RaceCourse(gateway, jobs_kept, bus, workers, session)
 

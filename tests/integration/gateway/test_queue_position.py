@@ -23,7 +23,7 @@ ROOT = "/v2/everydream-v1"
 
 @pytest.fixture
 async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(queue_position, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(queue_position, "CACHE_SECONDS", 0.0)
     async with world(tmp_path) as one:
         yield one
 
@@ -132,7 +132,7 @@ async def test_without_the_broker_the_place_is_known_and_the_time_is_not(
 async def test_the_broker_is_not_asked_each_time(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_position, "KEPT_SECONDS", 60.0)
+    monkeypatch.setattr(queue_position, "CACHE_SECONDS", 60.0)
     asked = []
 
     async def count(_bus: MemoryBus, queue: Queue) -> int:

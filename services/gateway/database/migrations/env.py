@@ -1,7 +1,7 @@
-"""Runs the revisions inside the transaction that `Database.migrate` has opened, and only there.
+"""Run the revisions inside the transaction that `Database.migrate` has opened.
 
-A revision is written by hand into `versions/`; the contract tests compare where it leads with the
-tables in `services/gateway/database/tables.py`.
+Revisions in `versions/` are written by hand; the contract tests compare their result with
+`services/gateway/database/tables.py`.
 """
 
 from alembic import context

@@ -1,4 +1,4 @@
-"""Jobs and the messages that must leave."""
+"""Jobs, and the outbox of messages to publish."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What was streamed of jobs, and how often they were run."""
+"""The number of runs of a job, and the stream position."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Keys that the command line makes."""
+"""API keys."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What happened to jobs, fact by fact."""
+"""Events of jobs."""
 
 import sqlalchemy as sa
 from alembic import op

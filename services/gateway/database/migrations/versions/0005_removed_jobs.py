@@ -1,4 +1,4 @@
-"""Jobs that were removed, until no worker can write for them any more."""
+"""Removed jobs, until no worker can write for them any more."""
 
 import sqlalchemy as sa
 from alembic import op

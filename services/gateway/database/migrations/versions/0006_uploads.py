@@ -1,4 +1,4 @@
-"""What clients upload, part by part."""
+"""Uploads and their parts."""
 
 import sqlalchemy as sa
 from alembic import op

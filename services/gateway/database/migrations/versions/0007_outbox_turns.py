@@ -1,4 +1,4 @@
-"""Whose an outgoing message is, while one of several gateways sends it."""
+"""The job of an outgoing message, and its lease by one of several gateways."""
 
 import sqlalchemy as sa
 from alembic import op
