@@ -1,4 +1,4 @@
-"""The parent's side of a child process, with a real one that follows a script."""
+"""The parent's side of a child process, with a real child that follows a script."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def records_until_the_end(child: Child) -> tuple[list[AnyRecord], str]:
     try:
         async with asyncio.timeout(30), aclosing(child.records()) as records:
             async for record in records:
-                said.append(record)  # noqa: PERF401 - what came before the error counts
+                said.append(record)  # noqa: PERF401 - the records before the error count
     except ChildDied as error:
         return said, str(error)
     raise AssertionError
@@ -72,7 +72,7 @@ async def test_a_living_grandchild_does_not_hide_the_death_and_is_ended_too() ->
         group = child.pid
         assert "SIGKILL" in end
 
-    async with asyncio.timeout(30):  # the kernel takes a moment to end what was killed
+    async with asyncio.timeout(30):  # the kernel takes a moment to end killed processes
         while any(_alive_in(process, group) for process in psutil.process_iter()):
             await asyncio.sleep(0.01)
 

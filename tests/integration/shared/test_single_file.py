@@ -153,7 +153,7 @@ def test_stable_diffusion_2_has_the_whole_tower_as_strict_loaders_build_it() -> 
 
 
 class Damage:
-    """A disk, or a library, that does not keep what it was given."""
+    """A disk or library that damages what it writes."""
 
     def __init__(self, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
         self._change = change

@@ -1,4 +1,4 @@
-"""Which size an image is trained at, and which part of it."""
+"""The size that an image is trained at, and its crop."""
 
 from random import Random
 

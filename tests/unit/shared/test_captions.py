@@ -1,4 +1,4 @@
-"""What an image's caption is."""
+"""Captions of images."""
 
 from collections import Counter
 from random import Random

@@ -1,4 +1,4 @@
-"""Which pictures make which batch, and how each is drawn."""
+"""Which pictures make which batch, and how each is augmented."""
 
 import subprocess
 import sys
