@@ -13,7 +13,7 @@ from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.uploads import SqlUploadStore
-from services.gateway.ports import Record
+from services.gateway.ports import Stores
 from services.inferencer.__main__ import serve as infer
 from services.notifier.__main__ import serve as notify
 from services.trainer.__main__ import serve as train
@@ -48,7 +48,7 @@ class AllInOne:
             database = await stack.enter_async_context(
                 closing(Database.open(settings.database_url))
             )
-            record = Record(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
+            stores = Stores(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
             store = await stack.enter_async_context(closing(open_store(settings, key)))
             retrying = RetryingStore(store, deadline=STORE_HEARTBEATS * settings.heartbeat)
             gateway_bus, *worker_buses = [
@@ -56,7 +56,7 @@ class AllInOne:
                 for name in ("gateway", "fetcher", "trainer", "inferencer", "notifier")
             ]
             await database.migrate()
-            gateway = Gateway(settings, key, gateway_bus, store, record)
+            gateway = Gateway(settings, key, gateway_bus, store, stores)
             async with asyncio.TaskGroup() as group:
                 gateway_stop = asyncio.Event()
                 group.create_task(gateway.run(gateway_stop))

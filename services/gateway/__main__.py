@@ -9,18 +9,12 @@ from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.uploads import SqlUploadStore
-from services.gateway.ports import Record
+from services.gateway.ports import Stores
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
-from shared.ports import Bus, ObjectStore
 from shared.service_process import closing, or_stopped, stop_on_signals
-from shared.settings import Settings, from_environment
-
-
-def build(settings: Settings, key: str, bus: Bus, store: ObjectStore, record: Record) -> Gateway:
-    """The gateway over these adapters; run it with ``await gateway.run(stop)``."""
-    return Gateway(settings, key, bus, store, record)
+from shared.settings import from_environment
 
 
 async def main() -> None:
@@ -33,9 +27,9 @@ async def main() -> None:
         closing(open_store(settings, key)) as store,
         closing(Database.open(settings.database_url)) as database,
     ):
-        record = Record(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
-        await or_stopped(migrate(record.jobs), stop)
-        await build(settings, key, bus, store, record).run(stop)
+        stores = Stores(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
+        await or_stopped(migrate(stores.jobs), stop)
+        await Gateway(settings, key, bus, store, stores).run(stop)
 
 
 if __name__ == "__main__":

@@ -22,19 +22,19 @@ from services.gateway.endpoints.health import HealthRoutes
 from services.gateway.endpoints.job_list import JobListRoutes
 from services.gateway.endpoints.job_removal import JobRemovalRoutes
 from services.gateway.endpoints.jobs import JobRoutes
+from services.gateway.endpoints.routes import Endpoints
 from services.gateway.endpoints.server_sent_events import EventRoutes
 from services.gateway.endpoints.stream import OutputStreams
-from services.gateway.endpoints.uploads import UploadRoutes, name_the_version
+from services.gateway.endpoints.uploads import UploadRoutes, add_tus_headers
 from services.gateway.endpoints.webhooks import WebhookRoutes
 from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.capacity import Capacity
-from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.queue_position import QueuePositions
 from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.uploads import Uploads
-from services.gateway.ports import JobStore, KeepsFiles, Record
+from services.gateway.ports import JobStore, LocalStore, Stores
 from services.gateway.web import application
 from services.gateway.web.authentication import Keys, configured_keys
 from services.gateway.web.authorization import Authorizer
@@ -43,7 +43,7 @@ from shared.ports import Bus, ObjectStore
 from shared.retry import Reconnects
 from shared.settings import Settings
 
-LAST_ANSWERS_SECONDS = 5.0
+SHUTDOWN_SECONDS = 5.0
 """How long requests under way may take when the gateway stops."""
 
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ class Gateway:
         key: str,
         bus: Bus,
         store: ObjectStore,
-        record: Record,
+        stores: Stores,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -69,12 +69,12 @@ class Gateway:
             key: the deployment's secret key; signs links and seals secrets.
             bus: the gateway's own.
             store: where the results are.
-            record: nobody else writes it but other gateways, and the command line its keys.
+            stores: written only by gateways; the command line writes keys, too.
             clock: seconds since the epoch.
         """
-        heartbeat, jobs = settings.heartbeat, record.jobs
-        presenter, change_notifier = Presenter(store, clock), ChangeNotifier()
-        uploads = Uploads(record.uploads, store, settings.public_url, clock)
+        heartbeat, jobs = settings.heartbeat, stores.jobs
+        presenter = Presenter(store, clock)
+        uploads = Uploads(stores.uploads, store, settings.public_url, clock)
         self._settings = settings
         self._relay = OutboxRelay(bus, jobs, clock=clock, heartbeat=heartbeat)
         self._retention = Retention(
@@ -87,7 +87,6 @@ class Gateway:
             clock=clock,
             on_due=self._relay.wake,
             on_end=self._retention.job_ended,
-            on_change=change_notifier.tell,
         )
         references = References(settings.public_url, key, repository, uploads, clock)
         admission = Admission(key, repository, references, clock, settings.allowed_private_hosts)
@@ -96,37 +95,35 @@ class Gateway:
             bus, repository, self._supervisor, clock=clock, heartbeat=heartbeat
         )
         self._intake = Intake(bus, admission)
-        keys = Keys(configured_keys(settings), record.keys, clock)
+        keys = Keys(configured_keys(settings), stores.keys, clock)
         authorizer, capacity = Authorizer(repository), Capacity(bus, jobs)
-        endpoint = JobRoutes(
-            authorizer=authorizer,
-            admission=admission,
-            repository=repository,
-            presenter=presenter,
-            change_notifier=change_notifier,
-            streams=OutputStreams(jobs, repository, presenter, change_notifier, clock),
-            capacity=capacity,
-            waiting=QueuePositions(capacity, jobs, clock),
-            clock=clock,
-        )
-        events = EventRoutes(
-            authorizer=authorizer,
-            repository=repository,
-            jobs=jobs,
-            presenter=presenter,
-            change_notifier=change_notifier,
-        )
-        listing, webhooks = JobListRoutes(jobs, clock), WebhookRoutes(authorizer, repository, clock)
-        removal = JobRemovalRoutes(authorizer, repository, clock, self._retention.job_removed)
-        uploading = UploadRoutes(uploads)
-        files = [FileRoutes(store, key, clock)] if isinstance(store, KeepsFiles) else []
         openapi, asyncapi = documents().values()
-        pages = DocsRoutes(openapi, asyncapi, settings.public_url)
-        own = (endpoint, events, listing, webhooks, removal, uploading)
-        health = HealthRoutes(repository, self._supervisor, store, clock)
-        parts = (*own, health, pages, *files)
-        self._app = application.application(parts, keys, authorizer)
-        self._app.on_response_prepare.append(name_the_version)
+        endpoints = Endpoints(
+            jobs=JobRoutes(
+                authorizer=authorizer,
+                admission=admission,
+                repository=repository,
+                presenter=presenter,
+                streams=OutputStreams(jobs, repository, presenter, clock),
+                capacity=capacity,
+                queue_positions=QueuePositions(capacity, jobs, clock),
+                clock=clock,
+            ),
+            events=EventRoutes(
+                authorizer=authorizer, repository=repository, jobs=jobs, presenter=presenter
+            ),
+            job_list=JobListRoutes(jobs, clock),
+            webhooks=WebhookRoutes(authorizer, repository, clock),
+            job_removal=JobRemovalRoutes(
+                authorizer, repository, clock, self._retention.job_removed
+            ),
+            uploads=UploadRoutes(uploads),
+            files=FileRoutes(store, key, clock) if isinstance(store, LocalStore) else None,
+            health=HealthRoutes(repository, self._supervisor, store, clock),
+            docs=DocsRoutes(openapi, asyncapi, settings.public_url),
+        )
+        self._app = application.application(filter(None, endpoints), keys, authorizer)
+        self._app.on_response_prepare.append(add_tus_headers)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
         self.port = settings.port
@@ -150,7 +147,7 @@ class Gateway:
         runner = web.AppRunner(
             self._app,
             access_log=None,
-            shutdown_timeout=LAST_ANSWERS_SECONDS,
+            shutdown_timeout=SHUTDOWN_SECONDS,
             keepalive_timeout=application.HEAD_SECONDS,
             auto_decompress=False,
         )

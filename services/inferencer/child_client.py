@@ -1,4 +1,4 @@
-"""The parent's side of drawing: an order to the lasting child, and its images into the store."""
+"""Send orders to the long-lived child, and store the images that it writes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from services.inferencer.order import DrawingOrder
+from services.inferencer.order import GenerationOrder
 from shared.child.parent import ChildDied, OnRecord, Standby
 from shared.child.records import Done
 from shared.concurrency import in_thread
@@ -16,17 +16,17 @@ from shared.ports import ObjectStore
 from shared.storage.folders import sha256_of
 
 
-async def draw(standby: Standby, asked: DrawingOrder, hear: OnRecord) -> None:
-    """Have the child draw; it is kept only if it had its last word and awaits another order.
+async def run_order(standby: Standby, order: GenerationOrder, on_record: OnRecord) -> None:
+    """Have the child carry out an order; it is kept only if it ends with its final record.
 
     Raises:
-        Refused, Passing: the child gave up, or died.
-        Exception: what ``hear`` raises.
+        Refused, Passing: the order failed, or the child died.
+        Exception: raised by ``on_record``.
     """
     try:
         child = await standby.ready()
-        await child.order(asked)
-        last = await child.last_word(hear)
+        await child.order(order)
+        last = await child.last_word(on_record)
     except ChildDied as error:
         raise Passing(str(error)) from error
     except BaseException:
@@ -44,7 +44,7 @@ async def store_image(
     *,
     keepalive: Callable[[], None],
 ) -> Artifact:
-    """Put a drawn file into the store under a key whose last part is its name."""
+    """Upload an image; the artifact's name is the last part of its key."""
     await store.upload(path, key, keepalive=keepalive)
     size = (await in_thread(path.stat)).st_size
     sha256 = await sha256_of(path)

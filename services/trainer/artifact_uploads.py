@@ -1,8 +1,7 @@
-"""What the child saves goes to the store while it trains on, in order."""
+"""Upload checkpoints, resume points and the trained model, and publish what is stored."""
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 import msgspec
 import structlog
 
+from services.trainer.upload_queue import UploadQueue
 from shared.child.records import Saved
 from shared.concurrency import in_thread
 from shared.messaging.messages import Artifact, CheckpointSaved, ResumePointSaved, SavedCheckpoint
@@ -20,19 +20,19 @@ from shared.storage.retrying import RetryingStore
 from shared.worker.order import Order
 
 CHECKPOINTS = "checkpoints.json"
-"""In a resume point: the checkpoints saved until then."""
+"""In a resume point: the checkpoints saved before it."""
 RESUME_POINTS_KEPT = 2
 
 log = structlog.get_logger()
 
 
 class ArtifactUploads:
-    """One job's uploads; those of checkpoints and resume points run beside the training."""
+    """One job's uploads: what the child saves through :attr:`queue`, the results directly."""
 
     def __init__(
         self, store: ObjectStore, order: Order, *, resumed: Path | None, keep: int | None = None
     ) -> None:
-        """``resumed`` is the local folder of the resume point that the training goes on from.
+        """``resumed`` is the local folder of the resume point that the training continues from.
 
         ``keep`` is how many intermediate checkpoints stay in the store; None: all.
         """
@@ -42,11 +42,10 @@ class ArtifactUploads:
         self._keep = keep
         self._order = order
         self._prefix = f"jobs/{order.job}/training/{order.grant.attempt}"
-        self._checkpoints = _known(resumed)
+        self._checkpoints = _earlier_checkpoints(resumed)
         self._resume_points = [order.grant.resume_point] if order.grant.resume_point else []
         self._newest = -1
-        self._waiting: asyncio.Queue[Saved] = asyncio.Queue()
-        self._task = asyncio.create_task(self._run())
+        self.queue = UploadQueue(self._upload)
 
     @property
     def checkpoints(self) -> tuple[SavedCheckpoint, ...]:
@@ -54,29 +53,10 @@ class ArtifactUploads:
         return tuple(self._checkpoints)
 
     def add(self, saved: Saved) -> None:
-        """Upload this when its turn comes; raises what went wrong with an earlier one."""
-        if self._task.done():
-            self._task.result()
+        """Upload this in its turn; of resume points that wait, only the newest."""
         if saved.kind == "resume_point":
             self._newest = saved.step
-        self._waiting.put_nowait(saved)
-
-    async def finished(self) -> None:
-        """Wait until everything is stored.
-
-        Raises:
-            Exception: what went wrong with one of them.
-        """
-        waiting = asyncio.create_task(self._waiting.join())
-        await asyncio.wait((waiting, self._task), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if self._task.done():
-            self._task.result()
-
-    async def cancel(self) -> None:
-        """Stop what is under way."""
-        self._task.cancel()
-        await asyncio.wait((self._task,))
+        self.queue.add(saved)
 
     async def checkpoint(self, path: Path) -> Artifact:
         """Store one checkpoint file, and the optimizers beside it if there are any."""
@@ -87,7 +67,7 @@ class ArtifactUploads:
         return artifact
 
     async def record(self, path: Path, kind: Literal["metrics", "tensorboard"]) -> Artifact:
-        """Store what was recorded of the training."""
+        """Store the metrics."""
         return await self._file(path, f"{self._prefix}/records", kind)
 
     async def _file(
@@ -103,14 +83,11 @@ class ArtifactUploads:
         """Store the diffusers folder; its prefix."""
         return await self._folder(folder, f"{self._prefix}/model")
 
-    async def _run(self) -> None:
-        while True:
-            saved = await self._waiting.get()
-            if saved.kind == "checkpoint":
-                await self._store_checkpoint(saved)
-            else:
-                await self._store_resume_point(saved)
-            self._waiting.task_done()
+    async def _upload(self, saved: Saved) -> None:
+        if saved.kind == "checkpoint":
+            await self._store_checkpoint(saved)
+        else:
+            await self._store_resume_point(saved)
 
     async def _store_checkpoint(self, saved: Saved) -> None:
         path = Path(saved.path)
@@ -121,7 +98,9 @@ class ArtifactUploads:
             epoch=saved.epoch,
             validation_loss=saved.validation_loss,
         )
-        self._checkpoints, replaced = thinned([*self._checkpoints, checkpoint], self._keep)
+        self._checkpoints, replaced = keep_newest_and_best(
+            [*self._checkpoints, checkpoint], self._keep
+        )
         fact = CheckpointSaved(
             **self._order.stamp(),
             artifact=artifact,
@@ -131,14 +110,14 @@ class ArtifactUploads:
             replaced=tuple(each.artifact.key for each in replaced),
             command=saved.command,
         )
-        await self._order.publish(fact)  # first, so that nobody is shown what is gone
+        await self._order.publish(fact)  # before the deletion: no link leads to a deleted file
         for each in replaced:
-            await self._forget(each.artifact.key)
+            await self._delete(each.artifact.key)
         await in_thread(path.unlink)
         await in_thread(shutil.rmtree, path.with_suffix(".optimizer"), ignore_errors=True)
 
     async def _store_resume_point(self, saved: Saved) -> None:
-        """Unless a newer one waits already; then only the newest two are kept."""
+        """Store it unless a newer one waits; keep the newest two."""
         folder = Path(saved.path)
         if saved.step == self._newest:
             (folder / CHECKPOINTS).write_bytes(msgspec.json.encode(self._checkpoints))
@@ -148,15 +127,15 @@ class ArtifactUploads:
             )
             await self._order.publish(fact)
             log.info("resume_point_saved", job=self._order.job, step=saved.step)
-            await self._forget_older(prefix)
+            await self._delete_older(prefix)
         await in_thread(shutil.rmtree, folder)
 
-    async def _forget_older(self, newest: str) -> None:
+    async def _delete_older(self, newest: str) -> None:
         self._resume_points.append(newest)
         while len(self._resume_points) > RESUME_POINTS_KEPT:
             await self._store.delete(f"{self._resume_points.pop(0)}/")
 
-    async def _forget(self, key: str) -> None:
+    async def _delete(self, key: str) -> None:
         """Delete a checkpoint, and the optimizers beside it if there are any."""
         stem = key.removesuffix(Path(key).suffix)
         await self._store.delete(f"{stem}.")
@@ -166,10 +145,10 @@ class ArtifactUploads:
         return prefix
 
 
-def thinned(
+def keep_newest_and_best(
     checkpoints: list[SavedCheckpoint], keep: int | None
 ) -> tuple[list[SavedCheckpoint], list[SavedCheckpoint]]:
-    """Which stay, the newest and the best by validation, and which do not; oldest first."""
+    """The checkpoints to keep (the newest, and the best by validation) and the others."""
     if keep is None:
         return checkpoints, []
     stay = {each.artifact.key for each in checkpoints[-keep:]}
@@ -182,13 +161,13 @@ def thinned(
 
 
 def best_of(checkpoints: Iterable[SavedCheckpoint]) -> SavedCheckpoint | None:
-    """The one with the lowest validation loss, of equals the first; None: nothing was measured."""
+    """The one with the lowest validation loss, of equals the first; None: none was measured."""
     measured = [each for each in checkpoints if each.validation_loss is not None]
     return min(measured, key=lambda each: each.validation_loss or 0.0, default=None)
 
 
-def _known(resumed: Path | None) -> list[SavedCheckpoint]:
-    """The checkpoints that earlier attempts have saved."""
+def _earlier_checkpoints(resumed: Path | None) -> list[SavedCheckpoint]:
+    """Those that earlier attempts saved."""
     if resumed is None:
         return []
     return msgspec.json.decode((resumed / CHECKPOINTS).read_bytes(), type=list[SavedCheckpoint])

@@ -31,6 +31,7 @@ def _headers(envelope: Envelope) -> dict[str, Any]:
         "cloudEvents_type": envelope.type,
         "cloudEvents_time": envelope.time,
         "cloudEvents_subject": envelope.subject,
+        "traceparent": envelope.traceparent,
     }
     return {name: value for name, value in headers.items() if value}
 

@@ -32,8 +32,8 @@ def snapshot_prefix(job: str, attempt: int, *, step: int, epoch: int) -> str:
     return f"{snapshots_of(job)}{attempt}/ep{epoch:02}-gs{step:05}"
 
 
-async def standing(store: ObjectStore, job: str) -> list[Snapshot]:
-    """The snapshots still to be drawn, oldest step first. Raises Unavailable."""
+async def waiting_snapshots(store: ObjectStore, job: str) -> list[Snapshot]:
+    """The snapshots that wait to be drawn, oldest step first. Raises Unavailable."""
     pattern = re.compile(rf"(.*/ep(\d+)-gs(\d+))/{re.escape(MANIFEST)}")
     found = [pattern.fullmatch(entry.key) async for entry in store.list(snapshots_of(job))]
     snapshots = [

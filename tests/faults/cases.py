@@ -17,7 +17,7 @@ from tests.faults.world import World
 
 T = TypeVar("T")
 MODULES = ("cases_broker", "cases_workers", "cases_stores", "cases_gateway", "cases_data")
-SqlJobStore = Literal["sqlite", "postgresql"]
+DatabaseKind = Literal["sqlite", "postgresql"]
 
 
 class Form(Enum):
@@ -46,7 +46,7 @@ class Case:
     number: str
     """Of the list of faults that docs/reliability.md explains; ``+`` for one of our own."""
     name: str
-    database: SqlJobStore
+    database: DatabaseKind
     """What its world records in: PostgreSQL where it runs several gateways."""
     run: Callable[[World, Form], Awaitable[Outcome]]
 
@@ -56,7 +56,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(
-    number: str, name: str, *, database: SqlJobStore = "sqlite"
+    number: str, name: str, *, database: DatabaseKind = "sqlite"
 ) -> Callable[[Callable[[World, Form], Awaitable[Outcome]]], Callable[..., Awaitable[Outcome]]]:
     """Register a case under its sentence."""
 

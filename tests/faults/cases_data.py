@@ -75,7 +75,7 @@ async def late_facts(world: World, form: Form) -> Outcome:
     mishaps = (Mishap(at=6, how="kill", attempts=1),)
     job = await world.submit(Script(steps=60, step_seconds=0.05, resume_every=5, mishaps=mishaps))
     await resume_point_reaches(world, job, step=10)
-    (old,) = (await record_of(world, job)).stages["training"].spent
+    (old,) = (await record_of(world, job)).stages["training"].ended_claims
     async with ghost(world) as (bus, reply_queue):
         for _ in range(times):
             for fact in facts_of(job, old):

@@ -35,7 +35,7 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
     """A gateway that is patient for a moment only, and is as good as new afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(application, "HEAD_SECONDS", 0.5)
-        patch.setattr(application, "SILENT_SECONDS", 0.3)
+        patch.setattr(application, "IDLE_SECONDS", 0.3)
         patch.setattr(application, "BODY_SECONDS", 1.0)
         patch.setattr(jobs, "RUN_BYTES", 20_000)
         async with world(tmp_path) as one:
@@ -126,7 +126,7 @@ async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(her
 async def test_a_body_without_end_is_refused_once_it_is_too_large(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(application, "SILENT_SECONDS", SECONDS)
+    monkeypatch.setattr(application, "IDLE_SECONDS", SECONDS)
     monkeypatch.setattr(application, "BODY_SECONDS", SECONDS)
     large = b"2000\r\n" + b" " * 0x2000 + b"\r\n"
 

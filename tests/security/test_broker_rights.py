@@ -12,7 +12,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
-from services.gateway.api_docs.asyncapi import SENDS, bound_to
+from services.gateway.api_docs.asyncapi import PUBLISHES, bound_to
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.errors import Unavailable
 from shared.messaging.messages import (
@@ -105,7 +105,7 @@ def saying(key: str, exchange: str = EXCHANGE) -> Callable[[BlockingChannel], No
 @pytest.mark.parametrize("name", OURS)
 def test_a_service_says_its_own_facts_and_no_others(made: dict[str, str], name: str) -> None:
     said = {key for key in TYPES if is_let(made[name], saying(key))}
-    assert said == {type_of(kind) for kind in SENDS[name]}
+    assert said == {type_of(kind) for kind in PUBLISHES[name]}
 
 
 def test_a_trainer_ends_no_job_and_a_producer_only_asks_for_one(

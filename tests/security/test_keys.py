@@ -12,12 +12,12 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway import api_documents
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
-from services.gateway.ports import BASES, StoredKey
+from services.gateway.endpoints.routes import ROUTE_CLASSES
+from services.gateway.ports import BASE_PATHS, StoredKey
 from services.gateway.web.authentication import SCOPES, Keys, Scope, digest_of
-from services.gateway.web.authorization import NEEDED
+from services.gateway.web.authorization import REQUIRED_SCOPES
 from services.gateway.web.routing import Route, routes_of
 from shared import keys
 from shared.service_process import closing
@@ -43,9 +43,9 @@ class Address(NamedTuple):
 
 def addresses() -> Iterator[Address]:
     """Everything that the gateway answers, as its router is made of it."""
-    for part in api_documents.PARTS:
-        for _, route in routes_of(part):
-            for base in BASES if route.versioned else ("",):
+    for kind in ROUTE_CLASSES:
+        for _, route in routes_of(kind):
+            for base in BASE_PATHS if route.versioned else ("",):
                 for method in route.methods:
                     yield Address(method, f"{base}{route.plain_path}", route)
 
@@ -74,7 +74,7 @@ async def status_of(here: World, address: Address, path: str, key: str | None) -
 async def key_with(here: World, *scopes: Scope) -> str:
     key = f"a key for {','.join(scopes)}"
     stored = StoredKey(digest=digest_of(key), name=key, scopes=scopes, created_at=here.clock())
-    await here.record.keys.add(stored)
+    await here.stores.keys.add(stored)
     return key
 
 
@@ -108,7 +108,7 @@ def test_a_key_needs_admin_to_remove_submit_to_change_and_read_to_look() -> None
         changes = address.method == "POST" and path.startswith("/jobs/")
         looks = path.split("/")[1] in LOOKING and not changes
         expected = "admin" if removes else "read" if looks else "submit"
-        assert NEEDED[address.route.needs] == expected, address
+        assert REQUIRED_SCOPES[address.route.needs] == expected, address
 
 
 async def test_without_a_known_key_no_route_answers(here: World) -> None:
@@ -125,7 +125,7 @@ async def test_a_key_without_the_scope_is_refused_on_every_route(here: World) ->
     }
     for address in GUARDED:
         assert address.route.needs is not None
-        key = without[NEEDED[address.route.needs]]
+        key = without[REQUIRED_SCOPES[address.route.needs]]
         answer = await status_of(here, address, address.filled(**NOTHING), key)
         assert answer == 403, address
 
@@ -133,9 +133,9 @@ async def test_a_key_without_the_scope_is_refused_on_every_route(here: World) ->
 async def test_what_is_anothers_is_unknown_on_every_route_that_takes_an_id(here: World) -> None:
     """And stays as it was: the owner finds it unchanged after all of them."""
     job = await trained(here, webhook=HOOK)
-    deliveries = f"{BASES[0]}/jobs/{job}/webhooks"
+    deliveries = f"{BASE_PATHS[0]}/jobs/{job}/webhooks"
     (webhook,) = (await here.ask("GET", deliveries)).body["deliveries"]
-    begun = await here.ask("POST", f"{BASES[0]}/uploads", data=b"a whole file")
+    begun = await here.ask("POST", f"{BASE_PATHS[0]}/uploads", data=b"a whole file")
     theirs = {"job": job, "upload": begun.body["id"], "webhook": webhook["id"]}
     before = await here.status(job)
 
@@ -146,26 +146,26 @@ async def test_what_is_anothers_is_unknown_on_every_route_that_takes_an_id(here:
     after = await here.status(job)
     assert {**after, "output": ()} == {**before, "output": ()}  # its links are signed anew
     assert (await here.ask("GET", deliveries)).body["deliveries"] == [webhook]
-    assert (await here.ask("GET", f"{BASES[0]}/uploads/{begun.body['id']}")).status == 200
+    assert (await here.ask("GET", f"{BASE_PATHS[0]}/uploads/{begun.body['id']}")).status == 200
 
 
 async def test_lists_and_counts_show_nothing_of_anothers(here: World) -> None:
     await here.run()
-    theirs = await here.ask("GET", f"{BASES[0]}/jobs", key=OTHER_KEY)
+    theirs = await here.ask("GET", f"{BASE_PATHS[0]}/jobs", key=OTHER_KEY)
     assert theirs.body["jobs"] == []
-    health = await here.ask("GET", f"{BASES[0]}/health", key=OTHER_KEY)
+    health = await here.ask("GET", f"{BASE_PATHS[0]}/health", key=OTHER_KEY)
     assert set(health.body["jobs"].values()) == {0}
-    await here.ask("POST", f"{BASES[0]}/purge-queue", key=OTHER_KEY)
-    mine = await here.ask("GET", f"{BASES[0]}/jobs")
+    await here.ask("POST", f"{BASE_PATHS[0]}/purge-queue", key=OTHER_KEY)
+    mine = await here.ask("GET", f"{BASE_PATHS[0]}/jobs")
     assert [job["status"] for job in mine.body["jobs"]] == ["IN_QUEUE"]
 
 
 async def test_a_revoked_key_is_refused_by_the_next_request(here: World) -> None:
     key = await key_with(here, *SCOPES)
-    health = f"{BASES[0]}/health"
+    health = f"{BASE_PATHS[0]}/health"
     assert (await here.ask("GET", health, key=key)).status == 200
 
-    await here.record.keys.disable(key, here.clock())
+    await here.stores.keys.disable(key, here.clock())
 
     for _ in range(3):
         assert (await here.ask("GET", health, key=key)).status == 401
@@ -186,7 +186,7 @@ MALFORMED = [
 async def test_a_malformed_header_is_told_how_it_should_be(here: World, header: str) -> None:
     header = header.replace("KEY", API_KEY).replace("DIGEST", digest_of(API_KEY))
     headers = {"Authorization": header}
-    async with here.session.get(here.url(f"{BASES[0]}/health"), headers=headers) as answer:
+    async with here.session.get(here.url(f"{BASE_PATHS[0]}/health"), headers=headers) as answer:
         assert answer.status == 401
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         told = (await answer.json())["error"]
@@ -198,7 +198,7 @@ async def test_of_two_headers_none_counts(here: World) -> None:
     """A proxy in front may have checked the other one."""
     for first, second in ((API_KEY, "x"), ("x", API_KEY), (API_KEY, API_KEY)):
         both = [("Authorization", f"Bearer {each}") for each in (first, second)]
-        async with here.session.get(here.url(f"{BASES[0]}/health"), headers=both) as answer:
+        async with here.session.get(here.url(f"{BASE_PATHS[0]}/health"), headers=both) as answer:
             assert answer.status == 401
 
 
@@ -206,13 +206,13 @@ async def test_of_two_headers_none_counts(here: World) -> None:
 async def test_bytes_that_no_header_may_hold_let_nobody_in(here: World, raw: bytes) -> None:
     line = await asyncio.to_thread(first_line, here.gateway.port, raw)
     assert line.split()[1] in (b"400", b"401")
-    assert (await here.ask("GET", f"{BASES[0]}/health")).status == 200
+    assert (await here.ask("GET", f"{BASE_PATHS[0]}/health")).status == 200
 
 
 def first_line(port: int, authorization: bytes) -> bytes:
     """What a request with these very bytes is answered."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        head = f"GET {BASES[0]}/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".encode()
+        head = f"GET {BASE_PATHS[0]}/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".encode()
         connection.sendall(head + b"Authorization: " + authorization + b"\r\n\r\n")
         return connection.makefile("rb").readline()
 
@@ -297,7 +297,7 @@ async def test_no_other_site_may_ask_in_a_users_name_or_read_an_answer(here: Wor
 
 
 async def test_a_key_in_a_cookie_or_in_the_address_lets_nobody_in(here: World) -> None:
-    health = here.url(f"{BASES[0]}/health")
+    health = here.url(f"{BASE_PATHS[0]}/health")
     for query in ("", f"?key={API_KEY}", f"?api_key={API_KEY}", f"?Authorization=Bearer {API_KEY}"):
         cookies = {"Cookie": f"Authorization=Bearer {API_KEY}; key={API_KEY}"}
         async with here.session.get(health + query, headers=cookies) as answer:
@@ -305,7 +305,9 @@ async def test_a_key_in_a_cookie_or_in_the_address_lets_nobody_in(here: World) -
 
 
 async def test_a_form_of_another_site_starts_no_job(here: World) -> None:
-    async with here.session.post(here.url(f"{BASES[0]}/run"), data={"input": str(REQUEST)}) as no:
+    async with here.session.post(
+        here.url(f"{BASE_PATHS[0]}/run"), data={"input": str(REQUEST)}
+    ) as no:
         assert no.status == 401
 
 

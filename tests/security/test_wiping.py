@@ -82,7 +82,7 @@ async def test_a_failed_job_keeps_them_for_a_retry_until_retention_ends(here: Wo
     async def forgotten() -> bool | None:
         return None if await kept(here, sealed) else True
 
-    await here.gateway._retention.forget_old()
+    await here.gateway._retention.delete_expired()
     await eventually(forgotten)
 
 

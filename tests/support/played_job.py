@@ -16,9 +16,9 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from services.gateway.background.consumer import deal_with
+from services.gateway.background.consumer import process
 from services.gateway.background.recorder import Recorder
-from services.gateway.background.supervisor import PATIENCE, Supervisor
+from services.gateway.background.supervisor import LOST_AFTER_HEARTBEATS, Supervisor
 from services.gateway.jobs import transitions
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import (
@@ -30,7 +30,7 @@ from services.gateway.jobs.record import (
     execution_time,
 )
 from services.gateway.jobs.repository import JobRepository, read
-from services.gateway.jobs.transitions import RETRIED
+from services.gateway.jobs.transitions import RETRYABLE
 from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
 from shared import retry
 from shared.adapters.folder import FolderStore
@@ -68,7 +68,7 @@ from tests.support.gateway_world import STARTED
 
 HEARTBEAT = 10.0
 START = 1_000_000.0
-SILENCE = 5 * PATIENCE
+SILENCE = 5 * LOST_AFTER_HEARTBEATS
 """Beats after which nothing is left to be judged: a lost claim, its backoff, a forgotten asking."""
 ENDS = {
     JobCompleted: "COMPLETED", JobFailed: "FAILED",
@@ -207,7 +207,7 @@ class PlayedJob:
         links = FolderStore(Path("never-written"), public_url="http://gateway", key="k" * 48)
         self.repository = JobRepository(
             self.bus, store, Presenter(links, clock), clock=clock,
-            on_due=lambda: None, on_end=lambda _: None, on_change=lambda _: None,
+            on_due=lambda: None, on_end=lambda _: None,
         )  # fmt: skip
         self.supervisor = Supervisor(
             self.bus, store, self.repository, clock=clock, heartbeat=HEARTBEAT
@@ -218,7 +218,7 @@ class PlayedJob:
         step = transitions.admit(
             "job", "owner", request, {}, sealed=sealed, now=self.clock, checks=checks
         )
-        self.do(self.repository.open(step))
+        self.do(self.repository.create(step))
         self.relay()
 
     def _two_workers(self, stage: Stage) -> list[Worker]:
@@ -288,7 +288,7 @@ class PlayedJob:
         self.relay()
 
     async def _deal_with(self, delivery: Delivery) -> None:
-        await deal_with(delivery, self.recorder._record)
+        await process(delivery, self.recorder._record)
 
     def relay(self) -> None:
         """What is due leaves, as the relay sends it."""
@@ -404,7 +404,7 @@ class PlayedJob:
         """What asks for a stage is on its queue once more."""
         job = self.job
         if job is not None and stage in job.stages:
-            asking = decode(job.stages[stage].asking)
+            asking = decode(job.stages[stage].trigger)
             self.do(self.bus.send(STAGE_QUEUES[stage].name, asking))
 
     def purge(self, queue: Queue) -> None:
@@ -480,7 +480,7 @@ def _of_the_job(job: Job) -> dict[str, bool]:
             msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
         ),
         "an end has a moment": job.ended == (job.ended_at is not None),
-        "failures alone have a reason": (job.error is not None) == (job.status in RETRIED),
+        "failures alone have a reason": (job.error is not None) == (job.status in RETRYABLE),
         "a queued job has not started": job.status != "IN_QUEUE" or job.started_at is None,
         "a job in progress has": job.status != "IN_PROGRESS" or job.started_at is not None,
         "a live job has something left to do": job.ended or bool(still_open),
@@ -516,8 +516,8 @@ def _wrong_stage(job: Job, stage: Stage) -> list[str]:
     record = job.stages[stage]
     rules = {
         "only open work is claimed": record.claim is None or record.open,
-        "no spent claim lives": record.claim is None or record.claim.id not in record.spent,
-        "a claim is spent once": len(set(record.spent)) == len(record.spent),
+        "no spent claim lives": record.claim is None or record.claim.id not in record.ended_claims,
+        "a claim is spent once": len(set(record.ended_claims)) == len(record.ended_claims),
         "each attempt is one claim": record.attempts == len(_claims(record)),
         "the newest attempt is the live one": (
             record.claim is None or record.claim.attempt == record.attempts
@@ -526,7 +526,7 @@ def _wrong_stage(job: Job, stage: Stage) -> list[str]:
         "three failures are the end": (
             record.failures < retry.FAILURES_ALLOWED or record.failed is not None
         ),
-        "it was asked for by what asks for it": isinstance(decode(record.asking), ASKED_BY[stage]),
+        "it was asked for by what asks for it": isinstance(decode(record.trigger), ASKED_BY[stage]),
         "what it builds on is done": all(
             job.stages[each].done for each in _builds_on(job, stage) if each in job.stages
         ),
@@ -539,7 +539,7 @@ def _wrong_stage(job: Job, stage: Stage) -> list[str]:
 
 
 def _claims(record: StageRecord) -> list[str]:
-    return [*record.spent, *([record.claim.id] if record.claim else [])]
+    return [*record.ended_claims, *([record.claim.id] if record.claim else [])]
 
 
 def _builds_on(job: Job, stage: Stage) -> tuple[Stage, ...]:
@@ -573,7 +573,7 @@ def wrong_change(before: Job, after: Job) -> list[str]:
         "nobody is at work when a run begins": (
             after.run == before.run or not any(each.claim for each in after.stages.values())
         ),
-        "only what failed runs again": after.run == before.run or before.status in RETRIED,
+        "only what failed runs again": after.run == before.run or before.status in RETRYABLE,
         "an end is final for its run": (
             not before.ended or after.run != before.run or _essence(after) == _essence(before)
         ),
@@ -593,7 +593,7 @@ def wrong_change(before: Job, after: Job) -> list[str]:
 def _essence(job: Job) -> Job:
     """All but what may still come to an ended job: its webhooks' outcomes, refused claims."""
     return transitions.replace(
-        job, refused=(), webhook_attempts=0, webhook_awaited=0, webhook_settled=False,
+        job, refused_claims=(), webhook_attempts=0, webhook_awaited=0, webhook_settled=False,
         webhook_tries=(),
     )  # fmt: skip
 
@@ -601,7 +601,8 @@ def _essence(job: Job) -> Job:
 def _wrong_turn(before: StageRecord, after: StageRecord) -> list[str]:
     rules = {
         "attempts only grow": before.attempts <= after.attempts,
-        "spent claims stay spent": after.spent[: len(before.spent)] == before.spent,
+        "spent claims stay spent": after.ended_claims[: len(before.ended_claims)]
+        == before.ended_claims,
         "a claim that goes is spent": {*_claims(before)} <= {*_claims(after)},
         "what is done stays done": not before.done or after.done,
     }

@@ -11,9 +11,9 @@ from fnmatch import fnmatchcase
 from typing import get_args
 
 from services.gateway.api_docs.schemas import (
-    ASKED,
-    AT,
     EXAMPLE,
+    REQUEST_SCHEMA,
+    SCHEMA_REF,
     Schema,
     components,
     plain,
@@ -26,7 +26,7 @@ from shared.messaging.topology import EXCHANGE, QUEUES, REPLY_QUEUE_BINDINGS, Qu
 VERSION = "3.0.0"
 Kind = type[Message]
 WORKERS = ("fetcher", "trainer", "inferencer", "notifier")
-SENDS: Mapping[str, tuple[Kind, ...]] = {
+PUBLISHES: Mapping[str, tuple[Kind, ...]] = {
     "gateway": (
         m.JobSubmitted, m.BucketDue, m.JobStarted, m.JobCompleted, m.JobFailed, m.JobCancelled,
         m.JobTimedOut, m.JobRefused, m.WebhookDue, m.GatewayHeartbeat,
@@ -50,9 +50,9 @@ SENDS: Mapping[str, tuple[Kind, ...]] = {
     "producer": (m.JobRequested,),
 }  # fmt: skip
 """By service, what it publishes on the exchange."""
-ANSWERS: tuple[Kind, ...] = (m.ClaimGranted, m.CommandIssued, m.ClaimRefused)
+REPLIES: tuple[Kind, ...] = (m.ClaimGranted, m.CommandIssued, m.ClaimRefused)
 """What the gateway sends to one worker's queue, past the exchange."""
-HEARS: tuple[Kind, ...] = (
+PRODUCER_RECEIVES: tuple[Kind, ...] = (
     m.JobRefused, m.JobStarted, m.JobCompleted, m.JobFailed, m.JobCancelled, m.JobTimedOut,
 )  # fmt: skip
 """What a producer's login lets it hear."""
@@ -92,7 +92,7 @@ def document(version: str) -> Schema:
     """The whole document; ``version`` is the service's."""
     kinds = every_message()
     _, shapes = components(kinds)
-    shapes["JobRequested"]["properties"]["request"] = {"$ref": f"{AT}{ASKED}"}
+    shapes["JobRequested"]["properties"]["request"] = {"$ref": f"{SCHEMA_REF}{REQUEST_SCHEMA}"}
     ours = {**ENVELOPE, "required": [f"cloudEvents_{each}" for each in SAID]}
     return {
         "asyncapi": VERSION,
@@ -130,8 +130,8 @@ def _message(kind: Kind) -> Schema:
         "title": kind.__name__,
         **({"summary": said} if said else {}),
         "contentType": "application/json",
-        "headers": {"$ref": f"{AT}{'Envelope' if asked else 'OurEnvelope'}"},
-        "payload": {"$ref": f"{AT}{kind.__name__}"},
+        "headers": {"$ref": f"{SCHEMA_REF}{'Envelope' if asked else 'OurEnvelope'}"},
+        "payload": {"$ref": f"{SCHEMA_REF}{kind.__name__}"},
         **({"examples": [{"name": "training", "payload": JOB_REQUESTED}]} if asked else {}),
     }
 
@@ -140,11 +140,11 @@ def _message(kind: Kind) -> Schema:
 
 
 def _channels(kinds: Iterable[Kind]) -> Schema:
-    said = [kind for kind in kinds if kind not in ANSWERS]
+    said = [kind for kind in kinds if kind not in REPLIES]
     return {
         **{kind.__name__: _on_exchange(type_of(kind), [kind]) for kind in said},
         "Everything": _on_exchange("#", said),
-        "Worker": _queue("A worker's control queue, which its claims name in `reply_to`.", ANSWERS),
+        "Worker": _queue("A worker's control queue, which its claims name in `reply_to`.", REPLIES),
         "Replies": _queue("A producer's own, which it names in `reply_to`.", [m.JobRefused]),
     }
 
@@ -179,14 +179,14 @@ def _operations(kinds: Iterable[Kind]) -> Iterator[Named]:
         for who in WORKERS:
             yield _operation("receive", who, kind.__name__, "By its control queue.")
     yield from _claims()
-    for kind in HEARS:
+    for kind in PRODUCER_RECEIVES:
         yield _operation("receive", "producer", kind.__name__)
     said = "A consumer's login lets it hear everything, and say nothing."
     yield _operation("receive", "consumer", "Everything", said)
 
 
 def _sent() -> Iterator[Named]:
-    for who, kinds in SENDS.items():
+    for who, kinds in PUBLISHES.items():
         for kind in kinds:
             name, operation = _operation("send", who, kind.__name__)
             yield name, {**operation, **_reply(kind)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from services.gateway.api_docs.schemas import AT, Schema, components, plain, request_schemas
-from services.gateway.jobs.response_types import Checked, Error, Progress, Results
-from services.gateway.ports import BASES
-from services.gateway.web.authorization import NEEDED
+from services.gateway.api_docs.schemas import SCHEMA_REF, Schema, components, plain, request_schemas
+from services.gateway.jobs.response_types import CheckResult, Error, Progress, Results
+from services.gateway.ports import BASE_PATHS
+from services.gateway.web.authorization import REQUIRED_SCOPES
 from services.gateway.web.rate_limits import RATES, Operation
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, Route, routes_of
 from shared.dataset.manifest import Report
@@ -52,7 +52,7 @@ KEYS: Schema = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
     "bare": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "The key."},
 }
-SHAPES = (Error, Progress, Results, Checked, Report)
+SHAPES = (Error, Progress, Results, CheckResult, Report)
 """Which no answer names by itself."""
 
 
@@ -74,7 +74,7 @@ def document(parts: Iterable[type], version: str) -> Schema:
             "description": ABOUT,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": base} for base in BASES],
+        "servers": [{"url": base} for base in BASE_PATHS],
         "paths": _paths(routes),
         "components": {
             "schemas": {**request_schemas(), **shapes},
@@ -133,13 +133,13 @@ def operation_id(route: Route, method: str) -> str:
 def _limits(needs: Operation) -> str:
     rate = RATES[needs]
     return (
-        f"Needs the scope `{NEEDED[needs]}`. A key may ask {rate.requests} times in"
+        f"Needs the scope `{REQUIRED_SCOPES[needs]}`. A key may ask {rate.requests} times in"
         f" {rate.seconds:g} s, and await {rate.at_once} answers at once."
     )
 
 
 def _security(needs: Operation | None) -> list[Schema]:
-    return [{name: [NEEDED[needs]]} for name in KEYS] if needs else []
+    return [{name: [REQUIRED_SCOPES[needs]]} for name in KEYS] if needs else []
 
 
 def _parameter(parameter: Parameter) -> Schema:
@@ -206,5 +206,5 @@ def _error(status: int) -> Schema:
     return {
         "description": ERRORS[status],
         **({"headers": _headers(headers)} if headers else {}),
-        "content": {JSON: {"schema": {"$ref": f"{AT}Error"}}},
+        "content": {JSON: {"schema": {"$ref": f"{SCHEMA_REF}Error"}}},
     }

@@ -28,10 +28,10 @@ from shared.request import (
 )
 
 Schema = dict[str, Any]
-AT = "#/components/schemas/"
-ASKED = "Request"
+SCHEMA_REF = "#/components/schemas/"
+REQUEST_SCHEMA = "Request"
 """A whole request; its parts have names that begin so."""
-CHECKED = "RequestCheck"
+CHECK_SCHEMA = "RequestCheck"
 """One that asks for the check of a dataset."""
 MODULES = (response_types, messages, request, manifest)
 """Where everything that is described here is defined."""
@@ -53,7 +53,7 @@ def components(kinds: Iterable[Any], prefix: str = "") -> tuple[list[Schema], di
 
     What stands below a field in the code is its description.
     """
-    template = f"{AT}{prefix}{{name}}"
+    template = f"{SCHEMA_REF}{prefix}{{name}}"
     named, parts = msgspec.json.schema_components(kinds, ref_template=template)
     for name, part in parts.items():
         _describe(name, part)
@@ -112,15 +112,17 @@ def request_schemas() -> dict[str, Schema]:
     The bounds are those of the structs by which ``shared.request`` checks, the names too; what it
     checks by hand is here by hand.
     """
-    (train, inference, s3, policy), parts = components([Train, Inference, S3Config, Policy], ASKED)
+    (train, inference, s3, policy), parts = components(
+        [Train, Inference, S3Config, Policy], REQUEST_SCHEMA
+    )
     for part in parts.values():
         _take_null(part)
-    _train_rules(parts[f"{ASKED}Train"])
-    parts[f"{ASKED}S3Config"]["properties"]["endpointUrl"]["pattern"] = ENDPOINT
+    _train_rules(parts[f"{REQUEST_SCHEMA}Train"])
+    parts[f"{REQUEST_SCHEMA}S3Config"]["properties"]["endpointUrl"]["pattern"] = ENDPOINT
     training, drawing = _training(train, inference), _drawing(inference)
     return {
-        ASKED: _whole({"oneOf": [training, drawing]}, s3, policy),
-        CHECKED: _whole(training, s3, policy),
+        REQUEST_SCHEMA: _whole({"oneOf": [training, drawing]}, s3, policy),
+        CHECK_SCHEMA: _whole(training, s3, policy),
         **parts,
     }
 

@@ -1,1 +1,1 @@
-"""What the gateway does beside HTTP: record facts, supervise workers, relay the outbox."""
+"""The gateway's background tasks: record facts, supervise workers, relay the outbox."""

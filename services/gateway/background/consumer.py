@@ -1,4 +1,4 @@
-"""What becomes of a delivery: acked when it is dealt with, buried when it cannot be."""
+"""Consume a queue: ack a delivery that was handled, dead-letter one that cannot be."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from shared.retry import Reconnects
 
 Handler = Callable[[Delivery], Awaitable[None]]
 
-LAST_SECONDS = 2.0
+SHUTDOWN_SECONDS = 2.0
+"""How long the current delivery may take when the gateway stops."""
 
 log = structlog.get_logger()
 
 
-async def deal_with_all(bus: Bus, queue: Queue, handle: Handler) -> None:
-    """Handle a queue's deliveries one after another, for ever; only one is in hand at a time.
+async def consume(bus: Bus, queue: Queue, handle: Handler) -> None:
+    """Handle a queue's deliveries one by one, until cancelled.
 
-    When it is cancelled, the one in hand is still dealt with, if that takes a short time only.
+    On cancellation the current delivery is finished, if that takes a short time only.
     """
     async with aclosing(bus.consume(queue, prefetch=1)) as deliveries:
         async for delivery in deliveries:
-            await _to_its_end(asyncio.create_task(deal_with(delivery, handle)))
+            await _finish(asyncio.create_task(process(delivery, handle)))
 
 
-async def _to_its_end(work: asyncio.Task[None]) -> None:
+async def _finish(work: asyncio.Task[None]) -> None:
     try:
         await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait((work,), timeout=LAST_SECONDS)
+        await asyncio.wait((work,), timeout=SHUTDOWN_SECONDS)
         work.cancel()
         await asyncio.wait((work,))
         raise
 
 
-async def deal_with(delivery: Delivery, handle: Handler) -> None:
-    """Keep it unacked while a server is away; never let one message hold up the queue for good."""
+async def process(delivery: Delivery, handle: Handler) -> None:
+    """Handle one delivery; it stays unacked while a server is away."""
     async for _ in Reconnects():
         try:
             await handle(delivery)
         except Unavailable as error:
             log.warning("server_away", type=delivery.envelope.type, reason=str(error))
-        except Exception as error:  # buried and logged: the queue must move on
+        except Exception as error:  # one bad message must not block the queue
             log.exception("cannot_handle", type=delivery.envelope.type, job=delivery.message.job)
             await delivery.dead_letter(f"{type(error).__name__}: {error}"[:300])
             return

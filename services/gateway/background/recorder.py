@@ -1,4 +1,4 @@
-"""Every fact, in order, into the record of its job."""
+"""Record every fact in its job, in order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
-from services.gateway.background.consumer import deal_with_all
+from services.gateway.background.consumer import consume
 from services.gateway.background.supervisor import Supervisor
 from services.gateway.jobs.record import Job, Step
 from services.gateway.jobs.repository import JobRepository
@@ -16,11 +16,11 @@ from shared.messaging.topology import GATEWAY_RECORDER
 from shared.ports import Bus, Delivery
 
 PROGRESS_SECONDS = 1.0
-"""A claim's progress is written at most this often; in between it is only heard."""
+"""A claim's progress is written at most this often; in between it is only a keepalive."""
 
 
 class Recorder:
-    """The single consumer of facts; the supervisor hears from it who is alive."""
+    """The single consumer of facts; passes signs of life to the supervisor."""
 
     def __init__(
         self,
@@ -37,22 +37,21 @@ class Recorder:
         self._clock = clock
         self._heartbeat = heartbeat
         self._written: dict[str, float] = {}
+        """By claim: when its progress was last written."""
 
     async def run(self) -> None:
-        await deal_with_all(self._bus, GATEWAY_RECORDER, self._record)
+        await consume(self._bus, GATEWAY_RECORDER, self._record)
 
     async def _record(self, delivery: Delivery) -> None:
-        if isinstance(delivery.message, GatewayHeartbeat):
-            await self._supervisor.came_back(delivery.message)
-        else:
-            await self._note(delivery.message, delivery.envelope.reply_to)
-
-    async def _note(self, fact: AnyMessage, reply_queue: str | None) -> None:
+        fact, reply_queue = delivery.message, delivery.envelope.reply_to
+        if isinstance(fact, GatewayHeartbeat):
+            await self._supervisor.on_heartbeat(fact)
+            return
         job = await self._repository.change(fact.job, partial(self._advance, fact, reply_queue))
         if not isinstance(fact, StageFact):
             return
         if job is None:
-            self._repository.answer(refuse_unknown(fact, reply_queue))
+            self._repository.send_replies(refuse_unknown(fact, reply_queue))
         elif job.holds(fact.stage, fact.claim):
             self._supervisor.keepalive(fact.claim)
 

@@ -1,4 +1,4 @@
-"""What is kept, and for how long."""
+"""Delete jobs, uploads and working files when their time is over."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class Retention:
-    """Forgets jobs and uploads after their time, and a finished job's working material at once."""
+    """Deletes old jobs and uploads, and an ended job's working files at once."""
 
     def __init__(
         self,
@@ -40,32 +40,45 @@ class Retention:
         self._clock = clock
         self._pause = min(ROUND_HEARTBEATS * heartbeat, HOUR)
         self._keep = keep_days * DAY
-        self._done_with: asyncio.Queue[str] = asyncio.Queue()
-        """Prefixes whose objects can go."""
+        self._to_delete: asyncio.Queue[str] = asyncio.Queue()
+        """Prefixes in the object store."""
 
     def job_ended(self, job: Job) -> None:
-        """What it was worked on with goes now; what a retry needs only if there can be none."""
-        for prefix in working_material(job):
-            self._done_with.put_nowait(prefix)
+        """Delete its working files; what a retry needs only if there can be none."""
+        for prefix in working_files(job):
+            self._to_delete.put_nowait(prefix)
 
     def job_removed(self, job_id: str) -> None:
-        """All its objects go now; what is written later is swept up."""
-        self._done_with.put_nowait(objects_of(job_id))
+        """Delete all its objects; later ones go by :meth:`delete_leftovers`."""
+        self._to_delete.put_nowait(objects_of(job_id))
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._tidy_up())
-            group.create_task(self._forget_regularly())
+            group.create_task(self._delete_queued())
+            group.create_task(self._delete_regularly())
 
-    async def _tidy_up(self) -> None:
+    async def _delete_queued(self) -> None:
         while True:
-            await self._delete(await self._done_with.get())
+            prefix = await self._to_delete.get()
+            try:
+                await self._store.delete(prefix)
+            except EveryDreamError as error:  # deleted with the job after keep_days
+                log.warning("not_deleted", prefix=prefix, reason=str(error))
 
-    async def forget_old(self) -> None:
-        """Forget every job and upload whose time has come, its objects first.
+    async def _delete_regularly(self) -> None:
+        while True:
+            try:
+                await self.delete_leftovers()
+                await self.delete_expired()
+            except EveryDreamError as error:
+                log.warning("retention_put_off", reason=str(error))
+            await asyncio.sleep(self._pause)
+
+    async def delete_expired(self) -> None:
+        """Delete every job and upload that is old enough, its objects first.
 
         Raises:
-            Unavailable: the database or the store does not answer; the rest goes the next time.
+            Unavailable: the database or the store does not answer; the rest is deleted next time.
         """
         while ids := await self._jobs.ended_before(self._clock() - self._keep):
             for job_id in ids:
@@ -76,41 +89,25 @@ class Retention:
             untouched_since=self._clock() - DAY, finished_before=self._clock() - self._keep
         )
 
-    async def sweep_up(self) -> None:
-        """Delete what was written for jobs after they were removed, as long as anybody may write.
+    async def delete_leftovers(self) -> None:
+        """Delete what workers wrote for jobs after their removal, for a day.
 
         Raises:
-            Unavailable: the database or the store does not answer; the rest goes the next time.
+            Unavailable: the database or the store does not answer; the rest is deleted next time.
         """
         for job_id, at in await self._jobs.removed():
             await self._store.delete(objects_of(job_id))
             if self._clock() - at > DAY:
                 await self._jobs.delete(job_id)
 
-    async def _forget_regularly(self) -> None:
-        while True:
-            try:
-                await self.sweep_up()
-                await self.forget_old()
-            except EveryDreamError as error:
-                log.warning("retention_put_off", reason=str(error))
-            await asyncio.sleep(self._pause)
-
-    async def _delete(self, prefix: str) -> None:
-        """Whatever stays goes with the job, when its time has come."""
-        try:
-            await self._store.delete(prefix)
-        except EveryDreamError as error:
-            log.warning("not_deleted", prefix=prefix, reason=str(error))
-
 
 def objects_of(job_id: str) -> str:
-    """The prefix of everything that is stored of a job."""
+    """The prefix of all objects of a job."""
     return f"jobs/{job_id}/"
 
 
-def working_material(job: Job) -> list[str]:
-    """Prefixes of what an ended job no longer needs: snapshots, then dataset and resume points."""
+def working_files(job: Job) -> list[str]:
+    """Prefixes that an ended job needs no more: snapshots, then dataset and resume points."""
     if job.status not in ("COMPLETED", "CANCELLED"):
         return [snapshots_of(job.id)]
     training = job.stages.get("training")

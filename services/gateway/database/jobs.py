@@ -12,9 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Database
 from services.gateway.database.tables import events, jobs, outbox, removed, streams
-from services.gateway.ports import ENDS, Outgoing, RemovedJob, Status, StoredEvent, StoredJob
+from services.gateway.ports import (
+    END_STATUSES,
+    Outgoing,
+    RemovedJob,
+    Status,
+    StoredEvent,
+    StoredJob,
+)
 
-LIVE = tuple(status for status in get_args(Status) if status not in ENDS)
+LIVE = tuple(status for status in get_args(Status) if status not in END_STATUSES)
 PAGE = 100
 """Rows fetched at a time where all are asked for."""
 OUTBOX_TURN = 0x6F757462
@@ -81,7 +88,7 @@ class SqlJobStore:
             page = await self._database.all(all_live.where(after).limit(PAGE))
 
     async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
-        old = jobs.c.status.in_(ENDS) & (jobs.c.ended_at < moment)
+        old = jobs.c.status.in_(END_STATUSES) & (jobs.c.ended_at < moment)
         ids = sa.select(jobs.c.id).where(old).order_by(jobs.c.ended_at).limit(limit)
         return [row.id for row in await self._database.all(ids)]
 
@@ -102,11 +109,6 @@ class SqlJobStore:
     async def removed(self) -> Sequence[RemovedJob]:
         rows = await self._database.all(sa.select(removed).order_by(removed.c.at, removed.c.job))
         return [RemovedJob(row.job, row.at) for row in rows]
-
-    async def count_live(self, owner: str) -> int:
-        theirs = (jobs.c.owner == owner) & jobs.c.status.in_(LIVE)
-        (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(theirs))
-        return int(row.number)
 
     async def take_due(self, now: float, until: float, limit: int = 100) -> Sequence[Outgoing]:
         free = _free(now).order_by(outbox.c.due_at, outbox.c.number).limit(limit)
@@ -135,9 +137,9 @@ class SqlJobStore:
         (row,) = await self._database.all(sa.select(more).where(jobs.c.owner == owner))
         return int(row.number)
 
-    async def count_ahead(self, job: StoredJob) -> int:
+    async def count_ahead(self, created_at: float, job_id: str) -> int:
         place = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        ahead = (jobs.c.status == "IN_QUEUE") & (place < (job.created_at, job.id))
+        ahead = (jobs.c.status == "IN_QUEUE") & (place < (created_at, job_id))
         (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(ahead))
         return int(row.number)
 

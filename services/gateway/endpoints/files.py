@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from services.gateway.ports import KeepsFiles
+from services.gateway.ports import LocalStore
 from services.gateway.web.routing import Answer, Parameter, route
 from shared.errors import NotFound, Refused
 from shared.keys import link_holds
@@ -21,7 +21,7 @@ POLICY = "default-src 'none'; sandbox"
 class FileRoutes:
     """Answers the links of a store that keeps files."""
 
-    def __init__(self, store: KeepsFiles, link_key: str, clock: Callable[[], float]) -> None:
+    def __init__(self, store: LocalStore, link_key: str, clock: Callable[[], float]) -> None:
         """``link_key`` is the deployment's, which has signed the links."""
         self._store = store
         self._link_key = link_key

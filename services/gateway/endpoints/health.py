@@ -14,7 +14,7 @@ from services.gateway.background.supervisor import Supervisor
 from services.gateway.jobs import response_types
 from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.ports import KeepsFiles
+from services.gateway.ports import LocalStore
 from services.gateway.web.application import ANSWER_SECONDS, RETRY_SECONDS
 from services.gateway.web.routing import Answer, route
 from shared.errors import Unavailable
@@ -27,7 +27,7 @@ Part = Literal["database", "broker", "store"]
 log = structlog.get_logger()
 
 
-class Lack(Struct, frozen=True):
+class Problem(Struct, frozen=True):
     """A part that is not as it should be, and since when."""
 
     reason: str
@@ -48,7 +48,7 @@ class HealthRoutes:
         self._supervisor = supervisor
         self._store = store
         self._clock = clock
-        self._lacks: dict[Part, Lack] = {}
+        self._lacks: dict[Part, Problem] = {}
 
     @route(
         ("GET", "HEAD"),
@@ -56,13 +56,13 @@ class HealthRoutes:
         "See whether requests can be answered: the database is asked",
         needs=None,
         versioned=False,
-        answers={200: Answer("They can.", response_types.Alive)},
+        answers={200: Answer("They can.", response_types.Liveness)},
         errors=(503,),
     )
     async def alive(self, _request: web.Request) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
             await self._repository.get("")
-        alive: response_types.Alive = {"status": "ok"}
+        alive: response_types.Liveness = {"status": "ok"}
         return web.json_response(alive)
 
     @route(
@@ -72,10 +72,10 @@ class HealthRoutes:
         needs=None,
         versioned=False,
         answers={
-            200: Answer("It is.", response_types.Ready),
+            200: Answer("It is.", response_types.Readiness),
             503: Answer(
                 "Not all of it; jobs are accepted all the same while the database answers.",
-                response_types.Ready,
+                response_types.Readiness,
                 headers={"Retry-After": "Seconds."},
             ),
         },
@@ -83,22 +83,22 @@ class HealthRoutes:
     async def ready(self, _request: web.Request) -> web.Response:
         """The reasons are our own words: whoever asks has no key."""
         self._note("database", await self._database())
-        self._note("broker", self._supervisor.silence)
+        self._note("broker", self._supervisor.broker_problem)
         self._note("store", await self._disk())
-        lacking: list[response_types.Lacking] = [
+        lacking: list[response_types.UnreadyPart] = [
             {"part": part, "reason": lack.reason, "since": iso(lack.since)}
             for part, lack in self._lacks.items()
         ]
         if not lacking:
-            return web.json_response(response_types.Ready(status="ready", lacking=[]))
-        body = response_types.Ready(status="not ready", lacking=lacking)
+            return web.json_response(response_types.Readiness(status="ready", lacking=[]))
+        body = response_types.Readiness(status="not ready", lacking=lacking)
         return web.json_response(body, status=503, headers={"Retry-After": str(RETRY_SECONDS)})
 
     def _note(self, part: Part, reason: str | None) -> None:
         """Remember since when; what is mended is forgotten."""
         known = self._lacks.pop(part, None)
         if reason is not None:
-            self._lacks[part] = Lack(reason, known.since if known else self._clock())
+            self._lacks[part] = Problem(reason, known.since if known else self._clock())
             if known is None:
                 log.warning("not_ready", part=part, reason=reason)
 
@@ -112,7 +112,7 @@ class HealthRoutes:
 
     async def _disk(self) -> str | None:
         """Of a store on this machine; another says itself when it is full."""
-        if not isinstance(self._store, KeepsFiles):
+        if not isinstance(self._store, LocalStore):
             return None
         try:
             free = await asyncio.to_thread(self._store.free_bytes)

@@ -15,7 +15,7 @@ from multidict import MultiMapping
 from services.gateway.jobs.presenter import summary
 from services.gateway.jobs.repository import read
 from services.gateway.jobs.request_parser import Invalid
-from services.gateway.jobs.response_types import Page
+from services.gateway.jobs.response_types import JobPage
 from services.gateway.ports import JobStore, Status, StoredJob
 from services.gateway.web.application import ANSWER_SECONDS, json_response, unknown_parameters
 from services.gateway.web.routing import Answer, Parameter, route
@@ -54,7 +54,7 @@ class JobListRoutes:
             ),
             Parameter("cursor", "query", str, "``next`` of the page before."),
         ),
-        answers={200: Answer("A page of jobs.", Page)},
+        answers={200: Answer("A page of jobs.", JobPage)},
         errors=(400,),
     )
     async def _list(self, request: web.Request, owner: str) -> web.Response:
@@ -65,12 +65,12 @@ class JobListRoutes:
             )
         return json_response(msgspec.json.encode(self._page(rows, wanted.limit)))
 
-    def _page(self, rows: Sequence[StoredJob], limit: int) -> Page:
+    def _page(self, rows: Sequence[StoredJob], limit: int) -> JobPage:
         """One row more than are shown tells that there is another page."""
         now, shown = self._clock(), rows[:limit]
         return {
             "jobs": [summary(read(row), now) for row in shown],
-            "next": cursor(shown[-1]) if len(rows) > limit else None,
+            "next": encode_cursor(shown[-1]) if len(rows) > limit else None,
         }
 
 
@@ -106,18 +106,18 @@ def _limit(query: MultiMapping[str], mistakes: list[str]) -> int:
 
 def _before(query: MultiMapping[str], mistakes: list[str]) -> tuple[float, str] | None:
     text = query.get("cursor")
-    place = None if text is None else place_of(text)
+    place = None if text is None else decode_cursor(text)
     if text is not None and place is None:
         mistakes.append(f"cursor: expected what a page gave as next, got {text[:40]!r}")
     return place
 
 
-def cursor(row: StoredJob) -> str:
+def encode_cursor(row: StoredJob) -> str:
     """Where a page ends: clients give it back as it is."""
     return base64.urlsafe_b64encode(msgspec.json.encode([row.created_at, row.id])).decode()
 
 
-def place_of(text: str) -> tuple[float, str] | None:
+def decode_cursor(text: str) -> tuple[float, str] | None:
     """What a cursor stands for; None: it is none of ours."""
     try:
         decoded = base64.b64decode(text, altchars=b"-_", validate=True)

@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import Upload
-from services.gateway.jobs.uploads import Overtaken, Uploads
+from services.gateway.jobs.uploads import UploadConflict, Uploads
 from services.gateway.ports import StoredUpload
-from services.gateway.web.application import ANSWER_SECONDS, is_gone, unknown_parameters
+from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, unknown_parameters
 from services.gateway.web.authorization import NULL
 from services.gateway.web.routing import Answer, Body, Parameter, route
 from shared.storage.uploads import ARCHIVE_BYTES
@@ -23,9 +23,9 @@ from shared.storage.uploads import ARCHIVE_BYTES
 VERSION = "1.0.0"
 EXTENSIONS = "creation,termination"
 CHUNK = "application/offset+octet-stream"
-SILENT_SECONDS = 60.0
+IDLE_SECONDS = 60.0
 """After so long without a byte a client is given up; what it has sent is kept."""
-HEX = r"^[0-9a-fA-F]{64}$"
+SHA256_PATTERN = r"^[0-9a-fA-F]{64}$"
 """Of a SHA-256."""
 ONE = "/uploads/{upload}"
 BYTES = Annotated[int, Meta(ge=0, le=10**15 - 1)]
@@ -34,7 +34,7 @@ TUS_VERSION = Parameter(
     "Tus-Resumable", "header", Literal["1.0.0"], "Clients of tus say which version they speak."
 )
 HERE = {"Upload-Offset": "How many bytes are here."}
-STANDS = {200: Answer("The upload as it stands.", Upload)}
+UPLOAD_ANSWER = {200: Answer("The upload as it stands.", Upload)}
 
 
 class UploadRoutes:
@@ -65,7 +65,9 @@ class UploadRoutes:
         "Upload a file whole, or begin an upload in chunks",
         needs="upload",
         parameters=(
-            Parameter("sha256", "query", Annotated[str, Meta(pattern=HEX)], "What it must be."),
+            Parameter(
+                "sha256", "query", Annotated[str, Meta(pattern=SHA256_PATTERN)], "What it must be."
+            ),
             Parameter(
                 "Upload-Length",
                 "header",
@@ -97,7 +99,7 @@ class UploadRoutes:
             raise web.HTTPLengthRequired(text="say by Content-Length how many bytes will come")
         upload = await self._begin(request, owner, request.content_length)
         try:
-            upload = as_expected(await self._take(request, upload))
+            upload = verified(await self._take(request, upload))
         except Exception:  # nobody knows its id: nobody can go on with it
             await self._uploads.remove(upload.id)
             raise
@@ -143,7 +145,7 @@ class UploadRoutes:
         """The next chunk; the last is answered once the whole is known to be as expected."""
         upload = await self._upload(request, owner)
         check_chunk(request, upload)
-        upload = as_expected(await self._take(request, upload))
+        upload = verified(await self._take(request, upload))
         return web.Response(status=204, headers={"Upload-Offset": str(upload.received)})
 
     @route(
@@ -152,15 +154,15 @@ class UploadRoutes:
         "Look at an upload",
         needs="upload",
         parameters=(TUS_VERSION,),
-        answers=STANDS,
+        answers=UPLOAD_ANSWER,
         errors=(400, 409, 412),
     )
     async def _get(self, request: web.Request, owner: str) -> web.Response:
         """How an upload stands; of one that is whole, what it is."""
         upload = await self._upload(request, owner)
         if upload.received == upload.bytes:
-            with not_overtaken():
-                upload = as_expected(await self._uploads.finish(upload))
+            with conflicts_as_409():
+                upload = verified(await self._uploads.finish(upload))
         return web.json_response(self._shown(upload))
 
     @route(
@@ -186,8 +188,8 @@ class UploadRoutes:
             return await self._uploads.begin(owner, size, expected_in(request))
 
     async def _take(self, request: web.Request, upload: StoredUpload) -> StoredUpload:
-        pieces = pieces_of(request, upload.bytes - upload.received)
-        with not_overtaken():
+        pieces = received_pieces(request, upload.bytes - upload.received)
+        with conflicts_as_409():
             upload = await self._uploads.take(upload, pieces)
         if not request.content.at_eof():
             raise web.HTTPRequestTimeout(
@@ -214,7 +216,7 @@ class UploadRoutes:
         }
 
 
-async def name_the_version(request: web.Request, response: web.StreamResponse) -> None:
+async def add_tus_headers(request: web.Request, response: web.StreamResponse) -> None:
     """What tus wants to see in every answer, errors too."""
     if "/uploads" in request.path:
         response.headers.update({"Tus-Resumable": VERSION, "Tus-Version": VERSION})
@@ -258,15 +260,15 @@ def too_large(size: int, most: int = ARCHIVE_BYTES) -> web.HTTPRequestEntityTooL
 
 
 @contextmanager
-def not_overtaken() -> Iterator[None]:
+def conflicts_as_409() -> Iterator[None]:
     try:
         yield
-    except Overtaken:
+    except UploadConflict:
         text = "another request has gone on with this upload, or removed it"
         raise web.HTTPConflict(text=text) from None
 
 
-def as_expected(upload: StoredUpload) -> StoredUpload:
+def verified(upload: StoredUpload) -> StoredUpload:
     """The same upload.
 
     Raises:
@@ -291,23 +293,23 @@ def expected_in(request: web.Request) -> str:
     """The SHA-256 that the client announces in its query; raises Invalid."""
     text = request.query.get("sha256")
     mistakes = unknown_parameters(request.query, ["sha256"])
-    if text is not None and not re.fullmatch(HEX, text, re.ASCII):
+    if text is not None and not re.fullmatch(SHA256_PATTERN, text, re.ASCII):
         mistakes.append(f"sha256: expected 64 hexadecimal digits, got {text[:80]!r}")
     if mistakes:
         raise Invalid(mistakes)
     return (text or "").lower()
 
 
-async def pieces_of(request: web.Request, most: int) -> AsyncIterator[bytes]:
+async def received_pieces(request: web.Request, most: int) -> AsyncIterator[bytes]:
     """The body as it arrives; it ends early where the client is gone, or silent.
 
     Raises:
         web.HTTPRequestEntityTooLarge: there is more than so many bytes.
     """
     left = most
-    while not is_gone(request):
+    while not is_disconnected(request):
         try:
-            async with asyncio.timeout(SILENT_SECONDS):
+            async with asyncio.timeout(IDLE_SECONDS):
                 piece = await request.content.readany()
         except (TimeoutError, OSError, web.RequestPayloadError):
             return

@@ -11,7 +11,7 @@ from aiohttp import web
 from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.record import WebhookTry
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.jobs.response_types import Deliveries, Delivery
+from services.gateway.jobs.response_types import WebhookDeliveries, WebhookDelivery
 from services.gateway.jobs.transitions import resend_webhook
 from services.gateway.web.application import ANSWER_SECONDS
 from services.gateway.web.authorization import Authorizer
@@ -33,12 +33,14 @@ class WebhookRoutes:
         "/jobs/{job}/webhooks",
         "Look at the deliveries of a job's webhooks",
         needs="status",
-        answers={200: Answer("The newest deliveries.", Deliveries)},
+        answers={200: Answer("The newest deliveries.", WebhookDeliveries)},
     )
     async def _list(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
             job = (await self._authorizer.job(request, owner)).job
-        shown: Deliveries = {"deliveries": [_shown(each) for each in job.webhook_tries[::-1]]}
+        shown: WebhookDeliveries = {
+            "deliveries": [_shown(each) for each in job.webhook_tries[::-1]]
+        }
         return web.json_response(shown)
 
     @route(
@@ -46,21 +48,21 @@ class WebhookRoutes:
         "/jobs/{job}/webhooks/{webhook}/resend",
         "Send a webhook again now",
         needs="resend",
-        answers={200: Answer("The new delivery.", Delivery)},
+        answers={200: Answer("The new delivery.", WebhookDelivery)},
     )
     async def _resend(self, request: web.Request, owner: str) -> web.Response:
         webhook = request.match_info["webhook"]
         resend = partial(resend_webhook, webhook=webhook, now=self._clock())
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._authorizer.job(request, owner)
-            job = await self._repository.change(seen.job.id, resend)
+            job_id = (await self._authorizer.job(request, owner)).job.id
+            job = await self._repository.change(job_id, resend)
         tries = [each for each in job.webhook_tries if each.id == webhook] if job else []
         if not tries:
             raise web.HTTPNotFound(text="there is no such webhook of this job")
         return web.json_response(_shown(tries[-1]))
 
 
-def _shown(tried: WebhookTry) -> Delivery:
+def _shown(tried: WebhookTry) -> WebhookDelivery:
     return {
         "id": tried.id,
         "event": tried.event,

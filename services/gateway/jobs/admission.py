@@ -12,7 +12,7 @@ import structlog
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.jobs.request_parser import Invalid, Unreachable, parse_request
+from services.gateway.jobs.request_parser import DisallowedAddress, Invalid, parse_request
 from services.gateway.jobs.transitions import admit
 from shared import keys
 from shared.network.addresses import AllowedHosts, why_not
@@ -24,7 +24,7 @@ SEEDS = 2**32
 log = structlog.get_logger()
 
 
-class Repeated(Exception):
+class IdReused(Exception):
     """An id that was used for another request."""
 
 
@@ -60,8 +60,8 @@ class Admission:
 
         Raises:
             Invalid: with every mistake of the body.
-            Unreachable: its URLs name what nobody will be sent to.
-            Repeated: the id is known, but of another request, or of a job that was deleted.
+            DisallowedAddress: its URLs name what nobody will be sent to.
+            IdReused: the id is known, but of another request, or of a job that was deleted.
             Unavailable: the database does not answer.
         """
         body = unwrap(body)
@@ -76,7 +76,7 @@ class Admission:
             job_id, owner, request, body["input"],
             sealed=sealed, now=self._clock(), digest=digest, checks=checks,
         )  # fmt: skip
-        if not await self._repository.open(step):
+        if not await self._repository.create(step):
             return await self._known(step.job)
         log.info("job_admitted", job=job_id, owner=owner[:16])
         return step.job
@@ -84,9 +84,9 @@ class Admission:
     async def _known(self, repeated: Job) -> Job:
         known = await self._repository.get(repeated.id)
         if known is None:
-            raise Repeated("the job of this idempotency key was deleted; use another key")
+            raise IdReused("the job of this idempotency key was deleted; use another key")
         if known.digest != repeated.digest:
-            raise Repeated(
+            raise IdReused(
                 "this idempotency key was used for another request; send the same request again,"
                 " or another key"
             )
@@ -116,7 +116,7 @@ def check_hosts(request: Request, allows: AllowedHosts) -> None:
     """Refuse at once what nobody would connect to later.
 
     Raises:
-        Unreachable: a URL names a private address, or no host at all.
+        DisallowedAddress: a URL names a private address, or no host at all.
     """
     train, model, s3 = request.train, request.model, request.s3
     named = {
@@ -129,7 +129,7 @@ def check_hosts(request: Request, allows: AllowedHosts) -> None:
     urls = {field: url for field, url in named.items() if url and is_http_url(url)}
     reasons = {field: why_not(url, allows) for field, url in urls.items()}
     if mistakes := [f"{field}: {reason}" for field, reason in reasons.items() if reason]:
-        raise Unreachable(mistakes)
+        raise DisallowedAddress(mistakes)
 
 
 def with_seeds(request: Request) -> Request:

@@ -11,18 +11,18 @@ import msgspec
 
 from services.gateway.jobs.record import Job, delay_time, execution_time
 from services.gateway.jobs.response_types import (
-    Checked,
     Checkpoint,
+    CheckResult,
     File,
     Image,
     JobStatus,
+    JobSummary,
     Output,
-    Place,
     Progress,
+    QueuePosition,
     Results,
     Sample,
-    Summary,
-    Trained,
+    TrainingResult,
 )
 from services.gateway.ports import StoredEvent
 from shared.messaging.messages import (
@@ -46,7 +46,7 @@ class Presenter:
         self._store = store
         self._clock = clock
 
-    async def status(self, job: Job, queue: Place | None = None) -> bytes:
+    async def status(self, job: Job, queue: QueuePosition | None = None) -> bytes:
         """The body of ``/status`` as JSON; ``delayTime`` and ``executionTime`` in milliseconds.
 
         ``queue``: a waiting job's place, where it is known.
@@ -88,9 +88,9 @@ class Presenter:
         return {"at": iso(happened.at), **data, **file}
 
 
-def summary(job: Job, now: float) -> Summary:
+def summary(job: Job, now: float) -> JobSummary:
     """A job in a list: as in ``/status``, without what goes in and comes out; times in UTC."""
-    shown: Summary = {
+    shown: JobSummary = {
         "id": job.id,
         "status": job.status,
         "created_at": iso(job.created_at),
@@ -122,7 +122,7 @@ def progress(job: Job, links: dict[str, str]) -> Progress:
     return cast("Progress", whole)  # what workers count besides is shown, too
 
 
-def newest_numbers(job: Job) -> dict[str, Any] | None:
+def latest_progress(job: Job) -> dict[str, Any] | None:
     """What the stage at work has told of itself last; None: nothing yet, or nobody works."""
     stage = stage_at_work(job)
     numbers = None if job.ended or stage is None else job.progress.get(stage)
@@ -136,7 +136,7 @@ def stage_at_work(job: Job) -> Stage | None:
     return next(iter((*claimed, *waiting)), None)
 
 
-def results(job: Job, links: dict[str, str]) -> Results | Checked:
+def results(job: Job, links: dict[str, str]) -> Results | CheckResult:
     """``output`` at the end: everything there is, however the job ended."""
     if job.checks:
         return {"dataset": job.report}
@@ -149,11 +149,11 @@ def results(job: Job, links: dict[str, str]) -> Results | Checked:
     return {**shown, "warnings": warnings} if warnings else shown
 
 
-def _trained(job: Job, links: dict[str, str]) -> Trained:
+def _trained(job: Job, links: dict[str, str]) -> TrainingResult:
     warnings = _warnings(job)
     summed_up = {**job.summary, "warnings": warnings} if warnings else job.summary
     return {
-        **cast("Trained", summed_up),
+        **cast("TrainingResult", summed_up),
         "checkpoint_url": links[job.checkpoint.key] if job.checkpoint else None,
         "checkpoints": [_checkpoint(each, links) for each in job.checkpoints],
         "samples": [_sample(each, links) for each in job.samples],

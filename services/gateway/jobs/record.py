@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from services.gateway.ports import ENDS, Status
+from services.gateway.ports import END_STATUSES, Status
 from shared.messaging.messages import (
     Artifact,
     DrawnImage,
@@ -36,7 +36,7 @@ class Claim(Struct, frozen=True, kw_only=True):
 class StageRecord(Struct, frozen=True, kw_only=True):
     """One stage that was asked for."""
 
-    asking: bytes
+    trigger: bytes = field(name="asking")
     """The encoded fact that asks for it, to be put on the stage's queue again."""
     due_at: float = 0.0
     """When it was, or will be, last put on the queue; seconds since the epoch."""
@@ -44,7 +44,7 @@ class StageRecord(Struct, frozen=True, kw_only=True):
     failures: int = 0
     """In a row; a new resume point sets them to 0."""
     claim: Claim | None = None
-    spent: tuple[str, ...] = ()
+    ended_claims: tuple[str, ...] = field(default=(), name="spent")
     """Claims that ended; none of them is granted again."""
     done: bool = False
     failed: str | None = None
@@ -103,7 +103,7 @@ class Job(Struct, frozen=True, kw_only=True):
     stages: dict[Stage, StageRecord] = field(default_factory=dict)
     progress: dict[Stage, dict[str, Any]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
-    refused: tuple[str, ...] = ()
+    refused_claims: tuple[str, ...] = field(default=(), name="refused")
     """Claims that were refused, oldest first: whoever asks again gets the same answer again."""
     commands: dict[Command, int] = field(default_factory=dict, name="wishes")
     """What the user has wanted of the training, numbered from 1; the newest of each kind."""
@@ -137,7 +137,7 @@ class Job(Struct, frozen=True, kw_only=True):
 
     @property
     def ended(self) -> bool:
-        return self.status in ENDS
+        return self.status in END_STATUSES
 
     @property
     def published(self) -> bool:
@@ -179,7 +179,7 @@ def webhook_id(job: Job, event: WebhookEvent, number: int) -> str:
 
 def clip_skip_of(job: Job) -> int:
     """What the job trained its model with; 0 if it trained none."""
-    submitted = decode(job.stages["staging"].asking)
+    submitted = decode(job.stages["staging"].trigger)
     train = submitted.train if isinstance(submitted, JobSubmitted) else None
     return train.clip_skip if train else 0
 

@@ -45,12 +45,12 @@ class Invalid(Exception):
         super().__init__("; ".join(self.mistakes + more))
 
 
-class Unreachable(Invalid):
+class DisallowedAddress(Invalid):
     """A request in good form, with URLs that nobody will be sent to."""
 
 
-TOP = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
-INPUT = ("train", "model", "inference")
+TOP_FIELDS = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
+INPUT_FIELDS = ("train", "model", "inference")
 HIDDEN = "s3Config"
 """What stands there is shown in no message."""
 
@@ -63,9 +63,9 @@ def parse_request(body: Any) -> Request:
     """
     mistakes: list[str] = []
     top = _object(body, "the request", mistakes)
-    _unknown(top, TOP, "", mistakes)
+    _unknown(top, TOP_FIELDS, "", mistakes)
     inputs = _object(top.get("input"), "input", mistakes)
-    _unknown(inputs, INPUT, "input.", mistakes)
+    _unknown(inputs, INPUT_FIELDS, "input.", mistakes)
     _one_way(inputs, mistakes)
     train = _optional(Train, inputs.get("train"), "input.train", mistakes)
     model = _model(inputs.get("model"), mistakes)

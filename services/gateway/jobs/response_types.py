@@ -33,7 +33,7 @@ class JobState(TypedDict):
     status: Status
 
 
-class Place(TypedDict):
+class QueuePosition(TypedDict):
     """A waiting job's place among everybody's."""
 
     position: Annotated[int, Meta(ge=1)]
@@ -84,7 +84,7 @@ class Checkpoint(TypedDict):
     best: NotRequired[bool]
 
 
-class Trained(TypedDict):
+class TrainingResult(TypedDict):
     """What became of the training; besides these what the trainer sums up (steps, loss, ...)."""
 
     checkpoint_url: str | None
@@ -134,20 +134,20 @@ class File(TypedDict):
 class Results(TypedDict):
     """``output`` at the end: everything there is, however the job ended."""
 
-    train: Trained | None
+    train: TrainingResult | None
     """Null: nothing was trained."""
     inference: list[Image]
     artifacts: list[File]
     warnings: NotRequired[list[str]]
 
 
-class Checked(TypedDict):
+class CheckResult(TypedDict):
     """``output`` of a dataset's check at the end."""
 
     dataset: DatasetReport
 
 
-Output = Annotated[Mapping[str, Any], one_of("Progress", "Results", "Checked")]
+Output = Annotated[Mapping[str, Any], one_of("Progress", "Results", "CheckResult")]
 
 
 class JobStatus(TypedDict):
@@ -166,7 +166,7 @@ class JobStatus(TypedDict):
     output: Output
     error: NotRequired[str]
     """Of a job that failed or timed out: why."""
-    queue: NotRequired[Place]
+    queue: NotRequired[QueuePosition]
     """Of a job that is IN_QUEUE."""
 
 
@@ -219,7 +219,7 @@ class Health(TypedDict):
     workers: WorkerCounts
 
 
-class Summary(TypedDict):
+class JobSummary(TypedDict):
     """A job in a list; times in UTC."""
 
     id: str
@@ -235,10 +235,10 @@ class Summary(TypedDict):
     error: NotRequired[str]
 
 
-class Page(TypedDict):
+class JobPage(TypedDict):
     """Jobs, newest first."""
 
-    jobs: list[Summary]
+    jobs: list[JobSummary]
     next: str | None
     """For ``cursor``; null: this is the last page."""
 
@@ -250,7 +250,7 @@ class Removed(TypedDict):
     deleted: Literal[True]
 
 
-class Delivery(TypedDict):
+class WebhookDelivery(TypedDict):
     """One try of a webhook."""
 
     id: str
@@ -265,10 +265,10 @@ class Delivery(TypedDict):
     """Why it was not taken."""
 
 
-class Deliveries(TypedDict):
+class WebhookDeliveries(TypedDict):
     """What became of a job's webhooks, newest first."""
 
-    deliveries: list[Delivery]
+    deliveries: list[WebhookDelivery]
 
 
 class Upload(TypedDict):
@@ -283,13 +283,13 @@ class Upload(TypedDict):
     """What a request gives as its ``data_url``."""
 
 
-class Alive(TypedDict):
+class Liveness(TypedDict):
     """The database answers."""
 
     status: Literal["ok"]
 
 
-class Lacking(TypedDict):
+class UnreadyPart(TypedDict):
     """A part that is not as it should be."""
 
     part: Literal["database", "broker", "store"]
@@ -298,8 +298,8 @@ class Lacking(TypedDict):
     """UTC: when this gateway noticed."""
 
 
-class Ready(TypedDict):
+class Readiness(TypedDict):
     """Whether everything is there that jobs need."""
 
     status: Literal["ready", "not ready"]
-    lacking: list[Lacking]
+    lacking: list[UnreadyPart]

@@ -71,7 +71,7 @@ from shared.request import Command, Request, WebhookEvent
 
 TRIES_KEPT = 50
 """Deliveries of webhooks that a job remembers, the newest."""
-FITTING: dict[Stage, tuple[type[StageFact], ...]] = {
+RESULTS_OF_STAGE: dict[Stage, tuple[type[StageFact], ...]] = {
     "staging": (DatasetStaged, ModelStaged),
     "bucket_check": (BucketChecked,),
     "training": (CheckpointSampled, CheckpointSaved, ResumePointSaved, CheckpointFinal),
@@ -80,7 +80,7 @@ FITTING: dict[Stage, tuple[type[StageFact], ...]] = {
     "image_publication": (ArtifactsPublished,),
 }
 """What each stage may make."""
-MADE = tuple({kind for kinds in FITTING.values() for kind in kinds})
+RESULTS = tuple({kind for kinds in RESULTS_OF_STAGE.values() for kind in kinds})
 OUTPUT_SECONDS = 10.0
 """Between two ``output`` webhooks; what comes meanwhile is in the next."""
 REFUSED_KEPT = 50
@@ -119,7 +119,7 @@ def admit(
         draws=bool(request.inference),
         checks=checks,
         created_at=now,
-        stages={"staging": StageRecord(asking=encode(submitted), due_at=now)},
+        stages={"staging": StageRecord(trigger=encode(submitted), due_at=now)},
     )
     step = Step(job, (Effect(message=submitted),))
     return step if sealed is None else _with_bucket_check(step, now)
@@ -128,7 +128,7 @@ def admit(
 def _with_bucket_check(step: Step, now: float) -> Step:
     """Have the user's bucket tried, beside the staging."""
     due = BucketDue(job=step.job.id, run=step.job.run)
-    record = StageRecord(asking=encode(due), due_at=now)
+    record = StageRecord(trigger=encode(due), due_at=now)
     return Step(_with(step.job, "bucket_check", record), (*step.effects, Effect(message=due)))
 
 
@@ -150,17 +150,17 @@ def issue_command(job: Job, kind: Command) -> Step:
     return Step(job, _commands_told(job))
 
 
-RETRIED: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
+RETRYABLE: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 """Ends after which a job may be run again."""
 
 
-def retry_from_its_end(job: Job, now: float) -> Step:
+def rerun(job: Job, now: float) -> Step:
     """The next run of the same job, from the stages that did not get done.
 
     What a finished stage has made stays, the newest resume point too; wishes are
     forgotten. A job that has not failed stays as it is.
     """
-    if job.status not in RETRIED:
+    if job.status not in RETRYABLE:
         return Step(job)
     job = replace(
         job,
@@ -214,7 +214,7 @@ def requeue(job: Job, stage: Stage, *, now: float, delay: float = 0.0) -> Step:
     """Put a stage's asking fact on its queue once more."""
     record = job.stages[stage]
     job = _with(job, stage, msgspec.structs.replace(record, due_at=now + delay))
-    message = decode(record.asking)
+    message = decode(record.trigger)
     return Step(job, (Effect(message=message, queue=STAGE_QUEUES[stage].name, delay=delay),))
 
 
@@ -258,7 +258,7 @@ def _fits(job: Job, fact: StageFact) -> bool:
     """A stage that is done with something else would leave its job with nothing to go on with."""
     if isinstance(fact, DatasetStaged | ModelStaged):
         return fact.stage == "staging" and isinstance(fact, DatasetStaged) == job.trains
-    return not isinstance(fact, MADE) or isinstance(fact, FITTING[fact.stage])
+    return not isinstance(fact, RESULTS) or isinstance(fact, RESULTS_OF_STAGE[fact.stage])
 
 
 def _of_live_claim(job: Job, fact: StageFact, now: float, heartbeat: float) -> Step:  # noqa: C901, PLR0911
@@ -329,20 +329,20 @@ def _why_not(job: Job, record: StageRecord | None, fact: Started) -> str | None:
 
 def _why_not_this_claim(job: Job, record: StageRecord, fact: Started) -> str | None:
     """An attempt that has ended may have asked for the next stage too, by a fact of its own."""
-    if fact.claim in job.refused:
+    if fact.claim in job.refused_claims:
         return "this claim was refused"
-    if fact.claim in record.spent:
+    if fact.claim in record.ended_claims:
         return "this claim has ended"
-    if fact.asked_by not in (None, claim_of(decode(record.asking))):
+    if fact.asked_by not in (None, claim_of(decode(record.trigger))):
         return "it was asked for by an attempt that has ended"
     return None
 
 
 def _with_refused(job: Job, claim: str) -> Job:
     """The worker has let go of it: granted later, it would be nobody's, and block its stage."""
-    if claim in job.refused:
+    if claim in job.refused_claims:
         return job
-    return replace(job, refused=(*job.refused, claim)[-REFUSED_KEPT:])
+    return replace(job, refused_claims=(*job.refused_claims, claim)[-REFUSED_KEPT:])
 
 
 def _bucket_is_tried(job: Job) -> bool:
@@ -446,7 +446,7 @@ def _drawn(job: Job, fact: ImagesGenerated) -> Job:
 def _ask(job: Job, stage: Stage, fact: StageFact, now: float, *, when: bool = True) -> Step:
     """A fact asks for a stage by its own routing; the record remembers it."""
     if when and stage not in job.stages:
-        job = _with(job, stage, StageRecord(asking=encode(fact), due_at=now))
+        job = _with(job, stage, StageRecord(trigger=encode(fact), due_at=now))
     return Step(job)
 
 
@@ -635,8 +635,8 @@ def _release(job: Job, stage: Stage) -> Job:
 
 
 def _released(record: StageRecord) -> StageRecord:
-    spent = (*record.spent, record.claim.id) if record.claim else record.spent
-    return msgspec.structs.replace(record, claim=None, spent=spent)
+    ended = (*record.ended_claims, record.claim.id) if record.claim else record.ended_claims
+    return msgspec.structs.replace(record, claim=None, ended_claims=ended)
 
 
 def _done(job: Job, fact: StageFact) -> Job:

@@ -14,7 +14,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.gateway.jobs.request_parser import Invalid
-from services.gateway.ports import BASES, KeepsFiles, StoredUpload, UploadStore
+from services.gateway.ports import BASE_PATHS, LocalStore, StoredUpload, UploadStore
 from shared.concurrency import in_thread
 from shared.errors import Full, NotFound
 from shared.ports import ObjectStore, UploadPart
@@ -24,12 +24,12 @@ PART_BYTES = 8 << 20
 """Of a part, which is in memory while it arrives."""
 MOST_UNFINISHED = 16
 """Of one key, at one time."""
-ADDRESSES = re.compile(rf"(?:{'|'.join(BASES)})/uploads/([0-9a-f-]{{36}})")
+ADDRESSES = re.compile(rf"(?:{'|'.join(BASE_PATHS)})/uploads/([0-9a-f-]{{36}})")
 
 log = structlog.get_logger()
 
 
-class Overtaken(Exception):
+class UploadConflict(Exception):
     """Another request has gone on with this upload, or removed it."""
 
 
@@ -47,7 +47,7 @@ class Uploads:
 
     def address(self, upload_id: str) -> str:
         """What a request gives as its ``data_url``."""
-        return f"{self._public_url}{BASES[0]}/uploads/{upload_id}"
+        return f"{self._public_url}{BASE_PATHS[0]}/uploads/{upload_id}"
 
     def id_in(self, address: str) -> str | None:
         """The id of the upload that has this address; None: it is no upload's."""
@@ -81,7 +81,7 @@ class Uploads:
 
     async def _require_room(self, size: int) -> None:
         """Where the store is on this machine; another says itself when it is full."""
-        if isinstance(self._store, KeepsFiles):
+        if isinstance(self._store, LocalStore):
             free = await asyncio.to_thread(self._store.free_bytes)
             if free < size:
                 raise Full(f"the store has no room for {size} bytes: {free} are free")
@@ -90,7 +90,7 @@ class Uploads:
         """Go on with an upload where it stands; it is finished when all has arrived.
 
         Raises:
-            Overtaken: somebody else went on with it.
+            UploadConflict: somebody else went on with it.
             Unavailable: the store or the database does not answer; what was kept before stays.
         """
         digest = hashlib.sha256() if upload.received == 0 else None
@@ -106,13 +106,13 @@ class Uploads:
         """Find out what has arrived; ``sha256`` where it is known, else all is read once more.
 
         Raises:
-            Overtaken: the upload was removed.
+            UploadConflict: the upload was removed.
             Unavailable: the store or the database does not answer; it can be finished later.
         """
         async with self._finishing.setdefault(upload.id, asyncio.Lock()):
             known = await self._table.find(upload.id)
             if known is None:
-                raise Overtaken
+                raise UploadConflict
             return known if known.sha256 else await self._settle(known, sha256)
 
     async def remove(self, upload_id: str) -> None:
@@ -142,7 +142,7 @@ class Uploads:
         now = self._clock()
         if not await self._table.append(part, now):
             await self._store.delete(part.key)
-            raise Overtaken
+            raise UploadConflict
         return replace(upload, received=upload.received + len(data), touched_at=now)
 
     async def _settle(self, upload: StoredUpload, sha256: str | None) -> StoredUpload:
@@ -150,7 +150,7 @@ class Uploads:
         try:
             sha256 = sha256 or await sha256_of_parts(self._store, parts)
         except NotFound:
-            raise Overtaken from None
+            raise UploadConflict from None
         finished_at = self._clock() if upload.expected in ("", sha256) else None
         if finished_at is not None:
             await write_list(self._store, upload.id, sha256, parts)

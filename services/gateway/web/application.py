@@ -14,9 +14,10 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from multidict import MultiMapping
 
-from services.gateway.jobs.admission import Repeated
-from services.gateway.jobs.request_parser import Invalid, Unreachable, nearest, shown
-from services.gateway.ports import BASES
+from services.gateway.jobs.admission import IdReused
+from services.gateway.jobs.repository import UnknownJob
+from services.gateway.jobs.request_parser import DisallowedAddress, Invalid, nearest, shown
+from services.gateway.ports import BASE_PATHS
 from services.gateway.web.authentication import Keys
 from services.gateway.web.authorization import CALLER, Authorizer
 from services.gateway.web.routing import Handler, routes_of
@@ -28,7 +29,7 @@ ANSWER_SECONDS = 2.0
 RETRY_SECONDS = 5
 HEAD_SECONDS = 75.0
 """How long a connection may stay without a whole head of a request."""
-SILENT_SECONDS = 60.0
+IDLE_SECONDS = 60.0
 """Between two pieces of a body."""
 BODY_SECONDS = 300.0
 """For a whole body, however steadily it drips."""
@@ -55,7 +56,7 @@ def _addresses(part: object, authorizer: Authorizer) -> Iterator[tuple[str, str,
     for name, route in routes_of(type(part)):
         own = getattr(part, name)
         handler = authorizer.guard(own, route.needs) if route.needs else own
-        for base in BASES if route.versioned else ("",):
+        for base in BASE_PATHS if route.versioned else ("",):
             for method in route.methods:
                 yield method, f"{base}{route.path}", handler
 
@@ -65,10 +66,10 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except Invalid as invalid:
-        status = 422 if isinstance(invalid, Unreachable) else 400
+        status = 422 if isinstance(invalid, DisallowedAddress) else 400
         return _error(status, str(invalid), mistakes=invalid.mistakes)
-    except Repeated as repeated:
-        return _error(422, str(repeated))
+    except (IdReused, UnknownJob) as error:
+        return _error(422 if isinstance(error, IdReused) else 404, str(error))
     except (Unavailable, TimeoutError) as error:
         return _later(request, error)
     except web.HTTPException as error:
@@ -145,7 +146,7 @@ async def _whole_body(request: web.Request, most: int) -> bytes:
     except TimeoutError:
         raise web.HTTPRequestTimeout(
             text=f"the body must come within {BODY_SECONDS:g} s, and not be silent for"
-            f" {SILENT_SECONDS:g} s"
+            f" {IDLE_SECONDS:g} s"
         ) from None
     except web.RequestPayloadError as error:
         raise Invalid([f"the request's body broke off: {error}"]) from None
@@ -161,7 +162,7 @@ async def _joined(request: web.Request, most: int) -> bytes:
 
 
 async def _next_piece(request: web.Request) -> bytes:
-    async with asyncio.timeout(SILENT_SECONDS):
+    async with asyncio.timeout(IDLE_SECONDS):
         return await request.content.readany()
 
 
@@ -205,6 +206,6 @@ def json_response(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json")
 
 
-def is_gone(request: web.Request) -> bool:
+def is_disconnected(request: web.Request) -> bool:
     """Whether the client has hung up."""
     return request.transport is None or request.transport.is_closing()

@@ -9,12 +9,12 @@ from time import monotonic
 
 from aiohttp import web
 
-from services.gateway.jobs.repository import JobRepository, Seen
+from services.gateway.jobs.repository import JobRepository, JobVersion, UnknownJob
 from services.gateway.web.authentication import Caller, Scope
-from services.gateway.web.rate_limits import RATES, Limit, Operation, Rate, TooMany
+from services.gateway.web.rate_limits import RATES, Operation, Rate, RateLimiter, TooManyRequests
 from services.gateway.web.routing import Handler
 
-NEEDED: Mapping[Operation, Scope] = {
+REQUIRED_SCOPES: Mapping[Operation, Scope] = {
     "run": "submit",
     "runsync": "submit",
     "status": "read",
@@ -26,7 +26,7 @@ NEEDED: Mapping[Operation, Scope] = {
     "purge": "admin",
     "upload": "submit",
 }
-OwnersHandler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
+OwnerHandler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
 """Answers a request of this owner."""
 NULL = "\0"
 """No text of PostgreSQL has it, not even one that is looked for."""
@@ -39,10 +39,12 @@ class Authorizer:
 
     def __init__(self, repository: JobRepository, rates: Mapping[Operation, Rate] = RATES) -> None:
         self._repository = repository
-        self._limits = {operation: Limit(rate, monotonic) for operation, rate in rates.items()}
+        self._limits = {
+            operation: RateLimiter(rate, monotonic) for operation, rate in rates.items()
+        }
 
     @contextmanager
-    def let_in(self, request: web.Request, operation: Operation) -> Iterator[str]:
+    def authorize(self, request: web.Request, operation: Operation) -> Iterator[str]:
         """The owner that the request's key stands for, who holds a place meanwhile.
 
         Raises:
@@ -50,36 +52,36 @@ class Authorizer:
             web.HTTPForbidden: the key is not good for this.
             web.HTTPTooManyRequests: too many requests.
         """
-        caller = _caller(request, NEEDED[operation])
+        caller = _caller(request, REQUIRED_SCOPES[operation])
         try:
-            with self._limits[operation].place(caller.owner):
+            with self._limits[operation].slot(caller.owner):
                 yield caller.owner
-        except TooMany as error:
+        except TooManyRequests as error:
             raise web.HTTPTooManyRequests(
                 text=str(error), headers={"Retry-After": str(math.ceil(error.seconds))}
             ) from None
 
-    def guard(self, handler: OwnersHandler, operation: Operation) -> Handler:
+    def guard(self, handler: OwnerHandler, operation: Operation) -> Handler:
         """A handler that first lets in, and tells the inner one whom."""
 
         async def guarded(request: web.Request) -> web.StreamResponse:
-            with self.let_in(request, operation) as owner:
+            with self.authorize(request, operation) as owner:
                 return await handler(request, owner)
 
         return guarded
 
-    async def job(self, request: web.Request, owner: str) -> Seen:
+    async def job(self, request: web.Request, owner: str) -> JobVersion:
         """The job in the path; somebody else's is as unknown as one that never was.
 
         Raises:
-            web.HTTPNotFound: there is none.
+            UnknownJob: there is none.
             Unavailable: the database does not answer.
         """
         job_id = request.match_info["job"]
-        seen = None if NULL in job_id else await self._repository.look(job_id)
-        if seen is None or seen.job.owner != owner:
-            raise web.HTTPNotFound(text="there is no such job")
-        return seen
+        current = None if NULL in job_id else await self._repository.version(job_id)
+        if current is None or current.job.owner != owner:
+            raise UnknownJob
+        return current
 
 
 def _caller(request: web.Request, needed: Scope) -> Caller:

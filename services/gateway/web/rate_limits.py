@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-class TooMany(Exception):
+class TooManyRequests(Exception):
     """Come back after so many seconds."""
 
     def __init__(self, seconds: float) -> None:
@@ -48,7 +48,7 @@ SOON = 1.0
 """When to come back if too many answers are awaited."""
 
 
-class Limit:
+class RateLimiter:
     """A bucket of ``rate.requests`` tokens for each key, filled evenly over ``rate.seconds``."""
 
     def __init__(self, rate: Rate, clock: Callable[[], float]) -> None:
@@ -59,16 +59,16 @@ class Limit:
         self._inside: Counter[str] = Counter()
 
     @contextmanager
-    def place(self, owner: str) -> Iterator[None]:
+    def slot(self, owner: str) -> Iterator[None]:
         """Take a token and one of the places, for as long as the answer takes.
 
         Raises:
-            TooMany: there is none.
+            TooManyRequests: there is none.
         """
         if self._inside[owner] >= self._rate.at_once:
-            raise TooMany(SOON)
+            raise TooManyRequests(SOON)
         if seconds := self.wait(owner):
-            raise TooMany(seconds)
+            raise TooManyRequests(seconds)
         self._inside[owner] += 1
         try:
             yield

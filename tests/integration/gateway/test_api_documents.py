@@ -138,7 +138,7 @@ async def status_of(here: World, method: str, path: str, key: str | None) -> int
 async def test_a_key_is_good_for_what_the_document_says_and_for_nothing_else(here: World) -> None:
     for scope in SCOPES:
         key = StoredKey(digest=digest_of(scope), name=scope, scopes=(scope,), created_at=1.0)
-        await here.record.keys.add(key)
+        await here.stores.keys.add(key)
     refused, documented = set(), set()
     for method, path, security in asked():
         needed = {scope for each in security for scopes in each.values() for scope in scopes}

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from services.gateway.app import Gateway
-from services.gateway.background.consumer import deal_with
+from services.gateway.background.consumer import process
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
@@ -30,7 +30,7 @@ from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import read, row_of
 from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
-from services.gateway.ports import JobStore, Record
+from services.gateway.ports import JobStore, Stores
 from services.gateway.web.authentication import digest_of
 from shared import retry
 from shared.adapters.folder import FolderStore
@@ -89,7 +89,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @dataclass
-class EpochConfig:
+class RaceCourse:
     """A gateway that answers and records, with nobody who sends what it has to say."""
 
     gateway: Gateway
@@ -113,7 +113,7 @@ class EpochConfig:
         """A worker says it, and the recorder deals with it."""
         await self.workers.publish(fact, reply_to=CONTROL.name)
         delivery = await self.gateway_bus.get(GATEWAY_RECORDER)
-        await deal_with(delivery, self.gateway._recorder._record)
+        await process(delivery, self.gateway._recorder._record)
 
     async def told(self) -> list[AnyMessage]:
         """What the trainer was told since the last look."""
@@ -141,7 +141,7 @@ class EpochConfig:
 
 
 @pytest.fixture
-async def epoch_config(tmp_path: Path, database_url: str) -> AsyncIterator[EpochConfig]:
+async def course(tmp_path: Path, database_url: str) -> AsyncIterator[RaceCourse]:
     settings = replace(settings_for(tmp_path), api_keys=API_KEYS)
     broker = MemoryBroker()
     broker.declare(CONTROL)
@@ -149,7 +149,7 @@ async def epoch_config(tmp_path: Path, database_url: str) -> AsyncIterator[Epoch
         database = await stack.enter_async_context(closing(Database.open(database_url)))
         await database.migrate()
         jobs_kept = TurnTakingJobs(SqlJobStore(database))
-        record = Record(
+        record = Stores(
             cast("JobStore", jobs_kept), SqlKeyStore(database), SqlUploadStore(database)
         )
         store = FolderStore(tmp_path / "store", public_url=settings.public_url, key=KEY)
@@ -157,7 +157,7 @@ async def epoch_config(tmp_path: Path, database_url: str) -> AsyncIterator[Epoch
         gateway = Gateway(settings, KEY, bus, store, record)
         await stack.enter_async_context(gateway._answering())
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield EpochConfig(gateway, jobs_kept, bus, workers, session)
+        yield RaceCourse(gateway, jobs_kept, bus, workers, session)
 
 
 def key_of(job_id: str) -> str:
@@ -196,18 +196,18 @@ def last_words(job_id: str, kind: str) -> StageFact:
 
 @MANY
 async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_told(
-    epoch_config: EpochConfig, races: int
+    course: RaceCourse, races: int
 ) -> None:
     answers = {
-        job_id: await raced_to_the_end(epoch_config, job_id, Random(f"{SEED} {job_id}"))
+        job_id: await raced_to_the_end(course, job_id, Random(f"{SEED} {job_id}"))
         for job_id in (f"job-{number}" for number in range(races))
     }
 
-    assert epoch_config.store.outrun > races / 10
-    ended = await epoch_config.all_jobs()
+    assert course.store.outrun > races / 10
+    ended = await course.all_jobs()
     winners = Counter(job.status for job in ended.values())
     assert min(winners[status] for status in ("CANCELLED", "COMPLETED", "FAILED")) > races / 20
-    said = await epoch_config.said()
+    said = await course.said()
     for job_id, (answer, refusals) in answers.items():
         status = ended[job_id].status
         assert answer == (200, {"id": job_id, "status": status})
@@ -216,16 +216,14 @@ async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_told(
 
 
 async def raced_to_the_end(
-    epoch_config: EpochConfig, job_id: str, random: Random
+    course: RaceCourse, job_id: str, random: Random
 ) -> tuple[tuple[int, Any], list[AnyMessage]]:
     """What was answered to who cancelled, and what was told to who worked."""
-    await epoch_config.line_up(in_training(job_id))
+    await course.line_up(in_training(job_id))
     fact = last_words(job_id, random.choice(("done", "refused", "passing")))
-    cancelling = epoch_config.ask("POST", "/cancel", job_id)
-    _, answer = await epoch_config.store.race(
-        random.getrandbits(32), (epoch_config.say(fact), cancelling)
-    )
-    return answer, await epoch_config.told()
+    cancelling = course.ask("POST", "/cancel", job_id)
+    _, answer = await course.store.race(random.getrandbits(32), (course.say(fact), cancelling))
+    return answer, await course.told()
 
 
 def refused(job_id: str) -> ClaimRefused:
@@ -248,46 +246,42 @@ def run_of(end: AnyMessage) -> int:
 
 
 @FEWER
-async def test_what_two_recorders_hear_at_once_counts_once(
-    epoch_config: EpochConfig, races: int
-) -> None:
+async def test_what_two_recorders_hear_at_once_counts_once(course: RaceCourse, races: int) -> None:
     """As when the active one hangs, and the next takes over what it has in hand."""
     for number in range(races):
         job_id = f"job-{number}"
-        await epoch_config.line_up(in_training(job_id))
+        await course.line_up(in_training(job_id))
         fact = last_words(job_id, ("done", "refused", "passing")[number % 3])
 
-        await epoch_config.store.race(
-            SEED + number, [epoch_config.say(fact), epoch_config.say(fact)]
-        )
+        await course.store.race(SEED + number, [course.say(fact), course.say(fact)])
 
-        job = await epoch_config.job(job_id)
+        job = await course.job(job_id)
         assert job is not None
         assert job.status == ("FAILED" if number % 3 else "COMPLETED")
-        assert await epoch_config.told() == [refused(job_id)]
-    said = await epoch_config.said()
+        assert await course.told() == [refused(job_id)]
+    said = await course.said()
     assert [wrong_end(said[f"job-{number}"]) for number in range(races)] == [None] * races
 
 
 @FEWER
 async def test_a_job_that_is_removed_while_it_ends_is_gone_and_has_ended_once(
-    epoch_config: EpochConfig, races: int
+    course: RaceCourse, races: int
 ) -> None:
     for number in range(races):
         job_id = f"job-{number}"
-        await epoch_config.line_up(in_training(job_id))
+        await course.line_up(in_training(job_id))
         entries = (
-            epoch_config.say(last_words(job_id, "done")),
-            epoch_config.ask("DELETE", "/jobs", job_id),
-            epoch_config.ask("DELETE", "/jobs", job_id),
-            epoch_config.ask("POST", "/cancel", job_id),
+            course.say(last_words(job_id, "done")),
+            course.ask("DELETE", "/jobs", job_id),
+            course.ask("DELETE", "/jobs", job_id),
+            course.ask("POST", "/cancel", job_id),
         )
 
-        _, *removals, _ = await epoch_config.store.race(SEED + number, entries)
+        _, *removals, _ = await course.store.race(SEED + number, entries)
 
         assert sorted(status for status, _ in removals) == [200, 404]
-        assert await epoch_config.job(job_id) is None
-    said = await epoch_config.said()
+        assert await course.job(job_id) is None
+    said = await course.said()
     assert [wrong_end(said[f"job-{number}"]) for number in range(races)] == [None] * races
 
 
@@ -300,23 +294,21 @@ def timed_out(job_id: str) -> Job:
 
 
 @FEWER
-async def test_a_retry_hears_nothing_of_the_run_before(
-    epoch_config: EpochConfig, races: int
-) -> None:
+async def test_a_retry_hears_nothing_of_the_run_before(course: RaceCourse, races: int) -> None:
     for number in range(races):
         job_id = f"job-{number}"
-        await epoch_config.line_up(timed_out(job_id))
+        await course.line_up(timed_out(job_id))
         point = ResumePointSaved(
             job=job_id, stage="training", claim="t", prefix="late/", step=9, epoch=1
         )
         late = (point, last_words(job_id, "done"), last_words(job_id, "refused"))[number % 3]
-        entries = (epoch_config.ask("POST", "/retry", job_id), epoch_config.say(late))
+        entries = (course.ask("POST", "/retry", job_id), course.say(late))
 
-        answer, _ = await epoch_config.store.race(SEED + number, entries)
+        answer, _ = await course.store.race(SEED + number, entries)
 
         assert answer == (200, {"id": job_id, "status": "IN_QUEUE"})
-        assert [type(each) for each in await epoch_config.told()] == [ClaimRefused]
-        job = await epoch_config.job(job_id)
+        assert [type(each) for each in await course.told()] == [ClaimRefused]
+        job = await course.job(job_id)
         assert job is not None
         assert (job.run, job.status, job.resume_point, job.checkpoint) == (
             2,
@@ -325,34 +317,34 @@ async def test_a_retry_hears_nothing_of_the_run_before(
             None,
         )
         assert job.stages["training"].open
-    said = await epoch_config.said()
+    said = await course.said()
     for number in range(races):
         assert [type(each) for each in said[f"job-{number}"]] == [DatasetStaged]
 
 
 @FEWER
 async def test_a_job_that_is_retried_twice_and_cancelled_at_once_has_two_runs(
-    epoch_config: EpochConfig, races: int
+    course: RaceCourse, races: int
 ) -> None:
     statuses: Counter[str] = Counter()
     for number in range(races):
         job_id = f"job-{number}"
-        await epoch_config.line_up(timed_out(job_id))
+        await course.line_up(timed_out(job_id))
         entries = (
-            epoch_config.ask("POST", "/retry", job_id),
-            epoch_config.ask("POST", "/retry", job_id),
-            epoch_config.ask("POST", "/cancel", job_id),
+            course.ask("POST", "/retry", job_id),
+            course.ask("POST", "/retry", job_id),
+            course.ask("POST", "/cancel", job_id),
         )
 
-        answers = await epoch_config.store.race(SEED + number, entries)
+        answers = await course.store.race(SEED + number, entries)
 
-        job = await epoch_config.job(job_id)
+        job = await course.job(job_id)
         assert job is not None
         assert job.run == 2
         assert answers[2] == (200, {"id": job_id, "status": cancelled_or(job)})
         statuses[job.status] += 1
     assert min(statuses["IN_QUEUE"], statuses["CANCELLED"]) > races / 20
-    said = await epoch_config.said()
+    said = await course.said()
     for number in range(races):
         kinds = [type(each) for each in said[f"job-{number}"]]
         assert kinds in ([DatasetStaged], [DatasetStaged, JobCancelled, WebhookDue])

@@ -65,7 +65,7 @@ async def test_a_check_ends_with_the_report_and_tells_the_webhook(here: World) -
 
 
 async def row(here: World, job: str) -> Any:
-    return await here.record.jobs.get(job)
+    return await here.stores.jobs.get(job)
 
 
 async def test_nothing_is_trained_and_nothing_of_the_dataset_stays(here: World) -> None:

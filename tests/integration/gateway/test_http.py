@@ -233,7 +233,7 @@ async def test_the_first_start_makes_a_key_and_later_ones_know_it(
 async def test_a_port_that_is_taken_is_named(here: World) -> None:
     taken = replace(here.settings, port=here.gateway.port)
     async with closing(here.broker.bus("gateway/late")) as bus:
-        late = Gateway(taken, KEY, bus, here.store, here.record)
+        late = Gateway(taken, KEY, bus, here.store, here.stores)
         with pytest.raises(ExceptionGroup) as caught:
             async with running(late):
                 pass
@@ -243,7 +243,7 @@ async def test_a_port_that_is_taken_is_named(here: World) -> None:
 async def key_with(here: World, *scopes: str) -> str:
     key = f"a key for {scopes}"
     digest = digest_of(key)
-    await here.record.keys.add(
+    await here.stores.keys.add(
         StoredKey(digest=digest, name=key, scopes=scopes, created_at=here.clock())
     )
     return key
@@ -268,7 +268,7 @@ async def test_a_key_is_let_in_no_more_once_it_is_disabled(here: World) -> None:
     key = await key_with(here, "read")
     assert (await here.ask("GET", "/v1/everydream-v1/health", key=key)).status == 200
 
-    await here.record.keys.disable(key, here.clock())
+    await here.stores.keys.disable(key, here.clock())
 
     assert (await here.ask("GET", "/v1/everydream-v1/health", key=key)).status == 401
 
@@ -279,7 +279,7 @@ async def test_without_the_database_only_configured_keys_are_known(
     async def away(_: str) -> None:
         raise Unavailable("taken away by a test")
 
-    monkeypatch.setattr(here.record.keys, "find", away)
+    monkeypatch.setattr(here.stores.keys, "find", away)
 
     assert (await here.ask("GET", "/v1/everydream-v1/health")).status == 200
     assert (await here.ask("GET", "/v1/everydream-v1/health", key="other")).status == 503

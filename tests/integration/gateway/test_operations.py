@@ -126,7 +126,7 @@ async def test_a_wait_that_is_no_number_is_told(here: World, wait: str) -> None:
 
 async def test_a_change_by_another_gateway_ends_the_wait(tmp_path: Path) -> None:
     async with world(tmp_path) as here, closing(here.broker.bus("gateway/other")) as bus:
-        other = Gateway(here.settings, KEY, bus, here.store, here.record)
+        other = Gateway(here.settings, KEY, bus, here.store, here.stores)
         async with running(other):
             job = await here.run()
             url = f"http://127.0.0.1:{other.port}{ROOT}/status-sync/{job}?wait=60000"

@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.app import Gateway
 from services.gateway.background.retention import DAY, Retention
-from services.gateway.jobs.change_notifier import Watch
+from services.gateway.jobs import change_notifier
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import digest_of
@@ -54,7 +54,7 @@ async def nothing_is_left(here: World, job: str) -> bool | None:
 
 
 def keeper(here: World) -> Retention:
-    record, public_url = here.record, here.settings.public_url
+    record, public_url = here.stores, here.settings.public_url
     uploads = Uploads(record.uploads, here.store, public_url, here.clock)
     return Retention(
         record.jobs, here.store, uploads, clock=here.clock, heartbeat=HEARTBEAT, keep_days=30.0
@@ -101,11 +101,11 @@ async def test_what_a_worker_writes_afterwards_is_swept_up_by_any_gateway(here: 
     late = await trainer.put(f"jobs/{job}/training/1/late.safetensors", "checkpoint")
 
     async with asyncio.timeout(30):
-        await keeper(here).sweep_up()
+        await keeper(here).delete_leftovers()
     assert not await here.store.exists(late.key)
     later = await trainer.put(f"jobs/{job}/training/1/later.safetensors", "checkpoint")
     here.clock.ahead += DAY + 1
-    await keeper(here).sweep_up()
+    await keeper(here).delete_leftovers()
     assert not await here.store.exists(later.key)
     assert await here.jobs.removed() == []
 
@@ -116,7 +116,7 @@ async def test_a_gateway_that_starts_sweeps_at_once(here: World) -> None:
     await eventually(lambda: nothing_is_left(here, job))
     await trainer.put(f"jobs/{job}/training/1/late.safetensors", "checkpoint")
 
-    other = Gateway(here.settings, KEY, here.broker.bus("other"), here.store, here.record)
+    other = Gateway(here.settings, KEY, here.broker.bus("other"), here.store, here.stores)
     async with running(other):
         await eventually(lambda: nothing_is_left(here, job))
 
@@ -125,13 +125,13 @@ async def test_a_gateway_that_starts_sweeps_at_once(here: World) -> None:
 async def test_who_waits_for_a_job_that_another_gateway_removes_is_let_go(
     here: World, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    waits, wait = asyncio.Event(), Watch.wait
+    waits, wait = asyncio.Event(), change_notifier._wait
 
-    async def tell_and_wait(watch: Watch, seconds: float) -> None:
+    async def tell_and_wait(changed: asyncio.Event, seconds: float) -> None:
         waits.set()
-        await wait(watch, seconds)
+        await wait(changed, seconds)
 
-    monkeypatch.setattr(Watch, "wait", tell_and_wait)
+    monkeypatch.setattr(change_notifier, "_wait", tell_and_wait)
     job = await here.run()
     await here.ask("GET", f"{ROOT}/stream/{job}")
     url = f"{ROOT}/{operation}/{job}?wait=60000"
@@ -203,7 +203,7 @@ async def test_only_the_owner_may_remove_and_only_with_the_scope(here: World) ->
     made = StoredKey(
         digest=digest_of("submits"), name="submits", scopes=("read", "submit"), created_at=0.0
     )
-    await here.record.keys.add(made)
+    await here.stores.keys.add(made)
 
     assert (await remove(here, job, key=OTHER_KEY)).status == 404
     assert (await remove(here, job, key="submits")).status == 403

@@ -16,6 +16,7 @@ import pytest
 
 from services.gateway.app import Gateway
 from services.gateway.endpoints import server_sent_events
+from services.gateway.jobs import change_notifier
 from services.gateway.ports import StoredEvent
 from services.gateway.web import rate_limits
 from services.gateway.web.rate_limits import Rate
@@ -212,7 +213,7 @@ async def step_is(here: World, job: str, step: int) -> bool | None:
 
 async def test_what_another_gateway_writes_is_told_too(tmp_path: Path) -> None:
     async with world(tmp_path) as here, closing(here.broker.bus("gateway/other")) as bus:
-        other = Gateway(here.settings, KEY, bus, here.store, here.record)
+        other = Gateway(here.settings, KEY, bus, here.store, here.stores)
         async with running(other):
             job = await here.run()
             async with following(here, job, gateway=other) as source:
@@ -246,7 +247,7 @@ async def test_a_reader_who_is_cut_off_after_progress_goes_on_at_another_gateway
     server = database == "postgresql"
     changes = {"database_url": request.getfixturevalue("postgres_url")} if server else {}
     async with world(tmp_path, **changes) as here, closing(here.broker.bus("gateway/other")) as bus:
-        other = Gateway(here.settings, KEY, bus, here.store, here.record)
+        other = Gateway(here.settings, KEY, bus, here.store, here.stores)
         async with running(other):
             job, trainer = await training(here)
             async with following(here, job) as source:
@@ -323,7 +324,7 @@ async def test_a_silence_is_broken_by_comments(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_sent_events, "HEARTBEAT_SECONDS", 0.0)
-    monkeypatch.setattr(server_sent_events, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(change_notifier, "POLL_SECONDS", 0.01)
     job = await here.run()
 
     async with following(here, job) as source:
@@ -367,7 +368,7 @@ async def has_a_place(here: World, job: str) -> bool | None:
 async def test_who_does_not_read_is_cut_off_and_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_sent_events, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(server_sent_events, "WRITE_SECONDS", 0.2)
     async with world(tmp_path) as here:
         job = await here.run()
         await tell_at_length(here, job)

@@ -670,7 +670,7 @@ async def test_another_gateway_takes_over(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         job = await staged(here)
         bus = here.broker.bus("gateway/second")
-        second = Gateway(here.settings, KEY, bus, here.store, here.record)
+        second = Gateway(here.settings, KEY, bus, here.store, here.stores)
         async with closing(bus), running(second):
             await here.gateway_stops()
             await (await here.claim(job, "training")).finish_training()
@@ -783,7 +783,7 @@ async def test_a_failed_job_keeps_what_a_retry_needs_until_its_time_has_come(
     live = await here.run()
     here.clock.ahead = 31 * 24 * 3600.0
     async with asyncio.timeout(DEADLINE):
-        await here.gateway._retention.forget_old()
+        await here.gateway._retention.delete_expired()
     assert not await here.store.exists(dataset)
     assert (await here.ask("GET", f"/v1/everydream-v1/status/{job}")).status == 404
     assert (await here.ask("GET", f"/v1/everydream-v1/status/{live}")).status == 200

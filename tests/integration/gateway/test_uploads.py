@@ -132,7 +132,7 @@ async def test_what_is_not_as_announced_is_told_and_leaves_nothing(here: World) 
     assert answer.status == 400
     assert f"what arrived has sha256 {SHA256}, not {'0' * 64}" in answer.body["error"]
     assert await stored(here) == []
-    assert await here.record.uploads.count_unfinished(owner()) == 0
+    assert await here.stores.uploads.count_unfinished(owner()) == 0
 
 
 def owner(key: str = API_KEY) -> str:
@@ -199,7 +199,7 @@ async def test_a_post_that_breaks_off_leaves_nothing(here: World) -> None:
 
 
 async def forgotten_or_none(here: World) -> bool | None:
-    return await here.record.uploads.count_unfinished(owner()) == 0 or None
+    return await here.stores.uploads.count_unfinished(owner()) == 0 or None
 
 
 async def there_or_none(here: World, what: str) -> bool | None:
@@ -288,7 +288,7 @@ async def offset_beyond(here: World, upload: str, least: int) -> int | None:
 async def test_who_falls_silent_is_given_up_and_what_has_arrived_stays(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload_endpoint, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(upload_endpoint, "IDLE_SECONDS", 0.1)
     upload = await begin(here)
 
     reader, writer = await half_sent(here, chunk_head(upload, len(FILE)), FILE[:2500])
@@ -333,7 +333,7 @@ async def test_options_tell_what_is_taken(here: World) -> None:
 async def second_gateway(here: World, stack: AsyncExitStack) -> str:
     """The URL of another gateway over the same database and store."""
     bus = await stack.enter_async_context(closing(here.broker.bus("gateway/second")))
-    gateway = Gateway(here.settings, KEY, bus, here.store, here.record, clock=here.clock)
+    gateway = Gateway(here.settings, KEY, bus, here.store, here.stores, clock=here.clock)
     await stack.enter_async_context(running(gateway))
     return f"http://127.0.0.1:{gateway.port}"
 
@@ -378,7 +378,7 @@ async def test_a_gateway_that_dies_before_the_end_is_told_leaves_it_to_the_next_
     upload = await begin(here)
     await here.store.put("uploads/part", FILE)
     last = UploadPart(upload=upload, offset=0, bytes=len(FILE), key="uploads/part")
-    assert await here.record.uploads.append(last, 1.0)
+    assert await here.stores.uploads.append(last, 1.0)
 
     refused = await here.ask("POST", f"{ROOT}/run", json=request_with(address(upload)))
     assert "expected an upload that is finished" in refused.body["error"]
@@ -439,7 +439,7 @@ async def test_a_parameter_that_there_is_not_is_no_promise_of_a_checksum(here: W
 
 async def test_a_key_that_may_only_read_uploads_nothing(here: World) -> None:
     key = StoredKey(digest=owner("reader"), name="reader", scopes=("read",), created_at=1.0)
-    await here.record.keys.add(key)
+    await here.stores.keys.add(key)
 
     for method, path in (("POST", "/uploads"), ("PATCH", "/uploads/x"), ("DELETE", "/uploads/x")):
         assert (await asked(here, method, path, data=FILE, key="reader")).status == 403
@@ -491,16 +491,16 @@ async def test_unfinished_ones_go_after_a_day_and_finished_ones_with_the_jobs(he
     await chunk(here, unfinished, 0, FILE[:1500])
 
     here.clock.ahead = 0.9 * DAY
-    await here.gateway._retention.forget_old()
+    await here.gateway._retention.delete_expired()
     assert await offset_of(here, unfinished) == 1500
 
     here.clock.ahead = 1.1 * DAY
-    await here.gateway._retention.forget_old()
+    await here.gateway._retention.delete_expired()
     assert (await asked(here, "HEAD", f"/uploads/{unfinished}")).status == 404
     assert all(f"/{finished}/" in key for key in await stored(here))
 
     here.clock.ahead = (here.settings.keep_days + 0.1) * DAY
-    await here.gateway._retention.forget_old()
+    await here.gateway._retention.delete_expired()
     assert (await asked(here, "HEAD", f"/uploads/{finished}")).status == 404
     assert await stored(here) == []
 

@@ -526,7 +526,7 @@ def both_are_up(told: Sequence[object]) -> bool:
 
 
 def told_of(told: Sequence[object], event: str) -> int:
-    return sum(event in str(connection) for connection in told)
+    return sum(event in str(line) for line in told)
 
 
 # --- The topology was declared differently
@@ -552,8 +552,4 @@ async def test_a_queue_with_other_arguments_is_told_and_once_it_is_gone_all_goes
 
 
 def complaints(told: Sequence[MutableMapping[str, Any]]) -> list[str]:
-    return [
-        str(connection["reason"])
-        for connection in told
-        if connection["event"] == "topology_differs"
-    ]
+    return [str(line["reason"]) for line in told if line["event"] == "topology_differs"]

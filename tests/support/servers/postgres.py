@@ -4,6 +4,7 @@ import os
 import pwd
 import secrets
 import signal
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from subprocess import PIPE, STDOUT, run
@@ -68,11 +69,13 @@ class PostgreSQL(Server):
     def pause(self) -> None:
         """Make the server hang: connections stay open, nothing is answered."""
         for process in self._processes():
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):  # a connection that was just closed
+                process.suspend()
 
     def resume(self) -> None:
         for process in self._processes():
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def end_processes(self) -> None:
         if self._server:

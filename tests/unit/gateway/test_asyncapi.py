@@ -14,7 +14,13 @@ from jsonschema import Draft202012Validator
 from msgspec import NODEFAULT
 from msgspec import inspect as types
 
-from services.gateway.api_docs.asyncapi import ANSWERS, HEARS, SENDS, bound_to, every_message
+from services.gateway.api_docs.asyncapi import (
+    PRODUCER_RECEIVES,
+    PUBLISHES,
+    REPLIES,
+    bound_to,
+    every_message,
+)
 from services.gateway.api_documents import documents
 from shared.messaging.messages import Message, decode, encode, type_of
 from shared.messaging.topology import QUEUES, REPLY_QUEUE_BINDINGS
@@ -156,8 +162,8 @@ def test_a_service_sends_what_its_code_names_and_its_queues_do_not_bring(service
     own = [*(ROOT / "services" / service).rglob("*.py")]
     own = [path for path in own if path.name != "asyncapi.py"]
     code = named_in(own + [ROOT / path for path in ELSEWHERE.get(service, [])])
-    sends = {kind.__name__ for kind in SENDS[service]}
-    answers = {kind.__name__ for kind in ANSWERS} if service == "gateway" else set()
+    sends = {kind.__name__ for kind in PUBLISHES[service]}
+    answers = {kind.__name__ for kind in REPLIES} if service == "gateway" else set()
 
     both = {"GatewayHeartbeat"} if service == "gateway" else {"StageFailed"}
     assert (code - received(service)) | both == sends | answers
@@ -168,10 +174,12 @@ def test_producers_and_consumers_may_do_what_their_logins_let_them() -> None:
     says, hears = re.findall(r"(?:says|hears)='(\^job.*\$)'", script)
     kinds = [type_of(kind) for kind in every_message()]
 
-    assert [type_of(kind) for kind in SENDS["producer"]] == [
+    assert [type_of(kind) for kind in PUBLISHES["producer"]] == [
         kind for kind in kinds if re.fullmatch(says, kind)
     ]
-    assert {type_of(kind) for kind in HEARS} == {k for k in kinds if re.fullmatch(hears, k)}
+    assert {type_of(kind) for kind in PRODUCER_RECEIVES} == {
+        k for k in kinds if re.fullmatch(hears, k)
+    }
 
 
 def test_every_message_has_a_sender_and_a_receiver_in_the_document() -> None:

@@ -216,7 +216,7 @@ def test_another_run_is_a_status_and_its_images_are_told_anew() -> None:
     followed.tale.fail("generation", "g", kind="refused")
     followed.news()
 
-    followed.tale.hear(transitions.retry_from_its_end(followed.tale.job, followed.tale.now))
+    followed.tale.hear(transitions.rerun(followed.tale.job, followed.tale.now))
 
     assert followed.news() == [
         ("stage", {"stage": "generation", "state": "waiting", "attempt": 1}),

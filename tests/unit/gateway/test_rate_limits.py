@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.web.rate_limits import RATES, Limit, Rate, TooMany
+from services.gateway.web.rate_limits import RATES, Rate, RateLimiter, TooManyRequests
 
 
 class Clock:
@@ -19,7 +19,7 @@ class Clock:
 
 def test_so_many_at_once_and_then_as_fast_as_tokens_come() -> None:
     clock = Clock()
-    limit = Limit(Rate(4, 2.0, 9), clock)
+    limit = RateLimiter(Rate(4, 2.0, 9), clock)
     assert [limit.wait("a") for _ in range(4)] == [0, 0, 0, 0]
     assert limit.wait("a") == pytest.approx(0.5)
     clock.now += 0.5
@@ -29,7 +29,7 @@ def test_so_many_at_once_and_then_as_fast_as_tokens_come() -> None:
 
 def test_being_refused_costs_nothing() -> None:
     clock = Clock()
-    limit = Limit(Rate(1, 1.0, 9), clock)
+    limit = RateLimiter(Rate(1, 1.0, 9), clock)
     limit.wait("a")
     clock.now += 0.75
     assert [limit.wait("a") for _ in range(5)] == pytest.approx([0.25] * 5)
@@ -38,7 +38,7 @@ def test_being_refused_costs_nothing() -> None:
 
 
 def test_one_key_does_not_wait_for_another() -> None:
-    limit = Limit(Rate(1, 10.0, 9), Clock())
+    limit = RateLimiter(Rate(1, 10.0, 9), Clock())
     assert limit.wait("a") == 0
     assert limit.wait("a") > 0
     assert limit.wait("b") == 0
@@ -46,32 +46,32 @@ def test_one_key_does_not_wait_for_another() -> None:
 
 def test_a_long_rest_fills_the_bucket_no_further_than_full() -> None:
     clock = Clock()
-    limit = Limit(Rate(3, 3.0, 9), clock)
+    limit = RateLimiter(Rate(3, 3.0, 9), clock)
     clock.now += 1e6
     assert [limit.wait("a") > 0 for _ in range(4)] == [False, False, False, True]
 
 
 def test_only_so_many_answers_are_awaited_at_once_and_by_each_key() -> None:
-    limit = Limit(Rate(10, 1.0, 2), Clock())
-    with limit.place("a"), limit.place("a"):
-        with pytest.raises(TooMany) as refused, limit.place("a"):
+    limit = RateLimiter(Rate(10, 1.0, 2), Clock())
+    with limit.slot("a"), limit.slot("a"):
+        with pytest.raises(TooManyRequests) as refused, limit.slot("a"):
             pass
         assert refused.value.seconds == 1.0
-        with limit.place("b"):
+        with limit.slot("b"):
             pass
-    with limit.place("a"):
+    with limit.slot("a"):
         pass
 
 
 def test_who_is_refused_for_his_rate_keeps_no_place() -> None:
     clock = Clock()
-    limit = Limit(Rate(1, 1.0, 1), clock)
-    with limit.place("a"):
+    limit = RateLimiter(Rate(1, 1.0, 1), clock)
+    with limit.slot("a"):
         pass
-    with pytest.raises(TooMany), limit.place("a"):
+    with pytest.raises(TooManyRequests), limit.slot("a"):
         pass
     clock.now += 1.0
-    with limit.place("a"):
+    with limit.slot("a"):
         pass
 
 
@@ -95,7 +95,7 @@ def test_the_published_limits() -> None:
 @given(st.lists(st.floats(0, 3), max_size=60), st.integers(1, 5))
 def test_no_window_ever_lets_more_than_twice_the_rate_through(gaps: list[float], most: int) -> None:
     clock = Clock()
-    limit = Limit(Rate(most, 2.0, 9), clock)
+    limit = RateLimiter(Rate(most, 2.0, 9), clock)
     taken: list[float] = []
     for gap in gaps:
         clock.now += gap

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from services.gateway.endpoints.server_sent_events import BEGINNING, LAST_NUMBER, event, place_of
+from services.gateway.endpoints.server_sent_events import BEGINNING, LAST_NUMBER, event, position_of
 from services.gateway.jobs.request_parser import Invalid
 
 
@@ -22,7 +22,7 @@ def test_an_event_is_three_lines_and_an_empty_one_whatever_its_data_holds() -> N
 
 
 def test_without_an_id_the_client_begins_at_the_beginning() -> None:
-    assert place_of(make_mocked_request("GET", "/events/a"), 5) == BEGINNING
+    assert position_of(make_mocked_request("GET", "/events/a"), 5) == BEGINNING
 
 
 @pytest.mark.parametrize(
@@ -31,10 +31,10 @@ def test_without_an_id_the_client_begins_at_the_beginning() -> None:
 def test_an_id_says_what_was_read_and_the_header_knows_better_than_the_address(
     text: str, place: tuple[int, int]
 ) -> None:
-    assert place_of(make_mocked_request("GET", f"/events/a?last_event_id={text}"), 5) == place
+    assert position_of(make_mocked_request("GET", f"/events/a?last_event_id={text}"), 5) == place
     headers = {"Last-Event-ID": text}
     both = make_mocked_request("GET", "/events/a?last_event_id=1.0", headers=headers)
-    assert place_of(both, 5) == place
+    assert position_of(both, 5) == place
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_what_is_no_id_of_this_job_is_refused(text: str) -> None:
     request = make_mocked_request("GET", "/events/a", headers={"Last-Event-ID": text})
 
     with pytest.raises(Invalid, match="expected the id of an event of this job"):
-        place_of(request, 5)
+        position_of(request, 5)
 
 
 def test_a_wrong_id_is_told_even_beside_one_that_counts() -> None:
@@ -52,7 +52,7 @@ def test_a_wrong_id_is_told_even_beside_one_that_counts() -> None:
     request = make_mocked_request("GET", "/events/a?last_event_id=x&last_id=1", headers=headers)
 
     with pytest.raises(Invalid) as caught:
-        place_of(request, 5)
+        position_of(request, 5)
     assert caught.value.mistakes == [
         "last_id: no such parameter; did you mean last_event_id?",
         "last_event_id: expected the id of an event of this job, got 'x'",

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.gateway.background.supervisor import PATIENCE
+from services.gateway.background.supervisor import LOST_AFTER_HEARTBEATS
 from services.gateway.jobs import transitions
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.request_parser import parse_request
@@ -288,7 +288,7 @@ class Life(RuleBasedStateMachine):
 
     # --- The gateway and its broker
 
-    @rule(number=st.integers(1, PATIENCE + 2), beating=st.booleans())
+    @rule(number=st.integers(1, LOST_AFTER_HEARTBEATS + 2), beating=st.booleans())
     def heartbeats_come_back(self, number: int, beating: bool) -> None:  # noqa: FBT001
         for _ in range(number):
             if beating:
@@ -344,7 +344,7 @@ class Life(RuleBasedStateMachine):
         self._retry()
 
     def _retry(self) -> None:
-        self.played.change(lambda job: transitions.retry_from_its_end(job, self.played.clock))
+        self.played.change(lambda job: transitions.rerun(job, self.played.clock))
         self.played.relay()
 
     @rule(kind=st.sampled_from(get_args(Command)))

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from services.gateway.background.supervisor import PATIENCE, Supervisor
+from services.gateway.background.supervisor import LOST_AFTER_HEARTBEATS, Supervisor
 from services.gateway.jobs import transitions
 from services.gateway.jobs.record import Job, StageRecord, Step
 from services.gateway.jobs.repository import read, row_of
@@ -62,7 +62,7 @@ class Bench:
 
     async def heartbeats(self, *numbers: int) -> None:
         for number in numbers:
-            await self.supervisor.came_back(
+            await self.supervisor.on_heartbeat(
                 GatewayHeartbeat(gateway=self.supervisor._name, number=number)
             )
 
@@ -73,9 +73,9 @@ class Bench:
 
 async def test_a_claim_is_lost_after_six_heartbeats_in_silence() -> None:
     bench = Bench()
-    await bench.heartbeats(*range(1, PATIENCE + 1))
+    await bench.heartbeats(*range(1, LOST_AFTER_HEARTBEATS + 1))
     assert not bench.lost
-    await bench.heartbeats(PATIENCE + 1)
+    await bench.heartbeats(LOST_AFTER_HEARTBEATS + 1)
     assert bench.lost
 
 
@@ -110,21 +110,23 @@ async def test_after_a_gap_everybody_gets_the_whole_time_again() -> None:
 async def test_heartbeats_of_others_do_not_count() -> None:
     bench = Bench()
     for number in range(1, 100):
-        await bench.supervisor.came_back(GatewayHeartbeat(gateway="gateway/other", number=number))
+        await bench.supervisor.on_heartbeat(
+            GatewayHeartbeat(gateway="gateway/other", number=number)
+        )
     assert not bench.lost
 
 
 async def test_a_record_that_cannot_be_read_or_judged_leaves_the_others_judged() -> None:
     bench = Bench()
     good = row_of(bench.records.job, 1)
-    staging = msgspec.structs.replace(bench.records.job.stages["staging"], asking=b"?", claim=None)
+    staging = msgspec.structs.replace(bench.records.job.stages["staging"], trigger=b"?", claim=None)
     unaskable = transitions.replace(bench.records.job, id="unaskable", stages={"staging": staging})
     bench.records.older = [
         msgspec.structs.replace(good, id="unreadable", record=b"{"),
         row_of(unaskable, 1),
     ]
 
-    await bench.heartbeats(*range(1, PATIENCE + 2))
+    await bench.heartbeats(*range(1, LOST_AFTER_HEARTBEATS + 2))
 
     assert bench.lost
 
@@ -140,7 +142,7 @@ class Asked(Records):
 
     async def live(self) -> AsyncIterator[StoredJob]:
         for number in range(50):
-            waiting = StageRecord(asking=self.job.stages["staging"].asking)
+            waiting = StageRecord(trigger=self.job.stages["staging"].trigger)
             job = transitions.replace(self.job, id=f"job-{number}", stages={"staging": waiting})
             yield row_of(job, 1)
 
@@ -153,5 +155,5 @@ async def test_each_queue_is_looked_at_once_a_heartbeat_however_many_jobs_wait_i
     asked: Any = Asked()
     supervisor = Supervisor(asked, asked, asked, clock=lambda: NOW + 1.0, heartbeat=1.0)
     for number in (1, 2):
-        await supervisor.came_back(GatewayHeartbeat(gateway=supervisor._name, number=number))
+        await supervisor.on_heartbeat(GatewayHeartbeat(gateway=supervisor._name, number=number))
     assert asked.looks == ["fetcher", "fetcher"]

@@ -25,7 +25,7 @@ from services.gateway.jobs.record import (
 )
 from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
-from services.gateway.ports import ENDS
+from services.gateway.ports import END_STATUSES
 from shared import retry
 from shared.messaging.messages import (
     STAGES,
@@ -478,8 +478,8 @@ def test_of_refused_claims_a_job_remembers_the_newest() -> None:
         for _ in range(2):
             tale.claim("training", f"t{number}")
 
-    assert tale.job.refused[0] == "t2"
-    assert len(tale.job.refused) == transitions.REFUSED_KEPT
+    assert tale.job.refused_claims[0] == "t2"
+    assert len(tale.job.refused_claims) == transitions.REFUSED_KEPT
 
 
 def test_facts_that_are_not_from_the_live_claim_change_nothing() -> None:
@@ -542,7 +542,7 @@ def test_a_passing_failure_asks_again_after_a_backoff() -> None:
         tale.claim("staging", f"s{failures}")
         tale.fail("staging", f"s{failures}")
         again = tale.asked_again[-1]
-        assert again.message == decode(tale.job.stages["staging"].asking)
+        assert again.message == decode(tale.job.stages["staging"].trigger)
         assert (again.queue, again.delay) == ("fetcher", retry.delay(failures, HEARTBEAT))
         assert tale.job.stages["staging"].due_at == tale.now + again.delay
     assert tale.job.status == "IN_QUEUE"
@@ -888,7 +888,7 @@ def test_an_answer_to_a_webhook_that_was_never_due_says_nothing() -> None:
 
 def retried(tale: Tale) -> list[Message]:
     tale.now += 1.0
-    return tale.hear(transitions.retry_from_its_end(tale.job, tale.now))
+    return tale.hear(transitions.rerun(tale.job, tale.now))
 
 
 def test_a_failed_job_is_run_again_from_the_stage_that_failed() -> None:
@@ -1237,7 +1237,7 @@ def happen(tale: Tale, what: Any) -> None:
         case "late":
             tale.hear(transitions.time_out(tale.job, "late", tale.now))
         case "retry":
-            tale.hear(transitions.retry_from_its_end(tale.job, tale.now))
+            tale.hear(transitions.rerun(tale.job, tale.now))
         case "sample" | "save" | "stop":
             tale.command(what)
         case "lost":
@@ -1262,8 +1262,8 @@ def check(job: Job) -> None:
 
 
 def check_stage(record: StageRecord) -> None:
-    assert record.claim is None or (record.open and record.claim.id not in record.spent)
-    assert len(set(record.spent)) == len(record.spent)
+    assert record.claim is None or (record.open and record.claim.id not in record.ended_claims)
+    assert len(set(record.ended_claims)) == len(record.ended_claims)
     assert not (record.done and record.failed)
 
 
@@ -1313,7 +1313,7 @@ class Workers(RuleBasedStateMachine):
 
     @invariant()
     def a_live_job_has_something_left_to_do(self) -> None:
-        if not hasattr(self, "tale") or self.tale.job.status in ENDS:
+        if not hasattr(self, "tale") or self.tale.job.status in END_STATUSES:
             return
         check(self.tale.job)
         assert any(record.open for record in self.tale.job.stages.values())

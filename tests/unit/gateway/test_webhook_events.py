@@ -136,7 +136,7 @@ def test_another_run_has_webhooks_of_its_own() -> None:
             job="job", stage="training", claim=claim, artifact=artifact(claim), step=4, epoch=1
         ))  # fmt: skip
         told.fail("training", claim, kind="refused")
-        told.hear(transitions.retry_from_its_end(told.job, told.now))
+        told.hear(transitions.rerun(told.job, told.now))
 
     said = all_said(told)
     assert [each.event for each in said] == ["start", "output", "completed"] * 2

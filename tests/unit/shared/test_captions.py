@@ -1,4 +1,4 @@
-"""Captions of images."""
+"""Parsing, merging, shuffling and limiting captions."""
 
 from collections import Counter
 from random import Random
