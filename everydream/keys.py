@@ -62,7 +62,7 @@ def list_keys(settings: Settings, console: Console) -> None:
 
 
 def disable_key(settings: Settings, name: str) -> None:
-    """Disable a key for ever; its jobs continue.
+    """Disable a key forever; its jobs continue.
 
     Raises:
         Refused: there is no enabled key of this name.

@@ -41,7 +41,7 @@ def require_room(folder: Path, needed: int, doing: str) -> None:
 
 
 @contextmanager
-def told_when_full(doing: str) -> Iterator[None]:
+def translate_disk_full(doing: str) -> Iterator[None]:
     """Turn the system's errors for a full disk into ours.
 
     Raises:

@@ -45,7 +45,7 @@ class ReplyQueue(Protocol):
         """The name to give as ``reply_to``; changes when the connection is lost."""
 
     def messages(self) -> AsyncIterator[AnyMessage]:
-        """Messages, for ever, across lost connections; those in flight at a loss are lost."""
+        """Messages, forever, across lost connections; those in flight at a loss are lost."""
 
 
 class Bus(Protocol):
@@ -77,12 +77,12 @@ class Bus(Protocol):
     async def get(self, queue: Queue) -> Delivery:
         """Wait for one message and get it, without holding a consumer afterwards.
 
-        Waits for ever, across lost connections; cancel it to stop. A cancel loses no message: one
+        Waits forever, across lost connections; cancel it to stop. A cancel loses no message: one
         in flight is requeued.
         """
 
     def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[Delivery, None]:
-        """Messages in order, for ever, across lost connections, until the iterator is closed.
+        """Messages in order, forever, across lost connections, until the iterator is closed.
 
         After a lost connection the unacked ones are redelivered.
         """

@@ -14,7 +14,7 @@ import aiohttp
 from msgspec import Struct
 
 from shared.concurrency import in_thread
-from shared.disk import SPARE, require_room, told_when_full
+from shared.disk import SPARE, require_room, translate_disk_full
 from shared.errors import Passing, Refused
 from shared.network.addresses import shown_url
 from shared.network.outbound import check_url, guarded_session, refusing
@@ -118,7 +118,7 @@ class _Transfer:
         announced, doing, done = response.content_length, f"download {shown_url(url)}", 0
         _check_size(announced or 0, self.limit, url)
         require_room(self.path.parent, (announced or 0) + SPARE, doing)
-        with told_when_full(doing), self.path.open("wb", buffering=0) as file:
+        with translate_disk_full(doing), self.path.open("wb", buffering=0) as file:
             async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                 done += len(chunk)
                 _check_size(done, self.limit, url)

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 async def deliver_all(
     bus: Bus, session: aiohttp.ClientSession, secret: str, allowed: frozenset[str]
 ) -> None:
-    """Post due webhooks, for ever."""
+    """Post due webhooks, forever."""
     async with (
         aclosing(bus.consume(NOTIFIER_WEBHOOKS, prefetch=CONCURRENCY)) as deliveries,
         asyncio.TaskGroup() as group,

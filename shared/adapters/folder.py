@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 from shared.adapters.files import atomic
 from shared.adapters.object_keys import check_deletable, check_key, check_prefix, check_seconds
 from shared.concurrency import in_thread
-from shared.disk import FULL, SPARE, free_bytes, require_room, told_when_full
+from shared.disk import FULL, SPARE, free_bytes, require_room, translate_disk_full
 from shared.errors import Full, NotFound, Refused, Unavailable
 from shared.keys import link_signature
 from shared.ports import StoredObject, no_keepalive
@@ -120,7 +120,7 @@ class FolderStore:
     def _download(self, key: str, path: Path) -> None:
         source = self.path_of(key)
         doing = f"fetch {key!r} from the store"
-        with _translated_read(key), told_when_full(doing), atomic(path) as temporary:
+        with _translated_read(key), translate_disk_full(doing), atomic(path) as temporary:
             require_room(path.parent, source.stat().st_size, doing)
             shutil.copyfile(source, temporary)
 

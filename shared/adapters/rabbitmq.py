@@ -128,7 +128,7 @@ class _ReplyQueue:
         await self._consuming.wait()
 
     async def run(self) -> None:
-        """Consume for ever, from a new queue after every lost connection."""
+        """Consume forever, from a new queue after every lost connection."""
         try:
             await retry_until_connected(self._listen, "reply queue")
         except Unavailable:

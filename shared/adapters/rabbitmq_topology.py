@@ -61,21 +61,19 @@ class Topology:
     async def _declare_until_refused(self, channel: AbstractChannel, missing: list[str]) -> None:
         while missing:
             name = missing[0]
+            part, is_declared_by_others = PARTS[name], name in self._declared_by_others
             try:
                 async with translate_errors(DECLARE_SECONDS):
                     with _translated_mismatch():
-                        await self._action(name)(channel)
+                        await (part.find if is_declared_by_others else part.declare)(channel)
             except ConnectionLost as lost:
                 refused = isinstance(lost.__cause__, ChannelAccessRefused)
-                if not refused or name in self._declared_by_others:
+                if not refused or is_declared_by_others:
                     raise
                 log.info("part_declared_by_others", part=name)
                 self._declared_by_others.add(name)
                 return
             del missing[0]
-
-    def _action(self, name: str) -> Callable[[AbstractChannel], Awaitable[object]]:
-        return PARTS[name].find if name in self._declared_by_others else PARTS[name].declare
 
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[AbstractChannel]:

@@ -170,7 +170,8 @@ class S3Store:
             )
             async for page in pages:
                 for item in page.get("Contents", ()):
-                    yield self._entry(item)
+                    key = item["Key"].removeprefix(self._prefix)
+                    yield StoredObject(key, item["Size"], item["LastModified"].timestamp())
 
     async def delete(self, prefix: str) -> int:
         check_deletable(prefix)
@@ -220,10 +221,6 @@ class S3Store:
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._location.bucket, "Key": self._prefix + check_key(key)}
-
-    def _entry(self, item: Mapping[str, Any]) -> StoredObject:
-        key = item["Key"].removeprefix(self._prefix)
-        return StoredObject(key, item["Size"], item["LastModified"].timestamp())
 
     async def _upload_parts(
         self, path: Path, key: str, size: int, keepalive: Callable[[], None]

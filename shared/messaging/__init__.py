@@ -1,1 +1,1 @@
-"""What the services say to one another: messages, topology and envelope."""
+"""Messages between the services: their types, envelope and topology."""

@@ -76,11 +76,9 @@ def _touch(folder: Path) -> bool:
 def _move_into_place(incoming: Path, target: Path) -> None:
     """Move a downloaded folder into place, unless another process was faster."""
     with _locked(target.parent):
-        if target.exists():
-            os.utime(target)
-        else:
+        if not target.exists():
             incoming.rename(target)
-            os.utime(target)
+        os.utime(target)
 
 
 def _evict(cache: Path, most_bytes: int) -> None:
@@ -97,7 +95,7 @@ def _hidden(cache: Path) -> Path:
 
 
 def _excess(cache: Path, most_bytes: int) -> Iterator[Path]:
-    """Folders beyond ``most_bytes``, least recently used ones first to go."""
+    """The least recently used folders, beyond ``most_bytes``."""
     cached = [item for item in cache.iterdir() if item.is_dir() and item.name[0] != "."]
     total = 0
     for folder in sorted(cached, key=lambda folder: folder.stat().st_mtime, reverse=True):

@@ -127,21 +127,20 @@ class Order(Keepalive):
             return False
         return True
 
-    def receive(self, answer: AnyMessage) -> None:
+    def receive(self, message: AnyMessage) -> None:
         """Handle a message of the gateway about this claim."""
-        if isinstance(answer, ClaimGranted | CommandIssued):
-            self._receive_commands(answer.commands)
-        if isinstance(answer, CommandIssued):
-            return
-        if isinstance(answer, ClaimGranted):
-            self.granted = answer
-        elif isinstance(answer, ClaimRefused):
-            self.refused = answer.reason
-        else:
-            self.refused = "the job has ended"
+        if isinstance(message, ClaimGranted | CommandIssued):
+            commands = message.commands
+            if commands and commands != self.commands:
+                self.commands = commands
+                self.commands_changed.set()
+        match message:
+            case CommandIssued():
+                return
+            case ClaimGranted():
+                self.granted = message
+            case ClaimRefused(reason=reason):
+                self.refused = reason
+            case _:
+                self.refused = "the job has ended"
         self.answered.set()
-
-    def _receive_commands(self, commands: dict[Command, int]) -> None:
-        if commands and commands != self.commands:
-            self.commands = commands
-            self.commands_changed.set()

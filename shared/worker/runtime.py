@@ -151,10 +151,12 @@ class Worker:
         async for message in reply_queue.messages():
             for order in self._orders_for(message):
                 order.receive(message)
-                if order.refused is not None and (task := self._tasks.get(order.claim)):
-                    task.cancel()
+                if order.refused is not None and (work := self._tasks.get(order.claim)):
+                    work.cancel()
             if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
-                self._cancel_best_effort_tasks(message.job)
+                for best_effort_task, task in self._under_way.items():
+                    if best_effort_task.message.job == message.job:
+                        task.cancel()
 
     def _orders_for(self, message: AnyMessage) -> list[Order]:
         """The orders that a message on the reply queue is about."""
@@ -164,11 +166,6 @@ class Worker:
             case JobCompleted() | JobFailed() | JobCancelled() | JobTimedOut():
                 return [order for order in self._orders.values() if order.job == message.job]
         return []
-
-    def _cancel_best_effort_tasks(self, job: str) -> None:
-        for best_effort_task, task in self._under_way.items():
-            if best_effort_task.message.job == job:
-                task.cancel()
 
     # --- One slot ----------------------------------------------------------------------------
 
@@ -280,24 +277,18 @@ class Worker:
                 await asyncio.wait(
                     (task, stopping), timeout=self._heartbeat, return_when=asyncio.FIRST_COMPLETED
                 )
-                if (
-                    not task.done()
-                    and best_effort_task.silence > PATIENCE_HEARTBEATS * self._heartbeat
-                ):
-                    log.warning(
-                        "best_effort_task_stuck",
-                        job=best_effort_task.message.job,
-                        silence=best_effort_task.silence,
-                    )
+                silence = best_effort_task.silence
+                if not task.done() and silence > PATIENCE_HEARTBEATS * self._heartbeat:
+                    job = best_effort_task.message.job
+                    log.warning("best_effort_task_stuck", job=job, silence=silence)
                     return
         finally:
             await cancelled(stopping)
 
     async def _claim(self, order: Order, gpu: str, stop: asyncio.Event) -> bool:
         """Claim until there is an answer; False: none within two heartbeats of a stop."""
-        claims_left = 2
+        claims_left, asked_by = 2, claim_of(order.message)
         while claims_left:
-            asked_by = claim_of(order.message)
             started = self._work.started(**order.stamp(), gpu=gpu, asked_by=asked_by)
             await order.try_publish(started)
             if await until(order.answered, timeout=self._heartbeat):
@@ -311,9 +302,9 @@ class Worker:
         order.keepalive()
         task = asyncio.create_task(self._work.perform(order))
         self._tasks[order.claim] = task
-        helpers = [
+        side_tasks = [
             asyncio.create_task(self._send_heartbeats(order, task)),
-            asyncio.create_task(self._stop_on_request(order, task, stop)),
+            asyncio.create_task(self._stop_work(order, task, stop)),
         ]
         try:
             outcome = await self._outcome(order, task, stop)
@@ -321,12 +312,12 @@ class Worker:
                 await self._publish_outcome(order, outcome, stop)
         finally:
             del self._tasks[order.claim]
-            for helper in (*helpers, task):
-                await cancelled(helper)
+            for side_task in (*side_tasks, task):
+                await cancelled(side_task)
         log.info("claim_ended", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
 
     async def _publish_outcome(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
-        """Publish the outcome; a worker that stops does not wait for the broker for ever."""
+        """Publish the outcome; a worker that stops does not wait for the broker forever."""
         publishing = asyncio.create_task(order.publish(outcome))
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -348,7 +339,7 @@ class Worker:
             heartbeat = self._work.progressed(**order.stamp(), progress=order.numbers)
             await order.try_publish(heartbeat, mandatory=False)
 
-    async def _stop_on_request(
+    async def _stop_work(
         self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
     ) -> None:
         await stop.wait()
@@ -385,8 +376,8 @@ class Worker:
             return None
         if stop.is_set():
             return self._work.interrupted(**order.stamp())
-        doing = order.numbers.get("phase", order.stage)
-        reason = f"stalled in {doing}: no sign of life for {order.silence:.0f} s"
+        phase = order.numbers.get("phase", order.stage)
+        reason = f"stalled in {phase}: no sign of life for {order.silence:.0f} s"
         return StageFailed(**order.stamp(), kind="passing", reason=reason)
 
 

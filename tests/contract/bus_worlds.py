@@ -1,4 +1,4 @@
-"""The two worlds that hold every bus to the same promises, and what a test may see of each."""
+"""RabbitMQ and the memory broker, as the contract tests see them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class World(Protocol):
         """Open a bus; the world closes it at the end."""
 
     async def put(self, queue: str, body: bytes) -> None:
-        """Put a stranger's bytes on a queue."""
+        """Put a foreign producer's bytes on a queue."""
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """All that was buried so far."""
+        """All dead letters so far."""
 
     async def close(self) -> None: ...
 
@@ -75,7 +75,7 @@ class RabbitMQWorld:
         async with plain_channel(self._url) as channel:
             queue = await channel.declare_queue(DEAD_LETTERS, passive=True)
             letters = []
-            while incoming := await queue.get(fail=False):  # unacked: they stay
+            while incoming := await queue.get(fail=False):  # not acked, so they stay
                 letters.append(dead_letter(incoming))
             return letters
 
@@ -86,7 +86,7 @@ class RabbitMQWorld:
 
 @asynccontextmanager
 async def plain_channel(url: str) -> AsyncIterator[AbstractChannel]:
-    """A channel that returns what nobody hears and mends nothing."""
+    """A channel that returns unroutable messages and does not reconnect."""
     async with await aio_pika.connect(url) as connection:
         yield await connection.channel(on_return_raises=True)
 
@@ -103,7 +103,7 @@ def dead_letter(incoming: AbstractIncomingMessage) -> DeadLetter:
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Ask until the answer is yes."""
+    """Poll until the condition holds."""
     async with asyncio.timeout(DEADLINE):
         while not await holds():
             await asyncio.sleep(0.02)

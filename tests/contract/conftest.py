@@ -1,4 +1,4 @@
-"""Every adapter of a port, one after the other, for the one body of promises."""
+"""Every adapter of a port, for the contract tests."""
 
 from collections.abc import AsyncIterator
 
@@ -9,7 +9,7 @@ from tests.contract.bus_worlds import MemoryWorld, RabbitMQWorld, World
 
 @pytest.fixture(params=["memory", "rabbitmq"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    """A broker that nobody has used, and the buses on it."""
+    """An unused broker and the buses on it."""
     world: World
     if request.param == "memory":
         world = MemoryWorld()

@@ -1,4 +1,4 @@
-"""Object stores of every kind, each with somebody who serves its links."""
+"""Object stores of every kind, each with a server for its links."""
 
 import time
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ SECRET = "a secret key of thirty-two letters or more"
 
 @asynccontextmanager
 async def folder_store(root: Path) -> AsyncIterator[FolderStore]:
-    """A folder, and a server that gives its files to whoever has a link that holds."""
+    """A folder, and a server that returns its files for valid links."""
 
     async def give(request: web.Request) -> web.StreamResponse:
         key, query = request.match_info["key"], request.query
@@ -59,12 +59,12 @@ async def s3_store(server: S3Server, bucket: str) -> AsyncIterator[S3Store]:
 
 
 async def fetch(link: str) -> tuple[int, bytes, str]:
-    """What a GET of a link gives: status, body, content disposition."""
+    """What a GET of a link returns: status, body, content disposition."""
     async with aiohttp.ClientSession() as session, session.get(URL(link, encoded=True)) as answer:
         disposition = answer.headers.get("Content-Disposition", "")
         return answer.status, await answer.read(), disposition
 
 
 def names_in(folder: Path) -> list[str]:
-    """What lies in a folder."""
+    """The files of a folder."""
     return sorted(path.name for path in folder.iterdir())

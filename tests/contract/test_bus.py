@@ -90,7 +90,7 @@ async def depth_becomes(bus: Bus, depth: int) -> None:
     await until(it_is)
 
 
-# --- Saying
+# --- Publishing
 
 
 async def test_a_fact_reaches_every_queue_that_is_bound_to_its_type_and_no_other(
@@ -178,7 +178,7 @@ async def test_what_cannot_be_encoded_is_not_said(world: World) -> None:
     assert await bus.depth(GATEWAY_INTAKE) == 0
 
 
-# --- Taking one
+# --- Getting one
 
 
 async def test_a_take_waits_for_a_message(world: World) -> None:
@@ -325,7 +325,7 @@ async def test_a_consumer_has_at_most_its_prefetch_in_hand(world: World) -> None
     async with consuming(bus, prefetch=2) as deliveries:
         first, _ = await next_of(deliveries), await next_of(deliveries)
         third = asyncio.create_task(next_of(deliveries))
-        await asyncio.wait([third], timeout=0.3)  # time enough to get what it may not have
+        await asyncio.wait([third], timeout=0.3)  # long enough to get what it must not get
         assert not third.done()
         assert await bus.depth(NOTIFIER_WEBHOOKS) == 2
 
@@ -357,7 +357,7 @@ async def test_of_several_recorders_one_hears_and_the_next_goes_on_where_it_stop
         await first.publish(heartbeats[0])
         await (await next_of(active)).ack()
         waiting = asyncio.create_task(next_of(standby))
-        await asyncio.wait([waiting], timeout=1)  # time enough to wait in line
+        await asyncio.wait([waiting], timeout=1)  # long enough to be waiting
 
         for heartbeat in heartbeats[1:]:
             await first.publish(heartbeat)
@@ -370,7 +370,7 @@ async def test_of_several_recorders_one_hears_and_the_next_goes_on_where_it_stop
         assert heard == heartbeats[1:]
 
 
-# --- The dead
+# --- Dead letters
 
 
 async def test_a_buried_message_leaves_its_reason_length_and_digest(world: World) -> None:
@@ -463,7 +463,7 @@ async def _release_for_ever(bus: Bus) -> None:
         await (await bus.get(GATEWAY_INTAKE)).release()
 
 
-# --- The control queue
+# --- The reply queue
 
 
 async def hears(reply_queue: ReplyQueue, count: int) -> list[AnyMessage]:
@@ -550,7 +550,7 @@ async def test_a_star_stands_for_one_word_and_a_hash_for_any_number(
         assert [type_of(message) for message in said] == expected
 
 
-# --- The end
+# --- Closing
 
 
 async def test_a_closed_bus_says_so(world: World) -> None:

@@ -1,4 +1,4 @@
-"""What every job store promises, held against SQLite and against PostgreSQL."""
+"""The promises of every job store, checked on SQLite and PostgreSQL."""
 
 import asyncio
 import multiprocessing
@@ -24,7 +24,7 @@ from tests.support.servers.postgres import PostgreSQL
 
 SECONDS = 60
 HELD_UP_SECONDS = 3.0
-"""Less than a writer waits for a lock that nobody gives back."""
+"""Less than a writer waits for a lock that is never released."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -153,7 +153,7 @@ async def test_a_deleted_job_is_gone(store: SqlJobStore) -> None:
     assert await store.get("one") is None
 
 
-# --- questions about all jobs
+# --- queries over all jobs
 
 
 async def test_live_jobs_come_oldest_first_however_many_pages_they_fill(
@@ -318,7 +318,7 @@ async def test_a_commit_that_fails_leaves_neither_job_nor_message(store: SqlJobS
     assert await ids_due(store) == []
 
 
-# --- what happened, and what was told of it
+# --- events
 
 
 def happened(version: int, number: int = 0, **changes: object) -> StoredEvent:
@@ -374,7 +374,7 @@ async def test_a_job_that_is_deleted_takes_its_events_and_its_mark_along(
     assert await store.streamed("one") == ("", 0.0)
 
 
-# --- what was removed
+# --- removed jobs
 
 
 async def test_a_removed_job_is_gone_with_all_that_it_would_say_later(store: SqlJobStore) -> None:

@@ -1,4 +1,4 @@
-"""What every store of keys promises, held against SQLite and against PostgreSQL."""
+"""The promises of every key store, checked on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every object store promises, held against a folder and against a bucket."""
+"""The promises of every object store, checked on a folder and on a bucket."""
 
 import asyncio
 import filecmp
@@ -140,7 +140,7 @@ KEYS = [
     "jobs/1-x/b",
     "jobs/1.txt",
     "jobs/10/a",
-    "jobs/2-b",  # before what lies in 2, because - comes before /
+    "jobs/2-b",  # before the keys below 2, because - sorts before /
     "jobs/2/a",
     "jobs/2/a.b",
     "jobs/B",
@@ -239,7 +239,7 @@ async def test_a_link_lives_a_week_at_most(store: ObjectStore, seconds: int) -> 
         await store.link("a", seconds=seconds)
 
 
-# --- whole or not at all
+# --- atomic writes
 
 
 async def test_of_several_writers_one_wins_and_readers_see_one_of_them_whole(
@@ -289,7 +289,7 @@ async def test_a_cancelled_upload_leaves_no_half_object(store: ObjectStore, big_
     assert [entry.bytes async for entry in store.list("")] in ([6], [20 * MB])
 
 
-# --- the folder's own dangers
+# --- dangers of folders
 
 
 async def test_a_folder_never_gives_out_what_lies_outside(tmp_path: Path) -> None:

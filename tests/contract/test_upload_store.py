@@ -1,4 +1,4 @@
-"""What is known of uploads: one body of promises, held against SQLite and against PostgreSQL."""
+"""The promises of every upload store, checked on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 

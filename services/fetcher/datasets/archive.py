@@ -18,7 +18,7 @@ from services.fetcher.zip_reader import (
 )
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Skipped
-from shared.disk import SPARE, require_room, told_when_full
+from shared.disk import SPARE, require_room, translate_disk_full
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".jfif"})
 TEXT_SUFFIXES = frozenset({".txt", ".caption", ".yaml", ".yml"})
@@ -61,7 +61,7 @@ async def unpack(
         members = await in_thread(checked_members, zipped, archive, shown)
         unpacker, doing = _Unpacker(zipped, folder), f"unpack {shown}"
         require_room(folder, sum(each.entry.file_size for each in members) + SPARE, doing)
-        with told_when_full(doing):
+        with translate_disk_full(doing):
             for number, member in enumerate(members):
                 await in_thread(unpacker.add, member, number)
                 keepalive()

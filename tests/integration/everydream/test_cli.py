@@ -1,4 +1,4 @@
-"""The command line, typed by somebody in a folder of their own."""
+"""The command line, run in a folder of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def typed(home: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """The finished command, with these ``EVERYDREAM_*`` settings."""
+    """The result of a command with these ``EVERYDREAM_*`` settings."""
     environment = {"PATH": search_path(), "HOME": str(home), "PYTHONPATH": str(ROOT)}
     chosen = {f"EVERYDREAM_{name}": text for name, text in settings.items()}
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""The small client, against a server that says what it is told to say."""
+"""The small client, against a server with fixed answers."""
 
 from __future__ import annotations
 

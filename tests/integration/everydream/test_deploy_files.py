@@ -1,4 +1,4 @@
-"""What `deploy/` says fits the Compose specification, the project and the settings."""
+"""The files of `deploy/` fit the Compose specification, the project and the settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FILLED = {name: value or "0" * 64 for name, value in EXAMPLE.items()}
 
 
 def check_against_the_specification(path: Path) -> subprocess.CompletedProcess[str]:
-    """By the schema that check-jsonschema brings along; nothing is fetched."""
+    """By the schema included in check-jsonschema; nothing is downloaded."""
     command = ("-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path))
     return subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=120, check=False
@@ -180,7 +180,7 @@ def test_optional_settings_reach_every_service() -> None:
 
 
 def known_variables() -> set[str]:
-    """Every variable that is asked for when all are missing."""
+    """Every variable that is read when all are missing."""
 
     class Asked(dict[str, str]):
         def get(self, key: str, default: Any = None) -> Any:
@@ -207,7 +207,7 @@ def cell(name: str, number: int) -> str:
 
 
 def value_of(name: str, environment: dict[str, str]) -> str:
-    """What the settings read for a variable, as the docs would write it; nothing for nothing."""
+    """The settings' value of a variable, as the docs would write it; empty for none."""
     value = getattr(from_environment(environment), name.removeprefix("EVERYDREAM_").lower())
     return f"{value:g}" if isinstance(value, float) else str(value or "")
 

@@ -1,4 +1,4 @@
-"""The script that makes the tiny model: the same bytes every time, and a whole model."""
+"""The script that creates the tiny model: the same bytes every time, and a complete model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_made_twice_it_is_the_same_to_the_last_byte(make: Make, made: Path, tmp_path: Path) -> None:
-    torch.manual_seed(12345)  # whatever was drawn before makes no difference
+    torch.manual_seed(12345)  # what was drawn before makes no difference
     make(tmp_path / "again", SHARE)
     assert contents(made) == contents(tmp_path / "again")
 

@@ -1,4 +1,4 @@
-"""The command line's upload against a real gateway, over lines that break."""
+"""The command line's upload to a real gateway, over connections that break."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 class Line:
-    """A line to the gateway that breaks after so many bytes, the first times it is used."""
+    """A connection to the gateway that breaks after some bytes, the first times it is used."""
 
     def __init__(self, port: int, *lives: int) -> None:
         self._port = port

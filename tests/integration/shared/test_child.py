@@ -1,4 +1,4 @@
-"""The parent's side of a child process, with a real one that follows a script."""
+"""The parent's side of a child process, with a real child that follows a script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 
 from shared.child.parent import Child, ChildDied
 from shared.child.process import RecordWriter
-from shared.child.records import AnyRecord, Done, Phase, Ready, Stopped
+from shared.child.records import AnyRecord, Done, Failed, Phase, Ready, Stopped
+from shared.errors import Passing, Refused
 from tests.support.scripted_child import Script
 
 MODULE = "tests.support.scripted_child"
@@ -36,7 +37,7 @@ async def records_until_the_end(child: Child) -> tuple[list[AnyRecord], str]:
     try:
         async with asyncio.timeout(30), aclosing(child.records()) as records:
             async for record in records:
-                said.append(record)  # noqa: PERF401 - what came before the error counts
+                said.append(record)  # noqa: PERF401 - the records before the error count
     except ChildDied as error:
         return said, str(error)
     raise AssertionError
@@ -72,7 +73,7 @@ async def test_a_living_grandchild_does_not_hide_the_death_and_is_ended_too() ->
         group = child.pid
         assert "SIGKILL" in end
 
-    async with asyncio.timeout(30):  # the kernel takes a moment to end what was killed
+    async with asyncio.timeout(30):  # the kernel takes a moment to end killed processes
         while any(_alive_in(process, group) for process in psutil.process_iter()):
             await asyncio.sleep(0.01)
 
@@ -126,6 +127,25 @@ async def test_a_child_serves_one_order_after_another() -> None:
             names = [await anext(records) for _ in range(3)][1:]
 
     assert names == [Phase(name="first"), Phase(name="second")]
+
+
+@pytest.mark.parametrize(("refused", "error"), [(True, Refused), (False, Passing)])
+async def test_every_record_before_the_last_word_is_passed_on(
+    *, refused: bool, error: type[Exception]
+) -> None:
+    seen = []
+
+    async def on_record(record: AnyRecord) -> None:
+        seen.append(record)
+
+    async with started() as child, asyncio.timeout(30):
+        failed = say("given_up", refused=refused, reason="why")
+        await child.order(Script([say("phase", name="loading"), failed]))
+        last = await child.last_word(on_record)
+
+    assert seen == [Ready(gpu="scripted"), Phase(name="loading")]
+    assert isinstance(last, Failed)
+    assert isinstance(last.error(), error)
 
 
 async def test_a_child_dies_with_its_parent() -> None:

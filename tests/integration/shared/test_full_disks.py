@@ -1,4 +1,4 @@
-"""What happens on a disk that has no room, or that fills up in the middle."""
+"""Disks that have no room, or fill up during a write."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def unseen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whoever looks finds room: it is taken by somebody else just afterwards."""
+    """Checks find room, which is taken by something else just afterwards."""
     with monkeypatch.context() as patch:
         patch.setattr(disk, "free_bytes", lambda _: 10**15)
         yield

@@ -1,4 +1,4 @@
-"""torch is loaded by the children that do GPU work, and by nobody else."""
+"""Only the children that do GPU work load torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARENTS = ("trainer", "inferencer")
 
 
 def heavy_modules_after(statement: str) -> list[str]:
-    """Which of the heavy packages a fresh interpreter holds after a statement."""
+    """The heavy packages that a new interpreter has loaded after a statement."""
     code = f"{statement}; import json, sys; print(json.dumps([*sys.modules]))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""What only a real broker can do to us, and what the bus must make of it."""
+"""Faults of a real broker, and how the bus handles them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def open_bus(url: str, source: str = "tester/1") -> RabbitMQBus:
 
 
 async def publish(bus: RabbitMQBus, *numbers: int) -> None:
-    """Say them until they are confirmed, as every service does."""
+    """Publish them until they are confirmed, as every service does."""
     for number in numbers:
         async with asyncio.timeout(DEADLINE):
             while not await confirmed(bus, number):
@@ -82,7 +82,7 @@ async def taken(bus: RabbitMQBus) -> int:
 
 
 async def some_are_consumed(url: str, queue: str) -> None:
-    """Wait until somebody listens on the queue."""
+    """Wait until the queue has a consumer."""
 
     async def somebody_listens() -> bool:
         with suppress(aio_pika.exceptions.ChannelNotFoundEntity):
@@ -261,7 +261,7 @@ async def test_a_bus_goes_on_when_a_hung_node_wakes(rabbitmq: RabbitMQ, bus: Rab
 
     await publish(bus, 2)
 
-    assert await taking in (1, 2)  # the first had arrived all the same
+    assert await taking in (1, 2)  # the first one had arrived nevertheless
 
 
 @asynccontextmanager
@@ -273,7 +273,7 @@ async def hung(node: RabbitMQ) -> AsyncIterator[None]:
         node.resume()
 
 
-# --- The node is short of something
+# --- The node is short of memory or disk
 
 
 async def test_a_node_short_of_disk_takes_nothing_but_still_delivers(
@@ -321,7 +321,7 @@ async def test_a_message_that_is_not_taken_holds_up_no_other(
         assert said > 20
 
 
-# --- Somebody takes the topology away
+# --- The topology is deleted
 
 
 async def test_the_topology_is_there_again_after_the_next_word(
@@ -513,7 +513,7 @@ async def test_losses_are_told_in_a_line_each_without_traceback_or_password(
 
 
 async def with_password(node: RabbitMQ, url: str, password: str) -> str:
-    """Make a user with a password, and return the address that holds both."""
+    """Create a user with a password; returns the URL with both."""
     user, vhost = "somebody", URL(url).path[1:]
     await asyncio.to_thread(node.ctl, "add_user", user, password)
     await asyncio.to_thread(node.ctl, "set_permissions", "-p", vhost, user, ".*", ".*", ".*")
@@ -521,7 +521,7 @@ async def with_password(node: RabbitMQ, url: str, password: str) -> str:
 
 
 def both_are_up(told: Sequence[object]) -> bool:
-    """Whether as many connections were made as lost, and the two of the beginning."""
+    """Whether every lost connection was reopened, besides the first two."""
     return told_of(told, "broker_connected") == 2 + told_of(told, "broker_lost")
 
 
@@ -529,7 +529,7 @@ def told_of(told: Sequence[object], event: str) -> int:
     return sum(event in str(line) for line in told)
 
 
-# --- Somebody else has declared our topology
+# --- The topology was declared differently
 
 
 async def test_a_queue_with_other_arguments_is_told_and_once_it_is_gone_all_goes_on(

@@ -1,4 +1,4 @@
-"""What goes wrong with buckets, and what it is called: the user's to mend, or passing."""
+"""Errors of buckets: for the user to fix, or temporary."""
 
 import asyncio
 import os
@@ -260,7 +260,7 @@ async def test_what_is_not_there_is_not_found(s3_server: S3Server, s3_bucket: st
             await store.get("key")
 
 
-# --- uploads that do not end well
+# --- failed uploads
 
 
 async def parts_left(server: S3Server, bucket: str) -> list[Any]:
@@ -324,7 +324,7 @@ def test_the_region_is_read_from_the_endpoints_name(endpoint: str, region: str) 
 async def test_the_next_bucket_is_opened_without_reading_what_s3_is_again(
     s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes long, and everything else of the process waits meanwhile."""
+    """It takes long and blocks the process meanwhile."""
     read: list[str] = []
     load = JSONFileLoader.load_file
 

@@ -1,4 +1,4 @@
-"""A folder of photos becomes a zip of what a dataset is made of."""
+"""A folder of photos becomes a zip of its images and captions."""
 
 from __future__ import annotations
 

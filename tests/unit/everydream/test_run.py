@@ -1,4 +1,4 @@
-"""What ``everydream run`` asks for, and with whose key."""
+"""What ``everydream run`` requests, and with which key."""
 
 from __future__ import annotations
 

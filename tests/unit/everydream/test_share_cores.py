@@ -1,4 +1,4 @@
-"""How many threads each child computes with where both have one machine."""
+"""How many threads each child gets if both share a machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_each_of_two_has_half_of_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, threads: str
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what was there comes back at the end
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # restored at the end
     monkeypatch.delenv("OMP_NUM_THREADS")
 
     share_cores()

@@ -1,4 +1,4 @@
-"""Work in threads, and a few things at once."""
+"""Work in threads, and limited concurrency."""
 
 import asyncio
 import threading

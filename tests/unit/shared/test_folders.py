@@ -1,4 +1,4 @@
-"""Whole folders in a store: stored with a manifest, checked on the way out, cached locally."""
+"""Folders in a store: stored with a manifest, checked when downloaded, cached locally."""
 
 import asyncio
 import hashlib
@@ -52,7 +52,7 @@ def filled(folder: Path, content: dict[str, bytes]) -> Path:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """But for the manifest, which a cached folder has beside its own files."""
+    """Without the manifest, which a cached folder has beside its own files."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
@@ -126,7 +126,7 @@ async def test_what_is_no_folder_is_not_taken(store: FolderStore, tmp_path: Path
 
 
 class Failing(FolderStore):
-    """A store that goes away in the middle of an upload."""
+    """A store that becomes unavailable during an upload."""
 
     left = 3
 
@@ -288,7 +288,7 @@ async def test_processes_that_want_the_same_folder_all_get_it_whole(
 
 
 async def cache_three(store: ObjectStore, tmp_path: Path, most_bytes: int) -> list[Path]:
-    """Three folders of 1000 bytes, asked for two hours ago in the order a, b, c."""
+    """Three folders of 1000 bytes, last used two hours ago in the order a, b, c."""
     for name in ("a", "b", "c"):
         await upload_folder(store, filled(tmp_path / name, {"file": name.encode() * 1000}), name)
     cached = []

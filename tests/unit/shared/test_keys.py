@@ -1,4 +1,4 @@
-"""The deployment's key: kept, derived from, and what it signs and seals."""
+"""The deployment's key: its file, derived keys, signatures and seals."""
 
 import base64
 import stat
@@ -57,7 +57,7 @@ def test_a_process_that_finds_the_key_made_meanwhile_takes_that_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     winner = keys.secret_key(None, tmp_path)
-    # It looked before the other one had made the file.
+    # As if the file did not exist yet when it was checked.
     monkeypatch.setattr(Path, "exists", lambda _: False)
 
     assert keys.secret_key(None, tmp_path) == winner

@@ -1,4 +1,4 @@
-"""Which addresses user URLs may reach."""
+"""Which addresses users' URLs may reach."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""What counts as lost, and who was really cancelled, on the way to a broker."""
+"""What counts as a lost connection, and when a task is really cancelled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.adapters.rabbitmq_connection import ConnectionLost, translate_errors
 
 
 async def forgetful(answer: asyncio.Event) -> None:
-    """Waits as a library does that forgets its cancel when an answer has come."""
+    """Waits like a library that loses a cancel when an answer has arrived."""
     with suppress(asyncio.CancelledError):
         await answer.wait()
 

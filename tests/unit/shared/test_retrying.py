@@ -1,4 +1,4 @@
-"""A store that is away is waited for; one that stays away is told as it is."""
+"""Calls of an unavailable store are retried until a deadline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.storage.retrying import RetryingStore
 
 
 class Flaky(FolderStore):
-    """Away for its first calls; a listing breaks off in the middle."""
+    """Unavailable for its first calls; a listing breaks off in the middle."""
 
     def __init__(self, folder: Path, *, failures: int) -> None:
         super().__init__(folder, public_url="http://127.0.0.1:1", key="k" * 32)

@@ -45,7 +45,7 @@ F = TypeVar("F", bound=StageFact)
 
 
 class ScriptedWork:
-    """A fetcher whose work is a function of the test's."""
+    """A fetcher that runs a function of the test as its work."""
 
     queue = FETCHER
     started = StagingStarted
@@ -79,7 +79,7 @@ class ScriptedWork:
 
 
 class ScriptedErrands:
-    """Errands that are a function of the test's, and are remembered."""
+    """Best-effort tasks that run a function of the test and are recorded."""
 
     queue = INFERENCER_SAMPLES
 
@@ -94,7 +94,7 @@ class ScriptedErrands:
 
 
 class Gateway:
-    """What the test says and hears in the gateway's place."""
+    """The gateway, played by the test."""
 
     def __init__(self, bus: MemoryBus) -> None:
         self._bus = bus
@@ -104,7 +104,7 @@ class Gateway:
         await self._bus.publish(JobSubmitted(job=job, run=1, train=TRAIN))
 
     async def hear(self, kind: type[F]) -> tuple[F, str]:
-        """The next fact of a kind, and where to answer it; others are passed over."""
+        """The next fact of a kind, and where to answer it; others are skipped."""
         async with asyncio.timeout(10):
             async for delivery in self._facts:
                 await delivery.ack()
@@ -251,7 +251,7 @@ async def test_what_the_user_wants_is_heard_by_the_work_and_is_no_answer_to_a_cl
         await gateway.submit()
         started, reply_queue = await gateway.hear(StagingStarted)
         await gateway.ask(started, reply_queue, {"save": 1})
-        await gateway.hear(StagingStarted)  # it still asks
+        await gateway.hear(StagingStarted)  # it still claims
         await gateway.grant(started, reply_queue)
         while not (await gateway.hear(StagingProgressed))[0].progress:
             pass
@@ -449,7 +449,7 @@ async def test_a_worker_with_two_places_works_on_two_jobs_at_once() -> None:
     assert done == {"job-1", "job-2"}
 
 
-# --- Errands ----------------------------------------------------------------------------------
+# --- Best-effort tasks ------------------------------------------------------------------------
 
 
 async def until(happened: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""How a process imports."""
+"""Imports without garbage collection."""
 
 from __future__ import annotations
 

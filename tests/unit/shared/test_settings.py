@@ -1,4 +1,4 @@
-"""Every setting: its default, a good value, and what a wrong one is told."""
+"""Every setting: its default, a valid value, and the error for a wrong one."""
 
 import base64
 import dataclasses
@@ -29,7 +29,7 @@ class Case:
     """Text to value."""
     wrong: tuple[str, ...] = ()
     takes: str = ""
-    """What an error says that it takes."""
+    """What an error says that the variable accepts."""
 
     @property
     def variable(self) -> str:

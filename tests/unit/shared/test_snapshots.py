@@ -1,4 +1,4 @@
-"""Where snapshots and samples lie: what stands, and what is drawn."""
+"""Where snapshots and samples are stored."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which store the settings choose."""
+"""Which store the settings open."""
 
 from pathlib import Path
 
