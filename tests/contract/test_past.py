@@ -19,7 +19,7 @@ from services.fetcher.models.configured_model import Pin
 from services.gateway.background.intake import job_id_for, owner_for
 from services.gateway.jobs.record import Job
 from services.gateway.ports import Status
-from services.gateway.web.authentication import Scope, _Kept
+from services.gateway.web.authentication import Scope, _KeyFile
 from shared import request
 from shared.adapters.dead_letters import read
 from shared.adapters.rabbitmq_envelope import envelope_of, to_amqp
@@ -34,7 +34,7 @@ from tests.contract.past import FIXTURES, each, forgotten, json_in, lost, unseen
 
 RECORDS: dict[str, Any] = {
     "records/*.json": Job,
-    "home/keys.json": _Kept,
+    "home/keys.json": _KeyFile,
     "home/models.json": dict[str, Pin],
     "home/store/cache/speed.json": Speed,
     "home/store/uploads/*/parts.json": PartList,
