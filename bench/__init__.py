@@ -1,1 +1,1 @@
-"""Measurements of speed: numbers to read, not tests to pass."""
+"""Benchmarks: numbers to read, not tests to pass."""

@@ -1,7 +1,7 @@
-"""What the twelve schedulers draw, and how far off: ``python -m bench schedulers``.
+"""Compare the twelve schedulers: ``python -m bench schedulers``.
 
-The tiny model draws one prompt with each, and docs/schedulers.md and docs/schedulers.png are
-written from that.
+Generates one prompt with each by the tiny model, measures the distance to a reference, and writes
+docs/schedulers.md and docs/schedulers.png.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from services.inferencer.generation.schedulers import CHANGES, KINDS, make_scheduler
+from services.inferencer.generation.schedulers import (
+    CONFIG_CHANGES,
+    SCHEDULER_CLASSES,
+    make_scheduler,
+)
 from shared.diffusion.loading import load
 from shared.diffusion.noise import seeded
-from shared.diffusion.saving import pipeline
+from shared.diffusion.saving import stock_pipeline
 from shared.request import Scheduler
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +33,7 @@ SHEET = ROOT / "docs" / "schedulers.png"
 
 NAMES: tuple[Scheduler, ...] = get_args(Scheduler)
 STOCHASTIC: tuple[Scheduler, ...] = ("DDPM", "EULER-A", "KDPM2-A")
-"""They add fresh noise at every step, so that more steps lead to another image of the same kind."""
+"""They add new noise at every step, so that more steps lead to another image of the same kind."""
 
 PROMPT = "a red circle on a blue background"
 GUIDANCE = 3.0
@@ -37,30 +41,30 @@ SIDE, SHEET_SIDE = 128, 256
 SEED = 3
 SEEDS = tuple(range(1, 9))
 COLUMNS = (1, 10, 20, 50)
-"""Steps that are measured."""
+"""Numbers of steps to measure."""
 REFERENCE_STEPS = 125
 SHEET_STEPS = 50
 RUNS = 3
 LABEL = 20
-"""Pixels of the line above each image of the sheet."""
+"""Height in pixels of the line above each image of the sheet."""
 
 
 def main() -> None:
-    """Write the page and the sheet; needs about two minutes of one core."""
+    """Write the page and the sheet; takes about two minutes of one core."""
     torch.set_num_threads(1)
-    diffusers.logging.set_verbosity_error()  # its advice on odd numbers of steps
+    diffusers.logging.set_verbosity_error()  # no advice on odd numbers of steps
     pipe = tiny()
     PAGE.write_text(page(pipe))
     sheet(pipe).quantize(128).save(SHEET, optimize=True)
     print(f"wrote {PAGE.relative_to(ROOT)} and {SHEET.relative_to(ROOT)}")
 
 
-# --- Drawing and measuring --------------------------------------------------------------------
+# --- Generating and measuring -----------------------------------------------------------------
 
 
 def tiny() -> StableDiffusionPipeline:
     """The stock pipeline over the tiny model."""
-    pipe = pipeline(load(ROOT / "shared" / "tiny"))
+    pipe = stock_pipeline(load(ROOT / "shared" / "tiny"))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -92,9 +96,9 @@ def draw(
 def reference(
     pipe: StableDiffusionPipeline, config: Any, *, seeds: Sequence[int] = (SEED,)
 ) -> Tensor:
-    """What the ODE's solvers come to: the stock DDIM, from the last timestep to no noise at all.
+    """The ODE's solution: stock DDIM with many steps, from the last timestep to no noise at all.
 
-    So many steps divide the model's 1000, or the stock class would leave its own timesteps.
+    The number of steps divides the model's 1000, else the stock class would leave its timesteps.
     """
     scheduler = DDIMScheduler.from_config(
         config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
@@ -103,14 +107,14 @@ def reference(
 
 
 def distance(images: Tensor, others: Tensor) -> float:
-    """The root mean square over all pixels: 0 to 1."""
+    """Root mean square difference over all pixels: 0 to 1."""
     return float((images - others).square().mean().sqrt())
 
 
 def colour_distance(images: Tensor, others: Tensor) -> float:
-    """The same of the mean colours of two batches: 0 to 1.
+    """Root mean square difference of two batches' mean colours: 0 to 1.
 
-    It compares distributions: images of one prompt from other noise differ in where things are.
+    It compares distributions, as the positions of things depend on the noise.
     """
     return distance(images.mean((0, 2, 3)), others.mean((0, 2, 3)))
 
@@ -125,70 +129,69 @@ Made by `python -m bench schedulers` (`make docs`), with the model in `shared/ti
 
 ![The prompt by each scheduler with {SHEET_STEPS} steps from the same noise](schedulers.png)
 
-Each is a class of diffusers with the base model's betas and prediction type. One thing is changed
-for all: timesteps are spaced `trailing` (Lin et al. 2023, "Common Diffusion Noise Schedules and
-Sample Steps are Flawed"), because a drawing begins at pure noise, and so at the last training
-timestep. Stable Diffusion's own configuration says `leading`, which begins lower: at 667 of 1000
-for 334 steps, and for a single step at 1. (`DPM-S` and `IPNDM` have one spacing only, even from the
-last timestep down.)
+Each is a diffusers class with the base model's betas and prediction type. One thing is changed for
+all: timestep spacing is `trailing` (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample
+Steps are Flawed"), because generation starts at pure noise, and so at the last training timestep.
+Stable Diffusion's own configuration has `leading`, which starts lower: at 667 of 1000 for 334
+steps, and at 1 for a single step. (`DPM-S` and `IPNDM` have only one spacing, evenly from the last
+timestep down.)
 
-| name | class | changed besides, and why | adds noise | network calls, 50 steps | time |
+| name | class | other changes, and why | adds noise | network calls, 50 steps | time |
 |---|---|---|---|---|---|
 """
 
 DETERMINISTIC = f"""
-The time is the CPU's for {SHEET_STEPS} steps; `DDIM`'s is 1.
+The time is CPU time for {SHEET_STEPS} steps, relative to `DDIM`.
 
-## How near they come: no noise on the way
+## Accuracy of schedulers that add no noise
 
-These solve one differential equation from the same noise, so all come to the same image. The
-distance to it is the root mean square over all pixels, colours from 0 to 1; the image is that of
+These solve one differential equation from the same noise, so all converge to the same image. The
+table has the root mean square distance to it over all pixels, colours from 0 to 1; the reference is
 the stock `DDIMScheduler` with {REFERENCE_STEPS} steps, {SIDE} pixels, seed {SEED}. Random pixels
-are {{noise:.3f}} away.
+have a distance of {{noise:.3f}}.
 
 """
 
 RANDOM = f"""
-## How near they come: noise on the way
+## Accuracy of schedulers that add noise
 
-These draw another image for every number of steps, of the same kind. Compared are the mean colours
-(all pixels of {len(SEEDS)} images, seeds {SEEDS[0]} to {SEEDS[-1]}): the root mean square of the
-difference to the reference's. Random pixels are {{noise:.3f}} away. `EULER-A` is `DDPM` in other
-variables, and draws nearly the same image.
+These give a different image of the same kind for each number of steps. The table compares mean
+colours (all pixels of {len(SEEDS)} images, seeds {SEEDS[0]} to {SEEDS[-1]}): the root mean square
+difference from the reference's. Random pixels have {{noise:.3f}}. `EULER-A` is `DDPM` in other
+variables, and gives nearly the same image.
 
 """
 
 WHY: dict[Scheduler, str] = {
     "DDIM": (
-        "the DPM-Solver of first order is DDIM; the stock `DDIMScheduler` goes down by 1000 //"
-        " steps each time, which for 350 steps is 2 instead of 2.86 timesteps"
+        "first-order DPM-Solver is DDIM; the stock `DDIMScheduler` steps down by 1000 // steps,"
+        " which for 350 steps is 2 instead of 2.86 timesteps"
     ),
-    "DDPM": "latents are not bounded by 1",
+    "DDPM": "latents are not limited to 1",
     "IPNDM": (
-        "the stock class has a cosine schedule of its own, and hands the network times from 0 to 1;"
-        " ours takes the model's betas and timesteps"
+        "the stock class has its own cosine schedule, and gives the network times from 0 to 1;"
+        " ours uses the model's betas and timesteps"
     ),
     "PNDM": (
-        "the Runge-Kutta start asks for more steps, and fails at one; besides, ours goes from"
-        " timestep to timestep as `DDIM` must, and averages noises where the network says"
-        " velocities"
+        "the Runge-Kutta start needs more steps, and fails at one; ours also goes from timestep to"
+        " timestep like `DDIM`, and averages noises where the network predicts velocities"
     ),
 }
 
 
 def page(pipe: StableDiffusionPipeline) -> str:
-    """docs/schedulers.md, measured now."""
+    """Measure, and return docs/schedulers.md."""
     config = dict(pipe.scheduler.config)
     one, many = (reference(pipe, config, seeds=seeds) for seeds in ((SEED,), SEEDS))
     random = torch.rand(many.shape, generator=seeded(0))
-    ordered = [name for name in NAMES if name not in STOCHASTIC]
-    near = {
-        name: [distance(drawn(pipe, config, name, steps), one) for steps in COLUMNS]
-        for name in ordered
+    deterministic = [name for name in NAMES if name not in STOCHASTIC]
+    pixels = {
+        name: [distance(draw_with(name, pipe, config, steps), one) for steps in COLUMNS]
+        for name in deterministic
     }
-    like = {
+    colours = {
         name: [
-            colour_distance(drawn(pipe, config, name, steps, seeds=SEEDS), many)
+            colour_distance(draw_with(name, pipe, config, steps, seeds=SEEDS), many)
             for steps in COLUMNS
         ]
         for name in STOCHASTIC
@@ -198,17 +201,17 @@ def page(pipe: StableDiffusionPipeline) -> str:
             INTRODUCTION,
             *table_rows(config, relative_times(pipe, config)),
             DETERMINISTIC.format(noise=distance(random[:1], one)),
-            distances(near),
+            distances(pixels),
             RANDOM.format(noise=colour_distance(random, many)),
-            distances(like),
+            distances(colours),
         )
     )
 
 
-def drawn(
-    pipe: StableDiffusionPipeline, config: Any, name: Scheduler, steps: int, **how: Any
+def draw_with(
+    name: Scheduler, pipe: StableDiffusionPipeline, config: Any, steps: int, **options: Any
 ) -> Tensor:
-    return draw(pipe, make_scheduler(name, config, steps), steps, **how)
+    return draw(pipe, make_scheduler(name, config, steps), steps, **options)
 
 
 def table_rows(config: Any, times: dict[Scheduler, float]) -> list[str]:
@@ -220,37 +223,37 @@ def table_rows(config: Any, times: dict[Scheduler, float]) -> list[str]:
 
 
 def stock_class(name: Scheduler) -> str:
-    """The class of diffusers that a scheduler is or is made of."""
-    kinds = KINDS[name].__mro__
-    names = (str(kind.__name__) for kind in kinds if kind.__module__.startswith("diffusers."))
+    """The diffusers class that a scheduler is, or is derived from."""
+    classes = SCHEDULER_CLASSES[name].__mro__
+    names = (str(each.__name__) for each in classes if each.__module__.startswith("diffusers."))
     return next(names)
 
 
 def changed(name: Scheduler) -> str:
-    settings = ", ".join(f"`{key}={value}`" for key, value in CHANGES.get(name, {}).items())
+    settings = ", ".join(f"`{key}={value}`" for key, value in CONFIG_CHANGES.get(name, {}).items())
     return ": ".join(part for part in (settings, WHY.get(name, "")) if part)
 
 
 def calls(name: Scheduler, config: Any) -> int:
-    """Of the network, for 50 steps."""
+    """Network calls for 50 steps."""
     return len(make_scheduler(name, config, 50).timesteps)
 
 
 def relative_times(pipe: StableDiffusionPipeline, config: Any) -> dict[Scheduler, float]:
-    """The CPU time of a drawing of 50 steps, the shortest of a few, by DDIM's."""
+    """CPU time of 50 steps, the shortest of several runs, relative to DDIM's."""
     seconds = {name: min(timed(pipe, config, name) for _ in range(RUNS)) for name in NAMES}
     return {name: each / seconds["DDIM"] for name, each in seconds.items()}
 
 
 def timed(pipe: StableDiffusionPipeline, config: Any, name: Scheduler) -> float:
     begun = process_time()
-    drawn(pipe, config, name, 50)
+    draw_with(name, pipe, config, 50)
     return process_time() - begun
 
 
 def distances(rows: dict[Scheduler, list[float]]) -> str:
-    heads = "".join(f" {steps} step{'s' * (steps > 1)} |" for steps in COLUMNS)
-    lines = [f"| name |{heads}", "|---" * (len(COLUMNS) + 1) + "|"]
+    header = "".join(f" {steps} step{'s' * (steps > 1)} |" for steps in COLUMNS)
+    lines = [f"| name |{header}", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, numbers in rows.items():
         lines.append(f"| `{name}` |" + "".join(f" {number:.3f} |" for number in numbers))
     return "\n".join(lines) + "\n"
@@ -260,7 +263,7 @@ def distances(rows: dict[Scheduler, list[float]]) -> str:
 
 
 def sheet(pipe: StableDiffusionPipeline) -> Image.Image:
-    """The twelve, four in a row, each below its name."""
+    """All twelve images, four in a row, each below its name."""
     config = dict(pipe.scheduler.config)
     rows = len(NAMES) // 4
     whole = Image.new("RGB", (4 * SHEET_SIDE, rows * (SHEET_SIDE + LABEL)), "white")
@@ -269,12 +272,12 @@ def sheet(pipe: StableDiffusionPipeline) -> Image.Image:
         x, y = number % 4 * SHEET_SIDE, number // 4 * (SHEET_SIDE + LABEL)
         pen.text((x + 4, y + 3), name, fill="black")
         whole.paste(
-            picture(drawn(pipe, config, name, SHEET_STEPS, side=SHEET_SIDE)), (x, y + LABEL)
+            to_image(draw_with(name, pipe, config, SHEET_STEPS, side=SHEET_SIDE)), (x, y + LABEL)
         )
     return whole
 
 
-def picture(images: Tensor) -> Image.Image:
+def to_image(images: Tensor) -> Image.Image:
     values = (images[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
     return Image.fromarray(values.numpy())
 

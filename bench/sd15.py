@@ -1,8 +1,8 @@
-"""What fine-tuning a Stable Diffusion of full size takes on a CPU: ``python -m bench sd15``.
+"""Time and memory to fine-tune a full-size Stable Diffusion on a CPU: ``python -m bench sd15``.
 
-A model with SD 1.5's geometry and random weights is trained for two steps at 256 pixels with AdamW
-in 8 bits, as a job would be; the stock library loads the result. Each stage is a process of its
-own, and its time and the most memory that it ever held are printed. Nothing is downloaded.
+A model with SD 1.5's architecture and random weights is trained for two steps at 256 pixels with
+8-bit AdamW, as a job would be; then diffusers loads the result. Each stage is its own process, and
+its time and peak memory are printed. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ SPREAD = 0.02
 KIBI, MEBI = 1 << 10, 1 << 20
 
 
-class Spent(NamedTuple):
+class Usage(NamedTuple):
     seconds: float
     gibibytes: float
-    """The most that was resident at once."""
+    """Peak resident memory."""
 
 
 def main() -> None:
-    """Print a line per stage, below what it says itself; its files are not kept."""
+    """Print a line for each stage, after the stage's own output; the files are not kept."""
     print(f"SD 1.5's geometry, {STEPS} steps at {SIDE} pixels, batch 1, AdamW 8-bit, fp32, CPU\n")
     print(f"{'stage':<34}{'seconds':>9}{'peak RSS':>12}")
     with TemporaryDirectory(prefix="bench-sd15-") as folder:
         for stage in STAGES:
-            spent = run_stage(stage, folder)
-            print(f"{stage:<34}{spent.seconds:>9.0f}{spent.gibibytes:>8.1f} GiB", flush=True)
+            usage = run_stage(stage, folder)
+            print(f"{stage:<34}{usage.seconds:>9.0f}{usage.gibibytes:>8.1f} GiB", flush=True)
 
 
-def run_stage(stage: str, folder: str) -> Spent:
-    """Run one stage in a process of its own.
+def run_stage(stage: str, folder: str) -> Usage:
+    """Run one stage in its own process.
 
     Raises:
-        RuntimeError: it failed; what it printed is above.
+        RuntimeError: it failed; its output is above.
     """
     begun = perf_counter()
     process = subprocess.Popen(  # noqa: S603 - this interpreter, our own code
@@ -60,14 +60,14 @@ def run_stage(stage: str, folder: str) -> Spent:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{stage}: ended with {process.returncode}, see above")
-    return Spent(perf_counter() - begun, usage.ru_maxrss * KIBI / (KIBI * MEBI))
+    return Usage(perf_counter() - begun, usage.ru_maxrss * KIBI / (KIBI * MEBI))
 
 
 # --- The stages -------------------------------------------------------------------------------
 
 
 def make_model(folder: Path) -> None:
-    """Random weights in half precision; the networks are built without memory for them."""
+    """Save a model with random weights in half precision, never held in full precision."""
     from shared.diffusion.loading import Parts  # noqa: PLC0415 - torch is slow to load
     from shared.diffusion.saving import save_folder  # noqa: PLC0415
 
@@ -115,7 +115,7 @@ def networks() -> tuple[Any, Any, Any]:
 
 
 def filled(network: Any) -> Any:
-    """Matrices and convolutions at random, norms as at the start of a training."""
+    """Fill a network: matrices and convolutions at random, norms as at the start of a training."""
     import torch  # noqa: PLC0415
 
     torch.manual_seed(0)
@@ -130,7 +130,7 @@ def filled(network: Any) -> Any:
 
 
 def tokenizer() -> Any:
-    """The tiny model's words, and as many more that no caption has."""
+    """The tiny model's words, filled up with words that no caption has."""
     from transformers import CLIPTokenizer  # noqa: PLC0415
 
     known = json.loads((TINY / "tokenizer/vocab.json").read_text())
@@ -143,17 +143,17 @@ def tokenizer() -> Any:
 
 
 def train_model(folder: Path) -> None:
-    """As a trainer's child does; its result's path is left for the next stage."""
+    """Train as a trainer's child does, and leave the result's path for the next stage."""
     from services.trainer.order import TrainingOrder  # noqa: PLC0415
     from services.trainer.training.train import train  # noqa: PLC0415
     from shared.request import Train  # noqa: PLC0415
 
-    asked = Train(
+    settings = Train(
         data_url="https://example.org/x.zip", resolution=SIDE, batch_size=1, max_epochs=1,
         useadam8bit=True,
     )  # fmt: skip
     order = TrainingOrder(
-        job="bench", train=asked, seed=555, dataset=str(dataset(folder / "data")),
+        job="bench", train=settings, seed=555, dataset=str(dataset(folder / "data")),
         base=str(folder / "base"), out=str(folder / "out"), resume_every=1e9,
     )  # fmt: skip
     outcome = train(order, ProgressReporter())
@@ -163,7 +163,7 @@ def train_model(folder: Path) -> None:
 
 
 def dataset(folder: Path) -> Path:
-    """One plain picture per step."""
+    """One image of a single colour for each step."""
     from PIL import Image  # noqa: PLC0415
 
     from shared.dataset.manifest import Manifest, Picture  # noqa: PLC0415
@@ -180,7 +180,7 @@ def dataset(folder: Path) -> Path:
 
 
 class ProgressReporter:
-    """The training's listener: prints when each phase and each step begins."""
+    """The training's callbacks: print when each phase and each step begins."""
 
     def __init__(self) -> None:
         self._begun = perf_counter()
@@ -212,7 +212,7 @@ class ProgressReporter:
 
 
 def load_by_stock(folder: Path) -> None:
-    """The library that everybody has takes the single file; it must find every weight."""
+    """Load the single file with diffusers, which must find every weight."""
     import torch  # noqa: PLC0415
     from diffusers import StableDiffusionPipeline  # noqa: PLC0415
 
@@ -224,8 +224,8 @@ def load_by_stock(folder: Path) -> None:
     )  # fmt: skip
     networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     weights = [each for network in networks for each in network.parameters()]
-    if not all(bool(each.isfinite().all()) for each in weights):  # reads every one of them
-        raise RuntimeError("a weight is no number")
+    if not all(bool(each.isfinite().all()) for each in weights):  # reads all of them
+        raise RuntimeError("a weight is not finite")
     size, count = file.stat().st_size / MEBI, sum(each.numel() for each in weights)
     print(f"  {file.name}: {size:.0f} MiB, {count / 1e6:.1f} million weights")
 

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# The tests start RabbitMQ and PostgreSQL servers of their own, and drive clients in Node.js and Go,
-# all from the system's programs. Where those are missing this installs them, if it may; else it
-# names them and stops.
+# Install the system programs that the tests use, if they are missing: RabbitMQ and PostgreSQL
+# servers, Node.js and Go. Without the rights to install, name them and stop.
 set -euo pipefail
 
-# Debian keeps these programs off an ordinary user's PATH.
+# On Debian these programs are not on an ordinary user's PATH.
 has() { command -v "$1" || compgen -G "/usr/lib/$2/bin/$1"; } >/dev/null
 
 missing=()
@@ -24,7 +23,7 @@ if ! command -v apt-get >/dev/null || ! "${as_root[@]}" true 2>/dev/null; then
 fi
 
 echo "Installing ${missing[*]}"
-# Only the programs are wanted: under this policy their packages start no service.
+# Only the programs are needed: this policy keeps their packages from starting services.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   trap '"${as_root[@]}" rm -f "$policy"' EXIT

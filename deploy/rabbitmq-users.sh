@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Logins for other programs on the broker, with no more rights than they need.
+# Create logins for other programs on the broker, with no more rights than they need.
 #
-#   rabbitmq-users.sh producer NAME   may submit jobs, and hear how jobs end
-#   rabbitmq-users.sh consumer NAME   may hear everything, in queues named NAME.*, and say nothing
+#   rabbitmq-users.sh producer NAME   may submit jobs, and receive how jobs start and end
+#   rabbitmq-users.sh consumer NAME   may receive everything, in queues named NAME.*; publishes nothing
 #
-# The password is read from the standard input. RABBITMQCTL names the program, for example
-# "docker compose exec -T rabbitmq rabbitmqctl"; VHOST the virtual host (/).
+# The password is read from standard input. RABBITMQCTL is the rabbitmqctl command, for example
+# "docker compose exec -T rabbitmq rabbitmqctl"; VHOST is the virtual host (default /).
 set -euo pipefail
 
 kind=${1:-} name=${2:-}
@@ -17,7 +17,7 @@ vhost=${VHOST:-/}
 }
 IFS= read -r password || [ -n "$password" ] || { echo "no password on the standard input" >&2; exit 2; }
 
-# A queue of one's own: one that the server names, or one that begins with the login.
+# Its own queues: those that the server names, and those that begin with the login.
 own="amq\\.gen.*|$name\\..*"
 if [ "$kind" = producer ]; then
   write="^(everydream|$own)\$" says='^job\.requested$'

@@ -24,7 +24,7 @@ from shared.messaging.topology import GATEWAY_RECORDER
 from shared.ports import Bus
 from shared.service_process import closing
 from shared.settings import Settings
-from shared.storage.retrying import PatientStore
+from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -50,7 +50,7 @@ class AllInOne:
             )
             record = Record(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
             store = await stack.enter_async_context(closing(open_store(settings, key)))
-            patient = PatientStore(store, heartbeat=settings.heartbeat)
+            retrying = RetryingStore(store, deadline=STORE_HEARTBEATS * settings.heartbeat)
             front, *workers = [
                 await stack.enter_async_context(closing(broker.bus(name)))
                 for name in ("gateway", "fetcher", "trainer", "inferencer", "notifier")
@@ -62,10 +62,10 @@ class AllInOne:
                 group.create_task(gateway.run(last))
                 group.create_task(self._announce(gateway))
                 async with asyncio.TaskGroup() as serving:
-                    serving.create_task(fetch(settings, key, workers[0], patient, stop))
-                    serving.create_task(train(settings, key, workers[1], patient, stop))
-                    serving.create_task(infer(settings, key, workers[2], patient, stop))
-                    serving.create_task(notify(settings, key, workers[3], patient, stop))
+                    serving.create_task(fetch(settings, key, workers[0], retrying, stop))
+                    serving.create_task(train(settings, key, workers[1], retrying, stop))
+                    serving.create_task(infer(settings, key, workers[2], retrying, stop))
+                    serving.create_task(notify(settings, key, workers[3], retrying, stop))
                 await drained(front)
                 last.set()
 

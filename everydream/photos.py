@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from everydream.client import Client, patiently
-from services.fetcher.datasets.archive import IMAGES, TEXTS, is_hidden
+from services.fetcher.datasets.archive import IMAGE_SUFFIXES, TEXT_SUFFIXES
+from services.fetcher.zip_reader import is_hidden
 from shared.errors import Refused
 from shared.storage.folders import sha256_of
 
@@ -48,10 +49,12 @@ def dataset_files(folder: Path) -> list[Path]:
     kept = [
         name
         for name in names
-        if name.suffix.lower() in IMAGES | TEXTS and not is_hidden(name.as_posix())
+        if name.suffix.lower() in IMAGE_SUFFIXES | TEXT_SUFFIXES and not is_hidden(name.as_posix())
     ]
-    if not any(name.suffix.lower() in IMAGES for name in kept):
-        raise Refused(f"{folder}: no image in it; these are images: {', '.join(sorted(IMAGES))}")
+    if not any(name.suffix.lower() in IMAGE_SUFFIXES for name in kept):
+        raise Refused(
+            f"{folder}: no image in it; these are images: {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     return kept
 
 

@@ -1,12 +1,12 @@
-"""Follow everything that happens to jobs, as another system would: a dashboard, a bill, an archive.
+"""Follow all events of all jobs, for instance for a dashboard, billing or an archive.
 
-Plain AMQP by pika; nothing of this project is imported.
+Plain AMQP with pika; nothing of this project is imported.
 
     pip install pika
     python follow_facts.py amqp://dashboard:password@localhost/ dashboard.facts
 
-The queue is durable: what happens while this program does not run waits there. A fact may come
-twice; its ``cloudEvents_id`` is the same then. See docs/amqp.md.
+The queue is durable: it keeps events while this program does not run. An event may be delivered
+twice, with the same ``cloudEvents_id``. See docs/amqp.md.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import pika
 
 EXCHANGE = "everydream"
-WANTED = ("job.*", "training.*", "checkpoint.*", "samples.generated", "images.generated")
+KEYS = ("job.*", "training.*", "checkpoint.*", "samples.generated", "images.generated")
 
 
 def follow(channel: Any, queue: str) -> None:
-    """Print every fact once, for ever; one that was not handled comes again after a crash."""
+    """Print every event once; after a crash, events that are not acknowledged come again."""
     channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
-    for key in WANTED:
+    for key in KEYS:
         channel.queue_bind(queue, EXCHANGE, key)
     channel.basic_qos(prefetch_count=16)
     seen: set[str] = set()
@@ -34,8 +34,8 @@ def follow(channel: Any, queue: str) -> None:
         if event not in seen:
             seen.add(event)
             fact = json.loads(body)
-            told = headers.get("cloudEvents_time", "-")
-            print(told, fact["type"], fact.get("job", "-"), flush=True)
+            time = headers.get("cloudEvents_time", "-")
+            print(time, fact["type"], fact.get("job", "-"), flush=True)
         channel.basic_ack(method.delivery_tag)
 
 

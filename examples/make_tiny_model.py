@@ -1,11 +1,11 @@
-"""Make `tiny`, a whole Stable Diffusion in a few megabytes, from nothing but drawings.
+"""Train `tiny`, a complete Stable Diffusion in a few megabytes, on generated drawings.
 
     python examples/make_tiny_model.py shared/tiny
 
-Its parts are those of SD 1.5 (BPE tokenizer, CLIP text model, conditional UNet, eight-fold
-autoencoder), only small. They are made in the order in which one needs the other: the tokenizer
-from the captions, the autoencoder from the pictures, then the UNet and the text encoder together
-from the autoencoder's latents. Two threads and fixed seeds throughout.
+It has the parts of SD 1.5 (BPE tokenizer, CLIP text model, conditional UNet, eight-fold
+autoencoder), only smaller. First the tokenizer is made from the captions, then the autoencoder is
+trained on the pictures, then the UNet and the text encoder together on the autoencoder's latents.
+It uses two threads and fixed seeds.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class Tiny:
 
     @property
     def scale(self) -> float:
-        """What latents are multiplied by, so that their deviation is 1."""
+        """Scales latents to a standard deviation of 1."""
         return float(self.vae.config["scaling_factor"])
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """The parts as diffusers puts them together."""
+        """The parts as a diffusers pipeline."""
         return StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text,
@@ -110,7 +110,7 @@ def merged(symbols: list[str], pair: Merge) -> list[str]:
 
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer: each word of the captions is one token, any other is spelled in pieces."""
+    """A CLIP tokenizer: each word of the captions is one token, other words are split."""
     merges = learn_merges(Counter(word for caption in captions for word in caption.split()))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [
@@ -139,7 +139,7 @@ def make_autoencoder() -> AutoencoderKL:
         block_out_channels=(16, 16, 32, 48),
         layers_per_block=1,
         latent_channels=4,
-        # A flat drawing is all colour, and each group's normalization takes some of it away.
+        # Flat drawings consist of plain colours, and each normalized group loses some of them.
         norm_num_groups=2,
         sample_size=256,
     )
@@ -165,7 +165,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """SD 1.5's blocks, three with cross-attention; one head, which is fastest on a CPU."""
+    """SD 1.5's blocks, three with cross-attention, and one head, the fastest on a CPU."""
     unet: UNet2DConditionModel = UNet2DConditionModel(
         sample_size=32,
         in_channels=4,
@@ -203,7 +203,7 @@ def make_scheduler() -> PNDMScheduler:
         steps_offset=1,
         prediction_type="epsilon",
     )
-    # PNDM itself does not read it, but the schedulers do that one may change to.
+    # PNDM does not read it, but other schedulers made from this config do.
     scheduler.register_to_config(clip_sample=False)
     return scheduler
 
@@ -212,7 +212,7 @@ def make_scheduler() -> PNDMScheduler:
 
 
 class Training:
-    """AdamW over one cycle of the learning rate, and a line of progress now and then."""
+    """AdamW with a one-cycle learning rate, and progress output."""
 
     def __init__(self, name: str, parameters: list[nn.Parameter], steps: int, peak: float) -> None:
         self.name, self.steps, self.peak = name, steps, peak
@@ -222,7 +222,7 @@ class Training:
         self.loss = math.nan
 
     def __iter__(self) -> Iterator[int]:
-        """The steps, from 0; the learning rate of each is set before it."""
+        """Yields the steps from 0, after setting the learning rate of each."""
         for step in range(self.steps):
             self.optimizer.param_groups[0]["lr"] = self.peak * one_cycle(step / self.steps)
             yield step
@@ -230,7 +230,7 @@ class Training:
                 self.report(step + 1)
 
     def update(self, loss: Tensor) -> None:
-        """One step down the loss, a scalar."""
+        """One optimizer step on a scalar loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -238,7 +238,7 @@ class Training:
         self.loss = loss.item() if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss.item()
 
     def report(self, done: int) -> None:
-        """Print the running loss, the rate and the time still to go."""
+        """Print the running loss, the rate and the remaining time."""
         rate = done / (time.perf_counter() - self.began)
         print(
             f"{self.name}: step {done}/{self.steps}, loss {self.loss:.4f}, {rate:.2f} steps/s, "
@@ -248,7 +248,7 @@ class Training:
 
 
 def one_cycle(progress: float) -> float:
-    """The share of the peak learning rate at `progress`, 0 to 1: a line up, then a cosine to 0."""
+    """The share of the peak learning rate at `progress`, 0 to 1: linear warm-up, then a cosine."""
     if progress < WARM_UP:
         return progress / WARM_UP
     return 0.5 + 0.5 * math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))
@@ -274,9 +274,9 @@ def drawn(random: Random, count: int, size: int) -> Tensor:
 
 
 def train_autoencoder(vae: AutoencoderKL, steps: int) -> float:
-    """Teach the autoencoder drawings; returns the running loss.
+    """Train the autoencoder on drawings; returns the running loss.
 
-    First steps see 64 pixels, where a step shows most edges for its time; the last see 128.
+    The first steps use 64 pixels, which show the most edges in a given time; the last use 128.
     """
     torch.manual_seed(1)
     random = Random(1)
@@ -300,20 +300,20 @@ def encode(vae: AutoencoderKL, pictures: list[Picture]) -> Tensor:
 
 
 class Album:
-    """Pictures as the UNet sees them: latents, not yet scaled, and caption ids."""
+    """Encoded pictures: latents, not yet scaled, and caption ids."""
 
     def __init__(self, tiny: Tiny, pictures: list[Picture]) -> None:
         self.latents = encode(tiny.vae, pictures)
         self.ids = tokenized(tiny.tokenizer, [picture.caption for picture in pictures])
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """`size` pictures drawn at random: latents, and ids size x 77."""
+        """`size` random pictures: latents, and ids size x 77."""
         chosen = torch.randint(len(self.latents), (size,))
         return self.latents[chosen], self.ids[chosen]
 
 
 class Mix:
-    """Pictures of one size from several albums, so many of each to a batch."""
+    """Batches with a fixed number of pictures from each of several albums."""
 
     def __init__(self, *parts: tuple[Album, int]) -> None:
         self.parts = parts
@@ -333,71 +333,71 @@ def tokenized(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def train_text_encoder(tiny: Tiny, album: Album, steps: int) -> float:
-    """Teach the text encoder what captions say; returns the running loss.
+    """Train the text encoder alone; returns the running loss.
 
-    SD's was taught on pictures too before any UNet saw it; without this, a UNet that trains for
-    minutes ignores the text. From each token after the caption, one linear layer, thrown away
-    afterwards, tells the picture's coarse latents (4 x 4 x 4) and the caption's words.
+    SD's text encoder was also trained on pictures before the UNet; without this, a UNet that trains
+    for minutes ignores the text. From each token after the caption, one linear layer, dropped
+    afterwards, predicts the picture's coarse latents (4 x 4 x 4) and the caption's words.
     """
     torch.manual_seed(3)
     vocabulary = len(tiny.tokenizer)
     coarse = adaptive_avg_pool2d(album.latents * tiny.scale, 4).flatten(1)
     words = torch.zeros(len(coarse), vocabulary).scatter_(1, album.ids, 1.0)
-    reporter = nn.Linear(tiny.text.config.hidden_size, coarse.shape[1] + vocabulary)
-    parameters = [*tiny.text.parameters(), *reporter.parameters()]
+    head = nn.Linear(tiny.text.config.hidden_size, coarse.shape[1] + vocabulary)
+    parameters = [*tiny.text.parameters(), *head.parameters()]
     training = Training("text encoder", parameters, steps, peak=2e-3)
     for _ in training:
         chosen = torch.randint(len(coarse), (32,))
         ids = album.ids[chosen]
         after = ids == tiny.tokenizer.eos_token_id  # CLIP pads with the same token
-        told = reporter(tiny.text(ids).last_hidden_state[after])
+        predicted = head(tiny.text(ids).last_hidden_state[after])
         picture = chosen[after.nonzero()[:, 0]]
-        colours, spelled = told.split([coarse.shape[1], vocabulary], dim=1)
-        spelling = binary_cross_entropy_with_logits(spelled, words[picture])
-        training.update(mse_loss(colours, coarse[picture]) + 10 * spelling)
+        colours, logits = predicted.split([coarse.shape[1], vocabulary], dim=1)
+        words_loss = binary_cross_entropy_with_logits(logits, words[picture])
+        training.update(mse_loss(colours, coarse[picture]) + 10 * words_loss)
     return training.loss
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """How one cycle of the UNet's training weighs the times of the noise."""
+    """One cycle of the UNet's training: how it draws and weights timesteps."""
 
     seed: int
     steps: int
     peak: float
     """Of the learning rate."""
     power: float
-    """Times are drawn as 1000 u ** power, u even in 0 to 1: below 1, more of the late ones."""
-    heaviest: float
-    """What an error weighs at most; 1 / (signal's share of the variance), up to that."""
+    """Timesteps are 1000 u ** power with u uniform in 0 to 1; below 1 prefers late ones."""
+    max_weight: float
+    """Upper bound of an error's weight, which is 1 / (the signal's share of the variance)."""
     large_every: int
-    """Every so-manyth step takes pictures of 256 pixels, the others of 128."""
+    """Every n-th step uses pictures of 256 pixels, the others of 128."""
 
 
-DENOISE = Cycle(seed=2, steps=1200, peak=1.5e-3, power=1.0, heaviest=1.0, large_every=2)
-"""Learns to tell noise from drawings."""
-COMPOSE = Cycle(seed=4, steps=1600, peak=1.5e-3, power=0.5, heaviest=20.0, large_every=3)
-"""Learns what the caption says: it shows where there is almost nothing but noise."""
-NAME = Cycle(seed=5, steps=3000, peak=1.2e-3, power=0.6, heaviest=5.0, large_every=2)
-"""Learns that a made-up name can stand for anything; without it, all new names look the same."""
+DENOISE = Cycle(seed=2, steps=1200, peak=1.5e-3, power=1.0, max_weight=1.0, large_every=2)
+"""Learns to separate noise from drawings."""
+COMPOSE = Cycle(seed=4, steps=1600, peak=1.5e-3, power=0.5, max_weight=20.0, large_every=3)
+"""Learns to follow the caption, which matters most where there is almost only noise."""
+NAME = Cycle(seed=5, steps=3000, peak=1.2e-3, power=0.6, max_weight=5.0, large_every=2)
+"""Learns that a made-up name can mean anything; without it, all new names look the same."""
 
 
 def noise_loss(tiny: Tiny, cycle: Cycle, latents: Tensor, ids: Tensor) -> Tensor:
-    """Weighted mean squared error of the noise that is predicted at random times."""
+    """Weighted mean squared error of the predicted noise at random timesteps."""
     # The last step of SD's schedule still shows the picture's mean colour, which pure noise does
-    # not have. Noise with a wandering mean hides it, so that the colour is asked of the caption.
+    # not have. Noise with a random mean hides it, so that the colour must come from the caption.
     noise = torch.randn_like(latents) + 0.1 * torch.randn(*latents.shape[:2], 1, 1)
     times = (1000 * torch.rand(len(latents)) ** cycle.power).long().clamp(max=999)
     noisy = tiny.scheduler.add_noise(latents, noise, times)
     predicted = tiny.unet(noisy, times, tiny.text(ids).last_hidden_state).sample
-    weights = (1 / tiny.scheduler.alphas_cumprod[times]).clamp(max=cycle.heaviest)
+    weights = (1 / tiny.scheduler.alphas_cumprod[times]).clamp(max=cycle.max_weight)
     errors = (predicted - noise).square().mean(dim=(1, 2, 3))
     loss: Tensor = (weights * errors).sum() / weights.sum()
     return loss
 
 
 def train_diffusion(tiny: Tiny, small: Mix, large: Mix, cycle: Cycle, share: float) -> float:
-    """Teach UNet and text encoder together for a share of the cycle; returns the running loss."""
+    """Train UNet and text encoder together for a share of the cycle; returns the running loss."""
     torch.manual_seed(cycle.seed)
     parameters = [*tiny.unet.parameters(), *tiny.text.parameters()]
     steps = round(share * cycle.steps)
@@ -415,7 +415,7 @@ def train_diffusion(tiny: Tiny, small: Mix, large: Mix, cycle: Cycle, share: flo
 
 @torch.no_grad()
 def restoration_error(vae: AutoencoderKL) -> float:
-    """Mean squared error, on -1 to 1, of 32 unseen base pictures, encoded and decoded."""
+    """Mean squared error, on -1 to 1, of encoding and decoding 32 unseen base pictures."""
     random = Random(3)
     errors = []
     for _ in range(8):
@@ -425,7 +425,7 @@ def restoration_error(vae: AutoencoderKL) -> float:
 
 
 def make(folder: Path, share: float) -> dict[str, float]:
-    """Make the model with a share of its pictures and steps, save it in fp16; its figures."""
+    """Train the model with a share of its pictures and steps, save it in fp16; returns figures."""
     torch.manual_seed(0)
     random, clock = Random(0), time.perf_counter
 
@@ -484,17 +484,17 @@ def untrained(captions: list[str]) -> Tiny:
     tiny = Tiny(
         tokenizer, make_autoencoder(), make_text_encoder(tokenizer), make_unet(), make_scheduler()
     )
-    for network in (tiny.vae, tiny.unet):  # a CPU takes a third less time over it in this order
+    for network in (tiny.vae, tiny.unet):  # takes a third less time on a CPU
         network.to(memory_format=torch.channels_last)
     return tiny
 
 
 def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Write the diffusers folder in fp16, the tokenizer also as the two files of old."""
+    """Write the diffusers folder in fp16, the tokenizer in both of its file formats."""
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
     pipeline.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
     for path in folder.rglob("*.safetensors"):
-        path.chmod(0o644)  # written readable by their owner only
+        path.chmod(0o644)  # the library makes them readable only by their owner
 
 
 def count(network: nn.Module) -> int:

@@ -1,11 +1,11 @@
 """Submit a job over RabbitMQ and follow it to its end, without HTTP.
 
-Plain AMQP by pika; nothing of this project is imported, so copy it into a program of yours.
+Plain AMQP with pika; nothing of this project is imported, so you can copy it into your program.
 
     pip install pika
     python submit_over_amqp.py amqp://shop:password@localhost/ request.json
 
-The request is what clients POST to ``/run``. See docs/amqp.md.
+The request is the JSON body that clients POST to ``/run``. See docs/amqp.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pika
 EXCHANGE = "everydream"
 SOURCE = "/shop"
 NAMESPACE = uuid.UUID("6f1d8c1e-5a0b-5d4f-9d53-0c1f6b1f7c11")
-"""The service's own, for the ids of jobs."""
+"""The service derives job ids with it."""
 ENDS = ("job.refused", "job.completed", "job.failed", "job.cancelled", "job.timed_out")
 
 
@@ -30,11 +30,11 @@ def submit(channel: Any, login: str, request: dict[str, Any], *, event: str, rep
     """Publish a request and return the id of its job.
 
     Args:
-        channel: an open channel of pika, with publisher confirms on.
+        channel: an open channel of pika, with publisher confirms.
         login: the connection's user; the broker refuses any other.
         request: the body that ``/run`` takes.
-        event: an id of your own. The same one again is the same job, however often it comes.
-        reply_to: a queue that hears of mistakes.
+        event: an id of your own; submitting it again does not make another job.
+        reply_to: the queue for a refusal.
 
     Raises:
         pika.exceptions.UnroutableError: the service has never run on this broker.
@@ -62,24 +62,24 @@ def submit(channel: Any, login: str, request: dict[str, Any], *, event: str, rep
 
 
 def main() -> None:
-    """Submit one request, print what is told of its job, and stop at its end."""
+    """Submit one request and print the events of its job until it ends."""
     address, file = sys.argv[1:]
     parameters = pika.URLParameters(address)
     with pika.BlockingConnection(parameters) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        mine = channel.queue_declare("", exclusive=True).method.queue
-        for end in ("job.started", *ENDS):
-            channel.queue_bind(mine, EXCHANGE, end)
+        queue = channel.queue_declare("", exclusive=True).method.queue
+        for key in ("job.started", *ENDS):
+            channel.queue_bind(queue, EXCHANGE, key)
         request = json.loads(Path(file).read_text())
         login = parameters.credentials.username
-        job = submit(channel, login, request, event=str(uuid.uuid4()), reply_to=mine)
+        job = submit(channel, login, request, event=str(uuid.uuid4()), reply_to=queue)
         print(job, "job.requested", flush=True)
-        for _, _, body in channel.consume(mine, auto_ack=True):
+        for _, _, body in channel.consume(queue, auto_ack=True):
             fact = json.loads(body)
             if fact["job"] == job:
-                told = {key: fact[key] for key in fact if key not in {"type", "job"}}
-                print(job, fact["type"], json.dumps(told), flush=True)
+                rest = {key: fact[key] for key in fact if key not in {"type", "job"}}
+                print(job, fact["type"], json.dumps(rest), flush=True)
                 if fact["type"] in ENDS:
                     break
         channel.cancel()

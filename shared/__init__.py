@@ -1,1 +1,1 @@
-"""What every service shares: the messages, the ports, the runtime and the rules of a job's life."""
+"""Shared by all services: messages, ports and their adapters, the workers' runtime, storage."""

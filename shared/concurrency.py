@@ -1,4 +1,4 @@
-"""Blocking work beside the event loop, several things at once, and waits with an end."""
+"""Blocking work in threads, limited concurrency, and waits with a time-out."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ R = TypeVar("R")
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking function in a thread.
 
-    A thread cannot be cancelled. A cancelled caller therefore waits until it is done, so that
-    nothing is still written to a folder that the caller is about to remove.
+    A thread cannot be cancelled, so a cancelled caller waits until it is done: nothing may still be
+    written to a folder that the caller is about to remove.
     """
     work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         await asyncio.wait((work,))
-        work.cancelled() or work.exception()  # looked at, so that nobody reports it as forgotten
+        work.cancelled() or work.exception()  # retrieved, or asyncio would report it
         raise
 
 
-async def a_few_at_once(
-    work: Callable[[T], Awaitable[R]], items: Iterable[T], *, most: int
+async def gather_limited(
+    work: Callable[[T], Awaitable[R]], items: Iterable[T], *, limit: int
 ) -> list[R]:
-    """The results for all items, in their order, with at most ``most`` in hand at a time.
+    """The results for all items, in their order, with at most ``limit`` under way at a time.
 
-    The first error ends the rest, is waited for, and is raised as it is.
+    The first error cancels the rest and is raised once they have ended.
     """
-    gate = asyncio.Semaphore(most)
+    gate = asyncio.Semaphore(limit)
 
     async def one(item: T) -> R:
         async with gate:
@@ -49,7 +49,7 @@ async def a_few_at_once(
 
 
 async def until(event: asyncio.Event, *, timeout: float) -> bool:  # noqa: ASYNC109 - it is the point
-    """Wait for an event at most so many seconds; whether it came."""
+    """Wait for an event for at most ``timeout`` seconds; returns whether it is set."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             await event.wait()
@@ -57,7 +57,7 @@ async def until(event: asyncio.Event, *, timeout: float) -> bool:  # noqa: ASYNC
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait until it is over; its own error was seen elsewhere."""
+    """Cancel a task and wait for its end; its own error is handled elsewhere."""
     task.cancel()
     await asyncio.wait((task,))
     if not task.cancelled():

@@ -1,4 +1,4 @@
-"""Room on a disk, looked for before anything is written there, and told clearly when it is gone."""
+"""Free space on disks: checked before writing, and a clear error when a disk is full."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 from shared.errors import Full
 
 SPARE = 64 * 2**20
-"""Bytes that bulk data leaves free, for what else is on the disk: a database, logs."""
+"""Bytes that bulk data leaves free for other files on the disk: a database, logs."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What the system says when a disk, a quota or a limit leaves no room."""
+"""Error numbers for a full disk, an exhausted quota or a file-size limit."""
 
 
 def free_bytes(folder: Path) -> int:
-    """What may be written to the disk that this folder is on, or would be made on.
+    """Free bytes on the disk that holds this folder, or would hold it.
 
     Raises:
         OSError: the disk does not answer.
     """
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    return shutil.disk_usage(there).free
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return shutil.disk_usage(existing).free
 
 
 def require_room(folder: Path, needed: int, doing: str) -> None:
-    """Make sure that so many bytes can be written; ``doing`` says what for: "save a checkpoint".
+    """Check that ``needed`` bytes can be written; ``doing`` is for the text: "save a checkpoint".
 
     Raises:
         Full: they cannot.
@@ -42,10 +42,10 @@ def require_room(folder: Path, needed: int, doing: str) -> None:
 
 @contextmanager
 def told_when_full(doing: str) -> Iterator[None]:
-    """Turn the system's own word into ours, where a disk fills up in the middle.
+    """Turn the system's errors for a full disk into ours.
 
     Raises:
-        Full: it did.
+        Full: the disk filled up within the block.
     """
     try:
         yield

@@ -1,15 +1,15 @@
-"""The errors of the project, and what each means for the job it strikes.
+"""The errors of the project, and what each means for the job.
 
 EveryDreamError
-├── Refused            permanent, or the user's to mend: the job ends FAILED with this reason
-├── Passing            may go away by itself: counts one failure, the stage is tried again
+├── Refused            permanent, or for the user to fix: the job ends FAILED with this reason
+├── Passing            temporary: counts one failure, the stage is retried
 │   ├── Unavailable    a broker, a store or a database does not answer
 │   │   └── Full       a disk has no room
-│   └── Stalled        a worker's child said nothing for longer than its patience
-├── Interrupted        the worker was asked to stop: another gets the stage, nothing is counted
-├── NotFound           an object store or a job store does not hold this key
-├── Unroutable         nobody listens for a message that needs a listener
-└── SettingsError      an environment variable holds what it may not
+│   └── Stalled        a worker's child reported nothing for too long
+├── Interrupted        the worker is stopping: another takes the stage, no failure is counted
+├── NotFound           no such key in an object store or a job store
+├── Unroutable         a mandatory message reached no queue
+└── SettingsError      an environment variable has an invalid value
 """
 
 
@@ -18,27 +18,27 @@ class EveryDreamError(Exception):
 
 
 class Refused(EveryDreamError):
-    """Permanent or the user's to mend; the user sees the text, which names file, field or URL."""
+    """Permanent, or for the user to fix; users see the text, which names file, field or URL."""
 
 
 class Passing(EveryDreamError):
-    """May go away by itself; the stage is tried again after a backoff."""
+    """Temporary; the stage is retried after a backoff."""
 
 
 class Unavailable(Passing):
-    """A server that we need does not answer, or refuses to for now."""
+    """A broker, store or database does not answer, or refuses for now."""
 
 
 class Full(Unavailable):
-    """A disk has no room for what is to be written; nothing of it stays."""
+    """A disk has no room; what was partly written is removed."""
 
 
 class Stalled(Passing):
-    """A child process said nothing for longer than its patience."""
+    """A child process reported nothing for too long."""
 
 
 class Interrupted(EveryDreamError):
-    """The worker was asked to stop before the work was done."""
+    """The worker was stopped before the work was done."""
 
 
 class NotFound(EveryDreamError):
@@ -46,23 +46,23 @@ class NotFound(EveryDreamError):
 
 
 class Unroutable(EveryDreamError):
-    """A message that needs a listener reached no queue."""
+    """A mandatory message reached no queue."""
 
 
 class SettingsError(EveryDreamError):
-    """An environment variable holds what it may not; the text names it and what it takes."""
+    """An environment variable has an invalid value; the text names it and what it accepts."""
 
 
 def shorten(text: str, limit: int = 3000) -> str:
-    """A reason that fits into a record, its middle left out."""
+    """Cut the middle out of a text that is too long for a record."""
     return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
 
 
 def reason_of(error: BaseException) -> str:
-    """An error as a reason for people: its text, with its kind when that is not one of ours.
+    """An error as a reason for people: its text, with its type if it is not one of ours.
 
-    What a user's file says stands in it, so it is shortened, and half a surrogate pair, which no
-    message could carry, becomes a question mark.
+    The text may quote a user's file: it is shortened, and lone surrogates, which no message can
+    carry, become question marks.
     """
     text = str(error) if isinstance(error, EveryDreamError) else f"{type(error).__name__}: {error}"
     return shorten(text).encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""The deployment's secret key and what is derived from it: link signatures and sealed secrets."""
+"""The deployment's secret key, and what is derived from it: link signatures and sealed secrets."""
 
 from __future__ import annotations
 
@@ -20,43 +20,42 @@ from shared.errors import Refused, SettingsError
 from shared.request import S3Config
 
 NONCE_BYTES = 12
-LEAST_LETTERS = 32
-"""Of a key; signatures under an empty one would be anybody's."""
+LEAST_KEY_LENGTH = 32
+"""Shortest key, in characters; anyone could sign with an empty one."""
 
 
 def secret_key(configured: str | None, home: Path) -> str:
-    """The configured key, or one made once and kept in ``home/secret.key`` with mode 600.
+    """The configured key, or one created once and kept in ``home/secret.key`` with mode 600.
 
     Raises:
-        SettingsError: that file is there, but holds no key.
+        SettingsError: that file exists, but holds no key.
     """
-    return configured or _kept(home / "secret.key")
-
-
-def _kept(path: Path) -> str:
+    if configured:
+        return configured
+    path = home / "secret.key"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _make(path)
+        home.mkdir(parents=True, exist_ok=True)
+        _create(path)
     key = path.read_text().strip()
-    if len(key) < LEAST_LETTERS:
+    if len(key) < LEAST_KEY_LENGTH:
         raise SettingsError(f"{path} holds no key; remove it, and a new one is made")
     return key
 
 
-def _make(path: Path) -> None:
-    """Write a new key beside the path and link it there: who reads it reads it whole."""
+def _create(path: Path) -> None:
+    """Write a new key to a temporary file and link it: readers see a whole key or none."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(48))
-        with suppress(FileExistsError):  # another process was faster: its key is the one
+        with suppress(FileExistsError):  # another process was faster; its key counts
             path.hardlink_to(temporary)
     finally:
         Path(temporary).unlink()
 
 
 def derive(key: str, purpose: str) -> bytes:
-    """32 bytes for one purpose only (HMAC-SHA256 of the purpose under the key)."""
+    """32 bytes for one purpose (HMAC-SHA256 of the purpose under the key)."""
     return hmac.digest(key.encode(), purpose.encode(), "sha256")
 
 
@@ -66,25 +65,25 @@ def webhook_secret(configured: str | None, key: str) -> str:
 
 
 def link_signature(key: str, path: str, expires: int) -> str:
-    """Hex signature of a path and the second at which its link ends."""
+    """Hex signature of a path and of its link's expiry, in seconds since the epoch."""
     text = f"{expires}\n{path}".encode()
     return hmac.new(derive(key, "links"), text, hashlib.sha256).hexdigest()
 
 
 def link_holds(key: str, path: str, expires: int, signature: str, now: float) -> bool:
-    """Whether a link is ours and has not ended."""
+    """Whether a link's signature is ours and it has not expired."""
     expected, given = link_signature(key, path, expires), signature.encode(errors="replace")
     return hmac.compare_digest(expected.encode(), given) and now < expires
 
 
 def digest(key: str, body: Any) -> str:
-    """Tells one decoded JSON body from another, and nothing else about it; hexadecimal."""
+    """Keyed digest of a decoded JSON body: shows whether two are equal, and nothing else; hex."""
     text = msgspec.json.encode(body, order="deterministic")
     return hmac.digest(derive(key, "requests"), text, "sha256").hex()
 
 
 def seal(key: str, s3: S3Config, job: str) -> str:
-    """The user's bucket secrets under authenticated encryption (AES-256-GCM), for this job alone.
+    """Encrypt the user's bucket secrets (AES-256-GCM, authenticated), bound to this job.
 
     Returns:
         Nonce, ciphertext and tag, as base64.
@@ -95,16 +94,16 @@ def seal(key: str, s3: S3Config, job: str) -> str:
 
 
 def unseal(key: str, text: str, job: str) -> S3Config:
-    """Open what :func:`seal` closed.
+    """Decrypt what :func:`seal` has encrypted.
 
     Raises:
-        Refused: it was sealed under another key or for another job, or is damaged.
+        Refused: sealed under another key or for another job, or damaged.
     """
     try:
         raw = base64.b64decode(text)
         nonce, sealed = raw[:NONCE_BYTES], raw[NONCE_BYTES:]
         plain = AESGCM(derive(key, "s3Config")).decrypt(nonce, sealed, job.encode())
-    except (InvalidTag, ValueError):  # ValueError: not even base64, or too short
+    except (InvalidTag, ValueError):  # ValueError: not base64, or too short
         raise Refused(
             "s3Config cannot be opened: gateway and notifier have different EVERYDREAM_SECRET_KEY"
         ) from None

@@ -1,7 +1,7 @@
-"""What the project needs of the outside world, and what each adapter promises.
+"""What the project needs from the outside world, as promises that every adapter keeps.
 
-Adapters speak our language: they raise the errors of :mod:`shared.errors` and nothing of their
-vendor's. The contract tests hold every adapter of a port to the same promises.
+Adapters raise the errors of :mod:`shared.errors` and none of their vendor's. The contract tests
+hold every adapter of a port to the same promises.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.messaging.topology import Queue
 
 
 class Delivery(Protocol):
-    """One message taken from a queue, ours until it is acked, buried or the channel is lost."""
+    """One message got from a queue, ours until it is settled or the channel is lost."""
 
     @property
     def message(self) -> AnyMessage: ...
@@ -28,88 +28,88 @@ class Delivery(Protocol):
     def envelope(self) -> Envelope: ...
 
     async def ack(self) -> None:
-        """Take it off the queue for good. On a lost channel: returns quietly, it comes again."""
+        """Remove it from the queue. On a lost channel: does nothing, it is redelivered."""
 
     async def release(self) -> None:
-        """Give it back to the queue now. On a lost channel: returns quietly."""
+        """Requeue it now. On a lost channel: does nothing."""
 
     async def dead_letter(self, reason: str) -> None:
         """Move it to the dead letters with the reason, the body's length and its sha256."""
 
 
 class ReplyQueue(Protocol):
-    """A worker's own, exclusive queue; it dies with its connection, and a new one follows."""
+    """A worker's exclusive queue; it is deleted with its connection, and a new one follows."""
 
     @property
     def address(self) -> str:
-        """The name to give as ``reply_to``; changes when the connection was lost."""
+        """The name to give as ``reply_to``; changes when the connection is lost."""
 
     def messages(self) -> AsyncIterator[AnyMessage]:
-        """What arrives here, for ever; survives lost connections. What was in flight is lost."""
+        """Messages, for ever, across lost connections; those in flight at a loss are lost."""
 
 
 class Bus(Protocol):
-    """A topic exchange with durable queues, at-least-once.
+    """A topic exchange with durable queues; delivers at least once.
 
     The queues are :data:`shared.messaging.topology.QUEUES`.
 
-    Every process declares the whole topology when it opens the bus. No call raises a vendor's
-    error. A message that cannot be decoded is buried by the adapter and never handed out.
+    Every process declares the whole topology when it opens the bus. The adapter dead-letters
+    messages that cannot be decoded and never hands them out.
     """
 
     @property
     def source(self) -> str:
-        """Who we are on the bus, for example ``trainer/host-123``; the CloudEvents source."""
+        """The service's name on the bus, such as ``trainer/host-123``; the CloudEvents source."""
 
     async def publish(
         self, message: Message, *, reply_to: str | None = None, mandatory: bool = True
     ) -> None:
-        """Put on the exchange under the message's type; returns when the broker has it.
+        """Publish to the exchange under the message's type; returns once the broker has it.
 
         Raises:
             Unroutable: ``mandatory`` and no queue is bound for the type.
-            Unavailable: no confirm within the time-out; it may have arrived all the same.
+            Unavailable: no confirm within the time-out; it may have arrived nevertheless.
         """
 
     async def send(self, queue: str, message: Message, *, mandatory: bool = False) -> None:
-        """Put on one queue by name, past the exchange; otherwise as :meth:`publish`."""
+        """Publish to one queue by name, past the exchange; otherwise as :meth:`publish`."""
 
     async def get(self, queue: Queue) -> Delivery:
-        """Wait for one message and take it, without holding a consumer afterwards.
+        """Wait for one message and get it, without holding a consumer afterwards.
 
-        Waits for ever, across lost connections; cancel it to stop. When it is cancelled, no
-        message is lost: one in flight goes back to the queue.
+        Waits for ever, across lost connections; cancel it to stop. A cancel loses no message: one
+        in flight is requeued.
         """
 
     def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[Delivery, None]:
-        """Take messages in order, for ever, across lost connections, until the iterator is closed.
+        """Messages in order, for ever, across lost connections, until the iterator is closed.
 
-        After a lost connection the unacked ones are delivered again.
+        After a lost connection the unacked ones are redelivered.
         """
 
     def reply_queue(self, bindings: Sequence[str]) -> AbstractAsyncContextManager[ReplyQueue]:
-        """An exclusive queue of our own, bound to these routing keys."""
+        """An exclusive queue, bound to these routing keys."""
 
     async def depth(self, queue: Queue) -> int:
-        """How many messages wait in the queue, those in hand not counted.
+        """How many messages wait in the queue, unacked ones not counted.
 
         Raises:
             Unavailable: the broker does not answer.
         """
 
     async def consumers(self, queue: Queue) -> int:
-        """How many wait for a message of the queue, in all processes.
+        """How many consumers the queue has, in all processes.
 
         Raises:
             Unavailable: the broker does not answer.
         """
 
     async def close(self) -> None:
-        """Stop consuming, give back what is unacked, and hang up. Never raises."""
+        """Stop consuming, requeue what is unacked, and disconnect. Never raises."""
 
 
 def no_keepalive() -> None:
-    """Nobody listens for signs of life."""
+    """Ignore signs of life."""
 
 
 class StoredObject(Struct, frozen=True):
@@ -124,12 +124,12 @@ class StoredObject(Struct, frozen=True):
 class ObjectStore(Protocol):
     """Bytes under keys such as ``jobs/<id>/training/1/last.safetensors``; every write is atomic.
 
-    Keys are relative, use ``/``, and never contain ``..``. A reader sees an object whole or not at
-    all. All calls raise ``Unavailable`` when the store does not answer.
+    Keys are relative, use ``/``, and never contain ``..``. Readers see an object whole or not at
+    all. All calls raise ``Unavailable`` if the store does not answer.
     """
 
     async def put(self, key: str, data: bytes) -> None:
-        """Write a small object, over an older one if there is one."""
+        """Write a small object, replacing an older one."""
 
     async def get(self, key: str) -> bytes:
         """Read a small object. Raises NotFound."""
@@ -137,26 +137,26 @@ class ObjectStore(Protocol):
     async def upload(
         self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
     ) -> None:
-        """Write a file of any size, streaming; calls ``keepalive`` as it gets on."""
+        """Write a file of any size, streaming; calls ``keepalive`` as it progresses."""
 
     async def download(
         self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
     ) -> None:
-        """Fetch into a file, whole or not at all; makes the folders above.
+        """Download into a file, whole or not at all; creates the parent folders.
 
-        Calls ``keepalive`` as it gets on. Raises NotFound.
+        Calls ``keepalive`` as it progresses. Raises NotFound.
         """
 
     async def exists(self, key: str) -> bool: ...
 
     def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        """Every object whose key starts with the prefix, in order of keys."""
+        """All objects whose key starts with the prefix, in order of keys."""
 
     async def delete(self, prefix: str) -> int:
-        """Remove every object whose key starts with the prefix; how many there were."""
+        """Delete all objects whose key starts with the prefix; returns how many."""
 
     async def link(self, key: str, *, seconds: int, filename: str | None = None) -> str:
-        """A signed URL that anyone may GET until it expires; never stored. At most 604 800 s."""
+        """A signed URL that anyone may GET until it expires, in at most 604 800 s; never stored."""
 
     async def close(self) -> None: ...
 
@@ -166,6 +166,6 @@ class UploadPart(Struct, frozen=True, kw_only=True):
 
     upload: str
     offset: int
-    """Of its first byte in the whole."""
+    """Of its first byte in the upload."""
     bytes: int
     key: str

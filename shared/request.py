@@ -1,4 +1,4 @@
-"""What a client may ask for: every field of the endpoint, its default and its range."""
+"""The fields of a request, with their defaults and ranges."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ Scheduler = Literal[
     "K-LMS",
 ]
 Command = Literal["sample", "save", "stop"]
-"""What a client may want of a training at work."""
+"""What a user may order of a running training."""
 
 WebhookEvent = Literal["start", "output", "completed"]
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 MOST = 2**31 - 1
-"""Of numbers that are bounded by nothing else."""
+"""Upper bound of numbers that have no other."""
 MOST_ITEMS = 1000
-"""Of lists, whose items take a while each."""
+"""Longest list whose items each take a while."""
 Positive = Annotated[int, Meta(ge=1, le=MOST)]
 Count = Annotated[int, Meta(ge=0, le=MOST)]
 Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 
 DEFAULT_BASE = "sd_v1-5_vae.ckpt"
-"""The name by which a request asks for the deployment's base model."""
+"""The name that stands for the deployment's base model."""
 
 STORED = "store:"
-"""How ``data_url``, ``resume_ckpt_url`` and ``model`` begin once the gateway has found that they
-are ours and belong to the client; a key of our store follows. Clients may not say it themselves."""
+"""Prefix of ``data_url``, ``resume_ckpt_url`` and ``model`` once the gateway has resolved them to a
+key of our store that belongs to the client. Clients may not use it themselves."""
 
 _HEX = "[0-9A-Fa-f]{1,4}"
 _IPV6 = (
@@ -58,10 +58,10 @@ _IPV6 = (
 _PORT = ":(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4})"
 _SITE = rf"^[Hh][Tt][Tt][Pp][Ss]?://([^\u0000-\u0020\u007f/?#@:\[\]\\]+|{_IPV6})({_PORT})?"
 WEB_ADDRESS = _SITE + r"([/?#][^\u0000-\u001f]*)?$(?!\n)"
-"""An http or https URL with a host and without credentials, in the dialect that Python, ECMAScript
-and JSON Schema share; the end is for Python, whose ``$`` also stands before a last line break."""
+"""An http or https URL with a host and without credentials, in the syntax that Python, ECMAScript
+and JSON Schema share; the end is for Python, whose ``$`` also matches before a last line break."""
 ENDPOINT = _SITE + r"(/[^?#\u0000-\u001f]*)?$(?!\n)"
-"""The same without a query, which no service of buckets has."""
+"""The same without a query, which no S3 service has."""
 
 FIRST_TIMESTEP, LAST_TIMESTEP = 0, 1000
 EXECUTION_TIMEOUT = 24 * 3600 * 1000
@@ -69,7 +69,7 @@ TTL = 7 * 24 * 3600 * 1000
 
 
 class Validation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Images held out of training, whose loss is measured with fixed noise; ``{}`` will do."""
+    """Images held out of training, whose loss is measured with fixed noise; ``{}`` is enough."""
 
     val_split_proportion: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.15
     every_n_epochs: Positive = 1
@@ -111,7 +111,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rated_dataset: bool = False
     rated_dataset_target_dropout_percent: Annotated[int, Meta(ge=1, le=100)] = 50
 
-    # Beyond the page, by the names that EveryDream2 uses; all off unless asked for.
+    # Not on RunPod's page; named as in EveryDream2, and off by default.
     checkpoint_format: CheckpointFormat = "safetensors"
     ema_decay_rate: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
     enable_zero_terminal_snr: bool = False
@@ -129,7 +129,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Inference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of ``input.inference``: images to draw with the finished model."""
+    """One entry of ``input.inference``: images to generate with the finished model."""
 
     prompt: str
     negative_prompt: str | None = None
@@ -144,7 +144,7 @@ class Inference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class S3Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The user's own bucket; never logged, echoed or put on the broker in clear."""
+    """The user's own bucket; never logged, returned, or put on the broker in plain text."""
 
     accessId: Text  # noqa: N815 - the endpoint's spelling
     accessSecret: Text  # noqa: N815
@@ -157,20 +157,20 @@ class S3Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ModelSource(Struct, frozen=True, kw_only=True):
-    """A finished model to draw with, where nothing is to be trained."""
+    """A finished model to generate with, if nothing is to be trained."""
 
     source: Text
-    """What ``resume_ckpt_url`` takes; ``store:`` and a prefix for a job of the client's own."""
+    """As ``resume_ckpt_url``, or ``store:`` and the prefix of a job of the client."""
     clip_skip: Annotated[int, Meta(ge=0, le=4)] = 0
-    """As the model was trained."""
+    """As used when the model was trained."""
     name: str = ""
-    """Of its checkpoint, for people."""
+    """Name of its checkpoint, for people."""
     sha256: str = ""
-    """Of its checkpoint file; empty: unknown."""
+    """SHA-256 of its checkpoint file; empty: unknown."""
 
 
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Deadlines in milliseconds, by RunPod's bounds; ``lowPriority`` has no effect."""
+    """Deadlines in milliseconds, within RunPod's bounds; ``lowPriority`` has no effect."""
 
     executionTimeout: Annotated[int, Meta(ge=5_000, le=TTL)] = EXECUTION_TIMEOUT  # noqa: N815
     ttl: Annotated[int, Meta(ge=10_000, le=TTL)] = TTL
@@ -178,7 +178,7 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """A whole request, checked: it has either ``train``, or ``model`` and entries to draw."""
+    """A checked request: either ``train``, or ``model`` and entries to generate."""
 
     train: Train | None = None
     model: ModelSource | None = None
@@ -186,16 +186,16 @@ class Request(Struct, frozen=True, kw_only=True):
     s3: S3Config | None = None
     webhook: str | None = None
     webhook_events: tuple[WebhookEvent, ...] = ()
-    """Empty: none was named, and every end is told but the client's own cancelling."""
+    """Empty: none named; every end is reported except the client's own cancel."""
     policy: Policy = field(default_factory=Policy)
     warnings: tuple[str, ...] = ()
-    """What was asked for and has no effect, one sentence each."""
+    """Requested options that have no effect, one sentence each."""
 
 
 def is_http_url(text: str, pattern: str = WEB_ADDRESS) -> bool:
     """Whether the text is an http or https URL with a host, without credentials."""
     try:
-        urlsplit(text).port  # noqa: B018 - raises for what is no host or port after all
+        urlsplit(text).port  # noqa: B018 - raises for an invalid host or port
     except ValueError:
         return False
     return re.search(pattern, text) is not None

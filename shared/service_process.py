@@ -1,4 +1,4 @@
-"""The life of a service's process: who it is, when it stops, and what it closes."""
+"""The process of a service: its imports, its name on the bus, its stop signals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """For a process's imports: without the search for garbage, a seventh of torch's and diffusers'.
+    """Run imports without garbage collection, which is a seventh of torch's and diffusers' time.
 
-    Modules leave next to none, and what is there at the end is never searched again.
+    Modules leave next to no garbage; what exists at the end is never scanned again.
     """
     gc.disable()
     yield
@@ -37,13 +37,13 @@ def stop_on_signals() -> asyncio.Event:
 
 
 def source_of(service: str) -> str:
-    """Who we are on the bus: ``trainer/host-123``."""
+    """The service's name on the bus: ``trainer/host-123``."""
     return f"{service}/{socket.gethostname()}-{os.getpid()}"
 
 
-async def or_stopped(doing: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
-    """Do something until it is done or ``stop`` is set, whichever comes first."""
-    task, stopping = asyncio.create_task(doing), asyncio.create_task(stop.wait())
+async def or_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """Await a coroutine, cancelled when ``stop`` is set; None: it was cancelled."""
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
@@ -61,7 +61,7 @@ C = TypeVar("C", bound=Closable)
 
 @contextlib.asynccontextmanager
 async def closing(thing: C) -> AsyncIterator[C]:
-    """Close a bus or a store at the end of a block."""
+    """Close a bus or a store at the end of the block."""
     try:
         yield thing
     finally:

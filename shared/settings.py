@@ -1,4 +1,4 @@
-"""Settings from the environment, read once by the composition roots.
+"""Settings from the environment, read once at start.
 
 Each has a default that works. ``NAME_FILE`` may name a file that holds the value of ``NAME``
 (for secrets). ``docs/settings.md`` is the table for people.
@@ -22,52 +22,52 @@ T = TypeVar("T")
 MOST_PORT = 65535
 MOST_SECONDS = 1e9
 LEAST_WEBHOOK_SECRET = 24
-"""Bytes; as Standard Webhooks asks."""
+"""Bytes; required by Standard Webhooks."""
 NO_NAMES: tuple[str, ...] = ()
 RENAMED = {"CONCURRENCY": "PLACES", "HEARTBEAT": "BEAT"}
-"""Settings that had another name, which is still taken where the new one is not set."""
+"""Old names of settings, still read if the new one is not set."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a deployment can choose; see :func:`from_environment`."""
+    """A deployment's settings; see :func:`from_environment`."""
 
     home: Path
-    """Where local state lives: database, folder store, caches, scratch."""
+    """Folder for local state: database, folder store, caches, scratch."""
     api_keys: tuple[str, ...] = field(repr=False)
-    """Bearer keys; empty: one is made at the first start."""
+    """Bearer keys; empty: one is created at the first start."""
     host: str
     port: int
     public_url: str
-    """The URL under which clients reach the gateway; links to files start with it."""
+    """URL under which clients reach the gateway; links to files start with it."""
     amqp_url: str = field(repr=False)
     database_url: str = field(repr=False)
     store_url: str
     store_public_endpoint: str | None
-    """Endpoint to put into presigned links, where clients reach the store by another name."""
+    """Endpoint in presigned links, if clients reach the store under another name."""
     base_model: str
     """A diffusers folder, a hub id, or ``tiny``."""
     private_models: frozenset[str]
-    """Hub ids, or ``org/*``, that users may name though only the deployment's token opens them."""
+    """Hub ids, or ``org/*``, that users may name although they need the deployment's token."""
     secret_key: str | None = field(repr=False)
-    """Signs links and seals secrets; shared by all services. None: made and kept in ``home``."""
+    """Signs links and seals secrets; shared by all services. None: created and kept in ``home``."""
     webhook_secret: str | None = field(repr=False)
-    """``whsec_`` and base64, as Standard Webhooks has it. None: derived from the secret key."""
+    """``whsec_`` and base64, as in Standard Webhooks. None: derived from the secret key."""
     allowed_private_hosts: frozenset[str]
-    """Hosts (``host`` or ``host:port``) that user URLs may reach though they are private."""
+    """Private hosts (``host`` or ``host:port``) that users' URLs may reach."""
     concurrency: int | None
     """How many jobs one fetcher or notifier works on at a time; None: the service's default."""
     resume_every: float
     """Seconds between resume points."""
     keep_days: float
     heartbeat: float
-    """Seconds between beats; lease, patience, retry delays and broker heartbeat are multiples."""
+    """Seconds; leases, patience, retry delays and the broker's heartbeat are multiples of it."""
 
     @property
     def scratch(self) -> Path:
-        """Files of one job at a time; nothing here outlives its job."""
+        """Files of the current job; nothing here outlives its job."""
         return self.home / "scratch"
 
     @property
@@ -80,7 +80,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read every ``EVERYDREAM_*`` variable.
 
     Raises:
-        SettingsError: names the variable, what it holds and what it takes.
+        SettingsError: names the variable, its value and what it accepts.
     """
     read = _Reader(environment)
     home = read("HOME", _path, None) or _path("~/.everydream")

@@ -1,10 +1,10 @@
-"""Runs the fetcher: ``python -m services.fetcher``."""
+"""Run the fetcher: ``python -m services.fetcher``."""
 
 from __future__ import annotations
 
 import asyncio
 
-from services.fetcher.models.stage import BaseModels
+from services.fetcher.models.stage import ModelStager
 from services.fetcher.work import FetcherWork
 from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
@@ -17,7 +17,7 @@ async def serve(
 ) -> None:
     """Stage datasets and base models until ``stop`` is set."""
     allowed = settings.allowed_private_hosts
-    bases = BaseModels(
+    models = ModelStager(
         store,
         configured=settings.base_model,
         home=settings.home,
@@ -26,7 +26,7 @@ async def serve(
     )
     work = FetcherWork(
         store,
-        bases,
+        models,
         scratch=settings.scratch,
         allowed=allowed,
         concurrency=settings.concurrency or 4,

@@ -1,4 +1,4 @@
-"""Download a user's URL to a file: guarded at every hop, capped, and with a clear reason."""
+"""Download a user's URL to a file: each redirect is checked, the size is limited."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ from shared.errors import Passing, Refused
 from shared.network.addresses import shown_url
 from shared.network.outbound import check_url, guarded_session, refusing
 
-REDIRECTS = 5
-PIECE = 1 << 18
-"""Bytes written at a time."""
-PAUSES = (0.5, 2.0)
-"""Seconds before the second and the third try."""
+MAX_REDIRECTS = 5
+CHUNK_BYTES = 1 << 18
+RETRY_PAUSES = (0.5, 2.0)
+"""Seconds before the second and the third attempt."""
 DOWNLOAD_SECONDS = 6 * 3600.0
 REDIRECT_STATUS = frozenset({301, 302, 303, 307, 308})
-PASSING_STATUS = frozenset({408, 425, 429})
-"""Client errors that may go away by themselves."""
+TEMPORARY_STATUS = frozenset({408, 425, 429})
+"""Client errors that may be temporary."""
 
 OnBytes = Callable[[int, int | None], None]
-"""Called with the bytes so far and, where the server announced it, the total."""
+"""Called with the bytes so far and the total, or None if the server did not announce it."""
 
 
 class Downloaded(Struct, frozen=True, kw_only=True):
-    """A file that arrived whole."""
+    """A completely downloaded file."""
 
     path: Path
     bytes: int
     content_type: str
-    """As the server called it, for messages; nobody relies on it."""
+    """As the server declares it; for messages only."""
 
 
-class _Again(Exception):
-    """Worth another try now; the text says what happened."""
+class _Retryable(Exception):
+    """A temporary failure; the text says what happened."""
 
 
 async def download(
@@ -53,35 +52,35 @@ async def download(
     allowed: frozenset[str],
     limit: int,
     on_bytes: OnBytes | None = None,
-    pauses: Sequence[float] = PAUSES,
+    pauses: Sequence[float] = RETRY_PAUSES,
     read_seconds: float = 60.0,
 ) -> Downloaded:
-    """Fetch a URL into a file of at most ``limit`` bytes, trying again where that may help.
+    """Download a URL to a file of at most ``limit`` bytes; temporary failures are retried.
 
     Raises:
         Refused: a forbidden address, 4xx, too many redirects or too many bytes.
-        Passing: the server is away, slow, breaks off or says 5xx, also at the last try.
+        Passing: the last attempt failed too: no connection, a timeout, a broken transfer or 5xx.
         Full: the disk has no room for it.
     """
     async with guarded_session(allowed, total=DOWNLOAD_SECONDS, read=read_seconds) as session:
-        transfer = _Transfer(session, path, allowed, limit, on_bytes or _unheard)
+        transfer = _Transfer(session, path, allowed, limit, on_bytes or _ignore_progress)
         for pause in pauses:
             try:
                 return await transfer.follow(url)
-            except _Again:
+            except _Retryable:
                 await asyncio.sleep(pause)
         try:
             return await transfer.follow(url)
-        except _Again as error:
+        except _Retryable as error:
             raise Passing(f"{shown_url(url)}: {error}") from None
 
 
-def _unheard(_done: int, _total: int | None) -> None: ...
+def _ignore_progress(_done: int, _total: int | None) -> None: ...
 
 
 @dataclass(frozen=True)
 class _Transfer:
-    """One try or several of one URL into one file."""
+    """The attempts to download one URL to one file."""
 
     session: aiohttp.ClientSession
     path: Path
@@ -90,28 +89,29 @@ class _Transfer:
     on_bytes: OnBytes
 
     async def follow(self, url: str) -> Downloaded:
-        """One try, through as many redirects as are allowed."""
-        here = url
-        for _ in range(REDIRECTS + 1):
-            check_url(here, self.allowed)
-            found = await self._request(here)
-            if isinstance(found, Downloaded):
-                return found
-            here = urljoin(here, found)
-        raise Refused(f"{shown_url(url)}: more than {REDIRECTS} redirects")
+        """One attempt, following redirects."""
+        current = url
+        for _ in range(MAX_REDIRECTS + 1):
+            check_url(current, self.allowed)
+            result = await self._request(current)
+            if isinstance(result, Downloaded):
+                return result
+            current = urljoin(current, result)
+        raise Refused(f"{shown_url(url)}: more than {MAX_REDIRECTS} redirects")
 
     async def _request(self, url: str) -> Downloaded | str:
-        """The file, or where the server sends us instead."""
-        plain = {"Accept-Encoding": "identity"}
+        """The downloaded file, or the location of a redirect."""
+        headers = {"Accept-Encoding": "identity"}
         try:
             with refusing(url):
-                async with self.session.get(url, allow_redirects=False, headers=plain) as response:
-                    location = _redirect(response, url)
-                    return location or await self._save(response, url)
+                async with self.session.get(
+                    url, allow_redirects=False, headers=headers
+                ) as response:
+                    return _redirect(response, url) or await self._save(response, url)
         except aiohttp.InvalidURL as error:
             raise Refused(f"{shown_url(url)}: not a URL that can be fetched ({error})") from None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise _Again(_in_words(error)) from None
+            raise _Retryable(_describe(error)) from None
 
     async def _save(self, response: aiohttp.ClientResponse, url: str) -> Downloaded:
         _check_status(response, url)
@@ -119,21 +119,21 @@ class _Transfer:
         _check_size(announced or 0, self.limit, url)
         require_room(self.path.parent, (announced or 0) + SPARE, doing)
         with told_when_full(doing), self.path.open("wb", buffering=0) as file:
-            async for piece in response.content.iter_chunked(PIECE):
-                done += len(piece)
+            async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                done += len(chunk)
                 _check_size(done, self.limit, url)
                 if announced is None:
-                    require_room(self.path.parent, len(piece) + SPARE, doing)
-                await in_thread(_write_all, file, piece)
+                    require_room(self.path.parent, len(chunk) + SPARE, doing)
+                await in_thread(_write_all, file, chunk)
                 self.on_bytes(done, announced)
         return Downloaded(path=self.path, bytes=done, content_type=response.content_type)
 
 
-def _write_all(file: FileIO, piece: bytes) -> None:
-    """Unbuffered, so that a full disk is noticed here and not when the file is closed."""
-    left = memoryview(piece)
-    while left:
-        left = left[file.write(left) :]
+def _write_all(file: FileIO, chunk: bytes) -> None:
+    """Write unbuffered, so that a full disk is noticed here and not when the file is closed."""
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _redirect(response: aiohttp.ClientResponse, url: str) -> str | None:
@@ -147,8 +147,8 @@ def _redirect(response: aiohttp.ClientResponse, url: str) -> str | None:
 
 def _check_status(response: aiohttp.ClientResponse, url: str) -> None:
     status = f"{response.status} {response.reason}"
-    if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status in PASSING_STATUS:
-        raise _Again(f"the server answers {status}")
+    if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status in TEMPORARY_STATUS:
+        raise _Retryable(f"the server answers {status}")
     if response.status != HTTPStatus.OK:
         raise Refused(
             f"{shown_url(url)}: the server answers {status}; the URL must be publicly accessible"
@@ -160,7 +160,7 @@ def _check_size(size: int, limit: int, url: str) -> None:
         raise Refused(f"{shown_url(url)}: more than {limit / 1e9:.3g} GB, the most that is taken")
 
 
-def _in_words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     match error:
         case aiohttp.ClientPayloadError():
             return "the connection broke off in the middle of the file"

@@ -1,4 +1,4 @@
-"""How a download gets on, in the words of ``/status``."""
+"""Report a download's progress, rate and remaining time for ``/status``."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-MEASURED_SECONDS = 2.0
-"""Before that a rate says nothing."""
+MIN_SECONDS = 2.0
+"""No rate is reported before that."""
 
 
 class ProgressMeter:
-    """Turns bytes into a rate and a remaining time; any call is a sign of life."""
+    """Turns numbers of bytes into a rate and a remaining time."""
 
-    def __init__(self, phase: str, tell: Callable[..., Any], keepalive: Callable[[], None]) -> None:
-        """``tell`` takes numbers by name; ``keepalive`` is a sign of life without numbers."""
+    def __init__(
+        self, phase: str, report: Callable[..., Any], keepalive: Callable[[], None]
+    ) -> None:
+        """``report`` takes numbers by name; ``keepalive`` is a sign of life without numbers."""
         self.keepalive = keepalive
         self._phase = phase
-        self._tell = tell
-        self._begun: float | None = None
+        self._report = report
+        self._started: float | None = None
         self._first = 0
 
     def bytes(self, done: int, total: int | None) -> None:
-        """``done`` bytes have arrived, of ``total`` where that is known."""
-        if self._begun is None or done < self._first:
-            self._begun, self._first = monotonic(), done
-        seconds = monotonic() - self._begun
-        rate = (done - self._first) / seconds if seconds > MEASURED_SECONDS else None
+        """Report that ``done`` bytes have arrived; ``total`` is None if it is not known."""
+        if self._started is None or done < self._first:
+            self._started, self._first = monotonic(), done
+        seconds = monotonic() - self._started
+        rate = (done - self._first) / seconds if seconds > MIN_SECONDS else None
         eta = round((total - done) / rate) if rate and total else None
-        self._tell(
+        self._report(
             phase=self._phase,
             bytes=done,
             bytes_total=total,

@@ -1,4 +1,4 @@
-"""The fetcher's claimed work: stage a job's dataset and model before any GPU time."""
+"""The fetcher's work: stage a job's dataset and model before any GPU time is spent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from msgspec.structs import replace
 
 from services.fetcher.datasets.archive import unpack
 from services.fetcher.datasets.estimate import estimate
-from services.fetcher.datasets.report import captions_of, check, report_on, with_tokens
+from services.fetcher.datasets.report import build_report, captions_of, check_images, with_tokens
 from services.fetcher.download import download
-from services.fetcher.models.stage import SELECTED, BaseModels, Named
+from services.fetcher.models.stage import LINKS_FOLDER, ModelReference, ModelStager
 from services.fetcher.models.tokenizer_and_size import (
+    count_parameters,
+    count_tokens,
     fetch_tokenizer,
-    parameters_of,
     stored_parameters,
-    token_counts,
 )
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
@@ -51,7 +51,7 @@ log = structlog.get_logger()
 
 
 class FetcherWork:
-    """Answers ``job.submitted`` with ``dataset.staged``, or ``model.staged`` without training."""
+    """Turns ``job.submitted`` into ``dataset.staged``, or ``model.staged`` for a finished model."""
 
     queue = FETCHER
     started: type[Started] = StagingStarted
@@ -62,7 +62,7 @@ class FetcherWork:
     def __init__(
         self,
         store: ObjectStore,
-        bases: BaseModels,
+        models: ModelStager,
         *,
         scratch: Path,
         allowed: frozenset[str],
@@ -70,7 +70,7 @@ class FetcherWork:
     ) -> None:
         self.concurrency = concurrency
         self._store = store
-        self._bases = bases
+        self._models = models
         self._scratch = scratch
         self._allowed = allowed
 
@@ -81,29 +81,31 @@ class FetcherWork:
         return ""
 
     async def close(self) -> None:
-        """Nothing lasts between orders."""
+        """Nothing is kept between orders."""
 
     async def perform(self, order: Order) -> DatasetStaged | ModelStaged:
-        """Stage what the job asks for; whatever happens, the scratch folder goes."""
+        """Stage what the job asks for; the scratch folder is always removed."""
         scratch = self._scratch / f"{order.job}-staging-{order.grant.attempt}"
         try:
-            await in_thread(_make_fresh, scratch)
+            await in_thread(_make_empty, scratch)
             match order.message:
                 case JobSubmitted(train=Train() as train, inference=inference):
-                    return await self._for_training(order, train, inference, scratch)
+                    return await self._stage_for_training(order, train, inference, scratch)
                 case JobSubmitted(model=ModelSource() as model, inference=inference):
-                    return await self._for_drawing(order, model, inference, scratch)
+                    return await self._stage_for_inference(order, model, inference, scratch)
             raise TypeError(f"{type(order.message).__name__} does not ask for staging")
         finally:
             await in_thread(shutil.rmtree, scratch, ignore_errors=True)
 
-    async def _for_training(
+    async def _stage_for_training(
         self, order: Order, train: Train, inference: tuple[Inference, ...], scratch: Path
     ) -> DatasetStaged:
-        named = Named(train.resume_ckpt_url, "input.train.resume_ckpt_url", train.hf_repo_subfolder)
+        reference = ModelReference(
+            train.resume_ckpt_url, "input.train.resume_ckpt_url", train.hf_repo_subfolder
+        )
         dataset, manifest, report = await self._stage_dataset(order, train, scratch)
-        base = await self._stage_model(order, "the base model", named, scratch / "base")
-        report = await self._completed(report, manifest, train, base, scratch / "base")
+        base = await self._stage_model(order, "the base model", reference, scratch / "base")
+        report = await self._with_model_facts(report, manifest, train, base, scratch / "base")
         return DatasetStaged(
             **order.stamp(),
             train=train,
@@ -113,14 +115,14 @@ class FetcherWork:
             report=report.plain(),
         )
 
-    async def _for_drawing(
+    async def _stage_for_inference(
         self, order: Order, model: ModelSource, inference: tuple[Inference, ...], scratch: Path
     ) -> ModelStaged:
-        named = Named(model.source, "input.model")
+        reference = ModelReference(model.source, "input.model")
         return ModelStaged(
             **order.stamp(),
             inference=inference,
-            model=await self._stage_model(order, "the model", named, scratch / "model"),
+            model=await self._stage_model(order, "the model", reference, scratch / "model"),
             clip_skip=model.clip_skip,
             name=model.name,
             sha256=model.sha256,
@@ -132,16 +134,16 @@ class FetcherWork:
         archive, folder = scratch / "data.zip", scratch / "dataset"
         shown = "the upload" if train.data_url.startswith(STORED) else shown_url(train.data_url)
         await in_thread(folder.mkdir)
-        await self._fetch(order, train.data_url, archive)
+        await self._fetch_archive(order, train.data_url, archive)
         order.progress(phase="unpacking")
         unpacked = await unpack(archive, folder, shown=shown, keepalive=order.keepalive)
         await in_thread(archive.unlink)
-        checked = await check(
+        checked = await check_images(
             unpacked, folder, shown=shown,
             keepalive=lambda done, of: order.progress(phase="checking images", images=done, of=of),
         )  # fmt: skip
         manifest, report = await in_thread(
-            report_on, checked, train, job_seed(order.job, train), shown
+            build_report, checked, train, job_seed(order.job, train), shown
         )
         await in_thread(manifest.write, folder)
         order.progress(phase="storing the dataset")
@@ -152,29 +154,31 @@ class FetcherWork:
         )
         return prefix, manifest, report
 
-    async def _stage_model(self, order: Order, called: str, named: Named, scratch: Path) -> str:
-        meter = ProgressMeter(f"downloading {called}", order.progress, order.keepalive)
-        order.progress(phase=f"staging {called}", bytes=0, bytes_total=None)
+    async def _stage_model(
+        self, order: Order, shown: str, reference: ModelReference, scratch: Path
+    ) -> str:
+        meter = ProgressMeter(f"downloading {shown}", order.progress, order.keepalive)
+        order.progress(phase=f"staging {shown}", bytes=0, bytes_total=None)
         await in_thread(scratch.mkdir)
-        return await self._bases.stage(named, scratch, meter)
+        return await self._models.stage(reference, scratch, meter)
 
-    async def _completed(
+    async def _with_model_facts(
         self, report: Report, manifest: Manifest, train: Train, base: str, scratch: Path
     ) -> Report:
-        """The report with what the base model tells: tokens, bytes and minutes."""
-        folder = scratch / SELECTED
+        """Add what depends on the base model: tokens, bytes and minutes."""
+        folder = scratch / LINKS_FOLDER
         if await in_thread(folder.is_dir):
-            parameters = await in_thread(parameters_of, folder)
-        else:  # a model in our store already, of which nothing was fetched
+            parameters = await in_thread(count_parameters, folder)
+        else:  # the model was in our store already, so nothing was downloaded
             parameters = await stored_parameters(self._store, base)
             await fetch_tokenizer(self._store, base, folder)
-        counts = await in_thread(token_counts, folder, captions_of(manifest))
+        counts = await in_thread(count_tokens, folder, captions_of(manifest))
         report = with_tokens(report, manifest, counts)
         speed = await self._measured_speed()
         return replace(report, estimate=estimate(train, parameters, report.megapixels, speed))
 
     async def _measured_speed(self) -> Speed | None:
-        """The newest one; None: nothing was trained here yet."""
+        """The latest training's speed; None: there is none yet."""
         try:
             return msgspec.json.decode(await self._store.get(SPEED_KEY), type=Speed)
         except NotFound:
@@ -183,8 +187,8 @@ class FetcherWork:
             log.warning("speed_unreadable", key=SPEED_KEY, reason=str(error))
             return None
 
-    async def _fetch(self, order: Order, url: str, archive: Path) -> None:
-        """The archive from the user's URL, or from our store where the gateway found it there."""
+    async def _fetch_archive(self, order: Order, url: str, archive: Path) -> None:
+        """Download the archive from the user's URL, or from our store."""
         if not url.startswith(STORED):
             meter = ProgressMeter("downloading the dataset", order.progress, order.keepalive)
             await download(
@@ -203,6 +207,6 @@ class FetcherWork:
             raise Refused(f"input.train.data_url: {error}") from None
 
 
-def _make_fresh(folder: Path) -> None:
+def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -13,14 +13,8 @@ from services.gateway.ports import Record
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
-from shared.ports import Bus, ObjectStore
 from shared.service_process import closing, or_stopped, stop_on_signals
-from shared.settings import Settings, from_environment
-
-
-def build(settings: Settings, key: str, bus: Bus, store: ObjectStore, record: Record) -> Gateway:
-    """The gateway over these adapters; run it with ``await gateway.run(stop)``."""
-    return Gateway(settings, key, bus, store, record)
+from shared.settings import from_environment
 
 
 async def main() -> None:
@@ -35,7 +29,7 @@ async def main() -> None:
     ):
         record = Record(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
         await or_stopped(migrate(record.jobs), stop)
-        await build(settings, key, bus, store, record).run(stop)
+        await Gateway(settings, key, bus, store, record).run(stop)
 
 
 if __name__ == "__main__":

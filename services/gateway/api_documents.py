@@ -10,37 +10,16 @@ from pathlib import Path
 
 from services.gateway.api_docs import asyncapi, openapi
 from services.gateway.api_docs.schemas import Schema
-from services.gateway.endpoints.docs import DocsRoutes
-from services.gateway.endpoints.files import FileRoutes
-from services.gateway.endpoints.health import HealthRoutes
-from services.gateway.endpoints.job_list import JobListRoutes
-from services.gateway.endpoints.job_removal import JobRemovalRoutes
-from services.gateway.endpoints.jobs import JobRoutes
-from services.gateway.endpoints.server_sent_events import EventRoutes
-from services.gateway.endpoints.uploads import UploadRoutes
-from services.gateway.endpoints.webhooks import WebhookRoutes
-
-PARTS = (
-    JobRoutes,
-    EventRoutes,
-    JobListRoutes,
-    WebhookRoutes,
-    JobRemovalRoutes,
-    UploadRoutes,
-    FileRoutes,
-    HealthRoutes,
-    DocsRoutes,
-)
-"""Every class whose methods answer over HTTP."""
+from services.gateway.endpoints.routes import ROUTE_CLASSES
 
 
 @cache
 def documents() -> dict[str, Schema]:
     """By file name."""
-    ours = version("everydream-service")
+    release = version("everydream-service")
     return {
-        "openapi.json": openapi.document(PARTS, ours),
-        "asyncapi.json": asyncapi.document(ours),
+        "openapi.json": openapi.document(ROUTE_CLASSES, release),
+        "asyncapi.json": asyncapi.document(release),
     }
 
 

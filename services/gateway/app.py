@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from itertools import count
 
 import structlog
 from aiohttp import web
@@ -23,13 +22,13 @@ from services.gateway.endpoints.health import HealthRoutes
 from services.gateway.endpoints.job_list import JobListRoutes
 from services.gateway.endpoints.job_removal import JobRemovalRoutes
 from services.gateway.endpoints.jobs import JobRoutes
+from services.gateway.endpoints.routes import Endpoints
 from services.gateway.endpoints.server_sent_events import EventRoutes
 from services.gateway.endpoints.stream import OutputStreams
 from services.gateway.endpoints.uploads import UploadRoutes, name_the_version
 from services.gateway.endpoints.webhooks import WebhookRoutes
 from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.capacity import Capacity
-from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.queue_position import QueuePositions
 from services.gateway.jobs.references import References
@@ -41,7 +40,7 @@ from services.gateway.web.authentication import Keys, configured_keys
 from services.gateway.web.authorization import Authorizer
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, ObjectStore
-from shared.retry import reconnect_delay
+from shared.retry import Reconnects
 from shared.settings import Settings
 
 LAST_ANSWERS_SECONDS = 5.0
@@ -74,7 +73,7 @@ class Gateway:
             clock: seconds since the epoch.
         """
         heartbeat, jobs = settings.heartbeat, record.jobs
-        presenter, change_notifier = Presenter(store, clock), ChangeNotifier()
+        presenter = Presenter(store, clock)
         uploads = Uploads(record.uploads, store, settings.public_url, clock)
         self._settings = settings
         self._relay = OutboxRelay(bus, jobs, clock=clock, heartbeat=heartbeat)
@@ -88,7 +87,6 @@ class Gateway:
             clock=clock,
             on_due=self._relay.wake,
             on_end=self._retention.job_ended,
-            on_change=change_notifier.tell,
         )
         references = References(settings.public_url, key, repository, uploads, clock)
         admission = Admission(key, repository, references, clock, settings.allowed_private_hosts)
@@ -99,34 +97,32 @@ class Gateway:
         self._intake = Intake(bus, admission)
         keys = Keys(configured_keys(settings), record.keys, clock)
         authorizer, capacity = Authorizer(repository), Capacity(bus, jobs)
-        endpoint = JobRoutes(
-            authorizer=authorizer,
-            admission=admission,
-            repository=repository,
-            presenter=presenter,
-            change_notifier=change_notifier,
-            streams=OutputStreams(jobs, repository, presenter, change_notifier, clock),
-            capacity=capacity,
-            waiting=QueuePositions(capacity, jobs, clock),
-            clock=clock,
-        )
-        events = EventRoutes(
-            authorizer=authorizer,
-            repository=repository,
-            jobs=jobs,
-            presenter=presenter,
-            change_notifier=change_notifier,
-        )
-        listing, webhooks = JobListRoutes(jobs, clock), WebhookRoutes(authorizer, repository, clock)
-        removal = JobRemovalRoutes(authorizer, repository, clock, self._retention.job_removed)
-        uploading = UploadRoutes(uploads)
-        files = [FileRoutes(store, key, clock)] if isinstance(store, KeepsFiles) else []
         openapi, asyncapi = documents().values()
-        pages = DocsRoutes(openapi, asyncapi, settings.public_url)
-        own = (endpoint, events, listing, webhooks, removal, uploading)
-        health = HealthRoutes(repository, self._supervisor, store, clock)
-        parts = (*own, health, pages, *files)
-        self._app = application.application(parts, keys, authorizer)
+        endpoints = Endpoints(
+            jobs=JobRoutes(
+                authorizer=authorizer,
+                admission=admission,
+                repository=repository,
+                presenter=presenter,
+                streams=OutputStreams(jobs, repository, presenter, clock),
+                capacity=capacity,
+                queue_positions=QueuePositions(capacity, jobs, clock),
+                clock=clock,
+            ),
+            events=EventRoutes(
+                authorizer=authorizer, repository=repository, jobs=jobs, presenter=presenter
+            ),
+            job_list=JobListRoutes(jobs, clock),
+            webhooks=WebhookRoutes(authorizer, repository, clock),
+            job_removal=JobRemovalRoutes(
+                authorizer, repository, clock, self._retention.job_removed
+            ),
+            uploads=UploadRoutes(uploads),
+            files=FileRoutes(store, key, clock) if isinstance(store, KeepsFiles) else None,
+            health=HealthRoutes(repository, self._supervisor, store, clock),
+            docs=DocsRoutes(openapi, asyncapi, settings.public_url),
+        )
+        self._app = application.application(filter(None, endpoints), keys, authorizer)
         self._app.on_response_prepare.append(name_the_version)
         self.listening = asyncio.Event()
         """Set once requests are answered."""
@@ -177,11 +173,10 @@ class Gateway:
 
 async def migrate(jobs: JobStore) -> None:
     """Bring the schema up to date as soon as the database answers."""
-    for attempt in count():
+    async for _ in Reconnects():
         try:
             await jobs.migrate()
         except Unavailable as error:
             log.warning("database_away", reason=str(error))
-            await asyncio.sleep(reconnect_delay(attempt))
         else:
             return

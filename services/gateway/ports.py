@@ -135,16 +135,14 @@ class JobStore(Protocol):
     async def removed(self) -> Sequence[RemovedJob]:
         """The jobs that were removed and not yet deleted, the longest ago first."""
 
-    async def count_live(self, owner: str) -> int: ...
-
     async def counts(self, owner: str) -> Mapping[str, int]:
         """How many jobs an owner has, by status; a status without any is left out."""
 
     async def count_retried(self, owner: str) -> int:
         """How often an owner's jobs were run again."""
 
-    async def count_ahead(self, job: StoredJob) -> int:
-        """How many jobs wait in front of this one, of whatever owner."""
+    async def count_ahead(self, created_at: float, job_id: str) -> int:
+        """How many jobs, of any owner, wait in front of this one."""
 
     async def newest(
         self,

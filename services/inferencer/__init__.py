@@ -1,1 +1,1 @@
-"""The inferencer draws images from fine-tuned weights."""
+"""The inferencer: generates images with trained models."""

@@ -1,4 +1,4 @@
-"""Runs the inferencer: ``python -m services.inferencer``."""
+"""Run the inferencer: ``python -m services.inferencer``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.worker.runtime import Worker
 async def serve(
     settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
 ) -> None:
-    """Draw results, and samples while none wait, until ``stop`` is set."""
+    """Generate results, and samples while none are waiting, until ``stop`` is set."""
     standby = Standby(CHILD)
     scratch, cache = settings.scratch, settings.cache
     work = InferencerWork(store, standby, scratch=scratch, cache=cache)

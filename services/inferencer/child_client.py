@@ -1,52 +1,39 @@
-"""The parent's side of drawing: an order to the lasting child, and its images into the store."""
+"""Send orders to the long-lived child, and store the images that it writes."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from services.inferencer.order import DrawingOrder
-from shared.child.parent import Child, ChildDied, Standby
-from shared.child.records import AnyRecord, Done, Failed
+from services.inferencer.order import GenerationOrder
+from shared.child.parent import ChildDied, OnRecord, Standby
+from shared.child.records import Done
 from shared.concurrency import in_thread
-from shared.errors import Passing, Refused
+from shared.errors import Passing
 from shared.messaging.messages import Artifact
 from shared.ports import ObjectStore
 from shared.storage.folders import sha256_of
 
-OnRecord = Callable[[AnyRecord], Awaitable[None]]
-"""Takes what the child says; the child goes on meanwhile."""
 
-
-async def draw(standby: Standby, asked: DrawingOrder, hear: OnRecord) -> None:
-    """Have the child draw; it is kept only if it had its last word and awaits another order.
+async def run_order(standby: Standby, order: GenerationOrder, on_record: OnRecord) -> None:
+    """Have the child carry out an order; it is kept only if it ends with its final record.
 
     Raises:
-        Refused, Passing: the child gave up, or died.
-        Exception: what ``hear`` raises.
+        Refused, Passing: the order failed, or the child died.
+        Exception: raised by ``on_record``.
     """
     try:
         child = await standby.ready()
-        await child.order(asked)
-        last = await _last_word(child, hear)
+        await child.order(order)
+        last = await child.last_word(on_record)
     except ChildDied as error:
         raise Passing(str(error)) from error
     except BaseException:
         await standby.close()
         raise
-    if isinstance(last, Failed):
-        raise (Refused if last.refused else Passing)(last.reason)
-
-
-async def _last_word(child: Child, hear: OnRecord) -> Done | Failed:
-    async with aclosing(child.records()) as records:
-        async for record in records:
-            if isinstance(record, Done | Failed):
-                return record
-            await hear(record)
-    raise AssertionError("records end by an error only")
+    if not isinstance(last, Done):
+        raise last.error()
 
 
 async def store_image(
@@ -57,7 +44,7 @@ async def store_image(
     *,
     keepalive: Callable[[], None],
 ) -> Artifact:
-    """Put a drawn file into the store under a key whose last part is its name."""
+    """Upload an image; the artifact's name is the last part of its key."""
     await store.upload(path, key, keepalive=keepalive)
     size = (await in_thread(path.stat)).st_size
     sha256 = await sha256_of(path)

@@ -1,4 +1,4 @@
-"""What the inferencer's parent asks of its child."""
+"""The order that the inferencer's parent sends its child."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from shared.request import Inference
 
 
 class ImageRequest(Struct, frozen=True, kw_only=True):
-    """One entry of the request, its seed settled."""
+    """One entry of ``input.inference``, its seed settled."""
 
     inference: Inference
     seed: int
-    """Of its first image; image i has seed + i."""
+    """Seed of the first image; image i has seed + i."""
     side: int | None = None
-    """Pixels of both sides, whatever the inference says: samples may be larger than its largest."""
+    """Width and height in pixels, in place of the inference's: samples may exceed its maximum."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of its images, pixels."""
+        """Width and height of its images, in pixels."""
         return self.side or self.inference.width, self.side or self.inference.height
 
 
-class About(Struct, frozen=True, kw_only=True):
-    """What every image of an order says of where it comes from."""
+class Provenance(Struct, frozen=True, kw_only=True):
+    """Where an order's images come from; written into every PNG."""
 
     job: str
     step: int | None = None
     """Training steps done; None: the model was not trained by this job."""
     model: str = ""
-    """The checkpoint's name."""
+    """Name of the checkpoint."""
     sha256: str = ""
     """Of the checkpoint file; empty: there is none, or it is unknown."""
 
 
-class DrawingOrder(Struct, frozen=True, kw_only=True):
-    """Images to draw with one model. Folders are local paths."""
+class GenerationOrder(Struct, frozen=True, kw_only=True):
+    """Images to generate with one model. Folders are local paths."""
 
     model: str
     """A diffusers folder, or configurations and a single file."""
-    weights: str | None = None
-    """A snapshot's folder, whose networks take the place of the model's; None: the model's own."""
-    entries: tuple[ImageRequest, ...]
+    snapshot: str | None = None
+    """A snapshot's folder, whose networks replace the model's; None: the model as it is."""
+    requests: tuple[ImageRequest, ...]
     clip_skip: int
-    about: About
+    provenance: Provenance
     out: str
-    """An empty folder for ``0000.png``, ``0001.png`` and so on, numbered as the entries say."""
+    """An empty folder for ``0000.png``, ``0001.png`` and so on, in the order of the requests."""

@@ -1,7 +1,7 @@
-"""Rows of samples: every prompt drawn from a snapshot while training goes on, or at its end.
+"""Generate rows of samples: one image for each prompt, from a snapshot or the finished model.
 
-A sample depends on its prompt, its seed and the weights alone, so that one column shows what was
-learned in between, and a row that is drawn again is the same.
+A sample depends on its prompt, its seed and the weights alone. So one column of the rows shows what
+was learned in between, and a row generated again is the same.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import structlog
 
-from services.inferencer.child_client import draw, store_image
-from services.inferencer.order import About, DrawingOrder, ImageRequest
+from services.inferencer.child_client import run_order, store_image
+from services.inferencer.order import GenerationOrder, ImageRequest, Provenance
 from shared.child.parent import Standby
 from shared.child.records import AnyRecord, Drawn, ImageFailed
 from shared.concurrency import in_thread
@@ -24,7 +24,7 @@ from shared.ports import Bus, ObjectStore
 from shared.request import Inference
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder
-from shared.storage.snapshots import sample_key, standing
+from shared.storage.snapshots import sample_key, waiting_snapshots
 from shared.worker.order import BestEffortTask
 
 STEPS = 30
@@ -34,14 +34,14 @@ log = structlog.get_logger()
 
 
 class SampleRows:
-    """Draws the rows that trainings ask for on their way; a late one gives way to a newer."""
+    """Generates the rows of trainings in progress; skips one when its job has a newer one."""
 
     queue = INFERENCER_SAMPLES
 
     def __init__(
         self, bus: Bus, store: ObjectStore, standby: Standby, *, scratch: Path, cache: Path
     ) -> None:
-        """``standby`` is the child that draws the results too; ``cache`` holds base models."""
+        """``standby`` keeps the child, shared with the results; ``cache`` holds base models."""
         self._bus = bus
         self._store = store
         self._standby = standby
@@ -49,97 +49,104 @@ class SampleRows:
         self._cache = cache
 
     async def run(self, best_effort_task: BestEffortTask) -> None:
-        """Draw a row and remove its snapshot; one that was passed over is removed undrawn.
+        """Generate a row, or skip it if it is superseded; remove its snapshot.
 
         Raises:
-            Unavailable: the store or the broker is away; the snapshot stands.
+            Unavailable: the store or the broker is away; the snapshot stays.
         """
-        asked = best_effort_task.message
-        if not isinstance(asked, CheckpointSampled):
+        sampled = best_effort_task.message
+        if not isinstance(sampled, CheckpointSampled):
             return
-        if await self._is_overtaken(asked):
+        if await self._is_superseded(sampled):
             log.info(
-                "sample_row_skipped", job=asked.job, step=asked.row.step, reason="a newer one waits"
+                "sample_row_skipped",
+                job=sampled.job,
+                step=sampled.row.step,
+                reason="a newer one waits",
             )
         else:
-            await self._draw_or_pass_over(asked, best_effort_task)
-        await self._store.delete(f"{asked.snapshot}/")
+            await self._generate_or_skip(sampled, best_effort_task)
+        await self._store.delete(f"{sampled.snapshot}/")
 
-    async def _is_overtaken(self, asked: CheckpointSampled) -> bool:
-        steps = [snapshot.step for snapshot in await standing(self._store, asked.job)]
-        return max(steps, default=0) > asked.row.step
+    async def _is_superseded(self, sampled: CheckpointSampled) -> bool:
+        steps = [snapshot.step for snapshot in await waiting_snapshots(self._store, sampled.job)]
+        return max(steps, default=0) > sampled.row.step
 
-    async def _draw_or_pass_over(
-        self, asked: CheckpointSampled, best_effort_task: BestEffortTask
+    async def _generate_or_skip(
+        self, sampled: CheckpointSampled, best_effort_task: BestEffortTask
     ) -> None:
-        folder = self._scratch / asked.snapshot.replace("/", "-")
+        job, step = sampled.job, sampled.row.step
+        folder = self._scratch / sampled.snapshot.replace("/", "-")
         try:
             await in_thread((folder / "out").mkdir, parents=True, exist_ok=True)
-            await self._draw(asked, folder, best_effort_task.keepalive)
+            await self._generate(sampled, folder, best_effort_task.keepalive)
         except NotFound:
-            log.info("sample_row_skipped", job=asked.job, step=asked.row.step, reason="it is gone")
+            log.info("sample_row_skipped", job=job, step=step, reason="it is gone")
         except Unavailable:
             raise
         except (Refused, Passing) as error:
-            log.warning("sample_row_skipped", job=asked.job, step=asked.row.step, reason=str(error))
+            log.warning("sample_row_skipped", job=job, step=step, reason=str(error))
         finally:
             await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _draw(
-        self, asked: CheckpointSampled, folder: Path, keepalive: Callable[[], None]
+    async def _generate(
+        self, sampled: CheckpointSampled, folder: Path, keepalive: Callable[[], None]
     ) -> None:
-        weights = folder / "weights"
-        await download_folder(self._store, asked.snapshot, weights, keepalive=keepalive)
-        base = await cached_folder(self._store, asked.base_model, self._cache, keepalive=keepalive)
-        order = DrawingOrder(
+        job, row = sampled.job, sampled.row
+        snapshot = folder / "weights"
+        await download_folder(self._store, sampled.snapshot, snapshot, keepalive=keepalive)
+        base = await cached_folder(
+            self._store, sampled.base_model, self._cache, keepalive=keepalive
+        )
+        order = GenerationOrder(
             model=str(base),
-            weights=str(weights),
-            entries=entries_of(asked.row),
-            clip_skip=asked.clip_skip,
-            about=About(job=asked.job, step=asked.row.step),
+            snapshot=str(snapshot),
+            requests=sample_requests(row),
+            clip_skip=sampled.clip_skip,
+            provenance=Provenance(job=job, step=row.step),
             out=str(folder / "out"),
         )
-        samples, missing = await draw_row(
-            self._standby, self._store, asked.job, asked.row, order, keepalive=keepalive
+        samples, missing = await generate_row(
+            self._standby, self._store, job, row, order, keepalive=keepalive
         )
         for reason in missing:
-            log.warning("sample_missing", job=asked.job, step=asked.row.step, reason=reason)
-        await self._bus.publish(SamplesGenerated(job=asked.job, samples=samples))
-        log.info("sample_row_drawn", job=asked.job, step=asked.row.step)
+            log.warning("sample_missing", job=job, step=row.step, reason=reason)
+        await self._bus.publish(SamplesGenerated(job=job, samples=samples))
+        log.info("sample_row_drawn", job=job, step=row.step)
 
 
-async def draw_row(
+async def generate_row(
     standby: Standby,
     store: ObjectStore,
     job: str,
     row: SampleRow,
-    order: DrawingOrder,
+    order: GenerationOrder,
     *,
     keepalive: Callable[[], None],
 ) -> tuple[tuple[DrawnSample, ...], tuple[str, ...]]:
-    """Draw a row into the store; the order's entries are :func:`entries_of` it.
+    """Generate a row and store it; the order's requests are the row's :func:`sample_requests`.
 
-    Beside the samples, in the order of their prompts, stands why others are missing.
+    Returns the samples in the order of their prompts, and the reasons why others are missing.
 
     Raises:
-        Refused, Passing: it cannot be drawn; see :func:`services.inferencer.child_client.draw`.
+        Refused, Passing: see :func:`services.inferencer.child_client.run_order`.
     """
     samples: list[DrawnSample] = []
     missing: list[str] = []
 
-    async def hear(record: AnyRecord) -> None:
+    async def on_record(record: AnyRecord) -> None:
         keepalive()
         if isinstance(record, Drawn):
-            samples.append(await _stored(store, job, row, record, keepalive))
+            samples.append(await _store_sample(store, job, row, record, keepalive))
         elif isinstance(record, ImageFailed):
             missing.append(record.reason)
 
-    await draw(standby, order, hear)
+    await run_order(standby, order, on_record)
     return tuple(sorted(samples, key=lambda sample: sample.index)), tuple(missing)
 
 
-def entries_of(row: SampleRow) -> tuple[ImageRequest, ...]:
-    """One image for each prompt, square, each with a seed of its own that all rows share."""
+def sample_requests(row: SampleRow) -> tuple[ImageRequest, ...]:
+    """One square image for each prompt, with its own seed, the same in all rows."""
     return tuple(
         ImageRequest(
             inference=Inference(
@@ -155,7 +162,7 @@ def entries_of(row: SampleRow) -> tuple[ImageRequest, ...]:
     )
 
 
-async def _stored(
+async def _store_sample(
     store: ObjectStore, job: str, row: SampleRow, drawn: Drawn, keepalive: Callable[[], None]
 ) -> DrawnSample:
     key = sample_key(job, step=row.step, index=drawn.index)

@@ -1,6 +1,6 @@
-"""The inferencer's parent: it fetches the model, has a lasting child draw, and stores the images.
+"""The inferencer's parent: fetch the model, have the child generate images, and store them.
 
-It loads no torch. The child sees folders; only the parent knows the store.
+The parent loads no torch and knows the store; the child sees folders only.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from services.inferencer.child_client import draw, store_image
-from services.inferencer.order import About, DrawingOrder, ImageRequest
-from services.inferencer.sample_rows import draw_row, entries_of
+from services.inferencer.child_client import run_order, store_image
+from services.inferencer.order import GenerationOrder, ImageRequest, Provenance
+from services.inferencer.sample_rows import generate_row, sample_requests
 from shared.child.parent import Standby
 from shared.child.records import AnyRecord, Drawn, ImageFailed, Phase, Progress
 from shared.concurrency import in_thread
@@ -42,14 +42,14 @@ from shared.storage.cache import cached_folder
 from shared.worker.order import Order
 
 CHILD = "services.inferencer.generation.child"
-LOST = "the last samples are missing: "
-LOST_ONE = "one of the last samples is missing: "
+ROW_MISSING = "the last samples are missing: "
+SAMPLE_MISSING = "one of the last samples is missing: "
 SEEDS = 2**32
-"""A drawn seed is below this."""
+"""Random seeds are below this."""
 
 
 class InferencerWork:
-    """Draws with a trained or a named model, by one child that outlives the job."""
+    """Generates images with a trained or a named model, by one child that outlives the job."""
 
     queue = INFERENCER_RESULTS
     concurrency = 1
@@ -59,9 +59,9 @@ class InferencerWork:
     graceful = False
 
     def __init__(self, store: ObjectStore, standby: Standby, *, scratch: Path, cache: Path) -> None:
-        """``cache`` holds models for a while; ``scratch`` one job's images at a time.
+        """``cache`` keeps models between jobs; ``scratch`` holds one job's images at a time.
 
-        ``standby`` keeps the child, which may draw samples between the results.
+        ``standby`` keeps the child, which may generate samples between the results.
         """
         self._store = store
         self._scratch = scratch
@@ -72,11 +72,11 @@ class InferencerWork:
         return "generation" if isinstance(message, CheckpointFinal | ModelStaged) else None
 
     async def prepare(self) -> str:
-        """Start the child unless it lives; names the GPU."""
+        """Start the child unless it is running; returns the GPU's name."""
         return (await self._standby.ready()).gpu
 
     async def perform(self, order: Order) -> ImagesGenerated:
-        """Draw every entry and the last row; only the idle child is left when it is over."""
+        """Generate all images and the last row; only the idle child is left afterwards."""
         folder = self._scratch / f"{order.job}-generation-{order.grant.attempt}"
         try:
             await in_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -95,26 +95,28 @@ class InferencerWork:
         model = await cached_folder(
             self._store, finished.model, self._cache, keepalive=order.keepalive
         )
-        asked = DrawingOrder(
+        generation = GenerationOrder(
             model=str(model),
-            entries=tuple(entry_of(each) for each in finished.inference),
+            requests=tuple(image_request(each) for each in finished.inference),
             clip_skip=finished.clip_skip,
-            about=about(finished),
+            provenance=provenance(finished),
             out=str(folder),
         )
-        images = await self._draw_images(order, asked) if asked.entries else []
+        images = await self._generate_images(order, generation) if generation.requests else []
         row = finished.row if isinstance(finished, CheckpointFinal) else None
-        samples, warnings = await self._draw_last_row(order, row, asked)
+        samples, warnings = await self._generate_last_row(order, row, generation)
         return ImagesGenerated(
             **order.stamp(), images=tuple(images), samples=samples, warnings=warnings
         )
 
-    async def _draw_images(self, order: Order, asked: DrawingOrder) -> list[DrawnImage]:
-        """Store each image as it comes; they are in the order of the request at the end."""
-        wanted = [entry for entry in asked.entries for _ in range(entry.inference.num_outputs)]
+    async def _generate_images(self, order: Order, generation: GenerationOrder) -> list[DrawnImage]:
+        """Store each image as soon as it is there; return all in the order of the requests."""
+        requests = [
+            request for request in generation.requests for _ in range(request.inference.num_outputs)
+        ]
         images: dict[int, DrawnImage] = {}
 
-        async def hear(record: AnyRecord) -> None:
+        async def on_record(record: AnyRecord) -> None:
             order.keepalive()
             match record:
                 case Phase(name=name):
@@ -122,65 +124,62 @@ class InferencerWork:
                 case Progress(numbers=numbers):
                     order.progress(**numbers)
                 case Drawn(index=index):
-                    images[index] = await self._store_image(order, record, wanted[index])
-                case ImageFailed(index=index):
-                    images[index] = _spoiled_image(record, wanted[index])
+                    images[index] = await self._store_image(order, record, requests[index])
+                case ImageFailed(index=index, seed=seed, reason=reason):
+                    images[index] = _image(None, requests[index], seed, error=reason)
 
-        await draw(self._standby, asked, hear)
-        return [images[index] for index in range(len(wanted))]
+        await run_order(self._standby, generation, on_record)
+        return [images[index] for index in range(len(requests))]
 
-    async def _draw_last_row(
-        self, order: Order, row: SampleRow | None, asked: DrawingOrder
+    async def _generate_last_row(
+        self, order: Order, row: SampleRow | None, generation: GenerationOrder
     ) -> tuple[tuple[DrawnSample, ...], tuple[str, ...]]:
-        """The samples of the finished model; without them, why. No job fails for want of them."""
+        """The finished model's samples, and warnings for missing ones: they fail no job."""
         if row is None:
             return (), ()
         order.progress(phase="drawing the last samples")
-        asked = replace(asked, entries=entries_of(row))
+        generation = replace(generation, requests=sample_requests(row))
         try:
-            samples, missing = await draw_row(
-                self._standby, self._store, order.job, row, asked, keepalive=order.keepalive
+            samples, missing = await generate_row(
+                self._standby, self._store, order.job, row, generation, keepalive=order.keepalive
             )
         except Unavailable:
             raise
         except (Refused, Passing) as error:
-            return (), (f"{LOST}{error}",)
-        return samples, tuple(f"{LOST_ONE}{reason}" for reason in missing)
+            return (), (f"{ROW_MISSING}{error}",)
+        return samples, tuple(f"{SAMPLE_MISSING}{reason}" for reason in missing)
 
-    async def _store_image(self, order: Order, drawn: Drawn, entry: ImageRequest) -> DrawnImage:
+    async def _store_image(self, order: Order, drawn: Drawn, request: ImageRequest) -> DrawnImage:
         path = Path(drawn.path)
         key = f"jobs/{order.job}/generation/{order.grant.attempt}/{path.name}"
         artifact = await store_image(self._store, path, key, "image", keepalive=order.keepalive)
-        return _image(artifact, entry.inference, drawn.seed)
-
-
-def _spoiled_image(spoiled: ImageFailed, entry: ImageRequest) -> DrawnImage:
-    return _image(None, entry.inference, spoiled.seed, error=spoiled.reason)
+        return _image(artifact, request, drawn.seed)
 
 
 def _image(
-    artifact: Artifact | None, asked: Inference, seed: int, *, error: str | None = None
+    artifact: Artifact | None, request: ImageRequest, seed: int, *, error: str | None = None
 ) -> DrawnImage:
+    inference = request.inference
     return DrawnImage(
         artifact=artifact,
-        prompt=asked.prompt,
-        negative_prompt=asked.negative_prompt,
-        width=asked.width,
-        height=asked.height,
-        num_inference_steps=asked.num_inference_steps,
-        guidance_scale=asked.guidance_scale,
-        scheduler=asked.scheduler,
+        prompt=inference.prompt,
+        negative_prompt=inference.negative_prompt,
+        width=inference.width,
+        height=inference.height,
+        num_inference_steps=inference.num_inference_steps,
+        guidance_scale=inference.guidance_scale,
+        scheduler=inference.scheduler,
         seed=seed,
-        passback=asked.passback,
+        passback=inference.passback,
         error=error,
     )
 
 
-def about(finished: CheckpointFinal | ModelStaged) -> About:
-    """What the images say of the model that the fact brings."""
+def provenance(finished: CheckpointFinal | ModelStaged) -> Provenance:
+    """What the images' PNGs say of the model."""
     if isinstance(finished, ModelStaged):
-        return About(job=finished.job, model=finished.name, sha256=finished.sha256)
-    return About(
+        return Provenance(job=finished.job, model=finished.name, sha256=finished.sha256)
+    return Provenance(
         job=finished.job,
         step=finished.summary.get("steps"),
         model=finished.checkpoint.name,
@@ -188,8 +187,8 @@ def about(finished: CheckpointFinal | ModelStaged) -> About:
     )
 
 
-def entry_of(asked: Inference) -> ImageRequest:
-    """An entry with its seed: the one asked for, or one drawn for it."""
-    is_open = asked.seed is None or asked.seed == -1
-    seed = random.SystemRandom().randrange(SEEDS) if is_open else asked.seed
-    return ImageRequest(inference=asked, seed=seed or 0)
+def image_request(inference: Inference) -> ImageRequest:
+    """An entry with its seed: the given one, or a random one."""
+    is_open = inference.seed is None or inference.seed == -1
+    seed = random.SystemRandom().randrange(SEEDS) if is_open else inference.seed
+    return ImageRequest(inference=inference, seed=seed or 0)

@@ -26,7 +26,7 @@ from shared.messaging.topology import NOTIFIER_PUBLISH
 from shared.ports import ObjectStore
 from shared.request import S3Config
 from shared.service_process import closing
-from shared.storage.retrying import PatientStore
+from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
 from shared.worker.order import Order
 
 OpenBucket = Callable[[S3Config], ObjectStore]
@@ -86,12 +86,12 @@ class NotifierWork:
 
     async def _publish(self, order: Order, theirs: ObjectStore) -> ArtifactsPublished:
         scratch = self._scratch / f"{order.job}-{order.stage}-{order.grant.attempt}"
-        patient = PatientStore(theirs, heartbeat=self._heartbeat)
+        retrying = RetryingStore(theirs, deadline=STORE_HEARTBEATS * self._heartbeat)
         try:
             scratch.mkdir(parents=True, exist_ok=True)
             artifacts = [*artifacts_of(order.message), *order.grant.samples]
             urls = await bucket.publish(
-                self._store, patient, job=order.job, artifacts=artifacts, scratch=scratch,
+                self._store, retrying, job=order.job, artifacts=artifacts, scratch=scratch,
                 keepalive=lambda files: order.progress(phase="publishing", files=files),
             )  # fmt: skip
         finally:

@@ -1,1 +1,1 @@
-"""The trainer fine-tunes a Stable Diffusion."""
+"""The trainer fine-tunes Stable Diffusion."""

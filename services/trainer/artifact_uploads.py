@@ -1,53 +1,51 @@
-"""What the child saves goes to the store while it trains on, in order."""
+"""Upload checkpoints, resume points and the trained model, and publish what is stored."""
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 import structlog
 
+from services.trainer.upload_queue import UploadQueue
 from shared.child.records import Saved
 from shared.concurrency import in_thread
-from shared.errors import Unavailable
 from shared.messaging.messages import Artifact, CheckpointSaved, ResumePointSaved, SavedCheckpoint
 from shared.ports import ObjectStore
-from shared.retry import reconnect_delay
 from shared.storage.folders import sha256_of, upload_folder
+from shared.storage.retrying import RetryingStore
 from shared.worker.order import Order
 
-T = TypeVar("T")
-
 CHECKPOINTS = "checkpoints.json"
-"""In a resume point: the checkpoints saved until then."""
+"""In a resume point: the checkpoints saved before it."""
 RESUME_POINTS_KEPT = 2
 
 log = structlog.get_logger()
 
 
 class ArtifactUploads:
-    """One job's uploads; those of checkpoints and resume points run beside the training."""
+    """One job's uploads: what the child saves through :attr:`queue`, the results directly."""
 
     def __init__(
         self, store: ObjectStore, order: Order, *, resumed: Path | None, keep: int | None = None
     ) -> None:
-        """``resumed`` is the local folder of the resume point that the training goes on from.
+        """``resumed`` is the local folder of the resume point that the training continues from.
 
         ``keep`` is how many intermediate checkpoints stay in the store; None: all.
         """
-        self._store = store
+        # Without a deadline: training goes on meanwhile. Once the child is done, the runtime's
+        # patience bounds it, since only the store's progress is then a sign of life.
+        self._store = RetryingStore(store)
         self._keep = keep
         self._order = order
         self._prefix = f"jobs/{order.job}/training/{order.grant.attempt}"
-        self._checkpoints = _known(resumed)
+        self._checkpoints = _earlier_checkpoints(resumed)
         self._resume_points = [order.grant.resume_point] if order.grant.resume_point else []
         self._newest = -1
-        self._waiting: asyncio.Queue[Saved] = asyncio.Queue()
-        self._task = asyncio.create_task(self._run())
+        self.queue = UploadQueue(self._upload)
 
     @property
     def checkpoints(self) -> tuple[SavedCheckpoint, ...]:
@@ -55,29 +53,10 @@ class ArtifactUploads:
         return tuple(self._checkpoints)
 
     def add(self, saved: Saved) -> None:
-        """Upload this when its turn comes; raises what went wrong with an earlier one."""
-        if self._task.done():
-            self._task.result()
+        """Upload this in its turn; of resume points that wait, only the newest."""
         if saved.kind == "resume_point":
             self._newest = saved.step
-        self._waiting.put_nowait(saved)
-
-    async def finished(self) -> None:
-        """Wait until everything is stored.
-
-        Raises:
-            Exception: what went wrong with one of them.
-        """
-        waiting = asyncio.create_task(self._waiting.join())
-        await asyncio.wait((waiting, self._task), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if self._task.done():
-            self._task.result()
-
-    async def cancel(self) -> None:
-        """Stop what is under way."""
-        self._task.cancel()
-        await asyncio.wait((self._task,))
+        self.queue.add(saved)
 
     async def checkpoint(self, path: Path) -> Artifact:
         """Store one checkpoint file, and the optimizers beside it if there are any."""
@@ -88,16 +67,14 @@ class ArtifactUploads:
         return artifact
 
     async def record(self, path: Path, kind: Literal["metrics", "tensorboard"]) -> Artifact:
-        """Store what was recorded of the training."""
+        """Store the metrics."""
         return await self._file(path, f"{self._prefix}/records", kind)
 
     async def _file(
         self, path: Path, folder: str, kind: Literal["checkpoint", "metrics", "tensorboard"]
     ) -> Artifact:
         key = f"{folder}/{path.name}"
-        await self._patiently(
-            lambda: self._store.upload(path, key, keepalive=self._order.keepalive)
-        )
+        await self._store.upload(path, key, keepalive=self._order.keepalive)
         size = (await in_thread(path.stat)).st_size
         sha256 = await sha256_of(path)
         return Artifact(name=path.name, kind=kind, key=key, bytes=size, sha256=sha256)
@@ -106,14 +83,11 @@ class ArtifactUploads:
         """Store the diffusers folder; its prefix."""
         return await self._folder(folder, f"{self._prefix}/model")
 
-    async def _run(self) -> None:
-        while True:
-            saved = await self._waiting.get()
-            if saved.kind == "checkpoint":
-                await self._store_checkpoint(saved)
-            else:
-                await self._store_resume_point(saved)
-            self._waiting.task_done()
+    async def _upload(self, saved: Saved) -> None:
+        if saved.kind == "checkpoint":
+            await self._store_checkpoint(saved)
+        else:
+            await self._store_resume_point(saved)
 
     async def _store_checkpoint(self, saved: Saved) -> None:
         path = Path(saved.path)
@@ -124,7 +98,9 @@ class ArtifactUploads:
             epoch=saved.epoch,
             validation_loss=saved.validation_loss,
         )
-        self._checkpoints, replaced = thinned([*self._checkpoints, checkpoint], self._keep)
+        self._checkpoints, replaced = keep_newest_and_best(
+            [*self._checkpoints, checkpoint], self._keep
+        )
         fact = CheckpointSaved(
             **self._order.stamp(),
             artifact=artifact,
@@ -134,14 +110,14 @@ class ArtifactUploads:
             replaced=tuple(each.artifact.key for each in replaced),
             command=saved.command,
         )
-        await self._order.publish(fact)  # first, so that nobody is shown what is gone
+        await self._order.publish(fact)  # before the deletion: no link leads to a deleted file
         for each in replaced:
-            await self._forget(each.artifact.key)
+            await self._delete(each.artifact.key)
         await in_thread(path.unlink)
         await in_thread(shutil.rmtree, path.with_suffix(".optimizer"), ignore_errors=True)
 
     async def _store_resume_point(self, saved: Saved) -> None:
-        """Unless a newer one waits already; then only the newest two are kept."""
+        """Store it unless a newer one waits; keep the newest two."""
         folder = Path(saved.path)
         if saved.step == self._newest:
             (folder / CHECKPOINTS).write_bytes(msgspec.json.encode(self._checkpoints))
@@ -151,49 +127,28 @@ class ArtifactUploads:
             )
             await self._order.publish(fact)
             log.info("resume_point_saved", job=self._order.job, step=saved.step)
-            await self._forget_older(prefix)
+            await self._delete_older(prefix)
         await in_thread(shutil.rmtree, folder)
 
-    async def _forget_older(self, newest: str) -> None:
+    async def _delete_older(self, newest: str) -> None:
         self._resume_points.append(newest)
         while len(self._resume_points) > RESUME_POINTS_KEPT:
-            oldest = self._resume_points.pop(0)
-            await self._patiently(lambda: self._store.delete(f"{oldest}/"))  # noqa: B023 - awaited
+            await self._store.delete(f"{self._resume_points.pop(0)}/")
 
-    async def _forget(self, key: str) -> None:
+    async def _delete(self, key: str) -> None:
         """Delete a checkpoint, and the optimizers beside it if there are any."""
         stem = key.removesuffix(Path(key).suffix)
-        await self._patiently(lambda: self._store.delete(f"{stem}."))
+        await self._store.delete(f"{stem}.")
 
     async def _folder(self, folder: Path, prefix: str) -> str:
-        await self._patiently(
-            lambda: upload_folder(self._store, folder, prefix, keepalive=self._order.keepalive)
-        )
+        await upload_folder(self._store, folder, prefix, keepalive=self._order.keepalive)
         return prefix
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await patiently(call, job=self._order.job)
 
-
-async def patiently(call: Callable[[], Awaitable[T]], *, job: str) -> T:
-    """Try until the store answers: training goes on meanwhile.
-
-    Once the child is done, nothing but this is a sign of life, so the runtime's patience bounds it.
-    """
-    attempt = 0
-    while True:
-        try:
-            return await call()
-        except Unavailable as error:
-            log.warning("store_unavailable", job=job, reason=str(error))
-            await asyncio.sleep(reconnect_delay(attempt))
-            attempt += 1
-
-
-def thinned(
+def keep_newest_and_best(
     checkpoints: list[SavedCheckpoint], keep: int | None
 ) -> tuple[list[SavedCheckpoint], list[SavedCheckpoint]]:
-    """Which stay, the newest and the best by validation, and which do not; oldest first."""
+    """The checkpoints to keep (the newest, and the best by validation) and the others."""
     if keep is None:
         return checkpoints, []
     stay = {each.artifact.key for each in checkpoints[-keep:]}
@@ -206,13 +161,13 @@ def thinned(
 
 
 def best_of(checkpoints: Iterable[SavedCheckpoint]) -> SavedCheckpoint | None:
-    """The one with the lowest validation loss, of equals the first; None: nothing was measured."""
+    """The one with the lowest validation loss, of equals the first; None: none was measured."""
     measured = [each for each in checkpoints if each.validation_loss is not None]
     return min(measured, key=lambda each: each.validation_loss or 0.0, default=None)
 
 
-def _known(resumed: Path | None) -> list[SavedCheckpoint]:
-    """The checkpoints that earlier attempts have saved."""
+def _earlier_checkpoints(resumed: Path | None) -> list[SavedCheckpoint]:
+    """Those that earlier attempts saved."""
     if resumed is None:
         return []
     return msgspec.json.decode((resumed / CHECKPOINTS).read_bytes(), type=list[SavedCheckpoint])

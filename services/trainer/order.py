@@ -1,4 +1,4 @@
-"""What the trainer's parent asks of its child, and what the child has to show at the end."""
+"""What the trainer's parent sends its child, and the outcome that the child returns."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from shared.request import Command, Train
 
 SECONDS_PER_MINUTE = 60.0
 SNAPSHOTS = "snapshots"
-"""In ``out``: one folder for each snapshot that is not drawn yet, named by its step.
+"""In ``out``: one folder for each snapshot whose row is not drawn yet, named by its step.
 
-The child adds one, its weights in it, and counts them; the parent empties one when it is stored,
-and removes it when the store's copy is gone. So neither needs to ask the other.
+The child adds a folder with weights, and counts folders; the parent empties it once it is stored,
+and removes it once the store's copy is gone. So neither needs to ask the other.
 """
 
 
@@ -21,24 +21,24 @@ class TrainingOrder(Struct, frozen=True, kw_only=True):
     job: str
     train: Train
     seed: int
-    """At least 0: where the request says -1, the parent has drawn one."""
+    """At least 0; the parent replaces the request's -1 by a random one."""
     dataset: str
     """Images and their manifest."""
     base: str
     """The base model: a diffusers folder, or configurations and a single file."""
     resume: str | None = None
-    """A resume point to go on from."""
+    """The resume point to go on from."""
     out: str
     sample_every: int | None = None
-    """Steps between snapshots for rows of samples; None: there is nothing to draw."""
+    """Steps between sample rows; None: there is nothing to draw."""
     sampled: tuple[int, ...] = ()
-    """Steps whose rows are drawn already, by an earlier attempt."""
+    """Steps whose rows an earlier attempt had drawn."""
     resume_every: float
     """Seconds between resume points."""
 
 
 class Commands(Struct, frozen=True, kw_only=True):
-    """What the user wants of the training at work, while it is: the newest number of each kind."""
+    """The newest number of each kind of command, sent while the training runs."""
 
     commands: dict[Command, int]
 
@@ -52,7 +52,7 @@ class Measured(Struct, frozen=True, kw_only=True):
 
 
 class Validated(Struct, frozen=True, kw_only=True):
-    """What all measurements come to; each of them stands in the metrics."""
+    """The measurements in short; the metrics have each of them."""
 
     images: int
     """Held out of training."""
@@ -69,7 +69,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     model: str
     """The diffusers folder."""
     metrics: str
-    """JSON lines: what was reported, and what was measured."""
+    """JSON lines: reports and validations."""
     tensorboard: str
     """The same as TensorBoard's event file."""
     seed: int

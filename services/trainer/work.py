@@ -1,4 +1,4 @@
-"""The trainer's parent: it fetches, sends its child to work, and stores what the child brings.
+"""The trainer's parent process: fetch files, run the child, store what it saves.
 
 It loads no torch. The child sees folders; only the parent knows the store.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
@@ -18,13 +17,13 @@ from services.trainer.artifact_uploads import ArtifactUploads, best_of
 from services.trainer.order import Commands, Outcome, TrainingOrder
 from services.trainer.snapshot_uploads import SnapshotUploads, prompts_of
 from shared.child.parent import Child, ChildDied, Standby
-from shared.child.records import Done, Failed, Phase, Progress, Saved, Stopped
+from shared.child.records import AnyRecord, Done, Phase, Progress, Saved, Stopped
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import job_seed
 from shared.dataset.speed import SPEED_KEY, Speed
 from shared.disk import require_room
-from shared.errors import Interrupted, NotFound, Passing, Refused, Unavailable
+from shared.errors import Interrupted, NotFound, Passing, Unavailable
 from shared.messaging.messages import (
     AnyMessage,
     CheckpointFinal,
@@ -50,7 +49,7 @@ CHILD = "services.trainer.training.child"
 SAVED_MODELS = 2
 """A trained model is saved as one file and as a folder, each about as large as its base."""
 LEAST_STEPS = 100
-"""A shorter training says little about speed."""
+"""The speed of a shorter training is not remembered."""
 
 
 class TrainerWork:
@@ -77,18 +76,18 @@ class TrainerWork:
         return "training" if isinstance(message, DatasetStaged) else None
 
     async def prepare(self) -> str:
-        """Start the next job's child ahead, so that its imports are paid; names the GPU."""
+        """Start the next job's child ahead, to have its imports done. Returns the GPU's name."""
         return (await self._standby.ready()).gpu
 
     async def perform(self, order: Order) -> CheckpointFinal:
-        """Train; whatever happens, neither the child nor a file of the job is left."""
+        """Train; leave neither the child nor a file of the job behind."""
         folder = self._scratch / f"{order.job}-training-{order.grant.attempt}"
         try:
             child = await self._standby.ready()
-            asked = await self._fetch(order, folder)
+            training_order = await self._fetch(order, folder)
             if order.stopping.is_set():
                 raise Interrupted("stopped before training began")
-            return await self._train(child, order, asked)
+            return await self._train(child, order, training_order)
         finally:
             await self.close()
             await in_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -98,7 +97,7 @@ class TrainerWork:
         await self._standby.close()
 
     async def _fetch(self, order: Order, folder: Path) -> TrainingOrder:
-        """Bring everything that the child needs to the local disk."""
+        """Fetch what the child needs to the local disk."""
         staged = _staged(order)
         store, keepalive = self._store, order.keepalive
         order.progress(phase="fetching the dataset")
@@ -122,7 +121,7 @@ class TrainerWork:
         )
 
     async def _fetch_resume_point(self, order: Order, folder: Path) -> Path | None:
-        """Where it lies now; None: there is none, or the store has it no more."""
+        """Its local folder; None: there is none, or no longer in the store."""
         if (point := order.grant.resume_point) is None:
             return None
         order.progress(phase="fetching the resume point")
@@ -134,45 +133,47 @@ class TrainerWork:
         log.info("resuming", job=order.job, resume_point=point)
         return folder
 
-    async def _train(self, child: Child, order: Order, asked: TrainingOrder) -> CheckpointFinal:
-        """Train, and have samples drawn on the way if there are prompts for them."""
-        pictures = (await in_thread(Manifest.read, Path(asked.dataset))).pictures
-        prompts = prompts_of(asked.train, pictures, asked.seed)
-        if not prompts:
-            asked = msgspec.structs.replace(asked, sample_every=None)
-        snapshots = SnapshotUploads(self._store, order, asked, prompts)
-        try:
-            await snapshots.start()
-            return await self._shepherd(child, order, asked, snapshots)
-        finally:
-            await snapshots.cancel()
-
-    async def _shepherd(
-        self, child: Child, order: Order, asked: TrainingOrder, snapshots: SnapshotUploads
+    async def _train(
+        self, child: Child, order: Order, training_order: TrainingOrder
     ) -> CheckpointFinal:
-        """Send the child to work and listen until its last word."""
-        await child.order(asked)
+        """Train, with snapshots for sample rows if there are prompts for them."""
+        pictures = (await in_thread(Manifest.read, Path(training_order.dataset))).pictures
+        prompts = prompts_of(training_order.train, pictures, training_order.seed)
+        if not prompts:
+            training_order = replace(training_order, sample_every=None)
+        snapshots = SnapshotUploads(self._store, order, training_order, prompts)
+        try:
+            await snapshots.republish()
+            return await self._run_child(child, order, training_order, snapshots)
+        finally:
+            await snapshots.queue.cancel()
+
+    async def _run_child(
+        self, child: Child, order: Order, training_order: TrainingOrder, snapshots: SnapshotUploads
+    ) -> CheckpointFinal:
+        """Send the child its order, and handle its records until the last."""
+        await child.order(training_order)
         uploads = ArtifactUploads(
             self._store,
             order,
-            resumed=Path(asked.resume) if asked.resume else None,
-            keep=asked.train.keep_checkpoints,
+            resumed=Path(training_order.resume) if training_order.resume else None,
+            keep=training_order.train.keep_checkpoints,
         )
-        tellers = [
-            asyncio.create_task(telling(order, child))
-            for telling in (_stop_when_asked, _tell_commands)
+        forwarding = [
+            asyncio.create_task(forward(order, child))
+            for forward in (_forward_stop, _forward_commands)
         ]
         try:
-            outcome = await _listen(child, order, uploads, snapshots)
+            outcome = await _handle_records(child, order, uploads, snapshots)
             await self._remember_speed(order, child.gpu, outcome.steps)
             return await self._store_outcome(order, outcome, uploads, snapshots)
         except (ChildDied, Passing) as error:
-            await uploads.finished()  # what it saved before is whole, and is gone on from
+            await uploads.queue.finished()  # the next attempt continues from what was saved
             raise Passing(str(error)) from error
         finally:
-            for reporter in tellers:
-                reporter.cancel()
-            await uploads.cancel()
+            for task in forwarding:
+                task.cancel()
+            await uploads.queue.cancel()
 
     async def _store_outcome(
         self, order: Order, outcome: Outcome, uploads: ArtifactUploads, snapshots: SnapshotUploads
@@ -185,7 +186,7 @@ class TrainerWork:
         metrics = await uploads.record(Path(summary.pop("metrics")), "metrics")
         events = await uploads.record(Path(summary.pop("tensorboard")), "tensorboard")
         last = outcome.validation.last.loss if outcome.validation else None
-        checkpoints, last_is_best = judged(uploads.checkpoints, last)
+        checkpoints, last_is_best = mark_best(uploads.checkpoints, last)
         return CheckpointFinal(
             **order.stamp(),
             inference=staged.inference,
@@ -199,7 +200,7 @@ class TrainerWork:
         )
 
     async def _remember_speed(self, order: Order, gpu: str, steps: int) -> None:
-        """For the minutes in later jobs' reports; they can do without it."""
+        """For the estimates of later jobs, which can do without it."""
         if (speed := speed_of(order, gpu)) is None or steps < LEAST_STEPS:
             return
         try:
@@ -209,7 +210,7 @@ class TrainerWork:
 
 
 def speed_of(order: Order, gpu: str) -> Speed | None:
-    """The speed of a training by its last progress and its report; None: they do not tell."""
+    """The training speed by its last progress and its report; None: not known."""
     staged = _staged(order)
     steps, megapixels = staged.report.get("steps", 0), staged.report.get("megapixels", 0.0)
     steps_per_second = order.numbers.get("images_per_second", 0.0) / staged.train.batch_size
@@ -217,12 +218,12 @@ def speed_of(order: Order, gpu: str) -> Speed | None:
     return Speed(gpu=gpu, megapixels_per_second=rate) if rate > 0.0 else None
 
 
-def judged(
+def mark_best(
     checkpoints: tuple[SavedCheckpoint, ...], last: float | None
 ) -> tuple[tuple[SavedCheckpoint, ...], bool]:
-    """The intermediate checkpoints, the best one marked, unless the last one of all is better.
+    """The intermediate checkpoints with the best one marked, and whether the final one is better.
 
-    ``last`` is its validation loss; None: nothing was measured.
+    ``last`` is the final one's validation loss; None: nothing was measured.
     """
     best = best_of(checkpoints)
     if last is None or best is None or (best.validation_loss or 0.0) > last:
@@ -230,50 +231,51 @@ def judged(
     return tuple(replace(each, best=each == best) for each in checkpoints), False
 
 
-async def _listen(
+async def _handle_records(
     child: Child, order: Order, uploads: ArtifactUploads, snapshots: SnapshotUploads
 ) -> Outcome:
-    """Pass on what the child says; what it has saved is uploaded meanwhile.
+    """Publish progress and queue uploads as the child reports them.
 
     At the end no snapshot is waited for: the last row comes with the results.
 
     Raises:
-        Interrupted: the child stopped because it was asked to; what it saved is in the store.
-        Refused, Passing: the child gave up.
-        ChildDied: it ended without a last word.
+        Interrupted: the child was stopped; what it saved is in the store.
+        Refused, Passing: the child failed.
+        ChildDied: it ended without a final record.
     """
-    async with aclosing(child.records()) as records:
-        async for record in records:
-            order.keepalive()
-            match record:
-                case Phase(name=name):
-                    order.progress(phase=name)
-                case Progress(numbers=numbers):
-                    order.progress(**numbers)
-                case Saved(kind="snapshot"):
-                    snapshots.add(record)
-                case Saved():
-                    uploads.add(record)
-                case Done(summary=summary):
-                    await snapshots.cancel()
-                    await uploads.finished()
-                    return msgspec.convert(summary, Outcome)
-                case Stopped():
-                    await snapshots.finished()
-                    await uploads.finished()
-                    raise Interrupted("stopped while training")
-                case Failed(refused=refused, reason=reason):
-                    raise (Refused if refused else Passing)(reason)
-    raise AssertionError("records end by an error only")
+
+    async def on_record(record: AnyRecord) -> None:
+        order.keepalive()
+        match record:
+            case Phase(name=name):
+                order.progress(phase=name)
+            case Progress(numbers=numbers):
+                order.progress(**numbers)
+            case Saved(kind="snapshot"):
+                snapshots.queue.add(record)
+            case Saved():
+                uploads.add(record)
+
+    last = await child.last_word(on_record)
+    order.keepalive()
+    match last:
+        case Done(summary=summary):
+            await snapshots.queue.cancel()
+            await uploads.queue.finished()
+            return msgspec.convert(summary, Outcome)
+        case Stopped():
+            await snapshots.queue.finished()
+            await uploads.queue.finished()
+    raise last.error()
 
 
-async def _stop_when_asked(order: Order, child: Child) -> None:
+async def _forward_stop(order: Order, child: Child) -> None:
     await order.stopping.wait()
     child.stop()
 
 
-async def _tell_commands(order: Order, child: Child) -> None:
-    """Pass on what the user wants of the training, whenever there is something new."""
+async def _forward_commands(order: Order, child: Child) -> None:
+    """Send the child the user's commands whenever they change."""
     while True:
         await order.commands_changed.wait()
         order.commands_changed.clear()

@@ -1,1 +1,1 @@
-"""The real and the in-memory worlds behind the ports."""
+"""Adapters: what the ports are connected to, in production and in memory."""

@@ -1,4 +1,4 @@
-"""What is kept of a message that nobody could use."""
+"""Dead letters: what is kept of a message that could not be handled."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from msgspec import Struct
 from shared.messaging.messages import AnyMessage, JobRequested, decode
 
 LIMIT_REASON = "delivery_limit"
-"""It was delivered too often; RabbitMQ's own word."""
+"""Delivered too often; the reason that RabbitMQ gives."""
 
 
 class Undecodable(Exception):
-    """The body is no message of ours; the text says why."""
+    """The body is not one of our messages; the text says why."""
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
-    """One buried message."""
+    """One dead-lettered message."""
 
     queue: str
-    """Where it waited."""
+    """The queue it came from."""
     reason: str
     length: int
-    """Bytes of the body as it came."""
+    """Bytes of the original body."""
     sha256: str
-    """Of the body as it came, in hexadecimal."""
+    """Of the original body, in hexadecimal."""
     body: bytes
-    """Empty where the body could hold a user's secrets."""
+    """Empty if the body could hold a user's secrets."""
 
 
 def dead_letter(body: bytes, message: AnyMessage | None, *, queue: str, reason: str) -> DeadLetter:
-    """The dead letter for a body and what it was decoded to (None: it could not be).
+    """The dead letter for a body; ``message`` is None if it could not be decoded.
 
-    Only an admitted job has its secrets sealed: a request for one, and what cannot be read,
-    leave nothing but their length and digest.
+    Secrets are sealed only once a job is admitted, so of a job's request, and of a body that
+    cannot be decoded, only length and digest are kept.
     """
     safe = message is not None and not isinstance(message, JobRequested)
     return DeadLetter(
@@ -48,10 +48,10 @@ def dead_letter(body: bytes, message: AnyMessage | None, *, queue: str, reason: 
 
 
 def read(body: bytes) -> AnyMessage:
-    """Decode what came from outside.
+    """Decode a body that anyone may have published.
 
     Raises:
-        Undecodable: in place of everything that a hostile body makes the decoder raise.
+        Undecodable: for whatever the decoder raises on a hostile body.
     """
     try:
         return decode(body)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes to files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes the path when all went well, and goes when it did not.
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file that replaces the path at the end; removed if the block raises.
 
-    Makes the folders above.
+    Creates the parent folders.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")

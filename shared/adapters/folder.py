@@ -1,6 +1,6 @@
 """An object store in a folder: one file per key.
 
-A key that is the beginning of another one's path (``a`` beside ``a/b``) cannot be kept.
+A key cannot be stored if it is also a folder of other keys (``a`` beside ``a/b``).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from shared.adapters.files import beside
-from shared.adapters.object_keys import check_doomed, check_key, check_prefix, check_seconds
+from shared.adapters.files import atomic
+from shared.adapters.object_keys import check_deletable, check_key, check_prefix, check_seconds
 from shared.concurrency import in_thread
 from shared.disk import FULL, SPARE, free_bytes, require_room, told_when_full
 from shared.errors import Full, NotFound, Refused, Unavailable
@@ -24,35 +24,35 @@ from shared.keys import link_signature
 from shared.ports import StoredObject, no_keepalive
 
 INCOMING = ".incoming"
-"""Half-written files live here: beside the objects, so that a rename puts them in place."""
+"""Holds half-written files, on the objects' file system: a rename moves them into place."""
 LEFTOVER_SECONDS = 24 * 3600.0
-"""A half-written file this old belongs to a process that died."""
-PLACING_ATTEMPTS = 100
+"""Half-written files older than this were left by a process that died."""
+MOVE_ATTEMPTS = 100
 
 
 class FolderStore:
-    """Objects as files under ``root``; links lead to the gateway's ``/files/``, signed by us."""
+    """Objects as files under ``root``; links are signed and lead to the gateway's ``/files/``."""
 
     def __init__(self, root: Path, *, public_url: str, key: str) -> None:
-        """Make the folder if it is missing.
+        """Create the folder if it is missing.
 
         Raises:
-            Unavailable: it cannot be made.
+            Unavailable: it cannot be created.
         """
         self._root = Path(os.path.realpath(root))
         self._incoming = self._root / INCOMING
         self._public_url = public_url.rstrip("/")
         self._key = key
-        with _writing("the store's folder"):
+        with _translated_write("the store's folder"):
             self._incoming.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(self._incoming)
 
     def path_of(self, key: str) -> Path:
-        """The file that holds an object; it never lies outside the store, whatever links there are.
+        """The file that holds an object; never one outside the store, even through symlinks.
 
         Raises:
             NotFound: no such object.
-            Refused: that cannot be a key.
+            Refused: not a valid key.
         """
         path = Path(os.path.realpath(self._target(key)))
         if not path.is_relative_to(self._root) or not path.is_file():
@@ -60,8 +60,8 @@ class FolderStore:
         return path
 
     def free_bytes(self) -> int:
-        """What can still be kept here. Raises Unavailable."""
-        with _writing("the store's folder"):
+        """How much more can be stored. Raises Unavailable."""
+        with _translated_write("the store's folder"):
             return max(free_bytes(self._root) - SPARE, 0)
 
     async def put(self, key: str, data: bytes) -> None:
@@ -79,7 +79,7 @@ class FolderStore:
     async def download(
         self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
     ) -> None:
-        await in_thread(self._fetch, key, path)
+        await in_thread(self._download, key, path)
         keepalive()
 
     async def exists(self, key: str) -> bool:
@@ -94,15 +94,16 @@ class FolderStore:
             yield entry
 
     async def delete(self, prefix: str) -> int:
-        check_doomed(prefix)
+        check_deletable(prefix)
         return await in_thread(self._delete, prefix)
 
     async def link(self, key: str, *, seconds: int, filename: str | None = None) -> str:
         self._target(key)
         expires = int(time.time()) + check_seconds(seconds)
         query = {"expires": str(expires), "signature": link_signature(self._key, key, expires)}
-        named = {"filename": filename} if filename else {}
-        return f"{self._public_url}/files/{quote(key)}?{urlencode(query | named)}"
+        if filename:
+            query["filename"] = filename
+        return f"{self._public_url}/files/{quote(key)}?{urlencode(query)}"
 
     async def close(self) -> None:
         """Nothing is held open."""
@@ -113,18 +114,18 @@ class FolderStore:
         return self._root / key
 
     def _read(self, key: str) -> bytes:
-        with _reading(key):
+        with _translated_read(key):
             return self.path_of(key).read_bytes()
 
-    def _fetch(self, key: str, path: Path) -> None:
+    def _download(self, key: str, path: Path) -> None:
         source = self.path_of(key)
         doing = f"fetch {key!r} from the store"
-        with _reading(key), told_when_full(doing), beside(path) as temporary:
+        with _translated_read(key), told_when_full(doing), atomic(path) as temporary:
             require_room(path.parent, source.stat().st_size, doing)
             shutil.copyfile(source, temporary)
 
     def _upload(self, key: str, path: Path) -> None:
-        with _writing(key):
+        with _translated_write(key):
             size = path.stat().st_size
         self._write(key, size, lambda temporary: _copy(path, temporary))
 
@@ -132,25 +133,25 @@ class FolderStore:
         target = self._target(key)
         temporary = self._incoming / uuid.uuid4().hex
         try:
-            with _writing(key):
+            with _translated_write(key):
                 require_room(self._root, size + SPARE, f"keep {key!r} in the store")
                 fill(temporary)
-                self._place(temporary, target)
+                self._move_into_place(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _place(self, temporary: Path, target: Path) -> None:
-        """Rename, again where a deletion has just taken the folder that it emptied."""
-        for _ in range(PLACING_ATTEMPTS):
+    def _move_into_place(self, temporary: Path, target: Path) -> None:
+        """Rename; again if a concurrent deletion has just removed the emptied folder."""
+        for _ in range(MOVE_ATTEMPTS):
             with suppress(FileNotFoundError):
-                _make_folder(target.parent)
+                _create_folder(target.parent)
                 temporary.replace(target)
                 self._sync_folders(target.parent)
                 return
         raise Unavailable(f"{target} cannot be put in place: its folder does not stay")
 
     def _sync_folders(self, folder: Path) -> None:
-        """A new name is safe from a power failure once its folder is on disk."""
+        """A new name survives a power failure only once its folder is synced."""
         while folder.is_relative_to(self._root):
             with suppress(FileNotFoundError):
                 _sync(folder)
@@ -158,16 +159,16 @@ class FolderStore:
 
     def _entries(self, prefix: str) -> Sequence[StoredObject]:
         base = check_prefix(prefix).rpartition("/")[0]
-        with _writing(prefix):
+        with _translated_write(prefix):
             entries = _walk(self._root / base, f"{base}/" if base else "", prefix)
             return [entry for entry in entries if not entry.key.startswith(f"{INCOMING}/")]
 
     def _delete(self, prefix: str) -> int:
-        with _writing(prefix):
+        with _translated_write(prefix):
             return sum(self._remove(self._root / entry.key) for entry in self._entries(prefix))
 
     def _remove(self, path: Path) -> bool:
-        """Whether it was there; folders left empty go too."""
+        """Whether it existed; folders left empty are removed too."""
         try:
             path.unlink()
         except FileNotFoundError:
@@ -179,7 +180,7 @@ class FolderStore:
 
 
 def _walk(folder: Path, base: str, prefix: str) -> Iterator[StoredObject]:
-    """The files below a folder in order of their keys; what vanishes meanwhile is left out."""
+    """The files below a folder in order of their keys; files deleted meanwhile are left out."""
     for item in _sorted(folder):
         key = base + item.name
         if item.is_dir(follow_symlinks=False):
@@ -194,12 +195,12 @@ def _walk(folder: Path, base: str, prefix: str) -> Iterator[StoredObject]:
 def _sorted(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as items:
-            return sorted(items, key=_place_among_keys)
+            return sorted(items, key=_sort_key)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _place_among_keys(item: os.DirEntry[str]) -> str:
+def _sort_key(item: os.DirEntry[str]) -> str:
     """``a-b`` comes before ``a/c`` though ``a`` comes before ``a-b``."""
     return f"{item.name}/" if item.is_dir(follow_symlinks=False) else item.name
 
@@ -224,8 +225,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _make_folder(folder: Path) -> None:
-    """One that a deletion takes while it is looked at is said to exist and is not there."""
+def _create_folder(folder: Path) -> None:
+    """Create it; ``mkdir`` fails with FileExistsError if it is deleted in between."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -251,7 +252,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def _reading(key: str) -> Iterator[None]:
+def _translated_read(key: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -261,7 +262,7 @@ def _reading(key: str) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(key: str) -> Iterator[None]:
+def _translated_write(key: str) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, IsADirectoryError, NotADirectoryError):

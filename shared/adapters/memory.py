@@ -1,8 +1,8 @@
-"""The bus of the all-in-one process: RabbitMQ's promises, kept in memory.
+"""The in-memory bus of the all-in-one process; keeps the same promises as RabbitMQ.
 
-Every service opens its own bus on one broker object; a bus that is closed gives back what it had in
-hand, as a lost connection does. Every message is encoded and decoded again, so that what cannot
-travel fails here too. Nothing outlives the process.
+Every service opens its own bus on one broker object. Closing a bus requeues its unacked messages,
+as a lost connection does. Messages are encoded and decoded, so that what cannot be serialized
+fails here too. Nothing outlives the process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from bisect import insort
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -31,41 +31,40 @@ log = structlog.get_logger()
 
 
 @dataclass
-class _Letter:
+class _QueuedMessage:
     number: int
     body: bytes
     envelope: Envelope
-    returns: int = 0
-    """How often it was given back unacked."""
+    requeues: int = 0
+    """How often it was requeued."""
 
 
 class MemoryBroker:
-    """The queues that the services of one process share; all of them in one event loop."""
+    """The queues shared by the services of one process, all in one event loop."""
 
-    def __init__(self, *, traceparent: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(self) -> None:
         self.dead_letters: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_KEPT)
-        self._traceparent = traceparent
         self._numbers = count(1)
         self._queues: dict[str, _Queue] = {}
         for queue in QUEUES:
             self.declare(queue)
 
     def bus(self, source: str) -> MemoryBus:
-        """Open a bus for one service, for example ``trainer/host-123``."""
-        return MemoryBus(self, source=source, traceparent=self._traceparent)
+        """Open a bus for one service; ``source`` is for example ``trainer/host-123``."""
+        return MemoryBus(self, source=source)
 
     def declare(self, queue: Queue) -> _Queue:
         return self._queues.setdefault(queue.name, _Queue(queue, self.dead_letters))
 
-    def forget(self, name: str) -> None:
+    def delete(self, name: str) -> None:
         del self._queues[name]
 
     def queue(self, name: str) -> _Queue:
         return self._queues[name]
 
     def publish(self, key: str, body: bytes, envelope: Envelope) -> bool:
-        """Put a body on every queue with a binding for the key; False: there is none."""
-        return self._put([q for q in self._queues.values() if q.hears(key)], body, envelope)
+        """Put a body on every queue bound to the key; False: there is none."""
+        return self._put([q for q in self._queues.values() if q.is_bound_to(key)], body, envelope)
 
     def send(self, name: str, body: bytes, envelope: Envelope) -> bool:
         """Put a body on one queue; False: there is none of that name."""
@@ -73,7 +72,7 @@ class MemoryBroker:
 
     def _put(self, queues: list[_Queue], body: bytes, envelope: Envelope) -> bool:
         for queue in queues:
-            queue.put(_Letter(next(self._numbers), body, envelope))
+            queue.put(_QueuedMessage(next(self._numbers), body, envelope))
         return bool(queues)
 
 
@@ -82,7 +81,7 @@ class _Queue:
         self.name = declared.name
         self._declared = declared
         self._dead_letters = dead_letters
-        self._ready: list[_Letter] = []
+        self._ready: list[_QueuedMessage] = []
         self._consumers: list[_Consumer] = []
         self._changed = asyncio.Event()
 
@@ -93,23 +92,23 @@ class _Queue:
     def consumers(self) -> int:
         return len(self._consumers)
 
-    def hears(self, key: str) -> bool:
+    def is_bound_to(self, key: str) -> bool:
         words = key.split(".")
         return any(_matches(binding.split("."), words) for binding in self._declared.bindings)
 
-    def put(self, letter: _Letter) -> None:
-        insort(self._ready, letter, key=lambda waiting: waiting.number)
+    def put(self, queued: _QueuedMessage) -> None:
+        insort(self._ready, queued, key=lambda waiting: waiting.number)
         self.wake()
 
-    def put_back(self, letter: _Letter) -> None:
-        letter.returns += 1
-        if letter.returns > DELIVERY_LIMIT:
-            self.dead_letter(letter, _message_or_none(letter.body), LIMIT_REASON)
+    def requeue(self, queued: _QueuedMessage) -> None:
+        queued.requeues += 1
+        if queued.requeues > DELIVERY_LIMIT:
+            self.dead_letter(queued, _message_or_none(queued.body), LIMIT_REASON)
         else:
-            self.put(letter)
+            self.put(queued)
 
-    def dead_letter(self, letter: _Letter, message: AnyMessage | None, reason: str) -> None:
-        dead = dead_letter(letter.body, message, queue=self.name, reason=reason)
+    def dead_letter(self, queued: _QueuedMessage, message: AnyMessage | None, reason: str) -> None:
+        dead = dead_letter(queued.body, message, queue=self.name, reason=reason)
         self._dead_letters.append(dead)
         log.warning(
             "message_dead_lettered",
@@ -119,10 +118,10 @@ class _Queue:
             sha256=dead.sha256,
         )
 
-    def join(self, consumer: _Consumer) -> None:
+    def add_consumer(self, consumer: _Consumer) -> None:
         self._consumers.append(consumer)
 
-    def leave(self, consumer: _Consumer) -> None:
+    def remove_consumer(self, consumer: _Consumer) -> None:
         if consumer in self._consumers:
             self._consumers.remove(consumer)
             self.wake()
@@ -134,93 +133,90 @@ class _Queue:
     async def changed(self) -> None:
         await self._changed.wait()
 
-    def serves(self, consumer: _Consumer) -> bool:
+    def has_next_for(self, consumer: _Consumer) -> bool:
         active = self._consumers[:1] if self._declared.single_active_consumer else self._consumers
         return bool(self._ready) and consumer in active
 
-    def pop(self) -> _Letter:
+    def pop(self) -> _QueuedMessage:
         return self._ready.pop(0)
 
 
 class _Consumer:
-    """A hold on a queue: what is still in hand when it is given up goes back."""
+    """A consumer of one queue; closing it requeues what is unacked."""
 
     def __init__(self, bus: MemoryBus, queue: _Queue, prefetch: int) -> None:
         self._bus = bus
         self._queue = queue
         self._prefetch = prefetch
-        self._in_hand: dict[int, _Letter] = {}
-        self._asks = True
-        queue.join(self)
+        self._unacked: dict[int, _QueuedMessage] = {}
+        self._active = True
+        queue.add_consumer(self)
 
     @property
-    def done(self) -> bool:
-        return not self._asks and not self._in_hand
+    def closed(self) -> bool:
+        return not self._active and not self._unacked
 
     async def next(self) -> _Delivery:
         while True:
-            letter = await self._next_letter()
+            queued = await self._next_queued()
             try:
-                return _Delivery(self, letter, read(letter.body))
+                return _Delivery(self, queued, read(queued.body))
             except Undecodable as error:
-                self.settle(letter)
-                self._queue.dead_letter(letter, None, str(error))
+                self.settle(queued)
+                self._queue.dead_letter(queued, None, str(error))
 
-    async def _next_letter(self) -> _Letter:
-        while not (self._queue.serves(self) and len(self._in_hand) < self._prefetch):
-            self._check_asking()
+    async def _next_queued(self) -> _QueuedMessage:
+        while not (self._queue.has_next_for(self) and len(self._unacked) < self._prefetch):
+            if not self._active:
+                raise Unavailable(f"the consumer of {self._queue.name} is closed")
             await self._queue.changed()
-        letter = self._queue.pop()
-        self._in_hand[letter.number] = letter
-        return letter
+        queued = self._queue.pop()
+        self._unacked[queued.number] = queued
+        return queued
 
-    def _check_asking(self) -> None:
-        if not self._asks:
-            raise Unavailable(f"the consumer of {self._queue.name} is closed")
-
-    def settle(self, letter: _Letter) -> bool:
-        """Take a letter out of our hands; False when it is no longer in them."""
-        settled = self._in_hand.pop(letter.number, None) is not None
+    def settle(self, queued: _QueuedMessage) -> bool:
+        """Remove a message from the unacked ones; False: it is not among them any more."""
+        settled = self._unacked.pop(queued.number, None) is not None
         self._queue.wake()
-        self._bus.forget_done()
+        self._bus.drop_closed_consumers()
         return settled
 
-    def put_back(self, letter: _Letter) -> None:
-        if self.settle(letter):
-            self._queue.put_back(letter)
+    def requeue(self, queued: _QueuedMessage) -> None:
+        if self.settle(queued):
+            self._queue.requeue(queued)
 
-    def dead_letter(self, letter: _Letter, message: AnyMessage, reason: str) -> None:
-        if self.settle(letter):
-            self._queue.dead_letter(letter, message, reason)
+    def dead_letter(self, queued: _QueuedMessage, message: AnyMessage, reason: str) -> None:
+        if self.settle(queued):
+            self._queue.dead_letter(queued, message, reason)
 
-    def leave(self) -> None:
-        """Ask for no more; what is in hand stays."""
-        self._asks = False
-        self._queue.leave(self)
-        self._bus.forget_done()
+    def stop(self) -> None:
+        """Take no more messages; the unacked ones stay."""
+        self._active = False
+        self._queue.remove_consumer(self)
+        self._bus.drop_closed_consumers()
 
-    def give_up(self) -> None:
-        """Ask for no more and put everything back."""
-        self.leave()
-        for letter in list(self._in_hand.values()):
-            self.put_back(letter)
+    def close(self) -> None:
+        """Take no more messages and requeue the unacked ones."""
+        self.stop()
+        for queued in list(self._unacked.values()):
+            self.requeue(queued)
 
 
 class _Delivery:
-    def __init__(self, consumer: _Consumer, letter: _Letter, message: AnyMessage) -> None:
+    def __init__(self, consumer: _Consumer, queued: _QueuedMessage, message: AnyMessage) -> None:
         self._consumer = consumer
-        self._letter = letter
+        self._queued = queued
         self.message = message
-        self.envelope = letter.envelope
+        self.envelope = queued.envelope
 
     async def ack(self) -> None:
-        self._consumer.settle(self._letter)
+        self._consumer.settle(self._queued)
 
     async def release(self) -> None:
-        self._consumer.put_back(self._letter)
+        self._consumer.requeue(self._queued)
 
     async def dead_letter(self, reason: str) -> None:
-        self._consumer.dead_letter(self._letter, self.message, reason)
+        self._consumer.dead_letter(self._queued, self.message, reason)
 
 
 class _ReplyQueue:
@@ -238,12 +234,9 @@ class _ReplyQueue:
 class MemoryBus:
     """The :class:`shared.ports.Bus` of one service on a :class:`MemoryBroker`."""
 
-    def __init__(
-        self, broker: MemoryBroker, *, source: str, traceparent: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, broker: MemoryBroker, *, source: str) -> None:
         self._broker = broker
         self._source = source
-        self._traceparent = traceparent
         self._consumers: list[_Consumer] = []
         self._open = True
 
@@ -263,7 +256,7 @@ class MemoryBus:
         routed = self._broker.publish(envelope.type, encode(message), envelope)
         if mandatory and not routed:
             raise Unroutable(f"no queue is bound for {envelope.type}")
-        await asyncio.sleep(0)  # a loop of publishes lets others run, as it does over a socket
+        await asyncio.sleep(0)  # let others run between publishes, as a socket does
 
     async def send(self, queue: str, message: Message, *, mandatory: bool = False) -> None:
         self.check_open()
@@ -277,7 +270,7 @@ class MemoryBus:
         try:
             return await consumer.next()
         finally:
-            consumer.leave()
+            consumer.stop()
 
     async def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[_Delivery, None]:
         consumer = self._consumer(self._broker.queue(queue.name), prefetch)
@@ -285,7 +278,7 @@ class MemoryBus:
             while True:
                 yield await consumer.next()
         finally:
-            consumer.give_up()
+            consumer.close()
 
     @asynccontextmanager
     async def reply_queue(self, bindings: Sequence[str]) -> AsyncIterator[_ReplyQueue]:
@@ -294,8 +287,8 @@ class MemoryBus:
         try:
             yield _ReplyQueue(consumer, address)
         finally:
-            consumer.leave()
-            self._broker.forget(address)
+            consumer.stop()
+            self._broker.delete(address)
 
     async def depth(self, queue: Queue) -> int:
         self.check_open()
@@ -308,10 +301,10 @@ class MemoryBus:
     async def close(self) -> None:
         self._open = False
         for consumer in list(self._consumers):
-            consumer.give_up()
+            consumer.close()
 
-    def forget_done(self) -> None:
-        self._consumers = [consumer for consumer in self._consumers if not consumer.done]
+    def drop_closed_consumers(self) -> None:
+        self._consumers = [consumer for consumer in self._consumers if not consumer.closed]
 
     def _consumer(self, queue: _Queue, prefetch: int) -> _Consumer:
         self.check_open()
@@ -320,14 +313,14 @@ class MemoryBus:
         return consumer
 
     def _envelope(self, message: Message, reply_to: str | None) -> Envelope:
-        envelope = envelope_for(
-            message, source=self._source, reply_to=reply_to, traceparent=self._traceparent()
-        )
-        return replace(envelope, user_id=self._source)  # in one process nobody need be verified
+        envelope = envelope_for(message, source=self._source, reply_to=reply_to)
+        return replace(
+            envelope, user_id=self._source
+        )  # within one process there is nothing to verify
 
 
 def _matches(pattern: list[str], words: list[str]) -> bool:
-    """AMQP topics: ``*`` stands for one word, ``#`` for any number."""
+    """Match an AMQP topic: ``*`` stands for one word, ``#`` for any number."""
     if not pattern:
         return not words
     head, rest = pattern[0], pattern[1:]

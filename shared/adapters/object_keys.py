@@ -1,4 +1,4 @@
-"""What every object store takes for a key, a prefix and the life of a link."""
+"""Checks of keys, prefixes and lifetimes of links, for every object store."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from shared.errors import Refused
 
 LONGEST_KEY = 1024
-"""Bytes of UTF-8, as S3 has it."""
+"""Bytes of UTF-8, as in S3."""
 LONGEST_PART = 255
-"""Bytes of UTF-8 between two slashes, as file systems have it."""
+"""Bytes of UTF-8 between two slashes, as in file systems."""
 LONGEST_LINK = 604_800
-"""Seconds: seven days, the most that a Signature Version 4 link may live."""
+"""Seconds: seven days, the longest lifetime of a Signature Version 4 link."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def check_key(key: str) -> str:
-    """The key itself, when it is relative, clean and short enough.
+    """Return the key if it is relative, clean and short enough.
 
     Raises:
-        Refused: it is not; the text tells which key and why.
+        Refused: it is not; the text names the key and says why.
     """
     parts = key.split("/")
     if _CONTROL.search(key):
@@ -36,7 +36,7 @@ def check_key(key: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """The prefix itself: the beginning of a key, or nothing.
+    """Return the prefix if a key can begin with it; an empty one is fine.
 
     Raises:
         Refused: no key can begin with it.
@@ -46,8 +46,8 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-def check_doomed(prefix: str) -> str:
-    """The prefix itself, when it may be deleted.
+def check_deletable(prefix: str) -> str:
+    """Return the prefix if it may be deleted.
 
     Raises:
         Refused: it is empty and would name the whole store, or no key can begin with it.
@@ -58,10 +58,10 @@ def check_doomed(prefix: str) -> str:
 
 
 def check_seconds(seconds: int) -> int:
-    """How long a link lives.
+    """Return the lifetime of a link.
 
     Raises:
-        ValueError: not from 1 to 604 800.
+        ValueError: it is not from 1 to 604 800.
     """
     if not 1 <= seconds <= LONGEST_LINK:
         raise ValueError(f"a link lives from 1 to {LONGEST_LINK} seconds, not {seconds}")

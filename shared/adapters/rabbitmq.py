@@ -1,7 +1,7 @@
-"""The bus between processes: RabbitMQ, 3.10 and 4.x, by aio-pika.
+"""The bus between processes: RabbitMQ 3.10 and 4.x, through aio-pika.
 
-There are two connections, because a broker that is short of disk or memory stops reading from those
-that publish: what we hear must go on.
+There are two connections: a broker that is short of disk or memory stops reading from those that
+publish, and consuming must go on.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from shared.adapters.rabbitmq_connection import (
     Connection,
     ConnectionLost,
     Consumer,
-    hang_up,
+    close_quietly,
     pause,
+    redirect_library_logs,
     retry_until_connected,
-    tame_the_vendors_logs,
     translate_errors,
 )
 from shared.adapters.rabbitmq_envelope import envelope_of, to_amqp
 from shared.adapters.rabbitmq_publisher import Publisher
 from shared.adapters.rabbitmq_topology import (
+    BASE_PARTS,
     DECLARE_SECONDS,
-    EXCHANGES,
     Topology,
     declare_queue,
 )
@@ -67,36 +67,36 @@ class _Delivery:
     ) -> None:
         self.message = message
         self.envelope = envelope_of(incoming, message)
-        self.let_go: Callable[[], Awaitable[None]] = _nothing
-        """Called when it is settled: closes the channel that only this delivery needs."""
+        self.on_settled: Callable[[], Awaitable[None]] = _do_nothing
+        """Called once it is settled; closes a channel opened for this delivery alone."""
         self._bus = bus
         self._queue = queue
         self._incoming = incoming
 
     async def ack(self) -> None:
         await _settle(self._incoming, self._incoming.ack)
-        await self.let_go()
+        await self.on_settled()
 
     async def release(self) -> None:
-        await _give_back(self._incoming)
-        await self.let_go()
+        await _requeue(self._incoming)
+        await self.on_settled()
 
     async def dead_letter(self, reason: str) -> None:
         await self._bus.dead_letter(self._incoming, self.message, queue=self._queue, reason=reason)
-        await self.let_go()
+        await self.on_settled()
 
 
-async def _nothing() -> None:
+async def _do_nothing() -> None:
     pass
 
 
-async def _give_back(incoming: AbstractIncomingMessage) -> None:
-    # Not nack: RabbitMQ 4.3 would not count it as a delivery.
+async def _requeue(incoming: AbstractIncomingMessage) -> None:
+    # Not nack, which RabbitMQ 4.3 does not count as a delivery.
     await _settle(incoming, partial(incoming.reject, requeue=True))
 
 
 async def _settle(incoming: AbstractIncomingMessage, settle: Callable[[], Awaitable[None]]) -> None:
-    """Ack or reject once; on a lost channel there is nothing to settle, the message comes again."""
+    """Ack or reject once; on a lost channel there is nothing to do: the message is redelivered."""
     if incoming.processed:
         return
     with suppress(ConnectionLost):
@@ -104,9 +104,9 @@ async def _settle(incoming: AbstractIncomingMessage, settle: Callable[[], Awaita
             await settle()
 
 
-def _is_the_last_delivery(incoming: AbstractIncomingMessage) -> bool:
-    returns = incoming.headers.get("x-delivery-count")
-    return isinstance(returns, int) and returns >= DELIVERY_LIMIT
+def _is_last_delivery(incoming: AbstractIncomingMessage) -> bool:
+    deliveries = incoming.headers.get("x-delivery-count")
+    return isinstance(deliveries, int) and deliveries >= DELIVERY_LIMIT
 
 
 class _ReplyQueue:
@@ -122,17 +122,17 @@ class _ReplyQueue:
             message = await self._bus.unpack(incoming, self.address)
             if message is not None:
                 yield message
-        raise Unavailable("the control queue is closed")
+        raise Unavailable("the reply queue is closed")
 
-    async def wait_until_it_hears(self) -> None:
+    async def wait_until_consuming(self) -> None:
         await self._consuming.wait()
 
-    async def keep(self) -> None:
-        """Listen for ever, on a new queue after every loss."""
+    async def run(self) -> None:
+        """Consume for ever, from a new queue after every lost connection."""
         try:
-            await retry_until_connected(self._listen, "control")
+            await retry_until_connected(self._listen, "reply queue")
         except Unavailable:
-            log.info("control_closed", queue=self.address)
+            log.info("reply_queue_closed", queue=self.address)
         finally:
             self._consuming.set()
             self._arrived.put_nowait(None)
@@ -160,34 +160,24 @@ class _ReplyQueue:
 class RabbitMQBus:
     """The :class:`shared.ports.Bus` of one service on a RabbitMQ broker; see :meth:`open`."""
 
-    def __init__(
-        self, url: URL, *, source: str, heartbeat: float, traceparent: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, url: URL, *, source: str, heartbeat: float) -> None:
         amqp_heartbeat = max(2, round(heartbeat))
         login = None if url.query.get("auth") == "external" else url.user or "guest"
         self._source = source
-        self._traceparent = traceparent
         self._patience = max(2.0, heartbeat / 2)
-        self._consuming = Connection(url, name=f"{source} hears", heartbeat=amqp_heartbeat)
-        self._publishing = Connection(url, name=f"{source} says", heartbeat=amqp_heartbeat)
+        self._consuming = Connection(url, name=f"{source} consuming", heartbeat=amqp_heartbeat)
+        self._publishing = Connection(url, name=f"{source} publishing", heartbeat=amqp_heartbeat)
         self._topology = Topology(self._consuming)
         self._publisher = Publisher(self._publishing, login=login, patience=self._patience)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def open(
-        cls,
-        url: str,
-        *,
-        source: str,
-        heartbeat: float,
-        traceparent: Callable[[], str | None] = lambda: None,
-    ) -> Self:
-        """Connect and declare the topology; wait for the broker until cancelled.
+    async def open(cls, url: str, *, source: str, heartbeat: float) -> Self:
+        """Connect and declare the topology; waits for the broker until cancelled.
 
-        As :meth:`connecting` otherwise.
+        Otherwise as :meth:`connecting`.
         """
-        bus = cls.connecting(url, source=source, heartbeat=heartbeat, traceparent=traceparent)
+        bus = cls.connecting(url, source=source, heartbeat=heartbeat)
         try:
             await bus.connected()
         except BaseException:
@@ -196,24 +186,17 @@ class RabbitMQBus:
         return bus
 
     @classmethod
-    def connecting(
-        cls,
-        url: str,
-        *,
-        source: str,
-        heartbeat: float,
-        traceparent: Callable[[], str | None] = lambda: None,
-    ) -> Self:
-        """A bus that connects as soon as the broker answers; the first publish declares all.
+    def connecting(cls, url: str, *, source: str, heartbeat: float) -> Self:
+        """A bus that connects as soon as the broker answers and declares at the first publish.
 
         ``heartbeat`` (seconds, at least 2) is also the AMQP heartbeat; a publish waits half of it,
-        at least 2 s, for its confirm. ``traceparent`` is asked at every publish.
+        at least 2 s, for its confirm.
 
         Raises:
             SettingsError: the URL is not an AMQP URL.
         """
-        tame_the_vendors_logs()
-        return cls(_parsed(url), source=source, heartbeat=heartbeat, traceparent=traceparent)
+        redirect_library_logs()
+        return cls(_parse_url(url), source=source, heartbeat=heartbeat)
 
     async def connected(self) -> None:
         """Wait until the broker answers and the topology is declared."""
@@ -251,23 +234,23 @@ class RabbitMQBus:
     @asynccontextmanager
     async def reply_queue(self, bindings: Sequence[str]) -> AsyncIterator[_ReplyQueue]:
         reply_queue = _ReplyQueue(self, bindings)
-        keeper = self._spawn(reply_queue.keep())
+        running = self._spawn(reply_queue.run())
         try:
-            await reply_queue.wait_until_it_hears()
-            if keeper.done():
+            await reply_queue.wait_until_consuming()
+            if running.done():
                 raise Unavailable("the bus is closed")
             yield reply_queue
         finally:
-            keeper.cancel()
-            await asyncio.wait([keeper])
+            running.cancel()
+            await asyncio.wait([running])
 
     async def depth(self, queue: Queue) -> int:
-        return (await self._look_at(queue)).message_count or 0
+        return (await self._inspect(queue)).message_count or 0
 
     async def consumers(self, queue: Queue) -> int:
-        return (await self._look_at(queue)).consumer_count or 0
+        return (await self._inspect(queue)).consumer_count or 0
 
-    async def _look_at(self, queue: Queue) -> commands.Queue.DeclareOk:
+    async def _inspect(self, queue: Queue) -> commands.Queue.DeclareOk:
         try:
             async with translate_errors(self._patience), self.channel() as channel:
                 declared = await channel.declare_queue(queue.name, passive=True)
@@ -280,11 +263,11 @@ class RabbitMQBus:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
 
-    # -- For what hangs on the bus
+    # -- For deliveries and reply queues
 
     async def declare_exchanges(self) -> None:
-        """What everything else hangs on, over the line that an alarm of the broker leaves alone."""
-        await self._topology.declare(EXCHANGES)
+        """Declare what all else needs, on the connection that a broker's alarm does not block."""
+        await self._topology.declare(BASE_PARTS)
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[AbstractChannel]:
@@ -295,18 +278,18 @@ class RabbitMQBus:
             await self.drop(channel)
 
     async def drop(self, channel: AbstractChannel) -> None:
-        """Close a channel; what was delivered on it and not acked goes back to the queue."""
-        # A second cancel must not leave it open.
-        await asyncio.shield(self._spawn(hang_up(channel)))
+        """Close a channel; the broker requeues what is unacked on it."""
+        # Shielded: a second cancel must not leave it open.
+        await asyncio.shield(self._spawn(close_quietly(channel)))
 
     async def unpack(self, incoming: AbstractIncomingMessage, queue: str) -> AnyMessage | None:
-        """Decode; None: it could not be, or came too often, and is buried."""
+        """Decode; None: undecodable or delivered too often, and dead-lettered."""
         try:
             message = read(incoming.body)
         except Undecodable as error:
             await self.dead_letter(incoming, None, queue=queue, reason=str(error))
             return None
-        if isinstance(message, JobRequested) and _is_the_last_delivery(incoming):
+        if isinstance(message, JobRequested) and _is_last_delivery(incoming):
             await self.dead_letter(incoming, message, queue=queue, reason=LIMIT_REASON)
             return None
         return message
@@ -319,7 +302,7 @@ class RabbitMQBus:
         queue: str,
         reason: str,
     ) -> None:
-        """Put among the dead letters, then ack; while the broker is away, it comes again."""
+        """Publish to the dead letters, then ack; if that fails, requeue."""
         dead = dead_letter(incoming.body, message, queue=queue, reason=reason[:REASON_LENGTH])
         about: dict[str, Any] = {
             "queue": queue,
@@ -327,22 +310,20 @@ class RabbitMQBus:
             "length": dead.length,
             "sha256": dead.sha256,
         }
-        letter = aio_pika.Message(dead.body, headers=about)
+        sent = aio_pika.Message(dead.body, headers=about)
         try:
-            await self._publisher.publish(letter, exchange=DEAD_LETTERS, key="", mandatory=True)
+            await self._publisher.publish(sent, exchange=DEAD_LETTERS, key="", mandatory=True)
         except (Unavailable, Unroutable) as error:
             log.warning("message_not_dead_lettered", **about, error=str(error))
-            await _give_back(incoming)
+            await _requeue(incoming)
         else:
             log.warning("message_dead_lettered", **about)
             await _settle(incoming, incoming.ack)
 
-    # -- Inside
-
     async def _listen(self, queue: Queue, prefetch: int) -> Consumer:
-        return await retry_until_connected(partial(self._listen_once, queue, prefetch), queue.name)
+        return await retry_until_connected(partial(self._consume_once, queue, prefetch), queue.name)
 
-    async def _listen_once(self, queue: Queue, prefetch: int) -> Consumer:
+    async def _consume_once(self, queue: Queue, prefetch: int) -> Consumer:
         await self.declare_exchanges()
         channel = await self._consuming.channel()
         try:
@@ -362,7 +343,7 @@ class RabbitMQBus:
         except BaseException:
             await self.drop(consumer.channel)
             raise
-        delivery.let_go = partial(self.drop, consumer.channel)
+        delivery.on_settled = partial(self.drop, consumer.channel)
         return delivery
 
     async def _next(self, consumer: Consumer, queue: str) -> _Delivery:
@@ -373,9 +354,7 @@ class RabbitMQBus:
                 return _Delivery(self, queue, incoming, message)
 
     def _amqp_message(self, message: Message, reply_to: str | None) -> aio_pika.Message:
-        envelope = envelope_for(
-            message, source=self._source, reply_to=reply_to, traceparent=self._traceparent()
-        )
+        envelope = envelope_for(message, source=self._source, reply_to=reply_to)
         return to_amqp(encode(message), envelope)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -385,7 +364,7 @@ class RabbitMQBus:
         return task
 
 
-def _parsed(url: str) -> URL:
+def _parse_url(url: str) -> URL:
     try:
         parsed = URL(url)
     except ValueError:

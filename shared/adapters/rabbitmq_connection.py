@@ -1,11 +1,9 @@
-"""One connection to a RabbitMQ broker, opened again whenever it is lost, and who listens on it.
+"""One connection to a RabbitMQ broker, reopened whenever it is lost, and its consumers.
 
-Plain connections, opened again by ourselves: every consumer has a channel of its own, and losing
-it, for whatever reason, ends in one place, where everything begins anew. That loss is
-:class:`ConnectionLost`, whatever the library calls it.
+aio-pika's own reconnecting is not used. Every consumer has a channel of its own; losing it, for
+whatever reason, raises :class:`ConnectionLost`, and the consumer starts again from nothing.
 
-Closing a channel gives back whatever was delivered on it and is not acked, so it is also how a
-message is let go at any moment.
+Closing a channel requeues what is unacked on it, so that is how a message is requeued at any time.
 """
 
 from __future__ import annotations
@@ -28,15 +26,15 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from yarl import URL
 
 from shared.errors import Unavailable
-from shared.retry import reconnect_delay
+from shared.retry import Reconnects
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 5.0
 CLOSE_SECONDS = 4.0
 PAUSE_SECONDS = 0.2
-"""Between losing a channel and asking for the next."""
-DIFFERS_SECONDS = 2.0
-"""Before declaring again what somebody must put right first."""
+"""Between losing a channel or connection and asking for the next."""
+MISMATCH_SECONDS = 2.0
+"""Before declaring again what an operator has to fix first."""
 
 T = TypeVar("T")
 
@@ -44,20 +42,20 @@ log = structlog.get_logger()
 
 
 class ConnectionLost(Exception):
-    """A connection or channel is gone, or does not answer in time."""
+    """A connection or channel is lost, or does not answer in time."""
 
 
-class Differs(ConnectionLost):
-    """The broker has something under this name already, with other arguments."""
+class TopologyMismatch(ConnectionLost):
+    """The broker has a queue or exchange of this name, with other arguments."""
 
 
 @asynccontextmanager
 async def translate_errors(seconds: float | None) -> AsyncIterator[None]:
-    """Turn everything that says "lost", silence included, into one error.
+    """Turn every error that means a lost connection, time-outs included, into ConnectionLost.
 
-    A channel that dies may cancel those who wait on it: our task is really cancelled only when
-    somebody has asked for it since we began. Then it is, even where an answer came at the same
-    moment and Python 3.11's `asyncio.wait_for`, which the library uses, forgot the cancel.
+    A dying channel may cancel the tasks that wait on it. Ours is really cancelled only if its count
+    of cancels has grown since we began; then it is, even if an answer arrived at the same moment
+    and Python 3.11's `asyncio.wait_for`, which the library uses, lost the cancel.
     """
     task = asyncio.current_task()
     cancels = task.cancelling() if task else 0
@@ -80,64 +78,65 @@ async def retry_until_connected(once: Callable[[], Awaitable[T]], about: str) ->
 
 
 async def pause(about: str, lost: ConnectionLost) -> None:
-    if isinstance(lost, Differs):
+    if isinstance(lost, TopologyMismatch):
         log.error("topology_differs", about=about, reason=str(lost))
-        await asyncio.sleep(DIFFERS_SECONDS)
+        await asyncio.sleep(MISMATCH_SECONDS)
     else:
-        log.info("broker_asked_again", about=about, after=str(lost))
+        log.info("broker_retried", about=about, reason=str(lost))
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def hang_up(connection: AbstractChannel | AbstractConnection) -> None:
+async def close_quietly(connection: AbstractChannel | AbstractConnection) -> None:
     with suppress(ConnectionLost):
         async with translate_errors(CLOSE_SECONDS):
             await connection.close()
 
 
 class Connection:
-    """One connection, opened again whenever it is lost."""
+    """One connection, reopened whenever it is lost."""
 
     def __init__(self, url: URL, *, name: str, heartbeat: int) -> None:
         self._url = url.update_query(heartbeat=heartbeat)
         self._name = name
-        self._up = self._nobody_yet()
-        self._keeper = asyncio.create_task(self._keep())
+        self._connection = self._pending()
+        self._task = asyncio.create_task(self._run())
 
-    async def channel(self, *, says: bool = False) -> AbstractChannel:
-        """Open a channel as soon as there is a connection; wait for one.
+    async def channel(self, *, confirms: bool = False) -> AbstractChannel:
+        """Wait for a connection and open a channel on it.
 
         Raises:
-            Lost: the connection was lost meanwhile.
-            Unavailable: the line was closed by :meth:`close`.
+            ConnectionLost: the connection was lost meanwhile.
+            Unavailable: it was closed by :meth:`close`.
         """
-        connection = await asyncio.shield(self._up)
+        connection = await asyncio.shield(self._connection)
         async with translate_errors(CONNECT_SECONDS):
-            return await connection.channel(publisher_confirms=says, on_return_raises=says)
+            return await connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
 
     async def close(self) -> None:
-        self._keeper.cancel()
-        await asyncio.wait([self._keeper], timeout=2 * CLOSE_SECONDS)
-        if not self._up.done():
-            self._up.set_exception(Unavailable(f"the bus is closed ({self._name})"))
-            self._up.exception()  # nobody may be waiting to see it
+        self._task.cancel()
+        await asyncio.wait([self._task], timeout=2 * CLOSE_SECONDS)
+        if not self._connection.done():
+            self._connection.set_exception(Unavailable(f"the bus is closed ({self._name})"))
+            self._connection.exception()  # retrieved, in case nothing waits for it
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         while True:
-            await self._stay(await self._connect())
+            await self._connect_until_lost()
+            await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _connect(self) -> AbstractConnection:
-        attempt = 0
-        while True:
-            await asyncio.sleep(reconnect_delay(attempt))
+    async def _connect_until_lost(self) -> None:
+        async for _ in Reconnects():
             try:
-                return await self._connect_once()
+                connection = await self._connect()
             except ConnectionLost as lost:
                 log.warning(
-                    "broker_unreachable", connection=self._name, at=self._shown, reason=str(lost)
+                    "broker_unreachable", connection=self._name, at=self._address, reason=str(lost)
                 )
-            attempt += 1
+            else:
+                await self._wait_until_lost(connection)
+                return
 
-    async def _connect_once(self) -> AbstractConnection:
+    async def _connect(self) -> AbstractConnection:
         connection = aio_pika.Connection(
             self._url, client_properties={"connection_name": self._name}
         )
@@ -145,33 +144,33 @@ class Connection:
             async with translate_errors(CONNECT_SECONDS):
                 await connection.connect()
         except BaseException:
-            await hang_up(connection)
+            await close_quietly(connection)
             raise
         return connection
 
-    async def _stay(self, connection: AbstractConnection) -> None:
+    async def _wait_until_lost(self, connection: AbstractConnection) -> None:
         lost = asyncio.Event()
         connection.close_callbacks.add(lambda *_: lost.set())
-        log.info("broker_connected", connection=self._name, at=self._shown)
-        self._up.set_result(connection)
+        log.info("broker_connected", connection=self._name, at=self._address)
+        self._connection.set_result(connection)
         try:
             await lost.wait()
-            log.warning("broker_lost", connection=self._name, at=self._shown)
+            log.warning("broker_lost", connection=self._name, at=self._address)
         finally:
-            self._up = self._nobody_yet()
-            await hang_up(connection)
+            self._connection = self._pending()
+            await close_quietly(connection)
 
     @property
-    def _shown(self) -> str:
+    def _address(self) -> str:
         return f"{self._url.host}:{self._url.port}{self._url.path}"
 
     @staticmethod
-    def _nobody_yet() -> asyncio.Future[AbstractConnection]:
+    def _pending() -> asyncio.Future[AbstractConnection]:
         return asyncio.get_running_loop().create_future()
 
 
 class Consumer:
-    """A consumer on a channel of its own: what it hears, until the channel or the queue is gone."""
+    """A consumer on a channel of its own, until the channel or the queue is gone."""
 
     def __init__(self, channel: AbstractChannel, queue: AbstractQueue) -> None:
         self.channel = channel
@@ -181,8 +180,8 @@ class Consumer:
         self._ended = False
 
     async def start(self, *, prefetch: int | None) -> None:
-        """Consume with acks, at most ``prefetch`` in hand; None: without acks."""
-        # When somebody deletes the queue, the consumer ends and its channel lives on.
+        """Consume with at most ``prefetch`` unacked messages; None: without acks."""
+        # If the queue is deleted, the consumer ends but its channel stays open.
         wire = await self.channel.get_underlay_channel()
         wire.on_consumer_cancel_callbacks.add(self._end)
         self.channel.close_callbacks.add(self._end)
@@ -198,7 +197,7 @@ class Consumer:
         return incoming
 
     async def stop(self) -> None:
-        """Ask for no more; what is in hand stays ours."""
+        """Take no more messages; the unacked ones stay."""
         async with translate_errors(ANSWER_SECONDS):
             await self._queue.cancel(self._tag)
 
@@ -209,23 +208,23 @@ class Consumer:
     def _end(self, *_: object) -> None:
         self._ended = True
         while not self._arrived.empty():
-            self._arrived.get_nowait()  # the broker delivers it again
+            self._arrived.get_nowait()  # the broker redelivers it
         self._arrived.put_nowait(None)
 
 
-# --- What the libraries log ----------------------------------------------------------------------
+# --- Logs of the libraries ----------------------------------------------------------------------
 
 
-class _OneLineEach(logging.Handler):
-    """To them every loss is an error with a traceback; to us it is a line. Passwords are masked."""
+class _LogOneLine(logging.Handler):
+    """Logs one line in place of a traceback for every loss. Passwords are masked."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.info("amqp", library=record.name, said=record.getMessage())
+        log.info("amqp_library_log", library=record.name, message=record.getMessage())
 
 
-def tame_the_vendors_logs() -> None:
+def redirect_library_logs() -> None:
     for name in ("aiormq", "aio_pika"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.WARNING)
-        logger.handlers = [_OneLineEach()]
+        logger.handlers = [_LogOneLine()]
         logger.propagate = False

@@ -7,9 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 import aio_pika
-from aio_pika.abc import (
-    AbstractIncomingMessage,
-)
+from aio_pika.abc import AbstractIncomingMessage
 
 from shared.messaging.envelope import Envelope
 from shared.messaging.messages import AnyMessage, stable_id, type_of
@@ -33,15 +31,14 @@ def _headers(envelope: Envelope) -> dict[str, Any]:
         "cloudEvents_type": envelope.type,
         "cloudEvents_time": envelope.time,
         "cloudEvents_subject": envelope.subject,
-        "traceparent": envelope.traceparent,
     }
     return {name: value for name, value in headers.items() if value}
 
 
 def envelope_of(incoming: AbstractIncomingMessage, message: AnyMessage) -> Envelope:
-    """The envelope of a message from anybody; what a foreign producer left out is filled in.
+    """The envelope of a message from any producer; attributes it left out are filled in.
 
-    Without an id, the same body from the same source is taken for the same event.
+    Without an id, equal bodies from the same source count as the same event.
     """
     attribute = partial(_attribute, incoming)
     source = attribute("source") or incoming.app_id or incoming.user_id or "unknown"

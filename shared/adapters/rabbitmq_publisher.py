@@ -1,22 +1,16 @@
-"""Publish with confirms, on one channel for all that one service publishes."""
+"""Publishes with confirms, on one channel per service."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import (
-    Iterator,
-)
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from uuid import uuid4
 
 import aio_pika
-from aio_pika.abc import (
-    AbstractChannel,
-)
-from aio_pika.exceptions import (
-    PublishError,
-)
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import PublishError
 
 from shared.adapters.rabbitmq_connection import (
     Connection,
@@ -24,15 +18,12 @@ from shared.adapters.rabbitmq_connection import (
     retry_until_connected,
     translate_errors,
 )
-from shared.adapters.rabbitmq_topology import (
-    PARTS,
-    Topology,
-)
+from shared.adapters.rabbitmq_topology import PARTS, Topology
 from shared.errors import Unavailable, Unroutable
 
 
 class Publisher:
-    """All that one service says, on one channel with confirms; nobody waits for another's."""
+    """One channel with confirms for a whole service; publishes do not wait for each other."""
 
     def __init__(self, connection: Connection, *, login: str | None, patience: float) -> None:
         self._connection = connection
@@ -44,7 +35,7 @@ class Publisher:
         self._ids_in_flight: set[str] = set()
 
     async def open(self) -> AbstractChannel:
-        """The channel; a new one is given the whole topology to declare first."""
+        """The channel; before a new one is used, the whole topology is declared."""
         async with self._opening:
             if self._channel is None or self._channel.is_closed:
                 self._channel = None
@@ -54,10 +45,10 @@ class Publisher:
     async def publish(
         self, message: aio_pika.Message, *, exchange: str, key: str, mandatory: bool
     ) -> None:
-        """Publish until it is confirmed; after a loss once more, under the same id.
+        """Publish until it is confirmed; again under the same id if the connection is lost.
 
         Raises:
-            Unroutable: it needs a listener and reached no queue.
+            Unroutable: ``mandatory`` and it reached no queue.
             Unavailable: no confirm in time.
         """
         message.delivery_mode = aio_pika.DeliveryMode.PERSISTENT
@@ -67,32 +58,32 @@ class Publisher:
             async with asyncio.timeout(self._patience):
                 await retry_until_connected(once, key or exchange)
         except TimeoutError:
-            what = f"{key or exchange} was not confirmed within {self._patience:g} s"
-            raise Unavailable(what) from None
+            text = f"{key or exchange} was not confirmed within {self._patience:g} s"
+            raise Unavailable(text) from None
 
     async def _open(self) -> AbstractChannel:
         await self._topology.declare(PARTS)
-        return await self._connection.channel(says=True)
+        return await self._connection.channel(confirms=True)
 
     async def _publish_once(
         self, message: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
     ) -> None:
         if await self._is_routed(message, exchange, key, mandatory=mandatory):
             return
-        await self._topology.declare(PARTS)  # somebody may have deleted the queue
+        await self._topology.declare(PARTS)  # in case the queue was deleted
         if not await self._is_routed(message, exchange, key, mandatory=mandatory):
-            raise Unroutable(f"nobody listens for {key or exchange}")
+            raise Unroutable(f"no queue is bound for {key or exchange}")
 
     async def _is_routed(
         self, message: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
     ) -> bool:
         channel = await self.open()
-        await _unblocked(channel)
-        known = await channel.get_exchange(exchange, ensure=False)
-        with self._id_of_its_own(message):
+        await _wait_until_unblocked(channel)
+        target = await channel.get_exchange(exchange, ensure=False)
+        with self._unique_id(message):
             try:
                 async with translate_errors(None):
-                    await known.publish(message, key, mandatory=mandatory)
+                    await target.publish(message, key, mandatory=mandatory)
             except ConnectionLost as lost:
                 if isinstance(lost.__cause__, PublishError):
                     return False
@@ -100,23 +91,25 @@ class Publisher:
         return True
 
     @contextmanager
-    def _id_of_its_own(self, message: aio_pika.Message) -> Iterator[None]:
-        """The library finds the message that was returned by its id: one in flight under each."""
-        plain = message.message_id or uuid4().hex
-        message.message_id = f"{plain}/{uuid4().hex}" if plain in self._ids_in_flight else plain
-        taken = message.message_id
-        self._ids_in_flight.add(taken)
+    def _unique_id(self, message: aio_pika.Message) -> Iterator[None]:
+        """The library matches returned messages by id, so each id is in flight only once."""
+        original = message.message_id or uuid4().hex
+        message.message_id = (
+            f"{original}/{uuid4().hex}" if original in self._ids_in_flight else original
+        )
+        unique = message.message_id
+        self._ids_in_flight.add(unique)
         try:
             yield
         finally:
-            self._ids_in_flight.discard(taken)
-            message.message_id = plain
+            self._ids_in_flight.discard(unique)
+            message.message_id = original
 
 
-async def _unblocked(channel: AbstractChannel) -> None:
-    """Wait while the broker has said that it is short of disk or memory.
+async def _wait_until_unblocked(channel: AbstractChannel) -> None:
+    """Wait while the broker is blocked, short of disk or memory.
 
-    It would not refuse a message but leave it in the socket, and take every try of it later.
+    A blocked broker leaves each retry in the socket and accepts them all later.
     """
     async with translate_errors(None):
         wire = await channel.get_underlay_channel()

@@ -1,4 +1,4 @@
-"""What our services need of a broker: exchanges, queues and bindings, made or looked for."""
+"""Declares the exchanges, queues and bindings that the services need, or checks that they exist."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from aiormq.exceptions import ChannelAccessRefused
 from shared.adapters.rabbitmq_connection import (
     Connection,
     ConnectionLost,
-    Differs,
-    hang_up,
+    TopologyMismatch,
+    close_quietly,
     translate_errors,
 )
 from shared.messaging.messages import JobRequested, type_of
 from shared.messaging.topology import DEAD_LETTERS, DELIVERY_LIMIT, EXCHANGE, QUEUES, Queue
 
 CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
-"""How long a delivery may stay unacked. RabbitMQ 3.10 goes by its node's setting alone."""
+"""How long a delivery may stay unacked. RabbitMQ 3.10 knows only its node's own setting."""
 DECLARE_SECONDS = 30.0
 
 log = structlog.get_logger()
 
 
 class _Part(NamedTuple):
-    """One thing of the topology: how it is made, and how it is only looked for."""
+    """A part of the topology: how to declare it, and how to check that it exists."""
 
     declare: Callable[[AbstractChannel], Awaitable[object]]
     find: Callable[[AbstractChannel], Awaitable[object]]
 
 
 class Topology:
-    """Makes what the login may make, and looks for the rest, which another service makes.
+    """Declares what the login may declare, and checks the rest, which another service declares.
 
-    Brokers tell what a login may do by refusing it, and close the channel with that.
+    A broker shows what a login may not do by refusing it, which closes the channel.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._not_ours: set[str] = set()
+        self._declared_by_others: set[str] = set()
 
     async def declare(self, names: Iterable[str]) -> None:
-        """These parts, in their order.
+        """Declare these parts, in order.
 
         Raises:
-            Lost: the connection is; or a part is missing that others have to make first.
+            ConnectionLost: also if a part is missing that another service has to declare first.
         """
         missing = list(names)
         while missing:
@@ -63,19 +63,19 @@ class Topology:
             name = missing[0]
             try:
                 async with translate_errors(DECLARE_SECONDS):
-                    with _the_same_as_ours():
-                        await self._way_to(name)(channel)
+                    with _translated_mismatch():
+                        await self._action(name)(channel)
             except ConnectionLost as lost:
                 refused = isinstance(lost.__cause__, ChannelAccessRefused)
-                if not refused or name in self._not_ours:
+                if not refused or name in self._declared_by_others:
                     raise
-                log.info("made_by_others", part=name)
-                self._not_ours.add(name)
+                log.info("part_declared_by_others", part=name)
+                self._declared_by_others.add(name)
                 return
             del missing[0]
 
-    def _way_to(self, name: str) -> Callable[[AbstractChannel], Awaitable[object]]:
-        return PARTS[name].find if name in self._not_ours else PARTS[name].declare
+    def _action(self, name: str) -> Callable[[AbstractChannel], Awaitable[object]]:
+        return PARTS[name].find if name in self._declared_by_others else PARTS[name].declare
 
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[AbstractChannel]:
@@ -83,7 +83,7 @@ class Topology:
         try:
             yield channel
         finally:
-            await hang_up(channel)
+            await close_quietly(channel)
 
 
 def _exchange(name: str, kind: aio_pika.ExchangeType) -> _Part:
@@ -112,17 +112,17 @@ async def _declare_dead_letters(channel: AbstractChannel) -> None:
 
 
 @contextmanager
-def _the_same_as_ours() -> Iterator[None]:
-    """Tell apart what waiting does not mend: somebody must delete what is there."""
+def _translated_mismatch() -> Iterator[None]:
+    """A mismatch does not go away by waiting: an operator has to delete what is there."""
     try:
         yield
     except ChannelPreconditionFailed as error:
-        raise Differs(str(error)) from error
+        raise TopologyMismatch(str(error)) from error
 
 
 async def declare_queue(channel: AbstractChannel, queue: Queue) -> AbstractQueue:
     arguments = _arguments(queue)
-    with _the_same_as_ours():
+    with _translated_mismatch():
         declared = await channel.declare_queue(queue.name, durable=True, arguments=arguments)
     for key in queue.bindings:
         await declared.bind(EXCHANGE, key)
@@ -137,7 +137,7 @@ def _arguments(queue: Queue) -> dict[str, Any]:
     }
     if queue.single_active_consumer:
         arguments["x-single-active-consumer"] = True
-    if not _may_hold_secrets(queue):
+    if not _holds_secrets(queue):
         arguments |= {
             "x-dead-letter-exchange": DEAD_LETTERS,
             "x-dead-letter-strategy": "at-least-once",
@@ -146,13 +146,13 @@ def _arguments(queue: Queue) -> dict[str, Any]:
     return arguments
 
 
-def _may_hold_secrets(queue: Queue) -> bool:
-    """The broker dead-letters whole bodies, so there we count deliveries and bury ourselves."""
+def _holds_secrets(queue: Queue) -> bool:
+    """The broker dead-letters whole bodies, so for these queues we count deliveries ourselves."""
     return type_of(JobRequested) in queue.bindings
 
 
-EXCHANGES = ("exchange", "dead letters", "dead letters' queue")
-"""Those of the parts that everything else hangs on."""
+BASE_PARTS = ("exchange", "dead letters", "dead letters' queue")
+"""The parts that everything else needs."""
 PARTS: Mapping[str, _Part] = {
     "exchange": _exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC),
     "dead letters": _exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT),

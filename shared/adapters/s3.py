@@ -18,10 +18,10 @@ from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.adapters.files import beside
-from shared.adapters.object_keys import check_doomed, check_key, check_prefix, check_seconds
-from shared.adapters.s3_errors import Place, translate
-from shared.concurrency import a_few_at_once, in_thread
+from shared.adapters.files import atomic
+from shared.adapters.object_keys import check_deletable, check_key, check_prefix, check_seconds
+from shared.adapters.s3_errors import Location, translate
+from shared.concurrency import gather_limited, in_thread
 from shared.errors import NotFound, Refused, Unavailable
 from shared.network.outbound import Blocked, Guard, GuardedResolver, was_blocked
 from shared.ports import StoredObject, no_keepalive
@@ -29,17 +29,17 @@ from shared.ports import StoredObject, no_keepalive
 PART_BYTES = 8 * 2**20
 MOST_PARTS = 10_000
 PARTS_AT_ONCE = 4
-"""In memory at a time, for each file on its way."""
+"""Parts held in memory at a time, for each file in transfer."""
 PIECE_BYTES = 4 * 2**20
-"""Fetched before it is written to disk."""
+"""Bytes downloaded before they are written to disk."""
 PAGE = 1000
-"""Keys in one listing and in one deletion; S3 takes no more."""
+"""Keys per listing and per deletion; the most that S3 takes."""
 DEFAULT_REGION = "us-east-1"
 
 SETTINGS: Mapping[str, Any] = {
     "signature_version": "s3v4",
     "s3": {"addressing_style": "path"},
-    # Several compatible services reject the checksums that botocore adds of its own accord.
+    # Several compatible services reject the checksums that botocore adds by default.
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
     "retries": {"max_attempts": 3, "mode": "standard"},
@@ -53,20 +53,20 @@ VENDORS = (ClientError, BotoCoreError, aiohttp.ClientError, OSError)
 class S3Store:
     """Objects in one bucket below a prefix; see :class:`shared.ports.ObjectStore`.
 
-    Nothing is connected before the first call. Made by :meth:`open` or :meth:`for_bucket`.
+    Connects at the first call. Created by :meth:`open` or :meth:`for_bucket`.
     """
 
     def __init__(
         self,
-        place: Place,
+        location: Location,
         client: Mapping[str, Any],
         *,
         public_endpoint: str | None = None,
         guard: Guard | None = None,
     ) -> None:
-        self._place = place
+        self._location = location
         self._guard = guard
-        self._prefix = f"{check_key(place.prefix)}/" if place.prefix else ""
+        self._prefix = f"{check_key(location.prefix)}/" if location.prefix else ""
         self._arguments = client
         self._public_endpoint = public_endpoint
         self._stack = AsyncExitStack()
@@ -79,12 +79,12 @@ class S3Store:
 
         Endpoint, region and keys come from botocore's own variables (``AWS_ENDPOINT_URL``,
         ``AWS_DEFAULT_REGION``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ...).
-        ``public_endpoint`` stands in links, where clients reach the store by another name. A wrong
-        key or bucket is ``Unavailable``: the operator's to mend, and no fault of any job.
+        ``public_endpoint`` is used in links, if clients reach the store under another name. A wrong
+        key or bucket is ``Unavailable``: the operator has to fix it, no job is at fault.
         """
         parts = urlsplit(url)
-        place = Place(bucket=parts.netloc, prefix=parts.path.strip("/"))
-        return cls(place, {"config": AioConfig(**SETTINGS)}, public_endpoint=public_endpoint)
+        location = Location(bucket=parts.netloc, prefix=parts.path.strip("/"))
+        return cls(location, {"config": AioConfig(**SETTINGS)}, public_endpoint=public_endpoint)
 
     @classmethod
     def for_bucket(
@@ -97,14 +97,14 @@ class S3Store:
         prefix: str = "",
         guard: Guard | None = None,
     ) -> Self:
-        """A user's bucket; the guard decides which addresses may be connected to.
+        """A user's bucket; ``guard`` decides which addresses may be connected to.
 
         A wrong key, bucket or endpoint is ``Refused``, with a reason that names the bucket.
 
         Raises:
             Refused: no key can begin with this prefix.
         """
-        place = Place(bucket, prefix.strip("/"), endpoint_url, users=True)
+        location = Location(bucket, prefix.strip("/"), endpoint_url, user_owned=True)
         guarded = {"http_session_cls": _guarded(guard), "proxies": {}} if guard else {}
         client = {
             "config": AioConfig(**SETTINGS, **guarded),
@@ -113,15 +113,15 @@ class S3Store:
             "aws_access_key_id": access_key,
             "aws_secret_access_key": secret_key,
         }
-        return cls(place, client, guard=guard)
+        return cls(location, client, guard=guard)
 
     async def put(self, key: str, data: bytes) -> None:
-        with self._speaking(key):
+        with self._translated(key):
             client = await self._client()
             await client.put_object(**self._object(key), Body=data)
 
     async def get(self, key: str) -> bytes:
-        with self._speaking(key):
+        with self._translated(key):
             client = await self._client()
             answer = await client.get_object(**self._object(key))
             async with answer["Body"] as body:
@@ -130,7 +130,7 @@ class S3Store:
     async def upload(
         self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
     ) -> None:
-        with self._speaking(key):
+        with self._translated(key):
             size = (await in_thread(path.stat)).st_size
             if size > PART_BYTES:
                 await self._upload_parts(path, key, size, keepalive)
@@ -141,19 +141,19 @@ class S3Store:
     async def download(
         self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
     ) -> None:
-        with self._speaking(key), beside(path) as temporary:
+        with self._translated(key), atomic(path) as temporary:
             client = await self._client()
             answer = await client.get_object(**self._object(key))
             async with answer["Body"] as body:
-                size = await _save(body.content, temporary, keepalive)
+                size = await _stream_to_file(body.content, temporary, keepalive)
             if size != answer["ContentLength"]:
                 raise Unavailable(
-                    f"{key!r} in {self._place}: {size} bytes of {answer['ContentLength']} came"
+                    f"{key!r} in {self._location}: {size} bytes of {answer['ContentLength']} came"
                 )
 
     async def exists(self, key: str) -> bool:
         try:
-            with self._speaking(key):
+            with self._translated(key):
                 client = await self._client()
                 await client.head_object(**self._object(key))
         except NotFound:
@@ -161,10 +161,10 @@ class S3Store:
         return True
 
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        with self._speaking(prefix):
+        with self._translated(prefix):
             client = await self._client()
             pages = client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._place.bucket,
+                Bucket=self._location.bucket,
                 Prefix=self._prefix + check_prefix(prefix),
                 PaginationConfig={"PageSize": PAGE},
             )
@@ -173,18 +173,18 @@ class S3Store:
                     yield self._entry(item)
 
     async def delete(self, prefix: str) -> int:
-        check_doomed(prefix)
+        check_deletable(prefix)
         keys = [entry.key async for entry in self.list(prefix)]
         for start in range(0, len(keys), PAGE):
             await self._delete_some(keys[start : start + PAGE])
         return len(keys)
 
     async def link(self, key: str, *, seconds: int, filename: str | None = None) -> str:
-        named = {"ResponseContentDisposition": _attachment(filename)} if filename else {}
-        with self._speaking(key):
+        options = {"ResponseContentDisposition": _attachment(filename)} if filename else {}
+        with self._translated(key):
             client = await self._client(self._public_endpoint)
             link = await client.generate_presigned_url(
-                "get_object", Params=self._object(key) | named, ExpiresIn=check_seconds(seconds)
+                "get_object", Params=self._object(key) | options, ExpiresIn=check_seconds(seconds)
             )
             return str(link)
 
@@ -193,7 +193,7 @@ class S3Store:
         await self._stack.aclose()
 
     async def _client(self, endpoint: str | None = None) -> Any:
-        """The client for an endpoint, by default the store's own; opened once."""
+        """The client for an endpoint, by default the store's own; each is opened once."""
         async with self._opening:
             if endpoint not in self._clients:
                 self._clients[endpoint] = await self._open_client(endpoint)
@@ -201,23 +201,25 @@ class S3Store:
 
     async def _open_client(self, endpoint: str | None) -> Any:
         self._check_endpoint()
-        session = _users_session() if self._place.users else aioboto3.Session()
-        known = {"region_name": session.region_name or DEFAULT_REGION, **self._arguments}
-        chosen = {"endpoint_url": endpoint} if endpoint else {}
+        session = _users_session() if self._location.user_owned else aioboto3.Session()
+        defaults = {"region_name": session.region_name or DEFAULT_REGION, **self._arguments}
+        override = {"endpoint_url": endpoint} if endpoint else {}
         try:
-            return await self._stack.enter_async_context(session.client("s3", **(known | chosen)))
-        except ValueError as error:  # what botocore says of an endpoint that is no URL
-            raise translate(error, "", self._place) from error
+            return await self._stack.enter_async_context(
+                session.client("s3", **(defaults | override))
+            )
+        except ValueError as error:  # what botocore raises if the endpoint is not a URL
+            raise translate(error, "", self._location) from error
 
     def _check_endpoint(self) -> None:
         if self._guard:
             try:
-                self._guard.check_url(self._place.endpoint)
+                self._guard.check_url(self._location.endpoint)
             except Refused as refused:
-                raise Refused(f"{self._place}: {refused}") from None
+                raise Refused(f"{self._location}: {refused}") from None
 
     def _object(self, key: str) -> dict[str, str]:
-        return {"Bucket": self._place.bucket, "Key": self._prefix + check_key(key)}
+        return {"Bucket": self._location.bucket, "Key": self._prefix + check_key(key)}
 
     def _entry(self, item: Mapping[str, Any]) -> StoredObject:
         key = item["Key"].removeprefix(self._prefix)
@@ -226,7 +228,7 @@ class S3Store:
     async def _upload_parts(
         self, path: Path, key: str, size: int, keepalive: Callable[[], None]
     ) -> None:
-        """Nothing is left of an upload that fails or is cancelled."""
+        """A failed or cancelled upload leaves nothing behind."""
         client = await self._client()
         begun = await client.create_multipart_upload(**self._object(key))
         upload = self._object(key) | {"UploadId": begun["UploadId"]}
@@ -234,52 +236,52 @@ class S3Store:
             parts = await _send_parts(client, upload, path, size, keepalive)
             await client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
         except BaseException:
-            await _abandon(client, upload)
+            await _abort(client, upload)
             raise
 
     async def _delete_some(self, keys: Sequence[str]) -> None:
-        doomed = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
-        with self._speaking(keys[0]):
+        deletion = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
+        with self._translated(keys[0]):
             client = await self._client()
-            answer = await client.delete_objects(Bucket=self._place.bucket, Delete=doomed)
+            answer = await client.delete_objects(Bucket=self._location.bucket, Delete=deletion)
         for error in answer.get("Errors", ()):
-            raise Unavailable(f"{error['Key']!r} in {self._place} stays: {error.get('Message')}")
+            raise Unavailable(f"{error['Key']!r} in {self._location} stays: {error.get('Message')}")
 
     @contextmanager
-    def _speaking(self, key: str) -> Iterator[None]:
-        """Raise our errors in place of the vendor's."""
+    def _translated(self, key: str) -> Iterator[None]:
+        """Turn the vendor's errors into ours."""
         try:
             yield
         except VENDORS as error:
-            raise translate(error, key, self._place) from error
+            raise translate(error, key, self._location) from error
 
 
 @cache
 def _users_session() -> aioboto3.Session:
-    """One for all users' buckets, whose clients bring their own keys.
+    """One session for all users' buckets; each client has keys of its own.
 
-    Each session reads S3's description anew, and holds up the event loop for a fifth of a second.
+    Each session parses S3's description again and blocks the event loop for a fifth of a second.
     """
     return aioboto3.Session()
 
 
 def region_of(endpoint_url: str) -> str:
-    """The region that a request must be signed for, as far as the endpoint's name tells.
+    """The region to sign requests for, as far as the endpoint's name shows it.
 
-    Services that have no regions take any.
+    Services without regions accept any.
     """
     try:
         host = urlsplit(endpoint_url).hostname or ""
-    except ValueError:  # no URL, which is told when it is used
+    except ValueError:  # not a URL; reported when it is used
         return DEFAULT_REGION
     found = re.search(r"\bs3[.-](?:dualstack\.)?([a-z]{2,}-[a-z0-9-]+)\.", host)
     return found[1] if found else DEFAULT_REGION
 
 
 def _guarded(guard: Guard) -> type[AIOHTTPSession]:
-    """An HTTP session that opens no connection that the guard does not pass.
+    """An HTTP session class that opens only the connections that the guard allows.
 
-    aiobotocore's own setting takes a resolver only, which an address in the URL bypasses.
+    aiobotocore's own setting takes only a resolver, which an IP address in the URL bypasses.
     """
 
     class GuardedSession(AIOHTTPSession):  # type: ignore[misc]  # it ships no types
@@ -293,7 +295,7 @@ def _guarded(guard: Guard) -> type[AIOHTTPSession]:
             super().__init__(connector_args=given | connector, **arguments)
 
         async def send(self, request: Any) -> Any:
-            """Raise Blocked bare: botocore tries again what it takes for a network's failure."""
+            """Raise Blocked unwrapped: botocore would retry it as a network failure."""
             try:
                 return await super().send(request)
             except BotoCoreError as error:
@@ -317,7 +319,7 @@ async def _send_parts(
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     numbers = range(1, math.ceil(size / length) + 1)
-    return await a_few_at_once(send, numbers, most=PARTS_AT_ONCE)
+    return await gather_limited(send, numbers, limit=PARTS_AT_ONCE)
 
 
 def _read_part(path: Path, start: int, length: int) -> bytes:
@@ -329,16 +331,18 @@ def _read_part(path: Path, start: int, length: int) -> bytes:
     return data
 
 
-async def _abandon(client: Any, upload: Mapping[str, str]) -> None:
-    """Take back the parts; where even that fails, the first error tells more."""
+async def _abort(client: Any, upload: Mapping[str, str]) -> None:
+    """Remove the parts; if that fails too, the first error is the useful one."""
     try:
         await client.abort_multipart_upload(**upload)
     except VENDORS:
         return
 
 
-async def _save(content: aiohttp.StreamReader, path: Path, keepalive: Callable[[], None]) -> int:
-    """Stream into a file; how many bytes came."""
+async def _stream_to_file(
+    content: aiohttp.StreamReader, path: Path, keepalive: Callable[[], None]
+) -> int:
+    """Stream into a file; returns the number of bytes."""
     with await in_thread(path.open, "xb") as file:
         while piece := await _next_piece(content):
             await in_thread(file.write, piece)

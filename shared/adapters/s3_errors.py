@@ -1,4 +1,4 @@
-"""What an S3 service's errors mean for us."""
+"""Translate the errors of S3 services into ours."""
 
 from __future__ import annotations
 
@@ -52,41 +52,41 @@ MISCONFIGURED = (
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where objects are kept."""
+class Location:
+    """A bucket, and the prefix in it that objects are kept under."""
 
     bucket: str
     prefix: str = ""
     endpoint: str = ""
-    users: bool = False
-    """A user gave it: what is wrong with it is the user's to mend."""
+    user_owned: bool = False
+    """Given by a user, who has to fix what is wrong with it."""
 
     def __str__(self) -> str:
         at = f" at {shown_url(self.endpoint)}" if self.endpoint else ""
         return f"bucket {self.bucket!r}{at}"
 
 
-def translate(error: Exception, key: str, place: Place) -> EveryDreamError:
-    """Our error for one of botocore's, aiohttp's or the system's."""
-    lasting = Refused if place.users else Unavailable
+def translate(error: Exception, key: str, location: Location) -> EveryDreamError:
+    """Our error for one of botocore, aiohttp or the operating system."""
+    lasting = Refused if location.user_owned else Unavailable
     if isinstance(error, Blocked):
-        return lasting(f"{place}: the endpoint is a private address; {GUARD_ADVICE}")
+        return lasting(f"{location}: the endpoint is a private address; {GUARD_ADVICE}")
     if isinstance(error, ClientError):
-        return _answered(error, key, place, lasting)
+        return _from_response(error, key, location, lasting)
     if isinstance(error, MISCONFIGURED):
-        return lasting(f"{place}: {_in_one_line(error)}")
-    return Unavailable(f"{place} does not answer: {_in_one_line(error)}")
+        return lasting(f"{location}: {_in_one_line(error)}")
+    return Unavailable(f"{location} does not answer: {_in_one_line(error)}")
 
 
-def _answered(
-    error: ClientError, key: str, place: Place, lasting: type[Refused | Unavailable]
+def _from_response(
+    error: ClientError, key: str, location: Location, lasting: type[Refused | Unavailable]
 ) -> EveryDreamError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
     if code in MISSING:
-        return NotFound(f"no object {key!r} in {place}")
+        return NotFound(f"no object {key!r} in {location}")
     advice = f" ({ADVICE[code]})" if code in ADVICE else ""
-    text = f"{place}: {_in_one_line(error)}{advice}"
+    text = f"{location}: {_in_one_line(error)}{advice}"
     passing = status >= 500 or status in PASSING_STATUS or code in PASSING  # noqa: PLR2004 - HTTP's
     return Unavailable(text) if passing else lasting(text)
 

@@ -1,4 +1,4 @@
-"""Which object store the settings ask for."""
+"""Opens the object store that the settings name."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def open_store(settings: Settings, key: str) -> ObjectStore:
     """The deployment's store; ``key`` is its secret key, which signs links to a folder's files.
 
     Raises:
-        Unavailable: the folder cannot be made.
+        Unavailable: the folder cannot be created.
     """
     if settings.store_url.startswith("file://"):
         root = Path(unquote(settings.store_url.removeprefix("file://")))
         return FolderStore(root, public_url=settings.public_url, key=key)
-    from shared.adapters.s3 import S3Store  # noqa: PLC0415 - it takes a second to load
+    from shared.adapters.s3 import S3Store  # noqa: PLC0415 - importing it takes a second
 
     return S3Store.open(settings.store_url, public_endpoint=settings.store_public_endpoint)

@@ -1,4 +1,4 @@
-"""What a worker's process runs on: RabbitMQ and the deployment's store, from its environment."""
+"""Runs a worker's process on RabbitMQ and the deployment's store, set up from the environment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from shared.adapters.stores import open_store
 from shared.ports import Bus, ObjectStore
 from shared.service_process import closing, or_stopped, source_of, stop_on_signals
 from shared.settings import Settings, from_environment
-from shared.storage.retrying import PatientStore
+from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
 
 Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[None]]
-"""A service over these adapters: settings, secret key, bus, store, and when to stop."""
+"""A service: takes settings, secret key, bus, store, and the event that stops it."""
 
 
 async def run_worker(service: str, serve: Serve) -> None:
-    """Open what the environment names, serve until SIGTERM or SIGINT, and close it."""
+    """Open bus and store, serve until SIGTERM or SIGINT, and close them."""
     telemetry.configure(service)
     settings, stop = from_environment(), stop_on_signals()
     key = keys.secret_key(settings.secret_key, settings.home)
@@ -27,5 +27,5 @@ async def run_worker(service: str, serve: Serve) -> None:
     bus = await or_stopped(opening, stop)
     if bus is not None:
         async with closing(bus), closing(open_store(settings, key)) as store:
-            patient = PatientStore(store, heartbeat=settings.heartbeat)
-            await serve(settings, key, bus, patient, stop)
+            retrying = RetryingStore(store, deadline=STORE_HEARTBEATS * settings.heartbeat)
+            await serve(settings, key, bus, retrying, stop)

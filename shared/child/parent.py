@@ -1,11 +1,11 @@
-"""A worker's child process: GPU code behind a pipe and a small, closed vocabulary.
+"""The parent's side of a worker's child process, which runs GPU code.
 
-The parent starts ``python -m MODULE``, sends one order as a JSON line over stdin, perhaps more
-about it while it is carried out, and reads records, one JSON line each, from a pipe whose
-descriptor the child gets in its arguments, beside the parent's process id. The child's environment
-is exactly what is given: no key, no URL. What it prints goes to our log.
+The parent starts ``python -m MODULE`` with the descriptor of a pipe and its own process id as
+arguments. It sends one order as a JSON line over stdin, perhaps followed by commands, and reads
+records from the pipe, one JSON line each. The child gets a fixed list of environment variables: no
+key, no URL. What it prints goes to our log.
 
-A child speaks before and after everything slow, so that the parent can tell slow from stuck.
+A child reports before and after everything slow, so that the parent can tell slow from stuck.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import msgspec
 from msgspec import Struct
 
-from shared.child.records import AnyRecord, Ready
+from shared.child.records import AnyRecord, LastWord, Ready
 
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
@@ -28,12 +28,14 @@ PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_
              "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTORCH_CUDA_ALLOC_CONF",
              "HF_HOME")  # fmt: skip
 
+OnRecord = Callable[[AnyRecord], Awaitable[None]]
+"""Takes one record; the child goes on meanwhile."""
 
 _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 
 
 class ChildDied(Exception):
-    """The child ended without a last word; the text tells how."""
+    """The child ended without a last word; the text says how."""
 
 
 class Child:
@@ -49,11 +51,11 @@ class Child:
         self._reader = reader
         self._pipe = pipe
         self.gpu = ""
-        """What it works on, once it has said so."""
+        """The device it works on; empty until it has reported that it is ready."""
 
     @classmethod
     async def start(cls, module: str, *, environment: Mapping[str, str] = os.environ) -> Child:
-        """Spawn ``python -m module DESCRIPTOR PARENT``, clean, in a session of its own."""
+        """Spawn ``python -m module DESCRIPTOR PARENT`` in a session of its own."""
         read_end, write_end = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -62,7 +64,7 @@ class Child:
                 env={name: environment[name] for name in PASSED_ON if name in environment},
             )  # fmt: skip
         finally:
-            os.close(write_end)  # else the end of the pipe never comes
+            os.close(write_end)  # else the pipe would never end
         return cls(process, *await _open_reader(read_end))
 
     @property
@@ -74,17 +76,17 @@ class Child:
         return self._process.returncode is None
 
     async def order(self, order: Struct) -> None:
-        """Send one order, or more about the one that is carried out."""
+        """Send an order, or a command about the one under way."""
         assert self._process.stdin is not None  # noqa: S101 - it was opened as a pipe
         with contextlib.suppress(ConnectionError):  # a dead child shows at the next record
             self._process.stdin.write(msgspec.json.encode(order) + b"\n")
             await self._process.stdin.drain()
 
     async def records(self) -> AsyncGenerator[AnyRecord, None]:
-        """What the child says, until it ends.
+        """The child's records.
 
         Raises:
-            ChildDied: when it ended; the caller stops listening after a last word.
+            ChildDied: it has ended; callers stop reading after a last word.
         """
         ended = asyncio.create_task(self._process.wait())
         try:
@@ -94,10 +96,21 @@ class Child:
             ended.cancel()
         raise ChildDied(describe_exit(await self._process.wait()))
 
-    async def _next_line(self, ended: asyncio.Task[int]) -> bytes:
-        """The next record, or nothing once the process ended and the pipe is drained.
+    async def last_word(self, on_record: OnRecord) -> LastWord:
+        """Pass each record to ``on_record`` until the one that ends the order.
 
-        The pipe alone does not tell: it stays open while a grandchild lives.
+        Raises:
+            ChildDied: it ended before that.
+        """
+        async with contextlib.aclosing(self.records()) as records:
+            while not isinstance(record := await anext(records), LastWord):
+                await on_record(record)
+            return record
+
+    async def _next_line(self, ended: asyncio.Task[int]) -> bytes:
+        """The next record; empty once the process has ended and the pipe is drained.
+
+        The pipe alone does not show the end: it stays open while a grandchild lives.
         """
         reading = asyncio.create_task(self._reader.readline())
         try:
@@ -110,29 +123,29 @@ class Child:
             reading.cancel()
 
     def stop(self) -> None:
-        """Ask it to save what it must and end (SIGTERM)."""
+        """Send SIGTERM: it saves what it has to and ends."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 
     async def kill(self) -> None:
-        """End it and its grandchildren now, and wait until it is gone."""
+        """Kill it and its own children now, and wait until it is gone."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
-        self._pipe.close()  # a grandchild that has left the group may hold its other end
+        self._pipe.close()  # a grandchild outside the group may hold its other end
         if self._process.stdin:
             self._process.stdin.close()
 
 
 class Standby:
-    """Keeps one child ready, so that its imports are paid before an order comes."""
+    """Keeps one child ready, its imports done before an order comes."""
 
     def __init__(self, module: str) -> None:
         self._module = module
         self._child: Child | None = None
 
     async def ready(self) -> Child:
-        """The child; a new one is started unless the last one lives.
+        """The child; a new one is started unless the last one is alive.
 
         Raises:
             ChildDied: it ended before it was ready.
@@ -150,7 +163,7 @@ class Standby:
 
 
 async def start_ready(module: str) -> Child:
-    """Start a child and wait until its imports are paid.
+    """Start a child and wait until its imports are done.
 
     Raises:
         ChildDied: it ended before it was ready.
@@ -158,14 +171,13 @@ async def start_ready(module: str) -> Child:
     child = await Child.start(module)
     try:
         async with contextlib.aclosing(child.records()) as records:
-            async for record in records:
-                if isinstance(record, Ready):
-                    child.gpu = record.gpu
-                    return child
+            while not isinstance(record := await anext(records), Ready):
+                pass
     except BaseException:
         await child.kill()
         raise
-    raise AssertionError("records end by an error only")
+    child.gpu = record.gpu
+    return child
 
 
 async def _open_reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
@@ -177,7 +189,7 @@ async def _open_reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.R
 
 
 def describe_exit(code: int) -> str:
-    """An exit status in words: ``killed by SIGKILL`` or ``exit status 1``."""
+    """An exit status in words."""
     if code < 0:
         hint = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
         return f"the child was killed by {signal.Signals(-code).name}{hint}"

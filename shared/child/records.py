@@ -1,4 +1,4 @@
-"""What a child says to its parent: a closed set of small records."""
+"""The records that a child writes to its parent: a closed set."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from typing import Any
 
 from msgspec import Struct
 
+from shared.errors import Interrupted, Passing, Refused
+
 RECORD_BYTES = 4096
-"""A write of this size to a pipe is atomic (PIPE_BUF); longer texts are cut."""
+"""Writes up to this size to a pipe are atomic (PIPE_BUF); longer texts are shortened."""
 
 
 class Record(Struct, frozen=True, kw_only=True, tag_field="record"):
-    """Something a child says."""
+    """One report of a child."""
 
 
 class Ready(Record, frozen=True, kw_only=True, tag="ready"):
-    """Imports are paid, an order may come. ``gpu`` names the device; ``cpu`` without one."""
+    """Imports are done, an order may come. ``gpu`` names the device; ``cpu`` without one."""
 
     gpu: str
 
 
 class Phase(Record, frozen=True, kw_only=True, tag="phase"):
-    """Something slow begins or goes on: loading, caching latents, saving."""
+    """Something slow begins or continues: loading, caching latents, saving."""
 
     name: str
 
@@ -42,7 +44,7 @@ class Saved(Record, frozen=True, kw_only=True, tag="saved"):
     validation_loss: float | None = None
     """Of this checkpoint, where images are held out."""
     command: int = 0
-    """Number of the newest wish that this grants; 0: none."""
+    """Number of the newest command that this carries out; 0: none."""
 
 
 class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):
@@ -54,7 +56,7 @@ class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):
 
 
 class ImageFailed(Record, frozen=True, kw_only=True, tag="spoiled"):
-    """One image could not be drawn; the others go on."""
+    """One image could not be generated; the others continue."""
 
     index: int
     seed: int
@@ -68,14 +70,22 @@ class Done(Record, frozen=True, kw_only=True, tag="done"):
 
 
 class Stopped(Record, frozen=True, kw_only=True, tag="stopped"):
-    """Ended early because it was asked to; what had to be kept was said before."""
+    """Ended early because it was asked to; what had to be kept was reported before."""
+
+    def error(self) -> Interrupted:
+        return Interrupted("the child was stopped")
 
 
 class Failed(Record, frozen=True, kw_only=True, tag="given_up"):
-    """The order failed: ``refused`` is for good, otherwise trying again may help."""
+    """The order failed: ``refused`` is permanent, otherwise a retry may help."""
 
     refused: bool
     reason: str
 
+    def error(self) -> Refused | Passing:
+        return (Refused if self.refused else Passing)(self.reason)
 
-AnyRecord = Ready | Phase | Progress | Saved | Drawn | ImageFailed | Done | Stopped | Failed
+
+LastWord = Done | Stopped | Failed
+"""The records that end an order."""
+AnyRecord = Ready | Phase | Progress | Saved | Drawn | ImageFailed | LastWord

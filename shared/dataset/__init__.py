@@ -1,1 +1,1 @@
-"""Datasets as plain values: manifest, captions, buckets and the plan of an epoch; no torch."""
+"""Datasets without torch: manifest, captions, buckets, and the plan of an epoch."""

@@ -1,4 +1,4 @@
-"""Aspect buckets: every image is trained at the listed size whose shape is nearest to its own."""
+"""Aspect ratio buckets: each image is trained at the listed size with the nearest aspect ratio."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Size(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle in an image, in pixels: right and bottom are just outside."""
+    """A rectangle in an image, in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -26,9 +26,9 @@ class Box(NamedTuple):
     bottom: int
 
 
-# EveryDream2's sizes by resolution, width x height. The square comes first, and each landscape size
-# exists as a portrait too. They are made by hand: 1680 is no multiple of 64, and 384x192 has more
-# pixels than 256x256.
+# EveryDream2's sizes by resolution, width x height. Each landscape size exists as a portrait too,
+# and the square comes before them. They are made by hand: 1680 is not a multiple of 64, and 384x192
+# has more pixels than 256x256.
 LANDSCAPES: dict[int, str] = {
     256: "384x192 512x128",
     384: "448x320 512x256 704x192",
@@ -46,16 +46,16 @@ LANDSCAPES: dict[int, str] = {
     1152: "1280x1024 1344x960 1472x896 1536x832 1728x768 1856x704 2048x640 2304x576",
 }
 
-JITTER = 0.02
-"""The greatest share of the shorter side that is cut from each side of an image."""
+MAX_JITTER = 0.02
+"""At most this share of the shorter side is cut from each side of an image."""
 
-MARGIN = (1 + JITTER) ** 2
-"""An image with fewer pixels than its bucket times this has none to spare for jitter."""
+PIXELS_TO_SPARE = (1 + MAX_JITTER) ** 2
+"""Jitter needs this many times the bucket's pixels."""
 
 
 @cache
 def sizes(resolution: int) -> tuple[Size, ...]:
-    """The sizes for a resolution, rounded down to a multiple of 64: the square, then ever longer.
+    """The sizes for a resolution, rounded down to a multiple of 64: the square first, then longer.
 
     Raises:
         ValueError: there is no table for it.
@@ -72,58 +72,58 @@ def sizes(resolution: int) -> tuple[Size, ...]:
 
 @lru_cache(maxsize=1 << 16)
 def nearest(width: int, height: int, resolution: int) -> Size:
-    """The bucket whose width / height differs least from the image's; of equals, the earlier one.
+    """The bucket whose width / height differs least from the image's; the first of equal ones.
 
-    The difference is linear, so landscape and portrait are not mirror images: at 512, 1000x680
-    goes to 576x448, but 680x1000 to 384x640.
+    The difference is linear, so landscape and portrait are not symmetric: at 512, 1000x680 goes to
+    576x448, but 680x1000 to 384x640.
     """
     ratio = width / height
     return min(sizes(resolution), key=lambda size: abs(size.width / size.height - ratio))
 
 
 def is_undersized(width: int, height: int, bucket: Size) -> bool:
-    """Whether an image must be enlarged, or has no pixels to spare for jitter."""
+    """Whether an image must be enlarged, or has too few pixels for jitter."""
     fits_a_side = width == bucket.width or height == bucket.height
-    return not fits_a_side and width * height < MARGIN * bucket.width * bucket.height
+    return not fits_a_side and width * height < PIXELS_TO_SPARE * bucket.width * bucket.height
 
 
 def crop_box(width: int, height: int, bucket: Size, random: Random) -> Box:
-    """The part of an image to scale to its bucket: a little off each side, then trimmed to shape.
+    """A random crop to scale to the bucket: jitter on each side, then a trim to the bucket's shape.
 
-    Where the cut along the longer axis falls is drawn from a triangular distribution, so that the
-    middle is the likeliest.
+    The trim's position along the longer axis has a triangular distribution, so that the middle is
+    the likeliest.
     """
-    most = int(min(width, height) * _jitter(width, height, bucket))
-    left, top, right, bottom = (round(random.uniform(0, most)) for _ in range(4))
-    return _trim(Box(left, top, width - right, height - bottom), bucket, random)
+    limit = int(min(width, height) * _jitter(width, height, bucket))
+    left, top, right, bottom = (round(random.uniform(0, limit)) for _ in range(4))
+    return _trim_to_shape(Box(left, top, width - right, height - bottom), bucket, random)
 
 
 def middle_box(width: int, height: int, bucket: Size) -> Box:
-    """The middle of an image, cut only as the bucket's shape asks; always the same."""
-    kept = _fitting(Box(0, 0, width, height), bucket)
-    left, top = (width - kept.width) // 2, (height - kept.height) // 2
-    return Box(left, top, left + kept.width, top + kept.height)
+    """A centre crop with the bucket's shape; not random."""
+    size = _largest_fit(Box(0, 0, width, height), bucket)
+    left, top = (width - size.width) // 2, (height - size.height) // 2
+    return Box(left, top, left + size.width, top + size.height)
 
 
 def _jitter(width: int, height: int, bucket: Size) -> float:
     spare = min(width / bucket.width - 1, height / bucket.height - 1)
-    return min(max(spare, 0.0), JITTER)
+    return min(max(spare, 0.0), MAX_JITTER)
 
 
-def _trim(box: Box, bucket: Size, random: Random) -> Box:
-    kept = _fitting(box, bucket)
+def _trim_to_shape(box: Box, bucket: Size, random: Random) -> Box:
+    size = _largest_fit(box, bucket)
     left, top = box.left, box.top
-    if kept.width < box.right - box.left:
-        left += round(random.triangular(0, box.right - box.left - kept.width))
+    if size.width < box.right - box.left:
+        left += round(random.triangular(0, box.right - box.left - size.width))
     else:
-        top += round(random.triangular(0, box.bottom - box.top - kept.height))
-    return Box(left, top, left + kept.width, top + kept.height)
+        top += round(random.triangular(0, box.bottom - box.top - size.height))
+    return Box(left, top, left + size.width, top + size.height)
 
 
-def _fitting(box: Box, bucket: Size) -> Size:
-    """The largest size of the bucket's shape, to the pixel below, that fits into the box."""
+def _largest_fit(box: Box, bucket: Size) -> Size:
+    """The largest size with the bucket's shape that fits into the box, rounded down."""
     width, height = box.right - box.left, box.bottom - box.top
-    wanted = max(height * bucket.width // bucket.height, 1)
-    if width > wanted:
-        return Size(wanted, height)
+    matching_width = max(height * bucket.width // bucket.height, 1)
+    if width > matching_width:
+        return Size(matching_width, height)
     return Size(width, min(max(width * bucket.height // bucket.width, 1), height))

@@ -1,4 +1,4 @@
-"""What a dataset is once it is checked: its pictures, and the report that ``/status`` shows."""
+"""A checked dataset: the manifest of its images, and the report that ``/status`` shows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from msgspec import Struct, field
 
 from shared.errors import Refused
 
-SHOWN = 200
-"""Characters of a file's name or of a reason in the report."""
+SHOWN_CHARACTERS = 200
+"""Of a file's name or of a reason in the report."""
 
 T = TypeVar("T")
 
@@ -21,43 +21,43 @@ MANIFEST = "manifest.json"
 """The manifest's name inside a dataset folder."""
 
 LISTED = 50
-"""How many entries a list in the report shows; its count tells the rest."""
+"""Entries in a list of the report; a count beside it has the full number."""
 
 CAPTION_CHARACTERS = 2048
-"""EveryDream2's bound of a caption, unless the user says another; CLIP sees about the first 300."""
+"""EveryDream2's default limit of a caption; CLIP reads only about the first 300."""
 
 
 class Picture(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One training image. Sizes are upright: after the EXIF orientation is applied."""
+    """One training image. Width and height are after the EXIF orientation is applied."""
 
     file: str
-    """Its name in the dataset folder, a safe one of our own making."""
+    """Its generated name in the dataset folder, which is safe."""
     caption: str
     """Parts joined by ``", "``; the first is the main prompt, the others are tags."""
     width: int
     height: int
     name: str = ""
-    """What the user calls it: its path inside the archive."""
+    """The user's name for it: its path inside the archive."""
     weights: tuple[float, ...] = ()
-    """One per tag, for the shuffle; empty: all alike."""
+    """One per tag, for shuffling; empty: all equal."""
     multiply: float = 1.0
-    """How many times it is seen in an epoch, on average."""
+    """How often it is trained on per epoch, on average."""
     rating: float = 1.0
     cond_dropout: float | None = None
-    """Its own probability; None: the job's."""
+    """Overrides the job's probability; None: the job's."""
     flip_p: float | None = None
     shuffle_tags: bool | None = None
     loss_scale: float = 1.0
     batch_id: str = ""
-    """The named batch it belongs to; empty: none."""
+    """The named batch that it belongs to; empty: none."""
     main_parts: int = 1
-    """How many of the caption's parts are the main prompt: more where it has commas of its own."""
+    """How many of the caption's parts are the main prompt, which may contain commas."""
     max_caption_length: int = CAPTION_CHARACTERS
-    """Characters; tags that would overshoot are left off."""
+    """In characters; tags beyond it are left out."""
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """All that the trainer needs to know besides the pixels."""
+    """All that the trainer needs besides the image files."""
 
     pictures: tuple[Picture, ...]
 
@@ -70,7 +70,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
         """Read ``manifest.json`` from the folder.
 
         Raises:
-            Refused: it is missing, or is not what :meth:`write` wrote.
+            Refused: it is missing or damaged.
         """
         try:
             return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=cls)
@@ -79,28 +79,28 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 
 class Skipped(Struct, frozen=True, kw_only=True):
-    """A file of the archive that training does without, by the user's name for it."""
+    """A file of the archive that is not used for training, by the user's name for it."""
 
     file: str
     reason: str
 
     @classmethod
     def of(cls, file: str, reason: object) -> Skipped:
-        """An entry of bounded length, whatever the archive calls its files."""
+        """An entry with a bounded length, however long the file's name is."""
         return cls(file=short(file), reason=short(str(reason)))
 
 
 class Captions(Struct, frozen=True, kw_only=True):
-    """Where the captions came from, in images; the lists below show some of them by name."""
+    """Where the captions come from, in numbers of images; other lists name some of the images."""
 
     from_names: int = 0
     from_files: int = 0
     missing: int = 0
-    """Neither a file nor the image's name says anything: trained on without words."""
+    """Neither a file nor the image's name has a caption: trained on with an empty one."""
     empty: int = 0
-    """A caption file is there, but without words: another file or the name counts."""
+    """The caption file is empty: another file or the image's name is used."""
     over_long: int = 0
-    """More than :data:`shared.dataset.captions.MOST_TOKENS` tokens: the rest is not seen."""
+    """More than :data:`shared.dataset.captions.MAX_TOKENS` tokens: the rest is ignored."""
 
 
 class Duplicate(Struct, frozen=True, kw_only=True):
@@ -111,31 +111,31 @@ class Duplicate(Struct, frozen=True, kw_only=True):
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
-    """What the job will take, roughly."""
+    """A rough estimate of the job's time and storage."""
 
     minutes: float
     """Of training alone."""
     rate: str
-    """Where the minutes come from: a measured speed and its GPU, or an assumption."""
+    """What the minutes are based on: a measured speed and its GPU, or an assumption."""
     bytes: int
-    """All that the job will write to the store, at most: the sum of what follows."""
+    """At most what the job will write to the store: the sum of the following."""
     checkpoints: int
     """Intermediate ones."""
     checkpoint_bytes: int
-    """Of all of these."""
+    """Of all intermediate checkpoints."""
     model_bytes: int
     """The last checkpoint and the diffusers folder."""
     resume_point_bytes: int
-    """The two that are kept while training goes on."""
+    """Of the two that are kept during training."""
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """The pre-flight report: plain numbers and lists, each list cut to :data:`LISTED`."""
+    """The pre-flight report; each list is cut to :data:`LISTED` entries."""
 
     images: int
     """Used for training."""
     held_out: int = 0
-    """Not trained on: the validation measures its loss on them."""
+    """Not trained on; used for the validation loss."""
     captions: Captions
     missing_captions: list[str] = field(default_factory=list)
     empty_captions: list[str] = field(default_factory=list)
@@ -148,13 +148,13 @@ class Report(Struct, frozen=True, kw_only=True):
     duplicates: list[Duplicate] = field(default_factory=list)
     duplicates_count: int = 0
     buckets: dict[str, int] = field(default_factory=dict)
-    """``"512x512"`` (width x height): pictures to train on whose shape falls into it."""
+    """By bucket, such as ``"512x512"`` (width x height): the number of training images."""
     short_buckets: dict[str, int] = field(default_factory=dict)
     """Buckets whose last batch is filled with repeats: how many real images that batch has."""
     repeats: int = 0
-    """Made in an epoch to fill these."""
+    """Images repeated in an epoch to fill these batches."""
     named_batches: dict[str, int] = field(default_factory=dict)
-    """By ``batch_id``: the batches of an epoch that hold its images alone."""
+    """By ``batch_id``: batches of an epoch with images of this id only."""
     steps_per_epoch: int = 0
     """Of the first epoch."""
     steps: int = 0
@@ -165,21 +165,21 @@ class Report(Struct, frozen=True, kw_only=True):
     warnings: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """The report as JSON's own types."""
+        """The report as JSON types."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
 
 
 def short(text: str) -> str:
-    """A text as the report shows it; of a long path the end says more."""
-    return text if len(text) <= SHOWN else f"...{text[-SHOWN:]}"
+    """A text as the report shows it; a long one keeps its end, which says more in a path."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"...{text[-SHOWN_CHARACTERS:]}"
 
 
-def names_of(names: Iterable[str]) -> list[str]:
-    """Some names of a list, as a report shows them."""
+def first_names(names: Iterable[str]) -> list[str]:
+    """The first names of a list, as the report shows them."""
     return [short(name) for name in islice(names, LISTED)]
 
 
-def listed(items: Sequence[T]) -> list[T]:
-    """The first entries of a list, as many as a report shows."""
+def first_entries(items: Sequence[T]) -> list[T]:
+    """The first entries of a list, as many as the report shows."""
     return list(items[:LISTED])

@@ -1,4 +1,4 @@
-"""How fast this deployment trains: measured by its last training, assumed before the first."""
+"""The deployment's training speed: measured by its last training, assumed before the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SPEED_KEY = "cache/speed.json"
 
 
 class Speed(Struct, frozen=True, kw_only=True):
-    """What a GPU gets through; a megapixel is a million pixels of training images."""
+    """A GPU's training speed; a megapixel is a million pixels of training images."""
 
     gpu: str
     megapixels_per_second: Annotated[float, Meta(gt=0.0)]
@@ -21,4 +21,4 @@ class Speed(Struct, frozen=True, kw_only=True):
 
 
 ASSUMED = Speed(gpu="a GPU of 24 GB", megapixels_per_second=1.0)
-"""Four images of 512 x 512 per second with both networks trained: a guess, nothing measured."""
+"""Four images of 512 x 512 per second with both networks trained; a guess, not measured."""

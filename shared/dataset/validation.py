@@ -1,6 +1,6 @@
-"""Validation: pictures held out of training, whose loss tells learning from learning by heart.
+"""Validation: images held out of training, whose loss shows overfitting.
 
-All of it is a pure function of the manifest and the request, the same in every process.
+Everything is a pure function of the manifest and the request, the same in every process.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from shared.request import Validation
 
 
 class Split(Struct, frozen=True, kw_only=True):
-    """A dataset in two parts; each keeps the manifest's order."""
+    """A dataset in two parts, each in the manifest's order."""
 
     training: tuple[Picture, ...]
     """At least one."""
     held_out: tuple[Picture, ...]
-    """Each as it is: once, never mirrored, its caption neither dropped nor shuffled."""
+    """Without augmentation: once each, never flipped, captions neither dropped nor shuffled."""
 
 
 def split(pictures: Sequence[Picture], validation: Validation | None) -> Split:
-    """Hold out a share of the pictures, rounded up, drawn by the validation's seed; None: nothing.
+    """Hold out a random share of the images, rounded up, by the validation's seed; None: nothing.
 
     Raises:
-        Refused: no picture would be left to train on; says what to change.
+        Refused: no image would be left to train on; says what to change.
     """
     if validation is None:
         return Split(training=tuple(pictures), held_out=())
@@ -47,17 +47,17 @@ def split(pictures: Sequence[Picture], validation: Validation | None) -> Split:
     chosen = frozenset(random.sample(range(len(pictures)), count))
     return Split(
         training=tuple(one for index, one in enumerate(pictures) if index not in chosen),
-        held_out=tuple(_plain(pictures[index]) for index in sorted(chosen)),
+        held_out=tuple(_without_augmentation(pictures[index]) for index in sorted(chosen)),
     )
 
 
 def held_out_count(images: int, validation: Validation) -> int:
-    """max(1, ceil(proportion * images)), exact as the decimals are written: 0.15 of 20 is 3."""
+    """max(1, ceil(proportion * images)), computed in exact decimals: 0.15 of 20 is 3."""
     return max(1, ceil(Fraction(str(validation.val_split_proportion)) * images))
 
 
 def held_out_config(epoch_config: EpochConfig, validation: Validation) -> EpochConfig:
-    """How held-out pictures are drawn: always alike, the middle of each, its caption as it is."""
+    """The config for held-out images: no randomness, centre crops, unchanged captions."""
     return replace(
         epoch_config,
         seed=validation.seed,
@@ -71,13 +71,15 @@ def held_out_config(epoch_config: EpochConfig, validation: Validation) -> EpochC
 
 
 def plan_held_out(held_out: Sequence[Picture], epoch_config: EpochConfig) -> list[Batch]:
-    """Batches of the held-out pictures, each picture once, the same in every epoch.
+    """Batches of the held-out images, each image once, the same in every epoch.
 
-    Indices count the held-out pictures. Nothing is filled with repeats: a batch of one shape may be
-    shorter than ``batch_size``, and its loss counts as it is.
+    Indices count the held-out images. There are no repeats: a batch may be shorter than
+    ``batch_size``, and its loss is not scaled.
     """
+    buckets = [bucket_of(one, epoch_config) for one in held_out]
     groups = {
-        size: _of_size(held_out, size, epoch_config) for size in sizes(epoch_config.resolution)
+        size: tuple(index for index, bucket in enumerate(buckets) if bucket == size)
+        for size in sizes(epoch_config.resolution)
     }
     parts = [
         (size, group[start : start + epoch_config.batch_size])
@@ -90,14 +92,8 @@ def plan_held_out(held_out: Sequence[Picture], epoch_config: EpochConfig) -> lis
     ]
 
 
-def _of_size(
-    pictures: Sequence[Picture], size: tuple[int, int], epoch_config: EpochConfig
-) -> tuple[int, ...]:
-    return tuple(i for i, one in enumerate(pictures) if bucket_of(one, epoch_config) == size)
-
-
-def _plain(picture: Picture) -> Picture:
-    """Without all that is for training only."""
+def _without_augmentation(picture: Picture) -> Picture:
+    """The image without options that are for training only."""
     return replace(
         picture,
         multiply=1.0,

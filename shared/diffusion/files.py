@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Write files and folders atomically."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write a file or a folder to.
+    """A temporary path beside ``path``, for a file or a folder.
 
-    It is flushed to disk and takes the place of ``path`` when the block ends well, and is removed
-    when it does not.
+    If the block succeeds, it is flushed to disk and replaces ``path``; otherwise it is removed.
     """
     temporary = path.with_name(f".{path.name}.part")
     remove(temporary)
@@ -30,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path, *, deep: bool = True) -> None:
-    """Write a file, or a folder and all that is in it, through to the disk."""
+    """Flush a file to disk, or a folder and, with ``deep``, everything in it."""
     inside = sorted(path.rglob("*")) if deep and path.is_dir() else []
     for each in (*inside, path):
         descriptor = os.open(each, os.O_RDONLY)
@@ -41,7 +40,7 @@ def flush(path: Path, *, deep: bool = True) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""A Stable Diffusion model from a folder into memory, offline, with errors that help."""
+"""Load a Stable Diffusion model from a folder, offline, with errors that help the user."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from shared.diffusion.noise import PredictionType, prediction_type
 from shared.errors import Refused
 
 SINGLE_FILE = "single_file.safetensors"
-"""A folder that holds this has all weights in it, in the original layout, and configurations."""
+"""Where a folder has this file, all weights are in it, in the original layout."""
 
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 LOAD_ERRORS = (
     OSError, ValueError, KeyError, RuntimeError, NotImplementedError, TypeError, SafetensorError
 )  # fmt: skip
-"""What today's loaders raise for a bad file; a missing key ends in ``NotImplementedError``."""
+"""What the loaders raise for a bad file; a missing key ends in ``NotImplementedError``."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Parts:
     prediction_type: PredictionType
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Parts:
-        """Move all networks to the device, and bring them into a precision if one is named."""
+        """Move all networks to the device, and convert them to ``dtype`` if it is given."""
         networks: tuple[torch.nn.Module, ...] = (self.unet, self.vae, self.text_encoder)
         for network in networks:
             network.to(device, dtype)
@@ -53,7 +53,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
     """Load a diffusers folder, or a folder of configurations with ``single_file.safetensors``.
 
     Raises:
-        Refused: something is missing, incomplete or of another kind; names the folder's part.
+        Refused: something is missing, incomplete or of another kind; names the part.
     """
     single = folder / SINGLE_FILE
     parts = _load_single(single, dtype) if single.exists() else _load_folder(folder, dtype)
@@ -98,7 +98,7 @@ def _load_single(file: Path, dtype: torch.dtype) -> Parts:
 
 
 def _network(kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
-    """One network, whole: a weight that the files lack would be left random without a word."""
+    """Load a network, and refuse missing weights, which the library would leave random."""
     precision = {"dtype": dtype} if kind is CLIPTextModel else {"torch_dtype": dtype}
     try:
         network, info = kind.from_pretrained(
@@ -119,7 +119,7 @@ def _network(kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
 
 
 def _variant(folder: Path) -> str | None:
-    """``fp16`` where the folder holds nothing else."""
+    """``fp16`` where the folder has no other files."""
     files = list(folder.glob("*.safetensors"))
     return "fp16" if files and all(".fp16" in file.name for file in files) else None
 
@@ -150,7 +150,7 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _check_tokenizer(parts: Parts) -> None:
-    """Without its files a tokenizer loads empty and would make all captions the same."""
+    """A tokenizer without its files loads empty, and would make all captions the same."""
     known, embedded = len(parts.tokenizer), parts.text_encoder.config.vocab_size
     if known != embedded:
         raise Refused(

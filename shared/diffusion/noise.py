@@ -1,4 +1,4 @@
-"""The arithmetic of diffusion: how noise is added, and what the network is asked to predict.
+"""The arithmetic of diffusion: how noise is added, and what the network shall predict.
 
 With a_t the cumulative product of 1 - beta (Ho et al. 2020, "Denoising Diffusion Probabilistic
 Models"): x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise.
@@ -19,11 +19,11 @@ from shared.errors import Refused
 PredictionType = Literal["epsilon", "v_prediction"]
 
 OCTAVES = 10
-"""The most layers of coarser noise that pyramid noise has."""
+"""Maximum number of coarser layers in pyramid noise."""
 
 
 def prediction_type(scheduler_config: Mapping[str, Any]) -> PredictionType:
-    """What a network with this scheduler predicts; ``epsilon`` where the configuration is silent.
+    """What a network with this scheduler predicts; ``epsilon`` if it is not configured.
 
     Raises:
         Refused: neither epsilon nor v-prediction.
@@ -47,11 +47,11 @@ def cumulative_alphas(scheduler_config: Mapping[str, Any]) -> Tensor:
 
 
 def with_zero_terminal_snr(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheduler whose betas are rescaled so that the last timestep holds no signal at all.
+    """The same scheduler with betas rescaled so that the last timestep has no signal at all.
 
     Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed": sqrt(a_t) is
-    shifted and stretched so that it ends at 0 and begins where it was. Sampling has to begin at
-    that last timestep, which trailing spacing does; of the usual schedulers DDIM knows both.
+    shifted and stretched so that it ends at 0 and begins where it was. Sampling must begin at that
+    last timestep, as it does with trailing spacing; of the usual schedulers DDIM supports both.
 
     Raises:
         Refused: the network predicts noise.
@@ -72,7 +72,7 @@ def with_zero_terminal_snr(scheduler_config: Mapping[str, Any]) -> dict[str, Any
 
 
 def offset_noise(noise: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """Noise (B, C, H, W) with ``ratio`` times a draw for each image and channel added.
+    """Noise (B, C, H, W) plus ``ratio`` times one random number for each image and channel.
 
     It teaches a network to move the mean, and with it very dark and bright images (Guttenberg
     2023, "Diffusion with Offset Noise"); the standard deviation becomes sqrt(1 + ratio^2).
@@ -81,9 +81,9 @@ def offset_noise(noise: Tensor, ratio: float, generator: torch.Generator) -> Ten
 
 
 def pyramid_noise(noise: Tensor, discount: float, generator: torch.Generator) -> Tensor:
-    """Noise (B, C, H, W) with coarser and coarser noise added, of unit deviation in each image.
+    """Noise (B, C, H, W) plus ever coarser layers, scaled to unit deviation in each image.
 
-    Layer i is 2 to 4 times coarser than the one before and has the weight ``discount ** i``
+    Layer i is 2 to 4 times coarser than the one before, with weight ``discount ** i``
     (Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training").
     """
     height, width = noise.shape[-2:]
@@ -99,14 +99,14 @@ def pyramid_noise(noise: Tensor, discount: float, generator: torch.Generator) ->
 
 
 def min_snr_weights(kind: PredictionType, alphas: Tensor, gamma: float) -> Tensor:
-    """What each image's loss is multiplied by, (B,), at a_t (B,): less where it is easy.
+    """Factors for the images' losses, (B,), at a_t (B,): smaller where the task is easy.
 
     Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", with
     SNR = a_t / (1 - a_t): min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v.
     """
     snr = alphas / (1 - alphas)
     if kind == "epsilon":
-        return (gamma / snr).clamp(max=1.0)  # 1 where the SNR is 0, too
+        return (gamma / snr).clamp(max=1.0)  # also 1 where the SNR is 0
     return snr.clamp(max=gamma) / (snr + 1)
 
 
@@ -117,7 +117,7 @@ def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
 
 
 def target(kind: PredictionType, latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
-    """What the network should say, (B, C, H, W).
+    """What the network should predict, (B, C, H, W).
 
     epsilon: the noise. v: sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, "Progressive
     Distillation for Fast Sampling of Diffusion Models").
@@ -129,5 +129,5 @@ def target(kind: PredictionType, latents: Tensor, noise: Tensor, alphas: Tensor)
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator of its own on the CPU, so that draws are the same on every device."""
+    """A new generator on the CPU, so that its numbers are the same on every device."""
     return torch.Generator("cpu").manual_seed(seed)

@@ -1,8 +1,8 @@
-"""A model as one file in the key layout of the original Stable Diffusion, which stock loaders take.
+"""Save a model as one file in the original Stable Diffusion's key layout, for stock loaders.
 
-Three maps of names, one per network, for any number of blocks and layers. The VAE's attention was
-made of 1x1 convolutions, so its weights get two more dimensions. A file is read again before it
-takes its place: nobody shall find out days later that it was damaged on its way to the disk.
+Each network has a map of names, for any number of blocks and layers. The original VAE's attention
+consisted of 1x1 convolutions, so its weights get two more dimensions. A file is read again before
+it gets its name, so that damage on the way to the disk is found now and not days later.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -44,7 +43,7 @@ UNET_ENDS = {
     "mid_block.resnets.1": "middle_block.2",
 }
 SIDE = 64
-"""Of latents, where a configuration does not tell: the stock pipeline draws such."""
+"""Of latents, where the configuration has no sample size: the stock pipeline's default."""
 VAE_ATTENTION = {
     "group_norm": "norm",
     "to_q": "q",
@@ -61,23 +60,23 @@ def export(
     dtype: torch.dtype = torch.float16,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the model as one file, whole or not at all; a name in ``.ckpt`` gets torch's pickle.
+    """Write the model as one file, atomically; a name in ``.ckpt`` gets torch's pickle.
 
     Raises:
-        Refused: a weight is no finite number in this type; names it.
+        Refused: a weight is not finite in this type; names it.
         Passing: the file does not read back as it was written.
     """
-    tensors = {name: _as(tensor, dtype) for name, tensor in original_layout(parts).items()}
+    tensors = {name: cpu_tensor(tensor, dtype) for name, tensor in original_layout(parts).items()}
     _check_finite(tensors)
-    described = {**_model_spec(parts, tensors), **(metadata or {})}
+    header = {**_model_spec(parts, tensors), **(metadata or {})}
     write, read = FORMATS["ckpt" if path.suffix == ".ckpt" else "safetensors"]
     with replacing(path) as temporary:
-        write(tensors, temporary, described)
+        write(tensors, temporary, header)
         check_written(tensors, read(temporary), path.name)
 
 
 def original_layout(parts: Parts) -> dict[str, Tensor]:
-    """Every weight under its original name; most share memory with the networks'."""
+    """Every weight under its original name; most share memory with the networks."""
     return {
         **{
             f"model.diffusion_model.{k}": v for k, v in unet_layout(parts.unet.state_dict()).items()
@@ -87,20 +86,20 @@ def original_layout(parts: Parts) -> dict[str, Tensor]:
     }
 
 
-# --- Writing and reading again ----------------------------------------------------------------
+# --- Writing and verifying --------------------------------------------------------------------
 
 
-def _write_safetensors(tensors: dict[str, Tensor], path: Path, described: dict[str, str]) -> None:
-    save_file(tensors, path, metadata=described)
+def _write_safetensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    save_file(tensors, path, metadata=header)
 
 
-def _write_ckpt(tensors: dict[str, Tensor], path: Path, described: dict[str, str]) -> None:
-    torch.save({"state_dict": tensors, "modelspec": described}, path)
+def _write_ckpt(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    torch.save({"state_dict": tensors, "modelspec": header}, path)
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dict
+        for name in file.keys():  # noqa: SIM118 - not a dict
             yield name, file.get_tensor(name)
 
 
@@ -114,25 +113,25 @@ FORMATS = {
 }
 
 
-def check_written(wanted: State, found: Iterable[tuple[str, Tensor]], shown: str) -> None:
-    """Compare what was read with what was to be written, tensor by tensor.
+def check_written(expected: State, found: Iterable[tuple[str, Tensor]], file: str) -> None:
+    """Compare what was read with what was written, tensor by tensor.
 
     Raises:
-        Passing: a tensor is missing, too many, or of another type, shape or value; names it.
+        Passing: a tensor is missing, unexpected, or of another type, shape or value; names it.
     """
-    missing = set(wanted)
+    missing = set(expected)
     for name, tensor in found:
         missing.discard(name)
-        if name not in wanted or not _same(tensor, wanted[name]):
-            raise Passing(f"{shown} does not read back as it was written: {name} differs")
+        if name not in expected or not _same(tensor, expected[name]):
+            raise Passing(f"{file} does not read back as it was written: {name} differs")
     if missing:
-        raise Passing(f"{shown} does not read back as it was written: {min(missing)} is missing")
+        raise Passing(f"{file} does not read back as it was written: {min(missing)} is missing")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """To the bit: what is no number equals itself, too."""
-    alike = one.dtype == other.dtype and one.shape == other.shape
-    return alike and torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (one, other)))
+    """Compare the bits, so that NaN equals itself."""
+    is_alike = one.dtype == other.dtype and one.shape == other.shape
+    return is_alike and torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (one, other)))
 
 
 def _check_finite(tensors: State) -> None:
@@ -148,23 +147,19 @@ def _check_finite(tensors: State) -> None:
 
 
 def unet_layout(state: State) -> dict[str, Tensor]:
-    """UNet2DConditionModel's names as the original's: blocks become one numbered list each way."""
-    blocks = _unet_blocks(state)
+    """Rename UNet2DConditionModel's weights; the original numbers all blocks down, and all up."""
+    blocks = {**_down_blocks(state), **_up_blocks(state)}
     return {_unet_name(name, blocks): tensor for name, tensor in state.items()}
 
 
 def vae_layout(state: State) -> dict[str, Tensor]:
-    """AutoencoderKL's names and shapes as the original's."""
+    """Rename and reshape AutoencoderKL's weights as in the original."""
     levels = 1 + max(int(found[1]) for found in _matches(r"decoder\.up_blocks\.(\d+)\.", state))
     return dict(_vae_entry(name, tensor, levels) for name, tensor in state.items())
 
 
-def _unet_blocks(state: State) -> dict[str, str]:
-    """``down_blocks.0.resnets.0`` and its like to ``input_blocks.1.0`` and its like."""
-    return {**_down_blocks(state), **_up_blocks(state)}
-
-
 def _down_blocks(state: State) -> dict[str, str]:
+    """``down_blocks.0.resnets.0`` to ``input_blocks.1.0``, and so on."""
     names, number = {}, 1
     for block in range(_count("down_blocks", state)):
         prefix = f"down_blocks.{block}"
@@ -179,7 +174,7 @@ def _down_blocks(state: State) -> dict[str, str]:
 
 
 def _up_blocks(state: State) -> dict[str, str]:
-    """An upsampler stands in the last layer's place list, after its attention if there is one."""
+    """An upsampler belongs to its last layer's block, after the attention if there is one."""
     names, number = {}, 0
     for block in range(_count("up_blocks", state)):
         prefix = f"up_blocks.{block}"
@@ -187,15 +182,15 @@ def _up_blocks(state: State) -> dict[str, str]:
             names[f"{prefix}.resnets.{layer}"] = f"output_blocks.{number}.0"
             names[f"{prefix}.attentions.{layer}"] = f"output_blocks.{number}.1"
             number += 1
-        place = 2 if _count(f"{prefix}.attentions", state) else 1
-        names[f"{prefix}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{place}.conv"
+        index = 2 if _count(f"{prefix}.attentions", state) else 1
+        names[f"{prefix}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{index}.conv"
     return names
 
 
 def _unet_name(name: str, blocks: Mapping[str, str]) -> str:
-    ends = next((end for end in UNET_ENDS if name.startswith(f"{end}.")), None)
-    place = ends or ".".join(name.split(".")[: 5 if "samplers" in name else 4])
-    new, rest = UNET_ENDS.get(place) or blocks[place], name.removeprefix(f"{place}.")
+    end = next((end for end in UNET_ENDS if name.startswith(f"{end}.")), None)
+    prefix = end or ".".join(name.split(".")[: 5 if "samplers" in name else 4])
+    new, rest = UNET_ENDS.get(prefix) or blocks[prefix], name.removeprefix(f"{prefix}.")
     if ".resnets." not in name:
         return f"{new}.{rest}"
     part, kind = rest.rsplit(".", 1)
@@ -221,11 +216,11 @@ def _vae_entry(name: str, tensor: Tensor, levels: int) -> tuple[str, Tensor]:
 
 
 def _vae_attention(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    place, part = name.split(".mid_block.attentions.0.")
+    prefix, part = name.split(".mid_block.attentions.0.")
     part, kind = part.rsplit(".", 1)
     is_convolution = kind == "weight" and part != "group_norm"
-    shaped = tensor[:, :, None, None] if is_convolution else tensor
-    return f"{place}.mid.attn_1.{VAE_ATTENTION[part]}.{kind}", shaped
+    reshaped = tensor[:, :, None, None] if is_convolution else tensor
+    return f"{prefix}.mid.attn_1.{VAE_ATTENTION[part]}.{kind}", reshaped
 
 
 def _count(prefix: str, state: State) -> int:
@@ -238,12 +233,13 @@ def _matches(pattern: str, state: State) -> list[re.Match[str]]:
     return [found for name in state if (found := re.match(pattern, name))]
 
 
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def cpu_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor on the CPU, converted to ``dtype`` unless it holds integers."""
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
 
 
 def _model_spec(parts: Parts, tensors: State) -> dict[str, str]:
-    """What the ModelSpec standard (1.0.0) asks of a file's header."""
+    """The header that the ModelSpec standard (1.0.0) requires."""
     latents = parts.unet.config.sample_size or SIDE
     side = int(latents) * 2 ** (len(parts.vae.config.block_out_channels) - 1)
     architecture, implementation = architecture_of(parts)
@@ -259,7 +255,7 @@ def _model_spec(parts: Parts, tensors: State) -> dict[str, str]:
 
 
 def architecture_of(parts: Parts) -> tuple[str, str]:
-    """ModelSpec's name for the architecture, and where the original's code is."""
+    """ModelSpec's name for the architecture, and the URL of the original code."""
     if not is_open_clip(parts.text_encoder.config):
         return "stable-diffusion-v1", "https://github.com/CompVis/stable-diffusion"
     kind = "768-v" if parts.prediction_type == "v_prediction" else "512"
@@ -267,12 +263,8 @@ def architecture_of(parts: Parts) -> tuple[str, str]:
 
 
 def sha256_of_tensors(tensors: State) -> str:
-    """The sha256 of a safetensors file past its header, given tensors of one type."""
+    """The sha256 of a safetensors file after its header, for tensors of one type."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(_bytes(tensors[name]))
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data

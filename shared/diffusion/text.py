@@ -1,4 +1,4 @@
-"""Captions and prompts as the UNet takes them."""
+"""Tokenize and encode captions and prompts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """Token ids, (B, 77) for CLIP: the start, at most 75 tokens of the caption, ends as padding."""
+    """Token ids, (B, 77) for CLIP: a start, at most 75 tokens of the caption, padded with ends."""
     encoded = tokenizer(
         list(captions),
         padding="max_length",
@@ -24,8 +24,8 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
 def encode(text_encoder: CLIPTextModel, ids: Tensor, clip_skip: int) -> Tensor:
     """The caption's hidden states, (B, 77, C).
 
-    ``clip_skip`` 0 and 1 are the last layer's, k the k-th from the end; always through the final
-    layer norm, without which the UNet has never seen them.
+    ``clip_skip`` 0 and 1 take the last layer, k the k-th from the end. The final layer norm is
+    always applied, since the UNet was trained on normed states.
     """
     ids = ids.to(text_encoder.device)
     if clip_skip <= 1:

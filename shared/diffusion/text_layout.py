@@ -1,8 +1,8 @@
-"""The text encoder in the key layouts of the original Stable Diffusion 1 and 2.
+"""Rename the text encoder's weights as in the original Stable Diffusion 1 and 2.
 
-The first has OpenAI's CLIP, by the names that transformers gives it under ``text_model.``. The
-second has OpenCLIP's tower by OpenCLIP's own names: query, key and value are one matrix, and there
-is one block more than is used.
+Version 1 has OpenAI's CLIP, with transformers' names under ``text_model.``. Version 2 has
+OpenCLIP's tower with OpenCLIP's names: query, key and value are one matrix, and there is one more
+block than is used.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ BLOCK = {
     "self_attn.out_proj": "attn.out_proj",
 }
 PARTS = ("q_proj", "k_proj", "v_proj")
-"""In the order in which they are one matrix."""
+"""In the order in which they are concatenated."""
 LOGIT_SCALE = 4.6052
-"""ln 100, at which CLIP's temperature is capped; nothing here reads it."""
+"""ln 100, the cap of CLIP's temperature; nothing here reads it."""
 
 
 def is_open_clip(config: CLIPTextConfig) -> bool:
-    """OpenCLIP's tower, and so Stable Diffusion 2: it has plain GELU where OpenAI's has another."""
+    """OpenCLIP's tower, and so Stable Diffusion 2: it uses plain GELU, OpenAI's another."""
     return str(config.hidden_act) == "gelu"
 
 
 def text_layout(text_encoder: CLIPTextModel) -> dict[str, Tensor]:
-    """Every weight under its original name, prefix included."""
+    """Every weight under its original name, with prefix."""
     state = {
         name.removeprefix("text_model."): each for name, each in text_encoder.state_dict().items()
     }
@@ -52,11 +52,11 @@ def text_layout(text_encoder: CLIPTextModel) -> dict[str, Tensor]:
 
 
 def open_clip_layout(state: State) -> dict[str, Tensor]:
-    """OpenCLIP's names for a text encoder's weights, and what the whole tower has besides.
+    """A text encoder's weights under OpenCLIP's names, completed to the whole tower.
 
-    The last block was cut off as it is never used (the penultimate states are taken); programs that
-    build the tower before they load it want one, so the block before it stands in. The projection
-    is unused alike: it is the identity.
+    The last block was cut off because it is never used (the penultimate states are taken). Programs
+    that build the tower before they load it need one, so it is a copy of the block before. The
+    projection is unused as well: it is the identity.
     """
     layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers"))
     layout = {new: state[name] for name, new in ENDS.items()}
@@ -72,8 +72,8 @@ def open_clip_layout(state: State) -> dict[str, Tensor]:
 
 def _block(state: State, old: str, new: str) -> dict[str, Tensor]:
     block = {
-        f"{new}{place}.{kind}": state[f"{old}{part}.{kind}"]
-        for part, place in BLOCK.items()
+        f"{new}{new_part}.{kind}": state[f"{old}{part}.{kind}"]
+        for part, new_part in BLOCK.items()
         for kind in ("weight", "bias")
     }
     for kind in ("weight", "bias"):

@@ -10,7 +10,7 @@ from shared.messaging.messages import Message, encode, stable_id, type_of
 
 
 class Envelope(Struct, frozen=True, kw_only=True):
-    """What travels beside the body."""
+    """CloudEvents attributes and AMQP properties beside the body."""
 
     id: str
     source: str
@@ -21,12 +21,11 @@ class Envelope(Struct, frozen=True, kw_only=True):
     user_id: str | None = None
     """The login that the broker verified."""
     traceparent: str | None = None
+    """W3C trace context of a producer that sends it; our own services send none."""
 
 
-def envelope_for(
-    message: Message, *, source: str, reply_to: str | None = None, traceparent: str | None = None
-) -> Envelope:
-    """An envelope whose id is the same whenever the same body is said again by the same source."""
+def envelope_for(message: Message, *, source: str, reply_to: str | None = None) -> Envelope:
+    """An envelope; equal bodies from the same source get the same id."""
     return Envelope(
         id=stable_id(source, encode(message).decode()),
         source=source,
@@ -34,5 +33,4 @@ def envelope_for(
         time=datetime.now(UTC).isoformat(),
         subject=message.job,
         reply_to=reply_to,
-        traceparent=traceparent,
     )

@@ -2,7 +2,7 @@
 
 A message's type is its routing key on the topic exchange ``everydream``; facts are in the past
 tense. The body is JSON with the type as its tag, so one decoder reads them all. The envelope is
-CloudEvents 1.0 in binary mode. Bytes are in the object store: messages carry keys.
+CloudEvents 1.0 in binary mode. Files are in the object store; messages carry their keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shared.request import Command, Inference, ModelSource, Train, WebhookEvent
 Stage = Literal[
     "staging", "bucket_check", "training", "generation", "model_publication", "image_publication"
 ]
-"""What a worker may claim: at most one live claim per (job, stage)."""
+"""What a worker claims: there is at most one live claim per (job, stage)."""
 
 STAGES: tuple[Stage, ...] = (
     "staging",
@@ -35,18 +35,18 @@ NAMESPACE = uuid.UUID("6f1d8c1e-5a0b-5d4f-9d53-0c1f6b1f7c11")
 
 
 def stable_id(*parts: object) -> str:
-    """The same id for the same parts, everywhere and always."""
+    """The same id for the same parts, in every process."""
     return str(uuid.uuid5(NAMESPACE, "/".join(str(part) for part in parts)))
 
 
 class Message(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """Anything on the broker; ``job`` is the CloudEvents subject."""
+    """Any message on the broker; ``job`` is the CloudEvents subject."""
 
     job: str = ""
 
 
 class StageFact(Message, frozen=True, kw_only=True):
-    """Said by a worker under a claim; the recorder drops it when the claim is not the live one."""
+    """Published by a worker under a claim; dropped unless the claim is the live one."""
 
     stage: Stage
     claim: str
@@ -55,18 +55,18 @@ class StageFact(Message, frozen=True, kw_only=True):
 
 
 class WorkStarted(StageFact, frozen=True, kw_only=True):
-    """A worker asks for the claim of a stage; the answer comes to its control queue."""
+    """A worker claims a stage; the answer is sent to its reply queue."""
 
     gpu: str = ""
     asked_by: str | None = None
-    """The claim whose fact asks for the work; empty where no worker's fact does; None: untold."""
+    """The claim whose fact requests the work; empty if no worker's fact does; None: not given."""
 
 
-# --- What clients ask, and how jobs end (gateway) ---------------------------------------------
+# --- Jobs: requested, admitted, ended (gateway) -----------------------------------------------
 
 
 class JobRequested(Message, frozen=True, kw_only=True, tag="job.requested"):
-    """A direct producer's job: the body that HTTP clients POST."""
+    """A job requested over the broker; ``request`` is the body that HTTP clients POST."""
 
     request: dict[str, Any]
 
@@ -75,23 +75,23 @@ class JobRequested(Message, frozen=True, kw_only=True, tag="job.requested"):
 
 
 class JobRefused(Message, frozen=True, kw_only=True, tag="job.refused"):
-    """A requested job had mistakes; no job exists."""
+    """A requested job had mistakes and was not created."""
 
     mistakes: list[str]
 
 
 class JobSubmitted(Message, frozen=True, kw_only=True, tag="job.submitted"):
-    """A job was admitted; asks for staging."""
+    """A job was admitted; requests staging."""
 
     run: int
     train: Train | None = None
     model: ModelSource | None = None
-    """What to draw with, where nothing is to be trained."""
+    """The model to generate with, if nothing is to be trained."""
     inference: tuple[Inference, ...] = ()
 
 
 class BucketDue(Message, frozen=True, kw_only=True, tag="bucket.due"):
-    """A job with a bucket of the user's was admitted; asks for the bucket to be tried."""
+    """A job with a user's bucket was admitted; requests a check of the bucket."""
 
     run: int
 
@@ -122,11 +122,11 @@ class JobTimedOut(Message, frozen=True, kw_only=True, tag="job.timed_out"):
     error: str
 
 
-# --- Claims (gateway to one worker's control queue, by the default exchange) ------------------
+# --- Claims (gateway to one worker's reply queue, by the default exchange) --------------------
 
 
 class ClaimGranted(Message, frozen=True, kw_only=True, tag="claim.granted"):
-    """The worker may begin; the same claim always gets the same answer."""
+    """The worker may start; a repeated claim gets the same answer."""
 
     stage: Stage
     claim: str
@@ -134,17 +134,17 @@ class ClaimGranted(Message, frozen=True, kw_only=True, tag="claim.granted"):
     resume_point: str | None = None
     """Store prefix of the newest resume point (training only)."""
     s3: str | None = None
-    """The sealed ``s3Config`` (what is done with the bucket only); see shared/keys.py."""
+    """The sealed ``s3Config`` (stages that use the bucket only); see shared/keys.py."""
     samples: tuple[Artifact, ...] = ()
-    """Every sample of the job, to be published beside what the asking fact names (images only)."""
+    """All samples of the job, published with the images (image publication only)."""
     commands: dict[Command, int] = field(default_factory=dict, name="wishes")
-    """What the user wants and no earlier attempt has done, numbered (training only)."""
+    """Numbers of the user's commands that no earlier attempt carried out (training only)."""
 
 
 class CommandIssued(Message, frozen=True, kw_only=True, tag="claim.asked"):
-    """The user wants something of the work under this claim; said until it is done.
+    """The user's commands for the work under this claim; repeated until they are carried out.
 
-    A wish is known by its number: heard again it is the same one.
+    A command is identified by its number: a repeated one is the same command.
     """
 
     stage: Stage
@@ -153,7 +153,7 @@ class CommandIssued(Message, frozen=True, kw_only=True, tag="claim.asked"):
 
 
 class ClaimRefused(Message, frozen=True, kw_only=True, tag="claim.refused"):
-    """The worker may not begin, or must stop what it does under this claim."""
+    """The worker may not start, or has to stop its work under this claim."""
 
     stage: Stage
     claim: str
@@ -176,7 +176,7 @@ class StagingInterrupted(StageFact, frozen=True, kw_only=True, tag="staging.inte
 
 
 class DatasetStaged(StageFact, frozen=True, kw_only=True, tag="dataset.staged"):
-    """Dataset and base model are in the store, checked; asks for training."""
+    """Dataset and base model are checked and in the store; requests training."""
 
     train: Train
     inference: tuple[Inference, ...] = ()
@@ -185,20 +185,20 @@ class DatasetStaged(StageFact, frozen=True, kw_only=True, tag="dataset.staged"):
     base_model: str
     """Store prefix of the base model: a diffusers folder."""
     report: dict[str, Any]
-    """The pre-flight report that ``/status`` shows."""
+    """The pre-flight report shown by ``/status``."""
 
 
 class ModelStaged(StageFact, frozen=True, kw_only=True, tag="model.staged"):
-    """A finished model is in the store, checked; asks for generation, with no training before."""
+    """A finished model is checked and in the store; requests generation without training."""
 
     inference: tuple[Inference, ...]
     model: str
     """Store prefix of a diffusers folder."""
     clip_skip: int = 0
     name: str = ""
-    """Of the model's checkpoint, for people."""
+    """Name of the model's checkpoint, for people."""
     sha256: str = ""
-    """Of the model's checkpoint file; empty: unknown."""
+    """SHA-256 of the model's checkpoint file; empty: unknown."""
 
 
 # --- Trainer ----------------------------------------------------------------------------------
@@ -217,19 +217,19 @@ class TrainingInterrupted(StageFact, frozen=True, kw_only=True, tag="training.in
 
 
 class CheckpointSampled(StageFact, frozen=True, kw_only=True, tag="checkpoint.sampled"):
-    """A snapshot of the weights is in the store; asks for a row of samples.
+    """A snapshot of the weights is in the store; requests a row of samples.
 
-    That needs no claim: samples may be lost, and drawn again they are the same.
+    That needs no claim: samples may be lost, and a repeated row is the same.
     """
 
     snapshot: str
-    """Store prefix of the weights of those networks that are trained, in fp16."""
+    """Store prefix of the trained networks' weights, in fp16."""
     base_model: str
-    """Store prefix of the base model, which has the rest."""
+    """Store prefix of the base model, which has the other networks."""
     clip_skip: int = 0
     row: SampleRow
     command: int = field(default=0, name="wish")
-    """Number of the newest ``sample`` wish that this grants; 0: none."""
+    """Number of the newest ``sample`` command carried out by this; 0: none."""
 
 
 class CheckpointSaved(StageFact, frozen=True, kw_only=True, tag="checkpoint.saved"):
@@ -239,15 +239,15 @@ class CheckpointSaved(StageFact, frozen=True, kw_only=True, tag="checkpoint.save
     step: int
     epoch: int
     validation_loss: float | None = None
-    """Where images are held out of training."""
+    """Present if images are held out of training."""
     replaced: tuple[str, ...] = ()
-    """Keys of earlier ones that are about to be deleted, as ``keep_checkpoints`` asks."""
+    """Keys of earlier checkpoints about to be deleted, because of ``keep_checkpoints``."""
     command: int = field(default=0, name="wish")
-    """Number of the newest ``save`` wish that this grants; 0: none."""
+    """Number of the newest ``save`` command carried out by this; 0: none."""
 
 
 class ResumePointSaved(StageFact, frozen=True, kw_only=True, tag="resume_point.saved"):
-    """Training can go on from here on any worker."""
+    """Training can resume from here on any worker."""
 
     prefix: str
     step: int
@@ -255,24 +255,24 @@ class ResumePointSaved(StageFact, frozen=True, kw_only=True, tag="resume_point.s
 
 
 class CheckpointFinal(StageFact, frozen=True, kw_only=True, tag="checkpoint.final"):
-    """Training is done; asks for generation and for the model's publication."""
+    """Training is done; requests generation and publication of the model."""
 
     inference: tuple[Inference, ...] = ()
     row: SampleRow | None = None
-    """The last samples, drawn with the images; None: there are no prompts."""
+    """The last row of samples, drawn with the images; None: there are no prompts."""
     clip_skip: int = 0
     model: str
     """Store prefix of the trained model: a diffusers folder."""
     checkpoint: Artifact
-    """The single file in the original Stable Diffusion key layout."""
+    """A single file in the original Stable Diffusion key layout."""
     checkpoints: tuple[SavedCheckpoint, ...] = ()
-    """Intermediate ones, oldest first."""
+    """Intermediate checkpoints, oldest first."""
     records: tuple[Artifact, ...] = ()
-    """Metrics and TensorBoard's events."""
+    """Metrics and TensorBoard's event file."""
     summary: dict[str, Any]
     """steps, updates, epochs, images, loss, precision, optimizer, attention, warnings.
 
-    Where images are held out also ``validation``, and whether the last checkpoint is the ``best``.
+    If images are held out, also ``validation``, and whether the last checkpoint is the ``best``.
     """
 
 
@@ -292,17 +292,17 @@ class GenerationInterrupted(StageFact, frozen=True, kw_only=True, tag="generatio
 
 
 class ImagesGenerated(StageFact, frozen=True, kw_only=True, tag="images.generated"):
-    """All images are in the store, in request order; asks for their publication."""
+    """All images are in the store, in the order of the request; requests their publication."""
 
     images: tuple[DrawnImage, ...]
     samples: tuple[DrawnSample, ...] = ()
-    """The last row."""
+    """The last row of samples."""
     warnings: tuple[str, ...] = ()
-    """What went wrong with the last row; no image depends on it."""
+    """What went wrong with the last row; the images do not depend on it."""
 
 
 class SamplesGenerated(Message, frozen=True, kw_only=True, tag="samples.generated"):
-    """A row of samples is in the store; said without a claim, perhaps more than once."""
+    """A row of samples is in the store; published without a claim, perhaps more than once."""
 
     samples: tuple[DrawnSample, ...]
 
@@ -323,22 +323,22 @@ class PublicationInterrupted(StageFact, frozen=True, kw_only=True, tag="publicat
 
 
 class BucketChecked(StageFact, frozen=True, kw_only=True, tag="bucket.checked"):
-    """The user's bucket takes what we put there, as far as it could be told."""
+    """The user's bucket accepts our writes, as far as could be checked."""
 
     warning: str | None = None
-    """Why it could not be told."""
+    """Why it could not be checked; None: it was."""
 
 
 class ArtifactsPublished(StageFact, frozen=True, kw_only=True, tag="artifacts.published"):
-    """The stage's files are in the user's bucket; ``urls`` maps store key to presigned URL."""
+    """The stage's files are in the user's bucket; ``urls`` maps store keys to presigned URLs."""
 
     urls: dict[str, str]
 
 
 class WebhookDue(Message, frozen=True, kw_only=True, tag="webhook.due"):
-    """Post this now; the gateway keeps the schedule, the notifier tries once.
+    """Post this webhook now, once; the gateway schedules the retries.
 
-    ``webhook_id`` is the same over all tries of one event, ``attempt`` counts them.
+    ``webhook_id`` is the same for all attempts at one event; ``attempt`` counts them.
     """
 
     run: int
@@ -363,7 +363,7 @@ class WebhookFailed(Message, frozen=True, kw_only=True, tag="webhook.failed"):
     webhook_id: str
     reason: str
     permanent: bool = False
-    """410, a forbidden address or no URL at all: never try this one again."""
+    """410, a forbidden address or not a URL: never retry."""
     retry_after: float | None = None
     """Seconds, from the receiver's Retry-After header."""
 
@@ -372,20 +372,20 @@ class WebhookFailed(Message, frozen=True, kw_only=True, tag="webhook.failed"):
 
 
 class StageFailed(StageFact, frozen=True, kw_only=True, tag="stage.failed"):
-    """A worker gave the stage up."""
+    """A stage failed."""
 
     kind: Literal["refused", "passing"]
     reason: str
 
 
 class GatewayHeartbeat(Message, frozen=True, kw_only=True, tag="gateway.beat"):
-    """The clock by which the supervising gateway judges; only its own beats count."""
+    """The clock of the supervising gateway, which counts only its own heartbeats."""
 
     gateway: str
     number: int
 
 
-# --- Parts ------------------------------------------------------------------------------------
+# --- Parts of messages ------------------------------------------------------------------------
 
 
 class Artifact(Struct, frozen=True, kw_only=True):
@@ -404,14 +404,14 @@ class SavedCheckpoint(Struct, frozen=True, kw_only=True):
     epoch: int
     validation_loss: float | None = None
     best: bool = False
-    """None that the trainer knew, the last one included, had a lower validation loss."""
+    """No other checkpoint of the training, the last one included, has a lower validation loss."""
 
 
 class DrawnImage(Struct, frozen=True, kw_only=True):
-    """One image of the result, with what it was drawn from."""
+    """One image of the result, with the parameters it was generated from."""
 
     artifact: Artifact | None
-    """None: it could not be drawn, and ``error`` says why."""
+    """None: it could not be generated; see ``error``."""
     prompt: str
     negative_prompt: str | None = None
     width: int
@@ -425,27 +425,27 @@ class DrawnImage(Struct, frozen=True, kw_only=True):
 
 
 class SampleRow(Struct, frozen=True, kw_only=True):
-    """Every sample prompt at one step: what is drawn depends on this and the weights alone."""
+    """All sample prompts at one step; the samples depend only on this and the weights."""
 
     step: int
-    """Steps done."""
+    """Steps done so far."""
     epoch: int
-    """Epochs done."""
+    """Epochs done so far."""
     prompts: tuple[str, ...]
     seed: int
-    """Of the first prompt; prompt i has seed + i in every row, so that rows compare."""
+    """Of the first prompt; prompt i has seed + i in every row, so that rows are comparable."""
     resolution: int
     """Pixels of each side."""
 
 
 class DrawnSample(Struct, frozen=True, kw_only=True):
-    """One image on the way; of those with the same step and index the job has one."""
+    """One sample; a job has one for each step and index."""
 
     artifact: Artifact
     step: int
     epoch: int
     index: int
-    """Of its prompt, from 0."""
+    """Index of its prompt, from 0."""
     prompt: str
     seed: int
 
@@ -511,7 +511,7 @@ def decode(body: bytes) -> AnyMessage:
 
 
 def claim_of(message: Message) -> str:
-    """The claim under which a worker said it; empty where none did."""
+    """The claim under which a worker published this; empty: not a worker's fact."""
     return message.claim if isinstance(message, StageFact) else ""
 
 

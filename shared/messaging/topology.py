@@ -1,4 +1,4 @@
-"""Queues and bindings: the same data for every bus."""
+"""Exchange, queues and bindings, the same for every bus."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ QUEUES: tuple[Queue, ...] = (
 )
 
 REPLY_QUEUE_BINDINGS = ("job.completed", "job.failed", "job.cancelled", "job.timed_out")
-"""What every worker's control queue hears besides the answers to its claims."""
+"""What every worker's reply queue receives besides the answers to its claims."""
 
 STAGE_QUEUES: dict[Stage, Queue] = {
     "staging": FETCHER,

@@ -1,1 +1,1 @@
-"""Guards for the addresses that users give."""
+"""Checks of the addresses that users give."""

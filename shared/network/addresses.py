@@ -1,7 +1,7 @@
-"""Which addresses a user may name, judged by the text alone: nothing is resolved or connected to.
+"""Which addresses users may name, judged by the text alone: nothing is resolved or connected to.
 
-A URL is read by the library that the HTTP clients read it with, so that no spelling (full-width
-digits, other dots, IPv6 forms) means one host here and another one there.
+URLs are parsed by the library that the HTTP clients use, so that no spelling (full-width digits,
+other dots, IPv6 forms) means one host here and another one there.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ FORBIDDEN = tuple(
         "192.0.0.0/24",  # protocol assignments; some count as global
         "192.88.99.0/24",  # 6to4 relays
         "2001::/23",  # Teredo and other protocol assignments
-        "2002::/16",  # 6to4: holds an IPv4 address of anybody's choice
+        "2002::/16",  # 6to4: contains any IPv4 address
         "3fff::/20",  # documentation
     )
 )
 
 ADVICE = "the operator can allow it with EVERYDREAM_ALLOWED_PRIVATE_HOSTS"
 ENTRY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]+)(:(?P<port>[0-9]{1,5}))?")
-"""A host that an operator allows; an IPv6 address with a port has brackets, as in URLs."""
+"""A host allowed by the operator; an IPv6 address with a port has brackets, as in URLs."""
 HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
 NUMBER_AT_THE_END = re.compile(r"(^|\.)([0-9]+|0x[0-9a-f]*)\.?$")
 THIS_MACHINE = re.compile(r"(^|\.)localhost\.?$")
 PRIVATE = f"the host is a private address; {ADVICE}"
 START = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*")
 PLAIN = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]+)?")
-"""Host and port, and nothing that may be a password."""
+"""Host and port without anything that may be a password."""
 
 
 def is_forbidden(address: str) -> bool:
-    """Whether an IP address is not plainly a public one: private, loopback, link-local, shared,
+    """Whether an IP address is not clearly public: private, loopback, link-local, shared,
     multicast, reserved, unspecified, or one that wraps an IPv4 address (6to4, NAT64, Teredo).
 
-    An IPv4 address mapped into IPv6 counts as what it is; what is no address is forbidden, and so
-    is one with a zone.
+    An IPv4 address mapped into IPv6 counts as that IPv4 address. Anything that is not an address,
+    or has a zone, is forbidden.
     """  # noqa: D205 - one list
     try:
         ip = ip_address(address)
@@ -61,7 +61,7 @@ def _is_special(ip: IPv4Address | IPv6Address) -> bool:
 
 
 def is_literal(host: str) -> bool:
-    """Whether a host is an IP address in its usual form, which no resolver is asked for."""
+    """Whether a host is an IP address in its usual form, which needs no resolving."""
     try:
         ip_address(host)
     except ValueError:
@@ -70,35 +70,35 @@ def is_literal(host: str) -> bool:
 
 
 class AllowedHosts:
-    """The operator's exceptions: hosts or ``host:port``, names or addresses; nothing else."""
+    """The operator's exceptions: ``host`` or ``host:port``, names or addresses."""
 
     def __init__(self, entries: frozenset[str]) -> None:
         self._allowed = frozenset(_host_and_port(entry) for entry in entries)
 
     def __call__(self, host: str, port: int) -> bool:
         """Whether users may reach this host, a name or an address, on this port."""
-        plain = _plain(host)
-        return not self._allowed.isdisjoint({(plain, None), (plain, port)})
+        normalized = _normalized(host)
+        return not self._allowed.isdisjoint({(normalized, None), (normalized, port)})
 
 
 def _host_and_port(entry: str) -> tuple[str, int | None]:
     found = ENTRY.fullmatch(entry.strip())
     if found is None:  # an IPv6 address without brackets
-        return _plain(entry.strip()), None
-    return _plain(found["host"]), int(found["port"]) if found["port"] else None
+        return _normalized(entry.strip()), None
+    return _normalized(found["host"]), int(found["port"]) if found["port"] else None
 
 
-def _plain(host: str) -> str:
-    """One spelling of a host."""
+def _normalized(host: str) -> str:
+    """The normalized spelling of a host."""
     text = host.lower().removesuffix(".")
     text = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     return str(ip_address(text)) if is_literal(text) else text
 
 
 def why_not(url: str, allows: AllowedHosts) -> str | None:
-    """Why nobody may be sent to a URL, as far as it tells by itself; None: it tells nothing.
+    """Why a URL may not be connected to, judged by its text; None: nothing is wrong with it.
 
-    The reason shows nothing of the URL. A name may still resolve to anything.
+    The reason shows no part of the URL. A name may still resolve to anything.
     """
     try:
         address = URL(url)
@@ -109,10 +109,10 @@ def why_not(url: str, allows: AllowedHosts) -> str | None:
         return "expected an http or https URL"
     if "@" in address.raw_authority:
         return "a URL with a user name or password is not taken"
-    return None if allows(host, port) else _why_no_host(host)
+    return None if allows(host, port) else _why_not_host(host)
 
 
-def _why_no_host(host: str) -> str | None:
+def _why_not_host(host: str) -> str | None:
     if is_literal(host):
         return PRIVATE if is_forbidden(host) else None
     if THIS_MACHINE.search(host):
@@ -123,9 +123,9 @@ def _why_no_host(host: str) -> str | None:
 
 
 def shown_url(url: str) -> str:
-    """A URL as messages show it: without credentials and without its query, which may be a key.
+    """A URL as messages show it: without credentials and without its query, which may hold a key.
 
-    So is shown, too, what only tries to be one.
+    Also for texts that are not valid URLs.
     """
     scheme = START.match(url)
     start = scheme[0] if scheme else ""
@@ -133,6 +133,6 @@ def shown_url(url: str) -> str:
     authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
     if "@" in authority:
         rest = rest[authority.rindex("@") + 1 :]
-    elif not PLAIN.fullmatch(authority):  # a password with such a sign in it
+    elif not PLAIN.fullmatch(authority):  # a password that contains one of those signs
         rest = rest.rpartition("@")[2]
     return (start + re.split("[?#]", rest, maxsplit=1)[0])[:200]

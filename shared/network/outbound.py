@@ -1,8 +1,8 @@
-"""The guard for URLs that users give us: no connection to a private address, by whatever name.
+"""The guard for URLs that users give: no connection to a private address, under any name.
 
-A resolver alone is bypassed by IP literals, and a look at the URL alone by names, redirects and
-rebinding; so a :class:`Guard` sees the address of every connection attempt. Ours are made by
-:func:`guarded_session`; other aiohttp clients take a guard's resolver and its ``open_socket``.
+IP literals bypass a resolver, and names, redirects and rebinding bypass a check of the URL. So a
+:class:`Guard` sees the address of every connection attempt. :func:`guarded_session` applies it;
+other aiohttp clients take a :class:`GuardedResolver` and the guard's ``open_socket``.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from shared.errors import Refused
 from shared.network.addresses import ADVICE, AllowedHosts, is_forbidden, shown_url, why_not
 
 AddressInfo = tuple[Any, Any, int, str, tuple[Any, ...]]
-"""As :func:`socket.getaddrinfo` gives it; the last part begins with address and port."""
+"""As returned by :func:`socket.getaddrinfo`; the last part starts with address and port."""
 
 
 class Blocked(OSError):
-    """A connection that the guard did not allow; HTTP clients wrap it in errors of their own."""
+    """The guard did not allow a connection; HTTP clients wrap this in errors of their own."""
 
 
 class Guard:
-    """Decides about connections; ``allowed`` holds hosts or ``host:port``, names or addresses.
+    """Decides about connections; ``allowed`` holds ``host`` or ``host:port``, names or addresses.
 
-    A name that is allowed may resolve to a private address. Its connection then passes, because the
-    address and port that were resolved for it are remembered; nothing else at that address opens.
+    An allowed name may resolve to a private address. The guard remembers address and port that it
+    resolved to and allows this connection, but no other port at that address.
     """
 
     def __init__(self, allowed: frozenset[str]) -> None:
         self._allows = AllowedHosts(allowed)
-        self._granted: set[tuple[str, int]] = set()
+        self._resolved: set[tuple[str, int]] = set()
 
     def check_url(self, url: str) -> None:
-        """Look at a URL before anything is connected.
+        """Check a URL before connecting.
 
         Raises:
-            Refused: names the URL and what can be told to be wrong with it.
+            Refused: names the URL and what is wrong with it.
         """
         if reason := why_not(url, self._allows):
             raise Refused(f"{shown_url(url)}: {reason}")
 
     def check_answers(self, host: str, port: int, addresses: list[str]) -> None:
-        """Look at what a name resolved to.
+        """Check what a name resolved to.
 
         Raises:
             Blocked: an address is forbidden and the name is not allowed.
         """
         if self._allows(host, port):
-            self._granted.update((address, port) for address in addresses)
+            self._resolved.update((address, port) for address in addresses)
         elif not all(self.passes(address, port) for address in addresses):
             raise Blocked("the guard does not allow this address")
 
     def passes(self, address: str, port: int) -> bool:
         """Whether a connection to an address may be opened."""
-        granted = (address, port) in self._granted or self._allows(address, port)
-        return granted or not is_forbidden(address)
+        allowed = (address, port) in self._resolved or self._allows(address, port)
+        return allowed or not is_forbidden(address)
 
     def open_socket(self, info: AddressInfo) -> socket.socket:
         """The socket for one connection attempt.
@@ -76,7 +76,7 @@ class Guard:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves names like any other, and refuses answers that the guard does not pass."""
+    """Resolves names as usual, and rejects answers that the guard does not allow."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
@@ -102,8 +102,8 @@ def guarded_session(
 ) -> aiohttp.ClientSession:
     """A session that opens no connection to a forbidden address; times are in seconds.
 
-    ``total`` bounds a whole request, ``connect`` its connection, ``read`` the silence between two
-    pieces of an answer. Wrap requests in :func:`refusing` to have the guard's reason.
+    ``total`` limits a whole request, ``connect`` its connection, ``read`` the time between two
+    pieces of a response. Wrap requests in :func:`refusing` to get the guard's reason.
     """
     guard = Guard(allowed)
     connector = aiohttp.TCPConnector(
@@ -114,13 +114,13 @@ def guarded_session(
 
 
 def check_url(url: str, allowed: frozenset[str]) -> None:
-    """As :meth:`Guard.check_url`, where there is no guard at hand."""
+    """As :meth:`Guard.check_url`, without a guard."""
     Guard(allowed).check_url(url)
 
 
 @contextmanager
 def refusing(url: str) -> Iterator[None]:
-    """Turn what an HTTP client raises for a blocked connection into a clear reason.
+    """Turn an HTTP client's error for a blocked connection into a clear reason.
 
     Raises:
         Refused: names the URL and that its host is private.
@@ -137,7 +137,7 @@ def refusing(url: str) -> Iterator[None]:
 
 
 def was_blocked(error: BaseException | None) -> bool:
-    """Whether the guard is behind an error, however it was wrapped."""
+    """Whether the guard caused an error, however it is wrapped."""
     if error is None or isinstance(error, Blocked):
         return error is not None
     return was_blocked(getattr(error, "os_error", None)) or was_blocked(

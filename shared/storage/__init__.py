@@ -1,1 +1,1 @@
-"""Whole folders, uploads and snapshots in an object store."""
+"""Folders, uploads and snapshots in an object store."""

@@ -1,7 +1,7 @@
-"""Whole folders in an object store: every file, then a manifest that makes them count.
+"""Folders in an object store: every file, and last a manifest.
 
-Without its manifest a folder does not exist. It holds each file's name, size and sha256, so a torn
-or mixed copy is noticed before anybody trains on it.
+Without its manifest a folder does not exist. The manifest holds each file's name, size and sha256,
+so that a partial or mixed copy is detected before it is used.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from shared.concurrency import a_few_at_once, in_thread
+from shared.concurrency import gather_limited, in_thread
 from shared.disk import require_room
 from shared.errors import NotFound, Unavailable
 from shared.ports import ObjectStore, no_keepalive
 from shared.storage.manifest import MANIFEST, FileEntry, FolderManifest
 
-AT_ONCE = 8
-"""Files on their way at a time."""
+CONCURRENT_FILES = 8
+"""Files transferred at a time."""
 
 
 async def sha256_of(path: Path) -> str:
@@ -36,10 +36,10 @@ async def content_address(folder: Path, *, keepalive: Callable[[], None] = no_ke
 async def describe_folder(
     folder: Path, *, keepalive: Callable[[], None] = no_keepalive
 ) -> FolderManifest:
-    """The manifest that a folder would be stored with.
+    """The manifest that a local folder would be stored with.
 
     Raises:
-        ValueError: the folder holds a file named like our manifest, or is none.
+        ValueError: not a folder, or it holds a file named like our manifest.
     """
 
     async def describe(name: str) -> FileEntry:
@@ -48,7 +48,9 @@ async def describe_folder(
         return entry
 
     names = await asyncio.to_thread(_names, folder)
-    return FolderManifest(files=tuple(await a_few_at_once(describe, names, most=AT_ONCE)))
+    return FolderManifest(
+        files=tuple(await gather_limited(describe, names, limit=CONCURRENT_FILES))
+    )
 
 
 async def upload_folder(
@@ -56,23 +58,23 @@ async def upload_folder(
 ) -> FolderManifest:
     """Store every file of a folder under ``prefix/``, and the manifest last.
 
-    ``keepalive`` is called as the work gets on.
+    Calls ``keepalive`` as it progresses.
 
     Raises:
-        Unavailable: the store does not answer; what was written does not count.
+        Unavailable: the store does not answer; the folder does not exist then.
     """
     manifest = await describe_folder(folder, keepalive=keepalive)
 
     async def upload(file: FileEntry) -> None:
         await store.upload(folder / file.name, _key(prefix, file.name), keepalive=keepalive)
 
-    await a_few_at_once(upload, manifest.files, most=AT_ONCE)
+    await gather_limited(upload, manifest.files, limit=CONCURRENT_FILES)
     await store.put(_key(prefix, MANIFEST), msgspec.json.encode(manifest))
     return manifest
 
 
 async def folder_exists(store: ObjectStore, prefix: str) -> bool:
-    """Whether a whole folder is stored under ``prefix/``."""
+    """Whether a complete folder is stored under ``prefix/``."""
     return await store.exists(_key(prefix, MANIFEST))
 
 
@@ -80,7 +82,7 @@ async def read_manifest(store: ObjectStore, prefix: str) -> FolderManifest:
     """The manifest of a stored folder.
 
     Raises:
-        NotFound: no whole folder is stored there.
+        NotFound: no complete folder is stored there.
     """
     try:
         data = await store.get(_key(prefix, MANIFEST))
@@ -94,26 +96,26 @@ async def read_manifest(store: ObjectStore, prefix: str) -> FolderManifest:
 async def download_folder(
     store: ObjectStore, prefix: str, folder: Path, *, keepalive: Callable[[], None] = no_keepalive
 ) -> FolderManifest:
-    """Fetch a stored folder and check every file's size and sha256.
+    """Download a stored folder and check every file's size and sha256.
 
     Raises:
-        NotFound: no whole folder is stored there.
-        Unavailable: a file is missing or is not what the manifest says; or the store is away.
+        NotFound: no complete folder is stored there.
+        Unavailable: a file is missing or differs from the manifest; or the store does not answer.
         Full: the disk has no room for it.
     """
     manifest = await read_manifest(store, prefix)
 
     async def download(file: FileEntry) -> None:
-        await _fetch(store, _key(prefix, file.name), folder / file.name, file, keepalive)
+        await _download_checked(store, _key(prefix, file.name), folder / file.name, file, keepalive)
         keepalive()
 
     await in_thread(require_room, folder, manifest.bytes, f"fetch {prefix!r} from the store")
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    await a_few_at_once(download, manifest.files, most=AT_ONCE)
+    await gather_limited(download, manifest.files, limit=CONCURRENT_FILES)
     return manifest
 
 
-async def _fetch(
+async def _download_checked(
     store: ObjectStore, key: str, path: Path, expected: FileEntry, keepalive: Callable[[], None]
 ) -> None:
     try:

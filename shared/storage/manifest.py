@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 MANIFEST = ".folder.sha256.json"
-"""A dataset or a model has a ``manifest.json`` of its own at times; never one of this name."""
+"""Datasets and models may have a ``manifest.json`` of their own, but no file of this name."""
 
 
 class FileEntry(Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class FolderManifest(Struct, frozen=True, kw_only=True):
 
 
 def known_sha256(folder: Path) -> dict[str, str]:
-    """sha256 (hex) of the files of a cached folder by name; empty for any other folder."""
+    """sha256 (hex) by name of a cached folder's files; empty for any other folder."""
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=FolderManifest)
     except FileNotFoundError:

@@ -1,11 +1,9 @@
-"""A store that is away is waited for, and what was under way goes on when it is back."""
+"""Retries an object store's calls while it is unavailable."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -14,53 +12,55 @@ import structlog
 
 from shared.errors import Unavailable
 from shared.ports import ObjectStore, StoredObject, no_keepalive
-from shared.retry import reconnect_delay
+from shared.retry import Reconnects
 
 STORE_HEARTBEATS = 50
-"""Beats that a store may be away within one call: a little less than a worker's patience, so that
-the reason is the store's own."""
+"""Heartbeats that a store may be unavailable within one call of a worker.
+
+A little less than the runtime's patience, so that the job's record shows the store's reason.
+"""
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 
-class PatientStore:
-    """Another store, whose calls are tried again while it is away.
+class RetryingStore:
+    """Wraps a store: calls are retried while it is unavailable.
 
-    A worker keeps its claim meanwhile: no failure is counted, and what it has done so far stays.
+    A worker keeps its claim and its progress meanwhile; no failure is counted.
     """
 
-    def __init__(self, store: ObjectStore, *, heartbeat: float) -> None:
-        """A call is given up :data:`STORE_HEARTBEATS` after its first failure."""
+    def __init__(self, store: ObjectStore, *, deadline: float = math.inf) -> None:
+        """``deadline``: seconds after its first failure at which a call gives up."""
         self._store = store
-        self._seconds = STORE_HEARTBEATS * heartbeat
+        self._deadline = deadline
 
     async def put(self, key: str, data: bytes) -> None:
-        await self._patiently(lambda: self._store.put(key, data))
+        await self._retry(lambda: self._store.put(key, data))
 
     async def get(self, key: str) -> bytes:
-        return await self._patiently(lambda: self._store.get(key))
+        return await self._retry(lambda: self._store.get(key))
 
     async def upload(
         self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
     ) -> None:
-        await self._patiently(lambda: self._store.upload(path, key, keepalive=keepalive))
+        await self._retry(lambda: self._store.upload(path, key, keepalive=keepalive))
 
     async def download(
         self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
     ) -> None:
-        await self._patiently(lambda: self._store.download(key, path, keepalive=keepalive))
+        await self._retry(lambda: self._store.download(key, path, keepalive=keepalive))
 
     async def exists(self, key: str) -> bool:
-        return await self._patiently(lambda: self._store.exists(key))
+        return await self._retry(lambda: self._store.exists(key))
 
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        """Read whole before the first is given: a listing that breaks off begins anew."""
-        for entry in await self._patiently(lambda: self._listed(prefix)):
+        """Listed whole before the first entry is yielded, so that a retry starts over."""
+        for entry in await self._retry(lambda: self._list_all(prefix)):
             yield entry
 
     async def delete(self, prefix: str) -> int:
-        return await self._patiently(lambda: self._store.delete(prefix))
+        return await self._retry(lambda: self._store.delete(prefix))
 
     async def link(self, key: str, *, seconds: int, filename: str | None = None) -> str:
         return await self._store.link(key, seconds=seconds, filename=filename)
@@ -68,18 +68,17 @@ class PatientStore:
     async def close(self) -> None:
         await self._store.close()
 
-    async def _listed(self, prefix: str) -> tuple[StoredObject, ...]:
+    async def _list_all(self, prefix: str) -> tuple[StoredObject, ...]:
         return tuple([entry async for entry in self._store.list(prefix)])
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        deadline = math.inf
-        for attempt in count():
+    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        give_up_at = math.inf
+        async for _ in Reconnects():
             try:
                 return await call()
             except Unavailable as error:
-                deadline = min(deadline, monotonic() + self._seconds)
-                if monotonic() >= deadline:
+                give_up_at = min(give_up_at, monotonic() + self._deadline)
+                if monotonic() >= give_up_at:
                     raise
                 log.warning("store_unavailable", reason=str(error))
-            await asyncio.sleep(reconnect_delay(attempt))
-        raise AssertionError("there is always another try")
+        raise AssertionError("attempts never end")

@@ -1,7 +1,7 @@
-"""Where snapshots and samples of a training lie in the store.
+"""Where snapshots and samples of a training are stored.
 
-A snapshot stands there from its upload until its row of samples is drawn or passed over. The
-trainer counts those that stand, the inferencer draws and removes them.
+A snapshot is pending from its upload until its row of samples is drawn or skipped. The trainer
+counts the pending ones, the inferencer draws from them and removes them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shared.storage.manifest import MANIFEST
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """A whole snapshot in the store."""
+    """A complete snapshot in the store."""
 
     prefix: str
     step: int
@@ -28,11 +28,11 @@ def snapshots_of(job: str) -> str:
 
 
 def snapshot_prefix(job: str, attempt: int, *, step: int, epoch: int) -> str:
-    """The prefix of one; attempts do not write over each other's."""
+    """The prefix of one snapshot; each attempt has its own."""
     return f"{snapshots_of(job)}{attempt}/ep{epoch:02}-gs{step:05}"
 
 
-async def standing(store: ObjectStore, job: str) -> list[Snapshot]:
+async def waiting_snapshots(store: ObjectStore, job: str) -> list[Snapshot]:
     """The snapshots that wait to be drawn, oldest step first. Raises Unavailable."""
     pattern = re.compile(rf"(.*/ep(\d+)-gs(\d+))/{re.escape(MANIFEST)}")
     found = [pattern.fullmatch(entry.key) async for entry in store.list(snapshots_of(job))]
@@ -43,12 +43,12 @@ async def standing(store: ObjectStore, job: str) -> list[Snapshot]:
 
 
 def sample_key(job: str, *, step: int, index: int) -> str:
-    """Where a sample lies: drawn again, it takes its own place."""
+    """The key of a sample; drawn again, it replaces itself."""
     return f"jobs/{job}/samples/sample-gs{step:05}-{index:03}.png"
 
 
 async def drawn_steps(store: ObjectStore, job: str) -> list[int]:
-    """The steps of which there are samples, in order. Raises Unavailable."""
+    """The steps that have samples, in order. Raises Unavailable."""
     pattern = re.compile(r".*/sample-gs(\d+)-\d+\.png")
     found = [pattern.fullmatch(entry.key) async for entry in store.list(f"jobs/{job}/samples/")]
     return sorted({int(each[1]) for each in found if each})

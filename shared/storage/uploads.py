@@ -1,4 +1,4 @@
-"""Uploads in the object store: parts in order, and a list of them that is written last."""
+"""Uploads in the object store: parts in order, and their list, written last."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from shared.errors import Refused
 from shared.ports import ObjectStore, UploadPart, no_keepalive
 
 ARCHIVE_BYTES = 10 << 30
-"""Of a dataset's zip, uploaded or downloaded."""
+"""Largest dataset zip, uploaded or downloaded."""
 UPLOADS = "uploads/"
-"""How the key of an upload's list begins, and of its parts."""
+"""Prefix of the keys of all uploads."""
 
 
 class PartList(Struct, frozen=True, kw_only=True):
-    """What an upload is made of."""
+    """The parts of an upload."""
 
     sha256: str
-    """Of the whole."""
+    """Of the whole upload."""
     parts: tuple[UploadPart, ...]
     """In order."""
 
 
 def upload_prefix(upload: str) -> str:
-    """Everything of one upload."""
+    """Prefix of one upload's keys."""
     return f"{UPLOADS}{upload}/"
 
 
 def list_key(upload: str) -> str:
-    """Where the list of its parts is; it stands for the upload."""
+    """Key of the list of its parts; it stands for the upload."""
     return f"{upload_prefix(upload)}parts.json"
 
 
 async def write_list(
     store: ObjectStore, upload: str, sha256: str, parts: Iterable[UploadPart]
 ) -> None:
-    """Make the upload one that can be fetched. Raises Unavailable."""
+    """Write the list, which makes the upload complete. Raises Unavailable."""
     whole = PartList(sha256=sha256, parts=tuple(parts))
     await store.put(list_key(upload), msgspec.json.encode(whole))
 
 
 async def sha256_of_parts(store: ObjectStore, parts: Iterable[UploadPart]) -> str:
-    """Hex digest of the whole. Raises NotFound or Unavailable."""
+    """Hex digest of all parts together. Raises NotFound or Unavailable."""
     digest = hashlib.sha256()
     async for data in _contents(store, parts):
         await in_thread(digest.update, data)
@@ -57,13 +57,13 @@ async def sha256_of_parts(store: ObjectStore, parts: Iterable[UploadPart]) -> st
 async def download_upload(
     store: ObjectStore, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
 ) -> None:
-    """Put an upload together in a file; ``key`` is that of its list.
+    """Download an upload's parts into one file; ``key`` is that of its list.
 
-    Calls ``keepalive`` as it gets on.
+    Calls ``keepalive`` as it progresses.
 
     Raises:
         NotFound: it is not, or no longer, in the store.
-        Refused: it is not what was uploaded.
+        Refused: its content is not what was uploaded.
         Unavailable: the store does not answer.
     """
     whole = msgspec.json.decode(await store.get(key), type=PartList)

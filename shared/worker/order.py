@@ -1,11 +1,11 @@
-"""One claim, or one message without a claim, in a worker's hands."""
+"""What a worker works on: an order under a claim, or a best-effort task without one."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
 from time import monotonic
-from typing import Any
+from typing import Any, TypedDict
 
 import structlog
 
@@ -20,19 +20,29 @@ from shared.messaging.messages import (
 )
 from shared.ports import Bus, ReplyQueue
 from shared.request import Command
-from shared.retry import reconnect_delay
+from shared.retry import Reconnects
 
 log = structlog.get_logger()
 
 
+class Stamp(TypedDict):
+    """The fields that identify claim and worker in every :class:`StageFact`."""
+
+    job: str
+    stage: Stage
+    claim: str
+    attempt: int
+    worker: str
+
+
 class Keepalive:
-    """Remembers when there was a sign of life."""
+    """Remembers the last sign of life."""
 
     def __init__(self) -> None:
         self._last_sign_of_life = monotonic()
 
     def keepalive(self) -> None:
-        """The work is alive; call it at least every few minutes, or it is given up."""
+        """Report that the work is alive; without it for some minutes the work is cancelled."""
         self._last_sign_of_life = monotonic()
 
     @property
@@ -42,7 +52,7 @@ class Keepalive:
 
 
 class BestEffortTask(Keepalive):
-    """One message in a worker's hands that needs no claim."""
+    """One message that a worker handles without a claim."""
 
     def __init__(self, message: AnyMessage) -> None:
         super().__init__()
@@ -50,26 +60,26 @@ class BestEffortTask(Keepalive):
 
 
 class Order(Keepalive):
-    """One claim in a worker's hands."""
+    """One claim of a stage, and the work under it."""
 
     def __init__(
         self, bus: Bus, reply_queue: ReplyQueue, message: AnyMessage, stage: Stage
     ) -> None:
         super().__init__()
         self.message = message
-        """The fact that asks for the work."""
+        """The fact that requests the work."""
         self.stage: Stage = stage
         self.claim = str(uuid.uuid4())
         self.answered = asyncio.Event()
         self.granted: ClaimGranted | None = None
         self.refused: str | None = None
-        """Why the claim is not ours, or not ours any more."""
+        """Why the claim was refused or withdrawn."""
         self.stopping = asyncio.Event()
-        """Set when the worker must stop: save what must be kept, then raise Interrupted."""
+        """Set when the worker stops: save what has to be kept, then raise Interrupted."""
         self.commands: dict[Command, int] = {}
-        """What the user wants of this work, numbered: see :class:`CommandIssued`."""
+        """The user's open commands by number: see :class:`CommandIssued`."""
         self.commands_changed = asyncio.Event()
-        """Set whenever there are wishes to look at; who looks clears it."""
+        """Set when there are new commands; the reader clears it."""
         self.numbers: dict[str, Any] = {}
         self._bus = bus
         self._reply_queue = reply_queue
@@ -86,12 +96,12 @@ class Order(Keepalive):
         return self.message.job
 
     def progress(self, **numbers: Any) -> None:
-        """The newest numbers for ``/status``; they leave with the next beat. Counts as heard."""
+        """Update the numbers for ``/status``, sent with the next heartbeat; a sign of life."""
         self.keepalive()
         self.numbers = self.numbers | numbers
 
-    def stamp(self) -> dict[str, Any]:
-        """What every fact under this claim carries: ``CheckpointSaved(**order.stamp(), ...)``."""
+    def stamp(self) -> Stamp:
+        """Fields for every fact under this claim: ``CheckpointSaved(**order.stamp(), ...)``."""
         return {
             "job": self.job,
             "stage": self.stage,
@@ -101,14 +111,13 @@ class Order(Keepalive):
         }
 
     async def publish(self, fact: StageFact) -> None:
-        """Publish a fact, again and again until the broker has it or the claim is refused."""
-        for attempt in range(1_000_000_000):
+        """Publish a fact; retries until the broker has it or the claim is refused."""
+        async for _ in Reconnects():
             if await self.try_publish(fact) or self.refused is not None:
                 return
-            await asyncio.sleep(reconnect_delay(attempt))
 
     async def try_publish(self, fact: StageFact, *, mandatory: bool = True) -> bool:
-        """Publish a fact once; whether the broker has it."""
+        """Publish a fact once; returns whether the broker has it."""
         try:
             await self._bus.publish(fact, reply_to=self._reply_queue.address, mandatory=mandatory)
         except (Unavailable, Unroutable) as error:
@@ -119,7 +128,7 @@ class Order(Keepalive):
         return True
 
     def receive(self, answer: AnyMessage) -> None:
-        """Take the gateway's word on this claim."""
+        """Handle a message of the gateway about this claim."""
         if isinstance(answer, ClaimGranted | CommandIssued):
             self._receive_commands(answer.commands)
         if isinstance(answer, CommandIssued):

@@ -1,12 +1,12 @@
-"""One runtime for all workers: take, claim, grant, ack, beat, outcome.
+"""The runtime of all workers: get a message, claim, ack, send heartbeats, publish the outcome.
 
-A free place takes one message and holds no consumer while it works. It claims the stage from the
-gateway, acks when it has an answer, and works only if granted: nothing has begun before the grant,
-so a second delivery, from whatever cause, is harmless. It beats while it works, so that the
-gateway knows, and stops when the gateway says that the claim is no longer the live one.
+A free slot gets one message and holds no consumer while it works. It claims the stage from the
+gateway, acks when it has an answer, and works only if granted. Nothing starts before the grant, so
+a second delivery is harmless. While it works it sends heartbeats; it stops when the gateway reports
+that the claim is no longer the live one.
 
-Beside its work a service may have errands: messages that need no claim because their outcome may
-be lost. A place runs one only while none of its own work waits.
+A service may also have best-effort tasks: messages that need no claim, because their outcome may be
+lost. A slot runs one only while no work waits.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from shared.retry import reconnect_delay
 from shared.worker.order import BestEffortTask, Order
 
 PATIENCE_HEARTBEATS = 60
-"""Beats without a sign of life after which the work is given up: 10 minutes by default."""
+"""Heartbeats without a sign of life after which work is cancelled: 10 minutes by default."""
 GRACE_HEARTBEATS = 60
-"""Beats that gentle work gets to save what it must when the worker is stopped."""
+"""Heartbeats allowed for graceful work to save what it has to at shutdown."""
 LAST_WORD_HEARTBEATS = 6
-"""Beats in which a worker that stops must be rid of its last word: past them it counts as lost."""
+"""Heartbeats allowed for the final publish at shutdown; after these the worker counts as lost."""
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 
 class Work(Protocol):
-    """What a service gives the runtime."""
+    """What a service implements for the runtime."""
 
     queue: Queue
     concurrency: int
     """How many jobs at a time; 1 for a GPU."""
     graceful: bool
-    """True: on stop the work sees ``order.stopping`` and gets a grace period; False: cancelled."""
+    """Whether, at shutdown, work gets ``order.stopping`` and a grace period, or is cancelled."""
 
     @property
     def started(self) -> type[Started]:
@@ -67,50 +67,50 @@ class Work(Protocol):
 
     @property
     def progressed(self) -> type[Progressed]:
-        """The fact by which it beats."""
+        """The fact that serves as heartbeat."""
 
     @property
     def interrupted(self) -> type[Interruption]:
-        """The fact by which it hands its work over."""
+        """The fact by which it hands its work over at shutdown."""
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
-        """The stage that a message on our queue asks for; None: nothing for us."""
+        """The stage that a message on our queue requests; None: no work for us."""
         ...
 
     async def prepare(self) -> str:
-        """Get ready for the next order before one is taken (start the child); names the GPU."""
+        """Prepare for the next order (start the child); returns the GPU's name."""
         ...
 
     async def perform(self, order: Order) -> Result:
         """Do the work and return the fact that ends the stage.
 
-        It is cancelled when the claim is refused; it must then leave nothing running.
+        Cancelled when the claim is refused; it must then leave nothing running.
 
         Raises:
-            Refused: the job cannot succeed; ends it.
+            Refused: the job cannot succeed; this ends it.
             Interrupted: stopped because ``order.stopping`` was set.
-            Exception: anything else is passing; the stage is tried again.
+            Exception: anything else is temporary; the stage is retried.
         """
         ...
 
     async def close(self) -> None:
-        """End what :meth:`prepare` started."""
+        """Stop what :meth:`prepare` started."""
         ...
 
 
 class BestEffortTasks(Protocol):
-    """What a place does while no work waits: without a claim, so it may be lost or done twice."""
+    """What a slot does while no work waits; without a claim, so it may be lost or done twice."""
 
     queue: Queue
 
     async def run(self, best_effort_task: BestEffortTask) -> None:
-        """Do it; what it leaves undone is lost.
+        """Do the task; what it leaves undone is lost.
 
-        It is cancelled when its job ends, when it shows no sign of life for too long, and when the
-        worker stops; only then it goes back to its queue.
+        Cancelled when its job ends, when it shows no sign of life for too long, and when the worker
+        stops. Only in the last case it is requeued.
 
         Raises:
-            Exception: it goes back to its queue, and is tried again up to the delivery limit.
+            Exception: it is requeued, up to the delivery limit.
         """
         ...
 
@@ -135,7 +135,7 @@ class Worker:
         self._under_way: dict[BestEffortTask, asyncio.Task[None]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Take and do work until ``stop`` is set, then let go of everything in good order."""
+        """Work until ``stop`` is set, then shut down in order."""
         async with self._bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue:
             listening = asyncio.create_task(self._listen(reply_queue))
             try:
@@ -149,15 +149,15 @@ class Worker:
 
     async def _listen(self, reply_queue: ReplyQueue) -> None:
         async for message in reply_queue.messages():
-            for order in self._addressed(message):
+            for order in self._orders_for(message):
                 order.receive(message)
                 if order.refused is not None and (task := self._tasks.get(order.claim)):
                     task.cancel()
             if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
                 self._cancel_best_effort_tasks(message.job)
 
-    def _addressed(self, message: AnyMessage) -> list[Order]:
-        """The orders that a control message is about."""
+    def _orders_for(self, message: AnyMessage) -> list[Order]:
+        """The orders that a message on the reply queue is about."""
         match message:
             case ClaimGranted(claim=claim) | CommandIssued(claim=claim) | ClaimRefused(claim=claim):
                 return [self._orders[claim]] if claim in self._orders else []
@@ -173,62 +173,62 @@ class Worker:
     # --- One slot ----------------------------------------------------------------------------
 
     async def _slot(self, reply_queue: ReplyQueue, stop: asyncio.Event) -> None:
-        """One job after the other; an error of ours costs a pause, never the slot."""
+        """One job after another; an unexpected error costs a pause, never the slot."""
         failures = 0
         while not stop.is_set():
             try:
                 gpu = await self._work.prepare()
                 failures = 0
-                queue, delivery = await self._take(stop)
+                queue, delivery = await self._get_next(stop)
                 if delivery and queue == self._work.queue:
                     await self._handle(delivery, gpu, reply_queue, stop)
                 elif delivery:
                     await self._run_best_effort_task(delivery, stop)
-            except Exception:  # whatever it is, the slot must go on
+            except Exception:  # the slot must go on
                 log.exception("slot_failed", queue=self._work.queue.name)
                 failures += 1
                 await until(stop, timeout=reconnect_delay(failures))
 
-    async def _take(self, stop: asyncio.Event) -> tuple[Queue, Delivery | None]:
-        """The next message and its queue; none when it is time to stop, or to look again.
+    async def _get_next(self, stop: asyncio.Event) -> tuple[Queue, Delivery | None]:
+        """The next message and its queue; no message when stopping, or to check again.
 
-        While work waits no errand is taken: to give it back over and over would use up its
-        deliveries. Other slots may be faster to the work, so the wait for it has an end.
+        While work waits, no best-effort task is taken: requeueing it again and again would use up
+        its delivery limit. Another slot may get the work first, so the wait for it has a time-out.
         """
         if self._best_effort_tasks is None:
-            return await self._first_of((self._work.queue,), stop)
+            return await self._get_first((self._work.queue,), stop)
         if await self._has_work():
-            return await self._first_of((self._work.queue,), stop, wait=self._heartbeat)
-        return await self._first_of((self._work.queue, self._best_effort_tasks.queue), stop)
+            return await self._get_first((self._work.queue,), stop, wait=self._heartbeat)
+        return await self._get_first((self._work.queue, self._best_effort_tasks.queue), stop)
 
     async def _has_work(self) -> bool:
-        """Whether the work's queue holds anything, as far as the broker tells."""
+        """Whether work waits in the queue; False if the broker does not answer."""
         try:
             return await self._bus.depth(self._work.queue) > 0
         except Unavailable:
             return False
 
-    async def _first_of(
+    async def _get_first(
         self, queues: tuple[Queue, ...], stop: asyncio.Event, *, wait: float | None = None
     ) -> tuple[Queue, Delivery | None]:
-        """The first message of any of them; of several at once that of the foremost queue."""
-        taking = [asyncio.create_task(self._bus.get(queue)) for queue in queues]
+        """The first message of any queue; of several at once that of the first queue."""
+        getting = [asyncio.create_task(self._bus.get(queue)) for queue in queues]
         stopping = asyncio.create_task(stop.wait())
         chosen = None
         try:
             await asyncio.wait(
-                (*taking, stopping), timeout=wait, return_when=asyncio.FIRST_COMPLETED
+                (*getting, stopping), timeout=wait, return_when=asyncio.FIRST_COMPLETED
             )
             if not stop.is_set():
-                chosen = next((task for task in taking if task.done()), None)
+                chosen = next((task for task in getting if task.done()), None)
             if chosen is not None:
-                return queues[taking.index(chosen)], chosen.result()
+                return queues[getting.index(chosen)], chosen.result()
             return queues[0], None
         finally:
             await cancelled(stopping)
-            for task in taking:
+            for task in getting:
                 if task is not chosen:
-                    await _give_back(task)
+                    await _requeue(task)
 
     async def _handle(
         self, delivery: Delivery, gpu: str, reply_queue: ReplyQueue, stop: asyncio.Event
@@ -252,13 +252,13 @@ class Worker:
             del self._orders[order.claim]
 
     async def _run_best_effort_task(self, delivery: Delivery, stop: asyncio.Event) -> None:
-        """Acked when it is done, called off or stuck; given back on a stop or an error."""
+        """Ack when it is done, cancelled with its job or stuck; requeue on a stop or an error."""
         assert self._best_effort_tasks is not None  # noqa: S101 - it came from their queue
         best_effort_task = BestEffortTask(delivery.message)
         task = asyncio.create_task(self._best_effort_tasks.run(best_effort_task))
         self._under_way[best_effort_task] = task
         try:
-            await self._see_through(best_effort_task, task, stop)
+            await self._watch_best_effort_task(best_effort_task, task, stop)
         finally:
             del self._under_way[best_effort_task]
             await cancelled(task)
@@ -270,10 +270,10 @@ class Worker:
         if error is not None:
             raise error
 
-    async def _see_through(
+    async def _watch_best_effort_task(
         self, best_effort_task: BestEffortTask, task: asyncio.Task[None], stop: asyncio.Event
     ) -> None:
-        """Wait until an errand is done, shows no life, or must stop."""
+        """Wait until a best-effort task is done, shows no sign of life, or has to stop."""
         stopping = asyncio.create_task(stop.wait())
         try:
             while not task.done() and not stop.is_set():
@@ -294,15 +294,16 @@ class Worker:
             await cancelled(stopping)
 
     async def _claim(self, order: Order, gpu: str, stop: asyncio.Event) -> bool:
-        """Ask until there is an answer; False when none came within two beats of a stop."""
-        left = 2
-        while left:
+        """Claim until there is an answer; False: none within two heartbeats of a stop."""
+        claims_left = 2
+        while claims_left:
             asked_by = claim_of(order.message)
             started = self._work.started(**order.stamp(), gpu=gpu, asked_by=asked_by)
             await order.try_publish(started)
             if await until(order.answered, timeout=self._heartbeat):
                 return True
-            left -= stop.is_set()
+            if stop.is_set():
+                claims_left -= 1
         return False
 
     async def _work_on(self, order: Order, stop: asyncio.Event) -> None:
@@ -311,35 +312,35 @@ class Worker:
         task = asyncio.create_task(self._work.perform(order))
         self._tasks[order.claim] = task
         helpers = [
-            asyncio.create_task(self._keep_beating(order, task)),
-            asyncio.create_task(self._stop_when_told(order, task, stop)),
+            asyncio.create_task(self._send_heartbeats(order, task)),
+            asyncio.create_task(self._stop_on_request(order, task, stop)),
         ]
         try:
             outcome = await self._outcome(order, task, stop)
             if outcome is not None:
-                await self._say_at_last(order, outcome, stop)
+                await self._publish_outcome(order, outcome, stop)
         finally:
             del self._tasks[order.claim]
             for helper in (*helpers, task):
                 await cancelled(helper)
         log.info("claim_ended", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
 
-    async def _say_at_last(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
-        """Say how it ended; a worker that must stop does not wait for a broker for ever."""
-        saying = asyncio.create_task(order.publish(outcome))
+    async def _publish_outcome(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
+        """Publish the outcome; a worker that stops does not wait for the broker for ever."""
+        publishing = asyncio.create_task(order.publish(outcome))
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait((saying, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((publishing, stopping), return_when=asyncio.FIRST_COMPLETED)
             async with asyncio.timeout(LAST_WORD_HEARTBEATS * self._heartbeat):
-                await saying
+                await publishing
         except TimeoutError:
             log.warning("outcome_not_published", job=order.job, fact=type(outcome).__name__)
         finally:
             await cancelled(stopping)
-            await cancelled(saying)
+            await cancelled(publishing)
 
-    async def _keep_beating(self, order: Order, task: asyncio.Task[Result]) -> None:
-        """Beat while the work shows signs of life; past its patience, end it."""
+    async def _send_heartbeats(self, order: Order, task: asyncio.Task[Result]) -> None:
+        """Send heartbeats; cancel the work if it shows no sign of life for too long."""
         while True:
             await asyncio.sleep(self._heartbeat)
             if not task.done() and order.silence > PATIENCE_HEARTBEATS * self._heartbeat:
@@ -347,7 +348,7 @@ class Worker:
             heartbeat = self._work.progressed(**order.stamp(), progress=order.numbers)
             await order.try_publish(heartbeat, mandatory=False)
 
-    async def _stop_when_told(
+    async def _stop_on_request(
         self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
     ) -> None:
         await stop.wait()
@@ -359,7 +360,7 @@ class Worker:
     async def _outcome(
         self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
     ) -> StageFact | None:
-        """The one place that decides what an end of the work means."""
+        """Decide what an end of the work means; the only place that does."""
         stamp = order.stamp()
         try:
             return await task
@@ -369,7 +370,7 @@ class Worker:
             return self._work.interrupted(**stamp)
         except asyncio.CancelledError:
             return self._outcome_of_cancellation(order, stop)
-        except Exception as error:  # unknown means passing: said, counted and tried again
+        except Exception as error:  # unknown errors are temporary: published, counted and retried
             log.exception("work_failed", job=order.job, stage=order.stage)
             return StageFailed(**stamp, kind="passing", reason=reason_of(error))
 
@@ -389,8 +390,8 @@ class Worker:
         return StageFailed(**order.stamp(), kind="passing", reason=reason)
 
 
-async def _give_back(taking: asyncio.Task[Delivery]) -> None:
-    """Take no more; what came meanwhile goes back to its queue."""
-    await cancelled(taking)
-    if not taking.cancelled() and taking.exception() is None:
-        await taking.result().release()
+async def _requeue(getting: asyncio.Task[Delivery]) -> None:
+    """Stop getting; requeue what arrived meanwhile."""
+    await cancelled(getting)
+    if not getting.cancelled() and getting.exception() is None:
+        await getting.result().release()

@@ -20,7 +20,6 @@ from shared.ports import Bus
 
 HEARTBEAT = 0.2
 DEADLINE = 30
-TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class World(Protocol):
@@ -38,7 +37,7 @@ class World(Protocol):
 
 class MemoryWorld:
     def __init__(self) -> None:
-        self._broker = MemoryBroker(traceparent=lambda: TRACEPARENT)
+        self._broker = MemoryBroker()
         self._buses: list[Bus] = []
 
     async def bus(self, source: str = "tester/1") -> Bus:
@@ -64,9 +63,7 @@ class RabbitMQWorld:
         self._buses: list[Bus] = []
 
     async def bus(self, source: str = "tester/1") -> Bus:
-        bus = await RabbitMQBus.open(
-            self._url, source=source, heartbeat=HEARTBEAT, traceparent=lambda: TRACEPARENT
-        )
+        bus = await RabbitMQBus.open(self._url, source=source, heartbeat=HEARTBEAT)
         self._buses.append(bus)
         return bus
 

@@ -38,7 +38,7 @@ from shared.messaging.topology import (
     TRAINER,
 )
 from shared.ports import Bus, Delivery, ReplyQueue
-from tests.contract.bus_worlds import DEADLINE, TRACEPARENT, World, until
+from tests.contract.bus_worlds import DEADLINE, World, until
 
 GRANT = ClaimGranted(job="a", stage="training", claim="c", attempt=1)
 IMAGES = ImagesGenerated(job="a", stage="generation", claim="c", images=())
@@ -122,7 +122,7 @@ async def test_a_message_arrives_as_it_was_said_with_its_envelope(world: World) 
     assert delivery.message == fact
     assert (heard.id, heard.source) == (said.id, "trainer/host-1")
     assert (heard.type, heard.subject) == ("training.progressed", "a")
-    assert (heard.reply_to, heard.traceparent) == ("control.here", TRACEPARENT)
+    assert heard.reply_to == "control.here"
     assert heard.time[:10] == said.time[:10]
 
 

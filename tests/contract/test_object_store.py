@@ -15,7 +15,7 @@ from shared.adapters.folder import FolderStore
 from shared.errors import NotFound, Refused
 from shared.ports import ObjectStore
 from shared.storage.folders import sha256_of
-from shared.storage.retrying import PatientStore
+from shared.storage.retrying import RetryingStore
 from tests.contract.stores import fetch, folder_store, names_in, s3_store
 
 SECONDS = 60
@@ -26,7 +26,7 @@ MB = 1_000_000
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
     if request.param in ("folder", "patient"):
         async with folder_store(tmp_path / "store") as folder:
-            yield folder if request.param == "folder" else PatientStore(folder, heartbeat=0.0)
+            yield folder if request.param == "folder" else RetryingStore(folder, deadline=0.0)
     else:
         bucket = request.getfixturevalue("s3_bucket")
         async with s3_store(request.getfixturevalue("s3_server"), bucket) as s3_bucket:

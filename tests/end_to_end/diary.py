@@ -26,9 +26,9 @@ EVERY = 5
 """Steps between those that are noted, at least."""
 HEAD = """# Samples while a job trains
 
-Made by `make docs`: the times of one job with the tiny model, five services in processes of their
-own over RabbitMQ, on two cores of a CPU that the trainer and the inferencer share. A row is asked
-for at step 0 and every 20 steps, and training does not wait for it.
+Made by `make docs`: the times of one job with the tiny model, with the five services in separate
+processes over RabbitMQ. Trainer and inferencer share two CPU cores. A row of samples is requested
+at step 0 and every 20 steps; training does not wait for it.
 
 | seconds since submission | what happened | where it was seen |
 |---|---|---|

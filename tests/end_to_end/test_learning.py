@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from everydream import drawings
 from everydream.demo import DRAWING, PROMPTS, request_for, zipped_dataset
-from services.inferencer.generation.batching_pipeline import ready
+from services.inferencer.generation.batching_pipeline import BatchingPipeline
 from services.inferencer.generation.generate import generate
 from services.inferencer.order import ImageRequest
 from shared.diffusion.loading import load
@@ -85,8 +85,9 @@ async def images_of(user: User, shown: Iterable[dict[str, str]]) -> dict[str, li
 
 
 def drawn_by_the_base_model() -> dict[str, list[Image.Image]]:
-    entries = [ImageRequest(inference=entry_for(prompt), seed=0) for prompt in PROMPTS]
-    drawn = drawn_images(generate(ready(load(TINY)), entries, clip_skip=0, tell=lambda *_: None))
+    requests = [ImageRequest(inference=entry_for(prompt), seed=0) for prompt in PROMPTS]
+    pipeline = BatchingPipeline.from_parts(load(TINY))
+    drawn = drawn_images(generate(pipeline, requests, clip_skip=0, on_step=lambda *_: None))
     return {
         concept.name: drawn[number * SEEDS : (number + 1) * SEEDS]
         for number, concept in enumerate(drawings.CONCEPTS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from services.inferencer.order import DrawingOrder, ImageRequest
+from services.inferencer.order import GenerationOrder, ImageRequest
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import Done, Drawn, Failed, Phase, Ready
 from shared.errors import Passing, Refused
@@ -15,7 +15,7 @@ from tests.faults.mishaps import attempt_of, suffer
 from tests.faults.script import read
 
 
-def draw_all(order: DrawingOrder, writer: RecordWriter) -> int:
+def draw_all(order: GenerationOrder, writer: RecordWriter) -> int:
     """Every image of every entry, one colour each; how many.
 
     Raises:
@@ -23,14 +23,14 @@ def draw_all(order: DrawingOrder, writer: RecordWriter) -> int:
     """
     writer.write(Phase(name="drawing"))
     wanted = [
-        (entry, number) for entry in order.entries for number in range(entry.inference.num_outputs)
+        (entry, number) for entry in order.requests for number in range(entry.inference.num_outputs)
     ]
     for index, (entry, number) in enumerate(wanted):
         writer.write(draw_one(order, entry, index, entry.seed + number))
     return len(wanted)
 
 
-def draw_one(order: DrawingOrder, entry: ImageRequest, index: int, seed: int) -> Drawn:
+def draw_one(order: GenerationOrder, entry: ImageRequest, index: int, seed: int) -> Drawn:
     script = read(entry.inference.prompt)
     suffer(script.mishap("inferencer", index + 1, attempt_of(order.out)))
     time.sleep(script.image_seconds)
@@ -39,7 +39,7 @@ def draw_one(order: DrawingOrder, entry: ImageRequest, index: int, seed: int) ->
     return Drawn(index=index, path=str(path), seed=seed)
 
 
-def carry_out(order: DrawingOrder, writer: RecordWriter) -> Done | Failed:
+def carry_out(order: GenerationOrder, writer: RecordWriter) -> Done | Failed:
     """The last word on an order, as the real child decides it."""
     try:
         return Done(summary={"images": draw_all(order, writer)})
@@ -51,7 +51,7 @@ def main() -> None:
     writer = begin()
     writer.write(Ready(gpu="scripted"))
     while True:
-        writer.write(carry_out(read_order(DrawingOrder), writer))
+        writer.write(carry_out(read_order(GenerationOrder), writer))
 
 
 if __name__ == "__main__":

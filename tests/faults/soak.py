@@ -216,7 +216,7 @@ def page(plan: Plan, command: str, sums: Totals, injected: Counter[str], seconds
     faults = [(name, str(times)) for name, times in sorted(injected.items())]
     begun = (
         f"`{command}` (seed {plan.seed}), {seconds / 60:.1f} minutes, two of every service,"
-        f" a beat of {plan.heartbeat:g} s."
+        f" a heartbeat of {plan.heartbeat:g} s."
     )
     return "\n\n".join((begun, table(("what", "number"), rows), table(("fault", "times"), faults)))
 

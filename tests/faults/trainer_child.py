@@ -43,7 +43,7 @@ class Training:
         print(f"training {self._order.job} from step {self._from}", flush=True)  # noqa: T201
         self._writer.write(Phase(name="training"))
         while self._done < self._script.steps:
-            if self._stop.asked:
+            if self._stop.requested:
                 self._save_resume_point()
                 raise Interrupted("stopped")
             self._step()

@@ -102,10 +102,10 @@ async def fuzz_all(seconds: float, seed: int, kept: Path) -> list[Outcome]:
 
 PROLOGUE = f"""# Fuzzing
 
-The readers of what strangers send are fuzzed, guided by the coverage of their code.
-A crash is whatever a reader raises but for its own refusals, an input that takes more than
-{SLOW_SECONDS} s, or {MEGABYTES} MB of memory.
-What is read, and how, is in `tests/fuzz/targets.py`.
+The parsers of untrusted input are fuzzed, guided by code coverage.
+A crash is any exception other than the parser's own errors, or an input that takes more than
+{SLOW_SECONDS} s or {MEGABYTES} MB of memory.
+The parsers and their inputs are in `tests/fuzz/targets.py`.
 """
 
 

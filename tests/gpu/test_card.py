@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.inferencer.generation.batching_pipeline import ready
+from services.inferencer.generation.batching_pipeline import BatchingPipeline
 from services.inferencer.generation.generate import generate
 from services.inferencer.order import ImageRequest
 from services.trainer.order import Outcome
@@ -86,12 +86,13 @@ def test_a_stopped_training_goes_on_from_its_resume_point(
 
 
 def test_a_model_draws_the_same_image_twice_on_the_card(base: Path) -> None:
-    model = ready(load(base, torch.float16).to(this_device()))
+    pipeline = BatchingPipeline.from_parts(load(base, torch.float16).to(this_device()))
     asked = Inference(prompt="a red wall", width=128, height=128, num_inference_steps=4)
-    entry = ImageRequest(inference=asked, seed=5)
+    request = ImageRequest(inference=asked, seed=5)
 
     one, two = (
-        drawn_images(generate(model, [entry], clip_skip=0, tell=lambda *_: None)) for _ in range(2)
+        drawn_images(generate(pipeline, [request], clip_skip=0, on_step=lambda *_: None))
+        for _ in range(2)
     )
 
     assert np.array_equal(np.asarray(one[0]), np.asarray(two[0]))

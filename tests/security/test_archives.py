@@ -104,7 +104,7 @@ async def test_no_name_leads_anywhere(number: int, tmp_path: Path) -> None:
 
     (image,) = found.images
     assert image.file in {"000000.png", "000000.jpeg"}
-    Checker(found, tmp_path / "in/staging/dataset").take(image)
+    Checker(found, tmp_path / "in/staging/dataset").check(image)
 
 
 async def test_names_that_begin_with_dots_are_passed_over_as_hidden(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from services.fetcher.datasets.archive import unpack
-from services.fetcher.datasets.report import Checked, check
+from services.fetcher.datasets.report import CheckedDataset, check_images
 from shared.errors import Refused
 from tests.security.bounds import within_bounds, written
 from tests.support.corpora.archives import Entry, archive
@@ -31,7 +31,7 @@ def as_in_a_service() -> Iterator[None]:
         yield
 
 
-async def checked(tmp_path: Path, files: dict[str, bytes]) -> Checked:
+async def checked(tmp_path: Path, files: dict[str, bytes]) -> CheckedDataset:
     """What the fetcher accepts of a zip of these."""
     entries = [Entry(name=name.encode(), packed=content) for name, content in files.items()]
     (tmp_path / "data.zip").write_bytes(archive(entries))
@@ -39,7 +39,7 @@ async def checked(tmp_path: Path, files: dict[str, bytes]) -> Checked:
     folder.mkdir()
     with within_bounds(memory=MEMORY):
         found = await unpack(tmp_path / "data.zip", folder, shown=SHOWN, keepalive=lambda: None)
-        return await check(found, folder, shown=SHOWN, keepalive=lambda _done, _of: None)
+        return await check_images(found, folder, shown=SHOWN, keepalive=lambda _done, _of: None)
 
 
 @pytest.mark.parametrize("name", list(BAD))

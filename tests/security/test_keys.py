@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway import api_documents
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
+from services.gateway.endpoints.routes import ROUTE_CLASSES
 from services.gateway.ports import BASES, StoredKey
 from services.gateway.web.authentication import SCOPES, Keys, Scope, digest_of
 from services.gateway.web.authorization import NEEDED
@@ -43,8 +43,8 @@ class Address(NamedTuple):
 
 def addresses() -> Iterator[Address]:
     """Everything that the gateway answers, as its router is made of it."""
-    for part in api_documents.PARTS:
-        for _, route in routes_of(part):
+    for kind in ROUTE_CLASSES:
+        for _, route in routes_of(kind):
             for base in BASES if route.versioned else ("",):
                 for method in route.methods:
                     yield Address(method, f"{base}{route.plain_path}", route)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from services.fetcher.download import download
-from services.fetcher.models.stage import BaseModels, Named
+from services.fetcher.models.stage import ModelReference, ModelStager
 from services.fetcher.progress_meter import ProgressMeter
 from services.notifier.webhook import post
 from shared.adapters.folder import FolderStore
@@ -93,10 +93,10 @@ async def by_download(url: str, folder: Path, allowed: frozenset[str] = NOBODY) 
 async def by_model(url: str, folder: Path, allowed: frozenset[str] = NOBODY) -> str:
     """Why the fetcher did not take it for a model."""
     store = FolderStore(folder / "store", public_url="http://x", key=KEY)
-    bases = BaseModels(store, configured="tiny", home=folder, allowed=allowed)
+    models = ModelStager(store, configured="tiny", home=folder, allowed=allowed)
     meter = ProgressMeter("downloading", lambda **_: None, lambda: None)
     with pytest.raises(Refused) as refused:
-        await bases.stage(Named(url, "input.model"), folder, meter)
+        await models.stage(ModelReference(url, "input.model"), folder, meter)
     return str(refused.value)
 
 

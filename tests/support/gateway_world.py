@@ -350,16 +350,23 @@ async def trained(here: World, **more: Any) -> str:
 
 
 @asynccontextmanager
-async def world(home: Path, *, amqp_url: str | None = None, **changes: Any) -> AsyncIterator[World]:
+async def world(
+    home: Path,
+    *,
+    amqp_url: str | None = None,
+    key: str = KEY,
+    clock: Clock | None = None,
+    **changes: Any,
+) -> AsyncIterator[World]:
     """A gateway that answers; ``changes`` are to its settings. Without a URL, the bus is ours."""
-    settings = replace(settings_for(home), **changes)
+    settings, clock = replace(settings_for(home), **changes), clock or Clock()
     broker = MemoryBroker()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(closing(Database.open(settings.database_url)))
         await database.migrate()
-        jobs, keys, clock = FaultyJobs(SqlJobStore(database)), SqlKeyStore(database), Clock()
+        jobs, keys = FaultyJobs(SqlJobStore(database)), SqlKeyStore(database)
         record = Record(cast("JobStore", jobs), keys, SqlUploadStore(database))
-        store = FolderStore(home / "store", public_url=settings.public_url, key=KEY)
+        store = FolderStore(home / "store", public_url=settings.public_url, key=key)
 
         async def open_bus(source: str) -> Bus:
             if amqp_url is None:
@@ -370,7 +377,7 @@ async def world(home: Path, *, amqp_url: str | None = None, **changes: Any) -> A
         bus, workers = await open_bus("gateway/test"), await open_bus("workers/test")
         heard = Heard(await stack.enter_async_context(workers.reply_queue(("job.*",))))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        gateway = Gateway(settings, KEY, bus, store, record, clock=clock)
+        gateway = Gateway(settings, key, bus, store, record, clock=clock)
         async with running(gateway) as stop, listening(heard):
             yield World(
                 settings, broker, workers, jobs, record, store, clock, gateway, session, heard, stop

@@ -1,4 +1,4 @@
-"""Stable Diffusions with the parts of SD 1.5 or 2.1 and next to no weights, always the same."""
+"""Tiny random models with the parts of Stable Diffusion 1.5 or 2.1, always the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEDULER = {
 
 
 def make_random_model(folder: Path, *, prediction_type: str = "epsilon") -> Path:
-    """Write one as a diffusers folder."""
+    """Save a random model as a diffusers folder."""
     save_folder(random_parts(prediction_type), folder, dtype=torch.float32)
     return folder
 
@@ -60,7 +60,7 @@ def random_sd2_parts(
 
 
 def standard_parts(tokenizer: CLIPTokenizer) -> Parts:
-    """Stable Diffusion 1 with the numbers that shapes do not tell as all have them: 8 heads, ..."""
+    """Stable Diffusion 1 with the usual values that shapes do not show: 8 heads, ..."""
     torch.manual_seed(9)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -114,7 +114,7 @@ def sd2_text_encoder(words: int) -> CLIPTextModel:
 
 
 def standard_vae() -> AutoencoderKL:
-    """With the 32 norm groups that all originals have."""
+    """With the 32 norm groups of all original models."""
     return AutoencoderKL(
         block_out_channels=(32,) * 4,
         layers_per_block=1,
@@ -172,7 +172,7 @@ def small_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def small_tokenizer() -> CLIPTokenizer:
-    """Byte-pair encoding that knows single bytes and a few pairs."""
+    """Byte-pair encoding with single bytes and a few pairs."""
     alphabet = byte_characters()
     merges = [("r", "e"), ("re", "d</w>"), ("b", "l"), ("bl", "u"), ("blu", "e</w>")]
     words = [*alphabet, *(f"{each}</w>" for each in alphabet), *(a + b for a, b in merges)]

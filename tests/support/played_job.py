@@ -207,7 +207,7 @@ class PlayedJob:
         links = FolderStore(Path("never-written"), public_url="http://gateway", key="k" * 48)
         self.repository = JobRepository(
             self.bus, store, Presenter(links, clock), clock=clock,
-            on_due=lambda: None, on_end=lambda _: None, on_change=lambda _: None,
+            on_due=lambda: None, on_end=lambda _: None,
         )  # fmt: skip
         self.supervisor = Supervisor(
             self.bus, store, self.repository, clock=clock, heartbeat=HEARTBEAT

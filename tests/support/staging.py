@@ -1,4 +1,4 @@
-"""A fetcher that stages base models, and a hub for it to fetch them from."""
+"""Staging models in tests, and a small hub to fetch them from."""
 
 import json
 import zipfile
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from aiohttp import web
 
-from services.fetcher.models.stage import BaseModels, Named
+from services.fetcher.models.stage import ModelReference, ModelStager
 from services.fetcher.progress_meter import ProgressMeter
 from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
@@ -23,18 +23,18 @@ COMMIT = "5" * 40
 
 
 class Stage:
-    """Stages what a request asks for, and looks at what the trainer will see."""
+    """Stages models, and loads them as the trainer does."""
 
     def __init__(self, folder: Path) -> None:
         self.store = FolderStore(folder / "store", public_url="http://x", key="k" * 32)
         self.home = folder / "home"
         self.folder = folder
         self.number = 0
-        self.told: list[dict[str, Any]] = []
+        self.reported: list[dict[str, Any]] = []
         self.models = self.of("tiny")
 
-    def of(self, configured: str, private: Collection[str] = ()) -> BaseModels:
-        return BaseModels(
+    def of(self, configured: str, private: Collection[str] = ()) -> ModelStager:
+        return ModelStager(
             self.store,
             configured=configured,
             home=self.home,
@@ -43,16 +43,16 @@ class Stage:
         )
 
     async def __call__(
-        self, asked: str, *, subfolder: str | None = None, models: BaseModels | None = None
+        self, asked: str, *, subfolder: str | None = None, models: ModelStager | None = None
     ) -> str:
         self.number += 1
         scratch = self.folder / f"scratch-{self.number}"
         scratch.mkdir()
-        named = Named(asked, "input.model", subfolder)
+        reference = ModelReference(asked, "input.model", subfolder)
         meter = ProgressMeter(
-            "downloading", lambda **numbers: self.told.append(numbers), lambda: None
+            "downloading", lambda **numbers: self.reported.append(numbers), lambda: None
         )
-        return await (models or self.models).stage(named, scratch, meter)
+        return await (models or self.models).stage(reference, scratch, meter)
 
     async def loaded(self, prefix: str) -> Parts:
         """The model as the trainer loads it from the store."""
@@ -74,7 +74,7 @@ def tensors_of(parts: Parts) -> dict[str, torch.Tensor]:
 
 
 class Hub:
-    """As much of the hub's interface as its library needs, for one repository."""
+    """The part of the hub's interface that its library needs, for one repository."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,1 +1,1 @@
-"""From a user's zip to a checked dataset and its report."""
+"""Datasets: from a user's zip to a checked dataset and its report."""

@@ -1,4 +1,4 @@
-"""What a job will take: minutes by a measured or assumed speed, bytes by the model's size."""
+"""Estimate a job: minutes from a measured or assumed speed, bytes from the model's size."""
 
 from __future__ import annotations
 
@@ -9,30 +9,28 @@ from shared.dataset.speed import ASSUMED, Speed
 from shared.request import Train
 
 SECONDS_PER_MINUTE = 60
-FULL_PRECISION, HALF_PRECISION = 4, 2
-"""Bytes of a parameter."""
-MOMENTS, MOMENTS_8BIT = 8, 2
-"""Bytes that AdamW keeps for a parameter: two numbers."""
+FP32_BYTES, FP16_BYTES = 4, 2
+"""Per parameter."""
+MOMENT_BYTES, MOMENT_BYTES_8BIT = 8, 2
+"""Per parameter, for AdamW's two moments."""
 RESUME_POINTS = 2
-"""As many are kept."""
+"""How many are kept in the store."""
 
 
 def estimate(
     train: Train, parameters: Mapping[str, int], megapixels: float, speed: Speed | None
 ) -> Estimate:
-    """Add up what the request asks for; ``parameters`` are counted by network."""
+    """Estimate a job; ``parameters`` has the number of parameters of each network."""
     minutes = megapixels / (speed or ASSUMED).megapixels_per_second / SECONDS_PER_MINUTE
-    trained = sum(count for part, count in parameters.items() if _learns(part, train))
-    moments = trained * (MOMENTS_8BIT if train.useadam8bit else MOMENTS)
-    file = sum(parameters.values()) * (
-        FULL_PRECISION if train.save_full_precision else HALF_PRECISION
-    )
-    beside = moments if train.save_optimizer else 0
+    trained = sum(count for part, count in parameters.items() if _is_trained(part, train))
+    moments = trained * (MOMENT_BYTES_8BIT if train.useadam8bit else MOMENT_BYTES)
+    file = sum(parameters.values()) * (FP32_BYTES if train.save_full_precision else FP16_BYTES)
+    optimizer = moments if train.save_optimizer else 0
     checkpoints = intermediate_checkpoints(train, minutes)
-    weights = trained * FULL_PRECISION * (2 if train.ema_decay_rate else 1)
+    weights = trained * FP32_BYTES * (2 if train.ema_decay_rate else 1)
     parts = {
-        "checkpoint_bytes": checkpoints * (file + beside),
-        "model_bytes": 2 * file + beside,
+        "checkpoint_bytes": checkpoints * (file + optimizer),
+        "model_bytes": 2 * file + optimizer,
         "resume_point_bytes": RESUME_POINTS * (weights + moments),
     }
     return Estimate(
@@ -45,16 +43,16 @@ def estimate(
 
 
 def intermediate_checkpoints(train: Train, minutes: float) -> int:
-    """How many there will be in the store beside the last one."""
+    """How many checkpoints the store will hold besides the last one."""
     by_time = int(minutes / train.ckpt_every_n_minutes) if train.ckpt_every_n_minutes else 0
     by_epoch = (
         (train.max_epochs - 1) // train.save_every_n_epochs if train.save_every_n_epochs else 0
     )
-    most = by_time + by_epoch
-    return most if train.keep_checkpoints is None else min(most, train.keep_checkpoints)
+    saved = by_time + by_epoch
+    return saved if train.keep_checkpoints is None else min(saved, train.keep_checkpoints)
 
 
-def _learns(part: str, train: Train) -> bool:
+def _is_trained(part: str, train: Train) -> bool:
     frozen = {
         "vae": True,
         "unet": train.disable_unet_training,

@@ -1,4 +1,4 @@
-"""Look at every image before a GPU does: decode it whole, as training will."""
+"""Check an image before training: decode it completely, the way the trainer does."""
 
 from __future__ import annotations
 
@@ -11,49 +11,51 @@ from PIL import Image, UnidentifiedImageError
 from shared.dataset.buckets import Size
 from shared.dataset.pixels import as_trained, fingerprint, open_image
 
-PIXELS = 89_000_000
-"""Of one image: just below where Pillow itself warns."""
+MAX_PIXELS = 89_000_000
+"""Of one image; just below the limit at which Pillow warns."""
 
-# In a thread this cannot be set for one call alone; whoever opens such an image here means no good.
+# Filters are per process, so one call in a thread cannot have its own. Such an image is an attack.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-class Unusable(Exception):
+class UnusableImage(Exception):
     """An image that cannot be trained on; the text says why."""
 
 
-class Look(Struct, frozen=True, kw_only=True):
-    """What was seen of an image."""
+class ImageInfo(Struct, frozen=True, kw_only=True):
+    """Size and fingerprint of a decoded image."""
 
     size: Size
-    """Upright: the EXIF orientation is applied."""
-    pixels: str
-    """A fingerprint: equal for images of equal pixels."""
+    """After the EXIF orientation is applied."""
+    fingerprint: str
+    """Equal for images of equal pixels."""
 
 
-def inspect(path: Path) -> Look:
-    """Decode an image whole, as training will see it.
+def inspect(path: Path) -> ImageInfo:
+    """Decode an image completely.
 
     Raises:
-        Unusable: not an image, broken, cut off, or too large.
+        UnusableImage: not an image, broken, truncated, or too large.
     """
     try:
         with open_image(path) as image:
             return _decoded(image)
     except UnidentifiedImageError:
-        raise Unusable("not a JPEG, PNG, BMP or WebP image") from None
+        raise UnusableImage("not a JPEG, PNG, BMP or WebP image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unusable(f"more than {PIXELS // 1_000_000} million pixels") from None
-    except Unusable:
+        raise UnusableImage(f"more than {MAX_PIXELS // 1_000_000} million pixels") from None
+    except UnusableImage:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise what they like on broken files
-        raise Unusable(f"broken or cut off ({error})") from None
+        raise UnusableImage(f"broken or cut off ({error})") from None
 
 
-def _decoded(image: Image.Image) -> Look:
+def _decoded(image: Image.Image) -> ImageInfo:
     width, height = image.size
-    if width * height > PIXELS:
-        raise Unusable(f"{width} x {height}: more than {PIXELS // 1_000_000} million pixels")
+    if width * height > MAX_PIXELS:
+        raise UnusableImage(
+            f"{width} x {height}: more than {MAX_PIXELS // 1_000_000} million pixels"
+        )
     image.load()
-    seen = as_trained(image)
-    return Look(size=Size(*seen.size), pixels=fingerprint(seen))
+    trained = as_trained(image)
+    return ImageInfo(size=Size(*trained.size), fingerprint=fingerprint(trained))

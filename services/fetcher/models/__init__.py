@@ -1,1 +1,1 @@
-"""From whatever names a model to a diffusers folder in the store."""
+"""Models: from a name or URL to a diffusers folder in the store."""

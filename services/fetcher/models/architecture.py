@@ -1,276 +1,292 @@
-"""The geometry of a Stable Diffusion in the original layout: read off its tensors, and back.
+"""Architecture of Stable Diffusion's networks in the original layout, from tensor shapes and back.
 
-Each network has a reader, from names and shapes to a few numbers, and a maker, from the numbers to
-every name and shape that such a network has. A file is a Stable Diffusion if it has exactly those.
-Names are those inside the network, without its prefix.
+For each network one function reads its architecture from the names and shapes of a few tensors,
+and another gives all names and shapes of such a network. A file is a Stable Diffusion if it has
+exactly these. Names are those inside the network, without its prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import count
 
 from msgspec import Struct
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
-Known = Mapping[str, Shape]
 
-EMBEDDED = 4
-"""The time's embedding, and a transformer's inner layer, are so many times as wide."""
+EXPANSION = 4
+"""How many times wider the time embedding and a transformer's feed-forward layer are."""
 IMAGE_CHANNELS = 3
-LEVELS = 8
-"""Of a network, at most; Stable Diffusion has four."""
-LAYERS = 64
-"""Of a level or of a text encoder, at most; OpenCLIP's ViT-H has 24."""
-WIDEST = 1 << 20
-"""Any other number, at most; the largest there is, of words, is below 50,000."""
-WHOLE_TOWER = 24
+MATRIX_DIMENSIONS = 2
+MAX_LEVELS = 8
+"""Of a network; Stable Diffusion has four."""
+MAX_LAYERS = 64
+"""Of a level or of a text encoder; OpenCLIP's ViT-H has 24."""
+MAX_SIZE = 1 << 20
+"""Upper bound for any other dimension; the largest real one is the vocabulary, under 50,000."""
+VIT_H_BLOCKS = 24
 """Blocks of OpenCLIP's ViT-H; Stable Diffusion 2 uses all but the last."""
 
 
-class Unknown(Exception):
-    """The tensors are not of such a network; the text says why."""
+class UnknownArchitecture(Exception):
+    """The tensors do not make such a network; the text says why."""
 
 
 class UNet(Struct, frozen=True, kw_only=True):
     channels: tuple[int, ...]
-    """Of each level, from the finest."""
-    attended: tuple[bool, ...]
-    """Whether a level attends to the caption."""
-    layers: int
-    """Per level on the way down; one more on the way up."""
-    context: int
-    """Width of the text encoder's states."""
-    linear: bool
-    """Whether transformers are entered by a matrix (SD 2) or by a convolution (SD 1)."""
-    takes: int
-    gives: int
+    """Of each level, the highest resolution first."""
+    cross_attention: tuple[bool, ...]
+    """Which levels attend to the caption."""
+    layers_per_block: int
+    """Of the encoder; a decoder block has one more."""
+    cross_attention_dim: int
+    """The text encoder's hidden size."""
+    linear_projection: bool
+    """Whether a transformer's input projection is a matrix (SD 2) or a 1x1 convolution (SD 1)."""
+    in_channels: int
+    out_channels: int
 
 
 class Vae(Struct, frozen=True, kw_only=True):
     channels: tuple[int, ...]
-    layers: int
-    latent: int
+    layers_per_block: int
+    latent_channels: int
 
 
-class Text(Struct, frozen=True, kw_only=True):
-    width: int
-    inner: int
+class TextEncoder(Struct, frozen=True, kw_only=True):
+    hidden_size: int
+    intermediate_size: int
     layers: int
-    """Those that are used."""
-    words: int
-    positions: int
+    """Only those whose output is used."""
+    vocab_size: int
+    max_positions: int
     open_clip: bool
-    """Whether it is OpenCLIP's tower (SD 2) rather than OpenAI's (SD 1)."""
+    """Whether it is OpenCLIP's (SD 2) or OpenAI's (SD 1)."""
 
 
-# --- From shapes to numbers -------------------------------------------------------------------
+# --- From shapes to architecture --------------------------------------------------------------
 
 
-def read_unet(known: Known) -> UNet:
-    """Raises Unknown: a tensor that tells the geometry is missing."""
-    levels = _levels(known)
+def read_unet(shapes: Shapes) -> UNet:
+    """Raises UnknownArchitecture: a tensor is missing, or its shape is out of range."""
+    levels = _read_levels(shapes)
     if not all(len(level) == len(levels[0]) > 0 for level in levels):
-        raise Unknown("levels with different numbers of layers")
+        raise UnknownArchitecture("levels with different numbers of layers")
     _check_counts(len(levels), len(levels[0]))
-    attended = tuple(f"input_blocks.{level[0]}.1.norm.weight" in known for level in levels)
-    if not any(attended):
-        raise Unknown("no cross-attention")
-    block = f"input_blocks.{levels[attended.index(True)][0]}.1"
+    cross_attention = tuple(f"input_blocks.{level[0]}.1.norm.weight" in shapes for level in levels)
+    if not any(cross_attention):
+        raise UnknownArchitecture("no cross-attention")
+    block = f"input_blocks.{levels[cross_attention.index(True)][0]}.1"
+    attention = f"{block}.transformer_blocks.0.attn2"
     return UNet(
         channels=tuple(
-            shape_of(known, f"input_blocks.{level[-1]}.0.in_layers.2.weight", 4)[0]
+            shape_of(shapes, f"input_blocks.{level[-1]}.0.in_layers.2.weight", 4)[0]
             for level in levels
         ),
-        attended=attended,
-        layers=len(levels[0]),
-        context=shape_of(known, f"{block}.transformer_blocks.0.attn2.to_k.weight", 2)[1],
-        linear=len(shape_of(known, f"{block}.proj_in.weight")) == 2,  # noqa: PLR2004 - a matrix
-        takes=shape_of(known, "input_blocks.0.0.weight", 4)[1],
-        gives=shape_of(known, "out.2.weight", 4)[0],
+        cross_attention=cross_attention,
+        layers_per_block=len(levels[0]),
+        cross_attention_dim=shape_of(shapes, f"{attention}.to_k.weight", 2)[1],
+        linear_projection=len(shape_of(shapes, f"{block}.proj_in.weight")) == MATRIX_DIMENSIONS,
+        in_channels=shape_of(shapes, "input_blocks.0.0.weight", 4)[1],
+        out_channels=shape_of(shapes, "out.2.weight", 4)[0],
     )
 
 
-def _levels(known: Known) -> list[list[int]]:
-    """The numbers of the input blocks, split where one only makes the picture smaller."""
+def _read_levels(shapes: Shapes) -> list[list[int]]:
+    """The numbers of the input blocks by level; a downsampling block ends each level."""
     levels: list[list[int]] = [[]]
     for number in count(1):
-        if f"input_blocks.{number}.0.op.weight" in known:
+        if f"input_blocks.{number}.0.op.weight" in shapes:
             levels.append([])
-        elif f"input_blocks.{number}.0.in_layers.2.weight" in known:
+        elif f"input_blocks.{number}.0.in_layers.2.weight" in shapes:
             levels[-1].append(number)
         else:
             return levels
     raise AssertionError("numbers do not end")
 
 
-def read_vae(known: Known) -> Vae:
-    """Raises Unknown: a tensor that tells the geometry is missing."""
-    levels = _counted(known, "encoder.down.{}.block.0.conv1.weight")
-    layers = _counted(known, "encoder.down.0.block.{}.conv1.weight")
+def read_vae(shapes: Shapes) -> Vae:
+    """Raises UnknownArchitecture: a tensor is missing, or its shape is out of range."""
+    levels = _count(shapes, "encoder.down.{}.block.0.conv1.weight")
+    layers = _count(shapes, "encoder.down.0.block.{}.conv1.weight")
     _check_counts(levels, layers)
-    if not all(f"encoder.down.{level}.block.{layers - 1}.conv1.weight" in known
+    if not all(f"encoder.down.{level}.block.{layers - 1}.conv1.weight" in shapes
                for level in range(levels)):  # fmt: skip
-        raise Unknown("levels with different numbers of layers")
+        raise UnknownArchitecture("levels with different numbers of layers")
     return Vae(
         channels=tuple(
-            shape_of(known, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
+            shape_of(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
             for level in range(levels)
         ),
-        layers=layers,
-        latent=shape_of(known, "decoder.conv_in.weight", 4)[1],
+        layers_per_block=layers,
+        latent_channels=shape_of(shapes, "decoder.conv_in.weight", 4)[1],
     )
 
 
-def read_clip(known: Known) -> Text:
-    """OpenAI's text encoder. Raises Unknown: a tensor that tells the geometry is missing."""
-    words, width = shape_of(known, "text_model.embeddings.token_embedding.weight", 2)
-    return Text(
-        width=width,
-        inner=shape_of(known, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
-        layers=_layers(known, "text_model.encoder.layers.{}.mlp.fc1.weight"),
-        words=words,
-        positions=shape_of(known, "text_model.embeddings.position_embedding.weight", 2)[0],
+def read_clip(shapes: Shapes) -> TextEncoder:
+    """Read OpenAI's text encoder.
+
+    Raises:
+        UnknownArchitecture: a tensor is missing, or its shape is out of range.
+    """
+    vocab_size, width = shape_of(shapes, "text_model.embeddings.token_embedding.weight", 2)
+    return TextEncoder(
+        hidden_size=width,
+        intermediate_size=shape_of(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        layers=_count_layers(shapes, "text_model.encoder.layers.{}.mlp.fc1.weight"),
+        vocab_size=vocab_size,
+        max_positions=shape_of(shapes, "text_model.embeddings.position_embedding.weight", 2)[0],
         open_clip=False,
     )
 
 
-def read_open_clip(known: Known) -> Text:
-    """OpenCLIP's text encoder, without a last block that is never used.
+def read_open_clip(shapes: Shapes) -> TextEncoder:
+    """Read OpenCLIP's text encoder, without its last block, which Stable Diffusion does not use.
 
-    The original files hold the whole tower and its projection; some tools write neither.
-    Raises Unknown: a tensor that tells the geometry is missing.
+    The original files have this block and the projection after it; some tools write neither.
+
+    Raises:
+        UnknownArchitecture: a tensor is missing, or its shape is out of range.
     """
-    words, width = shape_of(known, "token_embedding.weight", 2)
-    blocks = _layers(known, "transformer.resblocks.{}.mlp.c_fc.weight")
-    is_whole = blocks == WHOLE_TOWER or ("text_projection" in known and blocks != WHOLE_TOWER - 1)
-    return Text(
-        width=width,
-        inner=shape_of(known, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+    vocab_size, width = shape_of(shapes, "token_embedding.weight", 2)
+    blocks = _count_layers(shapes, "transformer.resblocks.{}.mlp.c_fc.weight")
+    is_whole = blocks == VIT_H_BLOCKS or (
+        "text_projection" in shapes and blocks != VIT_H_BLOCKS - 1
+    )
+    return TextEncoder(
+        hidden_size=width,
+        intermediate_size=shape_of(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         layers=blocks - is_whole,
-        words=words,
-        positions=shape_of(known, "positional_embedding", 2)[0],
+        vocab_size=vocab_size,
+        max_positions=shape_of(shapes, "positional_embedding", 2)[0],
         open_clip=True,
     )
 
 
-def shape_of(known: Known, name: str, dimensions: int | None = None) -> Shape:
-    """The shape of a tensor that has to be there, with so many dimensions."""
-    if name not in known:
-        raise Unknown(f"{name} is missing")
-    shape = known[name]
+def shape_of(shapes: Shapes, name: str, dimensions: int | None = None) -> Shape:
+    """The shape of a required tensor; ``dimensions`` is how many it must have."""
+    if name not in shapes:
+        raise UnknownArchitecture(f"{name} is missing")
+    shape = shapes[name]
     if dimensions is not None and len(shape) != dimensions:
-        raise Unknown(f"{name} has shape {'x'.join(map(str, shape))}")
-    if not all(0 < size <= WIDEST for size in shape):
-        raise Unknown(f"{name} has shape {'x'.join(map(str, shape))}; at most {WIDEST} each")
+        raise UnknownArchitecture(f"{name} has shape {'x'.join(map(str, shape))}")
+    if not all(0 < size <= MAX_SIZE for size in shape):
+        raise UnknownArchitecture(
+            f"{name} has shape {'x'.join(map(str, shape))}; at most {MAX_SIZE} each"
+        )
     return shape
 
 
-def _layers(known: Known, pattern: str) -> int:
-    layers = _counted(known, pattern)
+def _count_layers(shapes: Shapes, pattern: str) -> int:
+    layers = _count(shapes, pattern)
     _check_counts(1, layers)
     return layers
 
 
 def _check_counts(levels: int, layers: int) -> None:
-    """A level is as many layers wide, and every layer is many tensors."""
-    if levels > LEVELS or layers > LAYERS:
-        raise Unknown(f"{levels} levels of {layers} layers; at most {LEVELS} of {LAYERS} are taken")
+    """Few names could otherwise stand for millions of tensors: levels times layers."""
+    if levels > MAX_LEVELS or layers > MAX_LAYERS:
+        raise UnknownArchitecture(
+            f"{levels} levels of {layers} layers; at most {MAX_LEVELS} of {MAX_LAYERS} are taken"
+        )
 
 
-def _counted(known: Known, pattern: str) -> int:
-    """How many numbers from 0 on give a name that is there."""
-    return next(number for number in count() if pattern.format(number) not in known)
+def _count(shapes: Shapes, pattern: str) -> int:
+    """How many consecutive numbers from 0 give the name of a tensor."""
+    return next(number for number in count() if pattern.format(number) not in shapes)
 
 
-# --- From numbers to shapes -------------------------------------------------------------------
+# --- From architecture to shapes --------------------------------------------------------------
 
 
 def unet_shapes(unet: UNet) -> Shapes:
-    """Every tensor of such a UNet."""
+    """All tensors of such a UNet."""
     first, widest = unet.channels[0], unet.channels[-1]
-    embedded = EMBEDDED * first
+    time_width = EXPANSION * first
     return {
-        **_dense("time_embed.0", embedded, first),
-        **_dense("time_embed.2", embedded, embedded),
-        **_way_down(unet),
-        **_resnet("middle_block.0", widest, widest, embedded),
+        **_linear("time_embed.0", time_width, first),
+        **_linear("time_embed.2", time_width, time_width),
+        **_down_blocks(unet),
+        **_resnet("middle_block.0", widest, widest, time_width),
         **_transformer("middle_block.1", widest, unet),
-        **_resnet("middle_block.2", widest, widest, embedded),
-        **_way_up(unet),
+        **_resnet("middle_block.2", widest, widest, time_width),
+        **_up_blocks(unet),
         **_norm("out.0", first),
-        **_conv("out.2", unet.gives, first),
+        **_conv("out.2", unet.out_channels, first),
     }
 
 
-def _way_down(unet: UNet) -> Shapes:
-    number, now = 1, unet.channels[0]
-    shapes = _conv("input_blocks.0.0", now, unet.takes)
+def _down_blocks(unet: UNet) -> Shapes:
+    number, channels = 1, unet.channels[0]
+    shapes = _conv("input_blocks.0.0", channels, unet.in_channels)
     for level, out in enumerate(unet.channels):
-        for _ in range(unet.layers):
-            shapes |= _layer(f"input_blocks.{number}", now, out, unet, level)
-            number, now = number + 1, out
+        for _ in range(unet.layers_per_block):
+            shapes |= _layer(f"input_blocks.{number}", channels, out, unet, level)
+            number, channels = number + 1, out
         if level < len(unet.channels) - 1:
             shapes |= _conv(f"input_blocks.{number}.0.op", out, out)
             number += 1
     return shapes
 
 
-def _kept(unet: UNet) -> list[int]:
-    """Channels of what each input block hands over to the output block opposite it."""
-    kept = [unet.channels[0]]
+def _skip_channels(unet: UNet) -> list[int]:
+    """Channels of the skip connections, one from each input block."""
+    skip_channels = [unet.channels[0]]
     for level, out in enumerate(unet.channels):
-        kept += [out] * (unet.layers + (level < len(unet.channels) - 1))
-    return kept
+        skip_channels += [out] * (unet.layers_per_block + (level < len(unet.channels) - 1))
+    return skip_channels
 
 
-def _way_up(unet: UNet) -> Shapes:
+def _up_blocks(unet: UNet) -> Shapes:
     shapes: Shapes = {}
-    number, now, kept = 0, unet.channels[-1], _kept(unet)
+    number, channels, skip_channels = 0, unet.channels[-1], _skip_channels(unet)
     for level, out in reversed(list(enumerate(unet.channels))):
-        for layer in range(unet.layers + 1):
+        for layer in range(unet.layers_per_block + 1):
             name = f"output_blocks.{number}"
-            shapes |= _layer(name, now + kept.pop(), out, unet, level)
-            if level and layer == unet.layers:
-                shapes |= _conv(f"{name}.{1 + unet.attended[level]}.conv", out, out)
-            number, now = number + 1, out
+            shapes |= _layer(name, channels + skip_channels.pop(), out, unet, level)
+            if level and layer == unet.layers_per_block:
+                shapes |= _conv(f"{name}.{1 + unet.cross_attention[level]}.conv", out, out)
+            number, channels = number + 1, out
     return shapes
 
 
-def _layer(name: str, takes: int, gives: int, unet: UNet, level: int) -> Shapes:
-    shapes = _resnet(f"{name}.0", takes, gives, EMBEDDED * unet.channels[0])
-    if unet.attended[level]:
-        shapes |= _transformer(f"{name}.1", gives, unet)
+def _layer(name: str, in_channels: int, out_channels: int, unet: UNet, level: int) -> Shapes:
+    shapes = _resnet(f"{name}.0", in_channels, out_channels, EXPANSION * unet.channels[0])
+    if unet.cross_attention[level]:
+        shapes |= _transformer(f"{name}.1", out_channels, unet)
     return shapes
 
 
-def _resnet(name: str, takes: int, gives: int, embedded: int) -> Shapes:
-    skip = {} if takes == gives else _conv(f"{name}.skip_connection", gives, takes, 1)
+def _resnet(name: str, in_channels: int, out_channels: int, time_width: int) -> Shapes:
+    skip = (
+        {}
+        if in_channels == out_channels
+        else _conv(f"{name}.skip_connection", out_channels, in_channels, 1)
+    )
     return {
-        **_norm(f"{name}.in_layers.0", takes),
-        **_conv(f"{name}.in_layers.2", gives, takes),
-        **_dense(f"{name}.emb_layers.1", gives, embedded),
-        **_norm(f"{name}.out_layers.0", gives),
-        **_conv(f"{name}.out_layers.3", gives, gives),
+        **_norm(f"{name}.in_layers.0", in_channels),
+        **_conv(f"{name}.in_layers.2", out_channels, in_channels),
+        **_linear(f"{name}.emb_layers.1", out_channels, time_width),
+        **_norm(f"{name}.out_layers.0", out_channels),
+        **_conv(f"{name}.out_layers.3", out_channels, out_channels),
         **skip,
     }
 
 
 def _transformer(name: str, width: int, unet: UNet) -> Shapes:
-    door = _dense if unet.linear else _conv_of_one
-    block, inner = f"{name}.transformer_blocks.0", EMBEDDED * width
+    projection = _linear if unet.linear_projection else _conv_1x1
+    block, inner = f"{name}.transformer_blocks.0", EXPANSION * width
     return {
         **_norm(f"{name}.norm", width),
-        **door(f"{name}.proj_in", width, width),
+        **projection(f"{name}.proj_in", width, width),
         **_attention(f"{block}.attn1", width, width),
-        **_attention(f"{block}.attn2", width, unet.context),
-        **_dense(f"{block}.ff.net.0.proj", 2 * inner, width),
-        **_dense(f"{block}.ff.net.2", width, inner),
+        **_attention(f"{block}.attn2", width, unet.cross_attention_dim),
+        **_linear(f"{block}.ff.net.0.proj", 2 * inner, width),
+        **_linear(f"{block}.ff.net.2", width, inner),
         **_norm(f"{block}.norm1", width),
         **_norm(f"{block}.norm2", width),
         **_norm(f"{block}.norm3", width),
-        **door(f"{name}.proj_out", width, width),
+        **projection(f"{name}.proj_out", width, width),
     }
 
 
@@ -279,29 +295,34 @@ def _attention(name: str, width: int, context: int) -> Shapes:
         f"{name}.to_q.weight": (width, width),
         f"{name}.to_k.weight": (width, context),
         f"{name}.to_v.weight": (width, context),
-        **_dense(f"{name}.to_out.0", width, width),
+        **_linear(f"{name}.to_out.0", width, width),
     }
 
 
 def vae_shapes(vae: Vae) -> Shapes:
-    """Every tensor of such an autoencoder."""
-    first, widest, both = vae.channels[0], vae.channels[-1], 2 * vae.latent
+    """All tensors of such an autoencoder."""
+    first, widest = vae.channels[0], vae.channels[-1]
+    moments = 2 * vae.latent_channels  # mean and log-variance
     shapes = {
         **_conv("encoder.conv_in", first, IMAGE_CHANNELS),
         **_vae_middle("encoder", widest),
         **_norm("encoder.norm_out", widest),
-        **_conv("encoder.conv_out", both, widest),
-        **_conv("quant_conv", both, both, 1),
-        **_conv("post_quant_conv", vae.latent, vae.latent, 1),
-        **_conv("decoder.conv_in", widest, vae.latent),
+        **_conv("encoder.conv_out", moments, widest),
+        **_conv("quant_conv", moments, moments, 1),
+        **_conv("post_quant_conv", vae.latent_channels, vae.latent_channels, 1),
+        **_conv("decoder.conv_in", widest, vae.latent_channels),
         **_vae_middle("decoder", widest),
         **_norm("decoder.norm_out", first),
         **_conv("decoder.conv_out", IMAGE_CHANNELS, first),
     }
     for level, out in enumerate(vae.channels):
         finer, coarser = max(level - 1, 0), min(level + 1, len(vae.channels) - 1)
-        shapes |= _vae_level(f"encoder.down.{level}", vae.channels[finer], out, vae.layers)
-        shapes |= _vae_level(f"decoder.up.{level}", vae.channels[coarser], out, vae.layers + 1)
+        shapes |= _vae_level(
+            f"encoder.down.{level}", vae.channels[finer], out, vae.layers_per_block
+        )
+        shapes |= _vae_level(
+            f"decoder.up.{level}", vae.channels[coarser], out, vae.layers_per_block + 1
+        )
         if coarser > level:
             shapes |= _conv(f"encoder.down.{level}.downsample.conv", out, out)
         if level:
@@ -309,20 +330,24 @@ def vae_shapes(vae: Vae) -> Shapes:
     return shapes
 
 
-def _vae_level(name: str, takes: int, gives: int, layers: int) -> Shapes:
-    shapes = _vae_resnet(f"{name}.block.0", takes, gives)
+def _vae_level(name: str, in_channels: int, out_channels: int, layers: int) -> Shapes:
+    shapes = _vae_resnet(f"{name}.block.0", in_channels, out_channels)
     for layer in range(1, layers):
-        shapes |= _vae_resnet(f"{name}.block.{layer}", gives, gives)
+        shapes |= _vae_resnet(f"{name}.block.{layer}", out_channels, out_channels)
     return shapes
 
 
-def _vae_resnet(name: str, takes: int, gives: int) -> Shapes:
-    skip = {} if takes == gives else _conv(f"{name}.nin_shortcut", gives, takes, 1)
+def _vae_resnet(name: str, in_channels: int, out_channels: int) -> Shapes:
+    skip = (
+        {}
+        if in_channels == out_channels
+        else _conv(f"{name}.nin_shortcut", out_channels, in_channels, 1)
+    )
     return {
-        **_norm(f"{name}.norm1", takes),
-        **_conv(f"{name}.conv1", gives, takes),
-        **_norm(f"{name}.norm2", gives),
-        **_conv(f"{name}.conv2", gives, gives),
+        **_norm(f"{name}.norm1", in_channels),
+        **_conv(f"{name}.conv1", out_channels, in_channels),
+        **_norm(f"{name}.norm2", out_channels),
+        **_conv(f"{name}.conv2", out_channels, out_channels),
         **skip,
     }
 
@@ -336,33 +361,33 @@ def _vae_middle(name: str, width: int) -> Shapes:
     return shapes
 
 
-def text_shapes(text: Text) -> Shapes:
-    """Every tensor of such a text encoder that is used."""
+def text_shapes(text: TextEncoder) -> Shapes:
+    """All used tensors of such a text encoder."""
     return _open_clip_shapes(text) if text.open_clip else _clip_shapes(text)
 
 
-def _clip_shapes(text: Text) -> Shapes:
-    width = text.width
+def _clip_shapes(text: TextEncoder) -> Shapes:
+    width = text.hidden_size
     shapes = {
-        "text_model.embeddings.token_embedding.weight": (text.words, width),
-        "text_model.embeddings.position_embedding.weight": (text.positions, width),
+        "text_model.embeddings.token_embedding.weight": (text.vocab_size, width),
+        "text_model.embeddings.position_embedding.weight": (text.max_positions, width),
         **_norm("text_model.final_layer_norm", width),
     }
     for layer in range(text.layers):
         name = f"text_model.encoder.layers.{layer}"
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= _dense(f"{name}.self_attn.{part}", width, width)
+            shapes |= _linear(f"{name}.self_attn.{part}", width, width)
         shapes |= _norm(f"{name}.layer_norm1", width) | _norm(f"{name}.layer_norm2", width)
-        shapes |= _dense(f"{name}.mlp.fc1", text.inner, width)
-        shapes |= _dense(f"{name}.mlp.fc2", width, text.inner)
+        shapes |= _linear(f"{name}.mlp.fc1", text.intermediate_size, width)
+        shapes |= _linear(f"{name}.mlp.fc2", width, text.intermediate_size)
     return shapes
 
 
-def _open_clip_shapes(text: Text) -> Shapes:
-    width = text.width
+def _open_clip_shapes(text: TextEncoder) -> Shapes:
+    width = text.hidden_size
     shapes = {
-        "token_embedding.weight": (text.words, width),
-        "positional_embedding": (text.positions, width),
+        "token_embedding.weight": (text.vocab_size, width),
+        "positional_embedding": (text.max_positions, width),
         **_norm("ln_final", width),
     }
     for layer in range(text.layers):
@@ -370,11 +395,11 @@ def _open_clip_shapes(text: Text) -> Shapes:
         shapes |= {
             f"{name}.attn.in_proj_weight": (3 * width, width),
             f"{name}.attn.in_proj_bias": (3 * width,),
-            **_dense(f"{name}.attn.out_proj", width, width),
+            **_linear(f"{name}.attn.out_proj", width, width),
             **_norm(f"{name}.ln_1", width),
             **_norm(f"{name}.ln_2", width),
-            **_dense(f"{name}.mlp.c_fc", text.inner, width),
-            **_dense(f"{name}.mlp.c_proj", width, text.inner),
+            **_linear(f"{name}.mlp.c_fc", text.intermediate_size, width),
+            **_linear(f"{name}.mlp.c_proj", width, text.intermediate_size),
         }
     return shapes
 
@@ -383,13 +408,16 @@ def _norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def _dense(name: str, gives: int, takes: int) -> Shapes:
-    return {f"{name}.weight": (gives, takes), f"{name}.bias": (gives,)}
+def _linear(name: str, out_channels: int, in_channels: int) -> Shapes:
+    return {f"{name}.weight": (out_channels, in_channels), f"{name}.bias": (out_channels,)}
 
 
-def _conv(name: str, gives: int, takes: int, side: int = 3) -> Shapes:
-    return {f"{name}.weight": (gives, takes, side, side), f"{name}.bias": (gives,)}
+def _conv(name: str, out_channels: int, in_channels: int, kernel: int = 3) -> Shapes:
+    return {
+        f"{name}.weight": (out_channels, in_channels, kernel, kernel),
+        f"{name}.bias": (out_channels,),
+    }
 
 
-def _conv_of_one(name: str, gives: int, takes: int) -> Shapes:
-    return _conv(name, gives, takes, 1)
+def _conv_1x1(name: str, out_channels: int, in_channels: int) -> Shapes:
+    return _conv(name, out_channels, in_channels, kernel=1)

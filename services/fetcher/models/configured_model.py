@@ -1,7 +1,7 @@
-"""The deployment's own base model: a folder, ``tiny``, or one of the hub, pinned if it was pulled.
+"""The deployment's base model: a folder, ``tiny``, or a hub model, pinned if it was pulled.
 
-A pin is the commit that a name stood for when ``everydream models pull`` fetched it. From then on
-that commit is used, and the hub is not asked again.
+A pin is the commit that a hub id stood for when ``everydream models pull`` fetched it. From then on
+that commit is used without asking the hub.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from shared.errors import SettingsError
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[3] / "shared" / "tiny"
-MOVED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
-"""Models that are on the hub under another name now."""
+RENAMED_ON_HUB = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+"""Hub models by their former ids."""
 PINS = "models.json"
-"""In the home folder: what was pulled."""
+"""The file with all pins, in the home folder."""
 EXPECTED = f"a diffusers folder that exists, a hub id such as org/name, or {TINY}"
 
 
-class Model(NamedTuple):
-    """A local folder, and the files in it that make the model."""
+class LocalModel(NamedTuple):
+    """A model on the local disk: its folder, and the names of its files."""
 
     folder: Path
     files: list[str]
 
 
 class Pin(Struct, frozen=True, kw_only=True):
-    """What a name stands for."""
+    """What a hub id stands for."""
 
     commit: str
     folder: str
-    """Inside the home folder."""
+    """Relative to the home folder."""
 
 
 class HubCache:
-    """Models of the hub on the local disk.
+    """Hub models on the local disk.
 
-    What was fetched with a token lies apart: the hub's library would hand a cached model to anyone
-    whom the hub itself turns away.
+    Models fetched with a token have a cache of their own: the hub's library returns a cached model
+    even to users whom the hub refuses.
     """
 
     def __init__(self, home: Path) -> None:
@@ -56,59 +56,59 @@ class HubCache:
 
     async def fetch(
         self, model: HubModel, meter: ProgressMeter, *, token: str | None
-    ) -> tuple[Model, str]:
-        """The model, fetched unless it is here, and its commit."""
+    ) -> tuple[LocalModel, str]:
+        """The model and its commit, fetched unless it is cached."""
         cache = self._private if token else self._open
         folder, commit = await pull(model, cache, token=token, keepalive=meter.bytes)
-        return await in_thread(checked, folder, str(model)), commit
+        return await in_thread(validated_model, folder, str(model)), commit
 
 
 class ConfiguredModel:
-    """Finds the configured base model; with the deployment's token where the hub has it."""
+    """Finds the configured base model; the hub is asked with the deployment's token."""
 
     def __init__(self, configured: str, home: Path) -> None:
         self._configured = configured
         self._home = home
         self._cache = HubCache(home)
 
-    async def find(self, meter: ProgressMeter) -> Model:
+    async def find(self, meter: ProgressMeter) -> LocalModel:
         """The model on the local disk.
 
         Raises:
-            Refused: it is no model that can be trained on.
-            Passing: the hub is away.
-            SettingsError: the setting names nothing.
+            Refused: it cannot be trained on.
+            Passing: the hub is unavailable.
+            SettingsError: the setting names no model.
         """
         if self._configured == TINY:
-            return await in_thread(checked, TINY_FOLDER, TINY)
+            return await in_thread(validated_model, TINY_FOLDER, TINY)
         if folder := await in_thread(_local_folder, self._configured):
-            return await in_thread(checked, folder, f"EVERYDREAM_BASE_MODEL ({folder})")
-        model = self._on_the_hub()
+            return await in_thread(validated_model, folder, f"EVERYDREAM_BASE_MODEL ({folder})")
+        model = self._hub_model()
         pins = await in_thread(read_pins, self._home)
         if pin := pins.get(self._configured):
             model = replace(model, revision=pin.commit)
             if await in_thread((self._home / pin.folder).is_dir):
-                return await in_thread(checked, self._home / pin.folder, str(model))
-        found, _ = await self._cache.fetch(model, meter, token=hub_token())
-        return found
+                return await in_thread(validated_model, self._home / pin.folder, str(model))
+        local, _ = await self._cache.fetch(model, meter, token=hub_token())
+        return local
 
     async def pull(self, revision: str | None, meter: ProgressMeter) -> Pin:
-        """Fetch the model of the hub and pin its commit, whatever was pinned before.
+        """Fetch the hub model and pin its commit, replacing an earlier pin.
 
         Raises:
             Refused: there is no such model or revision, or it cannot be trained on.
-            Passing: the hub is away.
-            SettingsError: the name is none of the hub's.
+            Passing: the hub is unavailable.
+            SettingsError: the setting is not a hub id.
         """
-        model = self._on_the_hub()
-        asked = replace(model, revision=revision or model.revision)
-        found, commit = await self._cache.fetch(asked, meter, token=hub_token())
-        pin = Pin(commit=commit, folder=str(found.folder.relative_to(self._home)))
+        model = self._hub_model()
+        model = replace(model, revision=revision or model.revision)
+        local, commit = await self._cache.fetch(model, meter, token=hub_token())
+        pin = Pin(commit=commit, folder=str(local.folder.relative_to(self._home)))
         await in_thread(write_pin, self._home, self._configured, pin)
         return pin
 
-    def _on_the_hub(self) -> HubModel:
-        model = hub_model(MOVED.get(self._configured, self._configured))
+    def _hub_model(self) -> HubModel:
+        model = hub_model(RENAMED_ON_HUB.get(self._configured, self._configured))
         if model is None:
             raise SettingsError(
                 f"EVERYDREAM_BASE_MODEL is {self._configured!r}, but takes {EXPECTED}"
@@ -121,13 +121,13 @@ def hub_token() -> str | None:
     return os.environ.get("HF_TOKEN") or None
 
 
-def checked(folder: Path, shown: str) -> Model:
-    """A folder as a model; raises Refused where it is none."""
-    return Model(folder, validate_diffusers_folder(folder, shown))
+def validated_model(folder: Path, shown: str) -> LocalModel:
+    """Raises Refused: the folder is not a model that can be trained on."""
+    return LocalModel(folder, validate_diffusers_folder(folder, shown))
 
 
 def read_pins(home: Path) -> dict[str, Pin]:
-    """What was pulled into a home folder, by the name that was configured.
+    """All pins of a home folder, by the configured name.
 
     Raises:
         SettingsError: the file is damaged.
@@ -144,7 +144,7 @@ def read_pins(home: Path) -> dict[str, Pin]:
 
 
 def write_pin(home: Path, name: str, pin: Pin) -> None:
-    """Add a pin to those of a home folder."""
+    """Add a pin to a home folder, or replace it."""
     text = msgspec.json.format(msgspec.json.encode({**read_pins(home), name: pin}))
     home.mkdir(parents=True, exist_ok=True)
     temporary = home / f".{PINS}.part"

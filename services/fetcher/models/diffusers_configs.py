@@ -1,8 +1,8 @@
-"""The configurations that a single file needs beside it, from its geometry.
+"""Write the diffusers configurations for a single file, from its architecture.
 
-Shapes tell most of a configuration. What they do not tell (the number of heads, norm groups, the
-scale of the latents) is the configured base model's where its network has the same shapes, and
-otherwise what all of Stable Diffusion 1 and 2 have in common.
+The tensors' shapes give most of a configuration. What they do not give (number of heads, norm
+groups, scale of the latents) comes from the configured base model if its network has the same
+shapes, and otherwise from what all Stable Diffusion 1 and 2 have in common.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from services.fetcher.models.architecture import Text, UNet, Vae
+from services.fetcher.models.architecture import TextEncoder, UNet, Vae
 from services.fetcher.models.diffusers_folder import TOKENIZER, read_config, vocabulary_of
 from shared.errors import Refused
 
 Config = dict[str, Any]
-Predicts = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction"]
 
 HEADS = 8
 """Of Stable Diffusion 1's UNet, at every level."""
 HEAD_CHANNELS = 64
-"""Of a head: in Stable Diffusion 2's UNet, and in both text encoders."""
-SIDES = {"epsilon": 64, "v_prediction": 96}
+"""Per head, in Stable Diffusion 2's UNet and in both text encoders."""
+SAMPLE_SIZES = {"epsilon": 64, "v_prediction": 96}
 """Of Stable Diffusion 2's latents: models for 512 pixels predict noise, those for 768 velocity."""
-SILENT = {"use_linear_projection": False, "hidden_act": "quick_gelu"}
-"""What a configuration means by leaving something out."""
+DEFAULTS = {"use_linear_projection": False, "hidden_act": "quick_gelu"}
+"""Values of fields that a configuration leaves out."""
 
 SCHEDULER = {
     "_class_name": "PNDMScheduler",
@@ -54,68 +54,70 @@ INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 OPEN_CLIP_PAD = "!"
-"""Stable Diffusion 2 fills captions up with this, the first word, and SD 1 with the end's sign."""
+"""Stable Diffusion 2 pads captions with this, token 0; SD 1 pads with the end token."""
 PAD = "<|endoftext|>"
 
 
-class Geometry(Struct, frozen=True, kw_only=True):
-    """Of a whole model, and what its UNet predicts."""
+class Architecture(Struct, frozen=True, kw_only=True):
+    """The architecture of a whole model, and what its UNet predicts."""
 
     unet: UNet
     vae: Vae
-    text: Text
-    predicts: Predicts
+    text: TextEncoder
+    prediction_type: PredictionType
     zero_snr: bool = False
-    """Whether it was trained with a schedule that ends in pure noise (Lin et al. 2024)."""
+    """Whether its training schedule ends in pure noise (Lin et al. 2024)."""
 
 
-def write_configurations(geometry: Geometry, base: Path, target: Path, shown: str) -> None:
-    """Everything of a diffusers folder except the weights; the words are the base model's.
+def write_configs(architecture: Architecture, base: Path, target: Path, shown: str) -> None:
+    """Write a diffusers folder without weights, with the base model's tokenizer.
 
     Raises:
         Refused: the base model has another vocabulary; names ``shown``.
     """
-    _write_tokenizer(geometry.text, base, target, shown)
-    for name, config in configurations(geometry, base).items():
+    _write_tokenizer(architecture.text, base, target, shown)
+    for name, config in configs_for(architecture, base).items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_bytes(msgspec.json.format(msgspec.json.encode(config)))
 
 
-def configurations(geometry: Geometry, base: Path) -> dict[str, Config]:
-    """By file name inside the folder."""
-    unet = _like_the_base(unet_config(geometry.unet), base / "unet/config.json")
-    vae = _like_the_base(vae_config(geometry.vae), base / "vae/config.json")
-    text = _like_the_base(text_config(geometry.text), base / "text_encoder/config.json")
+def configs_for(architecture: Architecture, base: Path) -> dict[str, Config]:
+    """All configurations, by file name inside the folder."""
+    unet, vae, text = architecture.unet, architecture.vae, architecture.text
+    base_unet = _base_config(unet_config(unet), base / "unet/config.json")
+    base_vae = _base_config(vae_config(vae), base / "vae/config.json")
+    base_text = _base_config(text_config(text), base / "text_encoder/config.json")
+    scheduler = _scheduler(architecture, base, use_base=base_unet is not None)
     return {
         "model_index.json": INDEX,
-        "scheduler/scheduler_config.json": _scheduler(geometry, base, is_ours=unet is not None),
-        "unet/config.json": unet or unet_config(geometry.unet) | _unet_rest(geometry),
-        "vae/config.json": vae or vae_config(geometry.vae) | _vae_rest(geometry.vae),
-        "text_encoder/config.json": text or text_config(geometry.text) | _text_rest(geometry.text),
+        "scheduler/scheduler_config.json": scheduler,
+        "unet/config.json": base_unet or unet_config(unet) | _unet_defaults(architecture),
+        "vae/config.json": base_vae or vae_config(vae) | _vae_defaults(vae),
+        "text_encoder/config.json": base_text or text_config(text) | _text_defaults(text),
     }
 
 
-def _like_the_base(derived: Config, file: Path) -> Config | None:
-    """The base model's configuration, if it agrees with everything that shapes tell."""
-    ours = read_config(file, f"the configured base model: {file.name}")
-    meant = SILENT | ours
-    return ours if all(meant.get(name) == value for name, value in derived.items()) else None
+def _base_config(derived: Config, file: Path) -> Config | None:
+    """The base model's configuration, if it agrees with the one derived from shapes."""
+    config = read_config(file, f"the configured base model: {file.name}")
+    explicit = DEFAULTS | config
+    return config if all(explicit.get(name) == value for name, value in derived.items()) else None
 
 
-# --- What shapes tell -------------------------------------------------------------------------
+# --- Derived from shapes ----------------------------------------------------------------------
 
 
 def unet_config(unet: UNet) -> Config:
-    kinds = [("CrossAttn" if attended else "") for attended in unet.attended]
+    kinds = [("CrossAttn" if attends else "") for attends in unet.cross_attention]
     return {
         "block_out_channels": list(unet.channels),
-        "cross_attention_dim": unet.context,
+        "cross_attention_dim": unet.cross_attention_dim,
         "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
         "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
-        "in_channels": unet.takes,
-        "out_channels": unet.gives,
-        "layers_per_block": unet.layers,
-        "use_linear_projection": unet.linear,
+        "in_channels": unet.in_channels,
+        "out_channels": unet.out_channels,
+        "layers_per_block": unet.layers_per_block,
+        "use_linear_projection": unet.linear_projection,
     }
 
 
@@ -125,37 +127,39 @@ def vae_config(vae: Vae) -> Config:
         "block_out_channels": list(vae.channels),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "latent_channels": vae.latent,
-        "layers_per_block": vae.layers,
+        "latent_channels": vae.latent_channels,
+        "layers_per_block": vae.layers_per_block,
     }
 
 
-def text_config(text: Text) -> Config:
+def text_config(text: TextEncoder) -> Config:
     return {
         "hidden_act": "gelu" if text.open_clip else "quick_gelu",
-        "hidden_size": text.width,
-        "intermediate_size": text.inner,
-        "max_position_embeddings": text.positions,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "max_position_embeddings": text.max_positions,
         "num_hidden_layers": text.layers,
-        "vocab_size": text.words,
+        "vocab_size": text.vocab_size,
     }
 
 
-# --- What all have in common ------------------------------------------------------------------
+# --- Common to all Stable Diffusion 1 and 2 ---------------------------------------------------
 
 
-def _unet_rest(geometry: Geometry) -> Config:
-    unet, is_second = geometry.unet, geometry.text.open_clip
+def _unet_defaults(architecture: Architecture) -> Config:
+    unet, is_sd2 = architecture.unet, architecture.text.open_clip
+    predicted = architecture.prediction_type
     heads = [max(channels // HEAD_CHANNELS, 1) for channels in unet.channels]
     return {
         "_class_name": "UNet2DConditionModel",
-        "attention_head_dim": heads if unet.linear else HEADS,  # their number, despite the name
-        "sample_size": SIDES[geometry.predicts] if is_second else SIDES["epsilon"],
-        "upcast_attention": is_second and geometry.predicts == "v_prediction",
+        # Despite its name the number of heads.
+        "attention_head_dim": heads if unet.linear_projection else HEADS,
+        "sample_size": SAMPLE_SIZES[predicted if is_sd2 else "epsilon"],
+        "upcast_attention": is_sd2 and predicted == "v_prediction",
     }
 
 
-def _vae_rest(vae: Vae) -> Config:
+def _vae_defaults(vae: Vae) -> Config:
     return {
         "_class_name": "AutoencoderKL",
         "in_channels": 3,
@@ -165,36 +169,37 @@ def _vae_rest(vae: Vae) -> Config:
     }
 
 
-def _text_rest(text: Text) -> Config:
+def _text_defaults(text: TextEncoder) -> Config:
     return {
         "architectures": ["CLIPTextModel"],
-        "bos_token_id": text.words - 2,
-        "eos_token_id": text.words - 1,
+        "bos_token_id": text.vocab_size - 2,
+        "eos_token_id": text.vocab_size - 1,
         "model_type": "clip_text_model",
-        "num_attention_heads": max(text.width // HEAD_CHANNELS, 1),
-        "pad_token_id": 0 if text.open_clip else text.words - 1,
-        "projection_dim": text.width,
+        "num_attention_heads": max(text.hidden_size // HEAD_CHANNELS, 1),
+        "pad_token_id": 0 if text.open_clip else text.vocab_size - 1,
+        "projection_dim": text.hidden_size,
     }
 
 
-def _scheduler(geometry: Geometry, base: Path, *, is_ours: bool) -> Config:
+def _scheduler(architecture: Architecture, base: Path, *, use_base: bool) -> Config:
     file = base / "scheduler/scheduler_config.json"
-    ours = read_config(file, "the configured base model's scheduler") if is_ours else SCHEDULER
-    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    config = read_config(file, "the configured base model's scheduler") if use_base else SCHEDULER
+    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return {
-        **ours,
-        "prediction_type": geometry.predicts,
-        **(zero if geometry.zero_snr else {}),
+        **config,
+        "prediction_type": architecture.prediction_type,
+        **(zero_snr if architecture.zero_snr else {}),
     }
 
 
-def _write_tokenizer(text: Text, base: Path, target: Path, shown: str) -> None:
-    """The base model's words; SD 1 and 2 have the same, and differ in what fills a caption up."""
-    known = vocabulary_of(base, "the configured base model")
-    if known != text.words:
+def _write_tokenizer(text: TextEncoder, base: Path, target: Path, shown: str) -> None:
+    """Copy the base model's tokenizer; SD 1 and 2 share the vocabulary, but not the pad token."""
+    vocab_size = vocabulary_of(base, "the configured base model")
+    if vocab_size != text.vocab_size:
         raise Refused(
-            f"{shown}: its text encoder knows {text.words} words, but the configured base model,"
-            f" whose tokenizer a single file gets, has {known}; give a zipped diffusers folder"
+            f"{shown}: its text encoder knows {text.vocab_size} words, but the configured base"
+            f" model, whose tokenizer a single file gets, has {vocab_size}; give a zipped"
+            " diffusers folder"
         )
     (target / "tokenizer").mkdir(parents=True)
     for name in TOKENIZER:

@@ -1,4 +1,4 @@
-"""What a Stable Diffusion model as a diffusers folder consists of."""
+"""Choose and validate the files of a Stable Diffusion model in a diffusers folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS = {
     "text_encoder": "text_encoder/model",
 }
 SUFFIXES = (".safetensors", ".fp16.safetensors")
-NEEDED = (
+REQUIRED = (
     "model_index.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
@@ -33,55 +33,63 @@ TOKENIZER = (
     "tokenizer/vocab.json",
 )
 VOCABULARIES = ({"tokenizer/tokenizer.json"}, {"tokenizer/vocab.json", "tokenizer/merges.txt"})
-CONFIG_BYTES = 16 << 20
-NUMBERED = (
+MAX_CONFIG_BYTES = 16 << 20
+CONFIGS = (
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "unet/config.json",
     "vae/config.json",
 )
-"""Configurations whose numbers say how much is built on the GPU."""
-LARGEST = 1 << 20
-"""Of their numbers; the largest there is, of words, is below 50,000."""
-MOST_LAYERS = 64
+"""Configurations whose numbers decide how much is built on the GPU."""
+MAX_NUMBER = 1 << 20
+"""Upper bound for their numbers; the largest real one is the vocabulary, under 50,000."""
+MAX_LAYERS = 64
 """Stable Diffusion 2's text encoder has 24."""
-MOST_LISTED = 32
-"""Of a list's entries: levels of a network are a handful."""
-LISTS = {"trained_betas": 1000}
-"""Lists that may be longer, one entry per step of noise."""
-LATENT = 4
-"""Channels of a latent, which are all that the UNet of a model for text takes."""
-KINDS = {5: "a depth model", 7: "an upscaler", 8: "a model for edits", 9: "an inpainting model"}
-"""By what their UNets take."""
-PREDICTIONS = ("epsilon", "v_prediction", "v-prediction")
+MAX_LIST_LENGTH = 32
+"""A network has only a few levels."""
+LONGER_LISTS = {"trained_betas": 1000}
+"""Lists that may be longer: one entry per noise step."""
+LATENT_CHANNELS = 4
+"""Input channels of a text-to-image UNet."""
+MODEL_KINDS = {
+    5: "a depth model",
+    7: "an upscaler",
+    8: "a model for edits",
+    9: "an inpainting model",
+}
+"""By the UNet's input channels."""
+PREDICTION_TYPES = ("epsilon", "v_prediction", "v-prediction")
 
 ADVICE = "save the model with safe serialization (safetensors)"
 
 
 def choose_files(names: Collection[str], shown: str) -> list[str]:
-    """Of a folder's files, those that make the model.
+    """The files of a folder that belong to the model.
 
     Raises:
-        Refused: a part is missing, or there only as a pickle; names ``shown``.
+        Refused: a part is missing, or exists only as a pickle; names ``shown``.
     """
-    return [*choose_configs(names, shown), *(_weights(names, part, shown) for part in WEIGHTS)]
+    return [
+        *choose_configs(names, shown),
+        *(_choose_weights(names, part, shown) for part in WEIGHTS),
+    ]
 
 
 def choose_configs(names: Collection[str], shown: str) -> list[str]:
-    """Of a folder's files, those beside the weights: configurations, tokenizer, scheduler.
+    """The model's files except the weights: configurations, tokenizer, scheduler.
 
     Raises:
         Refused: one is missing; names ``shown``.
     """
-    missing = next((name for name in NEEDED if name not in names), None)
+    missing = next((name for name in REQUIRED if name not in names), None)
     if missing:
         raise Refused(f"{shown}: {missing} is missing; expected a whole diffusers folder")
     if not any(vocabulary <= set(names) for vocabulary in VOCABULARIES):
         raise Refused(f"{shown}: tokenizer/ lacks vocab.json and merges.txt (or tokenizer.json)")
-    return [*NEEDED, *(name for name in TOKENIZER if name in names)]
+    return [*REQUIRED, *(name for name in TOKENIZER if name in names)]
 
 
-def _weights(names: Collection[str], part: str, shown: str) -> str:
+def _choose_weights(names: Collection[str], part: str, shown: str) -> str:
     for suffix in SUFFIXES:
         if (name := WEIGHTS[part] + suffix) in names:
             return name
@@ -90,13 +98,13 @@ def _weights(names: Collection[str], part: str, shown: str) -> str:
     raise Refused(f"{shown}: {part} has {what}; expected {WEIGHTS[part]}.safetensors; {ADVICE}")
 
 
-def tensors_of(folder: Path, part: str, shown: str) -> dict[str, TensorEntry]:
-    """The tensors of one network of a valid folder, by name."""
-    return read_header(folder / _weights(names_in(folder), part, shown), f"{shown}: {part}")
+def read_tensors(folder: Path, part: str, shown: str) -> dict[str, TensorEntry]:
+    """The tensor entries of one network of a valid folder, by name."""
+    return read_header(folder / _choose_weights(names_in(folder), part, shown), f"{shown}: {part}")
 
 
 def validate_diffusers_folder(folder: Path, shown: str) -> list[str]:
-    """The files that make the model, as names inside the folder; others in it do not matter.
+    """Validate a model folder and return the names of the model's files; others are ignored.
 
     Raises:
         Refused: a part is missing, pickled, damaged or of another kind; names ``shown``.
@@ -107,7 +115,7 @@ def validate_diffusers_folder(folder: Path, shown: str) -> list[str]:
             read_header(folder / name, f"{shown}: {name}")
         elif name.endswith(".json"):
             read_config(folder / name, f"{shown}: {name}")
-    for name in NUMBERED:
+    for name in CONFIGS:
         _check_numbers(read_config(folder / name, f"{shown}: {name}"), f"{shown}: {name}")
     kind = read_config(folder / "model_index.json", shown).get("_class_name")
     if kind != "StableDiffusionPipeline":
@@ -117,68 +125,74 @@ def validate_diffusers_folder(folder: Path, shown: str) -> list[str]:
 
 
 def _check_numbers(config: dict[str, Any], shown: str) -> None:
-    """That nothing asks for more memory or time than any Stable Diffusion takes."""
-    waiting: list[tuple[str, object]] = [*config.items()]
-    while waiting:
-        name, value = waiting.pop()
+    """Refuse numbers with which a model would need far too much memory or time."""
+    unchecked: list[tuple[str, object]] = [*config.items()]
+    while unchecked:
+        name, value = unchecked.pop()
         if isinstance(value, dict):
-            waiting += value.items()
+            unchecked += value.items()
         elif isinstance(value, list):
-            _check_most(f"{shown}: the length of {name}", len(value), LISTS.get(name, MOST_LISTED))
-            waiting += ((name, each) for each in value)
+            _check_limit(
+                f"{shown}: the length of {name}",
+                len(value),
+                LONGER_LISTS.get(name, MAX_LIST_LENGTH),
+            )
+            unchecked += ((name, each) for each in value)
         elif isinstance(value, int | float):
-            _check_most(f"{shown}: {name}", value, MOST_LAYERS if "layers" in name else LARGEST)
+            _check_limit(f"{shown}: {name}", value, MAX_LAYERS if "layers" in name else MAX_NUMBER)
 
 
-def _check_most(shown: str, value: float, most: int) -> None:
-    if not -most <= value <= most:
-        raise Refused(f"{shown} is {str(value)[:40]}; at most {most} is taken")
+def _check_limit(shown: str, value: float, limit: int) -> None:
+    if not -limit <= value <= limit:
+        raise Refused(f"{shown} is {str(value)[:40]}; at most {limit} is taken")
 
 
 def _check_fit(folder: Path, shown: str) -> None:
-    """That the parts fit one another and can be trained, as far as configurations tell."""
+    """Refuse parts that do not fit together or cannot be trained, by their configurations."""
     unet = read_config(folder / "unet/config.json", f"{shown}: unet/config.json")
     text = read_config(folder / "text_encoder/config.json", f"{shown}: text_encoder/config.json")
-    check_channels(unet.get("in_channels", LATENT), shown)
+    check_channels(unet.get("in_channels", LATENT_CHANNELS), shown)
     if text.get("hidden_size") != unet.get("cross_attention_dim"):
         raise Refused(
             f"{shown}: its unet takes captions of width {unet.get('cross_attention_dim')}, its text"
             f" encoder gives {text.get('hidden_size')}; expected parts of one model"
         )
-    known, embedded = vocabulary_of(folder, shown), text.get("vocab_size")
-    if known != embedded:
+    in_tokenizer, in_encoder = vocabulary_of(folder, shown), text.get("vocab_size")
+    if in_tokenizer != in_encoder:
         raise Refused(
-            f"{shown}: its tokenizer has {known} words, its text encoder embeds {embedded};"
-            " expected tokenizer/ of the same model"
+            f"{shown}: its tokenizer has {in_tokenizer} words, its text encoder embeds"
+            f" {in_encoder}; expected tokenizer/ of the same model"
         )
     _check_prediction(folder, shown)
 
 
-def check_channels(takes: object, shown: str) -> None:
-    """That a UNet takes nothing but latents.
+def check_channels(in_channels: object, shown: str) -> None:
+    """Check that a UNet takes only latents.
 
     Raises:
-        Refused: says what kind of model takes as many channels.
+        Refused: says what kind of model has this number of input channels.
     """
-    if takes != LATENT:
-        kind = KINDS.get(takes, "another kind of model") if isinstance(takes, int) else "no UNet"
+    if in_channels != LATENT_CHANNELS:
+        kind = "no UNet"
+        if isinstance(in_channels, int):
+            kind = MODEL_KINDS.get(in_channels, "another kind of model")
         raise Refused(
-            f"{shown}: its unet takes {takes} channels, so it is {kind}; expected one for drawing"
-            f" from text, which takes {LATENT}"
+            f"{shown}: its unet takes {in_channels} channels, so it is {kind}; expected one for"
+            f" drawing from text, which takes {LATENT_CHANNELS}"
         )
 
 
 def _check_prediction(folder: Path, shown: str) -> None:
     name = "scheduler/scheduler_config.json"
-    predicts = read_config(folder / name, f"{shown}: {name}").get("prediction_type", "epsilon")
-    if predicts not in PREDICTIONS:
+    kind = read_config(folder / name, f"{shown}: {name}").get("prediction_type", "epsilon")
+    if kind not in PREDICTION_TYPES:
         raise Refused(
-            f"{shown}: {name} has prediction_type {predicts!r}; expected epsilon or v_prediction"
+            f"{shown}: {name} has prediction_type {kind!r}; expected epsilon or v_prediction"
         )
 
 
 def vocabulary_of(folder: Path, shown: str) -> int:
-    """How many words a folder's tokenizer knows."""
+    """The size of a folder's tokenizer vocabulary."""
     whole = folder / "tokenizer/tokenizer.json"
     if not whole.exists():
         return len(read_config(folder / "tokenizer/vocab.json", f"{shown}: tokenizer/vocab.json"))
@@ -198,20 +212,20 @@ class _Added(Struct):
 
 
 class _Tokenizer(Struct):
-    """As much of the tokenizers library's format as counts words."""
+    """The part of the tokenizers library's format that has the vocabulary."""
 
     model: _Model
     added_tokens: list[_Added] = []
 
 
 def read_config(path: Path, shown: str) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        Refused: it is none, or too large; names ``shown``.
+        Refused: not a JSON object, or too large; names ``shown``.
     """
-    if path.stat().st_size > CONFIG_BYTES:
-        raise Refused(f"{shown}: more than {CONFIG_BYTES} bytes")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise Refused(f"{shown}: more than {MAX_CONFIG_BYTES} bytes")
     try:
         config: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
@@ -220,6 +234,6 @@ def read_config(path: Path, shown: str) -> dict[str, Any]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """All files of a folder, as names inside it."""
+    """The paths of all files in a folder, relative to it."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path.relative_to(folder).as_posix() for path in files)

@@ -1,7 +1,7 @@
-"""Fetch a model's files from the hub, in a child process that can be killed.
+"""Fetch a model's files from the hub, in a child process.
 
-The hub's library reads its settings when it is imported and downloads in threads that cannot be
-stopped; a child of its own solves both. Only the files that a Stable Diffusion needs are fetched.
+The hub's library reads its settings at import and downloads in threads that cannot be stopped; a
+child can be killed and has its own settings. Only the files of a Stable Diffusion are fetched.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ import asyncio
 import os
 import re
 from collections.abc import Callable
-from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from services.fetcher.models.diffusers_folder import NEEDED, SUFFIXES, TOKENIZER, WEIGHTS
+from services.fetcher.models.diffusers_folder import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS
 from shared.child.parent import Child, ChildDied
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import AnyRecord, Done, Failed, Progress
 from shared.errors import Passing, Refused, reason_of
 
-HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
+HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 HUB_ID = re.compile(rf"(?P<repository>{NAME}/{NAME})(@(?P<revision>[\w.-]{{1,100}}))?")
-MAIN = "main"
-"""The branch that is meant where none is named."""
-LOOK_SECONDS = 2.0
-"""Between two looks at how much has arrived."""
-PASSED_ON = re.compile(r"(HF_|HUGGING_FACE_)\w+|(https?|no|all)_proxy|SSL_CERT_\w+", re.IGNORECASE)
-QUIET = {
+MAIN_BRANCH = "main"
+"""The default branch."""
+POLL_SECONDS = 2.0
+"""Between two measurements of how much has arrived."""
+INHERITED_VARIABLES = re.compile(
+    r"(HF_|HUGGING_FACE_)\w+|(https?|no|all)_proxy|SSL_CERT_\w+", re.IGNORECASE
+)
+LIBRARY_SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
@@ -54,7 +55,7 @@ class HubModel(Struct, frozen=True, kw_only=True):
 
 
 class HubOrder(Struct, frozen=True, kw_only=True):
-    """What the child is to do."""
+    """The child's order: fetch one model."""
 
     model: HubModel
     cache: str
@@ -63,51 +64,51 @@ class HubOrder(Struct, frozen=True, kw_only=True):
 
 
 def hub_model(text: str, subfolder: str | None = None) -> HubModel | None:
-    """The model that an id or the URL of a page names; None: it names none.
+    """The model that a hub id or the URL of its page names; None: neither of the two.
 
-    An id is ``org/name`` or ``org/name@revision``; a page ``https://huggingface.co/org/name``, with
-    ``/tree/revision`` and then a folder if need be. A ``subfolder`` wins over the page's.
+    An id is ``org/name`` or ``org/name@revision``; a page is ``https://huggingface.co/org/name``,
+    optionally with ``/tree/revision`` and a folder. ``subfolder`` overrides the page's folder.
     """
-    below = ""
-    if (path := _on_the_hub(text)) is not None:
-        text, below = _page(path)
-    found = HUB_ID.fullmatch(text)
-    if found is None:
+    page_folder = ""
+    if (path := _hub_path(text)) is not None:
+        text, page_folder = _parse_page(path)
+    match = HUB_ID.fullmatch(text)
+    if match is None:
         return None
-    called = "input.train.hf_repo_subfolder" if subfolder else "the page's folder"
-    return HubModel(**found.groupdict(), subfolder=_subfolder(subfolder or below, called))
+    shown = "input.train.hf_repo_subfolder" if subfolder else "the page's folder"
+    return HubModel(**match.groupdict(), subfolder=_subfolder(subfolder or page_folder, shown))
 
 
-def _on_the_hub(text: str) -> str | None:
-    """The path of a URL of the hub, whose ``https://`` may be missing; None: it is none."""
+def _hub_path(text: str) -> str | None:
+    """The path of a hub URL, with or without ``https://``; None: not a hub URL."""
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
     except ValueError:
         return None
-    is_ours = parts.scheme in ("http", "https") and parts.hostname in _hosts()
-    return parts.path if is_ours else None
+    is_hub = parts.scheme in ("http", "https") and parts.hostname in _hosts()
+    return parts.path if is_hub else None
 
 
 def file_url(url: str) -> str:
-    """Where a file's bytes are, of which this may be the hub's page."""
-    parts = (_on_the_hub(url) or "").split("/")
+    """The download URL of a file; changes only the URL of a file's page on the hub."""
+    parts = (_hub_path(url) or "").split("/")
     return url.replace("/blob/", "/resolve/", 1) if parts[3:4] == ["blob"] else url
 
 
-def _subfolder(text: str, called: str) -> str | None:
+def _subfolder(text: str, shown: str) -> str | None:
     parts = text.strip("/").split("/")
     if not all(re.fullmatch(NAME, part) for part in parts if text):
-        raise Refused(f"{called} is {text!r}; expected a folder such as v1/main")
+        raise Refused(f"{shown} is {text!r}; expected a folder such as v1/main")
     return "/".join(parts) or None
 
 
 def _hosts() -> frozenset[str]:
-    ours = urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname
-    return HOSTS | {ours} if ours else HOSTS
+    mirror = urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname
+    return HUB_HOSTS | {mirror} if mirror else HUB_HOSTS
 
 
-def _page(path: str) -> tuple[str, str]:
-    """The id and the folder that a page shows; the page of a single file is none of a model."""
+def _parse_page(path: str) -> tuple[str, str]:
+    """A page's hub id and folder; the path itself if it is not a model's page."""
     owner, name, *rest = [*path.strip("/").split("/"), ""]
     match [part for part in rest if part]:
         case []:
@@ -118,7 +119,7 @@ def _page(path: str) -> tuple[str, str]:
 
 
 class Fetched(NamedTuple):
-    """A model of the hub on the local disk."""
+    """A hub model on the local disk."""
 
     folder: Path
     commit: str
@@ -131,22 +132,22 @@ async def pull(
     token: str | None,
     keepalive: Callable[[int, int | None], None],
 ) -> Fetched:
-    """The local folder of a model, fetched unless it is in the cache; it may lack files.
+    """Fetch a model unless it is cached; its folder may lack files.
 
-    ``keepalive`` is called with the bytes that have arrived, and those of the whole where they are
-    known, whenever more have.
+    ``keepalive`` is called whenever more has arrived, with the bytes so far and the total, or None
+    if the total is not known.
 
     Raises:
-        Refused: no such model or revision, or not for us.
-        Passing: the hub is away and the cache does not have it.
+        Refused: no such model or revision, or no access to it.
+        Passing: the hub is unavailable and the model is not cached.
     """
     child = await Child.start("services.fetcher.models.hub")
-    watch = Watch(cache / _folder(model) / "blobs", keepalive)
-    watching = asyncio.create_task(watch.run())
+    watcher = DownloadWatcher(cache / _folder(model) / "blobs", keepalive)
+    watching = asyncio.create_task(watcher.run())
     try:
         await child.order(_order(model, cache, token))
-        fetched = _result(model, await _last_word(child, watch))
-        await watch.look()
+        fetched = await _listen(child, model, watcher)
+        await watcher.poll()
         return fetched
     finally:
         watching.cancel()
@@ -159,54 +160,50 @@ def _folder(model: HubModel) -> str:
 
 
 def _order(model: HubModel, cache: Path, token: str | None) -> HubOrder:
-    environment = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
-    return HubOrder(model=model, cache=str(cache), token=token, environment=environment | QUIET)
+    environment = {
+        name: value for name, value in os.environ.items() if INHERITED_VARIABLES.fullmatch(name)
+    }
+    return HubOrder(
+        model=model, cache=str(cache), token=token, environment=environment | LIBRARY_SETTINGS
+    )
 
 
-async def _last_word(child: Child, watch: Watch) -> AnyRecord:
+async def _listen(child: Child, model: HubModel, watcher: DownloadWatcher) -> Fetched:
+    async def on_record(record: AnyRecord) -> None:
+        if isinstance(record, Progress):
+            watcher.total = record.numbers["bytes_total"]
+
     try:
-        async with aclosing(child.records()) as records:
-            async for record in records:
-                if not isinstance(record, Progress):
-                    return record
-                watch.total = record.numbers["bytes_total"]
+        last = await child.last_word(on_record)
     except ChildDied as error:
         raise Passing(f"fetching from the hub failed: {error}") from None
-    raise AssertionError("records end by an error only")
+    if not isinstance(last, Done):
+        raise last.error()
+    folder = Path(last.summary["folder"])
+    return Fetched(folder / (model.subfolder or ""), folder.name)
 
 
-def _result(model: HubModel, record: AnyRecord) -> Fetched:
-    match record:
-        case Done(summary={"folder": folder}):
-            return Fetched(Path(folder) / (model.subfolder or ""), Path(folder).name)
-        case Failed(refused=True, reason=reason):
-            raise Refused(reason)
-        case Failed(reason=reason):
-            raise Passing(reason)
-    raise Passing(f"the hub's child said {type(record).__name__}")
-
-
-class Watch:
-    """Growing files are the sign that a download lives."""
+class DownloadWatcher:
+    """Watches a download's files grow, and reports it as a sign of life."""
 
     def __init__(self, folder: Path, keepalive: Callable[[int, int | None], None]) -> None:
         self.total: int | None = None
         self._folder = folder
-        self._heard = keepalive
-        self._before: tuple[int, int | None] | None = None
+        self._keepalive = keepalive
+        self._reported: tuple[int, int | None] | None = None
 
     async def run(self) -> None:
-        """Look again and again."""
+        """Poll until cancelled."""
         while True:
-            await self.look()
-            await asyncio.sleep(LOOK_SECONDS)
+            await self.poll()
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def look(self) -> None:
-        """Tell how much there is, if that is news."""
-        now = await asyncio.to_thread(_bytes_in, self._folder), self.total
-        if now != self._before:
-            self._before = now
-            self._heard(*now)
+    async def poll(self) -> None:
+        """Report how much has arrived, if it has changed."""
+        current = await asyncio.to_thread(_bytes_in, self._folder), self.total
+        if current != self._reported:
+            self._reported = current
+            self._keepalive(*current)
 
 
 def _bytes_in(folder: Path) -> int:
@@ -220,14 +217,14 @@ def _bytes_in(folder: Path) -> int:
 
 
 def main() -> None:
-    """Carry out one order."""
+    """Run one order."""
     writer = begin()
     order: HubOrder = read_order(HubOrder)
     os.environ.update(order.environment)
-    writer.write(_carry_out(order, writer))
+    writer.write(_run(order, writer))
 
 
-def _carry_out(order: HubOrder, writer: RecordWriter) -> AnyRecord:
+def _run(order: HubOrder, writer: RecordWriter) -> AnyRecord:
     from huggingface_hub import errors  # noqa: PLC0415 - it reads the environment at import
 
     missing = (
@@ -242,35 +239,37 @@ def _carry_out(order: HubOrder, writer: RecordWriter) -> AnyRecord:
         return Failed(refused=True, reason=reason)
     except missing:
         return Failed(refused=True, reason=f"{order.model}: no such model, or a private one")
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must know
+    except Exception as error:  # noqa: BLE001 - the parent must learn of any error
         return Failed(refused=False, reason=f"{order.model}: {reason_of(error)}")
 
 
 def _snapshot(order: HubOrder, writer: RecordWriter) -> str:
-    """Configurations and the plain weights; the half-precision ones where there are no others."""
+    """Fetch configurations and full-precision weights, or else half-precision weights."""
     folder = ""
     for suffix in SUFFIXES:
         weights = [stem + suffix for stem in WEIGHTS.values()]
-        patterns = [*NEEDED, *TOKENIZER, *weights]
-        writer.write(Progress(numbers={"bytes_total": _size(order, patterns)}))
+        patterns = [*REQUIRED, *TOKENIZER, *weights]
+        writer.write(Progress(numbers={"bytes_total": _total_bytes(order, patterns)}))
         folder = _fetch(order, patterns)
-        below = Path(folder) / (order.model.subfolder or "")
-        if all((below / name).exists() for name in weights):
+        model_folder = Path(folder) / (order.model.subfolder or "")
+        if all((model_folder / name).exists() for name in weights):
             break
     return folder
 
 
-def _size(order: HubOrder, patterns: list[str]) -> int | None:
-    """Bytes of all that is to be had; None: the hub does not say, and the download tells why."""
+def _total_bytes(order: HubOrder, patterns: list[str]) -> int | None:
+    """Total size of the files; None: the hub does not answer, and the download will say why."""
     from httpx2 import HTTPError  # noqa: PLC0415 - the hub library's own
     from huggingface_hub import HfApi  # noqa: PLC0415 - it reads the environment
 
-    wanted = {_below(order.model, pattern) for pattern in patterns}
+    wanted = {_path_in_repository(order.model, pattern) for pattern in patterns}
     try:
         info = HfApi(token=order.token or False).model_info(
-            order.model.repository, revision=order.model.revision or MAIN, files_metadata=True
+            order.model.repository,
+            revision=order.model.revision or MAIN_BRANCH,
+            files_metadata=True,
         )
-    except (HTTPError, OSError, ValueError):  # the last: a name that can be none
+    except (HTTPError, OSError, ValueError):  # ValueError: not a valid repository name
         return None
     files = info.siblings or []
     return sum(file.size or 0 for file in files if file.rfilename in wanted) or None
@@ -284,11 +283,11 @@ def _fetch(order: HubOrder, patterns: list[str]) -> str:
         revision=order.model.revision,
         cache_dir=order.cache,
         token=order.token or False,
-        allow_patterns=[_below(order.model, pattern) for pattern in patterns],
+        allow_patterns=[_path_in_repository(order.model, pattern) for pattern in patterns],
     )
 
 
-def _below(model: HubModel, name: str) -> str:
+def _path_in_repository(model: HubModel, name: str) -> str:
     """A file's name in the repository."""
     return f"{model.subfolder}/{name}" if model.subfolder else name
 

@@ -1,8 +1,8 @@
-"""A pickle's plain value, by a machine that imports and calls nothing.
+"""Evaluate a pickle to plain values, without importing or calling anything.
 
 Python's unpickler is a small stack machine that may import and call anything a file names. This
-one knows the same instructions, but only ever builds plain values: dicts, lists, tuples, numbers,
-texts, and descriptions of tensors. Whatever else a file asks for becomes an :class:`Inert` thing.
+one knows the same instructions, but builds only plain values: dicts, lists, tuples, numbers, texts,
+and descriptions of tensors. Anything else that a file asks for becomes an :class:`Inert`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from shared.errors import Refused
 
-DIMENSIONS = 8
+MAX_DIMENSIONS = 8
 """Of a tensor; a convolution's weights have four."""
 
 ADVICE = "convert it to .safetensors and give the URL of that file"
@@ -36,8 +36,8 @@ DTYPES = {
 """Storage class to safetensors' name for the type, and bytes per element."""
 
 
-class Stored(Struct, frozen=True, kw_only=True):
-    """Where in the file a tensor lies; offset, strides and elements are counted in elements."""
+class StoredTensor(Struct, frozen=True, kw_only=True):
+    """Where a tensor's data is in the file; offset and strides are in elements."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Stored(Struct, frozen=True, kw_only=True):
     offset: int
     storage: str
     elements: int
-    """Of the whole storage."""
+    """In the whole storage."""
     item_bytes: int
 
     @property
@@ -57,8 +57,8 @@ class Stored(Struct, frozen=True, kw_only=True):
         return self.elements * self.item_bytes
 
     @property
-    def read_over(self) -> int:
-        """Bytes of the storage that are read for it, beside its own."""
+    def skipped_bytes(self) -> int:
+        """Bytes of the storage that must be read in addition to its own."""
         return self.offset * self.item_bytes if self.is_contiguous else self.storage_bytes
 
     @property
@@ -74,7 +74,7 @@ class Stored(Struct, frozen=True, kw_only=True):
 
     @property
     def fits(self) -> bool:
-        """Whether it stays inside its storage; a marker without elements reaches nowhere."""
+        """Whether it lies inside its storage; always true for a marker without elements."""
         if self.bytes == 0:
             return True
         last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
@@ -82,7 +82,7 @@ class Stored(Struct, frozen=True, kw_only=True):
 
 
 class Global(Struct, frozen=True):
-    """A name that the file would have imported."""
+    """A name that Python's unpickler would import."""
 
     module: str
     name: str
@@ -95,14 +95,14 @@ class Storage(Struct, frozen=True):
 
 
 class Inert:
-    """Stands for anything that the file would have made; it is nothing and does nothing."""
+    """Takes the place of any other object; it has no data and does nothing."""
 
 
 def run(pickled: bytes) -> Any:
-    """The plain value that a pickle describes; nothing is imported and nothing is called.
+    """Evaluate a pickle to a plain value.
 
     Raises:
-        Refused: it is no pickle, or uses an instruction in a way that makes no sense.
+        Refused: it is not a pickle, or uses an instruction in an invalid way.
     """
     machine = _Machine()
     try:
@@ -114,7 +114,7 @@ def run(pickled: bytes) -> Any:
 
 
 class _Machine:
-    """The stack, what lies below each open mark, and the memo."""
+    """The stack, the stacks below each open mark, and the memo."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -146,77 +146,78 @@ class _Machine:
         values, self._stack = self._stack, self._below.pop()
         return values
 
-    def remember(self, place: int | None) -> None:
-        self._memo[len(self._memo) if place is None else place] = self.top()
+    def memoize(self, key: int | None) -> None:
+        self._memo[len(self._memo) if key is None else key] = self.top()
 
-    def recall(self, place: int) -> None:
-        self.push(self._memo[place])
+    def push_memo(self, key: int) -> None:
+        self.push(self._memo[key])
 
-    def collect(self, count: int) -> tuple[Any, ...]:
+    def pop_many(self, count: int) -> tuple[Any, ...]:
         return tuple(reversed([self.pop() for _ in range(count)]))
 
-    def append_all(self, values: list[Any]) -> None:
+    def extend_list(self, values: list[Any]) -> None:
         if isinstance(self.top(), list):
             self.top().extend(values)
 
-    def set_all(self, values: list[Any]) -> None:
-        """Only plain keys are kept: hashing anything deeper could exhaust the stack."""
+    def update_dict(self, values: list[Any]) -> None:
+        """Keep only text and number keys: hashing a deeply nested one could exhaust the stack."""
         if isinstance(self.top(), dict):
             pairs = zip(values[::2], values[1::2], strict=True)
             self.top().update((key, value) for key, value in pairs if isinstance(key, str | int))
 
-    def make(self, what: Any, arguments: Any) -> None:
-        """What would have been a call."""
-        maker = MAKERS.get((what.module, what.name)) if isinstance(what, Global) else None
-        self.push(maker(*arguments) if maker else Inert())
+    def construct(self, callee: Any, arguments: Any) -> None:
+        """Replace what would be a call: by a plain value for known names, else by ``Inert``."""
+        name = (callee.module, callee.name) if isinstance(callee, Global) else None
+        constructor = CONSTRUCTORS.get(name) if name else None
+        self.push(constructor(*arguments) if constructor else Inert())
 
-    def storage(self, identity: Any) -> None:
-        """Torch's persistent id: ``("storage", class, key, location, elements)``."""
+    def load_storage(self, identity: Any) -> None:
+        """Push a storage; torch's id is ``("storage", class, key, location, elements)``."""
         _, kind, key, _, elements = identity
         if not isinstance(kind, Global) or not isinstance(key, str):
             raise ValueError("a storage that is none")  # noqa: TRY004 - the file's mistake
-        self.push(Storage(kind.name, key, _count(elements)))
+        self.push(Storage(kind.name, key, _size(elements)))
 
 
-def _count(value: Any) -> int:
+def _size(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 48:
         raise ValueError("a size that is none")
     return value
 
 
-def _counts(values: Any) -> tuple[int, ...]:
-    """Looked at before it is gone through: a long one may be used many times over."""
-    if not isinstance(values, tuple) or len(values) > DIMENSIONS:
-        raise ValueError(f"a shape of more than {DIMENSIONS} dimensions, or none")
-    return tuple(map(_count, values))
+def _sizes(values: Any) -> tuple[int, ...]:
+    """The length is checked first: a file may use one long shape many times."""
+    if not isinstance(values, tuple) or len(values) > MAX_DIMENSIONS:
+        raise ValueError(f"a shape of more than {MAX_DIMENSIONS} dimensions, or none")
+    return tuple(map(_size, values))
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
-    """Torch's ``_rebuild_tensor_v2``, as a description."""
+    """Describe the tensor that torch's ``_rebuild_tensor_v2`` would build."""
     if not isinstance(storage, Storage) or storage.kind not in DTYPES:
         return Inert()
     dtype, item_bytes = DTYPES[storage.kind]
-    sizes, steps = _counts(shape), _counts(strides)
+    sizes, steps = _sizes(shape), _sizes(strides)
     if len(sizes) != len(steps):
         raise ValueError("a shape without its strides")
-    return Stored(
+    return StoredTensor(
         dtype=dtype,
         shape=sizes,
         strides=steps,
-        offset=_count(offset),
+        offset=_size(offset),
         storage=storage.key,
         elements=storage.elements,
         item_bytes=item_bytes,
     )
 
 
-MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
+CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
     ("collections", "OrderedDict"): lambda *_: {},
 }
-"""An ordered dict's pairs are set afterwards: any other way, one list could fill thousands."""
+"""Torch sets an ordered dict's pairs afterwards; as an argument, one list could fill thousands."""
 
 IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
 CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -240,16 +241,16 @@ ACTIONS: dict[str, Action] = {
     "POP": lambda machine, _: machine.pop(),
     "POP_MARK": lambda machine, _: machine.since_mark(),
     "DUP": lambda machine, _: machine.push(machine.top()),
-    "MEMOIZE": _Machine.remember,
-    "PUT": _Machine.remember,
-    "BINPUT": _Machine.remember,
-    "LONG_BINPUT": _Machine.remember,
-    "GET": _Machine.recall,
-    "BINGET": _Machine.recall,
-    "LONG_BINGET": _Machine.recall,
-    "TUPLE1": lambda machine, _: machine.push(machine.collect(1)),
-    "TUPLE2": lambda machine, _: machine.push(machine.collect(2)),
-    "TUPLE3": lambda machine, _: machine.push(machine.collect(3)),
+    "MEMOIZE": _Machine.memoize,
+    "PUT": _Machine.memoize,
+    "BINPUT": _Machine.memoize,
+    "LONG_BINPUT": _Machine.memoize,
+    "GET": _Machine.push_memo,
+    "BINGET": _Machine.push_memo,
+    "LONG_BINGET": _Machine.push_memo,
+    "TUPLE1": lambda machine, _: machine.push(machine.pop_many(1)),
+    "TUPLE2": lambda machine, _: machine.push(machine.pop_many(2)),
+    "TUPLE3": lambda machine, _: machine.push(machine.pop_many(3)),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
     "LIST": lambda machine, _: machine.push(machine.since_mark()),
     "DICT": lambda machine, _: _new_dict(machine),
@@ -257,25 +258,25 @@ ACTIONS: dict[str, Action] = {
     "INST": lambda machine, _: _inert_since_mark(machine),
     "OBJ": lambda machine, _: _inert_since_mark(machine),
     "ADDITEMS": lambda machine, _: machine.since_mark(),
-    "APPEND": lambda machine, _: _append(machine),
-    "APPENDS": lambda machine, _: _appends(machine),
-    "SETITEM": lambda machine, _: _set_item(machine),
-    "SETITEMS": lambda machine, _: _set_items(machine),
+    "APPEND": lambda machine, _: machine.extend_list([machine.pop()]),
+    "APPENDS": lambda machine, _: machine.extend_list(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.update_dict([*machine.pop_many(2)]),
+    "SETITEMS": lambda machine, _: machine.update_dict(machine.since_mark()),
     "GLOBAL": lambda machine, names: machine.push(Global(*names.split(" ", 1))),
     "STACK_GLOBAL": lambda machine, _: _stack_global(machine),
-    "REDUCE": lambda machine, _: _reduce(machine, 2),
-    "NEWOBJ": lambda machine, _: _reduce(machine, 2),
-    "NEWOBJ_EX": lambda machine, _: _inert_for(machine, 3),
+    "REDUCE": lambda machine, _: _reduce(machine),
+    "NEWOBJ": lambda machine, _: _reduce(machine),
+    "NEWOBJ_EX": lambda machine, _: _push_inert(machine, 3),
     "BUILD": lambda machine, _: machine.pop(),
-    "BINPERSID": lambda machine, _: machine.storage(machine.pop()),
+    "BINPERSID": lambda machine, _: machine.load_storage(machine.pop()),
 }
-"""What an instruction does; one that is not listed ends the reading."""
+"""What an instruction does; any other instruction is refused."""
 
 
 def _new_dict(machine: _Machine) -> None:
     values = machine.since_mark()
     machine.push({})
-    machine.set_all(values)
+    machine.update_dict(values)
 
 
 def _inert_since_mark(machine: _Machine) -> None:
@@ -283,40 +284,20 @@ def _inert_since_mark(machine: _Machine) -> None:
     machine.push(Inert())
 
 
-def _inert_for(machine: _Machine, count: int) -> None:
-    machine.collect(count)
+def _push_inert(machine: _Machine, count: int) -> None:
+    machine.pop_many(count)
     machine.push(Inert())
 
 
-def _append(machine: _Machine) -> None:
-    value = machine.pop()
-    machine.append_all([value])
-
-
-def _appends(machine: _Machine) -> None:
-    values = machine.since_mark()
-    machine.append_all(values)
-
-
-def _set_item(machine: _Machine) -> None:
-    values = list(machine.collect(2))
-    machine.set_all(values)
-
-
-def _set_items(machine: _Machine) -> None:
-    values = machine.since_mark()
-    machine.set_all(values)
-
-
 def _stack_global(machine: _Machine) -> None:
-    module, name = machine.collect(2)
+    module, name = machine.pop_many(2)
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a name that is none")
     machine.push(Global(module, name))
 
 
-def _reduce(machine: _Machine, count: int) -> None:
-    what, arguments = machine.collect(count)
+def _reduce(machine: _Machine) -> None:
+    callee, arguments = machine.pop_many(2)
     if not isinstance(arguments, tuple):
         raise TypeError("arguments that are none")
-    machine.make(what, arguments)
+    machine.construct(callee, arguments)

@@ -1,22 +1,22 @@
-"""What a single file's UNet was trained to predict: the noise, or the velocity.
+"""Find out what a single file's UNet predicts: the noise (epsilon) or the velocity.
 
-The shapes are the same. So the file's own word counts: ModelSpec's ``prediction_type`` in its
-header, or a tensor named ``v_pred`` (and ``ztsnr``, for a schedule that ends in pure noise), as
-model makers leave one. Stable Diffusion 1 predicts noise unless a file says otherwise. Most files
-of Stable Diffusion 2 say nothing; for these, ComfyUI's observation serves: the last normed layer's
-biases are spread wider in the models that predict velocity.
+The shapes are the same for both. A file may declare it: by ModelSpec's ``prediction_type`` in its
+header, or by a tensor named ``v_pred`` (and ``ztsnr`` for a schedule that ends in pure noise).
+Without a declaration, Stable Diffusion 1 predicts noise. Most files of Stable Diffusion 2 declare
+nothing; for these we use ComfyUI's observation that in models that predict the velocity, the biases
+of the last norm layer have a larger standard deviation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from services.fetcher.models.diffusers_configs import Predicts
-from services.fetcher.models.safetensors_file import Source, values_of
+from services.fetcher.models.diffusers_configs import PredictionType
+from services.fetcher.models.safetensors_file import TensorSource, read_values
 from shared.errors import Refused
 
-SPOKEN = "modelspec.prediction_type"
-WORDS: dict[str, Predicts] = {
+METADATA_KEY = "modelspec.prediction_type"
+PREDICTION_TYPES: dict[str, PredictionType] = {
     "epsilon": "epsilon",
     "eps": "epsilon",
     "v": "v_prediction",
@@ -24,30 +24,32 @@ WORDS: dict[str, Predicts] = {
 }
 MARKER = "v_pred"
 ZERO_SNR_MARKER = "ztsnr"
-TELLING = "transformer_blocks.0.norm1.bias"
-"""Of the last transformer on the way up."""
-SPREAD = 0.09
-"""Standard deviation that parts the two."""
+LAST_NORM_BIAS = "transformer_blocks.0.norm1.bias"
+"""In the UNet's last upsampling transformer."""
+STD_THRESHOLD = 0.09
+"""Models that predict the velocity have a larger standard deviation."""
 
 
-def spoken(metadata: Mapping[str, str], names: Collection[str], shown: str) -> Predicts | None:
-    """What the file says about itself; None: nothing.
+def declared_prediction_type(
+    metadata: Mapping[str, str], names: Collection[str], shown: str
+) -> PredictionType | None:
+    """What the file declares; None: nothing.
 
     Raises:
-        Refused: it predicts something else.
+        Refused: it declares something else than the two.
     """
-    if text := metadata.get(SPOKEN):
+    if text := metadata.get(METADATA_KEY):
         word = text.strip().lower().replace("-", "_")
-        if word not in WORDS:
+        if word not in PREDICTION_TYPES:
             raise Refused(
                 f"{shown}: its header says that it predicts {text[:40]!r}; expected epsilon or v"
             )
-        return WORDS[word]
+        return PREDICTION_TYPES[word]
     return "v_prediction" if MARKER in names else None
 
 
-def guessed(unet: Mapping[str, Source]) -> Predicts:
-    """Stable Diffusion 2's prediction from its weights, by names inside the UNet."""
-    names = [name for name in unet if name.startswith("output_blocks.") and TELLING in name]
+def guess_prediction_type(unet: Mapping[str, TensorSource]) -> PredictionType:
+    """Guess from a Stable Diffusion 2's weights; names are those inside the UNet."""
+    names = [name for name in unet if name.startswith("output_blocks.") and LAST_NORM_BIAS in name]
     last = max(names, key=lambda name: int(name.split(".")[1]))
-    return "v_prediction" if values_of(unet[last]).std() > SPREAD else "epsilon"
+    return "v_prediction" if read_values(unet[last]).std() > STD_THRESHOLD else "epsilon"

@@ -1,4 +1,4 @@
-"""Safetensors files without torch: read the header, copy tensors byte for byte."""
+"""Read and write safetensors files without torch: parse headers, copy tensors byte for byte."""
 
 from __future__ import annotations
 
@@ -15,64 +15,62 @@ from msgspec import Struct
 
 from shared.errors import Refused
 
-HEADER_BYTES = 32 << 20
+MAX_HEADER_BYTES = 32 << 20
 LENGTH_BYTES = 8
-DIMENSIONS = 8
-"""Of a tensor: to multiply millions of sizes would take hours."""
-PIECE = 1 << 20
+MAX_DIMENSIONS = 8
+"""Of a tensor; the product of millions of sizes would take hours."""
+CHUNK_BYTES = 1 << 20
 METADATA = "__metadata__"
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-
-
-NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+NUMPY_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
 class TensorEntry(Struct, frozen=True, kw_only=True):
-    """A tensor in a header; offsets in bytes, from the end of the header."""
+    """A tensor's entry in a header; offsets are in bytes from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
 
 
-class Source(Struct, frozen=True, kw_only=True):
-    """A tensor to be written, wherever it comes from."""
+class TensorSource(Struct, frozen=True, kw_only=True):
+    """A tensor that can be copied to a file, from any source."""
 
     dtype: str
     shape: tuple[int, ...]
     copy: Callable[[BinaryIO], None]
-    """Writes its bytes."""
+    """Writes its bytes to a file."""
 
     @property
     def bytes(self) -> int:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def values_of(source: Source) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A floating-point tensor's elements, (N,), as fp32; meant for small ones."""
+def read_values(source: TensorSource) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A floating-point tensor's elements, (N,), as fp32; for small tensors."""
     buffer = BytesIO()
     source.copy(buffer)
     raw = buffer.getvalue()
     if source.dtype == "BF16":  # the upper half of an fp32
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
-    return np.frombuffer(raw, NUMPY[source.dtype]).astype(np.float32)
+    return np.frombuffer(raw, NUMPY_DTYPES[source.dtype]).astype(np.float32)
 
 
 def looks_like_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        return 0 < length <= HEADER_BYTES and file.read(1) == b"{"
+        return 0 < length <= MAX_HEADER_BYTES and file.read(1) == b"{"
 
 
 def read_header(path: Path, shown: str) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file, by name.
 
     Raises:
-        Refused: it is none, is damaged, or is cut off; names ``shown``.
+        Refused: not a safetensors file, damaged or truncated; names ``shown``.
     """
     try:
         return _read_header(path)
@@ -81,23 +79,23 @@ def read_header(path: Path, shown: str) -> dict[str, TensorEntry]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts in the header of a file that :func:`read_header` has found whole."""
-    texts = _raw_header(path)[0].get(METADATA)
+    """The metadata in the header of a file that :func:`read_header` has accepted."""
+    texts = _decode_header(path)[0].get(METADATA)
     pairs = texts.items() if isinstance(texts, dict) else ()
     return {name: text for name, text in pairs if isinstance(text, str)}
 
 
-def _raw_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header as it stands, and its length in bytes."""
+def _decode_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The unchecked header, and its length in bytes."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        if length > HEADER_BYTES:
+        if length > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
         return msgspec.json.decode(file.read(length), type=dict[str, Any]), length
 
 
 def _read_header(path: Path) -> dict[str, TensorEntry]:
-    raw, length = _raw_header(path)
+    raw, length = _decode_header(path)
     raw.pop(METADATA, None)
     entries = msgspec.convert(raw, dict[str, TensorEntry])
     room = path.stat().st_size - LENGTH_BYTES - length
@@ -108,7 +106,7 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def _check_overlap(entries: Mapping[str, TensorEntry]) -> None:
-    """Tensors that share bytes are a way to write far more than was sent."""
+    """Tensors that share bytes would be written out as far more data than was sent."""
     spans = sorted((entry.data_offsets, name) for name, entry in entries.items())
     for ((_, end), _), ((start, _), name) in pairwise(spans):
         if end > start:
@@ -117,7 +115,7 @@ def _check_overlap(entries: Mapping[str, TensorEntry]) -> None:
 
 def _check(name: str, entry: TensorEntry, room: int) -> None:
     start, end = entry.data_offsets
-    if len(entry.shape) > DIMENSIONS:
+    if len(entry.shape) > MAX_DIMENSIONS:
         raise ValueError(f"{name} has {len(entry.shape)} dimensions")
     if entry.dtype not in ITEM_BYTES or any(size < 0 for size in entry.shape):
         raise ValueError(f"{name} has type {entry.dtype} and shape {entry.shape}")
@@ -127,8 +125,8 @@ def _check(name: str, entry: TensorEntry, room: int) -> None:
         raise ValueError(f"{name} has {end - start} bytes, which is not its shape")
 
 
-def sources_in(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Source]:
-    """The tensors of a safetensors file, ready to be copied."""
+def tensor_sources(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, TensorSource]:
+    """The tensors of a safetensors file, to be copied."""
     with path.open("rb") as file:
         begin = LENGTH_BYTES + int.from_bytes(file.read(LENGTH_BYTES), "little")
 
@@ -137,7 +135,7 @@ def sources_in(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Sour
         return lambda out: _copy_range(path, begin + start, end - start, out)
 
     return {
-        name: Source(dtype=entry.dtype, shape=entry.shape, copy=copier(entry))
+        name: TensorSource(dtype=entry.dtype, shape=entry.shape, copy=copier(entry))
         for name, entry in entries.items()
     }
 
@@ -146,15 +144,17 @@ def _copy_range(path: Path, start: int, length: int, out: BinaryIO) -> None:
     with path.open("rb") as file:
         file.seek(start)
         while length > 0:
-            piece = file.read(min(length, PIECE))
-            if not piece:
+            chunk = file.read(min(length, CHUNK_BYTES))
+            if not chunk:
                 raise EOFError(f"{path.name} is cut off")
-            out.write(piece)
-            length -= len(piece)
+            out.write(chunk)
+            length -= len(chunk)
 
 
-def write(path: Path, tensors: Mapping[str, Source], keepalive: Callable[[], None]) -> None:
-    """Write a safetensors file; the largest types come first, so that all data is aligned.
+def write_safetensors(
+    path: Path, tensors: Mapping[str, TensorSource], keepalive: Callable[[], None]
+) -> None:
+    """Write a safetensors file; larger element types come first, so that all data is aligned.
 
     ``keepalive`` is called after every tensor.
     """

@@ -1,7 +1,7 @@
-"""A whole model in one file, in the layout of the original Stable Diffusion: recognised, tidied.
+"""Recognise and convert a whole model in one file, in Stable Diffusion's original layout.
 
-A file is recognised by the names and shapes of its tensors: from a few of them follows what all the
-others must be. Stable Diffusion 1 and 2 are taken, of any size.
+The names and shapes of a few tensors give the architecture, and so what all others must be. Stable
+Diffusion 1 and 2 of any size are accepted.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TypeVar
 from services.fetcher.models.architecture import (
     Shape,
     Shapes,
-    Text,
-    Unknown,
+    TextEncoder,
+    UnknownArchitecture,
     read_clip,
     read_open_clip,
     read_unet,
@@ -25,16 +25,20 @@ from services.fetcher.models.architecture import (
     unet_shapes,
     vae_shapes,
 )
-from services.fetcher.models.diffusers_configs import Geometry, write_configurations
+from services.fetcher.models.diffusers_configs import Architecture, write_configs
 from services.fetcher.models.diffusers_folder import WEIGHTS, check_channels
 from services.fetcher.models.pickle_reader import read_checkpoint
-from services.fetcher.models.prediction_type import ZERO_SNR_MARKER, guessed, spoken
+from services.fetcher.models.prediction_type import (
+    ZERO_SNR_MARKER,
+    declared_prediction_type,
+    guess_prediction_type,
+)
 from services.fetcher.models.safetensors_file import (
-    Source,
+    TensorSource,
     read_header,
     read_metadata,
-    sources_in,
-    write,
+    tensor_sources,
+    write_safetensors,
 )
 from shared.errors import Refused
 
@@ -51,7 +55,7 @@ LANDMARKS = {
         f"{OPEN_CLIP}token_embedding.weight",
     ),
 }
-OTHERS = {
+OTHER_KINDS = {
     "conditioner.embedders.": "Stable Diffusion XL",
     "text_encoders.": "Stable Diffusion 3 or a newer kind of model",
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
@@ -67,7 +71,7 @@ OTHERS = {
     "string_to_param": "a textual inversion, which is no whole model",
 }
 ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "group_norm": "norm"}
-"""Names that some tools leave in the VAE's attention, which stock loaders do not find."""
+"""Names in the VAE's attention as some tools write them; the usual loaders do not know these."""
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 ADVICE = (
@@ -76,142 +80,146 @@ ADVICE = (
 )
 
 T = TypeVar("T")
-Tensors = Mapping[str, Source]
+Tensors = Mapping[str, TensorSource]
 
 
 def stage_safetensors(
     file: Path, base: Path, target: Path, shown: str, keepalive: Callable[[], None]
 ) -> None:
-    """Make ``target`` a folder of configurations and the file's weights.
+    """Write configurations and the file's weights into the folder ``target``.
 
-    The words of the tokenizer come from the folder ``base``.
+    The tokenizer comes from the folder ``base``.
 
     Raises:
-        Refused: the file is damaged or is no Stable Diffusion 1 or 2; names ``shown``.
+        Refused: the file is damaged or is not a Stable Diffusion 1 or 2; names ``shown``.
     """
-    sources = sources_in(file, read_header(file, shown))
-    geometry, tensors = recognise(sources, read_metadata(file), shown)
-    write_configurations(geometry, base, target, shown)
-    write(target / SINGLE_FILE, tensors, keepalive)
+    sources = tensor_sources(file, read_header(file, shown))
+    architecture, tensors = recognise(sources, read_metadata(file), shown)
+    write_configs(architecture, base, target, shown)
+    write_safetensors(target / SINGLE_FILE, tensors, keepalive)
 
 
 def stage_checkpoint(
     zipped: zipfile.ZipFile, base: Path, target: Path, shown: str, keepalive: Callable[[], None]
 ) -> None:
-    """As :func:`stage_safetensors`, from an open ``.ckpt``; tensors are copied byte for byte."""
+    """Like :func:`stage_safetensors`, from an open ``.ckpt``; tensors are copied byte for byte."""
     try:
         checkpoint = read_checkpoint(zipped)
     except Refused as error:
         raise Refused(f"{shown}: {error}") from None
     sources = {
-        name: Source(dtype=tensor.dtype, shape=tensor.shape, copy=partial(checkpoint.copy, tensor))
+        name: TensorSource(
+            dtype=tensor.dtype, shape=tensor.shape, copy=partial(checkpoint.copy, tensor)
+        )
         for name, tensor in checkpoint.tensors.items()
     }
-    geometry, tensors = recognise(sources, checkpoint.metadata, shown)
-    write_configurations(geometry, base, target, shown)
-    write(target / SINGLE_FILE, tensors, keepalive)
+    architecture, tensors = recognise(sources, checkpoint.metadata, shown)
+    write_configs(architecture, base, target, shown)
+    write_safetensors(target / SINGLE_FILE, tensors, keepalive)
 
 
 def recognise(
     sources: Tensors, metadata: Mapping[str, str], shown: str
-) -> tuple[Geometry, dict[str, Source]]:
-    """What kind of Stable Diffusion the tensors are, and those of them that make it.
+) -> tuple[Architecture, dict[str, TensorSource]]:
+    """Find the architecture, and the tensors that belong to it.
 
     Raises:
         Refused: says which network is missing or differs, and by what.
     """
-    named = {_original_name(name): each for name, each in sources.items()}
-    _check_landmarks(named, shown)
-    unet_part, vae_part = (_inside(named, prefix) for prefix in PREFIXES.values())
-    unet = _network("unet", read_unet, unet_part, shown)
-    check_channels(unet.takes, shown)
-    vae = _network("vae", read_vae, vae_part, shown)
-    prefix, text_part, text = _text_encoder(named, shown)
-    wanted = {
-        **_checked(PREFIXES["unet"], unet_part, unet_shapes(unet), shown),
-        **_checked(PREFIXES["vae"], vae_part, vae_shapes(vae), shown),
-        **_checked(prefix, text_part, text_shapes(text), shown),
+    tensors = {_original_name(name): source for name, source in sources.items()}
+    _check_landmarks(tensors, shown)
+    unet_tensors, vae_tensors = (_network_tensors(tensors, prefix) for prefix in PREFIXES.values())
+    unet = _read_network("unet", read_unet, unet_tensors, shown)
+    check_channels(unet.in_channels, shown)
+    vae = _read_network("vae", read_vae, vae_tensors, shown)
+    prefix, text_tensors, text = _text_encoder(tensors, shown)
+    used = {
+        **_validated(PREFIXES["unet"], unet_tensors, unet_shapes(unet), shown),
+        **_validated(PREFIXES["vae"], vae_tensors, vae_shapes(vae), shown),
+        **_validated(prefix, text_tensors, text_shapes(text), shown),
     }
-    if unet.context != text.width:
+    if unet.cross_attention_dim != text.hidden_size:
         raise Refused(
-            f"{shown}: its unet takes captions of width {unet.context}, its text encoder gives"
-            f" {text.width}; {ADVICE}"
+            f"{shown}: its unet takes captions of width {unet.cross_attention_dim}, its text"
+            f" encoder gives {text.hidden_size}; {ADVICE}"
         )
-    predicts = spoken(metadata, named.keys(), shown)
+    prediction_type = declared_prediction_type(metadata, tensors.keys(), shown)
+    if prediction_type is None:
+        prediction_type = guess_prediction_type(unet_tensors) if text.open_clip else "epsilon"
     return (
-        Geometry(
+        Architecture(
             unet=unet,
             vae=vae,
             text=text,
-            predicts=predicts or (guessed(unet_part) if text.open_clip else "epsilon"),
-            zero_snr=ZERO_SNR_MARKER in named,
+            prediction_type=prediction_type,
+            zero_snr=ZERO_SNR_MARKER in tensors,
         ),
-        wanted,
+        used,
     )
 
 
 def _original_name(name: str) -> str:
-    """Evens out what some tools write, and stock loaders do not find."""
+    """The original name of a tensor that some tools name differently."""
     rest = name.removeprefix(CLIP)
     if rest != name and not rest.startswith("text_model."):
         return f"{CLIP}text_model.{rest}"
-    place, found, part = name.partition(".mid.attn_1.")
-    if not found:
+    parent, attention, part = name.partition(".mid.attn_1.")
+    if not attention:
         return name
-    old = next((old for old in ATTENTION if part.startswith(f"{old}.")), None)
-    return f"{place}{found}{ATTENTION[old]}{part.removeprefix(old)}" if old else name
+    other = next((other for other in ATTENTION if part.startswith(f"{other}.")), None)
+    return f"{parent}{attention}{ATTENTION[other]}{part.removeprefix(other)}" if other else name
 
 
-def _check_landmarks(named: Tensors, shown: str) -> None:
-    if kind := _another_kind(named):
+def _check_landmarks(tensors: Tensors, shown: str) -> None:
+    if kind := _detect_other_kind(tensors):
         raise Refused(f"{shown}: it looks like {kind}; {ADVICE}")
     for part in WEIGHTS:
-        if not any(name in named for name in LANDMARKS[part]):
+        if not any(name in tensors for name in LANDMARKS[part]):
             raise Refused(
                 f"{shown}: it has no {part} in the original layout"
                 f" ({' and '.join(LANDMARKS[part])} missing); {ADVICE}"
             )
 
 
-def _another_kind(names: Iterable[str]) -> str | None:
+def _detect_other_kind(names: Iterable[str]) -> str | None:
     for name in names:
-        for start, kind in OTHERS.items():
+        for start, kind in OTHER_KINDS.items():
             if name.startswith(start):
                 return kind
     return None
 
 
-def _inside(named: Tensors, prefix: str) -> dict[str, Source]:
-    """A network's weights by the names inside it; averages, schedules and buffers are not there."""
+def _network_tensors(tensors: Tensors, prefix: str) -> dict[str, TensorSource]:
+    """A network's weights, by their names inside it; without buffers."""
     return {
-        name.removeprefix(prefix): each
-        for name, each in named.items()
+        name.removeprefix(prefix): source
+        for name, source in tensors.items()
         if name.startswith(prefix) and not name.endswith(("position_ids", "attn_mask"))
     }
 
 
-def _text_encoder(named: Tensors, shown: str) -> tuple[str, dict[str, Source], Text]:
-    """Which of the two it is, and its weights; of OpenCLIP's those that are used."""
-    if part := _inside(named, CLIP):
-        return CLIP, part, _network("text_encoder", read_clip, part, shown)
-    part = _inside(named, OPEN_CLIP)
-    text = _network("text_encoder", read_open_clip, part, shown)
+def _text_encoder(tensors: Tensors, shown: str) -> tuple[str, dict[str, TensorSource], TextEncoder]:
+    """The text encoder's prefix, its used weights, and its architecture."""
+    if clip := _network_tensors(tensors, CLIP):
+        return CLIP, clip, _read_network("text_encoder", read_clip, clip, shown)
+    open_clip = _network_tensors(tensors, OPEN_CLIP)
+    text = _read_network("text_encoder", read_open_clip, open_clip, shown)
     unused = ("text_projection", "logit_scale", f"transformer.resblocks.{text.layers}.")
-    used = {name: each for name, each in part.items() if not name.startswith(unused)}
+    used = {name: each for name, each in open_clip.items() if not name.startswith(unused)}
     return OPEN_CLIP, used, text
 
 
-def _network(
-    part: str, read: Callable[[Mapping[str, Shape]], T], tensors: Tensors, shown: str
-) -> T:
+def _read_network(part: str, read: Callable[[Shapes], T], tensors: Tensors, shown: str) -> T:
     try:
         return read({name: tensor.shape for name, tensor in tensors.items()})
-    except Unknown as error:
+    except UnknownArchitecture as error:
         raise Refused(f"{shown}: its {part} cannot be recognised: {error}; {ADVICE}") from None
 
 
-def _checked(prefix: str, found: Tensors, expected: Shapes, shown: str) -> dict[str, Source]:
-    """The network's tensors by their whole names, once each has been found to be as it must."""
+def _validated(
+    prefix: str, found: Tensors, expected: Shapes, shown: str
+) -> dict[str, TensorSource]:
+    """The network's tensors by their full names, after checking all names, shapes and types."""
     if difference := _difference(found, expected):
         raise Refused(f"{shown}: {prefix}{difference}; {ADVICE}")
     for name, tensor in found.items():
@@ -226,14 +234,14 @@ def _difference(found: Tensors, expected: Shapes) -> str | None:
     for name, shape in expected.items():
         if name not in found:
             return f"{name} is missing"
-        if _plain(name, found[name].shape) != _plain(name, shape):
+        if _without_1x1(name, found[name].shape) != _without_1x1(name, shape):
             return f"{name} has shape {_shown(found[name].shape)}, expected {_shown(shape)}"
-    more = next((name for name in found if name not in expected), None)
-    return f"{more} is not known in Stable Diffusion" if more else None
+    extra = next((name for name in found if name not in expected), None)
+    return f"{extra} is not known in Stable Diffusion" if extra else None
 
 
-def _plain(name: str, shape: Shape) -> Shape:
-    """The VAE's attention is made of 1x1 convolutions in one layout, of matrices in the other."""
+def _without_1x1(name: str, shape: Shape) -> Shape:
+    """The VAE's attention has 1x1 convolutions in one layout and matrices in the other."""
     return shape[:2] if ".mid.attn_1." in name and shape[2:] == (1, 1) else shape
 
 

@@ -1,4 +1,4 @@
-"""The base model of a job: from whatever the request names to a folder in the store."""
+"""Stage a job's model: from the name or URL in the request to a folder in the store."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import NamedTuple
 
 import structlog
 
-from services.fetcher.datasets.archive import Unusable, checked_members, open_zip, write_member
 from services.fetcher.download import download
 from services.fetcher.models.configured_model import (
-    MOVED,
+    RENAMED_ON_HUB,
     ConfiguredModel,
     HubCache,
-    Model,
-    checked,
+    LocalModel,
     hub_token,
+    validated_model,
 )
 from services.fetcher.models.diffusers_folder import choose_files, names_in
 from services.fetcher.models.hub import HubModel, file_url, hub_model
@@ -27,6 +26,7 @@ from services.fetcher.models.pickle_reader import is_checkpoint
 from services.fetcher.models.safetensors_file import looks_like_safetensors
 from services.fetcher.models.single_file import stage_checkpoint, stage_safetensors
 from services.fetcher.progress_meter import ProgressMeter
+from services.fetcher.zip_reader import UnusableEntry, checked_members, open_zip, write_member
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Refused
 from shared.network.addresses import shown_url
@@ -35,13 +35,13 @@ from shared.request import DEFAULT_BASE, STORED, is_http_url
 from shared.storage.folders import content_address, folder_exists, upload_folder
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
-"""Names for the deployment's base model."""
-MODEL_BYTES = 16 << 30
+"""Names of the deployment's base model."""
+MAX_MODEL_BYTES = 16 << 30
 """Of a download."""
-RATIO = 50
-"""Unpacked to packed, of a zipped model; weights hardly shrink."""
-SELECTED = "selected"
-"""In a search's scratch folder: links to the files that make the model."""
+MAX_RATIO = 50
+"""Unpacked to packed, of a zipped model; weights compress badly."""
+LINKS_FOLDER = "selected"
+"""A folder inside the scratch folder: links to the model's files."""
 
 EXPECTED = (
     f"expected {DEFAULT_BASE}, a hub id such as org/name, or the URL of a hub page, a zipped"
@@ -51,33 +51,33 @@ EXPECTED = (
 log = structlog.get_logger()
 
 
-class Named(NamedTuple):
-    """What a request names as its model, and in which of its fields."""
+class ModelReference(NamedTuple):
+    """The model that a job names, and the field that names it."""
 
     source: str
     field: str
     subfolder: str | None = None
 
 
-class Search(NamedTuple):
-    """One request's search for its model."""
+class Staging(NamedTuple):
+    """One model that is being staged."""
 
-    named: Named
+    reference: ModelReference
     scratch: Path
-    """An empty folder of the search's own."""
+    """An empty folder for this model alone."""
     meter: ProgressMeter
 
     @property
-    def asked(self) -> str:
-        return self.named.source
+    def source(self) -> str:
+        return self.reference.source
 
     @property
     def shown(self) -> str:
-        return shown_url(self.asked)
+        return shown_url(self.source)
 
 
-class BaseModels:
-    """Stages base models, each content once; knows the deployment's own."""
+class ModelStager:
+    """Stages models, each content once."""
 
     def __init__(
         self,
@@ -88,113 +88,117 @@ class BaseModels:
         allowed: frozenset[str],
         private: frozenset[str] = frozenset(),
     ) -> None:
-        """``configured``: a folder, a hub id or ``tiny``; the hub's models are kept in ``home``.
+        """``configured``: a folder, a hub id or ``tiny``; hub models are cached in ``home``.
 
-        ``private``: hub ids, or ``org/*``, that users may name though only our token opens them.
+        ``private``: hub ids, or ``org/*``, for which users may use the deployment's token.
         """
         self._store = store
-        self._own = ConfiguredModel(configured, home)
+        self._configured = ConfiguredModel(configured, home)
         self._cache = HubCache(home)
         self._allowed = allowed
         self._private = private
         self._addresses: dict[tuple[object, ...], str] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def stage(self, named: Named, scratch: Path, meter: ProgressMeter) -> str:
-        """The store prefix of the model that the request names; ``scratch`` must be empty.
+    async def stage(self, reference: ModelReference, scratch: Path, meter: ProgressMeter) -> str:
+        """Stage a model and return its prefix in the store; ``scratch`` must be empty.
 
         Raises:
-            Refused: nothing that can be trained on; names it and says what is expected.
-            Passing: a server is away.
+            Refused: it cannot be trained on; names it and says what is expected.
+            Passing: a server is unavailable.
         """
-        search = Search(named, scratch, meter)
-        if search.asked.startswith(STORED):
-            return await self._ours(search)
-        return await self._store_once(await self._find(search), search)
+        staging = Staging(reference, scratch, meter)
+        if staging.source.startswith(STORED):
+            return await self._stage_stored(staging)
+        return await self._store_once(await self._fetch(staging), staging)
 
-    async def _ours(self, search: Search) -> str:
-        """A model that is in our store already, or a file there that may be one."""
-        key = search.asked.removeprefix(STORED)
+    async def _stage_stored(self, staging: Staging) -> str:
+        """Stage a model folder that is in our store already, or a model file from there."""
+        key = staging.source.removeprefix(STORED)
         if await folder_exists(self._store, key):
             return key
-        file = search.scratch / "download"
+        file = staging.scratch / "download"
         try:
-            await self._store.download(key, file, keepalive=search.meter.keepalive)
+            await self._store.download(key, file, keepalive=staging.meter.keepalive)
         except NotFound:
             raise Refused(
-                f"{search.named.field}: this model ({key}) is not in the store any more"
+                f"{staging.reference.field}: this model ({key}) is not in the store any more"
             ) from None
-        return await self._store_once(await self._open(file, search), search)
+        return await self._store_once(await self._open(file, staging), staging)
 
-    async def _find(self, search: Search) -> Model:
-        asked = search.asked
-        if asked in ALIASES:
-            return await self._own.find(search.meter)
-        if model := hub_model(MOVED.get(asked, asked), search.named.subfolder):
+    async def _fetch(self, staging: Staging) -> LocalModel:
+        source = staging.source
+        if source in ALIASES:
+            return await self._configured.find(staging.meter)
+        if model := hub_model(RENAMED_ON_HUB.get(source, source), staging.reference.subfolder):
             token = self._token_for(model)
-            return (await self._cache.fetch(model, search.meter, token=token))[0]
-        if is_http_url(asked):
-            file, url = search.scratch / "download", file_url(asked)
+            return (await self._cache.fetch(model, staging.meter, token=token))[0]
+        if is_http_url(source):
+            file, url = staging.scratch / "download", file_url(source)
             await download(
-                url, file, allowed=self._allowed, limit=MODEL_BYTES, on_bytes=search.meter.bytes
+                url,
+                file,
+                allowed=self._allowed,
+                limit=MAX_MODEL_BYTES,
+                on_bytes=staging.meter.bytes,
             )
-            return await self._open(file, search)
-        raise Refused(f"{search.named.field} is {search.shown!r}; {EXPECTED}")
+            return await self._open(file, staging)
+        raise Refused(f"{staging.reference.field} is {staging.shown!r}; {EXPECTED}")
 
     def _token_for(self, model: HubModel) -> str | None:
-        """Ours, for what it may open to users; it would open all that we can see otherwise."""
+        """The deployment's token where users may use it; else they could read all that it opens."""
         organisation = f"{model.repository.partition('/')[0]}/*"
         return hub_token() if {model.repository, organisation} & self._private else None
 
-    async def _open(self, file: Path, search: Search) -> Model:
-        """A file's content, not its name, decides what it is."""
+    async def _open(self, file: Path, staging: Staging) -> LocalModel:
+        """Open a model file; its content decides the format, not its name."""
         if await in_thread(looks_like_safetensors, file):
-            return await self._stage_single(stage_safetensors, file, search)
-        with await in_thread(_open_zip, file, search.shown) as zipped:
+            return await self._stage_single(stage_safetensors, file, staging)
+        with await in_thread(_open_zip, file, staging.shown) as zipped:
             if is_checkpoint(zipped):
-                await in_thread(checked_members, zipped, file, search.shown, ratio=RATIO)
-                return await self._stage_single(stage_checkpoint, zipped, search)
-            folder = await in_thread(_unpack, zipped, file, search)
-        return await in_thread(checked, folder, search.shown)
+                await in_thread(checked_members, zipped, file, staging.shown, ratio=MAX_RATIO)
+                return await self._stage_single(stage_checkpoint, zipped, staging)
+            folder = await in_thread(_unpack, zipped, file, staging)
+        return await in_thread(validated_model, folder, staging.shown)
 
     async def _stage_single(
-        self, stage: Callable[..., None], source: Path | zipfile.ZipFile, search: Search
-    ) -> Model:
-        base, target = await self._own.find(search.meter), search.scratch / "staged"
-        await in_thread(stage, source, base.folder, target, search.shown, search.meter.keepalive)
-        return Model(target, await in_thread(names_in, target))
+        self, stage: Callable[..., None], source: Path | zipfile.ZipFile, staging: Staging
+    ) -> LocalModel:
+        base, target = await self._configured.find(staging.meter), staging.scratch / "staged"
+        await in_thread(stage, source, base.folder, target, staging.shown, staging.meter.keepalive)
+        return LocalModel(target, await in_thread(names_in, target))
 
-    async def _address(self, model: Model, selected: Path, search: Search) -> str:
-        """The content's sha256, remembered for models that stay where they are."""
-        mark = await in_thread(_mark, model)
-        if mark in self._addresses:
-            return self._addresses[mark]
-        address = await content_address(selected, keepalive=search.meter.keepalive)
-        if not model.folder.is_relative_to(search.scratch):
-            self._addresses[mark] = address
+    async def _address(self, model: LocalModel, selected: Path, staging: Staging) -> str:
+        """The content's sha256, cached for models outside the scratch folder."""
+        fingerprint = await in_thread(_fingerprint, model)
+        if fingerprint in self._addresses:
+            return self._addresses[fingerprint]
+        address = await content_address(selected, keepalive=staging.meter.keepalive)
+        if not model.folder.is_relative_to(staging.scratch):
+            self._addresses[fingerprint] = address
         return address
 
-    async def _store_once(self, model: Model, search: Search) -> str:
-        """Upload under the content's address, unless it is there."""
-        keepalive, selected = search.meter.keepalive, search.scratch / SELECTED
-        await in_thread(_link, model, selected)
-        prefix = f"cache/{await self._address(model, selected, search)}"
+    async def _store_once(self, model: LocalModel, staging: Staging) -> str:
+        """Upload under the content's address, unless it is stored already."""
+        keepalive, selected = staging.meter.keepalive, staging.scratch / LINKS_FOLDER
+        await in_thread(_link_files, model, selected)
+        prefix = f"cache/{await self._address(model, selected, staging)}"
         async with self._locks[prefix]:
             if not await folder_exists(self._store, prefix):
                 await upload_folder(self._store, selected, prefix, keepalive=keepalive)
-                log.info("base_model_stored", prefix=prefix, model=search.shown)
+                log.info("base_model_stored", prefix=prefix, model=staging.shown)
         return prefix
 
 
-def _link(model: Model, target: Path) -> None:
-    """A folder of links to the files that make the model, and to nothing else."""
+def _link_files(model: LocalModel, target: Path) -> None:
+    """Fill a folder with links to the model's files."""
     for name in model.files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).symlink_to((model.folder / name).resolve())
 
 
-def _mark(model: Model) -> tuple[object, ...]:
-    """What changes when a folder's content does, known without reading it all."""
+def _fingerprint(model: LocalModel) -> tuple[object, ...]:
+    """Changes when the folder's content does; made without reading the files."""
     stats = ((name, (model.folder / name).stat()) for name in model.files)
     return (
         model.folder,
@@ -212,35 +216,35 @@ def _open_zip(file: Path, shown: str) -> zipfile.ZipFile:
         ) from None
 
 
-def _unpack(zipped: zipfile.ZipFile, file: Path, search: Search) -> Path:
-    """Take the files of a diffusers folder, wherever in the zip it lies; where they are now."""
+def _unpack(zipped: zipfile.ZipFile, file: Path, staging: Staging) -> Path:
+    """Unpack a diffusers folder from anywhere in a zip; returns the folder of its files."""
     members = {
         PurePosixPath(member.name): member
-        for member in checked_members(zipped, file, search.shown, ratio=RATIO)
+        for member in checked_members(zipped, file, staging.shown, ratio=MAX_RATIO)
     }
-    root = _root(list(members), search)
+    root = _find_root(list(members), staging)
     names = {
         path.relative_to(root).as_posix(): member
         for path, member in members.items()
         if path.is_relative_to(root)
     }
-    target = search.scratch / "unpacked"
-    for name in choose_files(names.keys(), search.shown):
+    target = staging.scratch / "unpacked"
+    for name in choose_files(names.keys(), staging.shown):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             write_member(zipped, names[name], target / name)
-        except Unusable as error:
-            raise Refused(f"{search.shown}: {name}: {error}") from None
-        search.meter.keepalive()
+        except UnusableEntry as error:
+            raise Refused(f"{staging.shown}: {name}: {error}") from None
+        staging.meter.keepalive()
     return target
 
 
-def _root(paths: list[PurePosixPath], search: Search) -> PurePosixPath:
-    """The folder of the least deep ``model_index.json``, inside the subfolder asked for if any."""
-    wanted = PurePosixPath(search.named.subfolder or "").parts
+def _find_root(paths: list[PurePosixPath], staging: Staging) -> PurePosixPath:
+    """The least deep folder with a ``model_index.json``; its path must end in the subfolder."""
+    wanted = PurePosixPath(staging.reference.subfolder or "").parts
     roots = [path.parent for path in paths if path.name == "model_index.json"]
-    fitting = [root for root in roots if root.parts[len(root.parts) - len(wanted) :] == wanted]
-    if not fitting:
+    matching = [root for root in roots if root.parts[len(root.parts) - len(wanted) :] == wanted]
+    if not matching:
         where = f" in a folder {'/'.join(wanted)}" if wanted else ""
-        raise Refused(f"{search.shown}: no model_index.json{where} in the zip; {EXPECTED}")
-    return min(fitting, key=lambda root: (len(root.parts), root))
+        raise Refused(f"{staging.shown}: no model_index.json{where} in the zip; {EXPECTED}")
+    return min(matching, key=lambda root: (len(root.parts), root))

@@ -1,90 +1,54 @@
-"""The documents as one page for people: HTML that needs no script and no other host."""
+"""Both documents as one HTML page, which needs no script and no other host."""
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import shlex
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from services.gateway.api_docs.schemas import ASKED, Schema
 
-STYLE = """
-:root { color-scheme: light dark; --text: #1c2024; --dim: #60646c; --back: #fcfcfd; --box: #f1f2f5;
-  --line: #dcdfe5; --link: #0b5fc0; --get: #1a7f4b; --post: #0b5fc0; --delete: #b3261e;
-  --other: #7a4fb5; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e8eaed; --dim: #a0a6b0; --back: #131519; --box: #1e2127; --line: #33373f;
-    --link: #79b4ff; --get: #5fcf94; --post: #79b4ff; --delete: #ff8a80; --other: #c4a5f5; }
-}
-* { box-sizing: border-box; }
-html { scroll-padding-top: 1rem; }
-body { margin: 0; background: var(--back); color: var(--text);
-  font: 1rem/1.55 system-ui, sans-serif; display: grid; grid-template-columns: 17rem 1fr; }
-nav { position: sticky; top: 0; height: 100vh; overflow-y: auto; padding: 1.5rem 1rem;
-  border-right: 1px solid var(--line); font-size: .85rem; }
-nav a { display: block; padding: .1rem 0; overflow-wrap: anywhere; }
-nav b { display: block; margin: 1rem 0 .3rem; }
-main { padding: 1.5rem clamp(1rem, 4vw, 3rem) 6rem; min-width: 0; max-width: 66rem; }
-h1 { margin: 0 0 .5rem; font-size: 2rem; } h2 { margin: 3rem 0 1rem; font-size: 1.4rem; }
-h3 { margin: 0; font-size: 1.05rem; overflow-wrap: anywhere; }
-h4 { margin: 1rem 0 .3rem; font-size: .8rem; color: var(--dim); text-transform: uppercase;
-  letter-spacing: .04em; }
-a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
-p { margin: .4rem 0; } .dim { color: var(--dim); }
-article { border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.2rem;
-  margin: 1rem 0; }
-code, pre { font: .88em/1.5 ui-monospace, "SFMono-Regular", Menlo, monospace; }
-code { background: var(--box); border-radius: .3rem; padding: .1rem .3rem;
-  overflow-wrap: anywhere; }
-pre { background: var(--box); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto;
-  margin: .3rem 0; }
-h3 code, pre code { background: none; padding: 0; }
-.method { display: inline-block; min-width: 4.2rem; font: 600 .8rem ui-monospace, monospace;
-  color: var(--other); }
-.get { color: var(--get); } .post { color: var(--post); } .delete { color: var(--delete); }
-.table { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-td, th { border-top: 1px solid var(--line); padding: .35rem .8rem .35rem 0; text-align: left;
-  vertical-align: top; font-weight: normal; }
-th { white-space: nowrap; width: 22%; } td:nth-child(2) { width: 34%; }
-tr:first-child > * { border-top: 0; }
-@media (max-width: 50rem) { body { display: block; } nav { position: static; height: auto;
-  border-right: 0; border-bottom: 1px solid var(--line); } }
-"""
+HERE = Path(__file__).parent
+STYLE = (HERE / "page.css").read_text(encoding="utf-8")
 POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; style-src"
     f" 'sha256-{b64encode(sha256(STYLE.encode()).digest()).decode()}'"
 )
 """The page's Content-Security-Policy: nothing but its own style."""
 METHODS = ("get", "post", "put", "patch", "delete", "head", "options")
-MORE = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
-class Html(str):
-    """Text that is HTML already."""
+class Operation(NamedTuple):
+    """An operation as the page shows it."""
 
-    __slots__ = ()
-
-
-def tag(name: str, *inner: str, **attributes: str) -> Html:
-    """An element; what is not HTML yet is escaped. ``class_`` stands for ``class``."""
-    given = {key.rstrip("_"): html.escape(value) for key, value in attributes.items()}
-    shown = "".join(f' {key}="{value}"' for key, value in given.items())
-    return Html(f"<{name}{shown}>{join(inner)}</{name}>")
-
-
-def join(parts: Iterable[str], between: str = "") -> Html:
-    """One after the other."""
-    return Html(between.join(x if isinstance(x, Html) else html.escape(x) for x in parts))
+    id: str
+    method: str
+    path: str
+    summary: str
+    description: str
+    parameters: list[Schema]
+    body: Schema | None
+    responses: dict[str, Schema]
+    example: str
 
 
-def prose(text: str) -> Html:
-    """Markdown's code spans, and nothing else of it."""
-    return Html(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
+class BrokerMessage(NamedTuple):
+    """A message as the page shows it."""
+
+    name: str
+    message: Schema
+    senders: list[str]
+    receivers: list[str]
+    payload: Schema
 
 
 def page(openapi: Schema, asyncapi: Schema, url: str) -> str:
@@ -95,141 +59,93 @@ def page(openapi: Schema, asyncapi: Schema, url: str) -> str:
         asyncapi: the messages.
         url: of this service, for the examples.
     """
-    operations = list(_operations(openapi))
-    messages = asyncapi["components"]["messages"]
-    schemas = {**asyncapi["components"]["schemas"], **openapi["components"]["schemas"]}
-    head = tag(
-        "head",
-        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width">'),
-        tag("title", f"{openapi['info']['title']}: the interface"),
-        tag("style", Html(STYLE)),
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    main = tag(
-        "main",
-        _head(openapi),
-        _section("Operations", [_operation(openapi, url, each) for each in operations]),
-        _section("Messages", [prose(asyncapi["info"]["description"])]),
-        *(_message(asyncapi, name) for name in messages),
-        _section("Bodies", [_schema(name, each) for name, each in schemas.items()]),
-    )
-    nav = _nav(operations, messages, schemas)
-    return f"<!doctype html>\n{tag('html', head, tag('body', nav, main), lang='en')}\n"
-
-
-def _head(openapi: Schema) -> Html:
-    links = [tag("a", name, href=name) for name in ("openapi.json", "asyncapi.json")]
-    bases = join([tag("code", each["url"]) for each in openapi["servers"]], " and ")
-    keys = "Send a key as `Authorization: Bearer KEY`, or bare. For programs: "
-    return join(
-        [
-            tag("h1", openapi["info"]["title"]),
-            tag("p", prose(openapi["info"]["description"])),
-            tag("p", prose(keys), join(links, ", "), "."),
-            tag("p", "The operations are below ", bases, " where nothing else is said."),
-        ]
+    environment.filters |= {
+        "json": json.dumps,
+        "last_part": _last_part,
+        "open_fields": _open_fields,
+        "prose": _prose,
+        "type_and_bounds": _type_and_bounds,
+    }
+    return environment.get_template("page.html.jinja").render(
+        openapi=openapi,
+        asyncapi=asyncapi,
+        operations=list(_operations(openapi, url)),
+        messages=[_message(asyncapi, name) for name in asyncapi["components"]["messages"]],
+        schemas={**asyncapi["components"]["schemas"], **openapi["components"]["schemas"]},
+        style=Markup(STYLE),  # noqa: S704 - our own file
     )
 
 
-def _section(title: str, parts: Iterable[str]) -> Html:
-    return join([tag("h2", title, id=title.lower()), *parts])
+# --- Filters ----------------------------------------------------------------------------------
 
 
-def _nav(operations: list[Asked], messages: Schema, schemas: Schema) -> Html:
-    def linked(anchor: str, text: str) -> Html:
-        return tag("a", text, href=f"#{anchor}")
+def _prose(text: str) -> Markup:
+    """Markdown's code spans, and nothing else of it."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(marked)  # noqa: S704 - escaped in the line above
 
-    return tag(
-        "nav",
-        tag("b", "Operations"),
-        *(
-            linked(each.operation["operationId"], f"{each.method.upper()} {each.path}")
-            for each in operations
-        ),
-        tag("b", "Messages"),
-        *(linked(f"message-{name}", each["name"]) for name, each in messages.items()),
-        tag("b", "Bodies"),
-        *(linked(name, name) for name in schemas),
-    )
+
+def _last_part(reference: str) -> str:
+    return reference.rpartition("/")[2]
+
+
+def _open_fields(schema: Schema) -> list[tuple[str, Schema]]:
+    """The fields of an object without a name, except those that must be left out."""
+    return [(key, each) for key, each in schema["properties"].items() if each != {"type": "null"}]
+
+
+def _type_and_bounds(schema: Schema) -> str:
+    types: Any = schema.get("type", "anything")
+    named = " or ".join(types) if isinstance(types, list) else types
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in BOUNDS.items() if key in schema]
+    return f"{named} {' and '.join(bounds)}".strip()
 
 
 # --- Operations -------------------------------------------------------------------------------
 
 
-class Asked(NamedTuple):
-    """An operation, and where the document has it."""
-
-    path: str
-    item: Schema
-    method: str
-    operation: Schema
-
-
-def _operations(openapi: Schema) -> Iterator[Asked]:
+def _operations(openapi: Schema, url: str) -> Iterator[Operation]:
     for path, item in openapi["paths"].items():
+        servers = item.get("servers") or openapi["servers"]
+        base = servers[0]["url"].rstrip("/")
         for method in METHODS:
             if method in item:
-                yield Asked(path, item, method, item[method])
+                operation = item[method]
+                yield Operation(
+                    id=operation["operationId"],
+                    method=method,
+                    path=path,
+                    summary=operation["summary"],
+                    description=operation.get("description", "Needs no key."),
+                    parameters=[*item.get("parameters", ()), *operation.get("parameters", ())],
+                    body=operation.get("requestBody"),
+                    responses={
+                        status: _resolved(openapi, status, response)
+                        for status, response in operation["responses"].items()
+                    },
+                    example=_curl(openapi, f"{url}{base}{path}", method, operation),
+                )
 
 
-def _operation(openapi: Schema, url: str, asked: Asked) -> Html:
-    path, item, method, operation = asked
-    parameters = [*item.get("parameters", ()), *operation.get("parameters", ())]
-    answers = operation["responses"].items()
-    return tag(
-        "article",
-        tag("h3", tag("span", method.upper(), class_=f"method {method}"), tag("code", path)),
-        tag("p", operation["summary"], "."),
-        tag("p", prose(operation.get("description", "Needs no key.")), class_="dim"),
-        _table("Parameters", [_parameter(each) for each in parameters]),
-        _table("Body", _body(operation.get("requestBody"))),
-        _table("Answers", [_response(openapi, *each) for each in answers]),
-        tag("h4", "Example"),
-        tag("pre", tag("code", curl(openapi, url, asked))),
-        id=operation["operationId"],
-    )
+def _resolved(openapi: Schema, status: str, response: Schema) -> Schema:
+    shared: Schema = openapi["components"]["responses"]
+    return shared[status] if "$ref" in response else response
 
 
-def _table(title: str, rows: list[list[str]]) -> Html:
-    if not rows:
-        return Html()
-    lines = [tag("tr", tag("th", row[0]), *(tag("td", cell) for cell in row[1:])) for row in rows]
-    return join([tag("h4", title), tag("div", tag("table", *lines), class_="table")])
-
-
-def _parameter(parameter: Schema) -> list[str]:
-    needed = "required" if parameter["required"] else "optional"
-    kind = join([kind_of(parameter["schema"]), f"; {parameter['in']}, {needed}"])
-    return [tag("code", parameter["name"]), kind, prose(parameter["description"])]
-
-
-def _body(body: Schema | None) -> list[list[str]]:
-    if body is None:
-        return []
-    return [
-        [tag("code", media), kind_of(content.get("schema", {})), body["description"]]
-        for media, content in body["content"].items()
-    ]
-
-
-def _response(openapi: Schema, status: str, response: Schema) -> list[str]:
-    if "$ref" in response:
-        response = openapi["components"]["responses"][status]
-    kinds = [kind_of(each.get("schema", {})) for each in response.get("content", {}).values()]
-    headers = [tag("code", name) for name in response.get("headers", ())]
-    return [tag("code", status), join([*kinds, *headers], ", "), prose(response["description"])]
-
-
-def curl(openapi: Schema, url: str, asked: Asked) -> str:
-    """A command for the shell that asks for this operation."""
-    path, item, method, operation = asked
-    servers = item.get("servers") or openapi["servers"]
-    base = servers[0]["url"].rstrip("/")
-    named = re.sub(r"\{\w+\}", "ID", path)
-    way: dict[str, list[str]] = {"get": [], "head": ["-I"]}
-    words = ["curl", *way.get(method, ["-X", method.upper()])]
-    words += [f"{url}{base}{named}", *_curl_headers(operation)]
+def _curl(openapi: Schema, address: str, method: str, operation: Schema) -> str:
+    """A shell command for this operation."""
+    options: dict[str, list[str]] = {"get": [], "head": ["-I"]}
+    words = ["curl", *options.get(method, ["-X", method.upper()])]
+    words += [re.sub(r"\{\w+\}", "ID", address), *_curl_headers(operation)]
     for media in operation.get("requestBody", {}).get("content", ()):
-        words += ["-H", f"Content-Type: {media}", *_data(openapi, media)]
+        words += ["-H", f"Content-Type: {media}", *_curl_data(openapi, media)]
     return re.sub(r" (-H|-d|--data-binary) ", r" \\\n  \1 ", shlex.join(words))
 
 
@@ -241,7 +157,7 @@ def _curl_headers(operation: Schema) -> Iterator[str]:
             yield from ("-H", f"{each['name']}: {each['schema'].get('minimum', '')}")
 
 
-def _data(openapi: Schema, media: str) -> list[str]:
+def _curl_data(openapi: Schema, media: str) -> list[str]:
     if media != "application/json":
         return ["--data-binary", "@photos.zip"]
     (example,) = openapi["components"]["schemas"][ASKED]["examples"]
@@ -251,85 +167,24 @@ def _data(openapi: Schema, media: str) -> list[str]:
 # --- Messages ---------------------------------------------------------------------------------
 
 
-def _message(asyncapi: Schema, name: str) -> Html:
+def _message(asyncapi: Schema, name: str) -> BrokerMessage:
     message = asyncapi["components"]["messages"][name]
-    payload = message["payload"]["$ref"].rpartition("/")[2]
-    schema = asyncapi["components"]["schemas"][payload]
-    return tag(
-        "article",
-        tag("h3", tag("code", message["name"])),
-        tag("p", prose(message.get("summary", ""))),
-        _table("Who", [[way, ", ".join(who)] for way, who in _parties(asyncapi, name)]),
-        _table("Payload", [_field(schema, *each) for each in schema["properties"].items()]),
-        id=f"message-{name}",
+    payload = _last_part(message["payload"]["$ref"])
+    return BrokerMessage(
+        name=name,
+        message=message,
+        senders=_parties(asyncapi, "send", name),
+        receivers=_parties(asyncapi, "receive", name),
+        payload=asyncapi["components"]["schemas"][payload],
     )
 
 
-def _parties(asyncapi: Schema, name: str) -> Iterator[tuple[str, list[str]]]:
-    for action in ("send", "receive"):
-        found = [
-            operation["tags"][0]["name"]
-            for operation in asyncapi["operations"].values()
-            if operation["action"] == action and name in _carried(asyncapi, operation)
-        ]
-        yield f"{action}s", list(dict.fromkeys(found))
-
-
-def _carried(asyncapi: Schema, operation: Schema) -> Schema:
-    channel = operation["channel"]["$ref"].rpartition("/")[2]
-    messages: Schema = asyncapi["channels"][channel]["messages"]
-    return messages
-
-
-# --- Schemas ----------------------------------------------------------------------------------
-
-
-def _schema(name: str, schema: Schema) -> Html:
-    fields = schema.get("properties", {})
-    return tag(
-        "article",
-        tag("h3", name),
-        tag("p", prose(schema.get("description", ""))),
-        _table("Fields", [_field(schema, *each) for each in fields.items()]),
-        id=name,
-    )
-
-
-def _field(schema: Schema, name: str, field: Schema) -> list[str]:
-    required = name in schema.get("required", ())
-    default = f"; {json.dumps(field['default'])} unless said" if "default" in field else ""
-    kind = join([kind_of(field), "; required" if required else default])
-    return [tag("code", name), kind, prose(field.get("description", ""))]
-
-
-def kind_of(schema: Schema) -> Html:
-    """A schema in a few words; named ones are linked."""
-    if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
-        return tag("a", name, href=f"#{name}")
-    if choices := schema.get("anyOf") or schema.get("oneOf"):
-        return join([kind_of(each) for each in choices], " or ")
-    if "enum" in schema:
-        return join([tag("code", json.dumps(each)) for each in schema["enum"]], ", ")
-    return _plain_kind(schema)
-
-
-def _plain_kind(schema: Schema) -> Html:
-    if "const" in schema:
-        return tag("code", json.dumps(schema["const"]))
-    if schema.get("maxProperties") == 0:
-        return tag("code", "{}")
-    if schema.get("type") == "array":
-        return join(["list of ", kind_of(schema.get("items", {}))])
-    if schema.get("properties"):
-        inner = [join([tag("code", key), ": ", kind_of(each)]) for key, each in _open(schema)]
-        return join(["{", join(inner, ", "), "}"])
-    types = schema.get("type", "anything")
-    named = " or ".join(types) if isinstance(types, list) else types
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in MORE.items() if key in schema]
-    return join([f"{named} {' and '.join(bounds)}".strip()])
-
-
-def _open(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """The fields of an object without a name, but for those that must be left out."""
-    return ((key, each) for key, each in schema["properties"].items() if each != {"type": "null"})
+def _parties(asyncapi: Schema, action: str, name: str) -> list[str]:
+    """The services that send or receive this message, each once."""
+    found = [
+        operation["tags"][0]["name"]
+        for operation in asyncapi["operations"].values()
+        if operation["action"] == action
+        and name in asyncapi["channels"][_last_part(operation["channel"]["$ref"])]["messages"]
+    ]
+    return list(dict.fromkeys(found))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from itertools import count
 
 import structlog
 
 from shared.errors import Unavailable
 from shared.messaging.topology import Queue
 from shared.ports import Bus, Delivery
-from shared.retry import reconnect_delay
+from shared.retry import Reconnects
 
 Handler = Callable[[Delivery], Awaitable[None]]
 
@@ -43,12 +42,11 @@ async def _to_its_end(work: asyncio.Task[None]) -> None:
 
 async def deal_with(delivery: Delivery, handle: Handler) -> None:
     """Keep it unacked while a server is away; never let one message hold up the queue for good."""
-    for attempt in count():
+    async for _ in Reconnects():
         try:
             await handle(delivery)
         except Unavailable as error:
             log.warning("server_away", type=delivery.envelope.type, reason=str(error))
-            await asyncio.sleep(reconnect_delay(attempt))
         except Exception as error:  # buried and logged: the queue must move on
             log.exception("cannot_handle", type=delivery.envelope.type, job=delivery.message.job)
             await delivery.dead_letter(f"{type(error).__name__}: {error}"[:300])

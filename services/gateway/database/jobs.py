@@ -103,11 +103,6 @@ class SqlJobStore:
         rows = await self._database.all(sa.select(removed).order_by(removed.c.at, removed.c.job))
         return [RemovedJob(row.job, row.at) for row in rows]
 
-    async def count_live(self, owner: str) -> int:
-        theirs = (jobs.c.owner == owner) & jobs.c.status.in_(LIVE)
-        (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(theirs))
-        return int(row.number)
-
     async def take_due(self, now: float, until: float, limit: int = 100) -> Sequence[Outgoing]:
         free = _free(now).order_by(outbox.c.due_at, outbox.c.number).limit(limit)
         if not await self._database.all(free.limit(1)):
@@ -135,9 +130,9 @@ class SqlJobStore:
         (row,) = await self._database.all(sa.select(more).where(jobs.c.owner == owner))
         return int(row.number)
 
-    async def count_ahead(self, job: StoredJob) -> int:
+    async def count_ahead(self, created_at: float, job_id: str) -> int:
         place = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        ahead = (jobs.c.status == "IN_QUEUE") & (place < (job.created_at, job.id))
+        ahead = (jobs.c.status == "IN_QUEUE") & (place < (created_at, job_id))
         (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(ahead))
         return int(row.number)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from services.gateway.jobs.record import Job, Step
-from services.gateway.jobs.repository import JobRepository
+from services.gateway.jobs.repository import JobRepository, UnknownJob
 from services.gateway.jobs.response_types import Removed
 from services.gateway.jobs.transitions import cancel
 from services.gateway.web.application import ANSWER_SECONDS
@@ -46,7 +46,7 @@ class JobRemovalRoutes:
             await self._repository.change(job_id, self._cancelled)
             removed = await self._repository.remove(job_id)
         if not removed:
-            raise web.HTTPNotFound(text="there is no such job")
+            raise UnknownJob
         self._on_removal(job_id)
         gone: Removed = {"id": job_id, "deleted": True}
         return web.json_response(gone)

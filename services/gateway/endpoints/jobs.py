@@ -6,6 +6,7 @@ import asyncio
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated
 
@@ -16,11 +17,10 @@ from msgspec import Meta
 from services.gateway.endpoints.stream import OutputStreams
 from services.gateway.jobs.admission import Admission, unwrap
 from services.gateway.jobs.capacity import Capacity
-from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.queue_position import QueuePositions
 from services.gateway.jobs.record import Job, Step, why_no_command
-from services.gateway.jobs.repository import JobRepository, Seen
+from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from services.gateway.jobs.response_types import Health, JobState, JobStatus, Purged, Stream
 from services.gateway.jobs.transitions import cancel, issue_command, retry_from_its_end
@@ -71,20 +71,18 @@ class JobRoutes:
         admission: Admission,
         repository: JobRepository,
         presenter: Presenter,
-        change_notifier: ChangeNotifier,
         streams: OutputStreams,
         capacity: Capacity,
-        waiting: QueuePositions,
+        queue_positions: QueuePositions,
         clock: Callable[[], float],
     ) -> None:
         self._authorizer = authorizer
         self._admission = admission
         self._repository = repository
         self._presenter = presenter
-        self._change_notifier = change_notifier
         self._streams = streams
         self._capacity = capacity
-        self._waiting = waiting
+        self._queue_positions = queue_positions
         self._clock = clock
 
     @route(
@@ -114,7 +112,7 @@ class JobRoutes:
     async def _runsync(self, request: web.Request, owner: str) -> web.Response:
         wait = partial(wait_of, request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
         job = await self._admit(request, owner, RUNSYNC_BYTES, wait)
-        return await self._at_the_end(request, job.id, wait())
+        return await self._at_the_end(request, job, wait())
 
     @route(
         "POST",
@@ -151,8 +149,8 @@ class JobRoutes:
     @route(READ, "/status/{job}", "Look at a job", needs="status", answers=STATUS)
     async def _status(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._authorizer.job(request, owner)
-            return await self._shown(seen)
+            current = await self._authorizer.job(request, owner)
+            return await self._shown(current.job)
 
     @route(
         READ,
@@ -166,34 +164,21 @@ class JobRoutes:
     async def _status_sync(self, request: web.Request, owner: str) -> web.Response:
         wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._authorizer.job(request, owner)
-        return await self._at_the_end(request, seen.job.id, wait)
+            current = await self._authorizer.job(request, owner)
+        return await self._at_the_end(request, current.job, wait)
 
-    async def _at_the_end(self, request: web.Request, job_id: str, wait: float) -> web.Response:
+    async def _at_the_end(self, request: web.Request, job: Job, wait: float) -> web.Response:
         """The status once the job has ended, or as it is after so many seconds."""
-        seen = await self._until(request, job_id, wait, lambda seen: seen.job.ended)
-        return await self._shown(seen)
+        async with aclosing(self._repository.versions(job.id, wait)) as versions:
+            async for current in versions:
+                job = current.job
+                if job.ended or is_gone(request):
+                    break
+        return await self._shown(job)
 
-    async def _shown(self, seen: Seen) -> web.Response:
-        return json_response(
-            await self._presenter.status(seen.job, await self._waiting.place(seen))
-        )
-
-    async def _until(
-        self, request: web.Request, job_id: str, wait: float, enough: Callable[[Seen], bool]
-    ) -> Seen:
-        """The job when it is as it should be, or when the time is over."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + wait
-        with self._change_notifier.watch(job_id) as watch:
-            while True:
-                seen = await self._repository.look(job_id)
-                if seen is None:
-                    raise web.HTTPNotFound(text="there is no such job")
-                left = end - loop.time()
-                if enough(seen) or left <= 0 or is_gone(request):
-                    return seen
-                await watch.wait(left)
+    async def _shown(self, job: Job) -> web.Response:
+        position = await self._queue_positions.position(job)
+        return json_response(await self._presenter.status(job, position))
 
     @route(
         READ,
@@ -208,11 +193,11 @@ class JobRoutes:
         """What is new of the output since the last such request, each piece once."""
         wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._authorizer.job(request, owner)
-        chunks, seen = await self._streams.next(request, seen, wait)
-        if not chunks and self._is_long_cancelled(seen.job):
+            current = await self._authorizer.job(request, owner)
+        pieces, job = await self._streams.next(request, current.job, wait)
+        if not pieces and self._is_long_cancelled(job):
             raise web.HTTPNotFound(text="the stream of this cancelled job has ended")
-        stream: Stream = {**state_of(seen.job), "stream": chunks}
+        stream: Stream = {**state_of(job), "stream": pieces}
         return json_response(msgspec.json.encode(stream))
 
     def _is_long_cancelled(self, job: Job) -> bool:
@@ -222,9 +207,9 @@ class JobRoutes:
     @route("POST", "/cancel/{job}", "Stop a job", needs="cancel", answers=STATE)
     async def _cancel(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._authorizer.job(request, owner)
-            after = await self._repository.change(seen.job.id, self._cancelled)
-        return web.json_response(state_of(after or seen.job))
+            job = (await self._authorizer.job(request, owner)).job
+            after = await self._repository.change(job.id, self._cancelled)
+        return web.json_response(state_of(after or job))
 
     @route(
         "POST",
@@ -236,10 +221,10 @@ class JobRoutes:
     )
     async def _retry(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._authorizer.job(request, owner)
+            job = (await self._authorizer.job(request, owner)).job
             retry = partial(retry_from_its_end, now=self._clock())
-            after = await self._repository.change(seen.job.id, retry) or seen.job
-        if after.run == seen.job.run:
+            after = await self._repository.change(job.id, retry) or job
+        if after.run == job.run:
             raise Invalid(
                 [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
             )
@@ -281,11 +266,9 @@ class JobRoutes:
     async def _command(self, request: web.Request, owner: str, kind: Command) -> web.Response:
         """Write down what is wanted of a training at work; whoever trains hears of it."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._authorizer.job(request, owner)
-            after = (
-                await self._repository.change(seen.job.id, partial(issue_command, kind=kind))
-                or seen.job
-            )
+            job = (await self._authorizer.job(request, owner)).job
+            issue = partial(issue_command, kind=kind)
+            after = await self._repository.change(job.id, issue) or job
         if reason := why_no_command(after):
             raise web.HTTPConflict(text=reason)
         return web.json_response(state_of(after))

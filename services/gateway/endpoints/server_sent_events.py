@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import aclosing
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -11,9 +12,9 @@ import structlog
 from aiohttp import web
 from msgspec import Meta
 
-from services.gateway.jobs.change_notifier import LOOK_SECONDS, ChangeNotifier
 from services.gateway.jobs.presenter import Presenter, newest_numbers
-from services.gateway.jobs.repository import JobRepository, Seen
+from services.gateway.jobs.record import Job
+from services.gateway.jobs.repository import JobRepository, JobVersion, UnknownJob
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.ports import JobStore
 from services.gateway.web.application import ANSWER_SECONDS, is_gone, unknown_parameters
@@ -63,13 +64,11 @@ class EventRoutes:
         repository: JobRepository,
         jobs: JobStore,
         presenter: Presenter,
-        change_notifier: ChangeNotifier,
     ) -> None:
         self._authorizer = authorizer
         self._repository = repository
         self._jobs = jobs
         self._presenter = presenter
-        self._change_notifier = change_notifier
 
     @route(
         "GET",
@@ -88,39 +87,43 @@ class EventRoutes:
     )
     async def _events(self, request: web.Request, owner: str) -> web.StreamResponse:
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._authorizer.job(request, owner)
-            place = place_of(request, seen.version)
-            if await self._is_over(seen, place):
+            current = await self._authorizer.job(request, owner)
+            place = place_of(request, current.version)
+            if await self._is_over(current.job, place):
                 return web.Response(status=204, headers={"Cache-Control": "no-store"})
         response = web.StreamResponse(headers=HEADERS)
         await response.prepare(request)
-        await self._tell_all(request, Reader(response, self._jobs, self._presenter, place), seen)
+        reader = Reader(response, self._jobs, self._presenter, place)
+        await self._tell_all(request, reader, current.job.id)
         return response
 
-    async def _is_over(self, seen: Seen, place: Place) -> bool:
+    async def _is_over(self, job: Job, place: Place) -> bool:
         """Whether nothing is left to tell; 204 keeps EventSource from coming again."""
-        return seen.job.ended and not await self._jobs.events_after(seen.job.id, *place, limit=1)
+        return job.ended and not await self._jobs.events_after(job.id, *place, limit=1)
 
-    async def _tell_all(self, request: web.Request, reader: Reader, seen: Seen) -> None:
+    async def _tell_all(self, request: web.Request, reader: Reader, job_id: str) -> None:
         """Until the end, or until the client is gone: one that comes again gets the rest."""
         try:
-            await self._follow(request, reader, seen.job.id)
+            await self._follow(request, reader, job_id)
         except ConnectionResetError:
-            log.debug("reader_gone", job=seen.job.id)
+            log.debug("reader_gone", job=job_id)
+        except UnknownJob:
+            log.debug("job_gone", job=job_id)
         except Unavailable as error:
-            log.warning("events_cut_short", job=seen.job.id, reason=str(error))
+            log.warning("events_cut_short", job=job_id, reason=str(error))
         except TimeoutError:
-            log.warning("reader_too_slow", job=seen.job.id)
+            log.warning("reader_too_slow", job=job_id)
             if request.transport is not None:
                 request.transport.abort()
 
     async def _follow(self, request: web.Request, reader: Reader, job_id: str) -> None:
-        with self._change_notifier.watch(job_id) as watch:
-            while not is_gone(request) and (seen := await self._repository.look(job_id)):
-                await reader.tell(seen)
-                if seen.job.ended:
+        async with aclosing(self._repository.versions(job_id)) as versions:
+            async for current in versions:
+                if is_gone(request):
                     return
-                await watch.wait(LOOK_SECONDS)
+                await reader.tell(current)
+                if current.job.ended:
+                    return
                 await reader.show_life()
 
 
@@ -139,37 +142,36 @@ class Reader:
         self._numbers: dict[str, Any] | None = None
         self._numbers_at = float("-inf")
 
-    async def tell(self, seen: Seen) -> None:
+    async def tell(self, current: JobVersion) -> None:
         """Everything new of a job as it stood, a page at a time, then its newest numbers."""
-        while page := await self._page(seen):
+        while page := await self._page(current):
             await self._write(b"".join(page))
-        await self._tell_progress(seen)
+        await self._tell_progress(current)
 
     async def show_life(self) -> None:
         """A comment, after a long silence."""
         if self._now() - self._written >= HEARTBEAT_SECONDS:
             await self._write(b":\n\n")
 
-    async def _page(self, seen: Seen) -> list[bytes]:
+    async def _page(self, current: JobVersion) -> list[bytes]:
         """Later versions are left for the next look, which sees them as a whole."""
-        rows = await self._jobs.events_after(seen.job.id, *self._place, limit=PAGE)
-        known = [row for row in rows if row.version <= seen.version]
+        rows = await self._jobs.events_after(current.job.id, *self._place, limit=PAGE)
+        known = [row for row in rows if row.version <= current.version]
         if known:
             self._place = Place(known[-1].version, known[-1].number)
+        job = current.job
         return [
-            event(
-                f"{row.version}.{row.number}", row.type, await self._presenter.event(seen.job, row)
-            )
+            event(f"{row.version}.{row.number}", row.type, await self._presenter.event(job, row))
             for row in known
         ]
 
-    async def _tell_progress(self, seen: Seen) -> None:
-        numbers, all_of_it = newest_numbers(seen.job), Place(seen.version, LAST_NUMBER)
+    async def _tell_progress(self, current: JobVersion) -> None:
+        numbers, all_of_it = newest_numbers(current.job), Place(current.version, LAST_NUMBER)
         soon = self._now() - self._numbers_at < PROGRESS_SECONDS
         if numbers is None or numbers == self._numbers or soon or self._place >= all_of_it:
             return
         self._place, self._numbers, self._numbers_at = all_of_it, numbers, self._now()
-        await self._write(event(str(seen.version), "progress", numbers))
+        await self._write(event(str(current.version), "progress", numbers))
 
     async def _write(self, data: bytes) -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):

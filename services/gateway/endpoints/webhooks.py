@@ -52,8 +52,8 @@ class WebhookRoutes:
         webhook = request.match_info["webhook"]
         resend = partial(resend_webhook, webhook=webhook, now=self._clock())
         async with asyncio.timeout(ANSWER_SECONDS):
-            seen = await self._authorizer.job(request, owner)
-            job = await self._repository.change(seen.job.id, resend)
+            job_id = (await self._authorizer.job(request, owner)).job.id
+            job = await self._repository.change(job_id, resend)
         tries = [each for each in job.webhook_tries if each.id == webhook] if job else []
         if not tries:
             raise web.HTTPNotFound(text="there is no such webhook of this job")

@@ -1,14 +1,16 @@
-"""Waiting for a job to change, whichever gateway writes it."""
+"""Wait for a job to change, whichever gateway writes it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Self
+from math import inf
+from time import monotonic
 
-LOOK_SECONDS = 1.0
-"""A change that another gateway wrote is seen after this time at the latest."""
+POLL_SECONDS = 1.0
+"""A change that another gateway wrote is noticed after this time at the latest."""
 
 
 class ChangeNotifier:
@@ -17,37 +19,37 @@ class ChangeNotifier:
     def __init__(self) -> None:
         self._waiting: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
 
-    def tell(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
         """The job was written."""
-        for event in self._waiting.get(job_id, ()):
-            event.set()
+        for changed in self._waiting.get(job_id, ()):
+            changed.set()
 
-    def watch(self, job_id: str) -> Watch:
-        """Notice every change from now on."""
-        return Watch(self._waiting, job_id)
+    async def changes(self, job_id: str, seconds: float = inf) -> AsyncGenerator[None, None]:
+        """Yield whenever it is worth reading the job: now, after each change, and at the end.
+
+        No change after the first step is missed. Close the iterator (``aclosing``) when leaving
+        it early.
+
+        Args:
+            job_id: of the job to watch.
+            seconds: from now to the last step.
+        """
+        deadline = monotonic() + seconds
+        changed = asyncio.Event()
+        self._waiting[job_id].append(changed)
+        try:
+            yield
+            while (left := deadline - monotonic()) > 0:
+                await _wait(changed, min(left, POLL_SECONDS))
+                changed.clear()
+                yield
+        finally:
+            self._waiting[job_id].remove(changed)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
 
 
-class Watch:
-    """A hold on one job's changes; a context manager."""
-
-    def __init__(self, waiting: defaultdict[str, list[asyncio.Event]], job_id: str) -> None:
-        self._waiting = waiting
-        self._job_id = job_id
-        self._event = asyncio.Event()
-
-    def __enter__(self) -> Self:
-        self._waiting[self._job_id].append(self._event)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        events = self._waiting[self._job_id]
-        events.remove(self._event)
-        if not events:
-            del self._waiting[self._job_id]
-
-    async def wait(self, seconds: float) -> None:
-        """Return at the next change that was not waited for yet, or when it is time to look."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(seconds, LOOK_SECONDS)):
-                await self._event.wait()
-        self._event.clear()
+async def _wait(changed: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await changed.wait()

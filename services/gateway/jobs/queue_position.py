@@ -12,8 +12,8 @@ import structlog
 
 from services.gateway.jobs.capacity import BROKER_SECONDS, Capacity
 from services.gateway.jobs.presenter import iso_or_null
-from services.gateway.jobs.record import execution_time
-from services.gateway.jobs.repository import Seen, read, row_of
+from services.gateway.jobs.record import Job, execution_time
+from services.gateway.jobs.repository import read
 from services.gateway.jobs.response_types import Place
 from services.gateway.ports import JobStore
 from shared.errors import Unavailable
@@ -51,11 +51,11 @@ class QueuePositions:
         self._pace: Pace | None = None
         self._looked_at = float("-inf")
 
-    async def place(self, seen: Seen) -> Place | None:
+    async def position(self, job: Job) -> Place | None:
         """The place among everybody's jobs; None: the job waits no more. Raises Unavailable."""
-        if seen.job.status != "IN_QUEUE":
+        if job.status != "IN_QUEUE":
             return None
-        position = await self._jobs.count_ahead(row_of(seen.job, seen.version)) + 1
+        position = await self._jobs.count_ahead(job.created_at, job.id) + 1
         pace = await self._newest_pace()
         start = self._clock() + pace.wait(position) if pace else None
         return {"position": position, "estimated_start": iso_or_null(start)}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from math import inf
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
+from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.job_events import job_events
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import Effect, Job, Step, webhook_id
@@ -20,11 +23,18 @@ from shared.ports import Bus
 log = structlog.get_logger()
 
 
-class Seen(NamedTuple):
+class JobVersion(NamedTuple):
     """A job as it stood at a version of its row."""
 
     job: Job
     version: int
+
+
+class UnknownJob(Exception):
+    """The job never existed, or was removed."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no such job")
 
 
 class JobRepository:
@@ -39,7 +49,6 @@ class JobRepository:
         clock: Callable[[], float],
         on_due: Callable[[], None],
         on_end: Callable[[Job], None],
-        on_change: Callable[[str], None],
     ) -> None:
         """Who is told what.
 
@@ -50,7 +59,6 @@ class JobRepository:
             clock: seconds since the epoch.
             on_due: is told of new rows in the outbox.
             on_end: is told of a job that has just ended.
-            on_change: is told the id of every job that was written.
         """
         self._bus = bus
         self._jobs = jobs
@@ -58,19 +66,36 @@ class JobRepository:
         self._clock = clock
         self._on_due = on_due
         self._on_end = on_end
-        self._on_change = on_change
+        self._change_notifier = ChangeNotifier()
         self._answering: set[asyncio.Task[None]] = set()
         """Answers on their way."""
 
     async def get(self, job_id: str) -> Job | None:
         """The job as it stands. Raises Unavailable."""
-        seen = await self.look(job_id)
-        return seen.job if seen else None
+        current = await self.version(job_id)
+        return current.job if current else None
 
-    async def look(self, job_id: str) -> Seen | None:
+    async def version(self, job_id: str) -> JobVersion | None:
         """The job as it stands, and the version of its row. Raises Unavailable."""
         row = await self._jobs.get(job_id)
-        return Seen(read(row), row.version) if row else None
+        return JobVersion(read(row), row.version) if row else None
+
+    async def versions(self, job_id: str, seconds: float = inf) -> AsyncGenerator[JobVersion, None]:
+        """The job now, at each change, and when the time is over.
+
+        A change that another gateway wrote comes within a second; the same version may come more
+        than once. Close the iterator (``aclosing``) when leaving it early.
+
+        Raises:
+            UnknownJob: the job does not exist, or was removed meanwhile.
+            Unavailable: the database does not answer.
+        """
+        async with aclosing(self._change_notifier.changes(job_id, seconds)) as changes:
+            async for _ in changes:
+                current = await self.version(job_id)
+                if current is None:
+                    raise UnknownJob
+                yield current
 
     async def open(self, step: Step) -> bool:
         """Write a new job; False when its id is known already. Raises Unavailable."""
@@ -104,7 +129,7 @@ class JobRepository:
         removed = await self._jobs.remove(job_id, self._clock())
         if removed:
             log.info("job_removed", job=job_id)
-            self._on_change(job_id)
+            self._change_notifier.notify(job_id)
         return removed
 
     def answer(self, effects: Iterable[Effect]) -> None:
@@ -134,7 +159,7 @@ class JobRepository:
         if not await self._jobs.replace(row, outgoing, happened, expected_version=version - 1):
             return False
         self._on_due()
-        self._on_change(step.job.id)
+        self._change_notifier.notify(step.job.id)
         if step.job.ended and not before.ended:
             log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
             self._on_end(step.job)

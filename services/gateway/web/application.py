@@ -15,6 +15,7 @@ from aiohttp.typedefs import Middleware
 from multidict import MultiMapping
 
 from services.gateway.jobs.admission import Repeated
+from services.gateway.jobs.repository import UnknownJob
 from services.gateway.jobs.request_parser import Invalid, Unreachable, nearest, shown
 from services.gateway.ports import BASES
 from services.gateway.web.authentication import Keys
@@ -67,8 +68,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except Invalid as invalid:
         status = 422 if isinstance(invalid, Unreachable) else 400
         return _error(status, str(invalid), mistakes=invalid.mistakes)
-    except Repeated as repeated:
-        return _error(422, str(repeated))
+    except (Repeated, UnknownJob) as error:
+        return _error(422 if isinstance(error, Repeated) else 404, str(error))
     except (Unavailable, TimeoutError) as error:
         return _later(request, error)
     except web.HTTPException as error:

@@ -9,7 +9,7 @@ from time import monotonic
 
 from aiohttp import web
 
-from services.gateway.jobs.repository import JobRepository, Seen
+from services.gateway.jobs.repository import JobRepository, JobVersion, UnknownJob
 from services.gateway.web.authentication import Caller, Scope
 from services.gateway.web.rate_limits import RATES, Limit, Operation, Rate, TooMany
 from services.gateway.web.routing import Handler
@@ -68,18 +68,18 @@ class Authorizer:
 
         return guarded
 
-    async def job(self, request: web.Request, owner: str) -> Seen:
+    async def job(self, request: web.Request, owner: str) -> JobVersion:
         """The job in the path; somebody else's is as unknown as one that never was.
 
         Raises:
-            web.HTTPNotFound: there is none.
+            UnknownJob: there is none.
             Unavailable: the database does not answer.
         """
         job_id = request.match_info["job"]
-        seen = None if NULL in job_id else await self._repository.look(job_id)
-        if seen is None or seen.job.owner != owner:
-            raise web.HTTPNotFound(text="there is no such job")
-        return seen
+        current = None if NULL in job_id else await self._repository.version(job_id)
+        if current is None or current.job.owner != owner:
+            raise UnknownJob
+        return current
 
 
 def _caller(request: web.Request, needed: Scope) -> Caller:

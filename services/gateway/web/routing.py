@@ -68,11 +68,6 @@ class Route(NamedTuple):
         """The path with bare names in braces."""
         return PATTERN.sub(r"{\1}", self.path)
 
-    @property
-    def queries(self) -> list[str]:
-        """The names of all query parameters."""
-        return [each.name for each in self.parameters if each.place == "query"]
-
 
 def route(
     methods: str | tuple[str, ...],

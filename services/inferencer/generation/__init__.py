@@ -1,1 +1,1 @@
-"""The child's side: pipelines, schedulers and prompts, which know folders only."""
+"""The child's side: pipelines, schedulers and prompts. It sees local folders only."""

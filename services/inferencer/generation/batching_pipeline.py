@@ -1,8 +1,9 @@
-"""A model ready to draw: the stock pipeline, whose images do not depend on their company.
+"""A pipeline that generates each image of a batch exactly as it generates it alone.
 
-Each row of a batch is computed by itself, yet a library may take another kernel for another number
-of rows, and rounds differently then. On a CPU the layers that see one row for each image do, and
-the autoencoder: so the first are given one row and the second one image at a time.
+The rows of a batch are computed independently, but libraries choose kernels by the number of rows,
+and other kernels round differently. On a CPU this affects the layers that have one row for each
+image, and the autoencoder. So the former compute one row only, and the latter decodes one image at
+a time.
 """
 
 from __future__ import annotations
@@ -16,63 +17,58 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from shared.diffusion.loading import Parts
-from shared.diffusion.saving import pipeline
+from shared.diffusion.saving import stock_pipeline
 
 Size = tuple[int, int]
-"""Width and height, pixels."""
+"""Width and height in pixels."""
 
-MOST = {"cuda": 8, "cpu": 4}
-"""Images at a time, to begin with. On a CPU more bring nothing but for the smallest sizes, and from
+BATCH_SIZES = {"cuda": 8, "cpu": 4}
+"""Images at a time, to begin with. On a CPU more are faster for the smallest sizes only, and from
 16 rows of the network (8 images with guidance) on its matrix products round differently."""
-OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
-"""What the CPU's allocator and cuBLAS say in errors of no special kind."""
 
 
 @dataclass
-class Model:
-    """The parts of a model, and the pipeline that draws with them."""
+class BatchingPipeline:
+    """A model's parts, and the stock pipeline over them."""
 
     parts: Parts
     pipe: StableDiffusionPipeline
-    make_room: Callable[[], bool] = lambda: False
-    """Lets go of memory that the drawing does not need; whether there was any."""
-    _most: dict[Size, int] = field(default_factory=dict)
+    free_memory: Callable[[], bool] = lambda: False
+    """Frees memory that this pipeline does not need; returns whether there was any."""
+    _batch_sizes: dict[Size, int] = field(default_factory=dict)
 
-    def most(self, size: Size) -> int:
-        """How many images of a size to draw at a time."""
-        return self._most.get(size, MOST[self.pipe.device.type])
+    @classmethod
+    def from_parts(cls, parts: Parts) -> BatchingPipeline:
+        """Build a pipeline over these parts. It modifies them: do not train them afterwards."""
+        pipe = stock_pipeline(parts)
+        pipe.set_progress_bar_config(disable=True)
+        pipe.vae.enable_slicing()
+        for name, module in pipe.unet.named_modules():
+            if name.rpartition(".")[2] in {"time_embedding", "time_emb_proj"}:
+                _compute_one_row(module)
+        return cls(parts, pipe)
+
+    def batch_size(self, size: Size) -> int:
+        """How many images of this size to generate at a time."""
+        return self._batch_sizes.get(size, BATCH_SIZES[self.pipe.device.type])
 
     def shrink_batch(self, size: Size, count: int) -> bool:
-        """Memory ran out at ``count`` images: whether there is more now, or fewer will be tried."""
-        if self.make_room():
+        """Respond to a lack of memory at ``count`` images.
+
+        Returns whether to try again, with more memory or with fewer images.
+        """
+        if self.free_memory():
             return True
-        self._most[size] = max(1, count // 2)
+        self._batch_sizes[size] = max(1, count // 2)
         return count > 1
 
 
-def ready(parts: Parts) -> Model:
-    """A model of these parts, which are changed for it: do not train them."""
-    pipe = pipeline(parts)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.vae.enable_slicing()
-    for name, module in pipe.unet.named_modules():
-        if name.rpartition(".")[2] in {"time_embedding", "time_emb_proj"}:
-            _compute_one_row(module)
-    return Model(parts, pipe)
-
-
 def _compute_one_row(module: torch.nn.Module) -> None:
-    """All images of a batch are at the same timestep, so all rows of its embedding are alike."""
+    """Compute the first row only: a batch has one timestep, so all rows of its embedding agree."""
     forward = module.forward
 
-    def of_one_row(rows: Tensor, *others: Any) -> Tensor:
+    def forward_one_row(rows: Tensor, *others: Any) -> Tensor:
         result: Tensor = forward(rows[:1], *others)
         return result.expand(len(rows), *result.shape[1:])
 
-    module.forward = of_one_row
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is the card's or the machine's memory, by kind or by words."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
+    module.forward = forward_one_row

@@ -1,4 +1,4 @@
-"""The inferencer's lasting child process: carries out one order after the other.
+"""The inferencer's child process: it outlives its orders and carries out one after another.
 
 ``python -m services.inferencer.generation.child DESCRIPTOR PARENT``, started by
 :class:`shared.child.parent.Child`.
@@ -13,106 +13,109 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.inferencer.generation.infotext import save
-from services.inferencer.order import DrawingOrder
+from services.inferencer.order import GenerationOrder
 from shared.child.process import QUIET_AND_OFFLINE, RecordWriter, begin, read_order
 from shared.child.records import Done, Drawn, Failed, ImageFailed, Phase, Progress, Ready
 from shared.errors import Refused, reason_of
 from shared.service_process import importing
 
 if TYPE_CHECKING:
-    from services.inferencer.generation.generate import Drawing, Failure
-    from services.inferencer.generation.pipeline_cache import Pipelines
+    from services.inferencer.generation.generate import FailedImage, GeneratedImage
+    from services.inferencer.generation.pipeline_cache import PipelineCache
 
 PROGRESS_SECONDS = 0.5
 
 
 def main() -> None:
-    """Pay for the imports, say Ready, and draw until the parent hangs up."""
+    """Import torch, report Ready, and carry out orders until the parent closes the pipe."""
     writer = begin()
     os.environ |= QUIET_AND_OFFLINE
     with importing():
         from services.inferencer.generation import generate  # noqa: F401, PLC0415 - slow
-        from services.inferencer.generation.pipeline_cache import Pipelines  # noqa: PLC0415 - slow
+        from services.inferencer.generation.pipeline_cache import PipelineCache  # noqa: PLC0415 - slow
 
-    pipelines = Pipelines()
-    writer.write(Ready(gpu=pipelines.name))
+    cache = PipelineCache()
+    writer.write(Ready(gpu=cache.device_name))
     while True:
-        order: DrawingOrder = read_order(DrawingOrder)
-        writer.write(carry_out(order, pipelines, writer))
+        order: GenerationOrder = read_order(GenerationOrder)
+        writer.write(carry_out(order, cache, writer))
 
 
-def carry_out(order: DrawingOrder, pipelines: Pipelines, writer: RecordWriter) -> Done | Failed:
-    """The last word on an order; whatever happens, the next one finds the child in good order."""
-    from services.inferencer.generation.batching_pipeline import is_out_of_memory  # noqa: PLC0415 - slow
+def carry_out(order: GenerationOrder, cache: PipelineCache, writer: RecordWriter) -> Done | Failed:
+    """Carry out an order and return its final record; a failure does not affect the next order."""
+    from shared.diffusion.memory import is_out_of_memory  # noqa: PLC0415 - slow
 
     try:
-        return Done(summary={"images": draw_all(order, pipelines, writer)})
+        return Done(summary={"images": generate_all(order, cache, writer)})
     except Refused as error:
         return Failed(refused=True, reason=reason_of(error))
     except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
         traceback.print_exc()
-        lacking = is_out_of_memory(error)
-        reason = "out of memory while loading the model" if lacking else reason_of(error)
-    pipelines.forget()
+        lacks_memory = is_out_of_memory(error)
+        reason = "out of memory while loading the model" if lacks_memory else reason_of(error)
+    cache.clear()  # only here: in the except block the error's frames still hold tensors
     return Failed(refused=False, reason=reason)
 
 
-def draw_all(order: DrawingOrder, pipelines: Pipelines, writer: RecordWriter) -> int:
-    """Draw every entry's images into the order's folder; how many.
+def generate_all(order: GenerationOrder, cache: PipelineCache, writer: RecordWriter) -> int:
+    """Generate all images into the order's folder; returns how many.
 
     Raises:
-        Refused: there is not one; why the first could not be drawn.
+        Refused: every image failed; has the first one's reason.
     """
-    from services.inferencer.generation.generate import Failure, generate  # noqa: PLC0415 - slow
+    from services.inferencer.generation.generate import FailedImage, generate  # noqa: PLC0415 - slow
 
     writer.write(Phase(name="loading the trained model"))
-    model = pipelines.model(Path(order.model), Path(order.weights) if order.weights else None)
+    pipeline = cache.load(Path(order.model), Path(order.snapshot) if order.snapshot else None)
     writer.write(Phase(name="drawing"))
-    teller = Teller(writer, total=sum(entry.inference.num_outputs for entry in order.entries))
-    failures = []
-    for each in generate(model, order.entries, clip_skip=order.clip_skip, tell=teller.tell):
-        writer.write(said_of(each, order))
-        teller.done += 1
-        if isinstance(each, Failure):
-            failures.append(each)
-    if failures and len(failures) == teller.done:
-        raise Refused(min(failures, key=lambda failure: failure.index).reason)
-    return teller.done - len(failures)
+    total = sum(request.inference.num_outputs for request in order.requests)
+    progress = ProgressReporter(writer, total)
+    failed = []
+    for image in generate(
+        pipeline, order.requests, clip_skip=order.clip_skip, on_step=progress.on_step
+    ):
+        writer.write(record_of(image, order))
+        progress.done += 1
+        if isinstance(image, FailedImage):
+            failed.append(image)
+    if failed and len(failed) == progress.done:
+        raise Refused(min(failed, key=lambda image: image.index).reason)
+    return progress.done - len(failed)
 
 
-def said_of(image: Drawing | Failure, order: DrawingOrder) -> Drawn | ImageFailed:
-    """The record of an image; a drawn one is on disk by then."""
-    from services.inferencer.generation.generate import Failure  # noqa: PLC0415 - slow
+def record_of(image: GeneratedImage | FailedImage, order: GenerationOrder) -> Drawn | ImageFailed:
+    """The record of an image; a generated one is written to disk first."""
+    from services.inferencer.generation.generate import FailedImage  # noqa: PLC0415 - slow
 
-    if isinstance(image, Failure):
+    if isinstance(image, FailedImage):
         return ImageFailed(index=image.index, seed=image.seed, reason=image.reason)
     path = Path(order.out) / f"{image.index:04}.png"
     save(
         image.image,
         path,
-        image.entry,
+        image.request,
         seed=image.seed,
         clip_skip=order.clip_skip,
-        about=order.about,
+        provenance=order.provenance,
     )
     return Drawn(index=image.index, path=str(path), seed=image.seed)
 
 
-class Teller:
-    """Reports progress, not too often."""
+class ProgressReporter:
+    """Reports progress, at most every ``PROGRESS_SECONDS``."""
 
     def __init__(self, writer: RecordWriter, total: int) -> None:
         self.done = 0
         self._writer = writer
         self._total = total
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
-    def tell(self, step: int, steps: int) -> None:
-        """A step is done of the next image, and of those that are drawn with it."""
+    def on_step(self, step: int, steps: int) -> None:
+        """A step is done of the next image and of its batch."""
         now = time.monotonic()
-        if now - self._told_at < PROGRESS_SECONDS:
+        if now - self._reported_at < PROGRESS_SECONDS:
             return
-        self._told_at = now
+        self._reported_at = now
         numbers = {"image": self.done + 1, "images": self._total, "step": step, "steps": steps}
         self._writer.write(Progress(numbers=numbers))
 

@@ -1,8 +1,7 @@
-"""Draw images: those that are alike in all but prompt and seed at once, as memory allows.
+"""Generate images, in batches as large as memory allows.
 
-Each image has a generator of its own and prompts that were encoded by themselves, so that it
-depends on nothing but its seed: image i of an entry is the same as the first image of an entry
-whose seed is i higher, whatever is drawn beside it.
+Each image has its own generator and its own encoded prompts, so it depends on its seed alone and
+not on its batch: image i of a request is the first image of the same request with seed + i.
 """
 
 from __future__ import annotations
@@ -17,51 +16,52 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from services.inferencer.generation.batching_pipeline import Model, is_out_of_memory
-from services.inferencer.generation.prompts import Prompts
+from services.inferencer.generation.batching_pipeline import BatchingPipeline
+from services.inferencer.generation.prompts import PromptEncoder
 from services.inferencer.generation.schedulers import make_scheduler
 from services.inferencer.order import ImageRequest
+from shared.diffusion.memory import is_out_of_memory
 from shared.diffusion.noise import seeded
 
-Tell = Callable[[int, int], None]
-"""Called with (steps done, steps of these images)."""
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps in all) of the current batch."""
 Embeddings = tuple[Tensor, Tensor]
 """Of prompt and negative prompt, (1, 77 k, C) each."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One image to draw."""
+class PendingImage:
+    """One image to generate."""
 
     index: int
     """Among all images of an order, from 0."""
-    entry: ImageRequest
+    request: ImageRequest
     seed: int
     embeddings: Embeddings
 
     @property
-    def alike(self) -> tuple[Any, ...]:
-        """What all images of a batch must share."""
-        asked = self.entry.inference
+    def batch_key(self) -> tuple[Any, ...]:
+        """What all images of a batch share."""
+        inference = self.request.inference
         return (
-            self.entry.size, asked.num_inference_steps, asked.scheduler, asked.guidance_scale,
-            self.embeddings[0].shape[1],
+            self.request.size, inference.num_inference_steps, inference.scheduler,
+            inference.guidance_scale, self.embeddings[0].shape[1],
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Drawing:
+class GeneratedImage:
     """One image."""
 
     index: int
-    entry: ImageRequest
+    request: ImageRequest
     seed: int
     image: Image.Image
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An image that could not be drawn, and why."""
+class FailedImage:
+    """An image that could not be generated, and why."""
 
     index: int
     seed: int
@@ -69,52 +69,59 @@ class Failure:
 
 
 def generate(
-    model: Model, entries: Iterable[ImageRequest], *, clip_skip: int, tell: Tell
-) -> Iterator[Drawing | Failure]:
-    """Draw all images of the entries, those of one kind after those of another."""
-    for images in _kinds(_wanted(model, entries, clip_skip)):
-        yield from _draw_all(model, images, tell)
+    pipeline: BatchingPipeline,
+    requests: Iterable[ImageRequest],
+    *,
+    clip_skip: int,
+    on_step: OnStep,
+) -> Iterator[GeneratedImage | FailedImage]:
+    """Generate all images of the requests, one group after another.
+
+    A group shares all that a batch must share; its batches may be smaller.
+    """
+    groups: dict[tuple[Any, ...], list[PendingImage]] = {}
+    for image in _pending_images(pipeline, requests, clip_skip):
+        groups.setdefault(image.batch_key, []).append(image)
+    for images in groups.values():
+        yield from _generate_group(pipeline, images, on_step)
 
 
-def _wanted(model: Model, entries: Iterable[ImageRequest], clip_skip: int) -> Iterator[Wanted]:
-    prompts, index = Prompts(model.parts, clip_skip), count()
-    for entry in entries:
-        # Each by itself: beside others it would be rounded differently.
-        asked = entry.inference
-        embeddings = prompts.embed(asked.prompt, asked.negative_prompt or "")
-        for number in range(asked.num_outputs):
-            yield Wanted(next(index), entry, entry.seed + number, embeddings)
+def _pending_images(
+    pipeline: BatchingPipeline, requests: Iterable[ImageRequest], clip_skip: int
+) -> Iterator[PendingImage]:
+    encoder, index = PromptEncoder(pipeline.parts, clip_skip), count()
+    for request in requests:
+        # Not in batches, which would round differently.
+        inference = request.inference
+        embeddings = encoder.embed(inference.prompt, inference.negative_prompt or "")
+        for number in range(inference.num_outputs):
+            yield PendingImage(next(index), request, request.seed + number, embeddings)
 
 
-def _kinds(images: Iterable[Wanted]) -> list[list[Wanted]]:
-    kinds: dict[tuple[Any, ...], list[Wanted]] = {}
-    for image in images:
-        kinds.setdefault(image.alike, []).append(image)
-    return list(kinds.values())
-
-
-def _draw_all(model: Model, images: list[Wanted], tell: Tell) -> Iterator[Drawing | Failure]:
-    entry = images[0].entry
-    is_guided = entry.inference.guidance_scale > 1
+def _generate_group(
+    pipeline: BatchingPipeline, images: list[PendingImage], on_step: OnStep
+) -> Iterator[GeneratedImage | FailedImage]:
+    request = images[0].request
+    is_guided = request.inference.guidance_scale > 1
     while images:
-        # Without guidance a single image is a single row, which no row of a batch equals.
-        batch = images[: model.most(entry.size) if is_guided else 1]
-        drawn = _draw_if_it_fits(model, batch, tell)
-        if drawn is None and model.shrink_batch(entry.size, len(batch)):
+        # Without guidance a single image is a single row, which rounds differently from a batch's.
+        batch = images[: pipeline.batch_size(request.size) if is_guided else 1]
+        results = _generate_if_memory_suffices(pipeline, batch, on_step)
+        if results is None and pipeline.shrink_batch(request.size, len(batch)):
             continue
-        if drawn is None:
-            yield Failure(batch[0].index, batch[0].seed, _too_large(entry))
+        if results is None:
+            yield FailedImage(batch[0].index, batch[0].seed, _out_of_memory_reason(request))
         else:
-            yield from map(_outcome, batch, drawn)
+            yield from map(_outcome, batch, results)
         images = images[len(batch) :]
 
 
-def _draw_if_it_fits(
-    model: Model, batch: Sequence[Wanted], tell: Tell
+def _generate_if_memory_suffices(
+    pipeline: BatchingPipeline, batch: Sequence[PendingImage], on_step: OnStep
 ) -> list[Image.Image | None] | None:
-    """None: memory ran out. What was in it is free again, as the error is gone."""
+    """None: memory ran out. What the batch took is free again, as the error is gone."""
     try:
-        return draw(model, batch, tell)
+        return generate_batch(pipeline, batch, on_step)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -122,16 +129,19 @@ def _draw_if_it_fits(
 
 
 @torch.inference_mode()
-def draw(model: Model, batch: Sequence[Wanted], tell: Tell) -> list[Image.Image | None]:
-    """Draw a batch by the stock pipeline; None for an image that is no number."""
-    pipe, entry = model.pipe, batch[0].entry
-    asked, (width, height) = entry.inference, entry.size
-    steps = asked.num_inference_steps
-    pipe.scheduler = make_scheduler(asked.scheduler, model.parts.scheduler_config, steps)
+def generate_batch(
+    pipeline: BatchingPipeline, batch: Sequence[PendingImage], on_step: OnStep
+) -> list[Image.Image | None]:
+    """Generate a batch by the stock pipeline; None for an image with a pixel that is not finite."""
+    pipe, request = pipeline.pipe, batch[0].request
+    inference, (width, height) = request.inference, request.size
+    steps = inference.num_inference_steps
+    pipe.scheduler = make_scheduler(inference.scheduler, pipeline.parts.scheduler_config, steps)
 
-    def on_step(_pipe: Any, step: int, _timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
-        tell((step + 1) * steps // pipe.num_timesteps, steps)  # some take two for one
-        return kept
+    def callback(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        # Some schedulers call the network twice for a step.
+        on_step((step + 1) * steps // pipe.num_timesteps, steps)
+        return tensors
 
     pixels: Tensor = pipe(
         prompt_embeds=torch.cat([image.embeddings[0] for image in batch]),
@@ -139,36 +149,36 @@ def draw(model: Model, batch: Sequence[Wanted], tell: Tell) -> list[Image.Image 
         width=width,
         height=height,
         num_inference_steps=steps,
-        guidance_scale=asked.guidance_scale,
+        guidance_scale=inference.guidance_scale,
         generator=[seeded(image.seed) for image in batch],
         output_type="pt",
-        callback_on_step_end=on_step,
+        callback_on_step_end=callback,
     ).images  # (B, 3, H, W), 0 to 1
-    return [_picture(each) for each in pixels]
+    return [_to_image(each) for each in pixels]
 
 
-def _picture(pixels: Tensor) -> Image.Image | None:
+def _to_image(pixels: Tensor) -> Image.Image | None:
     if not torch.isfinite(pixels).all():
         return None
     values = (pixels * 255).round().clamp(0, 255).to("cpu", torch.uint8)
     return Image.fromarray(np.ascontiguousarray(values.permute(1, 2, 0).numpy()))
 
 
-def _outcome(wanted: Wanted, image: Image.Image | None) -> Drawing | Failure:
+def _outcome(pending: PendingImage, image: Image.Image | None) -> GeneratedImage | FailedImage:
     if image is None:
-        return Failure(wanted.index, wanted.seed, _no_number(wanted.entry))
-    return Drawing(wanted.index, wanted.entry, wanted.seed, image)
+        return FailedImage(pending.index, pending.seed, _not_finite_reason(pending.request))
+    return GeneratedImage(pending.index, pending.request, pending.seed, image)
 
 
-def _no_number(entry: ImageRequest) -> str:
+def _not_finite_reason(request: ImageRequest) -> str:
     return (
-        f"an image of {entry.inference.prompt[:100]!r} came out as not-a-number: the trained model"
-        " has diverged (try a lower lr), or the scheduler needs more steps"
+        f"an image of {request.inference.prompt[:100]!r} came out as not-a-number: the trained"
+        " model has diverged (try a lower lr), or the scheduler needs more steps"
     )
 
 
-def _too_large(entry: ImageRequest) -> str:
-    width, height = entry.size
+def _out_of_memory_reason(request: ImageRequest) -> str:
+    width, height = request.size
     return (
         f"out of memory while drawing one image of {width} x {height} pixels: choose a smaller"
         " size, or a larger GPU"

@@ -1,7 +1,7 @@
-"""Models in the child's hands: pipelines stay built, and weights are exchanged in place.
+"""Keep pipelines on the device, and load the next model into one that is already built.
 
-A pipeline is kept for each geometry, which is all that the configurations and the tokenizer say.
-The next model of a geometry brings its scheduler and those networks that are not in it already.
+There is one pipeline for each architecture, that is for the configurations and the tokenizer. The
+next model of an architecture replaces the scheduler, and those networks whose weights differ.
 """
 
 from __future__ import annotations
@@ -12,108 +12,112 @@ from pathlib import Path
 
 import torch
 
-from services.inferencer.generation.batching_pipeline import Model, ready
-from services.inferencer.generation.model_files import NETWORKS, Content, Source
+from services.inferencer.generation.batching_pipeline import BatchingPipeline
+from services.inferencer.generation.model_files import NETWORKS, Fingerprint, ModelFiles
 
-SHARE = 0.25
-"""Of the device's memory, for all pipelines that are kept: drawing needs some, and a trainer on the
+MEMORY_SHARE = 0.25
+"""Of the device's memory, for all cached pipelines: generation needs some, and a trainer on the
 same card most of it. Two of Stable Diffusion 1.5 fit in half precision on a card of 24 GB."""
 
 
 @dataclass
 class CachedPipeline:
-    """A pipeline on the device."""
+    """A pipeline on the device, and which weights are in it."""
 
-    model: Model
-    holds: dict[str, Content]
+    pipeline: BatchingPipeline
+    loaded: dict[str, Fingerprint]
+    """By network."""
 
-    def take(self, source: Source) -> None:
-        """Exchange the networks that differ, and what else belongs to a model.
+    def load(self, files: ModelFiles) -> None:
+        """Load the networks that differ, and the scheduler.
 
         Raises:
-            Refused: it cannot be loaded; this is a mixture then.
+            Refused: the model cannot be loaded; the pipeline is now a mixture of two.
         """
         for name in NETWORKS:
-            content = source.content(name)
-            if self.holds[name] != content:
-                source.copy_into(self._network(name), name)
-                self.holds[name] = content
-        self.model.parts = source.described(self.model.parts)
+            fingerprint = files.fingerprint(name)
+            if self.loaded[name] != fingerprint:
+                files.load_into(self._network(name), name)
+                self.loaded[name] = fingerprint
+        self.pipeline.parts = files.with_scheduler(self.pipeline.parts)
 
     @property
     def bytes(self) -> int:
-        """Of its weights."""
+        """Size of its weights."""
         states = (self._network(name).state_dict().values() for name in NETWORKS)
         return sum(weight.nbytes for state in states for weight in state)
 
     def _network(self, name: str) -> torch.nn.Module:
-        network: torch.nn.Module = getattr(self.model.parts, name)
+        network: torch.nn.Module = getattr(self.pipeline.parts, name)
         return network
 
 
-class Pipelines:
-    """Keeps the pipelines that were used last on the device."""
+class PipelineCache:
+    """Keeps the most recently used pipelines on the device."""
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.most_bytes = int(SHARE * memory_of(self.device))
-        """Bound of all that are kept; the one in use is kept in any case."""
+        self.max_bytes = int(MEMORY_SHARE * total_memory(self.device))
+        """Limit for all cached pipelines; the one in use is kept in any case."""
         self._dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        self._kept: dict[str, CachedPipeline] = {}  # by geometry; the one in use is the last
+        self._cached: dict[str, CachedPipeline] = {}  # by architecture; the one in use is the last
 
     @property
-    def name(self) -> str:
+    def device_name(self) -> str:
         """The GPU's name, or ``cpu``."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
-    def model(self, folder: Path, weights: Path | None = None) -> Model:
-        """The model of a folder, or a snapshot upon it: half precision on a GPU, fp32 on a CPU.
+    def load(self, folder: Path, snapshot: Path | None = None) -> BatchingPipeline:
+        """A pipeline with a folder's model, its networks replaced by a snapshot's if there is one.
 
-        It is good until the next one is asked for.
+        Half precision on a GPU, fp32 on a CPU. It is valid until the next call.
 
         Raises:
-            Refused: it cannot be loaded.
+            Refused: the model cannot be loaded.
         """
         # With a snapshot all is rounded to fp16, as a model saved at that step is: rows compare.
-        source = Source(folder, weights, torch.float16 if weights else self._dtype)
-        kept = self._kept.pop(source.geometry, None)  # it comes back only if all of it goes well
-        if kept is None:
-            kept = self._build(source)
-        kept.take(source)
-        self._kept[source.geometry] = kept
-        return kept.model
+        files = ModelFiles(folder, snapshot, torch.float16 if snapshot else self._dtype)
+        architecture = files.architecture_hash
+        cached = self._cached.pop(architecture, None)  # put back only after a complete load
+        if cached is None:
+            cached = self._build(files)
+        cached.load(files)
+        self._cached[architecture] = cached
+        return cached.pipeline
 
-    def forget(self) -> None:
-        """Let go of all of them."""
-        self._let_go_beyond(0)
+    def clear(self) -> None:
+        """Drop all pipelines."""
+        self._evict_down_to(0)
 
-    def _build(self, source: Source) -> CachedPipeline:
-        parts = source.whole.to(torch.device("cpu"), self._dtype)
-        kept = CachedPipeline(ready(parts), {name: source.own_content(name) for name in NETWORKS})
-        self._let_go_beyond(self.most_bytes - kept.bytes)
+    def _build(self, files: ModelFiles) -> CachedPipeline:
+        parts = files.base.to(torch.device("cpu"), self._dtype)
+        loaded = {name: files.base_fingerprint(name) for name in NETWORKS}
+        cached = CachedPipeline(BatchingPipeline.from_parts(parts), loaded)
+        self._evict_down_to(self.max_bytes - cached.bytes)
         parts.to(self.device)
-        kept.model.make_room = self._let_go_of_idle
-        return kept
+        cached.pipeline.free_memory = self._evict_idle
+        return cached
 
-    def _let_go_beyond(self, most_bytes: int) -> None:
-        while self._kept and sum(kept.bytes for kept in self._kept.values()) > most_bytes:
-            self._let_go(next(iter(self._kept)))
+    def _evict_down_to(self, max_bytes: int) -> None:
+        """Evict the least recently used first."""
+        while self._cached and sum(each.bytes for each in self._cached.values()) > max_bytes:
+            self._evict(next(iter(self._cached)))
 
-    def _let_go_of_idle(self) -> bool:
-        """All but the one in use; whether there was another."""
-        idle = list(self._kept)[:-1]
-        for geometry in idle:
-            self._let_go(geometry)
+    def _evict_idle(self) -> bool:
+        """Evict all but the one in use; returns whether there were any."""
+        idle = list(self._cached)[:-1]
+        for architecture in idle:
+            self._evict(architecture)
         return bool(idle)
 
-    def _let_go(self, geometry: str) -> None:
-        del self._kept[geometry]
+    def _evict(self, architecture: str) -> None:
+        del self._cached[architecture]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes in all, of the card or of the machine."""
+def total_memory(device: torch.device) -> int:
+    """Bytes of the GPU's or the machine's memory."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,7 +1,7 @@
-"""Prompts as the UNet takes them: of any length up to ten blocks, with emphasis, or empty.
+"""Encode prompts for the UNet: up to ten blocks, with emphasis.
 
-A prompt says ``(word:1.2)`` for emphasis; everything else in it is literal text. The weighing and
-the blocks are compel's.
+``(word:1.2)`` is emphasis; everything else is literal text. compel applies the weights and splits
+the prompt into blocks.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from torch import Tensor
 from shared.diffusion.loading import Parts
 from shared.diffusion.text import encode
 
-BLOCKS = 10
-"""Of 75 tokens each, and a start and an end; what comes after them is cut off."""
-STRONGEST = 2.0
+MAX_BLOCKS = 10
+"""Of 75 tokens each, and a start and an end; the rest of a prompt is cut off."""
+MAX_WEIGHT = 2.0
 ESCAPED = (r"\(", r"\)")
 
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _WEIGHT = re.compile(rf":\s*{_NUMBER}\s*\)")
-_SIGN = re.compile(rf"(\\[()]|\(|\)|{_WEIGHT.pattern})")
-"""What may mean more than its letters: an escaped parenthesis, an opening, a closing, a weight."""
+_SYNTAX = re.compile(rf"(\\[()]|\(|\)|{_WEIGHT.pattern})")
+"""Possible syntax: an escaped parenthesis, an opening, a closing, a weight."""
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A part of a prompt, and how much it counts."""
+    """A part of a prompt, and its weight."""
 
     text: str
     weight: float
 
 
-class Prompts:
-    """Makes embeddings of prompts for one model."""
+class PromptEncoder:
+    """Encodes prompts for one model."""
 
     def __init__(self, parts: Parts, clip_skip: int) -> None:
         """``clip_skip`` as in :func:`shared.diffusion.text.encode`."""
-        self._encoder = _Encoder(parts, clip_skip)
+        self._provider = _Provider(parts, clip_skip)
 
     @torch.inference_mode()
     def embed(self, prompt: str, negative_prompt: str = "") -> tuple[Tensor, Tensor]:
-        """Both as (1, 77 k, C), with k blocks as the longer one needs; an empty one counts as 1.
+        """Embeddings of both, (1, 77 k, C) each, with k blocks as the longer one needs.
 
-        The shorter one is filled up with blocks of the empty prompt. Without emphasis a block is
-        bit for bit what ``encode`` makes of its tokens.
+        An empty prompt is one block. The shorter prompt is padded with blocks of the empty prompt.
+        Without emphasis a block equals what ``encode`` makes of its tokens, bit for bit.
         """
-        wanted, unwanted = self._encoder.embed(prompt), self._encoder.embed(negative_prompt)
-        length = max(wanted.shape[1], unwanted.shape[1])
-        return self._encoder.fill(wanted, length), self._encoder.fill(unwanted, length)
+        positive, negative = self._provider.embed(prompt), self._provider.embed(negative_prompt)
+        length = max(positive.shape[1], negative.shape[1])
+        return self._provider.pad(positive, length), self._provider.pad(negative, length)
 
 
-class _Encoder(EmbeddingsProvider):  # type: ignore[misc]
-    """compel's weights and blocks around our clip skip, which its own modes cannot do.
+class _Provider(EmbeddingsProvider):  # type: ignore[misc]
+    """compel's weights and blocks with our clip skip, which compel does not offer.
 
-    A token of weight w is moved to ``empty + w (it - empty)``, where ``empty`` is what the empty
-    prompt has in its place. Phrases between commas or full stops are kept in one block, and words
-    in any case, unless they are longer than a block.
+    A token's embedding x with weight w becomes ``empty + w (x - empty)``, where ``empty`` is what
+    the empty prompt has at the same position. Phrases between commas or full stops stay in one
+    block unless they are longer; so do words.
     """
 
     def __init__(self, parts: Parts, clip_skip: int) -> None:
@@ -76,7 +76,7 @@ class _Encoder(EmbeddingsProvider):  # type: ignore[misc]
         self._clip_skip = clip_skip
 
     def embed(self, prompt: str) -> Tensor:
-        """(1, 77 k, C), k from 1 to ``BLOCKS``."""
+        """(1, 77 k, C), k from 1 to ``MAX_BLOCKS``."""
         fragments = parse(prompt)
         ids, weights, _ = self.get_token_ids_and_expand_weights(
             [each.text for each in fragments],
@@ -86,66 +86,65 @@ class _Encoder(EmbeddingsProvider):  # type: ignore[misc]
         embedding: Tensor = self.build_weighted_embedding_tensor(ids, weights)
         return embedding.to(self.text_encoder.dtype)
 
-    def fill(self, embedding: Tensor, length: int) -> Tensor:
-        """An embedding with so many tokens, by blocks of the empty prompt."""
+    def pad(self, embedding: Tensor, length: int) -> Tensor:
+        """Pad an embedding to ``length`` tokens with blocks of the empty prompt."""
         missing = (length - embedding.shape[1]) // self.max_token_count
         empty = self.empty_z.to(embedding.dtype)
         return torch.cat([embedding, *[empty] * missing], dim=1)
 
     def _encode_token_ids_to_embeddings(self, token_ids: Tensor, _mask: None = None) -> Tensor:
-        # In fp32, in which there is room for the weights.
+        # fp32, because fp16 is too coarse for the weights.
         return encode(self.text_encoder, token_ids, self._clip_skip).float()
 
     def _chunk_and_pad_token_ids(self, token_ids: list[int], *more: Any, device: Any) -> Any:
-        # Cut before as well: for every block the library looks through all that is left.
-        most = BLOCKS * self.max_token_count
+        # Cut before splitting, too: for every block the library searches all remaining tokens.
+        limit = MAX_BLOCKS * self.max_token_count
         blocks = super()._chunk_and_pad_token_ids(
-            token_ids[:most], *(each[:most] for each in more), device=device
+            token_ids[:limit], *(each[:limit] for each in more), device=device
         )
-        return tuple(each[:most] for each in blocks)
+        return tuple(each[:limit] for each in blocks)
 
 
 def parse(prompt: str) -> list[Fragment]:
-    r"""A prompt's fragments, none of them empty; neighbours differ in weight.
+    r"""Split a prompt into fragments; none is empty, and neighbours differ in weight.
 
-    Emphases may lie in one another: their weights are multiplied. Every weight and every product
-    is held between 0 and ``STRONGEST``. ``\(`` and ``\)`` are parentheses and nothing more. What
-    is not a whole emphasis is literal.
+    Nested emphases multiply their weights. Every weight and every product is clamped to 0 to
+    ``MAX_WEIGHT``. ``\(`` and ``\)`` are literal parentheses. Incomplete emphasis is literal text.
     """
-    pieces = [piece for piece in _pieces(_SIGN.split(prompt)) if piece[1]]
+    texts = [each for each in _weighted_texts(_SYNTAX.split(prompt)) if each[1]]
     return [
         Fragment("".join(text for _, text in group), weight)
-        for weight, group in groupby(pieces, key=itemgetter(0))
+        for weight, group in groupby(texts, key=itemgetter(0))
     ]
 
 
-def _pieces(signs: list[str]) -> Iterator[tuple[float, str]]:
+def _weighted_texts(pieces: list[str]) -> Iterator[tuple[float, str]]:
     """Each literal text with its weight, in order."""
-    emphases = _emphases(signs)
+    emphases = _emphases(pieces)
     ends = set(emphases.values())
     weights = [1.0]
-    for place, sign in enumerate(signs):
-        if place in emphases:
-            weights.append(_held(weights[-1] * _held(float(signs[emphases[place]][1:-1]))))
-        elif place in ends:
+    for index, piece in enumerate(pieces):
+        if index in emphases:
+            weights.append(_clamp(weights[-1] * _clamp(float(pieces[emphases[index]][1:-1]))))
+        elif index in ends:
             weights.pop()
         else:
-            yield weights[-1], sign[1:] if sign in ESCAPED else sign
+            yield weights[-1], piece[1:] if piece in ESCAPED else piece
 
 
-def _emphases(signs: list[str]) -> dict[int, int]:
-    """Places of the parentheses that open an emphasis, and of the weights that end it."""
+def _emphases(pieces: list[str]) -> dict[int, int]:
+    """Index of each parenthesis that opens an emphasis, with that of the weight that ends it."""
     emphases: dict[int, int] = {}
     openings: list[int] = []
-    for place, sign in enumerate(signs):
-        if sign == "(":
-            openings.append(place)
-        elif openings and sign == ")":
+    for index, piece in enumerate(pieces):
+        if piece == "(":
+            openings.append(index)
+        elif openings and piece == ")":
             openings.pop()
-        elif openings and _WEIGHT.fullmatch(sign):
-            emphases[openings.pop()] = place
+        elif openings and _WEIGHT.fullmatch(piece):
+            emphases[openings.pop()] = index
     return emphases
 
 
-def _held(weight: float) -> float:
-    return min(max(weight, 0.0), STRONGEST)
+def _clamp(weight: float) -> float:
+    return min(max(weight, 0.0), MAX_WEIGHT)

@@ -1,4 +1,4 @@
-"""Batches in the order of the plan: pixels read ahead in a thread, latents kept where that pays."""
+"""Batches in the plan's order: pixels read ahead in a thread, latents cached where that pays."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from shared.dataset.pixels import as_trained, open_image
 from shared.dataset.plan import Augmentation, Batch, EpochConfig, augment
 from shared.errors import Refused
 
-KEPT_BYTES = 2**30
-"""Bound of the latents kept in memory: 8,192 images of 512 x 512."""
+CACHE_BYTES = 2**30
+"""Bound of the cached latents: 8,192 images of 512 x 512."""
 
 Key = tuple[int, Size, bool]
 """What a latent depends on besides the crop: picture, size, flip."""
@@ -33,14 +33,14 @@ class Example:
 
     picture: Picture
     key: Key
-    augment: Augmentation
+    augmentation: Augmentation
     pixels: Tensor | None
-    """(3, H, W) from -1 to 1; None: its latents are kept already."""
+    """(3, H, W) from -1 to 1; None: its latents are cached."""
 
     @property
     def is_whole(self) -> bool:
-        """Nothing is cut off, so every epoch sees the same pixels."""
-        return self.augment.crop == (0, 0, self.picture.width, self.picture.height)
+        """Nothing is cropped away, so every epoch sees the same pixels."""
+        return self.augmentation.crop == (0, 0, self.picture.width, self.picture.height)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LoadedBatch:
 
     @property
     def captions(self) -> list[str]:
-        return [example.augment.caption for example in self.examples]
+        return [example.augmentation.caption for example in self.examples]
 
     @property
     def loss_scales(self) -> Tensor:
@@ -61,40 +61,37 @@ class LoadedBatch:
 
 
 class LatentCache:
-    """What the VAE makes of images: one at a time, so that neighbours make no difference."""
+    """Latents of images, encoded one at a time: a batch changes nothing of its images."""
 
-    def __init__(self, vae: AutoencoderKL, most_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, vae: AutoencoderKL, most_bytes: int = CACHE_BYTES) -> None:
         self._vae = vae
         self._room = most_bytes
-        self._kept: dict[Key, Tensor] = {}
+        self._cached: dict[Key, Tensor] = {}
 
-    def keeps(self, key: Key) -> bool:
-        return key in self._kept
+    def __contains__(self, key: Key) -> bool:
+        return key in self._cached
 
     def sample(self, loaded: LoadedBatch, generator: torch.Generator) -> Tensor:
-        """Scaled latents (B, 4, H/8, W/8), drawn from the VAE's distribution for each image."""
+        """Scaled latents (B, 4, H/8, W/8), sampled from the VAE's distribution of each image."""
         moments = torch.cat([self._moments(example) for example in loaded.examples])
-        drawn: Tensor = DiagonalGaussianDistribution(moments).sample(generator)
-        return drawn * float(self._vae.config.scaling_factor)
+        sampled: Tensor = DiagonalGaussianDistribution(moments).sample(generator)
+        return sampled * float(self._vae.config.scaling_factor)
 
     @torch.no_grad()
     def _moments(self, example: Example) -> Tensor:
         """Mean and log variance on the channels, (1, 8, H/8, W/8), float32."""
         if example.pixels is None:
-            return self._kept[example.key].to(self._vae.device)
+            return self._cached[example.key].to(self._vae.device)
         pixels = example.pixels[None].to(self._vae.device)
         moments: Tensor = self._vae.encode(pixels).latent_dist.parameters.float()
-        self._keep(example, moments)
-        return moments
-
-    def _keep(self, example: Example, moments: Tensor) -> None:
         if example.is_whole and moments.nbytes <= self._room:
             self._room -= moments.nbytes
-            self._kept[example.key] = moments.cpu()
+            self._cached[example.key] = moments.cpu()
+        return moments
 
 
 class PrefetchLoader:
-    """Reads the batches of an epoch, each while the one before is trained on."""
+    """Reads each batch of an epoch in a thread while the one before is trained on."""
 
     def __init__(
         self,
@@ -114,10 +111,10 @@ class PrefetchLoader:
         Raises:
             Refused: an image cannot be read; names it.
         """
-        with ThreadPoolExecutor(1, "reader") as loader:
+        with ThreadPoolExecutor(1, "reader") as thread:
             ahead = None
             for batch in batches:
-                current, ahead = ahead, loader.submit(self._load, batch, epoch)
+                current, ahead = ahead, thread.submit(self._load, batch, epoch)
                 if current:
                     yield current.result()
             if ahead:
@@ -132,15 +129,17 @@ class PrefetchLoader:
 
     def _example(self, index: int, size: Size, epoch: int, position: int) -> Example:
         picture = self._pictures[index]
-        drawn = augment(picture, index, size, self._epoch_config, epoch=epoch, position=position)
-        example = Example(picture, (index, size, drawn.flip), drawn, None)
-        if example.is_whole and self._latents.keeps(example.key):
+        augmentation = augment(
+            picture, index, size, self._epoch_config, epoch=epoch, position=position
+        )
+        example = Example(picture, (index, size, augmentation.flip), augmentation, None)
+        if example.is_whole and example.key in self._latents:
             return example
-        pixels = read_pixels(self._folder / picture.file, drawn, size, picture.name)
-        return Example(picture, example.key, drawn, pixels)
+        pixels = read_pixels(self._folder / picture.file, augmentation, size, picture.name)
+        return Example(picture, example.key, augmentation, pixels)
 
 
-def read_pixels(path: Path, drawn: Augmentation, size: Size, name: str = "") -> Tensor:
+def read_pixels(path: Path, augmentation: Augmentation, size: Size, name: str = "") -> Tensor:
     """An image as it is trained on: upright, cropped, scaled, perhaps flipped; (3, H, W), -1 to 1.
 
     Raises:
@@ -151,7 +150,7 @@ def read_pixels(path: Path, drawn: Augmentation, size: Size, name: str = "") -> 
             upright = as_trained(file)
     except (OSError, ValueError, SyntaxError) as error:
         raise Refused(f"the image {name or path.name} cannot be read: {error}") from error
-    scaled = upright.resize(size, box=drawn.crop)
-    turned = ImageOps.mirror(scaled) if drawn.flip else scaled
-    values = torch.from_numpy(np.array(turned)).permute(2, 0, 1)
+    scaled = upright.resize(size, box=augmentation.crop)
+    flipped = ImageOps.mirror(scaled) if augmentation.flip else scaled
+    values = torch.from_numpy(np.array(flipped)).permute(2, 0, 1)
     return values.float() / 127.5 - 1.0

@@ -1,4 +1,4 @@
-"""What the training loop asks of its surroundings: somebody to tell and to ask, and a clock."""
+"""What the training loop calls: progress out, stop and commands in."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, Protocol
 from shared.request import Command
 
 Clock = Callable[[], float]
-"""Seconds that only go forward."""
+"""Monotonic seconds."""
 
 
 class Callbacks(Protocol):
-    """Who is told how training goes, and may want something of it."""
+    """How the loop reports, and learns what is wanted of it."""
 
     def phase(self, name: str) -> None:
-        """Something slow begins."""
+        """Something slow begins; also a sign of life."""
 
     def progress(self, numbers: dict[str, Any]) -> None:
-        """step, steps, epoch, epochs, loss, lr, images_per_second, eta_seconds.
+        """A report: step, steps, epoch, epochs, loss, lr, images_per_second, eta_seconds.
 
-        Or, of a validation: step, epoch, validation_loss.
+        Of a validation: step, epoch, validation_loss.
         """
 
     def saved(
@@ -36,11 +36,11 @@ class Callbacks(Protocol):
     ) -> None:
         """A ``checkpoint`` file, ``resume_point`` or ``snapshot`` folder is complete on disk.
 
-        ``command`` is the newest number that :meth:`wished` gave before it was begun.
+        ``command`` is the number of the newest command of its kind that it carries out; 0: none.
         """
 
     def should_stop(self) -> bool:
         """Whether to save a resume point and end; asked before every step."""
 
     def command(self, kind: Command) -> int:
-        """The number of the user's newest wish of a kind, which never falls; 0: there is none."""
+        """The number of the user's newest command of a kind; it never falls. 0: there is none."""

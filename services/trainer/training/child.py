@@ -31,26 +31,23 @@ from shared.errors import Interrupted, Passing, Refused, reason_of
 from shared.request import Command
 from shared.service_process import importing
 
-OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
-"""What the CPU's allocator and cuBLAS say in errors of no special kind."""
-
 
 class Stop:
-    """SIGTERM: ends an idle child at once, and asks a working one to save and end."""
+    """SIGTERM ends an idle child at once, and asks a working one to save and end."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.idle = True
-        signal.signal(signal.SIGTERM, self._hear)
+        signal.signal(signal.SIGTERM, self._on_signal)
 
-    def _hear(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
         if self.idle:
             sys.exit(0)
 
 
 class ParentCallbacks:
-    """The training loop's listener: passes everything on to the parent, and hears its wishes."""
+    """Passes reports to the parent, and its commands to the loop."""
 
     def __init__(self, writer: RecordWriter, stop: Stop) -> None:
         self._writer = writer
@@ -85,18 +82,17 @@ class ParentCallbacks:
         )
 
     def should_stop(self) -> bool:
-        return self._stop.asked
+        return self._stop.requested
 
     def command(self, kind: Command) -> int:
-        for keepalive in orders_meanwhile(Commands):
-            self._commands |= Counter(
-                keepalive.commands
-            )  # the larger number of each: two may overtake
+        for received in orders_meanwhile(Commands):
+            # The larger number of each kind: messages may overtake one another.
+            self._commands |= Counter(received.commands)
         return self._commands[kind]
 
 
 def main() -> None:
-    """Pay for the imports, say Ready, and carry out one order."""
+    """Import, report Ready, and carry out one order."""
     writer = begin()
     stop = Stop()
     os.environ |= QUIET_AND_OFFLINE
@@ -110,12 +106,13 @@ def main() -> None:
     writer.write(carry_out(order, ParentCallbacks(writer, stop)))
 
 
-def carry_out(order: TrainingOrder, voice: ParentCallbacks) -> Done | Stopped | Failed:
-    """The last word on an order."""
+def carry_out(order: TrainingOrder, callbacks: ParentCallbacks) -> Done | Stopped | Failed:
+    """Train; the record that ends the order."""
     from services.trainer.training.train import train  # noqa: PLC0415 - slow
+    from shared.diffusion.memory import is_out_of_memory  # noqa: PLC0415 - slow
 
     try:
-        return Done(summary=msgspec.to_builtins(train(order, voice)))
+        return Done(summary=msgspec.to_builtins(train(order, callbacks)))
     except Interrupted:
         return Stopped()
     except Refused as error:
@@ -129,16 +126,8 @@ def carry_out(order: TrainingOrder, voice: ParentCallbacks) -> Done | Stopped | 
         return Failed(refused=False, reason=reason_of(error))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is the card's or the machine's memory, by kind or by words."""
-    import torch  # noqa: PLC0415 - slow
-
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
-
-
 def out_of_memory(order: TrainingOrder) -> Failed:
-    """Say which settings would need less memory."""
+    """Name the settings that would need less memory."""
     advice = smaller(order.train)
     if advice is None:
         text = "out of memory at the smallest settings there are for this resolution"

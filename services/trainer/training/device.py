@@ -1,4 +1,4 @@
-"""What this machine can do, found out by doing it once."""
+"""What this machine can do, found out by trying."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.trainer.training.optimizer import make_optimizer
 from services.trainer.training.recipe import Device
 
 CANNOT = (ImportError, ValueError, NotImplementedError, RuntimeError, AttributeError, OSError)
-"""What a library raises that is there but does not work on this device."""
+"""What an installed library raises that does not work on this device."""
 
 
 def this_device() -> torch.device:
@@ -22,7 +22,7 @@ def device_name(device: torch.device) -> str:
 
 
 def probe(device: torch.device) -> Device:
-    """Ask the device everything that :func:`.recipe.choose` wants to know."""
+    """Find out what :func:`.recipe.choose` needs to know."""
     on_cuda = device.type == "cuda"
     return Device(
         kind="cuda" if on_cuda else "cpu",

@@ -1,4 +1,4 @@
-"""The moving average of the weights that training goes through: it is what gets saved."""
+"""The moving average of the weights (EMA): if it is asked for, it is what gets saved."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Ema:
         return dict(zip(names, self._weights, strict=True))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state_dict` gave; raises KeyError or RuntimeError at others."""
+        """Restore :meth:`state_dict`. Raises KeyError or RuntimeError where it does not fit."""
         for name, weight in self.state_dict().items():
             weight.copy_(state[name])
 

@@ -1,4 +1,4 @@
-"""What the networks are trained to do: to tell the noise in a noisy latent (Ho et al. 2020)."""
+"""The training loss: predict the noise in a noisy latent (Ho et al. 2020), or its velocity."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 class DiffusionLoss:
-    """The loss, as a function of a batch and the epoch."""
+    """The loss as a function of a batch and the epoch."""
 
     def __init__(
         self, state: State, order: TrainingOrder, choices: Choices, latents: LatentCache
@@ -46,26 +46,26 @@ class DiffusionLoss:
         generator = seeded(seed_of(self._seed, epoch, loaded.batch.first, "noise"))
         latents = self._latents.sample(loaded, generator)  # (B, 4, H/8, W/8)
         noise = noise_like(latents, self._train, generator)
-        timesteps = self._draw_timesteps(len(latents), generator)  # (B,)
+        timesteps = self._random_timesteps(len(latents), generator)  # (B,)
 
-        predicted, wanted = self._answer(loaded.captions, latents, noise, timesteps)
+        predicted, expected = self._predict(loaded.captions, latents, noise, timesteps)
         late = (timesteps / len(self._alphas)).to(predicted.device)
-        errors = image_errors(predicted, wanted, self._train.loss_type, late)  # (B,)
+        errors = image_errors(predicted, expected, self._train.loss_type, late)  # (B,)
         weights = loaded.loss_scales * self._snr_weights(timesteps)
         return (errors * weights.to(predicted.device)).mean() * loaded.batch.loss_factor
 
     def plain_errors(self, loaded: LoadedBatch, generator: torch.Generator) -> Tensor:
-        """Each image's mean squared error at plain noise, (B,): comparable whatever the options."""
+        """Each image's mean squared error at plain noise, (B,): comparable between options."""
         latents = self._latents.sample(loaded, generator)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-        timesteps = self._draw_timesteps(len(latents), generator)
-        predicted, wanted = self._answer(loaded.captions, latents, noise, timesteps)
-        return (predicted - wanted).square().mean(dim=(1, 2, 3))
+        timesteps = self._random_timesteps(len(latents), generator)
+        predicted, expected = self._predict(loaded.captions, latents, noise, timesteps)
+        return (predicted - expected).square().mean(dim=(1, 2, 3))
 
-    def _answer(
+    def _predict(
         self, captions: list[str], latents: Tensor, noise: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the UNet says of noisy latents, and what it should; both (B, 4, H/8, W/8), fp32."""
+        """The UNet's prediction and the right one, both (B, 4, H/8, W/8), fp32."""
         parts, device = self._parts, self._parts.unet.device
         alphas = self._alphas[timesteps].to(device)
         noisy = add_noise(latents, noise, alphas)
@@ -76,7 +76,7 @@ class DiffusionLoss:
             predicted = parts.unet(noisy, timesteps.to(device), hidden).sample
         return predicted.float(), target(parts.prediction_type, latents, noise, alphas)
 
-    def _draw_timesteps(self, images: int, generator: torch.Generator) -> Tensor:
+    def _random_timesteps(self, images: int, generator: torch.Generator) -> Tensor:
         first, stop = self._timesteps.start, self._timesteps.stop
         return torch.randint(first, stop, (images,), generator=generator)
 
@@ -89,10 +89,10 @@ class DiffusionLoss:
 
 
 def timesteps_of(train: Train, schedule: int) -> range:
-    """The timesteps that training draws from, of a schedule with so many.
+    """The timesteps to train at, of a schedule with that many.
 
     Raises:
-        Refused: the model's schedule is over before ``timestep_start``.
+        Refused: the model's schedule ends before ``timestep_start``.
     """
     timesteps = range(train.timestep_start, min(train.timestep_end, schedule))
     if not timesteps:
@@ -104,7 +104,7 @@ def timesteps_of(train: Train, schedule: int) -> range:
 
 
 def noise_like(latents: Tensor, train: Train, generator: torch.Generator) -> Tensor:
-    """Normal noise of the latents' shape (B, C, H, W), on their device, with what is asked for."""
+    """Normal noise of the latents' shape (B, C, H, W), on their device, with its options."""
     noise = torch.randn(latents.shape, generator=generator)
     if train.pyramid_noise_discount:
         noise = pyramid_noise(noise, train.pyramid_noise_discount, generator)
@@ -113,16 +113,16 @@ def noise_like(latents: Tensor, train: Train, generator: torch.Generator) -> Ten
     return noise.to(latents.device)
 
 
-def image_errors(predicted: Tensor, wanted: Tensor, kind: LossType, late: Tensor) -> Tensor:
+def image_errors(predicted: Tensor, expected: Tensor, kind: LossType, late: Tensor) -> Tensor:
     """Each image's mean error, (B,), by EveryDream2's kinds.
 
-    ``late`` (B,) says how late the timestep is, 0 (hardly any noise) to 1 (nothing else).
+    ``late`` (B,) is the timestep as a share of the schedule: 0 hardly any noise, 1 only noise.
     ``mse_huber`` goes from Huber (delta 1) at 0 to squares at 1, ``huber_mse`` the other way.
     """
-    squares = F.mse_loss(predicted, wanted, reduction="none").mean(dim=(1, 2, 3))
+    squares = F.mse_loss(predicted, expected, reduction="none").mean(dim=(1, 2, 3))
     if kind == "mse":
         return squares
-    huber = F.huber_loss(predicted, wanted, reduction="none").mean(dim=(1, 2, 3))
+    huber = F.huber_loss(predicted, expected, reduction="none").mean(dim=(1, 2, 3))
     match kind:
         case "huber":
             return huber

@@ -1,4 +1,4 @@
-"""Optimizers, and their state as a file that is no pickle."""
+"""Optimizers, and their state as a safetensors file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def save_state(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Write the moments as safetensors; step counts and the like stand in the header, as JSON."""
+    """Write the moments as safetensors; step counts and the like go into the header as JSON."""
     state = optimizer.state_dict()
     leaves = dict(_leaves(state["state"]))
     tensors = {name: each.detach().cpu().clone() for name, each in leaves.items() if _is(each)}
@@ -45,7 +45,7 @@ def save_state(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def load_state(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Give an optimizer what :func:`save_state` wrote, bit for bit.
+    """Restore what :func:`save_state` wrote, bit for bit.
 
     Raises:
         ValueError: it belongs to other weights or to another kind of optimizer.

@@ -1,4 +1,4 @@
-"""What the training tells on its way: progress for those who wait, and records for later."""
+"""Progress reports: live for ``/status``, and recorded as metrics."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from services.trainer.training.state import State
 PROGRESS_SECONDS = 0.5
 """The least time between two reports: reading the loss waits for the device."""
 RECORDED = ("step", "epoch", "loss", "lr", "text_encoder_lr", "images_per_second")
-"""What of a report goes into the metrics; the rest is for those who wait."""
+"""What of a report goes into the metrics; the rest is live only."""
 
 
 class ProgressReporter:
-    """Reports progress, not too often."""
+    """Reports progress at most every :data:`PROGRESS_SECONDS`, and the last step always."""
 
     def __init__(
         self,
@@ -26,53 +26,48 @@ class ProgressReporter:
         order: TrainingOrder,
         callbacks: Callbacks,
         *,
-        records: Metrics,
+        metrics: Metrics,
         clock: Clock,
     ) -> None:
         self._state = state
         self._recipe = recipe
         self._order = order
         self._callbacks = callbacks
-        self._records = records
+        self._metrics = metrics
         self._clock = clock
-        self._told_at: float | None = None
-        self._told_step = state.position.steps
-        self._began_at, self._began = clock(), state.position.steps
+        self._reported_at: float | None = None
+        self._reported_step = state.position.steps
+        self._began_at, self._first_step = clock(), state.position.steps
 
-    @property
-    def steps(self) -> int:
-        """Of the whole training."""
-        return self._recipe.total_steps
-
-    def tell(self, steps_since_update: int) -> None:
+    def report_step(self, steps_since_update: int) -> None:
         """Report the step that was just done, if the last report is old enough."""
         now = self._clock()
         step = self._state.position.steps + steps_since_update
-        is_last = step == self.steps
-        if self._told_at is None or is_last or now - self._told_at >= PROGRESS_SECONDS:
-            self._tell(step, now)
+        is_last = step == self._recipe.total_steps
+        if self._reported_at is None or is_last or now - self._reported_at >= PROGRESS_SECONDS:
+            self._report(step, now)
 
-    def tell_end(self) -> None:
-        """Report the last step that was done, unless it is reported."""
-        if self._state.position.steps > self._told_step:
-            self._tell(self._state.position.steps, self._clock())
+    def report_last_step(self) -> None:
+        """Report the last step that was done, unless it has been."""
+        if self._state.position.steps > self._reported_step:
+            self._report(self._state.position.steps, self._clock())
 
-    def _tell(self, step: int, now: float) -> None:
-        self._told_at, self._told_step = now, step
+    def _report(self, step: int, now: float) -> None:
+        self._reported_at, self._reported_step = now, step
         numbers = self._numbers(step, now)
         self._callbacks.progress(numbers)
-        self._records.add(**{name: numbers[name] for name in RECORDED if name in numbers})
+        self._metrics.add(**{name: numbers[name] for name in RECORDED if name in numbers})
 
-    def tell_validation(self, loss: float) -> None:
-        """Report what was measured on the images held out."""
+    def report_validation(self, loss: float) -> None:
+        """Report the loss on held-out images."""
         position = self._state.position
         self._callbacks.progress(
             {"step": position.steps, "epoch": position.epoch, "validation_loss": loss}
         )
-        self._records.add(step=position.steps, epoch=position.epoch, validation_loss=loss)
+        self._metrics.add(step=position.steps, epoch=position.epoch, validation_loss=loss)
 
     def _numbers(self, step: int, now: float) -> dict[str, Any]:
-        steps_per_second = (step - self._began) / max(now - self._began_at, 1e-9)
+        steps_per_second = (step - self._first_step) / max(now - self._began_at, 1e-9)
         lrs = self._recipe.lrs_at(step - 1)
         own = {"text_encoder_lr": lrs["text_encoder"]} if self._recipe.text_encoder_lr else {}
         return {

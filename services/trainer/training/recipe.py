@@ -1,4 +1,4 @@
-"""What a request's numbers come to: learning rates, steps, accumulation, and choices by device.
+"""Learning rates, steps, accumulation from the request; precision and optimizer by device.
 
 A *step* is one batch forward and backward; an *update* is one step of the optimizer.
 """
@@ -23,7 +23,7 @@ POLYNOMIAL_FLOOR = 1e-7
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
-    """Everything about a run that follows from the request and the dataset alone."""
+    """What of a run follows from the request and the dataset alone."""
 
     lr: float
     """The peak learning rate."""
@@ -44,7 +44,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
         return self._decayed(min((step - self.warmup_steps) / span, 1.0))
 
     def _decayed(self, done: float) -> float:
-        """The factor once a share of the decay, 0 to 1, is done; it stays at the floor."""
+        """The factor after a share of the decay, 0 to 1; it stays at the floor."""
         match self.lr_scheduler:
             case "linear":
                 return 1.0 - done
@@ -70,7 +70,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
 
 
 def recipe_for(train: Train, *, steps_per_epoch: int, total_steps: int) -> Recipe:
-    """Derive what the request leaves open.
+    """Fill in what the request leaves open.
 
     ``steps_per_epoch`` is the first epoch's; ``total_steps`` those of all epochs together.
     """
@@ -87,7 +87,7 @@ def recipe_for(train: Train, *, steps_per_epoch: int, total_steps: int) -> Recip
 
 
 def peak_lr(train: Train, asked: float | None) -> float:
-    """The learning rate asked for, or the default; larger for larger groups where that is asked."""
+    """The requested learning rate or the default, scaled by images per update with ``scale_lr``."""
     lr = DEFAULT_LR if asked is None else asked
     return lr * (train.batch_size * train.grad_accum) ** SCALE_LR_POWER if train.scale_lr else lr
 
@@ -105,7 +105,7 @@ Optimizer = Literal["adamw8bit", "adamw", "adamw_fused"]
 
 
 class Device(Struct, frozen=True, kw_only=True):
-    """What this machine can do, each answer from one real try."""
+    """What this machine can do, each found out by one real try."""
 
     kind: Literal["cpu", "cuda"]
     name: str = "cpu"
@@ -145,7 +145,7 @@ def _optimizer(train: Train, device: Device) -> Optimizer:
 
 
 def smaller(train: Train) -> str | None:
-    """What to change after memory ran out, in the request's own words; None: nothing is left.
+    """Settings of the request to change after running out of memory; None: none is left.
 
     Half the batch with twice the accumulation trains alike; checkpointing costs time only.
     """

@@ -1,4 +1,4 @@
-"""All that changes while a model is trained."""
+"""Everything that changes while a model is trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECENT = 100
 
 
 class Position(Struct, frozen=True, kw_only=True):
-    """How far training has come; always just after an update."""
+    """How far the run has come; always just after an update."""
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -36,7 +36,7 @@ class Position(Struct, frozen=True, kw_only=True):
 
 
 class Losses:
-    """The losses of the last steps, read off the device only when somebody asks."""
+    """The losses of the last steps, read from the device only when asked for."""
 
     def __init__(self, recent: list[float] | None = None) -> None:
         self._recent: deque[float] = deque(recent or (), maxlen=RECENT)
@@ -73,7 +73,7 @@ def finite(step: int, loss: float) -> float:
 
 @dataclass
 class State:
-    """Networks, optimizers and the position; what a resume point holds."""
+    """Networks, optimizers, position: what a resume point holds."""
 
     parts: Parts
     trained: dict[str, torch.nn.Module]
@@ -81,7 +81,7 @@ class State:
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     averages: dict[str, Ema] = field(default_factory=dict)
-    """Of the trained networks, where ``ema_decay_rate`` is asked for: what gets saved."""
+    """Moving averages of the trained networks, if ``ema_decay_rate`` is set: what gets saved."""
     position: Position = field(default_factory=Position)
     losses: Losses = field(default_factory=Losses)
     measured: list[Measured] = field(default_factory=list)
@@ -90,7 +90,7 @@ class State:
 
 
 def prepare(parts: Parts, train: Train, choices: Choices, device: torch.device) -> State:
-    """Move a model to the device, freeze what stays, and give an optimizer to what learns."""
+    """Move a model to the device, freeze what is not trained, make optimizers for the rest."""
     parts.to(device)
     trained = _trained(parts, train)
     for network in (parts.unet, parts.text_encoder, parts.vae):
@@ -111,7 +111,7 @@ def prepare(parts: Parts, train: Train, choices: Choices, device: torch.device) 
 
 
 def _warnings(train: Train) -> list[str]:
-    """What to know of options that do what they say, but perhaps not what was hoped for."""
+    """Warnings about options that work as specified, but perhaps not as hoped."""
     if not train.enable_zero_terminal_snr:
         return []
     drawing = (

@@ -1,9 +1,9 @@
 """Fine-tune Stable Diffusion: the whole run, from the base model to the last checkpoint.
 
-A *step* is one batch forward and backward, an *update* one step of the optimizers. Every random
-draw is a function of (seed, epoch, position), so a resumed run equals an uninterrupted one; on a
-CPU, bit for bit. What the user wants of a run at work is looked at between updates, so a run that
-is stopped early ends with the weights that the whole one had at that step.
+A *step* is one batch forward and backward, an *update* one step of the optimizers. All randomness
+is a function of (seed, epoch, position), so a resumed run equals an uninterrupted one; on a CPU,
+bit for bit. Commands are looked at between updates, so a run that the user stops early ends with
+the weights that the whole run had at that step.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from msgspec.structs import replace
 from services.trainer.order import Outcome, TrainingOrder
 from services.trainer.training.batches import LatentCache, PrefetchLoader
 from services.trainer.training.callbacks import Callbacks, Clock
-from services.trainer.training.checkpoint_schedule import CheckpointSchedule
 from services.trainer.training.device import probe, this_device
-from services.trainer.training.ema import ema_weights
 from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.optimizer import set_lr
 from services.trainer.training.progress import ProgressReporter
@@ -34,9 +32,11 @@ from services.trainer.training.recipe import (
     choose,
     recipe_for,
 )
-from services.trainer.training.saving import disk_space, resume
-from services.trainer.training.saving.checkpoint import save_last
+from services.trainer.training.saving import resume
+from services.trainer.training.saving.checkpoint import save_checkpoint, save_trained_model
+from services.trainer.training.saving.checkpoint_schedule import CheckpointSchedule
 from services.trainer.training.saving.metrics import Metrics
+from services.trainer.training.saving.resume import save_resume_point
 from services.trainer.training.saving.snapshot_writer import SnapshotWriter
 from services.trainer.training.state import Position, State, prepare
 from services.trainer.training.validation import Validator
@@ -45,14 +45,13 @@ from shared.dataset.plan import Batch, EpochConfig, plan_epoch, steps_per_epoch,
 from shared.dataset.validation import split
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.noise import with_zero_terminal_snr
-from shared.disk import require_room
+from shared.errors import Interrupted
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what it goes through, and who has a part in it."""
+    """A run's components."""
 
-    order: TrainingOrder
     choices: Choices
     state: State
     pictures: Sequence[Picture]
@@ -61,26 +60,31 @@ class Run:
     recipe: Recipe
     loader: PrefetchLoader
     objective: DiffusionLoss
-    records: Metrics
-    validator: Validator
+    metrics: Metrics
     reporter: ProgressReporter
-    keeper: CheckpointSchedule
-    snapshot_writer: SnapshotWriter
+    validator: Validator
+    snapshots: SnapshotWriter
+    schedule: CheckpointSchedule
 
 
-def train(order: TrainingOrder, callbacks: Callbacks, *, clock: Clock = time.monotonic) -> Outcome:
+def train(  # noqa: C901 - the loop is read in one piece
+    order: TrainingOrder, callbacks: Callbacks, *, clock: Clock = time.monotonic
+) -> Outcome:
     """Carry out an order.
 
     Raises:
         Refused: the base model, an image or the loss is not fit to train with; says which.
         Passing: the resume point cannot be read, or the disk has no room for what is to be saved.
-        Interrupted: the listener asked to stop; what was done is in a resume point, said before.
+        Interrupted: ``callbacks`` asked to stop; a resume point holds what was done.
     """
     run = set_up(order, callbacks, clock)
     request, state = order.train, run.state
+    resumable = state.position  # a run that begins at 0 needs no resume point for it
 
     callbacks.phase("training")
-    run.keeper.validate_when_due()
+    if run.validator.is_due:
+        run.validator.measure()
+
     for epoch in range(state.position.epoch, request.max_epochs):
         batches = plan_epoch(run.pictures, run.epoch_config, epoch)
         done = state.position.step_in_epoch  # 0, except in the epoch that is resumed
@@ -90,29 +94,41 @@ def train(order: TrainingOrder, callbacks: Callbacks, *, clock: Clock = time.mon
             if group.start < done:
                 continue
             if callbacks.command("stop"):
-                run.keeper.end_early()
-                return finish(run, callbacks)
-            run.snapshot_writer.sample_in_time(len(group))
+                return finish_early(run, order, callbacks)
+            if (step := run.snapshots.due_step(len(group))) is not None:
+                run.snapshots.save(step)
+
+            # One update: the gradients of a group of batches.
             losses = []
             for batch in islice(loaded, len(group)):
-                if callbacks.should_stop():
-                    run.keeper.keep_and_stop()  # the group's gradients are lost, not its weights
+                if callbacks.should_stop():  # this group's gradients are lost, no weights are
+                    if state.position != resumable:
+                        save_resume_point(state, order, callbacks, run.metrics)
+                    raise Interrupted(f"stopped after step {state.position.steps}")
                 loss = run.objective.loss(batch, epoch)
                 state.scaler.scale(loss / len(group)).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
-                run.reporter.tell(len(losses))
+                run.reporter.report_step(len(losses))
             last_step = state.position.steps + len(group) - 1
             update(state, lrs=run.recipe.lrs_at(last_step), clip=request.clip_grad_norm)
             state.losses.add(losses, first_step=state.position.steps + 1)
             state.position = after(state.position, batches, group)
-            run.keeper.validate_when_due()
-            run.keeper.keep_in_time()
 
-    return finish(run, callbacks)
+            if run.validator.is_due:
+                run.validator.measure()
+            command = callbacks.command("save")
+            if run.schedule.checkpoint_is_due(state.position, command):
+                loss_here = run.validator.loss_here()
+                save_checkpoint(state, order, callbacks, validation_loss=loss_here, command=command)
+            if run.schedule.resume_point_is_due():
+                save_resume_point(state, order, callbacks, run.metrics)
+                resumable = state.position
+
+    return finish(run, order, callbacks)
 
 
 def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
-    """Read what the order names, and stand where it begins or goes on."""
+    """Read what the order names, and stand where the run begins or goes on."""
     device = this_device()
     choices = choose(order.train, probe(device))
 
@@ -130,20 +146,9 @@ def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
 
     latents = LatentCache(state.parts.vae)
     objective = DiffusionLoss(state, order, choices, latents)
-    records = Metrics(Path(order.out), resumed=Path(order.resume) if order.resume else None)
-    validator = Validator(state, order, objective, parted.held_out)
-    reporter = ProgressReporter(state, recipe, order, callbacks, records=records, clock=clock)
-    keeper = CheckpointSchedule(
-        state,
-        order,
-        callbacks,
-        records=records,
-        reporter=reporter,
-        validator=validator,
-        clock=clock,
-    )
+    metrics = Metrics(Path(order.out), resumed=Path(order.resume) if order.resume else None)
+    reporter = ProgressReporter(state, recipe, order, callbacks, metrics=metrics, clock=clock)
     return Run(
-        order=order,
         choices=choices,
         state=state,
         pictures=parted.training,
@@ -151,18 +156,20 @@ def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
         recipe=recipe,
         loader=PrefetchLoader(Path(order.dataset), parted.training, epoch_config, latents),
         objective=objective,
-        records=records,
-        validator=validator,
+        metrics=metrics,
         reporter=reporter,
-        keeper=keeper,
-        snapshot_writer=SnapshotWriter(state, order, callbacks),
+        validator=Validator(
+            state, order, callbacks, objective, reporter=reporter, held_out=parted.held_out
+        ),
+        snapshots=SnapshotWriter(state, order, callbacks),
+        schedule=CheckpointSchedule(order, clock),
     )
 
 
 def begin_or_resume(order: TrainingOrder, state: State) -> State:
     """The state at the resume point; without one, at the beginning.
 
-    A base model that is an earlier job's brings its optimizers along.
+    A base model that an earlier job trained may bring that job's optimizers along.
     """
     if order.resume:
         resume.load(state, Path(order.resume))
@@ -181,9 +188,9 @@ def base_model(order: TrainingOrder) -> Parts:
 
 
 def update(state: State, *, lrs: dict[str, float], clip: float | None) -> None:
-    """One step of the optimizers: unscale, clip each network by itself, step, forget gradients.
+    """One step of the optimizers: unscale, clip each network by itself, step, clear gradients.
 
-    ``lrs`` are the learning rates by network. The averages of the weights follow.
+    ``lrs`` are the learning rates by network. The moving averages of the weights follow.
     """
     for name, optimizer in state.optimizers.items():
         set_lr(optimizer, lrs[name])
@@ -210,21 +217,30 @@ def after(position: Position, batches: list[Batch], group: range) -> Position:
     return replace(done, epoch=position.epoch + 1, step_in_epoch=0) if is_last else done
 
 
-def finish(run: Run, callbacks: Callbacks) -> Outcome:
-    """Write the trained model and sum the run up."""
-    order, state = run.order, run.state
-    loss = state.losses.mean()  # and so make sure that it is a number
+def finish_early(run: Run, order: TrainingOrder, callbacks: Callbacks) -> Outcome:
+    """Report and measure as after the last step, and warn that it was not reached."""
+    run.reporter.report_last_step()
+    run.validator.loss_here()
+    reached = f"{run.state.position.steps} of {run.recipe.total_steps}"
+    run.state.warnings.append(f"stopped on request after step {reached}")
+    return finish(run, order, callbacks)
+
+
+def finish(run: Run, order: TrainingOrder, callbacks: Callbacks) -> Outcome:
+    """Save the trained model and sum the run up.
+
+    Raises:
+        Refused: a loss is not a finite number.
+    """
+    state = run.state
+    loss = state.losses.mean()
     callbacks.phase("saving the trained model")
-    require_room(
-        Path(order.out), disk_space.last_bytes(state, order.train), "save the trained model"
-    )
-    with ema_weights(state.averages):
-        checkpoint, model = save_last(state, order)
+    checkpoint, model = save_trained_model(state, order)
     return Outcome(
         checkpoint=str(checkpoint),
         model=str(model),
-        metrics=str(run.records.metrics),
-        tensorboard=str(run.records.draw_board(order.job)),
+        metrics=str(run.metrics.file),
+        tensorboard=str(run.metrics.write_tensorboard(order.job)),
         seed=order.seed,
         steps=state.position.steps,
         updates=state.position.updates,

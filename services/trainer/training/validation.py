@@ -1,8 +1,8 @@
-"""The loss on images that are not trained on: always the same noise, timesteps and crops."""
+"""The loss on held-out images, always at the same noise, timesteps and crops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from services.trainer.order import Measured, TrainingOrder, Validated
 from services.trainer.training.batches import Example, LoadedBatch, read_pixels
+from services.trainer.training.callbacks import Callbacks
 from services.trainer.training.ema import ema_weights
 from services.trainer.training.loss import DiffusionLoss
+from services.trainer.training.progress import ProgressReporter
 from services.trainer.training.state import State, finite
 from shared.dataset.buckets import Size
 from shared.dataset.manifest import Picture
@@ -23,20 +25,26 @@ from shared.request import Validation
 
 
 class Validator:
-    """Measures the weights that would be saved now, and writes it down in the state."""
+    """Measures the weights that would be saved now, reports the loss, and notes it in the state."""
 
     def __init__(
         self,
         state: State,
         order: TrainingOrder,
+        callbacks: Callbacks,
         objective: DiffusionLoss,
+        *,
+        reporter: ProgressReporter,
         held_out: Sequence[Picture],
     ) -> None:
         self._state = state
+        self._asked_for = order.train.validation is not None
         self._validation = order.train.validation or Validation()
         self._epochs = order.train.max_epochs
         self._folder = Path(order.dataset)
+        self._callbacks = callbacks
         self._objective = objective
+        self._reporter = reporter
         self._pictures = held_out
         own = EpochConfig.of(order.train, seed=order.seed)
         self._epoch_config = held_out_config(own, self._validation)
@@ -49,29 +57,38 @@ class Validator:
         between = position.step_in_epoch == 0 and (
             position.epoch % self._validation.every_n_epochs == 0 or position.epoch == self._epochs
         )
-        return bool(self._pictures) and between and self.here is None
+        return bool(self._pictures) and between and self._measured_here is None
+
+    def loss_here(self) -> float | None:
+        """The loss at this step, measured unless it is known; None: no image is held out.
+
+        Raises:
+            Refused: as :meth:`measure`.
+        """
+        if self._measured_here is None and self._asked_for:
+            self.measure()
+        return self._measured_here
+
+    def measure(self) -> None:
+        """Measure the mean squared error over all held-out images, at plain noise.
+
+        Raises:
+            Refused: a loss is not a finite number, or an image cannot be read.
+        """
+        position = self._state.position
+        self._state.losses.recent()  # a diverged run is reported at the step where it diverged
+        with torch.no_grad(), ema_weights(self._state.averages), _evaluating(self._state):
+            errors = torch.cat([self._errors(batch) for batch in self._batches])
+        loss = finite(position.steps, float(errors.mean()))
+        self._state.measured.append(Measured(step=position.steps, epoch=position.epoch, loss=loss))
+        self._reporter.report_validation(loss)
+        self._callbacks.phase("training")
 
     @property
-    def here(self) -> float | None:
-        """The loss measured at this step; None: not yet."""
+    def _measured_here(self) -> float | None:
         measured = self._state.measured
         is_here = measured and measured[-1].step == self._state.position.steps
         return measured[-1].loss if is_here else None
-
-    def measure(self, keepalive: Callable[[], None]) -> float:
-        """The mean squared error over all held-out images, at plain noise.
-
-        Calls ``keepalive`` before each batch.
-
-        Raises:
-            Refused: it is not a finite number, or an image cannot be read.
-        """
-        position = self._state.position
-        with torch.no_grad(), ema_weights(self._state.averages), _evaluating(self._state):
-            errors = torch.cat([self._errors(batch, keepalive) for batch in self._batches])
-        loss = finite(position.steps, float(errors.mean()))
-        self._state.measured.append(Measured(step=position.steps, epoch=position.epoch, loss=loss))
-        return loss
 
     def summary(self) -> Validated | None:
         """All measurements in short; None where no image is held out."""
@@ -85,8 +102,8 @@ class Validator:
             last=measured[-1],
         )
 
-    def _errors(self, batch: Batch, keepalive: Callable[[], None]) -> Tensor:
-        keepalive()
+    def _errors(self, batch: Batch) -> Tensor:
+        self._callbacks.phase("measuring the validation loss")  # before each batch: it is slow
         generator = seeded(seed_of(self._validation.seed, batch.first, "validation"))
         return self._objective.plain_errors(self._load(batch), generator)
 
@@ -99,14 +116,14 @@ class Validator:
 
     def _example(self, index: int, size: Size, position: int) -> Example:
         picture = self._pictures[index]
-        drawn = augment(picture, index, size, self._epoch_config, epoch=0, position=position)
-        pixels = read_pixels(self._folder / picture.file, drawn, size, picture.name)
-        return Example(picture, (index, size, False), drawn, pixels)
+        augmentation = augment(picture, index, size, self._epoch_config, epoch=0, position=position)
+        pixels = read_pixels(self._folder / picture.file, augmentation, size, picture.name)
+        return Example(picture, (index, size, False), augmentation, pixels)
 
 
 @contextmanager
 def _evaluating(state: State) -> Iterator[None]:
-    """Within the block the networks are as when they draw images."""
+    """Within the block the networks are in evaluation mode."""
     networks = (state.parts.unet, state.parts.text_encoder)
     before = [network.training for network in networks]
     for network in networks:

@@ -219,7 +219,14 @@ def test_compose_and_the_image_set_only_what_the_settings_know() -> None:
 
 
 def test_every_setting_is_documented_and_no_other() -> None:
-    assert set(documented()) == known_variables()
+    former = {f"EVERYDREAM_{old}" for old in settings.RENAMED.values()}
+    assert former <= known_variables()
+    assert set(documented()) == known_variables() - former
+
+
+@pytest.mark.parametrize(("new", "old"), settings.RENAMED.items())
+def test_a_settings_former_name_is_documented_with_the_new_one(new: str, old: str) -> None:
+    assert f"Formerly `EVERYDREAM_{old}`" in documented()[f"EVERYDREAM_{new}"]
 
 
 @pytest.mark.parametrize("name", documented())

@@ -1,4 +1,4 @@
-"""Downloads from servers with good manners and bad."""
+"""Downloads from good and bad servers."""
 
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ async def fetch(url: str, folder: Path, **more: Any) -> Downloaded:
 
 
 async def test_a_file_arrives_whole_and_tells_how_far_it_is(web: Web, tmp_path: Path) -> None:
-    heard: list[tuple[int, int | None]] = []
+    reported: list[tuple[int, int | None]] = []
     url = web.serve("/data.zip", Page(BODY, piece=100_000))
 
-    got = await fetch(url, tmp_path, on_bytes=lambda done, total: heard.append((done, total)))
+    got = await fetch(url, tmp_path, on_bytes=lambda done, total: reported.append((done, total)))
 
     assert got.path.read_bytes() == BODY
     assert got.bytes == len(BODY)
-    assert heard[-1] == (len(BODY), len(BODY))
-    assert len(heard) > 1
+    assert reported[-1] == (len(BODY), len(BODY))
+    assert len(reported) > 1
 
 
 async def test_a_private_address_is_refused_as_literal_and_by_name(

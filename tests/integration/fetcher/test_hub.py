@@ -1,4 +1,4 @@
-"""Models of the hub: what names one, whose token opens it, and the deployment's own, pinned."""
+"""Hub models: names, tokens, and the deployment's pinned base model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from everydream.models import pull_model
-from services.fetcher.models.configured_model import MOVED, PINS, TINY_FOLDER
+from services.fetcher.models.configured_model import PINS, RENAMED_ON_HUB, TINY_FOLDER
 from services.fetcher.models.hub import HubModel, file_url, hub_model
 from shared.diffusion.loading import Parts, load
 from shared.errors import Passing, Refused, SettingsError
@@ -85,7 +85,7 @@ async def test_a_hub_id_is_fetched_without_what_the_model_does_not_need(
 
     assert same(await stage.loaded(prefix), tiny)
     assert not any(name.endswith((".bin", ".ckpt")) for name in hub.fetched)
-    assert stage.told[-1]["phase"] == "downloading"
+    assert stage.reported[-1]["phase"] == "downloading"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ async def test_our_token_is_used_for_our_model_and_never_for_a_users(
 
 
 def test_the_model_that_moved_is_found_under_its_new_name() -> None:
-    assert MOVED["runwayml/stable-diffusion-v1-5"].startswith("stable-diffusion-v1-5/")
+    assert RENAMED_ON_HUB["runwayml/stable-diffusion-v1-5"].startswith("stable-diffusion-v1-5/")
 
 
 async def test_a_private_model_is_opened_to_users_only_where_the_deployment_says_so(
@@ -196,7 +196,7 @@ async def test_our_own_private_model_is_not_handed_to_users_from_the_cache(
 async def test_a_download_tells_how_much_there_is_to_come(stage: Stage, hub: Hub) -> None:
     await stage("org/model")
 
-    last = stage.told[-1]
+    last = stage.reported[-1]
     weights = sum(path.stat().st_size for path in hub.folder.rglob("*.safetensors"))
     assert last["bytes"] == last["bytes_total"] > weights
 
@@ -228,7 +228,7 @@ async def test_a_pulled_model_is_used_without_asking_the_hub_again(stage: Stage,
 
 
 async def test_a_pin_outlives_the_files_that_it_was_made_for(stage: Stage, hub: Hub) -> None:
-    """Whoever clears the disk gets the same commit again, whatever the branch is now."""
+    """After the disk is cleared the same commit is fetched, wherever the branch is now."""
     pin = await pull_model(settings(stage), None, None, Console())
     (stage.home / pin.folder).rename(stage.home / "gone")
     hub.revisions.clear()

@@ -1,6 +1,6 @@
 """Single files of Stable Diffusion 1 and 2, of sizes that the configured base model does not have.
 
-Their configurations come from their shapes; the words from the base model, here ``tiny``.
+Their configurations come from their shapes, the tokenizer from the base model, here ``tiny``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ async def test_a_single_file_brings_its_own_configurations(
 async def test_it_computes_what_the_model_computes_that_it_was_made_from(
     stage: Stage, web: Web, make: Callable[[], Parts]
 ) -> None:
-    """Heads, norm groups and activations are in no tensor; a wrong one shows only here."""
+    """Heads, norm groups and activations are not in any tensor; only this shows a wrong one."""
     parts = make()
     found = await staged(stage, web, tensors_of(parts))
 
@@ -106,7 +106,7 @@ def answer(parts: Parts) -> torch.Tensor:
 async def test_a_network_with_the_base_models_shapes_gets_the_rest_from_it_too(
     stage: Stage, web: Web
 ) -> None:
-    """``tiny`` has a scale of latents and norm groups of its own."""
+    """``tiny`` has an unusual scale of latents and unusual norm groups."""
     tiny = load(TINY_FOLDER)
 
     found = await staged(stage, web, tensors_of(tiny))

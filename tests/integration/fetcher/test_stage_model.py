@@ -1,4 +1,4 @@
-"""From whatever a request calls its base model to a folder in the store that the trainer loads."""
+"""Staging models: from a name or URL to a folder in the store that the trainer loads."""
 
 import json
 import re
@@ -90,7 +90,7 @@ async def test_a_zipped_folder_is_taken_from_wherever_it_lies(
 
     assert prefix == await stage("sd_v1-5_vae.ckpt")
     assert same(await stage.loaded(prefix), tiny)
-    assert stage.told[-1]["bytes"] == (tmp_path / "m.zip").stat().st_size
+    assert stage.reported[-1]["bytes"] == (tmp_path / "m.zip").stat().st_size
 
 
 async def test_a_subfolder_of_the_zip_can_be_asked_for(
@@ -212,7 +212,7 @@ async def test_a_file_that_we_exported_ourselves_comes_back(
 
 
 def by_other_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The VAE's attention as a converter leaves it that does not know today's names."""
+    """The VAE's attention with the names that some converters write."""
     new = {".q.": ".to_q.", ".k.": ".to_k.", ".v.": ".to_v.", ".proj_out.": ".to_out.0.",
            ".norm.": ".group_norm."}  # fmt: skip
     return {
@@ -253,7 +253,7 @@ async def test_small_differences_between_tools_are_evened_out(
 
 
 class Callback:
-    """As training frameworks leave behind."""
+    """An object such as training frameworks pickle."""
 
 
 @pytest.mark.parametrize("nested", [True, False])

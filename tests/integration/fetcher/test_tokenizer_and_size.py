@@ -1,4 +1,4 @@
-"""What a base model tells before training, held against the libraries that train."""
+"""Token counts and model sizes, compared with the libraries used for training."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import pytest
 from transformers import CLIPTokenizer
 
 from services.fetcher.models.tokenizer_and_size import (
+    count_parameters,
+    count_tokens,
     fetch_tokenizer,
-    parameters_of,
     read_tokenizer,
     stored_parameters,
-    token_counts,
 )
 from shared.diffusion.loading import load
 from shared.diffusion.single_file import export
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_whole(tokenizer: Path, folder: Path) -> Path:
-    """The same tokenizer as older folders have it: ``vocab.json`` and ``merges.txt`` alone."""
+    """The same tokenizer as in older folders: ``vocab.json`` and ``merges.txt`` only."""
     tokens = CLIPTokenizer.from_pretrained(tokenizer)
     (folder / "tokenizer").mkdir()
     tokens.backend_tokenizer.model.save(str(folder / "tokenizer"))
@@ -57,7 +57,7 @@ def test_captions_are_counted_in_the_tokens_that_training_sees(
             folder = without_whole(base / "tokenizer", tmp_path / base.name)
         trained = CLIPTokenizer.from_pretrained(base / "tokenizer")
 
-        counts = token_counts(folder, CAPTIONS)
+        counts = count_tokens(folder, CAPTIONS)
 
         assert counts == [
             len(trained(each, add_special_tokens=False)["input_ids"]) for each in CAPTIONS
@@ -88,8 +88,8 @@ def test_parameters_are_counted_alike_in_a_folder_and_in_one_file(
     }
     export(parts, tmp_path / "single_file.safetensors", dtype=parts.unet.dtype)
 
-    assert parameters_of(model) == true
-    assert parameters_of(tmp_path) == true
+    assert count_parameters(model) == true
+    assert count_parameters(tmp_path) == true
 
 
 async def test_a_model_in_the_store_is_counted_by_its_sizes_as_if_in_half_precision(
@@ -101,7 +101,7 @@ async def test_a_model_in_the_store_is_counted_by_its_sizes_as_if_in_half_precis
     counted = await stored_parameters(store, "jobs/j/training/1/model")
     await fetch_tokenizer(store, "jobs/j/training/1/model", tmp_path / "got")
 
-    for part, true in parameters_of(model).items():  # this one is in full precision
+    for part, true in count_parameters(model).items():  # this one is in full precision
         assert 2 * true <= counted[part] <= 2 * true + 50_000
-    assert token_counts(tmp_path / "got", CAPTIONS) == token_counts(model, CAPTIONS)
+    assert count_tokens(tmp_path / "got", CAPTIONS) == count_tokens(model, CAPTIONS)
     assert {path.name for path in (tmp_path / "got").iterdir()} == {"tokenizer"}

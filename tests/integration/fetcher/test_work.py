@@ -1,4 +1,4 @@
-"""A whole staging: from the fact that asks for it to the one that ends it."""
+"""A whole staging: from ``job.submitted`` to ``dataset.staged`` or ``model.staged``."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ from PIL import Image
 
 from services.fetcher import progress_meter as meters
 from services.fetcher import work as fetcher_work
-from services.fetcher.models.stage import BaseModels
+from services.fetcher.models.stage import ModelStager
 from services.fetcher.progress_meter import ProgressMeter
 from services.fetcher.work import FetcherWork
 from shared.adapters.folder import FolderStore
@@ -76,22 +76,22 @@ DATASET = {
 
 
 class Staging:
-    """A fetcher with a store of its own."""
+    """A fetcher and its store."""
 
     def __init__(self, folder: Path) -> None:
         self.store = FolderStore(folder / "store", public_url="http://x", key="k" * 32)
         self.scratch = folder / "scratch"
         self.work = self.fetcher(frozenset({HOST}))
-        self.told: list[dict[str, Any]] = []
+        self.reported: list[dict[str, Any]] = []
         self.begun = asyncio.Event()
 
     def fetcher(self, allowed: frozenset[str]) -> FetcherWork:
         home = self.scratch.parent
-        bases = BaseModels(self.store, configured="tiny", home=home, allowed=allowed)
-        return FetcherWork(self.store, bases, scratch=self.scratch, allowed=allowed)
+        models = ModelStager(self.store, configured="tiny", home=home, allowed=allowed)
+        return FetcherWork(self.store, models, scratch=self.scratch, allowed=allowed)
 
     def order(self, *, attempt: int = 1, model: ModelSource | None = None, **train: Any) -> Order:
-        """A granted claim of the job's staging."""
+        """A granted claim for the job's staging."""
         message = JobSubmitted(
             job=JOB,
             run=1,
@@ -105,12 +105,12 @@ class Staging:
         order.granted = ClaimGranted(job=JOB, stage="staging", claim=order.claim, attempt=attempt)
         progress = order.progress
 
-        def told(**numbers: Any) -> None:
-            self.told.append(numbers)
+        def reported(**numbers: Any) -> None:
+            self.reported.append(numbers)
             self.begun.set()
             progress(**numbers)
 
-        order.progress = told  # type: ignore[method-assign]
+        order.progress = reported  # type: ignore[method-assign]
         return order
 
     async def perform(self, **train: Any) -> DatasetStaged:
@@ -258,7 +258,7 @@ async def test_a_validation_is_seen_before_training(staging: Staging, web: Web) 
 async def test_progress_tells_the_phases_in_order(staging: Staging, web: Web) -> None:
     await staging.perform(data_url=web.serve("/data.zip", Page(zip_of(DATASET), piece=2000)))
 
-    phases = list(dict.fromkeys(numbers["phase"] for numbers in staging.told))
+    phases = list(dict.fromkeys(numbers["phase"] for numbers in staging.reported))
     assert phases == [
         "downloading the dataset",
         "unpacking",
@@ -266,9 +266,8 @@ async def test_progress_tells_the_phases_in_order(staging: Staging, web: Web) ->
         "storing the dataset",
         "staging the base model",
     ]
-    last = [numbers for numbers in staging.told if numbers["phase"] == "downloading the dataset"][
-        -1
-    ]
+    downloading = [each for each in staging.reported if each["phase"] == "downloading the dataset"]
+    last = downloading[-1]
     assert last["bytes"] == last["bytes_total"] == len(zip_of(DATASET))
 
 
@@ -386,7 +385,7 @@ async def test_a_finished_model_is_staged_alone_with_what_is_known_of_it(
     assert (staged.job, staged.stage, staged.attempt) == (JOB, "staging", 2)
     assert staged.inference == (Inference(prompt="a cat"),)
     assert {name: getattr(staged, name) for name in known} == known
-    assert [numbers["phase"] for numbers in staging.told] == ["staging the model"]
+    assert [numbers["phase"] for numbers in staging.reported] == ["staging the model"]
     assert [entry.key async for entry in staging.store.list(f"jobs/{JOB}/")] == []
     assert list(staging.scratch.iterdir()) == []
     assert web.seen == []
@@ -402,7 +401,7 @@ async def test_a_finished_model_from_elsewhere_is_staged_by_its_content(
     assert staged.model.startswith("cache/")
     assert await folder_exists(staging.store, staged.model)
     assert staged.model == (await staging.perform_model(url)).model
-    assert "downloading the model" in {numbers["phase"] for numbers in staging.told}
+    assert "downloading the model" in {numbers["phase"] for numbers in staging.reported}
 
 
 async def test_a_finished_model_that_is_none_or_gone_is_refused_by_the_fields_name(
@@ -452,19 +451,21 @@ async def test_several_jobs_at_once_do_not_meet(staging: Staging, web: Web) -> N
 def test_a_meter_tells_rate_and_remaining_time_once_it_knows_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     now = [100.0]
     monkeypatch.setattr(meters, "monotonic", lambda: now[0])
-    meter = ProgressMeter("downloading", lambda **numbers: told.append(numbers), lambda: None)
+    meter = ProgressMeter("downloading", lambda **numbers: reported.append(numbers), lambda: None)
 
     for seconds, done in ((0.0, 0), (1.0, 1000), (4.0, 4000), (10.0, 10_000)):
         now[0] = 100.0 + seconds
         meter.bytes(done, 20_000)
     meter.bytes(11_000, None)
 
-    assert [each["bytes_per_second"] for each in told] == [None, None, 1000, 1000, 1100]
-    assert [each["eta_seconds"] for each in told] == [None, None, 16, 10, None]
-    assert told[2] | {"phase": "downloading", "bytes": 4000, "bytes_total": 20_000} == told[2]
+    assert [each["bytes_per_second"] for each in reported] == [None, None, 1000, 1000, 1100]
+    assert [each["eta_seconds"] for each in reported] == [None, None, 16, 10, None]
+    assert (
+        reported[2] | {"phase": "downloading", "bytes": 4000, "bytes_total": 20_000} == reported[2]
+    )
 
 
 def test_only_a_submitted_job_is_for_the_fetcher(staging: Staging) -> None:

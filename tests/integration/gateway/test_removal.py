@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.app import Gateway
 from services.gateway.background.retention import DAY, Retention
-from services.gateway.jobs.change_notifier import Watch
+from services.gateway.jobs import change_notifier
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import digest_of
@@ -125,13 +125,13 @@ async def test_a_gateway_that_starts_sweeps_at_once(here: World) -> None:
 async def test_who_waits_for_a_job_that_another_gateway_removes_is_let_go(
     here: World, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    waits, wait = asyncio.Event(), Watch.wait
+    waits, wait = asyncio.Event(), change_notifier._wait
 
-    async def tell_and_wait(watch: Watch, seconds: float) -> None:
+    async def tell_and_wait(changed: asyncio.Event, seconds: float) -> None:
         waits.set()
-        await wait(watch, seconds)
+        await wait(changed, seconds)
 
-    monkeypatch.setattr(Watch, "wait", tell_and_wait)
+    monkeypatch.setattr(change_notifier, "_wait", tell_and_wait)
     job = await here.run()
     await here.ask("GET", f"{ROOT}/stream/{job}")
     url = f"{ROOT}/{operation}/{job}?wait=60000"

@@ -16,6 +16,7 @@ import pytest
 
 from services.gateway.app import Gateway
 from services.gateway.endpoints import server_sent_events
+from services.gateway.jobs import change_notifier
 from services.gateway.ports import StoredEvent
 from services.gateway.web import rate_limits
 from services.gateway.web.rate_limits import Rate
@@ -323,7 +324,7 @@ async def test_a_silence_is_broken_by_comments(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_sent_events, "HEARTBEAT_SECONDS", 0.0)
-    monkeypatch.setattr(server_sent_events, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(change_notifier, "POLL_SECONDS", 0.01)
     job = await here.run()
 
     async with following(here, job) as source:

@@ -1,4 +1,4 @@
-"""Drawing images with a random model: what depends on the seed, and what must not."""
+"""Generate images with a random model: what depends on the seed, and what must not."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from services.inferencer.generation import batching_pipeline as models
-from services.inferencer.generation.batching_pipeline import Model, is_out_of_memory, ready
-from services.inferencer.generation.generate import Failure, generate
+from services.inferencer.generation import batching_pipeline
+from services.inferencer.generation.batching_pipeline import BatchingPipeline
+from services.inferencer.generation.generate import FailedImage, generate
 from services.inferencer.generation.schedulers import make_scheduler
 from services.inferencer.order import ImageRequest
-from shared.diffusion.saving import pipeline
+from shared.diffusion.memory import is_out_of_memory
+from shared.diffusion.saving import stock_pipeline
 from shared.request import Scheduler
-from tests.support.drawing import POISON, SIDE, drawn_images, poisoned, small_entry
+from tests.support.drawing import POISON, SIDE, drawn_images, poisoned, small_request
 from tests.support.models import random_parts
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 MOST_BYTES = 1 << 62
-"""No machine has so much."""
+"""More than any machine has."""
 WORDS = ("a red wall", "blue", "", "a (blue:1.3) wall", "reds")
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return ready(random_parts())
+def pipeline() -> BatchingPipeline:
+    return BatchingPipeline.from_parts(random_parts())
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    return lambda most: monkeypatch.setitem(models.MOST, "cpu", most)
+    return lambda most: monkeypatch.setitem(batching_pipeline.BATCH_SIZES, "cpu", most)
 
 
 def nothing(_step: int, _steps: int) -> None:
@@ -49,68 +50,72 @@ def nothing(_step: int, _steps: int) -> None:
 
 
 def pixels_of(
-    model: Model, entries: Sequence[ImageRequest], *, clip_skip: int = 0
+    pipeline: BatchingPipeline, requests: Sequence[ImageRequest], *, clip_skip: int = 0
 ) -> list[np.ndarray[Any, Any]]:
-    drawn = drawn_images(generate(model, entries, clip_skip=clip_skip, tell=nothing))
+    drawn = drawn_images(generate(pipeline, requests, clip_skip=clip_skip, on_step=nothing))
     return [np.asarray(image) for image in drawn]
 
 
-def images(model: Model, *, seed: int = 5, clip_skip: int = 0, **fields: Any) -> list[np.ndarray]:
-    return pixels_of(model, [small_entry(seed=seed, **fields)], clip_skip=clip_skip)
+def images(
+    pipeline: BatchingPipeline, *, seed: int = 5, clip_skip: int = 0, **fields: Any
+) -> list[np.ndarray]:
+    return pixels_of(pipeline, [small_request(seed=seed, **fields)], clip_skip=clip_skip)
 
 
-def rows_of(model: Model) -> tuple[list[int], Any]:
-    """How many rows the network is given each time, from now on."""
+def rows_of(pipeline: BatchingPipeline) -> tuple[list[int], Any]:
+    """Record the number of rows in each call of the network."""
     rows: list[int] = []
-    hook = model.pipe.unet.register_forward_pre_hook(
+    hook = pipeline.pipe.unet.register_forward_pre_hook(
         lambda _unet, given: rows.append(len(given[0]))
     )
     return rows, hook
 
 
-def test_the_same_seed_gives_the_same_pixels(model: Model) -> None:
-    assert np.array_equal(images(model), images(model))
+def test_the_same_seed_gives_the_same_pixels(pipeline: BatchingPipeline) -> None:
+    assert np.array_equal(images(pipeline), images(pipeline))
 
 
-def test_image_i_of_an_entry_is_the_first_of_one_whose_seed_is_i_higher(model: Model) -> None:
-    together = images(model, num_outputs=3)
+def test_image_i_of_an_entry_is_the_first_of_one_whose_seed_is_i_higher(
+    pipeline: BatchingPipeline,
+) -> None:
+    together = images(pipeline, num_outputs=3)
 
-    alone = [images(model, seed=5 + number)[0] for number in range(3)]
+    alone = [images(pipeline, seed=5 + number)[0] for number in range(3)]
 
     assert all(np.array_equal(*pair) for pair in zip(together, alone, strict=True))
     assert not np.array_equal(together[0], together[1])
 
 
-def test_everything_that_is_asked_for_makes_a_difference(model: Model) -> None:
-    plain = images(model)[0]
+def test_everything_that_is_asked_for_makes_a_difference(pipeline: BatchingPipeline) -> None:
+    plain = images(pipeline)[0]
 
     assert plain.shape == (128, 128, 3)
-    assert not np.array_equal(plain, images(model, prompt="blue")[0])
-    assert not np.array_equal(plain, images(model, prompt="a (red:1.5) wall")[0])
-    assert not np.array_equal(plain, images(model, prompt="a red wall" + " red" * 80)[0])
-    assert not np.array_equal(plain, images(model, negative_prompt="blue")[0])
-    assert not np.array_equal(plain, images(model, negative_prompt="blue " * 80)[0])
-    assert not np.array_equal(plain, images(model, guidance_scale=15.0)[0])
-    assert not np.array_equal(plain, images(model, num_inference_steps=3)[0])
-    assert not np.array_equal(plain, images(model, clip_skip=2)[0])
-    assert np.array_equal(plain, images(model, clip_skip=1)[0])
-    assert images(model, width=256)[0].shape == (128, 256, 3)
+    assert not np.array_equal(plain, images(pipeline, prompt="blue")[0])
+    assert not np.array_equal(plain, images(pipeline, prompt="a (red:1.5) wall")[0])
+    assert not np.array_equal(plain, images(pipeline, prompt="a red wall" + " red" * 80)[0])
+    assert not np.array_equal(plain, images(pipeline, negative_prompt="blue")[0])
+    assert not np.array_equal(plain, images(pipeline, negative_prompt="blue " * 80)[0])
+    assert not np.array_equal(plain, images(pipeline, guidance_scale=15.0)[0])
+    assert not np.array_equal(plain, images(pipeline, num_inference_steps=3)[0])
+    assert not np.array_equal(plain, images(pipeline, clip_skip=2)[0])
+    assert np.array_equal(plain, images(pipeline, clip_skip=1)[0])
+    assert images(pipeline, width=256)[0].shape == (128, 256, 3)
 
 
 @pytest.mark.parametrize("scheduler", get_args(Scheduler))
 @pytest.mark.parametrize("steps", [1, 2])
 def test_every_scheduler_draws_with_few_steps(
-    model: Model, scheduler: Scheduler, steps: int
+    pipeline: BatchingPipeline, scheduler: Scheduler, steps: int
 ) -> None:
-    (image,) = images(model, scheduler=scheduler, num_inference_steps=steps)
+    (image,) = images(pipeline, scheduler=scheduler, num_inference_steps=steps)
 
     assert image.std() > 0
 
 
-def test_the_pipelines_own_text_encoding_gives_the_same_pixels(model: Model) -> None:
-    """Our embeddings take the place of the stock ones where clip_skip leaves them alone."""
+def test_the_pipelines_own_text_encoding_gives_the_same_pixels(pipeline: BatchingPipeline) -> None:
+    """Without clip_skip our embeddings equal the stock ones."""
     parts = random_parts()
-    stock = pipeline(parts)
+    stock = stock_pipeline(parts)
     stock.set_progress_bar_config(disable=True)
     stock.scheduler = make_scheduler("K-LMS", parts.scheduler_config, 2)
     theirs = stock(
@@ -118,7 +123,7 @@ def test_the_pipelines_own_text_encoding_gives_the_same_pixels(model: Model) -> 
         generator=torch.Generator("cpu").manual_seed(5), output_type="np",
     ).images[0]  # fmt: skip
 
-    ours = images(model, negative_prompt="blue")[0]
+    ours = images(pipeline, negative_prompt="blue")[0]
 
     assert np.abs(theirs * 255 - ours).max() <= 1.0
 
@@ -128,155 +133,159 @@ def test_the_pipelines_own_text_encoding_gives_the_same_pixels(model: Model) -> 
 
 @pytest.mark.parametrize("scheduler", get_args(Scheduler))
 def test_an_image_is_the_same_to_the_bit_alone_and_in_any_company(
-    model: Model, scheduler: Scheduler, at_once: Callable[[int], None]
+    pipeline: BatchingPipeline, scheduler: Scheduler, at_once: Callable[[int], None]
 ) -> None:
-    entries = [
-        small_entry(prompt=words, seed=7 * number, num_inference_steps=3, scheduler=scheduler)
+    requests = [
+        small_request(prompt=words, seed=7 * number, num_inference_steps=3, scheduler=scheduler)
         for number, words in enumerate(WORDS)
     ]
-    alone = [pixels_of(model, [entry])[0] for entry in entries]
+    alone = [pixels_of(pipeline, [request])[0] for request in requests]
 
     for most, order in ((2, 1), (3, -1), (5, 1)):
         at_once(most)
-        together = pixels_of(model, entries[::order])[::order]
+        together = pixels_of(pipeline, requests[::order])[::order]
         for number, image in enumerate(alone):
             assert np.array_equal(image, together[number]), f"{number} of batches of {most}"
     assert len({image.tobytes() for image in alone}) == len(WORDS)
 
 
-def test_without_guidance_too_an_image_is_the_same_in_any_company(model: Model) -> None:
-    entries = [small_entry(prompt=words, seed=3, guidance_scale=1.0) for words in WORDS]
+def test_without_guidance_too_an_image_is_the_same_in_any_company(
+    pipeline: BatchingPipeline,
+) -> None:
+    requests = [small_request(prompt=words, seed=3, guidance_scale=1.0) for words in WORDS]
 
-    together = pixels_of(model, entries)
+    together = pixels_of(pipeline, requests)
 
-    alone = [pixels_of(model, [entry])[0] for entry in entries]
+    alone = [pixels_of(pipeline, [request])[0] for request in requests]
     assert all(np.array_equal(*pair) for pair in zip(together, alone, strict=True))
 
 
 def test_what_is_alike_is_drawn_together_whatever_stands_between(
-    model: Model, at_once: Callable[[int], None]
+    pipeline: BatchingPipeline, at_once: Callable[[int], None]
 ) -> None:
     at_once(4)
     fields: list[dict[str, Any]] = [
         {"num_outputs": 2}, {"width": 256}, {"prompt": "blue"}, {"scheduler": "DDIM"},
         {"num_inference_steps": 1}, {"prompt": "red " * 80}, {"negative_prompt": "blue"},
     ]  # fmt: skip
-    entries = [small_entry(**each) for each in fields]
-    rows, hook = rows_of(model)
+    requests = [small_request(**each) for each in fields]
+    rows, hook = rows_of(pipeline)
 
-    outcomes = list(generate(model, entries, clip_skip=0, tell=nothing))
+    outcomes = list(generate(pipeline, requests, clip_skip=0, on_step=nothing))
 
     hook.remove()
     assert rows == [8, 8, 2, 2, 2, 2, 2, 2, 2]
     assert [outcome.index for outcome in outcomes] == [0, 1, 3, 7, 2, 4, 5, 6]
 
 
-def test_the_steps_that_are_told_never_exceed_those_that_were_asked_for(model: Model) -> None:
-    """Heun's method asks the network nearly twice for each."""
+def test_the_steps_that_are_told_never_exceed_those_that_were_asked_for(
+    pipeline: BatchingPipeline,
+) -> None:
+    """Heun's method calls the network nearly twice for each step."""
     told: list[tuple[int, int]] = []
-    entry = small_entry(scheduler="HEUN", num_inference_steps=4, num_outputs=2)
+    request = small_request(scheduler="HEUN", num_inference_steps=4, num_outputs=2)
 
-    list(generate(model, [entry], clip_skip=0, tell=lambda *numbers: told.append(numbers)))
+    list(generate(pipeline, [request], clip_skip=0, on_step=lambda *numbers: told.append(numbers)))
 
     assert told[-1] == (4, 4)
     assert told == sorted(told)
     assert len(told) == 7
 
 
-# --- What fails -------------------------------------------------------------------------------
+# --- Failures ---------------------------------------------------------------------------------
 
 
 def test_an_image_that_is_no_number_spoils_neither_its_mates_nor_what_comes_after() -> None:
-    model = ready(poisoned(random_parts()))
-    sound = [small_entry(seed=1), small_entry(seed=2, prompt="blue", num_outputs=2)]
-    poison = small_entry(seed=9, prompt=f"red {POISON}")
-    rows, hook = rows_of(model)
+    pipeline = BatchingPipeline.from_parts(poisoned(random_parts()))
+    sound = [small_request(seed=1), small_request(seed=2, prompt="blue", num_outputs=2)]
+    poison = small_request(seed=9, prompt=f"red {POISON}")
+    rows, hook = rows_of(pipeline)
 
-    outcomes = list(generate(model, [sound[0], poison, sound[1]], clip_skip=0, tell=nothing))
+    outcomes = list(generate(pipeline, [sound[0], poison, sound[1]], clip_skip=0, on_step=nothing))
 
     hook.remove()
     assert rows == [8, 8], "one batch"
-    (failure,) = (each for each in outcomes if isinstance(each, Failure))
+    (failure,) = (each for each in outcomes if isinstance(each, FailedImage))
     assert (failure.index, failure.seed) == (1, 9)
     assert f"'red {POISON}' came out as not-a-number" in failure.reason
     assert "lower lr" in failure.reason
     drawn = drawn_images(each for each in outcomes if each is not failure)
-    wanted = pixels_of(model, sound)
+    wanted = pixels_of(pipeline, sound)
     assert all(np.array_equal(*pair) for pair in zip(map(np.asarray, drawn), wanted, strict=True))
 
 
-def room_for(model: Model, rows: int, *, side: int = SIDE) -> Any:
-    """Ask for more memory than there is whenever the network gets more rows of this size."""
+def room_for(pipeline: BatchingPipeline, rows: int, *, side: int = SIDE) -> Any:
+    """Run out of memory whenever the network gets more rows of this size."""
 
     def ask(_unet: Any, given: tuple[torch.Tensor, ...]) -> None:
         if len(given[0]) > rows and given[0].shape[-1] == side // 8:
             torch.empty(MOST_BYTES, dtype=torch.uint8)
 
-    return model.pipe.unet.register_forward_pre_hook(ask)
+    return pipeline.pipe.unet.register_forward_pre_hook(ask)
 
 
 def test_where_memory_runs_out_half_as_many_are_drawn_and_so_from_then_on(
     at_once: Callable[[int], None],
 ) -> None:
-    model = ready(random_parts())
-    entry = small_entry(num_outputs=5)
-    alone = pixels_of(ready(random_parts()), [entry])
+    pipeline = BatchingPipeline.from_parts(random_parts())
+    request = small_request(num_outputs=5)
+    alone = pixels_of(BatchingPipeline.from_parts(random_parts()), [request])
     at_once(4)
-    rows, _ = rows_of(model)
-    room_for(model, 4)
+    rows, _ = rows_of(pipeline)
+    room_for(pipeline, 4)
 
-    halved = pixels_of(model, [entry])
+    halved = pixels_of(pipeline, [request])
     assert rows == [8, 4, 4, 4, 4, 2, 2]
     assert all(np.array_equal(*pair) for pair in zip(halved, alone, strict=True))
 
     rows.clear()
-    pixels_of(model, [entry, small_entry(width=256, num_outputs=4)])
+    pixels_of(pipeline, [request, small_request(width=256, num_outputs=4)])
     assert rows == [4, 4, 4, 4, 2, 2, 8, 8], "each size by itself"
 
 
 def test_what_else_is_in_memory_goes_before_fewer_are_drawn(
     at_once: Callable[[int], None],
 ) -> None:
-    model = ready(random_parts())
+    pipeline = BatchingPipeline.from_parts(random_parts())
     at_once(4)
-    rows, _ = rows_of(model)
-    full = [room_for(model, 4)]
+    rows, _ = rows_of(pipeline)
+    full = [room_for(pipeline, 4)]
 
     def let_go() -> bool:
         for hook in full:
             hook.remove()
         return bool(full)
 
-    model.make_room = let_go
+    pipeline.free_memory = let_go
 
-    pixels_of(model, [small_entry(num_outputs=4)])
+    pixels_of(pipeline, [small_request(num_outputs=4)])
 
     assert rows == [8, 8, 8]
 
 
 def test_a_size_that_memory_is_too_small_for_fails_alone() -> None:
-    model = ready(random_parts())
-    room_for(model, 0, side=256)
-    large = small_entry(width=256, height=256, num_outputs=2)
+    pipeline = BatchingPipeline.from_parts(random_parts())
+    room_for(pipeline, 0, side=256)
+    large = small_request(width=256, height=256, num_outputs=2)
 
-    outcomes = list(generate(model, [large, small_entry()], clip_skip=0, tell=nothing))
+    outcomes = list(generate(pipeline, [large, small_request()], clip_skip=0, on_step=nothing))
 
-    failures = [each for each in outcomes if isinstance(each, Failure)]
+    failures = [each for each in outcomes if isinstance(each, FailedImage)]
     assert [(each.index, each.seed) for each in failures] == [(0, 5), (1, 6)]
     assert "out of memory while drawing one image of 256 x 256 pixels" in failures[0].reason
     assert len(drawn_images(each for each in outcomes if each not in failures)) == 1
 
 
 def test_an_error_of_another_kind_is_nobodys_memory() -> None:
-    model = ready(random_parts())
+    pipeline = BatchingPipeline.from_parts(random_parts())
 
     def fail(*_: Any) -> None:
         raise RuntimeError("the card fell off the bus")
 
-    model.pipe.unet.register_forward_pre_hook(fail)
+    pipeline.pipe.unet.register_forward_pre_hook(fail)
 
     with pytest.raises(RuntimeError, match="fell off the bus"):
-        images(model)
+        images(pipeline)
 
 
 def test_the_allocators_own_error_is_known() -> None:

@@ -1,4 +1,4 @@
-"""Models that follow one another in one child: each is exactly itself, and little is read."""
+"""Several models loaded in turn: each has exactly its own weights, and little is read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.inferencer.generation import model_files as sources
-from services.inferencer.generation.batching_pipeline import Model
+from services.inferencer.generation import model_files
+from services.inferencer.generation.batching_pipeline import BatchingPipeline
 from services.inferencer.generation.model_files import NETWORKS
-from services.inferencer.generation.pipeline_cache import Pipelines, memory_of
+from services.inferencer.generation.pipeline_cache import PipelineCache, total_memory
 from shared.diffusion.loading import SINGLE_FILE, Parts, load
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
-from shared.diffusion.weights import exchange, save_weights
+from shared.diffusion.weights import load_in_place, save_weights
 from shared.errors import Refused
 from shared.storage.cache import cached_folder
 from shared.storage.folders import upload_folder
@@ -31,7 +31,7 @@ State = dict[str, torch.Tensor]
 
 
 def moved(*networks: str, seed: int = 1, prediction_type: str = "epsilon") -> Parts:
-    """The random model with some of its networks trained, as it were."""
+    """The random model with some of its networks changed, as if trained."""
     parts = random_parts(prediction_type)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def saved(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float32) -> 
 
 
 def as_single_file(folder: Path, parts: Parts) -> Path:
-    """The same model in the other form."""
+    """Convert the folder to the single-file form."""
     for weights in folder.glob("*/*.safetensors"):
         weights.unlink()
     export(parts, folder / SINGLE_FILE, dtype=torch.float32)
@@ -59,8 +59,8 @@ def snapshot(folder: Path, parts: Parts, *networks: str) -> Path:
     return folder
 
 
-def states(model: Model) -> dict[str, State]:
-    return {name: getattr(model.pipe, name).state_dict() for name in NETWORKS}
+def states(pipeline: BatchingPipeline) -> dict[str, State]:
+    return {name: getattr(pipeline.pipe, name).state_dict() for name in NETWORKS}
 
 
 def expected(parts: Parts, *, rounded: bool = False) -> dict[str, State]:
@@ -79,42 +79,42 @@ def same(one: dict[str, State], other: dict[str, State]) -> bool:
 
 
 @pytest.fixture
-def pipelines() -> Pipelines:
-    return Pipelines()
+def cache() -> PipelineCache:
+    return PipelineCache()
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is read from disk: a network's file, or a whole model."""
+    """Record what is read from disk: one network's file, or a whole model."""
     read: list[str] = []
 
-    def noted_exchange(network: torch.nn.Module, file: Path, dtype: torch.dtype) -> None:
+    def noted_load_in_place(network: torch.nn.Module, file: Path, dtype: torch.dtype) -> None:
         read.append(file.parent.name)
-        exchange(network, file, dtype)
+        load_in_place(network, file, dtype)
 
     def noted_load(folder: Path, dtype: torch.dtype) -> Parts:
         read.append("whole")
         return load(folder, dtype)
 
-    monkeypatch.setattr(sources, "exchange", noted_exchange)
-    monkeypatch.setattr(sources, "load", noted_load)
+    monkeypatch.setattr(model_files, "load_in_place", noted_load_in_place)
+    monkeypatch.setattr(model_files, "load", noted_load)
     return read
 
 
 def test_the_next_model_takes_the_place_of_the_last_in_the_same_modules(
-    pipelines: Pipelines, read: list[str], tmp_path: Path
+    cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
     one, other = moved("unet"), moved("unet", "text_encoder", "vae", seed=2)
     first = saved(one, tmp_path / "one")
     second = saved(other, tmp_path / "other")
     untouched = {file: file.read_bytes() for file in tmp_path.rglob("*.safetensors")}
 
-    model = pipelines.model(first)
-    modules = [getattr(model.pipe, name) for name in NETWORKS]
-    assert same(states(model), expected(one))
+    pipeline = cache.load(first)
+    modules = [getattr(pipeline.pipe, name) for name in NETWORKS]
+    assert same(states(pipeline), expected(one))
 
     for folder, parts in ((second, other), (first, one), (first, one)):
-        again = pipelines.model(folder)
+        again = cache.load(folder)
         assert same(states(again), expected(parts))
         assert [getattr(again.pipe, name) for name in NETWORKS] == modules
 
@@ -123,9 +123,9 @@ def test_the_next_model_takes_the_place_of_the_last_in_the_same_modules(
 
 
 def test_a_network_that_is_loaded_already_is_not_read_again_whatever_folder_it_is_in(
-    pipelines: Pipelines, read: list[str], tmp_path: Path
+    cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
-    """The folders that come from the store tell what is in them."""
+    """Folders from the store have a manifest with each file's sha256."""
     store = folder_store(tmp_path / "store")
 
     async def through_the_store(name: str, parts: Parts) -> Path:
@@ -136,36 +136,36 @@ def test_a_network_that_is_loaded_already_is_not_read_again_whatever_folder_it_i
     first, second = (
         asyncio.run(through_the_store(*each)) for each in (("one", one), ("other", other))
     )
-    pipelines.model(first)
+    cache.load(first)
     read.clear()
 
-    model = pipelines.model(second)
+    pipeline = cache.load(second)
 
-    assert same(states(model), expected(other))
+    assert same(states(pipeline), expected(other))
     assert read == ["unet"]
 
 
 def test_a_file_that_was_replaced_is_read_again(
-    pipelines: Pipelines, read: list[str], tmp_path: Path
+    cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
     folder = saved(moved("unet"), tmp_path / "model")
-    pipelines.model(folder)
+    cache.load(folder)
     read.clear()
     other = moved("unet", "vae", seed=2)
     saved(other, folder)
 
-    assert same(states(pipelines.model(folder)), expected(other))
+    assert same(states(cache.load(folder)), expected(other))
 
 
-def test_scheduler_and_prediction_belong_to_the_model_not_to_its_geometry(
-    pipelines: Pipelines, tmp_path: Path
+def test_scheduler_and_prediction_belong_to_the_model_not_to_its_architecture(
+    cache: PipelineCache, tmp_path: Path
 ) -> None:
     noise = saved(moved("unet"), tmp_path / "noise")
     velocity = saved(moved("unet", prediction_type="v_prediction"), tmp_path / "velocity")
 
     told = [
-        (model.pipe, model.parts.scheduler_config["prediction_type"])
-        for model in map(pipelines.model, (noise, velocity, noise))
+        (pipeline.pipe, pipeline.parts.scheduler_config["prediction_type"])
+        for pipeline in map(cache.load, (noise, velocity, noise))
     ]
 
     assert [kind for _, kind in told] == ["epsilon", "v_prediction", "epsilon"]
@@ -173,63 +173,63 @@ def test_scheduler_and_prediction_belong_to_the_model_not_to_its_geometry(
 
 
 def test_a_snapshot_is_laid_over_its_base_and_only_what_differs_is_read(
-    pipelines: Pipelines, read: list[str], tmp_path: Path
+    cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
-    """With a snapshot all is rounded as a saved model is, so that rows compare with results."""
+    """With a snapshot everything is rounded as in a saved model, so that rows match results."""
     base, trained, further = random_parts(), moved("unet", "text_encoder"), moved("unet", seed=2)
     folder = saved(base, tmp_path / "base")
     both = snapshot(tmp_path / "both", trained, "unet", "text_encoder")
     unet = snapshot(tmp_path / "unet", further, "unet")
-    assert same(states(pipelines.model(folder)), expected(base))
+    assert same(states(cache.load(folder)), expected(base))
     read.clear()
 
-    model = pipelines.model(folder, both)
-    assert same(states(model), expected(trained, rounded=True))
+    pipeline = cache.load(folder, both)
+    assert same(states(pipeline), expected(trained, rounded=True))
     assert read == ["both", "vae", "both"]
     read.clear()
 
-    assert same(states(pipelines.model(folder, unet)), expected(further, rounded=True))
+    assert same(states(cache.load(folder, unet)), expected(further, rounded=True))
     assert read == ["unet", "text_encoder"], "its text encoder is the base's"
     read.clear()
 
-    assert same(states(pipelines.model(folder)), expected(base))
+    assert same(states(cache.load(folder)), expected(base))
     assert read == list(NETWORKS), "not rounded any more"
 
 
 def test_a_snapshot_may_be_the_first_that_is_asked_for(
-    pipelines: Pipelines, tmp_path: Path
+    cache: PipelineCache, tmp_path: Path
 ) -> None:
     folder, trained = saved(random_parts(), tmp_path / "base"), moved("text_encoder")
 
-    model = pipelines.model(folder, snapshot(tmp_path / "s", trained, "text_encoder"))
+    pipeline = cache.load(folder, snapshot(tmp_path / "s", trained, "text_encoder"))
 
-    assert same(states(model), expected(trained, rounded=True))
-    assert {each.dtype for state in states(model).values() for each in state.values()} == {
+    assert same(states(pipeline), expected(trained, rounded=True))
+    assert {each.dtype for state in states(pipeline).values() for each in state.values()} == {
         torch.float32
     }
 
 
 def test_a_base_in_one_file_and_one_under_older_names_take_part(
-    pipelines: Pipelines, read: list[str], tmp_path: Path
+    cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
     plain, single, older = moved("unet"), moved("unet", "vae", seed=2), moved("vae", seed=3)
     first = saved(plain, tmp_path / "plain")
     second = as_single_file(saved(single, tmp_path / "single"), single)
     third = saved(older, tmp_path / "older")
     with_older_names(third)
-    pipelines.model(first)
+    cache.load(first)
     read.clear()
 
-    assert same(states(pipelines.model(second)), expected(single))
+    assert same(states(cache.load(second)), expected(single))
     assert read == ["whole"], "once for all its networks"
-    assert same(states(pipelines.model(first)), expected(plain))
+    assert same(states(cache.load(first)), expected(plain))
     read.clear()
-    assert same(states(pipelines.model(third)), expected(older))
+    assert same(states(cache.load(third)), expected(older))
     assert read == ["unet", "whole", "text_encoder"], "the words of its VAE are older"
 
 
 def with_older_names(folder: Path) -> None:
-    """The names that hubs still have: a deeper text encoder, an attention by other words."""
+    """Older names that hubs still have: a deeper text encoder, other words for attention."""
     text = folder / "text_encoder" / "model.safetensors"
     deeper = {f"text_model.{name}": each for name, each in load_file(text).items()}
     deeper["text_model.embeddings.position_ids"] = torch.arange(77)[None]
@@ -245,23 +245,23 @@ def with_older_names(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["a weight less", "another shape", "half a file"])
 def test_a_model_that_cannot_be_loaded_leaves_no_mixture_behind(
-    pipelines: Pipelines, read: list[str], tmp_path: Path, damage: str
+    cache: PipelineCache, read: list[str], tmp_path: Path, damage: str
 ) -> None:
-    """Its UNet is in place already when the text encoder turns out to be broken."""
+    """Its UNet is loaded already when the text encoder turns out to be broken."""
     sound, broken = moved("unet"), moved("unet", "text_encoder", "vae", seed=2)
     first, second = saved(sound, tmp_path / "sound"), saved(broken, tmp_path / "broken")
     file = second / "text_encoder" / "model.safetensors"
     damage_file(file, damage)
-    kept = weakref.ref(pipelines.model(first).pipe.unet)
+    kept = weakref.ref(cache.load(first).pipe.unet)
     read.clear()
 
     with pytest.raises(Refused, match="the base model's text_encoder"):
-        pipelines.model(second)
+        cache.load(second)
 
     assert read == ["unet", "vae", "whole"]
     gc.collect()
     assert kept() is None
-    assert same(states(pipelines.model(first)), expected(sound))
+    assert same(states(cache.load(first)), expected(sound))
 
 
 def damage_file(file: Path, damage: str) -> None:
@@ -277,7 +277,7 @@ def damage_file(file: Path, damage: str) -> None:
 
 
 def test_a_snapshot_of_another_model_is_refused_by_name_and_the_next_is_right(
-    pipelines: Pipelines, tmp_path: Path
+    cache: PipelineCache, tmp_path: Path
 ) -> None:
     base = saved(random_parts(), tmp_path / "base")
     other = snapshot(tmp_path / "other", random_parts(layers=2), "unet")
@@ -286,29 +286,29 @@ def test_a_snapshot_of_another_model_is_refused_by_name_and_the_next_is_right(
     trained = moved("unet")
 
     with pytest.raises(Refused, match=r"the snapshot's unet cannot be loaded: .* expected missing"):
-        pipelines.model(base, other)
+        cache.load(base, other)
     with pytest.raises(Refused, match="the snapshot's unet cannot be loaded"):
-        pipelines.model(base, tmp_path / "torn")
+        cache.load(base, tmp_path / "torn")
 
-    model = pipelines.model(base, snapshot(tmp_path / "trained", trained, "unet"))
-    assert same(states(model), expected(trained, rounded=True))
+    pipeline = cache.load(base, snapshot(tmp_path / "trained", trained, "unet"))
+    assert same(states(pipeline), expected(trained, rounded=True))
 
 
 def test_a_configuration_that_is_not_json_is_refused_by_name(
-    pipelines: Pipelines, tmp_path: Path
+    cache: PipelineCache, tmp_path: Path
 ) -> None:
     folder = saved(random_parts(), tmp_path / "model")
     (folder / "vae" / "config.json").write_text("{")
 
     with pytest.raises(Refused, match=r"the base model's vae cannot be loaded: config\.json"):
-        pipelines.model(folder)
+        cache.load(folder)
 
 
-# --- How many are kept ------------------------------------------------------------------------
+# --- Eviction ---------------------------------------------------------------------------------
 
 
-def geometries(folder: Path, count: int) -> list[Path]:
-    """Models of which no two have the same configuration; their weights are the same."""
+def architectures(folder: Path, count: int) -> list[Path]:
+    """Models with different configurations and the same weights."""
     first = saved(random_parts(), folder / "0")
     for number in range(1, count):
         other = folder / str(number)
@@ -320,59 +320,59 @@ def geometries(folder: Path, count: int) -> list[Path]:
 
 
 def test_the_least_recently_used_goes_when_there_is_no_room_for_all(
-    pipelines: Pipelines, read: list[str], tmp_path: Path
+    cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
-    first, second, third = geometries(tmp_path, 3)
+    first, second, third = architectures(tmp_path, 3)
     parts = load(first)
     one = sum(
         each.nbytes for name in NETWORKS for each in getattr(parts, name).state_dict().values()
     )
-    pipelines.most_bytes = 2 * one
+    cache.max_bytes = 2 * one
 
     read.clear()
     for folder in (first, second, first, third, first):
-        pipelines.model(folder)
+        cache.load(folder)
     assert read == ["whole"] * 3
-    pipelines.model(second)
+    cache.load(second)
     assert read == ["whole"] * 4, "it had to go for the third"
 
 
 def test_the_one_in_use_is_kept_even_where_there_is_no_room_for_one(
-    pipelines: Pipelines, read: list[str], tmp_path: Path
+    cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
-    first, second = geometries(tmp_path, 2)
-    pipelines.most_bytes = 1
+    first, second = architectures(tmp_path, 2)
+    cache.max_bytes = 1
 
-    gone = weakref.ref(pipelines.model(first).pipe.unet)
-    model = pipelines.model(second)
-    pipelines.model(second)
+    gone = weakref.ref(cache.load(first).pipe.unet)
+    pipeline = cache.load(second)
+    cache.load(second)
 
     gc.collect()
     assert gone() is None
     assert read == ["whole", "whole"]
-    assert not model.make_room(), "there is no other to let go of"
+    assert not pipeline.free_memory(), "there is no other to let go of"
 
 
 def test_drawing_that_lacks_memory_makes_the_idle_ones_go(
-    pipelines: Pipelines, tmp_path: Path
+    cache: PipelineCache, tmp_path: Path
 ) -> None:
-    first, second = geometries(tmp_path, 2)
-    idle = weakref.ref(pipelines.model(first).pipe.unet)
-    used = pipelines.model(second)
+    first, second = architectures(tmp_path, 2)
+    idle = weakref.ref(cache.load(first).pipe.unet)
+    used = cache.load(second)
 
-    assert used.make_room()
+    assert used.free_memory()
 
     gc.collect()
     assert idle() is None
-    assert not used.make_room()
-    assert pipelines.model(second) is used
+    assert not used.free_memory()
+    assert cache.load(second) is used
 
 
 def test_the_bound_is_a_part_of_the_memory_that_the_machine_says_it_has(
-    pipelines: Pipelines,
+    cache: PipelineCache,
 ) -> None:
     lines = Path("/proc/meminfo").read_text().splitlines()
     kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
 
-    assert memory_of(torch.device("cpu")) == kibibytes * 1024
-    assert pipelines.most_bytes < memory_of(pipelines.device)
+    assert total_memory(torch.device("cpu")) == kibibytes * 1024
+    assert cache.max_bytes < total_memory(cache.device)

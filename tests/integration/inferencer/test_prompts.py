@@ -1,4 +1,4 @@
-"""Prompts of any length, with emphasis, or empty: what the UNet is handed."""
+"""Encode prompts of any length, with emphasis, or empty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.inferencer.generation.prompts import BLOCKS, Fragment, Prompts, parse
+from services.inferencer.generation.prompts import MAX_BLOCKS, Fragment, PromptEncoder, parse
 from shared.diffusion.loading import Parts
 from shared.diffusion.text import encode, tokenize
 from tests.support.models import random_parts, random_sd2_parts
@@ -39,13 +39,13 @@ def sd2() -> Parts:
 
 
 def plain(parts: Parts, text: str, clip_skip: int = 0) -> Tensor:
-    """One block, the way captions are encoded in training."""
+    """One block, encoded as captions are in training."""
     with torch.inference_mode():
         return encode(parts.text_encoder, tokenize(parts.tokenizer, [text]), clip_skip)
 
 
 def embed(parts: Parts, prompt: str, clip_skip: int = 0) -> Tensor:
-    return Prompts(parts, clip_skip).embed(prompt)[0]
+    return PromptEncoder(parts, clip_skip).embed(prompt)[0]
 
 
 @pytest.mark.parametrize("clip_skip", range(5))
@@ -54,10 +54,10 @@ def test_a_prompt_without_emphasis_means_to_the_bit_what_a_caption_means(
     kind: str, clip_skip: int, request: pytest.FixtureRequest
 ) -> None:
     parts: Parts = request.getfixturevalue(kind)
-    prompts = Prompts(parts, clip_skip)
+    encoder = PromptEncoder(parts, clip_skip)
 
     for text in PLAIN:
-        wanted, unwanted = prompts.embed(text, text)
+        wanted, unwanted = encoder.embed(text, text)
         assert torch.equal(wanted, plain(parts, text, clip_skip)), text
         assert torch.equal(unwanted, wanted), text
 
@@ -74,7 +74,7 @@ def test_the_precision_is_the_models_own_and_weights_are_applied_in_a_higher_one
 
 
 def test_no_negative_prompt_is_the_empty_caption(sd1: Parts) -> None:
-    _, unwanted = Prompts(sd1, 2).embed("a red wall")
+    _, unwanted = PromptEncoder(sd1, 2).embed("a red wall")
 
     assert torch.equal(unwanted, plain(sd1, "", 2))
     assert not torch.equal(unwanted, plain(sd1, "blue", 2))
@@ -88,20 +88,20 @@ def test_a_long_prompt_is_blocks_that_break_between_phrases_and_the_shorter_one_
     first, second, third = "red " * 60 + ",", "blue " * 50 + ",", "red " * 40
     empty = plain(parts, "", 2)
 
-    wanted, unwanted = Prompts(parts, 2).embed(first + second + third, "blue")
+    wanted, unwanted = PromptEncoder(parts, 2).embed(first + second + third, "blue")
 
     blocks = [plain(parts, each, 2) for each in (first, second, third)]
     assert torch.equal(wanted, torch.cat(blocks, dim=1))
     assert torch.equal(unwanted, torch.cat([plain(parts, "blue", 2), empty, empty], dim=1))
 
-    wanted, unwanted = Prompts(parts, 2).embed("blue", first + second)
+    wanted, unwanted = PromptEncoder(parts, 2).embed("blue", first + second)
 
     assert torch.equal(wanted, torch.cat([plain(parts, "blue", 2), empty], dim=1))
     assert unwanted.shape == wanted.shape
 
 
 def test_a_word_stays_in_one_block_where_there_is_no_phrase_to_break_at(sd1: Parts) -> None:
-    """``zorblat`` is seven tokens, of which the block has room for three."""
+    """``zorblat`` is seven tokens, and the block has room for three."""
     embedded = embed(sd1, "red " * 72 + "zorblat")
 
     blocks = [plain(sd1, "red " * 72), plain(sd1, "zorblat")]
@@ -109,10 +109,10 @@ def test_a_word_stays_in_one_block_where_there_is_no_phrase_to_break_at(sd1: Par
 
 
 def test_what_comes_after_the_last_block_is_cut_off(sd1: Parts) -> None:
-    most = embed(sd1, "red " * 75 * BLOCKS)
+    most = embed(sd1, "red " * 75 * MAX_BLOCKS)
 
-    assert most.shape == (1, 77 * BLOCKS, 32)
-    assert torch.equal(embed(sd1, "red " * 75 * BLOCKS + "blue"), most)
+    assert most.shape == (1, 77 * MAX_BLOCKS, 32)
+    assert torch.equal(embed(sd1, "red " * 75 * MAX_BLOCKS + "blue"), most)
     assert torch.equal(embed(sd1, "red " * 25_000), most)
     assert embed(sd1, "blue, " + "zorblat" * 4_000 + "(, red:1.2)" * 4_000).shape == most.shape
 
@@ -184,9 +184,9 @@ def test_a_text_without_emphasis_is_given_back_to_the_letter(text: str) -> None:
 @example("(red:" + "1" * 100_000)
 @settings(max_examples=50, deadline=5000)
 def test_any_text_has_an_embedding(sd1: Parts, text: str) -> None:
-    wanted, unwanted = Prompts(sd1, 2).embed(text, "blue")
+    wanted, unwanted = PromptEncoder(sd1, 2).embed(text, "blue")
 
     assert wanted.shape == unwanted.shape
     assert wanted.shape[0] == 1
-    assert wanted.shape[1] in range(77, 77 * BLOCKS + 1, 77)
+    assert wanted.shape[1] in range(77, 77 * MAX_BLOCKS + 1, 77)
     assert wanted.isfinite().all()

@@ -1,4 +1,4 @@
-"""Rows of samples from the real child: the same pixels whoever draws them, and none too late."""
+"""Rows of samples from the real child: same pixels each time, and superseded rows skipped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from services.inferencer.order import About, DrawingOrder
-from services.inferencer.sample_rows import SampleRows, entries_of
+from services.inferencer.order import GenerationOrder, Provenance
+from services.inferencer.sample_rows import SampleRows, sample_requests
 from services.inferencer.work import InferencerWork
 from shared.adapters.folder import FolderStore
 from shared.child.parent import Standby
@@ -31,7 +31,7 @@ from shared.messaging.messages import (
 )
 from shared.request import Inference
 from shared.storage.folders import upload_folder
-from shared.storage.snapshots import snapshot_prefix, standing
+from shared.storage.snapshots import snapshot_prefix, waiting_snapshots
 from shared.worker.order import BestEffortTask
 from tests.support.models import make_random_model, random_parts
 from tests.support.workers import Facts, files_of, folder_store, granted_order
@@ -94,7 +94,7 @@ def final(job: str, *entries: Inference, clip_skip: int = 0) -> CheckpointFinal:
 
 
 def trained(base: Path, *networks: str) -> Parts:
-    """The base model with some of its networks moved."""
+    """The base model with some of its networks changed."""
     parts = load(base)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def trained(base: Path, *networks: str) -> Parts:
 async def store_both(
     store: FolderStore, folder: Path, job: str, parts: Parts, *networks: str
 ) -> None:
-    """A training's snapshot and the model that it would be saved as at that step."""
+    """Store a training's snapshot, and the model as it would be saved at that step."""
     save_folder(parts, folder / "model")
     save_weights({name: getattr(parts, name) for name in networks}, folder / "snapshot")
     await upload_folder(store, folder / "model", f"{job}-model")
@@ -123,7 +123,7 @@ def pixels_of(images: list[Image.Image]) -> list[bytes]:
 
 
 def steps_told(images: list[Image.Image]) -> list[int]:
-    """By the PNGs themselves."""
+    """As the PNGs have it."""
     return [json.loads(each.info["everydream"])["step"] for each in images]
 
 
@@ -131,7 +131,7 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
     store: FolderStore, best_effort_tasks: SampleRows, results: InferencerWork, facts: Facts,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """By one child, from bases of both kinds, with all networks or one, rows and results alike."""
+    """One child, both kinds of base models, all networks or one, rows and results."""
     rows: list[SamplesGenerated] = []
     firsts: list[bytes] = []
     cases = {
@@ -166,7 +166,7 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
         assert pixels_of(drawn) == pixels_of(ended)
         assert pixels_of([result]) == pixels_of(drawn[1:])
         assert [steps_told(each) for each in (drawn, ended, [result])] == [[4, 4], [8, 8], [8]]
-        assert await standing(store, job) == []
+        assert await waiting_snapshots(store, job) == []
 
     assert len(set(firsts)) == len(cases)
     keys = [each.artifact.key for each in rows[0].samples]
@@ -187,7 +187,7 @@ async def test_a_late_snapshot_is_passed_over_while_a_newer_one_of_its_job_stand
 
     await best_effort_tasks.run(sampled("job", step=4))
 
-    assert [each.step for each in await standing(store, "job")] == [8]
+    assert [each.step for each in await waiting_snapshots(store, "job")] == [8]
     assert facts.said == []
 
 
@@ -203,7 +203,7 @@ async def test_a_snapshot_that_is_gone_or_broken_leaves_nothing_to_do(
     await best_effort_tasks.run(sampled("broken"))
 
     assert facts.said == []
-    assert await standing(store, "broken") == []
+    assert await waiting_snapshots(store, "broken") == []
 
 
 async def test_a_snapshot_stands_while_the_store_or_the_broker_is_away(
@@ -221,7 +221,7 @@ async def test_a_snapshot_stands_while_the_store_or_the_broker_is_away(
     with pytest.raises(Unavailable):
         await best_effort_tasks.run(sampled("job"))
 
-    assert [each.step for each in await standing(store, "job")] == [4]
+    assert [each.step for each in await waiting_snapshots(store, "job")] == [4]
 
 
 async def test_a_job_whose_last_row_cannot_be_drawn_has_its_images_and_a_warning(
@@ -241,16 +241,16 @@ async def test_a_job_whose_last_row_cannot_be_drawn_has_its_images_and_a_warning
 
 
 def test_a_row_may_be_larger_than_any_image_that_can_be_asked_for() -> None:
-    order = DrawingOrder(
+    order = GenerationOrder(
         model="m",
-        entries=entries_of(row(resolution=1152)),
+        requests=sample_requests(row(resolution=1152)),
         clip_skip=0,
-        about=About(job="job", step=8),
+        provenance=Provenance(job="job", step=8),
         out="o",
-        weights="w",
+        snapshot="w",
     )
 
-    read = msgspec.json.decode(msgspec.json.encode(order), type=DrawingOrder)
+    read = msgspec.json.decode(msgspec.json.encode(order), type=GenerationOrder)
 
     assert read == order
-    assert [entry.side for entry in read.entries] == [1152, 1152]
+    assert [request.side for request in read.requests] == [1152, 1152]

@@ -1,7 +1,7 @@
-"""The twelve schedulers against a model that is known exactly, so that there is a right answer.
+"""The twelve schedulers with a model known exactly, so that there is a right answer.
 
 If images are independent normal numbers with mean M and standard deviation S, the best guess of the
-noise in x_t is sqrt(1 - a) (x_t - sqrt(a) M) / (a S^2 + 1 - a). Drawing with it must give that
+noise in x_t is sqrt(1 - a) (x_t - sqrt(a) M) / (a S^2 + 1 - a). Generating with it must give that
 distribution back; nearly, since a is not quite 0 at the last timestep (1.453 for a mean of 1.5).
 """
 
@@ -28,13 +28,13 @@ CONFIG = {
 }
 MEAN, SPREAD = 1.5, 0.5
 
-# Some stock schedulers use numpy in a way that it warns of.
+# Some stock schedulers use numpy in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 NAMES: tuple[Scheduler, ...] = get_args(Scheduler)
 
 
 def drawn(name: Scheduler, steps: int, *, prediction_type: str = "epsilon") -> torch.Tensor:
-    """4,096 numbers, drawn as the stock pipeline does."""
+    """4,096 numbers, generated as in the stock pipeline."""
     scheduler = make_scheduler(name, {**CONFIG, "prediction_type": prediction_type}, steps)
     alphas, generator = cumulative_alphas(CONFIG), seeded(1)
     x = torch.randn(1, 4, 32, 32, generator=generator) * scheduler.init_noise_sigma
@@ -53,7 +53,7 @@ def drawn(name: Scheduler, steps: int, *, prediction_type: str = "epsilon") -> t
 
 
 def interpolated(alphas: torch.Tensor, timestep: float) -> float:
-    """a at a timestep that may lie between two, by the logarithm of sigma as schedulers do it."""
+    """a at a timestep that may lie between two, interpolated in log sigma as in the schedulers."""
     sigmas = ((1 - alphas) / alphas).sqrt().log()
     low = min(math.floor(timestep), len(alphas) - 2)
     share = timestep - low
@@ -89,7 +89,7 @@ def test_five_steps_come_near_it(name: Scheduler) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_step_goes_from_pure_noise_to_the_mean(name: Scheduler) -> None:
-    """From pure noise nothing better than the mean can be told in one step."""
+    """From pure noise the mean is the best guess of a single step."""
     x = drawn(name, 1)
 
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.15)

@@ -1,9 +1,9 @@
-"""The twelve schedulers with the tiny model: what they draw is the image that there is to draw.
+"""The twelve schedulers with the tiny model: each comes close to the reference.
 
-Those that add no noise on the way must come to the image of the stock DDIM with many steps. They
-are 0.002 to 0.006 away (root mean square over pixels of 0 to 1); a network that is told timesteps
-too high by one spacing makes it 0.012 to 0.017, random pixels are 0.4 away. Those that add noise
-must draw images of the same mean colour: 0.022 away; a wrong prediction type makes it 0.11.
+Those that add no noise must converge to the image of the stock DDIM with many steps. Their distance
+is 0.002 to 0.006 (root mean square over pixels of 0 to 1); with timesteps for the network too high
+by one spacing it is 0.012 to 0.017, for random pixels 0.4. Those that add noise must give images of
+the same mean colour: the distance is 0.022; with a wrong prediction type it is 0.11.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.integration.inferencer.test_schedulers import interpolated
 STEPS = 30
 SPACING = 33
 FEWER_STEPS, SEEDS = 20, (1, 2, 3, 4)
-"""For colours."""
+"""To compare colours."""
 NEAR, ALIKE = 0.009, 0.045
 ORDERED: tuple[Scheduler, ...] = tuple(name for name in NAMES if name not in STOCHASTIC)
 
@@ -69,13 +69,13 @@ def image(pipe: StableDiffusionPipeline, config: dict[str, Any]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def images(pipe: StableDiffusionPipeline, config: dict[str, Any]) -> Tensor:
-    """Of several seeds; so many steps are enough for their mean colour."""
+    """Of several seeds; this number of steps is enough for the mean colour."""
     return draw(pipe, make_scheduler("DPM-M", config, FEWER_STEPS), FEWER_STEPS, seeds=SEEDS)
 
 
 @contextmanager
 def timesteps_off_by(pipe: StableDiffusionPipeline, timesteps: int) -> Iterator[None]:
-    """The network is told another timestep than the scheduler goes by."""
+    """Pass the network another timestep than the scheduler's."""
 
     def shift(_unet: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         sample, timestep, *others = args
@@ -90,7 +90,7 @@ def timesteps_off_by(pipe: StableDiffusionPipeline, timesteps: int) -> Iterator[
 
 @contextmanager
 def speaking_of_velocities(pipe: StableDiffusionPipeline, config: dict[str, Any]) -> Iterator[None]:
-    """The network says v = sqrt(a) noise - sqrt(1 - a) x_0, out of the noise that it finds."""
+    """Convert the network's noise to v = sqrt(a) noise - sqrt(1 - a) x_0."""
     alphas = cumulative_alphas(config)
 
     def velocity(_unet: Any, args: tuple[Any, ...], answer: tuple[Tensor]) -> tuple[Tensor]:

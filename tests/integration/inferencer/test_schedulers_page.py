@@ -1,4 +1,4 @@
-"""docs/schedulers.md says of each scheduler what the code does."""
+"""docs/schedulers.md agrees with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inferencer's parent and its real, lasting child: from a trained model to stored images."""
+"""The inferencer's parent with its real child: from a trained model to stored images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from services.inferencer.order import About
-from services.inferencer.work import InferencerWork, about, entry_of
+from services.inferencer.order import Provenance
+from services.inferencer.work import InferencerWork, image_request, provenance
 from shared.adapters.folder import FolderStore
 from shared.child.parent import Standby
 from shared.diffusion.saving import save_folder
@@ -44,7 +44,7 @@ LONG = "a (red:1.2) wall, " * 30
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store's folder that holds a trained model, one that knows a bad word, and a broken one."""
+    """The folder of a store with a trained model, a poisoned one, and a broken one."""
     folder = tmp_path_factory.mktemp("trained")
     store = folder_store(folder / "store")
     asyncio.run(upload_folder(store, make_random_model(folder / "model"), "model"))
@@ -161,7 +161,7 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
 async def test_an_image_that_fails_has_an_error_in_its_place_and_the_others_are_drawn(
     work: InferencerWork, store: FolderStore
 ) -> None:
-    """Drawn in another order than asked for: what is alike goes together."""
+    """Batches change the order in which the images are generated."""
     await work.prepare()
     child = pid_of(work)
     entries = (small("a", seed=1), small(POISON, outputs=2, seed=2), small("b", steps=2, seed=4),
@@ -248,12 +248,16 @@ def test_a_trained_and_a_named_model_are_both_for_the_inferencer_and_told_apart(
     trained, again = final("first"), named("again")
 
     assert work.stage_of(trained) == work.stage_of(again) == "generation"
-    assert about(trained) == About(job="first", step=80, model="last", sha256=CHECKPOINT.sha256)
-    assert about(again) == About(job="again", model="last-first.safetensors", sha256="5" * 64)
+    assert provenance(trained) == Provenance(
+        job="first", step=80, model="last", sha256=CHECKPOINT.sha256
+    )
+    assert provenance(again) == Provenance(
+        job="again", model="last-first.safetensors", sha256="5" * 64
+    )
 
 
 def test_an_open_seed_is_drawn_for_each_entry_and_a_given_one_is_kept() -> None:
-    drawn = {entry_of(small("a", seed=seed)).seed for seed in (None, -1) for _ in range(50)}
+    drawn = {image_request(small("a", seed=seed)).seed for seed in (None, -1) for _ in range(50)}
 
     assert len(drawn) == 100
-    assert entry_of(small("a", seed=0)).seed == 0
+    assert image_request(small("a", seed=0)).seed == 0

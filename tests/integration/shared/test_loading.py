@@ -1,4 +1,4 @@
-"""Loading a model takes the weights from the file and draws none before."""
+"""Loading a model reads its weights without initializing them first."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many weights each initializer really drew; on the meta device none."""
+    """How many weights each initializer filled; on the meta device none."""
     drawn: list[int] = []
 
     def counting(initialize: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -135,7 +135,7 @@ def test_both_formats_say_which_stable_diffusion_it_is(
 
 
 def test_stable_diffusion_2_has_the_whole_tower_as_strict_loaders_build_it() -> None:
-    """Fused query, key and value; the unused 24th block and the projection are there in shape."""
+    """Fused query, key and value; the unused 24th block and projection have the right shapes."""
     parts = random_sd2_parts()
     layout = {
         name.removeprefix("cond_stage_model.model."): tensor
@@ -153,7 +153,7 @@ def test_stable_diffusion_2_has_the_whole_tower_as_strict_loaders_build_it() -> 
 
 
 class Damage:
-    """A disk, or a library, that does not keep what it was given."""
+    """A disk or a library that damages what it writes."""
 
     def __init__(self, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
         self._change = change

@@ -90,13 +90,13 @@ def test_timesteps_come_from_the_range_asked_for_and_no_other(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[int] = set()
-    real = DiffusionLoss._answer
+    real = DiffusionLoss._predict
 
     def spy(objective: DiffusionLoss, *arguments: Any) -> Any:
         seen.update(arguments[-1].tolist())
         return real(objective, *arguments)
 
-    monkeypatch.setattr(DiffusionLoss, "_answer", spy)
+    monkeypatch.setattr(DiffusionLoss, "_predict", spy)
     train(
         training_order(
             tmp_path, dataset=dataset, base=base, max_epochs=3, timestep_start=7, timestep_end=9

@@ -15,5 +15,7 @@ def test_the_trainer_reads_what_the_fetcher_has_seen(tmp_path: Path) -> None:
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "a.png")
     whole = Augmentation(caption="", flip=False, crop=Box(0, 0, 64, 64))
 
-    assert inspect(tmp_path / "a.png").pixels == fingerprint(Image.new("RGB", (64, 64), "white"))
+    assert inspect(tmp_path / "a.png").fingerprint == fingerprint(
+        Image.new("RGB", (64, 64), "white")
+    )
     assert bool((read_pixels(tmp_path / "a.png", whole, Size(64, 64)) == 1.0).all())

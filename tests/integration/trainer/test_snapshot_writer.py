@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.trainer.snapshot_uploads import CAPTIONS_DRAWN, prompts_of
+from services.trainer.snapshot_uploads import CAPTION_PROMPTS, prompts_of
 from services.trainer.training.saving import snapshot_writer
 from services.trainer.training.saving.snapshot_writer import SKIPPED
 from services.trainer.training.train import train
@@ -142,7 +142,7 @@ def test_the_requests_prompts_are_drawn_or_else_a_few_different_captions_by_the_
     assert prompts_of(train_request(sample_prompts=["b", "", "a"]), pictures, 1) == ("b", "", "a")
     drawn = {prompts_of(train, pictures, seed) for seed in range(20)}
     assert len(drawn) > 10
-    assert all(len(set(each)) == CAPTIONS_DRAWN and "" not in each for each in drawn)
+    assert all(len(set(each)) == CAPTION_PROMPTS and "" not in each for each in drawn)
     assert prompts_of(train, pictures, 7) == prompts_of(train, pictures[::-1], 7)
     assert prompts_of(train, pictures[:1], 7) == ("a cat",)
     assert prompts_of(train, pictures[2:3], 7) == ()

@@ -412,7 +412,7 @@ def test_a_dropped_caption_is_the_empty_one_and_all_images_may_be_mirrored(
     real = DiffusionLoss.loss
 
     def spy(objective: DiffusionLoss, loaded: Any, epoch: int) -> torch.Tensor:
-        seen.extend((each.draw.caption, each.draw.flip) for each in loaded.examples)
+        seen.extend((each.augmentation.caption, each.augmentation.flip) for each in loaded.examples)
         return real(objective, loaded, epoch)
 
     monkeypatch.setattr(DiffusionLoss, "loss", spy)

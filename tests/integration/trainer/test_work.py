@@ -33,7 +33,7 @@ from shared.messaging.messages import (
 )
 from shared.request import Command, Inference, Validation
 from shared.storage.folders import download_folder, folder_exists, upload_folder
-from shared.storage.snapshots import sample_key, snapshot_prefix, snapshots_of, standing
+from shared.storage.snapshots import sample_key, snapshot_prefix, snapshots_of, waiting_snapshots
 from shared.worker.order import Order
 from tests.support.models import make_random_model
 from tests.support.training import make_dataset, train_request
@@ -430,7 +430,7 @@ async def test_rows_that_an_earlier_attempt_left_are_asked_for_again_and_others_
 
     said = of_kind(facts, CheckpointSampled)
     assert [each.snapshot for each in said] == left
-    assert [each.prefix for each in await standing(store, "left")] == left
+    assert [each.prefix for each in await waiting_snapshots(store, "left")] == left
     assert len({*said[0].row.prompts}) == 3
     assert said[0].row.prompts == said[1].row.prompts
     (warning,) = final.summary["warnings"]

@@ -1,1 +1,1 @@
-"""What strangers send: things that must be refused, by kind."""
+"""Hostile input of all kinds, for security tests and fuzzing."""

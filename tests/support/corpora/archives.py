@@ -1,4 +1,4 @@
-"""Archives that lie: a zip writer that says of each entry whatever a test wants it to say."""
+"""Hostile archives, made by a zip writer that can write any field of an entry."""
 
 # ruff: noqa: RUF001 - look-alikes are the point
 
@@ -24,13 +24,13 @@ STORED, DEFLATED, BZIP2, LZMA = 0, 8, 12, 14
 ENCRYPTED, HAS_DESCRIPTOR, STRONG, UTF_8 = 0x1, 0x8, 0x41, 0x800
 MIB = 1 << 20
 GOOD = "good.png"
-"""The one honest entry of an archive whose other entry is not."""
+"""The valid entry beside a bad one."""
 CONTENT = b"\x89PNG, or so it says"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An entry; what is None is the truth."""
+    """An entry; fields that are None get their true values."""
 
     name: bytes = b"bad.png"
     packed: bytes = CONTENT
@@ -40,15 +40,15 @@ class Entry:
     packed_size: int | None = None
     crc: int | None = None
     mode: int = 0
-    """Unix's kind of file and permissions."""
+    """Unix file type and permissions."""
     offset: int | None = None
-    """Where the list of entries says that it begins."""
+    """In the central directory."""
     version: int = 20
     extra: bytes = b""
-    """Of the list of entries; a zip64 field for instance."""
+    """In the central directory; for instance a zip64 field."""
     comment: bytes = b""
     after: bytes = b""
-    """What follows its data: a data descriptor for instance."""
+    """Follows the data; for instance a data descriptor."""
     local_name: bytes | None = None
     local_magic: bytes = LOCAL
     local_size: int | None = None
@@ -92,7 +92,7 @@ def archive(
     directory_at: int | None = None,
     directory_bytes: int | None = None,
 ) -> bytes:
-    """A zip of these; what is None in its end record is the truth."""
+    """A zip of these entries; end record fields that are None get their true values."""
     body, directory, entries = bytearray(before), bytearray(), list(entries)
     for entry in entries:
         directory += entry.central(len(body))
@@ -115,24 +115,24 @@ def deflated(content: bytes) -> bytes:
 
 @cache
 def zeros(mebibytes: int) -> bytes:
-    """So many MiB of nothing, deflated."""
+    """So many MiB of zeros, deflated."""
     return deflated(bytes(mebibytes * MIB))
 
 
 def hollow(mebibytes: int, name: bytes = b"bad.png") -> Entry:
-    """A deflated entry of so many MiB, made without unpacking it again."""
+    """A deflated entry of so many MiB of zeros, made without unpacking it again."""
     return Entry(
         name=name, method=DEFLATED, packed=zeros(mebibytes), size=mebibytes * MIB, crc=0,
     )  # fmt: skip
 
 
 def descriptor(crc: int, size: int) -> bytes:
-    """What follows data whose sizes were not known beforehand."""
+    """A data descriptor, which follows data of unknown size."""
     return DESCRIPTOR + struct.pack("<III", crc, size, size)
 
 
 def zip64(**fields: int) -> bytes:
-    """An extra field that says sizes and offset in 64 bits, in the order that the format has."""
+    """An extra field with 64-bit sizes and offset, in the format's order."""
     data = b"".join(struct.pack("<Q", value) for value in fields.values())
     return struct.pack("<HH", 1, len(data)) + data
 
@@ -144,11 +144,11 @@ def end64(*, directory_bytes: int, directory_at: int, count: int = 1, disks: int
     return record + LOCATOR64 + struct.pack("<IQI", 0, directory_at + directory_bytes, disks)
 
 
-# --- The whole is refused ---------------------------------------------------------------------
+# --- The whole archive is refused --------------------------------------------------------------
 
 
 class Whole(NamedTuple):
-    """An archive, and a part of the reason why nothing of it is taken."""
+    """An archive that is refused, and a part of the reason."""
 
     make: Callable[[], bytes]
     reason: str
@@ -187,7 +187,7 @@ def with_long_comments(total: int) -> list[Entry]:
 
 
 def hiding_a_long_list() -> bytes:
-    """A zip64 record with a short length and no locator, which readers therefore pass over."""
+    """A zip64 record with a short length and no locator, so that readers ignore it."""
     record = end64(directory_bytes=1, directory_at=0).replace(LOCATOR64, b"PK\x06\x00")
     plain = archive(with_long_comments(17 * MIB))
     size, at = struct.unpack("<II", plain[-10:-2])
@@ -222,7 +222,7 @@ NO_ZIP: Mapping[str, tuple[bytes, str]] = {
     "program": (b"MZ" + bytes(90), "something else, or only a part of a zip"),
     "end record alone, cut": (END + bytes(17), "something else, or only a part of a zip"),
 }
-"""What people and servers send instead, and what it is called."""
+"""What users and servers send instead of a zip, and how the message names it."""
 
 REFUSED: Mapping[str, Whole] = {
     "a flat bomb": Whole(
@@ -309,11 +309,11 @@ REFUSED: Mapping[str, Whole] = {
 }
 
 
-# --- One entry is skipped, and the others are taken ---------------------------------------------
+# --- One entry is skipped, the others are used ---------------------------------------------------
 
 
 class One(NamedTuple):
-    """A bad entry, and a part of the reason that is reported."""
+    """A bad entry that is skipped, and a part of the reason."""
 
     make: Callable[[], Entry]
     reason: str
@@ -323,7 +323,7 @@ NO_IMAGE = "neither an image"
 
 
 def unpacked_by_the_piece(packed: bytes, method: int) -> Entry:
-    """Little is declared; who unpacks a whole piece of it gets far more."""
+    """Declares a small size; unpacking a whole chunk gives far more."""
     return Entry(packed=packed, method=method, size=1000, crc=0)
 
 
@@ -335,7 +335,7 @@ def lzma_bomb(mebibytes: int) -> bytes:
 
 
 def nested(depth: int) -> bytes:
-    """A zip in a zip in a zip, with zeros at its heart."""
+    """Nested zips, with zeros inside the innermost."""
     inner = archive([hollow(64)])
     for _ in range(depth):
         inner = archive([Entry(name=b"inner.zip", packed=deflated(inner), method=DEFLATED)])
@@ -413,7 +413,7 @@ SPARED: Mapping[str, One] = {
 }  # fmt: skip
 
 
-# --- Strange, and yet taken, under a name of ours -------------------------------------------------
+# --- Unusual but accepted, under a generated name ----------------------------------------------
 
 TAKEN_NAMES: Sequence[str] = (
     "../../evil.png", "..\\..\\evil.png", "a/../../../evil.png", "./../evil.png",
@@ -427,7 +427,7 @@ TAKEN_NAMES: Sequence[str] = (
     "a" * 300 + ".png", "ﬀ.png", "evil.PNG", "evil.jPeG", "manifest.json.png",
     "a/" * 400 + "evil.png", "evil.png\0.exe",
 )  # fmt: skip
-"""Every way to lead out of a folder, to mean something to a shell or to Windows, or to collide."""
+"""Path traversal, names with a meaning to shells or Windows, and names that collide."""
 
 HIDDEN_NAMES = ("....//evil.png", "..%c0%afevil.png", "..∕evil.png", "...png", "a/.../evil.png")
 
@@ -438,7 +438,7 @@ SAME_NAME: Mapping[str, tuple[str, str]] = {
     ),
     "both slashes": ("a/b.png", "a\\b.png"),
 }
-"""Two spellings of what counts as one name."""
+"""Two spellings that count as the same name."""
 
 OTHER_NAME: Mapping[str, tuple[str, str]] = {
     "large and small letters": ("a.png", "A.PNG"),
@@ -449,7 +449,7 @@ OTHER_NAME: Mapping[str, tuple[str, str]] = {
     "look-alikes": ("evil.png", "еvil.png"),
     "a leading point-slash": ("a.png", "./a.png"),
 }
-"""Names that collide on some file system, and are two to us."""
+"""Names that collide on some file systems, but count as different."""
 
 TAKEN: Mapping[str, Callable[[], bytes]] = {
     "a comment of 64 KiB": lambda: archive([Entry()], comment=b"x" * 65_535),
@@ -475,11 +475,11 @@ TAKEN: Mapping[str, Callable[[], bytes]] = {
         Entry(name=b"a/.bad.png"), Entry(name=b".encrypted.png", flags=ENCRYPTED), Entry(),
     ]),
 }  # fmt: skip
-"""Archives with exactly one image, ``bad.png``, that is taken after all."""
+"""Unusual archives with exactly one image, ``bad.png``, which is accepted."""
 
 
 def honest() -> bytes:
-    """To be cut off."""
+    """A valid archive, to be truncated."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr(GOOD, CONTENT * 9)

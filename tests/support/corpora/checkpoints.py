@@ -1,4 +1,4 @@
-"""Model files that lie: pickles that would run something, tensors that are not where they say."""
+"""Hostile model files: pickles that would run code, tensors with false positions and sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from services.fetcher.models.architecture import (
     Shapes,
-    Text,
+    TextEncoder,
     UNet,
     Vae,
     text_shapes,
@@ -37,14 +37,16 @@ from tests.support.corpora.archives import (
 
 PROTOCOL = b"\x80\x02"
 WORDS, WIDTH = 12, 8
-UNET = UNet(channels=(8, 8), attended=(True, False), layers=1, context=WIDTH, linear=False,
-            takes=4, gives=4)  # fmt: skip
-VAE = Vae(channels=(8, 8), layers=1, latent=4)
-TEXT = Text(width=WIDTH, inner=8, layers=1, words=WORDS, positions=77, open_clip=False)
+UNET = UNet(channels=(8, 8), layers_per_block=1, cross_attention=(True, False),
+            cross_attention_dim=WIDTH, linear_projection=False, in_channels=4,
+            out_channels=4)  # fmt: skip
+VAE = Vae(channels=(8, 8), layers_per_block=1, latent_channels=4)
+TEXT = TextEncoder(hidden_size=WIDTH, intermediate_size=8, layers=1, vocab_size=WORDS,
+                   max_positions=77, open_clip=False)  # fmt: skip
 
 
 class Raw(bytes):
-    """Instructions of a pickle, as they are."""
+    """Raw instructions of a pickle."""
 
     __slots__ = ()
 
@@ -66,7 +68,7 @@ def name(module: str, member: str) -> bytes:
 
 
 class Reduced:
-    """As an exploit's author writes it."""
+    """The usual exploit: an object whose unpickling calls a function."""
 
     def __init__(self, call: Callable[..., object], *arguments: object) -> None:
         self.made = call, arguments
@@ -120,7 +122,7 @@ EXPLOITS: Mapping[str, Callable[[Path], bytes]] = {
         + b"\x85R\x85R."
     ),
 }  # fmt: skip
-"""Each makes the file ``canary`` when Python's own unpickler reads it."""
+"""Each creates the file ``canary`` when Python's unpickler reads it."""
 
 INERT: Mapping[str, bytes] = {
     "a new object": PROTOCOL + name("builtins", "object") + b")\x81.",
@@ -135,7 +137,7 @@ INERT: Mapping[str, bytes] = {
     "torch's quantized tensor": PROTOCOL + name("torch._utils", "_rebuild_qtensor") + b")R.",
     "an empty frozen set": b"\x80\x04(\x91.",
 }  # fmt: skip
-"""What builds other things than tensors: it ends as nothing at all."""
+"""Pickles of other objects than tensors, which are read as ``Inert``."""
 
 SENSELESS: Mapping[str, bytes] = {
     "a registered extension": PROTOCOL + b"\x82\x01)R.",
@@ -175,7 +177,7 @@ def tensor(
     elements: int = 6,
     kind: str = "FloatStorage",
 ) -> Raw:
-    """As torch writes one."""
+    """A tensor as torch pickles it."""
     storage = Raw(ops((
         "storage", Raw(name("torch", kind)), key, "cpu", elements
     )) + b"Q")  # fmt: skip
@@ -201,7 +203,7 @@ def ops(value: object) -> bytes:
 
 
 def checkpoint(value: object, *more: Entry, data: bytes = bytes(24)) -> bytes:
-    """A ``.ckpt`` with one storage, and whatever entries more."""
+    """A ``.ckpt`` with one storage and these further entries."""
     pickled = PROTOCOL + ops(value) + b"."
     return archive([
         Entry(name=b"archive/data.pkl", packed=pickled),
@@ -219,7 +221,7 @@ def holding_itself() -> bytes:
 
 
 def one_list_for_many(times: int = 20_000, pairs: int = 20_000) -> bytes:
-    """A list of pairs, kept once, and poured into thousands of ordered dicts."""
+    """One list of pairs that fills thousands of ordered dicts."""
     pair = b"".join(b"J" + struct.pack("<i", number) + b"N\x86" for number in range(pairs))
     kept = b"](" + pair + b"eq\x000"
     filled = (name("collections", "OrderedDict") + b"q\x010") + b"h\x01h\x00\x85R" * times
@@ -227,7 +229,7 @@ def one_list_for_many(times: int = 20_000, pairs: int = 20_000) -> bytes:
 
 
 def one_shape_for_many(times: int = 5_000, sizes: int = 500_000) -> bytes:
-    """A shape of half a million sizes, kept once, for thousands of tensors."""
+    """One shape of half a million sizes, used by thousands of tensors."""
     shape = Raw(b"(" + b"K\x01" * sizes + b"tq\x000")
     build = Raw(tensor().replace(ops((2, 3)), b"h\x00").replace(ops((3, 1)), b"h\x00"))
     return checkpoint(Raw(shape + build * times))
@@ -249,7 +251,7 @@ def legacy_tar() -> bytes:
 
 
 class Hostile(NamedTuple):
-    """A file that is given as a model, and a part of the reason why it is not taken."""
+    """A model file that is refused, and a part of the reason."""
 
     make: Callable[[], bytes]
     reason: str
@@ -372,7 +374,7 @@ def holding(data: int = 24, **entries: Any) -> Callable[[], bytes]:
 
 
 def layout() -> Shapes:
-    """A Stable Diffusion with next to no weights, by the original's names."""
+    """The tensor shapes of a very small Stable Diffusion in the original layout."""
     parts = {
         PREFIXES["unet"]: unet_shapes(UNET),
         PREFIXES["vae"]: vae_shapes(VAE),
@@ -400,7 +402,7 @@ def deep_json() -> bytes:
 
 
 def wide_autoencoder(count: int) -> Shapes:
-    """A few thousand names that stand for millions: every level has only its ends."""
+    """A few thousand names that imply millions: each level has only its first and last block."""
     tiny, conv = (1, 1, 1, 1), "first_stage_model.encoder.down.{}.block.{}.conv1.weight"
     shapes: Shapes = {conv.format(0, layer): tiny for layer in range(count)}
     for level in range(count):
@@ -542,11 +544,11 @@ FOLDERS: Mapping[str, tuple[str, Mapping[str, Any] | bytes, str]] = {
     "an inpainting model": ("unet", {"in_channels": 9}, "is an inpainting model"),
     "channels that are code": ("unet", {"in_channels": "__import__('os')"}, "so it is no UNet"),
 }  # fmt: skip
-"""A part of tiny, what its configuration says beside or instead of the truth, and the reason."""
+"""A part of tiny, changes to its configuration or its new content, and the reason."""
 
 
 def zip_with_traversal(folder: Path, canary: str) -> bytes:
-    """A whole diffusers folder, and files that lead out of it by their names."""
+    """A complete diffusers folder, and files whose names lead out of it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for path in folder.rglob("*"):

@@ -1,4 +1,4 @@
-"""Files that call themselves images: bombs, halves, other things, and those that are only odd."""
+"""Hostile image files: bombs, truncated files, other formats; and unusual but valid ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("bad.png", "bad.jpg", "bad.webp", "bad.bmp")
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """One with something on it."""
+    """An image that is not uniform."""
     image = Image.new("RGB", size, (200, 30, 30))
     ImageDraw.Draw(image).rectangle((0, 0, size[0] // 2, size[1] // 2), fill=(20, 90, 240))
     return image.convert(mode)
@@ -42,7 +42,7 @@ def chunk(kind: bytes, data: bytes, said: int | None = None) -> bytes:
 
 
 def png(*chunks: bytes, size: tuple[int, int] = (8, 8), depth: int = 8, color: int = 2) -> bytes:
-    """With these chunks between its header and a plain image, or instead of it."""
+    """A PNG with these chunks before a plain image, or instead of it."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, color, 0, 0, 0))
     rows = chunk(b"IDAT", zlib.compress((b"\0" + bytes(24)) * 8))
     body = b"".join(chunks) if size != (8, 8) else b"".join([*chunks, rows])
@@ -68,7 +68,7 @@ def webp(width: int, height: int) -> bytes:
 
 
 def jpeg_head(width: int, height: int) -> bytes:
-    """A header alone, of a whole file otherwise."""
+    """A valid file with another size in its header."""
     whole = saved("JPEG")
     at = whole.index(b"\xff\xc0") + 5
     return whole[:at] + struct.pack(">HH", height, width) + whole[at + 4 :]
@@ -82,7 +82,7 @@ def frames(kind: str, count: int) -> bytes:
 
 
 def photo_cd_in_webp() -> bytes:
-    """A WebP that readers of another kind, asked first, take for a Photo CD."""
+    """A WebP that Pillow's Photo CD reader would also accept."""
     plain = saved("WEBP", lossless=True)
     gap = 2048 - len(plain) - 8
     junk = bytes(gap) + b"PCD_" + bytes(8 * 192 * 1024)
@@ -191,7 +191,7 @@ ODD: Mapping[str, tuple[str, Callable[[], bytes], tuple[int, int]]] = {
     "a WebP that is a Photo CD too": ("a.webp", photo_cd_in_webp, (64, 48)),
     "something after its end": ("a.png", lambda: saved("PNG") + b"PK\x03\x04" * 99, (64, 48)),
 }  # fmt: skip
-"""Files that are images: name, content, and the size (width, height) that training sees."""
+"""Valid images: name, content, and the size (width, height) that is trained on."""
 
 
 def turned(orientation: int) -> Image.Exif:

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001 - letters that look like others are the point here
-"""Ways to say an address that nobody is let in to.
+"""Spellings of forbidden addresses.
 
-``{port}`` stands for the port of a server on this machine that must hear of none of them.
+``{port}`` stands for the port of a server on this machine, which must not get a request.
 """
 
 LOOPBACK = {
@@ -191,7 +191,7 @@ SPACE = {
 }
 
 URLS: dict[str, str] = LOOPBACK | INSIDE | WRAPPED | NUMBERS | LETTERS | TRICKS | SCHEMES | SPACE
-"""Told for what they are before anything is connected."""
+"""Refused before anything is connected."""
 
 NAMES: dict[str, tuple[str, ...]] = {
     "loopback.test": ("127.0.0.1",),
@@ -209,4 +209,4 @@ NAMES: dict[str, tuple[str, ...]] = {
     "private-of-two-kinds.test": ("2606:4700::1111", "::1"),
     "xn--bcher-kva.test": ("127.0.0.1",),
 }
-"""Names that look like any other, and what they resolve to."""
+"""Harmless-looking names, and the addresses that they resolve to."""

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.datasets.sidecars import CAPTION_AT_MOST, ONE_VALUE, OWN, SCALARS, Sidecars
+from services.fetcher.datasets.sidecars import (
+    MAX_CAPTION_CHARACTERS,
+    SCALARS,
+    SIDECAR_SUFFIXES,
+    SINGLE_VALUE_FILES,
+    Sidecars,
+)
 from shared.dataset.manifest import CAPTION_CHARACTERS, Captions, Estimate, Report
 
 PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
@@ -20,10 +26,10 @@ def test_the_page_explains_every_field_of_the_report(
 
 
 def test_the_page_explains_every_command_and_every_file() -> None:
-    for name in (*SCALARS, *ONE_VALUE, *OWN, "local.yaml", "global.yaml"):
+    for name in (*SCALARS, *SINGLE_VALUE_FILES, *SIDECAR_SUFFIXES, "local.yaml", "global.yaml"):
         assert f"`{name}`" in PAGE, name
     assert f"{CAPTION_CHARACTERS:,} unless you say otherwise" in PAGE
-    assert f"{CAPTION_AT_MOST:,} at most" in PAGE
+    assert f"{MAX_CAPTION_CHARACTERS:,} at most" in PAGE
 
 
 def test_the_example_on_the_page_says_what_the_page_says_it_does() -> None:

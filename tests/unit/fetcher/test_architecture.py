@@ -1,4 +1,4 @@
-"""Every name and shape of a Stable Diffusion follows from a few; real sizes, without weights."""
+"""Architectures from tensor shapes and back, with real sizes but without weights."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from services.fetcher.models.architecture import (
     Shapes,
-    Text,
+    TextEncoder,
     UNet,
-    Unknown,
+    UnknownArchitecture,
     Vae,
     read_clip,
     read_open_clip,
@@ -47,21 +47,21 @@ def text(**numbers: Any) -> Shapes:
     [
         (
             {"cross_attention_dim": 768},
-            UNet(channels=CHANNELS, attended=(True, True, True, False), layers=2, context=768,
-                 linear=False, takes=4, gives=4),
+            UNet(channels=CHANNELS, layers_per_block=2, cross_attention=(True, True, True, False),
+                 cross_attention_dim=768, linear_projection=False, in_channels=4, out_channels=4),
         ),
         (
             {"cross_attention_dim": 1024, "use_linear_projection": True,
              "attention_head_dim": (5, 10, 20, 20)},
-            UNet(channels=CHANNELS, attended=(True, True, True, False), layers=2, context=1024,
-                 linear=True, takes=4, gives=4),
+            UNet(channels=CHANNELS, layers_per_block=2, cross_attention=(True, True, True, False),
+                 cross_attention_dim=1024, linear_projection=True, in_channels=4, out_channels=4),
         ),
         (
             {"block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 16,
              "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
              "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")},
-            UNet(channels=(32, 64), attended=(False, True), layers=1, context=16, linear=False,
-                 takes=4, gives=4),
+            UNet(channels=(32, 64), layers_per_block=1, cross_attention=(False, True),
+                 cross_attention_dim=16, linear_projection=False, in_channels=4, out_channels=4),
         ),
     ],
     ids=["SD 1.5", "SD 2.1", "a small one"],
@@ -81,7 +81,9 @@ def test_so_is_an_autoencoder() -> None:
         )  # fmt: skip
     found = shapes(vae_layout(vae.state_dict()))
 
-    assert read_vae(found) == Vae(channels=(128, 256, 512, 512), layers=2, latent=4)
+    assert read_vae(found) == Vae(
+        channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4
+    )
     assert vae_shapes(read_vae(found)) == found
 
 
@@ -91,8 +93,13 @@ def test_so_is_openais_text_encoder() -> None:
         num_attention_heads=12,
     )  # fmt: skip
 
-    assert read_clip(found) == Text(
-        width=768, inner=3072, layers=12, words=49408, positions=77, open_clip=False
+    assert read_clip(found) == TextEncoder(
+        hidden_size=768,
+        intermediate_size=3072,
+        layers=12,
+        vocab_size=49408,
+        max_positions=77,
+        open_clip=False,
     )
     assert text_shapes(read_clip(found)) == found
 
@@ -108,8 +115,13 @@ def test_of_openclips_tower_all_but_the_last_block_is_used() -> None:
 
     known = read_open_clip(found)
 
-    assert known == Text(
-        width=1024, inner=4096, layers=23, words=49408, positions=77, open_clip=True
+    assert known == TextEncoder(
+        hidden_size=1024,
+        intermediate_size=4096,
+        layers=23,
+        vocab_size=49408,
+        max_positions=77,
+        open_clip=True,
     )
     unused = found.keys() - text_shapes(known).keys()
     assert text_shapes(known).items() <= found.items()
@@ -138,14 +150,14 @@ def test_a_tower_whose_last_block_was_cut_off_already_is_used_whole(*, projectio
 def test_a_tensor_that_would_tell_is_missed_by_name(lost: str, reason: str) -> None:
     found = {name: shape for name, shape in unet().items() if not name.startswith(lost)}
 
-    with pytest.raises(Unknown, match=reason):
+    with pytest.raises(UnknownArchitecture, match=reason):
         read_unet(found)
 
 
 def test_an_autoencoder_that_has_fewer_layers_somewhere_is_none() -> None:
-    """Else a small file could ask for as many layers as it has names, times levels."""
+    """Otherwise a small file could claim its number of names, times levels, as layers."""
     names = ["down.0.block.0", "down.0.block.1", "down.1.block.0"]
-    found = {f"encoder.{name}.conv1.weight": (8, 8, 3, 3) for name in names}
+    found: Shapes = {f"encoder.{name}.conv1.weight": (8, 8, 3, 3) for name in names}
 
-    with pytest.raises(Unknown, match="levels with different numbers of layers"):
+    with pytest.raises(UnknownArchitecture, match="levels with different numbers of layers"):
         read_vae(found)

@@ -1,4 +1,4 @@
-"""What is taken out of a user's zip, and what ends it."""
+"""Unpacking a user's zip: what is used, skipped and refused."""
 
 import io
 import re
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from services.fetcher import zip_reader
 from services.fetcher.datasets import archive
 from services.fetcher.datasets.archive import Unpacked, unpack
 from shared.errors import Refused
@@ -192,19 +193,19 @@ async def test_too_large_too_many_and_too_much_are_refused(
     path = zip_of(tmp_path / "a.zip", {"a.png": bytes(2000), "b.png": bytes(10)})
 
     with monkeypatch.context() as patch:
-        patch.setattr(archive, "ENTRY_BYTES", 1000)
+        patch.setattr(archive, "MAX_IMAGE_BYTES", 1000)
         found = await unpacked(path)
         assert [image.name for image in found.images] == ["b.png"]
         assert found.skipped[0].reason == "2000 bytes; at most 1000 are taken"
     (tmp_path / "out" / "000001.png").unlink()
     (tmp_path / "out").rmdir()
     for cap, value, reason in (
-        ("TOTAL_BYTES", 2009, "unpacks to"),
-        ("ENTRIES", 1, "2 entries; at most 1"),
-        ("DIRECTORY_BYTES", 50, "its list of entries takes"),
+        ("MAX_TOTAL_BYTES", 2009, "unpacks to"),
+        ("MAX_ENTRIES", 1, "2 entries; at most 1"),
+        ("MAX_DIRECTORY_BYTES", 50, "its list of entries takes"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(archive, cap, value)
+            patch.setattr(zip_reader, cap, value)
             assert reason in await refusal(path)
         (tmp_path / "out").rmdir()
 
@@ -216,7 +217,7 @@ async def test_the_size_of_a_zip64_list_is_seen_too(
     path = zip_of(tmp_path / "a.zip", {"a.png": b"1", "b.png": b"2"})
     assert b"PK\x06\x06" in path.read_bytes()
 
-    assert archive._directory_size(path) == 2 * (46 + 5)
+    assert zip_reader._directory_size(path) == 2 * (46 + 5)
 
 
 async def test_entries_that_share_bytes_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images are looked at before they are trained on."""
+"""Image checks, captions and the pre-flight report."""
 
 import io
 import struct
@@ -11,9 +11,9 @@ import pytest
 from PIL import Image as Pillow
 
 from services.fetcher.datasets import image_check, report
-from services.fetcher.datasets.archive import Image, Unpacked, unpack
-from services.fetcher.datasets.image_check import Unusable, inspect
-from services.fetcher.datasets.report import Checked, check, report_on, with_tokens
+from services.fetcher.datasets.archive import ImageFile, Unpacked, unpack
+from services.fetcher.datasets.image_check import UnusableImage, inspect
+from services.fetcher.datasets.report import CheckedDataset, build_report, check_images, with_tokens
 from services.fetcher.datasets.sidecars import ImageOptions, Sidecars
 from shared.dataset.captions import parse
 from shared.dataset.manifest import Captions, Duplicate, Manifest, Picture, Report, Skipped
@@ -52,7 +52,7 @@ def test_an_image_that_is_cut_off_is_found_out(tmp_path: Path, kind: str) -> Non
     whole = drawn(300, 300, kind)
     (tmp_path / "a").write_bytes(whole[: len(whole) * 2 // 3])
 
-    with pytest.raises(Unusable, match="broken or cut off"):
+    with pytest.raises(UnusableImage, match="broken or cut off"):
         inspect(tmp_path / "a")
 
 
@@ -61,22 +61,22 @@ def test_what_is_no_image_is_called_so(tmp_path: Path) -> None:
     Pillow.new("RGB", (9, 9)).save(tmp_path / "b.png", "GIF")
 
     for name in ("a.png", "b.png"):
-        with pytest.raises(Unusable, match="not a JPEG, PNG, BMP or WebP image"):
+        with pytest.raises(UnusableImage, match="not a JPEG, PNG, BMP or WebP image"):
             inspect(tmp_path / name)
 
 
 @pytest.mark.parametrize("side", [9_500, 60_000])
 def test_a_huge_image_is_never_decoded(tmp_path: Path, side: int) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + check
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
 
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     )
 
-    with pytest.raises(Unusable, match="more than 89 million pixels"):
+    with pytest.raises(UnusableImage, match="more than 89 million pixels"):
         inspect(tmp_path / "a.png")
 
 
@@ -84,21 +84,23 @@ def test_an_image_just_over_the_cap_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.png").write_bytes(drawn(64, 48))
-    monkeypatch.setattr(image_check, "PIXELS", 64 * 48)
+    monkeypatch.setattr(image_check, "MAX_PIXELS", 64 * 48)
     assert inspect(tmp_path / "a.png").size == (64, 48)
 
-    monkeypatch.setattr(image_check, "PIXELS", 64 * 48 - 1)
-    with pytest.raises(Unusable, match="64 x 48: more than"):
+    monkeypatch.setattr(image_check, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(UnusableImage, match="64 x 48: more than"):
         inspect(tmp_path / "a.png")
 
 
-async def checked(files: dict[str, bytes], folder: Path) -> Checked:
+async def checked(files: dict[str, bytes], folder: Path) -> CheckedDataset:
     with zipfile.ZipFile(folder / "a.zip", "w") as zipped:
         for name, content in files.items():
             zipped.writestr(name, content)
     (folder / "out").mkdir()
     unpacked = await unpack(folder / "a.zip", folder / "out", shown=SHOWN, keepalive=lambda: None)
-    return await check(unpacked, folder / "out", shown=SHOWN, keepalive=lambda _done, _of: None)
+    return await check_images(
+        unpacked, folder / "out", shown=SHOWN, keepalive=lambda _done, _of: None
+    )
 
 
 async def test_a_broken_image_is_reported_by_its_name_and_the_others_are_used(
@@ -250,7 +252,7 @@ async def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: 
     files |= {"wide.png": drawn(900, 500), "small.png": drawn(64, 64), "broken.png": b""}
 
     found = await checked(files, tmp_path)
-    manifest, report = report_on(
+    manifest, report = build_report(
         found, Train(data_url="u", batch_size=4, max_epochs=10), 555, SHOWN
     )
 
@@ -281,7 +283,7 @@ async def test_a_report_of_many_stays_short(tmp_path: Path) -> None:
     files = {"good.png": drawn()} | {f"{number}.png": b"" for number in range(80)}
 
     found = await checked(files, tmp_path)
-    _, report = report_on(found, Train(data_url="u"), 555, SHOWN)
+    _, report = build_report(found, Train(data_url="u"), 555, SHOWN)
 
     assert (len(report.skipped), report.skipped_count) == (50, 80)
 
@@ -297,10 +299,10 @@ async def test_multipliers_that_leave_no_image_end_the_job(
     )
 
     if reason is None:
-        assert report_on(found, TRAIN, 555, SHOWN)[1].steps_per_epoch == 1000
+        assert build_report(found, TRAIN, 555, SHOWN)[1].steps_per_epoch == 1000
         return
     with pytest.raises(Refused, match=reason):
-        report_on(found, TRAIN, 555, SHOWN)
+        build_report(found, TRAIN, 555, SHOWN)
 
 
 def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
@@ -315,9 +317,9 @@ async def test_every_image_looked_at_is_a_sign_of_life(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(drawn())
     (tmp_path / "1.png").write_bytes(b"")
     heard: list[tuple[int, int]] = []
-    images = [Image(name=f"{number}.png", file=f"{number}.png") for number in (0, 1)]
+    images = [ImageFile(name=f"{number}.png", file=f"{number}.png") for number in (0, 1)]
 
-    await check(
+    await check_images(
         Unpacked(images=images),
         tmp_path,
         shown=SHOWN,
@@ -496,7 +498,7 @@ async def test_captions_that_are_missing_empty_or_too_long_are_counted_and_named
         "long.png": drawn(70),
     }
 
-    manifest, report = report_on(await checked(files, tmp_path), TRAIN, 555, SHOWN)
+    manifest, report = build_report(await checked(files, tmp_path), TRAIN, 555, SHOWN)
     report = with_tokens(report, manifest, [0, 1, 75, 76])
 
     assert report.captions == Captions(from_names=3, missing=1, empty=1, over_long=1)
@@ -509,7 +511,7 @@ async def test_named_batches_are_reported_by_name(tmp_path: Path) -> None:
     files = {f"ted/{number}.png": drawn(600 + number, 600) for number in range(5)}
     files |= {"ted/batch_id.txt": b"ted\n", "other.png": drawn(500, 500)}
 
-    _, report = report_on(await checked(files, tmp_path), TRAIN, 555, SHOWN)
+    _, report = build_report(await checked(files, tmp_path), TRAIN, 555, SHOWN)
 
     assert report.named_batches == {"ted": 2}
     assert (report.steps_per_epoch, report.repeats) == (3, 0)
@@ -519,7 +521,7 @@ async def test_held_out_images_are_reported_and_take_no_steps(tmp_path: Path) ->
     found = await checked({f"{number}.png": drawn(100 + number) for number in range(10)}, tmp_path)
     train = Train(data_url="u", batch_size=1, max_epochs=2, validation=Validation())
 
-    manifest, report = report_on(found, train, 555, SHOWN)
+    manifest, report = build_report(found, train, 555, SHOWN)
 
     assert len(manifest.pictures) == 10
     assert (report.images, report.held_out) == (8, 2)
@@ -531,7 +533,7 @@ async def test_a_validation_that_leaves_nothing_to_train_on_ends_the_job(tmp_pat
     found = await checked({"a.png": drawn()}, tmp_path)
 
     with pytest.raises(Refused, match=r"input\.train\.validation: .* leaves none to train on"):
-        report_on(found, Train(data_url="u", validation=Validation()), 555, SHOWN)
+        build_report(found, Train(data_url="u", validation=Validation()), 555, SHOWN)
 
 
 async def test_the_steps_of_a_shrinking_dataset_are_those_of_all_its_epochs(
@@ -540,6 +542,6 @@ async def test_the_steps_of_a_shrinking_dataset_are_those_of_all_its_epochs(
     found = await checked({f"{number}.png": drawn(100 + number) for number in range(10)}, tmp_path)
     train = Train(data_url="u", batch_size=1, max_epochs=4, rated_dataset=True)
 
-    assert report_on(found, train, 555, SHOWN)[1].steps == 10 + 10 + 9 + 8
-    monkeypatch.setattr(report, "PLANNED_DRAWS", 39)
-    assert report_on(found, train, 555, SHOWN)[1].steps == 40
+    assert build_report(found, train, 555, SHOWN)[1].steps == 10 + 10 + 9 + 8
+    monkeypatch.setattr(report, "MAX_PLANNED_IMAGES", 39)
+    assert build_report(found, train, 555, SHOWN)[1].steps == 40

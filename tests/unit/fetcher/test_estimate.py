@@ -1,4 +1,4 @@
-"""What a job will take, before it begins."""
+"""The estimate of a job's time and storage."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A ``.ckpt`` is read by a machine that builds plain values and calls nothing."""
+"""Reading a ``.ckpt`` without unpickling it."""
 
 import collections
 import io
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from services.fetcher.models import pickle_reader
-from services.fetcher.models.pickle_machine import Inert, Stored, run
+from services.fetcher.models.pickle_machine import Inert, StoredTensor, run
 from services.fetcher.models.pickle_reader import (
     Checkpoint,
     is_checkpoint,
@@ -81,7 +81,7 @@ def test_views_are_copied_as_they_look(tmp_path: Path) -> None:
 
 
 class Callback:
-    """As training frameworks leave behind."""
+    """An object such as training frameworks pickle."""
 
 
 def test_the_state_dict_of_a_training_checkpoint_is_found_among_foreign_things(
@@ -181,12 +181,12 @@ def test_depth_and_great_numbers_cost_nothing() -> None:
     assert run(b"\x80\x02}r\xff\xff\xff\xff.") == {}
 
 
-def stored(**more: Any) -> Stored:
+def stored(**more: Any) -> StoredTensor:
     plain: dict[str, Any] = {
         "dtype": "F32", "shape": (2, 3), "strides": (3, 1), "offset": 0, "storage": "0",
         "elements": 6, "item_bytes": 4,
     }  # fmt: skip
-    return Stored(**plain | more)
+    return StoredTensor(**plain | more)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_tensor_that_reaches_outside_its_data_is_refused(wrong: dict[str, Any]
 
 
 def test_a_marker_without_elements_is_kept_and_empty(tmp_path: Path) -> None:
-    """``v_pred`` is such a one: that it is there is what it says."""
+    """Such as ``v_pred``, whose presence alone is the information."""
     markers = {"v_pred": torch.tensor([]), "row": torch.ones(3, 0), "turned": torch.ones(0, 3).T}
 
     with saved(tmp_path / "a.ckpt", {"state_dict": markers}) as zipped:
@@ -262,7 +262,7 @@ def test_a_damaged_file_is_refused_with_advice(
 def test_an_index_that_is_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pickle_reader, "PICKLE_BYTES", 50)
+    monkeypatch.setattr(pickle_reader, "MAX_PICKLE_BYTES", 50)
 
     with (
         saved(tmp_path / "a.ckpt", {"w": torch.ones(1)}) as zipped,

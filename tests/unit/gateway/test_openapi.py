@@ -9,14 +9,15 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from services.gateway.api_docs.openapi import ERRORS, document
-from services.gateway.api_documents import PARTS, documents, text_of
+from services.gateway.api_documents import documents, text_of
+from services.gateway.endpoints.routes import ROUTE_CLASSES
 from services.gateway.jobs import response_types
 from services.gateway.jobs.request_parser import INPUT, TOP
 from services.gateway.web.routing import Answer, route, routes_of
 
 DOCS = Path(__file__).parents[3] / "docs"
 OPENAPI, ASYNCAPI = documents().values()
-ROUTES = [each for part in PARTS for _, each in routes_of(part)]
+ROUTES = [each for kind in ROUTE_CLASSES for _, each in routes_of(kind)]
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What a PNG says of itself, read back by the rules that stable-diffusion-webui reads it by."""
+"""The settings in a PNG, parsed by stable-diffusion-webui's rules."""
 
 from __future__ import annotations
 
@@ -14,28 +14,34 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from services.inferencer.generation.infotext import VERSION, parameters, save
-from services.inferencer.order import About, ImageRequest
+from services.inferencer.order import ImageRequest, Provenance
 from shared.request import Inference, Scheduler
 
-ABOUT = About(job="job-1", step=500, model="last-wall-ep20-gs00500", sha256="0123456789abcdef" * 4)
+PROVENANCE = Provenance(
+    job="job-1", step=500, model="last-wall-ep20-gs00500", sha256="0123456789abcdef" * 4
+)
 PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
-def entry(
+def image_request(
     prompt: str = "a red wall", negative: str | None = None, *, side: int | None = None, **more: Any
 ) -> ImageRequest:
-    asked = Inference(prompt=prompt, negative_prompt=negative, **more)
-    return ImageRequest(inference=asked, seed=40, side=side)
+    request = Inference(prompt=prompt, negative_prompt=negative, **more)
+    return ImageRequest(inference=request, seed=40, side=side)
 
 
 def text_of(
-    asked: ImageRequest, *, seed: int = 42, clip_skip: int = 0, about: About = ABOUT
+    request: ImageRequest,
+    *,
+    seed: int = 42,
+    clip_skip: int = 0,
+    provenance: Provenance = PROVENANCE,
 ) -> str:
-    return parameters(asked, seed=seed, clip_skip=clip_skip, about=about)
+    return parameters(request, seed=seed, clip_skip=clip_skip, provenance=provenance)
 
 
 def read(text: str) -> dict[str, str]:
-    """The webui's way: the settings in the last line, the rest is prompt and negative prompt."""
+    """Parse as the webui does: settings in the last line, above it prompt and negative prompt."""
     *lines, last = text.strip().split("\n")
     pairs = PARAMETER.findall(last)
     assert len(pairs) >= 3
@@ -51,17 +57,17 @@ def read(text: str) -> dict[str, str]:
 
 
 def written(
-    path: Path, asked: ImageRequest, *, seed: int = 42, clip_skip: int = 0
+    path: Path, request: ImageRequest, *, seed: int = 42, clip_skip: int = 0
 ) -> dict[str, str]:
     """The chunks of a PNG, as Pillow reads them."""
     image = Image.new("RGB", (8, 8))
-    save(image, path, asked, seed=seed, clip_skip=clip_skip, about=ABOUT)
+    save(image, path, request, seed=seed, clip_skip=clip_skip, provenance=PROVENANCE)
     with Image.open(path) as again:
         return {name: str(again.info[name]) for name in ("parameters", "everydream")}
 
 
 def test_the_text_is_the_prompts_and_a_line_of_settings() -> None:
-    assert text_of(entry(negative="blue, dull"), clip_skip=2) == (
+    assert text_of(image_request(negative="blue, dull"), clip_skip=2) == (
         "a red wall\n"
         "Negative prompt: blue, dull\n"
         "Steps: 50, Sampler: LMS, CFG scale: 7.5, Seed: 42, Size: 512x512, Model hash: 0123456789,"
@@ -72,28 +78,31 @@ def test_the_text_is_the_prompts_and_a_line_of_settings() -> None:
 
 @pytest.mark.parametrize("negative", [None, ""])
 def test_without_a_negative_prompt_there_is_no_line_for_it(negative: str | None) -> None:
-    assert "Negative" not in text_of(entry(negative=negative))
-    assert text_of(entry("", negative)).startswith("Steps: 50, ")
+    assert "Negative" not in text_of(image_request(negative=negative))
+    assert text_of(image_request("", negative)).startswith("Steps: 50, ")
 
 
 @pytest.mark.parametrize(("clip_skip", "told"), [(0, "1"), (1, "1"), (4, "4")])
 def test_no_clip_skip_is_told_as_the_first_layer_from_the_end(clip_skip: int, told: str) -> None:
-    assert read(text_of(entry(), clip_skip=clip_skip))["Clip skip"] == told
+    assert read(text_of(image_request(), clip_skip=clip_skip))["Clip skip"] == told
 
 
 def test_an_unknown_model_is_left_out() -> None:
-    told = read(text_of(entry(), about=About(job="job-1")))
+    told = read(text_of(image_request(), provenance=Provenance(job="job-1")))
 
     assert told.keys().isdisjoint({"Model", "Model hash"})
     assert told["Seed"] == "42"
 
 
 def test_a_sample_tells_the_size_that_it_has() -> None:
-    assert read(text_of(entry(side=1152)))["Size"] == "1152x1152"
+    assert read(text_of(image_request(side=1152)))["Size"] == "1152x1152"
 
 
 def test_samplers_have_the_names_that_the_webui_knows_them_by() -> None:
-    told = {name: read(text_of(entry(scheduler=name)))["Sampler"] for name in get_args(Scheduler)}
+    told = {
+        name: read(text_of(image_request(scheduler=name)))["Sampler"]
+        for name in get_args(Scheduler)
+    }
 
     assert told == {
         "DDIM": "DDIM",
@@ -113,7 +122,7 @@ def test_samplers_have_the_names_that_the_webui_knows_them_by() -> None:
 
 @pytest.mark.parametrize("name", ["a, b", "a: b", "a\nb", '"a"', 'a, "b" \\ c', "plain"])
 def test_a_models_name_comes_back_whatever_it_has_in_it(name: str) -> None:
-    told = read(text_of(entry(), about=About(job="job-1", model=name)))
+    told = read(text_of(image_request(), provenance=Provenance(job="job-1", model=name)))
 
     assert (told["Model"], told["Clip skip"]) == (name, "1")
 
@@ -125,7 +134,7 @@ PROMPTS = st.lists(
 
 
 def stripped(text: str) -> str:
-    """As the webui takes it over: without the lines' outer spaces and empty lines in front."""
+    """As the webui keeps it: without spaces around lines and without leading empty lines."""
     return "\n".join(line.strip() for line in text.split("\n")).lstrip("\n")
 
 
@@ -135,9 +144,9 @@ def stripped(text: str) -> str:
 def test_every_prompt_leaves_the_settings_readable(
     tmp_path_factory: pytest.TempPathFactory, prompt: str, negative: str
 ) -> None:
-    asked = entry(prompt, negative, width=128, height=256, scheduler="EULER-A")
+    request = image_request(prompt, negative, width=128, height=256, scheduler="EULER-A")
 
-    chunks = written(tmp_path_factory.getbasetemp() / "image.png", asked)
+    chunks = written(tmp_path_factory.getbasetemp() / "image.png", request)
 
     told = read(chunks["parameters"])
     assert told["Size"] == "128x256"
@@ -150,16 +159,16 @@ def test_every_prompt_leaves_the_settings_readable(
 
 
 def test_half_a_surrogate_pair_spoils_no_image(tmp_path: Path) -> None:
-    chunks = written(tmp_path / "image.png", entry("a \ud800 wall"))
+    chunks = written(tmp_path / "image.png", image_request("a \ud800 wall"))
 
     assert chunks["parameters"].startswith("a ? wall\n")
     assert json.loads(chunks["everydream"])["prompt"] == "a \ud800 wall"
 
 
 def test_all_that_the_drawing_depends_on_is_there_as_json(tmp_path: Path) -> None:
-    asked = entry(passback="mine", num_inference_steps=7, guidance_scale=3.0, side=256)
+    request = image_request(passback="mine", num_inference_steps=7, guidance_scale=3.0, side=256)
 
-    chunks = written(tmp_path / "image.png", asked, clip_skip=0)
+    chunks = written(tmp_path / "image.png", request, clip_skip=0)
 
     assert json.loads(chunks["everydream"]) == {
         "job": "job-1",
@@ -183,7 +192,7 @@ def test_all_that_the_drawing_depends_on_is_there_as_json(tmp_path: Path) -> Non
 def test_the_same_drawing_gives_the_same_bytes_and_pixels_are_untouched(tmp_path: Path) -> None:
     image = Image.effect_noise((16, 16), 64).convert("RGB")
     for name in ("one.png", "two.png"):
-        save(image, tmp_path / name, entry("é"), seed=1, clip_skip=0, about=ABOUT)
+        save(image, tmp_path / name, image_request("é"), seed=1, clip_skip=0, provenance=PROVENANCE)
 
     one = (tmp_path / "one.png").read_bytes()
 
@@ -194,7 +203,7 @@ def test_the_same_drawing_gives_the_same_bytes_and_pixels_are_untouched(tmp_path
 
 
 def chunk_types(png: bytes) -> list[str]:
-    """Walks the file by the PNG standard, checksums included."""
+    """Walk the file by the PNG standard and verify its checksums."""
     types, place = [], 8
     while place < len(png):
         length = int.from_bytes(png[place : place + 4])

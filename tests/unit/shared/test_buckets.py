@@ -1,4 +1,4 @@
-"""Which size an image is trained at, and which part of it."""
+"""Buckets and crops."""
 
 from random import Random
 
@@ -110,7 +110,7 @@ def test_at_most_a_fiftieth_is_cut_from_each_side(side: int, most: int) -> None:
 
 
 class NoJitter(Random):
-    """Cuts nothing off the sides."""
+    """Random numbers that give no jitter."""
 
     def uniform(self, a: float, b: float) -> float:  # noqa: ARG002 - the base's signature
         return a

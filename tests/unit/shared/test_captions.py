@@ -1,4 +1,4 @@
-"""What an image's caption is."""
+"""Parsing, merging, shuffling and limiting captions."""
 
 from collections import Counter
 from random import Random

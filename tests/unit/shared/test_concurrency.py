@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from shared.concurrency import a_few_at_once, in_thread
+from shared.concurrency import gather_limited, in_thread
 
 SECONDS = 30
 
@@ -50,7 +50,7 @@ async def test_results_keep_their_order_and_no_more_than_asked_run_at_once() -> 
         running.remove(number)
         return number * number
 
-    assert await a_few_at_once(work, range(10), most=3) == [n * n for n in range(10)]
+    assert await gather_limited(work, range(10), limit=3) == [n * n for n in range(10)]
     assert max(peaks) == 3
 
 
@@ -67,6 +67,6 @@ async def test_the_first_error_ends_the_rest_and_comes_as_it_is() -> None:
             ended.append(number)
 
     with pytest.raises(OSError, match="one"):
-        await a_few_at_once(work, range(100), most=2)
+        await gather_limited(work, range(100), limit=2)
     assert {0, *ended} == {*begun} - {1}
     assert len(begun) < 10

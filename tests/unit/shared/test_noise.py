@@ -1,4 +1,4 @@
-"""The arithmetic of noise, against the numbers of the papers and of EveryDream2."""
+"""The arithmetic of noise, checked against the papers and EveryDream2."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_pyramid_noise_is_coarse_of_unit_deviation_and_the_generators_own() -> N
 
 
 def neighbours_agree(noise: torch.Tensor) -> float:
-    """The correlation of each value with the next."""
+    """Correlation of each value with the next."""
     return float((noise[..., :-1] * noise[..., 1:]).mean() / noise.square().mean())
 
 
@@ -119,7 +119,7 @@ def test_zero_terminal_snr_is_refused_to_a_model_that_predicts_noise() -> None:
 def test_a_residual_of_two_costs_what_the_loss_and_the_timestep_say(
     kind: LossType, errors: list[float]
 ) -> None:
-    """At t = 0, 500 and 999 of 1000; the blend named after squares first ends in squares."""
+    """At t = 0, 500 and 999 of 1000: ``mse_huber`` ends with squares, ``huber_mse`` with Huber."""
     predicted, wanted = torch.full((3, 4, 2, 2), 2.0), torch.zeros(3, 4, 2, 2)
 
     found = image_errors(predicted, wanted, kind, torch.tensor([0.0, 0.5, 0.999]))

@@ -1,4 +1,4 @@
-"""Batches of one name share updates."""
+"""Packing batches of one name into updates."""
 
 from collections import Counter
 
@@ -38,7 +38,7 @@ def test_nothing_is_lost_and_only_the_last_update_may_be_short(
     )
     assert all(len(bin_) == size for bin_ in bins[:-1])
     assert all(1 <= len(bin_) <= size for bin_ in bins[-1:])
-    for name, count in enumerate(counts):  # what fills an update has it to itself
+    for name, count in enumerate(counts):  # as many as fill updates alone
         assert sum(bin_ == [name] * size for bin_ in bins) >= count // size
 
 

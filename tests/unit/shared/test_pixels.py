@@ -1,4 +1,4 @@
-"""An image is trained on as a person sees it."""
+"""The pixels that are trained on."""
 
 import io
 from collections.abc import Callable
@@ -15,7 +15,7 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> Image.Image:
-    """The image as it comes out of a file."""
+    """The image, saved and opened again."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return Image.open(buffer)

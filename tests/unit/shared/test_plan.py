@@ -1,4 +1,4 @@
-"""Which pictures make which batch, and how each is drawn."""
+"""The plan of an epoch, and augmentation."""
 
 import subprocess
 import sys
@@ -431,7 +431,7 @@ def test_without_a_command_a_caption_ends_at_2048_characters() -> None:
         assert caption.rsplit(", ", 1)[1].startswith("tag ")
 
 
-def test_a_course_is_read_off_the_request() -> None:
+def test_an_epoch_config_is_made_from_the_request() -> None:
     train = Train(
         data_url="u",
         batch_size=3,

@@ -1,8 +1,10 @@
 """How long to wait before trying again."""
 
+import asyncio
+
 import pytest
 
-from shared.retry import FAILURES_ALLOWED, delay, reconnect_delay, webhook_delay
+from shared.retry import FAILURES_ALLOWED, Reconnects, delay, reconnect_delay, webhook_delay
 
 
 def test_a_stage_is_asked_for_again_after_one_heartbeat_then_three_then_nine() -> None:
@@ -37,3 +39,16 @@ def test_a_server_that_is_away_is_asked_at_once_and_then_ever_less_often() -> No
 
 def test_a_server_that_is_away_for_years_is_still_asked_every_five_seconds() -> None:
     assert reconnect_delay(10**9) == 5.0
+
+
+async def test_reconnects_begin_at_once_and_then_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    async for attempt in Reconnects():
+        assert waits == pytest.approx([0.1, 0.2, 0.4][:attempt])
+        if attempt == 3:
+            break

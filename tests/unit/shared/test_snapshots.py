@@ -8,7 +8,7 @@ from shared.storage.snapshots import (
     sample_key,
     snapshot_prefix,
     snapshots_of,
-    standing,
+    waiting_snapshots,
 )
 from tests.support.workers import folder_store
 
@@ -24,12 +24,12 @@ async def test_a_snapshot_stands_from_its_manifest_on_until_it_is_removed(tmp_pa
     for prefix in (first, later, snapshot_prefix("job-2", 1, step=0, epoch=0)):
         await upload_folder(store, tmp_path / "weights", prefix)
 
-    found = await standing(store, "job")
+    found = await waiting_snapshots(store, "job")
 
     assert [(each.step, each.epoch) for each in found] == [(500, 2), (100_000, 100)]
     assert [each.prefix for each in found] == [later, first]
     await store.delete(f"{later}/")
-    assert [each.prefix for each in await standing(store, "job")] == [first]
+    assert [each.prefix for each in await waiting_snapshots(store, "job")] == [first]
     assert first.startswith(snapshots_of("job"))
 
 

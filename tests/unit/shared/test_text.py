@@ -1,4 +1,4 @@
-"""Captions as the UNet takes them: dropped, long, and by how many layers of the encoder."""
+"""Tokenize and encode captions: dropped ones, long ones, and clip_skip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_long_caption_is_cut_to_77_tokens_of_which_the_last_is_the_end() -> No
 
 
 def test_clip_skip_counts_layers_from_the_end_and_always_takes_the_final_norm() -> None:
-    """0 and 1 are both the last layer; what is not normed the UNet has never seen."""
+    """0 and 1 are both the last layer; the UNet was trained on normed states only."""
     torch.manual_seed(1)
     encoder = small_text_encoder(TOKENIZER)
     encoder.train(mode=False)
@@ -34,7 +34,7 @@ def test_clip_skip_counts_layers_from_the_end_and_always_takes_the_final_norm() 
         states = encoder(ids, output_hidden_states=True).hidden_states
         skipped = [encode(encoder, ids, skip) for skip in range(4)]
 
-        assert len(states) == 4  # of three layers, and what was embedded
+        assert len(states) == 4  # three layers and the embeddings
         assert torch.equal(skipped[0], last)
         assert torch.equal(skipped[1], last)
         assert torch.equal(skipped[2], encoder.final_layer_norm(states[-2]))

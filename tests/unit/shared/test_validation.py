@@ -1,4 +1,4 @@
-"""Which pictures are held out of training, and how they are looked at."""
+"""Held-out images and their batches."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from shared.dataset.validation import (
 from shared.errors import Refused
 from shared.request import Validation
 
-COURSE = EpochConfig(
+CONFIG = EpochConfig(
     resolution=512, batch_size=4, seed=9, cond_dropout=1.0, flip_p=1.0, shuffle_tags=True
 )
 
@@ -106,7 +106,7 @@ def test_the_seed_decides_who_is_held_out_alike_in_every_process() -> None:
 def test_a_held_out_picture_is_always_seen_alike_in_its_middle_with_its_caption_whole() -> None:
     (one, *_) = split(pictures(4, (1200, 800)), Validation()).held_out
     size = nearest(1200, 800, 512)
-    epoch_config = held_out_config(COURSE, Validation())
+    epoch_config = held_out_config(CONFIG, Validation())
 
     draws = {augment(one, 0, size, epoch_config, epoch=0, position=place) for place in range(50)}
 
@@ -123,7 +123,7 @@ def test_every_held_out_picture_is_in_one_batch_of_its_shape_and_none_is_repeate
 ) -> None:
     held_out = [pictures(1, shape)[0] for shape in shapes]
 
-    batches = plan_held_out(held_out, COURSE)
+    batches = plan_held_out(held_out, CONFIG)
 
     assert sorted(index for batch in batches for index in batch.pictures) == list(
         range(len(shapes))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.trainer.artifact_uploads import best_of, thinned
-from services.trainer.work import judged
+from services.trainer.artifact_uploads import best_of, keep_newest_and_best
+from services.trainer.work import mark_best
 from shared.messaging.messages import Artifact, SavedCheckpoint
 
 
@@ -36,7 +36,7 @@ def checkpoints(*losses: float | None) -> list[SavedCheckpoint]:
 def test_the_newest_stay_and_the_best_is_never_among_those_that_go(
     losses: tuple[float | None, ...], keep: int | None, stay: list[int]
 ) -> None:
-    kept, gone = thinned(checkpoints(*losses), keep)
+    kept, gone = keep_newest_and_best(checkpoints(*losses), keep)
 
     assert [each.epoch for each in kept] == stay
     assert {each.epoch for each in gone} == set(range(1, len(losses) + 1)) - set(stay)
@@ -63,7 +63,7 @@ def test_of_equally_good_checkpoints_the_first_is_the_best() -> None:
 def test_the_last_checkpoint_competes_with_those_before_it(
     losses: tuple[float | None, ...], last: float | None, marked: list[int], *, last_is_best: bool
 ) -> None:
-    shown, wins = judged(tuple(checkpoints(*losses)), last)
+    shown, wins = mark_best(tuple(checkpoints(*losses)), last)
 
     assert [each.epoch for each in shown if each.best] == marked
     assert wins is last_is_best

@@ -7,38 +7,68 @@ from pathlib import Path
 import torch
 
 from services.trainer.order import TrainingOrder
+from services.trainer.training.callbacks import Callbacks
+from services.trainer.training.ema import ema_weights
+from services.trainer.training.saving import disk_space
 from services.trainer.training.saving.resume import save_optimizers
-from services.trainer.training.state import Position, State
+from services.trainer.training.state import State
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
+from shared.disk import require_room
 
 
-def name_of(job: str, position: Position) -> str:
-    """``job-ep03-gs00042``: epochs and steps done."""
-    return f"{job}-ep{position.epoch:02}-gs{position.steps:05}"
+def save_checkpoint(
+    state: State,
+    order: TrainingOrder,
+    callbacks: Callbacks,
+    *,
+    validation_loss: float | None,
+    command: int,
+) -> None:
+    """Write an intermediate checkpoint: one file, and the optimizers beside it if asked for.
 
+    ``command`` is the number of the newest ``save`` command that this carries out.
 
-def save_checkpoint(state: State, order: TrainingOrder) -> Path:
-    """Write an intermediate checkpoint: one file, and the optimizers beside it where asked for."""
-    name = name_of(order.job, state.position)
-    path = _single_file(state, order, name)
-    if order.train.save_optimizer:
-        save_optimizers(state, path.with_suffix(".optimizer"))
-    return path
-
-
-def save_last(state: State, order: TrainingOrder) -> tuple[Path, Path]:
-    """Write the trained model: the ``last-`` single file, and a diffusers folder.
-
-    The optimizers go into the folder where asked for, so that a job which starts from this model
-    finds them.
+    Raises:
+        Refused: a loss is not a finite number: nothing is saved of a run that has diverged.
+        Full: the disk has no room for it.
     """
-    path = _single_file(state, order, f"last-{name_of(order.job, state.position)}")
+    state.losses.recent()
+    callbacks.phase("saving a checkpoint")
+    needed = disk_space.checkpoint_bytes(state, order.train)
+    require_room(Path(order.out), needed, "save a checkpoint")
+    with ema_weights(state.averages):
+        path = _single_file(state, order, _name(state, order))
+        if order.train.save_optimizer:
+            save_optimizers(state, path.with_suffix(".optimizer"))
+    steps, epoch = state.position.steps, state.position.epoch
+    callbacks.saved("checkpoint", path, steps, epoch, validation_loss, command=command)
+    callbacks.phase("training")
+
+
+def save_trained_model(state: State, order: TrainingOrder) -> tuple[Path, Path]:
+    """Write the result: the ``last-`` single file, and a diffusers folder.
+
+    The optimizers go into the folder if asked for, so that a job which starts from this model
+    finds them.
+
+    Raises:
+        Full: the disk has no room for it.
+    """
+    needed = disk_space.last_bytes(state, order.train)
+    require_room(Path(order.out), needed, "save the trained model")
     folder = Path(order.out) / "model"
-    save_folder(state.parts, folder, dtype=_dtype(order))
-    if order.train.save_optimizer:
-        save_optimizers(state, folder)
+    with ema_weights(state.averages):
+        path = _single_file(state, order, f"last-{_name(state, order)}")
+        save_folder(state.parts, folder, dtype=_dtype(order))
+        if order.train.save_optimizer:
+            save_optimizers(state, folder)
     return path, folder
+
+
+def _name(state: State, order: TrainingOrder) -> str:
+    """``job-ep03-gs00042``: epochs and steps done."""
+    return f"{order.job}-ep{state.position.epoch:02}-gs{state.position.steps:05}"
 
 
 def _single_file(state: State, order: TrainingOrder, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""How many bytes on the disk it takes to save what a training has."""
+"""How many bytes on disk a checkpoint, resume point or snapshot takes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from services.trainer.training.state import State
 from shared.request import Train
 
 HEADERS = 2**24
-"""Room for what lies beside the tensors: names, configurations, the tokenizer, metrics."""
+"""Bytes beside the tensors: names, configurations, the tokenizer, metrics."""
 
 
 def checkpoint_bytes(state: State, train: Train) -> int:
-    """What a checkpoint takes, with the optimizers beside it where asked for."""
+    """Of a checkpoint, and the optimizers beside it if asked for."""
     return _model_bytes(state, train) + (optimizer_bytes(state) if train.save_optimizer else 0)
 
 
 def last_bytes(state: State, train: Train) -> int:
-    """What the trained model takes: a checkpoint, and a diffusers folder."""
+    """Of the trained model: a checkpoint, and a diffusers folder."""
     return _model_bytes(state, train) + checkpoint_bytes(state, train)
 
 
@@ -37,20 +37,20 @@ def _model_bytes(state: State, train: Train) -> int:
 
 
 def snapshot_bytes(state: State) -> int:
-    """What a snapshot takes: trained weights in half precision."""
+    """Of a snapshot: trained weights in half precision."""
     weights = (each for network in state.trained.values() for each in network.parameters())
     return sum(each.numel() for each in weights) * torch.float16.itemsize + HEADERS
 
 
 def resume_point_bytes(state: State) -> int:
-    """What a resume point takes: trained weights, their averages, moments."""
+    """Of a resume point: trained weights, their moving averages, the optimizers' moments."""
     weights = sum(_bytes(network.state_dict().values()) for network in state.trained.values())
     averages = sum(_bytes(each.state_dict().values()) for each in state.averages.values())
     return weights + averages + optimizer_bytes(state) + HEADERS
 
 
 def optimizer_bytes(state: State) -> int:
-    """What the moments take."""
+    """Of the optimizers' moments."""
     return sum(
         _bytes(leaf for leaf in moments.values() if isinstance(leaf, Tensor))
         for optimizer in state.optimizers.values()

@@ -1,4 +1,4 @@
-"""What a training has gone through, for people who look at it later: JSON lines, TensorBoard."""
+"""Metrics of a run: JSON lines, and the same as a TensorBoard event file."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ Line = dict[str, Any]
 class Metrics:
     """A line for every report and every validation, in the order of steps.
 
-    A resumed training begins with the lines that its resume point brought, so that its records
-    are those of an uninterrupted one: no line is missing, and none is there twice.
+    A resumed run begins with its resume point's lines: none is missing or doubled.
     """
 
     def __init__(
@@ -37,30 +36,30 @@ class Metrics:
         """``resumed`` is the resume point's folder; ``clock`` gives seconds since the epoch."""
         folder.mkdir(parents=True, exist_ok=True)
         self._clock = clock
-        self.metrics = folder / METRICS
-        self.metrics.unlink(missing_ok=True)
-        self.metrics.touch()
+        self.file = folder / METRICS
+        self.file.unlink(missing_ok=True)
+        self.file.touch()
         if resumed and (resumed / METRICS).exists():
-            shutil.copyfile(resumed / METRICS, self.metrics)
+            shutil.copyfile(resumed / METRICS, self.file)
 
     def add(self, *, step: int, epoch: int, **numbers: float | None) -> None:
         """Record numbers; ``time`` is seconds since the epoch."""
         line = {"time": round(self._clock(), 3), "step": step, "epoch": epoch, **numbers}
-        with self.metrics.open("ab") as file:
+        with self.file.open("ab") as file:
             file.write(msgspec.json.encode(line) + b"\n")
 
-    def keep(self, file: Path, *, until: int) -> None:
-        """Copy the lines of all steps up to this one: those after it will be recorded again."""
-        with file.open("wb") as copy:
-            for line in read_lines(self.metrics):
+    def copy(self, file: Path, *, until: int) -> None:
+        """Copy the lines of all steps up to this one; a resumed run records later ones again."""
+        with file.open("wb") as target:
+            for line in read_lines(self.file):
                 if line["step"] <= until:
-                    copy.write(msgspec.json.encode(line) + b"\n")
+                    target.write(msgspec.json.encode(line) + b"\n")
 
-    def draw_board(self, name: str) -> Path:
-        """Write everything recorded as one event file of TensorBoard's."""
-        folder = self.metrics.with_name("tensorboard")
+    def write_tensorboard(self, name: str) -> Path:
+        """Write all metrics as one event file of TensorBoard's."""
+        folder = self.file.with_name("tensorboard")
         with SummaryWriter(str(folder)) as board:
-            for line in read_lines(self.metrics):
+            for line in read_lines(self.file):
                 for number, tag in SCALARS.items():
                     if line.get(number) is not None:
                         board.add_scalar(tag, line[number], line["step"], walltime=line["time"])

@@ -1,7 +1,7 @@
 """Resume points: everything that training needs to go on as if nothing had happened.
 
-They are taken just after an update, when no gradient is in flight. All random draws are functions
-of the seed and the position, so no generator's state needs keeping.
+They are saved just after an update, when no gradient is in flight. All randomness is a function of
+the seed and the position, so no generator's state is needed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from msgspec import Struct
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from services.trainer.order import Measured
+from services.trainer.order import Measured, TrainingOrder
+from services.trainer.training.callbacks import Callbacks
 from services.trainer.training.optimizer import load_state, save_state
+from services.trainer.training.saving import disk_space
 from services.trainer.training.saving.metrics import METRICS, Metrics
 from services.trainer.training.state import Losses, Position, State
 from shared.diffusion.files import replacing
+from shared.disk import require_room
 from shared.errors import Passing
 
 POSITION = "position.json"
 
 
 class ResumeState(Struct, frozen=True, kw_only=True):
-    """What a resume point holds besides tensors."""
+    """A resume point besides its tensors: ``position.json``."""
 
     position: Position
     losses: list[float]
@@ -35,12 +38,32 @@ class ResumeState(Struct, frozen=True, kw_only=True):
     measured: list[Measured] = []
 
 
-def save(state: State, folder: Path, records: Metrics) -> None:
-    """Write a resume point, whole or not at all: weights in fp32, optimizers, position.
+def save_resume_point(
+    state: State, order: TrainingOrder, callbacks: Callbacks, metrics: Metrics
+) -> None:
+    """Write a resume point of the position, and report it.
 
-    The averages of the weights go along, and what was recorded until the position.
+    Raises:
+        Refused: a loss is not a finite number: nothing is saved of a run that has diverged.
+        Full: the disk has no room for it.
     """
-    kept = ResumeState(
+    state.losses.recent()
+    callbacks.phase("saving a resume point")
+    steps, epoch = state.position.steps, state.position.epoch
+    folder = Path(order.out) / "resume" / str(steps)
+    require_room(folder.parent, disk_space.resume_point_bytes(state), "save a resume point")
+    save(state, folder, metrics)
+    callbacks.saved("resume_point", folder, steps, epoch)
+    callbacks.phase("training")
+
+
+def save(state: State, folder: Path, metrics: Metrics) -> None:
+    """Write a resume point, whole or not at all.
+
+    It holds weights in fp32 and their moving averages, optimizers, position, and the metrics so
+    far.
+    """
+    resume_state = ResumeState(
         position=state.position,
         losses=state.losses.recent(),
         scaler=state.scaler.state_dict(),
@@ -54,8 +77,8 @@ def save(state: State, folder: Path, records: Metrics) -> None:
             save_state(state.optimizers[name], temporary / _moments(name))
         for name, average in state.averages.items():
             _save_weights(average.state_dict(), temporary / _averages(name))
-        records.keep(temporary / METRICS, until=state.position.steps)
-        (temporary / POSITION).write_bytes(msgspec.json.encode(kept))
+        metrics.copy(temporary / METRICS, until=state.position.steps)
+        (temporary / POSITION).write_bytes(msgspec.json.encode(resume_state))
 
 
 def load(state: State, folder: Path) -> None:
@@ -65,19 +88,19 @@ def load(state: State, folder: Path) -> None:
         Passing: the resume point is damaged or is not of this job.
     """
     try:
-        kept = msgspec.json.decode((folder / POSITION).read_bytes(), type=ResumeState)
+        loaded = msgspec.json.decode((folder / POSITION).read_bytes(), type=ResumeState)
         for name, network in state.trained.items():
             network.load_state_dict(load_file(folder / _weights(name)))
         for name, average in state.averages.items():
             average.load_state_dict(load_file(folder / _averages(name)))
     except (OSError, ValueError, RuntimeError, KeyError, msgspec.DecodeError) as error:
         raise Passing(f"the resume point cannot be loaded: {error}") from error
-    state.position = kept.position
-    state.losses = Losses(kept.losses)
-    state.warnings = kept.warnings
-    state.measured = kept.measured
-    if kept.scaler and state.scaler.is_enabled():
-        state.scaler.load_state_dict(kept.scaler)
+    state.position = loaded.position
+    state.losses = Losses(loaded.losses)
+    state.warnings = loaded.warnings
+    state.measured = loaded.measured
+    if loaded.scaler and state.scaler.is_enabled():
+        state.scaler.load_state_dict(loaded.scaler)
     restore_optimizers(state, folder)
 
 

@@ -1,0 +1,40 @@
+"""The list of all endpoints: what is served, and what the OpenAPI document describes."""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import NamedTuple, get_args, get_type_hints
+
+from services.gateway.endpoints.docs import DocsRoutes
+from services.gateway.endpoints.files import FileRoutes
+from services.gateway.endpoints.health import HealthRoutes
+from services.gateway.endpoints.job_list import JobListRoutes
+from services.gateway.endpoints.job_removal import JobRemovalRoutes
+from services.gateway.endpoints.jobs import JobRoutes
+from services.gateway.endpoints.server_sent_events import EventRoutes
+from services.gateway.endpoints.uploads import UploadRoutes
+from services.gateway.endpoints.webhooks import WebhookRoutes
+
+
+class Endpoints(NamedTuple):
+    """Every object whose methods answer over HTTP."""
+
+    jobs: JobRoutes
+    events: EventRoutes
+    job_list: JobListRoutes
+    webhooks: WebhookRoutes
+    job_removal: JobRemovalRoutes
+    uploads: UploadRoutes
+    files: FileRoutes | None
+    """None: the store's links lead elsewhere."""
+    health: HealthRoutes
+    docs: DocsRoutes
+
+
+ROUTE_CLASSES: tuple[type, ...] = tuple(
+    kind
+    for hint in get_type_hints(Endpoints).values()
+    for kind in get_args(hint) or (hint,)
+    if kind is not NoneType
+)
+"""The classes of :class:`Endpoints`, in its order."""
