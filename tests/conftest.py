@@ -4,14 +4,16 @@ import ctypes
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.schedule import SlowFirst, rank
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web, running_web
-from tests.support.warm.server import warm_server
+from tests.support.warm.server import start_server
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes share the cores: torch's threads, two to a core, would wait for one another.
@@ -20,16 +22,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 TESTS = Path(__file__).parent
 KINDS = {"unit", "contract", "integration", "security", "faults", "end_to_end", "clients", "gpu"}
 SETTINGS = ("AWS_", "EVERYDREAM_")
+MOST_WORKERS = 4
 PROXIES = {"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"}
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by the folder that it is in."""
+    """Mark each test by the folder that it is in, and begin with the slow ones."""
+    items.sort(key=lambda item: rank(item.nodeid))
     for item in items:
         if item.path.is_relative_to(TESTS):
             kind = item.path.relative_to(TESTS).parts[0]
             if kind in KINDS:
                 item.add_marker(kind)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SlowFirst:
+    return SlowFirst(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Twice the cores: much of what the tests do is to wait. Each worker has servers of its own."""
+    return min(2 * len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -107,7 +123,6 @@ async def web() -> AsyncIterator[Web]:
 
 
 @pytest.fixture(scope="session")
-def warm_children() -> Iterator[None]:
+def warm_children() -> None:
     """For tests that start children of ``tests.support.warm``."""
-    with warm_server():
-        yield
+    start_server()

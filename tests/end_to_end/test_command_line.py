@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import json
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -44,7 +46,11 @@ def desk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def begin(desk: Path, process: ServiceProcess, *words: str) -> asyncio.subprocess.Process:
+@asynccontextmanager
+async def begun(
+    desk: Path, process: ServiceProcess, *words: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A command that runs, and is gone at the end of the block."""
     environment = {
         "PATH": search_path(),
         "HOME": str(desk),
@@ -52,16 +58,21 @@ async def begin(desk: Path, process: ServiceProcess, *words: str) -> asyncio.sub
         "EVERYDREAM_URL": process.url,
         "EVERYDREAM_API_KEY": API_KEY,
     }
-    return await asyncio.create_subprocess_exec(
+    command = await asyncio.create_subprocess_exec(
         *resolved(["everydream", *words]), cwd=desk, env=environment,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
+    try:
+        yield command
+    finally:
+        if command.returncode is None:
+            command.kill()
+            await command.communicate()
 
 
 async def typed(desk: Path, process: ServiceProcess, *words: str) -> Typed:
     """The finished command."""
-    command = await begin(desk, process, *words)
-    async with asyncio.timeout(PATIENCE):
+    async with begun(desk, process, *words) as command, asyncio.timeout(PATIENCE):
         output, errors = await command.communicate()
     return Typed(command.returncode, output.decode(), errors.decode())
 
@@ -111,14 +122,13 @@ def assert_complete(results: Path) -> None:
 async def test_a_job_that_is_left_alone_goes_on_until_it_is_cancelled(web: Web, desk: Path) -> None:
     long = ("run", "photos", "--config", "recipe.json", "--set", "max_epochs=100000")
     async with served(web, WARM) as (process, user):
-        begun = await typed(desk, process, *long, "--no-wait")
-        job = begun.output.strip()
-        assert begun.status == 0, begun.errors
-        watching = await begin(desk, process, "follow", job)
-        await until_it_trains(user, job)
-
-        watching.send_signal(signal.SIGINT)
-        async with asyncio.timeout(PATIENCE):
+        submitted = await typed(desk, process, *long, "--no-wait")
+        job = submitted.output.strip()
+        assert submitted.status == 0, submitted.errors
+        async with begun(desk, process, "follow", job) as watching, asyncio.timeout(PATIENCE):
+            # Python loses a Ctrl-C that comes while it imports: wait until it watches.
+            await until_line(watching, b"training: step")
+            watching.send_signal(signal.SIGINT)
             _, said = await watching.communicate()
         assert watching.returncode == 130, said.decode()
         assert f"The job goes on. See it again: everydream follow {job}" in said.decode()
@@ -131,8 +141,9 @@ async def test_a_job_that_is_left_alone_goes_on_until_it_is_cancelled(web: Web, 
         assert "CANCELLED: it was stopped" in followed.errors
 
 
-async def until_it_trains(user: Any, job: str) -> None:
-    async with asyncio.timeout(PATIENCE):
-        async for status in user.client.follow(job, every=0.1):
-            if status["output"].get("step"):
-                return
+async def until_line(command: asyncio.subprocess.Process, words: bytes) -> None:
+    assert command.stderr is not None
+    async for line in command.stderr:
+        if words in line:
+            return
+    raise AssertionError("the command ended before")

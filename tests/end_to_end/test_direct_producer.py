@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,14 @@ from tests.support.servers.web import Web
 from tests.support.services import ROOT, WARM, running, shared_environment
 
 SECONDS = 240
+BOUND = """
+lists:any(
+  fun({binding, _, Key, {resource, _, _, Queue}, _}) ->
+    {Queue, Key} == {<<"board.facts">>, <<"images.generated">>}
+  end,
+  rabbit_binding:list(<<"%s">>)
+)
+"""
 SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
 
 
@@ -133,8 +142,8 @@ def heard_until(process: subprocess.Popen[str], last: str) -> list[str]:
 
 def until_bound(rabbitmq: RabbitMQ, vhost: str) -> None:
     """Wait until the consumer's queue hears all that it wants."""
-    for _ in range(100):
-        bound = rabbitmq.ctl("list_bindings", "-p", vhost, "destination_name", "routing_key")
-        if "board.facts\timages.generated" in bound:
+    for _ in range(1000):
+        if rabbitmq.evaluate(BOUND % vhost) == "true":
             return
+        time.sleep(0.1)
     raise AssertionError("the example never bound its queue")

@@ -19,7 +19,9 @@ from tests.contract.bus_worlds import dead_letter
 from tests.faults.amqp import Ears, copy_of, ears, outsider
 from tests.faults.cases import Form, Outcome, again_and_again, case
 from tests.faults.script import Script
-from tests.faults.world import HEARTBEAT, SERVICES, World
+from tests.faults.stand_ins import LEAST_HEARTBEAT, stand_in
+from tests.faults.world import SERVICES, World
+from tests.support.pace import slowness
 
 ASKING = ("job.submitted", "bucket.due", "dataset.staged", "checkpoint.final", "images.generated")
 """The facts that ask for work."""
@@ -27,7 +29,7 @@ STAGES = ("staging", "bucket_check", "training", "generation", "model_publicatio
           "image_publication")  # fmt: skip
 PROMPT_SECONDS = 3.0
 """In which ``/run`` answers, whatever the broker does: clients wait no longer."""
-GRACE_SECONDS = 10.0 + HEARTBEAT * (GRACE_HEARTBEATS + LAST_WORD_HEARTBEATS)
+GRACE_SECONDS = 10.0 + LEAST_HEARTBEAT * (GRACE_HEARTBEATS + LAST_WORD_HEARTBEATS)
 """In which a trainer that cannot say anything must have ended."""
 ACK_TIMED_OUT = "waiting for delivery acknowledgement"
 HEARTBEAT_MISSED = "missed heartbeats from client"
@@ -189,11 +191,12 @@ async def broker_comes_last(world: World, form: Form) -> Outcome:
 @case("+", "a trainer is stopped while the broker is away")
 async def stopped_without_broker(world: World, form: Form) -> Outcome:
     async def once() -> list[str]:
-        job = await world.submit(Script(steps=40, step_seconds=0.05, resume_every=5))
-        await world.says("trainer", "resume_point_saved", job)
-        world.proxies.broker.cut()
-        await world.services.first("trainer").stop(seconds=GRACE_SECONDS)
-        world.proxies.broker.open()
+        async with stand_in(world, "trainer", HEARTBEAT=str(LEAST_HEARTBEAT)) as trainer:
+            job = await world.submit(Script(steps=40, step_seconds=0.05, resume_every=5))
+            await world.says("trainer", "resume_point_saved", job)
+            world.proxies.broker.cut()
+            await trainer.stop(seconds=GRACE_SECONDS * slowness())
+            world.proxies.broker.open()
         await world.whole()
         return [job]
 
@@ -252,7 +255,7 @@ async def promptly(world: World) -> str:
     """Submit a job, which must be answered at once."""
     began = monotonic()
     job = await world.submit()
-    assert monotonic() - began < PROMPT_SECONDS, "the client has hung up by now"
+    assert monotonic() - began < PROMPT_SECONDS * slowness(), "the client has hung up by now"
     return job
 
 
@@ -270,11 +273,11 @@ async def _more(before: int, count: Callable[[], int]) -> bool | None:
 @asynccontextmanager
 async def full_disk(world: World) -> AsyncIterator[None]:
     """The broker wants more room than any disk has."""
-    await asyncio.to_thread(world.broker.ctl, "set_disk_free_limit", "1000000GB")
+    await asyncio.to_thread(world.broker.want_disk, "1000000GB")
     try:
         yield
     finally:
-        await asyncio.to_thread(world.broker.ctl, "set_disk_free_limit", "50MB")
+        await asyncio.to_thread(world.broker.want_disk)
 
 
 def logged(world: World, words: str) -> int:
@@ -300,18 +303,17 @@ async def short_ack_timeout(world: World, seconds: float, tick: float) -> AsyncI
 def _set_ack_timeout(world: World, seconds: float, tick: float) -> None:
     values = {"consumer_timeout": seconds, "channel_tick_interval": tick}
     calls = [f"application:set_env(rabbit, {key}, {1e3 * values[key]:.0f})" for key in values]
-    world.broker.ctl("eval", f"{', '.join(calls)}.")
+    world.broker.evaluate(", ".join(calls))
 
 
 def make_anew(world: World) -> None:
     """The virtual host again, without an exchange, a queue or a message."""
     name, who = f'<<"{world.vhost}">>', '<<"test">>'
     everything = '<<".*">>, <<".*">>, <<".*">>'
-    world.broker.ctl(
-        "eval",
+    world.broker.evaluate(
         f"rabbit_vhost:delete({name}, {who}), rabbit_vhost:add({name}, {who}), "
         "rabbit_auth_backend_internal:set_permissions("
-        f'<<"guest">>, {name}, {everything}, {who}).',
+        f'<<"guest">>, {name}, {everything}, {who})',
     )
 
 

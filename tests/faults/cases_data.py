@@ -26,7 +26,7 @@ from shared.service_process import closing
 from tests.faults.cases import Form, Outcome, case
 from tests.faults.looks import record_of, resume_point_reaches, trained_from
 from tests.faults.script import Mishap, Script, spell
-from tests.faults.world import HEARTBEAT, World, dataset
+from tests.faults.world import World, dataset, heartbeat
 from tests.support.servers.web import Page
 
 BOMB_BYTES = 101 << 20
@@ -113,7 +113,7 @@ def facts_of(job: str, claim: str) -> list[StageFact]:
 async def ghost(world: World) -> AsyncIterator[tuple[Bus, ReplyQueue]]:
     """Somebody else on the bus, with a control queue to be answered at."""
     url = world.services.environment["EVERYDREAM_AMQP_URL"]
-    bus = await RabbitMQBus.open(url, source="trainer/ghost", heartbeat=HEARTBEAT)
+    bus = await RabbitMQBus.open(url, source="trainer/ghost", heartbeat=heartbeat())
     async with closing(bus), bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue:
         yield bus, reply_queue
 

@@ -24,7 +24,7 @@ from tests.faults.cases import Form, Outcome, again_and_again, case
 from tests.faults.looks import attempts_at, lines_of, record_of, stage_asked_for, stage_of, unsent
 from tests.faults.script import Script
 from tests.faults.stand_ins import skewed, stand_in
-from tests.faults.world import HEARTBEAT, PROGRAM, Job, World
+from tests.faults.world import PROGRAM, Job, World, heartbeat
 from tests.support.servers.process import free_port
 from tests.support.servers.web import Answer, Seen, Web, running_web
 from tests.support.services import ServiceProcess, Services, services_in_a_folder
@@ -337,7 +337,7 @@ def serve_environment(home: Path, *webs: Web) -> dict[str, str]:
         "EVERYDREAM_BASE_MODEL": "tiny",
         "EVERYDREAM_API_KEYS": API_KEY,
         "EVERYDREAM_SECRET_KEY": SECRET_KEY,
-        "EVERYDREAM_HEARTBEAT": str(HEARTBEAT),
+        "EVERYDREAM_HEARTBEAT": str(heartbeat()),
         "EVERYDREAM_ALLOWED_PRIVATE_HOSTS": ",".join(host_of(web.url()) for web in webs),
     }
 

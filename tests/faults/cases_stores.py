@@ -24,7 +24,8 @@ from tests.end_to_end.story import API_KEY
 from tests.faults.cases import Form, Outcome, again_and_again, case
 from tests.faults.looks import record_of, resume_step, stage_of
 from tests.faults.script import Script
-from tests.faults.world import Job, World
+from tests.faults.world import Job, World, heartbeat
+from tests.support.pace import slowness
 from tests.support.servers.moods import Mood
 
 Fault = Callable[[], AbstractContextManager[None]]
@@ -33,8 +34,8 @@ Lock = Callable[[], AbstractAsyncContextManager[None]]
 """Keeps the gateway out of its database."""
 PATIENCE = 3.0
 """Seconds after which clients give up."""
-TEN_MINUTES = 12.0
-"""Seconds: 60 beats."""
+TEN_MINUTES = 60
+"""Beats."""
 
 
 # --- The object store -------------------------------------------------------------------------
@@ -49,7 +50,7 @@ async def stores_away(world: World, form: Form) -> Outcome:
         yield
         world.proxies.open()
 
-    return await unwell(world, form, away, form.of(2.0, TEN_MINUTES))
+    return await unwell(world, form, away, form.of(2.0, TEN_MINUTES * heartbeat()))
 
 
 @case("11", "the stores take their time")
@@ -61,17 +62,19 @@ async def stores_slow(world: World, form: Form) -> Outcome:
         yield
         world.proxies.open()
 
-    return await unwell(world, form, slow, form.of(1.0, TEN_MINUTES))
+    return await unwell(world, form, slow, form.of(1.0, TEN_MINUTES * heartbeat()))
 
 
 @case("11", "the stores answer 503")
 async def stores_overloaded(world: World, form: Form) -> Outcome:
-    return await unwell(world, form, moody(world, "overloaded"), form.of(1.5, TEN_MINUTES))
+    return await unwell(
+        world, form, moody(world, "overloaded"), form.of(1.5, TEN_MINUTES * heartbeat())
+    )
 
 
 @case("11", "the stores' answers break off in the middle")
 async def stores_short(world: World, form: Form) -> Outcome:
-    return await unwell(world, form, moody(world, "short"), form.of(1.5, TEN_MINUTES))
+    return await unwell(world, form, moody(world, "short"), form.of(1.5, TEN_MINUTES * heartbeat()))
 
 
 def moody(world: World, mood: Mood) -> Fault:
@@ -141,7 +144,7 @@ async def locked_out(world: World, form: Form, lock: Lock) -> Outcome:
         async with lock():
             refused = await post(world, body, once)
         assert (refused.status, bool(refused.retry_after)) == (503, True), refused
-        assert refused.seconds < PATIENCE, refused
+        assert refused.seconds < PATIENCE * slowness(), refused
         job = await world.client.run(body, once=once)
         world.jobs[job] = Job(job, webhook=True, s3=True)
         jobs += [running, job]

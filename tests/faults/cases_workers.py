@@ -21,12 +21,10 @@ from tests.faults.looks import (
     trained_from,
 )
 from tests.faults.script import How, Mishap, Script
-from tests.faults.stand_ins import stand_in
+from tests.faults.stand_ins import LEAST_HEARTBEAT, stand_in
 from tests.faults.world import World
 from tests.support.services import ServiceProcess
 
-LEAST_HEARTBEAT = "0.05"
-"""For a worker whose patience (60 beats) a case waits out."""
 FILE_BYTES = 1_000_000
 """The largest file on a disk that is said to be full."""
 GRACE = 20.0
@@ -72,7 +70,7 @@ async def crashes_each_time(world: World, form: Form) -> Outcome:
 async def child_hangs(world: World, form: Form) -> Outcome:
     times = form.of(1, 2)
     job = await world.submit(Script(steps=6, mishaps=(Mishap(at=3, how="hang", attempts=times),)))
-    async with stand_in(world, "trainer", HEARTBEAT=LEAST_HEARTBEAT):
+    async with stand_in(world, "trainer", HEARTBEAT=str(LEAST_HEARTBEAT)):
         await world.says("trainer", f'"attempt": {times + 1}', job, "working")
         seconds = await world.recovered([job])
     assert await attempts_at(world, job, "training") == times + 1

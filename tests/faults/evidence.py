@@ -60,6 +60,7 @@ from tests.support.servers.web import Seen
 WITNESS = "witness"
 """Our own queue."""
 TRACE = "amq.rabbitmq.trace"
+TRACE_ON = 'rabbit_trace:start(<<"%s">>)'
 SENT_BY_NAME = "publish."
 """The broker's trace of what goes by the default exchange, to one queue alone."""
 PAUSE_SECONDS = 0.2
@@ -130,7 +131,7 @@ def _understood(body: bytes) -> AnyMessage | None:
 @asynccontextmanager
 async def witnessed(broker: RabbitMQ, vhost: str) -> AsyncIterator[Witness]:
     """Somebody who listens from now on."""
-    witness = Witness(broker.url(vhost), lambda: broker.ctl("trace_on", "-p", vhost))
+    witness = Witness(broker.url(vhost), lambda: broker.evaluate(TRACE_ON % vhost))
     listening = asyncio.create_task(witness.listen())
     try:
         await asyncio.wait_for(witness.listening.wait(), QUIET_SECONDS)
@@ -210,14 +211,9 @@ async def _queues_at_rest(world: World) -> tuple[Depth, ...]:
 
 
 def _depths(broker: RabbitMQ, vhost: str) -> tuple[Depth, ...]:
-    columns = ("name", "messages_ready", "messages_unacknowledged")
-    listed = broker.ctl("list_queues", "-p", vhost, "--no-table-headers", *columns)
-    lines = (
-        line.split("\t") for line in listed.splitlines() if line.count("\t") == len(columns) - 1
-    )
     return tuple(
-        Depth(queue=name, ready=int(ready), unacked=int(unacked))
-        for name, ready, unacked in lines
+        Depth(queue=name, ready=ready, unacked=unacked)
+        for name, (ready, unacked) in broker.depths(vhost).items()
         if name not in {WITNESS, DEAD_LETTERS}
     )
 

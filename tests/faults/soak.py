@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from random import Random, SystemRandom
 from time import monotonic
 from typing import Any
@@ -27,7 +27,7 @@ from tests.faults.chaos import Chaos
 from tests.faults.evidence import Witness, gather, witnessed
 from tests.faults.ledger import Evidence, Totals, check, totals
 from tests.faults.script import How, Mishap, Script
-from tests.faults.world import HEARTBEAT, SERVICES, USUAL_HEARTBEAT, World, faulty_world
+from tests.faults.world import SERVICES, USUAL_HEARTBEAT, World, faulty_world, heartbeat
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
@@ -55,7 +55,7 @@ class Plan:
     tiny: int = 0
     each: int = 1
     """How many of every service run."""
-    heartbeat: float = HEARTBEAT
+    heartbeat: float = field(default_factory=heartbeat)
 
 
 @dataclass

@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from tests.faults.world import World
 from tests.support.services import ServiceProcess
 
+LEAST_HEARTBEAT = 0.05
+"""Seconds; for a worker whose patience (60 beats) a case waits out."""
+
 
 @asynccontextmanager
 async def stand_in(

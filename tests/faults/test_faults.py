@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.__main__ import observed_world
-from tests.faults.cases import Case, Form, all_cases
+from tests.faults.cases import Case, Form, SqlJobStore, all_cases
 from tests.faults.evidence import gather
 from tests.faults.ledger import check
 from tests.faults.world import World
@@ -35,15 +35,22 @@ async def postgresql_world(
         assert check(await gather(world, witness)) == []
 
 
-@pytest.fixture
-def world(case: Case, request: pytest.FixtureRequest) -> World:
-    """The one that the case needs, shared by all of its kind."""
-    found: World = request.getfixturevalue(f"{case.database}_world")
-    return found
+def cases(database: SqlJobStore) -> pytest.MarkDecorator:
+    chosen = [case for case in all_cases() if case.database == database]
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
 
-@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
-async def test_a_job_survives_when(case: Case, world: World) -> None:
+@cases("sqlite")
+async def test_a_job_survives_when(case: Case, sqlite_world: World) -> None:
+    await carry_out(case, sqlite_world)
+
+
+@cases("postgresql")
+async def test_a_job_over_postgresql_survives_when(case: Case, postgresql_world: World) -> None:
+    await carry_out(case, postgresql_world)
+
+
+async def carry_out(case: Case, world: World) -> None:
     try:
         outcome = await case.run(world, Form.SHORT)
     except BaseException as error:

@@ -11,16 +11,18 @@ import pytest_asyncio
 from tests.faults.evidence import gather
 from tests.faults.ledger import Evidence, check, totals
 from tests.faults.soak import Plan, Soak, page, soaked
+from tests.faults.world import heartbeat
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
-PLAN = Plan(seed=7, minutes=1 / 3, scripted=12)
+SEED, JOBS = 7, 8
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def soak(rabbitmq: RabbitMQ, s3_server: S3Server) -> AsyncIterator[Soak]:
-    async with soaked(PLAN, rabbitmq, s3_server, None, print) as soak:
+    plan = Plan(seed=SEED, minutes=heartbeat(), scripted=JOBS)  # twelve seconds on a quiet machine
+    async with soaked(plan, rabbitmq, s3_server, None, print) as soak:
         yield soak
 
 
@@ -34,12 +36,12 @@ async def test_after_random_faults_every_job_has_ended_once_with_one_set_of_effe
 ) -> None:
     sums = totals(evidence)
     assert check(evidence) == []
-    assert sums.accepted == PLAN.scripted
+    assert sums.accepted == JOBS
     assert sums.completed > 0
     assert sums.files > 0
     assert sums.posts > 0
-    assert soak.chaos.injected.total() > 5
-    assert "| accepted | 12 |" in page(PLAN, "command", sums, soak.chaos.injected, 60)
+    assert soak.chaos.injected.total() > 3
+    assert f"| accepted | {JOBS} |" in page(soak.plan, "command", sums, soak.chaos.injected, 60)
 
 
 async def test_an_object_that_is_taken_away_is_told(soak: Soak, evidence: Evidence) -> None:

@@ -295,10 +295,10 @@ class ConfiguredBroker(RabbitMQ):
 
 def test_the_broker_understands_its_configuration() -> None:
     with ConfiguredBroker(vhosts=1) as node:
-        timeout = node.ctl("eval", "application:get_env(rabbit, consumer_timeout).")
-        limit = node.ctl("eval", "rabbit_disk_monitor:get_disk_free_limit().")
-    assert timeout.strip() == "{ok,608400000}"
-    assert limit.strip() == str(2 * 10**9)
+        timeout = node.evaluate("application:get_env(rabbit, consumer_timeout)")
+        limit = node.evaluate("rabbit_disk_monitor:get_disk_free_limit()")
+    assert timeout == "{ok, 608400000}"
+    assert limit == str(2 * 10**9)
 
 
 def test_compose_hands_that_configuration_to_the_broker() -> None:

@@ -296,11 +296,11 @@ async def test_a_node_short_of_disk_takes_nothing_but_still_delivers(
 
 @asynccontextmanager
 async def short_of_disk(node: RabbitMQ) -> AsyncIterator[None]:
-    await asyncio.to_thread(node.ctl, "set_disk_free_limit", "900000GB")
+    await asyncio.to_thread(node.want_disk, "900000GB")
     try:
         yield
     finally:
-        await asyncio.to_thread(node.ctl, "set_disk_free_limit", "50MB")
+        await asyncio.to_thread(node.want_disk)
 
 
 async def test_a_message_that_is_not_taken_holds_up_no_other(

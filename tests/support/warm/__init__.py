@@ -5,6 +5,6 @@ that are not about this start the modules ``trainer`` and ``inferencer`` of this
 place of the product's: small programs that let the server fork, lend the fork their files, pass on
 signals and end as it ends. What runs in the fork is the product's own ``main``.
 
-Servers belong to the process of the tests that started them; a stand-in finds the one of its
-nearest ancestor.
+All processes of the tests share a server; a stand-in finds the one of its nearest ancestor that
+has one.
 """

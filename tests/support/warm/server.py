@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -10,59 +11,82 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from typing import NoReturn
 
 from shared.child.process import QUIET_AND_OFFLINE
 from shared.service_process import importing
 from tests.support.warm.stand_in import MESSAGE_BYTES, address_of
 
 MODULES = ("services.trainer.training.train", "services.inferencer.generation.pipeline_cache")
-READY = b"ready\n"
+START_SECONDS = 120.0
 
 
-@contextmanager
-def warm_server() -> Iterator[None]:
-    """A server for the children of this process, and for theirs."""
-    command = [sys.executable, "-m", "tests.support.warm.server", str(os.getpid())]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == READY, "the warm server did not start"
-            yield
-        finally:
-            process.kill()
+def start_server() -> None:
+    """Have a server for all processes of these tests, and for what they start, unless there is one.
+
+    It ends with the process that all of them descend from.
+    """
+    root = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    command = [sys.executable, "-m", "tests.support.warm.server", str(root)]
+    subprocess.run(command, check=True, start_new_session=True)
 
 
 def main() -> None:
-    os.environ |= QUIET_AND_OFFLINE
-    with importing():
-        for module in MODULES:
-            importlib.import_module(module)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    """Return as soon as the server, a fork, answers."""
+    root = int(sys.argv[1])
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(address_of(int(sys.argv[1])))
+        try:
+            listener.bind(address_of(root))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            until_answered(root)
+            return
+        os.environ |= QUIET_AND_OFFLINE
+        with importing():
+            for module in MODULES:
+                importlib.import_module(module)
         listener.listen(16)
-        os.write(1, READY)
-        while line := accepted(listener):
-            with line:
-                if os.fork() == 0:
-                    keep(line)
+        if os.fork() == 0:
+            serve(listener, os.pidfd_open(root))
 
 
-def accepted(listener: socket.socket) -> socket.socket | None:
-    """The next stand-in; None once the tests are gone, who hold the other end of stdin."""
-    ready, _, _ = select.select([listener.fileno(), 0], [], [])
-    return None if 0 in ready else listener.accept()[0]
+def until_answered(root: int) -> None:
+    """Wait for the server that another process is starting."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+            if line.connect_ex(address_of(root)) == 0:
+                return
+        time.sleep(0.1)
+    sys.exit("another process's server does not answer")
+
+
+def serve(listener: socket.socket, root: int) -> NoReturn:
+    """Fork for every stand-in until the root process is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    while line := accepted(listener, root):
+        with line:
+            if os.fork() == 0:
+                keep(line)
+    os._exit(0)
+
+
+def accepted(listener: socket.socket, root: int) -> socket.socket | None:
+    """The next stand-in; None once the root process is gone."""
+    ready, _, _ = select.select([listener.fileno(), root], [], [])
+    return None if root in ready else listener.accept()[0]
 
 
 def keep(line: socket.socket) -> None:
     """Fork the child, end it if the stand-in ends before it, and tell how it has ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     asked, files, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 4)
+    if not asked:  # somebody has looked whether there is a server
+        os._exit(0)
     keeper = os.getpid()
     if (child := os.fork()) == 0:
         line.close()
@@ -74,7 +98,8 @@ def keep(line: socket.socket) -> None:
     if end not in select.select([line.fileno(), end], [], [])[0]:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    line.send(str(os.waitstatus_to_exitcode(status)).encode(), socket.MSG_NOSIGNAL)
+    with suppress(BrokenPipeError):  # the stand-in was killed first
+        line.send(str(os.waitstatus_to_exitcode(status)).encode(), socket.MSG_NOSIGNAL)
     os._exit(0)
 
 
