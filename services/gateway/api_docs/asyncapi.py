@@ -21,7 +21,7 @@ from services.gateway.api_docs.schemas import (
 )
 from shared.messaging import messages as m
 from shared.messaging.messages import Message, type_of
-from shared.messaging.topology import EXCHANGE, QUEUES, REPLY_QUEUE_BINDINGS, Queue
+from shared.messaging.topology import EXCHANGE, QUEUES, REPLY_QUEUE_BINDINGS
 
 VERSION = "3.0.0"
 Kind = type[Message]
@@ -94,7 +94,7 @@ def document(version: str) -> Schema:
     kinds = every_message()
     _, schemas = components(kinds)
     schemas["JobRequested"]["properties"]["request"] = {"$ref": f"{SCHEMA_REF}{REQUEST_SCHEMA}"}
-    ours = {**ENVELOPE, "required": [f"cloudEvents_{each}" for each in OWN_ATTRIBUTES]}
+    own_envelope = {**ENVELOPE, "required": [f"cloudEvents_{each}" for each in OWN_ATTRIBUTES]}
     return {
         "asyncapi": VERSION,
         "info": {
@@ -110,7 +110,7 @@ def document(version: str) -> Schema:
             "messages": {kind.__name__: _message(kind) for kind in kinds},
             "schemas": {
                 "Envelope": ENVELOPE,
-                "OurEnvelope": ours,
+                "OurEnvelope": own_envelope,
                 **schemas,
                 **request_schemas(),
             },
@@ -173,28 +173,26 @@ Named = tuple[str, Schema]
 
 
 def _operations(kinds: Iterable[Kind]) -> Iterator[Named]:
-    yield from _sent()
+    for service, published in PUBLISHES.items():
+        for kind in published:
+            name, operation = _operation("send", service, kind.__name__)
+            yield name, {**operation, **_reply(kind)}
     for queue in QUEUES:
-        who = queue.name.partition(".")[0]
+        service = queue.name.partition(".")[0]
+        single = " One gateway at a time." if queue.single_active_consumer else ""
+        text = f"From the queue `{queue.name}`.{single}"
         for kind in bound_to(queue.bindings, kinds):
-            yield _operation("receive", who, kind.__name__, _source(queue))
+            yield _operation("receive", service, kind.__name__, text)
     for kind in bound_to(REPLY_QUEUE_BINDINGS, kinds):
-        for who in WORKERS:
-            yield _operation("receive", who, kind.__name__, "From its reply queue.")
+        for service in WORKERS:
+            yield _operation("receive", service, kind.__name__, "From its reply queue.")
     yield _operation("send", "gateway", "Worker")
-    for who in WORKERS:
-        yield _operation("receive", who, "Worker")
+    for service in WORKERS:
+        yield _operation("receive", service, "Worker")
     for kind in PRODUCER_RECEIVES:
         yield _operation("receive", "producer", kind.__name__)
     text = "A consumer's login allows it to receive everything and to publish nothing."
     yield _operation("receive", "consumer", "Everything", text)
-
-
-def _sent() -> Iterator[Named]:
-    for who, kinds in PUBLISHES.items():
-        for kind in kinds:
-            name, operation = _operation("send", who, kind.__name__)
-            yield name, {**operation, **_reply(kind)}
 
 
 def bound_to(bindings: Iterable[str], kinds: Iterable[Kind]) -> list[Kind]:
@@ -204,16 +202,11 @@ def bound_to(bindings: Iterable[str], kinds: Iterable[Kind]) -> list[Kind]:
     ]
 
 
-def _source(queue: Queue) -> str:
-    single = " One gateway at a time." if queue.single_active_consumer else ""
-    return f"From the queue `{queue.name}`.{single}"
-
-
-def _operation(action: str, who: str, channel: str, text: str = "") -> Named:
-    return f"{who}-{action}-{channel}", {
+def _operation(action: str, service: str, channel: str, text: str = "") -> Named:
+    return f"{service}-{action}-{channel}", {
         "action": action,
         "channel": {"$ref": f"#/channels/{channel}"},
-        "tags": [{"name": who}],
+        "tags": [{"name": service}],
         **({"description": text} if text else {}),
     }
 

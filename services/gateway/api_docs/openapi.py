@@ -112,16 +112,18 @@ def _path_item(route: Route) -> Schema:
 
 
 def _operation(route: Route, method: str) -> Schema:
-    body = {"requestBody": _request_body(route.body)} if route.body else {}
+    needs, body = route.needs, route.body
     parameters = [_parameter(each) for each in route.parameters]
+    good = {str(status): _answer(answer) for status, answer in route.answers.items()}
+    bad = {str(status): _error_of(status, method) for status in sorted(errors_of(route))}
     return {
         "operationId": operation_id(route, method),
         "summary": route.summary,
-        **({"description": _limits(route.needs)} if route.needs else {}),
-        "security": _security(route.needs),
+        **({"description": _limits(needs)} if needs else {}),
+        "security": [{name: [REQUIRED_SCOPES[needs]]} for name in KEYS] if needs else [],
         **({"parameters": parameters} if parameters else {}),
-        **body,
-        "responses": _responses(route, method),
+        **({"requestBody": _request_body(body)} if body else {}),
+        "responses": {**good, **bad},
     }
 
 
@@ -137,10 +139,6 @@ def _limits(needs: Operation) -> str:
         f"Needs the scope `{REQUIRED_SCOPES[needs]}`. A key may send {rate.requests} requests in"
         f" {rate.seconds:g} s, {rate.at_once} of them concurrently."
     )
-
-
-def _security(needs: Operation | None) -> list[Schema]:
-    return [{name: [REQUIRED_SCOPES[needs]]} for name in KEYS] if needs else []
 
 
 def _parameter(parameter: Parameter) -> Schema:
@@ -159,12 +157,6 @@ def _parameter(parameter: Parameter) -> Schema:
 def _request_body(body: Body) -> Schema:
     content = {body.media: {"schema": body.schema} if body.schema else {}}
     return {"description": body.text, "required": body.required, "content": content}
-
-
-def _responses(route: Route, method: str) -> Schema:
-    good = {str(status): _answer(answer) for status, answer in route.answers.items()}
-    bad = {str(status): _error_of(status, method) for status in sorted(errors_of(route))}
-    return {**good, **bad}
 
 
 def errors_of(route: Route) -> set[int]:

@@ -61,7 +61,8 @@ class Database:
         Nothing is connected yet. The folder of a SQLite file is created.
         """
         address = normalise(url)
-        return cls(_sqlite(address) if _is_sqlite(address) else _postgresql(address))
+        is_sqlite = address.get_backend_name() == "sqlite"
+        return cls(_sqlite(address) if is_sqlite else _postgresql(address))
 
     async def migrate(self) -> None:
         """Upgrade the schema; safe when several processes do it at once."""
@@ -155,10 +156,6 @@ def normalise(url: str) -> URL:
     if name not in DRIVERS:
         raise ValueError(f"{name} is no database that we know; give sqlite:/// or postgresql://")
     return address.set(drivername=DRIVERS[name])
-
-
-def _is_sqlite(address: URL) -> bool:
-    return address.get_backend_name() == "sqlite"
 
 
 def _postgresql(address: URL) -> AsyncEngine:

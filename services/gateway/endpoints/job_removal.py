@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from aiohttp import web
 
-from services.gateway.jobs.record import Job, Step
 from services.gateway.jobs.repository import JobRepository, UnknownJob
 from services.gateway.jobs.response_types import Removed
 from services.gateway.jobs.transitions import cancel
@@ -43,13 +43,10 @@ class JobRemovalRoutes:
         """Cancel first, so that workers stop."""
         async with asyncio.timeout(ANSWER_SECONDS):
             job_id = (await self._authorizer.job(request, owner)).job.id
-            await self._repository.change(job_id, self._cancelled)
+            await self._repository.change(job_id, partial(cancel, now=self._clock()))
             removed = await self._repository.remove(job_id)
         if not removed:
             raise UnknownJob
         self._on_removal(job_id)
         gone: Removed = {"id": job_id, "deleted": True}
         return web.json_response(gone)
-
-    def _cancelled(self, job: Job) -> Step:
-        return cancel(job, self._clock())

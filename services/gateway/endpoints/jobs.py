@@ -212,7 +212,7 @@ class JobRoutes:
     async def _cancel(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
             job = (await self._authorizer.job(request, owner)).job
-            after = await self._repository.change(job.id, self._cancelled)
+            after = await self._repository.change(job.id, partial(cancel, now=self._clock()))
         return web.json_response(state_of(after or job))
 
     @route(
@@ -302,9 +302,6 @@ class JobRoutes:
     async def _health(self, _request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
             return web.json_response(await self._capacity.health(owner))
-
-    def _cancelled(self, job: Job) -> Step:
-        return cancel(job, self._clock())
 
     def _cancelled_if_queued(self, job: Job) -> Step:
         return cancel(job, self._clock()) if job.status == "IN_QUEUE" else Step(job)

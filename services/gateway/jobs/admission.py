@@ -40,7 +40,7 @@ class Admission:
         clock: Callable[[], float],
         allowed: frozenset[str],
     ) -> None:
-        """Set up.
+        """Connect the parts.
 
         Args:
             key: the deployment's secret key, which encrypts the user's bucket secrets.

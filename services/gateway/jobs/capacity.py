@@ -12,6 +12,7 @@ from services.gateway.jobs.repository import read
 from services.gateway.jobs.response_types import Health
 from services.gateway.ports import JobStore
 from shared.errors import Unavailable
+from shared.messaging.messages import Stage
 from shared.messaging.topology import STAGE_QUEUES
 from shared.ports import Bus
 
@@ -41,7 +42,7 @@ class Capacity:
             Unavailable: the database does not answer.
         """
         counts = await self._jobs.counts(owner)
-        running = [job async for job in self._live() if _uses_gpu(job)]
+        running = [job async for job in self._live() if _is_claimed(job, *GPU_STAGES)]
         idle, unreachable = await self._idle()
         return {
             "jobs": {
@@ -76,7 +77,7 @@ class Capacity:
     async def trainers(self) -> tuple[int, int]:
         """The number of idle trainers, and of all. Raises Unavailable."""
         idle = await self._bus.consumers(STAGE_QUEUES["training"])
-        return idle, idle + len([job async for job in self._live() if _is_training(job)])
+        return idle, idle + len([job async for job in self._live() if _is_claimed(job, "training")])
 
     async def queued(self, owner: str) -> list[str]:
         """The ids of an owner's jobs that are IN_QUEUE. Raises Unavailable."""
@@ -94,9 +95,5 @@ class Capacity:
             yield read(row)
 
 
-def _uses_gpu(job: Job) -> bool:
-    return any(job.stages[stage].claim is not None for stage in GPU_STAGES if stage in job.stages)
-
-
-def _is_training(job: Job) -> bool:
-    return "training" in job.stages and job.stages["training"].claim is not None
+def _is_claimed(job: Job, *stages: Stage) -> bool:
+    return any(job.stages[stage].claim is not None for stage in stages if stage in job.stages)

@@ -14,7 +14,7 @@ POLL_SECONDS = 1.0
 
 
 class ChangeNotifier:
-    """Wakes those who wait for a job when this gateway has written it."""
+    """Wakes requests that wait for a job when this gateway writes it."""
 
     def __init__(self) -> None:
         self._waiting: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
@@ -25,7 +25,7 @@ class ChangeNotifier:
             changed.set()
 
     async def changes(self, job_id: str, seconds: float = inf) -> AsyncGenerator[None, None]:
-        """Yield whenever it is worth reading the job: now, after each change, and at the end.
+        """Yield whenever the job should be read: now, after each change, and at the end.
 
         No change after the first step is missed. Close the iterator (``aclosing``) when leaving
         it early.

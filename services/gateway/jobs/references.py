@@ -93,7 +93,8 @@ class References:
             key = await self._linked(address, owner)
             wanted = "a link of this service to a file of yours that has not ended"
         elif JOB_ID.fullmatch(address):
-            key = await self._trained(address, owner)
+            job = await self._repository.get(address)
+            key = job.model if job and job.owner == owner else None
             wanted = "the id of a job of yours that has a model"
         else:
             return address
@@ -119,11 +120,6 @@ class References:
         """The job that a store key belongs to."""
         job_id = key.removeprefix(JOBS).partition("/")[0]
         return await self._repository.get(job_id) if key.startswith(JOBS) else None
-
-    async def _trained(self, job_id: str, owner: str) -> str | None:
-        """The store prefix of a job's trained model."""
-        job = await self._repository.get(job_id)
-        return job.model if job and job.owner == owner else None
 
 
 def source_of(job: Job, key: str) -> ModelSource:

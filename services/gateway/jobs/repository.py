@@ -50,7 +50,7 @@ class JobRepository:
         on_due: Callable[[], None],
         on_end: Callable[[Job], None],
     ) -> None:
-        """Connect the stores, and whoever acts on a change.
+        """Connect stores and callbacks.
 
         Args:
             bus: for replies to workers.
@@ -87,7 +87,7 @@ class JobRepository:
         than once. Close the iterator (``aclosing``) when leaving it early.
 
         Raises:
-            UnknownJob: the job does not exist, or was removed meanwhile.
+            UnknownJob: the job does not exist, or was removed.
             Unavailable: the database does not answer.
         """
         async with aclosing(self._change_notifier.changes(job_id, seconds)) as changes:

@@ -126,16 +126,11 @@ def admit(
         created_at=now,
         stages={"staging": StageRecord(trigger=encode(submitted), due_at=now)},
     )
-    step = Step(job, (Effect(message=submitted),))
-    return step if sealed is None else _with_bucket_check(step, now)
-
-
-def _with_bucket_check(step: Step, now: float) -> Step:
-    """Check the user's bucket during staging."""
-    due = BucketDue(job=step.job.id, run=step.job.run)
-    record = StageRecord(trigger=encode(due), due_at=now)
-    job = _with_stage(step.job, "bucket_check", record)
-    return Step(job, (*step.effects, Effect(message=due)))
+    if sealed is None:
+        return Step(job, (Effect(message=submitted),))
+    check = BucketDue(job=job_id, run=1)
+    job = _with_stage(job, "bucket_check", StageRecord(trigger=encode(check), due_at=now))
+    return Step(job, (Effect(message=submitted), Effect(message=check)))
 
 
 def cancel(job: Job, now: float) -> Step:

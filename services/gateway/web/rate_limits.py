@@ -80,13 +80,11 @@ class RateLimiter:
 
     def wait(self, owner: str) -> float:
         """Take a token and return 0; or take none and return the seconds until there is one."""
-        per_second = self._rate.requests / self._rate.seconds
-        tokens = self._tokens(owner, per_second)
+        now, full = self._clock(), float(self._rate.requests)
+        per_second = full / self._rate.seconds
+        tokens, then = self._buckets.get(owner, (full, now))
+        tokens = min(tokens + (now - then) * per_second, full)
         if tokens < 1.0:
             return (1.0 - tokens) / per_second
-        self._buckets[owner] = (tokens - 1.0, self._clock())
+        self._buckets[owner] = (tokens - 1.0, now)
         return 0.0
-
-    def _tokens(self, owner: str, per_second: float) -> float:
-        tokens, then = self._buckets.get(owner, (float(self._rate.requests), self._clock()))
-        return min(tokens + (self._clock() - then) * per_second, float(self._rate.requests))
