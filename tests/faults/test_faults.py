@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.__main__ import observed_world
-from tests.faults.cases import Case, Form, SqlJobStore, all_cases
+from tests.faults.cases import Case, DatabaseKind, Form, all_cases
 from tests.faults.evidence import gather
 from tests.faults.ledger import check
 from tests.faults.world import World
@@ -35,7 +35,7 @@ async def postgresql_world(
         assert check(await gather(world, witness)) == []
 
 
-def cases(database: SqlJobStore) -> pytest.MarkDecorator:
+def cases(database: DatabaseKind) -> pytest.MarkDecorator:
     chosen = [case for case in all_cases() if case.database == database]
     return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
