@@ -256,7 +256,7 @@ async def _handle_records(
             case Saved():
                 uploads.add(record)
 
-    last = await child.last_word(on_record)
+    last = await child.final_record(on_record)
     order.keepalive()
     match last:
         case Done(summary=summary):

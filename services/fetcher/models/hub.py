@@ -170,7 +170,7 @@ async def _listen(child: Child, model: HubModel, watcher: DownloadWatcher) -> Fe
             watcher.total = record.numbers["bytes_total"]
 
     try:
-        last = await child.last_word(on_record)
+        last = await child.final_record(on_record)
     except ChildDied as error:
         raise Passing(f"fetching from the hub failed: {error}") from None
     if not isinstance(last, Done):
