@@ -36,15 +36,15 @@ class ArtifactUploads:
 
         ``keep`` is how many intermediate checkpoints stay in the store; None: all.
         """
-        # Without a deadline: training goes on meanwhile. Once the child is done, the runtime's
-        # patience bounds it, since only the store's progress is then a sign of life.
+        # Without a deadline: training goes on meanwhile. Once the child is done, only the store's
+        # progress is a sign of life, and the runtime cancels work that shows none.
         self._store = RetryingStore(store)
         self._keep = keep
         self._order = order
         self._prefix = f"jobs/{order.job}/training/{order.grant.attempt}"
         self._checkpoints = _earlier_checkpoints(resumed)
         self._resume_points = [order.grant.resume_point] if order.grant.resume_point else []
-        self._newest = -1
+        self._newest_resume_point = -1
         self.queue = UploadQueue(self._upload)
 
     @property
@@ -55,7 +55,7 @@ class ArtifactUploads:
     def add(self, saved: Saved) -> None:
         """Upload this in its turn; of resume points that wait, only the newest."""
         if saved.kind == "resume_point":
-            self._newest = saved.step
+            self._newest_resume_point = saved.step
         self.queue.add(saved)
 
     async def checkpoint(self, path: Path) -> Artifact:
@@ -119,7 +119,7 @@ class ArtifactUploads:
     async def _store_resume_point(self, saved: Saved) -> None:
         """Store it unless a newer one waits; keep the newest two."""
         folder = Path(saved.path)
-        if saved.step == self._newest:
+        if saved.step == self._newest_resume_point:
             (folder / CHECKPOINTS).write_bytes(msgspec.json.encode(self._checkpoints))
             prefix = await self._folder(folder, f"{self._prefix}/resume/{saved.step}")
             fact = ResumePointSaved(
