@@ -15,7 +15,8 @@ from shared.child.records import Saved
 from shared.concurrency import in_thread
 from shared.messaging.messages import Artifact, CheckpointSaved, ResumePointSaved, SavedCheckpoint
 from shared.ports import ObjectStore
-from shared.storage.folders import sha256_of, upload_folder
+from shared.storage.artifacts import upload_artifact
+from shared.storage.folders import upload_folder
 from shared.storage.retrying import RetryingStore
 from shared.worker.order import Order
 
@@ -73,11 +74,8 @@ class ArtifactUploads:
     async def _file(
         self, path: Path, folder: str, kind: Literal["checkpoint", "metrics", "tensorboard"]
     ) -> Artifact:
-        key = f"{folder}/{path.name}"
-        await self._store.upload(path, key, keepalive=self._order.keepalive)
-        size = (await in_thread(path.stat)).st_size
-        sha256 = await sha256_of(path)
-        return Artifact(name=path.name, kind=kind, key=key, bytes=size, sha256=sha256)
+        key, keepalive = f"{folder}/{path.name}", self._order.keepalive
+        return await upload_artifact(self._store, path, key, kind, keepalive=keepalive)
 
     async def model(self, folder: Path) -> str:
         """Store the diffusers folder; its prefix."""
