@@ -32,7 +32,7 @@ from shared.storage.folders import download_folder
 from shared.storage.snapshots import waiting_snapshots
 from tests.contract.past import FIXTURES, each, forgotten, json_in, unseen
 from tests.support.models import random_parts, small_tokenizer
-from tests.support.training import Notes
+from tests.support.training import RecordingCallbacks
 
 POSITIONS = each(f"home/store/jobs/*/training/*/resume/*/{POSITION}")
 
@@ -85,7 +85,7 @@ async def test_a_training_goes_on_from_where_the_past_has_left_it(
     path: Path, tmp_path: Path
 ) -> None:
     store, job = store_and_job_of(path, tmp_path)
-    staged = asked_of(job)
+    staged = staged_by(job)
     assert job.resume_point
     save_folder(base_parts(), tmp_path / "base", dtype=torch.float32)
     await download_folder(store, staged.dataset, tmp_path / "dataset")
@@ -95,28 +95,29 @@ async def test_a_training_goes_on_from_where_the_past_has_left_it(
         dataset=str(tmp_path / "dataset"), base=str(tmp_path / "base"),
         resume=str(tmp_path / "from"), out=str(tmp_path / "out"), resume_every=1e9,
     )  # fmt: skip
-    left, notes = json_in(path), Notes()
+    left, callbacks = json_in(path), RecordingCallbacks()
 
-    outcome = train(order, notes)
+    outcome = train(order, callbacks)
 
     done = left["position"]["steps"]
-    assert (notes.asked, outcome.epochs) == (outcome.steps - done, staged.train.max_epochs)
+    assert callbacks.steps_begun == outcome.steps - done
+    assert outcome.epochs == staged.train.max_epochs
     assert outcome.steps > done > 0
     assert outcome.validation
     assert outcome.validation.before.loss == left["measured"][0]["loss"]
     assert outcome.warnings == left["warnings"]
-    told = [*read_lines(tmp_path / "from" / METRICS)]
-    assert [*read_lines(Path(outcome.metrics))][: len(told)] == told != []
+    earlier = [*read_lines(tmp_path / "from" / METRICS)]
+    assert [*read_lines(Path(outcome.metrics))][: len(earlier)] == earlier != []
     assert _earlier_checkpoints(tmp_path / "from") == [*job.checkpoints] != []
     assert (tmp_path / "from" / CHECKPOINTS).exists()
 
 
 @pytest.mark.parametrize("path", POSITIONS)
 def test_moments_of_the_past_are_taken_over(path: Path, tmp_path: Path) -> None:
-    """Without them the optimizers would start afresh, and nothing would be said."""
+    """Without them the optimizers would start afresh, and nothing would be reported."""
     _, job = store_and_job_of(path, tmp_path)
-    asked, device = asked_of(job).train, this_device()
-    state = prepare(base_parts(), asked, choose(asked, probe(device)), device)
+    request, device = staged_by(job).train, this_device()
+    state = prepare(base_parts(), request, choose(request, probe(device)), device)
 
     resume.load(state, path.parent)
 
@@ -142,7 +143,7 @@ async def test_a_snapshot_of_the_past_is_laid_over_its_base_model(
             load_in_place(network, tmp_path / str(number) / file.name, torch.float32)
 
 
-def asked_of(job: Job) -> DatasetStaged:
+def staged_by(job: Job) -> DatasetStaged:
     staged = decode(job.stages["training"].trigger)
     assert isinstance(staged, DatasetStaged)
     return staged

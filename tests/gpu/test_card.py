@@ -20,7 +20,7 @@ from shared.diffusion.loading import load
 from shared.request import Inference
 from tests.support.drawing import drawn_images
 from tests.support.models import make_random_model
-from tests.support.training import Notes, make_dataset, train_request, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, train_request, training_order
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
@@ -36,7 +36,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(out: Path, base: Path, dataset: Path, **fields: Any) -> Outcome:
-    return train(training_order(out, base=base, dataset=dataset, **fields), Notes())
+    return train(training_order(out, base=base, dataset=dataset, **fields), RecordingCallbacks())
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,17 @@ def test_a_stopped_training_goes_on_from_its_resume_point(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     whole = trained(tmp_path / "whole", base, dataset, max_epochs=3)
-    first = Notes()
+    first = RecordingCallbacks()
     order = training_order(
         tmp_path / "first", base=base, dataset=dataset, max_epochs=1, resume_every=0.0
     )
     train(order, first)
-    point = next(path for kind, path, *_ in reversed(first.kept) if kind == "resume_point")
+    point = next(path for kind, path, *_ in reversed(first.saves) if kind == "resume_point")
 
     order = training_order(
         tmp_path / "rest", base=base, dataset=dataset, max_epochs=3, resume=point
     )
-    resumed = train(order, Notes())
+    resumed = train(order, RecordingCallbacks())
 
     assert (resumed.steps, resumed.images) == (whole.steps, whole.images)
     assert resumed.loss == pytest.approx(whole.loss, rel=0.05)

@@ -1,8 +1,8 @@
-"""A real spawned child that speaks its records from a script, for tests of what shepherds it.
+"""A real spawned child that speaks its records from a script, for tests of its parent.
 
 Its order is a list of steps: ``{"write": record}``, ``{"sleep": seconds}``, ``{"exit": status}``,
 ``{"fork": seconds}`` (leave a grandchild behind), ``{"fork_away": seconds}`` (in a session of its
-own), ``{"environment": true}`` (say the names it has),
+own), ``{"kill": signal}`` (itself), ``{"environment": true}`` (report the names of its variables),
 ``{"wait_for_stop": true}`` (until SIGTERM).
 """
 
@@ -27,7 +27,7 @@ class Script(Struct, frozen=True):
 
 def carry_out(step: dict[str, Any], writer: process.RecordWriter) -> None:
     match step:
-        case {"say": record}:
+        case {"write": record}:
             writer.write(msgspec.convert(record, records.AnyRecord))
         case {"sleep": seconds}:
             time.sleep(seconds)

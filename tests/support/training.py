@@ -1,4 +1,4 @@
-"""Small training jobs: a dataset of plain colours, an order, and a listener that takes notes."""
+"""Small training jobs: a dataset of plain colours, an order, and callbacks that record calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = ("red", "blue", "green", "black")
 
 
 def make_dataset(folder: Path, images: int = 4, *, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
-    """Plain pictures of exactly the bucket's size, so that nothing is cropped unless asked."""
+    """Plain pictures of exactly the bucket's size, so that nothing is cropped unless requested."""
     folder.mkdir(parents=True)
     pictures = []
     for number in range(images):
@@ -66,25 +66,30 @@ def training_order(
     )
 
 
-class Notes:
-    """A listener that remembers, may ask to stop before a step, and may have wishes."""
+class RecordingCallbacks:
+    """Records what the loop reports; may stop it before a step, and may issue commands."""
 
     def __init__(
         self,
         stop_when: Callable[[int], bool] = lambda _steps: False,
         commands: Mapping[Command, Sequence[int]] = MappingProxyType({}),
     ) -> None:
-        """``commands``: of each kind, the numbers of steps begun after which there is another."""
+        """Choose when to stop, and which commands to issue.
+
+        Args:
+            stop_when: whether to stop, by the number of steps begun.
+            commands: of each kind, the numbers of steps begun after which there is another.
+        """
         self.phases: list[str] = []
         self.reports: list[dict[str, Any]] = []
-        self.kept: list[tuple[str, Path, int, int]] = []
+        self.saves: list[tuple[str, Path, int, int]] = []
         self.validation_losses: dict[int, float] = {}
         """Of the checkpoints, by step."""
-        self.granted: list[tuple[str, int, int]] = []
-        """Of what was saved for a wish: its kind, step, and the wish's number."""
+        self.commands_done: list[tuple[str, int, int]] = []
+        """Of what was saved for a command: its kind, step, and the command's number."""
         self._commands = commands
         self._stop_when = stop_when
-        self.asked = 0
+        self.steps_begun = 0
         """How many steps were begun, or would have been."""
 
     def phase(self, name: str) -> None:
@@ -103,17 +108,17 @@ class Notes:
         *,
         command: int = 0,
     ) -> None:
-        self.kept.append((kind, path, step, epoch))
+        self.saves.append((kind, path, step, epoch))
         if command:
-            self.granted.append((kind, step, command))
+            self.commands_done.append((kind, step, command))
         if validation_loss is not None:
             self.validation_losses[step] = validation_loss
 
     def should_stop(self) -> bool:
-        if self._stop_when(self.asked):
+        if self._stop_when(self.steps_begun):
             return True
-        self.asked += 1
+        self.steps_begun += 1
         return False
 
     def command(self, kind: Command) -> int:
-        return sum(begun <= self.asked for begun in self._commands.get(kind, ()))
+        return sum(begun <= self.steps_begun for begun in self._commands.get(kind, ()))

@@ -25,18 +25,18 @@ def files_of(drawn: ImagesGenerated) -> list[Artifact]:
 
 
 class Facts:
-    """A bus that only remembers what is said."""
+    """A bus that only records what is published."""
 
     source = "worker/test"
 
     def __init__(self) -> None:
-        self.said: list[Message] = []
+        self.published: list[Message] = []
 
     async def publish(
         self, message: Message, *, reply_to: str | None = None, mandatory: bool = True
     ) -> None:
         del reply_to, mandatory
-        self.said.append(message)
+        self.published.append(message)
 
 
 class ReplyQueue:

@@ -23,7 +23,7 @@ from shared.errors import Refused
 from tests.support.models import random_parts, random_sd2_parts, standard_parts
 from tests.support.servers.web import Web
 from tests.support.staging import Stage, same, tensors_of, zipped
-from tests.support.training import Notes, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
 LAST_BIAS = "model.diffusion_model.output_blocks.5.1.transformer_blocks.0.norm1.bias"
 
@@ -127,7 +127,7 @@ async def test_stable_diffusion_2_from_one_file_is_trained_and_comes_back_as_one
         base=stage.folder / f"loaded-{stage.number}", checkpoint_format="ckpt", max_epochs=1,
     )  # fmt: skip
 
-    outcome = train(order, Notes())
+    outcome = train(order, RecordingCallbacks())
     again = await stage.loaded(await stage(web.serve("/again", Path(outcome.checkpoint))))
 
     assert outcome.checkpoint.endswith("last-job1-ep01-gs00001.ckpt")

@@ -152,7 +152,7 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
         last = final(job, entry, clip_skip=clip_skip)
         whole = await results.perform(granted_order(last, "generation", facts))
 
-        told = facts.said[-1]
+        told = facts.published[-1]
         assert isinstance(told, SamplesGenerated)
         rows.append(told)
         places = [(each.step, each.index, each.seed) for each in told.samples]
@@ -188,7 +188,7 @@ async def test_a_late_snapshot_is_passed_over_while_a_newer_one_of_its_job_stand
     await best_effort_tasks.run(sampled("job", step=4))
 
     assert [each.step for each in await waiting_snapshots(store, "job")] == [8]
-    assert facts.said == []
+    assert facts.published == []
 
 
 async def test_a_snapshot_that_is_gone_or_broken_leaves_nothing_to_do(
@@ -202,7 +202,7 @@ async def test_a_snapshot_that_is_gone_or_broken_leaves_nothing_to_do(
     await best_effort_tasks.run(sampled("gone"))
     await best_effort_tasks.run(sampled("broken"))
 
-    assert facts.said == []
+    assert facts.published == []
     assert await waiting_snapshots(store, "broken") == []
 
 

@@ -49,7 +49,7 @@ async def follow(child: Child, *steps: dict[str, Any]) -> tuple[list[AnyRecord],
 
 
 def say(record: str, **fields: Any) -> dict[str, Any]:
-    return {"say": {"record": record, **fields}}
+    return {"write": {"record": record, **fields}}
 
 
 async def test_records_come_in_order_and_an_early_end_is_told() -> None:

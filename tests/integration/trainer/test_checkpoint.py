@@ -14,7 +14,7 @@ from services.fetcher.models.pickle_reader import read_checkpoint
 from services.trainer.training.train import train
 from shared.errors import Passing
 from tests.support.models import make_random_model
-from tests.support.training import Notes, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +32,15 @@ def test_every_checkpoint_is_of_the_format_asked_for_and_named_by_what_is_done(
     base: Path, dataset: Path, tmp_path: Path, suffix: str
 ) -> None:
     minutes = iter(range(0, 10_000, 90))  # more than a minute between any two looks
-    notes = Notes()
+    callbacks = RecordingCallbacks()
     order = training_order(
         tmp_path, dataset=dataset, base=base, checkpoint_format=suffix, ckpt_every_n_minutes=1,
         save_optimizer=True,
     )  # fmt: skip
 
-    outcome = train(order, notes, clock=lambda: float(next(minutes)))
+    outcome = train(order, callbacks, clock=lambda: float(next(minutes)))
 
-    saved = [path.name for kind, path, _, _ in notes.kept if kind == "checkpoint"]
+    saved = [path.name for kind, path, _, _ in callbacks.saves if kind == "checkpoint"]
     assert saved == [f"job1-ep01-gs00001.{suffix}", f"job1-ep02-gs00002.{suffix}"]
     assert Path(outcome.checkpoint).name == f"last-job1-ep02-gs00002.{suffix}"
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
@@ -51,8 +51,10 @@ def test_every_checkpoint_is_of_the_format_asked_for_and_named_by_what_is_done(
 
 def test_both_formats_hold_the_same(base: Path, dataset: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"dataset": dataset, "base": base, "max_epochs": 1}
-    plain = train(training_order(tmp_path / "one", **settings), Notes())
-    pickled = train(training_order(tmp_path / "two", checkpoint_format="ckpt", **settings), Notes())
+    plain = train(training_order(tmp_path / "one", **settings), RecordingCallbacks())
+    pickled = train(
+        training_order(tmp_path / "two", checkpoint_format="ckpt", **settings), RecordingCallbacks()
+    )
 
     first = load_file(plain.checkpoint)
     second = torch.load(pickled.checkpoint, weights_only=True)["state_dict"]
@@ -73,7 +75,9 @@ def test_a_result_that_was_damaged_on_its_way_to_the_disk_ends_the_training_with
     monkeypatch.setattr("shared.diffusion.single_file.save_file", forgetful)
 
     with pytest.raises(Passing, match=r"last-job1-.*\.safetensors does not read back .* missing"):
-        train(training_order(tmp_path, dataset=dataset, base=base, max_epochs=1), Notes())
+        train(
+            training_order(tmp_path, dataset=dataset, base=base, max_epochs=1), RecordingCallbacks()
+        )
 
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert not (tmp_path / "model").exists()

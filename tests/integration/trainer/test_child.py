@@ -45,14 +45,14 @@ asyncio.run(main())
 """
 
 
-async def said_until_done(child: Child) -> list[AnyRecord]:
-    said: list[AnyRecord] = []
+async def records_until_done(child: Child) -> list[AnyRecord]:
+    written: list[AnyRecord] = []
     async with aclosing(child.records()) as records:
         async for record in records:
-            said.append(record)
+            written.append(record)
             if isinstance(record, Done):
                 break
-    return said
+    return written
 
 
 async def test_an_order_is_carried_out_and_every_slow_thing_announced(tmp_path: Path) -> None:
@@ -67,18 +67,18 @@ async def test_an_order_is_carried_out_and_every_slow_thing_announced(tmp_path: 
 
     try:
         await child.order(order)
-        said = await said_until_done(child)
+        written = await records_until_done(child)
     finally:
         await child.kill()
 
     assert child.gpu == "cpu"
-    phases = [record.name for record in said if isinstance(record, Phase)]
+    phases = [record.name for record in written if isinstance(record, Phase)]
     assert phases[:3] == ["reading the dataset", "loading the base model", "training"]
     assert phases[-1] == "saving the trained model"
-    (*_, last) = [record.numbers for record in said if isinstance(record, Progress)]
+    (*_, last) = [record.numbers for record in written if isinstance(record, Progress)]
     assert (last["step"], last["steps"], last["epochs"], last["eta_seconds"]) == (2, 2, 1, 0)
     assert last["images_per_second"] > 0
-    assert [record.step for record in said if isinstance(record, Saved)] == [1, 2]
+    assert [record.step for record in written if isinstance(record, Saved)] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,6 @@ async def _died(records: AsyncGenerator[AnyRecord, None]) -> None:
     async with aclosing(records):
         try:
             async for record in records:
-                raise AssertionError(f"an idle child said {record}")
+                raise AssertionError(f"an idle child wrote {record}")
         except ChildDied:
             return

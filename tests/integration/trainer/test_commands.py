@@ -18,7 +18,7 @@ from shared.diffusion.loading import load
 from shared.errors import Interrupted
 from shared.request import Validation
 from tests.support.models import make_random_model
-from tests.support.training import Notes, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data") / "set", images=3)
 
 
-def rows(notes: Notes) -> list[int]:
-    return [step for kind, _, step, _ in notes.kept if kind == "snapshot"]
+def rows(callbacks: RecordingCallbacks) -> list[int]:
+    return [step for kind, _, step, _ in callbacks.saves if kind == "snapshot"]
 
 
 # --- Stopping
@@ -41,18 +41,20 @@ def rows(notes: Notes) -> list[int]:
 def test_a_run_that_is_stopped_ends_with_the_weights_that_the_whole_run_has_at_that_step(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    """Updates come after 2, 3, 5, 6 and more steps; the wish comes within the group of 4 and 5."""
+    """Updates come after 2, 3, 5, 6 and more steps; the command comes in that of 4 and 5."""
     settings: dict[str, Any] = {
         "dataset": dataset, "base": base, "max_epochs": 4, "grad_accum": 2,
         "lr_scheduler": "cosine", "cond_dropout": 0.3, "flip_p": 0.5, "save_full_precision": True,
     }  # fmt: skip
-    whole = Notes(stop_when=lambda asked: asked == 5)
+    whole = RecordingCallbacks(stop_when=lambda steps: steps == 5)
     with pytest.raises(Interrupted):
         train(training_order(tmp_path / "whole", **settings), whole)
-    kind, point, step, _ = whole.kept[-1]
+    kind, point, step, _ = whole.saves[-1]
     assert (kind, step) == ("resume_point", 5)
 
-    stopped = train(training_order(tmp_path / "stopped", **settings), Notes(commands={"stop": [4]}))
+    stopped = train(
+        training_order(tmp_path / "stopped", **settings), RecordingCallbacks(commands={"stop": [4]})
+    )
 
     assert (stopped.steps, stopped.updates, stopped.epochs, stopped.images) == (5, 3, 1, 5)
     assert stopped.warnings == ["stopped on request after step 5 of 12"]
@@ -67,12 +69,12 @@ def test_a_run_that_is_stopped_reports_and_measures_its_last_step_once(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """The clock stands still, so that nothing else is reported but the first step."""
-    notes = Notes(commands={"stop": [3]})
+    callbacks = RecordingCallbacks(commands={"stop": [3]})
     order = training_order(
         tmp_path, dataset=dataset, base=base, max_epochs=9, validation=Validation(every_n_epochs=9)
     )
 
-    outcome = train(order, notes, clock=lambda: 1.0)
+    outcome = train(order, callbacks, clock=lambda: 1.0)
 
     assert outcome.steps == 3
     assert outcome.validation is not None
@@ -89,11 +91,13 @@ def test_a_run_that_is_stopped_before_its_first_step_or_just_where_it_goes_on_do
     def order(name: str, **more: Any) -> TrainingOrder:
         return training_order(tmp_path / name, dataset=dataset, base=base, **more)
 
-    first = train(order("first"), Notes(commands={"stop": [0]}))
-    begun = Notes(stop_when=lambda asked: asked == 4)
+    first = train(order("first"), RecordingCallbacks(commands={"stop": [0]}))
+    interrupted = RecordingCallbacks(stop_when=lambda steps: steps == 4)
     with pytest.raises(Interrupted):
-        train(order("begun"), begun)
-    again = train(order("again", resume=begun.kept[-1][1]), Notes(commands={"stop": [0]}))
+        train(order("begun"), interrupted)
+    again = train(
+        order("again", resume=interrupted.saves[-1][1]), RecordingCallbacks(commands={"stop": [0]})
+    )
 
     assert (first.steps, first.loss) == (0, None)
     assert first.warnings == ["stopped on request after step 0 of 6"]
@@ -109,23 +113,23 @@ def test_a_run_that_is_stopped_before_its_first_step_or_just_where_it_goes_on_do
 def test_a_checkpoint_that_is_wanted_is_saved_after_the_update_under_way(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    """Two wishes at once are granted by one; each later one by another."""
-    notes = Notes(commands={"save": [1, 1, 4]})
+    """Two commands at once are carried out by one save; each later one by another."""
+    callbacks = RecordingCallbacks(commands={"save": [1, 1, 4]})
     order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=3, grad_accum=2)
 
-    outcome = train(order, notes)
+    outcome = train(order, callbacks)
 
-    assert [(kind, step) for kind, _, step, _ in notes.kept] == [
+    assert [(kind, step) for kind, _, step, _ in callbacks.saves] == [
         ("checkpoint", 2), ("checkpoint", 5)
     ]  # fmt: skip
-    assert notes.granted == [("checkpoint", 2, 2), ("checkpoint", 5, 3)]
+    assert callbacks.commands_done == [("checkpoint", 2, 2), ("checkpoint", 5, 3)]
     assert outcome.steps == 9
 
 
 # --- Samples
 
 
-class Drawing(Notes):
+class Drawing(RecordingCallbacks):
     """Snapshots stand until a step, at which the oldest is drawn."""
 
     def __init__(self, drawn_at: int, **more: Any) -> None:
@@ -133,54 +137,54 @@ class Drawing(Notes):
         self._drawn_at = drawn_at
 
     def should_stop(self) -> bool:
-        if self.asked == self._drawn_at:
-            shutil.rmtree(next(path for kind, path, *_ in self.kept if kind == "snapshot"))
+        if self.steps_begun == self._drawn_at:
+            shutil.rmtree(next(path for kind, path, *_ in self.saves if kind == "snapshot"))
         return super().should_stop()
 
 
 def test_a_row_that_is_wanted_is_taken_from_the_weights_as_they_are(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes(commands={"sample": [2]})
+    callbacks = RecordingCallbacks(commands={"sample": [2]})
     order = training_order(tmp_path, dataset=dataset, base=base, sample_every=100)
 
-    train(order, notes)
+    train(order, callbacks)
 
-    assert rows(notes) == [0, 2]
-    assert notes.granted == [("snapshot", 2, 1)]
+    assert rows(callbacks) == [0, 2]
+    assert callbacks.commands_done == [("snapshot", 2, 1)]
 
 
 def test_a_row_that_is_due_anyway_grants_the_command(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes(commands={"sample": [3]})
+    callbacks = RecordingCallbacks(commands={"sample": [3]})
     order = training_order(tmp_path, dataset=dataset, base=base, sample_every=3)
 
-    train(order, notes)
+    train(order, callbacks)
 
-    assert rows(notes) == [0, 3]
-    assert notes.granted == [("snapshot", 3, 1)]
+    assert rows(callbacks) == [0, 3]
+    assert callbacks.commands_done == [("snapshot", 3, 1)]
 
 
 def test_a_row_that_is_wanted_waits_while_two_stand_undrawn(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Drawing(4, commands={"sample": [1, 2]})
+    callbacks = Drawing(4, commands={"sample": [1, 2]})
     order = training_order(tmp_path, dataset=dataset, base=base, sample_every=100)
 
-    outcome = train(order, notes)
+    outcome = train(order, callbacks)
 
-    assert rows(notes) == [0, 1, 5]
-    assert notes.granted == [("snapshot", 1, 1), ("snapshot", 5, 2)]
+    assert rows(callbacks) == [0, 1, 5]
+    assert callbacks.commands_done == [("snapshot", 1, 1), ("snapshot", 5, 2)]
     assert outcome.warnings == []
 
 
 def test_where_there_is_nothing_to_draw_the_command_is_answered_by_one_warning(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes(commands={"sample": [1]})
+    callbacks = RecordingCallbacks(commands={"sample": [1]})
 
-    outcome = train(training_order(tmp_path, dataset=dataset, base=base), notes)
+    outcome = train(training_order(tmp_path, dataset=dataset, base=base), callbacks)
 
-    assert rows(notes) == []
+    assert rows(callbacks) == []
     assert outcome.warnings == [NOTHING_TO_DRAW]

@@ -19,7 +19,7 @@ from shared.dataset.plan import seed_of
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.noise import seeded
 from tests.support.models import make_random_model
-from tests.support.training import Notes, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
 LR = 1e-3
 CLIP = 0.05
@@ -70,7 +70,7 @@ def test_a_step_is_the_textbooks(
         useadam8bit=False, clip_grad_norm=CLIP,
     )  # fmt: skip
     ours = Step(monkeypatch)
-    train(order, Notes())
+    train(order, RecordingCallbacks())
     monkeypatch.undo()
 
     parts = load(base)

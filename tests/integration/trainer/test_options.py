@@ -27,7 +27,7 @@ from shared.diffusion.loading import load
 from shared.errors import Interrupted, Refused
 from shared.request import Validation
 from tests.support.models import make_random_model
-from tests.support.training import Notes, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
 CPU = Choices(precision="fp32", optimizer="adamw", attention="sdpa")
 
@@ -101,7 +101,7 @@ def test_timesteps_come_from_the_range_asked_for_and_no_other(
         training_order(
             tmp_path, dataset=dataset, base=base, max_epochs=3, timestep_start=7, timestep_end=9
         ),
-        Notes(),
+        RecordingCallbacks(),
     )
 
     assert seen == {7, 8}
@@ -123,15 +123,15 @@ def test_the_text_encoder_has_its_own_rate_on_the_same_schedule(
         tmp_path, dataset=dataset, base=base, max_epochs=1, lr=1e-3, text_encoder_lr=1e-4,
         lr_scheduler="linear", lr_decay_steps=10, lr_warmup_steps=0, scale_lr=True, grad_accum=2,
     )  # fmt: skip
-    notes = Notes()
+    callbacks = RecordingCallbacks()
 
-    train(order, notes, clock=lambda: float(notes.asked))
+    train(order, callbacks, clock=lambda: float(callbacks.steps_begun))
 
     scale = 2**0.55
     assert [lr for rate in rates for lr in rate] == pytest.approx(
         [0.9e-3 * scale, 0.9e-4 * scale, 0.7e-3 * scale, 0.7e-4 * scale]
     )
-    assert notes.reports[1]["text_encoder_lr"] == pytest.approx(0.9e-4 * scale)
+    assert callbacks.reports[1]["text_encoder_lr"] == pytest.approx(0.9e-4 * scale)
 
 
 def test_the_result_is_the_moving_average_of_the_weights(
@@ -152,7 +152,7 @@ def test_the_result_is_the_moving_average_of_the_weights(
         save_full_precision=True, save_every_n_epochs=1,
     )  # fmt: skip
 
-    outcome = train(order, Notes())
+    outcome = train(order, RecordingCallbacks())
 
     average = before
     for each in weights:
@@ -170,7 +170,7 @@ def test_a_schedule_that_ends_without_signal_is_saved_with_the_model(
         tmp_path, dataset=dataset, base=v_base, max_epochs=1, enable_zero_terminal_snr=True
     )
 
-    outcome = train(order, Notes())
+    outcome = train(order, RecordingCallbacks())
 
     saved = json.loads((Path(outcome.model) / "scheduler" / "scheduler_config.json").read_text())
     assert saved["rescale_betas_zero_snr"] is True
@@ -187,23 +187,23 @@ def test_an_epsilon_model_is_told_that_it_cannot_end_without_signal(
     order = training_order(tmp_path, dataset=dataset, base=base, enable_zero_terminal_snr=True)
 
     with pytest.raises(Refused, match="enable_zero_terminal_snr needs"):
-        train(order, Notes())
+        train(order, RecordingCallbacks())
 
 
 def test_checkpoints_come_at_the_ends_of_epochs_but_not_beside_the_last(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes()
+    callbacks = RecordingCallbacks()
 
     train(
         training_order(
             tmp_path, dataset=dataset, base=base, max_epochs=6, save_every_n_epochs=2,
             disable_textenc_training=True,
         ),
-        notes,
+        callbacks,
     )  # fmt: skip
 
-    assert [(kind, step, epoch) for kind, _, step, epoch in notes.kept] == [
+    assert [(kind, step, epoch) for kind, _, step, epoch in callbacks.saves] == [
         ("checkpoint", 8, 2),
         ("checkpoint", 16, 4),
     ]
@@ -212,23 +212,25 @@ def test_checkpoints_come_at_the_ends_of_epochs_but_not_beside_the_last(
 # --- Validation -------------------------------------------------------------------------------
 
 
-def validated(base: Path, dataset: Path, out: Path, *, notes: Notes, **options: Any) -> Outcome:
+def validated(
+    base: Path, dataset: Path, out: Path, *, callbacks: RecordingCallbacks, **options: Any
+) -> Outcome:
     """A step takes 10 s, so that each is reported; one of four images is held out."""
     order = training_order(out, dataset=dataset, base=base, **options)
-    return train(order, notes, clock=lambda: 10.0 * notes.asked)
+    return train(order, callbacks, clock=lambda: 10.0 * callbacks.steps_begun)
 
 
 def test_the_loss_on_held_out_images_is_measured_before_after_n_epochs_and_at_the_end(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes()
+    callbacks = RecordingCallbacks()
 
     outcome = validated(
-        base, dataset, tmp_path, notes=notes, max_epochs=5,
+        base, dataset, tmp_path, callbacks=callbacks, max_epochs=5,
         validation=Validation(every_n_epochs=2),
     )  # fmt: skip
 
-    losses = {each["step"]: each["validation_loss"] for each in notes.reports
+    losses = {each["step"]: each["validation_loss"] for each in callbacks.reports
               if "validation_loss" in each}  # fmt: skip
     found = outcome.validation
     assert list(losses) == [0, 6, 12, 15]
@@ -251,7 +253,14 @@ def test_held_out_images_are_never_trained_on(
         return real(objective, loaded, epoch)
 
     monkeypatch.setattr(DiffusionLoss, "loss", spy)
-    validated(base, dataset, tmp_path, notes=Notes(), max_epochs=2, validation=Validation())
+    validated(
+        base,
+        dataset,
+        tmp_path,
+        callbacks=RecordingCallbacks(),
+        max_epochs=2,
+        validation=Validation(),
+    )
 
     held_out = split(Manifest.read(dataset).pictures, Validation()).held_out
     assert len(seen) == 3
@@ -262,16 +271,16 @@ def test_a_network_that_does_not_learn_always_has_the_same_validation_loss(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """Whatever training asks for: noise, timesteps, caption and crop of a measurement are fixed."""
-    notes = Notes()
+    callbacks = RecordingCallbacks()
 
     validated(
-        base, dataset, tmp_path, notes=notes, max_epochs=3, lr=1e-30, useadam8bit=False,
+        base, dataset, tmp_path, callbacks=callbacks, max_epochs=3, lr=1e-30, useadam8bit=False,
         validation=Validation(), cond_dropout=1.0, flip_p=1.0, zero_frequency_noise_ratio=0.5,
         loss_type="huber", min_snr_gamma=1.0,
     )  # fmt: skip
-    losses = {each["validation_loss"] for each in notes.reports if "validation_loss" in each}
-    other = Notes()
-    validated(base, dataset, tmp_path / "2", notes=other, max_epochs=1, validation=Validation())
+    losses = {each["validation_loss"] for each in callbacks.reports if "validation_loss" in each}
+    other = RecordingCallbacks()
+    validated(base, dataset, tmp_path / "2", callbacks=other, max_epochs=1, validation=Validation())
 
     assert losses == {other.reports[0]["validation_loss"]}
 
@@ -280,17 +289,17 @@ def test_every_checkpoint_has_the_validation_loss_of_what_it_holds(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """One is saved in the middle of the third epoch, when its time has come."""
-    notes = Notes()
+    callbacks = RecordingCallbacks()
 
     outcome = validated(
-        base, dataset, tmp_path, notes=notes, max_epochs=3, ema_decay_rate=0.5,
+        base, dataset, tmp_path, callbacks=callbacks, max_epochs=3, ema_decay_rate=0.5,
         validation=Validation(), ckpt_every_n_minutes=1, save_full_precision=True,
     )  # fmt: skip
 
-    ((_, path, step, _),) = notes.kept
-    (loss,) = notes.validation_losses.values()
+    ((_, path, step, _),) = callbacks.saves
+    (loss,) = callbacks.validation_losses.values()
     assert step == 7
-    measured = [each["step"] for each in notes.reports if "validation_loss" in each]
+    measured = [each["step"] for each in callbacks.reports if "validation_loss" in each]
     assert measured == [0, 3, 6, 7, 9]
     again = loss_of(path, Path(outcome.model), dataset, tmp_path / "again")
     assert loss == pytest.approx(again, rel=1e-6)
@@ -299,9 +308,9 @@ def test_every_checkpoint_has_the_validation_loss_of_what_it_holds(
 def loss_of(checkpoint: Path, model: Path, dataset: Path, out: Path) -> float:
     """What a fresh run measures of a single file before it trains."""
     (model / "single_file.safetensors").symlink_to(checkpoint)
-    notes = Notes()
-    validated(model, dataset, out, notes=notes, max_epochs=1, validation=Validation())
-    return float(notes.reports[0]["validation_loss"])
+    callbacks = RecordingCallbacks()
+    validated(model, dataset, out, callbacks=callbacks, max_epochs=1, validation=Validation())
+    return float(callbacks.reports[0]["validation_loss"])
 
 
 def test_a_validation_that_comes_out_as_no_number_ends_the_run(
@@ -311,7 +320,7 @@ def test_a_validation_that_comes_out_as_no_number_ends_the_run(
     monkeypatch.setattr(DiffusionLoss, "plain_errors", lambda *_: nan)
 
     with pytest.raises(Refused, match="nan at step 0"):
-        validated(base, dataset, tmp_path, notes=Notes(), validation=Validation())
+        validated(base, dataset, tmp_path, callbacks=RecordingCallbacks(), validation=Validation())
 
 
 # --- Records ----------------------------------------------------------------------------------
@@ -320,14 +329,16 @@ def test_a_validation_that_comes_out_as_no_number_ends_the_run(
 def test_metrics_have_a_line_per_report_and_tensorboard_draws_them(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes()
+    callbacks = RecordingCallbacks()
 
-    outcome = validated(base, dataset, tmp_path, notes=notes, max_epochs=2, validation=Validation())
+    outcome = validated(
+        base, dataset, tmp_path, callbacks=callbacks, max_epochs=2, validation=Validation()
+    )
 
     lines = list(read_lines(Path(outcome.metrics)))
     names = ("step", "epoch", "loss", "lr", "images_per_second", "validation_loss")
     assert [{name: line.get(name) for name in names} for line in lines] == [
-        {name: report.get(name) for name in names} for report in notes.reports
+        {name: report.get(name) for name in names} for report in callbacks.reports
     ]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
     assert Path(outcome.tensorboard).name == "events.out.tfevents.job1"
@@ -358,16 +369,16 @@ def test_what_was_recorded_after_the_resume_point_is_recorded_once(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """Updates are after steps 2 and 4; the stop comes when step 3 was reported."""
-    notes = Notes(stop_when=lambda asked: asked == 3)
+    callbacks = RecordingCallbacks(stop_when=lambda steps: steps == 3)
     with pytest.raises(Interrupted):
-        validated(base, dataset, tmp_path / "1", notes=notes, max_epochs=1, grad_accum=2)
-    (_, point, _, _) = notes.kept[-1]
+        validated(base, dataset, tmp_path / "1", callbacks=callbacks, max_epochs=1, grad_accum=2)
+    (_, point, _, _) = callbacks.saves[-1]
 
-    again = Notes()
+    again = RecordingCallbacks()
     outcome = validated(
-        base, dataset, tmp_path / "2", notes=again, max_epochs=1, grad_accum=2, resume=point
+        base, dataset, tmp_path / "2", callbacks=again, max_epochs=1, grad_accum=2, resume=point
     )
 
-    assert [report["step"] for report in notes.reports] == [1, 2, 3]
+    assert [report["step"] for report in callbacks.reports] == [1, 2, 3]
     assert [line["step"] for line in read_lines(Path(outcome.metrics))] == [1, 2, 3, 4]
     assert list(scalars(Path(outcome.tensorboard))["lr/unet"]) == [1, 2, 3, 4]

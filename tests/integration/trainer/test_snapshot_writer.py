@@ -18,7 +18,7 @@ from shared.dataset.manifest import Picture
 from shared.diffusion.loading import load
 from shared.errors import Interrupted
 from tests.support.models import make_random_model
-from tests.support.training import Notes, make_dataset, train_request, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, train_request, training_order
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data") / "set", images=3)
 
 
-class Drawn(Notes):
-    """A listener by whom each row is drawn at once."""
+class Drawn(RecordingCallbacks):
+    """Callbacks by which each row is drawn at once."""
 
     def saved(
         self,
@@ -49,23 +49,23 @@ class Drawn(Notes):
             shutil.rmtree(path)
 
 
-def rows(notes: Notes) -> list[tuple[int, int]]:
+def rows(callbacks: RecordingCallbacks) -> list[tuple[int, int]]:
     """Step and epoch of every snapshot."""
-    return [(step, epoch) for kind, _, step, epoch in notes.kept if kind == "snapshot"]
+    return [(step, epoch) for kind, _, step, epoch in callbacks.saves if kind == "snapshot"]
 
 
 def test_a_snapshot_is_due_at_step_0_and_every_so_many_steps_done_but_not_at_the_last(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """Updates come after 2, 3, 5, 6, 8 and 9 steps: what is due between them is taken before."""
-    notes = Drawn()
+    callbacks = Drawn()
     order = training_order(
         tmp_path, dataset=dataset, base=base, max_epochs=3, grad_accum=2, sample_every=3
     )
 
-    outcome = train(order, notes)
+    outcome = train(order, callbacks)
 
-    assert rows(notes) == [(0, 0), (3, 1), (6, 2)]
+    assert rows(callbacks) == [(0, 0), (3, 1), (6, 2)]
     assert outcome.steps == 9
     assert outcome.warnings == []
 
@@ -73,18 +73,18 @@ def test_a_snapshot_is_due_at_step_0_and_every_so_many_steps_done_but_not_at_the
 def test_a_snapshot_holds_the_trained_networks_in_fp16_as_they_are_at_its_step(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes()
+    callbacks = RecordingCallbacks()
     order = training_order(
         tmp_path / "out", dataset=dataset, base=base, max_epochs=2, sample_every=3,
         disable_textenc_training=True,
     )  # fmt: skip
-    train(order, notes)
+    train(order, callbacks)
     short = training_order(
         tmp_path / "short", dataset=dataset, base=base, max_epochs=1, disable_textenc_training=True,
     )  # fmt: skip
-    after_3 = load(Path(train(short, Notes()).model)).unet.state_dict()
+    after_3 = load(Path(train(short, RecordingCallbacks()).model)).unet.state_dict()
 
-    first, second = (path for kind, path, *_ in notes.kept if kind == "snapshot")
+    first, second = (path for kind, path, *_ in callbacks.saves if kind == "snapshot")
 
     assert [file.name for file in second.iterdir()] == ["unet.safetensors"]
     untrained, trained = (load_file(each / "unet.safetensors") for each in (first, second))
@@ -97,12 +97,12 @@ def test_a_snapshot_holds_the_trained_networks_in_fp16_as_they_are_at_its_step(
 def test_while_two_stand_undrawn_others_are_skipped_and_one_warning_names_them(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes()
+    callbacks = RecordingCallbacks()
     order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=4, sample_every=3)
 
-    outcome = train(order, notes)
+    outcome = train(order, callbacks)
 
-    assert rows(notes) == [(0, 0), (3, 1)]
+    assert rows(callbacks) == [(0, 0), (3, 1)]
     assert outcome.warnings == [f"{SKIPPED}6, 9"]
 
 
@@ -112,18 +112,18 @@ def test_the_warning_stays_short_however_many_are_skipped(
     monkeypatch.setattr(snapshot_writer, "MAX_NAMED", 3)
     order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=3, sample_every=1)
 
-    assert train(order, Notes()).warnings == [f"{SKIPPED}2, 3, 4, and more"]
+    assert train(order, RecordingCallbacks()).warnings == [f"{SKIPPED}2, 3, 4, and more"]
 
 
 def test_a_resumed_run_takes_the_rows_that_an_uninterrupted_one_takes_and_none_twice(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """It is stopped just after a row, and must not take that one again."""
-    first = Drawn(stop_when=lambda asked: asked == 4)
+    first = Drawn(stop_when=lambda steps: steps == 4)
     common: dict[str, Any] = {"dataset": dataset, "base": base, "max_epochs": 3, "sample_every": 2}
     with pytest.raises(Interrupted):
         train(training_order(tmp_path / "first", **common), first)
-    resume_point = first.kept[-1][1]
+    resume_point = first.saves[-1][1]
     done = tuple(step for step, _ in rows(first))
 
     second = Drawn()

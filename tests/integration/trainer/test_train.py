@@ -24,7 +24,7 @@ from shared.diffusion.loading import load
 from shared.errors import Interrupted, Passing, Refused
 from shared.request import Validation
 from tests.support.models import make_random_model
-from tests.support.training import Notes, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
 PREFIXES = {
     "unet": "model.diffusion_model.",
@@ -73,13 +73,15 @@ def weights_of(network: str, names: Iterable[str]) -> set[str]:
 def test_every_weight_of_both_networks_learns_and_the_vae_stays_bit_equal(
     base: Path, dataset: Path, untrained: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    notes = Notes()
+    callbacks = RecordingCallbacks()
     order = training_order(
         tmp_path, dataset=dataset, base=base, max_epochs=8, save_full_precision=True,
         useadam8bit=False,
     )  # fmt: skip
 
-    outcome = train(order, notes, clock=lambda: float(notes.asked))  # every step is reported
+    outcome = train(
+        order, callbacks, clock=lambda: float(callbacks.steps_begun)
+    )  # every step is reported
 
     assert unchanged(untrained, outcome, "unet") == set()
     assert unchanged(untrained, outcome, "text_encoder") == set()
@@ -87,7 +89,7 @@ def test_every_weight_of_both_networks_learns_and_the_vae_stays_bit_equal(
     assert (outcome.steps, outcome.updates, outcome.epochs, outcome.images) == (24, 24, 8, 24)
     assert (outcome.precision, outcome.optimizer) == ("fp32", "adamw_fused")
     assert outcome.loss is not None
-    assert outcome.loss < notes.reports[1]["loss"]
+    assert outcome.loss < callbacks.reports[1]["loss"]
 
 
 def test_clip_skip_2_leaves_the_last_layer_out_of_training(
@@ -97,7 +99,7 @@ def test_clip_skip_2_leaves_the_last_layer_out_of_training(
         tmp_path, dataset=dataset, base=base, max_epochs=1, save_full_precision=True, clip_skip=2
     )
 
-    outcome = train(order, Notes())
+    outcome = train(order, RecordingCallbacks())
 
     last = {name for name in weights_of("text_encoder", untrained) if ".layers.2." in name}
     assert unchanged(untrained, outcome, "text_encoder") == last != set()
@@ -131,7 +133,7 @@ def test_a_frozen_network_stays_bit_equal_and_gets_no_gradients(
         tmp_path, dataset=dataset, base=base, max_epochs=1, save_full_precision=True, **settings
     )
 
-    outcome = train(order, Notes())
+    outcome = train(order, RecordingCallbacks())
 
     assert unchanged(untrained, outcome, frozen) == weights_of(frozen, untrained)
     assert unchanged(untrained, outcome, learning) == set()
@@ -172,13 +174,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         "cond_dropout": 0.3, "flip_p": 0.5, "shuffle_tags": True, "lr_scheduler": "cosine",
         "clip_grad_norm": 1.0, "save_full_precision": True, **options,
     }  # fmt: skip
-    whole = run(training_order(tmp_path / "whole", **settings), Notes())
-    stopped = Notes(stop_when=lambda asked: asked == begun)
+    whole = run(training_order(tmp_path / "whole", **settings), RecordingCallbacks())
+    stopped = RecordingCallbacks(stop_when=lambda steps: steps == begun)
 
     with pytest.raises(Interrupted):
         run(training_order(tmp_path / "first", **settings), stopped)
-    kind, folder, step, _ = stopped.kept[-1]
-    resumed = run(training_order(tmp_path / "second", resume=folder, **settings), Notes())
+    kind, folder, step, _ = stopped.saves[-1]
+    resumed = run(
+        training_order(tmp_path / "second", resume=folder, **settings), RecordingCallbacks()
+    )
 
     assert (kind, step) == ("resume_point", kept)
     assert without_paths(whole) == without_paths(resumed)
@@ -187,8 +191,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert timeless(whole.metrics) == timeless(resumed.metrics)
 
 
-def run(order: TrainingOrder, notes: Notes) -> Outcome:
-    return train(order, notes, clock=lambda: 10.0 * notes.asked)
+def run(order: TrainingOrder, callbacks: RecordingCallbacks) -> Outcome:
+    return train(order, callbacks, clock=lambda: 10.0 * callbacks.steps_begun)
 
 
 def without_paths(outcome: Outcome) -> Outcome:
@@ -202,23 +206,25 @@ def timeless(metrics: str) -> list[dict[str, Any]]:
 def test_a_stop_within_a_group_goes_back_to_the_last_update(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes(stop_when=lambda asked: asked == 4)
+    callbacks = RecordingCallbacks(stop_when=lambda steps: steps == 4)
 
     with pytest.raises(Interrupted):
-        train(training_order(tmp_path, dataset=dataset, base=base, grad_accum=2), notes)
+        train(training_order(tmp_path, dataset=dataset, base=base, grad_accum=2), callbacks)
 
-    assert [(kind, step, epoch) for kind, _, step, epoch in notes.kept] == [("resume_point", 3, 1)]
+    assert [(kind, step, epoch) for kind, _, step, epoch in callbacks.saves] == [
+        ("resume_point", 3, 1)
+    ]
 
 
 def test_a_stop_before_the_first_update_saves_nothing(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    notes = Notes(stop_when=lambda _asked: True)
+    callbacks = RecordingCallbacks(stop_when=lambda _steps: True)
 
     with pytest.raises(Interrupted):
-        train(training_order(tmp_path, dataset=dataset, base=base), notes)
+        train(training_order(tmp_path, dataset=dataset, base=base), callbacks)
 
-    assert notes.kept == []
+    assert callbacks.saves == []
 
 
 def test_an_accumulated_update_is_the_mean_over_the_groups_real_steps(
@@ -231,7 +237,7 @@ def test_an_accumulated_update_is_the_mean_over_the_groups_real_steps(
     monkeypatch.setattr(loop, "update", lambda state, **_: _note_and_forget(state, norms))
 
     train(training_order(tmp_path / "out", dataset=data, base=base, max_epochs=2, grad_accum=2),
-          Notes())  # fmt: skip
+          RecordingCallbacks())  # fmt: skip
 
     assert norms == pytest.approx([1.0, 1.0, 1.0, 1.0])
 
@@ -262,7 +268,7 @@ def test_each_network_is_clipped_by_itself(
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
     train(
         training_order(tmp_path, dataset=dataset, base=base, max_epochs=1, clip_grad_norm=1e-3),
-        Notes(),
+        RecordingCallbacks(),
     )
 
     assert norms == pytest.approx([1e-3] * 6, rel=1e-3)
@@ -275,9 +281,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(
         "dataset": dataset, "base": base, "max_epochs": 1, "save_full_precision": True,
         "useadam8bit": False,
     }  # fmt: skip
-    plain = train(training_order(tmp_path / "plain", **settings), Notes())
+    plain = train(training_order(tmp_path / "plain", **settings), RecordingCallbacks())
     spared = train(
-        training_order(tmp_path / "spared", gradient_checkpointing=True, **settings), Notes()
+        training_order(tmp_path / "spared", gradient_checkpointing=True, **settings),
+        RecordingCallbacks(),
     )
 
     first, second = load_file(plain.checkpoint), load_file(spared.checkpoint)
@@ -291,7 +298,7 @@ def test_a_batch_filled_with_repeats_counts_less(
     factors: list[float] = []
     monkeypatch.setattr(
         "services.trainer.training.loss.F.mse_loss",
-        lambda said, wanted, **_: (said - wanted) * 0 + 1.0,
+        lambda predicted, expected, **_: (predicted - expected) * 0 + 1.0,
     )
     real = DiffusionLoss.loss
 
@@ -302,7 +309,8 @@ def test_a_batch_filled_with_repeats_counts_less(
 
     monkeypatch.setattr(DiffusionLoss, "loss", spy)
     outcome = train(
-        training_order(tmp_path, dataset=dataset, base=base, max_epochs=1, batch_size=2), Notes()
+        training_order(tmp_path, dataset=dataset, base=base, max_epochs=1, batch_size=2),
+        RecordingCallbacks(),
     )
 
     assert sorted(factors) == pytest.approx([0.353553, 1.0], abs=1e-6)
@@ -321,7 +329,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_step_and_advice(
     monkeypatch.setattr(DiffusionLoss, "loss", spy)
 
     with pytest.raises(Refused, match=r"nan at step 2\b.*lower lr"):
-        train(training_order(tmp_path, dataset=dataset, base=base), Notes())
+        train(training_order(tmp_path, dataset=dataset, base=base), RecordingCallbacks())
 
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -334,12 +342,14 @@ def test_checkpoints_and_resume_points_come_when_their_time_has_passed(
         tmp_path, dataset=dataset, base=base, max_epochs=3, ckpt_every_n_minutes=1, resume_every=30,
         save_optimizer=True,
     )  # fmt: skip
-    notes = Notes()
+    callbacks = RecordingCallbacks()
 
-    train(order, notes, clock=lambda: 10.0 * notes.asked)
+    train(order, callbacks, clock=lambda: 10.0 * callbacks.steps_begun)
 
-    checkpoints = [(path.name, step) for kind, path, step, _ in notes.kept if kind == "checkpoint"]
-    points = [step for kind, _, step, _ in notes.kept if kind == "resume_point"]
+    checkpoints = [
+        (path.name, step) for kind, path, step, _ in callbacks.saves if kind == "checkpoint"
+    ]
+    points = [step for kind, _, step, _ in callbacks.saves if kind == "resume_point"]
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert checkpoints == [("job1-ep02-gs00007.safetensors", 7)]
     assert points == [4, 8]
@@ -355,11 +365,11 @@ def test_no_checkpoint_in_between_where_none_is_asked_for(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     order = training_order(tmp_path, dataset=dataset, base=base, ckpt_every_n_minutes=0)
-    notes = Notes()
+    callbacks = RecordingCallbacks()
 
-    train(order, notes, clock=lambda: 1000.0 * notes.asked)
+    train(order, callbacks, clock=lambda: 1000.0 * callbacks.steps_begun)
 
-    assert notes.kept == []
+    assert callbacks.saves == []
 
 
 @pytest.mark.parametrize(
@@ -378,7 +388,7 @@ def test_a_full_disk_ends_the_run_before_anything_is_saved(
     order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=2, **options)
 
     with pytest.raises(Passing, match=rf"save {what}: \d+ bytes are needed in {tmp_path}.* 12345"):
-        train(order, Notes())
+        train(order, RecordingCallbacks())
 
     assert {each.name for each in tmp_path.rglob("*") if each.is_file()} == {"metrics.jsonl"}
 
@@ -387,7 +397,8 @@ def test_a_model_saved_with_its_optimizers_hands_on_their_moments_but_not_their_
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(
-        training_order(tmp_path / "1", dataset=dataset, base=base, save_optimizer=True), Notes()
+        training_order(tmp_path / "1", dataset=dataset, base=base, save_optimizer=True),
+        RecordingCallbacks(),
     )
     seen: list[tuple[int, float]] = []
     real = loop.update
@@ -400,7 +411,7 @@ def test_a_model_saved_with_its_optimizers_hands_on_their_moments_but_not_their_
 
     monkeypatch.setattr(loop, "update", spy)
     again = training_order(tmp_path / "2", dataset=dataset, base=Path(first.model), lr=1e-4)
-    train(again, Notes())
+    train(again, RecordingCallbacks())
 
     assert seen == [(step, 1e-4) for step in range(6, 12)]
 
@@ -420,7 +431,7 @@ def test_a_dropped_caption_is_the_empty_one_and_all_images_may_be_mirrored(
         training_order(
             tmp_path, dataset=dataset, base=base, max_epochs=1, cond_dropout=1.0, flip_p=1.0
         ),
-        Notes(),
+        RecordingCallbacks(),
     )
 
     assert seen == [("", True)] * 3
@@ -435,11 +446,11 @@ def test_mixed_precision_changes_what_is_computed_and_not_what_is_kept(
         training_order(tmp_path / name, dataset=dataset, base=base, **commands)
         for name in ("fp32", "bf16")
     ]
-    full = train(orders[0], Notes())
+    full = train(orders[0], RecordingCallbacks())
     chosen = Choices(precision="bf16", optimizer="adamw", attention="sdpa")
     monkeypatch.setattr(loop, "choose", lambda _train, _device: chosen)
 
-    mixed = train(orders[1], Notes())
+    mixed = train(orders[1], RecordingCallbacks())
 
     assert mixed.precision == "bf16"
     assert full.loss is not None
@@ -451,14 +462,14 @@ def test_mixed_precision_changes_what_is_computed_and_not_what_is_kept(
 
 def test_a_v_prediction_model_learns_too(dataset: Path, tmp_path: Path) -> None:
     base = make_random_model(tmp_path / "base", prediction_type="v_prediction")
-    notes = Notes()
+    callbacks = RecordingCallbacks()
 
     order = training_order(
         tmp_path / "out", dataset=dataset, base=base, max_epochs=16,
         validation=Validation(val_split_proportion=0.5),
     )  # fmt: skip
 
-    outcome = train(order, notes)
+    outcome = train(order, callbacks)
 
     assert outcome.validation is not None
     assert outcome.validation.last.loss < outcome.validation.before.loss
@@ -469,4 +480,4 @@ def test_an_image_that_cannot_be_read_is_named(base: Path, tmp_path: Path) -> No
     (data / "1.png").write_bytes((data / "1.png").read_bytes()[:-300])
 
     with pytest.raises(Refused, match=r"1\.png cannot be read"):
-        train(training_order(tmp_path / "out", dataset=data, base=base), Notes())
+        train(training_order(tmp_path / "out", dataset=data, base=base), RecordingCallbacks())

@@ -75,7 +75,7 @@ async def work(store: FolderStore, tmp_path: Path) -> AsyncIterator[TrainerWork]
     await work.close()
 
 
-def asked(job: str, **fields: Any) -> DatasetStaged:
+def dataset_staged(job: str, **fields: Any) -> DatasetStaged:
     return DatasetStaged(
         job=job,
         stage="staging",
@@ -96,7 +96,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def of_kind(facts: Facts, kind: type[Message]) -> list[Any]:
-    return [fact for fact in facts.said if isinstance(fact, kind)]
+    return [fact for fact in facts.published if isinstance(fact, kind)]
 
 
 def is_training(order: Order) -> bool:
@@ -111,7 +111,9 @@ async def test_a_job_is_trained_from_the_store_to_the_store(staged: Path, tmp_pa
     )
     try:
         gpu = await work.prepare()
-        order = granted_order(asked("whole", max_epochs=3, clip_skip=2, seed=-1), "training", facts)
+        order = granted_order(
+            dataset_staged("whole", max_epochs=3, clip_skip=2, seed=-1), "training", facts
+        )
         final = await work.perform(order)
     finally:
         await work.close()
@@ -145,7 +147,7 @@ async def test_the_speed_of_a_finished_training_is_remembered(
 ) -> None:
     monkeypatch.setattr(trainer_work, "MIN_STEPS", 9)
     report = {"steps": 9, "megapixels": 9 * 256 * 256 / 1e6}
-    message = msgspec.structs.replace(asked("measured", max_epochs=3), report=report)
+    message = msgspec.structs.replace(dataset_staged("measured", max_epochs=3), report=report)
     order = granted_order(message, "training", Facts())
 
     await work.perform(order)
@@ -167,7 +169,7 @@ async def test_a_training_that_does_not_tell_its_speed_is_not_remembered(
 ) -> None:
     await store.delete("cache/speed.json")
     order = granted_order(
-        msgspec.structs.replace(asked("short"), report=report), "training", Facts()
+        msgspec.structs.replace(dataset_staged("short"), report=report), "training", Facts()
     )
     order.progress(images_per_second=3.0)
 
@@ -186,7 +188,9 @@ async def test_a_store_that_is_away_costs_the_speed_not_the_job(tmp_path: Path) 
 
     store = Away(tmp_path / "store", public_url="http://127.0.0.1:1", key="k" * 32)
     work = TrainerWork(store, scratch=tmp_path / "scratch", cache=tmp_path, resume_every=1e9)
-    message = msgspec.structs.replace(asked("away"), report={"steps": 1, "megapixels": 1.0})
+    message = msgspec.structs.replace(
+        dataset_staged("away"), report={"steps": 1, "megapixels": 1.0}
+    )
     order = granted_order(message, "training", Facts())
     order.progress(images_per_second=3.0)
 
@@ -200,7 +204,7 @@ async def test_the_newest_checkpoint_and_the_best_stay_in_the_store_and_records_
 ) -> None:
     """A rate this high makes the first epochs the best ones, so that the best is not the newest."""
     facts = Facts()
-    message = asked(
+    message = dataset_staged(
         "kept", max_epochs=6, lr=0.05, save_every_n_epochs=1, keep_checkpoints=1,
         save_optimizer=True, validation=Validation(),
     )  # fmt: skip
@@ -240,7 +244,7 @@ async def test_a_stopped_training_goes_on_elsewhere_and_remembers_its_checkpoint
     work: TrainerWork, store: FolderStore, tmp_path: Path
 ) -> None:
     facts = Facts()
-    first = granted_order(asked("moved", max_epochs=100_000), "training", facts)
+    first = granted_order(dataset_staged("moved", max_epochs=100_000), "training", facts)
     performing = asyncio.create_task(work.perform(first))
     await until(lambda: is_training(first) or performing.done())
 
@@ -261,7 +265,7 @@ async def test_a_stopped_training_goes_on_elsewhere_and_remembers_its_checkpoint
     await upload_folder(store, tmp_path / "point", changed := "jobs/moved/training/1/resume/x")
 
     epochs = point.epoch + 1
-    again = asked("moved", max_epochs=epochs)
+    again = dataset_staged("moved", max_epochs=epochs)
     second = granted_order(again, "training", Facts(), attempt=2, resume_point=changed)
     final = await work.perform(second)
 
@@ -275,7 +279,7 @@ async def test_a_cancelled_job_leaves_no_child_and_no_file(
 ) -> None:
     await work.prepare()
     child = pid_of(work)
-    order = granted_order(asked("cancelled", max_epochs=100_000), "training", Facts())
+    order = granted_order(dataset_staged("cancelled", max_epochs=100_000), "training", Facts())
     performing = asyncio.create_task(work.perform(order))
     await until(lambda: is_training(order) or performing.done())
 
@@ -294,7 +298,7 @@ async def test_an_idle_child_that_died_is_replaced_and_a_busy_one_is_a_passing_f
     os.kill(pid_of(work), signal.SIGKILL)
     await until(lambda: work._standby._child is None or not work._standby._child.alive)
 
-    order = granted_order(asked("killed", max_epochs=100_000), "training", Facts())
+    order = granted_order(dataset_staged("killed", max_epochs=100_000), "training", Facts())
     performing = asyncio.create_task(work.perform(order))
     await until(lambda: is_training(order) or performing.done())
     os.kill(pid_of(work), signal.SIGKILL)
@@ -309,7 +313,7 @@ async def test_a_base_model_that_cannot_be_loaded_is_the_users_to_mend(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model_index.json").write_text("{}")
     await upload_folder(store, tmp_path / "broken", "cache/broken")
-    message = msgspec.structs.replace(asked("broken"), base_model="cache/broken")
+    message = msgspec.structs.replace(dataset_staged("broken"), base_model="cache/broken")
 
     with pytest.raises(Refused, match="base model"):
         await work.perform(granted_order(message, "training", Facts()))
@@ -320,7 +324,7 @@ async def test_without_its_resume_point_in_the_store_a_training_begins_anew(
 ) -> None:
     gone = "jobs/anew/training/1/resume/2"
     order = granted_order(
-        asked("anew", max_epochs=1), "training", Facts(), attempt=2, resume_point=gone
+        dataset_staged("anew", max_epochs=1), "training", Facts(), attempt=2, resume_point=gone
     )
 
     final = await work.perform(order)
@@ -348,7 +352,7 @@ async def test_rows_are_asked_for_on_the_way_as_fast_as_they_are_drawn_and_the_l
     work: TrainerWork, store: FolderStore
 ) -> None:
     facts = Drawing(store)
-    request = asked("rows", max_epochs=100_000, sample_steps=2, sample_prompts=["a", "b"])
+    request = dataset_staged("rows", max_epochs=100_000, sample_steps=2, sample_prompts=["a", "b"])
     order = granted_order(request, "training", facts)
     performing = asyncio.create_task(work.perform(order))
     await until(lambda: len(facts.steps) >= 4 or performing.done())
@@ -359,13 +363,13 @@ async def test_rows_are_asked_for_on_the_way_as_fast_as_they_are_drawn_and_the_l
     assert facts.steps[:2] == [0, 2]
     assert facts.steps == sorted(set(facts.steps))
     assert all(step % 2 == 0 for step in facts.steps)
-    told = of_kind(facts, CheckpointSampled)[1]
-    assert told.row == SampleRow(step=2, epoch=0, prompts=("a", "b"), seed=555, resolution=256)
-    assert (told.snapshot, told.base_model, told.claim) == (
+    sampled = of_kind(facts, CheckpointSampled)[1]
+    assert sampled.row == SampleRow(step=2, epoch=0, prompts=("a", "b"), seed=555, resolution=256)
+    assert (sampled.snapshot, sampled.base_model, sampled.claim) == (
         snapshot_prefix("rows", 1, step=2, epoch=0), "cache/base", order.claim
     )  # fmt: skip
 
-    request = asked("end", max_epochs=1, sample_prompts=["a"])
+    request = dataset_staged("end", max_epochs=1, sample_prompts=["a"])
     final = await work.perform(granted_order(request, "training", facts))
     assert final.row == SampleRow(step=3, epoch=1, prompts=("a",), seed=555, resolution=256)
 
@@ -380,7 +384,9 @@ async def test_what_is_wanted_of_a_training_at_work_is_done_once_and_then_it_end
     work: TrainerWork, store: FolderStore
 ) -> None:
     facts = Drawing(store)
-    request = asked("wanted", max_epochs=100_000, sample_steps=1_000_000, sample_prompts=["a"])
+    request = dataset_staged(
+        "wanted", max_epochs=100_000, sample_steps=1_000_000, sample_prompts=["a"]
+    )
     order = granted_order(request, "training", facts)
     performing = asyncio.create_task(work.perform(order))
     await until(lambda: is_training(order) or performing.done())
@@ -405,7 +411,7 @@ async def test_what_is_wanted_of_a_training_at_work_is_done_once_and_then_it_end
 
 
 async def test_what_an_earlier_attempt_left_undone_is_done_by_the_next(work: TrainerWork) -> None:
-    request = asked("left undone", max_epochs=100_000)
+    request = dataset_staged("left undone", max_epochs=100_000)
     order = granted_order(request, "training", Facts(), attempt=2, commands={"stop": 1})
 
     async with asyncio.timeout(DEADLINE):
@@ -425,14 +431,14 @@ async def test_rows_that_an_earlier_attempt_left_are_asked_for_again_and_others_
     await store.put(sample_key("left", step=0, index=0), b"drawn")
     facts = Facts()
 
-    request = asked("left", max_epochs=5, sample_steps=3)
+    request = dataset_staged("left", max_epochs=5, sample_steps=3)
     final = await work.perform(granted_order(request, "training", facts, attempt=2))
 
-    said = of_kind(facts, CheckpointSampled)
-    assert [each.snapshot for each in said] == left
+    republished = of_kind(facts, CheckpointSampled)
+    assert [each.snapshot for each in republished] == left
     assert [each.prefix for each in await waiting_snapshots(store, "left")] == left
-    assert len({*said[0].row.prompts}) == 3
-    assert said[0].row.prompts == said[1].row.prompts
+    assert len({*republished[0].row.prompts}) == 3
+    assert republished[0].row.prompts == republished[1].row.prompts
     (warning,) = final.summary["warnings"]
     assert warning.endswith("not drawn yet, at steps: 9, 12")
 
@@ -445,7 +451,7 @@ async def test_without_prompts_and_captions_there_are_no_samples(
     Manifest(pictures=(msgspec.structs.replace(picture, caption=""),)).write(data)
     await upload_folder(store, data, "silent")
     facts = Facts()
-    request = msgspec.structs.replace(asked("silent", max_epochs=1), dataset="silent")
+    request = msgspec.structs.replace(dataset_staged("silent", max_epochs=1), dataset="silent")
 
     final = await work.perform(granted_order(request, "training", facts))
 

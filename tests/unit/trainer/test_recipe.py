@@ -38,18 +38,18 @@ def schedule(name: LrScheduler, *, decay: int = 1500, warmup: int = 30, lr: floa
 def test_decay_reaches_half_again_beyond_the_end_and_warm_up_takes_a_fiftieth_of_it(
     per_epoch: int, epochs: int, decay: int, warmup: int
 ) -> None:
-    asked = train(max_epochs=epochs, lr_scheduler="linear")
+    request = train(max_epochs=epochs, lr_scheduler="linear")
 
-    recipe = recipe_for(asked, steps_per_epoch=per_epoch, total_steps=per_epoch * epochs)
+    recipe = recipe_for(request, steps_per_epoch=per_epoch, total_steps=per_epoch * epochs)
 
     assert (recipe.decay_steps, recipe.warmup_steps) == (decay, warmup)
     assert recipe.total_steps == per_epoch * epochs
 
 
 def test_steps_asked_for_are_taken_as_they_are() -> None:
-    asked = train(lr_decay_steps=7, lr_warmup_steps=0)
+    request = train(lr_decay_steps=7, lr_warmup_steps=0)
 
-    recipe = recipe_for(asked, steps_per_epoch=10, total_steps=3000)
+    recipe = recipe_for(request, steps_per_epoch=10, total_steps=3000)
 
     assert (recipe.decay_steps, recipe.warmup_steps) == (7, 0)
 
@@ -111,9 +111,9 @@ def test_warm_up_longer_than_decay_ends_at_the_floor() -> None:
 def test_the_peak_is_the_one_asked_for_or_the_default_scaled_where_asked(
     fields: dict[str, Any], lr: float
 ) -> None:
-    asked = train(**fields)
+    request = train(**fields)
 
-    assert peak_lr(asked, asked.lr) == pytest.approx(lr, rel=1e-5)
+    assert peak_lr(request, request.lr) == pytest.approx(lr, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_groups_are_whole_but_for_the_last_and_hold_every_step_once(steps: int, 
 
 
 def test_the_text_encoders_rate_is_scaled_like_the_other() -> None:
-    asked = train(lr=1e-6, text_encoder_lr=1e-7, scale_lr=True, batch_size=4)
+    request = train(lr=1e-6, text_encoder_lr=1e-7, scale_lr=True, batch_size=4)
 
-    recipe = recipe_for(asked, steps_per_epoch=1, total_steps=1)
+    recipe = recipe_for(request, steps_per_epoch=1, total_steps=1)
 
     assert recipe.lr == pytest.approx(1e-6 * 4**0.55)
     assert recipe.text_encoder_lr == pytest.approx(1e-7 * 4**0.55)

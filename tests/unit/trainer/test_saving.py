@@ -130,15 +130,15 @@ def test_a_save_takes_no_more_than_was_asked_for_and_not_much_less(
     save(state, tmp_path / "point", Metrics(tmp_path / "records"))
 
     one, folder = size_of(tmp_path / "one"), size_of(tmp_path / "folder")
-    asked = disk_space.checkpoint_bytes(state, train)
-    assert asked - 2**18 <= one <= asked
+    needed = disk_space.checkpoint_bytes(state, train)
+    assert needed - 2**18 <= one <= needed
     assert (
         disk_space.last_bytes(state, train) - 2**19
         <= one + folder
         <= disk_space.last_bytes(state, train)
     )
-    asked = disk_space.resume_point_bytes(state)
-    assert asked - 2**18 <= size_of(tmp_path / "point") <= asked
+    needed = disk_space.resume_point_bytes(state)
+    assert needed - 2**18 <= size_of(tmp_path / "point") <= needed
 
 
 def test_optimizers_beside_a_checkpoint_need_room_too() -> None:
