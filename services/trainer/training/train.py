@@ -73,7 +73,7 @@ def train(  # noqa: C901 - the loop is read in one piece
     """Carry out an order.
 
     Raises:
-        Refused: the base model, an image or the loss is not fit to train with; says which.
+        Refused: the base model, an image or the loss cannot be trained with; says which.
         Passing: the resume point cannot be read, or the disk has no room for what is to be saved.
         Interrupted: ``callbacks`` asked to stop; a resume point holds what was done.
     """
