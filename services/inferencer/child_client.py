@@ -9,7 +9,7 @@ from shared.errors import Passing
 
 
 async def run_order(standby: Standby, order: GenerationOrder, on_record: OnRecord) -> None:
-    """Have the child carry out an order; the child is kept only if the order ends by its record.
+    """Have the child carry out an order; the child is kept only if it ends with a final record.
 
     Raises:
         Refused, Passing: the order failed, or the child died.
