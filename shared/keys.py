@@ -20,7 +20,7 @@ from shared.errors import Refused, SettingsError
 from shared.request import S3Config
 
 NONCE_BYTES = 12
-LEAST_KEY_LENGTH = 32
+MIN_KEY_LENGTH = 32
 """Shortest key, in characters; anyone could sign with an empty one."""
 
 
@@ -37,7 +37,7 @@ def secret_key(configured: str | None, home: Path) -> str:
         home.mkdir(parents=True, exist_ok=True)
         _create(path)
     key = path.read_text().strip()
-    if len(key) < LEAST_KEY_LENGTH:
+    if len(key) < MIN_KEY_LENGTH:
         raise SettingsError(f"{path} holds no key; remove it, and a new one is made")
     return key
 

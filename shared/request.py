@@ -34,12 +34,12 @@ WebhookEvent = Literal["start", "output", "completed"]
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-MOST = 2**31 - 1
+MAX_INTEGER = 2**31 - 1
 """Upper bound of numbers that have no other."""
-MOST_ITEMS = 1000
+MAX_ITEMS = 1000
 """Longest list whose items each take a while."""
-Positive = Annotated[int, Meta(ge=1, le=MOST)]
-Count = Annotated[int, Meta(ge=0, le=MOST)]
+Positive = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
+Count = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -100,7 +100,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_epochs: Positive = 300
     resolution: Resolution = 512
     resume_ckpt_url: Text = DEFAULT_BASE
-    sample_prompts: Annotated[list[str], Meta(max_length=MOST_ITEMS)] = field(default_factory=list)
+    sample_prompts: Annotated[list[str], Meta(max_length=MAX_ITEMS)] = field(default_factory=list)
     sample_steps: Positive = 250
     save_full_precision: bool = False
     save_optimizer: bool = False

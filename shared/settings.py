@@ -19,9 +19,9 @@ import structlog
 from shared.errors import SettingsError
 
 T = TypeVar("T")
-MOST_PORT = 65535
-MOST_SECONDS = 1e9
-LEAST_WEBHOOK_SECRET = 24
+MAX_PORT = 65535
+MAX_SECONDS = 1e9
+MIN_WEBHOOK_SECRET = 24
 """Bytes; required by Standard Webhooks."""
 NO_NAMES: tuple[str, ...] = ()
 RENAMED = {"CONCURRENCY": "PLACES", "HEARTBEAT": "BEAT"}
@@ -149,7 +149,7 @@ def _path(text: str) -> Path:
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > MOST_PORT:
+    if not text.isdecimal() or int(text) > MAX_PORT:
         raise ValueError("a port number from 0 to 65535")
     return int(text)
 
@@ -165,7 +165,7 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0.0 < value < MOST_SECONDS:
+    if not 0.0 < value < MAX_SECONDS:
         raise ValueError("a number above 0")
     return value
 
@@ -186,7 +186,7 @@ def _webhook_secret(text: str) -> str:
         secret = base64.b64decode(text.removeprefix("whsec_"), validate=True)
     except ValueError:
         secret = b""
-    if not text.startswith("whsec_") or len(secret) < LEAST_WEBHOOK_SECRET:
+    if not text.startswith("whsec_") or len(secret) < MIN_WEBHOOK_SECRET:
         raise ValueError("whsec_ and at least 24 bytes in base64")
     return text
 

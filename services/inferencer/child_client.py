@@ -26,7 +26,7 @@ async def run_order(standby: Standby, order: GenerationOrder, on_record: OnRecor
     try:
         child = await standby.ready()
         await child.order(order)
-        last = await child.last_word(on_record)
+        last = await child.final_record(on_record)
     except ChildDied as error:
         raise Passing(str(error)) from error
     except BaseException:

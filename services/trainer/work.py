@@ -48,7 +48,7 @@ log = structlog.get_logger()
 CHILD = "services.trainer.training.child"
 SAVED_MODELS = 2
 """A trained model is saved as one file and as a folder, each about as large as its base."""
-LEAST_STEPS = 100
+MIN_STEPS = 100
 """The speed of a shorter training is not remembered."""
 
 
@@ -201,7 +201,7 @@ class TrainerWork:
 
     async def _remember_speed(self, order: Order, gpu: str, steps: int) -> None:
         """For the estimates of later jobs, which can do without it."""
-        if (speed := speed_of(order, gpu)) is None or steps < LEAST_STEPS:
+        if (speed := speed_of(order, gpu)) is None or steps < MIN_STEPS:
             return
         try:
             await self._store.put(SPEED_KEY, msgspec.json.encode(speed))
@@ -256,7 +256,7 @@ async def _handle_records(
             case Saved():
                 uploads.add(record)
 
-    last = await child.last_word(on_record)
+    last = await child.final_record(on_record)
     order.keepalive()
     match last:
         case Done(summary=summary):

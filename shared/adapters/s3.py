@@ -27,7 +27,7 @@ from shared.network.outbound import Blocked, Guard, GuardedResolver, was_blocked
 from shared.ports import StoredObject, no_keepalive
 
 PART_BYTES = 8 * 2**20
-MOST_PARTS = 10_000
+MAX_PARTS = 10_000
 PARTS_AT_ONCE = 4
 """Parts held in memory at a time, for each file in transfer."""
 PIECE_BYTES = 4 * 2**20
@@ -306,7 +306,7 @@ def _guarded(guard: Guard) -> type[AIOHTTPSession]:
 async def _send_parts(
     client: Any, upload: Mapping[str, str], path: Path, size: int, keepalive: Callable[[], None]
 ) -> Sequence[Mapping[str, Any]]:
-    length = max(PART_BYTES, math.ceil(size / MOST_PARTS))
+    length = max(PART_BYTES, math.ceil(size / MAX_PARTS))
 
     async def send(number: int) -> Mapping[str, Any]:
         start = (number - 1) * length

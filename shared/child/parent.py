@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 import msgspec
 from msgspec import Struct
 
-from shared.child.records import AnyRecord, LastWord, Ready
+from shared.child.records import AnyRecord, FinalRecord, Ready
 
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
@@ -35,7 +35,7 @@ _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 
 
 class ChildDied(Exception):
-    """The child ended without a last word; the text says how."""
+    """The child ended without a final record; the text says how."""
 
 
 class Child:
@@ -86,7 +86,7 @@ class Child:
         """The child's records.
 
         Raises:
-            ChildDied: it has ended; callers stop reading after a last word.
+            ChildDied: it has ended; callers stop reading after a final record.
         """
         ended = asyncio.create_task(self._process.wait())
         try:
@@ -96,14 +96,14 @@ class Child:
             ended.cancel()
         raise ChildDied(describe_exit(await self._process.wait()))
 
-    async def last_word(self, on_record: OnRecord) -> LastWord:
+    async def final_record(self, on_record: OnRecord) -> FinalRecord:
         """Pass each record to ``on_record`` until the one that ends the order.
 
         Raises:
             ChildDied: it ended before that.
         """
         async with contextlib.aclosing(self.records()) as records:
-            while not isinstance(record := await anext(records), LastWord):
+            while not isinstance(record := await anext(records), FinalRecord):
                 await on_record(record)
             return record
 

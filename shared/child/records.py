@@ -86,6 +86,6 @@ class Failed(Record, frozen=True, kw_only=True, tag="given_up"):
         return (Refused if self.refused else Passing)(self.reason)
 
 
-LastWord = Done | Stopped | Failed
+FinalRecord = Done | Stopped | Failed
 """The records that end an order."""
-AnyRecord = Ready | Phase | Progress | Saved | Drawn | ImageFailed | LastWord
+AnyRecord = Ready | Phase | Progress | Saved | Drawn | ImageFailed | FinalRecord

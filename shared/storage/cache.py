@@ -32,12 +32,12 @@ async def cached_folder(
     prefix: str,
     cache: Path,
     *,
-    most_bytes: int = CACHE_BYTES,
+    max_bytes: int = CACHE_BYTES,
     keepalive: Callable[[], None] = no_keepalive,
 ) -> Path:
     """A local copy of a stored folder that never changes, downloaded unless it is cached.
 
-    Several processes may share the cache. Beyond ``most_bytes`` the least recently used folders
+    Several processes may share the cache. Beyond ``max_bytes`` the least recently used folders
     are removed, but none used within the past hour. Do not write into the copy. Its manifest lies
     beside its files, see :func:`known_sha256`.
 
@@ -48,7 +48,7 @@ async def cached_folder(
     target = cache / hashlib.sha256(prefix.encode()).hexdigest()
     if not await in_thread(_touch, target):
         await _download(store, prefix, target, keepalive)
-        await in_thread(_evict, cache, most_bytes)
+        await in_thread(_evict, cache, max_bytes)
     return target
 
 
@@ -81,10 +81,10 @@ def _move_into_place(incoming: Path, target: Path) -> None:
         os.utime(target)
 
 
-def _evict(cache: Path, most_bytes: int) -> None:
+def _evict(cache: Path, max_bytes: int) -> None:
     """Rename under the lock and remove after it: no reader sees half a folder or waits long."""
     with _locked(cache):
-        evicted = [folder.rename(_hidden(cache)) for folder in _excess(cache, most_bytes)]
+        evicted = [folder.rename(_hidden(cache)) for folder in _excess(cache, max_bytes)]
     for folder in [*evicted, *_leftovers(cache)]:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -94,13 +94,13 @@ def _hidden(cache: Path) -> Path:
     return cache / f".{uuid.uuid4().hex}"
 
 
-def _excess(cache: Path, most_bytes: int) -> Iterator[Path]:
-    """The least recently used folders, beyond ``most_bytes``."""
+def _excess(cache: Path, max_bytes: int) -> Iterator[Path]:
+    """The least recently used folders, beyond ``max_bytes``."""
     cached = [item for item in cache.iterdir() if item.is_dir() and item.name[0] != "."]
     total = 0
     for folder in sorted(cached, key=lambda folder: folder.stat().st_mtime, reverse=True):
         total += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        if total > most_bytes and _age(folder) > KEPT_SECONDS:
+        if total > max_bytes and _age(folder) > KEPT_SECONDS:
             yield folder
 
 

@@ -45,7 +45,7 @@ PATIENCE_HEARTBEATS = 60
 """Heartbeats without a sign of life after which work is cancelled: 10 minutes by default."""
 GRACE_HEARTBEATS = 60
 """Heartbeats allowed for graceful work to save what it has to at shutdown."""
-LAST_WORD_HEARTBEATS = 6
+FINAL_PUBLISH_HEARTBEATS = 6
 """Heartbeats allowed for the final publish at shutdown; after these the worker counts as lost."""
 
 log = structlog.get_logger()
@@ -322,7 +322,7 @@ class Worker:
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((publishing, stopping), return_when=asyncio.FIRST_COMPLETED)
-            async with asyncio.timeout(LAST_WORD_HEARTBEATS * self._heartbeat):
+            async with asyncio.timeout(FINAL_PUBLISH_HEARTBEATS * self._heartbeat):
                 await publishing
         except TimeoutError:
             log.warning("outcome_not_published", job=order.job, fact=type(outcome).__name__)

@@ -14,7 +14,7 @@ import aio_pika
 
 from shared.concurrency import cancelled
 from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
-from shared.worker.runtime import GRACE_HEARTBEATS, LAST_WORD_HEARTBEATS
+from shared.worker.runtime import FINAL_PUBLISH_HEARTBEATS, GRACE_HEARTBEATS
 from tests.contract.bus_worlds import dead_letter
 from tests.faults.amqp import Ears, copy_of, ears, outsider
 from tests.faults.cases import Form, Outcome, again_and_again, case
@@ -29,7 +29,7 @@ STAGES = ("staging", "bucket_check", "training", "generation", "model_publicatio
           "image_publication")  # fmt: skip
 PROMPT_SECONDS = 3.0
 """In which ``/run`` answers, whatever the broker does: clients wait no longer."""
-GRACE_SECONDS = 10.0 + LEAST_HEARTBEAT * (GRACE_HEARTBEATS + LAST_WORD_HEARTBEATS)
+GRACE_SECONDS = 10.0 + LEAST_HEARTBEAT * (GRACE_HEARTBEATS + FINAL_PUBLISH_HEARTBEATS)
 """In which a trainer that cannot say anything must have ended."""
 ACK_TIMED_OUT = "waiting for delivery acknowledgement"
 HEARTBEAT_MISSED = "missed heartbeats from client"

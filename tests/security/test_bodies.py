@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from services.gateway.endpoints import jobs
-from services.gateway.jobs.request_parser import MOST_MISTAKES
+from services.gateway.jobs.request_parser import MAX_MISTAKES
 from services.gateway.web import application
 from shared.messaging.topology import FETCHER
-from shared.request import MOST_ITEMS
+from shared.request import MAX_ITEMS
 from tests.support.gateway_world import API_KEY, REQUEST, World, world
 from tests.support.servers.process import HOST
 
@@ -331,15 +331,15 @@ async def answer_to(here: World, request: Any) -> dict[str, Any]:
 TRAIN = REQUEST["input"]["train"]
 MANY: dict[str, Any] = {
     "unknown fields": {"input": {"train": TRAIN}, **dict.fromkeys(map(str, range(100_000)), 1)},
-    "wrong entries": {"input": {"train": TRAIN, "inference": [{}] * MOST_ITEMS}},
+    "wrong entries": {"input": {"train": TRAIN, "inference": [{}] * MAX_ITEMS}},
     "entries with unknown fields": {
         "input": {
             "train": TRAIN,
-            "inference": [dict.fromkeys(map(str, range(60)), 1)] * MOST_ITEMS,
+            "inference": [dict.fromkeys(map(str, range(60)), 1)] * MAX_ITEMS,
         }
     },
-    "wrong prompts": {"input": {"train": {**TRAIN, "sample_prompts": [1] * MOST_ITEMS}}},
-    "wrong events": {"input": {"train": TRAIN}, "webhook_events_filter": ["x"] * MOST_ITEMS},
+    "wrong prompts": {"input": {"train": {**TRAIN, "sample_prompts": [1] * MAX_ITEMS}}},
+    "wrong events": {"input": {"train": TRAIN}, "webhook_events_filter": ["x"] * MAX_ITEMS},
 }
 
 
@@ -347,7 +347,7 @@ MANY: dict[str, Any] = {
 async def test_of_thousands_of_mistakes_the_first_are_told(here: World, kind: str) -> None:
     answer = await answer_to(here, MANY[kind])
 
-    assert len(answer["mistakes"]) == MOST_MISTAKES
+    assert len(answer["mistakes"]) == MAX_MISTAKES
     assert answer["error"].endswith("; and more")
 
 
@@ -363,7 +363,7 @@ async def test_a_list_without_measure_is_refused_for_its_length(here: World, kin
     answer = await answer_to(here, LONG[kind])
 
     assert len(answer["mistakes"]) == 1
-    assert f"expected at most {MOST_ITEMS} items, got" in answer["error"]
+    assert f"expected at most {MAX_ITEMS} items, got" in answer["error"]
 
 
 async def test_a_name_or_a_text_without_measure_is_shown_by_its_beginning(here: World) -> None:

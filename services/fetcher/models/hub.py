@@ -1,7 +1,7 @@
-"""Fetch a model's files from the hub, in a child process.
+"""Name a model on the hub, and fetch it by a child process.
 
 The hub's library reads its settings at import and downloads in threads that cannot be stopped; a
-child can be killed and has its own settings. Only the files of a Stable Diffusion are fetched.
+child can be killed and has its own settings.
 """
 
 from __future__ import annotations
@@ -16,17 +16,13 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from services.fetcher.models.diffusers_folder import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS
 from shared.child.parent import Child, ChildDied
-from shared.child.process import RecordWriter, begin, read_order
-from shared.child.records import AnyRecord, Done, Failed, Progress
-from shared.errors import Passing, Refused, reason_of
+from shared.child.records import AnyRecord, Done, Progress
+from shared.errors import Passing, Refused
 
 HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 HUB_ID = re.compile(rf"(?P<repository>{NAME}/{NAME})(@(?P<revision>[\w.-]{{1,100}}))?")
-MAIN_BRANCH = "main"
-"""The default branch."""
 POLL_SECONDS = 2.0
 """Between two measurements of how much has arrived."""
 INHERITED_VARIABLES = re.compile(
@@ -141,7 +137,7 @@ async def pull(
         Refused: no such model or revision, or no access to it.
         Passing: the hub is unavailable and the model is not cached.
     """
-    child = await Child.start("services.fetcher.models.hub")
+    child = await Child.start("services.fetcher.models.hub_child")
     watcher = DownloadWatcher(cache / _folder(model) / "blobs", keepalive)
     watching = asyncio.create_task(watcher.run())
     try:
@@ -174,7 +170,7 @@ async def _listen(child: Child, model: HubModel, watcher: DownloadWatcher) -> Fe
             watcher.total = record.numbers["bytes_total"]
 
     try:
-        last = await child.last_word(on_record)
+        last = await child.final_record(on_record)
     except ChildDied as error:
         raise Passing(f"fetching from the hub failed: {error}") from None
     if not isinstance(last, Done):
@@ -211,86 +207,3 @@ def _bytes_in(folder: Path) -> int:
         return 0
     with os.scandir(folder) as entries:
         return sum(entry.stat().st_size for entry in entries)
-
-
-# --- The child --------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """Run one order."""
-    writer = begin()
-    order: HubOrder = read_order(HubOrder)
-    os.environ.update(order.environment)
-    writer.write(_run(order, writer))
-
-
-def _run(order: HubOrder, writer: RecordWriter) -> AnyRecord:
-    from huggingface_hub import errors  # noqa: PLC0415 - it reads the environment at import
-
-    missing = (
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-        errors.HFValidationError,
-    )
-    try:
-        return Done(summary={"folder": _snapshot(order, writer)})
-    except errors.GatedRepoError:
-        reason = f"{order.model}: access must be asked for; use a model that is open to everybody"
-        return Failed(refused=True, reason=reason)
-    except missing:
-        return Failed(refused=True, reason=f"{order.model}: no such model, or a private one")
-    except Exception as error:  # noqa: BLE001 - the parent must learn of any error
-        return Failed(refused=False, reason=f"{order.model}: {reason_of(error)}")
-
-
-def _snapshot(order: HubOrder, writer: RecordWriter) -> str:
-    """Fetch configurations and full-precision weights, or else half-precision weights."""
-    folder = ""
-    for suffix in SUFFIXES:
-        weights = [stem + suffix for stem in WEIGHTS.values()]
-        patterns = [*REQUIRED, *TOKENIZER, *weights]
-        writer.write(Progress(numbers={"bytes_total": _total_bytes(order, patterns)}))
-        folder = _fetch(order, patterns)
-        model_folder = Path(folder) / (order.model.subfolder or "")
-        if all((model_folder / name).exists() for name in weights):
-            break
-    return folder
-
-
-def _total_bytes(order: HubOrder, patterns: list[str]) -> int | None:
-    """Total size of the files; None: the hub does not answer, and the download will say why."""
-    from httpx2 import HTTPError  # noqa: PLC0415 - the hub library's own
-    from huggingface_hub import HfApi  # noqa: PLC0415 - it reads the environment
-
-    wanted = {_path_in_repository(order.model, pattern) for pattern in patterns}
-    try:
-        info = HfApi(token=order.token or False).model_info(
-            order.model.repository,
-            revision=order.model.revision or MAIN_BRANCH,
-            files_metadata=True,
-        )
-    except (HTTPError, OSError, ValueError):  # ValueError: not a valid repository name
-        return None
-    files = info.siblings or []
-    return sum(file.size or 0 for file in files if file.rfilename in wanted) or None
-
-
-def _fetch(order: HubOrder, patterns: list[str]) -> str:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - it reads the environment
-
-    return snapshot_download(
-        order.model.repository,
-        revision=order.model.revision,
-        cache_dir=order.cache,
-        token=order.token or False,
-        allow_patterns=[_path_in_repository(order.model, pattern) for pattern in patterns],
-    )
-
-
-def _path_in_repository(model: HubModel, name: str) -> str:
-    """A file's name in the repository."""
-    return f"{model.subfolder}/{name}" if model.subfolder else name
-
-
-if __name__ == "__main__":
-    main()

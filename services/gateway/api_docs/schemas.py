@@ -18,7 +18,7 @@ from shared.dataset import manifest
 from shared.messaging import messages
 from shared.request import (
     ENDPOINT,
-    MOST_ITEMS,
+    MAX_ITEMS,
     WEB_ADDRESS,
     WEBHOOK_EVENTS,
     Inference,
@@ -154,7 +154,7 @@ def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
     events = {
         "type": "array",
         "minItems": 1,
-        "maxItems": MOST_ITEMS,
+        "maxItems": MAX_ITEMS,
         "items": {"enum": list(WEBHOOK_EVENTS)},
     }
     address = {**ADDRESS, "description": "Receives the body of `/status` when the job ends."}
@@ -182,7 +182,7 @@ def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
 
 
 def _training(train: Schema, inference: Schema) -> Schema:
-    entries = {"type": "array", "items": inference, "maxItems": MOST_ITEMS}
+    entries = {"type": "array", "items": inference, "maxItems": MAX_ITEMS}
     return {
         "title": "Fine-tune a model, and generate images with it",
         "type": "object",
@@ -197,7 +197,7 @@ def _training(train: Schema, inference: Schema) -> Schema:
 
 
 def _generation(inference: Schema) -> Schema:
-    entries = {"type": "array", "items": inference, "minItems": 1, "maxItems": MOST_ITEMS}
+    entries = {"type": "array", "items": inference, "minItems": 1, "maxItems": MAX_ITEMS}
     text = "The id of a finished job of yours, or a value that `resume_ckpt_url` takes."
     return {
         "title": "Generate images with a finished model",

@@ -14,7 +14,7 @@ from shared.messaging.messages import decode
 from shared.ports import Bus
 from shared.retry import reconnect_delay
 
-MOST_BUSY = 32
+MAX_BUSY = 32
 """Most jobs whose messages are published at the same time."""
 ROWS = 50
 """Most messages leased at once."""
@@ -62,7 +62,7 @@ class OutboxRelay:
         by_job: dict[str, list[Outgoing]] = {}
         now = self._clock()
         try:
-            if len(self._busy) < MOST_BUSY:
+            if len(self._busy) < MAX_BUSY:
                 for row in await self._jobs.take_due(now, now + self._lease, ROWS):
                     by_job.setdefault(row.job, []).append(row)
         except Unavailable as error:

@@ -22,7 +22,7 @@ from services.gateway.web.routing import Answer, Parameter, route
 
 PARAMETERS = ("status", "limit", "cursor")
 STATUSES: tuple[Status, ...] = get_args(Status)
-DEFAULT_LIMIT, MOST = 20, 100
+DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 
 
 class Filter(NamedTuple):
@@ -54,7 +54,7 @@ class JobListRoutes:
             Parameter(
                 "limit",
                 "query",
-                Annotated[int, Meta(ge=1, le=MOST)],
+                Annotated[int, Meta(ge=1, le=MAX_LIMIT)],
                 f"{DEFAULT_LIMIT} by default.",
             ),
             Parameter("cursor", "query", str, "``next`` of the previous page."),
@@ -103,9 +103,9 @@ def _statuses(query: MultiMapping[str], mistakes: list[str]) -> tuple[str, ...]:
 
 def _limit(query: MultiMapping[str], mistakes: list[str]) -> int:
     text = query.get("limit", str(DEFAULT_LIMIT))
-    if text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MOST:
+    if text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MAX_LIMIT:
         return int(text)
-    mistakes.append(f"limit: expected an integer from 1 to {MOST}, got {text[:40]!r}")
+    mistakes.append(f"limit: expected an integer from 1 to {MAX_LIMIT}, got {text[:40]!r}")
     return DEFAULT_LIMIT
 
 

@@ -39,12 +39,12 @@ READ = ("GET", "POST")
 """RunPod's Go client uses POST where the others use GET."""
 RUN_BYTES, RUNSYNC_BYTES = 10 * 1024 * 1024, 20 * 1024 * 1024
 """RunPod's limits for bodies."""
-MOST_WAIT, MOST_RUNSYNC_WAIT, RUNSYNC_WAIT = 90_000, 300_000, 90_000
+MAX_WAIT, MAX_RUNSYNC_WAIT, RUNSYNC_WAIT = 90_000, 300_000, 90_000
 """Milliseconds."""
 SHORT_WAIT = 1_000
 """Default wait in milliseconds; prevents busy polling."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
-MOST_KEY_LETTERS = 255
+MAX_KEY_LENGTH = 255
 CANCELLED_STREAM_SECONDS = 10.0
 """Then a cancelled job's stream is 404; RunPod's Python client would poll it for ever."""
 REQUEST = Body(JSON, {"$ref": "#/components/schemas/Request"}, "The request.")
@@ -54,7 +54,7 @@ TO_CHECK = Body(
 IDEMPOTENCY = Parameter(
     IDEMPOTENCY_KEY,
     "header",
-    Annotated[str, Meta(min_length=1, max_length=MOST_KEY_LETTERS)],
+    Annotated[str, Meta(min_length=1, max_length=MAX_KEY_LENGTH)],
     "The same key with the same request gives the same job.",
 )
 STATE = {200: Answer("The job's id and status.", JobState)}
@@ -110,13 +110,13 @@ class JobRoutes:
         "/runsync",
         "Submit a job, and get its status when it ends or the time is over",
         needs="runsync",
-        parameters=(wait_parameter(RUNSYNC_WAIT, MOST_RUNSYNC_WAIT), IDEMPOTENCY),
+        parameters=(wait_parameter(RUNSYNC_WAIT, MAX_RUNSYNC_WAIT), IDEMPOTENCY),
         body=REQUEST,
         answers=STATUS,
         errors=(404, 422),
     )
     async def _runsync(self, request: web.Request, owner: str) -> web.Response:
-        wait = partial(wait_of, request, RUNSYNC_WAIT, MOST_RUNSYNC_WAIT)
+        wait = partial(wait_of, request, RUNSYNC_WAIT, MAX_RUNSYNC_WAIT)
         job = await self._admit(request, owner, RUNSYNC_BYTES, wait)
         return await self._at_the_end(request, job, wait())
 
@@ -162,12 +162,12 @@ class JobRoutes:
         "/status-sync/{job}",
         "Get a job when it has ended or the time is over",
         needs="status",
-        parameters=(wait_parameter(SHORT_WAIT, MOST_WAIT),),
+        parameters=(wait_parameter(SHORT_WAIT, MAX_WAIT),),
         answers=STATUS,
         errors=(400,),
     )
     async def _status_sync(self, request: web.Request, owner: str) -> web.Response:
-        wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
+        wait = wait_of(request, SHORT_WAIT, MAX_WAIT)
         async with asyncio.timeout(ANSWER_SECONDS):
             current = await self._authorizer.job(request, owner)
         return await self._at_the_end(request, current.job, wait)
@@ -190,12 +190,12 @@ class JobRoutes:
         "/stream/{job}",
         "Get new output of a job, each piece once",
         needs="stream",
-        parameters=(wait_parameter(SHORT_WAIT, MOST_WAIT),),
+        parameters=(wait_parameter(SHORT_WAIT, MAX_WAIT),),
         answers={200: Answer("The new output.", Stream)},
         errors=(400,),
     )
     async def _stream(self, request: web.Request, owner: str) -> web.Response:
-        wait = wait_of(request, SHORT_WAIT, MOST_WAIT)
+        wait = wait_of(request, SHORT_WAIT, MAX_WAIT)
         async with asyncio.timeout(ANSWER_SECONDS):
             current = await self._authorizer.job(request, owner)
         pieces, job = await self._streams.next(request, current.job, wait)
@@ -343,7 +343,7 @@ def job_id_for(request: web.Request, owner: str) -> str:
     key = request.headers.get(IDEMPOTENCY_KEY)
     if key is None:
         return str(uuid.uuid4())
-    if not 1 <= len(key) <= MOST_KEY_LETTERS:
-        wanted = f"1 to {MOST_KEY_LETTERS} letters"
+    if not 1 <= len(key) <= MAX_KEY_LENGTH:
+        wanted = f"1 to {MAX_KEY_LENGTH} letters"
         raise Invalid([f"{IDEMPOTENCY_KEY}: expected {wanted}, got {len(key)}"])
     return stable_id("idempotency", owner, key)

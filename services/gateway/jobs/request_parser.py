@@ -18,7 +18,7 @@ from shared.request import (
     ENDPOINT,
     FIRST_TIMESTEP,
     LAST_TIMESTEP,
-    MOST_ITEMS,
+    MAX_ITEMS,
     WEBHOOK_EVENTS,
     Inference,
     ModelSource,
@@ -30,7 +30,7 @@ from shared.request import (
     is_http_url,
 )
 
-MOST_MISTAKES = 50
+MAX_MISTAKES = 50
 """Reported for one request; with more of them, parsing stops."""
 
 T = TypeVar("T", bound=Struct)
@@ -40,8 +40,8 @@ class Invalid(Exception):
     """A request with mistakes; ``mistakes`` has a sentence for each, at most the first 50."""
 
     def __init__(self, mistakes: list[str]) -> None:
-        self.mistakes = mistakes[:MOST_MISTAKES]
-        more = ["and more"] if len(mistakes) > MOST_MISTAKES else []
+        self.mistakes = mistakes[:MAX_MISTAKES]
+        more = ["and more"] if len(mistakes) > MAX_MISTAKES else []
         super().__init__("; ".join(self.mistakes + more))
 
 
@@ -128,11 +128,11 @@ def _inference(value: Any, mistakes: list[str]) -> tuple[Inference, ...]:
 
 def _items(value: list[Any], path: str, mistakes: list[str]) -> Iterator[tuple[int, Any]]:
     """The items with their indices, unless there are too many items or mistakes."""
-    if len(value) > MOST_ITEMS:
-        mistakes.append(f"{path}: expected at most {MOST_ITEMS} items, got {len(value)}")
+    if len(value) > MAX_ITEMS:
+        mistakes.append(f"{path}: expected at most {MAX_ITEMS} items, got {len(value)}")
         return
     for index, each in enumerate(value):
-        if len(mistakes) > MOST_MISTAKES:
+        if len(mistakes) > MAX_MISTAKES:
             return
         yield index, each
 
@@ -291,7 +291,7 @@ def _report_unknown(
     unknown = (name[:SHOWN_LETTERS] for name in given if name not in known)
     mistakes += [
         f"{prefix}{name}: no such field; {nearest(name, known)}"
-        for name in islice(unknown, MOST_MISTAKES + 1)
+        for name in islice(unknown, MAX_MISTAKES + 1)
     ]
 
 

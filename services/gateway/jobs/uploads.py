@@ -22,7 +22,7 @@ from shared.storage.uploads import sha256_of_parts, upload_prefix, write_list
 
 PART_BYTES = 8 << 20
 """Size of a part, which is held in memory."""
-MOST_UNFINISHED = 16
+MAX_UNFINISHED = 16
 """Uploads of one key at the same time."""
 ADDRESSES = re.compile(rf"(?:{'|'.join(BASE_PATHS)})/uploads/([0-9a-f-]{{36}})")
 
@@ -68,9 +68,9 @@ class Uploads:
             Unavailable: the database does not answer.
         """
         await self._require_room(size)
-        if await self._table.count_unfinished(owner) >= MOST_UNFINISHED:
+        if await self._table.count_unfinished(owner) >= MAX_UNFINISHED:
             raise Invalid(
-                [f"{MOST_UNFINISHED} of your uploads are not finished; finish or DELETE one first"]
+                [f"{MAX_UNFINISHED} of your uploads are not finished; finish or DELETE one first"]
             )
         upload = StoredUpload(
             id=str(uuid.uuid4()), owner=owner, bytes=size, expected=expected,

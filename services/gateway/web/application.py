@@ -36,7 +36,7 @@ BODY_SECONDS = 300.0
 """Most time for a whole body."""
 LONG_BYTES = 1 << 16
 """A body from this length on is parsed in a thread."""
-MOST_BYTES = 20 * 1024 * 1024
+MAX_BYTES = 20 * 1024 * 1024
 """The largest body that is held in memory; RunPod's limit for ``/runsync``."""
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ log = structlog.get_logger()
 def application(parts: Iterable[object], keys: Keys, authorizer: Authorizer) -> web.Application:
     """The application with all routes of these objects."""
     middlewares = [_errors_as_json, _refuse_compressed, _authenticate(keys)]
-    app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BYTES)
     app.on_response_prepare.append(_forbid_sniffing)
     for part in parts:
         for method, path, handler in _handlers(part, authorizer):

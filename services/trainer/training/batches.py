@@ -63,9 +63,9 @@ class LoadedBatch:
 class LatentCache:
     """Latents of images, encoded one at a time: a batch changes nothing of its images."""
 
-    def __init__(self, vae: AutoencoderKL, most_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, vae: AutoencoderKL, max_bytes: int = CACHE_BYTES) -> None:
         self._vae = vae
-        self._room = most_bytes
+        self._room = max_bytes
         self._cached: dict[Key, Tensor] = {}
 
     def __contains__(self, key: Key) -> bool:

@@ -48,7 +48,7 @@ WEBHOOK = "https://example.com/hook"
 def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow thousands of requests with one key."""
     monkeypatch.setattr("services.gateway.app.Authorizer", authorizer)
-    monkeypatch.setattr("services.gateway.jobs.uploads.MOST_UNFINISHED", 10**9)
+    monkeypatch.setattr("services.gateway.jobs.uploads.MAX_UNFINISHED", 10**9)
 
 
 def authorizer(repository: JobRepository) -> Authorizer:

@@ -473,7 +473,7 @@ async def test_an_unfinished_upload_cannot_be_trained_from_yet(here: World) -> N
 
 
 async def test_a_key_has_so_many_unfinished_uploads_at_most(here: World) -> None:
-    first, *_ = [await begin(here) for _ in range(uploads.MOST_UNFINISHED)]
+    first, *_ = [await begin(here) for _ in range(uploads.MAX_UNFINISHED)]
 
     full = await asked(here, "POST", "/uploads", {"Upload-Length": "5"})
     other = await asked(here, "POST", "/uploads", {"Upload-Length": "5"}, key=OTHER_KEY)

@@ -22,7 +22,7 @@ from tests.support.models import random_parts
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
-MOST_BYTES = 1 << 62
+MAX_BYTES = 1 << 62
 """More than any machine has."""
 WORDS = ("a red wall", "blue", "", "a (blue:1.3) wall", "reds")
 
@@ -219,7 +219,7 @@ def room_for(pipeline: BatchingPipeline, rows: int, *, side: int = SIDE) -> Any:
 
     def ask(_unet: Any, given: tuple[torch.Tensor, ...]) -> None:
         if len(given[0]) > rows and given[0].shape[-1] == side // 8:
-            torch.empty(MOST_BYTES, dtype=torch.uint8)
+            torch.empty(MAX_BYTES, dtype=torch.uint8)
 
     return pipeline.pipe.unet.register_forward_pre_hook(ask)
 
@@ -290,7 +290,7 @@ def test_an_error_of_another_kind_is_nobodys_memory() -> None:
 
 def test_the_allocators_own_error_is_known() -> None:
     with pytest.raises(RuntimeError) as error:
-        torch.empty(MOST_BYTES, dtype=torch.uint8)
+        torch.empty(MAX_BYTES, dtype=torch.uint8)
 
     assert is_out_of_memory(error.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))

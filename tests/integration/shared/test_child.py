@@ -130,7 +130,7 @@ async def test_a_child_serves_one_order_after_another() -> None:
 
 
 @pytest.mark.parametrize(("refused", "error"), [(True, Refused), (False, Passing)])
-async def test_every_record_before_the_last_word_is_passed_on(
+async def test_every_record_before_the_final_one_is_passed_on(
     *, refused: bool, error: type[Exception]
 ) -> None:
     seen = []
@@ -141,7 +141,7 @@ async def test_every_record_before_the_last_word_is_passed_on(
     async with started() as child, asyncio.timeout(30):
         failed = say("given_up", refused=refused, reason="why")
         await child.order(Script([say("phase", name="loading"), failed]))
-        last = await child.last_word(on_record)
+        last = await child.final_record(on_record)
 
     assert seen == [Ready(gpu="scripted"), Phase(name="loading")]
     assert isinstance(last, Failed)

@@ -109,7 +109,7 @@ def test_while_two_stand_undrawn_others_are_skipped_and_one_warning_names_them(
 def test_the_warning_stays_short_however_many_are_skipped(
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot_writer, "MOST_NAMED", 3)
+    monkeypatch.setattr(snapshot_writer, "MAX_NAMED", 3)
     order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=3, sample_every=1)
 
     assert train(order, Notes()).warnings == [f"{SKIPPED}2, 3, 4, and more"]

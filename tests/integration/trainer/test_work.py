@@ -143,7 +143,7 @@ async def test_a_job_is_trained_from_the_store_to_the_store(staged: Path, tmp_pa
 async def test_the_speed_of_a_finished_training_is_remembered(
     work: TrainerWork, store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_work, "LEAST_STEPS", 9)
+    monkeypatch.setattr(trainer_work, "MIN_STEPS", 9)
     report = {"steps": 9, "megapixels": 9 * 256 * 256 / 1e6}
     message = msgspec.structs.replace(asked("measured", max_epochs=3), report=report)
     order = granted_order(message, "training", Facts())

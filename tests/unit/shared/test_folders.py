@@ -287,13 +287,13 @@ async def test_processes_that_want_the_same_folder_all_get_it_whole(
     assert got == [CONTENT] * 3
 
 
-async def cache_three(store: ObjectStore, tmp_path: Path, most_bytes: int) -> list[Path]:
+async def cache_three(store: ObjectStore, tmp_path: Path, max_bytes: int) -> list[Path]:
     """Three folders of 1000 bytes, last used two hours ago in the order a, b, c."""
     for name in ("a", "b", "c"):
         await upload_folder(store, filled(tmp_path / name, {"file": name.encode() * 1000}), name)
     cached = []
     for age, name in enumerate(("a", "b", "c")):
-        folder = await cached_folder(store, name, tmp_path / "cache", most_bytes=most_bytes)
+        folder = await cached_folder(store, name, tmp_path / "cache", max_bytes=max_bytes)
         os.utime(folder, (0, time.time() - 7200 + age))
         cached.append(folder)
     return cached
@@ -303,10 +303,10 @@ async def test_the_folders_used_least_recently_leave_a_full_cache(
     store: FolderStore, tmp_path: Path
 ) -> None:
     a, b, c = await cache_three(store, tmp_path, 3500)
-    assert await cached_folder(store, "a", tmp_path / "cache", most_bytes=3500) == a
+    assert await cached_folder(store, "a", tmp_path / "cache", max_bytes=3500) == a
 
     await upload_folder(store, filled(tmp_path / "d", {"file": b"d" * 1000}), "d")
-    d = await cached_folder(store, "d", tmp_path / "cache", most_bytes=3500)
+    d = await cached_folder(store, "d", tmp_path / "cache", max_bytes=3500)
     assert [folder.exists() for folder in (a, b, c, d)] == [True, False, True, True]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted(
         [".lock", a.name, c.name, d.name]
@@ -321,7 +321,7 @@ async def test_a_folder_that_somebody_may_be_reading_stays_in_a_full_cache(
         os.utime(folder, (0, time.time() - cache.KEPT_SECONDS + 60))
 
     await upload_folder(store, filled(tmp_path / "d", {"file": b"d" * 1000}), "d")
-    await cached_folder(store, "d", tmp_path / "cache", most_bytes=10)
+    await cached_folder(store, "d", tmp_path / "cache", max_bytes=10)
     assert all(folder.exists() for folder in cached)
 
 

@@ -37,7 +37,7 @@ from shared.messaging.topology import (
 )
 from shared.request import Command, Train
 from shared.worker.order import BestEffortTask, Order
-from shared.worker.runtime import LAST_WORD_HEARTBEATS, PATIENCE_HEARTBEATS, Worker
+from shared.worker.runtime import FINAL_PUBLISH_HEARTBEATS, PATIENCE_HEARTBEATS, Worker
 
 HEARTBEAT = 0.02
 TRAIN = Train(data_url="https://example.org/data.zip")
@@ -393,7 +393,7 @@ async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away
     started, reply_queue = await gateway.hear(StagingStarted)
     await gateway.grant(started, reply_queue)
 
-    async with asyncio.timeout(2 * LAST_WORD_HEARTBEATS * HEARTBEAT + 5):
+    async with asyncio.timeout(2 * FINAL_PUBLISH_HEARTBEATS * HEARTBEAT + 5):
         await running
     await gateway.close()
 

@@ -12,9 +12,9 @@ from services.trainer.training.state import State
 from shared.diffusion.weights import save_weights
 from shared.disk import require_room
 
-MOST_WAITING = 2
+MAX_WAITING = 2
 """Snapshots that may wait to be drawn; no other is written meanwhile."""
-MOST_NAMED = 20
+MAX_NAMED = 20
 """Skipped steps that the warning names: a record to the parent is bounded."""
 SKIPPED = "no samples, because two earlier rows were not drawn yet, at steps: "
 NOTHING_TO_DRAW = "no samples could be drawn: there are neither prompts nor captions"
@@ -23,7 +23,7 @@ NOTHING_TO_DRAW = "no samples could be drawn: there are neither prompts nor capt
 class SnapshotWriter:
     """Writes a snapshot at step 0, every ``sample_every`` steps, and on a ``sample`` command.
 
-    While :data:`MOST_WAITING` wait to be drawn, one that is due is skipped, with a warning; a
+    While :data:`MAX_WAITING` wait to be drawn, one that is due is skipped, with a warning; a
     command waits. The parent empties a snapshot's folder once it is stored, and removes it once
     its row is drawn.
     """
@@ -78,7 +78,7 @@ class SnapshotWriter:
 
     def _has_room(self) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
-        return len(list(self._folder.iterdir())) < MOST_WAITING
+        return len(list(self._folder.iterdir())) < MAX_WAITING
 
     def _warn_of_skipped(self, step: int) -> None:
         """One warning names all skipped steps, each once, also after a resume."""
@@ -88,6 +88,6 @@ class SnapshotWriter:
             warnings.append(f"{SKIPPED}{step}")
             return
         named = warning.removeprefix(SKIPPED).split(", ")
-        if str(step) not in named and len(named) <= MOST_NAMED:
-            addition = str(step) if len(named) < MOST_NAMED else "and more"
+        if str(step) not in named and len(named) <= MAX_NAMED:
+            addition = str(step) if len(named) < MAX_NAMED else "and more"
             warnings[warnings.index(warning)] = f"{warning}, {addition}"
