@@ -26,10 +26,10 @@ from shared.messaging.topology import FETCHER, INFERENCER_RESULTS
 from tests.support.gateway_world import API_KEY, REQUEST, Claimed, World, training, world
 
 ROOT = "/v1/everydream-v1"
-CASES = 2000
-"""At least."""
-EXAMPLES = 40
+EXAMPLES, MANY_EXAMPLES = 8, 40
 """Of each operation, with valid data and again with invalid data."""
+WAYS = 50
+"""Operations with valid data, and and invalid data: there are more."""
 LIFTED = dict.fromkeys(RATES, Rate(10**9, 1.0, 10**9))
 SHORT_WAIT = 20
 """Milliseconds that a case waits at most."""
@@ -119,13 +119,14 @@ schemathesis.serializer.alias(CHUNK, "application/octet-stream")
 class Asker:
     """Sends requests, and checks every answer by the document."""
 
-    def __init__(self, url: str, names: Mapping[str, list[str]]) -> None:
+    def __init__(self, url: str, names: Mapping[str, list[str]], examples: int) -> None:
         self._schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         checks = self._schema.config.checks
         checks.positive_data_acceptance.expected_statuses = ACCEPTED
         checks.negative_data_rejection.expected_statuses = REFUSED
         self.answers: Counter[int] = Counter()
         self._names = names
+        self._examples = examples
         self._session = requests.Session()
 
     def ask_everything(self) -> None:
@@ -140,7 +141,7 @@ class Asker:
         names = st.fixed_dictionaries({key: st.sampled_from(of) for key, of in self._names.items()})
 
         @settings(
-            max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
+            max_examples=self._examples, derandomize=True, deadline=None, database=None,
             phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         @given(operation.as_strategy(generation_mode=mode), names, st.integers(0, 3))
@@ -178,12 +179,17 @@ def shorten(case: Case[Any]) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_no_request_gets_what_the_document_does_not_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "examples", [EXAMPLES, pytest.param(MANY_EXAMPLES, marks=pytest.mark.long)]
+)
+async def test_no_request_gets_what_the_document_does_not_say(
+    tmp_path: Path, examples: int
+) -> None:
     async with world(tmp_path) as here:
-        asker = await asyncio.to_thread(Asker, here.url(""), await named(here))
+        asker = await asyncio.to_thread(Asker, here.url(""), await named(here), examples)
 
         await asyncio.to_thread(asker.ask_everything)
 
-    assert asker.answers.total() >= CASES
+    assert asker.answers.total() >= WAYS * examples
     assert max(asker.answers) < 500
     assert asker.answers[429] == 0
