@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from services.inferencer.child_client import run_order, store_image
+from services.inferencer.child_client import run_order
 from services.inferencer.order import GenerationOrder, ImageRequest, Provenance
 from shared.child.parent import Standby
 from shared.child.records import AnyRecord, Drawn, ImageFailed
@@ -22,6 +22,7 @@ from shared.messaging.messages import CheckpointSampled, DrawnSample, SampleRow,
 from shared.messaging.topology import INFERENCER_SAMPLES
 from shared.ports import Bus, ObjectStore
 from shared.request import Inference
+from shared.storage.artifacts import upload_artifact
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder
 from shared.storage.snapshots import sample_key, waiting_snapshots
@@ -167,7 +168,7 @@ async def _store_sample(
 ) -> DrawnSample:
     key = sample_key(job, step=row.step, index=drawn.index)
     return DrawnSample(
-        artifact=await store_image(store, Path(drawn.path), key, "sample", keepalive=keepalive),
+        artifact=await upload_artifact(store, Path(drawn.path), key, "sample", keepalive=keepalive),
         step=row.step,
         epoch=row.epoch,
         index=drawn.index,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from services.inferencer.child_client import run_order, store_image
+from services.inferencer.child_client import run_order
 from services.inferencer.order import GenerationOrder, ImageRequest, Provenance
 from services.inferencer.sample_rows import generate_row, sample_requests
 from shared.child.parent import Standby
@@ -38,6 +38,7 @@ from shared.messaging.messages import (
 from shared.messaging.topology import INFERENCER_RESULTS
 from shared.ports import ObjectStore
 from shared.request import Inference
+from shared.storage.artifacts import upload_artifact
 from shared.storage.cache import cached_folder
 from shared.worker.order import Order
 
@@ -152,7 +153,7 @@ class InferencerWork:
     async def _store_image(self, order: Order, drawn: Drawn, request: ImageRequest) -> DrawnImage:
         path = Path(drawn.path)
         key = f"jobs/{order.job}/generation/{order.grant.attempt}/{path.name}"
-        artifact = await store_image(self._store, path, key, "image", keepalive=order.keepalive)
+        artifact = await upload_artifact(self._store, path, key, "image", keepalive=order.keepalive)
         return _image(artifact, request, drawn.seed)
 
 

@@ -15,7 +15,8 @@ from shared.child.records import Saved
 from shared.concurrency import in_thread
 from shared.messaging.messages import Artifact, CheckpointSaved, ResumePointSaved, SavedCheckpoint
 from shared.ports import ObjectStore
-from shared.storage.folders import sha256_of, upload_folder
+from shared.storage.artifacts import upload_artifact
+from shared.storage.folders import upload_folder
 from shared.storage.retrying import RetryingStore
 from shared.worker.order import Order
 
@@ -36,15 +37,15 @@ class ArtifactUploads:
 
         ``keep`` is how many intermediate checkpoints stay in the store; None: all.
         """
-        # Without a deadline: training goes on meanwhile. Once the child is done, the runtime's
-        # patience bounds it, since only the store's progress is then a sign of life.
+        # Without a deadline: training goes on meanwhile. Once the child is done, only the store's
+        # progress is a sign of life, and the runtime cancels work that shows none.
         self._store = RetryingStore(store)
         self._keep = keep
         self._order = order
         self._prefix = f"jobs/{order.job}/training/{order.grant.attempt}"
         self._checkpoints = _earlier_checkpoints(resumed)
         self._resume_points = [order.grant.resume_point] if order.grant.resume_point else []
-        self._newest = -1
+        self._newest_resume_point = -1
         self.queue = UploadQueue(self._upload)
 
     @property
@@ -55,7 +56,7 @@ class ArtifactUploads:
     def add(self, saved: Saved) -> None:
         """Upload this in its turn; of resume points that wait, only the newest."""
         if saved.kind == "resume_point":
-            self._newest = saved.step
+            self._newest_resume_point = saved.step
         self.queue.add(saved)
 
     async def checkpoint(self, path: Path) -> Artifact:
@@ -73,11 +74,8 @@ class ArtifactUploads:
     async def _file(
         self, path: Path, folder: str, kind: Literal["checkpoint", "metrics", "tensorboard"]
     ) -> Artifact:
-        key = f"{folder}/{path.name}"
-        await self._store.upload(path, key, keepalive=self._order.keepalive)
-        size = (await in_thread(path.stat)).st_size
-        sha256 = await sha256_of(path)
-        return Artifact(name=path.name, kind=kind, key=key, bytes=size, sha256=sha256)
+        key, keepalive = f"{folder}/{path.name}", self._order.keepalive
+        return await upload_artifact(self._store, path, key, kind, keepalive=keepalive)
 
     async def model(self, folder: Path) -> str:
         """Store the diffusers folder; its prefix."""
@@ -119,7 +117,7 @@ class ArtifactUploads:
     async def _store_resume_point(self, saved: Saved) -> None:
         """Store it unless a newer one waits; keep the newest two."""
         folder = Path(saved.path)
-        if saved.step == self._newest:
+        if saved.step == self._newest_resume_point:
             (folder / CHECKPOINTS).write_bytes(msgspec.json.encode(self._checkpoints))
             prefix = await self._folder(folder, f"{self._prefix}/resume/{saved.step}")
             fact = ResumePointSaved(

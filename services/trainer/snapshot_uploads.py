@@ -101,10 +101,10 @@ class SnapshotUploads:
 
     async def _publish(self, snapshot: Snapshot, *, command: int = 0) -> None:
         row = self.row(snapshot.step, snapshot.epoch)
-        staged = self._order.message
-        assert isinstance(staged, DatasetStaged)  # noqa: S101 - what asks for training
         if row is None:
             return
+        staged = self._order.message
+        assert isinstance(staged, DatasetStaged)  # noqa: S101 - what requests training
         fact = CheckpointSampled(
             **self._order.stamp(),
             snapshot=snapshot.prefix,

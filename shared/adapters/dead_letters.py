@@ -47,7 +47,7 @@ def dead_letter(body: bytes, message: AnyMessage | None, *, queue: str, reason: 
     )
 
 
-def read(body: bytes) -> AnyMessage:
+def decode_untrusted(body: bytes) -> AnyMessage:
     """Decode a body that anyone may have published.
 
     Raises:

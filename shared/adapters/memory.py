@@ -19,7 +19,13 @@ from uuid import uuid4
 import structlog
 from msgspec.structs import replace
 
-from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter, Undecodable, dead_letter, read
+from shared.adapters.dead_letters import (
+    LIMIT_REASON,
+    DeadLetter,
+    Undecodable,
+    dead_letter,
+    decode_untrusted,
+)
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.envelope import Envelope, envelope_for
 from shared.messaging.messages import AnyMessage, Message, encode
@@ -160,7 +166,7 @@ class _Consumer:
         while True:
             queued = await self._next_queued()
             try:
-                return _Delivery(self, queued, read(queued.body))
+                return _Delivery(self, queued, decode_untrusted(queued.body))
             except Undecodable as error:
                 self.settle(queued)
                 self._queue.dead_letter(queued, None, str(error))
@@ -331,6 +337,6 @@ def _matches(pattern: list[str], words: list[str]) -> bool:
 
 def _message_or_none(body: bytes) -> AnyMessage | None:
     try:
-        return read(body)
+        return decode_untrusted(body)
     except Undecodable:
         return None

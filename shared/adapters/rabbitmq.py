@@ -30,7 +30,7 @@ from aio_pika.abc import (
 from pamqp import commands
 from yarl import URL
 
-from shared.adapters.dead_letters import LIMIT_REASON, Undecodable, dead_letter, read
+from shared.adapters.dead_letters import LIMIT_REASON, Undecodable, dead_letter, decode_untrusted
 from shared.adapters.rabbitmq_connection import (
     ANSWER_SECONDS,
     CLOSE_SECONDS,
@@ -285,7 +285,7 @@ class RabbitMQBus:
     async def unpack(self, incoming: AbstractIncomingMessage, queue: str) -> AnyMessage | None:
         """Decode; None: undecodable or delivered too often, and dead-lettered."""
         try:
-            message = read(incoming.body)
+            message = decode_untrusted(incoming.body)
         except Undecodable as error:
             await self.dead_letter(incoming, None, queue=queue, reason=str(error))
             return None

@@ -86,10 +86,10 @@ async def pause(about: str, lost: ConnectionLost) -> None:
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def close_quietly(connection: AbstractChannel | AbstractConnection) -> None:
+async def close_quietly(opened: AbstractChannel | AbstractConnection) -> None:
     with suppress(ConnectionLost):
         async with translate_errors(CLOSE_SECONDS):
-            await connection.close()
+            await opened.close()
 
 
 class Connection:

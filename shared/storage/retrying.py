@@ -17,7 +17,8 @@ from shared.retry import Reconnects
 STORE_HEARTBEATS = 50
 """Heartbeats that a store may be unavailable within one call of a worker.
 
-A little less than the runtime's patience, so that the job's record shows the store's reason.
+Fewer than ``PATIENCE_HEARTBEATS`` of the runtime, so that the job's record shows the store's
+reason.
 """
 
 log = structlog.get_logger()

@@ -27,7 +27,7 @@ from services.gateway.background.intake import job_id_for, owner_for
 from services.gateway.jobs.admission import dataset_alone, unwrap, with_seeds
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from services.gateway.web.application import _decoded
-from shared.adapters.dead_letters import Undecodable, dead_letter, read
+from shared.adapters.dead_letters import Undecodable, dead_letter, decode_untrusted
 from shared.adapters.rabbitmq_envelope import envelope_of
 from shared.dataset.captions import bounded, merge, shuffled
 from shared.errors import Refused
@@ -95,7 +95,7 @@ def read_envelope(data: bytes) -> None:
     """The first part is the body, the others are AMQP properties and headers."""
     body, *values = data.split(SEPARATOR)
     try:
-        message = read(body)
+        message = decode_untrusted(body)
     except Undecodable:
         return
     envelope = envelope_of(delivered(body, values), message)

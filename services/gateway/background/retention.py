@@ -15,7 +15,7 @@ from shared.ports import ObjectStore
 from shared.storage.snapshots import snapshots_of
 
 DAY = 24 * 3600.0
-ROUND_HEARTBEATS = 360
+PAUSE_HEARTBEATS = 360
 HOUR = 3600.0
 
 log = structlog.get_logger()
@@ -38,13 +38,13 @@ class Retention:
         self._store = store
         self._uploads = uploads
         self._clock = clock
-        self._pause = min(ROUND_HEARTBEATS * heartbeat, HOUR)
+        self._pause = min(PAUSE_HEARTBEATS * heartbeat, HOUR)
         self._keep = keep_days * DAY
         self._to_delete: asyncio.Queue[str] = asyncio.Queue()
         """Prefixes in the object store."""
 
     def job_ended(self, job: Job) -> None:
-        """Delete its working files; what a retry needs only if there can be none."""
+        """Delete its working files, except what a retry would need."""
         for prefix in working_files(job):
             self._to_delete.put_nowait(prefix)
 
@@ -107,7 +107,10 @@ def objects_of(job_id: str) -> str:
 
 
 def working_files(job: Job) -> list[str]:
-    """Prefixes that an ended job needs no more: snapshots, then dataset and resume points."""
+    """Prefixes that an ended job no longer needs.
+
+    The snapshots; of a job that cannot be retried also its dataset and resume points.
+    """
     if job.status not in ("COMPLETED", "CANCELLED"):
         return [snapshots_of(job.id)]
     training = job.stages.get("training")

@@ -86,9 +86,9 @@ def recipe_for(train: Train, *, steps_per_epoch: int, total_steps: int) -> Recip
     )
 
 
-def peak_lr(train: Train, asked: float | None) -> float:
+def peak_lr(train: Train, requested: float | None) -> float:
     """The requested learning rate or the default, scaled by images per update with ``scale_lr``."""
-    lr = DEFAULT_LR if asked is None else asked
+    lr = DEFAULT_LR if requested is None else requested
     return lr * (train.batch_size * train.grad_accum) ** SCALE_LR_POWER if train.scale_lr else lr
 
 

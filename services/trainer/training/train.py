@@ -128,17 +128,17 @@ def train(  # noqa: C901 - the loop is read in one piece
 
 
 def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
-    """Read what the order names, and stand where the run begins or goes on."""
+    """Load the dataset and the model, and build the run, at its beginning or its resume point."""
     device = this_device()
     choices = choose(order.train, probe(device))
 
     callbacks.phase("reading the dataset")
-    parted = split(Manifest.read(Path(order.dataset)).pictures, order.train.validation)
+    pictures = split(Manifest.read(Path(order.dataset)).pictures, order.train.validation)
     epoch_config = EpochConfig.of(order.train, seed=order.seed)
     recipe = recipe_for(
         order.train,
-        steps_per_epoch=steps_per_epoch(parted.training, epoch_config),
-        total_steps=total_steps(parted.training, epoch_config),
+        steps_per_epoch=steps_per_epoch(pictures.training, epoch_config),
+        total_steps=total_steps(pictures.training, epoch_config),
     )
 
     callbacks.phase("loading the base model")
@@ -151,15 +151,15 @@ def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
     return Run(
         choices=choices,
         state=state,
-        pictures=parted.training,
+        pictures=pictures.training,
         epoch_config=epoch_config,
         recipe=recipe,
-        loader=PrefetchLoader(Path(order.dataset), parted.training, epoch_config, latents),
+        loader=PrefetchLoader(Path(order.dataset), pictures.training, epoch_config, latents),
         objective=objective,
         metrics=metrics,
         reporter=reporter,
         validator=Validator(
-            state, order, callbacks, objective, reporter=reporter, held_out=parted.held_out
+            state, order, callbacks, objective, reporter=reporter, held_out=pictures.held_out
         ),
         snapshots=SnapshotWriter(state, order, callbacks),
         schedule=CheckpointSchedule(order, clock),
@@ -218,7 +218,7 @@ def after(position: Position, batches: list[Batch], group: range) -> Position:
 
 
 def finish_early(run: Run, order: TrainingOrder, callbacks: Callbacks) -> Outcome:
-    """Report and measure as after the last step, and warn that it was not reached."""
+    """Report and measure as after the last step, and warn that it was not the planned last one."""
     run.reporter.report_last_step()
     run.validator.loss_here()
     reached = f"{run.state.position.steps} of {run.recipe.total_steps}"
