@@ -1,13 +1,13 @@
 # One door for every habit. Each target does its own set-up, in .venv, and does it once.
 #
-#   PYTHON      the interpreter for .venv, 3.11 or newer
+#   PYTHON      the interpreter for .venv: Python 3.11, on which everything was run
 #   PIP_ARGS    reaches pip: an index of your own, --find-links, -v to watch it work
 #   PYTEST_ARGS reaches pytest: a file, -k, -x
 #   FUZZ_ARGS   reaches the fuzzing: --seconds 60, --seed 7
 #   FAULTS_ARGS reaches the faults: --only broker, --short
 #   SOAK_ARGS   reaches the soak: --seed 7, --minutes 10
 
-PYTHON ?= python3
+PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
@@ -88,8 +88,8 @@ clean:  ## Remove what was made here, .venv included
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo >&2 "$(PYTHON) is missing or older than Python 3.11. Name a newer one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo >&2 "$(PYTHON) is missing or is not Python 3.11. Name one: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip

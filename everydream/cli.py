@@ -17,7 +17,7 @@ from services.gateway.web.authentication import SCOPES, Scope
 from shared import telemetry
 from shared.errors import Passing, Refused, SettingsError, Unavailable
 from shared.service_process import importing, stop_on_signals
-from shared.settings import from_environment
+from shared.settings import Settings, from_environment
 
 app = cyclopts.App(
     name="everydream",
@@ -114,7 +114,7 @@ def run(
 
     spec, console = JobSpec(data, config, set, prompt, check), Console(stderr=True)
     with errors_in_one_line():
-        gateway = access(url, key, from_environment())
+        gateway = access(url, key, read_settings())
         job = asyncio.run(submit(gateway, spec, console))
         if not wait:
             print(job)  # noqa: T201 - for scripts
@@ -130,7 +130,7 @@ def follow_(job: str, *, output: Results = None, url: Url = None, key: Key = Non
     from everydream.run import access, follow  # noqa: PLC0415
 
     with errors_in_one_line():
-        gateway = access(url, key, from_environment())
+        gateway = access(url, key, read_settings())
         sys.exit(asyncio.run(follow(gateway, job, output, Console(stderr=True))))
 
 
@@ -140,7 +140,7 @@ def cancel_(job: str, *, url: Url = None, key: Key = None) -> None:
     from everydream.run import access, cancel  # noqa: PLC0415
 
     with errors_in_one_line():
-        print(asyncio.run(cancel(access(url, key, from_environment()), job)))  # noqa: T201
+        print(asyncio.run(cancel(access(url, key, read_settings()), job)))  # noqa: T201
 
 
 @models.command
@@ -180,7 +180,7 @@ def make(
     from everydream.keys import make_key  # noqa: PLC0415
 
     with errors_in_one_line():
-        make_key(from_environment(), name, scope, Console())
+        make_key(read_settings(), name, scope, Console())
 
 
 @keys.command(name="list")
@@ -191,7 +191,7 @@ def list_() -> None:
     from everydream.keys import list_keys  # noqa: PLC0415
 
     with errors_in_one_line():
-        list_keys(from_environment(), Console())
+        list_keys(read_settings(), Console())
 
 
 @keys.command
@@ -200,7 +200,13 @@ def disable(name: str) -> None:
     from everydream.keys import disable_key  # noqa: PLC0415
 
     with errors_in_one_line():
-        disable_key(from_environment(), name)
+        disable_key(read_settings(), name)
+
+
+def read_settings() -> Settings:
+    """Read the settings; warnings go to stderr, so that stdout has only a command's result."""
+    telemetry.configure("everydream", logging.WARNING)
+    return from_environment()
 
 
 @contextmanager

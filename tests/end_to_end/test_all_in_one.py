@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
-from tests.end_to_end.story import API_KEY, User, picture, served, user_of
-from tests.support.servers.web import Page, Web
-from tests.support.services import WARM
+from tests.end_to_end.story import API_KEY, PATIENCE, User, picture, served, user_of
+from tests.support.servers.web import Page, Web, running_web
+from tests.support.services import WARM, ServiceProcess
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 
@@ -52,58 +54,77 @@ async def refusal(user: User, body: dict[str, Any], key: str = API_KEY) -> tuple
         return response.status, str(await response.json())
 
 
+Served = tuple[ServiceProcess, User]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def warm_one() -> AsyncIterator[Served]:
+    """One process with warm children and two keys."""
+    async with (
+        running_web() as web,
+        served(web, WARM, API_KEYS=f"{API_KEY},another-key") as one,
+    ):
+        yield one
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_what_a_request_shows_is_told_at_once_and_anothers_job_is_not_found(
-    web: Web,
+    warm_one: Served,
 ) -> None:
-    async with served(web, WARM, API_KEYS=f"{API_KEY},another-key") as (process, user):
-        good = user.request()
-        train = good["input"]["train"]
+    process, user = warm_one
+    good = user.request()
+    train = good["input"]["train"]
 
-        def with_train(**changes: Any) -> dict[str, Any]:
-            return {"input": {"train": {**train, **changes}}}
+    def with_train(**changes: Any) -> dict[str, Any]:
+        return {"input": {"train": {**train, **changes}}}
 
-        assert await refusal(user, good, key="wrong") == (401, INVALID_KEY)
-        no_url = {name: value for name, value in train.items() if name != "data_url"}
-        for body, field in (
-            ({"input": {"train": no_url}}, "input.train.data_url: required"),
-            (with_train(batch_size="2"), 'batch_size: expected an integer from 1 to 1024, got "2"'),
-            (with_train(cond_dropout=1.5), "cond_dropout: expected a number from 0 to 1, got 1.5"),
-            (with_train(batchsize=2), "batchsize: no such field; did you mean batch_size?"),
-        ):
-            status, text = await refusal(user, body)
-            assert status == 400
-            assert field in text
+    assert await refusal(user, good, key="wrong") == (401, INVALID_KEY)
+    no_url = {name: value for name, value in train.items() if name != "data_url"}
+    for body, field in (
+        ({"input": {"train": no_url}}, "input.train.data_url: required"),
+        (with_train(batch_size="2"), 'batch_size: expected an integer from 1 to 1024, got "2"'),
+        (with_train(cond_dropout=1.5), "cond_dropout: expected a number from 0 to 1, got 1.5"),
+        (with_train(batchsize=2), "batchsize: no such field; did you mean batch_size?"),
+    ):
+        status, text = await refusal(user, body)
+        assert status == 400
+        assert field in text
 
-        job = await user.client.run(good)
-        async with user_of(process.url, web) as other:
-            other.client.use_key("another-key")
-            for unknown in (job, "00000000-0000-0000-0000-000000000000"):
-                with pytest.raises(aiohttp.ClientResponseError) as error:
-                    await other.client.status(unknown)
-                assert error.value.status == 404
-        await user.client.cancel(job)
+    job = await user.client.run(good)
+    async with user_of(process.url, user.web) as other:
+        other.client.use_key("another-key")
+        for unknown in (job, "00000000-0000-0000-0000-000000000000"):
+            with pytest.raises(aiohttp.ClientResponseError) as error:
+                await other.client.status(unknown)
+            assert error.value.status == 404
+    await user.client.cancel(job)
+    await process.wait_for(lambda: not list(process.settings.scratch.glob("*")), PATIENCE)
 
 
-async def test_what_only_the_data_shows_fails_the_job_with_a_reason_that_names_it(web: Web) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_only_the_data_shows_fails_the_job_with_a_reason_that_names_it(
+    warm_one: Served,
+) -> None:
+    process, user = warm_one
+    web = user.web
     broken = zipped(good_1__png=picture(1), good_2__png=picture(2), bad_1__png=picture(3)[:500])
     cases = {
         web.url("/nothing.zip"): "404",
         web.serve("/page.zip", Page(b"<html>hello</html>")): "not a zip",
         web.serve("/empty.zip", zipped(readme__txt=b"no pictures")): "no usable image",
     }
-    async with served(web, WARM) as (process, user):
-        jobs = {url: await user.client.run(user.request() | _with_url(url)) for url in cases}
-        kept = await user.client.run(user.request() | _with_url(web.serve("/mixed.zip", broken)))
-        for url, job in jobs.items():
-            last = await user.finished(job)
-            assert last["status"] == "FAILED"
-            assert url in last["error"], last["error"]
-            assert cases[url] in last["error"], last["error"]
-        mixed = await _report(user, kept)
-        assert mixed["images"] == 2
-        assert "bad_1.png" in str(mixed["skipped"])
-        assert (await user.finished(kept))["status"] == "COMPLETED"
-        assert not list(process.settings.scratch.glob("*")), "a job left files behind"
+    jobs = {url: await user.client.run(user.request() | _with_url(url)) for url in cases}
+    kept = await user.client.run(user.request() | _with_url(web.serve("/mixed.zip", broken)))
+    for url, job in jobs.items():
+        last = await user.finished(job)
+        assert last["status"] == "FAILED"
+        assert url in last["error"], last["error"]
+        assert cases[url] in last["error"], last["error"]
+    mixed = await _report(user, kept)
+    assert mixed["images"] == 2
+    assert "bad_1.png" in str(mixed["skipped"])
+    assert (await user.finished(kept))["status"] == "COMPLETED"
+    assert not list(process.settings.scratch.glob("*")), "a job left files behind"
 
 
 def _with_url(url: str) -> dict[str, Any]:
@@ -118,13 +139,16 @@ async def _report(user: User, job: str) -> dict[str, Any]:
     raise AssertionError
 
 
-async def test_a_cancelled_job_stops_its_training_and_its_place_takes_the_next(web: Web) -> None:
-    async with served(web, WARM) as (_, user):
-        job = await user.client.run(user.request(max_epochs=100_000))
-        async for status in user.client.follow(job, every=0.1):
-            if status["output"].get("step"):
-                break
-        await user.client.cancel(job)
-        assert (await user.finished(job))["status"] == "CANCELLED"
-        following = await user.client.run(user.request())
-        assert (await user.finished(following))["status"] == "COMPLETED"
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_cancelled_job_stops_its_training_and_its_place_takes_the_next(
+    warm_one: Served,
+) -> None:
+    _, user = warm_one
+    job = await user.client.run(user.request(max_epochs=100_000))
+    async for status in user.client.follow(job, every=0.1):
+        if status["output"].get("step"):
+            break
+    await user.client.cancel(job)
+    assert (await user.finished(job))["status"] == "CANCELLED"
+    following = await user.client.run(user.request())
+    assert (await user.finished(following))["status"] == "COMPLETED"

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import pytest_asyncio
 
 from everydream import drawings
-from tests.end_to_end.story import API_KEY, PATIENCE, picture, served
+from tests.end_to_end.story import API_KEY, PATIENCE, User, picture, served
 from tests.support.servers.process import search_path
-from tests.support.servers.web import Web
+from tests.support.servers.web import running_web
 from tests.support.services import ROOT, WARM, ServiceProcess, resolved
 
 pytestmark = pytest.mark.usefixtures("warm_children")
@@ -77,18 +78,25 @@ async def typed(desk: Path, process: ServiceProcess, *words: str) -> Typed:
     return Typed(command.returncode, output.decode(), errors.decode())
 
 
-async def test_a_folder_of_photos_becomes_a_model_and_images(web: Web, desk: Path) -> None:
-    async with served(web, WARM) as (process, _):
-        wrong = await typed(
-            desk, process, "run", "photos", "--set", "lr=much", "--set", "max_epoch=5"
-        )
-        checked = await typed(
-            desk, process, "run", "photos", "--config", "recipe.json", "--check",
-            "--output", "report",
-        )  # fmt: skip
-        trained = await typed(
-            desk, process, "run", "photos", "--config", "recipe.json", "--output", "results"
-        )
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def one() -> AsyncIterator[tuple[ServiceProcess, User]]:
+    """The product in one process, for both tests."""
+    async with running_web() as web, served(web, WARM) as one:
+        yield one
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_folder_of_photos_becomes_a_model_and_images(
+    one: tuple[ServiceProcess, User], desk: Path
+) -> None:
+    process, _ = one
+    wrong = await typed(desk, process, "run", "photos", "--set", "lr=much", "--set", "max_epoch=5")
+    checked = await typed(
+        desk, process, "run", "photos", "--config", "recipe.json", "--check", "--output", "report"
+    )
+    trained = await typed(
+        desk, process, "run", "photos", "--config", "recipe.json", "--output", "results"
+    )
 
     assert wrong.status == 1
     assert "  - input.train.lr: expected a number" in wrong.errors
@@ -119,26 +127,29 @@ def assert_complete(results: Path) -> None:
     }
 
 
-async def test_a_job_that_is_left_alone_goes_on_until_it_is_cancelled(web: Web, desk: Path) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_job_that_is_left_alone_goes_on_until_it_is_cancelled(
+    one: tuple[ServiceProcess, User], desk: Path
+) -> None:
     long = ("run", "photos", "--config", "recipe.json", "--set", "max_epochs=100000")
-    async with served(web, WARM) as (process, user):
-        submitted = await typed(desk, process, *long, "--no-wait")
-        job = submitted.output.strip()
-        assert submitted.status == 0, submitted.errors
-        async with begun(desk, process, "follow", job) as watching, asyncio.timeout(PATIENCE):
-            # Python loses a Ctrl-C that comes while it imports: wait until it watches.
-            await until_line(watching, b"training: step")
-            watching.send_signal(signal.SIGINT)
-            _, said = await watching.communicate()
-        assert watching.returncode == 130, said.decode()
-        assert f"The job goes on. See it again: everydream follow {job}" in said.decode()
-        assert (await user.client.status(job))["status"] == "IN_PROGRESS"
+    process, user = one
+    submitted = await typed(desk, process, *long, "--no-wait")
+    job = submitted.output.strip()
+    assert submitted.status == 0, submitted.errors
+    async with begun(desk, process, "follow", job) as watching, asyncio.timeout(PATIENCE):
+        # Python loses a Ctrl-C that comes while it imports: wait until it watches.
+        await until_line(watching, b"training: step")
+        watching.send_signal(signal.SIGINT)
+        _, said = await watching.communicate()
+    assert watching.returncode == 130, said.decode()
+    assert f"The job goes on. See it again: everydream follow {job}" in said.decode()
+    assert (await user.client.status(job))["status"] == "IN_PROGRESS"
 
-        cancelled = await typed(desk, process, "cancel", job)
-        assert (cancelled.status, cancelled.output) == (0, "CANCELLED\n")
-        followed = await typed(desk, process, "follow", job)
-        assert followed.status == 1
-        assert "CANCELLED: it was stopped" in followed.errors
+    cancelled = await typed(desk, process, "cancel", job)
+    assert (cancelled.status, cancelled.output) == (0, "CANCELLED\n")
+    followed = await typed(desk, process, "follow", job)
+    assert followed.status == 1
+    assert "CANCELLED: it was stopped" in followed.errors
 
 
 async def until_line(command: asyncio.subprocess.Process, words: bytes) -> None:

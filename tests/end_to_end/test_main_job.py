@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from PIL import Image
 from safetensors.torch import load
 
-from tests.end_to_end.story import TINY, User, bucket_config, host_of, user_of
+from tests.end_to_end.story import PATIENCE, TINY, User, bucket_config, host_of, user_of
+from tests.support.servers.postgres import PostgreSQL
+from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
-from tests.support.servers.web import Web
-from tests.support.services import COMMAND, WARM, Services, running, shared_environment
+from tests.support.servers.web import Web, running_web
+from tests.support.services import (
+    COMMAND,
+    WARM,
+    ServiceProcess,
+    Services,
+    running,
+    shared_environment,
+)
 
 SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
 WORKERS = SERVICES[1:]
@@ -112,48 +122,70 @@ def drawn_by_stock_diffusers(checkpoint: Path) -> Image.Image:
     return image
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployment(
+    rabbitmq: RabbitMQ, postgres: PostgreSQL, s3_server: S3Server
+) -> AsyncIterator[tuple[Services, User]]:
+    """One of every service with warm children; a trainer saves a resume point twice a second."""
+    rabbitmq.start()
+    postgres.start()
+    s3_server.start()
+    async with (
+        running_web() as web,
+        world(
+            SERVICES, web, rabbitmq.fresh_url(), postgres.url(), s3_server,
+            s3_server.create_bucket(), RESUME_EVERY="0.5",
+        ) as (services, user),
+    ):  # fmt: skip
+        yield services, user
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_two_jobs_at_once_are_shared_by_two_of_every_worker(
-    web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
+    deployment: tuple[Services, User],
 ) -> None:
-    names = ["gateway", *WORKERS, *WORKERS]
-    async with world(names, web, amqp_url, postgres_url, s3_server, s3_bucket) as (services, user):
-        jobs = [await user.client.run(user.request(seed=seed)) for seed in (1, 2)]
-        ends = await asyncio.gather(*(user.finished(job) for job in jobs))
-        await user.web.wait_for_posts(2)
+    services, user = deployment
+    seconds = await asyncio.gather(*(services.start(name) for name in WORKERS))
+    posts = len(user.web.posts)
+    jobs = [await user.client.run(user.request(seed=seed)) for seed in (1, 2)]
+    ends = await asyncio.gather(*(user.finished(job) for job in jobs))
+    await user.web.wait_for_posts(posts + 2)
 
-        assert [end["status"] for end in ends] == ["COMPLETED", "COMPLETED"]
-        trained_by = {
-            trainer.pid
-            for job in jobs
-            for trainer in services.named("trainer")
-            if job in trainer.text
-        }
-        assert len(trained_by) == 2
-        checksums = {end["output"]["artifacts"][0]["sha256"] for end in ends}
-        assert len(checksums) == 2
+    assert [end["status"] for end in ends] == ["COMPLETED", "COMPLETED"]
+    trained_by = {
+        trainer.pid for job in jobs for trainer in services.named("trainer") if job in trainer.text
+    }
+    assert len(trained_by) == 2
+    checksums = {end["output"]["artifacts"][0]["sha256"] for end in ends}
+    assert len(checksums) == 2
+    await asyncio.gather(*(each.stop() for each in seconds))
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_trainer_killed_in_the_middle_costs_the_steps_since_its_resume_point_only(
-    web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
+    deployment: tuple[Services, User],
 ) -> None:
-    async with world(
-        SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket, RESUME_EVERY="2"
-    ) as (services, user):
-        request = user.request(batch_size=1, max_epochs=10, save_full_precision=True)
-        job = await user.client.run(request)
-        trainer = services.first("trainer")
-        await trainer.wait_for_log("resume_point_saved")
-        await trainer.kill()
-        await services.start("trainer")
-        last = await user.finished(job)
+    services, user = deployment
+    request = user.request(batch_size=1, max_epochs=6, save_full_precision=True)
+    job = await user.client.run(request)
+    trainer = services.first("trainer")
+    await trainer.wait_for(lambda: resume_point_of(trainer, job), PATIENCE)
+    await trainer.kill()
+    second = await services.start("trainer")
+    last = await user.finished(job)
 
-        assert last["status"] == "COMPLETED", last
-        assert last["output"]["train"]["steps"] == 40
-        assert "resuming" in services.named("trainer")[-1].text
+    assert last["status"] == "COMPLETED", last
+    assert last["output"]["train"]["steps"] == 24
+    assert "resuming" in second.text
 
-        undisturbed = await user.finished(await user.client.run(request))
-        assert services.named("trainer")[-1].text.count("resuming") == 1
-        assert await weights_of(user, last) == await weights_of(user, undisturbed)
+    undisturbed = await user.finished(await user.client.run(request))
+    assert second.text.count("resuming") == 1
+    assert await weights_of(user, last) == await weights_of(user, undisturbed)
+
+
+def resume_point_of(trainer: ServiceProcess, job: str) -> bool:
+    lines = trainer.text.splitlines()
+    return any("resume_point_saved" in line and job in line for line in lines)
 
 
 async def weights_of(user: User, status: dict[str, Any]) -> dict[str, bytes]:
@@ -162,33 +194,31 @@ async def weights_of(user: User, status: dict[str, Any]) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load(file).items()}
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_trainer_hands_its_work_over_and_what_is_wanted_meanwhile_is_done_by_the_next(
-    web: Web, amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
+    deployment: tuple[Services, User],
 ) -> None:
-    async with world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (
-        services,
-        user,
-    ):
-        request = user.request(
-            batch_size=1, max_epochs=100_000, sample_prompts=["a zorblat"], sample_steps=1_000_000
-        )
-        job = await user.client.run(request)
-        trainer = services.first("trainer")
-        async for status in user.client.follow(job, every=0.1):
-            if (status["output"].get("step") or 0) > 2:
-                break
-        await asyncio.gather(trainer.stop(), services.start("trainer"))
-        await user.client.send_command(job, "save")
-        await user.client.send_command(job, "sample")
-        async for status in user.client.follow(job, every=0.1):
-            if any(each["step"] for each in status["output"].get("samples", ())):
-                break
-        await user.client.send_command(job, "stop")
-        last = await user.finished(job)
+    services, user = deployment
+    request = user.request(
+        batch_size=1, max_epochs=100_000, sample_prompts=["a zorblat"], sample_steps=1_000_000
+    )
+    job = await user.client.run(request)
+    trainer = services.first("trainer")
+    async for status in user.client.follow(job, every=0.1):
+        if (status["output"].get("step") or 0) > 2:
+            break
+    await asyncio.gather(trainer.stop(), services.start("trainer"))
+    await user.client.send_command(job, "save")
+    await user.client.send_command(job, "sample")
+    async for status in user.client.follow(job, every=0.1):
+        if any(each["step"] for each in status["output"].get("samples", ())):
+            break
+    await user.client.send_command(job, "stop")
+    last = await user.finished(job)
 
-        assert last["status"] == "COMPLETED", last
-        assert "resuming" in services.named("trainer")[-1].text
-        train = last["output"]["train"]
-        assert len(train["checkpoints"]) == 1
-        assert train["warnings"][-1] == f"stopped on request after step {train['steps']} of 400000"
-        assert train["samples"][-1]["step"] == train["steps"] < 400_000
+    assert last["status"] == "COMPLETED", last
+    assert "resuming" in services.named("trainer")[-1].text
+    train = last["output"]["train"]
+    assert len(train["checkpoints"]) == 1
+    assert train["warnings"][-1] == f"stopped on request after step {train['steps']} of 400000"
+    assert train["samples"][-1]["step"] == train["steps"] < 400_000

@@ -13,6 +13,7 @@ from tests.end_to_end.story import bucket_config
 from tests.end_to_end.test_main_job import SERVICES, world
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web
+from tests.support.services import FULL_ROWS
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 
@@ -36,7 +37,7 @@ async def test_samples_arrive_while_training_goes_on_and_end_in_the_users_bucket
 ) -> None:
     theirs = s3_server.create_bucket()
     async with (
-        world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket) as (_, user),
+        world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket, FULL_ROWS) as (_, user),
         diary(amqp_url) as kept,
     ):
         request = user.request(

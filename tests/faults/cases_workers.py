@@ -89,7 +89,7 @@ async def cut_off_and_back(world: World, form: Form) -> Outcome:
         lost.send(signal.SIGSTOP)
         other = await world.services.start("trainer")
         await world.says("gateway", "claim_lost", job)
-        await process_says(world, other, "working", job)
+        await process_says(world, other, "training", job, "from step")
         lost.send(signal.SIGCONT)
         await process_says(world, lost, "claim_lost_to_gateway", job)
         assert not lines_of(lost, "claim_ended", job, "CheckpointFinal")

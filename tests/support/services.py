@@ -41,7 +41,9 @@ PASSED_ON = ("LANG", "LC_ALL", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS
 LAST_WORDS = 6000
 COMMAND = ("everydream",)
 WARM = ("tests.support.warm",)
-"""The command with warm children; needs the fixture ``warm_children``."""
+"""The command with warm children and rough sample rows; needs the fixture ``warm_children``."""
+FULL_ROWS = (*WARM, "--full-rows")
+"""With warm children alone."""
 
 
 class ServiceProcess(Child):

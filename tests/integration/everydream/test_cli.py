@@ -99,3 +99,12 @@ def test_a_key_is_made_listed_and_disabled(home: Path) -> None:
     assert "disabled" in typed(home, "keys", "list").stdout
     nobody = typed(home, "keys", "disable", "anna")
     assert nobody.stderr == "everydream: there is no key named 'anna' that is let in\n"
+
+
+def test_an_old_setting_s_warning_stays_out_of_the_result(home: Path) -> None:
+    made = typed(home, "keys", "make", "anna", PLACES="7")
+
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines()[0] == "Key 'anna' (read, submit, admin), shown only now:"
+    assert '"setting_renamed"' in made.stderr
+    assert "EVERYDREAM_CONCURRENCY" in made.stderr

@@ -1,4 +1,4 @@
-"""Whatever is asked, the gateway answers as its OpenAPI document says."""
+"""The gateway answers any request as its OpenAPI document says."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from shared.messaging.topology import FETCHER, INFERENCER_RESULTS
 from tests.support.gateway_world import API_KEY, REQUEST, Claimed, World, training, world
 
 ROOT = "/v1/everydream-v1"
-CASES = 2000
-"""At least so many."""
-EXAMPLES = 40
-"""Of each operation, with valid data and again with data that is not."""
+EXAMPLES, MANY_EXAMPLES = 8, 40
+"""Of each operation, with valid data and again with invalid data."""
+WAYS = 50
+"""Operations with valid data, and and invalid data: there are more."""
 LIFTED = dict.fromkeys(RATES, Rate(10**9, 1.0, 10**9))
 SHORT_WAIT = 20
-"""Milliseconds: no case waits longer."""
+"""Milliseconds that a case waits at most."""
 LAST = ("/cancel/{job}", "/purge-queue", "/jobs/{job}", "/uploads/{upload}")
-"""Asked at the end, because they take away what the others ask for."""
+"""Tested last, because they remove what the others need."""
 ACCEPTED = ["2xx", "404", "409", "422"]
-"""How valid data may be answered: a name in it may stand for nothing, or for something else."""
+"""Statuses for valid data; a name in it may not exist, or mean something else."""
 REFUSED = ["400", "401", "403", "404", "409", "411", "412", "415"]
-"""How data is refused that is not valid."""
+"""Statuses for invalid data."""
 DEPENDS = {"/retry/{job}", "/events/{job}", "/jobs", "/uploads", "/files/{key}"}
-"""Where it depends on more than the document says whether valid data is accepted."""
+"""Operations whose acceptance of valid data depends on more than the document says."""
 WEBHOOK = "https://example.com/hook"
 
 
 @pytest.fixture(autouse=True)
 def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of requests of one key are let in."""
+    """Allow thousands of requests with one key."""
     monkeypatch.setattr("services.gateway.app.Authorizer", authorizer)
     monkeypatch.setattr("services.gateway.jobs.uploads.MAX_UNFINISHED", 10**9)
 
@@ -59,7 +59,7 @@ def authorizer(repository: JobRepository) -> Authorizer:
 
 
 async def at_work(here: World) -> Claimed:
-    """The trainer of a job that has got on."""
+    """The trainer of a job with some progress."""
     _, trainer = await training(here, REQUEST, webhook=WEBHOOK)
     await trainer.say(TrainingProgressed, progress={"step": 3, "steps": 8, "loss": 0.25})
     await here.status_becomes(trainer.job, "IN_PROGRESS")
@@ -90,7 +90,7 @@ async def cancelled(here: World) -> str:
 
 
 async def uploads(here: World) -> list[str]:
-    """One that is whole, and one that is not."""
+    """A complete one, and an incomplete one."""
     whole = await here.ask("POST", f"{ROOT}/uploads", data=b"a whole file")
     headers = {"Authorization": f"Bearer {API_KEY}", "Upload-Length": "100"}
     async with here.session.post(here.url(f"{ROOT}/uploads"), headers=headers) as begun:
@@ -98,7 +98,7 @@ async def uploads(here: World) -> list[str]:
 
 
 async def named(here: World) -> dict[str, list[str]]:
-    """By path parameter, what there is."""
+    """Existing values, by path parameter."""
     ended = [await completed(here), await failed(here), await cancelled(here)]
     webhooks = await here.ask("GET", f"{ROOT}/jobs/{ended[0]}/webhooks")
     return {
@@ -117,15 +117,16 @@ schemathesis.serializer.alias(CHUNK, "application/octet-stream")
 
 
 class Asker:
-    """Asks, and holds every answer to the document."""
+    """Sends requests, and checks every answer by the document."""
 
-    def __init__(self, url: str, names: Mapping[str, list[str]]) -> None:
+    def __init__(self, url: str, names: Mapping[str, list[str]], examples: int) -> None:
         self._schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         checks = self._schema.config.checks
         checks.positive_data_acceptance.expected_statuses = ACCEPTED
         checks.negative_data_rejection.expected_statuses = REFUSED
         self.answers: Counter[int] = Counter()
         self._names = names
+        self._examples = examples
         self._session = requests.Session()
 
     def ask_everything(self) -> None:
@@ -140,7 +141,7 @@ class Asker:
         names = st.fixed_dictionaries({key: st.sampled_from(of) for key, of in self._names.items()})
 
         @settings(
-            max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
+            max_examples=self._examples, derandomize=True, deadline=None, database=None,
             phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         @given(operation.as_strategy(generation_mode=mode), names, st.integers(0, 3))
@@ -163,7 +164,7 @@ KEY = {"Authorization": f"Bearer {API_KEY}"}
 
 
 def name_what_there_is(case: Case[Any], known: Mapping[str, str]) -> None:
-    """Events are read of an ended job: those of one that goes on would have no end."""
+    """Events are read from an ended job; those of a live one would not end."""
     events = case.operation.path == "/events/{job}"
     there = {**known, "job": known["ended"]} if events else known
     for parameters in (case.path_parameters, case.query):
@@ -178,12 +179,17 @@ def shorten(case: Case[Any]) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_no_request_gets_what_the_document_does_not_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "examples", [EXAMPLES, pytest.param(MANY_EXAMPLES, marks=pytest.mark.long)]
+)
+async def test_no_request_gets_what_the_document_does_not_say(
+    tmp_path: Path, examples: int
+) -> None:
     async with world(tmp_path) as here:
-        asker = await asyncio.to_thread(Asker, here.url(""), await named(here))
+        asker = await asyncio.to_thread(Asker, here.url(""), await named(here), examples)
 
         await asyncio.to_thread(asker.ask_everything)
 
-    assert asker.answers.total() >= CASES
+    assert asker.answers.total() >= WAYS * examples
     assert max(asker.answers) < 500
     assert asker.answers[429] == 0

@@ -1,4 +1,4 @@
-"""The documents as they are served, and what they say of keys."""
+"""The served documents, and what they say about keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def fetched(here: World, path: str) -> tuple[int, dict[str, str], str]:
 
 
 class Reader(HTMLParser):
-    """What a page shows, and all that it would load or follow."""
+    """The text of a page, and all its links and resources."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ async def test_the_example_of_a_job_can_be_pasted_into_a_shell(here: World) -> N
 
 
 def asked() -> list[tuple[str, str, list[dict[str, list[str]]]]]:
-    """Every operation of the endpoint: method, path, and what it says of keys."""
+    """Every operation of the endpoint: method, path, and security."""
     return [
         (method.upper(), re.sub(r"\{\w+\}", NOBODY, path), operation["security"])
         for path, item in OPENAPI["paths"].items()

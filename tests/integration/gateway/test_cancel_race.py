@@ -1,7 +1,7 @@
-"""A user's wish and the end of the work at the same moment: one of them wins, and both are told.
+"""A cancellation and the end of the work at the same moment: one wins, and both sides learn it.
 
-Requests come over HTTP, facts through the recorder, and both write one database. Every reading and
-writing takes its turn by a seed, so that a race that went wrong goes wrong again.
+Requests come by HTTP, facts by the recorder, and both write one database. Reads and writes are
+ordered by a seed, so that a failing race can be repeated.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from tests.unit.gateway.test_transitions import checkpoint_final, dataset_staged
 SEED = 20_260
 HEARTBEAT = 10.0
 API_KEYS = tuple(f"a-key-of-owner-{number}" for number in range(32))
-"""So many that none of their owners asks too often."""
+"""Enough to stay below the rate limits."""
 REQUEST = msgspec.structs.replace(
     parse_request(TRAIN_ONLY), webhook="https://example.com/hook", webhook_events=("completed",)
 )
@@ -72,7 +72,7 @@ ENDS = {
     JobTimedOut: "TIMED_OUT",
 }
 REFUSALS = {"CANCELLED": 2}
-"""The worker is told at the cancel, and again when its last word comes too late."""
+"""One at the cancellation, and one when the worker's last fact comes too late."""
 MANY = pytest.mark.parametrize(
     ("database_url", "races"), [("sqlite", 1000), ("postgresql", 60)], indirect=["database_url"]
 )
@@ -89,8 +89,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @dataclass
-class RaceCourse:
-    """A gateway that answers and records, with nobody who sends what it has to say."""
+class RaceTrack:
+    """A gateway that serves HTTP and records facts, without its outbox relay."""
 
     gateway: Gateway
     store: TurnTakingJobs
@@ -99,24 +99,24 @@ class RaceCourse:
     session: aiohttp.ClientSession
 
     async def line_up(self, job: Job) -> None:
-        """The job is on record as it stands."""
+        """Insert the job as it is."""
         assert await self.store.insert(row_of(job, 1), [])
 
     async def ask(self, method: str, path: str, job_id: str) -> tuple[int, Any]:
-        """The job's owner asks."""
+        """Send a request of the job's owner."""
         url = f"http://127.0.0.1:{self.gateway.port}/v2/everydream-v1{path}/{job_id}"
         headers = {"Authorization": f"Bearer {key_of(job_id)}"}
         async with self.session.request(method, url, headers=headers) as answer:
             return answer.status, await answer.json()
 
     async def say(self, fact: StageFact) -> None:
-        """A worker says it, and the recorder deals with it."""
+        """Publish a worker's fact, and let the recorder handle it."""
         await self.workers.publish(fact, reply_to=CONTROL.name)
         delivery = await self.gateway_bus.get(GATEWAY_RECORDER)
         await process(delivery, self.gateway._recorder._record)
 
     async def told(self) -> list[AnyMessage]:
-        """What the trainer was told since the last look."""
+        """The replies to the trainer since the last call."""
         heard = []
         while await self.workers.depth(CONTROL):
             delivery = await self.workers.get(CONTROL)
@@ -133,7 +133,7 @@ class RaceCourse:
         return {row.id: read(row) for row in rows}
 
     async def said(self) -> dict[str, list[AnyMessage]]:
-        """By job, everything that is to be said because of what happened."""
+        """All outgoing messages, by job."""
         by_job = defaultdict(list)
         for row in await self.store.take_due(2**40, 2**41, limit=1_000_000):
             by_job[row.job].append(decode(row.message))
@@ -141,7 +141,7 @@ class RaceCourse:
 
 
 @pytest.fixture
-async def course(tmp_path: Path, database_url: str) -> AsyncIterator[RaceCourse]:
+async def race_track(tmp_path: Path, database_url: str) -> AsyncIterator[RaceTrack]:
     settings = replace(settings_for(tmp_path), api_keys=API_KEYS)
     broker = MemoryBroker()
     broker.declare(CONTROL)
@@ -157,7 +157,7 @@ async def course(tmp_path: Path, database_url: str) -> AsyncIterator[RaceCourse]
         gateway = Gateway(settings, KEY, bus, store, record)
         await stack.enter_async_context(gateway._serving())
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield RaceCourse(gateway, jobs_kept, bus, workers, session)
+        yield RaceTrack(gateway, jobs_kept, bus, workers, session)
 
 
 def key_of(job_id: str) -> str:
@@ -165,7 +165,7 @@ def key_of(job_id: str) -> str:
 
 
 def in_training(job_id: str) -> Job:
-    """A job at the last of its stages: whatever its worker says ends it."""
+    """A job at its last stage: any result of its worker ends it."""
     owner, now = digest_of(key_of(job_id)), time.time()
     job = transitions.admit(job_id, owner, REQUEST, TRAIN_ONLY["input"], sealed=None, now=now).job
     staged = msgspec.structs.replace(dataset_staged("s"), job=job_id)
@@ -196,18 +196,18 @@ def last_words(job_id: str, kind: str) -> StageFact:
 
 @MANY
 async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_told(
-    course: RaceCourse, races: int
+    race_track: RaceTrack, races: int
 ) -> None:
     answers = {
-        job_id: await raced_to_the_end(course, job_id, Random(f"{SEED} {job_id}"))
+        job_id: await raced_to_the_end(race_track, job_id, Random(f"{SEED} {job_id}"))
         for job_id in (f"job-{number}" for number in range(races))
     }
 
-    assert course.store.outrun > races / 10
-    ended = await course.all_jobs()
+    assert race_track.store.outrun > races / 10
+    ended = await race_track.all_jobs()
     winners = Counter(job.status for job in ended.values())
     assert min(winners[status] for status in ("CANCELLED", "COMPLETED", "FAILED")) > races / 20
-    said = await course.said()
+    said = await race_track.said()
     for job_id, (answer, refusals) in answers.items():
         status = ended[job_id].status
         assert answer == (200, {"id": job_id, "status": status})
@@ -216,14 +216,16 @@ async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_told(
 
 
 async def raced_to_the_end(
-    course: RaceCourse, job_id: str, random: Random
+    race_track: RaceTrack, job_id: str, random: Random
 ) -> tuple[tuple[int, Any], list[AnyMessage]]:
-    """What was answered to who cancelled, and what was told to who worked."""
-    await course.line_up(in_training(job_id))
+    """The response to the cancellation, and the replies to the worker."""
+    await race_track.line_up(in_training(job_id))
     fact = last_words(job_id, random.choice(("done", "refused", "passing")))
-    cancelling = course.ask("POST", "/cancel", job_id)
-    _, answer = await course.store.race(random.getrandbits(32), (course.say(fact), cancelling))
-    return answer, await course.told()
+    cancelling = race_track.ask("POST", "/cancel", job_id)
+    _, answer = await race_track.store.race(
+        random.getrandbits(32), (race_track.say(fact), cancelling)
+    )
+    return answer, await race_track.told()
 
 
 def refused(job_id: str) -> ClaimRefused:
@@ -231,7 +233,7 @@ def refused(job_id: str) -> ClaimRefused:
 
 
 def wrong_end(said: list[AnyMessage], run: int = 1) -> str | None:
-    """What is wrong with what is said of a run's end: it is said once, and posted once."""
+    """Errors in the messages of a run's end, which must be published once and posted once."""
     ends = [each for each in said if isinstance(each, tuple(ENDS)) and run_of(each) == run]
     dues = [each for each in said if isinstance(each, WebhookDue) and each.run == run]
     if len(ends) != 1 or len(dues) != 1:
@@ -246,42 +248,44 @@ def run_of(end: AnyMessage) -> int:
 
 
 @FEWER
-async def test_what_two_recorders_hear_at_once_counts_once(course: RaceCourse, races: int) -> None:
-    """As when the active one hangs, and the next takes over what it has in hand."""
+async def test_what_two_recorders_hear_at_once_counts_once(
+    race_track: RaceTrack, races: int
+) -> None:
+    """Deliver again, as when the active gateway hangs and the next takes over its delivery."""
     for number in range(races):
         job_id = f"job-{number}"
-        await course.line_up(in_training(job_id))
+        await race_track.line_up(in_training(job_id))
         fact = last_words(job_id, ("done", "refused", "passing")[number % 3])
 
-        await course.store.race(SEED + number, [course.say(fact), course.say(fact)])
+        await race_track.store.race(SEED + number, [race_track.say(fact), race_track.say(fact)])
 
-        job = await course.job(job_id)
+        job = await race_track.job(job_id)
         assert job is not None
         assert job.status == ("FAILED" if number % 3 else "COMPLETED")
-        assert await course.told() == [refused(job_id)]
-    said = await course.said()
+        assert await race_track.told() == [refused(job_id)]
+    said = await race_track.said()
     assert [wrong_end(said[f"job-{number}"]) for number in range(races)] == [None] * races
 
 
 @FEWER
 async def test_a_job_that_is_removed_while_it_ends_is_gone_and_has_ended_once(
-    course: RaceCourse, races: int
+    race_track: RaceTrack, races: int
 ) -> None:
     for number in range(races):
         job_id = f"job-{number}"
-        await course.line_up(in_training(job_id))
+        await race_track.line_up(in_training(job_id))
         entries = (
-            course.say(last_words(job_id, "done")),
-            course.ask("DELETE", "/jobs", job_id),
-            course.ask("DELETE", "/jobs", job_id),
-            course.ask("POST", "/cancel", job_id),
+            race_track.say(last_words(job_id, "done")),
+            race_track.ask("DELETE", "/jobs", job_id),
+            race_track.ask("DELETE", "/jobs", job_id),
+            race_track.ask("POST", "/cancel", job_id),
         )
 
-        _, *removals, _ = await course.store.race(SEED + number, entries)
+        _, *removals, _ = await race_track.store.race(SEED + number, entries)
 
         assert sorted(status for status, _ in removals) == [200, 404]
-        assert await course.job(job_id) is None
-    said = await course.said()
+        assert await race_track.job(job_id) is None
+    said = await race_track.said()
     assert [wrong_end(said[f"job-{number}"]) for number in range(races)] == [None] * races
 
 
@@ -289,26 +293,26 @@ async def test_a_job_that_is_removed_while_it_ends_is_gone_and_has_ended_once(
 
 
 def timed_out(job_id: str) -> Job:
-    """A job that is over, whose worker has not heard of it yet."""
+    """An ended job whose worker does not know it yet."""
     return transitions.time_out(in_training(job_id), "late", time.time()).job
 
 
 @FEWER
-async def test_a_retry_hears_nothing_of_the_run_before(course: RaceCourse, races: int) -> None:
+async def test_a_retry_hears_nothing_of_the_run_before(race_track: RaceTrack, races: int) -> None:
     for number in range(races):
         job_id = f"job-{number}"
-        await course.line_up(timed_out(job_id))
+        await race_track.line_up(timed_out(job_id))
         point = ResumePointSaved(
             job=job_id, stage="training", claim="t", prefix="late/", step=9, epoch=1
         )
         late = (point, last_words(job_id, "done"), last_words(job_id, "refused"))[number % 3]
-        entries = (course.ask("POST", "/retry", job_id), course.say(late))
+        entries = (race_track.ask("POST", "/retry", job_id), race_track.say(late))
 
-        answer, _ = await course.store.race(SEED + number, entries)
+        answer, _ = await race_track.store.race(SEED + number, entries)
 
         assert answer == (200, {"id": job_id, "status": "IN_QUEUE"})
-        assert [type(each) for each in await course.told()] == [ClaimRefused]
-        job = await course.job(job_id)
+        assert [type(each) for each in await race_track.told()] == [ClaimRefused]
+        job = await race_track.job(job_id)
         assert job is not None
         assert (job.run, job.status, job.resume_point, job.checkpoint) == (
             2,
@@ -317,39 +321,39 @@ async def test_a_retry_hears_nothing_of_the_run_before(course: RaceCourse, races
             None,
         )
         assert job.stages["training"].open
-    said = await course.said()
+    said = await race_track.said()
     for number in range(races):
         assert [type(each) for each in said[f"job-{number}"]] == [DatasetStaged]
 
 
 @FEWER
 async def test_a_job_that_is_retried_twice_and_cancelled_at_once_has_two_runs(
-    course: RaceCourse, races: int
+    race_track: RaceTrack, races: int
 ) -> None:
     statuses: Counter[str] = Counter()
     for number in range(races):
         job_id = f"job-{number}"
-        await course.line_up(timed_out(job_id))
+        await race_track.line_up(timed_out(job_id))
         entries = (
-            course.ask("POST", "/retry", job_id),
-            course.ask("POST", "/retry", job_id),
-            course.ask("POST", "/cancel", job_id),
+            race_track.ask("POST", "/retry", job_id),
+            race_track.ask("POST", "/retry", job_id),
+            race_track.ask("POST", "/cancel", job_id),
         )
 
-        answers = await course.store.race(SEED + number, entries)
+        answers = await race_track.store.race(SEED + number, entries)
 
-        job = await course.job(job_id)
+        job = await race_track.job(job_id)
         assert job is not None
         assert job.run == 2
         assert answers[2] == (200, {"id": job_id, "status": cancelled_or(job)})
         statuses[job.status] += 1
     assert min(statuses["IN_QUEUE"], statuses["CANCELLED"]) > races / 20
-    said = await course.said()
+    said = await race_track.said()
     for number in range(races):
         kinds = [type(each) for each in said[f"job-{number}"]]
         assert kinds in ([DatasetStaged], [DatasetStaged, JobCancelled, WebhookDue])
 
 
 def cancelled_or(job: Job) -> str:
-    """What whoever cancels is told: that it is cancelled, or how the run before had ended."""
+    """The possible responses to a cancellation: cancelled, or the end of the run before."""
     return "CANCELLED" if job.status == "CANCELLED" else "TIMED_OUT"

@@ -1,4 +1,4 @@
-"""What clients see while a server of ours is away, hangs or is short of room: told, and in time."""
+"""Responses to clients while a server is away, hangs or has no room: clear, and in time."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from tests.support.services import services_in_a_folder
 ROOT = "/v2/everydream-v1"
 CLIENTS_PATIENCE = 3.0
 HEARTBEAT = 1.0
-"""Slow enough for workers who tell nothing while they are not asked."""
+"""Slow enough for workers that send no heartbeats by themselves."""
 NOBODYS = JobStarted(job="nobody's", run=1, gpu="")
 Fault = Callable[["Broker"], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Broker:
-    """A node, and the only way to it."""
+    """A node, and the proxy in front of it."""
 
     node: RabbitMQ
     line: Proxy
@@ -67,7 +67,7 @@ async def broker(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[Broker]:
 
 @asynccontextmanager
 async def away(broker: Broker) -> AsyncIterator[None]:
-    """As a node that was killed is seen from outside: all are reset, and nobody gets in."""
+    """Look like a killed node: reset all connections, and accept none."""
     broker.line.cut()
     try:
         yield
@@ -97,7 +97,7 @@ async def here(tmp_path: Path, broker: Broker) -> AsyncIterator[World]:
 
 
 async def in_time(here: World, method: str, path: str, **more: Any) -> Answer:
-    """The answer, which came before clients give up."""
+    """The response, which arrived before clients time out."""
     begun = time.monotonic()
     answer = await here.ask(method, path, **more)
     took = time.monotonic() - begun
@@ -107,14 +107,14 @@ async def in_time(here: World, method: str, path: str, **more: Any) -> Answer:
 
 @asynccontextmanager
 async def during(fault: Fault, broker: Broker, here: World) -> AsyncIterator[None]:
-    """The fault, once it is felt."""
+    """The fault, once it has an effect."""
     async with fault(broker):
         await eventually(lambda: nothing_is_taken(here))
         yield
 
 
 async def nothing_is_taken(here: World) -> bool | None:
-    """Whether the broker refuses a message that nobody listens for."""
+    """Whether the broker returns a mandatory message without a queue."""
     try:
         await here.bus.send("nowhere", NOBODYS, mandatory=False)
     except Unavailable:
@@ -140,7 +140,7 @@ async def test_a_job_is_accepted_while_the_broker_is_away_and_asked_for_when_it_
 
 
 async def asked_for(here: World) -> list[Delivery]:
-    """All that came to the fetchers until nothing is left to say."""
+    """All deliveries to fetchers until the outbox is empty."""
     heard: list[Delivery] = []
 
     async def listen() -> None:
@@ -215,7 +215,7 @@ async def test_health_counts_workers_that_cannot_be_reached_as_unhealthy(
         assert health.status == 200
         assert health.body["jobs"]["inProgress"] == 1
         told = {name: number for name, number in health.body["workers"].items() if number}
-        # Short of disk, the broker still tells who is there.
+        # Without disk space, the broker still counts consumers.
         reachable = {"idle": 1, "running": 1, "ready": 2}
         rest = {"running": 1, "ready": 1, "unhealthy": 1}
         assert told == (reachable if fault is short_of_disk else rest)
@@ -260,7 +260,7 @@ async def run_at(url: str) -> str:
 
 
 async def ready(here: World) -> dict[str, Any]:
-    """What is lacking, as nobody's key is told it: part and reason."""
+    """What is lacking, as shown without a key: part and reason."""
     begun = time.monotonic()
     async with here.session.get(here.url("/ready")) as answer:
         body = await answer.json()
@@ -318,7 +318,7 @@ async def gone(server: PostgreSQL) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def locked(file: Path) -> AsyncIterator[None]:
-    """Somebody holds SQLite's write lock, and does not let go."""
+    """Another connection holds SQLite's write lock."""
     holder = sqlite3.connect(file, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     try:
@@ -335,7 +335,7 @@ MORE_THAN_THE_POOL = 20
 
 
 async def all_are_told_to_wait(here: World, asked: Sequence[tuple[str, str]], job: str) -> None:
-    """Each gets 503 and when to come again, all of them at once and in time."""
+    """All get 503 with Retry-After, at the same time and in time."""
     answers = await asyncio.gather(
         *(
             in_time(here, method, f"{ROOT}/{path.format(job=job)}", json=TRAIN_ONLY)
@@ -368,11 +368,11 @@ async def test_without_postgresql_everybody_is_told_to_wait_and_all_goes_on_afte
 
 
 POOL = 5
-"""Connections that are kept open between requests."""
+"""Connections kept open between requests."""
 
 
 async def idle_again(url: str) -> int | None:
-    """How many connections there are, once none is in the middle of something."""
+    """The number of connections, once all are idle."""
     async with closing(Database.open(url)) as database:
         (row,) = await database.all(
             sa.text(f"{COUNT} and state <> 'idle' and pid <> pg_backend_pid()")

@@ -1,4 +1,4 @@
-"""The endpoint as clients see it: the page's own examples, and what they get for mistakes."""
+"""The endpoint over HTTP: the page's own examples, and the responses to mistakes."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ async def test_a_worker_of_the_run_before_is_not_heard(here: World) -> None:
 
 
 async def commands_heard(here: World, times: int) -> list[dict[Command, int]]:
-    """What was told to workers, once it was so many times."""
+    """The messages to workers, once there are so many."""
 
     async def look() -> list[dict[Command, int]] | None:
         asked = [each.commands for each in here.heard.messages if isinstance(each, CommandIssued)]

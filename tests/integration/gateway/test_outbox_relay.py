@@ -1,4 +1,4 @@
-"""What a commit causes leaves the outbox for the broker, whatever the weather."""
+"""The outbox is published in spite of failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Fault = Callable[[Message], Exception | None]
 
 @dataclass
 class FaultyBus:
-    """A bus that fails as a test wishes, and remembers what left."""
+    """A bus that fails on demand, and remembers what was published."""
 
     bus: MemoryBus
     fault: Fault = lambda _: None
@@ -67,7 +67,7 @@ class Setting:
     written: int = 0
 
     async def causes(self, *outgoing: Outgoing) -> None:
-        """Write a job with what it causes, and wake the relay."""
+        """Write a job with its messages, and wake the relay."""
         self.written += 1
         job = StoredJob(
             id=f"job-{self.written}", owner="", status="COMPLETED", version=1,
@@ -109,7 +109,7 @@ def relay_of(bus: FaultyBus, jobs: SqlJobStore) -> OutboxRelay:
 
 @asynccontextmanager
 async def at_work(relay: OutboxRelay) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Run it, to the end or until what is yielded is called."""
+    """Run it to the end, or until the yielded function is called."""
     task = asyncio.create_task(relay.run())
 
     async def end() -> None:

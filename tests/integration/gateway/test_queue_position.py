@@ -1,4 +1,4 @@
-"""What ``/status`` tells a job that waits: its place in the line, and when its turn may come."""
+"""The queue position and estimated start of a waiting job in ``/status``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def finished_after(here: World, seconds: float) -> None:
 @asynccontextmanager
 async def idle_trainers(here: World, number: int) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(here.bus.get(TRAINER)) for _ in range(number)]
-    await asyncio.sleep(0)  # one turn of the loop, in which the tasks begin to consume
+    await asyncio.sleep(0)  # let the tasks begin to consume
     try:
         yield
     finally:
@@ -82,7 +82,7 @@ async def test_who_waits_for_the_end_in_vain_is_told_too(here: World) -> None:
 async def test_the_turn_comes_by_the_newest_jobs_mean_time(here: World) -> None:
     await finished_after(here, 100.0)
     await finished_after(here, 300.0)
-    await training(here)  # the only trainer is at work
+    await training(here)  # the only trainer is busy
     first, second = await here.run(), await here.run()
 
     assert await seconds_to_wait(here, first) == pytest.approx(200.0, abs=5.0)

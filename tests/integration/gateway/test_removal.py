@@ -1,4 +1,4 @@
-"""Removing jobs: what goes, what stays away, and what its workers still write."""
+"""Removing jobs: what is deleted, what stays deleted, and what workers still write."""
 
 from __future__ import annotations
 

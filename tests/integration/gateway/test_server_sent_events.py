@@ -88,7 +88,7 @@ class Source:
 async def following(
     here: World, job: str, *, after: str | None = None, gateway: Gateway | None = None
 ) -> AsyncIterator[Source]:
-    """Connect, and hang up at the end."""
+    """Connect, and disconnect at the end."""
     headers = {"Authorization": f"Bearer {API_KEY}"}
     if after is not None:
         headers["Last-Event-ID"] = after
@@ -118,7 +118,7 @@ async def show_samples(here: World, trainer: Any) -> None:
 
 
 async def eventful(here: World) -> str:
-    """A job that has ended, with everything on the way that there is."""
+    """An ended job that had every kind of event."""
     job, trainer = await training(here)
     await show_samples(here, trainer)
     await save_checkpoint(trainer)
@@ -145,8 +145,8 @@ async def test_a_job_that_has_ended_is_told_from_its_beginning_to_its_end(here: 
     assert (headers["Cache-Control"], headers["X-Accel-Buffering"]) == ("no-store", "no")
     assert kinds(told) == [
         *("stage", "status"),  # staging waits
-        *("stage", "stage", "stage", "dataset"),  # is at work, is done; training waits
-        *("stage", "status"),  # is at work
+        *("stage", "stage", "stage", "dataset"),  # is claimed, is done; training waits
+        *("stage", "status"),  # is claimed
         *("sample", "sample", "checkpoint"),
         *("stage", "checkpoint", "status"),
     ]
@@ -197,7 +197,7 @@ async def test_progress_comes_once_and_not_more_than_once_a_second(
         first = await source.until("progress")
         await show_samples(here, trainer)
         await source.until("sample")
-        here.gateway._recorder._written.clear()  # the record itself waits no second
+        here.gateway._recorder._written.clear()  # so that progress is written at once
         await trainer.say(TrainingProgressed, progress={"step": 4})
         await eventually(lambda: step_is(here, job, 4))
         await trainer.finish_training()
@@ -349,7 +349,7 @@ async def test_who_hangs_up_leaves_the_place_to_another(tmp_path: Path) -> None:
             await source.until("status")
             assert await is_full(here, job)
 
-        soon = server_sent_events.HEARTBEAT_SECONDS / 2  # before anything is written to it in vain
+        soon = server_sent_events.HEARTBEAT_SECONDS / 2  # before a write would fail
         await eventually(lambda: has_a_place(here, job), soon)
 
 
@@ -379,7 +379,7 @@ async def test_who_does_not_read_is_cut_off_and_goes_on_later(
 
 
 async def tell_at_length(here: World, job: str) -> None:
-    """More than any socket takes at once."""
+    """More than any socket buffers."""
     row = await here.jobs.get(job)
     data = json.dumps({"text": "x" * 500_000}).encode()
     told = [

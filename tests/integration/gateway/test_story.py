@@ -1,4 +1,4 @@
-"""A gateway at work: the test plays the workers by saying what they would say."""
+"""A running gateway: the test plays the workers by publishing their messages."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def drawing_with(model: str) -> dict[str, Any]:
 
 
 async def drawn_again(here: World, model: str) -> tuple[str, ModelSource]:
-    """A job that waits for a fetcher, and the model that it is to be drawn with."""
+    """A job that waits for a fetcher, and the model that it uses."""
     job = await here.run(drawing_with(model))
     submitted = await here.take(FETCHER)
     assert isinstance(submitted, JobSubmitted)
@@ -326,7 +326,7 @@ async def test_a_finished_job_is_drawn_from_again_without_a_trainer(here: World)
     assert done["output"]["train"] is None
     assert [each["seed"] for each in done["output"]["inference"]] == [7]
     assert await here.bus.depth(TRAINER) == 0
-    later = await finished(here)  # tidied up after the drawing, in order of their ends
+    later = await finished(here)  # deleted after generation, in order of their ends
     await eventually(lambda: true_if_the_result_alone_is_kept(here, later["id"]))
     assert await here.store.exists(f"{model}model_index.json")
 
@@ -473,7 +473,7 @@ async def test_an_interrupted_worker_costs_no_failure(here: World) -> None:
 
 async def test_training_goes_on_from_the_newest_resume_point(here: World) -> None:
     job = await staged(here)
-    for number in range(4):  # with nothing saved, the third failure would be the end
+    for number in range(4):  # without a resume point, the third failure would end the job
         trainer = await here.claim(job, "training", gpu="H100")
         assert trainer.grant.resume_point == (f"resume/{number - 1}/" if number else None)
         await trainer.say(ResumePointSaved, prefix=f"resume/{number}/", step=number, epoch=0)
@@ -698,12 +698,12 @@ async def test_a_fact_in_hand_is_recorded_before_the_gateway_stops(tmp_path: Pat
         await worker.say_started()
         await begun.wait()
         stopping = asyncio.create_task(here.gateway_stops())
-        for _ in range(20):  # turns of the loop, in which the parts are told to stop
+        for _ in range(20):  # let the background tasks stop
             await asyncio.sleep(0)
         go_on.set()
         await stopping
         assert isinstance(await here.answer_to(worker.id), ClaimGranted)
-        assert await here.bus.depth(GATEWAY_RECORDER) <= 1  # a beat, at most
+        assert await here.bus.depth(GATEWAY_RECORDER) <= 1  # a heartbeat, at most
 
 
 async def test_a_broker_that_lost_everything_costs_nothing(tmp_path: Path) -> None:

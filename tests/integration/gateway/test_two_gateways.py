@@ -1,4 +1,4 @@
-"""Two gateways on one PostgreSQL and one RabbitMQ: whichever is asked, the answer is the same."""
+"""Two gateways on one PostgreSQL and one RabbitMQ: both give the same answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECONDS = 30
 
 
 class Pair(NamedTuple):
-    """Two gateways; workers and store are the same, whichever of the worlds hands them out."""
+    """Two gateways; both worlds share workers and store."""
 
     one: World
     other: World
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture
 async def both(tmp_path: Path, postgres_url: str, amqp_url: str) -> AsyncIterator[Pair]:
-    # The beat is slow enough for a worker here, which tells nothing while it is not asked.
+    # The heartbeat is slow enough for workers that send none by themselves.
     shared: dict[str, Any] = {"amqp_url": amqp_url, "database_url": postgres_url, "heartbeat": 5.0}
     async with world(tmp_path, **shared) as one, world(tmp_path, **shared) as other:
         yield Pair(one, other)
@@ -67,7 +67,7 @@ async def test_one_idempotency_key_at_both_at_once_is_one_job(both: Pair) -> Non
 
 
 async def nothing_more_is_asked(both: Pair) -> bool:
-    """A later job's staging is the next that is asked for."""
+    """The staging of a later job is the next delivery."""
     later = await both.one.run(TRAIN_ONLY)
     return getattr(await both.one.take(FETCHER), "job", None) == later
 
@@ -101,7 +101,7 @@ async def test_both_tell_the_same_events_and_each_goes_on_where_the_other_was_le
 
 
 async def told_by(here: World, job: str, after: str | None = None) -> list[Event]:
-    """What is told, but for links, which each request signs anew."""
+    """The status without links, which each request signs anew."""
     async with following(here, job, after=after) as source:
         told = await source.rest()
     for event in told:
@@ -148,7 +148,7 @@ async def read_to_the_end(here: World, job: str) -> list[Any]:
 
 
 async def tells_step(here: World, trainer: Claimed, step: int) -> bool | None:
-    """As a worker does: again and again, since not everything that is heard is written down."""
+    """Repeat, as a worker does, because not every progress is written."""
     await trainer.say(TrainingProgressed, progress={"step": step})
     output = (await here.status(trainer.job)).get("output") or {}
     return output.get("step") == step or None

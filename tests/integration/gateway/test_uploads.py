@@ -64,7 +64,7 @@ async def asked(
     key: str = API_KEY,
     url: str = "",
 ) -> Answer:
-    """As tus has it: answers without a body too."""
+    """The headers that tus requires, in responses without a body, too."""
     headers = {"Authorization": f"Bearer {key}", "Tus-Resumable": "1.0.0", **(headers or {})}
     url = f"{url or here.url('')}{ROOT}{path}"
     async with here.session.request(method, url, headers=headers, data=data) as answer:
@@ -93,7 +93,7 @@ def request_with(data_url: str) -> dict[str, Any]:
 
 
 async def fetched(here: World, upload: str, folder: Path) -> bytes:
-    """What a fetcher gets of a job that names the upload."""
+    """The ``data_url`` that a fetcher gets from a job with this upload."""
     facts = await here.ask("GET", f"{ROOT}/uploads/{upload}")
     await here.run(request_with(facts.body["data_url"]))
     submitted = await here.take(FETCHER)
@@ -171,7 +171,7 @@ async def unannounced(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def half_sent(here: World, head: str, body: bytes) -> tuple[Any, asyncio.StreamWriter]:
-    """A connection on which a request has begun."""
+    """A connection with a begun request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", here.gateway.port)
     writer.write(f"{head}\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\n\r\n".encode() + body)
     await writer.drain()

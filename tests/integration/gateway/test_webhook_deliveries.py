@@ -1,4 +1,4 @@
-"""Webhooks from the job to the receiver, with a real notifier between, and the list of them."""
+"""Webhooks from a job to the receiver, by a real notifier, and their list."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def hooked(here: World, web: Web, **commands: Any) -> tuple[str, Claimed]:
 
 
 def signed(seen: Seen) -> Any:
-    """The body, if its signature holds."""
+    """The body, if its signature is valid."""
     return Webhook(SECRET).verify(seen.body, dict(seen.headers))
 
 
@@ -56,7 +56,7 @@ async def deliveries(here: World, job: str) -> list[dict[str, Any]]:
 
 
 async def settled(here: World, job: str, number: int) -> list[dict[str, Any]]:
-    """The deliveries when there are so many and the outcome of each is known."""
+    """The deliveries, once there are so many with known outcomes."""
 
     async def look() -> list[dict[str, Any]] | None:
         found = await deliveries(here, job)

@@ -1,4 +1,4 @@
-"""The AsyncAPI document: its parts fit together, and it says what the services do."""
+"""The AsyncAPI document: consistent, and true to what the services publish and receive."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEY = re.compile(r"[A-Za-z0-9_-]+")
 """What AsyncAPI 3 allows as the name of a channel, an operation or a component."""
 SERVICES = ("gateway", "fetcher", "trainer", "inferencer", "notifier")
 ELSEWHERE = {"gateway": ["services/gateway/jobs/transitions.py"], "": ["shared/worker/runtime.py"]}
-"""What a service says by way of ``shared``; the runtime is every worker's."""
+"""Modules of ``shared`` that publish for a service; the runtime does for every worker."""
 
 
 def found(reference: str) -> Any:
@@ -104,7 +104,7 @@ EXAMPLES: dict[type[types.Type], Callable[[Any], Any]] = {
 
 
 def example(kind: types.Type) -> Any:
-    """Some value of a type, with all that it requires."""
+    """A value of a type, with all required fields."""
     return EXAMPLES[type(kind)](kind)
 
 

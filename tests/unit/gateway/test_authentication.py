@@ -1,4 +1,4 @@
-"""Who may ask, and whose a job is."""
+"""Authentication of API keys."""
 
 from __future__ import annotations
 

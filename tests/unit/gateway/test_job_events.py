@@ -1,4 +1,4 @@
-"""What somebody who follows a job is told of each change of its record."""
+"""The events of each change of a job's record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.unit.gateway.test_transitions import (
 
 
 class Followed:
-    """A job, and what its followers were told of it since the last time somebody looked."""
+    """A job, and its events since the last call."""
 
     def __init__(self, **commands: Any) -> None:
         self.tale = Tale(**commands)
@@ -42,7 +42,7 @@ class Followed:
         return told
 
     def after(self, *facts: AnyMessage) -> list[JobEvent]:
-        """What these facts bring, each told by itself, as the ledger does."""
+        """The events of these facts, applied one by one, as the repository does."""
         told = self.news()
         for fact in facts:
             self.tale.tell(fact)

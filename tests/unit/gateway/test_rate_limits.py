@@ -1,4 +1,4 @@
-"""How often a key may ask."""
+"""Rate limits of a key."""
 
 from __future__ import annotations
 

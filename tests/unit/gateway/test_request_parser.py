@@ -1,4 +1,4 @@
-"""What may be asked for: every field of the page, its default, its range, and its mistakes."""
+"""Parsing of requests: every field of the page, its default, its range, and its mistakes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NOTHING_LEFT = (
     "disable_unet_training and disable_textenc_training are both true: nothing is left to train"
 )
 Ranges = dict[str, tuple[list[Any], list[Any]]]
-"""For each field, values that are taken and values that are not."""
+"""For each field, accepted values and refused ones."""
 
 
 def train(**fields: Any) -> Train:
@@ -224,7 +224,7 @@ def test_whole_numbers_of_inference(name: str) -> None:
 
 
 def test_every_side_goes_with_every_other() -> None:
-    """The original took 832 x 1024 and its like, and failed after the training."""
+    """The original accepted sizes like 832 x 1024, and failed after the training."""
     for width, height in itertools.product(SIDES, SIDES):
         drawn = entry(width=width, height=height)
         assert (drawn.width, drawn.height) == (width, height)

@@ -1,4 +1,4 @@
-"""The schema of a request and the check of a request say the same."""
+"""The schema of a request accepts what the parser accepts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRAINING: dict[str, Any] = {
 }
 DRAWING: dict[str, Any] = {"input": {"model": "org/name", "inference": {"prompt": "a cat"}}}
 OUTSIDE = "must be below timestep_end"
-"""The one rule that a schema cannot tell."""
+"""The one rule that a schema cannot express."""
 
 
 def is_taken(body: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How an event looks on the wire, and by which id a client goes on."""
+"""The format of an event, and the id that a client resumes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No zombie jobs: whatever is said, lost or wanted, in any order, every job comes to one end."""
+"""No zombie jobs: with any messages, losses and requests in any order, every job ends once."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "check": TRAIN,
 }
 POLICY = {"executionTimeout": 3_600_000, "ttl": 7_200_000}
-"""Milliseconds; far beyond every silence that a test keeps, so that no zombie ends by them."""
+"""Milliseconds; longer than any silence in a test, so that no zombie ends by a time limit."""
 EVENTS = ("start", "output", "completed")
 A_WHILE = 3
-"""Facts before which nobody ends a job, so that most have a life."""
+"""No job is ended before so many facts, so that most jobs get some work done."""
 ROUNDS = 40
-"""In which whatever is asked for is taken, after which any job is done."""
+"""Rounds in which all requested work is taken; afterwards any job is done."""
 
 Make = Callable[[dict[str, Any]], StageFact]
 
@@ -77,7 +77,7 @@ def made(kind: type[StageFact], /, **fields: Any) -> Make:
 
 
 def stamped(make: Callable[[str], StageFact]) -> Make:
-    """What another test makes for a claim, said by whoever it is."""
+    """A fact that another test makes for a claim, from any worker."""
     return lambda stamp: msgspec.structs.replace(make(stamp["claim"]), **stamp)
 
 
@@ -152,7 +152,7 @@ with_a_webhook = precondition(lambda self: bool(self._dues()))
 
 
 class Life(RuleBasedStateMachine):
-    """Everybody does whatever they like; afterwards there is silence, then the job must end."""
+    """All parties act at random; then there is silence, and the job must end."""
 
     @initialize(
         kind=st.sampled_from(sorted(REQUESTS)),
@@ -169,7 +169,7 @@ class Life(RuleBasedStateMachine):
         tried: bool,  # noqa: FBT001
         done: int,
     ) -> None:
-        """Some stages are done, perhaps before the bucket was tried, and then it begins."""
+        """Some stages are done, perhaps before the bucket check, and then the test begins."""
         request = parse_request({"input": REQUESTS[kind], "policy": POLICY})
         if hooked:
             hook = {"webhook": "https://example.com/hook", "webhook_events": EVENTS}
@@ -192,7 +192,7 @@ class Life(RuleBasedStateMachine):
     @at_an_open_stage
     @rule(data=st.data())
     def work_is_delivered_twice(self, data: st.DataObject) -> None:
-        """As a broker may, when it has missed an ack; and both workers take it."""
+        """Deliver again, as a broker that missed an ack may; both workers take it."""
         stage = data.draw(st.sampled_from(self._open()))
         self.played.deliver_again(stage)
         for worker in self.played.workers[stage]:
@@ -251,7 +251,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(data=st.data(), kind=st.sampled_from(sorted(FORGED)))
     def somebody_says_anything(self, data: st.DataObject, kind: str) -> None:
-        """Under whatever claim, at whatever stage."""
+        """With any claim, at any stage."""
         stage, claim = data.draw(st.sampled_from(self._live_claims() + self._claims()))
         stamp = {"job": "job", "stage": stage, "claim": claim, "attempt": 1, "worker": "who"}
         self.played.say(FORGED[kind](stamp), self.played.workers[stage][0].reply_queue.name)
@@ -308,12 +308,12 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.played.live is None)
     @rule()
     def its_time_is_judged_over_when_it_has_ended(self) -> None:
-        """The judgement was made before, and is written after the end."""
+        """The check was made before the end, and is written after it."""
         self.played.change(lambda job: transitions.time_out(job, "late", self.played.clock))
 
     @rule(data=st.data())
     def a_claim_is_judged_lost(self, data: st.DataObject) -> None:
-        """Whoever had it, live or not by now."""
+        """Of any claim, live or not."""
         stage, claim = data.draw(st.sampled_from(self._claims()))
         lose = partial(transitions.lose_claim, stage=stage, claim=claim, heartbeat=HEARTBEAT)
         self.played.change(lambda job: lose(job, now=self.played.clock))
@@ -354,7 +354,7 @@ class Life(RuleBasedStateMachine):
     @after_a_while
     @rule(timeout=st.sampled_from(sorted(POLICY)), again=st.booleans())
     def its_time_is_over(self, timeout: str, again: bool) -> None:  # noqa: FBT001
-        """While somebody is at work, if anybody can be; perhaps it goes into another run."""
+        """During some worker's work, if possible; perhaps in another run."""
         for stage in self._open():
             self.played.take(self.played.workers[stage][0])
         job = self.played.live
@@ -418,7 +418,7 @@ class Life(RuleBasedStateMachine):
             self.played.close()
 
     def _fall_silent(self) -> None:
-        """Nobody works any more: what is left to do is asked for, on a queue."""
+        """No worker is left: all open work is on a queue."""
         self.played.clock = self.played.latest
         for worker in self.played.every_worker():
             self.played.die(worker)
@@ -428,11 +428,11 @@ class Life(RuleBasedStateMachine):
         assert self.played.zombies() == []
 
     def _let_all_succeed(self) -> None:
-        """Whoever takes work finishes it; so the job must end."""
+        """Every worker finishes its work, so the job must end."""
         self._work(result_of)
 
     def _let_all_fail(self) -> None:
-        """Whoever takes work gives it up; so the job must end."""
+        """Every worker fails its work, so the job must end."""
         self._work(lambda _job, _stage: OUTCOMES["passing"])
 
     def _work(self, make: Callable[[Job, Stage], Make]) -> None:
@@ -444,7 +444,7 @@ class Life(RuleBasedStateMachine):
     def _do(
         self, worker: Worker, make: Callable[[Job, Stage], Make], *, late: bool = False
     ) -> None:
-        """Take work and end it, or what is in hand."""
+        """Take work and end it, or end the current work."""
         self.played.take(worker)
         job = self.played.job
         if job is not None and worker.granted is not None:
@@ -461,7 +461,7 @@ TestLife.settings = settings(
 
 
 def test_facts_of_every_kind_are_among_what_anybody_says() -> None:
-    """So that a new kind of fact is played, too."""
+    """So that a new kind of fact is covered, too."""
     kinds = {kind for kind in get_args(AnyMessage) if issubclass(kind, StageFact)}
     said = {type(make({"job": "j", "stage": "training", "claim": "c"})) for make in FORGED.values()}
     assert said == kinds

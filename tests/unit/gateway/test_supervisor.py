@@ -1,4 +1,4 @@
-"""Workers are judged by beats that came back in a row, and by nothing else."""
+"""Claims are lost after heartbeats that came back in a row, and by nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOW = 1_000_000.0
 
 
 class Records:
-    """One job, as both the store and the ledger show it; older ones may stand before it."""
+    """One job, as both store and repository; older ones may precede it."""
 
     def __init__(self) -> None:
         self.older: list[StoredJob] = []
@@ -44,7 +44,7 @@ class Records:
 
 
 class Silent:
-    """The bus, of which only the name is asked, and whose queues are empty."""
+    """A bus with a name and empty queues."""
 
     source = "gateway/test"
 
@@ -98,7 +98,7 @@ async def test_heartbeats_that_are_delivered_again_do_not_count() -> None:
 
 
 async def test_after_a_gap_everybody_gets_the_whole_time_again() -> None:
-    """Beats that never came back went to another gateway, which has heard the workers since."""
+    """Heartbeats that did not come back went to another gateway, which recorded facts since."""
     bench = Bench()
     await bench.heartbeats(*range(1, 6))
     await bench.heartbeats(50, 51, 52, 53, 54, 55)
@@ -132,7 +132,7 @@ async def test_a_record_that_cannot_be_read_or_judged_leaves_the_others_judged()
 
 
 class Asked(Records):
-    """Many jobs whose staging was asked for, and a queue that they wait in."""
+    """Many jobs that wait for staging, and the queue they wait in."""
 
     source = Silent.source
 

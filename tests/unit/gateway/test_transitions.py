@@ -1,4 +1,4 @@
-"""A job's life, told as facts: what each makes of it, and what must be said."""
+"""A job's transitions: the record and the messages after each fact."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ STARTED: dict[Stage, Any] = {
 
 
 class Tale:
-    """A job that is told one fact after another."""
+    """A job that gets one fact after another."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Tale:
         self.hear(step)
 
     def hear(self, step: Step) -> list[Message]:
-        """Take a step, and return what it says."""
+        """Take a step, and return its messages."""
         self.job = step.job
         self.said += step.effects
         return [effect.message for effect in step.effects]
@@ -283,11 +283,11 @@ def test_the_time_so_far_is_shown_while_a_job_waits_and_runs() -> None:
     tale.stage()
     tale.claim("training", "t")
     assert execution_time(tale.job, tale.now + 3.0) == 3000
-    assert delay_time(tale.job, START - 5.0) >= 0  # the clock was put back
+    assert delay_time(tale.job, START - 5.0) >= 0  # the clock was set back
 
 
 def test_a_worker_downstream_needs_no_other_queue() -> None:
-    """What asks for the next stage travels by its own routing; nothing more is said."""
+    """The fact that requests the next stage is routed by itself; no other message is sent."""
     tale = Tale()
     tale.stage()
     tale.train()
@@ -450,7 +450,7 @@ def test_a_spent_claim_is_never_granted_again() -> None:
 
 
 def test_a_refused_claim_is_refused_again_even_when_its_stage_is_free_by_then() -> None:
-    """A worker asks each beat until it hears; what it said twice arrives after it has let go."""
+    """A worker repeats its claim each heartbeat; the repetition may arrive after it gave up."""
     tale = Tale()
     tale.claim("staging", "s")
     tale.claim("staging", "other")
@@ -1087,7 +1087,7 @@ def test_what_a_lost_worker_left_undone_comes_with_the_next_grant() -> None:
     tale.tell(saved("t", "asked for", command=1))
     tale.tell(TrainingInterrupted(job="job", stage="training", claim="t"))
 
-    assert tale.command("sample") == []  # nobody there who could hear it
+    assert tale.command("sample") == []  # no worker to receive it
     grant = tale.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
     assert grant.commands == {"stop": 1, "sample": 1}
@@ -1164,7 +1164,7 @@ STAMP = {"job": st.just("job"), "stage": ANY_STAGE, "claim": CLAIMS}
 
 
 def facts() -> st.SearchStrategy[Any]:
-    """Any fact of any worker, in any state, sensible or not."""
+    """Any fact of any worker in any state."""
     bare = (
         StagingStarted, TrainingStarted, GenerationStarted, PublicationStarted,
         StagingProgressed, TrainingProgressed, StagingInterrupted, TrainingInterrupted,
@@ -1252,7 +1252,7 @@ def happen(tale: Tale, what: Any) -> None:
 
 
 def check(job: Job) -> None:
-    """What holds for every record, whatever happened."""
+    """Invariants of every record."""
     assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
     assert job.ended == (job.ended_at is not None)
     assert (job.error is not None) == (job.status in ("FAILED", "TIMED_OUT"))
@@ -1268,7 +1268,7 @@ def check_stage(record: StageRecord) -> None:
 
 
 class Workers(RuleBasedStateMachine):
-    """Workers that mostly behave: every job that they are let finish comes to one end."""
+    """Workers that mostly behave: every job that they may finish ends once."""
 
     @initialize(trains=st.booleans(), draws=st.booleans(), bucket=st.booleans())
     def submit(self, trains: bool, draws: bool, bucket: bool) -> None:  # noqa: FBT001

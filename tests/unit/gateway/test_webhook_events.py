@@ -1,4 +1,4 @@
-"""Which webhooks a job's life brings, and what is remembered of their deliveries."""
+"""The webhooks of a job, and the record of their deliveries."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def saved(name: str) -> CheckpointSaved:
 
 
 def answers(due: WebhookDue, status: int | None = None) -> WebhookDelivered | WebhookFailed:
-    """What the notifier says of a delivery; without a status it failed."""
+    """The notifier's report on a delivery; without a status it failed."""
     stamp: dict[str, Any] = {
         "job": due.job, "run": due.run, "attempt": due.attempt, "webhook_id": due.webhook_id,
     }  # fmt: skip
