@@ -3,6 +3,7 @@
 #   PYTHON      the interpreter for .venv: Python 3.11, on which everything was run
 #   PIP_ARGS    reaches pip: an index of your own, --find-links, -v to watch it work
 #   PYTEST_ARGS reaches pytest: a file, -k, -x
+#   LONG_ARGS   reaches the long forms: --only soak
 #   FUZZ_ARGS   reaches the fuzzing: --seconds 60, --seed 7
 #   FAULTS_ARGS reaches the faults: --only broker, --short
 #   SOAK_ARGS   reaches the soak: --seed 7, --minutes 10
@@ -12,6 +13,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
 FAULTS_ARGS ?=
+LONG_ARGS ?=
 SOAK_ARGS ?=
 
 VENV := .venv
@@ -27,23 +29,30 @@ FUZZ    := $(VENV)/.fuzz-installed
 CLIENTS     := $(VENV)/.clients-installed
 CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constraints.txt node/package.json node/package-lock.json)
 
-# The faults run after all else and one by one: beats of 0.2 s are lost on cores that others share.
-# PYTEST_ARGS may choose tests of one half alone; pytest ends with 5 where it finds none.
-NONE_CHOSEN = [ $$? -eq 5 -a -n "$(strip $(PYTEST_ARGS))" ]
-
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types arch check bench fuzz faults soak docs format clean servers
+.PHONY: help demo test unit test-long coverage lint types arch check bench fuzz faults soak docs format clean servers
 
 help:  ## This list
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-8s%s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-11s%s\n' "$$name" "$$what"; done
 
 demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./demo-output
 	$(BIN)/everydream demo
 
-test: servers $(DEV) $(CLIENTS)  ## Every test that needs no graphics card
-	$(BIN)/pytest -m "not gpu and not faults" --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS) || $(NONE_CHOSEN)
-	$(BIN)/pytest -m faults --numprocesses 0 $(PYTEST_ARGS) || $(NONE_CHOSEN)
+test: servers $(DEV) $(CLIENTS)  ## Every test that needs no graphics card, the long forms left out
+	$(BIN)/pytest -m "not gpu and not long" --numprocesses auto $(PYTEST_ARGS)
+
+unit: $(DEV)  ## The tests that need no server, in a minute
+	$(BIN)/pytest -m "unit and not long" --numprocesses auto $(PYTEST_ARGS)
+
+test-long: servers $(DEV) $(CLIENTS)  ## The long forms, for a release; says at its end what it ran
+	$(BIN)/python -m tests.long $(LONG_ARGS)
+
+coverage: servers $(DEV) $(CLIENTS)  ## What the tests reach of the product, by lines and branches
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not gpu and not long" --numprocesses auto $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(DEV)  ## Style, format and spelling
 	$(BIN)/ruff check
