@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pika
 import pytest
+import pytest_asyncio
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
@@ -68,34 +69,39 @@ async def bus_of(logins: dict[str, str], name: str) -> AsyncIterator[Bus]:
         yield bus
 
 
-@pytest.fixture
-async def made(logins: dict[str, str]) -> dict[str, str]:
-    """Likewise, with the whole topology as the gateway has made it."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(rabbitmq: RabbitMQ) -> dict[str, str]:
+    """Likewise, with the whole topology as the gateway has made it; for all that only try."""
+    rabbitmq.start()
+    logins = make_logins(rabbitmq, rabbitmq.fresh_vhost())
     async with bus_of(logins, "gateway"):
         return logins
 
 
+Ask = Callable[[BlockingChannel], Any]
+
+
 @contextmanager
-def channel_of(url: str) -> Iterator[BlockingChannel]:
+def trying(url: str) -> Iterator[Callable[[Ask], bool]]:
+    """What says whether the broker does what is asked of it."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
-        channel = connection.channel()
-        channel.confirm_delivery()
-        yield channel
+
+        def is_let(ask: Ask) -> bool:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            try:
+                ask(channel)
+            except ChannelClosedByBroker as error:  # a refusal closes the channel
+                if "ACCESS_REFUSED" not in error.reply_text:
+                    raise
+                return False
+            channel.close()
+            return True
+
+        yield is_let
 
 
-def is_let(url: str, ask: Callable[[BlockingChannel], Any]) -> bool:
-    """Whether the broker does what is asked of it; a refusal closes the channel."""
-    with channel_of(url) as channel:
-        try:
-            ask(channel)
-        except ChannelClosedByBroker as error:
-            if "ACCESS_REFUSED" not in error.reply_text:
-                raise
-            return False
-        return True
-
-
-def saying(key: str, exchange: str = EXCHANGE) -> Callable[[BlockingChannel], None]:
+def saying(key: str, exchange: str = EXCHANGE) -> Ask:
     return lambda channel: channel.basic_publish(exchange, key, b"{}")
 
 
@@ -104,7 +110,8 @@ def saying(key: str, exchange: str = EXCHANGE) -> Callable[[BlockingChannel], No
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_service_says_its_own_facts_and_no_others(made: dict[str, str], name: str) -> None:
-    said = {key for key in TYPES if is_let(made[name], saying(key))}
+    with trying(made[name]) as is_let:
+        said = {key for key in TYPES if is_let(saying(key))}
     assert said == {type_of(kind) for kind in PUBLISHES[name]}
 
 
@@ -113,14 +120,17 @@ def test_a_trainer_ends_no_job_and_a_producer_only_asks_for_one(
 ) -> None:
     vhost = made["gateway"].rpartition("/")[2]
     shop = make_user(rabbitmq, "producer", f"shop-{vhost}", vhost)
-    assert not is_let(made["trainer"], saying("job.completed"))
-    assert {key for key in TYPES if is_let(shop, saying(key))} == {"job.requested"}
+    with trying(made["trainer"]) as is_let:
+        assert not is_let(saying("job.completed"))
+    with trying(shop) as is_let:
+        assert {key for key in TYPES if is_let(saying(key))} == {"job.requested"}
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_only_the_gateway_puts_anything_on_a_queue_itself(made: dict[str, str], name: str) -> None:
-    for queue in [queue.name for queue in QUEUES]:
-        assert is_let(made[name], saying(queue, exchange="")) is (name == "gateway")
+    with trying(made[name]) as is_let:
+        for queue in [queue.name for queue in QUEUES]:
+            assert is_let(saying(queue, exchange="")) is (name == "gateway")
 
 
 # --- What a login may hear --------------------------------------------------------------------
@@ -128,11 +138,12 @@ def test_only_the_gateway_puts_anything_on_a_queue_itself(made: dict[str, str], 
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_service_reads_its_own_queues_and_no_others(made: dict[str, str], name: str) -> None:
-    def read(queue: str) -> Callable[[BlockingChannel], Any]:
+    def read(queue: str) -> Ask:
         return lambda channel: channel.basic_consume(queue, lambda *_: None)
 
     names = [*(queue.name for queue in QUEUES), DEAD_LETTERS]
-    heard = {queue for queue in names if is_let(made[name], read(queue))}
+    with trying(made[name]) as is_let:
+        heard = {queue for queue in names if is_let(read(queue))}
     assert heard == {*OWN[name], *([DEAD_LETTERS] if name == "gateway" else ())}
 
 
@@ -140,15 +151,16 @@ def test_a_service_reads_its_own_queues_and_no_others(made: dict[str, str], name
 def test_no_worker_listens_to_what_is_not_for_it(made: dict[str, str], name: str) -> None:
     """Not even by a queue that is its own."""
 
-    def bind(key: str) -> Callable[[BlockingChannel], Any]:
+    def bind(key: str) -> Ask:
         return lambda channel: channel.queue_bind(OWN[name][0], EXCHANGE, key)
 
     theirs = [queue for queue in QUEUES if queue.name in OWN[name]]
     bindings = [*REPLY_QUEUE_BINDINGS, *(key for queue in theirs for key in queue.bindings)]
     its_own = {type_of(kind) for kind in bound_to(bindings, get_args(AnyMessage))}
-    assert {key for key in TYPES if is_let(made[name], bind(key))} == its_own
-    for wide in ("#", "*.*", "job.*", "webhook.#"):
-        assert not is_let(made[name], bind(wide)), wide
+    with trying(made[name]) as is_let:
+        assert {key for key in TYPES if is_let(bind(key))} == its_own
+        for wide in ("#", "*.*", "job.*", "webhook.#"):
+            assert not is_let(bind(wide)), wide
 
 
 # --- What a login may make and take away ------------------------------------------------------
@@ -157,7 +169,7 @@ def test_no_worker_listens_to_what_is_not_for_it(made: dict[str, str], name: str
 @pytest.mark.parametrize("name", WORKERS)
 def test_no_worker_takes_away_or_makes_what_is_not_its_own(made: dict[str, str], name: str) -> None:
     another = next(each for each in WORKERS if each != name)
-    forbidden: list[Callable[[BlockingChannel], Any]] = [
+    forbidden: list[Ask] = [
         lambda channel: channel.exchange_delete(EXCHANGE),
         lambda channel: channel.exchange_delete(DEAD_LETTERS),
         lambda channel: channel.queue_delete(DEAD_LETTERS),
@@ -169,10 +181,11 @@ def test_no_worker_takes_away_or_makes_what_is_not_its_own(made: dict[str, str],
         lambda channel: channel.queue_declare("a-queue-of-mine"),
         lambda channel: channel.exchange_declare("an-exchange-of-mine"),
     ]
-    for ask in forbidden:
-        assert not is_let(made[name], ask)
     own = f"control.{name}/host-1.0123"
-    assert is_let(made[name], lambda channel: channel.queue_declare(own, exclusive=True))
+    with trying(made[name]) as is_let:
+        for ask in forbidden:
+            assert not is_let(ask)
+        assert is_let(lambda channel: channel.queue_declare(own, exclusive=True))
 
 
 # --- The work itself --------------------------------------------------------------------------
@@ -233,13 +246,17 @@ async def test_a_fact_that_is_not_a_workers_own_is_not_said_and_does_not_hang_it
 async def test_what_a_worker_cannot_read_it_buries(logins: dict[str, str]) -> None:
     async with bus_of(logins, "gateway") as gateway, bus_of(logins, "trainer") as trainer:
         taking = asyncio.create_task(trainer.get(TRAINER))
-        with_garbage = saying(TRAINER.name, exchange="")
-        await asyncio.to_thread(is_let, logins["gateway"], with_garbage)
+        await asyncio.to_thread(send_garbage, logins["gateway"])
         async with asyncio.timeout(SECONDS):
             while not await dead_letters(gateway):
                 await asyncio.sleep(0.05)
         taking.cancel()
         await asyncio.wait([taking])
+
+
+def send_garbage(url: str) -> None:
+    with trying(url) as is_let:
+        assert is_let(saying(TRAINER.name, exchange=""))
 
 
 async def dead_letters(bus: Bus) -> int:

@@ -25,6 +25,7 @@ def processes_below(folder: Path) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.long
 async def test_services_run_several_times_each_and_nothing_is_left_of_them(
     amqp_url: str, postgres_url: str, s3_server: S3Server, s3_bucket: str
 ) -> None:

@@ -55,7 +55,9 @@ async def records_until_done(child: Child) -> list[AnyRecord]:
     return written
 
 
-async def test_an_order_is_carried_out_and_every_slow_thing_announced(tmp_path: Path) -> None:
+async def test_a_child_carries_out_an_order_announces_every_slow_thing_and_ends_when_asked_to(
+    tmp_path: Path,
+) -> None:
     order = training_order(
         tmp_path / "out",
         dataset=make_dataset(tmp_path / "data", images=2),
@@ -68,6 +70,10 @@ async def test_an_order_is_carried_out_and_every_slow_thing_announced(tmp_path: 
     try:
         await child.order(order)
         written = await records_until_done(child)
+        child.stop()  # while it is idle
+        async with asyncio.timeout(30):
+            await _died(child.records())
+        assert not child.alive
     finally:
         await child.kill()
 
@@ -129,16 +135,7 @@ def error_of_a_job_whose_training(given_up: Failed) -> str:
     return step.job.error
 
 
-async def test_an_idle_child_ends_when_it_is_asked_to() -> None:
-    child = await start_ready(CHILD)
-
-    child.stop()
-
-    async with asyncio.timeout(30):
-        await _died(child.records())
-    assert not child.alive
-
-
+@pytest.mark.long
 async def test_a_child_does_not_outlive_its_parent() -> None:
     parent = subprocess.Popen(  # noqa: ASYNC220 - its output is waited for in a thread
         [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True

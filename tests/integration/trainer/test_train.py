@@ -397,7 +397,9 @@ def test_a_model_saved_with_its_optimizers_hands_on_their_moments_but_not_their_
     base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(
-        training_order(tmp_path / "1", dataset=dataset, base=base, save_optimizer=True),
+        training_order(
+            tmp_path / "1", dataset=dataset, base=base, save_optimizer=True, useadam8bit=True
+        ),
         RecordingCallbacks(),
     )
     seen: list[tuple[int, float]] = []
@@ -410,7 +412,9 @@ def test_a_model_saved_with_its_optimizers_hands_on_their_moments_but_not_their_
         seen.append((step, optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(loop, "update", spy)
-    again = training_order(tmp_path / "2", dataset=dataset, base=Path(first.model), lr=1e-4)
+    again = training_order(
+        tmp_path / "2", dataset=dataset, base=Path(first.model), lr=1e-4, useadam8bit=True
+    )
     train(again, RecordingCallbacks())
 
     assert seen == [(step, 1e-4) for step in range(6, 12)]
