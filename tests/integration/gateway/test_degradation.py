@@ -195,7 +195,7 @@ async def test_every_other_write_is_done_in_time_while_the_broker_is_away(
 
 async def training_of(here: World, job: str) -> tuple[str, Claimed]:
     """A waiting job brought to its training."""
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert submitted.job == job
     await (await here.claim(job, "staging")).stage_dataset(submitted)
     return job, await here.claim(job, "training", gpu="card")

@@ -39,11 +39,11 @@ async def names(here: World, query: str = "", **more: Any) -> list[str]:
 
 async def failed(here: World) -> str:
     job = await here.run()
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     await (await here.claim(job, "staging")).stage_dataset(submitted)
-    await here.take(TRAINER)
+    await here.get(TRAINER)
     trainer = await here.claim(job, "training", gpu="card")
-    await trainer.say(StageFailed, kind="refused", reason="the images are gone")
+    await trainer.publish(StageFailed, kind="refused", reason="the images are gone")
     await here.status_becomes(job, "FAILED")
     return job
 
@@ -157,6 +157,6 @@ async def test_a_cursor_of_somebodys_own_making_is_refused(here: World, text: st
 
 
 async def test_without_the_database_there_is_no_list(here: World) -> None:
-    here.jobs.away = True
+    here.jobs.unavailable = True
 
     assert (await here.ask("GET", f"{ROOT}/jobs")).status == 503

@@ -47,7 +47,7 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
 
 async def failed(here: World) -> str:
     job, trainer = await training(here)
-    await trainer.say(StageFailed, kind="refused", reason="the images are gone")
+    await trainer.publish(StageFailed, kind="refused", reason="the images are gone")
     await here.status_becomes(job, "FAILED")
     return job
 
@@ -80,7 +80,7 @@ async def test_who_waits_in_vain_gets_the_status_as_it_is(here: World, method: s
 
 async def test_runsync_waits_for_the_end(here: World) -> None:
     asking = asyncio.create_task(here.ask("POST", f"{ROOT}/runsync?wait=60000", json=TRAIN_ONLY))
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     await (await here.claim(submitted.job, "staging")).stage_dataset(submitted)
     await (await here.claim(submitted.job, "training")).finish_training()
 
@@ -161,7 +161,7 @@ async def test_a_stream_gives_each_change_of_the_output_once_and_the_end_to_its_
     assert (first["id"], first["status"]) == (job, "IN_PROGRESS")
     assert first["stream"][0]["output"]["stage"] == "training"
 
-    await trainer.say(TrainingProgressed, progress={"step": 3, "steps": 8})
+    await trainer.publish(TrainingProgressed, progress={"step": 3, "steps": 8})
     (second,) = (await stream(here, job))["stream"]
     assert second["output"]["step"] == 3
     assert (await stream(here, job, wait=0))["stream"] == []
@@ -211,7 +211,7 @@ async def test_a_failed_job_goes_on_from_the_stage_that_failed(here: World) -> N
     answer = await here.ask("POST", f"{ROOT}/retry/{job}")
 
     assert (answer.status, answer.body) == (200, {"id": job, "status": "IN_QUEUE"})
-    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    assert isinstance(await here.get(TRAINER), DatasetStaged)
     body = await here.status(job)
     assert "error" not in body
     assert body["executionTime"] == 0
@@ -251,7 +251,9 @@ async def commands_heard(here: World, times: int) -> list[dict[Command, int]]:
     """The messages to workers, once there are so many."""
 
     async def look() -> list[dict[Command, int]] | None:
-        asked = [each.commands for each in here.heard.messages if isinstance(each, CommandIssued)]
+        asked = [
+            each.commands for each in here.received.messages if isinstance(each, CommandIssued)
+        ]
         return asked if len(asked) >= times else None
 
     return await eventually(look)
@@ -268,7 +270,7 @@ async def test_what_is_wanted_reaches_the_worker(here: World, kind: str) -> None
     answer = await here.ask("POST", f"{ROOT}/jobs/{job}/{kind}")
 
     assert (answer.status, answer.body) == (200, {"id": job, "status": "IN_PROGRESS"})
-    asked = await here.hears(CommandIssued)
+    asked = await here.receive(CommandIssued)
     assert (asked.job, asked.claim, asked.commands) == (job, trainer.id, {kind: 1})
 
 
@@ -278,11 +280,11 @@ async def test_what_is_wanted_is_told_with_each_heartbeat_and_is_one_command_unt
     job, trainer = await training(here)
     for _ in range(2):
         assert (await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status == 200
-    await trainer.say(TrainingProgressed, progress={"step": 1})
+    await trainer.publish(TrainingProgressed, progress={"step": 1})
     assert await commands_heard(here, 3) == [{"save": 1}] * 3
 
     artifact = await trainer.put("a checkpoint", "checkpoint")
-    await trainer.say(CheckpointSaved, artifact=artifact, step=2, epoch=0, command=1)
+    await trainer.publish(CheckpointSaved, artifact=artifact, step=2, epoch=0, command=1)
 
     async def is_another_command() -> bool | None:
         before = len(await commands_heard(here, 3))
@@ -299,8 +301,8 @@ async def test_what_a_worker_left_undone_and_is_wanted_meanwhile_comes_with_the_
     job, trainer = await training(here)
     await here.ask("POST", f"{ROOT}/jobs/{job}/save")
     if end == "it is interrupted":
-        await trainer.say(TrainingInterrupted)
-    assert isinstance(await here.take(TRAINER), DatasetStaged)
+        await trainer.publish(TrainingInterrupted)
+    assert isinstance(await here.get(TRAINER), DatasetStaged)
 
     assert (await here.ask("POST", f"{ROOT}/jobs/{job}/stop")).status == 200
 
@@ -374,7 +376,7 @@ async def test_health_counts_ones_own_jobs_and_everybodys_workers(here: World) -
     await trained(here)
     retried = await failed(here)
     await here.ask("POST", f"{ROOT}/retry/{retried}")
-    await here.take(TRAINER)
+    await here.get(TRAINER)
     await here.claim(retried, "training")
     await here.run()
     idle = [asyncio.create_task(here.bus.get(TRAINER)) for _ in range(2)]
@@ -406,7 +408,7 @@ async def test_the_same_idempotency_key_is_the_same_job(here: World) -> None:
     assert len({answer.body["id"] for answer in answers}) == 1
     other = await here.ask("POST", f"{ROOT}/run", json=REQUEST, headers=once, key=OTHER_KEY)
     assert other.body["id"] != answers[0].body["id"]
-    asked = {(await here.take(FETCHER)).job for _ in range(2)}
+    asked = {(await here.get(FETCHER)).job for _ in range(2)}
     assert asked == {answers[0].body["id"], other.body["id"]}
     assert await here.bus.depth(FETCHER) == 0
 

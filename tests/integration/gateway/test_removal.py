@@ -84,8 +84,8 @@ async def test_a_job_at_work_is_stopped_first(here: World) -> None:
     await remove(here, job)
 
     assert (await here.refusal_of(trainer.id)).reason == "the job has ended"
-    assert (await here.hears(JobCancelled)).job == job
-    await trainer.say(TrainingProgressed, progress={"step": 4})
+    assert (await here.receive(JobCancelled)).job == job
+    await trainer.publish(TrainingProgressed, progress={"step": 4})
     refused = await eventually(lambda: refusal(here, trainer.id, "no such job"))
     assert refused
 
@@ -157,9 +157,9 @@ async def test_who_follows_a_job_that_is_removed_hears_its_end_at_most(here: Wor
 
 async def test_a_webhook_that_would_be_tried_later_is_not(here: World) -> None:
     job = await trained(here, webhook="https://example.com/hook")
-    first = await here.take(NOTIFIER_WEBHOOKS)
+    first = await here.get(NOTIFIER_WEBHOOKS)
     assert isinstance(first, WebhookDue)
-    await here.say(
+    await here.publish(
         WebhookFailed(
             job=job, run=1, attempt=1, webhook_id=first.webhook_id, reason="r", retry_after=60.0
         )

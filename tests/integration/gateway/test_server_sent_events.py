@@ -109,12 +109,12 @@ async def save_checkpoint(trainer: Any) -> None:
     artifact = await trainer.put(
         f"jobs/{trainer.job}/training/1/job-ep01.safetensors", "checkpoint"
     )
-    await trainer.say(CheckpointSaved, artifact=artifact, step=4, epoch=1)
+    await trainer.publish(CheckpointSaved, artifact=artifact, step=4, epoch=1)
 
 
 async def show_samples(here: World, trainer: Any) -> None:
     samples = (await trainer.sample(0, 0), await trainer.sample(0, 1))
-    await here.say(SamplesGenerated(job=trainer.job, samples=samples))
+    await here.publish(SamplesGenerated(job=trainer.job, samples=samples))
 
 
 async def eventful(here: World) -> str:
@@ -175,7 +175,7 @@ async def test_events_come_while_the_job_goes_on_and_end_with_it(here: World) ->
     job, trainer = await training(here)
 
     async with following(here, job) as source:
-        await trainer.say(TrainingProgressed, progress={"step": 3, "steps": 8})
+        await trainer.publish(TrainingProgressed, progress={"step": 3, "steps": 8})
         progress = await source.until("progress")
         assert progress.data == {"stage": "training", "step": 3, "steps": 8}
         assert "." not in progress.id
@@ -193,12 +193,12 @@ async def test_progress_comes_once_and_not_more_than_once_a_second(
     job, trainer = await training(here)
 
     async with following(here, job) as source:
-        await trainer.say(TrainingProgressed, progress={"step": 3})
+        await trainer.publish(TrainingProgressed, progress={"step": 3})
         first = await source.until("progress")
         await show_samples(here, trainer)
         await source.until("sample")
         here.gateway._recorder._written.clear()  # so that progress is written at once
-        await trainer.say(TrainingProgressed, progress={"step": 4})
+        await trainer.publish(TrainingProgressed, progress={"step": 4})
         await eventually(lambda: step_is(here, job, 4))
         await trainer.finish_training()
         rest = await source.rest()
@@ -251,7 +251,7 @@ async def test_a_reader_who_is_cut_off_after_progress_goes_on_at_another_gateway
         async with running(other):
             job, trainer = await training(here)
             async with following(here, job) as source:
-                await trainer.say(TrainingProgressed, progress={"step": 3})
+                await trainer.publish(TrainingProgressed, progress={"step": 3})
                 seen = await source.until("progress")
             await show_samples(here, trainer)
             await trainer.finish_training()
@@ -395,9 +395,9 @@ async def test_without_the_database_the_stream_ends_and_can_be_taken_up_again(
     job = await here.run()
     async with following(here, job) as source:
         last = await source.until("status")
-        here.jobs.away = True
+        here.jobs.unavailable = True
         assert await source.next() is None
-    here.jobs.away = False
+    here.jobs.unavailable = False
     await here.ask("POST", f"{ROOT}/cancel/{job}")
 
     async with following(here, job, after=last.id) as source:

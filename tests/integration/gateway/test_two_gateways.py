@@ -62,14 +62,14 @@ async def test_one_idempotency_key_at_both_at_once_is_one_job(both: Pair) -> Non
     (job,) = {answer.body["id"] for answer in answers}
     listed = (await both.other.ask("GET", f"{ROOT}/jobs")).body["jobs"]
     assert [each["id"] for each in listed] == [job]
-    assert getattr(await both.one.take(FETCHER), "job", None) == job
+    assert getattr(await both.one.get(FETCHER), "job", None) == job
     assert await nothing_more_is_asked(both)
 
 
 async def nothing_more_is_asked(both: Pair) -> bool:
     """The staging of a later job is the next delivery."""
     later = await both.one.run(TRAIN_ONLY)
-    return getattr(await both.one.take(FETCHER), "job", None) == later
+    return getattr(await both.one.get(FETCHER), "job", None) == later
 
 
 async def test_of_two_requests_with_one_key_at_once_one_is_refused(both: Pair) -> None:
@@ -149,7 +149,7 @@ async def read_to_the_end(here: World, job: str) -> list[Any]:
 
 async def tells_step(here: World, trainer: Claimed, step: int) -> bool | None:
     """Repeat, as a worker does, because not every progress is written."""
-    await trainer.say(TrainingProgressed, progress={"step": step})
+    await trainer.publish(TrainingProgressed, progress={"step": step})
     output = (await here.status(trainer.job)).get("output") or {}
     return output.get("step") == step or None
 

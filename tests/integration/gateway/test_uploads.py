@@ -96,7 +96,7 @@ async def fetched(here: World, upload: str, folder: Path) -> bytes:
     """The ``data_url`` that a fetcher gets from a job with this upload."""
     facts = await here.ask("GET", f"{ROOT}/uploads/{upload}")
     await here.run(request_with(facts.body["data_url"]))
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert isinstance(submitted, JobSubmitted)
     assert submitted.train
     key = submitted.train.data_url.removeprefix(STORED)
