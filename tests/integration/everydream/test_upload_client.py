@@ -101,7 +101,7 @@ async def test_a_line_that_stays_broken_is_an_error(here: World, archive: Path) 
             await photos.upload(Client(here.session, url, API_KEY), archive, lambda _done: None)
 
 
-async def test_what_the_gateway_does_not_take_is_told_once(here: World) -> None:
+async def test_what_the_gateway_rejects_is_reported_once(here: World) -> None:
     asked = 0
     client = Client(here.session, here.url(""), API_KEY)
 

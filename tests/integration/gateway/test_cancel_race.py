@@ -195,7 +195,7 @@ def last_words(job_id: str, kind: str) -> StageFact:
 
 
 @MANY
-async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_told(
+async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_answered(
     race_track: RaceTrack, races: int
 ) -> None:
     answers = {
@@ -248,7 +248,7 @@ def run_of(end: AnyMessage) -> int:
 
 
 @FEWER
-async def test_what_two_recorders_hear_at_once_counts_once(
+async def test_a_fact_that_two_recorders_receive_at_once_counts_once(
     race_track: RaceTrack, races: int
 ) -> None:
     """Deliver again, as when the active gateway hangs and the next takes over its delivery."""
@@ -300,7 +300,7 @@ def timed_out(job_id: str) -> Job:
 
 
 @FEWER
-async def test_a_retry_hears_nothing_of_the_run_before(race_track: RaceTrack, races: int) -> None:
+async def test_a_retry_ignores_facts_of_the_run_before(race_track: RaceTrack, races: int) -> None:
     for number in range(races):
         job_id = f"job-{number}"
         await race_track.line_up(timed_out(job_id))

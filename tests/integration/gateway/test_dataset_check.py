@@ -48,7 +48,7 @@ async def asked(here: World, **more: Any) -> tuple[str, Claimed, JobSubmitted]:
     return submitted.job, await here.claim(submitted.job, "staging"), submitted
 
 
-async def test_a_check_ends_with_the_report_and_tells_the_webhook(here: World) -> None:
+async def test_a_check_ends_with_the_report_and_calls_the_webhook(here: World) -> None:
     job, fetcher, submitted = await asked(here, webhook=HOOK, s3Config=S3_CONFIG)
     assert submitted.inference == ()
     assert set(read(await row(here, job)).stages) == {"staging"}, "no bucket is tried"

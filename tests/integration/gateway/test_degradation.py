@@ -348,7 +348,7 @@ async def all_are_told_to_wait(here: World, asked: Sequence[tuple[str, str]], jo
 
 
 @pytest.mark.parametrize("fault", [stopped, gone])
-async def test_without_postgresql_everybody_is_told_to_wait_and_all_goes_on_afterwards(
+async def test_without_postgresql_clients_get_retry_after_and_all_goes_on_afterwards(
     fault: Callable[[PostgreSQL], AbstractAsyncContextManager[None]],
     tmp_path: Path, postgres: PostgreSQL, postgres_url: str,
 ) -> None:  # fmt: skip
@@ -389,7 +389,7 @@ async def connections(url: str) -> int:
     return int(row[0])
 
 
-async def test_while_sqlite_is_locked_writes_are_told_to_wait_and_reads_go_on(
+async def test_while_sqlite_is_locked_writes_get_retry_after_and_reads_go_on(
     tmp_path: Path,
 ) -> None:
     async with world(tmp_path, heartbeat=HEARTBEAT) as here:

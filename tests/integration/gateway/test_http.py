@@ -185,7 +185,7 @@ async def test_a_key_that_asks_too_often_has_to_wait_and_others_do_not(here: Wor
     assert (await here.ask("GET", f"{STATUS}/{job}")).status == 200
 
 
-async def test_a_fault_of_ours_is_told_without_its_inside(
+async def test_an_internal_error_is_reported_without_details(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: object) -> None:

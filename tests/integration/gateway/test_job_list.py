@@ -57,7 +57,7 @@ async def test_ones_own_jobs_come_newest_first(here: World) -> None:
     assert (await here.ask("GET", f"{ROOT}/jobs", key="none")).status == 401
 
 
-async def test_a_line_says_how_the_job_stands_and_when_it_came_so_far(here: World) -> None:
+async def test_an_entry_shows_the_state_of_the_job_and_its_times(here: World) -> None:
     before = time.time()
     job = await failed(here)
     waiting = await here.run()
@@ -123,7 +123,7 @@ async def test_an_unknown_parameter_gets_the_nearest_known_name(here: World) -> 
     assert answer.body["mistakes"] == ["stats: no such parameter; did you mean status?"]
 
 
-async def test_every_mistake_is_told_at_once(here: World) -> None:
+async def test_all_mistakes_are_reported_at_once(here: World) -> None:
     answer = await here.ask("GET", f"{ROOT}/jobs?status=DONE,FAILED&limit=0&cursor=x&page=2")
 
     assert answer.status == 400

@@ -98,7 +98,7 @@ async def test_runsync_gives_the_id_of_a_job_that_takes_longer(here: World) -> N
     assert (await here.status(answer.body["id"]))["status"] == "IN_QUEUE"
 
 
-async def test_mistakes_of_query_header_and_body_are_told_together(here: World) -> None:
+async def test_mistakes_of_query_header_and_body_are_reported_together(here: World) -> None:
     answer = await here.ask(
         "POST",
         f"{ROOT}/runsync?wait=soon",
@@ -115,7 +115,7 @@ async def test_mistakes_of_query_header_and_body_are_told_together(here: World) 
 
 
 @pytest.mark.parametrize("wait", ["soon", "", "1.5", "1_000", "9" * 5000])
-async def test_a_wait_that_is_no_number_is_told(here: World, wait: str) -> None:
+async def test_a_wait_that_is_no_number_is_reported(here: World, wait: str) -> None:
     job = await here.run()
 
     answer = await here.ask("GET", f"{ROOT}/status-sync/{job}?wait={wait}")
@@ -231,7 +231,7 @@ async def test_a_job_that_did_not_fail_is_not_run_again(here: World) -> None:
     assert (await here.ask("POST", f"{ROOT}/retry/{job}", key=OTHER_KEY)).status == 404
 
 
-async def test_a_worker_of_the_run_before_is_not_heard(here: World) -> None:
+async def test_a_worker_of_the_run_before_is_ignored(here: World) -> None:
     job, trainer = await training(here, {**TRAIN_ONLY, "policy": {"executionTimeout": 5000}})
     here.clock.ahead += 6
     await here.status_becomes(job, "TIMED_OUT")
@@ -264,7 +264,7 @@ async def checking_only(here: World) -> str:
 
 
 @pytest.mark.parametrize("kind", ["sample", "save", "stop"])
-async def test_what_is_wanted_reaches_the_worker(here: World, kind: str) -> None:
+async def test_a_command_reaches_the_worker(here: World, kind: str) -> None:
     job, trainer = await training(here)
 
     answer = await here.ask("POST", f"{ROOT}/jobs/{job}/{kind}")
@@ -274,7 +274,7 @@ async def test_what_is_wanted_reaches_the_worker(here: World, kind: str) -> None
     assert (asked.job, asked.claim, asked.commands) == (job, trainer.id, {kind: 1})
 
 
-async def test_what_is_wanted_is_told_with_each_heartbeat_and_is_one_command_until_it_is_done(
+async def test_a_command_is_sent_with_each_heartbeat_and_stays_one_until_it_is_done(
     here: World,
 ) -> None:
     job, trainer = await training(here)
@@ -295,7 +295,7 @@ async def test_what_is_wanted_is_told_with_each_heartbeat_and_is_one_command_unt
 
 
 @pytest.mark.parametrize("end", ["it is interrupted", "it is never heard again"])
-async def test_what_a_worker_left_undone_and_is_wanted_meanwhile_comes_with_the_next_claim(
+async def test_open_commands_and_those_issued_meanwhile_come_with_the_next_claim(
     here: World, end: str
 ) -> None:
     job, trainer = await training(here)
@@ -309,7 +309,7 @@ async def test_what_a_worker_left_undone_and_is_wanted_meanwhile_comes_with_the_
     assert (await here.claim(job, "training")).grant.commands == {"save": 1, "stop": 1}
 
 
-async def test_of_a_training_that_is_not_at_work_nothing_can_be_wanted(here: World) -> None:
+async def test_a_training_that_is_not_running_takes_no_commands(here: World) -> None:
     done, (drawing, trainer) = await trained(here), await training(here, REQUEST)
     await trainer.finish_training()
     await here.claim(drawing, "generation")
@@ -328,7 +328,7 @@ async def test_of_a_training_that_is_not_at_work_nothing_can_be_wanted(here: Wor
         assert (answer.status, answer.body["error"]) == (409, reason)
 
 
-async def test_of_somebody_elses_training_nothing_can_be_wanted(here: World) -> None:
+async def test_another_owners_training_takes_no_commands(here: World) -> None:
     job, _ = await training(here)
 
     for kind in ("save", "stop"):
@@ -339,7 +339,7 @@ async def test_of_somebody_elses_training_nothing_can_be_wanted(here: World) -> 
     assert await commands_heard(here, 1) == [{"sample": 1}]
 
 
-async def test_who_wants_too_much_of_a_training_can_still_cancel_it(here: World) -> None:
+async def test_a_training_with_too_many_commands_can_still_be_cancelled(here: World) -> None:
     job, _ = await training(here)
     wished = [(await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status for _ in range(100)]
     while (status := (await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status) == 200:
@@ -413,7 +413,7 @@ async def test_the_same_idempotency_key_is_the_same_job(here: World) -> None:
     assert await here.bus.depth(FETCHER) == 0
 
 
-async def test_a_repeat_tells_how_the_job_stands(here: World) -> None:
+async def test_a_repeated_request_answers_with_the_state_of_the_job(here: World) -> None:
     once = {"Idempotency-Key": "order 17"}
     first = await here.ask("POST", f"{ROOT}/run", json=REQUEST, headers=once)
     await here.ask("POST", f"{ROOT}/cancel/{first.body['id']}")

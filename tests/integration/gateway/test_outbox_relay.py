@@ -148,7 +148,7 @@ async def test_what_is_due_later_leaves_later_without_being_woken(setting: Setti
     assert time.monotonic() - began >= 0.5
 
 
-async def test_one_that_nobody_hears_waits_and_holds_up_nobody(setting: Setting) -> None:
+async def test_an_unroutable_message_waits_and_holds_up_no_other(setting: Setting) -> None:
     heard = asyncio.Event()
     setting.bus.fault = lambda message: (
         None if message.job != "deaf" or heard.is_set() else Unroutable("no queue yet")

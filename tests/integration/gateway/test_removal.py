@@ -145,7 +145,7 @@ async def test_who_waits_for_a_job_that_another_gateway_removes_is_let_go(
     assert await here.jobs.streamed(job) == ("", 0.0)
 
 
-async def test_who_follows_a_job_that_is_removed_hears_its_end_at_most(here: World) -> None:
+async def test_followers_of_a_removed_job_receive_its_end_at_most(here: World) -> None:
     job = await here.run()
     async with following(here, job) as source:
         await source.until("status")
@@ -175,7 +175,7 @@ async def waits_to_leave(here: World) -> bool | None:
     return bool(await ids_in_outbox(here.settings.database_url)) or None
 
 
-async def test_the_key_of_a_removed_job_makes_no_other_in_its_place(here: World) -> None:
+async def test_the_key_of_a_removed_job_creates_no_other_job(here: World) -> None:
     once = {"Idempotency-Key": "order 17"}
     first = await here.ask("POST", f"{ROOT}/run", json=REQUEST, headers=once)
     await remove(here, first.body["id"])

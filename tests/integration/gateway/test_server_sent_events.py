@@ -134,7 +134,7 @@ def kinds(told: list[Event]) -> list[str]:
 # --- The whole story
 
 
-async def test_a_job_that_has_ended_is_told_from_its_beginning_to_its_end(here: World) -> None:
+async def test_a_job_that_has_ended_is_streamed_from_its_beginning_to_its_end(here: World) -> None:
     job = await eventful(here)
 
     async with following(here, job) as source:
@@ -211,7 +211,7 @@ async def step_is(here: World, job: str, step: int) -> bool | None:
     return (await here.status(job))["output"].get("step") == step or None
 
 
-async def test_what_another_gateway_writes_is_told_too(tmp_path: Path) -> None:
+async def test_what_another_gateway_writes_is_streamed_too(tmp_path: Path) -> None:
     async with world(tmp_path) as here, closing(here.broker.bus("gateway/other")) as bus:
         other = Gateway(here.settings, KEY, bus, here.store, here.stores)
         async with running(other):
@@ -227,7 +227,7 @@ async def test_what_another_gateway_writes_is_told_too(tmp_path: Path) -> None:
 # --- Going on
 
 
-async def test_wherever_it_is_cut_nothing_is_lost_or_told_twice(here: World) -> None:
+async def test_wherever_it_is_cut_nothing_is_lost_or_sent_twice(here: World) -> None:
     job = await eventful(here)
     async with following(here, job) as source:
         everything = await source.rest()
@@ -263,7 +263,7 @@ async def test_a_reader_who_is_cut_off_after_progress_goes_on_at_another_gateway
     ]
 
 
-async def test_a_page_after_another_tells_everything(
+async def test_page_after_page_gives_everything(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await eventful(here)
@@ -301,7 +301,7 @@ async def test_a_retried_job_goes_on_for_who_has_read_its_first_end(here: World)
 
 
 @pytest.mark.parametrize("text", ["nonsense", "", "99999"])
-async def test_an_id_that_is_none_is_told(here: World, text: str) -> None:
+async def test_an_invalid_id_is_reported(here: World, text: str) -> None:
     job = await here.run()
 
     answer = await here.ask("GET", f"{ROOT}/events/{job}?last_event_id={text}")
@@ -342,7 +342,7 @@ def _one_reader_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_one_reader_at_a_time")
-async def test_who_hangs_up_leaves_the_place_to_another(tmp_path: Path) -> None:
+async def test_a_closed_connection_frees_its_slot(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         job = await here.run()
         async with following(here, job) as source:

@@ -103,7 +103,7 @@ async def trained(here: World, request: dict[str, Any] = REQUEST) -> str:
 # --- The straight path ------------------------------------------------------------------------
 
 
-async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) -> None:
+async def test_a_job_completes_and_the_webhook_reports_it(here: World) -> None:
     job = await here.run({**REQUEST, "webhook": HOOK})
     assert (await here.status(job))["output"]["stage"] == "staging"
 
@@ -204,7 +204,7 @@ async def test_a_bucket_that_refuses_us_ends_the_job_before_any_gpu_works(here: 
     assert (done["error"], done["executionTime"]) == ("these keys may not do that", 0)
 
 
-async def test_what_could_not_be_told_of_a_bucket_is_shown_all_along(here: World) -> None:
+async def test_what_could_not_be_found_out_about_a_bucket_is_always_shown(here: World) -> None:
     job = await here.run({**TRAIN_ONLY, "s3Config": S3_CONFIG})
     await (await here.claim(job, "bucket_check")).publish(BucketChecked, warning="no answer")
     await (await here.claim(job, "staging")).stage_dataset(await here.get(FETCHER))
@@ -423,7 +423,7 @@ async def test_a_silent_worker_loses_its_claim_and_the_work_is_asked_for_again(
     assert (await eventually(lambda: output_if(here, job, stage="training")))["dataset"]
 
 
-async def test_a_worker_that_heartbeats_keeps_its_claim(here: World) -> None:
+async def test_a_worker_that_sends_heartbeats_keeps_its_claim(here: World) -> None:
     job = await here.run()
     await here.get(FETCHER)
     worker = await here.claim(job, "staging")
@@ -506,7 +506,7 @@ def grant_of(job: str) -> ClaimGranted:
     return ClaimGranted(job=job, stage="training", claim="", attempt=1)
 
 
-async def test_a_fact_that_cannot_be_recorded_is_buried_and_the_next_one_goes_on(
+async def test_a_fact_that_cannot_be_recorded_is_dead_lettered_and_the_next_one_goes_on(
     here: World,
 ) -> None:
     damaged = StoredJob(
@@ -603,7 +603,7 @@ async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
     assert other.job != submitted.job
 
 
-async def test_a_program_that_asks_wrongly_hears_of_all_its_mistakes(here: World) -> None:
+async def test_a_program_with_a_wrong_request_gets_all_its_mistakes(here: World) -> None:
     wrong = JobRequested(request={"input": {"train": {"flip_p": 2}}})
     async with here.bus.reply_queue(()) as mine:
         await here.bus.publish(wrong, reply_to=mine.address)

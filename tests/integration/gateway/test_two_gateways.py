@@ -86,7 +86,7 @@ async def test_of_two_requests_with_one_key_at_once_one_is_refused(both: Pair) -
     assert len({answer.body["id"] for answer in answers if answer.status == 200}) == 1
 
 
-async def test_both_tell_the_same_events_and_each_goes_on_where_the_other_was_left(
+async def test_both_stream_the_same_events_and_each_goes_on_where_the_other_was_left(
     both: Pair,
 ) -> None:
     job = await eventful(both.one)
@@ -113,7 +113,7 @@ def ids(told: list[Event]) -> list[str]:
     return [each.id for each in told]
 
 
-async def test_who_follows_at_either_hears_of_what_goes_on(both: Pair) -> None:
+async def test_followers_at_either_receive_new_events(both: Pair) -> None:
     job, trainer = await training(both.one)
     async with following(both.one, job) as here, following(both.other, job) as there:
         await save_checkpoint(trainer)
@@ -154,7 +154,7 @@ async def tells_step(here: World, trainer: Claimed, step: int) -> bool | None:
     return output.get("step") == step or None
 
 
-async def test_who_waits_at_one_hears_of_an_end_at_the_other(both: Pair) -> None:
+async def test_a_wait_at_one_ends_with_the_job_at_the_other(both: Pair) -> None:
     job = await both.one.run(TRAIN_ONLY)
     waiting = asyncio.create_task(both.other.ask("GET", f"{ROOT}/status-sync/{job}?wait=60000"))
 

@@ -407,7 +407,7 @@ def test_a_caption_in_yaml_is_a_text_or_a_prompt_with_tags(text: str, caption: s
         ("shuffle_tags: maybe", "'maybe': expected true or false"),
     ],
 )
-def test_a_wish_that_makes_no_sense_is_reported_with_what_was_expected(
+def test_a_picture_setting_that_makes_no_sense_is_reported_with_what_was_expected(
     text: str, reason: str
 ) -> None:
     beside = Sidecars({"a.yaml": text.encode()})

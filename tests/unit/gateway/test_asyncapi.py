@@ -193,7 +193,7 @@ def test_every_message_has_a_sender_and_a_receiver_in_the_document() -> None:
     assert everything - carried["receive"] == set()
 
 
-def test_workers_hear_of_the_ends_of_jobs() -> None:
+def test_workers_receive_the_ends_of_jobs() -> None:
     for key in REPLY_QUEUE_BINDINGS:
         (kind,) = bound_to([key], every_message())
         assert f"trainer-receive-{kind.__name__}" in ASYNCAPI["operations"]

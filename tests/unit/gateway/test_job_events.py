@@ -65,7 +65,7 @@ def test_a_new_job_waits_to_be_staged_and_then_for_a_worker() -> None:
     ]
 
 
-def test_staging_tells_of_the_worker_then_of_the_dataset_and_what_waits_now() -> None:
+def test_staging_reports_the_worker_then_the_dataset_and_the_next_stages() -> None:
     followed = Followed()
     followed.news()
     followed.tale.claim("staging", "s")
@@ -151,7 +151,7 @@ def saved(name: str, step: int, **more: Any) -> CheckpointSaved:
     )
 
 
-def test_each_checkpoint_is_told_once_and_the_last_one_at_the_end_of_training() -> None:
+def test_each_checkpoint_is_reported_once_and_the_last_one_at_the_end_of_training() -> None:
     followed = in_training()
     one, two = saved("one", 4), saved("two", 8, replaced=(artifact("one").key,))
 
@@ -171,7 +171,7 @@ def test_each_checkpoint_is_told_once_and_the_last_one_at_the_end_of_training() 
     }  # fmt: skip
 
 
-def test_of_a_row_of_samples_what_is_new_is_told() -> None:
+def test_only_the_new_samples_of_a_row_are_reported() -> None:
     followed = in_training()
 
     told = followed.after(
@@ -209,7 +209,7 @@ def test_an_image_that_could_not_be_drawn_says_why() -> None:
     ]
 
 
-def test_another_run_is_a_status_and_its_images_are_told_anew() -> None:
+def test_another_run_is_a_status_and_its_images_are_reported_again() -> None:
     followed = in_training(draws=True)
     followed.tale.tell(checkpoint_final("t"))
     followed.tale.claim("generation", "g")
@@ -227,7 +227,7 @@ def test_another_run_is_a_status_and_its_images_are_told_anew() -> None:
     assert kinds == ["stage", "status", "stage", "image", "status"]
 
 
-def test_what_is_told_can_be_kept_as_json() -> None:
+def test_events_can_be_stored_as_json() -> None:
     followed = Followed()
     followed.tale.stage()
     followed.tale.train()

@@ -326,7 +326,7 @@ def test_no_gpu_works_before_the_bucket_was_tried_and_then_it_is_asked_again() -
     assert isinstance(tale.claim("training", "t"), ClaimGranted)
 
 
-def test_what_could_not_be_told_of_the_bucket_is_a_warning() -> None:
+def test_what_could_not_be_found_out_about_the_bucket_is_a_warning() -> None:
     tale = Tale(bucket=True)
 
     tale.check_bucket(warning="it did not answer")
@@ -526,7 +526,7 @@ def test_answers_go_once_to_the_workers_newest_address() -> None:
     assert [(each.queue, each.durable) for each in stop] == [("control-2", False)]
 
 
-def test_a_worker_without_an_address_is_heard_but_not_answered() -> None:
+def test_facts_of_a_worker_without_an_address_count_but_are_not_answered() -> None:
     tale = Tale()
     fact = StagingStarted(job="job", stage="staging", claim="s")
     assert tale.tell(fact, reply_queue=None) == []
@@ -708,7 +708,7 @@ def test_samples_stand_by_step_and_prompt_once_each_whenever_they_come() -> None
     assert tale.job.samples[2].artifact.sha256 == "drawn again"
 
 
-def test_a_snapshot_is_only_heard_and_one_of_a_lost_trainer_is_refused() -> None:
+def test_a_snapshot_is_only_a_sign_of_life_and_one_of_a_lost_trainer_is_refused() -> None:
     tale = Tale()
     tale.stage()
     tale.claim("training", "t")
@@ -751,7 +751,7 @@ def test_samples_are_welcome_until_the_images_are_there_and_are_published_with_t
     assert other.samples == ()
 
 
-def test_what_went_wrong_with_the_last_row_is_told_among_the_warnings() -> None:
+def test_what_went_wrong_with_the_last_row_is_among_the_warnings() -> None:
     tale = Tale(webhook=None)
     tale.stage()
     tale.train()
@@ -938,7 +938,7 @@ def test_a_webhook_of_an_earlier_run_is_sent_again_as_that_runs() -> None:
     assert tale.job.run == 2
 
 
-def test_what_is_heard_of_an_earlier_runs_webhook_does_not_settle_this_ones() -> None:
+def test_an_outcome_of_an_earlier_runs_webhook_does_not_settle_this_ones() -> None:
     tale = Tale(draws=False)
     tale.stage()
     for claim in ("a", "b"):
@@ -955,7 +955,7 @@ def test_what_is_heard_of_an_earlier_runs_webhook_does_not_settle_this_ones() ->
     assert tale.tell(failed(1)) == []
 
 
-def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_hears_no_old_worker() -> None:
+def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_ignores_old_workers() -> None:
     tale = Tale(draws=False, bucket=True)
     tale.stage()
     tale.claim("training", "t")
@@ -1055,7 +1055,7 @@ def in_training(**more: Any) -> Tale:
     return tale
 
 
-def test_a_command_is_told_at_once_and_with_each_heartbeat_until_it_is_granted() -> None:
+def test_a_command_is_sent_at_once_and_with_each_heartbeat_until_it_is_granted() -> None:
     tale = in_training()
 
     assert tale.command("save") == [asked("t", save=1)]
@@ -1132,7 +1132,7 @@ def cancelled() -> Tale:
         (cancelled, "the job has ended: it is CANCELLED"),
     ],
 )
-def test_nothing_can_be_wanted_of_a_training_that_is_not_at_work(
+def test_a_training_that_is_not_running_takes_no_commands(
     tale: Callable[[], Tale], reason: str
 ) -> None:
     told = tale()

@@ -69,7 +69,7 @@ def answers(due: WebhookDue, status: int | None = None) -> WebhookDelivered | We
 # --- Which
 
 
-def test_a_job_may_tell_its_start_its_outputs_and_its_end() -> None:
+def test_a_job_may_send_its_start_its_outputs_and_its_end() -> None:
     told = tale(*WEBHOOK_EVENTS)
 
     told.claim("training", "t")
@@ -86,7 +86,7 @@ def test_a_job_may_tell_its_start_its_outputs_and_its_end() -> None:
 
 
 @pytest.mark.parametrize("event", WEBHOOK_EVENTS)
-def test_what_was_not_asked_for_is_not_told(event: WebhookEvent) -> None:
+def test_an_event_that_was_not_requested_is_not_sent(event: WebhookEvent) -> None:
     told = tale(event)
     told.claim("training", "t")
     told.now += OUTPUT_SECONDS
@@ -97,7 +97,7 @@ def test_what_was_not_asked_for_is_not_told(event: WebhookEvent) -> None:
     assert told.job.webhook_settled == (event != "completed")
 
 
-def test_without_a_webhook_no_event_is_told() -> None:
+def test_without_a_webhook_no_event_is_sent() -> None:
     told = tale(*WEBHOOK_EVENTS, webhook=None)
     told.train()
 
@@ -119,7 +119,7 @@ def test_outputs_that_come_soon_after_another_are_in_the_next() -> None:
 @pytest.mark.parametrize(
     ("named", "told"), [((), []), (("completed",), ["completed"]), (("start",), [])]
 )
-def test_a_cancelled_job_is_told_to_those_who_asked_for_every_end(
+def test_a_cancelled_job_is_sent_to_those_who_requested_every_end(
     named: tuple[WebhookEvent, ...], told: list[str]
 ) -> None:
     waiting = tale(*named)

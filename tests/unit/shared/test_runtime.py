@@ -174,7 +174,7 @@ async def working(
         await gateway.close()
 
 
-async def test_a_granted_claim_is_worked_on_and_its_result_is_said_under_the_claim() -> None:
+async def test_a_granted_claim_is_worked_on_and_its_result_is_published_under_it() -> None:
     async with working(ScriptedWork(at_once)) as (gateway, _):
         await gateway.submit()
         started, reply_queue = await gateway.hear(StagingStarted)
@@ -203,7 +203,7 @@ async def test_a_claim_is_repeated_until_it_is_answered_and_nothing_begins_befor
         await gateway.hear(DatasetStaged)
 
 
-async def test_a_refused_claim_costs_nothing_and_the_place_takes_the_next_message() -> None:
+async def test_a_refused_claim_costs_nothing_and_the_slot_takes_the_next_message() -> None:
     async with working(ScriptedWork(at_once)) as (gateway, _):
         await gateway.submit("refused")
         started, reply_queue = await gateway.hear(StagingStarted)
@@ -217,7 +217,7 @@ async def test_a_refused_claim_costs_nothing_and_the_place_takes_the_next_messag
     assert result.job == "granted"
 
 
-async def test_heartbeats_carry_the_newest_numbers_while_the_work_goes_on() -> None:
+async def test_heartbeats_carry_the_latest_numbers_while_the_work_goes_on() -> None:
     finish = asyncio.Event()
 
     async def perform(order: Order) -> DatasetStaged:
@@ -236,7 +236,7 @@ async def test_heartbeats_carry_the_newest_numbers_while_the_work_goes_on() -> N
     assert heartbeat.progress == {"phase": "downloading", "bytes": 7}
 
 
-async def test_what_the_user_wants_is_heard_by_the_work_and_is_no_answer_to_a_claim() -> None:
+async def test_commands_reach_the_work_and_are_no_answer_to_a_claim() -> None:
     heard: list[dict[Command, int]] = []
 
     async def perform(order: Order) -> DatasetStaged:
@@ -262,7 +262,7 @@ async def test_what_the_user_wants_is_heard_by_the_work_and_is_no_answer_to_a_cl
     assert heard == [{"save": 1}, {"save": 1, "stop": 1}]
 
 
-async def test_a_claim_taken_away_cancels_the_work_and_nothing_more_is_said() -> None:
+async def test_a_lost_claim_cancels_the_work_and_nothing_more_is_published() -> None:
     ended = asyncio.Event()
 
     async def perform(order: Order) -> DatasetStaged:
@@ -359,7 +359,7 @@ async def test_work_that_shows_life_is_not_given_up() -> None:
         await gateway.hear(DatasetStaged)
 
 
-async def test_a_stopped_worker_says_that_its_work_was_interrupted() -> None:
+async def test_a_stopped_worker_reports_that_its_work_was_interrupted() -> None:
     async def perform(order: Order) -> DatasetStaged:
         await asyncio.Event().wait()
         return staged(order)
@@ -429,7 +429,7 @@ async def test_a_message_in_hand_goes_back_when_the_worker_stops_before_an_answe
         assert await gateway.waiting() == 1
 
 
-async def test_a_worker_with_two_places_works_on_two_jobs_at_once() -> None:
+async def test_a_worker_with_two_slots_works_on_two_jobs_at_once() -> None:
     both = asyncio.Barrier(2)
 
     async def perform(order: Order) -> DatasetStaged:
@@ -462,7 +462,7 @@ async def for_ever(_errand: BestEffortTask) -> None:
     await asyncio.Event().wait()
 
 
-async def test_errands_are_run_one_by_one_without_a_claim_while_no_work_waits() -> None:
+async def test_best_effort_tasks_run_one_by_one_without_a_claim_while_no_work_waits() -> None:
     async def run(_errand: BestEffortTask) -> None:
         assert len(busy) == 0, "the place has two errands in hand"
         busy.append(1)
@@ -477,7 +477,7 @@ async def test_errands_are_run_one_by_one_without_a_claim_while_no_work_waits() 
         await until(lambda: best_effort_tasks.begun == ["a", "b", "c"])
 
 
-async def test_any_amount_of_work_goes_before_an_errand_and_costs_it_no_delivery() -> None:
+async def test_any_amount_of_work_goes_before_a_best_effort_task_and_costs_it_no_delivery() -> None:
     jobs = DELIVERY_LIMIT + 2
     let_go = asyncio.Event()
     done: list[str] = []
@@ -506,7 +506,7 @@ async def test_any_amount_of_work_goes_before_an_errand_and_costs_it_no_delivery
     assert done == ["work, after ['a']"] * jobs
 
 
-async def test_the_end_of_its_job_calls_an_errand_off_for_good() -> None:
+async def test_the_end_of_its_job_drops_a_best_effort_task_for_good() -> None:
     best_effort_tasks = ScriptedErrands(for_ever)
     async with working(ScriptedWork(at_once), best_effort_tasks) as (gateway, _):
         await gateway.send_on_errand("a")
@@ -517,7 +517,7 @@ async def test_the_end_of_its_job_calls_an_errand_off_for_good() -> None:
         await until(lambda: best_effort_tasks.begun == ["a", "b"])
 
 
-async def test_an_errand_in_hand_goes_back_when_the_worker_stops() -> None:
+async def test_a_running_best_effort_task_is_requeued_when_the_worker_stops() -> None:
     best_effort_tasks = ScriptedErrands(for_ever)
     work = ScriptedWork(at_once)
     async with working(work, best_effort_tasks) as (gateway, stop):
@@ -528,7 +528,7 @@ async def test_an_errand_in_hand_goes_back_when_the_worker_stops() -> None:
         assert await gateway.waiting(INFERENCER_SAMPLES) == 1
 
 
-async def test_an_errand_that_fails_is_tried_again_and_a_silent_one_is_given_up() -> None:
+async def test_a_failed_best_effort_task_is_retried_and_a_silent_one_is_given_up() -> None:
     async def run(best_effort_task: BestEffortTask) -> None:
         if len(best_effort_tasks.begun) == 1:
             raise OSError("disk on fire")
