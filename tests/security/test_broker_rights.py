@@ -132,8 +132,8 @@ def test_a_service_reads_its_own_queues_and_no_others(made: dict[str, str], name
         return lambda channel: channel.basic_consume(queue, lambda *_: None)
 
     names = [*(queue.name for queue in QUEUES), DEAD_LETTERS]
-    heard = {queue for queue in names if is_let(made[name], read(queue))}
-    assert heard == {*OWN[name], *([DEAD_LETTERS] if name == "gateway" else ())}
+    readable = {queue for queue in names if is_let(made[name], read(queue))}
+    assert readable == {*OWN[name], *([DEAD_LETTERS] if name == "gateway" else ())}
 
 
 @pytest.mark.parametrize("name", WORKERS)

@@ -74,15 +74,15 @@ class Line:
 
 async def test_an_upload_goes_on_where_a_broken_line_ended(here: World, archive: Path) -> None:
     line = Line(here.gateway.port, 250_000, 333_333, 100)
-    heard: list[int] = []
+    reported: list[int] = []
     async with line.open() as url:
         client = Client(here.session, url, API_KEY)
 
-        data_url = await photos.upload(client, archive, heard.append)
+        data_url = await photos.upload(client, archive, reported.append)
 
         facts = await client.upload_facts(data_url.rpartition("/")[2])
     assert facts["sha256"] == await sha256_of(archive)
-    assert heard[-1] == len(FILE)
+    assert reported[-1] == len(FILE)
     assert line.carried < 1.5 * len(FILE), "what had arrived was not sent again"
     assert await client_can_train(here, data_url)
 

@@ -294,7 +294,7 @@ async def test_a_command_is_sent_with_each_heartbeat_and_stays_one_until_it_is_d
     await eventually(is_another_command)
 
 
-@pytest.mark.parametrize("end", ["it is interrupted", "it is never heard again"])
+@pytest.mark.parametrize("end", ["it is interrupted", "it goes silent"])
 async def test_open_commands_and_those_issued_meanwhile_come_with_the_next_claim(
     here: World, end: str
 ) -> None:

@@ -389,7 +389,7 @@ async def test_either_a_training_or_a_model_is_asked_for(here: World) -> None:
         assert answer.body["error"].endswith(f"got {got}")
 
 
-# --- Claims, fences and beats -----------------------------------------------------------------
+# --- Claims, fences and heartbeats ------------------------------------------------------------
 
 
 async def test_the_same_claim_gets_the_same_answer_and_a_second_worker_none(here: World) -> None:
@@ -515,9 +515,9 @@ async def test_a_fact_that_cannot_be_recorded_is_dead_lettered_and_the_next_one_
     )  # fmt: skip
     await here.jobs.insert(damaged, [])
     await Claimed(here, "damaged", "training", "c", grant_of("damaged")).publish_started()
-    buried = await eventually(lambda: found(here.broker.dead_letters))
-    assert buried.queue == "gateway.recorder"
-    assert "DecodeError" in buried.reason
+    dead = await eventually(lambda: found(here.broker.dead_letters))
+    assert dead.queue == "gateway.recorder"
+    assert "DecodeError" in dead.reason
     await here.claim(await here.run(), "staging")
 
 

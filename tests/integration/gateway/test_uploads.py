@@ -161,7 +161,7 @@ async def test_what_cannot_be_an_upload_is_reported(
     assert await stored(here) == []
 
 
-async def test_a_post_states_its_length(here: World) -> None:
+async def test_a_post_must_state_its_length(here: World) -> None:
     answer = await asked(here, "POST", "/uploads", data=unannounced(FILE))
 
     assert answer.status == 411
@@ -251,7 +251,7 @@ async def test_a_chunk_that_is_longer_than_what_is_missing_is_refused(here: Worl
     assert await offset_of(here, upload) == 200
 
 
-async def test_a_chunk_states_its_type_and_its_offset(here: World) -> None:
+async def test_a_chunk_must_state_its_type_and_its_offset(here: World) -> None:
     upload = await begin(here)
     place = f"/uploads/{upload}"
 
@@ -374,7 +374,7 @@ async def test_of_two_that_send_the_same_chunk_one_goes_on(here: World, tmp_path
         assert len(await stored(here)) == 5, "nothing of the loser's is left"
 
 
-async def test_after_a_gateway_dies_before_reporting_the_end_the_next_request_finishes_it(
+async def test_after_a_gateway_dies_before_the_end_a_status_request_finishes_the_upload(
     here: World, tmp_path: Path
 ) -> None:
     upload = await begin(here)

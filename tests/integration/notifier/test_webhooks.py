@@ -34,7 +34,7 @@ PATIENCE = 30.0
 
 
 class World:
-    """A notifier at work, and a gateway that says what is due and hears what came of it."""
+    """A running notifier, and a gateway that publishes what is due and receives the outcomes."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker

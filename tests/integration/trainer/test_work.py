@@ -333,7 +333,7 @@ async def test_without_its_resume_point_in_the_store_a_training_begins_anew(
 
 
 class Drawing(Facts):
-    """Facts that an inferencer hears who draws every row at once, in its way."""
+    """Facts received by an inferencer that draws every row at once, in its own way."""
 
     def __init__(self, store: FolderStore) -> None:
         super().__init__()

@@ -153,8 +153,8 @@ def named_in(paths: list[Path]) -> set[str]:
 
 def received(service: str) -> set[str]:
     queues = [queue for queue in QUEUES if queue.name.partition(".")[0] == service]
-    heard = [kind for queue in queues for kind in bound_to(queue.bindings, every_message())]
-    return {kind.__name__ for kind in heard}
+    received = [kind for queue in queues for kind in bound_to(queue.bindings, every_message())]
+    return {kind.__name__ for kind in received}
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -556,15 +556,18 @@ def parsed(body: Any) -> tuple[Request | None, list[str]]:
 # --- Webhooks
 
 
-def wishing(**top: Any) -> dict[str, Any]:
+def request_with(**top: Any) -> dict[str, Any]:
     return {"input": {"train": {"data_url": URL}}, **top}
 
 
 @pytest.mark.parametrize("named", [["output", "start"], ["start", "output", "start"]])
 def test_the_events_of_a_webhook_may_be_named(named: list[str]) -> None:
-    assert parse_request(wishing(webhook_events_filter=named)).webhook_events == ("start", "output")
-    assert parse_request(wishing(webhook_events_filter=None)).webhook_events == ()
-    assert parse_request(wishing()).webhook_events == ()
+    assert parse_request(request_with(webhook_events_filter=named)).webhook_events == (
+        "start",
+        "output",
+    )
+    assert parse_request(request_with(webhook_events_filter=None)).webhook_events == ()
+    assert parse_request(request_with()).webhook_events == ()
 
 
 @pytest.mark.parametrize(
@@ -575,17 +578,17 @@ def test_the_events_of_a_webhook_may_be_named(named: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_an_unknown_webhook_event_is_reported(given: Any, path: str) -> None:
-    (mistake,) = mistakes(wishing(webhook_events_filter=given))
+    (mistake,) = mistakes(request_with(webhook_events_filter=given))
 
     assert mistake.startswith(f"webhook_events_filter{path}: expected ")
     assert "one of start, output, completed, got " in mistake
 
 
 def test_a_field_without_effect_is_accepted_with_a_warning() -> None:
-    asked = wishing(webhookV2="https://example.com/hook2", policy={"lowPriority": True})
+    asked = request_with(webhookV2="https://example.com/hook2", policy={"lowPriority": True})
 
     assert parse_request(asked).warnings == (
         "webhookV2 has no effect",
         "policy.lowPriority has no effect",
     )
-    assert parse_request(wishing(webhookV2="", policy={})).warnings == ()
+    assert parse_request(request_with(webhookV2="", policy={})).warnings == ()
