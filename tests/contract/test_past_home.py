@@ -167,7 +167,7 @@ async def worker_of(past: Past, job: Job, stage: Stage, *, handed_over: bool) ->
         worker = Claimed(past.here, job.id, stage, held.id, grant)
         if not handed_over:
             return worker
-        await worker.say(INTERRUPTED[stage])
+        await worker.publish(INTERRUPTED[stage])
     worker = await past.here.claim(job.id, stage, gpu="card")
     check_grant(past, job, worker.grant)
     return worker
@@ -205,13 +205,15 @@ async def finish(worker: Claimed, record: StageRecord) -> None:
         case "staging":
             await worker.stage_dataset(asking)
         case "bucket_check":
-            await worker.say(BucketChecked)
+            await worker.publish(BucketChecked)
         case "training":
             await worker.finish_training()
         case "generation":
             await worker.finish_generation()
         case "model_publication" | "image_publication":
-            await worker.say(ArtifactsPublished, urls={"key": "https://s3.example.com/bucket/key"})
+            await worker.publish(
+                ArtifactsPublished, urls={"key": "https://s3.example.com/bucket/key"}
+            )
 
 
 async def test_a_worker_of_the_past_gets_the_open_commands(past: Past) -> None:
@@ -222,8 +224,8 @@ async def test_a_worker_of_the_past_gets_the_open_commands(past: Past) -> None:
         held = job.stages["training"].claim
         assert held
         progressed = TrainingProgressed(job=job.id, stage="training", claim=held.id)
-        await past.here.say(progressed)
-        asked = await past.here.hears(CommandIssued)
+        await past.here.publish(progressed)
+        asked = await past.here.receive(CommandIssued)
         assert (asked.job, asked.claim, asked.commands) == (job.id, held.id, open_commands(job))
 
 
@@ -236,7 +238,7 @@ async def test_what_was_about_to_leave_leaves_when_its_time_comes(past: Past) ->
 
     for queue in QUEUES:
         while queue != GATEWAY_RECORDER and len(past.here.broker.queue(queue.name)):
-            left.append(await past.here.take(queue))
+            left.append(await past.here.get(queue))
     assert [message for message, _ in waiting if message not in left] == []
 
 
@@ -250,9 +252,9 @@ async def test_a_webhook_under_way_is_tried_again_and_settled(past: Past) -> Non
     past.here.clock.ahead += 60
 
     for _ in under_way:
-        due = await past.here.take(NOTIFIER_WEBHOOKS)
+        due = await past.here.get(NOTIFIER_WEBHOOKS)
         assert isinstance(due, WebhookDue)
-        await past.here.say(
+        await past.here.publish(
             WebhookDelivered(
                 job=due.job, run=due.run, attempt=due.attempt, webhook_id=due.webhook_id, status=204
             )

@@ -143,8 +143,8 @@ def test_a_service_reads_its_own_queues_and_no_others(made: dict[str, str], name
 
     names = [*(queue.name for queue in QUEUES), DEAD_LETTERS]
     with trying(made[name]) as is_let:
-        heard = {queue for queue in names if is_let(read(queue))}
-    assert heard == {*OWN[name], *([DEAD_LETTERS] if name == "gateway" else ())}
+        readable = {queue for queue in names if is_let(read(queue))}
+    assert readable == {*OWN[name], *([DEAD_LETTERS] if name == "gateway" else ())}
 
 
 @pytest.mark.parametrize("name", WORKERS)

@@ -39,7 +39,7 @@ async def with_a_bucket(here: World) -> tuple[str, str]:
     job = await here.run({**TRAIN_ONLY, "s3Config": S3_CONFIG})
     checking = await here.claim(job, "bucket_check")
     assert checking.grant.s3
-    await checking.say(BucketChecked)
+    await checking.publish(BucketChecked)
     assert await kept(here, checking.grant.s3), "else this search finds nothing"
     return job, checking.grant.s3
 
@@ -52,9 +52,9 @@ async def kept(here: World, sealed: str) -> bool:
 
 async def test_a_completed_job_keeps_no_secrets(here: World) -> None:
     job, sealed = await with_a_bucket(here)
-    await (await here.claim(job, "staging")).stage_dataset(await here.take(FETCHER))
+    await (await here.claim(job, "staging")).stage_dataset(await here.get(FETCHER))
     await (await here.claim(job, "training")).finish_training()
-    await (await here.claim(job, "model_publication")).say(ArtifactsPublished, urls={})
+    await (await here.claim(job, "model_publication")).publish(ArtifactsPublished, urls={})
     await here.status_becomes(job, "COMPLETED")
     assert not await kept(here, sealed)
 
@@ -67,9 +67,9 @@ async def test_a_cancelled_job_keeps_no_secrets(here: World) -> None:
 
 async def failed(here: World) -> tuple[str, str]:
     job, sealed = await with_a_bucket(here)
-    await here.take(FETCHER)
+    await here.get(FETCHER)
     staging = await here.claim(job, "staging")
-    await staging.say(StageFailed, kind="refused", reason="no images")
+    await staging.publish(StageFailed, kind="refused", reason="no images")
     await here.status_becomes(job, "FAILED")
     return job, sealed
 

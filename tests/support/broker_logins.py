@@ -13,8 +13,8 @@ PASSWORDS = {name: f"password0of0the0{name}" for name in OURS}
 
 
 def definitions(vhost: str = "/") -> dict[str, Any]:
-    """What the broker of the stack reads at its start, for this virtual host."""
-    values = {f"RABBITMQ_{name.upper()}_PASSWORD": word for name, word in PASSWORDS.items()}
+    """The definitions that the stack's broker loads at start, for this virtual host."""
+    values = {f"RABBITMQ_{name.upper()}_PASSWORD": password for name, password in PASSWORDS.items()}
     content = fill_in(read_compose()["configs"]["rabbitmq-logins"]["content"], values)
     read: dict[str, Any] = json.loads(content)
     for entry in (*read["permissions"], *read["topic_permissions"]):
@@ -23,9 +23,9 @@ def definitions(vhost: str = "/") -> dict[str, Any]:
 
 
 def make_logins(node: RabbitMQ, vhost: str) -> dict[str, str]:
-    """Let the services in; by service the address that it uses."""
+    """Create the services' logins; the AMQP URL of each service."""
     file = node.folder / f"logins-{vhost.replace('/', '-')}.json"
     file.write_text(json.dumps(definitions(vhost)))
     node.ctl("import_definitions", str(file))
-    place = f"{HOST}:{node.port}/{vhost.replace('/', '%2F')}"
-    return {name: f"amqp://{name}:{word}@{place}" for name, word in PASSWORDS.items()}
+    address = f"{HOST}:{node.port}/{vhost.replace('/', '%2F')}"
+    return {name: f"amqp://{name}:{password}@{address}" for name, password in PASSWORDS.items()}

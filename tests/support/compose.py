@@ -1,4 +1,4 @@
-"""The compose file as the tests read it: merged, and with its variables filled in."""
+"""Read the compose file with its anchors merged and its variables filled in."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 OURS = ("gateway", "fetcher", "trainer", "inferencer", "notifier")
 
 VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?:(?P<rule>:?[-?])(?P<text>[^}]*))?\})")
-"""``${NAME}``, a default behind ``-`` or a complaint behind ``?``; with ``:``, empty is unset."""
+"""``${NAME}``, with a default after ``-`` or an error after ``?``; with ``:``, empty is unset."""
 
 
 class MissingError(Exception):
-    """A variable that must be set is not."""
+    """A required variable is not set."""
 
 
 def read_compose() -> dict[str, Any]:
-    """The file with its anchors merged; variables as they stand."""
+    """The file with its anchors merged; variables are not replaced."""
     compose: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     return compose
 
 
 def our_services(compose: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those of the compose file that are built here."""
+    """The services that are built from this repository."""
     return {name: entry for name, entry in compose["services"].items() if "build" in entry}
 
 
 def environment_of(entry: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, str]:
-    """What a container's environment becomes with these values in ``.env``."""
+    """A container's environment with these values in ``.env``."""
     filled = {
         key: values.get(key) if text is None else fill_in(text, values)
         for key, text in entry["environment"].items()
@@ -44,7 +44,7 @@ def fill_in(text: str, values: Mapping[str, str]) -> str:
     """Replace every variable by its value.
 
     Raises:
-        MissingError: one that must be set is not.
+        MissingError: a required variable is not set.
     """
 
     def value_of(match: re.Match[str]) -> str:
@@ -53,13 +53,13 @@ def fill_in(text: str, values: Mapping[str, str]) -> str:
             return "$"
         rule, value = match["rule"] or "", values.get(name)
         if value is None or (value == "" and ":" in rule):
-            return _otherwise(name, rule, match["text"] or "")
+            return _default_or_raise(name, rule, match["text"] or "")
         return value
 
     return VARIABLE.sub(value_of, text)
 
 
-def _otherwise(name: str, rule: str, text: str) -> str:
+def _default_or_raise(name: str, rule: str, text: str) -> str:
     if "?" in rule:
         raise MissingError(f"{name}: {text}")
     return text

@@ -82,15 +82,15 @@ T = TypeVar("T")
 
 
 class FaultyJobs:
-    """A job store that a test can take away, or make hang."""
+    """A job store that a test can make unavailable, or let hang."""
 
     def __init__(self, jobs: SqlJobStore) -> None:
         self._jobs = jobs
-        self.away = False
+        self.unavailable = False
         self.hangs = False
         self.refusals = 0
         self.rival: Callable[[], Awaitable[Any]] | None = None
-        """Something that happens between the next reading of a record and its writing."""
+        """Runs between the next read of a record and its write."""
 
     async def replace(self, *row: Any, **expected: Any) -> bool:
         rival, self.rival = self.rival, None
@@ -99,9 +99,9 @@ class FaultyJobs:
         return bool(await self.__getattr__("replace")(*row, **expected))
 
     def __getattr__(self, name: str) -> Any:
-        if self.away:
+        if self.unavailable:
             self.refusals += 1
-            raise Unavailable("the database was taken away by a test")
+            raise Unavailable("a test made the database unavailable")
         return _for_ever if self.hangs and name == "get" else getattr(self._jobs, name)
 
 
@@ -111,7 +111,7 @@ async def _for_ever(*_: Any, **__: Any) -> None:
 
 @dataclass
 class Clock:
-    """The gateway's clock, which a test can put forward."""
+    """The gateway's clock; a test can advance it."""
 
     ahead: float = 0.0
 
@@ -121,7 +121,7 @@ class Clock:
 
 @dataclass
 class Answer:
-    """What the gateway said to a request."""
+    """The gateway's answer to a request."""
 
     status: int
     headers: dict[str, str]
@@ -129,13 +129,13 @@ class Answer:
 
 
 @dataclass
-class Heard:
-    """Everything that came to a control queue."""
+class Received:
+    """Everything that arrived on a reply queue."""
 
     reply_queue: ReplyQueue
     messages: list[AnyMessage] = field(default_factory=list)
 
-    async def listen(self) -> None:
+    async def collect(self) -> None:
         async for message in self.reply_queue.messages():
             self.messages.append(message)
 
@@ -154,7 +154,7 @@ class World:
     clock: Clock
     gateway: Gateway
     session: aiohttp.ClientSession
-    heard: Heard
+    received: Received
     gateway_stops: Callable[[], Coroutine[Any, Any, None]]
 
     def url(self, path: str) -> str:
@@ -184,29 +184,29 @@ class World:
         now = await self.status(job)
         return now if now["status"] == status else None
 
-    async def take(self, queue: Queue) -> AnyMessage:
+    async def get(self, queue: Queue) -> AnyMessage:
         """The next message of a queue, acked."""
         async with asyncio.timeout(DEADLINE):
             delivery = await self.bus.get(queue)
         await delivery.ack()
         return delivery.message
 
-    async def say(self, fact: Message) -> None:
-        """Publish a fact, again until the broker has it, as workers do."""
+    async def publish(self, fact: Message) -> None:
+        """Publish a fact; like a worker, retry until the broker has taken it."""
         while True:
             try:
-                return await self.bus.publish(fact, reply_to=self.heard.reply_queue.address)
+                return await self.bus.publish(fact, reply_to=self.received.reply_queue.address)
             except Unavailable:
                 await asyncio.sleep(0.1)
 
     async def claim(self, job: str, stage: Stage, *, gpu: str = "") -> Claimed:
-        """Ask for a stage, each beat, until there is an answer; hand out what was granted."""
+        """Claim a stage, repeated every heartbeat until it is granted."""
         claim = str(uuid4())
         started = STARTED[stage](job=job, stage=stage, claim=claim, worker="w", gpu=gpu)
         deadline = time.monotonic() + DEADLINE
         while not self._answers(claim):
             assert time.monotonic() < deadline, "the gateway never answered"
-            await self.say(started)
+            await self.publish(started)
             await self._answer_or_heartbeat(claim)
         answer = self._answers(claim)[-1]
         assert isinstance(answer, ClaimGranted), answer
@@ -223,10 +223,10 @@ class World:
     async def refusal_of(self, claim: str) -> ClaimRefused:
         return await eventually(lambda: found(self._refusals(claim)))
 
-    async def hears(self, kind: type[T]) -> T:
-        """The last message of a kind that came to the workers' control queue."""
+    async def receive(self, kind: type[T]) -> T:
+        """Wait for a message of a kind on the workers' reply queue; the last one."""
         return await eventually(
-            lambda: found([each for each in self.heard.messages if isinstance(each, kind)])
+            lambda: found([each for each in self.received.messages if isinstance(each, kind)])
         )
 
     def _refusals(self, claim: str) -> list[ClaimRefused]:
@@ -235,7 +235,7 @@ class World:
     def _answers(self, claim: str) -> list[ClaimGranted | ClaimRefused]:
         return [
             message
-            for message in self.heard.messages
+            for message in self.received.messages
             if isinstance(message, ClaimGranted | ClaimRefused) and message.claim == claim
         ]
 
@@ -250,25 +250,25 @@ class Claimed:
     id: str
     grant: ClaimGranted
 
-    async def say_started(self) -> None:
+    async def publish_started(self) -> None:
         started = STARTED[self.stage]
-        await self.world.say(started(job=self.job, stage=self.stage, claim=self.id, worker="w"))
+        await self.world.publish(started(job=self.job, stage=self.stage, claim=self.id, worker="w"))
 
-    async def say(self, kind: type[StageFact], /, **fields: Any) -> None:
+    async def publish(self, kind: type[StageFact], /, **fields: Any) -> None:
         stamp: dict[str, Any] = {
             "job": self.job,
             "stage": self.stage,
             "claim": self.id,
             "worker": "w",
         }
-        await self.world.say(kind(**stamp, attempt=self.grant.attempt, **fields))
+        await self.world.publish(kind(**stamp, attempt=self.grant.attempt, **fields))
 
     async def stage_dataset(self, submitted: AnyMessage) -> None:
         assert isinstance(submitted, JobSubmitted)
         assert submitted.train
         prefix = f"jobs/{self.job}/staging/{self.grant.attempt}"
         await self.world.store.put(f"{prefix}/dataset/manifest.json", b"{}")
-        await self.say(
+        await self.publish(
             DatasetStaged,
             train=submitted.train,
             inference=submitted.inference,
@@ -280,7 +280,7 @@ class Claimed:
     async def stage_model(self, submitted: AnyMessage) -> None:
         assert isinstance(submitted, JobSubmitted)
         assert submitted.model
-        await self.say(
+        await self.publish(
             ModelStaged,
             inference=submitted.inference,
             model=submitted.model.source.removeprefix("store:"),
@@ -291,7 +291,7 @@ class Claimed:
         prefix = f"jobs/{self.job}/training/{self.grant.attempt}"
         checkpoint = await self.put(f"{prefix}/last-job.safetensors", "checkpoint")
         early = await self.put(f"{prefix}/job-ep01.safetensors", "checkpoint")
-        await self.say(
+        await self.publish(
             CheckpointFinal,
             model=f"{prefix}/model/",
             checkpoint=checkpoint,
@@ -314,7 +314,7 @@ class Claimed:
             scheduler="K-LMS",
             seed=7,
         )
-        await self.say(ImagesGenerated, images=(drawn,), samples=(await self.sample(8, 0),))
+        await self.publish(ImagesGenerated, images=(drawn,), samples=(await self.sample(8, 0),))
 
     async def sample(self, step: int, index: int) -> DrawnSample:
         key = sample_key(self.job, step=step, index=index)
@@ -333,16 +333,16 @@ class Claimed:
 async def training(
     here: World, request: dict[str, Any] = TRAIN_ONLY, **more: Any
 ) -> tuple[str, Claimed]:
-    """A job whose training is claimed; ``more`` goes into its request."""
+    """Start a job and claim its training; ``more`` goes into its request."""
     job = await here.run({**request, **more})
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     await (await here.claim(job, "staging")).stage_dataset(submitted)
-    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    assert isinstance(await here.get(TRAINER), DatasetStaged)
     return job, await here.claim(job, "training", gpu="card")
 
 
 async def trained(here: World, **more: Any) -> str:
-    """A job that has ended well."""
+    """A job that has completed."""
     job, trainer = await training(here, **more)
     await trainer.finish_training()
     await here.status_becomes(job, "COMPLETED")
@@ -358,7 +358,7 @@ async def world(
     clock: Clock | None = None,
     **changes: Any,
 ) -> AsyncIterator[World]:
-    """A gateway that answers; ``changes`` are to its settings. Without a URL, the bus is ours."""
+    """A gateway that is up; ``changes`` go into its settings. Without a URL, an in-memory bus."""
     settings, clock = replace(settings_for(home), **changes), clock or Clock()
     broker = MemoryBroker()
     async with AsyncExitStack() as stack:
@@ -375,18 +375,28 @@ async def world(
             return await stack.enter_async_context(closing(opened))
 
         bus, workers = await open_bus("gateway/test"), await open_bus("workers/test")
-        heard = Heard(await stack.enter_async_context(workers.reply_queue(("job.*",))))
+        received = Received(await stack.enter_async_context(workers.reply_queue(("job.*",))))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         gateway = Gateway(settings, key, bus, store, stores, clock=clock)
-        async with running(gateway) as stop, listening(heard):
+        async with running(gateway) as stop, collecting(received):
             yield World(
-                settings, broker, workers, jobs, stores, store, clock, gateway, session, heard, stop
+                settings,
+                broker,
+                workers,
+                jobs,
+                stores,
+                store,
+                clock,
+                gateway,
+                session,
+                received,
+                stop,
             )
 
 
 @asynccontextmanager
 async def running(gateway: Gateway) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
-    """Run it, and stop it in good order at the end, or earlier by what is yielded."""
+    """Run the gateway; stop it gracefully at the end, or earlier by calling what is yielded."""
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(gateway.run(stop))
@@ -405,8 +415,8 @@ async def running(gateway: Gateway) -> AsyncIterator[Callable[[], Coroutine[Any,
 
 
 @asynccontextmanager
-async def listening(heard: Heard) -> AsyncIterator[None]:
-    task = asyncio.create_task(heard.listen())
+async def collecting(received: Received) -> AsyncIterator[None]:
+    task = asyncio.create_task(received.collect())
     try:
         yield
     finally:
@@ -425,14 +435,14 @@ def settings_for(home: Path) -> Settings:
 
 
 async def eventually(look: Callable[[], Awaitable[T | None]], seconds: float = DEADLINE) -> T:
-    """Look until there is something to see."""
+    """Poll until there is a value."""
     deadline = time.monotonic() + seconds
     while (seen := await look()) is None:
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         await asyncio.sleep(0.02)
     return seen
 
 
 async def found(things: Sequence[T]) -> T | None:
-    """The last one there is."""
+    """The last one, if any."""
     return things[-1] if things else None

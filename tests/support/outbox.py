@@ -1,4 +1,4 @@
-"""A look into the outbox, which takes nothing."""
+"""Read the outbox without changing it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.service_process import closing
 
 
 async def ids_in_outbox(url: str) -> list[str]:
-    """Ids of the messages that have not left, in the order of writing."""
+    """Ids of the unsent messages, in the order of writing."""
     async with closing(Database.open(url)) as database:
         return [
             row.id for row in await database.all(sa.select(outbox.c.id).order_by(outbox.c.number))

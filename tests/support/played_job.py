@@ -1,8 +1,8 @@
-"""One job under the real recorder and supervisor, on a clock of beats; a test plays everybody else.
+"""One job under the real recorder and supervisor, by heartbeats; the test plays all other parts.
 
-Rows are kept in memory as a job store must keep them, so that thousands of lives fit in seconds.
-Whatever happens, the record is held against :func:`validity`, each change against
-:func:`wrong_change`, and everything that was said against :meth:`PlayedJob.contradictions`.
+Rows are kept in memory under a job store's rules, so that thousands of jobs run in seconds.
+The record is always checked by :func:`validity`, each change by :func:`wrong_change`, and all
+messages by :meth:`PlayedJob.contradictions`.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ from tests.support.gateway_world import STARTED
 HEARTBEAT = 10.0
 START = 1_000_000.0
 SILENCE = 5 * LOST_AFTER_HEARTBEATS
-"""Beats after which nothing is left to be judged: a lost claim, its backoff, a forgotten asking."""
+"""Heartbeats after which nothing is pending: a lost claim, its backoff, a lost trigger."""
 ENDS = {
     JobCompleted: "COMPLETED", JobFailed: "FAILED",
     JobCancelled: "CANCELLED", JobTimedOut: "TIMED_OUT",
 }  # fmt: skip
-ASKED_BY: dict[Stage, tuple[type[AnyMessage], ...]] = {
+TRIGGERS: dict[Stage, tuple[type[AnyMessage], ...]] = {
     "staging": (JobSubmitted,),
     "bucket_check": (BucketDue,),
     "training": (DatasetStaged,),
@@ -86,13 +86,13 @@ T = TypeVar("T")
 
 
 class Rows:
-    """The row of one job and all that its changes have caused."""
+    """The row of one job, and every message that its changes wrote."""
 
     def __init__(self) -> None:
         self.row: StoredJob | None = None
         self.outbox: list[Outgoing] = []
         self.caused: list[AnyMessage] = []
-        """Everything that ever was in the outbox."""
+        """Everything that was ever in the outbox."""
 
     async def insert(
         self, job: StoredJob, outgoing: Sequence[Outgoing], _happened: Sequence[StoredEvent] = ()
@@ -133,7 +133,7 @@ class Rows:
 
 @dataclass
 class Worker:
-    """One place of a service: what it has in hand, and what it was told about it."""
+    """One slot of a service: its delivery, its claim and what was granted."""
 
     stage: Stage
     name: str
@@ -149,43 +149,43 @@ class Worker:
     def free(self) -> bool:
         return not self.claim
 
-    def let_go(self) -> None:
+    def clear(self) -> None:
         self.delivery, self.claim, self.granted = None, "", None
 
 
-Place = tuple[Stage, str]
-"""A claim at a stage."""
+StageClaim = tuple[Stage, str]
+"""A stage and the id of a claim of it."""
 
 
 @dataclass
-class Verdicts:
-    """What claims were told."""
+class Answers:
+    """The answers to claims."""
 
-    attempts: dict[Place, int] = field(default_factory=dict)
-    """Of every claim that was granted."""
-    refused: set[Place] = field(default_factory=set)
-    """Claims that were not granted when they were asked for."""
-    turned_away: set[Place] = field(default_factory=set)
-    """Claims that were granted, and refused when they were asked for again."""
+    attempts: dict[StageClaim, int] = field(default_factory=dict)
+    """Of every granted claim."""
+    refused: set[StageClaim] = field(default_factory=set)
+    """Claims refused at first."""
+    turned_away: set[StageClaim] = field(default_factory=set)
+    """Claims granted at first, and refused when repeated."""
     wrong: list[str] = field(default_factory=list)
 
-    def hear(self, answer: AnyMessage, to: AnyMessage | None) -> None:
-        """An answer to a fact, or to nothing in particular."""
+    def receive(self, answer: AnyMessage, to: AnyMessage | None) -> None:
+        """Note an answer to a fact, or one that no fact caused."""
         if isinstance(answer, ClaimRefused) and isinstance(to, Started):
-            place = (answer.stage, answer.claim)
-            (self.turned_away if place in self.attempts else self.refused).add(place)
+            claim = (answer.stage, answer.claim)
+            (self.turned_away if claim in self.attempts else self.refused).add(claim)
         if isinstance(answer, ClaimGranted):
             self._granted((answer.stage, answer.claim), answer.attempt)
 
-    def _granted(self, place: Place, attempt: int) -> None:
-        if place in self.refused:
-            self.wrong.append(f"{place} was refused, and is granted")
-        if self.attempts.setdefault(place, attempt) != attempt:
-            self.wrong.append(f"{place} was granted with two attempts")
+    def _granted(self, claim: StageClaim, attempt: int) -> None:
+        if claim in self.refused:
+            self.wrong.append(f"{claim} was refused, and is granted")
+        if self.attempts.setdefault(claim, attempt) != attempt:
+            self.wrong.append(f"{claim} was granted with two attempts")
 
 
 class PlayedJob:
-    """The job, the gateway's parts around it, two workers to a stage, and the beats."""
+    """The job, the gateway's components, two workers for each stage, and the heartbeats."""
 
     def __init__(self, request: Request, *, sealed: str | None, checks: bool) -> None:
         self.loop = asyncio.new_event_loop()
@@ -193,15 +193,15 @@ class PlayedJob:
         self.broker = MemoryBroker()
         self.bus, self.workers_bus = self.broker.bus("gateway/played"), self.broker.bus("workers")
         self.rows = Rows()
-        self.verdicts = Verdicts()
+        self.answers = Answers()
         self.wrong: list[str] = []
-        self.told: list[tuple[StageFact, str]] = []
-        """Every fact that was said under a claim, with its control queue."""
+        self.published: list[tuple[StageFact, str]] = []
+        """Every fact published under a claim, with its reply queue."""
         self.workers = {stage: self._two_workers(stage) for stage in STAGES}
         self.claims = 0
         self.heartbeats = 0
-        self.heard: set[Place] = set()
-        """Claims that have shown life since the last beat came back."""
+        self.alive: set[StageClaim] = set()
+        """Claims with a sign of life since the gateway's last heartbeat."""
         clock: Callable[[], float] = lambda: self.clock  # noqa: E731 - it changes
         store = cast("JobStore", self.rows)
         links = FolderStore(Path("never-written"), public_url="http://gateway", key="k" * 48)
@@ -242,56 +242,56 @@ class PlayedJob:
         job = self.job
         return job if job is not None and not job.ended else None
 
-    # --- What the gateway does
+    # --- The gateway
 
     def change(self, decide: Callable[[Job], Step]) -> None:
-        """What a client asked for."""
+        """A change that a client requests."""
         before = self.job
         self.do(self.repository.change("job", decide))
         self._note_change(before)
 
     def remove(self) -> None:
-        """As ``DELETE`` does it: cancelled first."""
+        """Cancel and remove, as ``DELETE`` does."""
         self.change(lambda job: transitions.cancel(job, self.clock))
         self.do(self.repository.remove("job"))
 
     def heartbeat(self, *, lost: bool = False) -> None:
-        """The gateway's own beat comes back, after everything that was said before it."""
+        """Deliver the gateway's own heartbeat, after everything published before it."""
         self.pass_time(HEARTBEAT)
         self.heartbeats += 1
         self.relay()
         if not lost:
-            self._come_back()
+            self._deliver_heartbeat()
 
-    def _come_back(self) -> None:
+    def _deliver_heartbeat(self) -> None:
         heartbeat = GatewayHeartbeat(gateway=self.supervisor._name, number=self.heartbeats)
-        heard, self.heard = self.heard, set()
+        alive, self.alive = self.alive, set()
         self.do(self.bus.send(GATEWAY_RECORDER.name, heartbeat))
         self.record()
         job = self.live
-        gone = [claim for stage, claim in heard if job and not job.holds(stage, claim)]
-        self.wrong += [f"{claim} was heard of, and is lost" for claim in gone]
+        gone = [claim for stage, claim in alive if job and not job.holds(stage, claim)]
+        self.wrong += [f"{claim} showed life, and is lost" for claim in gone]
 
     def pass_time(self, seconds: float) -> None:
-        """A negative number puts the clock back."""
+        """A negative number sets the clock back."""
         self.clock += seconds
         self.latest = max(self.latest, self.clock)
 
     def record(self) -> None:
-        """Every fact that waits goes on record."""
+        """Record every waiting fact."""
         while (delivery := self.next_of(GATEWAY_RECORDER)) is not None:
             before, message = self.job, delivery.message
-            self.do(self._deal_with(delivery))
+            self.do(self._process(delivery))
             self._note_change(before, message)
             if isinstance(message, StageFact):
                 self._note_fact(before, message)
         self.relay()
 
-    async def _deal_with(self, delivery: Delivery) -> None:
+    async def _process(self, delivery: Delivery) -> None:
         await process(delivery, self.recorder._record)
 
     def relay(self) -> None:
-        """What is due leaves, as the relay sends it."""
+        """Send what is due, as the relay does."""
         due = [each for each in self.rows.outbox if each.due_at <= self.clock]
         self.rows.outbox = [each for each in self.rows.outbox if each.due_at > self.clock]
         for row in due:
@@ -301,20 +301,20 @@ class PlayedJob:
                 if row.queue is None
                 else self.bus.send(row.queue, message)
             )
-        self.hear_answers()
+        self.receive_answers()
 
     def _note_change(self, before: Job | None, fact: AnyMessage | None = None) -> None:
         after = self.job
         if before is not None and after is not None:
             self.wrong += wrong_change(before, after)
-        self.heard = {place for place in self.heard if after is not None and after.holds(*place)}
-        self.hear_answers(fact)
+        self.alive = {claim for claim in self.alive if after is not None and after.holds(*claim)}
+        self.receive_answers(fact)
 
     def _note_fact(self, before: Job | None, fact: StageFact) -> None:
-        """Nothing but the live claim's facts leaves a mark."""
-        place, after = (fact.stage, fact.claim), self.job
-        was = before is not None and before.holds(*place)
-        still = after is not None and after.holds(*place)
+        """Only facts of the live claim may change the job."""
+        claim, after = (fact.stage, fact.claim), self.job
+        was = before is not None and before.holds(*claim)
+        still = after is not None and after.holds(*claim)
         rules = {
             "it is not of the live claim, and changed the job": (
                 was or isinstance(fact, Started) or after == before
@@ -322,14 +322,14 @@ class PlayedJob:
             "it was the claim's last, which lives on": not (
                 still and isinstance(fact, Result | Interruption | StageFailed)
             ),
-            "it was said by the live claim, which was refused": not (
-                was and still and place in self.verdicts.turned_away
+            "it was published by the live claim, which was refused": not (
+                was and still and claim in self.answers.turned_away
             ),
         }
         self.wrong += [f"{type(fact).__name__}: {w}" for w, holds in rules.items() if not holds]
-        self.heard = self.heard | {place} if still else self.heard - {place}
+        self.alive = self.alive | {claim} if still else self.alive - {claim}
 
-    # --- What workers do
+    # --- Workers
 
     def next_of(self, queue: Queue) -> Delivery | None:
         if not len(self.broker.queue(queue.name)):
@@ -337,23 +337,23 @@ class PlayedJob:
         return self.do(self.workers_bus.get(queue))
 
     def take(self, worker: Worker) -> None:
-        """Take the next message that asks for the worker's stage, and claim it."""
+        """Take the next trigger of the worker's stage, and claim it."""
         queue = STAGE_QUEUES[worker.stage]
         delivery = self.next_of(queue) if worker.free else None
         if delivery is None:
             return
-        if not isinstance(delivery.message, ASKED_BY[worker.stage]):
-            self.do(delivery.release())  # another stage's on the same queue
+        if not isinstance(delivery.message, TRIGGERS[worker.stage]):
+            self.do(delivery.release())  # another stage's, on the same queue
             return
         self.claims += 1
         worker.delivery, worker.claim = delivery, f"claim-{self.claims}"
-        self.ask(worker)
+        self.publish_started(worker)
 
-    def ask(self, worker: Worker) -> None:
-        """Say that one has started, for the first time or again."""
+    def publish_started(self, worker: Worker) -> None:
+        """Claim the stage, for the first time or again."""
         gpu = "card" if worker.stage in GPU_STAGES else ""
         stamp = self.stamp(worker)
-        self.say(STARTED[worker.stage](**stamp, gpu=gpu), worker.reply_queue.name)
+        self.publish(STARTED[worker.stage](**stamp, gpu=gpu), worker.reply_queue.name)
 
     def stamp(self, worker: Worker) -> dict[str, Any]:
         attempt = worker.granted.attempt if worker.granted else 0
@@ -362,24 +362,24 @@ class PlayedJob:
             "attempt": attempt, "worker": worker.name,
         }  # fmt: skip
 
-    def say(self, fact: StageFact, reply_queue: str) -> None:
-        self.told.append((fact, reply_queue))
-        self.arrive(fact, reply_queue)
+    def publish(self, fact: StageFact, reply_queue: str) -> None:
+        self.published.append((fact, reply_queue))
+        self.deliver(fact, reply_queue)
 
-    def arrive(self, fact: Message, reply_queue: str | None = None) -> None:
-        """A fact goes where it is bound to, and on record."""
+    def deliver(self, fact: Message, reply_queue: str | None = None) -> None:
+        """Publish a fact and record it."""
         self.do(self.workers_bus.publish(fact, reply_to=reply_queue, mandatory=False))
         self.record()
 
-    def hear_answers(self, to: AnyMessage | None = None) -> None:
-        """Each worker hears what was said to it, because of a fact or of something else."""
+    def receive_answers(self, to: AnyMessage | None = None) -> None:
+        """Each worker gets its answers, whether a fact or something else caused them."""
         for worker in self.every_worker():
             while (delivery := self.next_of(worker.reply_queue)) is not None:
                 self.do(delivery.ack())
-                self.verdicts.hear(delivery.message, to)
-                self._answered(worker, delivery.message)
+                self.answers.receive(delivery.message, to)
+                self._receive(worker, delivery.message)
 
-    def _answered(self, worker: Worker, answer: AnyMessage) -> None:
+    def _receive(self, worker: Worker, answer: AnyMessage) -> None:
         if getattr(answer, "claim", None) != worker.claim:
             return
         if worker.delivery is not None and isinstance(answer, ClaimGranted | ClaimRefused):
@@ -388,38 +388,38 @@ class PlayedJob:
         if isinstance(answer, ClaimGranted):
             worker.granted = answer
         elif isinstance(answer, ClaimRefused):
-            worker.let_go()
+            worker.clear()
 
     def die(self, worker: Worker) -> None:
-        """Gone without a word; what it had not acked goes back to its queue."""
+        """The worker crashes; what it had not acked goes back to its queue."""
         if worker.delivery is not None:
             self.do(worker.delivery.release())
-        worker.let_go()
+        worker.clear()
 
     def every_worker(self) -> Iterator[Worker]:
         for both in self.workers.values():
             yield from both
 
     def deliver_again(self, stage: Stage) -> None:
-        """What asks for a stage is on its queue once more."""
+        """Deliver the trigger of a stage again."""
         job = self.job
         if job is not None and stage in job.stages:
-            asking = decode(job.stages[stage].trigger)
-            self.do(self.bus.send(STAGE_QUEUES[stage].name, asking))
+            trigger = decode(job.stages[stage].trigger)
+            self.do(self.bus.send(STAGE_QUEUES[stage].name, trigger))
 
     def purge(self, queue: Queue) -> None:
         while (delivery := self.next_of(queue)) is not None:
             self.do(delivery.ack())
 
-    # --- What must hold
+    # --- Checks
 
     def contradictions(self) -> list[str]:
-        """What is wrong with the record, its changes, or what was said. Empty: nothing."""
+        """What is wrong with the record, its changes or the messages. Empty: nothing."""
         job = self.job
         return [
             *self.wrong,
-            *self.verdicts.wrong,
-            *[f"buried: {each.reason}" for each in self.broker.dead_letters],
+            *self.answers.wrong,
+            *[f"dead-lettered: {each.reason}" for each in self.broker.dead_letters],
             *(validity(job) if job else []),
             *(_wrong_times(job, self.clock) if job else []),
             *(self._wrong_ends(job) if job else []),
@@ -427,13 +427,13 @@ class PlayedJob:
         ]
 
     def _wrong_ends(self, job: Job) -> list[str]:
-        """Each run that is over has said so once, as it ended; no other has."""
-        said = [each for each in self.rows.caused if isinstance(each, tuple(ENDS))]
-        ends = Counter(cast("JobCompleted", each).run for each in said)
+        """Each run that is over has published its end once, and no other run has."""
+        ends = [each for each in self.rows.caused if isinstance(each, tuple(ENDS))]
+        by_run = Counter(cast("JobCompleted", each).run for each in ends)
         over = job.run if job.ended else job.run - 1
-        wrong = [] if ends == dict.fromkeys(range(1, over + 1), 1) else [f"ends by run: {ends}"]
-        if job.ended and said and ENDS[cast("Any", type(said[-1]))] != job.status:
-            wrong.append(f"it is {job.status}, and {type(said[-1]).__name__} was said")
+        wrong = [] if by_run == dict.fromkeys(range(1, over + 1), 1) else [f"ends by run: {by_run}"]
+        if job.ended and ends and ENDS[cast("Any", type(ends[-1]))] != job.status:
+            wrong.append(f"it is {job.status}, and {type(ends[-1]).__name__} was published")
         return wrong
 
     def _wrong_webhooks(self) -> list[str]:
@@ -448,15 +448,17 @@ class PlayedJob:
         ]
 
     def zombies(self) -> list[str]:
-        """Open stages with nobody at work, whose work is on no queue and will not come to one."""
+        """Open stages that no worker holds and that no trigger is queued for."""
         job = self.live
         if job is None:
             return []
         records = [(stage, record) for stage, record in job.stages.items() if record.open]
-        idle = [f"nobody is asked for {stage}" for stage, _ in records if not self._is_asked(stage)]
+        idle = [
+            f"no trigger of {stage} is queued" for stage, _ in records if not self._is_queued(stage)
+        ]
         return idle if records else ["the job has nothing left to do, and has not ended"]
 
-    def _is_asked(self, stage: Stage) -> bool:
+    def _is_queued(self, stage: Stage) -> bool:
         return len(self.broker.queue(STAGE_QUEUES[stage].name)) > 0
 
 
@@ -464,7 +466,7 @@ class PlayedJob:
 
 
 def validity(job: Job) -> list[str]:
-    """Everything that is wrong with a record, whatever has happened to it. Empty: nothing."""
+    """Everything that is wrong with a record. Empty: nothing."""
     wrong = [
         *(text for text, holds in _of_the_job(job).items() if not holds),
         *(wrong for stage in job.stages for wrong in _wrong_stage(job, stage)),
@@ -479,20 +481,20 @@ def _of_the_job(job: Job) -> dict[str, bool]:
         "the record survives its encoding": (
             msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
         ),
-        "an end has a moment": job.ended == (job.ended_at is not None),
-        "failures alone have a reason": (job.error is not None) == (job.status in RETRYABLE),
+        "an ended job has a time of its end": job.ended == (job.ended_at is not None),
+        "only a failed job has an error": (job.error is not None) == (job.status in RETRYABLE),
         "a queued job has not started": job.status != "IN_QUEUE" or job.started_at is None,
-        "a job in progress has": job.status != "IN_PROGRESS" or job.started_at is not None,
+        "a job in progress has started": job.status != "IN_PROGRESS" or job.started_at is not None,
         "a live job has something left to do": job.ended or bool(still_open),
-        "what was given up ends the job": (
+        "a stage that was given up ends the job": (
             job.ended or not given_up or "model_publication" in still_open
         ),
-        "a model is let through before its job fails": (
+        "a model is published before its job fails": (
             job.status != "FAILED" or "model_publication" not in still_open
         ),
-        "a failed job says what failed": job.status != "FAILED" or job.error in given_up,
-        "a complete job has left nothing": job.status != "COMPLETED" or _is_complete(job),
-        "secrets go with the need for them": (
+        "a failed job has the error of a stage": job.status != "FAILED" or job.error in given_up,
+        "a completed job has no work left": job.status != "COMPLETED" or _is_complete(job),
+        "secrets are dropped when no longer needed": (
             job.status not in ("COMPLETED", "CANCELLED") or job.s3 is None
         ),
     }
@@ -516,8 +518,10 @@ def _wrong_stage(job: Job, stage: Stage) -> list[str]:
     record = job.stages[stage]
     rules = {
         "only open work is claimed": record.claim is None or record.open,
-        "no spent claim lives": record.claim is None or record.claim.id not in record.ended_claims,
-        "a claim is spent once": len(set(record.ended_claims)) == len(record.ended_claims),
+        "no ended claim is live": (
+            record.claim is None or record.claim.id not in record.ended_claims
+        ),
+        "a claim ends once": len(set(record.ended_claims)) == len(record.ended_claims),
         "each attempt is one claim": record.attempts == len(_claims(record)),
         "the newest attempt is the live one": (
             record.claim is None or record.claim.attempt == record.attempts
@@ -526,13 +530,13 @@ def _wrong_stage(job: Job, stage: Stage) -> list[str]:
         "three failures are the end": (
             record.failures < retry.FAILURES_ALLOWED or record.failed is not None
         ),
-        "it was asked for by what asks for it": isinstance(decode(record.trigger), ASKED_BY[stage]),
-        "what it builds on is done": all(
-            job.stages[each].done for each in _builds_on(job, stage) if each in job.stages
+        "its trigger is of the right type": isinstance(decode(record.trigger), TRIGGERS[stage]),
+        "the stages before it are done": all(
+            job.stages[each].done for each in _stages_before(job, stage) if each in job.stages
         ),
-        "only what is wanted is asked for": job.trains or stage != "training",
-        "no GPU works before the bucket was tried": (
-            stage not in GPU_STAGES or record.attempts == 0 or not _tries_bucket(job)
+        "only requested stages are opened": job.trains or stage != "training",
+        "no GPU stage starts before the bucket check": (
+            stage not in GPU_STAGES or record.attempts == 0 or not _bucket_is_unchecked(job)
         ),
     }
     return [f"{stage}: {text}" for text, holds in rules.items() if not holds]
@@ -542,7 +546,7 @@ def _claims(record: StageRecord) -> list[str]:
     return [*record.ended_claims, *([record.claim.id] if record.claim else [])]
 
 
-def _builds_on(job: Job, stage: Stage) -> tuple[Stage, ...]:
+def _stages_before(job: Job, stage: Stage) -> tuple[Stage, ...]:
     first: tuple[Stage, ...] = ("training",) if job.trains else ("staging",)
     before: dict[Stage, tuple[Stage, ...]] = {
         "training": ("staging",),
@@ -553,7 +557,7 @@ def _builds_on(job: Job, stage: Stage) -> tuple[Stage, ...]:
     return before.get(stage, ())
 
 
-def _tries_bucket(job: Job) -> bool:
+def _bucket_is_unchecked(job: Job) -> bool:
     record = job.stages.get("bucket_check")
     return record is not None and not record.done
 
@@ -567,43 +571,47 @@ def _wrong_times(job: Job, now: float) -> list[str]:
 
 
 def wrong_change(before: Job, after: Job) -> list[str]:
-    """Everything that is wrong with a step from one record to the next. Empty: nothing."""
+    """Everything that is wrong with a change of the record. Empty: nothing."""
     rules = {
         "runs follow one another": after.run in (before.run, before.run + 1),
-        "nobody is at work when a run begins": (
+        "no claim is live when a run begins": (
             after.run == before.run or not any(each.claim for each in after.stages.values())
         ),
         "only what failed runs again": after.run == before.run or before.status in RETRYABLE,
         "an end is final for its run": (
             not before.ended or after.run != before.run or _essence(after) == _essence(before)
         ),
-        "nobody goes back into the queue": (
+        "no job goes back into the queue": (
             (before.status, after.status) != ("IN_PROGRESS", "IN_QUEUE")
         ),
-        "no stage is forgotten": before.stages.keys() <= after.stages.keys(),
+        "no stage is removed": before.stages.keys() <= after.stages.keys(),
         "the model is never lost": before.checkpoint is None or after.checkpoint is not None,
     }
     known = before.stages.keys() & after.stages.keys()
     return [
         *(text for text, holds in rules.items() if not holds),
-        *(w for stage in known for w in _wrong_turn(before.stages[stage], after.stages[stage])),
+        *(
+            w
+            for stage in known
+            for w in _wrong_stage_change(before.stages[stage], after.stages[stage])
+        ),
     ]
 
 
 def _essence(job: Job) -> Job:
-    """All but what may still come to an ended job: its webhooks' outcomes, refused claims."""
+    """Without what may still change after the end: webhook outcomes, refused claims."""
     return transitions.replace(
         job, refused_claims=(), webhook_attempts=0, webhook_awaited=0, webhook_settled=False,
         webhook_tries=(),
     )  # fmt: skip
 
 
-def _wrong_turn(before: StageRecord, after: StageRecord) -> list[str]:
+def _wrong_stage_change(before: StageRecord, after: StageRecord) -> list[str]:
     rules = {
         "attempts only grow": before.attempts <= after.attempts,
-        "spent claims stay spent": after.ended_claims[: len(before.ended_claims)]
+        "ended claims stay ended": after.ended_claims[: len(before.ended_claims)]
         == before.ended_claims,
-        "a claim that goes is spent": {*_claims(before)} <= {*_claims(after)},
+        "a claim that is dropped has ended": {*_claims(before)} <= {*_claims(after)},
         "what is done stays done": not before.done or after.done,
     }
     return [text for text, holds in rules.items() if not holds]

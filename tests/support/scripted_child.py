@@ -1,9 +1,9 @@
-"""A real spawned child that speaks its records from a script, for tests of its parent.
+"""A real spawned child that writes the records of a script, for tests of its parent.
 
 Its order is a list of steps: ``{"write": record}``, ``{"sleep": seconds}``, ``{"exit": status}``,
-``{"fork": seconds}`` (leave a grandchild behind), ``{"fork_away": seconds}`` (in a session of its
-own), ``{"kill": signal}`` (itself), ``{"environment": true}`` (report the names of its variables),
-``{"wait_for_stop": true}`` (until SIGTERM).
+``{"fork": seconds}`` (start a grandchild that lives so long), ``{"fork_away": seconds}`` (the
+same, in a session of its own), ``{"kill": signal}`` (itself), ``{"environment": true}`` (report the
+names of its variables), ``{"wait_for_stop": true}`` (until SIGTERM).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A search for secrets in everything that a run leaves behind or shows.
+"""Search for secrets in everything that a run stores or shows.
 
     found = leaks([*files_in(folder), *await rows_of(database_url)], {"the API key": "ed_..."})
 
-A secret is found as it stands, inside JSON, in an address, and in base64, wherever it begins there.
+A secret is found in plain text, in JSON, in a URL, and in base64 at any offset.
 """
 
 from __future__ import annotations
@@ -22,82 +22,84 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.support.servers.s3 import S3Server
 
-LEAST_LETTERS = 8
-"""A shorter secret would be found by chance."""
+MIN_LENGTH = 8
+"""Characters; a shorter secret would be found by chance."""
 
 
 class Place(NamedTuple):
-    """Somewhere that a secret could stand."""
+    """Something that is searched for secrets."""
 
     name: str
     content: bytes
 
 
 class Leak(NamedTuple):
-    """A secret that stands somewhere."""
+    """A secret that was found."""
 
     place: str
     secret: str
-    """Its name, not itself."""
+    """Its name, not its value."""
 
 
 def leaks(places: Iterable[Place], secrets: Mapping[str, str]) -> list[Leak]:
-    """Every secret in every place.
+    """Find every secret in every place.
 
     Args:
-        places: where to look.
-        secrets: by a name that tells people which one it is.
+        places: what to search.
+        secrets: by a name that identifies each to a reader.
 
     Raises:
-        ValueError: a secret is too short to be told from chance.
+        ValueError: a secret is so short that it would be found by chance.
     """
-    searched = {name: forms(secret) for name, secret in secrets.items()}
+    forms_by_name = {name: forms(secret) for name, secret in secrets.items()}
     return [
         Leak(place.name, name)
         for place in places
-        for name, written in searched.items()
+        for name, written in forms_by_name.items()
         if any(form in place.content for form in written)
     ]
 
 
 def forms(secret: str) -> set[bytes]:
-    """Every way in which a secret may be written, as bytes to look for."""
-    if len(secret) < LEAST_LETTERS:
+    """All encodings of a secret, as bytes to search for."""
+    if len(secret) < MIN_LENGTH:
         raise ValueError(f"a secret of {len(secret)} letters would be found by chance")
     plain = secret.encode()
     quoted = {quote(secret), quote(secret, safe=""), quote_plus(secret)}
     escaped = msgspec.json.encode(secret)[1:-1]
-    twice = msgspec.json.encode(escaped.decode())[1:-1]
-    every = {plain, escaped, twice, plain.hex().encode(), secret.encode("utf-16-le")}
-    every |= {text.encode() for text in quoted} | {_small(text).encode() for text in quoted}
-    return every | set(_in_base64(plain))
+    escaped_twice = msgspec.json.encode(escaped.decode())[1:-1]
+    all_forms = {plain, escaped, escaped_twice, plain.hex().encode(), secret.encode("utf-16-le")}
+    all_forms |= {text.encode() for text in quoted} | {
+        _lowercase_percent(text).encode() for text in quoted
+    }
+    return all_forms | set(_in_base64(plain))
 
 
-def _small(quoted: str) -> str:
-    """Percent-encoding in small letters, as some write it."""
+def _lowercase_percent(quoted: str) -> str:
+    """Percent-encoding with lower-case hex digits, as some libraries write it."""
     head, *rest = quoted.split("%")
     return "%".join([head, *(part[:2].lower() + part[2:] for part in rest)])
 
 
 def _in_base64(plain: bytes) -> Iterator[bytes]:
-    """The letters that depend on the secret alone, for each way in which it may begin."""
-    for before in range(3):
-        padded = bytes(before) + plain
+    """The base64 characters that depend on the secret alone, for each offset modulo 3."""
+    for offset in range(3):
+        padded = bytes(offset) + plain
         whole = len(padded) // 3 * 3
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            yield encode(padded[:whole])[4 if before else 0 :]
+            yield encode(padded[:whole])[4 if offset else 0 :]
 
 
 # --- Places -----------------------------------------------------------------------------------
 
 
 def answer(name: str, content: bytes | str) -> Place:
-    """Anything that was said or shown."""
+    """A response or any other output."""
     return Place(name, content if isinstance(content, bytes) else content.encode())
 
 
 def files_in(folder: Path) -> list[Place]:
-    """Every file below a folder and its name: logs, homes, scratch, SQLite with its WAL."""
+    """Every file below a folder, with its path: logs, homes, scratch, SQLite with its WAL."""
     return [
         Place(str(path.relative_to(folder)), str(path).encode() + b"\n" + _content(path))
         for path in sorted(folder.rglob("*"))
@@ -106,7 +108,7 @@ def files_in(folder: Path) -> list[Place]:
 
 
 def _content(path: Path) -> bytes:
-    """Nothing, if it has gone meanwhile: services at work tidy up."""
+    """Empty if the file is gone: running services delete files."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -124,7 +126,7 @@ def process(pid: int) -> list[Place]:
 
 
 async def rows_of(database_url: str) -> list[Place]:
-    """Every row of every table of a PostgreSQL or SQLite database; drivers as SQLAlchemy has it."""
+    """Every row of every table of a PostgreSQL or SQLite database; the URL is SQLAlchemy's."""
     engine = create_async_engine(database_url)
     try:
         async with engine.connect() as connection:
@@ -140,19 +142,19 @@ async def rows_of(database_url: str) -> list[Place]:
 
 
 async def objects_in(s3: S3Server, bucket: str) -> list[Place]:
-    """Every object of a bucket, with its key and what is noted with it."""
+    """Every object of a bucket, with its key and metadata."""
     async with s3.client() as client:
         listed = (await client.list_objects_v2(Bucket=bucket)).get("Contents", ())
         found = []
         for item in listed:
             got = await client.get_object(Bucket=bucket, Key=item["Key"])
-            noted = f"{item['Key']}\n{got['Metadata']}\n".encode()
-            found.append(Place(f"object {item['Key']}", noted + await got["Body"].read()))
+            head = f"{item['Key']}\n{got['Metadata']}\n".encode()
+            found.append(Place(f"object {item['Key']}", head + await got["Body"].read()))
         return found
 
 
 async def messages_on(amqp_url: str, queues: Sequence[str]) -> list[Place]:
-    """Everything that waits on these queues; it stays there."""
+    """All messages on these queues; they stay there."""
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
         return [
@@ -163,14 +165,14 @@ async def messages_on(amqp_url: str, queues: Sequence[str]) -> list[Place]:
 
 
 async def _waiting(queue: AbstractQueue) -> list[AbstractIncomingMessage]:
-    """What waits on a queue; unacked, it goes back when the channel is closed."""
-    number = queue.declaration_result.message_count or 0
-    taken = [await queue.get(fail=False) for _ in range(number)]
-    return [message for message in taken if message]
+    """All messages on a queue; unacked, so they go back when the channel is closed."""
+    count = queue.declaration_result.message_count or 0
+    messages = [await queue.get(fail=False) for _ in range(count)]
+    return [message for message in messages if message]
 
 
 def written(message: AbstractIncomingMessage) -> bytes:
-    """A message of aio-pika with all that travels beside its body."""
+    """The body and all properties of an aio-pika message."""
     return b"\n".join(map(_bytes, (message.body, message.info())))
 
 

@@ -1,4 +1,4 @@
-"""A job store whose callers take turns, in an order that is drawn from a seed."""
+"""A job store whose callers take turns in a random order, given by a seed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from services.gateway.ports import StoredJob
 
 
 class TurnTakingJobs:
-    """Passes everything on; in a race each reading and writing waits until it is drawn.
+    """Passes all calls on; in a race, each read and write waits for its turn.
 
-    Somebody is drawn when everyone who still races waits, so any interleaving can come, and the
-    same seed gives the same one.
+    A turn is given when all callers still in the race are waiting, so any interleaving is
+    possible, and a seed always gives the same one.
     """
 
     def __init__(self, jobs: Any) -> None:
@@ -23,27 +23,27 @@ class TurnTakingJobs:
         self._random = Random(0)
         self._racing = 0
         self._waiting: list[asyncio.Future[None]] = []
-        self.outrun = 0
-        """How often somebody else had written since the reading."""
+        self.conflicts = 0
+        """Writes refused because another caller had written since the read."""
 
     async def race(self, seed: int, callers: Iterable[Awaitable[Any]]) -> list[Any]:
-        """Let all of them go at once; each is one caller, with one call at a time."""
-        entries = list(callers)
+        """Run all callers at once; each makes one call at a time."""
+        racing = list(callers)
         self._random = Random(seed)
-        self._racing = len(entries)
-        return await asyncio.gather(*(self._run(each) for each in entries))
+        self._racing = len(racing)
+        return await asyncio.gather(*(self._run(each) for each in racing))
 
     async def _run(self, caller: Awaitable[Any]) -> Any:
-        with self._one_less_afterwards():
+        with self._counted_until_done():
             return await caller
 
     @contextmanager
-    def _one_less_afterwards(self) -> Iterator[None]:
+    def _counted_until_done(self) -> Iterator[None]:
         try:
             yield
         finally:
             self._racing -= 1
-            self._draw()
+            self._give_turn()
 
     async def get(self, job: str) -> StoredJob | None:
         await self._turn()
@@ -53,12 +53,12 @@ class TurnTakingJobs:
     async def replace(self, *row: Any, **expected: Any) -> bool:
         await self._turn()
         written = bool(await self._jobs.replace(*row, **expected))
-        self.outrun += not written
+        self.conflicts += not written
         return written
 
-    async def remove(self, *place: Any) -> bool:
+    async def remove(self, *row: Any) -> bool:
         await self._turn()
-        return bool(await self._jobs.remove(*place))
+        return bool(await self._jobs.remove(*row))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._jobs, name)
@@ -66,11 +66,11 @@ class TurnTakingJobs:
     async def _turn(self) -> None:
         if not self._racing:
             return
-        mine = asyncio.get_running_loop().create_future()
-        self._waiting.append(mine)
-        self._draw()
-        await mine
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._give_turn()
+        await turn
 
-    def _draw(self) -> None:
+    def _give_turn(self) -> None:
         if self._waiting and len(self._waiting) == self._racing:
             self._waiting.pop(self._random.randrange(len(self._waiting))).set_result(None)

@@ -18,7 +18,7 @@ COLOURS = ("red", "blue", "green", "black")
 
 
 def make_dataset(folder: Path, images: int = 4, *, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
-    """Plain pictures of exactly the bucket's size, so that nothing is cropped unless requested."""
+    """Plain images of exactly the bucket's size, so that nothing is cropped unless requested."""
     folder.mkdir(parents=True)
     pictures = []
     for number in range(images):
@@ -77,23 +77,23 @@ class RecordingCallbacks:
         stop_when: Callable[[int], bool] = lambda _steps: False,
         commands: Mapping[Command, Sequence[int]] = MappingProxyType({}),
     ) -> None:
-        """Choose when to stop, and which commands to issue.
+        """Set when to stop, and which commands to issue.
 
         Args:
-            stop_when: whether to stop, by the number of steps begun.
-            commands: of each kind, the numbers of steps begun after which there is another.
+            stop_when: whether to stop, by the number of started steps.
+            commands: by kind, the numbers of started steps after each of which another is issued.
         """
         self.phases: list[str] = []
         self.reports: list[dict[str, Any]] = []
         self.saves: list[tuple[str, Path, int, int]] = []
         self.validation_losses: dict[int, float] = {}
-        """Of the checkpoints, by step."""
+        """By the checkpoint's step."""
         self.commands_done: list[tuple[str, int, int]] = []
-        """Of what was saved for a command: its kind, step, and the command's number."""
+        """For each save by a command: kind, step, and the command's number."""
         self._commands = commands
         self._stop_when = stop_when
         self.steps_begun = 0
-        """How many steps were begun, or would have been."""
+        """How many steps were started, or would have been."""
 
     def phase(self, name: str) -> None:
         self.phases.append(name)

@@ -1,4 +1,4 @@
-"""A worker's world without a broker: a granted order whose facts are kept in a list."""
+"""A worker without a broker: a granted order whose facts are kept in a list."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def folder_store(folder: Path) -> FolderStore:
 
 
 def is_gone(pid: int) -> bool:
-    """No such process, or one that only waits to be reaped."""
+    """Whether the process has ended; a zombie counts."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -40,7 +40,7 @@ def test_help_names_every_command(home: Path) -> None:
 
 
 @pytest.mark.parametrize("service", ["gateway", "fetcher", "trainer", "inferencer", "notifier"])
-def test_a_wrong_setting_is_told_in_one_line(home: Path, service: str) -> None:
+def test_a_wrong_setting_is_reported_in_one_line(home: Path, service: str) -> None:
     done = typed(home, "service", service, HEARTBEAT="fast")
 
     assert done.returncode == 1
@@ -56,7 +56,7 @@ def test_so_is_one_that_is_found_out_only_while_all_five_run(home: Path) -> None
     assert last.startswith("everydream: cannot listen at EVERYDREAM_HOST=192.0.2.1")
 
 
-def test_a_service_that_there_is_not_is_told_with_the_nearest_there_is(home: Path) -> None:
+def test_an_unknown_service_is_reported_with_the_nearest_name(home: Path) -> None:
     done = typed(home, "service", "gatewax")
 
     assert done.returncode == 2
@@ -64,7 +64,7 @@ def test_a_service_that_there_is_not_is_told_with_the_nearest_there_is(home: Pat
     assert '"gateway"' in done.stdout + done.stderr
 
 
-def test_pulling_what_is_not_on_the_hub_is_told_in_one_line(home: Path) -> None:
+def test_pulling_what_is_not_on_the_hub_is_reported_in_one_line(home: Path) -> None:
     done = typed(home, "models", "pull", "tiny")
 
     assert done.returncode == 1
@@ -72,7 +72,7 @@ def test_pulling_what_is_not_on_the_hub_is_told_in_one_line(home: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("everydream: EVERYDREAM_BASE_MODEL is 'tiny'")
 
 
-def test_of_errors_inside_one_another_the_first_is_told() -> None:
+def test_of_nested_errors_the_first_is_reported() -> None:
     first, second = SettingsError("first"), SettingsError("second")
     errors: list[Any] = [ExceptionGroup("", [first]), second]
 

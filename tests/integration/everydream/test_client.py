@@ -60,7 +60,7 @@ async def test_a_key_that_is_changed_is_sent_from_then_on(client: Client, web: W
     assert web.posts[0].headers["Authorization"] == "Bearer second-key"
 
 
-async def test_a_request_with_a_mistake_is_told_with_the_gateway_s_own_words(
+async def test_a_request_with_a_mistake_is_reported_in_the_gateway_s_own_words(
     client: Client, web: Web
 ) -> None:
     web.answer(said(400, error="input.train.lr: expected a number above 0, got -1"))

@@ -74,15 +74,15 @@ class Line:
 
 async def test_an_upload_goes_on_where_a_broken_line_ended(here: World, archive: Path) -> None:
     line = Line(here.gateway.port, 250_000, 333_333, 100)
-    heard: list[int] = []
+    reported: list[int] = []
     async with line.open() as url:
         client = Client(here.session, url, API_KEY)
 
-        data_url = await photos.upload(client, archive, heard.append)
+        data_url = await photos.upload(client, archive, reported.append)
 
         facts = await client.upload_facts(data_url.rpartition("/")[2])
     assert facts["sha256"] == await sha256_of(archive)
-    assert heard[-1] == len(FILE)
+    assert reported[-1] == len(FILE)
     assert line.carried < 1.5 * len(FILE), "what had arrived was not sent again"
     assert await client_can_train(here, data_url)
 
@@ -101,7 +101,7 @@ async def test_a_line_that_stays_broken_is_an_error(here: World, archive: Path) 
             await photos.upload(Client(here.session, url, API_KEY), archive, lambda _done: None)
 
 
-async def test_what_the_gateway_does_not_take_is_told_once(here: World) -> None:
+async def test_what_the_gateway_rejects_is_reported_once(here: World) -> None:
     asked = 0
     client = Client(here.session, here.url(""), API_KEY)
 

@@ -21,7 +21,7 @@ async def fetch(url: str, folder: Path, **more: Any) -> Downloaded:
     return await download(url, folder / "file", **options)
 
 
-async def test_a_file_arrives_whole_and_tells_how_far_it_is(web: Web, tmp_path: Path) -> None:
+async def test_a_file_arrives_whole_and_reports_its_progress(web: Web, tmp_path: Path) -> None:
     reported: list[tuple[int, int | None]] = []
     url = web.serve("/data.zip", Page(BODY, piece=100_000))
 

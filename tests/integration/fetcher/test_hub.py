@@ -193,7 +193,7 @@ async def test_our_own_private_model_is_not_handed_to_users_from_the_cache(
         await stage("org/model", models=models)
 
 
-async def test_a_download_tells_how_much_there_is_to_come(stage: Stage, hub: Hub) -> None:
+async def test_a_download_reports_its_total_size(stage: Stage, hub: Hub) -> None:
     await stage("org/model")
 
     last = stage.reported[-1]

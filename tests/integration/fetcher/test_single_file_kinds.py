@@ -179,7 +179,7 @@ async def test_what_a_file_of_stable_diffusion_1_predicts_is_what_it_says(
         (0.03, {SAYS: "v"}, "v_prediction"),
     ],
 )
-async def test_a_silent_file_of_stable_diffusion_2_is_told_by_its_last_norm(
+async def test_a_stable_diffusion_2_file_without_marker_is_recognized_by_its_last_norm(
     stage: Stage, web: Web, dtype: torch.dtype, spread: float, header: dict[str, str], predicts: str
 ) -> None:
     tensors = {name: tensor.to(dtype) for name, tensor in tensors_of(sd2()).items()}
@@ -188,7 +188,9 @@ async def test_a_silent_file_of_stable_diffusion_2_is_told_by_its_last_norm(
     assert (await staged(stage, web, tensors, **header)).prediction_type == predicts
 
 
-async def test_the_marker_of_a_schedule_that_ends_in_noise_is_heard(stage: Stage, web: Web) -> None:
+async def test_the_marker_of_a_schedule_that_ends_in_noise_is_respected(
+    stage: Stage, web: Web
+) -> None:
     markers = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
 
     found = await staged(stage, web, tensors_of(sd2()) | markers)

@@ -176,7 +176,7 @@ async def test_the_fact_carries_the_job_on_and_the_report_along(staging: Staging
     assert len(encode(staged)) < 3000
 
 
-async def test_the_report_tells_before_training_what_the_job_will_take(
+async def test_the_report_estimates_before_training_what_the_job_will_take(
     staging: Staging, web: Web
 ) -> None:
     words = ", ".join(f"tag {number}" for number in range(40))
@@ -210,7 +210,7 @@ async def test_without_a_measured_speed_that_can_be_read_the_minutes_rest_on_an_
     assert staged.report["estimate"]["rate"].startswith("assumed: ")
 
 
-async def test_an_earlier_job_s_model_tells_as_much_without_being_fetched(
+async def test_an_earlier_job_s_model_gives_the_same_estimate_without_being_fetched(
     staging: Staging, web: Web, tmp_path: Path
 ) -> None:
     model = make_random_model(tmp_path / "model")
@@ -255,7 +255,7 @@ async def test_a_validation_is_seen_before_training(staging: Staging, web: Web) 
         await staging.perform(data_url=url, validation=Validation(val_split_proportion=0.9))
 
 
-async def test_progress_tells_the_phases_in_order(staging: Staging, web: Web) -> None:
+async def test_progress_reports_the_phases_in_order(staging: Staging, web: Web) -> None:
     await staging.perform(data_url=web.serve("/data.zip", Page(zip_of(DATASET), piece=2000)))
 
     phases = list(dict.fromkeys(numbers["phase"] for numbers in staging.reported))
@@ -448,7 +448,7 @@ async def test_several_jobs_at_once_do_not_meet(staging: Staging, web: Web) -> N
     assert len({one.base_model for one in staged}) == 1
 
 
-def test_a_meter_tells_rate_and_remaining_time_once_it_knows_them(
+def test_a_meter_reports_rate_and_remaining_time_once_it_knows_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reported: list[dict[str, Any]] = []

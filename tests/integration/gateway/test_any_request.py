@@ -61,7 +61,7 @@ def authorizer(repository: JobRepository) -> Authorizer:
 async def at_work(here: World) -> Claimed:
     """The trainer of a job with some progress."""
     _, trainer = await training(here, REQUEST, webhook=WEBHOOK)
-    await trainer.say(TrainingProgressed, progress={"step": 3, "steps": 8, "loss": 0.25})
+    await trainer.publish(TrainingProgressed, progress={"step": 3, "steps": 8, "loss": 0.25})
     await here.status_becomes(trainer.job, "IN_PROGRESS")
     return trainer
 
@@ -69,7 +69,7 @@ async def at_work(here: World) -> Claimed:
 async def completed(here: World) -> str:
     trainer = await at_work(here)
     await trainer.finish_training()
-    await here.take(INFERENCER_RESULTS)
+    await here.get(INFERENCER_RESULTS)
     await (await here.claim(trainer.job, "generation")).finish_generation()
     await here.status_becomes(trainer.job, "COMPLETED")
     return str(trainer.job)
@@ -77,14 +77,14 @@ async def completed(here: World) -> str:
 
 async def failed(here: World) -> str:
     trainer = await at_work(here)
-    await trainer.say(StageFailed, kind="refused", reason="the images are gone")
+    await trainer.publish(StageFailed, kind="refused", reason="the images are gone")
     await here.status_becomes(trainer.job, "FAILED")
     return str(trainer.job)
 
 
 async def cancelled(here: World) -> str:
     job = await here.run()
-    await here.take(FETCHER)
+    await here.get(FETCHER)
     await here.ask("POST", f"{ROOT}/cancel/{job}")
     return job
 

@@ -109,20 +109,20 @@ class RaceTrack:
         async with self.session.request(method, url, headers=headers) as answer:
             return answer.status, await answer.json()
 
-    async def say(self, fact: StageFact) -> None:
+    async def publish(self, fact: StageFact) -> None:
         """Publish a worker's fact, and let the recorder handle it."""
         await self.workers.publish(fact, reply_to=CONTROL.name)
         delivery = await self.gateway_bus.get(GATEWAY_RECORDER)
         await process(delivery, self.gateway._recorder._record)
 
-    async def told(self) -> list[AnyMessage]:
+    async def replies(self) -> list[AnyMessage]:
         """The replies to the trainer since the last call."""
-        heard = []
+        received = []
         while await self.workers.depth(CONTROL):
             delivery = await self.workers.get(CONTROL)
             await delivery.ack()
-            heard.append(delivery.message)
-        return heard
+            received.append(delivery.message)
+        return received
 
     async def job(self, job_id: str) -> Job | None:
         row = await self.store.get(job_id)
@@ -132,7 +132,7 @@ class RaceTrack:
         rows = await self.store.newest(limit=1_000_000)
         return {row.id: read(row) for row in rows}
 
-    async def said(self) -> dict[str, list[AnyMessage]]:
+    async def published(self) -> dict[str, list[AnyMessage]]:
         """All outgoing messages, by job."""
         by_job = defaultdict(list)
         for row in await self.store.take_due(2**40, 2**41, limit=1_000_000):
@@ -195,7 +195,7 @@ def last_words(job_id: str, kind: str) -> StageFact:
 
 
 @MANY
-async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_told(
+async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_answered(
     race_track: RaceTrack, races: int
 ) -> None:
     answers = {
@@ -203,16 +203,16 @@ async def test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_told(
         for job_id in (f"job-{number}" for number in range(races))
     }
 
-    assert race_track.store.outrun > races / 10
+    assert race_track.store.conflicts > races / 10
     ended = await race_track.all_jobs()
     winners = Counter(job.status for job in ended.values())
     assert min(winners[status] for status in ("CANCELLED", "COMPLETED", "FAILED")) > races / 20
-    said = await race_track.said()
+    published = await race_track.published()
     for job_id, (answer, refusals) in answers.items():
         status = ended[job_id].status
         assert answer == (200, {"id": job_id, "status": status})
         assert refusals == [refused(job_id)] * REFUSALS.get(status, 0)
-        assert wrong_end(said[job_id]) is None
+        assert wrong_end(published[job_id]) is None
 
 
 async def raced_to_the_end(
@@ -223,24 +223,24 @@ async def raced_to_the_end(
     fact = last_words(job_id, random.choice(("done", "refused", "passing")))
     cancelling = race_track.ask("POST", "/cancel", job_id)
     _, answer = await race_track.store.race(
-        random.getrandbits(32), (race_track.say(fact), cancelling)
+        random.getrandbits(32), (race_track.publish(fact), cancelling)
     )
-    return answer, await race_track.told()
+    return answer, await race_track.replies()
 
 
 def refused(job_id: str) -> ClaimRefused:
     return ClaimRefused(job=job_id, stage="training", claim="t", reason="the job has ended")
 
 
-def wrong_end(said: list[AnyMessage], run: int = 1) -> str | None:
+def wrong_end(published: list[AnyMessage], run: int = 1) -> str | None:
     """Errors in the messages of a run's end, which must be published once and posted once."""
-    ends = [each for each in said if isinstance(each, tuple(ENDS)) and run_of(each) == run]
-    dues = [each for each in said if isinstance(each, WebhookDue) and each.run == run]
+    ends = [each for each in published if isinstance(each, tuple(ENDS)) and run_of(each) == run]
+    dues = [each for each in published if isinstance(each, WebhookDue) and each.run == run]
     if len(ends) != 1 or len(dues) != 1:
         return f"{len(ends)} ends and {len(dues)} webhooks of run {run}"
-    told = msgspec.json.decode(dues[0].body)["status"]
+    posted = msgspec.json.decode(dues[0].body)["status"]
     status = ENDS[cast("Any", type(ends[0]))]
-    return None if told == status else f"{status} was said, and {told} is posted"
+    return None if posted == status else f"{status} was published, and {posted} is posted"
 
 
 def run_of(end: AnyMessage) -> int:
@@ -248,7 +248,7 @@ def run_of(end: AnyMessage) -> int:
 
 
 @FEWER
-async def test_what_two_recorders_hear_at_once_counts_once(
+async def test_a_fact_that_two_recorders_receive_at_once_counts_once(
     race_track: RaceTrack, races: int
 ) -> None:
     """Deliver again, as when the active gateway hangs and the next takes over its delivery."""
@@ -257,14 +257,16 @@ async def test_what_two_recorders_hear_at_once_counts_once(
         await race_track.line_up(in_training(job_id))
         fact = last_words(job_id, ("done", "refused", "passing")[number % 3])
 
-        await race_track.store.race(SEED + number, [race_track.say(fact), race_track.say(fact)])
+        await race_track.store.race(
+            SEED + number, [race_track.publish(fact), race_track.publish(fact)]
+        )
 
         job = await race_track.job(job_id)
         assert job is not None
         assert job.status == ("FAILED" if number % 3 else "COMPLETED")
-        assert await race_track.told() == [refused(job_id)]
-    said = await race_track.said()
-    assert [wrong_end(said[f"job-{number}"]) for number in range(races)] == [None] * races
+        assert await race_track.replies() == [refused(job_id)]
+    published = await race_track.published()
+    assert [wrong_end(published[f"job-{number}"]) for number in range(races)] == [None] * races
 
 
 @FEWER
@@ -275,7 +277,7 @@ async def test_a_job_that_is_removed_while_it_ends_is_gone_and_has_ended_once(
         job_id = f"job-{number}"
         await race_track.line_up(in_training(job_id))
         entries = (
-            race_track.say(last_words(job_id, "done")),
+            race_track.publish(last_words(job_id, "done")),
             race_track.ask("DELETE", "/jobs", job_id),
             race_track.ask("DELETE", "/jobs", job_id),
             race_track.ask("POST", "/cancel", job_id),
@@ -285,8 +287,8 @@ async def test_a_job_that_is_removed_while_it_ends_is_gone_and_has_ended_once(
 
         assert sorted(status for status, _ in removals) == [200, 404]
         assert await race_track.job(job_id) is None
-    said = await race_track.said()
-    assert [wrong_end(said[f"job-{number}"]) for number in range(races)] == [None] * races
+    published = await race_track.published()
+    assert [wrong_end(published[f"job-{number}"]) for number in range(races)] == [None] * races
 
 
 # --- The next run -----------------------------------------------------------------------------
@@ -298,7 +300,7 @@ def timed_out(job_id: str) -> Job:
 
 
 @FEWER
-async def test_a_retry_hears_nothing_of_the_run_before(race_track: RaceTrack, races: int) -> None:
+async def test_a_retry_ignores_facts_of_the_run_before(race_track: RaceTrack, races: int) -> None:
     for number in range(races):
         job_id = f"job-{number}"
         await race_track.line_up(timed_out(job_id))
@@ -306,12 +308,12 @@ async def test_a_retry_hears_nothing_of_the_run_before(race_track: RaceTrack, ra
             job=job_id, stage="training", claim="t", prefix="late/", step=9, epoch=1
         )
         late = (point, last_words(job_id, "done"), last_words(job_id, "refused"))[number % 3]
-        entries = (race_track.ask("POST", "/retry", job_id), race_track.say(late))
+        entries = (race_track.ask("POST", "/retry", job_id), race_track.publish(late))
 
         answer, _ = await race_track.store.race(SEED + number, entries)
 
         assert answer == (200, {"id": job_id, "status": "IN_QUEUE"})
-        assert [type(each) for each in await race_track.told()] == [ClaimRefused]
+        assert [type(each) for each in await race_track.replies()] == [ClaimRefused]
         job = await race_track.job(job_id)
         assert job is not None
         assert (job.run, job.status, job.resume_point, job.checkpoint) == (
@@ -321,9 +323,9 @@ async def test_a_retry_hears_nothing_of_the_run_before(race_track: RaceTrack, ra
             None,
         )
         assert job.stages["training"].open
-    said = await race_track.said()
+    published = await race_track.published()
     for number in range(races):
-        assert [type(each) for each in said[f"job-{number}"]] == [DatasetStaged]
+        assert [type(each) for each in published[f"job-{number}"]] == [DatasetStaged]
 
 
 @FEWER
@@ -348,9 +350,9 @@ async def test_a_job_that_is_retried_twice_and_cancelled_at_once_has_two_runs(
         assert answers[2] == (200, {"id": job_id, "status": cancelled_or(job)})
         statuses[job.status] += 1
     assert min(statuses["IN_QUEUE"], statuses["CANCELLED"]) > races / 20
-    said = await race_track.said()
+    published = await race_track.published()
     for number in range(races):
-        kinds = [type(each) for each in said[f"job-{number}"]]
+        kinds = [type(each) for each in published[f"job-{number}"]]
         assert kinds in ([DatasetStaged], [DatasetStaged, JobCancelled, WebhookDue])
 
 

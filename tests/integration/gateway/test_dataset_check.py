@@ -43,12 +43,12 @@ async def asked(here: World, **more: Any) -> tuple[str, Claimed, JobSubmitted]:
     """A check whose staging is claimed."""
     answer = await here.ask("POST", CHECK, json={**REQUEST, **more})
     assert (answer.status, answer.body["status"]) == (200, "IN_QUEUE")
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert isinstance(submitted, JobSubmitted)
     return submitted.job, await here.claim(submitted.job, "staging"), submitted
 
 
-async def test_a_check_ends_with_the_report_and_tells_the_webhook(here: World) -> None:
+async def test_a_check_ends_with_the_report_and_calls_the_webhook(here: World) -> None:
     job, fetcher, submitted = await asked(here, webhook=HOOK, s3Config=S3_CONFIG)
     assert submitted.inference == ()
     assert set(read(await row(here, job)).stages) == {"staging"}, "no bucket is tried"
@@ -58,8 +58,8 @@ async def test_a_check_ends_with_the_report_and_tells_the_webhook(here: World) -
     last = await here.status_becomes(job, "COMPLETED")
     assert last["output"] == {"dataset": REPORT}
     assert last["executionTime"] == 0
-    assert (await here.hears(JobCompleted)).output == {"dataset": REPORT}
-    due = await here.take(NOTIFIER_WEBHOOKS)
+    assert (await here.receive(JobCompleted)).output == {"dataset": REPORT}
+    due = await here.get(NOTIFIER_WEBHOOKS)
     assert isinstance(due, WebhookDue)
     assert '"output":{"dataset":{"images":4,' in due.body
 
@@ -73,9 +73,9 @@ async def test_nothing_is_trained_and_nothing_of_the_dataset_stays(here: World) 
     await fetcher.stage_dataset(submitted)
     await here.status_becomes(job, "COMPLETED")
 
-    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    assert isinstance(await here.get(TRAINER), DatasetStaged)
     claim = "c" * 36
-    await here.say(TrainingStarted(job=job, stage="training", claim=claim, worker="w", gpu="g"))
+    await here.publish(TrainingStarted(job=job, stage="training", claim=claim, worker="w", gpu="g"))
     assert (await here.refusal_of(claim)).reason == "the job has ended"
     assert (await here.status(job))["status"] == "COMPLETED"
     await eventually(lambda: _gone(here, job))
@@ -88,7 +88,7 @@ async def _gone(here: World, job: str) -> bool | None:
 async def test_a_check_that_finds_nothing_usable_fails_with_the_reason(here: World) -> None:
     job, fetcher, _ = await asked(here)
 
-    await fetcher.say(StageFailed, kind="refused", reason="no usable image")
+    await fetcher.publish(StageFailed, kind="refused", reason="no usable image")
 
     last = await here.status_becomes(job, "FAILED")
     assert (last["error"], last["output"]) == ("no usable image", {"dataset": {}})

@@ -141,21 +141,21 @@ async def test_a_job_is_accepted_while_the_broker_is_away_and_asked_for_when_it_
 
 async def asked_for(here: World) -> list[Delivery]:
     """All deliveries to fetchers until the outbox is empty."""
-    heard: list[Delivery] = []
+    received: list[Delivery] = []
 
     async def listen() -> None:
         async for delivery in here.bus.consume(FETCHER):
             await delivery.ack()
-            heard.append(delivery)
+            received.append(delivery)
 
     listening = asyncio.create_task(listen())
-    await eventually(lambda: found(heard))
+    await eventually(lambda: found(received))
     await eventually(lambda: nothing_to_say(here))
     last = await here.run(TRAIN_ONLY)
-    await eventually(lambda: found([each for each in heard if each.message.job == last]))
+    await eventually(lambda: found([each for each in received if each.message.job == last]))
     listening.cancel()
     await asyncio.wait((listening,))
-    return [each for each in heard if each.message.job != last]
+    return [each for each in received if each.message.job != last]
 
 
 async def nothing_to_say(here: World) -> bool | None:
@@ -195,7 +195,7 @@ async def test_every_other_write_is_done_in_time_while_the_broker_is_away(
 
 async def training_of(here: World, job: str) -> tuple[str, Claimed]:
     """A waiting job brought to its training."""
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert submitted.job == job
     await (await here.claim(job, "staging")).stage_dataset(submitted)
     return job, await here.claim(job, "training", gpu="card")
@@ -334,7 +334,7 @@ WRITES = ("run", "dataset/check", "cancel/{job}", "retry/{job}", "jobs/{job}/sav
 MORE_THAN_THE_POOL = 20
 
 
-async def all_are_told_to_wait(here: World, asked: Sequence[tuple[str, str]], job: str) -> None:
+async def all_get_retry_after(here: World, asked: Sequence[tuple[str, str]], job: str) -> None:
     """All get 503 with Retry-After, at the same time and in time."""
     answers = await asyncio.gather(
         *(
@@ -348,7 +348,7 @@ async def all_are_told_to_wait(here: World, asked: Sequence[tuple[str, str]], jo
 
 
 @pytest.mark.parametrize("fault", [stopped, gone])
-async def test_without_postgresql_everybody_is_told_to_wait_and_all_goes_on_afterwards(
+async def test_without_postgresql_clients_get_retry_after_and_all_goes_on_afterwards(
     fault: Callable[[PostgreSQL], AbstractAsyncContextManager[None]],
     tmp_path: Path, postgres: PostgreSQL, postgres_url: str,
 ) -> None:  # fmt: skip
@@ -357,8 +357,8 @@ async def test_without_postgresql_everybody_is_told_to_wait_and_all_goes_on_afte
         before = await connections(postgres_url)
         async with fault(postgres):
             everything = [("GET", path) for path in READS] + [("POST", path) for path in WRITES]
-            await all_are_told_to_wait(here, everything, job)
-            await all_are_told_to_wait(here, [("GET", READS[0])] * MORE_THAN_THE_POOL, job)
+            await all_get_retry_after(here, everything, job)
+            await all_get_retry_after(here, [("GET", READS[0])] * MORE_THAN_THE_POOL, job)
             assert "database" in await ready(here)
 
         await eventually(lambda: all_is_there(here))
@@ -389,14 +389,14 @@ async def connections(url: str) -> int:
     return int(row[0])
 
 
-async def test_while_sqlite_is_locked_writes_are_told_to_wait_and_reads_go_on(
+async def test_while_sqlite_is_locked_writes_get_retry_after_and_reads_go_on(
     tmp_path: Path,
 ) -> None:
     async with world(tmp_path, heartbeat=HEARTBEAT) as here:
         job = await here.run(TRAIN_ONLY)
         async with locked(tmp_path / "everydream.db"):
             refused = [("POST", path) for path in ("run", "dataset/check", "cancel/{job}")]
-            await all_are_told_to_wait(here, refused * 3, job)
+            await all_get_retry_after(here, refused * 3, job)
             for path in ("status/{job}", "health", "jobs"):
                 answer = await in_time(here, "GET", f"{ROOT}/{path.format(job=job)}")
                 assert answer.status == 200

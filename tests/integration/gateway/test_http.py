@@ -122,9 +122,9 @@ async def test_unknown_paths_and_methods_get_json(here: World) -> None:
 async def test_secrets_of_the_bucket_are_shown_to_nobody(here: World) -> None:
     job = await here.run({**REQUEST, "s3Config": S3_CONFIG})
     assert "s3" not in json.dumps(await here.status(job))
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     row = await here.jobs.get(job)
-    for text in (str(submitted), row.record.decode(), repr(here.heard.messages)):
+    for text in (str(submitted), row.record.decode(), repr(here.received.messages)):
         assert S3_CONFIG["accessSecret"] not in text
         assert S3_CONFIG["accessId"] not in text
 
@@ -141,7 +141,7 @@ async def test_what_is_left_to_chance_is_drawn_once_and_echoed_as_it_came(here: 
     train = {**SEEDLESS["train"], "seed": -1}
     entries = [{"prompt": "x"}, {"prompt": "x", "seed": -1}, {"prompt": "x", "seed": 3}]
     job = await here.run({"input": {"train": train, "inference": entries}})
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert isinstance(submitted, JobSubmitted)
     assert submitted.train
     assert submitted.train.seed >= 0
@@ -185,7 +185,7 @@ async def test_a_key_that_asks_too_often_has_to_wait_and_others_do_not(here: Wor
     assert (await here.ask("GET", f"{STATUS}/{job}")).status == 200
 
 
-async def test_a_fault_of_ours_is_told_without_its_inside(
+async def test_an_internal_error_is_reported_without_details(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: object) -> None:

@@ -39,11 +39,11 @@ async def names(here: World, query: str = "", **more: Any) -> list[str]:
 
 async def failed(here: World) -> str:
     job = await here.run()
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     await (await here.claim(job, "staging")).stage_dataset(submitted)
-    await here.take(TRAINER)
+    await here.get(TRAINER)
     trainer = await here.claim(job, "training", gpu="card")
-    await trainer.say(StageFailed, kind="refused", reason="the images are gone")
+    await trainer.publish(StageFailed, kind="refused", reason="the images are gone")
     await here.status_becomes(job, "FAILED")
     return job
 
@@ -57,7 +57,7 @@ async def test_ones_own_jobs_come_newest_first(here: World) -> None:
     assert (await here.ask("GET", f"{ROOT}/jobs", key="none")).status == 401
 
 
-async def test_a_line_says_how_the_job_stands_and_when_it_came_so_far(here: World) -> None:
+async def test_an_entry_shows_the_state_of_the_job_and_its_times(here: World) -> None:
     before = time.time()
     job = await failed(here)
     waiting = await here.run()
@@ -123,7 +123,7 @@ async def test_an_unknown_parameter_gets_the_nearest_known_name(here: World) -> 
     assert answer.body["mistakes"] == ["stats: no such parameter; did you mean status?"]
 
 
-async def test_every_mistake_is_told_at_once(here: World) -> None:
+async def test_all_mistakes_are_reported_at_once(here: World) -> None:
     answer = await here.ask("GET", f"{ROOT}/jobs?status=DONE,FAILED&limit=0&cursor=x&page=2")
 
     assert answer.status == 400
@@ -157,6 +157,6 @@ async def test_a_cursor_of_somebodys_own_making_is_refused(here: World, text: st
 
 
 async def test_without_the_database_there_is_no_list(here: World) -> None:
-    here.jobs.away = True
+    here.jobs.unavailable = True
 
     assert (await here.ask("GET", f"{ROOT}/jobs")).status == 503

@@ -47,7 +47,7 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
 
 async def failed(here: World) -> str:
     job, trainer = await training(here)
-    await trainer.say(StageFailed, kind="refused", reason="the images are gone")
+    await trainer.publish(StageFailed, kind="refused", reason="the images are gone")
     await here.status_becomes(job, "FAILED")
     return job
 
@@ -80,7 +80,7 @@ async def test_who_waits_in_vain_gets_the_status_as_it_is(here: World, method: s
 
 async def test_runsync_waits_for_the_end(here: World) -> None:
     asking = asyncio.create_task(here.ask("POST", f"{ROOT}/runsync?wait=60000", json=TRAIN_ONLY))
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     await (await here.claim(submitted.job, "staging")).stage_dataset(submitted)
     await (await here.claim(submitted.job, "training")).finish_training()
 
@@ -98,7 +98,7 @@ async def test_runsync_gives_the_id_of_a_job_that_takes_longer(here: World) -> N
     assert (await here.status(answer.body["id"]))["status"] == "IN_QUEUE"
 
 
-async def test_mistakes_of_query_header_and_body_are_told_together(here: World) -> None:
+async def test_mistakes_of_query_header_and_body_are_reported_together(here: World) -> None:
     answer = await here.ask(
         "POST",
         f"{ROOT}/runsync?wait=soon",
@@ -115,7 +115,7 @@ async def test_mistakes_of_query_header_and_body_are_told_together(here: World) 
 
 
 @pytest.mark.parametrize("wait", ["soon", "", "1.5", "1_000", "9" * 5000])
-async def test_a_wait_that_is_no_number_is_told(here: World, wait: str) -> None:
+async def test_a_wait_that_is_no_number_is_reported(here: World, wait: str) -> None:
     job = await here.run()
 
     answer = await here.ask("GET", f"{ROOT}/status-sync/{job}?wait={wait}")
@@ -161,7 +161,7 @@ async def test_a_stream_gives_each_change_of_the_output_once_and_the_end_to_its_
     assert (first["id"], first["status"]) == (job, "IN_PROGRESS")
     assert first["stream"][0]["output"]["stage"] == "training"
 
-    await trainer.say(TrainingProgressed, progress={"step": 3, "steps": 8})
+    await trainer.publish(TrainingProgressed, progress={"step": 3, "steps": 8})
     (second,) = (await stream(here, job))["stream"]
     assert second["output"]["step"] == 3
     assert (await stream(here, job, wait=0))["stream"] == []
@@ -211,7 +211,7 @@ async def test_a_failed_job_goes_on_from_the_stage_that_failed(here: World) -> N
     answer = await here.ask("POST", f"{ROOT}/retry/{job}")
 
     assert (answer.status, answer.body) == (200, {"id": job, "status": "IN_QUEUE"})
-    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    assert isinstance(await here.get(TRAINER), DatasetStaged)
     body = await here.status(job)
     assert "error" not in body
     assert body["executionTime"] == 0
@@ -231,7 +231,7 @@ async def test_a_job_that_did_not_fail_is_not_run_again(here: World) -> None:
     assert (await here.ask("POST", f"{ROOT}/retry/{job}", key=OTHER_KEY)).status == 404
 
 
-async def test_a_worker_of_the_run_before_is_not_heard(here: World) -> None:
+async def test_a_worker_of_the_run_before_is_ignored(here: World) -> None:
     job, trainer = await training(here, {**TRAIN_ONLY, "policy": {"executionTimeout": 5000}})
     here.clock.ahead += 6
     await here.status_becomes(job, "TIMED_OUT")
@@ -251,7 +251,9 @@ async def commands_heard(here: World, times: int) -> list[dict[Command, int]]:
     """The messages to workers, once there are so many."""
 
     async def look() -> list[dict[Command, int]] | None:
-        asked = [each.commands for each in here.heard.messages if isinstance(each, CommandIssued)]
+        asked = [
+            each.commands for each in here.received.messages if isinstance(each, CommandIssued)
+        ]
         return asked if len(asked) >= times else None
 
     return await eventually(look)
@@ -262,27 +264,27 @@ async def checking_only(here: World) -> str:
 
 
 @pytest.mark.parametrize("kind", ["sample", "save", "stop"])
-async def test_what_is_wanted_reaches_the_worker(here: World, kind: str) -> None:
+async def test_a_command_reaches_the_worker(here: World, kind: str) -> None:
     job, trainer = await training(here)
 
     answer = await here.ask("POST", f"{ROOT}/jobs/{job}/{kind}")
 
     assert (answer.status, answer.body) == (200, {"id": job, "status": "IN_PROGRESS"})
-    asked = await here.hears(CommandIssued)
+    asked = await here.receive(CommandIssued)
     assert (asked.job, asked.claim, asked.commands) == (job, trainer.id, {kind: 1})
 
 
-async def test_what_is_wanted_is_told_with_each_heartbeat_and_is_one_command_until_it_is_done(
+async def test_a_command_is_sent_with_each_heartbeat_and_stays_one_until_it_is_done(
     here: World,
 ) -> None:
     job, trainer = await training(here)
     for _ in range(2):
         assert (await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status == 200
-    await trainer.say(TrainingProgressed, progress={"step": 1})
+    await trainer.publish(TrainingProgressed, progress={"step": 1})
     assert await commands_heard(here, 3) == [{"save": 1}] * 3
 
     artifact = await trainer.put("a checkpoint", "checkpoint")
-    await trainer.say(CheckpointSaved, artifact=artifact, step=2, epoch=0, command=1)
+    await trainer.publish(CheckpointSaved, artifact=artifact, step=2, epoch=0, command=1)
 
     async def is_another_command() -> bool | None:
         before = len(await commands_heard(here, 3))
@@ -292,22 +294,22 @@ async def test_what_is_wanted_is_told_with_each_heartbeat_and_is_one_command_unt
     await eventually(is_another_command)
 
 
-@pytest.mark.parametrize("end", ["it is interrupted", "it is never heard again"])
-async def test_what_a_worker_left_undone_and_is_wanted_meanwhile_comes_with_the_next_claim(
+@pytest.mark.parametrize("end", ["it is interrupted", "it goes silent"])
+async def test_open_commands_and_those_issued_meanwhile_come_with_the_next_claim(
     here: World, end: str
 ) -> None:
     job, trainer = await training(here)
     await here.ask("POST", f"{ROOT}/jobs/{job}/save")
     if end == "it is interrupted":
-        await trainer.say(TrainingInterrupted)
-    assert isinstance(await here.take(TRAINER), DatasetStaged)
+        await trainer.publish(TrainingInterrupted)
+    assert isinstance(await here.get(TRAINER), DatasetStaged)
 
     assert (await here.ask("POST", f"{ROOT}/jobs/{job}/stop")).status == 200
 
     assert (await here.claim(job, "training")).grant.commands == {"save": 1, "stop": 1}
 
 
-async def test_of_a_training_that_is_not_at_work_nothing_can_be_wanted(here: World) -> None:
+async def test_a_training_that_is_not_running_takes_no_commands(here: World) -> None:
     done, (drawing, trainer) = await trained(here), await training(here, REQUEST)
     await trainer.finish_training()
     await here.claim(drawing, "generation")
@@ -326,7 +328,7 @@ async def test_of_a_training_that_is_not_at_work_nothing_can_be_wanted(here: Wor
         assert (answer.status, answer.body["error"]) == (409, reason)
 
 
-async def test_of_somebody_elses_training_nothing_can_be_wanted(here: World) -> None:
+async def test_another_owners_training_takes_no_commands(here: World) -> None:
     job, _ = await training(here)
 
     for kind in ("save", "stop"):
@@ -337,7 +339,7 @@ async def test_of_somebody_elses_training_nothing_can_be_wanted(here: World) -> 
     assert await commands_heard(here, 1) == [{"sample": 1}]
 
 
-async def test_who_wants_too_much_of_a_training_can_still_cancel_it(here: World) -> None:
+async def test_a_training_with_too_many_commands_can_still_be_cancelled(here: World) -> None:
     job, _ = await training(here)
     wished = [(await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status for _ in range(100)]
     while (status := (await here.ask("POST", f"{ROOT}/jobs/{job}/save")).status) == 200:
@@ -374,7 +376,7 @@ async def test_health_counts_ones_own_jobs_and_everybodys_workers(here: World) -
     await trained(here)
     retried = await failed(here)
     await here.ask("POST", f"{ROOT}/retry/{retried}")
-    await here.take(TRAINER)
+    await here.get(TRAINER)
     await here.claim(retried, "training")
     await here.run()
     idle = [asyncio.create_task(here.bus.get(TRAINER)) for _ in range(2)]
@@ -406,12 +408,12 @@ async def test_the_same_idempotency_key_is_the_same_job(here: World) -> None:
     assert len({answer.body["id"] for answer in answers}) == 1
     other = await here.ask("POST", f"{ROOT}/run", json=REQUEST, headers=once, key=OTHER_KEY)
     assert other.body["id"] != answers[0].body["id"]
-    asked = {(await here.take(FETCHER)).job for _ in range(2)}
+    asked = {(await here.get(FETCHER)).job for _ in range(2)}
     assert asked == {answers[0].body["id"], other.body["id"]}
     assert await here.bus.depth(FETCHER) == 0
 
 
-async def test_a_repeat_tells_how_the_job_stands(here: World) -> None:
+async def test_a_repeated_request_answers_with_the_state_of_the_job(here: World) -> None:
     once = {"Idempotency-Key": "order 17"}
     first = await here.ask("POST", f"{ROOT}/run", json=REQUEST, headers=once)
     await here.ask("POST", f"{ROOT}/cancel/{first.body['id']}")

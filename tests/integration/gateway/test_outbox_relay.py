@@ -148,16 +148,16 @@ async def test_what_is_due_later_leaves_later_without_being_woken(setting: Setti
     assert time.monotonic() - began >= 0.5
 
 
-async def test_one_that_nobody_hears_waits_and_holds_up_nobody(setting: Setting) -> None:
-    heard = asyncio.Event()
+async def test_an_unroutable_message_waits_and_holds_up_no_other(setting: Setting) -> None:
+    routable = asyncio.Event()
     setting.bus.fault = lambda message: (
-        None if message.job != "deaf" or heard.is_set() else Unroutable("no queue yet")
+        None if message.job != "deaf" or routable.is_set() else Unroutable("no queue yet")
     )
     await setting.causes(started("deaf"), *(started("good", number) for number in range(5)))
     await setting.until(lambda: setting.bus.left == ["good"] * 5)
     tries = setting.bus.tries
     await setting.until(lambda: setting.bus.tries > tries)
-    heard.set()
+    routable.set()
     await setting.until(lambda: "deaf" in setting.bus.left)
     await setting.outbox_empties()
 

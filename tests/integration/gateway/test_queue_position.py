@@ -56,7 +56,7 @@ async def seconds_to_wait(here: World, job: str) -> float:
     return start.timestamp() - here.clock()
 
 
-async def test_a_waiting_job_is_told_its_place_among_everybodys(here: World) -> None:
+async def test_a_waiting_job_shows_its_position_among_all_jobs(here: World) -> None:
     at_work, _ = await training(here)
     first = await here.run()
     theirs = (await here.ask("POST", f"{ROOT}/run", json=REQUEST, key=OTHER_KEY)).body["id"]
@@ -71,7 +71,7 @@ async def test_a_waiting_job_is_told_its_place_among_everybodys(here: World) -> 
     assert await place(here, first) is None
 
 
-async def test_who_waits_for_the_end_in_vain_is_told_too(here: World) -> None:
+async def test_a_wait_for_the_end_that_times_out_shows_it_too(here: World) -> None:
     job = await here.run()
 
     answer = await here.ask("GET", f"{ROOT}/status-sync/{job}?wait=1")
@@ -119,7 +119,7 @@ async def refuse(_bus: MemoryBus, queue: Queue) -> int:
 
 
 @pytest.mark.parametrize("broker", [hang, refuse])
-async def test_without_the_broker_the_place_is_known_and_the_time_is_not(
+async def test_without_the_broker_the_position_is_known_and_the_time_is_not(
     here: World, monkeypatch: pytest.MonkeyPatch, broker: Any
 ) -> None:
     await finished_after(here, 100.0)

@@ -84,8 +84,8 @@ async def test_a_job_at_work_is_stopped_first(here: World) -> None:
     await remove(here, job)
 
     assert (await here.refusal_of(trainer.id)).reason == "the job has ended"
-    assert (await here.hears(JobCancelled)).job == job
-    await trainer.say(TrainingProgressed, progress={"step": 4})
+    assert (await here.receive(JobCancelled)).job == job
+    await trainer.publish(TrainingProgressed, progress={"step": 4})
     refused = await eventually(lambda: refusal(here, trainer.id, "no such job"))
     assert refused
 
@@ -145,7 +145,7 @@ async def test_who_waits_for_a_job_that_another_gateway_removes_is_let_go(
     assert await here.jobs.streamed(job) == ("", 0.0)
 
 
-async def test_who_follows_a_job_that_is_removed_hears_its_end_at_most(here: World) -> None:
+async def test_followers_of_a_removed_job_receive_its_end_at_most(here: World) -> None:
     job = await here.run()
     async with following(here, job) as source:
         await source.until("status")
@@ -157,9 +157,9 @@ async def test_who_follows_a_job_that_is_removed_hears_its_end_at_most(here: Wor
 
 async def test_a_webhook_that_would_be_tried_later_is_not(here: World) -> None:
     job = await trained(here, webhook="https://example.com/hook")
-    first = await here.take(NOTIFIER_WEBHOOKS)
+    first = await here.get(NOTIFIER_WEBHOOKS)
     assert isinstance(first, WebhookDue)
-    await here.say(
+    await here.publish(
         WebhookFailed(
             job=job, run=1, attempt=1, webhook_id=first.webhook_id, reason="r", retry_after=60.0
         )
@@ -175,7 +175,7 @@ async def waits_to_leave(here: World) -> bool | None:
     return bool(await ids_in_outbox(here.settings.database_url)) or None
 
 
-async def test_the_key_of_a_removed_job_makes_no_other_in_its_place(here: World) -> None:
+async def test_the_key_of_a_removed_job_creates_no_other_job(here: World) -> None:
     once = {"Idempotency-Key": "order 17"}
     first = await here.ask("POST", f"{ROOT}/run", json=REQUEST, headers=once)
     await remove(here, first.body["id"])

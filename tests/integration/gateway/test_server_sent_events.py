@@ -109,12 +109,12 @@ async def save_checkpoint(trainer: Any) -> None:
     artifact = await trainer.put(
         f"jobs/{trainer.job}/training/1/job-ep01.safetensors", "checkpoint"
     )
-    await trainer.say(CheckpointSaved, artifact=artifact, step=4, epoch=1)
+    await trainer.publish(CheckpointSaved, artifact=artifact, step=4, epoch=1)
 
 
 async def show_samples(here: World, trainer: Any) -> None:
     samples = (await trainer.sample(0, 0), await trainer.sample(0, 1))
-    await here.say(SamplesGenerated(job=trainer.job, samples=samples))
+    await here.publish(SamplesGenerated(job=trainer.job, samples=samples))
 
 
 async def eventful(here: World) -> str:
@@ -134,7 +134,7 @@ def kinds(told: list[Event]) -> list[str]:
 # --- The whole story
 
 
-async def test_a_job_that_has_ended_is_told_from_its_beginning_to_its_end(here: World) -> None:
+async def test_a_job_that_has_ended_is_streamed_from_its_beginning_to_its_end(here: World) -> None:
     job = await eventful(here)
 
     async with following(here, job) as source:
@@ -175,7 +175,7 @@ async def test_events_come_while_the_job_goes_on_and_end_with_it(here: World) ->
     job, trainer = await training(here)
 
     async with following(here, job) as source:
-        await trainer.say(TrainingProgressed, progress={"step": 3, "steps": 8})
+        await trainer.publish(TrainingProgressed, progress={"step": 3, "steps": 8})
         progress = await source.until("progress")
         assert progress.data == {"stage": "training", "step": 3, "steps": 8}
         assert "." not in progress.id
@@ -193,12 +193,12 @@ async def test_progress_comes_once_and_not_more_than_once_a_second(
     job, trainer = await training(here)
 
     async with following(here, job) as source:
-        await trainer.say(TrainingProgressed, progress={"step": 3})
+        await trainer.publish(TrainingProgressed, progress={"step": 3})
         first = await source.until("progress")
         await show_samples(here, trainer)
         await source.until("sample")
         here.gateway._recorder._written.clear()  # so that progress is written at once
-        await trainer.say(TrainingProgressed, progress={"step": 4})
+        await trainer.publish(TrainingProgressed, progress={"step": 4})
         await eventually(lambda: step_is(here, job, 4))
         await trainer.finish_training()
         rest = await source.rest()
@@ -211,7 +211,7 @@ async def step_is(here: World, job: str, step: int) -> bool | None:
     return (await here.status(job))["output"].get("step") == step or None
 
 
-async def test_what_another_gateway_writes_is_told_too(tmp_path: Path) -> None:
+async def test_what_another_gateway_writes_is_streamed_too(tmp_path: Path) -> None:
     async with world(tmp_path) as here, closing(here.broker.bus("gateway/other")) as bus:
         other = Gateway(here.settings, KEY, bus, here.store, here.stores)
         async with running(other):
@@ -227,7 +227,7 @@ async def test_what_another_gateway_writes_is_told_too(tmp_path: Path) -> None:
 # --- Going on
 
 
-async def test_wherever_it_is_cut_nothing_is_lost_or_told_twice(here: World) -> None:
+async def test_wherever_it_is_cut_nothing_is_lost_or_sent_twice(here: World) -> None:
     job = await eventful(here)
     async with following(here, job) as source:
         everything = await source.rest()
@@ -251,7 +251,7 @@ async def test_a_reader_who_is_cut_off_after_progress_goes_on_at_another_gateway
         async with running(other):
             job, trainer = await training(here)
             async with following(here, job) as source:
-                await trainer.say(TrainingProgressed, progress={"step": 3})
+                await trainer.publish(TrainingProgressed, progress={"step": 3})
                 seen = await source.until("progress")
             await show_samples(here, trainer)
             await trainer.finish_training()
@@ -263,7 +263,7 @@ async def test_a_reader_who_is_cut_off_after_progress_goes_on_at_another_gateway
     ]
 
 
-async def test_a_page_after_another_tells_everything(
+async def test_page_after_page_gives_everything(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await eventful(here)
@@ -301,7 +301,7 @@ async def test_a_retried_job_goes_on_for_who_has_read_its_first_end(here: World)
 
 
 @pytest.mark.parametrize("text", ["nonsense", "", "99999"])
-async def test_an_id_that_is_none_is_told(here: World, text: str) -> None:
+async def test_an_invalid_id_is_reported(here: World, text: str) -> None:
     job = await here.run()
 
     answer = await here.ask("GET", f"{ROOT}/events/{job}?last_event_id={text}")
@@ -342,7 +342,7 @@ def _one_reader_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_one_reader_at_a_time")
-async def test_who_hangs_up_leaves_the_place_to_another(tmp_path: Path) -> None:
+async def test_a_closed_connection_frees_its_slot(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         job = await here.run()
         async with following(here, job) as source:
@@ -395,9 +395,9 @@ async def test_without_the_database_the_stream_ends_and_can_be_taken_up_again(
     job = await here.run()
     async with following(here, job) as source:
         last = await source.until("status")
-        here.jobs.away = True
+        here.jobs.unavailable = True
         assert await source.next() is None
-    here.jobs.away = False
+    here.jobs.unavailable = False
     await here.ask("POST", f"{ROOT}/cancel/{job}")
 
     async with following(here, job, after=last.id) as source:

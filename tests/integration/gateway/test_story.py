@@ -85,9 +85,9 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
 async def staged(here: World, request: dict[str, Any] = REQUEST) -> str:
     """A job that waits for a trainer."""
     job = await here.run(request)
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     await (await here.claim(job, "staging")).stage_dataset(submitted)
-    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    assert isinstance(await here.get(TRAINER), DatasetStaged)
     return job
 
 
@@ -95,7 +95,7 @@ async def trained(here: World, request: dict[str, Any] = REQUEST) -> str:
     """A job with a model."""
     job = await staged(here, request)
     if "s3Config" in request:
-        await (await here.claim(job, "bucket_check")).say(BucketChecked)
+        await (await here.claim(job, "bucket_check")).publish(BucketChecked)
     await (await here.claim(job, "training", gpu="H100")).finish_training()
     return job
 
@@ -103,20 +103,20 @@ async def trained(here: World, request: dict[str, Any] = REQUEST) -> str:
 # --- The straight path ------------------------------------------------------------------------
 
 
-async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) -> None:
+async def test_a_job_completes_and_the_webhook_reports_it(here: World) -> None:
     job = await here.run({**REQUEST, "webhook": HOOK})
     assert (await here.status(job))["output"]["stage"] == "staging"
 
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     fetcher = await here.claim(job, "staging")
     await fetcher.stage_dataset(submitted)
 
-    assert isinstance(await here.take(TRAINER), DatasetStaged)
+    assert isinstance(await here.get(TRAINER), DatasetStaged)
     trainer = await here.claim(job, "training", gpu="H100")
     at_work = await here.status_becomes(job, "IN_PROGRESS")
     assert at_work["gpu"] == "H100"
-    assert (await here.hears(JobStarted)).gpu == "H100"
-    await trainer.say(TrainingProgressed, progress={"step": 3, "loss": 0.5})
+    assert (await here.receive(JobStarted)).gpu == "H100"
+    await trainer.publish(TrainingProgressed, progress={"step": 3, "loss": 0.5})
 
     shown = await eventually(lambda: output_if(here, job, step=3))
     assert shown["stage"] == "training"
@@ -125,12 +125,12 @@ async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) ->
     assert shown["dataset"] == REPORT
     assert shown["samples"] == []
     row = tuple([await trainer.sample(0, index) for index in (1, 0)])
-    await here.say(SamplesGenerated(job=job, samples=row))
+    await here.publish(SamplesGenerated(job=job, samples=row))
     (first, second) = (await eventually(lambda: samples_if(here, job)))["samples"]
     assert (first["prompt"], second["prompt"]) == ("prompt 0", "prompt 1")
     await trainer.finish_training()
 
-    assert isinstance(await here.take(INFERENCER_RESULTS), CheckpointFinal)
+    assert isinstance(await here.get(INFERENCER_RESULTS), CheckpointFinal)
     inferencer = await here.claim(job, "generation", gpu="H100")
     await inferencer.finish_generation()
 
@@ -152,7 +152,7 @@ async def test_a_job_goes_its_whole_way_and_the_webhook_tells_it(here: World) ->
     async with here.session.get(here.url(link)) as answer:
         assert await answer.read() == sample_key(job, step=8, index=0).encode()
 
-    due = await here.take(NOTIFIER_WEBHOOKS)
+    due = await here.get(NOTIFIER_WEBHOOKS)
     assert isinstance(due, WebhookDue)
     assert due.url == HOOK
     assert without_signatures(due.body) == without_signatures(json.dumps(done))
@@ -194,24 +194,24 @@ async def test_links_lead_to_the_files_of_the_store(here: World) -> None:
 
 async def test_a_bucket_that_refuses_us_ends_the_job_before_any_gpu_works(here: World) -> None:
     job = await here.run({**REQUEST, "s3Config": S3_CONFIG})
-    assert await here.take(NOTIFIER_PUBLISH) == BucketDue(job=job, run=1)
+    assert await here.get(NOTIFIER_PUBLISH) == BucketDue(job=job, run=1)
     notifier = await here.claim(job, "bucket_check")
     assert unseal(KEY, notifier.grant.s3 or "", job) == S3Config(**S3_CONFIG)
 
-    await notifier.say(StageFailed, kind="refused", reason="these keys may not do that")
+    await notifier.publish(StageFailed, kind="refused", reason="these keys may not do that")
 
     done = await here.status_becomes(job, "FAILED")
     assert (done["error"], done["executionTime"]) == ("these keys may not do that", 0)
 
 
-async def test_what_could_not_be_told_of_a_bucket_is_shown_all_along(here: World) -> None:
+async def test_what_could_not_be_found_out_about_a_bucket_is_always_shown(here: World) -> None:
     job = await here.run({**TRAIN_ONLY, "s3Config": S3_CONFIG})
-    await (await here.claim(job, "bucket_check")).say(BucketChecked, warning="no answer")
-    await (await here.claim(job, "staging")).stage_dataset(await here.take(FETCHER))
+    await (await here.claim(job, "bucket_check")).publish(BucketChecked, warning="no answer")
+    await (await here.claim(job, "staging")).stage_dataset(await here.get(FETCHER))
     trainer = await here.claim(job, "training")
     assert (await here.status(job))["output"]["warnings"] == ["no answer"]
     await trainer.finish_training()
-    await (await here.claim(job, "model_publication")).say(ArtifactsPublished, urls={})
+    await (await here.claim(job, "model_publication")).publish(ArtifactsPublished, urls={})
 
     done = await here.status_becomes(job, "COMPLETED")
     assert done["output"]["train"]["warnings"] == ["no answer"]
@@ -222,14 +222,14 @@ async def test_with_a_bucket_the_job_waits_for_its_publications(here: World) -> 
     publisher = await here.claim(job, "model_publication")
     assert unseal(KEY, publisher.grant.s3 or "", job) == S3Config(**S3_CONFIG)
     model = f"jobs/{job}/training/1/last-job.safetensors"
-    await publisher.say(ArtifactsPublished, urls={model: "https://s3.example.com/model"})
+    await publisher.publish(ArtifactsPublished, urls={model: "https://s3.example.com/model"})
 
     inferencer = await here.claim(job, "generation")
     assert inferencer.grant.s3 is None
     await inferencer.finish_generation()
     publisher = await here.claim(job, "image_publication")
     assert (await here.status(job))["status"] == "IN_PROGRESS"
-    await publisher.say(ArtifactsPublished, urls={})
+    await publisher.publish(ArtifactsPublished, urls={})
 
     done = await here.status_becomes(job, "COMPLETED")
     assert done["output"]["train"]["checkpoint_url"] == "https://s3.example.com/model"
@@ -243,7 +243,7 @@ async def test_a_job_may_go_on_from_the_model_of_another_of_the_same_owner(here:
     await here.status_becomes(first, "COMPLETED")
     going_on = {"input": {"train": {**TRAIN_ONLY["input"]["train"], "resume_ckpt_url": first}}}
     second = await here.run(going_on)
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert isinstance(submitted, JobSubmitted)
     assert submitted.train
     assert submitted.train.resume_ckpt_url == f"store:jobs/{first}/training/1/model/"
@@ -262,7 +262,7 @@ async def test_our_own_links_are_keys_of_the_store_for_their_owner_only(here: Wo
     link = done["output"]["train"]["checkpoint_url"]
     request = {"input": {"train": {"data_url": HOOK, "resume_ckpt_url": link}}}
     await here.run(request)
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert isinstance(submitted, JobSubmitted)
     key = f"store:jobs/{job}/training/1/last-job.safetensors"
     assert submitted.train
@@ -288,7 +288,7 @@ def drawing_with(model: str) -> dict[str, Any]:
 async def drawn_again(here: World, model: str) -> tuple[str, ModelSource]:
     """A job that waits for a fetcher, and the model that it uses."""
     job = await here.run(drawing_with(model))
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert isinstance(submitted, JobSubmitted)
     assert submitted.train is None
     assert submitted.model
@@ -307,15 +307,15 @@ async def test_a_finished_job_is_drawn_from_again_without_a_trainer(here: World)
     await here.store.put(f"{model}model_index.json", b"{}")
 
     job = await here.run(drawing_with(first))
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert isinstance(submitted, JobSubmitted)
     assert submitted.model == ModelSource(
         source=f"store:{model}", clip_skip=2, name="last-job.safetensors", sha256="0" * 64
     )
     await (await here.claim(job, "staging")).stage_model(submitted)
-    staged = await here.take(INFERENCER_RESULTS)
+    staged = await here.get(INFERENCER_RESULTS)
     while not isinstance(staged, ModelStaged):  # the first job's checkpoint waits there, too
-        staged = await here.take(INFERENCER_RESULTS)
+        staged = await here.get(INFERENCER_RESULTS)
     waiting = await eventually(lambda: output_if(here, job, stage="generation"))
     assert (waiting["step"], waiting["dataset"], waiting["samples"]) == (None, {}, [])
     await (await here.claim(job, "generation", gpu="H100")).finish_generation()
@@ -346,10 +346,10 @@ async def test_a_checkpoint_of_ours_keeps_what_its_job_knows_of_it(here: World) 
 async def test_warnings_of_a_job_that_trains_nothing_stand_by_themselves(here: World) -> None:
     first = (await finished(here))["id"]
     job = await here.run({**drawing_with(first), "s3Config": S3_CONFIG})
-    await (await here.claim(job, "bucket_check")).say(BucketChecked, warning="no answer")
-    await (await here.claim(job, "staging")).stage_model(await here.take(FETCHER))
+    await (await here.claim(job, "bucket_check")).publish(BucketChecked, warning="no answer")
+    await (await here.claim(job, "staging")).stage_model(await here.get(FETCHER))
     await (await here.claim(job, "generation")).finish_generation()
-    await (await here.claim(job, "image_publication")).say(ArtifactsPublished, urls={})
+    await (await here.claim(job, "image_publication")).publish(ArtifactsPublished, urls={})
 
     output = (await here.status_becomes(job, "COMPLETED"))["output"]
     assert (output["train"], output["warnings"]) == (None, ["no answer"])
@@ -389,19 +389,19 @@ async def test_either_a_training_or_a_model_is_asked_for(here: World) -> None:
         assert answer.body["error"].endswith(f"got {got}")
 
 
-# --- Claims, fences and beats -----------------------------------------------------------------
+# --- Claims, fences and heartbeats ------------------------------------------------------------
 
 
 async def test_the_same_claim_gets_the_same_answer_and_a_second_worker_none(here: World) -> None:
     job = await here.run()
     first = await here.claim(job, "staging")
-    here.heard.messages.clear()
-    await first.say_started()
+    here.received.messages.clear()
+    await first.publish_started()
     again = await here.answer_to(first.id)
     assert again == first.grant
 
     late = Claimed(here, job, "staging", str(uuid4()), first.grant)
-    await late.say_started()
+    await late.publish_started()
     assert "has it" in (await here.refusal_of(late.id)).reason
 
 
@@ -409,11 +409,11 @@ async def test_a_silent_worker_loses_its_claim_and_the_work_is_asked_for_again(
     here: World,
 ) -> None:
     job = await here.run()
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     silent = await here.claim(job, "staging")
     assert silent.grant.attempt == 1
 
-    assert await here.take(FETCHER) == submitted
+    assert await here.get(FETCHER) == submitted
     await silent.stage_dataset(submitted)
     assert "not the live one" in (await here.refusal_of(silent.id)).reason
 
@@ -423,24 +423,24 @@ async def test_a_silent_worker_loses_its_claim_and_the_work_is_asked_for_again(
     assert (await eventually(lambda: output_if(here, job, stage="training")))["dataset"]
 
 
-async def test_a_worker_that_heartbeats_keeps_its_claim(here: World) -> None:
+async def test_a_worker_that_sends_heartbeats_keeps_its_claim(here: World) -> None:
     job = await here.run()
-    await here.take(FETCHER)
+    await here.get(FETCHER)
     worker = await here.claim(job, "staging")
     for step in range(12):
-        await worker.say(StagingProgressed, progress={"step": step})
+        await worker.publish(StagingProgressed, progress={"step": step})
         await asyncio.sleep(HEARTBEAT)
-    here.heard.messages.clear()
-    await worker.say_started()
+    here.received.messages.clear()
+    await worker.publish_started()
     assert isinstance(await here.answer_to(worker.id), ClaimGranted)
 
 
 async def test_work_that_vanished_is_put_on_its_queue_again(here: World) -> None:
     await here.run()
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert isinstance(submitted, JobSubmitted)
-    assert await here.take(FETCHER) == submitted
-    assert await here.take(FETCHER) == submitted
+    assert await here.get(FETCHER) == submitted
+    assert await here.get(FETCHER) == submitted
 
 
 async def test_work_that_waits_in_its_queue_is_not_asked_for_twice(here: World) -> None:
@@ -451,24 +451,24 @@ async def test_work_that_waits_in_its_queue_is_not_asked_for_twice(here: World) 
 
 async def test_only_the_gateways_own_heartbeats_count(here: World) -> None:
     job = await here.run()
-    await here.take(FETCHER)
+    await here.get(FETCHER)
     worker = await here.claim(job, "staging")
     for number in range(100):
         stranger = GatewayHeartbeat(gateway="gateway/other", number=number)
         await here.bus.send(GATEWAY_RECORDER.name, stranger)
-    here.heard.messages.clear()
-    await worker.say_started()
+    here.received.messages.clear()
+    await worker.publish_started()
     assert isinstance(await here.answer_to(worker.id), ClaimGranted)
 
 
 async def test_an_interrupted_worker_costs_no_failure(here: World) -> None:
     job = await here.run()
     for attempt in range(1, 6):
-        submitted = await here.take(FETCHER)
+        submitted = await here.get(FETCHER)
         assert isinstance(submitted, JobSubmitted)
         worker = await here.claim(job, "staging")
         assert worker.grant.attempt == attempt
-        await worker.say(StagingInterrupted)
+        await worker.publish(StagingInterrupted)
 
 
 async def test_training_goes_on_from_the_newest_resume_point(here: World) -> None:
@@ -476,28 +476,28 @@ async def test_training_goes_on_from_the_newest_resume_point(here: World) -> Non
     for number in range(4):  # without a resume point, the third failure would end the job
         trainer = await here.claim(job, "training", gpu="H100")
         assert trainer.grant.resume_point == (f"resume/{number - 1}/" if number else None)
-        await trainer.say(ResumePointSaved, prefix=f"resume/{number}/", step=number, epoch=0)
-        await trainer.say(StageFailed, kind="passing", reason="the child died")
-        assert isinstance(await here.take(TRAINER), DatasetStaged)
+        await trainer.publish(ResumePointSaved, prefix=f"resume/{number}/", step=number, epoch=0)
+        await trainer.publish(StageFailed, kind="passing", reason="the child died")
+        assert isinstance(await here.get(TRAINER), DatasetStaged)
     assert (await here.status(job))["status"] == "IN_PROGRESS"
 
 
 async def test_the_third_failure_in_a_row_ends_the_job(here: World) -> None:
     job = await here.run({**REQUEST, "webhook": HOOK})
     for _ in range(3):
-        assert isinstance(await here.take(FETCHER), JobSubmitted)
+        assert isinstance(await here.get(FETCHER), JobSubmitted)
         worker = await here.claim(job, "staging")
-        await worker.say(StageFailed, kind="passing", reason="the store is down")
+        await worker.publish(StageFailed, kind="passing", reason="the store is down")
     failed = await here.status_becomes(job, "FAILED")
     assert failed["error"] == "staging failed 3 times in a row: the store is down"
-    due = await here.take(NOTIFIER_WEBHOOKS)
+    due = await here.get(NOTIFIER_WEBHOOKS)
     assert isinstance(due, WebhookDue)
     assert json.loads(due.body)["error"] == failed["error"]
 
 
 async def test_facts_of_an_unknown_job_are_refused_and_hold_nothing_up(here: World) -> None:
     stranger = Claimed(here, "no-such-job", "training", str(uuid4()), grant_of("no-such-job"))
-    await stranger.say_started()
+    await stranger.publish_started()
     assert (await here.refusal_of(stranger.id)).reason == "no such job"
     await here.claim(await here.run(), "staging")
 
@@ -506,7 +506,7 @@ def grant_of(job: str) -> ClaimGranted:
     return ClaimGranted(job=job, stage="training", claim="", attempt=1)
 
 
-async def test_a_fact_that_cannot_be_recorded_is_buried_and_the_next_one_goes_on(
+async def test_a_fact_that_cannot_be_recorded_is_dead_lettered_and_the_next_one_goes_on(
     here: World,
 ) -> None:
     damaged = StoredJob(
@@ -514,10 +514,10 @@ async def test_a_fact_that_cannot_be_recorded_is_buried_and_the_next_one_goes_on
         created_at=0.0, ended_at=here.clock(), record=b"not a record",
     )  # fmt: skip
     await here.jobs.insert(damaged, [])
-    await Claimed(here, "damaged", "training", "c", grant_of("damaged")).say_started()
-    buried = await eventually(lambda: found(here.broker.dead_letters))
-    assert buried.queue == "gateway.recorder"
-    assert "DecodeError" in buried.reason
+    await Claimed(here, "damaged", "training", "c", grant_of("damaged")).publish_started()
+    dead = await eventually(lambda: found(here.broker.dead_letters))
+    assert dead.queue == "gateway.recorder"
+    assert "DecodeError" in dead.reason
     await here.claim(await here.run(), "staging")
 
 
@@ -531,9 +531,9 @@ async def test_a_cancelled_job_stops_its_worker(here: World) -> None:
     assert (answer.status, answer.body) == (200, {"id": job, "status": "CANCELLED"})
 
     assert (await here.refusal_of(worker.id)).reason == "the job has ended"
-    assert (await here.hears(JobCancelled)).job == job
-    here.heard.messages.clear()
-    await worker.say_started()
+    assert (await here.receive(JobCancelled)).job == job
+    here.received.messages.clear()
+    await worker.publish_started()
     assert (await here.refusal_of(worker.id)).reason == "the job has ended"
     assert await here.bus.depth(NOTIFIER_WEBHOOKS) == 0
 
@@ -546,7 +546,7 @@ async def test_of_two_writers_the_first_wins_and_the_second_looks_again(here: Wo
     cancel = f"/v1/everydream-v1/cancel/{job}"
     here.jobs.rival = lambda: here.ask("POST", cancel)
     late = Claimed(here, job, "staging", str(uuid4()), grant_of(job))
-    await late.say_started()
+    await late.publish_started()
     assert (await here.answer_to(late.id)) == (await here.refusal_of(late.id))
     assert (await here.refusal_of(late.id)).reason == "the job has ended"
     assert (await here.status(job))["status"] == "CANCELLED"
@@ -562,21 +562,21 @@ async def test_a_job_that_runs_too_long_times_out_with_what_there_is(here: World
     assert late["output"]["train"]["checkpoint_url"]
     assert late["output"]["inference"] == []
     assert late["executionTime"] >= 61_000
-    assert isinstance(await here.take(NOTIFIER_WEBHOOKS), WebhookDue)
+    assert isinstance(await here.get(NOTIFIER_WEBHOOKS), WebhookDue)
 
 
 async def test_a_webhook_is_due_again_until_it_is_delivered(here: World) -> None:
     job = await trained(here, {**TRAIN_ONLY, "webhook": HOOK})
-    first = await here.take(NOTIFIER_WEBHOOKS)
+    first = await here.get(NOTIFIER_WEBHOOKS)
     assert isinstance(first, WebhookDue)
     outcome: dict[str, Any] = {"job": job, "run": 1, "webhook_id": first.webhook_id}
-    await here.say(WebhookFailed(**outcome, attempt=1, reason="HTTP 500"))
+    await here.publish(WebhookFailed(**outcome, attempt=1, reason="HTTP 500"))
 
-    second = await here.take(NOTIFIER_WEBHOOKS)
+    second = await here.get(NOTIFIER_WEBHOOKS)
     assert isinstance(second, WebhookDue)
     assert (second.attempt, second.webhook_id) == (2, first.webhook_id)
     assert without_signatures(second.body) == without_signatures(first.body)
-    await here.say(WebhookDelivered(**outcome, attempt=2, status=200))
+    await here.publish(WebhookDelivered(**outcome, attempt=2, status=200))
     await eventually(lambda: record_if(here, job, webhook_settled=True))
 
 
@@ -594,22 +594,22 @@ async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
     requested = JobRequested(request={**REQUEST, "s3Config": S3_CONFIG})
     await here.bus.publish(requested)
     await here.bus.publish(requested)
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     row = await here.jobs.get(submitted.job)
     assert row.owner == f"producer:{here.bus.source}"
     assert b"the-access-secret" not in row.record
     await here.bus.publish(JobRequested(request=TRAIN_ONLY))
-    other = await here.take(FETCHER)
+    other = await here.get(FETCHER)
     assert other.job != submitted.job
 
 
-async def test_a_program_that_asks_wrongly_hears_of_all_its_mistakes(here: World) -> None:
+async def test_a_program_with_a_wrong_request_gets_all_its_mistakes(here: World) -> None:
     wrong = JobRequested(request={"input": {"train": {"flip_p": 2}}})
     async with here.bus.reply_queue(()) as mine:
         await here.bus.publish(wrong, reply_to=mine.address)
         answer = await anext(aiter(mine.messages()))
 
-    refused = await here.hears(JobRefused)
+    refused = await here.receive(JobRefused)
     assert len(refused.mistakes) == 2
     assert answer == refused
     assert not here.broker.dead_letters
@@ -620,7 +620,7 @@ async def test_no_refusal_is_sent_to_a_queue_of_ours(here: World) -> None:
 
     await here.bus.publish(wrong, reply_to=TRAINER.name)
 
-    await here.hears(JobRefused)
+    await here.receive(JobRefused)
     assert await here.bus.depth(TRAINER) == 0
 
 
@@ -636,9 +636,9 @@ def test_who_does_not_name_a_login_owns_nothing() -> None:
 
 async def test_facts_wait_while_the_database_is_away(here: World) -> None:
     job = await staged(here)
-    here.jobs.away = True
+    here.jobs.unavailable = True
     claim = str(uuid4())
-    await Claimed(here, job, "training", claim, grant_of(job)).say_started()
+    await Claimed(here, job, "training", claim, grant_of(job)).publish_started()
     await here.bus.publish(JobRequested(request=TRAIN_ONLY))
     refused = here.jobs.refusals
     await eventually(lambda: true_if(here.jobs.refusals > refused + 5))
@@ -647,9 +647,9 @@ async def test_facts_wait_while_the_database_is_away(here: World) -> None:
     assert int(answer.headers["Retry-After"]) > 0
     assert (await here.ask("GET", "/healthz")).status == 503
 
-    here.jobs.away = False
+    here.jobs.unavailable = False
     assert isinstance(await here.answer_to(claim), ClaimGranted)
-    assert isinstance(await here.take(FETCHER), JobSubmitted)
+    assert isinstance(await here.get(FETCHER), JobSubmitted)
     assert (await here.ask("GET", "/healthz")).status == 200
     assert not here.broker.dead_letters
 
@@ -679,9 +679,9 @@ async def test_another_gateway_takes_over(tmp_path: Path) -> None:
             await here.status_becomes(job, "COMPLETED")
             # It supervises, too.
             other = await here.run()
-            await here.take(FETCHER)
+            await here.get(FETCHER)
             await here.claim(other, "staging")
-            assert (await here.take(FETCHER)).job == other
+            assert (await here.get(FETCHER)).job == other
 
 
 async def test_a_fact_in_hand_is_recorded_before_the_gateway_stops(tmp_path: Path) -> None:
@@ -695,7 +695,7 @@ async def test_a_fact_in_hand_is_recorded_before_the_gateway_stops(tmp_path: Pat
 
         here.jobs.rival = slow
         worker = Claimed(here, job, "staging", str(uuid4()), grant_of(job))
-        await worker.say_started()
+        await worker.publish_started()
         await begun.wait()
         stopping = asyncio.create_task(here.gateway_stops())
         for _ in range(20):  # let the background tasks stop
@@ -712,8 +712,8 @@ async def test_a_broker_that_lost_everything_costs_nothing(tmp_path: Path) -> No
         await eventually(lambda: output_if(before, job, stage="training"))
         waiting = await before.run()
     async with world(tmp_path) as here:
-        assert (await here.take(FETCHER)).job == waiting
-        assert (await here.take(TRAINER)).job == job
+        assert (await here.get(FETCHER)).job == waiting
+        assert (await here.get(TRAINER)).job == job
 
 
 async def test_the_same_tale_over_rabbitmq_and_postgresql_with_a_broker_that_dies(
@@ -725,20 +725,20 @@ async def test_the_same_tale_over_rabbitmq_and_postgresql_with_a_broker_that_die
         await asyncio.to_thread(rabbitmq.kill)
         waiting = await here.run(TRAIN_ONLY)
         await asyncio.to_thread(rabbitmq.start)
-        assert (await here.take(FETCHER)).job == waiting
+        assert (await here.get(FETCHER)).job == waiting
 
         trainer = await here.claim(job, "training", gpu="H100")
         await trainer.finish_training()
         await (await here.claim(job, "generation", gpu="H100")).finish_generation()
         await here.status_becomes(job, "COMPLETED")
-        due = await here.take(NOTIFIER_WEBHOOKS)
+        due = await here.get(NOTIFIER_WEBHOOKS)
         assert isinstance(due, WebhookDue)
         assert json.loads(due.body)["status"] == "COMPLETED"
 
         lost = await here.claim(waiting, "staging")
-        assert (await here.take(FETCHER)).job == waiting
+        assert (await here.get(FETCHER)).job == waiting
         assert not (await here.status(waiting)).get("error")
-        await lost.say(StagingProgressed)
+        await lost.publish(StagingProgressed)
         assert "not the live one" in (await here.refusal_of(lost.id)).reason
 
 
@@ -771,7 +771,7 @@ async def test_a_failed_job_keeps_what_a_retry_needs_until_its_time_has_come(
     job = await staged(here)
     trainer = await here.claim(job, "training")
     await here.store.put(f"{snapshot_prefix(job, 1, step=4, epoch=1)}/weights", b"")
-    await trainer.say(StageFailed, kind="refused", reason="out of memory at the smallest")
+    await trainer.publish(StageFailed, kind="refused", reason="out of memory at the smallest")
     await here.status_becomes(job, "FAILED")
     dataset = f"jobs/{job}/staging/1/dataset/manifest.json"
     await eventually(lambda: true_if_kept(here, job, [dataset]))

@@ -62,14 +62,14 @@ async def test_one_idempotency_key_at_both_at_once_is_one_job(both: Pair) -> Non
     (job,) = {answer.body["id"] for answer in answers}
     listed = (await both.other.ask("GET", f"{ROOT}/jobs")).body["jobs"]
     assert [each["id"] for each in listed] == [job]
-    assert getattr(await both.one.take(FETCHER), "job", None) == job
+    assert getattr(await both.one.get(FETCHER), "job", None) == job
     assert await nothing_more_is_asked(both)
 
 
 async def nothing_more_is_asked(both: Pair) -> bool:
     """The staging of a later job is the next delivery."""
     later = await both.one.run(TRAIN_ONLY)
-    return getattr(await both.one.take(FETCHER), "job", None) == later
+    return getattr(await both.one.get(FETCHER), "job", None) == later
 
 
 async def test_of_two_requests_with_one_key_at_once_one_is_refused(both: Pair) -> None:
@@ -86,7 +86,7 @@ async def test_of_two_requests_with_one_key_at_once_one_is_refused(both: Pair) -
     assert len({answer.body["id"] for answer in answers if answer.status == 200}) == 1
 
 
-async def test_both_tell_the_same_events_and_each_goes_on_where_the_other_was_left(
+async def test_both_stream_the_same_events_and_each_goes_on_where_the_other_was_left(
     both: Pair,
 ) -> None:
     job = await eventful(both.one)
@@ -113,7 +113,7 @@ def ids(told: list[Event]) -> list[str]:
     return [each.id for each in told]
 
 
-async def test_who_follows_at_either_hears_of_what_goes_on(both: Pair) -> None:
+async def test_followers_at_either_receive_new_events(both: Pair) -> None:
     job, trainer = await training(both.one)
     async with following(both.one, job) as here, following(both.other, job) as there:
         await save_checkpoint(trainer)
@@ -149,12 +149,12 @@ async def read_to_the_end(here: World, job: str) -> list[Any]:
 
 async def tells_step(here: World, trainer: Claimed, step: int) -> bool | None:
     """Repeat, as a worker does, because not every progress is written."""
-    await trainer.say(TrainingProgressed, progress={"step": step})
+    await trainer.publish(TrainingProgressed, progress={"step": step})
     output = (await here.status(trainer.job)).get("output") or {}
     return output.get("step") == step or None
 
 
-async def test_who_waits_at_one_hears_of_an_end_at_the_other(both: Pair) -> None:
+async def test_a_wait_at_one_ends_with_the_job_at_the_other(both: Pair) -> None:
     job = await both.one.run(TRAIN_ONLY)
     waiting = asyncio.create_task(both.other.ask("GET", f"{ROOT}/status-sync/{job}?wait=60000"))
 

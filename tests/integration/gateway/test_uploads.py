@@ -96,7 +96,7 @@ async def fetched(here: World, upload: str, folder: Path) -> bytes:
     """The ``data_url`` that a fetcher gets from a job with this upload."""
     facts = await here.ask("GET", f"{ROOT}/uploads/{upload}")
     await here.run(request_with(facts.body["data_url"]))
-    submitted = await here.take(FETCHER)
+    submitted = await here.get(FETCHER)
     assert isinstance(submitted, JobSubmitted)
     assert submitted.train
     key = submitted.train.data_url.removeprefix(STORED)
@@ -126,7 +126,9 @@ async def test_what_is_announced_and_comes_is_taken(here: World, sha256: str) ->
     assert answer.status == 201
 
 
-async def test_what_is_not_as_announced_is_told_and_leaves_nothing(here: World) -> None:
+async def test_an_upload_that_is_not_as_announced_is_reported_and_leaves_nothing(
+    here: World,
+) -> None:
     answer = await here.ask("POST", f"{ROOT}/uploads?sha256={'0' * 64}", data=FILE)
 
     assert answer.status == 400
@@ -150,7 +152,7 @@ def owner(key: str = API_KEY) -> str:
         ({"Upload-Length": str(ARCHIVE_BYTES + 1)}, "", b"", 413, f"at most {ARCHIVE_BYTES} bytes"),
     ],
 )
-async def test_what_cannot_be_an_upload_is_told(
+async def test_what_cannot_be_an_upload_is_reported(
     here: World, headers: dict[str, str], query: str, data: bytes, status: int, words: str
 ) -> None:
     answer = await asked(here, "POST", f"/uploads{query}", headers, data)
@@ -159,7 +161,7 @@ async def test_what_cannot_be_an_upload_is_told(
     assert await stored(here) == []
 
 
-async def test_a_post_says_how_long_it_is(here: World) -> None:
+async def test_a_post_must_state_its_length(here: World) -> None:
     answer = await asked(here, "POST", "/uploads", data=unannounced(FILE))
 
     assert answer.status == 411
@@ -249,7 +251,7 @@ async def test_a_chunk_that_is_longer_than_what_is_missing_is_refused(here: Worl
     assert await offset_of(here, upload) == 200
 
 
-async def test_a_chunk_names_its_type_and_its_place(here: World) -> None:
+async def test_a_chunk_must_state_its_type_and_its_offset(here: World) -> None:
     upload = await begin(here)
     place = f"/uploads/{upload}"
 
@@ -301,7 +303,7 @@ async def test_who_falls_silent_is_given_up_and_what_has_arrived_stays(
     writer.close()
 
 
-async def test_a_wrong_whole_is_told_to_whoever_asks(here: World) -> None:
+async def test_a_wrong_whole_is_reported_to_every_request(here: World) -> None:
     upload = await begin(here, query=f"?sha256={'0' * 64}")
 
     last = await chunk(here, upload, 0, FILE)
@@ -318,7 +320,7 @@ def address(upload: str) -> str:
     return f"http://gateway.example/v1/everydream-v1/uploads/{upload}"
 
 
-async def test_options_tell_what_is_taken(here: World) -> None:
+async def test_options_lists_what_is_accepted(here: World) -> None:
     answer = await asked(here, "OPTIONS", "/uploads")
 
     assert answer.status == 204
@@ -372,7 +374,7 @@ async def test_of_two_that_send_the_same_chunk_one_goes_on(here: World, tmp_path
         assert len(await stored(here)) == 5, "nothing of the loser's is left"
 
 
-async def test_a_gateway_that_dies_before_the_end_is_told_leaves_it_to_the_next_who_asks(
+async def test_after_a_gateway_dies_before_the_end_a_status_request_finishes_the_upload(
     here: World, tmp_path: Path
 ) -> None:
     upload = await begin(here)
@@ -418,7 +420,7 @@ async def test_an_empty_checksum_is_no_checksum(here: World) -> None:
     )
 
 
-async def test_however_an_upload_begins_the_answer_says_where_it_is(here: World) -> None:
+async def test_however_an_upload_begins_the_answer_has_its_location(here: World) -> None:
     whole = await here.ask("POST", f"{ROOT}/uploads", data=FILE)
     begun = await here.ask("POST", f"{ROOT}/uploads", headers={"Upload-Length": "7"})
 
@@ -505,7 +507,7 @@ async def test_unfinished_ones_go_after_a_day_and_finished_ones_with_the_jobs(he
     assert await stored(here) == []
 
 
-async def test_the_store_that_is_away_is_told_and_the_upload_goes_on_afterwards(
+async def test_an_unavailable_store_is_reported_and_the_upload_goes_on_afterwards(
     here: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     upload = await begin(here)

@@ -72,7 +72,7 @@ async def test_start_output_and_end_arrive_signed_each_with_the_status_of_its_mo
     commands = {"webhook_events_filter": ["start", "output", "completed"]}
     job, trainer = await hooked(here, web, **commands)
     await web.wait_for_posts(1)
-    await here.say(SamplesGenerated(job=job, samples=(await trainer.sample(0, 0),)))
+    await here.publish(SamplesGenerated(job=job, samples=(await trainer.sample(0, 0),)))
     await web.wait_for_posts(2)
     await trainer.finish_training()
     await web.wait_for_posts(3)
@@ -160,7 +160,7 @@ async def test_a_webhook_of_an_earlier_run_is_sent_again_while_the_next_is_at_wo
     here: World, web: Web
 ) -> None:
     job, trainer = await hooked(here, web)
-    await trainer.say(StageFailed, kind="refused", reason="it is bad")
+    await trainer.publish(StageFailed, kind="refused", reason="it is bad")
     (first,) = await settled(here, job, 1)
     await here.ask("POST", f"{ROOT}/retry/{job}")
     again = await here.claim(job, "training", gpu="card")

@@ -178,7 +178,7 @@ def test_what_is_alike_is_drawn_together_whatever_stands_between(
     assert [outcome.index for outcome in outcomes] == [0, 1, 3, 7, 2, 4, 5, 6]
 
 
-def test_the_steps_that_are_told_never_exceed_those_that_were_asked_for(
+def test_the_reported_steps_never_exceed_those_requested(
     pipeline: BatchingPipeline,
 ) -> None:
     """Heun's method calls the network nearly twice for each step."""

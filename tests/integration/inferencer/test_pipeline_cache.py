@@ -101,7 +101,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
-def test_the_next_model_takes_the_place_of_the_last_in_the_same_modules(
+def test_the_next_model_replaces_the_last_in_the_same_modules(
     cache: PipelineCache, read: list[str], tmp_path: Path
 ) -> None:
     one, other = moved("unet"), moved("unet", "text_encoder", "vae", seed=2)

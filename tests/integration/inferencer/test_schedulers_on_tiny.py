@@ -156,7 +156,7 @@ def test_random_pixels_pass_for_neither(image: Tensor, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_network_that_says_velocities_draws_what_it_draws_when_it_says_noise(
+def test_a_network_that_predicts_velocity_draws_what_it_draws_when_it_predicts_noise(
     name: Scheduler, pipe: StableDiffusionPipeline, config: dict[str, Any]
 ) -> None:
     plain = draw(pipe, make_scheduler(name, config, 10), 10)

@@ -158,7 +158,7 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
     assert (await image_of(store, drawn)).tobytes() != images[1].tobytes()
 
 
-async def test_an_image_that_fails_has_an_error_in_its_place_and_the_others_are_drawn(
+async def test_an_image_that_fails_has_an_error_instead_and_the_others_are_drawn(
     work: InferencerWork, store: FolderStore
 ) -> None:
     """Batches change the order in which the images are generated."""
@@ -242,7 +242,7 @@ async def test_a_job_without_entries_has_no_images(work: InferencerWork) -> None
     assert result.images == ()
 
 
-def test_a_trained_and_a_named_model_are_both_for_the_inferencer_and_told_apart(
+def test_a_trained_and_a_named_model_both_go_to_the_inferencer_and_are_distinguished(
     work: InferencerWork,
 ) -> None:
     trained, again = final("first"), named("again")

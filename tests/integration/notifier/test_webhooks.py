@@ -34,7 +34,7 @@ PATIENCE = 30.0
 
 
 class World:
-    """A notifier at work, and a gateway that says what is due and hears what came of it."""
+    """A running notifier, and a gateway that publishes what is due and receives the outcomes."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker
@@ -160,7 +160,7 @@ async def test_each_try_is_one_post_with_the_same_id(world: World, web: Web) -> 
 
 
 @pytest.mark.usefixtures("_notifier")
-async def test_who_says_gone_is_never_asked_again(world: World, web: Web) -> None:
+async def test_a_receiver_that_answers_gone_is_never_called_again(world: World, web: Web) -> None:
     web.answer(410)
 
     outcome = await world.failed(web.url("/hook"))
@@ -252,7 +252,7 @@ async def test_a_private_address_is_never_connected_to(world: World, web: Web, h
 @pytest.mark.parametrize(
     "url", [f"http://{'a' * 70}.example/hook", "http://a..b/hook", "http://h:99999/", "nonsense"]
 )
-async def test_what_cannot_be_an_address_is_told_once_and_the_notifier_goes_on(
+async def test_an_invalid_address_is_reported_once_and_the_notifier_goes_on(
     world: World, web: Web, url: str
 ) -> None:
     assert (await world.failed(url)).permanent
@@ -291,7 +291,7 @@ class AwayOnce:
         return self._bus.consume(queue, prefetch=prefetch)
 
 
-async def test_an_outcome_that_cannot_be_said_brings_the_webhook_again_with_the_same_id(
+async def test_an_outcome_that_cannot_be_published_brings_the_webhook_again_with_the_same_id(
     world: World, web: Web
 ) -> None:
     bus = AwayOnce(world.broker.bus("notifier/test"))
@@ -322,7 +322,7 @@ async def test_a_notifier_that_is_stopped_leaves_what_it_had_in_hand_to_the_next
 
 
 @pytest.mark.usefixtures("_notifier")
-async def test_what_is_no_webhook_is_buried_with_the_reason(world: World, web: Web) -> None:
+async def test_what_is_no_webhook_is_dead_lettered_with_the_reason(world: World, web: Web) -> None:
     await world.gateway.send(NOTIFIER_WEBHOOKS.name, JobCancelled(job="7b1c", run=2))
 
     await world.delivered(web.url("/hook"))

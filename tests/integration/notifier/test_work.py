@@ -300,7 +300,7 @@ async def test_to_publish_again_changes_nothing(publishing: Publishing) -> None:
     assert list(second.urls) == list(first.urls)
 
 
-async def test_progress_tells_how_many_files_are_published(
+async def test_progress_reports_how_many_files_are_published(
     publishing: Publishing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = publishing.order(await drawn(publishing))

@@ -52,7 +52,7 @@ def say(record: str, **fields: Any) -> dict[str, Any]:
     return {"write": {"record": record, **fields}}
 
 
-async def test_records_come_in_order_and_an_early_end_is_told() -> None:
+async def test_records_come_in_order_and_an_early_end_is_reported() -> None:
     async with started() as child:
         said, end = await follow(child, say("phase", name="loading"), {"exit": 3})
 

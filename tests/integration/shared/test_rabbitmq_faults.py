@@ -153,7 +153,7 @@ async def test_what_a_consumer_had_in_hand_comes_again_in_order_after_a_cut(
         assert [delivery.message for delivery in again] == [webhook(n) for n in range(1, 5)]
 
 
-async def test_a_control_queue_is_replaced_after_a_cut_and_hears_on(
+async def test_a_reply_queue_is_replaced_after_a_cut_and_still_receives(
     rabbitmq: RabbitMQ, bus: RabbitMQBus
 ) -> None:
     async with bus.reply_queue(["job.cancelled"]) as reply_queue:
@@ -488,7 +488,7 @@ async def test_a_request_that_the_broker_drops_leaves_no_word_of_what_was_asked(
 # --- In the log
 
 
-async def test_losses_are_told_in_a_line_each_without_traceback_or_password(
+async def test_losses_are_logged_in_a_line_each_without_traceback_or_password(
     rabbitmq: RabbitMQ, amqp_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = await with_password(rabbitmq, amqp_url, "hush-hush")
@@ -532,7 +532,7 @@ def told_of(told: Sequence[object], event: str) -> int:
 # --- The topology was declared differently
 
 
-async def test_a_queue_with_other_arguments_is_told_and_once_it_is_gone_all_goes_on(
+async def test_a_queue_with_other_arguments_is_reported_and_once_it_is_gone_all_goes_on(
     amqp_url: str,
 ) -> None:
     async with plain_channel(amqp_url) as channel:

@@ -102,7 +102,7 @@ async def test_a_wrong_secret_is_refused_with_the_buckets_name(
     assert "the secret does not belong to the access id" in str(errors[0])
 
 
-async def test_an_unknown_key_is_refused_and_no_secret_is_told(
+async def test_an_unknown_key_is_refused_and_no_secret_is_shown(
     s3_server: S3Server, s3_bucket: str, big_file: Path
 ) -> None:
     async with users_bucket(s3_server, s3_bucket, access_key="nobody-known") as store:

@@ -58,13 +58,15 @@ async def run_until_killed(environment: dict[str, str]) -> None:
         await asyncio.to_thread(victim._process.wait, 30)
 
 
-async def test_a_service_that_ends_by_itself_is_told_of_with_its_last_words(amqp_url: str) -> None:
+async def test_a_service_that_ends_by_itself_is_reported_with_its_last_output(
+    amqp_url: str,
+) -> None:
     with pytest.raises(ServerError, match="notifier ended with status -9") as caught:
         await run_until_killed({"EVERYDREAM_AMQP_URL": amqp_url})
     assert "broker_connected" in caught.value.__notes__[0]
 
 
-async def test_a_service_that_cannot_start_is_told_of_at_once(amqp_url: str) -> None:
+async def test_a_service_that_cannot_start_is_reported_at_once(amqp_url: str) -> None:
     environment = {"EVERYDREAM_AMQP_URL": amqp_url, "EVERYDREAM_PORT": "none"}
     with pytest.raises(SettingsError, match="EVERYDREAM_PORT"):
         await started(environment)

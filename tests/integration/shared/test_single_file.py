@@ -99,7 +99,7 @@ def test_a_folder_of_configurations_and_a_single_file_loads_alike(
     assert differences(networks(parts), networks(load(tmp_path)), torch.float32) == []
 
 
-def test_the_header_tells_the_title_and_the_sha256(parts: Parts, tmp_path: Path) -> None:
+def test_the_header_gives_the_title_and_the_sha256(parts: Parts, tmp_path: Path) -> None:
     export(parts, tmp_path / "model.safetensors", metadata={"modelspec.title": "a job"})
 
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
@@ -178,7 +178,7 @@ BIAS = "model.diffusion_model.out.2.bias"
     ],
     ids=["missing", "another value", "another type", "another shape", "one too many"],
 )
-def test_a_file_that_does_not_read_back_as_it_was_written_never_takes_its_place(
+def test_a_file_that_does_not_read_back_as_it_was_written_is_never_put_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, reason: str
 ) -> None:
     monkeypatch.setattr("shared.diffusion.single_file.save_file", Damage(change))
@@ -197,7 +197,7 @@ def test_a_file_that_does_not_read_back_as_it_was_written_never_takes_its_place(
     ],
     ids=["missing", "another value"],
 )
-def test_a_folder_that_does_not_load_as_it_was_written_never_takes_its_place(
+def test_a_folder_that_does_not_load_as_it_was_written_is_never_put_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, reason: str
 ) -> None:
     def damaged(tensors: dict[str, torch.Tensor], path: Path, *how: Any) -> None:

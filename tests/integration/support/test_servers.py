@@ -256,7 +256,7 @@ async def test_a_link_to_upload_holds_for_its_content_type_only(
     assert (html[0], png[0]) == (403, 200)
 
 
-async def test_a_wrong_secret_and_an_unknown_key_are_told_apart(
+async def test_a_wrong_secret_and_an_unknown_key_are_distinguished(
     s3_server: S3Server, s3_bucket: str
 ) -> None:
     wrong = await code_of(s3_server, s3_bucket, aws_secret_access_key="wrong")

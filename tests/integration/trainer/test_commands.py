@@ -110,7 +110,7 @@ def test_a_run_that_is_stopped_before_its_first_step_or_just_where_it_goes_on_do
 # --- Saving
 
 
-def test_a_checkpoint_that_is_wanted_is_saved_after_the_update_under_way(
+def test_a_commanded_checkpoint_is_saved_after_the_current_update(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     """Two commands at once are carried out by one save; each later one by another."""
@@ -142,7 +142,7 @@ class Drawing(RecordingCallbacks):
         return super().should_stop()
 
 
-def test_a_row_that_is_wanted_is_taken_from_the_weights_as_they_are(
+def test_a_commanded_row_is_taken_from_the_weights_as_they_are(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     callbacks = RecordingCallbacks(commands={"sample": [2]})
@@ -154,7 +154,7 @@ def test_a_row_that_is_wanted_is_taken_from_the_weights_as_they_are(
     assert callbacks.commands_done == [("snapshot", 2, 1)]
 
 
-def test_a_row_that_is_due_anyway_grants_the_command(
+def test_a_row_that_is_due_anyway_fulfils_the_command(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     callbacks = RecordingCallbacks(commands={"sample": [3]})
@@ -166,7 +166,7 @@ def test_a_row_that_is_due_anyway_grants_the_command(
     assert callbacks.commands_done == [("snapshot", 3, 1)]
 
 
-def test_a_row_that_is_wanted_waits_while_two_stand_undrawn(
+def test_a_commanded_row_waits_while_two_are_not_yet_drawn(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     callbacks = Drawing(4, commands={"sample": [1, 2]})

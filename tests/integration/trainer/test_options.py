@@ -181,7 +181,7 @@ def test_a_schedule_that_ends_without_signal_is_saved_with_the_model(
     assert warning.startswith("enable_zero_terminal_snr: draw with DDIM")
 
 
-def test_an_epsilon_model_is_told_that_it_cannot_end_without_signal(
+def test_an_epsilon_model_is_warned_that_it_cannot_end_without_signal(
     base: Path, dataset: Path, tmp_path: Path
 ) -> None:
     order = training_order(tmp_path, dataset=dataset, base=base, enable_zero_terminal_snr=True)

@@ -164,7 +164,7 @@ async def test_the_speed_of_a_finished_training_is_remembered(
 @pytest.mark.parametrize(
     ("report", "steps"), [({}, 1000), ({"steps": 1, "megapixels": 1.0}, 99)], ids=["old", "short"]
 )
-async def test_a_training_that_does_not_tell_its_speed_is_not_remembered(
+async def test_a_training_that_does_not_report_its_speed_is_not_remembered(
     work: TrainerWork, store: FolderStore, report: dict[str, Any], steps: int
 ) -> None:
     await store.delete("cache/speed.json")
@@ -333,7 +333,7 @@ async def test_without_its_resume_point_in_the_store_a_training_begins_anew(
 
 
 class Drawing(Facts):
-    """Facts that an inferencer hears who draws every row at once, in its way."""
+    """Facts received by an inferencer that draws every row at once, in its own way."""
 
     def __init__(self, store: FolderStore) -> None:
         super().__init__()
@@ -380,7 +380,7 @@ def want(order: Order, commands: dict[Command, int]) -> None:
     )
 
 
-async def test_what_is_wanted_of_a_training_at_work_is_done_once_and_then_it_ends_early(
+async def test_commands_to_a_running_training_are_done_once_and_then_it_ends_early(
     work: TrainerWork, store: FolderStore
 ) -> None:
     facts = Drawing(store)

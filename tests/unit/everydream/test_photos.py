@@ -66,7 +66,7 @@ def test_a_zip_is_taken_as_it_is_and_stays(tmp_path: Path) -> None:
     assert archive.exists()
 
 
-def test_a_folder_without_an_image_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_an_image_is_reported(tmp_path: Path) -> None:
     folder = folder_of({"IMG_2.txt": b"a caption", **OTHERS}, tmp_path)
 
     with (
@@ -76,7 +76,7 @@ def test_a_folder_without_an_image_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_that_there_is_not_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with (
         pytest.raises(Refused, match=r"nowhere: expected a folder of images, a zip, or a URL"),
         as_zip(tmp_path / "nowhere"),

@@ -65,7 +65,7 @@ def test_a_file_may_hold_the_fields_of_train_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [[1], "text", {"train": 5}])
-def test_a_file_that_holds_something_else_is_told(tmp_path: Path, config: Any) -> None:
+def test_a_file_that_holds_something_else_is_reported(tmp_path: Path, config: Any) -> None:
     with pytest.raises(Refused, match=r"job\.json: expected an object: a whole input, or its"):
         job_spec(tmp_path, config).request(URL)
 
@@ -79,7 +79,7 @@ def test_so_is_one_that_is_not_json_or_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["lr", "=5", ""])
-def test_a_change_without_a_name_or_a_value_is_told(tmp_path: Path, change: str) -> None:
+def test_a_change_without_a_name_or_a_value_is_reported(tmp_path: Path, change: str) -> None:
     with pytest.raises(Refused, match="expected name=value"):
         job_spec(tmp_path, changes=(change,)).request(URL)
 
@@ -110,6 +110,6 @@ def test_the_key_at_home_is_sent_to_no_other_gateway(tmp_path: Path) -> None:
         access("https://other.example.com", None, settings_in(tmp_path))
 
 
-def test_without_any_key_it_is_told_how_to_give_one(tmp_path: Path) -> None:
+def test_without_any_key_the_error_says_how_to_give_one(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no key: give --key or EVERYDREAM_API_KEY"):
         access(None, None, settings_in(tmp_path))

@@ -316,17 +316,17 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
 async def test_every_image_looked_at_is_a_sign_of_life(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(drawn())
     (tmp_path / "1.png").write_bytes(b"")
-    heard: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     images = [ImageFile(name=f"{number}.png", file=f"{number}.png") for number in (0, 1)]
 
     await check_images(
         Unpacked(images=images),
         tmp_path,
         shown=SHOWN,
-        keepalive=lambda done, of: heard.append((done, of)),
+        keepalive=lambda done, of: reported.append((done, of)),
     )
 
-    assert heard == [(1, 2), (2, 2)]
+    assert reported == [(1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_a_caption_in_yaml_is_a_text_or_a_prompt_with_tags(text: str, caption: s
         ("shuffle_tags: maybe", "'maybe': expected true or false"),
     ],
 )
-def test_a_wish_that_makes_no_sense_is_reported_with_what_was_expected(
+def test_a_picture_setting_that_makes_no_sense_is_reported_with_what_was_expected(
     text: str, reason: str
 ) -> None:
     beside = Sidecars({"a.yaml": text.encode()})

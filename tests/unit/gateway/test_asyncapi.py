@@ -153,8 +153,8 @@ def named_in(paths: list[Path]) -> set[str]:
 
 def received(service: str) -> set[str]:
     queues = [queue for queue in QUEUES if queue.name.partition(".")[0] == service]
-    heard = [kind for queue in queues for kind in bound_to(queue.bindings, every_message())]
-    return {kind.__name__ for kind in heard}
+    received = [kind for queue in queues for kind in bound_to(queue.bindings, every_message())]
+    return {kind.__name__ for kind in received}
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -193,7 +193,7 @@ def test_every_message_has_a_sender_and_a_receiver_in_the_document() -> None:
     assert everything - carried["receive"] == set()
 
 
-def test_workers_hear_of_the_ends_of_jobs() -> None:
+def test_workers_receive_the_ends_of_jobs() -> None:
     for key in REPLY_QUEUE_BINDINGS:
         (kind,) = bound_to([key], every_message())
         assert f"trainer-receive-{kind.__name__}" in ASYNCAPI["operations"]

@@ -19,7 +19,7 @@ from shared.messaging.messages import (
     TrainingStarted,
 )
 from tests.unit.gateway.test_transitions import (
-    Tale,
+    JobHistory,
     artifact,
     checkpoint_final,
     dataset_staged,
@@ -33,27 +33,27 @@ class Followed:
     """A job, and its events since the last call."""
 
     def __init__(self, **commands: Any) -> None:
-        self.tale = Tale(**commands)
+        self.history = JobHistory(**commands)
         self.seen: Job | None = None
 
     def news(self) -> list[JobEvent]:
-        told = job_events(self.seen, self.tale.job)
-        self.seen = self.tale.job
-        return told
+        events = job_events(self.seen, self.history.job)
+        self.seen = self.history.job
+        return events
 
     def after(self, *facts: AnyMessage) -> list[JobEvent]:
         """The events of these facts, applied one by one, as the repository does."""
-        told = self.news()
+        events = self.news()
         for fact in facts:
-            self.tale.tell(fact)
-            told += self.news()
-        return told
+            self.history.receive(fact)
+            events += self.news()
+        return events
 
 
 def in_training(**commands: Any) -> Followed:
     followed = Followed(**commands)
-    followed.tale.stage()
-    followed.tale.claim("training", "t")
+    followed.history.stage()
+    followed.history.claim("training", "t")
     followed.news()
     return followed
 
@@ -65,10 +65,10 @@ def test_a_new_job_waits_to_be_staged_and_then_for_a_worker() -> None:
     ]
 
 
-def test_staging_tells_of_the_worker_then_of_the_dataset_and_what_waits_now() -> None:
+def test_staging_reports_the_worker_then_the_dataset_and_the_next_stages() -> None:
     followed = Followed()
     followed.news()
-    followed.tale.claim("staging", "s")
+    followed.history.claim("staging", "s")
 
     assert followed.news() == [("stage", {"stage": "staging", "state": "at work", "attempt": 1})]
     assert followed.after(dataset_staged("s")) == [
@@ -80,9 +80,9 @@ def test_staging_tells_of_the_worker_then_of_the_dataset_and_what_waits_now() ->
 
 def test_the_first_gpu_claim_starts_the_job() -> None:
     followed = Followed()
-    followed.tale.stage()
+    followed.history.stage()
     followed.news()
-    followed.tale.claim("training", "t")
+    followed.history.claim("training", "t")
 
     assert followed.news() == [
         ("stage", {"stage": "training", "state": "at work", "attempt": 1}),
@@ -108,7 +108,7 @@ def test_a_worker_that_is_interrupted_or_fails_gives_the_stage_back() -> None:
     waits = ("stage", {"stage": "training", "state": "waiting", "attempt": 1})
 
     assert followed.after(TrainingInterrupted(job="job", stage="training", claim="t")) == [waits]
-    followed.tale.claim("training", "t2")
+    followed.history.claim("training", "t2")
     assert followed.news() == [("stage", {"stage": "training", "state": "at work", "attempt": 2})]
 
 
@@ -116,11 +116,11 @@ def test_the_twelfth_attempt_is_at_work_like_any_other() -> None:
     followed = in_training()
     for attempt in range(2, 13):
         claim = f"t{attempt}"
-        followed.tale.tell(
-            TrainingInterrupted(job="job", stage="training", claim=held(followed.tale.job))
+        followed.history.receive(
+            TrainingInterrupted(job="job", stage="training", claim=held(followed.history.job))
         )
         followed.news()
-        followed.tale.claim("training", claim)
+        followed.history.claim("training", claim)
         assert followed.news() == [
             ("stage", {"stage": "training", "state": "at work", "attempt": attempt})
         ]
@@ -151,19 +151,19 @@ def saved(name: str, step: int, **more: Any) -> CheckpointSaved:
     )
 
 
-def test_each_checkpoint_is_told_once_and_the_last_one_at_the_end_of_training() -> None:
+def test_each_checkpoint_is_reported_once_and_the_last_one_at_the_end_of_training() -> None:
     followed = in_training()
     one, two = saved("one", 4), saved("two", 8, replaced=(artifact("one").key,))
 
-    told = followed.after(one, one, two)
+    events = followed.after(one, one, two)
 
-    names = [(kind, data["step"], data["name"]) for kind, data in told]
+    names = [(kind, data["step"], data["name"]) for kind, data in events]
     assert names == [
         ("checkpoint", 4, artifact("one").name),
         ("checkpoint", 8, artifact("two").name),
     ]
     final = [data for kind, data in followed.after(checkpoint_final("t")) if kind == "checkpoint"]
-    job = followed.tale.job
+    job = followed.history.job
     assert job.checkpoint is not None
     assert final[-1] == {
         "step": job.summary["steps"], "epoch": job.summary.get("epochs"), "final": True,
@@ -171,35 +171,35 @@ def test_each_checkpoint_is_told_once_and_the_last_one_at_the_end_of_training() 
     }  # fmt: skip
 
 
-def test_of_a_row_of_samples_what_is_new_is_told() -> None:
+def test_only_the_new_samples_of_a_row_are_reported() -> None:
     followed = in_training()
 
-    told = followed.after(
+    events = followed.after(
         samples_generated(sample(0, 0)), samples_generated(sample(0, 0), sample(0, 1))
     )
 
-    assert [(kind, data["step"], data["prompt"], data["key"]) for kind, data in told] == [
+    assert [(kind, data["step"], data["prompt"], data["key"]) for kind, data in events] == [
         ("sample", 0, each.prompt, each.artifact.key) for each in (sample(0, 0), sample(0, 1))
     ]
 
 
 def test_the_images_come_before_the_end_that_they_bring() -> None:
     followed = in_training()
-    followed.tale.tell(checkpoint_final("t"))
-    followed.tale.claim("generation", "g")
+    followed.history.receive(checkpoint_final("t"))
+    followed.history.claim("generation", "g")
     followed.news()
 
-    told = followed.after(images_generated("g"))
+    events = followed.after(images_generated("g"))
 
-    assert [kind for kind, _ in told] == ["stage", "image", "status"]
-    assert told[-1] == ("status", {"status": "COMPLETED", "run": 1})
+    assert [kind for kind, _ in events] == ["stage", "image", "status"]
+    assert events[-1] == ("status", {"status": "COMPLETED", "run": 1})
 
 
 def test_an_image_that_could_not_be_drawn_says_why() -> None:
     followed = in_training()
     (drawn,) = images_generated("g").images
     failed = msgspec.structs.replace(drawn, artifact=None, error="the prompt is too long")
-    followed.tale.job = transitions.replace(followed.tale.job, images=(failed,))
+    followed.history.job = transitions.replace(followed.history.job, images=(failed,))
 
     assert followed.news() == [
         (
@@ -209,31 +209,31 @@ def test_an_image_that_could_not_be_drawn_says_why() -> None:
     ]
 
 
-def test_another_run_is_a_status_and_its_images_are_told_anew() -> None:
+def test_another_run_is_a_status_and_its_images_are_reported_again() -> None:
     followed = in_training(draws=True)
-    followed.tale.tell(checkpoint_final("t"))
-    followed.tale.claim("generation", "g")
-    followed.tale.fail("generation", "g", kind="refused")
+    followed.history.receive(checkpoint_final("t"))
+    followed.history.claim("generation", "g")
+    followed.history.fail("generation", "g", kind="refused")
     followed.news()
 
-    followed.tale.hear(transitions.rerun(followed.tale.job, followed.tale.now))
+    followed.history.apply(transitions.rerun(followed.history.job, followed.history.now))
 
     assert followed.news() == [
         ("stage", {"stage": "generation", "state": "waiting", "attempt": 1}),
         ("status", {"status": "IN_QUEUE", "run": 2}),
     ]
-    followed.tale.claim("generation", "g2")
+    followed.history.claim("generation", "g2")
     kinds = [kind for kind, _ in followed.after(images_generated("g2"))]
     assert kinds == ["stage", "status", "stage", "image", "status"]
 
 
-def test_what_is_told_can_be_kept_as_json() -> None:
+def test_events_can_be_stored_as_json() -> None:
     followed = Followed()
-    followed.tale.stage()
-    followed.tale.train()
-    followed.tale.draw()
+    followed.history.stage()
+    followed.history.train()
+    followed.history.draw()
 
-    told = followed.news()
+    events = followed.news()
 
-    assert {kind for kind, _ in told} >= {"stage", "dataset", "checkpoint", "image", "status"}
-    assert msgspec.json.decode(msgspec.json.encode(told)) == [list(each) for each in told]
+    assert {kind for kind, _ in events} >= {"stage", "dataset", "checkpoint", "image", "status"}
+    assert msgspec.json.decode(msgspec.json.encode(events)) == [list(each) for each in events]

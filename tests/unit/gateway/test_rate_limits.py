@@ -63,7 +63,7 @@ def test_only_so_many_answers_are_awaited_at_once_and_by_each_key() -> None:
         pass
 
 
-def test_who_is_refused_for_his_rate_keeps_no_place() -> None:
+def test_a_client_refused_for_its_rate_holds_no_slot() -> None:
     clock = Clock()
     limit = RateLimiter(Rate(1, 1.0, 1), clock)
     with limit.slot("a"):

@@ -341,7 +341,7 @@ def test_all_mistakes_come_at_once() -> None:
     )  # fmt: skip
 
 
-def test_what_two_fields_say_together_is_told_beside_what_each_says_alone() -> None:
+def test_a_mistake_of_two_fields_together_is_reported_beside_those_of_each() -> None:
     body = {
         "input": {
             "train": {
@@ -368,7 +368,7 @@ def test_what_two_fields_say_together_is_told_beside_what_each_says_alone() -> N
     ]
 
 
-def test_each_wrong_item_of_a_list_is_told_by_its_place() -> None:
+def test_each_wrong_item_of_a_list_is_reported_with_its_index() -> None:
     body = {"input": {"train": {"data_url": URL, "sample_prompts": ["a", 1, None]}}}
 
     assert mistakes(body) == [
@@ -390,7 +390,7 @@ ONE_WAY = (
 ENTRY = {"prompt": "a cat"}
 
 
-def test_a_finished_model_may_be_named_in_place_of_a_training() -> None:
+def test_a_finished_model_may_be_named_instead_of_a_training() -> None:
     request = parse_request({"input": {"model": "org/name", "inference": ENTRY}})
 
     assert request.train is None
@@ -399,7 +399,9 @@ def test_a_finished_model_may_be_named_in_place_of_a_training() -> None:
 
 
 @pytest.mark.parametrize("nothing", [{}, {"train": None, "model": None}, {"inference": ENTRY}])
-def test_a_request_without_training_and_model_is_told_of_both(nothing: dict[str, Any]) -> None:
+def test_a_request_without_training_and_model_gets_an_error_that_names_both(
+    nothing: dict[str, Any],
+) -> None:
     assert mistakes({"input": nothing}) == [f"{ONE_WAY} neither"]
 
 
@@ -554,15 +556,18 @@ def parsed(body: Any) -> tuple[Request | None, list[str]]:
 # --- Webhooks
 
 
-def wishing(**top: Any) -> dict[str, Any]:
+def request_with(**top: Any) -> dict[str, Any]:
     return {"input": {"train": {"data_url": URL}}, **top}
 
 
 @pytest.mark.parametrize("named", [["output", "start"], ["start", "output", "start"]])
 def test_the_events_of_a_webhook_may_be_named(named: list[str]) -> None:
-    assert parse_request(wishing(webhook_events_filter=named)).webhook_events == ("start", "output")
-    assert parse_request(wishing(webhook_events_filter=None)).webhook_events == ()
-    assert parse_request(wishing()).webhook_events == ()
+    assert parse_request(request_with(webhook_events_filter=named)).webhook_events == (
+        "start",
+        "output",
+    )
+    assert parse_request(request_with(webhook_events_filter=None)).webhook_events == ()
+    assert parse_request(request_with()).webhook_events == ()
 
 
 @pytest.mark.parametrize(
@@ -572,18 +577,18 @@ def test_the_events_of_a_webhook_may_be_named(named: list[str]) -> None:
         ({}, ""),
     ],
 )  # fmt: skip
-def test_a_webhook_event_that_there_is_not_is_told(given: Any, path: str) -> None:
-    (mistake,) = mistakes(wishing(webhook_events_filter=given))
+def test_an_unknown_webhook_event_is_reported(given: Any, path: str) -> None:
+    (mistake,) = mistakes(request_with(webhook_events_filter=given))
 
     assert mistake.startswith(f"webhook_events_filter{path}: expected ")
     assert "one of start, output, completed, got " in mistake
 
 
-def test_what_has_no_effect_is_taken_and_said() -> None:
-    asked = wishing(webhookV2="https://example.com/hook2", policy={"lowPriority": True})
+def test_a_field_without_effect_is_accepted_with_a_warning() -> None:
+    asked = request_with(webhookV2="https://example.com/hook2", policy={"lowPriority": True})
 
     assert parse_request(asked).warnings == (
         "webhookV2 has no effect",
         "policy.lowPriority has no effect",
     )
-    assert parse_request(wishing(webhookV2="", policy={})).warnings == ()
+    assert parse_request(request_with(webhookV2="", policy={})).warnings == ()

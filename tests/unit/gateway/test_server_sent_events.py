@@ -47,7 +47,7 @@ def test_what_is_no_id_of_this_job_is_refused(text: str) -> None:
         position_of(request, 5)
 
 
-def test_a_wrong_id_is_told_even_beside_one_that_counts() -> None:
+def test_a_wrong_id_is_reported_even_beside_a_valid_one() -> None:
     headers = {"Last-Event-ID": "1.0"}
     request = make_mocked_request("GET", "/events/a?last_event_id=x&last_id=1", headers=headers)
 

@@ -141,18 +141,18 @@ def result_of(job: Job, stage: Stage) -> Make:
     return RESULTS["ArtifactsPublished"]
 
 
-PLACE = st.sampled_from([0, 1])
+SLOT = st.sampled_from([0, 1])
 OUTCOME = st.sampled_from(["done", "done", "done", "passing", "refused", "interrupted"])
 
 
 LATE = st.sampled_from([False, False, True])
 at_an_open_stage = precondition(lambda self: bool(self._open()))
-after_a_while = precondition(lambda self: len(self.played.told) > A_WHILE)
+after_a_while = precondition(lambda self: len(self.played.published) > A_WHILE)
 with_a_webhook = precondition(lambda self: bool(self._dues()))
 
 
 class Life(RuleBasedStateMachine):
-    """All parties act at random; then there is silence, and the job must end."""
+    """All parties act at random; then all workers are gone, and the job must still end."""
 
     @initialize(
         kind=st.sampled_from(sorted(REQUESTS)),
@@ -185,9 +185,9 @@ class Life(RuleBasedStateMachine):
     # --- Workers
 
     @at_an_open_stage
-    @rule(data=st.data(), place=PLACE)
-    def somebody_takes_work(self, data: st.DataObject, place: int) -> None:
-        self.played.take(self._worker(data, place))
+    @rule(data=st.data(), slot=SLOT)
+    def a_worker_takes_work(self, data: st.DataObject, slot: int) -> None:
+        self.played.take(self._worker(data, slot))
 
     @at_an_open_stage
     @rule(data=st.data())
@@ -199,62 +199,62 @@ class Life(RuleBasedStateMachine):
             self.played.take(worker)
 
     @at_an_open_stage
-    @rule(data=st.data(), place=PLACE)
-    def somebody_asks_again(self, data: st.DataObject, place: int) -> None:
-        worker = self._worker(data, place)
+    @rule(data=st.data(), slot=SLOT)
+    def a_claim_is_repeated(self, data: st.DataObject, slot: int) -> None:
+        worker = self._worker(data, slot)
         if not worker.free:
-            self.played.ask(worker)
+            self.played.publish_started(worker)
 
     @at_an_open_stage
-    @rule(data=st.data(), place=PLACE, outcome=OUTCOME, late=LATE)
-    def somebody_ends_work(
+    @rule(data=st.data(), slot=SLOT, outcome=OUTCOME, late=LATE)
+    def a_worker_ends_work(
         self,
         data: st.DataObject,
-        place: int,
+        slot: int,
         outcome: str,
         late: bool,  # noqa: FBT001
     ) -> None:
-        worker = self._worker(data, place)
+        worker = self._worker(data, slot)
         self._do(worker, partial(self._outcome, outcome), late=late)
 
     def _open(self) -> list[Stage]:
         job = self.played.live
         return [stage for stage, record in job.stages.items() if record.open] if job else []
 
-    def _worker(self, data: st.DataObject, place: int) -> Worker:
-        return self.played.workers[data.draw(st.sampled_from(self._open()))][place]
+    def _worker(self, data: st.DataObject, slot: int) -> Worker:
+        return self.played.workers[data.draw(st.sampled_from(self._open()))][slot]
 
     def _outcome(self, outcome: str, job: Job, stage: Stage) -> Make:
         if outcome == "done":
             return result_of(job, stage)
         return made(INTERRUPTED[stage]) if outcome == "interrupted" else OUTCOMES[outcome]
 
-    @rule(place=PLACE, kind=st.sampled_from(sorted(KEPT)), late=LATE)
-    def the_trainer_keeps_something(self, place: int, kind: str, late: bool) -> None:  # noqa: FBT001
-        worker = self.played.workers["training"][place]
+    @rule(slot=SLOT, kind=st.sampled_from(sorted(KEPT)), late=LATE)
+    def the_trainer_saves_something(self, slot: int, kind: str, late: bool) -> None:  # noqa: FBT001
+        worker = self.played.workers["training"][slot]
         if worker.granted is not None:
             fact = KEPT[kind](self.played.stamp(worker))
-            self._say(fact, worker.reply_queue.name, late=late)
+            self._publish(fact, worker.reply_queue.name, late=late)
 
     @at_an_open_stage
-    @rule(data=st.data(), place=PLACE)
-    def somebody_dies(self, data: st.DataObject, place: int) -> None:
-        self.played.die(self._worker(data, place))
+    @rule(data=st.data(), slot=SLOT)
+    def a_worker_dies(self, data: st.DataObject, slot: int) -> None:
+        self.played.die(self._worker(data, slot))
 
     @at_an_open_stage
-    @rule(data=st.data(), place=PLACE, kind=st.sampled_from(sorted(FORGED)))
-    def a_worker_says_anything(self, data: st.DataObject, place: int, kind: str) -> None:
-        worker = self._worker(data, place)
+    @rule(data=st.data(), slot=SLOT, kind=st.sampled_from(sorted(FORGED)))
+    def a_worker_publishes_any_fact(self, data: st.DataObject, slot: int, kind: str) -> None:
+        worker = self._worker(data, slot)
         self.played.take(worker)
         if worker.granted is not None:
-            self.played.say(FORGED[kind](self.played.stamp(worker)), worker.reply_queue.name)
+            self.played.publish(FORGED[kind](self.played.stamp(worker)), worker.reply_queue.name)
 
     @rule(data=st.data(), kind=st.sampled_from(sorted(FORGED)))
-    def somebody_says_anything(self, data: st.DataObject, kind: str) -> None:
+    def any_fact_is_published(self, data: st.DataObject, kind: str) -> None:
         """With any claim, at any stage."""
         stage, claim = data.draw(st.sampled_from(self._live_claims() + self._claims()))
         stamp = {"job": "job", "stage": stage, "claim": claim, "attempt": 1, "worker": "who"}
-        self.played.say(FORGED[kind](stamp), self.played.workers[stage][0].reply_queue.name)
+        self.played.publish(FORGED[kind](stamp), self.played.workers[stage][0].reply_queue.name)
 
     def _live_claims(self) -> list[tuple[Stage, str]]:
         stages = self.played.live.stages if self.played.live else {}
@@ -264,42 +264,42 @@ class Life(RuleBasedStateMachine):
         known = [f"claim-{number}" for number in range(1, self.played.claims + 1)]
         return [(stage, claim) for claim in [*known, "foreign"] for stage in STAGES]
 
-    @precondition(lambda self: bool(self.played.told))
+    @precondition(lambda self: bool(self.played.published))
     @rule(data=st.data())
-    def something_is_said_once_more(self, data: st.DataObject) -> None:
-        fact, reply_queue = data.draw(st.sampled_from(self.played.told))
-        self.played.arrive(fact, reply_queue)
+    def a_fact_is_delivered_again(self, data: st.DataObject) -> None:
+        fact, reply_queue = data.draw(st.sampled_from(self.played.published))
+        self.played.deliver(fact, reply_queue)
 
     @precondition(lambda self: bool(self.late))
     @rule(data=st.data())
-    def what_was_held_up_arrives(self, data: st.DataObject) -> None:
+    def a_late_fact_is_delivered(self, data: st.DataObject) -> None:
         number = data.draw(st.integers(0, len(self.late) - 1))
-        self.played.say(*self.late.pop(number))
+        self.played.publish(*self.late.pop(number))
 
-    def _say(self, fact: StageFact, reply_queue: str, *, late: bool) -> None:
+    def _publish(self, fact: StageFact, reply_queue: str, *, late: bool) -> None:
         if late:
             self.late.append((fact, reply_queue))
         else:
-            self.played.say(fact, reply_queue)
+            self.played.publish(fact, reply_queue)
 
     @rule(step=st.integers(0, 3))
     def samples_are_drawn(self, step: int) -> None:
-        self.played.arrive(samples_generated(sample(step, 0)))
+        self.played.deliver(samples_generated(sample(step, 0)))
 
     # --- The gateway and its broker
 
-    @rule(number=st.integers(1, LOST_AFTER_HEARTBEATS + 2), beating=st.booleans())
-    def heartbeats_come_back(self, number: int, beating: bool) -> None:  # noqa: FBT001
+    @rule(number=st.integers(1, LOST_AFTER_HEARTBEATS + 2), working=st.booleans())
+    def heartbeats_arrive(self, number: int, working: bool) -> None:  # noqa: FBT001
         for _ in range(number):
-            if beating:
-                self._all_at_work_heartbeat()
+            if working:
+                self._publish_progress()
             self.played.heartbeat()
 
-    def _all_at_work_heartbeat(self) -> None:
+    def _publish_progress(self) -> None:
         for worker in self.played.every_worker():
             if worker.granted is not None:
                 fact = PROGRESSED[worker.stage](**self.played.stamp(worker))
-                self.played.say(fact, worker.reply_queue.name)
+                self.played.publish(fact, worker.reply_queue.name)
 
     @rule()
     def a_heartbeat_is_lost(self) -> None:
@@ -307,12 +307,12 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.played.live is None)
     @rule()
-    def its_time_is_judged_over_when_it_has_ended(self) -> None:
-        """The check was made before the end, and is written after it."""
+    def it_times_out_when_it_has_ended(self) -> None:
+        """The check was made before the end, and is recorded after it."""
         self.played.change(lambda job: transitions.time_out(job, "late", self.played.clock))
 
     @rule(data=st.data())
-    def a_claim_is_judged_lost(self, data: st.DataObject) -> None:
+    def a_claim_is_lost(self, data: st.DataObject) -> None:
         """Of any claim, live or not."""
         stage, claim = data.draw(st.sampled_from(self._claims()))
         lose = partial(transitions.lose_claim, stage=stage, claim=claim, heartbeat=HEARTBEAT)
@@ -348,12 +348,12 @@ class Life(RuleBasedStateMachine):
         self.played.relay()
 
     @rule(kind=st.sampled_from(get_args(Command)))
-    def something_is_wanted(self, kind: Command) -> None:
+    def a_command_is_issued(self, kind: Command) -> None:
         self.played.change(partial(transitions.issue_command, kind=kind))
 
     @after_a_while
     @rule(timeout=st.sampled_from(sorted(POLICY)), again=st.booleans())
-    def its_time_is_over(self, timeout: str, again: bool) -> None:  # noqa: FBT001
+    def it_times_out(self, timeout: str, again: bool) -> None:  # noqa: FBT001
         """During some worker's work, if possible; perhaps in another run."""
         for stage in self._open():
             self.played.take(self.played.workers[stage][0])
@@ -373,11 +373,11 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data(), taken=st.booleans())
     def a_webhook_is_tried(self, data: st.DataObject, taken: bool) -> None:  # noqa: FBT001
         due = self._due(data)
-        place: dict[str, Any] = {
+        webhook: dict[str, Any] = {
             "job": "job", "run": due.run, "attempt": due.attempt, "webhook_id": due.webhook_id,
         }  # fmt: skip
-        failed = WebhookFailed(**place, reason="answered with status 500")
-        self.played.arrive(WebhookDelivered(**place, status=200) if taken else failed)
+        failed = WebhookFailed(**webhook, reason="answered with status 500")
+        self.played.deliver(WebhookDelivered(**webhook, status=200) if taken else failed)
 
     @with_a_webhook
     @rule(data=st.data())
@@ -393,7 +393,7 @@ class Life(RuleBasedStateMachine):
     def _dues(self) -> list[WebhookDue]:
         return [each for each in self.played.rows.caused if isinstance(each, WebhookDue)]
 
-    @precondition(lambda self: len(self.played.told) > 5 * A_WHILE)
+    @precondition(lambda self: len(self.played.published) > 5 * A_WHILE)
     @rule()
     def it_is_removed(self) -> None:
         self.played.remove()
@@ -409,16 +409,16 @@ class Life(RuleBasedStateMachine):
         if not hasattr(self, "played"):
             return
         try:
-            self._fall_silent()
+            self._stop_all_workers()
             endings = (self._cancel, self._let_all_succeed, self._let_all_fail)
-            endings[len(self.played.told) % len(endings)]()
+            endings[len(self.played.published) % len(endings)]()
             self.nothing_contradicts_itself()
             assert self.played.live is None
         finally:
             self.played.close()
 
-    def _fall_silent(self) -> None:
-        """No worker is left: all open work is on a queue."""
+    def _stop_all_workers(self) -> None:
+        """No worker is left: all open work must be queued again."""
         self.played.clock = self.played.latest
         for worker in self.played.every_worker():
             self.played.die(worker)
@@ -449,8 +449,8 @@ class Life(RuleBasedStateMachine):
         job = self.played.job
         if job is not None and worker.granted is not None:
             fact = make(job, worker.stage)(self.played.stamp(worker))
-            worker.let_go()
-            self._say(fact, worker.reply_queue.name, late=late)
+            worker.clear()
+            self._publish(fact, worker.reply_queue.name, late=late)
 
 
 TestLife = Life.TestCase
@@ -460,8 +460,10 @@ TestLife.settings = settings(
 )  # fmt: skip
 
 
-def test_facts_of_every_kind_are_among_what_anybody_says() -> None:
+def test_any_fact_covers_every_kind() -> None:
     """So that a new kind of fact is covered, too."""
     kinds = {kind for kind in get_args(AnyMessage) if issubclass(kind, StageFact)}
-    said = {type(make({"job": "j", "stage": "training", "claim": "c"})) for make in FORGED.values()}
-    assert said == kinds
+    kinds_forged = {
+        type(make({"job": "j", "stage": "training", "claim": "c"})) for make in FORGED.values()
+    }
+    assert kinds_forged == kinds

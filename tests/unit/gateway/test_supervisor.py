@@ -89,7 +89,7 @@ async def test_a_sign_of_life_begins_the_count_anew() -> None:
     assert bench.lost
 
 
-async def test_heartbeats_that_are_delivered_again_do_not_count() -> None:
+async def test_redelivered_heartbeats_do_not_count() -> None:
     bench = Bench()
     await bench.heartbeats(*range(1, 6))
     for _ in range(10):
@@ -151,7 +151,7 @@ class Asked(Records):
         return 50
 
 
-async def test_each_queue_is_looked_at_once_a_heartbeat_however_many_jobs_wait_in_it() -> None:
+async def test_each_queue_is_read_once_a_heartbeat_however_many_jobs_wait_in_it() -> None:
     asked: Any = Asked()
     supervisor = Supervisor(asked, asked, asked, clock=lambda: NOW + 1.0, heartbeat=1.0)
     for number in (1, 2):

@@ -90,8 +90,8 @@ STARTED: dict[Stage, Any] = {
 }
 
 
-class Tale:
-    """A job that gets one fact after another."""
+class JobHistory:
+    """A job that receives one fact after another."""
 
     def __init__(
         self,
@@ -110,18 +110,18 @@ class Tale:
         self.now = START
         step = transitions.admit("job", "owner", request, body["input"], sealed=sealed, now=START)
         self.job = step.job
-        self.said: list[Effect] = []
-        self.hear(step)
+        self.effects: list[Effect] = []
+        self.apply(step)
 
-    def hear(self, step: Step) -> list[Message]:
-        """Take a step, and return its messages."""
+    def apply(self, step: Step) -> list[Message]:
+        """Apply a step, and return its messages."""
         self.job = step.job
-        self.said += step.effects
+        self.effects += step.effects
         return [effect.message for effect in step.effects]
 
-    def tell(self, fact: AnyMessage, *, reply_queue: str | None = "control") -> list[Message]:
+    def receive(self, fact: AnyMessage, *, reply_queue: str | None = "control") -> list[Message]:
         self.now += 1.0
-        return self.hear(
+        return self.apply(
             advance(self.job, fact, reply_queue=reply_queue, now=self.now, heartbeat=HEARTBEAT)
         )
 
@@ -132,7 +132,7 @@ class Tale:
             job="job", stage=stage, claim=claim, worker="w", gpu=gpu, asked_by=asked_by
         )
         answers = [
-            each for each in self.tell(fact) if isinstance(each, ClaimGranted | ClaimRefused)
+            each for each in self.receive(fact) if isinstance(each, ClaimGranted | ClaimRefused)
         ]
         assert len(answers) == 1
         return answers[0]
@@ -141,36 +141,36 @@ class Tale:
         if "bucket_check" in self.job.stages:
             self.check_bucket()
         assert isinstance(self.claim("staging", claim), ClaimGranted)
-        return self.tell(dataset_staged(claim) if self.job.trains else model_staged(claim))
+        return self.receive(dataset_staged(claim) if self.job.trains else model_staged(claim))
 
     def check_bucket(self, warning: str | None = None) -> list[Message]:
         assert isinstance(self.claim("bucket_check", "b"), ClaimGranted)
-        return self.tell(bucket_checked("b", warning))
+        return self.receive(bucket_checked("b", warning))
 
     def train(self, claim: str = "t") -> list[Message]:
         assert isinstance(self.claim("training", claim), ClaimGranted)
-        return self.tell(checkpoint_final(claim))
+        return self.receive(checkpoint_final(claim))
 
     def draw(self, claim: str = "g") -> list[Message]:
         assert isinstance(self.claim("generation", claim), ClaimGranted)
-        return self.tell(images_generated(claim))
+        return self.receive(images_generated(claim))
 
     def publish(self, stage: Stage, claim: str) -> list[Message]:
         assert isinstance(self.claim(stage, claim), ClaimGranted)
         urls = {f"key-of-{stage}": f"https://bucket/{stage}"}
-        return self.tell(ArtifactsPublished(job="job", stage=stage, claim=claim, urls=urls))
+        return self.receive(ArtifactsPublished(job="job", stage=stage, claim=claim, urls=urls))
 
     def fail(self, stage: Stage, claim: str, kind: Any = "passing") -> list[Message]:
-        return self.tell(
+        return self.receive(
             StageFailed(job="job", stage=stage, claim=claim, kind=kind, reason="it broke")
         )
 
     def command(self, kind: Command) -> list[Message]:
-        return self.hear(transitions.issue_command(self.job, kind))
+        return self.apply(transitions.issue_command(self.job, kind))
 
     @property
-    def asked_again(self) -> list[Effect]:
-        return [effect for effect in self.said if effect.durable and effect.queue]
+    def retries(self) -> list[Effect]:
+        return [effect for effect in self.effects if effect.durable and effect.queue]
 
 
 def bucket_checked(claim: str, warning: str | None = None) -> BucketChecked:
@@ -218,276 +218,276 @@ def kinds(messages: list[Message]) -> list[type[Message]]:
 
 
 def test_a_job_is_admitted_staged_trained_drawn_and_completed() -> None:
-    tale = Tale()
-    assert kinds([each.message for each in tale.said]) == [JobSubmitted]
-    assert tale.job.status == "IN_QUEUE"
+    history = JobHistory()
+    assert kinds([each.message for each in history.effects]) == [JobSubmitted]
+    assert history.job.status == "IN_QUEUE"
 
-    assert isinstance(tale.claim("staging", "s"), ClaimGranted)
-    assert tale.job.status == "IN_QUEUE"
-    assert tale.tell(dataset_staged("s")) == []
-    assert tale.job.report == {"images": 4}
+    assert isinstance(history.claim("staging", "s"), ClaimGranted)
+    assert history.job.status == "IN_QUEUE"
+    assert history.receive(dataset_staged("s")) == []
+    assert history.job.report == {"images": 4}
 
-    tale.now = START + 59.0
-    grant = tale.claim("training", "t", gpu="H100")
+    history.now = START + 59.0
+    grant = history.claim("training", "t", gpu="H100")
     assert grant == ClaimGranted(job="job", stage="training", claim="t", attempt=1)
-    assert (tale.job.status, tale.job.gpu) == ("IN_PROGRESS", "H100")
-    assert JobStarted(job="job", run=1, gpu="H100") in [each.message for each in tale.said]
-    assert tale.tell(checkpoint_final("t")) == []
+    assert (history.job.status, history.job.gpu) == ("IN_PROGRESS", "H100")
+    assert JobStarted(job="job", run=1, gpu="H100") in [each.message for each in history.effects]
+    assert history.receive(checkpoint_final("t")) == []
 
-    tale.now = START + 99.0
-    said = tale.draw()
-    assert kinds(said) == [JobCompleted, WebhookDue]
-    assert said[0] == JobCompleted(job="job", run=1, output={"steps": 8})
-    assert (tale.job.status, tale.job.error) == ("COMPLETED", None)
-    assert delay_time(tale.job, tale.now + 1000) == 60_000
-    assert execution_time(tale.job, tale.now + 1000) == 41_000
+    history.now = START + 99.0
+    sent = history.draw()
+    assert kinds(sent) == [JobCompleted, WebhookDue]
+    assert sent[0] == JobCompleted(job="job", run=1, output={"steps": 8})
+    assert (history.job.status, history.job.error) == ("COMPLETED", None)
+    assert delay_time(history.job, history.now + 1000) == 60_000
+    assert execution_time(history.job, history.now + 1000) == 41_000
 
 
 def test_without_images_the_model_is_the_end() -> None:
-    tale = Tale(draws=False, webhook=None)
-    tale.stage()
-    assert kinds(tale.train()) == [JobCompleted]
+    history = JobHistory(draws=False, webhook=None)
+    history.stage()
+    assert kinds(history.train()) == [JobCompleted]
 
 
 def test_with_a_bucket_the_job_waits_for_both_publications_in_any_order() -> None:
-    tale = Tale(bucket=True)
-    tale.stage()
-    tale.train()
-    tale.draw()
-    assert tale.job.status == "IN_PROGRESS"
-    tale.publish("image_publication", "i")
-    assert tale.job.status == "IN_PROGRESS"
-    assert kinds(tale.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
-    assert len(tale.job.urls) == 2
+    history = JobHistory(bucket=True)
+    history.stage()
+    history.train()
+    history.draw()
+    assert history.job.status == "IN_PROGRESS"
+    history.publish("image_publication", "i")
+    assert history.job.status == "IN_PROGRESS"
+    assert kinds(history.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
+    assert len(history.job.urls) == 2
 
 
 def test_secrets_go_to_publishers_only_and_are_wiped_at_the_end() -> None:
-    tale = Tale(bucket=True)
-    tale.stage()
-    tale.train()
-    tale.draw()
-    tale.publish("image_publication", "i")
-    tale.publish("model_publication", "p")
-    grants = [each.message for each in tale.said if isinstance(each.message, ClaimGranted)]
+    history = JobHistory(bucket=True)
+    history.stage()
+    history.train()
+    history.draw()
+    history.publish("image_publication", "i")
+    history.publish("model_publication", "p")
+    grants = [each.message for each in history.effects if isinstance(each.message, ClaimGranted)]
     assert {grant.stage: grant.s3 for grant in grants} == {
         "staging": None, "bucket_check": "sealed", "training": None, "generation": None,
         "model_publication": "sealed", "image_publication": "sealed",
     }  # fmt: skip
-    assert tale.job.s3 is None
+    assert history.job.s3 is None
 
 
 def test_the_time_so_far_is_shown_while_a_job_waits_and_runs() -> None:
-    tale = Tale()
-    assert delay_time(tale.job, START + 2.5) == 2500
-    assert execution_time(tale.job, START + 2.5) == 0
-    tale.stage()
-    tale.claim("training", "t")
-    assert execution_time(tale.job, tale.now + 3.0) == 3000
-    assert delay_time(tale.job, START - 5.0) >= 0  # the clock was set back
+    history = JobHistory()
+    assert delay_time(history.job, START + 2.5) == 2500
+    assert execution_time(history.job, START + 2.5) == 0
+    history.stage()
+    history.claim("training", "t")
+    assert execution_time(history.job, history.now + 3.0) == 3000
+    assert delay_time(history.job, START - 5.0) >= 0  # the clock was set back
 
 
 def test_a_worker_downstream_needs_no_other_queue() -> None:
     """The fact that requests the next stage is routed by itself; no other message is sent."""
-    tale = Tale()
-    tale.stage()
-    tale.train()
-    assert tale.asked_again == []
+    history = JobHistory()
+    history.stage()
+    history.train()
+    assert history.retries == []
 
 
 # --- The user's bucket is tried first ---------------------------------------------------------
 
 
 def test_only_a_job_with_a_bucket_has_it_tried() -> None:
-    assert BucketDue(job="job", run=1) in [each.message for each in Tale(bucket=True).said]
-    assert kinds([each.message for each in Tale().said]) == [JobSubmitted]
+    assert BucketDue(job="job", run=1) in [each.message for each in JobHistory(bucket=True).effects]
+    assert kinds([each.message for each in JobHistory().effects]) == [JobSubmitted]
 
 
 def test_a_bucket_that_refuses_ends_the_job_while_it_is_staged() -> None:
-    tale = Tale(bucket=True)
-    tale.claim("staging", "s")
-    tale.claim("bucket_check", "b")
+    history = JobHistory(bucket=True)
+    history.claim("staging", "s")
+    history.claim("bucket_check", "b")
 
-    said = tale.fail("bucket_check", "b", kind="refused")
+    sent = history.fail("bucket_check", "b", kind="refused")
 
-    assert kinds(said) == [JobFailed, ClaimRefused, WebhookDue]
-    assert isinstance(tale.claim("training", "t"), ClaimRefused)
+    assert kinds(sent) == [JobFailed, ClaimRefused, WebhookDue]
+    assert isinstance(history.claim("training", "t"), ClaimRefused)
 
 
 def test_no_gpu_works_before_the_bucket_was_tried_and_then_it_is_asked_again() -> None:
-    tale = Tale(bucket=True)
-    assert isinstance(tale.claim("staging", "s"), ClaimGranted)
-    tale.tell(dataset_staged("s"))
-    refusal = tale.claim("training", "early")
+    history = JobHistory(bucket=True)
+    assert isinstance(history.claim("staging", "s"), ClaimGranted)
+    history.receive(dataset_staged("s"))
+    refusal = history.claim("training", "early")
     assert isinstance(refusal, ClaimRefused)
     assert "bucket is being tried" in refusal.reason
 
-    assert tale.check_bucket() == [dataset_staged("s")]
+    assert history.check_bucket() == [dataset_staged("s")]
 
-    assert isinstance(tale.claim("training", "t"), ClaimGranted)
+    assert isinstance(history.claim("training", "t"), ClaimGranted)
 
 
-def test_what_could_not_be_told_of_the_bucket_is_a_warning() -> None:
-    tale = Tale(bucket=True)
+def test_what_could_not_be_found_out_about_the_bucket_is_a_warning() -> None:
+    history = JobHistory(bucket=True)
 
-    tale.check_bucket(warning="it did not answer")
+    history.check_bucket(warning="it did not answer")
 
-    assert tale.job.warnings == ("it did not answer",)
+    assert history.job.warnings == ("it did not answer",)
 
 
 # --- Drawing with a finished model ------------------------------------------------------------
 
 
 def test_a_job_that_trains_nothing_is_staged_drawn_and_completed() -> None:
-    tale = Tale(trains=False)
-    asked = tale.said[0].message
+    history = JobHistory(trains=False)
+    asked = history.effects[0].message
     assert isinstance(asked, JobSubmitted)
     assert (asked.train, asked.model) == (None, ModelSource(source="org/name"))
-    assert tale.stage() == []
-    assert tale.job.status == "IN_QUEUE"
+    assert history.stage() == []
+    assert history.job.status == "IN_QUEUE"
 
-    tale.claim("generation", "g", gpu="H100")
-    assert (tale.job.status, tale.job.gpu) == ("IN_PROGRESS", "H100")
-    assert kinds(tale.tell(images_generated("g"))) == [JobCompleted, WebhookDue]
-    assert list(tale.job.stages) == ["staging", "generation"]
-    assert tale.asked_again == []
+    history.claim("generation", "g", gpu="H100")
+    assert (history.job.status, history.job.gpu) == ("IN_PROGRESS", "H100")
+    assert kinds(history.receive(images_generated("g"))) == [JobCompleted, WebhookDue]
+    assert list(history.job.stages) == ["staging", "generation"]
+    assert history.retries == []
 
 
 def test_its_images_go_to_the_users_bucket_before_it_is_complete() -> None:
-    tale = Tale(trains=False, bucket=True)
-    tale.claim("staging", "s")
-    tale.tell(model_staged("s"))
-    assert isinstance(tale.claim("generation", "early"), ClaimRefused)
-    assert tale.check_bucket() == [model_staged("s")]
-    assert tale.draw() == []
-    assert isinstance(tale.claim("model_publication", "p"), ClaimRefused)
-    assert kinds(tale.publish("image_publication", "i")) == [JobCompleted, WebhookDue]
+    history = JobHistory(trains=False, bucket=True)
+    history.claim("staging", "s")
+    history.receive(model_staged("s"))
+    assert isinstance(history.claim("generation", "early"), ClaimRefused)
+    assert history.check_bucket() == [model_staged("s")]
+    assert history.draw() == []
+    assert isinstance(history.claim("model_publication", "p"), ClaimRefused)
+    assert kinds(history.publish("image_publication", "i")) == [JobCompleted, WebhookDue]
 
 
 def test_no_trainer_is_let_in() -> None:
-    tale = Tale(trains=False)
-    tale.stage()
-    assert isinstance(tale.claim("training", "t"), ClaimRefused)
+    history = JobHistory(trains=False)
+    history.stage()
+    assert isinstance(history.claim("training", "t"), ClaimRefused)
 
 
 def test_a_model_that_is_refused_or_an_inferencer_that_is_ends_the_job() -> None:
-    tale = Tale(trains=False)
-    tale.claim("staging", "s")
-    assert kinds(tale.fail("staging", "s", kind="refused")) == [JobFailed, WebhookDue]
+    history = JobHistory(trains=False)
+    history.claim("staging", "s")
+    assert kinds(history.fail("staging", "s", kind="refused")) == [JobFailed, WebhookDue]
 
-    tale = Tale(trains=False, bucket=True)
-    tale.stage()
-    tale.claim("generation", "g")
-    assert kinds(tale.fail("generation", "g", kind="refused")) == [JobFailed, WebhookDue]
-    assert tale.job.error == "it broke"
+    history = JobHistory(trains=False, bucket=True)
+    history.stage()
+    history.claim("generation", "g")
+    assert kinds(history.fail("generation", "g", kind="refused")) == [JobFailed, WebhookDue]
+    assert history.job.error == "it broke"
 
 
 def test_a_drawing_that_was_lost_is_asked_for_again_from_the_inferencer() -> None:
-    tale = Tale(trains=False)
-    tale.stage()
-    tale.claim("generation", "g")
-    tale.hear(
-        transitions.lose_claim(tale.job, "generation", "g", now=tale.now, heartbeat=HEARTBEAT)
+    history = JobHistory(trains=False)
+    history.stage()
+    history.claim("generation", "g")
+    history.apply(
+        transitions.lose_claim(history.job, "generation", "g", now=history.now, heartbeat=HEARTBEAT)
     )
-    (again,) = tale.asked_again
+    (again,) = history.retries
     assert (again.queue, again.message) == ("inferencer.results", model_staged("s"))
 
 
 def test_a_model_that_is_staged_after_the_end_or_twice_changes_nothing() -> None:
-    tale = Tale(trains=False)
-    tale.claim("staging", "s")
-    tale.hear(transitions.cancel(tale.job, tale.now))
-    before = tale.job
-    assert kinds(tale.tell(model_staged("s"))) == [ClaimRefused]
-    assert tale.job == before
+    history = JobHistory(trains=False)
+    history.claim("staging", "s")
+    history.apply(transitions.cancel(history.job, history.now))
+    before = history.job
+    assert kinds(history.receive(model_staged("s"))) == [ClaimRefused]
+    assert history.job == before
 
-    tale = Tale(trains=False)
-    tale.stage()
-    before = tale.job
-    assert kinds(tale.tell(model_staged("s"))) == [ClaimRefused]
-    assert tale.job == before
+    history = JobHistory(trains=False)
+    history.stage()
+    before = history.job
+    assert kinds(history.receive(model_staged("s"))) == [ClaimRefused]
+    assert history.job == before
 
 
 def test_what_a_model_was_trained_with_is_on_record() -> None:
-    assert clip_skip_of(Tale(clip_skip=2).job) == 2
-    assert clip_skip_of(Tale(trains=False).job) == 0
+    assert clip_skip_of(JobHistory(clip_skip=2).job) == 2
+    assert clip_skip_of(JobHistory(trains=False).job) == 0
 
 
 # --- Claims and fences ------------------------------------------------------------------------
 
 
 def test_the_same_claim_gets_the_same_answer_and_costs_no_attempt() -> None:
-    tale = Tale()
-    first = tale.claim("staging", "s")
-    assert tale.claim("staging", "s") == first
-    assert tale.job.stages["staging"].attempts == 1
+    history = JobHistory()
+    first = history.claim("staging", "s")
+    assert history.claim("staging", "s") == first
+    assert history.job.stages["staging"].attempts == 1
 
 
 def test_a_second_claim_is_refused_while_one_lives() -> None:
-    tale = Tale()
-    tale.claim("staging", "s")
-    answer = tale.claim("staging", "other")
+    history = JobHistory()
+    history.claim("staging", "s")
+    answer = history.claim("staging", "other")
     assert isinstance(answer, ClaimRefused)
     assert answer.claim == "other"
 
 
 def test_nothing_is_granted_that_was_not_asked_for() -> None:
-    tale = Tale()
+    history = JobHistory()
     for stage in STAGES[1:]:
-        assert isinstance(tale.claim(stage, "c"), ClaimRefused)
-    tale.stage()
-    assert isinstance(tale.claim("staging", "again"), ClaimRefused)
-    tale.train()
-    assert isinstance(tale.claim("model_publication", "c"), ClaimRefused)
+        assert isinstance(history.claim(stage, "c"), ClaimRefused)
+    history.stage()
+    assert isinstance(history.claim("staging", "again"), ClaimRefused)
+    history.train()
+    assert isinstance(history.claim("model_publication", "c"), ClaimRefused)
 
 
 def test_a_spent_claim_is_never_granted_again() -> None:
-    tale = Tale()
-    tale.claim("staging", "s")
-    tale.fail("staging", "s")
-    answer = tale.claim("staging", "s")
+    history = JobHistory()
+    history.claim("staging", "s")
+    history.fail("staging", "s")
+    answer = history.claim("staging", "s")
     assert isinstance(answer, ClaimRefused)
-    assert isinstance(tale.claim("staging", "fresh"), ClaimGranted)
+    assert isinstance(history.claim("staging", "fresh"), ClaimGranted)
 
 
 def test_a_refused_claim_is_refused_again_even_when_its_stage_is_free_by_then() -> None:
     """A worker repeats its claim each heartbeat; the repetition may arrive after it gave up."""
-    tale = Tale()
-    tale.claim("staging", "s")
-    tale.claim("staging", "other")
-    tale.fail("staging", "s")
+    history = JobHistory()
+    history.claim("staging", "s")
+    history.claim("staging", "other")
+    history.fail("staging", "s")
 
-    answer = tale.claim("staging", "other")
+    answer = history.claim("staging", "other")
 
     assert isinstance(answer, ClaimRefused)
-    assert tale.job.stages["staging"].claim is None
-    assert isinstance(tale.claim("staging", "fresh"), ClaimGranted)
+    assert history.job.stages["staging"].claim is None
+    assert isinstance(history.claim("staging", "fresh"), ClaimGranted)
 
 
 def test_a_claim_that_was_refused_at_the_end_of_a_run_gets_nothing_of_the_next() -> None:
-    tale = Tale()
-    tale.hear(transitions.time_out(tale.job, "late", tale.now))
-    tale.claim("staging", "s")
-    retried(tale)
+    history = JobHistory()
+    history.apply(transitions.time_out(history.job, "late", history.now))
+    history.claim("staging", "s")
+    retried(history)
 
-    assert isinstance(tale.claim("staging", "s"), ClaimRefused)
+    assert isinstance(history.claim("staging", "s"), ClaimRefused)
 
 
 def test_of_refused_claims_a_job_remembers_the_newest() -> None:
-    tale = Tale()
+    history = JobHistory()
     for number in range(transitions.REFUSED_KEPT + 2):
         for _ in range(2):
-            tale.claim("training", f"t{number}")
+            history.claim("training", f"t{number}")
 
-    assert tale.job.refused_claims[0] == "t2"
-    assert len(tale.job.refused_claims) == transitions.REFUSED_KEPT
+    assert history.job.refused_claims[0] == "t2"
+    assert len(history.job.refused_claims) == transitions.REFUSED_KEPT
 
 
 def test_facts_that_are_not_from_the_live_claim_change_nothing() -> None:
-    tale = Tale()
-    tale.claim("staging", "s")
-    tale.fail("staging", "s")
-    tale.claim("staging", "second")
-    before = tale.job
+    history = JobHistory()
+    history.claim("staging", "s")
+    history.fail("staging", "s")
+    history.claim("staging", "second")
+    before = history.job
     facts = (
         dataset_staged("s"),
         StagingProgressed(job="job", stage="staging", claim="s", progress={"step": 1}),
@@ -495,137 +495,143 @@ def test_facts_that_are_not_from_the_live_claim_change_nothing() -> None:
         StageFailed(job="job", stage="staging", claim="s", kind="refused", reason="x"),
     )
     for fact in facts:
-        (answer,) = tale.tell(fact)
+        (answer,) = history.receive(fact)
         assert isinstance(answer, ClaimRefused)
-        assert tale.job == before
+        assert history.job == before
 
 
 def test_what_an_ended_attempt_has_made_is_neither_published_nor_drawn_with() -> None:
-    tale = Tale(bucket=True)
-    assert isinstance(tale.claim("staging", "s", asked_by=""), ClaimGranted)
-    tale.tell(dataset_staged("s"))
-    tale.check_bucket()
-    assert isinstance(tale.claim("training", "t1", asked_by="s"), ClaimGranted)
-    tale.hear(transitions.lose_claim(tale.job, "training", "t1", now=tale.now, heartbeat=HEARTBEAT))
-    tale.train("t2")
+    history = JobHistory(bucket=True)
+    assert isinstance(history.claim("staging", "s", asked_by=""), ClaimGranted)
+    history.receive(dataset_staged("s"))
+    history.check_bucket()
+    assert isinstance(history.claim("training", "t1", asked_by="s"), ClaimGranted)
+    history.apply(
+        transitions.lose_claim(history.job, "training", "t1", now=history.now, heartbeat=HEARTBEAT)
+    )
+    history.train("t2")
 
     for stage in ("generation", "model_publication"):
-        refused = tale.claim(stage, f"{stage} of the first", asked_by="t1")
+        refused = history.claim(stage, f"{stage} of the first", asked_by="t1")
         assert isinstance(refused, ClaimRefused)
         assert refused.reason == "it was asked for by an attempt that has ended"
-        assert isinstance(tale.claim(stage, stage, asked_by="t2"), ClaimGranted)
+        assert isinstance(history.claim(stage, stage, asked_by="t2"), ClaimGranted)
 
 
 def test_answers_go_once_to_the_workers_newest_address() -> None:
-    tale = Tale()
-    tale.claim("staging", "s")
+    history = JobHistory()
+    history.claim("staging", "s")
     heartbeat = StagingProgressed(job="job", stage="staging", claim="s")
-    tale.tell(heartbeat, reply_queue="control-2")
-    tale.hear(transitions.cancel(tale.job, tale.now))
-    stop = [each for each in tale.said if isinstance(each.message, ClaimRefused)]
+    history.receive(heartbeat, reply_queue="control-2")
+    history.apply(transitions.cancel(history.job, history.now))
+    stop = [each for each in history.effects if isinstance(each.message, ClaimRefused)]
     assert [(each.queue, each.durable) for each in stop] == [("control-2", False)]
 
 
-def test_a_worker_without_an_address_is_heard_but_not_answered() -> None:
-    tale = Tale()
+def test_facts_of_a_worker_without_an_address_count_but_are_not_answered() -> None:
+    history = JobHistory()
     fact = StagingStarted(job="job", stage="staging", claim="s")
-    assert tale.tell(fact, reply_queue=None) == []
-    assert tale.job.holds("staging", "s")
+    assert history.receive(fact, reply_queue=None) == []
+    assert history.job.holds("staging", "s")
 
 
 # --- Failures ---------------------------------------------------------------------------------
 
 
 def test_a_passing_failure_asks_again_after_a_backoff() -> None:
-    tale = Tale()
+    history = JobHistory()
     for failures in (1, 2):
-        tale.claim("staging", f"s{failures}")
-        tale.fail("staging", f"s{failures}")
-        again = tale.asked_again[-1]
-        assert again.message == decode(tale.job.stages["staging"].trigger)
+        history.claim("staging", f"s{failures}")
+        history.fail("staging", f"s{failures}")
+        again = history.retries[-1]
+        assert again.message == decode(history.job.stages["staging"].trigger)
         assert (again.queue, again.delay) == ("fetcher", retry.delay(failures, HEARTBEAT))
-        assert tale.job.stages["staging"].due_at == tale.now + again.delay
-    assert tale.job.status == "IN_QUEUE"
+        assert history.job.stages["staging"].due_at == history.now + again.delay
+    assert history.job.status == "IN_QUEUE"
 
 
 def test_the_third_failure_in_a_row_ends_the_job() -> None:
-    tale = Tale()
+    history = JobHistory()
     for number in range(2):
-        tale.claim("staging", f"s{number}")
-        tale.fail("staging", f"s{number}")
-    tale.claim("staging", "last")
-    assert kinds(tale.fail("staging", "last")) == [JobFailed, WebhookDue]
-    assert tale.job.error == "staging failed 3 times in a row: it broke"
+        history.claim("staging", f"s{number}")
+        history.fail("staging", f"s{number}")
+    history.claim("staging", "last")
+    assert kinds(history.fail("staging", "last")) == [JobFailed, WebhookDue]
+    assert history.job.error == "staging failed 3 times in a row: it broke"
 
 
 def test_a_new_resume_point_sets_the_count_to_zero_and_travels_with_the_next_grant() -> None:
-    tale = Tale()
-    tale.stage()
+    history = JobHistory()
+    history.stage()
     for number in range(5):
-        grant = tale.claim("training", f"t{number}")
+        grant = history.claim("training", f"t{number}")
         assert isinstance(grant, ClaimGranted)
         assert grant.resume_point == (f"r/{number - 1}/" if number else None)
         assert grant.attempt == number + 1
         saved = ResumePointSaved(
             job="job", stage="training", claim=f"t{number}", prefix=f"r/{number}/", step=1, epoch=0
         )
-        tale.tell(saved)
-        tale.fail("training", f"t{number}")
-    assert tale.job.status == "IN_PROGRESS"
+        history.receive(saved)
+        history.fail("training", f"t{number}")
+    assert history.job.status == "IN_PROGRESS"
 
 
 def test_an_interruption_counts_no_failure_and_asks_again_at_once() -> None:
-    tale = Tale()
-    tale.stage()
+    history = JobHistory()
+    history.stage()
     for number in range(5):
-        tale.claim("training", f"t{number}")
-        tale.tell(TrainingInterrupted(job="job", stage="training", claim=f"t{number}"))
-        assert (tale.asked_again[-1].queue, tale.asked_again[-1].delay) == ("trainer", 0.0)
-    assert tale.job.stages["training"].failures == 0
+        history.claim("training", f"t{number}")
+        history.receive(TrainingInterrupted(job="job", stage="training", claim=f"t{number}"))
+        assert (history.retries[-1].queue, history.retries[-1].delay) == ("trainer", 0.0)
+    assert history.job.stages["training"].failures == 0
 
 
 def test_a_lost_worker_counts_one_failure() -> None:
-    tale = Tale()
-    tale.claim("staging", "s")
-    tale.hear(transitions.lose_claim(tale.job, "staging", "s", now=tale.now, heartbeat=HEARTBEAT))
-    assert tale.job.stages["staging"].failures == 1
-    assert tale.asked_again[-1].queue == "fetcher"
-    before = tale.job
-    tale.hear(transitions.lose_claim(tale.job, "staging", "s", now=tale.now, heartbeat=HEARTBEAT))
-    assert tale.job == before
+    history = JobHistory()
+    history.claim("staging", "s")
+    history.apply(
+        transitions.lose_claim(history.job, "staging", "s", now=history.now, heartbeat=HEARTBEAT)
+    )
+    assert history.job.stages["staging"].failures == 1
+    assert history.retries[-1].queue == "fetcher"
+    before = history.job
+    history.apply(
+        transitions.lose_claim(history.job, "staging", "s", now=history.now, heartbeat=HEARTBEAT)
+    )
+    assert history.job == before
 
 
 def test_what_is_refused_ends_the_job_at_once() -> None:
-    tale = Tale()
-    tale.claim("staging", "s")
-    said = tale.fail("staging", "s", kind="refused")
-    assert kinds(said) == [JobFailed, WebhookDue]
-    assert tale.job.error == "it broke"
+    history = JobHistory()
+    history.claim("staging", "s")
+    sent = history.fail("staging", "s", kind="refused")
+    assert kinds(sent) == [JobFailed, WebhookDue]
+    assert history.job.error == "it broke"
 
 
 def test_a_failed_generation_lets_the_model_reach_the_bucket() -> None:
-    tale = Tale(bucket=True)
-    tale.stage()
-    tale.train()
-    tale.claim("generation", "g")
-    assert tale.fail("generation", "g", kind="refused") == []
-    assert tale.job.status == "IN_PROGRESS"
-    assert isinstance(tale.claim("generation", "g2"), ClaimRefused)
-    assert kinds(tale.publish("model_publication", "p")) == [JobFailed, WebhookDue]
-    assert tale.job.error == "it broke"
-    assert tale.job.checkpoint is not None
-    assert tale.job.s3 == "sealed"  # a retry needs it
+    history = JobHistory(bucket=True)
+    history.stage()
+    history.train()
+    history.claim("generation", "g")
+    assert history.fail("generation", "g", kind="refused") == []
+    assert history.job.status == "IN_PROGRESS"
+    assert isinstance(history.claim("generation", "g2"), ClaimRefused)
+    assert kinds(history.publish("model_publication", "p")) == [JobFailed, WebhookDue]
+    assert history.job.error == "it broke"
+    assert history.job.checkpoint is not None
+    assert history.job.s3 == "sealed"  # a retry needs it
 
 
 def test_a_bucket_that_refuses_the_model_ends_the_job_and_stops_the_drawing() -> None:
-    tale = Tale(bucket=True)
-    tale.stage()
-    tale.train()
-    tale.claim("generation", "g")
-    tale.claim("model_publication", "p")
-    said = tale.fail("model_publication", "p", kind="refused")
-    assert kinds(said) == [JobFailed, ClaimRefused, WebhookDue]
-    assert cast("ClaimRefused", said[1]).claim == "g"
+    history = JobHistory(bucket=True)
+    history.stage()
+    history.train()
+    history.claim("generation", "g")
+    history.claim("model_publication", "p")
+    sent = history.fail("model_publication", "p", kind="refused")
+    assert kinds(sent) == [JobFailed, ClaimRefused, WebhookDue]
+    assert cast("ClaimRefused", sent[1]).claim == "g"
 
 
 @pytest.mark.parametrize("trains", [True, False])
@@ -634,36 +640,36 @@ def test_what_does_not_fit_its_stage_is_a_failure_and_leaves_no_job_without_work
 ) -> None:
     unfit = model_staged if trains else dataset_staged
     for make in (bucket_checked, images_generated, unfit):
-        tale = Tale(trains=trains)
+        history = JobHistory(trains=trains)
         for claim in ("a", "b", "c"):
-            assert not tale.job.ended
-            tale.claim("staging", claim)
-            tale.tell(msgspec.structs.replace(make(claim), stage="staging", worker="w"))
-        assert tale.job.status == "FAILED"
-        assert tale.job.error is not None
-        assert tale.job.error.startswith("staging failed 3 times in a row: w said ")
+            assert not history.job.ended
+            history.claim("staging", claim)
+            history.receive(msgspec.structs.replace(make(claim), stage="staging", worker="w"))
+        assert history.job.status == "FAILED"
+        assert history.job.error is not None
+        assert history.job.error.startswith("staging failed 3 times in a row: w said ")
 
 
 def test_checkpoints_on_the_way_are_kept_once_each() -> None:
-    tale = Tale()
-    tale.stage()
-    tale.claim("training", "t")
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
     saved = CheckpointSaved(
         job="job", stage="training", claim="t", artifact=artifact("e1"), step=4, epoch=1
     )
-    tale.tell(saved)
-    tale.tell(saved)
-    assert tale.job.checkpoints == (SavedCheckpoint(artifact=artifact("e1"), step=4, epoch=1),)
-    tale.fail("training", "t", kind="refused")
-    assert tale.job.checkpoints
+    history.receive(saved)
+    history.receive(saved)
+    assert history.job.checkpoints == (SavedCheckpoint(artifact=artifact("e1"), step=4, epoch=1),)
+    history.fail("training", "t", kind="refused")
+    assert history.job.checkpoints
 
 
 def test_a_checkpoint_that_was_replaced_is_never_shown_again() -> None:
-    tale = Tale()
-    tale.stage()
-    tale.claim("training", "t")
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
     for number in (1, 2, 3):
-        tale.tell(
+        history.receive(
             CheckpointSaved(
                 job="job", stage="training", claim="t", artifact=artifact(f"e{number}"),
                 step=number, epoch=number, validation_loss=0.5, replaced=("k/e1",) * (number == 3),
@@ -671,9 +677,9 @@ def test_a_checkpoint_that_was_replaced_is_never_shown_again() -> None:
         )  # fmt: skip
     best = SavedCheckpoint(artifact=artifact("e2"), step=2, epoch=2, validation_loss=0.5, best=True)
 
-    tale.tell(msgspec.structs.replace(checkpoint_final("t"), checkpoints=(best,)))
+    history.receive(msgspec.structs.replace(checkpoint_final("t"), checkpoints=(best,)))
 
-    assert [(each.step, each.best) for each in tale.job.checkpoints] == [(2, True), (3, False)]
+    assert [(each.step, each.best) for each in history.job.checkpoints] == [(2, True), (3, False)]
 
 
 # --- Samples ----------------------------------------------------------------------------------
@@ -698,107 +704,107 @@ def places(job: Job) -> list[tuple[int, int]]:
 
 
 def test_samples_stand_by_step_and_prompt_once_each_whenever_they_come() -> None:
-    tale = Tale()
-    tale.stage()
-    tale.claim("training", "t")
-    tale.tell(samples_generated(sample(500, 0), sample(500, 1)))
-    tale.tell(samples_generated(sample(250, 1), sample(250, 0)))
-    assert tale.tell(samples_generated(sample(500, 0, sha256="drawn again"))) == []
-    assert places(tale.job) == [(250, 0), (250, 1), (500, 0), (500, 1)]
-    assert tale.job.samples[2].artifact.sha256 == "drawn again"
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
+    history.receive(samples_generated(sample(500, 0), sample(500, 1)))
+    history.receive(samples_generated(sample(250, 1), sample(250, 0)))
+    assert history.receive(samples_generated(sample(500, 0, sha256="drawn again"))) == []
+    assert places(history.job) == [(250, 0), (250, 1), (500, 0), (500, 1)]
+    assert history.job.samples[2].artifact.sha256 == "drawn again"
 
 
-def test_a_snapshot_is_only_heard_and_one_of_a_lost_trainer_is_refused() -> None:
-    tale = Tale()
-    tale.stage()
-    tale.claim("training", "t")
-    before = tale.job
-    told = CheckpointSampled(
+def test_a_snapshot_is_only_a_sign_of_life_and_one_of_a_lost_trainer_is_refused() -> None:
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
+    before = history.job
+    snapshot = CheckpointSampled(
         job="job", stage="training", claim="t", snapshot="s", base_model="b", row=ROW
     )
-    assert tale.tell(told) == []
-    assert kinds(tale.tell(msgspec.structs.replace(told, claim="lost"))) == [ClaimRefused]
-    assert tale.job == before
+    assert history.receive(snapshot) == []
+    assert kinds(history.receive(msgspec.structs.replace(snapshot, claim="lost"))) == [ClaimRefused]
+    assert history.job == before
 
 
 def test_the_last_row_alone_asks_for_a_generation_and_ends_the_job() -> None:
-    tale = Tale(draws=False, webhook=None)
-    tale.stage()
-    tale.claim("training", "t")
-    assert tale.tell(msgspec.structs.replace(checkpoint_final("t"), row=ROW)) == []
-    assert isinstance(tale.claim("generation", "g"), ClaimGranted)
+    history = JobHistory(draws=False, webhook=None)
+    history.stage()
+    history.claim("training", "t")
+    assert history.receive(msgspec.structs.replace(checkpoint_final("t"), row=ROW)) == []
+    assert isinstance(history.claim("generation", "g"), ClaimGranted)
     drawn = ImagesGenerated(
         job="job", stage="generation", claim="g", images=(), samples=(sample(8, 0),)
     )
-    assert kinds(tale.tell(drawn)) == [JobCompleted]
-    assert places(tale.job) == [(8, 0)]
+    assert kinds(history.receive(drawn)) == [JobCompleted]
+    assert places(history.job) == [(8, 0)]
 
 
 def test_samples_are_welcome_until_the_images_are_there_and_are_published_with_them() -> None:
-    tale = Tale(bucket=True)
-    tale.stage()
-    tale.train()
-    tale.tell(samples_generated(sample(0, 0)))
-    tale.claim("generation", "g")
-    tale.tell(msgspec.structs.replace(images_generated("g"), samples=(sample(8, 0),)))
-    tale.tell(samples_generated(sample(4, 0)))
-    assert places(tale.job) == [(0, 0), (8, 0)]
-    grant = tale.claim("image_publication", "i")
+    history = JobHistory(bucket=True)
+    history.stage()
+    history.train()
+    history.receive(samples_generated(sample(0, 0)))
+    history.claim("generation", "g")
+    history.receive(msgspec.structs.replace(images_generated("g"), samples=(sample(8, 0),)))
+    history.receive(samples_generated(sample(4, 0)))
+    assert places(history.job) == [(0, 0), (8, 0)]
+    grant = history.claim("image_publication", "i")
     assert isinstance(grant, ClaimGranted)
     assert [each.key for each in grant.samples] == ["k/0-0", "k/8-0"]
-    other = tale.claim("model_publication", "p")
+    other = history.claim("model_publication", "p")
     assert isinstance(other, ClaimGranted)
     assert other.samples == ()
 
 
-def test_what_went_wrong_with_the_last_row_is_told_among_the_warnings() -> None:
-    tale = Tale(webhook=None)
-    tale.stage()
-    tale.train()
-    tale.claim("generation", "g")
+def test_what_went_wrong_with_the_last_row_is_among_the_warnings() -> None:
+    history = JobHistory(webhook=None)
+    history.stage()
+    history.train()
+    history.claim("generation", "g")
     drawn = msgspec.structs.replace(images_generated("g"), warnings=("no row",))
-    (done,) = tale.tell(drawn)
+    (done,) = history.receive(drawn)
     assert done == JobCompleted(job="job", run=1, output={"steps": 8, "warnings": ["no row"]})
 
 
 def test_samples_of_a_job_that_has_ended_change_nothing() -> None:
-    tale = Tale()
-    tale.hear(transitions.cancel(tale.job, tale.now))
-    before = tale.job
-    assert tale.tell(samples_generated(sample(0, 0))) == []
-    assert tale.job == before
+    history = JobHistory()
+    history.apply(transitions.cancel(history.job, history.now))
+    before = history.job
+    assert history.receive(samples_generated(sample(0, 0))) == []
+    assert history.job == before
 
 
 # --- Ends -------------------------------------------------------------------------------------
 
 
 def test_cancelling_stops_the_worker_and_calls_no_webhook() -> None:
-    tale = Tale(bucket=True)
-    tale.claim("staging", "s")
-    said = tale.hear(transitions.cancel(tale.job, tale.now))
-    assert kinds(said) == [JobCancelled, ClaimRefused]
-    assert (tale.job.status, tale.job.s3, tale.job.error) == ("CANCELLED", None, None)
+    history = JobHistory(bucket=True)
+    history.claim("staging", "s")
+    sent = history.apply(transitions.cancel(history.job, history.now))
+    assert kinds(sent) == [JobCancelled, ClaimRefused]
+    assert (history.job.status, history.job.s3, history.job.error) == ("CANCELLED", None, None)
 
 
 def test_a_worker_that_asks_after_the_end_is_refused_even_if_it_was_granted() -> None:
-    tale = Tale()
-    tale.claim("staging", "s")
-    tale.hear(transitions.cancel(tale.job, tale.now))
-    answer = tale.claim("staging", "s")
+    history = JobHistory()
+    history.claim("staging", "s")
+    history.apply(transitions.cancel(history.job, history.now))
+    answer = history.claim("staging", "s")
     assert isinstance(answer, ClaimRefused)
     assert answer.reason == "the job has ended"
 
 
 def test_the_first_end_wins() -> None:
-    tale = Tale()
-    tale.stage()
-    tale.claim("training", "t")
-    tale.hear(transitions.cancel(tale.job, tale.now))
-    ended = tale.job
-    assert kinds(tale.tell(checkpoint_final("t"))) == [ClaimRefused]
-    tale.hear(transitions.time_out(tale.job, "late", tale.now))
-    tale.hear(transitions.cancel(tale.job, tale.now))
-    assert tale.job == ended
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
+    history.apply(transitions.cancel(history.job, history.now))
+    ended = history.job
+    assert kinds(history.receive(checkpoint_final("t"))) == [ClaimRefused]
+    history.apply(transitions.time_out(history.job, "late", history.now))
+    history.apply(transitions.cancel(history.job, history.now))
+    assert history.job == ended
 
 
 @pytest.mark.parametrize(
@@ -810,32 +816,34 @@ def test_the_first_end_wins() -> None:
     ],
 )
 def test_a_job_is_out_of_time(policy: dict[str, int], after: float, reason: str) -> None:
-    tale = Tale()
-    tale.stage()
-    tale.claim("training", "t")
-    tale.job = transitions.replace(tale.job, policy=msgspec.convert(policy, type(tale.job.policy)))
-    assert overdue(tale.job, START + 50.0) is None
-    assert overdue(tale.job, tale.now + after) == reason
-    said = tale.hear(transitions.time_out(tale.job, reason, tale.now + after))
-    assert kinds(said) == [JobTimedOut, ClaimRefused, WebhookDue]
-    assert (tale.job.status, tale.job.error) == ("TIMED_OUT", reason)
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
+    history.job = transitions.replace(
+        history.job, policy=msgspec.convert(policy, type(history.job.policy))
+    )
+    assert overdue(history.job, START + 50.0) is None
+    assert overdue(history.job, history.now + after) == reason
+    sent = history.apply(transitions.time_out(history.job, reason, history.now + after))
+    assert kinds(sent) == [JobTimedOut, ClaimRefused, WebhookDue]
+    assert (history.job.status, history.job.error) == ("TIMED_OUT", reason)
 
 
 def test_waiting_for_a_worker_does_not_count_as_running() -> None:
-    tale = Tale()
-    tale.stage()
-    assert overdue(tale.job, START + 6 * 24 * 3600.0) is None
-    assert overdue(tale.job, START + 7 * 24 * 3600.0 + 1) == "ttl of 604800000 ms has passed"
+    history = JobHistory()
+    history.stage()
+    assert overdue(history.job, START + 6 * 24 * 3600.0) is None
+    assert overdue(history.job, START + 7 * 24 * 3600.0 + 1) == "ttl of 604800000 ms has passed"
 
 
 # --- The webhook ------------------------------------------------------------------------------
 
 
-def ended() -> Tale:
-    tale = Tale(draws=False)
-    tale.stage()
-    tale.train()
-    return tale
+def ended() -> JobHistory:
+    history = JobHistory(draws=False)
+    history.stage()
+    history.train()
+    return history
 
 
 def failed(attempt: int, **more: Any) -> WebhookFailed:
@@ -845,181 +853,184 @@ def failed(attempt: int, **more: Any) -> WebhookFailed:
 
 
 def test_the_webhook_is_tried_by_its_schedule_and_then_given_up() -> None:
-    tale = ended()
+    history = ended()
     for attempt in range(1, 5):
-        tale.tell(failed(attempt))
-    dues = [each for each in tale.said if isinstance(each.message, WebhookDue)]
+        history.receive(failed(attempt))
+    dues = [each for each in history.effects if isinstance(each.message, WebhookDue)]
     assert [each.delay for each in dues] == [0.0, 10.0, 60.0, 600.0, 3600.0]
     messages = [cast("WebhookDue", each.message) for each in dues]
     assert [each.attempt for each in messages] == [1, 2, 3, 4, 5]
     assert len({each.webhook_id for each in messages}) == 1
-    assert tale.tell(failed(5)) == []
-    assert tale.job.webhook_settled
+    assert history.receive(failed(5)) == []
+    assert history.job.webhook_settled
 
 
 def test_a_delivered_or_forbidden_webhook_is_settled() -> None:
-    tale = ended()
-    assert tale.tell(failed(1, permanent=True)) == []
-    assert tale.job.webhook_settled
-    tale = ended()
-    tale.tell(WebhookDelivered(job="job", run=1, attempt=1, webhook_id=END_HOOK, status=200))
-    assert tale.job.webhook_settled
-    assert tale.tell(failed(1)) == []
+    history = ended()
+    assert history.receive(failed(1, permanent=True)) == []
+    assert history.job.webhook_settled
+    history = ended()
+    history.receive(WebhookDelivered(job="job", run=1, attempt=1, webhook_id=END_HOOK, status=200))
+    assert history.job.webhook_settled
+    assert history.receive(failed(1)) == []
 
 
 def test_the_receiver_may_ask_for_more_time_and_old_answers_say_nothing() -> None:
-    tale = ended()
-    tale.tell(failed(1, retry_after=120.0))
-    assert tale.said[-1].delay == 120.0
-    before = tale.job
-    assert tale.tell(failed(1)) == []
-    assert tale.job == before
+    history = ended()
+    history.receive(failed(1, retry_after=120.0))
+    assert history.effects[-1].delay == 120.0
+    before = history.job
+    assert history.receive(failed(1)) == []
+    assert history.job == before
 
 
 def test_an_answer_to_a_webhook_that_was_never_due_says_nothing() -> None:
-    tale = Tale()
-    before = tale.job
-    assert tale.tell(failed(1)) == []
-    assert tale.job == before
+    history = JobHistory()
+    before = history.job
+    assert history.receive(failed(1)) == []
+    assert history.job == before
 
 
 # --- Another run ------------------------------------------------------------------------------
 
 
-def retried(tale: Tale) -> list[Message]:
-    tale.now += 1.0
-    return tale.hear(transitions.rerun(tale.job, tale.now))
+def retried(history: JobHistory) -> list[Message]:
+    history.now += 1.0
+    return history.apply(transitions.rerun(history.job, history.now))
 
 
 def test_a_failed_job_is_run_again_from_the_stage_that_failed() -> None:
-    tale = Tale()
-    tale.stage()
-    tale.train()
-    tale.claim("generation", "g")
-    tale.fail("generation", "g", kind="refused")
-    assert tale.job.status == "FAILED"
+    history = JobHistory()
+    history.stage()
+    history.train()
+    history.claim("generation", "g")
+    history.fail("generation", "g", kind="refused")
+    assert history.job.status == "FAILED"
 
-    (asked,) = retried(tale)
+    (asked,) = retried(history)
 
     assert asked == checkpoint_final("t")
-    assert (tale.job.status, tale.job.run, tale.job.error) == ("IN_QUEUE", 2, None)
-    assert (delay_time(tale.job, tale.now), execution_time(tale.job, tale.now)) == (0, 0)
-    assert isinstance(tale.claim("training", "t2"), ClaimRefused)
-    grant = tale.claim("generation", "g2")
+    assert (history.job.status, history.job.run, history.job.error) == ("IN_QUEUE", 2, None)
+    assert (delay_time(history.job, history.now), execution_time(history.job, history.now)) == (
+        0,
+        0,
+    )
+    assert isinstance(history.claim("training", "t2"), ClaimRefused)
+    grant = history.claim("generation", "g2")
     assert isinstance(grant, ClaimGranted)
     assert grant.attempt == 2
-    assert kinds(tale.tell(images_generated("g2"))) == [JobCompleted, WebhookDue]
+    assert kinds(history.receive(images_generated("g2"))) == [JobCompleted, WebhookDue]
 
 
 def test_each_run_has_a_webhook_of_its_own() -> None:
-    tale = Tale(draws=False)
-    tale.stage()
+    history = JobHistory(draws=False)
+    history.stage()
     for claim in ("a", "b"):
-        tale.claim("training", claim)
-        tale.fail("training", claim, kind="refused")
-        retried(tale)
+        history.claim("training", claim)
+        history.fail("training", claim, kind="refused")
+        retried(history)
 
-    due = [each.message for each in tale.said if isinstance(each.message, WebhookDue)]
+    due = [each.message for each in history.effects if isinstance(each.message, WebhookDue)]
     assert [each.run for each in due] == [1, 2]
     assert len({each.webhook_id for each in due}) == 2
 
 
 def test_a_webhook_of_an_earlier_run_is_sent_again_as_that_runs() -> None:
-    tale = Tale(draws=False)
-    tale.stage()
-    tale.claim("training", "a")
-    tale.fail("training", "a", kind="refused")
-    retried(tale)
+    history = JobHistory(draws=False)
+    history.stage()
+    history.claim("training", "a")
+    history.fail("training", "a", kind="refused")
+    retried(history)
 
-    (again,) = tale.hear(transitions.resend_webhook(tale.job, END_HOOK, tale.now))
+    (again,) = history.apply(transitions.resend_webhook(history.job, END_HOOK, history.now))
 
     assert isinstance(again, WebhookDue)
     assert (again.run, again.webhook_id, again.attempt) == (1, END_HOOK, 2)
-    assert tale.job.run == 2
+    assert history.job.run == 2
 
 
-def test_what_is_heard_of_an_earlier_runs_webhook_does_not_settle_this_ones() -> None:
-    tale = Tale(draws=False)
-    tale.stage()
+def test_an_outcome_of_an_earlier_runs_webhook_does_not_settle_this_ones() -> None:
+    history = JobHistory(draws=False)
+    history.stage()
     for claim in ("a", "b"):
-        tale.claim("training", claim)
-        tale.fail("training", claim, kind="refused")
-        retried(tale)
-    tale.claim("training", "c")
-    tale.fail("training", "c", kind="refused")
+        history.claim("training", claim)
+        history.fail("training", claim, kind="refused")
+        retried(history)
+    history.claim("training", "c")
+    history.fail("training", "c", kind="refused")
 
     late = WebhookDelivered(job="job", run=1, attempt=1, webhook_id=END_HOOK, status=200)
 
-    assert tale.tell(late) == []
-    assert not tale.job.webhook_settled
-    assert tale.tell(failed(1)) == []
+    assert history.receive(late) == []
+    assert not history.job.webhook_settled
+    assert history.receive(failed(1)) == []
 
 
-def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_hears_no_old_worker() -> None:
-    tale = Tale(draws=False, bucket=True)
-    tale.stage()
-    tale.claim("training", "t")
+def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_ignores_old_workers() -> None:
+    history = JobHistory(draws=False, bucket=True)
+    history.stage()
+    history.claim("training", "t")
     point = ResumePointSaved(
         job="job", stage="training", claim="t", prefix="resume/", step=3, epoch=0
     )
-    tale.tell(point)
-    tale.hear(transitions.time_out(tale.job, "late", tale.now))
+    history.receive(point)
+    history.apply(transitions.time_out(history.job, "late", history.now))
 
-    retried(tale)
+    retried(history)
 
-    (refusal,) = tale.tell(checkpoint_final("t"))
+    (refusal,) = history.receive(checkpoint_final("t"))
     assert isinstance(refusal, ClaimRefused)
-    assert isinstance(tale.claim("training", "t"), ClaimRefused)
-    grant = tale.claim("training", "t2")
+    assert isinstance(history.claim("training", "t"), ClaimRefused)
+    grant = history.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
     assert grant.resume_point == "resume/"
-    tale.tell(checkpoint_final("t2"))
-    assert kinds(tale.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
+    history.receive(checkpoint_final("t2"))
+    assert kinds(history.publish("model_publication", "p")) == [JobCompleted, WebhookDue]
 
 
 @pytest.mark.parametrize("trains", [True, False])
 def test_images_that_were_drawn_are_kept_when_only_their_upload_is_tried_again(
     trains: bool,  # noqa: FBT001
 ) -> None:
-    tale = Tale(trains=trains, bucket=True)
-    tale.stage()
+    history = JobHistory(trains=trains, bucket=True)
+    history.stage()
     if trains:
-        tale.train()
-        tale.publish("model_publication", "p")
-    tale.draw()
-    drawn = tale.job.images
-    tale.claim("image_publication", "i")
-    tale.fail("image_publication", "i", kind="refused")
+        history.train()
+        history.publish("model_publication", "p")
+    history.draw()
+    drawn = history.job.images
+    history.claim("image_publication", "i")
+    history.fail("image_publication", "i", kind="refused")
 
-    retried(tale)
+    retried(history)
 
-    assert kinds(tale.publish("image_publication", "i2")) == [JobCompleted, WebhookDue]
-    assert tale.job.images == drawn != ()
+    assert kinds(history.publish("image_publication", "i2")) == [JobCompleted, WebhookDue]
+    assert history.job.images == drawn != ()
 
 
 def test_failures_are_counted_anew_in_another_run() -> None:
-    tale = Tale()
+    history = JobHistory()
     for claim in ("a", "b", "c"):
-        tale.claim("staging", claim)
-        tale.fail("staging", claim)
-    assert tale.job.ended
-    retried(tale)
+        history.claim("staging", claim)
+        history.fail("staging", claim)
+    assert history.job.ended
+    retried(history)
     for claim in ("d", "e"):
-        tale.claim("staging", claim)
-        tale.fail("staging", claim)
-    assert not tale.job.ended
-    tale.claim("staging", "f")
-    tale.fail("staging", "f")
-    assert tale.job.ended
+        history.claim("staging", claim)
+        history.fail("staging", claim)
+    assert not history.job.ended
+    history.claim("staging", "f")
+    history.fail("staging", "f")
+    assert history.job.ended
 
 
 def test_a_job_that_lives_or_ended_well_is_not_run_again() -> None:
-    tale = Tale()
-    assert retried(tale) == []
-    assert tale.job.run == 1
-    tale.hear(transitions.cancel(tale.job, tale.now))
-    assert retried(tale) == []
-    assert tale.job.status == "CANCELLED"
+    history = JobHistory()
+    assert retried(history) == []
+    assert history.job.run == 1
+    history.apply(transitions.cancel(history.job, history.now))
+    assert retried(history) == []
+    assert history.job.status == "CANCELLED"
 
 
 # --- What the user wants on the way ---------------------------------------------------------
@@ -1048,112 +1059,112 @@ def sampled(claim: str, *, command: int) -> CheckpointSampled:
     )  # fmt: skip
 
 
-def in_training(**more: Any) -> Tale:
-    tale = Tale(**more)
-    tale.stage()
-    tale.claim("training", "t")
-    return tale
+def in_training(**more: Any) -> JobHistory:
+    history = JobHistory(**more)
+    history.stage()
+    history.claim("training", "t")
+    return history
 
 
-def test_a_command_is_told_at_once_and_with_each_heartbeat_until_it_is_granted() -> None:
-    tale = in_training()
+def test_a_command_is_sent_at_once_and_with_each_heartbeat_until_it_is_granted() -> None:
+    history = in_training()
 
-    assert tale.command("save") == [asked("t", save=1)]
-    assert tale.tell(heartbeat_of("t")) == [asked("t", save=1)]
-    assert tale.command("sample") == [asked("t", save=1, sample=1)]
-    assert tale.tell(saved("t", "ordinary", command=0)) == []
-    assert tale.tell(heartbeat_of("t")) == [asked("t", save=1, sample=1)]
-    tale.tell(saved("t", "asked for", command=1))
-    assert tale.tell(heartbeat_of("t")) == [asked("t", sample=1)]
-    tale.tell(sampled("t", command=1))
-    assert tale.tell(heartbeat_of("t")) == []
-    assert [each.artifact.name for each in tale.job.checkpoints] == ["ordinary", "asked for"]
+    assert history.command("save") == [asked("t", save=1)]
+    assert history.receive(heartbeat_of("t")) == [asked("t", save=1)]
+    assert history.command("sample") == [asked("t", save=1, sample=1)]
+    assert history.receive(saved("t", "ordinary", command=0)) == []
+    assert history.receive(heartbeat_of("t")) == [asked("t", save=1, sample=1)]
+    history.receive(saved("t", "asked for", command=1))
+    assert history.receive(heartbeat_of("t")) == [asked("t", sample=1)]
+    history.receive(sampled("t", command=1))
+    assert history.receive(heartbeat_of("t")) == []
+    assert [each.artifact.name for each in history.job.checkpoints] == ["ordinary", "asked for"]
 
 
 def test_a_repeated_command_is_the_same_one_until_it_is_granted_and_then_another() -> None:
-    tale = in_training()
-    assert tale.command("save") == tale.command("save") == [asked("t", save=1)]
-    tale.tell(saved("t", "first", command=1))
+    history = in_training()
+    assert history.command("save") == history.command("save") == [asked("t", save=1)]
+    history.receive(saved("t", "first", command=1))
 
-    assert tale.command("save") == [asked("t", save=2)]
-    tale.tell(saved("t", "late", command=1))
-    assert tale.tell(heartbeat_of("t")) == [asked("t", save=2)]
+    assert history.command("save") == [asked("t", save=2)]
+    history.receive(saved("t", "late", command=1))
+    assert history.receive(heartbeat_of("t")) == [asked("t", save=2)]
 
 
 def test_what_a_lost_worker_left_undone_comes_with_the_next_grant() -> None:
-    tale = in_training()
-    tale.command("save")
-    tale.command("stop")
-    tale.tell(saved("t", "asked for", command=1))
-    tale.tell(TrainingInterrupted(job="job", stage="training", claim="t"))
+    history = in_training()
+    history.command("save")
+    history.command("stop")
+    history.receive(saved("t", "asked for", command=1))
+    history.receive(TrainingInterrupted(job="job", stage="training", claim="t"))
 
-    assert tale.command("sample") == []  # no worker to receive it
-    grant = tale.claim("training", "t2")
+    assert history.command("sample") == []  # no worker to receive it
+    grant = history.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
     assert grant.commands == {"stop": 1, "sample": 1}
-    tale.tell(checkpoint_final("t2"))
-    drawing = tale.claim("generation", "g")
+    history.receive(checkpoint_final("t2"))
+    drawing = history.claim("generation", "g")
     assert isinstance(drawing, ClaimGranted)
     assert drawing.commands == {}
 
 
-def waiting() -> Tale:
-    tale = Tale()
-    tale.stage()
-    return tale
+def waiting() -> JobHistory:
+    history = JobHistory()
+    history.stage()
+    return history
 
 
-def trained() -> Tale:
-    tale = in_training()
-    tale.tell(checkpoint_final("t"))
-    return tale
+def trained() -> JobHistory:
+    history = in_training()
+    history.receive(checkpoint_final("t"))
+    return history
 
 
-def drawing_only() -> Tale:
-    tale = Tale(trains=False)
-    tale.stage()
-    tale.claim("generation", "g")
-    return tale
+def drawing_only() -> JobHistory:
+    history = JobHistory(trains=False)
+    history.stage()
+    history.claim("generation", "g")
+    return history
 
 
-def cancelled() -> Tale:
-    tale = in_training()
-    tale.hear(transitions.cancel(tale.job, tale.now))
-    return tale
+def cancelled() -> JobHistory:
+    history = in_training()
+    history.apply(transitions.cancel(history.job, history.now))
+    return history
 
 
 @pytest.mark.parametrize(
-    ("tale", "reason"),
+    ("make", "reason"),
     [
-        (Tale, "the training has not begun: the job is IN_QUEUE"),
+        (JobHistory, "the training has not begun: the job is IN_QUEUE"),
         (waiting, "the training has not begun: the job is IN_QUEUE"),
         (trained, "the training has ended"),
         (drawing_only, "the job trains nothing"),
         (cancelled, "the job has ended: it is CANCELLED"),
     ],
 )
-def test_nothing_can_be_wanted_of_a_training_that_is_not_at_work(
-    tale: Callable[[], Tale], reason: str
+def test_a_training_that_is_not_running_takes_no_commands(
+    make: Callable[[], JobHistory], reason: str
 ) -> None:
-    told = tale()
-    before = told.job
+    history = make()
+    before = history.job
 
     assert why_no_command(before) == reason
-    assert [told.command(kind) for kind in ("sample", "save", "stop")] == [[], [], []]
-    assert told.job == before
+    assert [history.command(kind) for kind in ("sample", "save", "stop")] == [[], [], []]
+    assert history.job == before
 
 
 def test_another_run_has_no_commands_of_the_one_before() -> None:
-    tale = in_training()
-    tale.command("stop")
-    tale.fail("training", "t", kind="refused")
-    retried(tale)
+    history = in_training()
+    history.command("stop")
+    history.fail("training", "t", kind="refused")
+    retried(history)
 
-    assert why_no_command(tale.job) == "the training has not begun: the job is IN_QUEUE"
-    grant = tale.claim("training", "t2")
+    assert why_no_command(history.job) == "the training has not begun: the job is IN_QUEUE"
+    grant = history.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
     assert grant.commands == {}
-    assert tale.tell(heartbeat_of("t2")) == []
+    assert history.receive(heartbeat_of("t2")) == []
 
 
 # --- Whatever comes ---------------------------------------------------------------------------
@@ -1217,38 +1228,38 @@ def _at(fact: StageFact, stage: Stage) -> StageFact:
 )
 def test_any_facts_in_any_order_give_a_record_and_an_end_is_final(
     trains: bool,  # noqa: FBT001
-    told: list[Any],
+    happenings: list[Any],
 ) -> None:
-    tale = Tale(trains=trains, bucket=True)
-    for each in told:
-        before = tale.job
-        happen(tale, each)
-        if before.ended and tale.job.run == before.run:
-            assert (tale.job.status, tale.job.error, tale.job.ended_at) == (
+    history = JobHistory(trains=trains, bucket=True)
+    for each in happenings:
+        before = history.job
+        happen(history, each)
+        if before.ended and history.job.run == before.run:
+            assert (history.job.status, history.job.error, history.job.ended_at) == (
                 before.status, before.error, before.ended_at
             )  # fmt: skip
-        check(tale.job)
+        check(history.job)
 
 
-def happen(tale: Tale, what: Any) -> None:
+def happen(history: JobHistory, what: Any) -> None:
     match what:
         case "cancel":
-            tale.hear(transitions.cancel(tale.job, tale.now))
+            history.apply(transitions.cancel(history.job, history.now))
         case "late":
-            tale.hear(transitions.time_out(tale.job, "late", tale.now))
+            history.apply(transitions.time_out(history.job, "late", history.now))
         case "retry":
-            tale.hear(transitions.rerun(tale.job, tale.now))
+            history.apply(transitions.rerun(history.job, history.now))
         case "sample" | "save" | "stop":
-            tale.command(what)
+            history.command(what)
         case "lost":
-            for stage, record in tale.job.stages.items():
+            for stage, record in history.job.stages.items():
                 claim = record.claim.id if record.claim else "nobody"
                 step = transitions.lose_claim(
-                    tale.job, stage, claim, now=tale.now, heartbeat=HEARTBEAT
+                    history.job, stage, claim, now=history.now, heartbeat=HEARTBEAT
                 )
-                tale.hear(step)
+                history.apply(step)
         case fact:
-            tale.tell(fact)
+            history.receive(fact)
 
 
 def check(job: Job) -> None:
@@ -1272,51 +1283,51 @@ class Workers(RuleBasedStateMachine):
 
     @initialize(trains=st.booleans(), draws=st.booleans(), bucket=st.booleans())
     def submit(self, trains: bool, draws: bool, bucket: bool) -> None:  # noqa: FBT001
-        self.tale = Tale(trains=trains, draws=draws or not trains, bucket=bucket)
+        self.history = JobHistory(trains=trains, draws=draws or not trains, bucket=bucket)
         self.number = 0
 
     @rule(stage=ANY_STAGE, outcome=st.sampled_from(["done", "passing", "refused", "lost"]))
     def work(self, stage: Stage, outcome: str) -> None:
         self.number += 1
         claim = f"c{self.number}"
-        if isinstance(self.tale.claim(stage, claim), ClaimRefused):
+        if isinstance(self.history.claim(stage, claim), ClaimRefused):
             return
         if outcome == "lost":
-            happen(self.tale, "lost")
+            happen(self.history, "lost")
         elif outcome == "done":
-            self.tale.tell(result_of(self.tale.job, stage, claim))
+            self.history.receive(result_of(self.history.job, stage, claim))
         else:
-            self.tale.fail(stage, claim, kind=outcome)
+            self.history.fail(stage, claim, kind=outcome)
 
     @rule()
     def interrupt(self) -> None:
         self.number += 1
-        if isinstance(self.tale.claim("training", f"c{self.number}"), ClaimGranted):
-            self.tale.tell(
+        if isinstance(self.history.claim("training", f"c{self.number}"), ClaimGranted):
+            self.history.receive(
                 TrainingInterrupted(job="job", stage="training", claim=f"c{self.number}")
             )
 
     @invariant()
     def there_is_one_end_and_one_webhook(self) -> None:
-        if not hasattr(self, "tale"):
+        if not hasattr(self, "history"):
             return
-        job, said = self.tale.job, [effect.message for effect in self.tale.said]
-        ends = [each for each in said if isinstance(each, JobCompleted | JobFailed)]
+        job, sent = self.history.job, [effect.message for effect in self.history.effects]
+        ends = [each for each in sent if isinstance(each, JobCompleted | JobFailed)]
         assert len(ends) == int(job.ended)
-        assert len([each for each in said if isinstance(each, WebhookDue)]) == int(job.ended)
+        assert len([each for each in sent if isinstance(each, WebhookDue)]) == int(job.ended)
 
     @invariant()
     def a_job_without_training_is_complete_with_its_images_only(self) -> None:
-        if hasattr(self, "tale") and not self.tale.job.trains:
-            assert "training" not in self.tale.job.stages
-            assert self.tale.job.images or self.tale.job.status != "COMPLETED"
+        if hasattr(self, "history") and not self.history.job.trains:
+            assert "training" not in self.history.job.stages
+            assert self.history.job.images or self.history.job.status != "COMPLETED"
 
     @invariant()
     def a_live_job_has_something_left_to_do(self) -> None:
-        if not hasattr(self, "tale") or self.tale.job.status in END_STATUSES:
+        if not hasattr(self, "history") or self.history.job.status in END_STATUSES:
             return
-        check(self.tale.job)
-        assert any(record.open for record in self.tale.job.stages.values())
+        check(self.history.job)
+        assert any(record.open for record in self.history.job.stages.values())
 
 
 def result_of(job: Job, stage: Stage, claim: str) -> Any:

@@ -83,7 +83,7 @@ def test_without_a_negative_prompt_there_is_no_line_for_it(negative: str | None)
 
 
 @pytest.mark.parametrize(("clip_skip", "told"), [(0, "1"), (1, "1"), (4, "4")])
-def test_no_clip_skip_is_told_as_the_first_layer_from_the_end(clip_skip: int, told: str) -> None:
+def test_no_clip_skip_is_written_as_the_first_layer_from_the_end(clip_skip: int, told: str) -> None:
     assert read(text_of(image_request(), clip_skip=clip_skip))["Clip skip"] == told
 
 
@@ -94,7 +94,7 @@ def test_an_unknown_model_is_left_out() -> None:
     assert told["Seed"] == "42"
 
 
-def test_a_sample_tells_the_size_that_it_has() -> None:
+def test_a_sample_states_its_own_size() -> None:
     assert read(text_of(image_request(side=1152)))["Size"] == "1152x1152"
 
 

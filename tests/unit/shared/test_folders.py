@@ -229,7 +229,7 @@ async def test_a_cached_folder_is_fetched_once(
     assert content_of(first) == CONTENT
 
 
-async def test_a_cached_folder_tells_the_sha256_of_its_files_and_others_tell_nothing(
+async def test_a_cached_folder_gives_the_sha256_of_its_files_and_others_give_none(
     store: FolderStore, model: Path, tmp_path: Path
 ) -> None:
     await upload_folder(store, model, "m")

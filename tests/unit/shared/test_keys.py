@@ -64,7 +64,7 @@ def test_a_process_that_finds_the_key_made_meanwhile_takes_that_one(
     assert [file.name for file in tmp_path.iterdir()] == ["secret.key"]
 
 
-def test_an_empty_key_file_is_told_of_and_never_used(tmp_path: Path) -> None:
+def test_an_empty_key_file_is_reported_and_never_used(tmp_path: Path) -> None:
     (tmp_path / "secret.key").write_text("\n")
 
     with pytest.raises(SettingsError, match=r"secret\.key holds no key; remove it"):

@@ -90,7 +90,7 @@ def test_an_image_that_lies_on_its_side_is_turned_in_every_mode(
     assert (seen.getpixel((0, 0)), seen.getpixel((0, 7))) == ((0, 0, 0), WHITE)
 
 
-def test_a_fingerprint_tells_pixels_not_files() -> None:
+def test_a_fingerprint_is_of_pixels_not_files() -> None:
     image = Image.new("RGB", (30, 700), RED)
     other = image.copy()
     other.putpixel((29, 699), (254, 0, 0))

@@ -226,7 +226,7 @@ def test_a_picture_is_mirrored_as_often_as_asked() -> None:
     assert all(one.flip for one in draws(cat, epoch_config(flip_p=1.0), 100))
 
 
-def test_a_picture_of_its_own_mind_beats_the_job() -> None:
+def test_settings_of_a_picture_override_the_job() -> None:
     (cat,) = pictures(SQUARE, cond_dropout=0.0, flip_p=0.0, shuffle_tags=False)
     job = epoch_config(cond_dropout=1.0, flip_p=1.0, shuffle_tags=True)
 

@@ -7,7 +7,7 @@ import pytest
 from shared.retry import FAILURES_ALLOWED, Reconnects, delay, reconnect_delay, webhook_delay
 
 
-def test_a_stage_is_asked_for_again_after_one_heartbeat_then_three_then_nine() -> None:
+def test_a_stage_is_retried_after_one_heartbeat_then_three_then_nine() -> None:
     assert [delay(failures, 10.0) for failures in (1, 2, 3)] == [10.0, 30.0, 90.0]
 
 
@@ -26,7 +26,7 @@ def test_a_webhook_is_tried_five_times_and_given_up() -> None:
 
 
 @pytest.mark.parametrize("heartbeat", [0.2, 1.0, 30.0])
-def test_a_faster_heartbeat_quickens_every_wait(heartbeat: float) -> None:
+def test_a_faster_heartbeat_shortens_every_backoff(heartbeat: float) -> None:
     assert delay(2, heartbeat) == pytest.approx(3 * heartbeat)
     assert webhook_delay(2, heartbeat) == pytest.approx(6 * heartbeat)
 

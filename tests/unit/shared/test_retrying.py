@@ -60,7 +60,7 @@ async def test_a_listing_that_breaks_off_gives_nothing_twice(tmp_path: Path) -> 
     ]
 
 
-async def test_what_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+async def test_a_missing_object_is_reported_at_once(tmp_path: Path) -> None:
     flaky = Flaky(tmp_path, failures=0)
     with pytest.raises(NotFound):
         await RetryingStore(flaky, deadline=50.0).get("nothing")

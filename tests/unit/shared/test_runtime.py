@@ -56,11 +56,11 @@ class ScriptedWork:
         self,
         perform: Callable[[Order], Awaitable[DatasetStaged]],
         *,
-        gentle: bool = False,
+        graceful: bool = False,
         concurrency: int = 1,
     ) -> None:
         self._perform = perform
-        self.graceful = gentle
+        self.graceful = graceful
         self.concurrency = concurrency
         self.ready = 0
 
@@ -78,7 +78,7 @@ class ScriptedWork:
         self.ready = -1
 
 
-class ScriptedErrands:
+class ScriptedTasks:
     """Best-effort tasks that run a function of the test and are recorded."""
 
     queue = INFERENCER_SAMPLES
@@ -103,8 +103,8 @@ class Gateway:
     async def submit(self, job: str = "job-1") -> None:
         await self._bus.publish(JobSubmitted(job=job, run=1, train=TRAIN))
 
-    async def hear(self, kind: type[F]) -> tuple[F, str]:
-        """The next fact of a kind, and where to answer it; others are skipped."""
+    async def receive(self, kind: type[F]) -> tuple[F, str]:
+        """The next fact of a kind, and its reply queue; others are skipped."""
         async with asyncio.timeout(10):
             async for delivery in self._facts:
                 await delivery.ack()
@@ -118,21 +118,21 @@ class Gateway:
         )
         await self._bus.send(reply_queue, answer)
 
-    async def ask(self, fact: StageFact, reply_queue: str, commands: dict[Command, int]) -> None:
-        asked = CommandIssued(job=fact.job, stage=fact.stage, claim=fact.claim, commands=commands)
-        await self._bus.send(reply_queue, asked)
+    async def issue(self, fact: StageFact, reply_queue: str, commands: dict[Command, int]) -> None:
+        issued = CommandIssued(job=fact.job, stage=fact.stage, claim=fact.claim, commands=commands)
+        await self._bus.send(reply_queue, issued)
 
     async def refuse(self, fact: StageFact, reply_queue: str) -> None:
         refusal = ClaimRefused(job=fact.job, stage=fact.stage, claim=fact.claim, reason="no")
         await self._bus.send(reply_queue, refusal)
 
-    async def say(self, message: JobCancelled) -> None:
+    async def publish(self, message: JobCancelled) -> None:
         await self._bus.publish(message, mandatory=False)
 
     async def waiting(self, queue: Queue = FETCHER) -> int:
         return await self._bus.depth(queue)
 
-    async def send_on_errand(self, name: str, job: str = "job-1") -> None:
+    async def publish_sample_row(self, name: str, job: str = "job-1") -> None:
         row = SampleRow(step=0, epoch=0, prompts=(), seed=0, resolution=256)
         await self._bus.publish(
             CheckpointSampled(
@@ -156,7 +156,7 @@ async def at_once(order: Order) -> DatasetStaged:
 
 @asynccontextmanager
 async def working(
-    work: ScriptedWork, best_effort_tasks: ScriptedErrands | None = None
+    work: ScriptedWork, best_effort_tasks: ScriptedTasks | None = None
 ) -> AsyncIterator[tuple[Gateway, asyncio.Event]]:
     broker = MemoryBroker()
     gateway = Gateway(broker.bus("gateway/test"))
@@ -174,12 +174,12 @@ async def working(
         await gateway.close()
 
 
-async def test_a_granted_claim_is_worked_on_and_its_result_is_said_under_the_claim() -> None:
+async def test_a_granted_claim_is_worked_on_and_its_result_is_published_under_it() -> None:
     async with working(ScriptedWork(at_once)) as (gateway, _):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue, attempt=3)
-        result, _reply = await gateway.hear(DatasetStaged)
+        result, _reply = await gateway.receive(DatasetStaged)
 
     assert (result.job, result.claim, result.attempt) == ("job-1", started.claim, 3)
     assert (started.gpu, started.asked_by) == ("a card", "")
@@ -195,29 +195,29 @@ async def test_a_claim_is_repeated_until_it_is_answered_and_nothing_begins_befor
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        first, _reply_queue = await gateway.hear(StagingStarted)
-        second, reply_queue = await gateway.hear(StagingStarted)
+        first, _reply_queue = await gateway.receive(StagingStarted)
+        second, reply_queue = await gateway.receive(StagingStarted)
         assert first.claim == second.claim
         assert not begun.is_set()
         await gateway.grant(second, reply_queue)
-        await gateway.hear(DatasetStaged)
+        await gateway.receive(DatasetStaged)
 
 
-async def test_a_refused_claim_costs_nothing_and_the_place_takes_the_next_message() -> None:
+async def test_a_refused_claim_costs_nothing_and_the_slot_takes_the_next_message() -> None:
     async with working(ScriptedWork(at_once)) as (gateway, _):
         await gateway.submit("refused")
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.refuse(started, reply_queue)
         await gateway.submit("granted")
-        while (started := (await gateway.hear(StagingStarted))[0]).job != "granted":
+        while (started := (await gateway.receive(StagingStarted))[0]).job != "granted":
             pass
         await gateway.grant(started, reply_queue)
-        result, _reply = await gateway.hear(DatasetStaged)
+        result, _reply = await gateway.receive(DatasetStaged)
 
     assert result.job == "granted"
 
 
-async def test_heartbeats_carry_the_newest_numbers_while_the_work_goes_on() -> None:
+async def test_heartbeats_carry_the_latest_numbers_while_the_work_goes_on() -> None:
     finish = asyncio.Event()
 
     async def perform(order: Order) -> DatasetStaged:
@@ -227,42 +227,42 @@ async def test_heartbeats_carry_the_newest_numbers_while_the_work_goes_on() -> N
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue)
-        heartbeat, _reply = await gateway.hear(StagingProgressed)
+        heartbeat, _reply = await gateway.receive(StagingProgressed)
         finish.set()
-        await gateway.hear(DatasetStaged)
+        await gateway.receive(DatasetStaged)
 
     assert heartbeat.progress == {"phase": "downloading", "bytes": 7}
 
 
-async def test_what_the_user_wants_is_heard_by_the_work_and_is_no_answer_to_a_claim() -> None:
-    heard: list[dict[Command, int]] = []
+async def test_commands_reach_the_work_and_are_no_answer_to_a_claim() -> None:
+    received: list[dict[Command, int]] = []
 
     async def perform(order: Order) -> DatasetStaged:
         for _ in range(2):
             await order.commands_changed.wait()
             order.commands_changed.clear()
-            heard.append(order.commands)
-            order.progress(keepalive=len(heard))
+            received.append(order.commands)
+            order.progress(keepalive=len(received))
         return staged(order)
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
-        await gateway.ask(started, reply_queue, {"save": 1})
-        await gateway.hear(StagingStarted)  # it still claims
+        started, reply_queue = await gateway.receive(StagingStarted)
+        await gateway.issue(started, reply_queue, {"save": 1})
+        await gateway.receive(StagingStarted)  # it still claims
         await gateway.grant(started, reply_queue)
-        while not (await gateway.hear(StagingProgressed))[0].progress:
+        while not (await gateway.receive(StagingProgressed))[0].progress:
             pass
-        await gateway.ask(started, reply_queue, {"save": 1})
-        await gateway.ask(started, reply_queue, {"save": 1, "stop": 1})
-        await gateway.hear(DatasetStaged)
+        await gateway.issue(started, reply_queue, {"save": 1})
+        await gateway.issue(started, reply_queue, {"save": 1, "stop": 1})
+        await gateway.receive(DatasetStaged)
 
-    assert heard == [{"save": 1}, {"save": 1, "stop": 1}]
+    assert received == [{"save": 1}, {"save": 1, "stop": 1}]
 
 
-async def test_a_claim_taken_away_cancels_the_work_and_nothing_more_is_said() -> None:
+async def test_a_lost_claim_cancels_the_work_and_nothing_more_is_published() -> None:
     ended = asyncio.Event()
 
     async def perform(order: Order) -> DatasetStaged:
@@ -274,14 +274,14 @@ async def test_a_claim_taken_away_cancels_the_work_and_nothing_more_is_said() ->
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue)
-        heartbeat, reply_queue = await gateway.hear(StagingProgressed)
+        heartbeat, reply_queue = await gateway.receive(StagingProgressed)
         await gateway.refuse(heartbeat, reply_queue)
         await asyncio.wait_for(ended.wait(), 10)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(HEARTBEAT * 5):
-                await gateway.hear(StageFailed)
+                await gateway.receive(StageFailed)
 
 
 async def test_a_cancelled_job_stops_its_work() -> None:
@@ -296,10 +296,10 @@ async def test_a_cancelled_job_stops_its_work() -> None:
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue)
-        await gateway.hear(StagingProgressed)
-        await gateway.say(JobCancelled(job="job-1", run=1))
+        await gateway.receive(StagingProgressed)
+        await gateway.publish(JobCancelled(job="job-1", run=1))
         await asyncio.wait_for(ended.wait(), 10)
 
 
@@ -320,9 +320,9 @@ async def test_the_type_of_an_error_decides_what_it_means(
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue)
-        failed, _reply = await gateway.hear(StageFailed)
+        failed, _reply = await gateway.receive(StageFailed)
 
     assert (failed.kind, failed.reason) == (kind, reason)
 
@@ -335,10 +335,10 @@ async def test_silent_work_is_given_up_after_its_patience() -> None:
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue)
         began = asyncio.get_running_loop().time()
-        failed, _reply = await gateway.hear(StageFailed)
+        failed, _reply = await gateway.receive(StageFailed)
 
     assert failed.kind == "passing"
     assert failed.reason.startswith("stalled in loading")
@@ -354,23 +354,23 @@ async def test_work_that_shows_life_is_not_given_up() -> None:
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue)
-        await gateway.hear(DatasetStaged)
+        await gateway.receive(DatasetStaged)
 
 
-async def test_a_stopped_worker_says_that_its_work_was_interrupted() -> None:
+async def test_a_stopped_worker_reports_that_its_work_was_interrupted() -> None:
     async def perform(order: Order) -> DatasetStaged:
         await asyncio.Event().wait()
         return staged(order)
 
     async with working(ScriptedWork(perform)) as (gateway, stop):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue)
-        await gateway.hear(StagingProgressed)
+        await gateway.receive(StagingProgressed)
         stop.set()
-        interrupted, _reply = await gateway.hear(StagingInterrupted)
+        interrupted, _reply = await gateway.receive(StagingInterrupted)
 
     assert interrupted.claim == started.claim
 
@@ -381,7 +381,7 @@ async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away
     stop = asyncio.Event()
 
     async def away(*_: object, **__: object) -> None:
-        raise Unavailable("the broker was taken away by a test")
+        raise Unavailable("the broker was made unavailable by a test")
 
     async def perform(order: Order) -> DatasetStaged:
         bus.publish = away  # type: ignore[method-assign]
@@ -390,7 +390,7 @@ async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away
 
     running = asyncio.create_task(Worker(bus, ScriptedWork(perform), heartbeat=HEARTBEAT).run(stop))
     await gateway.submit()
-    started, reply_queue = await gateway.hear(StagingStarted)
+    started, reply_queue = await gateway.receive(StagingStarted)
     await gateway.grant(started, reply_queue)
 
     async with asyncio.timeout(2 * FINAL_PUBLISH_HEARTBEATS * HEARTBEAT + 5):
@@ -398,7 +398,7 @@ async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away
     await gateway.close()
 
 
-async def test_gentle_work_saves_what_it_must_before_it_is_interrupted() -> None:
+async def test_graceful_work_saves_its_state_before_it_is_interrupted() -> None:
     saved = asyncio.Event()
 
     async def perform(order: Order) -> DatasetStaged:
@@ -406,13 +406,13 @@ async def test_gentle_work_saves_what_it_must_before_it_is_interrupted() -> None
         saved.set()
         raise Interrupted
 
-    async with working(ScriptedWork(perform, gentle=True)) as (gateway, stop):
+    async with working(ScriptedWork(perform, graceful=True)) as (gateway, stop):
         await gateway.submit()
-        started, reply_queue = await gateway.hear(StagingStarted)
+        started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue)
-        await gateway.hear(StagingProgressed)
+        await gateway.receive(StagingProgressed)
         stop.set()
-        await gateway.hear(StagingInterrupted)
+        await gateway.receive(StagingInterrupted)
 
     assert saved.is_set()
 
@@ -421,7 +421,7 @@ async def test_a_message_in_hand_goes_back_when_the_worker_stops_before_an_answe
     work = ScriptedWork(at_once)
     async with working(work) as (gateway, stop):
         await gateway.submit()
-        await gateway.hear(StagingStarted)
+        await gateway.receive(StagingStarted)
         stop.set()
         async with asyncio.timeout(10):
             while work.ready != -1:
@@ -429,7 +429,7 @@ async def test_a_message_in_hand_goes_back_when_the_worker_stops_before_an_answe
         assert await gateway.waiting() == 1
 
 
-async def test_a_worker_with_two_places_works_on_two_jobs_at_once() -> None:
+async def test_a_worker_with_two_slots_works_on_two_jobs_at_once() -> None:
     both = asyncio.Barrier(2)
 
     async def perform(order: Order) -> DatasetStaged:
@@ -441,10 +441,10 @@ async def test_a_worker_with_two_places_works_on_two_jobs_at_once() -> None:
         await gateway.submit("job-2")
         granted: set[str] = set()
         while len(granted) < 2:
-            started, reply_queue = await gateway.hear(StagingStarted)
+            started, reply_queue = await gateway.receive(StagingStarted)
             await gateway.grant(started, reply_queue)
             granted.add(started.claim)
-        done = {(await gateway.hear(DatasetStaged))[0].job for _ in range(2)}
+        done = {(await gateway.receive(DatasetStaged))[0].job for _ in range(2)}
 
     assert done == {"job-1", "job-2"}
 
@@ -458,86 +458,86 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def for_ever(_errand: BestEffortTask) -> None:
+async def for_ever(_task: BestEffortTask) -> None:
     await asyncio.Event().wait()
 
 
-async def test_errands_are_run_one_by_one_without_a_claim_while_no_work_waits() -> None:
-    async def run(_errand: BestEffortTask) -> None:
-        assert len(busy) == 0, "the place has two errands in hand"
+async def test_best_effort_tasks_run_one_by_one_without_a_claim_while_no_work_waits() -> None:
+    async def run(_task: BestEffortTask) -> None:
+        assert len(busy) == 0, "the slot runs two tasks at once"
         busy.append(1)
         await asyncio.sleep(HEARTBEAT)
         busy.pop()
 
     busy: list[int] = []
-    best_effort_tasks = ScriptedErrands(run)
+    best_effort_tasks = ScriptedTasks(run)
     async with working(ScriptedWork(at_once), best_effort_tasks) as (gateway, _):
         for name in "abc":
-            await gateway.send_on_errand(name)
+            await gateway.publish_sample_row(name)
         await until(lambda: best_effort_tasks.begun == ["a", "b", "c"])
 
 
-async def test_any_amount_of_work_goes_before_an_errand_and_costs_it_no_delivery() -> None:
+async def test_any_amount_of_work_goes_before_a_best_effort_task_and_costs_it_no_delivery() -> None:
     jobs = DELIVERY_LIMIT + 2
-    let_go = asyncio.Event()
+    finish = asyncio.Event()
     done: list[str] = []
 
-    async def run(_errand: BestEffortTask) -> None:
-        await let_go.wait()
+    async def run(_task: BestEffortTask) -> None:
+        await finish.wait()
 
     async def perform(order: Order) -> DatasetStaged:
         done.append(f"work, after {best_effort_tasks.begun}")
         return staged(order)
 
-    best_effort_tasks = ScriptedErrands(run)
+    best_effort_tasks = ScriptedTasks(run)
     async with working(ScriptedWork(perform), best_effort_tasks) as (gateway, _):
-        await gateway.send_on_errand("a")
+        await gateway.publish_sample_row("a")
         await until(lambda: best_effort_tasks.begun == ["a"])
-        await gateway.send_on_errand("b")
+        await gateway.publish_sample_row("b")
         for number in range(jobs):
             await gateway.submit(f"job-{number}")
-        let_go.set()
+        finish.set()
         for _ in range(jobs):
-            started, reply_queue = await gateway.hear(StagingStarted)
+            started, reply_queue = await gateway.receive(StagingStarted)
             await gateway.grant(started, reply_queue)
-            await gateway.hear(DatasetStaged)
+            await gateway.receive(DatasetStaged)
         await until(lambda: best_effort_tasks.begun == ["a", "b"])
 
     assert done == ["work, after ['a']"] * jobs
 
 
-async def test_the_end_of_its_job_calls_an_errand_off_for_good() -> None:
-    best_effort_tasks = ScriptedErrands(for_ever)
+async def test_the_end_of_its_job_drops_a_best_effort_task_for_good() -> None:
+    best_effort_tasks = ScriptedTasks(for_ever)
     async with working(ScriptedWork(at_once), best_effort_tasks) as (gateway, _):
-        await gateway.send_on_errand("a")
+        await gateway.publish_sample_row("a")
         await until(lambda: best_effort_tasks.begun == ["a"])
-        await gateway.say(JobCancelled(job="another", run=1))
-        await gateway.send_on_errand("b", job="job-2")
-        await gateway.say(JobCancelled(job="job-1", run=1))
+        await gateway.publish(JobCancelled(job="another", run=1))
+        await gateway.publish_sample_row("b", job="job-2")
+        await gateway.publish(JobCancelled(job="job-1", run=1))
         await until(lambda: best_effort_tasks.begun == ["a", "b"])
 
 
-async def test_an_errand_in_hand_goes_back_when_the_worker_stops() -> None:
-    best_effort_tasks = ScriptedErrands(for_ever)
+async def test_a_running_best_effort_task_is_requeued_when_the_worker_stops() -> None:
+    best_effort_tasks = ScriptedTasks(for_ever)
     work = ScriptedWork(at_once)
     async with working(work, best_effort_tasks) as (gateway, stop):
-        await gateway.send_on_errand("a")
+        await gateway.publish_sample_row("a")
         await until(lambda: best_effort_tasks.begun == ["a"])
         stop.set()
         await until(lambda: work.ready == -1)
         assert await gateway.waiting(INFERENCER_SAMPLES) == 1
 
 
-async def test_an_errand_that_fails_is_tried_again_and_a_silent_one_is_given_up() -> None:
+async def test_a_failed_best_effort_task_is_retried_and_a_silent_one_is_given_up() -> None:
     async def run(best_effort_task: BestEffortTask) -> None:
         if len(best_effort_tasks.begun) == 1:
             raise OSError("disk on fire")
         if len(best_effort_tasks.begun) == 2:
             await for_ever(best_effort_task)
 
-    best_effort_tasks = ScriptedErrands(run)
+    best_effort_tasks = ScriptedTasks(run)
     async with working(ScriptedWork(at_once), best_effort_tasks) as (gateway, _):
-        await gateway.send_on_errand("a")
+        await gateway.publish_sample_row("a")
         await until(lambda: best_effort_tasks.begun == ["a", "a"])
-        await gateway.send_on_errand("b")
+        await gateway.publish_sample_row("b")
         await until(lambda: best_effort_tasks.begun == ["a", "a", "b"])

@@ -121,13 +121,15 @@ def test_a_setting_under_its_old_name_is_taken_with_a_warning_that_names_the_new
     assert logs == []
 
 
-def test_a_wrong_value_is_told_by_the_name_that_was_given() -> None:
+def test_a_wrong_value_is_reported_under_the_name_that_was_given() -> None:
     with pytest.raises(SettingsError, match=r"^EVERYDREAM_BEAT is 'fast', but takes a number"):
         settings(BEAT="fast")
 
 
 @pytest.mark.parametrize(("case", "text"), WRONG)
-def test_a_wrong_value_is_told_with_its_variable_and_what_it_takes(case: Case, text: str) -> None:
+def test_a_wrong_value_is_reported_with_its_variable_and_the_allowed_values(
+    case: Case, text: str
+) -> None:
     with pytest.raises(SettingsError) as caught:
         settings(**{case.name: text})
     assert str(caught.value).startswith(f"{case.variable} is ")

@@ -147,18 +147,18 @@ def test_a_job_that_has_not_ended_is_lost() -> None:
     assert found(records=waiting, ends=ends) == said
 
 
-def test_a_client_that_is_told_another_end_than_the_recorded_one_is_lied_to() -> None:
+def test_a_client_that_sees_another_end_than_the_recorded_one_is_misinformed() -> None:
     told = replace(record(GONE, "CANCELLED"), told="COMPLETED")
     records = swapped(CLEAN.records, record(GONE, "CANCELLED"), told)
     assert "its record is CANCELLED, but a client is told COMPLETED" in found(records=records)
 
 
-def test_an_end_that_nobody_heard_is_lost() -> None:
+def test_an_end_that_was_not_received_is_lost() -> None:
     ends = without(CLEAN.ends, end(PLAIN))
     assert found(ends=ends) == f"{PLAIN}: no end was heard of run 1"
 
 
-def test_the_end_of_an_earlier_run_must_have_been_heard_too() -> None:
+def test_the_end_of_an_earlier_run_must_have_been_received_too() -> None:
     no_keepalive = without(CLEAN.ends, end(BROKE, "FAILED"))
     posts = without(CLEAN.posts, post(BROKE, "FAILED"))
     assert found(ends=no_keepalive, posts=posts) == f"{BROKE}: no end was heard of run 1"
@@ -175,7 +175,7 @@ def test_one_status_with_two_outputs_is_two_ends() -> None:
     assert "different ends were heard of run 1" in found(ends=ends)
 
 
-def test_an_end_that_is_heard_but_not_recorded_is_wrong() -> None:
+def test_an_end_that_is_received_but_not_recorded_is_wrong() -> None:
     ends = swapped(CLEAN.ends, end(PLAIN), end(PLAIN, "FAILED"))
     assert "run 1 ended COMPLETED by its record, but FAILED was heard" in found(ends=ends)
 
@@ -288,13 +288,13 @@ def test_a_message_that_has_not_left_the_outbox_is_left_over() -> None:
     assert found(outbox=("job/3/0",)) == "the outbox still holds job/3/0"
 
 
-def test_an_unexplained_dead_letter_is_told_with_its_reason() -> None:
+def test_an_unexplained_dead_letter_is_reported_with_its_reason() -> None:
     letter = Buried(queue="trainer", reason="delivery_limit", sha256="0" * 64)
     said = found(dead_letters=(*CLEAN.dead_letters, letter))
     assert "nobody planted: out of trainer, because of delivery_limit" in said
 
 
-def test_poison_that_was_not_buried_is_lost() -> None:
+def test_poison_that_was_not_dead_lettered_is_lost() -> None:
     assert "poison was planted and not buried: b'{" in found(dead_letters=())
 
 

@@ -29,7 +29,7 @@ def test_bytes_that_are_turned_crash_no_reader(name: str, data: st.DataObject) -
     TARGETS[name].read(bytes(damaged))
 
 
-def test_the_page_tells_of_every_crash() -> None:
+def test_the_page_describes_every_crash() -> None:
     outcomes = [fuzz.Outcome("archive", 600.0, 12345, 321, 2)]
     page = fuzz.page(outcomes, "the command")
     assert "| archive | 10.0 | 12345 | 321 | 2 |" in page
