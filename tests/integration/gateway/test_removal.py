@@ -122,7 +122,7 @@ async def test_a_gateway_that_starts_sweeps_at_once(here: World) -> None:
 
 
 @pytest.mark.parametrize("operation", ["status-sync", "stream"])
-async def test_who_waits_for_a_job_that_another_gateway_removes_is_let_go(
+async def test_a_wait_ends_when_another_gateway_removes_the_job(
     here: World, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     waits, wait = asyncio.Event(), change_notifier._wait

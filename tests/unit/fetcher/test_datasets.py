@@ -437,14 +437,14 @@ async def test_a_dataset_as_people_make_it_is_read_whole(tmp_path: Path) -> None
     assert [entry.file for entry in found.skipped] == ["my cats/notes.md"]
 
 
-async def test_all_that_is_said_of_a_picture_reaches_the_manifest(tmp_path: Path) -> None:
-    said = (
+async def test_all_settings_of_a_picture_reach_the_manifest(tmp_path: Path) -> None:
+    settings = (
         b"main_prompt: a cat, asleep\ntags: [{tag: red, weight: 3}, old]\nmultiply: 2\nrating: 4\n"
         b"cond_dropout: 0\nflip_p: 0.5\nshuffle_tags: true\nloss_scale: 0\nbatch_id: cats\n"
         b"max_caption_length: 40"
     )
 
-    (picture,) = (await checked({"d/a.png": drawn(), "d/a.yaml": said}, tmp_path)).pictures
+    (picture,) = (await checked({"d/a.png": drawn(), "d/a.yaml": settings}, tmp_path)).pictures
 
     assert picture == Picture(
         file=picture.file, name="d/a.png", width=64, height=48,
