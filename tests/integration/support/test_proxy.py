@@ -15,7 +15,7 @@ from tests.support.servers.proxy import Proxy
 
 Line = tuple[StreamReader, StreamWriter]
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(30)]  # tests of the tests
 
 
 @asynccontextmanager

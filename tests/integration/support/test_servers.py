@@ -33,7 +33,7 @@ from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Answer, Page, Web
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # tests of the tests
 
 QUORUM: FieldTable = {"x-queue-type": "quorum"}
 MIB = 1 << 20
@@ -92,7 +92,6 @@ async def test_each_test_has_a_virtual_host_of_its_own(rabbitmq: RabbitMQ) -> No
     assert [await take_out(url) for url in urls] == [url.encode() for url in urls]
 
 
-@pytest.mark.long
 async def test_a_confirmed_message_outlives_a_kill_of_the_node(
     rabbitmq: RabbitMQ, amqp_url: str
 ) -> None:
@@ -131,7 +130,6 @@ async def test_all_connections_can_be_cut(rabbitmq: RabbitMQ, amqp_url: str) -> 
     await put_away(amqp_url, b"back at once")
 
 
-@pytest.mark.long
 async def test_a_node_makes_more_virtual_hosts_when_they_are_used_up() -> None:
     with RabbitMQ(vhosts=1) as node:
         first, second = node.fresh_url(), node.fresh_url()
@@ -373,7 +371,7 @@ async def test_the_web_can_keep_silent(web: Web) -> None:
 # ---------------------------------------------------------------------------------- all of them
 
 
-@pytest.fixture(params=[pytest.param(RabbitMQ, marks=pytest.mark.long), PostgreSQL, S3Server])
+@pytest.fixture(params=[RabbitMQ, PostgreSQL, S3Server])
 def kind(request: pytest.FixtureRequest) -> type[Server]:
     server: type[Server] = request.param
     return server
@@ -408,7 +406,6 @@ time.sleep(600)
 """
 
 
-@pytest.mark.long
 def test_a_server_ends_with_the_tests_even_if_they_are_killed(kind: type[Server]) -> None:
     module = kind.__module__.rpartition(".")[2]
     code = ABANDON.format(module=module, name=kind.__name__)

@@ -28,7 +28,7 @@ async def main():
 asyncio.run(main())
 """
 
-pytestmark = pytest.mark.usefixtures("warm_children")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("warm_children")]  # tests of the tests
 
 
 @pytest.fixture
