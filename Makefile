@@ -16,6 +16,9 @@ FAULTS_ARGS ?=
 LONG_ARGS ?=
 SOAK_ARGS ?=
 
+# Hundreds of processes start in the tests: without its cache, each compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check

@@ -165,8 +165,12 @@ async def all_ears(run: Run) -> AsyncIterator[None]:
     """Hear everything on the exchange."""
     async with await aio_pika.connect(run.guest_url) as connection:
         channel = await connection.channel()
+        # The gateway listens before it has declared it.
+        exchange = await channel.declare_exchange(
+            EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True
+        )
         queue = await channel.declare_queue(exclusive=True)
-        await queue.bind(EXCHANGE, "#")
+        await queue.bind(exchange, "#")
 
         async def hear(message: Any) -> None:
             if message.routing_key != "job.requested" and message.body != POISONED:
