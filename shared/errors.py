@@ -3,9 +3,8 @@
 EveryDreamError
 ├── Refused            permanent, or for the user to fix: the job ends FAILED with this reason
 ├── Passing            temporary: counts one failure, the stage is retried
-│   ├── Unavailable    a broker, a store or a database does not answer
-│   │   └── Full       a disk has no room
-│   └── Stalled        a worker's child reported nothing for too long
+│   └── Unavailable    a broker, a store or a database does not answer
+│       └── Full       a disk has no room
 ├── Interrupted        the worker is stopping: another takes the stage, no failure is counted
 ├── NotFound           no such key in an object store or a job store
 ├── Unroutable         a mandatory message reached no queue
@@ -31,10 +30,6 @@ class Unavailable(Passing):
 
 class Full(Unavailable):
     """A disk has no room; what was partly written is removed."""
-
-
-class Stalled(Passing):
-    """A child process reported nothing for too long."""
 
 
 class Interrupted(EveryDreamError):

@@ -16,9 +16,8 @@ import pytest_asyncio
 
 from everydream import drawings
 from tests.end_to_end.story import API_KEY, PATIENCE, User, picture, served
-from tests.support.servers.process import search_path
 from tests.support.servers.web import running_web
-from tests.support.services import ROOT, WARM, ServiceProcess, resolved
+from tests.support.services import WARM, ServiceProcess, environment_at, resolved
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 
@@ -52,10 +51,7 @@ async def begun(
     desk: Path, process: ServiceProcess, *words: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A command that runs, and is gone at the end of the block."""
-    environment = {
-        "PATH": search_path(),
-        "HOME": str(desk),
-        "PYTHONPATH": str(ROOT),
+    environment = environment_at(desk) | {
         "EVERYDREAM_URL": process.url,
         "EVERYDREAM_API_KEY": API_KEY,
     }

@@ -98,7 +98,7 @@ async def unwell(world: World, form: Form, fault: Fault, lasting: float) -> Outc
     """
 
     async def once() -> list[str]:
-        at_work = await world.submit(Script(steps=20, step_seconds=0.05, resume_every=5))
+        at_work = await world.submit(Script(steps=20, step_seconds=0.1, resume_every=5))
         await world.reaches(at_work, step=2)
         waiting = [await world.submit(Script(steps=2)) for _ in range(form.of(1, 3))]
         with fault():

@@ -29,11 +29,12 @@ from time import monotonic
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 
 from everydream.client import ENDS, Client, is_temporary
 from tests.end_to_end.story import API_KEY, bucket_config, host_of, picture
 from tests.faults.script import Script, spell
-from tests.support.pace import slowness
+from tests.support.pace import SHARED, slowness
 from tests.support.servers.process import HOST
 from tests.support.servers.proxy import Proxy
 from tests.support.servers.rabbitmq import RabbitMQ
@@ -50,6 +51,12 @@ PATIENCE = 120.0
 LOOK_SECONDS = 0.05
 PROGRAM = ("tests.faults.scripted",)
 T = TypeVar("T")
+
+
+def at_our_pace(script: Script) -> Script:
+    """The script with steps so long that a slow machine's heartbeats still show them."""
+    factor = max(1.0, slowness() / SHARED)
+    return msgspec.structs.replace(script, step_seconds=script.step_seconds * factor)
 
 
 @cache
@@ -127,7 +134,8 @@ class World:
 
         ``request`` replaces parts of the body, ``train`` fields of its training.
         """
-        body = self.body(script or Script(), webhook=webhook, s3=s3, **train) | (request or {})
+        script = at_our_pace(script or Script())
+        body = self.body(script, webhook=webhook, s3=s3, **train) | (request or {})
         once = str(uuid.uuid4())
         job = await self.until(lambda: self._accepted(body, once))
         self.jobs[job] = Job(job, webhook, s3, wanted)

@@ -316,18 +316,17 @@ def resolved(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
+def environment_at(home: Path) -> dict[str, str]:
+    """What a command of ours is started with: nothing of the tests' own settings."""
+    passed_on = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+    return passed_on | {"PATH": search_path(), "HOME": str(home), "PYTHONPATH": str(ROOT)}
+
+
 def _complete(name: str, environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    own = {
-        "PATH": search_path(),
-        "HOME": str(folder),
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
-        "EVERYDREAM_HOME": str(folder / "home"),
-    }
+    own = {"PYTHONUNBUFFERED": "1", "EVERYDREAM_HOME": str(folder / "home")}
     if name == "gateway":
         own["EVERYDREAM_PORT"] = str(free_port())
-    passed_on = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
-    return passed_on | own | dict(environment)
+    return environment_at(folder) | own | dict(environment)
 
 
 def _temporary_folder() -> Path:

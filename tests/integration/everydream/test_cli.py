@@ -10,8 +10,7 @@ import pytest
 
 from everydream.cli import first_of
 from shared.errors import SettingsError
-from tests.support.servers.process import search_path
-from tests.support.services import ROOT, resolved
+from tests.support.services import environment_at, resolved
 
 SECONDS = 120
 
@@ -23,10 +22,9 @@ def home(tmp_path: Path) -> Path:
 
 def typed(home: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """The result of a command with these ``EVERYDREAM_*`` settings."""
-    environment = {"PATH": search_path(), "HOME": str(home), "PYTHONPATH": str(ROOT)}
     chosen = {f"EVERYDREAM_{name}": text for name, text in settings.items()}
     return subprocess.run(
-        resolved(["everydream", *words]), cwd=home, env=environment | chosen,
+        resolved(["everydream", *words]), cwd=home, env=environment_at(home) | chosen,
         capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.uploads import SqlUploadStore
+from services.gateway.endpoints import jobs
 from services.gateway.jobs import transitions
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import read, row_of
@@ -141,7 +142,11 @@ class RaceTrack:
 
 
 @pytest.fixture
-async def race_track(tmp_path: Path, database_url: str) -> AsyncIterator[RaceTrack]:
+async def race_track(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RaceTrack]:
+    # A request waits for its rival's disk, too: a slow one must not make it give up.
+    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 60.0)
     settings = replace(settings_for(tmp_path), api_keys=API_KEYS)
     broker = MemoryBroker()
     broker.declare(CONTROL)
