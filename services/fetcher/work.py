@@ -9,12 +9,17 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from services.fetcher.datasets.archive import unpack
-from services.fetcher.datasets.estimate import estimate
-from services.fetcher.datasets.report import build_report, captions_of, check_images, with_tokens
 from services.fetcher.download import download
+from services.fetcher.estimate import estimate
 from services.fetcher.models.stage import LINKS_FOLDER, ModelReference, ModelStager
-from services.fetcher.models.tokenizer_and_size import (
+from services.fetcher.parsing.datasets.archive import unpack
+from services.fetcher.parsing.datasets.report import (
+    build_report,
+    captions_of,
+    check_images,
+    with_tokens,
+)
+from services.fetcher.parsing.models.tokenizer_and_size import (
     count_parameters,
     count_tokens,
     fetch_tokenizer,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.datasets.archive import Unpacked, unpack
-from services.fetcher.datasets.report import Checker
-from services.fetcher.datasets.sidecars import Sidecars
+from services.fetcher.parsing.datasets.archive import Unpacked, unpack
+from services.fetcher.parsing.datasets.report import Checker
+from services.fetcher.parsing.datasets.sidecars import Sidecars
 from shared.errors import Refused
 from tests.security.bounds import within_bounds, written
 from tests.support.corpora.archives import (

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from services.fetcher.datasets.archive import unpack
-from services.fetcher.datasets.report import CheckedDataset, check_images
+from services.fetcher.parsing.datasets.archive import unpack
+from services.fetcher.parsing.datasets.report import CheckedDataset, check_images
 from shared.errors import Refused
 from tests.security.bounds import within_bounds, written
 from tests.support.corpora.archives import Entry, archive

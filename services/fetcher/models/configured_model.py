@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.fetcher.models.diffusers_folder import validate_diffusers_folder
 from services.fetcher.models.hub import HubModel, hub_model, pull
+from services.fetcher.parsing.models.diffusers_folder import validate_diffusers_folder
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.errors import SettingsError

@@ -20,13 +20,18 @@ from services.fetcher.models.configured_model import (
     hub_token,
     validated_model,
 )
-from services.fetcher.models.diffusers_folder import choose_files, names_in
 from services.fetcher.models.hub import HubModel, file_url, hub_model
-from services.fetcher.models.pickle_reader import is_checkpoint
-from services.fetcher.models.safetensors_file import looks_like_safetensors
-from services.fetcher.models.single_file import stage_checkpoint, stage_safetensors
+from services.fetcher.parsing.models.diffusers_folder import choose_files, names_in
+from services.fetcher.parsing.models.pickle_reader import is_checkpoint
+from services.fetcher.parsing.models.safetensors_file import looks_like_safetensors
+from services.fetcher.parsing.models.single_file import stage_checkpoint, stage_safetensors
+from services.fetcher.parsing.zip_reader import (
+    UnusableEntry,
+    checked_members,
+    open_zip,
+    write_member,
+)
 from services.fetcher.progress_meter import ProgressMeter
-from services.fetcher.zip_reader import UnusableEntry, checked_members, open_zip, write_member
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Refused
 from shared.network.addresses import shown_url

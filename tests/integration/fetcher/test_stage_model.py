@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.fetcher.models.configured_model import TINY_FOLDER
-from services.fetcher.models.diffusers_folder import validate_diffusers_folder, vocabulary_of
+from services.fetcher.parsing.models.diffusers_folder import (
+    validate_diffusers_folder,
+    vocabulary_of,
+)
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import export, original_layout
 from shared.errors import Refused, SettingsError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from services.fetcher.models.tokenizer_and_size import (
+from services.fetcher.parsing.models.tokenizer_and_size import (
     count_parameters,
     count_tokens,
     fetch_tokenizer,

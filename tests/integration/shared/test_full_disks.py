@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.datasets.archive import unpack
 from services.fetcher.download import download
+from services.fetcher.parsing.datasets.archive import unpack
 from shared import disk
 from shared.adapters.folder import INCOMING, FolderStore
 from shared.errors import Full, Passing

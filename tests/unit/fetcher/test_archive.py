@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from services.fetcher import zip_reader
-from services.fetcher.datasets import archive
-from services.fetcher.datasets.archive import Unpacked, unpack
+from services.fetcher.parsing import zip_reader
+from services.fetcher.parsing.datasets import archive
+from services.fetcher.parsing.datasets.archive import Unpacked, unpack
 from shared.errors import Refused
 
 SHOWN = "https://example.com/data.zip"

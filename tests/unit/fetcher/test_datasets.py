@@ -10,11 +10,16 @@ import msgspec
 import pytest
 from PIL import Image as Pillow
 
-from services.fetcher.datasets import image_check, report
-from services.fetcher.datasets.archive import ImageFile, Unpacked, unpack
-from services.fetcher.datasets.image_check import UnusableImage, inspect
-from services.fetcher.datasets.report import CheckedDataset, build_report, check_images, with_tokens
-from services.fetcher.datasets.sidecars import ImageOptions, Sidecars
+from services.fetcher.parsing.datasets import image_check, report
+from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked, unpack
+from services.fetcher.parsing.datasets.image_check import UnusableImage, inspect
+from services.fetcher.parsing.datasets.report import (
+    CheckedDataset,
+    build_report,
+    check_images,
+    with_tokens,
+)
+from services.fetcher.parsing.datasets.sidecars import ImageOptions, Sidecars
 from shared.dataset.captions import parse
 from shared.dataset.manifest import Captions, Duplicate, Manifest, Picture, Report, Skipped
 from shared.errors import Refused

@@ -13,9 +13,9 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
-from services.fetcher.models.diffusers_folder import WEIGHTS, read_tensors
-from services.fetcher.models.safetensors_file import TensorEntry, read_header
-from services.fetcher.models.single_file import PREFIXES, SINGLE_FILE
+from services.fetcher.parsing.models.diffusers_folder import WEIGHTS, read_tensors
+from services.fetcher.parsing.models.safetensors_file import TensorEntry, read_header
+from services.fetcher.parsing.models.single_file import PREFIXES, SINGLE_FILE
 from shared.errors import Refused
 from shared.ports import ObjectStore
 from shared.storage.folders import read_manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct, field
 
-from services.fetcher.zip_reader import (
+from services.fetcher.parsing.zip_reader import (
     Member,
     UnusableEntry,
     checked_members,

@@ -11,9 +11,13 @@ from typing import Any, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.fetcher.datasets.archive import ImageFile, Unpacked
-from services.fetcher.datasets.image_check import UnusableImage, inspect
-from services.fetcher.datasets.sidecars import MAX_CAPTION_CHARACTERS, ImageOptions, Sidecars
+from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked
+from services.fetcher.parsing.datasets.image_check import UnusableImage, inspect
+from services.fetcher.parsing.datasets.sidecars import (
+    MAX_CAPTION_CHARACTERS,
+    ImageOptions,
+    Sidecars,
+)
 from shared.concurrency import in_thread
 from shared.dataset.buckets import Size, is_undersized
 from shared.dataset.captions import MAX_TOKENS, SEPARATOR, bounded

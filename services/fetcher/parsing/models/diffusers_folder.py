@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from services.fetcher.models.safetensors_file import TensorEntry, read_header
+from services.fetcher.parsing.models.safetensors_file import TensorEntry, read_header
 from shared.errors import Refused
 
 WEIGHTS = {
