@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from services.fetcher.model_files import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS
 from services.fetcher.models.hub import HubModel, HubOrder
-from services.fetcher.parsing.models.diffusers_folder import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import AnyRecord, Done, Failed, Progress
 from shared.errors import reason_of

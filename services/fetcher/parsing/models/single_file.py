@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from services.fetcher.model_files import WEIGHTS
 from services.fetcher.parsing.models.architecture import (
     Shape,
     Shapes,
@@ -26,7 +27,7 @@ from services.fetcher.parsing.models.architecture import (
     vae_shapes,
 )
 from services.fetcher.parsing.models.diffusers_configs import Architecture, write_configs
-from services.fetcher.parsing.models.diffusers_folder import WEIGHTS, check_channels
+from services.fetcher.parsing.models.diffusers_folder import check_channels
 from services.fetcher.parsing.models.pickle_reader import read_checkpoint
 from services.fetcher.parsing.models.prediction_type import (
     ZERO_SNR_MARKER,
