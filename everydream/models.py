@@ -9,8 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from services.fetcher.models.configured_model import ConfiguredModel, Pin
+from services.fetcher.models.configured_model import ConfiguredModel, ModelFolders, Pin
+from services.fetcher.parser import Parser
 from services.fetcher.progress_meter import ProgressMeter
+from shared.service_process import closing
 from shared.settings import Settings
 
 
@@ -25,8 +27,10 @@ async def pull_model(
         SettingsError: it is not a model of the hub, so there is nothing to pull.
     """
     configured = name or settings.base_model
-    with _progress_bar(configured, console) as meter:
-        pin = await ConfiguredModel(configured, settings.home).pull(revision, meter)
+    async with closing(Parser()) as parser:
+        model = ConfiguredModel(configured, settings.home, ModelFolders(parser))
+        with _progress_bar(configured, console) as meter:
+            pin = await model.pull(revision, meter)
     console.print(f"{configured} is commit {pin.commit} from now on,", soft_wrap=True)
     console.print(f"in {settings.home / pin.folder}", soft_wrap=True)
     if configured != settings.base_model:

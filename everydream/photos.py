@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from everydream.client import Client, with_retries
-from services.fetcher.datasets.archive import IMAGE_SUFFIXES, TEXT_SUFFIXES
-from services.fetcher.zip_reader import is_hidden
+from services.fetcher.parsing.datasets.archive import IMAGE_SUFFIXES, TEXT_SUFFIXES
+from services.fetcher.parsing.zip_reader import is_hidden
 from shared.errors import Refused
 from shared.storage.folders import sha256_of
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from services.fetcher.models.stage import ModelStager
+from services.fetcher.parser import Parser
 from services.fetcher.work import FetcherWork
 from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
@@ -17,16 +18,19 @@ async def serve(
 ) -> None:
     """Stage datasets and base models until ``stop`` is set."""
     allowed = settings.allowed_private_hosts
+    parser = Parser()
     models = ModelStager(
         store,
         configured=settings.base_model,
         home=settings.home,
+        parser=parser,
         allowed=allowed,
         private=settings.private_models,
     )
     work = FetcherWork(
         store,
         models,
+        parser,
         scratch=settings.scratch,
         allowed=allowed,
         concurrency=settings.concurrency or 4,

@@ -9,20 +9,16 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from services.fetcher.datasets.archive import unpack
-from services.fetcher.datasets.estimate import estimate
-from services.fetcher.datasets.report import build_report, captions_of, check_images, with_tokens
 from services.fetcher.download import download
+from services.fetcher.estimate import estimate
+from services.fetcher.limits import dataset_limits, model_limits
 from services.fetcher.models.stage import LINKS_FOLDER, ModelReference, ModelStager
-from services.fetcher.models.tokenizer_and_size import (
-    count_parameters,
-    count_tokens,
-    fetch_tokenizer,
-    stored_parameters,
-)
+from services.fetcher.models.stored_model import fetch_tokenizer, stored_parameters
+from services.fetcher.order import DescribeModel, ModelDescription, ParseDataset, ParsedDataset
+from services.fetcher.parser import Parser, check_left
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
-from shared.dataset.manifest import Manifest, Report
+from shared.dataset.manifest import Report
 from shared.dataset.plan import job_seed
 from shared.dataset.speed import SPEED_KEY, Speed
 from shared.errors import NotFound, Refused
@@ -47,6 +43,9 @@ from shared.storage.folders import upload_folder
 from shared.storage.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
 from shared.worker.order import Order
 
+DATASET = "dataset"
+"""The folder for the images and the manifest, inside the scratch folder."""
+
 log = structlog.get_logger()
 
 
@@ -63,6 +62,7 @@ class FetcherWork:
         self,
         store: ObjectStore,
         models: ModelStager,
+        parser: Parser,
         *,
         scratch: Path,
         allowed: frozenset[str],
@@ -71,6 +71,7 @@ class FetcherWork:
         self.concurrency = concurrency
         self._store = store
         self._models = models
+        self._parser = parser
         self._scratch = scratch
         self._allowed = allowed
 
@@ -78,10 +79,13 @@ class FetcherWork:
         return "staging" if isinstance(message, JobSubmitted) else None
 
     async def prepare(self) -> str:
+        """Have a child ready to read files."""
+        await self._parser.prepare()
         return ""
 
     async def close(self) -> None:
-        """Nothing is kept between orders."""
+        """End the child that waits."""
+        await self._parser.close()
 
     async def perform(self, order: Order) -> DatasetStaged | ModelStaged:
         """Stage what the job asks for; the scratch folder is always removed."""
@@ -103,9 +107,9 @@ class FetcherWork:
         reference = ModelReference(
             train.resume_ckpt_url, "input.train.resume_ckpt_url", train.hf_repo_subfolder
         )
-        dataset, manifest, report = await self._stage_dataset(order, train, scratch)
+        dataset, report = await self._stage_dataset(order, train, scratch)
         base = await self._stage_model(order, "the base model", reference, scratch / "base")
-        report = await self._with_model_facts(report, manifest, train, base, scratch / "base")
+        report = await self._with_model_facts(order, report, train, base, scratch)
         return DatasetStaged(
             **order.stamp(),
             train=train,
@@ -128,31 +132,30 @@ class FetcherWork:
             sha256=model.sha256,
         )
 
-    async def _stage_dataset(
-        self, order: Order, train: Train, scratch: Path
-    ) -> tuple[str, Manifest, Report]:
-        archive, folder = scratch / "data.zip", scratch / "dataset"
-        shown = "the upload" if train.data_url.startswith(STORED) else shown_url(train.data_url)
+    async def _stage_dataset(self, order: Order, train: Train, scratch: Path) -> tuple[str, Report]:
+        archive, folder = scratch / "data.zip", scratch / DATASET
         await in_thread(folder.mkdir)
         await self._fetch_archive(order, train.data_url, archive)
-        order.progress(phase="unpacking")
-        unpacked = await unpack(archive, folder, shown=shown, keepalive=order.keepalive)
-        await in_thread(archive.unlink)
-        checked = await check_images(
-            unpacked, folder, shown=shown,
-            keepalive=lambda done, of: order.progress(phase="checking images", images=done, of=of),
-        )  # fmt: skip
-        manifest, report = await in_thread(
-            build_report, checked, train, job_seed(order.job, train), shown
+        task = ParseDataset(
+            archive=str(archive),
+            folder=str(folder),
+            train=train,
+            seed=job_seed(order.job, train),
+            shown="the upload" if train.data_url.startswith(STORED) else shown_url(train.data_url),
         )
-        await in_thread(manifest.write, folder)
+        limits = dataset_limits((await in_thread(archive.stat)).st_size)
+        parsed = await self._parser.parse(
+            task, limits, ParsedDataset, keepalive=order.keepalive, on_progress=order.progress
+        )
+        await in_thread(check_left, folder, parsed.files)
         order.progress(phase="storing the dataset")
         prefix = f"jobs/{order.job}/staging/{order.grant.attempt}/dataset"
         await upload_folder(self._store, folder, prefix, keepalive=order.keepalive)
+        report = parsed.report
         log.info(
             "dataset_staged", job=order.job, images=report.images, skipped=report.skipped_count
         )
-        return prefix, manifest, report
+        return prefix, report
 
     async def _stage_model(
         self, order: Order, shown: str, reference: ModelReference, scratch: Path
@@ -163,18 +166,26 @@ class FetcherWork:
         return await self._models.stage(reference, scratch, meter)
 
     async def _with_model_facts(
-        self, report: Report, manifest: Manifest, train: Train, base: str, scratch: Path
+        self, order: Order, report: Report, train: Train, base: str, scratch: Path
     ) -> Report:
         """Add what depends on the base model: tokens, bytes and minutes."""
-        folder = scratch / LINKS_FOLDER
-        if await in_thread(folder.is_dir):
-            parameters = await in_thread(count_parameters, folder)
-        else:  # the model was in our store already, so nothing was downloaded
+        folder = scratch / "base" / LINKS_FOLDER
+        parameters: dict[str, int] | None = None
+        if not await in_thread(folder.is_dir):  # it was in our store already
             parameters = await stored_parameters(self._store, base)
             await fetch_tokenizer(self._store, base, folder)
-        counts = await in_thread(count_tokens, folder, captions_of(manifest))
-        report = with_tokens(report, manifest, counts)
+        task = DescribeModel(
+            folder=str(folder),
+            has_weights=parameters is None,
+            dataset=str(scratch / DATASET),
+            report=report,
+        )
+        described = await self._parser.parse(
+            task, model_limits(0), ModelDescription, keepalive=order.keepalive
+        )
+        parameters = parameters or described.parameters or {}
         speed = await self._measured_speed()
+        report = described.report
         return replace(report, estimate=estimate(train, parameters, report.megapixels, speed))
 
     async def _measured_speed(self) -> Speed | None:

@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 import msgspec
 from msgspec import Struct
 
-from shared.child.records import AnyRecord, FinalRecord, Ready
+from shared.child.records import RECORD_BYTES, AnyRecord, FinalRecord, Ready
 
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
@@ -37,6 +37,11 @@ _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 class ChildDied(Exception):
     """The child ended without a final record; the text says how."""
 
+    def __init__(self, status: int) -> None:
+        super().__init__(describe_exit(status))
+        self.signal = signal.Signals(-status) if status < 0 else None
+        """The signal that ended it; None: it ended by itself."""
+
 
 class Child:
     """The parent's side of one child process."""
@@ -46,26 +51,42 @@ class Child:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         pipe: asyncio.ReadTransport,
+        log_bytes: int | None,
     ) -> None:
         self._process = process
         self._reader = reader
         self._pipe = pipe
+        self._logging = None if log_bytes is None else asyncio.create_task(self._log(log_bytes))
         self.gpu = ""
         """The device it works on; empty until it has reported that it is ready."""
+        self.offline = False
+        """Whether it has reported that it has no network."""
 
     @classmethod
-    async def start(cls, module: str, *, environment: Mapping[str, str] = os.environ) -> Child:
-        """Spawn ``python -m module DESCRIPTOR PARENT`` in a session of its own."""
+    async def start(
+        cls,
+        module: str,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        log_bytes: int | None = None,
+    ) -> Child:
+        """Spawn ``python -m module DESCRIPTOR PARENT`` in a session of its own.
+
+        ``log_bytes`` is the most that it may print to our log; None: as much as it likes.
+        """
+        output = None if log_bytes is None else asyncio.subprocess.PIPE
         read_end, write_end = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", module, str(write_end), str(os.getpid()),
-                stdin=asyncio.subprocess.PIPE, pass_fds=(write_end,), start_new_session=True,
+                stdin=asyncio.subprocess.PIPE, stdout=output,
+                stderr=output and asyncio.subprocess.STDOUT,
+                pass_fds=(write_end,), start_new_session=True,
                 env={name: environment[name] for name in PASSED_ON if name in environment},
             )  # fmt: skip
         finally:
             os.close(write_end)  # else the pipe would never end
-        return cls(process, *await _open_reader(read_end))
+        return cls(process, *await _open_reader(read_end), log_bytes)
 
     @property
     def pid(self) -> int:
@@ -73,7 +94,13 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None
+        """Asks the system: asyncio learns of a child's end a moment later."""
+        if self._process.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:  # asyncio has just waited for it
+            return False
 
     async def order(self, order: Struct) -> None:
         """Send an order, or a command about the one under way."""
@@ -94,7 +121,7 @@ class Child:
                 yield _decoder.decode(line)
         finally:
             ended.cancel()
-        raise ChildDied(describe_exit(await self._process.wait()))
+        raise ChildDied(await self._process.wait())
 
     async def final_record(self, on_record: OnRecord) -> FinalRecord:
         """Pass each record to ``on_record`` until the one that ends the order.
@@ -122,6 +149,14 @@ class Child:
         finally:
             reading.cancel()
 
+    async def _log(self, most: int) -> None:
+        """Copy what it prints to our log; drop what is too much, so that it never waits for us."""
+        assert self._process.stdout is not None  # noqa: S101 - it was opened as a pipe
+        while chunk := await self._process.stdout.read(RECORD_BYTES):
+            sys.stderr.buffer.write(chunk[: max(most, 0)])
+            sys.stderr.flush()
+            most -= len(chunk)
+
     def stop(self) -> None:
         """Send SIGTERM: it saves what it has to and ends."""
         with contextlib.suppress(ProcessLookupError):
@@ -132,6 +167,8 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
+        if self._logging:
+            self._logging.cancel()
         self._pipe.close()  # a grandchild outside the group may hold its other end
         if self._process.stdin:
             self._process.stdin.close()
@@ -162,13 +199,13 @@ class Standby:
             await child.kill()
 
 
-async def start_ready(module: str) -> Child:
-    """Start a child and wait until its imports are done.
+async def start_ready(module: str, *, log_bytes: int | None = None) -> Child:
+    """Start a child and wait until its imports are done; ``log_bytes`` as for a child's start.
 
     Raises:
         ChildDied: it ended before it was ready.
     """
-    child = await Child.start(module)
+    child = await Child.start(module, log_bytes=log_bytes)
     try:
         async with contextlib.aclosing(child.records()) as records:
             while not isinstance(record := await anext(records), Ready):
@@ -176,7 +213,7 @@ async def start_ready(module: str) -> Child:
     except BaseException:
         await child.kill()
         raise
-    child.gpu = record.gpu
+    child.gpu, child.offline = record.gpu, record.offline
     return child
 
 

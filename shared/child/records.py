@@ -20,6 +20,8 @@ class Ready(Record, frozen=True, kw_only=True, tag="ready"):
     """Imports are done, an order may come. ``gpu`` names the device; ``cpu`` without one."""
 
     gpu: str
+    offline: bool = False
+    """Whether the child has given up its network."""
 
 
 class Phase(Record, frozen=True, kw_only=True, tag="phase"):
@@ -32,6 +34,12 @@ class Progress(Record, frozen=True, kw_only=True, tag="progress"):
     """Numbers for ``/status``: step, steps, epoch, loss, images_per_second, eta_seconds."""
 
     numbers: dict[str, Any]
+
+
+class Reading(Record, frozen=True, kw_only=True, tag="reading"):
+    """A file is opened next, or is still being read: if the child dies, by this file."""
+
+    file: str
 
 
 class Saved(Record, frozen=True, kw_only=True, tag="saved"):
@@ -88,4 +96,4 @@ class Failed(Record, frozen=True, kw_only=True, tag="given_up"):
 
 FinalRecord = Done | Stopped | Failed
 """The records that end an order."""
-AnyRecord = Ready | Phase | Progress | Saved | Drawn | ImageFailed | FinalRecord
+AnyRecord = Ready | Phase | Progress | Reading | Saved | Drawn | ImageFailed | FinalRecord

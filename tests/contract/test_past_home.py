@@ -21,7 +21,12 @@ from typing import Any
 import pytest
 
 from everydream.run import access
-from services.fetcher.models.configured_model import TINY_FOLDER, ConfiguredModel, read_pins
+from services.fetcher.models.configured_model import (
+    TINY_FOLDER,
+    ConfiguredModel,
+    ModelFolders,
+    read_pins,
+)
 from services.fetcher.progress_meter import ProgressMeter
 from services.gateway.endpoints.uploads import CHUNK
 from services.gateway.jobs.record import BUCKET_STAGES, Job, StageRecord
@@ -58,6 +63,7 @@ from shared.storage.snapshots import drawn_steps, snapshots_of, waiting_snapshot
 from shared.storage.uploads import download_upload
 from tests.contract.past import each, forgotten, json_in
 from tests.support.gateway_world import Answer, Claimed, Clock, World, eventually, world
+from tests.support.in_process_parser import InProcessParser
 
 ROOT = "/v1/everydream-v1"
 HEARTBEAT = 10.0
@@ -441,7 +447,7 @@ async def test_a_model_that_was_pulled_is_used_as_it_was(past: Past) -> None:
         (past.home / pin.folder).parent.mkdir(parents=True)
         await asyncio.to_thread((past.home / pin.folder).symlink_to, TINY_FOLDER)
 
-        model = await ConfiguredModel(name, past.home).find(
+        model = await ConfiguredModel(name, past.home, ModelFolders(InProcessParser())).find(
             ProgressMeter("", lambda **_: None, lambda: None)
         )
 

@@ -20,9 +20,9 @@ import pamqp.header
 import yaml
 from aiormq.abc import DeliveredMessage
 
-from services.fetcher.datasets.archive import Unpacked, _Unpacker
-from services.fetcher.datasets.sidecars import Sidecars
-from services.fetcher.zip_reader import checked_members, open_zip
+from services.fetcher.parsing.datasets.archive import Unpacked, _Unpacker
+from services.fetcher.parsing.datasets.sidecars import Sidecars
+from services.fetcher.parsing.zip_reader import checked_members, open_zip
 from services.gateway.background.intake import job_id_for, owner_for
 from services.gateway.jobs.admission import dataset_alone, unwrap, with_seeds
 from services.gateway.jobs.request_parser import Invalid, parse_request

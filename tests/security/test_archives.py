@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.datasets.archive import Unpacked, unpack
-from services.fetcher.datasets.report import Checker
-from services.fetcher.datasets.sidecars import Sidecars
+from services.fetcher.parsing.datasets.archive import Unpacked, unpack
+from services.fetcher.parsing.datasets.report import Checker
+from services.fetcher.parsing.datasets.sidecars import Sidecars
 from shared.errors import Refused
 from tests.security.bounds import within_bounds, written
 from tests.support.corpora.archives import (
@@ -30,13 +30,14 @@ from tests.support.corpora.archives import (
     honest,
     nested,
 )
+from tests.support.in_process_parser import ignored
 
 SHOWN = "https://example.com/data.zip"
 REASON = 1000
 """Characters that are enough for any reason."""
 
 
-async def unpacked(data: bytes, tmp_path: Path) -> Unpacked:
+def unpacked(data: bytes, tmp_path: Path) -> Unpacked:
     """What is taken of an archive; whatever it says, its images are all that it leaves behind."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in/data.zip").write_bytes(data)
@@ -44,9 +45,7 @@ async def unpacked(data: bytes, tmp_path: Path) -> Unpacked:
     folder.mkdir(parents=True)
     try:
         with within_bounds():
-            found = await unpack(
-                tmp_path / "in/data.zip", folder, shown=SHOWN, keepalive=lambda: None
-            )
+            found = unpack(tmp_path / "in/data.zip", folder, shown=SHOWN, reading=ignored)
     except Refused:
         assert written(folder) == {}
         raise
@@ -57,9 +56,9 @@ async def unpacked(data: bytes, tmp_path: Path) -> Unpacked:
     return found
 
 
-async def refusal(data: bytes, tmp_path: Path) -> str:
+def refusal(data: bytes, tmp_path: Path) -> str:
     with pytest.raises(Refused) as refused:
-        await unpacked(data, tmp_path)
+        unpacked(data, tmp_path)
     text = str(refused.value)
     assert text.startswith(f"{SHOWN}: ")
     assert len(text) < REASON
@@ -67,29 +66,27 @@ async def refusal(data: bytes, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
-async def test_an_archive_that_lies_is_refused_whole_with_the_reason(
-    name: str, tmp_path: Path
-) -> None:
+def test_an_archive_that_lies_is_refused_whole_with_the_reason(name: str, tmp_path: Path) -> None:
     make, reason = REFUSED[name]
 
-    assert reason in await refusal(make(), tmp_path)
+    assert reason in refusal(make(), tmp_path)
 
 
 @pytest.mark.parametrize("name", list(NO_ZIP))
-async def test_what_is_no_zip_is_called_what_it_is(name: str, tmp_path: Path) -> None:
+def test_what_is_no_zip_is_called_what_it_is(name: str, tmp_path: Path) -> None:
     content, kind = NO_ZIP[name]
 
-    text = await refusal(content, tmp_path)
+    text = refusal(content, tmp_path)
 
     assert "not a zip file" in text
     assert kind in text
 
 
 @pytest.mark.parametrize("name", list(SPARED))
-async def test_a_bad_entry_is_reported_and_the_good_one_is_taken(name: str, tmp_path: Path) -> None:
+def test_a_bad_entry_is_reported_and_the_good_one_is_taken(name: str, tmp_path: Path) -> None:
     make, reason = SPARED[name]
 
-    found = await unpacked(beside_a_good_one(make()), tmp_path)
+    found = unpacked(beside_a_good_one(make()), tmp_path)
 
     assert [image.name for image in found.images] == [GOOD]
     assert written(tmp_path / "in/staging") == {"dataset/000000.png": len(CONTENT)}
@@ -99,42 +96,40 @@ async def test_a_bad_entry_is_reported_and_the_good_one_is_taken(name: str, tmp_
 
 
 @pytest.mark.parametrize("number", range(len(TAKEN_NAMES)))
-async def test_no_name_leads_anywhere(number: int, tmp_path: Path) -> None:
-    found = await unpacked(archive([Entry(name=TAKEN_NAMES[number].encode())]), tmp_path)
+def test_no_name_leads_anywhere(number: int, tmp_path: Path) -> None:
+    found = unpacked(archive([Entry(name=TAKEN_NAMES[number].encode())]), tmp_path)
 
     (image,) = found.images
     assert image.file in {"000000.png", "000000.jpeg"}
     Checker(found, tmp_path / "in/staging/dataset").check(image)
 
 
-async def test_names_that_begin_with_dots_are_passed_over_as_hidden(tmp_path: Path) -> None:
+def test_names_that_begin_with_dots_are_passed_over_as_hidden(tmp_path: Path) -> None:
     entries = [Entry(name=name.encode()) for name in HIDDEN_NAMES]
 
-    found = await unpacked(archive(entries), tmp_path)
+    found = unpacked(archive(entries), tmp_path)
 
     assert (found.images, found.skipped) == ([], [])
 
 
 @pytest.mark.parametrize("name", list(SAME_NAME))
-async def test_two_spellings_of_a_name_are_one_name(name: str, tmp_path: Path) -> None:
+def test_two_spellings_of_a_name_are_one_name(name: str, tmp_path: Path) -> None:
     first, second = SAME_NAME[name]
 
-    found = await unpacked(
-        archive([Entry(name=first.encode()), Entry(name=second.encode())]), tmp_path
-    )
+    found = unpacked(archive([Entry(name=first.encode()), Entry(name=second.encode())]), tmp_path)
 
     assert [image.name for image in found.images] == [first]
     assert [skipped.reason for skipped in found.skipped] == ["the archive has this name twice"]
 
 
 @pytest.mark.parametrize("name", list(OTHER_NAME))
-async def test_names_that_collide_elsewhere_do_not_overwrite_each_other(
+def test_names_that_collide_elsewhere_do_not_overwrite_each_other(
     name: str, tmp_path: Path
 ) -> None:
     pair = OTHER_NAME[name]
     contents = (b"the first", b"the second")
 
-    found = await unpacked(
+    found = unpacked(
         archive(Entry(name=n.encode(), packed=c) for n, c in zip(pair, contents, strict=True)),
         tmp_path,
     )
@@ -145,10 +140,10 @@ async def test_names_that_collide_elsewhere_do_not_overwrite_each_other(
 
 
 @pytest.mark.parametrize("name", list(TAKEN))
-async def test_a_strange_archive_that_does_no_harm_is_read(name: str, tmp_path: Path) -> None:
+def test_a_strange_archive_that_does_no_harm_is_read(name: str, tmp_path: Path) -> None:
     make: Callable[[], bytes] = TAKEN[name]
 
-    found = await unpacked(make(), tmp_path)
+    found = unpacked(make(), tmp_path)
 
     (image,) = found.images
     assert image.name == "bad.png"
@@ -156,16 +151,16 @@ async def test_a_strange_archive_that_does_no_harm_is_read(name: str, tmp_path: 
     assert found.skipped == []
 
 
-async def test_an_archive_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+def test_an_archive_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     whole = honest()
     for length in range(len(whole)):
         (tmp_path / str(length)).mkdir()
 
-        assert "not a zip file" in await refusal(whole[:length], tmp_path / str(length))
+        assert "not a zip file" in refusal(whole[:length], tmp_path / str(length))
 
 
-async def test_a_zip_that_holds_itself_is_not_opened_again(tmp_path: Path) -> None:
-    found = await unpacked(nested(30), tmp_path)
+def test_a_zip_that_holds_itself_is_not_opened_again(tmp_path: Path) -> None:
+    found = unpacked(nested(30), tmp_path)
 
     assert found.images == []
     assert [skipped.file for skipped in found.skipped] == ["inner.zip"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.fetcher.models.configured_model import TINY_FOLDER
-from services.fetcher.models.pickle_machine import Inert, run
+from services.fetcher.parsing.models.pickle_machine import Inert, run
 from shared.errors import Refused
 from shared.request import STORED
 from shared.storage.folders import read_manifest

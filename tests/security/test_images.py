@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from services.fetcher.datasets.archive import unpack
-from services.fetcher.datasets.report import CheckedDataset, check_images
+from services.fetcher.parsing.datasets.archive import unpack
+from services.fetcher.parsing.datasets.report import CheckedDataset, check_images
 from shared.errors import Refused
 from tests.security.bounds import within_bounds, written
 from tests.support.corpora.archives import Entry, archive
 from tests.support.corpora.images import BAD, NAMES, ODD, saved
+from tests.support.in_process_parser import ignored
 
 SHOWN = "https://example.com/data.zip"
 MEMORY = 256 << 20
@@ -31,24 +32,29 @@ def as_in_a_service() -> Iterator[None]:
         yield
 
 
-async def checked(tmp_path: Path, files: dict[str, bytes]) -> CheckedDataset:
+def checked(tmp_path: Path, files: dict[str, bytes]) -> CheckedDataset:
     """What the fetcher accepts of a zip of these."""
     entries = [Entry(name=name.encode(), packed=content) for name, content in files.items()]
     (tmp_path / "data.zip").write_bytes(archive(entries))
     folder = tmp_path / "dataset"
     folder.mkdir()
     with within_bounds(memory=MEMORY):
-        found = await unpack(tmp_path / "data.zip", folder, shown=SHOWN, keepalive=lambda: None)
-        return await check_images(found, folder, shown=SHOWN, keepalive=lambda _done, _of: None)
+        found = unpack(tmp_path / "data.zip", folder, shown=SHOWN, reading=ignored)
+        return check_images(
+            found,
+            folder,
+            shown=SHOWN,
+            pixels=10**9,
+            reading=ignored,
+            checked=lambda _done, _of: None,
+        )
 
 
 @pytest.mark.parametrize("name", list(BAD))
-async def test_a_bad_image_is_skipped_by_name_whatever_its_suffix(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_bad_image_is_skipped_by_name_whatever_its_suffix(name: str, tmp_path: Path) -> None:
     content, reason = BAD[name].make(), BAD[name].reason
 
-    found = await checked(tmp_path, {"good.png": saved("PNG"), **dict.fromkeys(NAMES, content)})
+    found = checked(tmp_path, {"good.png": saved("PNG"), **dict.fromkeys(NAMES, content)})
 
     assert [picture.name for picture in found.pictures] == ["good.png"]
     assert [skipped.file for skipped in found.skipped] == [*NAMES]
@@ -57,11 +63,11 @@ async def test_a_bad_image_is_skipped_by_name_whatever_its_suffix(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
-async def test_an_image_cut_off_in_its_first_half_is_skipped(kind: str, tmp_path: Path) -> None:
+def test_an_image_cut_off_in_its_first_half_is_skipped(kind: str, tmp_path: Path) -> None:
     whole = saved(kind)
     cuts = range(0, len(whole) // 2, max(len(whole) // 40, 1))
 
-    found = await checked(
+    found = checked(
         tmp_path, {"good.png": saved("PNG"), **{f"{cut}.png": whole[:cut] for cut in cuts}}
     )
 
@@ -69,9 +75,9 @@ async def test_an_image_cut_off_in_its_first_half_is_skipped(kind: str, tmp_path
     assert len(found.skipped) == len(cuts)
 
 
-async def test_none_left_is_fatal_and_says_which_and_why(tmp_path: Path) -> None:
+def test_none_left_is_fatal_and_says_which_and_why(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
-        await checked(tmp_path, {name: BAD["a PDF"].make() for name in NAMES})
+        checked(tmp_path, {name: BAD["a PDF"].make() for name in NAMES})
 
     text = str(refused.value)
     assert text.startswith(f"{SHOWN}: no usable image in the archive")
@@ -80,15 +86,15 @@ async def test_none_left_is_fatal_and_says_which_and_why(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", list(ODD))
-async def test_an_odd_image_is_taken_upright(name: str, tmp_path: Path) -> None:
+def test_an_odd_image_is_taken_upright(name: str, tmp_path: Path) -> None:
     file, make, size = ODD[name]
 
-    (picture,) = (await checked(tmp_path, {file: make()})).pictures
+    (picture,) = (checked(tmp_path, {file: make()})).pictures
 
     assert (picture.width, picture.height) == size
 
 
-async def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow would call Ghostscript for PostScript; here one lies in wait to leave a trace."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -100,7 +106,7 @@ async def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.Mon
              for number, name in enumerate(("PostScript", "PostScript with a preview", "a PDF"))
              for suffix in ("png", "jpg")}  # fmt: skip
 
-    found = await checked(tmp_path, {"good.png": saved("PNG"), **files})
+    found = checked(tmp_path, {"good.png": saved("PNG"), **files})
 
     assert len(found.skipped) == len(files)
     assert not (tmp_path / "canary").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.fetcher.datasets.image_check import inspect
+from services.fetcher.parsing.datasets.image_check import inspect
 from services.trainer.training.batches import read_pixels
 from shared.dataset.buckets import Box, Size
 from shared.dataset.pixels import as_trained, open_image

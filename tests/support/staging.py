@@ -16,6 +16,7 @@ from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import original_layout
 from shared.storage.folders import download_folder
+from tests.support.in_process_parser import InProcessParser
 from tests.support.servers.process import HOST
 
 LOOPBACK = frozenset({HOST})
@@ -38,6 +39,7 @@ class Stage:
             self.store,
             configured=configured,
             home=self.home,
+            parser=InProcessParser(),
             allowed=LOOPBACK,
             private=frozenset(private),
         )

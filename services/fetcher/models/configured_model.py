@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.fetcher.models.diffusers_folder import validate_diffusers_folder
+from services.fetcher.limits import model_limits
 from services.fetcher.models.hub import HubModel, hub_model, pull
+from services.fetcher.order import ParsedModel, ParseModelFolder
+from services.fetcher.parser import Parser
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
-from shared.errors import SettingsError
+from shared.errors import Passing, SettingsError
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[3] / "shared" / "tiny"
@@ -44,6 +46,46 @@ class Pin(Struct, frozen=True, kw_only=True):
     """Relative to the home folder."""
 
 
+class ModelFolders:
+    """Checks folders on the local disk, each content once."""
+
+    def __init__(self, parser: Parser) -> None:
+        self._parser = parser
+        self._checked: dict[tuple[object, ...], LocalModel] = {}
+
+    async def check(self, folder: Path, shown: str, meter: ProgressMeter) -> LocalModel:
+        """The model in a folder.
+
+        Raises:
+            Refused: it is not one that can be trained on.
+        """
+        found = await in_thread(_look, folder)
+        key = (folder, *found.items())
+        if key not in self._checked:
+            task = ParseModelFolder(folder=str(folder), shown=shown)
+            limits = model_limits(sum(each.bytes for each in found.values()))
+            parsed = await self._parser.parse(task, limits, ParsedModel, keepalive=meter.keepalive)
+            if unknown := set(parsed.files) - found.keys():
+                raise Passing(f"the parsing child names files that are not there: {unknown}")
+            self._checked[key] = LocalModel(folder, list(parsed.files))
+        return self._checked[key]
+
+
+class _Seen(NamedTuple):
+    """Of a file; another content has another of these."""
+
+    inode: int
+    bytes: int
+    modified: int
+
+
+def _look(folder: Path) -> dict[str, _Seen]:
+    """The files of a folder, by name, without reading them."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    stats = ((path.relative_to(folder).as_posix(), path.stat()) for path in files)
+    return {name: _Seen(at.st_ino, at.st_size, at.st_mtime_ns) for name, at in stats}
+
+
 class HubCache:
     """Hub models on the local disk.
 
@@ -51,8 +93,9 @@ class HubCache:
     even to users whom the hub refuses.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, folders: ModelFolders) -> None:
         self._open, self._private = home / "hub", home / "hub-private"
+        self._folders = folders
 
     async def fetch(
         self, model: HubModel, meter: ProgressMeter, *, token: str | None
@@ -60,16 +103,17 @@ class HubCache:
         """The model and its commit, fetched unless it is cached."""
         cache = self._private if token else self._open
         folder, commit = await pull(model, cache, token=token, keepalive=meter.bytes)
-        return await in_thread(validated_model, folder, str(model)), commit
+        return await self._folders.check(folder, str(model), meter), commit
 
 
 class ConfiguredModel:
     """Finds the configured base model; the hub is asked with the deployment's token."""
 
-    def __init__(self, configured: str, home: Path) -> None:
+    def __init__(self, configured: str, home: Path, folders: ModelFolders) -> None:
         self._configured = configured
         self._home = home
-        self._cache = HubCache(home)
+        self._folders = folders
+        self._cache = HubCache(home, folders)
 
     async def find(self, meter: ProgressMeter) -> LocalModel:
         """The model on the local disk.
@@ -80,15 +124,15 @@ class ConfiguredModel:
             SettingsError: the setting names no model.
         """
         if self._configured == TINY:
-            return await in_thread(validated_model, TINY_FOLDER, TINY)
+            return await self._folders.check(TINY_FOLDER, TINY, meter)
         if folder := await in_thread(_local_folder, self._configured):
-            return await in_thread(validated_model, folder, f"EVERYDREAM_BASE_MODEL ({folder})")
+            return await self._folders.check(folder, f"EVERYDREAM_BASE_MODEL ({folder})", meter)
         model = self._hub_model()
         pins = await in_thread(read_pins, self._home)
         if pin := pins.get(self._configured):
             model = replace(model, revision=pin.commit)
             if await in_thread((self._home / pin.folder).is_dir):
-                return await in_thread(validated_model, self._home / pin.folder, str(model))
+                return await self._folders.check(self._home / pin.folder, str(model), meter)
         local, _ = await self._cache.fetch(model, meter, token=hub_token())
         return local
 
@@ -119,11 +163,6 @@ class ConfiguredModel:
 def hub_token() -> str | None:
     """The deployment's token for the hub."""
     return os.environ.get("HF_TOKEN") or None
-
-
-def validated_model(folder: Path, shown: str) -> LocalModel:
-    """Raises Refused: the folder is not a model that can be trained on."""
-    return LocalModel(folder, validate_diffusers_folder(folder, shown))
 
 
 def read_pins(home: Path) -> dict[str, Pin]:

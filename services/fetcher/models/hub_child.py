@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from services.fetcher.models.diffusers_folder import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS
+from services.fetcher.model_files import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS
 from services.fetcher.models.hub import HubModel, HubOrder
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import AnyRecord, Done, Failed, Progress

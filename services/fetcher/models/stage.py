@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
 from services.fetcher.download import download
+from services.fetcher.limits import model_limits
+from services.fetcher.model_files import EXPECTED
 from services.fetcher.models.configured_model import (
     RENAMED_ON_HUB,
     ConfiguredModel,
     HubCache,
     LocalModel,
+    ModelFolders,
     hub_token,
-    validated_model,
 )
-from services.fetcher.models.diffusers_folder import choose_files, names_in
 from services.fetcher.models.hub import HubModel, file_url, hub_model
-from services.fetcher.models.pickle_reader import is_checkpoint
-from services.fetcher.models.safetensors_file import looks_like_safetensors
-from services.fetcher.models.single_file import stage_checkpoint, stage_safetensors
+from services.fetcher.order import ParsedModel, ParseModelFile
+from services.fetcher.parser import Parser, check_left
 from services.fetcher.progress_meter import ProgressMeter
-from services.fetcher.zip_reader import UnusableEntry, checked_members, open_zip, write_member
 from shared.concurrency import in_thread
-from shared.errors import NotFound, Refused
+from shared.errors import NotFound, Passing, Refused
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import DEFAULT_BASE, STORED, is_http_url
@@ -38,15 +35,8 @@ ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names of the deployment's base model."""
 MAX_MODEL_BYTES = 16 << 30
 """Of a download."""
-MAX_RATIO = 50
-"""Unpacked to packed, of a zipped model; weights compress badly."""
 LINKS_FOLDER = "selected"
 """A folder inside the scratch folder: links to the model's files."""
-
-EXPECTED = (
-    f"expected {DEFAULT_BASE}, a hub id such as org/name, or the URL of a hub page, a zipped"
-    " diffusers folder, a .safetensors or a .ckpt file"
-)
 
 log = structlog.get_logger()
 
@@ -85,6 +75,7 @@ class ModelStager:
         *,
         configured: str,
         home: Path,
+        parser: Parser,
         allowed: frozenset[str],
         private: frozenset[str] = frozenset(),
     ) -> None:
@@ -93,8 +84,10 @@ class ModelStager:
         ``private``: hub ids, or ``org/*``, for which users may use the deployment's token.
         """
         self._store = store
-        self._configured = ConfiguredModel(configured, home)
-        self._cache = HubCache(home)
+        self._parser = parser
+        folders = ModelFolders(parser)
+        self._configured = ConfiguredModel(configured, home, folders)
+        self._cache = HubCache(home, folders)
         self._allowed = allowed
         self._private = private
         self._addresses: dict[tuple[object, ...], str] = {}
@@ -151,22 +144,32 @@ class ModelStager:
         return hub_token() if {model.repository, organisation} & self._private else None
 
     async def _open(self, file: Path, staging: Staging) -> LocalModel:
-        """Open a model file; its content decides the format, not its name."""
-        if await in_thread(looks_like_safetensors, file):
-            return await self._stage_single(stage_safetensors, file, staging)
-        with await in_thread(_open_zip, file, staging.shown) as zipped:
-            if is_checkpoint(zipped):
-                await in_thread(checked_members, zipped, file, staging.shown, ratio=MAX_RATIO)
-                return await self._stage_single(stage_checkpoint, zipped, staging)
-            folder = await in_thread(_unpack, zipped, file, staging)
-        return await in_thread(validated_model, folder, staging.shown)
+        """Open a model file; a single file gets the tokenizer of the deployment's base model."""
+        if (opened := await self._parse(file, staging, base=None)) is None:
+            base = await self._configured.find(staging.meter)
+            opened = await self._parse(file, staging, base=base.folder)
+        if opened is None:
+            raise Passing("the parsing child asks for a base model that it has")
+        return opened
 
-    async def _stage_single(
-        self, stage: Callable[..., None], source: Path | zipfile.ZipFile, staging: Staging
-    ) -> LocalModel:
-        base, target = await self._configured.find(staging.meter), staging.scratch / "staged"
-        await in_thread(stage, source, base.folder, target, staging.shown, staging.meter.keepalive)
-        return LocalModel(target, await in_thread(names_in, target))
+    async def _parse(self, file: Path, staging: Staging, base: Path | None) -> LocalModel | None:
+        """The model's files; None: it needs a base model."""
+        target = staging.scratch / "model"
+        task = ParseModelFile(
+            file=str(file),
+            folder=str(target),
+            base=str(base) if base else None,
+            subfolder=staging.reference.subfolder,
+            shown=staging.shown,
+        )
+        limits = model_limits((await in_thread(file.stat)).st_size)
+        parsed = await self._parser.parse(
+            task, limits, ParsedModel, keepalive=staging.meter.keepalive
+        )
+        if parsed.needs_base:
+            return None
+        await in_thread(check_left, target, parsed.files)
+        return LocalModel(target, list(parsed.files))
 
     async def _address(self, model: LocalModel, selected: Path, staging: Staging) -> str:
         """The content's sha256, cached for models outside the scratch folder."""
@@ -204,47 +207,3 @@ def _fingerprint(model: LocalModel) -> tuple[object, ...]:
         model.folder,
         *((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats),
     )
-
-
-def _open_zip(file: Path, shown: str) -> zipfile.ZipFile:
-    try:
-        return open_zip(file, shown)
-    except Refused as error:
-        raise Refused(
-            f"{error}; a model must be a zipped diffusers folder, a .safetensors file, or a .ckpt"
-            " file in torch's zip format (torch 1.6 or later)"
-        ) from None
-
-
-def _unpack(zipped: zipfile.ZipFile, file: Path, staging: Staging) -> Path:
-    """Unpack a diffusers folder from anywhere in a zip; returns the folder of its files."""
-    members = {
-        PurePosixPath(member.name): member
-        for member in checked_members(zipped, file, staging.shown, ratio=MAX_RATIO)
-    }
-    root = _find_root(list(members), staging)
-    names = {
-        path.relative_to(root).as_posix(): member
-        for path, member in members.items()
-        if path.is_relative_to(root)
-    }
-    target = staging.scratch / "unpacked"
-    for name in choose_files(names.keys(), staging.shown):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_member(zipped, names[name], target / name)
-        except UnusableEntry as error:
-            raise Refused(f"{staging.shown}: {name}: {error}") from None
-        staging.meter.keepalive()
-    return target
-
-
-def _find_root(paths: list[PurePosixPath], staging: Staging) -> PurePosixPath:
-    """The least deep folder with a ``model_index.json``; its path must end in the subfolder."""
-    wanted = PurePosixPath(staging.reference.subfolder or "").parts
-    roots = [path.parent for path in paths if path.name == "model_index.json"]
-    matching = [root for root in roots if root.parts[len(root.parts) - len(wanted) :] == wanted]
-    if not matching:
-        where = f" in a folder {'/'.join(wanted)}" if wanted else ""
-        raise Refused(f"{staging.shown}: no model_index.json{where} in the zip; {EXPECTED}")
-    return min(matching, key=lambda root: (len(root.parts), root))

@@ -12,11 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.fetcher.models.configured_model import TINY_FOLDER
-from services.fetcher.models.diffusers_folder import validate_diffusers_folder, vocabulary_of
+from services.fetcher.parsing.models.diffusers_folder import (
+    validate_diffusers_folder,
+    vocabulary_of,
+)
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import export, original_layout
 from shared.errors import Refused, SettingsError
 from shared.storage.folders import upload_folder
+from tests.support.in_process_parser import ignored
 from tests.support.servers.web import Web
 from tests.support.staging import Stage, copied, same, tensors_of, zipped
 
@@ -134,7 +138,7 @@ def test_a_folder_that_lacks_something_is_refused_by_the_name_of_it(
         (folder / name).write_bytes(content)
 
     with pytest.raises(Refused, match=reason) as refused:
-        validate_diffusers_folder(folder, "the model")
+        validate_diffusers_folder(folder, "the model", ignored)
     assert str(refused.value).startswith("the model: ")
 
 
@@ -155,7 +159,7 @@ def test_parts_that_do_not_fit_are_refused_before_a_gpu_sees_them(
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
 
     with pytest.raises(Refused, match=reason):
-        validate_diffusers_folder(folder, "the model")
+        validate_diffusers_folder(folder, "the model", ignored)
 
 
 def test_a_vocabulary_is_counted_in_either_format(tmp_path: Path) -> None:
@@ -168,11 +172,11 @@ def test_a_vocabulary_is_counted_in_either_format(tmp_path: Path) -> None:
 def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     folder = copied(TINY_FOLDER, tmp_path / "model")
     (folder / "tokenizer/tokenizer.json").unlink()
-    assert validate_diffusers_folder(folder, "the model")
+    assert validate_diffusers_folder(folder, "the model", ignored)
     (folder / "tokenizer/vocab.json").unlink()
 
     with pytest.raises(Refused, match=r"lacks vocab\.json and merges\.txt"):
-        validate_diffusers_folder(folder, "the model")
+        validate_diffusers_folder(folder, "the model", ignored)
 
 
 def test_weights_that_are_cut_off_are_refused(tmp_path: Path) -> None:
@@ -181,7 +185,7 @@ def test_weights_that_are_cut_off_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
 
     with pytest.raises(Refused, match=r"vae/diffusion_pytorch_model.* is cut off"):
-        validate_diffusers_folder(folder, "the model")
+        validate_diffusers_folder(folder, "the model", ignored)
 
 
 async def test_a_single_file_gets_the_base_models_configurations(

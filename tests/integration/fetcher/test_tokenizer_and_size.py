@@ -1,16 +1,16 @@
 """Token counts and model sizes, compared with the libraries used for training."""
 
+import json
 from pathlib import Path
 
 import pytest
 from transformers import CLIPTokenizer
 
-from services.fetcher.models.tokenizer_and_size import (
+from services.fetcher.models.stored_model import fetch_tokenizer, stored_parameters
+from services.fetcher.parsing.models.tokenizer_and_size import (
     count_parameters,
     count_tokens,
-    fetch_tokenizer,
     read_tokenizer,
-    stored_parameters,
 )
 from shared.diffusion.loading import load
 from shared.diffusion.single_file import export
@@ -64,6 +64,33 @@ def test_captions_are_counted_in_the_tokens_that_training_sees(
         ]
         assert counts[0] == 0
         assert max(counts) > 77
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern":
+            {"String": "a"}, "content": "a" * 10}] * 11}},
+        {"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+b"},
+            "behavior": "Isolated", "invert": False}},
+    ],
+)  # fmt: skip
+def test_nothing_of_a_tokenizer_is_obeyed_but_its_vocabulary_and_merges(
+    tmp_path: Path, replaced: dict[str, object]
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    whole = json.loads((TINY / "tokenizer/tokenizer.json").read_text())
+    (tmp_path / "tokenizer/tokenizer.json").write_text(json.dumps(whole | replaced))
+    captions = ["a" * 2000, *CAPTIONS]
+    trained = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+
+    counts = count_tokens(tmp_path, captions)
+
+    assert counts == count_tokens(TINY, captions)
+    assert counts == [
+        len(trained(each, add_special_tokens=False)["input_ids"]) for each in captions
+    ]
 
 
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from shared.request import Inference, ModelSource, Train, Validation
 from shared.storage.folders import download_folder, folder_exists, upload_folder
 from shared.storage.uploads import list_key, write_list
 from shared.worker.order import Order
+from tests.support.in_process_parser import InProcessParser
 from tests.support.models import make_random_model
 from tests.support.servers.process import HOST
 from tests.support.servers.web import Page, Web
@@ -81,14 +82,17 @@ class Staging:
     def __init__(self, folder: Path) -> None:
         self.store = FolderStore(folder / "store", public_url="http://x", key="k" * 32)
         self.scratch = folder / "scratch"
+        self.parser = InProcessParser()
         self.work = self.fetcher(frozenset({HOST}))
         self.reported: list[dict[str, Any]] = []
         self.begun = asyncio.Event()
 
     def fetcher(self, allowed: frozenset[str]) -> FetcherWork:
         home = self.scratch.parent
-        models = ModelStager(self.store, configured="tiny", home=home, allowed=allowed)
-        return FetcherWork(self.store, models, scratch=self.scratch, allowed=allowed)
+        models = ModelStager(
+            self.store, configured="tiny", home=home, parser=self.parser, allowed=allowed
+        )
+        return FetcherWork(self.store, models, self.parser, scratch=self.scratch, allowed=allowed)
 
     def order(self, *, attempt: int = 1, model: ModelSource | None = None, **train: Any) -> Order:
         """A granted claim for the job's staging."""

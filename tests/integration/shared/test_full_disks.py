@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.datasets.archive import unpack
 from services.fetcher.download import download
+from services.fetcher.parsing.datasets.archive import unpack
 from shared import disk
 from shared.adapters.folder import INCOMING, FolderStore
 from shared.errors import Full, Passing
-from shared.ports import no_keepalive
 from shared.storage.folders import download_folder, upload_folder
 from tests.support.gateway_world import KEY, World, world
+from tests.support.in_process_parser import ignored
 from tests.support.servers.web import Page, Web
 
 MEBIBYTE = 2**20
@@ -128,21 +128,19 @@ def archive_of(folder: Path, size: int) -> Path:
     return path
 
 
-async def test_an_archive_is_unpacked_only_where_all_of_it_has_room(
-    small: Path, tmp_path: Path
-) -> None:
+def test_an_archive_is_unpacked_only_where_all_of_it_has_room(small: Path, tmp_path: Path) -> None:
     archive = archive_of(tmp_path, DOES_NOT_FIT // 2)
     with pytest.raises(Full, match="no room on the disk to unpack the upload"):
-        await unpack(archive, small, shown="the upload", keepalive=no_keepalive)
+        unpack(archive, small, shown="the upload", reading=ignored)
     assert files_in(small) == []
 
 
-async def test_a_disk_that_fills_up_is_no_damage_of_the_archive(
+def test_a_disk_that_fills_up_is_no_damage_of_the_archive(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = archive_of(tmp_path, DISK)
     with unseen(monkeypatch), pytest.raises(Passing, match="the disk has filled up"):
-        await unpack(archive, small, shown="the upload", keepalive=no_keepalive)
+        unpack(archive, small, shown="the upload", reading=ignored)
 
 
 # --- The gateway

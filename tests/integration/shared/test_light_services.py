@@ -48,4 +48,6 @@ async def test_the_light_services_run_without_torch(amqp_url: str) -> None:
             libraries = libraries_of(services.first(name))
             assert "msgspec" in libraries, "a library that they all have is not seen"
             assert "libtorch" not in libraries
-            assert not services.first(name).children
+        assert not services.first("gateway").children
+        assert not services.first("notifier").children
+        assert "_imaging" not in libraries_of(services.first("fetcher"))

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from services.fetcher.models.pickle_reader import read_checkpoint
+from services.fetcher.parsing.models.pickle_reader import read_checkpoint
 from shared.diffusion.loading import NO_CHECKER, SINGLE_FILE, Parts, load
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export, original_layout, sha256_of_tensors

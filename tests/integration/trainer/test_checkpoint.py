@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.fetcher.models.pickle_reader import read_checkpoint
+from services.fetcher.parsing.models.pickle_reader import read_checkpoint
 from services.trainer.training.train import train
 from shared.errors import Passing
 from tests.support.models import make_random_model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from services.fetcher.datasets.image_check import inspect
+from services.fetcher.parsing.datasets.image_check import inspect
 from services.trainer.training.batches import read_pixels
 from shared.dataset.buckets import Box, Size
 from shared.dataset.pixels import fingerprint

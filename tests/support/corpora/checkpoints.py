@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from services.fetcher.models.architecture import (
+from services.fetcher.parsing.models.architecture import (
     Shapes,
     TextEncoder,
     UNet,
@@ -22,7 +22,7 @@ from services.fetcher.models.architecture import (
     unet_shapes,
     vae_shapes,
 )
-from services.fetcher.models.single_file import CLIP, PREFIXES
+from services.fetcher.parsing.models.single_file import CLIP, PREFIXES
 from tests.support.corpora.archives import (
     BZIP2,
     DEFLATED,

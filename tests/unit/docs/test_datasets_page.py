@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.datasets.sidecars import (
+from services.fetcher.parsing.datasets.sidecars import (
     MAX_CAPTION_CHARACTERS,
     SCALARS,
     SIDECAR_SUFFIXES,

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from services.fetcher.models.architecture import (
+from services.fetcher.parsing.models.architecture import (
     Shapes,
     TextEncoder,
     UNet,

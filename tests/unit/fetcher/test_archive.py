@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from services.fetcher import zip_reader
-from services.fetcher.datasets import archive
-from services.fetcher.datasets.archive import Unpacked, unpack
+from services.fetcher.parsing import zip_reader
+from services.fetcher.parsing.datasets import archive
+from services.fetcher.parsing.datasets.archive import Unpacked, unpack
 from shared.errors import Refused
+from tests.support.in_process_parser import ignored
 
 SHOWN = "https://example.com/data.zip"
 
@@ -30,25 +31,25 @@ def names_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-async def unpacked(path: Path) -> Unpacked:
+def unpacked(path: Path) -> Unpacked:
     folder = path.parent / "out"
     folder.mkdir()
-    return await unpack(path, folder, shown=SHOWN, keepalive=lambda: None)
+    return unpack(path, folder, shown=SHOWN, reading=ignored)
 
 
-async def refusal(path: Path) -> str:
+def refusal(path: Path) -> str:
     with pytest.raises(Refused) as refused:
-        await unpacked(path)
+        unpacked(path)
     assert str(refused.value).startswith(SHOWN)
     return str(refused.value)
 
 
-async def test_images_and_texts_are_taken_from_any_folder_under_safe_names(tmp_path: Path) -> None:
+def test_images_and_texts_are_taken_from_any_folder_under_safe_names(tmp_path: Path) -> None:
     path = zip_of(
         tmp_path / "a.zip", {"cats/a cat_1.PNG": b"1", "dogs/deep/b.jpeg": b"22", "b.txt": b"x"}
     )
 
-    found = await unpacked(path)
+    found = unpacked(path)
 
     assert [image.name for image in found.images] == ["cats/a cat_1.PNG", "dogs/deep/b.jpeg"]
     assert [(tmp_path / "out" / image.file).read_bytes() for image in found.images] == [b"1", b"22"]
@@ -61,14 +62,14 @@ async def test_images_and_texts_are_taken_from_any_folder_under_safe_names(tmp_p
     "name",
     ["../../evil.png", "/etc/evil.png", "C:\\temp\\evil.png", "..\\evil.png", "a/../../evil.png"],
 )
-async def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
-    found = await unpacked(zip_of(tmp_path / "a.zip", {name: b"1"}))
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    found = unpacked(zip_of(tmp_path / "a.zip", {name: b"1"}))
 
     assert [image.file for image in found.images] == ["000000.png"]
     assert names_below(tmp_path) == {"a.zip", "out", "out/000000.png"}
 
 
-async def test_what_macos_adds_and_hides_is_passed_over_in_silence(tmp_path: Path) -> None:
+def test_what_macos_adds_and_hides_is_passed_over_in_silence(tmp_path: Path) -> None:
     files = {
         "__MACOSX/._a.png": b"",
         "._a.png": b"",
@@ -77,13 +78,13 @@ async def test_what_macos_adds_and_hides_is_passed_over_in_silence(tmp_path: Pat
         "d/": b"",
     }
 
-    found = await unpacked(zip_of(tmp_path / "a.zip", files))
+    found = unpacked(zip_of(tmp_path / "a.zip", files))
 
     assert [image.name for image in found.images] == ["a.png"]
     assert found.skipped == []
 
 
-async def test_other_files_links_and_repeated_names_are_reported(tmp_path: Path) -> None:
+def test_other_files_links_and_repeated_names_are_reported(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link.png")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
@@ -93,7 +94,7 @@ async def test_other_files_links_and_repeated_names_are_reported(tmp_path: Path)
     raw = (tmp_path / "a.zip").read_bytes()
     (tmp_path / "a.zip").write_bytes(raw.replace(b"b.png", b"a.png"))
 
-    found = await unpacked(tmp_path / "a.zip")
+    found = unpacked(tmp_path / "a.zip")
 
     assert [image.name for image in found.images] == ["a.png"]
     assert {entry.file: entry.reason for entry in found.skipped} == {
@@ -103,7 +104,7 @@ async def test_other_files_links_and_repeated_names_are_reported(tmp_path: Path)
     }
 
 
-async def test_an_entry_without_a_name_costs_only_itself(tmp_path: Path) -> None:
+def test_an_entry_without_a_name_costs_only_itself(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "a.zip", {"a.png": b"1", "b.png": b"2"})
     whole = bytearray(path.read_bytes())
     directory = whole.rindex(b"PK\x01\x02")
@@ -111,13 +112,13 @@ async def test_an_entry_without_a_name_costs_only_itself(tmp_path: Path) -> None
     whole[directory + 32 : directory + 34] = struct.pack("<H", len("b.png"))  # of its comment
     path.write_bytes(whole)
 
-    found = await unpacked(path)
+    found = unpacked(path)
 
     assert [image.name for image in found.images] == ["a.png"]
     assert [skipped.file for skipped in found.skipped] == ["(no name)"]
 
 
-async def test_names_in_undeclared_utf_8_and_in_parts_are_made_plain(tmp_path: Path) -> None:
+def test_names_in_undeclared_utf_8_and_in_parts_are_made_plain(tmp_path: Path) -> None:
     name = unicodedata.normalize("NFD", "ein großer Bär.png")
     path = zip_of(tmp_path / "a.zip", {name: b"1"})
     plain = path.read_bytes()
@@ -127,16 +128,16 @@ async def test_names_in_undeclared_utf_8_and_in_parts_are_made_plain(tmp_path: P
         plain = plain[:start] + struct.pack("<H", flags) + plain[start + 2 :]
     path.write_bytes(plain)
 
-    found = await unpacked(path)
+    found = unpacked(path)
 
     assert found.images[0].name == "ein großer Bär.png"
 
 
-async def test_an_entry_that_is_damaged_costs_only_itself(tmp_path: Path) -> None:
+def test_an_entry_that_is_damaged_costs_only_itself(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "a.zip", {"a.png": b"first" * 9, "b.png": b"second" * 9})
     path.write_bytes(path.read_bytes().replace(b"first", b"worst", 1))
 
-    found = await unpacked(path)
+    found = unpacked(path)
 
     assert [image.name for image in found.images] == ["b.png"]
     assert found.skipped[0].file == "a.png"
@@ -144,14 +145,14 @@ async def test_an_entry_that_is_damaged_costs_only_itself(tmp_path: Path) -> Non
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
-async def test_an_entry_that_declares_less_than_it_holds_is_cut_and_reported(
+def test_an_entry_that_declares_less_than_it_holds_is_cut_and_reported(
     tmp_path: Path,
 ) -> None:
     path = zip_of(tmp_path / "a.zip", {"a.png": bytes(5000)}, compression=zipfile.ZIP_DEFLATED)
     lie = path.read_bytes().replace(struct.pack("<I", 5000), struct.pack("<I", 10))
     path.write_bytes(lie)
 
-    found = await unpacked(path)
+    found = unpacked(path)
 
     assert found.images == []
     assert "damaged in the archive" in found.skipped[0].reason
@@ -168,33 +169,31 @@ async def test_an_entry_that_declares_less_than_it_holds_is_cut_and_reported(
         (b"PK\x03\x04 and then nothing", "or only a part of a zip"),
     ],
 )
-async def test_what_is_no_zip_is_called_by_its_name(
-    tmp_path: Path, content: bytes, kind: str
-) -> None:
+def test_what_is_no_zip_is_called_by_its_name(tmp_path: Path, content: bytes, kind: str) -> None:
     (tmp_path / "a.zip").write_bytes(content)
 
-    text = await refusal(tmp_path / "a.zip")
+    text = refusal(tmp_path / "a.zip")
 
     assert "not a zip file" in text
     assert kind in text
 
 
-async def test_a_bomb_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_bomb_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     zeros = {f"{number}.png": bytes(16 << 20) for number in range(8)}
     path = zip_of(tmp_path / "a.zip", zeros, compression=zipfile.ZIP_DEFLATED)
 
-    assert "times its size; at most 200 times" in await refusal(path)
+    assert "times its size; at most 200 times" in refusal(path)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-async def test_too_large_too_many_and_too_much_are_refused(
+def test_too_large_too_many_and_too_much_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = zip_of(tmp_path / "a.zip", {"a.png": bytes(2000), "b.png": bytes(10)})
 
     with monkeypatch.context() as patch:
         patch.setattr(archive, "MAX_IMAGE_BYTES", 1000)
-        found = await unpacked(path)
+        found = unpacked(path)
         assert [image.name for image in found.images] == ["b.png"]
         assert found.skipped[0].reason == "2000 bytes; at most 1000 are taken"
     (tmp_path / "out" / "000001.png").unlink()
@@ -206,11 +205,11 @@ async def test_too_large_too_many_and_too_much_are_refused(
     ):
         with monkeypatch.context() as patch:
             patch.setattr(zip_reader, cap, value)
-            assert reason in await refusal(path)
+            assert reason in refusal(path)
         (tmp_path / "out").rmdir()
 
 
-async def test_the_size_of_a_zip64_list_is_seen_too(
+def test_the_size_of_a_zip64_list_is_seen_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
@@ -220,7 +219,7 @@ async def test_the_size_of_a_zip64_list_is_seen_too(
     assert zip_reader._directory_size(path) == 2 * (46 + 5)
 
 
-async def test_entries_that_share_bytes_are_refused(tmp_path: Path) -> None:
+def test_entries_that_share_bytes_are_refused(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "a.zip", {"a.png": b"1" * 100, "b.png": b"2" * 100})
     with zipfile.ZipFile(path) as zipped:
         second = zipped.infolist()[1].header_offset
@@ -228,20 +227,20 @@ async def test_entries_that_share_bytes_are_refused(tmp_path: Path) -> None:
     directory = raw.index(b"PK\x01\x02", raw.index(b"PK\x01\x02") + 4)
     path.write_bytes(raw[: directory + 42] + struct.pack("<I", second - 60) + raw[directory + 46 :])
 
-    assert "its entries overlap" in await refusal(path)
+    assert "its entries overlap" in refusal(path)
 
 
-async def test_an_encrypted_entry_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_encrypted_entry_is_refused_by_name(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "a.zip", {"secret.png": b"1"})
     raw = bytearray(path.read_bytes())
     for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         raw[raw.index(signature) + at] |= 1
     path.write_bytes(raw)
 
-    assert "secret.png is encrypted; make the zip without a password" in await refusal(path)
+    assert "secret.png is encrypted; make the zip without a password" in refusal(path)
 
 
-async def test_a_packing_that_nobody_knows_costs_only_its_entry(tmp_path: Path) -> None:
+def test_a_packing_that_nobody_knows_costs_only_its_entry(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         zipped.writestr("a.png", b"1")
@@ -250,6 +249,6 @@ async def test_a_packing_that_nobody_knows_costs_only_its_entry(tmp_path: Path) 
         raw[raw.index(signature) + at] = 97
     (tmp_path / "a.zip").write_bytes(raw)
 
-    found = await unpacked(tmp_path / "a.zip")
+    found = unpacked(tmp_path / "a.zip")
 
     assert "packed in a way that is not supported" in found.skipped[0].reason

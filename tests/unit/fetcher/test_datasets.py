@@ -4,32 +4,47 @@ import io
 import struct
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from PIL import Image as Pillow
 
-from services.fetcher.datasets import image_check, report
-from services.fetcher.datasets.archive import ImageFile, Unpacked, unpack
-from services.fetcher.datasets.image_check import UnusableImage, inspect
-from services.fetcher.datasets.report import CheckedDataset, build_report, check_images, with_tokens
-from services.fetcher.datasets.sidecars import ImageOptions, Sidecars
+from services.fetcher.parsing.datasets import image_check, report
+from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked, unpack
+from services.fetcher.parsing.datasets.image_check import (
+    MAX_SCANS,
+    START_OF_SCAN,
+    UnusableImage,
+    inspect,
+)
+from services.fetcher.parsing.datasets.report import (
+    CheckedDataset,
+    build_report,
+    check_images,
+    with_tokens,
+)
+from services.fetcher.parsing.datasets.sidecars import ImageOptions, Sidecars
 from shared.dataset.captions import parse
 from shared.dataset.manifest import Captions, Duplicate, Manifest, Picture, Report, Skipped
 from shared.errors import Refused
 from shared.request import Train, Validation
+from tests.support.in_process_parser import ignored
 
 SHOWN = "https://example.com/data.zip"
 TRAIN = Train(data_url="u")
 
 
-def drawn(width: int = 64, height: int = 48, kind: str = "PNG", orientation: int = 1) -> bytes:
+def drawn(
+    width: int = 64, height: int = 48, kind: str = "PNG", orientation: int = 1, **options: Any
+) -> bytes:
     image = Pillow.new("RGB", (width, height), (200, 30, 30))
     exif = Pillow.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
-    image.save(buffer, kind, exif=exif) if kind != "BMP" else image.save(buffer, kind)
+    image.save(buffer, kind, **(options if kind == "BMP" else {"exif": exif, **options}))
     return buffer.getvalue()
 
 
@@ -92,18 +107,37 @@ def test_an_image_just_over_the_cap_is_refused(
         inspect(tmp_path / "a.png")
 
 
-async def checked(files: dict[str, bytes], folder: Path) -> CheckedDataset:
+def test_an_image_of_more_scans_than_encoders_write_is_not_decoded(tmp_path: Path) -> None:
+    whole = drawn(64, 48, "JPEG", progressive=True)
+    *begin, last = whole.split(START_OF_SCAN)
+    scans, end = len(begin), last.removesuffix(b"\xff\xd9")
+
+    for number, name in ((MAX_SCANS, "many.jpg"), (MAX_SCANS + 1, "more.jpg")):
+        again = START_OF_SCAN.join([*begin, *[end] * (number - scans + 1)])
+        (tmp_path / name).write_bytes(again + b"\xff\xd9")
+
+    assert inspect(tmp_path / "many.jpg").size == (64, 48)
+    with pytest.raises(UnusableImage, match="more than 64 scans"):
+        inspect(tmp_path / "more.jpg")
+
+
+def checked(files: dict[str, bytes], folder: Path) -> CheckedDataset:
     with zipfile.ZipFile(folder / "a.zip", "w") as zipped:
         for name, content in files.items():
             zipped.writestr(name, content)
     (folder / "out").mkdir()
-    unpacked = await unpack(folder / "a.zip", folder / "out", shown=SHOWN, keepalive=lambda: None)
-    return await check_images(
-        unpacked, folder / "out", shown=SHOWN, keepalive=lambda _done, _of: None
+    unpacked = unpack(folder / "a.zip", folder / "out", shown=SHOWN, reading=ignored)
+    return check_images(
+        unpacked,
+        folder / "out",
+        shown=SHOWN,
+        pixels=10**9,
+        reading=ignored,
+        checked=lambda _done, _of: None,
     )
 
 
-async def test_a_broken_image_is_reported_by_its_name_and_the_others_are_used(
+def test_a_broken_image_is_reported_by_its_name_and_the_others_are_used(
     tmp_path: Path,
 ) -> None:
     files = {
@@ -112,18 +146,18 @@ async def test_a_broken_image_is_reported_by_its_name_and_the_others_are_used(
         "x/good two.jpg": drawn(kind="JPEG"),
     }
 
-    found = await checked(files, tmp_path)
+    found = checked(files, tmp_path)
 
     assert [picture.caption for picture in found.pictures] == ["good one", "good two"]
     assert [entry.file for entry in found.skipped] == ["x/bad.png"]
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".jpg", ".png"]
 
 
-async def test_no_usable_image_ends_the_job_with_the_archive_and_the_reasons(
+def test_no_usable_image_ends_the_job_with_the_archive_and_the_reasons(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(Refused) as refused:
-        await checked({"a.png": b"no", "b.gif": b"no"}, tmp_path)
+        checked({"a.png": b"no", "b.gif": b"no"}, tmp_path)
 
     text = str(refused.value)
     assert text.startswith(f"{SHOWN}: no usable image in the archive")
@@ -131,12 +165,12 @@ async def test_no_usable_image_ends_the_job_with_the_archive_and_the_reasons(
     assert "b.gif: neither an image" in text
 
 
-async def test_an_empty_archive_says_what_it_needs(tmp_path: Path) -> None:
+def test_an_empty_archive_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="it needs jpg, jpeg, jfif, png, bmp or webp files"):
-        await checked({"folder/": b""}, tmp_path)
+        checked({"folder/": b""}, tmp_path)
 
 
-async def test_captions_come_from_texts_and_else_from_names(tmp_path: Path) -> None:
+def test_captions_come_from_texts_and_else_from_names(tmp_path: Path) -> None:
     files = {
         "a_1.png": drawn(),
         "a_1.txt": "a café, red".encode(),
@@ -147,7 +181,7 @@ async def test_captions_come_from_texts_and_else_from_names(tmp_path: Path) -> N
         "d.TXT": b"from upper case",
     }
 
-    found = await checked(files, tmp_path)
+    found = checked(files, tmp_path)
 
     assert [picture.caption for picture in found.pictures] == [
         "a café, red", "named well", "", "from upper case",
@@ -247,11 +281,11 @@ def test_nought_counts_as_one_where_it_would_mean_never() -> None:
     assert (options.multiply, options.rating, options.cond_dropout) == (1.0, 1.0, 0.0)
 
 
-async def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: Path) -> None:
+def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: Path) -> None:
     files = {f"square {number}.png": drawn(600, 600) for number in range(5)}
     files |= {"wide.png": drawn(900, 500), "small.png": drawn(64, 64), "broken.png": b""}
 
-    found = await checked(files, tmp_path)
+    found = checked(files, tmp_path)
     manifest, report = build_report(
         found, Train(data_url="u", batch_size=4, max_epochs=10), 555, SHOWN
     )
@@ -279,10 +313,10 @@ async def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: 
     assert msgspec.json.decode(msgspec.json.encode(report.plain())) == report.plain()
 
 
-async def test_a_report_of_many_stays_short(tmp_path: Path) -> None:
+def test_a_report_of_many_stays_short(tmp_path: Path) -> None:
     files = {"good.png": drawn()} | {f"{number}.png": b"" for number in range(80)}
 
-    found = await checked(files, tmp_path)
+    found = checked(files, tmp_path)
     _, report = build_report(found, Train(data_url="u"), 555, SHOWN)
 
     assert (len(report.skipped), report.skipped_count) == (50, 80)
@@ -291,10 +325,10 @@ async def test_a_report_of_many_stays_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("multiplier", "reason"), [("0.1", "add up to 0.2; at least 1"), ("1000", None)]
 )
-async def test_multipliers_that_leave_no_image_end_the_job(
+def test_multipliers_that_leave_no_image_end_the_job(
     tmp_path: Path, multiplier: str, reason: str | None
 ) -> None:
-    found = await checked(
+    found = checked(
         {"a.png": drawn(), "b.png": drawn(), "multiply.txt": multiplier.encode()}, tmp_path
     )
 
@@ -313,20 +347,41 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
         Manifest.read(tmp_path)
 
 
-async def test_every_image_looked_at_is_a_sign_of_life(tmp_path: Path) -> None:
+def test_every_image_looked_at_is_a_sign_of_life(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(drawn())
     (tmp_path / "1.png").write_bytes(b"")
     reported: list[tuple[int, int]] = []
+    opened: list[str] = []
     images = [ImageFile(name=f"{number}.png", file=f"{number}.png") for number in (0, 1)]
 
-    await check_images(
+    check_images(
         Unpacked(images=images),
         tmp_path,
         shown=SHOWN,
-        keepalive=lambda done, of: reported.append((done, of)),
+        pixels=10**9,
+        reading=opened.append,
+        checked=lambda done, of: reported.append((done, of)),
     )
 
     assert reported == [(1, 2), (2, 2)]
+    assert opened == ["0.png", "1.png"]
+
+
+def test_an_archive_of_more_pixels_than_its_bytes_can_honestly_hold_is_refused(
+    tmp_path: Path,
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(drawn())
+    images = [ImageFile(name=f"{number}.png", file=f"{number}.png") for number in range(3)]
+    each = 64 * 48
+    found = partial(
+        check_images, Unpacked(images=images), tmp_path,
+        shown=SHOWN, reading=ignored, checked=lambda _done, _of: None,
+    )  # fmt: skip
+
+    assert len(found(pixels=3 * each).pictures) == 3
+    with pytest.raises(Refused, match="pixels together"):
+        found(pixels=3 * each - 1)
 
 
 @pytest.mark.parametrize(
@@ -423,13 +478,13 @@ SIX_KINDS = {
 }  # fmt: skip
 
 
-async def test_a_dataset_as_people_make_it_is_read_whole(tmp_path: Path) -> None:
+def test_a_dataset_as_people_make_it_is_read_whole(tmp_path: Path) -> None:
     files = {f"my cats/deep/er/{name}": drawn(kind=kind) for name, kind in SIX_KINDS.items()}
     files |= {f"__MACOSX/my cats/deep/er/._{name}": b"\0\5\x16\7" for name in SIX_KINDS}
     files |= {"my cats/.DS_Store": b"", "my cats/deep/er/._four.png": b"", "my cats/notes.md": b""}
     files |= {"my cats/global.yaml": b"tags: [cat]", "my cats/deep/er/one.txt": b"first"}
 
-    found = await checked(files, tmp_path)
+    found = checked(files, tmp_path)
 
     assert [picture.caption for picture in found.pictures] == [
         "first, cat", "two, cat", "three, cat", "four, cat", "five, cat", "six, cat",
@@ -437,14 +492,14 @@ async def test_a_dataset_as_people_make_it_is_read_whole(tmp_path: Path) -> None
     assert [entry.file for entry in found.skipped] == ["my cats/notes.md"]
 
 
-async def test_all_settings_of_a_picture_reach_the_manifest(tmp_path: Path) -> None:
+def test_all_settings_of_a_picture_reach_the_manifest(tmp_path: Path) -> None:
     settings = (
         b"main_prompt: a cat, asleep\ntags: [{tag: red, weight: 3}, old]\nmultiply: 2\nrating: 4\n"
         b"cond_dropout: 0\nflip_p: 0.5\nshuffle_tags: true\nloss_scale: 0\nbatch_id: cats\n"
         b"max_caption_length: 40"
     )
 
-    (picture,) = (await checked({"d/a.png": drawn(), "d/a.yaml": settings}, tmp_path)).pictures
+    (picture,) = (checked({"d/a.png": drawn(), "d/a.yaml": settings}, tmp_path)).pictures
 
     assert picture == Picture(
         file=picture.file, name="d/a.png", width=64, height=48,
@@ -454,7 +509,7 @@ async def test_all_settings_of_a_picture_reach_the_manifest(tmp_path: Path) -> N
     )  # fmt: skip
 
 
-async def test_a_caption_without_end_is_cut_between_tags_and_keeps_its_weights(
+def test_a_caption_without_end_is_cut_between_tags_and_keeps_its_weights(
     tmp_path: Path,
 ) -> None:
     tags = ", ".join(f"tag {number:05}" for number in range(5000))
@@ -464,14 +519,14 @@ async def test_a_caption_without_end_is_cut_between_tags_and_keeps_its_weights(
         "a.yaml": b"tags: [{tag: heavy, weight: 2}]",
     }
 
-    (picture,) = (await checked(files, tmp_path)).pictures
+    (picture,) = (checked(files, tmp_path)).pictures
 
     assert 8180 <= len(picture.caption) <= 8192
     assert picture.caption.startswith("main, heavy, tag 00000, tag 00001")
     assert len(picture.weights) == picture.caption.count(", ")
 
 
-async def test_the_same_pixels_twice_are_reported_once_for_each_copy(tmp_path: Path) -> None:
+def test_the_same_pixels_twice_are_reported_once_for_each_copy(tmp_path: Path) -> None:
     files = {
         "a.png": drawn(),
         "b.png": drawn(),
@@ -479,7 +534,7 @@ async def test_the_same_pixels_twice_are_reported_once_for_each_copy(tmp_path: P
         "d.png": drawn(50, 48),
     }
 
-    found = await checked(files, tmp_path)
+    found = checked(files, tmp_path)
 
     assert found.duplicates == [
         Duplicate(file="b.png", same_as="a.png"),
@@ -487,7 +542,7 @@ async def test_the_same_pixels_twice_are_reported_once_for_each_copy(tmp_path: P
     ]
 
 
-async def test_captions_that_are_missing_empty_or_too_long_are_counted_and_named(
+def test_captions_that_are_missing_empty_or_too_long_are_counted_and_named(
     tmp_path: Path,
 ) -> None:
     files = {
@@ -498,7 +553,7 @@ async def test_captions_that_are_missing_empty_or_too_long_are_counted_and_named
         "long.png": drawn(70),
     }
 
-    manifest, report = build_report(await checked(files, tmp_path), TRAIN, 555, SHOWN)
+    manifest, report = build_report(checked(files, tmp_path), TRAIN, 555, SHOWN)
     report = with_tokens(report, manifest, [0, 1, 75, 76])
 
     assert report.captions == Captions(from_names=3, missing=1, empty=1, over_long=1)
@@ -507,18 +562,18 @@ async def test_captions_that_are_missing_empty_or_too_long_are_counted_and_named
     assert report.over_long_captions == ["long.png"]
 
 
-async def test_named_batches_are_reported_by_name(tmp_path: Path) -> None:
+def test_named_batches_are_reported_by_name(tmp_path: Path) -> None:
     files = {f"ted/{number}.png": drawn(600 + number, 600) for number in range(5)}
     files |= {"ted/batch_id.txt": b"ted\n", "other.png": drawn(500, 500)}
 
-    _, report = build_report(await checked(files, tmp_path), TRAIN, 555, SHOWN)
+    _, report = build_report(checked(files, tmp_path), TRAIN, 555, SHOWN)
 
     assert report.named_batches == {"ted": 2}
     assert (report.steps_per_epoch, report.repeats) == (3, 0)
 
 
-async def test_held_out_images_are_reported_and_take_no_steps(tmp_path: Path) -> None:
-    found = await checked({f"{number}.png": drawn(100 + number) for number in range(10)}, tmp_path)
+def test_held_out_images_are_reported_and_take_no_steps(tmp_path: Path) -> None:
+    found = checked({f"{number}.png": drawn(100 + number) for number in range(10)}, tmp_path)
     train = Train(data_url="u", batch_size=1, max_epochs=2, validation=Validation())
 
     manifest, report = build_report(found, train, 555, SHOWN)
@@ -529,17 +584,17 @@ async def test_held_out_images_are_reported_and_take_no_steps(tmp_path: Path) ->
     assert sum(report.buckets.values()) == 8
 
 
-async def test_a_validation_that_leaves_nothing_to_train_on_ends_the_job(tmp_path: Path) -> None:
-    found = await checked({"a.png": drawn()}, tmp_path)
+def test_a_validation_that_leaves_nothing_to_train_on_ends_the_job(tmp_path: Path) -> None:
+    found = checked({"a.png": drawn()}, tmp_path)
 
     with pytest.raises(Refused, match=r"input\.train\.validation: .* leaves none to train on"):
         build_report(found, Train(data_url="u", validation=Validation()), 555, SHOWN)
 
 
-async def test_the_steps_of_a_shrinking_dataset_are_those_of_all_its_epochs(
+def test_the_steps_of_a_shrinking_dataset_are_those_of_all_its_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = await checked({f"{number}.png": drawn(100 + number) for number in range(10)}, tmp_path)
+    found = checked({f"{number}.png": drawn(100 + number) for number in range(10)}, tmp_path)
     train = Train(data_url="u", batch_size=1, max_epochs=4, rated_dataset=True)
 
     assert build_report(found, train, 555, SHOWN)[1].steps == 10 + 10 + 9 + 8

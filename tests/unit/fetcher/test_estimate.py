@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.fetcher.datasets.estimate import estimate
+from services.fetcher.estimate import estimate
 from shared.dataset.manifest import Estimate
 from shared.dataset.speed import Speed
 from shared.request import Train

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from services.fetcher.models import pickle_reader
-from services.fetcher.models.pickle_machine import Inert, StoredTensor, run
-from services.fetcher.models.pickle_reader import (
+from services.fetcher.parsing.models import pickle_reader
+from services.fetcher.parsing.models.pickle_machine import Inert, StoredTensor, run
+from services.fetcher.parsing.models.pickle_reader import (
     Checkpoint,
     is_checkpoint,
     read_checkpoint,

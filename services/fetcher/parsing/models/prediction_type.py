@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from services.fetcher.models.diffusers_configs import PredictionType
-from services.fetcher.models.safetensors_file import TensorSource, read_values
+from services.fetcher.parsing.models.diffusers_configs import PredictionType
+from services.fetcher.parsing.models.safetensors_file import TensorSource, read_values
 from shared.errors import Refused
 
 METADATA_KEY = "modelspec.prediction_type"

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from services.fetcher.models.safetensors_file import TensorEntry, read_header
+from services.fetcher.model_files import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS
+from services.fetcher.parsing.models.safetensors_file import TensorEntry, read_header
 from shared.errors import Refused
 
-WEIGHTS = {
-    "unet": "unet/diffusion_pytorch_model",
-    "vae": "vae/diffusion_pytorch_model",
-    "text_encoder": "text_encoder/model",
-}
-SUFFIXES = (".safetensors", ".fp16.safetensors")
-REQUIRED = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "unet/config.json",
-    "vae/config.json",
-)
-TOKENIZER = (
-    "tokenizer/merges.txt",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-)
 VOCABULARIES = ({"tokenizer/tokenizer.json"}, {"tokenizer/vocab.json", "tokenizer/merges.txt"})
 MAX_CONFIG_BYTES = 16 << 20
 CONFIGS = (
@@ -103,14 +84,19 @@ def read_tensors(folder: Path, part: str, shown: str) -> dict[str, TensorEntry]:
     return read_header(folder / _choose_weights(names_in(folder), part, shown), f"{shown}: {part}")
 
 
-def validate_diffusers_folder(folder: Path, shown: str) -> list[str]:
+def validate_diffusers_folder(
+    folder: Path, shown: str, reading: Callable[[str], None]
+) -> list[str]:
     """Validate a model folder and return the names of the model's files; others are ignored.
+
+    ``reading`` is called with each file's name, before it is opened.
 
     Raises:
         Refused: a part is missing, pickled, damaged or of another kind; names ``shown``.
     """
     files = choose_files(names_in(folder), shown)
     for name in files:
+        reading(name)
         if name.endswith(".safetensors"):
             read_header(folder / name, f"{shown}: {name}")
         elif name.endswith(".json"):

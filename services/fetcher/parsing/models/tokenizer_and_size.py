@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
+import msgspec
+from msgspec import Struct
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import NFC, Lowercase, Replace
@@ -13,16 +15,13 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
-from services.fetcher.models.diffusers_folder import WEIGHTS, read_tensors
-from services.fetcher.models.safetensors_file import TensorEntry, read_header
-from services.fetcher.models.single_file import PREFIXES, SINGLE_FILE
+from services.fetcher.model_files import WEIGHTS
+from services.fetcher.parsing.models.diffusers_folder import read_config, read_tensors
+from services.fetcher.parsing.models.safetensors_file import TensorEntry, read_header
+from services.fetcher.parsing.models.single_file import PREFIXES, SINGLE_FILE
 from shared.errors import Refused
-from shared.ports import ObjectStore
-from shared.storage.folders import read_manifest
 
 SHOWN = "the base model"
-FP16_BYTES = 2
-"""Per parameter."""
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 TEXT_PREFIX = "cond_stage_model."
 """The text encoder in a single file, for Stable Diffusion 1 and 2."""
@@ -49,25 +48,6 @@ def _count_elements(tensors: Mapping[str, TensorEntry], prefix: str) -> int:
     return sum(prod(one.shape) for name, one in tensors.items() if name.startswith(prefix))
 
 
-async def stored_parameters(store: ObjectStore, prefix: str) -> dict[str, int]:
-    """The same for a diffusers folder in the store, from file sizes, assuming half precision.
-
-    Our trainer saves models so; for a full-precision model the result is twice too high.
-    """
-    files = (await read_manifest(store, prefix)).files
-    return {
-        part: sum(one.bytes for one in files if one.name.startswith(name)) // FP16_BYTES
-        for part, name in WEIGHTS.items()
-    }
-
-
-async def fetch_tokenizer(store: ObjectStore, prefix: str, folder: Path) -> None:
-    """Download a stored model's ``tokenizer/`` into a folder."""
-    for file in (await read_manifest(store, prefix)).files:
-        if file.name.startswith("tokenizer/"):
-            await store.download(f"{prefix}/{file.name}", folder / file.name)
-
-
 def count_tokens(folder: Path, captions: Sequence[str]) -> list[int]:
     """The number of tokens of each caption, without the start and end tokens.
 
@@ -79,32 +59,54 @@ def count_tokens(folder: Path, captions: Sequence[str]) -> list[int]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """Read a CLIP tokenizer from ``tokenizer.json``, or from ``vocab.json`` and ``merges.txt``.
+    """Build a CLIP tokenizer from the vocabulary and the merges of a folder's tokenizer files.
+
+    Normalization and word splitting are CLIP's own, whatever ``tokenizer.json`` says of them: a few
+    of its normalizers can multiply a caption without end.
 
     Raises:
-        Refused: it is damaged.
+        Refused: the files are damaged.
     """
-    whole = folder / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(whole)) if whole.exists() else _build_tokenizer(folder)
+        vocabulary, merges = _read_pairs(folder)
+        pairs = BPE(
+            vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=SPECIAL_TOKENS[-1]
+        )
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - the library raises nothing more specific
         raise Refused(f"{SHOWN}: tokenizer/ cannot be read ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _build_tokenizer(folder: Path) -> Tokenizer:
-    """Add CLIP's normalization and word splitting, which the two files do not contain."""
-    pairs = BPE.from_file(
-        str(folder / "vocab.json"),
-        str(folder / "merges.txt"),
-        end_of_word_suffix="</w>",
-        unk_token=SPECIAL_TOKENS[-1],
-    )
     tokenizer = Tokenizer(pairs)
     tokenizer.add_special_tokens([*SPECIAL_TOKENS])
     tokenizer.normalizer = Normalizers([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
     words = Split(Regex(WORD_PATTERN), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = PreTokenizers([words, ByteLevel(add_prefix_space=False)])
     return tokenizer
+
+
+def _read_pairs(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary and the merges, from ``tokenizer.json`` or from the two older files."""
+    whole = folder / "tokenizer.json"
+    if whole.exists():
+        model = msgspec.convert(read_config(whole, SHOWN), _Tokenizer).model
+        return model.vocab, [_pair(merge) for merge in model.merges]
+    vocabulary = msgspec.convert(read_config(folder / "vocab.json", SHOWN), dict[str, int])
+    lines = (folder / "merges.txt").read_text().splitlines()
+    return vocabulary, [_pair(line) for line in lines if line and not line.startswith("#version")]
+
+
+def _pair(merge: str | tuple[str, str]) -> tuple[str, str]:
+    """A merge's two halves; older files have them in one text."""
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
+    return first, second
+
+
+class _Model(Struct):
+    vocab: dict[str, int]
+    merges: list[str | tuple[str, str]]
+
+
+class _Tokenizer(Struct):
+    """The part of the tokenizers library's format that is used."""
+
+    model: _Model

@@ -11,10 +11,13 @@ from typing import Any, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.fetcher.datasets.archive import ImageFile, Unpacked
-from services.fetcher.datasets.image_check import UnusableImage, inspect
-from services.fetcher.datasets.sidecars import MAX_CAPTION_CHARACTERS, ImageOptions, Sidecars
-from shared.concurrency import in_thread
+from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked
+from services.fetcher.parsing.datasets.image_check import UnusableImage, inspect
+from services.fetcher.parsing.datasets.sidecars import (
+    MAX_CAPTION_CHARACTERS,
+    ImageOptions,
+    Sidecars,
+)
 from shared.dataset.buckets import Size, is_undersized
 from shared.dataset.captions import MAX_TOKENS, SEPARATOR, bounded
 from shared.dataset.manifest import (
@@ -70,6 +73,8 @@ class Checker:
     def __init__(self, unpacked: Unpacked, folder: Path) -> None:
         self.pictures: list[Picture] = []
         self.skipped = list(unpacked.skipped)
+        self.pixels = 0
+        """Of all images that were decoded."""
         self._folder = folder
         self._sidecars = Sidecars(unpacked.texts)
         self._sources: Counter[str] = Counter()
@@ -86,6 +91,7 @@ class Checker:
             self.skipped.append(Skipped.of(image.name, error))
             (self._folder / image.file).unlink()
             return
+        self.pixels += info.size.width * info.size.height
         options, from_file = self._sidecars.options(image.name)
         picture = _picture(image, info.size, options)
         self._sources[_caption_source(picture, from_file=from_file)] += 1
@@ -106,20 +112,38 @@ class Checker:
         )
 
 
-async def check_images(
-    unpacked: Unpacked, folder: Path, *, shown: str, keepalive: Callable[[int, int], None]
+def check_images(
+    unpacked: Unpacked,
+    folder: Path,
+    *,
+    shown: str,
+    pixels: int,
+    reading: Callable[[str], None],
+    checked: Callable[[int, int], None],
 ) -> CheckedDataset:
     """Decode every image and find its caption; unusable ones are skipped and removed.
 
-    ``keepalive`` is called with the number of images checked and of all images.
+    Args:
+        unpacked: the archive's content.
+        folder: where its images are.
+        shown: the archive's name in messages.
+        pixels: the most that all images may have together.
+        reading: called with each image's name, before it is opened.
+        checked: called with the number of images checked and of all images.
 
     Raises:
-        Refused: no usable image; names the archive and the first reasons.
+        Refused: no usable image, or too many pixels; names the archive and says why.
     """
     checker = Checker(unpacked, folder)
     for done, image in enumerate(unpacked.images, start=1):
-        await in_thread(checker.check, image)
-        keepalive(done, len(unpacked.images))
+        reading(short(image.name))
+        checker.check(image)
+        if checker.pixels > pixels:
+            raise Refused(
+                f"{shown}: its images have more than {pixels // 1_000_000} million pixels together,"
+                " the most for an archive of so few bytes; make several, or save them smaller"
+            )
+        checked(done, len(unpacked.images))
     if not checker.pictures:
         raise Refused(_no_usable_image(shown, checker.skipped))
     return checker.result()

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from services.fetcher.models.architecture import TextEncoder, UNet, Vae
-from services.fetcher.models.diffusers_folder import TOKENIZER, read_config, vocabulary_of
+from services.fetcher.model_files import TOKENIZER
+from services.fetcher.parsing.models.architecture import TextEncoder, UNet, Vae
+from services.fetcher.parsing.models.diffusers_folder import read_config, vocabulary_of
 from shared.errors import Refused
 
 Config = dict[str, Any]

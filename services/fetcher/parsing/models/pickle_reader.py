@@ -8,8 +8,8 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from services.fetcher.models.pickle_machine import ADVICE, StoredTensor, run
-from services.fetcher.zip_reader import READ_ERRORS, UnusableEntry, check_kind
+from services.fetcher.parsing.models.pickle_machine import ADVICE, StoredTensor, run
+from services.fetcher.parsing.zip_reader import READ_ERRORS, UnusableEntry, check_kind
 from shared.errors import Refused
 
 MAX_PICKLE_BYTES = 4 << 20

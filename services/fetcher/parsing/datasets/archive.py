@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct, field
 
-from services.fetcher.zip_reader import (
+from services.fetcher.parsing.zip_reader import (
     Member,
     UnusableEntry,
     checked_members,
@@ -16,8 +16,7 @@ from services.fetcher.zip_reader import (
     read_chunks,
     write_member,
 )
-from shared.concurrency import in_thread
-from shared.dataset.manifest import Skipped
+from shared.dataset.manifest import Skipped, short
 from shared.disk import SPARE, require_room, translate_disk_full
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".jfif"})
@@ -48,23 +47,24 @@ class Unpacked(Struct, frozen=True, kw_only=True):
     skipped: list[Skipped] = field(default_factory=list)
 
 
-async def unpack(
-    archive: Path, folder: Path, *, shown: str, keepalive: Callable[[], None]
-) -> Unpacked:
+def unpack(archive: Path, folder: Path, *, shown: str, reading: Callable[[str], None]) -> Unpacked:
     """Unpack images into ``folder`` and texts into memory; ``shown`` is its name in messages.
+
+    ``reading`` is called with each entry's name, before it is opened.
 
     Raises:
         Refused: not a zip, encrypted, or over a limit; names the archive and says what to do.
         Full: the disk has no room for the declared size.
     """
-    with await in_thread(open_zip, archive, shown) as zipped:
-        members = await in_thread(checked_members, zipped, archive, shown)
+    reading(shown)
+    with open_zip(archive, shown) as zipped:
+        members = checked_members(zipped, archive, shown)
         unpacker, doing = _Unpacker(zipped, folder), f"unpack {shown}"
         require_room(folder, sum(each.entry.file_size for each in members) + SPARE, doing)
         with translate_disk_full(doing):
             for number, member in enumerate(members):
-                await in_thread(unpacker.add, member, number)
-                keepalive()
+                reading(short(member.name))
+                unpacker.add(member, number)
     return unpacker.unpacked
 
 

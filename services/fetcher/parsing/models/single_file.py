@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from services.fetcher.models.architecture import (
+from services.fetcher.model_files import WEIGHTS
+from services.fetcher.parsing.models.architecture import (
     Shape,
     Shapes,
     TextEncoder,
@@ -25,15 +26,15 @@ from services.fetcher.models.architecture import (
     unet_shapes,
     vae_shapes,
 )
-from services.fetcher.models.diffusers_configs import Architecture, write_configs
-from services.fetcher.models.diffusers_folder import WEIGHTS, check_channels
-from services.fetcher.models.pickle_reader import read_checkpoint
-from services.fetcher.models.prediction_type import (
+from services.fetcher.parsing.models.diffusers_configs import Architecture, write_configs
+from services.fetcher.parsing.models.diffusers_folder import check_channels
+from services.fetcher.parsing.models.pickle_reader import read_checkpoint
+from services.fetcher.parsing.models.prediction_type import (
     ZERO_SNR_MARKER,
     declared_prediction_type,
     guess_prediction_type,
 )
-from services.fetcher.models.safetensors_file import (
+from services.fetcher.parsing.models.safetensors_file import (
     TensorSource,
     read_header,
     read_metadata,

@@ -1,0 +1,90 @@
+"""What the fetcher's parent orders from its parsing child, and what comes back."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from services.fetcher.limits import Limits
+from shared.dataset.manifest import Report
+from shared.request import Train
+
+RESULT_BYTES = 16 << 20
+"""Of the result file: names of at most 50,000 files."""
+
+
+class ParseDataset(Struct, frozen=True, kw_only=True, tag="dataset"):
+    """Unpack and check an archive."""
+
+    archive: str
+    folder: str
+    """An empty folder, for the usable images and the manifest."""
+    train: Train
+    seed: int
+    """The job's, at least 0."""
+    shown: str
+    """The archive's name in messages, as in the other orders."""
+
+
+class ParsedDataset(Struct, frozen=True, kw_only=True):
+    """What is in the folder now."""
+
+    files: tuple[str, ...]
+    report: Report
+
+
+class ParseModelFile(Struct, frozen=True, kw_only=True, tag="model_file"):
+    """Open a single file or a zipped diffusers folder; its content decides which it is."""
+
+    file: str
+    folder: str
+    """Where the model's files are to be written; it does not exist yet."""
+    base: str | None
+    """A diffusers folder whose tokenizer a single file gets; None: not fetched yet."""
+    subfolder: str | None
+    shown: str
+
+
+class ParseModelFolder(Struct, frozen=True, kw_only=True, tag="model_folder"):
+    """Check a diffusers folder."""
+
+    folder: str
+    shown: str
+
+
+class ParsedModel(Struct, frozen=True, kw_only=True):
+    """The model's files in its folder."""
+
+    files: tuple[str, ...]
+    needs_base: bool = False
+    """It is a single file, and no base was given; nothing is written."""
+
+
+class DescribeModel(Struct, frozen=True, kw_only=True, tag="description"):
+    """Count what the report says of dataset and base model together."""
+
+    folder: str
+    has_weights: bool
+    """False: only its ``tokenizer/`` is there, and the parameters are not counted."""
+    dataset: str
+    """The folder with the manifest."""
+    report: Report
+
+
+class ModelDescription(Struct, frozen=True, kw_only=True):
+    """The report with its captions' tokens, and the number of parameters of each network."""
+
+    parameters: dict[str, int] | None
+    report: Report
+
+
+Task = ParseDataset | ParseModelFile | ParseModelFolder | DescribeModel
+Result = ParsedDataset | ParsedModel | ModelDescription
+
+
+class ParsingOrder(Struct, frozen=True, kw_only=True):
+    """A child's only order."""
+
+    task: Task
+    limits: Limits
+    result: str
+    """The file for the result."""

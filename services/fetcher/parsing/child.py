@@ -1,0 +1,78 @@
+"""The parsing child: one order, and then the end.
+
+``python -m services.fetcher.parsing.child DESCRIPTOR PARENT``, started by
+:class:`services.fetcher.parser.Parser`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from services.fetcher.limits import over_file_size, over_memory
+from services.fetcher.order import ParsingOrder
+from services.fetcher.parsing.rlimits import apply, is_too_large, leave_network
+from shared.child.process import RecordWriter, begin, read_order
+from shared.child.records import Done, Failed, Progress, Reading, Ready
+from shared.errors import Full, Refused, reason_of
+from shared.service_process import importing
+
+
+def main() -> None:
+    """Import what parses, report Ready, and carry out one order."""
+    has_no_network = leave_network()
+    writer = begin()
+    with importing():
+        from services.fetcher.parsing.tasks import perform  # noqa: F401, PLC0415 - slow
+
+    writer.write(Ready(gpu="", offline=has_no_network))
+    order: ParsingOrder = read_order(ParsingOrder)
+    apply(order.limits)
+    writer.write(carry_out(order, writer))
+
+
+class Reporter:
+    """Names each file before it is opened, so that the parent knows which one ended the child."""
+
+    def __init__(self, writer: RecordWriter) -> None:
+        self.file = ""
+        self._writer = writer
+
+    def reading(self, file: str) -> None:
+        self.file = file
+        self._writer.write(Reading(file=file))
+
+    def keepalive(self) -> None:
+        """Still the same file."""
+        self._writer.write(Reading(file=self.file))
+
+    def progress(self, **numbers: object) -> None:
+        self._writer.write(Progress(numbers=numbers))
+
+
+def carry_out(order: ParsingOrder, writer: RecordWriter) -> Done | Failed:
+    """Carry out an order and return its final record; the result is in its file."""
+    from services.fetcher.parsing.tasks import perform  # noqa: PLC0415 - slow
+
+    reporter, limits = Reporter(writer), order.limits
+    try:
+        result = perform(order.task, limits, reporter)
+        Path(order.result).write_bytes(msgspec.json.encode(result))
+    except Refused as error:
+        return Failed(refused=True, reason=reason_of(error))
+    except MemoryError:
+        return Failed(refused=True, reason=over_memory(reporter.file, limits))
+    except (Full, OSError) as error:
+        if is_too_large(error):
+            return Failed(refused=True, reason=over_file_size(reporter.file, limits))
+        return Failed(refused=False, reason=reason_of(error))
+    except Exception as error:  # noqa: BLE001 - the parent must learn of any error
+        traceback.print_exc()
+        return Failed(refused=False, reason=reason_of(error))
+    return Done(summary={})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Datasets: from a user's zip to checked images, a manifest and a report."""

@@ -1,0 +1,63 @@
+"""Limits that the system holds the parsing child to, and what is said when one is met.
+
+They bound what a stranger's file can take; they are no sandbox.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import sys
+
+from services.fetcher.limits import Limits
+
+NICENESS = 10
+OPEN_FILES = 64
+KILL_SECONDS = 5
+"""From the signal that can be told from others, SIGXCPU, to SIGKILL."""
+NEW_NETWORK, NEW_USER = 0x40000000, 0x10000000
+"""Flags of Linux's ``unshare``."""
+
+
+def leave_network() -> bool:
+    """Move to an empty network namespace; returns whether the system gives one.
+
+    Needs Linux, and either CAP_SYS_ADMIN or user namespaces for everybody. Must be called while the
+    process has one thread.
+    """
+    if sys.platform != "linux":
+        return False
+    unshare = ctypes.CDLL(None).unshare
+    return any(unshare(flags) == 0 for flags in (NEW_NETWORK, NEW_USER | NEW_NETWORK))
+
+
+def apply(limits: Limits) -> None:
+    """Limit this process; no limit can be raised afterwards."""
+    os.nice(NICENESS)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(limits.processor_seconds + used.ru_utime + used.ru_stime) + 1
+    _limit(resource.RLIMIT_CPU, seconds, seconds + KILL_SECONDS)
+    _limit(resource.RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes)
+    _limit(resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
+    _limit(resource.RLIMIT_CORE, 0, 0)
+    if sys.platform == "linux":  # elsewhere the parent watches the memory
+        _limit(resource.RLIMIT_AS, limits.memory_bytes, limits.memory_bytes)
+
+
+def _limit(kind: int, soft: int, hard: int) -> None:
+    """Set a limit, but never above one that the process was started with."""
+    _, outer = resource.getrlimit(kind)
+    if outer != resource.RLIM_INFINITY:
+        soft, hard = min(soft, outer), min(hard, outer)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def is_too_large(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that a file would grow beyond the limit."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            return True
+        error = error.__cause__
+    return False

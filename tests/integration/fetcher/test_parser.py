@@ -1,0 +1,287 @@
+"""Strangers' files are read in a child of the fetcher: what it may take, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from services.fetcher import parser as parser_module
+from services.fetcher.limits import Limits, dataset_limits
+from services.fetcher.order import ParseDataset, ParsedDataset
+from services.fetcher.parser import Parser, check_left
+from shared.child.parent import start_ready
+from shared.errors import Passing, Refused
+from shared.request import Train
+from tests.support.services import ROOT
+from tests.support.workers import until_gone
+
+PLENTY = Limits(processor_seconds=1000.0)
+HUNG = 30.0
+"""Seconds."""
+
+
+@pytest.fixture
+async def parser() -> AsyncIterator[Parser]:
+    parser = Parser()
+    yield parser
+    await parser.close()
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pictures(number: int, width: int = 64, height: int = 48) -> dict[str, bytes]:
+    return {
+        f"{index}.png": encoded(Image.new("RGB", (width, height), (index, 0, 0)), "PNG")
+        for index in range(number)
+    }
+
+
+async def parse(
+    parser: Parser,
+    folder: Path,
+    files: dict[str, bytes],
+    limits: Limits = PLENTY,
+    keepalive: Callable[[], None] = lambda: None,
+) -> ParsedDataset:
+    with zipfile.ZipFile(folder / "data.zip", "w") as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    (folder / "dataset").mkdir()
+    order = ParseDataset(
+        archive=str(folder / "data.zip"), folder=str(folder / "dataset"),
+        train=Train(data_url="https://example.com/data.zip"), seed=1, shown="the upload",
+    )  # fmt: skip
+    async with asyncio.timeout(HUNG):
+        return await parser.parse(order, limits, ParsedDataset, keepalive=keepalive)
+
+
+async def refusal(parser: Parser, folder: Path, files: dict[str, bytes], limits: Limits) -> str:
+    with pytest.raises(Refused) as refused:
+        await parse(parser, folder, files, limits)
+    return str(refused.value)
+
+
+async def waiting_pid(parser: Parser) -> int:
+    """The process of the child that gets the next order."""
+    await parser.prepare()
+    assert parser._standby is not None
+    return (await asyncio.shield(parser._standby)).pid
+
+
+async def test_what_the_child_leaves_is_what_it_names(parser: Parser, tmp_path: Path) -> None:
+    parsed = await parse(parser, tmp_path, {**pictures(2), "readme.md": b"hello"})
+
+    assert parsed.files == ("manifest.json", "000000.png", "000001.png")
+    assert parsed.report.images == 2
+    check_left(tmp_path / "dataset", parsed.files)
+
+
+async def test_the_next_order_gets_another_child(parser: Parser, tmp_path: Path) -> None:
+    pids = []
+    for number in range(2):
+        pids.append(await waiting_pid(parser))
+        (tmp_path / str(number)).mkdir()
+        await parse(parser, tmp_path / str(number), pictures(1))
+
+    assert len(set(pids)) == 2
+    assert not psutil.pid_exists(pids[0])
+
+
+# --- Limits
+
+
+async def test_a_picture_that_takes_too_much_memory_is_named_with_the_limit(
+    parser: Parser, tmp_path: Path
+) -> None:
+    large = encoded(Image.new("L", (9000, 9000)), "PNG")
+    limits = Limits(processor_seconds=1000.0, memory_bytes=384 << 20)
+
+    text = await refusal(parser, tmp_path, {**pictures(1), "large.png": large}, limits)
+
+    assert text == "large.png: reading it takes more than 0.375 GiB of memory"
+
+
+async def test_pictures_that_take_too_much_processor_time_are_stopped_by_name(
+    parser: Parser, tmp_path: Path
+) -> None:
+    large = encoded(Image.new("L", (9000, 9000)), "PNG")
+
+    files = {f"{number}.png": large for number in range(20)}
+    text = await refusal(parser, tmp_path, files, Limits(processor_seconds=0.0, pixels=10**10))
+
+    assert ".png: reading came to more than 0 s of processor time" in text
+
+
+async def test_a_file_that_would_grow_too_large_is_named_with_the_limit(
+    parser: Parser, tmp_path: Path
+) -> None:
+    limits = Limits(processor_seconds=1000.0, file_bytes=1 << 20)
+
+    text = await refusal(parser, tmp_path, {"a.png": bytes(2 << 20)}, limits)
+
+    assert text == "a.png: more than 1048576 bytes would come out of it"
+
+
+async def test_where_the_system_does_not_limit_memory_the_parent_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parser_module, "SYSTEM_LIMITS_MEMORY", False)
+    child = await start_ready(parser_module.CHILD)
+
+    async with asyncio.timeout(HUNG):
+        await parser_module._watch_memory(
+            child, Limits(processor_seconds=1.0, memory_bytes=1 << 20)
+        )
+
+    await child.kill()
+    assert not psutil.pid_exists(child.pid)
+
+
+def test_more_bytes_may_have_more_pixels_and_take_more_time() -> None:
+    small, large = dataset_limits(4500), dataset_limits(1 << 30)
+
+    assert small.pixels < 10 * 89_000_000
+    assert large.pixels > 10_000 * 20_000_000
+    assert small.processor_seconds < 300 < large.processor_seconds
+
+
+# --- Deaths
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "text"),
+    [
+        (signal.SIGABRT, Refused, r"0.png: reading it takes more than 3 GiB of memory"),
+        (signal.SIGSEGV, Refused, r"0.png: reading it crashes its decoder \(SIGSEGV\)"),
+        (signal.SIGXCPU, Refused, r"0.png: reading came to more than 1000 s"),
+        (signal.SIGKILL, Passing, r"SIGKILL.* while it read 0.png"),
+    ],
+)
+async def test_a_child_that_dies_tells_by_its_signal_whose_fault_it_is(
+    parser: Parser, tmp_path: Path, number: signal.Signals, error: type[Exception], text: str
+) -> None:
+    pid = await waiting_pid(parser)
+    signs: list[int] = []
+
+    def kill_at_the_first_picture() -> None:
+        signs.append(1)
+        if len(signs) == 4:  # unpacking; the archive; its entry; the next entry or the picture
+            os.kill(pid, number)
+
+    with pytest.raises(error, match=text):
+        await parse(parser, tmp_path, {"0.png": noise(2000)}, keepalive=kill_at_the_first_picture)
+
+
+def noise(side: int) -> bytes:
+    """A picture whose decoding takes long enough to be interrupted."""
+    return encoded(Image.effect_noise((side, side), 64), "PNG")
+
+
+async def test_cancelled_reading_ends_with_its_child_at_once(
+    parser: Parser, tmp_path: Path
+) -> None:
+    pid = await waiting_pid(parser)
+    begun = asyncio.Event()
+    files = dict.fromkeys([f"{number}.png" for number in range(20)], noise(2000))
+    parsing = asyncio.create_task(parse(parser, tmp_path, files, keepalive=begun.set))
+    await begun.wait()
+
+    parsing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await parsing
+
+    assert not psutil.pid_exists(pid)
+
+
+async def test_a_child_that_died_while_it_waited_is_replaced(
+    parser: Parser, tmp_path: Path
+) -> None:
+    pid = await waiting_pid(parser)
+    os.kill(pid, signal.SIGKILL)
+    await until_gone(pid)
+
+    assert (await parse(parser, tmp_path, pictures(1))).report.images == 1
+
+
+# --- What it has, and what it leaves
+
+
+async def test_the_child_has_no_secret_and_no_network(
+    parser: Parser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERYDREAM_SECRET_KEY", "a-secret")
+    pid = await waiting_pid(parser)
+
+    environment = "".join(psutil.Process(pid).environ())
+    assert "EVERYDREAM" not in environment
+    assert parser._standby is not None
+    if parser._standby.result().offline:
+        assert network_of(os.getpid()) != network_of(pid)
+
+
+def network_of(pid: int) -> str:
+    """The network namespace of a process."""
+    return str(Path(f"/proc/{pid}/ns/net").readlink())
+
+
+@pytest.mark.parametrize("leave", ["link", "file", "nothing"])
+def test_a_folder_with_other_files_than_are_named_is_not_taken(tmp_path: Path, leave: str) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    if leave == "link":
+        (tmp_path / "b").symlink_to("/etc/passwd")
+    elif leave == "file":
+        (tmp_path / "c").write_bytes(b"1")
+
+    with pytest.raises(Passing, match="other files than it names"):
+        check_left(tmp_path, ["a", "b"])
+
+
+def test_the_parent_loads_nothing_that_reads_strangers_files() -> None:
+    code = (
+        "import sys, services.fetcher.__main__\n"
+        "print({'PIL', 'numpy', 'yaml', 'tokenizers'} & sys.modules.keys()"
+        " or [name for name in sys.modules if name.startswith('services.fetcher.parsing')])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == "[]"
+
+
+# --- Honest files
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
+        ("JPEG", "CMYK", {"progressive": True, "subsampling": 0}),
+        ("PNG", "RGBA", {"compress_level": 1}),
+        ("PNG", "I;16", {"compress_level": 1}),
+        ("WEBP", "RGBA", {"lossless": True, "quality": 0, "method": 0}),
+    ],
+)
+async def test_every_honest_picture_of_89_megapixels_is_read(
+    parser: Parser, tmp_path: Path, kind: str, mode: str, options: dict[str, object]
+) -> None:
+    large = encoded(Image.new(mode, (9430, 9430)), kind, **options)
+
+    parsed = await parse(parser, tmp_path, {"large": b"", f"large.{kind.lower()}": large})
+
+    assert parsed.report.images == 1
