@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.services import ROOT, ServiceProcess, running
@@ -14,6 +15,8 @@ from tests.support.services import ROOT, ServiceProcess, running
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes")
 LIGHT = ("gateway", "fetcher", "notifier")
 PARENTS = ("trainer", "inferencer")
+FETCHER_BYTES = 120 << 20
+"""Resident memory of a fetcher at rest, with the child that waits to read files."""
 
 
 def heavy_modules_after(statement: str) -> list[str]:
@@ -29,6 +32,10 @@ def heavy_modules_after(statement: str) -> list[str]:
 def libraries_of(process: ServiceProcess) -> str:
     """The shared libraries that a running process has mapped."""
     return Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def has_read_pillow(process: psutil.Process) -> bool:
+    return any("_imaging" in each.path for each in process.memory_maps())
 
 
 @pytest.mark.parametrize("name", [*LIGHT, *PARENTS])
@@ -50,4 +57,9 @@ async def test_the_light_services_run_without_torch(amqp_url: str) -> None:
             assert "libtorch" not in libraries
         assert not services.first("gateway").children
         assert not services.first("notifier").children
-        assert "_imaging" not in libraries_of(services.first("fetcher"))
+        fetcher = services.first("fetcher")
+        assert "_imaging" not in libraries_of(fetcher)
+        await fetcher.wait_for(lambda: any(map(has_read_pillow, fetcher.children)), 60.0)
+        (parser,) = fetcher.children
+        resident = [each.memory_info().rss for each in (psutil.Process(fetcher.pid), parser)]
+        assert sum(resident) < FETCHER_BYTES, resident
