@@ -7,6 +7,8 @@
 #   FUZZ_ARGS   reaches the fuzzing: --seconds 60, --seed 7
 #   FAULTS_ARGS reaches the faults: --only broker, --short
 #   SOAK_ARGS   reaches the soak: --seed 7, --minutes 10
+#   LOCK_ARGS   reaches uv when it makes the lock files: --upgrade, an index of your own
+#   CPU_LOCK_ARGS the same, for the images without a card: where torch's CPU builds are
 
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 PIP_ARGS ?=
@@ -15,6 +17,8 @@ FUZZ_ARGS ?=
 FAULTS_ARGS ?=
 LONG_ARGS ?=
 SOAK_ARGS ?=
+LOCK_ARGS ?=
+CPU_LOCK_ARGS ?=
 
 # Hundreds of processes start in the tests: without its cache, each compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -27,6 +31,7 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.runtime-installed
 DEV     := $(VENV)/.dev-installed
 FUZZ    := $(VENV)/.fuzz-installed
+UV      := $(VENV)/.uv-installed
 
 # The clients that the tests drive, apart from .venv: what they need is theirs alone.
 CLIENTS     := $(VENV)/.clients-installed
@@ -34,7 +39,7 @@ CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constra
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test unit test-long coverage lint types arch check bench fuzz faults soak docs format clean servers
+.PHONY: help demo test unit test-long coverage lint types arch check bench fuzz faults soak docs lock format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-11s%s\n' "$$name" "$$what"; done
@@ -87,6 +92,22 @@ docs: servers $(DEV)  ## Write what docs/ has from the code, and the pages that 
 	$(BIN)/python -m bench schedulers
 	OMP_NUM_THREADS=1 LIVE_SAMPLES_PAGE=docs/live-samples.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_samples.py
 
+LOCKED := deploy/requirements
+COMPILE = $(BIN)/uv pip compile --quiet --custom-compile-command "make lock" --no-annotate --strip-extras \
+  --generate-hashes --only-binary :all: --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --constraints constraints.txt $(LOCK_ARGS)
+
+# A plain `make lock` leaves the -cpu files alone: only some indexes have torch's CPU builds.
+lock: $(UV)  ## Pin what the images install, with hashes, in deploy/requirements
+	@set -eu; for name in gateway fetcher notifier trainer inferencer; do \
+	  $(COMPILE) --extra $$name pyproject.toml --output-file $(LOCKED)/$$name.txt; done
+	@set -eu; for name in trainer inferencer; do \
+	  $(COMPILE) --extra $$name --extra cuda pyproject.toml --output-file $(LOCKED)/$$name-cuda.txt; done
+	@set -eu; if [ -n '$(CPU_LOCK_ARGS)' ]; then for name in trainer inferencer; do \
+	  $(COMPILE) $(CPU_LOCK_ARGS) --extra $$name pyproject.toml --output-file $(LOCKED)/$$name-cpu.txt; done; fi
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(COMPILE) - --output-file $(LOCKED)/build.txt
+
 format: $(DEV)  ## Put the code in shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -111,6 +132,10 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip
 
 $(FUZZ): $(DEV)
 	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[fuzz]'
+	@touch $@
+
+$(UV): pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt uv
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/pip

@@ -1,7 +1,7 @@
 """Settings from the environment, read once at start.
 
-Each has a default that works. ``NAME_FILE`` may name a file that holds the value of ``NAME``
-(for secrets). ``docs/settings.md`` is the table for people.
+Each has a default that works. ``NAME_FILE`` may instead name a file that holds the value of
+``NAME`` (for secrets). ``docs/settings.md`` is the table for people.
 """
 
 from __future__ import annotations
@@ -107,6 +107,23 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     )
 
 
+def read_secret(environment: Mapping[str, str], variable: str, file_variable: str) -> str | None:
+    """A variable's value, or the stripped text of the file that ``file_variable`` names.
+
+    Raises:
+        SettingsError: both are set, or the file cannot be read.
+    """
+    value, file = environment.get(variable), environment.get(file_variable)
+    if not file:
+        return value
+    if value:
+        raise SettingsError(f"{variable} and {file_variable} are both set, but only one may be")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"{file_variable} is {file!r}, which cannot be read: {error}") from None
+
+
 class _Reader:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -130,15 +147,7 @@ class _Reader:
             raise SettingsError(f"{variable} is {shown}, but takes {error}") from None
 
     def _text(self, variable: str) -> str | None:
-        file = self._environment.get(f"{variable}_FILE")
-        if not file:
-            return self._environment.get(variable)
-        try:
-            return Path(file).read_text().strip()
-        except (OSError, UnicodeError) as error:
-            raise SettingsError(
-                f"{variable}_FILE is {file!r}, which cannot be read: {error}"
-            ) from None
+        return read_secret(self._environment, variable, f"{variable}_FILE")
 
 
 def _path(text: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from services.fetcher.models.configured_model import hub_token
 from services.fetcher.models.stage import ModelStager
 from services.fetcher.parser import Parser
 from services.fetcher.work import FetcherWork
@@ -17,6 +18,7 @@ async def serve(
     settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
 ) -> None:
     """Stage datasets and base models until ``stop`` is set."""
+    hub_token()  # a wrong setting shows at the start, not with the first job
     allowed = settings.allowed_private_hosts
     parser = Parser()
     models = ModelStager(

@@ -1,11 +1,11 @@
-"""The services' logins of `deploy/compose.yaml`, on a private broker."""
+"""The services' logins of `deploy/rabbitmq-logins.json`, on a private broker."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from tests.support.compose import OURS, fill_in, read_compose
+from tests.support.compose import DEPLOY, OURS
 from tests.support.servers.process import HOST
 from tests.support.servers.rabbitmq import RabbitMQ
 
@@ -14,8 +14,9 @@ PASSWORDS = {name: f"password0of0the0{name}" for name in OURS}
 
 def definitions(vhost: str = "/") -> dict[str, Any]:
     """The definitions that the stack's broker loads at start, for this virtual host."""
-    values = {f"RABBITMQ_{name.upper()}_PASSWORD": password for name, password in PASSWORDS.items()}
-    content = fill_in(read_compose()["configs"]["rabbitmq-logins"]["content"], values)
+    content = (DEPLOY / "rabbitmq-logins.json").read_text()
+    for name, password in PASSWORDS.items():
+        content = content.replace(f"${{broker-password-{name}}}", password)
     read: dict[str, Any] = json.loads(content)
     for entry in (*read["permissions"], *read["topic_permissions"]):
         entry["vhost"] = vhost

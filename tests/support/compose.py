@@ -1,8 +1,11 @@
-"""Read the compose file with its anchors merged and its variables filled in."""
+"""Read the compose file with its anchors merged and its variables filled in; make its secrets."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,24 @@ import yaml
 DEPLOY = Path(__file__).parents[2] / "deploy"
 OURS = ("gateway", "fetcher", "trainer", "inferencer", "notifier")
 
-VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?:(?P<rule>:?[-?])(?P<text>[^}]*))?\})")
-"""``${NAME}``, with a default after ``-`` or an error after ``?``; with ``:``, empty is unset."""
+VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?:(?P<rule>:?[-?+])(?P<text>[^}]*))?\})")
+"""``${NAME}``, with a default after ``-``, an error after ``?`` or a replacement after ``+``; with
+``:``, empty is unset."""
+IN_CONTAINERS = "/run/secrets/"
+"""Where a container finds the secrets that it is given."""
+ICC, MASQUERADE = (
+    f"com.docker.network.bridge.enable_{option}" for option in ("icc", "ip_masquerade")
+)
+"""Whether a network's containers see one another, and whether they get out; both by default."""
 
 
 class MissingError(Exception):
     """A required variable is not set."""
 
 
-def read_compose() -> dict[str, Any]:
+def read_compose(name: str = "compose.yaml") -> dict[str, Any]:
     """The file with its anchors merged; variables are not replaced."""
-    compose: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    compose: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())
     return compose
 
 
@@ -40,6 +50,58 @@ def environment_of(entry: Mapping[str, Any], values: Mapping[str, str]) -> dict[
     return {key: text for key, text in filled.items() if text is not None}
 
 
+def give_secrets(
+    entry: Mapping[str, Any], environment: Mapping[str, str], secrets: Path
+) -> dict[str, str]:
+    """A container's environment, with the paths of those secrets that it gets as they are here.
+
+    A path that it is not given stays as it is, and is not there.
+    """
+    given = {IN_CONTAINERS + name: str(secrets / name) for name in entry.get("secrets", [])}
+    return {name: given.get(text, text) for name, text in environment.items()}
+
+
+def make_secrets(folder: Path, values: Mapping[str, str] | None = None) -> Path:
+    """Run ``make-secrets.sh`` beside what it reads, in this folder; the folder of secrets.
+
+    ``values`` are environment variables from which it may take some.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    for name in ("make-secrets.sh", "rabbitmq-logins.json"):
+        if not (folder / name).exists():
+            shutil.copy(DEPLOY / name, folder)
+    environment = {"PATH": os.environ["PATH"], **(values or {})}
+    subprocess.run([folder / "make-secrets.sh"], env=environment, check=True, capture_output=True)
+    return folder / "secrets"
+
+
+def seen_from(compose: Mapping[str, Any], name: str) -> set[str]:
+    """The services to which a service can open a connection."""
+    networks = {
+        network for network in compose["services"][name]["networks"]
+        if _option(compose, network, ICC)
+    }  # fmt: skip
+    return {
+        other for other, entry in compose["services"].items() if networks & {*entry["networks"]}
+    } - {name}
+
+
+def sees_the_outside(compose: Mapping[str, Any], name: str) -> bool:
+    """Whether a service can open a connection to other machines."""
+    return any(
+        not (compose["networks"][network] or {}).get("internal")
+        and _option(compose, network, MASQUERADE)
+        for network in compose["services"][name]["networks"]
+    )
+
+
+def _option(compose: Mapping[str, Any], network: str, option: str) -> bool:
+    options = (compose["networks"][network] or {}).get("driver_opts", {})
+    return bool(options.get(option, "true") == "true")
+
+
 def fill_in(text: str, values: Mapping[str, str]) -> str:
     """Replace every variable by its value.
 
@@ -52,7 +114,10 @@ def fill_in(text: str, values: Mapping[str, str]) -> str:
         if name is None:
             return "$"
         rule, value = match["rule"] or "", values.get(name)
-        if value is None or (value == "" and ":" in rule):
+        missing = value is None or (value == "" and ":" in rule)
+        if "+" in rule:
+            return "" if missing else match["text"]
+        if value is None or missing:
             return _default_or_raise(name, rule, match["text"] or "")
         return value
 

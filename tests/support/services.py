@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from shared.settings import from_environment
+from shared.settings import Settings, from_environment
 from tests.support.servers.process import HOST, Child, ServerError, free_port, listens, search_path
 from tests.support.servers.s3 import S3Server
 
@@ -50,12 +50,17 @@ class ServiceProcess(Child):
     """One service in a process of its own."""
 
     def __init__(
-        self, name: str, environment: Mapping[str, str], folder: Path, command: Sequence[str]
+        self,
+        name: str,
+        environment: Mapping[str, str],
+        folder: Path,
+        command: Sequence[str],
+        settings: Settings | None = None,
     ) -> None:
         self.name = name
         self.folder = folder
         self.environment = _complete(name, environment, folder)
-        self.settings = from_environment(self.environment)
+        self.settings = settings or from_environment(self.environment)
         self.ended = False
         super().__init__(resolved(command), folder=folder, env=self.environment)
 
@@ -184,13 +189,18 @@ class Services:
         name: str,
         environment: Mapping[str, str] | None = None,
         command: Sequence[str] | None = None,
+        settings: Settings | None = None,
     ) -> ServiceProcess:
-        """Start one more, and do not wait for it."""
+        """Start one more, and do not wait for it.
+
+        ``settings`` are its own, if they cannot be read from the environment here.
+        """
         process = ServiceProcess(
             name,
             self.environment if environment is None else environment,
             _new_folder(self.folder, f"{len(self.all)}-{name}"),
             command or (*self.program, "service", name),
+            settings,
         )
         self.all.append(process)
         return process

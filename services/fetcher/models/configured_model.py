@@ -21,6 +21,7 @@ from services.fetcher.parser import Parser
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.errors import Passing, SettingsError
+from shared.settings import read_secret
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[3] / "shared" / "tiny"
@@ -161,8 +162,12 @@ class ConfiguredModel:
 
 
 def hub_token() -> str | None:
-    """The deployment's token for the hub."""
-    return os.environ.get("HF_TOKEN") or None
+    """The deployment's token for the hub, by the hub library's own variables.
+
+    Raises:
+        SettingsError: both are set, or the file cannot be read.
+    """
+    return read_secret(os.environ, "HF_TOKEN", "HF_TOKEN_PATH") or None
 
 
 def read_pins(home: Path) -> dict[str, Pin]:

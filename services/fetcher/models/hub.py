@@ -26,8 +26,9 @@ HUB_ID = re.compile(rf"(?P<repository>{NAME}/{NAME})(@(?P<revision>[\w.-]{{1,100
 POLL_SECONDS = 2.0
 """Between two measurements of how much has arrived."""
 INHERITED_VARIABLES = re.compile(
-    r"(HF_|HUGGING_FACE_)\w+|(https?|no|all)_proxy|SSL_CERT_\w+", re.IGNORECASE
+    r"HF_(?!TOKEN)\w+|(https?|no|all)_proxy|SSL_CERT_\w+", re.IGNORECASE
 )
+"""Of the hub library and of HTTP; the token comes with those orders alone that may use it."""
 LIBRARY_SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

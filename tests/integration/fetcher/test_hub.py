@@ -9,8 +9,13 @@ import pytest
 from rich.console import Console
 
 from everydream.models import pull_model
-from services.fetcher.models.configured_model import PINS, RENAMED_ON_HUB, TINY_FOLDER
-from services.fetcher.models.hub import HubModel, file_url, hub_model
+from services.fetcher.models.configured_model import (
+    PINS,
+    RENAMED_ON_HUB,
+    TINY_FOLDER,
+    hub_token,
+)
+from services.fetcher.models.hub import INHERITED_VARIABLES, HubModel, file_url, hub_model
 from shared.diffusion.loading import Parts, load
 from shared.errors import Passing, Refused, SettingsError
 from shared.settings import Settings, from_environment
@@ -159,6 +164,30 @@ async def test_our_token_is_used_for_our_model_and_never_for_a_users(
     assert hub.tokens == {None}
     await stage("sd_v1-5_vae.ckpt", models=stage.of("org/model"))
     assert hub.tokens == {None, "Bearer hf_secret"}
+
+
+async def test_our_token_may_come_from_a_file(
+    stage: Stage, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hub-token"
+    file.write_text("hf_of_a_file\n")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(file))
+
+    await stage("sd_v1-5_vae.ckpt", models=stage.of("org/model"))
+    assert hub.tokens == {"Bearer hf_of_a_file"}
+
+    file.write_text("")
+    assert hub_token() is None
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(SettingsError, match="HF_TOKEN and HF_TOKEN_PATH are both set"):
+        hub_token()
+
+
+def test_no_token_is_told_to_a_download_that_may_not_use_it() -> None:
+    told = ("HF_ENDPOINT", "HF_HUB_DOWNLOAD_TIMEOUT", "https_proxy", "SSL_CERT_FILE")
+    untold = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY")
+    assert all(INHERITED_VARIABLES.fullmatch(name) for name in told)
+    assert not any(INHERITED_VARIABLES.fullmatch(name) for name in untold)
 
 
 def test_the_model_that_moved_is_found_under_its_new_name() -> None:

@@ -14,14 +14,22 @@ from services.gateway.web.routing import routes_of
 from shared.messaging.messages import AnyMessage, type_of
 from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES
 from tests.support.broker_logins import definitions
-from tests.support.compose import OURS, read_compose
+from tests.support.compose import OURS, read_compose, seen_from, sees_the_outside
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "security.md").read_text()
 TYPES = sorted(type_of(kind) for kind in get_args(AnyMessage))
 NAMES = [*(queue.name for queue in QUEUES), EXCHANGE, DEAD_LETTERS]
 DEPLOYED = definitions()
-SEALING = {"EVERYDREAM_SECRET_KEY", "EVERYDREAM_WEBHOOK_SECRET"}
+SECRETS = {
+    "API keys": "api-keys",
+    "secret key": "secret-key",
+    "webhook secret": "webhook-secret",
+    "of the database": "database-url",
+    "of the store": "aws-credentials",
+    "`HF_TOKEN`": "hub-token",
+}
+"""What the page calls a secret, and what the compose file does."""
 
 
 def right_of(kind: str, login: str) -> dict[str, str]:
@@ -78,18 +86,36 @@ def test_what_is_made_is_read_and_bound_too(login: str) -> None:
     assert made <= set(matching(rights["read"], NAMES))
 
 
+def entries_of(login: str) -> dict[str, dict[str, Any]]:
+    """The services of the compose file that run as this one."""
+    services = read_compose()["services"].items()
+    found = {name: e for name, e in services if e.get("command", [""])[-1] == login}
+    assert found
+    return found
+
+
+def access_of(login: str) -> tuple[str, str]:
+    """What the page says that a service connects to, and which secrets it has."""
+    ((reached, held),) = re.findall(rf"^\| {login} \| (broker.*) \| (.*) \|$", PAGE, re.MULTILINE)
+    return reached, held
+
+
 @pytest.mark.parametrize("login", OURS)
-def test_the_secret_key_reaches_those_that_the_page_names(login: str) -> None:
-    (row,) = re.findall(rf"^\| {login} \| (?:broker.*)$", PAGE, re.MULTILINE)
-    entries = [
-        e for e in read_compose()["services"].values() if e.get("command", [""])[-1] == login
-    ]
-    assert entries
-    for entry in entries:
-        assert (set(entry["environment"]) >= SEALING) is ("secret key" in row)
-        assert bool(set(entry["environment"]) & SEALING) is ("secret key" in row)
-        assert ("HF_TOKEN" in entry["environment"]) is ("HF_TOKEN" in row)
-        assert ("EVERYDREAM_DATABASE_URL" in entry["environment"]) is ("database" in row)
+def test_a_service_is_given_the_secrets_that_the_page_names(login: str) -> None:
+    _, held = access_of(login)
+    named = {name for words, name in SECRETS.items() if words in held}
+    for entry in entries_of(login).values():
+        assert set(entry["secrets"]) == named | {f"amqp-url-{login}"}
+
+
+@pytest.mark.parametrize("login", OURS)
+def test_a_service_reaches_what_the_page_names(login: str) -> None:
+    reached, _ = access_of(login)
+    words = {"broker": "rabbitmq", "store": "s3", "database": "postgres"}
+    for name in (alike := entries_of(login)):
+        named = {server for word, server in words.items() if word in reached}
+        assert seen_from(read_compose(), name) - alike.keys() == named
+        assert sees_the_outside(read_compose(), name) is ("through the guard" in reached)
 
 
 def test_the_page_names_what_answers_without_a_key() -> None:

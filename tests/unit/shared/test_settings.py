@@ -173,9 +173,22 @@ def test_every_value_may_come_from_a_file(case: Case, tmp_path: Path) -> None:
     file = tmp_path / "value"
     file.write_text(f"{text}\n")
 
-    chosen = settings(**{f"{case.name}_FILE": str(file), case.name: "the file wins over this"})
+    chosen = settings(**{f"{case.name}_FILE": str(file), case.name: ""})
 
     assert getattr(chosen, case.field) == value
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_a_value_and_a_file_for_one_setting_are_one_too_many(case: Case, tmp_path: Path) -> None:
+    text = next(iter(case.good))
+    file = tmp_path / "value"
+    file.write_text(text)
+
+    with pytest.raises(SettingsError) as caught:
+        settings(**{f"{case.name}_FILE": str(file), case.name: text})
+
+    both = f"{case.variable} and {case.variable}_FILE"
+    assert str(caught.value) == f"{both} are both set, but only one may be"
 
 
 def test_an_empty_name_of_a_file_counts_as_none() -> None:

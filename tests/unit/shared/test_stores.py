@@ -7,6 +7,7 @@ import pytest
 from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import S3Store
 from shared.adapters.stores import open_store
+from shared.errors import SettingsError
 from shared.settings import Settings, from_environment
 
 
@@ -50,3 +51,39 @@ async def test_an_s3_url_names_a_bucket(tmp_path: Path, monkeypatch: pytest.Monk
     link = await store.link("x", seconds=60)
     assert link.startswith("https://s3.example/bucket/some/prefix/x?")
     await store.close()
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The AWS libraries' file of keys, and no keys but those."""
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    file = tmp_path / "aws-credentials"
+    file.write_text("[default]\naws_access_key_id = of-the-file\naws_secret_access_key = s\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    return file
+
+
+BUCKET = {"EVERYDREAM_STORE_URL": "s3://bucket"}
+
+
+@pytest.mark.usefixtures("keys_file")
+async def test_the_keys_of_a_bucket_may_come_from_a_file(tmp_path: Path) -> None:
+    store = open_store(settings(tmp_path, **BUCKET), "key")
+    assert "X-Amz-Credential=of-the-file" in await store.link("x", seconds=60)
+    await store.close()
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_named(tmp_path: Path, keys_file: Path) -> None:
+    keys_file.unlink()
+    with pytest.raises(SettingsError, match=r"AWS_SHARED_CREDENTIALS_FILE is '.*', which cannot"):
+        open_store(settings(tmp_path, **BUCKET), "key")
+
+
+@pytest.mark.usefixtures("keys_file")
+def test_the_keys_of_a_bucket_are_not_given_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(SettingsError, match="AWS_SHARED_CREDENTIALS_FILE are both set"):
+        open_store(settings(tmp_path, **BUCKET), "key")
