@@ -146,8 +146,7 @@ async def witnessed(broker: RabbitMQ, vhost: str) -> AsyncIterator[Witness]:
 
 async def gather(world: World, witness: Witness) -> Evidence:
     """Everything about a world that should be quiet by now."""
-    queues = await _queues_at_rest(world)
-    rows = await _rows(world.services.environment["EVERYDREAM_DATABASE_URL"])
+    queues, rows = await _at_rest(world)
     theirs = await _contents(world.s3, world.bucket)
     dead = await _dead_letters(witness.url)
     return Evidence(
@@ -199,14 +198,20 @@ def _password(of: str, url: str) -> dict[str, str]:
 # --- Broker -----------------------------------------------------------------------------------
 
 
-async def _queues_at_rest(world: World) -> tuple[Depth, ...]:
-    """All but the witness's and the dead letters', empty, or as they are when time is up."""
+async def _at_rest(world: World) -> tuple[tuple[Depth, ...], Rows]:
+    """Queues and outbox when they are empty, or as they are when time is up.
+
+    Neither the witness's queue nor the dead letters are among them.
+    """
+    url = world.services.environment["EVERYDREAM_DATABASE_URL"]
     deadline = monotonic() + QUIET_SECONDS
     while True:
         depths = await asyncio.to_thread(_depths, world.broker, world.vhost)
-        busy = any(depth.ready or depth.unacked for depth in depths)
-        if not busy or monotonic() > deadline:
-            return depths
+        is_late = monotonic() > deadline
+        if is_late or not any(depth.ready or depth.unacked for depth in depths):
+            rows = await _rows(url)
+            if is_late or not rows["outbox"]:
+                return depths, rows
         await asyncio.sleep(PAUSE_SECONDS)
 
 
