@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 
@@ -20,9 +21,19 @@ from shared.errors import Full, Refused, reason_of
 from shared.service_process import importing
 
 
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Each thread takes address space: on a machine of many cores, more than there is for an order."""
+
+
 def main() -> None:
     """Import what parses, report Ready, and carry out one order."""
     has_no_network = leave_network()
+    os.environ |= ONE_THREAD
     writer = begin()
     with importing():
         from services.fetcher.parsing.tasks import perform  # noqa: F401, PLC0415 - slow

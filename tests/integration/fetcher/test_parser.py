@@ -208,6 +208,10 @@ async def test_cancelled_reading_ends_with_its_child_at_once(
     assert not psutil.pid_exists(pid)
 
 
+async def test_the_child_has_one_thread_however_many_cores_there_are(parser: Parser) -> None:
+    assert psutil.Process(await waiting_pid(parser)).num_threads() == 1
+
+
 async def test_a_child_that_died_while_it_waited_is_replaced(
     parser: Parser, tmp_path: Path
 ) -> None:
