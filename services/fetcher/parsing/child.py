@@ -17,9 +17,9 @@ from services.fetcher.order import ParsingOrder
 from services.fetcher.parsing.rlimits import apply, is_too_large, leave_network
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import Done, Failed, Progress, Reading, Ready
+from shared.dataset.manifest import short
 from shared.errors import Full, Refused, reason_of
 from shared.service_process import importing
-
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -52,8 +52,8 @@ class Reporter:
         self._writer = writer
 
     def reading(self, file: str) -> None:
-        self.file = file
-        self._writer.write(Reading(file=file))
+        self.file = short(file)
+        self.keepalive()
 
     def keepalive(self) -> None:
         """Still the same file."""

@@ -16,7 +16,7 @@ from services.fetcher.parsing.zip_reader import (
     read_chunks,
     write_member,
 )
-from shared.dataset.manifest import Skipped, short
+from shared.dataset.manifest import Skipped
 from shared.disk import SPARE, require_room, translate_disk_full
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".jfif"})
@@ -63,7 +63,7 @@ def unpack(archive: Path, folder: Path, *, shown: str, reading: Callable[[str], 
         require_room(folder, sum(each.entry.file_size for each in members) + SPARE, doing)
         with translate_disk_full(doing):
             for number, member in enumerate(members):
-                reading(short(member.name))
+                reading(member.name)
                 unpacker.add(member, number)
     return unpacker.unpacked
 

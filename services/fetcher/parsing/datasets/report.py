@@ -136,7 +136,7 @@ def check_images(
     """
     checker = Checker(unpacked, folder)
     for done, image in enumerate(unpacked.images, start=1):
-        reading(short(image.name))
+        reading(image.name)
         checker.check(image)
         if checker.pixels > pixels:
             raise Refused(
