@@ -8,6 +8,7 @@ from services.fetcher.models.stage import ModelStager
 from services.fetcher.work import FetcherWork
 from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
+from shared.service_process import run
 from shared.settings import Settings
 from shared.worker.runtime import Worker
 
@@ -39,4 +40,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(main())
