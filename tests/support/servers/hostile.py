@@ -21,6 +21,8 @@ class Hostile:
         self.url = ""
         self.sent = 0
         self.requests: list[str] = []
+        self.left = asyncio.Event()
+        """Set when a client closes its connection."""
         self._serving: set[asyncio.Task[None]] = set()
 
     async def send(self, data: bytes) -> None:
@@ -48,6 +50,7 @@ class Hostile:
         try:
             await self._serve_requests(reader, writer)
         finally:
+            self.left.set()
             writer.transport.abort()
             await asyncio.sleep(0)
 
