@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 from services.fetcher.__main__ import serve as fetch
@@ -24,9 +24,12 @@ from shared.messaging.topology import GATEWAY_RECORDER
 from shared.ports import Bus
 from shared.service_process import closing
 from shared.settings import Settings
+from shared.storage.leftovers import remove_leftovers
 from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
 
 THREADS = "OMP_NUM_THREADS"
+DRAIN_SECONDS = 10.0
+"""For recording the workers' last facts when the process stops."""
 
 
 @dataclass
@@ -55,6 +58,7 @@ class AllInOne:
                 await stack.enter_async_context(closing(broker.bus(name)))
                 for name in ("gateway", "fetcher", "trainer", "inferencer", "notifier")
             ]
+            await remove_leftovers(settings)
             await database.migrate()
             gateway = Gateway(settings, key, gateway_bus, store, stores)
             async with asyncio.TaskGroup() as group:
@@ -66,7 +70,10 @@ class AllInOne:
                     serving.create_task(train(settings, key, worker_buses[1], retrying, stop))
                     serving.create_task(infer(settings, key, worker_buses[2], retrying, stop))
                     serving.create_task(notify(settings, key, worker_buses[3], retrying, stop))
-                await drained(gateway_bus)
+                # What is not recorded by then is found out after the next start, as after a crash.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(DRAIN_SECONDS):
+                        await drained(gateway_bus)
                 gateway_stop.set()
 
     async def _announce(self, gateway: Gateway) -> None:

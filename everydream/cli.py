@@ -17,6 +17,7 @@ from services.gateway.web.authentication import SCOPES, Scope
 from shared import telemetry
 from shared.errors import Passing, Refused, SettingsError, Unavailable
 from shared.service_process import importing, stop_on_signals
+from shared.service_process import run as run_process
 from shared.settings import Settings, from_environment
 
 app = cyclopts.App(
@@ -49,7 +50,7 @@ def serve() -> None:
     async def run() -> None:
         await AllInOne(from_environment()).run(stop_on_signals())
 
-    asyncio.run(run())
+    run_process(run())
 
 
 @app.command
@@ -57,7 +58,7 @@ def service(name: Service) -> None:
     """Run one service against RabbitMQ, as the containers do."""
     with importing():
         module = importlib.import_module(f"services.{name}.__main__")
-    asyncio.run(module.main())
+    run_process(module.main())
 
 
 @app.command

@@ -27,7 +27,7 @@ async def pull_model(
         SettingsError: it is not a model of the hub, so there is nothing to pull.
     """
     configured = name or settings.base_model
-    async with closing(Parser()) as parser:
+    async with closing(Parser(settings.scratch)) as parser:
         model = ConfiguredModel(configured, settings.home, ModelFolders(parser))
         with _progress_bar(configured, console) as meter:
             pin = await model.pull(revision, meter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -18,13 +18,34 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
     A thread cannot be cancelled, so a cancelled caller waits until it is done: nothing may still be
     written to a folder that the caller is about to remove.
     """
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait((work,))
-        work.cancelled() or work.exception()  # retrieved, or asyncio would report it
-        raise
+    return await uninterrupted(asyncio.to_thread(function, *args, **kwargs))
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Await work to its end, however often the caller is cancelled meanwhile.
+
+    The cancellation is raised once the work has ended.
+    """
+    task = asyncio.ensure_future(work)
+    await ended(task)
+    return task.result()
+
+
+async def ended(task: asyncio.Future[Any]) -> None:
+    """Wait for the end of a task, however often the caller is cancelled meanwhile.
+
+    The cancellation is raised afterwards. The task's own error is handled elsewhere.
+    """
+    cancellation = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if not task.cancelled():
+        task.exception()  # retrieved, or asyncio would report it
+    if cancellation is not None:
+        raise cancellation
 
 
 async def gather_limited(
@@ -59,6 +80,4 @@ async def until(event: asyncio.Event, *, timeout: float) -> bool:  # noqa: ASYNC
 async def cancelled(task: asyncio.Task[Any]) -> None:
     """Cancel a task and wait for its end; its own error is handled elsewhere."""
     task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled():
-        task.exception()
+    await ended(task)

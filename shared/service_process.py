@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import os
 import signal
 import socket
+import sys
+import threading
+import traceback
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
-from shared.concurrency import cancelled
+import structlog
 
+from shared.concurrency import cancelled, uninterrupted
+
+STOP_SECONDS = 28.0
+"""From SIGTERM to the exit at the latest; container engines commonly kill after 30."""
+LEAVE_SECONDS = 2.0
+"""How long tasks, and then threads, may go on once the service has ended."""
+
+log = structlog.get_logger()
 T = TypeVar("T")
 
 
@@ -28,12 +42,94 @@ def importing() -> Iterator[None]:
     gc.enable()
 
 
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a service to its end; as ``asyncio.run``, but never waits for what nothing can stop.
+
+    Threads cannot be cancelled, and Python waits for them without end.
+    """
+    with asyncio.Runner() as runner:
+        executor = ThreadPoolExecutor()
+        runner.get_loop().set_default_executor(executor)
+        try:
+            runner.run(main)
+        except BaseException:
+            runner.run(_leave(executor, status=1))
+            raise
+        runner.run(_leave(executor, status=0))
+
+
+async def _leave(executor: ThreadPoolExecutor, *, status: int) -> None:
+    """Wait a little for tasks and threads; if some go on, exit here and now."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=LEAVE_SECONDS)
+    executor.shutdown(wait=False, cancel_futures=True)
+    deadline = monotonic() + LEAVE_SECONDS
+    while (threads := _threads()) and monotonic() < deadline:  # noqa: ASYNC110 - no event for it
+        await asyncio.sleep(0.01)
+    if not threads and all(task.done() for task in tasks):
+        return
+    log.warning("threads_left_running", threads=[thread.name for thread in threads])
+    if status:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _threads() -> list[threading.Thread]:
+    """Those that Python would wait for."""
+    main = threading.main_thread()
+    return [each for each in threading.enumerate() if not each.daemon and each is not main]
+
+
+class _Watchdog:
+    """Exits the process when its time is over.
+
+    It needs neither the event loop nor Python's lock: either may be what hangs.
+    """
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def begin(self) -> None:
+        """Allow :data:`STOP_SECONDS` from now; called again it changes nothing."""
+        if not self._begun:
+            self._begun = True
+            self.put_off(0.0)
+
+    def put_off(self, more: float) -> None:
+        """Allow so many seconds more than that, from now; does nothing before :meth:`begin`."""
+        if self._begun:
+            faulthandler.dump_traceback_later(STOP_SECONDS + more, exit=True)
+
+
+_watchdog = _Watchdog()
+
+
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that SIGTERM and SIGINT set; the process then ends in time, whatever it is doing.
+
+    It has :data:`STOP_SECONDS`; work that may take longer says so by :func:`exit_put_off`.
+    """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        # Called at once, also while the event loop is busy.
+        signal.signal(number, lambda *_: _watchdog.begin())
     return stop
+
+
+@contextlib.contextmanager
+def exit_put_off(seconds: float) -> Iterator[None]:
+    """Allow a process that was told to stop so many seconds more, for the block."""
+    _watchdog.put_off(seconds)
+    try:
+        yield
+    finally:
+        _watchdog.put_off(0.0)
 
 
 def source_of(service: str) -> str:
@@ -65,4 +161,4 @@ async def closing(thing: C) -> AsyncIterator[C]:
     try:
         yield thing
     finally:
-        await thing.close()
+        await uninterrupted(thing.close())

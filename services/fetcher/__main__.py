@@ -10,6 +10,7 @@ from services.fetcher.parser import Parser
 from services.fetcher.work import FetcherWork
 from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
+from shared.service_process import run
 from shared.settings import Settings
 from shared.worker.runtime import Worker
 
@@ -20,7 +21,7 @@ async def serve(
     """Stage datasets and base models until ``stop`` is set."""
     hub_token()  # a wrong setting shows at the start, not with the first job
     allowed = settings.allowed_private_hosts
-    parser = Parser()
+    parser = Parser(settings.scratch)
     models = ModelStager(
         store,
         configured=settings.base_model,
@@ -45,4 +46,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(main())

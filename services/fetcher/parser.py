@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,6 +25,7 @@ from shared.child.parent import Child, ChildDied, start_ready
 from shared.child.records import AnyRecord, Done, FinalRecord, Progress, Reading
 from shared.concurrency import in_thread
 from shared.errors import EveryDreamError, Passing, Refused
+from shared.scratch import scratch_folder
 
 CHILD = "services.fetcher.parsing.child"
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
@@ -44,7 +44,9 @@ T = TypeVar("T")
 class Parser:
     """Starts the children; one waits with its imports done."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path) -> None:
+        """``scratch`` is for the results' files."""
+        self._scratch = scratch
         self._standby: asyncio.Task[Child] | None = None
         self._said_online = False
 
@@ -83,8 +85,8 @@ class Parser:
             Refused: the files cannot be used; names the file.
             Passing: the child was killed, or the disk has no room.
         """
-        with TemporaryDirectory(prefix="everydream-parser-") as folder:
-            order = ParsingOrder(task=task, limits=limits, result=f"{folder}/{RESULT}")
+        async with scratch_folder(self._scratch, "parsing") as folder:
+            order = ParsingOrder(task=task, limits=limits, result=str(folder / RESULT))
             last = await self._run(order, keepalive, on_progress)
             if not isinstance(last, Done):
                 raise last.error()

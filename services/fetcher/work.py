@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -39,6 +38,7 @@ from shared.messaging.topology import FETCHER
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import STORED, Inference, ModelSource, Train
+from shared.scratch import scratch_folder
 from shared.storage.folders import upload_folder
 from shared.storage.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
 from shared.worker.order import Order
@@ -89,17 +89,13 @@ class FetcherWork:
 
     async def perform(self, order: Order) -> DatasetStaged | ModelStaged:
         """Stage what the job asks for; the scratch folder is always removed."""
-        scratch = self._scratch / f"{order.job}-staging-{order.grant.attempt}"
-        try:
-            await in_thread(_make_empty, scratch)
+        async with scratch_folder(self._scratch, order.name) as scratch:
             match order.message:
                 case JobSubmitted(train=Train() as train, inference=inference):
                     return await self._stage_for_training(order, train, inference, scratch)
                 case JobSubmitted(model=ModelSource() as model, inference=inference):
                     return await self._stage_for_inference(order, model, inference, scratch)
             raise TypeError(f"{type(order.message).__name__} does not ask for staging")
-        finally:
-            await in_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     async def _stage_for_training(
         self, order: Order, train: Train, inference: tuple[Inference, ...], scratch: Path
@@ -216,8 +212,3 @@ class FetcherWork:
             raise Refused("input.train.data_url: the upload is not in the store any more") from None
         except Refused as error:
             raise Refused(f"input.train.data_url: {error}") from None
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)

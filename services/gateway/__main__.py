@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from services.gateway.app import Gateway, migrate
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
@@ -13,7 +11,7 @@ from services.gateway.ports import Stores
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
-from shared.service_process import closing, or_stopped, stop_on_signals
+from shared.service_process import closing, or_stopped, run, stop_on_signals
 from shared.settings import from_environment
 
 
@@ -33,4 +31,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(main())

@@ -120,8 +120,13 @@ class JobStore(Protocol):
     def live(self) -> AsyncIterator[StoredJob]:
         """Every job that has not ended, oldest first."""
 
-    async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
-        """Ids of jobs that ended before this moment (seconds since the epoch)."""
+    async def ended_before(
+        self, moment: float, limit: int = 100, *, after: float = 0.0
+    ) -> Sequence[str]:
+        """Ids of jobs that ended before this moment and after the other, oldest end first.
+
+        Both in seconds since the epoch, exclusive.
+        """
 
     async def delete(self, job_id: str) -> None:
         """Delete a job, its events, its stream position, and the note that it was removed."""

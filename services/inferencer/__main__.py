@@ -9,6 +9,7 @@ from services.inferencer.work import CHILD, InferencerWork
 from shared.adapters.worker import run_worker
 from shared.child.parent import Standby
 from shared.ports import Bus, ObjectStore
+from shared.service_process import run
 from shared.settings import Settings
 from shared.worker.runtime import Worker
 
@@ -29,4 +30,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(main())

@@ -6,7 +6,6 @@ was learned in between, and a row generated again is the same.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from shared.messaging.messages import CheckpointSampled, DrawnSample, SampleRow,
 from shared.messaging.topology import INFERENCER_SAMPLES
 from shared.ports import Bus, ObjectStore
 from shared.request import Inference
+from shared.scratch import scratch_folder
 from shared.storage.artifacts import upload_artifact
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder
@@ -77,18 +77,16 @@ class SampleRows:
         self, sampled: CheckpointSampled, best_effort_task: BestEffortTask
     ) -> None:
         job, step = sampled.job, sampled.row.step
-        folder = self._scratch / sampled.snapshot.replace("/", "-")
         try:
-            await in_thread((folder / "out").mkdir, parents=True, exist_ok=True)
-            await self._generate(sampled, folder, best_effort_task.keepalive)
+            async with scratch_folder(self._scratch, f"{job}-samples-{step}") as folder:
+                await in_thread((folder / "out").mkdir)
+                await self._generate(sampled, folder, best_effort_task.keepalive)
         except NotFound:
             log.info("sample_row_skipped", job=job, step=step, reason="it is gone")
         except Unavailable:
             raise
         except (Refused, Passing) as error:
             log.warning("sample_row_skipped", job=job, step=step, reason=str(error))
-        finally:
-            await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _generate(
         self, sampled: CheckpointSampled, folder: Path, keepalive: Callable[[], None]

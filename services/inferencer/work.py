@@ -6,7 +6,6 @@ The parent loads no torch and knows the store; the child sees folders only.
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -16,7 +15,6 @@ from services.inferencer.order import GenerationOrder, ImageRequest, Provenance
 from services.inferencer.sample_rows import generate_row, sample_requests
 from shared.child.parent import Standby
 from shared.child.records import AnyRecord, Drawn, ImageFailed, Phase, Progress
-from shared.concurrency import in_thread
 from shared.errors import Passing, Refused, Unavailable
 from shared.messaging.messages import (
     AnyMessage,
@@ -38,6 +36,7 @@ from shared.messaging.messages import (
 from shared.messaging.topology import INFERENCER_RESULTS
 from shared.ports import ObjectStore
 from shared.request import Inference
+from shared.scratch import scratch_folder
 from shared.storage.artifacts import upload_artifact
 from shared.storage.cache import cached_folder
 from shared.worker.order import Order
@@ -78,12 +77,8 @@ class InferencerWork:
 
     async def perform(self, order: Order) -> ImagesGenerated:
         """Generate all images and the last row; only the idle child is left afterwards."""
-        folder = self._scratch / f"{order.job}-generation-{order.grant.attempt}"
-        try:
-            await in_thread(folder.mkdir, parents=True, exist_ok=True)
+        async with scratch_folder(self._scratch, order.name) as folder:
             return await self._perform(order, folder)
-        finally:
-            await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def close(self) -> None:
         """End the child."""

@@ -12,7 +12,7 @@ from shared.adapters.worker import run_worker
 from shared.network.outbound import Guard, guarded_session
 from shared.ports import Bus, ObjectStore
 from shared.request import S3Config
-from shared.service_process import or_stopped
+from shared.service_process import or_stopped, run
 from shared.settings import Settings
 from shared.worker.runtime import Worker
 
@@ -47,4 +47,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(main())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from shared.errors import EveryDreamError, Unavailable
+from shared.errors import EveryDreamError, Passing, Unavailable, reason_of
 from shared.messaging.messages import Artifact
 from shared.ports import ObjectStore
 
@@ -16,6 +16,10 @@ CHECK_OBJECT = "everydream-write-check"
 """Name of a test object of one byte."""
 CHECK_SECONDS = 20.0
 UNCHECKED = "whether the bucket takes the results could not be told before the training: "
+
+LEAST_RATE = 64 << 10
+"""Bytes per second that a bucket must take, averaged over a publication, which may begin slowly."""
+SLOW_SECONDS = 3600.0
 
 LINK_SECONDS = 7 * 24 * 3600
 """The longest lifetime of a presigned link."""
@@ -44,9 +48,10 @@ async def check(bucket: ObjectStore, job: str) -> str | None:
 async def _remove(bucket: ObjectStore, key: str) -> None:
     """Delete the test object; keys that may write need not be allowed to delete."""
     try:
-        await bucket.delete(key)
-    except EveryDreamError as error:
-        log.info("check_object_not_deleted", key=key, reason=str(error))
+        async with asyncio.timeout(CHECK_SECONDS):
+            await bucket.delete(key)
+    except (EveryDreamError, TimeoutError) as error:
+        log.info("check_object_not_deleted", key=key, reason=reason_of(error))
 
 
 async def publish(
@@ -62,18 +67,30 @@ async def publish(
 
     ``keepalive`` is called as it progresses, with the number of files published. Returns the
     presigned URLs in the user's bucket by the keys in our store.
+
+    Raises:
+        Passing: the bucket takes less than :data:`LEAST_RATE`.
     """
     urls: dict[str, str] = {}
 
     def report() -> None:
         keepalive(len(urls))
 
-    for artifact in artifacts:
-        file = scratch / "artifact"
-        await store.download(artifact.key, file, keepalive=report)
-        key = f"{job}/{artifact.name}"
-        await bucket.upload(file, key, keepalive=report)
-        urls[artifact.key] = await bucket.link(key, seconds=LINK_SECONDS)
-        report()
-    await _remove(bucket, f"{job}/{CHECK_OBJECT}")  # left over if the bucket did not answer then
+    total = sum(artifact.bytes for artifact in artifacts)
+    seconds = SLOW_SECONDS + total / LEAST_RATE
+    try:
+        async with asyncio.timeout(seconds):
+            for artifact in artifacts:
+                file = scratch / "artifact"
+                await store.download(artifact.key, file, keepalive=report)
+                key = f"{job}/{artifact.name}"
+                await bucket.upload(file, key, keepalive=report)
+                urls[artifact.key] = await bucket.link(key, seconds=LINK_SECONDS)
+                report()
+            # Left over if the bucket did not answer when it was checked.
+            await _remove(bucket, f"{job}/{CHECK_OBJECT}")
+    except TimeoutError:
+        raise Passing(
+            f"the bucket has not taken the results ({total} bytes) within {seconds:.0f} s"
+        ) from None
     return urls

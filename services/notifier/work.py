@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from shared.messaging.messages import (
 from shared.messaging.topology import NOTIFIER_PUBLISH
 from shared.ports import ObjectStore
 from shared.request import S3Config
+from shared.scratch import scratch_folder
 from shared.service_process import closing
 from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
 from shared.worker.order import Order
@@ -85,18 +85,13 @@ class NotifierWork:
         return await self._publish(order, bucket)
 
     async def _publish(self, order: Order, bucket: ObjectStore) -> ArtifactsPublished:
-        scratch = self._scratch / f"{order.job}-{order.stage}-{order.grant.attempt}"
         retrying = RetryingStore(bucket, deadline=STORE_HEARTBEATS * self._heartbeat)
-        try:
-            scratch.mkdir(parents=True, exist_ok=True)
-            artifacts = [*artifacts_of(order.message), *order.grant.samples]
+        artifacts = [*artifacts_of(order.message), *order.grant.samples]
+        async with closing(bucket), scratch_folder(self._scratch, order.name) as scratch:
             urls = await publish(
                 self._store, retrying, job=order.job, artifacts=artifacts, scratch=scratch,
                 keepalive=lambda files: order.progress(phase="publishing", files=files),
             )  # fmt: skip
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            await bucket.close()
         return ArtifactsPublished(**order.stamp(), urls=urls)
 
     def _unseal(self, order: Order) -> S3Config:

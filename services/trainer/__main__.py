@@ -7,6 +7,7 @@ import asyncio
 from services.trainer.work import TrainerWork
 from shared.adapters.worker import run_worker
 from shared.ports import Bus, ObjectStore
+from shared.service_process import run
 from shared.settings import Settings
 from shared.worker.runtime import Worker
 
@@ -26,4 +27,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(main())

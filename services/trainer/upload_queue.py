@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from shared.child.records import Saved
+from shared.concurrency import cancelled
 
 
 class UploadQueue:
@@ -41,8 +42,7 @@ class UploadQueue:
 
     async def cancel(self) -> None:
         """Stop; what is not uploaded yet will not be."""
-        self._task.cancel()
-        await asyncio.wait((self._task,))
+        await cancelled(self._task)
 
     async def _run(self) -> None:
         while True:

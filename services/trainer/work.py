@@ -6,7 +6,6 @@ It loads no torch. The child sees folders; only the parent knows the store.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -39,6 +38,7 @@ from shared.messaging.messages import (
 )
 from shared.messaging.topology import TRAINER
 from shared.ports import ObjectStore
+from shared.scratch import scratch_folder
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder, read_manifest
 from shared.storage.snapshots import drawn_steps
@@ -81,16 +81,15 @@ class TrainerWork:
 
     async def perform(self, order: Order) -> CheckpointFinal:
         """Train; leave neither the child nor a file of the job behind."""
-        folder = self._scratch / f"{order.job}-training-{order.grant.attempt}"
-        try:
-            child = await self._standby.ready()
-            training_order = await self._fetch(order, folder)
-            if order.stopping.is_set():
-                raise Interrupted("stopped before training began")
-            return await self._train(child, order, training_order)
-        finally:
-            await self.close()
-            await in_thread(shutil.rmtree, folder, ignore_errors=True)
+        async with scratch_folder(self._scratch, order.name) as folder:
+            try:
+                child = await self._standby.ready()
+                training_order = await self._fetch(order, folder)
+                if order.stopping.is_set():
+                    raise Interrupted("stopped before training began")
+                return await self._train(child, order, training_order)
+            finally:
+                await self.close()
 
     async def close(self) -> None:
         """End the child."""

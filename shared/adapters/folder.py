@@ -9,7 +9,6 @@ import asyncio
 import os
 import shutil
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,11 +21,10 @@ from shared.disk import FULL, SPARE, free_bytes, require_room, translate_disk_fu
 from shared.errors import Full, NotFound, Refused, Unavailable
 from shared.keys import link_signature
 from shared.ports import StoredObject, no_keepalive
+from shared.scratch import locked_folder, remove_abandoned, remove_old
 
 INCOMING = ".incoming"
 """Holds half-written files, on the objects' file system: a rename moves them into place."""
-LEFTOVER_SECONDS = 24 * 3600.0
-"""Half-written files older than this were left by a process that died."""
 MOVE_ATTEMPTS = 100
 
 
@@ -45,7 +43,8 @@ class FolderStore:
         self._key = key
         with _translated_write("the store's folder"):
             self._incoming.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(self._incoming)
+            remove_abandoned(self._incoming)
+            remove_old(self._incoming)
 
     def path_of(self, key: str) -> Path:
         """The file that holds an object; never one outside the store, even through symlinks.
@@ -131,14 +130,12 @@ class FolderStore:
 
     def _write(self, key: str, size: int, fill: Callable[[Path], None]) -> None:
         target = self._target(key)
-        temporary = self._incoming / uuid.uuid4().hex
-        try:
-            with _translated_write(key):
-                require_room(self._root, size + SPARE, f"keep {key!r} in the store")
+        with _translated_write(key):
+            require_room(self._root, size + SPARE, f"keep {key!r} in the store")
+            with locked_folder(self._incoming, "object") as folder:
+                temporary = folder / "object"
                 fill(temporary)
                 self._move_into_place(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _move_into_place(self, temporary: Path, target: Path) -> None:
         """Rename; again if a concurrent deletion has just removed the emptied folder."""
@@ -242,13 +239,6 @@ def _remove_empty(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for item in folder.iterdir():
-        with suppress(FileNotFoundError):
-            if item.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
-                item.unlink()
 
 
 @contextmanager

@@ -9,21 +9,21 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
 import aioboto3
 import aiohttp
 from aiobotocore.config import AioConfig
-from aiobotocore.httpsession import AIOHTTPSession
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.adapters.files import atomic
 from shared.adapters.object_keys import check_deletable, check_key, check_prefix, check_seconds
-from shared.adapters.s3_errors import Location, translate
+from shared.adapters.s3_errors import AnswerTooLarge, Location, translate
+from shared.adapters.s3_session import bounded_session
 from shared.concurrency import gather_limited, in_thread
 from shared.errors import NotFound, Refused, Unavailable
-from shared.network.outbound import Blocked, Guard, GuardedResolver, was_blocked
+from shared.network.outbound import Guard
 from shared.ports import StoredObject, no_keepalive
 
 PART_BYTES = 8 * 2**20
@@ -34,6 +34,10 @@ PIECE_BYTES = 4 * 2**20
 """Bytes downloaded before they are written to disk."""
 PAGE = 1000
 """Keys per listing and per deletion; the most that S3 takes."""
+SMALL_BYTES = 64 * 2**20
+"""Of an object that is read into memory."""
+ABORT_SECONDS = 30.0
+"""For removing the parts of an upload that failed."""
 DEFAULT_REGION = "us-east-1"
 
 SETTINGS: Mapping[str, Any] = {
@@ -46,6 +50,22 @@ SETTINGS: Mapping[str, Any] = {
     "connect_timeout": 10,
     "read_timeout": 60,
 }
+
+
+class Bounds(NamedTuple):
+    """What is read of a service's answers; see :func:`.s3_session.bounded_session`."""
+
+    answer_bytes: int
+    page: int
+    """Keys per listing and per deletion, if that is less than :data:`PAGE`."""
+    pages: int
+    """Of one listing."""
+
+
+OURS = Bounds(answer_bytes=4 << 20, page=PAGE, pages=100_000)
+"""1000 of the longest keys take 1.5 MB."""
+USERS = Bounds(answer_bytes=256 << 10, page=100, pages=100)
+"""Parsing makes up to fifty times as much of hostile XML. We only list what we put there."""
 
 VENDORS = (ClientError, BotoCoreError, aiohttp.ClientError, OSError)
 
@@ -65,6 +85,7 @@ class S3Store:
         guard: Guard | None = None,
     ) -> None:
         self._location = location
+        self._bounds = USERS if location.user_owned else OURS
         self._guard = guard
         self._prefix = f"{check_key(location.prefix)}/" if location.prefix else ""
         self._arguments = client
@@ -84,7 +105,9 @@ class S3Store:
         """
         parts = urlsplit(url)
         location = Location(bucket=parts.netloc, prefix=parts.path.strip("/"))
-        return cls(location, {"config": AioConfig(**SETTINGS)}, public_endpoint=public_endpoint)
+        session = {"http_session_cls": bounded_session(OURS.answer_bytes)}
+        client = {"config": AioConfig(**SETTINGS, **session)}
+        return cls(location, client, public_endpoint=public_endpoint)
 
     @classmethod
     def for_bucket(
@@ -105,9 +128,11 @@ class S3Store:
             Refused: no key can begin with this prefix.
         """
         location = Location(bucket, prefix.strip("/"), endpoint_url, user_owned=True)
-        guarded = {"http_session_cls": _guarded(guard), "proxies": {}} if guard else {}
+        session: dict[str, Any] = {"http_session_cls": bounded_session(USERS.answer_bytes, guard)}
+        if guard:
+            session["proxies"] = {}
         client = {
-            "config": AioConfig(**SETTINGS, **guarded),
+            "config": AioConfig(**SETTINGS, **session),
             "endpoint_url": endpoint_url,
             "region_name": region_of(endpoint_url),
             "aws_access_key_id": access_key,
@@ -125,7 +150,7 @@ class S3Store:
             client = await self._client()
             answer = await client.get_object(**self._object(key))
             async with answer["Body"] as body:
-                return bytes(await body.read())
+                return await _read_small(body.content)
 
     async def upload(
         self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
@@ -166,9 +191,13 @@ class S3Store:
             pages = client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._location.bucket,
                 Prefix=self._prefix + check_prefix(prefix),
-                PaginationConfig={"PageSize": PAGE},
+                PaginationConfig={"PageSize": self._page},
             )
+            number = 0
             async for page in pages:
+                number += 1
+                if number > self._bounds.pages:
+                    raise AnswerTooLarge(f"lists more than {self._bounds.pages} pages of objects")
                 for item in page.get("Contents", ()):
                     key = item["Key"].removeprefix(self._prefix)
                     yield StoredObject(key, item["Size"], item["LastModified"].timestamp())
@@ -176,8 +205,8 @@ class S3Store:
     async def delete(self, prefix: str) -> int:
         check_deletable(prefix)
         keys = [entry.key async for entry in self.list(prefix)]
-        for start in range(0, len(keys), PAGE):
-            await self._delete_some(keys[start : start + PAGE])
+        for start in range(0, len(keys), self._page):
+            await self._delete_some(keys[start : start + self._page])
         return len(keys)
 
     async def link(self, key: str, *, seconds: int, filename: str | None = None) -> str:
@@ -211,6 +240,10 @@ class S3Store:
             )
         except ValueError as error:  # what botocore raises if the endpoint is not a URL
             raise translate(error, "", self._location) from error
+
+    @property
+    def _page(self) -> int:
+        return min(self._bounds.page, PAGE)
 
     def _check_endpoint(self) -> None:
         if self._guard:
@@ -275,34 +308,6 @@ def region_of(endpoint_url: str) -> str:
     return found[1] if found else DEFAULT_REGION
 
 
-def _guarded(guard: Guard) -> type[AIOHTTPSession]:
-    """An HTTP session class that opens only the connections that the guard allows.
-
-    aiobotocore's own setting takes only a resolver, which an IP address in the URL bypasses.
-    """
-
-    class GuardedSession(AIOHTTPSession):  # type: ignore[misc]  # it ships no types
-        def __init__(self, **arguments: Any) -> None:
-            connector = {
-                "resolver": GuardedResolver(guard),
-                "socket_factory": guard.open_socket,
-                "use_dns_cache": False,
-            }
-            given = arguments.pop("connector_args", None) or {}
-            super().__init__(connector_args=given | connector, **arguments)
-
-        async def send(self, request: Any) -> Any:
-            """Raise Blocked unwrapped: botocore would retry it as a network failure."""
-            try:
-                return await super().send(request)
-            except BotoCoreError as error:
-                if was_blocked(error):
-                    raise Blocked(str(error)) from error
-                raise
-
-    return GuardedSession
-
-
 async def _send_parts(
     client: Any, upload: Mapping[str, str], path: Path, size: int, keepalive: Callable[[], None]
 ) -> Sequence[Mapping[str, Any]]:
@@ -331,9 +336,19 @@ def _read_part(path: Path, start: int, length: int) -> bytes:
 async def _abort(client: Any, upload: Mapping[str, str]) -> None:
     """Remove the parts; if that fails too, the first error is the useful one."""
     try:
-        await client.abort_multipart_upload(**upload)
-    except VENDORS:
+        async with asyncio.timeout(ABORT_SECONDS):
+            await client.abort_multipart_upload(**upload)
+    except (*VENDORS, TimeoutError):
         return
+
+
+async def _read_small(content: aiohttp.StreamReader) -> bytes:
+    data = bytearray()
+    while piece := await content.read(PIECE_BYTES):
+        data += piece
+        if len(data) > SMALL_BYTES:
+            raise AnswerTooLarge(f"gives more than {SMALL_BYTES} bytes as a small object")
+    return bytes(data)
 
 
 async def _stream_to_file(

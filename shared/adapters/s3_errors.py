@@ -14,7 +14,7 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from shared.errors import EveryDreamError, NotFound, Refused, Unavailable
+from shared.errors import EveryDreamError, NotFound, Refused, Unavailable, shorten
 from shared.network.addresses import ADVICE as GUARD_ADVICE
 from shared.network.addresses import shown_url
 from shared.network.outbound import Blocked
@@ -51,6 +51,10 @@ MISCONFIGURED = (
 )
 
 
+class AnswerTooLarge(OSError):
+    """More came than any S3 service answers; an OSError, so that botocore does not retry it."""
+
+
 @dataclass(frozen=True)
 class Location:
     """A bucket, and the prefix in it that objects are kept under."""
@@ -71,6 +75,8 @@ def translate(error: Exception, key: str, location: Location) -> EveryDreamError
     lasting = Refused if location.user_owned else Unavailable
     if isinstance(error, Blocked):
         return lasting(f"{location}: the endpoint is a private address; {GUARD_ADVICE}")
+    if isinstance(error, AnswerTooLarge):
+        return lasting(f"{location} {error}")
     if isinstance(error, ClientError):
         return _from_response(error, key, location, lasting)
     if isinstance(error, MISCONFIGURED):
@@ -92,4 +98,4 @@ def _from_response(
 
 
 def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return shorten(" ".join(str(error).split()), 1000) or type(error).__name__

@@ -11,6 +11,7 @@ from shared.adapters.stores import open_store
 from shared.ports import Bus, ObjectStore
 from shared.service_process import closing, or_stopped, source_of, stop_on_signals
 from shared.settings import Settings, from_environment
+from shared.storage.leftovers import remove_leftovers
 from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
 
 Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[None]]
@@ -24,6 +25,7 @@ async def run_worker(service: str, serve: Serve) -> None:
     key = keys.secret_key(settings.secret_key, settings.home)
     source = source_of(service)
     opening = RabbitMQBus.open(settings.amqp_url, source=source, heartbeat=settings.heartbeat)
+    await remove_leftovers(settings)
     bus = await or_stopped(opening, stop)
     if bus is not None:
         async with closing(bus), closing(open_store(settings, key)) as store:

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.child.records import RECORD_BYTES, AnyRecord, FinalRecord, Ready
+from shared.concurrency import uninterrupted
 
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
@@ -77,16 +78,21 @@ class Child:
         output = None if log_bytes is None else asyncio.subprocess.PIPE
         read_end, write_end = os.pipe()
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", module, str(write_end), str(os.getpid()),
-                stdin=asyncio.subprocess.PIPE, stdout=output,
-                stderr=output and asyncio.subprocess.STDOUT,
-                pass_fds=(write_end,), start_new_session=True,
-                env={name: environment[name] for name in PASSED_ON if name in environment},
-            )  # fmt: skip
+            reader, pipe = await _open_reader(read_end)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", module, str(write_end), str(os.getpid()),
+                    stdin=asyncio.subprocess.PIPE, stdout=output,
+                    stderr=output and asyncio.subprocess.STDOUT,
+                    pass_fds=(write_end,), start_new_session=True,
+                    env={name: environment[name] for name in PASSED_ON if name in environment},
+                )  # fmt: skip
+            except BaseException:
+                pipe.close()
+                raise
         finally:
             os.close(write_end)  # else the pipe would never end
-        return cls(process, *await _open_reader(read_end), log_bytes)
+        return cls(process, reader, pipe, log_bytes)
 
     @property
     def pid(self) -> int:
@@ -163,15 +169,17 @@ class Child:
             self._process.terminate()
 
     async def kill(self) -> None:
-        """Kill it and its own children now, and wait until it is gone."""
+        """Kill it and its own children now, and wait until it is gone, also if cancelled."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
-        if self._logging:
-            self._logging.cancel()
-        self._pipe.close()  # a grandchild outside the group may hold its other end
-        if self._process.stdin:
-            self._process.stdin.close()
+        try:
+            await uninterrupted(self._process.wait())
+        finally:
+            if self._logging:
+                self._logging.cancel()
+            self._pipe.close()  # a grandchild outside the group may hold its other end
+            if self._process.stdin:
+                self._process.stdin.close()
 
 
 class Standby:

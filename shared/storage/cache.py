@@ -16,6 +16,7 @@ import msgspec
 
 from shared.concurrency import in_thread
 from shared.ports import ObjectStore, no_keepalive
+from shared.scratch import PREFIX, scratch_folder
 from shared.storage.folders import download_folder
 from shared.storage.manifest import MANIFEST
 
@@ -24,7 +25,7 @@ CACHE_BYTES = 50 * 2**30
 KEPT_SECONDS = 3600.0
 """A cached folder stays for an hour after its last use: something may be reading it."""
 LEFTOVER_SECONDS = 24 * 3600.0
-"""Half-downloaded folders older than this were left by a process that died."""
+"""Evicted folders older than this were left by a process that died."""
 
 
 async def cached_folder(
@@ -55,13 +56,11 @@ async def cached_folder(
 async def _download(
     store: ObjectStore, prefix: str, target: Path, keepalive: Callable[[], None]
 ) -> None:
-    incoming = _hidden(target.parent)
-    try:
+    async with scratch_folder(target.parent, "incoming") as folder:
+        incoming = folder / "whole"
         manifest = await download_folder(store, prefix, incoming, keepalive=keepalive)
         await in_thread((incoming / MANIFEST).write_bytes, msgspec.json.encode(manifest))
         await in_thread(_move_into_place, incoming, target)
-    finally:
-        await in_thread(shutil.rmtree, incoming, ignore_errors=True)
 
 
 def _touch(folder: Path) -> bool:
@@ -90,7 +89,7 @@ def _evict(cache: Path, max_bytes: int) -> None:
 
 
 def _hidden(cache: Path) -> Path:
-    """A new name for a folder that is not, or no longer, part of the cache."""
+    """A new name for a folder that is no longer part of the cache."""
     return cache / f".{uuid.uuid4().hex}"
 
 
@@ -106,7 +105,8 @@ def _excess(cache: Path, max_bytes: int) -> Iterator[Path]:
 
 def _leftovers(cache: Path) -> list[Path]:
     hidden = (item for item in cache.iterdir() if item.is_dir() and item.name[0] == ".")
-    return [folder for folder in hidden if _age(folder) > LEFTOVER_SECONDS]
+    evicted = (folder for folder in hidden if not folder.name.startswith(PREFIX))
+    return [folder for folder in evicted if _age(folder) > LEFTOVER_SECONDS]
 
 
 def _age(path: Path) -> float:

@@ -95,6 +95,11 @@ class Order(Keepalive):
     def job(self) -> str:
         return self.message.job
 
+    @property
+    def name(self) -> str:
+        """For people: job, stage and attempt."""
+        return f"{self.job}-{self.stage}-{self.grant.attempt}"
+
     def progress(self, **numbers: Any) -> None:
         """Update the numbers for ``/status``, sent with the next heartbeat; a sign of life."""
         self.keepalive()

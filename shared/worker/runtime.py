@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from shared.concurrency import cancelled, until
+from shared.concurrency import cancelled, ended, until
 from shared.errors import Interrupted, Refused, Unavailable, reason_of
 from shared.messaging.messages import (
     AnyMessage,
@@ -39,14 +39,19 @@ from shared.messaging.messages import (
 from shared.messaging.topology import REPLY_QUEUE_BINDINGS, Queue
 from shared.ports import Bus, Delivery, ReplyQueue
 from shared.retry import reconnect_delay
+from shared.service_process import exit_put_off, or_stopped
 from shared.worker.order import BestEffortTask, Order
 
 PATIENCE_HEARTBEATS = 60
 """Heartbeats without a sign of life after which work is cancelled: 10 minutes by default."""
 GRACE_HEARTBEATS = 60
 """Heartbeats allowed for graceful work to save what it has to at shutdown."""
+CLEAN_UP_SECONDS = 10.0
+"""Allowed for cancelled work to end at shutdown; the next start removes its files."""
 FINAL_PUBLISH_HEARTBEATS = 6
 """Heartbeats allowed for the final publish at shutdown; after these the worker counts as lost."""
+FINAL_PUBLISH_SECONDS = 10.0
+"""The most that these may be: a process that is told to stop has half a minute in all."""
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -151,12 +156,17 @@ class Worker:
         async for message in reply_queue.messages():
             for order in self._orders_for(message):
                 order.receive(message)
-                if order.refused is not None and (work := self._tasks.get(order.claim)):
-                    work.cancel()
+                if order.refused is not None:
+                    self._cancel(order)
             if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
                 for best_effort_task, task in self._under_way.items():
                     if best_effort_task.message.job == message.job:
                         task.cancel()
+
+    def _cancel(self, order: Order) -> None:
+        """Cancel its work, once: another cancellation would cut into the clean-up of the first."""
+        if task := self._tasks.pop(order.claim, None):
+            task.cancel()
 
     def _orders_for(self, message: AnyMessage) -> list[Order]:
         """The orders that a message on the reply queue is about."""
@@ -174,7 +184,8 @@ class Worker:
         failures = 0
         while not stop.is_set():
             try:
-                gpu = await self._work.prepare()
+                if (gpu := await or_stopped(self._work.prepare(), stop)) is None:
+                    return
                 failures = 0
                 queue, delivery = await self._get_next(stop)
                 if delivery and queue == self._work.queue:
@@ -258,9 +269,11 @@ class Worker:
             await self._watch_best_effort_task(best_effort_task, task, stop)
         finally:
             del self._under_way[best_effort_task]
-            await cancelled(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None or (task.cancelled() and stop.is_set()):
+            task.cancel()
+            await asyncio.wait((task,), timeout=CLEAN_UP_SECONDS if stop.is_set() else None)
+        finished = task.done() and not task.cancelled()
+        error = task.exception() if finished else None
+        if error is not None or (not finished and stop.is_set()):
             await delivery.release()
         else:
             await delivery.ack()
@@ -302,27 +315,29 @@ class Worker:
         order.keepalive()
         task = asyncio.create_task(self._work.perform(order))
         self._tasks[order.claim] = task
-        side_tasks = [
-            asyncio.create_task(self._send_heartbeats(order, task)),
-            asyncio.create_task(self._stop_work(order, task, stop)),
-        ]
+        sending_heartbeats = asyncio.create_task(self._send_heartbeats(order, task))
+        stopping = asyncio.create_task(self._stop_work(order, task, stop))
         try:
-            outcome = await self._outcome(order, task, stop)
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+            outcome = self._outcome(order, task, stop)
             if outcome is not None:
                 await self._publish_outcome(order, outcome, stop)
         finally:
-            del self._tasks[order.claim]
-            for side_task in (*side_tasks, task):
+            self._cancel(order)
+            for side_task in (sending_heartbeats, stopping):
                 await cancelled(side_task)
+            if not stop.is_set():
+                await ended(task)
         log.info("claim_ended", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
 
     async def _publish_outcome(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
         """Publish the outcome; a worker that stops does not wait for the broker forever."""
+        seconds = min(FINAL_PUBLISH_HEARTBEATS * self._heartbeat, FINAL_PUBLISH_SECONDS)
         publishing = asyncio.create_task(order.publish(outcome))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((publishing, stopping), return_when=asyncio.FIRST_COMPLETED)
-            async with asyncio.timeout(FINAL_PUBLISH_HEARTBEATS * self._heartbeat):
+            async with asyncio.timeout(seconds):
                 await publishing
         except TimeoutError:
             log.warning("outcome_not_published", job=order.job, fact=type(outcome).__name__)
@@ -335,26 +350,33 @@ class Worker:
         while True:
             await asyncio.sleep(self._heartbeat)
             if not task.done() and order.silence > PATIENCE_HEARTBEATS * self._heartbeat:
-                task.cancel("stalled")
+                self._cancel(order)
             heartbeat = self._work.progressed(**order.stamp(), progress=order.numbers)
             await order.try_publish(heartbeat, mandatory=False)
 
     async def _stop_work(
         self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
     ) -> None:
+        """Returns when the work has ended, or leaves a thread running that nothing can stop."""
         await stop.wait()
         order.stopping.set()
         if self._work.graceful:
-            await asyncio.wait((task,), timeout=GRACE_HEARTBEATS * self._heartbeat)
-        task.cancel()
+            seconds = GRACE_HEARTBEATS * self._heartbeat
+            with exit_put_off(seconds):
+                await asyncio.wait((task,), timeout=seconds)
+        self._cancel(order)
+        await asyncio.wait((task,), timeout=CLEAN_UP_SECONDS)
 
-    async def _outcome(
+    def _outcome(
         self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
     ) -> StageFact | None:
         """Decide what an end of the work means; the only place that does."""
         stamp = order.stamp()
+        if not task.done():
+            log.warning("work_left_running", job=order.job, stage=order.stage)
+            return self._outcome_of_cancellation(order, stop)
         try:
-            return await task
+            return task.result()
         except Refused as error:
             return StageFailed(**stamp, kind="refused", reason=reason_of(error))
         except Interrupted:
@@ -366,9 +388,6 @@ class Worker:
             return StageFailed(**stamp, kind="passing", reason=reason_of(error))
 
     def _outcome_of_cancellation(self, order: Order, stop: asyncio.Event) -> StageFact | None:
-        current = asyncio.current_task()
-        if current is not None and current.cancelling():
-            raise asyncio.CancelledError
         if order.refused is not None:
             log.info(
                 "claim_lost_to_gateway", job=order.job, stage=order.stage, reason=order.refused

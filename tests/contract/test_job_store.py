@@ -195,6 +195,7 @@ async def test_jobs_that_ended_before_a_moment_are_named_oldest_end_first(
     assert await store.ended_before(40.0) == ["a", "b", "c"]
     assert await store.ended_before(40.0, limit=2) == ["a", "b"]
     assert await store.ended_before(10.0) == []
+    assert await store.ended_before(40.0, after=10.0) == ["b", "c"]
 
 
 # --- the outbox

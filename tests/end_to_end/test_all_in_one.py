@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from shared.scratch import PREFIX
 from tests.end_to_end.story import API_KEY, PATIENCE, User, picture, served, user_of
 from tests.support.servers.web import Page, Web, running_web
 from tests.support.services import WARM, ServiceProcess
@@ -58,11 +59,13 @@ Served = tuple[ServiceProcess, User]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def warm_one() -> AsyncIterator[Served]:
-    """One process with warm children and two keys."""
+async def warm_one(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """One process with warm children and two keys, where an earlier one was killed."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "scratch" / f"{PREFIX}abc-job-training-1" / "out").mkdir(parents=True)
     async with (
         running_web() as web,
-        served(web, WARM, API_KEYS=f"{API_KEY},another-key") as one,
+        served(web, WARM, API_KEYS=f"{API_KEY},another-key", HOME=str(home)) as one,
     ):
         yield one
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 class InProcessParser(Parser):
     """Starts no child, and sets no limits."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("no folder is used"))
 
     async def prepare(self) -> None: ...
 

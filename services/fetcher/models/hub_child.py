@@ -30,6 +30,12 @@ def main() -> None:
 def _run(order: HubOrder, writer: RecordWriter) -> AnyRecord:
     from huggingface_hub import errors  # noqa: PLC0415 - it reads the environment at import
 
+    from services.fetcher.models.hub_answers import (  # noqa: PLC0415 - likewise
+        AnswerTooLarge,
+        bound_answers,
+    )
+
+    bound_answers()
     missing = (
         errors.RepositoryNotFoundError,
         errors.RevisionNotFoundError,
@@ -42,6 +48,8 @@ def _run(order: HubOrder, writer: RecordWriter) -> AnyRecord:
         return Failed(refused=True, reason=reason)
     except missing:
         return Failed(refused=True, reason=f"{order.model}: no such model, or a private one")
+    except AnswerTooLarge as error:
+        return Failed(refused=True, reason=f"{order.model}: {error}")
     except Exception as error:  # noqa: BLE001 - the parent must learn of any error
         return Failed(refused=False, reason=f"{order.model}: {reason_of(error)}")
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from services.gateway.jobs.record import Job
+from services.gateway.jobs.repository import read
 from services.gateway.jobs.uploads import Uploads
-from services.gateway.ports import JobStore
+from services.gateway.ports import JobStore, StoredJob
 from shared.errors import EveryDreamError
+from shared.messaging.messages import DatasetStaged, Stage, decode
 from shared.ports import ObjectStore
 from shared.storage.snapshots import snapshots_of
 
 DAY = 24 * 3600.0
 PAUSE_HEARTBEATS = 360
 HOUR = 3600.0
+LATE_HEARTBEATS = 6
+"""After a job's end; by then its workers have learned of it, and what they wrote meanwhile goes."""
 
 log = structlog.get_logger()
 
@@ -39,6 +44,9 @@ class Retention:
         self._uploads = uploads
         self._clock = clock
         self._pause = min(PAUSE_HEARTBEATS * heartbeat, HOUR)
+        self._late = LATE_HEARTBEATS * heartbeat
+        self._deleted_again_until = clock() - DAY
+        """When the last job ended whose working files were deleted again."""
         self._keep = keep_days * DAY
         self._to_delete: asyncio.Queue[str] = asyncio.Queue()
         """Prefixes in the object store."""
@@ -56,13 +64,14 @@ class Retention:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._delete_queued())
             group.create_task(self._delete_regularly())
+            group.create_task(self._delete_again_regularly())
 
     async def _delete_queued(self) -> None:
         while True:
             prefix = await self._to_delete.get()
             try:
                 await self._store.delete(prefix)
-            except EveryDreamError as error:  # deleted with the job after keep_days
+            except EveryDreamError as error:  # deleted by delete_again, or with the job
                 log.warning("not_deleted", prefix=prefix, reason=str(error))
 
     async def _delete_regularly(self) -> None:
@@ -73,6 +82,33 @@ class Retention:
             except EveryDreamError as error:
                 log.warning("retention_put_off", reason=str(error))
             await asyncio.sleep(self._pause)
+
+    async def _delete_again_regularly(self) -> None:
+        while True:
+            try:
+                await self.delete_again()
+            except EveryDreamError as error:
+                log.warning("retention_put_off", reason=str(error))
+            await asyncio.sleep(self._late)
+
+    async def delete_again(self) -> None:
+        """Delete the working files of jobs that ended a little while ago, or within the past day.
+
+        A worker may have written some after the end, and a gateway may have died before it deleted
+        them.
+
+        Raises:
+            Unavailable: the database or the store does not answer; the rest is deleted next time.
+        """
+        late = self._clock() - self._late
+        while ids := await self._jobs.ended_before(late, after=self._deleted_again_until):
+            for job_id in ids:
+                row = await self._jobs.get(job_id)
+                if row is None or row.ended_at is None:
+                    continue
+                for prefix in _working_files_of(row):
+                    await self._store.delete(prefix)
+                self._deleted_again_until = row.ended_at
 
     async def delete_expired(self) -> None:
         """Delete every job and upload that is old enough, its objects first.
@@ -109,11 +145,38 @@ def objects_of(job_id: str) -> str:
 def working_files(job: Job) -> list[str]:
     """Prefixes that an ended job no longer needs.
 
-    The snapshots; of a job that cannot be retried also its dataset and resume points.
+    The snapshots, and what attempts at staging left that did not succeed. Of a job that cannot be
+    retried also its dataset, its resume points, and folders of models that were not finished.
     """
+    root = objects_of(job.id)
     if job.status not in ("COMPLETED", "CANCELLED"):
-        return [snapshots_of(job.id)]
-    training = job.stages.get("training")
-    attempts = range(1, (training.attempts if training else 0) + 1)
-    resume_points = [f"jobs/{job.id}/training/{attempt}/resume" for attempt in attempts]
-    return [snapshots_of(job.id), f"jobs/{job.id}/staging/", *resume_points]
+        dataset = _dataset_of(job)
+        attempts = [f"{root}staging/{number}/" for number in _attempts(job, "staging")]
+        return [snapshots_of(job.id), *(each for each in attempts if not dataset.startswith(each))]
+    prefixes = [snapshots_of(job.id), f"{root}staging/"]
+    for number in _attempts(job, "training"):
+        prefixes.append(f"{root}training/{number}/resume")
+        if job.model != f"{root}training/{number}/model":
+            prefixes.append(f"{root}training/{number}/model/")
+    return prefixes
+
+
+def _attempts(job: Job, stage: Stage) -> range:
+    """Numbers of the attempts at a stage."""
+    return range(1, (job.stages[stage].attempts if stage in job.stages else 0) + 1)
+
+
+def _dataset_of(job: Job) -> str:
+    """The prefix of the dataset that a retry would train on; empty: it would be staged again."""
+    if "training" not in job.stages:
+        return ""
+    staged = decode(job.stages["training"].trigger)
+    return f"{staged.dataset}/" if isinstance(staged, DatasetStaged) else ""
+
+
+def _working_files_of(row: StoredJob) -> list[str]:
+    try:
+        return working_files(read(row))
+    except msgspec.DecodeError:
+        log.exception("cannot_judge", job=row.id)
+        return []

@@ -87,8 +87,11 @@ class SqlJobStore:
             after = position > (page[-1].created_at, page[-1].id)
             page = await self._database.all(all_live.where(after).limit(PAGE))
 
-    async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
-        old = jobs.c.status.in_(END_STATUSES) & (jobs.c.ended_at < moment)
+    async def ended_before(
+        self, moment: float, limit: int = 100, *, after: float = 0.0
+    ) -> Sequence[str]:
+        between = (jobs.c.ended_at < moment) & (jobs.c.ended_at > after)
+        old = jobs.c.status.in_(END_STATUSES) & between
         ids = sa.select(jobs.c.id).where(old).order_by(jobs.c.ended_at).limit(limit)
         return [row.id for row in await self._database.all(ids)]
 

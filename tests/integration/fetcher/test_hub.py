@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import gzip
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ from services.fetcher.models.hub import INHERITED_VARIABLES, HubModel, file_url,
 from shared.diffusion.loading import Parts, load
 from shared.errors import Passing, Refused, SettingsError
 from shared.settings import Settings, from_environment
+from tests.support.servers.hostile import Hostile, head, hostile
 from tests.support.servers.process import HOST, free_port
 from tests.support.staging import COMMIT, Hub, Stage, copied, running_hub, same
 
 ALIAS = "sd_v1-5_vae.ckpt"
+SHA = COMMIT.encode()
 
 
 @pytest.fixture
@@ -295,3 +298,48 @@ async def test_a_damaged_list_of_pins_is_named(stage: Stage) -> None:
 
     with pytest.raises(SettingsError, match=r"models\.json is damaged .* pull the model again"):
         await stage(ALIAS, models=stage.of("org/model"))
+
+
+async def endless_listing(server: Hostile, _request: str) -> None:
+    await server.send(head(200, "Content-Length: 1099511627776", "Content-Type: application/json"))
+    await server.for_ever(b" " * 65_536)
+
+
+async def endless_error(server: Hostile, _request: str) -> None:
+    await server.send(head(403, "Content-Length: 1099511627776", "X-Error-Code: GatedRepo"))
+    await server.for_ever(b" " * 65_536)
+
+
+async def endless_pages(server: Hostile, request: str) -> None:
+    if "/revision/" in request:
+        await server.whole(200, b'{"id": "org/model", "sha": "%s", "siblings": []}' % SHA)
+        return
+    following = f"{server.url}/api/models/org/model/tree/x?cursor={len(server.requests)}"
+    await server.send(head(200, "Content-Length: 2", f'Link: <{following}>; rel="next"') + b"[]")
+
+
+async def packed_listing(server: Hostile, _request: str) -> None:
+    body = gzip.compress(bytes(64 << 20))
+    await server.send(head(200, "Content-Encoding: gzip", f"Content-Length: {len(body)}") + body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (endless_listing, "more than 16 MiB"),
+        (endless_error, "more than 16 MiB"),
+        (endless_pages, "more than 200 pages"),
+        (packed_listing, "compresses its listing"),
+    ],
+)
+async def test_a_listing_without_end_is_refused(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[[Hostile, str], Awaitable[None]],
+    reason: str,
+) -> None:
+    async with hostile(answer) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        with pytest.raises(Refused, match=f"org/model on the hub: the hub .*{reason}"):
+            await stage("org/model")
+    assert server.sent < 64 << 20

@@ -32,8 +32,8 @@ HUNG = 30.0
 
 
 @pytest.fixture
-async def parser() -> AsyncIterator[Parser]:
-    parser = Parser()
+async def parser(tmp_path: Path) -> AsyncIterator[Parser]:
+    parser = Parser(tmp_path / "scratch")
     yield parser
     await parser.close()
 
@@ -89,6 +89,7 @@ async def test_what_the_child_leaves_is_what_it_names(parser: Parser, tmp_path: 
     assert parsed.files == ("manifest.json", "000000.png", "000001.png")
     assert parsed.report.images == 2
     check_left(tmp_path / "dataset", parsed.files)
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 async def test_the_next_order_gets_another_child(parser: Parser, tmp_path: Path) -> None:

@@ -785,3 +785,27 @@ async def test_a_failed_job_keeps_what_a_retry_needs_until_its_time_has_come(
     assert not await here.store.exists(dataset)
     assert (await here.ask("GET", f"/v1/everydream-v1/status/{job}")).status == 404
     assert (await here.ask("GET", f"/v1/everydream-v1/status/{live}")).status == 200
+
+
+async def test_a_cancelled_job_keeps_nothing_that_was_not_finished(here: World) -> None:
+    """Also what a worker still writes until it has learned of the end."""
+    job = await staged(here)
+    await here.claim(job, "training")
+    await here.store.put(f"jobs/{job}/training/1/resume/5/manifest.json", b"{}")
+    await here.store.put(f"jobs/{job}/training/1/model/unet/half.safetensors", b"")
+    await here.ask("POST", f"/v1/everydream-v1/cancel/{job}")
+    await eventually(lambda: true_if_kept(here, job, []))
+
+    await here.store.put(f"jobs/{job}/staging/1/dataset/late.png", b"")
+    await here.store.put(f"jobs/{job}/training/1/resume/9/late", b"")
+    await eventually(lambda: true_if_kept(here, job, []))
+
+
+async def test_attempts_at_staging_that_failed_leave_nothing(here: World) -> None:
+    job = await here.run()
+    await here.get(FETCHER)
+    fetcher = await here.claim(job, "staging")
+    await here.store.put(f"jobs/{job}/staging/1/dataset/half.png", b"")
+    await fetcher.publish(StageFailed, kind="refused", reason="no usable image")
+    await here.status_becomes(job, "FAILED")
+    await eventually(lambda: true_if_kept(here, job, []))

@@ -25,6 +25,7 @@ from shared.messaging.messages import (
 from shared.messaging.topology import GATEWAY_RECORDER, NOTIFIER_WEBHOOKS, Queue
 from shared.network.outbound import guarded_session
 from shared.ports import Bus, Delivery
+from tests.support.servers.hostile import PIECE, Hostile, head, hostile
 from tests.support.servers.process import HOST, free_port
 from tests.support.servers.web import Answer, Seen, Web
 
@@ -132,7 +133,35 @@ async def test_the_body_goes_out_to_the_letter_and_is_signed(world: World, web: 
     }
 
 
+@pytest.mark.usefixtures("_notifier")
+async def test_an_answer_without_end_is_not_read(world: World) -> None:
+    async def endless(server: Hostile, _request: str) -> None:
+        await server.send(head(200, "Content-Length: 1099511627776"))
+        await server.for_ever(PIECE)
+
+    async with hostile(endless) as server:
+        await world.delivered(f"{server.url}/hook")
+        async with asyncio.timeout(PATIENCE):
+            await server.left.wait()
+    assert server.sent < 24 << 20
+
+
 # --- Failed, and why
+
+
+@pytest.mark.usefixtures("_notifier")
+async def test_a_receiver_that_drips_its_answer_s_head_is_left_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drip(server: Hostile, _request: str) -> None:
+        await server.send(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        await server.for_ever(b"x", pause=0.02)
+
+    monkeypatch.setattr(webhook, "TIMEOUT", aiohttp.ClientTimeout(total=0.3))
+    async with hostile(drip) as server:
+        failed = await world.failed(f"{server.url}/hook")
+    assert failed.reason == "no answer within 0.3 s"
+    assert not failed.permanent
 
 
 @pytest.mark.usefixtures("_notifier")

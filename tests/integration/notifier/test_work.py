@@ -16,7 +16,7 @@ from services.notifier import bucket
 from services.notifier.work import NotifierWork, artifacts_of
 from shared.adapters.folder import FolderStore
 from shared.adapters.s3 import PART_BYTES, S3Store
-from shared.errors import NotFound, Refused, Unavailable
+from shared.errors import NotFound, Passing, Refused, Unavailable
 from shared.keys import seal
 from shared.messaging.messages import (
     Artifact,
@@ -379,6 +379,22 @@ async def test_a_file_that_is_gone_from_our_store_is_named(publishing: Publishin
 
     with pytest.raises(NotFound, match=gone[:20]):
         await publishing.work.perform(publishing.order(images))
+    assert publishing.left_in_scratch == []
+
+
+async def test_a_bucket_that_takes_its_time_for_ever_is_left_in_the_end(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: Any, keepalive: Callable[[], None], **__: Any) -> None:
+        while True:
+            keepalive()
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(bucket, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(S3Store, "upload", never)
+
+    with pytest.raises(Passing, match=r"has not taken the results \(27 bytes\) within 0 s"):
+        await publishing.work.perform(publishing.order(await drawn(publishing)))
     assert publishing.left_in_scratch == []
 
 

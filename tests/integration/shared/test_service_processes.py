@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from shared.errors import SettingsError
+from shared.scratch import PREFIX
 from tests.support.servers.process import ServerError
 from tests.support.servers.s3 import S3Server
 from tests.support.services import resolved, running, shared_environment
@@ -64,6 +65,21 @@ async def test_a_service_that_ends_by_itself_is_reported_with_its_last_output(
     with pytest.raises(ServerError, match="notifier ended with status -9") as caught:
         await run_until_killed({"EVERYDREAM_AMQP_URL": amqp_url})
     assert "broker_connected" in caught.value.__notes__[0]
+
+
+async def test_what_killed_workers_left_is_gone_once_another_has_started(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    left = [
+        tmp_path / "scratch" / f"{PREFIX}abc-job-training-1",
+        tmp_path / "cache" / f"{PREFIX}abc-incoming",
+    ]
+    kept = tmp_path / "cache" / "abc"
+    for folder in (*left, kept):
+        folder.mkdir(parents=True)
+    environment = {"EVERYDREAM_AMQP_URL": amqp_url, "EVERYDREAM_HOME": str(tmp_path)}
+    async with running(["notifier"], environment):
+        assert [folder.exists() for folder in (*left, kept)] == [False, False, True]
 
 
 async def test_a_service_that_cannot_start_is_reported_at_once(amqp_url: str) -> None:

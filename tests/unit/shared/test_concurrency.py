@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from shared.concurrency import gather_limited, in_thread
+from shared.concurrency import gather_limited, in_thread, uninterrupted
 
 SECONDS = 30
 
@@ -70,3 +70,31 @@ async def test_the_first_error_ends_the_rest_and_comes_as_it_is() -> None:
         await gather_limited(work, range(100), limit=2)
     assert {0, *ended} == {*begun} - {1}
     assert len(begun) < 10
+
+
+async def test_work_that_must_end_is_not_cut_short_however_often_its_caller_is_cancelled() -> None:
+    begun, go_on, steps = asyncio.Event(), asyncio.Event(), []
+
+    async def work() -> None:
+        begun.set()
+        await go_on.wait()
+        steps.append("ended")
+
+    task = asyncio.create_task(uninterrupted(work()))
+    await begun.wait()
+    for _ in range(3):
+        task.cancel()
+        done, _others = await asyncio.wait((task,), timeout=0.01)
+        assert not done
+    go_on.set()
+    await asyncio.wait((task,), timeout=SECONDS)
+    assert task.cancelled()
+    assert steps == ["ended"]
+
+
+async def test_the_error_of_work_that_must_end_is_its_caller_s() -> None:
+    async def work() -> None:
+        raise OSError("disk on fire")
+
+    with pytest.raises(OSError, match="disk on fire"):
+        await uninterrupted(work())

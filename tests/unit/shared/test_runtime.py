@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -10,6 +11,7 @@ from typing import TypeVar
 import pytest
 
 from shared.adapters.memory import MemoryBroker, MemoryBus
+from shared.concurrency import in_thread
 from shared.errors import Interrupted, Refused, Unavailable
 from shared.messaging.messages import (
     AnyMessage,
@@ -36,6 +38,7 @@ from shared.messaging.topology import (
     Queue,
 )
 from shared.request import Command, Train
+from shared.worker import runtime
 from shared.worker.order import BestEffortTask, Order
 from shared.worker.runtime import FINAL_PUBLISH_HEARTBEATS, PATIENCE_HEARTBEATS, Worker
 
@@ -303,6 +306,74 @@ async def test_a_cancelled_job_stops_its_work() -> None:
         await asyncio.wait_for(ended.wait(), 10)
 
 
+async def test_work_is_cancelled_once_however_often_it_is_told_to_stop() -> None:
+    """The job's end and the refusal of the claim both reach a worker, and it may stop as well."""
+    cleaning, go_on, cleaned = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def perform(order: Order) -> DatasetStaged:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await go_on.wait()
+            cleaned.set()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, stop):
+        await gateway.submit()
+        started, reply_queue = await gateway.receive(StagingStarted)
+        await gateway.grant(started, reply_queue)
+        heartbeat, reply_queue = await gateway.receive(StagingProgressed)
+        await gateway.publish(JobCancelled(job="job-1", run=1))
+        await asyncio.wait_for(cleaning.wait(), 10)
+        await gateway.refuse(heartbeat, reply_queue)
+        await gateway.publish(JobCancelled(job="job-1", run=1))
+        await gateway.receive(StagingProgressed)
+        await gateway.receive(StagingProgressed)
+        stop.set()
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.wait_for(cleaned.wait(), 10)
+
+
+async def test_a_worker_stops_although_a_thread_of_its_work_runs_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "CLEAN_UP_SECONDS", 0.1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def perform(order: Order) -> DatasetStaged:
+        await in_thread(begun.set)
+        await in_thread(go_on.wait, 60)
+        return staged(order)
+
+    try:
+        async with working(ScriptedWork(perform)) as (gateway, stop):
+            await gateway.submit()
+            started, reply_queue = await gateway.receive(StagingStarted)
+            await gateway.grant(started, reply_queue)
+            await asyncio.to_thread(begun.wait, 10)
+            stop.set()
+            interrupted, _reply = await gateway.receive(StagingInterrupted)
+            assert interrupted.claim == started.claim
+    finally:
+        go_on.set()
+
+
+async def test_a_worker_stops_although_its_child_is_never_ready() -> None:
+    preparing = asyncio.Event()
+
+    class Unready(ScriptedWork):
+        async def prepare(self) -> str:
+            preparing.set()
+            await asyncio.Event().wait()
+            return ""
+
+    async with working(Unready(at_once)) as (_gateway, stop):
+        await asyncio.wait_for(preparing.wait(), 10)
+        stop.set()
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "reason"),
     [
@@ -541,3 +612,26 @@ async def test_a_failed_best_effort_task_is_retried_and_a_silent_one_is_given_up
         await until(lambda: best_effort_tasks.begun == ["a", "a"])
         await gateway.publish_sample_row("b")
         await until(lambda: best_effort_tasks.begun == ["a", "a", "b"])
+
+
+async def test_a_worker_stops_although_a_thread_of_a_best_effort_task_runs_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "CLEAN_UP_SECONDS", 0.1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def run(_task: BestEffortTask) -> None:
+        await in_thread(begun.set)
+        await in_thread(go_on.wait, 60)
+
+    best_effort_tasks = ScriptedTasks(run)
+    work = ScriptedWork(at_once)
+    try:
+        async with working(work, best_effort_tasks) as (gateway, stop):
+            await gateway.publish_sample_row("a")
+            await asyncio.to_thread(begun.wait, 10)
+            stop.set()
+            await until(lambda: work.ready == -1)
+            assert await gateway.waiting(INFERENCER_SAMPLES) == 1
+    finally:
+        go_on.set()

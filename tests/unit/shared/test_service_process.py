@@ -1,8 +1,12 @@
-"""Imports without garbage collection."""
+"""A service's process: its imports, and its end."""
 
 from __future__ import annotations
 
 import gc
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -24,3 +28,72 @@ def test_imports_are_not_searched_for_garbage_and_all_that_comes_later_is() -> N
     assert not searched
     assert gc.isenabled()
     assert gc.get_freeze_count() > 0
+
+
+SERVICE = """
+import asyncio, threading, time
+from shared import service_process
+
+service_process.STOP_SECONDS = {stop_seconds}
+service_process.LEAVE_SECONDS = 0.1
+
+async def main():
+    stop = service_process.stop_on_signals()
+    {work}
+    print("ready", flush=True)
+    await stop.wait()
+    print("stopped", flush=True)
+
+service_process.run(main())
+"""
+A_THREAD = "asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)"
+ALL_THREADS = "[asyncio.ensure_future(asyncio.to_thread(time.sleep, 60)) for _ in range(64)]"
+A_TASK = """
+    async def stubborn():
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                pass
+    kept = asyncio.create_task(stubborn())
+"""
+A_BUSY_LOOP = "asyncio.get_running_loop().call_later(0.1, lambda: any(_ for _ in iter(int, 1)))"
+HEAVY_REGEX = """
+    import re
+    asyncio.get_running_loop().call_later(0.1, re.match, "(a*)*b", "a" * 40)
+"""
+
+
+def ended_by_sigterm(work: str, stop_seconds: float = 28.0) -> tuple[int, str, float]:
+    """Exit status, output and seconds from the signal to the end."""
+    script = SERVICE.format(work=work.strip(), stop_seconds=stop_seconds)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)  # until what keeps it busy has begun
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        try:
+            output = process.communicate(timeout=20)[0]
+        finally:
+            process.kill()
+        return process.returncode, output, time.monotonic() - began
+
+
+@pytest.mark.parametrize("work", ["", A_THREAD, ALL_THREADS, A_TASK])
+def test_a_service_that_is_done_does_not_wait_for_what_cannot_be_stopped(work: str) -> None:
+    status, output, seconds = ended_by_sigterm(work)
+    assert status == 0
+    assert "stopped" in output
+    assert ("threads_left_running" in output) == bool(work)
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("work", [A_BUSY_LOOP, HEAVY_REGEX])
+def test_a_service_that_hears_nothing_ends_all_the_same_and_says_what_it_did(work: str) -> None:
+    status, output, _seconds = ended_by_sigterm(work, stop_seconds=0.5)
+    assert status == 1
+    assert "Timeout" in output
+    assert "stopped" not in output

@@ -1,0 +1,86 @@
+"""A server that answers HTTP as badly as one can, over bare sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+from shared.concurrency import cancelled
+from tests.support.servers.process import HOST
+
+PIECE = b"<a/>" * 16_384
+
+
+class Hostile:
+    """Answers each request by a script, and counts what it got rid of."""
+
+    def __init__(self, answer: Callable[[Hostile, str], Awaitable[None]]) -> None:
+        self._answer = answer
+        self._writer: asyncio.StreamWriter
+        self.url = ""
+        self.sent = 0
+        self.requests: list[str] = []
+        self.left = asyncio.Event()
+        """Set when a client closes its connection."""
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+        self.sent += len(data)
+
+    async def for_ever(self, data: bytes, *, pause: float = 0.0) -> None:
+        while True:
+            await self.send(data)
+            await asyncio.sleep(pause)
+
+    async def whole(self, status: int, body: bytes) -> None:
+        await self.send(head(status, f"Content-Length: {len(body)}") + body)
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving.add(asyncio.create_task(self._serve(reader, writer)))
+
+    async def close(self) -> None:
+        """End every connection."""
+        for task in self._serving:
+            await cancelled(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._serve_requests(reader, writer)
+        finally:
+            self.left.set()
+            writer.transport.abort()
+            await asyncio.sleep(0)
+
+    async def _serve_requests(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                headers = dict(line.lower().split(": ", 1) for line in lines if line)
+                if "expect" in headers:
+                    writer.write(head(100))
+                await reader.readexactly(int(headers.get("content-length", 0)))
+                self._writer = writer
+                self.requests.append(first)
+                await self._answer(self, first)
+
+
+def head(status: int, *headers: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status} Some Reason", *headers, "", ""]).encode()
+
+
+@asynccontextmanager
+async def hostile(answer: Callable[[Hostile, str], Awaitable[None]]) -> AsyncIterator[Hostile]:
+    """Run it on a port of its own, in this loop."""
+    server = Hostile(answer)
+    listening = await asyncio.start_server(server.accept, HOST, 0)
+    server.url = f"http://{HOST}:{listening.sockets[0].getsockname()[1]}"
+    try:
+        yield server
+    finally:
+        listening.close()
+        await server.close()
