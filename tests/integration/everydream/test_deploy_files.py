@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shared import settings
+from shared.messaging.topology import MAX_MESSAGE_BYTES
 from shared.settings import from_environment
 from tests.support.compose import (
     DEPLOY,
@@ -289,15 +290,18 @@ class ConfiguredBroker(RabbitMQ):
 
     def _write_settings(self) -> None:
         super()._write_settings()
-        with (self.folder / "rabbitmq.conf").open("a") as file:
-            file.write((DEPLOY / "rabbitmq.conf").read_text())
+        path = self.folder / "rabbitmq.conf"
+        definitions = path.read_text().splitlines()[0]
+        path.write_text(f"{definitions}\n{(DEPLOY / 'rabbitmq.conf').read_text()}")
 
 
 def test_the_broker_understands_its_configuration() -> None:
     with ConfiguredBroker(vhosts=1) as node:
         timeout = node.evaluate("application:get_env(rabbit, consumer_timeout)")
         limit = node.evaluate("rabbit_disk_monitor:get_disk_free_limit()")
+        largest = node.evaluate("application:get_env(rabbit, max_message_size)")
     assert timeout == "{ok, 608400000}"
+    assert largest == f"{{ok, {MAX_MESSAGE_BYTES}}}"
     assert limit == str(2 * 10**9)
 
 
