@@ -100,7 +100,7 @@ class Gateway:
         self._recorder = Recorder(
             bus, repository, self._supervisor, clock=clock, heartbeat=heartbeat
         )
-        self._intake = Intake(bus, admission)
+        self._intake = Intake(bus, admission, repository)
         keys = Keys(configured_keys(settings), stores.keys, clock)
         authorizer, capacity = Authorizer(repository), Capacity(bus, jobs)
         openapi, asyncapi = documents().values()
