@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,8 +23,17 @@ from services.gateway.background.intake import (
 from services.gateway.jobs.request_parser import Invalid
 from shared.messaging.envelope import Envelope, envelope_for
 from shared.messaging.messages import JobRefused, JobRequested, encode
-from shared.messaging.topology import EXCHANGE, FETCHER, MAX_MESSAGE_BYTES, QUEUES, TRAINER, Queue
+from shared.messaging.topology import (
+    EXCHANGE,
+    FETCHER,
+    MAX_MESSAGE_BYTES,
+    QUEUES,
+    RESERVED_NAMES,
+    TRAINER,
+    Queue,
+)
 from tests.end_to_end.test_direct_producer import make_user
+from tests.support.compose import DEPLOY
 from tests.support.gateway_world import REQUEST, S3_CONFIG, TRAIN_ONLY, World, world
 from tests.support.servers.rabbitmq import RabbitMQ
 
@@ -192,6 +203,17 @@ def test_no_login_may_have_a_reply_sent_to_a_queue_of_ours() -> None:
 
     assert not [(queue, each) for queue in ours for each in logins if may_reply_to(queue, each)]
     assert not may_reply_to("amq.gen-JzTY20BRgKO-HjmUJj0wLg", "amq")
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
+def test_the_script_makes_no_login_that_would_own_queues_of_ours(name: str) -> None:
+    made = subprocess.run(
+        [DEPLOY / "rabbitmq-users.sh", "producer", name], input="secret\n", text=True, check=False,
+        capture_output=True, env={"RABBITMQCTL": "true", "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+
+    assert made.returncode == 2
+    assert "take another name" in made.stderr
 
 
 async def test_no_refusal_is_sent_to_a_queue_of_ours(here: World) -> None:

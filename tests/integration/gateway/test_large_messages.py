@@ -7,11 +7,13 @@ import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.gateway.jobs import message_sizes
 from shared.adapters import memory
 from shared.messaging.messages import PublicationStarted
 from shared.messaging.topology import FETCHER, MAX_MESSAGE_BYTES, NOTIFIER_PUBLISH
@@ -62,6 +64,18 @@ async def test_a_request_whose_messages_no_broker_takes_is_refused_at_once(
     assert refused.status == 413
     assert f"message {kind} would have" in refused.body["mistakes"][0]
     assert jobs.body["jobs"] == []
+
+
+async def test_a_large_request_that_was_admitted_before_is_still_the_same_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as here:
+        ask = partial(here.ask, "POST", f"{ROOT}/run", json=TRAIN_ONLY)
+        first = await ask(headers={"Idempotency-Key": "1"})
+        monkeypatch.setattr(message_sizes, "MAX_MESSAGE_BYTES", 100)
+
+        assert (await ask(headers={"Idempotency-Key": "1"})).body == first.body
+        assert (await ask(headers={"Idempotency-Key": "2"})).status == 413
 
 
 async def test_the_largest_requests_of_use_are_taken(tmp_path: Path) -> None:
