@@ -15,6 +15,12 @@ vhost=${VHOST:-/}
   echo "usage: rabbitmq-users.sh producer|consumer NAME   (letters, digits, - and _)" >&2
   exit 2
 }
+case $name in # the first words of the names of our own queues, and of the broker's
+gateway | fetcher | trainer | inferencer | notifier | control | everydream | amq)
+  echo "$name: queues of the services or the broker begin so; take another name" >&2
+  exit 2
+  ;;
+esac
 IFS= read -r password || [ -n "$password" ] || { echo "no password on the standard input" >&2; exit 2; }
 
 # Its own queues: those that the server names, and those that begin with the login.

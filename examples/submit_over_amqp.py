@@ -14,6 +14,7 @@ import json
 import sys
 import uuid
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pika
 EXCHANGE = "everydream"
 SOURCE = "/shop"
 NAMESPACE = uuid.UUID("6f1d8c1e-5a0b-5d4f-9d53-0c1f6b1f7c11")
-"""The service derives job ids with it."""
+"""The service derives job ids with it: from login, source and event, each by uuid5 of the last."""
 ENDS = ("job.refused", "job.completed", "job.failed", "job.cancelled", "job.timed_out")
 
 
@@ -34,7 +35,7 @@ def submit(channel: Any, login: str, request: dict[str, Any], *, event: str, rep
         login: the connection's user; the broker refuses any other.
         request: the body that ``/run`` takes.
         event: an id of your own; submitting it again does not make another job.
-        reply_to: the queue for a refusal.
+        reply_to: the queue for a refusal; its name begins with the login and a dot.
 
     Raises:
         pika.exceptions.UnroutableError: the service has never run on this broker.
@@ -58,7 +59,7 @@ def submit(channel: Any, login: str, request: dict[str, Any], *, event: str, rep
         ),
         mandatory=True,
     )
-    return str(uuid.uuid5(NAMESPACE, f"{SOURCE}/{event}"))
+    return str(reduce(uuid.uuid5, (login, SOURCE, event), NAMESPACE))
 
 
 def main() -> None:
@@ -68,11 +69,12 @@ def main() -> None:
     with pika.BlockingConnection(parameters) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        queue = channel.queue_declare("", exclusive=True).method.queue
+        login = parameters.credentials.username
+        queue = f"{login}.{uuid.uuid4()}"
+        channel.queue_declare(queue, exclusive=True)
         for key in ("job.started", *ENDS):
             channel.queue_bind(queue, EXCHANGE, key)
         request = json.loads(Path(file).read_text())
-        login = parameters.credentials.username
         job = submit(channel, login, request, event=str(uuid.uuid4()), reply_to=queue)
         print(job, "job.requested", flush=True)
         for _, _, body in channel.consume(queue, auto_ack=True):

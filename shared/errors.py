@@ -2,6 +2,7 @@
 
 EveryDreamError
 ├── Refused            permanent, or for the user to fix: the job ends FAILED with this reason
+│   └── Unpublishable  the broker refuses a message for good, such as one that is too large
 ├── Passing            temporary: counts one failure, the stage is retried
 │   └── Unavailable    a broker, a store or a database does not answer
 │       └── Full       a disk has no room
@@ -18,6 +19,10 @@ class EveryDreamError(Exception):
 
 class Refused(EveryDreamError):
     """Permanent, or for the user to fix; users see the text, which names file, field or URL."""
+
+
+class Unpublishable(Refused):
+    """The broker refuses a message for good, such as one that is too large; the text says why."""
 
 
 class Passing(EveryDreamError):

@@ -67,6 +67,9 @@ class Bus(Protocol):
         """Publish to the exchange under the message's type; returns once the broker has it.
 
         Raises:
+            Unpublishable: the broker refuses it for good, such as a body of more than
+                :data:`shared.messaging.topology.MAX_MESSAGE_BYTES`; a note of it, without the body,
+                is among the dead letters.
             Unroutable: ``mandatory`` and no queue is bound for the type.
             Unavailable: no confirm within the time-out; it may have arrived nevertheless.
         """

@@ -24,6 +24,10 @@ CHUNK_BYTES = 1 << 18
 RETRY_PAUSES = (0.5, 2.0)
 """Seconds before the second and the third attempt."""
 DOWNLOAD_SECONDS = 6 * 3600.0
+"""Most time for a whole download, with its redirects and attempts."""
+MINUTE = 60.0
+LEAST_BYTES = 1 << 20
+"""Bytes that have to arrive in every minute, but for the last: 17 kB/s."""
 REDIRECT_STATUS = frozenset({301, 302, 303, 307, 308})
 TEMPORARY_STATUS = frozenset({408, 425, 429})
 """Client errors that may be temporary."""
@@ -54,28 +58,69 @@ async def download(
     on_bytes: OnBytes | None = None,
     pauses: Sequence[float] = RETRY_PAUSES,
     read_seconds: float = 60.0,
+    minute: float = MINUTE,
+    seconds: float = DOWNLOAD_SECONDS,
 ) -> Downloaded:
     """Download a URL to a file of at most ``limit`` bytes; temporary failures are retried.
 
+    Args:
+        url: as the user gave it.
+        path: the file; its folder exists.
+        allowed: private hosts that may be reached.
+        limit: the most bytes that are taken.
+        on_bytes: hears of the progress.
+        pauses: seconds before the second and every further attempt.
+        read_seconds: the longest silence.
+        minute: seconds in which each MiB has to arrive.
+        seconds: the most for all attempts together.
+
     Raises:
-        Refused: a forbidden address, 4xx, too many redirects or too many bytes.
+        Refused: a forbidden address, 4xx, too many redirects or bytes, or it is too slow.
         Passing: the last attempt failed too: no connection, a timeout, a broken transfer or 5xx.
         Full: the disk has no room for it.
     """
-    async with guarded_session(allowed, total=DOWNLOAD_SECONDS, read=read_seconds) as session:
-        transfer = _Transfer(session, path, allowed, limit, on_bytes or _ignore_progress)
-        for pause in pauses:
+    whole = asyncio.timeout(seconds)
+    try:
+        async with whole, guarded_session(allowed, read=read_seconds) as session:
+            transfer = _Transfer(
+                session, path, allowed, limit, minute, on_bytes or _ignore_progress
+            )
+            for pause in pauses:
+                try:
+                    return await transfer.follow(url)
+                except _Retryable:
+                    await asyncio.sleep(pause)
             try:
                 return await transfer.follow(url)
-            except _Retryable:
-                await asyncio.sleep(pause)
-        try:
-            return await transfer.follow(url)
-        except _Retryable as error:
-            raise Passing(f"{shown_url(url)}: {error}") from None
+            except _Retryable as error:
+                raise Passing(f"{shown_url(url)}: {error}") from None
+    except TimeoutError:
+        if not whole.expired():
+            raise
+        raise Refused(
+            f"{shown_url(url)}: not complete after {seconds / 3600:.3g} hours, the most that a"
+            " download may take"
+        ) from None
 
 
 def _ignore_progress(_done: int, _total: int | None) -> None: ...
+
+
+class _Pace:
+    """The least throughput of one attempt and its redirects: a time-out that each MiB puts off."""
+
+    def __init__(self, minute: float) -> None:
+        self.bytes = 0
+        self.counted = 0
+        """Bytes when it was put off last."""
+        self.timeout = asyncio.timeout(minute)
+        self._minute = minute
+
+    def arrived(self, size: int) -> None:
+        self.bytes += size
+        if self.bytes - self.counted >= LEAST_BYTES:
+            self.counted = self.bytes
+            self.timeout.reschedule(asyncio.get_running_loop().time() + self._minute)
 
 
 @dataclass(frozen=True)
@@ -86,20 +131,38 @@ class _Transfer:
     path: Path
     allowed: frozenset[str]
     limit: int
+    minute: float
     on_bytes: OnBytes
 
     async def follow(self, url: str) -> Downloaded:
-        """One attempt, following redirects."""
+        """One attempt."""
+        pace = _Pace(self.minute)
+        try:
+            async with pace.timeout:
+                return await self._follow(url, pace)
+        except TimeoutError:
+            if not pace.timeout.expired():
+                raise
+            if pace.bytes == 0:
+                raise _Retryable(_describe(TimeoutError())) from None
+            raise Refused(
+                f"{shown_url(url)}: too slow: {pace.bytes - pace.counted} bytes in the last"
+                f" {self.minute:g} s, where at least {LEAST_BYTES} are expected; put the file on a"
+                " faster server"
+            ) from None
+
+    async def _follow(self, url: str, pace: _Pace) -> Downloaded:
+        """Following redirects."""
         current = url
         for _ in range(MAX_REDIRECTS + 1):
             check_url(current, self.allowed)
-            result = await self._request(current)
+            result = await self._request(current, pace)
             if isinstance(result, Downloaded):
                 return result
             current = urljoin(current, result)
         raise Refused(f"{shown_url(url)}: more than {MAX_REDIRECTS} redirects")
 
-    async def _request(self, url: str) -> Downloaded | str:
+    async def _request(self, url: str, pace: _Pace) -> Downloaded | str:
         """The downloaded file, or the location of a redirect."""
         headers = {"Accept-Encoding": "identity"}
         try:
@@ -107,13 +170,13 @@ class _Transfer:
                 async with self.session.get(
                     url, allow_redirects=False, headers=headers
                 ) as response:
-                    return _redirect(response, url) or await self._save(response, url)
+                    return _redirect(response, url) or await self._save(response, url, pace)
         except aiohttp.InvalidURL as error:
             raise Refused(f"{shown_url(url)}: not a URL that can be fetched ({error})") from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _Retryable(_describe(error)) from None
 
-    async def _save(self, response: aiohttp.ClientResponse, url: str) -> Downloaded:
+    async def _save(self, response: aiohttp.ClientResponse, url: str, pace: _Pace) -> Downloaded:
         _check_status(response, url)
         announced, doing, done = response.content_length, f"download {shown_url(url)}", 0
         _check_size(announced or 0, self.limit, url)
@@ -121,6 +184,7 @@ class _Transfer:
         with translate_disk_full(doing), self.path.open("wb", buffering=0) as file:
             async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                 done += len(chunk)
+                pace.arrived(len(chunk))
                 _check_size(done, self.limit, url)
                 if announced is None:
                     require_room(self.path.parent, len(chunk) + SPARE, doing)

@@ -76,7 +76,6 @@ class Gateway:
         presenter = Presenter(store, clock)
         uploads = Uploads(stores.uploads, store, settings.public_url, clock)
         self._settings = settings
-        self._relay = OutboxRelay(bus, jobs, clock=clock, heartbeat=heartbeat)
         self._retention = Retention(
             jobs, store, uploads, clock=clock, heartbeat=heartbeat, keep_days=settings.keep_days
         )
@@ -85,8 +84,15 @@ class Gateway:
             jobs,
             presenter,
             clock=clock,
-            on_due=self._relay.wake,
+            on_due=self._wake_relay,
             on_end=self._retention.job_ended,
+        )
+        self._relay = OutboxRelay(
+            bus,
+            jobs,
+            clock=clock,
+            heartbeat=heartbeat,
+            on_unpublishable=repository.give_up_message,
         )
         references = References(settings.public_url, key, repository, uploads, clock)
         admission = Admission(key, repository, references, clock, settings.allowed_private_hosts)
@@ -94,7 +100,7 @@ class Gateway:
         self._recorder = Recorder(
             bus, repository, self._supervisor, clock=clock, heartbeat=heartbeat
         )
-        self._intake = Intake(bus, admission)
+        self._intake = Intake(bus, admission, repository)
         keys = Keys(configured_keys(settings), stores.keys, clock)
         authorizer, capacity = Authorizer(repository), Capacity(bus, jobs)
         openapi, asyncapi = documents().values()
@@ -141,6 +147,9 @@ class Gateway:
             await stop.wait()
             for task in tasks:
                 task.cancel()
+
+    def _wake_relay(self) -> None:
+        self._relay.wake()
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:

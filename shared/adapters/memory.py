@@ -23,13 +23,16 @@ from shared.adapters.dead_letters import (
     LIMIT_REASON,
     DeadLetter,
     Undecodable,
+    about,
     dead_letter,
     decode_untrusted,
+    unpublished,
+    why_unpublishable,
 )
-from shared.errors import Unavailable, Unroutable
+from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.envelope import Envelope, envelope_for
 from shared.messaging.messages import AnyMessage, Message, encode
-from shared.messaging.topology import DELIVERY_LIMIT, QUEUES, Queue
+from shared.messaging.topology import DELIVERY_LIMIT, MAX_MESSAGE_BYTES, QUEUES, Queue
 
 DEAD_LETTERS_KEPT = 1000
 
@@ -67,6 +70,19 @@ class MemoryBroker:
 
     def queue(self, name: str) -> _Queue:
         return self._queues[name]
+
+    def encoded(self, message: Message, to: str) -> bytes:
+        """The body of a message for a queue or routing key.
+
+        Raises:
+            Unpublishable: it is larger than a broker takes; a note of it is dead-lettered.
+        """
+        body = encode(message)
+        if len(body) > MAX_MESSAGE_BYTES:
+            reason = why_unpublishable(message, body, f"it takes {MAX_MESSAGE_BYTES}")
+            _keep(self.dead_letters, unpublished(body, message, to=to, reason=reason))
+            raise Unpublishable(reason)
+        return body
 
     def publish(self, key: str, body: bytes, envelope: Envelope) -> bool:
         """Put a body on every queue bound to the key; False: there is none."""
@@ -114,15 +130,7 @@ class _Queue:
             self.put(queued)
 
     def dead_letter(self, queued: _QueuedMessage, message: AnyMessage | None, reason: str) -> None:
-        dead = dead_letter(queued.body, message, queue=self.name, reason=reason)
-        self._dead_letters.append(dead)
-        log.warning(
-            "message_dead_lettered",
-            queue=self.name,
-            reason=reason,
-            length=dead.length,
-            sha256=dead.sha256,
-        )
+        _keep(self._dead_letters, dead_letter(queued.body, message, queue=self.name, reason=reason))
 
     def add_consumer(self, consumer: _Consumer) -> None:
         self._consumers.append(consumer)
@@ -259,14 +267,16 @@ class MemoryBus:
     ) -> None:
         self.check_open()
         envelope = self._envelope(message, reply_to)
-        routed = self._broker.publish(envelope.type, encode(message), envelope)
+        body = self._broker.encoded(message, envelope.type)
+        routed = self._broker.publish(envelope.type, body, envelope)
         if mandatory and not routed:
             raise Unroutable(f"no queue is bound for {envelope.type}")
         await asyncio.sleep(0)  # let others run between publishes, as a socket does
 
     async def send(self, queue: str, message: Message, *, mandatory: bool = False) -> None:
         self.check_open()
-        routed = self._broker.send(queue, encode(message), self._envelope(message, None))
+        body = self._broker.encoded(message, queue)
+        routed = self._broker.send(queue, body, self._envelope(message, None))
         if mandatory and not routed:
             raise Unroutable(f"there is no queue {queue}")
         await asyncio.sleep(0)
@@ -323,6 +333,11 @@ class MemoryBus:
         return replace(
             envelope, user_id=self._source
         )  # within one process there is nothing to verify
+
+
+def _keep(dead_letters: deque[DeadLetter], dead: DeadLetter) -> None:
+    dead_letters.append(dead)
+    log.warning("message_dead_lettered", **about(dead))
 
 
 def _matches(pattern: list[str], words: list[str]) -> bool:

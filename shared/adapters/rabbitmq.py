@@ -21,6 +21,7 @@ from typing import Any, Never, Self
 from uuid import uuid4
 
 import aio_pika
+import msgspec
 import structlog
 from aio_pika.abc import (
     AbstractChannel,
@@ -30,7 +31,16 @@ from aio_pika.abc import (
 from pamqp import commands
 from yarl import URL
 
-from shared.adapters.dead_letters import LIMIT_REASON, Undecodable, dead_letter, decode_untrusted
+from shared.adapters.dead_letters import (
+    LIMIT_REASON,
+    DeadLetter,
+    Undecodable,
+    about,
+    dead_letter,
+    decode_untrusted,
+    unpublished,
+    why_unpublishable,
+)
 from shared.adapters.rabbitmq_connection import (
     ANSWER_SECONDS,
     CLOSE_SECONDS,
@@ -43,7 +53,12 @@ from shared.adapters.rabbitmq_connection import (
     retry_until_connected,
     translate_errors,
 )
-from shared.adapters.rabbitmq_envelope import envelope_of, to_amqp
+from shared.adapters.rabbitmq_envelope import (
+    UNREADABLE,
+    envelope_of,
+    to_amqp,
+    tolerate_unreadable_properties,
+)
 from shared.adapters.rabbitmq_publisher import Publisher
 from shared.adapters.rabbitmq_topology import (
     BASE_PARTS,
@@ -51,7 +66,7 @@ from shared.adapters.rabbitmq_topology import (
     Topology,
     declare_queue,
 )
-from shared.errors import SettingsError, Unavailable, Unroutable
+from shared.errors import SettingsError, Unavailable, Unpublishable, Unroutable
 from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import AnyMessage, JobRequested, Message, encode, type_of
 from shared.messaging.topology import DEAD_LETTERS, DELIVERY_LIMIT, EXCHANGE, Queue
@@ -196,6 +211,7 @@ class RabbitMQBus:
             SettingsError: the URL is not an AMQP URL.
         """
         redirect_library_logs()
+        tolerate_unreadable_properties()
         return cls(_parse_url(url), source=source, heartbeat=heartbeat)
 
     async def connected(self) -> None:
@@ -209,13 +225,11 @@ class RabbitMQBus:
     async def publish(
         self, message: Message, *, reply_to: str | None = None, mandatory: bool = True
     ) -> None:
-        sent = self._amqp_message(message, reply_to)
         key = type_of(message)
-        await self._publisher.publish(sent, exchange=EXCHANGE, key=key, mandatory=mandatory)
+        await self._publish(message, reply_to, exchange=EXCHANGE, key=key, mandatory=mandatory)
 
     async def send(self, queue: str, message: Message, *, mandatory: bool = False) -> None:
-        sent = self._amqp_message(message, None)
-        await self._publisher.publish(sent, exchange="", key=queue, mandatory=mandatory)
+        await self._publish(message, None, exchange="", key=queue, mandatory=mandatory)
 
     async def get(self, queue: Queue) -> _Delivery:
         return await retry_until_connected(partial(self._get_once, queue), queue.name)
@@ -284,6 +298,9 @@ class RabbitMQBus:
 
     async def unpack(self, incoming: AbstractIncomingMessage, queue: str) -> AnyMessage | None:
         """Decode; None: undecodable or delivered too often, and dead-lettered."""
+        if unreadable := incoming.headers.get(UNREADABLE):
+            await self.dead_letter(incoming, None, queue=queue, reason=str(unreadable))
+            return None
         try:
             message = decode_untrusted(incoming.body)
         except Undecodable as error:
@@ -304,21 +321,27 @@ class RabbitMQBus:
     ) -> None:
         """Publish to the dead letters, then ack; if that fails, requeue."""
         dead = dead_letter(incoming.body, message, queue=queue, reason=reason[:REASON_LENGTH])
-        about: dict[str, Any] = {
-            "queue": queue,
-            "reason": dead.reason,
-            "length": dead.length,
-            "sha256": dead.sha256,
-        }
-        sent = aio_pika.Message(dead.body, headers=about)
-        try:
-            await self._publisher.publish(sent, exchange=DEAD_LETTERS, key="", mandatory=True)
-        except (Unavailable, Unroutable) as error:
-            log.warning("message_not_dead_lettered", **about, error=str(error))
-            await _requeue(incoming)
-        else:
-            log.warning("message_dead_lettered", **about)
+        if await self._keep(dead):
             await _settle(incoming, incoming.ack)
+        else:
+            await _requeue(incoming)
+
+    async def _keep(self, dead: DeadLetter) -> bool:
+        """Publish a dead letter, without its body if the broker takes only a smaller one."""
+        try:
+            try:
+                await self._publish_dead_letter(dead)
+            except Unpublishable:
+                await self._publish_dead_letter(msgspec.structs.replace(dead, body=b""))
+        except (Unavailable, Unroutable, Unpublishable) as error:
+            log.warning("message_not_dead_lettered", **about(dead), error=str(error))
+            return False
+        log.warning("message_dead_lettered", **about(dead))
+        return True
+
+    async def _publish_dead_letter(self, dead: DeadLetter) -> None:
+        sent = aio_pika.Message(dead.body, headers=about(dead))
+        await self._publisher.publish(sent, exchange=DEAD_LETTERS, key="", mandatory=True)
 
     async def _listen(self, queue: Queue, prefetch: int) -> Consumer:
         return await retry_until_connected(partial(self._consume_once, queue, prefetch), queue.name)
@@ -353,9 +376,18 @@ class RabbitMQBus:
             if message is not None:
                 return _Delivery(self, queue, incoming, message)
 
-    def _amqp_message(self, message: Message, reply_to: str | None) -> aio_pika.Message:
+    async def _publish(
+        self, message: Message, reply_to: str | None, *, exchange: str, key: str, mandatory: bool
+    ) -> None:
+        body = encode(message)
         envelope = envelope_for(message, source=self._source, reply_to=reply_to)
-        return to_amqp(encode(message), envelope)
+        sent = to_amqp(body, envelope)
+        try:
+            await self._publisher.publish(sent, exchange=exchange, key=key, mandatory=mandatory)
+        except Unpublishable as error:
+            reason = why_unpublishable(message, body, str(error)[:REASON_LENGTH])
+            await self._keep(unpublished(body, message, to=key, reason=reason))
+            raise Unpublishable(reason) from None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

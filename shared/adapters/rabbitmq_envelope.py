@@ -8,9 +8,33 @@ from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
+from pamqp import commands
 
 from shared.messaging.envelope import Envelope
 from shared.messaging.messages import AnyMessage, stable_id, type_of
+
+UNREADABLE = "x-unreadable"
+"""The only header of a message whose properties cannot be decoded; it says why."""
+
+_decode = commands.Basic.Properties.unmarshal
+
+
+def tolerate_unreadable_properties() -> None:
+    """Have the library hand out messages whose properties it cannot decode, marked as such.
+
+    Otherwise it closes the connection, with all that is consumed on it, at every redelivery of one
+    message that has a byte in its properties which is no UTF-8, a far date, or a deep table.
+    """
+    commands.Basic.Properties.unmarshal = _decode_or_mark  # type: ignore[method-assign, assignment]
+
+
+def _decode_or_mark(properties: commands.Basic.Properties, flags: int, data: bytes) -> None:
+    try:
+        _decode(properties, flags, data)
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make the decoder raise
+        for name in properties.attributes():
+            setattr(properties, name, None)
+        properties.headers = {UNREADABLE: f"the properties: {type(error).__name__}: {error}"}
 
 
 def to_amqp(body: bytes, envelope: Envelope) -> aio_pika.Message:

@@ -1,25 +1,34 @@
-"""Publishes with confirms, on one channel per service."""
+"""Publishes with confirms, on one channel per service.
+
+A broker that refuses a message closes its channel, and the confirms of all others that are under
+way on it are lost. So a large message has a channel of its own, and so has each that was under way
+on a channel when the broker closed it: what is refused there is refused for its own sake.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from uuid import uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import PublishError
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, PublishError
+from aiormq.exceptions import AMQPChannelError
 
 from shared.adapters.rabbitmq_connection import (
     Connection,
     ConnectionLost,
-    retry_until_connected,
+    close_quietly,
+    pause,
     translate_errors,
 )
 from shared.adapters.rabbitmq_topology import PARTS, Topology
-from shared.errors import Unavailable, Unroutable
+from shared.errors import Unavailable, Unpublishable, Unroutable
+
+LARGE_BYTES = 1 << 20
+"""A message from this size on has a channel of its own."""
 
 
 class Publisher:
@@ -33,6 +42,7 @@ class Publisher:
         self._channel: AbstractChannel | None = None
         self._opening = asyncio.Lock()
         self._ids_in_flight: set[str] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def open(self) -> AbstractChannel:
         """The channel; before a new one is used, the whole topology is declared."""
@@ -48,15 +58,15 @@ class Publisher:
         """Publish until it is confirmed; again under the same id if the connection is lost.
 
         Raises:
+            Unpublishable: the broker refuses it for good.
             Unroutable: ``mandatory`` and it reached no queue.
             Unavailable: no confirm in time.
         """
         message.delivery_mode = aio_pika.DeliveryMode.PERSISTENT
         message.user_id = self._login
-        once = partial(self._publish_once, message, exchange, key, mandatory=mandatory)
         try:
             async with asyncio.timeout(self._patience):
-                await retry_until_connected(once, key or exchange)
+                await self._publish_until_confirmed(message, exchange, key, mandatory=mandatory)
         except TimeoutError:
             text = f"{key or exchange} was not confirmed within {self._patience:g} s"
             raise Unavailable(text) from None
@@ -65,19 +75,65 @@ class Publisher:
         await self._topology.declare(PARTS)
         return await self._connection.channel(confirms=True)
 
-    async def _publish_once(
+    async def _publish_until_confirmed(
         self, message: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
     ) -> None:
-        if await self._is_routed(message, exchange, key, mandatory=mandatory):
+        about = key or exchange
+        alone, declare = len(message.body) >= LARGE_BYTES, False
+        while True:
+            try:
+                if declare:
+                    await self._topology.declare(PARTS)
+                async with self._channel_for(alone=alone) as channel:
+                    return await self._publish_once(
+                        channel, message, exchange, key, mandatory=mandatory
+                    )
+            except ConnectionLost as lost:
+                if alone and isinstance(lost.__cause__, ChannelPreconditionFailed):
+                    raise Unpublishable(str(lost)) from None
+                if alone or not isinstance(lost.__cause__, AMQPChannelError):
+                    await pause(about, lost)
+                declare = isinstance(lost.__cause__, ChannelNotFoundEntity)
+                alone = True
+
+    async def _publish_once(
+        self,
+        channel: AbstractChannel,
+        message: aio_pika.Message,
+        exchange: str,
+        key: str,
+        *,
+        mandatory: bool,
+    ) -> None:
+        if await self._is_routed(channel, message, exchange, key, mandatory=mandatory):
             return
         await self._topology.declare(PARTS)  # in case the queue was deleted
-        if not await self._is_routed(message, exchange, key, mandatory=mandatory):
+        if not await self._is_routed(channel, message, exchange, key, mandatory=mandatory):
             raise Unroutable(f"no queue is bound for {key or exchange}")
 
-    async def _is_routed(
-        self, message: aio_pika.Message, exchange: str, key: str, *, mandatory: bool
-    ) -> bool:
+    @asynccontextmanager
+    async def _channel_for(self, *, alone: bool) -> AsyncIterator[AbstractChannel]:
+        """The channel that all share, or one for a single message."""
         channel = await self.open()
+        if alone:
+            channel = await self._connection.channel(confirms=True)
+        try:
+            yield channel
+        finally:
+            if alone:  # in the background: a broker that hangs must not hold up the answer
+                closing = asyncio.create_task(close_quietly(channel))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+
+    async def _is_routed(
+        self,
+        channel: AbstractChannel,
+        message: aio_pika.Message,
+        exchange: str,
+        key: str,
+        *,
+        mandatory: bool,
+    ) -> bool:
         await _wait_until_unblocked(channel)
         target = await channel.get_exchange(exchange, ensure=False)
         with self._unique_id(message):

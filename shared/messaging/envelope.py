@@ -8,6 +8,9 @@ from msgspec import Struct
 
 from shared.messaging.messages import Message, encode, stable_id, type_of
 
+SUBJECT_LENGTH = 255
+"""Headers that do not fit into a frame would cost the connection; a job's id has 36 letters."""
+
 
 class Envelope(Struct, frozen=True, kw_only=True):
     """CloudEvents attributes and AMQP properties beside the body."""
@@ -31,6 +34,6 @@ def envelope_for(message: Message, *, source: str, reply_to: str | None = None) 
         source=source,
         type=type_of(message),
         time=datetime.now(UTC).isoformat(),
-        subject=message.job,
+        subject=message.job[:SUBJECT_LENGTH],
         reply_to=reply_to,
     )

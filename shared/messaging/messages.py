@@ -75,7 +75,7 @@ class JobRequested(Message, frozen=True, kw_only=True, tag="job.requested"):
 
 
 class JobRefused(Message, frozen=True, kw_only=True, tag="job.refused"):
-    """A requested job had mistakes and was not created."""
+    """A request had mistakes and was not admitted; a job that already has this id is as it was."""
 
     mistakes: list[str]
 

@@ -9,6 +9,9 @@ from shared.messaging.messages import Stage
 EXCHANGE = "everydream"
 DEAD_LETTERS = "everydream.dead"
 DELIVERY_LIMIT = 20
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""The largest body that admission counts on: RabbitMQ 4's default, and what deploy/rabbitmq.conf
+sets. A broker that takes less refuses the message, which fails the job."""
 
 
 class Queue(Struct, frozen=True):
@@ -61,6 +64,11 @@ QUEUES: tuple[Queue, ...] = (
     GATEWAY_INTAKE,
     GATEWAY_RECORDER,
 )
+
+RESERVED_NAMES = frozenset(
+    {"amq", "control", EXCHANGE, *(queue.name.partition(".")[0] for queue in QUEUES)}
+)
+"""First words of names at the broker that are its own or ours: of no other program's queues."""
 
 REPLY_QUEUE_BINDINGS = ("job.completed", "job.failed", "job.cancelled", "job.timed_out")
 """What every worker's reply queue receives besides the answers to its claims."""

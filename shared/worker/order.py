@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import structlog
 
-from shared.errors import Unavailable, Unroutable
+from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.messages import (
     AnyMessage,
     ClaimGranted,
@@ -74,6 +74,8 @@ class Order(Keepalive):
         self.granted: ClaimGranted | None = None
         self.refused: str | None = None
         """Why the claim was refused or withdrawn."""
+        self.unpublishable: Unpublishable | None = None
+        """The broker refuses the progress of this work for good."""
         self.stopping = asyncio.Event()
         """Set when the worker stops: save what has to be kept, then raise Interrupted."""
         self.commands: dict[Command, int] = {}
@@ -116,13 +118,21 @@ class Order(Keepalive):
         }
 
     async def publish(self, fact: StageFact) -> None:
-        """Publish a fact; retries until the broker has it or the claim is refused."""
+        """Publish a fact; retries until the broker has it or the claim is refused.
+
+        Raises:
+            Unpublishable: the broker refuses it for good.
+        """
         async for _ in Reconnects():
             if await self.try_publish(fact) or self.refused is not None:
                 return
 
     async def try_publish(self, fact: StageFact, *, mandatory: bool = True) -> bool:
-        """Publish a fact once; returns whether the broker has it."""
+        """Publish a fact once; returns whether the broker has it.
+
+        Raises:
+            Unpublishable: the broker refuses it for good.
+        """
         try:
             await self._bus.publish(fact, reply_to=self._reply_queue.address, mandatory=mandatory)
         except (Unavailable, Unroutable) as error:

@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from shared.concurrency import cancelled, ended, until
-from shared.errors import Interrupted, Refused, Unavailable, reason_of
+from shared.errors import Interrupted, Refused, Unavailable, Unpublishable, reason_of
 from shared.messaging.messages import (
     AnyMessage,
     ClaimGranted,
@@ -333,7 +333,7 @@ class Worker:
     async def _publish_outcome(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
         """Publish the outcome; a worker that stops does not wait for the broker forever."""
         seconds = min(FINAL_PUBLISH_HEARTBEATS * self._heartbeat, FINAL_PUBLISH_SECONDS)
-        publishing = asyncio.create_task(order.publish(outcome))
+        publishing = asyncio.create_task(_publish_or_fail(order, outcome))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((publishing, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -346,13 +346,21 @@ class Worker:
             await cancelled(publishing)
 
     async def _send_heartbeats(self, order: Order, task: asyncio.Task[Result]) -> None:
-        """Send heartbeats; cancel the work if it shows no sign of life for too long."""
+        """Send heartbeats; cancel the work if it shows no sign of life for too long.
+
+        Or if its progress cannot be published, since without heartbeats the claim is lost.
+        """
         while True:
             await asyncio.sleep(self._heartbeat)
             if not task.done() and order.silence > PATIENCE_HEARTBEATS * self._heartbeat:
                 self._cancel(order)
             heartbeat = self._work.progressed(**order.stamp(), progress=order.numbers)
-            await order.try_publish(heartbeat, mandatory=False)
+            try:
+                await order.try_publish(heartbeat, mandatory=False)
+            except Unpublishable as error:
+                order.unpublishable = error
+                self._cancel(order)
+                return
 
     async def _stop_work(
         self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
@@ -393,11 +401,23 @@ class Worker:
                 "claim_lost_to_gateway", job=order.job, stage=order.stage, reason=order.refused
             )
             return None
+        if order.unpublishable is not None:
+            reason = reason_of(order.unpublishable)
+            return StageFailed(**order.stamp(), kind="refused", reason=reason)
         if stop.is_set():
             return self._work.interrupted(**order.stamp())
         phase = order.numbers.get("phase", order.stage)
         reason = f"stalled in {phase}: no sign of life for {order.silence:.0f} s"
         return StageFailed(**order.stamp(), kind="passing", reason=reason)
+
+
+async def _publish_or_fail(order: Order, outcome: StageFact) -> None:
+    """Publish the outcome; if the broker refuses it for good, publish that as the outcome."""
+    try:
+        await order.publish(outcome)
+    except Unpublishable as error:
+        reason = reason_of(error)
+        await order.publish(StageFailed(**order.stamp(), kind="refused", reason=reason))
 
 
 async def _requeue(getting: asyncio.Task[Delivery]) -> None:

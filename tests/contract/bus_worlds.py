@@ -99,6 +99,8 @@ def dead_letter(incoming: AbstractIncomingMessage) -> DeadLetter:
         length=int(str(headers.get("length", len(incoming.body)))),
         sha256=str(headers.get("sha256", sha256(incoming.body).hexdigest())),
         body=incoming.body,
+        type=str(headers.get("type", "")),
+        job=str(headers.get("job", "")),
     )
 
 

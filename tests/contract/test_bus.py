@@ -11,7 +11,7 @@ from hashlib import sha256
 import pytest
 
 from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter
-from shared.errors import Unavailable, Unroutable
+from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import (
     AnyMessage,
@@ -33,6 +33,7 @@ from shared.messaging.topology import (
     FETCHER,
     GATEWAY_INTAKE,
     GATEWAY_RECORDER,
+    MAX_MESSAGE_BYTES,
     NOTIFIER_PUBLISH,
     NOTIFIER_WEBHOOKS,
     TRAINER,
@@ -176,6 +177,43 @@ async def test_what_cannot_be_encoded_is_not_said(world: World) -> None:
         await bus.publish(JobRequested(request={"train": object()}))
 
     assert await bus.depth(GATEWAY_INTAKE) == 0
+
+
+async def test_what_is_too_large_for_the_broker_is_refused_for_good_and_leaves_a_note(
+    world: World,
+) -> None:
+    bus = await world.bus()
+    large = WebhookDue(
+        job="a", run=1, attempt=1, url="", webhook_id="", body="x" * MAX_MESSAGE_BYTES
+    )
+
+    with pytest.raises(Unpublishable, match=f"webhook.due of {len(encode(large))} bytes") as error:
+        await bus.publish(large)
+
+    assert await the_only_dead_letter(world) == DeadLetter(
+        queue="webhook.due",
+        reason=str(error.value),
+        length=len(encode(large)),
+        sha256=sha256(encode(large)).hexdigest(),
+        body=b"",
+        type="webhook.due",
+        job="a",
+    )
+    assert await bus.depth(NOTIFIER_WEBHOOKS) == 0
+
+
+async def test_what_is_too_large_for_the_broker_holds_up_nobody(world: World) -> None:
+    bus = await world.bus()
+    large = JobCancelled(job="x" * MAX_MESSAGE_BYTES, run=1)
+
+    answers = await asyncio.gather(
+        bus.send(NOTIFIER_WEBHOOKS.name, large),
+        *(bus.publish(webhook(number)) for number in range(5)),
+        return_exceptions=True,
+    )
+
+    assert [type(answer) for answer in answers] == [Unpublishable, *[type(None)] * 5]
+    await depth_becomes(bus, 5)
 
 
 # --- Getting one

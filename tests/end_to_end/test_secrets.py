@@ -8,7 +8,9 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
+from uuid import uuid5
 
 import aio_pika
 import pika
@@ -16,7 +18,7 @@ import pytest
 from aiohttp import ClientTimeout
 
 from everydream.client import Client
-from shared.messaging.messages import stable_id
+from shared.messaging.messages import NAMESPACE
 from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES
 from tests.end_to_end.story import User, bucket_config, dataset, host_of, user_of
 from tests.end_to_end.test_direct_producer import make_user
@@ -250,7 +252,7 @@ def a_producer_asks(run: Run) -> None:
         publish(run.shop_url, "job.requested", json.dumps(body), properties)
     publish(run.shop_url, "job.requested", json.dumps({"type": "job.requested", "request": fails}))
     publish(run.trainer_url, "training.progressed", POISONED.decode())
-    run.jobs["of the shop"] = stable_id("/shop", "fails")
+    run.jobs["of the shop"] = str(reduce(uuid5, (login, "/shop", "fails"), NAMESPACE))
 
 
 def publish(url: str, key: str, body: str, properties: pika.BasicProperties | None = None) -> None:

@@ -28,7 +28,7 @@ ERRORS = {
     409: "Not possible in the current state; `error` says why.",
     411: "`Content-Length` is missing.",
     412: "Another version of tus, or a precondition failed.",
-    413: "The body is too large.",
+    413: "The body is too large, or the messages are that the request would cause.",
     415: "The body has the wrong content type, or is compressed.",
     416: "The range is not satisfiable.",
     422: "The idempotency key was used for another request, or its job was deleted; or URLs name"

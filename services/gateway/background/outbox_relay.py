@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import structlog
 
 from services.gateway.ports import JobStore, Outgoing
-from shared.errors import Unavailable
-from shared.messaging.messages import decode
+from shared.errors import Unavailable, Unpublishable
+from shared.messaging.messages import Message, decode
 from shared.ports import Bus
 from shared.retry import reconnect_delay
 
@@ -28,12 +28,29 @@ class OutboxRelay:
     """Publishes with confirms: a job's messages in order, different jobs concurrently."""
 
     def __init__(
-        self, bus: Bus, jobs: JobStore, *, clock: Callable[[], float], heartbeat: float
+        self,
+        bus: Bus,
+        jobs: JobStore,
+        *,
+        clock: Callable[[], float],
+        heartbeat: float,
+        on_unpublishable: Callable[[Message, str], Awaitable[None]],
     ) -> None:
+        """Connect the parts.
+
+        Args:
+            bus: where messages are published.
+            jobs: the outbox.
+            clock: seconds since the epoch.
+            heartbeat: seconds between heartbeats.
+            on_unpublishable: called with a message that the broker refuses for good, and why;
+                afterwards the message is forgotten.
+        """
         self._bus = bus
         self._jobs = jobs
         self._clock = clock
         self._poll = min(max(heartbeat / 10, 0.05), 1.0)
+        self._on_unpublishable = on_unpublishable
         self._lease = LEASE_HEARTBEATS * heartbeat
         self._woken = asyncio.Event()
         self._busy: set[str] = set()
@@ -83,14 +100,20 @@ class OutboxRelay:
     async def _publish_or_postpone(self, row: Outgoing) -> None:
         try:
             await self._publish(row)
+        except Unpublishable as error:
+            await self._on_unpublishable(decode(row.message), str(error))
+            await self._forget(row)
         except Exception as error:  # noqa: BLE001 - one bad message must not stop the others
             failures = self._failures[row.id] = self._failures.get(row.id, 0) + 1
             wait = reconnect_delay(failures)
             log.warning("not_published", id=row.id, again_in=wait, reason=str(error))
             await self._jobs.postpone(row.id, self._clock() + wait)
         else:
-            self._failures.pop(row.id, None)
-            await self._jobs.sent(row.id)
+            await self._forget(row)
+
+    async def _forget(self, row: Outgoing) -> None:
+        self._failures.pop(row.id, None)
+        await self._jobs.sent(row.id)
 
     async def _publish(self, row: Outgoing) -> None:
         message = decode(row.message)

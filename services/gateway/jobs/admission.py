@@ -9,10 +9,16 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from services.gateway.jobs.message_sizes import why_unpublishable
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.jobs.request_parser import DisallowedAddress, Invalid, parse_request
+from services.gateway.jobs.request_parser import (
+    DisallowedAddress,
+    Invalid,
+    TooLarge,
+    parse_request,
+)
 from services.gateway.jobs.transitions import admit
 from shared import keys
 from shared.network.addresses import AllowedHosts, why_not
@@ -67,6 +73,7 @@ class Admission:
         Raises:
             Invalid: with every mistake of the body.
             DisallowedAddress: a URL names a private address or no host.
+            TooLarge: the job's messages could not be published.
             IdReused: the id belongs to another request, or to a job that was deleted.
             Unavailable: the database does not answer.
         """
@@ -82,10 +89,15 @@ class Admission:
             job_id, owner, request, body["input"],
             sealed=sealed, now=self._clock(), digest=digest, checks=checks,
         )  # fmt: skip
+        if (reason := why_unpublishable(step, request)) and not await self._is_known(job_id):
+            raise TooLarge([reason])
         if not await self._repository.create(step):
             return await self._existing(step.job)
         log.info("job_admitted", job=job_id, owner=owner[:16])
         return step.job
+
+    async def _is_known(self, job_id: str) -> bool:
+        return await self._repository.get(job_id) is not None
 
     async def _existing(self, repeated: Job) -> Job:
         known = await self._repository.get(repeated.id)

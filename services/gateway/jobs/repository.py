@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from math import inf
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.job_events import job_events
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import Effect, Job, Step, webhook_id
+from services.gateway.jobs.transitions import give_up_message
 from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
-from shared.errors import Unavailable, Unroutable
-from shared.messaging.messages import Message, WebhookDue, encode
+from shared.errors import Unavailable, Unpublishable, Unroutable, shorten
+from shared.messaging.messages import Message, WebhookDue, encode, type_of
 from shared.ports import Bus
 
 log = structlog.get_logger()
@@ -124,6 +126,14 @@ class JobRepository:
                 return step.job
         return None
 
+    async def give_up_message(self, message: Message, reason: str) -> None:
+        """Record that the broker refuses a job's message for good. Raises Unavailable."""
+        log.warning("message_given_up", job=message.job, type=type_of(message), reason=reason)
+        give_up = partial(
+            give_up_message, message=message, reason=shorten(reason), now=self._clock()
+        )
+        await self.change(message.job, give_up)
+
     async def remove(self, job_id: str) -> bool:
         """Remove a job; False when there is none. Raises Unavailable."""
         removed = await self._jobs.remove(job_id, self._clock())
@@ -147,6 +157,14 @@ class JobRepository:
         try:
             await self._bus.send(queue, message, mandatory=False)
         except (Unavailable, Unroutable) as error:
+            log.warning("answer_lost", job=message.job, reason=str(error))
+        except Unpublishable as error:
+            await self._give_up_answer(message, str(error))
+
+    async def _give_up_answer(self, message: Message, reason: str) -> None:
+        try:
+            await self.give_up_message(message, reason)
+        except Unavailable as error:  # the worker asks again
             log.warning("answer_lost", job=message.job, reason=str(error))
 
     async def _write(self, before: Job, version: int, step: Step) -> bool:

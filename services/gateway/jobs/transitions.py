@@ -192,6 +192,20 @@ def _requeue_open(job: Job, stages: Iterable[Stage], now: float) -> Step:
     return step
 
 
+def give_up_message(job: Job, message: Message, reason: str, now: float) -> Step:
+    """The broker refuses a message of the job for good.
+
+    A webhook's try has failed; without any other message the job cannot go on.
+    """
+    if isinstance(message, WebhookDue):
+        failed = WebhookFailed(
+            job=job.id, run=message.run, attempt=message.attempt, webhook_id=message.webhook_id,
+            reason=reason, permanent=True,
+        )  # fmt: skip
+        return _webhook_outcome(job, failed, now, heartbeat=0.0)  # permanent: nothing is scheduled
+    return Step(job) if job.ended else _end(job, "FAILED", reason, now)
+
+
 def time_out(job: Job, reason: str, now: float) -> Step:
     return Step(job) if job.ended else _end(job, "TIMED_OUT", reason, now)
 

@@ -16,7 +16,13 @@ from multidict import MultiMapping
 
 from services.gateway.jobs.admission import IdReused
 from services.gateway.jobs.repository import UnknownJob
-from services.gateway.jobs.request_parser import DisallowedAddress, Invalid, nearest, shown
+from services.gateway.jobs.request_parser import (
+    DisallowedAddress,
+    Invalid,
+    TooLarge,
+    nearest,
+    shown,
+)
 from services.gateway.ports import BASE_PATHS
 from services.gateway.web.authentication import Keys
 from services.gateway.web.authorization import CALLER, Authorizer
@@ -67,7 +73,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except Invalid as invalid:
-        status = 422 if isinstance(invalid, DisallowedAddress) else 400
+        status = {DisallowedAddress: 422, TooLarge: 413}.get(type(invalid), 400)
         return _error(status, str(invalid), mistakes=invalid.mistakes)
     except (IdReused, UnknownJob) as error:
         return _error(422 if isinstance(error, IdReused) else 404, str(error))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from shared import settings
+from shared.messaging.topology import MAX_MESSAGE_BYTES
 from shared.settings import from_environment
 from tests.support.compose import (
     DEPLOY,
@@ -302,7 +303,9 @@ def test_the_broker_understands_its_configuration_and_lets_the_services_in(secre
         timeout = node.evaluate("application:get_env(rabbit, consumer_timeout)")
         limit = node.evaluate("rabbit_disk_monitor:get_disk_free_limit()")
         listed = node.ctl("list_users", "--no-table-headers").splitlines()
+        largest = node.evaluate("application:get_env(rabbit, max_message_size)")
     assert timeout == "{ok, 608400000}"
+    assert largest == f"{{ok, {MAX_MESSAGE_BYTES}}}"
     assert limit == str(2 * 10**9)
     assert sorted(line.split()[0] for line in listed) == sorted(OURS)
 

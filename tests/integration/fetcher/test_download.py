@@ -1,12 +1,16 @@
 """Downloads from good and bad servers."""
 
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from services.fetcher.download import Downloaded, download
+from services.fetcher.download import LEAST_BYTES, Downloaded, download
 from shared.errors import Passing, Refused
 from shared.network.outbound import guarded_session
 from tests.support.servers.process import free_port
@@ -135,6 +139,74 @@ async def test_a_silent_server_passes(web: Web, tmp_path: Path) -> None:
 
     with pytest.raises(Passing, match="does not answer in time"):
         await fetch(url, tmp_path, read_seconds=0.2, pauses=())
+
+
+async def test_a_drip_is_refused_after_a_minute(web: Web, tmp_path: Path) -> None:
+    url = web.serve("/data.zip", Page(BODY, piece=2, pause=0.05))
+
+    began = time.monotonic()
+    with pytest.raises(Refused, match=r"/data.zip: too slow: \d+ bytes in the last 0.4 s"):
+        await fetch(url, tmp_path, minute=0.4)
+    assert time.monotonic() - began < 3
+    assert len(web.seen) == 1
+
+
+async def test_a_drip_after_a_quick_start_is_refused_a_minute_later(tmp_path: Path) -> None:
+    start = b"HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n" + bytes(LEAST_BYTES * 2)
+    async with dripping(start, b"..") as url:
+        with pytest.raises(Refused, match=r"too slow: \d+ bytes in the last 0.5 s"):
+            await fetch(url, tmp_path, limit=10**9, minute=0.5)
+
+
+async def test_a_slow_download_that_keeps_the_pace_arrives_however_long_it_takes(
+    web: Web, tmp_path: Path
+) -> None:
+    body = bytes(LEAST_BYTES * 4)
+    url = web.serve("/data.zip", Page(body, piece=LEAST_BYTES // 2, pause=0.15))
+
+    began = time.monotonic()
+    assert (await fetch(url, tmp_path, minute=0.8)).bytes == len(body)
+    assert time.monotonic() - began > 0.8
+
+
+async def test_headers_that_drip_pass_after_a_minute_for_each_attempt(tmp_path: Path) -> None:
+    async with dripping(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n") as url:
+        with pytest.raises(Passing, match="does not answer in time"):
+            await fetch(url, tmp_path, minute=0.2)
+
+
+@asynccontextmanager
+async def dripping(start: bytes, piece: bytes) -> AsyncIterator[str]:
+    """A server that begins its answer so, and goes on with a piece now and then for ever."""
+
+    over, ended = asyncio.Event(), asyncio.Semaphore(0)
+    asked = 0
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        with suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(start)
+            while not over.is_set():
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.transport.abort()
+        ended.release()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/data.zip"
+        over.set()
+        for _ in range(asked):
+            await ended.acquire()
+
+
+async def test_a_download_ends_in_any_case(web: Web, tmp_path: Path) -> None:
+    url = web.serve("/data.zip", Page(bytes(1 << 24), piece=100_000, pause=0.05))
+
+    with pytest.raises(Refused, match=r"not complete after .* hours, the most that"):
+        await fetch(url, tmp_path, seconds=0.3)
 
 
 async def test_a_server_that_is_away_passes(tmp_path: Path) -> None:

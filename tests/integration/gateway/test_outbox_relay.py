@@ -15,7 +15,7 @@ from services.gateway.background.outbox_relay import OutboxRelay
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.ports import Outgoing, StoredJob
 from shared.adapters.memory import MemoryBroker, MemoryBus
-from shared.errors import Unavailable, Unroutable
+from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.messages import JobStarted, Message, encode
 from shared.messaging.topology import FETCHER
 from shared.service_process import closing
@@ -36,6 +36,8 @@ class FaultyBus:
     said: list[tuple[str, int]] = field(default_factory=list)
     """Jobs, and the runs that ``started`` numbers its messages by."""
     tries: int = 0
+    given_up: list[tuple[str, str]] = field(default_factory=list)
+    """Jobs and reasons."""
 
     async def publish(self, message: Message, *, mandatory: bool = True) -> None:
         await self._weather(message)
@@ -104,7 +106,16 @@ async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
 
 
 def relay_of(bus: FaultyBus, jobs: SqlJobStore) -> OutboxRelay:
-    return OutboxRelay(bus, jobs, clock=time.time, heartbeat=1.0)  # type: ignore[arg-type]
+    async def give_up(message: Message, reason: str) -> None:
+        bus.given_up.append((message.job, reason))
+
+    return OutboxRelay(
+        bus,  # type: ignore[arg-type]
+        jobs,
+        clock=time.time,
+        heartbeat=1.0,
+        on_unpublishable=give_up,
+    )
 
 
 @asynccontextmanager
@@ -160,6 +171,19 @@ async def test_an_unroutable_message_waits_and_holds_up_no_other(setting: Settin
     routable.set()
     await setting.until(lambda: "deaf" in setting.bus.left)
     await setting.outbox_empties()
+
+
+async def test_what_the_broker_refuses_for_good_is_given_up_once_and_forgotten(
+    setting: Setting,
+) -> None:
+    setting.bus.fault = lambda message: (
+        Unpublishable("too large") if message.job == "large" else None
+    )
+    await setting.causes(started("large"), started("large", 1), started("good"))
+    await setting.outbox_empties()
+    assert setting.bus.given_up == [("large", "too large")] * 2
+    assert setting.bus.left == ["good"]
+    assert setting.bus.tries == 3
 
 
 async def test_one_that_the_broker_never_confirms_holds_up_nobody(setting: Setting) -> None:

@@ -13,11 +13,9 @@ from uuid import uuid4
 import pytest
 
 from services.gateway.app import Gateway
-from services.gateway.background.intake import owner_for
-from services.gateway.jobs.request_parser import Invalid, shown
+from services.gateway.jobs.request_parser import shown
 from services.gateway.ports import StoredJob
 from shared.keys import unseal
-from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import (
     ArtifactsPublished,
     BucketChecked,
@@ -27,7 +25,6 @@ from shared.messaging.messages import (
     DatasetStaged,
     GatewayHeartbeat,
     JobCancelled,
-    JobRefused,
     JobRequested,
     JobStarted,
     JobSubmitted,
@@ -581,52 +578,6 @@ async def test_a_webhook_is_due_again_until_it_is_delivered(here: World) -> None
 async def record_if(here: World, job: str, **expected: object) -> dict[str, Any] | None:
     record: dict[str, Any] = json.loads((await here.jobs.get(job)).record)
     return record if expected.items() <= record.items() else None
-
-
-# --- Direct producers -------------------------------------------------------------------------
-
-
-async def test_a_program_may_ask_over_the_broker_and_a_repeat_is_the_same_job(
-    here: World,
-) -> None:
-    requested = JobRequested(request={**REQUEST, "s3Config": S3_CONFIG})
-    await here.bus.publish(requested)
-    await here.bus.publish(requested)
-    submitted = await here.get(FETCHER)
-    row = await here.jobs.get(submitted.job)
-    assert row.owner == f"producer:{here.bus.source}"
-    assert b"the-access-secret" not in row.record
-    await here.bus.publish(JobRequested(request=TRAIN_ONLY))
-    other = await here.get(FETCHER)
-    assert other.job != submitted.job
-
-
-async def test_a_program_with_a_wrong_request_gets_all_its_mistakes(here: World) -> None:
-    wrong = JobRequested(request={"input": {"train": {"flip_p": 2}}})
-    async with here.bus.reply_queue(()) as mine:
-        await here.bus.publish(wrong, reply_to=mine.address)
-        answer = await anext(aiter(mine.messages()))
-
-    refused = await here.receive(JobRefused)
-    assert len(refused.mistakes) == 2
-    assert answer == refused
-    assert not here.broker.dead_letters
-
-
-async def test_no_refusal_is_sent_to_a_queue_of_ours(here: World) -> None:
-    wrong = JobRequested(request={"input": {}})
-
-    await here.bus.publish(wrong, reply_to=TRAINER.name)
-
-    await here.receive(JobRefused)
-    assert await here.bus.depth(TRAINER) == 0
-
-
-def test_who_does_not_name_a_login_owns_nothing() -> None:
-    nobody = envelope_for(JobRequested(request=REQUEST), source="somewhere")
-
-    with pytest.raises(Invalid, match="user_id: expected the login"):
-        owner_for(nobody)
 
 
 # --- Weather ----------------------------------------------------------------------------------

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import aio_pika
+import msgspec
+import pika
+import pika.data
 import pytest
 import structlog
 from pamqp.common import FieldTable
 from yarl import URL
 
 from shared.adapters.rabbitmq import RabbitMQBus
-from shared.errors import SettingsError, Unavailable
+from shared.errors import SettingsError, Unavailable, Unpublishable
 from shared.messaging.envelope import Envelope, envelope_for
 from shared.messaging.messages import (
     ClaimGranted,
@@ -323,6 +327,62 @@ async def test_a_message_that_is_not_taken_holds_up_no_other(
         assert said > 20
 
 
+# --- The node refuses a message for good
+
+
+@asynccontextmanager
+async def taking_at_most(node: RabbitMQ, size: int) -> AsyncIterator[None]:
+    await asyncio.to_thread(node.take_at_most, size)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(node.take_at_most)
+
+
+async def test_a_message_that_closes_the_channel_is_refused_alone_and_all_others_arrive_soon(
+    rabbitmq: RabbitMQ, amqp_url: str
+) -> None:
+    async with taking_at_most(rabbitmq, 500):
+        bus = await open_bus(amqp_url)
+        large = msgspec.structs.replace(webhook(0), body="x" * 1000)
+        answers: list[object] = []
+        begun = time.monotonic()
+        for number in range(1, 6):
+            answers += await asyncio.gather(
+                bus.publish(large),
+                *(bus.publish(webhook(number)) for _ in range(5)),
+                return_exceptions=True,
+            )
+        took = time.monotonic() - begun
+
+        assert [type(each) for each in answers] == [Unpublishable, *[type(None)] * 5] * 5
+        assert "PRECONDITION_FAILED" in str(answers[0])
+        assert took < 5 * PATIENCE / 2
+        world = RabbitMQWorld(amqp_url)
+        notes = await world.dead_letters()
+        assert [(each.type, each.job, each.body) for each in notes] == [
+            ("webhook.due", "a", b"")
+        ] * 5
+        await bus.close()
+
+
+async def test_a_dead_letter_that_is_too_large_by_now_is_kept_without_its_body(
+    rabbitmq: RabbitMQ, amqp_url: str, bus: RabbitMQBus
+) -> None:
+    await bus.publish(msgspec.structs.replace(webhook(1), body="x" * 1000))
+    delivery = await bus.get(NOTIFIER_WEBHOOKS)
+    async with taking_at_most(rabbitmq, 500):
+        await cut_all(rabbitmq)
+        delivery = await bus.get(NOTIFIER_WEBHOOKS)
+        await delivery.dead_letter("not like this")
+
+    (kept,) = await RabbitMQWorld(amqp_url).dead_letters()
+    assert (kept.reason, kept.body) == ("not like this", b"")
+    assert kept.length == len(encode(delivery.message))
+    await publish(bus, 2)
+    assert await taken(bus) == 2
+
+
 # --- The topology is deleted
 
 
@@ -485,6 +545,58 @@ async def test_a_request_that_the_broker_drops_leaves_no_word_of_what_was_asked(
     world = RabbitMQWorld(amqp_url)
     await until(something_is_there)
     assert [message.queue for message in await world.dead_letters()] == [NOTIFIER_WEBHOOKS.name]
+
+
+DEEP: dict[Any, Any] = {"deep": {}}
+
+
+def encode_table(pieces: list[bytes], table: dict[Any, Any]) -> int:
+    """As pika does it, but the deep table, which its own recursion does not allow."""
+    if table is not DEEP:
+        return int(pika_encode_table(pieces, table))
+    encoded = bytes(4)
+    for _ in range(2000):
+        encoded = struct.pack(">I", len(encoded) + 3) + b"\x01aF" + encoded
+    pieces.append(encoded)
+    return len(encoded)
+
+
+pika_encode_table = pika.data.encode_table
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"reply_to": b"\xff"},
+        {"message_id": b"\xff"},
+        {"headers": {b"\xff": "x"}},
+        {"timestamp": 2**63},
+        {"headers": DEEP},
+    ],
+    ids=["reply_to", "message_id", "name of a header", "timestamp", "deep headers"],
+)
+async def test_properties_that_cannot_be_read_are_dead_lettered_and_cost_no_connection(
+    amqp_url: str, bus: RabbitMQBus, monkeypatch: pytest.MonkeyPatch, properties: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(pika.data, "encode_table", encode_table)
+    await asyncio.to_thread(put_on_intake, amqp_url, pika.BasicProperties(**properties))
+    await bus.publish(REQUEST)
+
+    with structlog.testing.capture_logs() as told:
+        async with asyncio.timeout(DEADLINE):
+            assert (await bus.get(GATEWAY_INTAKE)).message == REQUEST
+
+    assert told_of(told, "broker_lost") == 0
+    (letter,) = await RabbitMQWorld(amqp_url).dead_letters()
+    assert letter.reason.startswith("the properties: ")
+    assert letter.length == len(encode(REQUEST))
+
+
+def put_on_intake(url: str, properties: pika.BasicProperties) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.basic_publish(EXCHANGE, "job.requested", encode(REQUEST), properties)
 
 
 # --- In the log

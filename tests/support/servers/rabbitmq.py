@@ -14,6 +14,7 @@ from subprocess import PIPE, STDOUT, run
 import aio_pika
 from aio_pika.exceptions import AMQPError
 
+from shared.messaging.topology import MAX_MESSAGE_BYTES
 from tests.support.servers.process import (
     HOST,
     Child,
@@ -142,6 +143,10 @@ class RabbitMQ(Server):
         """Take no messages unless so much of the disk is free; 50 MB is what a node wants."""
         self.evaluate(f"rabbit_disk_monitor:set_disk_free_limit({json.dumps(space)})")
 
+    def take_at_most(self, size: int = MAX_MESSAGE_BYTES) -> None:
+        """Refuse larger messages on the channels that are opened from now on."""
+        self.evaluate(f"application:set_env(rabbit, max_message_size, {size})")
+
     def depths(self, vhost: str) -> dict[str, tuple[int, int]]:
         """Return, for each queue, how many messages are ready and how many unacknowledged."""
         listed = self.evaluate(DEPTHS % json.dumps(vhost)).strip('"')
@@ -208,7 +213,9 @@ class RabbitMQ(Server):
         definitions = self._write_definitions()
         self._made = self._batch
         (self.folder / "enabled_plugins").write_text("[].")
-        (self.folder / "rabbitmq.conf").write_text(f"load_definitions = {definitions}\n")
+        (self.folder / "rabbitmq.conf").write_text(
+            f"load_definitions = {definitions}\nmax_message_size = {MAX_MESSAGE_BYTES}\n"
+        )
 
     def _write_definitions(self) -> Path:
         names = ["/", *(f"test-{self._made + 1 + i}" for i in range(self._batch))]

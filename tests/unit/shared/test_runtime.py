@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+import msgspec
 import pytest
 
 from shared.adapters.memory import MemoryBroker, MemoryBus
@@ -35,6 +36,7 @@ from shared.messaging.topology import (
     FETCHER,
     GATEWAY_RECORDER,
     INFERENCER_SAMPLES,
+    MAX_MESSAGE_BYTES,
     Queue,
 )
 from shared.request import Command, Train
@@ -396,6 +398,36 @@ async def test_the_type_of_an_error_decides_what_it_means(
         failed, _reply = await gateway.receive(StageFailed)
 
     assert (failed.kind, failed.reason) == (kind, reason)
+
+
+async def test_a_result_that_the_broker_refuses_for_good_ends_the_job_with_its_size() -> None:
+    async def perform(order: Order) -> DatasetStaged:
+        return msgspec.structs.replace(staged(order), dataset="x" * MAX_MESSAGE_BYTES)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        started, reply_queue = await gateway.receive(StagingStarted)
+        await gateway.grant(started, reply_queue)
+        failed, _reply = await gateway.receive(StageFailed)
+
+    assert failed.kind == "refused"
+    assert "refuses the message dataset.staged of 167" in failed.reason
+
+
+async def test_progress_that_the_broker_refuses_for_good_ends_the_job_with_its_size() -> None:
+    async def perform(order: Order) -> DatasetStaged:
+        order.progress(phase="x" * MAX_MESSAGE_BYTES)
+        await asyncio.Event().wait()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        await gateway.submit()
+        started, reply_queue = await gateway.receive(StagingStarted)
+        await gateway.grant(started, reply_queue)
+        failed, _reply = await gateway.receive(StageFailed)
+
+    assert failed.kind == "refused"
+    assert "refuses the message staging.progressed of 167" in failed.reason
 
 
 async def test_silent_work_is_given_up_after_its_patience() -> None:

@@ -1,0 +1,143 @@
+"""Messages that the broker does not take because of their size."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.gateway.jobs import message_sizes
+from shared.adapters import memory
+from shared.messaging.messages import PublicationStarted
+from shared.messaging.topology import FETCHER, MAX_MESSAGE_BYTES, NOTIFIER_PUBLISH
+from tests.support.gateway_world import (
+    OTHER_KEY,
+    S3_CONFIG,
+    TRAIN_ONLY,
+    eventually,
+    trained,
+    world,
+)
+from tests.support.servers.rabbitmq import RabbitMQ
+
+ROOT = "/v1/everydream-v1"
+WORDS = "x" * (MAX_MESSAGE_BYTES // 10)
+
+
+def with_inference(entry: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"input": {**TRAIN_ONLY["input"], "inference": entry}, **more}
+
+
+def stream_of(request: dict[str, Any]) -> io.BytesIO:
+    """A large body, as the HTTP client wants it."""
+    return io.BytesIO(json.dumps(request).encode())
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"),
+    [
+        (with_inference({"prompt": "x" * (MAX_MESSAGE_BYTES + 1)}), "dataset.staged"),
+        (with_inference({"prompt": WORDS, "num_outputs": 10}), "images.generated"),
+        (
+            with_inference(
+                {"prompt": '"' * (MAX_MESSAGE_BYTES // 8)}, webhook="http://example.com"
+            ),
+            "webhook.due",
+        ),
+    ],
+    ids=["the request itself", "its images", "its webhook"],
+)
+async def test_a_request_whose_messages_no_broker_takes_is_refused_at_once(
+    tmp_path: Path, request_: dict[str, Any], kind: str
+) -> None:
+    async with world(tmp_path) as here:
+        refused = await here.ask("POST", f"{ROOT}/runsync?wait=0", data=stream_of(request_))
+        jobs = await here.ask("GET", f"{ROOT}/jobs")
+
+    assert refused.status == 413
+    assert f"message {kind} would have" in refused.body["mistakes"][0]
+    assert jobs.body["jobs"] == []
+
+
+async def test_a_large_request_that_was_admitted_before_is_still_the_same_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as here:
+        ask = partial(here.ask, "POST", f"{ROOT}/run", json=TRAIN_ONLY)
+        first = await ask(headers={"Idempotency-Key": "1"})
+        monkeypatch.setattr(message_sizes, "MAX_MESSAGE_BYTES", 100)
+
+        assert (await ask(headers={"Idempotency-Key": "1"})).body == first.body
+        assert (await ask(headers={"Idempotency-Key": "2"})).status == 413
+
+
+async def test_the_largest_requests_of_use_are_taken(tmp_path: Path) -> None:
+    entries = [{"prompt": "a dog " * 100, "num_outputs": 10}] * 500
+    body = {"input": {**TRAIN_ONLY["input"], "inference": entries}}
+    async with world(tmp_path) as here:
+        await here.run({**body, "webhook": "http://example.com/"})
+        long = with_inference({"prompt": "x" * 9 * 1024 * 1024})
+        assert (await here.ask("POST", f"{ROOT}/run", data=stream_of(long))).status == 200
+
+
+@asynccontextmanager
+async def taking_at_most(node: RabbitMQ, size: int) -> AsyncIterator[None]:
+    await asyncio.to_thread(node.take_at_most, size)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(node.take_at_most)
+
+
+async def test_a_job_that_the_broker_does_not_take_fails_with_a_reason_and_delays_nobody(
+    rabbitmq: RabbitMQ, amqp_url: str, tmp_path: Path
+) -> None:
+    large = with_inference({"prompt": "x" * 30_000})
+    async with taking_at_most(rabbitmq, 20_000), world(tmp_path, amqp_url=amqp_url) as here:
+        for _ in range(2):
+            jobs = [await here.run(large) for _ in range(5)]
+            answer = await here.ask("POST", f"{ROOT}/run", json=TRAIN_ONLY, key=OTHER_KEY)
+            assert (await here.get(FETCHER)).job == answer.body["id"]
+            for job in jobs:
+                failed = await here.status_becomes(job, "FAILED")
+                assert "the broker refuses the message job.submitted of 3" in failed["error"]
+                assert "PRECONDITION_FAILED" in failed["error"]
+
+
+async def test_a_grant_that_the_broker_does_not_take_fails_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "MAX_MESSAGE_BYTES", 10_000)
+    bucket = {**S3_CONFIG, "objectPath": "x" * 10_000}
+    async with world(tmp_path) as here:
+        job = await here.run({**TRAIN_ONLY, "s3Config": bucket})
+        await here.get(NOTIFIER_PUBLISH)
+
+        await here.publish(PublicationStarted(job=job, stage="bucket_check", claim="c", worker="w"))
+
+        failed = await here.status_becomes(job, "FAILED")
+        assert "refuses the message claim.granted of 1" in failed["error"]
+
+
+async def test_a_webhook_that_the_broker_does_not_take_has_failed_and_its_job_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its body says the request again, as JSON in JSON: every quotation mark is four letters."""
+    monkeypatch.setattr(memory, "MAX_MESSAGE_BYTES", 30_000)
+    train = {"data_url": "https://example.com/" + '"' * 10_000}
+    async with world(tmp_path) as here:
+        job = await trained(here, input={"train": train}, webhook="https://example.com/hook")
+
+        async def outcome() -> Any:
+            answer = await here.ask("GET", f"{ROOT}/jobs/{job}/webhooks")
+            return answer.body["deliveries"][0].get("reason")
+
+        assert "refuses the message webhook.due of 4" in await eventually(outcome)
+        assert (await here.status(job))["status"] == "COMPLETED"
