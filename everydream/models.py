@@ -27,10 +27,10 @@ async def pull_model(
         SettingsError: it is not a model of the hub, so there is nothing to pull.
     """
     configured = name or settings.base_model
-    async with closing(Parser(settings.scratch)) as parser:
-        model = ConfiguredModel(configured, settings.home, ModelFolders(parser))
+    model = ConfiguredModel(configured, settings.home, ModelFolders())
+    async with closing(Parser(settings.scratch)) as parser, parser.reader() as reader:
         with _progress_bar(configured, console) as meter:
-            pin = await model.pull(revision, meter)
+            pin = await model.pull(revision, meter, reader)
     console.print(f"{configured} is commit {pin.commit} from now on,", soft_wrap=True)
     console.print(f"in {settings.home / pin.folder}", soft_wrap=True)
     if configured != settings.base_model:

@@ -26,7 +26,6 @@ async def serve(
         store,
         configured=settings.base_model,
         home=settings.home,
-        parser=parser,
         allowed=allowed,
         private=settings.private_models,
     )

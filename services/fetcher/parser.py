@@ -1,4 +1,4 @@
-"""Have strangers' files read in a child process, one for each order, within limits.
+"""Have strangers' files read in a child process, one for each job, within limits.
 
 A child that meets a limit, or that a decoder's fault ends, ends nothing else: the order is refused,
 and names the file that was being read.
@@ -11,8 +11,8 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,20 +48,61 @@ class Parser:
         """``scratch`` is for the results' files."""
         self._scratch = scratch
         self._standby: asyncio.Task[Child] | None = None
+        self._keeps_standby = False
         self._said_online = False
 
     async def prepare(self) -> None:
-        """Have a child ready. Raises ChildDied."""
+        """Have a child ready, from now on always. Raises ChildDied."""
+        self._keeps_standby = True
         self._begin_next()
         if self._standby:
             await asyncio.shield(self._standby)
 
     async def close(self) -> None:
         """End the child that waits."""
-        standby, self._standby = self._standby, None
+        standby, self._standby, self._keeps_standby = self._standby, None, False
         if standby:
             with suppress(ChildDied):
                 await (await standby).kill()
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[Reader]:
+        """Reads one job's files for the block, in a child that starts with the first of them."""
+        reader = Reader(self.take, self._scratch)
+        try:
+            yield reader
+        finally:
+            await reader.close()
+            self._begin_next()
+
+    async def take(self) -> Child:
+        """The child that waits, or else a new one."""
+        standby, self._standby = self._standby, None
+        child = await standby if standby else None
+        if child is None or not child.alive:
+            child = await start_ready(CHILD, log_bytes=LOG_BYTES)
+        if not child.offline and not self._said_online:
+            self._said_online = True
+            log.warning("parser_has_network", reason="this system gives no empty network namespace")
+        return child
+
+    def _begin_next(self) -> None:
+        if self._keeps_standby and self._standby is None:
+            self._standby = asyncio.create_task(start_ready(CHILD, log_bytes=LOG_BYTES))
+
+
+class Reader:
+    """One job's child. After a death there is no other: its job has failed, or is tried again."""
+
+    def __init__(self, take: Callable[[], Awaitable[Child]], scratch: Path) -> None:
+        self._take = take
+        self._scratch = scratch
+        self._child: Child | None = None
+
+    async def close(self) -> None:
+        """End the child, whatever it is doing."""
+        if self._child:
+            await self._child.kill()
 
     async def parse(
         self,
@@ -85,55 +126,44 @@ class Parser:
             Refused: the files cannot be used; names the file.
             Passing: the child was killed, or the disk has no room.
         """
+        if self._child is None:
+            self._child = await self._take()
         async with scratch_folder(self._scratch, "parsing") as folder:
             order = ParsingOrder(task=task, limits=limits, result=str(folder / RESULT))
-            last = await self._run(order, keepalive, on_progress)
+            last = await _carried_out(self._child, order, keepalive, on_progress)
             if not isinstance(last, Done):
                 raise last.error()
             return await in_thread(_read_result, Path(order.result), result)
 
-    async def _run(
-        self, order: ParsingOrder, keepalive: Callable[[], None], on_progress: Callable[..., Any]
-    ) -> FinalRecord:
-        current = ""
 
-        async def on_record(record: AnyRecord) -> None:
-            nonlocal current
-            keepalive()
-            match record:
-                case Reading(file=name):
-                    current = name
-                case Progress(numbers=numbers):
-                    on_progress(**numbers)
+async def _carried_out(
+    child: Child,
+    order: ParsingOrder,
+    keepalive: Callable[[], None],
+    on_progress: Callable[..., Any],
+) -> FinalRecord:
+    """The final record of an order. Raises Refused and Passing."""
+    current = ""
 
-        child = await self._take()
-        watching = asyncio.create_task(_watch_memory(child, order.limits))
-        try:
-            await child.order(order)
-            return await child.final_record(on_record)
-        except ChildDied as died:
-            raise _reason(died, watching, current, order.limits) from None
-        except (ValueError, msgspec.MsgspecError) as error:
-            raise Passing(f"the parsing child wrote what is no record: {error}") from None
-        finally:
-            watching.cancel()
-            await child.kill()
-            self._begin_next()
+    async def on_record(record: AnyRecord) -> None:
+        nonlocal current
+        keepalive()
+        match record:
+            case Reading(file=name):
+                current = name
+            case Progress(numbers=numbers):
+                on_progress(**numbers)
 
-    async def _take(self) -> Child:
-        """The child that waits, or else a new one."""
-        standby, self._standby = self._standby, None
-        child = await standby if standby else None
-        if child is None or not child.alive:
-            child = await start_ready(CHILD, log_bytes=LOG_BYTES)
-        if not child.offline and not self._said_online:
-            self._said_online = True
-            log.warning("parser_has_network", reason="this system gives no empty network namespace")
-        return child
-
-    def _begin_next(self) -> None:
-        if self._standby is None:
-            self._standby = asyncio.create_task(start_ready(CHILD, log_bytes=LOG_BYTES))
+    watching = asyncio.create_task(_watch_memory(child, order.limits))
+    try:
+        await child.order(order)
+        return await child.final_record(on_record)
+    except ChildDied as died:
+        raise _reason(died, watching, current, order.limits) from None
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise Passing(f"the parsing child wrote what is no record: {error}") from None
+    finally:
+        watching.cancel()
 
 
 def _reason(

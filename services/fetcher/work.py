@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -14,7 +15,7 @@ from services.fetcher.limits import dataset_limits, model_limits
 from services.fetcher.models.stage import LINKS_FOLDER, ModelReference, ModelStager
 from services.fetcher.models.stored_model import fetch_tokenizer, stored_parameters
 from services.fetcher.order import DescribeModel, ModelDescription, ParseDataset, ParsedDataset
-from services.fetcher.parser import Parser, check_left
+from services.fetcher.parser import Parser, Reader, check_left
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Report
@@ -43,10 +44,19 @@ from shared.storage.folders import upload_folder
 from shared.storage.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
 from shared.worker.order import Order
 
-DATASET = "dataset"
-"""The folder for the images and the manifest, inside the scratch folder."""
+DATASET, MODEL = "dataset", "model"
+"""Inside the scratch folder: the images with their manifest; the model's files."""
 
 log = structlog.get_logger()
+
+
+class Workplace(NamedTuple):
+    """What all steps of one order share."""
+
+    order: Order
+    scratch: Path
+    """An empty folder, removed with the order."""
+    reader: Reader
 
 
 class FetcherWork:
@@ -89,25 +99,29 @@ class FetcherWork:
 
     async def perform(self, order: Order) -> DatasetStaged | ModelStaged:
         """Stage what the job asks for; the scratch folder is always removed."""
-        async with scratch_folder(self._scratch, order.name) as scratch:
+        async with (
+            scratch_folder(self._scratch, order.name) as scratch,
+            self._parser.reader() as reader,
+        ):
+            at = Workplace(order, scratch, reader)
             match order.message:
                 case JobSubmitted(train=Train() as train, inference=inference):
-                    return await self._stage_for_training(order, train, inference, scratch)
+                    return await self._stage_for_training(at, train, inference)
                 case JobSubmitted(model=ModelSource() as model, inference=inference):
-                    return await self._stage_for_inference(order, model, inference, scratch)
+                    return await self._stage_for_inference(at, model, inference)
             raise TypeError(f"{type(order.message).__name__} does not ask for staging")
 
     async def _stage_for_training(
-        self, order: Order, train: Train, inference: tuple[Inference, ...], scratch: Path
+        self, at: Workplace, train: Train, inference: tuple[Inference, ...]
     ) -> DatasetStaged:
         reference = ModelReference(
             train.resume_ckpt_url, "input.train.resume_ckpt_url", train.hf_repo_subfolder
         )
-        dataset, report = await self._stage_dataset(order, train, scratch)
-        base = await self._stage_model(order, "the base model", reference, scratch / "base")
-        report = await self._with_model_facts(order, report, train, base, scratch)
+        dataset, report = await self._stage_dataset(at, train)
+        base = await self._stage_model(at, "the base model", reference)
+        report = await self._with_model_facts(at, report, train, base)
         return DatasetStaged(
-            **order.stamp(),
+            **at.order.stamp(),
             train=train,
             inference=inference,
             dataset=dataset,
@@ -116,20 +130,20 @@ class FetcherWork:
         )
 
     async def _stage_for_inference(
-        self, order: Order, model: ModelSource, inference: tuple[Inference, ...], scratch: Path
+        self, at: Workplace, model: ModelSource, inference: tuple[Inference, ...]
     ) -> ModelStaged:
         reference = ModelReference(model.source, "input.model")
         return ModelStaged(
-            **order.stamp(),
+            **at.order.stamp(),
             inference=inference,
-            model=await self._stage_model(order, "the model", reference, scratch / "model"),
+            model=await self._stage_model(at, "the model", reference),
             clip_skip=model.clip_skip,
             name=model.name,
             sha256=model.sha256,
         )
 
-    async def _stage_dataset(self, order: Order, train: Train, scratch: Path) -> tuple[str, Report]:
-        archive, folder = scratch / "data.zip", scratch / DATASET
+    async def _stage_dataset(self, at: Workplace, train: Train) -> tuple[str, Report]:
+        order, archive, folder = at.order, at.scratch / "data.zip", at.scratch / DATASET
         await in_thread(folder.mkdir)
         await self._fetch_archive(order, train.data_url, archive)
         task = ParseDataset(
@@ -140,7 +154,7 @@ class FetcherWork:
             shown="the upload" if train.data_url.startswith(STORED) else shown_url(train.data_url),
         )
         limits = dataset_limits((await in_thread(archive.stat)).st_size)
-        parsed = await self._parser.parse(
+        parsed = await at.reader.parse(
             task, limits, ParsedDataset, keepalive=order.keepalive, on_progress=order.progress
         )
         await in_thread(check_left, folder, parsed.files)
@@ -153,19 +167,17 @@ class FetcherWork:
         )
         return prefix, report
 
-    async def _stage_model(
-        self, order: Order, shown: str, reference: ModelReference, scratch: Path
-    ) -> str:
-        meter = ProgressMeter(f"downloading {shown}", order.progress, order.keepalive)
-        order.progress(phase=f"staging {shown}", bytes=0, bytes_total=None)
-        await in_thread(scratch.mkdir)
-        return await self._models.stage(reference, scratch, meter)
+    async def _stage_model(self, at: Workplace, shown: str, reference: ModelReference) -> str:
+        meter = ProgressMeter(f"downloading {shown}", at.order.progress, at.order.keepalive)
+        at.order.progress(phase=f"staging {shown}", bytes=0, bytes_total=None)
+        await in_thread((at.scratch / MODEL).mkdir)
+        return await self._models.stage(reference, at.scratch / MODEL, meter, at.reader)
 
     async def _with_model_facts(
-        self, order: Order, report: Report, train: Train, base: str, scratch: Path
+        self, at: Workplace, report: Report, train: Train, base: str
     ) -> Report:
         """Add what depends on the base model: tokens, bytes and minutes."""
-        folder = scratch / "base" / LINKS_FOLDER
+        folder = at.scratch / MODEL / LINKS_FOLDER
         parameters: dict[str, int] | None = None
         if not await in_thread(folder.is_dir):  # it was in our store already
             parameters = await stored_parameters(self._store, base)
@@ -173,11 +185,11 @@ class FetcherWork:
         task = DescribeModel(
             folder=str(folder),
             has_weights=parameters is None,
-            dataset=str(scratch / DATASET),
+            dataset=str(at.scratch / DATASET),
             report=report,
         )
-        described = await self._parser.parse(
-            task, model_limits(0), ModelDescription, keepalive=order.keepalive
+        described = await at.reader.parse(
+            task, model_limits(0), ModelDescription, keepalive=at.order.keepalive
         )
         parameters = parameters or described.parameters or {}
         speed = await self._measured_speed()

@@ -63,7 +63,7 @@ from shared.storage.snapshots import drawn_steps, snapshots_of, waiting_snapshot
 from shared.storage.uploads import download_upload
 from tests.contract.past import each, forgotten, json_in
 from tests.support.gateway_world import Answer, Claimed, Clock, World, eventually, world
-from tests.support.in_process_parser import InProcessParser
+from tests.support.in_process_parser import InProcessReader
 
 ROOT = "/v1/everydream-v1"
 HEARTBEAT = 10.0
@@ -447,8 +447,8 @@ async def test_a_model_that_was_pulled_is_used_as_it_was(past: Past) -> None:
         (past.home / pin.folder).parent.mkdir(parents=True)
         await asyncio.to_thread((past.home / pin.folder).symlink_to, TINY_FOLDER)
 
-        model = await ConfiguredModel(name, past.home, ModelFolders(InProcessParser())).find(
-            ProgressMeter("", lambda **_: None, lambda: None)
+        model = await ConfiguredModel(name, past.home, ModelFolders()).find(
+            ProgressMeter("", lambda **_: None, lambda: None), InProcessReader()
         )
 
         assert model.folder == past.home / pin.folder

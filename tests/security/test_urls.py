@@ -28,7 +28,7 @@ from shared.network.outbound import Guard, guarded_session
 from shared.service_process import closing
 from tests.support.corpora.urls import NAMES, URLS
 from tests.support.gateway_world import KEY, REQUEST, S3_CONFIG, world
-from tests.support.in_process_parser import InProcessParser
+from tests.support.in_process_parser import InProcessReader
 from tests.support.servers.web import Answer, Page, Web, running_web
 
 RUN = "/v1/everydream-v1/run"
@@ -94,12 +94,10 @@ async def by_download(url: str, folder: Path, allowed: frozenset[str] = NOBODY) 
 async def by_model(url: str, folder: Path, allowed: frozenset[str] = NOBODY) -> str:
     """Why the fetcher did not take it for a model."""
     store = FolderStore(folder / "store", public_url="http://x", key=KEY)
-    models = ModelStager(
-        store, configured="tiny", home=folder, parser=InProcessParser(), allowed=allowed
-    )
+    models = ModelStager(store, configured="tiny", home=folder, allowed=allowed)
     meter = ProgressMeter("downloading", lambda **_: None, lambda: None)
     with pytest.raises(Refused) as refused:
-        await models.stage(ModelReference(url, "input.model"), folder, meter)
+        await models.stage(ModelReference(url, "input.model"), folder, meter, InProcessReader())
     return str(refused.value)
 
 

@@ -1,8 +1,9 @@
-"""A parser for tests that are not about its child: the same orders, carried out in a thread."""
+"""For tests that are not about the parsing child: the same orders, carried out in a thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,20 +11,33 @@ import msgspec
 
 from services.fetcher.limits import Limits
 from services.fetcher.order import Task
-from services.fetcher.parser import Parser
+from services.fetcher.parser import Parser, Reader
 from services.fetcher.parsing.tasks import perform
+from shared.child.parent import Child
 from shared.concurrency import in_thread
 
+NOWHERE = Path("no folder is used")
 T = TypeVar("T")
 
 
 class InProcessParser(Parser):
-    """Starts no child, and sets no limits."""
+    """Starts no child."""
 
     def __init__(self) -> None:
-        super().__init__(Path("no folder is used"))
+        super().__init__(NOWHERE)
 
     async def prepare(self) -> None: ...
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[Reader]:
+        yield InProcessReader()
+
+
+class InProcessReader(Reader):
+    """Sets no limits."""
+
+    def __init__(self) -> None:
+        super().__init__(_no_child, NOWHERE)
 
     async def parse(
         self,
@@ -47,6 +61,10 @@ class _Reports:
 
     def reading(self, _file: str) -> None:
         self._keepalive()
+
+
+async def _no_child() -> Child:
+    raise AssertionError("these orders are carried out in a thread")
 
 
 def ignored(_file: str) -> None:

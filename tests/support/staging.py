@@ -16,7 +16,7 @@ from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import original_layout
 from shared.storage.folders import download_folder
-from tests.support.in_process_parser import InProcessParser
+from tests.support.in_process_parser import InProcessReader
 from tests.support.servers.process import HOST
 
 LOOPBACK = frozenset({HOST})
@@ -39,7 +39,6 @@ class Stage:
             self.store,
             configured=configured,
             home=self.home,
-            parser=InProcessParser(),
             allowed=LOOPBACK,
             private=frozenset(private),
         )
@@ -54,7 +53,7 @@ class Stage:
         meter = ProgressMeter(
             "downloading", lambda **numbers: self.reported.append(numbers), lambda: None
         )
-        return await (models or self.models).stage(reference, scratch, meter)
+        return await (models or self.models).stage(reference, scratch, meter, InProcessReader())
 
     async def loaded(self, prefix: str) -> Parts:
         """The model as the trainer loads it from the store."""

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from services.fetcher.limits import model_limits
 from services.fetcher.models.hub import HubModel, hub_model, pull
 from services.fetcher.order import ParsedModel, ParseModelFolder
-from services.fetcher.parser import Parser
+from services.fetcher.parser import Reader
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.errors import Passing, SettingsError
@@ -50,11 +50,12 @@ class Pin(Struct, frozen=True, kw_only=True):
 class ModelFolders:
     """Checks folders on the local disk, each content once."""
 
-    def __init__(self, parser: Parser) -> None:
-        self._parser = parser
+    def __init__(self) -> None:
         self._checked: dict[tuple[object, ...], LocalModel] = {}
 
-    async def check(self, folder: Path, shown: str, meter: ProgressMeter) -> LocalModel:
+    async def check(
+        self, folder: Path, shown: str, meter: ProgressMeter, reader: Reader
+    ) -> LocalModel:
         """The model in a folder.
 
         Raises:
@@ -65,7 +66,7 @@ class ModelFolders:
         if key not in self._checked:
             task = ParseModelFolder(folder=str(folder), shown=shown)
             limits = model_limits(sum(each.bytes for each in found.values()))
-            parsed = await self._parser.parse(task, limits, ParsedModel, keepalive=meter.keepalive)
+            parsed = await reader.parse(task, limits, ParsedModel, keepalive=meter.keepalive)
             if unknown := set(parsed.files) - found.keys():
                 raise Passing(f"the parsing child names files that are not there: {unknown}")
             self._checked[key] = LocalModel(folder, list(parsed.files))
@@ -99,12 +100,12 @@ class HubCache:
         self._folders = folders
 
     async def fetch(
-        self, model: HubModel, meter: ProgressMeter, *, token: str | None
+        self, model: HubModel, meter: ProgressMeter, reader: Reader, *, token: str | None
     ) -> tuple[LocalModel, str]:
         """The model and its commit, fetched unless it is cached."""
         cache = self._private if token else self._open
         folder, commit = await pull(model, cache, token=token, keepalive=meter.bytes)
-        return await self._folders.check(folder, str(model), meter), commit
+        return await self._folders.check(folder, str(model), meter, reader), commit
 
 
 class ConfiguredModel:
@@ -116,7 +117,7 @@ class ConfiguredModel:
         self._folders = folders
         self._cache = HubCache(home, folders)
 
-    async def find(self, meter: ProgressMeter) -> LocalModel:
+    async def find(self, meter: ProgressMeter, reader: Reader) -> LocalModel:
         """The model on the local disk.
 
         Raises:
@@ -125,19 +126,21 @@ class ConfiguredModel:
             SettingsError: the setting names no model.
         """
         if self._configured == TINY:
-            return await self._folders.check(TINY_FOLDER, TINY, meter)
+            return await self._folders.check(TINY_FOLDER, TINY, meter, reader)
         if folder := await in_thread(_local_folder, self._configured):
-            return await self._folders.check(folder, f"EVERYDREAM_BASE_MODEL ({folder})", meter)
+            return await self._folders.check(
+                folder, f"EVERYDREAM_BASE_MODEL ({folder})", meter, reader
+            )
         model = self._hub_model()
         pins = await in_thread(read_pins, self._home)
         if pin := pins.get(self._configured):
             model = replace(model, revision=pin.commit)
             if await in_thread((self._home / pin.folder).is_dir):
-                return await self._folders.check(self._home / pin.folder, str(model), meter)
-        local, _ = await self._cache.fetch(model, meter, token=hub_token())
+                return await self._folders.check(self._home / pin.folder, str(model), meter, reader)
+        local, _ = await self._cache.fetch(model, meter, reader, token=hub_token())
         return local
 
-    async def pull(self, revision: str | None, meter: ProgressMeter) -> Pin:
+    async def pull(self, revision: str | None, meter: ProgressMeter, reader: Reader) -> Pin:
         """Fetch the hub model and pin its commit, replacing an earlier pin.
 
         Raises:
@@ -147,7 +150,7 @@ class ConfiguredModel:
         """
         model = self._hub_model()
         model = replace(model, revision=revision or model.revision)
-        local, commit = await self._cache.fetch(model, meter, token=hub_token())
+        local, commit = await self._cache.fetch(model, meter, reader, token=hub_token())
         pin = Pin(commit=commit, folder=str(local.folder.relative_to(self._home)))
         await in_thread(write_pin, self._home, self._configured, pin)
         return pin

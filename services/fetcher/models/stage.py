@@ -22,7 +22,7 @@ from services.fetcher.models.configured_model import (
 )
 from services.fetcher.models.hub import HubModel, file_url, hub_model
 from services.fetcher.order import ParsedModel, ParseModelFile
-from services.fetcher.parser import Parser, check_left
+from services.fetcher.parser import Reader, check_left
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.errors import NotFound, Passing, Refused
@@ -56,6 +56,7 @@ class Staging(NamedTuple):
     scratch: Path
     """An empty folder for this model alone."""
     meter: ProgressMeter
+    reader: Reader
 
     @property
     def source(self) -> str:
@@ -75,7 +76,6 @@ class ModelStager:
         *,
         configured: str,
         home: Path,
-        parser: Parser,
         allowed: frozenset[str],
         private: frozenset[str] = frozenset(),
     ) -> None:
@@ -84,8 +84,7 @@ class ModelStager:
         ``private``: hub ids, or ``org/*``, for which users may use the deployment's token.
         """
         self._store = store
-        self._parser = parser
-        folders = ModelFolders(parser)
+        folders = ModelFolders()
         self._configured = ConfiguredModel(configured, home, folders)
         self._cache = HubCache(home, folders)
         self._allowed = allowed
@@ -93,14 +92,16 @@ class ModelStager:
         self._addresses: dict[tuple[object, ...], str] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def stage(self, reference: ModelReference, scratch: Path, meter: ProgressMeter) -> str:
+    async def stage(
+        self, reference: ModelReference, scratch: Path, meter: ProgressMeter, reader: Reader
+    ) -> str:
         """Stage a model and return its prefix in the store; ``scratch`` must be empty.
 
         Raises:
             Refused: it cannot be trained on; names it and says what is expected.
             Passing: a server is unavailable.
         """
-        staging = Staging(reference, scratch, meter)
+        staging = Staging(reference, scratch, meter, reader)
         if staging.source.startswith(STORED):
             return await self._stage_stored(staging)
         return await self._store_once(await self._fetch(staging), staging)
@@ -122,10 +123,10 @@ class ModelStager:
     async def _fetch(self, staging: Staging) -> LocalModel:
         source = staging.source
         if source in ALIASES:
-            return await self._configured.find(staging.meter)
+            return await self._configured.find(staging.meter, staging.reader)
         if model := hub_model(RENAMED_ON_HUB.get(source, source), staging.reference.subfolder):
             token = self._token_for(model)
-            return (await self._cache.fetch(model, staging.meter, token=token))[0]
+            return (await self._cache.fetch(model, staging.meter, staging.reader, token=token))[0]
         if is_http_url(source):
             file, url = staging.scratch / "download", file_url(source)
             await download(
@@ -146,7 +147,7 @@ class ModelStager:
     async def _open(self, file: Path, staging: Staging) -> LocalModel:
         """Open a model file; a single file gets the tokenizer of the deployment's base model."""
         if (opened := await self._parse(file, staging, base=None)) is None:
-            base = await self._configured.find(staging.meter)
+            base = await self._configured.find(staging.meter, staging.reader)
             opened = await self._parse(file, staging, base=base.folder)
         if opened is None:
             raise Passing("the parsing child asks for a base model that it has")
@@ -163,7 +164,7 @@ class ModelStager:
             shown=staging.shown,
         )
         limits = model_limits((await in_thread(file.stat)).st_size)
-        parsed = await self._parser.parse(
+        parsed = await staging.reader.parse(
             task, limits, ParsedModel, keepalive=staging.meter.keepalive
         )
         if parsed.needs_base:

@@ -1,4 +1,4 @@
-"""The parsing child: one order, and then the end.
+"""The parsing child: the orders of one job.
 
 ``python -m services.fetcher.parsing.child DESCRIPTOR PARENT``, started by
 :class:`services.fetcher.parser.Parser`.
@@ -21,6 +21,7 @@ from shared.dataset.manifest import short
 from shared.errors import Full, Refused, reason_of
 from shared.service_process import importing
 
+NICENESS = 10
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -31,7 +32,7 @@ ONE_THREAD = {
 
 
 def main() -> None:
-    """Import what parses, report Ready, and carry out one order."""
+    """Import what parses, report Ready, and carry out orders until the parent closes the pipe."""
     has_no_network = leave_network()
     os.environ |= ONE_THREAD
     writer = begin()
@@ -39,9 +40,11 @@ def main() -> None:
         from services.fetcher.parsing.tasks import perform  # noqa: F401, PLC0415 - slow
 
     writer.write(Ready(gpu="", offline=has_no_network))
-    order: ParsingOrder = read_order(ParsingOrder)
-    apply(order.limits)
-    writer.write(carry_out(order, writer))
+    os.nice(NICENESS)
+    while True:
+        order: ParsingOrder = read_order(ParsingOrder)
+        apply(order.limits)
+        writer.write(carry_out(order, writer))
 
 
 class Reporter:

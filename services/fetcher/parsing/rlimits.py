@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import resource
 import sys
 
 from services.fetcher.limits import Limits
 
-NICENESS = 10
 OPEN_FILES = 64
-KILL_SECONDS = 5
-"""From the signal that can be told from others, SIGXCPU, to SIGKILL."""
 NEW_NETWORK, NEW_USER = 0x40000000, 0x10000000
 """Flags of Linux's ``unshare``."""
 
@@ -34,24 +30,20 @@ def leave_network() -> bool:
 
 
 def apply(limits: Limits) -> None:
-    """Limit this process; no limit can be raised afterwards."""
-    os.nice(NICENESS)
+    """Limit what this process may take from now on: a job's next order gets limits of its own."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(limits.processor_seconds + used.ru_utime + used.ru_stime) + 1
-    _limit(resource.RLIMIT_CPU, seconds, seconds + KILL_SECONDS)
-    _limit(resource.RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes)
-    _limit(resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
-    _limit(resource.RLIMIT_CORE, 0, 0)
+    _limit(resource.RLIMIT_CPU, int(limits.processor_seconds + used.ru_utime + used.ru_stime) + 1)
+    _limit(resource.RLIMIT_FSIZE, limits.file_bytes)
+    _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
+    _limit(resource.RLIMIT_CORE, 0)
     if sys.platform == "linux":  # elsewhere the parent watches the memory
-        _limit(resource.RLIMIT_AS, limits.memory_bytes, limits.memory_bytes)
+        _limit(resource.RLIMIT_AS, limits.memory_bytes)
 
 
-def _limit(kind: int, soft: int, hard: int) -> None:
-    """Set a limit, but never above one that the process was started with."""
-    _, outer = resource.getrlimit(kind)
-    if outer != resource.RLIM_INFINITY:
-        soft, hard = min(soft, outer), min(hard, outer)
-    resource.setrlimit(kind, (soft, hard))
+def _limit(kind: int, value: int) -> None:
+    """Set a soft limit: its signal can be told from others, SIGXCPU from SIGKILL."""
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def is_too_large(error: BaseException | None) -> bool:

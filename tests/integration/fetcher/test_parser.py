@@ -66,8 +66,8 @@ async def parse(
         archive=str(folder / "data.zip"), folder=str(folder / "dataset"),
         train=Train(data_url="https://example.com/data.zip"), seed=1, shown="the upload",
     )  # fmt: skip
-    async with asyncio.timeout(HUNG):
-        return await parser.parse(order, limits, ParsedDataset, keepalive=keepalive)
+    async with asyncio.timeout(HUNG), parser.reader() as reader:
+        return await reader.parse(order, limits, ParsedDataset, keepalive=keepalive)
 
 
 async def refusal(parser: Parser, folder: Path, files: dict[str, bytes], limits: Limits) -> str:
@@ -92,7 +92,7 @@ async def test_what_the_child_leaves_is_what_it_names(parser: Parser, tmp_path: 
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-async def test_the_next_order_gets_another_child(parser: Parser, tmp_path: Path) -> None:
+async def test_the_next_job_gets_another_child(parser: Parser, tmp_path: Path) -> None:
     pids = []
     for number in range(2):
         pids.append(await waiting_pid(parser))

@@ -89,9 +89,7 @@ class Staging:
 
     def fetcher(self, allowed: frozenset[str]) -> FetcherWork:
         home = self.scratch.parent
-        models = ModelStager(
-            self.store, configured="tiny", home=home, parser=self.parser, allowed=allowed
-        )
+        models = ModelStager(self.store, configured="tiny", home=home, allowed=allowed)
         return FetcherWork(self.store, models, self.parser, scratch=self.scratch, allowed=allowed)
 
     def order(self, *, attempt: int = 1, model: ModelSource | None = None, **train: Any) -> Order:
