@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install the system programs that the tests use, if they are missing: RabbitMQ and PostgreSQL
-# servers, Node.js and Go. Without the rights to install, name them and stop.
+# Install the system programs that the tests use, if they are missing: RabbitMQ, PostgreSQL
+# and nginx servers, Node.js and Go. Without the rights to install, name them and stop.
 set -euo pipefail
 
 # On Debian these programs are not on an ordinary user's PATH.
@@ -9,6 +9,7 @@ has() { command -v "$1" || compgen -G "/usr/lib/$2/bin/$1"; } >/dev/null
 missing=()
 has rabbitmq-server rabbitmq || missing+=(rabbitmq-server)
 has postgres 'postgresql/*' || missing+=(postgresql)
+has nginx nginx || missing+=(nginx-light)
 command -v node >/dev/null || missing+=(nodejs)
 command -v npm >/dev/null || missing+=(npm)  # some packages of nodejs bring it along
 command -v go >/dev/null || missing+=(golang-go)

@@ -16,7 +16,7 @@ import pytest
 
 from services.gateway.endpoints import jobs
 from services.gateway.jobs.request_parser import MAX_MISTAKES
-from services.gateway.web import application
+from services.gateway.web import application, bodies
 from shared.messaging.topology import FETCHER
 from shared.request import MAX_ITEMS
 from tests.support.gateway_world import API_KEY, REQUEST, World, world
@@ -35,8 +35,8 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
     """A gateway that is patient for a moment only, and is as good as new afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(application, "HEAD_SECONDS", 0.5)
-        patch.setattr(application, "IDLE_SECONDS", 0.3)
-        patch.setattr(application, "BODY_SECONDS", 1.0)
+        patch.setattr(bodies, "IDLE_SECONDS", 0.3)
+        patch.setattr(bodies, "BODY_SECONDS", 1.0)
         patch.setattr(jobs, "RUN_BYTES", 20_000)
         async with world(tmp_path) as one:
             yield one
@@ -129,8 +129,8 @@ async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(her
 async def test_a_body_without_end_is_refused_once_it_is_too_large(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(application, "IDLE_SECONDS", SECONDS)
-    monkeypatch.setattr(application, "BODY_SECONDS", SECONDS)
+    monkeypatch.setattr(bodies, "IDLE_SECONDS", SECONDS)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", SECONDS)
     large = b"2000\r\n" + b" " * 0x2000 + b"\r\n"
 
     assert (await said(here, head("Transfer-Encoding: chunked"), drip=large)).status == 413
@@ -173,7 +173,7 @@ async def test_a_second_head_on_the_same_connection_is_given_up_too(here: World)
 async def test_a_body_that_does_not_come_is_waited_for_no_longer(
     here: World, announced: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(application, "BODY_SECONDS", 600.0)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 600.0)
 
     answer = await said(here, head(announced))
 
@@ -352,9 +352,9 @@ async def test_of_thousands_of_mistakes_the_first_are_told(here: World, kind: st
 
 
 LONG: dict[str, Any] = {
-    "entries": {"input": {"train": TRAIN, "inference": [{"prompt": ""}] * 100_000}},
-    "prompts": {"input": {"train": {**TRAIN, "sample_prompts": [""] * 500_000}}},
-    "events": {"input": {"train": TRAIN}, "webhook_events_filter": ["start"] * 500_000},
+    "entries": {"input": {"train": TRAIN, "inference": [{"prompt": ""}] * 50_000}},
+    "prompts": {"input": {"train": {**TRAIN, "sample_prompts": [""] * 100_000}}},
+    "events": {"input": {"train": TRAIN}, "webhook_events_filter": ["start"] * 100_000},
 }
 
 

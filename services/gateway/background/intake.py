@@ -6,6 +6,7 @@ import structlog
 
 from services.gateway.background.consumer import consume
 from services.gateway.jobs.admission import Admission, IdReused
+from services.gateway.jobs.budgets import BudgetExceeded
 from services.gateway.jobs.request_parser import Invalid
 from shared.messaging.envelope import Envelope
 from shared.messaging.messages import JobRefused, JobRequested, stable_id
@@ -40,6 +41,9 @@ class Intake:
                 "job_refused", job=job_id, source=envelope.source, mistakes=len(invalid.mistakes)
             )
             await self._refuse(JobRefused(job=job_id, mistakes=invalid.mistakes), envelope)
+        except BudgetExceeded as exceeded:
+            log.info("job_refused", job=job_id, source=envelope.source, budget=exceeded.name)
+            await self._refuse(JobRefused(job=job_id, mistakes=[str(exceeded)]), envelope)
         except IdReused:
             log.warning("event_id_used_again", job=job_id, source=envelope.source)
 

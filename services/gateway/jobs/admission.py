@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from services.gateway.jobs.budgets import BudgetExceeded, Budgets
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
@@ -37,6 +38,8 @@ class Admission:
         key: str,
         repository: JobRepository,
         references: References,
+        budgets: Budgets,
+        *,
         clock: Callable[[], float],
         allowed: frozenset[str],
     ) -> None:
@@ -46,12 +49,14 @@ class Admission:
             key: the deployment's secret key, which encrypts the user's bucket secrets.
             repository: where jobs are created.
             references: resolves references to our own files.
+            budgets: of each owner.
             clock: seconds since the epoch.
             allowed: private hosts that URLs may name.
         """
         self._key = key
         self._repository = repository
         self._references = references
+        self._budgets = budgets
         self._clock = clock
         self._allows = AllowedHosts(allowed)
 
@@ -68,6 +73,7 @@ class Admission:
             Invalid: with every mistake of the body.
             DisallowedAddress: a URL names a private address or no host.
             IdReused: the id belongs to another request, or to a job that was deleted.
+            BudgetExceeded: the owner may have no more jobs, or none as large.
             Unavailable: the database does not answer.
         """
         body = unwrap(body)
@@ -82,7 +88,15 @@ class Admission:
             job_id, owner, request, body["input"],
             sealed=sealed, now=self._clock(), digest=digest, checks=checks,
         )  # fmt: skip
-        if not await self._repository.create(step):
+        try:
+            size = len(msgspec.json.encode(body))
+            async with self._budgets.new_job(owner, size):
+                is_new = await self._repository.create(step, size)
+        except BudgetExceeded:
+            if await self._repository.get(job_id) is None:
+                raise
+            is_new = False
+        if not is_new:
             return await self._existing(step.job)
         log.info("job_admitted", job=job_id, owner=owner[:16])
         return step.job
