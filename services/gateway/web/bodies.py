@@ -129,7 +129,7 @@ async def _whole_body(request: web.Request, most: int, *, is_large: bool) -> byt
         raise web.HTTPRequestTimeout(
             text=f"the body must come within {BODY_SECONDS:g} s, and not be silent for {idle:g} s"
         ) from None
-    except web.RequestPayloadError as error:
+    except (web.RequestPayloadError, ConnectionError) as error:
         raise Invalid([f"the request's body broke off: {error}"]) from None
 
 
