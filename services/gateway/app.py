@@ -44,6 +44,7 @@ from services.gateway.web.bodies import Bodies
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, ObjectStore
 from shared.retry import Reconnects
+from shared.service_process import allow_many_connections, return_large_blocks
 from shared.settings import Settings
 
 SHUTDOWN_SECONDS = 5.0
@@ -149,6 +150,8 @@ class Gateway:
         Raises:
             SettingsError: the address cannot be bound.
         """
+        allow_many_connections()
+        return_large_blocks()
         background = (self._relay, self._recorder, self._supervisor, self._intake, self._retention)
         async with self._serving(), asyncio.TaskGroup() as group:
             tasks = [group.create_task(each.run()) for each in background]

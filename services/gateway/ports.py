@@ -28,6 +28,9 @@ class LocalStore(Protocol):
     def free_bytes(self) -> int:
         """Free space on the disk. Raises Unavailable."""
 
+    def free_files(self) -> int | None:
+        """How many more files fit on the disk; None: no limit. Raises Unavailable."""
+
 
 class StoredJob(Struct, frozen=True, kw_only=True):
     """A job's row: a column for each field that is queried, the whole record as JSON."""

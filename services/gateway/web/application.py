@@ -36,7 +36,7 @@ def application(parts: Iterable[object], keys: Keys, authorizer: Authorizer) -> 
     """The application with all routes of these objects."""
     middlewares = [_errors_as_json, _refuse_compressed, _authenticate(keys)]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
-    app.on_response_prepare.append(_forbid_sniffing)
+    app.on_response_prepare.append(_protect)
     for part in parts:
         for method, path, handler in _handlers(part, authorizer):
             app.router.add_route(method, path, handler)
@@ -72,9 +72,10 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return _error(500, "something went wrong here; it is in our log")
 
 
-async def _forbid_sniffing(_: web.Request, response: web.StreamResponse) -> None:
-    """Keep browsers from guessing another content type."""
+async def _protect(_: web.Request, response: web.StreamResponse) -> None:
+    """Keep browsers from guessing another content type, and caches from keeping one key's data."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Cache-Control", "no-store")
 
 
 @web.middleware

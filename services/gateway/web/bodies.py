@@ -58,11 +58,15 @@ class Bodies:
         room = self._large if is_large else self._small
         with self._budgets.in_flight("body_bytes", owner, size):
             async with room.hold(owner, size):
-                body = await _whole_body(request, size, is_large=is_large)
-                async with self._one_large if is_large else nullcontext():
-                    decoded = await in_thread(_decoded, body) if is_large else _decoded(body)
-                    body.clear()
-                    yield decoded
+                body = bytearray(size)  # at once, because memory that grows is copied
+                try:
+                    await _fill(body, request, is_large=is_large)
+                    async with self._one_large if is_large else nullcontext():
+                        decoded = await in_thread(_decoded, body) if is_large else _decoded(body)
+                        body.clear()
+                        yield decoded
+                finally:
+                    body.clear()  # an error's traceback may keep the array itself for longer
 
 
 class _Waiter(NamedTuple):
@@ -120,11 +124,12 @@ class Room:
                 waiter.admitted.set_result(None)
 
 
-async def _whole_body(request: web.Request, most: int, *, is_large: bool) -> bytearray:
+async def _fill(body: bytearray, request: web.Request, *, is_large: bool) -> None:
+    """Read the whole body, and shorten the array to it."""
     idle = min(LARGE_IDLE_SECONDS, IDLE_SECONDS) if is_large else IDLE_SECONDS
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _read_all(request, most, idle)
+            del body[await _read_into(body, request, idle) :]
     except TimeoutError:
         raise web.HTTPRequestTimeout(
             text=f"the body must come within {BODY_SECONDS:g} s, and not be silent for {idle:g} s"
@@ -133,15 +138,17 @@ async def _whole_body(request: web.Request, most: int, *, is_large: bool) -> byt
         raise Invalid([f"the request's body broke off: {error}"]) from None
 
 
-async def _read_all(request: web.Request, most: int, idle: float) -> bytearray:
-    body = bytearray()
+async def _read_into(body: bytearray, request: web.Request, idle: float) -> int:
+    """The number of bytes read."""
+    end = 0
     while True:
         async with asyncio.timeout(idle):
             piece = await request.content.readany()
         if not piece:
-            return body
-        body += piece
-        _check_size(len(body), most)
+            return end
+        _check_size(end + len(piece), len(body))
+        body[end : end + len(piece)] = piece
+        end += len(piece)
 
 
 def _check_size(size: int, most: int) -> None:
