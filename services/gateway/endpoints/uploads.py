@@ -233,7 +233,9 @@ def check_version(request: web.Request) -> None:
     """
     version = request.headers.get("Tus-Resumable", VERSION)
     if version != VERSION:
-        raise web.HTTPPreconditionFailed(text=f"Tus-Resumable: expected {VERSION}, got {version}")
+        raise web.HTTPPreconditionFailed(
+            text=f"Tus-Resumable: expected {VERSION}, got {version[:40]!r}"
+        )
 
 
 def check_chunk(request: web.Request, upload: StoredUpload) -> None:

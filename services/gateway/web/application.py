@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Middleware
 from multidict import MultiMapping
 
@@ -39,7 +39,7 @@ def application(parts: Iterable[object], keys: Keys, authorizer: Authorizer) -> 
     app.on_response_prepare.append(_protect)
     for part in parts:
         for method, path, handler in _handlers(part, authorizer):
-            app.router.add_route(method, path, handler)
+            app.router.add_route(method, path, handler, expect_handler=_expect)
     return app
 
 
@@ -76,6 +76,16 @@ async def _protect(_: web.Request, response: web.StreamResponse) -> None:
     """Keep browsers from guessing another content type, and caches from keeping one key's data."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("Cache-Control", "no-store")
+
+
+async def _expect(request: web.Request) -> web.Response | None:
+    """Answer where the handler of aiohttp fails: for a header that is no text."""
+    if request.headers["Expect"].lower() != "100-continue":
+        return _error(417, "Expect: only 100-continue is known")
+    if request.version == HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer itself
+    return None
 
 
 @web.middleware

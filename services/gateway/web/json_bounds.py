@@ -54,4 +54,4 @@ def check_bounds(text: bytes | bytearray) -> None:
 
 
 def _unescaped(name: bytes) -> bytes:
-    return msgspec.json.decode(name, type=str).encode()
+    return msgspec.json.decode(name, type=str).encode() if b"\\" in name else name[1:-1]

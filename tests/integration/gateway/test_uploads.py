@@ -148,7 +148,7 @@ def owner(key: str = API_KEY) -> str:
         ({}, "", b"", 400, "at least one byte"),
         ({}, "?sha256=abc", FILE, 400, "expected 64 hexadecimal digits, got 'abc'"),
         ({"Content-Type": "multipart/form-data; boundary=x"}, "", FILE, 415, "not a form"),
-        ({"Tus-Resumable": "0.2.2"}, "", FILE, 412, "expected 1.0.0, got 0.2.2"),
+        ({"Tus-Resumable": "0.2.2"}, "", FILE, 412, "expected 1.0.0, got '0.2.2'"),
         ({"Upload-Length": "many"}, "", b"", 400, "expected a number of bytes, got 'many'"),
         ({"Upload-Length": str(ARCHIVE_BYTES + 1)}, "", b"", 413, f"at most {ARCHIVE_BYTES} bytes"),
     ],
