@@ -120,8 +120,8 @@ class JobRoutes:
     )
     async def _runsync(self, request: web.Request, owner: str) -> web.Response:
         wait = partial(wait_of, request, RUNSYNC_WAIT, MAX_RUNSYNC_WAIT)
-        job = await self._admit(request, owner, RUNSYNC_BYTES, wait)
-        return await self._at_the_end(request, job, wait())
+        admitted = self._admit(request, owner, RUNSYNC_BYTES, wait)
+        return await self._at_the_end(request, await admitted, wait())
 
     @route(
         "POST",
