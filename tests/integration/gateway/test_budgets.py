@@ -448,10 +448,28 @@ async def test_small_bodies_do_not_wait_for_large_ones_nor_one_key_s_for_another
     tmp_path: Path,
 ) -> None:
     async with world(tmp_path, body_memory=2 * LARGE) as here, AsyncExitStack() as stack:
-        await silent(here, stack)
-        await silent(here, stack, 100)
-        await eventually(partial(is_used, here, "body_bytes", LARGE + 100))
 
-        for size, key in ((100, OTHER_KEY), (LARGE, OTHER_KEY)):
-            answer = await submit(here, data="{}".ljust(size), key=key)
-            assert answer.status == 400, "it was read"
+        async def is_read(size: int, key: str) -> bool:
+            return (await submit(here, data="{}".ljust(size), key=key)).status == 400
+
+        for _ in range(2):
+            await silent(here, stack)
+        await eventually(partial(is_used, here, "body_bytes", 2 * LARGE))
+        assert await is_read(100, API_KEY)
+        assert await is_read(LARGE, OTHER_KEY)
+
+        for _ in range(2):
+            await silent(here, stack, 100)
+        await eventually(partial(is_used, here, "body_bytes", 2 * LARGE + 200))
+        assert await is_read(100, OTHER_KEY)
+
+
+async def test_a_short_chunk_is_refused_before_it_comes(tmp_path: Path) -> None:
+    async with world(tmp_path) as here, AsyncExitStack() as stack:
+        upload = (await begin(here, LEAST + 1)).body["id"]
+        more = (f"Content-Type: {CHUNK}", "Upload-Offset: 0")
+        beginning = head(f"PATCH {ROOT}/uploads/{upload}", b"", *more, length=LEAST - 1)
+
+        reader = await stack.enter_async_context(begun(here, beginning, 0))
+
+        assert await status_of(reader) == 400
