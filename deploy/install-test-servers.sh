@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install the system programs that the tests use, if they are missing: RabbitMQ and PostgreSQL
-# servers, curl, Node.js and Go. Without the rights to install, name them and stop.
+# Install the system programs that the tests use, if they are missing: RabbitMQ, PostgreSQL
+# and nginx servers, curl, Node.js and Go. Without the rights to install, name them and stop.
 set -euo pipefail
 
 # On Debian these programs are not on an ordinary user's PATH.
@@ -10,6 +10,7 @@ missing=()
 has rabbitmq-server rabbitmq || missing+=(rabbitmq-server)
 has postgres 'postgresql/*' || missing+=(postgresql)
 command -v curl >/dev/null || missing+=(curl)
+has nginx nginx || missing+=(nginx-light)
 command -v node >/dev/null || missing+=(nodejs)
 command -v npm >/dev/null || missing+=(npm)  # some packages of nodejs bring it along
 command -v go >/dev/null || missing+=(golang-go)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,16 @@ def free_bytes(folder: Path) -> int:
     """
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     return shutil.disk_usage(existing).free
+
+
+def free_files(folder: Path) -> int | None:
+    """How many more files fit on the disk that holds this folder; None: it has no such limit.
+
+    Raises:
+        OSError: the disk does not answer.
+    """
+    disk = os.statvfs(folder)
+    return disk.f_favail if disk.f_files else None
 
 
 def require_room(folder: Path, needed: int, doing: str) -> None:

@@ -1,12 +1,14 @@
-"""The process of a service: its imports, its name on the bus, its stop signals."""
+"""The process of a service: imports, limits, memory, its name on the bus, stop signals."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -28,6 +30,10 @@ LEAVE_SECONDS = 2.0
 
 log = structlog.get_logger()
 T = TypeVar("T")
+DESCRIPTORS = 65_536
+"""Enough connections for one process; more than the 1024 that many systems begin with."""
+M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 1 << 20
+"""From glibc's ``malloc.h``, and the bytes from which a block is the system's own."""
 
 
 @contextlib.contextmanager
@@ -107,6 +113,23 @@ class _Watchdog:
 
 
 _watchdog = _Watchdog()
+
+
+def allow_many_connections() -> None:
+    """Raise the soft limit of open files, as far as the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def return_large_blocks() -> None:
+    """Have large blocks of memory go back to the system when they are freed.
+
+    By itself glibc keeps them once one was freed, and bodies of 20 MB leave holes in what it keeps.
+    """
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def stop_on_signals() -> asyncio.Event:

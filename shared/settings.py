@@ -23,6 +23,8 @@ MAX_PORT = 65535
 MAX_SECONDS = 1e9
 MIN_WEBHOOK_SECRET = 24
 """Bytes; required by Standard Webhooks."""
+MAX_BODY = 20 << 20
+"""Bytes of the largest request body; RunPod's limit for ``/runsync``."""
 NO_NAMES: tuple[str, ...] = ()
 RENAMED = {"CONCURRENCY": "PLACES", "HEARTBEAT": "BEAT"}
 """Old names of settings, still read if the new one is not set."""
@@ -64,6 +66,23 @@ class Settings:
     keep_days: float
     heartbeat: float
     """Seconds; leases, patience, retry delays and the broker's heartbeat are multiples of it."""
+    max_live_jobs: int
+    """Jobs of one key that have not ended; this and what follows are the budgets of each key."""
+    max_kept_jobs: int
+    """Jobs that are kept with their results, ended ones included."""
+    max_request_bytes: int
+    """Of the requests of all kept jobs."""
+    max_body_bytes: int
+    """Of bodies that arrive or wait at one gateway."""
+    max_upload_bytes: int
+    """Of all kept uploads, with their announced sizes."""
+    max_unfinished_uploads: int
+    max_upload_parts: int
+    """Stored files of all kept uploads."""
+    max_waiting_requests: int
+    """Long polls and streams at one gateway."""
+    body_memory: int
+    """Bytes that one gateway holds of the bodies of all keys."""
 
     @property
     def scratch(self) -> Path:
@@ -104,6 +123,15 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         resume_every=read("RESUME_EVERY", _seconds, 300.0),
         keep_days=read("KEEP_DAYS", _seconds, 30.0),
         heartbeat=read("HEARTBEAT", _seconds, 10.0),
+        max_live_jobs=read("MAX_LIVE_JOBS", _count, 10_000),
+        max_kept_jobs=read("MAX_KEPT_JOBS", _count, 100_000),
+        max_request_bytes=read("MAX_REQUEST_BYTES", _count, 1 << 30),
+        max_body_bytes=read("MAX_BODY_BYTES", _bytes(MAX_BODY), 256 << 20),
+        max_upload_bytes=read("MAX_UPLOAD_BYTES", _count, 100 << 30),
+        max_unfinished_uploads=read("MAX_UNFINISHED_UPLOADS", _count, 16),
+        max_upload_parts=read("MAX_UPLOAD_PARTS", _count, 50_000),
+        max_waiting_requests=read("MAX_WAITING_REQUESTS", _count, 1_000),
+        body_memory=read("BODY_MEMORY", _bytes(2 * MAX_BODY), 64 << 20),
     )
 
 
@@ -167,6 +195,15 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError("a whole number of at least 1")
     return int(text)
+
+
+def _bytes(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise ValueError(f"a number of bytes of at least {least}")
+        return int(text)
+
+    return parse
 
 
 def _seconds(text: str) -> float:

@@ -16,6 +16,7 @@ from services.gateway.background.outbox_relay import OutboxRelay
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.retention import Retention
 from services.gateway.background.supervisor import Supervisor
+from services.gateway.endpoints.budgets import BudgetRoutes
 from services.gateway.endpoints.docs import DocsRoutes
 from services.gateway.endpoints.files import FileRoutes
 from services.gateway.endpoints.health import HealthRoutes
@@ -28,6 +29,7 @@ from services.gateway.endpoints.stream import OutputStreams
 from services.gateway.endpoints.uploads import UploadRoutes, add_tus_headers
 from services.gateway.endpoints.webhooks import WebhookRoutes
 from services.gateway.jobs.admission import Admission
+from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.capacity import Capacity
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.queue_position import QueuePositions
@@ -38,9 +40,11 @@ from services.gateway.ports import JobStore, LocalStore, Stores
 from services.gateway.web import application
 from services.gateway.web.authentication import Keys, configured_keys
 from services.gateway.web.authorization import Authorizer
+from services.gateway.web.bodies import Bodies
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, ObjectStore
 from shared.retry import Reconnects
+from shared.service_process import allow_many_connections, return_large_blocks
 from shared.settings import Settings
 
 SHUTDOWN_SECONDS = 5.0
@@ -74,7 +78,8 @@ class Gateway:
         """
         heartbeat, jobs = settings.heartbeat, stores.jobs
         presenter = Presenter(store, clock)
-        uploads = Uploads(stores.uploads, store, settings.public_url, clock)
+        budgets = Budgets(settings, jobs, stores.uploads)
+        uploads = Uploads(stores.uploads, store, budgets, settings.public_url, clock)
         self._settings = settings
         self._retention = Retention(
             jobs, store, uploads, clock=clock, heartbeat=heartbeat, keep_days=settings.keep_days
@@ -95,14 +100,21 @@ class Gateway:
             on_unpublishable=repository.give_up_message,
         )
         references = References(settings.public_url, key, repository, uploads, clock)
-        admission = Admission(key, repository, references, clock, settings.allowed_private_hosts)
+        admission = Admission(
+            key,
+            repository,
+            references,
+            budgets,
+            clock=clock,
+            allowed=settings.allowed_private_hosts,
+        )
         self._supervisor = Supervisor(bus, jobs, repository, clock=clock, heartbeat=heartbeat)
         self._recorder = Recorder(
             bus, repository, self._supervisor, clock=clock, heartbeat=heartbeat
         )
         self._intake = Intake(bus, admission, repository)
         keys = Keys(configured_keys(settings), stores.keys, clock)
-        authorizer, capacity = Authorizer(repository), Capacity(bus, jobs)
+        authorizer, capacity = Authorizer(repository, budgets), Capacity(bus, jobs)
         openapi, asyncapi = documents().values()
         endpoints = Endpoints(
             jobs=JobRoutes(
@@ -111,6 +123,8 @@ class Gateway:
                 repository=repository,
                 presenter=presenter,
                 streams=OutputStreams(jobs, repository, presenter, clock),
+                budgets=budgets,
+                bodies=Bodies(budgets, settings.body_memory),
                 capacity=capacity,
                 queue_positions=QueuePositions(capacity, jobs, clock),
                 clock=clock,
@@ -124,6 +138,7 @@ class Gateway:
                 authorizer, repository, clock, self._retention.job_removed
             ),
             uploads=UploadRoutes(uploads),
+            budgets=BudgetRoutes(budgets),
             files=FileRoutes(store, key, clock) if isinstance(store, LocalStore) else None,
             health=HealthRoutes(repository, self._supervisor, store, clock),
             docs=DocsRoutes(openapi, asyncapi, settings.public_url),
@@ -141,6 +156,8 @@ class Gateway:
         Raises:
             SettingsError: the address cannot be bound.
         """
+        allow_many_connections()
+        return_large_blocks()
         background = (self._relay, self._recorder, self._supervisor, self._intake, self._retention)
         async with self._serving(), asyncio.TaskGroup() as group:
             tasks = [group.create_task(each.run()) for each in background]

@@ -28,6 +28,9 @@ class LocalStore(Protocol):
     def free_bytes(self) -> int:
         """Free space on the disk. Raises Unavailable."""
 
+    def free_files(self) -> int | None:
+        """How many more files fit on the disk; None: no limit. Raises Unavailable."""
+
 
 class StoredJob(Struct, frozen=True, kw_only=True):
     """A job's row: a column for each field that is queried, the whole record as JSON."""
@@ -41,6 +44,19 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     created_at: float
     ended_at: float | None
     record: bytes
+    request_bytes: int = 0
+    """Size of the request, as compact JSON; set by :meth:`JobStore.insert` alone."""
+
+
+class JobUsage(NamedTuple):
+    """What an owner's jobs use."""
+
+    live: int
+    """Jobs that have not ended."""
+    kept: int
+    """All jobs."""
+    request_bytes: int
+    """Of all jobs."""
 
 
 class RemovedJob(NamedTuple):
@@ -143,6 +159,9 @@ class JobStore(Protocol):
     async def counts(self, owner: str) -> Mapping[str, int]:
         """How many jobs an owner has, by status; a status without jobs is left out."""
 
+    async def usage(self, owner: str) -> JobUsage:
+        """What an owner's jobs use; removed ones use nothing."""
+
     async def count_retried(self, owner: str) -> int:
         """How often an owner's jobs were run again."""
 
@@ -238,6 +257,8 @@ class StoredUpload(Struct, frozen=True, kw_only=True):
     """Size of the whole file, as the client announced it."""
     received: int = 0
     """Bytes in the store so far."""
+    parts: int = 0
+    """In which they are stored."""
     expected: str = ""
     """The SHA-256 that the client announced, hexadecimal; empty: none."""
     sha256: str = ""
@@ -246,6 +267,16 @@ class StoredUpload(Struct, frozen=True, kw_only=True):
     """When the upload was created or the last part arrived; seconds since the epoch."""
     finished_at: float | None = None
     """When it was complete and had the expected SHA-256."""
+
+
+class UploadUsage(NamedTuple):
+    """What an owner's uploads use."""
+
+    uploads: int
+    bytes: int
+    """As announced."""
+    unfinished: int
+    parts: int
 
 
 class UploadStore(Protocol):
@@ -259,7 +290,7 @@ class UploadStore(Protocol):
 
     async def find(self, upload_id: str) -> StoredUpload | None: ...
 
-    async def count_unfinished(self, owner: str) -> int: ...
+    async def usage(self, owner: str) -> UploadUsage: ...
 
     async def append(self, part: UploadPart, at: float) -> bool:
         """Record a part that is in the store.

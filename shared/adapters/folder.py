@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 from shared.adapters.files import atomic
 from shared.adapters.object_keys import check_deletable, check_key, check_prefix, check_seconds
 from shared.concurrency import in_thread
-from shared.disk import FULL, SPARE, free_bytes, require_room, translate_disk_full
+from shared.disk import FULL, SPARE, free_bytes, free_files, require_room, translate_disk_full
 from shared.errors import Full, NotFound, Refused, Unavailable
 from shared.keys import link_signature
 from shared.ports import StoredObject, no_keepalive
@@ -62,6 +62,11 @@ class FolderStore:
         """How much more can be stored. Raises Unavailable."""
         with _translated_write("the store's folder"):
             return max(free_bytes(self._root) - SPARE, 0)
+
+    def free_files(self) -> int | None:
+        """How many more files fit; None: there is no limit. Raises Unavailable."""
+        with _translated_write("the store's folder"):
+            return free_files(self._root)
 
     async def put(self, key: str, data: bytes) -> None:
         await in_thread(self._write, key, len(data), lambda path: _write_bytes(path, data))

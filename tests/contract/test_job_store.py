@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from services.gateway.database import connection as connections
 from services.gateway.database import jobs, tables
 from services.gateway.database.jobs import SqlJobStore
-from services.gateway.ports import Outgoing, StoredEvent, StoredJob
+from services.gateway.ports import JobUsage, Outgoing, StoredEvent, StoredJob
 from shared.errors import Unavailable
 from tests.support.servers.postgres import PostgreSQL
 
@@ -437,6 +437,23 @@ async def test_an_owners_jobs_are_counted_by_status(store: SqlJobStore) -> None:
     assert await store.count_retried("somebody") == 3
     assert await store.counts("nobody") == {}
     assert await store.count_retried("nobody") == 0
+
+
+async def test_what_an_owner_s_jobs_use_is_counted_as_long_as_they_are_kept(
+    store: SqlJobStore,
+) -> None:
+    await store.insert(job("one", request_bytes=3), [])
+    await store.insert(job("two", request_bytes=2**31 - 1), [])
+    await store.insert(job("three", owner="else", request_bytes=5), [])
+    assert await store.usage("somebody") == JobUsage(live=2, kept=2, request_bytes=2**31 + 2)
+
+    ended = job("one", version=2, status="FAILED", ended_at=2.0)
+    await store.replace(ended, [], expected_version=1)
+    assert await store.usage("somebody") == JobUsage(live=1, kept=2, request_bytes=2**31 + 2)
+
+    await store.remove("two", 3.0)
+    assert await store.usage("somebody") == JobUsage(live=0, kept=1, request_bytes=3)
+    assert await store.usage("nobody") == JobUsage(0, 0, 0)
 
 
 async def test_those_who_came_earlier_and_still_wait_are_ahead(store: SqlJobStore) -> None:

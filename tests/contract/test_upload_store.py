@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.database.connection import Database
 from services.gateway.database.uploads import SqlUploadStore
-from services.gateway.ports import StoredUpload
+from services.gateway.ports import StoredUpload, UploadUsage
 from shared.ports import UploadPart
 from shared.service_process import closing
 
@@ -54,7 +54,7 @@ async def test_parts_follow_one_another_without_a_gap(uploads: SqlUploadStore) -
     assert await uploads.append(part(0, TEN_GIGABYTES - 3), 6.0)
     assert await uploads.append(part(TEN_GIGABYTES - 3, 3), 7.0)
 
-    assert await uploads.find("one") == upload(received=TEN_GIGABYTES, touched_at=7.0)
+    assert await uploads.find("one") == upload(received=TEN_GIGABYTES, parts=2, touched_at=7.0)
     expected = [part(0, TEN_GIGABYTES - 3), part(TEN_GIGABYTES - 3, 3)]
     assert await uploads.parts("one") == expected
     assert await uploads.parts("two") == []
@@ -70,7 +70,7 @@ async def test_a_part_that_belongs_elsewhere_leaves_no_trace(
     assert not await uploads.append(part(offset, 5, key="late"), 7.0)
     assert not await uploads.append(part(0, 5, of="gone"), 7.0)
 
-    assert await uploads.find("one") == upload(received=3, touched_at=6.0)
+    assert await uploads.find("one") == upload(received=3, parts=1, touched_at=6.0)
     assert await uploads.parts("one") == [part(0, 3)]
     assert await uploads.parts("gone") == []
 
@@ -96,14 +96,19 @@ async def test_what_it_turned_out_to_be_is_kept(uploads: SqlUploadStore) -> None
     assert await uploads.find("bad") == upload("bad", sha256="b" * 64)
 
 
-async def test_an_owner_s_unfinished_ones_are_counted(uploads: SqlUploadStore) -> None:
+async def test_what_an_owner_s_uploads_use_is_counted(uploads: SqlUploadStore) -> None:
     await uploads.add(upload("one"))
-    await uploads.add(upload("two"))
-    await uploads.add(upload("three", finished_at=6.0))
+    await uploads.append(part(0, 3), 6.0)
+    await uploads.append(part(3, 3), 6.0)
+    await uploads.add(upload("two", bytes=5))
+    await uploads.add(upload("three", bytes=6, finished_at=6.0))
     await uploads.add(upload("four", owner="ben"))
 
-    assert await uploads.count_unfinished("anna") == 2
-    assert await uploads.count_unfinished("nobody") == 0
+    used = UploadUsage(uploads=3, bytes=TEN_GIGABYTES + 11, unfinished=2, parts=2)
+    assert await uploads.usage("anna") == used
+    await uploads.delete("one")
+    assert await uploads.usage("anna") == UploadUsage(uploads=2, bytes=11, unfinished=1, parts=0)
+    assert await uploads.usage("nobody") == UploadUsage(0, 0, 0, 0)
 
 
 async def test_those_left_alone_and_those_kept_long_enough_expire(uploads: SqlUploadStore) -> None:

@@ -26,7 +26,7 @@ from services.fetcher.parsing.zip_reader import checked_members, open_zip
 from services.gateway.background.intake import job_id_for, owner_for
 from services.gateway.jobs.admission import dataset_alone, unwrap, with_seeds
 from services.gateway.jobs.request_parser import Invalid, parse_request
-from services.gateway.web.application import _decoded
+from services.gateway.web.bodies import _decoded
 from shared.adapters.dead_letters import Undecodable, dead_letter, decode_untrusted
 from shared.adapters.rabbitmq_envelope import envelope_of
 from shared.dataset.captions import bounded, merge, shuffled

@@ -12,17 +12,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from services.gateway.endpoints import jobs
 from services.gateway.jobs.request_parser import MAX_MISTAKES
-from services.gateway.web import application
+from services.gateway.web import application, bodies
 from shared.messaging.topology import FETCHER
 from shared.request import MAX_ITEMS
 from tests.support.gateway_world import API_KEY, REQUEST, World, world
 from tests.support.servers.process import HOST
 
 RUN = "/v1/everydream-v1/run"
+RUNSYNC = "/v1/everydream-v1/runsync"
 STATUS = "/v1/everydream-v1/status"
 SECONDS = 20.0
 """The longest that any answer may take on a busy machine."""
@@ -35,8 +37,8 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
     """A gateway that is patient for a moment only, and is as good as new afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(application, "HEAD_SECONDS", 0.5)
-        patch.setattr(application, "IDLE_SECONDS", 0.3)
-        patch.setattr(application, "BODY_SECONDS", 1.0)
+        patch.setattr(bodies, "IDLE_SECONDS", 0.3)
+        patch.setattr(bodies, "BODY_SECONDS", 1.0)
         patch.setattr(jobs, "RUN_BYTES", 20_000)
         async with world(tmp_path) as one:
             yield one
@@ -129,8 +131,8 @@ async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(her
 async def test_a_body_without_end_is_refused_once_it_is_too_large(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(application, "IDLE_SECONDS", SECONDS)
-    monkeypatch.setattr(application, "BODY_SECONDS", SECONDS)
+    monkeypatch.setattr(bodies, "IDLE_SECONDS", SECONDS)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", SECONDS)
     large = b"2000\r\n" + b" " * 0x2000 + b"\r\n"
 
     assert (await said(here, head("Transfer-Encoding: chunked"), drip=large)).status == 413
@@ -173,7 +175,7 @@ async def test_a_second_head_on_the_same_connection_is_given_up_too(here: World)
 async def test_a_body_that_does_not_come_is_waited_for_no_longer(
     here: World, announced: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(application, "BODY_SECONDS", 600.0)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 600.0)
 
     answer = await said(here, head(announced))
 
@@ -352,9 +354,9 @@ async def test_of_thousands_of_mistakes_the_first_are_told(here: World, kind: st
 
 
 LONG: dict[str, Any] = {
-    "entries": {"input": {"train": TRAIN, "inference": [{"prompt": ""}] * 100_000}},
-    "prompts": {"input": {"train": {**TRAIN, "sample_prompts": [""] * 500_000}}},
-    "events": {"input": {"train": TRAIN}, "webhook_events_filter": ["start"] * 500_000},
+    "entries": {"input": {"train": TRAIN, "inference": [{"prompt": ""}] * 50_000}},
+    "prompts": {"input": {"train": {**TRAIN, "sample_prompts": [""] * 100_000}}},
+    "events": {"input": {"train": TRAIN}, "webhook_events_filter": ["start"] * 100_000},
 }
 
 
@@ -371,6 +373,65 @@ async def test_a_name_or_a_text_without_measure_is_shown_by_its_beginning(here: 
     answer = await answer_to(here, {"input": {"train": {"data_url": long}}, long: 1})
 
     assert len(answer["mistakes"]) == 2
+
+
+async def test_what_would_make_too_many_objects_is_refused_before_any_is_made(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(msgspec.json, "decode", decode)
+    for name, body in {
+        "objects": b"[" + b"{}," * 110_000 + b"{}]",
+        "numbers": b"[" + b"1," * 310_000 + b"1]",
+        "texts without commas": b'"' * 700_000,
+        "depth": b"[" * 40 + b"]" * 40,
+        "depth of objects": b'{"a":' * 40 + b"1" + b"}" * 40,
+        "behind a text": b'{"a": "\\"[", "b": ' + b"[" * 40 + b"]" * 40 + b"}",
+    }.items():
+        answer = await here.ask("POST", RUNSYNC, data=BytesIO(body))
+        assert answer.status == 400, name
+        assert "expected at most" in answer.body["error"], (name, answer)
+
+    monkeypatch.undo()
+    brackets = json.dumps({"a": "[{," * 200_000 + '\\"' + "[" * 40})
+    answer = await here.ask("POST", RUNSYNC, data=BytesIO(brackets.encode()))
+    assert answer.body["mistakes"][0].startswith("a: no such field")
+
+
+# --- headers
+
+NO_TEXT = b"\xff\xed\xa0\x80"
+HEADERS = [
+    "Accept-Encoding", "Authorization", "Content-Encoding", "Content-Type", "Cookie", "Expect",
+    "If-Match", "If-Modified-Since", "If-None-Match", "Last-Event-ID", "Range", "Tus-Resumable",
+    "Upload-Length", "Upload-Offset", "Wait",
+]  # fmt: skip
+
+
+async def test_an_idempotency_key_that_is_no_text_is_a_mistake(here: World) -> None:
+    body = json.dumps(REQUEST).encode()
+    length = f"Content-Length: {len(body)}"
+    for path in ("run", "runsync", "dataset/check"):
+        first = f"POST /v1/everydream-v1/{path} HTTP/1.1"
+        for key in (NO_TEXT, b"a\xff", b"\xc0\xaf", b"\xed\xb2\x80"):
+            lines = head(length, first=first)[:-2] + b"Idempotency-Key: " + key + b"\r\n\r\n"
+            answer = await said(here, lines, body)
+
+            assert answer.status == 400, (path, key)
+            assert "Idempotency-Key: expected a text in UTF-8" in answer.text
+
+
+@pytest.mark.parametrize(
+    "first", ["POST /v1/everydream-v1/uploads", f"GET {STATUS}/x", "GET /docs"]
+)
+async def test_no_header_that_is_no_text_is_a_fault_of_ours(here: World, first: str) -> None:
+    for name in HEADERS:
+        line = name.encode() + b": " + NO_TEXT + b"\r\nContent-Length: 0\r\n\r\n"
+        answer = await said(here, head(first=f"{first} HTTP/1.1")[:-2] + line)
+
+        assert answer.status < 500, (name, answer)
 
 
 # --- paths

@@ -96,7 +96,7 @@ def test_only_these_routes_answer_without_a_key() -> None:
     assert {each.method for each in EVERY if each.route.needs is None} == {"GET", "HEAD", "OPTIONS"}
 
 
-LOOKING = {"status", "status-sync", "stream", "events", "health", "jobs"}
+LOOKING = {"status", "status-sync", "stream", "events", "health", "budgets", "jobs"}
 """First words of what only shows something, unless more than that is asked of it."""
 
 

@@ -17,7 +17,7 @@ from shared.adapters.object_keys import LONGEST_LINK
 from shared.adapters.s3 import S3Store
 from shared.errors import Refused
 from shared.request import S3Config
-from tests.support.gateway_world import KEY, World, world
+from tests.support.gateway_world import API_KEY, KEY, World, world
 from tests.support.servers.s3 import S3Server
 
 OTHER_KEY = "another key of thirty-two letters or more"
@@ -76,6 +76,33 @@ async def test_a_link_opens_its_file_until_it_ends(here: World) -> None:
 
     here.clock.ahead = HOUR + 1
     assert (await asked(here, made))[0] == 403
+
+
+async def test_a_compressed_file_beside_a_linked_one_is_not_sent_in_its_place(here: World) -> None:
+    made = await link(here)
+    for ending in ("gz", "br"):
+        await here.store.put(f"{FILE}.{ending}", SECRET)
+
+    for coding in ("gzip", "br", "gzip, br", "GZIP", "*"):
+        headers = {"Accept-Encoding": coding}
+        async with here.session.get(here.url(made), headers=headers, auto_decompress=False) as got:
+            assert (got.status, await got.read()) == (200, PAGE)
+            assert "Content-Encoding" not in got.headers
+
+
+async def test_no_cache_on_the_way_keeps_what_one_key_or_link_was_given(here: World) -> None:
+    job = await here.run()
+    paths = ("jobs", f"status/{job}", f"stream/{job}", f"jobs/{job}/webhooks", "health", "nothing")
+    for path in (*paths, "budgets", f"status-sync/{job}?wait=1", "status/unknown"):
+        async with here.session.get(
+            here.url(f"/v1/everydream-v1/{path}"), headers={"Authorization": API_KEY}
+        ) as answer:
+            assert answer.headers["Cache-Control"] == "no-store", path
+    async with here.session.get(here.url(await link(here))) as answer:
+        assert answer.headers["Cache-Control"] == "private"
+    headers = {"If-None-Match": answer.headers["ETag"]}
+    async with here.session.get(here.url(await link(here)), headers=headers) as answer:
+        assert (answer.status, answer.headers["Cache-Control"]) == (304, "private")
 
 
 async def test_nothing_but_looking_is_done_by_a_link(here: World) -> None:

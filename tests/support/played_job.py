@@ -218,7 +218,7 @@ class PlayedJob:
         step = transitions.admit(
             "job", "owner", request, {}, sealed=sealed, now=self.clock, checks=checks
         )
-        self.do(self.repository.create(step))
+        self.do(self.repository.create(step, 0))
         self.relay()
 
     def _two_workers(self, stage: Stage) -> list[Worker]:

@@ -33,7 +33,7 @@ ERRORS = {
     416: "The range is not satisfiable.",
     422: "The idempotency key was used for another request, or its job was deleted; or URLs name"
     " private addresses or no hosts, all listed in `mistakes`.",
-    429: "Too many requests.",
+    429: "Too many requests; or a budget of the key is used up, which `budget` names.",
     503: "The database does not answer.",
     507: "The store has no room for the data.",
 }

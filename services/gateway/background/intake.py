@@ -9,6 +9,7 @@ import structlog
 
 from services.gateway.background.consumer import consume
 from services.gateway.jobs.admission import Admission, IdReused
+from services.gateway.jobs.budgets import BudgetExceeded
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid
 from shared.messaging.envelope import Envelope
@@ -50,6 +51,8 @@ class Intake:
             await self._admission.admit(job_id, owner, message.request)
         except Invalid as invalid:
             await self._refuse(job_id, invalid.mistakes, envelope)
+        except BudgetExceeded as exceeded:
+            await self._refuse(job_id, [str(exceeded)], envelope)
         except IdReused:
             log.warning("event_id_used_again", job=job_id, source=envelope.source)
             await self._refuse(job_id, [ID_REUSED], envelope)

@@ -14,6 +14,7 @@ from services.gateway.database.connection import Database
 from services.gateway.database.tables import events, jobs, outbox, removed, streams
 from services.gateway.ports import (
     END_STATUSES,
+    JobUsage,
     Outgoing,
     RemovedJob,
     Status,
@@ -71,7 +72,8 @@ class SqlJobStore:
             raise ValueError(f"version {job.version} cannot follow {expected_version}")
         unchanged = (jobs.c.id == job.id) & (jobs.c.version == expected_version)
         async with self._database.writing() as connection:
-            update = sa.update(jobs).where(unchanged).values(**_columns(job))
+            columns = {**_columns(job), "request_bytes": jobs.c.request_bytes}
+            update = sa.update(jobs).where(unchanged).values(**columns)
             if (await connection.execute(update)).rowcount == 0:
                 return False
             await self._add(connection, outgoing, happened)
@@ -134,6 +136,21 @@ class SqlJobStore:
         counts = sa.select(jobs.c.status, number).where(jobs.c.owner == owner)
         rows = await self._database.all(counts.group_by(jobs.c.status))
         return {row.status: int(row.number) for row in rows}
+
+    async def usage(self, owner: str) -> JobUsage:
+        """By the index alone."""
+        each = sa.select(
+            jobs.c.status,
+            sa.func.count().label("number"),
+            sa.func.sum(jobs.c.request_bytes).label("size"),
+        )
+        by_status = each.where(jobs.c.owner == owner).group_by(jobs.c.status)
+        rows = await self._database.all(by_status)
+        return JobUsage(
+            live=sum(int(row.number) for row in rows if row.status in LIVE),
+            kept=sum(int(row.number) for row in rows),
+            request_bytes=sum(int(row.size) for row in rows),
+        )
 
     async def count_retried(self, owner: str) -> int:
         more = sa.func.coalesce(sa.func.sum(jobs.c.run - 1), 0).label("number")

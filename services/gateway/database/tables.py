@@ -20,8 +20,9 @@ jobs = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("ended_at", sa.Double, nullable=True),
     sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.Column("request_bytes", sa.Integer, nullable=False, server_default="0"),
     sa.Index("jobs_by_status", "status", "created_at", "id"),
-    sa.Index("jobs_by_owner", "owner", "status"),
+    sa.Index("jobs_by_owner", "owner", "status", "request_bytes"),
     sa.Index("jobs_by_owner_and_time", "owner", "created_at", "id"),
     sa.Index("jobs_by_end", "ended_at"),
 )
@@ -85,6 +86,7 @@ uploads = sa.Table(
     sa.Column("owner", sa.String(255), nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Column("received", sa.BigInteger, nullable=False),
+    sa.Column("parts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("expected", sa.String(64), nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("touched_at", sa.Double, nullable=False),

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Row
 
 from services.gateway.database.connection import Database
 from services.gateway.database.tables import upload_parts, uploads
-from services.gateway.ports import StoredUpload
+from services.gateway.ports import StoredUpload, UploadUsage
 from shared.ports import UploadPart
 
 
@@ -28,17 +28,24 @@ class SqlUploadStore:
         rows = await self._database.all(sa.select(uploads).where(uploads.c.id == upload_id))
         return StoredUpload(**_fields(rows[0])) if rows else None
 
-    async def count_unfinished(self, owner: str) -> int:
-        unfinished = (uploads.c.owner == owner) & uploads.c.finished_at.is_(None)
-        count = sa.select(sa.func.count()).select_from(uploads).where(unfinished)
-        return int((await self._database.all(count))[0][0])
+    async def usage(self, owner: str) -> UploadUsage:
+        totals = sa.select(
+            sa.func.count(),
+            sa.func.coalesce(sa.func.sum(uploads.c.bytes), 0),
+            sa.func.count() - sa.func.count(uploads.c.finished_at),
+            sa.func.coalesce(sa.func.sum(uploads.c.parts), 0),
+        )
+        (row,) = await self._database.all(totals.where(uploads.c.owner == owner))
+        return UploadUsage(*map(int, row))
 
     async def append(self, part: UploadPart, at: float) -> bool:
         end = part.offset + part.bytes
         unchanged = (uploads.c.id == part.upload) & (uploads.c.received == part.offset)
         async with self._database.writing() as connection:
             moved = await connection.execute(
-                sa.update(uploads).where(unchanged).values(received=end, touched_at=at)
+                sa.update(uploads)
+                .where(unchanged)
+                .values(received=end, parts=uploads.c.parts + 1, touched_at=at)
             )
             if moved.rowcount != 1:
                 return False

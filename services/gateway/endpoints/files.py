@@ -7,6 +7,8 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.hdrs import ACCEPT_ENCODING
 
 from services.gateway.ports import LocalStore
 from services.gateway.web.routing import Answer, Parameter, route
@@ -53,12 +55,21 @@ class FileRoutes:
         headers = {
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
             "Content-Security-Policy": POLICY,
+            "Cache-Control": "private",
         }
         try:
             path = await asyncio.to_thread(self._store.path_of, key)
         except (NotFound, Refused):
             raise web.HTTPNotFound(text="there is no such file") from None
-        return web.FileResponse(path, headers=headers)
+        return _ThisFile(path, headers=headers)
+
+
+class _ThisFile(web.FileResponse):
+    """The file itself, never a compressed one beside it, which is another object."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        kept = [(name, text) for name, text in request.headers.items() if name != ACCEPT_ENCODING]
+        return await super().prepare(request.clone(headers=kept))
 
 
 def _seconds(text: str) -> int:

@@ -22,6 +22,8 @@ from shared.ports import ObjectStore
 
 NEEDED_BYTES = 2**30
 """Free space that a local store must have: for a few uploads, or a small model."""
+NEEDED_FILES = 10_000
+"""Files that it must have room for: a few results."""
 Part = Literal["database", "broker", "store"]
 
 log = structlog.get_logger()
@@ -116,6 +118,11 @@ class HealthRoutes:
             return None
         try:
             free = await asyncio.to_thread(self._store.free_bytes)
+            files = await asyncio.to_thread(self._store.free_files)
         except Unavailable:
             return "its folder cannot be read"
-        return f"{free} bytes are free; {NEEDED_BYTES} are needed" if free < NEEDED_BYTES else None
+        if free < NEEDED_BYTES:
+            return f"{free} bytes are free; {NEEDED_BYTES} are needed"
+        if files is not None and files < NEEDED_FILES:
+            return f"there is room for {files} more files (inodes); {NEEDED_FILES} are needed"
+        return None

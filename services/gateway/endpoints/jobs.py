@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from services.gateway.endpoints.stream import OutputStreams
 from services.gateway.jobs.admission import Admission, unwrap
+from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.capacity import Capacity
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.queue_position import QueuePositions
@@ -24,20 +25,17 @@ from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from services.gateway.jobs.response_types import Health, JobState, JobStatus, Purged, Stream
 from services.gateway.jobs.transitions import cancel, issue_command, rerun
-from services.gateway.web.application import (
-    ANSWER_SECONDS,
-    is_disconnected,
-    json_body,
-    json_response,
-)
+from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, json_response
 from services.gateway.web.authorization import Authorizer
+from services.gateway.web.bodies import Bodies
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
 from shared.messaging.messages import stable_id
 from shared.request import Command
+from shared.settings import MAX_BODY
 
 READ = ("GET", "POST")
 """RunPod's Go client uses POST where the others use GET."""
-RUN_BYTES, RUNSYNC_BYTES = 10 * 1024 * 1024, 20 * 1024 * 1024
+RUN_BYTES, RUNSYNC_BYTES = 10 << 20, MAX_BODY
 """RunPod's limits for bodies."""
 MAX_WAIT, MAX_RUNSYNC_WAIT, RUNSYNC_WAIT = 90_000, 300_000, 90_000
 """Milliseconds."""
@@ -78,6 +76,8 @@ class JobRoutes:
         repository: JobRepository,
         presenter: Presenter,
         streams: OutputStreams,
+        budgets: Budgets,
+        bodies: Bodies,
         capacity: Capacity,
         queue_positions: QueuePositions,
         clock: Callable[[], float],
@@ -87,6 +87,8 @@ class JobRoutes:
         self._repository = repository
         self._presenter = presenter
         self._streams = streams
+        self._budgets = budgets
+        self._bodies = bodies
         self._capacity = capacity
         self._queue_positions = queue_positions
         self._clock = clock
@@ -114,11 +116,12 @@ class JobRoutes:
         body=REQUEST,
         answers=STATUS,
         errors=(404, 422),
+        waits=True,
     )
     async def _runsync(self, request: web.Request, owner: str) -> web.Response:
         wait = partial(wait_of, request, RUNSYNC_WAIT, MAX_RUNSYNC_WAIT)
-        job = await self._admit(request, owner, RUNSYNC_BYTES, wait)
-        return await self._at_the_end(request, job, wait())
+        admitted = self._admit(request, owner, RUNSYNC_BYTES, wait)
+        return await self._at_the_end(request, await admitted, wait())
 
     @route(
         "POST",
@@ -144,12 +147,12 @@ class JobRoutes:
         checks: bool = False,
     ) -> Job:
         """Mistakes in headers and parameters are reported together with those in the body."""
-        body = await json_body(request, most)
-        if mistakes := mistakes_of(partial(job_id_for, request, owner), wait):
-            raise Invalid([*mistakes, *mistakes_of(partial(parse_request, unwrap(body)))])
-        job_id = job_id_for(request, owner)
-        async with asyncio.timeout(ANSWER_SECONDS):
-            return await self._admission.admit(job_id, owner, body, checks=checks)
+        async with self._bodies.json(request, owner, most) as body:
+            if mistakes := mistakes_of(partial(job_id_for, request, owner), wait):
+                raise Invalid([*mistakes, *mistakes_of(partial(parse_request, unwrap(body)))])
+            job_id = job_id_for(request, owner)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self._admission.admit(job_id, owner, body, checks=checks)
 
     @route(READ, "/status/{job}", "Get a job", needs="status", answers=STATUS)
     async def _status(self, request: web.Request, owner: str) -> web.Response:
@@ -165,6 +168,7 @@ class JobRoutes:
         parameters=(wait_parameter(SHORT_WAIT, MAX_WAIT),),
         answers=STATUS,
         errors=(400,),
+        waits=True,
     )
     async def _status_sync(self, request: web.Request, owner: str) -> web.Response:
         wait = wait_of(request, SHORT_WAIT, MAX_WAIT)
@@ -193,6 +197,7 @@ class JobRoutes:
         parameters=(wait_parameter(SHORT_WAIT, MAX_WAIT),),
         answers={200: Answer("The new output.", Stream)},
         errors=(400,),
+        waits=True,
     )
     async def _stream(self, request: web.Request, owner: str) -> web.Response:
         wait = wait_of(request, SHORT_WAIT, MAX_WAIT)
@@ -227,7 +232,8 @@ class JobRoutes:
         async with asyncio.timeout(ANSWER_SECONDS):
             job = (await self._authorizer.job(request, owner)).job
             retry = partial(rerun, now=self._clock())
-            after = await self._repository.change(job.id, retry) or job
+            async with self._budgets.retried_job(owner):
+                after = await self._repository.change(job.id, retry) or job
         if after.run == job.run:
             raise Invalid(
                 [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
@@ -338,11 +344,13 @@ def job_id_for(request: web.Request, owner: str) -> str:
     """The id that belongs to the request's idempotency key, or a new one.
 
     Raises:
-        Invalid: the key is empty or too long.
+        Invalid: the key is empty, too long, or no UTF-8.
     """
     key = request.headers.get(IDEMPOTENCY_KEY)
     if key is None:
         return str(uuid.uuid4())
+    if any("\ud800" <= letter <= "\udfff" for letter in key):
+        raise Invalid([f"{IDEMPOTENCY_KEY}: expected a text in UTF-8, got other bytes"])
     if not 1 <= len(key) <= MAX_KEY_LENGTH:
         wanted = f"1 to {MAX_KEY_LENGTH} letters"
         raise Invalid([f"{IDEMPOTENCY_KEY}: expected {wanted}, got {len(key)}"])

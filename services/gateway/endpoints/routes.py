@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import NoneType
 from typing import NamedTuple, get_args, get_type_hints
 
+from services.gateway.endpoints.budgets import BudgetRoutes
 from services.gateway.endpoints.docs import DocsRoutes
 from services.gateway.endpoints.files import FileRoutes
 from services.gateway.endpoints.health import HealthRoutes
@@ -25,6 +26,7 @@ class Endpoints(NamedTuple):
     webhooks: WebhookRoutes
     job_removal: JobRemovalRoutes
     uploads: UploadRoutes
+    budgets: BudgetRoutes
     files: FileRoutes | None
     """None: the store's links lead elsewhere."""
     health: HealthRoutes

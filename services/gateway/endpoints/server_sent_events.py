@@ -84,6 +84,7 @@ class EventRoutes:
             204: Answer("The job has ended, and there are no new events."),
         },
         errors=(400,),
+        waits=True,
     )
     async def _events(self, request: web.Request, owner: str) -> web.StreamResponse:
         async with asyncio.timeout(ANSWER_SECONDS):

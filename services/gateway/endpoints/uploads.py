@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import Upload
-from services.gateway.jobs.uploads import UploadConflict, Uploads
+from services.gateway.jobs.uploads import UploadConflict, Uploads, least_chunk
 from services.gateway.ports import StoredUpload
 from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, unknown_parameters
 from services.gateway.web.authorization import NULL
@@ -188,13 +188,16 @@ class UploadRoutes:
             return await self._uploads.create(owner, size, expected_in(request))
 
     async def _append(self, request: web.Request, upload: StoredUpload) -> StoredUpload:
-        pieces = received_pieces(request, upload.bytes - upload.received)
+        begun = upload.received
+        pieces = received_pieces(request, upload.bytes - begun)
         with conflicts_as_409():
             upload = await self._uploads.append(upload, pieces)
         if not request.content.at_eof():
             raise web.HTTPRequestTimeout(
                 text=f"the connection was silent or broke off; {upload.received} bytes are here"
             )
+        if upload.received == begun and request.content.total_bytes:
+            raise too_short(upload)
         return upload
 
     async def _upload(self, request: web.Request, owner: str) -> StoredUpload:
@@ -230,7 +233,9 @@ def check_version(request: web.Request) -> None:
     """
     version = request.headers.get("Tus-Resumable", VERSION)
     if version != VERSION:
-        raise web.HTTPPreconditionFailed(text=f"Tus-Resumable: expected {VERSION}, got {version}")
+        raise web.HTTPPreconditionFailed(
+            text=f"Tus-Resumable: expected {VERSION}, got {version[:40]!r}"
+        )
 
 
 def check_chunk(request: web.Request, upload: StoredUpload) -> None:
@@ -241,13 +246,17 @@ def check_chunk(request: web.Request, upload: StoredUpload) -> None:
         web.HTTPUnsupportedMediaType: its content type is not that of a chunk.
         web.HTTPConflict: its offset is not where the upload ends.
         web.HTTPRequestEntityTooLarge: it exceeds the size of the upload.
+        Invalid: it is too short, and not the last.
     """
     if request.content_type != CHUNK:
         raise web.HTTPUnsupportedMediaType(text=f"Content-Type: expected {CHUNK}")
     if number_in(request, "Upload-Offset") != upload.received:
         raise conflict(upload, f"the next chunk begins at byte {upload.received}")
-    if (request.content_length or 0) > upload.bytes - upload.received:
-        raise too_large(request.content_length or 0, upload.bytes - upload.received)
+    size, left = request.content_length or 0, upload.bytes - upload.received
+    if size > left:
+        raise too_large(size, left)
+    if 0 < size < min(least_chunk(upload.bytes), left):
+        raise too_short(upload)
 
 
 def conflict(upload: StoredUpload, text: str) -> web.HTTPConflict:
@@ -257,6 +266,11 @@ def conflict(upload: StoredUpload, text: str) -> web.HTTPConflict:
 def too_large(size: int, most: int = ARCHIVE_BYTES) -> web.HTTPRequestEntityTooLarge:
     text = f"at most {most} bytes are taken"
     return web.HTTPRequestEntityTooLarge(max_size=most, actual_size=size, text=text)
+
+
+def too_short(upload: StoredUpload) -> Invalid:
+    least = least_chunk(upload.bytes)
+    return Invalid([f"every chunk of this upload but the last needs at least {least} bytes"])
 
 
 @contextmanager

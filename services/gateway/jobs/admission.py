@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from services.gateway.jobs.budgets import BudgetExceeded, Budgets
 from services.gateway.jobs.message_sizes import why_unpublishable
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.references import References
@@ -43,6 +44,8 @@ class Admission:
         key: str,
         repository: JobRepository,
         references: References,
+        budgets: Budgets,
+        *,
         clock: Callable[[], float],
         allowed: frozenset[str],
     ) -> None:
@@ -52,12 +55,14 @@ class Admission:
             key: the deployment's secret key, which encrypts the user's bucket secrets.
             repository: where jobs are created.
             references: resolves references to our own files.
+            budgets: of each owner.
             clock: seconds since the epoch.
             allowed: private hosts that URLs may name.
         """
         self._key = key
         self._repository = repository
         self._references = references
+        self._budgets = budgets
         self._clock = clock
         self._allows = AllowedHosts(allowed)
 
@@ -75,6 +80,7 @@ class Admission:
             DisallowedAddress: a URL names a private address or no host.
             TooLarge: the job's messages could not be published.
             IdReused: the id belongs to another request, or to a job that was deleted.
+            BudgetExceeded: the owner may have no more jobs, or none as large.
             Unavailable: the database does not answer.
         """
         body = unwrap(body)
@@ -91,7 +97,15 @@ class Admission:
         )  # fmt: skip
         if (reason := why_unpublishable(step, request)) and not await self._is_known(job_id):
             raise TooLarge([reason])
-        if not await self._repository.create(step):
+        try:
+            size = len(msgspec.json.encode(body))
+            async with self._budgets.new_job(owner, size):
+                is_new = await self._repository.create(step, size)
+        except BudgetExceeded:
+            if not await self._is_known(job_id):
+                raise
+            is_new = False
+        if not is_new:
             return await self._existing(step.job)
         log.info("job_admitted", job=job_id, owner=owner[:16])
         return step.job

@@ -99,10 +99,11 @@ class JobRepository:
                     raise UnknownJob
                 yield current
 
-    async def create(self, step: Step) -> bool:
+    async def create(self, step: Step, request_bytes: int) -> bool:
         """Write a new job; False when its id is used already. Raises Unavailable."""
+        row = msgspec.structs.replace(row_of(step.job, 1), request_bytes=request_bytes)
         new = await self._jobs.insert(
-            row_of(step.job, 1), await self._outgoing(step, 1), self._events(None, step.job, 1)
+            row, await self._outgoing(step, 1), self._events(None, step.job, 1)
         )
         self._on_due()
         return new

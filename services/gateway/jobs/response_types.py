@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
+from services.gateway.jobs.budgets import BudgetName
 from services.gateway.ports import Status
 from shared.messaging.messages import Stage
 from shared.request import WebhookEvent
@@ -18,12 +19,22 @@ def one_of(*names: str) -> Meta:
     return Meta(extra_json_schema={"anyOf": shapes})
 
 
+class ExceededBudget(TypedDict):
+    """A budget of the key that has not enough left for the request."""
+
+    name: BudgetName
+    used: int
+    allowed: int
+
+
 class Error(TypedDict):
     """The body of every response with an error status."""
 
     error: str
     mistakes: NotRequired[list[str]]
     """All mistakes of the request, one sentence each (status 400 or 422)."""
+    budget: NotRequired[ExceededBudget]
+    """The budget that has not enough left (status 429)."""
 
 
 class JobState(TypedDict):
@@ -217,6 +228,33 @@ class Health(TypedDict):
 
     jobs: JobCounts
     workers: WorkerCounts
+
+
+class Budget(TypedDict):
+    """How much of a budget is used, and how much is allowed."""
+
+    used: int
+    allowed: int
+
+
+class Budgets(TypedDict):
+    """The budgets of a key."""
+
+    live_jobs: Budget
+    """Jobs that have not ended."""
+    kept_jobs: Budget
+    """Jobs that are kept with their results, ended ones included."""
+    request_bytes: Budget
+    """Bytes of the requests of all kept jobs."""
+    body_bytes: Budget
+    """Bytes of request bodies that arrive, or wait to, at this gateway."""
+    upload_bytes: Budget
+    """Bytes of all kept uploads, unfinished ones with their whole size."""
+    unfinished_uploads: Budget
+    upload_parts: Budget
+    """Files of all kept uploads in the store."""
+    waiting_requests: Budget
+    """Long polls and streams at this gateway."""
 
 
 class JobSummary(TypedDict):

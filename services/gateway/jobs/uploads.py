@@ -7,23 +7,28 @@ import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 import structlog
 from msgspec.structs import replace
 
-from services.gateway.jobs.request_parser import Invalid
+from services.gateway.jobs.budgets import Budgets
 from services.gateway.ports import BASE_PATHS, LocalStore, StoredUpload, UploadStore
 from shared.concurrency import in_thread
-from shared.errors import Full, NotFound
+from shared.errors import Full, NotFound, Unavailable
 from shared.ports import ObjectStore, UploadPart
 from shared.storage.uploads import sha256_of_parts, upload_prefix, write_list
 
 PART_BYTES = 8 << 20
 """Size of a part, which is held in memory."""
-MAX_UNFINISHED = 16
-"""Uploads of one key at the same time."""
+SHORT_PART_BYTES = 512 << 10
+"""Size of a part while many uploads come at once."""
+PARTS_MEMORY, SHORT_PARTS_MEMORY = 64 << 20, 80 << 20
+"""Bytes held of all uploads, until parts become short and until none more are taken."""
+LEAST_CHUNK_BYTES, MOST_CHUNKS = 64 << 10, 10_000
+"""No chunk but the last may be shorter, or so short that the upload would have more chunks."""
 ADDRESSES = re.compile(rf"(?:{'|'.join(BASE_PATHS)})/uploads/([0-9a-f-]{{36}})")
 
 log = structlog.get_logger()
@@ -37,13 +42,21 @@ class Uploads:
     """Receives files, and tracks what has arrived."""
 
     def __init__(
-        self, table: UploadStore, store: ObjectStore, public_url: str, clock: Callable[[], float]
+        self,
+        table: UploadStore,
+        store: ObjectStore,
+        budgets: Budgets,
+        public_url: str,
+        clock: Callable[[], float],
     ) -> None:
         self._table = table
         self._store = store
+        self._budgets = budgets
         self._public_url = public_url
         self._clock = clock
         self._finishing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._held = 0
+        """Bytes for which parts have room in memory."""
 
     def address(self, upload_id: str) -> str:
         """The ``data_url`` for requests."""
@@ -63,20 +76,17 @@ class Uploads:
         """A new upload of ``size`` bytes; ``expected`` is its SHA-256, or empty.
 
         Raises:
-            Invalid: the owner has too many unfinished uploads.
+            BudgetExceeded: the owner may have no more uploads, or none as large.
             Full: the store has no room for it.
             Unavailable: the database does not answer.
         """
         await self._require_room(size)
-        if await self._table.count_unfinished(owner) >= MAX_UNFINISHED:
-            raise Invalid(
-                [f"{MAX_UNFINISHED} of your uploads are not finished; finish or DELETE one first"]
-            )
         upload = StoredUpload(
             id=str(uuid.uuid4()), owner=owner, bytes=size, expected=expected,
             touched_at=self._clock(),
         )  # fmt: skip
-        await self._table.add(upload)
+        async with self._budgets.new_upload(owner, size):
+            await self._table.add(upload)
         return upload
 
     async def _require_room(self, size: int) -> None:
@@ -89,17 +99,27 @@ class Uploads:
     async def append(self, upload: StoredUpload, pieces: AsyncIterator[bytes]) -> StoredUpload:
         """Add bytes to an upload, and finish it when it is complete.
 
+        Fewer bytes than :func:`least_chunk` are not kept, unless they are the last.
+
         Raises:
             UploadConflict: another request has continued it.
+            BudgetExceeded: the owner may have no more parts; earlier ones stay.
             Unavailable: the store or the database does not answer; earlier parts stay.
         """
         digest = hashlib.sha256() if upload.received == 0 else None
-        async for part in in_parts(pieces):
-            upload = await self._append_part(upload, part)
-            if digest:
-                await in_thread(digest.update, part)
+        begun, waiting = upload.received, bytearray()
+        while True:
+            with self._room_for_part(upload.bytes - upload.received) as most:
+                part = await next_part(waiting, pieces, most)
+                end = upload.received + len(part)
+                if not part or (end < upload.bytes and end - begun < least_chunk(upload.bytes)):
+                    break
+                upload = await self._append_part(upload, part)
+                if digest:
+                    await in_thread(digest.update, part)
         if upload.received < upload.bytes:
             return upload
+        await anext(pieces, None)  # reads to the end of the request, and raises if there is more
         return await self.finish(upload, digest.hexdigest() if digest else None)
 
     async def finish(self, upload: StoredUpload, sha256: str | None = None) -> StoredUpload:
@@ -133,6 +153,23 @@ class Uploads:
             for upload_id in expired:
                 await self.remove(upload_id)
 
+    @contextmanager
+    def _room_for_part(self, left: int) -> Iterator[int]:
+        """Room in memory for the next part of ``left`` bytes; yields its largest size.
+
+        Raises:
+            Unavailable: the uploads of all keys take too much already.
+        """
+        is_short = self._held + min(left, PART_BYTES) > PARTS_MEMORY
+        most = min(left, SHORT_PART_BYTES if is_short else PART_BYTES)
+        if self._held + most > SHORT_PARTS_MEMORY:
+            raise Unavailable("too many uploads arrive at once")
+        self._held += most
+        try:
+            yield most
+        finally:
+            self._held -= most
+
     async def _append_part(self, upload: StoredUpload, data: bytes) -> StoredUpload:
         """Store a part under a unique key; the table refuses one of two with the same offset."""
         name = f"{upload.received:012}-{secrets.token_hex(8)}"
@@ -140,11 +177,12 @@ class Uploads:
             upload=upload.id, offset=upload.received, bytes=len(data),
             key=f"{upload_prefix(upload.id)}{name}",
         )  # fmt: skip
-        await self._store.put(part.key, data)
-        now = self._clock()
-        if not await self._table.append(part, now):
-            await self._store.delete(part.key)
-            raise UploadConflict
+        async with self._budgets.new_part(upload.owner):
+            await self._store.put(part.key, data)
+            now = self._clock()
+            if not await self._table.append(part, now):
+                await self._store.delete(part.key)
+                raise UploadConflict
         return replace(upload, received=upload.received + len(data), touched_at=now)
 
     async def _settle(self, upload: StoredUpload, sha256: str | None) -> StoredUpload:
@@ -161,13 +199,18 @@ class Uploads:
         return replace(upload, sha256=sha256, finished_at=finished_at)
 
 
-async def in_parts(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in parts of ``PART_BYTES``; the last one has the rest."""
-    waiting = bytearray()
-    async for piece in pieces:
+async def next_part(waiting: bytearray, pieces: AsyncIterator[bytes], most: int) -> bytes:
+    """The next bytes, at most so many; fewer only at the end.
+
+    ``waiting`` is what has arrived of the part after it.
+    """
+    while len(waiting) < most and (piece := await anext(pieces, None)) is not None:
         waiting += piece
-        while len(waiting) >= PART_BYTES:
-            yield bytes(waiting[:PART_BYTES])
-            del waiting[:PART_BYTES]
-    if waiting:
-        yield bytes(waiting)
+    part = bytes(memoryview(waiting)[:most])
+    del waiting[:most]
+    return part
+
+
+def least_chunk(size: int) -> int:
+    """The fewest bytes of any chunk but the last, in an upload of ``size`` bytes."""
+    return max(LEAST_CHUNK_BYTES, -(-size // MOST_CHUNKS))

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Middleware
 from multidict import MultiMapping
 
 from services.gateway.jobs.admission import IdReused
+from services.gateway.jobs.budgets import BudgetExceeded
 from services.gateway.jobs.repository import UnknownJob
 from services.gateway.jobs.request_parser import (
     DisallowedAddress,
     Invalid,
     TooLarge,
     nearest,
-    shown,
 )
 from services.gateway.ports import BASE_PATHS
 from services.gateway.web.authentication import Keys
 from services.gateway.web.authorization import CALLER, Authorizer
 from services.gateway.web.routing import Handler, routes_of
-from shared.concurrency import in_thread
 from shared.errors import Full, Unavailable
+from shared.settings import MAX_BODY
 
 ANSWER_SECONDS = 2.0
 """Clients time out after 3; the rest is for cleaning up."""
@@ -36,14 +33,6 @@ RETRY_SECONDS = 5
 """For the header ``Retry-After``."""
 HEAD_SECONDS = 75.0
 """How long a connection may wait for the headers of a request."""
-IDLE_SECONDS = 60.0
-"""Most time between two pieces of a body."""
-BODY_SECONDS = 300.0
-"""Most time for a whole body."""
-LONG_BYTES = 1 << 16
-"""A body from this length on is parsed in a thread."""
-MAX_BYTES = 20 * 1024 * 1024
-"""The largest body that is held in memory; RunPod's limit for ``/runsync``."""
 
 log = structlog.get_logger()
 
@@ -51,18 +40,18 @@ log = structlog.get_logger()
 def application(parts: Iterable[object], keys: Keys, authorizer: Authorizer) -> web.Application:
     """The application with all routes of these objects."""
     middlewares = [_errors_as_json, _refuse_compressed, _authenticate(keys)]
-    app = web.Application(middlewares=middlewares, client_max_size=MAX_BYTES)
-    app.on_response_prepare.append(_forbid_sniffing)
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
+    app.on_response_prepare.append(_protect)
     for part in parts:
         for method, path, handler in _handlers(part, authorizer):
-            app.router.add_route(method, path, handler)
+            app.router.add_route(method, path, handler, expect_handler=_expect)
     return app
 
 
 def _handlers(part: object, authorizer: Authorizer) -> Iterator[tuple[str, str, Handler]]:
     for name, route in routes_of(type(part)):
         own = getattr(part, name)
-        handler = authorizer.guard(own, route.needs) if route.needs else own
+        handler = authorizer.guard(own, route.needs, waits=route.waits) if route.needs else own
         for base in BASE_PATHS if route.versioned else ("",):
             for method in route.methods:
                 yield method, f"{base}{route.path}", handler
@@ -77,7 +66,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return _error(status, str(invalid), mistakes=invalid.mistakes)
     except (IdReused, UnknownJob) as error:
         return _error(422 if isinstance(error, IdReused) else 404, str(error))
-    except (Unavailable, TimeoutError) as error:
+    except (BudgetExceeded, Unavailable, TimeoutError) as error:
         return _retry_later(request, error)
     except web.HTTPException as error:
         kept = ("Allow", "Retry-After", "Upload-Offset", "WWW-Authenticate")
@@ -88,9 +77,20 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return _error(500, "something went wrong here; it is in our log")
 
 
-async def _forbid_sniffing(_: web.Request, response: web.StreamResponse) -> None:
-    """Keep browsers from guessing another content type."""
+async def _protect(_: web.Request, response: web.StreamResponse) -> None:
+    """Keep browsers from guessing another content type, and caches from keeping one key's data."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Cache-Control", "no-store")
+
+
+async def _expect(request: web.Request) -> web.Response | None:
+    """Answer where the handler of aiohttp fails: for a header that is no text."""
+    if request.headers["Expect"].lower() != "100-continue":
+        return _error(417, "Expect: only 100-continue is known")
+    if request.version == HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer itself
+    return None
 
 
 @web.middleware
@@ -104,9 +104,14 @@ async def _refuse_compressed(request: web.Request, handler: Handler) -> web.Stre
     return await handler(request)
 
 
-def _retry_later(request: web.Request, error: Unavailable | TimeoutError) -> web.Response:
+def _retry_later(
+    request: web.Request, error: BudgetExceeded | Unavailable | TimeoutError
+) -> web.Response:
     """Nothing was done, or what was begun can be continued."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
+    if isinstance(error, BudgetExceeded):
+        budget = {"name": error.name, "used": error.used, "allowed": error.allowed}
+        return _error(429, str(error), headers=headers, budget=budget)
     if isinstance(error, Full):
         log.warning("no_room", path=request.path, reason=str(error))
         return _error(507, "there is no room here for what was sent", headers=headers)
@@ -132,69 +137,6 @@ def _error(
     status: int, text: str, *, headers: dict[str, str] | None = None, **more: Any
 ) -> web.Response:
     return web.json_response({"error": text, **more}, status=status, headers=headers)
-
-
-async def json_body(request: web.Request, most: int) -> Any:
-    """The request's body, decoded from JSON.
-
-    Raises:
-        Invalid: the body is not JSON, or incomplete.
-        web.HTTPRequestEntityTooLarge: it has more than ``most`` bytes.
-        web.HTTPRequestTimeout: it does not arrive in time.
-    """
-    body = await _whole_body(request, most)
-    return _decoded(body) if len(body) < LONG_BYTES else await in_thread(_decoded, body)
-
-
-async def _whole_body(request: web.Request, most: int) -> bytes:
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await _read_all(request, most)
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(
-            text=f"the body must come within {BODY_SECONDS:g} s, and not be silent for"
-            f" {IDLE_SECONDS:g} s"
-        ) from None
-    except web.RequestPayloadError as error:
-        raise Invalid([f"the request's body broke off: {error}"]) from None
-
-
-async def _read_all(request: web.Request, most: int) -> bytes:
-    body = bytearray()
-    _check_size(request.content_length or 0, most)
-    while True:
-        async with asyncio.timeout(IDLE_SECONDS):
-            piece = await request.content.readany()
-        if not piece:
-            return bytes(body)
-        body += piece
-        _check_size(len(body), most)
-
-
-def _check_size(size: int, most: int) -> None:
-    if size > most:
-        raise web.HTTPRequestEntityTooLarge(
-            max_size=most,
-            actual_size=size,
-            text=f"the request is larger than {most} bytes; put the images behind data_url",
-        )
-
-
-def _decoded(body: bytes) -> Any:
-    """Decode by msgspec, which is strict, and check by ``json`` for repeated names."""
-    try:
-        decoded = msgspec.json.decode(body)
-        json.loads(body, object_pairs_hook=_refuse_repeated_names)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Invalid([f"the request is not JSON: {error}"]) from None
-    return decoded
-
-
-def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> None:
-    """Different parsers take different ones of two fields with the same name."""
-    if len(dict(pairs)) < len(pairs):
-        ((repeated, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{shown(repeated)} stands twice in one object")
 
 
 def unknown_parameters(query: MultiMapping[str], known: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from time import monotonic
 
 from aiohttp import web
 
+from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.repository import JobRepository, JobVersion, UnknownJob
 from services.gateway.web.authentication import Caller, Scope
 from services.gateway.web.rate_limits import RATES, Operation, Rate, RateLimiter, TooManyRequests
@@ -37,8 +38,14 @@ CALLER = web.RequestKey("caller", Caller)
 class Authorizer:
     """Checks scopes and rate limits; each gateway counts by itself."""
 
-    def __init__(self, repository: JobRepository, rates: Mapping[Operation, Rate] = RATES) -> None:
+    def __init__(
+        self,
+        repository: JobRepository,
+        budgets: Budgets,
+        rates: Mapping[Operation, Rate] = RATES,
+    ) -> None:
         self._repository = repository
+        self._budgets = budgets
         self._limits = {
             operation: RateLimiter(rate, monotonic) for operation, rate in rates.items()
         }
@@ -61,11 +68,17 @@ class Authorizer:
                 text=str(error), headers={"Retry-After": str(math.ceil(error.seconds))}
             ) from None
 
-    def guard(self, handler: OwnerHandler, operation: Operation) -> Handler:
-        """Wrap a handler, so that it is authorized first and gets the owner."""
+    def guard(self, handler: OwnerHandler, operation: Operation, *, waits: bool) -> Handler:
+        """Wrap a handler, so that it is authorized first and gets the owner.
+
+        One that ``waits`` for a job counts among the owner's waiting requests.
+        """
 
         async def guarded(request: web.Request) -> web.StreamResponse:
-            with self.authorize(request, operation) as owner:
+            with (
+                self.authorize(request, operation) as owner,
+                self._budgets.in_flight("waiting_requests", owner, int(waits)),
+            ):
                 return await handler(request, owner)
 
         return guarded

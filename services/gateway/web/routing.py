@@ -63,6 +63,8 @@ class Route(NamedTuple):
     body: Body | None
     versioned: bool
     """Whether it is served below the endpoint's base paths."""
+    waits: bool
+    """Whether the answer waits for a job: a long poll, or a stream."""
 
     @property
     def plain_path(self) -> str:
@@ -81,6 +83,7 @@ def route(
     parameters: tuple[Parameter, ...] = (),
     body: Body | None = None,
     versioned: bool = True,
+    waits: bool = False,
 ) -> Callable[[Method], Method]:
     """Make a method the handler of this operation.
 
@@ -88,7 +91,9 @@ def route(
     :class:`services.gateway.web.authorization.Authorizer` has checked the key; else the request.
     """
     methods = (methods,) if isinstance(methods, str) else methods
-    described = Route(methods, path, summary, needs, answers, errors, parameters, body, versioned)
+    described = Route(
+        methods, path, summary, needs, answers, errors, parameters, body, versioned, waits
+    )
 
     def describe(method: Method) -> Method:
         vars(method)["route"] = described

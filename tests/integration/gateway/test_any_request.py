@@ -18,6 +18,7 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from services.gateway.endpoints.uploads import CHUNK
+from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.rate_limits import RATES, Rate
@@ -48,11 +49,10 @@ WEBHOOK = "https://example.com/hook"
 def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow thousands of requests with one key."""
     monkeypatch.setattr("services.gateway.app.Authorizer", authorizer)
-    monkeypatch.setattr("services.gateway.jobs.uploads.MAX_UNFINISHED", 10**9)
 
 
-def authorizer(repository: JobRepository) -> Authorizer:
-    return Authorizer(repository, LIFTED)
+def authorizer(repository: JobRepository, budgets: Budgets) -> Authorizer:
+    return Authorizer(repository, budgets, LIFTED)
 
 
 # --- Jobs of every kind -----------------------------------------------------------------------
@@ -185,7 +185,7 @@ def shorten(case: Case[Any]) -> None:
 async def test_no_request_gets_what_the_document_does_not_say(
     tmp_path: Path, examples: int
 ) -> None:
-    async with world(tmp_path) as here:
+    async with world(tmp_path, max_unfinished_uploads=10**9) as here:
         asker = await asyncio.to_thread(Asker, here.url(""), await named(here), examples)
 
         await asyncio.to_thread(asker.ask_everything)

@@ -12,6 +12,7 @@ import pytest
 from services.gateway.app import Gateway
 from services.gateway.background.retention import DAY, Retention
 from services.gateway.jobs import change_notifier
+from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import digest_of
@@ -55,7 +56,8 @@ async def nothing_is_left(here: World, job: str) -> bool | None:
 
 def keeper(here: World) -> Retention:
     record, public_url = here.stores, here.settings.public_url
-    uploads = Uploads(record.uploads, here.store, public_url, here.clock)
+    budgets = Budgets(here.settings, record.jobs, record.uploads)
+    uploads = Uploads(record.uploads, here.store, budgets, public_url, here.clock)
     return Retention(
         record.jobs, here.store, uploads, clock=here.clock, heartbeat=HEARTBEAT, keep_days=30.0
     )

@@ -44,6 +44,7 @@ DAY = 24 * 3600.0
 @pytest.fixture
 async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(uploads, "PART_BYTES", 1000)
+    monkeypatch.setattr(uploads, "LEAST_CHUNK_BYTES", 1)
     async with world(tmp_path) as one:
         yield one
 
@@ -134,7 +135,7 @@ async def test_an_upload_that_is_not_as_announced_is_reported_and_leaves_nothing
     assert answer.status == 400
     assert f"what arrived has sha256 {SHA256}, not {'0' * 64}" in answer.body["error"]
     assert await stored(here) == []
-    assert await here.stores.uploads.count_unfinished(owner()) == 0
+    assert (await here.stores.uploads.usage(owner())).unfinished == 0
 
 
 def owner(key: str = API_KEY) -> str:
@@ -147,7 +148,7 @@ def owner(key: str = API_KEY) -> str:
         ({}, "", b"", 400, "at least one byte"),
         ({}, "?sha256=abc", FILE, 400, "expected 64 hexadecimal digits, got 'abc'"),
         ({"Content-Type": "multipart/form-data; boundary=x"}, "", FILE, 415, "not a form"),
-        ({"Tus-Resumable": "0.2.2"}, "", FILE, 412, "expected 1.0.0, got 0.2.2"),
+        ({"Tus-Resumable": "0.2.2"}, "", FILE, 412, "expected 1.0.0, got '0.2.2'"),
         ({"Upload-Length": "many"}, "", b"", 400, "expected a number of bytes, got 'many'"),
         ({"Upload-Length": str(ARCHIVE_BYTES + 1)}, "", b"", 413, f"at most {ARCHIVE_BYTES} bytes"),
     ],
@@ -201,7 +202,7 @@ async def test_a_post_that_breaks_off_leaves_nothing(here: World) -> None:
 
 
 async def forgotten_or_none(here: World) -> bool | None:
-    return await here.stores.uploads.count_unfinished(owner()) == 0 or None
+    return (await here.stores.uploads.usage(owner())).unfinished == 0 or None
 
 
 async def there_or_none(here: World, what: str) -> bool | None:
@@ -475,12 +476,12 @@ async def test_an_unfinished_upload_cannot_be_trained_from_yet(here: World) -> N
 
 
 async def test_a_key_has_so_many_unfinished_uploads_at_most(here: World) -> None:
-    first, *_ = [await begin(here) for _ in range(uploads.MAX_UNFINISHED)]
+    first, *_ = [await begin(here) for _ in range(here.settings.max_unfinished_uploads)]
 
     full = await asked(here, "POST", "/uploads", {"Upload-Length": "5"})
     other = await asked(here, "POST", "/uploads", {"Upload-Length": "5"}, key=OTHER_KEY)
-    assert (full.status, other.status) == (400, 201)
-    assert "16 of your uploads are not finished" in full.body["error"]
+    assert (full.status, other.status) == (429, 201)
+    assert full.body["budget"] == {"name": "unfinished_uploads", "used": 16, "allowed": 16}
 
     assert (await asked(here, "DELETE", f"/uploads/{first}")).status == 204
     assert (await asked(here, "HEAD", f"/uploads/{first}")).status == 404

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from services.fetcher.download import download
 from services.fetcher.parsing.datasets.archive import unpack
+from services.gateway.endpoints import health
 from shared import disk
 from shared.adapters.folder import INCOMING, FolderStore
 from shared.errors import Full, Passing
@@ -32,11 +34,16 @@ ROOT = "/v2/everydream-v1"
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A folder on a small disk of its own."""
-    folder = tmp_path / "small"
+    with mounted(tmp_path / "small", f"size={DISK}") as folder:
+        yield folder
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
     folder.mkdir()
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    size = f"size={DISK},mode=0777"
-    subprocess.run([*as_root, "mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True)
+    tmpfs = ("-t", "tmpfs", "-o", f"{options},mode=0777", "tmpfs")
+    subprocess.run([*as_root, "mount", *tmpfs, folder], check=True)
     try:
         yield folder
     finally:
@@ -160,6 +167,16 @@ async def test_ready_says_that_the_stores_disk_has_no_room(small: Path) -> None:
     async with world(small) as here:
         lacking = await lacks_only_the_store(here)
         assert "bytes are free" in lacking["reason"]
+
+
+async def test_ready_says_that_the_stores_disk_has_no_room_for_more_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "NEEDED_BYTES", 0)
+    with mounted(tmp_path / "few", "nr_inodes=1000") as few:
+        async with world(few) as here:
+            lacking = await lacks_only_the_store(here)
+    assert re.search(r"room for 9\d\d more files \(inodes\); 10000 are needed", lacking["reason"])
 
 
 async def lacks_only_the_store(here: World) -> dict[str, str]:

@@ -78,6 +78,17 @@ CASES = [
          ("0", "-1", "soon", "nan", "inf"), "a number above 0"),
     Case("KEEP_DAYS", 30.0, {"7": 7.0}, ("0", "-1", "week", "nan", "inf"), "a number above 0"),
     Case("HEARTBEAT", 10.0, {"0.2": 0.2}, ("0", "-1", "fast", "nan", "inf"), "a number above 0"),
+    Case("MAX_LIVE_JOBS", 10_000, {"1": 1}, ("0", "many"), "a whole number of at least 1"),
+    Case("MAX_KEPT_JOBS", 100_000, {"1": 1}, ("0",), "a whole number of at least 1"),
+    Case("MAX_REQUEST_BYTES", 1 << 30, {"1000": 1000}, ("1e9",), "a whole number of at least 1"),
+    Case("MAX_BODY_BYTES", 256 << 20, {str(20 << 20): 20 << 20}, (str((20 << 20) - 1), "20M"),
+         "a number of bytes of at least 20971520"),
+    Case("MAX_UPLOAD_BYTES", 100 << 30, {"1": 1}, ("0",), "a whole number of at least 1"),
+    Case("MAX_UNFINISHED_UPLOADS", 16, {"1": 1}, ("0",), "a whole number of at least 1"),
+    Case("MAX_UPLOAD_PARTS", 50_000, {"2": 2}, ("0",), "a whole number of at least 1"),
+    Case("MAX_WAITING_REQUESTS", 1_000, {"1": 1}, ("0",), "a whole number of at least 1"),
+    Case("BODY_MEMORY", 64 << 20, {str(40 << 20): 40 << 20}, (str((40 << 20) - 1), "0"),
+         "a number of bytes of at least 41943040"),
 ]  # fmt: skip
 NAMES = [case.name for case in CASES]
 GOOD = [(case, text) for case in CASES for text in case.good]
