@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from shared.messaging.messages import Stage
 from shared.ports import UploadPart
 
 BASE_PATHS = ("/v1/everydream-v1", "/v2/everydream-v1")
@@ -39,8 +40,22 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     """Grows by one with every write, for compare-and-set."""
     run: int = 1
     created_at: float
+    started_at: float | None = None
     ended_at: float | None
+    overdue_at: float | None = None
+    """When its first time limit passes; seconds since the epoch. None: it has ended."""
     record: bytes
+
+
+class OpenStage(NamedTuple):
+    """A stage that a live job waits for: all that supervision reads of it."""
+
+    job: str
+    stage: Stage
+    claim: str | None
+    """The live claim's id; None: it waits for a worker."""
+    due_at: float
+    """When it was last queued, or will be; seconds since the epoch."""
 
 
 class RemovedJob(NamedTuple):
@@ -95,9 +110,13 @@ class JobStore(Protocol):
         """Upgrade the schema; safe when several processes do it at once."""
 
     async def insert(
-        self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
+        self,
+        job: StoredJob,
+        outgoing: Sequence[Outgoing],
+        happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] = (),
     ) -> bool:
-        """Add a job with its messages and events, in one commit.
+        """Add a job with its messages, events and open stages, in one commit.
 
         False when the id exists already, or belongs to a job of :meth:`removed`.
         """
@@ -109,16 +128,25 @@ class JobStore(Protocol):
         job: StoredJob,
         outgoing: Sequence[Outgoing],
         happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] | None = None,
         *,
         expected_version: int,
     ) -> bool:
-        """Compare-and-set, with the messages and events, in one commit.
+        """Compare-and-set, with the messages, events and open stages, in one commit.
+
+        ``stages`` takes the place of the job's former open stages; None: they stay.
 
         False when another writer was faster. ``job.version`` must be ``expected_version + 1``.
         """
 
-    def live(self) -> AsyncIterator[StoredJob]:
-        """Every job that has not ended, oldest first."""
+    async def claims(self) -> Sequence[OpenStage]:
+        """Every stage that is claimed: as many as workers are busy."""
+
+    async def waiting(self, now: float, limit: int = 100) -> Sequence[OpenStage]:
+        """Of each stage the first ``limit`` that were due by now and that nobody has claimed."""
+
+    def overdue(self, now: float) -> AsyncIterator[str]:
+        """Ids of live jobs of which a time limit has passed, the longest first."""
 
     async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
         """Ids of jobs that ended before this moment (seconds since the epoch)."""
@@ -143,6 +171,12 @@ class JobStore(Protocol):
 
     async def count_ahead(self, created_at: float, job_id: str) -> int:
         """How many jobs, of any owner, wait in front of this one."""
+
+    async def queued(self, owner: str) -> Sequence[str]:
+        """Ids of an owner's jobs that are IN_QUEUE, newest first."""
+
+    async def execution_seconds(self, limit: int) -> Sequence[float]:
+        """From start to end, in seconds, of the newest jobs that have completed."""
 
     async def newest(
         self,

@@ -45,7 +45,7 @@ class Recorder:
     async def _record(self, delivery: Delivery) -> None:
         fact, reply_queue = delivery.message, delivery.envelope.reply_to
         if isinstance(fact, GatewayHeartbeat):
-            await self._supervisor.on_heartbeat(fact)
+            self._supervisor.on_heartbeat(fact)
             return
         job = await self._repository.change(fact.job, partial(self._advance, fact, reply_queue))
         if not isinstance(fact, StageFact):

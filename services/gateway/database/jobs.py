@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import msgspec
 import sqlalchemy as sa
@@ -11,17 +11,17 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Database
-from services.gateway.database.tables import events, jobs, outbox, removed, streams
+from services.gateway.database.tables import events, jobs, open_stages, outbox, removed, streams
 from services.gateway.ports import (
     END_STATUSES,
+    OpenStage,
     Outgoing,
     RemovedJob,
-    Status,
     StoredEvent,
     StoredJob,
 )
+from shared.messaging.messages import STAGES
 
-LIVE = tuple(status for status in get_args(Status) if status not in END_STATUSES)
 PAGE = 100
 """Rows fetched at a time when all are requested."""
 OUTBOX_LOCK = 0x6F757462
@@ -43,7 +43,11 @@ class SqlJobStore:
         await self._database.migrate()
 
     async def insert(
-        self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
+        self,
+        job: StoredJob,
+        outgoing: Sequence[Outgoing],
+        happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] = (),
     ) -> bool:
         gone = sa.select(removed).where(removed.c.job == job.id)
         async with self._database.writing() as connection:
@@ -52,7 +56,7 @@ class SqlJobStore:
             row = self._database.insert(jobs).values(**_columns(job)).on_conflict_do_nothing()
             if (await connection.execute(row)).rowcount == 0:
                 return False
-            await self._add(connection, outgoing, happened)
+            await self._add(connection, outgoing, happened, stages)
             return True
 
     async def get(self, job_id: str) -> StoredJob | None:
@@ -64,6 +68,7 @@ class SqlJobStore:
         job: StoredJob,
         outgoing: Sequence[Outgoing],
         happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] | None = None,
         *,
         expected_version: int,
     ) -> bool:
@@ -74,18 +79,32 @@ class SqlJobStore:
             update = sa.update(jobs).where(unchanged).values(**_columns(job))
             if (await connection.execute(update)).rowcount == 0:
                 return False
-            await self._add(connection, outgoing, happened)
+            if stages is not None:
+                former = sa.delete(open_stages).where(open_stages.c.job == job.id)
+                await connection.execute(former)
+            await self._add(connection, outgoing, happened, stages or ())
             return True
 
-    async def live(self) -> AsyncIterator[StoredJob]:
-        position = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        all_live = sa.select(jobs).where(jobs.c.status.in_(LIVE)).order_by(*position.clauses)
-        page = await self._database.all(all_live.limit(PAGE))
+    async def claims(self) -> Sequence[OpenStage]:
+        claimed = sa.select(open_stages).where(open_stages.c.claim.is_not(None))
+        return [_open_stage(row) for row in await self._database.all(claimed)]
+
+    async def waiting(self, now: float, limit: int = 100) -> Sequence[OpenStage]:
+        due = open_stages.c.claim.is_(None) & (open_stages.c.due_at <= now)
+        first = sa.select(open_stages).where(due).order_by(open_stages.c.due_at).limit(limit)
+        of_each = (first.where(open_stages.c.stage == stage).subquery() for stage in STAGES)
+        every = sa.union_all(*(sa.select(each) for each in of_each))
+        return [_open_stage(row) for row in await self._database.all(every)]
+
+    async def overdue(self, now: float) -> AsyncIterator[str]:
+        position = sa.tuple_(jobs.c.overdue_at, jobs.c.id)
+        every = sa.select(*position.clauses).where(jobs.c.overdue_at < now)
+        every = every.order_by(*position.clauses).limit(PAGE)
+        page = await self._database.all(every)
         while page:
             for row in page:
-                yield _job(row)
-            after = position > (page[-1].created_at, page[-1].id)
-            page = await self._database.all(all_live.where(after).limit(PAGE))
+                yield row.id
+            page = await self._database.all(every.where(position > tuple(page[-1])))
 
     async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
         old = jobs.c.status.in_(END_STATUSES) & (jobs.c.ended_at < moment)
@@ -134,8 +153,21 @@ class SqlJobStore:
 
     async def count_retried(self, owner: str) -> int:
         more = sa.func.coalesce(sa.func.sum(jobs.c.run - 1), 0).label("number")
-        (row,) = await self._database.all(sa.select(more).where(jobs.c.owner == owner))
+        retried = (jobs.c.owner == owner) & (jobs.c.run > 1)
+        (row,) = await self._database.all(sa.select(more).where(retried))
         return int(row.number)
+
+    async def queued(self, owner: str) -> Sequence[str]:
+        waiting = (jobs.c.owner == owner) & (jobs.c.status == "IN_QUEUE")
+        newest_first = (jobs.c.created_at.desc(), jobs.c.id.desc())
+        ids = sa.select(jobs.c.id).where(waiting).order_by(*newest_first)
+        return [row.id for row in await self._database.all(ids)]
+
+    async def execution_seconds(self, limit: int) -> Sequence[float]:
+        seconds = (jobs.c.ended_at - jobs.c.started_at).label("seconds")
+        ran = (jobs.c.status == "COMPLETED") & jobs.c.started_at.is_not(None)
+        newest = sa.select(seconds).where(ran).order_by(jobs.c.created_at.desc()).limit(limit)
+        return [row.seconds for row in await self._database.all(newest)]
 
     async def count_ahead(self, created_at: float, job_id: str) -> int:
         position = sa.tuple_(jobs.c.created_at, jobs.c.id)
@@ -189,11 +221,16 @@ class SqlJobStore:
         connection: AsyncConnection,
         outgoing: Sequence[Outgoing],
         happened: Sequence[StoredEvent],
+        stages: Sequence[OpenStage],
     ) -> None:
-        for table, rows in ((outbox, outgoing), (events, happened)):
+        for table, rows in (
+            (outbox, [_columns(row) for row in outgoing]),
+            (events, [_columns(row) for row in happened]),
+            (open_stages, [row._asdict() for row in stages]),
+        ):
             if rows:
                 add = self._database.insert(table).on_conflict_do_nothing()
-                await connection.execute(add, [_columns(row) for row in rows])
+                await connection.execute(add, rows)
 
 
 def _free(now: float) -> sa.Select[tuple[int]]:
@@ -204,8 +241,8 @@ def _free(now: float) -> sa.Select[tuple[int]]:
 
 
 async def _delete(connection: AsyncConnection, job_id: str) -> bool:
-    """Delete a job with its events and stream position; whether there was one."""
-    for table in (events, streams):
+    """Delete a job with all that is kept beside it; whether there was one."""
+    for table in (events, streams, open_stages):
         await connection.execute(sa.delete(table).where(table.c.job == job_id))
     return (await connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))).rowcount == 1
 
@@ -217,6 +254,10 @@ def _columns(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:
 
 def _job(row: Row[Any]) -> StoredJob:
     return StoredJob(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+def _open_stage(row: Row[Any]) -> OpenStage:
+    return OpenStage(row.job, row.stage, row.claim, row.due_at)
 
 
 def _event(row: Row[Any]) -> StoredEvent:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 
 import structlog
 
-from services.gateway.jobs.record import GPU_STAGES, Job
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.record import GPU_STAGES
 from services.gateway.jobs.response_types import Health
 from services.gateway.ports import JobStore
 from shared.errors import Unavailable
-from shared.messaging.messages import Stage
 from shared.messaging.topology import STAGE_QUEUES
 from shared.ports import Bus
 
-PAGE = 100
 BROKER_SECONDS = 0.5
 """How long a client waits for the broker's count of workers."""
 
@@ -42,7 +39,7 @@ class Capacity:
             Unavailable: the database does not answer.
         """
         counts = await self._jobs.counts(owner)
-        running = [job async for job in self._live() if _is_claimed(job, *GPU_STAGES)]
+        running = {each.job for each in await self._jobs.claims() if each.stage in GPU_STAGES}
         idle, unreachable = await self._idle()
         return {
             "jobs": {
@@ -77,23 +74,9 @@ class Capacity:
     async def trainers(self) -> tuple[int, int]:
         """The number of idle trainers, and of all. Raises Unavailable."""
         idle = await self._bus.consumers(STAGE_QUEUES["training"])
-        return idle, idle + len([job async for job in self._live() if _is_claimed(job, "training")])
+        busy = [each for each in await self._jobs.claims() if each.stage == "training"]
+        return idle, idle + len(busy)
 
-    async def queued(self, owner: str) -> list[str]:
+    async def queued(self, owner: str) -> Sequence[str]:
         """The ids of an owner's jobs that are IN_QUEUE. Raises Unavailable."""
-        found: list[str] = []
-        before: tuple[float, str] | None = None
-        while page := await self._jobs.newest(
-            owner=owner, statuses=("IN_QUEUE",), before=before, limit=PAGE
-        ):
-            found += [row.id for row in page]
-            before = (page[-1].created_at, page[-1].id)
-        return found
-
-    async def _live(self) -> AsyncIterator[Job]:
-        async for row in self._jobs.live():
-            yield read(row)
-
-
-def _is_claimed(job: Job, *stages: Stage) -> bool:
-    return any(job.stages[stage].claim is not None for stage in stages if stage in job.stages)
+        return await self._jobs.queued(owner)

@@ -12,8 +12,7 @@ import structlog
 
 from services.gateway.jobs.capacity import BROKER_SECONDS, Capacity
 from services.gateway.jobs.presenter import iso_or_null
-from services.gateway.jobs.record import Job, execution_time
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.record import Job
 from services.gateway.jobs.response_types import QueuePosition
 from services.gateway.ports import JobStore
 from shared.errors import Unavailable
@@ -70,8 +69,7 @@ class QueuePositions:
 
     async def _measured_pace(self) -> Pace | None:
         """None: there are no trainers, or no finished jobs."""
-        rows = await self._jobs.newest(statuses=("COMPLETED",), limit=NEWEST)
-        times = [execution_time(read(row), self._clock()) / 1000 for row in rows]
+        times = await self._jobs.execution_seconds(NEWEST)
         try:
             async with asyncio.timeout(BROKER_SECONDS):
                 idle, trainers = await self._capacity.trainers()

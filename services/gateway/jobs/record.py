@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from services.gateway.ports import END_STATUSES, Status
+from services.gateway.ports import END_STATUSES, OpenStage, Status
 from shared.messaging.messages import (
     Artifact,
     DrawnImage,
@@ -215,6 +215,25 @@ def why_no_command(job: Job) -> str | None:
     if training is None or job.started_at is None:
         return f"the training has not begun: the job is {job.status}"
     return None
+
+
+def open_stages(job: Job) -> list[OpenStage]:
+    """What a live job waits for; nothing when it has ended."""
+    return [
+        OpenStage(job.id, stage, record.claim.id if record.claim else None, record.due_at)
+        for stage, record in job.stages.items()
+        if record.open and not job.ended
+    ]
+
+
+def overdue_at(job: Job) -> float | None:
+    """When the first time limit of a live job passes; seconds since the epoch."""
+    if job.ended:
+        return None
+    limits = [job.created_at + job.policy.ttl / 1000]
+    if job.started_at is not None:
+        limits.append(job.started_at + job.policy.executionTimeout / 1000)
+    return min(limits)
 
 
 def overdue(job: Job, now: float) -> str | None:

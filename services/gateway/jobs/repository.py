@@ -14,7 +14,14 @@ import structlog
 from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.job_events import job_events
 from services.gateway.jobs.presenter import Presenter
-from services.gateway.jobs.record import Effect, Job, Step, webhook_id
+from services.gateway.jobs.record import (
+    Effect,
+    Job,
+    Step,
+    open_stages,
+    overdue_at,
+    webhook_id,
+)
 from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.messages import Message, WebhookDue, encode
@@ -100,7 +107,10 @@ class JobRepository:
     async def create(self, step: Step) -> bool:
         """Write a new job; False when its id is used already. Raises Unavailable."""
         new = await self._jobs.insert(
-            row_of(step.job, 1), await self._outgoing(step, 1), self._events(None, step.job, 1)
+            row_of(step.job, 1),
+            await self._outgoing(step, 1),
+            self._events(None, step.job, 1),
+            open_stages(step.job),
         )
         self._on_due()
         return new
@@ -155,7 +165,14 @@ class JobRepository:
         outgoing = await self._outgoing(step, version)
         row = row_of(step.job, version)
         events = self._events(before, step.job, version)
-        if not await self._jobs.replace(row, outgoing, events, expected_version=version - 1):
+        stages = open_stages(step.job)
+        if not await self._jobs.replace(
+            row,
+            outgoing,
+            events,
+            None if stages == open_stages(before) else stages,
+            expected_version=version - 1,
+        ):
             return False
         self._on_due()
         self._change_notifier.notify(step.job.id)
@@ -223,6 +240,8 @@ def row_of(job: Job, version: int) -> StoredJob:
         version=version,
         run=job.run,
         created_at=job.created_at,
+        started_at=job.started_at,
         ended_at=job.ended_at,
+        overdue_at=overdue_at(job),
         record=msgspec.json.encode(job),
     )
