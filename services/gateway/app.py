@@ -13,6 +13,7 @@ from aiohttp import web
 from services.gateway.api_documents import documents
 from services.gateway.background.intake import Intake
 from services.gateway.background.outbox_relay import OutboxRelay
+from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.retention import Retention
 from services.gateway.background.supervisor import Supervisor
@@ -91,8 +92,9 @@ class Gateway:
         references = References(settings.public_url, key, repository, uploads, clock)
         admission = Admission(key, repository, references, clock, settings.allowed_private_hosts)
         self._supervisor = Supervisor(bus, jobs, repository, clock=clock, heartbeat=heartbeat)
+        self._progress = ProgressWriter(repository)
         self._recorder = Recorder(
-            bus, repository, self._supervisor, clock=clock, heartbeat=heartbeat
+            bus, repository, self._supervisor, self._progress, clock=clock, heartbeat=heartbeat
         )
         self._intake = Intake(bus, admission)
         keys = Keys(configured_keys(settings), stores.keys, clock)
@@ -135,7 +137,10 @@ class Gateway:
         Raises:
             SettingsError: the address cannot be bound.
         """
-        background = (self._relay, self._recorder, self._supervisor, self._intake, self._retention)
+        background = (
+            *(self._relay, self._recorder, self._progress, self._supervisor),
+            *(self._intake, self._retention),
+        )
         async with self._serving(), asyncio.TaskGroup() as group:
             tasks = [group.create_task(each.run()) for each in background]
             await stop.wait()

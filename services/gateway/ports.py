@@ -58,6 +58,19 @@ class OpenStage(NamedTuple):
     """When it was last queued, or will be; seconds since the epoch."""
 
 
+class StoredProgress(NamedTuple):
+    """The newest numbers of a stage, beside the job's row."""
+
+    job: str
+    stage: Stage
+    run: int
+    """Of the job; an earlier run's numbers are not shown."""
+    numbers: bytes
+    """JSON."""
+    sequence: int = 0
+    """How often they have changed; the store counts."""
+
+
 class RemovedJob(NamedTuple):
     """A job that its owner removed."""
 
@@ -148,11 +161,17 @@ class JobStore(Protocol):
     def overdue(self, now: float) -> AsyncIterator[str]:
         """Ids of live jobs of which a time limit has passed, the longest first."""
 
+    async def write_progress(self, rows: Sequence[StoredProgress]) -> None:
+        """Set the newest numbers of many stages in one commit; of jobs that are gone, none."""
+
+    async def progress(self, job_id: str) -> Sequence[StoredProgress]:
+        """The newest numbers of a job's stages, of any run."""
+
     async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
         """Ids of jobs that ended before this moment (seconds since the epoch)."""
 
     async def delete(self, job_id: str) -> None:
-        """Delete a job, its events, its stream position, and the note that it was removed."""
+        """Delete a job, all that is kept beside it, and the note that it was removed."""
 
     async def remove(self, job_id: str, at: float) -> bool:
         """Delete a job and its messages due after ``at``, and note that it was removed.

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from services.gateway.database import connection as connections
 from services.gateway.database import jobs, tables
 from services.gateway.database.jobs import SqlJobStore
-from services.gateway.ports import OpenStage, Outgoing, StoredEvent, StoredJob
+from services.gateway.ports import OpenStage, Outgoing, StoredEvent, StoredJob, StoredProgress
 from shared.errors import Unavailable
 from shared.messaging.messages import Stage
 from tests.support.servers.postgres import PostgreSQL
@@ -217,6 +217,41 @@ async def test_open_stages_go_with_their_job(store: SqlJobStore, gone: str) -> N
     await (store.delete("one") if gone == "delete" else store.remove("one", 5.0))
 
     assert await store.waiting(9.0) == []
+
+
+def numbers(name: str, text: bytes, run: int = 1, sequence: int = 0) -> StoredProgress:
+    return StoredProgress(name, "training", run, text, sequence)
+
+
+async def test_progress_is_written_for_many_jobs_at_once_and_each_change_counts(
+    store: SqlJobStore, neighbour: SqlJobStore
+) -> None:
+    for name in ("one", "two"):
+        await store.insert(job(name), [])
+
+    await store.write_progress([])
+    await store.write_progress([numbers("one", b"1"), numbers("two", b"1")])
+    await neighbour.write_progress([numbers("one", b"2"), numbers("two", b"1")])
+    await store.write_progress([numbers("one", b"2", run=2)])
+    assert await store.progress("one") == [numbers("one", b"2", run=2, sequence=3)]
+    assert await store.progress("two") == [numbers("two", b"1", sequence=1)], "it had not changed"
+    assert (await store.get("one")) == job(), "the job is as it was"
+
+
+@pytest.mark.parametrize("gone", ["delete", "remove"])
+async def test_a_job_that_is_gone_keeps_no_progress_and_gets_none(
+    store: SqlJobStore, gone: str
+) -> None:
+    for name in ("one", "two"):
+        await store.insert(job(name), [])
+    await store.write_progress([numbers("one", b"1")])
+
+    await (store.delete("one") if gone == "delete" else store.remove("one", 5.0))
+    assert await store.progress("one") == []
+    await store.write_progress([numbers("one", b"2"), numbers("two", b"2")])
+
+    assert await store.progress("one") == []
+    assert await store.progress("two") == [numbers("two", b"2", sequence=1)]
 
 
 @pytest.mark.parametrize("rows", [3000])

@@ -148,6 +148,17 @@ async def test_what_supervision_reads_is_what_the_records_say(past: Past) -> Non
     assert await store.execution_seconds(20) == pytest.approx(seconds)
 
 
+async def test_the_progress_of_the_past_is_shown(past: Past) -> None:
+    told = {job.id: job.progress for job in await past.jobs("IN_QUEUE", "IN_PROGRESS")}
+
+    shown = {job_id: (await past.ask("GET", f"/status/{job_id}")).body["output"] for job_id in told}
+
+    assert any(told.values())
+    for job_id, output in shown.items():
+        numbers = told[job_id].get(output["stage"], {})
+        assert output.items() >= numbers.items()
+
+
 async def test_a_job_of_the_past_that_failed_goes_on_when_it_is_run_again(past: Past) -> None:
     failed = await past.jobs(*RETRYABLE)
 

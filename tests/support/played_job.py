@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from services.gateway.background.consumer import process
+from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.supervisor import LOST_AFTER_HEARTBEATS, Supervisor
 from services.gateway.jobs import transitions
@@ -31,7 +32,14 @@ from services.gateway.jobs.record import (
 )
 from services.gateway.jobs.repository import JobRepository, read
 from services.gateway.jobs.transitions import RETRYABLE
-from services.gateway.ports import JobStore, OpenStage, Outgoing, StoredEvent, StoredJob
+from services.gateway.ports import (
+    JobStore,
+    OpenStage,
+    Outgoing,
+    StoredEvent,
+    StoredJob,
+    StoredProgress,
+)
 from shared import retry
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
@@ -127,6 +135,9 @@ class Rows:
 
     async def waiting(self, now: float, _limit: int) -> list[OpenStage]:
         return [each for each in self.stages if each.claim is None and each.due_at <= now]
+
+    async def progress(self, _job: str) -> list[StoredProgress]:
+        return []
 
     async def overdue(self, now: float) -> AsyncIterator[str]:
         if self.row is not None and self.row.overdue_at is not None and self.row.overdue_at < now:
@@ -228,8 +239,9 @@ class PlayedJob:
             self.bus, store, self.repository, clock=clock, heartbeat=HEARTBEAT
         )
         self.recorder = Recorder(
-            self.bus, self.repository, self.supervisor, clock=clock, heartbeat=HEARTBEAT
-        )
+            self.bus, self.repository, self.supervisor, ProgressWriter(self.repository),
+            clock=clock, heartbeat=HEARTBEAT,
+        )  # fmt: skip
         step = transitions.admit(
             "job", "owner", request, {}, sealed=sealed, now=self.clock, checks=checks
         )

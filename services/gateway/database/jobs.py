@@ -11,7 +11,15 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Database
-from services.gateway.database.tables import events, jobs, open_stages, outbox, removed, streams
+from services.gateway.database.tables import (
+    events,
+    jobs,
+    open_stages,
+    outbox,
+    progress,
+    removed,
+    streams,
+)
 from services.gateway.ports import (
     END_STATUSES,
     OpenStage,
@@ -19,6 +27,7 @@ from services.gateway.ports import (
     RemovedJob,
     StoredEvent,
     StoredJob,
+    StoredProgress,
 )
 from shared.messaging.messages import STAGES
 
@@ -33,6 +42,7 @@ class SqlJobStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._upsert_progress = _upsert_progress(database)
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -105,6 +115,18 @@ class SqlJobStore:
             for row in page:
                 yield row.id
             page = await self._database.all(every.where(position > tuple(page[-1])))
+
+    async def write_progress(self, rows: Sequence[StoredProgress]) -> None:
+        if rows:
+            async with self._database.writing() as connection:
+                values = [row._asdict() for row in rows]
+                await connection.execute(self._upsert_progress, values)
+
+    async def progress(self, job_id: str) -> Sequence[StoredProgress]:
+        rows = await self._database.all(sa.select(progress).where(progress.c.job == job_id))
+        return [
+            StoredProgress(row.job, row.stage, row.run, row.numbers, row.sequence) for row in rows
+        ]
 
     async def ended_before(self, moment: float, limit: int = 100) -> Sequence[str]:
         old = jobs.c.status.in_(END_STATUSES) & (jobs.c.ended_at < moment)
@@ -242,9 +264,23 @@ def _free(now: float) -> sa.Select[tuple[int]]:
 
 async def _delete(connection: AsyncConnection, job_id: str) -> bool:
     """Delete a job with all that is kept beside it; whether there was one."""
-    for table in (events, streams, open_stages):
+    for table in (events, streams, open_stages, progress):
         await connection.execute(sa.delete(table).where(table.c.job == job_id))
     return (await connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))).rowcount == 1
+
+
+def _upsert_progress(database: Database) -> sa.Executable:
+    """Set a stage's numbers and count the change; nothing if its job is gone or none changed."""
+    names = ("job", "stage", "run", "numbers")
+    values = [sa.bindparam(name, type_=progress.c[name].type) for name in names]
+    known = sa.select(*values, sa.literal_column("1")).where(jobs.c.id == sa.bindparam("job"))
+    add = database.insert(progress).from_select([*names, "sequence"], known)
+    new = add.excluded
+    return add.on_conflict_do_update(
+        index_elements=["job", "stage"],
+        set_={"run": new.run, "numbers": new.numbers, "sequence": progress.c.sequence + 1},
+        where=(progress.c.numbers != new.numbers) | (progress.c.run != new.run),
+    )
 
 
 def _columns(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:

@@ -81,6 +81,16 @@ events = sa.Table(
     sa.Column("data", sa.LargeBinary, nullable=False),
 )
 
+progress = sa.Table(
+    "progress",
+    metadata,
+    sa.Column("job", sa.String(255), primary_key=True),
+    sa.Column("stage", sa.String(32), primary_key=True),
+    sa.Column("run", sa.Integer, nullable=False),
+    sa.Column("numbers", sa.LargeBinary, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+)
+
 streams = sa.Table(
     "streams",
     metadata,

@@ -102,6 +102,8 @@ class Job(Struct, frozen=True, kw_only=True):
     error: str | None = None
     stages: dict[Stage, StageRecord] = field(default_factory=dict)
     progress: dict[Stage, dict[str, Any]] = field(default_factory=dict)
+    """Of this run, by stage. It is kept beside the record, which only earlier versions wrote it to;
+    :meth:`.repository.JobRepository.version` joins them."""
     report: dict[str, Any] = field(default_factory=dict)
     refused_claims: tuple[str, ...] = field(default=(), name="refused")
     """Oldest first; a claim that was refused once stays refused."""

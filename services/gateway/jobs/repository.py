@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -22,7 +22,7 @@ from services.gateway.jobs.record import (
     overdue_at,
     webhook_id,
 )
-from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
+from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob, StoredProgress
 from shared.errors import Unavailable, Unroutable
 from shared.messaging.messages import Message, WebhookDue, encode
 from shared.ports import Bus
@@ -31,10 +31,12 @@ log = structlog.get_logger()
 
 
 class JobVersion(NamedTuple):
-    """A job as it stood at a version of its row."""
+    """A live job with its progress, or one that has ended, as it stood at a version of its row."""
 
     job: Job
     version: int
+    sequence: int = 0
+    """How often its progress has changed, which does not change the version."""
 
 
 class UnknownJob(Exception):
@@ -83,9 +85,21 @@ class JobRepository:
         return current.job if current else None
 
     async def version(self, job_id: str) -> JobVersion | None:
-        """The job with the version of its row. Raises Unavailable."""
+        """The job with the version of its row, and its progress. Raises Unavailable."""
         row = await self._jobs.get(job_id)
-        return JobVersion(read(row), row.version) if row else None
+        return await self._with_progress(read(row), row.version) if row else None
+
+    async def _with_progress(self, job: Job, version: int) -> JobVersion:
+        if job.ended:
+            return JobVersion(job, version)
+        rows = await self._jobs.progress(job.id)
+        progress = {
+            row.stage: msgspec.json.decode(row.numbers, type=dict[str, Any])
+            for row in rows
+            if row.run == job.run
+        }
+        shown = msgspec.structs.replace(job, progress=progress)
+        return JobVersion(shown, version, sum(row.sequence for row in rows))
 
     async def versions(self, job_id: str, seconds: float = inf) -> AsyncGenerator[JobVersion, None]:
         """The job now, at each change, and when the time is over.
@@ -133,6 +147,12 @@ class JobRepository:
                 self.send_replies(step.effects)
                 return step.job
         return None
+
+    async def write_progress(self, rows: Sequence[StoredProgress]) -> None:
+        """Set the newest progress of many jobs at once. Raises Unavailable."""
+        await self._jobs.write_progress(rows)
+        for row in rows:
+            self._change_notifier.notify(row.job)
 
     async def remove(self, job_id: str) -> bool:
         """Remove a job; False when there is none. Raises Unavailable."""
@@ -213,7 +233,7 @@ class JobRepository:
         """The encoded message; a webhook's body is the response of ``/status``, byte for byte."""
         message = effect.message
         if isinstance(message, WebhookDue):
-            status = await self._presenter.status(job)
+            status = await self._presenter.status((await self._with_progress(job, 0)).job)
             message = msgspec.structs.replace(message, body=status.decode())
         return encode(message)
 
@@ -243,5 +263,5 @@ def row_of(job: Job, version: int) -> StoredJob:
         started_at=job.started_at,
         ended_at=job.ended_at,
         overdue_at=overdue_at(job),
-        record=msgspec.json.encode(job),
+        record=msgspec.json.encode(msgspec.structs.replace(job, progress={})),
     )
