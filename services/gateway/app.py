@@ -83,18 +83,32 @@ class Gateway:
         )
         repository = JobRepository(
             bus,
+            store,
             jobs,
             presenter,
             clock=clock,
             on_due=self._relay.wake,
             on_end=self._retention.job_ended,
         )
-        references = References(settings.public_url, key, repository, uploads, clock)
+        references = References(
+            public_url=settings.public_url,
+            key=key,
+            repository=repository,
+            presenter=presenter,
+            uploads=uploads,
+            clock=clock,
+        )
         admission = Admission(key, repository, references, clock, settings.allowed_private_hosts)
         self._supervisor = Supervisor(bus, jobs, repository, clock=clock, heartbeat=heartbeat)
         self._progress = ProgressWriter(repository)
         self._recorder = Recorder(
-            bus, repository, self._supervisor, self._progress, clock=clock, heartbeat=heartbeat
+            bus,
+            store,
+            repository,
+            self._supervisor,
+            self._progress,
+            clock=clock,
+            heartbeat=heartbeat,
         )
         self._intake = Intake(bus, admission)
         keys = Keys(configured_keys(settings), stores.keys, clock)

@@ -232,14 +232,14 @@ class PlayedJob:
         store = cast("JobStore", self.rows)
         links = FolderStore(Path("never-written"), public_url="http://gateway", key="k" * 48)
         self.repository = JobRepository(
-            self.bus, store, Presenter(links, clock), clock=clock,
+            self.bus, links, store, Presenter(links, clock), clock=clock,
             on_due=lambda: None, on_end=lambda _: None,
         )  # fmt: skip
         self.supervisor = Supervisor(
             self.bus, store, self.repository, clock=clock, heartbeat=HEARTBEAT
         )
         self.recorder = Recorder(
-            self.bus, self.repository, self.supervisor, ProgressWriter(self.repository),
+            self.bus, links, self.repository, self.supervisor, ProgressWriter(self.repository),
             clock=clock, heartbeat=HEARTBEAT,
         )  # fmt: skip
         step = transitions.admit(

@@ -164,12 +164,12 @@ class EventWriter:
 
     async def _page(self, current: JobVersion) -> list[bytes]:
         """The next events, without those of later versions than this."""
-        job = current.job
         read = self._position
-        rows = await self._jobs.events_after(job.id, read.version, read.number, limit=PAGE)
+        rows = await self._jobs.events_after(current.job.id, read.version, read.number, limit=PAGE)
         known = [row for row in rows if row.version <= current.version]
         if known:
             self._position = EventPosition(known[-1].version, known[-1].number)
+        job = await self._presenter.whole(current.job, ["urls"]) if known else current.job
         return [
             event(f"{row.version}.{row.number}", row.type, await self._presenter.event(job, row))
             for row in known

@@ -21,6 +21,18 @@ from shared.messaging.messages import (
 from shared.request import Command, Policy, WebhookEvent
 
 GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
+RESULT_FIELDS = (
+    "report",
+    "checkpoints",
+    "summary",
+    "records",
+    "images",
+    "samples",
+    "urls",
+    "warnings",
+)
+"""Fields of a record that may be large, and that results of workers change."""
+LARGE_FIELDS = ("input", *RESULT_FIELDS)
 BUCKET_STAGES: tuple[Stage, ...] = ("bucket_check", "model_publication", "image_publication")
 
 
@@ -138,6 +150,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """When the last of them was due; seconds since the epoch."""
     webhook_tries: tuple[WebhookTry, ...] = ()
     """Of all runs, oldest first."""
+    stored: dict[str, str] = field(default_factory=dict)
+    """Store keys of the fields that are too large for the record, which are left empty in it."""
 
     @property
     def ended(self) -> bool:
