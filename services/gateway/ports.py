@@ -182,14 +182,34 @@ class JobStore(Protocol):
     async def removed(self) -> Sequence[RemovedJob]:
         """The jobs that were removed and not yet deleted, oldest removal first."""
 
-    async def counts(self, owner: str) -> Mapping[str, int]:
-        """How many jobs an owner has, by status; a status without jobs is left out."""
+    async def counts(self, owner: str, limit: int | None = None) -> Mapping[str, int]:
+        """How many jobs an owner has, by status; a status without jobs is left out.
+
+        Of each status at most ``limit`` are counted.
+        """
 
     async def count_retried(self, owner: str) -> int:
         """How often an owner's jobs were run again."""
 
-    async def count_ahead(self, created_at: float, job_id: str) -> int:
-        """How many jobs, of any owner, wait in front of this one."""
+    async def count_ahead(
+        self,
+        created_at: float,
+        job_id: str,
+        *,
+        behind: tuple[float, str] | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """How many jobs, of any owner, wait in front of this one.
+
+        Args:
+            created_at: of the job.
+            job_id: of the job.
+            behind: only jobs behind this (created_at, id).
+            limit: the most to count.
+        """
+
+    async def every_waiting(self, step: int) -> Sequence[tuple[float, str]]:
+        """(created_at, id) of each ``step``-th job that waits, in the order of the queue."""
 
     async def queued(self, owner: str) -> Sequence[str]:
         """Ids of an owner's jobs that are IN_QUEUE, newest first."""

@@ -565,7 +565,8 @@ async def test_an_owners_jobs_are_counted_by_status(store: SqlJobStore) -> None:
 
     assert await store.counts("somebody") == {"IN_QUEUE": 2, "FAILED": 1}
     assert await store.count_retried("somebody") == 3
-    assert await store.counts("nobody") == {}
+    assert await store.counts("somebody", 1) == {"IN_QUEUE": 1, "FAILED": 1}
+    assert await store.counts("nobody") == await store.counts("nobody", 1) == {}
     assert await store.count_retried("nobody") == 0
 
 
@@ -582,6 +583,10 @@ async def test_those_who_came_earlier_and_still_wait_are_ahead(store: SqlJobStor
 
     assert await store.count_ahead(last.created_at, last.id) == 2
     assert await store.count_ahead(1.0, "a") == 0
+    assert await store.count_ahead(last.created_at, last.id, limit=1) == 1
+    assert await store.count_ahead(last.created_at, last.id, behind=(1.0, "a")) == 1
+    assert await store.every_waiting(1) == [(1.0, "a"), (3.0, "c"), (3.0, "z"), (4.0, "zz")]
+    assert await store.every_waiting(2) == [(3.0, "c"), (4.0, "zz")]
 
 
 async def test_jobs_are_listed_from_the_newest_page_by_page(store: SqlJobStore) -> None:

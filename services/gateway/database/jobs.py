@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import msgspec
 import sqlalchemy as sa
@@ -25,6 +25,7 @@ from services.gateway.ports import (
     OpenStage,
     Outgoing,
     RemovedJob,
+    Status,
     StoredEvent,
     StoredJob,
     StoredProgress,
@@ -167,10 +168,18 @@ class SqlJobStore:
         row = sa.update(outbox).where(outbox.c.id == outgoing_id)
         await self._database.do(row.values(due_at=due_at, taken_until=0.0))
 
-    async def counts(self, owner: str) -> Mapping[str, int]:
+    async def counts(self, owner: str, limit: int | None = None) -> Mapping[str, int]:
         number = sa.func.count().label("number")
-        counts = sa.select(jobs.c.status, number).where(jobs.c.owner == owner)
-        rows = await self._database.all(counts.group_by(jobs.c.status))
+        theirs = sa.select(jobs.c.status).where(jobs.c.owner == owner)
+        some = sa.union_all(
+            *(
+                sa.select(theirs.where(jobs.c.status == status).limit(limit).subquery())
+                for status in get_args(Status)
+            )
+        )
+        counted = (theirs if limit is None else some).subquery()
+        by_status = sa.select(counted.c.status, number).group_by(counted.c.status)
+        rows = await self._database.all(by_status)
         return {row.status: int(row.number) for row in rows}
 
     async def count_retried(self, owner: str) -> int:
@@ -191,11 +200,30 @@ class SqlJobStore:
         newest = sa.select(seconds).where(ran).order_by(jobs.c.created_at.desc()).limit(limit)
         return [row.seconds for row in await self._database.all(newest)]
 
-    async def count_ahead(self, created_at: float, job_id: str) -> int:
+    async def count_ahead(
+        self,
+        created_at: float,
+        job_id: str,
+        *,
+        behind: tuple[float, str] | None = None,
+        limit: int | None = None,
+    ) -> int:
         position = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        ahead = (jobs.c.status == "IN_QUEUE") & (position < (created_at, job_id))
-        (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(ahead))
+        waiting = jobs.c.status == "IN_QUEUE"
+        ahead = sa.select(jobs.c.id).where(waiting & (position < (created_at, job_id)))
+        if behind is not None:
+            ahead = ahead.where(position > behind)
+        number = sa.func.count().label("number")
+        some = sa.select(number).select_from(ahead.limit(limit).subquery())
+        (row,) = await self._database.all(some)
         return int(row.number)
+
+    async def every_waiting(self, step: int) -> Sequence[tuple[float, str]]:
+        position = (jobs.c.created_at, jobs.c.id)
+        number = sa.func.row_number().over(order_by=position).label("number")
+        waiting = sa.select(*position, number).where(jobs.c.status == "IN_QUEUE").subquery()
+        every = sa.select(waiting).where(waiting.c.number % step == 0).order_by(waiting.c.number)
+        return [(row.created_at, row.id) for row in await self._database.all(every)]
 
     async def newest(
         self,

@@ -9,11 +9,15 @@ import structlog
 
 from services.gateway.jobs.record import GPU_STAGES
 from services.gateway.jobs.response_types import Health
+from services.gateway.jobs.stale_cache import StaleCache
 from services.gateway.ports import JobStore
 from shared.errors import Unavailable
+from shared.messaging.messages import Stage
 from shared.messaging.topology import STAGE_QUEUES
 from shared.ports import Bus
 
+COUNTED = 1000
+"""Jobs of a status that are counted for each request; larger numbers may be some seconds old."""
 BROKER_SECONDS = 0.5
 """How long a client waits for the broker's count of workers."""
 
@@ -28,6 +32,8 @@ class Capacity:
         self._jobs = jobs
         self._last_idle = 0
         """Idle workers when the broker last answered."""
+        self._large_counts = StaleCache(jobs.counts)
+        self._idle = StaleCache(self._count_idle)
 
     async def health(self, owner: str) -> Health:
         """The body that RunPod has: the owner's jobs, and all workers with a GPU.
@@ -38,9 +44,11 @@ class Capacity:
         Raises:
             Unavailable: the database does not answer.
         """
-        counts = await self._jobs.counts(owner)
+        counts = await self._jobs.counts(owner, COUNTED + 1)
+        if max(counts.values(), default=0) > COUNTED:
+            counts = await self._large_counts.get(owner)
         running = {each.job for each in await self._jobs.claims() if each.stage in GPU_STAGES}
-        idle, unreachable = await self._idle()
+        idle, unreachable = await self._idle.get(GPU_STAGES)
         return {
             "jobs": {
                 "completed": counts.get("COMPLETED", 0),
@@ -59,13 +67,12 @@ class Capacity:
             },
         }
 
-    async def _idle(self) -> tuple[int, int]:
+    async def _count_idle(self, stages: tuple[Stage, ...]) -> tuple[int, int]:
         """Idle workers, and those that the broker's absence makes unreachable."""
         try:
             async with asyncio.timeout(BROKER_SECONDS):
-                self._last_idle = sum(
-                    [await self._bus.consumers(STAGE_QUEUES[stage]) for stage in GPU_STAGES]
-                )
+                counting = (self._bus.consumers(STAGE_QUEUES[stage]) for stage in stages)
+                self._last_idle = sum(await asyncio.gather(*counting))
         except (Unavailable, TimeoutError) as error:
             log.warning("workers_unknown", reason=str(error) or "out of time")
             return 0, self._last_idle

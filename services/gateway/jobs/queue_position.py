@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable
 from statistics import fmean
 from time import monotonic
@@ -14,11 +15,14 @@ from services.gateway.jobs.capacity import BROKER_SECONDS, Capacity
 from services.gateway.jobs.presenter import iso_or_null
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.response_types import QueuePosition
+from services.gateway.jobs.stale_cache import StaleCache
 from services.gateway.ports import JobStore
 from shared.errors import Unavailable
 
 NEWEST = 20
 """Number of finished jobs that the mean time is taken from."""
+COUNTED = 1000
+"""Waiting jobs that are counted for each request; the others in such steps, some seconds ago."""
 CACHE_SECONDS = 10.0
 """How long the pace is cached."""
 
@@ -46,6 +50,7 @@ class QueuePositions:
         self._capacity = capacity
         self._jobs = jobs
         self._clock = clock
+        self._steps = StaleCache(jobs.every_waiting)
         self._lock = asyncio.Lock()
         self._pace: Pace | None = None
         self._pace_at = float("-inf")
@@ -54,10 +59,21 @@ class QueuePositions:
         """The position; None: the job is not in the queue. Raises Unavailable."""
         if job.status != "IN_QUEUE":
             return None
-        position = await self._jobs.count_ahead(job.created_at, job.id) + 1
+        position = await self._count_ahead(job) + 1
         pace = await self._current_pace()
         start = self._clock() + pace.wait(position) if pace else None
         return {"position": position, "estimated_start": iso_or_null(start)}
+
+    async def _count_ahead(self, job: Job) -> int:
+        """However many jobs wait, only some are counted for each request."""
+        ahead = await self._jobs.count_ahead(job.created_at, job.id, limit=COUNTED + 1)
+        if ahead <= COUNTED:
+            return ahead
+        steps = await self._steps.get(COUNTED)
+        known = bisect_left(steps, (job.created_at, job.id))
+        behind = steps[known - 1] if known else None
+        rest = await self._jobs.count_ahead(job.created_at, job.id, behind=behind)
+        return known * COUNTED + rest
 
     async def _current_pace(self) -> Pace | None:
         """One request measures, the others use its result."""
