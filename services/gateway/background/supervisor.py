@@ -110,7 +110,11 @@ class Supervisor:
         self._came_back.set()
 
     async def judge(self) -> None:
-        """End what is overdue, and ask again for what is lost. Raises Unavailable."""
+        """End what is overdue, and ask again for what is lost.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
         now = self._clock()
         async for job_id in self._jobs.overdue(now):
             await self._change(job_id, partial(_time_out, now=now))
@@ -156,11 +160,12 @@ class Supervisor:
         return lose_claim(job, stage.stage, stage.claim, now=now, heartbeat=self._heartbeat)
 
     async def _change(self, job_id: str, decide: Callable[[Job], Step]) -> None:
+        """What one job lacks, or triggers, must not stop the others' supervision."""
         try:
             await self._repository.change(job_id, decide)
-        except Unavailable:
-            raise
-        except Exception:  # a bug that one job triggers must not stop the others' supervision
+        except Unavailable as error:
+            log.warning("not_judged", job=job_id, reason=str(error))
+        except Exception:
             log.exception("cannot_judge", job=job_id)
 
 

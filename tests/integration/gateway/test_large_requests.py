@@ -194,6 +194,24 @@ def many_links(prefix: str) -> dict[str, str]:
     return {f"{prefix}{name}": f"https://bucket/{prefix}{name}?{'x' * 50}" for name in names}
 
 
+async def test_a_job_whose_large_fields_are_lost_goes_on_without_them(here: World) -> None:
+    """The store may have been put back to an older state than the database."""
+    job = await here.run(REQUEST)
+    submitted = await loaded(here, await here.get(FETCHER))
+    fetcher = await here.claim(job, "staging")
+    await here.store.delete(f"jobs/{job}/values/")
+
+    status = await here.status(job)
+    await publish(
+        fetcher, DatasetStaged, train=submitted.train, dataset="d", base_model="b",
+        report={"images": 4},
+    )  # fmt: skip
+    await here.claim(job, "training", gpu="card")
+
+    assert (status["status"], status["input"]) == ("IN_QUEUE", {})
+    assert (await here.ask("POST", f"{ROOT}/cancel/{job}")).body["status"] == "CANCELLED"
+
+
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 async def test_while_the_store_is_away_only_what_needs_it_is_refused(
     here: World,

@@ -13,6 +13,7 @@ from services.gateway.jobs.record import Job, StageRecord, Step, open_stages, ov
 from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
 from services.gateway.ports import OpenStage
+from shared.errors import Unavailable
 from shared.messaging.messages import GatewayHeartbeat, StagingStarted
 from shared.messaging.topology import Queue
 
@@ -146,6 +147,24 @@ async def test_a_record_that_cannot_be_judged_leaves_the_others_judged() -> None
         other = transitions.replace(bench.records.job, id=unaskable, stages={"staging": staging})
         bench.records.others.append(other)
 
+    await bench.heartbeats(*range(1, LOST_AFTER_HEARTBEATS + 2))
+
+    assert bench.lost
+
+
+async def test_what_is_away_for_one_job_leaves_the_others_judged() -> None:
+    """As the store, for a job with large fields."""
+    bench = Bench()
+    stuck = transitions.replace(bench.records.job, id="stuck", created_at=0.0)
+    bench.records.others.append(stuck)
+    change = bench.records.change
+
+    async def change_unless_stuck(job: str, decide: Callable[[Job], Step]) -> Job:
+        if job == "stuck":
+            raise Unavailable("a test made the store unavailable")
+        return await change(job, decide)
+
+    bench.records.change = change_unless_stuck  # type: ignore[method-assign]
     await bench.heartbeats(*range(1, LOST_AFTER_HEARTBEATS + 2))
 
     assert bench.lost
