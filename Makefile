@@ -9,6 +9,7 @@
 #   SOAK_ARGS   reaches the soak: --seed 7, --minutes 10
 #   LOCK_ARGS   reaches uv when it makes the lock files: --upgrade, an index of your own
 #   CPU_LOCK_ARGS the same, for the images without a card: where torch's CPU builds are
+#   SCALE_ARGS  reaches the scale: --only sqlite, --most 1000
 
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 PIP_ARGS ?=
@@ -19,6 +20,7 @@ LONG_ARGS ?=
 SOAK_ARGS ?=
 LOCK_ARGS ?=
 CPU_LOCK_ARGS ?=
+SCALE_ARGS ?=
 
 # Hundreds of processes start in the tests: without its cache, each compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -39,7 +41,7 @@ CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constra
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test unit test-long coverage lint types arch check bench fuzz faults soak docs lock format clean servers
+.PHONY: help demo test unit test-long coverage lint types arch check bench scale fuzz faults soak docs lock format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-11s%s\n' "$$name" "$$what"; done
@@ -77,6 +79,9 @@ check: lint types arch test  ## lint, types, arch and test: what a change must p
 
 bench: $(DEV)  ## Measure speed
 	$(BIN)/python -m bench
+
+scale: servers $(DEV)  ## A gateway with up to 100,000 live jobs; writes its table in docs/performance.md
+	SCALE_ARGS="$(SCALE_ARGS)" $(BIN)/python -m bench scale
 
 fuzz: $(FUZZ)  ## Ten minutes of hostile bytes for each reader; writes docs/fuzzing.md
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)

@@ -37,7 +37,7 @@ async def serve(
         allowed=allowed,
         concurrency=settings.concurrency or 4,
     )
-    await Worker(bus, work, heartbeat=settings.heartbeat).run(stop)
+    await Worker(bus, store, work, heartbeat=settings.heartbeat).run(stop)
 
 
 async def main() -> None:

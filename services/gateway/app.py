@@ -13,6 +13,7 @@ from aiohttp import web
 from services.gateway.api_documents import documents
 from services.gateway.background.intake import Intake
 from services.gateway.background.outbox_relay import OutboxRelay
+from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.retention import Retention
 from services.gateway.background.supervisor import Supervisor
@@ -86,6 +87,7 @@ class Gateway:
         )
         repository = JobRepository(
             bus,
+            store,
             jobs,
             presenter,
             clock=clock,
@@ -99,7 +101,14 @@ class Gateway:
             heartbeat=heartbeat,
             on_unpublishable=repository.give_up_message,
         )
-        references = References(settings.public_url, key, repository, uploads, clock)
+        references = References(
+            public_url=settings.public_url,
+            key=key,
+            repository=repository,
+            presenter=presenter,
+            uploads=uploads,
+            clock=clock,
+        )
         admission = Admission(
             key,
             repository,
@@ -109,8 +118,15 @@ class Gateway:
             allowed=settings.allowed_private_hosts,
         )
         self._supervisor = Supervisor(bus, jobs, repository, clock=clock, heartbeat=heartbeat)
+        self._progress = ProgressWriter(repository)
         self._recorder = Recorder(
-            bus, repository, self._supervisor, clock=clock, heartbeat=heartbeat
+            bus,
+            store,
+            repository,
+            self._supervisor,
+            self._progress,
+            clock=clock,
+            heartbeat=heartbeat,
         )
         self._intake = Intake(bus, admission, repository)
         keys = Keys(configured_keys(settings), stores.keys, clock)
@@ -158,7 +174,10 @@ class Gateway:
         """
         allow_many_connections()
         return_large_blocks()
-        background = (self._relay, self._recorder, self._supervisor, self._intake, self._retention)
+        background = (
+            *(self._relay, self._recorder, self._progress, self._supervisor),
+            *(self._intake, self._retention),
+        )
         async with self._serving(), asyncio.TaskGroup() as group:
             tasks = [group.create_task(each.run()) for each in background]
             await stop.wait()

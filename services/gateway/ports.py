@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from shared.messaging.messages import Stage
 from shared.ports import UploadPart
 
 BASE_PATHS = ("/v1/everydream-v1", "/v2/everydream-v1")
@@ -42,7 +43,10 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     """Grows by one with every write, for compare-and-set."""
     run: int = 1
     created_at: float
+    started_at: float | None = None
     ended_at: float | None
+    overdue_at: float | None = None
+    """When its first time limit passes; seconds since the epoch. None: it has ended."""
     record: bytes
     request_bytes: int = 0
     """Size of the request, as compact JSON; set by :meth:`JobStore.insert` alone."""
@@ -57,6 +61,30 @@ class JobUsage(NamedTuple):
     """All jobs."""
     request_bytes: int
     """Of all jobs."""
+
+
+class OpenStage(NamedTuple):
+    """A stage that a live job waits for: all that supervision reads of it."""
+
+    job: str
+    stage: Stage
+    claim: str | None
+    """The live claim's id; None: it waits for a worker."""
+    due_at: float
+    """When it was last queued, or will be; seconds since the epoch."""
+
+
+class StoredProgress(NamedTuple):
+    """The newest numbers of a stage, beside the job's row."""
+
+    job: str
+    stage: Stage
+    run: int
+    """Of the job; an earlier run's numbers are not shown."""
+    numbers: bytes
+    """JSON."""
+    sequence: int = 0
+    """How often they have changed; the store counts."""
 
 
 class RemovedJob(NamedTuple):
@@ -111,9 +139,13 @@ class JobStore(Protocol):
         """Upgrade the schema; safe when several processes do it at once."""
 
     async def insert(
-        self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
+        self,
+        job: StoredJob,
+        outgoing: Sequence[Outgoing],
+        happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] = (),
     ) -> bool:
-        """Add a job with its messages and events, in one commit.
+        """Add a job with its messages, events and open stages, in one commit.
 
         False when the id exists already, or belongs to a job of :meth:`removed`.
         """
@@ -125,16 +157,31 @@ class JobStore(Protocol):
         job: StoredJob,
         outgoing: Sequence[Outgoing],
         happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] | None = None,
         *,
         expected_version: int,
     ) -> bool:
-        """Compare-and-set, with the messages and events, in one commit.
+        """Compare-and-set, with the messages, events and open stages, in one commit.
+
+        ``stages`` takes the place of the job's former open stages; None: they stay.
 
         False when another writer was faster. ``job.version`` must be ``expected_version + 1``.
         """
 
-    def live(self) -> AsyncIterator[StoredJob]:
-        """Every job that has not ended, oldest first."""
+    async def claims(self) -> Sequence[OpenStage]:
+        """Every stage that is claimed: as many as workers are busy."""
+
+    async def waiting(self, now: float, limit: int = 100) -> Sequence[OpenStage]:
+        """Of each stage the first ``limit`` that were due by now and that nobody has claimed."""
+
+    def overdue(self, now: float) -> AsyncIterator[str]:
+        """Ids of live jobs of which a time limit has passed, the longest first."""
+
+    async def write_progress(self, rows: Sequence[StoredProgress]) -> None:
+        """Set the newest numbers of many stages in one commit; of jobs that are gone, none."""
+
+    async def progress(self, job_id: str) -> Sequence[StoredProgress]:
+        """The newest numbers of a job's stages, of any run."""
 
     async def ended_before(
         self, moment: float, limit: int = 100, *, after: float = 0.0
@@ -145,7 +192,7 @@ class JobStore(Protocol):
         """
 
     async def delete(self, job_id: str) -> None:
-        """Delete a job, its events, its stream position, and the note that it was removed."""
+        """Delete a job, all that is kept beside it, and the note that it was removed."""
 
     async def remove(self, job_id: str, at: float) -> bool:
         """Delete a job and its messages due after ``at``, and note that it was removed.
@@ -156,8 +203,11 @@ class JobStore(Protocol):
     async def removed(self) -> Sequence[RemovedJob]:
         """The jobs that were removed and not yet deleted, oldest removal first."""
 
-    async def counts(self, owner: str) -> Mapping[str, int]:
-        """How many jobs an owner has, by status; a status without jobs is left out."""
+    async def counts(self, owner: str, limit: int | None = None) -> Mapping[str, int]:
+        """How many jobs an owner has, by status; a status without jobs is left out.
+
+        Of each status at most ``limit`` are counted.
+        """
 
     async def usage(self, owner: str) -> JobUsage:
         """What an owner's jobs use; removed ones use nothing."""
@@ -165,8 +215,31 @@ class JobStore(Protocol):
     async def count_retried(self, owner: str) -> int:
         """How often an owner's jobs were run again."""
 
-    async def count_ahead(self, created_at: float, job_id: str) -> int:
-        """How many jobs, of any owner, wait in front of this one."""
+    async def count_ahead(
+        self,
+        created_at: float,
+        job_id: str,
+        *,
+        behind: tuple[float, str] | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """How many jobs, of any owner, wait in front of this one.
+
+        Args:
+            created_at: of the job.
+            job_id: of the job.
+            behind: only jobs behind this (created_at, id).
+            limit: the most to count.
+        """
+
+    async def every_waiting(self, step: int) -> Sequence[tuple[float, str]]:
+        """(created_at, id) of each ``step``-th job that waits, in the order of the queue."""
+
+    async def queued(self, owner: str) -> Sequence[str]:
+        """Ids of an owner's jobs that are IN_QUEUE, newest first."""
+
+    async def execution_seconds(self, limit: int) -> Sequence[float]:
+        """From start to end, in seconds, of the newest jobs that have completed."""
 
     async def newest(
         self,

@@ -22,7 +22,9 @@ async def serve(
     scratch, cache = settings.scratch, settings.cache
     work = InferencerWork(store, standby, scratch=scratch, cache=cache)
     samples = SampleRows(bus, store, standby, scratch=scratch, cache=cache)
-    await Worker(bus, work, heartbeat=settings.heartbeat, best_effort_tasks=samples).run(stop)
+    await Worker(bus, store, work, heartbeat=settings.heartbeat, best_effort_tasks=samples).run(
+        stop
+    )
 
 
 async def main() -> None:

@@ -25,6 +25,7 @@ from shared.scratch import scratch_folder
 from shared.storage.artifacts import upload_artifact
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder
+from shared.storage.large_fields import load_fields, store_message
 from shared.storage.snapshots import sample_key, waiting_snapshots
 from shared.worker.order import BestEffortTask
 
@@ -91,6 +92,7 @@ class SampleRows:
     async def _generate(
         self, sampled: CheckpointSampled, folder: Path, keepalive: Callable[[], None]
     ) -> None:
+        sampled = await load_fields(self._store, sampled)
         job, row = sampled.job, sampled.row
         snapshot = folder / "weights"
         await download_folder(self._store, sampled.snapshot, snapshot, keepalive=keepalive)
@@ -110,7 +112,8 @@ class SampleRows:
         )
         for reason in missing:
             log.warning("sample_missing", job=job, step=row.step, reason=reason)
-        await self._bus.publish(SamplesGenerated(job=job, samples=samples))
+        generated = SamplesGenerated(job=job, samples=samples)
+        await self._bus.publish(await store_message(self._store, generated))
         log.info("sample_row_drawn", job=job, step=row.step)
 
 

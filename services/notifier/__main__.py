@@ -36,9 +36,10 @@ async def serve(
     )  # fmt: skip
     secret = keys.webhook_secret(settings.webhook_secret, key)
     async with guarded_session(allowed) as session:
-        webhooks = deliver_all(bus, session, secret, allowed)
+        webhooks = deliver_all(bus, store, session, secret, allowed)
         await asyncio.gather(
-            Worker(bus, work, heartbeat=settings.heartbeat).run(stop), or_stopped(webhooks, stop)
+            Worker(bus, store, work, heartbeat=settings.heartbeat).run(stop),
+            or_stopped(webhooks, stop),
         )
 
 

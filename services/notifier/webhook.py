@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 
 import aiohttp
 import structlog
 
 from services.notifier import signature
-from shared.errors import EveryDreamError, Refused, reason_of
+from shared.errors import EveryDreamError, NotFound, Refused, reason_of
 from shared.messaging.messages import WebhookDelivered, WebhookDue, WebhookFailed
 from shared.messaging.topology import NOTIFIER_WEBHOOKS
 from shared.network.outbound import check_url, refusing
-from shared.ports import Bus, Delivery
+from shared.ports import Bus, Delivery, ObjectStore
+from shared.storage.large_fields import load_fields
 
+Outcome = WebhookDelivered | WebhookFailed
 CONCURRENCY = 16
 """Webhooks posted at a time."""
 TIMEOUT = aiohttp.ClientTimeout(total=20.0, sock_connect=10.0)
@@ -25,37 +29,54 @@ log = structlog.get_logger()
 
 
 async def deliver_all(
-    bus: Bus, session: aiohttp.ClientSession, secret: str, allowed: frozenset[str]
+    bus: Bus,
+    store: ObjectStore,
+    session: aiohttp.ClientSession,
+    secret: str,
+    allowed: frozenset[str],
 ) -> None:
     """Post due webhooks, forever."""
+    post_due = partial(_load_and_post, store, session, secret, allowed)
     async with (
         aclosing(bus.consume(NOTIFIER_WEBHOOKS, prefetch=CONCURRENCY)) as deliveries,
         asyncio.TaskGroup() as group,
     ):
         async for delivery in deliveries:
-            group.create_task(_handle(bus, session, secret, allowed, delivery))
+            group.create_task(_handle(bus, post_due, delivery))
 
 
 async def _handle(
-    bus: Bus,
-    session: aiohttp.ClientSession,
-    secret: str,
-    allowed: frozenset[str],
-    delivery: Delivery,
+    bus: Bus, post_due: Callable[[WebhookDue], Awaitable[Outcome]], delivery: Delivery
 ) -> None:
     """Publish the outcome, then ack; a webhook that is posted twice has the same id."""
     due = delivery.message
     if not isinstance(due, WebhookDue):
         await delivery.dead_letter("not a webhook that is due")
         return
-    outcome = await post(session, secret, allowed, due)
-    log.info("webhook_posted", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
     try:
+        outcome = await post_due(due)
         await bus.publish(outcome)
         await delivery.ack()
     except EveryDreamError as error:
         log.warning("webhook_outcome_not_published", job=due.job, reason=str(error))
         await delivery.release()
+
+
+async def _load_and_post(
+    store: ObjectStore,
+    session: aiohttp.ClientSession,
+    secret: str,
+    allowed: frozenset[str],
+    due: WebhookDue,
+) -> Outcome:
+    """Post a webhook, whose body may be in the store. Raises Unavailable."""
+    try:
+        whole = await load_fields(store, due)
+    except NotFound:
+        return _failed(due, "the job was deleted", permanent=True)
+    outcome = await post(session, secret, allowed, whole)
+    log.info("webhook_posted", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
+    return outcome
 
 
 async def post(

@@ -19,7 +19,7 @@ async def serve(
     work = TrainerWork(
         store, scratch=settings.scratch, cache=settings.cache, resume_every=settings.resume_every
     )
-    await Worker(bus, work, heartbeat=settings.heartbeat).run(stop)
+    await Worker(bus, store, work, heartbeat=settings.heartbeat).run(stop)
 
 
 async def main() -> None:

@@ -54,6 +54,21 @@ class StageFact(Message, frozen=True, kw_only=True):
     worker: str = ""
 
 
+class LargeMessage(Message, frozen=True, kw_only=True):
+    """A message that may grow with what a user sends or a job makes."""
+
+    stored: dict[str, str] = field(default_factory=dict)
+    """Fields over 64 KiB: the key of the object that has a field's JSON, by its name or
+    ``part.field``. The field is left empty, a text ``stored``."""
+
+
+class LargeFact(StageFact, frozen=True, kw_only=True):
+    """The same for a worker's fact."""
+
+    stored: dict[str, str] = field(default_factory=dict)
+    """See :class:`LargeMessage`."""
+
+
 class WorkStarted(StageFact, frozen=True, kw_only=True):
     """A worker claims a stage; the answer is sent to its reply queue."""
 
@@ -80,7 +95,7 @@ class JobRefused(Message, frozen=True, kw_only=True, tag="job.refused"):
     mistakes: list[str]
 
 
-class JobSubmitted(Message, frozen=True, kw_only=True, tag="job.submitted"):
+class JobSubmitted(LargeMessage, frozen=True, kw_only=True, tag="job.submitted"):
     """A job was admitted; requests staging."""
 
     run: int
@@ -103,7 +118,7 @@ class JobStarted(Message, frozen=True, kw_only=True, tag="job.started"):
     gpu: str
 
 
-class JobCompleted(Message, frozen=True, kw_only=True, tag="job.completed"):
+class JobCompleted(LargeMessage, frozen=True, kw_only=True, tag="job.completed"):
     run: int
     output: dict[str, Any]
 
@@ -125,7 +140,7 @@ class JobTimedOut(Message, frozen=True, kw_only=True, tag="job.timed_out"):
 # --- Claims (gateway to one worker's reply queue, by the default exchange) --------------------
 
 
-class ClaimGranted(Message, frozen=True, kw_only=True, tag="claim.granted"):
+class ClaimGranted(LargeMessage, frozen=True, kw_only=True, tag="claim.granted"):
     """The worker may start; a repeated claim gets the same answer."""
 
     stage: Stage
@@ -175,7 +190,7 @@ class StagingInterrupted(StageFact, frozen=True, kw_only=True, tag="staging.inte
     pass
 
 
-class DatasetStaged(StageFact, frozen=True, kw_only=True, tag="dataset.staged"):
+class DatasetStaged(LargeFact, frozen=True, kw_only=True, tag="dataset.staged"):
     """Dataset and base model are checked and in the store; requests training."""
 
     train: Train
@@ -188,7 +203,7 @@ class DatasetStaged(StageFact, frozen=True, kw_only=True, tag="dataset.staged"):
     """The pre-flight report shown by ``/status``."""
 
 
-class ModelStaged(StageFact, frozen=True, kw_only=True, tag="model.staged"):
+class ModelStaged(LargeFact, frozen=True, kw_only=True, tag="model.staged"):
     """A finished model is checked and in the store; requests generation without training."""
 
     inference: tuple[Inference, ...]
@@ -216,7 +231,7 @@ class TrainingInterrupted(StageFact, frozen=True, kw_only=True, tag="training.in
     pass
 
 
-class CheckpointSampled(StageFact, frozen=True, kw_only=True, tag="checkpoint.sampled"):
+class CheckpointSampled(LargeFact, frozen=True, kw_only=True, tag="checkpoint.sampled"):
     """A snapshot of the weights is in the store; requests a row of samples.
 
     That needs no claim: samples may be lost, and a repeated row is the same.
@@ -254,7 +269,7 @@ class ResumePointSaved(StageFact, frozen=True, kw_only=True, tag="resume_point.s
     epoch: int
 
 
-class CheckpointFinal(StageFact, frozen=True, kw_only=True, tag="checkpoint.final"):
+class CheckpointFinal(LargeFact, frozen=True, kw_only=True, tag="checkpoint.final"):
     """Training is done; requests generation and publication of the model."""
 
     inference: tuple[Inference, ...] = ()
@@ -291,7 +306,7 @@ class GenerationInterrupted(StageFact, frozen=True, kw_only=True, tag="generatio
     pass
 
 
-class ImagesGenerated(StageFact, frozen=True, kw_only=True, tag="images.generated"):
+class ImagesGenerated(LargeFact, frozen=True, kw_only=True, tag="images.generated"):
     """All images are in the store, in the order of the request; requests their publication."""
 
     images: tuple[DrawnImage, ...]
@@ -301,7 +316,7 @@ class ImagesGenerated(StageFact, frozen=True, kw_only=True, tag="images.generate
     """What went wrong with the last row; the images do not depend on it."""
 
 
-class SamplesGenerated(Message, frozen=True, kw_only=True, tag="samples.generated"):
+class SamplesGenerated(LargeMessage, frozen=True, kw_only=True, tag="samples.generated"):
     """A row of samples is in the store; published without a claim, perhaps more than once."""
 
     samples: tuple[DrawnSample, ...]
@@ -329,13 +344,13 @@ class BucketChecked(StageFact, frozen=True, kw_only=True, tag="bucket.checked"):
     """Why it could not be checked; None: it was."""
 
 
-class ArtifactsPublished(StageFact, frozen=True, kw_only=True, tag="artifacts.published"):
+class ArtifactsPublished(LargeFact, frozen=True, kw_only=True, tag="artifacts.published"):
     """The stage's files are in the user's bucket; ``urls`` maps store keys to presigned URLs."""
 
     urls: dict[str, str]
 
 
-class WebhookDue(Message, frozen=True, kw_only=True, tag="webhook.due"):
+class WebhookDue(LargeMessage, frozen=True, kw_only=True, tag="webhook.due"):
     """Post this webhook now, once; the gateway schedules the retries.
 
     ``webhook_id`` is the same for all attempts at one event; ``attempt`` counts them.

@@ -18,9 +18,10 @@ from shared.messaging.messages import (
     Stage,
     StageFact,
 )
-from shared.ports import Bus, ReplyQueue
+from shared.ports import Bus, ObjectStore, ReplyQueue
 from shared.request import Command
 from shared.retry import Reconnects
+from shared.storage.large_fields import load_fields, store_message
 
 log = structlog.get_logger()
 
@@ -63,11 +64,16 @@ class Order(Keepalive):
     """One claim of a stage, and the work under it."""
 
     def __init__(
-        self, bus: Bus, reply_queue: ReplyQueue, message: AnyMessage, stage: Stage
+        self,
+        bus: Bus,
+        store: ObjectStore,
+        reply_queue: ReplyQueue,
+        message: AnyMessage,
+        stage: Stage,
     ) -> None:
         super().__init__()
         self.message = message
-        """The fact that requests the work."""
+        """The fact that requests the work; whole once :meth:`load` has run."""
         self.stage: Stage = stage
         self.claim = str(uuid.uuid4())
         self.answered = asyncio.Event()
@@ -84,6 +90,7 @@ class Order(Keepalive):
         """Set when there are new commands; the reader clears it."""
         self.numbers: dict[str, Any] = {}
         self._bus = bus
+        self._store = store
         self._reply_queue = reply_queue
 
     @property
@@ -117,6 +124,16 @@ class Order(Keepalive):
             "worker": self._bus.source,
         }
 
+    async def load(self) -> None:
+        """Fetch what is too large for the requesting fact and for the grant.
+
+        Raises:
+            NotFound: the job is deleted.
+            Unavailable: the store does not answer.
+        """
+        self.message = await load_fields(self._store, self.message)
+        self.granted = await load_fields(self._store, self.grant)
+
     async def publish(self, fact: StageFact) -> None:
         """Publish a fact; retries until the broker has it or the claim is refused.
 
@@ -134,7 +151,8 @@ class Order(Keepalive):
             Unpublishable: the broker refuses it for good.
         """
         try:
-            await self._bus.publish(fact, reply_to=self._reply_queue.address, mandatory=mandatory)
+            small = await store_message(self._store, fact)
+            await self._bus.publish(small, reply_to=self._reply_queue.address, mandatory=mandatory)
         except (Unavailable, Unroutable) as error:
             log.warning(
                 "fact_not_published", fact=type(fact).__name__, job=self.job, reason=str(error)
@@ -153,7 +171,7 @@ class Order(Keepalive):
             case CommandIssued():
                 return
             case ClaimGranted():
-                self.granted = message
+                self.granted = self.granted or message  # repeated, it says the same
             case ClaimRefused(reason=reason):
                 self.refused = reason
             case _:

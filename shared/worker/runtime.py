@@ -37,7 +37,7 @@ from shared.messaging.messages import (
     claim_of,
 )
 from shared.messaging.topology import REPLY_QUEUE_BINDINGS, Queue
-from shared.ports import Bus, Delivery, ReplyQueue
+from shared.ports import Bus, Delivery, ObjectStore, ReplyQueue
 from shared.retry import reconnect_delay
 from shared.service_process import exit_put_off, or_stopped
 from shared.worker.order import BestEffortTask, Order
@@ -126,12 +126,14 @@ class Worker:
     def __init__(
         self,
         bus: Bus,
+        store: ObjectStore,
         work: Work,
         *,
         heartbeat: float,
         best_effort_tasks: BestEffortTasks | None = None,
     ) -> None:
         self._bus = bus
+        self._store = store
         self._work = work
         self._heartbeat = heartbeat
         self._best_effort_tasks = best_effort_tasks
@@ -245,7 +247,7 @@ class Worker:
         if stage is None:
             await delivery.ack()
             return
-        order = Order(self._bus, reply_queue, delivery.message, stage)
+        order = Order(self._bus, self._store, reply_queue, delivery.message, stage)
         self._orders[order.claim] = order
         try:
             if not await self._claim(order, gpu, stop):
@@ -313,7 +315,7 @@ class Worker:
     async def _work_on(self, order: Order, stop: asyncio.Event) -> None:
         log.info("working", job=order.job, stage=order.stage, attempt=order.grant.attempt)
         order.keepalive()
-        task = asyncio.create_task(self._work.perform(order))
+        task = asyncio.create_task(self._perform(order))
         self._tasks[order.claim] = task
         sending_heartbeats = asyncio.create_task(self._send_heartbeats(order, task))
         stopping = asyncio.create_task(self._stop_work(order, task, stop))
@@ -329,6 +331,10 @@ class Worker:
             if not stop.is_set():
                 await ended(task)
         log.info("claim_ended", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
+
+    async def _perform(self, order: Order) -> Result:
+        await order.load()
+        return await self._work.perform(order)
 
     async def _publish_outcome(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
         """Publish the outcome; a worker that stops does not wait for the broker forever."""

@@ -5,6 +5,8 @@ import multiprocessing
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -13,13 +15,21 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.gateway.database import connection as connections
 from services.gateway.database import jobs, tables
 from services.gateway.database.jobs import SqlJobStore
-from services.gateway.ports import JobUsage, Outgoing, StoredEvent, StoredJob
+from services.gateway.ports import (
+    JobUsage,
+    OpenStage,
+    Outgoing,
+    StoredEvent,
+    StoredJob,
+    StoredProgress,
+)
 from shared.errors import Unavailable
+from shared.messaging.messages import Stage
 from tests.support.servers.postgres import PostgreSQL
 
 SECONDS = 60
@@ -156,33 +166,161 @@ async def test_a_deleted_job_is_gone(store: SqlJobStore) -> None:
 # --- queries over all jobs
 
 
-async def test_live_jobs_come_oldest_first_however_many_pages_they_fill(
+async def test_jobs_that_are_overdue_come_longest_first_however_many_pages_they_fill(
     store: SqlJobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "PAGE", 2)
-    times = {"e": 5.0, "b": 2.0, "c": 2.0, "a": 3.0, "d": 2.0, "f": 1.0}
-    for name, created_at in times.items():
-        await store.insert(job(name, created_at=created_at), [])
-    await store.insert(job("running", created_at=4.0, status="IN_PROGRESS"), [])
-    for status in ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"):
-        await store.insert(job(status, created_at=2.0, status=status, ended_at=9.0), [])
-
-    assert [one.id async for one in store.live()] == ["f", "b", "c", "d", "a", "running", "e"]
-
-
-async def test_jobs_may_end_while_the_live_ones_are_read(
-    store: SqlJobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "PAGE", 2)
-    for number in range(7):
-        await store.insert(job(str(number), created_at=float(number)), [])
+    times = {"e": 5.0, "b": 2.0, "c": 2.0, "a": 3.0, "d": 2.0, "f": 1.0, "later": 9.0}
+    for name, overdue_at in times.items():
+        await store.insert(job(name, overdue_at=overdue_at), [])
+    await store.insert(job("ended", status="COMPLETED", ended_at=9.0), [])
 
     seen = []
-    async for one in store.live():
-        seen.append(one.id)
-        ended = msgspec.structs.replace(one, version=2, status="FAILED", ended_at=1.0)
+    async for name in store.overdue(9.0):
+        seen.append(name)
+        ended = job(name, version=2, status="TIMED_OUT", ended_at=9.0)
         assert await store.replace(ended, [], expected_version=1)
-    assert seen == [str(number) for number in range(7)]
+    assert seen == ["f", "b", "c", "d", "a", "e"], "also while they end"
+    assert [name async for name in store.overdue(9.0)] == []
+
+
+def waiting(name: str, due_at: float, stage: Stage = "staging") -> OpenStage:
+    return OpenStage(name, stage, None, due_at)
+
+
+async def test_open_stages_are_found_by_what_they_wait_for(store: SqlJobStore) -> None:
+    claimed = OpenStage("one", "training", "claim", 1.0)
+    published = waiting("one", 2.0, "model_publication")
+    await store.insert(job(), [], [], [claimed, published])
+    for name, due_at in (("b", 3.0), ("a", 4.0), ("c", 2.0), ("later", 9.5)):
+        await store.insert(job(name), [], [], [waiting(name, due_at)])
+
+    assert await store.claims() == [claimed]
+    assert set(await store.waiting(9.0)) == {
+        *(waiting("b", 3.0), waiting("a", 4.0), waiting("c", 2.0)),
+        published,
+    }
+    assert set(await store.waiting(9.0, limit=1)) == {waiting("c", 2.0), published}
+
+
+async def test_open_stages_change_with_their_job_and_only_then(store: SqlJobStore) -> None:
+    first, second = waiting("one", 1.0), OpenStage("one", "staging", "claim", 1.0)
+    await store.insert(job(), [], [], [first])
+
+    assert await store.replace(job(version=2), [], [], expected_version=1)
+    assert await store.waiting(9.0) == [first]
+    assert not await store.replace(job(version=2), [], [], [second], expected_version=1)
+    assert await store.waiting(9.0) == [first]
+    assert await store.replace(job(version=3), [], [], [second], expected_version=2)
+    assert (await store.waiting(9.0), await store.claims()) == ([], [second])
+    assert await store.replace(job(version=4), [], [], [], expected_version=3)
+    assert await store.claims() == []
+
+
+@pytest.mark.parametrize("gone", ["delete", "remove"])
+async def test_open_stages_go_with_their_job(store: SqlJobStore, gone: str) -> None:
+    await store.insert(job(), [], [], [waiting("one", 1.0)])
+
+    await (store.delete("one") if gone == "delete" else store.remove("one", 5.0))
+
+    assert await store.waiting(9.0) == []
+
+
+def numbers(name: str, text: bytes, run: int = 1, sequence: int = 0) -> StoredProgress:
+    return StoredProgress(name, "training", run, text, sequence)
+
+
+async def test_progress_is_written_for_many_jobs_at_once_and_each_change_counts(
+    store: SqlJobStore, neighbour: SqlJobStore
+) -> None:
+    for name in ("one", "two"):
+        await store.insert(job(name), [])
+
+    await store.write_progress([])
+    await store.write_progress([numbers("one", b"1"), numbers("two", b"1")])
+    await neighbour.write_progress([numbers("one", b"2"), numbers("two", b"1")])
+    await store.write_progress([numbers("one", b"2", run=2)])
+    assert await store.progress("one") == [numbers("one", b"2", run=2, sequence=3)]
+    assert await store.progress("two") == [numbers("two", b"1", sequence=1)], "it had not changed"
+    assert (await store.get("one")) == job(), "the job is as it was"
+
+
+@pytest.mark.parametrize("gone", ["delete", "remove"])
+async def test_a_job_that_is_gone_keeps_no_progress_and_gets_none(
+    store: SqlJobStore, gone: str
+) -> None:
+    for name in ("one", "two"):
+        await store.insert(job(name), [])
+    await store.write_progress([numbers("one", b"1")])
+
+    await (store.delete("one") if gone == "delete" else store.remove("one", 5.0))
+    assert await store.progress("one") == []
+    await store.write_progress([numbers("one", b"2"), numbers("two", b"2")])
+
+    assert await store.progress("one") == []
+    assert await store.progress("two") == [numbers("two", b"2", sequence=1)]
+
+
+@pytest.mark.parametrize("rows", [3000])
+async def test_what_is_read_at_each_heartbeat_is_found_by_an_index(
+    store: SqlJobStore, url: str, rows: int
+) -> None:
+    """Among many jobs: with few, a database rightly reads a table from end to end."""
+    engine = create_async_engine(connections.normalise(url))
+    async with engine.begin() as connection:
+        await connection.execute(
+            sa.insert(tables.jobs),
+            [
+                msgspec.structs.asdict(job(str(number), overdue_at=1e9 + number))
+                for number in range(rows)
+            ],
+        )
+        await connection.execute(
+            sa.insert(tables.open_stages), [waiting(str(n), 1.0)._asdict() for n in range(rows)]
+        )
+        await connection.execute(sa.text("ANALYZE"))
+
+    plans = {
+        question: await plans_of(engine, store, question)
+        for question in ("claims", "waiting", "overdue", "count_retried")
+    }
+    await engine.dispose()
+
+    for question, index in (
+        ("claims", "open_stages_claimed"),
+        ("waiting", "open_stages_waiting"),
+        ("overdue", "jobs_overdue"),
+        ("count_retried", "jobs_retried"),
+    ):
+        assert index in plans[question], plans[question]
+        assert "Seq Scan on" not in plans[question]
+
+
+async def plans_of(engine: AsyncEngine, store: SqlJobStore, question: str) -> str:
+    """How the database answers a question of the store."""
+    asked: list[sa.Executable] = []
+
+    async def note(statement: sa.Executable) -> list[Any]:
+        asked.append(statement)
+        return [SimpleNamespace(number=0)] if question == "count_retried" else []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store._database, "all", note)
+        match question:
+            case "overdue":
+                assert [each async for each in store.overdue(1.0)] == []
+            case "waiting":
+                await store.waiting(2.0)
+            case "claims":
+                await store.claims()
+            case "count_retried":
+                await store.count_retried("somebody")
+    explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+    statement = cast("sa.Select[Any]", asked[0])
+    text = statement.compile(engine.sync_engine, compile_kwargs={"literal_binds": True})
+    async with engine.connect() as connection:
+        rows = (await connection.exec_driver_sql(f"{explain} {text}")).all()
+    return "\n".join(str(row[-1]) for row in rows)
 
 
 async def test_jobs_that_ended_before_a_moment_are_named_oldest_end_first(
@@ -435,7 +573,8 @@ async def test_an_owners_jobs_are_counted_by_status(store: SqlJobStore) -> None:
 
     assert await store.counts("somebody") == {"IN_QUEUE": 2, "FAILED": 1}
     assert await store.count_retried("somebody") == 3
-    assert await store.counts("nobody") == {}
+    assert await store.counts("somebody", 1) == {"IN_QUEUE": 1, "FAILED": 1}
+    assert await store.counts("nobody") == await store.counts("nobody", 1) == {}
     assert await store.count_retried("nobody") == 0
 
 
@@ -469,6 +608,10 @@ async def test_those_who_came_earlier_and_still_wait_are_ahead(store: SqlJobStor
 
     assert await store.count_ahead(last.created_at, last.id) == 2
     assert await store.count_ahead(1.0, "a") == 0
+    assert await store.count_ahead(last.created_at, last.id, limit=1) == 1
+    assert await store.count_ahead(last.created_at, last.id, behind=(1.0, "a")) == 1
+    assert await store.every_waiting(1) == [(1.0, "a"), (3.0, "c"), (3.0, "z"), (4.0, "zz")]
+    assert await store.every_waiting(2) == [(3.0, "c"), (4.0, "zz")]
 
 
 async def test_jobs_are_listed_from_the_newest_page_by_page(store: SqlJobStore) -> None:
@@ -514,7 +657,7 @@ async def test_a_cancelled_call_leaves_the_store_in_order(store: SqlJobStore) ->
         task.cancel()
         await asyncio.wait((task,))
 
-    jobs = {one.id.removeprefix("job-") async for one in store.live()}
+    jobs = {one.id.removeprefix("job-") for one in await store.newest()}
     assert jobs == {each.removeprefix("m-") for each in await ids_due(store)}
     assert await store.insert(job("after"), [])
 

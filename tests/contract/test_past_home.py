@@ -29,7 +29,7 @@ from services.fetcher.models.configured_model import (
 )
 from services.fetcher.progress_meter import ProgressMeter
 from services.gateway.endpoints.uploads import CHUNK
-from services.gateway.jobs.record import BUCKET_STAGES, Job, StageRecord
+from services.gateway.jobs.record import BUCKET_STAGES, Job, StageRecord, open_stages, overdue_at
 from services.gateway.jobs.repository import read
 from services.gateway.jobs.transitions import RETRYABLE
 from services.gateway.ports import END_STATUSES, StoredJob
@@ -139,6 +139,30 @@ async def test_every_job_of_the_past_goes_on_to_its_end(past: Past, *, handed_ov
     assert ends == {job.id: "COMPLETED" for job in live}
     assert live
     assert not past.here.broker.dead_letters
+
+
+async def test_what_supervision_reads_is_what_the_records_say(past: Past) -> None:
+    store, jobs = past.here.stores.jobs, await past.jobs()
+
+    read_of_them = {*await store.claims(), *await store.waiting(past.here.clock() + WEEK)}
+
+    assert read_of_them == {stage for job in jobs for stage in open_stages(job)} != set()
+    limits = {row.id: row.overdue_at for row in await past.rows()}
+    assert limits == {job.id: overdue_at(job) for job in jobs}
+    ran = [job for job in jobs if job.status == "COMPLETED" and job.started_at is not None]
+    seconds = [(job.ended_at or 0.0) - (job.started_at or 0.0) for job in reversed(ran)]
+    assert await store.execution_seconds(20) == pytest.approx(seconds)
+
+
+async def test_the_progress_of_the_past_is_shown(past: Past) -> None:
+    told = {job.id: job.progress for job in await past.jobs("IN_QUEUE", "IN_PROGRESS")}
+
+    shown = {job_id: (await past.ask("GET", f"/status/{job_id}")).body["output"] for job_id in told}
+
+    assert any(told.values())
+    for job_id, output in shown.items():
+        numbers = told[job_id].get(output["stage"], {})
+        assert output.items() >= numbers.items()
 
 
 async def test_a_job_of_the_past_that_failed_goes_on_when_it_is_run_again(past: Past) -> None:

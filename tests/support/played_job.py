@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from services.gateway.background.consumer import process
+from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.supervisor import LOST_AFTER_HEARTBEATS, Supervisor
 from services.gateway.jobs import transitions
@@ -31,7 +32,14 @@ from services.gateway.jobs.record import (
 )
 from services.gateway.jobs.repository import JobRepository, read
 from services.gateway.jobs.transitions import RETRYABLE
-from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
+from services.gateway.ports import (
+    JobStore,
+    OpenStage,
+    Outgoing,
+    StoredEvent,
+    StoredJob,
+    StoredProgress,
+)
 from shared import retry
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
@@ -90,14 +98,19 @@ class Rows:
 
     def __init__(self) -> None:
         self.row: StoredJob | None = None
+        self.stages: Sequence[OpenStage] = ()
         self.outbox: list[Outgoing] = []
         self.caused: list[AnyMessage] = []
         """Everything that was ever in the outbox."""
 
     async def insert(
-        self, job: StoredJob, outgoing: Sequence[Outgoing], _happened: Sequence[StoredEvent] = ()
+        self,
+        job: StoredJob,
+        outgoing: Sequence[Outgoing],
+        _happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] = (),
     ) -> bool:
-        self._write(job, outgoing)
+        self._write(job, outgoing, stages)
         return True
 
     async def get(self, _job: str) -> StoredJob | None:
@@ -108,25 +121,38 @@ class Rows:
         job: StoredJob,
         outgoing: Sequence[Outgoing],
         _happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] | None = None,
         *,
         expected_version: int,
     ) -> bool:
         if self.row is None or self.row.version != expected_version:
             return False
-        self._write(job, outgoing)
+        self._write(job, outgoing, stages)
         return True
 
-    async def live(self) -> AsyncIterator[StoredJob]:
-        if self.row is not None and self.row.status not in ENDS.values():
-            yield self.row
+    async def claims(self) -> list[OpenStage]:
+        return [each for each in self.stages if each.claim is not None]
+
+    async def waiting(self, now: float, _limit: int) -> list[OpenStage]:
+        return [each for each in self.stages if each.claim is None and each.due_at <= now]
+
+    async def progress(self, _job: str) -> list[StoredProgress]:
+        return []
+
+    async def overdue(self, now: float) -> AsyncIterator[str]:
+        if self.row is not None and self.row.overdue_at is not None and self.row.overdue_at < now:
+            yield self.row.id
 
     async def remove(self, _job: str, at: float) -> bool:
-        self.row = None
+        self.row, self.stages = None, ()
         self.outbox = [each for each in self.outbox if each.due_at <= at]
         return True
 
-    def _write(self, job: StoredJob, outgoing: Sequence[Outgoing]) -> None:
+    def _write(
+        self, job: StoredJob, outgoing: Sequence[Outgoing], stages: Sequence[OpenStage] | None
+    ) -> None:
         self.row = job
+        self.stages = self.stages if stages is None else stages
         self.outbox += outgoing
         self.caused += [decode(each.message) for each in outgoing]
 
@@ -206,15 +232,16 @@ class PlayedJob:
         store = cast("JobStore", self.rows)
         links = FolderStore(Path("never-written"), public_url="http://gateway", key="k" * 48)
         self.repository = JobRepository(
-            self.bus, store, Presenter(links, clock), clock=clock,
+            self.bus, links, store, Presenter(links, clock), clock=clock,
             on_due=lambda: None, on_end=lambda _: None,
         )  # fmt: skip
         self.supervisor = Supervisor(
             self.bus, store, self.repository, clock=clock, heartbeat=HEARTBEAT
         )
         self.recorder = Recorder(
-            self.bus, self.repository, self.supervisor, clock=clock, heartbeat=HEARTBEAT
-        )
+            self.bus, links, self.repository, self.supervisor, ProgressWriter(self.repository),
+            clock=clock, heartbeat=HEARTBEAT,
+        )  # fmt: skip
         step = transitions.admit(
             "job", "owner", request, {}, sealed=sealed, now=self.clock, checks=checks
         )
@@ -289,6 +316,8 @@ class PlayedJob:
 
     async def _process(self, delivery: Delivery) -> None:
         await process(delivery, self.recorder._record)
+        if isinstance(delivery.message, GatewayHeartbeat):
+            await self.supervisor.judge()
 
     def relay(self) -> None:
         """Send what is due, as the relay does."""

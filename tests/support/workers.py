@@ -57,7 +57,8 @@ def granted_order(
     s3: str | None = None,
     commands: dict[Command, int] | None = None,
 ) -> Order:
-    order = Order(facts, ReplyQueue(), message, stage)  # type: ignore[arg-type]
+    store = folder_store(Path("never-written"))
+    order = Order(facts, store, ReplyQueue(), message, stage)  # type: ignore[arg-type]
     order.receive(
         ClaimGranted(
             job=message.job,

@@ -2,43 +2,36 @@
 
 The gateway sends heartbeats to itself through the queue of the facts. When one comes back, every
 fact published before it is recorded. So neither a backlog nor a stalled broker loses a live claim.
+
+Judging runs beside that queue, so that no claim waits for it. It reads what can be lost, however
+many jobs are live: the claims, and the oldest stages of each queue that is empty.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from uuid import uuid4
 
-import msgspec
 import structlog
-from msgspec import Struct
 
-from services.gateway.jobs.record import Job, Step, overdue
-from services.gateway.jobs.repository import JobRepository, read
+from services.gateway.jobs.record import Job, Step, open_stages, overdue
+from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.transitions import lose_claim, requeue, time_out
-from services.gateway.ports import JobStore, StoredJob
+from services.gateway.ports import JobStore, OpenStage
 from shared.errors import Unavailable, Unroutable
-from shared.messaging.messages import GatewayHeartbeat, Stage
+from shared.messaging.messages import GatewayHeartbeat
 from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
 from shared.ports import Bus
 
 LOST_AFTER_HEARTBEATS = 6
 """Own heartbeats that must come back after a claim's last sign of life before it counts as lost."""
+WATCHED = 200
+"""Waiting stages of a kind that are watched at a time, if their queue is empty: those due first."""
 
 log = structlog.get_logger()
-
-
-class _Watch(Struct, frozen=True):
-    """Something that must not stay silent: a claim, or a stage that waits for one."""
-
-    job: str
-    stage: Stage
-    claimed: bool
-    key: str
-    """The claim's id; of a waiting stage, its job and name and when it was last queued."""
 
 
 class Supervisor:
@@ -64,16 +57,31 @@ class Supervisor:
         self._last_number = 0
         self._heartbeats = 0
         """Own heartbeats that came back."""
+        self._came_back = asyncio.Event()
         self._since: dict[str, int] = {}
-        """By watch: the heartbeat of the last sign of life, or that last found the work queued."""
+        """By watch: the heartbeat of the last sign of life, or that first found it waiting."""
         self._queued: dict[str, bool] = {}
         """By queue: whether it holds anything; asked once in a heartbeat."""
 
     async def run(self) -> None:
-        """Send heartbeats, until cancelled."""
+        """Send heartbeats and judge those that come back, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._send_heartbeats())
+            group.create_task(self._judge_heartbeats())
+
+    async def _send_heartbeats(self) -> None:
         for number in count(1):
             await self._send(GatewayHeartbeat(gateway=self._name, number=number))
             await asyncio.sleep(self._heartbeat)
+
+    async def _judge_heartbeats(self) -> None:
+        while True:
+            await self._came_back.wait()
+            self._came_back.clear()
+            try:
+                await self.judge()
+            except Unavailable as error:  # the next heartbeat is judged instead
+                log.warning("not_judged", reason=str(error))
 
     async def _send(self, heartbeat: GatewayHeartbeat) -> None:
         try:
@@ -88,62 +96,49 @@ class Supervisor:
         """A fact of a live claim was recorded."""
         self._since[claim] = self._heartbeats
 
-    async def on_heartbeat(self, heartbeat: GatewayHeartbeat) -> None:
-        """Check every live job. Raises Unavailable."""
-        if heartbeat.gateway != self._name:
-            return
-        self._count(heartbeat.number)
-        self._queued = {}
-        now = self._clock()
-        jobs = [job async for row in self._jobs.live() if (job := _readable(row))]
-        watches = {job.id: [*_watches(job, now)] for job in jobs}
-        keys = [watch.key for each in watches.values() for watch in each]
-        self._since = {key: self._since.get(key, self._heartbeats) for key in keys}
-        for job in jobs:
-            try:
-                await self._check(job, watches[job.id], now)
-            except Unavailable:
-                raise
-            except Exception:  # a bug that one job triggers must not stop the others' supervision
-                log.exception("cannot_judge", job=job.id)
+    def on_heartbeat(self, heartbeat: GatewayHeartbeat) -> None:
+        """Count a heartbeat that came back, once; after a gap, start anew.
 
-    def _count(self, number: int) -> None:
-        """Count each heartbeat once; after a gap, in which another gateway recorded, start anew."""
-        if number <= self._last_number:
+        In a gap another gateway recorded.
+        """
+        if heartbeat.gateway != self._name or heartbeat.number <= self._last_number:
             return
-        if number > self._last_number + 1:
+        if heartbeat.number > self._last_number + 1:
             self._since = {}
-        self._last_number = number
+        self._last_number = heartbeat.number
         self._heartbeats += 1
+        self._came_back.set()
 
-    async def _check(self, job: Job, watches: list[_Watch], now: float) -> None:
-        if overdue(job, now):
-            await self._repository.change(job.id, partial(_time_out, now=now))
-        for watch in watches:
-            if watch.claimed:
-                await self._check_claim(watch, now)
-            else:
-                await self._check_waiting(watch, now)
+    async def judge(self) -> None:
+        """End what is overdue, and ask again for what is lost.
 
-    async def _check_claim(self, watch: _Watch, now: float) -> None:
-        if not self._silent_too_long(watch):
-            return
-        log.warning("claim_lost", job=watch.job, stage=watch.stage, claim=watch.key)
-        lose = partial(
-            lose_claim, stage=watch.stage, claim=watch.key, now=now, heartbeat=self._heartbeat
-        )
-        await self._repository.change(watch.job, lose)
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        now = self._clock()
+        async for job_id in self._jobs.overdue(now):
+            await self._change(job_id, partial(_time_out, now=now))
+        claimed = await self._jobs.claims()
+        waiting = await self._in_empty_queues(now)
+        watched = [_watch_of(stage) for stage in (*claimed, *waiting)]
+        self._since = {watch: self._since.get(watch, self._heartbeats) for watch in watched}
+        for stage in claimed:
+            if self._silent_too_long(stage):
+                log.warning("claim_lost", job=stage.job, stage=stage.stage, claim=stage.claim)
+                await self._change(stage.job, partial(self._lose, stage=stage, now=now))
+        for stage in waiting:
+            if self._silent_too_long(stage):
+                log.warning("work_requeued", job=stage.job, stage=stage.stage)
+                await self._change(stage.job, partial(_requeue, waiting=stage, now=now))
 
-    async def _check_waiting(self, watch: _Watch, now: float) -> None:
+    async def _in_empty_queues(self, now: float) -> list[OpenStage]:
         """Unclaimed work counts as forgotten only while its queue is empty."""
-        if await self._is_queued(STAGE_QUEUES[watch.stage]):
-            self._since[watch.key] = self._heartbeats
-        elif self._silent_too_long(watch):
-            log.warning("work_requeued", job=watch.job, stage=watch.stage)
-            await self._repository.change(watch.job, partial(_requeue, watch=watch, now=now))
-
-    def _silent_too_long(self, watch: _Watch) -> bool:
-        return self._heartbeats - self._since[watch.key] >= LOST_AFTER_HEARTBEATS
+        self._queued = {}
+        return [
+            stage
+            for stage in await self._jobs.waiting(now, WATCHED)
+            if not await self._is_queued(STAGE_QUEUES[stage.stage])
+        ]
 
     async def _is_queued(self, queue: Queue) -> bool:
         """Whether the queue holds anything; assumed while the broker does not answer."""
@@ -154,25 +149,29 @@ class Supervisor:
                 self._queued[queue.name] = True
         return self._queued[queue.name]
 
+    def _silent_too_long(self, stage: OpenStage) -> bool:
+        since = self._since.get(_watch_of(stage), self._heartbeats)
+        return self._heartbeats - since >= LOST_AFTER_HEARTBEATS
 
-def _readable(row: StoredJob) -> Job | None:
-    try:
-        return read(row)
-    except msgspec.DecodeError:
-        log.exception("cannot_judge", job=row.id)
-        return None
+    def _lose(self, job: Job, stage: OpenStage, now: float) -> Step:
+        """Unless it showed a sign of life since the check."""
+        if stage.claim is None or not self._silent_too_long(stage):
+            return Step(job)
+        return lose_claim(job, stage.stage, stage.claim, now=now, heartbeat=self._heartbeat)
+
+    async def _change(self, job_id: str, decide: Callable[[Job], Step]) -> None:
+        """What one job lacks, or triggers, must not stop the others' supervision."""
+        try:
+            await self._repository.change(job_id, decide)
+        except Unavailable as error:
+            log.warning("not_judged", job=job_id, reason=str(error))
+        except Exception:
+            log.exception("cannot_judge", job=job_id)
 
 
-def _watches(job: Job, now: float) -> Iterator[_Watch]:
-    for stage, record in job.stages.items():
-        if record.claim is not None:
-            yield _Watch(job.id, stage, claimed=True, key=record.claim.id)
-        elif record.open and record.due_at <= now:
-            yield _Watch(job.id, stage, claimed=False, key=_waiting_key(job, stage))
-
-
-def _waiting_key(job: Job, stage: Stage) -> str:
-    return f"{job.id}/{stage}/{job.stages[stage].due_at}"
+def _watch_of(stage: OpenStage) -> str:
+    """The claim's id; of a waiting stage, its job and name and when it was last queued."""
+    return stage.claim or f"{stage.job}/{stage.stage}/{stage.due_at}"
 
 
 def _time_out(job: Job, now: float) -> Step:
@@ -180,10 +179,6 @@ def _time_out(job: Job, now: float) -> Step:
     return time_out(job, reason, now) if reason else Step(job)
 
 
-def _requeue(job: Job, watch: _Watch, now: float) -> Step:
+def _requeue(job: Job, waiting: OpenStage, now: float) -> Step:
     """Only if nothing has happened since the check."""
-    record = job.stages[watch.stage]
-    idle = not job.ended and record.open and record.claim is None
-    if not idle or _waiting_key(job, watch.stage) != watch.key:
-        return Step(job)
-    return requeue(job, watch.stage, now=now)
+    return requeue(job, waiting.stage, now=now) if waiting in open_stages(job) else Step(job)

@@ -11,18 +11,28 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Database
-from services.gateway.database.tables import events, jobs, outbox, removed, streams
+from services.gateway.database.tables import (
+    events,
+    jobs,
+    open_stages,
+    outbox,
+    progress,
+    removed,
+    streams,
+)
 from services.gateway.ports import (
     END_STATUSES,
     JobUsage,
+    OpenStage,
     Outgoing,
     RemovedJob,
     Status,
     StoredEvent,
     StoredJob,
+    StoredProgress,
 )
+from shared.messaging.messages import STAGES
 
-LIVE = tuple(status for status in get_args(Status) if status not in END_STATUSES)
 PAGE = 100
 """Rows fetched at a time when all are requested."""
 OUTBOX_LOCK = 0x6F757462
@@ -34,6 +44,7 @@ class SqlJobStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._upsert_progress = _upsert_progress(database)
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -44,7 +55,11 @@ class SqlJobStore:
         await self._database.migrate()
 
     async def insert(
-        self, job: StoredJob, outgoing: Sequence[Outgoing], happened: Sequence[StoredEvent] = ()
+        self,
+        job: StoredJob,
+        outgoing: Sequence[Outgoing],
+        happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] = (),
     ) -> bool:
         gone = sa.select(removed).where(removed.c.job == job.id)
         async with self._database.writing() as connection:
@@ -53,7 +68,7 @@ class SqlJobStore:
             row = self._database.insert(jobs).values(**_columns(job)).on_conflict_do_nothing()
             if (await connection.execute(row)).rowcount == 0:
                 return False
-            await self._add(connection, outgoing, happened)
+            await self._add(connection, outgoing, happened, stages)
             return True
 
     async def get(self, job_id: str) -> StoredJob | None:
@@ -65,6 +80,7 @@ class SqlJobStore:
         job: StoredJob,
         outgoing: Sequence[Outgoing],
         happened: Sequence[StoredEvent] = (),
+        stages: Sequence[OpenStage] | None = None,
         *,
         expected_version: int,
     ) -> bool:
@@ -76,18 +92,44 @@ class SqlJobStore:
             update = sa.update(jobs).where(unchanged).values(**columns)
             if (await connection.execute(update)).rowcount == 0:
                 return False
-            await self._add(connection, outgoing, happened)
+            if stages is not None:
+                former = sa.delete(open_stages).where(open_stages.c.job == job.id)
+                await connection.execute(former)
+            await self._add(connection, outgoing, happened, stages or ())
             return True
 
-    async def live(self) -> AsyncIterator[StoredJob]:
-        position = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        all_live = sa.select(jobs).where(jobs.c.status.in_(LIVE)).order_by(*position.clauses)
-        page = await self._database.all(all_live.limit(PAGE))
+    async def claims(self) -> Sequence[OpenStage]:
+        claimed = sa.select(open_stages).where(open_stages.c.claim.is_not(None))
+        return [_open_stage(row) for row in await self._database.all(claimed)]
+
+    async def waiting(self, now: float, limit: int = 100) -> Sequence[OpenStage]:
+        due = open_stages.c.claim.is_(None) & (open_stages.c.due_at <= now)
+        first = sa.select(open_stages).where(due).order_by(open_stages.c.due_at).limit(limit)
+        of_each = (first.where(open_stages.c.stage == stage).subquery() for stage in STAGES)
+        every = sa.union_all(*(sa.select(each) for each in of_each))
+        return [_open_stage(row) for row in await self._database.all(every)]
+
+    async def overdue(self, now: float) -> AsyncIterator[str]:
+        position = sa.tuple_(jobs.c.overdue_at, jobs.c.id)
+        every = sa.select(*position.clauses).where(jobs.c.overdue_at < now)
+        every = every.order_by(*position.clauses).limit(PAGE)
+        page = await self._database.all(every)
         while page:
             for row in page:
-                yield _job(row)
-            after = position > (page[-1].created_at, page[-1].id)
-            page = await self._database.all(all_live.where(after).limit(PAGE))
+                yield row.id
+            page = await self._database.all(every.where(position > tuple(page[-1])))
+
+    async def write_progress(self, rows: Sequence[StoredProgress]) -> None:
+        if rows:
+            async with self._database.writing() as connection:
+                values = [row._asdict() for row in rows]
+                await connection.execute(self._upsert_progress, values)
+
+    async def progress(self, job_id: str) -> Sequence[StoredProgress]:
+        rows = await self._database.all(sa.select(progress).where(progress.c.job == job_id))
+        return [
+            StoredProgress(row.job, row.stage, row.run, row.numbers, row.sequence) for row in rows
+        ]
 
     async def ended_before(
         self, moment: float, limit: int = 100, *, after: float = 0.0
@@ -131,10 +173,18 @@ class SqlJobStore:
         row = sa.update(outbox).where(outbox.c.id == outgoing_id)
         await self._database.do(row.values(due_at=due_at, taken_until=0.0))
 
-    async def counts(self, owner: str) -> Mapping[str, int]:
+    async def counts(self, owner: str, limit: int | None = None) -> Mapping[str, int]:
         number = sa.func.count().label("number")
-        counts = sa.select(jobs.c.status, number).where(jobs.c.owner == owner)
-        rows = await self._database.all(counts.group_by(jobs.c.status))
+        theirs = sa.select(jobs.c.status).where(jobs.c.owner == owner)
+        some = sa.union_all(
+            *(
+                sa.select(theirs.where(jobs.c.status == status).limit(limit).subquery())
+                for status in get_args(Status)
+            )
+        )
+        counted = (theirs if limit is None else some).subquery()
+        by_status = sa.select(counted.c.status, number).group_by(counted.c.status)
+        rows = await self._database.all(by_status)
         return {row.status: int(row.number) for row in rows}
 
     async def usage(self, owner: str) -> JobUsage:
@@ -147,21 +197,53 @@ class SqlJobStore:
         by_status = each.where(jobs.c.owner == owner).group_by(jobs.c.status)
         rows = await self._database.all(by_status)
         return JobUsage(
-            live=sum(int(row.number) for row in rows if row.status in LIVE),
+            live=sum(int(row.number) for row in rows if row.status not in END_STATUSES),
             kept=sum(int(row.number) for row in rows),
             request_bytes=sum(int(row.size) for row in rows),
         )
 
     async def count_retried(self, owner: str) -> int:
         more = sa.func.coalesce(sa.func.sum(jobs.c.run - 1), 0).label("number")
-        (row,) = await self._database.all(sa.select(more).where(jobs.c.owner == owner))
+        retried = (jobs.c.owner == owner) & (jobs.c.run > 1)
+        (row,) = await self._database.all(sa.select(more).where(retried))
         return int(row.number)
 
-    async def count_ahead(self, created_at: float, job_id: str) -> int:
+    async def queued(self, owner: str) -> Sequence[str]:
+        waiting = (jobs.c.owner == owner) & (jobs.c.status == "IN_QUEUE")
+        newest_first = (jobs.c.created_at.desc(), jobs.c.id.desc())
+        ids = sa.select(jobs.c.id).where(waiting).order_by(*newest_first)
+        return [row.id for row in await self._database.all(ids)]
+
+    async def execution_seconds(self, limit: int) -> Sequence[float]:
+        seconds = (jobs.c.ended_at - jobs.c.started_at).label("seconds")
+        ran = (jobs.c.status == "COMPLETED") & jobs.c.started_at.is_not(None)
+        newest = sa.select(seconds).where(ran).order_by(jobs.c.created_at.desc()).limit(limit)
+        return [row.seconds for row in await self._database.all(newest)]
+
+    async def count_ahead(
+        self,
+        created_at: float,
+        job_id: str,
+        *,
+        behind: tuple[float, str] | None = None,
+        limit: int | None = None,
+    ) -> int:
         position = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        ahead = (jobs.c.status == "IN_QUEUE") & (position < (created_at, job_id))
-        (row,) = await self._database.all(sa.select(sa.func.count().label("number")).where(ahead))
+        waiting = jobs.c.status == "IN_QUEUE"
+        ahead = sa.select(jobs.c.id).where(waiting & (position < (created_at, job_id)))
+        if behind is not None:
+            ahead = ahead.where(position > behind)
+        number = sa.func.count().label("number")
+        some = sa.select(number).select_from(ahead.limit(limit).subquery())
+        (row,) = await self._database.all(some)
         return int(row.number)
+
+    async def every_waiting(self, step: int) -> Sequence[tuple[float, str]]:
+        position = (jobs.c.created_at, jobs.c.id)
+        number = sa.func.row_number().over(order_by=position).label("number")
+        waiting = sa.select(*position, number).where(jobs.c.status == "IN_QUEUE").subquery()
+        every = sa.select(waiting).where(waiting.c.number % step == 0).order_by(waiting.c.number)
+        return [(row.created_at, row.id) for row in await self._database.all(every)]
 
     async def newest(
         self,
@@ -209,11 +291,16 @@ class SqlJobStore:
         connection: AsyncConnection,
         outgoing: Sequence[Outgoing],
         happened: Sequence[StoredEvent],
+        stages: Sequence[OpenStage],
     ) -> None:
-        for table, rows in ((outbox, outgoing), (events, happened)):
+        for table, rows in (
+            (outbox, [_columns(row) for row in outgoing]),
+            (events, [_columns(row) for row in happened]),
+            (open_stages, [row._asdict() for row in stages]),
+        ):
             if rows:
                 add = self._database.insert(table).on_conflict_do_nothing()
-                await connection.execute(add, [_columns(row) for row in rows])
+                await connection.execute(add, rows)
 
 
 def _free(now: float) -> sa.Select[tuple[int]]:
@@ -224,10 +311,24 @@ def _free(now: float) -> sa.Select[tuple[int]]:
 
 
 async def _delete(connection: AsyncConnection, job_id: str) -> bool:
-    """Delete a job with its events and stream position; whether there was one."""
-    for table in (events, streams):
+    """Delete a job with all that is kept beside it; whether there was one."""
+    for table in (events, streams, open_stages, progress):
         await connection.execute(sa.delete(table).where(table.c.job == job_id))
     return (await connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))).rowcount == 1
+
+
+def _upsert_progress(database: Database) -> sa.Executable:
+    """Set a stage's numbers and count the change; nothing if its job is gone or none changed."""
+    names = ("job", "stage", "run", "numbers")
+    values = [sa.bindparam(name, type_=progress.c[name].type) for name in names]
+    known = sa.select(*values, sa.literal_column("1")).where(jobs.c.id == sa.bindparam("job"))
+    add = database.insert(progress).from_select([*names, "sequence"], known)
+    new = add.excluded
+    return add.on_conflict_do_update(
+        index_elements=["job", "stage"],
+        set_={"run": new.run, "numbers": new.numbers, "sequence": progress.c.sequence + 1},
+        where=(progress.c.numbers != new.numbers) | (progress.c.run != new.run),
+    )
 
 
 def _columns(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:
@@ -237,6 +338,10 @@ def _columns(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:
 
 def _job(row: Row[Any]) -> StoredJob:
     return StoredJob(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+def _open_stage(row: Row[Any]) -> OpenStage:
+    return OpenStage(row.job, row.stage, row.claim, row.due_at)
 
 
 def _event(row: Row[Any]) -> StoredEvent:

@@ -18,7 +18,9 @@ jobs = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("run", sa.Integer, nullable=False, server_default="1"),
     sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double, nullable=True),
     sa.Column("ended_at", sa.Double, nullable=True),
+    sa.Column("overdue_at", sa.Double, nullable=True),
     sa.Column("record", sa.LargeBinary, nullable=False),
     sa.Column("request_bytes", sa.Integer, nullable=False, server_default="0"),
     sa.Index("jobs_by_status", "status", "created_at", "id"),
@@ -26,6 +28,33 @@ jobs = sa.Table(
     sa.Index("jobs_by_owner_and_time", "owner", "created_at", "id"),
     sa.Index("jobs_by_end", "ended_at"),
 )
+# A condition of a comparison implies that the column is not NULL, so both databases use these.
+sa.Index(
+    "jobs_overdue", jobs.c.overdue_at, jobs.c.id,
+    postgresql_where=jobs.c.overdue_at.is_not(None), sqlite_where=jobs.c.overdue_at.is_not(None),
+)  # fmt: skip
+sa.Index(
+    "jobs_retried", jobs.c.owner, jobs.c.run,
+    postgresql_where=jobs.c.run > 1, sqlite_where=jobs.c.run > 1,
+)  # fmt: skip
+
+open_stages = sa.Table(
+    "open_stages",
+    metadata,
+    sa.Column("job", sa.String(255), primary_key=True),
+    sa.Column("stage", sa.String(32), primary_key=True),
+    sa.Column("claim", sa.String(255), nullable=True),
+    sa.Column("due_at", sa.Double, nullable=False),
+)
+sa.Index(
+    "open_stages_claimed", open_stages.c.claim,
+    postgresql_where=open_stages.c.claim.is_not(None),
+    sqlite_where=open_stages.c.claim.is_not(None),
+)  # fmt: skip
+sa.Index(
+    "open_stages_waiting", open_stages.c.stage, open_stages.c.due_at, open_stages.c.job,
+    postgresql_where=open_stages.c.claim.is_(None), sqlite_where=open_stages.c.claim.is_(None),
+)  # fmt: skip
 
 outbox = sa.Table(
     "outbox",
@@ -51,6 +80,16 @@ events = sa.Table(
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("type", sa.String(32), nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+progress = sa.Table(
+    "progress",
+    metadata,
+    sa.Column("job", sa.String(255), primary_key=True),
+    sa.Column("stage", sa.String(32), primary_key=True),
+    sa.Column("run", sa.Integer, nullable=False),
+    sa.Column("numbers", sa.LargeBinary, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
 )
 
 streams = sa.Table(

@@ -31,7 +31,8 @@ HEARTBEAT_SECONDS = 15.0
 WRITE_SECONDS = 60.0
 """A client that does not read for so long is disconnected."""
 LAST_EVENT_ID, PARAMETER = "Last-Event-ID", "last_event_id"
-EVENT_ID = re.compile(r"^([0-9]{1,9})(?:\.([0-9]{1,9}))?$")
+EVENT_ID = re.compile(r"^([0-9]{1,9})(?:\.([0-9]{1,9})|-([0-9]{1,9}))?$")
+"""Of an event: version and number; of progress: version and sequence."""
 EventId = Annotated[str, Meta(pattern=EVENT_ID.pattern)]
 HEADERS = {
     "Content-Type": "text/event-stream",
@@ -43,10 +44,12 @@ log = structlog.get_logger()
 
 
 class EventPosition(NamedTuple):
-    """The last event that a client has read."""
+    """What a client has read last."""
 
     version: int
     number: int
+    sequence: int = 0
+    """Of the progress; 0: none since the last event."""
 
 
 BEGINNING = EventPosition(0, 0)
@@ -89,7 +92,7 @@ class EventRoutes:
     async def _events(self, request: web.Request, owner: str) -> web.StreamResponse:
         async with asyncio.timeout(ANSWER_SECONDS):
             current = await self._authorizer.job(request, owner)
-            position = position_of(request, current.version)
+            position = position_of(request, current)
             if await self._is_over(current.job, position):
                 return web.Response(status=204, headers={"Cache-Control": "no-store"})
         response = web.StreamResponse(headers=HEADERS)
@@ -100,7 +103,9 @@ class EventRoutes:
 
     async def _is_over(self, job: Job, position: EventPosition) -> bool:
         """Whether nothing is left to send; the 204 keeps EventSource from reconnecting."""
-        return job.ended and not await self._jobs.events_after(job.id, *position, limit=1)
+        return job.ended and not await self._jobs.events_after(
+            job.id, position.version, position.number, limit=1
+        )
 
     async def _send_all(self, request: web.Request, writer: EventWriter, job_id: str) -> None:
         """Send until the job ends or the client is gone; a client that reconnects gets the rest."""
@@ -160,11 +165,12 @@ class EventWriter:
 
     async def _page(self, current: JobVersion) -> list[bytes]:
         """The next events, without those of later versions than this."""
-        job = current.job
-        rows = await self._jobs.events_after(job.id, *self._position, limit=PAGE)
+        read = self._position
+        rows = await self._jobs.events_after(current.job.id, read.version, read.number, limit=PAGE)
         known = [row for row in rows if row.version <= current.version]
         if known:
             self._position = EventPosition(known[-1].version, known[-1].number)
+        job = await self._presenter.whole(current.job, ["urls"]) if known else current.job
         return [
             event(f"{row.version}.{row.number}", row.type, await self._presenter.event(job, row))
             for row in known
@@ -172,14 +178,14 @@ class EventWriter:
 
     async def _send_progress(self, current: JobVersion) -> None:
         progress = latest_progress(current.job)
-        position = EventPosition(current.version, LAST_NUMBER)
+        position = EventPosition(current.version, LAST_NUMBER, current.sequence)
         too_soon = self._now() - self._progress_at < PROGRESS_SECONDS
         if progress is None or progress == self._progress:
             return
         if too_soon or self._position >= position:
             return
         self._position, self._progress, self._progress_at = position, progress, self._now()
-        await self._write(event(str(current.version), "progress", progress))
+        await self._write(event(f"{current.version}-{current.sequence}", "progress", progress))
 
     async def _write(self, data: bytes) -> None:
         async with asyncio.timeout(WRITE_SECONDS):
@@ -199,12 +205,12 @@ def event(event_id: str, kind: str, data: dict[str, Any]) -> bytes:
     )
 
 
-def position_of(request: web.Request, version: int) -> EventPosition:
+def position_of(request: web.Request, newest: JobVersion) -> EventPosition:
     """The position that the client resumes from; without one, the beginning.
 
     Args:
         request: its header precedes its parameter, which a browser repeats unchanged.
-        version: the newest of the job; later positions are mistakes.
+        newest: the job; later positions are mistakes.
 
     Raises:
         Invalid: the position is no id of an event of this job, or there is another parameter.
@@ -212,7 +218,7 @@ def position_of(request: web.Request, version: int) -> EventPosition:
     mistakes = unknown_parameters(request.query, [PARAMETER])
     given = {LAST_EVENT_ID: request.headers, PARAMETER: request.query}
     positions = [
-        _position(name, texts[name], version, mistakes)
+        _position(name, texts[name], newest, mistakes)
         for name, texts in given.items()
         if name in texts
     ]
@@ -221,9 +227,10 @@ def position_of(request: web.Request, version: int) -> EventPosition:
     return next(iter(positions), BEGINNING)
 
 
-def _position(name: str, text: str, version: int, mistakes: list[str]) -> EventPosition:
+def _position(name: str, text: str, newest: JobVersion, mistakes: list[str]) -> EventPosition:
     found = EVENT_ID.fullmatch(text)
-    if found is None or int(found[1]) > version:
+    if found is None or int(found[1]) > newest.version:
         mistakes.append(f"{name}: expected the id of an event of this job, got {text[:40]!r}")
         return BEGINNING
-    return EventPosition(int(found[1]), LAST_NUMBER if found[2] is None else int(found[2]))
+    number = LAST_NUMBER if found[2] is None else int(found[2])
+    return EventPosition(int(found[1]), number, int(found[3] or 0))

@@ -52,7 +52,7 @@ class OutputStreams:
 
     async def _claim(self, job: Job) -> bool:
         """Whether this output is new, and this call is the one that gives it."""
-        digest = output_digest(job)
+        digest = output_digest(await self._presenter.whole(job))
         last, at = await self._jobs.streamed(job.id)
         now = self._clock()
         if digest == last or (not job.ended and now - at < PAUSE):

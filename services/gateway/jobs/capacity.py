@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 
 import structlog
 
-from services.gateway.jobs.record import GPU_STAGES, Job
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.record import GPU_STAGES
 from services.gateway.jobs.response_types import Health
+from services.gateway.jobs.stale_cache import StaleCache
 from services.gateway.ports import JobStore
 from shared.errors import Unavailable
 from shared.messaging.messages import Stage
 from shared.messaging.topology import STAGE_QUEUES
 from shared.ports import Bus
 
-PAGE = 100
+COUNTED = 1000
+"""Jobs of a status that are counted for each request; larger numbers may be some seconds old."""
 BROKER_SECONDS = 0.5
 """How long a client waits for the broker's count of workers."""
 
@@ -31,6 +32,8 @@ class Capacity:
         self._jobs = jobs
         self._last_idle = 0
         """Idle workers when the broker last answered."""
+        self._large_counts = StaleCache(jobs.counts)
+        self._idle = StaleCache(self._count_idle)
 
     async def health(self, owner: str) -> Health:
         """The body that RunPod has: the owner's jobs, and all workers with a GPU.
@@ -41,9 +44,11 @@ class Capacity:
         Raises:
             Unavailable: the database does not answer.
         """
-        counts = await self._jobs.counts(owner)
-        running = [job async for job in self._live() if _is_claimed(job, *GPU_STAGES)]
-        idle, unreachable = await self._idle()
+        counts = await self._jobs.counts(owner, COUNTED + 1)
+        if max(counts.values(), default=0) > COUNTED:
+            counts = await self._large_counts.get(owner)
+        running = {each.job for each in await self._jobs.claims() if each.stage in GPU_STAGES}
+        idle, unreachable = await self._idle.get(GPU_STAGES)
         return {
             "jobs": {
                 "completed": counts.get("COMPLETED", 0),
@@ -62,13 +67,12 @@ class Capacity:
             },
         }
 
-    async def _idle(self) -> tuple[int, int]:
+    async def _count_idle(self, stages: tuple[Stage, ...]) -> tuple[int, int]:
         """Idle workers, and those that the broker's absence makes unreachable."""
         try:
             async with asyncio.timeout(BROKER_SECONDS):
-                self._last_idle = sum(
-                    [await self._bus.consumers(STAGE_QUEUES[stage]) for stage in GPU_STAGES]
-                )
+                counting = (self._bus.consumers(STAGE_QUEUES[stage]) for stage in stages)
+                self._last_idle = sum(await asyncio.gather(*counting))
         except (Unavailable, TimeoutError) as error:
             log.warning("workers_unknown", reason=str(error) or "out of time")
             return 0, self._last_idle
@@ -77,23 +81,9 @@ class Capacity:
     async def trainers(self) -> tuple[int, int]:
         """The number of idle trainers, and of all. Raises Unavailable."""
         idle = await self._bus.consumers(STAGE_QUEUES["training"])
-        return idle, idle + len([job async for job in self._live() if _is_claimed(job, "training")])
+        busy = [each for each in await self._jobs.claims() if each.stage == "training"]
+        return idle, idle + len(busy)
 
-    async def queued(self, owner: str) -> list[str]:
+    async def queued(self, owner: str) -> Sequence[str]:
         """The ids of an owner's jobs that are IN_QUEUE. Raises Unavailable."""
-        found: list[str] = []
-        before: tuple[float, str] | None = None
-        while page := await self._jobs.newest(
-            owner=owner, statuses=("IN_QUEUE",), before=before, limit=PAGE
-        ):
-            found += [row.id for row in page]
-            before = (page[-1].created_at, page[-1].id)
-        return found
-
-    async def _live(self) -> AsyncIterator[Job]:
-        async for row in self._jobs.live():
-            yield read(row)
-
-
-def _is_claimed(job: Job, *stages: Stage) -> bool:
-    return any(job.stages[stage].claim is not None for stage in stages if stage in job.stages)
+        return await self._jobs.queued(owner)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, cast
 
 import msgspec
+import structlog
 
-from services.gateway.jobs.record import Job, delay_time, execution_time
+from services.gateway.jobs.record import RESULT_FIELDS, Job, delay_time, execution_time
 from services.gateway.jobs.response_types import (
     Checkpoint,
     CheckResult,
@@ -25,6 +26,7 @@ from services.gateway.jobs.response_types import (
     TrainingResult,
 )
 from services.gateway.ports import StoredEvent
+from shared.errors import NotFound
 from shared.messaging.messages import (
     STAGES,
     Artifact,
@@ -34,9 +36,12 @@ from shared.messaging.messages import (
     Stage,
 )
 from shared.ports import ObjectStore
+from shared.storage.large_fields import load_fields
 
 LINK_SECONDS = 7 * 24 * 3600
 NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")
+
+log = structlog.get_logger()
 
 
 class Presenter:
@@ -54,7 +59,7 @@ class Presenter:
             "executionTime": execution_time(job, now),
             "gpu": job.gpu,
             "id": job.id,
-            "input": job.input,
+            "input": await self._input(job),
             "output": await self.output(job),
             "status": job.status,
         }
@@ -66,9 +71,39 @@ class Presenter:
 
     async def output(self, job: Job) -> Output:
         """The progress of a live job, or the results of one that has ended."""
+        job = await self.whole(job)
         if job.ended:
             return results(job, await self._links(job, artifacts(job)))
         return progress(job, await self._links(job, [each.artifact for each in job.samples]))
+
+    async def whole(self, job: Job, only: Collection[str] = RESULT_FIELDS) -> Job:
+        """The job with these of its large fields; one that the store has lost stays empty.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        for place in job.stored.keys() & {*only}:
+            try:
+                job = await load_fields(self._store, job, [place])
+            except NotFound:
+                log.warning("large_field_lost", job=job.id, field=place)
+                left = {name: key for name, key in job.stored.items() if name != place}
+                job = msgspec.structs.replace(job, stored=left)
+        return job
+
+    async def _input(self, job: Job) -> dict[str, Any]:
+        """If it is large, as it is stored: it need not be understood to be shown."""
+        if "input" not in job.stored:
+            return job.input
+        return cast("dict[str, Any]", msgspec.Raw(await self._text(job, job.stored["input"])))
+
+    async def _text(self, job: Job, key: str) -> bytes:
+        """The JSON of an object; an empty object if the store has lost it."""
+        try:
+            return await self._store.get(key)
+        except NotFound:
+            log.warning("large_field_lost", job=job.id, field=key)
+            return b"{}"
 
     async def _links(self, job: Job, shown: Iterable[Artifact]) -> dict[str, str]:
         """By store key: the URL in the user's bucket, or a signed link."""
@@ -80,6 +115,8 @@ class Presenter:
     async def event(self, job: Job, stored: StoredEvent) -> dict[str, Any]:
         """An event's data, with a ``url`` in place of a store key."""
         data = msgspec.json.decode(stored.data, type=dict[str, Any])
+        if large := data.get("stored"):
+            data = msgspec.json.decode(await self._text(job, large), type=dict[str, Any])
         key = data.pop("key", None)
         file = {} if key is None else {"url": await self._link(job, key, data["name"])}
         return {"at": iso(stored.at), **data, **file}

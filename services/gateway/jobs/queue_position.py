@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable
 from statistics import fmean
 from time import monotonic
@@ -12,14 +13,16 @@ import structlog
 
 from services.gateway.jobs.capacity import BROKER_SECONDS, Capacity
 from services.gateway.jobs.presenter import iso_or_null
-from services.gateway.jobs.record import Job, execution_time
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.record import Job
 from services.gateway.jobs.response_types import QueuePosition
+from services.gateway.jobs.stale_cache import StaleCache
 from services.gateway.ports import JobStore
 from shared.errors import Unavailable
 
 NEWEST = 20
 """Number of finished jobs that the mean time is taken from."""
+COUNTED = 1000
+"""Waiting jobs that are counted for each request; the others in such steps, some seconds ago."""
 CACHE_SECONDS = 10.0
 """How long the pace is cached."""
 
@@ -47,6 +50,7 @@ class QueuePositions:
         self._capacity = capacity
         self._jobs = jobs
         self._clock = clock
+        self._steps = StaleCache(jobs.every_waiting)
         self._lock = asyncio.Lock()
         self._pace: Pace | None = None
         self._pace_at = float("-inf")
@@ -55,10 +59,21 @@ class QueuePositions:
         """The position; None: the job is not in the queue. Raises Unavailable."""
         if job.status != "IN_QUEUE":
             return None
-        position = await self._jobs.count_ahead(job.created_at, job.id) + 1
+        position = await self._count_ahead(job) + 1
         pace = await self._current_pace()
         start = self._clock() + pace.wait(position) if pace else None
         return {"position": position, "estimated_start": iso_or_null(start)}
+
+    async def _count_ahead(self, job: Job) -> int:
+        """However many jobs wait, only some are counted for each request."""
+        ahead = await self._jobs.count_ahead(job.created_at, job.id, limit=COUNTED + 1)
+        if ahead <= COUNTED:
+            return ahead
+        steps = await self._steps.get(COUNTED)
+        known = bisect_left(steps, (job.created_at, job.id))
+        behind = steps[known - 1] if known else None
+        rest = await self._jobs.count_ahead(job.created_at, job.id, behind=behind)
+        return known * COUNTED + rest
 
     async def _current_pace(self) -> Pace | None:
         """One request measures, the others use its result."""
@@ -70,8 +85,7 @@ class QueuePositions:
 
     async def _measured_pace(self) -> Pace | None:
         """None: there are no trainers, or no finished jobs."""
-        rows = await self._jobs.newest(statuses=("COMPLETED",), limit=NEWEST)
-        times = [execution_time(read(row), self._clock()) / 1000 for row in rows]
+        times = await self._jobs.execution_seconds(NEWEST)
         try:
             async with asyncio.timeout(BROKER_SECONDS):
                 idle, trainers = await self._capacity.trainers()

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from services.gateway.ports import END_STATUSES, Status
+from services.gateway.ports import END_STATUSES, OpenStage, Status
 from shared.messaging.messages import (
     Artifact,
     DrawnImage,
@@ -21,6 +21,18 @@ from shared.messaging.messages import (
 from shared.request import Command, Policy, WebhookEvent
 
 GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
+RESULT_FIELDS = (
+    "report",
+    "checkpoints",
+    "summary",
+    "records",
+    "images",
+    "samples",
+    "urls",
+    "warnings",
+)
+"""Fields of a record that may be large, and that results of workers change."""
+LARGE_FIELDS = ("input", *RESULT_FIELDS)
 BUCKET_STAGES: tuple[Stage, ...] = ("bucket_check", "model_publication", "image_publication")
 
 
@@ -102,6 +114,8 @@ class Job(Struct, frozen=True, kw_only=True):
     error: str | None = None
     stages: dict[Stage, StageRecord] = field(default_factory=dict)
     progress: dict[Stage, dict[str, Any]] = field(default_factory=dict)
+    """Of this run, by stage. It is kept beside the record, which only earlier versions wrote it to;
+    :meth:`.repository.JobRepository.version` joins them."""
     report: dict[str, Any] = field(default_factory=dict)
     refused_claims: tuple[str, ...] = field(default=(), name="refused")
     """Oldest first; a claim that was refused once stays refused."""
@@ -136,6 +150,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """When the last of them was due; seconds since the epoch."""
     webhook_tries: tuple[WebhookTry, ...] = ()
     """Of all runs, oldest first."""
+    stored: dict[str, str] = field(default_factory=dict)
+    """Store keys of the fields that are too large for the record, which are left empty in it."""
 
     @property
     def ended(self) -> bool:
@@ -215,6 +231,25 @@ def why_no_command(job: Job) -> str | None:
     if training is None or job.started_at is None:
         return f"the training has not begun: the job is {job.status}"
     return None
+
+
+def open_stages(job: Job) -> list[OpenStage]:
+    """What a live job waits for; nothing when it has ended."""
+    return [
+        OpenStage(job.id, stage, record.claim.id if record.claim else None, record.due_at)
+        for stage, record in job.stages.items()
+        if record.open and not job.ended
+    ]
+
+
+def overdue_at(job: Job) -> float | None:
+    """When the first time limit of a live job passes; seconds since the epoch."""
+    if job.ended:
+        return None
+    limits = [job.created_at + job.policy.ttl / 1000]
+    if job.started_at is not None:
+        limits.append(job.started_at + job.policy.executionTimeout / 1000)
+    return min(limits)
 
 
 def overdue(job: Job, now: float) -> str | None:

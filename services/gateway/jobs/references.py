@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from msgspec.structs import replace
 
+from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import Job, clip_skip_of
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid, shown
@@ -27,9 +28,11 @@ class References:
 
     def __init__(
         self,
+        *,
         public_url: str,
         key: str,
         repository: JobRepository,
+        presenter: Presenter,
         uploads: Uploads,
         clock: Callable[[], float],
     ) -> None:
@@ -37,6 +40,7 @@ class References:
         self._public_url = public_url
         self._key = key
         self._repository = repository
+        self._presenter = presenter
         self._uploads = uploads
         self._clock = clock
 
@@ -119,7 +123,9 @@ class References:
     async def _job_of(self, key: str) -> Job | None:
         """The job that a store key belongs to."""
         job_id = key.removeprefix(JOBS).partition("/")[0]
-        return await self._repository.get(job_id) if key.startswith(JOBS) else None
+        if not key.startswith(JOBS) or (job := await self._repository.get(job_id)) is None:
+            return None
+        return await self._presenter.whole(job, ["checkpoints"])
 
 
 def source_of(job: Job, key: str) -> ModelSource:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -15,21 +15,32 @@ import structlog
 from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.job_events import job_events
 from services.gateway.jobs.presenter import Presenter
-from services.gateway.jobs.record import Effect, Job, Step, webhook_id
+from services.gateway.jobs.record import (
+    LARGE_FIELDS,
+    Effect,
+    Job,
+    Step,
+    open_stages,
+    overdue_at,
+    webhook_id,
+)
 from services.gateway.jobs.transitions import give_up_message
-from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob
+from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob, StoredProgress
 from shared.errors import Unavailable, Unpublishable, Unroutable, shorten
-from shared.messaging.messages import Message, WebhookDue, encode, type_of
-from shared.ports import Bus
+from shared.messaging.messages import Message, WebhookDue, decode, encode, type_of
+from shared.ports import Bus, ObjectStore
+from shared.storage.large_fields import LARGE, put_value, store_fields, store_message
 
 log = structlog.get_logger()
 
 
 class JobVersion(NamedTuple):
-    """A job as it stood at a version of its row."""
+    """A live job with its progress, or one that has ended, as it stood at a version of its row."""
 
     job: Job
     version: int
+    sequence: int = 0
+    """How often its progress has changed, which does not change the version."""
 
 
 class UnknownJob(Exception):
@@ -45,6 +56,7 @@ class JobRepository:
     def __init__(
         self,
         bus: Bus,
+        store: ObjectStore,
         jobs: JobStore,
         presenter: Presenter,
         *,
@@ -56,6 +68,7 @@ class JobRepository:
 
         Args:
             bus: for replies to workers.
+            store: for what is too large for records and messages.
             jobs: the records and the outbox.
             presenter: renders the bodies of webhooks.
             clock: seconds since the epoch.
@@ -63,6 +76,7 @@ class JobRepository:
             on_end: called when a job has ended.
         """
         self._bus = bus
+        self._store = store
         self._jobs = jobs
         self._presenter = presenter
         self._clock = clock
@@ -78,9 +92,21 @@ class JobRepository:
         return current.job if current else None
 
     async def version(self, job_id: str) -> JobVersion | None:
-        """The job with the version of its row. Raises Unavailable."""
+        """The job with the version of its row, and its progress. Raises Unavailable."""
         row = await self._jobs.get(job_id)
-        return JobVersion(read(row), row.version) if row else None
+        return await self._with_progress(read(row), row.version) if row else None
+
+    async def _with_progress(self, job: Job, version: int) -> JobVersion:
+        if job.ended:
+            return JobVersion(job, version)
+        rows = await self._jobs.progress(job.id)
+        progress = {
+            row.stage: msgspec.json.decode(row.numbers, type=dict[str, Any])
+            for row in rows
+            if row.run == job.run
+        }
+        shown = msgspec.structs.replace(job, progress=progress)
+        return JobVersion(shown, version, sum(row.sequence for row in rows))
 
     async def versions(self, job_id: str, seconds: float = inf) -> AsyncGenerator[JobVersion, None]:
         """The job now, at each change, and when the time is over.
@@ -100,18 +126,32 @@ class JobRepository:
                 yield current
 
     async def create(self, step: Step, request_bytes: int) -> bool:
-        """Write a new job; False when its id is used already. Raises Unavailable."""
-        row = msgspec.structs.replace(row_of(step.job, 1), request_bytes=request_bytes)
+        """Write a new job; False when its id is used already.
+
+        Raises:
+            Unavailable: the database does not answer; or a field is large, and the store does not.
+        """
+        is_large = len(msgspec.json.encode(step.job)) > LARGE
+        if is_large and await self._jobs.get(step.job.id) is not None:
+            return False  # nothing is put into the store for it
+        known: set[str] = set()
+        record = await self._with_stored(step.job, known)
         new = await self._jobs.insert(
-            row, await self._outgoing(step, 1), self._events(None, step.job, 1)
+            msgspec.structs.replace(row_of(record, 1), request_bytes=request_bytes),
+            await self._outgoing(step, 1, known),
+            await self._events(None, step.job, 1, known),
+            open_stages(step.job),
         )
         self._on_due()
         return new
 
-    async def change(self, job_id: str, decide: Callable[[Job], Step]) -> Job | None:
+    async def change(
+        self, job_id: str, decide: Callable[[Job], Step], *, results: bool = False
+    ) -> Job | None:
         """Replace a job by what ``decide`` returns, and send the messages of that step.
 
-        When another writer was faster, ``decide`` is called again with the newer record.
+        When another writer was faster, ``decide`` is called again with the newer record. Fields
+        of it that are in the store are left empty; with ``results`` only the input is.
 
         Returns:
             The job afterwards; None when there is no such job.
@@ -121,8 +161,11 @@ class JobRepository:
         """
         while (row := await self._jobs.get(job_id)) is not None:
             before = read(row)
+            known = {*before.stored.values()}
+            if results:
+                before = await self._presenter.whole(before)
             step = decide(before)
-            if await self._write(before, row.version + 1, step):
+            if await self._write(before, row.version + 1, step, known):
                 self.send_replies(step.effects)
                 return step.job
         return None
@@ -134,6 +177,12 @@ class JobRepository:
             give_up_message, message=message, reason=shorten(reason), now=self._clock()
         )
         await self.change(message.job, give_up)
+
+    async def write_progress(self, rows: Sequence[StoredProgress]) -> None:
+        """Set the newest progress of many jobs at once. Raises Unavailable."""
+        await self._jobs.write_progress(rows)
+        for row in rows:
+            self._change_notifier.notify(row.job)
 
     async def remove(self, job_id: str) -> bool:
         """Remove a job; False when there is none. Raises Unavailable."""
@@ -156,7 +205,8 @@ class JobRepository:
 
     async def _send(self, queue: str, message: Message) -> None:
         try:
-            await self._bus.send(queue, message, mandatory=False)
+            small = await store_message(self._store, message)
+            await self._bus.send(queue, small, mandatory=False)
         except (Unavailable, Unroutable) as error:
             log.warning("answer_lost", job=message.job, reason=str(error))
         except Unpublishable as error:
@@ -168,13 +218,21 @@ class JobRepository:
         except Unavailable as error:  # the worker asks again
             log.warning("answer_lost", job=message.job, reason=str(error))
 
-    async def _write(self, before: Job, version: int, step: Step) -> bool:
+    async def _write(self, before: Job, version: int, step: Step, known: set[str]) -> bool:
+        """``known``: keys of the values that are in the store already."""
         if step.job == before and not any(effect.durable for effect in step.effects):
             return True
-        outgoing = await self._outgoing(step, version)
-        row = row_of(step.job, version)
-        events = self._events(before, step.job, version)
-        if not await self._jobs.replace(row, outgoing, events, expected_version=version - 1):
+        outgoing = await self._outgoing(step, version, known)
+        row = row_of(await self._with_stored(step.job, known), version)
+        events = await self._events(before, step.job, version, known)
+        stages = open_stages(step.job)
+        if not await self._jobs.replace(
+            row,
+            outgoing,
+            events,
+            None if stages == open_stages(before) else stages,
+            expected_version=version - 1,
+        ):
             return False
         self._on_due()
         self._change_notifier.notify(step.job.id)
@@ -185,7 +243,25 @@ class JobRepository:
             _warn_if_undelivered(step.job)
         return True
 
-    def _events(self, before: Job | None, after: Job, version: int) -> list[StoredEvent]:
+    async def _with_stored(self, job: Job, known: set[str]) -> Job:
+        """The record as it is written: what is large is in the store."""
+        stages = {
+            stage: msgspec.structs.replace(
+                record, trigger=await self._small(decode(record.trigger), known)
+            )
+            if len(record.trigger) > LARGE
+            else record
+            for stage, record in job.stages.items()
+        }
+        job = msgspec.structs.replace(job, stages=stages)
+        return await store_fields(self._store, job, job.id, LARGE_FIELDS, known)
+
+    async def _small(self, message: Message, known: set[str]) -> bytes:
+        return encode(await store_message(self._store, message, known))
+
+    async def _events(
+        self, before: Job | None, after: Job, version: int, known: set[str]
+    ) -> list[StoredEvent]:
         return [
             StoredEvent(
                 job=after.id,
@@ -193,17 +269,23 @@ class JobRepository:
                 number=number,
                 at=self._clock(),
                 type=kind,
-                data=msgspec.json.encode(data),
+                data=await self._event_data(after.id, data, known),
             )
             for number, (kind, data) in enumerate(job_events(before, after))
         ]
 
-    async def _outgoing(self, step: Step, version: int) -> list[Outgoing]:
+    async def _event_data(self, job_id: str, data: dict[str, Any], known: set[str]) -> bytes:
+        text = msgspec.json.encode(data)
+        if len(text) <= LARGE:
+            return text
+        return msgspec.json.encode({"stored": await put_value(self._store, job_id, text, known)})
+
+    async def _outgoing(self, step: Step, version: int, known: set[str]) -> list[Outgoing]:
         durable = [effect for effect in step.effects if effect.durable]
         return [
             Outgoing(
                 id=f"{step.job.id}/{version}/{number}",
-                message=await self._body(step.job, effect),
+                message=await self._body(step.job, effect, known),
                 queue=effect.queue,
                 mandatory=effect.mandatory,
                 due_at=self._clock() + effect.delay,
@@ -211,13 +293,13 @@ class JobRepository:
             for number, effect in enumerate(durable)
         ]
 
-    async def _body(self, job: Job, effect: Effect) -> bytes:
+    async def _body(self, job: Job, effect: Effect, known: set[str]) -> bytes:
         """The encoded message; a webhook's body is the response of ``/status``, byte for byte."""
         message = effect.message
         if isinstance(message, WebhookDue):
-            status = await self._presenter.status(job)
+            status = await self._presenter.status((await self._with_progress(job, 0)).job)
             message = msgspec.structs.replace(message, body=status.decode())
-        return encode(message)
+        return await self._small(message, known)
 
 
 def _warn_if_undelivered(job: Job) -> None:
@@ -242,6 +324,8 @@ def row_of(job: Job, version: int) -> StoredJob:
         version=version,
         run=job.run,
         created_at=job.created_at,
+        started_at=job.started_at,
         ended_at=job.ended_at,
-        record=msgspec.json.encode(job),
+        overdue_at=overdue_at(job),
+        record=msgspec.json.encode(msgspec.structs.replace(job, progress={})),
     )

@@ -30,6 +30,8 @@ from shared.request import (
     is_http_url,
 )
 
+MAX_LETTERS = 8192
+"""Of an address, a name or a secret; servers take no longer URLs."""
 MAX_MISTAKES = 50
 """Reported for one request; with more of them, parsing stops."""
 
@@ -78,6 +80,7 @@ def parse_request(body: Any) -> Request:
     policy = _optional(Policy, top.get("policy"), "policy", mistakes) or Policy()
     webhook = _url(top.get("webhook"), "webhook", mistakes)
     events = _webhook_events(top.get("webhook_events_filter"), mistakes)
+    mistakes += _too_long(train, model, s3, webhook)
     if mistakes:
         raise Invalid(mistakes)
     return Request(
@@ -139,6 +142,27 @@ def _items(value: list[Any], path: str, mistakes: list[str]) -> Iterator[tuple[i
         if len(mistakes) > MAX_MISTAKES:
             return
         yield index, each
+
+
+def _too_long(
+    train: Train | None, model: ModelSource | None, s3: S3Config | None, webhook: str | None
+) -> Iterator[str]:
+    """Of texts that are kept in the job's record and repeated in its messages."""
+    addresses = ("data_url", "resume_ckpt_url", "hf_repo_subfolder")
+    parts = (("input.train.", train, addresses), ("s3Config.", s3, S3Config.__struct_fields__))
+    named: dict[str, str | None] = {
+        "input.model": model.source if model else None,
+        "webhook": webhook,
+        **{
+            f"{prefix}{name}": getattr(part, name)
+            for prefix, part, names in parts
+            if part is not None
+            for name in names
+        },
+    }
+    for path, text in named.items():
+        if text and len(text) > MAX_LETTERS:
+            yield f"{path}: expected at most {MAX_LETTERS} letters, got {len(text)}"
 
 
 def _optional(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | None:

@@ -168,7 +168,6 @@ def rerun(job: Job, now: float) -> Step:
         gpu="",
         error=None,
         stages={stage: _reopened(record) for stage, record in job.stages.items()},
-        progress={},
         commands={},
         commands_done={},
         webhook_attempts=0,
@@ -294,7 +293,6 @@ def _advance_claimed(job: Job, fact: StageFact, now: float, heartbeat: float) ->
         case StageFailed():
             return _fail_attempt(job, fact.stage, fact.reason, now=now, heartbeat=heartbeat)
     if isinstance(fact, Progressed):
-        job = replace(job, progress={**job.progress, fact.stage: fact.progress})
         return Step(job, _send_commands(job))
     if isinstance(fact, Interruption):
         return requeue(_release(job, fact.stage), fact.stage, now=now)

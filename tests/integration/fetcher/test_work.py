@@ -103,7 +103,7 @@ class Staging:
         )
         bus: Any = MemoryBroker().bus("fetcher/here")
         nobody: Any = None
-        order = Order(bus, nobody, message, "staging")
+        order = Order(bus, self.store, nobody, message, "staging")
         order.granted = ClaimGranted(job=JOB, stage="staging", claim=order.claim, attempt=attempt)
         progress = order.progress
 

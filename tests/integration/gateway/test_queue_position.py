@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.jobs import queue_position
+from services.gateway.jobs import queue_position, stale_cache
 from services.gateway.jobs.queue_position import Pace
 from shared.adapters.memory import MemoryBus
 from shared.errors import Unavailable
@@ -69,6 +69,18 @@ async def test_a_waiting_job_shows_its_position_among_all_jobs(here: World) -> N
     await here.ask("POST", f"{ROOT}/cancel/{first}")
     assert (await place(here, last))["position"] == 2
     assert await place(here, first) is None
+
+
+@pytest.mark.parametrize("counted", [1, 2, 3, 7])
+async def test_a_position_is_right_however_few_jobs_are_counted_for_it(
+    here: World, monkeypatch: pytest.MonkeyPatch, counted: int
+) -> None:
+    monkeypatch.setattr(queue_position, "COUNTED", counted)
+    monkeypatch.setattr(stale_cache, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(stale_cache, "STALE_SECONDS", 0.0)
+    jobs = [await here.run() for _ in range(7)]
+
+    assert [(await place(here, job))["position"] for job in jobs] == [1, 2, 3, 4, 5, 6, 7]
 
 
 async def test_a_wait_for_the_end_that_times_out_shows_it_too(here: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -184,7 +185,7 @@ async def test_events_come_while_the_job_goes_on_and_end_with_it(here: World) ->
         await trainer.publish(TrainingProgressed, progress={"step": 3, "steps": 8})
         progress = await source.until("progress")
         assert progress.data == {"stage": "training", "step": 3, "steps": 8}
-        assert "." not in progress.id
+        assert re.fullmatch(r"\d+-1", progress.id)
         await trainer.finish_training()
         rest = await source.rest()
 
@@ -203,7 +204,6 @@ async def test_progress_comes_once_and_not_more_than_once_a_second(
         first = await source.until("progress")
         await show_samples(here, trainer)
         await source.until("sample")
-        here.gateway._recorder._written.clear()  # so that progress is written at once
         await trainer.publish(TrainingProgressed, progress={"step": 4})
         await eventually(lambda: step_is(here, job, 4))
         await trainer.finish_training()
@@ -211,6 +211,39 @@ async def test_progress_comes_once_and_not_more_than_once_a_second(
 
     assert first.data["step"] == 3
     assert "progress" not in kinds(rest)
+
+
+async def test_progress_changes_neither_the_record_nor_its_version(here: World) -> None:
+    job, trainer = await training(here)
+    before = await here.jobs.get(job)
+
+    async with following(here, job) as source:
+        for step in (3, 4):
+            await trainer.publish(TrainingProgressed, progress={"step": step})
+            assert (await source.until("progress")).data["step"] == step
+
+    assert await here.jobs.get(job) == before
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["newer", "the same"])
+async def test_who_goes_on_after_progress_is_told_the_newer_and_not_the_same(
+    here: World,
+    again: bool,  # noqa: FBT001
+) -> None:
+    job, trainer = await training(here)
+    async with following(here, job) as source:
+        await trainer.publish(TrainingProgressed, progress={"step": 3})
+        seen = await source.until("progress")
+    if not again:
+        await trainer.publish(TrainingProgressed, progress={"step": 4})
+        await eventually(lambda: step_is(here, job, 4))
+
+    async with following(here, job, after=seen.id) as source:
+        await trainer.finish_training()
+        rest = await source.rest()
+
+    steps = [each.data["step"] for each in rest if each.kind == "progress"]
+    assert steps == ([] if again else [4])
 
 
 async def step_is(here: World, job: str, step: int) -> bool | None:

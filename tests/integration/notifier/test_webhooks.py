@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -21,13 +23,16 @@ from shared.messaging.messages import (
     WebhookDelivered,
     WebhookDue,
     WebhookFailed,
+    encode,
 )
 from shared.messaging.topology import GATEWAY_RECORDER, NOTIFIER_WEBHOOKS, Queue
 from shared.network.outbound import guarded_session
-from shared.ports import Bus, Delivery
+from shared.ports import Bus, Delivery, ObjectStore
+from shared.storage.large_fields import LARGE, store_message
 from tests.support.servers.hostile import PIECE, Hostile, head, hostile
 from tests.support.servers.process import HOST, free_port
 from tests.support.servers.web import Answer, Seen, Web
+from tests.support.workers import folder_store
 
 SECRET = webhook_secret(None, "a key of thirty-two letters or more")
 BODY = '{"id":"7b1c","output":{"prompt":"ein Fuß"},"status":"COMPLETED"}'
@@ -72,11 +77,12 @@ class World:
 
 @asynccontextmanager
 async def notifying(
-    bus: Bus, *, allowed: frozenset[str] = frozenset({HOST})
+    bus: Bus, *, allowed: frozenset[str] = frozenset({HOST}), store: ObjectStore | None = None
 ) -> AsyncIterator[None]:
     """A notifier that delivers for as long as the block lasts."""
+    store = store or folder_store(Path("never-written"))
     async with guarded_session(allowed) as session:
-        delivering = asyncio.create_task(deliver_all(bus, session, SECRET, allowed))
+        delivering = asyncio.create_task(deliver_all(bus, store, session, SECRET, allowed))
         try:
             yield
             assert not delivering.done(), "the notifier gave up"
@@ -357,3 +363,25 @@ async def test_what_is_no_webhook_is_dead_lettered_with_the_reason(world: World,
     await world.delivered(web.url("/hook"))
 
     assert [dead.reason for dead in world.broker.dead_letters] == ["not a webhook that is due"]
+
+
+async def test_a_large_body_is_fetched_and_sent_whole_and_one_that_is_gone_never(
+    world: World, web: Web, tmp_path: Path
+) -> None:
+    store, body = folder_store(tmp_path), json.dumps({"prompt": "ß" * LARGE})
+    bus = world.broker.bus("notifier/test")
+    async with notifying(bus, store=store):
+        due = WebhookDue(
+            job="7b1c", run=1, attempt=1, url=web.url("/hook"), webhook_id="msg-1", body=body
+        )
+        small = await store_message(store, due)
+        await world.gateway.publish(small)
+        assert isinstance(await world.outcome(), WebhookDelivered)
+        await store.delete("jobs/7b1c/")
+        await world.gateway.publish(small)
+        failed = await world.outcome()
+
+    assert len(encode(small)) < LARGE
+    assert [each.body.decode() for each in web.seen] == [body]
+    assert isinstance(failed, WebhookFailed)
+    assert (failed.reason, failed.permanent) == ("the job was deleted", True)

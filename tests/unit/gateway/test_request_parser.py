@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect as types
 
-from services.gateway.jobs.request_parser import Invalid, describe, parse_request
+from services.gateway.jobs.request_parser import MAX_LETTERS, Invalid, describe, parse_request
 from shared.request import (
     DEFAULT_BASE,
     Inference,
@@ -592,3 +592,22 @@ def test_a_field_without_effect_is_accepted_with_a_warning() -> None:
         "policy.lowPriority has no effect",
     )
     assert parse_request(request_with(webhookV2="", policy={})).warnings == ()
+
+
+def test_texts_that_a_record_repeats_are_bounded_and_every_one_is_named() -> None:
+    long = "https://x.org/" + "x" * MAX_LETTERS
+    bucket = {"accessId": long, "accessSecret": long, "bucketName": long, "endpointUrl": long}
+    train = {"data_url": long, "resume_ckpt_url": long, "hf_repo_subfolder": long}
+    body = {"input": {"train": train}, "webhook": long, "s3Config": {**bucket, "objectPath": long}}
+    draw = {"input": {"model": long, "inference": ENTRY}}
+
+    told = [*mistakes(body), *mistakes(draw)]
+
+    wrong = f"expected at most {MAX_LETTERS} letters, got {len(long)}"
+    assert {each.removesuffix(f": {wrong}") for each in told} == {
+        *(f"input.train.{name}" for name in train),
+        *(f"s3Config.{name}" for name in (*bucket, "objectPath")),
+        *("webhook", "input.model"),
+    }
+    just = long[:MAX_LETTERS]
+    assert parse_request({"input": {"train": {"data_url": just}}, "webhook": just}).webhook == just

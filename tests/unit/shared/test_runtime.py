@@ -6,11 +6,13 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import pytest
 
+from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.concurrency import in_thread
 from shared.errors import Interrupted, Refused, Unavailable
@@ -23,6 +25,7 @@ from shared.messaging.messages import (
     DatasetStaged,
     JobCancelled,
     JobSubmitted,
+    Message,
     SampleRow,
     Stage,
     StageFact,
@@ -40,11 +43,14 @@ from shared.messaging.topology import (
     Queue,
 )
 from shared.request import Command, Train
+from shared.storage.large_fields import load_fields, store_message
 from shared.worker import runtime
 from shared.worker.order import BestEffortTask, Order
 from shared.worker.runtime import FINAL_PUBLISH_HEARTBEATS, PATIENCE_HEARTBEATS, Worker
+from tests.support.workers import folder_store
 
 HEARTBEAT = 0.02
+STORE = folder_store(Path("never-written"))
 TRAIN = Train(data_url="https://example.org/data.zip")
 F = TypeVar("F", bound=StageFact)
 
@@ -131,7 +137,7 @@ class Gateway:
         refusal = ClaimRefused(job=fact.job, stage=fact.stage, claim=fact.claim, reason="no")
         await self._bus.send(reply_queue, refusal)
 
-    async def publish(self, message: JobCancelled) -> None:
+    async def publish(self, message: Message) -> None:
         await self._bus.publish(message, mandatory=False)
 
     async def waiting(self, queue: Queue = FETCHER) -> int:
@@ -161,13 +167,19 @@ async def at_once(order: Order) -> DatasetStaged:
 
 @asynccontextmanager
 async def working(
-    work: ScriptedWork, best_effort_tasks: ScriptedTasks | None = None
+    work: ScriptedWork,
+    best_effort_tasks: ScriptedTasks | None = None,
+    store: FolderStore = STORE,
 ) -> AsyncIterator[tuple[Gateway, asyncio.Event]]:
     broker = MemoryBroker()
     gateway = Gateway(broker.bus("gateway/test"))
     stop = asyncio.Event()
     worker = Worker(
-        broker.bus("fetcher/1"), work, heartbeat=HEARTBEAT, best_effort_tasks=best_effort_tasks
+        broker.bus("fetcher/1"),
+        store,
+        work,
+        heartbeat=HEARTBEAT,
+        best_effort_tasks=best_effort_tasks,
     )
     running = asyncio.create_task(worker.run(stop))
     try:
@@ -177,6 +189,30 @@ async def working(
         async with asyncio.timeout(10):
             await running
         await gateway.close()
+
+
+async def test_work_gets_its_message_whole_and_what_is_large_in_its_result_is_stored(
+    tmp_path: Path,
+) -> None:
+    store, prompts = folder_store(tmp_path), ["a" * 70_000]
+    train = msgspec.structs.replace(TRAIN, sample_prompts=prompts)
+    small = await store_message(store, JobSubmitted(job="job-1", run=1, train=train))
+    assert small.train
+    assert small.train.sample_prompts == []
+
+    async def stage(order: Order) -> DatasetStaged:
+        assert isinstance(order.message, JobSubmitted)
+        assert order.message.train
+        return msgspec.structs.replace(staged(order), train=order.message.train)
+
+    async with working(ScriptedWork(stage), store=store) as (gateway, _):
+        await gateway.publish(small)
+        started, reply_queue = await gateway.receive(StagingStarted)
+        await gateway.grant(started, reply_queue)
+        result, _reply = await gateway.receive(DatasetStaged)
+
+    assert result.train.sample_prompts == []
+    assert (await load_fields(store, result)).train.sample_prompts == prompts
 
 
 async def test_a_granted_claim_is_worked_on_and_its_result_is_published_under_it() -> None:
@@ -491,7 +527,9 @@ async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away
         stop.set()
         return staged(order)
 
-    running = asyncio.create_task(Worker(bus, ScriptedWork(perform), heartbeat=HEARTBEAT).run(stop))
+    running = asyncio.create_task(
+        Worker(bus, STORE, ScriptedWork(perform), heartbeat=HEARTBEAT).run(stop)
+    )
     await gateway.submit()
     started, reply_queue = await gateway.receive(StagingStarted)
     await gateway.grant(started, reply_queue)
