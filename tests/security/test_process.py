@@ -22,7 +22,7 @@ from tests.support.gateway_world import OTHER_KEY, REQUEST
 from tests.support.services import ROOT, ServiceProcess, services_in_a_folder
 
 LARGE = 20 << 20
-MOST, AFTERWARDS = 300 << 20, 150 << 20
+MOST, AFTERWARDS = 400 << 20, 200 << 20
 """Bytes that the process may have in memory at its peak, and when all bodies have gone."""
 FEW_FILES = 256
 """The soft limit of open files with which the process starts."""
