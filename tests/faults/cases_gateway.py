@@ -24,7 +24,8 @@ from tests.faults.cases import Form, Outcome, again_and_again, case
 from tests.faults.looks import attempts_at, lines_of, record_of, stage_asked_for, stage_of, unsent
 from tests.faults.script import Script
 from tests.faults.stand_ins import skewed, stand_in
-from tests.faults.world import PROGRAM, Job, World, heartbeat
+from tests.faults.world import PATIENCE, PROGRAM, Job, World, heartbeat
+from tests.support.pace import slowness
 from tests.support.servers.process import free_port
 from tests.support.servers.web import Answer, Seen, Web, running_web
 from tests.support.services import ServiceProcess, Services, services_in_a_folder
@@ -92,7 +93,7 @@ async def hooked(world: World, *script: int | Answer) -> tuple[str, str]:
 
 async def posts_at(web: Web, path: str, number: int) -> list[Seen]:
     """The POSTs to a path, once there are so many."""
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(PATIENCE * slowness()):
         while len(posts := [each for each in web.posts if each.path == path]) < number:
             await asyncio.sleep(0.05)
     return posts

@@ -10,14 +10,12 @@ import msgspec
 import structlog
 
 from services.gateway.jobs.budgets import BudgetExceeded, Budgets
-from services.gateway.jobs.message_sizes import why_unpublishable
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import (
     DisallowedAddress,
     Invalid,
-    TooLarge,
     parse_request,
 )
 from services.gateway.jobs.transitions import admit
@@ -78,7 +76,6 @@ class Admission:
         Raises:
             Invalid: with every mistake of the body.
             DisallowedAddress: a URL names a private address or no host.
-            TooLarge: the job's messages could not be published.
             IdReused: the id belongs to another request, or to a job that was deleted.
             BudgetExceeded: the owner may have no more jobs, or none as large.
             Unavailable: the database does not answer.
@@ -95,8 +92,6 @@ class Admission:
             job_id, owner, request, body["input"],
             sealed=sealed, now=self._clock(), digest=digest, checks=checks,
         )  # fmt: skip
-        if (reason := why_unpublishable(step, request)) and not await self._is_known(job_id):
-            raise TooLarge([reason])
         try:
             size = len(msgspec.json.encode(body))
             async with self._budgets.new_job(owner, size):

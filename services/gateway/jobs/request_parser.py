@@ -51,10 +51,6 @@ class DisallowedAddress(Invalid):
     """A well-formed request with URLs that no service may connect to."""
 
 
-class TooLarge(Invalid):
-    """A well-formed request for a job whose messages no broker takes."""
-
-
 TOP_FIELDS = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
 INPUT_FIELDS = ("train", "model", "inference")
 HIDDEN = "s3Config"

@@ -17,7 +17,6 @@ from services.gateway.jobs.repository import UnknownJob
 from services.gateway.jobs.request_parser import (
     DisallowedAddress,
     Invalid,
-    TooLarge,
     nearest,
 )
 from services.gateway.ports import BASE_PATHS
@@ -62,7 +61,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except Invalid as invalid:
-        status = {DisallowedAddress: 422, TooLarge: 413}.get(type(invalid), 400)
+        status = 422 if isinstance(invalid, DisallowedAddress) else 400
         return _error(status, str(invalid), mistakes=invalid.mistakes)
     except (IdReused, UnknownJob) as error:
         return _error(422 if isinstance(error, IdReused) else 404, str(error))

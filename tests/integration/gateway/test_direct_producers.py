@@ -26,7 +26,6 @@ from shared.messaging.messages import JobRefused, JobRequested, encode
 from shared.messaging.topology import (
     EXCHANGE,
     FETCHER,
-    MAX_MESSAGE_BYTES,
     QUEUES,
     RESERVED_NAMES,
     TRAINER,
@@ -170,16 +169,6 @@ async def test_a_program_with_a_wrong_request_gets_all_its_mistakes(here: World)
     assert len(refused.mistakes) == 2
     assert await here.receive(JobRefused) == refused
     assert not here.broker.dead_letters
-
-
-async def test_a_request_that_is_too_large_for_the_broker_is_told_so(here: World) -> None:
-    queue = answers_to(here, "shop")
-    entry = {"prompt": "x" * (MAX_MESSAGE_BYTES // 10), "num_outputs": 10}
-    large = JobRequested(request={"input": {**TRAIN_ONLY["input"], "inference": entry}})
-
-    ask(here, large, event("shop", reply_to=queue.name))
-
-    assert "the request is too large" in (await answer(here, queue)).mistakes[0]
 
 
 @pytest.mark.parametrize("login", ["mallory", "sho", "shop.answer", None])

@@ -7,11 +7,13 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import msgspec
 import pytest
 
+from shared.adapters import memory
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.concurrency import in_thread
@@ -50,7 +52,6 @@ from shared.worker.runtime import FINAL_PUBLISH_HEARTBEATS, PATIENCE_HEARTBEATS,
 from tests.support.workers import folder_store
 
 HEARTBEAT = 0.02
-STORE = folder_store(Path("never-written"))
 TRAIN = Train(data_url="https://example.org/data.zip")
 F = TypeVar("F", bound=StageFact)
 
@@ -169,26 +170,27 @@ async def at_once(order: Order) -> DatasetStaged:
 async def working(
     work: ScriptedWork,
     best_effort_tasks: ScriptedTasks | None = None,
-    store: FolderStore = STORE,
+    store: FolderStore | None = None,
 ) -> AsyncIterator[tuple[Gateway, asyncio.Event]]:
     broker = MemoryBroker()
     gateway = Gateway(broker.bus("gateway/test"))
     stop = asyncio.Event()
-    worker = Worker(
-        broker.bus("fetcher/1"),
-        store,
-        work,
-        heartbeat=HEARTBEAT,
-        best_effort_tasks=best_effort_tasks,
-    )
-    running = asyncio.create_task(worker.run(stop))
-    try:
-        yield gateway, stop
-    finally:
-        stop.set()
-        async with asyncio.timeout(10):
-            await running
-        await gateway.close()
+    with TemporaryDirectory() as folder:
+        worker = Worker(
+            broker.bus("fetcher/1"),
+            store or folder_store(Path(folder)),
+            work,
+            heartbeat=HEARTBEAT,
+            best_effort_tasks=best_effort_tasks,
+        )
+        running = asyncio.create_task(worker.run(stop))
+        try:
+            yield gateway, stop
+        finally:
+            stop.set()
+            async with asyncio.timeout(10):
+                await running
+            await gateway.close()
 
 
 async def test_work_gets_its_message_whole_and_what_is_large_in_its_result_is_stored(
@@ -436,9 +438,13 @@ async def test_the_type_of_an_error_decides_what_it_means(
     assert (failed.kind, failed.reason) == (kind, reason)
 
 
-async def test_a_result_that_the_broker_refuses_for_good_ends_the_job_with_its_size() -> None:
+async def test_a_result_that_the_broker_refuses_for_good_ends_the_job_with_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "MAX_MESSAGE_BYTES", 16_000)
+
     async def perform(order: Order) -> DatasetStaged:
-        return msgspec.structs.replace(staged(order), dataset="x" * MAX_MESSAGE_BYTES)
+        return msgspec.structs.replace(staged(order), dataset="x" * 16_700)
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()
@@ -447,7 +453,7 @@ async def test_a_result_that_the_broker_refuses_for_good_ends_the_job_with_its_s
         failed, _reply = await gateway.receive(StageFailed)
 
     assert failed.kind == "refused"
-    assert "refuses the message dataset.staged of 167" in failed.reason
+    assert "refuses the message dataset.staged of 17" in failed.reason
 
 
 async def test_progress_that_the_broker_refuses_for_good_ends_the_job_with_its_size() -> None:
@@ -514,7 +520,9 @@ async def test_a_stopped_worker_reports_that_its_work_was_interrupted() -> None:
     assert interrupted.claim == started.claim
 
 
-async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away() -> None:
+async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away(
+    tmp_path: Path,
+) -> None:
     broker = MemoryBroker()
     bus, gateway = broker.bus("fetcher/1"), Gateway(broker.bus("gateway/test"))
     stop = asyncio.Event()
@@ -528,7 +536,7 @@ async def test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away
         return staged(order)
 
     running = asyncio.create_task(
-        Worker(bus, STORE, ScriptedWork(perform), heartbeat=HEARTBEAT).run(stop)
+        Worker(bus, folder_store(tmp_path), ScriptedWork(perform), heartbeat=HEARTBEAT).run(stop)
     )
     await gateway.submit()
     started, reply_queue = await gateway.receive(StagingStarted)
