@@ -271,7 +271,7 @@ async def test_the_samples_that_the_grant_names_land_beside_the_images(
 ) -> None:
     sample = await publishing.stored("sample-gs00000-000.png", "sample", b"a first row")
     order = publishing.order(await drawn(publishing), objectPath="")
-    order.receive(msgspec.structs.replace(order.grant, samples=(sample,)))
+    order.granted = msgspec.structs.replace(order.grant, samples=(sample,))
 
     published = await published_by(publishing, order)
 
