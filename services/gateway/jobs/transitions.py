@@ -11,6 +11,12 @@ from typing import Any
 
 import msgspec
 
+from services.gateway.jobs.outputs import (
+    merged_checkpoints,
+    with_checkpoint,
+    with_command_done,
+    with_samples,
+)
 from services.gateway.jobs.record import (
     BUCKET_STAGES,
     GPU_STAGES,
@@ -38,7 +44,6 @@ from shared.messaging.messages import (
     ClaimRefused,
     CommandIssued,
     DatasetStaged,
-    DrawnSample,
     ImagesGenerated,
     Interruption,
     JobCancelled,
@@ -52,7 +57,6 @@ from shared.messaging.messages import (
     Progressed,
     ResumePointSaved,
     SamplesGenerated,
-    SavedCheckpoint,
     Stage,
     StageFact,
     StageFailed,
@@ -430,7 +434,7 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
         _done(job, fact),
         checkpoint=fact.checkpoint,
         model=fact.model,
-        checkpoints=_merged(job.checkpoints, fact.checkpoints),
+        checkpoints=merged_checkpoints(job.checkpoints, fact.checkpoints),
         summary=fact.summary,
         records=fact.records,
     )
@@ -444,7 +448,7 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
 def _generated(job: Job, fact: ImagesGenerated, now: float) -> Step:
     warnings = [*job.summary.get("warnings", ()), *fact.warnings]
     summary = {**job.summary, "warnings": warnings} if warnings else job.summary
-    job = replace(_with_samples(job, fact.samples), images=fact.images, summary=summary)
+    job = replace(with_samples(job, fact.samples), images=fact.images, summary=summary)
     job = _done(job, fact)
     if job.published:
         job = _with_next(job, "image_publication", fact, now)
@@ -652,48 +656,18 @@ def _with_saved(job: Job, fact: CheckpointSampled | CheckpointSaved | ResumePoin
     """Training saved something, either by schedule or by a command."""
     match fact:
         case CheckpointSampled():
-            return _with_command_done(job, "sample", fact.command)
+            return with_command_done(job, "sample", fact.command)
         case CheckpointSaved():
-            return _with_command_done(_with_checkpoint(job, fact), "save", fact.command)
+            return with_command_done(with_checkpoint(job, fact), "save", fact.command)
         case ResumePointSaved():
             return _with_resume_point(job, fact)
-
-
-def _with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
-    if any(each.artifact.key == fact.artifact.key for each in job.checkpoints):
-        return job
-    saved = SavedCheckpoint(
-        artifact=fact.artifact, step=fact.step, epoch=fact.epoch,
-        validation_loss=fact.validation_loss,
-    )  # fmt: skip
-    kept = (each for each in job.checkpoints if each.artifact.key not in fact.replaced)
-    return replace(job, checkpoints=(*kept, saved))
-
-
-def _merged(
-    known: tuple[SavedCheckpoint, ...], final: tuple[SavedCheckpoint, ...]
-) -> tuple[SavedCheckpoint, ...]:
-    """Each checkpoint once, oldest first; an earlier, lost attempt may have saved some."""
-    return tuple({each.artifact.key: each for each in (*known, *final)}.values())
 
 
 def _with_late_samples(job: Job, fact: SamplesGenerated) -> Job:
     """Add samples until generation is done: later ones would not be published."""
     generation = job.stages.get("generation")
     closed = job.ended or (generation is not None and not generation.open)
-    return job if closed else _with_samples(job, fact.samples)
-
-
-def _with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:
-    """One sample for each step and prompt; a new one replaces the file of the one before."""
-    rows = {(each.step, each.index): each for each in (*job.samples, *samples)}
-    return replace(job, samples=tuple(rows[position] for position in sorted(rows)))
-
-
-def _with_command_done(job: Job, kind: Command, number: int) -> Job:
-    if number <= job.commands_done.get(kind, 0):
-        return job
-    return replace(job, commands_done={**job.commands_done, kind: number})
+    return job if closed else with_samples(job, fact.samples)
 
 
 def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:

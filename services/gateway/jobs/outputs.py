@@ -1,0 +1,39 @@
+"""What a job's record gains while it runs: checkpoints, samples, commands that are done."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from services.gateway.jobs.record import Job
+from shared.messaging.messages import CheckpointSaved, DrawnSample, SavedCheckpoint
+from shared.request import Command
+
+
+def with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
+    if any(each.artifact.key == fact.artifact.key for each in job.checkpoints):
+        return job
+    saved = SavedCheckpoint(
+        artifact=fact.artifact, step=fact.step, epoch=fact.epoch,
+        validation_loss=fact.validation_loss,
+    )  # fmt: skip
+    kept = (each for each in job.checkpoints if each.artifact.key not in fact.replaced)
+    return replace(job, checkpoints=(*kept, saved))
+
+
+def merged_checkpoints(
+    known: tuple[SavedCheckpoint, ...], final: tuple[SavedCheckpoint, ...]
+) -> tuple[SavedCheckpoint, ...]:
+    """Each checkpoint once, oldest first; an earlier, lost attempt may have saved some."""
+    return tuple({each.artifact.key: each for each in (*known, *final)}.values())
+
+
+def with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:
+    """One sample for each step and prompt; a new one replaces the file of the one before."""
+    rows = {(each.step, each.index): each for each in (*job.samples, *samples)}
+    return replace(job, samples=tuple(rows[position] for position in sorted(rows)))
+
+
+def with_command_done(job: Job, kind: Command, number: int) -> Job:
+    if number <= job.commands_done.get(kind, 0):
+        return job
+    return replace(job, commands_done={**job.commands_done, kind: number})
