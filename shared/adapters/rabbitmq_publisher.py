@@ -20,6 +20,7 @@ from aiormq.exceptions import AMQPChannelError
 from shared.adapters.rabbitmq_connection import (
     Connection,
     ConnectionLost,
+    TopologyMismatch,
     close_quietly,
     pause,
     translate_errors,
@@ -88,6 +89,8 @@ class Publisher:
                     return await self._publish_once(
                         channel, message, exchange, key, mandatory=mandatory
                     )
+            except TopologyMismatch as mismatch:  # not this message's fault
+                await pause(about, mismatch)
             except ConnectionLost as lost:
                 if alone and isinstance(lost.__cause__, ChannelPreconditionFailed):
                     raise Unpublishable(str(lost)) from None

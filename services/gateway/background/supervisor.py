@@ -21,7 +21,7 @@ from services.gateway.jobs.record import Job, Step, open_stages, overdue
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.transitions import lose_claim, requeue, time_out
 from services.gateway.ports import JobStore, OpenStage
-from shared.errors import Unavailable, Unroutable
+from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.messages import GatewayHeartbeat
 from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
 from shared.ports import Bus
@@ -86,7 +86,7 @@ class Supervisor:
     async def _send(self, heartbeat: GatewayHeartbeat) -> None:
         try:
             await self._bus.send(GATEWAY_RECORDER.name, heartbeat, mandatory=False)
-        except (Unavailable, Unroutable) as error:
+        except (Unavailable, Unroutable, Unpublishable) as error:
             self.broker_problem = "takes no messages"
             log.warning("heartbeat_lost", number=heartbeat.number, reason=str(error))
         else:

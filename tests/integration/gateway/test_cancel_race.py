@@ -75,7 +75,9 @@ ENDS = {
 REFUSALS = {"CANCELLED": 2}
 """One at the cancellation, and one when the worker's last fact comes too late."""
 MANY = pytest.mark.parametrize(
-    ("database_url", "races"), [("sqlite", 1000), ("postgresql", 60)], indirect=["database_url"]
+    ("database_url", "races"),
+    [("sqlite", 200), ("postgresql", 60), pytest.param("sqlite", 1000, marks=pytest.mark.long)],
+    indirect=["database_url"],
 )
 FEWER = pytest.mark.parametrize(
     ("database_url", "races"), [("sqlite", 60), ("postgresql", 15)], indirect=["database_url"]
