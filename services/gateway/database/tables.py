@@ -23,7 +23,7 @@ jobs = sa.Table(
     sa.Column("overdue_at", sa.Double, nullable=True),
     sa.Column("record", sa.LargeBinary, nullable=False),
     sa.Index("jobs_by_status", "status", "created_at", "id"),
-    sa.Index("jobs_by_owner", "owner", "status"),
+    sa.Index("jobs_by_owner", "owner", "status", "created_at", "id"),
     sa.Index("jobs_by_owner_and_time", "owner", "created_at", "id"),
     sa.Index("jobs_by_end", "ended_at"),
 )
