@@ -262,7 +262,7 @@ async def test_a_job_that_is_gone_keeps_no_progress_and_gets_none(
 
 
 @pytest.mark.parametrize("rows", [3000])
-async def test_what_is_read_at_each_heartbeat_is_found_by_an_index(
+async def test_what_is_asked_again_and_again_is_found_by_an_index(
     store: SqlJobStore, url: str, rows: int
 ) -> None:
     """Among many jobs: with few, a database rightly reads a table from end to end."""
@@ -282,7 +282,7 @@ async def test_what_is_read_at_each_heartbeat_is_found_by_an_index(
 
     plans = {
         question: await plans_of(engine, store, question)
-        for question in ("claims", "waiting", "overdue", "count_retried")
+        for question in ("claims", "waiting", "overdue", "count_retried", "count_ahead", "counts")
     }
     await engine.dispose()
 
@@ -291,6 +291,8 @@ async def test_what_is_read_at_each_heartbeat_is_found_by_an_index(
         ("waiting", "open_stages_waiting"),
         ("overdue", "jobs_overdue"),
         ("count_retried", "jobs_retried"),
+        ("count_ahead", "jobs_by_status"),
+        ("counts", "jobs_by_owner"),
     ):
         assert index in plans[question], plans[question]
         assert "Seq Scan on" not in plans[question]
@@ -302,7 +304,7 @@ async def plans_of(engine: AsyncEngine, store: SqlJobStore, question: str) -> st
 
     async def note(statement: sa.Executable) -> list[Any]:
         asked.append(statement)
-        return [SimpleNamespace(number=0)] if question == "count_retried" else []
+        return [SimpleNamespace(number=0)] if question.startswith("count_") else []
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store._database, "all", note)
@@ -315,6 +317,10 @@ async def plans_of(engine: AsyncEngine, store: SqlJobStore, question: str) -> st
                 await store.claims()
             case "count_retried":
                 await store.count_retried("somebody")
+            case "count_ahead":  # of a job in front, so that few are found
+                await store.count_ahead(1.0, "0", limit=1000)
+            case "counts":
+                await store.counts("somebody", 1000)
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
     statement = cast("sa.Select[Any]", asked[0])
     text = statement.compile(engine.sync_engine, compile_kwargs={"literal_binds": True})

@@ -176,9 +176,10 @@ class SqlJobStore:
     async def counts(self, owner: str, limit: int | None = None) -> Mapping[str, int]:
         number = sa.func.count().label("number")
         theirs = sa.select(jobs.c.status).where(jobs.c.owner == owner)
+        first = theirs.order_by(jobs.c.created_at, jobs.c.id).limit(limit)  # see count_ahead
         some = sa.union_all(
             *(
-                sa.select(theirs.where(jobs.c.status == status).limit(limit).subquery())
+                sa.select(first.where(jobs.c.status == status).subquery())
                 for status in get_args(Status)
             )
         )
@@ -233,8 +234,10 @@ class SqlJobStore:
         ahead = sa.select(jobs.c.id).where(waiting & (position < (created_at, job_id)))
         if behind is not None:
             ahead = ahead.where(position > behind)
+        if limit is not None:  # in order: else PostgreSQL may look for the few in the whole table
+            ahead = ahead.order_by(*position.clauses).limit(limit)
         number = sa.func.count().label("number")
-        some = sa.select(number).select_from(ahead.limit(limit).subquery())
+        some = sa.select(number).select_from(ahead.subquery())
         (row,) = await self._database.all(some)
         return int(row.number)
 

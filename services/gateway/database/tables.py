@@ -24,7 +24,7 @@ jobs = sa.Table(
     sa.Column("record", sa.LargeBinary, nullable=False),
     sa.Column("request_bytes", sa.Integer, nullable=False, server_default="0"),
     sa.Index("jobs_by_status", "status", "created_at", "id"),
-    sa.Index("jobs_by_owner", "owner", "status", "request_bytes"),
+    sa.Index("jobs_by_owner", "owner", "status", "created_at", "id", "request_bytes"),
     sa.Index("jobs_by_owner_and_time", "owner", "created_at", "id"),
     sa.Index("jobs_by_end", "ended_at"),
 )

@@ -6,7 +6,6 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
 from statistics import fmean
-from time import monotonic
 from typing import NamedTuple
 
 import structlog
@@ -23,8 +22,6 @@ NEWEST = 20
 """Number of finished jobs that the mean time is taken from."""
 COUNTED = 1000
 """Waiting jobs that are counted for each request; the others in such steps, some seconds ago."""
-CACHE_SECONDS = 10.0
-"""How long the pace is cached."""
 
 log = structlog.get_logger()
 
@@ -51,16 +48,14 @@ class QueuePositions:
         self._jobs = jobs
         self._clock = clock
         self._steps = StaleCache(jobs.every_waiting)
-        self._lock = asyncio.Lock()
-        self._pace: Pace | None = None
-        self._pace_at = float("-inf")
+        self._pace = StaleCache(self._measured_pace)
 
     async def position(self, job: Job) -> QueuePosition | None:
         """The position; None: the job is not in the queue. Raises Unavailable."""
         if job.status != "IN_QUEUE":
             return None
         position = await self._count_ahead(job) + 1
-        pace = await self._current_pace()
+        pace = await self._pace.get(NEWEST)
         start = self._clock() + pace.wait(position) if pace else None
         return {"position": position, "estimated_start": iso_or_null(start)}
 
@@ -75,17 +70,9 @@ class QueuePositions:
         rest = await self._jobs.count_ahead(job.created_at, job.id, behind=behind)
         return known * COUNTED + rest
 
-    async def _current_pace(self) -> Pace | None:
-        """One request measures, the others use its result."""
-        async with self._lock:
-            if monotonic() - self._pace_at >= CACHE_SECONDS:
-                self._pace = await self._measured_pace()
-                self._pace_at = monotonic()
-            return self._pace
-
-    async def _measured_pace(self) -> Pace | None:
-        """None: there are no trainers, or no finished jobs."""
-        times = await self._jobs.execution_seconds(NEWEST)
+    async def _measured_pace(self, newest: int) -> Pace | None:
+        """Of so many finished jobs; None: there are none, or no trainers."""
+        times = await self._jobs.execution_seconds(newest)
         try:
             async with asyncio.timeout(BROKER_SECONDS):
                 idle, trainers = await self._capacity.trainers()

@@ -23,7 +23,8 @@ ROOT = "/v2/everydream-v1"
 
 @pytest.fixture
 async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(queue_position, "CACHE_SECONDS", 0.0)
+    monkeypatch.setattr(stale_cache, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(stale_cache, "STALE_SECONDS", 0.0)
     async with world(tmp_path) as one:
         yield one
 
@@ -76,8 +77,6 @@ async def test_a_position_is_right_however_few_jobs_are_counted_for_it(
     here: World, monkeypatch: pytest.MonkeyPatch, counted: int
 ) -> None:
     monkeypatch.setattr(queue_position, "COUNTED", counted)
-    monkeypatch.setattr(stale_cache, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(stale_cache, "STALE_SECONDS", 0.0)
     jobs = [await here.run() for _ in range(7)]
 
     assert [(await place(here, job))["position"] for job in jobs] == [1, 2, 3, 4, 5, 6, 7]
@@ -144,7 +143,8 @@ async def test_without_the_broker_the_position_is_known_and_the_time_is_not(
 async def test_the_broker_is_not_asked_each_time(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_position, "CACHE_SECONDS", 60.0)
+    monkeypatch.setattr(stale_cache, "FRESH_SECONDS", 60.0)
+    monkeypatch.setattr(stale_cache, "STALE_SECONDS", 60.0)
     asked = []
 
     async def count(_bus: MemoryBus, queue: Queue) -> int:

@@ -64,6 +64,8 @@ def upgrade() -> None:
         sa.Column("due_at", sa.Double, nullable=False),
     )
     fill(table)
+    op.drop_index("jobs_by_owner", "jobs")
+    op.create_index("jobs_by_owner", "jobs", ["owner", "status", "created_at", "id"])
     for name, on, columns, condition in (
         ("jobs_overdue", "jobs", ["overdue_at", "id"], "overdue_at IS NOT NULL"),
         ("jobs_retried", "jobs", ["owner", "run"], "run > 1"),
@@ -125,6 +127,8 @@ def readable(
 
 def downgrade() -> None:
     op.drop_table("open_stages")
+    op.drop_index("jobs_by_owner", "jobs")
+    op.create_index("jobs_by_owner", "jobs", ["owner", "status"])
     op.drop_index("jobs_retried", "jobs")
     op.drop_index("jobs_overdue", "jobs")
     op.drop_column("jobs", "overdue_at")
