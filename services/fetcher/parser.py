@@ -68,12 +68,13 @@ class Parser:
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[Reader]:
         """Reads one job's files for the block, in a child that starts with the first of them."""
-        reader = Reader(self.take, self._scratch)
-        try:
-            yield reader
-        finally:
-            await reader.close()
-            self._begin_next()
+        async with scratch_folder(self._scratch, "parsing") as folder:
+            reader = Reader(self.take, folder)
+            try:
+                yield reader
+            finally:
+                await reader.close()
+                self._begin_next()
 
     async def take(self) -> Child:
         """The child that waits, or else a new one."""
@@ -94,9 +95,10 @@ class Parser:
 class Reader:
     """One job's child. After a death there is no other: its job has failed, or is tried again."""
 
-    def __init__(self, take: Callable[[], Awaitable[Child]], scratch: Path) -> None:
+    def __init__(self, take: Callable[[], Awaitable[Child]], folder: Path) -> None:
+        """``folder`` is for the results' files."""
         self._take = take
-        self._scratch = scratch
+        self._result = folder / RESULT
         self._child: Child | None = None
 
     async def close(self) -> None:
@@ -128,12 +130,11 @@ class Reader:
         """
         if self._child is None:
             self._child = await self._take()
-        async with scratch_folder(self._scratch, "parsing") as folder:
-            order = ParsingOrder(task=task, limits=limits, result=str(folder / RESULT))
-            last = await _carried_out(self._child, order, keepalive, on_progress)
-            if not isinstance(last, Done):
-                raise last.error()
-            return await in_thread(_read_result, Path(order.result), result)
+        order = ParsingOrder(task=task, limits=limits, result=str(self._result))
+        last = await _carried_out(self._child, order, keepalive, on_progress)
+        if not isinstance(last, Done):
+            raise last.error()
+        return await in_thread(_read_result, self._result, result)
 
 
 async def _carried_out(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from shared.errors import Full, Refused, reason_of
 from shared.service_process import importing
 
 NICENESS = 10
+PROGRESS_SECONDS = 0.2
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -37,7 +39,11 @@ def main() -> None:
     os.environ |= ONE_THREAD
     writer = begin()
     with importing():
+        from PIL import Image  # noqa: PLC0415 - slow
+
         from services.fetcher.parsing.tasks import perform  # noqa: F401, PLC0415 - slow
+
+        Image.init()  # else the first picture waits for the decoders' modules
 
     writer.write(Ready(gpu="", offline=has_no_network))
     os.nice(NICENESS)
@@ -53,6 +59,8 @@ class Reporter:
     def __init__(self, writer: RecordWriter) -> None:
         self.file = ""
         self._writer = writer
+        self._phase: object = None
+        self._progress_at = 0.0
 
     def reading(self, file: str) -> None:
         self.file = short(file)
@@ -63,7 +71,11 @@ class Reporter:
         self._writer.write(Reading(file=self.file))
 
     def progress(self, **numbers: object) -> None:
-        self._writer.write(Progress(numbers=numbers))
+        """Report each phase, and its numbers at most every ``PROGRESS_SECONDS``."""
+        now = time.monotonic()
+        if numbers.get("phase") != self._phase or now - self._progress_at >= PROGRESS_SECONDS:
+            self._phase, self._progress_at = numbers.get("phase"), now
+            self._writer.write(Progress(numbers=numbers))
 
 
 def carry_out(order: ParsingOrder, writer: RecordWriter) -> Done | Failed:
