@@ -10,13 +10,18 @@ from shared.request import Command
 
 
 def with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
+    """Add a checkpoint, once; the same one of a later attempt replaces that of a lost one."""
     if any(each.artifact.key == fact.artifact.key for each in job.checkpoints):
         return job
     saved = SavedCheckpoint(
         artifact=fact.artifact, step=fact.step, epoch=fact.epoch,
         validation_loss=fact.validation_loss,
     )  # fmt: skip
-    kept = (each for each in job.checkpoints if each.artifact.key not in fact.replaced)
+    kept = (
+        each
+        for each in job.checkpoints
+        if each.artifact.key not in fact.replaced and each.artifact.name != saved.artifact.name
+    )
     return replace(job, checkpoints=(*kept, saved))
 
 
@@ -24,7 +29,7 @@ def merged_checkpoints(
     known: tuple[SavedCheckpoint, ...], final: tuple[SavedCheckpoint, ...]
 ) -> tuple[SavedCheckpoint, ...]:
     """Each checkpoint once, oldest first; an earlier, lost attempt may have saved some."""
-    return tuple({each.artifact.key: each for each in (*known, *final)}.values())
+    return tuple({each.artifact.name: each for each in (*known, *final)}.values())
 
 
 def with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:

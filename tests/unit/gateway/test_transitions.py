@@ -664,6 +664,23 @@ def test_checkpoints_on_the_way_are_kept_once_each() -> None:
     assert history.job.checkpoints
 
 
+def test_a_checkpoint_that_a_later_attempt_saves_again_replaces_that_of_the_lost_one() -> None:
+    history = JobHistory()
+    history.stage()
+    for attempt in (1, 2):
+        history.claim("training", f"t{attempt}")
+        file = msgspec.structs.replace(artifact("step-5"), key=f"k/{attempt}/step-5")
+        history.receive(
+            CheckpointSaved(
+                job="job", stage="training", claim=f"t{attempt}", artifact=file, step=5, epoch=1
+            )
+        )
+        if attempt == 1:
+            history.fail("training", "t1", kind="passing")
+
+    assert [each.artifact.key for each in history.job.checkpoints] == ["k/2/step-5"]
+
+
 def test_a_checkpoint_that_was_replaced_is_never_shown_again() -> None:
     history = JobHistory()
     history.stage()
