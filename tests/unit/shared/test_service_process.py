@@ -57,22 +57,27 @@ A_TASK = """
                 pass
     kept = asyncio.create_task(stubborn())
 """
-A_BUSY_LOOP = "asyncio.get_running_loop().call_later(0.1, lambda: any(_ for _ in iter(int, 1)))"
-HEAVY_REGEX = """
+BUSY = """
     import re
-    asyncio.get_running_loop().call_later(0.1, re.match, "(a*)*b", "a" * 40)
+    def busy():
+        print("busy", flush=True)
+        {loop}
+    asyncio.get_running_loop().call_later(0.01, busy)
 """
+A_BUSY_LOOP = BUSY.format(loop="any(_ for _ in iter(int, 1))")
+HEAVY_REGEX = BUSY.format(loop="re.match('(a*)*b', 'a' * 40)")
 
 
-def ended_by_sigterm(work: str, stop_seconds: float = 28.0) -> tuple[int, str, float]:
-    """Exit status, output and seconds from the signal to the end."""
+def ended_by_sigterm(
+    work: str, stop_seconds: float = 28.0, *, at: str = "ready"
+) -> tuple[int, str, float]:
+    """Exit status, output and seconds from the signal, which comes at that word, to the end."""
     script = SERVICE.format(work=work.strip(), stop_seconds=stop_seconds)
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.3)  # until what keeps it busy has begun
+        assert f"{at}\n" in iter(process.stdout.readline, "")
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         try:
@@ -93,7 +98,7 @@ def test_a_service_that_is_done_does_not_wait_for_what_cannot_be_stopped(work: s
 
 @pytest.mark.parametrize("work", [A_BUSY_LOOP, HEAVY_REGEX])
 def test_a_service_that_hears_nothing_ends_all_the_same_and_says_what_it_did(work: str) -> None:
-    status, output, _seconds = ended_by_sigterm(work, stop_seconds=0.5)
+    status, output, _seconds = ended_by_sigterm(work, stop_seconds=0.5, at="busy")
     assert status == 1
     assert "Timeout" in output
     assert "stopped" not in output
