@@ -7,6 +7,7 @@
 #   FUZZ_ARGS   reaches the fuzzing: --seconds 60, --seed 7
 #   FAULTS_ARGS reaches the faults: --only broker, --short
 #   SOAK_ARGS   reaches the soak: --seed 7, --minutes 10
+#   HOSTILE_ARGS reaches the rude key: --minutes 5, --only heads
 #   LOCK_ARGS   reaches uv when it makes the lock files: --upgrade, an index of your own
 #   CPU_LOCK_ARGS the same, for the images without a card: where torch's CPU builds are
 #   SCALE_ARGS  reaches the scale: --only sqlite, --most 1000
@@ -18,6 +19,7 @@ FUZZ_ARGS ?=
 FAULTS_ARGS ?=
 LONG_ARGS ?=
 SOAK_ARGS ?=
+HOSTILE_ARGS ?=
 LOCK_ARGS ?=
 CPU_LOCK_ARGS ?=
 SCALE_ARGS ?=
@@ -41,7 +43,7 @@ CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constra
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test unit test-long coverage lint types arch check bench scale fuzz faults soak docs lock format clean servers
+.PHONY: help demo test unit test-long coverage lint types arch check bench scale fuzz faults soak hostile examples docs screens lock format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-11s%s\n' "$$name" "$$what"; done
@@ -92,10 +94,19 @@ faults: servers $(DEV)  ## Every fault of docs/reliability.md in its long form; 
 soak: servers $(DEV)  ## Hundreds of jobs under random faults; writes its part of docs/reliability.md
 	$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
 
-docs: servers $(DEV)  ## Write what docs/ has from the code, and the pages that are measured
+hostile: servers $(DEV)  ## One rude key beside another that works; writes its part of docs/security.md
+	$(BIN)/python -m tests.hostile $(HOSTILE_ARGS)
+
+examples: $(DEV)  ## Write the answers of the API examples anew, and the documents that show them
+	$(BIN)/python -m tests.support.examples_story
 	$(BIN)/python -m services.gateway.api_documents docs
+
+docs: servers examples  ## Write what docs/ has from the code, and the pages that are measured
 	$(BIN)/python -m bench schedulers
 	OMP_NUM_THREADS=1 LIVE_SAMPLES_PAGE=docs/live-samples.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_samples.py
+
+screens: servers $(DEV)  ## Write the screens in docs/command-line.md as a terminal shows them
+	SCREENS_PAGE=docs/command-line.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_terminal.py
 
 LOCKED := deploy/requirements
 COMPILE = $(BIN)/uv pip compile --quiet --custom-compile-command "make lock" --no-annotate --strip-extras \

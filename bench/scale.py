@@ -32,13 +32,14 @@ from services.gateway.database.tables import jobs, open_stages
 from services.gateway.jobs.record import open_stages as open_stages_of
 from services.gateway.jobs.repository import row_of
 from services.gateway.jobs.request_parser import parse_request
-from services.gateway.jobs.transitions import admit
+from services.gateway.jobs.transitions import admit, release
+from services.gateway.turns.places import MIN_PLACES
 from services.gateway.web.authentication import digest_of
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.messaging.messages import ClaimGranted, StagingInterrupted, StagingStarted
 from shared.ports import ReplyQueue
 from shared.service_process import closing
-from tests.faults import report
+from tests.support.measured_page import read, table, write
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.services import ServiceProcess, services_in_a_folder
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--most", type=int, default=100_000, help="live jobs")
     chosen = parser.parse_args(os.environ.get("SCALE_ARGS", "").split() or arguments or [])
     names = [chosen.only] if chosen.only else [*SIZES]
-    with RabbitMQ(vhosts=16) as broker, PostgreSQL() as server:
+    with RabbitMQ() as broker, PostgreSQL() as server:
         for name in names:
             for live in SIZES[name]:
                 if chosen.least <= live <= chosen.most:
@@ -136,7 +137,7 @@ async def measure(broker: RabbitMQ, server: PostgreSQL, database: str, live: int
             start = time.perf_counter() - began
             with highest_memory(gateway) as memory:
                 await asyncio.sleep(3 * HEARTBEAT)
-                claims = await claim_times(amqp_url, ids)
+                claims = await claim_times(amqp_url, ids[:MIN_PLACES])
                 async with asking(gateway) as get:
                     health = await timed(health_of(get))
                     status = await timed(status_of(get, ids))
@@ -147,23 +148,25 @@ async def measure(broker: RabbitMQ, server: PostgreSQL, database: str, live: int
 
 
 async def fill(url: str, live: int) -> list[str]:
-    """Write waiting jobs, as admission makes them; their ids."""
+    """Write jobs as admission makes them; their ids. The first fill their line's places."""
     ids = [str(uuid4()) for _ in range(live)]
     remaining, owner, request = iter(ids), digest_of(OWNER), parse_request(REQUEST)
     async with closing(Database.open(url)) as database:
         await database.migrate()
         while batch := [*islice(remaining, BATCH)]:
+            now = time.time()
             admitted = [
-                admit(
-                    job_id, owner, request, REQUEST["input"], sealed=None, now=time.time()
-                ).job
+                admit(job_id, owner, request, REQUEST["input"], sealed=None, now=now).job
                 for job_id in batch
-            ]  # fmt: skip
+            ]
+            released = {*ids[:MIN_PLACES]}
+            admitted = [release(job, now).job if job.id in released else job for job in admitted]
             rows = [msgspec.structs.asdict(row_of(job, 1)) for job in admitted]
             stages = [stage._asdict() for job in admitted for stage in open_stages_of(job)]
             async with database.writing() as connection:
                 await connection.execute(sa.insert(jobs), rows)
-                await connection.execute(sa.insert(open_stages), stages)
+                if stages:
+                    await connection.execute(sa.insert(open_stages), stages)
     if url.startswith("postgresql"):
         await vacuum(url)
     return ids
@@ -178,7 +181,7 @@ async def vacuum(url: str) -> None:
 
 
 async def claim_times(amqp_url: str, ids: list[str]) -> list[float]:
-    """A worker claims jobs at random, and hands each over again at once."""
+    """A worker claims one of the jobs at random, and hands it over again at once."""
     bus = await RabbitMQBus.open(amqp_url, source="fetcher/bench", heartbeat=HEARTBEAT)
     async with closing(bus), bus.reply_queue(()) as reply_queue:
         granted: dict[str, asyncio.Future[ClaimGranted]] = {}
@@ -283,9 +286,8 @@ def percentile(values: list[float], of: int) -> float:
 
 def keep(row: Row) -> None:
     """Put the row into the page's table; the others stay as they are."""
-    lines = report.read("scale", PAGE).splitlines()[2:]
+    lines = read("scale", PAGE).splitlines()[2:]
     known = {cells[:2]: cells for cells in (tuple(line[2:-2].split(" | ")) for line in lines)}
     known[row.cells[:2]] = row.cells
     order = [(name, f"{live:,}") for name, sizes in SIZES.items() for live in sizes]
-    rows = [HEAD, ("---",) * len(HEAD), *(known[each] for each in order if each in known)]
-    report.write("scale", "\n".join(f"| {' | '.join(cells)} |" for cells in rows), PAGE)
+    write("scale", table(HEAD, (known[each] for each in order if each in known)), PAGE)

@@ -140,9 +140,11 @@ timestep down.)
 |---|---|---|---|---|---|
 """
 
-DETERMINISTIC = f"""
+TIMES = f"""
 The time is CPU time for {SHEET_STEPS} steps, relative to `DDIM`.
+"""
 
+DETERMINISTIC = f"""
 ## Accuracy of schedulers that add no noise
 
 These solve one differential equation from the same noise, so all converge to the same image. The
@@ -179,6 +181,57 @@ WHY: dict[Scheduler, str] = {
 }
 
 
+SAME_SEED = """
+## The same seed in diffusers
+
+A finished model's diffusers folder has `trailing` spacing in `scheduler/scheduler_config.json` (and
+`clip_sample` and `skip_prk_steps` as above). The stock classes draw from it what this service
+draws: with the same seed, size, number of steps, guidance and prompt, on a CPU in fp32, to 1 of
+255.
+
+```python
+pipeline = StableDiffusionPipeline.from_pretrained("model")
+config = pipeline.scheduler.config
+pipeline.scheduler = EulerDiscreteScheduler.from_config(config)
+generator = torch.Generator("cpu").manual_seed(7)
+image = pipeline("a cat", num_inference_steps=20, generator=generator).images[0]
+```
+
+Image number i of an entry has the seed of the first plus i. On a GPU, or in half precision,
+rounding differs a little. Weighted words, prompts of more than 75 tokens and a `clip_skip` above 1
+are this service's own. `from_single_file` takes its scheduler from the hub, with `leading`: add
+`timestep_spacing="trailing"` to the call of `from_config`.
+
+| name | from the folder's configuration | the same image |
+|---|---|---|
+"""
+
+SAME_CHANGES: dict[Scheduler, dict[str, Any]] = {"DDIM": {"solver_order": 1}}
+"""Of the folder's configuration, for the stock class to draw the same."""
+
+SAME: dict[Scheduler, str] = {
+    "DDIM": (
+        "yes; `DDIMScheduler` with `set_alpha_to_one=True` only if the number of steps divides"
+        " 1000, as it steps down by 1000 // steps"
+    ),
+    "IPNDM": "no: the stock class has a schedule of its own, whatever the model's is",
+    "PNDM": (
+        "if the number of steps divides 1000, as the stock class steps down by 1000 // steps, and"
+        " the model predicts noise, as it averages what the network predicts"
+    ),
+}
+
+
+def same_seed_rows() -> list[str]:
+    return [f"| `{name}` | {same_seed_call(name)} | {SAME.get(name, 'yes')} |\n" for name in NAMES]
+
+
+def same_seed_call(name: Scheduler) -> str:
+    """The call that makes the stock scheduler from a pipeline's own."""
+    changes = "".join(f", {key}={value}" for key, value in SAME_CHANGES.get(name, {}).items())
+    return f"`{stock_class(name)}.from_config(config{changes})`"
+
+
 def page(pipe: StableDiffusionPipeline) -> str:
     """Measure, and return docs/schedulers.md."""
     config = dict(pipe.scheduler.config)
@@ -200,6 +253,9 @@ def page(pipe: StableDiffusionPipeline) -> str:
         (
             INTRODUCTION,
             *table_rows(config, relative_times(pipe, config)),
+            TIMES,
+            SAME_SEED,
+            *same_seed_rows(),
             DETERMINISTIC.format(noise=distance(random[:1], one)),
             distances(pixels),
             RANDOM.format(noise=colour_distance(random, many)),

@@ -61,10 +61,12 @@ def models_of_one_architecture(folder: Path) -> list[Path]:
 
 def first_steps(models: Sequence[Path]) -> list[float]:
     """Seconds to the first step of each model, with a cache that is empty at the start."""
+    import torch  # noqa: PLC0415
+
     from services.inferencer.generation.generate import generate  # noqa: PLC0415
     from services.inferencer.generation.pipeline_cache import PipelineCache  # noqa: PLC0415
 
-    cache, seconds = PipelineCache(), []
+    cache, seconds = PipelineCache(torch.device("cpu")), []
     for model in models:
         steps: list[float] = []
         begun = perf_counter()
@@ -77,9 +79,11 @@ def first_steps(models: Sequence[Path]) -> list[float]:
 
 
 def print_batches() -> None:
+    import torch  # noqa: PLC0415
+
     from services.inferencer.generation.pipeline_cache import PipelineCache  # noqa: PLC0415
 
-    pipeline = PipelineCache().load(TINY)
+    pipeline = PipelineCache(torch.device("cpu")).load(TINY)
     print(f"{STEPS} steps{'one by one':>22}{f'{BATCH} at once':>16}")
     for side in SIDES:
         requests = [image_request(side, seed=seed) for seed in range(BATCH)]

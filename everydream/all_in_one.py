@@ -8,12 +8,10 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 from services.fetcher.__main__ import serve as fetch
+from services.fetcher.models.base_setting import check_base_model
 from services.gateway.app import Gateway
-from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
-from services.gateway.database.jobs import SqlJobStore
-from services.gateway.database.uploads import SqlUploadStore
-from services.gateway.ports import Stores
+from services.gateway.database.stores import stores_in
 from services.inferencer.__main__ import serve as infer
 from services.notifier.__main__ import serve as notify
 from services.trainer.__main__ import serve as train
@@ -44,14 +42,15 @@ class AllInOne:
         """Serve until ``stop`` is set, then shut every service down in order."""
         share_cores()
         settings = self.settings
-        settings.home.mkdir(parents=True, exist_ok=True)
+        check_base_model(settings)
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = keys.secret_key(settings.secret_key, settings.home)
         broker = MemoryBroker()
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(
                 closing(Database.open(settings.database_url))
             )
-            stores = Stores(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
+            stores = stores_in(database)
             store = await stack.enter_async_context(closing(open_store(settings, key)))
             retrying = RetryingStore(store, deadline=STORE_HEARTBEATS * settings.heartbeat)
             gateway_bus, *worker_buses = [

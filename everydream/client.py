@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -101,14 +101,32 @@ class Client:
 
     async def status(self, job: str) -> dict[str, Any]:
         """The job's status."""
-        async with self._request("GET", f"/status/{job}") as response:
-            body: dict[str, Any] = await response.json()
-            return body
+        return await self._answer("GET", f"/status/{job}")
 
-    async def cancel(self, job: str) -> None:
-        """Stop a job; one that has ended stays as it is."""
-        async with self._request("POST", f"/cancel/{job}"):
-            pass
+    async def health(self) -> dict[str, Any]:
+        """The key's jobs by state, and the workers."""
+        return await self._answer("GET", "/health")
+
+    async def jobs(
+        self, statuses: Sequence[str] = (), *, limit: int = 20, cursor: str | None = None
+    ) -> dict[str, Any]:
+        """A page of the key's jobs, newest first; ``next`` is the cursor of the next page."""
+        query = {"limit": str(limit)}
+        query |= {"status": ",".join(statuses)} if statuses else {}
+        query |= {"cursor": cursor} if cursor else {}
+        return await self._answer("GET", "/jobs", params=query)
+
+    async def cancel(self, job: str) -> dict[str, Any]:
+        """Stop a job; one that has ended stays as it is. Returns its id and status."""
+        return await self._answer("POST", f"/cancel/{job}")
+
+    async def retry(self, job: str) -> dict[str, Any]:
+        """Run a job that has failed again; returns its id and status."""
+        return await self._answer("POST", f"/retry/{job}")
+
+    async def delete(self, job: str) -> dict[str, Any]:
+        """Remove a job and all its files for good."""
+        return await self._answer("DELETE", f"/jobs/{job}")
 
     async def send_command(self, job: str, command: Command) -> None:
         """Order a running training to ``sample``, ``save`` or ``stop``."""
@@ -195,6 +213,11 @@ class Client:
                     done += len(piece)
                     on_bytes(done)
         return digest.hexdigest()
+
+    async def _answer(self, method: str, route: str, **options: Any) -> dict[str, Any]:
+        async with self._request(method, route, **options) as response:
+            body: dict[str, Any] = await response.json()
+            return body
 
     @asynccontextmanager
     async def _request(

@@ -18,9 +18,13 @@ from aiohttp import web
 from rich.console import Console
 
 from everydream import drawings
+from everydream.access import Access
 from everydream.all_in_one import AllInOne
 from everydream.client import Client
-from everydream.showing import path_of, show, summary
+from everydream.following import Announcer, watch
+from everydream.results import path_of
+from everydream.terminal.display import Display
+from everydream.terminal.report import outcome_lines
 from shared.settings import Settings, from_environment
 
 KEY = "demo-key"
@@ -75,7 +79,7 @@ async def run_demo(output: Path) -> int:
             console.print(f"[bold]everydream[/] answers on {settings.public_url}")
             job = await client.run(request_for(files.url))
             console.print(f"POST /v1/everydream-v1/run -> job {job}")
-            status = await show(client, job, console)
+            status = await _watched(client, Access(settings.public_url, KEY), job)
             if status["status"] != "COMPLETED":
                 console.print(f"[red]{status['status']}[/]: {status.get('error')}")
                 return 1
@@ -163,6 +167,24 @@ async def serving(settings: Settings) -> AsyncIterator[None]:
     finally:
         stop.set()
         await running
+
+
+async def _watched(client: Client, gateway: Access, job: str) -> dict[str, Any]:
+    """The job's last status; shown until then."""
+    status: dict[str, Any] = {}
+    with Display(console) as display:
+        announcer = Announcer(display)
+        async for status in watch(client, gateway, job, display):
+            announcer.see(status)
+    return status
+
+
+def summary(status: dict[str, Any]) -> str:
+    """A summary in a few lines of Markdown."""
+    entries = status["output"]["inference"]
+    images = (f"  - `{each['prompt']}`, seed {each['seed']}" for each in entries)
+    lines = (f"- {line}" for line in outcome_lines(status))
+    return "\n".join([f"# Job {status['id']}: {status['status']}", "", *lines, *images]) + "\n"
 
 
 async def save_results(client: Client, status: dict[str, Any], output: Path) -> None:

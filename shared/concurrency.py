@@ -45,7 +45,11 @@ async def ended(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()  # retrieved, or asyncio would report it
     if cancellation is not None:
-        raise cancellation
+        try:
+            raise cancellation
+        finally:
+            # Its traceback has this frame: a cycle would keep all that the callers hold.
+            del cancellation
 
 
 async def gather_limited(

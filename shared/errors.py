@@ -16,6 +16,9 @@ EveryDreamError
 class EveryDreamError(Exception):
     """Base of all errors raised on purpose by this project."""
 
+    public: str | None = None
+    """What users read in place of a text that names an address or a folder of ours."""
+
 
 class Refused(EveryDreamError):
     """Permanent, or for the user to fix; users see the text, which names file, field or URL."""
@@ -53,6 +56,12 @@ class SettingsError(EveryDreamError):
     """An environment variable has an invalid value; the text names it and what it accepts."""
 
 
+def not_for_users(error: Unavailable) -> Unavailable:
+    """The error of a store of ours, of which users read only that it does not answer."""
+    error.public = "the service's own store does not answer as it should"
+    return error
+
+
 def shorten(text: str, limit: int = 3000) -> str:
     """Cut the middle out of a text that is too long for a record."""
     return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
@@ -61,8 +70,11 @@ def shorten(text: str, limit: int = 3000) -> str:
 def reason_of(error: BaseException) -> str:
     """An error as a reason for people: its text, with its type if it is not one of ours.
 
-    The text may quote a user's file: it is shortened, and lone surrogates, which no message can
-    carry, become question marks.
+    Users read it: a text that is not for them is replaced by its public one. It may quote a user's
+    file: it is shortened, and lone surrogates, which no message can carry, become question marks.
     """
-    text = str(error) if isinstance(error, EveryDreamError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, EveryDreamError):
+        text = error.public or str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
     return shorten(text).encode(errors="replace").decode()

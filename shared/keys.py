@@ -34,7 +34,7 @@ def secret_key(configured: str | None, home: Path) -> str:
         return configured
     path = home / "secret.key"
     if not path.exists():
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         _create(path)
     key = path.read_text().strip()
     if len(key) < MIN_KEY_LENGTH:

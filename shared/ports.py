@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -172,3 +172,17 @@ class UploadPart(Struct, frozen=True, kw_only=True):
     """Of its first byte in the upload."""
     bytes: int
     key: str
+
+
+@runtime_checkable
+class LocalStore(Protocol):
+    """An object store that keeps files on this machine; the gateway serves its links."""
+
+    def path_of(self, key: str) -> Path:
+        """The object's file. Raises NotFound or Refused."""
+
+    def free_bytes(self) -> int:
+        """Free space on the disk. Raises Unavailable."""
+
+    def free_files(self) -> int | None:
+        """How many more files fit on the disk; None: no limit. Raises Unavailable."""

@@ -46,6 +46,9 @@ Text = Annotated[str, Meta(min_length=1)]
 DEFAULT_BASE = "sd_v1-5_vae.ckpt"
 """The name that stands for the deployment's base model."""
 
+BASE_PATHS = ("/v1/everydream-v1", "/v2/everydream-v1")
+"""The endpoint's paths on a gateway."""
+
 STORED = "store:"
 """Prefix of ``data_url``, ``resume_ckpt_url`` and ``model`` once the gateway has resolved them to a
 key of our store that belongs to the client. Clients may not use it themselves."""
@@ -60,8 +63,32 @@ _SITE = rf"^[Hh][Tt][Tt][Pp][Ss]?://([^\u0000-\u0020\u007f/?#@:\[\]\\]+|{_IPV6})
 WEB_ADDRESS = _SITE + r"([/?#][^\u0000-\u001f]*)?$(?!\n)"
 """An http or https URL with a host and without credentials, in the syntax that Python, ECMAScript
 and JSON Schema share; the end is for Python, whose ``$`` also matches before a last line break."""
-ENDPOINT = _SITE + r"(/[^?#\u0000-\u001f]*)?$(?!\n)"
+ENDPOINT = _SITE + r"(/[^?#\u0000-\u0020]*)?$(?!\n)"
 """The same without a query, which no S3 service has."""
+
+_JOB_ID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+JOB_ID = rf"^{_JOB_ID}$(?!\n)"
+_HUB_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+MODEL_NAME = (
+    rf"^({DEFAULT_BASE.removesuffix('.ckpt')}(\.ckpt)?|{_JOB_ID}"
+    rf"|(?!.*\.(safetensors|ckpt|zip)$)({_HUB_NAME}/{_HUB_NAME}(@[A-Za-z0-9_.-]{{1,100}})?"
+    r"|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+/[A-Za-z0-9_.@/-]+))$(?!\n)"
+)
+"""The names of models: the deployment's own, a job's id, a hub id, a hub's page without its scheme.
+
+Paths are none, and so is what ends like a file: nobody but the operator names local files."""
+_CONTROL = r"\u0000-\u001f\u007f"
+_BLANK = r"\u0020\u0080-\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff"
+_ENDS = rf"[^{_CONTROL}{_BLANK}]"
+ACCESS_ID = r"^[!-~]+$(?!\n)"
+"""It is sent in a header."""
+ACCESS_SECRET = rf"^(?={_ENDS})[^{_CONTROL}]*{_ENDS}$(?!\n)"
+"""Without what a file or a clipboard adds: blanks at the ends, visible or not, and line breaks."""
+BUCKET = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}$(?!\n)"
+"""What any S3 service has taken as the name of a bucket."""
+_NAME = rf"(?!\.{{1,2}}(/|$))[^/{_CONTROL}]+"
+OBJECT_PATH = rf"^(?![{_BLANK}])(/*{_NAME}(/{_NAME})*)?/*(?<![{_BLANK}])$(?!\n)"
+"""Names with a slash between them; slashes at the ends are dropped."""
 
 FIRST_TIMESTEP, LAST_TIMESTEP = 0, 1000
 EXECUTION_TIMEOUT = 24 * 3600 * 1000
@@ -170,7 +197,10 @@ class ModelSource(Struct, frozen=True, kw_only=True):
 
 
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Deadlines in milliseconds, within RunPod's bounds; ``lowPriority`` has no effect."""
+    """Deadlines in milliseconds, within RunPod's bounds.
+
+    A job of ``lowPriority`` begins only while no other of its line waits.
+    """
 
     executionTimeout: Annotated[int, Meta(ge=5_000, le=TTL)] = EXECUTION_TIMEOUT  # noqa: N815
     ttl: Annotated[int, Meta(ge=10_000, le=TTL)] = TTL

@@ -7,6 +7,7 @@ Each has a default that works. ``NAME_FILE`` may instead name a file that holds 
 from __future__ import annotations
 
 import base64
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -28,6 +29,9 @@ MAX_BODY = 20 << 20
 NO_NAMES: tuple[str, ...] = ()
 RENAMED = {"CONCURRENCY": "PLACES", "HEARTBEAT": "BEAT"}
 """Old names of settings, still read if the new one is not set."""
+PREFIX, FILE = "EVERYDREAM_", "_FILE"
+OF_CLIENTS = ("URL", "API_KEY")
+"""Names that the command line reads by itself."""
 
 log = structlog.get_logger()
 
@@ -44,13 +48,20 @@ class Settings:
     port: int
     public_url: str
     """URL under which clients reach the gateway; links to files start with it."""
+    cors_origins: frozenset[str]
+    """Sites whose pages may use the gateway from a browser; ``*``: all."""
     amqp_url: str = field(repr=False)
     database_url: str = field(repr=False)
     store_url: str
     store_public_endpoint: str | None
     """Endpoint in presigned links, if clients reach the store under another name."""
     base_model: str
-    """A diffusers folder, a hub id, or ``tiny``."""
+    """The path of a diffusers folder or a model file, a hub id, or ``tiny``."""
+    device: str
+    """What GPU work is done on: ``auto``, ``cpu``, ``cuda``, or a card such as ``cuda:1``."""
+    trainer_device: str | None
+    """The trainer's, where it is to be another; None: ``device``."""
+    inferencer_device: str | None
     private_models: frozenset[str]
     """Hub ids, or ``org/*``, that users may name although they need the deployment's token."""
     secret_key: str | None = field(repr=False)
@@ -98,10 +109,18 @@ class Settings:
 def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read every ``EVERYDREAM_*`` variable.
 
+    One of an unknown name is a warning, which names the nearest.
+
     Raises:
         SettingsError: names the variable, its value and what it accepts.
     """
     read = _Reader(environment)
+    settings = _read(read)
+    read.warn_of_unknown()
+    return settings
+
+
+def _read(read: _Reader) -> Settings:
     home = read("HOME", _path, None) or _path("~/.everydream")
     port = read("PORT", _port, 8080)
     return Settings(
@@ -110,11 +129,15 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         host=read("HOST", str, "127.0.0.1"),
         port=port,
         public_url=read("PUBLIC_URL", _http_url, f"http://127.0.0.1:{port}"),
+        cors_origins=frozenset(read("CORS_ORIGINS", _origins, NO_NAMES)),
         amqp_url=read("AMQP_URL", _amqp_url, "amqp://guest:guest@127.0.0.1/"),
         database_url=read("DATABASE_URL", _database_url, f"sqlite:///{home / 'everydream.db'}"),
         store_url=read("STORE_URL", _store_url, f"file://{home / 'store'}"),
         store_public_endpoint=read("STORE_PUBLIC_ENDPOINT", _http_url, None),
         base_model=read("BASE_MODEL", str, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        device=read("DEVICE", _device, "auto"),
+        trainer_device=read("TRAINER_DEVICE", _device, None),
+        inferencer_device=read("INFERENCER_DEVICE", _device, None),
         private_models=frozenset(read("PRIVATE_MODELS", _models, NO_NAMES)),
         secret_key=read("SECRET_KEY", _secret, None),
         webhook_secret=read("WEBHOOK_SECRET", _webhook_secret, None),
@@ -131,7 +154,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         max_unfinished_uploads=read("MAX_UNFINISHED_UPLOADS", _count, 16),
         max_upload_parts=read("MAX_UPLOAD_PARTS", _count, 50_000),
         max_waiting_requests=read("MAX_WAITING_REQUESTS", _count, 1_000),
-        body_memory=read("BODY_MEMORY", _bytes(2 * MAX_BODY), 64 << 20),
+        body_memory=read("BODY_MEMORY", _bytes(2 * MAX_BODY), 48 << 20),
     )
 
 
@@ -155,12 +178,14 @@ def read_secret(environment: Mapping[str, str], variable: str, file_variable: st
 class _Reader:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
+        self._known = {*OF_CLIENTS, *RENAMED.values()}
 
     def __call__(self, name: str, parse: Callable[[str], T], default: T) -> T:
-        variable = f"EVERYDREAM_{name}"
+        self._known.add(name)
+        variable = f"{PREFIX}{name}"
         text = self._text(variable)
         if not text and (old := RENAMED.get(name)):
-            old = f"EVERYDREAM_{old}"
+            old = f"{PREFIX}{old}"
             if text := self._text(old):
                 log.warning("setting_renamed", old=old, new=variable)
                 variable = old
@@ -174,8 +199,18 @@ class _Reader:
             )
             raise SettingsError(f"{variable} is {shown}, but takes {error}") from None
 
+    def warn_of_unknown(self) -> None:
+        """Warn of every variable with our prefix that was not read."""
+        known = [f"{name}{end}" for name in sorted(self._known) for end in ("", FILE)]
+        for variable in sorted(self._environment):
+            name = variable.removeprefix(PREFIX)
+            if variable.startswith(PREFIX) and name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                nearest = f"{PREFIX}{near[0]}" if near else None
+                log.warning("setting_unknown", name=variable, nearest=nearest)
+
     def _text(self, variable: str) -> str | None:
-        return read_secret(self._environment, variable, f"{variable}_FILE")
+        return read_secret(self._environment, variable, f"{variable}{FILE}")
 
 
 def _path(text: str) -> Path:
@@ -227,6 +262,13 @@ def _models(text: str) -> tuple[str, ...]:
     return names
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    origins = _names(text)
+    if not all(re.fullmatch(r"\*|https?://[^/\s?#@*]+", origin) for origin in origins):
+        raise ValueError("origins such as https://app.example.com, without a path, or *")
+    return origins
+
+
 def _webhook_secret(text: str) -> str:
     try:
         secret = base64.b64decode(text.removeprefix("whsec_"), validate=True)
@@ -246,6 +288,7 @@ def _matching(pattern: str, expected: str) -> Callable[[str], str]:
     return parse
 
 
+_device = _matching(r"auto|cpu|cuda(:[0-9]{1,2})?", "auto, cpu, cuda or a card such as cuda:1")
 _http_url = _matching(r"https?://[^/\s]+.*", "an http or https URL")
 _amqp_url = _matching(r"amqps?://\S+", "an amqp:// or amqps:// URL")
 _store_url = _matching(r"(file:///|s3://[^/\s]+)\S*", "file:///folder or s3://bucket/prefix")

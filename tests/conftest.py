@@ -2,14 +2,18 @@
 
 import ctypes
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
+from shared.service_process import importing
 from tests.support.schedule import SlowFirst, rank
 from tests.support.servers.postgres import PostgreSQL
+from tests.support.servers.process import in_own_loop
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web, running_web
@@ -19,11 +23,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes share the cores: torch's threads, two to a core, would wait for one another.
     os.environ["OMP_NUM_THREADS"] = "1"
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As a shell has it for what it runs in the background. Some tests send Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TESTS = Path(__file__).parent
 KINDS = {"unit", "contract", "integration", "security", "faults", "end_to_end", "clients", "gpu"}
 SETTINGS = ("AWS_", "EVERYDREAM_")
 MOST_WORKERS = 4
 PROXIES = {"http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import the tests and what they need as the services do: a third is saved in each worker."""
+    with importing():
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -75,6 +90,15 @@ def _clean_environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command that a test calls sends logs to a stream that is closed when the test ends."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        structlog.contextvars.clear_contextvars()
+
+
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ]:
     """The node that all tests share; a test that kills or pauses it need not bring it back."""
@@ -84,7 +108,7 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 
 @pytest.fixture
 def amqp_url(rabbitmq: RabbitMQ) -> str:
-    """The address of a virtual host that no other test has used."""
+    """The address of a virtual host of the test's own."""
     rabbitmq.start()
     return rabbitmq.fresh_url()
 
@@ -95,8 +119,28 @@ def postgres() -> Iterator[PostgreSQL]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: PostgreSQL) -> str:
+    """The address of a database of the newest schema, to be copied and left alone."""
+    from tests.support.migrated import migrate  # noqa: PLC0415 - heavy, and not for every session
+
+    postgres.start()
+    url = postgres.url()
+    in_own_loop(migrate(url))
+    return url
+
+
 @pytest.fixture
-def postgres_url(postgres: PostgreSQL) -> Iterator[str]:
+def postgres_url(postgres: PostgreSQL, migrated_postgres: str) -> Iterator[str]:
+    """The address of a database of the newest schema, dropped after the test."""
+    postgres.start()
+    url = postgres.url(migrated_postgres)
+    yield url
+    postgres.drop(url)
+
+
+@pytest.fixture
+def empty_postgres_url(postgres: PostgreSQL) -> Iterator[str]:
     """The address of an empty database, dropped after the test."""
     postgres.start()
     url = postgres.url()
@@ -127,3 +171,14 @@ async def web() -> AsyncIterator[Web]:
 def warm_children() -> None:
     """For tests that start children of ``tests.support.warm``."""
     start_server()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny tensors: more of torch's threads would only wait for one another."""
+    import torch  # noqa: PLC0415 - heavy, and not for every session
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,6 +1,7 @@
 """The long forms, for a release: ``make test-long``. Prints at the end what ran, and how it went.
 
-The rows of docs/reliability.md are written anew by the faults and the soak.
+The rows of docs/reliability.md are written anew by the faults and the soak, those of
+docs/security.md by the rude key.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ STEPS = {
     ),
     "every fault, again and again": ("tests.faults",),
     "soak": ("tests.faults.soak",),
+    "one rude key beside another": ("tests.hostile",),
 }  # fmt: skip
 """Arguments of ``python -m``, by what they run."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from services.fetcher.models.base_setting import check_base_model
 from services.fetcher.models.configured_model import hub_token
 from services.fetcher.models.stage import ModelStager
 from services.fetcher.parser import Parser
@@ -41,7 +42,7 @@ async def serve(
 
 
 async def main() -> None:
-    await run_worker("fetcher", serve)
+    await run_worker("fetcher", serve, check=check_base_model)
 
 
 if __name__ == "__main__":

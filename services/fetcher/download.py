@@ -17,7 +17,7 @@ from shared.concurrency import in_thread
 from shared.disk import SPARE, require_room, translate_disk_full
 from shared.errors import Passing, Refused
 from shared.network.addresses import shown_url
-from shared.network.outbound import check_url, guarded_session, refusing
+from shared.network.outbound import check_url, connection_failure, guarded_session, refusing
 
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 1 << 18
@@ -230,10 +230,4 @@ def _describe(error: Exception) -> str:
             return "the connection broke off in the middle of the file"
         case TimeoutError():
             return "the server does not answer in time"
-        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
-            return f"no secure connection: {error}"
-        case aiohttp.ClientConnectorDNSError():
-            return f"the name {error.host} cannot be resolved"
-        case aiohttp.ClientConnectorError():
-            return f"no connection to {error.host}:{error.port} ({error.os_error.strerror})"
-    return f"the connection failed ({type(error).__name__}: {error})"
+    return connection_failure(error)

@@ -1,11 +1,11 @@
-"""Estimate a job: minutes from a measured or assumed speed, bytes from the model's size."""
+"""Estimate a job: minutes from its device's speed, bytes from the model's size."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from shared.dataset.manifest import Estimate
-from shared.dataset.speed import ASSUMED, Speed
+from shared.dataset.speed import ASSUMED, ProbedDevice, Speed
 from shared.request import Train
 
 SECONDS_PER_MINUTE = 60
@@ -18,10 +18,23 @@ RESUME_POINTS = 2
 
 
 def estimate(
-    train: Train, parameters: Mapping[str, int], megapixels: float, speed: Speed | None
+    train: Train,
+    parameters: Mapping[str, int],
+    megapixels: float,
+    measured: Speed | None,
+    device: ProbedDevice | None,
 ) -> Estimate:
-    """Estimate a job; ``parameters`` has the number of parameters of each network."""
-    minutes = megapixels / (speed or ASSUMED).megapixels_per_second / SECONDS_PER_MINUTE
+    """Estimate a job.
+
+    Args:
+        train: what is asked for.
+        parameters: how many each network has.
+        megapixels: trained on in all.
+        measured: the speed of such a training on the device; None: there was none yet.
+        device: None: no trainer has told of its own yet.
+    """
+    speed, rate = _speed(parameters, measured, device)
+    minutes = megapixels / speed.megapixels_per_second / SECONDS_PER_MINUTE
     trained = sum(count for part, count in parameters.items() if _is_trained(part, train))
     moments = trained * (MOMENT_BYTES_8BIT if train.useadam8bit else MOMENT_BYTES)
     file = sum(parameters.values()) * (FP32_BYTES if train.save_full_precision else FP16_BYTES)
@@ -35,11 +48,22 @@ def estimate(
     }
     return Estimate(
         minutes=round(minutes, 1),
-        rate=f"measured: {speed}" if speed else f"assumed: {ASSUMED}",
+        rate=rate,
         bytes=sum(parts.values()),
         checkpoints=checkpoints,
         **parts,
     )
+
+
+def _speed(
+    parameters: Mapping[str, int], measured: Speed | None, device: ProbedDevice | None
+) -> tuple[Speed, str]:
+    """The best known speed, and what it rests on."""
+    if measured:
+        return measured, f"measured: {measured}"
+    if device and (estimated := device.speed(parameters)):
+        return estimated, f"estimated: {estimated}, by a test of {device.teraflops:.2g} TFLOP/s"
+    return ASSUMED, f"assumed: {ASSUMED}"
 
 
 def intermediate_checkpoints(train: Train, minutes: float) -> int:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from shared.request import DEFAULT_BASE
 
 EXPECTED = (
     f"expected {DEFAULT_BASE}, a hub id such as org/name, or the URL of a hub page, a zipped"
     " diffusers folder, a .safetensors or a .ckpt file"
+)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the small text begins that Git keeps in place of a large file."""
+LFS_ADVICE = (
+    "a Git LFS pointer, which only stands for the file: in a URL use .../resolve/... in place of"
+    " .../raw/..., in a clone run `git lfs pull`"
 )
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model",
@@ -28,3 +36,24 @@ TOKENIZER = (
     "tokenizer/tokenizer_config.json",
     "tokenizer/vocab.json",
 )
+VOCABULARIES = ({"tokenizer/tokenizer.json"}, {"tokenizer/vocab.json", "tokenizer/merges.txt"})
+"""Either set of files is a tokenizer's whole vocabulary."""
+
+
+def lacks(folder: Path, *, weights: bool = True) -> str | None:
+    """The first file that a model needs and its diffusers folder lacks; None: none.
+
+    Without ``weights`` of its configurations and its tokenizer alone.
+    """
+    if missing := next((name for name in REQUIRED if not (folder / name).is_file()), None):
+        return missing
+    if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
+        return "tokenizer/vocab.json and merges.txt (or tokenizer.json)"
+    stems = WEIGHTS.values() if weights else ()
+    return next((f"{stem}{SUFFIXES[0]}" for stem in stems if not weights_at(folder / stem)), None)
+
+
+def weights_at(stem: Path) -> Path | None:
+    """The file with a network's weights, by its path without a suffix; None: there is none."""
+    files = (stem.with_name(f"{stem.name}{suffix}") for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from services.fetcher.limits import Limits
+from shared.dataset.edits import PictureEdit
 from shared.dataset.manifest import Report
 from shared.request import Train
 
@@ -21,14 +22,30 @@ class ParseDataset(Struct, frozen=True, kw_only=True, tag="dataset"):
     train: Train
     seed: int
     """The job's, at least 0."""
+    pages: str
+    """An empty folder, for what people look at."""
     shown: str
     """The archive's name in messages, as in the other orders."""
 
 
+class ParseEditedDataset(Struct, frozen=True, kw_only=True, tag="edited_dataset"):
+    """Apply changes to a dataset that a check has staged."""
+
+    folder: str
+    """With its images and what the check has noted."""
+    edits: dict[int, PictureEdit]
+    """By the pictures' numbers, from 1."""
+    train: Train
+    seed: int
+    pages: str
+    shown: str
+
+
 class ParsedDataset(Struct, frozen=True, kw_only=True):
-    """What is in the folder now."""
+    """What is in the folders now."""
 
     files: tuple[str, ...]
+    pages: tuple[str, ...]
     report: Report
 
 
@@ -55,8 +72,12 @@ class ParsedModel(Struct, frozen=True, kw_only=True):
     """The model's files in its folder."""
 
     files: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """What of it is left out or taken from elsewhere, for whoever has named it."""
     needs_base: bool = False
     """It is a single file, and no base was given; nothing is written."""
+    vocab_size: int = 0
+    """Words that the tokenizer of this base must have."""
 
 
 class DescribeModel(Struct, frozen=True, kw_only=True, tag="description"):
@@ -67,6 +88,8 @@ class DescribeModel(Struct, frozen=True, kw_only=True, tag="description"):
     """False: only its ``tokenizer/`` is there, and the parameters are not counted."""
     dataset: str
     """The folder with the manifest."""
+    pages: str
+    """The folder of the pages, which tell of captions that are too long, too."""
     report: Report
 
 
@@ -77,7 +100,7 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     report: Report
 
 
-Task = ParseDataset | ParseModelFile | ParseModelFolder | DescribeModel
+Task = ParseDataset | ParseEditedDataset | ParseModelFile | ParseModelFolder | DescribeModel
 Result = ParsedDataset | ParsedModel | ModelDescription
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import structlog
@@ -12,21 +12,32 @@ from msgspec.structs import replace
 from services.fetcher.download import download
 from services.fetcher.estimate import estimate
 from services.fetcher.limits import dataset_limits, model_limits
-from services.fetcher.models.stage import LINKS_FOLDER, ModelReference, ModelStager
+from services.fetcher.models.stage import (
+    LINKS_FOLDER,
+    ModelReference,
+    ModelStager,
+    StagedModel,
+)
 from services.fetcher.models.stored_model import fetch_tokenizer, stored_parameters
-from services.fetcher.order import DescribeModel, ModelDescription, ParseDataset, ParsedDataset
+from services.fetcher.order import (
+    DescribeModel,
+    ModelDescription,
+    ParseDataset,
+    ParsedDataset,
+    ParseEditedDataset,
+)
 from services.fetcher.parser import Parser, Reader, check_left
 from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
+from shared.dataset.edits import EDITED, EditedDataset
 from shared.dataset.manifest import Report
 from shared.dataset.plan import job_seed
-from shared.dataset.speed import SPEED_KEY, Speed
+from shared.dataset.speed import DEVICE_KEY, ProbedDevice, Speed, speed_key
 from shared.errors import NotFound, Refused
 from shared.messaging.messages import (
     AnyMessage,
     DatasetStaged,
     Interruption,
-    JobSubmitted,
     ModelStaged,
     Progressed,
     Stage,
@@ -34,20 +45,22 @@ from shared.messaging.messages import (
     StagingProgressed,
     StagingStarted,
     Started,
+    Submission,
 )
 from shared.messaging.topology import FETCHER
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import STORED, Inference, ModelSource, Train
 from shared.scratch import scratch_folder
-from shared.storage.folders import upload_folder
+from shared.storage.folders import download_folder, upload_folder
 from shared.storage.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
 from shared.worker.order import Order
 
-DATASET, MODEL = "dataset", "model"
-"""Inside the scratch folder: the images with their manifest; the model's files."""
+DATASET, MODEL, PAGES = "dataset", "model", "pages"
+"""Inside the scratch folder: images with their manifest; the model's files; what people look at."""
 
 log = structlog.get_logger()
+Measured = TypeVar("Measured", Speed, ProbedDevice)
 
 
 class Workplace(NamedTuple):
@@ -57,6 +70,15 @@ class Workplace(NamedTuple):
     scratch: Path
     """An empty folder, removed with the order."""
     reader: Reader
+
+
+class StoredDataset(NamedTuple):
+    """Prefixes in the store: of the dataset, and of the pages that tell of its pictures."""
+
+    dataset: str
+    pictures: str
+    dataset_bytes: int
+    pictures_bytes: int
 
 
 class FetcherWork:
@@ -86,7 +108,7 @@ class FetcherWork:
         self._allowed = allowed
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
-        return "staging" if isinstance(message, JobSubmitted) else None
+        return "staging" if isinstance(message, Submission) else None
 
     async def prepare(self) -> str:
         """Have a child ready to read files."""
@@ -105,9 +127,9 @@ class FetcherWork:
         ):
             at = Workplace(order, scratch, reader)
             match order.message:
-                case JobSubmitted(train=Train() as train, inference=inference):
+                case Submission(train=Train() as train, inference=inference):
                     return await self._stage_for_training(at, train, inference)
-                case JobSubmitted(model=ModelSource() as model, inference=inference):
+                case Submission(model=ModelSource() as model, inference=inference):
                     return await self._stage_for_inference(at, model, inference)
             raise TypeError(f"{type(order.message).__name__} does not ask for staging")
 
@@ -117,57 +139,75 @@ class FetcherWork:
         reference = ModelReference(
             train.resume_ckpt_url, "input.train.resume_ckpt_url", train.hf_repo_subfolder
         )
-        dataset, report = await self._stage_dataset(at, train)
+        report = await self._parse_dataset(at, train)
         base = await self._stage_model(at, "the base model", reference)
-        report = await self._with_model_facts(at, report, train, base)
+        report = await self._with_model_facts(at, report, train, base.prefix)
+        report = replace(report, warnings=[*report.warnings, *base.warnings])
+        staged = await self._store_dataset(at)
+        log.info(
+            "dataset_staged",
+            job=at.order.job,
+            images=report.images,
+            skipped=report.skipped_count,
+        )
         return DatasetStaged(
             **at.order.stamp(),
             train=train,
             inference=inference,
-            dataset=dataset,
-            base_model=base,
+            dataset=staged.dataset,
+            base_model=base.prefix,
             report=report.plain(),
+            pictures=staged.pictures,
+            dataset_bytes=staged.dataset_bytes,
+            pictures_bytes=staged.pictures_bytes,
         )
 
     async def _stage_for_inference(
         self, at: Workplace, model: ModelSource, inference: tuple[Inference, ...]
     ) -> ModelStaged:
         reference = ModelReference(model.source, "input.model")
+        staged = await self._stage_model(at, "the model", reference)
         return ModelStaged(
             **at.order.stamp(),
             inference=inference,
-            model=await self._stage_model(at, "the model", reference),
+            model=staged.prefix,
+            warnings=staged.warnings,
             clip_skip=model.clip_skip,
             name=model.name,
             sha256=model.sha256,
         )
 
-    async def _stage_dataset(self, at: Workplace, train: Train) -> tuple[str, Report]:
-        order, archive, folder = at.order, at.scratch / "data.zip", at.scratch / DATASET
-        await in_thread(folder.mkdir)
-        await self._fetch_archive(order, train.data_url, archive)
-        task = ParseDataset(
-            archive=str(archive),
-            folder=str(folder),
-            train=train,
-            seed=job_seed(order.job, train),
-            shown="the upload" if train.data_url.startswith(STORED) else shown_url(train.data_url),
-        )
-        limits = dataset_limits((await in_thread(archive.stat)).st_size)
+    async def _parse_dataset(self, at: Workplace, train: Train) -> Report:
+        """Leave the dataset and the pages that tell of it in the scratch folder."""
+        order, folder, pages = at.order, at.scratch / DATASET, at.scratch / PAGES
+        await in_thread(pages.mkdir)
+        is_checked = EDITED.fullmatch(train.data_url)
+        fetch = self._fetch_checked if is_checked else self._fetch_archive
+        task, size = await fetch(at, train)
         parsed = await at.reader.parse(
-            task, limits, ParsedDataset, keepalive=order.keepalive, on_progress=order.progress
-        )
+            task, dataset_limits(size), ParsedDataset,
+            keepalive=order.keepalive, on_progress=order.progress,
+        )  # fmt: skip
         await in_thread(check_left, folder, parsed.files)
-        order.progress(phase="storing the dataset")
-        prefix = f"jobs/{order.job}/staging/{order.grant.attempt}/dataset"
-        await upload_folder(self._store, folder, prefix, keepalive=order.keepalive)
-        report = parsed.report
-        log.info(
-            "dataset_staged", job=order.job, images=report.images, skipped=report.skipped_count
-        )
-        return prefix, report
+        await in_thread(check_left, pages, parsed.pages)
+        return parsed.report
 
-    async def _stage_model(self, at: Workplace, shown: str, reference: ModelReference) -> str:
+    async def _store_dataset(self, at: Workplace) -> StoredDataset:
+        order = at.order
+        order.progress(phase="storing the dataset")
+        attempt = f"jobs/{order.job}/{{}}/{order.grant.attempt}"
+        dataset, pages = f"{attempt.format('staging')}/dataset", attempt.format("pictures")
+        stored = await upload_folder(
+            self._store, at.scratch / DATASET, dataset, keepalive=order.keepalive
+        )
+        stored_pages = await upload_folder(
+            self._store, at.scratch / PAGES, pages, keepalive=order.keepalive
+        )
+        return StoredDataset(dataset, pages, stored.bytes, stored_pages.bytes)
+
+    async def _stage_model(
+        self, at: Workplace, shown: str, reference: ModelReference
+    ) -> StagedModel:
         meter = ProgressMeter(f"downloading {shown}", at.order.progress, at.order.keepalive)
         at.order.progress(phase=f"staging {shown}", bytes=0, bytes_total=None)
         await in_thread((at.scratch / MODEL).mkdir)
@@ -186,35 +226,52 @@ class FetcherWork:
             folder=str(folder),
             has_weights=parameters is None,
             dataset=str(at.scratch / DATASET),
+            pages=str(at.scratch / PAGES),
             report=report,
         )
         described = await at.reader.parse(
             task, model_limits(0), ModelDescription, keepalive=at.order.keepalive
         )
         parameters = parameters or described.parameters or {}
-        speed = await self._measured_speed()
+        device = await self._remembered(DEVICE_KEY, ProbedDevice)
+        measured = await self._remembered(speed_key(device.gpu, base), Speed) if device else None
         report = described.report
-        return replace(report, estimate=estimate(train, parameters, report.megapixels, speed))
+        return replace(
+            report, estimate=estimate(train, parameters, report.megapixels, measured, device)
+        )
 
-    async def _measured_speed(self) -> Speed | None:
-        """The latest training's speed; None: there is none yet."""
+    async def _remembered(self, key: str, kind: type[Measured]) -> Measured | None:
+        """What a trainer has measured; None: nothing yet, or nothing that can be read."""
         try:
-            return msgspec.json.decode(await self._store.get(SPEED_KEY), type=Speed)
+            return msgspec.json.decode(await self._store.get(key), type=kind)
         except NotFound:
             return None
-        except msgspec.DecodeError as error:
-            log.warning("speed_unreadable", key=SPEED_KEY, reason=str(error))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("speed_unreadable", key=key, reason=str(error))
             return None
 
-    async def _fetch_archive(self, order: Order, url: str, archive: Path) -> None:
-        """Download the archive from the user's URL, or from our store."""
-        if not url.startswith(STORED):
-            meter = ProgressMeter("downloading the dataset", order.progress, order.keepalive)
+    async def _fetch_archive(self, at: Workplace, train: Train) -> tuple[ParseDataset, int]:
+        """Download the archive from the user's URL, or from our store; also its bytes."""
+        archive, folder, url = at.scratch / "data.zip", at.scratch / DATASET, train.data_url
+        await in_thread(folder.mkdir)
+        if url.startswith(STORED):
+            await self._fetch_upload(at.order, url.removeprefix(STORED), archive)
+        else:
+            meter = ProgressMeter("downloading the dataset", at.order.progress, at.order.keepalive)
             await download(
                 url, archive, allowed=self._allowed, limit=ARCHIVE_BYTES, on_bytes=meter.bytes
             )
-            return
-        key = url.removeprefix(STORED)
+        task = ParseDataset(
+            archive=str(archive),
+            folder=str(folder),
+            train=train,
+            seed=job_seed(at.order.job, train),
+            pages=str(at.scratch / PAGES),
+            shown="the upload" if url.startswith(STORED) else shown_url(url),
+        )
+        return task, (await in_thread(archive.stat)).st_size
+
+    async def _fetch_upload(self, order: Order, key: str, archive: Path) -> None:
         try:
             if key.startswith(UPLOADS):
                 await download_upload(self._store, key, archive, keepalive=order.keepalive)
@@ -224,3 +281,27 @@ class FetcherWork:
             raise Refused("input.train.data_url: the upload is not in the store any more") from None
         except Refused as error:
             raise Refused(f"input.train.data_url: {error}") from None
+
+    async def _fetch_checked(self, at: Workplace, train: Train) -> tuple[ParseEditedDataset, int]:
+        """Get what a check has staged; also its bytes."""
+        order, folder = at.order, at.scratch / DATASET
+        order.progress(phase="fetching the checked dataset")
+        try:
+            key = train.data_url.removeprefix(STORED)
+            edited = msgspec.json.decode(await self._store.get(key), type=EditedDataset)
+            found = await download_folder(
+                self._store, edited.dataset, folder, keepalive=order.keepalive
+            )
+        except NotFound:
+            raise Refused(
+                "input.train.data_url: the checked dataset is not kept any more; check it again"
+            ) from None
+        task = ParseEditedDataset(
+            folder=str(folder),
+            edits=edited.edits,
+            train=train,
+            seed=job_seed(order.job, train),
+            pages=str(at.scratch / PAGES),
+            shown="the checked dataset",
+        )
+        return task, found.bytes

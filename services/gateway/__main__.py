@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from services.gateway.app import Gateway, migrate
-from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
-from services.gateway.database.jobs import SqlJobStore
-from services.gateway.database.uploads import SqlUploadStore
-from services.gateway.ports import Stores
+from services.gateway.database.stores import stores_in
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
@@ -25,7 +22,7 @@ async def main() -> None:
         closing(open_store(settings, key)) as store,
         closing(Database.open(settings.database_url)) as database,
     ):
-        stores = Stores(SqlJobStore(database), SqlKeyStore(database), SqlUploadStore(database))
+        stores = stores_in(database)
         await or_stopped(migrate(stores.jobs), stop)
         await Gateway(settings, key, bus, store, stores).run(stop)
 

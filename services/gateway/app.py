@@ -15,9 +15,11 @@ from services.gateway.background.intake import Intake
 from services.gateway.background.outbox_relay import OutboxRelay
 from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.recorder import Recorder
+from services.gateway.background.releaser import Releaser
 from services.gateway.background.retention import Retention
 from services.gateway.background.supervisor import Supervisor
 from services.gateway.endpoints.budgets import BudgetRoutes
+from services.gateway.endpoints.datasets import DatasetRoutes
 from services.gateway.endpoints.docs import DocsRoutes
 from services.gateway.endpoints.files import FileRoutes
 from services.gateway.endpoints.health import HealthRoutes
@@ -36,14 +38,18 @@ from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.queue_position import QueuePositions
 from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
+from services.gateway.jobs.transitions import forget_dataset
 from services.gateway.jobs.uploads import Uploads
-from services.gateway.ports import JobStore, LocalStore, Stores
+from services.gateway.ports import JobStore, Stores
+from services.gateway.turns.places import Places
+from services.gateway.turns.workers import Workers
 from services.gateway.web import application
 from services.gateway.web.authentication import Keys, configured_keys
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
+from services.gateway.web.large_answers import LargeAnswers
 from shared.errors import SettingsError, Unavailable
-from shared.ports import Bus, ObjectStore
+from shared.ports import Bus, LocalStore, ObjectStore
 from shared.retry import Reconnects
 from shared.service_process import allow_many_connections, return_large_blocks
 from shared.settings import Settings
@@ -83,16 +89,25 @@ class Gateway:
         uploads = Uploads(stores.uploads, store, budgets, settings.public_url, clock)
         self._settings = settings
         self._retention = Retention(
-            jobs, store, uploads, clock=clock, heartbeat=heartbeat, keep_days=settings.keep_days
+            jobs,
+            store,
+            uploads,
+            clock=clock,
+            heartbeat=heartbeat,
+            keep_days=settings.keep_days,
+            on_deleted=self._forget_dataset,
         )
-        repository = JobRepository(
+        self._repository = repository = JobRepository(
             bus,
             store,
             jobs,
             presenter,
             clock=clock,
             on_due=self._wake_relay,
+            on_turn=self._wake_releaser,
             on_end=self._retention.job_ended,
+            on_replaced=self._retention.object_replaced,
+            on_uncertain=self._retention.job_uncertain,
         )
         self._relay = OutboxRelay(
             bus,
@@ -101,9 +116,13 @@ class Gateway:
             heartbeat=heartbeat,
             on_unpublishable=repository.give_up_message,
         )
+        workers = Workers(bus, jobs)
+        places = Places(stores.turns, workers)
+        self._releaser = Releaser(repository, places, clock=clock)
         references = References(
             public_url=settings.public_url,
             key=key,
+            store=store,
             repository=repository,
             presenter=presenter,
             uploads=uploads,
@@ -114,41 +133,69 @@ class Gateway:
             repository,
             references,
             budgets,
+            places,
             clock=clock,
             allowed=settings.allowed_private_hosts,
         )
-        self._supervisor = Supervisor(bus, jobs, repository, clock=clock, heartbeat=heartbeat)
+        self._supervisor = Supervisor(
+            bus,
+            jobs,
+            repository,
+            clock=clock,
+            heartbeat=heartbeat,
+            on_judged=self._releaser.wake,
+        )
         self._progress = ProgressWriter(repository)
         self._recorder = Recorder(
             bus,
             store,
             repository,
-            self._supervisor,
-            self._progress,
+            supervisor=self._supervisor,
+            progress=self._progress,
+            places=places,
+            budgets=budgets,
             clock=clock,
             heartbeat=heartbeat,
         )
         self._intake = Intake(bus, admission, repository)
         keys = Keys(configured_keys(settings), stores.keys, clock)
-        authorizer, capacity = Authorizer(repository, budgets), Capacity(bus, jobs)
+        authorizer = Authorizer(repository, budgets)
         openapi, asyncapi = documents().values()
+        one_large = asyncio.Lock()
+        bodies = Bodies(budgets, settings.body_memory, one_large)
+        large_answers = LargeAnswers(one_large)
         endpoints = Endpoints(
             jobs=JobRoutes(
                 authorizer=authorizer,
                 admission=admission,
                 repository=repository,
                 presenter=presenter,
-                streams=OutputStreams(jobs, repository, presenter, clock),
-                budgets=budgets,
-                bodies=Bodies(budgets, settings.body_memory),
-                capacity=capacity,
-                queue_positions=QueuePositions(capacity, jobs, clock),
+                streams=OutputStreams(jobs, presenter, clock),
+                bodies=bodies,
+                large_answers=large_answers,
+                capacity=Capacity(workers, jobs),
+                queue_positions=QueuePositions(workers, jobs, stores.turns, clock),
                 clock=clock,
             ),
             events=EventRoutes(
-                authorizer=authorizer, repository=repository, jobs=jobs, presenter=presenter
+                authorizer=authorizer,
+                keys=keys,
+                repository=repository,
+                jobs=jobs,
+                presenter=presenter,
+                large_answers=large_answers,
             ),
             job_list=JobListRoutes(jobs, clock),
+            datasets=DatasetRoutes(
+                authorizer=authorizer,
+                repository=repository,
+                presenter=presenter,
+                budgets=budgets,
+                store=store,
+                bodies=bodies,
+                large_answers=large_answers,
+                clock=clock,
+            ),
             webhooks=WebhookRoutes(authorizer, repository, clock),
             job_removal=JobRemovalRoutes(
                 authorizer, repository, clock, self._retention.job_removed
@@ -159,7 +206,9 @@ class Gateway:
             health=HealthRoutes(repository, self._supervisor, store, clock),
             docs=DocsRoutes(openapi, asyncapi, settings.public_url),
         )
-        self._app = application.application(filter(None, endpoints), keys, authorizer)
+        self._app = application.application(
+            filter(None, endpoints), keys, authorizer, settings.cors_origins
+        )
         self._app.on_response_prepare.append(add_tus_headers)
         self.listening = asyncio.Event()
         """Set when requests are answered."""
@@ -176,7 +225,7 @@ class Gateway:
         return_large_blocks()
         background = (
             *(self._relay, self._recorder, self._progress, self._supervisor),
-            *(self._intake, self._retention),
+            *(self._releaser, self._intake, self._retention),
         )
         async with self._serving(), asyncio.TaskGroup() as group:
             tasks = [group.create_task(each.run()) for each in background]
@@ -186,6 +235,12 @@ class Gateway:
 
     def _wake_relay(self) -> None:
         self._relay.wake()
+
+    def _wake_releaser(self) -> None:
+        self._releaser.wake()
+
+    async def _forget_dataset(self, check: str) -> None:
+        await self._repository.change(check, forget_dataset)
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:

@@ -1,36 +1,19 @@
-"""The stores that the gateway needs, as protocols, and the paths that it serves."""
+"""The stores that the gateway needs, as protocols."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
 from shared.messaging.messages import Stage
 from shared.ports import UploadPart
 
-BASE_PATHS = ("/v1/everydream-v1", "/v2/everydream-v1")
-"""The endpoint's paths on this server."""
-
-
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 END_STATUSES: tuple[Status, ...] = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
-
-
-@runtime_checkable
-class LocalStore(Protocol):
-    """An object store that keeps files on this machine; the gateway serves its links."""
-
-    def path_of(self, key: str) -> Path:
-        """The object's file. Raises NotFound or Refused."""
-
-    def free_bytes(self) -> int:
-        """Free space on the disk. Raises Unavailable."""
-
-    def free_files(self) -> int | None:
-        """How many more files fit on the disk; None: no limit. Raises Unavailable."""
+Line = Literal["train", "draw", "check"]
+LINES: tuple[Line, ...] = ("train", "draw", "check")
 
 
 class StoredJob(Struct, frozen=True, kw_only=True):
@@ -47,9 +30,21 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     ended_at: float | None
     overdue_at: float | None = None
     """When its first time limit passes; seconds since the epoch. None: it has ended."""
+    line: Line | None = None
+    """Jobs of a line wait for the same workers; None: an earlier version wrote it."""
+    low: bool = False
+    """Its turn comes only while no other of its line waits."""
+    released_at: float | None = 0.0
+    """When its turn came, seconds since the epoch; None: it waits for it."""
+    staging: bool = False
+    """Whether its staging is open."""
     record: bytes
     request_bytes: int = 0
-    """Size of the request, as compact JSON; set by :meth:`JobStore.insert` alone."""
+    """Size of the request, as compact JSON; in :meth:`JobStore.replace` what is added to it."""
+    kept_until: float | None = None
+    """How long its dataset is kept for others to train on, seconds since the epoch."""
+    kept_bytes: int = 0
+    """Of this dataset."""
 
 
 class JobUsage(NamedTuple):
@@ -58,9 +53,8 @@ class JobUsage(NamedTuple):
     live: int
     """Jobs that have not ended."""
     kept: int
-    """All jobs."""
     request_bytes: int
-    """Of all jobs."""
+    """These two are of all jobs, ended ones included."""
 
 
 class OpenStage(NamedTuple):
@@ -122,11 +116,20 @@ class Outgoing(Struct, frozen=True, kw_only=True):
     mandatory: bool = True
     due_at: float = 0.0
     """Seconds since the epoch, by the gateway's clock."""
+    owner: str | None = None
+    """Whose webhook it is; None: it is none."""
 
     @property
     def job(self) -> str:
         """The id of its job, which its own id begins with."""
         return self.id.partition("/")[0]
+
+
+class Due(NamedTuple):
+    """Whether there are any of these."""
+
+    messages: bool
+    webhooks: bool
 
 
 class JobStore(Protocol):
@@ -145,10 +148,7 @@ class JobStore(Protocol):
         happened: Sequence[StoredEvent] = (),
         stages: Sequence[OpenStage] = (),
     ) -> bool:
-        """Add a job with its messages, events and open stages, in one commit.
-
-        False when the id exists already, or belongs to a job of :meth:`removed`.
-        """
+        """Add a job and all this in one commit; False: its id exists, or was :meth:`removed`."""
 
     async def get(self, job_id: str) -> StoredJob | None: ...
 
@@ -180,25 +180,22 @@ class JobStore(Protocol):
     async def write_progress(self, rows: Sequence[StoredProgress]) -> None:
         """Set the newest numbers of many stages in one commit; of jobs that are gone, none."""
 
-    async def progress(self, job_id: str) -> Sequence[StoredProgress]:
-        """The newest numbers of a job's stages, of any run."""
+    async def get_live(self, job_id: str) -> tuple[StoredJob, Sequence[StoredProgress]] | None:
+        """A job and, unless it has ended, the newest numbers of its stages, of any run."""
 
     async def ended_before(
-        self, moment: float, limit: int = 100, *, after: float = 0.0
+        self, moment: float, limit: int = 100, *, after: float = 0.0, now: float | None = None
     ) -> Sequence[str]:
-        """Ids of jobs that ended before this moment and after the other, oldest end first.
+        """Ids of jobs that ended between these, exclusive, in seconds; the oldest end first.
 
-        Both in seconds since the epoch, exclusive.
+        With ``now`` without those whose datasets are still kept then.
         """
 
     async def delete(self, job_id: str) -> None:
         """Delete a job, all that is kept beside it, and the note that it was removed."""
 
     async def remove(self, job_id: str, at: float) -> bool:
-        """Delete a job and its messages due after ``at``, and note that it was removed.
-
-        False when there is no such job.
-        """
+        """Delete a job and its messages due after ``at``, and note it; False: there is none."""
 
     async def removed(self) -> Sequence[RemovedJob]:
         """The jobs that were removed and not yet deleted, oldest removal first."""
@@ -212,34 +209,20 @@ class JobStore(Protocol):
     async def usage(self, owner: str) -> JobUsage:
         """What an owner's jobs use; removed ones use nothing."""
 
+    async def kept_bytes(self, owner: str) -> int:
+        """Of the datasets of an owner's checks, and of what tells of their pictures."""
+
+    async def kept_before(self, moment: float, limit: int = 100) -> Sequence[str]:
+        """Ids of the checks whose datasets were to be kept until then, in seconds, at most."""
+
     async def count_retried(self, owner: str) -> int:
         """How often an owner's jobs were run again."""
-
-    async def count_ahead(
-        self,
-        created_at: float,
-        job_id: str,
-        *,
-        behind: tuple[float, str] | None = None,
-        limit: int | None = None,
-    ) -> int:
-        """How many jobs, of any owner, wait in front of this one.
-
-        Args:
-            created_at: of the job.
-            job_id: of the job.
-            behind: only jobs behind this (created_at, id).
-            limit: the most to count.
-        """
-
-    async def every_waiting(self, step: int) -> Sequence[tuple[float, str]]:
-        """(created_at, id) of each ``step``-th job that waits, in the order of the queue."""
 
     async def queued(self, owner: str) -> Sequence[str]:
         """Ids of an owner's jobs that are IN_QUEUE, newest first."""
 
-    async def execution_seconds(self, limit: int) -> Sequence[float]:
-        """From start to end, in seconds, of the newest jobs that have completed."""
+    async def execution_seconds(self, line: Line, limit: int) -> Sequence[float]:
+        """From start to end, in seconds, of the newest jobs of a line that have completed."""
 
     async def newest(
         self,
@@ -249,14 +232,7 @@ class JobStore(Protocol):
         before: tuple[float, str] | None = None,
         limit: int = 100,
     ) -> Sequence[StoredJob]:
-        """Jobs, newest first.
-
-        Args:
-            owner: None: of all owners.
-            statuses: only jobs with one of these; empty: any.
-            before: only jobs older than this (created_at, id), for the next page.
-            limit: the most jobs to return.
-        """
+        """Newest first: of an owner, of any of these statuses, before this (created_at, id)."""
 
     async def events_after(
         self, job_id: str, version: int, number: int, limit: int = 100
@@ -270,12 +246,17 @@ class JobStore(Protocol):
         """Set that digest, if it still is ``expected``; True for one of several callers."""
 
     async def take_due(self, now: float, until: float, limit: int = 100) -> Sequence[Outgoing]:
-        """Lease outgoing messages that are due, in the order of writing.
+        """Lease outgoing messages that are due, but no webhooks, in the order of writing.
 
-        Until ``until`` no other caller gets them, nor other messages of the same jobs. So each is
-        published once and a job's messages in order, however many gateways there are. If the
-        caller dies, another gets them after that moment.
+        Until ``until``, also if the caller dies, no other caller gets them or other messages of the
+        same jobs. So each is published once and a job's messages in order.
         """
+
+    async def due(self, now: float) -> Due:
+        """What of the outbox is due, and not leased."""
+
+    async def take_webhooks(self, now: float, until: float, limit: int) -> Sequence[Outgoing]:
+        """Lease webhooks that are due: of every owner the first, then of every owner the next."""
 
     async def sent(self, outgoing_id: str) -> None:
         """Delete an outgoing message that was published."""
@@ -284,6 +265,79 @@ class JobStore(Protocol):
         """Make an outgoing message due later, and release its lease."""
 
     async def close(self) -> None: ...
+
+
+class Held(NamedTuple):
+    """Jobs of an owner in a line that are released and ``IN_QUEUE``, and how many of them stage."""
+
+    line: Line
+    owner: str
+    jobs: int
+    staging: int
+
+
+class Standing(NamedTuple):
+    """An owner with jobs that wait for their turn."""
+
+    owner: str
+    waiting: int
+    released_at: float
+    """When its last turn in this line was; seconds since the epoch. 0: it had none."""
+    oldest: float
+    """When the first of its jobs here was created; seconds since the epoch."""
+
+
+class Place(NamedTuple):
+    """Where a job of an owner waits: among its own jobs, oldest first."""
+
+    line: Line
+    low: bool
+    owner: str
+
+
+class TurnStore(Protocol):
+    """Whose turn it is, from the jobs' rows.
+
+    The order in a line: normal before low priority; then the owner whose last turn is the longest
+    ago; then the oldest job. All calls raise ``Unavailable`` when the database does not answer.
+    """
+
+    async def held(self) -> Sequence[Held]:
+        """By line and owner, what is released and still ``IN_QUEUE``."""
+
+    async def is_waited_in(self, line: Line) -> bool:
+        """Whether any job waits for its turn."""
+
+    async def next(self, line: Line, barred: Collection[str] = ()) -> tuple[str, str] | None:
+        """The id of the job whose turn is next, and its owner, who is not among the barred ones.
+
+        While only barred owners have normal jobs, no job of low priority goes.
+        """
+
+    async def claims_of(self, stages: Collection[Stage]) -> Mapping[str, int]:
+        """How many of these stages the jobs of each owner have claimed."""
+
+    async def standings(self, line: Line, *, low: bool) -> Sequence[Standing]:
+        """The owners with jobs that wait, the next to have its turn first."""
+
+    async def count_released(self, line: Line, before: tuple[float, str] | None = None) -> int:
+        """How many jobs are released and ``IN_QUEUE``; only those before this (released_at, id)."""
+
+    async def count_ahead(
+        self,
+        place: Place,
+        position: tuple[float, str],
+        *,
+        behind: tuple[float, str] | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """How many jobs wait there in front of this (created_at, id), and behind the other.
+
+        At most ``limit`` are counted.
+        """
+
+    async def every_waiting(self, place: Place, step: int) -> Sequence[tuple[float, str]]:
+        """(created_at, id) of each ``step``-th job that waits there, oldest first."""
 
 
 class StoredKey(Struct, frozen=True, kw_only=True):
@@ -388,8 +442,9 @@ class UploadStore(Protocol):
 
 
 class Stores(NamedTuple):
-    """The three stores of the gateway, in one database."""
+    """The stores of the gateway, in one database."""
 
     jobs: JobStore
+    turns: TurnStore
     keys: KeyStore
     uploads: UploadStore

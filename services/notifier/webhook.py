@@ -15,7 +15,7 @@ from services.notifier import signature
 from shared.errors import EveryDreamError, NotFound, Refused, reason_of
 from shared.messaging.messages import WebhookDelivered, WebhookDue, WebhookFailed
 from shared.messaging.topology import NOTIFIER_WEBHOOKS
-from shared.network.outbound import check_url, refusing
+from shared.network.outbound import check_url, connection_failure, refusing
 from shared.ports import Bus, Delivery, ObjectStore
 from shared.storage.large_fields import load_fields
 
@@ -101,7 +101,7 @@ async def post(
     except TimeoutError as error:
         return _failed(due, str(error) or f"no answer within {TIMEOUT.total:g} s")
     except (aiohttp.ClientError, OSError) as error:
-        return _failed(due, reason_of(error))
+        return _failed(due, connection_failure(error))
 
 
 def _outcome(due: WebhookDue, response: aiohttp.ClientResponse) -> WebhookDelivered | WebhookFailed:

@@ -17,7 +17,11 @@ async def serve(
 ) -> None:
     """Fine-tune until ``stop`` is set."""
     work = TrainerWork(
-        store, scratch=settings.scratch, cache=settings.cache, resume_every=settings.resume_every
+        store,
+        scratch=settings.scratch,
+        cache=settings.cache,
+        resume_every=settings.resume_every,
+        device=settings.trainer_device or settings.device,
     )
     await Worker(bus, store, work, heartbeat=settings.heartbeat).run(stop)
 

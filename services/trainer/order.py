@@ -75,6 +75,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     seed: int
     steps: int
     updates: int
+    """Those that were skipped included."""
     epochs: int
     images: int
     """Images trained on, repeats that fill short batches not counted."""
@@ -84,4 +85,6 @@ class Outcome(Struct, frozen=True, kw_only=True):
     precision: str
     optimizer: str
     attention: str
+    skipped_updates: int
+    """In fp16: a gradient was not finite, so that the scale was lowered instead."""
     warnings: list[str]

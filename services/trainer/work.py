@@ -20,7 +20,7 @@ from shared.child.records import AnyRecord, Done, Phase, Progress, Saved, Stoppe
 from shared.concurrency import in_thread
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import job_seed
-from shared.dataset.speed import SPEED_KEY, Speed
+from shared.dataset.speed import DEVICE_KEY, ProbedDevice, Speed, speed_key
 from shared.disk import require_room
 from shared.errors import Interrupted, NotFound, Passing, Unavailable
 from shared.messaging.messages import (
@@ -48,6 +48,7 @@ log = structlog.get_logger()
 CHILD = "services.trainer.training.child"
 SAVED_MODELS = 2
 """A trained model is saved as one file and as a folder, each about as large as its base."""
+REMEMBERING_SECONDS = 5.0
 MIN_STEPS = 100
 """The speed of a shorter training is not remembered."""
 
@@ -63,21 +64,30 @@ class TrainerWork:
     graceful = True
 
     def __init__(
-        self, store: ObjectStore, *, scratch: Path, cache: Path, resume_every: float
+        self,
+        store: ObjectStore,
+        *,
+        scratch: Path,
+        cache: Path,
+        resume_every: float,
+        device: str = "auto",
     ) -> None:
         """``cache`` holds base models between jobs; ``scratch`` holds one job's files at a time."""
         self._store = store
         self._scratch = scratch
         self._cache = cache
         self._resume_every = resume_every
-        self._standby = Standby(CHILD)
+        self._standby = Standby(CHILD, device=device)
+        self._is_remembered = False
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
         return "training" if isinstance(message, DatasetStaged) else None
 
     async def prepare(self) -> str:
         """Start the next job's child ahead, to have its imports done. Returns the GPU's name."""
-        return (await self._standby.ready()).gpu
+        child = await self._standby.ready()
+        await self._remember_device(child)
+        return child.gpu
 
     async def perform(self, order: Order) -> CheckpointFinal:
         """Train; leave neither the child nor a file of the job behind."""
@@ -198,14 +208,27 @@ class TrainerWork:
             summary=summary if last is None else {**summary, "best": last_is_best},
         )
 
+    async def _remember_device(self, child: Child) -> None:
+        """Once, for the estimates of jobs before the first training on this device."""
+        if self._is_remembered or not child.teraflops:
+            return
+        device = ProbedDevice(gpu=child.gpu, teraflops=child.teraflops)
+        self._is_remembered = await self._remember(DEVICE_KEY, device)
+
     async def _remember_speed(self, order: Order, gpu: str, steps: int) -> None:
         """For the estimates of later jobs, which can do without it."""
-        if (speed := speed_of(order, gpu)) is None or steps < MIN_STEPS:
-            return
+        if (speed := speed_of(order, gpu)) is not None and steps >= MIN_STEPS:
+            await self._remember(speed_key(gpu, _staged(order).base_model), speed)
+
+    async def _remember(self, key: str, measured: Speed | ProbedDevice) -> bool:
+        """Whether the store has taken it, soon: jobs can do without it."""
         try:
-            await self._store.put(SPEED_KEY, msgspec.json.encode(speed))
-        except Unavailable as error:
-            log.warning("speed_not_stored", job=order.job, reason=str(error))
+            async with asyncio.timeout(REMEMBERING_SECONDS):
+                await self._store.put(key, msgspec.json.encode(measured))
+        except (Unavailable, TimeoutError) as error:
+            log.warning("speed_not_stored", key=key, reason=str(error) or "no answer in time")
+            return False
+        return True
 
 
 def speed_of(order: Order, gpu: str) -> Speed | None:

@@ -8,10 +8,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from shared.messaging.json_bounds import OutOfBounds, check_bounds
 from shared.messaging.messages import AnyMessage, JobRequested, Message, decode, type_of
 
 LIMIT_REASON = "delivery_limit"
 """Delivered too often; the reason that RabbitMQ gives."""
+UNBOUNDED_BYTES = 1 << 16
+"""Bodies up to this length make few objects, whatever is in them."""
 JOB_LENGTH = 100
 """Letters kept of a job's id, which is a UUID unless a stranger made it up."""
 
@@ -88,6 +91,8 @@ def decode_untrusted(body: bytes) -> AnyMessage:
         Undecodable: for whatever the decoder raises on a hostile body.
     """
     try:
+        if len(body) > UNBOUNDED_BYTES:
+            check_bounds(body)
         return decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OutOfBounds) as error:
         raise Undecodable(f"{type(error).__name__}: {error}") from None

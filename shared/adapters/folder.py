@@ -18,7 +18,7 @@ from shared.adapters.files import atomic
 from shared.adapters.object_keys import check_deletable, check_key, check_prefix, check_seconds
 from shared.concurrency import in_thread
 from shared.disk import FULL, SPARE, free_bytes, free_files, require_room, translate_disk_full
-from shared.errors import Full, NotFound, Refused, Unavailable
+from shared.errors import Full, NotFound, Refused, Unavailable, not_for_users
 from shared.keys import link_signature
 from shared.ports import StoredObject, no_keepalive
 from shared.scratch import locked_folder, remove_abandoned, remove_old
@@ -31,8 +31,16 @@ MOVE_ATTEMPTS = 100
 class FolderStore:
     """Objects as files under ``root``; links are signed and lead to the gateway's ``/files/``."""
 
-    def __init__(self, root: Path, *, public_url: str, key: str) -> None:
+    def __init__(
+        self, root: Path, *, public_url: str, key: str, clock: Callable[[], float] = time.time
+    ) -> None:
         """Create the folder if it is missing.
+
+        Args:
+            root: the folder.
+            public_url: where clients reach the gateway.
+            key: signs links.
+            clock: seconds since the epoch, for the expiry of links.
 
         Raises:
             Unavailable: it cannot be created.
@@ -41,6 +49,7 @@ class FolderStore:
         self._incoming = self._root / INCOMING
         self._public_url = public_url.rstrip("/")
         self._key = key
+        self._clock = clock
         with _translated_write("the store's folder"):
             self._incoming.mkdir(parents=True, exist_ok=True)
             remove_abandoned(self._incoming)
@@ -103,7 +112,7 @@ class FolderStore:
 
     async def link(self, key: str, *, seconds: int, filename: str | None = None) -> str:
         self._target(key)
-        expires = int(time.time()) + check_seconds(seconds)
+        expires = int(self._clock()) + check_seconds(seconds)
         query = {"expires": str(expires), "signature": link_signature(self._key, key, expires)}
         if filename:
             query["filename"] = filename
@@ -150,7 +159,9 @@ class FolderStore:
                 temporary.replace(target)
                 self._sync_folders(target.parent)
                 return
-        raise Unavailable(f"{target} cannot be put in place: its folder does not stay")
+        raise not_for_users(
+            Unavailable(f"{target} cannot be put in place: its folder does not stay")
+        )
 
     def _sync_folders(self, folder: Path) -> None:
         """A new name survives a power failure only once its folder is synced."""
@@ -253,7 +264,8 @@ def _translated_read(key: str) -> Iterator[None]:
     except FileNotFoundError:
         raise NotFound(f"no object {key!r} in the store") from None
     except OSError as error:
-        raise Unavailable(f"reading {key!r} from the store's folder failed: {error}") from error
+        failure = Unavailable(f"reading {key!r} from the store's folder failed: {error}")
+        raise not_for_users(failure) from error
 
 
 @contextmanager
@@ -264,4 +276,5 @@ def _translated_write(key: str) -> Iterator[None]:
         raise Refused(f"{key!r} cannot be kept: another object's key lies above or below") from None
     except OSError as error:
         kind = Full if error.errno in FULL else Unavailable
-        raise kind(f"writing {key!r} to the store's folder failed: {error}") from error
+        failure = kind(f"writing {key!r} to the store's folder failed: {error}")
+        raise (failure if kind is Full else not_for_users(failure)) from error

@@ -124,6 +124,8 @@ async def declare_queue(channel: AbstractChannel, queue: Queue) -> AbstractQueue
         declared = await channel.declare_queue(queue.name, durable=True, arguments=arguments)
     for key in queue.bindings:
         await declared.bind(EXCHANGE, key)
+    for key in queue.former_bindings:
+        await declared.unbind(EXCHANGE, key)
     return declared
 
 

@@ -16,8 +16,9 @@ from botocore.exceptions import (
     ConnectionClosedError,
     ReadTimeoutError,
 )
+from yarl import URL
 
-from shared.adapters.s3_errors import AnswerTooLarge
+from shared.adapters.s3_errors import REDIRECTS, REGION, AnswerTooLarge, Redirected
 from shared.network.outbound import Blocked, Guard, GuardedResolver, was_blocked
 
 REQUEST_SECONDS = 600.0
@@ -45,18 +46,27 @@ def bounded_session(answer_bytes: int, guard: Guard | None = None) -> type[AIOHT
                 arguments["connector_args"] = given | connector
             super().__init__(**arguments)
 
+        async def _get_session(self, proxy_url: str | None) -> Any:
+            return _NotFollowing(await super()._get_session(proxy_url))
+
         async def send(self, request: Any) -> Any:
             """Send a request, and read its answer unless it is an object's content.
 
             Raises:
                 Blocked: unwrapped, because botocore would retry it as a network failure.
                 AnswerTooLarge: likewise.
+                Redirected: likewise; without a region botocore would ask for one, and be sent
+                    elsewhere for ever.
             """
             wants_stream = request.stream_output
             request.stream_output = True  # leaves the answer to us
             try:
                 async with asyncio.timeout(REQUEST_SECONDS):
                     response = await super().send(request)
+                    if response.status_code in REDIRECTS and REGION not in response.headers:
+                        response.raw.close()
+                        place = response.headers.get("Location", "")
+                        raise Redirected(response.status_code, _origin_of(place))
                     if not wants_stream or response.status_code >= ERROR:
                         body = await _read(response.raw, answer_bytes, request)
                         response._content = body  # noqa: SLF001 - as its own reading sets it
@@ -71,6 +81,26 @@ def bounded_session(answer_bytes: int, guard: Guard | None = None) -> type[AIOHT
                 request.stream_output = wants_stream
 
     return BoundedSession
+
+
+class _NotFollowing:
+    """An aiohttp session that follows no redirect: it is signed for one host, and a PUT that
+    becomes a GET seems to have stored something.
+    """  # noqa: D205 - one sentence
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def request(self, method: str, **arguments: Any) -> aiohttp.ClientResponse:
+        return await self._session.request(method, allow_redirects=False, **arguments)
+
+
+def _origin_of(url: str) -> str:
+    """Scheme, host and port of a URL; empty if it is none, or has a user name or password."""
+    try:
+        return str(URL(url).origin()) if "@" not in url else ""
+    except ValueError:
+        return ""
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int, request: Any) -> bytes:

@@ -18,10 +18,18 @@ Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[Non
 """A service: takes settings, secret key, bus, store, and the event that stops it."""
 
 
-async def run_worker(service: str, serve: Serve) -> None:
-    """Open bus and store, serve until SIGTERM or SIGINT, and close them."""
+async def run_worker(
+    service: str, serve: Serve, *, check: Callable[[Settings], None] = lambda _: None
+) -> None:
+    """Open bus and store, serve until SIGTERM or SIGINT, and close them.
+
+    Raises:
+        SettingsError: a setting is wrong by itself, or by ``check``, which is asked before anything
+            is opened.
+    """
     telemetry.configure(service)
     settings, stop = from_environment(), stop_on_signals()
+    check(settings)
     key = keys.secret_key(settings.secret_key, settings.home)
     source = source_of(service)
     opening = RabbitMQBus.open(settings.amqp_url, source=source, heartbeat=settings.heartbeat)

@@ -20,14 +20,18 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 import msgspec
 from msgspec import Struct
 
-from shared.child.records import RECORD_BYTES, AnyRecord, FinalRecord, Ready
+from shared.child.records import DEVICE, RECORD_BYTES, AnyRecord, Failed, FinalRecord, Ready
 from shared.concurrency import uninterrupted
+from shared.errors import Passing, SettingsError
 
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
-             "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
-             "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTORCH_CUDA_ALLOC_CONF",
-             "HF_HOME")  # fmt: skip
+             "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
+             "HF_HOME", DEVICE,
+             "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER",
+             "CUDA_CACHE_PATH", "NVIDIA_TF32_OVERRIDE", "BNB_CUDA_VERSION",
+             "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF",
+             "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION")  # fmt: skip
 
 OnRecord = Callable[[AnyRecord], Awaitable[None]]
 """Takes one record; the child goes on meanwhile."""
@@ -60,6 +64,8 @@ class Child:
         self._logging = None if log_bytes is None else asyncio.create_task(self._log(log_bytes))
         self.gpu = ""
         """The device it works on; empty until it has reported that it is ready."""
+        self.teraflops = 0.0
+        """As :attr:`Ready.teraflops`."""
         self.offline = False
         """Whether it has reported that it has no network."""
 
@@ -185,19 +191,21 @@ class Child:
 class Standby:
     """Keeps one child ready, its imports done before an order comes."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *, device: str = "auto") -> None:
+        """``device`` is what the child is to compute on, by :data:`DEVICE`."""
         self._module = module
+        self._environment = {**os.environ, DEVICE: device}
         self._child: Child | None = None
 
     async def ready(self) -> Child:
         """The child; a new one is started unless the last one is alive.
 
         Raises:
-            ChildDied: it ended before it was ready.
+            as :func:`start_ready`.
         """
         if self._child is None or not self._child.alive:
             await self.close()
-            self._child = await start_ready(self._module)
+            self._child = await start_ready(self._module, environment=self._environment)
         return self._child
 
     async def close(self) -> None:
@@ -207,22 +215,34 @@ class Standby:
             await child.kill()
 
 
-async def start_ready(module: str, *, log_bytes: int | None = None) -> Child:
-    """Start a child and wait until its imports are done; ``log_bytes`` as for a child's start.
+async def start_ready(
+    module: str,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    log_bytes: int | None = None,
+) -> Child:
+    """Start a child and wait until its imports are done; the arguments are :meth:`Child.start`'s.
 
     Raises:
         ChildDied: it ended before it was ready.
+        SettingsError: it cannot work as this machine is set up; says why.
+        Passing: it cannot work now.
     """
-    child = await Child.start(module, log_bytes=log_bytes)
+    child = await Child.start(module, environment=environment, log_bytes=log_bytes)
     try:
         async with contextlib.aclosing(child.records()) as records:
             while not isinstance(record := await anext(records), Ready):
-                pass
+                _raise_if_failed(record)
     except BaseException:
         await child.kill()
         raise
-    child.gpu, child.offline = record.gpu, record.offline
+    child.gpu, child.teraflops, child.offline = record.gpu, record.teraflops, record.offline
     return child
+
+
+def _raise_if_failed(record: AnyRecord) -> None:
+    if isinstance(record, Failed):
+        raise (SettingsError if record.refused else Passing)(record.reason)
 
 
 async def _open_reader(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:

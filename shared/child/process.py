@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import logging
@@ -15,7 +16,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from shared.child.records import RECORD_BYTES, AnyRecord
+from shared.child.records import RECORD_BYTES, AnyRecord, Failed
+from shared.errors import Passing, SettingsError, reason_of
 
 
 class RecordWriter:
@@ -57,6 +59,20 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
         if os.getppid() != int(sys.argv[2]):
             sys.exit(1)  # silently: on a terminal a message would follow the parent's last ones
+
+
+@contextlib.contextmanager
+def ended_with_reason(writer: RecordWriter) -> Iterator[None]:
+    """Report to the parent why the child cannot work, and end it.
+
+    A SettingsError of the block is final; after Passing the parent may start another child.
+    """
+    try:
+        yield
+    except (SettingsError, Passing) as error:
+        is_final = isinstance(error, SettingsError)
+        writer.write(Failed(refused=is_final, reason=reason_of(error)))
+        sys.exit(0)
 
 
 def read_order(kind: type[Struct]) -> Any:

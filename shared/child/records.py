@@ -1,4 +1,4 @@
-"""The records that a child writes to its parent: a closed set."""
+"""The records that a child writes to its parent, a closed set, and how it is told its device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from shared.errors import Interrupted, Passing, Refused
 
 RECORD_BYTES = 4096
 """Writes up to this size to a pipe are atomic (PIPE_BUF); longer texts are shortened."""
+DEVICE = "EVERYDREAM_DEVICE"
+"""Tells a child which device it is to compute on: ``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
 
 
 class Record(Struct, frozen=True, kw_only=True, tag_field="record"):
@@ -20,6 +22,8 @@ class Ready(Record, frozen=True, kw_only=True, tag="ready"):
     """Imports are done, an order may come. ``gpu`` names the device; ``cpu`` without one."""
 
     gpu: str
+    teraflops: float = 0.0
+    """How fast the device multiplies matrices, in 10^12 operations per second; 0: not tested."""
     offline: bool = False
     """Whether the child has given up its network."""
 

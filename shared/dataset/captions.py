@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import PurePosixPath
 from random import Random
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -16,6 +19,24 @@ SEPARATOR = ", "
 
 MAX_TOKENS = 75
 """Of a caption; CLIP's limit is 77 with the start and end tokens."""
+
+
+BYTE_ORDER_MARKS = {
+    BOM_UTF8: "utf-8-sig",
+    BOM_UTF32_LE: "utf-32",  # begins with UTF-16's mark, so it comes first
+    BOM_UTF32_BE: "utf-32",
+    BOM_UTF16_LE: "utf-16",
+    BOM_UTF16_BE: "utf-16",
+}
+MAX_PLANE = 0x10
+"""Of Unicode: the third byte of a character in UTF-32."""
+MAX_LETTERS_TOGETHER = 2
+"""Non-ASCII letters in a row in a text of a western language, as in "größer"."""
+QUOTES = frozenset("‘’‚“”„–—…«»‹›")  # noqa: RUF001
+"""They may stand before or after any letter."""
+SIGNS = frozenset("•€£¥¢©®™°¿¡´·×÷±§¶ºª²³¹½¼¾µ¨¸ˆ˜\u00a0")  # noqa: RUF001
+"""What else a western text has besides letters."""
+_ESCAPED = re.compile(r"\\([()])")
 
 
 class Tag(Struct, frozen=True):
@@ -53,12 +74,20 @@ def join(parts: Iterable[str]) -> str:
     return SEPARATOR.join(parts)
 
 
+def unescaped(text: str) -> str:
+    r"""The text with ``\(`` and ``\)`` as plain parentheses, as prompts are read.
+
+    Tools that write captions escape them, because prompts give parentheses a meaning.
+    """
+    return _ESCAPED.sub(r"\1", text)
+
+
 def parse(text: str) -> Caption:
     """Split at commas: the first part is the main prompt, the others are tags without duplicates.
 
     ``"main,, t , t, u,"`` has the tags ``"", "t", "u"``.
     """
-    main, *tags = (part.strip() for part in text.strip().split(","))
+    main, *tags = (part.strip() for part in unescaped(text).strip().split(","))
     return Caption(main, tuple(Tag(tag) for tag in dict.fromkeys(tags)))
 
 
@@ -71,18 +100,71 @@ def from_name(name: str) -> Caption:
     return parse(PurePosixPath(name).stem.split("_", 1)[0])
 
 
-def decode(raw: bytes) -> str:
-    """Decode a caption file: UTF-8, else Windows code page 1252, else Latin-1.
+class Decoded(NamedTuple):
+    """A caption file's text, without blanks at its ends."""
 
-    UTF-16, which Windows calls Unicode, is recognised by its byte order mark.
+    text: str
+    encoding: str
+    """Python's name for it."""
+    is_doubtful: bool
+    """The encoding is a guess, and the text does not look like what somebody wrote."""
+
+
+def decode(raw: bytes) -> Decoded:
+    """Decode a caption file: UTF-8, UTF-16 or UTF-32, else Windows code page 1252, else Latin-1.
+
+    UTF-16, which Windows calls Unicode, and UTF-32 are recognised by their byte order mark, or by
+    their NULs.
     """
-    marked = ("utf-16",) if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else ()
-    for encoding in (*marked, "utf-8-sig", "cp1252"):
+    has_mark = raw.startswith(tuple(BYTE_ORDER_MARKS))
+    for encoding in (*_unicode_encodings(raw), "utf-8", "cp1252"):
         try:
-            return raw.decode(encoding).strip()
+            text = raw.decode(encoding).strip()
         except UnicodeDecodeError:
             continue
-    return raw.decode("latin-1").strip()
+        is_guess = encoding == "cp1252"
+        doubtful = has_controls(text) or (is_guess and (has_mark or not looks_western(text)))
+        return Decoded(text, encoding, doubtful)
+    return Decoded(raw.decode("latin-1").strip(), "latin-1", is_doubtful=True)
+
+
+def _unicode_encodings(raw: bytes) -> Iterator[str]:
+    """The encodings that a byte order mark or NULs speak for."""
+    yield from (name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark))
+    plain = raw.rstrip(b"\0")
+    if b"\0" not in raw or (len(plain) > 1 and b"\0" not in plain and plain.isascii()):
+        return  # without NULs, or with some behind it, as programs in C write a text
+    if len(raw) % 4 == 0:
+        if not any(raw[3::4]) and max(raw[2::4]) <= MAX_PLANE:
+            yield "utf-32-le"
+        if not any(raw[::4]) and max(raw[1::4]) <= MAX_PLANE:
+            yield "utf-32-be"
+    if len(raw) % 2 == 0:
+        yield "utf-16-le" if raw[1::2].count(0) >= raw[::2].count(0) else "utf-16-be"
+
+
+def has_controls(text: str) -> bool:
+    """Whether it has control or replacement characters, which nobody writes into a caption."""
+    return any(
+        letter == "\ufffd" or (unicodedata.category(letter) == "Cc" and letter not in "\t\n\r")
+        for letter in text
+    )
+
+
+def looks_western(text: str) -> bool:
+    """Whether a text that was decoded by a code page of western languages is in one of them.
+
+    Other code pages give letters of many alphabets, drawing characters, and long runs of accents.
+    """
+    run = 0
+    for letter in text:
+        if letter in QUOTES:
+            continue
+        run = 0 if letter.isascii() else run + 1
+        is_known = run == 0 or letter in SIGNS or unicodedata.name(letter, "").startswith("LATIN ")
+        if run > MAX_LETTERS_TOGETHER or not is_known:
+            return False
+    return not has_controls(text)
 
 
 def merge(captions: Sequence[Caption]) -> Caption:

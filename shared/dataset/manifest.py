@@ -15,6 +15,9 @@ from shared.errors import Refused
 SHOWN_CHARACTERS = 200
 """Of a file's name or of a reason in the report."""
 
+LINE_CHARACTERS = 600
+"""Of a warning, and of a caption in the report."""
+
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
@@ -22,6 +25,9 @@ MANIFEST = "manifest.json"
 
 LISTED = 50
 """Entries in a list of the report; a count beside it has the full number."""
+
+NAMED = 5
+"""Files that a sentence names."""
 
 CAPTION_CHARACTERS = 2048
 """EveryDream2's default limit of a caption; CLIP reads only about the first 300."""
@@ -95,6 +101,8 @@ class Captions(Struct, frozen=True, kw_only=True):
 
     from_names: int = 0
     from_files: int = 0
+    edited: int = 0
+    """Written by a person who looked at the report of a check."""
     missing: int = 0
     """Neither a file nor the image's name has a caption: trained on with an empty one."""
     empty: int = 0
@@ -108,6 +116,23 @@ class Duplicate(Struct, frozen=True, kw_only=True):
 
     file: str
     same_as: str
+
+
+class TrainedPicture(Struct, frozen=True, kw_only=True):
+    """How one image is trained on."""
+
+    file: str
+    caption: str
+    """As it is trained on, without shuffling; cut to :data:`LINE_CHARACTERS`."""
+    source: str
+    """Where the main prompt is from: ``name``, ``text``, ``yaml``, ``folder``, ``missing``, or
+    ``edit``, if a person has changed it after a check."""
+    files: list[str] = field(default_factory=list)
+    """The caption and option files that apply to it, the nearest first."""
+    bucket: str
+    """The size at which it is trained on, such as ``"512x512"``."""
+    remarks: list[str] = field(default_factory=list)
+    """Whatever of it is not used as it was given."""
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
@@ -161,8 +186,12 @@ class Report(Struct, frozen=True, kw_only=True):
     """Of all epochs."""
     megapixels: float = 0.0
     """Of all steps."""
+    pictures: list[TrainedPicture] = field(default_factory=list)
+    """Those with remarks come first."""
     estimate: Estimate | None = None
     warnings: list[str] = field(default_factory=list)
+    """Whatever the job does not take as it was given; the last line counts what is cut off."""
+    warnings_count: int = 0
 
     def plain(self) -> dict[str, Any]:
         """The report as JSON types."""
@@ -173,6 +202,24 @@ class Report(Struct, frozen=True, kw_only=True):
 def short(text: str) -> str:
     """A text as the report shows it; a long one keeps its end, which says more in a path."""
     return text if len(text) <= SHOWN_CHARACTERS else f"...{text[-SHOWN_CHARACTERS:]}"
+
+
+def line(text: str) -> str:
+    """A sentence as the report shows it; a long one keeps its beginning."""
+    return text if len(text) <= LINE_CHARACTERS else f"{text[:LINE_CHARACTERS]}..."
+
+
+def first_lines(lines: Sequence[str]) -> list[str]:
+    """The first sentences of a list; if there are more, the last one says how many."""
+    shown = [line(each) for each in lines[: LISTED if len(lines) <= LISTED else LISTED - 1]]
+    more = len(lines) - len(shown)
+    return [*shown, f"and {more} more warnings; mend these, and check again"] if more else shown
+
+
+def named(names: Sequence[str]) -> str:
+    """The first few of some names, and how many there are more."""
+    shown = ", ".join(short(name) for name in names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
 
 
 def first_names(names: Iterable[str]) -> list[str]:

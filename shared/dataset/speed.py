@@ -1,24 +1,54 @@
-"""The deployment's training speed: measured by its last training, assumed before the first."""
+"""Training speeds: measured by trainings, estimated from a short test of the device before."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from hashlib import sha256
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
-SPEED_KEY = "cache/speed.json"
-"""In the object store: the newest measured speed."""
+DEVICE_KEY = "cache/device.json"
+"""In the object store: the device of the trainer that started last."""
+FLOP_PER_PARAMETER = 9_300.0
+"""To train on a megapixel, for each parameter of the UNet: 8 TFLOP for Stable Diffusion 1.5."""
+OF_TESTED = 1 / 3
+"""What a training achieves of the rate at which the device multiplies matrices; a guess."""
+
+
+Rate = Annotated[float, Meta(ge=1e-9, le=1e9)]
+"""No device is slower or faster by far; of another number what is estimated is none."""
 
 
 class Speed(Struct, frozen=True, kw_only=True):
-    """A GPU's training speed; a megapixel is a million pixels of training images."""
+    """A device's training speed; a megapixel is a million pixels of training images."""
 
     gpu: str
-    megapixels_per_second: Annotated[float, Meta(gt=0.0)]
+    megapixels_per_second: Rate
 
     def __str__(self) -> str:
         return f"{self.megapixels_per_second:.3g} megapixels per second on {self.gpu}"
 
 
+class ProbedDevice(Struct, frozen=True, kw_only=True):
+    """A device, and how fast it multiplied matrices in a short test."""
+
+    gpu: str
+    teraflops: Rate
+
+    def speed(self, parameters: Mapping[str, int]) -> Speed | None:
+        """Its training speed, estimated; None: the model has no UNet that is known."""
+        if not (unet := parameters.get("unet", 0)):
+            return None
+        rate = self.teraflops * 1e12 * OF_TESTED / (FLOP_PER_PARAMETER * unet)
+        return Speed(gpu=self.gpu, megapixels_per_second=rate)
+
+
 ASSUMED = Speed(gpu="a GPU of 24 GB", megapixels_per_second=1.0)
 """Four images of 512 x 512 per second with both networks trained; a guess, not measured."""
+
+
+def speed_key(gpu: str, base_model: str) -> str:
+    """In the object store: the speed of the last training from this base model on this device."""
+    digest = sha256(f"{gpu}\n{base_model}".encode()).hexdigest()[:16]
+    return f"cache/speed/{digest}.json"

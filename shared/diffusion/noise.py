@@ -18,6 +18,12 @@ from shared.errors import Refused
 
 PredictionType = Literal["epsilon", "v_prediction"]
 
+FROM_PURE_NOISE = {"timestep_spacing": "trailing"}
+"""Any other spacing begins below the last training timestep, where an image is not yet pure noise.
+
+Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2. The usual
+"leading" begins at 1000 // steps * steps: at 667 of 1000 for 334 steps, and for one step at 0.
+"""
 OCTAVES = 10
 """Maximum number of coarser layers in pyramid noise."""
 

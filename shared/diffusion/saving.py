@@ -12,16 +12,21 @@ from torch import Tensor
 
 from shared.diffusion.files import replacing
 from shared.diffusion.loading import NO_CHECKER, Parts, load
+from shared.diffusion.noise import FROM_PURE_NOISE
 from shared.diffusion.single_file import check_written, cpu_tensor
 from shared.errors import Passing, Refused
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+DRAWN_WITH = {**FROM_PURE_NOISE, "clip_sample": False, "skip_prk_steps": True}
+"""What this service draws with whatever the base model's scheduler says. With it in the folder, the
+stock schedulers draw the same; see docs/schedulers.md."""
 
 
 def save_folder(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float16) -> None:
     """Write a diffusers folder with weights of this type, atomically.
 
-    The tokenizer gets ``vocab.json`` and ``merges.txt`` beside ``tokenizer.json``, for older
+    The scheduler's configuration says how this service draws, and is else the base model's. The
+    tokenizer gets ``vocab.json`` and ``merges.txt`` beside ``tokenizer.json``, for older
     programs.
 
     Raises:
@@ -29,7 +34,7 @@ def save_folder(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float1
     """
     with replacing(folder) as temporary:
         stock_pipeline(parts).save_config(temporary)
-        stock_scheduler(parts).save_pretrained(temporary / "scheduler")
+        stock_scheduler(parts, **DRAWN_WITH).save_pretrained(temporary / "scheduler")
         parts.tokenizer.save_pretrained(temporary / "tokenizer")
         parts.tokenizer.backend_tokenizer.model.save(str(temporary / "tokenizer"))
         for name, network in (("unet", parts.unet), ("vae", parts.vae)):
@@ -68,12 +73,15 @@ def stock_pipeline(parts: Parts) -> StableDiffusionPipeline:
     )
 
 
-def stock_scheduler(parts: Parts) -> Any:
-    """The scheduler that the base model names, or DDIM if diffusers has none of that name."""
+def stock_scheduler(parts: Parts, **changes: Any) -> Any:
+    """The scheduler that the base model names, or DDIM if diffusers has none of that name.
+
+    ``changes`` of its configuration that its class does not know are kept for others.
+    """
     import diffusers  # noqa: PLC0415 - looked up by the name in the configuration
 
     kind = getattr(diffusers, str(parts.scheduler_config.get("_class_name")), DDIMScheduler)
-    return kind.from_config(parts.scheduler_config)
+    return kind.from_config({**parts.scheduler_config, **changes})
 
 
 def cpu_weights(network: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

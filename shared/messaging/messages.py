@@ -95,8 +95,8 @@ class JobRefused(Message, frozen=True, kw_only=True, tag="job.refused"):
     mistakes: list[str]
 
 
-class JobSubmitted(LargeMessage, frozen=True, kw_only=True, tag="job.submitted"):
-    """A job was admitted; requests staging."""
+class Submission(LargeMessage, frozen=True, kw_only=True):
+    """What is to be done for a job."""
 
     run: int
     train: Train | None = None
@@ -105,8 +105,16 @@ class JobSubmitted(LargeMessage, frozen=True, kw_only=True, tag="job.submitted")
     inference: tuple[Inference, ...] = ()
 
 
+class JobSubmitted(Submission, frozen=True, kw_only=True, tag="job.submitted"):
+    """A job was admitted, for whoever listens; it may have to wait for its turn."""
+
+
+class StagingDue(Submission, frozen=True, kw_only=True, tag="staging.due"):
+    """It is a job's turn; requests staging."""
+
+
 class BucketDue(Message, frozen=True, kw_only=True, tag="bucket.due"):
-    """A job with a user's bucket was admitted; requests a check of the bucket."""
+    """It is the turn of a job with a user's bucket; requests a check of the bucket."""
 
     run: int
 
@@ -201,6 +209,12 @@ class DatasetStaged(LargeFact, frozen=True, kw_only=True, tag="dataset.staged"):
     """Store prefix of the base model: a diffusers folder."""
     report: dict[str, Any]
     """The pre-flight report shown by ``/status``."""
+    pictures: str = ""
+    """Store prefix of the pages that tell of every picture, and of previews."""
+    dataset_bytes: int = 0
+    """Of the dataset in the store."""
+    pictures_bytes: int = 0
+    """Of pages and previews in the store."""
 
 
 class ModelStaged(LargeFact, frozen=True, kw_only=True, tag="model.staged"):
@@ -214,6 +228,8 @@ class ModelStaged(LargeFact, frozen=True, kw_only=True, tag="model.staged"):
     """Name of the model's checkpoint, for people."""
     sha256: str = ""
     """SHA-256 of the model's checkpoint file; empty: unknown."""
+    warnings: tuple[str, ...] = ()
+    """What of the model was left out or taken from elsewhere."""
 
 
 # --- Trainer ----------------------------------------------------------------------------------
@@ -483,6 +499,7 @@ AnyMessage = (
     JobRequested
     | JobRefused
     | JobSubmitted
+    | StagingDue
     | BucketDue
     | JobStarted
     | JobCompleted

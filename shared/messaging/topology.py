@@ -19,10 +19,12 @@ class Queue(Struct, frozen=True):
 
     name: str
     bindings: tuple[str, ...]
+    former_bindings: tuple[str, ...] = ()
+    """Of earlier versions; removed when the queue is declared."""
     single_active_consumer: bool = False
 
 
-FETCHER = Queue("fetcher", ("job.submitted",))
+FETCHER = Queue("fetcher", ("staging.due",), former_bindings=("job.submitted",))
 TRAINER = Queue("trainer", ("dataset.staged",))
 INFERENCER_SAMPLES = Queue("inferencer.samples", ("checkpoint.sampled",))
 INFERENCER_RESULTS = Queue("inferencer.results", ("checkpoint.final", "model.staged"))
@@ -32,7 +34,9 @@ GATEWAY_INTAKE = Queue("gateway.intake", ("job.requested",))
 GATEWAY_RECORDER = Queue(
     "gateway.recorder",
     (
-        "staging.*",
+        "staging.started",
+        "staging.progressed",
+        "staging.interrupted",
         "dataset.staged",
         "model.staged",
         "bucket.checked",
@@ -51,6 +55,7 @@ GATEWAY_RECORDER = Queue(
         "stage.failed",
         "gateway.beat",
     ),
+    former_bindings=("staging.*",),
     single_active_consumer=True,
 )
 

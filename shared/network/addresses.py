@@ -122,15 +122,27 @@ def _why_not_host(host: str) -> str | None:
     return None if HOST_NAME.fullmatch(host) else "the host is not a name that a server can have"
 
 
+def has_credentials(url: str) -> bool:
+    """Whether a user name or password stands before the host; also for no valid URLs."""
+    start, rest, authority = _parts_of(url)
+    odd = "@" in rest and not PLAIN.fullmatch(authority)  # a password with a sign such as ?
+    return bool(start) and ("@" in authority or odd)
+
+
+def _parts_of(url: str) -> tuple[str, str, str]:
+    """The start with the scheme, what follows it, and the host with what belongs to it."""
+    scheme = START.match(url)
+    start = scheme[0] if scheme else ""
+    rest = url[len(start) :]
+    return start, rest, re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+
+
 def shown_url(url: str) -> str:
     """A URL as messages show it: without credentials and without its query, which may hold a key.
 
     Also for texts that are not valid URLs.
     """
-    scheme = START.match(url)
-    start = scheme[0] if scheme else ""
-    rest = url[len(start) :]
-    authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    start, rest, authority = _parts_of(url)
     if "@" in authority:
         rest = rest[authority.rindex("@") + 1 :]
     elif not PLAIN.fullmatch(authority):  # a password that contains one of those signs

@@ -7,6 +7,7 @@ other aiohttp clients take a :class:`GuardedResolver` and the guard's ``open_soc
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,3 +144,26 @@ def was_blocked(error: BaseException | None) -> bool:
     return was_blocked(getattr(error, "os_error", None)) or was_blocked(
         error.__cause__ or error.__context__
     )
+
+
+def connection_failure(error: Exception) -> str:
+    """Why there is no connection to a user's server, in words that show no address it resolves to.
+
+    What aiohttp and the system say of it names the address that was tried.
+    """
+    match error:
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            return f"no secure connection: {error}"
+        case aiohttp.ClientConnectorDNSError():
+            return f"the name {error.host} cannot be resolved"
+        case aiohttp.ClientConnectorError():
+            return f"no connection to {error.host}:{error.port}{_in_words(error.errno)}"
+        case aiohttp.ServerDisconnectedError():
+            return "the server closed the connection without an answer"
+        case OSError():
+            return f"the connection failed{_in_words(error.errno)}"
+    return f"the connection failed ({type(error).__name__})"
+
+
+def _in_words(number: int | None) -> str:
+    return f" ({os.strerror(number)})" if number else ""

@@ -73,7 +73,7 @@ class RetryingStore:
         return tuple([entry async for entry in self._store.list(prefix)])
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        give_up_at = math.inf
+        give_up_at, said = math.inf, ""
         async for _ in Reconnects():
             try:
                 return await call()
@@ -81,5 +81,7 @@ class RetryingStore:
                 give_up_at = min(give_up_at, monotonic() + self._deadline)
                 if monotonic() >= give_up_at:
                     raise
-                log.warning("store_unavailable", reason=str(error))
+                if said != str(error):
+                    said = str(error)
+                    log.warning("store_unavailable", reason=said)
         raise AssertionError("attempts never end")

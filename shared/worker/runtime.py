@@ -17,7 +17,15 @@ from typing import Protocol, TypeVar
 import structlog
 
 from shared.concurrency import cancelled, ended, until
-from shared.errors import Interrupted, Refused, Unavailable, Unpublishable, reason_of
+from shared.errors import (
+    Interrupted,
+    Passing,
+    Refused,
+    SettingsError,
+    Unavailable,
+    Unpublishable,
+    reason_of,
+)
 from shared.messaging.messages import (
     AnyMessage,
     ClaimGranted,
@@ -182,7 +190,7 @@ class Worker:
     # --- One slot ----------------------------------------------------------------------------
 
     async def _slot(self, reply_queue: ReplyQueue, stop: asyncio.Event) -> None:
-        """One job after another; an unexpected error costs a pause, never the slot."""
+        """One job after another; an unexpected error costs a pause. Raises SettingsError."""
         failures = 0
         while not stop.is_set():
             try:
@@ -194,6 +202,8 @@ class Worker:
                     await self._handle(delivery, gpu, reply_queue, stop)
                 elif delivery:
                     await self._run_best_effort_task(delivery, stop)
+            except SettingsError:
+                raise  # another try would find the machine as it is
             except Exception:  # the slot must go on
                 log.exception("slot_failed", queue=self._work.queue.name)
                 failures += 1
@@ -392,13 +402,17 @@ class Worker:
         try:
             return task.result()
         except Refused as error:
+            log.warning("work_refused", job=order.job, stage=order.stage, reason=str(error))
             return StageFailed(**stamp, kind="refused", reason=reason_of(error))
         except Interrupted:
             return self._work.interrupted(**stamp)
         except asyncio.CancelledError:
             return self._outcome_of_cancellation(order, stop)
         except Exception as error:  # unknown errors are temporary: published, counted and retried
-            log.exception("work_failed", job=order.job, stage=order.stage)
+            if isinstance(error, Passing):  # such as a user's server that answers 500
+                log.warning("work_failed", job=order.job, stage=order.stage, reason=str(error))
+            else:
+                log.exception("work_failed", job=order.job, stage=order.stage)
             return StageFailed(**stamp, kind="passing", reason=reason_of(error))
 
     def _outcome_of_cancellation(self, order: Order, stop: asyncio.Event) -> StageFact | None:

@@ -159,7 +159,7 @@ async def test_runpods_npm_package_has_all_its_operations_answered(here: Here) -
     assert told["refused"] == {
         "wrong key": "401: invalid API key: send it as 'Authorization: Bearer KEY'",
         "mistake": "400: input.train.data_url: required, but missing;"
-        " expected an http or https URL",
+        " expected an http or https URL, or the id of a dataset check",
     }
 
 

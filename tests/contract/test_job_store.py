@@ -19,7 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.gateway.database import connection as connections
 from services.gateway.database import jobs, tables
+from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
+from services.gateway.database.shares import OWN
 from services.gateway.ports import (
     JobUsage,
     OpenStage,
@@ -30,19 +32,12 @@ from services.gateway.ports import (
 )
 from shared.errors import Unavailable
 from shared.messaging.messages import Stage
+from shared.service_process import closing
 from tests.support.servers.postgres import PostgreSQL
 
 SECONDS = 60
 HELD_UP_SECONDS = 3.0
 """Less than a writer waits for a lock that is never released."""
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'made on demand' / 'jobs.db'}"
-    address: str = request.getfixturevalue("postgres_url")
-    return address.replace("+asyncpg", "")
 
 
 @pytest.fixture
@@ -80,6 +75,26 @@ def message(name: str = "said", **changes: object) -> Outgoing:
 
 async def ids_due(store: SqlJobStore, now: float = 1e12) -> list[str]:
     return [outgoing.id for outgoing in await store.take_due(now, 0.0)]
+
+
+# --- connections
+
+
+async def test_postgresql_keeps_its_connections_from_one_burst_of_questions_to_the_next(
+    postgres_url: str,
+) -> None:
+    question = sa.text("select pg_backend_pid() from pg_sleep(0.1)")
+    async with closing(Database.open(postgres_url)) as database:
+
+        async def burst() -> set[int]:
+            return {
+                int(rows[0][0])
+                for rows in await asyncio.gather(*(database.all(question) for _ in range(12)))
+            }
+
+        first = await burst()
+        assert len(first) == OWN
+        assert await burst() == first
 
 
 # --- jobs
@@ -226,6 +241,12 @@ async def test_open_stages_go_with_their_job(store: SqlJobStore, gone: str) -> N
     assert await store.waiting(9.0) == []
 
 
+async def progress_of(store: SqlJobStore, name: str) -> list[StoredProgress]:
+    row, progress = await store.get_live(name) or (None, [])
+    assert row == await store.get(name)
+    return [*progress]
+
+
 def numbers(name: str, text: bytes, run: int = 1, sequence: int = 0) -> StoredProgress:
     return StoredProgress(name, "training", run, text, sequence)
 
@@ -240,9 +261,13 @@ async def test_progress_is_written_for_many_jobs_at_once_and_each_change_counts(
     await store.write_progress([numbers("one", b"1"), numbers("two", b"1")])
     await neighbour.write_progress([numbers("one", b"2"), numbers("two", b"1")])
     await store.write_progress([numbers("one", b"2", run=2)])
-    assert await store.progress("one") == [numbers("one", b"2", run=2, sequence=3)]
-    assert await store.progress("two") == [numbers("two", b"1", sequence=1)], "it had not changed"
+    assert await progress_of(store, "one") == [numbers("one", b"2", run=2, sequence=3)]
+    assert await progress_of(store, "two") == [numbers("two", b"1", sequence=1)], (
+        "it had not changed"
+    )
     assert (await store.get("one")) == job(), "the job is as it was"
+    await store.replace(job("two", version=2, ended_at=5.0), [], expected_version=1)
+    assert await progress_of(store, "two") == [], "it has ended"
 
 
 @pytest.mark.parametrize("gone", ["delete", "remove"])
@@ -254,11 +279,11 @@ async def test_a_job_that_is_gone_keeps_no_progress_and_gets_none(
     await store.write_progress([numbers("one", b"1")])
 
     await (store.delete("one") if gone == "delete" else store.remove("one", 5.0))
-    assert await store.progress("one") == []
+    assert await progress_of(store, "one") == []
     await store.write_progress([numbers("one", b"2"), numbers("two", b"2")])
 
-    assert await store.progress("one") == []
-    assert await store.progress("two") == [numbers("two", b"2", sequence=1)]
+    assert await progress_of(store, "one") == []
+    assert await progress_of(store, "two") == [numbers("two", b"2", sequence=1)]
 
 
 @pytest.mark.parametrize("rows", [3000])
@@ -282,7 +307,7 @@ async def test_what_is_asked_again_and_again_is_found_by_an_index(
 
     plans = {
         question: await plans_of(engine, store, question)
-        for question in ("claims", "waiting", "overdue", "count_retried", "count_ahead", "counts")
+        for question in ("claims", "waiting", "overdue", "count_retried", "counts")
     }
     await engine.dispose()
 
@@ -291,7 +316,6 @@ async def test_what_is_asked_again_and_again_is_found_by_an_index(
         ("waiting", "open_stages_waiting"),
         ("overdue", "jobs_overdue"),
         ("count_retried", "jobs_retried"),
-        ("count_ahead", "jobs_by_status"),
         ("counts", "jobs_by_owner"),
     ):
         assert index in plans[question], plans[question]
@@ -317,8 +341,6 @@ async def plans_of(engine: AsyncEngine, store: SqlJobStore, question: str) -> st
                 await store.claims()
             case "count_retried":
                 await store.count_retried("somebody")
-            case "count_ahead":  # of a job in front, so that few are found
-                await store.count_ahead(1.0, "0", limit=1000)
             case "counts":
                 await store.counts("somebody", 1000)
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
@@ -409,6 +431,26 @@ async def test_of_many_that_take_at_once_each_message_goes_to_one(
     handed_out = await asyncio.gather(*(taken(each, until=20.0, limit=7) for each in takers))
 
     assert sorted(name for some in handed_out for name in some) == sorted(names)
+
+
+async def test_webhooks_leave_in_turns_of_their_owners(store: SqlJobStore) -> None:
+    many = [message(f"a/{number}/0", owner="anna", due_at=1.0 + number) for number in range(5)]
+    few = [message(f"b/{number}/0", owner="ben", due_at=9.0) for number in range(2)]
+    assert not (await store.due(10.0)).webhooks
+    for each in (*many, *few, message("plain")):
+        name = f"{each.owner}-{each.id[2]}"
+        owned = msgspec.structs.replace(each, id=f"{name}/1/0")
+        await store.insert(job(name), [owned])
+
+    async def next_webhooks(now: float, limit: int) -> set[str]:
+        taken = await store.take_webhooks(now, now + 1.0, limit)
+        return {each.id.partition("/")[0] for each in taken}
+
+    assert await store.due(0.5) == (False, False)
+    assert (await store.due(1.0)).webhooks
+    assert await next_webhooks(10.0, 3) == {"anna-0", "ben-0", "anna-1"}
+    assert await next_webhooks(10.0, 3) == {"anna-2", "ben-1", "anna-3"}
+    assert await ids_due(store) == ["None-a/1/0"]
 
 
 @pytest.mark.parametrize("statement", ["SELECT removed", "INSERT INTO jobs", "UPDATE outbox"])
@@ -595,29 +637,31 @@ async def test_what_an_owner_s_jobs_use_is_counted_as_long_as_they_are_kept(
     ended = job("one", version=2, status="FAILED", ended_at=2.0)
     await store.replace(ended, [], expected_version=1)
     assert await store.usage("somebody") == JobUsage(live=1, kept=2, request_bytes=2**31 + 2)
+    more = msgspec.structs.replace(ended, version=3, request_bytes=4)
+    await store.replace(more, [], expected_version=2)
+    assert await store.usage("somebody") == JobUsage(live=1, kept=2, request_bytes=2**31 + 6)
 
     await store.remove("two", 3.0)
-    assert await store.usage("somebody") == JobUsage(live=0, kept=1, request_bytes=3)
+    assert await store.usage("somebody") == JobUsage(live=0, kept=1, request_bytes=7)
     assert await store.usage("nobody") == JobUsage(0, 0, 0)
 
 
-async def test_those_who_came_earlier_and_still_wait_are_ahead(store: SqlJobStore) -> None:
-    last = job("z", created_at=3.0)
-    for each in (
-        job("a", created_at=1.0, owner="somebody else"),
-        job("b", created_at=2.0, status="IN_PROGRESS"),
-        job("c", created_at=3.0),
-        job("zz", created_at=4.0),
-        last,
-    ):
-        await store.insert(each, [])
+async def test_what_an_owner_s_checks_keep_is_counted_also_when_the_datasets_are_gone(
+    store: SqlJobStore,
+) -> None:
+    assert await store.kept_bytes("somebody") == 0
+    await store.insert(job("one", kept_until=9.0, kept_bytes=2**40 + 7), [])
+    await store.insert(job("two", kept_bytes=5), [])
+    await store.insert(job("three"), [])
+    await store.insert(job("four", owner="else", kept_bytes=3), [])
+    assert await store.kept_bytes("somebody") == 2**40 + 12
+    assert await store.kept_before(10.0) == ["one"]
 
-    assert await store.count_ahead(last.created_at, last.id) == 2
-    assert await store.count_ahead(1.0, "a") == 0
-    assert await store.count_ahead(last.created_at, last.id, limit=1) == 1
-    assert await store.count_ahead(last.created_at, last.id, behind=(1.0, "a")) == 1
-    assert await store.every_waiting(1) == [(1.0, "a"), (3.0, "c"), (3.0, "z"), (4.0, "zz")]
-    assert await store.every_waiting(2) == [(3.0, "c"), (4.0, "zz")]
+    await store.replace(job("one", version=2, kept_bytes=7), [], expected_version=1)
+    assert await store.kept_bytes("somebody") == 12
+    assert await store.kept_before(10.0) == []
+    await store.remove("two", 3.0)
+    assert await store.kept_bytes("somebody") == 7
 
 
 async def test_jobs_are_listed_from_the_newest_page_by_page(store: SqlJobStore) -> None:
@@ -668,8 +712,8 @@ async def test_a_cancelled_call_leaves_the_store_in_order(store: SqlJobStore) ->
     assert await store.insert(job("after"), [])
 
 
-async def test_engines_that_migrate_at_once_all_succeed_and_agree(url: str) -> None:
-    stores = [SqlJobStore.open(url) for _ in range(4)]
+async def test_engines_that_migrate_at_once_all_succeed_and_agree(empty_url: str) -> None:
+    stores = [SqlJobStore.open(empty_url) for _ in range(4)]
     async with asyncio.timeout(SECONDS):
         await asyncio.gather(*(store.migrate() for store in stores))
         await stores[0].insert(job(), [])
@@ -688,9 +732,9 @@ def migrate_in_a_process(url: str) -> None:
     asyncio.run(migrate())
 
 
-def test_processes_that_migrate_at_once_all_succeed(url: str) -> None:
+def test_processes_that_migrate_at_once_all_succeed(empty_url: str) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        pool.map(migrate_in_a_process, [url] * 6, chunksize=1)
+        pool.map(migrate_in_a_process, [empty_url] * 3, chunksize=1)
 
 
 async def test_a_new_sqlite_file_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
@@ -709,14 +753,15 @@ async def test_a_new_sqlite_file_that_another_process_holds_is_waited_for(tmp_pa
     await store.close()
 
 
-@pytest.mark.usefixtures("store")
-async def test_the_migrated_schema_is_the_one_in_the_code(url: str) -> None:
+async def test_the_migrated_schema_is_the_one_in_the_code(empty_url: str) -> None:
     def differences(connection: sa.Connection) -> list[object]:
         options = {"compare_type": True, "compare_server_default": True}
         context = MigrationContext.configure(connection, opts=options)
         return list(compare_metadata(context, tables.metadata))
 
-    engine = create_async_engine(connections.normalise(url))
+    async with closing(SqlJobStore.open(empty_url)) as store:
+        await store.migrate()
+    engine = create_async_engine(connections.normalise(empty_url))
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
     await engine.dispose()

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import msgspec
 import pytest
 
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.ports import StoredKey
-from shared.service_process import closing
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def keys(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlKeyStore]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'keys.db'}"
-    else:
-        url = request.getfixturevalue("postgres_url").replace("+asyncpg", "")
-    async with closing(Database.open(url)) as database:
-        await database.migrate()
-        yield SqlKeyStore(database)
+@pytest.fixture
+def keys(database: Database) -> SqlKeyStore:
+    return SqlKeyStore(database)
 
 
 def key(name: str = "anna", **changes: object) -> StoredKey:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from everydream.run import access
+from everydream.access import access
 from services.fetcher.models.configured_model import (
     TINY_FOLDER,
     ConfiguredModel,
@@ -29,12 +29,12 @@ from services.fetcher.models.configured_model import (
 )
 from services.fetcher.progress_meter import ProgressMeter
 from services.gateway.endpoints.uploads import CHUNK
-from services.gateway.jobs.record import BUCKET_STAGES, Job, StageRecord, open_stages, overdue_at
+from services.gateway.jobs.record import Job, StageRecord, open_stages, overdue_at
 from services.gateway.jobs.repository import read
 from services.gateway.jobs.transitions import RETRYABLE
 from services.gateway.ports import END_STATUSES, StoredJob
+from services.gateway.turns.places import BUCKET_STAGES
 from services.gateway.web.authentication import CLIENT_FILE
-from shared.dataset.speed import SPEED_KEY
 from shared.keys import secret_key, unseal, webhook_secret
 from shared.messaging.messages import (
     STAGES,
@@ -45,10 +45,10 @@ from shared.messaging.messages import (
     CommandIssued,
     GenerationInterrupted,
     Interruption,
-    JobSubmitted,
     PublicationInterrupted,
     Stage,
     StagingInterrupted,
+    Submission,
     TrainingInterrupted,
     TrainingProgressed,
     WebhookDelivered,
@@ -151,7 +151,7 @@ async def test_what_supervision_reads_is_what_the_records_say(past: Past) -> Non
     assert limits == {job.id: overdue_at(job) for job in jobs}
     ran = [job for job in jobs if job.status == "COMPLETED" and job.started_at is not None]
     seconds = [(job.ended_at or 0.0) - (job.started_at or 0.0) for job in reversed(ran)]
-    assert await store.execution_seconds(20) == pytest.approx(seconds)
+    assert await store.execution_seconds("train", 20) == pytest.approx(seconds)
 
 
 async def test_the_progress_of_the_past_is_shown(past: Past) -> None:
@@ -230,7 +230,7 @@ def bucket_of(past: Past) -> S3Config:
 async def finish(worker: Claimed, record: StageRecord) -> None:
     asking = decode(record.trigger)
     match worker.stage:
-        case "staging" if isinstance(asking, JobSubmitted) and asking.train is None:
+        case "staging" if isinstance(asking, Submission) and asking.train is None:
             await worker.stage_model(asking)
         case "staging":
             await worker.stage_dataset(asking)
@@ -365,7 +365,7 @@ async def test_a_job_may_name_a_model_of_the_past_by_its_link(past: Past) -> Non
 
     assert answer.status == 200, answer
     asking = decode((await past.job(answer.body["id"])).stages["staging"].trigger)
-    assert isinstance(asking, JobSubmitted)
+    assert isinstance(asking, Submission)
     assert isinstance(asking.model, ModelSource)
     assert asking.model.source.startswith(STORED)
     assert asking.model.sha256 == past.told["link"]["sha256"]
@@ -410,7 +410,7 @@ async def test_an_upload_is_used_and_another_is_gone_on_with(past: Past, tmp_pat
         assert job.status == 200, job
 
         asking = decode((await past.job(job.body["id"])).stages["staging"].trigger)
-        assert isinstance(asking, JobSubmitted)
+        assert isinstance(asking, Submission)
         assert asking.train
         key = asking.train.data_url.removeprefix(STORED)
         await download_upload(past.here.store, key, tmp_path / "upload")
@@ -448,7 +448,6 @@ async def test_every_folder_of_the_past_is_whole(past: Past, tmp_path: Path) -> 
         prefix = key.removesuffix(f"/{MANIFEST}")
         manifest = await download_folder(store, prefix, tmp_path / str(number))
         assert manifest.files
-    assert await store.exists(SPEED_KEY)
 
 
 async def test_snapshots_and_samples_of_the_past_are_found(past: Past) -> None:

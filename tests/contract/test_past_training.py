@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from services.gateway.jobs.record import Job
 from services.trainer.artifact_uploads import CHECKPOINTS, _earlier_checkpoints
 from services.trainer.order import TrainingOrder
-from services.trainer.training.device import probe, this_device
+from services.trainer.training.device import probe
 from services.trainer.training.recipe import choose
 from services.trainer.training.saving import resume
 from services.trainer.training.saving.metrics import METRICS, read_lines
@@ -24,6 +24,7 @@ from services.trainer.training.state import prepare
 from services.trainer.training.train import train
 from shared.adapters.folder import FolderStore
 from shared.dataset.plan import job_seed
+from shared.diffusion.device import this_device
 from shared.diffusion.loading import Parts
 from shared.diffusion.saving import save_folder
 from shared.diffusion.weights import load_in_place, mismatch
@@ -34,7 +35,8 @@ from tests.contract.past import FIXTURES, each, forgotten, json_in, unseen
 from tests.support.models import random_parts, small_tokenizer
 from tests.support.training import RecordingCallbacks
 
-POSITIONS = each(f"home/store/jobs/*/training/*/resume/*/{POSITION}")
+RESUMED = each(f"home/store/jobs/*/training/*/resume/*/{POSITION}")
+POSITIONS = [*RESUMED, *each(POSITION)]
 
 
 def base_parts() -> Parts:
@@ -75,12 +77,10 @@ def test_a_position_of_the_past_is_understood_and_says_the_same(path: Path) -> N
 
 
 def test_every_field_of_a_position_of_today_has_a_fixture() -> None:
-    pattern = f"*/home/store/jobs/*/training/*/resume/*/{POSITION}"
-
-    assert unseen(ResumeState, [json_in(path) for path in FIXTURES.glob(pattern)]) == []
+    assert unseen(ResumeState, [json_in(path) for path in FIXTURES.rglob(POSITION)]) == []
 
 
-@pytest.mark.parametrize("path", POSITIONS)
+@pytest.mark.parametrize("path", RESUMED)
 async def test_a_training_goes_on_from_where_the_past_has_left_it(
     path: Path, tmp_path: Path
 ) -> None:
@@ -112,7 +112,7 @@ async def test_a_training_goes_on_from_where_the_past_has_left_it(
     assert (tmp_path / "from" / CHECKPOINTS).exists()
 
 
-@pytest.mark.parametrize("path", POSITIONS)
+@pytest.mark.parametrize("path", RESUMED)
 def test_moments_of_the_past_are_taken_over(path: Path, tmp_path: Path) -> None:
     """Without them the optimizers would start afresh, and nothing would be reported."""
     _, job = store_and_job_of(path, tmp_path)
@@ -127,7 +127,7 @@ def test_moments_of_the_past_are_taken_over(path: Path, tmp_path: Path) -> None:
         assert {int(moment["step"]) for moment in moments} == {updates}
 
 
-@pytest.mark.parametrize("path", POSITIONS)
+@pytest.mark.parametrize("path", RESUMED)
 async def test_a_snapshot_of_the_past_is_laid_over_its_base_model(
     path: Path, tmp_path: Path
 ) -> None:

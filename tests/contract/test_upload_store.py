@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,20 +11,13 @@ from services.gateway.database.connection import Database
 from services.gateway.database.uploads import SqlUploadStore
 from services.gateway.ports import StoredUpload, UploadUsage
 from shared.ports import UploadPart
-from shared.service_process import closing
 
 TEN_GIGABYTES = 10 << 30
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def uploads(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlUploadStore]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'uploads.db'}"
-    else:
-        url = request.getfixturevalue("postgres_url").replace("+asyncpg", "")
-    async with closing(Database.open(url)) as database:
-        await database.migrate()
-        yield SqlUploadStore(database)
+@pytest.fixture
+def uploads(database: Database) -> SqlUploadStore:
+    return SqlUploadStore(database)
 
 
 def upload(name: str = "one", **changes: object) -> StoredUpload:

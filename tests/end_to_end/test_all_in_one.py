@@ -9,24 +9,27 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 import pytest_asyncio
 
 from shared.scratch import PREFIX
 from tests.end_to_end.story import API_KEY, PATIENCE, User, picture, served, user_of
 from tests.support.servers.web import Page, Web, running_web
-from tests.support.services import WARM, ServiceProcess
+from tests.support.services import COMMAND, WARM, ServiceProcess
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 
 INVALID_KEY = str({"error": "invalid API key: send it as 'Authorization: Bearer KEY'"})
 
 
-async def test_the_story_in_one_process(web: Web) -> None:
-    async with served(web) as (process, user):
+@pytest.mark.parametrize("program", [WARM, pytest.param(COMMAND, marks=pytest.mark.long)])
+async def test_the_story_in_one_process(web: Web, program: tuple[str, ...]) -> None:
+    async with served(web, program) as (process, user):
         job = await user.client.run(user.request())
         last = await user.finished(job)
-        threads = {child.environ().get("OMP_NUM_THREADS") for child in process.children}
+        children = psutil.Process(process.pid).children()
+        threads = {child.environ().get("OMP_NUM_THREADS") for child in children}
         assert threads == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
         assert last["status"] == "COMPLETED", last
         webhook = await user.webhook()

@@ -41,6 +41,7 @@ def desk(tmp_path: Path) -> Path:
     for number in range(4):
         (tmp_path / "photos" / f"{PROMPT}_{number}.png").write_bytes(picture(number))
     (tmp_path / "photos" / "notes.pdf").write_bytes(b"%PDF")
+    (tmp_path / "photos" / "g\u00e4rten_1.jpg").write_bytes(b"not a picture")
     recipe = {"train": SHORT, "inference": {"prompt": PROMPT, **DRAWING}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     return tmp_path
@@ -82,28 +83,43 @@ async def one() -> AsyncIterator[tuple[ServiceProcess, User]]:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_folder_of_photos_becomes_a_model_and_images(
+async def test_a_folder_of_photos_becomes_a_model_that_draws(
     one: tuple[ServiceProcess, User], desk: Path
 ) -> None:
     process, _ = one
+    config = ("--config", "recipe.json")
     wrong = await typed(desk, process, "run", "photos", "--set", "lr=much", "--set", "max_epoch=5")
-    checked = await typed(
-        desk, process, "run", "photos", "--config", "recipe.json", "--check", "--output", "report"
-    )
-    trained = await typed(
-        desk, process, "run", "photos", "--config", "recipe.json", "--output", "results"
-    )
+    checked = await typed(desk, process, "check", "photos", *config)
+    trained = await typed(desk, process, "run", "photos", *config, "--output", "results")
+    job = json.loads((desk / "results" / "summary.json").read_text())["id"]
+    drawn = await typed(
+        desk, process, "draw", job, "--prompt", PROMPT, "--size", "128", "--steps", "2",
+        "--count", "2", "--seed", "7", "--json",
+    )  # fmt: skip
+    listed = await typed(desk, process, "jobs", "--json", "--limit", "2")
+    (desk / "results" / "images" / "0000.png").unlink()
+    fetched = await typed(desk, process, "fetch", job, "--output", "results")
 
     assert wrong.status == 1
     assert "  - input.train.lr: expected a number" in wrong.errors
     assert "  - input.train.max_epoch: no such field; did you mean max_epochs?" in wrong.errors
     assert "Traceback" not in wrong.errors
+    assert "uploading" not in wrong.errors
     assert checked.status == 0, checked.errors
-    report = json.loads((desk / "report" / "summary.json").read_text())["output"]["dataset"]
-    assert (report["images"], report["skipped"]) == (4, [])
+    assert checked.output.splitlines()[0] == "4 pictures used; 1 left out:"
+    assert "  left out: g\u00e4rten_1.jpg: " in checked.output
+    assert "256x256" in checked.output
+    assert "not uploaded: 1 .pdf" in checked.errors
     assert trained.status == 0, trained.errors
+    assert trained.errors.count("4 pictures used; 1 left out:") == 1, "by its check alone"
+    assert "sample saved at results/samples/sample-gs00000-000.png: " in trained.errors
+    assert f'draw more with it:  everydream draw {job} --prompt "..."' in trained.errors
+    document = json.loads(drawn.output)
+    assert (drawn.status, document["status"]) == (0, "COMPLETED"), drawn.errors
+    assert len([*(desk / document["folder"] / "images").iterdir()]) == 2
+    assert [each["id"] for each in json.loads(listed.output)["jobs"]] == [document["id"], job]
+    assert fetched.status == 0, fetched.errors
     assert_complete(desk / "results")
-    assert "samples/sample-gs00000-000.png: " in trained.errors
 
 
 def assert_complete(results: Path) -> None:
@@ -124,7 +140,7 @@ def assert_complete(results: Path) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_job_that_is_left_alone_goes_on_until_it_is_cancelled(
+async def test_a_job_that_is_left_alone_goes_on_until_it_is_stopped_which_keeps_its_model(
     one: tuple[ServiceProcess, User], desk: Path
 ) -> None:
     long = ("run", "photos", "--config", "recipe.json", "--set", "max_epochs=100000")
@@ -138,14 +154,56 @@ async def test_a_job_that_is_left_alone_goes_on_until_it_is_cancelled(
         watching.send_signal(signal.SIGINT)
         _, said = await watching.communicate()
     assert watching.returncode == 130, said.decode()
-    assert f"The job goes on. See it again: everydream follow {job}" in said.decode()
+    assert "The job goes on." in said.decode()
+    assert f"everydream stop {job}     end the training now, and keep" in said.decode()
     assert (await user.client.status(job))["status"] == "IN_PROGRESS"
 
-    cancelled = await typed(desk, process, "cancel", job)
-    assert (cancelled.status, cancelled.output) == (0, "CANCELLED\n")
+    shown = await typed(desk, process, "show", job)
+    assert f"job {job}: IN_PROGRESS" in shown.output
+    stopped = await typed(desk, process, "stop", job, "--json")
+    assert (stopped.status, json.loads(stopped.output)) == (0, {"id": job, "command": "stop"})
     followed = await typed(desk, process, "follow", job)
+    assert followed.status == 0, followed.errors
+    assert "warning: stopped on request after step" in followed.errors
+    assert list((desk / "everydream-results" / job).glob("last-*.safetensors"))
+
+    late = await typed(desk, process, "save", job)
+    assert (late.status, "the job has ended: it is COMPLETED" in late.errors) == (1, True)
+    deleted = await typed(desk, process, "delete", job)
+    assert (deleted.status, deleted.output) == (0, f"{job} is deleted\n")
+    gone = await typed(desk, process, "show", job)
+    assert (gone.status, "there is no such job" in gone.errors) == (1, True)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_job_that_is_cancelled_has_no_model(
+    one: tuple[ServiceProcess, User], desk: Path
+) -> None:
+    process, _ = one
+    long = ("run", "photos", "--config", "recipe.json", "--set", "max_epochs=100000")
+    job = (await typed(desk, process, *long, "--no-wait")).output.strip()
+
+    cancelled = await typed(desk, process, "cancel", job)
+    followed = await typed(desk, process, "follow", job)
+
+    assert (cancelled.status, cancelled.output) == (0, "CANCELLED\n")
     assert followed.status == 1
-    assert "CANCELLED: it was stopped" in followed.errors
+    assert "CANCELLED" in followed.errors
+    assert "draw more" not in followed.errors
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_key_that_is_not_let_in_is_found_before_anything_is_uploaded(
+    one: tuple[ServiceProcess, User], desk: Path
+) -> None:
+    process, _ = one
+    refused = await typed(desk, process, "run", "photos", "--key", "wrong")
+
+    assert refused.status == 1
+    assert refused.errors == (
+        f"everydream: {process.url} does not let this key in;"
+        " give another by --key or EVERYDREAM_API_KEY\n"
+    )
 
 
 async def until_line(command: asyncio.subprocess.Process, words: bytes) -> None:

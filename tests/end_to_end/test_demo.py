@@ -13,7 +13,7 @@ import services.inferencer.work
 import services.trainer.work
 from everydream import demo
 from everydream.demo import run_demo
-from everydream.showing import path_of
+from everydream.results import path_of
 
 SHORT = {"max_epochs": 1, "lr_decay_steps": 3, "lr_warmup_steps": 1}
 EARLIER = [

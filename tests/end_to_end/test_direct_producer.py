@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 
 from tests.end_to_end.story import host_of, user_of
-from tests.support.servers.process import HOST
+from tests.support.broker_logins import make_user
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web
@@ -33,15 +32,6 @@ lists:any(
 )
 """
 SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
-
-
-def make_user(rabbitmq: RabbitMQ, kind: str, name: str, vhost: str) -> str:
-    """Run the deployment's script; the address that the new login uses."""
-    subprocess.run(
-        [ROOT / "deploy/rabbitmq-users.sh", kind, name], input="secret\n", text=True, check=True,
-        env=rabbitmq.ctl_environment() | {"VHOST": vhost, "PATH": os.environ["PATH"]},
-    )  # fmt: skip
-    return f"amqp://{name}:secret@{HOST}:{rabbitmq.port}/{vhost}"
 
 
 @contextmanager
@@ -99,6 +89,18 @@ async def test_a_job_from_the_exchange_is_followed_to_its_end_by_producer_and_co
         assert "flip_p: expected" in refused
 
 
+@pytest.fixture(scope="module")
+def logins(rabbitmq: RabbitMQ) -> dict[str, str]:
+    """The address of a login of each kind."""
+    rabbitmq.start()
+    vhost = rabbitmq.fresh_vhost()
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url(vhost))) as connection:
+        connection.channel().exchange_declare("everydream", "topic", durable=True)
+    return {
+        kind: make_user(rabbitmq, kind, f"a-{kind}", vhost) for kind in ("producer", "consumer")
+    }
+
+
 @pytest.mark.parametrize(
     ("kind", "key", "exchange"),
     [
@@ -109,16 +111,9 @@ async def test_a_job_from_the_exchange_is_followed_to_its_end_by_producer_and_co
     ],
 )
 def test_a_login_may_say_no_more_than_it_is_for(
-    rabbitmq: RabbitMQ, kind: str, key: str, exchange: str
+    logins: dict[str, str], kind: str, key: str, exchange: str
 ) -> None:
-    rabbitmq.start()
-    vhost = rabbitmq.fresh_vhost()
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url(vhost))) as connection:
-        connection.channel().exchange_declare("everydream", "topic", durable=True)
-    name = f"{kind}-{key.replace('.', '-')}-{len(exchange)}"
-    address = make_user(rabbitmq, kind, name, vhost)
-
-    with pika.BlockingConnection(pika.URLParameters(address)) as connection:
+    with pika.BlockingConnection(pika.URLParameters(logins[kind])) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
         with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):

@@ -21,8 +21,7 @@ from everydream.client import Client
 from shared.messaging.messages import NAMESPACE
 from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES
 from tests.end_to_end.story import User, bucket_config, dataset, host_of, user_of
-from tests.end_to_end.test_direct_producer import make_user
-from tests.support.broker_logins import PASSWORDS, make_logins
+from tests.support.broker_logins import PASSWORDS, make_logins, make_user
 from tests.support.compose import OURS
 from tests.support.secrets_search import (
     Leak,
@@ -39,7 +38,7 @@ from tests.support.secrets_search import (
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web
-from tests.support.services import Services, services_in_a_folder, shared_environment
+from tests.support.services import WARM, Services, services_in_a_folder, shared_environment
 
 ROOT = "/v1/everydream-v1"
 API_KEY = "ed_0the1key2of3anna"
@@ -149,7 +148,7 @@ async def deployment(rabbitmq: RabbitMQ, postgres_url: str, web: Web) -> AsyncIt
             "notifier": sealing,
             "fetcher": {"HF_TOKEN": HF_TOKEN},
         }  # fmt: skip
-        async with services_in_a_folder(common) as services:
+        async with services_in_a_folder(common, WARM) as services:
             for name in OURS:
                 login = {"EVERYDREAM_AMQP_URL": logins[name]}
                 services.begin(name, {**common, **own.get(name, {}), **login})
@@ -312,6 +311,7 @@ def without_ids(places: list[Place]) -> list[Place]:
     return [Place(place.name, named.sub(b"", place.content)) for place in places]
 
 
+@pytest.mark.usefixtures("warm_children")
 @pytest.mark.timeout(600)
 async def test_no_secret_stands_anywhere_after_a_run_with_all_that_can_go_wrong(
     rabbitmq: RabbitMQ, postgres_url: str, web: Web

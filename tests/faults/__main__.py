@@ -14,17 +14,16 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from time import monotonic
 from traceback import print_exception
 
-from tests.faults import report
 from tests.faults.cases import Case, Form, Outcome, all_cases
 from tests.faults.evidence import Witness, gather, witnessed
 from tests.faults.ledger import Wrong, wrongs
 from tests.faults.world import World, faulty_world
+from tests.support.measured_page import RELIABILITY, read, table, today, write
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
@@ -60,16 +59,12 @@ class Row:
         return len({wrong.job for wrong in self.wrongs if wrong.kind == kind})
 
 
-def today() -> str:
-    return datetime.now(UTC).date().isoformat()
-
-
 async def carry_out(cases: Iterable[Case], form: Form, tell: Callable[[Row], object]) -> list[Row]:
-    """All of them, those of one database in one world; each row is told at once."""
+    """All of them, those that need PostgreSQL in a world of it; each row is told at once."""
     rows: list[Row] = []
     with RabbitMQ() as broker, S3Server() as s3, PostgreSQL() as postgres:
-        for database, some in groupby(cases, lambda case: case.database):
-            url = postgres.url() if database == "postgresql" else None
+        for over_postgresql, some in groupby(cases, lambda case: case.database == "postgresql"):
+            url = postgres.url() if over_postgresql else None
             async with observed_world(broker, s3, url) as (world, witness):
                 for case in some:
                     known = {wrong for row in rows for wrong in row.wrongs}
@@ -110,17 +105,13 @@ async def carry_out_one(
     return row
 
 
-def table(lines: Iterable[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD), *lines))
-
-
-def keep(row: Row, page: Path = report.PAGE) -> None:
+def keep(row: Row, page: Path = RELIABILITY) -> None:
     """Put the row into the page's table; the rows of other cases stay as they are."""
-    lines = report.read("faults", page).splitlines()[2:]
+    lines = read("faults", page).splitlines()[2:]
     known = {cells[1]: cells for cells in (tuple(line[2:-2].split(" | ")) for line in lines)}
     known[row.case.name] = row.cells
     ordered = [known[case.name] for case in all_cases() if case.name in known]
-    report.write("faults", table(ordered), page)
+    write("faults", table(HEAD, ordered), page)
 
 
 def is_chosen(case: Case, words: list[str]) -> bool:
@@ -137,7 +128,7 @@ def main() -> int:
     cases = [case for case in all_cases() if is_chosen(case, chosen.only)]
     form, tell = (Form.SHORT, str) if chosen.short else (Form.LONG, keep)
     rows = asyncio.run(carry_out(cases, form, tell))
-    print(table(row.cells for row in rows))  # noqa: T201
+    print(table(HEAD, (row.cells for row in rows)))  # noqa: T201
     return 1 if any(row.failed for row in rows) else 0
 
 

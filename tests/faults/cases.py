@@ -16,7 +16,14 @@ from typing import Literal, TypeVar
 from tests.faults.world import World
 
 T = TypeVar("T")
-MODULES = ("cases_broker", "cases_workers", "cases_stores", "cases_gateway", "cases_data")
+MODULES = (
+    "cases_broker",
+    "cases_workers",
+    "cases_stores",
+    "cases_gateway",
+    "cases_storms",
+    "cases_data",
+)
 DatabaseKind = Literal["sqlite", "postgresql"]
 
 
@@ -46,9 +53,11 @@ class Case:
     number: str
     """Of the list of faults that docs/reliability.md explains; ``+`` for one of our own."""
     name: str
-    database: DatabaseKind
-    """What its world records in: PostgreSQL where it runs several gateways."""
+    database: DatabaseKind | None
+    """What its world must record in; None: either, in the long form SQLite."""
     run: Callable[[World, Form], Awaitable[Outcome]]
+    shown_by: tuple[str, ...]
+    """Quicker tests that say in every run what its short form would; none: only it says so."""
 
 
 CASES: dict[str, Case] = {}
@@ -56,7 +65,11 @@ CASES: dict[str, Case] = {}
 
 
 def case(
-    number: str, name: str, *, database: DatabaseKind = "sqlite"
+    number: str,
+    name: str,
+    *,
+    database: DatabaseKind | None = None,
+    shown_by: tuple[str, ...] = (),
 ) -> Callable[[Callable[[World, Form], Awaitable[Outcome]]], Callable[..., Awaitable[Outcome]]]:
     """Register a case under its sentence."""
 
@@ -65,18 +78,18 @@ def case(
     ) -> Callable[..., Awaitable[Outcome]]:
         if name in CASES:
             raise ValueError(f"two cases are called {name!r}")
-        CASES[name] = Case(number, name, database, run)
+        CASES[name] = Case(number, name, database, run, shown_by)
         return run
 
     return register
 
 
 def all_cases() -> tuple[Case, ...]:
-    """Every case of every module, those of one database together."""
+    """Every case of every module, those that need PostgreSQL at the end."""
     for module in MODULES:
         if importlib.util.find_spec(f"tests.faults.{module}"):
             importlib.import_module(f"tests.faults.{module}")
-    return tuple(sorted(CASES.values(), key=lambda each: each.database, reverse=True))
+    return tuple(sorted(CASES.values(), key=lambda each: each.database == "postgresql"))
 
 
 async def again_and_again(

@@ -23,7 +23,7 @@ from tests.faults.stand_ins import LEAST_HEARTBEAT, stand_in
 from tests.faults.world import SERVICES, World
 from tests.support.pace import slowness
 
-ASKING = ("job.submitted", "bucket.due", "dataset.staged", "checkpoint.final", "images.generated")
+ASKING = ("staging.due", "bucket.due", "dataset.staged", "checkpoint.final", "images.generated")
 """The facts that ask for work."""
 STAGES = ("staging", "bucket_check", "training", "generation", "model_publication",
           "image_publication")  # fmt: skip
@@ -65,11 +65,11 @@ async def connections_closed(world: World, form: Form) -> Outcome:
 @case("3", "the broker's ack timeout passes, over a claim that waits and a job that is longer")
 async def ack_timeout(world: World, form: Form) -> Outcome:
     timeout, tick = form.of((1.0, 0.5), (10.0, 3.0))
-    async with short_ack_timeout(world, timeout, tick), ears(world, ["job.submitted"]) as heard:
+    async with short_ack_timeout(world, timeout, tick), ears(world, ["staging.due"]) as heard:
         fetcher, gateway = world.services.first("fetcher"), world.services.first("gateway")
         fetcher.send(signal.SIGSTOP)
         job = await world.submit(Script(steps=round(4 * timeout / 0.05), step_seconds=0.05))
-        await heard.hear(job, "job.submitted")
+        await heard.hear(job, "staging.due")
         gateway.send(signal.SIGSTOP)
         timeouts = logged(world, ACK_TIMED_OUT)
         fetcher.send(signal.SIGCONT)
@@ -126,7 +126,14 @@ async def poison(world: World, form: Form) -> Outcome:
     return Outcome(len(bodies), (job,), seconds)
 
 
-@case("9", "the broker's disk runs full")
+@case(
+    "9",
+    "the broker's disk runs full",
+    shown_by=(
+        "tests/integration/shared/test_rabbitmq_faults.py::test_a_node_short_of_disk_takes_nothing_but_still_delivers",
+        "tests/integration/gateway/test_degradation.py::test_a_job_is_accepted_while_the_broker_is_away_and_asked_for_when_it_is_back",
+    ),
+)
 async def disk_alarm(world: World, form: Form) -> Outcome:
     async def once() -> list[str]:
         running = await training(world, steps=40)
@@ -140,7 +147,14 @@ async def disk_alarm(world: World, form: Form) -> Outcome:
     return outcome
 
 
-@case("18", "the broker hangs, and goes on")
+@case(
+    "18",
+    "the broker hangs, and goes on",
+    shown_by=(
+        "tests/integration/shared/test_rabbitmq_faults.py::test_a_bus_goes_on_when_a_hung_node_wakes",
+        "tests/integration/gateway/test_degradation.py::test_a_job_is_accepted_while_the_broker_is_away_and_asked_for_when_it_is_back",
+    ),
+)
 async def broker_hangs(world: World, form: Form) -> Outcome:
     async def once() -> list[str]:
         running = await training(world, steps=40)
@@ -158,7 +172,7 @@ async def broker_hangs(world: World, form: Form) -> Outcome:
 @case("+", "an empty broker takes the place of the one with all messages")
 async def emptied(world: World, form: Form) -> Outcome:
     async def once() -> list[str]:
-        running = await training(world, steps=form.of(40, 80))
+        running = await training(world, steps=80)
         async with ears(world, ["dataset.staged"]) as heard:
             waiting = [await world.submit() for _ in range(form.of(2, 5))]
             await heard.hear_all(waiting)
@@ -203,7 +217,13 @@ async def stopped_without_broker(world: World, form: Form) -> Outcome:
     return await again_and_again(world, form.of(1, 4), once)
 
 
-@case("+", "a queue was declared with other arguments by somebody else")
+@case(
+    "+",
+    "a queue was declared with other arguments by somebody else",
+    shown_by=(
+        "tests/integration/shared/test_rabbitmq_faults.py::test_a_queue_with_other_arguments_is_reported_and_once_it_is_gone_all_goes_on",
+    ),
+)
 async def declared_otherwise(world: World, form: Form) -> Outcome:
     async def once() -> list[str]:
         job = await training(world, steps=20)

@@ -33,7 +33,14 @@ BOMB_BYTES = 101 << 20
 NOTHING = "0" * 64
 
 
-@case("+", "data sets are bombs, lies, cut off, missing, or no data sets at all")
+@case(
+    "+",
+    "data sets are bombs, lies, cut off, missing, or no data sets at all",
+    shown_by=(
+        "tests/security/test_archives.py::test_an_archive_that_lies_is_refused_whole_with_the_reason",
+        "tests/end_to_end/test_all_in_one.py::test_what_only_the_data_shows_fails_the_job_with_a_reason_that_names_it",
+    ),
+)
 async def bad_data(world: World, form: Form) -> Outcome:
     kinds = {
         served(world, zipped("bomb.png", bytes(BOMB_BYTES))): "times its size; at most",

@@ -53,7 +53,14 @@ async def stores_away(world: World, form: Form) -> Outcome:
     return await unwell(world, form, away, form.of(2.0, TEN_MINUTES * heartbeat()))
 
 
-@case("11", "the stores take their time")
+@case(
+    "11",
+    "the stores take their time",
+    shown_by=(
+        "tests/unit/shared/test_retrying.py::test_what_fails_for_a_while_is_done_in_the_end",
+        "tests/integration/shared/test_s3_errors.py::test_a_server_that_is_away_is_waited_for",
+    ),
+)
 async def stores_slow(world: World, form: Form) -> Outcome:
     @contextmanager
     def slow() -> Iterator[None]:
@@ -65,7 +72,14 @@ async def stores_slow(world: World, form: Form) -> Outcome:
     return await unwell(world, form, slow, form.of(1.0, TEN_MINUTES * heartbeat()))
 
 
-@case("11", "the stores answer 503")
+@case(
+    "11",
+    "the stores answer 503",
+    shown_by=(
+        "tests/unit/shared/test_retrying.py::test_what_fails_for_a_while_is_done_in_the_end",
+        "tests/integration/shared/test_s3_errors.py::test_a_server_in_trouble_is_waited_for",
+    ),
+)
 async def stores_overloaded(world: World, form: Form) -> Outcome:
     return await unwell(
         world, form, moody(world, "overloaded"), form.of(1.5, TEN_MINUTES * heartbeat())
@@ -119,7 +133,7 @@ async def unwell(world: World, form: Form, fault: Fault, lasting: float) -> Outc
 # --- The database -----------------------------------------------------------------------------
 
 
-@case("17", "the database is locked while jobs run and are submitted")
+@case("17", "the database is locked while jobs run and are submitted", database="sqlite")
 async def sqlite_locked(world: World, form: Form) -> Outcome:
     url = world.services.environment["EVERYDREAM_DATABASE_URL"]
     return await locked_out(world, form, lambda: sqlite_lock(url.removeprefix("sqlite:///")))

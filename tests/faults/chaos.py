@@ -19,18 +19,21 @@ from shared.messaging.messages import (
     CheckpointFinal,
     DatasetStaged,
     ImagesGenerated,
-    JobSubmitted,
     StageFact,
+    StagingDue,
     type_of,
 )
 from shared.messaging.topology import EXCHANGE, QUEUES
 from tests.faults.evidence import Witness
+from tests.faults.storms import storm
 from tests.faults.world import World
 from tests.support.servers.proxy import Proxy
 from tests.support.servers.web import Answer
 from tests.support.services import ServiceProcess
 
-REPEATED = (JobSubmitted, DatasetStaged, CheckpointFinal, ImagesGenerated, StageFact)
+REPEATED = (StagingDue, DatasetStaged, CheckpointFinal, ImagesGenerated, StageFact)
+STORMED = 4
+"""Jobs that one storm meets at most."""
 MOST_ANSWERS = 2
 """Bad ones at a time to webhooks: of five tries of one some must remain."""
 
@@ -63,14 +66,14 @@ class Chaos:
         """SIGKILL, and another in its place."""
         if process := self._one_that_runs():
             await process.kill()
-            self.world.services.begin(process.name)
+            self.world.services.begin_again(process)
         return process is not None
 
     async def stop_a_service(self) -> bool:
         """SIGTERM, which must end in good order, and another in its place."""
         if process := self._one_that_runs():
             await process.stop()
-            self.world.services.begin(process.name)
+            self.world.services.begin_again(process)
         return process is not None
 
     async def freeze_a_service(self) -> bool:
@@ -142,6 +145,21 @@ class Chaos:
         ended = {end.job for end in self.witness.ends}
         return await self._asked("cancel", [job for job in self.world.jobs if job not in ended])
 
+    async def storm_of_cancellations(self) -> bool:
+        """Of some jobs that have not ended, by several clients, while a service is killed."""
+        ended = {end.job for end in self.witness.ends}
+        alive = [job for job in self.world.jobs if job not in ended]
+        chosen = self.random.sample(alive, min(len(alive), STORMED))
+        seconds = self.random.uniform(1.0, 5.0) * self.heartbeat
+        await asyncio.gather(
+            storm(self.world, chosen, seconds, self.random), self._kill_after(seconds / 2)
+        )
+        return bool(chosen)
+
+    async def _kill_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self.kill_a_service()
+
     async def retry_a_job(self) -> bool:
         """One that has failed, and perhaps was retried already."""
         failed = {end.job: None for end in self.witness.ends if end.status == "FAILED"}
@@ -195,6 +213,7 @@ FAULTS: dict[str, tuple[Callable[[Chaos], Awaitable[bool]], int]] = {
     "user's bucket cut off, silent or slow": (Chaos.disturb_the_bucket, 4),
     "webhook refused or never answered": (Chaos.refuse_webhooks, 6),
     "job cancelled": (Chaos.cancel_a_job, 3),
+    "storm of cancellations, and a service killed in it": (Chaos.storm_of_cancellations, 2),
     "job retried": (Chaos.retry_a_job, 12),
     "fact said again": (Chaos.say_something_again, 8),
     "poison in a queue": (Chaos.plant_poison, 4),

@@ -39,7 +39,7 @@ from shared.messaging.messages import (
 )
 from shared.messaging.topology import DEAD_LETTERS, EXCHANGE
 from shared.service_process import closing
-from tests.faults.ledger import (
+from tests.faults.facts import (
     Accepted,
     Buried,
     Depth,
@@ -52,6 +52,7 @@ from tests.faults.ledger import (
     Text,
     Turn,
 )
+from tests.faults.leftovers import keys_in, left_over
 from tests.faults.world import World
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
@@ -147,6 +148,7 @@ async def witnessed(broker: RabbitMQ, vhost: str) -> AsyncIterator[Witness]:
 async def gather(world: World, witness: Witness) -> Evidence:
     """Everything about a world that should be quiet by now."""
     queues, rows = await _at_rest(world)
+    left = await left_over(world)
     theirs = await _contents(world.s3, world.bucket)
     dead = await _dead_letters(witness.url)
     return Evidence(
@@ -161,6 +163,7 @@ async def gather(world: World, witness: Witness) -> Evidence:
         posts=tuple(_posts(world)),
         queues=queues,
         outbox=tuple(row.id for row in rows["outbox"]),
+        left=left,
         dead_letters=tuple(map(_buried, dead)),
         planted=tuple(world.planted),
         secrets=secrets_of(world),
@@ -297,9 +300,8 @@ async def _record(world: World, row: Row[Any]) -> Record:
 
 async def _contents(s3: S3Server, bucket: str) -> dict[str, bytes]:
     """Every object, by key."""
+    keys = await keys_in(s3, bucket)
     async with s3.client() as client:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-        keys = [each["Key"] async for page in pages for each in page.get("Contents", ())]
         return {key: await _content(client, bucket, key) for key in keys}
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from random import Random, SystemRandom
@@ -22,12 +22,13 @@ from typing import Any
 
 from everydream import drawings
 from tests.end_to_end.story import dataset
-from tests.faults import report
 from tests.faults.chaos import Chaos
 from tests.faults.evidence import Witness, gather, witnessed
-from tests.faults.ledger import Evidence, Totals, check, totals
+from tests.faults.facts import Evidence
+from tests.faults.ledger import Totals, check, totals
 from tests.faults.script import How, Mishap, Script
 from tests.faults.world import SERVICES, USUAL_HEARTBEAT, World, faulty_world, heartbeat
+from tests.support.measured_page import RELIABILITY, table, write
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
@@ -221,11 +222,6 @@ def page(plan: Plan, command: str, sums: Totals, injected: Counter[str], seconds
     return "\n\n".join((begun, table(("what", "number"), rows), table(("fault", "times"), faults)))
 
 
-def table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
-    lines = [head, ("---", "---"), *rows]
-    return "\n".join(f"| {left} | {right} |" for left, right in lines)
-
-
 # --- The command ------------------------------------------------------------------------------
 
 
@@ -260,7 +256,7 @@ def main() -> int:
     sums, wrong = totals(evidence), check(evidence)
     text = page(plan, command, sums, injected, monotonic() - began)
     tell(text)
-    report.write("soak", text)
+    write("soak", text, RELIABILITY)
     for sentence in wrong:
         tell(f"WRONG  {sentence}")
     return 1 if wrong else 0

@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.evidence import gather
-from tests.faults.ledger import Evidence, check, totals
+from tests.faults.facts import Evidence
+from tests.faults.ledger import check, totals
 from tests.faults.soak import Plan, Soak, page, soaked
 from tests.faults.world import heartbeat
 from tests.support.servers.rabbitmq import RabbitMQ

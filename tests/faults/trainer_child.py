@@ -97,7 +97,7 @@ class Training:
             tensorboard=str(self._file("events.out.tfevents.scripted")),
             seed=self._order.seed, steps=self._done, updates=self._done, epochs=1,
             images=self._done, loss=0.5, validation=None,
-            precision="fp32", optimizer="none", attention="none",
+            precision="fp32", optimizer="none", attention="none", skipped_updates=0,
             warnings=[f"trained from step {self._from}"],
         )  # fmt: skip
 

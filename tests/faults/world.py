@@ -48,7 +48,7 @@ USUAL_HEARTBEAT = 0.2
 CHOSEN_HEARTBEAT = os.environ.get("EVERYDREAM_HEARTBEAT")
 PATIENCE = 120.0
 """Seconds for whatever a case waits for: far above the slowest, so that a hang has a name."""
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.1
 PROGRAM = ("tests.faults.scripted",)
 T = TypeVar("T")
 

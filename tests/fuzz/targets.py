@@ -83,7 +83,7 @@ def read_captions(data: bytes) -> None:
     """The parts are the caption files of one image."""
     texts = dict(zip(CAPTION_FILES, data.split(SEPARATOR), strict=False))
     sidecars = Sidecars(texts)
-    options, _ = sidecars.options("a/b.png")
+    options = sidecars.of("a/b.png").options
     caption = merge([options.caption, options.caption])
     text = bounded(", ".join([caption.main, *(tag.text for tag in caption.tags)]), 1, 300)
     assert len(text) <= 300

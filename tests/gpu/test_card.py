@@ -13,9 +13,10 @@ from services.inferencer.generation.batching_pipeline import BatchingPipeline
 from services.inferencer.generation.generate import generate
 from services.inferencer.order import ImageRequest
 from services.trainer.order import Outcome
-from services.trainer.training.device import probe, this_device
+from services.trainer.training.device import probe
 from services.trainer.training.recipe import choose
 from services.trainer.training.train import train
+from shared.diffusion.device import this_device
 from shared.diffusion.loading import load
 from shared.request import Inference
 from tests.support.drawing import drawn_images

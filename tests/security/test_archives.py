@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.fetcher.parsing.datasets.archive import Unpacked, unpack
-from services.fetcher.parsing.datasets.report import Checker
+from services.fetcher.parsing.datasets.check import Checker
 from services.fetcher.parsing.datasets.sidecars import Sidecars
 from shared.errors import Refused
 from tests.security.bounds import within_bounds, written
@@ -171,4 +171,4 @@ def test_looking_for_captions_in_deep_folders_remembers_nothing_that_is_not_ther
 
     with within_bounds(memory=24 * MIB):
         for number in range(60):
-            beside.options(f"{number}/{'a/' * 500}b.png")
+            beside.of(f"{number}/{'a/' * 500}b.png")

@@ -35,8 +35,7 @@ from shared.messaging.topology import (
 )
 from shared.ports import Bus
 from shared.service_process import closing
-from tests.end_to_end.test_direct_producer import make_user
-from tests.support.broker_logins import make_logins
+from tests.support.broker_logins import make_logins, make_user
 from tests.support.compose import OURS
 from tests.support.servers.rabbitmq import RabbitMQ
 
@@ -149,13 +148,14 @@ def test_a_service_reads_its_own_queues_and_no_others(made: dict[str, str], name
 
 @pytest.mark.parametrize("name", WORKERS)
 def test_no_worker_listens_to_what_is_not_for_it(made: dict[str, str], name: str) -> None:
-    """Not even by a queue that is its own."""
+    """Not even by a queue that is its own; to remove a former binding takes the same right."""
 
     def bind(key: str) -> Ask:
         return lambda channel: channel.queue_bind(OWN[name][0], EXCHANGE, key)
 
     theirs = [queue for queue in QUEUES if queue.name in OWN[name]]
-    bindings = [*REPLY_QUEUE_BINDINGS, *(key for queue in theirs for key in queue.bindings)]
+    keys = [key for queue in theirs for key in (*queue.bindings, *queue.former_bindings)]
+    bindings = [*REPLY_QUEUE_BINDINGS, *keys]
     its_own = {type_of(kind) for kind in bound_to(bindings, get_args(AnyMessage))}
     with trying(made[name]) as is_let:
         assert {key for key in TYPES if is_let(bind(key))} == its_own

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from services.fetcher.parsing.datasets.archive import unpack
-from services.fetcher.parsing.datasets.report import CheckedDataset, check_images
+from services.fetcher.parsing.datasets.check import check_images
+from services.fetcher.parsing.datasets.checked import CheckedDataset
 from shared.errors import Refused
 from tests.security.bounds import within_bounds, written
 from tests.support.corpora.archives import Entry, archive
@@ -20,7 +21,7 @@ from tests.support.in_process_parser import ignored
 
 SHOWN = "https://example.com/data.zip"
 MEMORY = 256 << 20
-"""Bytes: Pillow takes up to 64 MiB of texts, and has some of them twice for a while."""
+"""Bytes: 16 MiB of a PNG's texts are taken, and Pillow has some of them twice for a while."""
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def test_none_left_is_fatal_and_says_which_and_why(tmp_path: Path) -> None:
 
     text = str(refused.value)
     assert text.startswith(f"{SHOWN}: no usable image in the archive")
-    assert "bad.png: not a JPEG, PNG, BMP or WebP image" in text
+    assert "bad.png: not a JPEG, PNG, BMP, WebP, HEIC or AVIF image" in text
     assert written(tmp_path / "dataset") == {}
 
 

@@ -15,11 +15,12 @@ import pytest
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.endpoints.routes import ROUTE_CLASSES
-from services.gateway.ports import BASE_PATHS, StoredKey
+from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import SCOPES, Keys, Scope, digest_of
 from services.gateway.web.authorization import REQUIRED_SCOPES
 from services.gateway.web.routing import Route, routes_of
 from shared import keys
+from shared.request import BASE_PATHS
 from shared.service_process import closing
 from tests.support.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trained, world
 
@@ -105,7 +106,7 @@ def test_a_key_needs_admin_to_remove_submit_to_change_and_read_to_look() -> None
         assert address.route.needs is not None
         path = address.route.plain_path
         removes = path == "/purge-queue" or (address.method, path) == ("DELETE", "/jobs/{job}")
-        changes = address.method == "POST" and path.startswith("/jobs/")
+        changes = address.method in ("POST", "PATCH") and path.startswith("/jobs/")
         looks = path.split("/")[1] in LOOKING and not changes
         expected = "admin" if removes else "read" if looks else "submit"
         assert REQUIRED_SCOPES[address.route.needs] == expected, address

@@ -16,10 +16,9 @@ from uuid import uuid4
 import aiohttp
 
 from services.gateway.app import Gateway
-from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
-from services.gateway.database.uploads import SqlUploadStore
+from services.gateway.database.stores import stores_in
 from services.gateway.ports import JobStore, Stores
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
@@ -37,7 +36,6 @@ from shared.messaging.messages import (
     DrawnSample,
     GenerationStarted,
     ImagesGenerated,
-    JobSubmitted,
     Message,
     ModelStaged,
     PublicationStarted,
@@ -46,6 +44,7 @@ from shared.messaging.messages import (
     StageFact,
     StagingStarted,
     Started,
+    Submission,
     TrainingStarted,
 )
 from shared.messaging.topology import FETCHER, TRAINER, Queue
@@ -53,6 +52,7 @@ from shared.ports import Bus, ReplyQueue
 from shared.service_process import closing
 from shared.settings import Settings, from_environment
 from shared.storage.snapshots import sample_key
+from tests.support.migrated import migrated_sqlite
 
 KEY = "k" * 48
 API_KEY, OTHER_KEY = "a-key-of-anna", "a-key-of-ben"
@@ -104,7 +104,7 @@ class FaultyJobs:
         if self.unavailable:
             self.refusals += 1
             raise Unavailable("a test made the database unavailable")
-        return _for_ever if self.hangs and name == "get" else getattr(self._jobs, name)
+        return _for_ever if self.hangs and name.startswith("get") else getattr(self._jobs, name)
 
 
 async def _for_ever(*_: Any, **__: Any) -> None:
@@ -263,10 +263,10 @@ class Claimed:
             "claim": self.id,
             "worker": "w",
         }
-        await self.world.publish(kind(**stamp, attempt=self.grant.attempt, **fields))
+        await self.world.publish(kind(**{**stamp, "attempt": self.grant.attempt, **fields}))
 
     async def stage_dataset(self, submitted: AnyMessage) -> None:
-        assert isinstance(submitted, JobSubmitted)
+        assert isinstance(submitted, Submission)
         assert submitted.train
         prefix = f"jobs/{self.job}/staging/{self.grant.attempt}"
         await self.world.store.put(f"{prefix}/dataset/manifest.json", b"{}")
@@ -280,7 +280,7 @@ class Claimed:
         )
 
     async def stage_model(self, submitted: AnyMessage) -> None:
-        assert isinstance(submitted, JobSubmitted)
+        assert isinstance(submitted, Submission)
         assert submitted.model
         await self.publish(
             ModelStaged,
@@ -295,7 +295,7 @@ class Claimed:
         early = await self.put(f"{prefix}/job-ep01.safetensors", "checkpoint")
         await self.publish(
             CheckpointFinal,
-            model=f"{prefix}/model/",
+            model=f"{prefix}/model",
             checkpoint=checkpoint,
             checkpoints=(
                 SavedCheckpoint(artifact=early, step=4, epoch=1, validation_loss=0.25, best=True),
@@ -363,12 +363,16 @@ async def world(
     """A gateway that is up; ``changes`` go into its settings. Without a URL, an in-memory bus."""
     settings, clock = replace(settings_for(home), **changes), clock or Clock()
     broker = MemoryBroker()
+    file = home / "everydream.db"
+    if "database_url" not in changes and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(migrated_sqlite())
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(closing(Database.open(settings.database_url)))
         await database.migrate()
-        jobs, keys = FaultyJobs(SqlJobStore(database)), SqlKeyStore(database)
-        stores = Stores(cast("JobStore", jobs), keys, SqlUploadStore(database))
-        store = FolderStore(home / "store", public_url=settings.public_url, key=key)
+        jobs = FaultyJobs(SqlJobStore(database))
+        stores = stores_in(database)._replace(jobs=cast("JobStore", jobs))
+        store = FolderStore(home / "store", public_url=settings.public_url, key=key, clock=clock)
 
         async def open_bus(source: str) -> Bus:
             if amqp_url is None:

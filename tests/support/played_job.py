@@ -21,9 +21,11 @@ from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.supervisor import LOST_AFTER_HEARTBEATS, Supervisor
 from services.gateway.jobs import transitions
+from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import (
     GPU_STAGES,
+    PUBLICATIONS,
     Job,
     StageRecord,
     Step,
@@ -40,6 +42,7 @@ from services.gateway.ports import (
     StoredJob,
     StoredProgress,
 )
+from services.gateway.turns.places import Places
 from shared import retry
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
@@ -57,7 +60,6 @@ from shared.messaging.messages import (
     JobCancelled,
     JobCompleted,
     JobFailed,
-    JobSubmitted,
     JobTimedOut,
     Message,
     ModelStaged,
@@ -65,6 +67,7 @@ from shared.messaging.messages import (
     Stage,
     StageFact,
     StageFailed,
+    StagingDue,
     Started,
     WebhookDue,
     decode,
@@ -83,7 +86,7 @@ ENDS = {
     JobCancelled: "CANCELLED", JobTimedOut: "TIMED_OUT",
 }  # fmt: skip
 TRIGGERS: dict[Stage, tuple[type[AnyMessage], ...]] = {
-    "staging": (JobSubmitted,),
+    "staging": (StagingDue,),
     "bucket_check": (BucketDue,),
     "training": (DatasetStaged,),
     "generation": (CheckpointFinal, ModelStaged),
@@ -136,8 +139,8 @@ class Rows:
     async def waiting(self, now: float, _limit: int) -> list[OpenStage]:
         return [each for each in self.stages if each.claim is None and each.due_at <= now]
 
-    async def progress(self, _job: str) -> list[StoredProgress]:
-        return []
+    async def get_live(self, _job: str) -> tuple[StoredJob, list[StoredProgress]] | None:
+        return (self.row, []) if self.row else None
 
     async def overdue(self, now: float) -> AsyncIterator[str]:
         if self.row is not None and self.row.overdue_at is not None and self.row.overdue_at < now:
@@ -155,6 +158,23 @@ class Rows:
         self.stages = self.stages if stages is None else stages
         self.outbox += outgoing
         self.caused += [decode(each.message) for each in outgoing]
+
+
+@dataclass
+class Crowd:
+    """Whether others' uploads to buckets let none of the job's be claimed now."""
+
+    owners: frozenset[str] = frozenset()
+
+    async def crowding(self) -> frozenset[str]:
+        return self.owners
+
+
+class Room:
+    """There is always room for a dataset."""
+
+    async def has_room_for_dataset(self, _owner: str, _size: int) -> bool:
+        return True
 
 
 @dataclass
@@ -229,23 +249,31 @@ class PlayedJob:
         self.alive: set[StageClaim] = set()
         """Claims with a sign of life since the gateway's last heartbeat."""
         clock: Callable[[], float] = lambda: self.clock  # noqa: E731 - it changes
-        store = cast("JobStore", self.rows)
+        store, self.crowd = cast("JobStore", self.rows), Crowd()
         links = FolderStore(Path("never-written"), public_url="http://gateway", key="k" * 48)
         self.repository = JobRepository(
             self.bus, links, store, Presenter(links, clock), clock=clock,
-            on_due=lambda: None, on_end=lambda _: None,
+            on_due=lambda: None, on_turn=lambda: None, on_end=lambda _: None,
+            on_replaced=lambda _: None, on_uncertain=lambda _: None,
         )  # fmt: skip
         self.supervisor = Supervisor(
-            self.bus, store, self.repository, clock=clock, heartbeat=HEARTBEAT
+            self.bus,
+            store,
+            self.repository,
+            clock=clock,
+            heartbeat=HEARTBEAT,
+            on_judged=lambda: None,
         )
         self.recorder = Recorder(
-            self.bus, links, self.repository, self.supervisor, ProgressWriter(self.repository),
-            clock=clock, heartbeat=HEARTBEAT,
+            self.bus, links, self.repository, supervisor=self.supervisor,
+            progress=ProgressWriter(self.repository), places=cast("Places", self.crowd),
+            budgets=cast("Budgets", Room()), clock=clock, heartbeat=HEARTBEAT,
         )  # fmt: skip
         step = transitions.admit(
             "job", "owner", request, {}, sealed=sealed, now=self.clock, checks=checks
         )
         self.do(self.repository.create(step, 0))
+        self.do(self.repository.change("job", lambda job: transitions.release(job, self.clock)))
         self.relay()
 
     def _two_workers(self, stage: Stage) -> list[Worker]:
@@ -505,7 +533,11 @@ def validity(job: Job) -> list[str]:
 
 def _of_the_job(job: Job) -> dict[str, bool]:
     still_open = [stage for stage, record in job.stages.items() if record.open]
-    given_up = {record.failed for record in job.stages.values() if record.failed is not None}
+    given_up = {
+        record.failed
+        for stage, record in job.stages.items()
+        if record.failed is not None and stage not in PUBLICATIONS
+    }
     return {
         "the record survives its encoding": (
             msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
@@ -540,7 +572,11 @@ def _is_complete(job: Job) -> bool:
         "image_publication": "generation" in job.stages and published,
     }
     left_out = [stage for stage, is_wanted in wanted.items() if is_wanted > (stage in job.stages)]
-    return all(record.done for record in job.stages.values()) and not left_out
+    ended = (
+        record.done or (stage in PUBLICATIONS and record.failed is not None)
+        for stage, record in job.stages.items()
+    )
+    return all(ended) and not left_out
 
 
 def _wrong_stage(job: Job, stage: Stage) -> list[str]:

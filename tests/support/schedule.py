@@ -12,12 +12,12 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 SLOW = (
-    "tests/faults/test_faults.py::test_a_job_survives_when",
+    "tests/faults/test_faults.py",
     "tests/end_to_end/test_learning.py",
-    "tests/faults/test_faults.py::test_a_job_over_postgresql_survives_when",
     "tests/faults/test_soak.py",
     "tests/clients/test_clients.py",
     "tests/end_to_end/test_main_job.py",
+    "tests/end_to_end/test_documents.py",
     "tests/end_to_end/test_secrets.py",
     "tests/end_to_end/test_all_in_one.py",
     "tests/end_to_end/test_compose.py",

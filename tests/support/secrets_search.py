@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tests.support.live_folders import files_below
 from tests.support.servers.s3 import S3Server
 
 MIN_LENGTH = 8
@@ -102,8 +103,8 @@ def files_in(folder: Path) -> list[Place]:
     """Every file below a folder, with its path: logs, homes, scratch, SQLite with its WAL."""
     return [
         Place(str(path.relative_to(folder)), str(path).encode() + b"\n" + _content(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.is_symlink()
+        for path in files_below(folder)
+        if not path.is_symlink()
     ]
 
 

@@ -44,6 +44,8 @@ WARM = ("tests.support.warm",)
 """The command with warm children and rough sample rows; needs the fixture ``warm_children``."""
 FULL_ROWS = (*WARM, "--full-rows")
 """With warm children alone."""
+ROUGH = (*WARM, "--rough-images")
+"""With images that are small and rough, too."""
 
 
 class ServiceProcess(Child):
@@ -204,6 +206,11 @@ class Services:
         )
         self.all.append(process)
         return process
+
+    def begin_again(self, ended: ServiceProcess) -> ServiceProcess:
+        """Start one in the place of one that has ended, on what that one left on its disk."""
+        home = ended.environment["EVERYDREAM_HOME"]
+        return self.begin(ended.name, {**self.environment, "EVERYDREAM_HOME": home})
 
     async def wait_until_ready(self) -> None:
         """Wait for all of them; the first that does not get there ends the wait."""

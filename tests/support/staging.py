@@ -32,6 +32,8 @@ class Stage:
         self.folder = folder
         self.number = 0
         self.reported: list[dict[str, Any]] = []
+        self.warnings: tuple[str, ...] = ()
+        """Of the newest model."""
         self.models = self.of("tiny")
 
     def of(self, configured: str, private: Collection[str] = ()) -> ModelStager:
@@ -53,7 +55,9 @@ class Stage:
         meter = ProgressMeter(
             "downloading", lambda **numbers: self.reported.append(numbers), lambda: None
         )
-        return await (models or self.models).stage(reference, scratch, meter, InProcessReader())
+        staged = await (models or self.models).stage(reference, scratch, meter, InProcessReader())
+        self.warnings = staged.warnings
+        return staged.prefix
 
     async def loaded(self, prefix: str) -> Parts:
         """The model as the trainer loads it from the store."""
@@ -77,10 +81,12 @@ def tensors_of(parts: Parts) -> dict[str, torch.Tensor]:
 class Hub:
     """The part of the hub's interface that its library needs, for one repository."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, repository: str = "org/model") -> None:
         self.folder = folder
+        self.repository = repository
         self.url = ""
         self.status = 200
+        self.tree_status = 200
         self.tokens: set[str | None] = set()
         self.private = False
         self.revisions: set[str] = set()
@@ -91,19 +97,21 @@ class Hub:
         if self.status != 200:
             return web.Response(status=self.status, headers=self._error())
         is_hidden = self.private and "Authorization" not in request.headers
-        if request.match_info["repository"] != "org/model" or is_hidden:
+        if request.match_info["repository"] != self.repository or is_hidden:
             return web.Response(status=404, headers={"X-Error-Code": "RepoNotFound"})
         self.revisions.add(request.match_info["revision"])
         siblings = [
             {"rfilename": name, "size": (self.folder / name).stat().st_size}
             for name in self._names()
         ]
-        return web.json_response({"id": "org/model", "sha": COMMIT, "siblings": siblings})
+        return web.json_response({"id": self.repository, "sha": COMMIT, "siblings": siblings})
 
     def _error(self) -> dict[str, str]:
         return {"X-Error-Code": "GatedRepo"} if self.status == 403 else {}
 
     async def tree(self, _: web.Request) -> web.Response:
+        if self.tree_status != 200:
+            return web.Response(status=self.tree_status)
         return web.json_response(
             [
                 {
@@ -128,9 +136,9 @@ class Hub:
 
 
 @asynccontextmanager
-async def running_hub(folder: Path) -> AsyncIterator[Hub]:
-    """Serve the files of a folder as the model ``org/model``."""
-    hub = Hub(folder)
+async def running_hub(folder: Path, repository: str = "org/model") -> AsyncIterator[Hub]:
+    """Serve the files of a folder as a model."""
+    hub = Hub(folder, repository)
     app = web.Application()
     app.router.add_get("/api/models/{repository:.+}/revision/{revision}", hub.revision)
     app.router.add_get("/api/models/{repository:.+}/tree/{revision}", hub.tree)

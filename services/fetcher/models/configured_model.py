@@ -1,4 +1,4 @@
-"""The deployment's base model: a folder, ``tiny``, or a hub model, pinned if it was pulled.
+"""The deployment's base model: a folder, a file, ``tiny``, or a hub model, pinned if pulled.
 
 A pin is the commit that a hub id stood for when ``everydream models pull`` fetched it. From then on
 that commit is used without asking the hub.
@@ -6,6 +6,7 @@ that commit is used without asking the hub.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from services.fetcher.limits import model_limits
-from services.fetcher.models.hub import HubModel, hub_model, pull
+from services.fetcher.model_files import lacks
+from services.fetcher.models.hub import HubModel, cached_folder, hub_model, pull
+from services.fetcher.models.local_file import LocalFile
 from services.fetcher.order import ParsedModel, ParseModelFolder
 from services.fetcher.parser import Reader
 from services.fetcher.progress_meter import ProgressMeter
@@ -25,11 +28,14 @@ from shared.settings import read_secret
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[3] / "shared" / "tiny"
-RENAMED_ON_HUB = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
-"""Hub models by their former ids."""
 PINS = "models.json"
 """The file with all pins, in the home folder."""
-EXPECTED = f"a diffusers folder that exists, a hub id such as org/name, or {TINY}"
+TOKENIZER_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+"""Whose tokenizer a file gets: all of Stable Diffusion 1 and 2 have the same words."""
+EXPECTED = (
+    "the path of a diffusers folder, or of a .safetensors or .ckpt file, a hub id such as org/name,"
+    f" or {TINY}"
+)
 
 
 class LocalModel(NamedTuple):
@@ -37,6 +43,7 @@ class LocalModel(NamedTuple):
 
     folder: Path
     files: list[str]
+    warnings: tuple[str, ...]
 
 
 class Pin(Struct, frozen=True, kw_only=True):
@@ -45,6 +52,16 @@ class Pin(Struct, frozen=True, kw_only=True):
     commit: str
     folder: str
     """Relative to the home folder."""
+
+
+class Location(NamedTuple):
+    """Where a configured model is on this machine, as far as can be told without the hub."""
+
+    path: Path | None
+    """Its folder, or the file; None: it is not here, or not whole."""
+    model: HubModel | None = None
+    """On the hub, at its pinned commit; None: it is a path."""
+    pin: Pin | None = None
 
 
 class ModelFolders:
@@ -69,7 +86,7 @@ class ModelFolders:
             parsed = await reader.parse(task, limits, ParsedModel, keepalive=meter.keepalive)
             if unknown := set(parsed.files) - found.keys():
                 raise Passing(f"the parsing child names files that are not there: {unknown}")
-            self._checked[key] = LocalModel(folder, list(parsed.files))
+            self._checked[key] = LocalModel(folder, list(parsed.files), parsed.warnings)
         return self._checked[key]
 
 
@@ -89,23 +106,25 @@ def _look(folder: Path) -> dict[str, _Seen]:
 
 
 class HubCache:
-    """Hub models on the local disk.
-
-    Models fetched with a token have a cache of their own: the hub's library returns a cached model
-    even to users whom the hub refuses.
-    """
+    """Hub models on the local disk."""
 
     def __init__(self, home: Path, folders: ModelFolders) -> None:
-        self._open, self._private = home / "hub", home / "hub-private"
+        self._home = home
         self._folders = folders
 
     async def fetch(
         self, model: HubModel, meter: ProgressMeter, reader: Reader, *, token: str | None
     ) -> tuple[LocalModel, str]:
         """The model and its commit, fetched unless it is cached."""
-        cache = self._private if token else self._open
+        cache = cache_of(self._home, token)
         folder, commit = await pull(model, cache, token=token, keepalive=meter.bytes)
         return await self._folders.check(folder, str(model), meter, reader), commit
+
+    async def fetch_configs(self, model: HubModel, meter: ProgressMeter) -> Path:
+        """The folder with a public model's configurations and tokenizer."""
+        cache = cache_of(self._home, None)
+        fetched = await pull(model, cache, token=None, keepalive=meter.bytes, weights=False)
+        return fetched.folder
 
 
 class ConfiguredModel:
@@ -116,6 +135,7 @@ class ConfiguredModel:
         self._home = home
         self._folders = folders
         self._cache = HubCache(home, folders)
+        self._converting = asyncio.Lock()
 
     async def find(self, meter: ProgressMeter, reader: Reader) -> LocalModel:
         """The model on the local disk.
@@ -125,20 +145,28 @@ class ConfiguredModel:
             Passing: the hub is unavailable.
             SettingsError: the setting names no model.
         """
-        if self._configured == TINY:
-            return await self._folders.check(TINY_FOLDER, TINY, meter, reader)
-        if folder := await in_thread(_local_folder, self._configured):
-            return await self._folders.check(
-                folder, f"EVERYDREAM_BASE_MODEL ({folder})", meter, reader
-            )
-        model = self._hub_model()
-        pins = await in_thread(read_pins, self._home)
-        if pin := pins.get(self._configured):
-            model = replace(model, revision=pin.commit)
-            if await in_thread((self._home / pin.folder).is_dir):
-                return await self._folders.check(self._home / pin.folder, str(model), meter, reader)
-        local, _ = await self._cache.fetch(model, meter, reader, token=hub_token())
-        return local
+        path, model, pin = await in_thread(locate, self._configured, self._home)
+        if model is not None and not (pin and path):  # what is not pinned may be newer on the hub
+            return (await self._cache.fetch(model, meter, reader, token=hub_token()))[0]
+        assert path is not None  # noqa: S101 - only a hub model may be elsewhere
+        if await in_thread(path.is_file):
+            return await self._from_file(path, meter, reader)
+        shown = f"EVERYDREAM_BASE_MODEL ({path})" if model is None else str(model)
+        return await self._folders.check(path, shown, meter, reader)
+
+    async def _from_file(self, file: Path, meter: ProgressMeter, reader: Reader) -> LocalModel:
+        async def find_tokenizer(words: int) -> Path:
+            tiny = await in_thread((TINY_FOLDER / "text_encoder/config.json").read_bytes)
+            if words == msgspec.json.decode(tiny)["vocab_size"]:
+                return TINY_FOLDER
+            model, pin = await in_thread(_pinned, TOKENIZER_MODEL, self._home)
+            if pin and not await in_thread(lacks, self._home / pin.folder, weights=False):
+                return self._home / pin.folder
+            return await self._cache.fetch_configs(model, meter)
+
+        async with self._converting:
+            folder, parsed = await LocalFile(file, self._home, find_tokenizer).folder(meter, reader)
+        return LocalModel(folder, list(parsed.files), parsed.warnings)
 
     async def pull(self, revision: str | None, meter: ProgressMeter, reader: Reader) -> Pin:
         """Fetch the hub model and pin its commit, replacing an earlier pin.
@@ -148,20 +176,47 @@ class ConfiguredModel:
             Passing: the hub is unavailable.
             SettingsError: the setting is not a hub id.
         """
-        model = self._hub_model()
+        model = _expect_hub_model(self._configured)
         model = replace(model, revision=revision or model.revision)
         local, commit = await self._cache.fetch(model, meter, reader, token=hub_token())
         pin = Pin(commit=commit, folder=str(local.folder.relative_to(self._home)))
         await in_thread(write_pin, self._home, self._configured, pin)
         return pin
 
-    def _hub_model(self) -> HubModel:
-        model = hub_model(RENAMED_ON_HUB.get(self._configured, self._configured))
-        if model is None:
-            raise SettingsError(
-                f"EVERYDREAM_BASE_MODEL is {self._configured!r}, but takes {EXPECTED}"
-            )
+
+def locate(configured: str, home: Path) -> Location:
+    """Where the configured model is, without asking the hub.
+
+    Raises:
+        SettingsError: the setting names no model; or the file with the pins is damaged.
+    """
+    if configured == TINY:
+        return Location(TINY_FOLDER)
+    if path := local_path(configured):
+        return Location(path)
+    model, pin = _pinned(configured, home)
+    folder = home / pin.folder if pin else cached_folder(model, cache_of(home, hub_token()))
+    return Location(None if folder is None or lacks(folder) else folder, model, pin)
+
+
+def _pinned(configured: str, home: Path) -> tuple[HubModel, Pin | None]:
+    """The hub model, at its pinned commit if it is pinned. Raises SettingsError."""
+    model, pin = _expect_hub_model(configured), read_pins(home).get(configured)
+    return (replace(model, revision=pin.commit) if pin else model), pin
+
+
+def _expect_hub_model(configured: str) -> HubModel:
+    if model := hub_model(configured):
         return model
+    raise SettingsError(f"EVERYDREAM_BASE_MODEL is {configured!r}, but takes {EXPECTED}")
+
+
+def cache_of(home: Path, token: str | None) -> Path:
+    """The hub library's cache of models that are fetched with a token, or without one.
+
+    The library returns a cached model even to users whom the hub refuses.
+    """
+    return home / ("hub-private" if token else "hub")
 
 
 def hub_token() -> str | None:
@@ -199,6 +254,10 @@ def write_pin(home: Path, name: str, pin: Pin) -> None:
     temporary.replace(home / PINS)
 
 
-def _local_folder(text: str) -> Path | None:
-    folder = Path(text).expanduser()
-    return folder if folder.is_dir() else None
+def local_path(text: str) -> Path | None:
+    """The folder or file that the setting names; None: there is none."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # this ~ stands for no folder
+        return None
+    return path if path.exists() else None

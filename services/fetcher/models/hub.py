@@ -23,6 +23,10 @@ from shared.errors import Passing, Refused
 HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 HUB_ID = re.compile(rf"(?P<repository>{NAME}/{NAME})(@(?P<revision>[\w.-]{{1,100}}))?")
+MAIN_BRANCH = "main"
+"""The default branch."""
+RENAMED = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+"""Hub models by their former ids."""
 POLL_SECONDS = 2.0
 """Between two measurements of how much has arrived."""
 INHERITED_VARIABLES = re.compile(
@@ -56,6 +60,8 @@ class HubOrder(Struct, frozen=True, kw_only=True):
 
     model: HubModel
     cache: str
+    weights: bool
+    """False: only configurations and tokenizer."""
     token: str | None
     environment: dict[str, str]
 
@@ -64,7 +70,11 @@ def hub_model(text: str, subfolder: str | None = None) -> HubModel | None:
     """The model that a hub id or the URL of its page names; None: neither of the two.
 
     An id is ``org/name`` or ``org/name@revision``; a page is ``https://huggingface.co/org/name``,
-    optionally with ``/tree/revision`` and a folder. ``subfolder`` overrides the page's folder.
+    optionally with ``/tree/revision`` and a folder. ``subfolder`` overrides the page's folder. A
+    model that was renamed there has its present name.
+
+    Raises:
+        Refused: the folder cannot be one.
     """
     page_folder = ""
     if (path := _hub_path(text)) is not None:
@@ -73,7 +83,12 @@ def hub_model(text: str, subfolder: str | None = None) -> HubModel | None:
     if match is None:
         return None
     shown = "input.train.hf_repo_subfolder" if subfolder else "the page's folder"
-    return HubModel(**match.groupdict(), subfolder=_subfolder(subfolder or page_folder, shown))
+    repository = match["repository"]
+    return HubModel(
+        repository=RENAMED.get(repository, repository),
+        revision=match["revision"],
+        subfolder=_subfolder(subfolder or page_folder, shown),
+    )
 
 
 def _hub_path(text: str) -> str | None:
@@ -128,8 +143,11 @@ async def pull(
     *,
     token: str | None,
     keepalive: Callable[[int, int | None], None],
+    weights: bool = True,
 ) -> Fetched:
     """Fetch a model unless it is cached; its folder may lack files.
+
+    Without ``weights`` only its configurations and its tokenizer.
 
     ``keepalive`` is called whenever more has arrived, with the bytes so far and the total, or None
     if the total is not known.
@@ -142,7 +160,7 @@ async def pull(
     watcher = DownloadWatcher(cache / _folder(model) / "blobs", keepalive)
     watching = asyncio.create_task(watcher.run())
     try:
-        await child.order(_order(model, cache, token))
+        await child.order(_order(model, cache, token, weights=weights))
         fetched = await _listen(child, model, watcher)
         await watcher.poll()
         return fetched
@@ -151,17 +169,30 @@ async def pull(
         await child.kill()
 
 
+def cached_folder(model: HubModel, cache: Path) -> Path | None:
+    """Where the hub's library keeps a model that it has fetched, perhaps in part; None: nowhere."""
+    kept, revision = cache / _folder(model), model.revision or MAIN_BRANCH
+    ref = kept / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    folder = kept / "snapshots" / commit / (model.subfolder or "")
+    return folder if folder.is_dir() else None
+
+
 def _folder(model: HubModel) -> str:
     """The hub library's name for a model's folder in its cache."""
     return "models--" + model.repository.replace("/", "--")
 
 
-def _order(model: HubModel, cache: Path, token: str | None) -> HubOrder:
+def _order(model: HubModel, cache: Path, token: str | None, *, weights: bool = True) -> HubOrder:
     environment = {
         name: value for name, value in os.environ.items() if INHERITED_VARIABLES.fullmatch(name)
     }
     return HubOrder(
-        model=model, cache=str(cache), token=token, environment=environment | LIBRARY_SETTINGS
+        model=model,
+        cache=str(cache),
+        weights=weights,
+        token=token,
+        environment=environment | LIBRARY_SETTINGS,
     )
 
 

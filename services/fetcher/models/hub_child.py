@@ -9,14 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from services.fetcher.model_files import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS
-from services.fetcher.models.hub import HubModel, HubOrder
+from services.fetcher.model_files import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS, lacks
+from services.fetcher.models.hub import MAIN_BRANCH, HubModel, HubOrder
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import AnyRecord, Done, Failed, Progress
 from shared.errors import reason_of
-
-MAIN_BRANCH = "main"
-"""The default branch."""
 
 
 def main() -> None:
@@ -55,38 +52,47 @@ def _run(order: HubOrder, writer: RecordWriter) -> AnyRecord:
 
 
 def _snapshot(order: HubOrder, writer: RecordWriter) -> str:
-    """Fetch configurations and full-precision weights, or else half-precision weights."""
-    folder = ""
+    """Fetch configurations and full-precision weights, or else half-precision weights.
+
+    An order without weights gets the configurations alone. If the hub does not answer, its library
+    returns what the cache has: a file that is missing there may be in the repository.
+    """
+    listing, away = _listing(order)
+    folder = Path()
     for suffix in SUFFIXES:
-        weights = [stem + suffix for stem in WEIGHTS.values()]
-        patterns = [*REQUIRED, *TOKENIZER, *weights]
-        writer.write(Progress(numbers={"bytes_total": _total_bytes(order, patterns)}))
-        folder = _fetch(order, patterns)
-        model_folder = Path(folder) / (order.model.subfolder or "")
-        if all((model_folder / name).exists() for name in weights):
+        weights = [stem + suffix for stem in WEIGHTS.values()] if order.weights else []
+        weights = [_path_in_repository(order.model, name) for name in weights]
+        configs = [_path_in_repository(order.model, name) for name in (*REQUIRED, *TOKENIZER)]
+        names = [*configs, *weights]
+        total = sum(listing.get(name, 0) for name in names)
+        writer.write(Progress(numbers={"bytes_total": total or None}))
+        folder = Path(_fetch(order, names))
+        if missing := [name for name in names if name in listing and not (folder / name).exists()]:
+            raise FileNotFoundError(f"{missing[0]} has not arrived")
+        if all((folder / name).exists() for name in weights):
             break
-    return folder
+    if away is not None and lacks(folder / (order.model.subfolder or ""), weights=order.weights):
+        raise away
+    return str(folder)
 
 
-def _total_bytes(order: HubOrder, patterns: list[str]) -> int | None:
-    """Total size of the files; None: the hub does not answer, and the download will say why."""
+def _listing(order: HubOrder) -> tuple[dict[str, int], Exception | None]:
+    """Bytes of the repository's files, by name; and why they are not known, if they are not."""
     from httpx2 import HTTPError  # noqa: PLC0415 - the hub library's own
     from huggingface_hub import HfApi  # noqa: PLC0415 - it reads the environment
 
-    wanted = {_path_in_repository(order.model, pattern) for pattern in patterns}
     try:
         info = HfApi(token=order.token or False).model_info(
             order.model.repository,
             revision=order.model.revision or MAIN_BRANCH,
             files_metadata=True,
         )
-    except (HTTPError, OSError, ValueError):  # ValueError: not a valid repository name
-        return None
-    files = info.siblings or []
-    return sum(file.size or 0 for file in files if file.rfilename in wanted) or None
+    except (HTTPError, OSError, ValueError) as error:  # ValueError: not a valid repository name
+        return {}, error
+    return {file.rfilename: file.size or 0 for file in info.siblings or ()}, None
 
 
-def _fetch(order: HubOrder, patterns: list[str]) -> str:
+def _fetch(order: HubOrder, names: list[str]) -> str:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - it reads the environment
 
     return snapshot_download(
@@ -94,7 +100,7 @@ def _fetch(order: HubOrder, patterns: list[str]) -> str:
         revision=order.model.revision,
         cache_dir=order.cache,
         token=order.token or False,
-        allow_patterns=[_path_in_repository(order.model, pattern) for pattern in patterns],
+        allow_patterns=names,
     )
 
 

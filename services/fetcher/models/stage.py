@@ -13,7 +13,6 @@ from services.fetcher.download import download
 from services.fetcher.limits import model_limits
 from services.fetcher.model_files import EXPECTED
 from services.fetcher.models.configured_model import (
-    RENAMED_ON_HUB,
     ConfiguredModel,
     HubCache,
     LocalModel,
@@ -39,6 +38,14 @@ LINKS_FOLDER = "selected"
 """A folder inside the scratch folder: links to the model's files."""
 
 log = structlog.get_logger()
+
+
+class StagedModel(NamedTuple):
+    """A model in the store."""
+
+    prefix: str
+    """Of its diffusers folder."""
+    warnings: tuple[str, ...] = ()
 
 
 class ModelReference(NamedTuple):
@@ -79,7 +86,7 @@ class ModelStager:
         allowed: frozenset[str],
         private: frozenset[str] = frozenset(),
     ) -> None:
-        """``configured``: a folder, a hub id or ``tiny``; hub models are cached in ``home``.
+        """``configured``: a path, a hub id or ``tiny``; hub models are cached in ``home``.
 
         ``private``: hub ids, or ``org/*``, for which users may use the deployment's token.
         """
@@ -94,8 +101,8 @@ class ModelStager:
 
     async def stage(
         self, reference: ModelReference, scratch: Path, meter: ProgressMeter, reader: Reader
-    ) -> str:
-        """Stage a model and return its prefix in the store; ``scratch`` must be empty.
+    ) -> StagedModel:
+        """Stage a model; ``scratch`` must be empty.
 
         Raises:
             Refused: it cannot be trained on; names it and says what is expected.
@@ -106,11 +113,11 @@ class ModelStager:
             return await self._stage_stored(staging)
         return await self._store_once(await self._fetch(staging), staging)
 
-    async def _stage_stored(self, staging: Staging) -> str:
+    async def _stage_stored(self, staging: Staging) -> StagedModel:
         """Stage a model folder that is in our store already, or a model file from there."""
         key = staging.source.removeprefix(STORED)
         if await folder_exists(self._store, key):
-            return key
+            return StagedModel(key)
         file = staging.scratch / "download"
         try:
             await self._store.download(key, file, keepalive=staging.meter.keepalive)
@@ -124,7 +131,7 @@ class ModelStager:
         source = staging.source
         if source in ALIASES:
             return await self._configured.find(staging.meter, staging.reader)
-        if model := hub_model(RENAMED_ON_HUB.get(source, source), staging.reference.subfolder):
+        if model := hub_model(source, staging.reference.subfolder):
             token = self._token_for(model)
             return (await self._cache.fetch(model, staging.meter, staging.reader, token=token))[0]
         if is_http_url(source):
@@ -170,7 +177,7 @@ class ModelStager:
         if parsed.needs_base:
             return None
         await in_thread(check_left, target, parsed.files)
-        return LocalModel(target, list(parsed.files))
+        return LocalModel(target, list(parsed.files), parsed.warnings)
 
     async def _address(self, model: LocalModel, selected: Path, staging: Staging) -> str:
         """The content's sha256, cached for models outside the scratch folder."""
@@ -182,7 +189,7 @@ class ModelStager:
             self._addresses[fingerprint] = address
         return address
 
-    async def _store_once(self, model: LocalModel, staging: Staging) -> str:
+    async def _store_once(self, model: LocalModel, staging: Staging) -> StagedModel:
         """Upload under the content's address, unless it is stored already."""
         keepalive, selected = staging.meter.keepalive, staging.scratch / LINKS_FOLDER
         await in_thread(_link_files, model, selected)
@@ -191,7 +198,7 @@ class ModelStager:
             if not await folder_exists(self._store, prefix):
                 await upload_folder(self._store, selected, prefix, keepalive=keepalive)
                 log.info("base_model_stored", prefix=prefix, model=staging.shown)
-        return prefix
+        return StagedModel(prefix, model.warnings)
 
 
 def _link_files(model: LocalModel, target: Path) -> None:

@@ -12,21 +12,31 @@ from services.fetcher.order import (
     ParseDataset,
     ParsedDataset,
     ParsedModel,
+    ParseEditedDataset,
     ParseModelFile,
     ParseModelFolder,
     Result,
     Task,
 )
 from services.fetcher.parsing.datasets.archive import unpack
+from services.fetcher.parsing.datasets.check import check_images
+from services.fetcher.parsing.datasets.checked import CHECKED, CheckedDataset
+from services.fetcher.parsing.datasets.edited import apply_edits
+from services.fetcher.parsing.datasets.pages import add_remark, write_pages, write_previews
 from services.fetcher.parsing.datasets.report import (
+    TOO_LONG,
     build_report,
     captions_of,
-    check_images,
     with_tokens,
 )
-from services.fetcher.parsing.models.diffusers_folder import validate_diffusers_folder
-from services.fetcher.parsing.models.model_file import NeedsBase, open_model
+from services.fetcher.parsing.models.diffusers_folder import (
+    OpenedModel,
+    validate_diffusers_folder,
+)
+from services.fetcher.parsing.models.model_file import open_model
+from services.fetcher.parsing.models.single_file import NeedsBase
 from services.fetcher.parsing.models.tokenizer_and_size import count_parameters, count_tokens
+from shared.dataset.captions import MAX_TOKENS
 from shared.dataset.manifest import MANIFEST, Manifest
 
 
@@ -51,11 +61,12 @@ def perform(task: Task, limits: Limits, reports: Reports) -> Result:
     match task:
         case ParseDataset():
             return _parse_dataset(task, limits, reports)
+        case ParseEditedDataset():
+            return _parse_edited_dataset(task, reports)
         case ParseModelFile():
             return _parse_model_file(task, reports)
         case ParseModelFolder(folder=folder, shown=shown):
-            files = validate_diffusers_folder(Path(folder), shown, reports.reading)
-            return ParsedModel(files=tuple(files))
+            return _parsed(validate_diffusers_folder(Path(folder), shown, reports.reading))
         case DescribeModel():
             return _describe_model(task, reports)
 
@@ -73,16 +84,36 @@ def _parse_dataset(task: ParseDataset, limits: Limits, reports: Reports) -> Pars
         reading=reports.reading,
         checked=lambda done, of: reports.progress(phase="checking images", images=done, of=of),
     )
+    return _planned(task, checked, reports)
+
+
+def _parse_edited_dataset(task: ParseEditedDataset, reports: Reports) -> ParsedDataset:
+    folder = Path(task.folder)
+    checked = apply_edits(CheckedDataset.read(folder), task.edits, folder, reports.reading)
+    return _planned(task, checked, reports)
+
+
+def _planned(
+    task: ParseDataset | ParseEditedDataset, checked: CheckedDataset, reports: Reports
+) -> ParsedDataset:
+    """Write what the trainer needs, what a later job may start from, and what people look at."""
+    folder, pages = Path(task.folder), Path(task.pages)
     reports.reading(task.shown)
-    manifest, report = build_report(checked, task.train, task.seed, task.shown)
+    manifest, report, pictures = build_report(checked, task.train, task.seed, task.shown)
     manifest.write(folder)
-    files = (MANIFEST, *(picture.file for picture in manifest.pictures))
-    return ParsedDataset(files=files, report=report)
+    checked.write(folder)
+    reports.progress(phase="drawing previews")
+    names = (
+        *write_pages(pages, pictures),
+        *write_previews(pages, folder, manifest.pictures, reports.reading),
+    )
+    files = (MANIFEST, CHECKED, *(picture.file for picture in manifest.pictures))
+    return ParsedDataset(files=files, pages=names, report=report)
 
 
 def _parse_model_file(task: ParseModelFile, reports: Reports) -> ParsedModel:
     try:
-        files = open_model(
+        opened = open_model(
             Path(task.file),
             Path(task.folder),
             base=Path(task.base) if task.base else None,
@@ -90,9 +121,13 @@ def _parse_model_file(task: ParseModelFile, reports: Reports) -> ParsedModel:
             shown=task.shown,
             reading=reports.reading,
         )
-    except NeedsBase:
-        return ParsedModel(files=(), needs_base=True)
-    return ParsedModel(files=tuple(files))
+    except NeedsBase as needs:
+        return ParsedModel(files=(), needs_base=True, vocab_size=needs.vocab_size)
+    return _parsed(opened)
+
+
+def _parsed(model: OpenedModel) -> ParsedModel:
+    return ParsedModel(files=tuple(model.files), warnings=tuple(model.warnings))
 
 
 def _describe_model(task: DescribeModel, reports: Reports) -> ModelDescription:
@@ -103,6 +138,8 @@ def _describe_model(task: DescribeModel, reports: Reports) -> ModelDescription:
         parameters = count_parameters(folder)
     reports.reading("the base model's tokenizer/")
     counts = count_tokens(folder, captions_of(manifest))
+    if long := {number for number, count in enumerate(counts, start=1) if count > MAX_TOKENS}:
+        add_remark(Path(task.pages), long, TOO_LONG)
     return ModelDescription(
         parameters=parameters, report=with_tokens(task.report, manifest, counts)
     )

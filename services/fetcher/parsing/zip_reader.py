@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import struct
 import unicodedata
@@ -10,8 +11,10 @@ import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from services.fetcher.model_files import LFS_ADVICE, LFS_POINTER
+from shared.dataset.captions import looks_western
 from shared.dataset.manifest import short
 from shared.errors import Refused
 
@@ -29,6 +32,7 @@ ENCRYPTED_FLAG = 0x1
 """Flag bit of an entry."""
 UTF_8_FLAG = 0x800
 """Flag bit of an entry whose name is declared as UTF-8."""
+LOCAL_HEADER = b"PK\x03\x04"
 LOCAL_HEADER_BYTES = 30
 END_BYTES = 22
 END64_BYTES = 76
@@ -40,6 +44,22 @@ COMPRESSION_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 """With any other method zipfile may unpack gigabytes at once, whatever size the entry declares."""
 SPECIAL_FILES = frozenset({stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 
+WRAP = 1 << 32
+"""Offsets without zip64 are modulo this."""
+UNIX = frozenset({3, 19})
+"""Systems where a backslash is a letter of a name: Unix, macOS."""
+BACKSLASH = re.compile(r"\\(?![()])")
+r"""One that stands between folders: not ``\(``, which captions have. In a zip that was made on Unix
+with real slashes, none does."""
+BACKSLASH_IN_UNKNOWN = re.compile(r"(?<![^\x00-\x7f])\\(?![()])")
+"""The same in an unknown encoding, where it may be the second byte of a Japanese or Chinese letter,
+so that no byte above 127 may stand before it."""
+LEADING_BYTE = re.compile(r"[^\x00-\x7f]\\")
+"""What is then most likely such a letter."""
+EXTRA_HEAD = struct.Struct("<HH")
+UNICODE_PATH = 0x7075
+"""An extra field with a name in UTF-8."""
+
 NAMELESS = "(no name)"
 """Shown for an entry without a name."""
 
@@ -49,6 +69,8 @@ READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
 TAR_MAGIC_OFFSET = 257
 """Where a tar archive has the signature ``ustar``."""
 SIGNATURES = {
+    LFS_POINTER: LFS_ADVICE,
+    b"GGUF": "a GGUF file, whose weights are quantized for inference",
     b"Rar!": "a RAR archive",
     b"7z\xbc\xaf": "a 7z archive",
     b"\x1f\x8b": "a gzip file",
@@ -68,6 +90,8 @@ class Member(NamedTuple):
 
     entry: zipfile.ZipInfo
     name: str
+    is_name_unreadable: bool = False
+    """Its encoding is unknown, and what it was decoded to looks like no text."""
 
     @property
     def suffix(self) -> str:
@@ -80,7 +104,7 @@ def open_zip(archive: Path, shown: str) -> zipfile.ZipFile:
     Raises:
         Refused: not a zip (the message says what it looks like instead), or too large a directory.
     """
-    size = _directory_size(archive)
+    size = _end_record(archive).directory_bytes
     if size > MAX_DIRECTORY_BYTES:
         raise Refused(
             f"{shown}: its list of entries takes {size} bytes; at most {MAX_DIRECTORY_BYTES}"
@@ -91,19 +115,28 @@ def open_zip(archive: Path, shown: str) -> zipfile.ZipFile:
         raise Refused(f"{shown}: not a zip file ({error}); {_describe_content(archive)}") from None
 
 
-def _directory_size(archive: Path) -> int:
-    """Size of the central directory according to the end record; 0 without an end record."""
+class _End(NamedTuple):
+    """Where the central directory is, according to the end record."""
+
+    directory_bytes: int = 0
+    """0 without an end record."""
+    directory_at: int | None = None
+    """In 32 bits; None: unknown, or in the 64 bits of a zip64 record."""
+
+
+def _end_record(archive: Path) -> _End:
     with archive.open("rb") as file:
         length = file.seek(0, 2)
         file.seek(max(length - END_BYTES - END64_BYTES - (1 << 16), 0))
         tail = file.read()
     end = tail.rfind(b"PK\x05\x06", 0, max(len(tail) - END_BYTES + 4, 0))
     if end < 0:
-        return 0
+        return _End()
     record, locator = tail[end - END64_BYTES : end], tail[end - LOCATOR_BYTES : end]
     if record.startswith(b"PK\x06\x06") and locator.startswith(b"PK\x06\x07"):
-        return int.from_bytes(record[40:48], "little")
-    return int.from_bytes(tail[end + 12 : end + 16], "little")
+        return _End(int.from_bytes(record[40:48], "little"))
+    size, at = struct.unpack_from("<II", tail, end + 12)
+    return _End(size, at)
 
 
 def _describe_content(archive: Path) -> str:
@@ -131,13 +164,13 @@ def checked_members(
     if len(entries) > MAX_ENTRIES:
         raise Refused(f"{shown}: {len(entries)} entries; at most {MAX_ENTRIES} are taken")
     _check_sizes(entries, archive.stat().st_size, ratio, shown)
+    _restore_offsets(entries, zipped.start_dir, archive, shown)
     _check_overlap(entries, zipped.start_dir, shown)
-    members = [
-        Member(entry, _decoded_name(entry))
-        for entry in entries
-        if not entry.filename.endswith("/")  # ZipInfo.is_dir fails on an empty name
+    has_slashes = any("/" in entry.filename for entry in entries)
+    members = [Member(entry, *_decoded_name(entry, has_slashes=has_slashes)) for entry in entries]
+    visible = [
+        member for member in members if not member.name.endswith("/") and not is_hidden(member.name)
     ]
-    visible = [member for member in members if not is_hidden(member.name)]
     for member in visible:
         if member.entry.flag_bits & ENCRYPTED_FLAG:
             name = short(member.name)
@@ -158,6 +191,38 @@ def _check_sizes(entries: list[zipfile.ZipInfo], packed: int, ratio: int, shown:
         )
 
 
+def _restore_offsets(
+    entries: list[zipfile.ZipInfo], directory: int, archive: Path, shown: str
+) -> None:
+    """Tell the true offsets in a zip of over 4 GiB without zip64, as macOS's Finder makes it.
+
+    It keeps offsets modulo 4 GiB. The entries are in the order of the directory, so each begins at
+    the next place after the one before that its offset allows, and where a header is. zipfile takes
+    the missing multiple of 4 GiB for something before the zip, and adds it to every offset.
+    """
+    said = _end_record(archive).directory_at
+    if said is None or directory == said or (directory - said) % WRAP:
+        return
+    end = 0
+    with archive.open("rb") as file:
+        for entry in entries:
+            at = end + (entry.header_offset - end) % WRAP
+            while at < directory and not _has_header(file, at):
+                at += WRAP
+            entry.header_offset, end = at, at + LOCAL_HEADER_BYTES + entry.compress_size
+    if end > directory:
+        raise Refused(
+            f"{shown}: a zip of more than 4 GB that was made without zip64, and whose entries"
+            " cannot be told apart; make several zips of less than 4 GB, or one with another"
+            " program"
+        )
+
+
+def _has_header(file: BinaryIO, at: int) -> bool:
+    file.seek(at)
+    return file.read(len(LOCAL_HEADER)) == LOCAL_HEADER
+
+
 def _check_overlap(entries: list[zipfile.ZipInfo], directory: int, shown: str) -> None:
     """Entries that share bytes unpack to far more than was sent."""
     spans = sorted(
@@ -169,15 +234,35 @@ def _check_overlap(entries: list[zipfile.ZipInfo], directory: int, shown: str) -
         raise Refused(f"{shown}: its entries overlap, as in a zip bomb; make the zip anew")
 
 
-def _decoded_name(entry: zipfile.ZipInfo) -> str:
-    """The entry's path with ``/``; also decodes the undeclared UTF-8 that macOS writes."""
-    name = entry.filename
+def _decoded_name(entry: zipfile.ZipInfo, *, has_slashes: bool) -> tuple[str, bool]:
+    """The entry's path with ``/``, and whether it is in an unknown encoding and looks like no text.
+
+    ``has_slashes`` is whether any entry of the archive has a ``/``. Names that are not declared as
+    UTF-8 are mostly UTF-8 all the same, as macOS writes it; otherwise their encoding is unknown.
+    """
+    name, separator, is_unreadable = entry.filename, BACKSLASH, False
     if not entry.flag_bits & UTF_8_FLAG:
-        try:
-            name = name.encode("cp437").decode()
-        except UnicodeError:
-            name = entry.filename
-    return unicodedata.normalize("NFC", name.replace("\\", "/")) or NAMELESS
+        if declared := _unicode_path(entry.extra, entry.orig_filename.encode("cp437")):
+            name = declared.split("\0")[0]
+        else:
+            try:
+                name = name.encode("cp437").decode()
+            except UnicodeError:
+                separator = BACKSLASH_IN_UNKNOWN
+                is_unreadable = not looks_western(name) or bool(LEADING_BYTE.search(name))
+    if not (entry.create_system in UNIX and has_slashes):
+        name = separator.sub("/", name)
+    return unicodedata.normalize("NFC", name) or NAMELESS, is_unreadable
+
+
+def _unicode_path(extra: bytes, raw_name: bytes) -> str:
+    """The name in the Unicode path field, if it belongs to this name; else nothing."""
+    while len(extra) >= EXTRA_HEAD.size:
+        kind, length = EXTRA_HEAD.unpack_from(extra)
+        data, extra = extra[EXTRA_HEAD.size :][:length], extra[EXTRA_HEAD.size + length :]
+        if kind == UNICODE_PATH and data[:5] == b"\1" + zlib.crc32(raw_name).to_bytes(4, "little"):
+            return data[5:].decode(errors="ignore")
+    return ""
 
 
 def is_hidden(name: str) -> bool:

@@ -11,7 +11,6 @@ from fnmatch import fnmatchcase
 from typing import get_args
 
 from services.gateway.api_docs.schemas import (
-    EXAMPLE,
     REQUEST_SCHEMA,
     SCHEMA_REF,
     Schema,
@@ -28,8 +27,8 @@ Kind = type[Message]
 WORKERS = ("fetcher", "trainer", "inferencer", "notifier")
 PUBLISHES: Mapping[str, tuple[Kind, ...]] = {
     "gateway": (
-        m.JobSubmitted, m.BucketDue, m.JobStarted, m.JobCompleted, m.JobFailed, m.JobCancelled,
-        m.JobTimedOut, m.JobRefused, m.WebhookDue, m.GatewayHeartbeat,
+        m.JobSubmitted, m.StagingDue, m.BucketDue, m.JobStarted, m.JobCompleted, m.JobFailed,
+        m.JobCancelled, m.JobTimedOut, m.JobRefused, m.WebhookDue, m.GatewayHeartbeat,
     ),
     "fetcher": (
         m.StagingStarted, m.StagingProgressed, m.StagingInterrupted, m.DatasetStaged,
@@ -86,7 +85,15 @@ ENVELOPE: Schema = {
 }
 OWN_ATTRIBUTES = ["specversion", "id", "source", "type", "time"]
 """Always present in our own messages; for producers, missing ones are filled in."""
-JOB_REQUESTED: Schema = {"type": "job.requested", "request": EXAMPLE}
+JOB_REQUESTED: Schema = {
+    "type": "job.requested",
+    "request": {
+        "input": {
+            "train": {"data_url": "https://example.com/photos.zip"},
+            "inference": {"prompt": "a unique 123xyz concept name as a superhero"},
+        }
+    },
+}
 
 
 def document(version: str) -> Schema:

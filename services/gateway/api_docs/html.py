@@ -8,13 +8,16 @@ import shlex
 from base64 import b64encode
 from collections.abc import Iterator
 from hashlib import sha256
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from services.gateway.api_docs.schemas import REQUEST_SCHEMA, Schema
+from services.gateway.api_docs.examples import Example, Request, examples_of
+from services.gateway.api_docs.schemas import Schema
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "page.css").read_text(encoding="utf-8")
@@ -25,6 +28,15 @@ POLICY = (
 """The page's Content-Security-Policy: only its own style."""
 METHODS = ("get", "post", "put", "patch", "delete", "head", "options")
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+class Shown(NamedTuple):
+    """An example as the page shows it."""
+
+    summary: str
+    request: str
+    """A shell command."""
+    answer: str
 
 
 class Operation(NamedTuple):
@@ -38,7 +50,7 @@ class Operation(NamedTuple):
     parameters: list[Schema]
     body: Schema | None
     responses: dict[str, Schema]
-    example: str
+    examples: list[Shown]
 
 
 class BrokerMessage(NamedTuple):
@@ -67,6 +79,7 @@ def page(openapi: Schema, asyncapi: Schema, url: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "in_text": in_text,
         "json": json.dumps,
         "last_part": _last_part,
         "open_fields": _open_fields,
@@ -130,7 +143,7 @@ def _operations(openapi: Schema, url: str) -> Iterator[Operation]:
                         status: _resolved(openapi, status, response)
                         for status, response in operation["responses"].items()
                     },
-                    example=_curl(openapi, f"{url}{base}{path}", method, operation),
+                    examples=_examples(f"{url}{base}{path}", method, operation),
                 )
 
 
@@ -139,29 +152,47 @@ def _resolved(openapi: Schema, status: str, response: Schema) -> Schema:
     return shared[status] if "$ref" in response else response
 
 
-def _curl(openapi: Schema, address: str, method: str, operation: Schema) -> str:
-    """A shell command for this operation."""
+def _examples(address: str, method: str, operation: Schema) -> list[Shown]:
+    """Errors are shown apart."""
+    own = [int(status) for status, each in operation["responses"].items() if "$ref" not in each]
+    return [
+        Shown(each.summary, _curl(address, method, operation, each.request), _received(each))
+        for each in examples_of(operation["operationId"], own)
+    ]
+
+
+def _curl(address: str, method: str, operation: Schema, request: Request) -> str:
+    """A shell command that sends the request."""
     options: dict[str, list[str]] = {"get": [], "head": ["-I"]}
-    words = ["curl", *options.get(method, ["-X", method.upper()])]
-    words += [re.sub(r"\{\w+\}", "ID", address), *_curl_headers(operation)]
-    for media in operation.get("requestBody", {}).get("content", ()):
-        words += ["-H", f"Content-Type: {media}", *_curl_data(openapi, media)]
+    query = urlencode(request.query, doseq=True)
+    place = re.sub(r"\{(\w+)\}", lambda found: quote(request.path[found[1]]), address)
+    words = ["curl", *options.get(method, ["-X", method.upper()]), f"{place}{query and '?'}{query}"]
+    headers = {"Authorization": "Bearer my-key"} if operation["security"] else {}
+    if request.body is not None:
+        (headers["Content-Type"],) = operation["requestBody"]["content"]
+    for name, value in (headers | request.headers).items():
+        words += ["-H", f"{name}: {value}"]
+    if request.body is not None:
+        is_text = isinstance(request.body, str)
+        words += ["--data-binary" if is_text else "-d", in_text(request.body, indent=None)]
     return re.sub(r" (-H|-d|--data-binary) ", r" \\\n  \1 ", shlex.join(words))
 
 
-def _curl_headers(operation: Schema) -> Iterator[str]:
-    if operation["security"]:
-        yield from ("-H", "Authorization: Bearer my-key")
-    for each in operation.get("parameters", ()):
-        if each["required"]:
-            yield from ("-H", f"{each['name']}: {each['schema'].get('minimum', '')}")
+def _received(example: Example) -> str:
+    """The answer as curl would show it with its headers."""
+    answer = example.answer
+    lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+    if answer.body is not None:
+        lines += ["", in_text(answer.body)]
+    return "\n".join([*lines, *(["..."] if example.excerpt else [])])
 
 
-def _curl_data(openapi: Schema, media: str) -> list[str]:
-    if media != "application/json":
-        return ["--data-binary", "@photos.zip"]
-    (example,) = openapi["components"]["schemas"][REQUEST_SCHEMA]["examples"]
-    return ["-d", json.dumps(example)]
+def in_text(body: Any, indent: int | None = 2) -> str:
+    """A body as text; what is no text is JSON."""
+    if isinstance(body, str):
+        return body
+    return json.dumps(body, indent=indent, ensure_ascii=False)
 
 
 # --- Messages ---------------------------------------------------------------------------------

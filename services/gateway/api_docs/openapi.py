@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
+from services.gateway.api_docs.examples import Example, examples, examples_of
 from services.gateway.api_docs.schemas import SCHEMA_REF, Schema, components, plain, request_schemas
 from services.gateway.jobs.response_types import CheckResult, Error, Progress, Results
-from services.gateway.ports import BASE_PATHS
 from services.gateway.web.authorization import REQUIRED_SCOPES
 from services.gateway.web.rate_limits import RATES, Operation
-from services.gateway.web.routing import JSON, Answer, Body, Parameter, Route, routes_of
+from services.gateway.web.routing import JSON, Body, Parameter, Route, routes_of
+from shared.dataset.edits import DatasetEdits
 from shared.dataset.manifest import Report
+from shared.request import BASE_PATHS
 
 TITLE = "EveryDream"
 ABOUT = (
@@ -39,6 +42,7 @@ ERRORS = {
 }
 ERROR_HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
+    416: {"Content-Range": "``bytes */SIZE``."},
     429: {"Retry-After": "Seconds."},
     503: {"Retry-After": "Seconds."},
     507: {"Retry-After": "Seconds."},
@@ -53,7 +57,7 @@ KEYS: Schema = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
     "bare": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "The key."},
 }
-EXTRA_TYPES = (Error, Progress, Results, CheckResult, Report)
+EXTRA_TYPES = (DatasetEdits, Error, Progress, Results, CheckResult, Report)
 """Types that no answer refers to by its annotation."""
 
 
@@ -67,6 +71,7 @@ def document(classes: Iterable[type], version: str) -> Schema:
     routes = [route for each in classes for _, route in routes_of(each)]
     kinds = [answer.kind for route in routes for answer in route.answers.values() if answer.kind]
     _, schemas = components([*EXTRA_TYPES, *kinds])
+    errors = _examples_of_errors(routes)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -79,7 +84,7 @@ def document(classes: Iterable[type], version: str) -> Schema:
         "paths": _paths(routes),
         "components": {
             "schemas": {**request_schemas(), **schemas},
-            "responses": {str(status): _error(status) for status in ERRORS},
+            "responses": {str(status): _error(status, errors) for status in ERRORS},
             "securitySchemes": KEYS,
         },
     }
@@ -89,10 +94,17 @@ def _paths(routes: Iterable[Route]) -> Schema:
     paths: Schema = {}
     for route in routes:
         item = paths.setdefault(route.plain_path, _path_item(route))
-        for method in route.methods:
-            if (method, "GET") != ("HEAD", route.methods[0]):  # HEAD is GET without the body
-                item[method.lower()] = _operation(route, method)
+        for method in _methods(route):
+            item[method.lower()] = _operation(route, method)
+    for path, item in paths.items():
+        for parameter in item.get("parameters", ()):
+            parameter.update(_path_examples(routes, path, parameter["name"]))
     return paths
+
+
+def _methods(route: Route) -> list[str]:
+    """Those that are operations: where there is GET, HEAD is the same without the body."""
+    return [each for each in route.methods if (each, "GET") != ("HEAD", route.methods[0])]
 
 
 def _path_item(route: Route) -> Schema:
@@ -111,10 +123,23 @@ def _path_item(route: Route) -> Schema:
     return {**servers, **({"parameters": parameters} if parameters else {})}
 
 
+def _path_examples(routes: Iterable[Route], path: str, name: str) -> Schema:
+    """The examples of a parameter in a path, which all operations of the path share."""
+    shown = [
+        each
+        for route in routes
+        if route.plain_path == path
+        for method in _methods(route)
+        for each in examples_of(operation_id(route, method), route.answers)
+    ]
+    return _examples((each, each.request.path.get(name)) for each in shown)
+
+
 def _operation(route: Route, method: str) -> Schema:
     needs, body = route.needs, route.body
-    parameters = [_parameter(each) for each in route.parameters]
-    good = {str(status): _answer(answer) for status, answer in route.answers.items()}
+    shown = examples_of(operation_id(route, method), route.answers)
+    parameters = [_parameter(each, shown) for each in route.parameters]
+    good = {str(status): _answer(route, status, shown) for status in route.answers}
     bad = {str(status): _error_of(status, method) for status in sorted(errors_of(route))}
     return {
         "operationId": operation_id(route, method),
@@ -122,7 +147,7 @@ def _operation(route: Route, method: str) -> Schema:
         **({"description": _limits(needs)} if needs else {}),
         "security": [{name: [REQUIRED_SCOPES[needs]]} for name in KEYS] if needs else [],
         **({"parameters": parameters} if parameters else {}),
-        **({"requestBody": _request_body(body)} if body else {}),
+        **({"requestBody": _request_body(body, shown)} if body else {}),
         "responses": {**good, **bad},
     }
 
@@ -141,7 +166,17 @@ def _limits(needs: Operation) -> str:
     )
 
 
-def _parameter(parameter: Parameter) -> Schema:
+def _examples(values: Iterable[tuple[Example, Any]]) -> Schema:
+    """The examples with their values of one part of them; None: they lack it."""
+    shown = {
+        example.name: {"summary": example.summary, "value": value}
+        for example, value in values
+        if value is not None
+    }
+    return {"examples": shown} if shown else {}
+
+
+def _parameter(parameter: Parameter, shown: Iterable[Example]) -> Schema:
     (kind,), _ = components([parameter.kind])
     several = {"style": "form", "explode": True} if kind.get("type") == "array" else {}
     return {
@@ -151,12 +186,19 @@ def _parameter(parameter: Parameter) -> Schema:
         "description": plain(parameter.text),
         **several,
         "schema": kind,
+        **_examples(
+            (each, (each.request.query | each.request.headers).get(parameter.name))
+            for each in shown
+        ),
     }
 
 
-def _request_body(body: Body) -> Schema:
-    content = {body.media: {"schema": body.schema} if body.schema else {}}
-    return {"description": body.text, "required": body.required, "content": content}
+def _request_body(body: Body, shown: Iterable[Example]) -> Schema:
+    content = {
+        **({"schema": body.schema} if body.schema else {}),
+        **_examples((each, each.request.body) for each in shown),
+    }
+    return {"description": body.text, "required": body.required, "content": {body.media: content}}
 
 
 def errors_of(route: Route) -> set[int]:
@@ -169,21 +211,33 @@ def errors_of(route: Route) -> set[int]:
     return found | ({404} if "{" in route.path else set())
 
 
-def _answer(answer: Answer) -> Schema:
+def _answer(route: Route, status: int, shown: Iterable[Example]) -> Schema:
+    answer = route.answers[status]
     content: Schema = {answer.media: {}} if answer.media else {}
     if answer.kind:
         (kind,), _ = components([answer.kind])
         content = {JSON: {"schema": kind}}
+    given = [each for each in shown if each.answer.status == status]
     return {
         "description": plain(answer.text),
-        **({"headers": _headers(answer.headers)} if answer.headers else {}),
-        **({"content": content} if content else {}),
+        **({"headers": _headers(answer.headers, given)} if answer.headers else {}),
+        **({"content": _with_examples(content, given)} if content else {}),
     }
 
 
-def _headers(descriptions: Mapping[str, str]) -> Schema:
+def _with_examples(content: Schema, given: Iterable[Example]) -> Schema:
+    bodies = _examples((each, each.answer.body) for each in given)
+    return {media: {**described, **bodies} for media, described in content.items()}
+
+
+def _headers(descriptions: Mapping[str, str], given: Collection[Example]) -> Schema:
     return {
-        name: {"description": text, "required": True, "schema": {"type": "string"}}
+        name: {
+            "description": plain(text),
+            "required": True,
+            "schema": {"type": "string"},
+            **_examples((each, each.answer.headers.get(name)) for each in given),
+        }
         for name, text in descriptions.items()
     }
 
@@ -194,10 +248,22 @@ def _error_of(status: int, method: str) -> Schema:
     return {"$ref": f"#/components/responses/{status}"}
 
 
-def _error(status: int) -> Schema:
+def _examples_of_errors(routes: Iterable[Route]) -> list[Example]:
+    """Examples with answers that the routes do not describe themselves."""
+    own = {operation_id(route, each): route.answers for route in routes for each in route.methods}
+    return [
+        each
+        for each in examples()
+        if each.operation in own and each.answer.status not in own[each.operation]
+    ]
+
+
+def _error(status: int, errors: Iterable[Example]) -> Schema:
     headers = ERROR_HEADERS.get(status)
+    given = [each for each in errors if each.answer.status == status]
+    content: Schema = {JSON: {"schema": {"$ref": f"{SCHEMA_REF}Error"}}}
     return {
         "description": ERRORS[status],
-        **({"headers": _headers(headers)} if headers else {}),
-        "content": {JSON: {"schema": {"$ref": f"{SCHEMA_REF}Error"}}},
+        **({"headers": _headers(headers, given)} if headers else {}),
+        "content": _with_examples(content, given),
     }

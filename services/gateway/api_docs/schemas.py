@@ -17,8 +17,14 @@ from shared import request
 from shared.dataset import manifest
 from shared.messaging import messages
 from shared.request import (
+    ACCESS_ID,
+    ACCESS_SECRET,
+    BUCKET,
     ENDPOINT,
+    JOB_ID,
     MAX_ITEMS,
+    MODEL_NAME,
+    OBJECT_PATH,
     WEB_ADDRESS,
     WEBHOOK_EVENTS,
     Inference,
@@ -37,15 +43,16 @@ MODULES = (response_types, messages, request, manifest)
 """The modules that define the described types."""
 ROLE = re.compile(r":\w+:`(?:[\w.]+\.)?(\w+)`")
 
-EXAMPLE: Schema = {
-    "input": {
-        "train": {"data_url": "https://example.org/my-images.zip"},
-        "inference": {"prompt": "a unique 123xyz concept name as a superhero"},
-    }
-}
 NULL: Schema = {"type": "null"}
 ADDRESS: Schema = {"type": "string", "pattern": WEB_ADDRESS}
-MODEL = rf"(^[^:]*$(?!\n))|({WEB_ADDRESS})"
+MODEL = f"({MODEL_NAME})|({WEB_ADDRESS})"
+S3_PATTERNS = {
+    "accessId": ACCESS_ID,
+    "accessSecret": ACCESS_SECRET,
+    "bucketName": BUCKET,
+    "endpointUrl": ENDPOINT,
+    "objectPath": OBJECT_PATH,
+}
 
 
 def components(kinds: Iterable[Any], prefix: str = "") -> tuple[list[Schema], dict[str, Schema]]:
@@ -118,7 +125,8 @@ def request_schemas() -> dict[str, Schema]:
     for part in parts.values():
         _take_null(part)
     _train_rules(parts[f"{REQUEST_SCHEMA}Train"])
-    parts[f"{REQUEST_SCHEMA}S3Config"]["properties"]["endpointUrl"]["pattern"] = ENDPOINT
+    for name, pattern in S3_PATTERNS.items():
+        parts[f"{REQUEST_SCHEMA}S3Config"]["properties"][name]["pattern"] = pattern
     training, generation = _training(train, inference), _generation(inference)
     return {
         REQUEST_SCHEMA: _whole({"oneOf": [training, generation]}, s3, policy),
@@ -143,7 +151,7 @@ def _or_null(*kinds: Schema) -> Schema:
 
 def _train_rules(train: Schema) -> None:
     fields = train["properties"]
-    fields["data_url"] |= ADDRESS
+    fields["data_url"] |= {"pattern": rf"({JOB_ID})|({WEB_ADDRESS})"}
     fields["resume_ckpt_url"]["pattern"] = MODEL
     off = ("disable_unet_training", "disable_textenc_training")
     train["not"] = {"required": list(off), "properties": {name: {"const": True} for name in off}}
@@ -177,7 +185,6 @@ def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:
         },
         "required": ["input"],
         "additionalProperties": False,
-        "examples": [EXAMPLE],
     }
 
 

@@ -11,6 +11,7 @@ import structlog
 from services.gateway.ports import JobStore, Outgoing
 from shared.errors import Unavailable, Unpublishable
 from shared.messaging.messages import Message, decode
+from shared.messaging.topology import NOTIFIER_WEBHOOKS
 from shared.ports import Bus
 from shared.retry import reconnect_delay
 
@@ -18,14 +19,21 @@ MAX_BUSY = 32
 """Most jobs whose messages are published at the same time."""
 ROWS = 50
 """Most messages leased at once."""
+WEBHOOKS_WAITING = 16
+"""In the notifiers' queue. No more are published, so that whose webhook is next is decided late."""
 LEASE_HEARTBEATS = 2
 """After this time another gateway takes over the messages of one that died."""
+PAUSE_SECONDS = 0.02
+"""Between two looks: of many messages that are written at once, each would cost one."""
 
 log = structlog.get_logger()
 
 
 class OutboxRelay:
-    """Publishes with confirms: a job's messages in order, different jobs concurrently."""
+    """Publishes with confirms: a job's messages in order, different jobs concurrently.
+
+    Webhooks leave in turns: an endpoint that hangs delays its owner's others, and nobody else's.
+    """
 
     def __init__(
         self,
@@ -70,6 +78,7 @@ class OutboxRelay:
                     if job not in self._busy:  # the lease ran out while the broker was slow
                         self._busy.add(job)
                         group.create_task(self._publish_all(job, rows))
+                await asyncio.sleep(PAUSE_SECONDS)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._poll):
                         await self._woken.wait()
@@ -80,11 +89,25 @@ class OutboxRelay:
         now = self._clock()
         try:
             if len(self._busy) < MAX_BUSY:
-                for row in await self._jobs.take_due(now, now + self._lease, ROWS):
+                for row in await self._take(now):
                     by_job.setdefault(row.job, []).append(row)
         except Unavailable as error:
             log.warning("outbox_unreadable", reason=str(error))
         return by_job
+
+    async def _take(self, now: float) -> Sequence[Outgoing]:
+        due, until = await self._jobs.due(now), now + self._lease
+        rows = await self._jobs.take_due(now, until, ROWS) if due.messages else ()
+        return (*rows, *(await self._take_webhooks(now) if due.webhooks else ()))
+
+    async def _take_webhooks(self, now: float) -> Sequence[Outgoing]:
+        try:
+            waiting = await self._bus.depth(NOTIFIER_WEBHOOKS)
+        except Unavailable as error:
+            log.warning("webhooks_put_off", reason=str(error))
+            return ()
+        room = WEBHOOKS_WAITING - waiting - len(self._busy)
+        return await self._jobs.take_webhooks(now, now + self._lease, room) if room > 0 else ()
 
     async def _publish_all(self, job: str, rows: Sequence[Outgoing]) -> None:
         try:

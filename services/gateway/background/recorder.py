@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import structlog
+
 from services.gateway.background.consumer import consume
 from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.supervisor import Supervisor
+from services.gateway.jobs.budgets import Budgets
+from services.gateway.jobs.record import Job, Step
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.jobs.transitions import RESULTS, advance, refuse_unknown
+from services.gateway.jobs.transitions import RESULTS, advance, is_expected, refuse_unknown
+from services.gateway.turns.places import Places
 from shared.errors import NotFound
 from shared.messaging.messages import (
     AnyMessage,
+    DatasetStaged,
     GatewayHeartbeat,
     Progressed,
     PublicationStarted,
     SamplesGenerated,
     StageFact,
+    type_of,
 )
 from shared.messaging.topology import GATEWAY_RECORDER
 from shared.ports import Bus, Delivery, ObjectStore
@@ -25,6 +32,8 @@ from shared.storage.large_fields import load_fields
 
 PASSED_ON = ("inference", "train", "row")
 """Fields of facts that are for the next worker only."""
+
+log = structlog.get_logger()
 
 
 class Recorder:
@@ -35,9 +44,11 @@ class Recorder:
         bus: Bus,
         store: ObjectStore,
         repository: JobRepository,
+        *,
         supervisor: Supervisor,
         progress: ProgressWriter,
-        *,
+        places: Places,
+        budgets: Budgets,
         clock: Callable[[], float],
         heartbeat: float,
     ) -> None:
@@ -46,6 +57,8 @@ class Recorder:
         self._repository = repository
         self._supervisor = supervisor
         self._progress = progress
+        self._places = places
+        self._budgets = budgets
         self._clock = clock
         self._heartbeat = heartbeat
 
@@ -58,11 +71,19 @@ class Recorder:
             self._supervisor.on_heartbeat(fact)
             return
         fact = await self._with_results(fact)
+        claims_bucket = isinstance(fact, PublicationStarted)
         apply = partial(
             advance, fact=fact, reply_queue=reply_queue, now=self._clock(),
             heartbeat=self._heartbeat,
+            crowding=await self._places.crowding() if claims_bucket else (),
+            may_keep=await self._may_keep(fact),
         )  # fmt: skip
-        job = await self._repository.change(fact.job, apply, results=needs_results(fact))
+
+        def noted(job: Job) -> Step:
+            _warn_if_unexpected(job, fact)
+            return apply(job)
+
+        job = await self._repository.change(fact.job, noted, results=needs_results(fact))
         if not isinstance(fact, StageFact):
             return
         if job is None:
@@ -71,6 +92,16 @@ class Recorder:
             self._supervisor.keepalive(fact.claim)
             if isinstance(fact, Progressed):
                 self._progress.note(fact, job.run)
+
+    async def _may_keep(self, fact: AnyMessage) -> bool:
+        """Whether the owner has room for what a check has staged; nothing else needs room."""
+        if not isinstance(fact, DatasetStaged):
+            return True
+        job = await self._repository.get(fact.job)
+        if job is None or not job.checks:
+            return True
+        size = fact.dataset_bytes + fact.pictures_bytes
+        return await self._budgets.has_room_for_dataset(job.owner, size)
 
     async def _with_results(self, fact: AnyMessage) -> AnyMessage:
         """The fact with what goes into the record; what it only passes on stays in the store."""
@@ -82,6 +113,17 @@ class Recorder:
             if await self._repository.get(fact.job) is not None:
                 raise
             return fact  # it is answered as a fact of no job
+
+
+def _warn_if_unexpected(job: Job, fact: AnyMessage) -> None:
+    """Name the worker to operators; users read only what it did."""
+    if not isinstance(fact, StageFact) or not job.holds(fact.stage, fact.claim):
+        return
+    if not is_expected(job, fact):
+        log.warning(
+            "unexpected_result", job=job.id, stage=fact.stage, worker=fact.worker,
+            type=type_of(fact),
+        )  # fmt: skip
 
 
 def needs_results(fact: AnyMessage) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
@@ -23,6 +23,11 @@ HOUR = 3600.0
 LATE_HEARTBEATS = 6
 """After a job's end; by then its workers have learned of it, and what they wrote meanwhile goes."""
 
+PAGE = 10_000
+"""Datasets deleted at a time; the next ones follow at the next time."""
+CLOCKS_DIFFER = 60.0
+"""Seconds; until then another gateway may still let a job have a check's dataset."""
+
 log = structlog.get_logger()
 
 
@@ -38,16 +43,21 @@ class Retention:
         clock: Callable[[], float],
         heartbeat: float,
         keep_days: float,
+        on_deleted: Callable[[str], Awaitable[object]],
     ) -> None:
+        """``on_deleted`` records that the dataset of a check is gone."""
         self._jobs = jobs
         self._store = store
         self._uploads = uploads
+        self._on_deleted = on_deleted
         self._clock = clock
         self._pause = min(PAUSE_HEARTBEATS * heartbeat, HOUR)
         self._late = LATE_HEARTBEATS * heartbeat
         self._deleted_again_until = clock() - DAY
         """When the last job ended whose working files were deleted again."""
         self._keep = keep_days * DAY
+        self._uncertain: dict[str, float] = {}
+        """Ids of jobs that may have no row, and when that was noted."""
         self._to_delete: asyncio.Queue[str] = asyncio.Queue()
         """Prefixes in the object store."""
 
@@ -59,6 +69,14 @@ class Retention:
     def job_removed(self, job_id: str) -> None:
         """Delete all its objects; later ones go by :meth:`delete_leftovers`."""
         self._to_delete.put_nowait(objects_of(job_id))
+
+    def object_replaced(self, key: str) -> None:
+        """Delete an object that no record names any more; if it cannot be, it goes with its job."""
+        self._to_delete.put_nowait(key)
+
+    def job_uncertain(self, job_id: str) -> None:
+        """Objects were written for a job that may not have been; see :meth:`delete_again`."""
+        self._uncertain[job_id] = self._clock()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -78,6 +96,7 @@ class Retention:
         while True:
             try:
                 await self.delete_leftovers()
+                await self.delete_datasets()
                 await self.delete_expired()
             except EveryDreamError as error:
                 log.warning("retention_put_off", reason=str(error))
@@ -95,7 +114,7 @@ class Retention:
         """Delete the working files of jobs that ended a little while ago, or within the past day.
 
         A worker may have written some after the end, and a gateway may have died before it deleted
-        them.
+        them. Objects of jobs that were not created after all go, too.
 
         Raises:
             Unavailable: the database or the store does not answer; the rest is deleted next time.
@@ -109,6 +128,10 @@ class Retention:
                 for prefix in _working_files_of(row):
                     await self._store.delete(prefix)
                 self._deleted_again_until = row.ended_at
+        for job_id in [each for each, at in self._uncertain.items() if at < late]:
+            if await self._jobs.get(job_id) is None:
+                await self._store.delete(objects_of(job_id))
+            self._uncertain.pop(job_id, None)
 
     async def delete_expired(self) -> None:
         """Delete every job and upload that is old enough, its objects first.
@@ -116,7 +139,8 @@ class Retention:
         Raises:
             Unavailable: the database or the store does not answer; the rest is deleted next time.
         """
-        while ids := await self._jobs.ended_before(self._clock() - self._keep):
+        now = self._clock()
+        while ids := await self._jobs.ended_before(now - self._keep, now=now):
             for job_id in ids:
                 await self._store.delete(objects_of(job_id))
                 await self._jobs.delete(job_id)
@@ -124,6 +148,19 @@ class Retention:
         await self._uploads.remove_expired(
             untouched_since=self._clock() - DAY, finished_before=self._clock() - self._keep
         )
+
+    async def delete_datasets(self) -> None:
+        """Delete what checks have staged, when it was kept long enough.
+
+        Raises:
+            Unavailable: the database or the store does not answer; the rest is deleted next time.
+        """
+        for job_id in await self._jobs.kept_before(self._clock() - CLOCKS_DIFFER, PAGE):
+            await self._store.delete(f"{objects_of(job_id)}staging/")
+            try:
+                await self._on_deleted(job_id)
+            except msgspec.DecodeError:  # its record; it must not end the retention of others
+                log.exception("cannot_judge", job=job_id)
 
     async def delete_leftovers(self) -> None:
         """Delete what workers wrote for jobs after their removal, for a day.
@@ -145,20 +182,29 @@ def objects_of(job_id: str) -> str:
 def working_files(job: Job) -> list[str]:
     """Prefixes that an ended job no longer needs.
 
-    The snapshots, and what attempts at staging left that did not succeed. Of a job that cannot be
-    retried also its dataset, its resume points, and folders of models that were not finished.
+    The snapshots, and what attempts at staging left that did not succeed; of a check whose dataset
+    is kept, the latter alone. Of a job that cannot be retried also its dataset, its resume points,
+    and folders of models that were not finished.
     """
     root = objects_of(job.id)
+    pages = _others(job.pictures, f"{root}pictures", _attempts(job, "staging"))
+    if job.kept:
+        return [*pages, *_others(job.kept.dataset, f"{root}staging", _attempts(job, "staging"))]
     if job.status not in ("COMPLETED", "CANCELLED"):
-        dataset = _dataset_of(job)
-        attempts = [f"{root}staging/{number}/" for number in _attempts(job, "staging")]
-        return [snapshots_of(job.id), *(each for each in attempts if not dataset.startswith(each))]
-    prefixes = [snapshots_of(job.id), f"{root}staging/"]
+        attempts = _others(_dataset_of(job), f"{root}staging", _attempts(job, "staging"))
+        return [snapshots_of(job.id), *pages, *attempts]
+    prefixes = [snapshots_of(job.id), *pages, f"{root}staging/"]
     for number in _attempts(job, "training"):
         prefixes.append(f"{root}training/{number}/resume")
         if job.model != f"{root}training/{number}/model":
             prefixes.append(f"{root}training/{number}/model/")
     return prefixes
+
+
+def _others(kept: str, root: str, attempts: range) -> list[str]:
+    """Prefixes of attempts under ``root``, without the attempt that ``kept`` belongs to."""
+    prefixes = (f"{root}/{number}/" for number in attempts)
+    return [each for each in prefixes if not f"{kept}/".startswith(each)]
 
 
 def _attempts(job: Job, stage: Stage) -> range:

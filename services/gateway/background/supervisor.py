@@ -45,12 +45,24 @@ class Supervisor:
         *,
         clock: Callable[[], float],
         heartbeat: float,
+        on_judged: Callable[[], None],
     ) -> None:
+        """Connect the parts.
+
+        Args:
+            bus: takes the heartbeats.
+            jobs: what is waited for.
+            repository: the jobs.
+            clock: seconds since the epoch.
+            heartbeat: seconds between heartbeats.
+            on_judged: called each time that an own heartbeat came back and was judged.
+        """
         self._bus = bus
         self._jobs = jobs
         self._repository = repository
         self._clock = clock
         self._heartbeat = heartbeat
+        self._on_judged = on_judged
         self._name = f"{bus.source}/{uuid4()}"
         self.broker_problem: str | None = "was not reached yet"
         """Why the broker did not take the last heartbeat; None: it did."""
@@ -80,6 +92,7 @@ class Supervisor:
             self._came_back.clear()
             try:
                 await self.judge()
+                self._on_judged()
             except Unavailable as error:  # the next heartbeat is judged instead
                 log.warning("not_judged", reason=str(error))
 
@@ -124,7 +137,6 @@ class Supervisor:
         self._since = {watch: self._since.get(watch, self._heartbeats) for watch in watched}
         for stage in claimed:
             if self._silent_too_long(stage):
-                log.warning("claim_lost", job=stage.job, stage=stage.stage, claim=stage.claim)
                 await self._change(stage.job, partial(self._lose, stage=stage, now=now))
         for stage in waiting:
             if self._silent_too_long(stage):
@@ -157,6 +169,8 @@ class Supervisor:
         """Unless it showed a sign of life since the check."""
         if stage.claim is None or not self._silent_too_long(stage):
             return Step(job)
+        if job.holds(stage.stage, stage.claim) and (claim := job.stages[stage.stage].claim):
+            log.warning("claim_lost", job=job.id, stage=stage.stage, worker=claim.worker)
         return lose_claim(job, stage.stage, stage.claim, now=now, heartbeat=self._heartbeat)
 
     async def _change(self, job_id: str, decide: Callable[[Job], Step]) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY
+from threading import Thread
 from time import monotonic
 from typing import Any, Self
+from weakref import WeakSet
 
 import aiosqlite
 import sqlalchemy as sa
@@ -17,9 +22,11 @@ from alembic.config import Config
 from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, Connection, Row, make_url
+from sqlalchemy.engine import URL, Connection, Dialect, Row, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
+from services.gateway.database.shares import Shares
 from shared.errors import Unavailable
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -33,6 +40,13 @@ LOCK_SECONDS = 0.2
 """How long SQLite itself waits, in a thread that a cancelled call has to wait for."""
 LOCKED_SECONDS = 0.01
 """Between two tries when SQLite itself does not wait."""
+CONNECTIONS = 15
+"""To PostgreSQL; more calls wait for one."""
+IDLE_SECONDS = 0.5
+"""After so long without use, a connection is tried before it is used."""
+USED_AT = "used_at"
+CLOSE_SECONDS = 1.0
+"""For what a thread of SQLite's driver still does when its database is closed."""
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 
@@ -46,13 +60,25 @@ AWAY = (
 
 
 class Database:
-    """Executes statements, and translates errors to the project's."""
+    """Executes statements, a few at a time for each owner, and translates errors to the project's.
+
+    In a :meth:`writing` block no other call may be made: it could wait for itself.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        # A single SELECT needs no transaction, whose begin and end are answers to wait for.
+        is_sqlite = engine.dialect.name == "sqlite"
+        self._reading = (
+            engine if is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
+        )
         self.insert = insert_of(engine.dialect.name)
         # SQLite has one writer at a time; this lock is fair, its own is not.
-        self._write_lock = asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        self._write_lock = asyncio.Lock() if is_sqlite else nullcontext()
+        self._shares = Shares()
+        self._threads = WeakSet[Thread]()
+        if is_sqlite:
+            event.listen(engine.sync_engine, "connect", self._note_thread)
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -74,7 +100,7 @@ class Database:
     async def all(self, statement: sa.Executable) -> Sequence[Row[Any]]:
         """The rows of a SELECT. Raises Unavailable."""
         with _translate_errors():
-            async with self._engine.connect() as connection:
+            async with self._shares.hold(), self._reading.connect() as connection:
                 return (await connection.execute(statement)).all()
 
     async def do(self, statement: sa.Executable) -> int:
@@ -95,6 +121,7 @@ class Database:
         """
         with _translate_errors():
             async with (
+                self._shares.hold(),
                 self._write_lock,
                 self._engine.connect() as connection,
                 AsyncExitStack() as transaction,
@@ -107,6 +134,12 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+        for thread in list(self._threads):
+            # A call that was cancelled goes on in it, and tells the event loop, which may be gone.
+            await asyncio.to_thread(thread.join, CLOSE_SECONDS)
+
+    def _note_thread(self, connection: Any, _: object) -> None:
+        self._threads.add(connection.driver_connection._thread)  # noqa: SLF001 - has no other name
 
     async def _write_ahead(self) -> None:
         """Switch SQLite to a write-ahead log, so that readers do not wait for a writer.
@@ -161,10 +194,36 @@ def normalise(url: str) -> URL:
 def _postgresql(address: URL) -> AsyncEngine:
     limits = {"timeout": CONNECT_SECONDS, "command_timeout": ANSWER_SECONDS}
     engine = create_async_engine(
-        address, pool_pre_ping=True, connect_args=limits, hide_parameters=True
+        address,
+        pool_size=CONNECTIONS,
+        max_overflow=0,  # one more would be closed after each use
+        connect_args=limits,
+        hide_parameters=True,
     )
     engine.dialect.do_terminate = _hang_up  # type: ignore[method-assign, assignment]
+    event.listen(engine.sync_engine, "checkin", _note_use)
+    event.listen(engine.sync_engine, "checkout", partial(_ping_if_idle, engine.dialect))
     return engine
+
+
+def _note_use(_: Any, record: ConnectionPoolEntry) -> None:
+    record.info[USED_AT] = monotonic()
+
+
+def _ping_if_idle(
+    dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _: object
+) -> None:
+    """Replace a connection that was lost meanwhile; one just used needs no question before it.
+
+    Source: "Custom / Legacy Pessimistic Ping" in SQLAlchemy's documentation of pooling.
+    """
+    if connection.driver_connection.is_closed():
+        raise exc.InvalidatePoolError
+    if monotonic() - record.info.get(USED_AT, monotonic()) > IDLE_SECONDS:
+        try:
+            dialect.do_ping(connection)
+        except dialect.loaded_dbapi.Error as error:
+            raise exc.InvalidatePoolError from error
 
 
 def _hang_up(connection: Any) -> None:
@@ -176,7 +235,7 @@ def _sqlite(address: URL) -> AsyncEngine:
     if not address.database or address.database == ":memory:":
         raise ValueError("a SQLite job store needs a file: sqlite:///path")
     with _translate_errors():
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_private(Path(address.database))
     limits = {"timeout": LOCK_SECONDS}
     # Without hide_parameters, logged errors would contain users' data.
     engine = create_async_engine(address, connect_args=limits, hide_parameters=True)
@@ -184,6 +243,17 @@ def _sqlite(address: URL) -> AsyncEngine:
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     event.listen(engine.sync_engine, "invalidate", _roll_back)
     return engine
+
+
+def _make_private(file: Path) -> None:
+    """Create the file for its owner alone, or close it to others; its log follows its mode."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if file.is_dir():
+        return  # each call says that the database does not answer
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    found = file.stat()
+    if found.st_uid == os.geteuid() and found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        file.chmod(found.st_mode & stat.S_IRWXU)
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

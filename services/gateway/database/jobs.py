@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Database
 from services.gateway.database.tables import (
+    STORED,
     events,
     jobs,
     open_stages,
@@ -19,10 +20,13 @@ from services.gateway.database.tables import (
     progress,
     removed,
     streams,
+    turns,
 )
 from services.gateway.ports import (
     END_STATUSES,
+    Due,
     JobUsage,
+    Line,
     OpenStage,
     Outgoing,
     RemovedJob,
@@ -37,6 +41,11 @@ PAGE = 100
 """Rows fetched at a time when all are requested."""
 OUTBOX_LOCK = 0x6F757462
 """Advisory lock under which one gateway at a time leases from the outbox."""
+
+WITH_PROGRESS = sa.select(
+    jobs,
+    *(progress.c.stage, progress.c.run.label("of_run"), progress.c.numbers, progress.c.sequence),
+).outerjoin(progress, (progress.c.job == jobs.c.id) & jobs.c.ended_at.is_(None))
 
 
 class SqlJobStore:
@@ -68,6 +77,7 @@ class SqlJobStore:
             row = self._database.insert(jobs).values(**_columns(job)).on_conflict_do_nothing()
             if (await connection.execute(row)).rowcount == 0:
                 return False
+            await self._note_turn(connection, job)
             await self._add(connection, outgoing, happened, stages)
             return True
 
@@ -88,10 +98,12 @@ class SqlJobStore:
             raise ValueError(f"version {job.version} cannot follow {expected_version}")
         unchanged = (jobs.c.id == job.id) & (jobs.c.version == expected_version)
         async with self._database.writing() as connection:
-            columns = {**_columns(job), "request_bytes": jobs.c.request_bytes}
+            request_bytes = jobs.c.request_bytes + job.request_bytes
+            columns = {**_columns(job), "request_bytes": request_bytes}
             update = sa.update(jobs).where(unchanged).values(**columns)
             if (await connection.execute(update)).rowcount == 0:
                 return False
+            await self._note_turn(connection, job)
             if stages is not None:
                 former = sa.delete(open_stages).where(open_stages.c.job == job.id)
                 await connection.execute(former)
@@ -125,16 +137,23 @@ class SqlJobStore:
                 values = [row._asdict() for row in rows]
                 await connection.execute(self._upsert_progress, values)
 
-    async def progress(self, job_id: str) -> Sequence[StoredProgress]:
-        rows = await self._database.all(sa.select(progress).where(progress.c.job == job_id))
-        return [
-            StoredProgress(row.job, row.stage, row.run, row.numbers, row.sequence) for row in rows
+    async def get_live(self, job_id: str) -> tuple[StoredJob, Sequence[StoredProgress]] | None:
+        rows = await self._database.all(WITH_PROGRESS.where(jobs.c.id == job_id))
+        if not rows:
+            return None
+        columns = {column.name: rows[0]._mapping[column] for column in jobs.c}  # noqa: SLF001
+        return StoredJob(**columns), [
+            StoredProgress(job_id, row.stage, row.of_run, row.numbers, row.sequence)
+            for row in rows
+            if row.stage is not None
         ]
 
     async def ended_before(
-        self, moment: float, limit: int = 100, *, after: float = 0.0
+        self, moment: float, limit: int = 100, *, after: float = 0.0, now: float | None = None
     ) -> Sequence[str]:
         between = (jobs.c.ended_at < moment) & (jobs.c.ended_at > after)
+        if now is not None:
+            between &= jobs.c.kept_until.is_(None) | (jobs.c.kept_until < now)
         old = jobs.c.status.in_(END_STATUSES) & between
         ids = sa.select(jobs.c.id).where(old).order_by(jobs.c.ended_at).limit(limit)
         return [row.id for row in await self._database.all(ids)]
@@ -158,10 +177,27 @@ class SqlJobStore:
         return [RemovedJob(row.job, row.at) for row in rows]
 
     async def take_due(self, now: float, until: float, limit: int = 100) -> Sequence[Outgoing]:
-        free = _free(now).order_by(outbox.c.due_at, outbox.c.number).limit(limit)
-        if not await self._database.all(free.limit(1)):
-            return []
-        take = sa.update(outbox).where(outbox.c.number.in_(free)).values(taken_until=until)
+        free = _free(now).where(outbox.c.owner.is_(None))
+        free = free.order_by(outbox.c.due_at, outbox.c.number).limit(limit)
+        return await self._take(free, until)
+
+    async def due(self, now: float) -> Due:
+        messages = _free(now).where(outbox.c.owner.is_(None)).exists()
+        webhooks = _free(now).where(outbox.c.owner.is_not(None)).exists()
+        either = sa.select(messages.label("messages"), webhooks.label("webhooks"))
+        (row,) = await self._database.all(either)
+        return Due(messages=bool(row.messages), webhooks=bool(row.webhooks))
+
+    async def take_webhooks(self, now: float, until: float, limit: int) -> Sequence[Outgoing]:
+        in_order = (outbox.c.due_at, outbox.c.number)
+        number = sa.func.row_number().over(partition_by=outbox.c.owner, order_by=in_order)
+        due = _free(now).where(outbox.c.owner.is_not(None))
+        of_owners = due.add_columns(number.label("of_owner"), outbox.c.due_at).subquery()
+        first = sa.select(of_owners.c.number).limit(limit)
+        return await self._take(first.order_by(of_owners.c.of_owner, of_owners.c.due_at), until)
+
+    async def _take(self, chosen: sa.Select[tuple[int]], until: float) -> Sequence[Outgoing]:
+        take = sa.update(outbox).where(outbox.c.number.in_(chosen)).values(taken_until=until)
         async with self._database.writing(lock=OUTBOX_LOCK) as connection:
             rows = (await connection.execute(take.returning(outbox))).all()
         return [_outgoing(row) for row in sorted(rows, key=lambda row: (row.due_at, row.number))]
@@ -176,7 +212,7 @@ class SqlJobStore:
     async def counts(self, owner: str, limit: int | None = None) -> Mapping[str, int]:
         number = sa.func.count().label("number")
         theirs = sa.select(jobs.c.status).where(jobs.c.owner == owner)
-        first = theirs.order_by(jobs.c.created_at, jobs.c.id).limit(limit)  # see count_ahead
+        first = theirs.order_by(jobs.c.created_at, jobs.c.id).limit(limit)
         some = sa.union_all(
             *(
                 sa.select(first.where(jobs.c.status == status).subquery())
@@ -203,6 +239,17 @@ class SqlJobStore:
             request_bytes=sum(int(row.size) for row in rows),
         )
 
+    async def kept_bytes(self, owner: str) -> int:
+        """By the index alone."""
+        size = sa.func.coalesce(sa.func.sum(jobs.c.kept_bytes), 0).label("size")
+        theirs = sa.select(size).where(jobs.c.owner == owner, STORED)
+        (row,) = await self._database.all(theirs)
+        return int(row.size)
+
+    async def kept_before(self, moment: float, limit: int = 100) -> Sequence[str]:
+        over = sa.select(jobs.c.id).where(jobs.c.kept_until < moment).limit(limit)
+        return [row.id for row in await self._database.all(over)]
+
     async def count_retried(self, owner: str) -> int:
         more = sa.func.coalesce(sa.func.sum(jobs.c.run - 1), 0).label("number")
         retried = (jobs.c.owner == owner) & (jobs.c.run > 1)
@@ -215,38 +262,12 @@ class SqlJobStore:
         ids = sa.select(jobs.c.id).where(waiting).order_by(*newest_first)
         return [row.id for row in await self._database.all(ids)]
 
-    async def execution_seconds(self, limit: int) -> Sequence[float]:
+    async def execution_seconds(self, line: Line, limit: int) -> Sequence[float]:
         seconds = (jobs.c.ended_at - jobs.c.started_at).label("seconds")
-        ran = (jobs.c.status == "COMPLETED") & jobs.c.started_at.is_not(None)
+        completed = (jobs.c.status == "COMPLETED") & jobs.c.started_at.is_not(None)
+        ran = completed & (jobs.c.line == line)
         newest = sa.select(seconds).where(ran).order_by(jobs.c.created_at.desc()).limit(limit)
         return [row.seconds for row in await self._database.all(newest)]
-
-    async def count_ahead(
-        self,
-        created_at: float,
-        job_id: str,
-        *,
-        behind: tuple[float, str] | None = None,
-        limit: int | None = None,
-    ) -> int:
-        position = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        waiting = jobs.c.status == "IN_QUEUE"
-        ahead = sa.select(jobs.c.id).where(waiting & (position < (created_at, job_id)))
-        if behind is not None:
-            ahead = ahead.where(position > behind)
-        if limit is not None:  # in order: else PostgreSQL may look for the few in the whole table
-            ahead = ahead.order_by(*position.clauses).limit(limit)
-        number = sa.func.count().label("number")
-        some = sa.select(number).select_from(ahead.subquery())
-        (row,) = await self._database.all(some)
-        return int(row.number)
-
-    async def every_waiting(self, step: int) -> Sequence[tuple[float, str]]:
-        position = (jobs.c.created_at, jobs.c.id)
-        number = sa.func.row_number().over(order_by=position).label("number")
-        waiting = sa.select(*position, number).where(jobs.c.status == "IN_QUEUE").subquery()
-        every = sa.select(waiting).where(waiting.c.number % step == 0).order_by(waiting.c.number)
-        return [(row.created_at, row.id) for row in await self._database.all(every)]
 
     async def newest(
         self,
@@ -288,6 +309,20 @@ class SqlJobStore:
 
     async def close(self) -> None:
         await self._database.close()
+
+    async def _note_turn(self, connection: AsyncConnection, job: StoredJob) -> None:
+        """Of an owner's turns in a line the last is kept, also when its job is deleted."""
+        if job.status != "IN_QUEUE" or not job.released_at or job.line is None:
+            return
+        turn = {"owner": job.owner, "line": job.line, "released_at": job.released_at}
+        add = self._database.insert(turns).values(turn)
+        later = add.excluded.released_at
+        newest = add.on_conflict_do_update(
+            index_elements=["owner", "line"],
+            set_={"released_at": later},
+            where=turns.c.released_at < later,
+        )
+        await connection.execute(newest)
 
     async def _add(
         self,
@@ -358,4 +393,5 @@ def _outgoing(row: Row[Any]) -> Outgoing:
         queue=row.queue,
         mandatory=row.mandatory,
         due_at=row.due_at,
+        owner=row.owner,
     )

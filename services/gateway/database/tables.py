@@ -21,8 +21,14 @@ jobs = sa.Table(
     sa.Column("started_at", sa.Double, nullable=True),
     sa.Column("ended_at", sa.Double, nullable=True),
     sa.Column("overdue_at", sa.Double, nullable=True),
+    sa.Column("line", sa.String(8), nullable=True),
+    sa.Column("low", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("released_at", sa.Double, nullable=True, server_default="0"),
+    sa.Column("staging", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("record", sa.LargeBinary, nullable=False),
     sa.Column("request_bytes", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("kept_until", sa.Double, nullable=True),
+    sa.Column("kept_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Index("jobs_by_status", "status", "created_at", "id"),
     sa.Index("jobs_by_owner", "owner", "status", "created_at", "id", "request_bytes"),
     sa.Index("jobs_by_owner_and_time", "owner", "created_at", "id"),
@@ -37,6 +43,36 @@ sa.Index(
     "jobs_retried", jobs.c.owner, jobs.c.run,
     postgresql_where=jobs.c.run > 1, sqlite_where=jobs.c.run > 1,
 )  # fmt: skip
+
+sa.Index(
+    "jobs_kept", jobs.c.owner, jobs.c.kept_until, jobs.c.kept_bytes, jobs.c.id,
+    postgresql_where=jobs.c.kept_until.is_not(None), sqlite_where=jobs.c.kept_until.is_not(None),
+)  # fmt: skip
+
+STORED = sa.text("kept_bytes > 0")
+sa.Index(
+    "jobs_stored", jobs.c.owner, jobs.c.kept_bytes, postgresql_where=STORED, sqlite_where=STORED
+)
+
+WAITING = sa.text("status = 'IN_QUEUE' AND released_at IS NULL")
+"""As written in the partial index: a bound parameter would not imply it."""
+sa.Index(
+    "jobs_waiting", *(jobs.c[name] for name in ("line", "low", "owner", "created_at", "id")),
+    postgresql_where=WAITING, sqlite_where=WAITING,
+)  # fmt: skip
+RELEASED = sa.text("status = 'IN_QUEUE' AND released_at IS NOT NULL")
+sa.Index(
+    "jobs_released", *(jobs.c[name] for name in ("line", "released_at", "id", "owner", "staging")),
+    postgresql_where=RELEASED, sqlite_where=RELEASED,
+)  # fmt: skip
+
+turns = sa.Table(
+    "turns",
+    metadata,
+    sa.Column("owner", sa.String(255), primary_key=True),
+    sa.Column("line", sa.String(8), primary_key=True),
+    sa.Column("released_at", sa.Double, nullable=False),
+)
 
 open_stages = sa.Table(
     "open_stages",
@@ -67,9 +103,15 @@ outbox = sa.Table(
     sa.Column("due_at", sa.Double, nullable=False),
     sa.Column("job", sa.String(255), nullable=False, server_default=sa.text("''")),
     sa.Column("taken_until", sa.Double, nullable=False, server_default="0"),
+    sa.Column("owner", sa.String(255), nullable=True),
     sa.Index("outbox_by_time", "due_at", "number"),
     sa.Index("outbox_by_job", "job", "taken_until"),
 )
+
+sa.Index(
+    "outbox_webhooks", outbox.c.owner, outbox.c.due_at, outbox.c.number,
+    postgresql_where=outbox.c.owner.is_not(None), sqlite_where=outbox.c.owner.is_not(None),
+)  # fmt: skip
 
 events = sa.Table(
     "events",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import cached_property, partial
+
 import msgspec
 from aiohttp import web
 
@@ -18,7 +21,12 @@ class DocsRoutes:
         """``url`` is where clients reach the gateway."""
         self._openapi = msgspec.json.encode(openapi)
         self._asyncapi = msgspec.json.encode(asyncapi)
-        self._page = page(openapi, asyncapi, url)
+        self._render = partial(page, openapi, asyncapi, url)
+
+    @cached_property
+    def _page(self) -> bytes:
+        """Rendered when somebody asks for it: a tenth of a second that no start should take."""
+        return self._render().encode()
 
     @route(
         "GET",
@@ -52,4 +60,5 @@ class DocsRoutes:
     )
     async def docs(self, _request: web.Request) -> web.Response:
         headers = {"Content-Security-Policy": POLICY}
-        return web.Response(text=self._page, content_type="text/html", headers=headers)
+        body = await asyncio.to_thread(lambda: self._page)
+        return web.Response(body=body, content_type="text/html", charset="utf-8", headers=headers)

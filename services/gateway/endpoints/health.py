@@ -14,11 +14,10 @@ from services.gateway.background.supervisor import Supervisor
 from services.gateway.jobs import response_types
 from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.ports import LocalStore
 from services.gateway.web.application import ANSWER_SECONDS, RETRY_SECONDS
 from services.gateway.web.routing import Answer, route
 from shared.errors import Unavailable
-from shared.ports import ObjectStore
+from shared.ports import LocalStore, ObjectStore
 
 NEEDED_BYTES = 2**30
 """Free space that a local store must have: for a few uploads, or a small model."""

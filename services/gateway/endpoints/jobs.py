@@ -16,18 +16,25 @@ from msgspec import Meta
 
 from services.gateway.endpoints.stream import OutputStreams
 from services.gateway.jobs.admission import Admission, unwrap
-from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.capacity import Capacity
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.queue_position import QueuePositions
-from services.gateway.jobs.record import Job, Step, why_no_command
+from services.gateway.jobs.record import RESULT_FIELDS, Job, Step, why_no_command
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid, parse_request
-from services.gateway.jobs.response_types import Health, JobState, JobStatus, Purged, Stream
-from services.gateway.jobs.transitions import cancel, issue_command, rerun
+from services.gateway.jobs.response_types import (
+    Health,
+    JobState,
+    JobStatus,
+    Piece,
+    Purged,
+    Stream,
+)
+from services.gateway.jobs.transitions import cancel, issue_command
 from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, json_response
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
+from services.gateway.web.large_answers import LargeAnswers, send_large
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
 from shared.messaging.messages import stable_id
 from shared.request import Command
@@ -39,10 +46,14 @@ RUN_BYTES, RUNSYNC_BYTES = 10 << 20, MAX_BODY
 """RunPod's limits for bodies."""
 MAX_WAIT, MAX_RUNSYNC_WAIT, RUNSYNC_WAIT = 90_000, 300_000, 90_000
 """Milliseconds."""
+STORED_A_SECOND = 1 << 20
+"""Bytes of a request that are stored in a second at least."""
 SHORT_WAIT = 1_000
 """Default wait in milliseconds; prevents busy polling."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
 MAX_KEY_LENGTH = 255
+MOST_RUNS = 100
+"""Of a job. Each leaves events that are kept with it."""
 CANCELLED_STREAM_SECONDS = 10.0
 """Then a cancelled job's stream is 404; RunPod's Python client would poll it for ever."""
 REQUEST = Body(JSON, {"$ref": "#/components/schemas/Request"}, "The request.")
@@ -76,8 +87,8 @@ class JobRoutes:
         repository: JobRepository,
         presenter: Presenter,
         streams: OutputStreams,
-        budgets: Budgets,
         bodies: Bodies,
+        large_answers: LargeAnswers,
         capacity: Capacity,
         queue_positions: QueuePositions,
         clock: Callable[[], float],
@@ -87,8 +98,8 @@ class JobRoutes:
         self._repository = repository
         self._presenter = presenter
         self._streams = streams
-        self._budgets = budgets
         self._bodies = bodies
+        self._large_answers = large_answers
         self._capacity = capacity
         self._queue_positions = queue_positions
         self._clock = clock
@@ -104,8 +115,7 @@ class JobRoutes:
         errors=(422,),
     )
     async def _run(self, request: web.Request, owner: str) -> web.Response:
-        job = await self._admit(request, owner, RUN_BYTES)
-        return web.json_response(state_of(job))
+        return web.json_response(await self._admit(request, owner, RUN_BYTES))
 
     @route(
         "POST",
@@ -118,10 +128,10 @@ class JobRoutes:
         errors=(404, 422),
         waits=True,
     )
-    async def _runsync(self, request: web.Request, owner: str) -> web.Response:
+    async def _runsync(self, request: web.Request, owner: str) -> web.StreamResponse:
         wait = partial(wait_of, request, RUNSYNC_WAIT, MAX_RUNSYNC_WAIT)
-        admitted = self._admit(request, owner, RUNSYNC_BYTES, wait)
-        return await self._at_the_end(request, await admitted, wait())
+        state = await self._admit(request, owner, RUNSYNC_BYTES, wait)
+        return await self._at_the_end(request, state["id"], wait())
 
     @route(
         "POST",
@@ -134,8 +144,7 @@ class JobRoutes:
         errors=(422,),
     )
     async def _check(self, request: web.Request, owner: str) -> web.Response:
-        job = await self._admit(request, owner, RUN_BYTES, checks=True)
-        return web.json_response(state_of(job))
+        return web.json_response(await self._admit(request, owner, RUN_BYTES, checks=True))
 
     async def _admit(
         self,
@@ -145,20 +154,24 @@ class JobRoutes:
         wait: Callable[[], float] = lambda: 0.0,
         *,
         checks: bool = False,
-    ) -> Job:
-        """Mistakes in headers and parameters are reported together with those in the body."""
+    ) -> JobState:
+        """Mistakes in headers and parameters are reported together with those in the body.
+
+        The job itself stays behind: who waits for its end would keep its input in memory.
+        """
         async with self._bodies.json(request, owner, most) as body:
             if mistakes := mistakes_of(partial(job_id_for, request, owner), wait):
                 raise Invalid([*mistakes, *mistakes_of(partial(parse_request, unwrap(body)))])
             job_id = job_id_for(request, owner)
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await self._admission.admit(job_id, owner, body, checks=checks)
+            size = request.content_length or most
+            async with asyncio.timeout(ANSWER_SECONDS + size / STORED_A_SECOND):
+                return state_of(await self._admission.admit(job_id, owner, body, checks=checks))
 
     @route(READ, "/status/{job}", "Get a job", needs="status", answers=STATUS)
-    async def _status(self, request: web.Request, owner: str) -> web.Response:
+    async def _status(self, request: web.Request, owner: str) -> web.StreamResponse:
         async with asyncio.timeout(ANSWER_SECONDS):
             current = await self._authorizer.job(request, owner)
-            return await self._shown(current.job)
+        return await self._shown(request, current.job)
 
     @route(
         READ,
@@ -170,24 +183,34 @@ class JobRoutes:
         errors=(400,),
         waits=True,
     )
-    async def _status_sync(self, request: web.Request, owner: str) -> web.Response:
+    async def _status_sync(self, request: web.Request, owner: str) -> web.StreamResponse:
         wait = wait_of(request, SHORT_WAIT, MAX_WAIT)
         async with asyncio.timeout(ANSWER_SECONDS):
             current = await self._authorizer.job(request, owner)
-        return await self._at_the_end(request, current.job, wait)
+        return await self._at_the_end(request, current.job.id, wait)
 
-    async def _at_the_end(self, request: web.Request, job: Job, wait: float) -> web.Response:
+    async def _at_the_end(
+        self, request: web.Request, job_id: str, wait: float
+    ) -> web.StreamResponse:
         """The status when the job has ended, or after ``wait`` seconds."""
-        async with aclosing(self._repository.versions(job.id, wait)) as versions:
+        job: Job | None = None
+        async with aclosing(self._repository.versions(job_id, wait)) as versions:
             async for current in versions:
                 job = current.job
                 if job.ended or is_disconnected(request):
                     break
-        return await self._shown(job)
+        assert job is not None  # noqa: S101 - the first version comes at once
+        return await self._shown(request, job)
 
-    async def _shown(self, job: Job) -> web.Response:
-        position = await self._queue_positions.position(job)
-        return json_response(await self._presenter.status(job, position))
+    async def _shown(self, request: web.Request, job: Job) -> web.StreamResponse:
+        async def make() -> bytes:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                position = await self._queue_positions.position(job)
+                return await self._presenter.status(job, position)
+
+        if job.stored:
+            return await self._large_answers.send(request, job.owner, make)
+        return json_response(await make())
 
     @route(
         READ,
@@ -199,15 +222,33 @@ class JobRoutes:
         errors=(400,),
         waits=True,
     )
-    async def _stream(self, request: web.Request, owner: str) -> web.Response:
+    async def _stream(self, request: web.Request, owner: str) -> web.StreamResponse:
         wait = wait_of(request, SHORT_WAIT, MAX_WAIT)
         async with asyncio.timeout(ANSWER_SECONDS):
-            current = await self._authorizer.job(request, owner)
-        pieces, job = await self._streams.next(request, current.job, wait)
-        if not pieces and self._is_long_cancelled(job):
+            job = (await self._authorizer.job(request, owner)).job
+        async with aclosing(self._repository.versions(job.id, wait)) as versions:
+            async for current in versions:
+                job = current.job
+                if (answer := await self._next_piece(request, job)) is not None:
+                    return answer
+                if job.ended or is_disconnected(request):
+                    break
+        if self._is_long_cancelled(job):
             raise web.HTTPNotFound(text="the stream of this cancelled job has ended")
-        stream: Stream = {**state_of(job), "stream": pieces}
-        return json_response(msgspec.json.encode(stream))
+        return json_response(stream_of(job, []))
+
+    async def _next_piece(self, request: web.Request, job: Job) -> web.StreamResponse | None:
+        async def make() -> bytes | None:
+            pieces = await self._streams.next(job)
+            return stream_of(job, pieces) if pieces else None
+
+        if job.stored.keys().isdisjoint(RESULT_FIELDS):
+            body = await make()
+            return json_response(body) if body else None
+        async with self._large_answers.making(job.owner) as one_large:
+            async with one_large:
+                body = await make()
+            return await send_large(request, body) if body else None
 
     def _is_long_cancelled(self, job: Job) -> bool:
         ended = job.ended_at or self._clock()
@@ -231,9 +272,9 @@ class JobRoutes:
     async def _retry(self, request: web.Request, owner: str) -> web.Response:
         async with asyncio.timeout(ANSWER_SECONDS):
             job = (await self._authorizer.job(request, owner)).job
-            retry = partial(rerun, now=self._clock())
-            async with self._budgets.retried_job(owner):
-                after = await self._repository.change(job.id, retry) or job
+            if job.run >= MOST_RUNS:
+                raise Invalid([f"the job was run {MOST_RUNS} times already: submit it anew"])
+            after = await self._admission.retry(job) or job
         if after.run == job.run:
             raise Invalid(
                 [f"the job is {after.status}; only one that FAILED or TIMED_OUT can be retried"]
@@ -290,11 +331,14 @@ class JobRoutes:
         answers={200: Answer("How many were cancelled.", Purged)},
     )
     async def _purge(self, _request: web.Request, owner: str) -> web.Response:
+        """Thousands take a while; it goes on to the end, also if the client does not wait."""
         removed = 0
         async with asyncio.timeout(ANSWER_SECONDS):
-            for job_id in await self._capacity.queued(owner):
+            queued = await self._capacity.queued(owner)
+        for job_id in queued:
+            async with asyncio.timeout(ANSWER_SECONDS):
                 after = await self._repository.change(job_id, self._cancelled_if_queued)
-                removed += after is not None and after.status == "CANCELLED"
+            removed += after is not None and after.status == "CANCELLED"
         purged: Purged = {"removed": removed, "status": "completed"}
         return web.json_response(purged)
 
@@ -326,6 +370,11 @@ def mistakes_of(*checks: Callable[[], object]) -> list[str]:
 
 def state_of(job: Job) -> JobState:
     return {"id": job.id, "status": job.status}
+
+
+def stream_of(job: Job, pieces: list[Piece]) -> bytes:
+    stream: Stream = {**state_of(job), "stream": pieces}
+    return msgspec.json.encode(stream)
 
 
 def wait_of(request: web.Request, default: int, most: int) -> float:

@@ -6,6 +6,7 @@ from types import NoneType
 from typing import NamedTuple, get_args, get_type_hints
 
 from services.gateway.endpoints.budgets import BudgetRoutes
+from services.gateway.endpoints.datasets import DatasetRoutes
 from services.gateway.endpoints.docs import DocsRoutes
 from services.gateway.endpoints.files import FileRoutes
 from services.gateway.endpoints.health import HealthRoutes
@@ -23,6 +24,7 @@ class Endpoints(NamedTuple):
     jobs: JobRoutes
     events: EventRoutes
     job_list: JobListRoutes
+    datasets: DatasetRoutes
     webhooks: WebhookRoutes
     job_removal: JobRemovalRoutes
     uploads: UploadRoutes

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from contextlib import aclosing
+from itertools import accumulate, takewhile
+from time import monotonic
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -12,22 +15,26 @@ import structlog
 from aiohttp import web
 from msgspec import Meta
 
-from services.gateway.jobs.presenter import Presenter, latest_progress
+from services.gateway.jobs.presenter import Presenter, is_stored, latest_progress
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import JobRepository, JobVersion, UnknownJob
 from services.gateway.jobs.request_parser import Invalid
-from services.gateway.ports import JobStore
+from services.gateway.ports import JobStore, StoredEvent
 from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, unknown_parameters
+from services.gateway.web.authentication import Keys
 from services.gateway.web.authorization import Authorizer
+from services.gateway.web.large_answers import LargeAnswers
 from services.gateway.web.routing import Answer, Parameter, route
 from shared.errors import Unavailable
 
-PAGE = 100
-"""Events held in memory at once for one client."""
+PAGE, PAGE_BYTES = 100, 1 << 18
+"""Events held in memory at once for one client, and about how many of their bytes."""
 PROGRESS_SECONDS = 1.0
 """Between two ``progress`` events."""
 HEARTBEAT_SECONDS = 15.0
 """After this silence a comment keeps the connection alive."""
+KEY_SECONDS = 15.0
+"""Between two looks whether the client's key is still valid."""
 WRITE_SECONDS = 60.0
 """A client that does not read for so long is disconnected."""
 LAST_EVENT_ID, PARAMETER = "Last-Event-ID", "last_event_id"
@@ -64,14 +71,18 @@ class EventRoutes:
         self,
         *,
         authorizer: Authorizer,
+        keys: Keys,
         repository: JobRepository,
         jobs: JobStore,
         presenter: Presenter,
+        large_answers: LargeAnswers,
     ) -> None:
         self._authorizer = authorizer
+        self._keys = keys
         self._repository = repository
         self._jobs = jobs
         self._presenter = presenter
+        self._large_answers = large_answers
 
     @route(
         "GET",
@@ -97,7 +108,7 @@ class EventRoutes:
                 return web.Response(status=204, headers={"Cache-Control": "no-store"})
         response = web.StreamResponse(headers=HEADERS)
         await response.prepare(request)
-        writer = EventWriter(response, self._jobs, self._presenter, position)
+        writer = EventWriter(response, self._jobs, self._presenter, self._large_answers, position)
         await self._send_all(request, writer, current.job.id)
         return response
 
@@ -123,10 +134,15 @@ class EventRoutes:
                 request.transport.abort()
 
     async def _follow(self, request: web.Request, writer: EventWriter, job_id: str) -> None:
+        looked_at = monotonic()
         async with aclosing(self._repository.versions(job_id)) as versions:
             async for current in versions:
                 if is_disconnected(request):
                     return
+                if monotonic() - looked_at >= KEY_SECONDS:
+                    if await self._keys.caller(request.headers["Authorization"]) is None:
+                        return
+                    looked_at = monotonic()
                 await writer.send(current)
                 if current.job.ended:
                     return
@@ -141,11 +157,13 @@ class EventWriter:
         response: web.StreamResponse,
         jobs: JobStore,
         presenter: Presenter,
+        large_answers: LargeAnswers,
         position: EventPosition,
     ) -> None:
         self._response = response
         self._jobs = jobs
         self._presenter = presenter
+        self._large_answers = large_answers
         self._position = position
         self._now = asyncio.get_running_loop().time
         self._written_at = self._now()
@@ -154,8 +172,12 @@ class EventWriter:
 
     async def send(self, current: JobVersion) -> None:
         """Send all new events up to this version, page by page, then the newest progress."""
-        while page := await self._page(current):
-            await self._write(b"".join(page))
+        while rows := await self._next_rows(current):
+            self._position = EventPosition(rows[-1].version, rows[-1].number)
+            if "urls" in current.job.stored or is_stored(rows[0]):
+                await self._write_large(current.job, rows)
+            else:
+                await self._write(await self._shown(current.job, rows))
         await self._send_progress(current)
 
     async def keep_alive(self) -> None:
@@ -163,18 +185,31 @@ class EventWriter:
         if self._now() - self._written_at >= HEARTBEAT_SECONDS:
             await self._write(b":\n\n")
 
-    async def _page(self, current: JobVersion) -> list[bytes]:
-        """The next events, without those of later versions than this."""
+    async def _next_rows(self, current: JobVersion) -> list[StoredEvent]:
+        """The next events up to this version; one whose data is in the store comes alone."""
         read = self._position
         rows = await self._jobs.events_after(current.job.id, read.version, read.number, limit=PAGE)
         known = [row for row in rows if row.version <= current.version]
-        if known:
-            self._position = EventPosition(known[-1].version, known[-1].number)
-        job = await self._presenter.whole(current.job, ["urls"]) if known else current.job
-        return [
-            event(f"{row.version}.{row.number}", row.type, await self._presenter.event(job, row))
-            for row in known
-        ]
+        small = list(takewhile(lambda row: not is_stored(row), known))
+        ends = accumulate(len(row.data) for row in small)
+        return small[: sum(end <= PAGE_BYTES for end in ends)] or known[:1]
+
+    async def _write_large(self, job: Job, rows: Sequence[StoredEvent]) -> None:
+        async with self._large_answers.making(job.owner) as one_large:
+            async with one_large:
+                data = await self._shown(job, rows)
+            await self._write(data)
+
+    async def _shown(self, job: Job, rows: Sequence[StoredEvent]) -> bytes:
+        job = await self._presenter.whole(job, ["urls"])
+        return b"".join(
+            [
+                event(
+                    f"{row.version}.{row.number}", row.type, await self._presenter.event(job, row)
+                )
+                for row in rows
+            ]
+        )
 
     async def _send_progress(self, current: JobVersion) -> None:
         progress = latest_progress(current.job)

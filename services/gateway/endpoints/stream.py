@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import aclosing
-
-from aiohttp import web
 
 from services.gateway.jobs.presenter import Presenter, output_digest
 from services.gateway.jobs.record import Job
-from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.response_types import Piece
 from services.gateway.ports import JobStore
-from services.gateway.web.application import is_disconnected
 
 PAUSE = 1.0
 """Seconds between two pieces of a job that still runs."""
@@ -24,31 +19,19 @@ class OutputStreams:
     def __init__(
         self,
         jobs: JobStore,
-        repository: JobRepository,
         presenter: Presenter,
         clock: Callable[[], float],
     ) -> None:
         self._jobs = jobs
-        self._repository = repository
         self._presenter = presenter
         self._clock = clock
 
-    async def next(self, request: web.Request, job: Job, wait: float) -> tuple[list[Piece], Job]:
-        """Wait for the next piece, at most ``wait`` seconds.
+    async def next(self, job: Job) -> list[Piece]:
+        """The next piece, or an empty list when there is none at this moment.
 
         A piece is the whole output at one moment, so several changes make one piece.
-
-        Returns:
-            The piece, or an empty list when there is none, and the job at that moment.
         """
-        async with aclosing(self._repository.versions(job.id, wait)) as versions:
-            async for current in versions:
-                job = current.job
-                if await self._claim(job):
-                    return [{"output": await self._presenter.output(job)}], job
-                if job.ended or is_disconnected(request):
-                    break
-        return [], job
+        return [{"output": await self._presenter.output(job)}] if await self._claim(job) else []
 
     async def _claim(self, job: Job) -> bool:
         """Whether this output is new, and this call is the one that gives it."""

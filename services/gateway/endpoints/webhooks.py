@@ -12,10 +12,13 @@ from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.record import WebhookTry
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.response_types import WebhookDeliveries, WebhookDelivery
-from services.gateway.jobs.transitions import resend_webhook
+from services.gateway.jobs.webhook_schedule import resend_webhook
 from services.gateway.web.application import ANSWER_SECONDS
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import Answer, route
+
+MOST_TRIES = 50
+"""Of one webhook. Each has a body of its own, which may be large and is kept with its job."""
 
 
 class WebhookRoutes:
@@ -49,14 +52,18 @@ class WebhookRoutes:
         "Send a webhook again now",
         needs="resend",
         answers={200: Answer("The new delivery.", WebhookDelivery)},
+        errors=(409,),
     )
     async def _resend(self, request: web.Request, owner: str) -> web.Response:
         webhook = request.match_info["webhook"]
         resend = partial(resend_webhook, webhook=webhook, now=self._clock())
         async with asyncio.timeout(ANSWER_SECONDS):
-            job_id = (await self._authorizer.job(request, owner)).job.id
-            job = await self._repository.change(job_id, resend)
-        tries = [each for each in job.webhook_tries if each.id == webhook] if job else []
+            job = (await self._authorizer.job(request, owner)).job
+            tried = [each.attempt for each in job.webhook_tries if each.id == webhook]
+            if max(tried, default=0) >= MOST_TRIES:
+                raise web.HTTPConflict(text=f"this webhook was sent {MOST_TRIES} times already")
+            job = await self._repository.change(job.id, resend) or job
+        tries = [each for each in job.webhook_tries if each.id == webhook]
         if not tries:
             raise web.HTTPNotFound(text="there is no such webhook of this job")
         return web.json_response(_shown(tries[-1]))

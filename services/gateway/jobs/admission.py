@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
 from services.gateway.jobs.budgets import BudgetExceeded, Budgets
-from services.gateway.jobs.record import Job
+from services.gateway.jobs.record import Job, Step
 from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import (
@@ -18,7 +19,8 @@ from services.gateway.jobs.request_parser import (
     Invalid,
     parse_request,
 )
-from services.gateway.jobs.transitions import admit
+from services.gateway.jobs.transitions import RETRYABLE, admit, release, rerun
+from services.gateway.turns.places import Places
 from shared import keys
 from shared.network.addresses import AllowedHosts, why_not
 from shared.request import Inference, Request, Train, is_http_url
@@ -43,6 +45,7 @@ class Admission:
         repository: JobRepository,
         references: References,
         budgets: Budgets,
+        places: Places,
         *,
         clock: Callable[[], float],
         allowed: frozenset[str],
@@ -54,6 +57,7 @@ class Admission:
             repository: where jobs are created.
             references: resolves references to our own files.
             budgets: of each owner.
+            places: for jobs whose turn is at once.
             clock: seconds since the epoch.
             allowed: private hosts that URLs may name.
         """
@@ -61,11 +65,12 @@ class Admission:
         self._repository = repository
         self._references = references
         self._budgets = budgets
+        self._places = places
         self._clock = clock
         self._allows = AllowedHosts(allowed)
 
     async def admit(self, job_id: str, owner: str, body: Any, *, checks: bool = False) -> Job:
-        """Create a job, and request its staging, in one commit.
+        """Create a job; if nobody waits and there is a place, release it, in one commit.
 
         Repeating a request with its id changes nothing. With ``checks`` the job ends with the
         report on its dataset.
@@ -94,8 +99,9 @@ class Admission:
         )  # fmt: skip
         try:
             size = len(msgspec.json.encode(body))
-            async with self._budgets.new_job(owner, size):
-                is_new = await self._repository.create(step, size)
+            grant = self._budgets.new_check if checks else self._budgets.new_job
+            async with grant(owner, size):
+                is_new = await self._create(step, size)
         except BudgetExceeded:
             if not await self._is_known(job_id):
                 raise
@@ -104,6 +110,37 @@ class Admission:
             return await self._existing(step.job)
         log.info("job_admitted", job=job_id, owner=owner[:16])
         return step.job
+
+    async def _create(self, admitted: Step, size: int) -> bool:
+        job = admitted.job
+        async with self._places.entering(job.line, job.owner) as its_turn:
+            step = _released(admitted, self._clock()) if its_turn else admitted
+            return await self._repository.create(step, size)
+
+    async def retry(self, job: Job) -> Job | None:
+        """Start the next run of a job that has failed; one that has not stays as it is.
+
+        Returns:
+            The job afterwards; None when there is no such job any more.
+
+        Raises:
+            Invalid: what it would have to stage again is not kept any more.
+            BudgetExceeded: the owner may have no more live jobs.
+            Unavailable: the database does not answer.
+        """
+        if job.status in RETRYABLE:
+            await self._references.keep_for_retry(job)
+        async with (
+            self._budgets.retried_job(job.owner),
+            self._places.entering(job.line, job.owner) as its_turn,
+        ):
+            return await self._repository.change(job.id, partial(self._next_run, its_turn))
+
+    def _next_run(self, its_turn: bool, job: Job) -> Step:  # noqa: FBT001
+        now = self._clock()
+        step = rerun(job, now)
+        is_new = step.job.run > job.run
+        return _released(step, now) if its_turn and is_new else step
 
     async def _is_known(self, job_id: str) -> bool:
         return await self._repository.get(job_id) is not None
@@ -118,6 +155,11 @@ class Admission:
                 " or another key"
             )
         return known
+
+
+def _released(step: Step, now: float) -> Step:
+    released = release(step.job, now)
+    return Step(released.job, (*step.effects, *released.effects))
 
 
 def unwrap(body: Any) -> Any:

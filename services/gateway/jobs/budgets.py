@@ -33,7 +33,7 @@ ADVICE: Mapping[BudgetName, str] = {
     "kept_jobs": "delete some that have ended",
     "request_bytes": "delete some jobs, or send smaller requests",
     "body_bytes": "send fewer large bodies at a time",
-    "upload_bytes": "delete some uploads",
+    "upload_bytes": "delete some uploads, or checks of datasets",
     "unfinished_uploads": "finish or delete one first",
     "upload_parts": "delete some uploads, or send larger chunks",
     "waiting_requests": "keep fewer of them open",
@@ -81,6 +81,29 @@ class Budgets:
             yield
 
     @asynccontextmanager
+    async def new_check(self, owner: str, request_bytes: int) -> AsyncIterator[None]:
+        """Grant a check, whose dataset is kept if :meth:`has_room_for_dataset` when it is staged.
+
+        Raises BudgetExceeded or Unavailable.
+        """
+        async with (
+            self._upload_queue.grant(owner, {"upload_bytes": 1}),
+            self.new_job(owner, request_bytes),
+        ):
+            yield
+
+    async def has_room_for_dataset(self, owner: str, size: int) -> bool:
+        """Whether a check's dataset of so many bytes may be kept. Raises Unavailable."""
+        used = (await self._used_by_uploads(owner))["upload_bytes"]
+        return used + size <= self.allowed["upload_bytes"]
+
+    @asynccontextmanager
+    async def changed_check(self, owner: str, size: int) -> AsyncIterator[None]:
+        """Grant so many bytes of changes of a check. Raises BudgetExceeded or Unavailable."""
+        async with self._job_queue.grant(owner, {"request_bytes": size}):
+            yield
+
+    @asynccontextmanager
     async def retried_job(self, owner: str) -> AsyncIterator[None]:
         """Grant that a kept job lives again. Raises BudgetExceeded or Unavailable."""
         async with self._job_queue.grant(owner, {"live_jobs": 1}):
@@ -124,7 +147,7 @@ class Budgets:
     async def _used_by_uploads(self, owner: str) -> Amounts:
         usage = await self._uploads.usage(owner)
         return {
-            "upload_bytes": usage.bytes,
+            "upload_bytes": usage.bytes + await self._jobs.kept_bytes(owner),
             "unfinished_uploads": usage.unfinished,
             "upload_parts": usage.parts + usage.uploads,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from services.gateway.jobs.presenter import retry_of
 from services.gateway.jobs.record import Job, StageRecord
 from shared.messaging.messages import Artifact, Stage
 
@@ -52,7 +53,10 @@ def _state(record: StageRecord) -> tuple[str, int]:
 
 def _stage(stage: Stage, record: StageRecord) -> dict[str, Any]:
     data = {"stage": stage, "state": _state(record)[0], "attempt": record.attempts}
-    return data if record.failed is None else {**data, "reason": record.failed}
+    if record.failed is not None:
+        return {**data, "reason": record.failed}
+    again = retry_of(stage, record)
+    return {**data, "retry": again} if again else data
 
 
 def _dataset(before: Job | None, after: Job) -> Iterator[JobEvent]:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from msgspec.structs import replace
 
 from services.gateway.jobs.record import Job
 from shared.messaging.messages import CheckpointSaved, DrawnSample, SavedCheckpoint
 from shared.request import Command
+
+MAX_SAMPLES_BYTES = 8 << 20
+"""Of all samples in a record: each new row is read and written with all before it."""
+SAMPLE_BYTES = 500
+"""Of one sample without its prompt, roughly."""
+LEFT_OUT = "there are more samples than a job can list: the newest are listed"
 
 
 def with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
@@ -33,9 +41,17 @@ def merged_checkpoints(
 
 
 def with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:
-    """One sample for each step and prompt; a new one replaces the file of the one before."""
+    """One sample for each step and prompt; a new one replaces the file of the one before.
+
+    The oldest go where there are too many.
+    """
     rows = {(each.step, each.index): each for each in (*job.samples, *samples)}
-    return replace(job, samples=tuple(rows[position] for position in sorted(rows)))
+    newest_first = [rows[position] for position in sorted(rows, reverse=True)]
+    sizes = accumulate(SAMPLE_BYTES + len(each.prompt) for each in newest_first)
+    listed = sum(size <= MAX_SAMPLES_BYTES for size in sizes)
+    if listed < len(newest_first) and LEFT_OUT not in job.warnings:
+        job = replace(job, warnings=(*job.warnings, LEFT_OUT))
+    return replace(job, samples=tuple(reversed(newest_first[:listed])))
 
 
 def with_command_done(job: Job, kind: Command, number: int) -> Job:

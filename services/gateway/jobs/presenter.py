@@ -10,7 +10,15 @@ from typing import Any, cast
 import msgspec
 import structlog
 
-from services.gateway.jobs.record import RESULT_FIELDS, Job, delay_time, execution_time
+from services.gateway.jobs.record import (
+    EDITS,
+    RESULT_FIELDS,
+    Job,
+    StageRecord,
+    delay_time,
+    execution_time,
+    unpublished,
+)
 from services.gateway.jobs.response_types import (
     Checkpoint,
     CheckResult,
@@ -22,6 +30,7 @@ from services.gateway.jobs.response_types import (
     Progress,
     QueuePosition,
     Results,
+    Retry,
     Sample,
     TrainingResult,
 )
@@ -36,12 +45,17 @@ from shared.messaging.messages import (
     Stage,
 )
 from shared.ports import ObjectStore
+from shared.retry import FAILURES_ALLOWED
 from shared.storage.large_fields import load_fields
 
 LINK_SECONDS = 7 * 24 * 3600
 NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")
 
 log = structlog.get_logger()
+CHANGED_SINCE = (
+    "captions were changed or pictures left out after this report: GET /jobs/{id}/dataset shows"
+    " what is trained on now"
+)
 
 
 class Presenter:
@@ -110,7 +124,11 @@ class Presenter:
         return {each.key: await self._link(job, each.key, each.name) for each in shown}
 
     async def _link(self, job: Job, key: str, name: str) -> str:
-        return job.urls.get(key) or await self._store.link(key, seconds=LINK_SECONDS, filename=name)
+        return job.urls.get(key) or await self.link(key, name)
+
+    async def link(self, key: str, name: str) -> str:
+        """A signed link to an object, under a name for people."""
+        return await self._store.link(key, seconds=LINK_SECONDS, filename=name)
 
     async def event(self, job: Job, stored: StoredEvent) -> dict[str, Any]:
         """An event's data, with a ``url`` in place of a store key."""
@@ -120,6 +138,11 @@ class Presenter:
         key = data.pop("key", None)
         file = {} if key is None else {"url": await self._link(job, key, data["name"])}
         return {"at": iso(stored.at), **data, **file}
+
+
+def is_stored(event: StoredEvent) -> bool:
+    """Whether the event's data is in the object store, because it is large."""
+    return event.data.startswith(b'{"stored":')
 
 
 def summary(job: Job, now: float) -> JobSummary:
@@ -151,9 +174,32 @@ def progress(job: Job, links: dict[str, str]) -> Progress:
     numbers = job.progress.get(stage, {}) if stage else {}
     shown = {"stage": stage, **dict.fromkeys(NUMBERS), **numbers}
     samples = [_sample(each, links) for each in job.samples]
-    warnings = {"warnings": list(job.warnings)} if job.warnings else {}
-    whole = {**shown, "dataset": job.report, "samples": samples, **warnings}
+    every, again = _warnings(job), retries(job)
+    warnings = {"warnings": every} if every else {}
+    tried = {"retries": again} if again else {}
+    whole = {**shown, "dataset": job.report, "samples": samples, **tried, **warnings}
     return cast("Progress", whole)  # workers may report more numbers, which are shown, too
+
+
+def retries(job: Job) -> list[Retry]:
+    """The stages that failed and are tried again, in the order of the work."""
+    if job.ended:
+        return []
+    found = [retry_of(stage, job.stages[stage]) for stage in STAGES if stage in job.stages]
+    return [each for each in found if each is not None]
+
+
+def retry_of(stage: Stage, record: StageRecord) -> Retry | None:
+    """The next try of a stage whose last one failed; None: it did not, or there is none."""
+    if not record.open or record.failures == 0:
+        return None
+    return {
+        "stage": stage,
+        "number": record.failures + 1,
+        "tries": FAILURES_ALLOWED,
+        "reason": record.last_failure,
+        "next_at": iso(record.due_at) if record.claim is None else None,
+    }
 
 
 def latest_progress(job: Job) -> dict[str, Any] | None:
@@ -173,12 +219,14 @@ def current_stage(job: Job) -> Stage | None:
 def results(job: Job, links: dict[str, str]) -> Results | CheckResult:
     """``output`` at the end: all results there are, however the job ended."""
     if job.checks:
-        return {"dataset": job.report}
+        return {"dataset": _found(job)}
     shown: Results = {
         "train": _trained(job, links) if job.trains else None,
         "inference": [_image(each, links) for each in job.images],
         "artifacts": [_artifact(each, links) for each in artifacts(job)],
     }
+    if job.trains:
+        shown["dataset"] = job.report
     warnings = [] if job.trains else _warnings(job)
     return {**shown, "warnings": warnings} if warnings else shown
 
@@ -195,7 +243,12 @@ def _trained(job: Job, links: dict[str, str]) -> TrainingResult:
 
 
 def _warnings(job: Job) -> list[str]:
-    return [*job.warnings, *job.summary.get("warnings", ())]
+    """What the request, the dataset and the workers are said of; each sentence once."""
+    every = (
+        *(*job.warnings, *unpublished(job)),
+        *(*job.report.get("warnings", ()), *job.summary.get("warnings", ())),
+    )
+    return list(dict.fromkeys(every))
 
 
 def artifacts(job: Job) -> list[Artifact]:
@@ -250,3 +303,12 @@ def iso(moment: float) -> str:
 def iso_or_null(moment: float | None) -> str | None:
     """The same for a moment that may be None."""
     return None if moment is None else iso(moment)
+
+
+def _found(check: Job) -> dict[str, Any]:
+    """What a check has found; that its pictures were changed since is the first warning."""
+    if not check.edits and EDITS not in check.stored:
+        return check.report
+    warnings = [CHANGED_SINCE, *check.report.get("warnings", ())]
+    count = check.report.get("warnings_count", 0) + 1
+    return {**check.report, "warnings": warnings, "warnings_count": count}

@@ -2,81 +2,120 @@
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-import structlog
-
-from services.gateway.jobs.capacity import BROKER_SECONDS, Capacity
 from services.gateway.jobs.presenter import iso_or_null
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.response_types import QueuePosition
-from services.gateway.jobs.stale_cache import StaleCache
-from services.gateway.ports import JobStore
-from shared.errors import Unavailable
+from services.gateway.ports import JobStore, Line, Place, Standing, TurnStore
+from services.gateway.turns.places import WORKERS_STAGE
+from services.gateway.turns.stale_cache import StaleCache
+from services.gateway.turns.workers import Workers
 
 NEWEST = 20
 """Number of finished jobs that the mean time is taken from."""
 COUNTED = 1000
-"""Waiting jobs that are counted for each request; the others in such steps, some seconds ago."""
-
-log = structlog.get_logger()
+"""An owner's jobs that are counted for each request; the others in such steps, some seconds ago."""
 
 
 class Pace(NamedTuple):
-    """How fast the queue moves."""
+    """How fast a line moves."""
 
     idle: int
-    """Trainers without a job."""
-    trainers: int
+    """Workers without a job."""
+    workers: int
     seconds: float
     """Mean execution time of a job."""
 
     def wait(self, position: int) -> float:
         """Seconds until the job at this position (from 1) starts."""
-        return max(position - self.idle, 0) * self.seconds / self.trainers
+        return max(position - self.idle, 0) * self.seconds / self.workers
 
 
 class QueuePositions:
-    """Finds positions; without the broker, the estimated start is unknown."""
+    """Finds positions in the order of the turns, as if nobody came and no job were cancelled.
 
-    def __init__(self, capacity: Capacity, jobs: JobStore, clock: Callable[[], float]) -> None:
-        self._capacity = capacity
+    Without the broker, the estimated start is unknown.
+    """
+
+    def __init__(
+        self, workers: Workers, jobs: JobStore, turns: TurnStore, clock: Callable[[], float]
+    ) -> None:
+        self._workers = workers
         self._jobs = jobs
+        self._turns = turns
         self._clock = clock
-        self._steps = StaleCache(jobs.every_waiting)
+        self._steps = StaleCache(self._steps_of)
+        self._standings = StaleCache(self._standings_of)
         self._pace = StaleCache(self._measured_pace)
 
     async def position(self, job: Job) -> QueuePosition | None:
         """The position; None: the job is not in the queue. Raises Unavailable."""
         if job.status != "IN_QUEUE":
             return None
-        position = await self._count_ahead(job) + 1
-        pace = await self._pace.get(NEWEST)
+        position = await self._count_before(job) + 1
+        pace = await self._pace.get(job.line)
         start = self._clock() + pace.wait(position) if pace else None
         return {"position": position, "estimated_start": iso_or_null(start)}
 
-    async def _count_ahead(self, job: Job) -> int:
-        """However many jobs wait, only some are counted for each request."""
-        ahead = await self._jobs.count_ahead(job.created_at, job.id, limit=COUNTED + 1)
+    async def _count_before(self, job: Job) -> int:
+        """Jobs whose turn comes earlier, and those that had it and have not begun yet."""
+        if job.released_at is not None:
+            return await self._turns.count_released(job.line, (job.released_at, job.id))
+        low = job.policy.lowPriority
+        own = await self._count_ahead(Place(job.line, low, job.owner), (job.created_at, job.id))
+        before = ahead_of(job.owner, own, await self._standings.get((job.line, low)))
+        if low:
+            normal = await self._standings.get((job.line, False))
+            before += sum(owner.waiting for owner in normal)
+        return await self._turns.count_released(job.line) + before
+
+    async def _count_ahead(self, place: Place, position: tuple[float, str]) -> int:
+        """Of the owner's own; however many they are, only some are counted for each request."""
+        ahead = await self._turns.count_ahead(place, position, limit=COUNTED + 1)
         if ahead <= COUNTED:
             return ahead
-        steps = await self._steps.get(COUNTED)
-        known = bisect_left(steps, (job.created_at, job.id))
+        steps = await self._steps.get(place)
+        known = bisect_left(steps, position)
         behind = steps[known - 1] if known else None
-        rest = await self._jobs.count_ahead(job.created_at, job.id, behind=behind)
-        return known * COUNTED + rest
+        return known * COUNTED + await self._turns.count_ahead(place, position, behind=behind)
 
-    async def _measured_pace(self, newest: int) -> Pace | None:
-        """Of so many finished jobs; None: there are none, or no trainers."""
-        times = await self._jobs.execution_seconds(newest)
-        try:
-            async with asyncio.timeout(BROKER_SECONDS):
-                idle, trainers = await self._capacity.trainers()
-        except (Unavailable, TimeoutError) as error:
-            log.warning("workers_unknown", reason=str(error) or "out of time")
+    async def _steps_of(self, place: Place) -> Sequence[tuple[float, str]]:
+        return await self._turns.every_waiting(place, COUNTED)
+
+    async def _standings_of(self, of: tuple[Line, bool]) -> Sequence[Standing]:
+        line, low = of
+        return await self._turns.standings(line, low=low)
+
+    async def _measured_pace(self, line: Line) -> Pace | None:
+        """Of the newest finished jobs; None: there are none, or no workers."""
+        times = await self._jobs.execution_seconds(line, NEWEST)
+        stage = WORKERS_STAGE[line]
+        idle = await self._workers.idle(stage)
+        workers = idle.number + (await self._workers.busy())[stage]
+        if not times or not workers or not idle.is_known:
             return None
-        return Pace(idle, trainers, fmean(times)) if times and trainers else None
+        return Pace(idle.number, workers, fmean(times))
+
+
+def ahead_of(owner: str, own: int, standings: Iterable[Standing]) -> int:
+    """How many turns come before that of an owner's job.
+
+    Each owner has one turn after the other, so between two of this owner's there is one of each
+    that still has jobs.
+
+    Args:
+        owner: whose job it is.
+        own: how many of the owner's jobs wait in front of it.
+        standings: the owners with jobs that wait, the next to have its turn first.
+    """
+    ahead, is_next_before = own, True
+    for each in standings:
+        if each.owner == owner:
+            is_next_before = False
+        else:
+            ahead += min(each.waiting, own + is_next_before)
+    return ahead

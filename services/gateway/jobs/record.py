@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct, field
 
-from services.gateway.ports import END_STATUSES, OpenStage, Status
+from services.gateway.ports import END_STATUSES, Line, OpenStage, Status
+from shared.dataset.edits import PictureEdit
 from shared.messaging.messages import (
     Artifact,
     DrawnImage,
     DrawnSample,
-    JobSubmitted,
     Message,
     SavedCheckpoint,
     Stage,
+    Submission,
     decode,
     stable_id,
 )
 from shared.request import Command, Policy, WebhookEvent
 
 GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
+PUBLICATIONS: Mapping[Stage, str] = {
+    "model_publication": "the model and its checkpoints",
+    "image_publication": "the images and samples",
+}
+"""The stages that upload to the user's bucket, and what."""
 RESULT_FIELDS = (
     "report",
     "checkpoints",
@@ -33,7 +40,8 @@ RESULT_FIELDS = (
 )
 """Fields of a record that may be large, and that results of workers change."""
 LARGE_FIELDS = ("input", *RESULT_FIELDS)
-BUCKET_STAGES: tuple[Stage, ...] = ("bucket_check", "model_publication", "image_publication")
+EDITS = "edits"
+"""A field that may be large too, and that users change often: only its last value is kept."""
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -61,6 +69,8 @@ class StageRecord(Struct, frozen=True, kw_only=True):
     done: bool = False
     failed: str | None = None
     """Why the stage failed for good."""
+    last_failure: str | None = None
+    """Why its last attempt failed, of ``failures``; None also where earlier versions wrote it."""
 
     @property
     def open(self) -> bool:
@@ -82,6 +92,16 @@ class WebhookTry(Struct, frozen=True, kw_only=True):
     """HTTP status of a successful delivery."""
     reason: str | None = None
     """Why the delivery failed."""
+
+
+class KeptDataset(Struct, frozen=True, kw_only=True):
+    """What a check has staged, for others to train on."""
+
+    dataset: str
+    """Store prefix."""
+    bytes: int
+    until: float
+    """Seconds since the epoch."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -108,6 +128,9 @@ class Job(Struct, frozen=True, kw_only=True):
     checks: bool = False
     """Whether only the report on the dataset is requested."""
     created_at: float
+    released_at: float | None = 0.0
+    """When it was this run's turn, seconds since the epoch; None: it waits for it. 0: earlier
+    versions wrote the record, which released every job at once."""
     started_at: float | None = None
     ended_at: float | None = None
     gpu: str = ""
@@ -117,6 +140,14 @@ class Job(Struct, frozen=True, kw_only=True):
     """Of this run, by stage. It is kept beside the record, which only earlier versions wrote it to;
     :meth:`.repository.JobRepository.version` joins them."""
     report: dict[str, Any] = field(default_factory=dict)
+    pictures: str = ""
+    """Store prefix of the pages that tell of every picture of the dataset."""
+    pictures_bytes: int = 0
+    """Of the pages and previews there, which stay with the job."""
+    kept: KeptDataset | None = None
+    """Of a check that has completed; None: not yet, or no longer."""
+    edits: dict[int, PictureEdit] = field(default_factory=dict)
+    """Of its pictures, by their numbers."""
     refused_claims: tuple[str, ...] = field(default=(), name="refused")
     """Oldest first; a claim that was refused once stays refused."""
     commands: dict[Command, int] = field(default_factory=dict, name="wishes")
@@ -156,6 +187,13 @@ class Job(Struct, frozen=True, kw_only=True):
     @property
     def ended(self) -> bool:
         return self.status in END_STATUSES
+
+    @property
+    def line(self) -> Line:
+        """Jobs of a line wait for the same workers."""
+        if self.checks:
+            return "check"
+        return "train" if self.trains else "draw"
 
     @property
     def published(self) -> bool:
@@ -198,7 +236,7 @@ def webhook_id(job: Job, event: WebhookEvent, number: int) -> str:
 def clip_skip_of(job: Job) -> int:
     """The ``clip_skip`` that the job trained with; 0 if it trained nothing."""
     submitted = decode(job.stages["staging"].trigger)
-    train = submitted.train if isinstance(submitted, JobSubmitted) else None
+    train = submitted.train if isinstance(submitted, Submission) else None
     return train.clip_skip if train else 0
 
 
@@ -234,12 +272,36 @@ def why_no_command(job: Job) -> str | None:
 
 
 def open_stages(job: Job) -> list[OpenStage]:
-    """What a live job waits for; nothing when it has ended."""
+    """What a live job wants of workers; nothing when it has ended or waits for its turn."""
+    if job.ended or job.released_at is None:
+        return []
     return [
         OpenStage(job.id, stage, record.claim.id if record.claim else None, record.due_at)
         for stage, record in job.stages.items()
-        if record.open and not job.ended
+        if record.open
     ]
+
+
+def unpublished(job: Job) -> list[str]:
+    """A warning for each upload to the user's bucket that failed for good."""
+    return [
+        f"your bucket does not have {files}: {record.failed}; the links here are ours, and work as"
+        " long as the job is kept"
+        for stage, files in PUBLICATIONS.items()
+        if (record := job.stages.get(stage)) is not None and record.failed is not None
+    ]
+
+
+def kept_bytes(job: Job) -> int:
+    """Bytes that a check keeps in the store: its dataset, for a while, and what tells of it."""
+    if not job.checks:
+        return 0
+    return job.pictures_bytes + (job.kept.bytes if job.kept else 0)
+
+
+def is_staging(job: Job) -> bool:
+    record = job.stages.get("staging")
+    return record is not None and record.open
 
 
 def overdue_at(job: Job) -> float | None:

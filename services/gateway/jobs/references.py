@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
 from msgspec.structs import replace
 
 from services.gateway.jobs.presenter import Presenter
-from services.gateway.jobs.record import Job, clip_skip_of
+from services.gateway.jobs.record import Job, Step, clip_skip_of
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid, shown
+from services.gateway.jobs.transitions import keep_dataset
 from services.gateway.jobs.uploads import Uploads
+from shared.dataset.edits import EDITED, EditedDataset
 from shared.keys import link_holds
-from shared.messaging.messages import Artifact
+from shared.messaging.messages import Artifact, Submission, decode
 from shared.network.addresses import shown_url
-from shared.request import STORED, ModelSource, Request, Train
+from shared.ports import ObjectStore
+from shared.request import JOB_ID, STORED, ModelSource, Request, Train
+from shared.storage.large_fields import put_value
 from shared.storage.uploads import list_key
 
 JOBS = "jobs/"
-JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class References:
@@ -31,6 +36,7 @@ class References:
         *,
         public_url: str,
         key: str,
+        store: ObjectStore,
         repository: JobRepository,
         presenter: Presenter,
         uploads: Uploads,
@@ -39,6 +45,7 @@ class References:
         """``key`` is the deployment's secret key, which signs links."""
         self._public_url = public_url
         self._key = key
+        self._store = store
         self._repository = repository
         self._presenter = presenter
         self._uploads = uploads
@@ -52,28 +59,65 @@ class References:
             Unavailable: the database does not answer.
         """
         mistakes: list[str] = []
+        until = self._clock() + request.policy.ttl / 1000
+        train = request.train
         resolved = replace(
             request,
-            train=await self._train(request.train, owner, mistakes) if request.train else None,
+            train=await self._train(train, owner, until, mistakes) if train else None,
             model=await self._model(request.model, owner, mistakes) if request.model else None,
         )
         if mistakes:
             raise Invalid(mistakes)
         return resolved
 
-    async def _train(self, train: Train, owner: str, mistakes: list[str]) -> Train:
+    async def keep_for_retry(self, job: Job) -> None:
+        """Keep what a check has staged for a job that has to stage it again.
+
+        Raises:
+            Invalid: what the job stages from is not kept any more.
+            Unavailable: the database or the store does not answer.
+        """
+        staging = job.stages["staging"]
+        submitted = decode(staging.trigger)
+        if staging.done or not isinstance(submitted, Submission) or submitted.train is None:
+            return
+        address = submitted.train.data_url
+        if (edited := EDITED.fullmatch(address)) is not None:
+            check, until = edited["check"], self._clock() + job.policy.ttl / 1000
+            if await self._kept_check(check, job.owner, until) is None:
+                gone = (
+                    f"the dataset of check {check}, which this job trains on, is not kept any more"
+                )
+                raise Invalid([f"{gone}: check it again, and submit the job with that check's id"])
+        elif address.startswith(STORED) and not await self._store.exists(
+            address.removeprefix(STORED)
+        ):
+            raise Invalid(
+                ["the upload that this job trains on is not kept any more: submit it anew"]
+            )
+
+    async def _train(self, train: Train, owner: str, until: float, mistakes: list[str]) -> Train:
         base = train.resume_ckpt_url
         return replace(
             train,
-            data_url=await self._dataset(train.data_url, owner, mistakes),
+            data_url=await self._dataset(train.data_url, owner, until, mistakes),
             resume_ckpt_url=await self._key_for(
                 "input.train.resume_ckpt_url", base, owner, mistakes
             ),
         )
 
-    async def _dataset(self, address: str, owner: str, mistakes: list[str]) -> str:
-        """An upload's address has no signature, so only its owner may use it."""
+    async def _dataset(self, address: str, owner: str, until: float, mistakes: list[str]) -> str:
+        """An upload's address and a check's id have no signature, so only their owner may use them.
+
+        What a check has staged is kept for the job, which ends before ``until``.
+        """
         field, upload_id = "input.train.data_url", self._uploads.id_in(address)
+        if re.search(JOB_ID, address):
+            key = await self._checked(address, owner, until)
+            if key is None:
+                wanted = "the id of a dataset check of yours that has completed and is still kept"
+                mistakes.append(f"{field}: expected {wanted}, got {shown(address)}")
+            return f"{STORED}{key}"
         if upload_id is None:
             return await self._key_for(field, address, owner, mistakes)
         upload = await self._uploads.find(upload_id, owner)
@@ -84,6 +128,24 @@ class References:
             there = f"{upload.received} of its {upload.bytes} bytes are here"
             mistakes.append(f"{field}: expected an upload that is finished; of this one {there}")
         return f"{STORED}{list_key(upload_id)}"
+
+    async def _checked(self, check_id: str, owner: str, until: float) -> str | None:
+        """The key of an object that names what a check has staged, and how it was edited since."""
+        check = await self._kept_check(check_id, owner, until)
+        whole = await self._repository.with_edits(check) if check else None
+        if whole is None or whole.kept is None:
+            return None
+        edited = EditedDataset(dataset=whole.kept.dataset, edits=whole.edits)
+        return await put_value(self._store, check_id, msgspec.json.encode(edited), set())
+
+    async def _kept_check(self, check_id: str, owner: str, until: float) -> Job | None:
+        """A check of the owner, whose dataset is kept until then; None: there is none."""
+        now = self._clock()
+        keep = partial(keep_for, owner=owner, until=until, now=now)
+        check = await self._repository.change(check_id, keep)
+        if check is None or check.owner != owner or check.kept is None or check.kept.until < now:
+            return None
+        return check
 
     async def _model(self, model: ModelSource, owner: str, mistakes: list[str]) -> ModelSource:
         """The model with what its job's record knows about it, if a job has made it."""
@@ -96,7 +158,7 @@ class References:
         if address.startswith(f"{self._public_url}/"):
             key = await self._linked(address, owner)
             wanted = "a link of this service to a file of yours that has not ended"
-        elif JOB_ID.fullmatch(address):
+        elif re.search(JOB_ID, address):
             job = await self._repository.get(address)
             key = job.model if job and job.owner == owner else None
             wanted = "the id of a job of yours that has a model"
@@ -126,6 +188,11 @@ class References:
         if not key.startswith(JOBS) or (job := await self._repository.get(job_id)) is None:
             return None
         return await self._presenter.whole(job, ["checkpoints"])
+
+
+def keep_for(job: Job, owner: str, until: float, now: float) -> Step:
+    """Keep a check's dataset for another job, if it is of the same owner."""
+    return keep_dataset(job, until, now) if job.owner == owner else Step(job)
 
 
 def source_of(job: Job, key: str) -> ModelSource:

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from functools import partial
 from math import inf
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import msgspec
 import structlog
@@ -16,20 +17,24 @@ from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.job_events import job_events
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import (
+    EDITS,
     LARGE_FIELDS,
     Effect,
     Job,
+    StageRecord,
     Step,
+    is_staging,
+    kept_bytes,
     open_stages,
     overdue_at,
     webhook_id,
 )
 from services.gateway.jobs.transitions import give_up_message
 from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob, StoredProgress
-from shared.errors import Unavailable, Unpublishable, Unroutable, shorten
+from shared.errors import NotFound, Unavailable, Unpublishable, Unroutable, shorten
 from shared.messaging.messages import Message, WebhookDue, decode, encode, type_of
 from shared.ports import Bus, ObjectStore
-from shared.storage.large_fields import LARGE, put_value, store_fields, store_message
+from shared.storage.large_fields import LARGE, load_fields, put_value, store_fields, store_message
 
 log = structlog.get_logger()
 
@@ -62,7 +67,10 @@ class JobRepository:
         *,
         clock: Callable[[], float],
         on_due: Callable[[], None],
+        on_turn: Callable[[], None],
         on_end: Callable[[Job], None],
+        on_replaced: Callable[[str], None],
+        on_uncertain: Callable[[str], None],
     ) -> None:
         """Connect stores and callbacks.
 
@@ -73,7 +81,10 @@ class JobRepository:
             presenter: renders the bodies of webhooks.
             clock: seconds since the epoch.
             on_due: called after rows were added to the outbox.
+            on_turn: called when a job begins to wait for its turn, or a place may be free.
             on_end: called when a job has ended.
+            on_replaced: called with the key of an object that nothing names any more.
+            on_uncertain: called with the id of a job that has objects and perhaps no row.
         """
         self._bus = bus
         self._store = store
@@ -81,7 +92,10 @@ class JobRepository:
         self._presenter = presenter
         self._clock = clock
         self._on_due = on_due
+        self._on_turn = on_turn
         self._on_end = on_end
+        self._on_replaced = on_replaced
+        self._on_uncertain = on_uncertain
         self._change_notifier = ChangeNotifier()
         self._sending: set[asyncio.Task[None]] = set()
         """Replies being sent; a task without a reference could be collected."""
@@ -93,20 +107,14 @@ class JobRepository:
 
     async def version(self, job_id: str) -> JobVersion | None:
         """The job with the version of its row, and its progress. Raises Unavailable."""
-        row = await self._jobs.get(job_id)
-        return await self._with_progress(read(row), row.version) if row else None
-
-    async def _with_progress(self, job: Job, version: int) -> JobVersion:
-        if job.ended:
-            return JobVersion(job, version)
-        rows = await self._jobs.progress(job.id)
-        progress = {
-            row.stage: msgspec.json.decode(row.numbers, type=dict[str, Any])
-            for row in rows
-            if row.run == job.run
-        }
-        shown = msgspec.structs.replace(job, progress=progress)
-        return JobVersion(shown, version, sum(row.sequence for row in rows))
+        found = await self._jobs.get_live(job_id)
+        if found is None:
+            return None
+        row, progress = found
+        job = read(row)
+        return JobVersion(
+            with_progress(job, progress), row.version, sum(each.sequence for each in progress)
+        )
 
     async def versions(self, job_id: str, seconds: float = inf) -> AsyncGenerator[JobVersion, None]:
         """The job now, at each change, and when the time is over.
@@ -131,27 +139,60 @@ class JobRepository:
         Raises:
             Unavailable: the database does not answer; or a field is large, and the store does not.
         """
-        is_large = len(msgspec.json.encode(step.job)) > LARGE
+        is_large = request_bytes > LARGE or len(msgspec.json.encode(step.job)) > LARGE
         if is_large and await self._jobs.get(step.job.id) is not None:
             return False  # nothing is put into the store for it
         known: set[str] = set()
-        record = await self._with_stored(step.job, known)
-        new = await self._jobs.insert(
-            msgspec.structs.replace(row_of(record, 1), request_bytes=request_bytes),
-            await self._outgoing(step, 1, known),
-            await self._events(None, step.job, 1, known),
-            open_stages(step.job),
-        )
+        try:
+            record = await self._with_stored(step, known)
+            new = await self._jobs.insert(
+                msgspec.structs.replace(row_of(record, 1), request_bytes=request_bytes),
+                await self._outgoing(step, 1, known),
+                await self._events(None, step.job, 1, known),
+                open_stages(step.job),
+            )
+        except BaseException:  # also a request that is out of time
+            if is_large:
+                self._on_uncertain(step.job.id)
+            raise
         self._on_due()
+        if step.job.released_at is None:
+            self._on_turn()
         return new
 
+    async def with_edits(self, job: Job) -> Job | None:
+        """The job with the changes of its pictures; None: it was removed.
+
+        What a later change replaces is deleted, perhaps while it is read here: then the job is as
+        it was changed. Changes that the store has lost are left out.
+
+        Raises:
+            Unavailable: the database or the store does not answer.
+        """
+        while True:
+            try:
+                return await load_fields(self._store, job, [EDITS])
+            except NotFound:
+                now = await self.get(job.id)
+            if now is None:
+                return None
+            if now.stored.get(EDITS) == job.stored[EDITS]:
+                return await self._presenter.whole(job, [EDITS])
+            job = now
+
     async def change(
-        self, job_id: str, decide: Callable[[Job], Step], *, results: bool = False
+        self,
+        job_id: str,
+        decide: Callable[[Job], Step],
+        *,
+        results: bool = False,
+        request_bytes: int = 0,
     ) -> Job | None:
         """Replace a job by what ``decide`` returns, and send the messages of that step.
 
         When another writer was faster, ``decide`` is called again with the newer record. Fields
         of it that are in the store are left empty; with ``results`` only the input is.
+        ``request_bytes`` are added to those of the job's request.
 
         Returns:
             The job afterwards; None when there is no such job.
@@ -161,11 +202,15 @@ class JobRepository:
         """
         while (row := await self._jobs.get(job_id)) is not None:
             before = read(row)
-            known = {*before.stored.values()}
+            known, edits = {*before.stored.values()}, before.stored.get(EDITS)
             if results:
-                before = await self._presenter.whole(before)
+                if (edited := await self.with_edits(before)) is None:
+                    continue
+                before = await self._presenter.whole(edited)
             step = decide(before)
-            if await self._write(before, row.version + 1, step, known):
+            if await self._write(
+                before, row.version + 1, step, known, edits=edits, request_bytes=request_bytes
+            ):
                 self.send_replies(step.effects)
                 return step.job
         return None
@@ -218,23 +263,44 @@ class JobRepository:
         except Unavailable as error:  # the worker asks again
             log.warning("answer_lost", job=message.job, reason=str(error))
 
-    async def _write(self, before: Job, version: int, step: Step, known: set[str]) -> bool:
-        """``known``: keys of the values that are in the store already."""
+    async def _write(
+        self,
+        before: Job,
+        version: int,
+        step: Step,
+        known: set[str],
+        *,
+        edits: str | None,
+        request_bytes: int,
+    ) -> bool:
+        """Write the step unless another writer was faster; returns whether it was written.
+
+        ``known`` has the keys of values that are in the store already; ``edits`` is the key of the
+        job's edits so far, if they are in the store.
+        """
         if step.job == before and not any(effect.durable for effect in step.effects):
             return True
         outgoing = await self._outgoing(step, version, known)
-        row = row_of(await self._with_stored(step.job, known), version)
+        record = await self._with_stored(step, known)
+        row = msgspec.structs.replace(row_of(record, version), request_bytes=request_bytes)
         events = await self._events(before, step.job, version, known)
         stages = open_stages(step.job)
-        if not await self._jobs.replace(
+        is_written = await self._jobs.replace(
             row,
             outgoing,
             events,
             None if stages == open_stages(before) else stages,
             expected_version=version - 1,
-        ):
+        )
+        new = record.stored.get(EDITS)
+        unneeded = edits if is_written else new
+        if edits != new and unneeded is not None:
+            self._on_replaced(unneeded)
+        if not is_written:
             return False
         self._on_due()
+        if _turn_of(step.job) != _turn_of(before):
+            self._on_turn()
         self._change_notifier.notify(step.job.id)
         if step.job.ended and not before.ended:
             log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
@@ -243,18 +309,26 @@ class JobRepository:
             _warn_if_undelivered(step.job)
         return True
 
-    async def _with_stored(self, job: Job, known: set[str]) -> Job:
+    async def _with_stored(self, step: Step, known: set[str]) -> Job:
         """The record as it is written: what is large is in the store."""
         stages = {
             stage: msgspec.structs.replace(
-                record, trigger=await self._small(decode(record.trigger), known)
+                record, trigger=await self._small(_trigger(record, step), known)
             )
             if len(record.trigger) > LARGE
             else record
-            for stage, record in job.stages.items()
+            for stage, record in step.job.stages.items()
         }
-        job = msgspec.structs.replace(job, stages=stages)
+        job = await self._with_stored_edits(msgspec.structs.replace(step.job, stages=stages))
         return await store_fields(self._store, job, job.id, LARGE_FIELDS, known)
+
+    async def _with_stored_edits(self, job: Job) -> Job:
+        """Large edits go into the store, each time under a new key: the former one is deleted."""
+        if len(text := msgspec.json.encode(job.edits)) <= LARGE:
+            return job
+        key = f"jobs/{job.id}/values/edits-{uuid4().hex}.json"
+        await self._store.put(key, text)
+        return msgspec.structs.replace(job, edits={}, stored={**job.stored, EDITS: key})
 
     async def _small(self, message: Message, known: set[str]) -> bytes:
         return encode(await store_message(self._store, message, known))
@@ -289,6 +363,7 @@ class JobRepository:
                 queue=effect.queue,
                 mandatory=effect.mandatory,
                 due_at=self._clock() + effect.delay,
+                owner=step.job.owner if isinstance(effect.message, WebhookDue) else None,
             )
             for number, effect in enumerate(durable)
         ]
@@ -297,9 +372,23 @@ class JobRepository:
         """The encoded message; a webhook's body is the response of ``/status``, byte for byte."""
         message = effect.message
         if isinstance(message, WebhookDue):
-            status = await self._presenter.status((await self._with_progress(job, 0)).job)
+            live = None if job.ended else await self._jobs.get_live(job.id)
+            status = await self._presenter.status(with_progress(job, live[1] if live else ()))
             message = msgspec.structs.replace(message, body=status.decode())
         return await self._small(message, known)
+
+
+def _turn_of(job: Job) -> tuple[object, ...]:
+    """What the places are counted by."""
+    return job.status, job.released_at, is_staging(job)
+
+
+def _trigger(record: StageRecord, step: Step) -> Message:
+    """The message that asked for the stage; decoded anew, its texts would be in memory twice."""
+    messages = (effect.message for effect in step.effects)
+    return next((each for each in messages if encode(each) == record.trigger), None) or decode(
+        record.trigger
+    )
 
 
 def _warn_if_undelivered(job: Job) -> None:
@@ -315,6 +404,16 @@ def read(row: StoredJob) -> Job:
     return msgspec.json.decode(row.record, type=Job)
 
 
+def with_progress(job: Job, rows: Sequence[StoredProgress]) -> Job:
+    """The job with the numbers of its current run."""
+    progress = {
+        row.stage: msgspec.json.decode(row.numbers, type=dict[str, Any])
+        for row in rows
+        if row.run == job.run
+    }
+    return msgspec.structs.replace(job, progress=progress)
+
+
 def row_of(job: Job, version: int) -> StoredJob:
     """The row for a job, with the fields that are queried in columns of their own."""
     return StoredJob(
@@ -327,5 +426,11 @@ def row_of(job: Job, version: int) -> StoredJob:
         started_at=job.started_at,
         ended_at=job.ended_at,
         overdue_at=overdue_at(job),
+        line=job.line,
+        low=job.policy.lowPriority,
+        released_at=job.released_at,
+        staging=is_staging(job),
+        kept_until=job.kept.until if job.kept else None,
+        kept_bytes=kept_bytes(job),
         record=msgspec.json.encode(msgspec.structs.replace(job, progress={})),
     )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
 from msgspec import inspect as types
 
+from services.gateway.jobs.fields.names import INPUT_FIELDS, PLACES, TOP_FIELDS, unknown
+from services.gateway.jobs.fields.rules import ADDRESS, MODEL, RULES, Rule, bucket_twice
 from shared.network.addresses import shown_url
 from shared.request import (
-    ENDPOINT,
     FIRST_TIMESTEP,
     LAST_TIMESTEP,
     MAX_ITEMS,
@@ -27,11 +28,15 @@ from shared.request import (
     S3Config,
     Train,
     WebhookEvent,
-    is_http_url,
 )
+from shared.settings import MAX_BODY
 
 MAX_LETTERS = 8192
 """Of an address, a name or a secret; servers take no longer URLs."""
+MAX_DRAWN_LETTERS = MAX_BODY
+"""Of the texts of ``inference``, counted for each image: each is told with all of its own."""
+MAX_SAMPLE_LETTERS = 1 << 16
+"""Of all sample prompts together, which every row of samples tells anew."""
 MAX_MISTAKES = 50
 """Reported for one request; with more of them, parsing stops."""
 
@@ -51,8 +56,7 @@ class DisallowedAddress(Invalid):
     """A well-formed request with URLs that no service may connect to."""
 
 
-TOP_FIELDS = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
-INPUT_FIELDS = ("train", "model", "inference")
+INNER_FIELDS = [names for place, names in PLACES.items() if place.startswith("input")]
 HIDDEN = "s3Config"
 """No message shows values below this field."""
 
@@ -66,9 +70,7 @@ def parse_request(body: Any) -> Request:
     mistakes: list[str] = []
     top = _object(body, "the request", mistakes)
     _report_unknown(top, TOP_FIELDS, "", mistakes)
-    inputs = _object(top.get("input"), "input", mistakes)
-    _report_unknown(inputs, INPUT_FIELDS, "input.", mistakes)
-    _check_train_or_model(inputs, mistakes)
+    inputs = _inputs(top, mistakes)
     train = _optional(Train, inputs.get("train"), "input.train", mistakes)
     model = _model(inputs.get("model"), mistakes)
     inference = _inference(inputs.get("inference"), mistakes)
@@ -77,11 +79,12 @@ def parse_request(body: Any) -> Request:
     webhook = _url(top.get("webhook"), "webhook", mistakes)
     events = _webhook_events(top.get("webhook_events_filter"), mistakes)
     mistakes += _too_long(train, model, s3, webhook)
+    mistakes += _too_often(train, inference)
     if mistakes:
         raise Invalid(mistakes)
     return Request(
         train=train, model=model, inference=inference, s3=s3, webhook=webhook,
-        webhook_events=events, policy=policy, warnings=_warnings(top, policy),
+        webhook_events=events, policy=policy, warnings=tuple(_warnings(top, train)),
     )  # fmt: skip
 
 
@@ -91,6 +94,17 @@ def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:
     got = "something else" if path == HIDDEN else shown(value)
     mistakes.append(f"{path}: expected an object, got {got}")
     return {}
+
+
+def _inputs(top: dict[str, Any], mistakes: list[str]) -> dict[str, Any]:
+    """``input``; if what belongs into it stands beside it, that has been said and is enough."""
+    if top.get("input") is None and any(top.keys() & {*names} for names in INNER_FIELDS):
+        return {}
+    inputs = _object(top.get("input"), "input", mistakes)
+    _report_unknown(inputs, INPUT_FIELDS, "input.", mistakes)
+    if isinstance(top.get("input"), dict):
+        _check_train_or_model(inputs, mistakes)
+    return inputs
 
 
 def _check_train_or_model(inputs: dict[str, Any], mistakes: list[str]) -> None:
@@ -112,7 +126,7 @@ def _model(value: Any, mistakes: list[str]) -> ModelSource | None:
         mistakes.append(f"input.model: expected a string, not empty, got {shown(value)}")
         return None
     if not MODEL.holds(value):
-        mistakes.append(f"input.model: expected {MODEL.text}, got {shown(shown_url(value))}")
+        mistakes.append(f"input.model: expected {MODEL.text}, got {_found(value, MODEL)}")
     return ModelSource(source=value)
 
 
@@ -161,6 +175,26 @@ def _too_long(
             yield f"{path}: expected at most {MAX_LETTERS} letters, got {len(text)}"
 
 
+def _too_often(train: Train | None, inference: Sequence[Inference]) -> Iterator[str]:
+    """Of texts that results repeat: a request of few bytes must not have results of many."""
+    drawn = sum(
+        each.num_outputs
+        * sum(map(len, (each.prompt, each.negative_prompt or "", each.passback or "")))
+        for each in inference
+    )
+    if drawn > MAX_DRAWN_LETTERS:
+        yield (
+            f"input.inference: expected at most {MAX_DRAWN_LETTERS} letters in prompts and"
+            f" passbacks, counted for each image, got {drawn}"
+        )
+    sampled = sum(map(len, train.sample_prompts)) if train else 0
+    if sampled > MAX_SAMPLE_LETTERS:
+        yield (
+            f"input.train.sample_prompts: expected at most {MAX_SAMPLE_LETTERS} letters in all,"
+            f" got {sampled}"
+        )
+
+
 def _optional(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | None:
     return None if value is None else _struct(kind, value, path, mistakes)
 
@@ -171,7 +205,7 @@ def _struct(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | No
     given = _object(value, path, mistakes)
     if not isinstance(value, dict):
         return None
-    fields = cast("types.StructType", types.type_info(kind)).fields
+    fields = _fields_of(kind)
     _report_unknown(given, [each.name for each in fields], f"{path}.", mistakes)
     values = {
         each.name: _field(each, given, path, mistakes)
@@ -180,7 +214,17 @@ def _struct(kind: type[T], value: Any, path: str, mistakes: list[str]) -> T | No
     }
     if kind is Train:
         _train_rules(values, path, mistakes)
+    if kind is S3Config and bucket_twice(values):
+        mistakes.append(
+            f"{path}.endpointUrl: expected the S3 service alone, got one whose path ends with the"
+            " bucket's name: leave it out there"
+        )
     return kind(**values) if len(mistakes) == before else None
+
+
+@cache  # msgspec reads all annotations anew: most of a request's time
+def _fields_of(kind: type) -> tuple[types.Field, ...]:
+    return cast("types.StructType", types.type_info(kind)).fields
 
 
 def _takes_null(each: types.Field, given: dict[str, Any]) -> bool:
@@ -210,13 +254,20 @@ def _value(
         converted = _convert(value, kind)
         _require(rule is None or converted is None or rule.holds(converted))
     except (ValueError, OverflowError):
-        is_address = rule is not None and isinstance(value, str)
-        expected = rule.text if rule and is_address and value else describe(kind)
-        got = shown(shown_url(value) if is_address else value)
-        got = "something else" if path.startswith(HIDDEN) else got
+        is_text = rule is not None and isinstance(value, str)
+        expected = rule.text if rule and is_text and value else describe(kind)
+        got = _found(value, rule) if rule and is_text else shown(value)
+        if path.startswith(HIDDEN):
+            got = (rule.found(value) if rule and is_text else None) or "something else"
         mistakes.append(f"{path}: expected {expected}, got {got}")
         return None
     return converted
+
+
+def _found(text: str, rule: Rule) -> str:
+    """A text that breaks a rule, as a message shows it, and what is wrong with it."""
+    quoted, wrong = shown(shown_url(text)), rule.found(text)
+    return f"{quoted}: {wrong}" if wrong else quoted
 
 
 def _struct_of(kind: types.Type) -> type[Struct] | None:
@@ -293,8 +344,6 @@ def describe(kind: types.Type) -> str:  # noqa: PLR0911 - one return for each ki
     return "something else"
 
 
-LARGE_BOUND = 1e6
-"""Messages leave out upper bounds from here on."""
 SHOWN_LETTERS = 120
 CREDENTIALS = re.compile(r'(?<=//)[^"\s]*@')
 QUERY = re.compile(r'(//[^"\s?#]*\?)[^"\s]+')
@@ -303,34 +352,32 @@ QUERY = re.compile(r'(//[^"\s?#]*\?)[^"\s]+')
 
 def _range(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
-        return f" from {low:g} to {high:g}" if high < LARGE_BOUND else f" of at least {low:g}"
+        return f" from {_number(low)} to {_number(high)}"
     if low is not None:
-        return f" of at least {low:g}"
-    return f" of at most {high:g}" if high is not None else ""
+        return f" of at least {_number(low)}"
+    return f" of at most {_number(high)}" if high is not None else ""
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _report_unknown(
-    given: dict[str, Any], known: list[str] | tuple[str, ...], prefix: str, mistakes: list[str]
+    given: dict[str, Any], known: Sequence[str], prefix: str, mistakes: list[str]
 ) -> None:
-    unknown = (name[:SHOWN_LETTERS] for name in given if name not in known)
+    wrong = (name[:SHOWN_LETTERS] for name in given if name not in known)
+    place = prefix.removesuffix(".")
     mistakes += [
-        f"{prefix}{name}: no such field; {nearest(name, known)}"
-        for name in islice(unknown, MAX_MISTAKES + 1)
+        f"{prefix}{name}: {unknown(name, known, place)}" for name in islice(wrong, MAX_MISTAKES + 1)
     ]
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A suggestion for an unknown name."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def _url(value: Any, path: str, mistakes: list[str]) -> str | None:
     if value is None or value == "":
         return None
-    if isinstance(value, str) and is_http_url(value):
+    if isinstance(value, str) and ADDRESS.holds(value):
         return value
-    got = shown(shown_url(value) if isinstance(value, str) else value)
+    got = _found(value, ADDRESS) if isinstance(value, str) else shown(value)
     mistakes.append(f"{path}: expected {ADDRESS.text}, got {got}")
     return None
 
@@ -350,36 +397,27 @@ def _webhook_events(value: Any, mistakes: list[str]) -> tuple[WebhookEvent, ...]
     return tuple(event for event in WEBHOOK_EVENTS if event in value)
 
 
-def _warnings(top: dict[str, Any], policy: Policy) -> tuple[str, ...]:
-    idle = {"webhookV2": bool(top.get("webhookV2")), "policy.lowPriority": policy.lowPriority}
-    return tuple(f"{name} has no effect" for name, given in idle.items() if given)
-
-
-def is_endpoint(text: str) -> bool:
-    """Whether the text is an http or https URL without a query."""
-    return is_http_url(text, ENDPOINT)
-
-
-def may_be_a_model(text: str) -> bool:
-    """Whether the text is a model's name or URL, but no key of our store."""
-    return ":" not in text or is_http_url(text)
-
-
-class Rule(NamedTuple):
-    """A rule for a string, and its description."""
-
-    holds: Callable[[str], bool]
-    text: str
-
-
-ADDRESS = Rule(is_http_url, "an http or https URL")
-MODEL = Rule(may_be_a_model, "the name of a model, or an http or https URL")
-RULES = {
-    "data_url": ADDRESS,
-    "endpointUrl": Rule(is_endpoint, "an http or https URL without a query"),
-    "resume_ckpt_url": MODEL,
-}
-"""By field name."""
+def _warnings(top: dict[str, Any], train: Train | None) -> Iterator[str]:
+    """What is taken without the effect that it was given for."""
+    if top.get("webhookV2"):
+        yield "webhookV2 has no effect"
+    if train is None:
+        return
+    if train.text_encoder_lr is not None and train.disable_textenc_training:
+        yield "input.train.text_encoder_lr has no effect with disable_textenc_training"
+    percent = "rated_dataset_target_dropout_percent"
+    if not train.rated_dataset and getattr(train, percent) != getattr(Train(data_url=""), percent):
+        yield f"input.train.{percent} {getattr(train, percent)} has no effect without rated_dataset"
+    warmup, decay = train.lr_warmup_steps, train.lr_decay_steps
+    if train.lr_scheduler == "constant":
+        for name, value in (("lr_warmup_steps", warmup), ("lr_decay_steps", decay)):
+            if value:
+                yield f"input.train.{name} {value} has no effect with lr_scheduler constant"
+    elif warmup and decay and warmup >= decay:
+        yield (
+            f"input.train.lr_warmup_steps {warmup} is not below lr_decay_steps {decay}: the"
+            " learning rate falls to its minimum before it has reached lr; lower the first"
+        )
 
 
 def _train_rules(values: dict[str, Any], path: str, mistakes: list[str]) -> None:

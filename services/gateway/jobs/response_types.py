@@ -52,6 +52,20 @@ class QueuePosition(TypedDict):
     """UTC; null: unknown."""
 
 
+class Retry(TypedDict):
+    """A stage that failed and is tried again."""
+
+    stage: Stage
+    number: int
+    """Of the next try, or of the one at work; 1 is the first, which failed."""
+    tries: int
+    """How many there are in a row; the last one's failure is final."""
+    reason: str | None
+    """Why the last try failed; null: unknown."""
+    next_at: str | None
+    """UTC: when the next try is due; null: it is at work."""
+
+
 class Sample(TypedDict):
     """An image generated during training."""
 
@@ -82,6 +96,8 @@ class Progress(TypedDict):
     eta_seconds: float | None
     dataset: DatasetReport
     samples: list[Sample]
+    retries: NotRequired[list[Retry]]
+    """Stages that failed and are tried again."""
     warnings: NotRequired[list[str]]
 
 
@@ -110,6 +126,7 @@ class TrainingResult(TypedDict):
     precision: NotRequired[str]
     optimizer: NotRequired[str]
     attention: NotRequired[str]
+    skipped_updates: NotRequired[int]
     validation: NotRequired[dict[str, Any] | None]
     best: NotRequired[bool]
     seed: NotRequired[int]
@@ -149,6 +166,8 @@ class Results(TypedDict):
     """Null: the job trained nothing."""
     inference: list[Image]
     artifacts: list[File]
+    dataset: NotRequired[DatasetReport]
+    """Only if the job trained."""
     warnings: NotRequired[list[str]]
 
 
@@ -249,12 +268,42 @@ class Budgets(TypedDict):
     body_bytes: Budget
     """Bytes of request bodies that arrive, or wait to, at this gateway."""
     upload_bytes: Budget
-    """Bytes of all kept uploads, unfinished ones with their whole size."""
+    """Bytes of all kept uploads, unfinished ones with their whole size, and of what checks keep."""
     unfinished_uploads: Budget
     upload_parts: Budget
     """Files of all kept uploads in the store."""
     waiting_requests: Budget
     """Long polls and streams at this gateway."""
+
+
+class DatasetPicture(TypedDict):
+    """A picture of a dataset, as it is trained on."""
+
+    number: Annotated[int, Meta(ge=1)]
+    """By which it is changed."""
+    file: str
+    """Its path in the archive; a long one keeps its end."""
+    caption: str
+    source: str
+    """Where the main prompt is from: `name`, `text`, `yaml`, `folder`, `missing`, or `edit`."""
+    files: list[str]
+    """The caption and option files that apply to it, the nearest first."""
+    bucket: str
+    """The size at which it is trained on, such as `512x512`."""
+    remarks: list[str]
+    """What of it is not used as it was given."""
+    use: bool
+    """Whether it is trained on."""
+    preview: str | None
+    """Link to a WebP of at most 256 pixels a side; only the first 1000 pictures have one."""
+
+
+class DatasetPage(TypedDict):
+    """A page of the pictures of a job's dataset, in the order of the archive."""
+
+    page: Annotated[int, Meta(ge=1)]
+    pages: Annotated[int, Meta(ge=1)]
+    pictures: list[DatasetPicture]
 
 
 class JobSummary(TypedDict):

@@ -6,7 +6,7 @@ which the gateway writes in one commit. The first end of a run is final.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -18,18 +18,25 @@ from services.gateway.jobs.outputs import (
     with_samples,
 )
 from services.gateway.jobs.record import (
-    BUCKET_STAGES,
     GPU_STAGES,
+    PUBLICATIONS,
     Claim,
     Effect,
     Job,
+    KeptDataset,
     StageRecord,
     Step,
-    WebhookTry,
-    webhook_id,
     why_no_command,
 )
+from services.gateway.jobs.webhook_schedule import (
+    completed_webhook_due,
+    wants,
+    webhook_due,
+    webhook_outcome,
+    with_output_webhook,
+)
 from services.gateway.ports import Status
+from services.gateway.turns.places import BUCKET_STAGES
 from shared import retry
 from shared.messaging.messages import (
     STAGES,
@@ -55,11 +62,13 @@ from shared.messaging.messages import (
     Message,
     ModelStaged,
     Progressed,
+    PublicationStarted,
     ResumePointSaved,
     SamplesGenerated,
     Stage,
     StageFact,
     StageFailed,
+    StagingDue,
     Started,
     WebhookDelivered,
     WebhookDue,
@@ -70,10 +79,8 @@ from shared.messaging.messages import (
     type_of,
 )
 from shared.messaging.topology import STAGE_QUEUES
-from shared.request import Command, Request, WebhookEvent
+from shared.request import Command, Request
 
-TRIES_KEPT = 50
-"""Webhook tries kept in a record, the newest."""
 RESULTS_OF_STAGE: dict[Stage, tuple[type[StageFact], ...]] = {
     "staging": (DatasetStaged, ModelStaged),
     "bucket_check": (BucketChecked,),
@@ -84,10 +91,14 @@ RESULTS_OF_STAGE: dict[Stage, tuple[type[StageFact], ...]] = {
 }
 """Result messages that a stage may publish."""
 RESULTS = tuple({kind for kinds in RESULTS_OF_STAGE.values() for kind in kinds})
-OUTPUT_SECONDS = 10.0
-"""Between two ``output`` webhooks; the next one covers the changes between them."""
 REFUSED_KEPT = 50
 """Refused claims kept in a record, the newest."""
+KEPT_SECONDS = 24 * 3600.0
+"""How long the dataset of a check is kept."""
+NOT_KEPT = (
+    "the dataset is not kept to be changed or trained on, because the budget upload_bytes has not"
+    " enough left: delete some uploads or checks, then check it again"
+)
 RETRYABLE: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 """A job that ended so may be run again."""
 
@@ -106,14 +117,18 @@ def admit(
     digest: str = "",
     checks: bool = False,
 ) -> Step:
-    """A new job, and the message that requests its staging.
+    """A new job, which waits for its turn, and the message that says so.
 
     ``echo`` is the request's ``input``, as ``/status`` shows it; ``sealed`` the encrypted
     ``s3Config``. With ``checks`` the job ends after staging, with the report on the dataset.
     """
-    submitted = JobSubmitted(
-        job=job_id, run=1, train=request.train, model=request.model, inference=request.inference
-    )
+    submission: dict[str, Any] = {
+        "job": job_id,
+        "run": 1,
+        "train": request.train,
+        "model": request.model,
+        "inference": request.inference,
+    }
     job = Job(
         id=job_id,
         owner=owner,
@@ -128,13 +143,27 @@ def admit(
         draws=bool(request.inference),
         checks=checks,
         created_at=now,
-        stages={"staging": StageRecord(trigger=encode(submitted), due_at=now)},
+        released_at=None,
+        stages={"staging": StageRecord(trigger=encode(StagingDue(**submission)))},
     )
-    if sealed is None:
-        return Step(job, (Effect(message=submitted),))
-    check = BucketDue(job=job_id, run=1)
-    job = _with_stage(job, "bucket_check", StageRecord(trigger=encode(check), due_at=now))
-    return Step(job, (Effect(message=submitted), Effect(message=check)))
+    if sealed is not None:
+        check = BucketDue(job=job_id, run=1)
+        job = _with_stage(job, "bucket_check", StageRecord(trigger=encode(check)))
+    return Step(job, (Effect(message=JobSubmitted(**submission), mandatory=False),))
+
+
+def release(job: Job, now: float) -> Step:
+    """It is the turn of a job that waits for it: request its open stages."""
+    if job.ended or job.released_at is not None:
+        return Step(job)
+    step = _requeue_open(replace(job, released_at=now), STAGES, now)
+    return Step(step.job, tuple(_first_request(effect) for effect in step.effects))
+
+
+def _first_request(effect: Effect) -> Effect:
+    """Published, for whoever listens; what a worker's fact requested was published before."""
+    is_ours = isinstance(effect.message, StagingDue | BucketDue)
+    return Effect(message=effect.message) if is_ours else effect
 
 
 def cancel(job: Job, now: float) -> Step:
@@ -154,8 +183,21 @@ def issue_command(job: Job, kind: Command) -> Step:
     return Step(job, _send_commands(job))
 
 
+def keep_dataset(job: Job, until: float, now: float) -> Step:
+    """Keep a check's dataset at least so long, unless its time is over."""
+    if job.kept is None or job.kept.until < now or job.kept.until >= until:
+        return Step(job)
+    return Step(replace(job, kept=msgspec.structs.replace(job.kept, until=until)))
+
+
+def forget_dataset(job: Job) -> Step:
+    """A check's dataset is deleted."""
+    stored = {place: key for place, key in job.stored.items() if place != "edits"}
+    return Step(replace(job, kept=None, edits={}, stored=stored))
+
+
 def rerun(job: Job, now: float) -> Step:
-    """Start the next run of a failed job, with the stages that are not done.
+    """The next run of a failed job, with the stages that are not done; it waits for its turn.
 
     Results of finished stages and the newest resume point stay; commands are dropped. A job that
     has not failed stays as it is.
@@ -167,6 +209,7 @@ def rerun(job: Job, now: float) -> Step:
         run=job.run + 1,
         status="IN_QUEUE",
         created_at=now,
+        released_at=None,
         started_at=None,
         ended_at=None,
         gpu="",
@@ -177,13 +220,13 @@ def rerun(job: Job, now: float) -> Step:
         webhook_attempts=0,
         webhook_settled=False,
     )
-    return _requeue_open(job, STAGES, now)
+    return Step(job)
 
 
 def _reopened(record: StageRecord) -> StageRecord:
     if record.done:
         return record
-    return msgspec.structs.replace(_released(record), failures=0, failed=None)
+    return msgspec.structs.replace(_released(record), failures=0, failed=None, last_failure=None)
 
 
 def _requeue_open(job: Job, stages: Iterable[Stage], now: float) -> Step:
@@ -205,7 +248,7 @@ def give_up_message(job: Job, message: Message, reason: str, now: float) -> Step
             job=job.id, run=message.run, attempt=message.attempt, webhook_id=message.webhook_id,
             reason=reason, permanent=True,
         )  # fmt: skip
-        return _webhook_outcome(job, failed, now, heartbeat=0.0)  # permanent: nothing is scheduled
+        return webhook_outcome(job, failed, now, heartbeat=0.0)  # permanent: nothing is scheduled
     return Step(job) if job.ended else _end(job, "FAILED", reason, now)
 
 
@@ -218,7 +261,7 @@ def lose_claim(job: Job, stage: Stage, claim: str, *, now: float, heartbeat: flo
     held = job.stages[stage].claim if job.holds(stage, claim) else None
     if held is None:
         return Step(job)
-    reason = f"the worker {held.worker} was lost during {stage}"
+    reason = f"the worker was lost during {stage}"
     return _fail_attempt(job, stage, reason, now=now, heartbeat=heartbeat)
 
 
@@ -234,7 +277,14 @@ def requeue(job: Job, stage: Stage, *, now: float, delay: float = 0.0) -> Step:
 
 
 def advance(
-    job: Job, fact: AnyMessage, *, reply_queue: str | None, now: float, heartbeat: float
+    job: Job,
+    fact: AnyMessage,
+    *,
+    reply_queue: str | None,
+    now: float,
+    heartbeat: float,
+    crowding: Collection[str] = (),
+    may_keep: bool = True,
 ) -> Step:
     """Apply a fact to a job.
 
@@ -244,8 +294,14 @@ def advance(
         reply_queue: the worker's (the delivery's ``reply_to``).
         now: seconds since the epoch, by the gateway's clock.
         heartbeat: seconds between heartbeats; retry delays are multiples of it.
+        crowding: owners who have to wait before they claim another upload to a bucket.
+        may_keep: whether the owner has room for what a check has staged.
     """
-    return _with_output_webhook(job, _advance(job, fact, reply_queue, now, heartbeat), now)
+    if isinstance(fact, DatasetStaged) and job.checks and not may_keep:
+        fact = _not_kept(fact)
+    if isinstance(fact, PublicationStarted) and job.owner in crowding:
+        return _put_off(job, fact, reply_queue, now=now, delay=heartbeat)
+    return with_output_webhook(job, _advance(job, fact, reply_queue, now, heartbeat), now)
 
 
 def _advance(
@@ -253,7 +309,7 @@ def _advance(
 ) -> Step:
     match fact:
         case WebhookDelivered() | WebhookFailed():
-            return _webhook_outcome(job, fact, now, heartbeat)
+            return webhook_outcome(job, fact, now, heartbeat)
         case SamplesGenerated():
             return Step(_with_late_samples(job, fact))
         case StageFact() if isinstance(fact, Started):
@@ -266,7 +322,7 @@ def _advance(
     return Step(job)
 
 
-def _is_expected(job: Job, fact: StageFact) -> bool:
+def is_expected(job: Job, fact: StageFact) -> bool:
     """Whether the stage may publish this; a wrong result would leave the next stages no input."""
     if isinstance(fact, DatasetStaged | ModelStaged):
         return fact.stage == "staging" and isinstance(fact, DatasetStaged) == job.trains
@@ -274,13 +330,14 @@ def _is_expected(job: Job, fact: StageFact) -> bool:
 
 
 def _advance_claimed(job: Job, fact: StageFact, now: float, heartbeat: float) -> Step:  # noqa: C901, PLR0911
-    if not _is_expected(job, fact):
-        reason = f"{fact.worker} said {type_of(fact)}, which {fact.stage} of this job is not for"
+    if not is_expected(job, fact):
+        reason = f"its worker gave a result of another kind ({type_of(fact)})"
         return _fail_attempt(job, fact.stage, reason, now=now, heartbeat=heartbeat)
     match fact:
         case DatasetStaged():
-            return _staged(_done(replace(job, report=fact.report), fact), fact, now)
+            return _staged(_done(job, fact), fact, now)
         case ModelStaged():
+            job = replace(job, warnings=(*job.warnings, *fact.warnings))
             return Step(_with_next(_done(job, fact), "generation", fact, now))
         case BucketChecked():
             return _bucket_checked(job, fact, now)
@@ -323,11 +380,23 @@ def _grant_or_refuse(job: Job, fact: Started, reply_queue: str | None, now: floa
     return Step(step.job, (*step.effects, *_grant(step.job, fact.stage)))
 
 
+def _put_off(job: Job, fact: Started, reply_queue: str | None, *, now: float, delay: float) -> Step:
+    """Refuse a claim that would be granted, and request the stage again a little later."""
+    record = job.stages.get(fact.stage)
+    if job.holds(fact.stage, fact.claim) or _why_refused(job, record, fact):
+        return _grant_or_refuse(job, fact, reply_queue, now)
+    step = requeue(_with_refused(job, fact.claim), fact.stage, now=now, delay=delay)
+    reason = "its owner has enough uploads under way"
+    return Step(step.job, (*step.effects, *_refusal(fact, reply_queue, reason)))
+
+
 def _why_refused(job: Job, record: StageRecord | None, fact: Started) -> str | None:
     if job.ended:
         return "the job has ended"
     if record is None or not record.open:
         return "nothing is asked for"
+    if job.released_at is None:
+        return "the job waits for its turn"
     if record.claim is not None:
         return f"the worker {record.claim.worker} has it"
     bucket_check = job.stages.get("bucket_check")
@@ -368,7 +437,7 @@ def _start_job(job: Job, fact: Started, now: float) -> Step:
     job = replace(job, status="IN_PROGRESS", started_at=now, gpu=fact.gpu)
     started = JobStarted(job=job.id, run=job.run, gpu=fact.gpu)
     step = Step(job, (Effect(message=started, mandatory=False),))
-    return _webhook_due(step, "start", 0, now) if _wants(job, "start") else step
+    return webhook_due(step, "start", 0, now) if wants(job, "start") else step
 
 
 def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
@@ -424,9 +493,23 @@ def _reply(message: Message, reply_queue: str | None) -> tuple[Effect, ...]:
 
 def _staged(job: Job, fact: DatasetStaged, now: float) -> Step:
     """Training is next, unless only the report was requested; then its claims are refused."""
+    job = replace(
+        job, report=fact.report, pictures=fact.pictures, pictures_bytes=fact.pictures_bytes
+    )
+    if job.checks and fact.pictures:  # an earlier version's fetcher leaves none, and no remarks
+        kept = KeptDataset(dataset=fact.dataset, bytes=fact.dataset_bytes, until=now + KEPT_SECONDS)
+        job = replace(job, kept=kept)
     if job.checks:
         return _end(job, "COMPLETED", None, now)
     return Step(_with_next(job, "training", fact, now))
+
+
+def _not_kept(fact: DatasetStaged) -> DatasetStaged:
+    """Without its dataset: the report alone, with a warning."""
+    warnings = [NOT_KEPT, *fact.report.get("warnings", ())]
+    count = fact.report.get("warnings_count", 0) + 1
+    report = {**fact.report, "warnings": warnings, "warnings_count": count}
+    return msgspec.structs.replace(fact, report=report, pictures="")
 
 
 def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
@@ -466,7 +549,8 @@ def _fail_attempt(job: Job, stage: Stage, reason: str, *, now: float, heartbeat:
     """A temporary failure: retry after a backoff, unless there were too many in a row."""
     record = _released(job.stages[stage])
     failures = record.failures + 1
-    job = _with_stage(job, stage, msgspec.structs.replace(record, failures=failures))
+    record = msgspec.structs.replace(record, failures=failures, last_failure=reason)
+    job = _with_stage(job, stage, record)
     if failures >= retry.FAILURES_ALLOWED:
         return _fail_stage(job, stage, f"{stage} failed {failures} times in a row: {reason}", now)
     return requeue(job, stage, now=now, delay=retry.delay(failures, heartbeat))
@@ -481,9 +565,14 @@ def _end_if_done(job: Job, now: float) -> Step:
     """End the job when all stages are done, or one has failed for good.
 
     The upload of a model to the user's bucket is finished first, so that a failed generation
-    does not lose the model.
+    does not lose the model. An upload that failed for good does not fail the job: what it should
+    have uploaded is in our store, and :func:`.record.unpublished` says so.
     """
-    failed = [record.failed for record in job.stages.values() if record.failed is not None]
+    failed = [
+        record.failed
+        for stage, record in job.stages.items()
+        if record.failed is not None and stage not in PUBLICATIONS
+    ]
     still_open = [stage for stage, record in job.stages.items() if record.open]
     if failed and "model_publication" not in still_open:
         return _end(job, "FAILED", failed[0], now)
@@ -496,7 +585,7 @@ def _end(job: Job, status: Status, error: str | None, now: float) -> Step:
     may_be_retried = status in RETRYABLE
     job = replace(
         job, status=status, error=error, ended_at=now, s3=job.s3 if may_be_retried else None,
-        webhook_settled=not _wants(job, "completed")
+        webhook_settled=not wants(job, "completed")
         or (status == "CANCELLED" and not job.webhook_events),
     )  # fmt: skip
     refusals = [
@@ -511,7 +600,7 @@ def _end(job: Job, status: Status, error: str | None, now: float) -> Step:
         )
     ]
     step = Step(job, (Effect(message=_end_fact(job), mandatory=False), *refusals))
-    return step if job.webhook_settled else _completed_webhook_due(step, now)
+    return step if job.webhook_settled else completed_webhook_due(step, now)
 
 
 def _end_fact(job: Job) -> Message:
@@ -524,96 +613,6 @@ def _end_fact(job: Job) -> Message:
         case "TIMED_OUT":
             return JobTimedOut(job=job.id, run=job.run, error=job.error or "")
     return JobFailed(job=job.id, run=job.run, error=job.error or "")
-
-
-# --- Webhooks ---------------------------------------------------------------------------------
-
-
-def resend_webhook(job: Job, webhook: str, now: float) -> Step:
-    """Try a webhook once more now, beside its schedule; an unknown id changes nothing."""
-    known = [each for each in job.webhook_tries if each.id == webhook]
-    return _with_try(Step(job), known[-1], now) if known else Step(job)
-
-
-def _wants(job: Job, event: WebhookEvent) -> bool:
-    return job.webhook is not None and event in (job.webhook_events or ("completed",))
-
-
-def _webhook_due(
-    step: Step, event: WebhookEvent, number: int, now: float, delay: float = 0.0
-) -> Step:
-    job = step.job
-    first = WebhookTry(
-        id=webhook_id(job, event, number), event=event, run=job.run, attempt=1, at=now
-    )
-    return _with_try(step, first, now, delay)
-
-
-def _with_try(step: Step, webhook: WebhookTry, now: float, delay: float = 0.0) -> Step:
-    """One more try, or the first. The repository adds the body, which has signed links."""
-    job = step.job
-    attempts = [each.attempt for each in job.webhook_tries if each.id == webhook.id]
-    tried = WebhookTry(
-        id=webhook.id, event=webhook.event, run=webhook.run,
-        attempt=max(attempts, default=0) + 1, at=now + delay,
-    )  # fmt: skip
-    due = WebhookDue(
-        job=job.id, run=tried.run, attempt=tried.attempt, url=job.webhook or "",
-        webhook_id=tried.id, event=tried.event, body="",
-    )  # fmt: skip
-    job = replace(job, webhook_tries=(*job.webhook_tries, tried)[-TRIES_KEPT:])
-    return Step(job, (*step.effects, Effect(message=due, delay=delay)))
-
-
-def _completed_webhook_due(step: Step, now: float, delay: float = 0.0) -> Step:
-    """The only webhook that is retried by a schedule."""
-    step = _webhook_due(step, "completed", 0, now, delay)
-    awaited = step.job.webhook_tries[-1].attempt
-    return Step(replace(step.job, webhook_awaited=awaited), step.effects)
-
-
-def _with_output_webhook(before: Job, step: Step, now: float) -> Step:
-    """Send new output, unless the job has ended: its ``completed`` webhook has it."""
-    job = step.job
-    too_soon = now - job.webhook_output_at < OUTPUT_SECONDS
-    if job.ended or too_soon or _output(job) == _output(before) or not _wants(job, "output"):
-        return step
-    job = replace(job, webhook_outputs=job.webhook_outputs + 1, webhook_output_at=now)
-    return _webhook_due(Step(job, step.effects), "output", job.webhook_outputs, now)
-
-
-def _output(job: Job) -> tuple[object, ...]:
-    return (job.samples, job.checkpoints, job.checkpoint)
-
-
-def _webhook_outcome(
-    job: Job, fact: WebhookDelivered | WebhookFailed, now: float, heartbeat: float
-) -> Step:
-    """Record the outcome; settle or retry the ``completed`` webhook if this was its last try."""
-    job = _with_outcome(job, fact, now)
-    awaited = (webhook_id(job, "completed", 0), job.webhook_awaited)
-    if (fact.webhook_id, fact.attempt) != awaited or not job.ended or job.webhook_settled:
-        return Step(job)
-    job = replace(job, webhook_attempts=job.webhook_attempts + 1)
-    wait = retry.webhook_delay(job.webhook_attempts, heartbeat)
-    if isinstance(fact, WebhookDelivered) or fact.permanent or wait is None:
-        return Step(replace(job, webhook_settled=True))
-    return _completed_webhook_due(Step(job), now, max(wait, fact.retry_after or 0.0))
-
-
-def _with_outcome(job: Job, fact: WebhookDelivered | WebhookFailed, now: float) -> Job:
-    """Only the first outcome of a try counts; the try may have been made twice."""
-    outcome: dict[str, Any] = (
-        {"status": fact.status} if isinstance(fact, WebhookDelivered) else {"reason": fact.reason}
-    )
-    pending = (fact.webhook_id, fact.attempt, None, None)
-    tries = (
-        msgspec.structs.replace(each, at=now, **outcome)
-        if (each.id, each.attempt, each.status, each.reason) == pending
-        else each
-        for each in job.webhook_tries
-    )
-    return replace(job, webhook_tries=tuple(tries))
 
 
 # --- Parts of a record ------------------------------------------------------------------------
@@ -671,5 +670,5 @@ def _with_late_samples(job: Job, fact: SamplesGenerated) -> Job:
 
 
 def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:
-    record = msgspec.structs.replace(job.stages[fact.stage], failures=0)
+    record = msgspec.structs.replace(job.stages[fact.stage], failures=0, last_failure=None)
     return _with_stage(replace(job, resume_point=fact.prefix), fact.stage, record)

@@ -15,10 +15,11 @@ import structlog
 from msgspec.structs import replace
 
 from services.gateway.jobs.budgets import Budgets
-from services.gateway.ports import BASE_PATHS, LocalStore, StoredUpload, UploadStore
+from services.gateway.ports import StoredUpload, UploadStore
 from shared.concurrency import in_thread
 from shared.errors import Full, NotFound, Unavailable
-from shared.ports import ObjectStore, UploadPart
+from shared.ports import LocalStore, ObjectStore, UploadPart
+from shared.request import BASE_PATHS
 from shared.storage.uploads import sha256_of_parts, upload_prefix, write_list
 
 PART_BYTES = 8 << 20

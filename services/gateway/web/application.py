@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -13,17 +13,20 @@ from multidict import MultiMapping
 
 from services.gateway.jobs.admission import IdReused
 from services.gateway.jobs.budgets import BudgetExceeded
+from services.gateway.jobs.fields.names import nearest
 from services.gateway.jobs.repository import UnknownJob
 from services.gateway.jobs.request_parser import (
     DisallowedAddress,
     Invalid,
-    nearest,
 )
-from services.gateway.ports import BASE_PATHS
-from services.gateway.web.authentication import Keys
+from services.gateway.request_owner import answering
+from services.gateway.web import cross_origin
+from services.gateway.web.authentication import Keys, owner_of
 from services.gateway.web.authorization import CALLER, Authorizer
 from services.gateway.web.routing import Handler, routes_of
+from services.gateway.web.wrong_paths import suggest_path
 from shared.errors import Full, Unavailable
+from shared.request import BASE_PATHS
 from shared.settings import MAX_BODY
 
 ANSWER_SECONDS = 2.0
@@ -36,11 +39,17 @@ HEAD_SECONDS = 75.0
 log = structlog.get_logger()
 
 
-def application(parts: Iterable[object], keys: Keys, authorizer: Authorizer) -> web.Application:
-    """The application with all routes of these objects."""
-    middlewares = [_errors_as_json, _refuse_compressed, _authenticate(keys)]
+def application(
+    parts: Iterable[object], keys: Keys, authorizer: Authorizer, origins: Collection[str] = ()
+) -> web.Application:
+    """The application with all routes of these objects; pages of ``origins`` may use it."""
+    middlewares = [
+        cross_origin.preflight(origins), _errors_as_json, suggest_path, _refuse_compressed,
+        _authenticate(keys),
+    ]  # fmt: skip
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
     app.on_response_prepare.append(_protect)
+    cross_origin.allow(app, origins)
     for part in parts:
         for method, path, handler in _handlers(part, authorizer):
             app.router.add_route(method, path, handler, expect_handler=_expect)
@@ -122,12 +131,14 @@ def _authenticate(keys: Keys) -> Middleware:
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         headers = request.headers.getall("Authorization", [])
-        if len(headers) == 1:  # with two, a proxy may have checked the other one
+        if len(headers) != 1:  # with two, a proxy may have checked the other one
+            return await handler(request)
+        with answering(owner_of(headers[0])):
             async with asyncio.timeout(ANSWER_SECONDS):
                 caller = await keys.caller(headers[0])
             if caller is not None:
                 request[CALLER] = caller
-        return await handler(request)
+            return await handler(request)
 
     return authenticate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import os
 import secrets
@@ -24,6 +25,8 @@ CLIENT_FILE = "client.toml"
 Scope = Literal["read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 """Read own jobs; submit and change them; delete them for good."""
+LOOKUPS = 4
+"""At a time: whoever sends ever other keys, none of them valid, leaves connections to others."""
 USED_SECONDS = 60.0
 """A key's last use is recorded at most this often."""
 
@@ -46,6 +49,7 @@ class Keys:
         self._store = store
         self._clock = clock
         self._used: dict[str, float] = {}
+        self._lookups = asyncio.Semaphore(LOOKUPS)
 
     async def caller(self, header: str | None) -> Caller | None:
         """The caller of an ``Authorization`` header; None: the key is not valid.
@@ -55,12 +59,13 @@ class Keys:
         Raises:
             Unavailable: the key is not a configured one, and the database does not answer.
         """
-        digest = digest_of(_key_in(header or ""))
+        digest = owner_of(header or "")
         # All are compared, each in constant time, so that the time taken reveals nothing.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if any(matches):
             return Caller(digest, SCOPES)
-        found = await self._store.find(digest)
+        async with self._lookups:
+            found = await self._store.find(digest)
         if found is None or found.disabled_at is not None:
             return None
         await self._record_use(found)
@@ -73,14 +78,15 @@ class Keys:
             await self._store.used(key.digest, now)
 
 
+def owner_of(header: str) -> str:
+    """The owner whose key an ``Authorization`` header gives, valid or not."""
+    scheme, _, key = header.strip().partition(" ")
+    return digest_of(key.strip() if scheme.lower() == "bearer" else header.strip())
+
+
 def digest_of(key: str) -> str:
     """A key's SHA-256 in hexadecimal, which is the owner of its jobs."""
     return sha256(key.encode(errors="surrogateescape")).hexdigest()
-
-
-def _key_in(header: str) -> str:
-    scheme, _, key = header.strip().partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else header.strip()
 
 
 def configured_keys(settings: Settings) -> tuple[str, ...]:
@@ -111,7 +117,7 @@ def first_key(home: Path, url: str) -> tuple[str, ...]:
     kept = home / SERVER_FILE
     if not kept.exists():
         key = new_key()
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_privately(home / CLIENT_FILE, f'url = "{url}"\nkey = "{key}"\n'.encode())
         _write_privately(kept, msgspec.json.encode(_KeyFile((digest_of(key),))))
         print(f"API key, shown only now and kept in {home / CLIENT_FILE}: {key}", flush=True)  # noqa: T201

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from services.gateway.jobs.budgets import Budgets
-from services.gateway.jobs.request_parser import Invalid
-from services.gateway.web.json_bounds import check_bounds
+from services.gateway.jobs.request_parser import Invalid, shown
+from services.gateway.web.room import Room
 from shared.concurrency import in_thread
-from shared.errors import Unavailable
+from shared.messaging.json_bounds import OutOfBounds, check_bounds
 
 IDLE_SECONDS = 60.0
 """Most time between two pieces of a body."""
@@ -23,8 +22,6 @@ LARGE_IDLE_SECONDS = 15.0
 """The same of a large body, whose room others wait for."""
 BODY_SECONDS = 300.0
 """Most time for a whole body."""
-ROOM_SECONDS = 30.0
-"""How long a body waits to be read."""
 SMALL_BYTES = 1 << 16
 """A body up to this length never waits for a larger one; longer ones are parsed in a thread."""
 SMALL_ROOM = 16 << 20
@@ -34,12 +31,14 @@ SMALL_ROOM = 16 << 20
 class Bodies:
     """Reads bodies; those for which there is no room wait unread, where they cost nothing."""
 
-    def __init__(self, budgets: Budgets, memory: int) -> None:
-        """``memory`` is how many bytes of large bodies are held."""
+    def __init__(self, budgets: Budgets, memory: int, one_large: asyncio.Lock) -> None:
+        """``memory`` is how many bytes of large bodies are held.
+
+        What is made of a body takes up to twelve times its bytes, so ``one_large`` is at a time.
+        """
         self._budgets = budgets
         self._small, self._large = Room(SMALL_ROOM), Room(memory)
-        self._one_large = asyncio.Lock()
-        """What is made of a body takes several times its bytes, so one is made at a time."""
+        self._one_large = one_large
 
     @asynccontextmanager
     async def json(self, request: web.Request, owner: str, most: int) -> AsyncIterator[Any]:
@@ -67,61 +66,6 @@ class Bodies:
                         yield decoded
                 finally:
                     body.clear()  # an error's traceback may keep the array itself for longer
-
-
-class _Waiter(NamedTuple):
-    owner: str
-    size: int
-    admitted: asyncio.Future[None]
-
-
-class Room:
-    """Bytes for bodies, given in the order of asking; one owner gets half of them at most."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._held: Counter[str] = Counter()
-        self._waiting: list[_Waiter] = []
-
-    @asynccontextmanager
-    async def hold(self, owner: str, size: int) -> AsyncIterator[None]:
-        """Wait for room, and hold it until the block ends.
-
-        Raises:
-            Unavailable: there was none in time.
-        """
-        waiter = _Waiter(owner, size, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
-        self._admit()
-        try:
-            await self._admitted(waiter)
-            yield
-        finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-            else:
-                self._held[owner] -= size
-                self._held += Counter()  # without the owners that hold nothing
-            self._admit()
-
-    async def _admitted(self, waiter: _Waiter) -> None:
-        try:
-            async with asyncio.timeout(ROOM_SECONDS):
-                await waiter.admitted
-        except TimeoutError:
-            raise Unavailable("the room for bodies is taken by others") from None
-
-    def _admit(self) -> None:
-        """Whoever comes next waits for the first that has its share left, so that it gets room."""
-        for waiter in list(self._waiting):
-            if self._held[waiter.owner] + waiter.size > self._size // 2:
-                continue
-            if self._held.total() + waiter.size > self._size:
-                return
-            self._waiting.remove(waiter)
-            self._held[waiter.owner] += waiter.size
-            if not waiter.admitted.done():
-                waiter.admitted.set_result(None)
 
 
 async def _fill(body: bytearray, request: web.Request, *, is_large: bool) -> None:
@@ -164,5 +108,10 @@ def _decoded(body: bytes | bytearray) -> Any:
     try:
         check_bounds(body)
         return msgspec.json.decode(body)
+    except OutOfBounds as error:
+        if error.name is None:
+            raise Invalid([f"the request: {error}"]) from None
+        twice = f"the request: {shown(error.name)} stands twice in one object"
+        raise Invalid([twice]) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Invalid([f"the request is not JSON: {error}"]) from None

@@ -36,6 +36,8 @@ class BatchingPipeline:
     free_memory: Callable[[], bool] = lambda: False
     """Frees memory that this pipeline does not need; returns whether there was any."""
     _batch_sizes: dict[Size, int] = field(default_factory=dict)
+    _vae_dtype: torch.dtype | None = None
+    """Of the weights as they were loaded, if decoding has to be done in fp32."""
 
     @classmethod
     def from_parts(cls, parts: Parts) -> BatchingPipeline:
@@ -52,6 +54,36 @@ class BatchingPipeline:
         """How many images of this size to generate at a time."""
         return self._batch_sizes.get(size, BATCH_SIZES[self.pipe.device.type])
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents (B, 4, H / 8, W / 8) to pixels (B, 3, H, W) from 0 to 1.
+
+        Some VAEs overflow in half precision, from sound latents (huggingface/diffusers#3999): such
+        a one decodes in fp32 from then on.
+        """
+        if self._vae_dtype is not None:
+            self.pipe.vae.to(torch.float32)  # memory may have run out halfway
+        pixels = self._decode(latents)
+        is_half = self.pipe.vae.dtype == torch.float16
+        if is_half and (_are_finite(latents) & ~_are_finite(pixels)).any():
+            self._vae_dtype = self.pipe.vae.dtype
+            self.pipe.vae.to(torch.float32)
+            pixels = self._decode(latents)
+        return pixels
+
+    def forget_overflow(self) -> None:
+        """The VAE gets other weights, which may not overflow."""
+        if self._vae_dtype is not None:
+            self.pipe.vae.to(self._vae_dtype)
+            self._vae_dtype = None
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """As the stock pipeline does."""
+        vae = self.pipe.vae
+        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+        pixels = vae.decode(scaled, return_dict=False)[0]
+        decoded: Tensor = self.pipe.image_processor.postprocess(pixels, output_type="pt")
+        return decoded
+
     def shrink_batch(self, size: Size, count: int) -> bool:
         """Respond to a lack of memory at ``count`` images.
 
@@ -61,6 +93,11 @@ class BatchingPipeline:
             return True
         self._batch_sizes[size] = max(1, count // 2)
         return count > 1
+
+
+def _are_finite(rows: Tensor) -> Tensor:
+    """For each image of a batch, whether it is."""
+    return torch.isfinite(rows).flatten(1).all(1)
 
 
 def _compute_one_row(module: torch.nn.Module) -> None:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from services.inferencer.generation.infotext import save
 from services.inferencer.order import GenerationOrder
-from shared.child.process import QUIET_AND_OFFLINE, RecordWriter, begin, read_order
+from shared.child.process import (
+    QUIET_AND_OFFLINE,
+    RecordWriter,
+    begin,
+    ended_with_reason,
+    read_order,
+)
 from shared.child.records import Done, Drawn, Failed, ImageFailed, Phase, Progress, Ready
 from shared.errors import Refused, reason_of
 from shared.service_process import importing
@@ -33,17 +39,22 @@ def main() -> None:
     with importing():
         from services.inferencer.generation import generate  # noqa: F401, PLC0415 - slow
         from services.inferencer.generation.pipeline_cache import PipelineCache  # noqa: PLC0415 - slow
+        from shared.diffusion.device import device_name, this_device  # noqa: PLC0415 - slow
 
-    cache = PipelineCache()
-    writer.write(Ready(gpu=cache.device_name))
+    with ended_with_reason(writer):
+        device = this_device()
+    cache = PipelineCache(device)
+    writer.write(Ready(gpu=device_name(device)))
     while True:
         order: GenerationOrder = read_order(GenerationOrder)
-        writer.write(carry_out(order, cache, writer))
+        last = carry_out(order, cache, writer)
+        cache.give_back()  # before the parent may begin the next order: a trainer may wait for it
+        writer.write(last)
 
 
 def carry_out(order: GenerationOrder, cache: PipelineCache, writer: RecordWriter) -> Done | Failed:
     """Carry out an order and return its final record; a failure does not affect the next order."""
-    from shared.diffusion.memory import is_out_of_memory  # noqa: PLC0415 - slow
+    from shared.diffusion.memory import held_by_others, is_out_of_memory  # noqa: PLC0415 - slow
 
     try:
         return Done(summary={"images": generate_all(order, cache, writer)})
@@ -52,7 +63,8 @@ def carry_out(order: GenerationOrder, cache: PipelineCache, writer: RecordWriter
     except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
         traceback.print_exc()
         lacks_memory = is_out_of_memory(error)
-        reason = "out of memory while loading the model" if lacks_memory else reason_of(error)
+        lack = f"out of memory while loading the model{held_by_others()}"
+        reason = lack if lacks_memory else reason_of(error)
     cache.clear()  # only here: in the except block the error's frames still hold tensors
     return Failed(refused=False, reason=reason)
 

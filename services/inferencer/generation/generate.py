@@ -20,7 +20,7 @@ from services.inferencer.generation.batching_pipeline import BatchingPipeline
 from services.inferencer.generation.prompts import PromptEncoder
 from services.inferencer.generation.schedulers import make_scheduler
 from services.inferencer.order import ImageRequest
-from shared.diffusion.memory import is_out_of_memory
+from shared.diffusion.memory import held_by_others, is_out_of_memory
 from shared.diffusion.noise import seeded
 
 OnStep = Callable[[int, int], None]
@@ -143,7 +143,7 @@ def generate_batch(
         on_step((step + 1) * steps // pipe.num_timesteps, steps)
         return tensors
 
-    pixels: Tensor = pipe(
+    latents: Tensor = pipe(
         prompt_embeds=torch.cat([image.embeddings[0] for image in batch]),
         negative_prompt_embeds=torch.cat([image.embeddings[1] for image in batch]),
         width=width,
@@ -151,10 +151,10 @@ def generate_batch(
         num_inference_steps=steps,
         guidance_scale=inference.guidance_scale,
         generator=[seeded(image.seed) for image in batch],
-        output_type="pt",
+        output_type="latent",
         callback_on_step_end=callback,
-    ).images  # (B, 3, H, W), 0 to 1
-    return [_to_image(each) for each in pixels]
+    ).images  # (B, 4, H / 8, W / 8)
+    return [_to_image(each) for each in pipeline.decode(latents)]
 
 
 def _to_image(pixels: Tensor) -> Image.Image | None:
@@ -181,5 +181,5 @@ def _out_of_memory_reason(request: ImageRequest) -> str:
     width, height = request.size
     return (
         f"out of memory while drawing one image of {width} x {height} pixels: choose a smaller"
-        " size, or a larger GPU"
+        f" size, or a larger GPU{held_by_others()}"
     )

@@ -37,6 +37,8 @@ class CachedPipeline:
         for name in NETWORKS:
             fingerprint = files.fingerprint(name)
             if self.loaded[name] != fingerprint:
+                if name == "vae":
+                    self.pipeline.forget_overflow()
                 files.load_into(self._network(name), name)
                 self.loaded[name] = fingerprint
         self.pipeline.parts = files.with_scheduler(self.pipeline.parts)
@@ -55,17 +57,12 @@ class CachedPipeline:
 class PipelineCache:
     """Keeps the most recently used pipelines on the device."""
 
-    def __init__(self) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.max_bytes = int(MEMORY_SHARE * total_memory(self.device))
         """Limit for all cached pipelines; the one in use is kept in any case."""
         self._dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self._cached: dict[str, CachedPipeline] = {}  # by architecture; the one in use is the last
-
-    @property
-    def device_name(self) -> str:
-        """The GPU's name, or ``cpu``."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def load(self, folder: Path, snapshot: Path | None = None) -> BatchingPipeline:
         """A pipeline with a folder's model, its networks replaced by a snapshot's if there is one.
@@ -88,6 +85,12 @@ class PipelineCache:
     def clear(self) -> None:
         """Drop all pipelines."""
         self._evict_down_to(0)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Give other processes the card's memory that the last order took and nothing uses."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _build(self, files: ModelFiles) -> CachedPipeline:
         parts = files.base.to(torch.device("cpu"), self._dtype)
@@ -112,8 +115,7 @@ class PipelineCache:
 
     def _evict(self, architecture: str) -> None:
         del self._cached[architecture]
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.give_back()
 
 
 def total_memory(device: torch.device) -> int:

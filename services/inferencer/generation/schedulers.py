@@ -21,15 +21,13 @@ from diffusers import (
 )
 from torch import Tensor
 
-from shared.diffusion.noise import PredictionType, cumulative_alphas, prediction_type
+from shared.diffusion.noise import (
+    FROM_PURE_NOISE,
+    PredictionType,
+    cumulative_alphas,
+    prediction_type,
+)
 from shared.request import Scheduler
-
-FROM_PURE_NOISE = {"timestep_spacing": "trailing"}
-"""Any other spacing begins below the last training timestep, where an image is not yet pure noise.
-
-Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2. The usual
-"leading" begins at 1000 // steps * steps: at 667 of 1000 for 334 steps, and for one step at 0.
-"""
 
 
 def make_scheduler(name: Scheduler, config: Mapping[str, Any], steps: int) -> Any:

@@ -23,6 +23,7 @@ from shared.child.process import (
     QUIET_AND_OFFLINE,
     RecordWriter,
     begin,
+    ended_with_reason,
     orders_meanwhile,
     read_order,
 )
@@ -98,9 +99,12 @@ def main() -> None:
     os.environ |= QUIET_AND_OFFLINE
     with importing():
         from services.trainer.training import train  # noqa: F401, PLC0415 - slow
-        from services.trainer.training.device import device_name, this_device  # noqa: PLC0415 - slow
+        from services.trainer.training.device import teraflops  # noqa: PLC0415 - slow
+        from shared.diffusion.device import device_name, this_device  # noqa: PLC0415 - slow
 
-    writer.write(Ready(gpu=device_name(this_device())))
+    with ended_with_reason(writer):
+        device = this_device()
+    writer.write(Ready(gpu=device_name(device), teraflops=teraflops(device)))
     order: TrainingOrder = read_order(TrainingOrder)
     stop.idle = False
     writer.write(carry_out(order, ParentCallbacks(writer, stop)))
@@ -128,11 +132,14 @@ def carry_out(order: TrainingOrder, callbacks: ParentCallbacks) -> Done | Stoppe
 
 def out_of_memory(order: TrainingOrder) -> Failed:
     """Name the settings that would need less memory."""
-    advice = smaller(order.train)
+    from shared.diffusion.memory import held_by_others  # noqa: PLC0415 - slow
+
+    advice, others = smaller(order.train), held_by_others()
     if advice is None:
         text = "out of memory at the smallest settings there are for this resolution"
-        return Failed(refused=True, reason=f"{text}: choose a lower resolution, or a larger GPU")
-    return Failed(refused=False, reason=f"out of memory; settings that need less: {advice}")
+        reason = f"{text}: choose a lower resolution, or a larger GPU{others}"
+        return Failed(refused=not others, reason=reason)  # others may leave
+    return Failed(refused=False, reason=f"out of memory; settings that need less: {advice}{others}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,22 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def stepped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    """Do a step; False: the scaler has skipped it, because a gradient is not finite."""
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+
+    hook = optimizer.register_step_post_hook(count)
+    try:
+        scaler.step(optimizer)
+    finally:
+        hook.remove()
+    return steps > 0
+
+
 def save_state(optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Write the moments as safetensors; step counts and the like go into the header as JSON."""
     state = optimizer.state_dict()

@@ -40,8 +40,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
             return 1.0
         if step < self.warmup_steps:
             return step / self.warmup_steps
-        span = max(self.decay_steps - self.warmup_steps, 1)
-        return self._decayed(min((step - self.warmup_steps) / span, 1.0))
+        if step >= self.decay_steps:  # also where the warm-up outlasts the decay
+            return self._decayed(1.0)
+        return self._decayed((step - self.warmup_steps) / (self.decay_steps - self.warmup_steps))
 
     def _decayed(self, done: float) -> float:
         """The factor after a share of the decay, 0 to 1; it stays at the floor."""

@@ -32,6 +32,8 @@ class Position(Struct, frozen=True, kw_only=True):
     steps: int = 0
     """Steps done in all."""
     updates: int = 0
+    skipped_updates: int = 0
+    """Of one network at least, because a gradient was not finite; in fp16 only."""
     images: int = 0
 
 

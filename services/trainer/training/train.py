@@ -21,9 +21,9 @@ from msgspec.structs import replace
 from services.trainer.order import Outcome, TrainingOrder
 from services.trainer.training.batches import LatentCache, PrefetchLoader
 from services.trainer.training.callbacks import Callbacks, Clock
-from services.trainer.training.device import probe, this_device
+from services.trainer.training.device import probe
 from services.trainer.training.loss import DiffusionLoss
-from services.trainer.training.optimizer import set_lr
+from services.trainer.training.optimizer import set_lr, stepped
 from services.trainer.training.progress import ProgressReporter
 from services.trainer.training.recipe import (
     Choices,
@@ -43,6 +43,7 @@ from services.trainer.training.validation import Validator
 from shared.dataset.manifest import Manifest, Picture
 from shared.dataset.plan import Batch, EpochConfig, plan_epoch, steps_per_epoch, total_steps
 from shared.dataset.validation import split
+from shared.diffusion.device import this_device
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.noise import with_zero_terminal_snr
 from shared.errors import Interrupted
@@ -110,9 +111,9 @@ def train(  # noqa: C901 - the loop is read in one piece
                 losses.append(loss.detach())
                 run.reporter.report_step(len(losses))
             last_step = state.position.steps + len(group) - 1
-            update(state, lrs=run.recipe.lrs_at(last_step), clip=request.clip_grad_norm)
+            complete = update(state, lrs=run.recipe.lrs_at(last_step), clip=request.clip_grad_norm)
             state.losses.add(losses, first_step=state.position.steps + 1)
-            state.position = after(state.position, batches, group)
+            state.position = after(state.position, batches, group, skipped=not complete)
 
             if run.validator.is_due:
                 run.validator.measure()
@@ -187,30 +188,38 @@ def base_model(order: TrainingOrder) -> Parts:
     return dataclasses.replace(parts, scheduler_config=config)
 
 
-def update(state: State, *, lrs: dict[str, float], clip: float | None) -> None:
+def update(state: State, *, lrs: dict[str, float], clip: float | None) -> bool:
     """One step of the optimizers: unscale, clip each network by itself, step, clear gradients.
 
-    ``lrs`` are the learning rates by network. The moving averages of the weights follow.
+    ``lrs`` are the learning rates by network. The moving averages of the weights follow, but for
+    those of a network whose step the scaler has skipped. Returns whether no step was skipped.
     """
+    skipped = set()
     for name, optimizer in state.optimizers.items():
         set_lr(optimizer, lrs[name])
         state.scaler.unscale_(optimizer)
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(state.trained[name].parameters(), clip)
-        state.scaler.step(optimizer)
+        if not stepped(optimizer, state.scaler):
+            skipped.add(name)
         optimizer.zero_grad(set_to_none=True)
     state.scaler.update()
-    for average in state.averages.values():
-        average.follow()
+    for name, average in state.averages.items():
+        if name not in skipped:
+            average.follow()
+    return not skipped
 
 
-def after(position: Position, batches: list[Batch], group: range) -> Position:
+def after(
+    position: Position, batches: list[Batch], group: range, *, skipped: bool = False
+) -> Position:
     """The position once a group of an epoch's batches is done."""
     done = replace(
         position,
         step_in_epoch=group.stop,
         steps=position.steps + len(group),
         updates=position.updates + 1,
+        skipped_updates=position.skipped_updates + skipped,
         images=position.images + sum(batches[step].real for step in group),
     )
     is_last = group.stop == len(batches)
@@ -251,5 +260,6 @@ def finish(run: Run, order: TrainingOrder, callbacks: Callbacks) -> Outcome:
         precision=run.choices.precision,
         optimizer=run.choices.optimizer,
         attention=run.choices.attention,
+        skipped_updates=state.position.skipped_updates,
         warnings=state.warnings,
     )

@@ -97,7 +97,7 @@ async def test_a_job_that_nobody_knows_is_an_error(client: Client) -> None:
 async def test_a_job_is_cancelled_and_a_refusal_is_an_error(client: Client, web: Web) -> None:
     web.answer(said(200, id="7b1c", status="CANCELLED"), said(404, error="no such job"))
 
-    await client.cancel("7b1c")
+    assert await client.cancel("7b1c") == {"id": "7b1c", "status": "CANCELLED"}
     assert web.posts[0].path == "/v1/everydream-v1/cancel/7b1c"
     with pytest.raises(aiohttp.ClientResponseError, match="404"):
         await client.cancel("7b1c")

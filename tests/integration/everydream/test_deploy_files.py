@@ -282,7 +282,7 @@ class ConfiguredBroker(RabbitMQ):
 
     def __init__(self, secrets: Path) -> None:
         self._secrets = secrets
-        super().__init__(vhosts=1)
+        super().__init__()
 
     def url(self, vhost: str = "/") -> str:
         """The gateway's address of it."""

@@ -44,6 +44,7 @@ def made(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_made_twice_it_is_the_same_to_the_last_byte(make: Make, made: Path, tmp_path: Path) -> None:
     torch.manual_seed(12345)  # what was drawn before makes no difference
     make(tmp_path / "again", SHARE)

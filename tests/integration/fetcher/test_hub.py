@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from everydream.models import pull_model
-from services.fetcher.models.configured_model import (
-    PINS,
-    RENAMED_ON_HUB,
-    TINY_FOLDER,
-    hub_token,
-)
+from everydream.this_machine.base_models import pull_model
+from services.fetcher.model_files import WEIGHTS
+from services.fetcher.models.configured_model import PINS, TINY_FOLDER, hub_token
 from services.fetcher.models.hub import INHERITED_VARIABLES, HubModel, file_url, hub_model
 from shared.diffusion.loading import Parts, load
 from shared.errors import Passing, Refused, SettingsError
@@ -158,6 +155,38 @@ async def test_a_hub_that_is_away_passes_unless_the_model_is_in_the_cache(
         await stage("org/another")
 
 
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("listing", ["kept", "lost"])
+async def test_a_hub_that_is_away_passes_where_the_cache_has_only_a_part_of_the_model(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, listing: str
+) -> None:
+    await without_weights(stage, listing)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://{HOST}:{free_port()}")
+
+    with pytest.raises(Passing, match="org/model on the hub"):
+        await stage("org/model")
+
+
+async def test_a_hub_that_lists_nothing_passes_where_the_cache_has_only_a_part_of_the_model(
+    stage: Stage, hub: Hub
+) -> None:
+    await without_weights(stage, "lost")
+    hub.tree_status = 403
+
+    with pytest.raises(Passing, match=r"org/model on the hub: .* has not arrived"):
+        await stage("org/model")
+
+
+async def without_weights(stage: Stage, listing: str) -> None:
+    """Fetch a model, and lose its weights; perhaps the hub library's list of its files, too."""
+    await stage("org/model")
+    cache = stage.home / "hub/models--org--model"
+    for stem in WEIGHTS.values():
+        (cache / f"snapshots/{COMMIT}/{stem}.safetensors").unlink()
+    if listing == "lost":
+        shutil.rmtree(cache / "trees")
+
+
 async def test_our_token_is_used_for_our_model_and_never_for_a_users(
     stage: Stage, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,8 +222,10 @@ def test_no_token_is_told_to_a_download_that_may_not_use_it() -> None:
     assert not any(INHERITED_VARIABLES.fullmatch(name) for name in untold)
 
 
-def test_the_model_that_moved_is_found_under_its_new_name() -> None:
-    assert RENAMED_ON_HUB["runwayml/stable-diffusion-v1-5"].startswith("stable-diffusion-v1-5/")
+@pytest.mark.parametrize("prefix", ["", "https://huggingface.co/"])
+def test_the_model_that_moved_is_found_under_its_new_name(prefix: str) -> None:
+    found = hub_model(f"{prefix}runwayml/stable-diffusion-v1-5")
+    assert found == HubModel(repository="stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 async def test_a_private_model_is_opened_to_users_only_where_the_deployment_says_so(
@@ -267,6 +298,14 @@ async def test_a_pin_outlives_the_files_that_it_was_made_for(stage: Stage, hub: 
 
     assert await stage(ALIAS, models=stage.of("org/model")) == await stage(ALIAS)
     assert hub.revisions == {COMMIT}
+
+
+@pytest.mark.usefixtures("hub")
+async def test_a_pinned_model_whose_weights_are_gone_is_fetched_again(stage: Stage) -> None:
+    pin = await pull_model(settings(stage), None, None, Console())
+    (stage.home / pin.folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+
+    assert await stage(ALIAS, models=stage.of("org/model")) == await stage(ALIAS)
 
 
 async def test_another_model_and_revision_can_be_pulled_for_later(stage: Stage, hub: Hub) -> None:

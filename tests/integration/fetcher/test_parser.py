@@ -61,9 +61,11 @@ async def parse(
     with zipfile.ZipFile(folder / "data.zip", "w") as zipped:
         for name, content in files.items():
             zipped.writestr(name, content)
-    (folder / "dataset").mkdir()
+    for name in ("dataset", "pages"):
+        (folder / name).mkdir()
     order = ParseDataset(
         archive=str(folder / "data.zip"), folder=str(folder / "dataset"),
+        pages=str(folder / "pages"),
         train=Train(data_url="https://example.com/data.zip"), seed=1, shown="the upload",
     )  # fmt: skip
     async with asyncio.timeout(HUNG), parser.reader() as reader:
@@ -86,7 +88,8 @@ async def waiting_pid(parser: Parser) -> int:
 async def test_what_the_child_leaves_is_what_it_names(parser: Parser, tmp_path: Path) -> None:
     parsed = await parse(parser, tmp_path, {**pictures(2), "readme.md": b"hello"})
 
-    assert parsed.files == ("manifest.json", "000000.png", "000001.png")
+    assert parsed.files == ("manifest.json", "checked.json", "000000.png", "000001.png")
+    assert parsed.pages == ("page-00001.json", "000001.webp", "000002.webp")
     assert parsed.report.images == 2
     check_left(tmp_path / "dataset", parsed.files)
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -169,14 +169,15 @@ async def test_what_a_file_of_stable_diffusion_1_predicts_is_what_it_says(
     assert (await staged(stage, web, tensors, **header)).prediction_type == predicts
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("spread", "header", "predicts"),
+    ("dtype", "spread", "header", "predicts"),
     [
-        (0.03, {}, "epsilon"),
-        (0.2, {}, "v_prediction"),
-        (0.2, {SAYS: "epsilon"}, "epsilon"),
-        (0.03, {SAYS: "v"}, "v_prediction"),
+        (torch.float16, 0.03, {}, "epsilon"),
+        (torch.float16, 0.2, {}, "v_prediction"),
+        (torch.float16, 0.2, {SAYS: "epsilon"}, "epsilon"),
+        (torch.float16, 0.03, {SAYS: "v"}, "v_prediction"),
+        (torch.float32, 0.2, {}, "v_prediction"),
+        (torch.bfloat16, 0.2, {}, "v_prediction"),
     ],
 )
 async def test_a_stable_diffusion_2_file_without_marker_is_recognized_by_its_last_norm(

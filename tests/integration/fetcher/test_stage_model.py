@@ -304,10 +304,13 @@ async def test_a_ckpt_of_the_old_format_is_refused_with_advice(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda t: {n: v for n, v in t.items() if "first_stage" not in n}, "it has no vae"),
         (
-            lambda t: t | {"model.diffusion_model.extra": torch.ones(3)},
-            r"model\.diffusion_model\.extra is not known in Stable Diffusion",
+            lambda t: {n: v for n, v in t.items() if "encoder.conv_in" not in n},
+            "it has no vae in the original layout",
+        ),
+        (
+            lambda t: t | {"model.diffusion_model.label_emb.0.0.weight": torch.ones(3)},
+            r"model\.diffusion_model\.label_emb\.0\.0\.weight is not known .*, such as unCLIP",
         ),
         (
             lambda t: (
@@ -327,7 +330,7 @@ async def test_a_ckpt_of_the_old_format_is_refused_with_advice(
         (lambda _: {"double_blocks.0.img": torch.ones(3)}, "it looks like Flux"),
         (lambda _: {"lora_unet_down.weight": torch.ones(3)}, "a LoRA, which is no whole model"),
         (lambda _: {"conditioner.embedders.0.w": torch.ones(3)}, "Stable Diffusion XL"),
-        (lambda t: {n: v.to(torch.int32) for n, v in t.items()}, "expected floating point"),
+        (lambda t: {n: v.to(torch.int32) for n, v in t.items()}, "expected F64, F32, F16 or BF16"),
     ],
 )
 async def test_another_architecture_is_refused_with_the_difference(

@@ -1,4 +1,4 @@
-"""A whole staging: from ``job.submitted`` to ``dataset.staged`` or ``model.staged``."""
+"""A whole staging: from ``staging.due`` to ``dataset.staged`` or ``model.staged``."""
 
 import asyncio
 import hashlib
@@ -10,10 +10,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from services.fetcher import progress_meter as meters
 from services.fetcher import work as fetcher_work
+from services.fetcher.models.configured_model import TINY_FOLDER
 from services.fetcher.models.stage import ModelStager
 from services.fetcher.progress_meter import ProgressMeter
 from services.fetcher.work import FetcherWork
@@ -21,14 +24,15 @@ from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
 from shared.dataset.manifest import Manifest, Picture, Report
 from shared.dataset.plan import EpochConfig, job_seed, total_steps
-from shared.dataset.speed import SPEED_KEY
+from shared.dataset.speed import DEVICE_KEY, speed_key
+from shared.diffusion.loading import load
 from shared.errors import Passing, Refused, Unavailable
 from shared.messaging.messages import (
     CheckpointFinal,
     ClaimGranted,
     DatasetStaged,
-    JobSubmitted,
     ModelStaged,
+    StagingDue,
     encode,
 )
 from shared.ports import UploadPart
@@ -40,7 +44,7 @@ from tests.support.in_process_parser import InProcessParser
 from tests.support.models import make_random_model
 from tests.support.servers.process import HOST
 from tests.support.servers.web import Page, Web
-from tests.support.staging import zipped
+from tests.support.staging import tensors_of, zipped
 
 JOB = "7b1c"
 TINY_PARAMETERS = 1_895_156 + 447_623 + 242_368
@@ -94,7 +98,7 @@ class Staging:
 
     def order(self, *, attempt: int = 1, model: ModelSource | None = None, **train: Any) -> Order:
         """A granted claim for the job's staging."""
-        message = JobSubmitted(
+        message = StagingDue(
             job=JOB,
             run=1,
             train=None if model else Train(**train),
@@ -164,18 +168,18 @@ async def test_the_fact_carries_the_job_on_and_the_report_along(staging: Staging
 
     assert (staged.job, staged.stage, staged.attempt) == (JOB, "staging", 3)
     assert (staged.claim, staged.worker) == (order.claim, "fetcher/here")
-    assert isinstance(order.message, JobSubmitted)
+    assert isinstance(order.message, StagingDue)
     assert (staged.train, staged.inference) == (order.message.train, order.message.inference)
     assert staged.dataset == "jobs/7b1c/staging/3/dataset"
     assert staged.report["images"] == 3
     assert staged.report["captions"] == {
-        "from_names": 2, "from_files": 1, "missing": 0, "empty": 0, "over_long": 0
+        "from_names": 2, "from_files": 1, "edited": 0, "missing": 0, "empty": 0, "over_long": 0
     }  # fmt: skip
     assert staged.report["buckets"] == {"512x512": 1, "384x640": 1, "640x384": 1}
     assert staged.report["short_buckets"] == {"512x512": 1, "384x640": 1, "640x384": 1}
     assert staged.report["steps_per_epoch"] == 3
     assert {entry["file"] for entry in staged.report["skipped"]} == {"dogs/broken.png", "readme.md"}
-    assert len(encode(staged)) < 3000
+    assert len(encode(staged)) < 4000
 
 
 async def test_the_report_estimates_before_training_what_the_job_will_take(
@@ -184,10 +188,15 @@ async def test_the_report_estimates_before_training_what_the_job_will_take(
     words = ", ".join(f"tag {number}" for number in range(40))
     files = DATASET | {"dogs/x.caption": f"a dog, {words}".encode()}
     url = web.serve("/data.zip", zip_of(files))
-    await staging.store.put(SPEED_KEY, b'{"gpu": "a card", "megapixels_per_second": 0.5}')
+    await staging.store.put(DEVICE_KEY, b'{"gpu": "a card", "teraflops": 40.0}')
 
+    first = await staging.perform(data_url=url, batch_size=2, max_epochs=100)
+    await staging.store.put(
+        speed_key("a card", first.base_model), b'{"gpu": "a card", "megapixels_per_second": 0.5}'
+    )
     staged = await staging.perform(data_url=url, batch_size=2, max_epochs=100)
 
+    assert first.report["estimate"]["rate"].endswith("on a card, by a test of 40 TFLOP/s")
     report = msgspec.convert(staged.report, Report)
     assert report.captions.over_long == 1
     assert report.over_long_captions == ["dogs/x.webp"]
@@ -200,12 +209,12 @@ async def test_the_report_estimates_before_training_what_the_job_will_take(
     assert report.estimate.model_bytes == 2 * 2 * TINY_PARAMETERS
 
 
-@pytest.mark.parametrize("measured", [None, b"{}", b'{"gpu": "x", "megapixels_per_second": 0}'])
-async def test_without_a_measured_speed_that_can_be_read_the_minutes_rest_on_an_assumption(
-    staging: Staging, web: Web, measured: bytes | None
+@pytest.mark.parametrize("device", [None, b"{}", b'{"gpu": "x", "teraflops": 0}'])
+async def test_without_a_device_that_is_known_the_minutes_rest_on_an_assumption(
+    staging: Staging, web: Web, device: bytes | None
 ) -> None:
-    if measured is not None:
-        await staging.store.put(SPEED_KEY, measured)
+    if device is not None:
+        await staging.store.put(DEVICE_KEY, device)
 
     staged = await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
 
@@ -265,8 +274,9 @@ async def test_progress_reports_the_phases_in_order(staging: Staging, web: Web) 
         "downloading the dataset",
         "unpacking",
         "checking images",
-        "storing the dataset",
+        "drawing previews",
         "staging the base model",
+        "storing the dataset",
     ]
     downloading = [each for each in staging.reported if each["phase"] == "downloading the dataset"]
     last = downloading[-1]
@@ -404,6 +414,22 @@ async def test_a_finished_model_from_elsewhere_is_staged_by_its_content(
     assert await folder_exists(staging.store, staged.model)
     assert staged.model == (await staging.perform_model(url)).model
     assert "downloading the model" in {numbers["phase"] for numbers in staging.reported}
+
+
+async def test_what_is_warned_of_a_model_is_in_the_report_or_with_the_staged_model(
+    staging: Staging, web: Web, tmp_path: Path
+) -> None:
+    extra = {"model.diffusion_model.extra": torch.ones(1)}
+    save_file(tensors_of(load(TINY_FOLDER)) | extra, tmp_path / "m.safetensors")
+    model = web.serve("/m", tmp_path / "m.safetensors")
+    warning = f"{model}: ignored, as Stable Diffusion has no such tensors: {next(iter(extra))}"
+
+    trained = await staging.perform(
+        data_url=web.serve("/data.zip", zip_of(DATASET)), resume_ckpt_url=model
+    )
+
+    assert trained.report["warnings"][-1] == warning
+    assert (await staging.perform_model(model)).warnings == (warning,)
 
 
 async def test_a_finished_model_that_is_none_or_gone_is_refused_by_the_fields_name(

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from services.gateway.api_docs.html import POLICY
+from services.gateway.api_docs.examples import examples
+from services.gateway.api_docs.html import POLICY, in_text
 from services.gateway.api_documents import documents, text_of
 from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import SCOPES, digest_of
@@ -96,6 +97,17 @@ async def test_the_page_shows_every_operation_message_and_body(here: World) -> N
         assert f"message-{name}" in reader.ids
         assert message["name"] in reader.text
     assert OPENAPI["components"]["schemas"].keys() <= set(reader.ids)
+
+
+async def test_the_page_shows_what_every_example_sends_and_gets(here: World) -> None:
+    text = (await page(here)).text
+
+    for example in examples():
+        assert example.summary in text
+        assert example.answer.body is None or in_text(example.answer.body) in text, example.name
+        is_error = example.answer.status >= 400 and example.operation != "get_ready"
+        for value in () if is_error else map(str, example.request.headers.values()):
+            assert value in text, example.name
 
 
 async def test_every_link_within_the_page_leads_somewhere(here: World) -> None:

@@ -17,7 +17,7 @@ from services.gateway.endpoints import jobs
 from services.gateway.endpoints.uploads import CHUNK
 from services.gateway.jobs import uploads
 from services.gateway.jobs.budgets import BUDGETS
-from services.gateway.web import bodies
+from services.gateway.web import bodies, room
 from shared.messaging.messages import JobRefused, JobRequested, StageFailed
 from shared.messaging.topology import FETCHER
 from tests.support.gateway_world import (
@@ -140,6 +140,23 @@ async def test_a_retried_job_needs_a_place_among_the_live_ones(tmp_path: Path) -
         assert (refused.status, refused.body["budget"]) == (429, refusal("live_jobs", 1, 1))
         await here.ask("POST", f"{ROOT}/cancel/{waiting}")
         assert (await here.ask("POST", f"{ROOT}/retry/{failed}")).status == 200
+
+
+async def test_a_job_is_retried_so_often_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "MOST_RUNS", 2)
+    async with world(tmp_path) as here:
+        job = await fail(here)
+        assert (await here.ask("POST", f"{ROOT}/retry/{job}")).status == 200
+        await here.get(FETCHER)
+        staging = await here.claim(job, "staging")
+        await staging.publish(StageFailed, kind="refused", reason="no such zip")
+        await here.status_becomes(job, "FAILED")
+
+        refused = await here.ask("POST", f"{ROOT}/retry/{job}")
+
+        assert (refused.status, "2 times" in refused.body["error"]) == (400, True)
 
 
 async def test_a_key_keeps_so_many_jobs_until_it_deletes_some(tmp_path: Path) -> None:
@@ -431,7 +448,7 @@ async def test_bodies_that_do_not_come_on_leave_room_for_others_and_are_given_up
 async def test_a_body_that_waits_is_not_read_and_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "ROOM_SECONDS", 0.2)
+    monkeypatch.setattr(room, "ROOM_SECONDS", 0.2)
     size = 30_000_000
     async with world(tmp_path, body_memory=4 * LARGE) as here, AsyncExitStack() as stack:
         for _ in range(2):

@@ -12,8 +12,8 @@ from services.gateway.jobs.repository import read
 from shared.messaging.messages import (
     DatasetStaged,
     JobCompleted,
-    JobSubmitted,
     StageFailed,
+    StagingDue,
     TrainingStarted,
     WebhookDue,
 )
@@ -39,12 +39,12 @@ async def here(tmp_path: Path) -> AsyncIterator[World]:
         yield one
 
 
-async def asked(here: World, **more: Any) -> tuple[str, Claimed, JobSubmitted]:
+async def asked(here: World, **more: Any) -> tuple[str, Claimed, StagingDue]:
     """A check whose staging is claimed."""
     answer = await here.ask("POST", CHECK, json={**REQUEST, **more})
     assert (answer.status, answer.body["status"]) == (200, "IN_QUEUE")
     submitted = await here.get(FETCHER)
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     return submitted.job, await here.claim(submitted.job, "staging"), submitted
 
 

@@ -31,7 +31,7 @@ from shared.messaging.topology import (
     TRAINER,
     Queue,
 )
-from tests.end_to_end.test_direct_producer import make_user
+from tests.support.broker_logins import make_user
 from tests.support.compose import DEPLOY
 from tests.support.gateway_world import REQUEST, S3_CONFIG, TRAIN_ONLY, World, world
 from tests.support.servers.rabbitmq import RabbitMQ

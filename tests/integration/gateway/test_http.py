@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
 from services.gateway.app import Gateway
+from services.gateway.database.api_keys import SqlKeyStore
+from services.gateway.database.shares import OF_AN_OWNER
+from services.gateway.endpoints import jobs
 from services.gateway.endpoints.jobs import RUN_BYTES
 from services.gateway.ports import StoredKey
+from services.gateway.request_owner import answering
 from services.gateway.web.authentication import digest_of
 from shared.errors import Unavailable
-from shared.messaging.messages import JobSubmitted
+from shared.messaging.messages import StagingDue
 from shared.messaging.topology import FETCHER
 from shared.service_process import closing
 from tests.support.gateway_world import (
@@ -119,6 +124,29 @@ async def test_unknown_paths_and_methods_get_json(here: World) -> None:
     assert answer.body["error"]
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/run", "did you mean /v1/everydream-v1/run?"),
+        ("/v1/other/run", "did you mean /v1/everydream-v1/run?"),
+        ("/v2/everydream-v1/runs/", "did you mean /v2/everydream-v1/run?"),
+        ("/v1/everydream-v1/RUN", "did you mean /v1/everydream-v1/run?"),
+        ("/v1/everydream-v1/run-sync", "did you mean /v1/everydream-v1/runsync?"),
+        ("/api/status/7b1c", "did you mean /v1/everydream-v1/status/{job}?"),
+        ("/v1/everydream-v1/job/7b1c/stop", "did you mean /v1/everydream-v1/jobs/{job}/stop?"),
+        ("/open-api.json", "did you mean /openapi.json?"),
+        ("/", "/docs lists all"),
+        ("/v1/everydream-v1", "/docs lists all"),
+        ("/" + "run/" * 100, "/docs lists all"),
+    ],
+)
+async def test_a_wrong_path_gets_the_nearest_right_one(here: World, path: str, told: str) -> None:
+    answer = await here.ask("GET", path)
+
+    assert answer.status == 404
+    assert answer.body == {"error": f"there is no such path; {told}"}
+
+
 async def test_secrets_of_the_bucket_are_shown_to_nobody(here: World) -> None:
     job = await here.run({**REQUEST, "s3Config": S3_CONFIG})
     assert "s3" not in json.dumps(await here.status(job))
@@ -142,7 +170,7 @@ async def test_what_is_left_to_chance_is_drawn_once_and_echoed_as_it_came(here: 
     entries = [{"prompt": "x"}, {"prompt": "x", "seed": -1}, {"prompt": "x", "seed": 3}]
     job = await here.run({"input": {"train": train, "inference": entries}})
     submitted = await here.get(FETCHER)
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     assert submitted.train
     assert submitted.train.seed >= 0
     seeds = [entry.seed for entry in submitted.inference]
@@ -271,6 +299,22 @@ async def test_a_key_is_let_in_no_more_once_it_is_disabled(here: World) -> None:
     await here.stores.keys.disable(key, here.clock())
 
     assert (await here.ask("GET", "/v1/everydream-v1/health", key=key)).status == 401
+
+
+async def test_a_key_that_keeps_the_database_busy_waits_only_for_itself(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 0.3)
+    job = await here.run()
+    others = (await here.ask("POST", RUN, json=REQUEST, key=OTHER_KEY)).body["id"]
+    database = cast("SqlKeyStore", here.stores.keys)._database
+    async with AsyncExitStack() as stack:
+        with answering(digest_of(API_KEY)):
+            for _ in range(OF_AN_OWNER):
+                await stack.enter_async_context(database._shares.hold())
+        assert (await here.ask("GET", f"{STATUS}/{job}")).status == 503
+        assert (await here.ask("GET", f"{STATUS}/{others}", key=OTHER_KEY)).status == 200
+    assert (await here.ask("GET", f"{STATUS}/{job}")).status == 200
 
 
 async def test_without_the_database_only_configured_keys_are_known(

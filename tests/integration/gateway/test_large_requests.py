@@ -20,9 +20,9 @@ from shared.messaging.messages import (
     DatasetStaged,
     DrawnImage,
     ImagesGenerated,
-    JobSubmitted,
     Message,
     SamplesGenerated,
+    StagingDue,
     WebhookDue,
     encode,
 )
@@ -37,6 +37,7 @@ from tests.support.gateway_world import (
     eventually,
     world,
 )
+from tests.support.live_folders import files_below
 
 ROOT = "/v2/everydream-v1"
 SMALL = LARGE
@@ -86,7 +87,7 @@ async def test_a_large_job_goes_through_and_no_row_or_message_is_large(here: Wor
     assert (await here.status(job))["input"] == REQUEST["input"]
 
     submitted = await loaded(here, await here.get(FETCHER))
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     assert submitted.train
     assert (submitted.inference[0].prompt, submitted.train.sample_prompts) == (LONG, [LONG])
     fetcher = await here.claim(job, "staging")
@@ -141,7 +142,7 @@ async def nothing_left(here: World, job: str) -> bool | None:
 async def test_events_with_large_data_are_sent_whole(here: World) -> None:
     job = await here.run(TRAIN_ONLY)
     submitted = await here.get(FETCHER)
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     fetcher = await here.claim(job, "staging")
     report = {"images": 4, "warnings": [LONG]}
     await publish(
@@ -210,6 +211,33 @@ async def test_a_job_whose_large_fields_are_lost_goes_on_without_them(here: Worl
 
     assert (status["status"], status["input"]) == ("IN_QUEUE", {})
     assert (await here.ask("POST", f"{ROOT}/cancel/{job}")).body["status"] == "CANCELLED"
+
+
+async def test_what_was_stored_for_a_job_that_was_not_written_is_deleted(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = FolderStore.put
+
+    async def put_and_lose_the_database(store: FolderStore, key: str, data: bytes) -> None:
+        await put(store, key, data)
+        here.jobs.unavailable = True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "put", put_and_lose_the_database)
+        answer = await here.ask("POST", f"{ROOT}/run", json=REQUEST)
+    assert answer.status == 503
+    assert stored(here)
+    here.jobs.unavailable = False
+
+    async def nothing_is_left() -> bool | None:
+        return None if stored(here) else True
+
+    await eventually(nothing_is_left)
+
+
+def stored(here: World) -> list[Path]:
+    files = files_below(here.settings.home / "store")
+    return [path for path in files if path.suffix == ".json"]
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])

@@ -9,12 +9,14 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from services.gateway.app import Gateway
 from shared.messaging.messages import (
     CheckpointSaved,
     CommandIssued,
     DatasetStaged,
+    ModelStaged,
     StageFailed,
     TrainingInterrupted,
     TrainingProgressed,
@@ -37,6 +39,7 @@ from tests.support.gateway_world import (
 )
 
 ROOT = "/v2/everydream-v1"
+DATA = "an http or https URL, or the id of a dataset check"
 
 
 @pytest.fixture
@@ -110,7 +113,7 @@ async def test_mistakes_of_query_header_and_body_are_reported_together(here: Wor
     assert answer.body["mistakes"] == [
         "Idempotency-Key: expected 1 to 255 letters, got 0",
         "wait: expected milliseconds from 0 to 300000, got 'soon'",
-        "input.train.data_url: required, but missing; expected an http or https URL",
+        f"input.train.data_url: required, but missing; expected {DATA}",
     ]
 
 
@@ -203,6 +206,25 @@ async def test_the_stream_of_a_cancelled_job_ends_so_that_nobody_reads_for_ever(
 
 
 # --- Trying again
+
+
+async def test_a_result_of_another_kind_is_told_in_words_and_its_worker_to_operators(
+    here: World,
+) -> None:
+    job = await here.run()
+    fetcher = await here.claim(job, "staging")
+    with capture_logs() as logs:
+        await fetcher.publish(ModelStaged, inference=(), model="cache/base", worker="fetcher/h-3/1")
+        again = await eventually(lambda: tried_again(here, job))
+
+    assert again["reason"] == "its worker gave a result of another kind (model.staged)"
+    (noted,) = [each for each in logs if each["event"] == "unexpected_result"]
+    assert (noted["worker"], noted["type"], noted["job"]) == ("fetcher/h-3/1", "model.staged", job)
+
+
+async def tried_again(here: World, job: str) -> dict[str, Any] | None:
+    retries: list[dict[str, Any]] = (await here.status(job))["output"].get("retries", [])
+    return retries[0] if retries else None
 
 
 async def test_a_failed_job_goes_on_from_the_stage_that_failed(here: World) -> None:

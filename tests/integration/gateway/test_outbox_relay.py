@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.background.outbox_relay import OutboxRelay
+from services.gateway.background.outbox_relay import WEBHOOKS_WAITING, OutboxRelay
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.ports import Outgoing, StoredJob
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Unavailable, Unpublishable, Unroutable
-from shared.messaging.messages import JobStarted, Message, encode
-from shared.messaging.topology import FETCHER
+from shared.messaging.messages import JobStarted, Message, WebhookDue, encode
+from shared.messaging.topology import FETCHER, NOTIFIER_WEBHOOKS, Queue
 from shared.service_process import closing
 from tests.support.outbox import ids_in_outbox
 
@@ -50,6 +50,9 @@ class FaultyBus:
         await self._weather(message)
         await self.bus.send(queue, message, mandatory=mandatory)
         self.left.append(message.job)
+
+    async def depth(self, queue: Queue) -> int:
+        return await self.bus.depth(queue)
 
     async def _weather(self, message: Message) -> None:
         self.tries += 1
@@ -207,6 +210,30 @@ async def test_the_messages_of_one_job_leave_in_order(setting: Setting) -> None:
     await setting.causes(*many)
     await setting.outbox_empties()
     assert seen == {job: [0, 1, 2, 3, 4] for job in ("a", "b", "c")}
+
+
+def webhook(job: str, owner: str) -> Outgoing:
+    due = WebhookDue(
+        job=job, run=1, attempt=1, url="", webhook_id=job, event="completed", body="{}"
+    )
+    return Outgoing(id=f"{job}/1/0", message=encode(due), due_at=time.time(), owner=owner)
+
+
+async def test_webhooks_wait_here_while_the_notifiers_queue_is_long_and_leave_in_turns(
+    setting: Setting,
+) -> None:
+    many = [f"anna-{number}" for number in range(2 * WEBHOOKS_WAITING)]
+    for job in many:
+        await setting.causes(webhook(job, "anna"))
+    await setting.until(lambda: len(setting.bus.left) == WEBHOOKS_WAITING)
+    await setting.causes(webhook("ben-0", "ben"), started("plain"))
+    await setting.until(lambda: "plain" in setting.bus.left)
+    assert "ben-0" not in setting.bus.left
+
+    for _ in range(2):  # notifiers take some
+        await (await setting.bus.bus.get(NOTIFIER_WEBHOOKS)).ack()
+    await setting.until(lambda: "ben-0" in setting.bus.left)
+    assert len(setting.bus.left) <= WEBHOOKS_WAITING + 3
 
 
 async def test_more_than_one_look_can_show_leaves_without_a_pause(setting: Setting) -> None:

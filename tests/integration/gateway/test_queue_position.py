@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from services.gateway.jobs import queue_position, stale_cache
+from services.gateway.jobs import queue_position
 from services.gateway.jobs.queue_position import Pace
+from services.gateway.turns import stale_cache
 from shared.adapters.memory import MemoryBus
 from shared.errors import Unavailable
 from shared.messaging.topology import TRAINER, Queue
@@ -111,7 +112,7 @@ async def test_a_trainer_that_is_idle_takes_the_first_at_once(here: World) -> No
 
 @pytest.mark.parametrize(("position", "seconds"), [(1, 0.0), (2, 0.0), (3, 30.0), (6, 120.0)])
 def test_several_trainers_move_the_line_faster(position: int, seconds: float) -> None:
-    assert Pace(idle=2, trainers=3, seconds=90.0).wait(position) == seconds
+    assert Pace(idle=2, workers=3, seconds=90.0).wait(position) == seconds
 
 
 async def test_without_trainers_nobody_knows_when(here: World) -> None:
@@ -157,4 +158,4 @@ async def test_the_broker_is_not_asked_each_time(
     places = await asyncio.gather(*(place(here, job) for _ in range(10)))
 
     assert [each["position"] for each in places] == [1] * 10
-    assert asked == ["trainer"]
+    assert asked.count("trainer") == 1

@@ -59,8 +59,9 @@ def keeper(here: World) -> Retention:
     budgets = Budgets(here.settings, record.jobs, record.uploads)
     uploads = Uploads(record.uploads, here.store, budgets, public_url, here.clock)
     return Retention(
-        record.jobs, here.store, uploads, clock=here.clock, heartbeat=HEARTBEAT, keep_days=30.0
-    )
+        record.jobs, here.store, uploads, clock=here.clock, heartbeat=HEARTBEAT, keep_days=30.0,
+        on_deleted=here.gateway._forget_dataset,
+    )  # fmt: skip
 
 
 async def test_a_removed_job_takes_its_files_along_and_is_nowhere_seen_again(here: World) -> None:

@@ -18,8 +18,9 @@ import pytest
 from services.gateway.app import Gateway
 from services.gateway.endpoints import server_sent_events
 from services.gateway.jobs import change_notifier
-from services.gateway.ports import StoredEvent
+from services.gateway.ports import StoredEvent, StoredKey
 from services.gateway.web import rate_limits
+from services.gateway.web.authentication import digest_of
 from services.gateway.web.rate_limits import Rate
 from shared.messaging.messages import CheckpointSaved, SamplesGenerated, TrainingProgressed
 from shared.service_process import closing
@@ -213,16 +214,17 @@ async def test_progress_comes_once_and_not_more_than_once_a_second(
     assert "progress" not in kinds(rest)
 
 
-async def test_progress_changes_neither_the_record_nor_its_version(here: World) -> None:
-    job, trainer = await training(here)
-    before = await here.jobs.get(job)
+async def test_progress_changes_neither_the_record_nor_its_version(tmp_path: Path) -> None:
+    async with world(tmp_path, heartbeat=10.0) as here:  # so long that no claim is lost
+        job, trainer = await training(here)
+        before = await here.jobs.get(job)
 
-    async with following(here, job) as source:
-        for step in (3, 4):
-            await trainer.publish(TrainingProgressed, progress={"step": step})
-            assert (await source.until("progress")).data["step"] == step
+        async with following(here, job) as source:
+            for step in (3, 4):
+                await trainer.publish(TrainingProgressed, progress={"step": step})
+                assert (await source.until("progress")).data["step"] == step
 
-    assert await here.jobs.get(job) == before
+        assert await here.jobs.get(job) == before
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["newer", "the same"])
@@ -401,6 +403,24 @@ async def has_a_place(here: World, job: str) -> bool | None:
     async with here.session.get(here.url(f"{ROOT}/events/{job}"), headers=headers) as answer:
         answer.close()
         return answer.status == 200 or None
+
+
+async def test_a_stream_ends_when_its_key_is_disabled(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_sent_events, "KEY_SECONDS", 0.0)
+    key, keys = "a-key-in-the-database", here.stores.keys
+    of_cleo = StoredKey(digest=digest_of(key), name="cleo", scopes=("read", "submit"), created_at=0)
+    await keys.add(of_cleo)
+    answer = await here.ask("POST", f"{ROOT}/run", json=TRAIN_ONLY, key=key)
+    url = here.url(f"{ROOT}/events/{answer.body['id']}")
+
+    async with here.session.get(url, headers={"Authorization": key}) as events:
+        source = Source(events)
+        await source.until("status")
+        await keys.disable("cleo", 1.0)
+
+        assert await source.rest() == []
 
 
 @pytest.mark.usefixtures("_one_reader_at_a_time")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,11 +28,11 @@ from shared.messaging.messages import (
     JobCancelled,
     JobRequested,
     JobStarted,
-    JobSubmitted,
     ModelStaged,
     ResumePointSaved,
     SamplesGenerated,
     StageFailed,
+    StagingDue,
     StagingInterrupted,
     StagingProgressed,
     TrainingProgressed,
@@ -138,6 +139,7 @@ async def test_a_job_completes_and_the_webhook_reports_it(here: World) -> None:
     ]  # fmt: skip
     assert done["input"] == REQUEST["input"]
     assert done["output"]["train"]["steps"] == 8
+    assert done["output"]["dataset"] == REPORT, "which images were left out is still told"
     assert done["output"]["inference"][0]["seed"] == 7
     (early,) = done["output"]["train"]["checkpoints"]
     assert (early["epoch"], early["validation_loss"], early["best"]) == (1, 0.25, True)
@@ -178,6 +180,14 @@ async def test_links_lead_to_the_files_of_the_store(here: World) -> None:
         assert answer.headers["Content-Disposition"].endswith("''last-job.safetensors")
     async with here.session.get(here.url(link), headers={"Range": "bytes=5-8"}) as part:
         assert (part.status, await part.read()) == (206, content[5:9])
+    size = len(content)
+    beyond = await here.ask("GET", link, headers={"Range": f"bytes={size}-"})
+    assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{size}")
+    assert f"within the file's {size} bytes" in beyond.body["error"]
+    changed = await here.ask("GET", link, headers={"If-Match": '"another"'})
+    assert (changed.status, "If-Match" in changed.body["error"]) == (412, True)
+    async with here.session.head(here.url(link), headers={"If-Match": '"another"'}) as head:
+        assert (head.status, await head.read()) == (412, b"")
 
     forged = re.sub("signature=.", "signature=g", link)
     for wrong in (forged, link.partition("?")[0], link.replace("last-job", "other")):
@@ -232,15 +242,41 @@ async def test_with_a_bucket_the_job_waits_for_its_publications(here: World) -> 
     assert json.loads(row.record)["s3"] is None
 
 
+async def test_a_job_whose_bucket_refuses_the_model_after_training_completes_with_links_of_ours(
+    here: World,
+) -> None:
+    job = await trained(here, {**REQUEST, "s3Config": S3_CONFIG})
+    publisher = await here.claim(job, "model_publication")
+    await publisher.publish(StageFailed, kind="refused", reason="these keys may not do that")
+    (told,) = (await eventually(lambda: warnings_if(here, job)))["warnings"]
+    await (await here.claim(job, "generation")).finish_generation()
+    await (await here.claim(job, "image_publication")).publish(ArtifactsPublished, urls={})
+
+    done = await here.status_becomes(job, "COMPLETED")
+    assert done["output"]["train"]["warnings"] == [told]
+    assert told == (
+        "your bucket does not have the model and its checkpoints: these keys may not do that; the"
+        " links here are ours, and work as long as the job is kept"
+    )
+    link = done["output"]["train"]["checkpoint_url"].removeprefix("http://gateway.example")
+    async with here.session.get(here.url(link)) as answer:
+        assert await answer.read() == f"jobs/{job}/training/1/last-job.safetensors".encode()
+
+
+async def warnings_if(here: World, job: str) -> dict[str, Any] | None:
+    output: dict[str, Any] = (await here.status(job))["output"]
+    return output if "warnings" in output else None
+
+
 async def test_a_job_may_go_on_from_the_model_of_another_of_the_same_owner(here: World) -> None:
     first = await trained(here, TRAIN_ONLY)
     await here.status_becomes(first, "COMPLETED")
     going_on = {"input": {"train": {**TRAIN_ONLY["input"]["train"], "resume_ckpt_url": first}}}
     second = await here.run(going_on)
     submitted = await here.get(FETCHER)
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     assert submitted.train
-    assert submitted.train.resume_ckpt_url == f"store:jobs/{first}/training/1/model/"
+    assert submitted.train.resume_ckpt_url == f"store:jobs/{first}/training/1/model"
     assert (await here.status(second))["input"] == going_on["input"]
 
     for job, key in ((first, OTHER_KEY), (second, API_KEY), (str(uuid4()), API_KEY)):
@@ -257,7 +293,7 @@ async def test_our_own_links_are_keys_of_the_store_for_their_owner_only(here: Wo
     request = {"input": {"train": {"data_url": HOOK, "resume_ckpt_url": link}}}
     await here.run(request)
     submitted = await here.get(FETCHER)
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     key = f"store:jobs/{job}/training/1/last-job.safetensors"
     assert submitted.train
     assert submitted.train.resume_ckpt_url == key
@@ -283,7 +319,7 @@ async def drawn_again(here: World, model: str) -> tuple[str, ModelSource]:
     """A job that waits for a fetcher, and the model that it uses."""
     job = await here.run(drawing_with(model))
     submitted = await here.get(FETCHER)
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     assert submitted.train is None
     assert submitted.model
     return job, submitted.model
@@ -297,12 +333,12 @@ async def finished(here: World, **train: Any) -> dict[str, Any]:
 
 async def test_a_finished_job_is_drawn_from_again_without_a_trainer(here: World) -> None:
     first = (await finished(here, clip_skip=2))["id"]
-    model = f"jobs/{first}/training/1/model/"
-    await here.store.put(f"{model}model_index.json", b"{}")
+    model = f"jobs/{first}/training/1/model"
+    await here.store.put(f"{model}/model_index.json", b"{}")
 
     job = await here.run(drawing_with(first))
     submitted = await here.get(FETCHER)
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     assert submitted.model == ModelSource(
         source=f"store:{model}", clip_skip=2, name="last-job.safetensors", sha256="0" * 64
     )
@@ -322,7 +358,7 @@ async def test_a_finished_job_is_drawn_from_again_without_a_trainer(here: World)
     assert await here.bus.depth(TRAINER) == 0
     later = await finished(here)  # deleted after generation, in order of their ends
     await eventually(lambda: true_if_the_result_alone_is_kept(here, later["id"]))
-    assert await here.store.exists(f"{model}model_index.json")
+    assert await here.store.exists(f"{model}/model_index.json")
 
 
 async def test_a_checkpoint_of_ours_keeps_what_its_job_knows_of_it(here: World) -> None:
@@ -432,7 +468,7 @@ async def test_a_worker_that_sends_heartbeats_keeps_its_claim(here: World) -> No
 async def test_work_that_vanished_is_put_on_its_queue_again(here: World) -> None:
     await here.run()
     submitted = await here.get(FETCHER)
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     assert await here.get(FETCHER) == submitted
     assert await here.get(FETCHER) == submitted
 
@@ -459,7 +495,7 @@ async def test_an_interrupted_worker_costs_no_failure(here: World) -> None:
     job = await here.run()
     for attempt in range(1, 6):
         submitted = await here.get(FETCHER)
-        assert isinstance(submitted, JobSubmitted)
+        assert isinstance(submitted, StagingDue)
         worker = await here.claim(job, "staging")
         assert worker.grant.attempt == attempt
         await worker.publish(StagingInterrupted)
@@ -478,15 +514,25 @@ async def test_training_goes_on_from_the_newest_resume_point(here: World) -> Non
 
 async def test_the_third_failure_in_a_row_ends_the_job(here: World) -> None:
     job = await here.run({**REQUEST, "webhook": HOOK})
-    for _ in range(3):
-        assert isinstance(await here.get(FETCHER), JobSubmitted)
+    for number in (1, 2, 3):
+        assert isinstance(await here.get(FETCHER), StagingDue)
         worker = await here.claim(job, "staging")
         await worker.publish(StageFailed, kind="passing", reason="the store is down")
+        if number < 3:
+            shown = await eventually(partial(retries_if, here, job, number + 1))
+            (again,) = shown["retries"]
+            assert (again["stage"], again["tries"]) == ("staging", 3)
+            assert again["reason"] == "the store is down"
     failed = await here.status_becomes(job, "FAILED")
     assert failed["error"] == "staging failed 3 times in a row: the store is down"
     due = await here.get(NOTIFIER_WEBHOOKS)
     assert isinstance(due, WebhookDue)
     assert json.loads(due.body)["error"] == failed["error"]
+
+
+async def retries_if(here: World, job: str, number: int) -> dict[str, Any] | None:
+    output: dict[str, Any] = (await here.status(job))["output"]
+    return output if [each["number"] for each in output.get("retries", ())] == [number] else None
 
 
 async def test_facts_of_an_unknown_job_are_refused_and_hold_nothing_up(here: World) -> None:
@@ -598,7 +644,7 @@ async def test_facts_wait_while_the_database_is_away(here: World) -> None:
 
     here.jobs.unavailable = False
     assert isinstance(await here.answer_to(claim), ClaimGranted)
-    assert isinstance(await here.get(FETCHER), JobSubmitted)
+    assert isinstance(await here.get(FETCHER), StagingDue)
     assert (await here.ask("GET", "/healthz")).status == 200
     assert not here.broker.dead_letters
 

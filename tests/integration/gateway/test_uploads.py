@@ -18,7 +18,7 @@ from services.gateway.endpoints import uploads as upload_endpoint
 from services.gateway.jobs import uploads
 from services.gateway.ports import StoredKey
 from shared.errors import Unavailable
-from shared.messaging.messages import JobSubmitted
+from shared.messaging.messages import StagingDue
 from shared.messaging.topology import FETCHER
 from shared.ports import UploadPart
 from shared.request import STORED
@@ -98,7 +98,7 @@ async def fetched(here: World, upload: str, folder: Path) -> bytes:
     facts = await here.ask("GET", f"{ROOT}/uploads/{upload}")
     await here.run(request_with(facts.body["data_url"]))
     submitted = await here.get(FETCHER)
-    assert isinstance(submitted, JobSubmitted)
+    assert isinstance(submitted, StagingDue)
     assert submitted.train
     key = submitted.train.data_url.removeprefix(STORED)
     await download_upload(here.store, key, folder / "fetched")

@@ -10,6 +10,7 @@ import pytest
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
+from services.gateway.endpoints import webhooks
 from shared.messaging.messages import SamplesGenerated, StageFailed
 from tests.integration.notifier.test_webhooks import SECRET, notifying
 from tests.support.gateway_world import (
@@ -175,6 +176,25 @@ async def test_a_webhook_of_an_earlier_run_is_sent_again_while_the_next_is_at_wo
     ids = [each.headers["webhook-id"] for each in web.posts]
     assert ids == [first["id"], first["id"], newest["id"]]
     assert newest["id"] != first["id"]
+
+
+async def test_a_webhook_is_not_sent_again_without_end(
+    here: World, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "MOST_TRIES", 2)
+    job, trainer = await hooked(here, web)
+    await trainer.finish_training()
+    (first,) = await settled(here, job, 1)
+    path = f"{ROOT}/jobs/{job}/webhooks/{first['id']}/resend"
+    assert (await here.ask("POST", path)).status == 200
+    await settled(here, job, 2)
+
+    once_more = await here.ask("POST", path)
+
+    assert (once_more.status, once_more.body["error"]) == (
+        409, "this webhook was sent 2 times already",
+    )  # fmt: skip
+    assert len(await deliveries(here, job)) == len(web.posts) == 2
 
 
 async def test_a_webhook_that_is_not_there_or_not_yours_is_not_sent(here: World, web: Web) -> None:

@@ -80,7 +80,7 @@ def same(one: dict[str, State], other: dict[str, State]) -> bool:
 
 @pytest.fixture
 def cache() -> PipelineCache:
-    return PipelineCache()
+    return PipelineCache(torch.device("cpu"))
 
 
 @pytest.fixture

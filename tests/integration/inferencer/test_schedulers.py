@@ -70,7 +70,7 @@ def test_twenty_steps_give_the_right_distribution(name: Scheduler, prediction_ty
     assert float(x.std()) == pytest.approx(SPREAD, abs=0.12)
 
 
-@pytest.mark.parametrize("steps", [130, 350, 500])
+@pytest.mark.parametrize("steps", [130, pytest.param(350, marks=pytest.mark.long), 500])
 @pytest.mark.parametrize("name", NAMES)
 def test_so_do_many_steps_that_divide_the_timesteps_or_not(name: Scheduler, steps: int) -> None:
     x = drawn(name, steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -265,8 +266,18 @@ async def test_a_receiver_that_is_not_there_is_a_failure_with_its_reason(world: 
 
     outcome = await world.failed(f"http://{HOST}:{port}/hook")
 
-    assert f"Cannot connect to host {HOST}:{port}" in outcome.reason
+    assert outcome.reason == f"no connection to {HOST}:{port} (Connection refused)"
     assert not outcome.permanent
+
+
+async def test_a_host_s_address_is_not_told_to_whoever_named_it(world: World) -> None:
+    allowed = frozenset({"localhost"})
+
+    async with notifying(world.broker.bus("notifier/test"), allowed=allowed):
+        outcome = await world.failed(f"http://localhost:{free_port()}/hook")
+
+    assert "no connection to localhost:" in outcome.reason
+    assert not re.search(r"127\.0|::1", outcome.reason)
 
 
 @pytest.mark.parametrize("host", [HOST, "localhost"])

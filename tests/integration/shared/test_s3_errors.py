@@ -11,9 +11,11 @@ import pytest
 from botocore.loaders import JSONFileLoader
 
 from shared.adapters.s3 import PART_BYTES, S3Store, region_of
-from shared.errors import EveryDreamError, NotFound, Refused, Unavailable
+from shared.errors import EveryDreamError, NotFound, Refused, Unavailable, reason_of
 from shared.network.outbound import Guard
+from shared.service_process import closing
 from tests.contract.stores import fetch, names_in
+from tests.support.servers.hostile import Hostile, head, hostile
 from tests.support.servers.process import free_port
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Page, Web
@@ -133,6 +135,46 @@ async def test_a_name_that_no_bucket_can_have_is_refused(
     async with users_bucket(s3_server, bucket) as store:
         with pytest.raises(Refused, match="bucket '"):
             await store.put("key", b"")
+
+
+@pytest.mark.usefixtures("_our_keys")
+async def test_users_read_nothing_of_our_own_store_s_address_and_operators_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    async with our_store("s3://internal-bucket") as store:
+        with pytest.raises(Unavailable, match="internal-bucket") as caught:
+            await store.put("key", b"x")
+
+    assert reason_of(caught.value) == "the service's own store does not answer as it should"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    ("headers", "place"),
+    [
+        ((), ""),
+        (("Location: https://eu.example.com:9000/b/key?x=1",), ", at https://eu.example.com:9000"),
+        (("Location: https://me:hidden@x.example.com/",), ""),
+        (("Location: /b/key",), ""),
+        (("x-amz-bucket-region: eu-west-9",), ", in the region eu-west-9"),
+    ],
+)
+async def test_a_service_that_sends_us_elsewhere_is_not_followed_and_says_what_to_do(
+    status: int, headers: tuple[str, ...], place: str, tmp_path: Path
+) -> None:
+    async def redirect(server: Hostile, _request: str) -> None:
+        await server.send(head(status, "Content-Length: 0", *headers))
+
+    (tmp_path / "file").write_bytes(b"x")
+    async with hostile(redirect) as server:
+        store = S3Store.for_bucket("b", endpoint_url=server.url, access_key="a", secret_key="s")
+        async with closing(store), asyncio.timeout(SECONDS):
+            errors = await every_error_of(store, tmp_path / "file")
+    advice = f"the bucket is elsewhere{place}: give its own endpoint (this one answers {status})"
+    assert {str(error) for error in errors} == {f"bucket 'b' at {server.url}: {advice}"}
+    assert {type(error) for error in errors} == {Refused}
+    assert len(server.requests) <= 2 * len(errors), "it is not asked again and again"
 
 
 @pytest.mark.parametrize("endpoint", ["not a url", "ftp://somewhere", "http://"])

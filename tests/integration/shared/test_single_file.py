@@ -56,8 +56,15 @@ def parts(request: pytest.FixtureRequest) -> Parts:
     return MODELS[request.param]()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+@pytest.mark.parametrize(
+    ("dtype", "suffix"),
+    [
+        (torch.float16, "safetensors"),
+        (torch.float32, "ckpt"),
+        pytest.param(torch.float16, "ckpt", marks=pytest.mark.long),
+        pytest.param(torch.float32, "safetensors", marks=pytest.mark.long),
+    ],
+)
 def test_a_stock_pipeline_loads_every_bit_of_the_single_file(
     parts: Parts, dtype: torch.dtype, suffix: str, tmp_path: Path
 ) -> None:
@@ -238,7 +245,7 @@ def test_a_ckpt_is_read_without_torch_by_the_fetcher(parts: Parts, tmp_path: Pat
 
 
 def test_an_export_that_fails_leaves_nothing_behind(
-    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full(Exception):
         pass
@@ -248,7 +255,7 @@ def test_an_export_that_fails_leaves_nothing_behind(
 
     monkeypatch.setattr("shared.diffusion.single_file.save_file", no_space)
     with pytest.raises(Full):
-        export(parts, tmp_path / "model.safetensors")
+        export(random_parts(), tmp_path / "model.safetensors")
 
     assert list(tmp_path.iterdir()) == []
 
@@ -262,16 +269,16 @@ def test_an_export_that_fails_leaves_nothing_behind(
         ("scheduler/scheduler_config.json", "scheduler cannot be loaded"),
     ],
 )
-def test_a_missing_file_is_named(parts: Parts, tmp_path: Path, broken: str, reason: str) -> None:
-    save_folder(parts, tmp_path)
+def test_a_missing_file_is_named(tmp_path: Path, broken: str, reason: str) -> None:
+    save_folder(random_parts(), tmp_path)
     (tmp_path / broken).unlink()
 
     with pytest.raises(Refused, match=reason):
         load(tmp_path)
 
 
-def test_a_tokenizer_without_its_words_is_refused(parts: Parts, tmp_path: Path) -> None:
-    save_folder(parts, tmp_path)
+def test_a_tokenizer_without_its_words_is_refused(tmp_path: Path) -> None:
+    save_folder(random_parts(), tmp_path)
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (tmp_path / "tokenizer" / name).unlink()
 
@@ -279,8 +286,8 @@ def test_a_tokenizer_without_its_words_is_refused(parts: Parts, tmp_path: Path) 
         load(tmp_path)
 
 
-def test_a_weight_that_is_missing_is_refused(parts: Parts, tmp_path: Path) -> None:
-    save_folder(parts, tmp_path)
+def test_a_weight_that_is_missing_is_refused(tmp_path: Path) -> None:
+    save_folder(random_parts(), tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     del state["conv_in.weight"]

@@ -130,13 +130,6 @@ async def test_all_connections_can_be_cut(rabbitmq: RabbitMQ, amqp_url: str) -> 
     await put_away(amqp_url, b"back at once")
 
 
-async def test_a_node_makes_more_virtual_hosts_when_they_are_used_up() -> None:
-    with RabbitMQ(vhosts=1) as node:
-        first, second = node.fresh_url(), node.fresh_url()
-        await put_away(second, b"second")
-        assert first != second
-
-
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rabbitmq_module, "FOLDERS", ("/nowhere",))
     with pytest.raises(ServerError, match="apt-get install rabbitmq-server"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from services.gateway.jobs.request_parser import parse_request
 from services.trainer.training.child import ParentCallbacks, Stop, carry_out
 from shared.child.parent import Child, ChildDied, start_ready
 from shared.child.process import RecordWriter
-from shared.child.records import AnyRecord, Done, Failed, Phase, Progress, Saved
+from shared.child.records import DEVICE, AnyRecord, Done, Failed, Phase, Progress, Saved
+from shared.errors import SettingsError
 from shared.messaging.messages import (
     AnyMessage,
     DatasetStaged,
@@ -114,7 +116,8 @@ def test_a_job_that_runs_out_of_memory_ends_with_settings_that_would_fit(
 def error_of_a_job_whose_training(given_up: Failed) -> str:
     """What the client reads when every attempt gives up like this."""
     body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
-    step = transitions.admit("j", "me", parse_request(body), body["input"], sealed=None, now=0.0)
+    new = transitions.admit("j", "me", parse_request(body), body["input"], sealed=None, now=0.0)
+    step = transitions.release(new.job, now=0.0)
     kind: Literal["refused", "passing"] = "refused" if given_up.refused else "passing"
     facts: list[AnyMessage] = [
         StagingStarted(job="j", stage="staging", claim="s"),
@@ -157,3 +160,8 @@ async def _died(records: AsyncGenerator[AnyRecord, None]) -> None:
                 raise AssertionError(f"an idle child wrote {record}")
         except ChildDied:
             return
+
+
+async def test_a_child_without_the_device_that_is_asked_for_is_never_ready_and_says_why() -> None:
+    with pytest.raises(SettingsError, match="EVERYDREAM_DEVICE is cuda:7, but "):
+        await start_ready(CHILD, environment={**os.environ, DEVICE: "cuda:7"})

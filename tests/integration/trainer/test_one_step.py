@@ -52,10 +52,11 @@ class Step:
         self.norms.append(float(norm))
         return norm
 
-    def _note_update(self, state: State, **settings: Any) -> None:
-        self._update(state, **settings)
+    def _note_update(self, state: State, **settings: Any) -> bool:
+        complete = self._update(state, **settings)
         self.unet = dict(state.parts.unet.state_dict())
         self.text_encoder = dict(state.parts.text_encoder.state_dict())
+        return complete
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

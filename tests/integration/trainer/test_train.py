@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,8 @@ from shared.errors import Interrupted, Passing, Refused
 from shared.request import Validation
 from tests.support.models import make_random_model
 from tests.support.training import RecordingCallbacks, make_dataset, training_order
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PREFIXES = {
     "unet": "model.diffusion_model.",
@@ -48,15 +50,6 @@ def untrained(base: Path) -> dict[str, torch.Tensor]:
     from shared.diffusion.single_file import original_layout  # noqa: PLC0415
 
     return original_layout(load(base))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def unchanged(before: dict[str, torch.Tensor], outcome: Outcome, network: str) -> set[str]:
@@ -469,7 +462,7 @@ def test_a_v_prediction_model_learns_too(dataset: Path, tmp_path: Path) -> None:
     callbacks = RecordingCallbacks()
 
     order = training_order(
-        tmp_path / "out", dataset=dataset, base=base, max_epochs=16,
+        tmp_path / "out", dataset=dataset, base=base, max_epochs=6,
         validation=Validation(val_split_proportion=0.5),
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from services.trainer.artifact_uploads import CHECKPOINTS
 from services.trainer.work import TrainerWork
 from shared.adapters.folder import FolderStore
 from shared.dataset.manifest import Manifest
+from shared.dataset.speed import DEVICE_KEY, ProbedDevice, speed_key
 from shared.errors import Interrupted, Passing, Refused, Unavailable
 from shared.messaging.messages import (
     Artifact,
@@ -155,7 +156,7 @@ async def test_the_speed_of_a_finished_training_is_remembered(
 
     await work.perform(order)
 
-    speed = msgspec.json.decode(await store.get("cache/speed.json"))
+    speed = msgspec.json.decode(await store.get(speed_key("cpu", "cache/base")))
     assert speed == {
         "gpu": "cpu",
         "megapixels_per_second": pytest.approx(
@@ -170,7 +171,7 @@ async def test_the_speed_of_a_finished_training_is_remembered(
 async def test_a_training_that_does_not_report_its_speed_is_not_remembered(
     work: TrainerWork, store: FolderStore, report: dict[str, Any], steps: int
 ) -> None:
-    await store.delete("cache/speed.json")
+    await store.delete("cache/speed")
     order = granted_order(
         msgspec.structs.replace(dataset_staged("short"), report=report), "training", Facts()
     )
@@ -178,7 +179,7 @@ async def test_a_training_that_does_not_report_its_speed_is_not_remembered(
 
     await work._remember_speed(order, "cpu", steps)
 
-    assert not await store.exists("cache/speed.json")
+    assert [entry async for entry in store.list("cache/speed")] == []
 
 
 async def test_a_store_that_is_away_costs_the_speed_not_the_job(tmp_path: Path) -> None:
@@ -199,7 +200,45 @@ async def test_a_store_that_is_away_costs_the_speed_not_the_job(tmp_path: Path) 
 
     await work._remember_speed(order, "cpu", 1000)
 
-    assert tried == [("cache/speed.json", b'{"gpu":"cpu","megapixels_per_second":3.0}')]
+    key = speed_key("cpu", "cache/base")
+    assert tried == [(key, b'{"gpu":"cpu","megapixels_per_second":3.0}')]
+
+
+async def test_a_trainer_that_starts_tells_its_device_once(
+    work: TrainerWork, store: FolderStore
+) -> None:
+    await work.prepare()
+    device = msgspec.json.decode(await store.get(DEVICE_KEY), type=ProbedDevice)
+    await store.delete(DEVICE_KEY)
+    await work.close()
+    await work.prepare()
+
+    assert device.gpu == "cpu"
+    assert 1e-4 < device.teraflops < 100
+    assert not await store.exists(DEVICE_KEY)
+
+
+async def test_a_trainer_starts_though_its_store_is_away_and_tells_its_device_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_work, "REMEMBERING_SECONDS", 0.05)
+    is_there = asyncio.Event()
+
+    class Waiting(FolderStore):
+        async def put(self, key: str, data: bytes) -> None:
+            await is_there.wait()
+            await super().put(key, data)
+
+    store = Waiting(tmp_path / "store", public_url="http://127.0.0.1:1", key="k" * 32)
+    work = make_work(store, tmp_path)
+    try:
+        assert await work.prepare() == "cpu"
+        assert not await store.exists(DEVICE_KEY)
+        is_there.set()
+        await work.prepare()
+        assert await store.exists(DEVICE_KEY)
+    finally:
+        await work.close()
 
 
 async def test_the_newest_checkpoint_and_the_best_stay_in_the_store_and_records_come_along(

@@ -467,7 +467,7 @@ REFUSED_SAFETENSORS: Mapping[str, Hostile] = {
     "no tensors": Hostile(holding(), "has no unet in the original layout"),
     "names of another kind": Hostile(holding(lora_a=entry()), "it looks like a LoRA"),
     "whole numbers as weights": Hostile(
-        lambda: model({}, dtype="I32"), "of type I32; expected floating point"
+        lambda: model({}, dtype="I32"), "of type I32; expected F64, F32, F16 or BF16"
     ),
     "a tensor that is missing": Hostile(
         changed({"model.diffusion_model.out.0.bias": None}), "out.0.bias is missing"
@@ -476,7 +476,8 @@ REFUSED_SAFETENSORS: Mapping[str, Hostile] = {
         changed({"model.diffusion_model.out.0.bias": (9,)}), "has shape 9, expected 8"
     ),
     "a tensor too many": Hostile(
-        changed({"model.diffusion_model.evil": (1,)}), "evil is not known in Stable Diffusion"
+        changed({"model.diffusion_model.label_emb.0.0.weight": (1,)}),
+        "label_emb.0.0.weight is not known in Stable Diffusion 1 or 2: this is a model that",
     ),
     "captions of another width": Hostile(
         changed({

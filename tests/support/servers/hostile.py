@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 
 from shared.concurrency import cancelled
 from tests.support.servers.process import HOST
 
 PIECE = b"<a/>" * 16_384
+_writer: ContextVar[asyncio.StreamWriter] = ContextVar("writer")
+"""To whoever is answered."""
 
 
 class Hostile:
@@ -17,7 +20,6 @@ class Hostile:
 
     def __init__(self, answer: Callable[[Hostile, str], Awaitable[None]]) -> None:
         self._answer = answer
-        self._writer: asyncio.StreamWriter
         self.url = ""
         self.sent = 0
         self.requests: list[str] = []
@@ -26,8 +28,8 @@ class Hostile:
         self._serving: set[asyncio.Task[None]] = set()
 
     async def send(self, data: bytes) -> None:
-        self._writer.write(data)
-        await self._writer.drain()
+        _writer.get().write(data)
+        await _writer.get().drain()
         self.sent += len(data)
 
     async def for_ever(self, data: bytes, *, pause: float = 0.0) -> None:
@@ -64,7 +66,7 @@ class Hostile:
                 if "expect" in headers:
                     writer.write(head(100))
                 await reader.readexactly(int(headers.get("content-length", 0)))
-                self._writer = writer
+                _writer.set(writer)
                 self.requests.append(first)
                 await self._answer(self, first)
 

@@ -42,6 +42,11 @@ def find_owner() -> pwd.struct_passwd | None:
     return users.get("postgres") or users["nobody"]
 
 
+def _name(url: str) -> str:
+    """Of the database at this address."""
+    return url.rpartition("/")[2]
+
+
 class PostgreSQL(Server):
     """One database server; a test gets a database of its own from `url()`."""
 
@@ -83,15 +88,15 @@ class PostgreSQL(Server):
             self._server.end(signal.SIGINT)
             self._server = None
 
-    def url(self) -> str:
-        """Make a new, empty database and return its address."""
+    def url(self, template: str = "") -> str:
+        """Make a database, empty or a copy of one that nobody uses, and return its address."""
         name = f"test_{next(self._numbers)}"
-        self._ask("createdb", name)
+        self._ask("createdb", *(("--template", _name(template)) if template else ()), name)
         return f"postgresql+asyncpg://test:{self.password}@{HOST}:{self.port}/{name}"
 
     def drop(self, url: str) -> None:
         """Remove a database, whoever is still connected to it."""
-        self._ask("dropdb", "--force", url.rpartition("/")[2])
+        self._ask("dropdb", "--force", _name(url))
 
     def _processes(self) -> list[psutil.Process]:
         """The server first, so that it starts no other; then one for each connection."""

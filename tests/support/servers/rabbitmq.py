@@ -30,6 +30,15 @@ from tests.support.servers.process import (
 FOLDERS = ("/usr/lib/rabbitmq/bin", "/usr/lib/rabbitmq/lib/*/sbin")
 START_SECONDS = 120
 
+MAKE_VHOST = """
+rabbit_vhost:add(<<%(name)s>>, <<"tests">>),
+rabbit_auth_backend_internal:set_permissions(
+  <<"guest">>, <<%(name)s>>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)
+"""
+IMPORT = """
+{ok, Definitions} = file:read_file(%s),
+rabbit_definitions:import_raw(Definitions)
+"""
 DEPTHS = """
 lists:flatten([
   io_lib:format("~s ~b ~b;", [element(4, Name), Ready, Unacked])
@@ -63,7 +72,7 @@ class RabbitMQ(Server):
     loop live on.
     """
 
-    def __init__(self, vhosts: int = 32) -> None:
+    def __init__(self) -> None:
         self._programs = find_programs()
         self._epmd_program = find_erlang("epmd")
         self._erl_call_program = find_erlang("erl_call")
@@ -75,8 +84,6 @@ class RabbitMQ(Server):
         self._env = self._environment()
         self._epmd: Child | None = None
         self._node: Child | None = None
-        self._batch = vhosts  # made at the start, and again whenever they are used up
-        self._made = 0
         self._numbers = count(1)
         self._write_settings()
 
@@ -125,19 +132,22 @@ class RabbitMQ(Server):
         return f"amqp://guest:{self.password}@{HOST}:{self.port}/{vhost.replace('/', '%2F')}"
 
     def fresh_vhost(self) -> str:
-        """Return the name of a virtual host that nobody has used."""
-        number = next(self._numbers)
-        if number > self._made:
-            self._make_vhosts()
-        return f"test-{number}"
+        """Make a virtual host, and return its name."""
+        name = f"test-{next(self._numbers)}"
+        self.evaluate(MAKE_VHOST % {"name": json.dumps(name)})
+        return name
 
     def fresh_url(self) -> str:
-        """Return the address of a virtual host that nobody has used."""
+        """Make a virtual host, and return its address."""
         return self.url(self.fresh_vhost())
+
+    def import_definitions(self, file: Path) -> None:
+        """Make the users, virtual hosts and permissions of a file."""
+        self.evaluate(IMPORT % json.dumps(str(file)))
 
     def close_all_connections(self, reason: str = "the test asks for it") -> None:
         """Cut every client off; all may come back at once."""
-        self.ctl("close_all_connections", "--global", reason)
+        self.evaluate(f"rabbit_networking:close_all_connections({json.dumps(reason)})")
 
     def want_disk(self, space: str = "50MB") -> None:
         """Take no messages unless so much of the disk is free; 50 MB is what a node wants."""
@@ -210,22 +220,12 @@ class RabbitMQ(Server):
         }
 
     def _write_settings(self) -> None:
-        definitions = self._write_definitions()
-        self._made = self._batch
+        definitions = self.folder / "definitions.json"
+        definitions.write_text(json.dumps(_definitions(self.password)))
         (self.folder / "enabled_plugins").write_text("[].")
         (self.folder / "rabbitmq.conf").write_text(
             f"load_definitions = {definitions}\nmax_message_size = {MAX_MESSAGE_BYTES}\n"
         )
-
-    def _write_definitions(self) -> Path:
-        names = ["/", *(f"test-{self._made + 1 + i}" for i in range(self._batch))]
-        path = self.folder / f"definitions-{self._made}.json"
-        path.write_text(json.dumps(_definitions(names, self.password)))
-        return path
-
-    def _make_vhosts(self) -> None:
-        self.ctl("import_definitions", str(self._write_definitions()))
-        self._made += self._batch
 
     def _child(self, *command: str, linger: int = 0) -> Child:
         return Child(command, folder=self.folder, env=self._env, linger=linger)
@@ -251,12 +251,12 @@ class RabbitMQ(Server):
         return listens(self.port) and in_own_loop(_confirms(self.url()))
 
 
-def _definitions(vhosts: list[str], password: str) -> dict[str, object]:
-    everything = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+def _definitions(password: str) -> dict[str, object]:
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
     return {
         "users": [{"name": "guest", "password": password, "tags": ["administrator"]}],
-        "vhosts": [{"name": name} for name in vhosts],
-        "permissions": [{"vhost": name, **everything} for name in vhosts],
+        "vhosts": [{"name": "/"}],
+        "permissions": [{"vhost": "/", "user": "guest", **everything}],
     }
 
 

@@ -51,6 +51,8 @@ class S3Server(Server):
         self.port = free_port()
         self._server: Child | None = None
         self._numbers = count(1)
+        # Of all clients: each session parses S3's description again, for a tenth of a second.
+        self._session = aioboto3.Session()
 
     @property
     def endpoint_url(self) -> str:
@@ -89,7 +91,7 @@ class S3Server(Server):
             "config": CONFIG,
         }
         client: AbstractAsyncContextManager[Any]
-        client = aioboto3.Session().client("s3", **(settings | others))
+        client = self._session.client("s3", **(settings | others))
         return client
 
     def create_bucket(self, name: str = "") -> str:

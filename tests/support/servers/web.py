@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 
 from aiohttp import web
 from multidict import CIMultiDictProxy
@@ -20,6 +21,8 @@ class Seen:
     path: str
     headers: CIMultiDictProxy[str]
     body: bytes
+    at: float = field(default_factory=monotonic)
+    """When."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from services.fetcher.parsing.datasets.sidecars import (
+from services.fetcher.parsing.datasets.sidecar_values import (
     MAX_CAPTION_CHARACTERS,
     SCALARS,
-    SIDECAR_SUFFIXES,
     SINGLE_VALUE_FILES,
-    Sidecars,
 )
+from services.fetcher.parsing.datasets.sidecars import SIDECAR_SUFFIXES, Sidecars
 from shared.dataset.manifest import CAPTION_CHARACTERS, Captions, Estimate, Report
 
 PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
@@ -36,7 +35,8 @@ def test_the_example_on_the_page_says_what_the_page_says_it_does() -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     beside = Sidecars({"IMG_1.yaml": example.encode()})
 
-    commands, from_file = beside.options("IMG_1.jpg")
+    found = beside.of("IMG_1.jpg")
+    commands, from_file = found.options, found.source == "yaml"
 
     assert commands.caption.text == "a photo of ted, at the sea, red shirt, sitting"
     assert (commands.caption.main_parts, commands.caption.weights) == (2, (3.0, 1.0))

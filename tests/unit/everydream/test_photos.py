@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from everydream.photos import as_zip
+from everydream.job_spec import JobSpec
+from everydream.photos import as_zip, left_out_lines
+from everydream.submission import validate
 from shared.errors import Refused
 
 PHOTOS = {
@@ -70,7 +72,7 @@ def test_a_folder_without_an_image_is_reported(tmp_path: Path) -> None:
     folder = folder_of({"IMG_2.txt": b"a caption", **OTHERS}, tmp_path)
 
     with (
-        pytest.raises(Refused, match=r"no image in it; these are images: \.bmp, \.jfif"),
+        pytest.raises(Refused, match=r"no image in it; these are images: \.avif, \.bmp"),
         as_zip(folder),
     ):
         pass
@@ -78,7 +80,46 @@ def test_a_folder_without_an_image_is_reported(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with (
-        pytest.raises(Refused, match=r"nowhere: expected a folder of images, a zip, or a URL"),
+        pytest.raises(Refused, match=r"nowhere: expected a folder of images, a zip, a URL, or the"),
         as_zip(tmp_path / "nowhere"),
     ):
         pass
+
+
+def test_what_is_not_uploaded_is_said_by_suffix(tmp_path: Path) -> None:
+    more = {"IMG_1.TIFF": b"x", "deep/IMG_2.tiff": b"x", "README": b"x"}
+    folder = folder_of(PHOTOS | OTHERS | more, tmp_path)
+
+    (line,) = left_out_lines(folder)
+
+    assert line.startswith(
+        "not uploaded: 2 .tiff, 1 without a suffix, 1 .mp4, 1 .docx, 1 .bak, 3 hidden"
+        " (pictures are .avif, .bmp"
+    )
+
+
+def test_of_a_folder_that_is_uploaded_whole_nothing_is_said(tmp_path: Path) -> None:
+    assert left_out_lines(folder_of(PHOTOS, tmp_path)) == []
+
+
+def test_links_to_folders_and_to_nothing_are_named(tmp_path: Path) -> None:
+    folder = folder_of(PHOTOS, tmp_path / "photos")
+    (folder / "more").symlink_to(folder_of(PHOTOS, tmp_path / "others"))
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "same.jpg").symlink_to(folder / "IMG_3.webp")
+
+    assert left_out_lines(folder) == [
+        "not uploaded: gone.jpg: a link that is not followed",
+        "not uploaded: more: a link that is not followed",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b of a tar.gz", b"\xff\xd8\xff of a JPEG"])
+def test_a_file_that_is_no_zip_is_refused_before_it_is_uploaded(
+    content: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / "photos.zip"
+    file.write_bytes(content)
+
+    with pytest.raises(Refused, match=r"photos\.zip: expected a folder of images, a zip"):
+        validate(JobSpec(str(file)), None)

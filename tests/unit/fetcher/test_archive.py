@@ -99,7 +99,9 @@ def test_other_files_links_and_repeated_names_are_reported(tmp_path: Path) -> No
     assert [image.name for image in found.images] == ["a.png"]
     assert {entry.file: entry.reason for entry in found.skipped} == {
         "a.png": "the archive has this name twice",
-        "readme.docx": "neither an image (jpg, jpeg, jfif, png, bmp, webp) nor a caption file",
+        "readme.docx": (
+            "neither an image (jpg, jpeg, jfif, png, bmp, webp, heic, avif) nor a caption file"
+        ),
         "link.png": "a link, not a file",
     }
 
@@ -216,7 +218,7 @@ def test_the_size_of_a_zip64_list_is_seen_too(
     path = zip_of(tmp_path / "a.zip", {"a.png": b"1", "b.png": b"2"})
     assert b"PK\x06\x06" in path.read_bytes()
 
-    assert zip_reader._directory_size(path) == 2 * (46 + 5)
+    assert zip_reader._end_record(path).directory_bytes == 2 * (46 + 5)
 
 
 def test_entries_that_share_bytes_are_refused(tmp_path: Path) -> None:

@@ -14,19 +14,17 @@ from PIL import Image as Pillow
 
 from services.fetcher.parsing.datasets import image_check, report
 from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked, unpack
+from services.fetcher.parsing.datasets.check import check_images
+from services.fetcher.parsing.datasets.checked import CheckedDataset
 from services.fetcher.parsing.datasets.image_check import (
     MAX_SCANS,
     START_OF_SCAN,
     UnusableImage,
     inspect,
 )
-from services.fetcher.parsing.datasets.report import (
-    CheckedDataset,
-    build_report,
-    check_images,
-    with_tokens,
-)
-from services.fetcher.parsing.datasets.sidecars import ImageOptions, Sidecars
+from services.fetcher.parsing.datasets.report import build_report, with_tokens
+from services.fetcher.parsing.datasets.sidecar_values import ImageOptions
+from services.fetcher.parsing.datasets.sidecars import Sidecars
 from shared.dataset.captions import parse
 from shared.dataset.manifest import Captions, Duplicate, Manifest, Picture, Report, Skipped
 from shared.errors import Refused
@@ -35,6 +33,7 @@ from tests.support.in_process_parser import ignored
 
 SHOWN = "https://example.com/data.zip"
 TRAIN = Train(data_url="u")
+NO_IMAGE = "not a JPEG, PNG, BMP, WebP, HEIC or AVIF image"
 
 
 def drawn(
@@ -76,7 +75,7 @@ def test_what_is_no_image_is_called_so(tmp_path: Path) -> None:
     Pillow.new("RGB", (9, 9)).save(tmp_path / "b.png", "GIF")
 
     for name in ("a.png", "b.png"):
-        with pytest.raises(UnusableImage, match="not a JPEG, PNG, BMP or WebP image"):
+        with pytest.raises(UnusableImage, match="not a JPEG, PNG, BMP, WebP, HEIC or AVIF image"):
             inspect(tmp_path / name)
 
 
@@ -161,12 +160,14 @@ def test_no_usable_image_ends_the_job_with_the_archive_and_the_reasons(
 
     text = str(refused.value)
     assert text.startswith(f"{SHOWN}: no usable image in the archive")
-    assert "a.png: not a JPEG, PNG, BMP or WebP image" in text
+    assert "a.png: not a JPEG, PNG, BMP, WebP, HEIC or AVIF image" in text
     assert "b.gif: neither an image" in text
 
 
 def test_an_empty_archive_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="it needs jpg, jpeg, jfif, png, bmp or webp files"):
+    with pytest.raises(
+        Refused, match="it needs jpg, jpeg, jfif, png, bmp, webp, heic or avif files"
+    ):
         checked({"folder/": b""}, tmp_path)
 
 
@@ -202,14 +203,16 @@ def test_all_texts_beside_an_image_add_up_by_rank() -> None:
         "a.yaml": b"main_prompt: from yaml\ntags: [y1, {tag: y2, weight: 2}]",
     })  # fmt: skip
 
-    options, from_file = beside.options("a.png")
+    found = beside.of("a.png")
+    options, from_file = found.options, found.source != "name"
 
     assert options.caption.text == "from yaml, y2, y1, t2, t1"
     assert from_file
 
 
 def test_tags_alone_leave_the_main_prompt_to_the_name() -> None:
-    options, from_file = Sidecars({"a cat_1.yaml": b"tags: one, two"}).options("a cat_1.png")
+    found = Sidecars({"a cat_1.yaml": b"tags: one, two"}).of("a cat_1.png")
+    options, from_file = found.options, found.source != "name"
 
     assert (options.caption.text, from_file) == ("a cat, one, two", False)
 
@@ -225,8 +228,8 @@ def test_folders_have_their_say_the_nearest_first() -> None:
         "d/shuffle_tags.txt": b"true",
     })  # fmt: skip
 
-    mine, _ = beside.options("d/a.png")
-    other, _ = beside.options("d/e/b.png")
+    mine = beside.of("d/a.png").options
+    other = beside.of("d/e/b.png").options
 
     assert mine.caption.text == "mine, m1, L, G"
     assert (mine.multiply, mine.flip_p, mine.cond_dropout) == (2.5, 0.5, 0.0)
@@ -239,9 +242,8 @@ def test_a_caption_that_names_a_file_is_only_a_caption(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     path = str(tmp_path / "secret.txt")
 
-    options, _ = Sidecars(
-        {"a.txt": path.encode(), "b.yaml": f"main_prompt: {path}".encode()}
-    ).options("a.png")
+    beside = Sidecars({"a.txt": path.encode(), "b.yaml": f"main_prompt: {path}".encode()})
+    options = beside.of("a.png").options
 
     assert options.caption.text == path
 
@@ -254,12 +256,12 @@ def test_a_caption_that_names_a_file_is_only_a_caption(tmp_path: Path) -> None:
         (b"multiply: many", "'many': expected a number from 0 to 1000"),
         (b"cond_dropout: 1.5", "expected a number from 0 to 1"),
         (b"flip_p: .nan", "expected a number from 0 to 1"),
-        (b"main_prompt: [a]", "expected a text"),
+        (b"main_prompt: {a: b}", "main_prompt: {'a': 'b'}: expected a text"),
         (b"a: &a [x, x]\nb: &b [*a, *a]\nmain_prompt: *b", "YAML aliases are not taken"),
-        (b"- " * 2000, "not YAML that can be read"),
-        (b"[" * 4000, "more than 4096 characters or 500 brackets"),
-        (b"a" * 20_000, "more than 4096 characters"),
-        (b"!!python/object/apply:os.system ['true']", "not YAML that can be read"),
+        (b"- " * 2000, "more than 20 levels of YAML"),
+        (b"[" * 60_000, "more than 20 levels of YAML"),
+        (b"a: b: c", "not YAML that can be read (mapping values are not allowed here"),
+        (b"!!python/object/apply:os.system ['true']", "expected a mapping"),
     ],
 )
 def test_a_text_that_cannot_be_understood_is_left_out_and_reported(
@@ -267,7 +269,7 @@ def test_a_text_that_cannot_be_understood_is_left_out_and_reported(
 ) -> None:
     beside = Sidecars({"a.yaml": text})
 
-    options, _ = beside.options("a.png")
+    options = beside.of("a.png").options
 
     assert options.caption.text == "a"
     assert options.multiply is None
@@ -276,7 +278,7 @@ def test_a_text_that_cannot_be_understood_is_left_out_and_reported(
 
 
 def test_nought_counts_as_one_where_it_would_mean_never() -> None:
-    options, _ = Sidecars({"a.yaml": b"multiply: 0\nrating: 0\ncond_dropout: 0"}).options("a.png")
+    options = Sidecars({"a.yaml": b"multiply: 0\nrating: 0\ncond_dropout: 0"}).of("a.png").options
 
     assert (options.multiply, options.rating, options.cond_dropout) == (1.0, 1.0, 0.0)
 
@@ -286,14 +288,14 @@ def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: Path) 
     files |= {"wide.png": drawn(900, 500), "small.png": drawn(64, 64), "broken.png": b""}
 
     found = checked(files, tmp_path)
-    manifest, report = build_report(
+    manifest, report, _ = build_report(
         found, Train(data_url="u", batch_size=4, max_epochs=10), 555, SHOWN
     )
 
     assert report == Report(
         images=7,
         captions=Captions(from_names=7),
-        skipped=[Skipped(file="broken.png", reason="not a JPEG, PNG, BMP or WebP image")],
+        skipped=[Skipped(file="broken.png", reason=NO_IMAGE)],
         skipped_count=1,
         undersized=["small.png"],
         undersized_count=1,
@@ -307,7 +309,14 @@ def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: Path) 
         steps_per_epoch=3,
         steps=30,
         megapixels=round(10 * 4 * (2 * 512 * 512 + 640 * 384) / 1e6, 3),
+        pictures=report.pictures,
+        warnings=[f"not used, 1 file: broken.png ({NO_IMAGE})"],
+        warnings_count=1,
     )
+    assert [picture.file for picture in report.pictures] == [
+        *(f"square {number}.png" for number in range(1, 5)),
+        "small.png", "square 0.png", "wide.png",
+    ]  # fmt: skip
     manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == manifest
     assert msgspec.json.decode(msgspec.json.encode(report.plain())) == report.plain()
@@ -317,7 +326,7 @@ def test_a_report_of_many_stays_short(tmp_path: Path) -> None:
     files = {"good.png": drawn()} | {f"{number}.png": b"" for number in range(80)}
 
     found = checked(files, tmp_path)
-    _, report = build_report(found, Train(data_url="u"), 555, SHOWN)
+    _, report, _ = build_report(found, Train(data_url="u"), 555, SHOWN)
 
     assert (len(report.skipped), report.skipped_count) == (50, 80)
 
@@ -406,7 +415,7 @@ def test_of_several_files_the_nearest_that_says_something_counts(
     }
 
     for name, value in zip(nearest_first, said, strict=True):
-        options, _ = Sidecars(texts).options("d/a.png")
+        options = Sidecars(texts).of("d/a.png").options
         assert getattr(options, option) == value
         del texts[f"d/{name}"]
 
@@ -418,8 +427,8 @@ def test_files_of_one_value_are_for_their_own_folder_alone() -> None:
         "local.yaml": b"rating: 2",
     })  # fmt: skip
 
-    assert beside.options("d/a.png")[0] == ImageOptions(caption=parse("a"))
-    assert beside.options("a.png")[0].batch_id == "x"
+    assert beside.of("d/a.png").options == ImageOptions(caption=parse("a"))
+    assert beside.of("a.png").options.batch_id == "x"
 
 
 def test_folders_above_add_up_the_nearer_one_first() -> None:
@@ -429,7 +438,8 @@ def test_folders_above_add_up_the_nearer_one_first() -> None:
         "d/e/a.txt": b", own",
     })  # fmt: skip
 
-    options, from_file = beside.options("d/e/a.png")
+    found = beside.of("d/e/a.png")
+    options, from_file = found.options, found.source != "name"
 
     assert (options.caption.text, from_file) == ("near, own, n, f", True)
     assert (options.rating, options.flip_p) == (3.0, 0.1)
@@ -447,18 +457,18 @@ def test_folders_above_add_up_the_nearer_one_first() -> None:
     ],
 )
 def test_a_caption_in_yaml_is_a_text_or_a_prompt_with_tags(text: str, caption: str) -> None:
-    assert Sidecars({"a.yaml": text.encode()}).options("a.png")[0].caption.text == caption
+    assert Sidecars({"a.yaml": text.encode()}).of("a.png").options.caption.text == caption
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("batch_id: ''", "expected a name of 1 to 100 characters"),
-        ("batch_id: [a]", "expected a text"),
+        ("batch_id: [a]", "['a']: expected a name of 1 to 100 characters"),
         (f"batch_id: {'x' * 101}", "expected a name of 1 to 100 characters"),
         ("max_caption_length: 0", "'0': expected a whole number from 1 to 8192"),
         ("max_caption_length: many", "'many': expected a whole number"),
-        ("max_caption_length: true", "'True': expected a whole number"),
+        ("max_caption_length: true", "'true': expected a whole number"),
         ("shuffle_tags: maybe", "'maybe': expected true or false"),
     ],
 )
@@ -467,7 +477,7 @@ def test_a_picture_setting_that_makes_no_sense_is_reported_with_what_was_expecte
 ) -> None:
     beside = Sidecars({"a.yaml": text.encode()})
 
-    beside.options("a.png")
+    beside.of("a.png")
 
     assert reason in beside.warnings[0]
 
@@ -553,7 +563,7 @@ def test_captions_that_are_missing_empty_or_too_long_are_counted_and_named(
         "long.png": drawn(70),
     }
 
-    manifest, report = build_report(checked(files, tmp_path), TRAIN, 555, SHOWN)
+    manifest, report, _ = build_report(checked(files, tmp_path), TRAIN, 555, SHOWN)
     report = with_tokens(report, manifest, [0, 1, 75, 76])
 
     assert report.captions == Captions(from_names=3, missing=1, empty=1, over_long=1)
@@ -566,7 +576,7 @@ def test_named_batches_are_reported_by_name(tmp_path: Path) -> None:
     files = {f"ted/{number}.png": drawn(600 + number, 600) for number in range(5)}
     files |= {"ted/batch_id.txt": b"ted\n", "other.png": drawn(500, 500)}
 
-    _, report = build_report(checked(files, tmp_path), TRAIN, 555, SHOWN)
+    _, report, _ = build_report(checked(files, tmp_path), TRAIN, 555, SHOWN)
 
     assert report.named_batches == {"ted": 2}
     assert (report.steps_per_epoch, report.repeats) == (3, 0)
@@ -576,7 +586,7 @@ def test_held_out_images_are_reported_and_take_no_steps(tmp_path: Path) -> None:
     found = checked({f"{number}.png": drawn(100 + number) for number in range(10)}, tmp_path)
     train = Train(data_url="u", batch_size=1, max_epochs=2, validation=Validation())
 
-    manifest, report = build_report(found, train, 555, SHOWN)
+    manifest, report, _ = build_report(found, train, 555, SHOWN)
 
     assert len(manifest.pictures) == 10
     assert (report.images, report.held_out) == (8, 2)

@@ -2,19 +2,28 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.fetcher.estimate import estimate
 from shared.dataset.manifest import Estimate
-from shared.dataset.speed import Speed
+from shared.dataset.speed import ProbedDevice, Speed
 from shared.request import Train
 
 SD15 = {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863}
+TINY = {"unet": 2_000_000, "text_encoder": 300_000, "vae": 300_000}
 FAST = Speed(gpu="NVIDIA H100", megapixels_per_second=10.0)
+PROCESSOR = ProbedDevice(gpu="cpu", teraflops=0.12)
 
 
-def of(megapixels: float = 6000.0, speed: Speed | None = FAST, **train: Any) -> Estimate:
-    return estimate(Train(data_url="u", **train), SD15, megapixels, speed)
+def of(
+    megapixels: float = 6000.0,
+    measured: Speed | None = FAST,
+    device: ProbedDevice | None = PROCESSOR,
+    parameters: dict[str, int] = SD15,
+    **train: Any,
+) -> Estimate:
+    return estimate(Train(data_url="u", **train), parameters, megapixels, measured, device)
 
 
 def test_minutes_come_from_the_measured_speed_and_the_report_says_so() -> None:
@@ -22,9 +31,45 @@ def test_minutes_come_from_the_measured_speed_and_the_report_says_so() -> None:
     assert of().rate == "measured: 10 megapixels per second on NVIDIA H100"
 
 
-def test_before_anything_is_measured_the_speed_is_an_assumption_and_called_one() -> None:
-    assert of(speed=None).minutes == 100.0
-    assert of(speed=None).rate == "assumed: 1 megapixels per second on a GPU of 24 GB"
+def test_before_a_training_is_measured_the_minutes_are_those_of_the_device_that_is_there() -> None:
+    found = of(measured=None)
+
+    assert found.rate == (
+        "estimated: 0.005 megapixels per second on cpu, by a test of 0.12 TFLOP/s"
+    )
+    assert found.minutes == pytest.approx(6000 / 0.005 / 60, rel=0.01)
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "5e-324", "1e-300", "1e300", "1e999", "NaN"])
+def test_an_absurd_number_in_the_store_is_refused_and_fails_no_job(number: str) -> None:
+    for kind, name in ((Speed, "megapixels_per_second"), (ProbedDevice, "teraflops")):
+        with pytest.raises(msgspec.DecodeError):
+            msgspec.json.decode(f'{{"gpu": "cpu", "{name}": {number}}}', type=kind)
+
+
+def test_a_smaller_model_takes_less_time_on_the_same_device() -> None:
+    times = of(measured=None).minutes, of(measured=None, parameters=TINY).minutes
+
+    assert times[0] / times[1] == pytest.approx(SD15["unet"] / TINY["unet"], rel=0.01)
+
+
+def test_a_faster_device_takes_less_time() -> None:
+    card = ProbedDevice(gpu="NVIDIA RTX 3090", teraflops=60.0)
+
+    assert of(measured=None).minutes / of(measured=None, device=card).minutes == pytest.approx(
+        500, rel=0.01
+    )
+    assert "on NVIDIA RTX 3090" in of(measured=None, device=card).rate
+
+
+@pytest.mark.parametrize(("device", "parameters"), [(None, SD15), (PROCESSOR, {})])
+def test_where_neither_device_nor_model_is_known_the_speed_is_an_assumption_and_called_one(
+    device: ProbedDevice | None, parameters: dict[str, int]
+) -> None:
+    found = of(measured=None, device=device, parameters=parameters)
+
+    assert found.minutes == 100.0
+    assert found.rate == "assumed: 1 megapixels per second on a GPU of 24 GB"
 
 
 def test_a_model_is_a_file_and_a_folder_in_the_precision_asked_for() -> None:

@@ -9,16 +9,19 @@ import pytest
 
 from services.gateway.jobs import transitions
 from services.gateway.jobs.job_events import JobEvent, job_events
-from services.gateway.jobs.record import Job
+from services.gateway.jobs.presenter import iso, retries, retry_of
+from services.gateway.jobs.record import Job, StageRecord
 from shared.messaging.messages import (
     AnyMessage,
     CheckpointSaved,
+    ResumePointSaved,
     StageFailed,
     TrainingInterrupted,
     TrainingProgressed,
     TrainingStarted,
 )
 from tests.unit.gateway.test_transitions import (
+    HEARTBEAT,
     JobHistory,
     artifact,
     checkpoint_final,
@@ -110,6 +113,32 @@ def test_a_worker_that_is_interrupted_or_fails_gives_the_stage_back() -> None:
     assert followed.after(TrainingInterrupted(job="job", stage="training", claim="t")) == [waits]
     followed.history.claim("training", "t2")
     assert followed.news() == [("stage", {"stage": "training", "state": "at work", "attempt": 2})]
+
+
+def test_a_stage_that_failed_says_which_try_is_next_when_and_why() -> None:
+    followed = in_training()
+    failed = StageFailed(job="job", stage="training", claim="t", kind="passing", reason="it broke")
+    due = followed.history.now + 1 + HEARTBEAT
+    again = {"stage": "training", "number": 2, "tries": 3, "reason": "it broke"}
+
+    (waits,) = followed.after(failed)
+    assert waits[1]["retry"] == {**again, "next_at": iso(due)}
+    assert retries(followed.history.job) == [waits[1]["retry"]]
+
+    followed.history.claim("training", "t2")
+    (at_work,) = followed.news()
+    assert at_work[1]["retry"] == {**again, "next_at": None}
+    resume = ResumePointSaved(job="job", stage="training", claim="t2", prefix="r", step=1, epoch=0)
+    followed.after(resume)
+    assert retries(followed.history.job) == []
+
+
+def test_a_record_of_before_counts_its_failures_without_their_reason() -> None:
+    record = StageRecord(trigger=b"{}", failures=2, due_at=0.0)
+
+    again = retry_of("staging", record)
+    assert again is not None
+    assert (again["number"], again["reason"]) == (3, None)
 
 
 def test_the_twelfth_attempt_is_at_work_like_any_other() -> None:
@@ -222,6 +251,7 @@ def test_another_run_is_a_status_and_its_images_are_reported_again() -> None:
         ("stage", {"stage": "generation", "state": "waiting", "attempt": 1}),
         ("status", {"status": "IN_QUEUE", "run": 2}),
     ]
+    followed.history.apply(transitions.release(followed.history.job, followed.history.now))
     followed.history.claim("generation", "g2")
     kinds = [kind for kind, _ in followed.after(images_generated("g2"))]
     assert kinds == ["stage", "status", "stage", "image", "status"]

@@ -12,7 +12,7 @@ from services.gateway.api_docs.openapi import ERRORS, document
 from services.gateway.api_documents import documents, text_of
 from services.gateway.endpoints.routes import ROUTE_CLASSES
 from services.gateway.jobs import response_types
-from services.gateway.jobs.request_parser import INPUT_FIELDS, TOP_FIELDS
+from services.gateway.jobs.fields.names import INPUT_FIELDS, TOP_FIELDS
 from services.gateway.web.routing import Answer, route, routes_of
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect as types
 
+from services.gateway.jobs import request_parser
 from services.gateway.jobs.request_parser import MAX_LETTERS, Invalid, describe, parse_request
 from shared.request import (
     DEFAULT_BASE,
@@ -40,7 +41,16 @@ SCHEDULERS = [
     "KDPM2-D", "PNDM", "K-LMS",
 ]  # fmt: skip
 HUGE = 2**63
-MODEL = "the name of a model, or an http or https URL"
+MODEL = (
+    "sd_v1-5_vae.ckpt, the id of a job of yours, a hub id such as org/name, or an http or https"
+    " URL of a hub page, a zipped diffusers folder, a .safetensors or a .ckpt file (paths are not"
+    " read here)"
+)
+PATHS = [
+    "/models/v1-5.safetensors", "/models/v1-5", "models/v1-5.safetensors", "v1-5.ckpt", "./model",
+    "../model", "~/model", "a/b/c", "C:\\models\\v1-5.ckpt", "models\\v1-5", "file:///models/v1-5",
+    "nonsense",
+]  # fmt: skip
 NOTHING_LEFT = (
     "disable_unet_training and disable_textenc_training are both true: nothing is left to train"
 )
@@ -210,7 +220,9 @@ def test_switches_of_training(name: str) -> None:
 
 def test_texts_and_lists_of_training() -> None:
     check(train, "lr_scheduler", ["constant", "linear", "cosine", "polynomial"], ["Linear", "", 1])
-    check(train, "resume_ckpt_url", [DEFAULT_BASE, "https://x.org/m.ckpt"], ["", *NO_TEXT])
+    good = [DEFAULT_BASE, "sd_v1-5_vae", "https://x.org/m.ckpt", "org/name", "org/name@v1"]
+    good += ["huggingface.co/org/name/tree/main/v1", "9d2f0b0a-1c1f-4f0f-8f34-0d6f1c2e8a10"]
+    check(train, "resume_ckpt_url", good, ["", *PATHS, *NO_TEXT])
     check(train, "hf_repo_subfolder", ["", "fp16"], NO_TEXT)
     check(train, "checkpoint_format", ["safetensors", "ckpt"], ["pt", "", 1])
     check(train, "loss_type", ["mse", "huber", "mse_huber", "huber_mse"], ["l1", "", 1])
@@ -292,7 +304,7 @@ def test_null_is_the_same_as_left_out_where_it_has_no_meaning_of_its_own() -> No
 
 
 def test_what_is_required_is_named() -> None:
-    wanted = "required, but missing; expected an http or https URL"
+    wanted = "required, but missing; expected an http or https URL, or the id of a dataset check"
     assert mistakes({"input": {"train": {}}}) == [f"input.train.data_url: {wanted}"]
     assert mistakes({"input": {"train": {"data_url": None}}}) == [f"input.train.data_url: {wanted}"]
     assert mistakes({"input": {"train": {"data_url": URL}, "inference": [{}]}}) == [
@@ -310,6 +322,65 @@ def test_an_unknown_field_gets_the_nearest_known_name(wrong: str, near: str) -> 
     assert mistake(train, **{wrong: 1}) == (
         f"input.train.{wrong}: no such field; did you mean {near}?"
     )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("learning_rate", "lr"), ("learningRate", "lr"), ("epochs", "max_epochs"),
+        ("learning_rate_scheduler", "lr_scheduler"),
+        ("text_encoder_learning_rate", "text_encoder_lr"),
+        ("gradient_accumulation_steps", "grad_accum"),
+        ("noise_offset", "zero_frequency_noise_ratio"),
+        ("base_model", "resume_ckpt_url"), ("model", "resume_ckpt_url"),
+    ],
+)  # fmt: skip
+def test_a_field_s_name_in_other_trainers_gets_ours(wrong: str, near: str) -> None:
+    assert mistake(train, **{wrong: 1}) == (
+        f"input.train.{wrong}: no such field; did you mean {near}?"
+    )
+
+
+@pytest.mark.parametrize("wrong", ["zzzzzz", "rate", "x", "", "sample", "_" * 200])
+def test_an_unknown_field_gets_a_few_names_and_not_all(wrong: str) -> None:
+    told = mistake(train, **{wrong: 1})
+
+    named = [name for name in Train.__struct_fields__ if re.search(rf"\b{name}\b", told[20:])]
+    assert 1 <= len(named) <= 3, told
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"train": {"data_url": URL}}, ["train: put train inside input"]),
+        ({"model": "a/b", "inference": {"prompt": "x"}},
+         ["model: put model inside input", "inference: put inference inside input"]),
+        ({"data_url": URL}, ["data_url: put data_url inside input.train"]),
+        ({"input": {"train": {"data_url": URL}, "webhook": URL, "flip_p": 0.5}},
+         ["input.webhook: put webhook beside input",
+          "input.flip_p: put flip_p inside input.train"]),
+        ({"input": {"train": {"data_url": URL, "prompt": "x"}}},
+         ["input.train.prompt: put prompt inside input.inference"]),
+        ({"input": {"train": {"data_url": URL}}, "seed": 3},
+         ["seed: put seed inside input.train or inside input.inference"]),
+        ({"input": {"train": {"data_url": URL}, "inference": [{"prompt": "x", "lr": 1}]}},
+         ["input.inference[0].lr: put lr inside input.train"]),
+    ],
+)  # fmt: skip
+def test_a_field_in_the_wrong_place_is_told_the_right_one(body: Any, told: list[str]) -> None:
+    assert mistakes(body) == told
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"max_epochs": 0}, "an integer from 1 to 2147483647"),
+        ({"seed": 2**63}, "an integer from -1 to 9223372036854775807"),
+        ({"lr": 2}, "a number above 0 of at most 1"),
+    ],
+)
+def test_every_upper_bound_is_told(fields: dict[str, Any], told: str) -> None:
+    assert f": expected {told}" in mistake(train, **fields)
 
 
 def test_an_unknown_field_like_no_other_gets_the_list() -> None:
@@ -358,7 +429,7 @@ def test_a_mistake_of_two_fields_together_is_reported_beside_those_of_each() -> 
     }
 
     assert mistakes(body) == [
-        'input.train.data_url: expected an http or https URL, got "ftp://x.org/a.zip"',
+        'input.train.data_url: expected an http or https URL, or the id of a dataset check, got "ftp://x.org/a.zip"',
         "input.train.flip_p: expected a number from 0 to 1, got 2",
         f'input.train.resume_ckpt_url: expected {MODEL}, got "store:jobs/1"',
         f"input.train: {NOTHING_LEFT}",
@@ -375,6 +446,25 @@ def test_each_wrong_item_of_a_list_is_reported_with_its_index() -> None:
         "input.train.sample_prompts[1]: expected a string, got 1",
         "input.train.sample_prompts[2]: expected a string, got null",
     ]
+
+
+def test_texts_that_results_repeat_are_bounded_by_how_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(request_parser, "MAX_DRAWN_LETTERS", 20)
+    monkeypatch.setattr(request_parser, "MAX_SAMPLE_LETTERS", 4)
+    texts = {"prompt": "12345", "negative_prompt": "12", "passback": "123"}
+    train = {"data_url": URL, "sample_prompts": ["12", "34"]}
+    twice, thrice = ({**texts, "num_outputs": number} for number in (2, 3))
+
+    parse_request({"input": {"train": train, "inference": twice}})
+    train = {**train, "sample_prompts": ["12", "345"]}
+    drawn = "letters in prompts and passbacks, counted for each image"
+    assert mistakes({"input": {"train": train, "inference": thrice}}) == [
+        f"input.inference: expected at most 20 {drawn}, got 30",
+        "input.train.sample_prompts: expected at most 4 letters in all, got 5",
+    ]
+    assert mistakes({"input": {"train": train, "inference": [twice, {"prompt": "1"}]}})
 
 
 @pytest.mark.parametrize("body", [None, 1, "x", [], True, {"input": []}, {"input": "x"}])
@@ -420,6 +510,15 @@ def test_a_model_is_named_by_a_text(wrong: Any) -> None:
     (told,) = mistakes({"input": {"model": wrong, "inference": ENTRY}})
 
     assert told.startswith("input.model: expected a string, not empty, got ")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_as_a_model_is_a_mistake_that_says_what_is_possible(path: str) -> None:
+    body = {"input": {"train": {"data_url": URL, "resume_ckpt_url": path}}}
+
+    (told,) = mistakes(body)
+
+    assert told.startswith(f"input.train.resume_ckpt_url: expected {MODEL}, got ")
 
 
 def test_no_client_names_a_model_by_the_key_of_our_store() -> None:
@@ -489,12 +588,83 @@ def test_policy_has_the_originals_bounds() -> None:
 @pytest.mark.parametrize("wrong", [4711, "", None, ["secret-4711"], "ftp://secret-4711"])
 def test_no_value_of_the_bucket_is_ever_shown(name: str, wrong: Any) -> None:
     body = {"input": {"train": {"data_url": URL}}, "s3Config": {**S3, name: wrong}}
-    if wrong == "ftp://secret-4711" and name != "endpointUrl":
+    if wrong == "ftp://secret-4711" and name in ("accessId", "accessSecret"):
         assert parse_request(body).s3
         return
     (text,) = mistakes(body)
     assert text.startswith(f"s3Config.{name}")
     assert "4711" not in text
+
+
+ID = "an access id, in ASCII without blanks and line breaks"
+SECRET = "a secret without blanks at its ends and without line breaks"
+BUCKET = "the bucket's name alone: at most 255 of A-Z, a-z, 0-9, . _ and -, not . first"
+TWICE = "the S3 service alone, got one whose path ends with the bucket's name: leave it out there"
+PATH = "names with one slash between them, at most 700 bytes and 255 each"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "told"),
+    [
+        ("accessId", "id-4711\n", f"{ID}, got one with a line break at its end or start"),
+        ("accessId", " id-4711", f"{ID}, got one with blanks at its ends"),
+        ("accessId", "id 4711", f"{ID}, got one with blanks or letters beyond ASCII in it"),
+        ("accessSecret", "4711\r\n", f"{SECRET}, got one with a line break at its end or start"),
+        ("accessSecret", "4711 ", f"{SECRET}, got one with blanks at its ends"),
+        ("accessSecret", "4711\u00a0", f"{SECRET}, got one with blanks at its ends"),
+        ("accessSecret", "\ufeff4711", f"{SECRET}, got one with blanks at its ends"),
+        ("accessSecret", "47\n11",
+         f"{SECRET}, got one with a line break or another control character in it"),
+        ("bucketName", "s3://b4711", f"{BUCKET}, got an address: leave out s3:// and the like"),
+        ("bucketName", " b4711", f"{BUCKET}, got one with blanks at its ends"),
+        ("bucketName", "b4711/sub",
+         f"{BUCKET}, got a path: what comes after the bucket's name belongs into objectPath"),
+        ("bucketName", "arn:aws:s3:4711", f"{BUCKET}, got an ARN"),
+        ("bucketName", "b\u00fc4711", f"{BUCKET}, got one with other characters, or longer"),
+        ("objectPath", "/a4711//b/", f"{PATH}, got one with two slashes in a row"),
+        ("objectPath", "a4711/../b", f"{PATH}, got one with . or .. as a name"),
+        ("objectPath", "a4711 ", f"{PATH}, got one with blanks at its ends"),
+        ("objectPath", "4711/" * 200, f"{PATH}, got a longer one"),
+        ("endpointUrl", "https://4711:4711@s3.example.com",
+         "an http or https URL without a query, got one with a user name or password"),
+        ("endpointUrl", "https://s3.example.com/4711/bucket/", TWICE),
+    ],
+)  # fmt: skip
+def test_what_a_bucket_s_service_would_refuse_is_refused_at_once_and_never_shown(
+    name: str, wrong: str, told: str
+) -> None:
+    body = {"input": {"train": {"data_url": URL}}, "s3Config": {**S3, name: wrong}}
+
+    assert mistakes(body) == [f"s3Config.{name}: expected {told}"]
+    assert "4711" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("objectPath", "/a/b/"), ("objectPath", "/"), ("objectPath", "a b/\u00fc/.c..d"),
+        ("accessSecret", "wJalrXUtnFEMI/K7MDENG+bPx"), ("accessSecret", "a p\u00e4ss w\u00f6rd"),
+        ("bucketName", "My_old.bucket-1"), ("endpointUrl", "https://x.example.com/storage/v1/s3"),
+        ("endpointUrl", "http://127.0.0.1:9000/"),
+    ],
+)  # fmt: skip
+def test_what_a_bucket_s_service_takes_is_taken(name: str, right: str) -> None:
+    body = {"input": {"train": {"data_url": URL}}, "s3Config": {**S3, name: right}}
+
+    assert getattr(parse_request(body).s3, name) == right
+
+
+def test_an_address_with_a_password_is_refused_for_that_and_not_for_its_scheme() -> None:
+    url = "https://me:hunter2@x.org/hook"
+    told = 'got "https://x.org/hook": one with a user name or password'
+    body = {"input": {"train": {"data_url": url, "resume_ckpt_url": url}}, "webhook": url}
+
+    data = "an http or https URL, or the id of a dataset check"
+    assert mistakes(body) == [
+        f"input.train.data_url: expected {data}, {told}",
+        f"input.train.resume_ckpt_url: expected {MODEL}, {told}",
+        f"webhook: expected an http or https URL, {told}",
+    ]
 
 
 def test_a_bucket_that_is_no_object_is_not_shown_either() -> None:
@@ -585,20 +755,52 @@ def test_an_unknown_webhook_event_is_reported(given: Any, path: str) -> None:
 
 
 def test_a_field_without_effect_is_accepted_with_a_warning() -> None:
-    asked = request_with(webhookV2="https://example.com/hook2", policy={"lowPriority": True})
+    asked = request_with(webhookV2="https://example.com/hook2")
 
-    assert parse_request(asked).warnings == (
-        "webhookV2 has no effect",
-        "policy.lowPriority has no effect",
-    )
-    assert parse_request(request_with(webhookV2="", policy={})).warnings == ()
+    assert parse_request(asked).warnings == ("webhookV2 has no effect",)
+    assert parse_request(request_with(webhookV2="")).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr_warmup_steps": 5}, ["lr_warmup_steps 5 has no effect with lr_scheduler constant"]),
+        ({"lr_decay_steps": 5}, ["lr_decay_steps 5 has no effect with lr_scheduler constant"]),
+        (
+            {"lr_scheduler": "linear", "lr_warmup_steps": 200, "lr_decay_steps": 50},
+            ["lr_warmup_steps 200 is not below lr_decay_steps 50"],
+        ),
+        ({"lr_scheduler": "linear", "lr_warmup_steps": 49, "lr_decay_steps": 50}, []),
+        ({"lr_scheduler": "cosine", "lr_warmup_steps": 200}, []),
+        ({"lr_warmup_steps": 0}, []),
+        (
+            {"text_encoder_lr": 1e-6, "disable_textenc_training": True},
+            ["text_encoder_lr has no effect with disable_textenc_training"],
+        ),
+        ({"text_encoder_lr": 1e-6}, []),
+        (
+            {"rated_dataset_target_dropout_percent": 30},
+            ["rated_dataset_target_dropout_percent 30 has no effect without rated_dataset"],
+        ),
+        ({"rated_dataset_target_dropout_percent": 30, "rated_dataset": True}, []),
+    ],
+)
+def test_an_option_that_cannot_do_what_it_is_for_is_warned_of(
+    options: dict[str, Any], words: list[str]
+) -> None:
+    asked = {"input": {"train": {"data_url": "https://example.com/a.zip", **options}}}
+
+    warnings = parse_request(asked).warnings
+
+    assert len(warnings) == len(words)
+    assert all(word in warning for word, warning in zip(words, warnings, strict=True))
 
 
 def test_texts_that_a_record_repeats_are_bounded_and_every_one_is_named() -> None:
     long = "https://x.org/" + "x" * MAX_LETTERS
-    bucket = {"accessId": long, "accessSecret": long, "bucketName": long, "endpointUrl": long}
+    bucket = {**S3, "accessId": long, "accessSecret": long, "endpointUrl": long}
     train = {"data_url": long, "resume_ckpt_url": long, "hf_repo_subfolder": long}
-    body = {"input": {"train": train}, "webhook": long, "s3Config": {**bucket, "objectPath": long}}
+    body = {"input": {"train": train}, "webhook": long, "s3Config": bucket}
     draw = {"input": {"model": long, "inference": ENTRY}}
 
     told = [*mistakes(body), *mistakes(draw)]
@@ -606,7 +808,7 @@ def test_texts_that_a_record_repeats_are_bounded_and_every_one_is_named() -> Non
     wrong = f"expected at most {MAX_LETTERS} letters, got {len(long)}"
     assert {each.removesuffix(f": {wrong}") for each in told} == {
         *(f"input.train.{name}" for name in train),
-        *(f"s3Config.{name}" for name in (*bucket, "objectPath")),
+        *(f"s3Config.{name}" for name in ("accessId", "accessSecret", "endpointUrl")),
         *("webhook", "input.model"),
     }
     just = long[:MAX_LETTERS]

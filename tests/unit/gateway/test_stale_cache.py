@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from services.gateway.jobs import stale_cache
-from services.gateway.jobs.stale_cache import StaleCache
+from services.gateway.turns import stale_cache
+from services.gateway.turns.stale_cache import StaleCache
 from shared.errors import Unavailable
 
 

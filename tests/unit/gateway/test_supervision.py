@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.gateway.background.supervisor import LOST_AFTER_HEARTBEATS
-from services.gateway.jobs import transitions
+from services.gateway.jobs import transitions, webhook_schedule
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.request_parser import parse_request
 from shared.messaging.messages import (
@@ -345,7 +345,12 @@ class Life(RuleBasedStateMachine):
 
     def _retry(self) -> None:
         self.played.change(lambda job: transitions.rerun(job, self.played.clock))
+        self.played.change(lambda job: transitions.release(job, self.played.clock))
         self.played.relay()
+
+    @rule(crowded=st.booleans())
+    def its_owner_s_uploads_crowd_out_others(self, crowded: bool) -> None:  # noqa: FBT001
+        self.played.crowd.owners = frozenset(["owner"] if crowded else [])
 
     @rule(kind=st.sampled_from(get_args(Command)))
     def a_command_is_issued(self, kind: Command) -> None:
@@ -383,7 +388,9 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_webhook_is_sent_again(self, data: st.DataObject) -> None:
         due = self._due(data)
-        resend = partial(transitions.resend_webhook, webhook=due.webhook_id, now=self.played.clock)
+        resend = partial(
+            webhook_schedule.resend_webhook, webhook=due.webhook_id, now=self.played.clock
+        )
         self.played.change(resend)
 
     def _due(self, data: st.DataObject) -> WebhookDue:
@@ -418,6 +425,7 @@ class Life(RuleBasedStateMachine):
             self.played.close()
 
     def _stop_all_workers(self) -> None:
+        self.played.crowd.owners = frozenset()
         """No worker is left: all open work must be queued again."""
         self.played.clock = self.played.latest
         for worker in self.played.every_worker():

@@ -26,7 +26,8 @@ class Records:
     def __init__(self) -> None:
         self.others: list[Job] = []
         body = {"input": {"train": {"data_url": "https://x.org/a.zip"}}}
-        job = transitions.admit("job", "owner", parse_request(body), body, sealed=None, now=NOW).job
+        new = transitions.admit("job", "owner", parse_request(body), body, sealed=None, now=NOW).job
+        job = transitions.release(new, NOW).job
         started = StagingStarted(job="job", stage="staging", claim="c", worker="w")
         self.job = advance(job, started, reply_queue="control", now=NOW, heartbeat=1.0).job
 
@@ -66,7 +67,12 @@ class Bench:
         self.records = Records()
         part: Any = self.records
         self.supervisor = Supervisor(
-            cast("Any", Silent()), part, part, clock=lambda: NOW + 1.0, heartbeat=1.0
+            cast("Any", Silent()),
+            part,
+            part,
+            clock=lambda: NOW + 1.0,
+            heartbeat=1.0,
+            on_judged=lambda: None,
         )
 
     async def heartbeats(self, *numbers: int) -> None:
@@ -191,7 +197,9 @@ class Asked(Records):
 
 async def test_each_queue_is_read_once_a_heartbeat_however_many_jobs_wait_in_it() -> None:
     asked: Any = Asked()
-    supervisor = Supervisor(asked, asked, asked, clock=lambda: NOW + 1.0, heartbeat=1.0)
+    supervisor = Supervisor(
+        asked, asked, asked, clock=lambda: NOW + 1.0, heartbeat=1.0, on_judged=lambda: None
+    )
     for number in (1, 2):
         supervisor.on_heartbeat(GatewayHeartbeat(gateway=supervisor._name, number=number))
         await supervisor.judge()
@@ -200,7 +208,9 @@ async def test_each_queue_is_read_once_a_heartbeat_however_many_jobs_wait_in_it(
 
 async def test_what_waits_in_a_queue_that_holds_something_is_not_watched() -> None:
     asked: Any = Asked()
-    supervisor = Supervisor(asked, asked, asked, clock=lambda: NOW + 1.0, heartbeat=1.0)
+    supervisor = Supervisor(
+        asked, asked, asked, clock=lambda: NOW + 1.0, heartbeat=1.0, on_judged=lambda: None
+    )
 
     supervisor.on_heartbeat(GatewayHeartbeat(gateway=supervisor._name, number=1))
     await supervisor.judge()

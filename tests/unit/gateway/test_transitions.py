@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast, get_args
 
 import msgspec
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from services.gateway.jobs import transitions
+from services.gateway.jobs import outputs, transitions, webhook_schedule
+from services.gateway.jobs.presenter import progress, results
 from services.gateway.jobs.record import (
     Effect,
     Job,
@@ -21,6 +23,7 @@ from services.gateway.jobs.record import (
     delay_time,
     execution_time,
     overdue,
+    unpublished,
     why_no_command,
 )
 from services.gateway.jobs.request_parser import parse_request
@@ -62,6 +65,7 @@ from shared.messaging.messages import (
     Stage,
     StageFact,
     StageFailed,
+    StagingDue,
     StagingInterrupted,
     StagingProgressed,
     StagingStarted,
@@ -77,6 +81,7 @@ from shared.messaging.messages import (
 from shared.request import Command, Inference, ModelSource, Train
 
 HEARTBEAT = 10.0
+ENDED: list[type[Message]] = [JobCompleted, WebhookDue]
 START = 1_000_000.0
 HOOK = "https://example.com/hook"
 END_HOOK = stable_id("job", 1, "completed", 0)
@@ -100,6 +105,7 @@ class JobHistory:
         draws: bool = True,
         bucket: bool = False,
         webhook: str | None = HOOK,
+        released: bool = True,
         **train: Any,
     ) -> None:
         entry = {"inference": {"prompt": "a cat"}} if draws else {}
@@ -109,9 +115,10 @@ class JobHistory:
         sealed = "sealed" if bucket else None
         self.now = START
         step = transitions.admit("job", "owner", request, body["input"], sealed=sealed, now=START)
-        self.job = step.job
         self.effects: list[Effect] = []
         self.apply(step)
+        if released:
+            self.apply(transitions.release(self.job, START))
 
     def apply(self, step: Step) -> list[Message]:
         """Apply a step, and return its messages."""
@@ -219,7 +226,7 @@ def kinds(messages: list[Message]) -> list[type[Message]]:
 
 def test_a_job_is_admitted_staged_trained_drawn_and_completed() -> None:
     history = JobHistory()
-    assert kinds([each.message for each in history.effects]) == [JobSubmitted]
+    assert kinds([each.message for each in history.effects]) == [JobSubmitted, StagingDue]
     assert history.job.status == "IN_QUEUE"
 
     assert isinstance(history.claim("staging", "s"), ClaimGranted)
@@ -299,7 +306,7 @@ def test_a_worker_downstream_needs_no_other_queue() -> None:
 
 def test_only_a_job_with_a_bucket_has_it_tried() -> None:
     assert BucketDue(job="job", run=1) in [each.message for each in JobHistory(bucket=True).effects]
-    assert kinds([each.message for each in JobHistory().effects]) == [JobSubmitted]
+    assert kinds([each.message for each in JobHistory().effects]) == [JobSubmitted, StagingDue]
 
 
 def test_a_bucket_that_refuses_ends_the_job_while_it_is_staged() -> None:
@@ -334,13 +341,48 @@ def test_what_could_not_be_found_out_about_the_bucket_is_a_warning() -> None:
     assert history.job.warnings == ("it did not answer",)
 
 
+# --- Owners share the uploads to buckets -------------------------------------------------------
+
+
+def test_an_upload_of_an_owner_who_has_enough_is_put_off_by_a_heartbeat() -> None:
+    history = JobHistory(bucket=True)
+    history.stage()
+    history.train()
+    started = PublicationStarted(job="job", stage="model_publication", claim="p", worker="w")
+    crowded = partial(
+        advance, history.job, started, reply_queue="control", now=history.now, heartbeat=HEARTBEAT
+    )
+
+    (requested, refusal) = crowded(crowding={"owner"}).effects
+
+    assert (requested.queue, requested.delay) == ("notifier.publish", HEARTBEAT)
+    assert requested.message == checkpoint_final("t")
+    assert isinstance(refusal.message, ClaimRefused)
+    assert isinstance(crowded(crowding={"somebody else"}).effects[0].message, ClaimGranted)
+
+
+def test_an_upload_that_is_under_way_is_granted_again_however_many_there_are() -> None:
+    history = JobHistory(bucket=True)
+    history.stage()
+    history.train()
+    assert isinstance(history.claim("model_publication", "p"), ClaimGranted)
+
+    again = PublicationStarted(job="job", stage="model_publication", claim="p", worker="w")
+    step = advance(
+        history.job, again, reply_queue="control", now=history.now, heartbeat=HEARTBEAT,
+        crowding={"owner"},
+    )  # fmt: skip
+
+    assert isinstance(step.effects[0].message, ClaimGranted)
+
+
 # --- Drawing with a finished model ------------------------------------------------------------
 
 
 def test_a_job_that_trains_nothing_is_staged_drawn_and_completed() -> None:
     history = JobHistory(trains=False)
-    asked = history.effects[0].message
-    assert isinstance(asked, JobSubmitted)
+    asked = history.effects[-1].message
+    assert isinstance(asked, StagingDue)
     assert (asked.train, asked.model) == (None, ModelSource(source="org/name"))
     assert history.stage() == []
     assert history.job.status == "IN_QUEUE"
@@ -361,6 +403,16 @@ def test_its_images_go_to_the_users_bucket_before_it_is_complete() -> None:
     assert history.draw() == []
     assert isinstance(history.claim("model_publication", "p"), ClaimRefused)
     assert kinds(history.publish("image_publication", "i")) == [JobCompleted, WebhookDue]
+
+
+def test_what_the_fetcher_warns_of_a_model_is_among_the_jobs_warnings() -> None:
+    history = JobHistory(trains=False)
+    history.claim("staging", "s")
+
+    staged = msgspec.structs.replace(model_staged("s"), warnings=("the model: ignored: extra",))
+    history.receive(staged)
+
+    assert history.job.warnings == ("the model: ignored: extra",)
 
 
 def test_no_trainer_is_let_in() -> None:
@@ -623,15 +675,54 @@ def test_a_failed_generation_lets_the_model_reach_the_bucket() -> None:
     assert history.job.s3 == "sealed"  # a retry needs it
 
 
-def test_a_bucket_that_refuses_the_model_ends_the_job_and_stops_the_drawing() -> None:
+@pytest.mark.parametrize("kind", ["refused", "passing"])
+@pytest.mark.parametrize("moment", ["while drawing", "after drawing", "at the images too"])
+def test_a_trained_model_is_never_lost_to_a_bucket_that_refuses_it(moment: str, kind: Any) -> None:
     history = JobHistory(bucket=True)
     history.stage()
     history.train()
-    history.claim("generation", "g")
+    if moment == "while drawing":
+        history.claim("generation", "g")
+    else:
+        history.draw()
+    tries = 1 if kind == "refused" else 3
+    for number in range(tries):
+        history.claim("model_publication", f"p{number}")
+        assert history.fail("model_publication", f"p{number}", kind=kind)[1:] == []
+        assert history.job.status == "IN_PROGRESS"
+    if moment == "while drawing":
+        history.receive(images_generated("g"))
+    if moment == "at the images too":
+        history.claim("image_publication", "i")
+        assert kinds(history.fail("image_publication", "i", kind="refused")) == ENDED
+    else:
+        assert kinds(history.publish("image_publication", "i")) == ENDED
+
+    assert history.job.status == "COMPLETED"
+    assert history.job.error is None
+    assert history.job.checkpoint is not None
+    lost = ["the model and its checkpoints", "the images and samples"]
+    told = unpublished(history.job)
+    assert len(told) == 1 + (moment == "at the images too")
+    for warning, files in zip(told, lost, strict=False):
+        assert f"your bucket does not have {files}: " in warning
+        assert "it broke" in warning
+
+
+def test_a_retry_that_uploads_the_model_after_all_takes_the_warning_back() -> None:
+    history = JobHistory(bucket=True)
+    history.stage()
+    history.train()
     history.claim("model_publication", "p")
-    sent = history.fail("model_publication", "p", kind="refused")
-    assert kinds(sent) == [JobFailed, ClaimRefused, WebhookDue]
-    assert cast("ClaimRefused", sent[1]).claim == "g"
+    history.fail("model_publication", "p", kind="refused")
+    history.claim("generation", "g")
+    history.fail("generation", "g", kind="refused")
+    assert history.job.status == "FAILED"
+    assert len(unpublished(history.job)) == 1
+
+    retried(history)
+
+    assert unpublished(history.job) == []
 
 
 @pytest.mark.parametrize("trains", [True, False])
@@ -647,7 +738,7 @@ def test_what_does_not_fit_its_stage_is_a_failure_and_leaves_no_job_without_work
             history.receive(msgspec.structs.replace(make(claim), stage="staging", worker="w"))
         assert history.job.status == "FAILED"
         assert history.job.error is not None
-        assert history.job.error.startswith("staging failed 3 times in a row: w said ")
+        assert history.job.error.startswith("staging failed 3 times in a row: its worker gave ")
 
 
 def test_checkpoints_on_the_way_are_kept_once_each() -> None:
@@ -731,6 +822,23 @@ def test_samples_stand_by_step_and_prompt_once_each_whenever_they_come() -> None
     assert history.job.samples[2].artifact.sha256 == "drawn again"
 
 
+def test_of_samples_without_number_the_newest_are_listed_and_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outputs, "MAX_SAMPLES_BYTES", 3 * (outputs.SAMPLE_BYTES + len("a cat")))
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
+    history.receive(samples_generated(sample(250, 0), sample(250, 1)))
+    assert outputs.LEFT_OUT not in history.job.warnings
+
+    for step in (500, 750):
+        history.receive(samples_generated(sample(step, 0), sample(step, 1)))
+
+    assert places(history.job) == [(500, 1), (750, 0), (750, 1)]
+    assert history.job.warnings.count(outputs.LEFT_OUT) == 1
+
+
 def test_a_snapshot_is_only_a_sign_of_life_and_one_of_a_lost_trainer_is_refused() -> None:
     history = JobHistory()
     history.stage()
@@ -782,6 +890,17 @@ def test_what_went_wrong_with_the_last_row_is_among_the_warnings() -> None:
     drawn = msgspec.structs.replace(images_generated("g"), warnings=("no row",))
     (done,) = history.receive(drawn)
     assert done == JobCompleted(job="job", run=1, output={"steps": 8, "warnings": ["no row"]})
+
+
+def test_what_is_said_of_the_dataset_is_among_the_job_s_warnings_from_staging_to_the_end() -> None:
+    history = JobHistory(webhook=None)
+    history.stage()
+    said = ["readme.txt: no image uses it"]
+    job = msgspec.structs.replace(history.job, report={"warnings": said}, warnings=("before",))
+
+    assert progress(job, {})["warnings"] == ["before", *said]
+    trained: Any = results(job, {}).get("train")
+    assert trained["warnings"] == ["before", *said]
 
 
 def test_samples_of_a_job_that_has_ended_change_nothing() -> None:
@@ -913,7 +1032,8 @@ def test_an_answer_to_a_webhook_that_was_never_due_says_nothing() -> None:
 
 def retried(history: JobHistory) -> list[Message]:
     history.now += 1.0
-    return history.apply(transitions.rerun(history.job, history.now))
+    history.apply(transitions.rerun(history.job, history.now))
+    return history.apply(transitions.release(history.job, history.now))
 
 
 def test_a_failed_job_is_run_again_from_the_stage_that_failed() -> None:
@@ -959,7 +1079,7 @@ def test_a_webhook_of_an_earlier_run_is_sent_again_as_that_runs() -> None:
     history.fail("training", "a", kind="refused")
     retried(history)
 
-    (again,) = history.apply(transitions.resend_webhook(history.job, END_HOOK, history.now))
+    (again,) = history.apply(webhook_schedule.resend_webhook(history.job, END_HOOK, history.now))
 
     assert isinstance(again, WebhookDue)
     assert (again.run, again.webhook_id, again.attempt) == (1, END_HOOK, 2)
@@ -1006,7 +1126,7 @@ def test_a_run_that_timed_out_goes_on_from_its_resume_point_and_ignores_old_work
 
 
 @pytest.mark.parametrize("trains", [True, False])
-def test_images_that_were_drawn_are_kept_when_only_their_upload_is_tried_again(
+def test_images_that_were_drawn_are_kept_when_a_bucket_refuses_them(
     trains: bool,  # noqa: FBT001
 ) -> None:
     history = JobHistory(trains=trains, bucket=True)
@@ -1015,14 +1135,11 @@ def test_images_that_were_drawn_are_kept_when_only_their_upload_is_tried_again(
         history.train()
         history.publish("model_publication", "p")
     history.draw()
-    drawn = history.job.images
     history.claim("image_publication", "i")
-    history.fail("image_publication", "i", kind="refused")
 
-    retried(history)
-
-    assert kinds(history.publish("image_publication", "i2")) == [JobCompleted, WebhookDue]
-    assert history.job.images == drawn != ()
+    assert kinds(history.fail("image_publication", "i", kind="refused")) == ENDED
+    assert history.job.status == "COMPLETED"
+    assert history.job.images != ()
 
 
 def test_failures_are_counted_anew_in_another_run() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from services.gateway.jobs import transitions
+from services.gateway.jobs import transitions, webhook_schedule
 from services.gateway.jobs.record import WebhookTry
-from services.gateway.jobs.transitions import OUTPUT_SECONDS, TRIES_KEPT
+from services.gateway.jobs.webhook_schedule import OUTPUT_SECONDS, TRIES_KEPT
 from shared.messaging.messages import (
     CheckpointSaved,
     Message,
@@ -137,6 +137,7 @@ def test_another_run_has_webhooks_of_its_own() -> None:
         ))  # fmt: skip
         history.fail("training", claim, kind="refused")
         history.apply(transitions.rerun(history.job, history.now))
+        history.apply(transitions.release(history.job, history.now))
 
     sent = all_dues(history)
     assert [each.event for each in sent] == ["start", "output", "completed"] * 2
@@ -200,7 +201,7 @@ def test_the_newest_tries_are_kept() -> None:
     history = history_with()
     history.train()
     for _ in range(TRIES_KEPT + 5):
-        history.apply(transitions.resend_webhook(history.job, END_HOOK, history.now))
+        history.apply(webhook_schedule.resend_webhook(history.job, END_HOOK, history.now))
 
     kept = [each.attempt for each in history.job.webhook_tries]
     assert kept == list(range(7, TRIES_KEPT + 7))
@@ -214,7 +215,9 @@ def test_a_resend_goes_at_once_under_the_same_id_and_leaves_the_schedule_alone()
     (ended,) = dues(history.train())
     (scheduled,) = dues(history.receive(answers(ended)))
 
-    (resent,) = dues(history.apply(transitions.resend_webhook(history.job, END_HOOK, history.now)))
+    (resent,) = dues(
+        history.apply(webhook_schedule.resend_webhook(history.job, END_HOOK, history.now))
+    )
 
     assert history.effects[-1].delay == 0.0
     assert (resent.webhook_id, resent.attempt, resent.event) == (END_HOOK, 3, "completed")
@@ -233,7 +236,7 @@ def test_a_resend_of_the_start_says_that_it_is_one() -> None:
     (started,) = all_dues(history)
 
     (resent,) = dues(
-        history.apply(transitions.resend_webhook(history.job, started.webhook_id, history.now))
+        history.apply(webhook_schedule.resend_webhook(history.job, started.webhook_id, history.now))
     )
 
     assert (resent.event, resent.attempt) == ("start", 2)
@@ -244,5 +247,5 @@ def test_a_webhook_that_never_was_is_not_sent() -> None:
     history.train()
     before = history.job
 
-    assert history.apply(transitions.resend_webhook(history.job, "w", history.now)) == []
+    assert history.apply(webhook_schedule.resend_webhook(history.job, "w", history.now)) == []
     assert history.job == before

@@ -40,10 +40,16 @@ def test_commas_part_the_main_prompt_from_tags_and_a_tag_counts_once() -> None:
 
 
 def test_a_caption_file_is_utf_8_with_or_without_a_mark_and_otherwise_what_windows_wrote() -> None:
-    assert decode("\ufeffa café\n".encode()) == "a café"
-    assert decode("a café".encode("cp1252")) == "a café"
-    assert decode(b"\x81 is no letter in 1252") == "\x81 is no letter in 1252"
-    assert decode("a café\n".encode("utf-16")) == "a café"
+    assert decode("\ufeffa café\n".encode()).text == "a café"
+    assert decode("a café".encode("cp1252")).text == "a café"
+    assert decode(b"\x81 is no letter in 1252").text == "\x81 is no letter in 1252"
+    assert decode("a café\n".encode("utf-16")).text == "a café"
+
+
+@pytest.mark.parametrize("raw", [b"a cat\0", b"a red cat\0\0", b"\xef\xbb\xbfa cat\xe9"])
+def test_a_text_with_nuls_behind_it_or_with_a_mark_that_is_wrong_is_doubtful(raw: bytes) -> None:
+    assert decode(raw).is_doubtful
+    assert "cat" in decode(raw).text
 
 
 def test_the_first_main_prompt_wins_and_tags_add_up_the_heaviest_first() -> None:

@@ -1,7 +1,9 @@
 """Work in threads, and limited concurrency."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -98,3 +100,28 @@ async def test_the_error_of_work_that_must_end_is_its_caller_s() -> None:
 
     with pytest.raises(OSError, match="disk on fire"):
         await uninterrupted(work())
+
+
+async def test_a_cancelled_wait_keeps_nothing_of_its_callers_in_memory() -> None:
+    class Large:
+        pass
+
+    async def caller(begun: asyncio.Event) -> None:
+        large = Large()
+        there.append(weakref.ref(large))
+        begun.set()
+        await uninterrupted(asyncio.sleep(0))
+
+    there: list[weakref.ref[Large]] = []
+    begun = asyncio.Event()
+    task = asyncio.create_task(caller(begun))
+    await begun.wait()
+    gc.disable()
+    try:
+        task.cancel()
+        await asyncio.wait((task,), timeout=SECONDS)
+        assert task.cancelled()
+        del task
+        assert there[0]() is None
+    finally:
+        gc.enable()

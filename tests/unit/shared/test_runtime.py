@@ -12,12 +12,20 @@ from typing import TypeVar
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from shared.adapters import memory
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.concurrency import in_thread
-from shared.errors import Interrupted, Refused, Unavailable
+from shared.errors import (
+    Interrupted,
+    Passing,
+    Refused,
+    SettingsError,
+    Unavailable,
+    not_for_users,
+)
 from shared.messaging.messages import (
     AnyMessage,
     CheckpointSampled,
@@ -26,12 +34,12 @@ from shared.messaging.messages import (
     CommandIssued,
     DatasetStaged,
     JobCancelled,
-    JobSubmitted,
     Message,
     SampleRow,
     Stage,
     StageFact,
     StageFailed,
+    StagingDue,
     StagingInterrupted,
     StagingProgressed,
     StagingStarted,
@@ -77,7 +85,7 @@ class ScriptedWork:
         self.ready = 0
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
-        return "staging" if isinstance(message, JobSubmitted) else None
+        return "staging" if isinstance(message, StagingDue) else None
 
     async def prepare(self) -> str:
         self.ready += 1
@@ -113,7 +121,7 @@ class Gateway:
         self._facts = bus.consume(GATEWAY_RECORDER)
 
     async def submit(self, job: str = "job-1") -> None:
-        await self._bus.publish(JobSubmitted(job=job, run=1, train=TRAIN))
+        await self._bus.publish(StagingDue(job=job, run=1, train=TRAIN))
 
     async def receive(self, kind: type[F]) -> tuple[F, str]:
         """The next fact of a kind, and its reply queue; others are skipped."""
@@ -198,12 +206,12 @@ async def test_work_gets_its_message_whole_and_what_is_large_in_its_result_is_st
 ) -> None:
     store, prompts = folder_store(tmp_path), ["a" * 70_000]
     train = msgspec.structs.replace(TRAIN, sample_prompts=prompts)
-    small = await store_message(store, JobSubmitted(job="job-1", run=1, train=train))
+    small = await store_message(store, StagingDue(job="job-1", run=1, train=train))
     assert small.train
     assert small.train.sample_prompts == []
 
     async def stage(order: Order) -> DatasetStaged:
-        assert isinstance(order.message, JobSubmitted)
+        assert isinstance(order.message, StagingDue)
         assert order.message.train
         return msgspec.structs.replace(staged(order), train=order.message.train)
 
@@ -414,6 +422,22 @@ async def test_a_worker_stops_although_its_child_is_never_ready() -> None:
         stop.set()
 
 
+async def test_a_worker_ends_with_the_reason_if_the_machine_cannot_do_its_work(
+    tmp_path: Path,
+) -> None:
+    class Unable(ScriptedWork):
+        async def prepare(self) -> str:
+            raise SettingsError("this machine has no card")
+
+    bus = MemoryBroker().bus("fetcher/1")
+    worker = Worker(bus, folder_store(tmp_path), Unable(at_once), heartbeat=HEARTBEAT)
+    with pytest.raises(ExceptionGroup) as ended:
+        async with asyncio.timeout(10):
+            await worker.run(asyncio.Event())
+
+    assert ended.group_contains(SettingsError, match="this machine has no card")
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "reason"),
     [
@@ -421,6 +445,11 @@ async def test_a_worker_stops_although_its_child_is_never_ready() -> None:
         (OSError("disk on fire"), "passing", "OSError: disk on fire"),
         (Refused("no tensor \ud800"), "refused", "no tensor ?"),
         (Refused("x" * 100_000), "refused", "x" * 1500 + " ... " + "x" * 1500),
+        (
+            not_for_users(Unavailable("http://10.0.0.5/b does not answer")),
+            "passing",
+            "the service's own store does not answer as it should",
+        ),
     ],
 )
 async def test_the_type_of_an_error_decides_what_it_means(
@@ -436,6 +465,33 @@ async def test_the_type_of_an_error_decides_what_it_means(
         failed, _reply = await gateway.receive(StageFailed)
 
     assert (failed.kind, failed.reason) == (kind, reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (Passing("https://x.org/a.zip: the server answers 500"), ("warning", "work_failed")),
+        (Refused("these keys may not do that"), ("warning", "work_refused")),
+        (ValueError("a bug"), ("error", "work_failed")),
+    ],
+)
+async def test_only_what_nobody_expects_is_logged_as_an_error_with_a_traceback(
+    error: Exception, level: tuple[str, str]
+) -> None:
+    async def perform(_order: Order) -> DatasetStaged:
+        raise error
+
+    with capture_logs() as logs:
+        async with working(ScriptedWork(perform)) as (gateway, _):
+            await gateway.submit()
+            started, reply_queue = await gateway.receive(StagingStarted)
+            await gateway.grant(started, reply_queue)
+            await gateway.receive(StageFailed)
+
+    (told,) = [each for each in logs if each["log_level"] in ("warning", "error")]
+    assert (told["log_level"], told["event"]) == level
+    assert told.get("reason") == (str(error) if level[0] == "warning" else None)
+    assert bool(told.get("exc_info")) == (level[0] == "error")
 
 
 async def test_a_result_that_the_broker_refuses_for_good_ends_the_job_with_its_size(

@@ -45,12 +45,22 @@ CASES = [
     Case("HOME", HOME, {"/srv/x": Path("/srv/x"), "~/x": Path("~/x").expanduser()},
          ("~nobody-of-this-name/x",), "a folder"),
     Case("API_KEYS", (), {"one": ("one",), " one, two ,,": ("one", "two")}),
+    Case("DEVICE", "auto", {"cpu": "cpu", "cuda": "cuda", "cuda:1": "cuda:1"},
+         ("gpu", "cuda:", "cuda:x", "cuda:200", "CPU", "mps"),
+         "auto, cpu, cuda or a card such as cuda:1"),
+    Case("TRAINER_DEVICE", None, {"cuda:0": "cuda:0"}, ("0",), "auto, cpu, cuda or a card"),
+    Case("INFERENCER_DEVICE", None, {"cpu": "cpu"}, ("1",), "auto, cpu, cuda or a card"),
     Case("HOST", "127.0.0.1", {"0.0.0.0": "0.0.0.0"}),  # noqa: S104 - nothing listens
     Case("PORT", 8080, {"80": 80, "0": 0, "65535": 65535},
          ("65536", "-1", "http", "8.0", "²", " "), "a port number from 0 to 65535"),
     Case("PUBLIC_URL", "http://127.0.0.1:8080",
          {"https://a.example": "https://a.example", "http://a/b/": "http://a/b"},
          ("a.example", "ftp://a", "http://", "https:///x"), URL_WORDS),
+    Case("CORS_ORIGINS", frozenset(),
+         {"*": frozenset("*"), "https://a.example, http://b:3000":
+          frozenset({"https://a.example", "http://b:3000"})},
+         ("a.example", "https://a.example/", "https://*.example", "null", "ftp://a", "* x"),
+         "origins such as https://app.example.com, without a path, or *"),
     Case("AMQP_URL", "amqp://guest:guest@127.0.0.1/",
          {"amqp://u:p@h:1/v": "amqp://u:p@h:1/v", "amqps://h": "amqps://h"},
          ("h:5672", "http://u:secret@h"), "an amqp:// or amqps:// URL"),
@@ -87,7 +97,7 @@ CASES = [
     Case("MAX_UNFINISHED_UPLOADS", 16, {"1": 1}, ("0",), "a whole number of at least 1"),
     Case("MAX_UPLOAD_PARTS", 50_000, {"2": 2}, ("0",), "a whole number of at least 1"),
     Case("MAX_WAITING_REQUESTS", 1_000, {"1": 1}, ("0",), "a whole number of at least 1"),
-    Case("BODY_MEMORY", 64 << 20, {str(40 << 20): 40 << 20}, (str((40 << 20) - 1), "0"),
+    Case("BODY_MEMORY", 48 << 20, {str(40 << 20): 40 << 20}, (str((40 << 20) - 1), "0"),
          "a number of bytes of at least 41943040"),
 ]  # fmt: skip
 NAMES = [case.name for case in CASES]
@@ -223,3 +233,20 @@ def test_a_wrong_secret_in_a_file_is_not_shown_either(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="EVERYDREAM_SECRET_KEY is ") as caught:
         settings(SECRET_KEY_FILE=str(file))
     assert "too-short" not in str(caught.value)
+
+
+def test_a_variable_that_is_no_setting_is_a_warning_with_the_nearest_name() -> None:
+    given = {
+        "EVERYDREAM_PROT": "1", "EVERYDREAM_XYZZY": "1", "EVERYDREAM_URL": "http://x",
+        "EVERYDREAM_API_KEY": "k", "EVERYDREAM_PLACES": "2", "EVERYDREAM_SECRET_KEY_FILE": "",
+        "EVERYDREAMER": "1",
+    }  # fmt: skip
+    with capture_logs() as logs:
+        from_environment(given)
+
+    assert [log for log in logs if log["event"] == "setting_unknown"] == [
+        {"event": "setting_unknown", "log_level": "warning", "name": "EVERYDREAM_PROT",
+         "nearest": "EVERYDREAM_PORT"},
+        {"event": "setting_unknown", "log_level": "warning", "name": "EVERYDREAM_XYZZY",
+         "nearest": None},
+    ]  # fmt: skip

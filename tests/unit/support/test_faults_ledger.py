@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 
-from tests.faults.ledger import (
+from tests.faults.facts import (
     Accepted,
     Buried,
     Depth,
     End,
     Evidence,
     File,
+    Left,
     Post,
     Record,
     Stored,
     Text,
     Turn,
-    check,
-    totals,
 )
+from tests.faults.ledger import check, totals
 
 DONE, BROKE, GONE, PLAIN = "job-done", "job-broke", "job-gone", "job-plain"
 """Completed into a bucket; failed, retried and completed; cancelled; without bucket or webhook."""
@@ -286,6 +286,11 @@ def test_queues_that_nobody_looked_at_are_not_empty() -> None:
 
 def test_a_message_that_has_not_left_the_outbox_is_left_over() -> None:
     assert found(outbox=("job/3/0",)) == "the outbox still holds job/3/0"
+
+
+def test_what_outlives_its_job_is_left_over() -> None:
+    left = Left(what="a job's folder", where="the scratch of trainer 2")
+    assert found(left=(left,)) == "a job's folder is left in the scratch of trainer 2"
 
 
 def test_an_unexplained_dead_letter_is_reported_with_its_reason() -> None:

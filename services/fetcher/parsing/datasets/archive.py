@@ -19,7 +19,9 @@ from services.fetcher.parsing.zip_reader import (
 from shared.dataset.manifest import Skipped
 from shared.disk import SPARE, require_room, translate_disk_full
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".jfif"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".heic", ".heif", ".hif", ".avif"}
+)
 TEXT_SUFFIXES = frozenset({".txt", ".caption", ".yaml", ".yml"})
 
 MAX_IMAGE_BYTES = 256 << 20
@@ -36,6 +38,8 @@ class ImageFile(Struct, frozen=True, kw_only=True):
     """Its path inside the archive, with ``/``."""
     file: str
     """Its generated name in the folder, which is safe."""
+    is_name_unreadable: bool = False
+    """Its encoding is unknown, and what it was decoded to looks like no text."""
 
 
 class Unpacked(Struct, frozen=True, kw_only=True):
@@ -92,7 +96,7 @@ class _Unpacker:
     def _check(self, member: Member) -> None:
         if member.suffix not in IMAGE_SUFFIXES | TEXT_SUFFIXES:
             raise UnusableEntry(
-                "neither an image (jpg, jpeg, jfif, png, bmp, webp) nor a caption file"
+                "neither an image (jpg, jpeg, jfif, png, bmp, webp, heic, avif) nor a caption file"
             )
         if len(member.name.encode()) > MAX_NAME_BYTES:
             raise UnusableEntry(f"its name takes more than {MAX_NAME_BYTES} bytes")
@@ -111,4 +115,6 @@ class _Unpacker:
 
     def _write_image(self, member: Member, file: str) -> None:
         write_member(self._zipped, member, self._folder / file)
-        self.unpacked.images.append(ImageFile(name=member.name, file=file))
+        self.unpacked.images.append(
+            ImageFile(name=member.name, file=file, is_name_unreadable=member.is_name_unreadable)
+        )

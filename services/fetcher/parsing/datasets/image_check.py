@@ -1,15 +1,31 @@
-"""Check an image before training: decode it completely, the way the trainer does."""
+"""Check an image before training: decode it completely, the way the trainer does.
+
+Only the parsing child imports this module, and with it the decoders of HEIC.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
+import pillow_heif
 from msgspec import Struct
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from shared.dataset.buckets import Size
-from shared.dataset.pixels import as_trained, fingerprint, open_image
+from shared.dataset.pixels import FORMATS, as_trained, fingerprint, open_image
+from shared.disk import SPARE, require_room, translate_disk_full
+
+FOREIGN = ("HEIF", "AVIF")
+"""What the trainer does not read; decoded here only, and stored anew. HEIC is a kind of HEIF."""
+READ = (*FORMATS, *FOREIGN)
+KINDS = "JPEG, PNG, BMP, WebP, HEIC or AVIF"
+FILE_TYPE = b"ftyp"
+"""Bytes 4 to 8 of HEIC, AVIF and films."""
+FASTEST = 1
+"""Of PNG's compression levels; photos get hardly smaller with a higher one."""
+OPAQUE = 255
 
 MAX_PIXELS = 89_000_000
 """Of one image; just below the limit at which Pillow warns."""
@@ -18,6 +34,12 @@ MAX_SCANS = 64
 START_OF_SCAN = b"\xff\xda"
 MAX_FRAMES = 1000
 """Of an animation, of which only the first is used."""
+
+# Each thread takes address space, of which the child has little.
+pillow_heif.register_heif_opener(
+    decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
+)
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 # Filters are per process, so one call in a thread cannot have its own. Such an image is an attack.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -28,34 +50,55 @@ class UnusableImage(Exception):
 
 
 class ImageInfo(Struct, frozen=True, kw_only=True):
-    """Size and fingerprint of a decoded image."""
+    """What is found out about a decoded image."""
 
+    file: str
+    """Its name in the folder: another one if it was stored anew."""
     size: Size
     """After the EXIF orientation is applied."""
     fingerprint: str
     """Equal for images of equal pixels."""
+    remarks: tuple[str, ...] = ()
+    """What of the image is not trained on, or not as it stands."""
 
 
 def inspect(path: Path) -> ImageInfo:
-    """Decode an image completely.
+    """Decode an image completely; HEIC and AVIF are stored anew, in a format the trainer reads.
 
     Raises:
         UnusableImage: not an image, broken, truncated, or too large.
+        Full: the disk has no room for what is stored anew.
     """
     try:
-        with open_image(path) as image:
-            return _decoded(image, path)
+        with open_image(path, READ) as image:
+            trained = _decoded(image, path)
+            remarks = tuple(_remarks(image))
+            is_foreign = image.format in FOREIGN
     except UnidentifiedImageError:
-        raise UnusableImage("not a JPEG, PNG, BMP or WebP image") from None
+        raise UnusableImage(_unidentified(path)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnusableImage(f"more than {MAX_PIXELS // 1_000_000} million pixels") from None
     except (UnusableImage, MemoryError):  # the second says nothing of the image
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise what they like on broken files
         raise UnusableImage(f"broken or cut off ({error})") from None
+    return ImageInfo(
+        file=_stored_anew(trained, path) if is_foreign else path.name,
+        size=Size(*trained.size),
+        fingerprint=fingerprint(trained),
+        remarks=remarks,
+    )
 
 
-def _decoded(image: Image.Image, path: Path) -> ImageInfo:
+def _unidentified(path: Path) -> str:
+    with path.open("rb") as file:
+        if file.read(8).endswith(FILE_TYPE):  # Pillow does not tell what is broken in an AVIF
+            return "broken or cut off, or no HEIC or AVIF that can be read"
+    return f"not a {KINDS} image"
+
+
+def _decoded(image: Image.Image, path: Path) -> Image.Image:
+    """The image as it is trained on."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UnusableImage(
@@ -66,5 +109,33 @@ def _decoded(image: Image.Image, path: Path) -> ImageInfo:
     if getattr(image, "n_frames", 1) > MAX_FRAMES:
         raise UnusableImage(f"an animation of more than {MAX_FRAMES} frames")
     image.load()
-    trained = as_trained(image)
-    return ImageInfo(size=Size(*trained.size), fingerprint=fingerprint(trained))
+    return as_trained(image)
+
+
+def _remarks(image: Image.Image) -> Iterator[str]:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # whose others are previews
+        yield f"the first of its {frames} frames is used"
+    if image.has_transparency_data and _shows_through(image):
+        yield "its transparent areas are white"
+
+
+def _shows_through(image: Image.Image) -> bool:
+    """Whether any pixel is transparent; for modes without an alpha channel it may be."""
+    if image.mode not in ("RGBA", "LA"):
+        return True
+    return image.getchannel("A").getextrema() != (OPAQUE, OPAQUE)
+
+
+def _stored_anew(trained: Image.Image, path: Path) -> str:
+    """Store what is trained on as PNG in place of the file; returns its name.
+
+    PNG keeps every pixel, the trainer reads it already, and it is written row by row; a lossless
+    WebP is a third smaller, but takes gigabytes of memory for a large image.
+    """
+    new, doing = path.with_suffix(".new"), f"store {path.name} as PNG"
+    require_room(path.parent, trained.width * trained.height * 3 + SPARE, doing)
+    with translate_disk_full(doing):
+        trained.save(new, "PNG", compress_level=FASTEST)
+    path.unlink()
+    return new.rename(path.with_suffix(".png")).name

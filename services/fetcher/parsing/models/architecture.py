@@ -64,6 +64,11 @@ class TextEncoder(Struct, frozen=True, kw_only=True):
     """Whether it is OpenCLIP's (SD 2) or OpenAI's (SD 1)."""
 
 
+def shown_shape(shape: Shape) -> str:
+    """A tensor's shape for people: ``320x4x3x3``."""
+    return "x".join(map(str, shape)) or "()"
+
+
 # --- From shapes to architecture --------------------------------------------------------------
 
 

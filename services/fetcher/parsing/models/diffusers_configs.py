@@ -57,13 +57,15 @@ INDEX = {
 OPEN_CLIP_PAD = "!"
 """Stable Diffusion 2 pads captions with this, token 0; SD 1 pads with the end token."""
 PAD = "<|endoftext|>"
+BASE_VAE = "the configured base model's vae/config.json"
 
 
 class Architecture(Struct, frozen=True, kw_only=True):
     """The architecture of a whole model, and what its UNet predicts."""
 
     unet: UNet
-    vae: Vae
+    vae: Vae | None
+    """None: it gets the base model's."""
     text: TextEncoder
     prediction_type: PredictionType
     zero_snr: bool = False
@@ -86,20 +88,27 @@ def configs_for(architecture: Architecture, base: Path) -> dict[str, Config]:
     """All configurations, by file name inside the folder."""
     unet, vae, text = architecture.unet, architecture.vae, architecture.text
     base_unet = _base_config(unet_config(unet), base / "unet/config.json")
-    base_vae = _base_config(vae_config(vae), base / "vae/config.json")
     base_text = _base_config(text_config(text), base / "text_encoder/config.json")
     scheduler = _scheduler(architecture, base, use_base=base_unet is not None)
     return {
         "model_index.json": INDEX,
         "scheduler/scheduler_config.json": scheduler,
         "unet/config.json": base_unet or unet_config(unet) | _unet_defaults(architecture),
-        "vae/config.json": base_vae or vae_config(vae) | _vae_defaults(vae),
+        "vae/config.json": _vae(vae, base / "vae/config.json"),
         "text_encoder/config.json": base_text or text_config(text) | _text_defaults(text),
     }
 
 
+def _vae(vae: Vae | None, file: Path) -> Config:
+    if vae is None:
+        return read_config(file, BASE_VAE)
+    return _base_config(vae_config(vae), file) or vae_config(vae) | _vae_defaults(vae)
+
+
 def _base_config(derived: Config, file: Path) -> Config | None:
     """The base model's configuration, if it agrees with the one derived from shapes."""
+    if not file.exists():  # only a tokenizer was found
+        return None
     config = read_config(file, f"the configured base model: {file.name}")
     explicit = DEFAULTS | config
     return config if all(explicit.get(name) == value for name, value in derived.items()) else None

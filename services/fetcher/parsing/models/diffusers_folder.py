@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from services.fetcher.model_files import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS
-from services.fetcher.parsing.models.safetensors_file import TensorEntry, read_header
+from services.fetcher.model_files import REQUIRED, SUFFIXES, TOKENIZER, VOCABULARIES, WEIGHTS
+from services.fetcher.parsing.models.folder_tensors import check_tensors
+from services.fetcher.parsing.models.safetensors_file import (
+    TensorEntry,
+    read_header,
+    refuse_lfs_pointer,
+)
 from shared.errors import Refused
 
-VOCABULARIES = ({"tokenizer/tokenizer.json"}, {"tokenizer/vocab.json", "tokenizer/merges.txt"})
 MAX_CONFIG_BYTES = 16 << 20
 CONFIGS = (
     "scheduler/scheduler_config.json",
@@ -44,6 +48,13 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "v-prediction")
 ADVICE = "save the model with safe serialization (safetensors)"
 
 
+class OpenedModel(NamedTuple):
+    """A model's files in its folder, by name."""
+
+    files: list[str]
+    warnings: list[str]
+
+
 def choose_files(names: Collection[str], shown: str) -> list[str]:
     """The files of a folder that belong to the model.
 
@@ -52,7 +63,7 @@ def choose_files(names: Collection[str], shown: str) -> list[str]:
     """
     return [
         *choose_configs(names, shown),
-        *(_choose_weights(names, part, shown) for part in WEIGHTS),
+        *(weights_in(names, part, shown) for part in WEIGHTS),
     ]
 
 
@@ -70,7 +81,12 @@ def choose_configs(names: Collection[str], shown: str) -> list[str]:
     return [*REQUIRED, *(name for name in TOKENIZER if name in names)]
 
 
-def _choose_weights(names: Collection[str], part: str, shown: str) -> str:
+def weights_in(names: Collection[str], part: str, shown: str) -> str:
+    """The file with the weights of a part.
+
+    Raises:
+        Refused: it is missing, or exists only as a pickle; names ``shown``.
+    """
     for suffix in SUFFIXES:
         if (name := WEIGHTS[part] + suffix) in names:
             return name
@@ -81,13 +97,13 @@ def _choose_weights(names: Collection[str], part: str, shown: str) -> str:
 
 def read_tensors(folder: Path, part: str, shown: str) -> dict[str, TensorEntry]:
     """The tensor entries of one network of a valid folder, by name."""
-    return read_header(folder / _choose_weights(names_in(folder), part, shown), f"{shown}: {part}")
+    return read_header(folder / weights_in(names_in(folder), part, shown), f"{shown}: {part}")
 
 
 def validate_diffusers_folder(
     folder: Path, shown: str, reading: Callable[[str], None]
-) -> list[str]:
-    """Validate a model folder and return the names of the model's files; others are ignored.
+) -> OpenedModel:
+    """Validate a model folder; files that do not belong to the model are ignored.
 
     ``reading`` is called with each file's name, before it is opened.
 
@@ -95,10 +111,11 @@ def validate_diffusers_folder(
         Refused: a part is missing, pickled, damaged or of another kind; names ``shown``.
     """
     files = choose_files(names_in(folder), shown)
+    entries: dict[str, dict[str, TensorEntry]] = {}
     for name in files:
         reading(name)
         if name.endswith(".safetensors"):
-            read_header(folder / name, f"{shown}: {name}")
+            entries[name] = read_header(folder / name, f"{shown}: {name}")
         elif name.endswith(".json"):
             read_config(folder / name, f"{shown}: {name}")
     for name in CONFIGS:
@@ -107,7 +124,12 @@ def validate_diffusers_folder(
     if kind != "StableDiffusionPipeline":
         raise Refused(f"{shown}: it is a {kind}; expected a StableDiffusionPipeline")
     _check_fit(folder, shown)
-    return files
+    warnings = []
+    for name, each in entries.items():
+        part = name.partition("/")[0]
+        config = read_config(folder / part / "config.json", f"{shown}: {part}/config.json")
+        warnings += check_tensors(part, each, config, f"{shown}: {name}")
+    return OpenedModel(files, warnings)
 
 
 def _check_numbers(config: dict[str, Any], shown: str) -> None:
@@ -215,6 +237,7 @@ def read_config(path: Path, shown: str) -> dict[str, Any]:
     try:
         config: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
+        refuse_lfs_pointer(path, shown)
         raise Refused(f"{shown}: not a JSON object ({error})") from None
     return config
 

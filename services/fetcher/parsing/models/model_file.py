@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from services.fetcher.model_files import EXPECTED
 from services.fetcher.parsing.models.diffusers_folder import (
+    OpenedModel,
     choose_files,
     names_in,
     validate_diffusers_folder,
@@ -32,20 +33,16 @@ Reading = Callable[[str], None]
 """Called with each file's name, before it is opened."""
 
 
-class NeedsBase(Exception):
-    """A single file has no tokenizer: it gets the base model's."""
-
-
 def open_model(
     file: Path, target: Path, *, base: Path | None, subfolder: str, shown: str, reading: Reading
-) -> list[str]:
-    """Write a model into the new folder ``target``; returns its files' names.
+) -> OpenedModel:
+    """Write a model into the new folder ``target``.
 
     The content decides the format, not the name. ``base`` is a diffusers folder, whose tokenizer a
     single file gets.
 
     Raises:
-        NeedsBase: it is a single file and ``base`` is None.
+        NeedsBase: it is a single file that can be used, and ``base`` is None.
         Refused: it cannot be trained on; names ``shown``.
     """
     reading(shown)
@@ -64,12 +61,10 @@ def open_model(
 
 
 def _stage_single(
-    stage: Callable[..., None], target: Path, base: Path | None, shown: str, reading: Reading
-) -> list[str]:
-    if base is None:
-        raise NeedsBase
-    stage(base, target, shown, partial(reading, shown))
-    return names_in(target)
+    stage: Callable[..., list[str]], target: Path, base: Path | None, shown: str, reading: Reading
+) -> OpenedModel:
+    warnings = stage(base, target, shown, partial(reading, shown))
+    return OpenedModel(names_in(target), warnings)
 
 
 def _open_zip(file: Path, shown: str) -> zipfile.ZipFile:

@@ -34,6 +34,13 @@ DTYPES = {
     "BoolStorage": ("BOOL", 1),
 }
 """Storage class to safetensors' name for the type, and bytes per element."""
+SMALL_DTYPES = {
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+}
+"""Types of one byte without a storage class of their own; read so that an error can name them."""
 
 
 class StoredTensor(Struct, frozen=True, kw_only=True):
@@ -196,7 +203,23 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any
     """Describe the tensor that torch's ``_rebuild_tensor_v2`` would build."""
     if not isinstance(storage, Storage) or storage.kind not in DTYPES:
         return Inert()
-    dtype, item_bytes = DTYPES[storage.kind]
+    return _stored_tensor(storage, offset, shape, strides, DTYPES[storage.kind])
+
+
+def _small_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> Any:
+    """The same for ``_rebuild_tensor_v3``, which is given bytes and a type beside them."""
+    dtype = others[2] if len(others) > 2 else None  # noqa: PLR2004 - after gradient and hooks
+    if not isinstance(storage, Storage) or not isinstance(dtype, Global):
+        return Inert()
+    if dtype.name not in SMALL_DTYPES:
+        return Inert()
+    return _stored_tensor(storage, offset, shape, strides, (SMALL_DTYPES[dtype.name], 1))
+
+
+def _stored_tensor(
+    storage: Storage, offset: Any, shape: Any, strides: Any, kind: tuple[str, int]
+) -> StoredTensor:
+    dtype, item_bytes = kind
     sizes, steps = _sizes(shape), _sizes(strides)
     if len(sizes) != len(steps):
         raise ValueError("a shape without its strides")
@@ -214,6 +237,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any
 CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _small_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
     ("collections", "OrderedDict"): lambda *_: {},
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from io import BytesIO
 from itertools import pairwise
 from math import prod
@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from services.fetcher.model_files import LFS_ADVICE, LFS_POINTER
+from shared.dataset.manifest import short
 from shared.errors import Refused
 
 MAX_HEADER_BYTES = 32 << 20
@@ -21,12 +23,21 @@ MAX_DIMENSIONS = 8
 """Of a tensor; the product of millions of sizes would take hours."""
 CHUNK_BYTES = 1 << 20
 METADATA = "__metadata__"
+NAMED = 3
+"""Tensors that a warning names."""
 
 ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "C64": 8,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "F8_E8M0": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+BUFFERS = ("position_ids", "attn_mask", "num_batches_tracked")
+"""Ends of names of tensors that are no weights."""
+SUB_BYTE = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
+"""Types whose elements are smaller than a byte."""
 NUMPY_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+TRAINABLE = ("F64", "F32", "F16", "BF16")
+"""Types of weights that training can start from."""
 
 
 class TensorEntry(Struct, frozen=True, kw_only=True):
@@ -73,9 +84,39 @@ def read_header(path: Path, shown: str) -> dict[str, TensorEntry]:
         Refused: not a safetensors file, damaged or truncated; names ``shown``.
     """
     try:
-        return _read_header(path)
+        return _read_header(path, shown)
     except (OSError, ValueError, RecursionError) as error:
+        refuse_lfs_pointer(path, shown)
         raise Refused(f"{shown}: not a whole safetensors file ({error})") from None
+
+
+def ignored_warnings(names: Collection[str], shown: str) -> list[str]:
+    """At most one warning, which names tensors that no network has a place for."""
+    if not names:
+        return []
+    first = ", ".join(short(name) for name in sorted(names)[:NAMED])
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return [f"{shown}: ignored, as Stable Diffusion has no such tensors: {first}{more}"]
+
+
+def refuse_lfs_pointer(path: Path, shown: str) -> None:
+    """Raises Refused if Git LFS has left its pointer in place of the file."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise Refused(f"{shown}: {LFS_ADVICE}")
+
+
+def check_type(dtype: str, shown: str) -> None:
+    """Check that training can start from weights of this type.
+
+    Raises:
+        Refused: it cannot; names ``shown``.
+    """
+    if dtype not in TRAINABLE:
+        raise Refused(
+            f"{shown} is of type {dtype}; expected {', '.join(TRAINABLE[:-1])} or {TRAINABLE[-1]}:"
+            " smaller types are for inference alone; give the model's fp16 or fp32 weights"
+        )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -94,12 +135,14 @@ def _decode_header(path: Path) -> tuple[dict[str, Any], int]:
         return msgspec.json.decode(file.read(length), type=dict[str, Any]), length
 
 
-def _read_header(path: Path) -> dict[str, TensorEntry]:
+def _read_header(path: Path, shown: str) -> dict[str, TensorEntry]:
     raw, length = _decode_header(path)
     raw.pop(METADATA, None)
     entries = msgspec.convert(raw, dict[str, TensorEntry])
     room = path.stat().st_size - LENGTH_BYTES - length
     for name, entry in entries.items():
+        if entry.dtype in SUB_BYTE:
+            check_type(entry.dtype, f"{shown}: {name}")
         _check(name, entry, room)
     _check_overlap(entries)
     return entries

@@ -1,0 +1,152 @@
+"""Commands for jobs that were submitted."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from everydream.commands.parameters import Command, Json, Key, Url, Yes, gateway_of, stdout
+
+if TYPE_CHECKING:
+    from everydream.client import Client
+
+SAID = {
+    "sample": "a row of samples is drawn after the current step",
+    "save": "a checkpoint is saved after the current step",
+    "stop": "the training ends after the current step; what it has learnt is kept",
+}
+
+
+def jobs(
+    *,
+    status: Annotated[
+        tuple[str, ...],
+        Parameter(show_default=False, help="Only these: IN_QUEUE, IN_PROGRESS, COMPLETED, ..."),
+    ] = (),
+    limit: Annotated[int, Parameter(help="The most to list: 1 to 100.")] = 20,
+    cursor: Annotated[str | None, Parameter(help="`next` of the page before.")] = None,
+    json: Json = False,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """List your jobs, newest first."""
+    from everydream.terminal.tables import print_jobs  # noqa: PLC0415
+
+    def ask(client: Client) -> Awaitable[dict[str, Any]]:
+        return client.jobs(status, limit=limit, cursor=cursor)
+
+    _query(ask, url, key, json, lambda page, flags: print_jobs(stdout(), page, flags))
+
+
+def show(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) -> None:
+    """Show a job as it is now: what it does, its pictures, its warnings, its end."""
+    from everydream.terminal.tables import print_status  # noqa: PLC0415
+
+    _query(
+        lambda client: client.status(job), url, key, json,
+        lambda status, flags: print_status(stdout(), status, flags),
+    )  # fmt: skip
+
+
+def sample(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) -> None:
+    """Draw a row of samples of a running training now."""
+    _command(job, "sample", url, key, json)
+
+
+def save(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) -> None:
+    """Save a checkpoint of a running training now."""
+    _command(job, "save", url, key, json)
+
+
+def stop(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) -> None:
+    """End a running training now and keep what it has learnt: the job goes on to its end."""
+    _command(job, "stop", url, key, json)
+
+
+def cancel(
+    job: str, /, *, yes: Yes = False, json: Json = False, url: Url = None, key: Key = None
+) -> None:
+    """End a job and throw away what it has learnt; one that has ended stays as it is."""
+    _confirm(f"Cancel job {job}, and throw away what it has learnt?", yes=yes)
+
+    _query(
+        lambda client: client.cancel(job), url, key, json,
+        lambda state, _flags: _print(str(state["status"])),
+    )  # fmt: skip
+
+
+def retry(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) -> None:
+    """Run a job that FAILED or TIMED_OUT again, from where it stopped."""
+
+    def show_people(state: dict[str, Any], flags: str) -> None:
+        _print(f"{state['status']}; watch it: everydream follow {job}{flags}")
+
+    _query(lambda client: client.retry(job), url, key, json, show_people)
+
+
+def delete(
+    job: str, /, *, yes: Yes = False, json: Json = False, url: Url = None, key: Key = None
+) -> None:
+    """Remove a job, its model and all its files for good."""
+    _confirm(f"Remove job {job}, its model and all its files for good?", yes=yes)
+    _query(
+        lambda client: client.delete(job), url, key, json,
+        lambda _state, _flags: _print(f"{job} is deleted"),
+    )  # fmt: skip
+
+
+def _command(job: str, command: Command, url: str | None, key: str | None, as_json: bool) -> None:  # noqa: FBT001
+    async def sent(client: Client) -> dict[str, Any]:
+        await client.send_command(job, command)
+        return {"id": job, "command": command}
+
+    _query(sent, url, key, as_json, lambda *_: _print(f"{job}: {SAID[command]}"))
+
+
+def _query(
+    ask: Callable[[Client], Awaitable[dict[str, Any]]],
+    url: str | None,
+    key: str | None,
+    as_json: bool,  # noqa: FBT001
+    show_people: Callable[[dict[str, Any], str], None],
+) -> None:
+    """Ask the gateway once, and show its answer.
+
+    ``show_people`` also gets the flags of a further command.
+    """
+    from everydream.access import client_of  # noqa: PLC0415
+    from everydream.outcome import errors_in_one_line, print_json  # noqa: PLC0415
+
+    async def answered() -> dict[str, Any]:
+        async with client_of(gateway) as client:
+            return await ask(client)
+
+    with errors_in_one_line(as_json=as_json):
+        gateway = gateway_of(url, key)
+        answer = asyncio.run(answered())
+        if as_json:
+            print_json(answer)
+        else:
+            show_people(answer, gateway.flags)
+
+
+def _confirm(question: str, *, yes: bool) -> None:
+    """Ask on a terminal; exit unless the answer is yes."""
+    if yes or not sys.stdin.isatty():
+        return
+    try:
+        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.flush()
+        answer = input()
+    except (EOFError, KeyboardInterrupt):
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        sys.exit("everydream: nothing was changed")
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201 - the result

@@ -1,0 +1,100 @@
+"""Commands that run the product."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from everydream.commands.parameters import Json
+
+Service = Literal["gateway", "fetcher", "trainer", "inferencer", "notifier"]
+
+
+def serve(
+    *,
+    host: Annotated[
+        str | None,
+        Parameter(help="Address to listen at, 127.0.0.1 by default; 0.0.0.0: all of this machine."),
+    ] = None,
+    port: Annotated[int | None, Parameter(help="Port to listen at, 8080 by default.")] = None,
+    home: Annotated[
+        Path | None, Parameter(help="Folder for all state, ~/.everydream by default.")
+    ] = None,
+    base_model: Annotated[
+        str | None, Parameter(help="A hub id, a diffusers folder, or tiny, to try without a card.")
+    ] = None,
+) -> None:
+    """Run the five services in one process: in-memory bus, SQLite, a folder.
+
+    Settings come from the environment, docs/settings.md, where these flags do not say otherwise.
+    """
+    from shared.service_process import importing  # noqa: PLC0415
+
+    flags = {"HOST": host, "PORT": port, "HOME": home, "BASE_MODEL": base_model}
+    for name, value in flags.items():
+        if value is not None:
+            os.environ[f"EVERYDREAM_{name}"] = str(value)
+            os.environ.pop(f"EVERYDREAM_{name}_FILE", None)
+    with importing():
+        from everydream.all_in_one import AllInOne  # noqa: PLC0415 - slow; for this command only
+        from everydream.this_machine.greeting import greet  # noqa: PLC0415
+    from everydream.this_machine.machine import make_home  # noqa: PLC0415
+    from shared import telemetry  # noqa: PLC0415
+    from shared.service_process import run, stop_on_signals  # noqa: PLC0415
+    from shared.settings import from_environment  # noqa: PLC0415
+
+    telemetry.configure("everydream")
+
+    async def main() -> None:
+        stop = stop_on_signals()
+        settings = from_environment()
+        make_home(settings)
+        product = AllInOne(settings)
+        async with greet(settings, product.listening):
+            await product.run(stop)
+
+    run(main())
+
+
+def service(name: Service, /) -> None:
+    """Run one service against RabbitMQ, as the containers do."""
+    from shared.service_process import importing, run  # noqa: PLC0415
+
+    with importing():
+        module = importlib.import_module(f"services.{name}.__main__")
+    run(module.main())
+
+
+def demo(
+    output: Annotated[Path, Parameter(help="Where the results go.")] = Path("demo-output"), /
+) -> None:
+    """Train the tiny model on two new concepts and draw them, through the real endpoint."""
+    from everydream.demo import run_demo  # noqa: PLC0415
+    from shared import telemetry  # noqa: PLC0415
+
+    telemetry.configure("demo", logging.WARNING)
+    sys.exit(asyncio.run(run_demo(output)))
+
+
+def webhook_secret(*, json: Json = False) -> None:
+    """Print the secret that signs webhooks, which their receivers verify them with."""
+    from everydream.outcome import errors_in_one_line, print_json  # noqa: PLC0415
+    from everydream.this_machine.machine import make_home, read_settings  # noqa: PLC0415
+    from shared.keys import secret_key  # noqa: PLC0415
+    from shared.keys import webhook_secret as secret_of  # noqa: PLC0415
+
+    with errors_in_one_line(as_json=json):
+        settings = read_settings()
+        make_home(settings)
+        secret = secret_of(settings.webhook_secret, secret_key(settings.secret_key, settings.home))
+        if json:
+            print_json({"secret": secret})
+        else:
+            print(secret)  # noqa: T201 - the result

@@ -1,0 +1,128 @@
+"""What a job shall do, as a person says it, becomes the body of ``/run``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from everydream.image_options import NO_DRAWING, Drawing
+from everydream.outcome import Misused
+from everydream.presets import Preset, fields_of
+from services.gateway.jobs.request_parser import Invalid, parse_request
+from shared.errors import Refused
+from shared.request import JOB_ID, is_http_url
+
+STAND_IN = "https://example.com/dataset.zip"
+"""In place of the URL of data that is not uploaded yet."""
+
+
+class JobSpec(NamedTuple):
+    """What a job shall do."""
+
+    data: str | None = None
+    """A folder, a zip, a URL, or the id of a check; None: what the file says."""
+    model: str | None = None
+    """Draw with it, and train nothing."""
+    config: Path | None = None
+    """A JSON file: a whole request, its ``input``, or the fields of its ``train``."""
+    changes: Sequence[str] = ()
+    """``name=value`` for fields of ``train``."""
+    drawing: Drawing = NO_DRAWING
+    preset: Preset | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """What is to be uploaded; None: the gateway has the data, or fetches it."""
+        if self.data is None or is_url(self.data) or re.search(JOB_ID, self.data):
+            return None
+        return Path(self.data)
+
+    def request(self, data_url: str | None = None) -> dict[str, Any]:
+        """The body of ``/run``; ``data_url`` is that of the uploaded file.
+
+        Raises:
+            Misused: the words do not fit one another.
+            Refused: the file is invalid.
+        """
+        request = self._read_config()
+        inputs = dict(request["input"])
+        if self.model is not None:
+            inputs.setdefault("model", self.model)
+        if "model" in inputs:
+            self._expect_no_training(inputs)
+        else:
+            inputs["train"] = self._train(inputs.get("train", {}), data_url)
+        inputs["inference"] = self.drawing.entries(inputs.get("inference"))
+        return {**request, "input": inputs}
+
+    def checked(self) -> dict[str, Any]:
+        """The body of ``/run`` with a URL in place of what is not uploaded yet.
+
+        Raises:
+            Misused: the words do not fit one another.
+            Refused: the file or the request is invalid; names every mistake.
+        """
+        request = self.request(STAND_IN if self.file else None)
+        try:
+            parse_request(request)
+        except Invalid as error:
+            raise Refused("\n  - ".join(["the request is refused:", *error.mistakes])) from None
+        return request
+
+    def _train(self, given: dict[str, Any], data_url: str | None) -> dict[str, Any]:
+        changes = dict(change_in(text) for text in self.changes)
+        train = {**fields_of(self.preset), **given, **changes}
+        url = data_url or self.data
+        if self.data is not None and "data_url" in changes:
+            raise Misused("--set data_url: DATA is given, too; give one of them")
+        if url is not None:
+            return {**train, "data_url": url}
+        if "data_url" not in train:
+            raise Misused("nothing to train on: give a folder of images, a zip, a URL or a check")
+        return train
+
+    def _expect_no_training(self, inputs: dict[str, Any]) -> None:
+        if "train" in inputs:
+            return  # the request's own check says it better
+        words = {"DATA": self.data, "--set": self.changes, "--preset": self.preset}
+        for name, given in words.items():
+            if given:
+                raise Misused(f"{name}: a model draws, and nothing is trained with `model`")
+
+    def _read_config(self) -> dict[str, Any]:
+        """A request, whatever part of it the file holds."""
+        if self.config is None:
+            return {"input": {}}
+        try:
+            given = json.loads(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Refused(f"{self.config}: {error}") from None
+        if isinstance(given, dict) and not given.keys() & {"input", "train", "model", "inference"}:
+            given = {"train": given}
+        if isinstance(given, dict) and "input" not in given:
+            given = {"input": given}
+        inputs = given.get("input") if isinstance(given, dict) else None
+        if not isinstance(inputs, dict) or not isinstance(inputs.get("train", {}), dict):
+            raise Refused(
+                f"{self.config}: expected an object: a whole request, its input, or its train"
+            )
+        return dict(given)
+
+
+def is_url(data: str) -> bool:
+    """Whether data has a URL, and is not to be uploaded."""
+    return data.lower().startswith(("http://", "https://")) and is_http_url(data)
+
+
+def change_in(text: str) -> tuple[str, Any]:
+    """A field and its value, which is JSON or else plain text. Raises Misused."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise Misused(f"--set {text}: expected name=value")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,179 @@
+"""Has a job's data checked, and submits the job."""
+
+from __future__ import annotations
+
+import uuid
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import aiohttp
+
+from everydream.access import Access, check_key, client_of
+from everydream.client import Client, Rejected, with_retries
+from everydream.following import Announcer, watch
+from everydream.job_spec import JobSpec, is_url
+from everydream.photos import as_zip, dataset_files, left_out_lines, upload
+from everydream.presets import explained
+from everydream.results import check_writable
+from everydream.terminal.display import Display
+from everydream.terminal.report import to_train_on, while_it_checks
+from shared.errors import Refused
+
+RUN, CHECK = "/run", "/dataset/check"
+NO_CHECKS = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+"""What a gateway answers whose keys, or whose version, make no checks."""
+DATA_URL = "input.train.data_url:"
+
+
+def validate(spec: JobSpec, output: Path | None) -> None:
+    """Find all that can be wrong with a job before its gateway is asked.
+
+    Raises:
+        Misused, Refused: the job is invalid, or the results cannot be written.
+    """
+    spec.checked()
+    if spec.file and not (spec.file.is_file() and is_zipfile(spec.file)):
+        dataset_files(spec.file)
+    if output is not None:
+        check_writable(output)
+
+
+async def submit(gateway: Access, spec: JobSpec, display: Display) -> str:
+    """Upload a valid job's data if necessary, submit it, and return its id.
+
+    Raises:
+        Refused: the gateway refuses.
+        Unavailable: the gateway does not answer.
+    """
+    async with client_of(gateway) as client:
+        await check_key(client, gateway.url)
+        return await _begin(client, RUN, await _request(client, spec, display), display)
+
+
+async def check_and_submit(
+    gateway: Access, spec: JobSpec, display: Display, announcer: Announcer
+) -> str:
+    """Like :func:`submit`, but new data are checked first, reported on, and trained on as reported.
+
+    Raises:
+        Refused: the gateway refuses, or the data cannot be trained on.
+        Unavailable: the gateway does not answer.
+    """
+    async with client_of(gateway) as client:
+        may_look = await check_key(client, gateway.url)
+        request = await _request(client, spec, display)
+        if not has_new_data(request):
+            return await _begin(client, RUN, request, display)
+        if not may_look:
+            display.say("the pictures are not checked first: this key may not look at jobs")
+            return await _begin(client, RUN, request, display)
+        check = await _begin_check(client, request, display)
+        if check is None:
+            display.say("the pictures are not checked first: this key or server makes no checks")
+            return await _begin(client, RUN, request, display)
+        status = await _watched(client, gateway, check, display, announcer)
+        if status["status"] != "COMPLETED":
+            reason = f": {status['error']}" if status.get("error") else ""
+            raise Refused(f"nothing is trained, because the check is {status['status']}{reason}")
+        return await _submit_checked(client, gateway, request, check, display)
+
+
+async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dict[str, Any]:
+    """Have the data of a valid job reported on; returns the last status of the check.
+
+    Raises:
+        Refused: the gateway refuses.
+        Unavailable: the gateway does not answer.
+    """
+    async with client_of(gateway) as client:
+        await check_key(client, gateway.url)
+        check = await _begin(client, CHECK, await _request(client, spec, display), display)
+        return await _watched(client, gateway, check, display)
+
+
+def has_new_data(request: dict[str, Any]) -> bool:
+    """Whether a request trains on what the gateway has yet to fetch, and not on an earlier check.
+
+    An upload of ours has a URL, too.
+    """
+    return is_url(str(request["input"].get("train", {}).get("data_url", "")))
+
+
+async def _begin_check(client: Client, request: dict[str, Any], display: Display) -> str | None:
+    """Begin a check of the job's data, without the job's webhook.
+
+    Returns its id; None: this key or gateway makes no checks.
+    """
+    alone = {name: value for name, value in request.items() if name != "webhook"}
+    try:
+        return await _begin(client, CHECK, alone, display)
+    except aiohttp.ClientResponseError as error:
+        if error.status in NO_CHECKS:
+            return None
+        raise
+
+
+async def _submit_checked(
+    client: Client, gateway: Access, request: dict[str, Any], check: str, display: Display
+) -> str:
+    """Submit a job on what a check has staged; to a gateway that keeps no checks, on the data."""
+    inputs = request["input"]
+    train = {**inputs["train"], "data_url": check}
+    on_the_check = {**request, "input": {**inputs, "train": train}}
+    try:
+        job = await _begin(client, RUN, on_the_check, display)
+    except Rejected as error:
+        if not all(each.startswith(DATA_URL) for each in error.mistakes):
+            raise
+        display.say("the check is not trained on but its data, again: this server keeps no checks")
+        return await _begin(client, RUN, request, display)
+    display.say(to_train_on(check, gateway.flags))
+    return job
+
+
+async def _watched(
+    client: Client,
+    gateway: Access,
+    check: str,
+    display: Display,
+    announcer: Announcer | None = None,
+) -> dict[str, Any]:
+    """Show a check until it ends; returns its last status."""
+    status: dict[str, Any] = {}
+    with display.if_interrupted(while_it_checks(check, gateway.flags)):
+        async for status in watch(client, gateway, check, display):
+            if announcer:
+                announcer.see(status)
+    return status
+
+
+async def _request(client: Client, spec: JobSpec, display: Display) -> dict[str, Any]:
+    """The body of ``/run``, whose data are uploaded if they have to be."""
+    if spec.preset:
+        display.say(f"preset {spec.preset}, by the documents of EveryDream2trainer:")
+        display.say("\n".join(explained(spec.preset, spec.checked()["input"]["train"])))
+    return spec.request(await _uploaded(client, spec, display))
+
+
+async def _begin(client: Client, operation: str, request: dict[str, Any], display: Display) -> str:
+    """Submit a job once, however often its answer is lost, and say its id."""
+    once = str(uuid.uuid4())
+    job = await with_retries(lambda: client.run(request, operation=operation, once=once))
+    display.say(f"{'check' if operation == CHECK else 'job'} {job}")
+    return job
+
+
+async def _uploaded(client: Client, spec: JobSpec, display: Display) -> str | None:
+    """The URL of the data that was uploaded; None: there is nothing to upload."""
+    if (file := spec.file) is None:
+        return None
+    for line in left_out_lines(file):
+        display.say(line)
+    with (
+        display.if_interrupted("Nothing was submitted."),
+        as_zip(file) as archive,
+        display.transfer(f"uploading {file.name or file}", archive.stat().st_size) as on_bytes,
+    ):
+        return await upload(client, archive, on_bytes)

@@ -1,0 +1,188 @@
+"""What is said of a job for good: its pictures, its end, and what to do next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from everydream.terminal.screen import STAGES
+from everydream.terminal.words import counted, duration, size
+
+NAMED = 20
+"""Pictures that are named for one reason; more are counted."""
+
+
+def dataset_lines(report: dict[str, Any]) -> Iterator[str]:
+    """How many pictures are used, and each one that is left out, with its reason."""
+    left_out = report.get("skipped_count", 0)
+    held = report.get("held_out", 0)
+    yield (
+        f"{counted(report['images'], 'picture')} used"
+        + (f", {held} more held out to measure the loss" if held else "")
+        + (f"; {left_out} left out:" if left_out else "; none left out")
+    )
+    for each in report.get("skipped", ()):
+        yield f"  left out: {each['file']}: {each['reason']}"
+    if more := left_out - len(report.get("skipped", ())):
+        yield f"  left out: {more} more"
+    yield from _captions(report)
+    yield from _named(report, "undersized", "smaller than trained at, enlarged")
+    duplicates = [f"{each['file']} = {each['same_as']}" for each in report.get("duplicates", ())]
+    yield from _list("the same picture twice", duplicates, report.get("duplicates_count", 0))
+    if estimate := report.get("estimate"):
+        yield (
+            f"{counted(report['steps'], 'step')}, about {duration(estimate['minutes'] * 60)} of"
+            f" training ({estimate['rate']}), up to {size(estimate['bytes'])} stored"
+        )
+    yield from (f"warning: {each}" for each in report.get("warnings", ()))
+
+
+def _captions(report: dict[str, Any]) -> Iterator[str]:
+    captions = report.get("captions", {})
+    sources = [
+        f"{captions[name]} from {words}"
+        for name, words in (("from_names", "file names"), ("from_files", "text files"))
+        if captions.get(name)
+    ]
+    sources += [f"{captions['edited']} edited"] if captions.get("edited") else []
+    if sources:
+        yield f"captions: {', '.join(sources)}"
+    yield from _named(report, "missing_captions", "without a caption", captions.get("missing"))
+    yield from _named(report, "empty_captions", "an empty caption file", captions.get("empty"))
+    yield from _named(
+        report, "over_long_captions", "a caption that is cut", captions.get("over_long")
+    )
+
+
+def _named(
+    report: dict[str, Any], name: str, words: str, count: int | None = None
+) -> Iterator[str]:
+    count = report.get(f"{name}_count", 0) if count is None else count
+    yield from _list(words, report.get(name, []), count)
+
+
+def _list(words: str, names: list[str], count: int) -> Iterator[str]:
+    if count:
+        shown = names[:NAMED]
+        more = [f"and {count - len(shown)} more"] if count > len(shown) else []
+        yield f"{words}: {', '.join([*shown, *more])}"
+
+
+def warnings_of(status: dict[str, Any]) -> list[str]:
+    """The warnings of a job so far, or all of one that has ended."""
+    output = status.get("output") or {}
+    return [*output.get("warnings", ()), *(output.get("train") or {}).get("warnings", ())]
+
+
+def failure_line(retry: dict[str, Any]) -> str:
+    """A try of a stage that failed, and is followed by another."""
+    stage, failed = STAGES.get(retry["stage"], retry["stage"]), retry["number"] - 1
+    return f"{stage}: try {failed} of {retry['tries']} failed: {retry['reason'] or 'unknown'}"
+
+
+def missing_samples(status: dict[str, Any]) -> list[str]:
+    """Rows of samples that a completed training should have and has not, one sentence for all.
+
+    Rows that its own warnings name are not among them.
+    """
+    train = (status.get("output") or {}).get("train") or {}
+    samples, steps = train.get("samples", ()), train.get("steps")
+    every = (status["input"].get("train") or {}).get("sample_steps") or 250
+    if status["status"] != "COMPLETED" or not samples or not steps:
+        return []
+    rows = Counter(each["step"] for each in samples)
+    said = " ".join(warnings_of(status))
+    named = {int(word) for word in said.replace(",", " ").split() if word.isdecimal()}
+    lost = [
+        str(step) for step in [*range(0, steps, every), steps] if step not in rows.keys() | named
+    ]
+    whole = max(rows.values())
+    partly = [f"{step} ({count} of {whole})" for step, count in rows.items() if count < whole]
+    if not lost and not partly:
+        return []
+    return [f"samples are missing of the rows at steps {', '.join([*lost, *partly])}"]
+
+
+def outcome_lines(status: dict[str, Any]) -> Iterator[str]:
+    """How a job has ended, what it has made, and its warnings."""
+    output = status.get("output") or {}
+    reason = f": {status['error']}" if status.get("error") else ""
+    yield f"{status['status']}{reason}"
+    if train := output.get("train"):
+        yield from _training(train, status)
+    if images := output.get("inference"):
+        drawn = [each for each in images if each.get("image")]
+        yield f"{counted(len(drawn), 'image')} drawn"
+        for each in images:
+            if not each.get("image"):
+                yield f"  not drawn: {each['prompt']}: {each.get('error', 'unknown')}"
+    yield from (f"warning: {each}" for each in warnings_of(status))
+    yield from (f"warning: {each}" for each in missing_samples(status))
+
+
+def _training(train: dict[str, Any], status: dict[str, Any]) -> Iterator[str]:
+    if "steps" not in train:
+        return
+    loss = f", last loss {train['loss']:.4f}" if train.get("loss") is not None else ""
+    yield (
+        f"{counted(train['epochs'], 'epoch')}, {counted(train['steps'], 'step')},"
+        f" {counted(train['images'], 'picture')} seen{loss}"
+    )
+    yield (
+        f"{train['optimizer']}, {train['precision']}, {train['attention']} on {status['gpu']};"
+        f" waited {duration(status['delayTime'] / 1000)},"
+        f" ran {duration(status['executionTime'] / 1000)}"
+    )
+
+
+def files_line(folder: Path, artifacts: list[dict[str, Any]]) -> str:
+    """Where the files of a result are, and how many of which kind."""
+    counts = Counter(str(each["kind"]) for each in artifacts)
+    kinds = [
+        counted(counts[kind], kind) for kind in ("checkpoint", "image", "sample") if counts[kind]
+    ]
+    return f"files in {folder}/" + (f": {', '.join(kinds)}" if kinds else "")
+
+
+def next_steps(status: dict[str, Any], flags: str) -> Iterator[str]:
+    """What to do next with a job that has ended; ``flags`` reach its gateway."""
+    job, output = status["id"], status.get("output") or {}
+    if is_check(status) and status["status"] == "COMPLETED":
+        yield to_train_on(job, flags)
+    if (output.get("train") or {}).get("checkpoint_url"):
+        yield f'draw more with it:  everydream draw {job} --prompt "..."{flags}'
+    if status["status"] in ("FAILED", "TIMED_OUT"):
+        yield f"try again:  everydream retry {job}{flags}"
+
+
+def is_check(status: dict[str, Any]) -> bool:
+    """Whether a job that has ended was a check of its dataset alone."""
+    return (status.get("output") or {}).keys() == {"dataset"}
+
+
+def to_train_on(check: str, flags: str) -> str:
+    """How to train on what a check has found."""
+    return f"train on exactly these pictures, for a day:  everydream run {check} ...{flags}"
+
+
+def while_it_checks(check: str, flags: str) -> str:
+    """What can be done with a check that goes on without being watched."""
+    return (
+        f"The check goes on; nothing is trained.\n"
+        f"  everydream follow {check}{flags}    watch it again\n"
+        f"  everydream show {check}{flags}      show its report\n"
+        f"  everydream run {check} ...{flags}   train on its pictures, once it is COMPLETED\n"
+        f"  everydream cancel {check}{flags}    end it"
+    )
+
+
+def while_it_runs(job: str, flags: str) -> str:
+    """What can be done with a job that goes on without being watched."""
+    return (
+        f"The job goes on.\n"
+        f"  everydream follow {job}{flags}   watch it again, and fetch its results\n"
+        f"  everydream stop {job}{flags}     end the training now, and keep what it has learnt\n"
+        f"  everydream cancel {job}{flags}   end it, and throw away what it has learnt"
+    )

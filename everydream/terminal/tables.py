@@ -1,0 +1,91 @@
+"""Results of queries, for people on stdout."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from everydream.terminal.display import print_lines
+from everydream.terminal.report import (
+    dataset_lines,
+    is_check,
+    next_steps,
+    outcome_lines,
+    warnings_of,
+)
+from everydream.terminal.screen import View, screen_of
+from everydream.terminal.words import clock, counted, duration, plain
+
+
+def print_report(console: Console, status: dict[str, Any]) -> None:
+    """The report of a dataset check, or why there is none."""
+    report = (status.get("output") or {}).get("dataset")
+    if not report:
+        print_lines(console, "\n".join(outcome_lines(status)))
+        return
+    print_lines(console, "\n".join(dataset_lines(report)))
+    if pictures := report.get("pictures"):
+        captions = Table("picture", "caption as it is trained on", "remarks")
+        for each in pictures:
+            remarks = "; ".join(each["remarks"])
+            captions.add_row(*(Text(plain(e)) for e in (each["file"], each["caption"], remarks)))
+        console.print(captions)
+        if (more := report["images"] - len(pictures)) > 0:
+            print_lines(console, f"and {more} more")
+    table = Table("size", "pictures", "filled up with")
+    short, batches = report.get("short_buckets", {}), report.get("buckets", {})
+    for bucket, number in batches.items():
+        filled = f"repeats: its last batch has {short[bucket]}" if bucket in short else ""
+        table.add_row(bucket, str(number), filled)
+    if batches:
+        console.print(table)
+
+
+def print_jobs(console: Console, page: dict[str, Any], flags: str) -> None:
+    """A page of jobs; ``flags`` reach their gateway."""
+    if not page["jobs"]:
+        print_lines(console, "no jobs")
+        return
+    now = time.time()
+    table = Table("job", "status", "made", "waited", "ran")
+    table.columns[0].no_wrap = True
+    table.columns[0].min_width = len(page["jobs"][0]["id"])
+    for job in page["jobs"]:
+        made = datetime.fromisoformat(job["created_at"]).timestamp()
+        table.add_row(
+            job["id"], job["status"], clock(made, now),
+            duration(job["delayTime"] / 1000), duration(job["executionTime"] / 1000),
+        )  # fmt: skip
+    console.print(table)
+    for job in page["jobs"]:
+        if job.get("error"):
+            print_lines(console, f"{job['id']}: {job['error']}")
+    if page["next"]:
+        print_lines(console, f"more: everydream jobs --cursor {page['next']}{flags}")
+
+
+def print_status(console: Console, status: dict[str, Any], flags: str) -> None:
+    """A job as it is now, a check with its whole report; ``flags`` reach its gateway."""
+    output, now = status.get("output") or {}, time.time()
+    lines = [f"job {status['id']}: {status['status']}"]
+    if status["status"] in ("IN_QUEUE", "IN_PROGRESS"):
+        lines.append(screen_of(View(status, now, ""), now).line())
+        if report := output.get("dataset"):
+            lines += dataset_lines(report)
+        lines += [f"warning: {each}" for each in warnings_of(status)]
+        if samples := output.get("samples"):
+            lines.append(f"{counted(len(samples), 'sample')} so far, the last at step"
+                         f" {samples[-1]['step']}")  # fmt: skip
+    else:
+        lines = [f"job {status['id']}", *outcome_lines(status)]
+        if output.get("artifacts"):
+            lines.append(f"files: everydream fetch {status['id']}{flags}")
+        lines += next_steps(status, flags)
+    print_lines(console, "\n".join(lines))
+    if is_check(status) and output["dataset"]:
+        print_report(console, status)

@@ -1,0 +1,66 @@
+"""Numbers, times and texts as people read them."""
+
+from __future__ import annotations
+
+import time
+
+from rich.cells import cell_len, set_cell_size
+
+MINUTE, HOUR, DAY = 60, 3600, 86_400
+WEEK = 7 * DAY
+UNITS = ("kB", "MB", "GB", "TB")
+THOUSAND = 1000
+FEW = 10
+"""Below it a number of bytes has one digit after the point."""
+
+
+def duration(seconds: float) -> str:
+    """A time span by its two largest units: ``1 h 12 min``, ``45 s``; ``a moment`` below 1 s."""
+    whole = int(seconds)
+    if whole < 1:
+        return "a moment"
+    if whole < MINUTE:
+        return f"{whole} s"
+    if whole < HOUR:
+        return f"{whole // MINUTE} min"
+    large, size, small, unit = ("h", HOUR, MINUTE, "min") if whole < DAY else ("d", DAY, HOUR, "h")
+    rest = whole % size // small
+    return f"{whole // size} {large}" + (f" {rest} {unit}" if rest else "")
+
+
+def clock(moment: float, now: float) -> str:
+    """A moment by the local clock, both in seconds since the epoch: ``14:05``, ``Tue 14:05``."""
+    there, here = time.localtime(moment), time.localtime(now)
+    if there[:3] == here[:3]:
+        return time.strftime("%H:%M", there)
+    return time.strftime("%a %H:%M" if abs(moment - now) < WEEK else "%Y-%m-%d %H:%M", there)
+
+
+def size(number: float) -> str:
+    """A number of bytes in decimal units: ``512 bytes``, ``4.1 GB``."""
+    if number < THOUSAND:
+        return counted(int(number), "byte")
+    for unit in UNITS:
+        number /= THOUSAND
+        if number < THOUSAND or unit == UNITS[-1]:
+            break
+    return f"{number:.1f} {unit}" if number < FEW else f"{number:.0f} {unit}"
+
+
+def counted(number: int, name: str, plural: str | None = None) -> str:
+    """A number with its noun: ``1 picture``, ``2 pictures``."""
+    return f"{number} {name if number == 1 else plural or name + 's'}"
+
+
+def plain(text: object) -> str:
+    """A user's text on one line, without what would steer a terminal."""
+    return "".join(
+        " " if letter.isspace() else letter if letter.isprintable() else "?" for letter in str(text)
+    )
+
+
+def fit(text: str, width: int) -> str:
+    """A text cut to so many columns of a terminal, which wide letters need two of."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(width - 3, 0)).rstrip() + "..."[:width]

@@ -1,0 +1,178 @@
+"""Check an unpacked archive's images, one by one: decode each, and find its caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked
+from services.fetcher.parsing.datasets.camera_names import is_camera_name
+from services.fetcher.parsing.datasets.checked import CheckedDataset, Doubt, Notes, same_pixels
+from services.fetcher.parsing.datasets.image_check import UnusableImage, inspect
+from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS, ImageOptions
+from services.fetcher.parsing.datasets.sidecars import ImageTexts, Sidecars
+from shared.dataset.buckets import Size
+from shared.dataset.captions import SEPARATOR, bounded
+from shared.dataset.manifest import (
+    CAPTION_CHARACTERS,
+    Duplicate,
+    Picture,
+    Skipped,
+    named,
+    short,
+)
+from shared.errors import Refused
+
+T = TypeVar("T")
+
+REASONS_SHOWN = 3
+
+
+class Checker:
+    """Checks images one by one."""
+
+    def __init__(self, unpacked: Unpacked, folder: Path) -> None:
+        self.pictures: list[Picture] = []
+        self.skipped = list(unpacked.skipped)
+        self.pixels = 0
+        """Of all images that were decoded."""
+        self._folder = folder
+        self._sidecars = Sidecars(unpacked.texts, (image.name for image in unpacked.images))
+        self._notes: list[Notes] = []
+        self._duplicates: list[Duplicate] = []
+        self._first: dict[str, str] = {}
+        """By fingerprint: the name of the first image with these pixels."""
+
+    def check(self, image: ImageFile) -> None:
+        """Decode an image and find its caption; an unusable image is skipped and removed."""
+        try:
+            info = inspect(self._folder / image.file)
+        except UnusableImage as error:
+            self.skipped.append(Skipped.of(image.name, error))
+            self._sidecars.leave_out(image.name)
+            (self._folder / image.file).unlink()
+            return
+        self.pixels += info.size.width * info.size.height
+        texts = self._sidecars.of(image.name)
+        picture = _picture(image.name, info.file, info.size, texts.options)
+        remarks = [*info.remarks, *texts.remarks]
+        if (first := self._first.setdefault(info.fingerprint, image.name)) != image.name:
+            self._duplicates.append(Duplicate(file=short(image.name), same_as=short(first)))
+            remarks.append(same_pixels(first))
+        self.pictures.append(picture)
+        self._notes.append(
+            Notes(
+                source=texts.source,
+                files=texts.files,
+                remarks=tuple(remarks),
+                doubts=tuple(_doubts(image, picture, texts)),
+            )
+        )
+
+    def result(self) -> CheckedDataset:
+        return CheckedDataset(
+            pictures=self.pictures,
+            notes=self._notes,
+            skipped=self.skipped,
+            duplicates=self._duplicates,
+            warnings=[*self._several_lines(), *self._sidecars.warnings, *self._sidecars.unused()],
+        )
+
+    def _several_lines(self) -> Iterator[str]:
+        if several := self._sidecars.of_several_lines:
+            files = "caption file" if len(several) == 1 else "caption files"
+            yield (
+                f"{len(several)} {files} of several lines: the lines are joined to one"
+                f" caption: {named(several)}"
+            )
+
+
+def _doubts(image: ImageFile, picture: Picture, texts: ImageTexts) -> Iterator[Doubt]:
+    """What of its caption is not as somebody would want it."""
+    if not picture.caption:
+        yield "no_caption"
+    if texts.has_empty_file:
+        yield "empty_file"
+    if texts.source == "name" and is_camera_name(image.name):
+        yield "camera_name"
+    if texts.source == "name" and image.is_name_unreadable:
+        yield "unreadable_name"
+    limit = min(picture.max_caption_length, MAX_CAPTION_CHARACTERS)
+    if len(texts.options.caption.text) > limit:
+        yield "cut"
+
+
+def check_images(
+    unpacked: Unpacked,
+    folder: Path,
+    *,
+    shown: str,
+    pixels: int,
+    reading: Callable[[str], None],
+    checked: Callable[[int, int], None],
+) -> CheckedDataset:
+    """Decode every image and find its caption; unusable ones are skipped and removed.
+
+    Args:
+        unpacked: the archive's content.
+        folder: where its images are.
+        shown: the archive's name in messages.
+        pixels: the most that all images may have together.
+        reading: called with each image's name, before it is opened.
+        checked: called with the number of images checked and of all images.
+
+    Raises:
+        Refused: no usable image, or too many pixels; names the archive and says why.
+        Full: the disk has no room for an image that is stored anew.
+    """
+    checker = Checker(unpacked, folder)
+    for done, image in enumerate(unpacked.images, start=1):
+        reading(image.name)
+        checker.check(image)
+        if checker.pixels > pixels:
+            raise Refused(
+                f"{shown}: its images have more than {pixels // 1_000_000} million pixels together,"
+                " the most for an archive of so few bytes; make several, or save them smaller"
+            )
+        checked(done, len(unpacked.images))
+    if not checker.pictures:
+        raise Refused(_no_usable_image(shown, checker.skipped))
+    return checker.result()
+
+
+def _picture(name: str, file: str, size: Size, options: ImageOptions) -> Picture:
+    caption = options.caption
+    text = bounded(caption.text, caption.main_parts, MAX_CAPTION_CHARACTERS)
+    parts = len(text.split(SEPARATOR))
+    main_parts = min(caption.main_parts, parts)
+    return Picture(
+        file=file,
+        name=name,
+        caption=text,
+        main_parts=main_parts,
+        weights=caption.weights[: parts - main_parts],
+        width=size.width,
+        height=size.height,
+        multiply=_default(options.multiply, 1.0),
+        rating=_default(options.rating, 1.0),
+        cond_dropout=options.cond_dropout,
+        flip_p=options.flip_p,
+        shuffle_tags=options.shuffle_tags,
+        loss_scale=_default(options.loss_scale, 1.0),
+        batch_id=_default(options.batch_id, ""),
+        max_caption_length=_default(options.max_caption_length, CAPTION_CHARACTERS),
+    )
+
+
+def _default(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _no_usable_image(shown: str, skipped: list[Skipped]) -> str:
+    first = "; ".join(f"{each.file}: {each.reason}" for each in skipped[:REASONS_SHOWN])
+    reasons = f" ({first}{'; ...' if len(skipped) > REASONS_SHOWN else ''})" if skipped else ""
+    return (
+        f"{shown}: no usable image in the archive{reasons};"
+        " it needs jpg, jpeg, jfif, png, bmp, webp, heic or avif files, in any folder"
+    )

@@ -1,0 +1,100 @@
+"""Apply what a person has changed in a dataset that was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from services.fetcher.parsing.datasets.checked import (
+    CheckedDataset,
+    Doubt,
+    Notes,
+    Source,
+    same_pixels,
+)
+from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
+from shared.dataset.captions import bounded, parse
+from shared.dataset.edits import PictureEdit
+from shared.dataset.manifest import Duplicate, Picture, Skipped, short
+from shared.errors import Refused
+
+LEFT_OUT = "left out by a change of the checked dataset"
+
+
+def apply_edits(
+    checked: CheckedDataset,
+    edits: Mapping[int, PictureEdit],
+    folder: Path,
+    reading: Callable[[str], None],
+) -> CheckedDataset:
+    """The dataset with other captions, and without the pictures that are left out.
+
+    Args:
+        checked: as the check found it.
+        edits: by the pictures' numbers, from 1.
+        folder: with the pictures; those that are left out are removed.
+        reading: called with each picture's name.
+
+    Raises:
+        Refused: no picture is left.
+    """
+    pictures, notes, skipped = [], [], list(checked.skipped)
+    for number, (picture, of_it) in enumerate(_every(checked), start=1):
+        reading(picture.name)
+        edit = edits.get(number, PictureEdit())
+        if not edit.use:
+            skipped.append(Skipped.of(picture.name, LEFT_OUT))
+            (folder / picture.file).unlink()
+            continue
+        pictures.append(picture if edit.caption is None else _captioned(picture, edit.caption))
+        notes.append(of_it if edit.caption is None else _edited(of_it, picture, edit.caption))
+    if not pictures:
+        raise Refused("the checked dataset: every picture of it is left out")
+    duplicates = _duplicates(checked.duplicates, {short(picture.name) for picture in pictures})
+    same = {each.file: (same_pixels(each.same_as),) for each in duplicates}
+    every = {same_pixels(each.same_as) for each in checked.duplicates}
+    notes = [
+        replace(of_it, remarks=(*(r for r in of_it.remarks if r not in every),
+                                *same.get(short(picture.name), ())))
+        for picture, of_it in zip(pictures, notes, strict=True)
+    ]  # fmt: skip
+    return replace(checked, pictures=pictures, notes=notes, skipped=skipped, duplicates=duplicates)
+
+
+def _duplicates(found: Iterable[Duplicate], used: Collection[str]) -> list[Duplicate]:
+    """Those of the used pictures; where the first of its like is left out, the next stands for it.
+
+    ``used`` are their names as a report has them.
+    """
+    first: dict[str, str] = {}
+    duplicates = []
+    for each in found:
+        if each.file not in used:
+            continue
+        same_as = each.same_as if each.same_as in used else first.get(each.same_as)
+        first.setdefault(each.same_as, each.file)
+        if same_as is not None:
+            duplicates.append(Duplicate(file=each.file, same_as=same_as))
+    return duplicates
+
+
+def _every(checked: CheckedDataset) -> Iterator[tuple[Picture, Notes]]:
+    return zip(checked.pictures, checked.notes, strict=True)
+
+
+def _captioned(picture: Picture, text: str) -> Picture:
+    """With a caption that is read like a caption file's text."""
+    caption = parse(text)
+    cut = bounded(caption.text, caption.main_parts, MAX_CAPTION_CHARACTERS)
+    main_parts = min(caption.main_parts, cut.count(", ") + 1)
+    return replace(picture, caption=cut, main_parts=main_parts, weights=())
+
+
+def _edited(notes: Notes, picture: Picture, caption: str) -> Notes:
+    doubts: list[Doubt] = [] if caption.strip() else ["no_caption"]
+    if len(parse(caption).text) > min(picture.max_caption_length, MAX_CAPTION_CHARACTERS):
+        doubts.append("cut")
+    source: Source = "edit" if caption.strip() else "missing"
+    return replace(notes, source=source, doubts=tuple(doubts))

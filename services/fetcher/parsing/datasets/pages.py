@@ -1,0 +1,57 @@
+"""Write the pages on which people look at every picture of a dataset, and previews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from shared.dataset.manifest import Picture, TrainedPicture
+from shared.dataset.pages import PAGE, PREVIEW_SIDE, PREVIEWS, page_name, page_of, preview_name
+from shared.dataset.pixels import as_trained, open_image
+from shared.disk import translate_disk_full
+
+QUALITY = 70
+"""Of a preview, as WebP: some 8 KB."""
+
+
+def write_pages(folder: Path, pictures: Sequence[TrainedPicture]) -> list[str]:
+    """Write every page into a folder; returns their names."""
+    firsts = range(0, len(pictures), PAGE)
+    names = [page_name(number) for number in range(1, len(firsts) + 1)]
+    with translate_disk_full("write the report on the pictures"):
+        for name, first in zip(names, firsts, strict=True):
+            (folder / name).write_bytes(msgspec.json.encode(pictures[first : first + PAGE]))
+    return names
+
+
+def add_remark(folder: Path, numbers: Collection[int], remark: str) -> None:
+    """Add a remark to some pictures on pages that are written; they are counted from 1."""
+    for page in {page_of(number) for number in numbers}:
+        file = folder / page_name(page)
+        found = msgspec.json.decode(file.read_bytes(), type=list[TrainedPicture])
+        first = (page - 1) * PAGE + 1
+        pictures = [
+            replace(each, remarks=[*each.remarks, remark]) if number in numbers else each
+            for number, each in enumerate(found, start=first)
+        ]
+        file.write_bytes(msgspec.json.encode(pictures))
+
+
+def write_previews(
+    folder: Path, dataset: Path, pictures: Sequence[Picture], reading: Callable[[str], None]
+) -> list[str]:
+    """Draw the first pictures small; returns the files' names. ``reading`` gets each name."""
+    names = []
+    with translate_disk_full("draw the previews"):
+        for number, picture in enumerate(pictures[:PREVIEWS], start=1):
+            reading(picture.name)
+            with open_image(dataset / picture.file) as image:
+                image.draft("RGB", (PREVIEW_SIDE, PREVIEW_SIDE))  # a JPEG is decoded small
+                small = as_trained(image)
+            small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+            names.append(preview_name(number))
+            small.save(folder / names[-1], "WEBP", quality=QUALITY)
+    return names

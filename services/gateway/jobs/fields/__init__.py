@@ -1,0 +1,1 @@
+"""What a request's fields are called, and what their texts may be."""

@@ -1,0 +1,75 @@
+"""How often a request that comes again and again asks the database."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from services.gateway.database.connection import Database
+from services.gateway.request_owner import request_owner
+from shared.messaging.messages import TrainingProgressed
+from tests.support.gateway_world import eventually, trained, training, world
+
+COUNT_FOR_A_WHILE = """
+WITH RECURSIVE counted(number) AS (
+  SELECT 1 UNION ALL SELECT number + 1 FROM counted WHERE number < 3000000
+)
+SELECT max(number) FROM counted
+"""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[sa.Executable]:
+    """What was asked for requests, without the gateway's own questions."""
+    statements: list[sa.Executable] = []
+    every = Database.all
+
+    async def noted(database: Database, statement: sa.Executable) -> Sequence[Row[Any]]:
+        if request_owner() is not None:
+            statements.append(statement)
+        return await every(database, statement)
+
+    monkeypatch.setattr(Database, "all", noted)
+    return statements
+
+
+async def test_a_status_with_progress_is_one_question_and_two_in_the_queue(
+    tmp_path: Path, asked: list[sa.Executable]
+) -> None:
+    async with world(tmp_path) as here:
+        running, trainer = await training(here)
+        await trainer.publish(TrainingProgressed, progress={"step": 3})
+
+        async def has_progress() -> bool | None:
+            return (await here.status(running))["output"]["step"] == 3 or None
+
+        await eventually(has_progress)
+        waiting = await here.run()
+        questions = {}
+        for job in (running, waiting, await trained(here)):
+            asked.clear()
+            await here.status(job)
+            questions[job] = len(asked)
+
+    assert [*questions.values()] == [1, 2, 1]
+
+
+async def test_a_closed_database_does_nothing_more_in_any_thread(tmp_path: Path) -> None:
+    """A thread that is left would tell an event loop that may be gone by then."""
+    before = {*threading.enumerate()}
+    database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await database.all(sa.text(COUNT_FOR_A_WHILE))
+
+    await database.close()
+
+    left = {*threading.enumerate()} - before
+    assert not [thread for thread in left if "_connection_worker_thread" in thread.name]

@@ -1,0 +1,179 @@
+"""What a server says at its start, and what the doctor finds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from everydream.this_machine.base_models import (
+    ModelState,
+    base_model_state,
+    models_here,
+    print_models,
+)
+from everydream.this_machine.doctor import base_model_finding, device_finding, memory_finding
+from everydream.this_machine.greeting import greeting_lines, notes
+from services.fetcher.models.configured_model import TINY_FOLDER, Pin, write_pin
+from services.trainer.training.device_facts import device_facts
+from shared.settings import Settings, from_environment
+
+CARD = {
+    "torch": "2.13.0", "cuda": "13.0", "device": "cuda", "name": "NVIDIA H200",
+    "memory_bytes": 150 * 10**9, "problem": None,
+}  # fmt: skip
+PROCESSOR = {"torch": "2.13.0", "cuda": None, "device": "cpu", "name": "cpu", "problem": None}
+OLD_DRIVER = {**PROCESSOR, "cuda": "13.0", "device": "none", "name": "none",
+              "problem": "the driver is too old; docs/gpu.md says how to mend it"}  # fmt: skip
+BROKEN = {"error": "No module named 'torch'"}
+TINY = ModelState(present=True, text="comes with the project")
+
+
+def settings(home: Path, **more: str) -> Settings:
+    named = {f"EVERYDREAM_{name}": value for name, value in more.items()}
+    return from_environment({"EVERYDREAM_HOME": str(home)} | named)
+
+
+def test_a_server_says_what_it_is_what_it_runs_on_and_how_to_reach_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    here = settings(tmp_path, BASE_MODEL="tiny", PORT="8081")
+    said = "\n".join(greeting_lines(here, base_model_state(here), CARD))
+
+    assert said.startswith("everydream ")
+    assert "open        http://127.0.0.1:8081/docs" in said
+    assert "device      NVIDIA H200, 150 GB (torch 2.13.0)" in said
+    assert "base model  tiny: comes with the project" in said
+    assert f"folder      {tmp_path}" in said
+    assert f"key         in {tmp_path / 'client.toml'}" in said
+    assert "note" not in said
+
+
+@pytest.mark.parametrize(
+    ("device", "more", "note"),
+    [
+        (CARD, {}, "the first job fetches the base model from the hub"),
+        (PROCESSOR, {}, "no graphics card: training Stable Diffusion on a processor takes hours"),
+        (OLD_DRIVER, {}, "the driver is too old"),
+        (CARD, {"HOST": "::"}, "which other machines cannot open; set EVERYDREAM_PUBLIC_URL"),
+        (
+            CARD,
+            {"BASE_MODEL": "/no/such"},
+            "is neither a folder or file here",
+        ),
+    ],
+)
+def test_what_is_missing_at_the_start_is_a_note(
+    tmp_path: Path, device: dict[str, Any], more: dict[str, str], note: str
+) -> None:
+    here = settings(tmp_path, **more)
+    assert note in "\n".join(notes(here, base_model_state(here), device))
+
+
+def test_a_home_that_others_can_look_into_is_a_note(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    open_home = settings(tmp_path, BASE_MODEL="tiny")
+    assert f"{tmp_path}: chmod 700" in "\n".join(notes(open_home, TINY, CARD))
+    tmp_path.chmod(0o700)
+    assert list(notes(open_home, TINY, CARD)) == []
+
+
+def test_a_base_model_is_found_as_a_folder_a_pin_or_in_the_hub_s_cache(tmp_path: Path) -> None:
+    folder = base_model_state(settings(tmp_path, BASE_MODEL=str(TINY_FOLDER)))
+    assert (folder.present, folder.text) == (True, "here, 5.3 MB")
+
+    hub = settings(tmp_path, BASE_MODEL="org/name")
+    assert not base_model_state(hub).present
+    cached = in_the_cache(tmp_path, "org/name")
+    assert base_model_state(hub).text == "here, 5.3 MB, not pinned"
+    pin = Pin(commit="c0ffee" * 7, folder=str(cached.relative_to(tmp_path)))
+    write_pin(tmp_path, "org/name", pin)
+    assert base_model_state(hub).text == "here, 5.3 MB, commit c0ffeec0ffee"
+    listed = {each["name"]: each for each in models_here(hub)}
+    assert (listed["org/name"]["folder"], listed["org/name"]["is_base_model"]) == (
+        str(cached), True
+    )  # fmt: skip
+
+
+def in_the_cache(home: Path, repository: str) -> Path:
+    """A model as the hub's library keeps it."""
+    kept = home / "hub" / f"models--{repository.replace('/', '--')}"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs/main").write_text("c0ffee")
+    return Path(shutil.copytree(TINY_FOLDER, kept / "snapshots/c0ffee"))
+
+
+@pytest.mark.parametrize("pinned", ["pinned", ""])
+def test_a_base_model_is_not_here_without_its_weights(tmp_path: Path, pinned: str) -> None:
+    """Only its tokenizer was fetched, for a model that is a file; or someone has made room."""
+    cached = in_the_cache(tmp_path, "org/name")
+    (cached / "vae/diffusion_pytorch_model.safetensors").unlink()
+    if pinned:
+        pin = Pin(commit="c0ffee", folder=str(cached.relative_to(tmp_path)))
+        write_pin(tmp_path, "org/name", pin)
+    hub = settings(tmp_path, BASE_MODEL="org/name")
+
+    state = base_model_state(hub)
+
+    assert (state.present, state.text) == (False, "not on this machine")
+    assert "models pull" in state.mend
+    console = Console(record=True, width=200)
+    print_models(console, models_here(hub))
+    assert "The base model is not here" in console.export_text()
+
+
+def test_a_base_model_that_was_renamed_on_the_hub_is_here(tmp_path: Path) -> None:
+    cached = in_the_cache(tmp_path, "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    hub = settings(tmp_path, BASE_MODEL="runwayml/stable-diffusion-v1-5")
+
+    assert base_model_state(hub).text == "here, 5.3 MB, not pinned"
+    (listed,) = [each for each in models_here(hub) if each["is_base_model"]]
+    assert (listed["name"], listed["folder"]) == ("runwayml/stable-diffusion-v1-5", str(cached))
+
+
+def test_what_was_fetched_with_a_token_is_here_for_who_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_cache(tmp_path, "org/name")
+    (tmp_path / "hub").rename(tmp_path / "hub-private")
+    hub = settings(tmp_path, BASE_MODEL="org/name")
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert not base_model_state(hub).present
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert base_model_state(hub).present
+
+
+@pytest.mark.parametrize(
+    ("device", "base_model", "state", "words"),
+    [
+        (CARD, "org/name", "ok", "NVIDIA H200, 150 GB (torch 2.13.0), built for CUDA 13.0"),
+        (PROCESSOR, "org/name", "note", "training takes hours to days"),
+        (PROCESSOR, "tiny", "ok", "the processor"),
+        (OLD_DRIVER, "tiny", "wrong", "the driver is too old"),
+        (BROKEN, "tiny", "wrong", "torch does not work: No module named 'torch'"),
+    ],
+)
+def test_the_doctor_judges_the_device(
+    device: dict[str, Any], base_model: str, state: str, words: str
+) -> None:
+    found = device_finding(device, base_model)
+    assert (found.state, words in found.text) == (state, True), found
+    assert bool(found.mend) is (state != "ok")
+
+
+def test_the_doctor_judges_memory_and_base_model(tmp_path: Path) -> None:
+    assert memory_finding(10**9, 0).state == "ok"
+    assert memory_finding(10**9, 2 * 10**9).state == "wrong"
+    (tmp_path / "models.json").write_text("{")
+    damaged = base_model_finding(settings(tmp_path, BASE_MODEL="org/name"))
+    assert (damaged.state, "models.json is damaged" in damaged.mend) == ("wrong", True)
+
+
+def test_a_child_tells_what_torch_sees() -> None:
+    facts = device_facts()
+    assert facts["device"] in ("cpu", "cuda")
+    assert facts["torch"].startswith("2.")
+    assert facts["problem"] is None

@@ -1,0 +1,178 @@
+"""What is said of a job for good."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from everydream.terminal.report import (
+    dataset_lines,
+    files_line,
+    missing_samples,
+    next_steps,
+    outcome_lines,
+    while_it_runs,
+)
+from everydream.terminal.tables import print_status
+from shared.dataset.manifest import Captions, Duplicate, Estimate, Report, Skipped
+
+REPORT = Report(
+    images=38,
+    held_out=2,
+    captions=Captions(from_names=30, from_files=10, missing=1),
+    missing_captions=["_1.jpg"],
+    skipped=[Skipped(file="IMG_1.heic", reason="not a picture that is read")],
+    skipped_count=3,
+    undersized=["small.png"],
+    undersized_count=1,
+    duplicates=[Duplicate(file="b.png", same_as="a.png")],
+    duplicates_count=1,
+    steps=100,
+    estimate=Estimate(
+        minutes=72.0, rate="measured: fast", bytes=4 * 10**9, checkpoints=0, checkpoint_bytes=0,
+        model_bytes=0, resume_point_bytes=0,
+    ),
+    warnings=["multiply.txt: expected a number"],
+)  # fmt: skip
+
+
+def test_each_picture_that_is_left_out_is_said_with_its_reason() -> None:
+    assert list(dataset_lines(REPORT.plain())) == [
+        "38 pictures used, 2 more held out to measure the loss; 3 left out:",
+        "  left out: IMG_1.heic: not a picture that is read",
+        "  left out: 2 more",
+        "captions: 30 from file names, 10 from text files",
+        "without a caption: _1.jpg",
+        "smaller than trained at, enlarged: small.png",
+        "the same picture twice: b.png = a.png",
+        "100 steps, about 1 h 12 min of training (measured: fast), up to 4.0 GB stored",
+        "warning: multiply.txt: expected a number",
+    ]
+
+
+def test_a_report_without_trouble_is_short() -> None:
+    plain = Report(images=1, captions=Captions(from_names=1)).plain()
+    assert list(dataset_lines(plain)) == [
+        "1 picture used; none left out", "captions: 1 from file names",
+    ]  # fmt: skip
+
+
+def test_captions_that_were_changed_after_the_check_are_counted() -> None:
+    report = Report(images=15, captions=Captions(from_files=12, edited=3))
+    assert "captions: 12 from text files, 3 edited" in dataset_lines(report.plain())
+
+
+def checked(status: str = "COMPLETED", report: dict[str, Any] | None = None) -> dict[str, Any]:
+    output = {"dataset": REPORT.plain() if report is None else report}
+    return {"id": "7b1c", "status": status, "input": {}, "output": output}
+
+
+def test_a_check_can_be_trained_on_next_if_it_is_completed() -> None:
+    assert list(next_steps(checked(), " --url http://x")) == [
+        "train on exactly these pictures, for a day:  everydream run 7b1c ... --url http://x"
+    ]
+    assert list(next_steps(checked("CANCELLED", {}), "")) == []
+
+
+def test_a_check_is_shown_with_its_report_and_what_is_next() -> None:
+    file = io.StringIO()
+    print_status(Console(file=file, width=100), checked(), "")
+
+    assert file.getvalue().splitlines()[:4] == [
+        "job 7b1c", "COMPLETED",
+        "train on exactly these pictures, for a day:  everydream run 7b1c ...",
+        "38 pictures used, 2 more held out to measure the loss; 3 left out:",
+    ]  # fmt: skip
+
+
+def test_a_job_that_has_ended_is_shown_with_commands_that_reach_its_server() -> None:
+    file = io.StringIO()
+    status = ended()
+    status["output"]["artifacts"] = [{"kind": "image"}]
+    print_status(Console(file=file, width=100), status, " --url http://x")
+
+    assert file.getvalue().splitlines()[-2:] == [
+        "files: everydream fetch 7b1c --url http://x",
+        'draw more with it:  everydream draw 7b1c --prompt "..." --url http://x',
+    ]
+
+
+def ended(status: str = "COMPLETED", **more: Any) -> dict[str, Any]:
+    train = {
+        "steps": 500, "epochs": 10, "images": 1000, "loss": 0.5, "optimizer": "adamw",
+        "precision": "fp32", "attention": "sdpa", "checkpoint_url": "https://x",
+        "warnings": ["careful"], "samples": [],
+    }  # fmt: skip
+    body = {
+        "id": "7b1c", "status": status, "gpu": "cpu", "delayTime": 1500, "executionTime": 65_000,
+        "input": {"train": {"sample_steps": 250}},
+        "output": {"train": train, "inference": [], "artifacts": []},
+    }  # fmt: skip
+    return {**body, **more}
+
+
+def rows(*steps: int) -> list[dict[str, Any]]:
+    return [{"step": step, "prompt": "x"} for step in steps]
+
+
+def test_the_end_of_a_training_is_said_with_its_warnings_and_without_empty_lists() -> None:
+    assert list(outcome_lines(ended())) == [
+        "COMPLETED",
+        "10 epochs, 500 steps, 1000 pictures seen, last loss 0.5000",
+        "adamw, fp32, sdpa on cpu; waited 1 s, ran 1 min",
+        "warning: careful",
+    ]
+
+
+def test_images_are_counted_and_one_that_is_not_drawn_has_its_reason() -> None:
+    images = [
+        {"image": "https://x", "prompt": "one"},
+        {"image": None, "prompt": "two", "error": "too large"},
+    ]
+    drawn = ended(output={"train": None, "inference": images, "artifacts": []})
+    assert list(outcome_lines(drawn)) == [
+        "COMPLETED", "1 image drawn", "  not drawn: two: too large",
+    ]  # fmt: skip
+
+
+def test_a_failure_is_said_with_its_reason_and_what_to_do() -> None:
+    failed = ended("FAILED", error="no usable image", output={})
+    assert list(outcome_lines(failed)) == ["FAILED: no usable image"]
+    assert list(next_steps(failed, " --url http://x")) == [
+        "try again:  everydream retry 7b1c --url http://x"
+    ]
+
+
+def test_a_trained_model_can_be_drawn_with_next() -> None:
+    assert list(next_steps(ended(), "")) == [
+        'draw more with it:  everydream draw 7b1c --prompt "..."'
+    ]
+
+
+def test_rows_of_samples_that_are_missing_are_said() -> None:
+    status = ended()
+    train = status["output"]["train"]
+    train["samples"] = rows(0, 0, 250, 250, 500, 500)
+    assert missing_samples(status) == []
+    train["samples"] = rows(0, 0, 500)
+    assert missing_samples(status) == ["samples are missing of the rows at steps 250, 500 (1 of 2)"]
+    train["warnings"] = ["no samples, because two earlier rows were not drawn yet, at steps: 250"]
+    assert missing_samples(status) == ["samples are missing of the rows at steps 500 (1 of 2)"]
+    train["samples"] = []
+    assert missing_samples(status) == []
+
+
+def test_where_the_files_are_is_said_by_kind() -> None:
+    artifacts = [{"kind": kind} for kind in ("checkpoint", "sample", "sample", "metrics")]
+    assert files_line(Path("there"), artifacts) == "files in there/: 1 checkpoint, 2 samples"
+    assert files_line(Path("there"), []) == "files in there/"
+
+
+def test_a_job_that_goes_on_can_be_stopped_without_loss_or_cancelled() -> None:
+    text = while_it_runs("7b1c", "")
+    assert "everydream follow 7b1c   watch it again" in text
+    assert "everydream stop 7b1c     end the training now, and keep what it has learnt" in text
+    assert "everydream cancel 7b1c   end it, and throw away what it has learnt" in text
