@@ -233,9 +233,10 @@ async def test_what_was_confirmed_survives_the_node_and_everybody_goes_on_by_him
 
         async with asyncio.timeout(DEADLINE):  # from here: a node may start for as long as it needs
             first, later = await taking, await opening
-        assert first.message == webhook(1)
+        assert isinstance(first.message, WebhookDue)
         await first.ack()
-        assert await taken(bus) == 2
+        # A new consumer may be served before the queue takes back what the dead one held.
+        assert sorted([first.message.attempt, await taken(bus)]) == [1, 2]
         await publish(bus, 4)
         assert await taken(bus) == 4
         await eventually(lambda: reply_queue.address != old)
