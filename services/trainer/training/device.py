@@ -94,6 +94,11 @@ def _attend(device: torch.device, *, bf16: bool) -> None:
 
 
 def _optimize(kind: str, device: torch.device) -> None:
-    weights = torch.nn.Parameter(torch.ones(64, 64, device=device))
-    weights.grad = torch.ones_like(weights)
-    make_optimizer(kind, [weights]).step()
+    """Two large tensors and two small: as many as are updated together."""
+    weights = [
+        torch.nn.Parameter(torch.ones(*shape, device=device))
+        for shape in ((64, 64), (64, 64), (64,), (64,))
+    ]
+    for each in weights:
+        each.grad = torch.ones_like(each)
+    make_optimizer(kind, weights).step()

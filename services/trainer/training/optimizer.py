@@ -22,10 +22,11 @@ ADAM: dict[str, Any] = {"betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY
 def make_optimizer(kind: str, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
     """AdamW by one of the names in :data:`services.trainer.training.recipe.Optimizer`."""
     if kind == "adamw8bit":
-        from bitsandbytes.optim.adamw import AdamW8bit  # noqa: PLC0415 - it may be missing
+        from services.trainer.training.adamw8bit import (  # noqa: PLC0415 - it may be missing
+            PackedAdamW8bit,
+        )
 
-        optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **ADAM)  # type: ignore[no-untyped-call]
-        return optimizer
+        return PackedAdamW8bit(parameters, **ADAM)
     return torch.optim.AdamW(parameters, fused=kind == "adamw_fused", **ADAM)
 
 
