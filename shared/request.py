@@ -138,8 +138,9 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rated_dataset: bool = False
     rated_dataset_target_dropout_percent: Annotated[int, Meta(ge=1, le=100)] = 50
 
-    # Not on RunPod's page; named as in EveryDream2, and off by default.
+    # Not on RunPod's page. Off by default, but for crops_per_image; named as in EveryDream2.
     checkpoint_format: CheckpointFormat = "safetensors"
+    crops_per_image: Annotated[int, Meta(ge=0, le=1000)] = 4
     ema_decay_rate: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
     enable_zero_terminal_snr: bool = False
     keep_checkpoints: Positive | None = None

@@ -51,6 +51,12 @@ class EpochConfig(Struct, frozen=True, kw_only=True):
     """Batches per update; those with the same name are put into the same update."""
     jitter: bool = True
     """False: every image gets the largest possible centre crop."""
+    crops_per_image: int = 0
+    """After so many epochs an image's crops come again; 0: every crop is a new one."""
+
+    @property
+    def crops_recur(self) -> bool:
+        return not self.jitter or self.crops_per_image > 0
 
     @classmethod
     def of(cls, train: Train, *, seed: int) -> EpochConfig:
@@ -67,6 +73,7 @@ class EpochConfig(Struct, frozen=True, kw_only=True):
             shuffle_tags=train.shuffle_tags,
             keep_tags=train.keep_tags,
             grad_accum=train.grad_accum,
+            crops_per_image=train.crops_per_image,
         )
 
 
@@ -246,11 +253,15 @@ def augment(
 ) -> Augmentation:
     """The augmentation of the image at ``index``, used at ``position`` of an epoch.
 
-    Caption dropout, flip and crop differ at every position, the order of tags in every epoch.
+    Caption dropout and flip differ at every position, the order of tags in every epoch. So does the
+    crop; but with ``crops_per_image`` it comes again, so that its latents can be kept.
     """
     random = random_of(epoch_config.seed, epoch, position, "draw")
     dropped = random.random() < _own_or_default(picture.cond_dropout, epoch_config.cond_dropout)
     flip = random.random() < _own_or_default(picture.flip_p, epoch_config.flip_p)
+    if epoch_config.crops_per_image:
+        number = epoch % epoch_config.crops_per_image
+        random = random_of(epoch_config.seed, index, number, "crop")
     crop = _crop(picture, size, epoch_config, random)
     caption = "" if dropped else caption_of(picture, index, epoch_config, epoch)
     return Augmentation(caption=caption, flip=flip, crop=crop)

@@ -1,30 +1,24 @@
-"""Batches in the plan's order: pixels read ahead in a thread, latents cached where that pays."""
+"""Batches in the plan's order, made ready in a thread while the one before is trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import ImageOps
 from torch import Tensor
 
+from services.trainer.training.latents import Key, LatentCache
 from shared.dataset.buckets import Size
 from shared.dataset.manifest import Picture
 from shared.dataset.pixels import as_trained, open_image
 from shared.dataset.plan import Augmentation, Batch, EpochConfig, augment
 from shared.errors import Refused
-
-CACHE_BYTES = 2**30
-"""Bound of the cached latents: 8,192 images of 512 x 512."""
-
-Key = tuple[int, Size, bool]
-"""What a latent depends on besides the crop: picture, size, flip."""
 
 
 @dataclass(frozen=True)
@@ -32,66 +26,63 @@ class Example:
     """One image of a batch."""
 
     picture: Picture
-    key: Key
     augmentation: Augmentation
-    pixels: Tensor | None
-    """(3, H, W) from -1 to 1; None: its latents are cached."""
+    key: Key | None
+    """None: its crop does not come again."""
+    tensor: Tensor
+    """(3, H, W): pixels from -1 to 1. Or if it was kept, what the VAE made of them."""
+    is_encoded: bool
 
-    @property
-    def is_whole(self) -> bool:
-        """Nothing is cropped away, so every epoch sees the same pixels."""
-        return self.augmentation.crop == (0, 0, self.picture.width, self.picture.height)
+
+class Inputs(NamedTuple):
+    """What is made of captions and random numbers, on the CPU for every device alike."""
+
+    ids: Tensor
+    """(B, 77): the captions' tokens."""
+    spread: Tensor
+    """(B, 4, H/8, W/8): where in the VAE's distribution the latents are."""
+    noise: Tensor
+    """(B, 4, H/8, W/8)"""
+    timesteps: Tensor
+    """(B,)"""
+    alphas: Tensor
+    """(B,): a_t at the timesteps."""
+    weights: Tensor
+    """(B,): factors of the images' losses."""
+
+    def to(self, device: torch.device) -> Inputs:
+        """On a device; the host does not wait for those that are pinned."""
+        return Inputs(*(each.to(device, non_blocking=True) for each in self))
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A batch with its pixels."""
+    """A batch that is ready to be trained on."""
 
     batch: Batch
     examples: tuple[Example, ...]
+    inputs: Inputs
 
     @property
     def captions(self) -> list[str]:
-        return [example.augmentation.caption for example in self.examples]
+        return captions_of(self.examples)
 
-    @property
-    def loss_scales(self) -> Tensor:
-        """One factor per image, (B,)."""
-        return torch.tensor([example.picture.loss_scale for example in self.examples])
-
-
-class LatentCache:
-    """Latents of images, encoded one at a time: a batch changes nothing of its images."""
-
-    def __init__(self, vae: AutoencoderKL, max_bytes: int = CACHE_BYTES) -> None:
-        self._vae = vae
-        self._room = max_bytes
-        self._cached: dict[Key, Tensor] = {}
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._cached
-
-    def sample(self, loaded: LoadedBatch, generator: torch.Generator) -> Tensor:
-        """Scaled latents (B, 4, H/8, W/8), sampled from the VAE's distribution of each image."""
-        moments = torch.cat([self._moments(example) for example in loaded.examples])
-        sampled: Tensor = DiagonalGaussianDistribution(moments).sample(generator)
-        return sampled * float(self._vae.config.scaling_factor)
-
-    @torch.no_grad()
-    def _moments(self, example: Example) -> Tensor:
-        """Mean and log variance on the channels, (1, 8, H/8, W/8), float32."""
-        if example.pixels is None:
-            return self._cached[example.key].to(self._vae.device)
-        pixels = example.pixels[None].to(self._vae.device)
-        moments: Tensor = self._vae.encode(pixels).latent_dist.parameters.float()
-        if example.is_whole and moments.nbytes <= self._room:
-            self._room -= moments.nbytes
-            self._cached[example.key] = moments.cpu()
-        return moments
+    def pinned(self) -> LoadedBatch:
+        """In memory from which a card copies while the host goes on."""
+        examples = (replace(each, tensor=each.tensor.pin_memory()) for each in self.examples)
+        inputs = Inputs(*(each.pin_memory() for each in self.inputs))
+        return LoadedBatch(self.batch, tuple(examples), inputs)
 
 
-class PrefetchLoader:
-    """Reads each batch of an epoch in a thread while the one before is trained on."""
+def captions_of(examples: Sequence[Example]) -> list[str]:
+    return [example.augmentation.caption for example in examples]
+
+
+MakeInputs = Callable[[Batch, Sequence[Example]], Inputs]
+
+
+class BatchLoader:
+    """Reads images, looks for their latents, and has their inputs made."""
 
     def __init__(
         self,
@@ -105,8 +96,10 @@ class PrefetchLoader:
         self._epoch_config = epoch_config
         self._latents = latents
 
-    def read(self, batches: Sequence[Batch], epoch: int) -> Iterator[LoadedBatch]:
-        """The batches in order.
+    def ahead(
+        self, batches: Sequence[Batch], epoch: int, make_inputs: MakeInputs
+    ) -> Iterator[LoadedBatch]:
+        """The batches of an epoch in order, each made ready while the one before is in use.
 
         Raises:
             Refused: an image cannot be read; names it.
@@ -114,29 +107,31 @@ class PrefetchLoader:
         with ThreadPoolExecutor(1, "reader") as thread:
             ahead = None
             for batch in batches:
-                current, ahead = ahead, thread.submit(self._load, batch, epoch)
+                current, ahead = ahead, thread.submit(self.load, batch, epoch, make_inputs)
                 if current:
                     yield current.result()
             if ahead:
                 yield ahead.result()
 
-    def _load(self, batch: Batch, epoch: int) -> LoadedBatch:
-        examples = (
+    def load(self, batch: Batch, epoch: int, make_inputs: MakeInputs) -> LoadedBatch:
+        """One batch. Raises Refused where an image cannot be read."""
+        examples = tuple(
             self._example(index, batch.size, epoch, batch.first + place)
             for place, index in enumerate(batch.pictures)
         )
-        return LoadedBatch(batch, tuple(examples))
+        loaded = LoadedBatch(batch, examples, make_inputs(batch, examples))
+        return loaded.pinned() if self._latents.device.type == "cuda" else loaded
 
     def _example(self, index: int, size: Size, epoch: int, position: int) -> Example:
-        picture = self._pictures[index]
-        augmentation = augment(
-            picture, index, size, self._epoch_config, epoch=epoch, position=position
-        )
-        example = Example(picture, (index, size, augmentation.flip), augmentation, None)
-        if example.is_whole and example.key in self._latents:
-            return example
+        picture, config = self._pictures[index], self._epoch_config
+        augmentation = augment(picture, index, size, config, epoch=epoch, position=position)
+        key = None
+        if config.crops_recur or augmentation.crop == (0, 0, picture.width, picture.height):
+            key = Key(picture.file, augmentation.crop, size, augmentation.flip)
+            if (moments := self._latents.find(key)) is not None:
+                return Example(picture, augmentation, key, moments, is_encoded=True)
         pixels = read_pixels(self._folder / picture.file, augmentation, size, picture.name)
-        return Example(picture, example.key, augmentation, pixels)
+        return Example(picture, augmentation, key, pixels, is_encoded=False)
 
 
 def read_pixels(path: Path, augmentation: Augmentation, size: Size, name: str = "") -> Tensor:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from threading import Lock
+
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from services.trainer.order import TrainingOrder
-from services.trainer.training.batches import LatentCache, LoadedBatch
+from services.trainer.training.batches import Example, Inputs, LoadedBatch, captions_of
+from services.trainer.training.latents import LatentCache
 from services.trainer.training.recipe import Choices
 from services.trainer.training.state import State
-from shared.dataset.plan import seed_of
+from shared.dataset.plan import Batch, seed_of
 from shared.diffusion.noise import (
     add_noise,
     cumulative_alphas,
@@ -25,10 +30,12 @@ from shared.errors import Refused
 from shared.request import LossType, Train
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TEXT_BYTES = 2**28
+"""Bound of the hidden states that are kept of a frozen text encoder: 1,134 captions of SD 1.5."""
 
 
 class DiffusionLoss:
-    """The loss as a function of a batch and the epoch."""
+    """The loss of a batch, and the inputs that it is made of."""
 
     def __init__(
         self, state: State, order: TrainingOrder, choices: Choices, latents: LatentCache
@@ -38,43 +45,93 @@ class DiffusionLoss:
         self._train = order.train
         self._precision = PRECISIONS[choices.precision]
         self._latents = latents
+        self._texts = TextCache() if order.train.disable_textenc_training else None
         self._alphas = cumulative_alphas(state.parts.scheduler_config)
         self._timesteps = timesteps_of(order.train, len(self._alphas))
+        self._tokenizing = Lock()  # a tokenizer cannot be used by two threads at once
 
-    def loss(self, loaded: LoadedBatch, epoch: int) -> Tensor:
+    def inputs(self, batch: Batch, examples: Sequence[Example], epoch: int) -> Inputs:
+        """A batch's inputs, which follow from the seed, the epoch and the batch's place in it."""
+        generator = seeded(seed_of(self._seed, epoch, batch.first, "noise"))
+        shape = self._latent_shape(batch)
+        spread = torch.randn(shape, generator=generator)
+        noise = noise_of(shape, self._train, generator)
+        timesteps = self._random_timesteps(shape[0], generator)
+        scales = torch.tensor([example.picture.loss_scale for example in examples])
+        weights = scales * self._snr_weights(timesteps)
+        return self._inputs(examples, spread, noise, timesteps, weights)
+
+    def plain_inputs(
+        self, batch: Batch, examples: Sequence[Example], generator: torch.Generator
+    ) -> Inputs:
+        """Inputs at plain noise and equal weights: comparable between options."""
+        shape = self._latent_shape(batch)
+        spread = torch.randn(shape, generator=generator)
+        noise = torch.randn(shape, generator=generator)
+        timesteps = self._random_timesteps(shape[0], generator)
+        return self._inputs(examples, spread, noise, timesteps, torch.ones(shape[0]))
+
+    def loss(self, loaded: LoadedBatch) -> Tensor:
         """The batch's mean error, less for a batch that repeats had to fill; a scalar."""
-        generator = seeded(seed_of(self._seed, epoch, loaded.batch.first, "noise"))
-        latents = self._latents.sample(loaded, generator)  # (B, 4, H/8, W/8)
-        noise = noise_like(latents, self._train, generator)
-        timesteps = self._random_timesteps(len(latents), generator)  # (B,)
-
-        predicted, expected = self._predict(loaded.captions, latents, noise, timesteps)
-        late = (timesteps / len(self._alphas)).to(predicted.device)
+        inputs = loaded.inputs.to(self._latents.device)
+        predicted, expected = self._predict(loaded, inputs)
+        late = inputs.timesteps / len(self._alphas)
         errors = image_errors(predicted, expected, self._train.loss_type, late)  # (B,)
-        weights = loaded.loss_scales * self._snr_weights(timesteps)
-        return (errors * weights.to(predicted.device)).mean() * loaded.batch.loss_factor
+        return (errors * inputs.weights).mean() * loaded.batch.loss_factor
 
-    def plain_errors(self, loaded: LoadedBatch, generator: torch.Generator) -> Tensor:
-        """Each image's mean squared error at plain noise, (B,): comparable between options."""
-        latents = self._latents.sample(loaded, generator)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-        timesteps = self._random_timesteps(len(latents), generator)
-        predicted, expected = self._predict(loaded.captions, latents, noise, timesteps)
+    def plain_errors(self, loaded: LoadedBatch) -> Tensor:
+        """Each image's mean squared error, (B,)."""
+        predicted, expected = self._predict(loaded, loaded.inputs.to(self._latents.device))
         return (predicted - expected).square().mean(dim=(1, 2, 3))
 
-    def _predict(
-        self, captions: list[str], latents: Tensor, noise: Tensor, timesteps: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _predict(self, loaded: LoadedBatch, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The UNet's prediction and the right one, both (B, 4, H/8, W/8), fp32."""
-        parts, device = self._parts, self._parts.unet.device
-        alphas = self._alphas[timesteps].to(device)
-        noisy = add_noise(latents, noise, alphas)
+        parts, device = self._parts, self._latents.device
+        latents = self._sampled(loaded.examples, inputs.spread)
+        noisy = add_noise(latents, inputs.noise, inputs.alphas)
 
         with torch.autocast(device.type, self._precision, enabled=self._precision != torch.float32):
-            ids = tokenize(parts.tokenizer, captions)  # (B, 77)
-            hidden = encode(parts.text_encoder, ids, self._train.clip_skip)  # (B, 77, C)
-            predicted = parts.unet(noisy, timesteps.to(device), hidden).sample
-        return predicted.float(), target(parts.prediction_type, latents, noise, alphas)
+            hidden = self._encode(loaded.captions, inputs.ids)  # (B, 77, C)
+            predicted = parts.unet(noisy, inputs.timesteps, hidden).sample
+        expected = target(parts.prediction_type, latents, inputs.noise, inputs.alphas)
+        return predicted.float(), expected
+
+    def _sampled(self, examples: Sequence[Example], spread: Tensor) -> Tensor:
+        """Scaled latents (B, 4, H/8, W/8), sampled from the VAE's distribution of each image."""
+        moments = torch.cat([self._moments(example) for example in examples])
+        distribution = DiagonalGaussianDistribution(moments)
+        sampled: Tensor = distribution.mean + distribution.std * spread
+        return sampled * float(self._parts.vae.config.scaling_factor)
+
+    def _moments(self, example: Example) -> Tensor:
+        if example.is_encoded:
+            return example.tensor.to(self._latents.device, non_blocking=True)
+        return self._latents.encode(example.key, example.tensor)
+
+    def _encode(self, captions: Sequence[str], ids: Tensor) -> Tensor:
+        """The captions' hidden states (B, 77, C); those of a frozen encoder are kept."""
+        encoder, clip_skip = self._parts.text_encoder, self._train.clip_skip
+        if self._texts is None:
+            return encode(encoder, ids, clip_skip)
+        return self._texts.encoded(captions, lambda row: encode(encoder, ids[row, None], clip_skip))
+
+    def _inputs(
+        self,
+        examples: Sequence[Example],
+        spread: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        weights: Tensor,
+    ) -> Inputs:
+        with self._tokenizing:
+            ids = tokenize(self._parts.tokenizer, captions_of(examples))
+        return Inputs(ids, spread, noise, timesteps, self._alphas[timesteps], weights)
+
+    def _latent_shape(self, batch: Batch) -> tuple[int, int, int, int]:
+        vae = self._parts.vae.config
+        scale = 2 ** (len(vae.block_out_channels) - 1)
+        width, height = batch.size
+        return len(batch.pictures), vae.latent_channels, height // scale, width // scale
 
     def _random_timesteps(self, images: int, generator: torch.Generator) -> Tensor:
         first, stop = self._timesteps.start, self._timesteps.stop
@@ -86,6 +143,28 @@ class DiffusionLoss:
         if gamma is None:
             return torch.ones(len(timesteps))
         return min_snr_weights(self._parts.prediction_type, self._alphas[timesteps], gamma)
+
+
+class TextCache:
+    """Hidden states of captions by a frozen text encoder, each encoded by itself, on the device."""
+
+    def __init__(self, max_bytes: int = TEXT_BYTES) -> None:
+        self._room = max_bytes
+        self._kept: dict[str, Tensor] = {}
+
+    def encoded(self, captions: Sequence[str], encode_row: Callable[[int], Tensor]) -> Tensor:
+        """(B, 77, C); ``encode_row`` gives that of one caption, (1, 77, C)."""
+        return torch.cat([self._one(text, row, encode_row) for row, text in enumerate(captions)])
+
+    @torch.no_grad()
+    def _one(self, caption: str, row: int, encode_row: Callable[[int], Tensor]) -> Tensor:
+        if (kept := self._kept.get(caption)) is not None:
+            return kept
+        hidden = encode_row(row)
+        if hidden.nbytes <= self._room:
+            self._room -= hidden.nbytes
+            self._kept[caption] = hidden
+        return hidden
 
 
 def timesteps_of(train: Train, schedule: int) -> range:
@@ -103,14 +182,14 @@ def timesteps_of(train: Train, schedule: int) -> range:
     return timesteps
 
 
-def noise_like(latents: Tensor, train: Train, generator: torch.Generator) -> Tensor:
-    """Normal noise of the latents' shape (B, C, H, W), on their device, with its options."""
-    noise = torch.randn(latents.shape, generator=generator)
+def noise_of(shape: Sequence[int], train: Train, generator: torch.Generator) -> Tensor:
+    """Normal noise of a shape (B, C, H, W), with the request's options."""
+    noise = torch.randn(shape, generator=generator)
     if train.pyramid_noise_discount:
         noise = pyramid_noise(noise, train.pyramid_noise_discount, generator)
     if train.zero_frequency_noise_ratio:
         noise = offset_noise(noise, train.zero_frequency_noise_ratio, generator)
-    return noise.to(latents.device)
+    return noise
 
 
 def image_errors(predicted: Tensor, expected: Tensor, kind: LossType, late: Tensor) -> Tensor:

@@ -89,6 +89,8 @@ class State:
     measured: list[Measured] = field(default_factory=list)
     """Every validation so far."""
     warnings: list[str] = field(default_factory=list)
+    crops_per_image: int = 0
+    """As the run began with it: a resume point of an older version has none."""
 
 
 def prepare(parts: Parts, train: Train, choices: Choices, device: torch.device) -> State:
@@ -109,6 +111,7 @@ def prepare(parts: Parts, train: Train, choices: Choices, device: torch.device) 
         scaler=torch.amp.GradScaler(device.type, enabled=choices.precision == "fp16"),
         averages=_averages(trained, train.ema_decay_rate),
         warnings=_warnings(train),
+        crops_per_image=train.crops_per_image,
     )
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,9 +20,10 @@ import torch
 from msgspec.structs import replace
 
 from services.trainer.order import Outcome, TrainingOrder
-from services.trainer.training.batches import LatentCache, PrefetchLoader
+from services.trainer.training.batches import BatchLoader
 from services.trainer.training.callbacks import Callbacks, Clock
 from services.trainer.training.device import probe
+from services.trainer.training.latents import LatentCache
 from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.optimizer import set_lr, stepped
 from services.trainer.training.progress import ProgressReporter
@@ -59,7 +61,7 @@ class Run:
     """Those that are trained on."""
     epoch_config: EpochConfig
     recipe: Recipe
-    loader: PrefetchLoader
+    loader: BatchLoader
     objective: DiffusionLoss
     metrics: Metrics
     reporter: ProgressReporter
@@ -89,7 +91,8 @@ def train(  # noqa: C901 - the loop is read in one piece
     for epoch in range(state.position.epoch, request.max_epochs):
         batches = plan_epoch(run.pictures, run.epoch_config, epoch)
         done = state.position.step_in_epoch  # 0, except in the epoch that is resumed
-        loaded = run.loader.read(batches[done:], epoch)
+        make_inputs = partial(run.objective.inputs, epoch=epoch)
+        loaded = run.loader.ahead(batches[done:], epoch, make_inputs)
 
         for group in accumulation_groups(len(batches), request.grad_accum):
             if group.start < done:
@@ -106,7 +109,7 @@ def train(  # noqa: C901 - the loop is read in one piece
                     if state.position != resumable:
                         save_resume_point(state, order, callbacks, run.metrics)
                     raise Interrupted(f"stopped after step {state.position.steps}")
-                loss = run.objective.loss(batch, epoch)
+                loss = run.objective.loss(batch)
                 state.scaler.scale(loss / len(group)).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
                 run.reporter.report_step(len(losses))
@@ -144,8 +147,9 @@ def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
 
     callbacks.phase("loading the base model")
     state = begin_or_resume(order, prepare(base_model(order), order.train, choices, device))
+    epoch_config = replace(epoch_config, crops_per_image=state.crops_per_image)
 
-    latents = LatentCache(state.parts.vae)
+    latents = LatentCache(state.parts.vae, Path(order.out))
     objective = DiffusionLoss(state, order, choices, latents)
     metrics = Metrics(Path(order.out), resumed=Path(order.resume) if order.resume else None)
     reporter = ProgressReporter(state, recipe, order, callbacks, metrics=metrics, clock=clock)
@@ -155,12 +159,18 @@ def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
         pictures=pictures.training,
         epoch_config=epoch_config,
         recipe=recipe,
-        loader=PrefetchLoader(Path(order.dataset), pictures.training, epoch_config, latents),
+        loader=BatchLoader(Path(order.dataset), pictures.training, epoch_config, latents),
         objective=objective,
         metrics=metrics,
         reporter=reporter,
         validator=Validator(
-            state, order, callbacks, objective, reporter=reporter, held_out=pictures.held_out
+            state,
+            order,
+            callbacks,
+            objective,
+            latents=latents,
+            reporter=reporter,
+            held_out=pictures.held_out,
         ),
         snapshots=SnapshotWriter(state, order, callbacks),
         schedule=CheckpointSchedule(order, clock),

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from services.trainer.order import Measured, TrainingOrder, Validated
-from services.trainer.training.batches import Example, LoadedBatch, read_pixels
+from services.trainer.training.batches import BatchLoader
 from services.trainer.training.callbacks import Callbacks
 from services.trainer.training.ema import ema_weights
+from services.trainer.training.latents import LatentCache
 from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.progress import ProgressReporter
 from services.trainer.training.state import State, finite
-from shared.dataset.buckets import Size
 from shared.dataset.manifest import Picture
-from shared.dataset.plan import Batch, EpochConfig, augment, seed_of
+from shared.dataset.plan import Batch, EpochConfig, seed_of
 from shared.dataset.validation import held_out_config, plan_held_out
 from shared.diffusion.noise import seeded
 from shared.request import Validation
@@ -34,6 +35,7 @@ class Validator:
         callbacks: Callbacks,
         objective: DiffusionLoss,
         *,
+        latents: LatentCache,
         reporter: ProgressReporter,
         held_out: Sequence[Picture],
     ) -> None:
@@ -41,14 +43,14 @@ class Validator:
         self._asked_for = order.train.validation is not None
         self._validation = order.train.validation or Validation()
         self._epochs = order.train.max_epochs
-        self._folder = Path(order.dataset)
         self._callbacks = callbacks
         self._objective = objective
         self._reporter = reporter
         self._pictures = held_out
         own = EpochConfig.of(order.train, seed=order.seed)
-        self._epoch_config = held_out_config(own, self._validation)
-        self._batches = plan_held_out(held_out, self._epoch_config)
+        config = held_out_config(own, self._validation)
+        self._batches = plan_held_out(held_out, config)
+        self._loader = BatchLoader(Path(order.dataset), held_out, config, latents)
 
     @property
     def is_due(self) -> bool:
@@ -105,20 +107,8 @@ class Validator:
     def _errors(self, batch: Batch) -> Tensor:
         self._callbacks.phase("measuring the validation loss")  # before each batch: it is slow
         generator = seeded(seed_of(self._validation.seed, batch.first, "validation"))
-        return self._objective.plain_errors(self._load(batch), generator)
-
-    def _load(self, batch: Batch) -> LoadedBatch:
-        examples = (
-            self._example(index, batch.size, batch.first + place)
-            for place, index in enumerate(batch.pictures)
-        )
-        return LoadedBatch(batch, tuple(examples))
-
-    def _example(self, index: int, size: Size, position: int) -> Example:
-        picture = self._pictures[index]
-        augmentation = augment(picture, index, size, self._epoch_config, epoch=0, position=position)
-        pixels = read_pixels(self._folder / picture.file, augmentation, size, picture.name)
-        return Example(picture, (index, size, False), augmentation, pixels)
+        make_inputs = partial(self._objective.plain_inputs, generator=generator)
+        return self._objective.plain_errors(self._loader.load(batch, 0, make_inputs))
 
 
 @contextmanager

@@ -39,9 +39,9 @@ class Step:
         monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", self._note_norm)
 
     def _note_loss(self) -> Any:
-        def note(objective: DiffusionLoss, loaded: LoadedBatch, epoch: int) -> Tensor:
+        def note(objective: DiffusionLoss, loaded: LoadedBatch) -> Tensor:
             self.loaded = loaded
-            loss = self._loss(objective, loaded, epoch)
+            loss = self._loss(objective, loaded)
             self.loss = float(loss.detach())
             return loss
 
@@ -99,7 +99,7 @@ def textbook_step(parts: Parts, loaded: LoadedBatch, seed: int) -> tuple[float, 
     """Loss and norms of the gradients; afterwards the parts have the new weights."""
     scheduler = DDPMScheduler.from_config(parts.scheduler_config)
     generator = seeded(seed)
-    pixels = torch.stack([each.pixels for each in loaded.examples if each.pixels is not None])
+    pixels = torch.stack([each.tensor for each in loaded.examples])
     with torch.no_grad():
         latents = parts.vae.encode(pixels).latent_dist.sample(generator) * 0.18215
     noise = torch.randn(latents.shape, generator=generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from services.trainer.order import Outcome
 from services.trainer.training import train as loop
-from services.trainer.training.batches import LatentCache, PrefetchLoader
+from services.trainer.training.batches import BatchLoader
+from services.trainer.training.latents import LatentCache
 from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.recipe import Choices
 from services.trainer.training.saving.metrics import read_lines
@@ -52,15 +54,16 @@ def first_loss(base: Path, dataset: Path, out: Path, **options: Any) -> float:
     """The loss of the first batch, before anything is learnt."""
     order = training_order(out, dataset=dataset, base=base, batch_size=4, **options)
     state = prepare(loop.base_model(order), order.train, CPU, torch.device("cpu"))
-    latents = LatentCache(state.parts.vae)
+    latents = LatentCache(state.parts.vae, out)
     pictures, epoch_config = (
         Manifest.read(dataset).pictures,
         EpochConfig.of(order.train, seed=order.seed),
     )
-    loader = PrefetchLoader(dataset, pictures, epoch_config, latents)
-    (batch,) = loader.read(plan_epoch(pictures, epoch_config, 0), 0)
+    objective = DiffusionLoss(state, order, CPU, latents)
+    loader = BatchLoader(dataset, pictures, epoch_config, latents)
+    (batch,) = plan_epoch(pictures, epoch_config, 0)
     with torch.no_grad():
-        return float(DiffusionLoss(state, order, CPU, latents).loss(batch, 0))
+        return float(objective.loss(loader.load(batch, 0, partial(objective.inputs, epoch=0))))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_timesteps_come_from_the_range_asked_for_and_no_other(
     real = DiffusionLoss._predict
 
     def spy(objective: DiffusionLoss, *arguments: Any) -> Any:
-        seen.update(arguments[-1].tolist())
+        seen.update(arguments[-1].timesteps.tolist())
         return real(objective, *arguments)
 
     monkeypatch.setattr(DiffusionLoss, "_predict", spy)
@@ -249,9 +252,9 @@ def test_held_out_images_are_never_trained_on(
     seen: set[str] = set()
     real = DiffusionLoss.loss
 
-    def spy(objective: DiffusionLoss, loaded: Any, epoch: int) -> Tensor:
+    def spy(objective: DiffusionLoss, loaded: Any) -> Tensor:
         seen.update(each.picture.file for each in loaded.examples)
-        return real(objective, loaded, epoch)
+        return real(objective, loaded)
 
     monkeypatch.setattr(DiffusionLoss, "loss", spy)
     validated(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from msgspec.structs import replace
+from PIL import Image
 from safetensors.torch import load_file
 
 from services.trainer.order import Outcome, TrainingOrder
 from services.trainer.training import train as loop
+from services.trainer.training.latents import Key, LatentCache
 from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.recipe import Choices
 from services.trainer.training.saving.metrics import read_lines
@@ -148,7 +152,7 @@ EVERYTHING: dict[str, Any] = {
         ({"useadam8bit": False, **EVERYTHING}, (300, 280), 4, 3),
     ],
     ids=[
-        "8 bits, cropped anew in each epoch",
+        "8 bits, cropped",
         "32 bits, whole images whose latents are kept",
         "averages, validation and all that can be asked for, stopped within a group",
     ],
@@ -182,6 +186,72 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     first, second = load_file(whole.checkpoint), load_file(resumed.checkpoint)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert timeless(whole.metrics) == timeless(resumed.metrics)
+
+
+@pytest.fixture
+def noisy_dataset(tmp_path: Path) -> Path:
+    """Two images that look different in each crop."""
+    folder = make_dataset(tmp_path / "data", images=2, size=(300, 280))
+    for number in range(2):
+        Image.effect_noise((300, 280), 99).convert("RGB").save(folder / f"{number}.png")
+    return folder
+
+
+def trained_weights(out: Path, **settings: Any) -> dict[str, torch.Tensor]:
+    order = training_order(out, batch_size=2, flip_p=0.5, save_full_precision=True, **settings)
+    return load_file(run(order, RecordingCallbacks()).checkpoint)
+
+
+def different(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name in some if not torch.equal(some[name], others[name])]
+
+
+def test_latents_in_memory_in_a_file_and_encoded_again_train_the_same_weights(
+    base: Path, noisy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"dataset": noisy_dataset, "base": base, "max_epochs": 4}
+    kept = trained_weights(tmp_path / "kept", crops_per_image=2, **settings)
+
+    encode, encoded = LatentCache.encode, []
+
+    def spy(cache: LatentCache, key: Key | None, pixels: torch.Tensor) -> torch.Tensor:
+        encoded.append(key)
+        return encode(cache, key, pixels)
+
+    monkeypatch.setattr(LatentCache, "encode", spy)
+    monkeypatch.setattr(loop, "LatentCache", partial(LatentCache, memory_bytes=0))
+    spilled = trained_weights(tmp_path / "spilled", crops_per_image=2, **settings)
+    assert len(encoded) == len(set(encoded)) < 8
+
+    monkeypatch.setattr("services.trainer.training.latents.DISK_SHARE", 0)
+    again = trained_weights(tmp_path / "again", crops_per_image=2, **settings)
+    assert len(encoded) > 8
+    assert different(kept, spilled) == different(kept, again) == []
+
+    endless = trained_weights(tmp_path / "endless", crops_per_image=0, **settings)
+    assert different(kept, endless) != []
+
+
+def test_a_run_that_began_with_endless_crops_goes_on_with_them(
+    base: Path, noisy_dataset: Path, tmp_path: Path
+) -> None:
+    """As before crops came again: its resume points say nothing of them."""
+    settings: dict[str, Any] = {"dataset": noisy_dataset, "base": base, "max_epochs": 6}
+    whole = trained_weights(tmp_path / "whole", crops_per_image=0, **settings)
+    stopped = RecordingCallbacks(stop_when=lambda steps: steps == 2)
+    order = training_order(
+        tmp_path / "first", batch_size=2, flip_p=0.5, crops_per_image=0, **settings
+    )
+    with pytest.raises(Interrupted):
+        run(order, stopped)
+    folder = stopped.saves[-1][1]
+    position = json.loads((folder / "position.json").read_bytes())
+    assert position.pop("crops_per_image") == 0
+    (folder / "position.json").write_text(json.dumps(position))
+
+    resumed = trained_weights(tmp_path / "second", resume=folder, **settings)
+
+    assert different(whole, resumed) == []
 
 
 def run(order: TrainingOrder, callbacks: RecordingCallbacks) -> Outcome:
@@ -419,9 +489,9 @@ def test_a_dropped_caption_is_the_empty_one_and_all_images_may_be_mirrored(
     seen: list[tuple[str, bool]] = []
     real = DiffusionLoss.loss
 
-    def spy(objective: DiffusionLoss, loaded: Any, epoch: int) -> torch.Tensor:
+    def spy(objective: DiffusionLoss, loaded: Any) -> torch.Tensor:
         seen.extend((each.augmentation.caption, each.augmentation.flip) for each in loaded.examples)
-        return real(objective, loaded, epoch)
+        return real(objective, loaded)
 
     monkeypatch.setattr(DiffusionLoss, "loss", spy)
     train(

@@ -158,6 +158,7 @@ WHOLE: Ranges = {
     "rated_dataset_target_dropout_percent": ([1, 100], [0, 101]),
     "keep_checkpoints": ([1], [0]),
     "keep_tags": ([0, 3], [-1]),
+    "crops_per_image": ([0, 4, 1000], [-1, 1001]),
     "save_every_n_epochs": ([1], [0]),
     "timestep_start": ([0, 999], [-1, 1000]),
     "timestep_end": ([1, 1000], [0, 1001]),

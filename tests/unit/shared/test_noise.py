@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from services.trainer.training.loss import image_errors, noise_like, timesteps_of
+from services.trainer.training.loss import image_errors, noise_of, timesteps_of
 from shared.diffusion.noise import (
     cumulative_alphas,
     min_snr_weights,
@@ -75,13 +75,13 @@ def neighbours_agree(noise: torch.Tensor) -> float:
 
 
 def test_noise_is_plain_unless_more_is_asked_for() -> None:
-    latents = torch.zeros(2, 4, 8, 8)
+    shape = (2, 4, 8, 8)
 
-    plain = noise_like(latents, train_request(), seeded(1))
-    offset = noise_like(latents, train_request(zero_frequency_noise_ratio=0.1), seeded(1))
-    pyramid = noise_like(latents, train_request(pyramid_noise_discount=0.5), seeded(1))
+    plain = noise_of(shape, train_request(), seeded(1))
+    offset = noise_of(shape, train_request(zero_frequency_noise_ratio=0.1), seeded(1))
+    pyramid = noise_of(shape, train_request(pyramid_noise_discount=0.5), seeded(1))
 
-    assert torch.equal(plain, torch.randn(2, 4, 8, 8, generator=seeded(1)))
+    assert torch.equal(plain, torch.randn(shape, generator=seeded(1)))
     assert not torch.equal(plain, offset)
     assert not torch.equal(plain, pyramid)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.dataset.buckets import nearest
+from shared.dataset.buckets import Size, nearest
 from shared.dataset.manifest import Picture
 from shared.dataset.plan import (
     Augmentation,
@@ -255,6 +255,18 @@ def test_a_draw_depends_on_seed_epoch_and_position_alone() -> None:
     assert draws(cat, epoch_config(seed=1, cond_dropout=0.5, flip_p=0.5), 50) != draws(cat, job, 50)
 
 
+def test_an_images_crops_come_again_after_so_many_epochs_and_all_else_goes_on() -> None:
+    (cat,) = pictures((1000, 700))
+    job = epoch_config(crops_per_image=3, flip_p=0.5)
+    drawn = [augment(cat, 0, Size(64, 64), job, epoch=each, position=0) for each in range(60)]
+
+    assert [one.crop for one in drawn] == [one.crop for one in drawn[:3]] * 20
+    assert len({one.crop for one in drawn}) == 3
+    assert len({tuple(one.flip for one in drawn[start::3]) for start in range(3)}) == 3
+    other = augment(cat, 1, Size(64, 64), job, epoch=0, position=0)
+    assert other.crop != drawn[0].crop
+
+
 def named(name: str, count: int, shape: tuple[int, int] = SQUARE, **more: Any) -> list[Picture]:
     return pictures(*[shape] * count, batch_id=name, **more)
 
@@ -439,6 +451,7 @@ def test_an_epoch_config_is_made_from_the_request() -> None:
         max_epochs=7,
         shuffle_tags=True,
         keep_tags=2,
+        crops_per_image=2,
         flip_p=0.5,
         cond_dropout=0.1,
         resolution=640,
@@ -457,6 +470,7 @@ def test_an_epoch_config_is_made_from_the_request() -> None:
         flip_p=0.5,
         shuffle_tags=True,
         keep_tags=2,
+        crops_per_image=2,
     )
     assert EpochConfig.of(Train(data_url="u"), seed=1).rated_percent is None
 

@@ -36,6 +36,7 @@ class ResumeState(Struct, frozen=True, kw_only=True):
     scaler: dict[str, Any]
     warnings: list[str]
     measured: list[Measured] = []
+    crops_per_image: int = 0
 
 
 def save_resume_point(
@@ -69,6 +70,7 @@ def save(state: State, folder: Path, metrics: Metrics) -> None:
         scaler=state.scaler.state_dict(),
         warnings=state.warnings,
         measured=state.measured,
+        crops_per_image=state.crops_per_image,
     )
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
@@ -99,6 +101,7 @@ def load(state: State, folder: Path) -> None:
     state.losses = Losses(loaded.losses)
     state.warnings = loaded.warnings
     state.measured = loaded.measured
+    state.crops_per_image = loaded.crops_per_image
     if loaded.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(loaded.scaler)
     restore_optimizers(state, folder)
