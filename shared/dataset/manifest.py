@@ -121,6 +121,8 @@ class Duplicate(Struct, frozen=True, kw_only=True):
 class TrainedPicture(Struct, frozen=True, kw_only=True):
     """How one image is trained on."""
 
+    number: int = 0
+    """By which it is changed after a check, from 1; 0: an earlier version wrote the report."""
     file: str
     caption: str
     """As it is trained on, without shuffling; cut to :data:`LINE_CHARACTERS`."""
@@ -209,17 +211,25 @@ def line(text: str) -> str:
     return text if len(text) <= LINE_CHARACTERS else f"{text[:LINE_CHARACTERS]}..."
 
 
-def first_lines(lines: Sequence[str]) -> list[str]:
-    """The first sentences of a list; if there are more, the last one says how many."""
-    shown = [line(each) for each in lines[: LISTED if len(lines) <= LISTED else LISTED - 1]]
-    more = len(lines) - len(shown)
+def first_lines(lines: Sequence[str], count: int | None = None) -> list[str]:
+    """The first sentences of a list; if there are more, the last one says how many.
+
+    ``count`` is how many there are, if ``lines`` are only the first.
+    """
+    count = len(lines) if count is None else count
+    shown = [line(each) for each in lines[: LISTED if count <= LISTED else LISTED - 1]]
+    more = count - len(shown)
     return [*shown, f"and {more} more warnings; mend these, and check again"] if more else shown
 
 
-def named(names: Sequence[str]) -> str:
-    """The first few of some names, and how many there are more."""
+def named(names: Sequence[str], count: int | None = None) -> str:
+    """The first few of some names, and how many there are more.
+
+    ``count`` is how many there are, if ``names`` are only the first.
+    """
+    count = len(names) if count is None else count
     shown = ", ".join(short(name) for name in names[:NAMED])
-    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+    return shown if count <= NAMED else f"{shown} and {count - NAMED} more"
 
 
 def first_names(names: Iterable[str]) -> list[str]:

@@ -43,12 +43,17 @@ def split(pictures: Sequence[Picture], validation: Validation | None) -> Split:
             f" holds out {count} of {len(pictures)} images and leaves none to train on;"
             " lower it, add images, or leave validation out"
         )
-    random = random_of(validation.seed, "held out")
-    chosen = frozenset(random.sample(range(len(pictures)), count))
+    chosen = held_out_indices(len(pictures), validation)
     return Split(
         training=tuple(one for index, one in enumerate(pictures) if index not in chosen),
         held_out=tuple(_without_augmentation(pictures[index]) for index in sorted(chosen)),
     )
+
+
+def held_out_indices(images: int, validation: Validation) -> frozenset[int]:
+    """Which of the images are held out, by their indices; all, if there are too few."""
+    count = min(held_out_count(images, validation), images)
+    return frozenset(random_of(validation.seed, "held out").sample(range(images), count))
 
 
 def held_out_count(images: int, validation: Validation) -> int:

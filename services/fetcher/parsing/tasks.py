@@ -23,12 +23,7 @@ from services.fetcher.parsing.datasets.check import check_images
 from services.fetcher.parsing.datasets.checked import CHECKED, CheckedDataset
 from services.fetcher.parsing.datasets.edited import apply_edits
 from services.fetcher.parsing.datasets.pages import add_remark, write_pages, write_previews
-from services.fetcher.parsing.datasets.report import (
-    TOO_LONG,
-    build_report,
-    captions_of,
-    with_tokens,
-)
+from services.fetcher.parsing.datasets.report import build_report, captions_of, with_tokens
 from services.fetcher.parsing.models.diffusers_folder import (
     OpenedModel,
     validate_diffusers_folder,
@@ -38,6 +33,7 @@ from services.fetcher.parsing.models.single_file import NeedsBase
 from services.fetcher.parsing.models.tokenizer_and_size import count_parameters, count_tokens
 from shared.dataset.captions import MAX_TOKENS
 from shared.dataset.manifest import MANIFEST, Manifest
+from shared.dataset.remarks import TOO_LONG
 
 
 class Reports(Protocol):

@@ -6,25 +6,27 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
 from msgspec import UNSET, Meta
+from msgspec.structs import replace
 
 from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.presenter import Presenter
-from services.gateway.jobs.record import Job, Step
+from services.gateway.jobs.record import Job, Step, validation_of
 from services.gateway.jobs.repository import JobRepository, UnknownJob
-from services.gateway.jobs.request_parser import Invalid
+from services.gateway.jobs.request_parser import Invalid, parse_edits
 from services.gateway.jobs.response_types import DatasetPage, DatasetPicture
 from services.gateway.web.application import ANSWER_SECONDS, json_response, unknown_parameters
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
 from services.gateway.web.large_answers import LargeAnswers
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
-from shared.dataset.edits import DatasetEdits, GivenEdit, PictureEdit
-from shared.dataset.manifest import TrainedPicture
+from shared.dataset.edited_report import edited_picture, edited_report, split_of
+from shared.dataset.edits import GivenEdit, PictureEdit
+from shared.dataset.manifest import Report, TrainedPicture
 from shared.dataset.pages import PAGE, PREVIEWS, page_name, page_of, preview_name
 from shared.errors import NotFound
 from shared.ports import ObjectStore
@@ -36,6 +38,9 @@ MOST_LETTERS = 1 << 20
 MOST_CHANGES = 300
 """Of a check: the sum of their bytes, which the database keeps in 32 bits, cannot overflow."""
 MOST_DIGITS = 9
+READ_AT_ONCE = 16
+"""Pages of the store."""
+PAGES_A_SECOND = 50
 
 
 class DatasetRoutes:
@@ -61,6 +66,8 @@ class DatasetRoutes:
         self._bodies = bodies
         self._large_answers = large_answers
         self._clock = clock
+        self._one_change = asyncio.Lock()
+        """Held while all pages of a check are in memory."""
 
     @route(
         "GET",
@@ -100,10 +107,15 @@ class DatasetRoutes:
         if version > MOST_CHANGES:
             raise web.HTTPConflict(text="it was changed too often: send more changes at a time")
         async with self._bodies.json(request, owner, EDITS_BYTES) as body:
-            edits = edits_in(body)
+            edits = parse_edits(body)
             async with asyncio.timeout(ANSWER_SECONDS):
-                change = partial(edited, edits, self._clock())
-                size = left_in_store(change(await self._whole(job)))
+                whole = await self._whole(job)
+                # Mistakes are found before any page is read.
+                edited(edits, self._clock(), whole)
+            async with self._one_change, asyncio.timeout(_seconds_for(pages_of(whole))):
+                found = await self._found(whole)
+                change = partial(edited_with_report, edits, self._clock(), found)
+                size = left_in_store(change(whole))
                 async with self._budgets.changed_check(owner, size):
                     now = await self._repository.change(
                         job.id, change, results=True, request_bytes=size
@@ -129,47 +141,57 @@ class DatasetRoutes:
         """The job with its changes and its report. Raises UnknownJob: it was removed meanwhile."""
         if (changed := await self._repository.with_edits(job)) is None:
             raise UnknownJob
-        return await self._presenter.whole(changed, ["report"])
+        return await self._presenter.whole(changed, ["report", "found_report"])
 
-    async def _shown(self, job: Job, page: int) -> DatasetPage:
-        if not job.pictures:
-            raise web.HTTPConflict(text="there is no dataset to look at, or not yet")
-        pages = max(1, ceil(pictures_of(job) / PAGE))
-        if page > pages:
-            raise Invalid([f"page: expected at most {pages}, got {page}"])
+    async def _found(self, job: Job) -> list[TrainedPicture]:
+        """Every picture as the check has found it."""
+        pages = range(1, pages_of(job) + 1)
+        found: list[TrainedPicture] = []
+        for first in range(0, len(pages), READ_AT_ONCE):
+            some = pages[first : first + READ_AT_ONCE]
+            for pictures in await asyncio.gather(*(self._found_on(job, page) for page in some)):
+                found += pictures
+        return found
+
+    async def _found_on(self, job: Job, page: int) -> list[TrainedPicture]:
         try:
             text = await self._store.get(f"{job.pictures}/{page_name(page)}")
         except NotFound:
             raise web.HTTPConflict(text="what is told of its pictures is deleted") from None
         first = (page - 1) * PAGE + 1
-        found = msgspec.json.decode(text, type=list[TrainedPicture])
-        pictures = [
-            await self._picture(job, number, each) for number, each in enumerate(found, start=first)
-        ]
+        pictures = msgspec.json.decode(text, type=list[TrainedPicture])
+        return [replace(each, number=number) for number, each in enumerate(pictures, start=first)]
+
+    async def _shown(self, job: Job, page: int) -> DatasetPage:
+        if not job.pictures:
+            raise web.HTTPConflict(text="there is no dataset to look at, or not yet")
+        if page > (pages := pages_of(job)):
+            raise Invalid([f"page: expected at most {pages}, got {page}"])
+        found = await self._found_on(job, page)
+        if job.edits:
+            report = msgspec.convert(job.report, Report)
+            split = split_of(pictures_of(job), job.edits, validation_of(job))
+            found = [
+                edited_picture(each, job.edits.get(each.number, PictureEdit()), report, split)
+                for each in found
+            ]
+        pictures = [await self._picture(job, each) for each in found]
         return {"page": page, "pages": pages, "pictures": pictures}
 
-    async def _picture(self, job: Job, number: int, picture: TrainedPicture) -> DatasetPicture:
-        edit = job.edits.get(number, PictureEdit())
+    async def _picture(self, job: Job, picture: TrainedPicture) -> DatasetPicture:
+        number = picture.number
         key, name = f"{job.pictures}/{preview_name(number)}", preview_name(number)
         return {
             "number": number,
             "file": picture.file,
-            "caption": picture.caption if edit.caption is None else edit.caption,
-            "source": picture.source if edit.caption is None else "edit",
+            "caption": picture.caption,
+            "source": picture.source,
             "files": picture.files,
             "bucket": picture.bucket,
             "remarks": picture.remarks,
-            "use": edit.use,
+            "use": job.edits.get(number, PictureEdit()).use,
             "preview": await self._presenter.link(key, name) if number <= PREVIEWS else None,
         }
-
-
-def edits_in(body: Any) -> list[GivenEdit]:
-    """Raises Invalid."""
-    try:
-        return msgspec.convert(body, DatasetEdits).pictures
-    except msgspec.ValidationError as error:
-        raise Invalid([str(error)]) from None
 
 
 def edited(given: Sequence[GivenEdit], now: float, job: Job) -> Step:
@@ -193,17 +215,29 @@ def edited(given: Sequence[GivenEdit], now: float, job: Job) -> Step:
         raise Invalid(["pictures: at least one must be used"])
     if sum(len(edit.caption or "") for edit in edits.values()) > MOST_LETTERS:
         raise Invalid([f"pictures: expected at most {MOST_LETTERS} letters of captions in all"])
-    return Step(msgspec.structs.replace(job, edits=edits))
+    return Step(replace(job, edits=edits))
+
+
+def edited_with_report(
+    given: Sequence[GivenEdit], now: float, found: Sequence[TrainedPicture], job: Job
+) -> Step:
+    """The check with these changes, and with the report on what is trained on then."""
+    job = edited(given, now, job).job
+    before = job.found_report or job.report
+    report = edited_report(
+        msgspec.convert(before, Report), found, job.edits, validation_of(job)
+    ).plain()
+    return Step(replace(job, found_report=before, report=report))
 
 
 def left_in_store(step: Step) -> int:
-    """Bytes of all changes so far, if they are large enough to go into the store.
+    """Bytes of all changes so far and of the report, if they are large enough for the store.
 
-    A copy for a job that trains on them stays there until the check is deleted; the check's own is
-    replaced by its next change.
+    A copy of the changes for a job that trains on them stays there until the check is deleted, as
+    every report does; the check's own is replaced by its next change.
     """
-    size = len(msgspec.json.encode(step.job.edits))
-    return size if size > LARGE else 0
+    sizes = (len(msgspec.json.encode(each)) for each in (step.job.edits, step.job.report))
+    return sum(size for size in sizes if size > LARGE)
 
 
 def _changed(edit: PictureEdit, given: GivenEdit) -> PictureEdit:
@@ -214,4 +248,14 @@ def _changed(edit: PictureEdit, given: GivenEdit) -> PictureEdit:
 
 
 def pictures_of(job: Job) -> int:
-    return int(job.report.get("images", 0)) + int(job.report.get("held_out", 0))
+    """How many there are, also of those that are left out."""
+    report = job.found_report or job.report
+    return int(report.get("images", 0)) + int(report.get("held_out", 0))
+
+
+def pages_of(job: Job) -> int:
+    return max(1, ceil(pictures_of(job) / PAGE))
+
+
+def _seconds_for(pages: int) -> float:
+    return ANSWER_SECONDS + pages / PAGES_A_SECOND

@@ -319,7 +319,7 @@ class JobRoutes:
             job = (await self._authorizer.job(request, owner)).job
             issue = partial(issue_command, kind=kind)
             after = await self._repository.change(job.id, issue) or job
-        if reason := why_no_command(after):
+        if reason := why_no_command(after, kind):
             raise web.HTTPConflict(text=reason)
         return web.json_response(state_of(after))
 

@@ -7,7 +7,12 @@ from itertools import accumulate
 from msgspec.structs import replace
 
 from services.gateway.jobs.record import Job
-from shared.messaging.messages import CheckpointSaved, DrawnSample, SavedCheckpoint
+from shared.messaging.messages import (
+    CheckpointSampled,
+    CheckpointSaved,
+    DrawnSample,
+    SavedCheckpoint,
+)
 from shared.request import Command
 
 MAX_SAMPLES_BYTES = 8 << 20
@@ -51,7 +56,17 @@ def with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:
     listed = sum(size <= MAX_SAMPLES_BYTES for size in sizes)
     if listed < len(newest_first) and LEFT_OUT not in job.warnings:
         job = replace(job, warnings=(*job.warnings, LEFT_OUT))
-    return replace(job, samples=tuple(reversed(newest_first[:listed])))
+    drawn = {each.step for each in samples}
+    asked = tuple(step for step in job.asked_rows if step not in drawn)
+    return replace(job, samples=tuple(reversed(newest_first[:listed])), asked_rows=asked)
+
+
+def with_asked_row(job: Job, fact: CheckpointSampled) -> Job:
+    """Note the row of a command until it is drawn: it may come too late."""
+    if fact.command <= job.commands_done.get("sample", 0):
+        return job
+    job = with_command_done(job, "sample", fact.command)
+    return replace(job, asked_rows=(*job.asked_rows, fact.row.step))
 
 
 def with_command_done(job: Job, kind: Command, number: int) -> Job:

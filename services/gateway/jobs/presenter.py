@@ -11,12 +11,12 @@ import msgspec
 import structlog
 
 from services.gateway.jobs.record import (
-    EDITS,
     RESULT_FIELDS,
     Job,
     StageRecord,
     delay_time,
     execution_time,
+    unfulfilled,
     unpublished,
 )
 from services.gateway.jobs.response_types import (
@@ -52,10 +52,6 @@ LINK_SECONDS = 7 * 24 * 3600
 NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")
 
 log = structlog.get_logger()
-CHANGED_SINCE = (
-    "captions were changed or pictures left out after this report: GET /jobs/{id}/dataset shows"
-    " what is trained on now"
-)
 
 
 class Presenter:
@@ -219,7 +215,7 @@ def current_stage(job: Job) -> Stage | None:
 def results(job: Job, links: dict[str, str]) -> Results | CheckResult:
     """``output`` at the end: all results there are, however the job ended."""
     if job.checks:
-        return {"dataset": _found(job)}
+        return {"dataset": job.report}
     shown: Results = {
         "train": _trained(job, links) if job.trains else None,
         "inference": [_image(each, links) for each in job.images],
@@ -245,7 +241,7 @@ def _trained(job: Job, links: dict[str, str]) -> TrainingResult:
 def _warnings(job: Job) -> list[str]:
     """What the request, the dataset and the workers are said of; each sentence once."""
     every = (
-        *(*job.warnings, *unpublished(job)),
+        *(*job.warnings, *unpublished(job), *unfulfilled(job)),
         *(*job.report.get("warnings", ()), *job.summary.get("warnings", ())),
     )
     return list(dict.fromkeys(every))
@@ -303,12 +299,3 @@ def iso(moment: float) -> str:
 def iso_or_null(moment: float | None) -> str | None:
     """The same for a moment that may be None."""
     return None if moment is None else iso(moment)
-
-
-def _found(check: Job) -> dict[str, Any]:
-    """What a check has found; that its pictures were changed since is the first warning."""
-    if not check.edits and EDITS not in check.stored:
-        return check.report
-    warnings = [CHANGED_SINCE, *check.report.get("warnings", ())]
-    count = check.report.get("warnings_count", 0) + 1
-    return {**check.report, "warnings": warnings, "warnings_count": count}

@@ -20,7 +20,7 @@ from shared.messaging.messages import (
     decode,
     stable_id,
 )
-from shared.request import Command, Policy, WebhookEvent
+from shared.request import Command, Policy, Train, Validation, WebhookEvent
 
 GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
 PUBLICATIONS: Mapping[Stage, str] = {
@@ -30,6 +30,7 @@ PUBLICATIONS: Mapping[Stage, str] = {
 """The stages that upload to the user's bucket, and what."""
 RESULT_FIELDS = (
     "report",
+    "found_report",
     "checkpoints",
     "summary",
     "records",
@@ -42,6 +43,14 @@ RESULT_FIELDS = (
 LARGE_FIELDS = ("input", *RESULT_FIELDS)
 EDITS = "edits"
 """A field that may be large too, and that users change often: only its last value is kept."""
+
+
+NOT_DRAWN = "were not drawn: the job ended before"
+NOT_DONE: Mapping[Command, str] = {
+    "sample": f"the samples that were asked for {NOT_DRAWN}",
+    "save": "the checkpoint that was asked for was not saved: the training ended before",
+}
+"""What is said of a command that was taken and not carried out; a ``stop`` is, by any end."""
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -140,6 +149,9 @@ class Job(Struct, frozen=True, kw_only=True):
     """Of this run, by stage. It is kept beside the record, which only earlier versions wrote it to;
     :meth:`.repository.JobRepository.version` joins them."""
     report: dict[str, Any] = field(default_factory=dict)
+    """On the dataset; of a check as it is trained on after all changes."""
+    found_report: dict[str, Any] = field(default_factory=dict)
+    """A check's before the first change; empty: there was none."""
     pictures: str = ""
     """Store prefix of the pages that tell of every picture of the dataset."""
     pictures_bytes: int = 0
@@ -154,6 +166,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """Number of the newest command of each kind, from 1."""
     commands_done: dict[Command, int] = field(default_factory=dict, name="granted")
     """Number of the newest command that is done; a ``stop`` is done when the training ends."""
+    asked_rows: tuple[int, ...] = ()
+    """Steps of the rows of samples that a command asked for and that are not drawn yet."""
     warnings: tuple[str, ...] = ()
     """In addition to those of the training's summary."""
     resume_point: str | None = None
@@ -235,9 +249,19 @@ def webhook_id(job: Job, event: WebhookEvent, number: int) -> str:
 
 def clip_skip_of(job: Job) -> int:
     """The ``clip_skip`` that the job trained with; 0 if it trained nothing."""
-    submitted = decode(job.stages["staging"].trigger)
-    train = submitted.train if isinstance(submitted, Submission) else None
+    train = _train_of(job)
     return train.clip_skip if train else 0
+
+
+def validation_of(job: Job) -> Validation | None:
+    """What the job holds out of training; None: nothing."""
+    train = _train_of(job)
+    return train.validation if train else None
+
+
+def _train_of(job: Job) -> Train | None:
+    submitted = decode(job.stages["staging"].trigger)
+    return submitted.train if isinstance(submitted, Submission) else None
 
 
 def milliseconds(seconds: float) -> int:
@@ -254,8 +278,8 @@ def execution_time(job: Job, now: float) -> int:
     return 0 if job.started_at is None else milliseconds((job.ended_at or now) - job.started_at)
 
 
-def why_no_command(job: Job) -> str | None:
-    """Why a job takes no commands; None: its training runs.
+def why_no_command(job: Job, kind: Command) -> str | None:
+    """Why a job does not take this command; None: its training runs.
 
     It runs from the first grant to its end, also while it waits for another worker.
     """
@@ -268,7 +292,24 @@ def why_no_command(job: Job) -> str | None:
         return "the training has ended"
     if training is None or job.started_at is None:
         return f"the training has not begun: the job is {job.status}"
+    if kind != "stop" and "stop" in job.commands:
+        return "the training ends after its current step: it was stopped"
     return None
+
+
+def unfulfilled(job: Job) -> list[str]:
+    """A warning for each command that was taken, and that the training ended before."""
+    if not job.ended:
+        return []
+    pending = [kind for kind, text in NOT_DONE.items() if is_open(job, kind)]
+    steps = ", ".join(str(step) for step in job.asked_rows)
+    undrawn = [f"the samples that were asked for at step {steps} {NOT_DRAWN}"] if steps else []
+    return [*undrawn, *(NOT_DONE[kind] for kind in pending)]
+
+
+def is_open(job: Job, kind: Command) -> bool:
+    """Whether a command was taken and is not done yet."""
+    return job.commands.get(kind, 0) > job.commands_done.get(kind, 0)
 
 
 def open_stages(job: Job) -> list[OpenStage]:

@@ -13,8 +13,10 @@ import msgspec
 from msgspec import Struct
 from msgspec import inspect as types
 
+from services.gateway.jobs.fields.descriptions import describe
 from services.gateway.jobs.fields.names import INPUT_FIELDS, PLACES, TOP_FIELDS, unknown
 from services.gateway.jobs.fields.rules import ADDRESS, MODEL, RULES, Rule, bucket_twice
+from shared.dataset.edits import GivenEdit
 from shared.network.addresses import shown_url
 from shared.request import (
     FIRST_TIMESTEP,
@@ -86,6 +88,30 @@ def parse_request(body: Any) -> Request:
         train=train, model=model, inference=inference, s3=s3, webhook=webhook,
         webhook_events=events, policy=policy, warnings=tuple(_warnings(top, train)),
     )  # fmt: skip
+
+
+def parse_edits(body: Any) -> list[GivenEdit]:
+    """The changes of a check's pictures in a decoded JSON body.
+
+    Raises:
+        Invalid: with every mistake of the body at once.
+    """
+    mistakes: list[str] = []
+    top = _object(body, "the request", mistakes)
+    _report_unknown(top, ["pictures"], "", mistakes)
+    value = top.get("pictures")
+    if not isinstance(value, list) or not value:
+        if not mistakes:
+            expected = "a list, each item an object with the number of a picture"
+            mistakes.append(f"pictures: expected {expected}, got {shown(value)}")
+        raise Invalid(mistakes)
+    edits = [
+        _struct(GivenEdit, each, f"pictures[{index}]", mistakes)
+        for index, each in _items(value, "pictures", mistakes)
+    ]
+    if mistakes:
+        raise Invalid(mistakes)
+    return [edit for edit in edits if edit]
 
 
 def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:
@@ -298,8 +324,8 @@ def _convert(value: Any, kind: types.Type) -> Any:
             _require((above is None or value > above) and (below is None or value < below))
         case types.BoolType():
             _require(isinstance(value, bool))
-        case types.StrType(min_length=least):
-            _require(isinstance(value, str) and len(value) >= (least or 0))
+        case types.StrType(min_length=least, max_length=most):
+            _require(isinstance(value, str) and (least or 0) <= len(value) <= (most or math.inf))
         case types.ListType():
             _require(isinstance(value, list))
     return value
@@ -315,51 +341,10 @@ def _require(holds: bool) -> None:  # noqa: FBT001 - the condition itself
         raise ValueError
 
 
-def describe(kind: types.Type) -> str:  # noqa: PLR0911 - one return for each kind
-    """A field's type and range in words, for messages and documentation."""
-    match kind:
-        case types.UnionType(types=members):
-            return " or ".join(describe(each) for each in members)
-        case types.LiteralType(values=values):
-            return "one of " + ", ".join(str(each) for each in values)
-        case types.IntType(ge=low, le=high):
-            return "an integer" + _range(low, high)
-        case types.FloatType(gt=above, ge=low, le=high, lt=below):
-            return (
-                "a number"
-                + (f" above {above:g}" if above is not None else "")
-                + (f" and below {below:g}" if below is not None else "")
-                + _range(low, high)
-            )
-        case types.BoolType():
-            return "true or false"
-        case types.NoneType():
-            return "null"
-        case types.StructType():
-            return "an object"
-        case types.ListType(item_type=item):
-            return f"a list, each item {describe(item)}"
-        case types.StrType(min_length=least):
-            return "a string" + (", not empty" if least else "")
-    return "something else"
-
-
 SHOWN_LETTERS = 120
 CREDENTIALS = re.compile(r'(?<=//)[^"\s]*@')
 QUERY = re.compile(r'(//[^"\s?#]*\?)[^"\s]+')
 """The query of an address may be a secret, so no message shows it."""
-
-
-def _range(low: float | None, high: float | None) -> str:
-    if low is not None and high is not None:
-        return f" from {_number(low)} to {_number(high)}"
-    if low is not None:
-        return f" of at least {_number(low)}"
-    return f" of at most {_number(high)}" if high is not None else ""
-
-
-def _number(bound: float) -> str:
-    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _report_unknown(

@@ -13,6 +13,7 @@ import msgspec
 
 from services.gateway.jobs.outputs import (
     merged_checkpoints,
+    with_asked_row,
     with_checkpoint,
     with_command_done,
     with_samples,
@@ -26,6 +27,7 @@ from services.gateway.jobs.record import (
     KeptDataset,
     StageRecord,
     Step,
+    is_open,
     why_no_command,
 )
 from services.gateway.jobs.webhook_schedule import (
@@ -176,7 +178,7 @@ def issue_command(job: Job, kind: Command) -> Step:
 
     Repeated before it is done, it stays one command. A job that is not training stays as it is.
     """
-    if why_no_command(job):
+    if why_no_command(job, kind):
         return Step(job)
     done = job.commands_done.get(kind, 0)
     job = replace(job, commands={**job.commands, kind: done + 1})
@@ -191,8 +193,13 @@ def keep_dataset(job: Job, until: float, now: float) -> Step:
 
 
 def forget_dataset(job: Job) -> Step:
-    """A check's dataset is deleted."""
+    """A check's dataset is deleted, and with it what was changed."""
     stored = {place: key for place, key in job.stored.items() if place != "edits"}
+    if job.found_report or "found_report" in stored:
+        stored.pop("report", None)
+        if large := stored.pop("found_report", None):
+            stored["report"] = large
+        job = replace(job, report=job.found_report, found_report={})
     return Step(replace(job, kept=None, edits={}, stored=stored))
 
 
@@ -217,6 +224,7 @@ def rerun(job: Job, now: float) -> Step:
         stages={stage: _reopened(record) for stage, record in job.stages.items()},
         commands={},
         commands_done={},
+        asked_rows=(),
         webhook_attempts=0,
         webhook_settled=False,
     )
@@ -468,8 +476,7 @@ def _send_commands(job: Job) -> tuple[Effect, ...]:
 
 
 def _open_commands(job: Job) -> dict[Command, int]:
-    done = job.commands_done
-    return {kind: number for kind, number in job.commands.items() if number > done.get(kind, 0)}
+    return {kind: number for kind, number in job.commands.items() if is_open(job, kind)}
 
 
 def _refusal(fact: StageFact, reply_queue: str | None, reason: str) -> tuple[Effect, ...]:
@@ -655,7 +662,7 @@ def _with_saved(job: Job, fact: CheckpointSampled | CheckpointSaved | ResumePoin
     """Training saved something, either by schedule or by a command."""
     match fact:
         case CheckpointSampled():
-            return with_command_done(job, "sample", fact.command)
+            return with_asked_row(job, fact)
         case CheckpointSaved():
             return with_command_done(with_checkpoint(job, fact), "save", fact.command)
         case ResumePointSaved():

@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from services.fetcher.parsing.datasets import pages as written
+from shared.dataset.edited_report import SIZES_AS_FOUND, edited_report
 from shared.dataset.edits import EditedDataset, PictureEdit
-from shared.dataset.manifest import Manifest, TrainedPicture
+from shared.dataset.manifest import Manifest, Report, TrainedPicture
 from shared.dataset.pages import page_name, preview_name
 from shared.errors import Refused
 from shared.messaging.messages import DatasetStaged
+from shared.request import Validation
 from shared.storage.folders import download_folder
 from shared.storage.manifest import MANIFEST
 from tests.integration.fetcher.test_work import Staging, drawn, zip_of
@@ -29,6 +31,7 @@ FILES = {
     "a dog, running_1.png": drawn(900, 500),
     "broken.png": b"not a picture",
 }
+TINY = drawn(50, 40)
 
 
 @pytest.fixture
@@ -40,12 +43,14 @@ async def checked(staging: Staging, web: Web) -> DatasetStaged:
     return await staging.perform(data_url=web.serve("/data.zip", zip_of(FILES)))
 
 
-async def again(staging: Staging, dataset: str, edits: dict[int, PictureEdit]) -> DatasetStaged:
+async def again(
+    staging: Staging, dataset: str, edits: dict[int, PictureEdit], **train: Any
+) -> DatasetStaged:
     """Staged for a job that trains on it."""
     edited = EditedDataset(dataset=dataset, edits=edits)
     key = "jobs/check/values/0123abcd.json"
     await staging.store.put(key, msgspec.json.encode(edited))
-    return await staging.perform(data_url=f"store:{key}", attempt=2)
+    return await staging.perform(data_url=f"store:{key}", attempt=2, **train)
 
 
 async def pictures_of(staging: Staging, staged: DatasetStaged) -> list[TrainedPicture]:
@@ -135,6 +140,43 @@ async def test_captions_are_changed_pictures_left_out_and_warnings_follow(
     assert [each.source for each in found] == ["edit", "name", "missing"]
     assert not any("the same pixels" in remark for each in found for remark in each.remarks)
     assert found[2].remarks == ["no caption: trained on without words"]
+
+
+async def test_the_report_of_a_changed_check_is_that_of_the_job_on_it(
+    staging: Staging, web: Web
+) -> None:
+    validation = Validation(val_split_proportion=0.5)
+    first = await staging.perform(
+        data_url=web.serve("/data.zip", zip_of({**FILES, "IMG_0003.txt": b"a", "_1.png": TINY})),
+        validation=validation,
+    )
+    edits = {
+        1: PictureEdit(caption="a photo of ted,, at \\(the\\) beach"),
+        2: PictureEdit(use=False),
+        4: PictureEdit(caption="a cat"),
+        5: PictureEdit(caption=" "),
+    }
+    second = await again(staging, first.dataset, edits, validation=validation)
+
+    shown = edited_report(
+        msgspec.convert(first.report, Report),
+        await pictures_of(staging, first),
+        edits,
+        validation,
+    )
+
+    staged = msgspec.convert(second.report, Report)
+    assert shown.held_out == 2
+    for name in (
+        "images", "held_out", "captions", "missing_captions", "skipped", "skipped_count",
+        "undersized", "undersized_count", "duplicates", "duplicates_count",
+    ):  # fmt: skip
+        assert getattr(shown, name) == getattr(staged, name), name
+    assert {*shown.warnings} - {SIZES_AS_FOUND} == {*staged.warnings}
+    assert shown.warnings_count == staged.warnings_count + 1
+    told = [(p.file, p.caption, p.source, {*p.remarks}) for p in shown.pictures]
+    expected = [(p.file, p.caption, p.source, {*p.remarks}) for p in staged.pictures]
+    assert sorted(told) == sorted(expected)
 
 
 async def test_a_changed_caption_that_is_cut_is_named(staging: Staging, web: Web) -> None:

@@ -16,16 +16,17 @@ from services.gateway.background.retention import CLOCKS_DIFFER
 from services.gateway.endpoints import datasets
 from services.gateway.jobs.transitions import KEPT_SECONDS
 from services.gateway.web.large_answers import LargeAnswers
+from shared.dataset.edited_report import LEFT_OUT, SIZES_AS_FOUND
 from shared.dataset.edits import EditedDataset, PictureEdit
-from shared.dataset.manifest import TrainedPicture
+from shared.dataset.manifest import Captions, Report, TrainedPicture
 from shared.dataset.pages import PAGE, page_name, preview_name
 from shared.messaging.messages import DatasetStaged, StageFailed, StagingDue
 from shared.messaging.topology import FETCHER, TRAINER
 from shared.request import Policy
+from shared.storage import large_fields
 from tests.support.gateway_world import (
     DEADLINE,
     OTHER_KEY,
-    REPORT,
     TRAIN_ONLY,
     Answer,
     Claimed,
@@ -77,7 +78,7 @@ async def staged(
     await fetcher.publish(
         DatasetStaged, train=due.train, dataset=prefix, base_model="cache/base/", pictures=pages,
         dataset_bytes=dataset_bytes, pictures_bytes=PAGES_BYTES,
-        report={**REPORT, "images": 100, "held_out": 20},
+        report=Report(images=PICTURES, captions=Captions(from_names=PICTURES)).plain(),
     )  # fmt: skip
 
 
@@ -146,7 +147,12 @@ async def test_what_is_trained_is_what_the_pages_show_after_changes(here: World)
     assert (last["number"], last["use"]) == (60, False)
 
     report = (await here.status(job))["output"]["dataset"]
-    assert "after this report: GET /jobs/{id}/dataset shows" in report["warnings"][0]
+    assert (report["images"], report["skipped_count"]) == (119, 1)
+    assert report["skipped"] == [{"file": "60.jpg", "reason": LEFT_OUT}]
+    assert (report["captions"]["from_names"], report["captions"]["edited"]) == (118, 1)
+    first = report["pictures"][0]
+    assert (first["number"], first["caption"], first["source"]) == (2, "a red cat", "edit")
+    assert report["warnings"][0] == SIZES_AS_FOUND
     assert report["warnings_count"] == len(report["warnings"])
 
     assert (await train(here, job)).status == 200
@@ -168,17 +174,55 @@ async def test_a_later_change_does_not_reach_a_job_that_was_submitted(here: Worl
     assert (await edited(here)).edits == {1: PictureEdit()}
 
 
+async def test_changes_that_are_taken_back_or_forgotten_leave_the_report_as_it_was(
+    here: World,
+) -> None:
+    job = await checked(here)
+    before = (await here.status(job))["output"]["dataset"]
+    await change(here, job, {"number": 1, "use": False}, {"number": 2, "caption": ""})
+    changed = (await here.status(job))["output"]["dataset"]
+    await change(here, job, {"number": 1, "use": True}, {"number": 2, "caption": None})
+    back = (await here.status(job))["output"]["dataset"]
+    await change(here, job, {"number": 1, "use": False})
+    here.clock.ahead = DAY_OVER
+    await deleted_what_is_over(here)
+
+    assert (changed["images"], changed["missing_captions"]) == (119, ["2.jpg"])
+    assert {**back, "pictures": []} == before
+    assert (await here.status(job))["output"]["dataset"] == before
+
+
+async def test_a_report_that_is_large_follows_the_changes_too(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_fields, "LARGE", 100)
+    job = await checked(here)
+    await change(here, job, {"number": 1, "use": False})
+    await change(here, job, {"number": 2, "use": False})
+    assert (await here.status(job))["output"]["dataset"]["images"] == 118
+    here.clock.ahead = DAY_OVER
+    await deleted_what_is_over(here)
+
+    assert (await here.status(job))["output"]["dataset"]["images"] == 120
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
         ({"pictures": [{"number": 121}]}, "there are 120, and none with number 121"),
-        ({"pictures": [{"number": 0}]}, "number"),
-        ({"pictures": []}, "pictures"),
-        ({"pictures": [{"number": 1, "captoin": "x"}]}, "captoin"),
-        ({"pictures": [{"number": 1, "caption": "x" * 8193}]}, "8192"),
-        ({"pictures": [{"number": 1, "use": "no"}]}, "use"),
+        ({"pictures": [{"number": 0}]}, "pictures[0].number: expected an integer of at least 1"),
+        ({"pictures": []}, "pictures: expected a list, each item an object"),
+        ({"picture": [{"number": 1}]}, "picture: no such field; did you mean pictures?"),
+        (
+            {"pictures": [{"number": 1, "captoin": "x"}]},
+            "[0].captoin: no such field; did you mean caption?",
+        ),
+        ({"pictures": [{"number": 1, "prompt": "x"}]}, "[0].prompt: no such field; known: number"),
+        ({"pictures": [{"caption": "x"}]}, "[0].number: required, but missing"),
+        ({"pictures": [{"number": 1, "caption": "x" * 8193}]}, "a string of at most 8192 letters"),
+        ({"pictures": [{"number": 1, "use": "no"}]}, '[0].use: expected true or false, got "no"'),
         ({"pictures": [{"number": n, "use": False} for n in range(1, 121)]}, "at least one"),
-        ([], "object"),
+        ([], "the request: expected an object"),
     ],
 )
 async def test_a_change_that_makes_no_sense_is_refused_whole(

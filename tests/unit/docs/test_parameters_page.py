@@ -11,7 +11,7 @@ import pytest
 from msgspec import NODEFAULT, Struct
 from msgspec import inspect as types
 
-from services.gateway.jobs.request_parser import describe
+from services.gateway.jobs.fields.descriptions import describe
 from shared.request import Inference, Policy, S3Config, Train, Validation
 
 ROOT = Path(__file__).parents[3]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from msgspec import inspect as types
 
 from services.gateway.jobs import request_parser
-from services.gateway.jobs.request_parser import MAX_LETTERS, Invalid, describe, parse_request
+from services.gateway.jobs.fields.descriptions import describe
+from services.gateway.jobs.request_parser import MAX_LETTERS, Invalid, parse_request
 from shared.request import (
     DEFAULT_BASE,
     Inference,

@@ -23,6 +23,7 @@ from services.gateway.jobs.record import (
     delay_time,
     execution_time,
     overdue,
+    unfulfilled,
     unpublished,
     why_no_command,
 )
@@ -1228,11 +1229,11 @@ def test_a_repeated_command_is_the_same_one_until_it_is_granted_and_then_another
 def test_what_a_lost_worker_left_undone_comes_with_the_next_grant() -> None:
     history = in_training()
     history.command("save")
-    history.command("stop")
+    history.command("sample")
     history.receive(saved("t", "asked for", command=1))
     history.receive(TrainingInterrupted(job="job", stage="training", claim="t"))
 
-    assert history.command("sample") == []  # no worker to receive it
+    assert history.command("stop") == []  # no worker to receive it
     grant = history.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
     assert grant.commands == {"stop": 1, "sample": 1}
@@ -1283,9 +1284,52 @@ def test_a_training_that_is_not_running_takes_no_commands(
     history = make()
     before = history.job
 
-    assert why_no_command(before) == reason
+    assert why_no_command(before, "sample") == reason
     assert [history.command(kind) for kind in ("sample", "save", "stop")] == [[], [], []]
     assert history.job == before
+
+
+def test_a_training_that_was_stopped_takes_no_command_that_it_would_not_carry_out() -> None:
+    history = in_training()
+    history.command("stop")
+
+    for kind in ("sample", "save"):
+        assert why_no_command(history.job, kind) == (
+            "the training ends after its current step: it was stopped"
+        )
+        assert history.command(kind) == []
+    assert why_no_command(history.job, "stop") is None
+
+
+def test_a_command_that_the_training_ended_before_is_said_at_the_end() -> None:
+    history = in_training()
+    history.command("sample")
+    history.command("save")
+    assert unfulfilled(history.job) == []
+
+    history.apply(transitions.cancel(history.job, history.now))
+
+    assert unfulfilled(history.job) == [
+        "the samples that were asked for were not drawn: the job ended before",
+        "the checkpoint that was asked for was not saved: the training ended before",
+    ]
+
+
+@pytest.mark.parametrize("is_drawn", [True, False])
+def test_a_row_that_was_asked_for_and_not_drawn_in_time_is_said_at_the_end(
+    *, is_drawn: bool
+) -> None:
+    history = in_training()
+    history.receive(sampled("t", command=0))
+    history.command("sample")
+    history.receive(sampled("t", command=1))
+    if is_drawn:
+        history.receive(samples_generated(sample(3, 0)))
+
+    history.apply(transitions.cancel(history.job, history.now))
+
+    said = "the samples that were asked for at step 3 were not drawn: the job ended before"
+    assert unfulfilled(history.job) == ([] if is_drawn else [said])
 
 
 def test_another_run_has_no_commands_of_the_one_before() -> None:
@@ -1294,7 +1338,9 @@ def test_another_run_has_no_commands_of_the_one_before() -> None:
     history.fail("training", "t", kind="refused")
     retried(history)
 
-    assert why_no_command(history.job) == "the training has not begun: the job is IN_QUEUE"
+    assert why_no_command(history.job, "save") == (
+        "the training has not begun: the job is IN_QUEUE"
+    )
     grant = history.claim("training", "t2")
     assert isinstance(grant, ClaimGranted)
     assert grant.commands == {}

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked
 from services.fetcher.parsing.datasets.camera_names import is_camera_name
-from services.fetcher.parsing.datasets.checked import CheckedDataset, Doubt, Notes, same_pixels
+from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
 from services.fetcher.parsing.datasets.image_check import UnusableImage, inspect
 from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS, ImageOptions
 from services.fetcher.parsing.datasets.sidecars import ImageTexts, Sidecars
@@ -22,6 +22,7 @@ from shared.dataset.manifest import (
     named,
     short,
 )
+from shared.dataset.remarks import Doubt, same_pixels
 from shared.errors import Refused
 
 T = TypeVar("T")

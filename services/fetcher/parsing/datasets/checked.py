@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from services.fetcher.parsing.datasets import sidecars
-from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
-from shared.dataset.manifest import Captions, Duplicate, Picture, Skipped, named, short
+from shared.dataset.manifest import LISTED, Captions, Duplicate, Picture, Skipped
+from shared.dataset.remarks import Doubt, summaries
 from shared.errors import Refused
 
 CHECKED = "checked.json"
@@ -20,7 +20,6 @@ CHECKED = "checked.json"
 
 Source = Literal[sidecars.Source, "edit"]
 """Where a main prompt is from; the last: from a person who looked at the report."""
-Doubt = Literal["no_caption", "empty_file", "camera_name", "unreadable_name", "cut"]
 
 
 class Notes(Struct, frozen=True, kw_only=True):
@@ -62,24 +61,11 @@ class CheckedDataset(Struct, frozen=True, kw_only=True):
 
     def summaries(self) -> Iterator[str]:
         """One line for each kind of trouble with images and captions."""
-        if self.skipped:
-            files = [f"{each.file} ({each.reason})" for each in self.skipped]
-            yield f"not used, {_count(files, 'file')}: {named(files)}"
-        if names := _with_captions(self.doubtful("camera_name")):
-            yield (
-                f"{_count(names, 'caption')} from a name that a camera or a counter"
-                " gave: the model learns that word, not what is shown. Name the pictures by what"
-                " they show (a photo of ted_1.jpg), or put a text beside each (IMG_1.txt for"
-                f" IMG_1.jpg): {named(names)}"
-            )
-        if names := _with_captions(self.doubtful("unreadable_name")):
-            yield (
-                f"{_count(names, 'caption')} from a name in an unknown encoding,"
-                " perhaps garbage; make the zip with names in UTF-8, or put a text beside each"
-                f" picture: {named(names)}"
-            )
-        if cut := [picture.name for picture in self.doubtful("cut")]:
-            yield f"{_count(cut, 'caption')} cut to max_caption_length: {named(cut)}"
+        return summaries(
+            [(each.file, each.reason) for each in self.skipped[:LISTED]],
+            len(self.skipped),
+            lambda doubt: [(each.name, each.caption) for each in self.doubtful(doubt)],
+        )
 
     def write(self, folder: Path) -> None:
         (folder / CHECKED).write_bytes(msgspec.json.encode(self))
@@ -91,32 +77,3 @@ class CheckedDataset(Struct, frozen=True, kw_only=True):
             return msgspec.json.decode((folder / CHECKED).read_bytes(), type=cls)
         except (OSError, msgspec.DecodeError) as error:
             raise Refused(f"the dataset's {CHECKED} cannot be read: {error}") from None
-
-
-def same_pixels(name: str) -> str:
-    """The remark on a picture that is the same as an earlier one."""
-    return f"the same pixels as {short(name)}"
-
-
-def remark_on(doubt: Doubt, picture: Picture) -> str:
-    """What the report says of a doubt, beside the picture."""
-    match doubt:
-        case "no_caption":
-            return "no caption: trained on without words"
-        case "empty_file":
-            return "its caption file is empty"
-        case "camera_name":
-            return "its caption is the name that a camera or a counter gave"
-        case "unreadable_name":
-            return "its name is in an unknown encoding, and its caption may be garbage"
-        case "cut":
-            limit = min(picture.max_caption_length, MAX_CAPTION_CHARACTERS)
-            return f"its caption is cut to {limit} characters"
-
-
-def _with_captions(pictures: Sequence[Picture]) -> list[str]:
-    return [f"{short(picture.name)} ({picture.caption[:40]!r})" for picture in pictures]
-
-
-def _count(items: Sequence[str], what: str) -> str:
-    return f"{len(items)} {what}{'' if len(items) == 1 else 's'}"

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from services.fetcher.parsing.datasets.checked import (
-    CheckedDataset,
-    Doubt,
-    Notes,
-    Source,
-    same_pixels,
-)
+from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes, Source
 from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
 from shared.dataset.captions import bounded, parse
+from shared.dataset.edited_report import LEFT_OUT, duplicates_without
 from shared.dataset.edits import PictureEdit
-from shared.dataset.manifest import Duplicate, Picture, Skipped, short
+from shared.dataset.manifest import Picture, Skipped, short
+from shared.dataset.remarks import Doubt, is_about_caption, same_pixels
 from shared.errors import Refused
-
-LEFT_OUT = "left out by a change of the checked dataset"
 
 
 def apply_edits(
@@ -52,7 +46,8 @@ def apply_edits(
         notes.append(of_it if edit.caption is None else _edited(of_it, picture, edit.caption))
     if not pictures:
         raise Refused("the checked dataset: every picture of it is left out")
-    duplicates = _duplicates(checked.duplicates, {short(picture.name) for picture in pictures})
+    left_out = {each.file for each in skipped[len(checked.skipped) :]}
+    duplicates = duplicates_without(checked.duplicates, left_out)
     same = {each.file: (same_pixels(each.same_as),) for each in duplicates}
     every = {same_pixels(each.same_as) for each in checked.duplicates}
     notes = [
@@ -61,23 +56,6 @@ def apply_edits(
         for picture, of_it in zip(pictures, notes, strict=True)
     ]  # fmt: skip
     return replace(checked, pictures=pictures, notes=notes, skipped=skipped, duplicates=duplicates)
-
-
-def _duplicates(found: Iterable[Duplicate], used: Collection[str]) -> list[Duplicate]:
-    """Those of the used pictures; where the first of its like is left out, the next stands for it.
-
-    ``used`` are their names as a report has them.
-    """
-    first: dict[str, str] = {}
-    duplicates = []
-    for each in found:
-        if each.file not in used:
-            continue
-        same_as = each.same_as if each.same_as in used else first.get(each.same_as)
-        first.setdefault(each.same_as, each.file)
-        if same_as is not None:
-            duplicates.append(Duplicate(file=each.file, same_as=same_as))
-    return duplicates
 
 
 def _every(checked: CheckedDataset) -> Iterator[tuple[Picture, Notes]]:
@@ -97,4 +75,5 @@ def _edited(notes: Notes, picture: Picture, caption: str) -> Notes:
     if len(parse(caption).text) > min(picture.max_caption_length, MAX_CAPTION_CHARACTERS):
         doubts.append("cut")
     source: Source = "edit" if caption.strip() else "missing"
-    return replace(notes, source=source, doubts=tuple(doubts))
+    remarks = tuple(remark for remark in notes.remarks if not is_about_caption(remark))
+    return replace(notes, source=source, remarks=remarks, doubts=tuple(doubts))

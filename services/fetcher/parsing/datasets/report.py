@@ -9,8 +9,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes, remark_on
+from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
 from services.fetcher.parsing.datasets.schedule_warnings import schedule_warnings
+from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
 from shared.dataset.buckets import Size, is_undersized
 from shared.dataset.captions import MAX_TOKENS, bounded
 from shared.dataset.manifest import (
@@ -35,6 +36,7 @@ from shared.dataset.plan import (
     totals,
     totals_of_equal_epochs,
 )
+from shared.dataset.remarks import ENLARGED, HELD_OUT, TOO_LONG, remark_on
 from shared.dataset.validation import split
 from shared.errors import Refused
 from shared.request import Train
@@ -43,7 +45,6 @@ MAX_IMAGES_PER_EPOCH = 1_000_000
 """The sum of all multipliers."""
 MAX_PLANNED_IMAGES = 2_000_000
 """Images of all epochs that are planned exactly for the report; takes less than a minute."""
-TOO_LONG = f"its caption has more than {MAX_TOKENS} tokens: the rest has no effect"
 CUT_OFF = 0.25
 """A remark names a larger share of a picture that is cut off, as of a panorama's."""
 FILES_SHOWN = 10
@@ -92,6 +93,7 @@ def _trained_pictures(
 ) -> list[TrainedPicture]:
     return [
         TrainedPicture(
+            number=number,
             file=short(picture.name),
             caption=line(_caption(picture)),
             source=notes.source,
@@ -99,7 +101,9 @@ def _trained_pictures(
             bucket=str(bucket_of(picture, epoch_config)),
             remarks=_remarks(picture, notes, epoch_config, held_out),
         )
-        for picture, notes in zip(checked.pictures, checked.notes, strict=True)
+        for number, (picture, notes) in enumerate(
+            zip(checked.pictures, checked.notes, strict=True), start=1
+        )
     ]
 
 
@@ -107,13 +111,14 @@ def _remarks(
     picture: Picture, notes: Notes, epoch_config: EpochConfig, held_out: Collection[str]
 ) -> list[str]:
     remarks = [line(remark) for remark in notes.remarks]
-    remarks += [remark_on(doubt, picture) for doubt in notes.doubts]
+    limit = min(picture.max_caption_length, MAX_CAPTION_CHARACTERS)
+    remarks += [remark_on(doubt, limit) for doubt in notes.doubts]
     if is_undersized(picture.width, picture.height, bucket_of(picture, epoch_config)):
-        remarks.append(f"{picture.width}x{picture.height}: enlarged, and less sharp for it")
+        remarks.append(f"{picture.width}x{picture.height}{ENLARGED}")
     if (cut := _cut_off(picture, bucket_of(picture, epoch_config))) > CUT_OFF:
         remarks.append(f"{cut:.0%} of it are cut off: no size to train at is as long or as narrow")
     if picture.file in held_out:
-        remarks.append("held out for validation: not trained on")
+        remarks.append(HELD_OUT)
     return remarks
 
 

@@ -25,6 +25,7 @@ from services.fetcher.parsing.datasets.sidecar_values import (
     read_text_file,
 )
 from shared.dataset.captions import Caption, from_name, merge
+from shared.dataset.remarks import SECOND_PROMPT
 
 SIDECAR_SUFFIXES = (".yaml", ".yml", ".caption", ".txt")
 """Suffixes of the files that belong to one image, the highest priority first."""
@@ -194,7 +195,7 @@ def _unused_prompts(
         return
     for name, caption in zip(own[main + 1 :], captions[main + 1 :], strict=False):
         if caption.main and caption.main != captions[main].main:
-            yield f"{name}: its {caption.main!r} is left out, because {own[main]} has a main prompt"
+            yield (f"{name}: its {caption.main!r} is left out, because {own[main]}{SECOND_PROMPT}")
 
 
 def _first_value(files: Sequence[TextFile], name: str) -> Any:

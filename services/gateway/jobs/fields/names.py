@@ -66,7 +66,8 @@ LIKE, CLEAR = 0.6, 0.8
 def unknown(name: str, known: Sequence[str], place: str) -> str:
     """What to say of an unknown name in an object of a request, such as ``input.train``."""
     here = re.sub(r"\[[0-9]+\]", "", place)
-    if _other_name(name, known) is None and (places := [*_places_of(name, here)]):
+    is_request = here in PLACES and _other_name(name, known) is None
+    if is_request and (places := [*_places_of(name, here)]):
         return f"put {name} {' or '.join(places)}"
     return f"no such field; {nearest(name, known)}"
 
