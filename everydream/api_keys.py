@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from everydream.terminal.display import print_table
 from everydream.this_machine.machine import make_home, read_settings
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
@@ -85,14 +84,14 @@ def list_keys(settings: Settings) -> dict[str, Any]:
 
 def print_keys(console: Console, keys: dict[str, Any]) -> None:
     """Print a table of keys."""
-    table = Table("name", "scopes", "made", "last used", "state")
-    for key in keys["keys"]:
-        state = "disabled" if key["disabled_at"] else "let in"
-        table.add_row(
-            Text(key["name"]), ", ".join(key["scopes"]), _minutes(key["created_at"]),
-            _minutes(key["last_used_at"]), state,
-        )  # fmt: skip
-    console.print(table)
+    rows = [
+        (
+            key["name"], ", ".join(key["scopes"]), _minutes(key["created_at"]),
+            _minutes(key["last_used_at"]), "disabled" if key["disabled_at"] else "let in",
+        )
+        for key in keys["keys"]
+    ]  # fmt: skip
+    print_table(console, ("name", "scopes", "made", "last used", "state"), rows)
     if number := keys["configured"]:
         console.print(f"Besides, {number} from EVERYDREAM_API_KEYS, good for everything.")
 

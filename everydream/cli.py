@@ -46,6 +46,7 @@ COMMANDS: dict[Group, dict[str, dict[str, str]]] = {
             "retry": "Run a job that FAILED or TIMED_OUT again, from where it stopped.",
             "delete": "Remove a job, its model and all its files for good.",
         },
+        "editing": {"edit": "Change captions of a check's pictures, or leave some out."},
     },
     SERVER: {
         "serving": {

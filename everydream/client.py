@@ -133,6 +133,22 @@ class Client:
         async with self._request("POST", f"/jobs/{job}/{command}"):
             pass
 
+    async def pictures(self, job: str) -> list[dict[str, Any]]:
+        """Every picture of a job's dataset, by its number."""
+        page, every = 0, []
+        while True:
+            page += 1
+            found = await self._answer("GET", f"/jobs/{job}/dataset", params={"page": str(page)})
+            every += found["pictures"]
+            if page >= found["pages"]:
+                return every
+
+    async def edit(self, check: str, pictures: Sequence[dict[str, Any]]) -> None:
+        """Change pictures of a check: each has its ``number``, and ``caption`` or ``use``."""
+        body = {"pictures": list(pictures)}
+        async with self._request("PATCH", f"/jobs/{check}/dataset", json=body):
+            pass
+
     async def follow(self, job: str, *, every: float = 0.5) -> AsyncIterator[dict[str, Any]]:
         """The job's status every ``every`` seconds, until and including its final one."""
         while True:

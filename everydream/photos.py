@@ -8,18 +8,21 @@ import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
+from zipfile import is_zipfile
 
 from everydream.client import Client, with_retries
-from services.fetcher.parsing.datasets.archive import IMAGE_SUFFIXES, TEXT_SUFFIXES
-from services.fetcher.parsing.zip_reader import is_hidden
+from services.fetcher.parsing.datasets.archive import IMAGE_SUFFIXES, TEXT_SUFFIXES, too_large
+from services.fetcher.parsing.zip_reader import checked_members, is_hidden, open_zip
 from shared.errors import Refused
 from shared.storage.folders import sha256_of
 
 CHUNK_BYTES = 64 << 20
 """Size of one request; small enough for common proxies."""
+SHOWN = 10
+"""Files that are named in one refusal."""
 
 
 @contextmanager
@@ -48,11 +51,50 @@ def dataset_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise Refused(f"{folder}: expected a folder of images, a zip, a URL, or the id of a check")
     kept = [name for name in _names(folder) if _is_uploaded(name)]
-    if not any(name.suffix.lower() in IMAGE_SUFFIXES for name in kept):
-        raise Refused(
-            f"{folder}: no image in it; these are images: {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
+    _expect_images(folder, kept)
     return kept
+
+
+def expect_usable(data: Path) -> None:
+    """Find what a server would not take, before it is uploaded.
+
+    Raises:
+        Refused: neither a zip nor a folder with images; or an image, or a caption, is too large.
+    """
+    if data.is_file() and is_zipfile(data):
+        with open_zip(data, str(data)) as zipped:
+            members = checked_members(zipped, data, str(data))
+        sizes = {each.name: each.entry.file_size for each in members}
+        _expect_images(data, map(PurePosixPath, sizes))
+    else:
+        names = dataset_files(data)
+        sizes = {name.as_posix(): (data / name).stat().st_size for name in names}
+    too_large_ones = [f"{name}: {reason}" for name, reason in _too_large(sizes)]
+    if too_large_ones:
+        named = "\n  - ".join(too_large_ones[:SHOWN])
+        more = len(too_large_ones) - SHOWN
+        rest = f"\n  and {more} more" if more > 0 else ""
+        raise Refused(f"{data}: make these smaller, or leave them out:\n  - {named}{rest}")
+
+
+def _too_large(sizes: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Images that are too large, and texts of images; another text is none of the dataset's."""
+    images = {name for name in sizes if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES}
+    stems = {str(PurePosixPath(name).with_suffix("")).casefold() for name in images}
+    owners = stems | {name.casefold() for name in images}
+    for name, size in sizes.items():
+        path = PurePosixPath(name)
+        is_caption = path.suffix.lower() in TEXT_SUFFIXES
+        belongs = is_caption and str(path.with_suffix("")).casefold() in owners
+        if (name in images or belongs) and (reason := too_large(path.suffix.lower(), size)):
+            yield name, reason
+
+
+def _expect_images(data: Path, names: Iterable[PurePath]) -> None:
+    if not any(name.suffix.lower() in IMAGE_SUFFIXES for name in names):
+        raise Refused(
+            f"{data}: no image in it; these are images: {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
 
 
 def _names(folder: Path) -> list[Path]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import aiohttp
 
@@ -14,12 +14,13 @@ from everydream.access import Access, check_key, client_of
 from everydream.client import Client, Rejected, with_retries
 from everydream.following import Announcer, watch
 from everydream.job_spec import JobSpec, is_url
-from everydream.photos import as_zip, dataset_files, left_out_lines, upload
+from everydream.photos import as_zip, expect_usable, left_out_lines, upload
 from everydream.presets import explained
 from everydream.results import check_writable
 from everydream.terminal.display import Display
-from everydream.terminal.report import to_train_on, while_it_checks
+from everydream.terminal.report import instead_of_a_sample, while_it_checks
 from shared.errors import Refused
+from shared.request import Command
 
 RUN, CHECK = "/run", "/dataset/check"
 NO_CHECKS = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
@@ -34,8 +35,8 @@ def validate(spec: JobSpec, output: Path | None) -> None:
         Misused, Refused: the job is invalid, or the results cannot be written.
     """
     spec.checked()
-    if spec.file and not (spec.file.is_file() and is_zipfile(spec.file)):
-        dataset_files(spec.file)
+    if spec.file:
+        expect_usable(spec.file)
     if output is not None:
         check_writable(output)
 
@@ -77,7 +78,7 @@ async def check_and_submit(
         if status["status"] != "COMPLETED":
             reason = f": {status['error']}" if status.get("error") else ""
             raise Refused(f"nothing is trained, because the check is {status['status']}{reason}")
-        return await _submit_checked(client, gateway, request, check, display)
+        return await _submit_checked(client, request, check, display)
 
 
 async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dict[str, Any]:
@@ -91,6 +92,23 @@ async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dic
         await check_key(client, gateway.url)
         check = await _begin(client, CHECK, await _request(client, spec, display), display)
         return await _watched(client, gateway, check, display)
+
+
+async def order(client: Client, job: str, command: Command, flags: str) -> None:
+    """Send a running training a command; if it does not train, say what works instead.
+
+    Raises:
+        Rejected: the job does not train.
+        aiohttp.ClientError: the gateway does not answer.
+    """
+    try:
+        await client.send_command(job, command)
+    except Rejected as error:
+        if command == "sample" and error.status == HTTPStatus.CONFLICT:
+            with suppress(aiohttp.ClientError):  # this key may not look
+                instead = instead_of_a_sample(await client.status(job), flags)
+                error.mistakes += [instead] if instead else []
+        raise
 
 
 def has_new_data(request: dict[str, Any]) -> bool:
@@ -116,21 +134,19 @@ async def _begin_check(client: Client, request: dict[str, Any], display: Display
 
 
 async def _submit_checked(
-    client: Client, gateway: Access, request: dict[str, Any], check: str, display: Display
+    client: Client, request: dict[str, Any], check: str, display: Display
 ) -> str:
     """Submit a job on what a check has staged; to a gateway that keeps no checks, on the data."""
     inputs = request["input"]
     train = {**inputs["train"], "data_url": check}
     on_the_check = {**request, "input": {**inputs, "train": train}}
     try:
-        job = await _begin(client, RUN, on_the_check, display)
+        return await _begin(client, RUN, on_the_check, display)
     except Rejected as error:
         if not all(each.startswith(DATA_URL) for each in error.mistakes):
             raise
         display.say("the check is not trained on but its data, again: this server keeps no checks")
         return await _begin(client, RUN, request, display)
-    display.say(to_train_on(check, gateway.flags))
-    return job
 
 
 async def _watched(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from everydream.client import Client
 
 SAID = {
-    "sample": "a row of samples is drawn after the current step",
+    "sample": "a row of samples is drawn of the current step, if the training goes on that long",
     "save": "a checkpoint is saved after the current step",
     "stop": "the training ends after the current step; what it has learnt is kept",
 }
@@ -39,14 +39,14 @@ def jobs(
     def ask(client: Client) -> Awaitable[dict[str, Any]]:
         return client.jobs(status, limit=limit, cursor=cursor)
 
-    _query(ask, url, key, json, lambda page, flags: print_jobs(stdout(), page, flags))
+    query(ask, url, key, json, lambda page, flags: print_jobs(stdout(), page, flags))
 
 
 def show(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) -> None:
     """Show a job as it is now: what it does, its pictures, its warnings, its end."""
     from everydream.terminal.tables import print_status  # noqa: PLC0415
 
-    _query(
+    query(
         lambda client: client.status(job), url, key, json,
         lambda status, flags: print_status(stdout(), status, flags),
     )  # fmt: skip
@@ -73,7 +73,7 @@ def cancel(
     """End a job and throw away what it has learnt; one that has ended stays as it is."""
     _confirm(f"Cancel job {job}, and throw away what it has learnt?", yes=yes)
 
-    _query(
+    query(
         lambda client: client.cancel(job), url, key, json,
         lambda state, _flags: _print(str(state["status"])),
     )  # fmt: skip
@@ -85,7 +85,7 @@ def retry(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) 
     def show_people(state: dict[str, Any], flags: str) -> None:
         _print(f"{state['status']}; watch it: everydream follow {job}{flags}")
 
-    _query(lambda client: client.retry(job), url, key, json, show_people)
+    query(lambda client: client.retry(job), url, key, json, show_people)
 
 
 def delete(
@@ -93,7 +93,7 @@ def delete(
 ) -> None:
     """Remove a job, its model and all its files for good."""
     _confirm(f"Remove job {job}, its model and all its files for good?", yes=yes)
-    _query(
+    query(
         lambda client: client.delete(job), url, key, json,
         lambda _state, _flags: _print(f"{job} is deleted"),
     )  # fmt: skip
@@ -101,13 +101,15 @@ def delete(
 
 def _command(job: str, command: Command, url: str | None, key: str | None, as_json: bool) -> None:  # noqa: FBT001
     async def sent(client: Client) -> dict[str, Any]:
-        await client.send_command(job, command)
+        from everydream.submission import order  # noqa: PLC0415
+
+        await order(client, job, command, gateway_of(url, key).flags)
         return {"id": job, "command": command}
 
-    _query(sent, url, key, as_json, lambda *_: _print(f"{job}: {SAID[command]}"))
+    query(sent, url, key, as_json, lambda *_: _print(f"{job}: {SAID[command]}"))
 
 
-def _query(
+def query(
     ask: Callable[[Client], Awaitable[dict[str, Any]]],
     url: str | None,
     key: str | None,

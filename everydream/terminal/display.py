@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,22 +13,46 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from everydream.terminal.pictures import encoder_for
 from everydream.terminal.screen import Screen, transfer_screen
-from everydream.terminal.words import plain
+from everydream.terminal.words import plain, wrapped
 
 REFRESHES = 4
 """A second."""
 PRINT_SECONDS = 5.0
 """Between two lines of the same phase if the output is not a terminal."""
+MOST_COLUMNS = 10_000
+"""What a table is measured for."""
 
 
 def print_lines(console: Console, text: str) -> None:
-    """Print a text line by line as it is, without what would steer a terminal."""
-    lines = "\n".join(plain(line) for line in text.split("\n"))
-    console.print(Text(lines), soft_wrap=True)
+    """Print a text line by line, without what would steer a terminal.
+
+    A terminal gets lines that end between words, if it is no narrower than a word; a file as it is.
+    """
+    lines = [plain(line) for line in text.split("\n")]
+    if console.is_terminal:
+        lines = [part for line in lines for part in wrapped(line, console.width)]
+    console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def print_table(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows as a table, or as lines where the terminal is too narrow for its words."""
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    wanted = console.measure(table, options=console.options.update(max_width=MOST_COLUMNS)).maximum
+    if wanted <= console.width:
+        console.print(table)
+        return
+    for first, *others in rows:
+        cells = (
+            f"{head} {cell}".strip() for head, cell in zip(heads[1:], others, strict=True) if cell
+        )
+        print_lines(console, f"{first}: {', '.join(cells)}")
 
 
 class Display:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 from everydream.terminal.screen import STAGES
 from everydream.terminal.words import counted, duration, size
+from shared.request import JOB_ID
 
 NAMED = 20
 """Pictures that are named for one reason; more are counted."""
+PASSED_OVER = "later ones were due, or the training was over, before they were drawn"
 
 
 def dataset_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -70,6 +73,17 @@ def _list(words: str, names: list[str], count: int) -> Iterator[str]:
         yield f"{words}: {', '.join([*shown, *more])}"
 
 
+def picture_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Single pictures with the numbers and names by which they are changed."""
+    pictures = report.get("pictures", ())
+    for each in pictures:
+        number = f"{each['number']:>4}  " if each.get("number") else "      "
+        yield f"{number}{each['file']}: {each['caption'] or '(no caption)'}"
+        yield from (f"        {remark}" for remark in each["remarks"])
+    if (more := report["images"] + report.get("held_out", 0) - len(pictures)) > 0 and pictures:
+        yield f"and {more} more"
+
+
 def warnings_of(status: dict[str, Any]) -> list[str]:
     """The warnings of a job so far, or all of one that has ended."""
     output = status.get("output") or {}
@@ -83,8 +97,9 @@ def failure_line(retry: dict[str, Any]) -> str:
 
 
 def missing_samples(status: dict[str, Any]) -> list[str]:
-    """Rows of samples that a completed training should have and has not, one sentence for all.
+    """Rows of samples that a completed training has not, or only partly.
 
+    A row is drawn only while nothing more urgent is: it is no fault if the training was over first.
     Rows that its own warnings name are not among them.
     """
     train = (status.get("output") or {}).get("train") or {}
@@ -95,14 +110,15 @@ def missing_samples(status: dict[str, Any]) -> list[str]:
     rows = Counter(each["step"] for each in samples)
     said = " ".join(warnings_of(status))
     named = {int(word) for word in said.replace(",", " ").split() if word.isdecimal()}
-    lost = [
-        str(step) for step in [*range(0, steps, every), steps] if step not in rows.keys() | named
-    ]
+    known = rows.keys() | named
+    passed_over = [str(step) for step in range(0, steps, every) if step not in known]
     whole = max(rows.values())
-    partly = [f"{step} ({count} of {whole})" for step, count in rows.items() if count < whole]
-    if not lost and not partly:
-        return []
-    return [f"samples are missing of the rows at steps {', '.join([*lost, *partly])}"]
+    lost = [str(steps)] if steps not in known else []
+    lost += [f"{step} ({count} of {whole})" for step, count in rows.items() if count < whole]
+    return [
+        *([f"no samples of step {', '.join(passed_over)}: {PASSED_OVER}"] if passed_over else []),
+        *([f"warning: samples of step {', '.join(lost)} are missing"] if lost else []),
+    ]
 
 
 def outcome_lines(status: dict[str, Any]) -> Iterator[str]:
@@ -119,7 +135,7 @@ def outcome_lines(status: dict[str, Any]) -> Iterator[str]:
             if not each.get("image"):
                 yield f"  not drawn: {each['prompt']}: {each.get('error', 'unknown')}"
     yield from (f"warning: {each}" for each in warnings_of(status))
-    yield from (f"warning: {each}" for each in missing_samples(status))
+    yield from missing_samples(status)
 
 
 def _training(train: dict[str, Any], status: dict[str, Any]) -> Iterator[str]:
@@ -150,21 +166,45 @@ def next_steps(status: dict[str, Any], flags: str) -> Iterator[str]:
     """What to do next with a job that has ended; ``flags`` reach its gateway."""
     job, output = status["id"], status.get("output") or {}
     if is_check(status) and status["status"] == "COMPLETED":
-        yield to_train_on(job, flags)
+        yield (
+            "change captions, or leave pictures out:  everydream edit"
+            f" {job} --caption 'NAME=TEXT' --leave-out NAME{flags}"
+        )
+        yield f"train on exactly these pictures, for a day:  everydream run {job} ...{flags}"
     if (output.get("train") or {}).get("checkpoint_url"):
         yield f'draw more with it:  everydream draw {job} --prompt "..."{flags}'
     if status["status"] in ("FAILED", "TIMED_OUT"):
-        yield f"try again:  everydream retry {job}{flags}"
+        yield from _again(status, flags)
+
+
+def _again(status: dict[str, Any], flags: str) -> Iterator[str]:
+    """How to go on after a failure; the same upload would be refused again."""
+    output, error = status.get("output") or {}, str(status.get("error", ""))
+    data = str((status["input"].get("train") or {}).get("data_url", ""))
+    is_ours = "/uploads/" in data or re.search(JOB_ID, data) is not None
+    was_refused = status["status"] == "FAILED" and not error.startswith("staging failed")
+    if is_ours and was_refused and output.get("dataset") == {}:
+        command = "check" if is_check(status) else "run"
+        yield f"mend what it says, and begin anew:  everydream {command} DATA ...{flags}"
+    else:
+        yield f"try again:  everydream retry {status['id']}{flags}"
+
+
+def instead_of_a_sample(status: dict[str, Any], flags: str) -> str:
+    """What to do if a job that does not train takes no command."""
+    job, output = status["id"], status.get("output") or {}
+    stage, is_training = output.get("stage"), bool(status["input"].get("train"))
+    is_trained = is_training and stage in ("generation", "model_publication", "image_publication")
+    if is_trained or (output.get("train") or {}).get("checkpoint_url"):
+        return f'draw with its model instead:  everydream draw {job} --prompt "..."{flags}'
+    if is_training and status["status"] in ("IN_QUEUE", "IN_PROGRESS"):
+        return f"watch it, and ask again while it trains:  everydream follow {job}{flags}"
+    return ""
 
 
 def is_check(status: dict[str, Any]) -> bool:
     """Whether a job that has ended was a check of its dataset alone."""
     return (status.get("output") or {}).keys() == {"dataset"}
-
-
-def to_train_on(check: str, flags: str) -> str:
-    """How to train on what a check has found."""
-    return f"train on exactly these pictures, for a day:  everydream run {check} ...{flags}"
 
 
 def while_it_checks(check: str, flags: str) -> str:

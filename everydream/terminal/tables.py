@@ -7,19 +7,18 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from everydream.terminal.display import print_lines
+from everydream.terminal.display import print_lines, print_table
 from everydream.terminal.report import (
     dataset_lines,
     is_check,
     next_steps,
     outcome_lines,
+    picture_lines,
     warnings_of,
 )
 from everydream.terminal.screen import View, screen_of
-from everydream.terminal.words import clock, counted, duration, plain
+from everydream.terminal.words import clock, counted, duration
 
 
 def print_report(console: Console, status: dict[str, Any]) -> None:
@@ -29,21 +28,17 @@ def print_report(console: Console, status: dict[str, Any]) -> None:
         print_lines(console, "\n".join(outcome_lines(status)))
         return
     print_lines(console, "\n".join(dataset_lines(report)))
-    if pictures := report.get("pictures"):
-        captions = Table("picture", "caption as it is trained on", "remarks")
-        for each in pictures:
-            remarks = "; ".join(each["remarks"])
-            captions.add_row(*(Text(plain(e)) for e in (each["file"], each["caption"], remarks)))
-        console.print(captions)
-        if (more := report["images"] - len(pictures)) > 0:
-            print_lines(console, f"and {more} more")
-    table = Table("size", "pictures", "filled up with")
+    if pictures := "\n".join(picture_lines(report)):
+        print_lines(
+            console, f"number and name of each picture, and how it is trained on:\n{pictures}"
+        )
+    rows = []
     short, batches = report.get("short_buckets", {}), report.get("buckets", {})
     for bucket, number in batches.items():
         filled = f"repeats: its last batch has {short[bucket]}" if bucket in short else ""
-        table.add_row(bucket, str(number), filled)
-    if batches:
-        console.print(table)
+        rows.append((bucket, str(number), filled))
+    if rows:
+        print_table(console, ("size", "pictures", "filled up with"), rows)
 
 
 def print_jobs(console: Console, page: dict[str, Any], flags: str) -> None:
@@ -52,16 +47,15 @@ def print_jobs(console: Console, page: dict[str, Any], flags: str) -> None:
         print_lines(console, "no jobs")
         return
     now = time.time()
-    table = Table("job", "status", "made", "waited", "ran")
-    table.columns[0].no_wrap = True
-    table.columns[0].min_width = len(page["jobs"][0]["id"])
-    for job in page["jobs"]:
-        made = datetime.fromisoformat(job["created_at"]).timestamp()
-        table.add_row(
-            job["id"], job["status"], clock(made, now),
+    rows = [
+        (
+            job["id"], job["status"],
+            clock(datetime.fromisoformat(job["created_at"]).timestamp(), now),
             duration(job["delayTime"] / 1000), duration(job["executionTime"] / 1000),
-        )  # fmt: skip
-    console.print(table)
+        )
+        for job in page["jobs"]
+    ]  # fmt: skip
+    print_table(console, ("job", "status", "made", "waited", "ran"), rows)
     for job in page["jobs"]:
         if job.get("error"):
             print_lines(console, f"{job['id']}: {job['error']}")
@@ -75,9 +69,10 @@ def print_status(console: Console, status: dict[str, Any], flags: str) -> None:
     lines = [f"job {status['id']}: {status['status']}"]
     if status["status"] in ("IN_QUEUE", "IN_PROGRESS"):
         lines.append(screen_of(View(status, now, ""), now).line())
-        if report := output.get("dataset"):
-            lines += dataset_lines(report)
-        lines += [f"warning: {each}" for each in warnings_of(status)]
+        report = output.get("dataset") or {}
+        lines += dataset_lines(report) if report else ()
+        said = report.get("warnings", ())
+        lines += [f"warning: {each}" for each in warnings_of(status) if each not in said]
         if samples := output.get("samples"):
             lines.append(f"{counted(len(samples), 'sample')} so far, the last at step"
                          f" {samples[-1]['step']}")  # fmt: skip

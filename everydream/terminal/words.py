@@ -59,8 +59,28 @@ def plain(text: object) -> str:
     )
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """A line in parts of so many columns that end between words; a longer word stays whole."""
+    indent = " " * (len(text) - len(text.lstrip(" ")))
+    first, *words = text[len(indent) :].split(" ")
+    parts = [indent + first]
+    for word in words:
+        longer = f"{parts[-1]} {word}"
+        if cell_len(longer) <= width:
+            parts[-1] = longer
+        else:
+            parts.append(indent + word)
+    return [part.rstrip(" ") for part in parts]
+
+
 def fit(text: str, width: int) -> str:
-    """A text cut to so many columns of a terminal, which wide letters need two of."""
+    """A text cut to so many columns of a terminal, which wide letters need two of.
+
+    It is cut after a word, unless that is much shorter.
+    """
     if cell_len(text) <= width:
         return text
-    return set_cell_size(text, max(width - 3, 0)).rstrip() + "..."[:width]
+    cut = set_cell_size(text, max(width - 3, 0))
+    words = cut.rpartition(" ")[0] if text[len(cut.rstrip()) :][:1] not in ("", " ") else cut
+    cut = words if cell_len(words) * 2 > width else cut
+    return cut.rstrip(" ,:;") + "..."[:width]

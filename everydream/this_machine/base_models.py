@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
-from rich.text import Text
 
+from everydream.terminal.display import print_table
 from everydream.terminal.words import size
 from services.fetcher.models.base_setting import check_base_model
 from services.fetcher.models.configured_model import (
@@ -116,15 +115,16 @@ def models_here(settings: Settings) -> list[dict[str, Any]]:
 
 def print_models(console: Console, models: list[dict[str, Any]]) -> None:
     """Print a table of models."""
-    table = Table("model", "commit", "size", "")
-    for model in models:
-        table.add_row(
-            Text(model["name"]),
+    rows = [
+        (
+            model["name"],
             (model["commit"] or "")[:12],
             "not there" if model["bytes"] is None else size(model["bytes"]),
             "training starts here" if model["is_base_model"] else "",
         )
-    console.print(table)
+        for model in models
+    ]
+    print_table(console, ("model", "commit", "size", ""), rows)
     if not any(model["is_base_model"] and model["bytes"] is not None for model in models):
         console.print("The base model is not here: everydream models pull")
 

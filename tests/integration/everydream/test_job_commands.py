@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
 
-from everydream.commands import jobs
+from everydream.commands import editing, jobs
+from shared.dataset.manifest import Captions, Report, TrainedPicture
+from shared.errors import EveryDreamError
 from tests.support.servers.web import Answer, Page, Web
 
 ROOT = "/v1/everydream-v1"
@@ -43,3 +46,106 @@ async def test_what_is_said_to_be_next_reaches_the_same_server(
     answers(web, "/retry/7b1c", id="7b1c", status="IN_QUEUE")
     await asyncio.to_thread(jobs.retry, "7b1c", url=at, key="k")
     assert capsys.readouterr().out == "IN_QUEUE; watch it: everydream follow 7b1c\n"
+
+
+async def test_a_sample_of_a_job_that_does_not_train_is_refused_with_what_works_instead(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusal = {"error": "the job has ended: it is COMPLETED"}
+    web.answer(Answer(409, JSON, json.dumps(refusal).encode()), path=f"{ROOT}/jobs/7b1c/sample")
+    status = {
+        "id": "7b1c", "status": "COMPLETED", "input": {"train": {"data_url": "x"}},
+        "output": {"train": {"checkpoint_url": "https://x"}},
+    }  # fmt: skip
+    web.serve(f"{ROOT}/status/7b1c", Page(json.dumps(status).encode(), headers=JSON))
+    at = web.url().rstrip("/")
+
+    with pytest.raises(SystemExit) as end:
+        await asyncio.to_thread(jobs.sample, "7b1c", url=at, key="k")
+
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (
+        f"everydream: {at} says:\n  - the job has ended: it is COMPLETED\n"
+        f'  - draw with its model instead:  everydream draw 7b1c --prompt "..." --url {at}\n'
+    )
+
+
+async def test_a_key_that_may_not_look_is_told_why_there_is_no_sample(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.answer(
+        Answer(409, JSON, b'{"error": "the training has ended"}'), path=f"{ROOT}/jobs/7b1c/sample"
+    )
+    web.serve(f"{ROOT}/status/7b1c", Page(b'{"error": "no"}', status=403, headers=JSON))
+
+    with pytest.raises(SystemExit):
+        await asyncio.to_thread(jobs.sample, "7b1c", url=web.url(), key="k")
+
+    assert capsys.readouterr().err.endswith("says:\n  - the training has ended\n")
+
+
+PICTURES = [
+    {"number": 1, "file": "a=b.jpg"}, {"number": 2, "file": "x/ted.jpg"},
+    {"number": 3, "file": "y/ted.jpg"}, {"number": 4, "file": "y/sue.jpg"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("captions", "left_out", "expected"),
+    [
+        (["a=b.jpg=ted, c=d"], [], [{"number": 1, "caption": "ted, c=d"}]),
+        (["sue.jpg="], ["y/ted.jpg"], [{"number": 4, "caption": ""}, {"number": 3, "use": False}]),
+        (["4=sue"], ["4"], [{"number": 4, "caption": "sue", "use": False}]),
+    ],
+)
+def test_pictures_are_changed_by_name_or_number(
+    captions: list[str], left_out: list[str], expected: list[dict[str, Any]]
+) -> None:
+    assert editing.changes(captions, left_out, PICTURES) == expected
+
+
+@pytest.mark.parametrize(
+    ("captions", "left_out", "reason"),
+    [
+        ([], [], "nothing is to be changed: give --caption"),
+        (["sue.jpg"], [], "--caption sue.jpg: expected NAME=TEXT"),
+        (
+            ["seu.jpg=x"],
+            [],
+            "seu.jpg: no picture of the check has this name; did you mean sue.jpg?",
+        ),
+        ([], ["ted.jpg"], "ted.jpg: several pictures have this name: x/ted.jpg, y/ted.jpg"),
+        ([], ["9"], "9: no picture of the check has this name; everydream show lists them"),
+    ],
+)
+def test_a_change_that_names_no_picture_is_refused(
+    captions: list[str], left_out: list[str], reason: str
+) -> None:
+    with pytest.raises(EveryDreamError, match="^" + re.escape(reason)):
+        editing.changes(captions, left_out, PICTURES)
+
+
+async def test_an_edited_check_is_shown_as_it_will_be_trained(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = {"page": 1, "pages": 1, "pictures": PICTURES}
+    web.serve(f"{ROOT}/jobs/7b1c/dataset", Page(json.dumps(page).encode(), headers=JSON))
+    answers(web, "/jobs/7b1c/dataset", **page)
+    report = Report(
+        images=3,
+        captions=Captions(from_names=2, edited=1),
+        pictures=[
+            TrainedPicture(number=4, file="y/sue.jpg", caption="sue", source="edit", bucket="1x1")
+        ],
+    ).plain()
+    status = {"id": "7b1c", "status": "COMPLETED", "input": {}, "output": {"dataset": report}}
+    web.serve(f"{ROOT}/status/7b1c", Page(json.dumps(status).encode(), headers=JSON))
+
+    await asyncio.to_thread(
+        editing.edit, "7b1c", caption=("sue.jpg=sue",), leave_out=("1",), url=web.url(), key="k"
+    )
+
+    shown = capsys.readouterr().out.splitlines()
+    assert "captions: 2 from file names, 1 edited" in shown
+    assert "   4  y/sue.jpg: sue" in shown
+    assert any("everydream run 7b1c" in line for line in shown)

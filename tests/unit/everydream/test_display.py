@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from rich.console import Console
 
-from everydream.terminal.display import Display
+from everydream.terminal.display import Display, print_lines, print_table
 from everydream.terminal.screen import Screen
 
 
@@ -59,6 +59,41 @@ def test_what_is_said_is_not_wrapped_and_not_read_as_markup() -> None:
         display.say("[red]a[/] " + "long " * 50 + "\nnext \x1b[2J")
 
     assert file.getvalue() == "[red]a[/] " + "long " * 50 + "\nnext ?[2J\n"
+
+
+LONG = (
+    "warning: 2 captions from a name that a camera or a counter gave: the model learns that word,"
+    " not what is shown: a/very/long/folder/with/no/blank/in/its/name/that/is/wider/than/it.jpg"
+)
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_on_a_terminal_lines_end_between_words(width: int) -> None:
+    file = io.StringIO()
+    print_lines(Console(file=file, width=width, force_terminal=True, color_system=None), LONG)
+
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert " ".join(lines) == LONG
+    assert all(len(line) <= width or " " not in line for line in lines)
+
+
+@pytest.mark.parametrize(("width", "is_table"), [(60, False), (80, False), (140, True)])
+def test_a_table_breaks_no_word_of_a_narrow_terminal(width: int, *, is_table: bool) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    heads, row = (
+        ("job", "status", "made"),
+        ("0" * 36, "IN_PROGRESS", "[b]2026-01-02 12:34[/] or so"),
+    )
+    print_table(console, heads, [row])
+
+    shown = file.getvalue()
+    assert "IN_PROGRESS" in shown
+    assert ("job" in shown) == is_table
+    if not is_table:
+        assert " ".join(line.rstrip() for line in shown.splitlines()) == (
+            f"{row[0]}: status {row[1]}, made {row[2]}"
+        )
 
 
 def test_a_transfer_is_shown_while_it_lasts() -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from everydream.job_spec import JobSpec
-from everydream.photos import as_zip, left_out_lines
+from everydream.photos import as_zip, left_out_lines, write_zip
 from everydream.submission import validate
+from services.fetcher.parsing.datasets import archive
+from services.fetcher.parsing.datasets.archive import MAX_TEXT_BYTES
 from shared.errors import Refused
 
 PHOTOS = {
@@ -40,14 +42,14 @@ def folder_of(files: dict[str, bytes], folder: Path) -> Path:
 
 def test_a_zip_has_the_images_and_their_captions_and_nothing_else(tmp_path: Path) -> None:
     with (
-        as_zip(folder_of(PHOTOS | OTHERS, tmp_path)) as archive,
-        zipfile.ZipFile(archive) as zipped,
+        as_zip(folder_of(PHOTOS | OTHERS, tmp_path)) as made,
+        zipfile.ZipFile(made) as zipped,
     ):
         found = {name: zipped.read(name) for name in zipped.namelist()}
 
     assert found == PHOTOS
     assert list(found) == sorted(found, key=lambda name: Path(name).parts)
-    assert not archive.exists()
+    assert not made.exists()
 
 
 def test_the_same_photos_make_the_same_zip_wherever_and_whenever(tmp_path: Path) -> None:
@@ -60,12 +62,51 @@ def test_the_same_photos_make_the_same_zip_wherever_and_whenever(tmp_path: Path)
 
 
 def test_a_zip_is_taken_as_it_is_and_stays(tmp_path: Path) -> None:
-    archive = tmp_path / "photos.zip"
-    archive.write_bytes(b"whatever it is")
+    there = tmp_path / "photos.zip"
+    there.write_bytes(b"whatever it is")
 
-    with as_zip(archive) as same:
-        assert same == archive
-    assert archive.exists()
+    with as_zip(there) as same:
+        assert same == there
+    assert there.exists()
+
+
+TOO_LARGE: dict[str, bytes] = {
+    "IMG_2.txt": b"x" * (MAX_TEXT_BYTES + 1),
+    "deep/IMG_2.png.caption": b"x" * (MAX_TEXT_BYTES + 1),
+    "LICENSE.txt": b"x" * (MAX_TEXT_BYTES + 1),
+}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_what_a_server_would_not_take_is_said_before_it_is_uploaded(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "MAX_IMAGE_BYTES", 10)
+    images = {"img_2.png": b"small", "deep/IMG_2.png": b"large enough"}
+    data = folder_of(images | TOO_LARGE, tmp_path / "photos")
+    if kind == "zip":
+        names = [path.relative_to(data) for path in sorted(data.rglob("*.*"))]
+        write_zip(tmp_path / "photos.zip", data, names)
+        data = tmp_path / "photos.zip"
+
+    with pytest.raises(Refused) as refused:
+        validate(JobSpec(str(data)), None)
+
+    first, *others = str(refused.value).splitlines()
+    assert first == f"{data}: make these smaller, or leave them out:"
+    assert sorted(others) == [
+        "  - IMG_2.txt: 65537 bytes; at most 65536 are taken",
+        "  - deep/IMG_2.png.caption: 65537 bytes; at most 65536 are taken",
+        "  - deep/IMG_2.png: 12 bytes; at most 10 are taken",
+    ]
+
+
+def test_a_zip_without_an_image_is_refused_before_it_is_uploaded(tmp_path: Path) -> None:
+    folder_of({"a.txt": b"x", "__MACOSX/a.jpg": b"x"}, tmp_path)
+    write_zip(tmp_path / "no.zip", tmp_path, [Path("a.txt"), Path("__MACOSX/a.jpg")])
+
+    with pytest.raises(Refused, match=r"no\.zip: no image in it; these are images"):
+        validate(JobSpec(str(tmp_path / "no.zip")), None)
 
 
 def test_a_folder_without_an_image_is_reported(tmp_path: Path) -> None:

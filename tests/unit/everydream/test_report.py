@@ -6,14 +6,18 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from everydream.terminal.report import (
+    PASSED_OVER,
     dataset_lines,
     files_line,
+    instead_of_a_sample,
     missing_samples,
     next_steps,
     outcome_lines,
+    picture_lines,
     while_it_runs,
 )
 from everydream.terminal.tables import print_status
@@ -70,9 +74,16 @@ def checked(status: str = "COMPLETED", report: dict[str, Any] | None = None) -> 
     return {"id": "7b1c", "status": status, "input": {}, "output": output}
 
 
+EDIT = (
+    "change captions, or leave pictures out:  everydream edit 7b1c --caption 'NAME=TEXT'"
+    " --leave-out NAME"
+)
+
+
 def test_a_check_can_be_trained_on_next_if_it_is_completed() -> None:
     assert list(next_steps(checked(), " --url http://x")) == [
-        "train on exactly these pictures, for a day:  everydream run 7b1c ... --url http://x"
+        f"{EDIT} --url http://x",
+        "train on exactly these pictures, for a day:  everydream run 7b1c ... --url http://x",
     ]
     assert list(next_steps(checked("CANCELLED", {}), "")) == []
 
@@ -81,11 +92,38 @@ def test_a_check_is_shown_with_its_report_and_what_is_next() -> None:
     file = io.StringIO()
     print_status(Console(file=file, width=100), checked(), "")
 
-    assert file.getvalue().splitlines()[:4] == [
+    assert file.getvalue().splitlines()[:5] == [
         "job 7b1c", "COMPLETED",
+        EDIT,
         "train on exactly these pictures, for a day:  everydream run 7b1c ...",
         "38 pictures used, 2 more held out to measure the loss; 3 left out:",
     ]  # fmt: skip
+
+
+def test_pictures_are_shown_with_the_numbers_by_which_they_are_changed() -> None:
+    told = {"file": "a/1.jpg", "caption": "IMG", "source": "name", "bucket": "1x1", "remarks": []}
+    report = {
+        **REPORT.plain(),
+        "pictures": [
+            {**told, "number": 12, "remarks": ["odd", "small"]}, {**told, "caption": ""},
+        ],
+    }  # fmt: skip
+    assert list(picture_lines(report)) == [
+        "  12  a/1.jpg: IMG", "        odd", "        small", "      a/1.jpg: (no caption)",
+        "and 38 more",
+    ]  # fmt: skip
+
+
+def test_a_running_job_is_shown_with_each_warning_once() -> None:
+    file = io.StringIO()
+    report = REPORT.plain()
+    output = {
+        "stage": "training", "dataset": report, "warnings": [*report["warnings"], "another"],
+    }  # fmt: skip
+    print_status(Console(file=file, width=100), ended("IN_PROGRESS", output=output), "")
+
+    warnings = [line for line in file.getvalue().splitlines() if line.startswith("warning")]
+    assert warnings == ["warning: multiply.txt: expected a number", "warning: another"]
 
 
 def test_a_job_that_has_ended_is_shown_with_commands_that_reach_its_server() -> None:
@@ -146,6 +184,52 @@ def test_a_failure_is_said_with_its_reason_and_what_to_do() -> None:
     ]
 
 
+UPLOADED = {"train": {"data_url": f"http://x/v1/everydream-v1/uploads/{'1' * 8}"}}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "dataset", "expected"),
+    [
+        (UPLOADED, "the upload: no usable image", {}, "begin anew:  everydream run DATA ..."),
+        (UPLOADED, "staging failed 3 times in a row: away", {}, "everydream retry 7b1c"),
+        (UPLOADED, "the loss is not a number", {"images": 3}, "everydream retry 7b1c"),
+        ({"train": {"data_url": "http://x/a.zip"}}, "no zip", {}, "everydream retry 7b1c"),
+    ],
+)
+def test_an_upload_that_was_refused_is_mended_and_not_tried_again(
+    inputs: dict[str, Any], error: str, dataset: dict[str, Any], expected: str
+) -> None:
+    output: dict[str, Any] = {"train": None, "inference": [], "artifacts": [], "dataset": dataset}
+    (line,) = next_steps(ended("FAILED", input=inputs, error=error, output=output), "")
+    assert expected in line
+
+    check = {**checked("FAILED", {}), "input": UPLOADED, "error": "no usable image"}
+    assert [*next_steps(check, "")] == [
+        "mend what it says, and begin anew:  everydream check DATA ..."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "expected"),
+    [
+        (
+            "COMPLETED",
+            {"train": {"checkpoint_url": "https://x"}},
+            'draw 7b1c --prompt "..." --url x',
+        ),
+        ("IN_PROGRESS", {"stage": "generation"}, 'draw 7b1c --prompt "..." --url x'),
+        ("IN_PROGRESS", {"stage": "training"}, "follow 7b1c --url x"),
+        ("IN_QUEUE", {"stage": "staging"}, "follow 7b1c --url x"),
+        ("FAILED", {"train": {"checkpoint_url": None}}, ""),
+    ],
+)
+def test_what_works_in_place_of_a_sample_is_said(
+    status: str, output: dict[str, Any], expected: str
+) -> None:
+    said = instead_of_a_sample(ended(status, output=output), " --url x")
+    assert said.rpartition("everydream ")[2] == expected
+
+
 def test_a_trained_model_can_be_drawn_with_next() -> None:
     assert list(next_steps(ended(), "")) == [
         'draw more with it:  everydream draw 7b1c --prompt "..."'
@@ -158,11 +242,22 @@ def test_rows_of_samples_that_are_missing_are_said() -> None:
     train["samples"] = rows(0, 0, 250, 250, 500, 500)
     assert missing_samples(status) == []
     train["samples"] = rows(0, 0, 500)
-    assert missing_samples(status) == ["samples are missing of the rows at steps 250, 500 (1 of 2)"]
+    partly = "warning: samples of step 500 (1 of 2) are missing"
+    assert missing_samples(status) == [f"no samples of step 250: {PASSED_OVER}", partly]
     train["warnings"] = ["no samples, because two earlier rows were not drawn yet, at steps: 250"]
-    assert missing_samples(status) == ["samples are missing of the rows at steps 500 (1 of 2)"]
+    assert missing_samples(status) == [partly]
+    train["samples"] = rows(0, 0, 250, 250)
+    assert missing_samples(status) == ["warning: samples of step 500 are missing"]
     train["samples"] = []
     assert missing_samples(status) == []
+
+
+def test_a_short_training_that_was_over_before_its_first_row_was_drawn_gives_no_warning() -> None:
+    status = ended()
+    status["output"]["train"] |= {"samples": rows(3), "steps": 3, "warnings": []}
+
+    assert missing_samples(status) == [f"no samples of step 0: {PASSED_OVER}"]
+    assert not any(line.startswith("warning") for line in outcome_lines(status))
 
 
 def test_where_the_files_are_is_said_by_kind() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from everydream.terminal.words import counted, duration, fit, plain, size
+from everydream.terminal.words import counted, duration, fit, plain, size, wrapped
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,14 @@ def test_a_text_cannot_steer_the_terminal_and_keeps_its_letters() -> None:
 
 def test_a_long_text_is_cut_with_dots() -> None:
     assert [fit("abcdef", 6), fit("abcdefg", 6), fit("abcdefg", 2)] == ["abcdef", "abc...", ".."]
+
+
+def test_a_line_is_parted_between_words_and_keeps_its_indent_and_wide_letters() -> None:
+    assert wrapped("  a photo of ted", 9) == ["  a photo", "  of ted"]
+    assert wrapped("\u753b\u753b \u753b\u753b", 8) == ["\u753b\u753b", "\u753b\u753b"]
+    assert wrapped("", 9) == [""]
+
+
+def test_a_text_is_cut_after_a_word_unless_that_is_much_shorter() -> None:
+    assert fit("the last one failed: the host is away", 30) == "the last one failed: the..."
+    assert fit("a verylongwordwithoutanyblankinit", 20) == "a verylongwordwit..."

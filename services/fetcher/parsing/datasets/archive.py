@@ -72,6 +72,12 @@ def unpack(archive: Path, folder: Path, *, shown: str, reading: Callable[[str], 
     return unpacker.unpacked
 
 
+def too_large(suffix: str, size: int) -> str | None:
+    """Why an image or a caption file of this size is not taken; None: it is."""
+    limit = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
+    return f"{size} bytes; at most {limit} are taken" if size > limit else None
+
+
 class _Unpacker:
     """Unpacks entries one by one."""
 
@@ -103,9 +109,8 @@ class _Unpacker:
         if member.name in self._names:
             raise UnusableEntry("the archive has this name twice")
         self._names.add(member.name)
-        limit = MAX_IMAGE_BYTES if member.suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
-        if member.entry.file_size > limit:
-            raise UnusableEntry(f"{member.entry.file_size} bytes; at most {limit} are taken")
+        if reason := too_large(member.suffix, member.entry.file_size):
+            raise UnusableEntry(reason)
 
     def _read_text(self, member: Member) -> None:
         self._text_bytes += member.entry.file_size

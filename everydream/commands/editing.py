@@ -1,0 +1,111 @@
+"""The command that changes a check's pictures, which people name by file or number."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from everydream.commands.jobs import query
+from everydream.commands.parameters import Json, Key, Url, stdout
+
+if TYPE_CHECKING:
+    from everydream.client import Client
+
+
+def edit(
+    check: str,
+    /,
+    *,
+    caption: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--caption",
+            metavar="NAME=TEXT",
+            show_default=False,
+            help="Another caption for a picture, by its name or number; repeatable.",
+        ),
+    ] = (),
+    leave_out: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--leave-out",
+            metavar="NAME",
+            show_default=False,
+            help="Do not train on a picture, by its name or number; repeatable.",
+        ),
+    ] = (),
+    json: Json = False,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Change captions of a check's pictures, or leave some out, before they are trained on."""
+
+    async def ask(client: Client) -> dict[str, Any]:
+        await client.edit(check, changes(caption, leave_out, await client.pictures(check)))
+        return await client.status(check)
+
+    def show_people(status: dict[str, Any], flags: str) -> None:
+        from everydream.terminal.tables import print_status  # noqa: PLC0415
+
+        print_status(stdout(), status, flags)
+
+    query(ask, url, key, json, show_people)
+
+
+def changes(
+    captions: Sequence[str], left_out: Sequence[str], pictures: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The changes of a request, by the pictures' numbers.
+
+    Raises:
+        Misused: there is nothing to change, or a caption has no name.
+        Refused: a name is that of no picture, or of several.
+    """
+    from everydream.outcome import Misused  # noqa: PLC0415
+
+    if not captions and not left_out:
+        raise Misused("nothing is to be changed: give --caption 'NAME=TEXT' or --leave-out NAME")
+    if wrong := [each for each in captions if "=" not in each]:
+        raise Misused(f"--caption {wrong[0]}: expected NAME=TEXT")
+    names = _names_of(pictures)
+    found: dict[int, dict[str, Any]] = {}
+    for each in captions:
+        name, caption = _name_and_caption(each, names)
+        number = _number(name, names)
+        found.setdefault(number, {"number": number})["caption"] = caption
+    for name in left_out:
+        number = _number(name, names)
+        found.setdefault(number, {"number": number})["use"] = False
+    return [*found.values()]
+
+
+def _names_of(pictures: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, str]]:
+    """By number, path and name alone: the numbers and paths of the pictures that it may mean."""
+    names: dict[str, dict[int, str]] = {}
+    for each in pictures:
+        number, path = each["number"], each["file"]
+        for name in {str(number), path.rpartition("/")[2]}:
+            names.setdefault(name, {})[number] = path
+    return names | {each["file"]: {each["number"]: each["file"]} for each in pictures}
+
+
+def _name_and_caption(text: str, names: Collection[str]) -> tuple[str, str]:
+    """A file's name may have equals signs, too."""
+    splits = [(text[:place], text[place + 1 :]) for place, each in enumerate(text) if each == "="]
+    return next((split for split in splits if split[0] in names), splits[0])
+
+
+def _number(name: str, names: Mapping[str, Mapping[int, str]]) -> int:
+    from shared.errors import Refused  # noqa: PLC0415
+
+    found = names.get(name, {})
+    if len(found) > 1:
+        raise Refused(f"{name}: several pictures have this name: {', '.join(found.values())}")
+    if not found:
+        near = get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else "everydream show lists them"
+        raise Refused(f"{name}: no picture of the check has this name; {hint}")
+    return next(iter(found))
