@@ -1313,6 +1313,8 @@ def test_a_command_that_the_training_ended_before_is_said_at_the_end() -> None:
         "the samples that were asked for were not drawn: the job ended before",
         "the checkpoint that was asked for was not saved: the training ended before",
     ]
+    output: Any = results(history.job, {})
+    assert output["train"]["warnings"] == unfulfilled(history.job)
 
 
 @pytest.mark.parametrize("is_drawn", [True, False])
