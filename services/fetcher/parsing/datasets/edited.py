@@ -15,7 +15,7 @@ from services.fetcher.parsing.datasets.checked import (
     same_pixels,
 )
 from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
-from shared.dataset.captions import bounded, parse
+from shared.dataset.captions import bounded, controls_in, parse, repeats_tags
 from shared.dataset.edits import PictureEdit
 from shared.dataset.manifest import Duplicate, Picture, Skipped, short
 from shared.errors import Refused
@@ -93,8 +93,14 @@ def _captioned(picture: Picture, text: str) -> Picture:
 
 
 def _edited(notes: Notes, picture: Picture, caption: str) -> Notes:
-    doubts: list[Doubt] = [] if caption.strip() else ["no_caption"]
-    if len(parse(caption).text) > min(picture.max_caption_length, MAX_CAPTION_CHARACTERS):
+    text = parse(caption).text
+    doubts: list[Doubt] = [] if text else ["no_caption"]
+    if len(text) > min(picture.max_caption_length, MAX_CAPTION_CHARACTERS):
         doubts.append("cut")
-    source: Source = "edit" if caption.strip() else "missing"
-    return replace(notes, source=source, doubts=tuple(doubts))
+    source: Source = "edit" if text else "missing"
+    remarks = list(notes.remarks)
+    if removed := controls_in(caption):
+        remarks.append(f"in its changed caption, {removed}")
+    if repeats_tags(caption):
+        remarks.append("a tag of its changed caption is there twice, and counts once")
+    return replace(notes, source=source, doubts=tuple(doubts), remarks=tuple(remarks))
