@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from shared.dataset.manifest import MANIFEST_BYTES
+
 MEMORY_BYTES = 3 << 30
 """Of address space; a lossless WebP of 89 million pixels takes 2.5 GiB."""
 FILE_BYTES = 16 << 30
@@ -30,6 +32,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Of each file that it writes."""
     pixels: int = BASE_PIXELS
     """Of all pictures of an archive together."""
+    manifest_bytes: int = MANIFEST_BYTES
+    """Of what the trainer is told of all pictures, which no child reads."""
 
 
 def dataset_limits(archive_bytes: int) -> Limits:

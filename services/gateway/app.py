@@ -198,9 +198,9 @@ class Gateway:
             ),
             webhooks=WebhookRoutes(authorizer, repository, clock),
             job_removal=JobRemovalRoutes(
-                authorizer, repository, clock, self._retention.job_removed
+                authorizer, repository, stores.jobs, clock, self._retention.job_removed
             ),
-            uploads=UploadRoutes(uploads),
+            uploads=UploadRoutes(uploads, stores.jobs),
             budgets=BudgetRoutes(budgets),
             files=FileRoutes(store, key, clock) if isinstance(store, LocalStore) else None,
             health=HealthRoutes(repository, self._supervisor, store, clock),

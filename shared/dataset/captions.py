@@ -36,7 +36,18 @@ QUOTES = frozenset("‘’‚“”„–—…«»‹›")  # noqa: RUF001
 """They may stand before or after any letter."""
 SIGNS = frozenset("•€£¥¢©®™°¿¡´·×÷±§¶ºª²³¹½¼¾µ¨¸ˆ˜\u00a0")  # noqa: RUF001
 """What else a western text has besides letters."""
+CONTROLS_NAMED = 5
+FEW_NULS = 5
+"""Up to one NUL in so many bytes is no sign of UTF-16."""
 _ESCAPED = re.compile(r"\\([()])")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Control characters except tabs and line breaks."""
+UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
+"""Categories of controls, of zero-width characters and marks of direction, and of blanks."""
+FILLERS = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Invisible characters that Unicode counts as letters, marks or signs."""
 
 
 class Tag(Struct, frozen=True):
@@ -85,10 +96,42 @@ def unescaped(text: str) -> str:
 def parse(text: str) -> Caption:
     """Split at commas: the first part is the main prompt, the others are tags without duplicates.
 
-    ``"main,, t , t, u,"`` has the tags ``"", "t", "u"``.
+    ``"main,, t , t, u,"`` has the tags ``"", "t", "u"``. A text of which nothing is seen but commas
+    is an empty caption.
     """
-    main, *tags = (part.strip() for part in unescaped(text).strip().split(","))
+    main, *tags = _parts(text)
+    if not main and not any(tags):
+        return Caption()
     return Caption(main, tuple(Tag(tag) for tag in dict.fromkeys(tags)))
+
+
+def repeats_tags(text: str) -> bool:
+    """Whether :func:`parse` leaves a tag out, because it is there before."""
+    tags = [tag for tag in _parts(text)[1:] if tag]
+    return len(set(tags)) < len(tags)
+
+
+def _parts(text: str) -> list[str]:
+    return [visible(part) for part in without_controls(unescaped(text)).split(",")]
+
+
+def visible(text: str) -> str:
+    """The text without blanks at its ends; nothing, if only invisible characters are left."""
+    shown = FILLERS.sub("", text)
+    return "" if all(unicodedata.category(each) in UNSEEN for each in shown) else text.strip()
+
+
+def without_controls(text: str) -> str:
+    """The text without control characters; one that separates words becomes a blank."""
+    return _CONTROLS.sub(lambda found: " " if found[0].isspace() else "", text)
+
+
+def controls_in(text: str) -> str:
+    """A line that names a text's control characters, which are taken out; empty: it has none."""
+    found = sorted(set(_CONTROLS.findall(text)))
+    names = ", ".join(f"U+{ord(each):04X}" for each in found[:CONTROLS_NAMED])
+    more = ", ..." if len(found) > CONTROLS_NAMED else ""
+    return f"control characters are taken out: {names}{more}" if found else ""
 
 
 def from_name(name: str) -> Caption:
@@ -97,7 +140,12 @@ def from_name(name: str) -> Caption:
     ``"a photo of ted bennet, sitting_1.jpg"`` gives ``a photo of ted bennet, sitting``;
     ``"_1.jpg"`` gives an empty caption.
     """
-    return parse(PurePosixPath(name).stem.split("_", 1)[0])
+    return parse(caption_part(name))
+
+
+def caption_part(name: str) -> str:
+    """What of a file's name is its caption."""
+    return PurePosixPath(name).stem.split("_", 1)[0]
 
 
 class Decoded(NamedTuple):
@@ -123,7 +171,8 @@ def decode(raw: bytes) -> Decoded:
         except UnicodeDecodeError:
             continue
         is_guess = encoding == "cp1252"
-        doubtful = has_controls(text) or (is_guess and (has_mark or not looks_western(text)))
+        doubtful = "\ufffd" in text or (has_controls(text) and not encoding.startswith("utf-8"))
+        doubtful = doubtful or (is_guess and (has_mark or not looks_western(text)))
         return Decoded(text, encoding, doubtful)
     return Decoded(raw.decode("latin-1").strip(), "latin-1", is_doubtful=True)
 
@@ -134,6 +183,8 @@ def _unicode_encodings(raw: bytes) -> Iterator[str]:
     plain = raw.rstrip(b"\0")
     if b"\0" not in raw or (len(plain) > 1 and b"\0" not in plain and plain.isascii()):
         return  # without NULs, or with some behind it, as programs in C write a text
+    if raw.count(0) * FEW_NULS < len(raw) and _is_utf_8(raw):
+        return  # UTF-16 has more of them, or letters whose bytes are no UTF-8
     if len(raw) % 4 == 0:
         if not any(raw[3::4]) and max(raw[2::4]) <= MAX_PLANE:
             yield "utf-32-le"
@@ -141,6 +192,14 @@ def _unicode_encodings(raw: bytes) -> Iterator[str]:
             yield "utf-32-be"
     if len(raw) % 2 == 0:
         yield "utf-16-le" if raw[1::2].count(0) >= raw[::2].count(0) else "utf-16-be"
+
+
+def _is_utf_8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def has_controls(text: str) -> bool:

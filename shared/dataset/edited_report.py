@@ -35,6 +35,7 @@ from shared.dataset.remarks import (
     Doubt,
     has_doubt,
     is_about_caption,
+    remarks_on_edit,
     same_pixels,
     summaries,
 )
@@ -99,7 +100,8 @@ def _duplicate(found: TrainedPicture, report: Report) -> Iterator[str]:
 
 def _captioned(picture: TrainedPicture, text: str) -> TrainedPicture:
     caption = parse(text).text
-    remarks = [each for each in picture.remarks if not is_about_caption(each)]
+    kept = (each for each in picture.remarks if not is_about_caption(each))
+    remarks = [*kept, *remarks_on_edit(text)]
     return replace(
         picture,
         caption=caption,

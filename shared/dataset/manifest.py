@@ -23,6 +23,9 @@ T = TypeVar("T")
 MANIFEST = "manifest.json"
 """The manifest's name inside a dataset folder."""
 
+MANIFEST_BYTES = 64 << 20
+"""The most that it takes; whoever reads it reads no more."""
+
 LISTED = 50
 """Entries in a list of the report; a count beside it has the full number."""
 
@@ -76,10 +79,14 @@ class Manifest(Struct, frozen=True, kw_only=True):
         """Read ``manifest.json`` from the folder.
 
         Raises:
-            Refused: it is missing or damaged.
+            Refused: it is missing, damaged or larger than a fetcher writes it.
         """
         try:
-            return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=cls)
+            with (folder / MANIFEST).open("rb") as file:
+                data = file.read(MANIFEST_BYTES + 1)
+            if len(data) > MANIFEST_BYTES:
+                raise Refused(f"the dataset's {MANIFEST} takes more than {MANIFEST_BYTES} bytes")
+            return msgspec.json.decode(data, type=cls)
         except (OSError, msgspec.DecodeError) as error:
             raise Refused(f"the dataset's {MANIFEST} cannot be read: {error}") from None
 

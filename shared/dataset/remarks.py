@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal
 
-from shared.dataset.captions import MAX_TOKENS
+from shared.dataset.captions import MAX_TOKENS, controls_in, repeats_tags
 from shared.dataset.manifest import named, short
 
 Doubt = Literal["no_caption", "empty_file", "camera_name", "unreadable_name", "cut"]
@@ -17,6 +17,9 @@ CAMERA_NAME = "its caption is the name that a camera or a counter gave"
 UNREADABLE_NAME = "its name is in an unknown encoding, and its caption may be garbage"
 CUT = "its caption is cut to "
 TOO_LONG = f"its caption has more than {MAX_TOKENS} tokens: the rest has no effect"
+IN_NAME = "in the caption that is its name, "
+IN_EDIT = "in its changed caption, "
+REPEATED_IN_EDIT = "a tag of its changed caption is there twice, and counts once"
 SECOND_PROMPT = " has a main prompt"
 """How the remark ends on a caption file that stands behind another one."""
 ENLARGED = ": enlarged, and less sharp for it"
@@ -31,7 +34,7 @@ BEGINNINGS: dict[Doubt, str] = {
     "cut": CUT,
 }
 """Of the remark on each doubt."""
-ABOUT_CAPTIONS = (*BEGINNINGS.values(), TOO_LONG)
+ABOUT_CAPTIONS = (*BEGINNINGS.values(), TOO_LONG, IN_NAME, IN_EDIT, REPEATED_IN_EDIT)
 
 Doubtful = Callable[[Doubt], Sequence[tuple[str, str]]]
 """The pictures of whose captions there is a doubt: names and captions."""
@@ -49,6 +52,14 @@ def has_doubt(remarks: Collection[str], doubt: Doubt) -> bool:
 def is_about_caption(remark: str) -> bool:
     """Whether a remark no longer holds when somebody gives the picture another caption."""
     return remark.startswith(ABOUT_CAPTIONS) or remark.endswith(SECOND_PROMPT)
+
+
+def remarks_on_edit(caption: str) -> Iterator[str]:
+    """What of a caption that somebody has given is not taken as it is."""
+    if removed := controls_in(caption):
+        yield f"{IN_EDIT}{removed}"
+    if repeats_tags(caption):
+        yield REPEATED_IN_EDIT
 
 
 def same_pixels(name: str) -> str:

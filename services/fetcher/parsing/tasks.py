@@ -23,7 +23,12 @@ from services.fetcher.parsing.datasets.check import check_images
 from services.fetcher.parsing.datasets.checked import CHECKED, CheckedDataset
 from services.fetcher.parsing.datasets.edited import apply_edits
 from services.fetcher.parsing.datasets.pages import add_remark, write_pages, write_previews
-from services.fetcher.parsing.datasets.report import build_report, captions_of, with_tokens
+from services.fetcher.parsing.datasets.report import (
+    build_report,
+    captions_of,
+    check_size,
+    with_tokens,
+)
 from services.fetcher.parsing.models.diffusers_folder import (
     OpenedModel,
     validate_diffusers_folder,
@@ -58,7 +63,7 @@ def perform(task: Task, limits: Limits, reports: Reports) -> Result:
         case ParseDataset():
             return _parse_dataset(task, limits, reports)
         case ParseEditedDataset():
-            return _parse_edited_dataset(task, reports)
+            return _parse_edited_dataset(task, limits, reports)
         case ParseModelFile():
             return _parse_model_file(task, reports)
         case ParseModelFolder(folder=folder, shown=shown):
@@ -80,22 +85,28 @@ def _parse_dataset(task: ParseDataset, limits: Limits, reports: Reports) -> Pars
         reading=reports.reading,
         checked=lambda done, of: reports.progress(phase="checking images", images=done, of=of),
     )
-    return _planned(task, checked, reports)
+    return _planned(task, checked, limits, reports)
 
 
-def _parse_edited_dataset(task: ParseEditedDataset, reports: Reports) -> ParsedDataset:
+def _parse_edited_dataset(
+    task: ParseEditedDataset, limits: Limits, reports: Reports
+) -> ParsedDataset:
     folder = Path(task.folder)
     checked = apply_edits(CheckedDataset.read(folder), task.edits, folder, reports.reading)
-    return _planned(task, checked, reports)
+    return _planned(task, checked, limits, reports)
 
 
 def _planned(
-    task: ParseDataset | ParseEditedDataset, checked: CheckedDataset, reports: Reports
+    task: ParseDataset | ParseEditedDataset,
+    checked: CheckedDataset,
+    limits: Limits,
+    reports: Reports,
 ) -> ParsedDataset:
     """Write what the trainer needs, what a later job may start from, and what people look at."""
     folder, pages = Path(task.folder), Path(task.pages)
     reports.reading(task.shown)
     manifest, report, pictures = build_report(checked, task.train, task.seed, task.shown)
+    check_size(manifest, limits.manifest_bytes, task.shown)
     manifest.write(folder)
     checked.write(folder)
     reports.progress(phase="drawing previews")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from aiohttp import web
 
+from services.gateway.jobs.references import JOBS, jobs_needing
 from services.gateway.jobs.repository import JobRepository, UnknownJob
 from services.gateway.jobs.response_types import Removed
 from services.gateway.jobs.transitions import cancel
+from services.gateway.ports import JobStore
 from services.gateway.web.application import ANSWER_SECONDS
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import Answer, route
+
+NAMED = 10
+"""Jobs that a refusal names."""
 
 
 class JobRemovalRoutes:
@@ -23,12 +28,14 @@ class JobRemovalRoutes:
         self,
         authorizer: Authorizer,
         repository: JobRepository,
+        jobs: JobStore,
         clock: Callable[[], float],
         on_removal: Callable[[str], None],
     ) -> None:
         """``on_removal`` is called with the id of a job whose files are to be deleted."""
         self._authorizer = authorizer
         self._repository = repository
+        self._jobs = jobs
         self._clock = clock
         self._on_removal = on_removal
 
@@ -38,11 +45,14 @@ class JobRemovalRoutes:
         "Delete a job and all its files for good",
         needs="delete",
         answers={200: Answer("The job was deleted.", Removed)},
+        errors=(409,),
     )
     async def _remove(self, request: web.Request, owner: str) -> web.Response:
         """Cancel first, so that workers stop."""
         async with asyncio.timeout(ANSWER_SECONDS):
             job_id = (await self._authorizer.job(request, owner)).job.id
+            needing = await jobs_needing(self._jobs, owner, f"{JOBS}{job_id}/")
+            refuse_if_needed([each for each in needing if each != job_id])
             await self._repository.change(job_id, partial(cancel, now=self._clock()))
             removed = await self._repository.remove(job_id)
         if not removed:
@@ -50,3 +60,14 @@ class JobRemovalRoutes:
         self._on_removal(job_id)
         gone: Removed = {"id": job_id, "deleted": True}
         return web.json_response(gone)
+
+
+def refuse_if_needed(jobs: Sequence[str]) -> None:
+    """Raises web.HTTPConflict: these jobs are yet to read what is to be deleted."""
+    if jobs:
+        named = ", ".join(jobs[:NAMED])
+        more = f" and {len(jobs) - NAMED} more" if len(jobs) > NAMED else ""
+        raise web.HTTPConflict(
+            text=f"jobs that have not ended still need it: {named}{more}; cancel them first, or"
+            " delete it when they have ended"
+        )

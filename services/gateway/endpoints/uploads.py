@@ -11,14 +11,16 @@ from typing import Annotated, Literal
 from aiohttp import web
 from msgspec import Meta
 
+from services.gateway.endpoints.job_removal import refuse_if_needed
+from services.gateway.jobs.references import jobs_needing
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import Upload
 from services.gateway.jobs.uploads import UploadConflict, Uploads, least_chunk
-from services.gateway.ports import StoredUpload
+from services.gateway.ports import JobStore, StoredUpload
 from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, unknown_parameters
 from services.gateway.web.authorization import NULL
 from services.gateway.web.routing import Answer, Body, Parameter, route
-from shared.storage.uploads import ARCHIVE_BYTES
+from shared.storage.uploads import ARCHIVE_BYTES, list_key
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,termination"
@@ -39,8 +41,9 @@ UPLOAD_ANSWER = {200: Answer("The upload.", Upload)}
 class UploadRoutes:
     """Create, continue, read and delete uploads."""
 
-    def __init__(self, uploads: Uploads) -> None:
+    def __init__(self, uploads: Uploads, jobs: JobStore) -> None:
         self._uploads = uploads
+        self._jobs = jobs
 
     @route(
         "OPTIONS",
@@ -172,10 +175,13 @@ class UploadRoutes:
         needs="upload",
         parameters=(TUS_VERSION,),
         answers={204: Answer("The upload was deleted.")},
-        errors=(412,),
+        errors=(409, 412),
     )
     async def _delete(self, request: web.Request, owner: str) -> web.Response:
-        await self._uploads.remove((await self._upload(request, owner)).id)
+        upload = await self._upload(request, owner)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            refuse_if_needed(await jobs_needing(self._jobs, owner, list_key(upload.id)))
+        await self._uploads.remove(upload.id)
         return web.Response(status=204)
 
     async def _create(self, request: web.Request, owner: str, size: int) -> StoredUpload:

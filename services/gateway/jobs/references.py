@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
+import structlog
 from msgspec.structs import replace
 
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import Job, Step, clip_skip_of
-from services.gateway.jobs.repository import JobRepository
+from services.gateway.jobs.repository import JobRepository, read
 from services.gateway.jobs.request_parser import Invalid, shown
 from services.gateway.jobs.transitions import keep_dataset
 from services.gateway.jobs.uploads import Uploads
+from services.gateway.ports import JobStore, StoredJob
 from shared.dataset.edits import EDITED, EditedDataset
 from shared.keys import link_holds
-from shared.messaging.messages import Artifact, Submission, decode
+from shared.messaging.messages import Artifact, DatasetStaged, ModelStaged, Submission, decode
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import JOB_ID, STORED, ModelSource, Request, Train
@@ -26,6 +28,11 @@ from shared.storage.large_fields import put_value
 from shared.storage.uploads import list_key
 
 JOBS = "jobs/"
+LIVE = ("IN_QUEUE", "IN_PROGRESS")
+PAGE = 100
+"""Jobs that are read at a time."""
+
+log = structlog.get_logger()
 
 
 class References:
@@ -193,6 +200,37 @@ class References:
 def keep_for(job: Job, owner: str, until: float, now: float) -> Step:
     """Keep a check's dataset for another job, if it is of the same owner."""
     return keep_dataset(job, until, now) if job.owner == owner else Step(job)
+
+
+async def jobs_needing(jobs: JobStore, owner: str, prefix: str) -> list[str]:
+    """Ids of an owner's live jobs that have yet to read what is under a prefix of the store.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    ids: list[str] = []
+    before: tuple[float, str] | None = None
+    while rows := await jobs.newest(owner=owner, statuses=LIVE, before=before, limit=PAGE):
+        ids += [row.id for row in rows if any(key.startswith(prefix) for key in _needed(row))]
+        before = rows[-1].created_at, rows[-1].id
+    return ids
+
+
+def _needed(row: StoredJob) -> Iterator[str]:
+    """Keys and prefixes in the store that a job's open stages are told to read."""
+    try:
+        triggers = [decode(each.trigger) for each in read(row).stages.values() if each.open]
+    except msgspec.DecodeError:  # it must not keep its owner from deleting others
+        log.exception("cannot_judge", job=row.id)
+        return
+    for trigger in triggers:
+        match trigger:
+            case Submission(train=train, model=model):
+                named = (train.data_url, train.resume_ckpt_url) if train else ()
+                for address in (*named, *((model.source,) if model else ())):
+                    yield address.removeprefix(STORED)
+            case DatasetStaged(base_model=prefix) | ModelStaged(model=prefix):
+                yield f"{prefix}/"
 
 
 def source_of(job: Job, key: str) -> ModelSource:

@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec import inspect as types
 
 from services.gateway.jobs.fields.descriptions import describe
+from services.gateway.jobs.fields.effects import warnings
 from services.gateway.jobs.fields.names import INPUT_FIELDS, PLACES, TOP_FIELDS, unknown
 from services.gateway.jobs.fields.rules import ADDRESS, MODEL, RULES, Rule, bucket_twice
 from shared.dataset.edits import GivenEdit
@@ -86,7 +87,8 @@ def parse_request(body: Any) -> Request:
         raise Invalid(mistakes)
     return Request(
         train=train, model=model, inference=inference, s3=s3, webhook=webhook,
-        webhook_events=events, policy=policy, warnings=tuple(_warnings(top, train)),
+        webhook_events=events, policy=policy,
+        warnings=tuple(warnings(top, train, inference, policy)),
     )  # fmt: skip
 
 
@@ -380,29 +382,6 @@ def _webhook_events(value: Any, mistakes: list[str]) -> tuple[WebhookEvent, ...]
         if each not in WEBHOOK_EVENTS
     ]
     return tuple(event for event in WEBHOOK_EVENTS if event in value)
-
-
-def _warnings(top: dict[str, Any], train: Train | None) -> Iterator[str]:
-    """What is taken without the effect that it was given for."""
-    if top.get("webhookV2"):
-        yield "webhookV2 has no effect"
-    if train is None:
-        return
-    if train.text_encoder_lr is not None and train.disable_textenc_training:
-        yield "input.train.text_encoder_lr has no effect with disable_textenc_training"
-    percent = "rated_dataset_target_dropout_percent"
-    if not train.rated_dataset and getattr(train, percent) != getattr(Train(data_url=""), percent):
-        yield f"input.train.{percent} {getattr(train, percent)} has no effect without rated_dataset"
-    warmup, decay = train.lr_warmup_steps, train.lr_decay_steps
-    if train.lr_scheduler == "constant":
-        for name, value in (("lr_warmup_steps", warmup), ("lr_decay_steps", decay)):
-            if value:
-                yield f"input.train.{name} {value} has no effect with lr_scheduler constant"
-    elif warmup and decay and warmup >= decay:
-        yield (
-            f"input.train.lr_warmup_steps {warmup} is not below lr_decay_steps {decay}: the"
-            " learning rate falls to its minimum before it has reached lr; lower the first"
-        )
 
 
 def _train_rules(values: dict[str, Any], path: str, mistakes: list[str]) -> None:

@@ -54,35 +54,50 @@ class BatchingPipeline:
         """How many images of this size to generate at a time."""
         return self._batch_sizes.get(size, BATCH_SIZES[self.pipe.device.type])
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents (B, 4, H / 8, W / 8) to pixels (B, 3, H, W) from 0 to 1.
+    def decode(self, latents: Tensor) -> list[Tensor]:
+        """Decode latents (B, 4, H / 8, W / 8) to the pixels (3, H, W) of each image, from 0 to 1.
 
-        Some VAEs overflow in half precision, from sound latents (huggingface/diffusers#3999): such
-        a one decodes in fp32 from then on.
+        Some VAEs overflow in half precision, from sound latents (huggingface/diffusers#3999): what
+        has overflowed is decoded again in fp32, and all that comes from then on.
         """
         if self._vae_dtype is not None:
             self.pipe.vae.to(torch.float32)  # memory may have run out halfway
-        pixels = self._decode(latents)
-        is_half = self.pipe.vae.dtype == torch.float16
-        if is_half and (_are_finite(latents) & ~_are_finite(pixels)).any():
-            self._vae_dtype = self.pipe.vae.dtype
-            self.pipe.vae.to(torch.float32)
-            pixels = self._decode(latents)
+        decoded = self._decode(latents)
+        pixels = self._pixels(decoded)
+        if self.pipe.vae.dtype != torch.float16:
+            return pixels
+        overflowed = _are_finite(latents) & ~_are_finite(decoded)
+        if overflowed.any():
+            self.decode_in_fp32()
+            again = iter(self._pixels(self._decode(latents[overflowed])))
+            pixels = [
+                next(again) if is_anew else each
+                for each, is_anew in zip(pixels, overflowed.tolist(), strict=True)
+            ]
         return pixels
 
-    def forget_overflow(self) -> None:
-        """The VAE gets other weights, which may not overflow."""
-        if self._vae_dtype is not None:
-            self.pipe.vae.to(self._vae_dtype)
-            self._vae_dtype = None
+    def decode_in_fp32(self) -> None:
+        """From now on, for as long as the VAE has these weights."""
+        self._vae_dtype = self.pipe.vae.dtype
+        self.pipe.vae.to(torch.float32)
+
+    def forget_overflow(self) -> bool:
+        """Prepare the VAE for other weights, which may not overflow; returns whether these did."""
+        if self._vae_dtype is None:
+            return False
+        self.pipe.vae.to(self._vae_dtype)
+        self._vae_dtype = None
+        return True
 
     def _decode(self, latents: Tensor) -> Tensor:
         """As the stock pipeline does."""
         vae = self.pipe.vae
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
-        pixels = vae.decode(scaled, return_dict=False)[0]
-        decoded: Tensor = self.pipe.image_processor.postprocess(pixels, output_type="pt")
+        decoded: Tensor = vae.decode(scaled, return_dict=False)[0]
         return decoded
+
+    def _pixels(self, decoded: Tensor) -> list[Tensor]:
+        return list(self.pipe.image_processor.postprocess(decoded, output_type="pt"))
 
     def shrink_batch(self, size: Size, count: int) -> bool:
         """Respond to a lack of memory at ``count`` images.

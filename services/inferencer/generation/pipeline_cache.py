@@ -7,7 +7,7 @@ next model of an architecture replaces the scheduler, and those networks whose w
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,6 +27,8 @@ class CachedPipeline:
     pipeline: BatchingPipeline
     loaded: dict[str, Fingerprint]
     """By network."""
+    overflowing: set[Fingerprint] = field(default_factory=set)
+    """VAEs that have to decode in fp32."""
 
     def load(self, files: ModelFiles) -> None:
         """Load the networks that differ, and the scheduler.
@@ -37,10 +39,12 @@ class CachedPipeline:
         for name in NETWORKS:
             fingerprint = files.fingerprint(name)
             if self.loaded[name] != fingerprint:
-                if name == "vae":
-                    self.pipeline.forget_overflow()
+                if name == "vae" and self.pipeline.forget_overflow():
+                    self.overflowing.add(self.loaded[name])
                 files.load_into(self._network(name), name)
                 self.loaded[name] = fingerprint
+                if name == "vae" and fingerprint in self.overflowing:
+                    self.pipeline.decode_in_fp32()
         self.pipeline.parts = files.with_scheduler(self.pipeline.parts)
 
     @property

@@ -59,6 +59,17 @@ TO_SPARE = (
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+async def test_a_folder_inside_a_single_file_is_warned_of(
+    stage: Stage, web: Web, tensors: State, suffix: str
+) -> None:
+    url = web.serve("/m", file_of(tensors, stage.folder, suffix))
+
+    await stage(url, subfolder="v1")
+
+    assert stage.warnings == (f"hf_repo_subfolder v1 has no effect: {url} is a single file",)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
 async def test_what_a_network_was_trained_with_is_ignored_without_a_word(
     stage: Stage, web: Web, tiny: Parts, tensors: State, suffix: str
 ) -> None:

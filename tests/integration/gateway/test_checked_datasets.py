@@ -435,6 +435,49 @@ async def test_a_removed_check_leaves_nothing(here: World) -> None:
     assert (await here.ask("GET", f"{ROOT}/budgets")).body["upload_bytes"]["used"] == 0
 
 
+async def delete(here: World, path: str) -> Answer:
+    return await here.ask("DELETE", f"{ROOT}{path}")
+
+
+async def test_a_check_stays_while_a_job_has_yet_to_fetch_its_dataset(here: World) -> None:
+    check = await checked(here)
+    job = str((await train(here, check)).body["id"])
+
+    refused = await delete(here, f"/jobs/{check}")
+
+    assert refused.status == 409
+    assert refused.body["error"] == (
+        f"jobs that have not ended still need it: {job}; cancel them first, or delete it when they"
+        " have ended"
+    )
+    dataset = await edited(here)
+    assert await here.store.exists(f"{dataset.dataset}/manifest.json")
+    assert (await here.ask("POST", f"{ROOT}/cancel/{job}")).status == 200
+    assert (await delete(here, f"/jobs/{check}")).status == 200
+
+
+async def test_a_check_goes_once_the_job_has_its_own_copy(here: World) -> None:
+    check = await checked(here)
+    job = str((await train(here, check)).body["id"])
+    fetcher, due = await here.claim(job, "staging"), await here.get(FETCHER)
+    await fetcher.stage_dataset(due)
+    assert isinstance(await here.get(TRAINER), DatasetStaged)
+    await here.claim(job, "training")
+
+    assert (await delete(here, f"/jobs/{check}")).status == 200
+
+
+async def test_an_upload_stays_while_a_job_has_yet_to_fetch_it(here: World) -> None:
+    upload = (await here.ask("POST", f"{ROOT}/uploads", data=b"a zip")).body
+    job = str((await train(here, upload["data_url"])).body["id"])
+
+    refused = await delete(here, f"/uploads/{upload['id']}")
+
+    assert refused.status == 409
+    assert job in refused.body["error"]
+    assert (await here.ask("POST", f"{ROOT}/cancel/{job}")).status == 200
+
+
 # --- Trained on again
 
 

@@ -81,6 +81,19 @@ async def test_a_removed_job_takes_its_files_along_and_is_nowhere_seen_again(her
     assert await files(here, stays)
 
 
+async def test_a_model_stays_while_a_job_draws_with_it(here: World) -> None:
+    model = await trained(here)
+    body = {"input": {"model": model, "inference": [{"prompt": "a cat"}]}}
+    job = (await here.ask("POST", f"{ROOT}/run", json=body)).body["id"]
+
+    refused = await remove(here, model)
+
+    assert (refused.status, job in refused.body["error"]) == (409, True)
+    assert (await here.status(model))["status"] == "COMPLETED"
+    assert (await remove(here, job)).status == 200
+    assert (await remove(here, model)).status == 200
+
+
 async def test_a_job_at_work_is_stopped_first(here: World) -> None:
     job, trainer = await training(here)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ import torch
 
 from services.inferencer.generation.batching_pipeline import BatchingPipeline
 from services.inferencer.generation.generate import FailedImage, generate
+from services.inferencer.generation.model_files import NETWORKS, Fingerprint, ModelFiles
+from services.inferencer.generation.pipeline_cache import CachedPipeline
 from shared.diffusion.loading import Parts
 from tests.support.drawing import POISON, drawn_images, poisoned, small_request
 from tests.support.models import random_parts
@@ -32,6 +34,22 @@ def overflowing() -> Parts:
     return parts
 
 
+class Files:
+    """A model of which only the VAE differs from others, and nothing is read."""
+
+    def __init__(self, vae: Fingerprint) -> None:
+        self._vae = vae
+
+    def fingerprint(self, name: str) -> Fingerprint:
+        return self._vae if name == "vae" else (name,)
+
+    def load_into(self, _network: torch.nn.Module, _name: str) -> None:
+        pass
+
+    def with_scheduler(self, parts: Parts) -> Parts:
+        return parts
+
+
 def half(parts: Parts) -> BatchingPipeline:
     """Its VAE decodes in fp16, as on a card."""
     pipeline = BatchingPipeline.from_parts(parts)
@@ -49,6 +67,42 @@ def test_sound_latents_whose_pixels_overflow_are_decoded_in_fp32() -> None:
     (full,) = drawn_images(drawn(BatchingPipeline.from_parts(overflowing())))
 
     assert np.abs(np.asarray(ours, float) - np.asarray(full, float)).max() <= ROUNDING
+
+
+def test_of_a_batch_only_what_overflows_is_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = half(random_parts())
+    vae, latents = pipeline.pipe.vae, torch.randn(3, 4, 16, 16, generator=torch.manual_seed(0))
+    alone = [pipeline.decode(each[None])[0] for each in latents]
+    decode, seen = vae.decode, []
+
+    def overflowing_once(scaled: torch.Tensor, **options: Any) -> Any:
+        seen.append((len(scaled), scaled.dtype))
+        (pixels,) = decode(scaled, **options)
+        if len(seen) == 1:
+            pixels[1] = torch.inf
+        return (pixels,)
+
+    monkeypatch.setattr(vae, "decode", overflowing_once)
+    first, second, third = pipeline.decode(latents)
+
+    assert seen == [(3, torch.float16), (1, torch.float32)]
+    assert torch.equal(first, alone[0])
+    assert torch.equal(third, alone[2])
+    assert torch.allclose(second, alone[1].float(), atol=0.01)
+    pipeline.decode(latents)
+    assert seen[2:] == [(3, torch.float32)]
+
+
+def test_a_model_that_comes_again_is_known_to_overflow() -> None:
+    pipeline = half(overflowing())
+    drawn(pipeline)
+    cached = CachedPipeline(pipeline, {name: (name,) for name in NETWORKS})
+    other, same = Files(("another",)), Files(("vae",))
+
+    cached.load(cast("ModelFiles", other))
+    assert pipeline.pipe.vae.dtype == torch.float16
+    cached.load(cast("ModelFiles", same))
+    assert pipeline.pipe.vae.dtype == torch.float32
 
 
 def test_that_is_remembered_until_the_vae_gets_other_weights() -> None:
@@ -86,7 +140,7 @@ def test_a_conversion_that_ran_out_of_memory_halfway_is_completed(
         pipeline.decode(latents)
     monkeypatch.setattr(vae, "to", convert.__get__(vae))
 
-    assert torch.isfinite(pipeline.decode(latents)).all()
+    assert torch.isfinite(pipeline.decode(latents)[0]).all()
 
 
 def test_a_vae_that_does_not_overflow_goes_on_in_half_precision() -> None:

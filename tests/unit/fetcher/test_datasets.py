@@ -6,12 +6,15 @@ import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 from PIL import Image as Pillow
 
+from services.fetcher.limits import Limits
+from services.fetcher.order import ParseDataset
 from services.fetcher.parsing.datasets import image_check, report
 from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked, unpack
 from services.fetcher.parsing.datasets.check import check_images
@@ -25,8 +28,17 @@ from services.fetcher.parsing.datasets.image_check import (
 from services.fetcher.parsing.datasets.report import build_report, with_tokens
 from services.fetcher.parsing.datasets.sidecar_values import ImageOptions
 from services.fetcher.parsing.datasets.sidecars import Sidecars
+from services.fetcher.parsing.tasks import perform
 from shared.dataset.captions import parse
-from shared.dataset.manifest import Captions, Duplicate, Manifest, Picture, Report, Skipped
+from shared.dataset.manifest import (
+    MANIFEST_BYTES,
+    Captions,
+    Duplicate,
+    Manifest,
+    Picture,
+    Report,
+    Skipped,
+)
 from shared.errors import Refused
 from shared.request import Train, Validation
 from tests.support.in_process_parser import ignored
@@ -285,7 +297,7 @@ def test_nought_counts_as_one_where_it_would_mean_never() -> None:
 
 def test_the_report_has_the_numbers_that_matter_before_training(tmp_path: Path) -> None:
     files = {f"square {number}.png": drawn(600, 600) for number in range(5)}
-    files |= {"wide.png": drawn(900, 500), "small.png": drawn(64, 64), "broken.png": b""}
+    files |= {"wide.png": drawn(900, 500), "small.png": drawn(64, 64), "broken.png": b"no"}
 
     found = checked(files, tmp_path)
     manifest, report, _ = build_report(
@@ -354,6 +366,46 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(Refused, match="cannot be read"):
         Manifest.read(tmp_path)
+
+
+def test_a_manifest_larger_than_a_fetcher_writes_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b'{"pictures":[]}' + b" " * MANIFEST_BYTES)
+
+    with pytest.raises(Refused, match="takes more than 67108864 bytes"):
+        Manifest.read(tmp_path)
+
+
+def test_captions_that_fill_more_than_a_manifest_are_refused_with_what_takes_the_room() -> None:
+    pictures = tuple(
+        Picture(file=f"{n}.png", name=f"{n}.png", caption="é" * 4000, width=9, height=9)
+        for n in range(10)
+    )
+
+    report.check_size(Manifest(pictures=pictures), 90_000, SHOWN)
+    with pytest.raises(Refused) as refused:
+        report.check_size(Manifest(pictures=pictures), 80_000, SHOWN)
+
+    assert str(refused.value).startswith(
+        f"{SHOWN}: what is told to the trainer of its 10 images takes 0.1 MB, and at most 0.1 MB"
+        " are taken (captions 0.1 MB, file names 0.0 MB, weights of tags 0.0 MB);"
+    )
+
+
+def test_a_manifest_is_not_written_beyond_the_limit(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.writestr("a.png", drawn())
+        zipped.writestr("a.txt", b"x" * 8000)
+    for folder in ("images", "pages"):
+        (tmp_path / folder).mkdir()
+    task = ParseDataset(
+        archive=str(tmp_path / "a.zip"), folder=str(tmp_path / "images"), train=TRAIN, seed=1,
+        pages=str(tmp_path / "pages"), shown=SHOWN,
+    )  # fmt: skip
+    reports = SimpleNamespace(reading=ignored, progress=lambda **_: None)
+
+    with pytest.raises(Refused, match=r"captions 0\.0 MB"):
+        perform(task, Limits(processor_seconds=1.0, manifest_bytes=5000), reports)
+    assert not (tmp_path / "images" / "manifest.json").exists()
 
 
 def test_every_image_looked_at_is_a_sign_of_life(tmp_path: Path) -> None:

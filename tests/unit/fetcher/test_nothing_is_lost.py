@@ -62,13 +62,13 @@ class Seen:
         self.folder.mkdir()
         (folder / "a.zip").write_bytes(data)
         unpacked = unpack(folder / "a.zip", self.folder, shown=SHOWN, reading=ignored)
-        checked = check_images(
+        self.checked = check_images(
             unpacked, self.folder, shown=SHOWN, pixels=10**9, reading=ignored,
             checked=lambda _done, _of: None,
         )  # fmt: skip
         self.manifest: Manifest
         self.report: Report
-        self.manifest, self.report, _ = build_report(checked, train, 555, SHOWN)
+        self.manifest, self.report, _ = build_report(self.checked, train, 555, SHOWN)
 
     @property
     def captions(self) -> dict[str, str]:
@@ -252,6 +252,216 @@ def test_an_empty_shuffle_tags_file_is_on_by_its_presence(tmp_path: Path) -> Non
     assert one(seen.warnings, "b/flip_p.txt: '': expected a number from 0 to 1")
 
 
+@pytest.mark.parametrize("number", ["1_0", "１０", "٣", "0x2", "nan", "infinity"])  # noqa: RUF001
+@pytest.mark.parametrize("file", ["multiply.txt", "IMG_1.yaml", "local.yaml"])
+def test_a_number_is_written_in_plain_digits_wherever_one_is_read(
+    file: str, number: str, tmp_path: Path
+) -> None:
+    text = number if file == "multiply.txt" else f"multiply: {number}"
+    seen = Seen(z({"IMG_1.jpg": drawn(), file: text.encode()}), tmp_path)
+
+    assert seen.manifest.pictures[0].multiply == 1
+    assert one(seen.warnings, f"{file}: ", repr(number), "expected a number from 0 to 1000")
+
+
+# --- Several files of one rank --------------------------------------------------------------------
+
+
+def test_of_two_yamls_of_an_image_the_second_is_named_with_what_it_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    seen = Seen(z({
+        "a.jpg": J,
+        "a.yaml": b"main_prompt: a cat\nmultiply: 2\nflip_p: 0.5\ntags: [{tag: red, weight: 2}]",
+        "a.yml": b"main_prompt: a dog\nmultiply: 3\nflip_p: 0.5\nrating: 1\ntags: [red, old]",
+    }), tmp_path)  # fmt: skip
+
+    assert (seen.caption, seen.manifest.pictures[0].multiply) == ("a cat, red, old", 2)
+    remarks = seen.picture("a.jpg").remarks
+    assert one(remarks, "a.yml: its 'a dog' is left out, because a.yaml has a main prompt")
+    assert one(remarks, "a.yml: its multiply 3.0 is left out, because a.yaml says 2.0")
+    assert one(remarks, "a.yml: its weight of 'red' 1.0 is left out, because a.yaml says 2.0")
+    assert len(remarks) == 3
+
+
+def test_of_two_settings_of_a_folder_the_farther_is_named_once(tmp_path: Path) -> None:
+    seen = Seen(z({
+        "f/a cat.jpg": J, "f/a dog.jpg": drawn(610),
+        "f/local.yaml": b"flip_p: 0.1\nbatch_id: x", "f/local.yml": b"flip_p: 0.2",
+        "f/batch_id.txt": b"y",
+        "global.yaml": b"cond_dropout: 0.1\nflip_p: 0.9", "global.yml": b"cond_dropout: 0.2",
+    }), tmp_path)  # fmt: skip
+
+    assert {picture.flip_p for picture in seen.manifest.pictures} == {0.1}
+    assert one(seen.warnings, "f/local.yml: its flip_p 0.2 is left out, because f/local.yaml")
+    assert one(seen.warnings, "f/local.yaml: its batch_id 'x' is left out, because f/batch_id.txt")
+    assert one(seen.warnings, "global.yml: its cond_dropout 0.2 is left out, because global.yaml")
+    assert len(seen.warnings) == 3  # that a nearer folder says otherwise is how it is meant
+
+
+@pytest.mark.parametrize(
+    ("image", "file", "text"),
+    [("local.jpg", "local.yaml", "main_prompt: a cat"), ("flip_p.png", "flip_p.txt", "0.5"),
+     ("Global.jpg", "global.yml", "main_prompt: a cat")],
+)  # fmt: skip
+def test_an_image_called_like_its_folder_s_settings_does_not_own_them(
+    image: str, file: str, text: str, tmp_path: Path
+) -> None:
+    seen = Seen(z({image: J, "a dog.jpg": drawn(610), file: text.encode()}), tmp_path)
+
+    assert one(seen.warnings, f"{file}: read as its folder's settings", f"not as {image}'s own")
+    if "main_prompt" in text:
+        assert set(seen.captions.values()) == {"a cat"}
+        assert seen.picture(image).source == "folder"
+    else:
+        assert [picture.flip_p for picture in seen.manifest.pictures] == [0.5, 0.5]
+
+
+def test_a_tag_that_is_there_twice_is_named_wherever_it_is(tmp_path: Path) -> None:
+    seen = Seen(z({
+        "a.jpg": J, "a.yaml": b"main_prompt: a\ntags: [red, {tag: red, weight: 3}, old]",
+        "b.jpg": drawn(610), "b.txt": b"b, red, old, red", "c, red, red_1.jpg": drawn(620),
+        "d.jpg": drawn(630), "d.txt": b"d,, red,,",
+    }), tmp_path)  # fmt: skip
+
+    assert seen.captions["a.jpg"] == "a, red, old"
+    assert one(seen.warnings, "a.yaml: tags: 'red' is given twice; weight 3 is used")
+    assert one(seen.warnings, "2 captions have a tag twice", "b.txt, c, red, red_1.jpg")
+    assert len(seen.warnings) == 2
+
+
+# --- What nobody sees -----------------------------------------------------------------------------
+
+
+NOBODY_SEES = ["", " \n", ",", " , ,", "\u200b", "\ufeff\u200b,\u2060", "\u3164", "\0", "\x7f\x01"]
+
+
+@pytest.mark.parametrize("text", NOBODY_SEES)
+def test_a_caption_of_which_nothing_is_seen_counts_as_empty(text: str, tmp_path: Path) -> None:
+    seen = Seen(
+        z({"a cat.jpg": J, "a cat.txt": text.encode(), "x.jpg": drawn(610), "x.txt": b"x"}),
+        tmp_path,
+    )
+
+    assert seen.captions["a cat.jpg"] == "a cat"
+    assert seen.report.empty_captions == ["a cat.jpg"]
+    assert "its caption file is empty" in seen.picture("a cat.jpg").remarks
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "# to do", "main_prompt: ''", "caption: ','", 'tags: ["\u200b"]', 'main_prompt: "\\0"'],
+)
+def test_a_yaml_without_a_caption_that_is_seen_counts_as_empty(text: str, tmp_path: Path) -> None:
+    seen = Seen(z({"a cat.jpg": J, "a cat.yaml": text.encode()}), tmp_path)
+
+    assert (seen.caption, seen.report.empty_captions) == ("a cat", ["a cat.jpg"])
+
+
+def test_a_yaml_of_options_alone_is_no_empty_caption(tmp_path: Path) -> None:
+    seen = Seen(z({"a cat.jpg": J, "a cat.yaml": b"flip_p: 0.5"}), tmp_path)
+
+    assert (seen.report.empty_captions, seen.warnings) == ([], [])
+
+
+def test_control_characters_are_taken_out_of_captions_and_named(tmp_path: Path) -> None:
+    seen = Seen(z({
+        "a.jpg": J, "a.txt": b"a\0 red\x0bcat, old\x1b[31m",
+        "b.jpg": drawn(610), "b.yaml": b'main_prompt: "a\\0 dog"\ntags: ["\\a x"]',
+        "a\x01 bird_1.jpg": drawn(620), "d/e.jpg": drawn(630), "d/batch_id.txt": b"x\0y",
+    }), tmp_path)  # fmt: skip
+
+    assert list(seen.captions.values()) == ["a red cat, old[31m", "a dog, x", "a bird", "e"]
+    assert one(seen.warnings, "a.txt: control characters are taken out: U+0000, U+000B, U+001B")
+    assert one(seen.warnings, "b.yaml: main_prompt: control characters are taken out: U+0000")
+    assert one(seen.warnings, "b.yaml: tags: control characters are taken out: U+0007")
+    assert one(seen.warnings, "d/batch_id.txt: control characters are taken out: U+0000")
+    assert one(seen.picture("a\x01 bird_1.jpg").remarks, "taken out: U+0001")
+
+
+def test_a_changed_caption_is_read_like_one_in_a_file(tmp_path: Path) -> None:
+    seen = Seen(z({"a.jpg": J, "b.jpg": drawn(610)}), tmp_path)
+    edits = {1: PictureEdit(caption="a\0 cat, x, x"), 2: PictureEdit(caption="\u200b,")}
+
+    changed = apply_edits(seen.checked, edits, seen.folder, ignored)
+
+    assert [picture.caption for picture in changed.pictures] == ["a cat, x", ""]
+    first, second = changed.notes
+    assert one(first.remarks, "in its changed caption, control characters are taken out: U+0000")
+    assert one(first.remarks, "a tag of its changed caption is there twice")
+    assert (second.source, second.doubts) == ("missing", ("no_caption",))
+
+
+# --- What else people have in their zips ----------------------------------------------------------
+
+
+def test_the_caption_of_a_file_that_is_not_read_says_so(tmp_path: Path) -> None:
+    seen = Seen(z({
+        "a.jpg": J, "d/b.gif": b"GIF89a", "d/B.txt": b"x", "c.tif": b"", "c.tif.caption": b"y",
+        "e.gif": b"", "d/e.txt": b"z",
+    }), tmp_path)  # fmt: skip
+
+    assert one(seen.warnings, "d/B.txt: not used, because its image d/b.gif is left out")
+    assert one(seen.warnings, "c.tif.caption: not used, because its image c.tif is left out")
+    assert one(seen.warnings, "d/e.txt: no image uses it")
+
+
+def test_an_empty_image_and_a_name_of_two_lines_are_called_so(tmp_path: Path) -> None:
+    seen = Seen(z({"a.jpg": J, "b.jpg": b"", "batch_id.txt": b"x\ny"}), tmp_path)
+
+    assert one(seen.warnings, "b.jpg (an empty file, of 0 bytes)")
+    assert one(
+        seen.warnings, "batch_id.txt: 'x\\ny': expected a name of 1 to 100 characters on one"
+    )
+
+
+def test_names_that_differ_in_capitals_or_normal_form_alone_are_told_apart(
+    tmp_path: Path,
+) -> None:
+    composed, parts = "\u00c5 boat.jpg", "A\u030a boat.jpg"
+    seen = Seen(z({"Cat.jpg": J, "cat.jpg": drawn(610), composed: J, parts: J}), tmp_path)
+
+    assert set(seen.captions) == {"Cat.jpg", "cat.jpg", composed}
+    assert one(seen.warnings, f"{composed} (the archive has this name twice)")
+
+
+# --- Options that do nothing with the pictures that there are -------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "files", "words"),
+    [
+        ({"keep_tags": 1}, {}, "keep_tags 1 has no effect: shuffle_tags is not set"),
+        ({"keep_tags": 1}, {"shuffle_tags.txt": b""}, ""),
+        ({"keep_tags": 1, "shuffle_tags": True}, {}, ""),
+        ({"keep_tags": 2, "shuffle_tags": True}, {}, "has two tags behind the 2 of keep_tags"),
+        ({"shuffle_tags": True}, {"a.txt": b"a, b"}, "shuffle_tags true has no effect: no caption"),
+        ({}, {"a.txt": b"a, b", "a.yaml": b"shuffle_tags: true"}, "two tags: a.jpg"),
+        ({"sample_steps": 5}, {}, ""),
+        (
+            {"rated_dataset": True, "max_epochs": 4},
+            {"multiply.txt": b"2"},
+            "multiply has no",
+        ),
+        ({"rated_dataset": True, "max_epochs": 4}, {"a.yaml": b"rating: 2"}, ""),
+    ],
+)
+def test_an_option_that_these_pictures_have_no_use_for_is_named(
+    train: dict[str, Any], files: dict[str, bytes], words: str, tmp_path: Path
+) -> None:
+    every = {"a.jpg": J, "a.txt": b"a, b, c, d", **files}
+    seen = Seen(z(every), tmp_path, replace(TRAIN, **train))
+
+    assert bool(words) == bool(seen.warnings)
+    assert all(words in warning for warning in seen.warnings)
+
+
+def test_samples_without_prompts_and_captions_are_named(tmp_path: Path) -> None:
+    seen = Seen(z({"_1.jpg": J}), tmp_path, replace(TRAIN, sample_steps=5))
+
+    assert one(seen.warnings, "sample_steps 5 has no effect: there are no sample_prompts")
+
+
 # --- Images ---------------------------------------------------------------------------------------
 
 
@@ -381,7 +591,7 @@ def test_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
     line = one(seen.warnings, "not used, 3 files: b.gif")
     assert "c.tiff" in line
     assert "d.jxl" in line
-    assert one(seen.warnings, "d.txt: no image uses it")
+    assert one(seen.warnings, "d.txt: not used, because its image d.jxl is left out")
 
 
 def test_a_transparent_grey_of_16_bits_is_white(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect as types
 
+from services.fetcher.parsing.datasets.unused_options import OF_REQUEST
 from services.gateway.jobs import request_parser
 from services.gateway.jobs.fields.descriptions import describe
+from services.gateway.jobs.fields.effects import IN_INFERENCE, IN_POLICY, IN_TRAIN
 from services.gateway.jobs.request_parser import MAX_LETTERS, Invalid, parse_request
 from shared.request import (
     DEFAULT_BASE,
@@ -763,39 +765,175 @@ def test_a_field_without_effect_is_accepted_with_a_warning() -> None:
     assert parse_request(request_with(webhookV2="")).warnings == ()
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"lr_warmup_steps": 5}, ["lr_warmup_steps 5 has no effect with lr_scheduler constant"]),
-        ({"lr_decay_steps": 5}, ["lr_decay_steps 5 has no effect with lr_scheduler constant"]),
+NO_EFFECT: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
+    "hf_repo_subfolder": [
+        ({"hf_repo_subfolder": "a"}, {"resume_ckpt_url": "org/name"}, "with this resume_ckpt_url"),
         (
-            {"lr_scheduler": "linear", "lr_warmup_steps": 200, "lr_decay_steps": 50},
-            ["lr_warmup_steps 200 is not below lr_decay_steps 50"],
+            {"hf_repo_subfolder": "a", "resume_ckpt_url": "12345678-" + "abcd-" * 3 + "0" * 12},
+            {"resume_ckpt_url": "https://example.com/a.zip"},
+            "with this resume_ckpt_url",
         ),
-        ({"lr_scheduler": "linear", "lr_warmup_steps": 49, "lr_decay_steps": 50}, []),
-        ({"lr_scheduler": "cosine", "lr_warmup_steps": 200}, []),
-        ({"lr_warmup_steps": 0}, []),
+    ],
+    "keep_checkpoints": [
         (
-            {"text_encoder_lr": 1e-6, "disable_textenc_training": True},
-            ["text_encoder_lr has no effect with disable_textenc_training"],
+            {"keep_checkpoints": 2, "ckpt_every_n_minutes": None},
+            {"ckpt_every_n_minutes": 5},
+            "2 has no effect without ckpt_every_n_minutes and save_every_n_epochs, but on what",
         ),
-        ({"text_encoder_lr": 1e-6}, []),
+        (
+            {"keep_checkpoints": 2, "ckpt_every_n_minutes": 0},
+            {"save_every_n_epochs": 5},
+            "without ckpt_every_n_minutes and save_every_n_epochs",
+        ),
+    ],
+    "lr": [
+        (
+            {"lr": 1e-5, "text_encoder_lr": 1e-6, "disable_unet_training": True},
+            {"text_encoder_lr": None},
+            "1e-05 has no effect with disable_unet_training and text_encoder_lr",
+        )
+    ],
+    "lr_decay_steps": [
+        (
+            {"lr_decay_steps": 5},
+            {"lr_scheduler": "linear"},
+            "5 has no effect with lr_scheduler constant",
+        )
+    ],
+    "lr_warmup_steps": [
+        (
+            {"lr_warmup_steps": 5},
+            {"lr_scheduler": "cosine"},
+            "5 has no effect with lr_scheduler constant",
+        ),
+        ({"lr_warmup_steps": 5}, {"lr_warmup_steps": 0}, "with lr_scheduler constant"),
+    ],
+    "rated_dataset": [
+        (
+            {"rated_dataset": True, "max_epochs": 2},
+            {"max_epochs": 3},
+            "true has no effect with so few max_epochs",
+        ),
+        (
+            {"rated_dataset": True, "rated_dataset_target_dropout_percent": 100},
+            {"rated_dataset_target_dropout_percent": 99},
+            "keeps every image",
+        ),
+    ],
+    "rated_dataset_target_dropout_percent": [
         (
             {"rated_dataset_target_dropout_percent": 30},
-            ["rated_dataset_target_dropout_percent 30 has no effect without rated_dataset"],
-        ),
-        ({"rated_dataset_target_dropout_percent": 30, "rated_dataset": True}, []),
+            {"rated_dataset": True},
+            "30 has no effect without rated_dataset",
+        )
     ],
+    "save_every_n_epochs": [
+        ({"save_every_n_epochs": 7, "max_epochs": 7}, {"max_epochs": 8}, "7 has no effect with so")
+    ],
+    "scale_lr": [
+        ({"scale_lr": True, "batch_size": 1}, {"grad_accum": 2}, "true has no effect with batch_")
+    ],
+    "text_encoder_lr": [
+        (
+            {"text_encoder_lr": 1e-6, "disable_textenc_training": True},
+            {"disable_textenc_training": False},
+            "1e-06 has no effect with disable_textenc_training",
+        )
+    ],
+}
+"""By option of ``train``: beside what it has no effect, beside what it has one, and the warning."""
+WITH_THE_DATASET = {"keep_tags", "sample_steps", "shuffle_tags"}
+"""Told of in the report, by the pictures that there are."""
+ALWAYS = {
+    "amp", "batch_size", "checkpoint_format", "ckpt_every_n_minutes", "clip_grad_norm",
+    "clip_skip", "cond_dropout", "data_url", "disable_textenc_training", "disable_unet_training",
+    "disable_xformers", "ema_decay_rate", "enable_zero_terminal_snr", "flip_p", "grad_accum",
+    "gradient_checkpointing", "loss_type", "lr_scheduler", "max_epochs", "min_snr_gamma",
+    "pyramid_noise_discount", "resolution", "resume_ckpt_url", "sample_prompts",
+    "save_full_precision", "save_optimizer", "seed", "timestep_end", "timestep_start",
+    "useadam8bit", "validation", "zero_frequency_noise_ratio",
+}  # fmt: skip
+"""They have an effect whatever the others are."""
+
+
+def warnings_of(**train: Any) -> list[str]:
+    asked = {"input": {"train": {"data_url": "https://example.com/a.zip", **train}}}
+    return list(parse_request(asked).warnings)
+
+
+def test_of_every_option_it_is_known_when_it_has_no_effect() -> None:
+    known = [*NO_EFFECT, *WITH_THE_DATASET, *ALWAYS]
+
+    assert sorted(known) == sorted(Train.__struct_fields__)
+    assert NO_EFFECT.keys() == IN_TRAIN.keys()
+    assert OF_REQUEST.keys() == WITH_THE_DATASET
+    assert {*Inference.__struct_fields__} - IN_INFERENCE.keys() == {
+        "prompt", "width", "height", "num_outputs", "num_inference_steps", "guidance_scale",
+        "scheduler", "seed", "passback",
+    }  # fmt: skip
+    assert {*Policy.__struct_fields__} - IN_POLICY.keys() == {"ttl", "lowPriority"}
+    assert Validation.__struct_fields__ == ("val_split_proportion", "every_n_epochs", "seed")
+
+
+@pytest.mark.parametrize(
+    ("option", "without", "beside", "words"),
+    [(option, *case) for option, cases in NO_EFFECT.items() for case in cases],
 )
 def test_an_option_that_cannot_do_what_it_is_for_is_warned_of(
-    options: dict[str, Any], words: list[str]
+    option: str, without: dict[str, Any], beside: dict[str, Any], words: str
 ) -> None:
-    asked = {"input": {"train": {"data_url": "https://example.com/a.zip", **options}}}
+    (warning,) = warnings_of(**without)
 
-    warnings = parse_request(asked).warnings
+    assert warning.startswith(f"input.train.{option} ")
+    assert words in warning
+    assert warnings_of(**{**without, **beside}) == []
 
-    assert len(warnings) == len(words)
-    assert all(word in warning for word, warning in zip(words, warnings, strict=True))
+
+def test_options_as_by_default_and_a_warm_up_that_fits_have_no_warning() -> None:
+    train = Train(data_url="https://example.com/a.zip")
+    defaults = {name: getattr(train, name) for name in Train.__struct_fields__}
+
+    assert warnings_of(**defaults) == []
+    assert warnings_of(lr_scheduler="cosine", lr_warmup_steps=200) == []
+    assert warnings_of(lr_scheduler="linear", lr_warmup_steps=49, lr_decay_steps=50) == []
+    (late,) = warnings_of(lr_scheduler="linear", lr_warmup_steps=200, lr_decay_steps=50)
+    assert "lr_warmup_steps 200 is not below lr_decay_steps 50" in late
+
+
+@pytest.mark.parametrize(
+    ("given", "instead", "words"),
+    [
+        (
+            {"webhook_events_filter": ["start"]},
+            {"webhook_events_filter": ["start"], "webhook": "https://example.com/hook"},
+            "webhook_events_filter has no effect without webhook",
+        ),
+        (
+            {"policy": {"executionTimeout": 60_000, "ttl": 60_000}},
+            {"policy": {"executionTimeout": 50_000, "ttl": 60_000}},
+            "policy.executionTimeout 60000 has no effect with a ttl that is not longer",
+        ),
+    ],
+)
+def test_what_stands_beside_the_input_without_effect_is_warned_of(
+    given: dict[str, Any], instead: dict[str, Any], words: str
+) -> None:
+    asked = {"input": {"train": {"data_url": "https://example.com/a.zip"}}}
+
+    assert parse_request({**asked, **given}).warnings == (words,)
+    assert parse_request({**asked, **instead}).warnings == ()
+
+
+def test_a_negative_prompt_without_guidance_is_warned_of_once() -> None:
+    plain = {"prompt": "a cat", "negative_prompt": "dark"}
+    idle = {**plain, "guidance_scale": 1}
+    one, several = ({"input": {"model": "org/name", "inference": each}} for each in (
+        idle, [plain, idle, idle],
+    ))  # fmt: skip
+
+    words = "input.inference.negative_prompt has no effect with guidance_scale 1"
+    assert parse_request(one).warnings == (words,)
+    assert parse_request(several).warnings == (f"{words}, in 2 of its entries",)
 
 
 def test_texts_that_a_record_repeats_are_bounded_and_every_one_is_named() -> None:

@@ -11,12 +11,14 @@ from shared.dataset.captions import (
     Caption,
     Tag,
     bounded,
+    controls_in,
     decode,
     from_name,
     merge,
     parse,
     shuffled,
     weighted_sample,
+    without_controls,
 )
 
 
@@ -46,10 +48,19 @@ def test_a_caption_file_is_utf_8_with_or_without_a_mark_and_otherwise_what_windo
     assert decode("a café\n".encode("utf-16")).text == "a café"
 
 
-@pytest.mark.parametrize("raw", [b"a cat\0", b"a red cat\0\0", b"\xef\xbb\xbfa cat\xe9"])
-def test_a_text_with_nuls_behind_it_or_with_a_mark_that_is_wrong_is_doubtful(raw: bytes) -> None:
-    assert decode(raw).is_doubtful
-    assert "cat" in decode(raw).text
+@pytest.mark.parametrize("raw", [b"a cat\0", b"a red cat\0\0", b"a\0 red cat, old"])
+def test_nuls_in_a_text_or_behind_it_are_named_and_no_sign_of_utf_16(raw: bytes) -> None:
+    text = decode(raw).text
+
+    assert without_controls(text) == raw.replace(b"\0", b"").decode()
+    assert controls_in(text) == "control characters are taken out: U+0000"
+
+
+def test_a_text_with_a_mark_that_is_wrong_is_doubtful() -> None:
+    decoded = decode(b"\xef\xbb\xbfa cat\xe9")
+
+    assert decoded.is_doubtful
+    assert "cat" in decoded.text
 
 
 def test_the_first_main_prompt_wins_and_tags_add_up_the_heaviest_first() -> None:

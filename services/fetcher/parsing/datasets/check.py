@@ -19,6 +19,7 @@ from shared.dataset.manifest import (
     Duplicate,
     Picture,
     Skipped,
+    line,
     named,
     short,
 )
@@ -28,6 +29,8 @@ from shared.errors import Refused
 T = TypeVar("T")
 
 REASONS_SHOWN = 3
+FILES_SHOWN = 10
+"""Of the caption files of one picture."""
 
 
 class Checker:
@@ -39,7 +42,11 @@ class Checker:
         self.pixels = 0
         """Of all images that were decoded."""
         self._folder = folder
-        self._sidecars = Sidecars(unpacked.texts, (image.name for image in unpacked.images))
+        self._sidecars = Sidecars(
+            unpacked.texts,
+            (image.name for image in unpacked.images),
+            (each.file for each in unpacked.skipped),
+        )
         self._notes: list[Notes] = []
         self._duplicates: list[Duplicate] = []
         self._first: dict[str, str] = {}
@@ -65,8 +72,8 @@ class Checker:
         self._notes.append(
             Notes(
                 source=texts.source,
-                files=texts.files,
-                remarks=tuple(remarks),
+                files=texts.files[:FILES_SHOWN],
+                remarks=tuple(line(remark) for remark in remarks),
                 doubts=tuple(_doubts(image, picture, texts)),
             )
         )
@@ -77,7 +84,12 @@ class Checker:
             notes=self._notes,
             skipped=self.skipped,
             duplicates=self._duplicates,
-            warnings=[*self._several_lines(), *self._sidecars.warnings, *self._sidecars.unused()],
+            warnings=[
+                *self._several_lines(),
+                *self._repeated_tags(),
+                *self._sidecars.warnings,
+                *self._sidecars.unused(),
+            ],
         )
 
     def _several_lines(self) -> Iterator[str]:
@@ -87,6 +99,11 @@ class Checker:
                 f"{len(several)} {files} of several lines: the lines are joined to one"
                 f" caption: {named(several)}"
             )
+
+    def _repeated_tags(self) -> Iterator[str]:
+        if repeated := self._sidecars.of_repeated_tags:
+            captions = "caption has" if len(repeated) == 1 else "captions have"
+            yield f"{len(repeated)} {captions} a tag twice, which counts once: {named(repeated)}"
 
 
 def _doubts(image: ImageFile, picture: Picture, texts: ImageTexts) -> Iterator[Doubt]:

@@ -13,7 +13,7 @@ from shared.dataset.captions import bounded, parse
 from shared.dataset.edited_report import LEFT_OUT, duplicates_without
 from shared.dataset.edits import PictureEdit
 from shared.dataset.manifest import Picture, Skipped, short
-from shared.dataset.remarks import Doubt, is_about_caption, same_pixels
+from shared.dataset.remarks import Doubt, is_about_caption, remarks_on_edit, same_pixels
 from shared.errors import Refused
 
 
@@ -71,9 +71,11 @@ def _captioned(picture: Picture, text: str) -> Picture:
 
 
 def _edited(notes: Notes, picture: Picture, caption: str) -> Notes:
-    doubts: list[Doubt] = [] if caption.strip() else ["no_caption"]
-    if len(parse(caption).text) > min(picture.max_caption_length, MAX_CAPTION_CHARACTERS):
+    text = parse(caption).text
+    doubts: list[Doubt] = [] if text else ["no_caption"]
+    if len(text) > min(picture.max_caption_length, MAX_CAPTION_CHARACTERS):
         doubts.append("cut")
-    source: Source = "edit" if caption.strip() else "missing"
-    remarks = tuple(remark for remark in notes.remarks if not is_about_caption(remark))
+    source: Source = "edit" if text else "missing"
+    kept = (remark for remark in notes.remarks if not is_about_caption(remark))
+    remarks = (*kept, *remarks_on_edit(caption))
     return replace(notes, source=source, remarks=remarks, doubts=tuple(doubts))

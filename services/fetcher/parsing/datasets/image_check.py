@@ -92,7 +92,10 @@ def inspect(path: Path) -> ImageInfo:
 
 def _unidentified(path: Path) -> str:
     with path.open("rb") as file:
-        if file.read(8).endswith(FILE_TYPE):  # Pillow does not tell what is broken in an AVIF
+        beginning = file.read(8)
+        if not beginning:
+            return "an empty file, of 0 bytes"
+        if beginning.endswith(FILE_TYPE):  # Pillow does not tell what is broken in an AVIF
             return "broken or cut off, or no HEIC or AVIF that can be read"
     return f"not a {KINDS} image"
 

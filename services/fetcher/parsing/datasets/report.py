@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
 from services.fetcher.parsing.datasets.schedule_warnings import schedule_warnings
 from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
+from services.fetcher.parsing.datasets.unused_options import unused_options
 from shared.dataset.buckets import Size, is_undersized
 from shared.dataset.captions import MAX_TOKENS, bounded
 from shared.dataset.manifest import (
@@ -24,7 +26,6 @@ from shared.dataset.manifest import (
     first_lines,
     first_names,
     line,
-    named,
     short,
 )
 from shared.dataset.plan import (
@@ -47,8 +48,6 @@ MAX_PLANNED_IMAGES = 2_000_000
 """Images of all epochs that are planned exactly for the report; takes less than a minute."""
 CUT_OFF = 0.25
 """A remark names a larger share of a picture that is cut off, as of a panorama's."""
-FILES_SHOWN = 10
-"""Of the caption files of one picture."""
 
 
 def build_report(
@@ -75,7 +74,7 @@ def build_report(
     pictures = _trained_pictures(checked, epoch_config, held_out)
     warnings = [
         *schedule_warnings(train, report),
-        *_unused_ratings(checked.pictures, train),
+        *unused_options(train, parts.training),
         *checked.summaries(),
         *checked.warnings,
     ]
@@ -97,7 +96,7 @@ def _trained_pictures(
             file=short(picture.name),
             caption=line(_caption(picture)),
             source=notes.source,
-            files=[short(name) for name in notes.files[:FILES_SHOWN]],
+            files=[short(name) for name in notes.files],
             bucket=str(bucket_of(picture, epoch_config)),
             remarks=_remarks(picture, notes, epoch_config, held_out),
         )
@@ -167,10 +166,25 @@ def _plan_fields(pictures: Sequence[Picture], epoch_config: EpochConfig) -> dict
     }
 
 
-def _unused_ratings(pictures: Sequence[Picture], train: Train) -> Iterator[str]:
-    rated = [picture.name for picture in pictures if picture.rating != 1]
-    if rated and not train.rated_dataset:
-        yield f"rating has no effect without rated_dataset: {named(rated)}"
+def check_size(manifest: Manifest, limit: int, shown: str) -> None:
+    """Raises Refused: the manifest takes more bytes; says how many, and what takes most of them."""
+    size = len(msgspec.json.encode(manifest))
+    if size <= limit:
+        return
+    parts = {
+        "captions": sum(len(picture.caption.encode()) for picture in manifest.pictures),
+        "file names": sum(len(picture.name.encode()) for picture in manifest.pictures),
+        "weights of tags": sum(
+            len(msgspec.json.encode(picture.weights)) for picture in manifest.pictures
+        ),
+    }
+    told = ", ".join(f"{what} {number / 1e6:.1f} MB" for what, number in parts.items())
+    raise Refused(
+        f"{shown}: what is told to the trainer of its {len(manifest.pictures)} images takes"
+        f" {size / 1e6:.1f} MB, and at most {limit / 1e6:.1f} MB are taken ({told}); a caption or"
+        " tag of local.yaml or global.yaml counts for each of its images. Shorten them, or make"
+        " several archives"
+    )
 
 
 def captions_of(manifest: Manifest) -> list[str]:

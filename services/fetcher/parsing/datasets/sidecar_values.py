@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,7 +12,19 @@ import yaml
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.dataset.captions import Caption, Decoded, Tag, decode, merge, parse, unescaped
+from shared.dataset.captions import (
+    Caption,
+    Decoded,
+    Tag,
+    controls_in,
+    decode,
+    merge,
+    parse,
+    repeats_tags,
+    unescaped,
+    visible,
+    without_controls,
+)
 
 MAX_YAML_DEPTH = 20
 """Lists and mappings in one another."""
@@ -55,10 +67,14 @@ class TextFile(Struct, frozen=True, kw_only=True):
     """What of it is not taken, or not as it stands, without the file's name."""
     lines: int = 0
     """Of a plain caption that are not empty."""
+    has_repeats: bool = False
+    """A tag of a plain caption is there twice, and counts once."""
     is_empty: bool = False
+    """It is there for a caption, and has none that anybody sees."""
 
 
 SCALARS = tuple(name for name in ImageOptions.__struct_fields__ if name != "caption")
+TEXT_KEYS = ("caption", "main_prompt", "tags")
 CAPTION_KEYS = ("main_prompt", "tags", *SCALARS)
 YAML_KEYS = ("caption", *CAPTION_KEYS)
 TAG_KEYS = ("tag", "weight")
@@ -68,20 +84,25 @@ YAML_SUFFIXES = (".yaml", ".yml")
 def read_text_file(name: str, raw: bytes) -> TextFile:
     """What a file says, by its name inside the archive; nothing that it says raises."""
     decoded = decode(raw)
-    read = _read(PurePosixPath(name.lower()), decoded.text)
-    return replace(read, is_empty=not decoded.text, remarks=(*_doubts(decoded), *read.remarks))
+    read = _read(PurePosixPath(name.lower()), without_controls(decoded.text).strip())
+    return replace(read, remarks=(*_doubts(decoded), *read.remarks))
 
 
 def _read(path: PurePosixPath, text: str) -> TextFile:
     remarks: list[str] = []
     if path.suffix in YAML_SUFFIXES:
-        options = _from_yaml(text, remarks)
+        read = _from_yaml(text, remarks)
     elif path.name in SINGLE_VALUE_FILES:
-        options = _from_single_value(path.stem, text, remarks)
+        read = TextFile(options=_from_single_value(path.stem, text, remarks))
     else:
-        lines = sum(bool(line.strip()) for line in text.splitlines())
-        return TextFile(options=ImageOptions(caption=parse(text)), lines=lines)
-    return TextFile(options=options, remarks=tuple(remarks))
+        caption, lines = parse(text), sum(bool(line.strip()) for line in text.splitlines())
+        return TextFile(
+            options=ImageOptions(caption=caption),
+            lines=lines,
+            has_repeats=repeats_tags(text),
+            is_empty=not caption.text,
+        )
+    return replace(read, remarks=tuple(remarks))
 
 
 def _doubts(decoded: Decoded) -> Iterator[str]:
@@ -90,6 +111,8 @@ def _doubts(decoded: Decoded) -> Iterator[str]:
             f"its text may be garbage: read as {decoded.encoding}, it begins with"
             f" {decoded.text[:SHOWN_VALUE]!r}; save it as UTF-8"
         )
+    if removed := controls_in(decoded.text):
+        yield removed
 
 
 def _from_single_value(option: str, text: str, remarks: list[str]) -> ImageOptions:
@@ -110,14 +133,19 @@ def _from_single_value(option: str, text: str, remarks: list[str]) -> ImageOptio
 def _number(low: float, high: float, *, zero_is_one: bool = False) -> Callable[[Any], float]:
     def read(value: Any) -> float:
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
+            number = float(value) if _is_written_plainly(value) else math.nan
+        except ValueError:
             number = math.nan
         if not low <= number <= high:
             raise ValueError(f"expected a number from {low:g} to {high:g}, such as 0.5")
         return 1.0 if zero_is_one and number == 0 else number
 
     return read
+
+
+def _is_written_plainly(value: Any) -> bool:
+    """Python's own numbers may have digits of any alphabet, and underscores as in ``1_0``."""
+    return isinstance(value, str) and value.isascii() and "_" not in value
 
 
 def _integer(low: int, high: int) -> Callable[[Any], int]:
@@ -133,8 +161,8 @@ def _integer(low: int, high: int) -> Callable[[Any], int]:
 
 def _name(value: Any) -> str:
     name = _text(value)
-    if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
-        raise ValueError(f"expected a name of 1 to {MAX_NAME_CHARACTERS} characters")
+    if not 1 <= len(name) <= MAX_NAME_CHARACTERS or len(name.splitlines()) > 1:
+        raise ValueError(f"expected a name of 1 to {MAX_NAME_CHARACTERS} characters on one line")
     return name
 
 
@@ -180,13 +208,13 @@ def _shown(value: Any) -> str:
 # --- YAML -------------------------------------------------------------------------------------
 
 
-def _from_yaml(text: str, remarks: list[str]) -> ImageOptions:
+def _from_yaml(text: str, remarks: list[str]) -> TextFile:
     """The fields of a YAML file; one that is wrong is left out alone, with a remark."""
     try:
         fields = _known(_parse_mapping(text, remarks), YAML_KEYS, "", remarks)
     except ValueError as error:
         remarks.append(f"{error}; the whole file is left out")
-        return ImageOptions()
+        return TextFile()
     if isinstance(nested := fields.get("caption"), dict):
         inner = _known(nested, CAPTION_KEYS, "caption.", remarks)
         remarks += [
@@ -200,8 +228,12 @@ def _from_yaml(text: str, remarks: list[str]) -> ImageOptions:
             f"caption: {_shown(plain.main)} is left out, because main_prompt says {_shown(main)};"
             " write one of them"
         )
-    structured = Caption(main, tuple(_tags(fields.get("tags"), remarks)))
-    return ImageOptions(caption=merge([structured, plain]), **_scalars(fields, remarks))
+    structured = Caption(main, _each_once(list(_tags(fields.get("tags"), remarks)), remarks))
+    caption = merge([structured, plain])
+    return TextFile(
+        options=ImageOptions(caption=caption, **_scalars(fields, remarks)),
+        is_empty=not caption.text and (not fields or any(key in fields for key in TEXT_KEYS)),
+    )
 
 
 def _scalars(fields: dict[str, Any], remarks: list[str]) -> dict[str, Any]:
@@ -276,7 +308,10 @@ def _plain(node: yaml.Node, where: str, remarks: list[str]) -> Any:
         return [_plain(each, where, remarks) for each in node.value]
     if isinstance(node, yaml.MappingNode):
         return _pairs(node, where, remarks)
-    text = str(node.value)
+    given = str(node.value)
+    if removed := controls_in(given):
+        remarks.append(f"{where.removesuffix('.')}: {removed}")
+    text = without_controls(given)
     is_bare = isinstance(node, yaml.ScalarNode) and node.style is None
     return None if is_bare and text.lower() in NOTHING else text
 
@@ -292,7 +327,7 @@ def _pairs(node: yaml.MappingNode, where: str, remarks: list[str]) -> dict[str, 
 
 
 def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else ""
+    return visible(value) if isinstance(value, str) else ""
 
 
 def _one_text(value: Any, field: str, remarks: list[str]) -> str:
@@ -323,8 +358,20 @@ def _tags(value: Any, remarks: list[str]) -> Iterator[Tag]:
             )
             continue
         weight = _weight(fields.get("weight"), where, remarks)
-        parts = (part.strip() for part in unescaped(text).split(","))
+        parts = (visible(part) for part in unescaped(text).split(","))
         yield from (Tag(part, weight) for part in parts if part)
+
+
+def _each_once(tags: Sequence[Tag], remarks: list[str]) -> tuple[Tag, ...]:
+    """The tags without those that are there again, which get a remark."""
+    once: dict[str, Tag] = {}
+    for tag in tags:
+        if tag.text in once:
+            remarks.append(
+                f"tags: {_shown(tag.text)} is given twice; weight {tag.weight:g} is used"
+            )
+        once[tag.text] = tag
+    return tuple(once.values())
 
 
 def _weight(value: Any, where: str, remarks: list[str]) -> float:

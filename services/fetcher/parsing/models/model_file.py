@@ -46,18 +46,18 @@ def open_model(
         Refused: it cannot be trained on; names ``shown``.
     """
     reading(shown)
+    unused = [f"hf_repo_subfolder {subfolder} has no effect: {shown} is a single file"]
     if looks_like_safetensors(file):
-        stage = partial(stage_safetensors, file)
-    else:
-        with _open_zip(file, shown) as zipped:
-            if not is_checkpoint(zipped):
-                members = _members(zipped, file, subfolder, shown)
-                _unpack(zipped, members, target, shown, reading)
-                return validate_diffusers_folder(target, shown, reading)
-            checked_members(zipped, file, shown, ratio=MAX_RATIO)
-            stage = partial(stage_checkpoint, zipped)
-            return _stage_single(stage, target, base, shown, reading)
-    return _stage_single(stage, target, base, shown, reading)
+        opened = _stage_single(partial(stage_safetensors, file), target, base, shown, reading)
+        return opened._replace(warnings=opened.warnings + unused * bool(subfolder))
+    with _open_zip(file, shown) as zipped:
+        if not is_checkpoint(zipped):
+            members = _members(zipped, file, subfolder, shown)
+            _unpack(zipped, members, target, shown, reading)
+            return validate_diffusers_folder(target, shown, reading)
+        checked_members(zipped, file, shown, ratio=MAX_RATIO)
+        opened = _stage_single(partial(stage_checkpoint, zipped), target, base, shown, reading)
+        return opened._replace(warnings=opened.warnings + unused * bool(subfolder))
 
 
 def _stage_single(

@@ -1,0 +1,148 @@
+"""What a request gives without the effect that it was given for: a warning for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import fields
+
+from shared.request import DEFAULT_BASE, JOB_ID, Inference, Policy, Train
+
+
+class Idle(NamedTuple):
+    """When an option that is not as by default does nothing, and why."""
+
+    holds: Callable[[Any], bool]
+    """Takes the object that the option is in."""
+    why: str
+
+
+OWN_BASE = rf"^{re.escape(DEFAULT_BASE.removesuffix('.ckpt'))}(\.ckpt)?$"
+CONSTANT = Idle(lambda train: train.lr_scheduler == "constant", "with lr_scheduler constant")
+
+IN_TRAIN: Mapping[str, Sequence[Idle]] = {
+    "hf_repo_subfolder": (
+        Idle(
+            lambda train: re.search(f"{OWN_BASE}|{JOB_ID}", train.resume_ckpt_url) is not None,
+            "with this resume_ckpt_url, which names neither a repository of the hub nor a zip",
+        ),
+    ),
+    "keep_checkpoints": (
+        Idle(
+            lambda train: not train.ckpt_every_n_minutes and not saves_by_epochs(train),
+            "without ckpt_every_n_minutes and save_every_n_epochs, but on what the command save"
+            " saves",
+        ),
+    ),
+    "lr": (
+        Idle(
+            lambda train: train.disable_unet_training and train.text_encoder_lr is not None,
+            "with disable_unet_training and text_encoder_lr",
+        ),
+    ),
+    "lr_decay_steps": (CONSTANT,),
+    "lr_warmup_steps": (CONSTANT,),
+    "rated_dataset": (
+        Idle(
+            lambda train: train.max_epochs <= RATED_FROM,
+            "with so few max_epochs: the first two epochs show every image",
+        ),
+        Idle(
+            lambda train: train.rated_dataset_target_dropout_percent == ALL,
+            "with rated_dataset_target_dropout_percent 100, which keeps every image",
+        ),
+    ),
+    "rated_dataset_target_dropout_percent": (
+        Idle(lambda train: not train.rated_dataset, "without rated_dataset"),
+    ),
+    "save_every_n_epochs": (
+        Idle(
+            lambda train: not saves_by_epochs(train),
+            "with so few max_epochs: the finished model is saved anyway",
+        ),
+    ),
+    "scale_lr": (
+        Idle(
+            lambda train: train.batch_size * train.grad_accum == 1,
+            "with batch_size 1 and grad_accum 1: the factor is 1",
+        ),
+    ),
+    "text_encoder_lr": (
+        Idle(lambda train: train.disable_textenc_training, "with disable_textenc_training"),
+    ),
+}
+"""Any other option has an effect beside all others, or it depends on the dataset, whose report
+tells."""
+IN_INFERENCE: Mapping[str, Sequence[Idle]] = {
+    "negative_prompt": (
+        Idle(
+            lambda entry: entry.guidance_scale == 1,
+            "with guidance_scale 1",
+        ),
+    ),
+}
+IN_POLICY: Mapping[str, Sequence[Idle]] = {
+    "executionTimeout": (
+        Idle(lambda policy: policy.executionTimeout >= policy.ttl, "with a ttl that is not longer"),
+    ),
+}
+RATED_FROM = 2
+ALL = 100
+"""Percent."""
+SHOWN = (bool, int, float)
+"""Values that a warning repeats."""
+
+
+def saves_by_epochs(train: Train) -> bool:
+    """Whether an epoch before the last one ends with a checkpoint."""
+    every = train.save_every_n_epochs
+    return every is not None and every < train.max_epochs
+
+
+def warnings(
+    top: Mapping[str, Any], train: Train | None, inference: Sequence[Inference], policy: Policy
+) -> Iterator[str]:
+    """A sentence for each option of a checked request that is taken without its effect.
+
+    ``top`` is the request as it was given.
+    """
+    if top.get("webhookV2"):
+        yield "webhookV2 has no effect"
+    if top.get("webhook_events_filter") and not top.get("webhook"):
+        yield "webhook_events_filter has no effect without webhook"
+    yield from _idle(policy, IN_POLICY, "policy")
+    if train is not None:
+        yield from _idle(train, IN_TRAIN, "input.train")
+        yield from _of_schedule(train)
+    of_entries = [list(_idle(entry, IN_INFERENCE, "input.inference")) for entry in inference]
+    idle = [found[0] for found in of_entries if found]
+    if idle:
+        yield idle[0] if len(inference) == 1 else f"{idle[0]}, in {len(idle)} of its entries"
+
+
+def _idle(given: Struct, table: Mapping[str, Sequence[Idle]], path: str) -> Iterator[str]:
+    for field in fields(given):
+        value = getattr(given, field.name)
+        if not value or value == field.default or field.name not in table:
+            continue
+        shown = f" {_shown(value)}" if isinstance(value, SHOWN) else ""
+        for idle in table[field.name]:
+            if idle.holds(given):
+                yield f"{path}.{field.name}{shown} has no effect {idle.why}"
+                break
+
+
+def _shown(value: float) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:.10g}"
+
+
+def _of_schedule(train: Train) -> Iterator[str]:
+    warmup, decay = train.lr_warmup_steps, train.lr_decay_steps
+    if train.lr_scheduler != "constant" and warmup and decay and warmup >= decay:
+        yield (
+            f"input.train.lr_warmup_steps {warmup} is not below lr_decay_steps {decay}: the"
+            " learning rate falls to its minimum before it has reached lr; lower the first"
+        )
