@@ -79,11 +79,16 @@ class Recorder:
             may_keep=await self._may_keep(fact),
         )  # fmt: skip
 
+        before: Job | None = None
+
         def noted(job: Job) -> Step:
-            _warn_if_unexpected(job, fact)
+            nonlocal before  # of the last try: another writer may be faster
+            before = job
             return apply(job)
 
         job = await self._repository.change(fact.job, noted, results=needs_results(fact))
+        if before:
+            _warn_if_unexpected(before, fact)
         if not isinstance(fact, StageFact):
             return
         if job is None:

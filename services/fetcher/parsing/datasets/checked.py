@@ -14,6 +14,7 @@ from services.fetcher.parsing.datasets import sidecars
 from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
 from shared.dataset.manifest import Captions, Duplicate, Picture, Skipped, named, short
 from shared.errors import Refused
+from shared.words import counted
 
 CHECKED = "checked.json"
 """The file's name inside a dataset folder."""
@@ -64,22 +65,22 @@ class CheckedDataset(Struct, frozen=True, kw_only=True):
         """One line for each kind of trouble with images and captions."""
         if self.skipped:
             files = [f"{each.file} ({each.reason})" for each in self.skipped]
-            yield f"not used, {_count(files, 'file')}: {named(files)}"
+            yield f"not used, {counted(len(files), 'file')}: {named(files)}"
         if names := _with_captions(self.doubtful("camera_name")):
             yield (
-                f"{_count(names, 'caption')} from a name that a camera or a counter"
+                f"{counted(len(names), 'caption')} from a name that a camera or a counter"
                 " gave: the model learns that word, not what is shown. Name the pictures by what"
                 " they show (a photo of ted_1.jpg), or put a text beside each (IMG_1.txt for"
                 f" IMG_1.jpg): {named(names)}"
             )
         if names := _with_captions(self.doubtful("unreadable_name")):
             yield (
-                f"{_count(names, 'caption')} from a name in an unknown encoding,"
+                f"{counted(len(names), 'caption')} from a name in an unknown encoding,"
                 " perhaps garbage; make the zip with names in UTF-8, or put a text beside each"
                 f" picture: {named(names)}"
             )
         if cut := [picture.name for picture in self.doubtful("cut")]:
-            yield f"{_count(cut, 'caption')} cut to max_caption_length: {named(cut)}"
+            yield f"{counted(len(cut), 'caption')} cut to max_caption_length: {named(cut)}"
 
     def write(self, folder: Path) -> None:
         (folder / CHECKED).write_bytes(msgspec.json.encode(self))
@@ -111,12 +112,8 @@ def remark_on(doubt: Doubt, picture: Picture) -> str:
             return "its name is in an unknown encoding, and its caption may be garbage"
         case "cut":
             limit = min(picture.max_caption_length, MAX_CAPTION_CHARACTERS)
-            return f"its caption is cut to {limit} characters"
+            return f"its caption is cut to {counted(limit, 'character')}"
 
 
 def _with_captions(pictures: Sequence[Picture]) -> list[str]:
     return [f"{short(picture.name)} ({picture.caption[:40]!r})" for picture in pictures]
-
-
-def _count(items: Sequence[str], what: str) -> str:
-    return f"{len(items)} {what}{'' if len(items) == 1 else 's'}"
