@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from everydream.terminal.words import counted, duration, fit, plain, size
+from everydream.terminal.words import duration, fit, plain, size
+from shared.words import counted
 
 
 @pytest.mark.parametrize(
