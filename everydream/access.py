@@ -118,7 +118,7 @@ def _refusal(error: aiohttp.ClientResponseError, url: str) -> Refused | Unavaila
     if not isinstance(error, Rejected):
         text = f"{url}: {error.status} {error.message}"
     elif error.status == HTTPStatus.UNAUTHORIZED:
-        text = f"{url} does not let this key in; give another one by --key or EVERYDREAM_API_KEY"
+        text = f"{url} does not let this key in; give another by --key or EVERYDREAM_API_KEY"
     else:
         text = "\n  - ".join([f"{url} says:", *error.mistakes])
     is_over = error.status == HTTPStatus.CONFLICT or not is_temporary(error)

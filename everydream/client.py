@@ -80,7 +80,8 @@ def why_unanswered(error: aiohttp.ClientError | TimeoutError) -> str:
         case aiohttp.ClientResponseError():
             return f"{error.status} {error.message}"
         case _:
-            return str(error) or "no answer in time"
+            is_late = isinstance(error, TimeoutError) or not str(error)
+            return "no answer in time" if is_late else str(error)
 
 
 class Client:

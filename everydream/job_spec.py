@@ -127,7 +127,7 @@ def changes_in(texts: Sequence[str]) -> dict[str, Any]:
         if not sign or not name:
             raise Misused(f"--set {text}: {EXPECTED_CHANGE}")
         parsed = _json_or_text(value)
-        if name in changes and changes[name] != parsed:
+        if name in changes and repr(changes[name]) != repr(parsed):
             raise Misused(f"--set {name} is given twice, as {changes[name]!r} and as {parsed!r}")
         changes[name] = parsed
     return changes

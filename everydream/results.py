@@ -56,7 +56,8 @@ class Results:
                 self._failed.add(path.name)
                 reason = why_unanswered(error)
                 self._display.say(f"warning: sample {path.name} was not fetched: {reason}")
-        return [{"kind": "sample"}] * (len(output.get("samples", ())) - len(self._failed))
+        there: dict[str, Any] = {"kind": "sample"}
+        return [there] * (len(output.get("samples", ())) - len(self._failed))
 
     async def keep(self, client: Client, status: dict[str, Any]) -> list[dict[str, Any]]:
         """Download every file of the result and write the status beside them.

@@ -54,7 +54,8 @@ def run(
     from everydream.outcome import errors_in_one_line  # noqa: PLC0415
 
     with errors_in_one_line(as_json=json):
-        spec = JobSpec(data and str(data), None, config, set, drawing, preset)
+        given = None if data is None else str(data)
+        spec = JobSpec(given, None, config, set, drawing, preset)
         return _submit_and_follow(spec, output, url, key, no_wait=no_wait, as_json=json)
 
 

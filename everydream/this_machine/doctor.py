@@ -223,11 +223,12 @@ async def _gateway(settings: Settings) -> Finding:
         )
     if url == settings.public_url:
         return Finding("server", "ok", f"none at {url}; `everydream serve` starts one")
-    source = "EVERYDREAM_URL" if os.environ.get("EVERYDREAM_URL") else settings.home / CLIENT_FILE
+    is_set = bool(os.environ.get("EVERYDREAM_URL"))
+    source = "EVERYDREAM_URL" if is_set else settings.home / CLIENT_FILE
     return Finding(
-        "server", "wrong", f"none at {url}, where {source} says that it is",
+        "server", "wrong" if is_set else "note", f"none at {url}, where {source} says that it is",
         "start it there, or say where it is by EVERYDREAM_URL or --url;"
-        f" `everydream serve` here is at {settings.public_url}, and notes that for the commands",
+        f" `everydream serve` here is at {settings.public_url}",
     )  # fmt: skip
 
 

@@ -79,16 +79,15 @@ class Recorder:
             may_keep=await self._may_keep(fact),
         )  # fmt: skip
 
-        before: Job | None = None
+        tried: list[Job] = []  # the last one counts: another writer may be faster
 
         def noted(job: Job) -> Step:
-            nonlocal before  # of the last try: another writer may be faster
-            before = job
+            tried.append(job)
             return apply(job)
 
         job = await self._repository.change(fact.job, noted, results=needs_results(fact))
-        if before:
-            _warn_if_unexpected(before, fact)
+        if tried:
+            _warn_if_unexpected(tried[-1], fact)
         if not isinstance(fact, StageFact):
             return
         if job is None:

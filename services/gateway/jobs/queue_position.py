@@ -22,6 +22,7 @@ NEWEST = 20
 """Number of finished jobs that the mean time is taken from."""
 SHORTEST, HALVINGS = 0.001, 50
 """The least seconds of a job; how finely the moment of a turn is looked for."""
+YEAR = 365 * 86_400
 ASKED = 20
 """Busy workers that are asked for each line how long they still need."""
 COUNTED = 1000
@@ -128,7 +129,7 @@ class QueuePositions:
             return None
         row, progress = found
         seconds = with_progress(read(row), progress).progress.get(stage, {}).get("eta_seconds")
-        return float(seconds) if isinstance(seconds, int | float) else None
+        return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < YEAR else None
 
 
 def ahead_of(owner: str, own: int, standings: Iterable[Standing]) -> int:

@@ -117,7 +117,7 @@ async def test_a_wrong_key_is_said_alike_whatever_was_asked(gateway: Access, web
         said.append(str(refused.value))
 
     assert said == 2 * [
-        f"{gateway.url} does not let this key in; give another one by --key or EVERYDREAM_API_KEY"
+        f"{gateway.url} does not let this key in; give another by --key or EVERYDREAM_API_KEY"
     ]
 
 

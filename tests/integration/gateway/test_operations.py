@@ -229,7 +229,7 @@ async def test_an_unexpected_result_is_told_once_though_another_writer_was_faste
 ) -> None:
     job = await here.run()
     fetcher = await here.claim(job, "staging")
-    replace, tries = SqlJobStore.replace, []
+    replace, tries = SqlJobStore.replace, list[str]()
 
     async def second_time(store: SqlJobStore, row: StoredJob, *rest: Any, **more: Any) -> bool:
         tries.append(row.id)

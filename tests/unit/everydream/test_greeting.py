@@ -25,6 +25,7 @@ from everydream.this_machine.greeting import greeting_lines, notes
 from services.fetcher.models.configured_model import TINY_FOLDER, Pin, write_pin
 from services.trainer.training.device_facts import device_facts
 from shared.settings import DeviceSetting, Settings, from_environment
+from tests.support.servers.process import free_port
 
 CARD = {
     "torch": "2.13.0", "cuda": "13.0", "device": "cuda", "name": "NVIDIA H200",
@@ -174,7 +175,7 @@ def test_the_doctor_judges_the_device(
 async def test_the_doctor_looks_at_the_inferencer_s_device_too_if_it_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    asked: list[DeviceSetting] = []
 
     async def facts(device: DeviceSetting) -> dict[str, Any]:
         asked.append(device)
@@ -190,6 +191,28 @@ async def test_the_doctor_looks_at_the_inferencer_s_device_too_if_it_is_another(
     assert asked[-1] == ("cuda:1", "EVERYDREAM_INFERENCER_DEVICE")
     assert found["device"]["state"] == "ok"
     assert (found["inferencer"]["state"], found["inferencer"]["mend"]) == ("wrong", "docs/gpu.md")
+
+
+@pytest.mark.parametrize("named_by", ["client.toml", "EVERYDREAM_URL"])
+async def test_the_doctor_asks_the_server_that_the_commands_ask_and_says_who_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named_by: str
+) -> None:
+    async def facts(_device: DeviceSetting) -> dict[str, Any]:
+        return CARD
+
+    monkeypatch.setattr("everydream.this_machine.doctor.device_facts", facts)
+    monkeypatch.delenv("EVERYDREAM_URL", raising=False)
+    if named_by == "client.toml":
+        (tmp_path / named_by).write_text('url = "http://127.0.0.1:9"\nkey = "k"\n')
+    else:
+        monkeypatch.setenv(named_by, "http://127.0.0.1:9")
+    here = settings(tmp_path, BASE_MODEL="tiny", PORT=str(free_port()))
+
+    (server,) = [each for each in (await examine(here))["findings"] if each["part"] == "server"]
+
+    assert server["state"] == ("note" if named_by == "client.toml" else "wrong")
+    assert "none at http://127.0.0.1:9, where " in server["text"]
+    assert f"{named_by} says that it is" in server["text"]
 
 
 def test_the_doctor_judges_memory_and_base_model(tmp_path: Path) -> None:
