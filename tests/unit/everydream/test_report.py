@@ -206,7 +206,7 @@ JOB_ID = "0a6b2f3c-6f0e-4b0e-9d53-0c1f6b1f7c11"
 
 
 def listed(status: str, *, started: bool = True, **more: Any) -> dict[str, Any]:
-    made = "2026-01-02T03:04:05.678Z"
+    made = "2026-01-02T12:04:05.678Z"
     return {
         "id": JOB_ID, "kind": "train", "status": status, "created_at": made,
         "started_at": made if started else None, "delayTime": 90_000, "executionTime": 4_320_000,
