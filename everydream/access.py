@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from everydream.client import Client, Rejected, is_temporary
+from everydream.client import Client, Rejected, is_temporary, why_unanswered
 from services.gateway.web.authentication import CLIENT_FILE
 from shared.errors import Refused, Unavailable
 from shared.request import is_http_url
@@ -19,6 +19,10 @@ from shared.settings import Settings
 
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
 """In seconds. A transfer may take any time, but not stall."""
+WHAT_TO_DO = (
+    "is the server up, and is that its address? `everydream serve` starts one on this machine;"
+    " --url or EVERYDREAM_URL names another"
+)
 
 
 class Access(NamedTuple):
@@ -31,23 +35,30 @@ class Access(NamedTuple):
 
 
 def access(url: str | None, key: str | None, settings: Settings) -> Access:
-    """URL and key as given, or as the gateway's first start has written them to the home folder.
+    """The gateway's URL and a key for it, each as given or else as the home folder keeps it.
 
-    A URL without a scheme is taken as http. The key written there is sent only to the gateway
-    that it belongs to.
+    A URL without a scheme is taken as http. A server's start has written the kept ones; that key is
+    sent only to the gateway that it belongs to.
 
     Raises:
         Refused: there is no key, or the URL is none.
     """
-    if key is None and url is None and (kept := _kept_access(settings)):
-        return kept
-    address = http_url(url) if url else settings.public_url
-    if not key and (kept := _kept_access(settings)) and kept.url == address:
+    kept = None if url and key else _kept_access(settings)
+    address = http_url(url) if url else kept.url if kept else settings.public_url
+    if not key and kept and kept.url == address:
         key = kept.key
     if not key:
         raise Refused(_missing_key(address, settings))
-    given = url is not None and url != os.environ.get("EVERYDREAM_URL")
+    given = bool(url) and url != os.environ.get("EVERYDREAM_URL")
     return Access(address, key, f" --url {address}" if given else "")
+
+
+def address_of(settings: Settings) -> str:
+    """The gateway that commands without flags talk to. Raises Refused."""
+    if url := os.environ.get("EVERYDREAM_URL"):
+        return http_url(url)
+    kept = _kept_access(settings)
+    return kept.url if kept else settings.public_url
 
 
 def http_url(text: str) -> str:
@@ -62,7 +73,7 @@ def _kept_access(settings: Settings) -> Access | None:
     kept = settings.home / CLIENT_FILE
     try:
         stored = tomllib.loads(kept.read_text())
-        return Access(str(stored["url"]), str(stored["key"]))
+        return Access(str(stored["url"]).rstrip("/"), str(stored["key"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
@@ -96,40 +107,35 @@ async def client_of(gateway: Access) -> AsyncIterator[Client]:
     try:
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
             yield Client(session, gateway.url, gateway.key)
-    except Rejected as error:
-        text = "\n  - ".join([f"{gateway.url} says:", *error.mistakes])
-        raise _refusal(error, text) from None
     except aiohttp.ClientResponseError as error:
-        raise _refusal(error, f"{gateway.url}: {error.status} {error.message}") from None
+        raise _refusal(error, gateway.url) from None
     except (aiohttp.ClientError, TimeoutError) as error:
-        reason = str(error) or "no answer in time"
-        raise Unavailable(
-            f"{gateway.url}: {reason}; is the server up, and is that its address?"
-        ) from None
+        raise Unavailable(f"{gateway.url}: {why_unanswered(error)}; {WHAT_TO_DO}") from None
 
 
-def _refusal(error: aiohttp.ClientResponseError, text: str) -> Refused | Unavailable:
+def _refusal(error: aiohttp.ClientResponseError, url: str) -> Refused | Unavailable:
     """Whether the same request may succeed later; for a command's 409 something must change."""
+    if not isinstance(error, Rejected):
+        text = f"{url}: {error.status} {error.message}"
+    elif error.status == HTTPStatus.UNAUTHORIZED:
+        text = f"{url} does not let this key in; give another by --key or EVERYDREAM_API_KEY"
+    else:
+        text = "\n  - ".join([f"{url} says:", *error.mistakes])
     is_over = error.status == HTTPStatus.CONFLICT or not is_temporary(error)
     return Refused(text) if is_over else Unavailable(text)
 
 
-async def check_key(client: Client, url: str) -> bool:
+async def check_key(client: Client) -> bool:
     """Find out whether the key is let in, before anything long is begun.
 
     Returns whether it may look at jobs; one that may not may submit all the same.
 
     Raises:
-        Refused: it is not.
-        aiohttp.ClientError: the gateway does not answer.
+        aiohttp.ClientError: it is not, or the gateway does not answer.
     """
     try:
         await client.health()
     except aiohttp.ClientResponseError as error:
-        if error.status == HTTPStatus.UNAUTHORIZED:
-            raise Refused(
-                f"{url} does not let this key in; give another by --key or EVERYDREAM_API_KEY"
-            ) from None
         if error.status != HTTPStatus.FORBIDDEN:
             raise
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -61,6 +62,26 @@ def is_temporary(error: Exception) -> bool:
     if not isinstance(error, aiohttp.ClientResponseError):
         return True
     return error.status >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status in TEMPORARY
+
+
+def why_unanswered(error: aiohttp.ClientError | TimeoutError) -> str:
+    """Why there is no answer, or not the one that was asked for, in plain words."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return f"there is no host named {error.host}"
+        case aiohttp.ClientConnectorCertificateError():
+            return f"its certificate is not trusted ({error.certificate_error})"
+        case aiohttp.ClientSSLError():
+            return f"it does not speak TLS as expected ({error.os_error})"
+        case aiohttp.ClientConnectorError():
+            number = error.os_error.errno
+            reason = os.strerror(number).lower() if number else str(error.os_error)
+            return f"nothing answers there ({reason})"
+        case aiohttp.ClientResponseError():
+            return f"{error.status} {error.message}"
+        case _:
+            is_late = isinstance(error, TimeoutError) or not str(error)
+            return "no answer in time" if is_late else str(error)
 
 
 class Client:

@@ -17,7 +17,7 @@ from everydream.terminal.display import Display
 from everydream.terminal.report import (
     dataset_lines,
     failure_line,
-    files_line,
+    files_lines,
     next_steps,
     outcome_lines,
     warnings_of,
@@ -168,7 +168,8 @@ async def _kept(
         with display.if_interrupted(f"The rest of the results: {again}"):
             artifacts = await results.keep(client, status)
     lines = [
-        *outcome_lines(status), files_line(folder, artifacts), *next_steps(status, gateway.flags),
+        *outcome_lines(status), *files_lines(folder, artifacts, status),
+        *next_steps(status, gateway.flags),
     ]  # fmt: skip
     display.say("\n".join(lines))
     return status, folder

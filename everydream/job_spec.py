@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from everydream.image_options import NO_DRAWING, Drawing
-from everydream.outcome import Misused
+from everydream.outcome import Misused, reason_of
 from everydream.presets import Preset, fields_of
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from shared.errors import Refused
@@ -17,6 +17,7 @@ from shared.request import JOB_ID, is_http_url
 
 STAND_IN = "https://example.com/dataset.zip"
 """In place of the URL of data that is not uploaded yet."""
+EXPECTED_CHANGE = "expected name=value in one word, such as --set max_epochs=100"
 
 
 class JobSpec(NamedTuple):
@@ -73,7 +74,7 @@ class JobSpec(NamedTuple):
         return request
 
     def _train(self, given: dict[str, Any], data_url: str | None) -> dict[str, Any]:
-        changes = dict(change_in(text) for text in self.changes)
+        changes = changes_in(self.changes)
         train = {**fields_of(self.preset), **given, **changes}
         url = data_url or self.data
         if self.data is not None and "data_url" in changes:
@@ -96,10 +97,7 @@ class JobSpec(NamedTuple):
         """A request, whatever part of it the file holds."""
         if self.config is None:
             return {"input": {}}
-        try:
-            given = json.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise Refused(f"{self.config}: {error}") from None
+        given = _read_json(self.config)
         if isinstance(given, dict) and not given.keys() & {"input", "train", "model", "inference"}:
             given = {"train": given}
         if isinstance(given, dict) and "input" not in given:
@@ -117,12 +115,45 @@ def is_url(data: str) -> bool:
     return data.lower().startswith(("http://", "https://")) and is_http_url(data)
 
 
-def change_in(text: str) -> tuple[str, Any]:
-    """A field and its value, which is JSON or else plain text. Raises Misused."""
-    name, sign, value = text.partition("=")
-    if not sign or not name:
-        raise Misused(f"--set {text}: expected name=value")
+def changes_in(texts: Sequence[str]) -> dict[str, Any]:
+    """Fields and their values, each of which is JSON or else plain text.
+
+    Raises:
+        Misused: a text is no such thing, or two of them give a field different values.
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise Misused(f"--set {text}: {EXPECTED_CHANGE}")
+        parsed = _json_or_text(value)
+        if name in changes and repr(changes[name]) != repr(parsed):
+            raise Misused(f"--set {name} is given twice, as {changes[name]!r} and as {parsed!r}")
+        changes[name] = parsed
+    return changes
+
+
+def _json_or_text(value: str) -> Any:
     try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _read_json(file: Path) -> Any:
+    """A file's JSON, with or without the mark that some programs put before UTF-8.
+
+    Raises:
+        Refused: it cannot be read, or is no JSON in UTF-8.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        reason = reason_of(error)
+    except UnicodeDecodeError as error:
+        reason = f"{file} is not in UTF-8 (its byte {error.start + 1}); save it as UTF-8"
+    except RecursionError:
+        reason = f"{file}: its lists and objects are nested too deeply"
+    except ValueError as error:
+        reason = f"{file} is no JSON: {error}"
+    raise Refused(f"--config: {reason}")

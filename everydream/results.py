@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from everydream.client import Client, with_retries
+from everydream.client import Client, why_unanswered, with_retries
 from everydream.outcome import reason_of
 from everydream.terminal.display import Display
 from everydream.terminal.words import fit, plain
@@ -37,10 +37,11 @@ class Results:
         self._failed: set[str] = set()
         """Samples whose download has failed; said once."""
 
-    async def keep_samples(self, client: Client, output: dict[str, Any]) -> None:
+    async def keep_samples(self, client: Client, output: dict[str, Any]) -> list[dict[str, Any]]:
         """Download new samples and say where they are, or that one could not be had.
 
-        That is tried again with the other results when the job has ended.
+        That is tried again with the other results when the job has ended. Returns all that are
+        there, as artifacts.
         """
         for sample in output.get("samples", ()):
             url, prompt = sample["image"], sample["prompt"]
@@ -53,13 +54,15 @@ class Results:
                 self._display.picture(path)
             except (aiohttp.ClientError, TimeoutError) as error:
                 self._failed.add(path.name)
-                reason = str(error) or "no answer in time"
+                reason = why_unanswered(error)
                 self._display.say(f"warning: sample {path.name} was not fetched: {reason}")
+        there: dict[str, Any] = {"kind": "sample"}
+        return [there] * (len(output.get("samples", ())) - len(self._failed))
 
     async def keep(self, client: Client, status: dict[str, Any]) -> list[dict[str, Any]]:
         """Download every file of the result and write the status beside them.
 
-        Returns the artifacts.
+        Returns the artifacts that are there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         output = status.get("output") or {}
@@ -67,7 +70,7 @@ class Results:
         for artifact in artifacts:
             await self._download(client, artifact)
         if not artifacts:
-            await self.keep_samples(client, output)
+            artifacts = await self.keep_samples(client, output)
         text = json.dumps(status, indent=2, ensure_ascii=False)
         (self.folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
         return artifacts

@@ -42,15 +42,15 @@ def validate(spec: JobSpec, output: Path | None) -> None:
 
 
 async def submit(gateway: Access, spec: JobSpec, display: Display) -> str:
-    """Upload a valid job's data if necessary, submit it, and return its id.
+    """Upload a valid job's data if necessary, submit it, and return its id, which is not said.
 
     Raises:
         Refused: the gateway refuses.
         Unavailable: the gateway does not answer.
     """
     async with client_of(gateway) as client:
-        await check_key(client, gateway.url)
-        return await _begin(client, RUN, await _request(client, spec, display), display)
+        await check_key(client)
+        return await _run_once(client, RUN, await _request(client, spec, display))
 
 
 async def check_and_submit(
@@ -63,16 +63,14 @@ async def check_and_submit(
         Unavailable: the gateway does not answer.
     """
     async with client_of(gateway) as client:
-        may_look = await check_key(client, gateway.url)
+        may_look = await check_key(client)
         request = await _request(client, spec, display)
         if not has_new_data(request):
             return await _begin(client, RUN, request, display)
-        if not may_look:
-            display.say("the pictures are not checked first: this key may not look at jobs")
-            return await _begin(client, RUN, request, display)
-        check = await _begin_check(client, request, display)
+        check = await _begin_check(client, request, display) if may_look else None
         if check is None:
-            display.say("the pictures are not checked first: this key or server makes no checks")
+            reason = "or server makes no checks" if may_look else "may not look at jobs"
+            display.say(f"the pictures are not checked first: this key {reason}")
             return await _begin(client, RUN, request, display)
         status = await _watched(client, gateway, check, display, announcer)
         if status["status"] != "COMPLETED":
@@ -89,7 +87,7 @@ async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dic
         Unavailable: the gateway does not answer.
     """
     async with client_of(gateway) as client:
-        await check_key(client, gateway.url)
+        await check_key(client)
         check = await _begin(client, CHECK, await _request(client, spec, display), display)
         return await _watched(client, gateway, check, display)
 
@@ -174,11 +172,16 @@ async def _request(client: Client, spec: JobSpec, display: Display) -> dict[str,
 
 
 async def _begin(client: Client, operation: str, request: dict[str, Any], display: Display) -> str:
-    """Submit a job once, however often its answer is lost, and say its id."""
-    once = str(uuid.uuid4())
-    job = await with_retries(lambda: client.run(request, operation=operation, once=once))
+    """Submit a job, and say its id."""
+    job = await _run_once(client, operation, request)
     display.say(f"{'check' if operation == CHECK else 'job'} {job}")
     return job
+
+
+async def _run_once(client: Client, operation: str, request: dict[str, Any]) -> str:
+    """Submit a job once, however often its answer is lost."""
+    once = str(uuid.uuid4())
+    return await with_retries(lambda: client.run(request, operation=operation, once=once))
 
 
 async def _uploaded(client: Client, spec: JobSpec, display: Display) -> str | None:

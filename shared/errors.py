@@ -53,7 +53,15 @@ class Unroutable(EveryDreamError):
 
 
 class SettingsError(EveryDreamError):
-    """An environment variable has an invalid value; the text names it and what it accepts."""
+    """An environment variable has an invalid value; the text names it and what it accepts.
+
+    ``reason`` is what is wrong, ``mend`` what to do, if that can be told apart.
+    """
+
+    def __init__(self, reason: str, mend: str = "") -> None:
+        super().__init__(f"{reason}; {mend}" if mend else reason)
+        self.reason = reason
+        self.mend = mend
 
 
 def not_for_users(error: Unavailable) -> Unavailable:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -34,6 +34,16 @@ OF_CLIENTS = ("URL", "API_KEY")
 """Names that the command line reads by itself."""
 
 log = structlog.get_logger()
+
+
+class DeviceSetting(NamedTuple):
+    """A device to compute on, and the variable that asks for it."""
+
+    value: str
+    name: str = f"{PREFIX}DEVICE"
+
+
+ANY_DEVICE = DeviceSetting("auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +104,19 @@ class Settings:
     """Long polls and streams at one gateway."""
     body_memory: int
     """Bytes that one gateway holds of the bodies of all keys."""
+
+    @property
+    def trainers_device(self) -> DeviceSetting:
+        """What the trainer computes on."""
+        return self._device_of(self.trainer_device, "TRAINER_DEVICE")
+
+    @property
+    def inferencers_device(self) -> DeviceSetting:
+        """What the inferencer computes on."""
+        return self._device_of(self.inferencer_device, "INFERENCER_DEVICE")
+
+    def _device_of(self, own: str | None, name: str) -> DeviceSetting:
+        return DeviceSetting(own, f"{PREFIX}{name}") if own else DeviceSetting(self.device)
 
     @property
     def scratch(self) -> Path:

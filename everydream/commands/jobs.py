@@ -71,11 +71,17 @@ def cancel(
     job: str, /, *, yes: Yes = False, json: Json = False, url: Url = None, key: Key = None
 ) -> None:
     """End a job and throw away what it has learnt; one that has ended stays as it is."""
-    _confirm(f"Cancel job {job}, and throw away what it has learnt?", yes=yes)
+    from everydream.client import ENDS  # noqa: PLC0415
 
+    def show_people(state: dict[str, Any], _flags: str) -> None:
+        status = str(state["status"])
+        is_too_late = status in ENDS and status != "CANCELLED"
+        _print(f"{job} has ended as {status}: nothing to cancel" if is_too_late else status)
+
+    question = f"Cancel job {job}, and throw away what it has learnt?"
     query(
-        lambda client: client.cancel(job), url, key, json,
-        lambda state, _flags: _print(str(state["status"])),
+        lambda client: client.cancel(job), url, key, json, show_people,
+        question=None if yes else question,
     )  # fmt: skip
 
 
@@ -92,10 +98,10 @@ def delete(
     job: str, /, *, yes: Yes = False, json: Json = False, url: Url = None, key: Key = None
 ) -> None:
     """Remove a job, its model and all its files for good."""
-    _confirm(f"Remove job {job}, its model and all its files for good?", yes=yes)
+    question = f"Remove job {job}, its model and all its files for good?"
     query(
         lambda client: client.delete(job), url, key, json,
-        lambda _state, _flags: _print(f"{job} is deleted"),
+        lambda _state, _flags: _print(f"{job} is deleted"), question=None if yes else question,
     )  # fmt: skip
 
 
@@ -115,10 +121,12 @@ def query(
     key: str | None,
     as_json: bool,  # noqa: FBT001
     show_people: Callable[[dict[str, Any], str], None],
+    *,
+    question: str | None = None,
 ) -> None:
     """Ask the gateway once, and show its answer.
 
-    ``show_people`` also gets the flags of a further command.
+    ``show_people`` also gets the flags of a further command. A ``question`` is asked before.
     """
     from everydream.access import client_of  # noqa: PLC0415
     from everydream.outcome import errors_in_one_line, print_json  # noqa: PLC0415
@@ -128,6 +136,8 @@ def query(
             return await ask(client)
 
     with errors_in_one_line(as_json=as_json):
+        if question:
+            _confirm(question)
         gateway = gateway_of(url, key)
         answer = asyncio.run(answered())
         if as_json:
@@ -136,15 +146,21 @@ def query(
             show_people(answer, gateway.flags)
 
 
-def _confirm(question: str, *, yes: bool) -> None:
-    """Ask on a terminal; exit unless the answer is yes."""
-    if yes or not sys.stdin.isatty():
-        return
+def _confirm(question: str) -> None:
+    """Ask on a terminal; exit unless the answer is yes.
+
+    Raises:
+        Misused: there is nobody to ask.
+    """
+    from everydream.outcome import Misused  # noqa: PLC0415
+
+    if not sys.stdin.isatty():
+        raise Misused(f"{question} There is no terminal to ask on: give --yes")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
     try:
-        sys.stderr.write(f"{question} [y/N] ")
-        sys.stderr.flush()
         answer = input()
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
         sys.exit("everydream: nothing was changed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import CycloptsError, Group, Parameter
 
 from everydream.presets import Preset
 
@@ -38,13 +38,26 @@ Results = Annotated[
     Parameter(help="Where the results go; everydream-results/JOB if none is given."),
 ]
 Yes = Annotated[bool, Parameter(show_default=False, help="Do not ask.")]
+
+
+def _expect_values(_type: object, changes: tuple[str, ...]) -> None:
+    """Refuse a name without its value, which after a space is else called a word too many."""
+    from everydream.job_spec import EXPECTED_CHANGE  # noqa: PLC0415
+
+    for change in changes:
+        if "=" not in change:
+            raise CycloptsError(msg=f"--set {change}: {EXPECTED_CHANGE}")
+
+
 Set = Annotated[
     tuple[str, ...],
     Parameter(
-        name="--set", metavar="NAME=VALUE", show_default=False,
+        name="--set", metavar="NAME=VALUE", show_default=False, validator=_expect_values,
         help="A field of train, such as max_epochs=100.",
     ),
 ]  # fmt: skip
+Data = str | Path
+"""Never a path, but a shell offers files for it."""
 Config = Annotated[
     Path | None,
     Parameter(help="A JSON file: a whole request, its input, or the fields of its train."),

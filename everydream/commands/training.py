@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from everydream.commands.parameters import (
     Config,
+    Data,
     Detach,
     Json,
     Key,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 def run(
     data: Annotated[
-        str | None,
+        Data | None,
         Parameter(help="A folder of captioned images, a zip, a URL, or the id of a check."),
     ] = None,
     /,
@@ -53,7 +54,8 @@ def run(
     from everydream.outcome import errors_in_one_line  # noqa: PLC0415
 
     with errors_in_one_line(as_json=json):
-        spec = JobSpec(data, None, config, set, drawing, preset)
+        given = None if data is None else str(data)
+        spec = JobSpec(given, None, config, set, drawing, preset)
         return _submit_and_follow(spec, output, url, key, no_wait=no_wait, as_json=json)
 
 
@@ -82,7 +84,7 @@ def draw(
 
 
 def check(
-    data: Annotated[str, Parameter(help="A folder of captioned images, a zip, or a URL.")],
+    data: Annotated[Data, Parameter(help="A folder of captioned images, a zip, or a URL.")],
     /,
     *,
     preset: PresetOption = None,
@@ -100,7 +102,7 @@ def check(
     from everydream.terminal.report import next_steps  # noqa: PLC0415
     from everydream.terminal.tables import print_report  # noqa: PLC0415
 
-    spec = JobSpec(data, None, config, set, preset=preset)
+    spec = JobSpec(str(data), None, config, set, preset=preset)
     with errors_in_one_line(as_json=json):
         submission.validate(spec, None)
         gateway = gateway_of(url, key)
@@ -133,7 +135,10 @@ def follow(
 def fetch(
     job: str, /, *, output: Results = None, json: Json = False, url: Url = None, key: Key = None
 ) -> int:
-    """Fetch a job's results again; files that are there already are only compared."""
+    """Fetch a job's results again; files that are there already are only compared.
+
+    The exit status is 0 only if the job is COMPLETED, so that all its results are there.
+    """
     from everydream import following  # noqa: PLC0415
     from everydream.outcome import errors_in_one_line  # noqa: PLC0415
 
@@ -141,8 +146,7 @@ def fetch(
         gateway = gateway_of(url, key)
         with display() as shown:
             status, folder = asyncio.run(following.fetch(gateway, job, output, shown))
-        _end(status, folder, as_json=json)
-    return 0
+        return _end(status, folder, as_json=json)
 
 
 def _submit_and_follow(

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from everydream.client import ENDS
 from everydream.terminal.screen import STAGES
-from everydream.terminal.words import counted, duration, size
+from everydream.terminal.words import duration, size
 from shared.request import JOB_ID
+from shared.words import counted
 
 NAMED = 20
 """Pictures that are named for one reason; more are counted."""
@@ -35,9 +37,11 @@ def dataset_lines(report: dict[str, Any]) -> Iterator[str]:
     duplicates = [f"{each['file']} = {each['same_as']}" for each in report.get("duplicates", ())]
     yield from _list("the same picture twice", duplicates, report.get("duplicates_count", 0))
     if estimate := report.get("estimate"):
+        minutes = estimate["minutes"]
+        about = "" if minutes is None else f", about {duration(minutes * 60)}"
         yield (
-            f"{counted(report['steps'], 'step')}, about {duration(estimate['minutes'] * 60)} of"
-            f" training ({estimate['rate']}), up to {size(estimate['bytes'])} stored"
+            f"{counted(report['steps'], 'step')}{about} of training ({estimate['rate']}), up to"
+            f" {size(estimate['bytes'])} stored"
         )
     yield from (f"warning: {each}" for each in report.get("warnings", ()))
 
@@ -153,13 +157,35 @@ def _training(train: dict[str, Any], status: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def files_line(folder: Path, artifacts: list[dict[str, Any]]) -> str:
-    """Where the files of a result are, and how many of which kind."""
+def files_lines(
+    folder: Path, artifacts: list[dict[str, Any]], status: dict[str, Any]
+) -> Iterator[str]:
+    """Where the files of a result are, how many of which kind, and what is not there."""
     counts = Counter(str(each["kind"]) for each in artifacts)
     kinds = [
         counted(counts[kind], kind) for kind in ("checkpoint", "image", "sample") if counts[kind]
     ]
-    return f"files in {folder}/" + (f": {', '.join(kinds)}" if kinds else "")
+    held = ", ".join(kinds) if artifacts else "summary.json alone"
+    yield f"files in {folder}/" + (f": {held}" if held else "")
+    if status["status"] not in ENDS:
+        yield "the job has not ended: what it still makes is not there"
+    elif missing := ", ".join(_not_there(status)):
+        yield f"not there: {missing}, because the job is {status['status']}"
+
+
+def _not_there(status: dict[str, Any]) -> Iterator[str]:
+    """What a job that has ended, but is not COMPLETED, was to make and has not."""
+    output, asked = status.get("output") or {}, status["input"]
+    if status["status"] == "COMPLETED":
+        return
+    if is_check(status):
+        yield "the report"
+        return
+    if "train" in asked and not (output.get("train") or {}).get("checkpoint_url"):
+        yield "the finished model"
+    drawn = [each for each in output.get("inference") or () if each.get("image")]
+    if asked.get("inference") and not drawn:
+        yield "the images"
 
 
 def next_steps(status: dict[str, Any], flags: str) -> Iterator[str]:
@@ -173,6 +199,8 @@ def next_steps(status: dict[str, Any], flags: str) -> Iterator[str]:
         yield f"train on exactly these pictures, for a day:  everydream run {job} ...{flags}"
     if (output.get("train") or {}).get("checkpoint_url"):
         yield f'draw more with it:  everydream draw {job} --prompt "..."{flags}'
+    if status["status"] not in ENDS:
+        yield f"watch it, and fetch its results at its end:  everydream follow {job}{flags}"
     if status["status"] in ("FAILED", "TIMED_OUT"):
         yield from _again(status, flags)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from everydream.terminal.words import clock, counted, duration, fit, plain, size
+from everydream.terminal.words import clock, duration, fit, plain, size
+from shared.words import counted
 
 WIDEST = 60
 """Columns; a terminal that is made narrower down to this does not wrap the lines."""
@@ -180,7 +181,8 @@ def _numbers(output: dict[str, Any]) -> Iterator[str]:
     if output.get("images_per_second"):
         yield f"{output['images_per_second']:.1f} pictures/s"
     if (images := output.get("images")) is not None:
-        yield f"{images} of {output['of']} pictures" if output.get("of") else f"{images} pictures"
+        of = f"{images} of " if output.get("of") else ""
+        yield of + counted(output.get("of") or images, "picture")
     if output.get("bytes"):
         total = output.get("bytes_total")
         yield size(output["bytes"]) + (f" of {size(total)}" if total else "")

@@ -18,7 +18,10 @@ from everydream.terminal.report import (
     warnings_of,
 )
 from everydream.terminal.screen import View, screen_of
-from everydream.terminal.words import clock, counted, duration
+from everydream.terminal.words import clock, duration
+from shared.words import counted
+
+HEADINGS = ("job", "status", "kind", "made", "waited", "ran")
 
 
 def print_report(console: Console, status: dict[str, Any]) -> None:
@@ -42,25 +45,43 @@ def print_report(console: Console, status: dict[str, Any]) -> None:
 
 
 def print_jobs(console: Console, page: dict[str, Any], flags: str) -> None:
-    """A page of jobs; ``flags`` reach their gateway."""
+    """A page of jobs; ``flags`` reach their gateway.
+
+    Each is a line, or two on a terminal that is too narrow for one; none is cut.
+    """
     if not page["jobs"]:
         print_lines(console, "no jobs")
         return
     now = time.time()
-    rows = [
-        (
-            job["id"], job["status"],
-            clock(datetime.fromisoformat(job["created_at"]).timestamp(), now),
-            duration(job["delayTime"] / 1000), duration(job["executionTime"] / 1000),
+    rows = [HEADINGS, *(_row(job, now) for job in page["jobs"])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    is_narrow = console.is_terminal and sum(widths) + 2 * (len(widths) - 1) > console.width
+    for row in rows:
+        job, status, kind, *times = (
+            text.ljust(width) for text, width in zip(row, widths, strict=True)
         )
-        for job in page["jobs"]
-    ]  # fmt: skip
-    print_table(console, ("job", "status", "made", "waited", "ran"), rows)
+        first, second = f"{job}  {status}  {kind}", "  ".join(times).rstrip()
+        print_lines(
+            console, f"{first.rstrip()}\n    {second}" if is_narrow else f"{first}  {second}"
+        )
     for job in page["jobs"]:
         if job.get("error"):
             print_lines(console, f"{job['id']}: {job['error']}")
     if page["next"]:
         print_lines(console, f"more: everydream jobs --cursor {page['next']}{flags}")
+
+
+def _row(job: dict[str, Any], now: float) -> tuple[str, ...]:
+    """A job in a list; an older gateway does not say its kind."""
+    made = clock(datetime.fromisoformat(job["created_at"]).timestamp(), now)
+    waited, ran = (duration(job[name] / 1000) for name in ("delayTime", "executionTime"))
+    if job["status"] == "IN_QUEUE":
+        waited, ran = f"waits {waited}", ""
+    elif not job["started_at"]:
+        ran = "not at all"
+    elif job["status"] == "IN_PROGRESS":
+        ran = f"runs {ran}"
+    return job["id"], job["status"], job.get("kind", ""), made, waited, ran
 
 
 def print_status(console: Console, status: dict[str, Any], flags: str) -> None:

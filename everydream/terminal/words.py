@@ -6,6 +6,8 @@ import time
 
 from rich.cells import cell_len, set_cell_size
 
+from shared.words import counted
+
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 WEEK = 7 * DAY
 UNITS = ("kB", "MB", "GB", "TB")
@@ -45,11 +47,6 @@ def size(number: float) -> str:
         if number < THOUSAND or unit == UNITS[-1]:
             break
     return f"{number:.1f} {unit}" if number < FEW else f"{number:.0f} {unit}"
-
-
-def counted(number: int, name: str, plural: str | None = None) -> str:
-    """A number with its noun: ``1 picture``, ``2 pictures``."""
-    return f"{number} {name if number == 1 else plural or name + 's'}"
 
 
 def plain(text: object) -> str:

@@ -70,6 +70,8 @@ class ModelState(NamedTuple):
     text: str
     mend: str = ""
     """What to do if it is not."""
+    wrong: bool = False
+    """Whether no job can be trained before that is done."""
 
 
 def base_model_state(settings: Settings) -> ModelState:
@@ -80,7 +82,8 @@ def base_model_state(settings: Settings) -> ModelState:
         check_base_model(settings)
         path, model, pin = locate(settings.base_model, settings.home)
     except SettingsError as error:
-        return ModelState(present=False, text="no model", mend=str(error))
+        text = error.reason if error.mend else "no model"
+        return ModelState(present=False, text=text, mend=error.mend or str(error), wrong=True)
     if path is None:
         return ModelState(
             present=False,

@@ -18,18 +18,20 @@ from msgspec import Struct
 from rich.console import Console
 from rich.text import Text
 
-from everydream.access import http_url
+from everydream.access import address_of
 from everydream.terminal.words import plain, size
 from everydream.this_machine.base_models import base_model_state
 from everydream.this_machine.greeting import OTHERS, device_line
 from everydream.this_machine.machine import device_facts, package_version
 from services.gateway.database.connection import Database
+from services.gateway.web.authentication import CLIENT_FILE
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
 from shared.disk import free_bytes
-from shared.errors import EveryDreamError
+from shared.errors import EveryDreamError, Refused
 from shared.service_process import closing
 from shared.settings import Settings
+from shared.words import counted
 
 State = Literal["ok", "note", "wrong"]
 MARKS: dict[State, str] = {"ok": "ok", "note": "note", "wrong": "WRONG"}
@@ -56,14 +58,22 @@ class Finding(Struct, frozen=True):
 
 async def examine(settings: Settings) -> dict[str, Any]:
     """Everything that was found: ``healthy``, ``device`` and ``findings``."""
-    device = await device_facts(settings.trainer_device or settings.device)
-    findings = [finding async for finding in _findings(settings, device)]
+    devices = await _devices(settings)
+    findings = [finding async for finding in _findings(settings, devices)]
     return {
         "healthy": all(finding.state != "wrong" for finding in findings),
         "version": package_version(),
-        "device": device,
+        "device": devices["device"],
         "findings": [msgspec.structs.asdict(finding) for finding in findings],
     }
+
+
+async def _devices(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What is known of the device of the trainer, and of the inferencer's if it is another."""
+    devices = {"device": await device_facts(settings.trainers_device)}
+    if settings.inferencers_device.value != settings.trainers_device.value:
+        devices["inferencer"] = await device_facts(settings.inferencers_device)
+    return devices
 
 
 def print_findings(console: Console, examined: dict[str, Any]) -> None:
@@ -79,12 +89,15 @@ def print_findings(console: Console, examined: dict[str, Any]) -> None:
     console.print(f"{wrong} wrong" if wrong else "nothing is wrong")
 
 
-async def _findings(settings: Settings, device: dict[str, Any]) -> AsyncIterator[Finding]:
+async def _findings(
+    settings: Settings, devices: dict[str, dict[str, Any]]
+) -> AsyncIterator[Finding]:
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     yield Finding("version", "ok", f"everydream {package_version()}, {system}")
-    yield device_finding(device, settings.base_model)
+    for part, device in devices.items():
+        yield device_finding(device, settings.base_model, part)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    is_used = device.get("device") == "cpu" and settings.base_model != "tiny"
+    is_used = devices["device"].get("device") == "cpu" and settings.base_model != "tiny"
     yield memory_finding(total, NEEDED_MEMORY if is_used else 0)
     for finding in _home(settings):
         yield finding
@@ -96,25 +109,25 @@ async def _findings(settings: Settings, device: dict[str, Any]) -> AsyncIterator
         yield finding
 
 
-def device_finding(device: dict[str, Any], base_model: str) -> Finding:
-    """Whether there is a device that trains in useful time."""
+def device_finding(device: dict[str, Any], base_model: str, part: str = "device") -> Finding:
+    """Whether there is a device that trains, or draws, in useful time."""
     if "error" in device:
         mend = "install the project with its trainer: pip install -c constraints.txt -e '.[all]'"
-        return Finding("device", "wrong", f"torch does not work: {device['error']}", mend)
+        return Finding(part, "wrong", f"torch does not work: {device['error']}", mend)
     built = f"CUDA {device['cuda']}" if device["cuda"] else "no CUDA"
     text = f"{device_line(device)}, built for {built}"
     if problem := device.get("problem"):
-        reason, _, mend = problem.rpartition("; ")
-        return Finding("device", "wrong", f"{text}; {reason}", mend)
+        return Finding(part, "wrong", f"{text}; {problem}", device["mend"])
     if device["device"] == "cpu" and base_model != "tiny":
         mend = "use a machine with a card, or EVERYDREAM_BASE_MODEL=tiny to try things"
-        return Finding("device", "note", f"{text}; training takes hours to days", mend)
-    return Finding("device", "ok", text)
+        slow = "training takes hours to days" if part == "device" else "an image takes minutes"
+        return Finding(part, "note", f"{text}; {slow}", mend)
+    return Finding(part, "ok", text)
 
 
 def memory_finding(total: int, needed: int) -> Finding:
     """Whether the main memory suffices; both in bytes."""
-    text = f"{size(total)}, {len(os.sched_getaffinity(0))} cores"
+    text = f"{size(total)}, {counted(len(os.sched_getaffinity(0)), 'core')}"
     if total < needed:
         mend = f"training on a processor needs {size(needed)}: use a machine with more, or a card"
         return Finding("memory", "wrong", text, mend)
@@ -145,7 +158,7 @@ def base_model_finding(settings: Settings) -> Finding:
     text = f"{settings.base_model}: {state.text}"
     if state.present:
         return Finding("base model", "ok", text)
-    return Finding("base model", "wrong" if state.text == "no model" else "note", text, state.mend)
+    return Finding("base model", "wrong" if state.wrong else "note", text, state.mend)
 
 
 async def _broker(settings: Settings) -> Finding:
@@ -186,8 +199,11 @@ async def _store(settings: Settings) -> Finding:
 
 
 async def _gateway(settings: Settings) -> Finding:
-    """Whether a server runs, or could."""
-    url = http_url(os.environ.get("EVERYDREAM_URL") or settings.public_url)
+    """Whether the server that commands ask runs, or could run here."""
+    try:
+        url = address_of(settings)
+    except Refused as error:
+        return Finding("server", "wrong", str(error), "mend or remove that, or give --url")
     try:
         timeout = aiohttp.ClientTimeout(total=SECONDS)
         async with (
@@ -205,7 +221,15 @@ async def _gateway(settings: Settings) -> Finding:
         return Finding(
             "server", "wrong", f"another program uses port {settings.port}", "give --port to serve"
         )
-    return Finding("server", "ok", f"none at {url}; `everydream serve` starts one")
+    if url == settings.public_url:
+        return Finding("server", "ok", f"none at {url}; `everydream serve` starts one")
+    is_set = bool(os.environ.get("EVERYDREAM_URL"))
+    source = "EVERYDREAM_URL" if is_set else settings.home / CLIENT_FILE
+    return Finding(
+        "server", "wrong" if is_set else "note", f"none at {url}, where {source} says that it is",
+        "start it there, or say where it is by EVERYDREAM_URL or --url;"
+        f" `everydream serve` here is at {settings.public_url}",
+    )  # fmt: skip
 
 
 def _is_taken(host: str, port: int) -> bool:

@@ -51,7 +51,7 @@ async def _greet(settings: Settings, listening: asyncio.Event) -> None:
         base_model_state=state.text,
     )
     if sys.stderr.isatty():
-        device = await device_facts(settings.trainer_device or settings.device)
+        device = await device_facts(settings.trainers_device)
         lines = greeting_lines(settings, state, device)
         sys.stderr.write("\n".join(["", *lines, ""]) + "\n")
 
@@ -82,7 +82,7 @@ def notes(settings: Settings, state: ModelState, device: dict[str, Any]) -> Iter
     if not state.present:
         yield state.mend
     if device.get("problem"):
-        yield device["problem"]
+        yield f"{device['problem']}; {device['mend']}"
     elif device.get("device") == "cpu" and settings.base_model != "tiny":
         yield (
             "no graphics card: training Stable Diffusion on a processor takes hours to days;"

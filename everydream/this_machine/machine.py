@@ -15,10 +15,10 @@ import structlog
 
 from everydream.outcome import reason_of
 from shared import telemetry
-from shared.child.records import DEVICE
+from shared.child.parent import device_variables
 from shared.concurrency import cancelled
 from shared.errors import SettingsError
-from shared.settings import Settings, from_environment
+from shared.settings import DeviceSetting, Settings, from_environment
 
 PACKAGE = "everydream-service"
 CHILD = "services.trainer.training.device_facts"
@@ -73,13 +73,10 @@ def _unwritable(settings: Settings, reason: str) -> str:
     )
 
 
-async def device_facts(device: str) -> dict[str, Any]:
-    """What torch sees on this machine, found out by a child; ``error`` if it cannot be told.
-
-    ``device`` is the setting of the trainer's device, such as ``auto``.
-    """
+async def device_facts(device: DeviceSetting) -> dict[str, Any]:
+    """What torch sees on this machine, found out by a child; ``error`` if it cannot be told."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", CHILD, env={**os.environ, DEVICE: device},
+        sys.executable, "-m", CHILD, env={**os.environ, **device_variables(device)},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     talk = asyncio.create_task(child.communicate())

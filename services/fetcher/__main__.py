@@ -15,6 +15,9 @@ from shared.service_process import run
 from shared.settings import Settings
 from shared.worker.runtime import Worker
 
+TRAINER_STARTS_SECONDS = 20.0
+"""How long a trainer may take until it is ready, if it starts with the fetcher."""
+
 
 async def serve(
     settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
@@ -37,6 +40,7 @@ async def serve(
         scratch=settings.scratch,
         allowed=allowed,
         concurrency=settings.concurrency or 4,
+        patience=TRAINER_STARTS_SECONDS,
     )
     await Worker(bus, store, work, heartbeat=settings.heartbeat).run(stop)
 

@@ -34,12 +34,12 @@ def estimate(
         device: None: no trainer has told of its own yet.
     """
     speed, rate = _speed(parameters, measured, device)
-    minutes = megapixels / speed.megapixels_per_second / SECONDS_PER_MINUTE
+    for_storage = megapixels / (speed or ASSUMED).megapixels_per_second / SECONDS_PER_MINUTE
     trained = sum(count for part, count in parameters.items() if _is_trained(part, train))
     moments = trained * (MOMENT_BYTES_8BIT if train.useadam8bit else MOMENT_BYTES)
     file = sum(parameters.values()) * (FP32_BYTES if train.save_full_precision else FP16_BYTES)
     optimizer = moments if train.save_optimizer else 0
-    checkpoints = intermediate_checkpoints(train, minutes)
+    checkpoints = intermediate_checkpoints(train, for_storage)
     weights = trained * FP32_BYTES * (2 if train.ema_decay_rate else 1)
     parts = {
         "checkpoint_bytes": checkpoints * (file + optimizer),
@@ -47,7 +47,7 @@ def estimate(
         "resume_point_bytes": RESUME_POINTS * (weights + moments),
     }
     return Estimate(
-        minutes=round(minutes, 1),
+        minutes=round(for_storage, 1) if speed else None,
         rate=rate,
         bytes=sum(parts.values()),
         checkpoints=checkpoints,
@@ -57,13 +57,15 @@ def estimate(
 
 def _speed(
     parameters: Mapping[str, int], measured: Speed | None, device: ProbedDevice | None
-) -> tuple[Speed, str]:
-    """The best known speed, and what it rests on."""
+) -> tuple[Speed | None, str]:
+    """The best known speed, and what it rests on, or why there is none."""
     if measured:
         return measured, f"measured: {measured}"
     if device and (estimated := device.speed(parameters)):
         return estimated, f"estimated: {estimated}, by a test of {device.teraflops:.2g} TFLOP/s"
-    return ASSUMED, f"assumed: {ASSUMED}"
+    if device:
+        return None, f"not known yet: no such model was trained on {device.gpu} before"
+    return None, "not known yet: no trainer has told what it computes on"
 
 
 def intermediate_checkpoints(train: Train, minutes: float) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -59,6 +61,8 @@ from shared.worker.order import Order
 DATASET, MODEL, PAGES = "dataset", "model", "pages"
 """Inside the scratch folder: images with their manifest; the model's files; what people look at."""
 
+POLL_SECONDS = 0.5
+
 log = structlog.get_logger()
 Measured = TypeVar("Measured", Speed, ProbedDevice)
 
@@ -99,8 +103,11 @@ class FetcherWork:
         scratch: Path,
         allowed: frozenset[str],
         concurrency: int = 4,
+        patience: float = 0.0,
     ) -> None:
+        """For ``patience`` seconds a report waits for what a trainer is about to tell of itself."""
         self.concurrency = concurrency
+        self._impatient_at = time.monotonic() + patience
         self._store = store
         self._models = models
         self._parser = parser
@@ -233,12 +240,21 @@ class FetcherWork:
             task, model_limits(0), ModelDescription, keepalive=at.order.keepalive
         )
         parameters = parameters or described.parameters or {}
-        device = await self._remembered(DEVICE_KEY, ProbedDevice)
+        device = await self._device(at.order)
         measured = await self._remembered(speed_key(device.gpu, base), Speed) if device else None
         report = described.report
         return replace(
             report, estimate=estimate(train, parameters, report.megapixels, measured, device)
         )
+
+    async def _device(self, order: Order) -> ProbedDevice | None:
+        """The trainers' device; one that has just started tells of it in some seconds."""
+        while (device := await self._remembered(DEVICE_KEY, ProbedDevice)) is None:
+            if time.monotonic() >= self._impatient_at:
+                break
+            order.keepalive()
+            await asyncio.sleep(POLL_SECONDS)
+        return device
 
     async def _remembered(self, key: str, kind: type[Measured]) -> Measured | None:
         """What a trainer has measured; None: nothing yet, or nothing that can be read."""

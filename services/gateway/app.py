@@ -44,7 +44,7 @@ from services.gateway.ports import JobStore, Stores
 from services.gateway.turns.places import Places
 from services.gateway.turns.workers import Workers
 from services.gateway.web import application
-from services.gateway.web.authentication import Keys, configured_keys
+from services.gateway.web.authentication import Keys, configured_keys, keep_address
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
 from services.gateway.web.large_answers import LargeAnswers
@@ -267,6 +267,7 @@ class Gateway:
                 f"cannot listen at EVERYDREAM_HOST={host} EVERYDREAM_PORT={port}: {error}"
             ) from error
         self.port = runner.addresses[0][1]
+        keep_address(self._settings)
         self.listening.set()
         log.info("listening", host=host, port=self.port)
 

@@ -18,7 +18,7 @@ async def serve(
     settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
 ) -> None:
     """Generate results, and samples while none are waiting, until ``stop`` is set."""
-    standby = Standby(CHILD, device=settings.inferencer_device or settings.device)
+    standby = Standby(CHILD, device=settings.inferencers_device)
     scratch, cache = settings.scratch, settings.cache
     work = InferencerWork(store, standby, scratch=scratch, cache=cache)
     samples = SampleRows(bus, store, standby, scratch=scratch, cache=cache)

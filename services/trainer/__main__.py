@@ -21,7 +21,7 @@ async def serve(
         scratch=settings.scratch,
         cache=settings.cache,
         resume_every=settings.resume_every,
-        device=settings.trainer_device or settings.device,
+        device=settings.trainers_device,
     )
     await Worker(bus, store, work, heartbeat=settings.heartbeat).run(stop)
 

@@ -39,6 +39,7 @@ from shared.messaging.messages import (
 from shared.messaging.topology import TRAINER
 from shared.ports import ObjectStore
 from shared.scratch import scratch_folder
+from shared.settings import ANY_DEVICE, DeviceSetting
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder, read_manifest
 from shared.storage.snapshots import drawn_steps
@@ -70,7 +71,7 @@ class TrainerWork:
         scratch: Path,
         cache: Path,
         resume_every: float,
-        device: str = "auto",
+        device: DeviceSetting = ANY_DEVICE,
     ) -> None:
         """``cache`` holds base models between jobs; ``scratch`` holds one job's files at a time."""
         self._store = store

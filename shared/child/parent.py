@@ -20,14 +20,23 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 import msgspec
 from msgspec import Struct
 
-from shared.child.records import DEVICE, RECORD_BYTES, AnyRecord, Failed, FinalRecord, Ready
+from shared.child.records import (
+    DEVICE,
+    DEVICE_SETTING,
+    RECORD_BYTES,
+    AnyRecord,
+    Failed,
+    FinalRecord,
+    Ready,
+)
 from shared.concurrency import uninterrupted
 from shared.errors import Passing, SettingsError
+from shared.settings import ANY_DEVICE, DeviceSetting
 
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
              "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
-             "HF_HOME", DEVICE,
+             "HF_HOME", DEVICE, DEVICE_SETTING,
              "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER",
              "CUDA_CACHE_PATH", "NVIDIA_TF32_OVERRIDE", "BNB_CUDA_VERSION",
              "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF",
@@ -191,10 +200,10 @@ class Child:
 class Standby:
     """Keeps one child ready, its imports done before an order comes."""
 
-    def __init__(self, module: str, *, device: str = "auto") -> None:
-        """``device`` is what the child is to compute on, by :data:`DEVICE`."""
+    def __init__(self, module: str, *, device: DeviceSetting = ANY_DEVICE) -> None:
+        """``device`` is what the child is to compute on."""
         self._module = module
-        self._environment = {**os.environ, DEVICE: device}
+        self._environment = {**os.environ, **device_variables(device)}
         self._child: Child | None = None
 
     async def ready(self) -> Child:
@@ -213,6 +222,11 @@ class Standby:
         child, self._child = self._child, None
         if child:
             await child.kill()
+
+
+def device_variables(device: DeviceSetting) -> dict[str, str]:
+    """What tells a child the device to compute on."""
+    return {DEVICE: device.value, DEVICE_SETTING: device.name}
 
 
 async def start_ready(

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct, field
 
 from shared.errors import Refused
+from shared.words import counted
 
 SHOWN_CHARACTERS = 200
 """Of a file's name or of a reason in the report."""
@@ -147,10 +148,10 @@ class TrainedPicture(Struct, frozen=True, kw_only=True):
 class Estimate(Struct, frozen=True, kw_only=True):
     """A rough estimate of the job's time and storage."""
 
-    minutes: float
-    """Of training alone."""
+    minutes: float | None
+    """Of training alone; null: not known yet."""
     rate: str
-    """What the minutes are based on: a measured speed and its GPU, or an assumption."""
+    """What the minutes are based on, as a measured speed and its GPU, or why there are none."""
     bytes: int
     """At most what the job will write to the store: the sum of the following."""
     checkpoints: int
@@ -226,7 +227,8 @@ def first_lines(lines: Sequence[str], count: int | None = None) -> list[str]:
     count = len(lines) if count is None else count
     shown = [line(each) for each in lines[: LISTED if count <= LISTED else LISTED - 1]]
     more = count - len(shown)
-    return [*shown, f"and {more} more warnings; mend these, and check again"] if more else shown
+    rest = counted(more, "more warning")
+    return [*shown, f"and {rest}; mend these, and check again"] if more else shown
 
 
 def named(names: Sequence[str], count: int | None = None) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from shared.dataset.captions import MAX_TOKENS, controls_in, repeats_tags
 from shared.dataset.manifest import named, short
+from shared.words import counted
 
 Doubt = Literal["no_caption", "empty_file", "camera_name", "unreadable_name", "cut"]
 """About a picture's caption."""
@@ -42,7 +43,7 @@ Doubtful = Callable[[Doubt], Sequence[tuple[str, str]]]
 
 def remark_on(doubt: Doubt, limit: int) -> str:
     """What the report says of a doubt, beside a picture whose caption has at most ``limit``."""
-    return f"{CUT}{limit} characters" if doubt == "cut" else BEGINNINGS[doubt]
+    return f"{CUT}{counted(limit, 'character')}" if doubt == "cut" else BEGINNINGS[doubt]
 
 
 def has_doubt(remarks: Collection[str], doubt: Doubt) -> bool:
@@ -79,27 +80,23 @@ def summaries(
     """
     if skipped_count:
         files = [f"{file} ({reason})" for file, reason in skipped]
-        yield f"not used, {_count(skipped_count, 'file')}: {named(files, skipped_count)}"
+        yield f"not used, {counted(skipped_count, 'file')}: {named(files, skipped_count)}"
     if names := _with_captions(doubtful("camera_name")):
         yield (
-            f"{_count(len(names), 'caption')} from a name that a camera or a counter"
+            f"{counted(len(names), 'caption')} from a name that a camera or a counter"
             " gave: the model learns that word, not what is shown. Name the pictures by what"
             " they show (a photo of ted_1.jpg), or put a text beside each (IMG_1.txt for"
             f" IMG_1.jpg): {named(names)}"
         )
     if names := _with_captions(doubtful("unreadable_name")):
         yield (
-            f"{_count(len(names), 'caption')} from a name in an unknown encoding,"
+            f"{counted(len(names), 'caption')} from a name in an unknown encoding,"
             " perhaps garbage; make the zip with names in UTF-8, or put a text beside each"
             f" picture: {named(names)}"
         )
     if cut := [name for name, _ in doubtful("cut")]:
-        yield f"{_count(len(cut), 'caption')} cut to max_caption_length: {named(cut)}"
+        yield f"{counted(len(cut), 'caption')} cut to max_caption_length: {named(cut)}"
 
 
 def _with_captions(pictures: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{short(name)} ({caption[:40]!r})" for name, caption in pictures]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from shared.words import counted
+
 DEVICE_KEY = "cache/device.json"
 """In the object store: the device of the trainer that started last."""
 FLOP_PER_PARAMETER = 9_300.0
@@ -27,7 +29,7 @@ class Speed(Struct, frozen=True, kw_only=True):
     megapixels_per_second: Rate
 
     def __str__(self) -> str:
-        return f"{self.megapixels_per_second:.3g} megapixels per second on {self.gpu}"
+        return f"{counted(self.megapixels_per_second, 'megapixel')} per second on {self.gpu}"
 
 
 class ProbedDevice(Struct, frozen=True, kw_only=True):
@@ -45,7 +47,8 @@ class ProbedDevice(Struct, frozen=True, kw_only=True):
 
 
 ASSUMED = Speed(gpu="a GPU of 24 GB", megapixels_per_second=1.0)
-"""Four images of 512 x 512 per second with both networks trained; a guess, not measured."""
+"""Four images of 512 x 512 per second with both networks trained; a guess, not measured, for how
+many checkpoints must find room where nothing better is known."""
 
 
 def speed_key(gpu: str, base_model: str) -> str:

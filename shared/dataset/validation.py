@@ -17,6 +17,7 @@ from shared.dataset.manifest import Picture
 from shared.dataset.plan import Batch, EpochConfig, bucket_of, random_of
 from shared.errors import Refused
 from shared.request import Validation
+from shared.words import counted
 
 
 class Split(Struct, frozen=True, kw_only=True):
@@ -40,7 +41,7 @@ def split(pictures: Sequence[Picture], validation: Validation | None) -> Split:
     if count >= len(pictures):
         raise Refused(
             f"input.train.validation: val_split_proportion {validation.val_split_proportion:g}"
-            f" holds out {count} of {len(pictures)} images and leaves none to train on;"
+            f" holds out {count} of {counted(len(pictures), 'image')} and leaves none to train on;"
             " lower it, add images, or leave validation out"
         )
     chosen = held_out_indices(len(pictures), validation)

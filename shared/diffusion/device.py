@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from shared.child.records import DEVICE
+from shared.child.records import DEVICE, DEVICE_SETTING
 from shared.diffusion.memory import is_out_of_memory
 from shared.errors import Passing, SettingsError
 
@@ -19,7 +19,6 @@ DRIVERS = {"12": 525, "13": 580}
 """The oldest driver by CUDA's major version, by NVIDIA's table of minor version compatibility."""
 HIDDEN = ("", "-1")
 """What ``CUDA_VISIBLE_DEVICES`` says where no card is to be used."""
-WHAT_TO_DO = "docs/gpu.md says how to mend it, and EVERYDREAM_DEVICE=cpu does without the card"
 
 
 def this_device(system: Path = Path("/")) -> torch.device:
@@ -41,10 +40,9 @@ def this_device(system: Path = Path("/")) -> torch.device:
     if torch.cuda.is_available():
         return _tried(torch.device("cuda:0" if wanted in ("auto", "cuda") else wanted))
     if wanted != "auto":
-        raise SettingsError(f"{DEVICE} is {wanted}, but {_why_no_card(system)}; {WHAT_TO_DO}")
+        raise SettingsError(f"{_setting()} is {wanted}, but {_why_no_card(system)}", _mend())
     if _has_nvidia(system) and os.environ.get("CUDA_VISIBLE_DEVICES") not in HIDDEN:
-        raise SettingsError(f"this machine has an NVIDIA card, but {_why_no_card(system)};"
-                            f" {WHAT_TO_DO}")  # fmt: skip
+        raise SettingsError(f"this machine has an NVIDIA card, but {_why_no_card(system)}", _mend())
     return torch.device("cpu")
 
 
@@ -63,7 +61,7 @@ def _tried(device: torch.device) -> torch.device:
     count = torch.cuda.device_count()
     if device.index >= count:
         cards = f"cuda:0 to cuda:{count - 1}"
-        raise SettingsError(f"{DEVICE} is {device}, but the cards are {cards}; {WHAT_TO_DO}")
+        raise SettingsError(f"{_setting()} is {device}, but the cards are {cards}", _mend())
     torch.cuda.set_device(device)  # bitsandbytes and questions about memory mean the current one
     try:
         torch.ones(2, device=device).sum().item()
@@ -74,9 +72,19 @@ def _tried(device: torch.device) -> torch.device:
         raise SettingsError(
             f"{device} cannot compute: {_first_line(error)}; it has compute capability"
             f" {'.'.join(map(str, torch.cuda.get_device_capability(device)))}, this torch has"
-            f" kernels for {', '.join(torch.cuda.get_arch_list())}; {WHAT_TO_DO}"
+            f" kernels for {', '.join(torch.cuda.get_arch_list())}",
+            _mend(),
         ) from error
     return device
+
+
+def _setting() -> str:
+    """The setting that asks for the device of this process."""
+    return os.environ.get(DEVICE_SETTING) or DEVICE
+
+
+def _mend() -> str:
+    return f"docs/gpu.md says how to mend it, and {_setting()}=cpu does without the card"
 
 
 def _why_no_card(system: Path) -> str:

@@ -169,7 +169,7 @@ async def test_a_job_that_is_left_alone_goes_on_until_it_is_stopped_which_keeps_
 
     late = await typed(desk, process, "save", job)
     assert (late.status, "the job has ended: it is COMPLETED" in late.errors) == (1, True)
-    deleted = await typed(desk, process, "delete", job)
+    deleted = await typed(desk, process, "delete", job, "--yes")
     assert (deleted.status, deleted.output) == (0, f"{job} is deleted\n")
     gone = await typed(desk, process, "show", job)
     assert (gone.status, "there is no such job" in gone.errors) == (1, True)
@@ -183,7 +183,7 @@ async def test_a_job_that_is_cancelled_has_no_model(
     long = ("run", "photos", "--config", "recipe.json", "--set", "max_epochs=100000")
     job = (await typed(desk, process, *long, "--no-wait")).output.strip()
 
-    cancelled = await typed(desk, process, "cancel", job)
+    cancelled = await typed(desk, process, "cancel", job, "--yes")
     followed = await typed(desk, process, "follow", job)
 
     assert (cancelled.status, cancelled.output) == (0, "CANCELLED\n")

@@ -35,7 +35,7 @@ NOT_RUN = {
 }
 """Commands that are not run here, and why. They exist: tests/unit/docs/test_commands.py."""
 
-SERVE, KEY = "everydream serve", "my-key"
+SERVE, KEY = "everydream serve", "YOUR-KEY"
 ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost):8080")
 ZIP = "https://example.org/my-images.zip"
 CLIENTS = ROOT / ".venv" / "clients"

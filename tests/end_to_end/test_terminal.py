@@ -48,7 +48,10 @@ def shape(text: str) -> str:
     text = re.sub(r"a moment|\d+ (s|min|h|d)\b( \d+ (min|h)\b)?", "TIME", text)
     text = re.sub(r"^training: .*", "training", text)  # between two steps something is saved
     # A trainer that has just started may not have tested its device yet.
-    text = re.sub(r"\((assumed|estimated): .*?\)", "(RATE)", text)
+    text = re.sub(
+        r"(, about TIME)? of training \((not known yet|estimated): .*?\)",
+        ", about TIME of training (RATE)", text,
+    )  # fmt: skip
     text = re.sub(r"\d+(\.\d+)*", "9", text)
     text = text.replace(", loss 9", "")  # the first report has none yet
     text = re.sub(r"\b9 (epoch|step)\b", r"9 \1s", text)  # it is stopped after any

@@ -241,7 +241,8 @@ def read_pins(home: Path) -> dict[str, Pin]:
         return {}
     except msgspec.DecodeError as error:
         raise SettingsError(
-            f"{file} is damaged ({error}); remove it and pull the model again"
+            f"{file}, which names the models that were pulled, is damaged ({error})",
+            "remove it and pull them again: `everydream models pull`",
         ) from None
 
 

@@ -167,7 +167,7 @@ def _curl(address: str, method: str, operation: Schema, request: Request) -> str
     query = urlencode(request.query, doseq=True)
     place = re.sub(r"\{(\w+)\}", lambda found: quote(request.path[found[1]]), address)
     words = ["curl", *options.get(method, ["-X", method.upper()]), f"{place}{query and '?'}{query}"]
-    headers = {"Authorization": "Bearer my-key"} if operation["security"] else {}
+    headers = {"Authorization": "Bearer YOUR-KEY"} if operation["security"] else {}
     if request.body is not None:
         (headers["Content-Type"],) = operation["requestBody"]["content"]
     for name, value in (headers | request.headers).items():

@@ -79,11 +79,15 @@ class Recorder:
             may_keep=await self._may_keep(fact),
         )  # fmt: skip
 
+        tried: list[Job] = []  # the last one counts: another writer may be faster
+
         def noted(job: Job) -> Step:
-            _warn_if_unexpected(job, fact)
+            tried.append(job)
             return apply(job)
 
         job = await self._repository.change(fact.job, noted, results=needs_results(fact))
+        if tried:
+            _warn_if_unexpected(tried[-1], fact)
         if not isinstance(fact, StageFact):
             return
         if job is None:

@@ -18,6 +18,7 @@ from services.gateway.web.application import ANSWER_SECONDS, RETRY_SECONDS
 from services.gateway.web.routing import Answer, route
 from shared.errors import Unavailable
 from shared.ports import LocalStore, ObjectStore
+from shared.words import counted
 
 NEEDED_BYTES = 2**30
 """Free space that a local store must have: for a few uploads, or a small model."""
@@ -123,5 +124,6 @@ class HealthRoutes:
         if free < NEEDED_BYTES:
             return f"{free} bytes are free; {NEEDED_BYTES} are needed"
         if files is not None and files < NEEDED_FILES:
-            return f"there is room for {files} more files (inodes); {NEEDED_FILES} are needed"
+            room = counted(files, "more file")
+            return f"there is room for {room} (inodes); {NEEDED_FILES} are needed"
         return None

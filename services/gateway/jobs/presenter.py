@@ -145,6 +145,7 @@ def summary(job: Job, now: float) -> JobSummary:
     """A job in a list: as in ``/status``, without input and output; times in UTC."""
     shown: JobSummary = {
         "id": job.id,
+        "kind": "check" if job.checks else "train" if job.trains else "draw",
         "status": job.status,
         "created_at": iso(job.created_at),
         "started_at": iso_or_null(job.started_at),

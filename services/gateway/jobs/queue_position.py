@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
@@ -9,14 +10,21 @@ from typing import NamedTuple
 
 from services.gateway.jobs.presenter import iso_or_null
 from services.gateway.jobs.record import Job
+from services.gateway.jobs.repository import read, with_progress
 from services.gateway.jobs.response_types import QueuePosition
 from services.gateway.ports import JobStore, Line, Place, Standing, TurnStore
 from services.gateway.turns.places import WORKERS_STAGE
 from services.gateway.turns.stale_cache import StaleCache
 from services.gateway.turns.workers import Workers
+from shared.messaging.messages import Stage
 
 NEWEST = 20
 """Number of finished jobs that the mean time is taken from."""
+SHORTEST, HALVINGS = 0.001, 50
+"""The least seconds of a job; how finely the moment of a turn is looked for."""
+YEAR = 365 * 86_400
+ASKED = 20
+"""Busy workers that are asked for each line how long they still need."""
 COUNTED = 1000
 """An owner's jobs that are counted for each request; the others in such steps, some seconds ago."""
 
@@ -29,10 +37,21 @@ class Pace(NamedTuple):
     workers: int
     seconds: float
     """Mean execution time of a job."""
+    left: tuple[float, ...] = ()
+    """Seconds that busy workers say they still need; the others' ends are spread evenly."""
 
     def wait(self, position: int) -> float:
         """Seconds until the job at this position (from 1) starts."""
-        return max(position - self.idle, 0) * self.seconds / self.workers
+        unsaid = range(1, self.workers - self.idle - len(self.left) + 1)
+        spread = (number * self.seconds / self.workers for number in unsaid)
+        free = (*(0.0,) * self.idle, *self.left, *spread)
+        each = max(self.seconds, SHORTEST)
+        early, late = min(free), min(free) + (position - 1) * each
+        for _ in range(HALVINGS):
+            middle = (early + late) / 2
+            started = sum((middle - at) // each + 1 for at in free if at <= middle)
+            early, late = (early, middle) if started >= position else (middle, late)
+        return late
 
 
 class QueuePositions:
@@ -95,10 +114,22 @@ class QueuePositions:
         times = await self._jobs.execution_seconds(line, NEWEST)
         stage = WORKERS_STAGE[line]
         idle = await self._workers.idle(stage)
-        workers = idle.number + (await self._workers.busy())[stage]
+        at_work = [each.job for each in await self._jobs.claims() if each.stage == stage]
+        workers = idle.number + len(at_work)
         if not times or not workers or not idle.is_known:
             return None
-        return Pace(idle.number, workers, fmean(times))
+        left = await asyncio.gather(*(self._seconds_left(job, stage) for job in at_work[:ASKED]))
+        said = tuple(each for each in left if each is not None)
+        return Pace(idle.number, workers, fmean(times), said)
+
+    async def _seconds_left(self, job: str, stage: Stage) -> float | None:
+        """What a stage's worker has said last of how long it still needs."""
+        found = await self._jobs.get_live(job)
+        if found is None:
+            return None
+        row, progress = found
+        seconds = with_progress(read(row), progress).progress.get(stage, {}).get("eta_seconds")
+        return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < YEAR else None
 
 
 def ahead_of(owner: str, own: int, standings: Iterable[Standing]) -> int:

@@ -310,6 +310,7 @@ class JobSummary(TypedDict):
     """A job in a list; times in UTC."""
 
     id: str
+    kind: Literal["train", "draw", "check"]
     status: Status
     created_at: str
     started_at: str | None

@@ -7,12 +7,14 @@ import hmac
 import os
 import secrets
 import time
+import tomllib
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import msgspec
+import structlog
 from msgspec import Struct
 
 from services.gateway.ports import KeyStore, StoredKey
@@ -29,6 +31,8 @@ LOOKUPS = 4
 """At a time: whoever sends ever other keys, none of them valid, leaves connections to others."""
 USED_SECONDS = 60.0
 """A key's last use is recorded at most this often."""
+
+log = structlog.get_logger()
 
 
 class Caller(NamedTuple):
@@ -118,10 +122,34 @@ def first_key(home: Path, url: str) -> tuple[str, ...]:
     if not kept.exists():
         key = new_key()
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_privately(home / CLIENT_FILE, f'url = "{url}"\nkey = "{key}"\n'.encode())
+        _write_client_file(home, url, key)
         _write_privately(kept, msgspec.json.encode(_KeyFile((digest_of(key),))))
         print(f"API key, shown only now and kept in {home / CLIENT_FILE}: {key}", flush=True)  # noqa: T201
     return msgspec.json.decode(kept.read_bytes(), type=_KeyFile).sha256
+
+
+def keep_address(settings: Settings) -> None:
+    """Put the gateway's URL into ``client.toml`` if another one stands beside this gateway's key.
+
+    To be called by a gateway that listens: one that cannot start leaves the address of another.
+    """
+    file, url = settings.home / CLIENT_FILE, settings.public_url
+    try:
+        kept = tomllib.loads(file.read_text(encoding="utf-8"))
+        key, before = str(kept["key"]), str(kept["url"])
+    except (OSError, ValueError, KeyError):
+        return  # the command line says it to whom it concerns
+    if before == url or settings.api_keys or digest_of(key) not in configured_keys(settings):
+        return
+    try:
+        _write_client_file(settings.home, url, key)
+        log.info("client_address_changed", file=str(file), url=url, before=before)
+    except OSError as error:
+        log.warning("client_address_kept", file=str(file), url=before, reason=str(error))
+
+
+def _write_client_file(home: Path, url: str, key: str) -> None:
+    _write_privately(home / CLIENT_FILE, f'url = "{url}"\nkey = "{key}"\n'.encode())
 
 
 def _write_privately(path: Path, content: bytes) -> None:

@@ -71,13 +71,12 @@ def test_exit_statuses_tell_a_wrong_word_a_refusal_and_a_gateway_that_is_away(ho
     assert [unknown.returncode, misused.returncode, refused.returncode, away.returncode] == [
         2, 2, 1, 3,
     ]  # fmt: skip
-    assert misused.stderr == "everydream: --set lr: expected name=value\n"
+    assert "--set lr: expected name=value" in misused.stderr
     assert refused.stderr == (
         "everydream: the request is refused:\n"
         "  - input.train.max_epoch: no such field; did you mean max_epochs?\n"
     )
-    assert away.stderr.startswith(f"everydream: {NOBODY}: Cannot connect")
-    assert "is the server up" in away.stderr
+    assert away.stderr.startswith(f"everydream: {NOBODY}: nothing answers there (connection ref")
 
 
 def test_an_error_is_a_document_for_programs_too(home: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from everydream import following
-from everydream.access import Access, check_key
+from everydream.access import Access, check_key, client_of
 from everydream.client import Client
 from everydream.following import Announcer, follow, watch
 from everydream.results import Results
@@ -99,16 +99,43 @@ async def test_a_job_that_there_is_not_ends_the_follower_at_once(
 
 
 async def test_a_key_without_the_right_to_look_may_submit_all_the_same(
-    client: Client, gateway: Access, web: Web
+    client: Client, web: Web
 ) -> None:
     for status, may_look in ((200, True), (403, False)):
         page = Page(b'{"error": "no"}', status=status, headers=JSON)
         web.serve("/v1/everydream-v1/health", page)
-        assert await check_key(client, gateway.url) is may_look
+        assert await check_key(client) is may_look
 
-    web.serve("/v1/everydream-v1/health", Page(b'{"error": "no"}', status=401, headers=JSON))
-    with pytest.raises(Refused, match="does not let this key in"):
-        await check_key(client, gateway.url)
+
+async def test_a_wrong_key_is_said_alike_whatever_was_asked(gateway: Access, web: Web) -> None:
+    said = []
+    for path in ("health", "jobs"):
+        web.serve(f"/v1/everydream-v1/{path}", Page(b'{"error": "no"}', status=401, headers=JSON))
+        with pytest.raises(Refused) as refused:
+            async with client_of(gateway) as client:
+                await (check_key(client) if path == "health" else client.jobs())
+        said.append(str(refused.value))
+
+    assert said == 2 * [
+        f"{gateway.url} does not let this key in; give another by --key or EVERYDREAM_API_KEY"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:9", "nothing answers there (connection refused)"),
+        ("http://no-such-host.invalid", "there is no host named no-such-host.invalid"),
+    ],
+)
+async def test_a_server_that_is_not_there_is_said_in_plain_words(url: str, reason: str) -> None:
+    with pytest.raises(Unavailable) as away:
+        async with client_of(Access(url, "k")) as client:
+            await client.jobs()
+
+    assert str(away.value).startswith(f"{url}: {reason}; is the server up, and is that its address")
+    assert "everydream serve" in str(away.value)
+    assert "--url" in str(away.value)
 
 
 async def test_a_sample_that_cannot_be_fetched_is_said_once_and_delays_no_other(

@@ -91,10 +91,13 @@ class Staging:
         self.reported: list[dict[str, Any]] = []
         self.begun = asyncio.Event()
 
-    def fetcher(self, allowed: frozenset[str]) -> FetcherWork:
+    def fetcher(self, allowed: frozenset[str], patience: float = 0.0) -> FetcherWork:
         home = self.scratch.parent
         models = ModelStager(self.store, configured="tiny", home=home, allowed=allowed)
-        return FetcherWork(self.store, models, self.parser, scratch=self.scratch, allowed=allowed)
+        return FetcherWork(
+            self.store, models, self.parser, scratch=self.scratch, allowed=allowed,
+            patience=patience,
+        )  # fmt: skip
 
     def order(self, *, attempt: int = 1, model: ModelSource | None = None, **train: Any) -> Order:
         """A granted claim for the job's staging."""
@@ -210,7 +213,7 @@ async def test_the_report_estimates_before_training_what_the_job_will_take(
 
 
 @pytest.mark.parametrize("device", [None, b"{}", b'{"gpu": "x", "teraflops": 0}'])
-async def test_without_a_device_that_is_known_the_minutes_rest_on_an_assumption(
+async def test_without_a_device_that_is_known_the_minutes_are_not_known_either(
     staging: Staging, web: Web, device: bytes | None
 ) -> None:
     if device is not None:
@@ -218,7 +221,29 @@ async def test_without_a_device_that_is_known_the_minutes_rest_on_an_assumption(
 
     staged = await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
 
-    assert staged.report["estimate"]["rate"].startswith("assumed: ")
+    assert staged.report["estimate"]["rate"].startswith("not known yet: ")
+    assert staged.report["estimate"]["minutes"] is None
+
+
+async def test_the_first_report_waits_for_a_trainer_that_starts_with_its_fetcher(
+    staging: Staging, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+    remembered = FetcherWork._remembered
+
+    async def told_after_a_question(work: FetcherWork, key: str, kind: Any) -> Any:
+        found = await remembered(work, key, kind)
+        if not asked.is_set():
+            asked.set()
+            await staging.store.put(DEVICE_KEY, b'{"gpu": "a card", "teraflops": 40.0}')
+        return found
+
+    monkeypatch.setattr(FetcherWork, "_remembered", told_after_a_question)
+    staging.work = staging.fetcher(frozenset({HOST}), patience=60.0)
+
+    staged = await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
+
+    assert "on a card" in staged.report["estimate"]["rate"]
 
 
 async def test_an_earlier_job_s_model_gives_the_same_estimate_without_being_fetched(

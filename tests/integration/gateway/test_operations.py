@@ -12,6 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.gateway.app import Gateway
+from services.gateway.database.jobs import SqlJobStore
+from services.gateway.ports import StoredJob
 from shared.messaging.messages import (
     CheckpointSaved,
     CommandIssued,
@@ -220,6 +222,26 @@ async def test_a_result_of_another_kind_is_told_in_words_and_its_worker_to_opera
     assert again["reason"] == "its worker gave a result of another kind (model.staged)"
     (noted,) = [each for each in logs if each["event"] == "unexpected_result"]
     assert (noted["worker"], noted["type"], noted["job"]) == ("fetcher/h-3/1", "model.staged", job)
+
+
+async def test_an_unexpected_result_is_told_once_though_another_writer_was_faster(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await here.run()
+    fetcher = await here.claim(job, "staging")
+    replace, tries = SqlJobStore.replace, list[str]()
+
+    async def second_time(store: SqlJobStore, row: StoredJob, *rest: Any, **more: Any) -> bool:
+        tries.append(row.id)
+        return len(tries) > 1 and await replace(store, row, *rest, **more)
+
+    monkeypatch.setattr(SqlJobStore, "replace", second_time)
+    with capture_logs() as logs:
+        await fetcher.publish(ModelStaged, inference=(), model="cache/base", worker="fetcher/h-3/1")
+        await eventually(lambda: tried_again(here, job))
+
+    assert len(tries) > 1
+    assert [each["event"] for each in logs].count("unexpected_result") == 1
 
 
 async def tried_again(here: World, job: str) -> dict[str, Any] | None:

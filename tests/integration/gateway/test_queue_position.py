@@ -16,8 +16,9 @@ from services.gateway.jobs.queue_position import Pace
 from services.gateway.turns import stale_cache
 from shared.adapters.memory import MemoryBus
 from shared.errors import Unavailable
+from shared.messaging.messages import TrainingProgressed
 from shared.messaging.topology import TRAINER, Queue
-from tests.support.gateway_world import OTHER_KEY, REQUEST, World, training, world
+from tests.support.gateway_world import OTHER_KEY, REQUEST, World, eventually, training, world
 
 ROOT = "/v2/everydream-v1"
 
@@ -112,7 +113,30 @@ async def test_a_trainer_that_is_idle_takes_the_first_at_once(here: World) -> No
 
 @pytest.mark.parametrize(("position", "seconds"), [(1, 0.0), (2, 0.0), (3, 30.0), (6, 120.0)])
 def test_several_trainers_move_the_line_faster(position: int, seconds: float) -> None:
-    assert Pace(idle=2, workers=3, seconds=90.0).wait(position) == seconds
+    assert Pace(idle=2, workers=3, seconds=90.0).wait(position) == pytest.approx(seconds)
+
+
+def test_what_busy_trainers_say_that_they_still_need_counts() -> None:
+    one = Pace(idle=0, workers=1, seconds=90.0, left=(500.0,))
+    assert [one.wait(position) for position in (1, 2, 3)] == pytest.approx([500.0, 590.0, 680.0])
+    two = Pace(idle=1, workers=2, seconds=200.0, left=(500.0,))
+    assert [two.wait(position) for position in (1, 2, 3, 4, 5)] == pytest.approx(
+        [0.0, 200.0, 400.0, 500.0, 600.0], abs=0.01
+    )
+
+
+async def test_the_first_in_line_starts_when_the_job_at_work_says_that_it_ends(
+    here: World,
+) -> None:
+    await finished_after(here, 100.0)
+    _, trainer = await training(here)
+    await trainer.publish(TrainingProgressed, progress={"step": 1, "eta_seconds": 4000})
+    waiting = await here.run()
+
+    async def is_known() -> bool | None:
+        return await seconds_to_wait(here, waiting) == pytest.approx(4000.0, abs=5.0) or None
+
+    await eventually(is_known)
 
 
 async def test_without_trainers_nobody_knows_when(here: World) -> None:

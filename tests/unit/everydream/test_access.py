@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from everydream.access import Access, access
+from everydream.access import Access, access, address_of
 from services.gateway.web.authentication import CLIENT_FILE, first_key
 from shared.errors import Refused
 from shared.settings import Settings, from_environment
@@ -31,14 +31,35 @@ def test_the_key_of_the_first_start_is_found(
     assert access(None, None, settings_in(tmp_path)) == Access("https://train.example.com", key)
 
 
-def test_a_key_that_is_given_counts(tmp_path: Path) -> None:
+def test_address_and_key_come_each_from_a_flag_or_else_from_the_home_folder(
+    tmp_path: Path,
+) -> None:
     first_key(tmp_path, "https://train.example.com")
+    home = settings_in(tmp_path)
+    kept = access(None, None, home).key
 
-    given = access("https://other.example.com/", "k", settings_in(tmp_path))
-    usual = access(None, "k", settings_in(tmp_path))
+    given = access("https://other.example.com/", "k", home)
+    key_alone = access(None, "k", home)
+    address_alone = access("https://train.example.com/", None, home)
 
     assert given[:2] == ("https://other.example.com", "k")
-    assert usual == Access("http://127.0.0.1:8080", "k")
+    assert key_alone == Access("https://train.example.com", "k")
+    assert address_alone[:2] == ("https://train.example.com", kept)
+
+
+def test_without_a_home_the_usual_address_is_asked(tmp_path: Path) -> None:
+    assert access(None, "k", settings_in(tmp_path)) == Access("http://127.0.0.1:8080", "k")
+
+
+def test_the_doctor_asks_the_server_that_the_commands_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = settings_in(tmp_path)
+    assert address_of(home) == "http://127.0.0.1:8080"
+    first_key(tmp_path, "https://train.example.com")
+    assert address_of(home) == access(None, "k", home).url == "https://train.example.com"
+    monkeypatch.setenv("EVERYDREAM_URL", "box:1")
+    assert address_of(home) == "http://box:1"
 
 
 def test_an_address_without_a_scheme_is_taken_as_http(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -60,6 +61,67 @@ def test_a_shell_s_completion_knows_every_command(shell: str) -> None:
     assert all(word in script for words in EVERY for word in words)
     if (program := shutil.which(shell)) is not None:
         subprocess.run([program, "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_shell_offers_files_for_the_data(command: str, tmp_path: Path) -> None:
+    (tmp_path / "photos-of-ted").mkdir()
+    script = tmp_path / "completion"
+    script.write_text(app.generate_completion(shell="bash"))  # noqa: S604 - no call of a shell
+    asked = (
+        f"source {script}; COMP_WORDS=(everydream {command} pho); COMP_CWORD=2; _everydream;"
+        ' echo "${COMPREPLY[@]}"'
+    )
+
+    done = subprocess.run(
+        ["/bin/bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "photos-of-ted\n"
+
+
+def test_an_address_of_data_stays_as_it_was_typed() -> None:
+    _, bound, _ = app.parse_args(["run", "https://example.com//photos.zip"])
+
+    assert bound.arguments["data"] == "https://example.com//photos.zip"
+
+
+def test_a_value_after_a_space_is_said_to_belong_to_its_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app(["run", "photos", "--set", "max_epochs", "3"])
+
+    assert ended.value.code == 2
+    said = " ".join(re.sub(r"[^ -~]", " ", capsys.readouterr().err).split())
+    assert "--set max_epochs: expected name=value in one word, such as --set max_epochs=1" in said
+
+
+@pytest.mark.parametrize("words", [("cancel", "7b1c"), ("delete", "7b1c")])
+def test_what_is_lost_for_good_is_asked_about_or_needs_yes(
+    words: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    at = ("--url", "http://127.0.0.1:9", "--key", "k")
+    for is_terminal, answer, status, text in (
+        (False, None, 2, "There is no terminal to ask on: give --yes"),
+        (True, interrupted, 130, "[y/N]"),
+        (True, lambda: "n", 1, "nothing was changed"),
+        (True, lambda: "y", 3, "nothing answers there"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO())
+        monkeypatch.setattr("sys.stdin.isatty", lambda is_terminal=is_terminal: is_terminal)
+        monkeypatch.setattr("builtins.input", answer)
+        with pytest.raises(SystemExit) as ended:
+            app([*words, *at])
+        said = capsys.readouterr().err
+        code = ended.value.code
+        assert (1 if isinstance(code, str) else code) == status
+        assert text in said + str(code)
 
 
 @pytest.mark.parametrize("words", [("run", "photos"), ("draw", "org/name")])

@@ -15,19 +15,26 @@ from everydream.this_machine.base_models import (
     models_here,
     print_models,
 )
-from everydream.this_machine.doctor import base_model_finding, device_finding, memory_finding
+from everydream.this_machine.doctor import (
+    base_model_finding,
+    device_finding,
+    examine,
+    memory_finding,
+)
 from everydream.this_machine.greeting import greeting_lines, notes
 from services.fetcher.models.configured_model import TINY_FOLDER, Pin, write_pin
 from services.trainer.training.device_facts import device_facts
-from shared.settings import Settings, from_environment
+from shared.settings import DeviceSetting, Settings, from_environment
+from tests.support.servers.process import free_port
 
 CARD = {
     "torch": "2.13.0", "cuda": "13.0", "device": "cuda", "name": "NVIDIA H200",
-    "memory_bytes": 150 * 10**9, "problem": None,
+    "memory_bytes": 150 * 10**9, "problem": None, "mend": None,
 }  # fmt: skip
-PROCESSOR = {"torch": "2.13.0", "cuda": None, "device": "cpu", "name": "cpu", "problem": None}
+PROCESSOR = {"torch": "2.13.0", "cuda": None, "device": "cpu", "name": "cpu", "problem": None,
+             "mend": None}  # fmt: skip
 OLD_DRIVER = {**PROCESSOR, "cuda": "13.0", "device": "none", "name": "none",
-              "problem": "the driver is too old; docs/gpu.md says how to mend it"}  # fmt: skip
+              "problem": "the driver is too old; or so", "mend": "docs/gpu.md"}  # fmt: skip
 BROKEN = {"error": "No module named 'torch'"}
 TINY = ModelState(present=True, text="comes with the project")
 
@@ -56,7 +63,7 @@ def test_a_server_says_what_it_is_what_it_runs_on_and_how_to_reach_it(tmp_path: 
     [
         (CARD, {}, "the first job fetches the base model from the hub"),
         (PROCESSOR, {}, "no graphics card: training Stable Diffusion on a processor takes hours"),
-        (OLD_DRIVER, {}, "the driver is too old"),
+        (OLD_DRIVER, {}, "the driver is too old; or so; docs/gpu.md"),
         (CARD, {"HOST": "::"}, "which other machines cannot open; set EVERYDREAM_PUBLIC_URL"),
         (
             CARD,
@@ -152,7 +159,7 @@ def test_what_was_fetched_with_a_token_is_here_for_who_has_one(
         (CARD, "org/name", "ok", "NVIDIA H200, 150 GB (torch 2.13.0), built for CUDA 13.0"),
         (PROCESSOR, "org/name", "note", "training takes hours to days"),
         (PROCESSOR, "tiny", "ok", "the processor"),
-        (OLD_DRIVER, "tiny", "wrong", "the driver is too old"),
+        (OLD_DRIVER, "tiny", "wrong", "the driver is too old; or so"),
         (BROKEN, "tiny", "wrong", "torch does not work: No module named 'torch'"),
     ],
 )
@@ -162,6 +169,50 @@ def test_the_doctor_judges_the_device(
     found = device_finding(device, base_model)
     assert (found.state, words in found.text) == (state, True), found
     assert bool(found.mend) is (state != "ok")
+    assert found.mend in (device.get("mend"), "") or state != "wrong" or "error" in device
+
+
+async def test_the_doctor_looks_at_the_inferencer_s_device_too_if_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[DeviceSetting] = []
+
+    async def facts(device: DeviceSetting) -> dict[str, Any]:
+        asked.append(device)
+        return OLD_DRIVER if device.value == "cuda:1" else PROCESSOR
+
+    monkeypatch.setattr("everydream.this_machine.doctor.device_facts", facts)
+    alike = settings(tmp_path, BASE_MODEL="tiny", DEVICE="cpu")
+    other = settings(tmp_path, BASE_MODEL="tiny", DEVICE="cpu", INFERENCER_DEVICE="cuda:1")
+
+    assert [each["part"] for each in (await examine(alike))["findings"]].count("inferencer") == 0
+    found = {each["part"]: each for each in (await examine(other))["findings"]}
+
+    assert asked[-1] == ("cuda:1", "EVERYDREAM_INFERENCER_DEVICE")
+    assert found["device"]["state"] == "ok"
+    assert (found["inferencer"]["state"], found["inferencer"]["mend"]) == ("wrong", "docs/gpu.md")
+
+
+@pytest.mark.parametrize("named_by", ["client.toml", "EVERYDREAM_URL"])
+async def test_the_doctor_asks_the_server_that_the_commands_ask_and_says_who_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named_by: str
+) -> None:
+    async def facts(_device: DeviceSetting) -> dict[str, Any]:
+        return CARD
+
+    monkeypatch.setattr("everydream.this_machine.doctor.device_facts", facts)
+    monkeypatch.delenv("EVERYDREAM_URL", raising=False)
+    if named_by == "client.toml":
+        (tmp_path / named_by).write_text('url = "http://127.0.0.1:9"\nkey = "k"\n')
+    else:
+        monkeypatch.setenv(named_by, "http://127.0.0.1:9")
+    here = settings(tmp_path, BASE_MODEL="tiny", PORT=str(free_port()))
+
+    (server,) = [each for each in (await examine(here))["findings"] if each["part"] == "server"]
+
+    assert server["state"] == ("note" if named_by == "client.toml" else "wrong")
+    assert "none at http://127.0.0.1:9, where " in server["text"]
+    assert f"{named_by} says that it is" in server["text"]
 
 
 def test_the_doctor_judges_memory_and_base_model(tmp_path: Path) -> None:
@@ -169,7 +220,11 @@ def test_the_doctor_judges_memory_and_base_model(tmp_path: Path) -> None:
     assert memory_finding(10**9, 2 * 10**9).state == "wrong"
     (tmp_path / "models.json").write_text("{")
     damaged = base_model_finding(settings(tmp_path, BASE_MODEL="org/name"))
-    assert (damaged.state, "models.json is damaged" in damaged.mend) == ("wrong", True)
+    assert damaged.state == "wrong"
+    assert f"{tmp_path / 'models.json'}, which names the models that were pulled, is damaged" in (
+        damaged.text
+    )
+    assert damaged.mend == "remove it and pull them again: `everydream models pull`"
 
 
 def test_a_child_tells_what_torch_sees() -> None:

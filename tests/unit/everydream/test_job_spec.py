@@ -69,12 +69,45 @@ def test_a_file_that_holds_something_else_is_reported(tmp_path: Path, config: An
         job_spec(tmp_path, config).request(URL)
 
 
-def test_so_is_one_that_is_not_json_or_not_there(tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_text("{")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2"),
+        (b'{"caption": "\xe9t\xe9"}', "is not in UTF-8 (its byte 14); save it as UTF-8"),
+        ("{}".encode("utf-16"), "is not in UTF-8 (its byte 1); save it as UTF-8"),
+        (b"[" * 200_000, "its lists and objects are nested too deeply"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_reported_with_what_is_wrong(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    file = tmp_path / "job.json"
+    if content is not None:
+        file.write_bytes(content)
 
-    for name in ("bad.json", "none.json"):
-        with pytest.raises(Refused, match=name):
-            JobSpec("photos", config=tmp_path / name).request(URL)
+    with pytest.raises(Refused) as refused:
+        JobSpec("photos", config=file).request(URL)
+
+    assert str(refused.value).startswith(f"--config: {file}")
+    assert reason in str(refused.value)
+
+
+def test_a_file_may_begin_with_the_mark_that_some_programs_put_before_utf_8(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "job.json").write_bytes(b'\xef\xbb\xbf{"lr": 1e-6}')
+
+    request = JobSpec("photos", config=tmp_path / "job.json").request(URL)
+
+    assert request["input"]["train"]["lr"] == 1e-6
+
+
+def test_a_field_that_is_set_twice_differently_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Misused, match="--set lr is given twice, as 1e-06 and as 2e-06"):
+        job_spec(tmp_path, changes=("lr=1e-6", "lr=2e-6")).request(URL)
+    same = job_spec(tmp_path, changes=("lr=1e-6", "lr=0.000001")).request(URL)
+    assert same["input"]["train"]["lr"] == 1e-6
 
 
 @pytest.mark.parametrize("change", ["lr", "=5", ""])

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from everydream.terminal.report import (
     PASSED_OVER,
     dataset_lines,
-    files_line,
+    files_lines,
     instead_of_a_sample,
     missing_samples,
     next_steps,
@@ -20,7 +21,7 @@ from everydream.terminal.report import (
     picture_lines,
     while_it_runs,
 )
-from everydream.terminal.tables import print_status
+from everydream.terminal.tables import print_jobs, print_status
 from shared.dataset.manifest import Captions, Duplicate, Estimate, Report, Skipped
 
 REPORT = Report(
@@ -55,6 +56,14 @@ def test_each_picture_that_is_left_out_is_said_with_its_reason() -> None:
         "100 steps, about 1 h 12 min of training (measured: fast), up to 4.0 GB stored",
         "warning: multiply.txt: expected a number",
     ]
+
+
+def test_minutes_that_are_not_known_are_not_said() -> None:
+    assert REPORT.estimate
+    estimate = replace(REPORT.estimate, minutes=None, rate="not known yet: no trainer")
+    assert "100 steps of training (not known yet: no trainer), up to 4.0 GB stored" in (
+        dataset_lines(replace(REPORT, estimate=estimate).plain())
+    )
 
 
 def test_a_report_without_trouble_is_short() -> None:
@@ -262,8 +271,86 @@ def test_a_short_training_that_was_over_before_its_first_row_was_drawn_gives_no_
 
 def test_where_the_files_are_is_said_by_kind() -> None:
     artifacts = [{"kind": kind} for kind in ("checkpoint", "sample", "sample", "metrics")]
-    assert files_line(Path("there"), artifacts) == "files in there/: 1 checkpoint, 2 samples"
-    assert files_line(Path("there"), []) == "files in there/"
+    there = Path("there")
+    assert [*files_lines(there, artifacts, ended())] == ["files in there/: 1 checkpoint, 2 samples"]
+    assert [*files_lines(there, [], ended())] == ["files in there/: summary.json alone"]
+
+
+def test_what_is_not_there_of_a_job_that_is_not_completed_is_said_and_why() -> None:
+    asked = {"train": {"data_url": "x"}, "inference": [{"prompt": "one"}]}
+    failed = {"id": "7b1c", "status": "FAILED", "input": asked, "output": {"artifacts": []}}
+    waiting = {"id": "7b1c", "status": "IN_QUEUE", "input": asked, "output": {}}
+    check = {**failed, "output": {"dataset": {}}}
+
+    assert [*files_lines(Path("there"), [], failed)][1:] == [
+        "not there: the finished model, the images, because the job is FAILED"
+    ]
+    assert [*files_lines(Path("there"), [], check)][1:] == [
+        "not there: the report, because the job is FAILED"
+    ]
+    assert [*files_lines(Path("there"), [], waiting)][1:] == [
+        "the job has not ended: what it still makes is not there"
+    ]
+    assert [*next_steps(waiting, "")] == [
+        "watch it, and fetch its results at its end:  everydream follow 7b1c"
+    ]
+
+
+JOB_ID = "0a6b2f3c-6f0e-4b0e-9d53-0c1f6b1f7c11"
+
+
+def listed(status: str, *, started: bool = True, **more: Any) -> dict[str, Any]:
+    made = "2026-01-02T12:04:05.678Z"
+    return {
+        "id": JOB_ID, "kind": "train", "status": status, "created_at": made,
+        "started_at": made if started else None, "delayTime": 90_000, "executionTime": 4_320_000,
+        **more,
+    }  # fmt: skip
+
+
+def shown(width: int, *jobs: dict[str, Any], is_terminal: bool = True) -> list[str]:
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=is_terminal)
+    print_jobs(console, {"jobs": jobs, "next": None}, "")
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_list_of_jobs_fits_the_terminal_and_cuts_nothing(width: int) -> None:
+    lines = shown(width, listed("IN_PROGRESS"), listed("COMPLETED", kind="check"))
+
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    for word in (
+        JOB_ID,
+        "IN_PROGRESS",
+        "COMPLETED",
+        "train",
+        "check",
+        "runs 1 h 12 min",
+        "2026-01-02",
+    ):
+        assert word in text, word
+    assert len(lines) == (3 if width == 140 else 6)
+
+
+def test_a_list_that_is_no_terminal_s_has_a_line_for_each_job() -> None:
+    assert len(shown(60, listed("COMPLETED"), is_terminal=False)) == 2
+
+
+def test_a_job_that_waits_is_not_said_to_have_run() -> None:
+    _, waits = shown(140, listed("IN_QUEUE", started=False, executionTime=0))
+    _, cancelled = shown(140, listed("CANCELLED", started=False, executionTime=0))
+
+    assert waits.endswith("waits 1 min")
+    assert cancelled.endswith("not at all")
+
+
+def test_an_older_gateway_s_jobs_have_no_kind() -> None:
+    job = listed("COMPLETED")
+    del job["kind"]
+
+    assert JOB_ID in shown(140, job)[1]
 
 
 def test_a_job_that_goes_on_can_be_stopped_without_loss_or_cancelled() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from everydream.terminal.words import counted, duration, fit, plain, size, wrapped
+from everydream.terminal.words import duration, fit, plain, size, wrapped
+from shared.words import counted
 
 
 @pytest.mark.parametrize(

@@ -48,28 +48,45 @@ def test_an_absurd_number_in_the_store_is_refused_and_fails_no_job(number: str) 
 
 
 def test_a_smaller_model_takes_less_time_on_the_same_device() -> None:
-    times = of(measured=None).minutes, of(measured=None, parameters=TINY).minutes
+    large, small = of(measured=None).minutes, of(measured=None, parameters=TINY).minutes
 
-    assert times[0] / times[1] == pytest.approx(SD15["unet"] / TINY["unet"], rel=0.01)
+    assert large
+    assert small
+    assert large / small == pytest.approx(SD15["unet"] / TINY["unet"], rel=0.01)
 
 
 def test_a_faster_device_takes_less_time() -> None:
     card = ProbedDevice(gpu="NVIDIA RTX 3090", teraflops=60.0)
 
-    assert of(measured=None).minutes / of(measured=None, device=card).minutes == pytest.approx(
-        500, rel=0.01
-    )
+    slow, fast = of(measured=None).minutes, of(measured=None, device=card).minutes
+    assert slow
+    assert fast
+    assert slow / fast == pytest.approx(500, rel=0.01)
     assert "on NVIDIA RTX 3090" in of(measured=None, device=card).rate
 
 
-@pytest.mark.parametrize(("device", "parameters"), [(None, SD15), (PROCESSOR, {})])
-def test_where_neither_device_nor_model_is_known_the_speed_is_an_assumption_and_called_one(
-    device: ProbedDevice | None, parameters: dict[str, int]
+@pytest.mark.parametrize(
+    ("device", "parameters", "why"),
+    [
+        (None, SD15, "no trainer has told what it computes on"),
+        (PROCESSOR, {}, "no such model was trained on cpu before"),
+    ],
+)
+def test_where_device_or_model_is_not_known_neither_are_the_minutes(
+    device: ProbedDevice | None, parameters: dict[str, int], why: str
 ) -> None:
     found = of(measured=None, device=device, parameters=parameters)
 
-    assert found.minutes == 100.0
-    assert found.rate == "assumed: 1 megapixels per second on a GPU of 24 GB"
+    assert found.minutes is None
+    assert found.rate == f"not known yet: {why}"
+
+
+def test_one_megapixel_is_not_several() -> None:
+    rates = [Speed(gpu="cpu", megapixels_per_second=rate) for rate in (1.0, 1.5)]
+
+    assert [str(rate) for rate in rates] == [
+        "1 megapixel per second on cpu", "1.5 megapixels per second on cpu",
+    ]  # fmt: skip
 
 
 def test_a_model_is_a_file_and_a_folder_in_the_precision_asked_for() -> None:

@@ -14,8 +14,16 @@ import pytest
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.ports import StoredKey
-from services.gateway.web.authentication import SCOPES, Caller, Keys, digest_of, first_key
+from services.gateway.web.authentication import (
+    SCOPES,
+    Caller,
+    Keys,
+    digest_of,
+    first_key,
+    keep_address,
+)
 from shared.service_process import closing
+from shared.settings import from_environment
 
 URL = "http://127.0.0.1:8080"
 NOW = 1_700_000_000.0
@@ -115,3 +123,28 @@ def test_a_key_is_made_once_shown_once_and_kept_as_a_hash(
 
 def test_two_homes_have_two_keys(tmp_path: Path) -> None:
     assert first_key(tmp_path / "a", URL) != first_key(tmp_path / "b", URL)
+
+
+def test_a_gateway_that_listens_elsewhere_says_so_to_the_command_line(tmp_path: Path) -> None:
+    (made,) = first_key(tmp_path, URL)
+    before = tomllib.loads((tmp_path / "client.toml").read_text())
+    named = {"EVERYDREAM_HOME": str(tmp_path), "EVERYDREAM_PORT": "9090"}
+
+    keep_address(from_environment(named | {"EVERYDREAM_API_KEYS": "one"}))
+    assert tomllib.loads((tmp_path / "client.toml").read_text()) == before, "not with its key"
+    keep_address(from_environment(named))
+
+    after = tomllib.loads((tmp_path / "client.toml").read_text())
+    assert after == {"url": "http://127.0.0.1:9090", "key": before["key"]}
+    assert digest_of(after["key"]) == made
+    assert stat.S_IMODE((tmp_path / "client.toml").stat().st_mode) == 0o600
+
+
+def test_the_address_of_another_gateway_is_left_as_it_is(tmp_path: Path) -> None:
+    first_key(tmp_path, URL)
+    theirs = 'url = "https://train.example.com"\nkey = "theirs"\n'
+    (tmp_path / "client.toml").write_text(theirs)
+
+    keep_address(from_environment({"EVERYDREAM_HOME": str(tmp_path)}))
+
+    assert (tmp_path / "client.toml").read_text() == theirs

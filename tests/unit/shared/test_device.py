@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from services.trainer.training.device import works
-from shared.child.records import DEVICE
+from shared.child.parent import device_variables
+from shared.child.records import DEVICE, DEVICE_SETTING
 from shared.diffusion.device import this_device
 from shared.diffusion.memory import held_by_others, is_out_of_memory
 from shared.errors import Passing, SettingsError
+from shared.settings import DeviceSetting
 
 DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Thu Jan 11 22:11:40 UTC 2026\n"
 NO_KERNELS = "CUDA error: no kernel image is available for execution on the device\nmore"
@@ -22,7 +24,7 @@ FULL = "CUDA error: out of memory\nCUDA kernel errors might be asynchronously re
 
 @pytest.fixture(autouse=True)
 def _nothing_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (DEVICE, "CUDA_VISIBLE_DEVICES"):
+    for name in (DEVICE, DEVICE_SETTING, "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -123,6 +125,22 @@ def test_a_card_that_is_asked_for_must_be_there(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match="EVERYDREAM_DEVICE is cuda, but "):
         this_device(tmp_path)
+
+
+def test_the_setting_that_asked_for_the_card_is_the_one_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in device_variables(DeviceSetting("cuda", "EVERYDREAM_TRAINER_DEVICE")).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(SettingsError) as refusal:
+        this_device(tmp_path)
+
+    assert refusal.value.reason.startswith("EVERYDREAM_TRAINER_DEVICE is cuda, but ")
+    assert refusal.value.mend == (
+        "docs/gpu.md says how to mend it, and EVERYDREAM_TRAINER_DEVICE=cpu does without the card"
+    )
 
 
 @pytest.mark.usefixtures("two_cards")

@@ -25,6 +25,7 @@ from shared.dataset.manifest import (
 )
 from shared.dataset.remarks import Doubt, same_pixels
 from shared.errors import Refused
+from shared.words import counted
 
 T = TypeVar("T")
 
@@ -94,10 +95,9 @@ class Checker:
 
     def _several_lines(self) -> Iterator[str]:
         if several := self._sidecars.of_several_lines:
-            files = "caption file" if len(several) == 1 else "caption files"
             yield (
-                f"{len(several)} {files} of several lines: the lines are joined to one"
-                f" caption: {named(several)}"
+                f"{counted(len(several), 'caption file')} of several lines: the lines are joined to"
+                f" one caption: {named(several)}"
             )
 
     def _repeated_tags(self) -> Iterator[str]:

@@ -7,6 +7,7 @@ from math import ceil
 
 from shared.dataset.manifest import Report
 from shared.request import Train
+from shared.words import counted
 
 BASE_SHARE = 0.05
 """A warning is given if more than this share of the base model stays in an average."""
@@ -23,8 +24,9 @@ def schedule_warnings(train: Train, report: Report) -> Iterator[str]:
         share = train.ema_decay_rate**updates
         if share > BASE_SHARE:
             yield (
-                f"ema_decay_rate {train.ema_decay_rate:g}: after the {updates} updates of this run"
-                f" {100 * share:.0f} % of the average that is saved is still the base model;"
+                f"ema_decay_rate {train.ema_decay_rate:g}: after {counted(updates, 'update')}, all"
+                f" of this run, {100 * share:.0f} % of the average that is saved is still the base"
+                " model;"
                 f" {GOOD_SHARE ** (1 / updates):.4g} would leave {GOOD_SHARE:.0%},"
                 " or leave it out"
             )
@@ -34,14 +36,14 @@ def _lr_warnings(train: Train, steps: int) -> Iterator[str]:
     warmup, decay = train.lr_warmup_steps, train.lr_decay_steps
     if warmup and warmup >= steps:
         yield (
-            f"lr_warmup_steps {warmup}: the run has {steps} steps, so that the learning rate never"
-            f" reaches lr; it ends at {100 * (steps - 1) / warmup:.2g} % of it"
+            f"lr_warmup_steps {warmup}: the run has {counted(steps, 'step')}, so that the learning"
+            f" rate never reaches lr; it ends at {100 * (steps - 1) / warmup:.2g} % of it"
         )
     if decay is not None and decay < steps:
         yield (
-            f"lr_decay_steps {decay}: the run has {steps} steps, and from step {decay} on the"
-            " learning rate is at its minimum, so that they change next to nothing; leave it out"
-            f" for {int(1.5 * steps)}, one and a half times all steps"
+            f"lr_decay_steps {decay}: the run has {counted(steps, 'step')}, and from step {decay}"
+            " on the learning rate is at its minimum, so that they change next to nothing; leave it"
+            f" out for {int(1.5 * steps)}, one and a half times all steps"
         )
 
 
