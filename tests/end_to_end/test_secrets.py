@@ -38,7 +38,7 @@ from tests.support.secrets_search import (
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web
-from tests.support.services import WARM, Services, services_in_a_folder, shared_environment
+from tests.support.services import COLD, Services, services_in_a_folder, shared_environment
 
 ROOT = "/v1/everydream-v1"
 API_KEY = "ed_0the1key2of3anna"
@@ -148,7 +148,7 @@ async def deployment(rabbitmq: RabbitMQ, postgres_url: str, web: Web) -> AsyncIt
             "notifier": sealing,
             "fetcher": {"HF_TOKEN": HF_TOKEN},
         }  # fmt: skip
-        async with services_in_a_folder(common, WARM) as services:
+        async with services_in_a_folder(common, COLD) as services:
             for name in OURS:
                 login = {"EVERYDREAM_AMQP_URL": logins[name]}
                 services.begin(name, {**common, **own.get(name, {}), **login})

@@ -43,7 +43,7 @@ from tests.support.servers.process import HOST, free_port
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import running_web
-from tests.support.services import ROOT, WARM, Services, running, shared_environment
+from tests.support.services import COLD, ROOT, Services, running, shared_environment
 from tests.support.warm.server import start_server
 
 SERVICES = ("gateway", "fetcher", "trainer", "inferencer", "notifier")
@@ -174,7 +174,7 @@ async def scene(folder: Path) -> AsyncIterator[Scene]:
                 ALLOWED_PRIVATE_HOSTS=allowed,
             )  # fmt: skip
             async with (
-                running(SERVICES, environment, program=WARM) as services,
+                running(SERVICES, environment, program=COLD) as services,
                 watched(services) as watch,
                 turns_told(broker.url(vhost)) as turns,
                 user_of(services.first("gateway").url, web) as user,

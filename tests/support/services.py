@@ -21,14 +21,25 @@ import tomllib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from pwd import struct_passwd
 from time import monotonic
+from typing import IO
 from urllib.parse import urlsplit
 
 import psutil
 
 from shared.settings import Settings, from_environment
-from tests.support.servers.process import HOST, Child, ServerError, free_port, listens, search_path
+from tests.support.servers.process import (
+    HOST,
+    Child,
+    Process,
+    ServerError,
+    free_port,
+    listens,
+    search_path,
+)
 from tests.support.servers.s3 import S3Server
+from tests.support.warm.process import WarmProcess, is_warm
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 120.0
@@ -41,7 +52,12 @@ PASSED_ON = ("LANG", "LC_ALL", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS
 LAST_WORDS = 6000
 COMMAND = ("everydream",)
 WARM = ("tests.support.warm",)
-"""The command with warm children and rough sample rows; needs the fixture ``warm_children``."""
+"""The command with warm children and rough sample rows; needs the fixture ``warm_children``.
+
+It is a fork itself, and so is what begins with ``FULL_ROWS`` or ``ROUGH``.
+"""
+COLD = ("tests.support.warm.__main__",)
+"""The same, but a process of its own: for who looks into its environment, arguments or memory."""
 FULL_ROWS = (*WARM, "--full-rows")
 """With warm children alone."""
 ROUGH = (*WARM, "--rough-images")
@@ -65,6 +81,18 @@ class ServiceProcess(Child):
         self.settings = settings or from_environment(self.environment)
         self.ended = False
         super().__init__(resolved(command), folder=folder, env=self.environment)
+
+    def _begin(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        env: Mapping[str, str],
+        log: IO[bytes],
+        owner: struct_passwd | None,
+    ) -> Process:
+        if is_warm(command):
+            return WarmProcess(command, folder, env, log)
+        return super()._begin(command, folder, env, log, owner)
 
     @property
     def url(self) -> str:

@@ -31,6 +31,8 @@ from shared.request import Validation
 from tests.support.models import make_random_model
 from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
+pytestmark = pytest.mark.usefixtures("models_in_memory")
+
 CPU = Choices(precision="fp32", optimizer="adamw", attention="sdpa")
 
 
@@ -66,6 +68,11 @@ def first_loss(base: Path, dataset: Path, out: Path, **options: Any) -> float:
         return float(objective.loss(loader.load(batch, 0, partial(objective.inputs, epoch=0))))
 
 
+@pytest.fixture(scope="module")
+def plain_loss(v_base: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    return first_loss(v_base, dataset, tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize(
     "option",
     [
@@ -82,11 +89,9 @@ def first_loss(base: Path, dataset: Path, out: Path, **options: Any) -> float:
     ids=str,
 )
 def test_an_option_changes_the_loss(
-    option: dict[str, Any], v_base: Path, dataset: Path, tmp_path: Path
+    option: dict[str, Any], plain_loss: float, v_base: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    plain = first_loss(v_base, dataset, tmp_path)
-
-    assert first_loss(v_base, dataset, tmp_path, **option) != pytest.approx(plain, rel=1e-4)
+    assert first_loss(v_base, dataset, tmp_path, **option) != pytest.approx(plain_loss, rel=1e-4)
 
 
 def test_timesteps_come_from_the_range_asked_for_and_no_other(

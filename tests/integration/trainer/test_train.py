@@ -30,7 +30,7 @@ from shared.request import Validation
 from tests.support.models import make_random_model
 from tests.support.training import RecordingCallbacks, make_dataset, training_order
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "models_in_memory")
 
 PREFIXES = {
     "unet": "model.diffusion_model.",

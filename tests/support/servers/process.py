@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pwd import struct_passwd
 from subprocess import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
-from typing import Self, TypeVar
+from typing import IO, Any, Protocol, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -30,6 +30,21 @@ while read -r _; do :; done
 sleep "$3"; kill -TERM "$1"; sleep 5; kill -KILL "$1"
 rm -rf "$2"
 """
+
+
+class Process(Protocol):
+    """What `Child` asks of its process; `subprocess.Popen` is one."""
+
+    args: Any
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 class ServerError(Exception):
@@ -88,18 +103,7 @@ class Child:
     ) -> None:
         self.log = folder / f"{Path(command[0]).name}.log"
         with self.log.open("ab") as log:
-            self._process = Popen(
-                command,
-                cwd=folder,
-                env=env,
-                stdin=DEVNULL,
-                stdout=log,
-                stderr=STDOUT,
-                start_new_session=True,  # Ctrl-C is for the tests, which then end us in order
-                user=owner and owner.pw_uid,
-                group=owner and owner.pw_gid,
-                extra_groups=owner and (),
-            )
+            self._process = self._begin(command, folder, env, log, owner)
         self._guard = Popen(
             ["/bin/sh", "-c", GUARD, "guard", str(self.pid), str(folder), str(linger)],
             stdin=PIPE,
@@ -137,6 +141,27 @@ class Child:
         except TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _begin(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        env: Mapping[str, str],
+        log: IO[bytes],
+        owner: struct_passwd | None,
+    ) -> Process:
+        return Popen(
+            command,
+            cwd=folder,
+            env=env,
+            stdin=DEVNULL,
+            stdout=log,
+            stderr=STDOUT,
+            start_new_session=True,  # Ctrl-C is for the tests, which then end us in order
+            user=owner and owner.pw_uid,
+            group=owner and owner.pw_gid,
+            extra_groups=owner and (),
+        )
 
     def _release_guard(self) -> None:
         self._guard.kill()

@@ -7,4 +7,7 @@ signals and end as it ends. What runs in the fork is the product's own ``main``.
 
 All processes of the tests share a server; a stand-in finds the one of its nearest ancestor that
 has one.
+
+Services that the tests start may be warm as well: forks of a launcher, which each process of the
+tests has for itself. A cold gateway imports for a second and more.
 """

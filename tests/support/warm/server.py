@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
@@ -104,9 +106,17 @@ def keep(line: socket.socket) -> None:
 
 
 def become(
-    module: str, folder: str, environment: dict[str, str], files: list[int], keeper: int
+    module: str,
+    folder: str,
+    environment: dict[str, str],
+    files: list[int],
+    keeper: int,
+    arguments: Sequence[str] | None = None,
 ) -> None:
-    """Be the process that the product wanted to start, for the rest of this process's life."""
+    """Be the process that was to be started, for the rest of this process's life.
+
+    ``arguments`` are a service's; a child of the product has none but its pipe and its parent.
+    """
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -114,17 +124,21 @@ def become(
     for standard, file in enumerate(files[:3]):
         os.dup2(file, standard)
         os.close(file)
-    sys.argv = [module, str(files[3]), str(keeper)]
-    status = exit_status(module)
+    if arguments is None:
+        sys.argv = [module, str(files[3]), str(keeper)]
+        status = exit_status(importlib.import_module(module).main)
+    else:
+        sys.argv = [module, *arguments]
+        status = exit_status(lambda: runpy.run_module(module, run_name="__main__"))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def exit_status(module: str) -> int:
+def exit_status(program: Callable[[], object]) -> int:
     """What ``python -m`` would end with."""
     try:
-        importlib.import_module(module).main()
+        program()
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)  # noqa: T201
