@@ -847,9 +847,9 @@ WITH_THE_DATASET = {"keep_tags", "sample_steps", "shuffle_tags"}
 ALWAYS = {
     "amp", "batch_size", "checkpoint_format", "ckpt_every_n_minutes", "clip_grad_norm",
     "clip_skip", "cond_dropout", "crops_per_image", "data_url", "disable_textenc_training",
-    "disable_unet_training", "disable_xformers", "ema_decay_rate", "enable_zero_terminal_snr", "flip_p",
-    "grad_accum", "gradient_checkpointing", "loss_type", "lr_scheduler", "max_epochs", "min_snr_gamma",
-    "pyramid_noise_discount", "resolution", "resume_ckpt_url", "sample_prompts",
+    "disable_unet_training", "disable_xformers", "ema_decay_rate", "enable_zero_terminal_snr",
+    "flip_p", "grad_accum", "gradient_checkpointing", "loss_type", "lr_scheduler", "max_epochs",
+    "min_snr_gamma", "pyramid_noise_discount", "resolution", "resume_ckpt_url", "sample_prompts",
     "save_full_precision", "save_optimizer", "seed", "timestep_end", "timestep_start",
     "useadam8bit", "validation", "zero_frequency_noise_ratio",
 }  # fmt: skip
