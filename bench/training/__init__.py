@@ -1,0 +1,1 @@
+"""Training beside a plain loop: ``python -m bench train``."""

@@ -1,0 +1,121 @@
+"""The peer: a loop as diffusers' train_text_to_image.py and EveryDream2 have it.
+
+The same pictures in the same batches, read by one thread ahead; the VAE is part of each step, the
+crop is a new one in each epoch, and the optimizer is bitsandbytes' own: ``python -m
+bench.training.plain_loop CASE FOLDER``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from bitsandbytes.optim.adamw import AdamW8bit
+from diffusers import DDPMScheduler
+from msgspec.structs import replace
+from torch import Tensor
+
+from bench.pairs import Figures, report
+from bench.training.memory import peak_bytes
+from bench.training.scene import CASES, SEED, Case, request
+from bench.training.shares import Shares
+from services.trainer.training.batches import read_pixels
+from shared.dataset.manifest import Manifest
+from shared.dataset.plan import Batch, EpochConfig, augment, plan_epoch
+from shared.diffusion.loading import Parts, load
+
+SHARES = Shares()
+
+
+def main(name: str, folder: Path) -> None:
+    case, parts = CASES[name], load(folder / "base")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts.to(device)
+    parts.vae.requires_grad_(requires_grad=False).eval()
+    learning = (parts.unet.train(), parts.text_encoder.train())
+    optimizer = AdamW8bit(  # type: ignore[no-untyped-call]
+        chain(*(each.parameters() for each in learning)), lr=1e-5, weight_decay=0.01
+    )
+    scheduler = DDPMScheduler.from_config(parts.scheduler_config)
+    generator = torch.Generator(device).manual_seed(SEED)
+
+    began, first, images = perf_counter(), 0.0, 0
+    for pixels, captions in read_ahead(folder / "data", case):
+        step(parts, optimizer, scheduler, generator, pixels=pixels.to(device), captions=captions)
+        images += len(captions)
+        first = first or perf_counter()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    ended = perf_counter()
+    report(
+        Figures(
+            seconds=ended - began, images=images, first_step_seconds=first - began,
+            peak_bytes=peak_bytes(), shares=SHARES.seconds,
+        )
+    )  # fmt: skip
+
+
+def step(
+    parts: Parts,
+    optimizer: torch.optim.Optimizer,
+    scheduler: DDPMScheduler,
+    generator: torch.Generator,
+    *,
+    pixels: Tensor,
+    captions: list[str],
+) -> None:
+    device, on_card = pixels.device, pixels.is_cuda
+    with torch.autocast(device.type, torch.bfloat16, enabled=on_card):
+        with torch.no_grad(), SHARES.of("encoding"):
+            latents = parts.vae.encode(pixels).latent_dist.sample(generator)
+        latents = latents * parts.vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        timesteps = torch.randint(0, 1000, (len(latents),), generator=generator, device=device)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        ids = parts.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids
+        hidden = parts.text_encoder(ids.to(device)).last_hidden_state
+        predicted = parts.unet(noisy, timesteps, hidden).sample
+    loss = torch.nn.functional.mse_loss(predicted.float(), noise.float())
+    loss.backward()  # type: ignore[no-untyped-call]
+    with SHARES.of("optimizer"):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def read_ahead(folder: Path, case: Case) -> Iterator[tuple[Tensor, list[str]]]:
+    """Pixels (B, 3, H, W) and captions of all batches of all epochs."""
+    pictures = Manifest.read(folder).pictures
+    config = replace(EpochConfig.of(request(case), seed=SEED), crops_per_image=0)
+
+    def read(batch: Batch, epoch: int) -> tuple[Tensor, list[str]]:
+        pixels, captions = [], []
+        for place, index in enumerate(batch.pictures):
+            augmentation = augment(
+                pictures[index], index, batch.size, config, epoch=epoch,
+                position=batch.first + place,
+            )  # fmt: skip
+            file = folder / pictures[index].file
+            pixels.append(read_pixels(file, augmentation, batch.size))
+            captions.append(augmentation.caption)
+        return torch.stack(pixels), captions
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead = None
+        for epoch in range(case.epochs):
+            for batch in plan_epoch(pictures, config, epoch):
+                current, ahead = ahead, thread.submit(read, batch, epoch)
+                if current:
+                    yield current.result()
+        if ahead:
+            yield ahead.result()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
