@@ -27,6 +27,14 @@ from services.gateway.database.connection import Database
 from services.gateway.web.authentication import CLIENT_FILE
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
+from shared.dataset.card_memory import (
+    SD1,
+    USUAL,
+    drawing_beside,
+    in_gib,
+    smaller,
+    usual_training,
+)
 from shared.disk import free_bytes
 from shared.errors import EveryDreamError, Refused
 from shared.service_process import closing
@@ -96,6 +104,8 @@ async def _findings(
     yield Finding("version", "ok", f"everydream {package_version()}, {system}")
     for part, device in devices.items():
         yield device_finding(device, settings.base_model, part)
+    for finding in card_findings(devices["device"], settings):
+        yield finding
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     is_used = devices["device"].get("device") == "cpu" and settings.base_model != "tiny"
     yield memory_finding(total, NEEDED_MEMORY if is_used else 0)
@@ -123,6 +133,34 @@ def device_finding(device: dict[str, Any], base_model: str, part: str = "device"
         slow = "training takes hours to days" if part == "device" else "an image takes minutes"
         return Finding(part, "note", f"{text}; {slow}", mend)
     return Finding(part, "ok", text)
+
+
+def card_findings(device: dict[str, Any], settings: Settings) -> Iterator[Finding]:
+    """Whether the card has memory for a usual training, and for samples beside it."""
+    if device.get("device") != "cuda" or settings.base_model == "tiny":
+        return
+    total, needed = device["memory_bytes"], usual_training().total
+    text = f"{in_gib(total)}, {in_gib(device['free_bytes'])} of them free"
+    usual = f"a usual training needs about {in_gib(needed)}"
+    if total < needed:
+        less = smaller(USUAL, SD1.parameters, total)
+        mend = (
+            f"{less.changes(USUAL)} needs about {in_gib(less.needed)}"
+            if less
+            else "use a larger card; docs/models.md says what fits which"
+        )
+        yield Finding("card memory", "note" if less else "wrong", f"{text}; {usual}", mend)
+        return
+    beside = needed + drawing_beside(SD1.parameters)
+    is_shared = (settings.trainer_device or settings.device) == (
+        settings.inferencer_device or settings.device
+    )
+    if is_shared and total < beside:
+        text = f"{text}; {usual}, {in_gib(beside)} with live samples beside it"
+        mend = "live samples are drawn on the processor; docs/models.md says what needs less"
+        yield Finding("card memory", "note", text, mend)
+        return
+    yield Finding("card memory", "ok", f"{text}; {usual}")
 
 
 def memory_finding(total: int, needed: int) -> Finding:

@@ -1,9 +1,10 @@
-"""Estimate a job: minutes from its device's speed, bytes from the model's size."""
+"""Estimate a job: minutes from its device's speed, bytes and memory from the model's size."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shared.dataset.card_memory import in_gib, shortage
 from shared.dataset.manifest import Estimate
 from shared.dataset.speed import ASSUMED, ProbedDevice, Speed
 from shared.request import Train
@@ -66,6 +67,17 @@ def _speed(
     if device:
         return None, f"not known yet: no such model was trained on {device.gpu} before"
     return None, "not known yet: no trainer has told what it computes on"
+
+
+def memory_warnings(
+    train: Train, parameters: Mapping[str, int], device: ProbedDevice | None
+) -> list[str]:
+    """That a training may not fit into its card, and what to change."""
+    if device is None or not device.memory_bytes:
+        return []
+    has = f"{device.gpu} has {in_gib(device.memory_bytes)}"
+    lack = shortage(train, parameters, device.memory_bytes, has)
+    return [lack] if lack else []
 
 
 def intermediate_checkpoints(train: Train, minutes: float) -> int:

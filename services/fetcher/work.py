@@ -12,7 +12,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.fetcher.download import download
-from services.fetcher.estimate import estimate
+from services.fetcher.estimate import estimate, memory_warnings
 from services.fetcher.limits import dataset_limits, model_limits
 from services.fetcher.models.stage import (
     LINKS_FOLDER,
@@ -244,7 +244,9 @@ class FetcherWork:
         measured = await self._remembered(speed_key(device.gpu, base), Speed) if device else None
         report = described.report
         return replace(
-            report, estimate=estimate(train, parameters, report.megapixels, measured, device)
+            report,
+            estimate=estimate(train, parameters, report.megapixels, measured, device),
+            warnings=[*report.warnings, *memory_warnings(train, parameters, device)],
         )
 
     async def _device(self, order: Order) -> ProbedDevice | None:

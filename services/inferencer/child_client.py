@@ -8,8 +8,12 @@ from shared.child.records import Done
 from shared.errors import Passing
 
 
-async def run_order(standby: Standby, order: GenerationOrder, on_record: OnRecord) -> None:
+async def run_order(
+    standby: Standby, order: GenerationOrder, on_record: OnRecord
+) -> tuple[str, ...]:
     """Have the child carry out an order; the child is kept only if it ends with a final record.
+
+    Returns the child's warnings.
 
     Raises:
         Refused, Passing: the order failed, or the child died.
@@ -26,3 +30,4 @@ async def run_order(standby: Standby, order: GenerationOrder, on_record: OnRecor
         raise
     if not isinstance(last, Done):
         raise last.error()
+    return tuple(last.summary.get("warnings", ()))

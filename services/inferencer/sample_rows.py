@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -29,10 +30,21 @@ from shared.storage.large_fields import load_fields, store_message
 from shared.storage.snapshots import sample_key, waiting_snapshots
 from shared.worker.order import BestEffortTask
 
+LIVE_SAMPLES = "samples during the training: "
 STEPS = 30
 GUIDANCE = 7.5
 
 log = structlog.get_logger()
+
+
+class GeneratedRow(NamedTuple):
+    """What became of a row."""
+
+    samples: tuple[DrawnSample, ...]
+    """In the order of their prompts."""
+    missing: tuple[str, ...]
+    """The reasons why others are missing."""
+    warnings: tuple[str, ...]
 
 
 class SampleRows:
@@ -107,12 +119,14 @@ class SampleRows:
             provenance=Provenance(job=job, step=row.step),
             out=str(folder / "out"),
         )
-        samples, missing = await generate_row(
+        samples, missing, warnings = await generate_row(
             self._standby, self._store, job, row, order, keepalive=keepalive
         )
         for reason in missing:
             log.warning("sample_missing", job=job, step=row.step, reason=reason)
-        generated = SamplesGenerated(job=job, samples=samples)
+        generated = SamplesGenerated(
+            job=job, samples=samples, warnings=tuple(f"{LIVE_SAMPLES}{each}" for each in warnings)
+        )
         await self._bus.publish(await store_message(self._store, generated))
         log.info("sample_row_drawn", job=job, step=row.step)
 
@@ -125,10 +139,8 @@ async def generate_row(
     order: GenerationOrder,
     *,
     keepalive: Callable[[], None],
-) -> tuple[tuple[DrawnSample, ...], tuple[str, ...]]:
+) -> GeneratedRow:
     """Generate a row and store it; the order's requests are the row's :func:`sample_requests`.
-
-    Returns the samples in the order of their prompts, and the reasons why others are missing.
 
     Raises:
         Refused, Passing: see :func:`services.inferencer.child_client.run_order`.
@@ -143,8 +155,9 @@ async def generate_row(
         elif isinstance(record, ImageFailed):
             missing.append(record.reason)
 
-    await run_order(standby, order, on_record)
-    return tuple(sorted(samples, key=lambda sample: sample.index)), tuple(missing)
+    warnings = await run_order(standby, order, on_record)
+    in_order = tuple(sorted(samples, key=lambda sample: sample.index))
+    return GeneratedRow(in_order, tuple(missing), warnings)
 
 
 def sample_requests(row: SampleRow) -> tuple[ImageRequest, ...]:

@@ -42,6 +42,7 @@ from shared.storage.cache import cached_folder
 from shared.worker.order import Order
 
 CHILD = "services.inferencer.generation.child"
+IMAGES, LAST_SAMPLES = "the images: ", "the last samples: "
 ROW_MISSING = "the last samples are missing: "
 SAMPLE_MISSING = "one of the last samples is missing: "
 SEEDS = 2**32
@@ -98,15 +99,22 @@ class InferencerWork:
             provenance=provenance(finished),
             out=str(folder),
         )
-        images = await self._generate_images(order, generation) if generation.requests else []
+        images, warnings = (
+            await self._generate_images(order, generation) if generation.requests else ([], ())
+        )
         row = finished.row if isinstance(finished, CheckpointFinal) else None
-        samples, warnings = await self._generate_last_row(order, row, generation)
+        samples, row_warnings = await self._generate_last_row(order, row, generation)
         return ImagesGenerated(
-            **order.stamp(), images=tuple(images), samples=samples, warnings=warnings
+            **order.stamp(),
+            images=tuple(images),
+            samples=samples,
+            warnings=(*(f"{IMAGES}{each}" for each in warnings), *row_warnings),
         )
 
-    async def _generate_images(self, order: Order, generation: GenerationOrder) -> list[DrawnImage]:
-        """Store each image as soon as it is there; return all in the order of the requests."""
+    async def _generate_images(
+        self, order: Order, generation: GenerationOrder
+    ) -> tuple[list[DrawnImage], tuple[str, ...]]:
+        """Store each image as soon as it is there; all in the requests' order, and warnings."""
         requests = [
             request for request in generation.requests for _ in range(request.inference.num_outputs)
         ]
@@ -124,8 +132,8 @@ class InferencerWork:
                 case ImageFailed(index=index, seed=seed, reason=reason):
                     images[index] = _image(None, requests[index], seed, error=reason)
 
-        await run_order(self._standby, generation, on_record)
-        return [images[index] for index in range(len(requests))]
+        warnings = await run_order(self._standby, generation, on_record)
+        return [images[index] for index in range(len(requests))], warnings
 
     async def _generate_last_row(
         self, order: Order, row: SampleRow | None, generation: GenerationOrder
@@ -136,14 +144,16 @@ class InferencerWork:
         order.progress(phase="drawing the last samples")
         generation = replace(generation, requests=sample_requests(row))
         try:
-            samples, missing = await generate_row(
+            generated = await generate_row(
                 self._standby, self._store, order.job, row, generation, keepalive=order.keepalive
             )
         except Unavailable:
             raise
         except (Refused, Passing) as error:
             return (), (f"{ROW_MISSING}{error}",)
-        return samples, tuple(f"{SAMPLE_MISSING}{reason}" for reason in missing)
+        missing = (f"{SAMPLE_MISSING}{reason}" for reason in generated.missing)
+        slow = (f"{LAST_SAMPLES}{each}" for each in generated.warnings)
+        return generated.samples, (*missing, *slow)
 
     async def _store_image(self, order: Order, drawn: Drawn, request: ImageRequest) -> DrawnImage:
         path = Path(drawn.path)

@@ -213,7 +213,9 @@ class TrainerWork:
         """Once, for the estimates of jobs before the first training on this device."""
         if self._is_remembered or not child.teraflops:
             return
-        device = ProbedDevice(gpu=child.gpu, teraflops=child.teraflops)
+        device = ProbedDevice(
+            gpu=child.gpu, teraflops=child.teraflops, memory_bytes=child.memory_bytes
+        )
         self._is_remembered = await self._remember(DEVICE_KEY, device)
 
     async def _remember_speed(self, order: Order, gpu: str, steps: int) -> None:

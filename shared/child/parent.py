@@ -75,6 +75,8 @@ class Child:
         """The device it works on; empty until it has reported that it is ready."""
         self.teraflops = 0.0
         """As :attr:`Ready.teraflops`."""
+        self.memory_bytes = 0
+        """As :attr:`Ready.memory_bytes`."""
         self.offline = False
         """Whether it has reported that it has no network."""
 
@@ -251,6 +253,7 @@ async def start_ready(
         await child.kill()
         raise
     child.gpu, child.teraflops, child.offline = record.gpu, record.teraflops, record.offline
+    child.memory_bytes = record.memory_bytes
     return child
 
 

@@ -26,6 +26,8 @@ class Ready(Record, frozen=True, kw_only=True, tag="ready"):
     gpu: str
     teraflops: float = 0.0
     """How fast the device multiplies matrices, in 10^12 operations per second; 0: not tested."""
+    memory_bytes: int = 0
+    """Of the card; 0 on the processor."""
     offline: bool = False
     """Whether the child has given up its network."""
 

@@ -37,6 +37,8 @@ class ProbedDevice(Struct, frozen=True, kw_only=True):
 
     gpu: str
     teraflops: Rate
+    memory_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0
+    """Of a card; 0: it is none, or was not asked."""
 
     def speed(self, parameters: Mapping[str, int]) -> Speed | None:
         """Its training speed, estimated; None: the model has no UNet that is known."""

@@ -41,6 +41,17 @@ class Parts:
     scheduler_config: dict[str, Any]
     prediction_type: PredictionType
 
+    @property
+    def parameters(self) -> dict[str, int]:
+        """How many each network has."""
+        networks: dict[str, torch.nn.Module] = {
+            "unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae
+        }  # fmt: skip
+        return {
+            name: sum(weight.numel() for weight in network.parameters())
+            for name, network in networks.items()
+        }
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Parts:
         """Move all networks to the device, and convert them to ``dtype`` if it is given."""
         networks: tuple[torch.nn.Module, ...] = (self.unet, self.vae, self.text_encoder)

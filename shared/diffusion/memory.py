@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 WORTH_TELLING = 1 << 30
@@ -21,6 +23,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+class CardMemory(NamedTuple):
+    """Bytes of a card's memory."""
+
+    available: int
+    """What is free, and what this process has and does not use."""
+    others: int
+    """What other processes have, this one's CUDA context included."""
+    total: int
+
+
+def card_memory(device: torch.device) -> CardMemory | None:
+    """What the driver says now; None: the device is no card."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    ours, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    return CardMemory(free + ours - used, total - free - ours, total)
 
 
 def held_by_others() -> str:

@@ -329,13 +329,15 @@ class ImagesGenerated(LargeFact, frozen=True, kw_only=True, tag="images.generate
     samples: tuple[DrawnSample, ...] = ()
     """The last row of samples."""
     warnings: tuple[str, ...] = ()
-    """What went wrong with the last row; the images do not depend on it."""
+    """What went wrong with the last row, on which no image depends, and what was drawn slowly."""
 
 
 class SamplesGenerated(LargeMessage, frozen=True, kw_only=True, tag="samples.generated"):
     """A row of samples is in the store; published without a claim, perhaps more than once."""
 
     samples: tuple[DrawnSample, ...]
+    warnings: tuple[str, ...] = ()
+    """Said of the whole job once, however many rows have them."""
 
 
 # --- Notifier ---------------------------------------------------------------------------------

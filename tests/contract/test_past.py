@@ -37,7 +37,7 @@ RECORDS: dict[str, Any] = {
     "home/keys.json": _KeyFile,
     "home/models.json": dict[str, Pin],
     "home/store/cache/speed.json": Speed,
-    "device.json": ProbedDevice,
+    "device*.json": ProbedDevice,
     "home/store/uploads/*/parts.json": PartList,
     "home/store/**/.folder.sha256.json": FolderManifest,
     "home/store/jobs/*/staging/*/dataset/manifest.json": Manifest,

@@ -673,7 +673,10 @@ def _with_late_samples(job: Job, fact: SamplesGenerated) -> Job:
     """Add samples until generation is done: later ones would not be published."""
     generation = job.stages.get("generation")
     closed = job.ended or (generation is not None and not generation.open)
-    return job if closed else with_samples(job, fact.samples)
+    if closed:
+        return job
+    new = [each for each in fact.warnings if each not in job.warnings]
+    return with_samples(replace(job, warnings=(*job.warnings, *new)), fact.samples)
 
 
 def _with_resume_point(job: Job, fact: ResumePointSaved) -> Job:

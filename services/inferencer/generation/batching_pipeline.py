@@ -35,6 +35,8 @@ class BatchingPipeline:
     pipe: StableDiffusionPipeline
     free_memory: Callable[[], bool] = lambda: False
     """Frees memory that this pipeline does not need; returns whether there was any."""
+    room_for: Callable[[Size, int], int] = lambda _size, most: most
+    """How many images of a size, at most so many, what is free now has room for."""
     _batch_sizes: dict[Size, int] = field(default_factory=dict)
     _vae_dtype: torch.dtype | None = None
     """Of the weights as they were loaded, if decoding has to be done in fp32."""
@@ -52,7 +54,9 @@ class BatchingPipeline:
 
     def batch_size(self, size: Size) -> int:
         """How many images of this size to generate at a time."""
-        return self._batch_sizes.get(size, BATCH_SIZES[self.pipe.device.type])
+        most = self._batch_sizes.get(size, BATCH_SIZES[self.pipe.device.type])
+        fitting = self.room_for(size, most)
+        return self.room_for(size, most) if fitting < most and self.free_memory() else fitting
 
     def decode(self, latents: Tensor) -> list[Tensor]:
         """Decode latents (B, 4, H / 8, W / 8) to the pixels (3, H, W) of each image, from 0 to 1.

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from services.inferencer.generation.infotext import save
 from services.inferencer.order import GenerationOrder
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from services.inferencer.generation.pipeline_cache import PipelineCache
 
 PROGRESS_SECONDS = 0.5
+ON_THE_PROCESSOR = (
+    "drawn on the processor, which takes long: beside what other processes have on the card there"
+    " was no room"
+)
 
 
 def main() -> None:
@@ -57,7 +62,7 @@ def carry_out(order: GenerationOrder, cache: PipelineCache, writer: RecordWriter
     from shared.diffusion.memory import held_by_others, is_out_of_memory  # noqa: PLC0415 - slow
 
     try:
-        return Done(summary={"images": generate_all(order, cache, writer)})
+        return Done(summary=generate_all(order, cache, writer))
     except Refused as error:
         return Failed(refused=True, reason=reason_of(error))
     except Exception as error:  # noqa: BLE001 - the parent decides, by trying again
@@ -69,17 +74,35 @@ def carry_out(order: GenerationOrder, cache: PipelineCache, writer: RecordWriter
     return Failed(refused=False, reason=reason)
 
 
-def generate_all(order: GenerationOrder, cache: PipelineCache, writer: RecordWriter) -> int:
-    """Generate all images into the order's folder; returns how many.
+def generate_all(
+    order: GenerationOrder, cache: PipelineCache, writer: RecordWriter
+) -> dict[str, Any]:
+    """Generate all images into the order's folder; returns how many, and warnings.
+
+    What a trainer on the same card leaves no room for is drawn on the processor: the trainer may
+    keep it for days.
 
     Raises:
         Refused: every image failed; has the first one's reason.
     """
+    writer.write(Phase(name="loading the trained model"))
+    if cache.has_room(Path(order.model), largest_size(order)):
+        return {"images": generate_with(cache, order, writer, "drawing"), "warnings": []}
+    try:
+        generated = generate_with(cache.on_processor(), order, writer, "drawing on the processor")
+    finally:
+        gc.collect()  # it takes gigabytes of the machine's memory, and refers to itself
+    return {"images": generated, "warnings": [ON_THE_PROCESSOR]}
+
+
+def generate_with(
+    cache: PipelineCache, order: GenerationOrder, writer: RecordWriter, phase: str
+) -> int:
+    """Generate all images on the cache's device; as :func:`generate_all`."""
     from services.inferencer.generation.generate import FailedImage, generate  # noqa: PLC0415 - slow
 
-    writer.write(Phase(name="loading the trained model"))
     pipeline = cache.load(Path(order.model), Path(order.snapshot) if order.snapshot else None)
-    writer.write(Phase(name="drawing"))
+    writer.write(Phase(name=phase))
     total = sum(request.inference.num_outputs for request in order.requests)
     progress = ProgressReporter(writer, total)
     failed = []
@@ -93,6 +116,12 @@ def generate_all(order: GenerationOrder, cache: PipelineCache, writer: RecordWri
     if failed and len(failed) == progress.done:
         raise Refused(min(failed, key=lambda image: image.index).reason)
     return progress.done - len(failed)
+
+
+def largest_size(order: GenerationOrder) -> tuple[int, int]:
+    """Of its images."""
+    sizes = [request.size for request in order.requests]
+    return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
 
 
 def record_of(image: GeneratedImage | FailedImage, order: GenerationOrder) -> Drawn | ImageFailed:

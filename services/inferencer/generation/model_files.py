@@ -6,9 +6,11 @@ import hashlib
 import json
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from shared.diffusion.loading import SINGLE_FILE, Parts, load, load_scheduler_config
 from shared.diffusion.noise import prediction_type
@@ -58,6 +60,22 @@ class ModelFiles:
         for file in sorted(self._folder.glob("tokenizer/*")):
             digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
         return digest.hexdigest()
+
+    def count_parameters(self) -> int:
+        """Of all networks, by the headers of the files.
+
+        Raises:
+            Refused: one cannot be read.
+        """
+        count = 0
+        for file in {file for name in NETWORKS for file in self._base_files(name)}:
+            try:
+                with safe_open(file, "pt") as opened:
+                    names = opened.keys()
+                    count += sum(prod(opened.get_slice(name).get_shape()) for name in names)
+            except (OSError, SafetensorError) as error:
+                raise Refused(f"the base model's {file.name} cannot be read: {error}") from error
+        return count
 
     def fingerprint(self, name: str) -> Fingerprint:
         """Of a network: the snapshot's if it has this one, else the folder's."""

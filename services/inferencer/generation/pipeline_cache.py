@@ -12,8 +12,17 @@ from pathlib import Path
 
 import torch
 
-from services.inferencer.generation.batching_pipeline import BatchingPipeline
+from services.inferencer.generation.batching_pipeline import BatchingPipeline, Size
 from services.inferencer.generation.model_files import NETWORKS, Fingerprint, ModelFiles
+from shared.dataset.card_memory import (
+    CONTEXT,
+    FP16_BYTES,
+    drawing_memory,
+    images_at_once,
+    kind_of,
+    usual_training,
+)
+from shared.diffusion.memory import card_memory
 
 MEMORY_SHARE = 0.25
 """Of the device's memory, for all cached pipelines: generation needs some, and a trainer on the
@@ -65,8 +74,33 @@ class PipelineCache:
         self.device = device
         self.max_bytes = int(MEMORY_SHARE * total_memory(self.device))
         """Limit for all cached pipelines; the one in use is kept in any case."""
+        self.idle_bytes = idle_bytes(self.device)
+        """Limit between orders, also for the one that was in use; None: there is no other."""
         self._dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self._cached: dict[str, CachedPipeline] = {}  # by architecture; the one in use is the last
+
+    @staticmethod
+    def on_processor() -> PipelineCache:
+        """An empty cache, for what the card has no room for."""
+        return PipelineCache(torch.device("cpu"))
+
+    def has_room(self, folder: Path, largest: Size) -> bool:
+        """Whether what the card has free suffices to draw images of this size with a model.
+
+        If it does not, the models that are kept for later are dropped, and it is asked again.
+
+        Raises:
+            Refused: the model cannot be read.
+        """
+        files = ModelFiles(folder, None, self._dtype)
+        kept = files.architecture_hash in self._cached
+        weights = 0 if kept else FP16_BYTES * files.count_parameters()
+        needed = weights + drawing_memory(largest[0] * largest[1], 1)
+        if self._has(needed):
+            return True
+        for architecture in [each for each in self._cached if each != files.architecture_hash]:
+            self._evict(architecture)
+        return self._has(needed)
 
     def load(self, folder: Path, snapshot: Path | None = None) -> BatchingPipeline:
         """A pipeline with a folder's model, its networks replaced by a snapshot's if there is one.
@@ -89,12 +123,25 @@ class PipelineCache:
     def clear(self) -> None:
         """Drop all pipelines."""
         self._evict_down_to(0)
-        self.give_back()
+        self._empty()
 
     def give_back(self) -> None:
-        """Give other processes the card's memory that the last order took and nothing uses."""
+        """Give other processes the card's memory that nothing uses between two orders."""
+        if self.idle_bytes is not None:
+            self._evict_down_to(self.idle_bytes)
+        self._empty()
+
+    def _empty(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _has(self, needed: int) -> bool:
+        memory = card_memory(self.device)
+        return memory is None or memory.available >= needed
+
+    def _room_for(self, size: Size, most: int) -> int:
+        memory = card_memory(self.device)
+        return most if memory is None else images_at_once(size[0] * size[1], memory.available, most)
 
     def _build(self, files: ModelFiles) -> CachedPipeline:
         parts = files.base.to(torch.device("cpu"), self._dtype)
@@ -103,6 +150,8 @@ class PipelineCache:
         self._evict_down_to(self.max_bytes - cached.bytes)
         parts.to(self.device)
         cached.pipeline.free_memory = self._evict_idle
+        if kind_of(parts.parameters):
+            cached.pipeline.room_for = self._room_for
         return cached
 
     def _evict_down_to(self, max_bytes: int) -> None:
@@ -119,7 +168,14 @@ class PipelineCache:
 
     def _evict(self, architecture: str) -> None:
         del self._cached[architecture]
-        self.give_back()
+        self._empty()
+
+
+def idle_bytes(device: torch.device) -> int | None:
+    """What may be kept between orders on a card: no more than a usual training has room beside."""
+    if device.type != "cuda":
+        return None
+    return max(0, total_memory(device) - usual_training().total - CONTEXT)
 
 
 def total_memory(device: torch.device) -> int:

@@ -101,10 +101,18 @@ def main() -> None:
         from services.trainer.training import train  # noqa: F401, PLC0415 - slow
         from services.trainer.training.device import teraflops  # noqa: PLC0415 - slow
         from shared.diffusion.device import device_name, this_device  # noqa: PLC0415 - slow
+        from shared.diffusion.memory import card_memory  # noqa: PLC0415 - slow
 
     with ended_with_reason(writer):
         device = this_device()
-    writer.write(Ready(gpu=device_name(device), teraflops=teraflops(device)))
+    memory = card_memory(device)
+    writer.write(
+        Ready(
+            gpu=device_name(device),
+            teraflops=teraflops(device),
+            memory_bytes=memory.total if memory else 0,
+        )
+    )
     order: TrainingOrder = read_order(TrainingOrder)
     stop.idle = False
     writer.write(carry_out(order, ParentCallbacks(writer, stop)))

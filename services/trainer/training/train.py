@@ -34,6 +34,7 @@ from services.trainer.training.recipe import (
     choose,
     recipe_for,
 )
+from services.trainer.training.room import find_room
 from services.trainer.training.saving import resume
 from services.trainer.training.saving.checkpoint import save_checkpoint, save_trained_model
 from services.trainer.training.saving.checkpoint_schedule import CheckpointSchedule
@@ -134,7 +135,8 @@ def train(  # noqa: C901 - the loop is read in one piece
 def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
     """Load the dataset and the model, and build the run, at its beginning or its resume point."""
     device = this_device()
-    choices = choose(order.train, probe(device))
+    abilities = probe(device)
+    choices = choose(order.train, abilities)
 
     callbacks.phase("reading the dataset")
     pictures = split(Manifest.read(Path(order.dataset)).pictures, order.train.validation)
@@ -146,7 +148,10 @@ def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
     )
 
     callbacks.phase("loading the base model")
-    state = begin_or_resume(order, prepare(base_model(order), order.train, choices, device))
+    parts = base_model(order)
+    warnings = find_room(parts, order.train, device, callbacks, has_8bit=abilities.bitsandbytes)
+    state = begin_or_resume(order, prepare(parts, order.train, choices, device))
+    state.warnings += [each for each in warnings if each not in state.warnings]
     epoch_config = replace(epoch_config, crops_per_image=state.crops_per_image)
 
     latents = LatentCache(state.parts.vae, Path(order.out))

@@ -24,7 +24,7 @@ from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
 from shared.dataset.manifest import Manifest, Picture, Report
 from shared.dataset.plan import EpochConfig, job_seed, total_steps
-from shared.dataset.speed import DEVICE_KEY, speed_key
+from shared.dataset.speed import DEVICE_KEY, ProbedDevice, speed_key
 from shared.diffusion.loading import load
 from shared.errors import Passing, Refused, Unavailable
 from shared.messaging.messages import (
@@ -210,6 +210,25 @@ async def test_the_report_estimates_before_training_what_the_job_will_take(
     assert report.estimate.minutes == pytest.approx(pixels / 1e6 / 0.5 / 60, abs=0.1)
     assert report.estimate.rate == "measured: 0.5 megapixels per second on a card"
     assert report.estimate.model_bytes == 2 * 2 * TINY_PARAMETERS
+
+
+async def test_the_report_warns_of_a_card_without_room_for_the_training(
+    staging: Staging, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_little(
+        train: Train, parameters: dict[str, int], device: ProbedDevice | None
+    ) -> list[str]:
+        assert device is not None
+        return [f"{train.resolution}, {sum(parameters.values())}, {device.memory_bytes}"]
+
+    monkeypatch.setattr(fetcher_work, "memory_warnings", too_little)
+    await staging.store.put(
+        DEVICE_KEY, b'{"gpu": "a card", "teraflops": 40.0, "memory_bytes": 8000000000}'
+    )
+
+    staged = await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
+
+    assert staged.report["warnings"][-1] == f"512, {TINY_PARAMETERS}, 8000000000"
 
 
 @pytest.mark.parametrize("device", [None, b"{}", b'{"gpu": "x", "teraflops": 0}'])

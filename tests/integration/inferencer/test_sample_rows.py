@@ -13,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from services.inferencer import sample_rows, work
 from services.inferencer.order import GenerationOrder, Provenance
 from services.inferencer.sample_rows import SampleRows, sample_requests
 from services.inferencer.work import InferencerWork
 from shared.adapters.folder import FolderStore
-from shared.child.parent import Standby
+from shared.child.parent import OnRecord, Standby
+from shared.child.records import ImageFailed
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.saving import save_folder
 from shared.diffusion.weights import save_weights
@@ -174,6 +176,32 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
     image = await image_of(store, rows[0].samples[0].artifact)
     assert (image.mode, image.size) == ("RGB", (SIDE, SIDE))
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+async def test_what_the_processor_has_drawn_is_said_of_rows_and_images(
+    store: FolderStore, best_effort_tasks: SampleRows, results: InferencerWork, facts: Facts,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    async def slowly(_: Standby, order: GenerationOrder, on_record: OnRecord) -> tuple[str, ...]:
+        for index in range(len(order.requests)):
+            await on_record(ImageFailed(index=index, seed=1, reason="none"))
+        return ("slow",)
+
+    for module in (sample_rows, work):
+        monkeypatch.setattr(module, "run_order", slowly)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "unet.safetensors").write_bytes(b"")
+    for name in ("base", "job-model", snapshot_prefix("job", 1, step=4, epoch=1)):
+        await upload_folder(store, tmp_path / "weights", name)
+
+    await best_effort_tasks.run(sampled("job"))
+    order = granted_order(final("job", Inference(prompt="a wall")), "generation", facts)
+    whole = await results.perform(order)
+
+    row_told = facts.published[0]
+    assert isinstance(row_told, SamplesGenerated)
+    assert row_told.warnings == ("samples during the training: slow",)
+    assert {"the images: slow", "the last samples: slow"} < {*whole.warnings}
 
 
 async def test_a_late_snapshot_is_passed_over_while_a_newer_one_of_its_job_stands(

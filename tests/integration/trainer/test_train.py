@@ -24,7 +24,7 @@ from services.trainer.training.recipe import Choices
 from services.trainer.training.saving.metrics import read_lines
 from services.trainer.training.state import State
 from services.trainer.training.train import train
-from shared.diffusion.loading import load
+from shared.diffusion.loading import Parts, load
 from shared.errors import Interrupted, Passing, Refused
 from shared.request import Validation
 from tests.support.models import make_random_model
@@ -277,6 +277,21 @@ def test_a_stop_within_a_group_goes_back_to_the_last_update(
     assert [(kind, step, epoch) for kind, _, step, epoch in callbacks.saves] == [
         ("resume_point", 3, 1)
     ]
+
+
+def test_a_card_s_lack_of_room_is_among_the_warnings_before_the_first_update(
+    dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_room(parts: Parts, *_: object, has_8bit: bool) -> list[str]:
+        assert (parts.unet.device.type, has_8bit) == ("cpu", True)
+        return ["little room"]
+
+    monkeypatch.setattr(loop, "find_room", find_room)
+    order = training_order(tmp_path, dataset=dataset, base=base)
+
+    begun = loop.set_up(order, RecordingCallbacks(), lambda: 0.0)
+
+    assert begun.state.warnings == ["little room"]
 
 
 def test_a_stop_before_the_first_update_saves_nothing(

@@ -17,6 +17,7 @@ from everydream.this_machine.base_models import (
 )
 from everydream.this_machine.doctor import (
     base_model_finding,
+    card_findings,
     device_finding,
     examine,
     memory_finding,
@@ -24,6 +25,7 @@ from everydream.this_machine.doctor import (
 from everydream.this_machine.greeting import greeting_lines, notes
 from services.fetcher.models.configured_model import TINY_FOLDER, Pin, write_pin
 from services.trainer.training.device_facts import device_facts
+from shared.dataset.card_memory import GIB
 from shared.settings import DeviceSetting, Settings, from_environment
 from tests.support.servers.process import free_port
 
@@ -213,6 +215,33 @@ async def test_the_doctor_asks_the_server_that_the_commands_ask_and_says_who_nam
     assert server["state"] == ("note" if named_by == "client.toml" else "wrong")
     assert "none at http://127.0.0.1:9, where " in server["text"]
     assert f"{named_by} says that it is" in server["text"]
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "state", "words", "mend"),
+    [
+        (7.6, "wrong", "a usual training needs about 11.0 GiB", "use a larger card"),
+        (10.6, "note", "10.6 GiB, 5.0 GiB of them free", "gradient_checkpointing true needs about"),
+        (11.8, "note", "14.4 GiB with live samples beside it", "drawn on the processor"),
+        (23.7, "ok", "23.7 GiB", ""),
+    ],
+)
+def test_the_doctor_judges_the_memory_of_a_card(
+    tmp_path: Path, gibibytes: float, state: str, words: str, mend: str
+) -> None:
+    card = {**CARD, "memory_bytes": int(gibibytes * GIB), "free_bytes": 5 * GIB}
+    (found,) = card_findings(card, settings(tmp_path, BASE_MODEL="org/name"))
+
+    assert (found.state, words in found.text, mend in found.mend) == (state, True, True), found
+
+
+def test_the_doctor_asks_for_no_room_for_samples_on_a_card_that_only_trains(tmp_path: Path) -> None:
+    card = {**CARD, "memory_bytes": 12 * GIB, "free_bytes": 12 * GIB}
+    two = settings(tmp_path, BASE_MODEL="org/name", INFERENCER_DEVICE="cuda:1")
+
+    assert [each.state for each in card_findings(card, two)] == ["ok"]
+    assert [*card_findings(card, settings(tmp_path, BASE_MODEL="tiny"))] == []
+    assert [*card_findings(PROCESSOR, two)] == []
 
 
 def test_the_doctor_judges_memory_and_base_model(tmp_path: Path) -> None:

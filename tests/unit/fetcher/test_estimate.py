@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.fetcher.estimate import estimate
+from services.fetcher.estimate import estimate, memory_warnings
 from shared.dataset.manifest import Estimate
 from shared.dataset.speed import ProbedDevice, Speed
 from shared.request import Train
@@ -87,6 +87,38 @@ def test_one_megapixel_is_not_several() -> None:
     assert [str(rate) for rate in rates] == [
         "1 megapixel per second on cpu", "1.5 megapixels per second on cpu",
     ]  # fmt: skip
+
+
+def test_a_training_that_its_card_has_no_room_for_is_warned_of_with_what_would_fit() -> None:
+    card = ProbedDevice(gpu="NVIDIA A10", teraflops=60.0, memory_bytes=int(22.5 * 2**30))
+    large = Train(data_url="u", batch_size=16)
+
+    (warning,) = memory_warnings(large, SD15, card)
+
+    assert warning == (
+        "this training needs about 27.9 GiB of memory, and NVIDIA A10 has 22.5 GiB:"
+        " with gradient_checkpointing true it needs about 12.5 GiB"
+    )
+    assert memory_warnings(Train(data_url="u"), SD15, card) == []
+
+
+def test_of_a_card_without_room_at_any_setting_the_warning_says_so() -> None:
+    card = ProbedDevice(gpu="GTX 1660", teraflops=9.0, memory_bytes=6 * 2**30)
+
+    (warning,) = memory_warnings(Train(data_url="u"), SD15, card)
+
+    assert warning.endswith("GTX 1660 has 6.0 GiB: no settings make it fit; use a larger card")
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters"),
+    [(None, SD15), (PROCESSOR, SD15),
+     (ProbedDevice(gpu="x", teraflops=1.0, memory_bytes=2**20), TINY)],
+)  # fmt: skip
+def test_where_the_memory_or_the_model_is_not_known_nothing_is_said_of_it(
+    device: ProbedDevice | None, parameters: dict[str, int]
+) -> None:
+    assert memory_warnings(Train(data_url="u"), parameters, device) == []
 
 
 def test_a_model_is_a_file_and_a_folder_in_the_precision_asked_for() -> None:

@@ -823,6 +823,17 @@ def test_samples_stand_by_step_and_prompt_once_each_whenever_they_come() -> None
     assert history.job.samples[2].artifact.sha256 == "drawn again"
 
 
+def test_what_rows_are_warned_of_is_among_the_job_s_warnings_once() -> None:
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
+    for step in (250, 500):
+        row = samples_generated(sample(step, 0))
+        history.receive(msgspec.structs.replace(row, warnings=("drawn slowly",)))
+
+    assert history.job.warnings == ("drawn slowly",)
+
+
 def test_of_samples_without_number_the_newest_are_listed_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
