@@ -119,7 +119,7 @@ lock: $(UV)  ## Pin what the images install, with hashes, in deploy/requirements
 	@set -eu; for name in gateway fetcher notifier trainer inferencer; do \
 	  $(COMPILE) --extra $$name pyproject.toml --output-file $(LOCKED)/$$name.txt; done
 	@set -eu; for name in trainer inferencer; do \
-	  $(COMPILE) --extra $$name --extra cuda pyproject.toml --output-file $(LOCKED)/$$name-cuda.txt; done
+	  $(COMPILE) --constraints constraints-cuda.txt --extra $$name --extra cuda pyproject.toml --output-file $(LOCKED)/$$name-cuda.txt; done
 	@set -eu; if [ -n '$(CPU_LOCK_ARGS)' ]; then for name in trainer inferencer; do \
 	  $(COMPILE) $(CPU_LOCK_ARGS) --extra $$name pyproject.toml --output-file $(LOCKED)/$$name-cpu.txt; done; fi
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \

@@ -80,6 +80,8 @@ class TrainerWork:
         self._resume_every = resume_every
         self._standby = Standby(CHILD, device=device)
         self._is_remembered = False
+        self._said: set[str] = set()
+        """Libraries that children cannot use: each is logged once, and not by each child."""
 
     def stage_of(self, message: AnyMessage) -> Stage | None:
         return "training" if isinstance(message, DatasetStaged) else None
@@ -88,6 +90,9 @@ class TrainerWork:
         """Start the next job's child ahead, to have its imports done. Returns the GPU's name."""
         child = await self._standby.ready()
         await self._remember_device(child)
+        for text in set(child.unusable) - self._said:
+            log.warning("library_unusable", gpu=child.gpu, reason=text)
+        self._said.update(child.unusable)
         return child.gpu
 
     async def perform(self, order: Order) -> CheckpointFinal:

@@ -79,6 +79,8 @@ class Child:
         """As :attr:`Ready.memory_bytes`."""
         self.offline = False
         """Whether it has reported that it has no network."""
+        self.unusable: tuple[str, ...] = ()
+        """As :attr:`Ready.unusable`."""
 
     @classmethod
     async def start(
@@ -254,6 +256,7 @@ async def start_ready(
         raise
     child.gpu, child.teraflops, child.offline = record.gpu, record.teraflops, record.offline
     child.memory_bytes = record.memory_bytes
+    child.unusable = record.unusable
     return child
 
 

@@ -48,8 +48,10 @@ def begin() -> RecordWriter:
     """Set up a child process: die with the parent, ignore Ctrl-C, open the pipe for records."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # bitsandbytes warns about a kernel for 4 bits, which is not used here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # bitsandbytes warns about a kernel for 4 bits, which is not used here; xformers in each child
+    # of a library that does not load, which the trainer says once.
+    for name in ("bitsandbytes", "xformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return RecordWriter(int(sys.argv[1]))
 
 

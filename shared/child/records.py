@@ -30,6 +30,8 @@ class Ready(Record, frozen=True, kw_only=True, tag="ready"):
     """Of the card; 0 on the processor."""
     offline: bool = False
     """Whether the child has given up its network."""
+    unusable: tuple[str, ...] = ()
+    """Libraries that are installed and cannot be used on the device, each with the reason."""
 
 
 class Phase(Record, frozen=True, kw_only=True, tag="phase"):

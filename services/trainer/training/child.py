@@ -99,7 +99,7 @@ def main() -> None:
     os.environ |= QUIET_AND_OFFLINE
     with importing():
         from services.trainer.training import train  # noqa: F401, PLC0415 - slow
-        from services.trainer.training.device import teraflops  # noqa: PLC0415 - slow
+        from services.trainer.training.device import teraflops, unusable  # noqa: PLC0415 - slow
         from shared.diffusion.device import device_name, this_device  # noqa: PLC0415 - slow
         from shared.diffusion.memory import card_memory  # noqa: PLC0415 - slow
 
@@ -111,6 +111,7 @@ def main() -> None:
             gpu=device_name(device),
             teraflops=teraflops(device),
             memory_bytes=memory.total if memory else 0,
+            unusable=unusable(device),
         )
     )
     order: TrainingOrder = read_order(TrainingOrder)

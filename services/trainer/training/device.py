@@ -7,6 +7,7 @@ from itertools import product
 from time import perf_counter
 
 import torch
+from diffusers.models.attention_processor import Attention
 
 from services.trainer.training.optimizer import make_optimizer
 from services.trainer.training.recipe import Device
@@ -15,9 +16,15 @@ from shared.diffusion.memory import is_out_of_memory
 
 CANNOT = (ImportError, ValueError, NotImplementedError, RuntimeError, AttributeError, OSError)
 """What an installed library raises that does not work on this device."""
+OPTIONAL = ("bitsandbytes", "xformers")
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 HEAD_DIMS = (40, 80, 160)
 """Channels of an attention head in Stable Diffusion 1.5's UNet."""
+TOKENS = 77
+"""Of a caption."""
+TEST_PIXELS, TEST_CHANNELS = 64, 32
+WORDS = 400
+"""The longest reason, in characters."""
 TEST_SIDES = {"cuda": 4096, "cpu": 512}
 """Of the matrices that test a device: large enough to keep it busy, done in milliseconds."""
 TEST_ROUNDS = 4
@@ -32,14 +39,28 @@ def probe(device: torch.device) -> Device:
     """
     on_cuda = device.type == "cuda"
     bf16 = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    problems = {"bitsandbytes": why_not(lambda: _optimize("adamw8bit", device), device)}
+    if on_cuda:
+        problems["xformers"] = why_not(lambda: _attend(device, bf16=bf16), device)
     return Device(
         kind="cuda" if on_cuda else "cpu",
         name=device_name(device),
         bf16=bf16,
-        xformers=on_cuda and works(lambda: _attend(device, bf16=bf16), device),
-        bitsandbytes=works(lambda: _optimize("adamw8bit", device), device),
-        fused=works(lambda: _optimize("adamw_fused", device), device),
+        xformers=on_cuda and problems["xformers"] is None,
+        bitsandbytes=problems["bitsandbytes"] is None,
+        fused=why_not(lambda: _optimize("adamw_fused", device), device) is None,
+        unusable=tuple(f"{name} is not used: {why}" for name, why in problems.items() if why),
     )
+
+
+def unusable(device: torch.device) -> tuple[str, ...]:
+    """As :attr:`Device.unusable`, of a card; nothing if it has no memory to tell."""
+    if device.type != "cuda":
+        return ()  # it saves each child the import of what none of them lacks
+    try:
+        return probe(device).unusable
+    except (RuntimeError, MemoryError):  # the job will say so
+        return ()
 
 
 def teraflops(device: torch.device) -> float:
@@ -65,8 +86,10 @@ def _wait_for(matrix: torch.Tensor) -> None:
     matrix[0, 0].item()
 
 
-def works(attempt: Callable[[], object], device: torch.device) -> bool:
-    """Whether an attempt succeeds, its work on the device included.
+def why_not(attempt: Callable[[], object], device: torch.device) -> str | None:
+    """What an attempt fails of, its work on the device included; None: it succeeds.
+
+    An empty text says that a library is not installed.
 
     Raises:
         torch.OutOfMemoryError, RuntimeError: memory ran out: it might work.
@@ -78,19 +101,32 @@ def works(attempt: Callable[[], object], device: torch.device) -> bool:
     except CANNOT as error:
         if is_out_of_memory(error):
             raise
-        return False
-    return True
+        if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
+            return ""
+        return " ".join(str(error).split())[:WORDS] or type(error).__name__
+    return None
 
 
 def _attend(device: torch.device, *, bf16: bool) -> None:
-    """All that is asked of xformers: it imports well on machines where it cannot run."""
-    from xformers.ops import memory_efficient_attention  # noqa: PLC0415 - it may be missing
+    """Attend as the UNet does in training, by xformers, to itself and to a caption.
 
-    for dtype, channels in product(PRECISIONS, HEAD_DIMS):
-        if dtype is torch.bfloat16 and not bf16:
-            continue
-        query = torch.ones(1, 8, 1, channels, device=device, dtype=dtype, requires_grad=True)
-        memory_efficient_attention(query, query, query).sum().backward()
+    Raises:
+        ImportError: its library does not load; it imports all the same.
+    """
+    from xformers import _cpp_lib  # noqa: PLC0415 - it may be missing
+
+    if problem := _cpp_lib._cpp_library_load_exception:  # noqa: SLF001 - it is only logged
+        raise ImportError(f"its library does not load. {problem}")
+    for channels in HEAD_DIMS:
+        layer = Attention(query_dim=TEST_CHANNELS, heads=2, dim_head=channels).to(device)
+        layer.set_use_memory_efficient_attention_xformers(True)  # which tries it in fp32
+        for dtype, tokens in product(PRECISIONS, (TEST_PIXELS, TOKENS)):
+            if dtype is torch.bfloat16 and not bf16:
+                continue
+            pixels = torch.ones(1, TEST_PIXELS, TEST_CHANNELS, device=device)
+            attended = torch.ones(1, tokens, TEST_CHANNELS, device=device)
+            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+                layer(pixels, attended).sum().backward()
 
 
 def _optimize(kind: str, device: torch.device) -> None:

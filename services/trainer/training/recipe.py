@@ -114,6 +114,8 @@ class Device(Struct, frozen=True, kw_only=True):
     xformers: bool = False
     bitsandbytes: bool = False
     fused: bool = False
+    unusable: tuple[str, ...] = ()
+    """Libraries that are installed and cannot be used here, each with the reason, in words."""
 
 
 class Choices(Struct, frozen=True, kw_only=True):

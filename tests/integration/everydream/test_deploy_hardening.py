@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from importlib.metadata import requires
+from importlib.metadata import distributions, requires
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,6 +222,8 @@ LOCKED = re.compile(
 )
 LOCKS = sorted(path.stem for path in (DEPLOY / "requirements").glob("*.txt"))
 IMAGES = [name for name in LOCKS if name != "build"]
+BUILT_FOR = {"xformers==0.0.35": {"torch": "2.10.0", "cuda": "12", "requires": ">=2.10"}}
+"""For a new version: ``cpp_lib.json`` and ``METADATA`` in the wheel, ``readelf -d _C.so``."""
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -230,8 +236,8 @@ def lock(name: str) -> dict[str, str]:
     return {canonicalize_name(package): version for package, version, _ in found}
 
 
-def constraints() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def constraints(file: str = "constraints.txt") -> dict[str, str]:
+    lines = (ROOT / file).read_text().splitlines()
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
     return {canonicalize_name(name): version for name, version in pairs}
 
@@ -262,7 +268,7 @@ def test_every_image_has_a_lock_file_and_every_lock_file_an_image(cpu_pip_args: 
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_file_has_the_versions_that_were_tested(name: str) -> None:
-    tested = constraints()
+    tested = constraints() | (constraints("constraints-cuda.txt") if name.endswith("-cuda") else {})
     for package, version in lock(name).items():
         local = version.removesuffix("+cpu") if name.endswith("-cpu") else version
         assert local == tested.get(package, local), package
@@ -275,13 +281,78 @@ def test_a_lock_file_has_all_that_its_image_needs(name: str) -> None:
     direct = PYPROJECT["project"]["dependencies"] + extras[service]
     found = needed(direct, set(), set())
     pinned = lock(name)
-    assert found <= pinned.keys()
+    of_newest_torch = {"setuptools"} if kind == "cuda" else set()  # which is what is installed here
+    assert found - of_newest_torch <= pinned.keys()
     assert ("xformers" in pinned) is (kind == "cuda")
     if service in ("trainer", "inferencer"):
         assert pinned["torch"].endswith("+cpu") is (kind == "cpu")
     for text in direct:
         need = Requirement(text)
         assert need.specifier.contains(pinned[canonicalize_name(need.name)]), text
+
+
+def test_a_card_changes_no_package_but_those_of_its_own_list() -> None:
+    ours, cards = constraints(), constraints("constraints-cuda.txt")
+    assert not ours.keys() & cards.keys()
+    for service in ("trainer", "inferencer"):
+        plain, card = lock(service), lock(f"{service}-cuda")
+        changed = {name for name, version in card.items() if plain.get(name) != version}
+        assert changed <= cards.keys()
+    assert cards.keys() <= lock("trainer-cuda").keys()
+    page = (ROOT / "docs/gpu.md").read_text()
+    for name, version in (("torch", cards["torch"]), ("xformers", cards["xformers"])):
+        assert re.search(rf"^\| {name} \|[^|]*\| {re.escape(version)} \|", page, re.MULTILINE)
+    assert f"| torch | {lock('trainer')['torch']} |" in page
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGES if name.endswith("-cuda")])
+def test_the_torch_of_a_card_is_the_one_that_its_xformers_was_built_for(name: str) -> None:
+    """By xformers' own build record and its library's needs; its metadata asks for less."""
+    pinned = lock(name)
+    built = BUILT_FOR[f"xformers=={pinned['xformers']}"]
+    assert Requirement(f"torch{built['requires']}").specifier.contains(pinned["torch"])
+    assert pinned["torch"] == built["torch"]
+    assert pinned[f"nvidia-cuda-runtime-cu{built['cuda']}"].startswith(f"{built['cuda']}.")
+    assert not [each for each in pinned if re.fullmatch(r"nvidia-.*-cu(?!12)\d+", each)]
+
+
+def test_what_needs_torch_takes_that_of_a_card() -> None:
+    pinned = lock("trainer-cuda") | lock("inferencer-cuda")
+    installed = {canonicalize_name(each.metadata["Name"]) for each in distributions()}
+    asked = {
+        name: need
+        for name in pinned.keys() & installed - {"xformers"}
+        for need in map(Requirement, requires(name) or [])
+        if need.name == "torch" and (need.marker is None or need.marker.evaluate({"extra": ""}))
+    }
+    assert {"accelerate", "bitsandbytes", "compel"} <= asked.keys()
+    for name, need in asked.items():
+        assert need.specifier.contains(pinned["torch"]), f"{name} needs {need}"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_pip_finds_all_that_a_card_needs_and_no_contradiction(tmp_path: Path) -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    asked = [text for name in ("trainer", "inferencer", "cuda") for text in extras[name]]
+    command = [
+        sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet",
+        "--only-binary", ":all:", "--report", str(tmp_path / "report.json"),
+        "-c", "constraints.txt", "-c", "constraints-cuda.txt", *asked,
+    ]  # fmt: skip
+    environment = {**os.environ, "PIP_CONSTRAINT": ""}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    if "Failed to establish a new connection" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "report.json").read_text())["install"]
+    versions = {
+        canonicalize_name(each["metadata"]["name"]): each["metadata"]["version"] for each in found
+    }
+    assert constraints("constraints-cuda.txt").items() <= versions.items()
+    assert versions.items() <= (lock("trainer-cuda") | lock("inferencer-cuda")).items()
 
 
 def test_what_builds_our_own_package_is_locked_too() -> None:

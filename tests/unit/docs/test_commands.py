@@ -132,16 +132,16 @@ def check_pip(words: list[str]) -> None:
     parser = Strict()
     parser.add_argument("verb", choices=["install"])
     parser.add_argument("packages", nargs="*")
-    parser.add_argument("-c", dest="constraints")
+    parser.add_argument("-c", dest="constraints", action="append", default=[])
     parser.add_argument("-e", dest="editable")
     asked = parser.parse_args(words[1:])
     extras = PROJECT["project"]["optional-dependencies"]
-    if asked.constraints:
-        assert (ROOT / asked.constraints).exists()
+    for constraints in asked.constraints:
+        assert (ROOT / constraints).exists()
     if asked.editable:
-        found = re.fullmatch(r"\.\[(\w+)\]", asked.editable)
+        found = re.fullmatch(r"\.\[([\w,]+)\]", asked.editable)
         assert found, asked.editable
-        assert found[1] in extras
+        assert set(found[1].split(",")) <= extras.keys()
     listed = [re.split(r"[^\w.-]", each)[0] for extra in extras.values() for each in extra]
     assert set(asked.packages) <= set(listed), asked.packages
 

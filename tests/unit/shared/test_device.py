@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from services.trainer.training.device import works
 from shared.child.parent import device_variables
 from shared.child.records import DEVICE, DEVICE_SETTING
 from shared.diffusion.device import this_device
@@ -206,17 +205,3 @@ def test_a_card_that_was_not_touched_is_not_asked(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", raising("no card"))
     assert held_by_others() == ""
-
-
-def test_a_library_that_fails_for_lack_of_memory_is_not_said_not_to_work() -> None:
-    cpu = torch.device("cpu")
-    assert not works(raising(NO_KERNELS), cpu)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        works(raising(FULL), cpu)
-
-
-def test_a_library_works_only_once_the_card_has_done_what_it_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", raising(NO_KERNELS))
-    assert not works(lambda: None, torch.device("cuda:0"))
