@@ -11,6 +11,7 @@
 #   LOCK_ARGS   reaches uv when it makes the lock files: --upgrade, an index of your own
 #   CPU_LOCK_ARGS the same, for the images without a card: where torch's CPU builds are
 #   SCALE_ARGS  reaches the scale: --only sqlite, --most 1000
+#   CARD_ARGS   reaches the card's report: --only probe children, --device cuda:1
 
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 PIP_ARGS ?=
@@ -23,6 +24,7 @@ HOSTILE_ARGS ?=
 LOCK_ARGS ?=
 CPU_LOCK_ARGS ?=
 SCALE_ARGS ?=
+CARD_ARGS ?=
 
 # Hundreds of processes start in the tests: without its cache, each compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -37,13 +39,15 @@ DEV     := $(VENV)/.dev-installed
 FUZZ    := $(VENV)/.fuzz-installed
 UV      := $(VENV)/.uv-installed
 
+CARD    := $(VENV)/card/.installed
+
 # The clients that the tests drive, apart from .venv: what they need is theirs alone.
 CLIENTS     := $(VENV)/.clients-installed
 CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constraints.txt node/package.json node/package-lock.json)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test unit test-long coverage lint types arch check bench scale fuzz faults soak hostile examples docs screens lock format clean servers
+.PHONY: help demo test unit test-long coverage lint types arch check bench card scale fuzz faults soak hostile examples docs screens lock format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-11s%s\n' "$$name" "$$what"; done
@@ -81,6 +85,12 @@ check: lint types arch test  ## lint, types, arch and test: what a change must p
 
 bench: $(DEV)  ## Measure speed
 	$(BIN)/python -m bench
+
+# In an environment of its own: a card's torch is not the one of the other tests.
+card:  ## Look at a graphics card, in ten minutes; writes card-report/ to send in
+	@$(PYTHON) -m bench.card.present
+	@$(MAKE) --no-print-directory $(CARD)
+	$(VENV)/card/bin/python -m bench.card $(CARD_ARGS)
 
 scale: servers $(DEV)  ## A gateway with up to 100,000 live jobs; writes its table in docs/performance.md
 	SCALE_ARGS="$(SCALE_ARGS)" $(BIN)/python -m bench scale
@@ -134,7 +144,7 @@ servers:
 	@deploy/install-test-servers.sh
 
 clean:  ## Remove what was made here, .venv included
-	rm -rf $(VENV) demo-output dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf $(VENV) demo-output card-report dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:
@@ -159,6 +169,13 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Setting up $(VENV) with the tools of development, once: a few minutes. (PIP_ARGS=-v shows the work.)"
 	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
 	@touch $(RUNTIME) $@
+
+$(CARD): pyproject.toml constraints.txt constraints-cuda.txt
+	@echo "Setting up $(VENV)/card, once: several GB, some minutes."
+	$(PYTHON) -m venv $(VENV)/card
+	$(VENV)/card/bin/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS) \
+	  -c constraints.txt -c constraints-cuda.txt -e '.[all,cuda,dev]'
+	@touch $@
 
 $(CLIENTS): $(CLIENT_PINS) | $(BIN)/pip
 	@echo "Setting up the clients that the tests drive, once: a minute."

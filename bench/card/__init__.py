@@ -1,0 +1,1 @@
+"""What should be looked at first on a graphics card, in one report: ``make card``."""
