@@ -184,14 +184,13 @@ async def last_word(child: Child, order: Any) -> str:
 def drawing(setting: Setting, name: str) -> GenerationOrder:
     out = setting.folder / "drawn" / name
     out.mkdir(parents=True, exist_ok=True)
-    side = setting.side if setting.is_card else 128
     inference = Inference(
-        prompt="a red wall", width=side, height=side, num_outputs=IMAGES,
-        num_inference_steps=20 if setting.is_card else 2,
-    )  # fmt: skip
+        prompt="a red wall", num_outputs=IMAGES, num_inference_steps=20 if setting.is_card else 2
+    )
+    request = ImageRequest(inference=inference, seed=1, side=512 if setting.is_card else 128)
     return GenerationOrder(
-        model=str(setting.base()), requests=(ImageRequest(inference=inference, seed=1),),
-        clip_skip=0, provenance=Provenance(job="card"), out=str(out),
+        model=str(setting.base()), requests=(request,), clip_skip=0,
+        provenance=Provenance(job="card"), out=str(out),
     )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from bench.card.findings import Findings
-from bench.card.setting import TINY, Setting
+from bench.card.setting import Setting
+from bench.sd15 import TINY
 from services.inferencer.generation.batching_pipeline import BatchingPipeline
 from services.inferencer.generation.generate import GeneratedImage, generate
 from services.inferencer.order import ImageRequest
@@ -56,10 +57,8 @@ def _images(model: Path, kind: torch.dtype, side: int) -> dict[str, Any]:
 
 
 def _image(pipeline: BatchingPipeline, scheduler: Scheduler, side: int) -> Any:
-    inference = Inference(
-        prompt="a red wall", width=side, height=side, scheduler=scheduler, num_inference_steps=STEPS
-    )
-    request = ImageRequest(inference=inference, seed=3)
+    inference = Inference(prompt="a red wall", scheduler=scheduler, num_inference_steps=STEPS)
+    request = ImageRequest(inference=inference, seed=3, side=side)
     (image,) = generate(pipeline, [request], clip_skip=0, on_step=lambda *_: None)
     if isinstance(image, GeneratedImage):
         return np.asarray(image.image).astype(np.float32)

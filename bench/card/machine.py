@@ -45,7 +45,7 @@ def machine(setting: Setting) -> Findings:
     found.facts["nvidia-smi"] = nvidia_smi()
     found.facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
     found.facts["kernels"] = " ".join(torch.cuda.get_arch_list())
-    found.facts["cuDNN"] = str(torch.backends.cudnn.version())
+    found.facts["cuDNN"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.card.findings import Findings
-from bench.card.setting import TINY, Setting
+from bench.card.setting import Setting
+from bench.sd15 import TINY
 from services.trainer.training.train import train
 from shared.diffusion.loading import load
 from tests.support.training import RecordingCallbacks, make_dataset, training_order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +58,8 @@ def test_the_driver_or_its_tool_shows_that_there_is_a_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = SimpleNamespace(returncode=0, stdout=b"GPU 0: a card\n")
-    monkeypatch.setattr(present.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(present.subprocess, "run", lambda *_, **__: listed)
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: listed)
     assert present.has_card(tmp_path)
     listed.returncode = 9
     assert not present.has_card(tmp_path)
@@ -138,7 +139,7 @@ def test_a_card_that_torch_cannot_use_ends_the_command_with_the_reason(
     facts = b'{"device": "none", "name": "none", "problem": "its driver is 470"}'
     answer = SimpleNamespace(returncode=0, stdout=facts, stderr="")
     monkeypatch.setattr(command, "has_card", lambda: True)
-    monkeypatch.setattr(command.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     assert command.main(["--out", str(tmp_path / "out")]) == 1
     assert "The card cannot be used: its driver is 470" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

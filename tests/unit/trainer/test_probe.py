@@ -52,7 +52,9 @@ class PlayedXformers:
         self.forward.add(asked)
         attended = functional.scaled_dot_product_attention(query, key, value)
         if attended.requires_grad:
-            attended.register_hook(lambda _: self.backward.add(asked))
+            attended.register_hook(  # type: ignore[no-untyped-call]
+                lambda _: self.backward.add(asked)
+            )
         return attended
 
 
