@@ -50,7 +50,7 @@ def carry_out(step: dict[str, Any], writer: process.RecordWriter) -> None:
 def main() -> None:
     writer = process.begin()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    writer.write(records.Ready(gpu="scripted"))
+    writer.write(records.Ready(gpu="scripted", unusable=("a library",)))
     while True:
         for step in process.read_order(Script).steps:
             carry_out(step, writer)

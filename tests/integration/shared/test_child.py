@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shared.child.parent import Child, ChildDied
+from shared.child.parent import Child, ChildDied, start_ready
 from shared.child.process import RecordWriter
 from shared.child.records import AnyRecord, Done, Failed, Phase, Ready, Stopped
 from shared.errors import Passing, Refused
@@ -52,11 +52,20 @@ def say(record: str, **fields: Any) -> dict[str, Any]:
     return {"write": {"record": record, **fields}}
 
 
+READY = Ready(gpu="scripted", unusable=("a library",))
+
+
+async def test_what_a_child_says_of_its_device_is_kept() -> None:
+    child = await start_ready("tests.support.scripted_child")
+    await child.kill()
+    assert (child.gpu, child.unusable) == (READY.gpu, READY.unusable)
+
+
 async def test_records_come_in_order_and_an_early_end_is_reported() -> None:
     async with started() as child:
         said, end = await follow(child, say("phase", name="loading"), {"exit": 3})
 
-    assert said == [Ready(gpu="scripted"), Phase(name="loading")]
+    assert said == [READY, Phase(name="loading")]
     assert end == "the child ended with exit status 3 and without a last word"
 
 
@@ -114,7 +123,7 @@ async def test_a_child_gets_no_secret_from_our_environment(monkeypatch: pytest.M
 async def test_stop_asks_politely() -> None:
     async with started() as child, asyncio.timeout(30), aclosing(child.records()) as records:
         await child.order(Script([{"wait_for_stop": True}]))
-        assert await anext(records) == Ready(gpu="scripted")
+        assert await anext(records) == READY
         child.stop()
         assert await anext(records) == Stopped()
 
@@ -143,7 +152,7 @@ async def test_every_record_before_the_final_one_is_passed_on(
         await child.order(Script([say("phase", name="loading"), failed]))
         last = await child.final_record(on_record)
 
-    assert seen == [Ready(gpu="scripted"), Phase(name="loading")]
+    assert seen == [READY, Phase(name="loading")]
     assert isinstance(last, Failed)
     assert isinstance(last.error(), error)
 
