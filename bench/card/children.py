@@ -26,7 +26,7 @@ TRAINER = "services.trainer.training.child"
 INFERENCER = "services.inferencer.generation.child"
 IMAGES = 4
 SAMPLED_EVERY = 0.05
-LACK = ("out of memory", "memory of")
+LACK = ("out of memory", "memory of", "the processor")
 """One of these is in what is said when others have filled the card."""
 
 
@@ -110,7 +110,8 @@ async def _filled_by_others(setting: Setting) -> Findings:
         with filler(setting) as left:
             found.facts["left by the third process"] = left
             said = await _said_at_start(start)
-            said |= {"a drawing": await last_word(inferencer, drawing(setting, "filled"))}
+            order = drawing(setting, "filled", images=1, steps=1)  # perhaps on the processor
+            said |= {"a drawing": await last_word(inferencer, order)}
         found.facts |= said
         for name, text in said.items():
             if setting.is_card and not any(words in text for words in LACK):
@@ -169,7 +170,7 @@ async def carried_out(child: Child, order: Any, found: Findings) -> None:
 
 
 async def last_word(child: Child, order: Any) -> str:
-    """``done``, or the reason."""
+    """``done``, with the warnings, or the reason."""
 
     async def ignore(_record: Any) -> None:
         pass
@@ -177,16 +178,17 @@ async def last_word(child: Child, order: Any) -> str:
     await child.order(order)
     last = await child.final_record(ignore)
     if isinstance(last, Done):
-        return "done"
+        return "; ".join(("done", *last.summary.get("warnings", ())))
     return last.reason if isinstance(last, Failed) else "stopped"
 
 
-def drawing(setting: Setting, name: str) -> GenerationOrder:
+def drawing(
+    setting: Setting, name: str, *, images: int = IMAGES, steps: int | None = None
+) -> GenerationOrder:
     out = setting.folder / "drawn" / name
     out.mkdir(parents=True, exist_ok=True)
-    inference = Inference(
-        prompt="a red wall", num_outputs=IMAGES, num_inference_steps=20 if setting.is_card else 2
-    )
+    steps = steps or (20 if setting.is_card else 2)
+    inference = Inference(prompt="a red wall", num_outputs=images, num_inference_steps=steps)
     request = ImageRequest(inference=inference, seed=1, side=512 if setting.is_card else 128)
     return GenerationOrder(
         model=str(setting.base()), requests=(request,), clip_skip=0,

@@ -11,7 +11,9 @@ import torch
 from bench.card.findings import Findings
 from bench.card.setting import Setting, mebibytes
 from services.trainer.training.train import train
+from shared.dataset.card_memory import CONTEXT, SD1, training_memory
 from shared.diffusion.device import this_device
+from shared.request import Train
 from tests.support.training import RecordingCallbacks, training_order
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -43,13 +45,18 @@ def peaks_of_training(setting: Setting) -> Findings:
     found = Findings(facts={"model": f"{setting.geometry}, {setting.side} pixels, batch {BATCH}"})
     for name, fields in CONFIGS.items():
         try:
-            found.facts[name] = _trained(setting, name, fields, device)
+            found.facts[name], problem = _trained(setting, name, fields, device)
         except torch.OutOfMemoryError:
-            found.facts[name] = "does not fit"
+            found.facts[name], problem = "does not fit", ""
+        if problem:
+            found.problems.append(f"{name}: {problem}")
     return found
 
 
-def _trained(setting: Setting, name: str, fields: dict[str, Any], device: torch.device) -> str:
+def _trained(
+    setting: Setting, name: str, fields: dict[str, Any], device: torch.device
+) -> tuple[str, str]:
+    """What a training takes, and what is wrong with the table."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -61,10 +68,23 @@ def _trained(setting: Setting, name: str, fields: dict[str, Any], device: torch.
     steps = TimedSteps()
     outcome = train(order, steps)
     between = [after - before for before, after in zip(steps.began, steps.began[1:], strict=False)]
-    return (
+    text = (
         f"{_peak(device)}; {min(between) * 1000:.0f} ms a step;"
         f" {outcome.precision}, {outcome.optimizer}, {outcome.attention}"
     )
+    if device.type != "cuda":
+        return text, ""
+    counted, problem = against_table(order.train, torch.cuda.max_memory_reserved(device))
+    return f"{text}; {counted}", problem
+
+
+def against_table(train: Train, taken: int) -> tuple[str, str]:
+    """What was counted for a training of SD 1.5, and whether what it took is more."""
+    memory = training_memory(train, SD1.parameters)
+    assert memory is not None  # noqa: S101 - it was counted for SD 1
+    counted = memory.total
+    text = f"counted {mebibytes(counted)}, context included"
+    return text, f"takes more than was {text}" if taken + CONTEXT > counted else ""
 
 
 def _peak(device: torch.device) -> str:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from bench.card import children, drawn, machine, peaks, precision, resuming
-from bench.card.setting import Setting
+from bench.card.setting import Setting, mebibytes
 from services.trainer.training.recipe import Device
+from shared.dataset.card_memory import CONTEXT, SD1, training_memory
+from shared.request import Train
 from tests.support.models import make_random_model
 
 pytestmark = [
@@ -96,6 +98,16 @@ def test_peaks_are_those_of_real_trainings(
     found = peaks.peaks_of_training(setting)
     assert found.facts["fused AdamW"].endswith("ms a step; fp32, adamw_fused, sdpa")
     assert "resident at most" in found.facts["fused AdamW"]
+
+
+def test_a_training_that_takes_more_than_was_counted_is_a_problem() -> None:
+    train = Train(data_url="https://example.org/x.zip")
+    memory = training_memory(train, SD1.parameters)
+    assert memory
+    counted = memory.total
+    text, problem = peaks.against_table(train, counted - CONTEXT)
+    assert (text, problem) == (f"counted {mebibytes(counted)}, context included", "")
+    assert peaks.against_table(train, counted)[1] == f"takes more than was {text}"
 
 
 def test_what_does_not_fit_is_said_and_the_next_is_tried(
