@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -50,9 +50,7 @@ class Pairs(Struct, frozen=True):
         return median(self.ratios)
 
 
-def measure(
-    ours: Sequence[str], peer: Sequence[str], *, rounds: int, tell: Callable[[str], None] = print
-) -> Pairs:
+def measure(ours: Sequence[str], peer: Sequence[str], *, rounds: int) -> Pairs:
     """Run the two commands in turns, each a module's name and its arguments.
 
     Raises:
@@ -63,7 +61,7 @@ def measure(
         pairs.ours.append(_run(ours))
         pairs.peers.append(_run(peer))
         our, their = pairs.ours[-1], pairs.peers[-1]
-        tell(
+        print(
             f"pair {number} of {rounds}: {our.seconds:.1f} s and {their.seconds:.1f} s,"
             f" {pairs.ratios[-1]:.2f} times the peer's speed"
         )

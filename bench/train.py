@@ -1,4 +1,4 @@
-"""Training speed beside a plain loop: ``python -m bench train``, ``python -m bench train tiny``.
+"""Training speed beside a plain loop: ``python -m bench train``, or ``python -m bench.train tiny``.
 
 Each pair is a run of the product's loop and one of the peer's, in processes of their own, over
 drawn pictures in five aspect ratios, all cropped at random; the first epoch counts. The tables go
@@ -38,24 +38,24 @@ def others(name: str) -> list[tuple[str, ...]]:
     """The page's rows of other cases."""
     lines = read("training", PAGE).splitlines()[2:]
     rows = [tuple(line.strip("| ").split(" | ")) for line in lines if line.startswith("|")]
-    return [row for row in rows if row[0] != CASES[name].geometry]
+    return [row for row in rows if row[0] != name]
 
 
 def row_of(name: str, case: Case) -> tuple[str, ...]:
     with TemporaryDirectory(prefix="bench-train-") as folder:
         make_pictures(Path(folder) / "data", case.pictures)
-        make_base(case, Path(folder))
+        make_base(name, Path(folder))
         module = "bench.training"
         pairs = measure(
             (f"{module}.ours", name, folder),
             (f"{module}.plain_loop", name, folder),
             rounds=case.rounds,
         )
-    return (case.geometry, str(case.rounds), *cells(pairs), today())
+    return (name, str(case.rounds), *cells(pairs), today())
 
 
-def make_base(case: Case, folder: Path) -> None:
-    if case.geometry == "tiny":
+def make_base(name: str, folder: Path) -> None:
+    if name == "tiny":
         shutil.copytree(TINY, folder / "base")
         return
     from bench.sd15 import make_model  # noqa: PLC0415 - it loads torch

@@ -65,7 +65,7 @@ def http_url(text: str) -> str:
     """A gateway's address, with a scheme and without a slash at its end. Raises Refused."""
     url = (text if "://" in text else f"http://{text}").rstrip("/")
     if not is_http_url(url):
-        raise Refused(f"--url {text}: expected the gateway's address, as http://127.0.0.1:8080")
+        raise Refused(f"{text}: expected the gateway's address, as http://127.0.0.1:8080")
     return url
 
 

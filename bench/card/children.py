@@ -136,11 +136,17 @@ def filler(setting: Setting) -> Iterator[str]:
     """A third process that holds nearly all of the card's free memory; what it says of it."""
     command = [sys.executable, "-m", "bench.card.filler", setting.device]
     with subprocess.Popen(  # noqa: S603 - this interpreter, our own code
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=setting.environment,
     ) as process:
         assert process.stdin is not None  # noqa: S101 - opened as pipes
         assert process.stdout is not None  # noqa: S101
-        yield process.stdout.readline().strip()
+        if not (said := process.stdout.readline().strip()):
+            raise RuntimeError("the third process has ended before it held any memory")
+        yield said
         process.stdin.close()
 
 

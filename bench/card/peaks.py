@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 from time import perf_counter
 from typing import Any
@@ -13,6 +14,7 @@ from bench.card.setting import Setting, mebibytes
 from services.trainer.training.train import train
 from shared.dataset.card_memory import CONTEXT, SD1, training_memory
 from shared.diffusion.device import this_device
+from shared.errors import Passing
 from shared.request import Train
 from tests.support.training import RecordingCallbacks, training_order
 
@@ -40,13 +42,13 @@ class TimedSteps(RecordingCallbacks):
 
 
 def peaks_of_training(setting: Setting) -> Findings:
-    """One short training for each setting, in one process, the smallest first."""
+    """One short training for each setting, in one process."""
     device = this_device()
     found = Findings(facts={"model": f"{setting.geometry}, {setting.side} pixels, batch {BATCH}"})
     for name, fields in CONFIGS.items():
         try:
             found.facts[name], problem = _trained(setting, name, fields, device)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, Passing):
             found.facts[name], problem = "does not fit", ""
         if problem:
             found.problems.append(f"{name}: {problem}")
@@ -58,6 +60,7 @@ def _trained(
 ) -> tuple[str, str]:
     """What a training takes, and what is wrong with the table."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     order = training_order(

@@ -22,6 +22,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.began = self.first = self.ended = 0.0
+        self.steps = 0
 
     def phase(self, name: str) -> None:
         if name == "training" and not self.began:
@@ -29,12 +30,15 @@ class Watch:
         if name == "saving the trained model":
             self.ended = perf_counter()
 
-    def progress(self, _numbers: dict[str, Any]) -> None:
-        self.first = self.first or perf_counter()
+    def progress(self, _numbers: dict[str, Any]) -> None: ...
 
     def saved(self, *_: Any, **__: Any) -> None: ...
 
     def should_stop(self) -> bool:
+        """Asked before each step."""
+        if self.steps == 1:
+            self.first = perf_counter()
+        self.steps += 1
         return False
 
     def command(self, _kind: str) -> int:

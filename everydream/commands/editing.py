@@ -43,7 +43,8 @@ def edit(
 ) -> None:
     """Change captions of a check's pictures, or leave some out, before they are trained on."""
 
-    async def ask(client: Client) -> dict[str, Any]:
+    async def ask(client: Client, _flags: str) -> dict[str, Any]:
+        expect_changes(caption, leave_out)
         await client.edit(check, changes(caption, leave_out, await client.pictures(check)))
         return await client.status(check)
 
@@ -55,21 +56,24 @@ def edit(
     query(ask, url, key, json, show_people)
 
 
-def changes(
-    captions: Sequence[str], left_out: Sequence[str], pictures: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The changes of a request, by the pictures' numbers.
-
-    Raises:
-        Misused: there is nothing to change, or a caption has no name.
-        Refused: a name is that of no picture, or of several.
-    """
+def expect_changes(captions: Sequence[str], left_out: Sequence[str]) -> None:
+    """Raises Misused: there is nothing to change, or a caption has no name."""
     from everydream.outcome import Misused  # noqa: PLC0415
 
     if not captions and not left_out:
         raise Misused("nothing is to be changed: give --caption 'NAME=TEXT' or --leave-out NAME")
     if wrong := [each for each in captions if "=" not in each]:
         raise Misused(f"--caption {wrong[0]}: expected NAME=TEXT")
+
+
+def changes(
+    captions: Sequence[str], left_out: Sequence[str], pictures: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The changes of a request, by the pictures' numbers.
+
+    Raises:
+        Refused: a name is that of no picture, or of several.
+    """
     names = _names_of(pictures)
     found: dict[int, dict[str, Any]] = {}
     for each in captions:

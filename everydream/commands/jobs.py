@@ -36,7 +36,7 @@ def jobs(
     """List your jobs, newest first."""
     from everydream.terminal.tables import print_jobs  # noqa: PLC0415
 
-    def ask(client: Client) -> Awaitable[dict[str, Any]]:
+    def ask(client: Client, _flags: str) -> Awaitable[dict[str, Any]]:
         return client.jobs(status, limit=limit, cursor=cursor)
 
     query(ask, url, key, json, lambda page, flags: print_jobs(stdout(), page, flags))
@@ -47,7 +47,7 @@ def show(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) -
     from everydream.terminal.tables import print_status  # noqa: PLC0415
 
     query(
-        lambda client: client.status(job), url, key, json,
+        lambda client, _flags: client.status(job), url, key, json,
         lambda status, flags: print_status(stdout(), status, flags),
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def cancel(
 
     question = f"Cancel job {job}, and throw away what it has learnt?"
     query(
-        lambda client: client.cancel(job), url, key, json, show_people,
+        lambda client, _flags: client.cancel(job), url, key, json, show_people,
         question=None if yes else question,
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def retry(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) 
     def show_people(state: dict[str, Any], flags: str) -> None:
         _print(f"{state['status']}; watch it: everydream follow {job}{flags}")
 
-    query(lambda client: client.retry(job), url, key, json, show_people)
+    query(lambda client, _flags: client.retry(job), url, key, json, show_people)
 
 
 def delete(
@@ -100,23 +100,23 @@ def delete(
     """Remove a job, its model and all its files for good."""
     question = f"Remove job {job}, its model and all its files for good?"
     query(
-        lambda client: client.delete(job), url, key, json,
+        lambda client, _flags: client.delete(job), url, key, json,
         lambda _state, _flags: _print(f"{job} is deleted"), question=None if yes else question,
     )  # fmt: skip
 
 
 def _command(job: str, command: Command, url: str | None, key: str | None, as_json: bool) -> None:  # noqa: FBT001
-    async def sent(client: Client) -> dict[str, Any]:
+    async def sent(client: Client, flags: str) -> dict[str, Any]:
         from everydream.submission import order  # noqa: PLC0415
 
-        await order(client, job, command, gateway_of(url, key).flags)
+        await order(client, job, command, flags)
         return {"id": job, "command": command}
 
     query(sent, url, key, as_json, lambda *_: _print(f"{job}: {SAID[command]}"))
 
 
 def query(
-    ask: Callable[[Client], Awaitable[dict[str, Any]]],
+    ask: Callable[[Client, str], Awaitable[dict[str, Any]]],
     url: str | None,
     key: str | None,
     as_json: bool,  # noqa: FBT001
@@ -126,14 +126,14 @@ def query(
 ) -> None:
     """Ask the gateway once, and show its answer.
 
-    ``show_people`` also gets the flags of a further command. A ``question`` is asked before.
+    Both functions also get the flags of a further command. A ``question`` is asked before.
     """
     from everydream.access import client_of  # noqa: PLC0415
     from everydream.outcome import errors_in_one_line, print_json  # noqa: PLC0415
 
     async def answered() -> dict[str, Any]:
         async with client_of(gateway) as client:
-            return await ask(client)
+            return await ask(client, gateway.flags)
 
     with errors_in_one_line(as_json=as_json):
         if question:

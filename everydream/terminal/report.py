@@ -112,7 +112,7 @@ def missing_samples(status: dict[str, Any]) -> list[str]:
     if status["status"] != "COMPLETED" or not samples or not steps:
         return []
     rows = Counter(each["step"] for each in samples)
-    said = " ".join(warnings_of(status))
+    said = " ".join(each for each in warnings_of(status) if "samples" in each)
     named = {int(word) for word in said.replace(",", " ").split() if word.isdecimal()}
     known = rows.keys() | named
     passed_over = [str(step) for step in range(0, steps, every) if step not in known]

@@ -152,9 +152,7 @@ def card_findings(device: dict[str, Any], settings: Settings) -> Iterator[Findin
         yield Finding("card memory", "note" if less else "wrong", f"{text}; {usual}", mend)
         return
     beside = needed + drawing_beside(SD1.parameters)
-    is_shared = (settings.trainer_device or settings.device) == (
-        settings.inferencer_device or settings.device
-    )
+    is_shared = settings.trainers_device.value == settings.inferencers_device.value
     if is_shared and total < beside:
         text = f"{text}; {usual}, {in_gib(beside)} with live samples beside it"
         mend = "live samples are drawn on the processor; docs/models.md says what needs less"

@@ -242,11 +242,12 @@ class FetcherWork:
         parameters = parameters or described.parameters or {}
         device = await self._device(at.order)
         measured = await self._remembered(speed_key(device.gpu, base), Speed) if device else None
-        report = described.report
+        report, lack = described.report, memory_warnings(train, parameters, device)
         return replace(
             report,
             estimate=estimate(train, parameters, report.megapixels, measured, device),
-            warnings=[*report.warnings, *memory_warnings(train, parameters, device)],
+            warnings=[*lack, *report.warnings],
+            warnings_count=report.warnings_count + len(lack),
         )
 
     async def _device(self, order: Order) -> ProbedDevice | None:

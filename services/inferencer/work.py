@@ -152,8 +152,8 @@ class InferencerWork:
         except (Refused, Passing) as error:
             return (), (f"{ROW_MISSING}{error}",)
         missing = (f"{SAMPLE_MISSING}{reason}" for reason in generated.missing)
-        slow = (f"{LAST_SAMPLES}{each}" for each in generated.warnings)
-        return generated.samples, (*missing, *slow)
+        of_rows = (f"{LAST_SAMPLES}{each}" for each in generated.warnings)
+        return generated.samples, (*missing, *of_rows)
 
     async def _store_image(self, order: Order, drawn: Drawn, request: ImageRequest) -> DrawnImage:
         path = Path(drawn.path)

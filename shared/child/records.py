@@ -11,9 +11,9 @@ from shared.errors import Interrupted, Passing, Refused
 RECORD_BYTES = 4096
 """Writes up to this size to a pipe are atomic (PIPE_BUF); longer texts are shortened."""
 DEVICE = "EVERYDREAM_DEVICE"
+"""Tells a child which device it is to compute on: ``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
 DEVICE_SETTING = "EVERYDREAM_DEVICE_SETTING"
 """Names the setting that a child's :data:`DEVICE` is from, for what it says of it."""
-"""Tells a child which device it is to compute on: ``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
 
 
 class Record(Struct, frozen=True, kw_only=True, tag_field="record"):

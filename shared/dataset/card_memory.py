@@ -274,7 +274,7 @@ def shortage(
     mend = (
         f"with {less.changes(train)} it needs about {in_gib(less.needed)}"
         if less
-        else "no settings make it fit; use a larger card"
+        else "no settings make it fit into that; docs/models.md says what fits which card"
     )
     return f"this training needs about {in_gib(memory.total)} of memory, and {has}: {mend}"
 

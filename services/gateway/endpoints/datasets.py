@@ -112,7 +112,7 @@ class DatasetRoutes:
                 whole = await self._whole(job)
                 # Mistakes are found before any page is read.
                 edited(edits, self._clock(), whole)
-            async with self._one_change, asyncio.timeout(_seconds_for(pages_of(whole))):
+            async with asyncio.timeout(_seconds_for(pages_of(whole))), self._one_change:
                 found = await self._found(whole)
                 change = partial(edited_with_report, edits, self._clock(), found)
                 size = left_in_store(change(whole))

@@ -51,7 +51,7 @@ class JobRemovalRoutes:
         """Cancel first, so that workers stop."""
         async with asyncio.timeout(ANSWER_SECONDS):
             job_id = (await self._authorizer.job(request, owner)).job.id
-            needing = await jobs_needing(self._jobs, owner, f"{JOBS}{job_id}/")
+            needing = await jobs_needing(self._jobs, owner, f"{JOBS}{job_id}/", NAMED + 1)
             refuse_if_needed([each for each in needing if each != job_id])
             await self._repository.change(job_id, partial(cancel, now=self._clock()))
             removed = await self._repository.remove(job_id)
@@ -66,7 +66,7 @@ def refuse_if_needed(jobs: Sequence[str]) -> None:
     """Raises web.HTTPConflict: these jobs are yet to read what is to be deleted."""
     if jobs:
         named = ", ".join(jobs[:NAMED])
-        more = f" and {len(jobs) - NAMED} more" if len(jobs) > NAMED else ""
+        more = " and more" if len(jobs) > NAMED else ""
         raise web.HTTPConflict(
             text=f"jobs that have not ended still need it: {named}{more}; cancel them first, or"
             " delete it when they have ended"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from aiohttp import web
 from msgspec import Meta
 
-from services.gateway.endpoints.job_removal import refuse_if_needed
+from services.gateway.endpoints.job_removal import NAMED, refuse_if_needed
 from services.gateway.jobs.references import jobs_needing
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import Upload
@@ -180,7 +180,7 @@ class UploadRoutes:
     async def _delete(self, request: web.Request, owner: str) -> web.Response:
         upload = await self._upload(request, owner)
         async with asyncio.timeout(ANSWER_SECONDS):
-            refuse_if_needed(await jobs_needing(self._jobs, owner, list_key(upload.id)))
+            refuse_if_needed(await jobs_needing(self._jobs, owner, list_key(upload.id), NAMED))
         await self._uploads.remove(upload.id)
         return web.Response(status=204)
 

@@ -45,7 +45,7 @@ EDITS = "edits"
 """A field that may be large too, and that users change often: only its last value is kept."""
 
 
-NOT_DRAWN = "were not drawn: the job ended before"
+NOT_DRAWN = "were not drawn: a newer row came first, or the job ended before"
 NOT_DONE: Mapping[Command, str] = {
     "sample": f"the samples that were asked for {NOT_DRAWN}",
     "save": "the checkpoint that was asked for was not saved: the training ended before",

@@ -202,8 +202,10 @@ def keep_for(job: Job, owner: str, until: float, now: float) -> Step:
     return keep_dataset(job, until, now) if job.owner == owner else Step(job)
 
 
-async def jobs_needing(jobs: JobStore, owner: str, prefix: str) -> list[str]:
+async def jobs_needing(jobs: JobStore, owner: str, prefix: str, most: int) -> list[str]:
     """Ids of an owner's live jobs that have yet to read what is under a prefix of the store.
+
+    The newest come first; not many more than ``most`` are looked for.
 
     Raises:
         Unavailable: the database does not answer.
@@ -212,6 +214,8 @@ async def jobs_needing(jobs: JobStore, owner: str, prefix: str) -> list[str]:
     before: tuple[float, str] | None = None
     while rows := await jobs.newest(owner=owner, statuses=LIVE, before=before, limit=PAGE):
         ids += [row.id for row in rows if any(key.startswith(prefix) for key in _needed(row))]
+        if len(ids) > most:
+            break
         before = rows[-1].created_at, rows[-1].id
     return ids
 

@@ -104,7 +104,7 @@ def parse_edits(body: Any) -> list[GivenEdit]:
     value = top.get("pictures")
     if not isinstance(value, list) or not value:
         if not mistakes:
-            expected = "a list, each item an object with the number of a picture"
+            expected = "a list that is not empty, each item an object with the number of a picture"
             mistakes.append(f"pictures: expected {expected}, got {shown(value)}")
         raise Invalid(mistakes)
     edits = [

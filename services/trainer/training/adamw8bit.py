@@ -35,7 +35,7 @@ class Pack:
     """Their places in the group."""
     parameters: list[Tensor]
     states: Sequence[State]
-    """The optimizer's; the moments in them are views of these buffers:"""
+    """The optimizer's; the moments of several tensors are views of these buffers:"""
     buffers: State
 
     @property
@@ -99,7 +99,9 @@ class PackedAdamW8bit(AdamW8bit):
         parameters = [self.param_groups[group]["params"][number] for number in numbers]
         states = [self.state[each] for each in parameters]
         blocks = [blocks_of(each) for each in parameters]
-        buffers = {}
+        buffers: State = {}
+        if len(numbers) == 1:
+            return Pack(group, numbers, parameters, states, buffers)
         for name, codes in (("state1", "qmap1"), ("state2", "qmap2")):
             zero = code_of_zero(states[0][codes]) if codes in states[0] else 0
             buffers[name] = states[0][name].new_full((sum(blocks) * BLOCK,), zero)

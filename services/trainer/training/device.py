@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import product
 from time import perf_counter
 
@@ -31,6 +32,7 @@ TEST_ROUNDS = 4
 """The first also loads what the others need."""
 
 
+@cache
 def probe(device: torch.device) -> Device:
     """Find out what :func:`.recipe.choose` needs to know.
 

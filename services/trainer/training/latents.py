@@ -20,7 +20,8 @@ from shared.disk import free_bytes
 MEMORY_BYTES = 2**30
 """Bound of what is kept in memory: 8,192 crops at 512 x 512."""
 DISK_SHARE = 0.25
-"""Bound of what is kept in a file beyond that, as a share of what is free on its disk."""
+"""Bound of what is kept in a file beyond that, as a share of what is free on its disk: the rest is
+for what the training saves."""
 
 
 class Key(NamedTuple):
@@ -116,15 +117,13 @@ class _TensorFile:
 
     def add(self, key: Key, tensor: Tensor) -> None:
         """Write it, if there is room; a full disk only means that it is computed again."""
-        if key in self._places:
-            return
-        if self._descriptor is None:
-            self._room = int(free_bytes(self._folder) * DISK_SHARE)
-            self._descriptor = self._open()
         data = tensor.numpy().tobytes()
-        if self._end + len(data) > self._room:
-            return
         try:
+            if self._descriptor is None:
+                self._room = int(free_bytes(self._folder) * DISK_SHARE)
+                self._descriptor = self._open()
+            if key in self._places or self._end + len(data) > self._room:
+                return
             written = os.pwrite(self._descriptor, data, self._end)
         except OSError:
             self._room = 0
@@ -144,5 +143,6 @@ class _TensorFile:
             return None
         start, shape = self._places[key]
         data = bytearray(shape.numel() * 4)
-        os.preadv(self._descriptor, [data], start)
+        if os.preadv(self._descriptor, [data], start) < len(data):
+            return None
         return torch.frombuffer(data, dtype=torch.float32).view(shape)

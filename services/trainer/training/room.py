@@ -42,7 +42,7 @@ def find_room(
     name = device_name(device)
     if needed.lasting > memory.total:
         has = f"{name} has {in_gib(memory.total)}"
-        raise Passing(shortage(train, parameters, memory.total, has, has_8bit=has_8bit) or has)
+        raise Passing(f"{shortage(train, parameters, memory.total, has, has_8bit=has_8bit)}")
     if needed.total > _room(memory) and needed.total <= memory.total:
         memory = _wait_for(needed.total, memory, device, callbacks)
     has = f"{in_gib(_room(memory))} of {name} are free{held_by_others()}"
@@ -70,4 +70,5 @@ def _wait_for(
         memory = card_memory(device) or memory
         if needed <= _room(memory):
             break
+    callbacks.phase("loading the base model")
     return memory

@@ -152,10 +152,22 @@ def test_pictures_are_changed_by_name_or_number(
 
 
 @pytest.mark.parametrize(
+    ("captions", "reason"),
+    [
+        ([], "nothing is to be changed: give --caption"),
+        (["sue.jpg"], "--caption sue.jpg: expected NAME=TEXT"),
+    ],
+)
+def test_a_change_of_nothing_is_refused_before_any_picture_is_looked_for(
+    captions: list[str], reason: str
+) -> None:
+    with pytest.raises(EveryDreamError, match="^" + re.escape(reason)):
+        editing.expect_changes(captions, [])
+
+
+@pytest.mark.parametrize(
     ("captions", "left_out", "reason"),
     [
-        ([], [], "nothing is to be changed: give --caption"),
-        (["sue.jpg"], [], "--caption sue.jpg: expected NAME=TEXT"),
         (
             ["seu.jpg=x"],
             [],

@@ -335,7 +335,7 @@ async def test_a_damaged_list_of_pins_is_named(stage: Stage) -> None:
     stage.home.mkdir()
     (stage.home / PINS).write_text("{")
 
-    with pytest.raises(SettingsError, match=r"models\.json is damaged .* pull the model again"):
+    with pytest.raises(SettingsError, match=r"models\.json, which .* is damaged .*pull"):
         await stage(ALIAS, models=stage.of("org/model"))
 
 

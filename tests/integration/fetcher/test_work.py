@@ -228,7 +228,7 @@ async def test_the_report_warns_of_a_card_without_room_for_the_training(
 
     staged = await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
 
-    assert staged.report["warnings"][-1] == f"512, {TINY_PARAMETERS}, 8000000000"
+    assert staged.report["warnings"][0] == f"512, {TINY_PARAMETERS}, 8000000000"
 
 
 @pytest.mark.parametrize("device", [None, b"{}", b'{"gpu": "x", "teraflops": 0}'])

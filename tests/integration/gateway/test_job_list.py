@@ -72,7 +72,7 @@ async def test_an_entry_shows_the_state_of_the_job_and_its_times(here: World) ->
         for name in ("created_at", "started_at", "ended_at")
     ]
     assert before - 0.001 <= times[0] <= times[1] <= times[2] <= time.time()
-    assert line == {}
+    assert line == {"kind": "train"}
     assert (last["id"], last["started_at"], last["ended_at"]) == (waiting, None, None)
     assert "error" not in last
 

@@ -106,7 +106,7 @@ showpage
 """
 
 BAD: Mapping[str, Bad] = {
-    "nothing": Bad(lambda: b"", NO_IMAGE),
+    "nothing": Bad(lambda: b"", "an empty file, of 0 bytes"),
     "a program": Bad(lambda: b"MZ" + bytes(500), NO_IMAGE),
     "another program": Bad(lambda: b"\x7fELF" + bytes(500), NO_IMAGE),
     "a script": Bad(lambda: b"#!/bin/sh\ntouch canary\n", NO_IMAGE),

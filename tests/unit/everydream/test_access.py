@@ -67,7 +67,7 @@ def test_an_address_without_a_scheme_is_taken_as_http(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_none_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"--url ftp://x: expected the gateway's address"):
+    with pytest.raises(Refused, match=r"^ftp://x: expected the gateway's address"):
         access("ftp://x", "k", settings_in(tmp_path))
 
 

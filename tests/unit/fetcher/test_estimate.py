@@ -107,7 +107,10 @@ def test_of_a_card_without_room_at_any_setting_the_warning_says_so() -> None:
 
     (warning,) = memory_warnings(Train(data_url="u"), SD15, card)
 
-    assert warning.endswith("GTX 1660 has 6.0 GiB: no settings make it fit; use a larger card")
+    assert warning.endswith(
+        "GTX 1660 has 6.0 GiB: no settings make it fit into that;"
+        " docs/models.md says what fits which card"
+    )
 
 
 @pytest.mark.parametrize(

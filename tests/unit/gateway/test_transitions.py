@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from services.gateway.jobs import outputs, transitions, webhook_schedule
 from services.gateway.jobs.presenter import progress, results
 from services.gateway.jobs.record import (
+    NOT_DRAWN,
     Effect,
     Job,
     StageRecord,
@@ -1321,7 +1322,7 @@ def test_a_command_that_the_training_ended_before_is_said_at_the_end() -> None:
     history.apply(transitions.cancel(history.job, history.now))
 
     assert unfulfilled(history.job) == [
-        "the samples that were asked for were not drawn: the job ended before",
+        f"the samples that were asked for {NOT_DRAWN}",
         "the checkpoint that was asked for was not saved: the training ended before",
     ]
     output: Any = results(history.job, {})
@@ -1341,7 +1342,7 @@ def test_a_row_that_was_asked_for_and_not_drawn_in_time_is_said_at_the_end(
 
     history.apply(transitions.cancel(history.job, history.now))
 
-    said = "the samples that were asked for at step 3 were not drawn: the job ended before"
+    said = f"the samples that were asked for at step 3 {NOT_DRAWN}"
     assert unfulfilled(history.job) == ([] if is_drawn else [said])
 
 

@@ -70,7 +70,7 @@ def test_a_dataset_that_would_leave_nothing_to_train_on_is_refused_with_advice(
     images: int, proportion: float
 ) -> None:
     with pytest.raises(
-        Refused, match=rf"of {images} images and leaves none .*add images, or leave"
+        Refused, match=rf"of {images} images? and leaves none .*add images, or leave"
     ):
         split(pictures(images), Validation(val_split_proportion=proportion))
 

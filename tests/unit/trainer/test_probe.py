@@ -29,6 +29,11 @@ NOT_LOADED = "xFormers can't load C++/CUDA extensions. Built for:\n  PyTorch 2.1
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered() -> None:
+    probe.cache_clear()
+
+
 def raising(error: Exception) -> Callable[..., Any]:
     def act(*_: Any, **__: Any) -> Any:
         raise error

@@ -82,7 +82,10 @@ def test_what_another_process_gives_back_soon_is_waited_for(
 
     assert found(callbacks) == []
     assert len(slept) == 2
-    assert callbacks.phases == ["waiting for memory of the card, which other processes have"]
+    assert callbacks.phases == [
+        "waiting for memory of the card, which other processes have",
+        "loading the base model",
+    ]
 
 
 def test_what_another_process_keeps_is_not_waited_for_long_and_warned_of(
@@ -94,7 +97,8 @@ def test_what_another_process_keeps_is_not_waited_for_long_and_warned_of(
 
     assert warning == (
         "this training needs about 13.4 GiB of memory, and 8.5 GiB of RTX 3090 are free; other"
-        " processes have 16.0 of the card's 24.0 GiB: no settings make it fit; use a larger card"
+        " processes have 16.0 of the card's 24.0 GiB: no settings make it fit into that;"
+        " docs/models.md says what fits which card"
     )
     assert sum(slept) == WAIT_SECONDS
 

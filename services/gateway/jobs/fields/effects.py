@@ -23,6 +23,9 @@ class Idle(NamedTuple):
 OWN_BASE = rf"^{re.escape(DEFAULT_BASE.removesuffix('.ckpt'))}(\.ckpt)?$"
 CONSTANT = Idle(lambda train: train.lr_scheduler == "constant", "with lr_scheduler constant")
 
+RATED_FROM = 2
+KEEPS_EVERY_IMAGE = 100
+"""Percent."""
 IN_TRAIN: Mapping[str, Sequence[Idle]] = {
     "hf_repo_subfolder": (
         Idle(
@@ -51,7 +54,7 @@ IN_TRAIN: Mapping[str, Sequence[Idle]] = {
             "with so few max_epochs: the first two epochs show every image",
         ),
         Idle(
-            lambda train: train.rated_dataset_target_dropout_percent == ALL,
+            lambda train: train.rated_dataset_target_dropout_percent == KEEPS_EVERY_IMAGE,
             "with rated_dataset_target_dropout_percent 100, which keeps every image",
         ),
     ),
@@ -89,9 +92,6 @@ IN_POLICY: Mapping[str, Sequence[Idle]] = {
         Idle(lambda policy: policy.executionTimeout >= policy.ttl, "with a ttl that is not longer"),
     ),
 }
-RATED_FROM = 2
-ALL = 100
-"""Percent."""
 SHOWN = (bool, int, float)
 """Values that a warning repeats."""
 
