@@ -6,7 +6,7 @@ import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY
@@ -45,8 +45,8 @@ CONNECTIONS = 15
 IDLE_SECONDS = 0.5
 """After so long without use, a connection is tried before it is used."""
 USED_AT = "used_at"
-CLOSE_SECONDS = 1.0
-"""For what a thread of SQLite's driver still does when its database is closed."""
+CLOSE_SECONDS = 5.0
+"""For the calls that go on when a database is closed, and then for the driver's threads."""
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 
@@ -76,6 +76,9 @@ class Database:
         # SQLite has one writer at a time; this lock is fair, its own is not.
         self._write_lock = asyncio.Lock() if is_sqlite else nullcontext()
         self._shares = Shares()
+        self._calls = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._threads = WeakSet[Thread]()
         if is_sqlite:
             event.listen(engine.sync_engine, "connect", self._note_thread)
@@ -100,7 +103,7 @@ class Database:
     async def all(self, statement: sa.Executable) -> Sequence[Row[Any]]:
         """The rows of a SELECT. Raises Unavailable."""
         with _translate_errors():
-            async with self._shares.hold(), self._reading.connect() as connection:
+            async with self._call(), self._reading.connect() as connection:
                 return (await connection.execute(statement)).all()
 
     async def do(self, statement: sa.Executable) -> int:
@@ -121,7 +124,7 @@ class Database:
         """
         with _translate_errors():
             async with (
-                self._shares.hold(),
+                self._call(),
                 self._write_lock,
                 self._engine.connect() as connection,
                 AsyncExitStack() as transaction,
@@ -132,7 +135,23 @@ class Database:
                     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
                 yield connection
 
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        async with self._shares.hold():
+            self._calls += 1
+            self._is_idle.clear()
+            try:
+                yield
+            finally:
+                self._calls -= 1
+                if not self._calls:
+                    self._is_idle.set()
+
     async def close(self) -> None:
+        """Close all connections, once the calls that use them have ended."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._is_idle.wait()
         await self._engine.dispose()
         for thread in list(self._threads):
             # A call that was cancelled goes on in it, and tells the event loop, which may be gone.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
@@ -73,3 +74,24 @@ async def test_a_closed_database_does_nothing_more_in_any_thread(tmp_path: Path)
 
     left = {*threading.enumerate()} - before
     assert not [thread for thread in left if "_connection_worker_thread" in thread.name]
+
+
+async def test_a_database_that_is_closed_during_a_call_leaves_no_connection_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[aiosqlite.Connection] = []
+    connect = aiosqlite.connect
+
+    def noted(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+        opened.append(connect(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(aiosqlite, "connect", noted)
+    database = Database.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+    call = asyncio.create_task(database.all(sa.text(COUNT_FOR_A_WHILE)))
+    await eventually(lambda: asyncio.sleep(0, opened and opened[0]._connection))
+
+    await database.close()
+
+    assert await call == [(3_000_000,)]
+    assert [each._connection for each in opened] == [None]
