@@ -24,6 +24,7 @@ from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
 from services.gateway.web.large_answers import LargeAnswers
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
+from shared.concurrency import in_thread
 from shared.dataset.edited_report import edited_picture, edited_report, split_of
 from shared.dataset.edits import GivenEdit, PictureEdit
 from shared.dataset.manifest import Report, TrainedPicture
@@ -114,11 +115,15 @@ class DatasetRoutes:
                 edited(edits, self._clock(), whole)
             async with asyncio.timeout(_seconds_for(pages_of(whole))), self._one_change:
                 found = await self._found(whole)
-                change = partial(edited_with_report, edits, self._clock(), found)
-                size = left_in_store(change(whole))
+                whole = await self._whole((await self._authorizer.job(request, owner)).job)
+                made = await in_thread(edited_with_report, edits, self._clock(), found, whole)
+                size = left_in_store(made)
                 async with self._budgets.changed_check(owner, size):
                     now = await self._repository.change(
-                        job.id, change, results=True, request_bytes=size
+                        job.id,
+                        partial(take_over, made, whole),
+                        results=True,
+                        request_bytes=size,
                     )
                 if now is None:
                     raise UnknownJob
@@ -194,7 +199,7 @@ class DatasetRoutes:
         }
 
 
-def edited(given: Sequence[GivenEdit], now: float, job: Job) -> Step:
+def edited(given: Sequence[GivenEdit], now: float, job: Job) -> Job:
     """The check with these changes.
 
     Raises:
@@ -215,28 +220,39 @@ def edited(given: Sequence[GivenEdit], now: float, job: Job) -> Step:
         raise Invalid(["pictures: at least one must be used"])
     if sum(len(edit.caption or "") for edit in edits.values()) > MOST_LETTERS:
         raise Invalid([f"pictures: expected at most {MOST_LETTERS} letters of captions in all"])
-    return Step(replace(job, edits=edits))
+    return replace(job, edits=edits)
 
 
 def edited_with_report(
     given: Sequence[GivenEdit], now: float, found: Sequence[TrainedPicture], job: Job
-) -> Step:
+) -> Job:
     """The check with these changes, and with the report on what is trained on then."""
-    job = edited(given, now, job).job
+    job = edited(given, now, job)
     before = job.found_report or job.report
     report = edited_report(
         msgspec.convert(before, Report), found, job.edits, validation_of(job)
     ).plain()
-    return Step(replace(job, found_report=before, report=report))
+    return replace(job, found_report=before, report=report)
 
 
-def left_in_store(step: Step) -> int:
+def take_over(made: Job, before: Job, job: Job) -> Step:
+    """The job with the changes of ``made``, which was ``before``.
+
+    Raises:
+        web.HTTPConflict: another gateway has changed its pictures meanwhile.
+    """
+    if job.edits != before.edits:
+        raise web.HTTPConflict(text="its pictures were just changed by another request: try again")
+    return Step(replace(job, edits=made.edits, found_report=made.found_report, report=made.report))
+
+
+def left_in_store(job: Job) -> int:
     """Bytes of all changes so far and of the report, if they are large enough for the store.
 
     A copy of the changes for a job that trains on them stays there until the check is deleted, as
     every report does; the check's own is replaced by its next change.
     """
-    sizes = (len(msgspec.json.encode(each)) for each in (step.job.edits, step.job.report))
+    sizes = (len(msgspec.json.encode(each)) for each in (job.edits, job.report))
     return sum(size for size in sizes if size > LARGE)
 
 

@@ -211,7 +211,7 @@ async def test_a_report_that_is_large_follows_the_changes_too(
     [
         ({"pictures": [{"number": 121}]}, "there are 120, and none with number 121"),
         ({"pictures": [{"number": 0}]}, "pictures[0].number: expected an integer of at least 1"),
-        ({"pictures": []}, "pictures: expected a list, each item an object"),
+        ({"pictures": []}, "pictures: expected a list that is not empty, each item an object"),
         ({"picture": [{"number": 1}]}, "picture: no such field; did you mean pictures?"),
         (
             {"pictures": [{"number": 1, "captoin": "x"}]},
