@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from services.trainer.order import Commands, TrainingOrder
-from services.trainer.training.recipe import smaller
+from services.trainer.training.recipe import to_need_less_memory
 from shared.child.process import (
     QUIET_AND_OFFLINE,
     RecordWriter,
@@ -143,7 +143,7 @@ def out_of_memory(order: TrainingOrder) -> Failed:
     """Name the settings that would need less memory."""
     from shared.diffusion.memory import held_by_others  # noqa: PLC0415 - slow
 
-    advice, others = smaller(order.train), held_by_others()
+    advice, others = to_need_less_memory(order.train), held_by_others()
     if advice is None:
         text = "out of memory at the smallest settings there are for this resolution"
         reason = f"{text}: choose a lower resolution, or a larger GPU{others}"

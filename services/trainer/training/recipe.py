@@ -147,7 +147,7 @@ def _optimizer(train: Train, device: Device) -> Optimizer:
     return "adamw_fused" if device.fused else "adamw"
 
 
-def smaller(train: Train) -> str | None:
+def to_need_less_memory(train: Train) -> str | None:
     """Settings of the request to change after running out of memory; None: none is left.
 
     Half the batch with twice the accumulation trains alike; checkpointing costs time only.

@@ -16,7 +16,7 @@ from services.trainer.training.recipe import (
     choose,
     peak_lr,
     recipe_for,
-    smaller,
+    to_need_less_memory,
 )
 from shared.request import LrScheduler, Train
 
@@ -237,9 +237,9 @@ def test_the_device_and_the_request_choose_together(
 
 
 def test_advice_after_memory_ran_out_names_settings_until_none_is_left() -> None:
-    assert smaller(train(batch_size=4, resolution=768, useadam8bit=False)) == (
+    assert to_need_less_memory(train(batch_size=4, resolution=768, useadam8bit=False)) == (
         "batch_size 2 with grad_accum 2, gradient_checkpointing true, useadam8bit true,"
         " resolution 512"
     )
-    assert smaller(train(batch_size=1)) == "gradient_checkpointing true"
-    assert smaller(train(batch_size=1, gradient_checkpointing=True)) is None
+    assert to_need_less_memory(train(batch_size=1)) == "gradient_checkpointing true"
+    assert to_need_less_memory(train(batch_size=1, gradient_checkpointing=True)) is None
