@@ -73,12 +73,22 @@ def report(figures: Figures) -> None:
     print(f"{RESULT}{json.encode(figures).decode()}", flush=True)
 
 
-def _run(command: Sequence[str]) -> Figures:
+def run_module(*command: str) -> str:
+    """What a module of ours prints, run with its arguments in a process of its own.
+
+    Raises:
+        RuntimeError: it failed; its output is above.
+    """
     process = subprocess.run(  # noqa: S603 - this interpreter, our own code
         [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
     )
-    results = [line for line in process.stdout.splitlines() if line.startswith(RESULT)]
-    if process.returncode or not results:
+    if process.returncode:
         sys.stdout.write(process.stdout)
         raise RuntimeError(f"{' '.join(command)}: ended with {process.returncode}, see above")
-    return json.decode(results[-1].removeprefix(RESULT), type=Figures)
+    return process.stdout
+
+
+def _run(command: Sequence[str]) -> Figures:
+    lines = run_module(*command).splitlines()
+    (result,) = [line for line in lines if line.startswith(RESULT)]
+    return json.decode(result.removeprefix(RESULT), type=Figures)

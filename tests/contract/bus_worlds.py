@@ -87,7 +87,7 @@ class RabbitMQWorld:
 @asynccontextmanager
 async def plain_channel(url: str) -> AsyncIterator[AbstractChannel]:
     """A channel that returns unroutable messages and does not reconnect."""
-    async with await aio_pika.connect(url) as connection:
+    async with connected(url) as connection:
         yield await connection.channel(on_return_raises=True)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus
 
-import aio_pika
 import msgspec
 import psutil
 import sqlalchemy as sa
@@ -21,6 +20,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.support.live_folders import files_below
+from tests.support.servers.rabbitmq import connected
 from tests.support.servers.s3 import S3Server
 
 MIN_LENGTH = 8
@@ -156,7 +156,7 @@ async def objects_in(s3: S3Server, bucket: str) -> list[Place]:
 
 async def messages_on(amqp_url: str, queues: Sequence[str]) -> list[Place]:
     """All messages on these queues; they stay there."""
-    async with await aio_pika.connect(amqp_url) as connection:
+    async with connected(amqp_url) as connection:
         channel = await connection.channel()
         return [
             Place(f"a message on {name}", written(message))

@@ -7,12 +7,15 @@ import shutil
 import signal
 import uuid
 from asyncio import timeout
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from subprocess import PIPE, STDOUT, run
 
 import aio_pika
 from aio_pika.exceptions import AMQPError
+from yarl import URL
 
 from shared.messaging.topology import MAX_MESSAGE_BYTES
 from tests.support.servers.process import (
@@ -260,9 +263,20 @@ def _definitions(password: str) -> dict[str, object]:
     }
 
 
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[aio_pika.Connection]:
+    """A connection that does not reconnect, and is closed even if it never came to be."""
+    connection = aio_pika.Connection(URL(url))
+    try:
+        await connection.connect()
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def _confirms(url: str) -> bool:
     try:
-        async with timeout(10), await aio_pika.connect(url) as connection:
+        async with timeout(10), connected(url) as connection:
             channel = await connection.channel()
             await channel.default_exchange.publish(
                 aio_pika.Message(b""), "nowhere", mandatory=False
