@@ -17,6 +17,7 @@ from shared.adapters.rabbitmq import RabbitMQBus
 from shared.messaging.envelope import Envelope
 from shared.messaging.topology import DEAD_LETTERS
 from shared.ports import Bus
+from tests.support.servers.rabbitmq import connected
 
 HEARTBEAT = 0.2
 DEADLINE = 30
