@@ -80,7 +80,7 @@ def make_model(folder: Path) -> None:
         scheduler_config=json.loads((TINY / "scheduler/scheduler_config.json").read_text()),
         prediction_type="epsilon",
     )
-    save_folder(parts, folder / "base")
+    save_folder(parts, folder)
 
 
 def networks() -> tuple[Any, Any, Any]:
@@ -231,7 +231,7 @@ def load_by_stock(folder: Path) -> None:
 
 
 STAGES: dict[str, Callable[[Path], None]] = {
-    "make the base model": make_model,
+    "make the base model": lambda folder: make_model(folder / "base"),
     "train, check and save": train_model,
     "load the file by stock diffusers": load_by_stock,
 }

@@ -60,7 +60,7 @@ def make_base(name: str, folder: Path) -> None:
         return
     from bench.sd15 import make_model  # noqa: PLC0415 - it loads torch
 
-    make_model(folder)
+    make_model(folder / "base")
 
 
 def cells(pairs: Pairs) -> tuple[str, ...]:

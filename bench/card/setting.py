@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.sd15 import TINY, filled, networks, tokenizer
+from bench.sd15 import TINY, make_model
 from shared.child.records import DEVICE
 from shared.request import Resolution
 
@@ -47,7 +46,7 @@ class Setting:
             return TINY
         folder = self.folder / "base"
         if not (folder / "model_index.json").exists():
-            make_sd15(folder)
+            make_model(folder)
         return folder
 
     def dataset(self, images: int) -> Path:
@@ -55,23 +54,6 @@ class Setting:
 
         folder = self.folder / f"images-{images}"
         return folder if folder.exists() else make_dataset(folder, images, size=(self.side,) * 2)
-
-
-def make_sd15(folder: Path) -> None:
-    """A model of SD 1.5's geometry, from its configuration alone."""
-    from shared.diffusion.loading import Parts  # noqa: PLC0415 - torch is slow to load
-    from shared.diffusion.saving import save_folder  # noqa: PLC0415
-
-    unet, vae, text_encoder = networks()
-    parts = Parts(
-        unet=filled(unet),
-        vae=filled(vae),
-        text_encoder=filled(text_encoder),
-        tokenizer=tokenizer(),
-        scheduler_config=json.loads((TINY / "scheduler/scheduler_config.json").read_text()),
-        prediction_type="epsilon",
-    )
-    save_folder(parts, folder)
 
 
 def mebibytes(count: float) -> str:

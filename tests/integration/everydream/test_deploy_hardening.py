@@ -344,8 +344,6 @@ def test_pip_finds_all_that_a_card_needs_and_no_contradiction(tmp_path: Path) ->
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    if "Failed to establish a new connection" in done.stderr:
-        pytest.skip("no package index can be reached")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "report.json").read_text())["install"]
     versions = {
