@@ -6,7 +6,6 @@ docs/schedulers.md says for which classes, and for which numbers of steps.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,10 @@ from shared.diffusion.saving import save_folder
 from shared.request import Scheduler
 from tests.support.drawing import drawn_images, small_request
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread_and_no_advice"),
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
+]
 
 PROMPT, SEED, SIDE, GUIDANCE = "a red circle on a blue background", 7, 64, 3.0
 STEPS, OTHER_STEPS = 10, 15
@@ -36,16 +38,6 @@ WITHOUT: tuple[Scheduler, ...] = ("IPNDM",)
 COUNTERPARTS = tuple(name for name in NAMES if name not in WITHOUT)
 ONE = 1.0
 """Of 255."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_no_advice() -> Iterator[None]:
-    threads, verbosity = torch.get_num_threads(), diffusers.logging.get_verbosity()
-    torch.set_num_threads(1)
-    diffusers.logging.set_verbosity_error()
-    yield
-    torch.set_num_threads(threads)
-    diffusers.logging.set_verbosity(verbosity)
 
 
 @pytest.fixture(scope="module")

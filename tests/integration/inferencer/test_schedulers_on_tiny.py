@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -45,17 +44,10 @@ def short(*few: Scheduler, of: Sequence[Scheduler]) -> list[Any]:
     return [name if name in few else pytest.param(name, marks=pytest.mark.long) for name in of]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_no_advice() -> Iterator[None]:
-    threads, verbosity = torch.get_num_threads(), diffusers.logging.get_verbosity()
-    torch.set_num_threads(1)
-    diffusers.logging.set_verbosity_error()
-    yield
-    torch.set_num_threads(threads)
-    diffusers.logging.set_verbosity(verbosity)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread_and_no_advice"),
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")
