@@ -11,6 +11,8 @@ from shared.concurrency import cancelled
 from tests.support.servers.process import HOST
 
 PIECE = b"<a/>" * 16_384
+TURNS = 5
+"""Of the loop, in which a connection that was just accepted comes here, and then closes."""
 _writer: ContextVar[asyncio.StreamWriter] = ContextVar("writer")
 """To whoever is answered."""
 
@@ -25,7 +27,8 @@ class Hostile:
         self.requests: list[str] = []
         self.left = asyncio.Event()
         """Set when a client closes its connection."""
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
+        self._closed = False
 
     async def send(self, data: bytes) -> None:
         _writer.get().write(data)
@@ -41,12 +44,19 @@ class Hostile:
         await self.send(head(status, f"Content-Length: {len(body)}") + body)
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._serving.add(asyncio.create_task(self._serve(reader, writer)))
+        if self._closed:
+            writer.transport.abort()
+            return
+        self._serving[writer] = asyncio.create_task(self._serve(reader, writer))
 
     async def close(self) -> None:
-        """End every connection."""
-        for task in self._serving:
+        """End every connection, also one whose task has not begun: that task ends without a step."""
+        self._closed = True
+        for writer, task in self._serving.items():
             await cancelled(task)
+            writer.transport.abort()
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -54,7 +64,6 @@ class Hostile:
         finally:
             self.left.set()
             writer.transport.abort()
-            await asyncio.sleep(0)
 
     async def _serve_requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
