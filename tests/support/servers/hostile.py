@@ -12,7 +12,9 @@ from tests.support.servers.process import HOST
 
 PIECE = b"<a/>" * 16_384
 TURNS = 5
-"""Of the loop, in which a connection that was just accepted comes here, and then closes."""
+"""Of the loop, in which a connection that is there comes here. asyncio's server, closed before,
+leaves it open.
+"""
 _writer: ContextVar[asyncio.StreamWriter] = ContextVar("writer")
 """To whoever is answered."""
 
@@ -28,7 +30,6 @@ class Hostile:
         self.left = asyncio.Event()
         """Set when a client closes its connection."""
         self._serving: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
-        self._closed = False
 
     async def send(self, data: bytes) -> None:
         _writer.get().write(data)
@@ -44,19 +45,14 @@ class Hostile:
         await self.send(head(status, f"Content-Length: {len(body)}") + body)
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closed:
-            writer.transport.abort()
-            return
         self._serving[writer] = asyncio.create_task(self._serve(reader, writer))
 
     async def close(self) -> None:
-        """End every connection, also one whose task has not begun: that task ends without a step."""
-        self._closed = True
+        """End every connection, also one whose task has not begun, which then never does."""
         for writer, task in self._serving.items():
             await cancelled(task)
             writer.transport.abort()
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -93,5 +89,7 @@ async def hostile(answer: Callable[[Hostile, str], Awaitable[None]]) -> AsyncIte
     try:
         yield server
     finally:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         listening.close()
         await server.close()
