@@ -193,6 +193,7 @@ def test_a_service_has_the_rights_of_its_container_here(
     }
 
 
+@pytest.mark.long
 async def test_the_compose_stack_trains_draws_and_tells(
     rabbitmq: RabbitMQ, postgres_url: str, s3_server: S3Server, web: Web, tmp_path: Path
 ) -> None:

@@ -1,4 +1,7 @@
-"""A reader who types what the documents say, from the README down, beside a server of their own."""
+"""A reader who types what the documents say, from the README down, beside a server of their own.
+
+In every run they close the README at its end; in the long form they read all pages.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ import pytest
 from everydream.client import Client
 from tests.end_to_end.story import dataset, host_of, picture
 from tests.support.documents import ROOT, SHELL, Block, blocks, commands_of
+from tests.support.forms import few
 from tests.support.servers.process import HOST, free_port, listens
 from tests.support.servers.web import Web
 from tests.support.services import ROUGH, environment_at
@@ -47,6 +51,9 @@ PROGRAMS = {
 FOLDERS = ("my-images", "photos")
 """Whose pictures the documents' commands train on."""
 PATIENCE = 240.0
+README = "README.md"
+RESULTS = {README: 1, "all pages": len(FOLDERS) + 1}
+"""Folders with results, by what was read; the last of all is that of the check that was changed."""
 
 BLOCKS = blocks()
 
@@ -68,6 +75,8 @@ class Reader:
 
     desk: Path
     web: Web
+    blocks: list[Block]
+    """What is read."""
     port: int = field(default_factory=free_port)
     last: str = ""
     """The job that was submitted last."""
@@ -109,7 +118,7 @@ class Reader:
 
     async def read(self, client: Client) -> None:
         """Type all that is run, page by page."""
-        for block in BLOCKS:
+        for block in self.blocks:
             if block.language == SHELL:
                 for command in commands_of(block):
                     if is_run(command.text) and SERVE not in command.text:
@@ -123,7 +132,7 @@ class Reader:
             self.last = await newest(client, "COMPLETED")
         elif re.search(r"/jobs/ID/", text):
             self.last = await a_training(client, self.web)
-        own = {} if block.page == "README.md" else {"EVERYDREAM_API_KEY": KEY}
+        own = {} if block.page == README else {"EVERYDREAM_API_KEY": KEY}
         command = ["bash", "-euo", "pipefail", "-c", self.with_own_names(text)]
         waits = text.startswith("everydream run")
         output = await self.ended(command, self.desk, own, block, client if waits else None)
@@ -167,7 +176,7 @@ class Reader:
         (typed,) = [
             command.text
             for block in BLOCKS
-            if block.page == "README.md" and block.language == SHELL
+            if block.page == README and block.language == SHELL
             for command in commands_of(block)
             if SERVE in command.text
         ]
@@ -224,19 +233,22 @@ async def cutting_short(client: Client | None) -> AsyncIterator[None]:
 
 
 @pytest.mark.usefixtures("warm_children")
+@pytest.mark.parametrize("read", few(README, of=RESULTS))
 async def test_whoever_types_what_the_documents_say_gets_what_they_promise(
-    tmp_path: Path, web: Web
+    read: str, tmp_path: Path, web: Web
 ) -> None:
-    reader = Reader(tmp_path, web)
+    blocks_read = [block for block in BLOCKS if block.page == README or read != README]
+    reader = Reader(tmp_path, web, blocks_read)
     reader.prepare()
     async with reader.serving(), aiohttp.ClientSession() as session:
         client = Client(session, f"http://{HOST}:{reader.port}", KEY)
         await reader.read(client)
 
     pages = {place.partition(":")[0] for place in reader.ran}
-    assert pages >= {"README.md", "docs/clients.md", "docs/command-line.md", "docs/endpoint.md"}
+    others = {"docs/clients.md", "docs/command-line.md", "docs/endpoint.md"}
+    assert pages == {README} if read == README else pages > {README, *others}
     results = [*(tmp_path / "everydream-results").iterdir()]
-    assert len(results) == len(FOLDERS) + 1  # and the check that was changed
+    assert len(results) == RESULTS[read]
     for folder in results:
         assert [*folder.glob("last-*.safetensors")], folder
         assert [*folder.glob("images/*.png")], folder

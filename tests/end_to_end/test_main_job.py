@@ -141,6 +141,7 @@ def drawn_by_stock_diffusers(checkpoint: Path) -> Image.Image:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.long
 async def test_two_jobs_at_once_are_shared_by_two_of_every_worker(
     deployment: tuple[Services, User],
 ) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.end_to_end.diary import diary
+from tests.end_to_end.diary import PAGE, diary
 from tests.end_to_end.story import bucket_config
 from tests.end_to_end.test_main_job import SERVICES, world
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web
-from tests.support.services import FULL_ROWS
+from tests.support.services import FULL_ROWS, WARM
 
 pytestmark = pytest.mark.usefixtures("warm_children")
 
+PROGRAM = FULL_ROWS if PAGE in os.environ else WARM
+"""The page that is measured shows rows as the product draws them."""
 PROMPT = "a zorblat by the sea"
 STEPS, EVERY = 60, 20
 SECONDS = 10.0
@@ -37,7 +40,7 @@ async def test_samples_arrive_while_training_goes_on_and_end_in_the_users_bucket
 ) -> None:
     theirs = s3_server.create_bucket()
     async with (
-        world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket, FULL_ROWS) as (_, user),
+        world(SERVICES, web, amqp_url, postgres_url, s3_server, s3_bucket, PROGRAM) as (_, user),
         diary(amqp_url) as kept,
     ):
         request = user.request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -23,6 +23,7 @@ from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES
 from tests.end_to_end.story import User, bucket_config, dataset, host_of, user_of
 from tests.support.broker_logins import PASSWORDS, make_logins, make_user
 from tests.support.compose import OURS
+from tests.support.forms import few
 from tests.support.secrets_search import (
     Leak,
     Place,
@@ -38,7 +39,7 @@ from tests.support.secrets_search import (
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web
-from tests.support.services import COLD, Services, services_in_a_folder, shared_environment
+from tests.support.services import COLD, WARM, Services, services_in_a_folder, shared_environment
 
 ROOT = "/v1/everydream-v1"
 API_KEY = "ed_0the1key2of3anna"
@@ -125,7 +126,9 @@ class Run:
 
 
 @asynccontextmanager
-async def deployment(rabbitmq: RabbitMQ, postgres_url: str, web: Web) -> AsyncIterator[Run]:
+async def deployment(
+    rabbitmq: RabbitMQ, postgres_url: str, web: Web, program: Sequence[str]
+) -> AsyncIterator[Run]:
     """Five services, each with its own login and only the secrets that it needs."""
     with S3Server(OUR_ID) as ours, S3Server(THEIR_ID) as theirs:
         await asyncio.gather(asyncio.to_thread(ours.start), asyncio.to_thread(theirs.start))
@@ -148,7 +151,7 @@ async def deployment(rabbitmq: RabbitMQ, postgres_url: str, web: Web) -> AsyncIt
             "notifier": sealing,
             "fetcher": {"HF_TOKEN": HF_TOKEN},
         }  # fmt: skip
-        async with services_in_a_folder(common, COLD) as services:
+        async with services_in_a_folder(common, program) as services:
             for name in OURS:
                 login = {"EVERYDREAM_AMQP_URL": logins[name]}
                 services.begin(name, {**common, **own.get(name, {}), **login})
@@ -313,11 +316,13 @@ def without_ids(places: list[Place]) -> list[Place]:
 
 @pytest.mark.usefixtures("warm_children")
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("program", few(WARM, of=[WARM, COLD]), ids=["forked", "started cold"])
 async def test_no_secret_stands_anywhere_after_a_run_with_all_that_can_go_wrong(
-    rabbitmq: RabbitMQ, postgres_url: str, web: Web
+    program: Sequence[str], rabbitmq: RabbitMQ, postgres_url: str, web: Web
 ) -> None:
+    """Of processes that are forked, the system shows the environment of whom they came from."""
     rabbitmq.start()
-    async with deployment(rabbitmq, postgres_url, web) as run, all_ears(run):
+    async with deployment(rabbitmq, postgres_url, web, program) as run, all_ears(run):
         while_training = await several_jobs_go_well_and_wrong(run)
         await asyncio.to_thread(a_producer_asks, run)
         await mistakes_are_answered(run)

@@ -50,7 +50,14 @@ async def broker_killed(world: World, form: Form) -> Outcome:
     return outcome
 
 
-@case("2", "all connections are closed in the middle of a job")
+@case(
+    "2",
+    "all connections are closed in the middle of a job",
+    shown_by=(
+        "tests/integration/shared/test_rabbitmq_faults.py::test_what_a_consumer_had_in_hand_comes_again_in_order_after_a_cut",
+        "tests/integration/shared/test_rabbitmq_faults.py::test_a_publish_outlives_a_cut",
+    ),
+)
 async def connections_closed(world: World, form: Form) -> Outcome:
     async def once() -> list[str]:
         job = await training(world, steps=form.of(30, 60))
@@ -80,7 +87,13 @@ async def ack_timeout(world: World, form: Form) -> Outcome:
     return Outcome(1, (job,), seconds)
 
 
-@case("5", "a service stands still for longer than the broker's heartbeat")
+@case(
+    "5",
+    "a service stands still for longer than the broker's heartbeat",
+    shown_by=(
+        "tests/integration/shared/test_rabbitmq_faults.py::test_a_taken_message_comes_again_after_a_cut_and_its_old_ack_means_nothing",
+    ),
+)
 async def stands_still(world: World, form: Form) -> Outcome:
     names = iter(form.of(("trainer",), SERVICES))
 
@@ -110,7 +123,13 @@ async def delivered_twice(world: World, form: Form) -> Outcome:
     return Outcome(len(ASKING) * len(jobs), tuple(jobs), seconds)
 
 
-@case("7", "messages come that nobody can read")
+@case(
+    "7",
+    "messages come that nobody can read",
+    shown_by=(
+        "tests/contract/test_bus.py::test_what_cannot_be_read_is_buried_and_the_queue_moves_on",
+    ),
+)
 async def poison(world: World, form: Form) -> Outcome:
     times = form.of(1, 10)
     async with outsider(world) as channel:
@@ -185,7 +204,14 @@ async def emptied(world: World, form: Form) -> Outcome:
     return outcome
 
 
-@case("+", "the services start before the broker does")
+@case(
+    "+",
+    "the services start before the broker does",
+    shown_by=(
+        "tests/integration/gateway/test_degradation.py::test_a_gateway_that_starts_without_its_broker_accepts_jobs",
+        "tests/integration/shared/test_rabbitmq_faults.py::test_what_was_confirmed_survives_the_node_and_everybody_goes_on_by_himself",
+    ),
+)
 async def broker_comes_last(world: World, form: Form) -> Outcome:
     names = form.of(("gateway", "trainer"), tuple(sorted(world.wanted)))
     waiting = await world.submit(Script(steps=40, step_seconds=0.05))
@@ -202,7 +228,14 @@ async def broker_comes_last(world: World, form: Form) -> Outcome:
     return Outcome(len(names), (waiting, job), seconds)
 
 
-@case("+", "a trainer is stopped while the broker is away")
+@case(
+    "+",
+    "a trainer is stopped while the broker is away",
+    shown_by=(
+        "tests/unit/shared/test_runtime.py::test_a_stopped_worker_does_not_wait_for_ever_for_a_broker_that_is_away",
+        "tests/integration/shared/test_rabbitmq_faults.py::test_a_hung_node_fails_a_publish_in_time_and_holds_up_no_farewell",
+    ),
+)
 async def stopped_without_broker(world: World, form: Form) -> Outcome:
     async def once() -> list[str]:
         async with stand_in(world, "trainer", HEARTBEAT=str(LEAST_HEARTBEAT)) as trainer:

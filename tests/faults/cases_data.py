@@ -63,7 +63,14 @@ async def bad_data(world: World, form: Form) -> Outcome:
     return Outcome(len(expected), tuple(expected), seconds)
 
 
-@case("+", "a data set's connection is cut in the middle, once")
+@case(
+    "+",
+    "a data set's connection is cut in the middle, once",
+    shown_by=(
+        "tests/integration/fetcher/test_download.py::test_a_file_that_breaks_off_passes_and_is_never_taken_for_whole",
+        "tests/unit/gateway/test_transitions.py::test_a_passing_failure_asks_again_after_a_backoff",
+    ),
+)
 async def cut_once(world: World, form: Form) -> Outcome:
     jobs = []
     for _ in range(form.of(1, 5)):
@@ -76,7 +83,14 @@ async def cut_once(world: World, form: Form) -> Outcome:
     return Outcome(len(jobs), tuple(jobs), seconds)
 
 
-@case("+", "facts of an older attempt arrive during a newer one")
+@case(
+    "+",
+    "facts of an older attempt arrive during a newer one",
+    shown_by=(
+        "tests/unit/gateway/test_transitions.py::test_facts_that_are_not_from_the_live_claim_change_nothing",
+        "tests/integration/gateway/test_cancel_race.py::test_a_retry_ignores_facts_of_the_run_before",
+    ),
+)
 async def late_facts(world: World, form: Form) -> Outcome:
     times = form.of(1, 10)
     mishaps = (Mishap(at=6, how="kill", attempts=1),)

@@ -41,7 +41,16 @@ AT_ONCE = 6
 # --- Webhooks ---------------------------------------------------------------------------------
 
 
-@case("12", "a webhook is answered with errors, a redirect and silence")
+@case(
+    "12",
+    "a webhook is answered with errors, a redirect and silence",
+    shown_by=(
+        "tests/integration/notifier/test_webhooks.py::test_each_try_is_one_post_with_the_same_id",
+        "tests/integration/notifier/test_webhooks.py::test_a_redirect_is_a_failure_and_is_not_followed",
+        "tests/integration/notifier/test_webhooks.py::test_a_receiver_that_never_answers_is_a_failure_with_its_reason",
+        "tests/unit/gateway/test_transitions.py::test_the_webhook_is_tried_by_its_schedule_and_then_given_up",
+    ),
+)
 async def webhook_refused(world: World, form: Form) -> Outcome:
     moved = Answer(302, {"Location": world.web.url("/elsewhere")})
     script = form.of((500, moved), (500, moved, Answer(None), 503))
@@ -60,7 +69,14 @@ async def webhook_refused(world: World, form: Form) -> Outcome:
     return Outcome(len(script), (job,), seconds)
 
 
-@case("12", "a webhook's receiver is gone, until its owner asks for it again")
+@case(
+    "12",
+    "a webhook's receiver is gone, until its owner asks for it again",
+    shown_by=(
+        "tests/integration/notifier/test_webhooks.py::test_a_receiver_that_answers_gone_is_never_called_again",
+        "tests/integration/gateway/test_webhook_deliveries.py::test_a_webhook_is_sent_again_on_request_signed_anew",
+    ),
+)
 async def webhook_gone(world: World, form: Form) -> Outcome:
     scripts: list[tuple[int, ...]] = form.of([(410,)], [(410,), (500,) * 5])
     jobs = [await hooked(world, *script) for script in scripts]
@@ -119,7 +135,13 @@ async def settled(world: World, job: str) -> None:
 # --- Cancelling -------------------------------------------------------------------------------
 
 
-@case("13", "jobs are cancelled at any moment, also the one at which they complete")
+@case(
+    "13",
+    "jobs are cancelled at any moment, also the one at which they complete",
+    shown_by=(
+        "tests/integration/gateway/test_cancel_race.py::test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_answered",
+    ),
+)
 async def cancel_races(world: World, form: Form) -> Outcome:
     dice = random.Random(SEED)
 

@@ -86,7 +86,14 @@ async def stores_overloaded(world: World, form: Form) -> Outcome:
     )
 
 
-@case("11", "the stores' answers break off in the middle")
+@case(
+    "11",
+    "the stores' answers break off in the middle",
+    shown_by=(
+        "tests/integration/shared/test_s3_errors.py::test_an_object_cut_short_on_its_way_is_no_object",
+        "tests/unit/shared/test_retrying.py::test_a_listing_that_breaks_off_gives_nothing_twice",
+    ),
+)
 async def stores_short(world: World, form: Form) -> Outcome:
     return await unwell(world, form, moody(world, "short"), form.of(1.5, TEN_MINUTES * heartbeat()))
 
@@ -133,7 +140,14 @@ async def unwell(world: World, form: Form, fault: Fault, lasting: float) -> Outc
 # --- The database -----------------------------------------------------------------------------
 
 
-@case("17", "the database is locked while jobs run and are submitted", database="sqlite")
+@case(
+    "17",
+    "the database is locked while jobs run and are submitted",
+    database="sqlite",
+    shown_by=(
+        "tests/integration/gateway/test_degradation.py::test_while_sqlite_is_locked_writes_get_retry_after_and_reads_go_on",
+    ),
+)
 async def sqlite_locked(world: World, form: Form) -> Outcome:
     url = world.services.environment["EVERYDREAM_DATABASE_URL"]
     return await locked_out(world, form, lambda: sqlite_lock(url.removeprefix("sqlite:///")))

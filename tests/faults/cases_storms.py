@@ -25,7 +25,16 @@ SLOW_BUCKET = 50_000
 """Bytes a second, of which the model has twenty times as many."""
 
 
-@case("+", "storms of cancellations meet jobs in every stage, and a worker is killed in each")
+@case(
+    "+",
+    "storms of cancellations meet jobs in every stage, and a worker is killed in each",
+    shown_by=(
+        "tests/integration/gateway/test_cancel_race.py::test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_answered",
+        "tests/integration/trainer/test_work.py::test_a_cancelled_job_leaves_no_child_and_no_file",
+        "tests/integration/fetcher/test_work.py::test_a_cancelled_staging_leaves_nothing_running_and_nothing_lying",
+        "tests/integration/gateway/test_removal.py::test_a_cancelled_job_keeps_nothing_that_was_not_finished",
+    ),
+)
 async def cancellation_storms(world: World, form: Form) -> Outcome:
     dice = random.Random(SEED)
     killed = form.of(("fetcher",), ("fetcher", "trainer", "inferencer", "notifier") * 2)

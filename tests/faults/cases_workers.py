@@ -31,7 +31,14 @@ GRACE = 20.0
 """Seconds in which a trainer must have handed its job over."""
 
 
-@case("4", "the trainer's child is killed, then the trainer too, in the middle of an epoch")
+@case(
+    "4",
+    "the trainer's child is killed, then the trainer too, in the middle of an epoch",
+    shown_by=(
+        "tests/end_to_end/test_main_job.py::test_a_trainer_killed_in_the_middle_costs_the_steps_since_its_resume_point_only",
+        "tests/integration/trainer/test_work.py::test_an_idle_child_that_died_is_replaced_and_a_busy_one_is_a_passing_failure",
+    ),
+)
 async def trainer_killed(world: World, form: Form) -> Outcome:
     times = form.of(1, 5)
     job = await world.submit(Script(steps=40 * times, step_seconds=0.05, resume_every=5))
@@ -50,7 +57,14 @@ async def trainer_killed(world: World, form: Form) -> Outcome:
     return Outcome(2 * times, (job,), seconds)
 
 
-@case("8", "a job's child crashes each time")
+@case(
+    "8",
+    "a job's child crashes each time",
+    shown_by=(
+        "tests/integration/trainer/test_work.py::test_an_idle_child_that_died_is_replaced_and_a_busy_one_is_a_passing_failure",
+        "tests/unit/gateway/test_transitions.py::test_the_third_failure_in_a_row_ends_the_job",
+    ),
+)
 async def crashes_each_time(world: World, form: Form) -> Outcome:
     ways: tuple[How, ...] = form.of(("exit",), ("exit", "kill", "passing"))
     jobs = [
@@ -66,7 +80,14 @@ async def crashes_each_time(world: World, form: Form) -> Outcome:
     return Outcome(3 * len(jobs), tuple(jobs), monotonic() - began)
 
 
-@case("+", "a job's child hangs")
+@case(
+    "+",
+    "a job's child hangs",
+    shown_by=(
+        "tests/unit/shared/test_runtime.py::test_silent_work_is_given_up_after_its_patience",
+        "tests/unit/gateway/test_transitions.py::test_a_lost_worker_counts_one_failure",
+    ),
+)
 async def child_hangs(world: World, form: Form) -> Outcome:
     times = form.of(1, 2)
     job = await world.submit(Script(steps=6, mishaps=(Mishap(at=3, how="hang", attempts=times),)))
@@ -119,7 +140,15 @@ async def rolling_restart(world: World, form: Form) -> Outcome:
     return Outcome(times, (job,), seconds)
 
 
-@case("10", "a trainer's disk is full for a while")
+@case(
+    "10",
+    "a trainer's disk is full for a while",
+    shown_by=(
+        "tests/integration/shared/test_full_disks.py::test_a_store_whose_disk_fills_up_in_the_middle_keeps_no_half_file",
+        "tests/integration/trainer/test_train.py::test_a_full_disk_ends_the_run_before_anything_is_saved",
+        "tests/unit/gateway/test_transitions.py::test_a_passing_failure_asks_again_after_a_backoff",
+    ),
+)
 async def disk_full(world: World, form: Form) -> Outcome:
     jobs, seconds = [], 0.0
     for _ in range(form.of(1, 4)):
@@ -136,7 +165,14 @@ async def disk_full(world: World, form: Form) -> Outcome:
     return Outcome(len(jobs), tuple(jobs), seconds)
 
 
-@case("10", "a trainer's disk stays full")
+@case(
+    "10",
+    "a trainer's disk stays full",
+    shown_by=(
+        "tests/integration/trainer/test_train.py::test_a_full_disk_ends_the_run_before_anything_is_saved",
+        "tests/unit/gateway/test_transitions.py::test_the_third_failure_in_a_row_ends_the_job",
+    ),
+)
 async def disk_stays_full(world: World, form: Form) -> Outcome:
     script = Script(steps=2, bytes=3 * FILE_BYTES)
     jobs = [await world.submit(script, wanted="FAILED") for _ in range(form.of(1, 4))]

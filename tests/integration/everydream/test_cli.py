@@ -8,6 +8,7 @@ import stat
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from shared.errors import SettingsError
 from shared.keys import webhook_secret
 from tests.support.servers.process import free_port
 from tests.support.services import environment_at, resolved
+from tests.support.warm.process import WarmProcess
 
 SECONDS = 120
 
@@ -30,14 +32,25 @@ def home(tmp_path: Path) -> Path:
 def typed(home: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """The result of a command with these ``EVERYDREAM_*`` settings."""
     chosen = {f"EVERYDREAM_{name}": text for name, text in settings.items()}
-    return subprocess.run(
-        resolved(["everydream", *words]), cwd=home, env=environment_at(home) | chosen,
-        capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
+    command = resolved(["tests.support.warm.command", *words])
+    with TemporaryFile("w+b") as output, TemporaryFile("w+b") as errors:
+        process = WarmProcess(command, home, environment_at(home) | chosen, output, errors)
+        try:
+            status = process.wait(SECONDS)
+        finally:
+            process.kill()
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(
+            command, status, output.read().decode(), errors.read().decode()
+        )
 
 
 def test_help_names_every_command(home: Path) -> None:
-    done = typed(home, "--help")
+    done = subprocess.run(
+        resolved(["everydream", "--help"]), cwd=home, env=environment_at(home),
+        capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
 
     assert done.returncode == 0
     for command in ("run", "draw", "stop", "serve", "service", "demo", "models", "completion"):

@@ -176,8 +176,8 @@ async def test_what_a_file_of_stable_diffusion_1_predicts_is_what_it_says(
         (torch.float16, 0.2, {}, "v_prediction"),
         (torch.float16, 0.2, {SAYS: "epsilon"}, "epsilon"),
         (torch.float16, 0.03, {SAYS: "v"}, "v_prediction"),
-        (torch.float32, 0.2, {}, "v_prediction"),
-        (torch.bfloat16, 0.2, {}, "v_prediction"),
+        pytest.param(torch.float32, 0.2, {}, "v_prediction", marks=pytest.mark.long),
+        pytest.param(torch.bfloat16, 0.2, {}, "v_prediction", marks=pytest.mark.long),
     ],
 )
 async def test_a_stable_diffusion_2_file_without_marker_is_recognized_by_its_last_norm(

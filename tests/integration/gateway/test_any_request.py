@@ -30,7 +30,7 @@ from tests.integration.gateway.test_checked_datasets import checked
 from tests.support.gateway_world import API_KEY, REQUEST, Claimed, World, training, world
 
 ROOT = "/v1/everydream-v1"
-EXAMPLES, MANY_EXAMPLES = 3, 40
+EXAMPLES, MANY_EXAMPLES = 2, 40
 """Of each operation, with valid data and again with invalid data."""
 WAYS = 50
 """Operations with valid data, and with invalid data: there are more."""

@@ -14,6 +14,7 @@ import torch
 from services.inferencer.generation.schedulers import make_scheduler
 from shared.diffusion.noise import cumulative_alphas, seeded
 from shared.request import Scheduler
+from tests.support.forms import few
 
 CONFIG = {
     "beta_schedule": "scaled_linear",
@@ -70,7 +71,7 @@ def test_twenty_steps_give_the_right_distribution(name: Scheduler, prediction_ty
     assert float(x.std()) == pytest.approx(SPREAD, abs=0.12)
 
 
-@pytest.mark.parametrize("steps", [130, pytest.param(350, marks=pytest.mark.long), 500])
+@pytest.mark.parametrize("steps", few(130, of=[130, 350, 500]))
 @pytest.mark.parametrize("name", NAMES)
 def test_so_do_many_steps_that_divide_the_timesteps_or_not(name: Scheduler, steps: int) -> None:
     x = drawn(name, steps)

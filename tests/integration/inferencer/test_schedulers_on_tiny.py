@@ -8,7 +8,7 @@ the same mean colour: the distance is 0.022; with a wrong prediction type it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from services.inferencer.generation.schedulers import make_scheduler
 from shared.diffusion.noise import cumulative_alphas, seeded
 from shared.request import Scheduler
 from tests.integration.inferencer.test_schedulers import interpolated
+from tests.support.forms import few
 
 STEPS = 30
 SPACING = 33
@@ -37,11 +38,6 @@ FEWER_STEPS, SEEDS = 20, (1, 2, 3, 4)
 """To compare colours."""
 NEAR, ALIKE = 0.009, 0.045
 ORDERED: tuple[Scheduler, ...] = tuple(name for name in NAMES if name not in STOCHASTIC)
-
-
-def short(*few: Scheduler, of: Sequence[Scheduler]) -> list[Any]:
-    """All of them are the long form."""
-    return [name if name in few else pytest.param(name, marks=pytest.mark.long) for name in of]
 
 
 pytestmark = [
@@ -105,14 +101,14 @@ def speaking_of_velocities(pipe: StableDiffusionPipeline, config: dict[str, Any]
 
 
 # test_same_seed.py compares those that have a stock counterpart with that, pixel by pixel.
-@pytest.mark.parametrize("name", short("DDIM", "IPNDM", of=ORDERED))
+@pytest.mark.parametrize("name", few("DDIM", "IPNDM", of=ORDERED))
 def test_without_noise_on_the_way_all_come_to_the_same_image(
     name: Scheduler, pipe: StableDiffusionPipeline, config: dict[str, Any], image: Tensor
 ) -> None:
     assert distance(draw(pipe, make_scheduler(name, config, STEPS), STEPS), image) < NEAR
 
 
-@pytest.mark.parametrize("name", short(ORDERED[0], of=ORDERED))
+@pytest.mark.parametrize("name", few(ORDERED[0], of=ORDERED))
 def test_with_timesteps_that_are_off_none_comes_near(
     name: Scheduler, pipe: StableDiffusionPipeline, config: dict[str, Any], image: Tensor
 ) -> None:
@@ -121,7 +117,7 @@ def test_with_timesteps_that_are_off_none_comes_near(
     assert distance(shifted, image) > NEAR
 
 
-@pytest.mark.parametrize("name", short("DDPM", of=STOCHASTIC))
+@pytest.mark.parametrize("name", few("DDPM", of=STOCHASTIC))
 def test_with_noise_on_the_way_the_images_have_the_same_colours(
     name: Scheduler, pipe: StableDiffusionPipeline, config: dict[str, Any], images: Tensor
 ) -> None:
@@ -131,7 +127,7 @@ def test_with_noise_on_the_way_the_images_have_the_same_colours(
     assert drawn.std(0).mean() == pytest.approx(float(images.std(0).mean()), rel=0.2)
 
 
-@pytest.mark.parametrize("name", short(STOCHASTIC[0], of=STOCHASTIC))
+@pytest.mark.parametrize("name", few(STOCHASTIC[0], of=STOCHASTIC))
 def test_of_a_wrong_prediction_type_the_colours_are_others(
     name: Scheduler, pipe: StableDiffusionPipeline, config: dict[str, Any], images: Tensor
 ) -> None:
@@ -148,7 +144,7 @@ def test_random_pixels_pass_for_neither(image: Tensor, images: Tensor) -> None:
     assert colour_distance(random, images) > 2 * ALIKE
 
 
-@pytest.mark.parametrize("name", short(NAMES[0], of=NAMES))
+@pytest.mark.parametrize("name", few(NAMES[0], of=NAMES))
 def test_a_network_that_predicts_velocity_draws_what_it_draws_when_it_predicts_noise(
     name: Scheduler, pipe: StableDiffusionPipeline, config: dict[str, Any]
 ) -> None:

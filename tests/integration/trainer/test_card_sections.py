@@ -123,6 +123,7 @@ def test_what_does_not_fit_is_said_and_the_next_is_tried(
     assert {found.facts[name] for name in peaks.CONFIGS} == {"does not fit"}
 
 
+@pytest.mark.long
 def test_every_scheduler_draws_in_both_precisions(
     setting: Setting, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_images_that_differ_or_are_not_drawn_are_problems() -> None:
     assert drawn.compared("not-a-number", black)[1] == "fp16: not-a-number"
 
 
+@pytest.mark.long
 def test_a_resumed_training_ends_where_the_whole_one_did(setting: Setting, small: Path) -> None:
     del small
     found = resuming.resumed_against_whole(setting)

@@ -162,6 +162,7 @@ async def _died(records: AsyncGenerator[AnyRecord, None]) -> None:
             return
 
 
+@pytest.mark.long
 async def test_a_child_without_the_device_that_is_asked_for_is_never_ready_and_says_why() -> None:
     with pytest.raises(SettingsError, match="EVERYDREAM_DEVICE is cuda:7, but "):
         await start_ready(CHILD, environment={**os.environ, DEVICE: "cuda:7"})

@@ -20,7 +20,7 @@ from typing import IO
 from tests.support.servers.process import ServerError
 from tests.support.warm.stand_in import MESSAGE_BYTES
 
-PROGRAMS = ("tests.support.warm", "tests.faults.scripted")
+PROGRAMS = ("tests.support.warm", "tests.support.warm.command", "tests.faults.scripted")
 """Modules of the tests that run services and do not mind what has been imported before them."""
 
 
@@ -28,9 +28,14 @@ class WarmProcess:
     """What `subprocess.Popen` is, as far as `Child` asks."""
 
     def __init__(
-        self, args: Sequence[str], folder: Path, env: Mapping[str, str], log: IO[bytes]
+        self,
+        args: Sequence[str],
+        folder: Path,
+        env: Mapping[str, str],
+        log: IO[bytes],
+        errors: IO[bytes] | None = None,
     ) -> None:
-        """``args`` are those of a cold start: ``python -m MODULE ...``."""
+        """``args`` are those of a cold start: ``python -m MODULE ...``; stderr may be apart."""
         self.args = args
         self.returncode: int | None = None
         module, *arguments = args[2:]
@@ -38,7 +43,7 @@ class WarmProcess:
         asked = json.dumps(order | {"environment": dict(env)})
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, Path(os.devnull).open("rb") as nothing:
-            files = [nothing.fileno(), log.fileno(), log.fileno()]
+            files = [nothing.fileno(), log.fileno(), (errors or log).fileno()]
             socket.send_fds(self._line, [asked.encode()], files)
             socket.send_fds(launcher(), [b"."], [theirs.fileno()])
         self.pid = self._told()

@@ -32,7 +32,7 @@ from shared.messaging.messages import Stage
 OWNERS = st.sampled_from(["anna", "ben", "carl", "dora"])
 SOME_LINES: tuple[Line, ...] = ("train", "train", "train", "check")
 ANY_LINE = st.sampled_from(SOME_LINES)
-EXAMPLES, STEPS = 20, 80
+EXAMPLES, STEPS = 10, 80
 T = TypeVar("T")
 
 

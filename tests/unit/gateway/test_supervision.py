@@ -463,7 +463,7 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    deadline=None, max_examples=60, stateful_step_count=60,
+    deadline=None, max_examples=30, stateful_step_count=60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )  # fmt: skip
 
