@@ -32,7 +32,7 @@ SLOW_BUCKET = 50_000
         "tests/integration/gateway/test_cancel_race.py::test_of_a_cancel_and_the_end_of_the_work_one_wins_and_both_are_answered",
         "tests/integration/trainer/test_work.py::test_a_cancelled_job_leaves_no_child_and_no_file",
         "tests/integration/fetcher/test_work.py::test_a_cancelled_staging_leaves_nothing_running_and_nothing_lying",
-        "tests/integration/gateway/test_removal.py::test_a_cancelled_job_keeps_nothing_that_was_not_finished",
+        "tests/integration/gateway/test_story.py::test_a_cancelled_job_keeps_nothing_that_was_not_finished",
     ),
 )
 async def cancellation_storms(world: World, form: Form) -> Outcome:
