@@ -76,12 +76,12 @@ REFUSALS = {"CANCELLED": 2}
 """One at the cancellation, and one when the worker's last fact comes too late."""
 MANY = pytest.mark.parametrize(
     ("database_url", "races"),
-    [("sqlite", 100), ("postgresql", 30), pytest.param("sqlite", 1000, marks=pytest.mark.long)],
+    [("sqlite", 50), ("postgresql", 15), pytest.param("sqlite", 1000, marks=pytest.mark.long)],
     indirect=["database_url"],
 )
 FEWER = pytest.mark.parametrize(
     ("database_url", "races"),
-    [("sqlite", 30), ("postgresql", 15), pytest.param("sqlite", 300, marks=pytest.mark.long)],
+    [("sqlite", 15), ("postgresql", 8), pytest.param("sqlite", 300, marks=pytest.mark.long)],
     indirect=["database_url"],
 )
 

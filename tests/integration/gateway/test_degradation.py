@@ -25,6 +25,7 @@ from shared.ports import Delivery
 from shared.service_process import closing
 from tests.integration.shared.test_rabbitmq_faults import hung as node_hung
 from tests.integration.shared.test_rabbitmq_faults import short_of_disk as node_short_of_disk
+from tests.support.forms import few
 from tests.support.gateway_world import (
     DEADLINE,
     TRAIN_ONLY,
@@ -88,7 +89,7 @@ async def short_of_disk(broker: Broker) -> AsyncIterator[None]:
         yield
 
 
-FAULTS = pytest.mark.parametrize("fault", [away, hung, short_of_disk])
+FAULTS = (away, hung, short_of_disk)
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ async def nothing_is_taken(here: World) -> bool | None:
 # --- The broker
 
 
-@FAULTS
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_a_job_is_accepted_while_the_broker_is_away_and_asked_for_when_it_is_back(
     fault: Fault, broker: Broker, here: World
 ) -> None:
@@ -163,7 +164,7 @@ async def nothing_to_say(here: World) -> bool | None:
     return not await ids_in_outbox(here.settings.database_url) or None
 
 
-@FAULTS
+@pytest.mark.parametrize("fault", few(hung, of=FAULTS))
 async def test_every_other_write_is_done_in_time_while_the_broker_is_away(
     fault: Fault, broker: Broker, here: World
 ) -> None:
@@ -202,7 +203,7 @@ async def training_of(here: World, job: str) -> tuple[str, Claimed]:
     return job, await here.claim(job, "training", gpu="card")
 
 
-@FAULTS
+@pytest.mark.parametrize("fault", few(away, of=FAULTS))
 async def test_health_counts_workers_that_cannot_be_reached_as_unhealthy(
     fault: Fault, broker: Broker, here: World
 ) -> None:
@@ -286,7 +287,7 @@ async def all_is_there(here: World) -> bool | None:
     return not await ready(here) or None
 
 
-@FAULTS
+@pytest.mark.parametrize("fault", few(short_of_disk, of=FAULTS))
 async def test_ready_says_since_when_the_broker_takes_nothing(
     fault: Fault, broker: Broker, here: World
 ) -> None:

@@ -711,6 +711,7 @@ async def test_a_broker_that_lost_everything_costs_nothing(tmp_path: Path) -> No
         assert (await here.get(TRAINER)).job == job
 
 
+@pytest.mark.long  # in every run the main job has both, and the faults have that broker
 async def test_the_same_tale_over_rabbitmq_and_postgresql_with_a_broker_that_dies(
     tmp_path: Path, rabbitmq: RabbitMQ, amqp_url: str, postgres_url: str
 ) -> None:

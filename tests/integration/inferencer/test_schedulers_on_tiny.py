@@ -101,7 +101,7 @@ def speaking_of_velocities(pipe: StableDiffusionPipeline, config: dict[str, Any]
 
 
 # test_same_seed.py compares those that have a stock counterpart with that, pixel by pixel.
-@pytest.mark.parametrize("name", few("DDIM", "IPNDM", of=ORDERED))
+@pytest.mark.parametrize("name", few("IPNDM", of=ORDERED))
 def test_without_noise_on_the_way_all_come_to_the_same_image(
     name: Scheduler, pipe: StableDiffusionPipeline, config: dict[str, Any], image: Tensor
 ) -> None:
