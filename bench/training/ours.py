@@ -9,9 +9,9 @@ from time import perf_counter
 from typing import Any
 
 from bench.pairs import Figures, report
-from bench.training.memory import peak_bytes
+from bench.peak import peak_bytes
+from bench.shares import Shares
 from bench.training.scene import CASES, SEED, request
-from bench.training.shares import Shares
 from services.trainer.order import TrainingOrder
 from services.trainer.training import train as loop
 from services.trainer.training.latents import LatentCache

@@ -21,9 +21,9 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from bench.pairs import Figures, report
-from bench.training.memory import peak_bytes
+from bench.peak import peak_bytes
+from bench.shares import Shares
 from bench.training.scene import CASES, SEED, Case, request
-from bench.training.shares import Shares
 from services.trainer.training.batches import read_pixels
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import Batch, EpochConfig, augment, plan_epoch

@@ -1,0 +1,1 @@
+"""Drawing beside the stock pipeline: ``python -m bench draw``."""
