@@ -8,6 +8,7 @@ from shared.dataset.card_memory import in_gib, shortage
 from shared.dataset.manifest import Estimate
 from shared.dataset.speed import ASSUMED, ProbedDevice, Speed
 from shared.request import Train
+from shared.storage.artifacts import copies_of_weights
 
 SECONDS_PER_MINUTE = 60
 FP32_BYTES, FP16_BYTES = 4, 2
@@ -44,7 +45,7 @@ def estimate(
     weights = trained * FP32_BYTES * (2 if train.ema_decay_rate else 1)
     parts = {
         "checkpoint_bytes": checkpoints * (file + optimizer),
-        "model_bytes": 2 * file + optimizer,
+        "model_bytes": copies_of_weights(train) * file + optimizer,
         "resume_point_bytes": RESUME_POINTS * (weights + moments),
     }
     return Estimate(

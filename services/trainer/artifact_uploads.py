@@ -17,6 +17,7 @@ from shared.messaging.messages import Artifact, CheckpointSaved, ResumePointSave
 from shared.ports import ObjectStore
 from shared.storage.artifacts import upload_artifact
 from shared.storage.folders import upload_folder
+from shared.storage.manifest import SINGLE_FILE, FileEntry
 from shared.storage.retrying import RetryingStore
 from shared.worker.order import Order
 
@@ -77,9 +78,16 @@ class ArtifactUploads:
         key, keepalive = f"{folder}/{path.name}", self._order.keepalive
         return await upload_artifact(self._store, path, key, kind, keepalive=keepalive)
 
-    async def model(self, folder: Path) -> str:
-        """Store the diffusers folder; its prefix."""
-        return await self._folder(folder, f"{self._prefix}/model")
+    async def model(self, folder: Path, checkpoint: Artifact) -> str:
+        """Store the diffusers folder; its prefix. The checkpoint's weights are stored once."""
+        weights = FileEntry(
+            name=SINGLE_FILE,
+            bytes=checkpoint.bytes,
+            sha256=checkpoint.sha256,
+            key=checkpoint.key,
+        )
+        stored = (weights,) if checkpoint.name.endswith(".safetensors") else ()
+        return await self._folder(folder, f"{self._prefix}/model", stored)
 
     async def _upload(self, saved: Saved) -> None:
         if saved.kind == "checkpoint":
@@ -138,8 +146,9 @@ class ArtifactUploads:
         stem = key.removesuffix(Path(key).suffix)
         await self._store.delete(f"{stem}.")
 
-    async def _folder(self, folder: Path, prefix: str) -> str:
-        await upload_folder(self._store, folder, prefix, keepalive=self._order.keepalive)
+    async def _folder(self, folder: Path, prefix: str, stored: Iterable[FileEntry] = ()) -> str:
+        keepalive = self._order.keepalive
+        await upload_folder(self._store, folder, prefix, stored=stored, keepalive=keepalive)
         return prefix
 
 

@@ -40,6 +40,7 @@ from shared.messaging.topology import TRAINER
 from shared.ports import ObjectStore
 from shared.scratch import scratch_folder
 from shared.settings import ANY_DEVICE, DeviceSetting
+from shared.storage.artifacts import copies_of_weights
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder, read_manifest
 from shared.storage.snapshots import drawn_steps
@@ -47,8 +48,6 @@ from shared.worker.order import Order
 
 log = structlog.get_logger()
 CHILD = "services.trainer.training.child"
-SAVED_MODELS = 2
-"""A trained model is saved as one file and as a folder, each about as large as its base."""
 REMEMBERING_SECONDS = 5.0
 MIN_STEPS = 100
 """The speed of a shorter training is not remembered."""
@@ -119,7 +118,9 @@ class TrainerWork:
         await download_folder(store, staged.dataset, folder / "dataset", keepalive=keepalive)
         order.progress(phase="fetching the base model")
         base = await cached_folder(store, staged.base_model, self._cache, keepalive=keepalive)
-        needed = SAVED_MODELS * (await read_manifest(store, staged.base_model)).bytes
+        # Each about as large as the base.
+        copies = copies_of_weights(staged.train)
+        needed = copies * (await read_manifest(store, staged.base_model)).bytes
         await in_thread(require_room, folder, needed, "save the trained model later")
         resume = await self._fetch_resume_point(order, folder / "from")
         return TrainingOrder(
@@ -197,7 +198,7 @@ class TrainerWork:
         staged = _staged(order)
         summary = msgspec.to_builtins(outcome)
         checkpoint = await uploads.checkpoint(Path(summary.pop("checkpoint")))
-        model = await uploads.model(Path(summary.pop("model")))
+        model = await uploads.model(Path(summary.pop("model")), checkpoint)
         metrics = await uploads.record(Path(summary.pop("metrics")), "metrics")
         events = await uploads.record(Path(summary.pop("tensorboard")), "tensorboard")
         last = outcome.validation.last.loss if outcome.validation else None

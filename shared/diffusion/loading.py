@@ -19,9 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from shared.diffusion.noise import PredictionType, prediction_type
 from shared.errors import Refused
-
-SINGLE_FILE = "single_file.safetensors"
-"""Where a folder has this file, all weights are in it, in the original layout."""
+from shared.storage.manifest import SINGLE_FILE
 
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 LOAD_ERRORS = (

@@ -1,10 +1,11 @@
-"""Save a model as a diffusers folder."""
+"""Save a model as a diffusers folder, with its weights or for those of a single file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from shared.diffusion.loading import NO_CHECKER, Parts, load
 from shared.diffusion.noise import FROM_PURE_NOISE
 from shared.diffusion.single_file import check_written, cpu_tensor
 from shared.errors import Passing, Refused
+from shared.storage.manifest import PARAMETERS, SINGLE_FILE
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DRAWN_WITH = {**FROM_PURE_NOISE, "clip_sample": False, "skip_prk_steps": True}
@@ -33,17 +35,40 @@ def save_folder(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float1
         Passing: the folder does not load as it was written.
     """
     with replacing(folder) as temporary:
-        stock_pipeline(parts).save_config(temporary)
-        stock_scheduler(parts, **DRAWN_WITH).save_pretrained(temporary / "scheduler")
-        parts.tokenizer.save_pretrained(temporary / "tokenizer")
-        parts.tokenizer.backend_tokenizer.model.save(str(temporary / "tokenizer"))
+        _save_configurations(parts, temporary)
         for name, network in (("unet", parts.unet), ("vae", parts.vae)):
-            network.save_config(temporary / name)
             save_file(cpu_weights(network, dtype), temporary / name / WEIGHTS, {"format": "pt"})
         parts.text_encoder.save_pretrained(
             temporary / "text_encoder", state_dict=cpu_weights(parts.text_encoder, dtype)
         )
         check_folder(parts, temporary, dtype)
+
+
+def save_configurations(parts: Parts, folder: Path, file: Path, *, dtype: torch.dtype) -> None:
+    """Write all of a diffusers folder but its weights, atomically.
+
+    It loads with ``file`` in it, as :data:`SINGLE_FILE`: the same model, exported with weights of
+    this type. The two must be on one file system.
+
+    Raises:
+        Passing: they do not load as the model that they were made of.
+    """
+    with replacing(folder) as temporary:
+        _save_configurations(parts, temporary)
+        (temporary / SINGLE_FILE).hardlink_to(file)
+        check_folder(parts, temporary, dtype)
+        (temporary / SINGLE_FILE).unlink()
+
+
+def _save_configurations(parts: Parts, folder: Path) -> None:
+    stock_pipeline(parts).save_config(folder)
+    stock_scheduler(parts, **DRAWN_WITH).save_pretrained(folder / "scheduler")
+    parts.tokenizer.save_pretrained(folder / "tokenizer")
+    parts.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    for name, network in (("unet", parts.unet), ("vae", parts.vae)):
+        network.save_config(folder / name)
+    parts.text_encoder.config.save_pretrained(folder / "text_encoder")
+    (folder / PARAMETERS).write_bytes(msgspec.json.encode(parts.parameters))
 
 
 def check_folder(parts: Parts, folder: Path, dtype: torch.dtype) -> None:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from shared.diffusion.files import replacing
 from shared.diffusion.loading import Parts
@@ -24,6 +26,10 @@ from shared.errors import Passing, Refused
 
 State = Mapping[str, Tensor]
 
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+PREFIXES: dict[type, str] = {
+    UNet2DConditionModel: UNET, AutoencoderKL: VAE, CLIPTextModel: "cond_stage_model."
+}  # fmt: skip
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -77,13 +83,48 @@ def export(
 
 def original_layout(parts: Parts) -> dict[str, Tensor]:
     """Every weight under its original name; most share memory with the networks."""
-    return {
-        **{
-            f"model.diffusion_model.{k}": v for k, v in unet_layout(parts.unet.state_dict()).items()
-        },
-        **{f"first_stage_model.{k}": v for k, v in vae_layout(parts.vae.state_dict()).items()},
-        **text_layout(parts.text_encoder),
-    }
+    networks = (parts.unet, parts.vae, parts.text_encoder)
+    return {name: tensor for each in networks for name, tensor in layout_of(each).items()}
+
+
+def layout_of(network: torch.nn.Module) -> dict[str, Tensor]:
+    """The same for one network."""
+    state = network.state_dict()
+    match network:
+        case UNet2DConditionModel():
+            return {f"{UNET}{name}": each for name, each in unet_layout(state).items()}
+        case AutoencoderKL():
+            return {f"{VAE}{name}": each for name, each in vae_layout(state).items()}
+        case CLIPTextModel():
+            return text_layout(network)
+    raise TypeError(f"a single file has no {type(network).__name__}")
+
+
+@torch.no_grad()
+def load_in_place(network: torch.nn.Module, file: Path, dtype: torch.dtype) -> bool:
+    """Copy a network's weights from a single file, rounded to ``dtype``.
+
+    It copies one tensor at a time from the memory-mapped file. Returns whether it could: False,
+    and nothing is changed, where the file has other tensors, or OpenCLIP's, which are put together.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+    """
+    layout = layout_of(network)
+    own = {tensor.data_ptr() for tensor in network.state_dict().values()}
+    if not all(tensor.data_ptr() in own for tensor in layout.values()):
+        return False
+    ours = PREFIXES[type(network)]
+    with safe_open(file, "pt") as opened:
+        found = {
+            name: tuple(opened.get_slice(name).get_shape())
+            for name in opened.keys()  # noqa: SIM118 - not a dict
+            if name.startswith(ours) and not name.endswith(".position_ids")
+        }
+        fits = found == {name: tuple(tensor.shape) for name, tensor in layout.items()}
+        for name, tensor in layout.items() if fits else ():
+            tensor.copy_(opened.get_tensor(name).to(dtype))
+    return fits
 
 
 # --- Writing and verifying --------------------------------------------------------------------

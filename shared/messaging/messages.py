@@ -293,7 +293,7 @@ class CheckpointFinal(LargeFact, frozen=True, kw_only=True, tag="checkpoint.fina
     """The last row of samples, drawn with the images; None: there are no prompts."""
     clip_skip: int = 0
     model: str
-    """Store prefix of the trained model: a diffusers folder."""
+    """Store prefix of the trained model: a diffusers folder, with the checkpoint as its weights."""
     checkpoint: Artifact
     """A single file in the original Stable Diffusion key layout."""
     checkpoints: tuple[SavedCheckpoint, ...] = ()

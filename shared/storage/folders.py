@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -54,28 +54,36 @@ async def describe_folder(
 
 
 async def upload_folder(
-    store: ObjectStore, folder: Path, prefix: str, *, keepalive: Callable[[], None] = no_keepalive
+    store: ObjectStore,
+    folder: Path,
+    prefix: str,
+    *,
+    stored: Iterable[FileEntry] = (),
+    keepalive: Callable[[], None] = no_keepalive,
 ) -> FolderManifest:
     """Store every file of a folder under ``prefix/``, and the manifest last.
 
-    Calls ``keepalive`` as it progresses.
+    ``stored`` are files that belong to the folder, but lie in the store already, each under its
+    ``key``. Calls ``keepalive`` as it progresses.
 
     Raises:
         Unavailable: the store does not answer; the folder does not exist then.
     """
-    manifest = await describe_folder(folder, keepalive=keepalive)
+    local = (await describe_folder(folder, keepalive=keepalive)).files
+    files = sorted((*local, *stored), key=lambda file: file.name)
+    manifest = FolderManifest(files=tuple(files))
 
     async def upload(file: FileEntry) -> None:
-        await store.upload(folder / file.name, _key(prefix, file.name), keepalive=keepalive)
+        await store.upload(folder / file.name, _key(prefix, file), keepalive=keepalive)
 
-    await gather_limited(upload, manifest.files, limit=CONCURRENT_FILES)
-    await store.put(_key(prefix, MANIFEST), msgspec.json.encode(manifest))
+    await gather_limited(upload, local, limit=CONCURRENT_FILES)
+    await store.put(_manifest_key(prefix), msgspec.json.encode(manifest))
     return manifest
 
 
 async def folder_exists(store: ObjectStore, prefix: str) -> bool:
     """Whether a complete folder is stored under ``prefix/``."""
-    return await store.exists(_key(prefix, MANIFEST))
+    return await store.exists(_manifest_key(prefix))
 
 
 async def read_manifest(store: ObjectStore, prefix: str) -> FolderManifest:
@@ -85,7 +93,7 @@ async def read_manifest(store: ObjectStore, prefix: str) -> FolderManifest:
         NotFound: no complete folder is stored there.
     """
     try:
-        data = await store.get(_key(prefix, MANIFEST))
+        data = await store.get(_manifest_key(prefix))
         return msgspec.json.decode(data, type=FolderManifest)
     except NotFound:
         raise NotFound(f"no whole folder under {prefix!r} in the store") from None
@@ -106,7 +114,7 @@ async def download_folder(
     manifest = await read_manifest(store, prefix)
 
     async def download(file: FileEntry) -> None:
-        await _download_checked(store, _key(prefix, file.name), folder / file.name, file, keepalive)
+        await _download_checked(store, _key(prefix, file), folder / file.name, file, keepalive)
         keepalive()
 
     await in_thread(require_room, folder, manifest.bytes, f"fetch {prefix!r} from the store")
@@ -123,15 +131,19 @@ async def _download_checked(
     except NotFound:
         raise Unavailable(f"{key!r} is in a manifest of the store, but missing") from None
     found = await in_thread(_describe, path, expected.name)
-    if found != expected:
+    if (found.bytes, found.sha256) != (expected.bytes, expected.sha256):
         raise Unavailable(
             f"{key!r} is damaged in the store or on its way: {found.bytes} bytes with sha256"
             f" {found.sha256}, its manifest says {expected.bytes} with {expected.sha256}"
         )
 
 
-def _key(prefix: str, name: str) -> str:
-    return f"{prefix.rstrip('/')}/{name}"
+def _key(prefix: str, file: FileEntry) -> str:
+    return file.key or f"{prefix.rstrip('/')}/{file.name}"
+
+
+def _manifest_key(prefix: str) -> str:
+    return f"{prefix.rstrip('/')}/{MANIFEST}"
 
 
 def _names(folder: Path) -> list[str]:

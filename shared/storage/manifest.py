@@ -10,14 +10,20 @@ from msgspec import Struct
 
 MANIFEST = ".folder.sha256.json"
 """Datasets and models may have a ``manifest.json`` of their own, but no file of this name."""
+SINGLE_FILE = "single_file.safetensors"
+"""Where a model's folder has this file, all weights are in it, in the original layout."""
+PARAMETERS = "parameters.json"
+"""In a trained model's folder: how many parameters each network has."""
 
 
-class FileEntry(Struct, frozen=True, kw_only=True):
+class FileEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file of a folder; ``name`` is relative and uses ``/``."""
 
     name: str
     bytes: int
     sha256: str
+    key: str | None = None
+    """Where it lies in the store; None: below the folder's prefix, under its name."""
 
 
 class FolderManifest(Struct, frozen=True, kw_only=True):

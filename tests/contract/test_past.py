@@ -39,7 +39,7 @@ RECORDS: dict[str, Any] = {
     "home/store/cache/speed.json": Speed,
     "device*.json": ProbedDevice,
     "home/store/uploads/*/parts.json": PartList,
-    "home/store/**/.folder.sha256.json": FolderManifest,
+    "**/*.folder.sha256.json": FolderManifest,
     "home/store/jobs/*/staging/*/dataset/manifest.json": Manifest,
     "home/store/jobs/*/training/*/resume/*/checkpoints.json": list[SavedCheckpoint],
 }

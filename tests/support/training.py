@@ -9,9 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from services.trainer.order import TrainingOrder
+from services.trainer.order import Outcome, TrainingOrder
 from shared.dataset.manifest import Manifest, Picture
 from shared.request import Command, Train
+from shared.storage.manifest import SINGLE_FILE
 
 SIDE = 256
 COLOURS = ("red", "blue", "green", "black")
@@ -67,6 +68,14 @@ def training_order(
         sampled=sampled,
         resume_every=resume_every,
     )
+
+
+def whole_model(outcome: Outcome) -> Path:
+    """The finished model's folder as it comes out of the store: with the weights in it."""
+    folder = Path(outcome.model)
+    if not (weights := folder / SINGLE_FILE).exists():
+        weights.hardlink_to(outcome.checkpoint)
+    return folder
 
 
 class RecordingCallbacks:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from services.fetcher.model_files import WEIGHTS
 from shared.ports import ObjectStore
 from shared.storage.folders import read_manifest
+from shared.storage.manifest import PARAMETERS
 
 FP16_BYTES = 2
 """Per parameter."""
 
 
 async def stored_parameters(store: ObjectStore, prefix: str) -> dict[str, int]:
-    """The same for a diffusers folder in the store, from file sizes, assuming half precision.
+    """The same for a diffusers folder in the store, as it says itself.
 
-    Our trainer saves models so; for a full-precision model the result is twice too high.
+    A folder that does not has been saved before its weights were kept once: then by the sizes of
+    its files, taken for half precision, which is twice too high for a model in full precision.
     """
     files = (await read_manifest(store, prefix)).files
+    if any(one.name == PARAMETERS for one in files):
+        return msgspec.json.decode(await store.get(f"{prefix}/{PARAMETERS}"), type=dict[str, int])
     return {
         part: sum(one.bytes for one in files if one.name.startswith(name)) // FP16_BYTES
         for part, name in WEIGHTS.items()

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from shared.diffusion.loading import SINGLE_FILE, Parts, load, load_scheduler_config
+from shared.diffusion.loading import Parts, load, load_scheduler_config
 from shared.diffusion.noise import prediction_type
+from shared.diffusion.single_file import load_in_place as load_of_one
 from shared.diffusion.weights import load_in_place, mismatch
 from shared.errors import Refused
-from shared.storage.manifest import known_sha256
+from shared.storage.manifest import SINGLE_FILE, known_sha256
 
 NETWORKS = ("unet", "vae", "text_encoder")
 IRRELEVANT = ("_", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -100,10 +101,19 @@ class ModelFiles:
             if why := mismatch(network, file):
                 raise Refused(f"the snapshot's {name} cannot be loaded: {why}")
             load_in_place(network, file, self._dtype)
-        elif len(files) == 1 and not mismatch(network, files[0]):
-            load_in_place(network, files[0], self._dtype)
-        else:  # older names, or all networks in one file: only the stock loaders know them
+        elif len(files) == 1 and self._loaded_in_place(network, files[0]):
+            return
+        else:  # older names, or OpenCLIP in one file with all: only the stock loaders know them
             network.load_state_dict(getattr(self.base, name).state_dict())
+
+    def _loaded_in_place(self, network: torch.nn.Module, file: Path) -> bool:
+        """Whether the file has the network as it is now; if so, it is loaded."""
+        if file.name == SINGLE_FILE:
+            return load_of_one(network, file, self._dtype)
+        if mismatch(network, file):
+            return False
+        load_in_place(network, file, self._dtype)
+        return True
 
     def with_scheduler(self, parts: Parts) -> Parts:
         """The same networks with this model's scheduler and prediction type.

@@ -16,7 +16,9 @@ from shared.diffusion.loading import load
 from shared.diffusion.single_file import export
 from shared.errors import Refused
 from shared.storage.folders import upload_folder
+from shared.storage.manifest import PARAMETERS
 from tests.support.models import make_random_model
+from tests.support.staging import copied
 from tests.support.workers import folder_store
 
 ROOT = Path(__file__).parents[3]
@@ -119,10 +121,22 @@ def test_parameters_are_counted_alike_in_a_folder_and_in_one_file(
     assert count_parameters(tmp_path) == true
 
 
-async def test_a_model_in_the_store_is_counted_by_its_sizes_as_if_in_half_precision(
+async def test_a_trained_model_in_the_store_says_how_many_parameters_it_has(
     model: Path, tmp_path: Path
 ) -> None:
     store = folder_store(tmp_path / "store")
+    await upload_folder(store, model, "jobs/j/training/1/model")
+
+    counted = await stored_parameters(store, "jobs/j/training/1/model")
+
+    assert counted == count_parameters(model)
+
+
+async def test_one_that_does_not_is_counted_by_its_sizes_as_if_in_half_precision(
+    model: Path, tmp_path: Path
+) -> None:
+    store, model = folder_store(tmp_path / "store"), copied(model, tmp_path / "older")
+    (model / PARAMETERS).unlink()
     await upload_folder(store, model, "jobs/j/training/1/model")
 
     counted = await stored_parameters(store, "jobs/j/training/1/model")

@@ -17,13 +17,15 @@ from services.inferencer.generation import model_files
 from services.inferencer.generation.batching_pipeline import BatchingPipeline
 from services.inferencer.generation.model_files import NETWORKS
 from services.inferencer.generation.pipeline_cache import PipelineCache, total_memory
-from shared.diffusion.loading import SINGLE_FILE, Parts, load
+from shared.diffusion import single_file
+from shared.diffusion.loading import Parts, load
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
 from shared.diffusion.weights import load_in_place, save_weights
 from shared.errors import Refused
 from shared.storage.cache import cached_folder
 from shared.storage.folders import upload_folder
+from shared.storage.manifest import SINGLE_FILE
 from tests.support.models import random_parts
 from tests.support.workers import folder_store
 
@@ -85,7 +87,7 @@ def cache() -> PipelineCache:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record what is read from disk: one network's file, or a whole model."""
+    """Record what is read from disk: one network's file or part of a file, or a whole model."""
     read: list[str] = []
 
     def noted_load_in_place(network: torch.nn.Module, file: Path, dtype: torch.dtype) -> None:
@@ -96,7 +98,12 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append("whole")
         return load(folder, dtype)
 
+    def noted_load_of_one(network: torch.nn.Module, file: Path, dtype: torch.dtype) -> bool:
+        read.append(f"its {type(network).__name__}")
+        return single_file.load_in_place(network, file, dtype)
+
     monkeypatch.setattr(model_files, "load_in_place", noted_load_in_place)
+    monkeypatch.setattr(model_files, "load_of_one", noted_load_of_one)
     monkeypatch.setattr(model_files, "load", noted_load)
     return read
 
@@ -221,7 +228,7 @@ def test_a_base_in_one_file_and_one_under_older_names_take_part(
     read.clear()
 
     assert same(states(cache.load(second)), expected(single))
-    assert read == ["whole"], "once for all its networks"
+    assert read == ["its UNet2DConditionModel", "its AutoencoderKL", "its CLIPTextModel"]
     assert same(states(cache.load(first)), expected(plain))
     read.clear()
     assert same(states(cache.load(third)), expected(older))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from shared.diffusion.loading import SINGLE_FILE, load
+from shared.diffusion.loading import load
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
+from shared.storage.manifest import SINGLE_FILE
 from tests.support.models import random_parts
 
 INITIALIZERS = ("kaiming_uniform_", "xavier_uniform_", "normal_", "uniform_")

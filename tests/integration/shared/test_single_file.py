@@ -1,6 +1,7 @@
 """The single file in the original key layout, checked by the stock loader."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from services.fetcher.parsing.models.pickle_reader import read_checkpoint
-from shared.diffusion.loading import NO_CHECKER, SINGLE_FILE, Parts, load
-from shared.diffusion.saving import save_folder
-from shared.diffusion.single_file import export, original_layout, sha256_of_tensors
+from shared.diffusion.loading import NO_CHECKER, Parts, load
+from shared.diffusion.saving import save_configurations, save_folder
+from shared.diffusion.single_file import (
+    export,
+    load_in_place,
+    original_layout,
+    sha256_of_tensors,
+)
+from shared.diffusion.text_layout import is_open_clip
 from shared.errors import Passing, Refused
+from shared.storage.manifest import SINGLE_FILE
 from tests.support.models import random_parts, random_sd2_parts
 
 Networks = dict[str, dict[str, torch.Tensor]]
@@ -98,12 +106,44 @@ def test_a_diffusers_folder_loads_to_what_was_saved(parts: Parts, tmp_path: Path
 def test_a_folder_of_configurations_and_a_single_file_loads_alike(
     parts: Parts, tmp_path: Path
 ) -> None:
-    save_folder(parts, tmp_path, dtype=torch.float32)
-    for weights in tmp_path.glob("*/*.safetensors"):
-        weights.unlink()
-    export(parts, tmp_path / SINGLE_FILE, dtype=torch.float32)
+    export(parts, tmp_path / "last.safetensors", dtype=torch.float32)
+    save_configurations(
+        parts, tmp_path / "model", tmp_path / "last.safetensors", dtype=torch.float32
+    )
+    assert not list(tmp_path.glob("model/**/*.safetensors"))
+    (tmp_path / "model" / SINGLE_FILE).hardlink_to(tmp_path / "last.safetensors")
 
-    assert differences(networks(parts), networks(load(tmp_path)), torch.float32) == []
+    again = load(tmp_path / "model")
+
+    assert differences(networks(parts), networks(again), torch.float32) == []
+
+
+def test_a_network_takes_its_weights_out_of_a_single_file(parts: Parts, tmp_path: Path) -> None:
+    """But for OpenCLIP's, whose query, key and value are one matrix there."""
+    export(parts, tmp_path / "last.safetensors", dtype=torch.float32)
+    others = deepcopy(parts)
+    for name in ("unet", "vae", "text_encoder"):
+        network = getattr(others, name)
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.fill_(7.0)
+
+        loaded = load_in_place(network, tmp_path / "last.safetensors", torch.float32)
+
+        assert loaded != is_open_clip(parts.text_encoder.config) or name != "text_encoder"
+        if loaded:
+            theirs = getattr(parts, name).state_dict()
+            assert all(torch.equal(each, theirs[key]) for key, each in network.state_dict().items())
+
+
+def test_a_network_of_another_shape_takes_nothing_out_of_it(tmp_path: Path) -> None:
+    export(random_parts(layers=2), tmp_path / "last.safetensors")
+    other = random_parts()
+    before = deepcopy(other.unet.state_dict())
+
+    assert not load_in_place(other.unet, tmp_path / "last.safetensors", torch.float32)
+
+    assert all(torch.equal(each, before[key]) for key, each in other.unet.state_dict().items())
 
 
 def test_the_header_gives_the_title_and_the_sha256(parts: Parts, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from shared.diffusion.loading import load
 from shared.errors import Interrupted
 from shared.request import Validation
 from tests.support.models import make_random_model
-from tests.support.training import RecordingCallbacks, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order, whole_model
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_run_that_is_stopped_ends_with_the_weights_that_the_whole_run_has_at_t
 
     assert (stopped.steps, stopped.updates, stopped.epochs, stopped.images) == (5, 3, 1, 5)
     assert stopped.warnings == ["stopped on request after step 5 of 12"]
-    parts = load(Path(stopped.model))
+    parts = load(whole_model(stopped))
     for name in ("unet", "text_encoder"):
         theirs = load_file(point / f"{name}.safetensors")
         ours = getattr(parts, name).state_dict()
@@ -101,7 +101,7 @@ def test_a_run_that_is_stopped_before_its_first_step_or_just_where_it_goes_on_do
 
     assert (first.steps, first.loss) == (0, None)
     assert first.warnings == ["stopped on request after step 0 of 6"]
-    untrained, saved = load(base).unet.state_dict(), load(Path(first.model)).unet.state_dict()
+    untrained, saved = load(base).unet.state_dict(), load(whole_model(first)).unet.state_dict()
     assert all(torch.equal(untrained[name].half(), saved[name].half()) for name in untrained)
     assert again.steps == 4
     assert again.warnings == ["stopped on request after step 4 of 6"]

@@ -28,8 +28,9 @@ from shared.dataset.validation import split
 from shared.diffusion.loading import load
 from shared.errors import Interrupted, Refused
 from shared.request import Validation
+from shared.storage.manifest import SINGLE_FILE
 from tests.support.models import make_random_model
-from tests.support.training import RecordingCallbacks, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order, whole_model
 
 pytestmark = pytest.mark.usefixtures("models_in_memory")
 
@@ -167,7 +168,7 @@ def test_the_result_is_the_moving_average_of_the_weights(
         average = 0.75 * average + 0.25 * each
     saved = load_file(outcome.checkpoint)["model.diffusion_model.input_blocks.0.0.weight"]
     torch.testing.assert_close(saved, average)
-    torch.testing.assert_close(load(Path(outcome.model)).unet.state_dict()[name], average)
+    torch.testing.assert_close(load(whole_model(outcome)).unet.state_dict()[name], average)
     assert not torch.allclose(average, weights[-1], atol=1e-5)
 
 
@@ -316,7 +317,7 @@ def test_every_checkpoint_has_the_validation_loss_of_what_it_holds(
 
 def loss_of(checkpoint: Path, model: Path, dataset: Path, out: Path) -> float:
     """What a fresh run measures of a single file before it trains."""
-    (model / "single_file.safetensors").symlink_to(checkpoint)
+    (model / SINGLE_FILE).symlink_to(checkpoint)
     callbacks = RecordingCallbacks()
     validated(model, dataset, out, callbacks=callbacks, max_epochs=1, validation=Validation())
     return float(callbacks.reports[0]["validation_loss"])

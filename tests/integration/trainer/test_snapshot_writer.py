@@ -18,7 +18,13 @@ from shared.dataset.manifest import Picture
 from shared.diffusion.loading import load
 from shared.errors import Interrupted
 from tests.support.models import make_random_model
-from tests.support.training import RecordingCallbacks, make_dataset, train_request, training_order
+from tests.support.training import (
+    RecordingCallbacks,
+    make_dataset,
+    train_request,
+    training_order,
+    whole_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +88,7 @@ def test_a_snapshot_holds_the_trained_networks_in_fp16_as_they_are_at_its_step(
     short = training_order(
         tmp_path / "short", dataset=dataset, base=base, max_epochs=1, disable_textenc_training=True,
     )  # fmt: skip
-    after_3 = load(Path(train(short, RecordingCallbacks()).model)).unet.state_dict()
+    after_3 = load(whole_model(train(short, RecordingCallbacks()))).unet.state_dict()
 
     first, second = (path for kind, path, *_ in callbacks.saves if kind == "snapshot")
 

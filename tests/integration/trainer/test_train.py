@@ -28,7 +28,7 @@ from shared.diffusion.loading import Parts, load
 from shared.errors import Interrupted, Passing, Refused
 from shared.request import Validation
 from tests.support.models import make_random_model
-from tests.support.training import RecordingCallbacks, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order, whole_model
 
 pytestmark = pytest.mark.usefixtures("one_thread", "models_in_memory")
 
@@ -491,7 +491,7 @@ def test_a_model_saved_with_its_optimizers_hands_on_their_moments_but_not_their_
 
     monkeypatch.setattr(loop, "update", spy)
     again = training_order(
-        tmp_path / "2", dataset=dataset, base=Path(first.model), lr=1e-4, useadam8bit=True
+        tmp_path / "2", dataset=dataset, base=whole_model(first), lr=1e-4, useadam8bit=True
     )
     train(again, RecordingCallbacks())
 

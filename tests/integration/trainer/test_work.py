@@ -34,6 +34,7 @@ from shared.messaging.messages import (
 )
 from shared.request import Command, Inference, Validation
 from shared.storage.folders import download_folder, folder_exists, upload_folder
+from shared.storage.manifest import SINGLE_FILE
 from shared.storage.snapshots import sample_key, snapshot_prefix, snapshots_of, waiting_snapshots
 from shared.worker.order import Order
 from tests.support.models import make_random_model
@@ -132,6 +133,9 @@ async def test_a_job_is_trained_from_the_store_to_the_store(staged: Path, tmp_pa
     assert "cond_stage_model.transformer.text_model.final_layer_norm.bias" in load_file(path)
     await download_folder(store, final.model, tmp_path / "model")
     assert json.loads((tmp_path / "model" / "model_index.json").read_text())["unet"]
+    assert (tmp_path / "model" / SINGLE_FILE).read_bytes() == path.read_bytes()
+    kept = [each.key async for each in store.list(f"{final.model}/")]
+    assert [each for each in kept if each.endswith(".safetensors")] == [], "kept twice"
     summary = final.summary
     numbers = (summary["steps"], summary["updates"], summary["epochs"], summary["images"])
     assert numbers == (9, 9, 3, 9)

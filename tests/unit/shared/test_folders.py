@@ -23,7 +23,7 @@ from shared.storage.folders import (
     sha256_of,
     upload_folder,
 )
-from shared.storage.manifest import MANIFEST, known_sha256
+from shared.storage.manifest import MANIFEST, FileEntry, known_sha256
 
 CONTENT = {
     "model_index.json": b"{}",
@@ -80,6 +80,27 @@ async def test_the_manifest_names_every_file_with_its_size_and_hash(
         name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()
     }
     assert [file.name for file in manifest.files] == sorted(CONTENT)
+
+
+async def test_a_file_that_is_in_the_store_already_comes_with_the_folder(
+    store: FolderStore, model: Path, tmp_path: Path
+) -> None:
+    await store.put("elsewhere/last.safetensors", b"weights")
+    there = FileEntry(
+        name="unet/all.safetensors", bytes=7, sha256=hashlib.sha256(b"weights").hexdigest(),
+        key="elsewhere/last.safetensors",
+    )  # fmt: skip
+
+    manifest = await upload_folder(store, model, "models/sd", stored=[there])
+    await download_folder(store, "models/sd", tmp_path / "got")
+
+    assert content_of(tmp_path / "got") == {**CONTENT, "unet/all.safetensors": b"weights"}
+    assert manifest.bytes == 7 + sum(map(len, CONTENT.values()))
+    assert not await store.exists("models/sd/unet/all.safetensors")
+
+    await store.delete("elsewhere/")
+    with pytest.raises(Unavailable, match=r"'elsewhere/last\.safetensors' is in a manifest"):
+        await download_folder(store, "models/sd", tmp_path / "again")
 
 
 async def test_an_empty_folder_is_a_folder(store: FolderStore, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from services.trainer.training.recipe import Choices
 from services.trainer.training.saving import disk_space
+from services.trainer.training.saving.checkpoint import save_trained_model
 from services.trainer.training.saving.metrics import Metrics
 from services.trainer.training.saving.resume import save
 from services.trainer.training.state import State, prepare
@@ -23,7 +24,7 @@ from shared.diffusion.single_file import export
 from shared.disk import require_room
 from shared.errors import Passing
 from tests.support.models import random_parts
-from tests.support.training import train_request
+from tests.support.training import train_request, training_order
 
 CPU = Choices(precision="fp32", optimizer="adamw", attention="sdpa")
 
@@ -116,20 +117,27 @@ def test_too_little_room_is_noticed_before_anything_is_written(
 
 
 @pytest.mark.parametrize("full_precision", [False, True])
+@pytest.mark.parametrize("checkpoint_format", ["safetensors", "ckpt"])
 def test_a_save_takes_no_more_than_was_asked_for_and_not_much_less(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, full_precision: bool
+    checkpoint_format: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    full_precision: bool,
 ) -> None:
     """The tiny model's headers and its tokenizer are small beside the allowance for them."""
     monkeypatch.setattr(disk_space, "HEADERS", 2**18)
     state = some_state(ema_decay_rate=0.9)
-    train = train_request(save_full_precision=full_precision)
-    dtype = torch.float32 if full_precision else torch.float16
+    order = training_order(
+        tmp_path, dataset=tmp_path, base=tmp_path, checkpoint_format=checkpoint_format,
+        save_full_precision=full_precision,
+    )  # fmt: skip
+    train = order.train
 
-    export(state.parts, tmp_path / "one", dtype=dtype)
-    save_folder(state.parts, tmp_path / "folder", dtype=dtype)
+    path, model = save_trained_model(state, order)
     save(state, tmp_path / "point", Metrics(tmp_path / "records"))
 
-    one, folder = size_of(tmp_path / "one"), size_of(tmp_path / "folder")
+    one, folder = size_of(path), size_of(model)
     needed = disk_space.checkpoint_bytes(state, train)
     assert needed - 2**18 <= one <= needed
     assert (

@@ -48,8 +48,7 @@ from services.fetcher.parsing.models.safetensors_file import (
     write_safetensors,
 )
 from shared.errors import Refused
-
-SINGLE_FILE = "single_file.safetensors"
+from shared.storage.manifest import SINGLE_FILE
 
 CLIP = "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."

@@ -18,8 +18,9 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from services.fetcher.model_files import WEIGHTS
 from services.fetcher.parsing.models.diffusers_folder import read_config, read_tensors
 from services.fetcher.parsing.models.safetensors_file import TensorEntry, read_header
-from services.fetcher.parsing.models.single_file import PREFIXES, SINGLE_FILE
+from services.fetcher.parsing.models.single_file import PREFIXES
 from shared.errors import Refused
+from shared.storage.manifest import SINGLE_FILE
 
 SHOWN = "the base model"
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")

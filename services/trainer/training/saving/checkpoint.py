@@ -12,9 +12,10 @@ from services.trainer.training.ema import ema_weights
 from services.trainer.training.saving import disk_space
 from services.trainer.training.saving.resume import save_optimizers
 from services.trainer.training.state import State
-from shared.diffusion.saving import save_folder
+from shared.diffusion.saving import save_configurations, save_folder
 from shared.diffusion.single_file import export
 from shared.disk import require_room
+from shared.storage.artifacts import copies_of_weights
 
 
 def save_checkpoint(
@@ -47,10 +48,11 @@ def save_checkpoint(
 
 
 def save_trained_model(state: State, order: TrainingOrder) -> tuple[Path, Path]:
-    """Write the result: the ``last-`` single file, and a diffusers folder.
+    """Write the result: the ``last-`` single file, and its diffusers folder.
 
-    The optimizers go into the folder if asked for, so that a job which starts from this model
-    finds them.
+    The folder of a ``.safetensors`` file has no weights: it loads with the file in it. The
+    optimizers go into the folder if asked for, so that a job which starts from this model finds
+    them.
 
     Raises:
         Full: the disk has no room for it.
@@ -60,7 +62,10 @@ def save_trained_model(state: State, order: TrainingOrder) -> tuple[Path, Path]:
     folder = Path(order.out) / "model"
     with ema_weights(state.averages):
         path = _single_file(state, order, f"last-{_name(state, order)}")
-        save_folder(state.parts, folder, dtype=_dtype(order))
+        if copies_of_weights(order.train) == 1:
+            save_configurations(state.parts, folder, path, dtype=_dtype(order))
+        else:
+            save_folder(state.parts, folder, dtype=_dtype(order))
         if order.train.save_optimizer:
             save_optimizers(state, folder)
     return path, folder

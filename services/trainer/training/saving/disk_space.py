@@ -9,6 +9,7 @@ from torch import Tensor
 
 from services.trainer.training.state import State
 from shared.request import Train
+from shared.storage.artifacts import copies_of_weights
 
 HEADERS = 2**24
 """Bytes beside the tensors: names, configurations, the tokenizer, metrics."""
@@ -20,8 +21,9 @@ def checkpoint_bytes(state: State, train: Train) -> int:
 
 
 def last_bytes(state: State, train: Train) -> int:
-    """Of the trained model: a checkpoint, and a diffusers folder."""
-    return _model_bytes(state, train) + checkpoint_bytes(state, train)
+    """Of the trained model: a checkpoint, and the weights of its folder where it has its own."""
+    others = copies_of_weights(train) - 1
+    return others * _model_bytes(state, train) + checkpoint_bytes(state, train)
 
 
 def _model_bytes(state: State, train: Train) -> int:
