@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from everydream.client import Client, Damaged
+from everydream.client import Client, Damaged, NoGateway
 from tests.support.servers.web import Answer, Page, Web
 
 JSON = {"Content-Type": "application/json"}
@@ -68,6 +68,34 @@ async def test_a_request_with_a_mistake_is_reported_in_the_gateway_s_own_words(
     with pytest.raises(aiohttp.ClientResponseError, match=r"train\.lr: expected") as caught:
         await client.run(REQUEST)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"detail": "Not Found"}', b"[1]", b"{", b"\xff", b"", b"[" * 99_999]
+)
+@pytest.mark.parametrize(("status", "reason"), [(404, "Not Found"), (502, "Bad Gateway")])
+async def test_an_error_that_is_not_the_gateway_s_is_said_by_its_status(
+    client: Client, web: Web, body: bytes, status: int, reason: str
+) -> None:
+    web.serve("/v1/everydream-v1/status/7b1c", Page(body, status=status, headers=JSON))
+
+    with pytest.raises(aiohttp.ClientResponseError, match=reason) as caught:
+        await client.status("7b1c")
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("body", [b'{"hello": "world"}', b"[1]", b"<html>", b""])
+async def test_an_answer_that_is_not_the_gateway_s_is_an_error(
+    client: Client, web: Web, body: bytes
+) -> None:
+    for path in ("status/7b1c", "jobs", "health"):
+        web.serve(f"/v1/everydream-v1/{path}", Page(body, headers=JSON))
+    web.answer(Answer(200, JSON, body))
+
+    asked = (client.status("7b1c"), client.jobs(), client.health(), client.run(REQUEST))
+    for each in asked:
+        with pytest.raises(NoGateway, match="no gateway's answer: expected a JSON object with '"):
+            await each
 
 
 async def test_a_job_is_followed_to_its_end_and_no_further(client: Client, web: Web) -> None:

@@ -102,7 +102,7 @@ async def test_a_key_without_the_right_to_look_may_submit_all_the_same(
     client: Client, web: Web
 ) -> None:
     for status, may_look in ((200, True), (403, False)):
-        page = Page(b'{"error": "no"}', status=status, headers=JSON)
+        page = Page(b'{"error": "no", "workers": {}}', status=status, headers=JSON)
         web.serve("/v1/everydream-v1/health", page)
         assert await check_key(client) is may_look
 

@@ -68,7 +68,7 @@ async def test_fetching_a_job_that_is_not_completed_is_no_success(
 async def test_a_job_that_is_not_waited_for_is_named_once(
     web: Web, capsys: pytest.CaptureFixture[str], *, as_json: bool
 ) -> None:
-    shows(web, "/health")
+    shows(web, "/health", workers={})
     answers(web, "/run", id="7b1c", status="IN_QUEUE")
 
     await asyncio.to_thread(

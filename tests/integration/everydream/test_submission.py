@@ -225,7 +225,8 @@ async def noted(said: Said, beginning: str) -> bool | None:
 
 def known(web: Web, health: int = 200) -> Access:
     """A gateway with fixed answers."""
-    page = Page(b'{"error": "no"}', status=health, headers=JSON)
+    body: dict[str, Any] = {"workers": {}} if health == 200 else {"error": "no"}
+    page = Page(json.dumps(body).encode(), status=health, headers=JSON)
     web.serve(f"{ROOT}/health", page)
     return Access(web.url("").rstrip("/"), "k")
 
