@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,13 @@ def files_lines(
         yield "the job has not ended: what it still makes is not there"
     elif missing := ", ".join(_not_there(status)):
         yield f"not there: {missing}, because the job is {status['status']}"
+
+
+def lost_lines(names: Sequence[str], again: str) -> Iterator[str]:
+    """The files of a result that could not be had; ``again`` is the command that tries again."""
+    yield from _list(f"missing, {counted(len(names), 'file')}", [*names], len(names))
+    if names:
+        yield f"fetch them again (a link into a bucket ends after seven days):  {again}"
 
 
 def _not_there(status: dict[str, Any]) -> Iterator[str]:

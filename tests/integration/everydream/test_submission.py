@@ -155,9 +155,9 @@ async def test_the_report_is_not_shown_again_when_the_job_is_followed(
     assert (await here.status(job))["output"]["dataset"]["images"] == 4
     await here.ask("POST", f"{ROOT}/cancel/{job}")
 
-    status, _ = await followed
+    ended = await followed
 
-    assert status["status"] == "CANCELLED"
+    assert ended.status["status"] == "CANCELLED"
     assert said.lines.count("4 pictures used; 1 left out:") == 1
 
 
