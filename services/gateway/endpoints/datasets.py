@@ -193,6 +193,7 @@ class DatasetRoutes:
             "source": picture.source,
             "files": picture.files,
             "bucket": picture.bucket,
+            "max_caption_length": picture.max_caption_length,
             "remarks": picture.remarks,
             "use": job.edits.get(number, PictureEdit()).use,
             "preview": await self._presenter.link(key, name) if number <= PREVIEWS else None,

@@ -18,7 +18,7 @@ from services.gateway.jobs.transitions import KEPT_SECONDS
 from services.gateway.web.large_answers import LargeAnswers
 from shared.dataset.edited_report import LEFT_OUT, SIZES_AS_FOUND
 from shared.dataset.edits import EditedDataset, PictureEdit
-from shared.dataset.manifest import Captions, Report, TrainedPicture
+from shared.dataset.manifest import CAPTION_CHARACTERS, Captions, Report, TrainedPicture
 from shared.dataset.pages import PAGE, page_name, preview_name
 from shared.messaging.messages import DatasetStaged, StageFailed, StagingDue
 from shared.messaging.topology import FETCHER, TRAINER
@@ -351,7 +351,7 @@ async def test_a_page_of_large_changes_is_sent_as_a_large_answer(
         return await send(answers, request, *more)
 
     monkeypatch.setattr(LargeAnswers, "send", noted)
-    long = [{"number": number, "caption": "\U0001f600" * 8000} for number in range(1, 11)]
+    long = [{"number": number, "caption": "\U0001f600" * 2000} for number in range(1, 11)]
     job = await checked(here)
     await change(here, job, long[0])
     await page(here, job)
@@ -598,7 +598,7 @@ async def test_of_large_changes_the_last_is_kept_and_each_job_has_its_own(here: 
         assert (await change(here, job, *large(letter))).status == 200
 
     await become(here, job, "/values/edits-", 1)
-    assert (await page(here, job))["pictures"][9]["caption"] == "a" * 8000
+    assert (await page(here, job))["pictures"][9]["caption"] == "a" * CAPTION_CHARACTERS
     assert (await change(here, job, {"number": 10, "caption": "short"})).status == 200
     assert (await edited(here)).edits[10] == PictureEdit(caption="a" * 8000)
     await become(here, job, "/values/edits-", 1)

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes, Source
 from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
 from shared.dataset.captions import bounded, parse
-from shared.dataset.edited_report import LEFT_OUT, duplicates_without
+from shared.dataset.edited_report import CAPTIONS_AS_FOUND, LEFT_OUT, duplicates_without
 from shared.dataset.edits import PictureEdit
 from shared.dataset.manifest import Picture, Skipped, short
 from shared.dataset.remarks import Doubt, is_about_caption, remarks_on_edit, same_pixels
@@ -55,7 +55,17 @@ def apply_edits(
                                 *same.get(short(picture.name), ())))
         for picture, of_it in zip(pictures, notes, strict=True)
     ]  # fmt: skip
-    return replace(checked, pictures=pictures, notes=notes, skipped=skipped, duplicates=duplicates)
+    warnings = checked.warnings
+    if warnings and any(edit.caption is not None and edit.use for edit in edits.values()):
+        warnings = [CAPTIONS_AS_FOUND, *warnings]
+    return replace(
+        checked,
+        pictures=pictures,
+        notes=notes,
+        skipped=skipped,
+        duplicates=duplicates,
+        warnings=warnings,
+    )
 
 
 def _every(checked: CheckedDataset) -> Iterator[tuple[Picture, Notes]]:

@@ -98,6 +98,7 @@ def _trained_pictures(
             source=notes.source,
             files=[short(name) for name in notes.files],
             bucket=str(bucket_of(picture, epoch_config)),
+            max_caption_length=picture.max_caption_length,
             remarks=_remarks(picture, notes, epoch_config, held_out),
         )
         for number, (picture, notes) in enumerate(
