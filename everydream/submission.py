@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from contextlib import suppress
 from http import HTTPStatus
@@ -13,7 +14,7 @@ import aiohttp
 from everydream.access import Access, check_key, client_of
 from everydream.client import Client, Rejected, with_retries
 from everydream.following import Announcer, watch
-from everydream.job_spec import JobSpec, is_url
+from everydream.job_spec import JobSpec
 from everydream.photos import as_zip, expect_usable, left_out_lines, upload
 from everydream.presets import explained
 from everydream.results import check_writable
@@ -114,7 +115,7 @@ def has_new_data(request: dict[str, Any]) -> bool:
 
     An upload of ours has a URL, too.
     """
-    return is_url(str(request["input"].get("train", {}).get("data_url", "")))
+    return "://" in str(request["input"].get("train", {}).get("data_url", ""))
 
 
 async def _begin_check(client: Client, request: dict[str, Any], display: Display) -> str | None:
@@ -192,7 +193,9 @@ async def _uploaded(client: Client, spec: JobSpec, display: Display) -> str | No
         display.say(line)
     with (
         display.if_interrupted("Nothing was submitted."),
-        as_zip(file) as archive,
-        display.transfer(f"uploading {file.name or file}", archive.stat().st_size) as on_bytes,
+        tempfile.TemporaryDirectory(prefix="everydream-") as folder,
     ):
-        return await upload(client, archive, on_bytes)
+        archive = await as_zip(file, Path(folder), display)
+        heading = f"uploading {file.name or file}"
+        with display.transfer(heading, archive.stat().st_size) as on_bytes:
+            return await upload(client, archive, on_bytes)

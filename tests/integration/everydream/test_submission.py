@@ -120,7 +120,7 @@ async def test_a_folder_is_checked_shown_and_trained_on_as_it_was_checked(
     assert trained_on.dataset == f"jobs/{check.job}/dataset"
     assert [entry.prompt for entry in training.inference] == ["one"]
     assert await webhooks(here) == {check.job: None, job: hook}
-    passing = ("uploading", "connecting", "preparing", "waiting")
+    passing = ("packing", "uploading", "connecting", "preparing", "waiting")
     assert [line for line in said.lines if not line.startswith(passing)] == [
         f"check {check.job}",
         "4 pictures used; 1 left out:",
