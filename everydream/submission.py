@@ -26,6 +26,7 @@ from shared.request import Command
 RUN, CHECK = "/run", "/dataset/check"
 NO_CHECKS = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 """What a gateway answers whose keys, or whose version, make no checks."""
+WEBHOOK = ("webhook", "webhook_events_filter")
 DATA_URL = "input.train.data_url:"
 
 
@@ -119,11 +120,11 @@ def has_new_data(request: dict[str, Any]) -> bool:
 
 
 async def _begin_check(client: Client, request: dict[str, Any], display: Display) -> str | None:
-    """Begin a check of the job's data, without the job's webhook.
+    """Begin a check of the job's data, without the job's webhook and what is said of that.
 
     Returns its id; None: this key or gateway makes no checks.
     """
-    alone = {name: value for name, value in request.items() if name != "webhook"}
+    alone = {name: value for name, value in request.items() if name not in WEBHOOK}
     try:
         return await _begin(client, CHECK, alone, display)
     except aiohttp.ClientResponseError as error:

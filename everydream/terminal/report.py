@@ -94,6 +94,12 @@ def warnings_of(status: dict[str, Any]) -> list[str]:
     return [*output.get("warnings", ()), *(output.get("train") or {}).get("warnings", ())]
 
 
+def unreported_warnings(status: dict[str, Any]) -> list[str]:
+    """The warnings of a job that are not in the report on its pictures."""
+    reported = ((status.get("output") or {}).get("dataset") or {}).get("warnings", ())
+    return [each for each in warnings_of(status) if each not in reported]
+
+
 def failure_line(retry: dict[str, Any]) -> str:
     """A try of a stage that failed, and is followed by another."""
     stage, failed = STAGES.get(retry["stage"], retry["stage"]), retry["number"] - 1
@@ -138,7 +144,8 @@ def outcome_lines(status: dict[str, Any]) -> Iterator[str]:
         for each in images:
             if not each.get("image"):
                 yield f"  not drawn: {each['prompt']}: {each.get('error', 'unknown')}"
-    yield from (f"warning: {each}" for each in warnings_of(status))
+    shown = unreported_warnings(status) if is_check(status) else warnings_of(status)
+    yield from (f"warning: {each}" for each in shown)
     yield from missing_samples(status)
 
 
@@ -239,7 +246,7 @@ def instead_of_a_sample(status: dict[str, Any], flags: str) -> str:
 
 def is_check(status: dict[str, Any]) -> bool:
     """Whether a job that has ended was a check of its dataset alone."""
-    return (status.get("output") or {}).keys() == {"dataset"}
+    return (status.get("output") or {}).keys() - {"warnings"} == {"dataset"}
 
 
 def while_it_checks(check: str, flags: str) -> str:

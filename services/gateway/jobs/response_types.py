@@ -175,6 +175,8 @@ class CheckResult(TypedDict):
     """``output`` at the end of a dataset check."""
 
     dataset: DatasetReport
+    warnings: NotRequired[list[str]]
+    """Those of the report and of the request."""
 
 
 Output = Annotated[Mapping[str, Any], one_of("Progress", "Results", "CheckResult")]

@@ -103,12 +103,21 @@ async def test_a_folder_is_checked_shown_and_trained_on_as_it_was_checked(
     here: World, photos: str, said: Said, tmp_path: Path
 ) -> None:
     hook = "https://example.com/hook"
-    (tmp_path / "job.json").write_text(json.dumps({"input": {"train": {}}, "webhook": hook}))
+    (tmp_path / "job.json").write_text(
+        json.dumps(
+            {
+                "input": {"train": {}},
+                "webhook": hook,
+                "webhook_events_filter": ["completed"],
+            }
+        )
+    )
     spec = JobSpec(photos, config=tmp_path / "job.json", drawing=Drawing(("one",)))
 
     submitted = submitting(at(here), spec, said)
     check = await due(here)
     assert not submitted.done()
+    assert "warnings" not in (await here.status(check.job))["output"]
     await staged(here, check)
     job = await submitted
     training = await due(here)
