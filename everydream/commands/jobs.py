@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from everydream.commands.parameters import Command, Json, Key, Url, Yes, gateway
 if TYPE_CHECKING:
     from everydream.client import Client
 
+LISTED = 20
 SAID = {
     "sample": "a row of samples is drawn of the current step, if the training goes on that long",
     "save": "a checkpoint is saved after the current step",
@@ -27,7 +29,7 @@ def jobs(
         tuple[str, ...],
         Parameter(show_default=False, help="Only these: IN_QUEUE, IN_PROGRESS, COMPLETED, ..."),
     ] = (),
-    limit: Annotated[int, Parameter(help="The most to list: 1 to 100.")] = 20,
+    limit: Annotated[int, Parameter(help="The most to list: 1 to 100.")] = LISTED,
     cursor: Annotated[str | None, Parameter(help="`next` of the page before.")] = None,
     json: Json = False,
     url: Url = None,
@@ -39,7 +41,9 @@ def jobs(
     def ask(client: Client, _flags: str) -> Awaitable[dict[str, Any]]:
         return client.jobs(status, limit=limit, cursor=cursor)
 
-    query(ask, url, key, json, lambda page, flags: print_jobs(stdout(), page, flags))
+    asked = "".join(f" --status {shlex.quote(each)}" for each in status)
+    asked += f" --limit {limit}" if limit != LISTED else ""
+    query(ask, url, key, json, lambda page, flags: print_jobs(stdout(), page, f"{asked}{flags}"))
 
 
 def show(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) -> None:

@@ -155,9 +155,11 @@ def _submit_and_follow(
     no_wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     from everydream import following, submission  # noqa: PLC0415
-    from everydream.outcome import print_json  # noqa: PLC0415
+    from everydream.outcome import Misused, print_json  # noqa: PLC0415
     from everydream.results import RESULTS  # noqa: PLC0415
 
+    if no_wait and output is not None:
+        raise Misused("--output: with --no-wait nothing is fetched; give it to everydream follow")
     submission.validate(spec, None if no_wait else output or RESULTS)
     gateway = gateway_of(url, key)
     with display() as shown:

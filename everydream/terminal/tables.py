@@ -51,7 +51,7 @@ def _print_dataset(console: Console, report: dict[str, Any]) -> None:
 
 
 def print_jobs(console: Console, page: dict[str, Any], flags: str) -> None:
-    """A page of jobs; ``flags`` reach their gateway.
+    """A page of jobs; ``flags`` ask for the next one alike.
 
     Each is a line, or two on a terminal that is too narrow for one; none is cut.
     """

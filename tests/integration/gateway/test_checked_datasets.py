@@ -210,6 +210,10 @@ async def test_a_report_that_is_large_follows_the_changes_too(
     ("body", "expected"),
     [
         ({"pictures": [{"number": 121}]}, "there are 120, and none with number 121"),
+        (
+            {"pictures": [{"number": 3, "caption": each} for each in "aab"]},
+            "pictures[2].caption: picture 3 has another caption in the same request",
+        ),
         ({"pictures": [{"number": 0}]}, "pictures[0].number: expected an integer of at least 1"),
         ({"pictures": []}, "pictures: expected a list that is not empty, each item an object"),
         ({"picture": [{"number": 1}]}, "picture: no such field; did you mean pictures?"),

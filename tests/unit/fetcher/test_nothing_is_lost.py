@@ -322,11 +322,15 @@ def test_a_tag_that_is_there_twice_is_named_wherever_it_is(tmp_path: Path) -> No
         "a.jpg": J, "a.yaml": b"main_prompt: a\ntags: [red, {tag: red, weight: 3}, old]",
         "b.jpg": drawn(610), "b.txt": b"b, red, old, red", "c, red, red_1.jpg": drawn(620),
         "d.jpg": drawn(630), "d.txt": b"d,, red,,",
+        "e.jpg": drawn(640), "e.yaml": b"caption: e, red, red",
+        "f.jpg": drawn(650), "f.yaml": b"main_prompt: f\ntags: red\ncaption: f, red",
     }), tmp_path)  # fmt: skip
 
     assert seen.captions["a.jpg"] == "a, red, old"
     assert one(seen.warnings, "a.yaml: tags: 'red' is given twice; weight 3 is used")
-    assert one(seen.warnings, "2 captions have a tag twice", "b.txt, c, red, red_1.jpg")
+    assert one(
+        seen.warnings, "4 captions have a tag twice", "b.txt, c, red, red_1.jpg, e.yaml, f.yaml"
+    )
     assert len(seen.warnings) == 2
 
 

@@ -68,7 +68,7 @@ class TextFile(Struct, frozen=True, kw_only=True):
     lines: int = 0
     """Of a plain caption that are not empty."""
     has_repeats: bool = False
-    """A tag of a plain caption is there twice, and counts once."""
+    """A tag of a caption is there twice, and counts once."""
     is_empty: bool = False
     """It is there for a caption, and has none that anybody sees."""
 
@@ -221,7 +221,8 @@ def _from_yaml(text: str, remarks: list[str]) -> TextFile:
             f"{key}: left out, because caption.{key} is given too" for key in inner if key in fields
         ]
         fields = {**fields, "caption": None, **inner}
-    plain = parse(_one_text(fields.get("caption"), "caption", remarks))
+    text = _one_text(fields.get("caption"), "caption", remarks)
+    plain = parse(text)
     main = unescaped(_one_text(fields.get("main_prompt"), "main_prompt", remarks))
     if main and plain.main and main != plain.main:
         remarks.append(
@@ -230,8 +231,10 @@ def _from_yaml(text: str, remarks: list[str]) -> TextFile:
         )
     structured = Caption(main, _each_once(list(_tags(fields.get("tags"), remarks)), remarks))
     caption = merge([structured, plain])
+    is_repeated = len(caption.tags) < len(structured.tags) + len(plain.tags)
     return TextFile(
         options=ImageOptions(caption=caption, **_scalars(fields, remarks)),
+        has_repeats=is_repeated or repeats_tags(text),
         is_empty=not caption.text and (not fields or any(key in fields for key in TEXT_KEYS)),
     )
 
