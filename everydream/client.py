@@ -104,12 +104,7 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, url: str, key: str) -> None:
         self._session = session
         self.endpoint = f"{url}/v1/everydream-v1"
-        self._headers: dict[str, str] = {}
-        self.use_key(key)
-
-    def use_key(self, key: str) -> None:
-        """Send this key from now on."""
-        self._headers["Authorization"] = f"Bearer {key}"
+        self._headers = {"Authorization": f"Bearer {key}"}
 
     async def run(
         self, request: dict[str, Any], *, operation: str = "/run", once: str | None = None
@@ -125,9 +120,8 @@ class Client:
             Rejected: with the reason.
         """
         headers = {} if once is None else {"Idempotency-Key": once}
-        return str(
-            (await self._answer("POST", operation, "id", json=request, headers=headers))["id"]
-        )
+        body = await self._answer("POST", operation, "id", json=request, headers=headers)
+        return str(body["id"])
 
     async def status(self, job: str) -> dict[str, Any]:
         """The job's status."""
@@ -180,15 +174,6 @@ class Client:
         body = {"pictures": list(pictures)}
         async with self._request("PATCH", f"/jobs/{check}/dataset", json=body):
             pass
-
-    async def follow(self, job: str, *, every: float = 0.5) -> AsyncIterator[dict[str, Any]]:
-        """The job's status every ``every`` seconds, until and including its final one."""
-        while True:
-            status = await with_retries(lambda: self.status(job))
-            yield status
-            if status["status"] in ENDS:
-                return
-            await asyncio.sleep(every)
 
     async def begin_upload(self, size: int, sha256: str) -> str:
         """Begin an upload of ``size`` bytes; returns its id."""

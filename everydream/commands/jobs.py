@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from everydream.commands.parameters import Command, Json, Key, Url, Yes, gateway_of, stdout
+from everydream.commands.parameters import Json, Key, Url, Yes, gateway_of, stdout
 
 if TYPE_CHECKING:
     from everydream.client import Client
+    from shared.request import Command
 
 LISTED = 20
 SAID = {

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -28,12 +27,6 @@ def said(code: int, **answer: str) -> Answer:
     return Answer(code, JSON, json.dumps(answer).encode())
 
 
-def shows(web: Web, job: str, **answer: Any) -> None:
-    """Let the endpoint show this as a job's status."""
-    page = Page(json.dumps(answer).encode(), headers=JSON)
-    web.serve(f"/v1/everydream-v1/status/{job}", page)
-
-
 def contents(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in folder.iterdir()]
 
@@ -49,15 +42,6 @@ async def test_a_job_is_submitted_with_the_key_and_its_id_comes_back(
     assert seen.path == "/v1/everydream-v1/run"
     assert seen.headers["Authorization"] == "Bearer first-key"
     assert json.loads(seen.body) == REQUEST
-
-
-async def test_a_key_that_is_changed_is_sent_from_then_on(client: Client, web: Web) -> None:
-    client.use_key("second-key")
-    web.answer(said(200, id="7b1c"))
-
-    await client.run(REQUEST)
-
-    assert web.posts[0].headers["Authorization"] == "Bearer second-key"
 
 
 async def test_a_request_with_a_mistake_is_reported_in_the_gateway_s_own_words(
@@ -96,25 +80,6 @@ async def test_an_answer_that_is_not_the_gateway_s_is_an_error(
     for each in asked:
         with pytest.raises(NoGateway, match="no gateway's answer: expected a JSON object with '"):
             await each
-
-
-async def test_a_job_is_followed_to_its_end_and_no_further(client: Client, web: Web) -> None:
-    shows(web, "7b1c", status="IN_QUEUE")
-    statuses = []
-
-    async for status in client.follow("7b1c", every=0.01):
-        statuses.append(status["status"])
-        then = {"IN_QUEUE": "IN_PROGRESS", "IN_PROGRESS": "COMPLETED"}
-        shows(web, "7b1c", status=then.get(status["status"], "asked once too often"))
-
-    assert statuses == ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
-
-
-@pytest.mark.parametrize("end", ["FAILED", "CANCELLED", "TIMED_OUT"])
-async def test_a_bad_end_is_an_end_too(client: Client, web: Web, end: str) -> None:
-    shows(web, "7b1c", status=end, error="why")
-
-    assert [status async for status in client.follow("7b1c")] == [{"status": end, "error": "why"}]
 
 
 async def test_a_job_that_nobody_knows_is_an_error(client: Client) -> None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.dataset.captions import (
+    MAX_CHARACTERS,
     Caption,
     Decoded,
     Tag,
@@ -33,8 +34,6 @@ MAX_NAME_CHARACTERS = 100
 """Of a named batch's name."""
 MOST_DIGITS = 20
 """Of a whole number."""
-MAX_CAPTION_CHARACTERS = 8192
-"""Longer captions are cut to this length."""
 SHOWN_VALUE = 60
 """Characters of a value in a line."""
 NEAR = 0.6
@@ -187,7 +186,7 @@ SCALAR_TYPES: dict[str, Callable[[Any], Any]] = {
     "shuffle_tags": _boolean,
     "loss_scale": _number(-100, 100),
     "batch_id": _name,
-    "max_caption_length": _integer(1, MAX_CAPTION_CHARACTERS),
+    "max_caption_length": _integer(1, MAX_CHARACTERS),
 }
 SINGLE_VALUE_FILES = (
     "multiply.txt",
