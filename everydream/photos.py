@@ -15,7 +15,12 @@ from everydream.client import PIECE, Client, with_retries
 from everydream.outcome import reason_of
 from everydream.terminal import words
 from everydream.terminal.display import Display
-from services.fetcher.parsing.datasets.archive import IMAGE_SUFFIXES, TEXT_SUFFIXES, too_large
+from services.fetcher.parsing.datasets.archive import (
+    IMAGE_SUFFIXES,
+    IMAGES,
+    TEXT_SUFFIXES,
+    too_large,
+)
 from services.fetcher.parsing.zip_reader import checked_members, is_hidden, open_zip
 from shared.concurrency import ended, in_thread
 from shared.disk import FULL, free_bytes
@@ -121,9 +126,7 @@ def _too_large(sizes: Mapping[str, int]) -> Iterator[tuple[str, str]]:
 
 def _expect_images(data: Path, names: Iterable[PurePath]) -> None:
     if not any(name.suffix.lower() in IMAGE_SUFFIXES for name in names):
-        raise Refused(
-            f"{data}: no image in it; these are images: {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
+        raise Refused(f"{data}: no image in it; these are images: {IMAGES}")
 
 
 class _Contents(NamedTuple):
@@ -172,7 +175,7 @@ def left_out_lines(folder: Path) -> list[str]:
     lines = [f"not uploaded: {link}: a link that is not followed" for link in links]
     if not counts:
         return lines
-    known = f" (pictures are {', '.join(sorted(IMAGE_SUFFIXES))})" if kinds else ""
+    known = f" (pictures are {IMAGES})" if kinds else ""
     return [f"not uploaded: {', '.join(counts)}{known}", *lines]
 
 

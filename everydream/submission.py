@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from everydream.photos import as_zip, expect_usable, left_out_lines, upload
 from everydream.presets import explained
 from everydream.results import check_writable
 from everydream.terminal.display import Display
-from everydream.terminal.report import instead_of_a_sample, while_it_checks
+from everydream.terminal.report import while_it_checks
 from shared.errors import Refused
-from shared.request import Command
 
 RUN, CHECK = "/run", "/dataset/check"
 NO_CHECKS = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
@@ -92,23 +90,6 @@ async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dic
         await check_key(client)
         check = await _begin(client, CHECK, await _request(client, spec, display), display)
         return await _watched(client, gateway, check, display)
-
-
-async def order(client: Client, job: str, command: Command, flags: str) -> None:
-    """Send a running training a command; if it does not train, say what works instead.
-
-    Raises:
-        Rejected: the job does not train.
-        aiohttp.ClientError: the gateway does not answer.
-    """
-    try:
-        await client.send_command(job, command)
-    except Rejected as error:
-        if command == "sample" and error.status == HTTPStatus.CONFLICT:
-            with suppress(aiohttp.ClientError):  # this key may not look
-                instead = instead_of_a_sample(await client.status(job), flags)
-                error.mistakes += [instead] if instead else []
-        raise
 
 
 def has_new_data(request: dict[str, Any]) -> bool:

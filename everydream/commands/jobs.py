@@ -6,6 +6,8 @@ import asyncio
 import shlex
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -112,12 +114,32 @@ def delete(
 
 def _command(job: str, command: Command, url: str | None, key: str | None, as_json: bool) -> None:  # noqa: FBT001
     async def sent(client: Client, flags: str) -> dict[str, Any]:
-        from everydream.submission import order  # noqa: PLC0415
-
-        await order(client, job, command, flags)
+        await _order(client, job, command, flags)
         return {"id": job, "command": command}
 
     query(sent, url, key, as_json, lambda *_: _print(f"{job}: {SAID[command]}"))
+
+
+async def _order(client: Client, job: str, command: Command, flags: str) -> None:
+    """Send a running training a command; if it does not train, say what works instead.
+
+    Raises:
+        Rejected: the job does not train.
+        aiohttp.ClientError: the gateway does not answer.
+    """
+    from aiohttp import ClientError  # noqa: PLC0415
+
+    from everydream.client import Rejected  # noqa: PLC0415
+    from everydream.terminal.report import instead_of_a_sample  # noqa: PLC0415
+
+    try:
+        await client.send_command(job, command)
+    except Rejected as error:
+        if command == "sample" and error.status == HTTPStatus.CONFLICT:
+            with suppress(ClientError):  # this key may not look
+                instead = instead_of_a_sample(await client.status(job), flags)
+                error.mistakes += [instead] if instead else []
+        raise
 
 
 def query(

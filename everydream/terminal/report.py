@@ -11,6 +11,7 @@ from typing import Any
 from everydream.client import ENDS
 from everydream.terminal.screen import STAGES
 from everydream.terminal.words import duration, size
+from shared.dataset.captions import MAX_TOKENS
 from shared.request import JOB_ID
 from shared.words import counted
 
@@ -59,7 +60,10 @@ def _captions(report: dict[str, Any]) -> Iterator[str]:
     yield from _named(report, "missing_captions", "without a caption", captions.get("missing"))
     yield from _named(report, "empty_captions", "an empty caption file", captions.get("empty"))
     yield from _named(
-        report, "over_long_captions", "a caption that is cut", captions.get("over_long")
+        report,
+        "over_long_captions",
+        f"a caption of more than {MAX_TOKENS} tokens, whose rest has no effect",
+        captions.get("over_long"),
     )
 
 

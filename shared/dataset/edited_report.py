@@ -55,7 +55,7 @@ CAPTIONS_AS_FOUND = (
 FROM_FILES = ("text", "yaml", "folder")
 
 
-class Split(NamedTuple):
+class SplitNumbers(NamedTuple):
     """Which pictures are held out, of those that are used."""
 
     left_out: tuple[int, ...]
@@ -69,15 +69,15 @@ class Split(NamedTuple):
 
 def split_of(
     pictures: int, edits: Mapping[int, PictureEdit], validation: Validation | None
-) -> Split:
+) -> SplitNumbers:
     """What becomes of the validation: other pictures are held out if some are left out."""
     left_out = tuple(sorted(number for number, edit in edits.items() if not edit.use))
     used = pictures - len(left_out)
-    return Split(left_out, held_out_indices(used, validation) if validation else frozenset())
+    return SplitNumbers(left_out, held_out_indices(used, validation) if validation else frozenset())
 
 
 def edited_picture(
-    found: TrainedPicture, edit: PictureEdit, report: Report, split: Split
+    found: TrainedPicture, edit: PictureEdit, report: Report, split: SplitNumbers
 ) -> TrainedPicture:
     """A picture as it is trained on after all changes.
 

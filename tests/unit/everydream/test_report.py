@@ -73,6 +73,15 @@ def test_a_report_without_trouble_is_short() -> None:
     ]  # fmt: skip
 
 
+def test_a_caption_of_too_many_tokens_is_not_called_cut_like_one_of_too_many_characters() -> None:
+    captions = Captions(from_files=2, over_long=1)
+    report = Report(images=2, captions=captions, over_long_captions=["a.jpg"])
+
+    assert [*dataset_lines(report.plain())][-1] == (
+        "a caption of more than 75 tokens, whose rest has no effect: a.jpg"
+    )
+
+
 def test_captions_that_were_changed_after_the_check_are_counted() -> None:
     report = Report(images=15, captions=Captions(from_files=12, edited=3))
     assert "captions: 12 from text files, 3 edited" in dataset_lines(report.plain())

@@ -656,7 +656,8 @@ def test_only_names_that_nobody_would_write_count_as_a_camera_s() -> None:
         "Screenshot 2023-02-20 at 10.11.12",
     ]
     given = ["sam_1", "a cat_1", "photo of ted_1", "1girl_3", "R2D2_1", "defaced", "x", "_1",
-             "S500 car_1", "IMG-1 a red cat", "imgur cat_1"]  # fmt: skip
+             "S500 car_1", "IMG-1 a red cat", "imgur cat_1",
+             "VIDEO TED_1", "IMAGE TED_1", "Pano Everest_1"]  # fmt: skip
 
     assert all(is_camera_name(f"{name}.jpg") for name in taken)
     assert not any(is_camera_name(f"{name}.jpg") for name in given)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked
+from services.fetcher.parsing.datasets.archive import IMAGES, ImageFile, Unpacked
 from services.fetcher.parsing.datasets.camera_names import is_camera_name
 from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
 from services.fetcher.parsing.datasets.image_check import UnusableImage, inspect
@@ -191,5 +191,5 @@ def _no_usable_image(shown: str, skipped: list[Skipped]) -> str:
     reasons = f" ({first}{'; ...' if len(skipped) > REASONS_SHOWN else ''})" if skipped else ""
     return (
         f"{shown}: no usable image in the archive{reasons};"
-        " it needs jpg, jpeg, jfif, png, bmp, webp, heic or avif files, in any folder"
+        f" it needs images ({IMAGES}), in any folder"
     )

@@ -109,7 +109,7 @@ def _trained_pictures(
 def _remarks(
     picture: Picture, notes: Notes, epoch_config: EpochConfig, held_out: Collection[str]
 ) -> list[str]:
-    remarks = [line(remark) for remark in notes.remarks]
+    remarks = [*notes.remarks]
     remarks += [remark_on(doubt, picture.max_caption_length) for doubt in notes.doubts]
     if is_undersized(picture.width, picture.height, bucket_of(picture, epoch_config)):
         remarks.append(f"{picture.width}x{picture.height}{ENLARGED}")
