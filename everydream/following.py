@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from everydream.access import Access, client_of
-from everydream.client import ENDS, Client, is_temporary, with_retries
+from everydream.client import ENDS, Client, NoGateway, is_temporary, with_retries
 from everydream.results import RESULTS, Results, check_writable
 from everydream.terminal.display import Display
 from everydream.terminal.report import (
@@ -100,7 +100,8 @@ async def watch(
             async with asyncio.timeout(ANSWER_SECONDS):
                 status = await client.status(job)
         except (aiohttp.ClientError, TimeoutError) as error:
-            if not is_temporary(error):
+            is_in_between = newest is not None and isinstance(error, NoGateway)
+            if not is_temporary(error) and not is_in_between:
                 raise
             if clock() - silent_since >= LOST_SECONDS:
                 raise Unavailable(

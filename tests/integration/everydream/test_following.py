@@ -16,7 +16,7 @@ from rich.console import Console
 from everydream import client as client_module
 from everydream import following
 from everydream.access import Access, check_key, client_of
-from everydream.client import Client
+from everydream.client import Client, NoGateway
 from everydream.following import Announcer, fetch, follow, watch
 from everydream.results import Results
 from everydream.terminal.display import Display
@@ -90,6 +90,40 @@ async def test_an_answer_in_between_starts_the_patience_anew(
 
     assert statuses[-1] == "COMPLETED"
     assert asked * 20.0 > 300
+
+
+async def test_a_proxy_s_own_pages_in_between_do_not_end_the_follower(
+    client: Client, gateway: Access, web: Web, display: Display, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.0)
+    path = f"/v1/everydream-v1/status/{JOB}"
+    pages = [Page(b'{"detail": "Bad Gateway"}', 502, JSON), Page(b"<html>"), Page(b"{}", 200, JSON)]
+    shows(web, status="IN_PROGRESS")
+
+    def clock() -> float:
+        if not is_begun:
+            pass
+        elif pages:
+            web.serve(path, pages.pop())
+        else:
+            shows(web, status="COMPLETED")
+        return 1.0
+
+    is_begun = False
+    statuses = watch(client, gateway, JOB, display, clock)
+    assert (await anext(statuses))["status"] == "IN_PROGRESS"
+    is_begun = True
+    assert [each["status"] async for each in statuses] == ["COMPLETED"]
+    assert pages == []
+
+
+async def test_a_server_that_is_no_gateway_is_not_followed(
+    client: Client, gateway: Access, web: Web, display: Display
+) -> None:
+    web.serve(f"/v1/everydream-v1/status/{JOB}", Page(b"{}", headers=JSON))
+
+    with pytest.raises(NoGateway):
+        await anext(watch(client, gateway, JOB, display))
 
 
 async def test_a_job_that_there_is_not_ends_the_follower_at_once(
