@@ -112,7 +112,9 @@ class Results:
             self._lose(path.name, f"was not fetched from {host}: {why_unanswered(error)}")
         except OSError as error:
             self._lose(path.name, f"was not written: {reason_of(error)}")
-        return path.name not in self.lost
+        else:
+            return True
+        return False
 
     def _lose(self, name: str, reason: str) -> None:
         self.lost.append(name)

@@ -254,6 +254,7 @@ async def test_files_that_cannot_be_had_are_named_with_their_host_and_hold_up_no
         artifact(web.serve("/2.png", silent), b"two"),
         artifact(web.serve("/way.png", b"way"), b"way"),
         artifact(web.serve("/there.png", b"there"), b"there"),
+        artifact(web.serve("/samples/1.png", b"alike"), b"alike", "sample"),
     ]
     shows(web, status="COMPLETED", output={"artifacts": artifacts})
 
@@ -273,7 +274,7 @@ async def test_files_that_cannot_be_had_are_named_with_their_host_and_hold_up_no
     assert lines[3].startswith("warning: way.png was not written: ")
     assert lines[4:] == [
         "COMPLETED",
-        f"files in {tmp_path}/there/: 1 image",
+        f"files in {tmp_path}/there/: 1 image, 1 sample",
         f"missing, 4 files: {', '.join(lost)}",
         f"{AGAIN}:  everydream fetch {JOB} --output {tmp_path}/there",
     ]
