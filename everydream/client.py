@@ -30,10 +30,18 @@ class Rejected(aiohttp.ClientResponseError):
     """The gateway has rejected a request; has its own text."""
 
     def __init__(self, response: aiohttp.ClientResponse, body: dict[str, Any]) -> None:
-        text = str(body["error"])
+        text, mistakes = str(body["error"]), body.get("mistakes")
         super().__init__(response.request_info, (), status=response.status, message=text)
-        self.mistakes: list[str] = body.get("mistakes", [text])
+        self.mistakes = [str(each) for each in mistakes] if isinstance(mistakes, list) else [text]
         """All mistakes, one sentence each."""
+
+
+class NoGateway(aiohttp.ClientResponseError):
+    """What has answered is no gateway."""
+
+    def __init__(self, response: aiohttp.ClientResponse, expected: str) -> None:
+        text = f"OK, but no gateway's answer: expected a JSON object with {expected!r}"
+        super().__init__(response.request_info, (), status=response.status, message=text)
 
 
 class Damaged(aiohttp.ClientPayloadError):
@@ -96,12 +104,7 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, url: str, key: str) -> None:
         self._session = session
         self.endpoint = f"{url}/v1/everydream-v1"
-        self._headers: dict[str, str] = {}
-        self.use_key(key)
-
-    def use_key(self, key: str) -> None:
-        """Send this key from now on."""
-        self._headers["Authorization"] = f"Bearer {key}"
+        self._headers = {"Authorization": f"Bearer {key}"}
 
     async def run(
         self, request: dict[str, Any], *, operation: str = "/run", once: str | None = None
@@ -117,16 +120,16 @@ class Client:
             Rejected: with the reason.
         """
         headers = {} if once is None else {"Idempotency-Key": once}
-        async with self._request("POST", operation, json=request, headers=headers) as response:
-            return str((await response.json())["id"])
+        body = await self._answer("POST", operation, "id", json=request, headers=headers)
+        return str(body["id"])
 
     async def status(self, job: str) -> dict[str, Any]:
         """The job's status."""
-        return await self._answer("GET", f"/status/{job}")
+        return await self._answer("GET", f"/status/{job}", "status")
 
     async def health(self) -> dict[str, Any]:
         """The key's jobs by state, and the workers."""
-        return await self._answer("GET", "/health")
+        return await self._answer("GET", "/health", "workers")
 
     async def jobs(
         self, statuses: Sequence[str] = (), *, limit: int = 20, cursor: str | None = None
@@ -135,19 +138,19 @@ class Client:
         query = {"limit": str(limit)}
         query |= {"status": ",".join(statuses)} if statuses else {}
         query |= {"cursor": cursor} if cursor else {}
-        return await self._answer("GET", "/jobs", params=query)
+        return await self._answer("GET", "/jobs", "jobs", params=query)
 
     async def cancel(self, job: str) -> dict[str, Any]:
         """Stop a job; one that has ended stays as it is. Returns its id and status."""
-        return await self._answer("POST", f"/cancel/{job}")
+        return await self._answer("POST", f"/cancel/{job}", "status")
 
     async def retry(self, job: str) -> dict[str, Any]:
         """Run a job that has failed again; returns its id and status."""
-        return await self._answer("POST", f"/retry/{job}")
+        return await self._answer("POST", f"/retry/{job}", "status")
 
     async def delete(self, job: str) -> dict[str, Any]:
         """Remove a job and all its files for good."""
-        return await self._answer("DELETE", f"/jobs/{job}")
+        return await self._answer("DELETE", f"/jobs/{job}", "deleted")
 
     async def send_command(self, job: str, command: Command) -> None:
         """Order a running training to ``sample``, ``save`` or ``stop``."""
@@ -159,7 +162,9 @@ class Client:
         page, every = 0, []
         while True:
             page += 1
-            found = await self._answer("GET", f"/jobs/{job}/dataset", params={"page": str(page)})
+            found = await self._answer(
+                "GET", f"/jobs/{job}/dataset", "pictures", params={"page": str(page)}
+            )
             every += found["pictures"]
             if page >= found["pages"]:
                 return every
@@ -169,15 +174,6 @@ class Client:
         body = {"pictures": list(pictures)}
         async with self._request("PATCH", f"/jobs/{check}/dataset", json=body):
             pass
-
-    async def follow(self, job: str, *, every: float = 0.5) -> AsyncIterator[dict[str, Any]]:
-        """The job's status every ``every`` seconds, until and including its final one."""
-        while True:
-            status = await with_retries(lambda: self.status(job))
-            yield status
-            if status["status"] in ENDS:
-                return
-            await asyncio.sleep(every)
 
     async def begin_upload(self, size: int, sha256: str) -> str:
         """Begin an upload of ``size`` bytes; returns its id."""
@@ -210,9 +206,7 @@ class Client:
 
     async def upload_facts(self, upload: str) -> dict[str, Any]:
         """``id``, ``bytes``, ``received``, ``sha256`` and ``data_url`` of an upload."""
-        async with self._request("GET", f"/uploads/{upload}") as response:
-            facts: dict[str, Any] = await response.json()
-            return facts
+        return await self._answer("GET", f"/uploads/{upload}", "data_url")
 
     async def download(
         self,
@@ -251,9 +245,14 @@ class Client:
                     on_bytes(done)
         return digest.hexdigest()
 
-    async def _answer(self, method: str, route: str, **options: Any) -> dict[str, Any]:
+    async def _answer(
+        self, method: str, route: str, expected: str, **options: Any
+    ) -> dict[str, Any]:
+        """The JSON object of the response, which has the field ``expected``."""
         async with self._request(method, route, **options) as response:
-            body: dict[str, Any] = await response.json()
+            body = await _object_in(response)
+            if expected not in body:
+                raise NoGateway(response, expected)
             return body
 
     @asynccontextmanager
@@ -264,9 +263,20 @@ class Client:
         url, headers = f"{self.endpoint}{route}", {**self._headers, **(headers or {})}
         async with self._session.request(method, url, headers=headers, **options) as response:
             if not response.ok and response.content_type == "application/json" and method != "HEAD":
-                raise Rejected(response, await response.json())
+                body = await _object_in(response)
+                if "error" in body:
+                    raise Rejected(response, body)
             response.raise_for_status()
             yield response
+
+
+async def _object_in(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """The JSON object of a response; an empty one if there is none, as from other servers."""
+    try:
+        body = await response.json(content_type=None)
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 async def _pieces(

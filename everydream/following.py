@@ -6,18 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import Any, NamedTuple
 
 import aiohttp
 
 from everydream.access import Access, client_of
-from everydream.client import ENDS, Client, is_temporary, with_retries
+from everydream.client import ENDS, Client, NoGateway, is_temporary, with_retries
 from everydream.results import RESULTS, Results, check_writable
 from everydream.terminal.display import Display
 from everydream.terminal.report import (
     dataset_lines,
     failure_line,
     files_lines,
+    lost_lines,
     next_steps,
     outcome_lines,
     warnings_of,
@@ -31,6 +33,16 @@ ANSWER_SECONDS = 35.0
 """A gateway may let a large status wait for 30 s."""
 LOST_SECONDS = 600.0
 """How long a gateway may be away before a follower gives up."""
+
+
+class Ended(NamedTuple):
+    """A job whose results were fetched."""
+
+    status: dict[str, Any]
+    """Its last one."""
+    folder: Path
+    lost: list[str]
+    """Names of files of the result that could not be had."""
 
 
 class Announcer:
@@ -88,7 +100,8 @@ async def watch(
             async with asyncio.timeout(ANSWER_SECONDS):
                 status = await client.status(job)
         except (aiohttp.ClientError, TimeoutError) as error:
-            if not is_temporary(error):
+            is_in_between = newest is not None and isinstance(error, NoGateway)
+            if not is_temporary(error) and not is_in_between:
                 raise
             if clock() - silent_since >= LOST_SECONDS:
                 raise Unavailable(
@@ -116,8 +129,8 @@ def _numbers(status: dict[str, Any]) -> dict[str, Any]:
 
 async def follow(
     gateway: Access, job: str, output: Path | None, display: Display, announcer: Announcer
-) -> tuple[dict[str, Any], Path]:
-    """Show a job until it ends and download its results; returns its last status and their folder.
+) -> Ended:
+    """Show a job until it ends and download its results.
 
     Raises:
         Refused: there is no such job.
@@ -135,9 +148,7 @@ async def follow(
     return await _kept(gateway, job, output, display, watched)
 
 
-async def fetch(
-    gateway: Access, job: str, output: Path | None, display: Display
-) -> tuple[dict[str, Any], Path]:
+async def fetch(gateway: Access, job: str, output: Path | None, display: Display) -> Ended:
     """Download what there is of a job's results, again if necessary.
 
     Raises:
@@ -157,19 +168,21 @@ async def _kept(
     output: Path | None,
     display: Display,
     last_status: Callable[[Client, Results], Awaitable[dict[str, Any]]],
-) -> tuple[dict[str, Any], Path]:
-    """Download the results of a job's last status; returns it and their folder."""
+) -> Ended:
+    """Download the results of a job's last status."""
     folder = output or RESULTS / job
     check_writable(folder)
-    results = Results(folder, display)
+    results = Results(folder, display, is_own=output is None)
+    results.say_whose(job)
     async with client_of(gateway) as client:
         status = await last_status(client, results)
-        again = f"everydream fetch {job}{gateway.flags}"
+        into = f" --output {quote(str(output))}" if output else ""
+        again = f"everydream fetch {job}{into}{gateway.flags}"
         with display.if_interrupted(f"The rest of the results: {again}"):
             artifacts = await results.keep(client, status)
     lines = [
         *outcome_lines(status), *files_lines(folder, artifacts, status),
-        *next_steps(status, gateway.flags),
+        *lost_lines(results.lost, again), *next_steps(status, gateway.flags),
     ]  # fmt: skip
     display.say("\n".join(lines))
-    return status, folder
+    return Ended(status, folder, results.lost)

@@ -13,7 +13,7 @@ from everydream.outcome import Misused, reason_of
 from everydream.presets import Preset, fields_of
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from shared.errors import Refused
-from shared.request import JOB_ID, is_http_url
+from shared.request import JOB_ID
 
 STAND_IN = "https://example.com/dataset.zip"
 """In place of the URL of data that is not uploaded yet."""
@@ -37,7 +37,7 @@ class JobSpec(NamedTuple):
     @property
     def file(self) -> Path | None:
         """What is to be uploaded; None: the gateway has the data, or fetches it."""
-        if self.data is None or is_url(self.data) or re.search(JOB_ID, self.data):
+        if self.data is None or "://" in self.data or re.search(JOB_ID, self.data):
             return None
         return Path(self.data)
 
@@ -108,11 +108,6 @@ class JobSpec(NamedTuple):
                 f"{self.config}: expected an object: a whole request, its input, or its train"
             )
         return dict(given)
-
-
-def is_url(data: str) -> bool:
-    """Whether data has a URL, and is not to be uploaded."""
-    return data.lower().startswith(("http://", "https://")) and is_http_url(data)
 
 
 def changes_in(texts: Sequence[str]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def errors_in_one_line(*, as_json: bool = False) -> Iterator[None]:
 
 def reason_of(error: OSError) -> str:
     """What the system refuses, with the file if it names one."""
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def _fail(text: str, status: int, *, as_json: bool) -> NoReturn:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
-from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ import aiohttp
 from everydream.access import Access, check_key, client_of
 from everydream.client import Client, Rejected, with_retries
 from everydream.following import Announcer, watch
-from everydream.job_spec import JobSpec, is_url
+from everydream.job_spec import JobSpec
 from everydream.photos import as_zip, expect_usable, left_out_lines, upload
 from everydream.presets import explained
 from everydream.results import check_writable
 from everydream.terminal.display import Display
-from everydream.terminal.report import instead_of_a_sample, while_it_checks
+from everydream.terminal.report import while_it_checks
 from shared.errors import Refused
-from shared.request import Command
 
 RUN, CHECK = "/run", "/dataset/check"
 NO_CHECKS = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 """What a gateway answers whose keys, or whose version, make no checks."""
+WEBHOOK = ("webhook", "webhook_events_filter")
 DATA_URL = "input.train.data_url:"
 
 
@@ -92,37 +92,20 @@ async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dic
         return await _watched(client, gateway, check, display)
 
 
-async def order(client: Client, job: str, command: Command, flags: str) -> None:
-    """Send a running training a command; if it does not train, say what works instead.
-
-    Raises:
-        Rejected: the job does not train.
-        aiohttp.ClientError: the gateway does not answer.
-    """
-    try:
-        await client.send_command(job, command)
-    except Rejected as error:
-        if command == "sample" and error.status == HTTPStatus.CONFLICT:
-            with suppress(aiohttp.ClientError):  # this key may not look
-                instead = instead_of_a_sample(await client.status(job), flags)
-                error.mistakes += [instead] if instead else []
-        raise
-
-
 def has_new_data(request: dict[str, Any]) -> bool:
     """Whether a request trains on what the gateway has yet to fetch, and not on an earlier check.
 
     An upload of ours has a URL, too.
     """
-    return is_url(str(request["input"].get("train", {}).get("data_url", "")))
+    return "://" in str(request["input"].get("train", {}).get("data_url", ""))
 
 
 async def _begin_check(client: Client, request: dict[str, Any], display: Display) -> str | None:
-    """Begin a check of the job's data, without the job's webhook.
+    """Begin a check of the job's data, without the job's webhook and what is said of that.
 
     Returns its id; None: this key or gateway makes no checks.
     """
-    alone = {name: value for name, value in request.items() if name != "webhook"}
+    alone = {name: value for name, value in request.items() if name not in WEBHOOK}
     try:
         return await _begin(client, CHECK, alone, display)
     except aiohttp.ClientResponseError as error:
@@ -192,7 +175,9 @@ async def _uploaded(client: Client, spec: JobSpec, display: Display) -> str | No
         display.say(line)
     with (
         display.if_interrupted("Nothing was submitted."),
-        as_zip(file) as archive,
-        display.transfer(f"uploading {file.name or file}", archive.stat().st_size) as on_bytes,
+        tempfile.TemporaryDirectory(prefix="everydream-") as folder,
     ):
-        return await upload(client, archive, on_bytes)
+        archive = await as_zip(file, Path(folder), display)
+        heading = f"uploading {file.name or file}"
+        with display.transfer(heading, archive.stat().st_size) as on_bytes:
+            return await upload(client, archive, on_bytes)

@@ -72,14 +72,22 @@ def changes(
     """The changes of a request, by the pictures' numbers.
 
     Raises:
+        Misused: two captions for a picture.
         Refused: a name is that of no picture, or of several.
     """
+    from everydream.outcome import Misused  # noqa: PLC0415
+
     names = _names_of(pictures)
     found: dict[int, dict[str, Any]] = {}
     for each in captions:
         name, caption = _name_and_caption(each, names)
         number = _number(name, names)
-        found.setdefault(number, {"number": number})["caption"] = caption
+        change = found.setdefault(number, {"number": number, "caption": caption})
+        if change["caption"] != caption:
+            file = next(each["file"] for each in pictures if each["number"] == number)
+            raise Misused(
+                f"--caption: {file} is given twice, as {change['caption']!r} and as {caption!r}"
+            )
     for name in left_out:
         number = _number(name, names)
         found.setdefault(number, {"number": number})["use"] = False

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from everydream.commands.parameters import Command, Json, Key, Url, Yes, gateway_of, stdout
+from everydream.commands.parameters import Json, Key, Url, Yes, gateway_of, stdout
 
 if TYPE_CHECKING:
     from everydream.client import Client
+    from shared.request import Command
 
+LISTED = 20
 SAID = {
     "sample": "a row of samples is drawn of the current step, if the training goes on that long",
     "save": "a checkpoint is saved after the current step",
@@ -27,7 +32,7 @@ def jobs(
         tuple[str, ...],
         Parameter(show_default=False, help="Only these: IN_QUEUE, IN_PROGRESS, COMPLETED, ..."),
     ] = (),
-    limit: Annotated[int, Parameter(help="The most to list: 1 to 100.")] = 20,
+    limit: Annotated[int, Parameter(help="The most to list: 1 to 100.")] = LISTED,
     cursor: Annotated[str | None, Parameter(help="`next` of the page before.")] = None,
     json: Json = False,
     url: Url = None,
@@ -39,7 +44,9 @@ def jobs(
     def ask(client: Client, _flags: str) -> Awaitable[dict[str, Any]]:
         return client.jobs(status, limit=limit, cursor=cursor)
 
-    query(ask, url, key, json, lambda page, flags: print_jobs(stdout(), page, flags))
+    asked = "".join(f" --status {shlex.quote(each)}" for each in status)
+    asked += f" --limit {limit}" if limit != LISTED else ""
+    query(ask, url, key, json, lambda page, flags: print_jobs(stdout(), page, f"{asked}{flags}"))
 
 
 def show(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) -> None:
@@ -107,12 +114,32 @@ def delete(
 
 def _command(job: str, command: Command, url: str | None, key: str | None, as_json: bool) -> None:  # noqa: FBT001
     async def sent(client: Client, flags: str) -> dict[str, Any]:
-        from everydream.submission import order  # noqa: PLC0415
-
-        await order(client, job, command, flags)
+        await _order(client, job, command, flags)
         return {"id": job, "command": command}
 
     query(sent, url, key, as_json, lambda *_: _print(f"{job}: {SAID[command]}"))
+
+
+async def _order(client: Client, job: str, command: Command, flags: str) -> None:
+    """Send a running training a command; if it does not train, say what works instead.
+
+    Raises:
+        Rejected: the job does not train.
+        aiohttp.ClientError: the gateway does not answer.
+    """
+    from aiohttp import ClientError  # noqa: PLC0415
+
+    from everydream.client import Rejected  # noqa: PLC0415
+    from everydream.terminal.report import instead_of_a_sample  # noqa: PLC0415
+
+    try:
+        await client.send_command(job, command)
+    except Rejected as error:
+        if command == "sample" and error.status == HTTPStatus.CONFLICT:
+            with suppress(ClientError):  # this key may not look
+                instead = instead_of_a_sample(await client.status(job), flags)
+                error.mistakes += [instead] if instead else []
+        raise
 
 
 def query(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import CycloptsError, Group, Parameter
 
@@ -70,7 +70,6 @@ Detach = Annotated[
     bool,
     Parameter(name="--no-wait", show_default=False, help="Print the job's id, and go."),
 ]
-Command = Literal["sample", "save", "stop"]
 
 
 def gateway_of(url: str | None, key: str | None) -> Access:

@@ -26,6 +26,7 @@ from everydream.commands.parameters import (
 from everydream.image_options import NO_DRAWING, Drawing
 
 if TYPE_CHECKING:
+    from everydream.following import Ended
     from everydream.job_spec import JobSpec
 
 
@@ -128,8 +129,8 @@ def follow(
         gateway = gateway_of(url, key)
         with display() as shown:
             announcer = following.Announcer(shown)
-            status, folder = asyncio.run(following.follow(gateway, job, output, shown, announcer))
-        return _end(status, folder, as_json=json)
+            ended = asyncio.run(following.follow(gateway, job, output, shown, announcer))
+        return _end(ended, as_json=json)
 
 
 def fetch(
@@ -137,7 +138,7 @@ def fetch(
 ) -> int:
     """Fetch a job's results again; files that are there already are only compared.
 
-    The exit status is 0 only if the job is COMPLETED, so that all its results are there.
+    The exit status is 0 only if the job is COMPLETED and all its results are there.
     """
     from everydream import following  # noqa: PLC0415
     from everydream.outcome import errors_in_one_line  # noqa: PLC0415
@@ -145,8 +146,8 @@ def fetch(
     with errors_in_one_line(as_json=json):
         gateway = gateway_of(url, key)
         with display() as shown:
-            status, folder = asyncio.run(following.fetch(gateway, job, output, shown))
-        return _end(status, folder, as_json=json)
+            ended = asyncio.run(following.fetch(gateway, job, output, shown))
+        return _end(ended, as_json=json)
 
 
 def _submit_and_follow(
@@ -154,9 +155,11 @@ def _submit_and_follow(
     no_wait: bool, as_json: bool,
 ) -> int:  # fmt: skip
     from everydream import following, submission  # noqa: PLC0415
-    from everydream.outcome import print_json  # noqa: PLC0415
+    from everydream.outcome import Misused, print_json  # noqa: PLC0415
     from everydream.results import RESULTS  # noqa: PLC0415
 
+    if no_wait and output is not None:
+        raise Misused("--output: with --no-wait nothing is fetched; give it to everydream follow")
     submission.validate(spec, None if no_wait else output or RESULTS)
     gateway = gateway_of(url, key)
     with display() as shown:
@@ -164,8 +167,8 @@ def _submit_and_follow(
             announcer = following.Announcer(shown)
             submitted = submission.check_and_submit(gateway, spec, shown, announcer)
             job = asyncio.run(submitted)
-            status, folder = asyncio.run(following.follow(gateway, job, output, shown, announcer))
-            return _end(status, folder, as_json=as_json)
+            ended = asyncio.run(following.follow(gateway, job, output, shown, announcer))
+            return _end(ended, as_json=as_json)
         job = asyncio.run(submission.submit(gateway, spec, shown))
     if as_json:
         print_json({"id": job})
@@ -174,10 +177,11 @@ def _submit_and_follow(
     return 0
 
 
-def _end(status: dict[str, object], folder: Path, *, as_json: bool) -> int:
-    """The exit status of a job that has ended; for programs its status, and its files' folder."""
+def _end(ended: Ended, *, as_json: bool) -> int:
+    """The exit status of a job that has ended; for programs its status, and its files."""
     from everydream.outcome import FAILED, print_json  # noqa: PLC0415
 
     if as_json:
-        print_json({**status, "folder": str(folder)})
-    return 0 if status["status"] == "COMPLETED" else FAILED
+        folder, lost = str(ended.folder), ended.lost
+        print_json({**ended.status, "folder": folder, "not_fetched": lost})
+    return 0 if ended.status["status"] == "COMPLETED" and not ended.lost else FAILED

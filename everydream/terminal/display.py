@@ -151,8 +151,10 @@ class Display:
             return transfer_screen(heading, done, total, time.monotonic() - began)
 
         self.show(screen_at)
-        yield on_bytes
-        self.clear()
+        try:
+            yield on_bytes
+        finally:
+            self.clear()
 
     def _render(self) -> Text:
         if self._screen_at is None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from everydream.client import ENDS
 from everydream.terminal.screen import STAGES
 from everydream.terminal.words import duration, size
+from shared.dataset.captions import MAX_TOKENS
 from shared.request import JOB_ID
 from shared.words import counted
 
@@ -59,7 +60,10 @@ def _captions(report: dict[str, Any]) -> Iterator[str]:
     yield from _named(report, "missing_captions", "without a caption", captions.get("missing"))
     yield from _named(report, "empty_captions", "an empty caption file", captions.get("empty"))
     yield from _named(
-        report, "over_long_captions", "a caption that is cut", captions.get("over_long")
+        report,
+        "over_long_captions",
+        f"a caption of more than {MAX_TOKENS} tokens, whose rest has no effect",
+        captions.get("over_long"),
     )
 
 
@@ -92,6 +96,12 @@ def warnings_of(status: dict[str, Any]) -> list[str]:
     """The warnings of a job so far, or all of one that has ended."""
     output = status.get("output") or {}
     return [*output.get("warnings", ()), *(output.get("train") or {}).get("warnings", ())]
+
+
+def unreported_warnings(status: dict[str, Any]) -> list[str]:
+    """The warnings of a job that are not in the report on its pictures."""
+    reported = ((status.get("output") or {}).get("dataset") or {}).get("warnings", ())
+    return [each for each in warnings_of(status) if each not in reported]
 
 
 def failure_line(retry: dict[str, Any]) -> str:
@@ -138,7 +148,8 @@ def outcome_lines(status: dict[str, Any]) -> Iterator[str]:
         for each in images:
             if not each.get("image"):
                 yield f"  not drawn: {each['prompt']}: {each.get('error', 'unknown')}"
-    yield from (f"warning: {each}" for each in warnings_of(status))
+    shown = unreported_warnings(status) if is_check(status) else warnings_of(status)
+    yield from (f"warning: {each}" for each in shown)
     yield from missing_samples(status)
 
 
@@ -171,6 +182,13 @@ def files_lines(
         yield "the job has not ended: what it still makes is not there"
     elif missing := ", ".join(_not_there(status)):
         yield f"not there: {missing}, because the job is {status['status']}"
+
+
+def lost_lines(names: Sequence[str], again: str) -> Iterator[str]:
+    """The files of a result that could not be had; ``again`` is the command that tries again."""
+    yield from _list(f"missing, {counted(len(names), 'file')}", [*names], len(names))
+    if names:
+        yield f"fetch them again (a link into a bucket ends after seven days):  {again}"
 
 
 def _not_there(status: dict[str, Any]) -> Iterator[str]:
@@ -232,7 +250,7 @@ def instead_of_a_sample(status: dict[str, Any], flags: str) -> str:
 
 def is_check(status: dict[str, Any]) -> bool:
     """Whether a job that has ended was a check of its dataset alone."""
-    return (status.get("output") or {}).keys() == {"dataset"}
+    return (status.get("output") or {}).keys() - {"warnings"} == {"dataset"}
 
 
 def while_it_checks(check: str, flags: str) -> str:

@@ -15,7 +15,7 @@ from everydream.terminal.report import (
     next_steps,
     outcome_lines,
     picture_lines,
-    warnings_of,
+    unreported_warnings,
 )
 from everydream.terminal.screen import View, screen_of
 from everydream.terminal.words import clock, duration
@@ -30,6 +30,12 @@ def print_report(console: Console, status: dict[str, Any]) -> None:
     if not report:
         print_lines(console, "\n".join(outcome_lines(status)))
         return
+    _print_dataset(console, report)
+    for each in unreported_warnings(status):
+        print_lines(console, f"warning: {each}")
+
+
+def _print_dataset(console: Console, report: dict[str, Any]) -> None:
     print_lines(console, "\n".join(dataset_lines(report)))
     if pictures := "\n".join(picture_lines(report)):
         print_lines(
@@ -45,7 +51,7 @@ def print_report(console: Console, status: dict[str, Any]) -> None:
 
 
 def print_jobs(console: Console, page: dict[str, Any], flags: str) -> None:
-    """A page of jobs; ``flags`` reach their gateway.
+    """A page of jobs; ``flags`` ask for the next one alike.
 
     Each is a line, or two on a terminal that is too narrow for one; none is cut.
     """
@@ -92,8 +98,7 @@ def print_status(console: Console, status: dict[str, Any], flags: str) -> None:
         lines.append(screen_of(View(status, now, ""), now).line())
         report = output.get("dataset") or {}
         lines += dataset_lines(report) if report else ()
-        said = report.get("warnings", ())
-        lines += [f"warning: {each}" for each in warnings_of(status) if each not in said]
+        lines += [f"warning: {each}" for each in unreported_warnings(status)]
         if samples := output.get("samples"):
             lines.append(f"{counted(len(samples), 'sample')} so far, the last at step"
                          f" {samples[-1]['step']}")  # fmt: skip
@@ -104,4 +109,4 @@ def print_status(console: Console, status: dict[str, Any], flags: str) -> None:
         lines += next_steps(status, flags)
     print_lines(console, "\n".join(lines))
     if is_check(status) and output["dataset"]:
-        print_report(console, status)
+        _print_dataset(console, output["dataset"])

@@ -149,7 +149,11 @@ class FetcherWork:
         report = await self._parse_dataset(at, train)
         base = await self._stage_model(at, "the base model", reference)
         report = await self._with_model_facts(at, report, train, base.prefix)
-        report = replace(report, warnings=[*report.warnings, *base.warnings])
+        report = replace(
+            report,
+            warnings=[*report.warnings, *base.warnings],
+            warnings_count=report.warnings_count + len(base.warnings),
+        )
         staged = await self._store_dataset(at)
         log.info(
             "dataset_staged",

@@ -17,6 +17,8 @@ from msgspec import Struct
 SEPARATOR = ", "
 """Between the parts of a caption; a tag does not contain it."""
 
+MAX_CHARACTERS = 8192
+"""Of a caption; one in a file is cut, another one refused."""
 MAX_TOKENS = 75
 """Of a caption; CLIP's limit is 77 with the start and end tokens."""
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from shared.dataset.captions import parse
+from shared.dataset.captions import bounded, parse
 from shared.dataset.edits import PictureEdit
 from shared.dataset.manifest import (
     LISTED,
@@ -35,6 +35,7 @@ from shared.dataset.remarks import (
     Doubt,
     has_doubt,
     is_about_caption,
+    remark_on,
     remarks_on_edit,
     same_pixels,
     summaries,
@@ -47,10 +48,14 @@ SIZES_AS_FOUND = (
     "sizes, steps, minutes and bytes are those of all pictures that the check found; the job that"
     " is trained on fewer reports its own"
 )
+CAPTIONS_AS_FOUND = (
+    "captions were changed since the check: what other warnings say of tags and caption files may"
+    " be on those before"
+)
 FROM_FILES = ("text", "yaml", "folder")
 
 
-class Split(NamedTuple):
+class SplitNumbers(NamedTuple):
     """Which pictures are held out, of those that are used."""
 
     left_out: tuple[int, ...]
@@ -64,15 +69,15 @@ class Split(NamedTuple):
 
 def split_of(
     pictures: int, edits: Mapping[int, PictureEdit], validation: Validation | None
-) -> Split:
+) -> SplitNumbers:
     """What becomes of the validation: other pictures are held out if some are left out."""
     left_out = tuple(sorted(number for number, edit in edits.items() if not edit.use))
     used = pictures - len(left_out)
-    return Split(left_out, held_out_indices(used, validation) if validation else frozenset())
+    return SplitNumbers(left_out, held_out_indices(used, validation) if validation else frozenset())
 
 
 def edited_picture(
-    found: TrainedPicture, edit: PictureEdit, report: Report, split: Split
+    found: TrainedPicture, edit: PictureEdit, report: Report, split: SplitNumbers
 ) -> TrainedPicture:
     """A picture as it is trained on after all changes.
 
@@ -99,9 +104,11 @@ def _duplicate(found: TrainedPicture, report: Report) -> Iterator[str]:
 
 
 def _captioned(picture: TrainedPicture, text: str) -> TrainedPicture:
-    caption = parse(text).text
+    whole, limit = parse(text).text, picture.max_caption_length
+    caption = bounded(whole, 1, limit)
     kept = (each for each in picture.remarks if not is_about_caption(each))
-    remarks = [*kept, *remarks_on_edit(text)]
+    cut = [remark_on("cut", limit)] if len(whole) > limit else []
+    remarks = [*kept, *remarks_on_edit(text), *cut]
     return replace(
         picture,
         caption=caption,
@@ -118,7 +125,8 @@ def edited_report(
 ) -> Report:
     """The report on the dataset as it is trained on after all changes.
 
-    What depends on the batches stays as the check found it, which a warning says; the tokens of
+    What depends on the batches stays as the check found it, which a warning says; so do warnings
+    on tags and caption files. The tokens of
     changed captions are counted when a job is trained on them.
 
     Args:
@@ -133,7 +141,8 @@ def edited_report(
     every = {each.number: edits.get(each.number, PictureEdit()) for each in found}
     used = [each for each in found if every[each.number].use]
     pictures = [edited_picture(each, every[each.number], fewer, split) for each in used]
-    warnings = _warnings(report, found, fewer, pictures)
+    has_new_captions = any(every[each.number].caption is not None for each in used)
+    warnings = _warnings(report, found, fewer, pictures, has_new_captions=has_new_captions)
     return replace(
         fewer,
         images=len(used) - len(split.held_out),
@@ -212,6 +221,8 @@ def _warnings(
     found: Sequence[TrainedPicture],
     fewer: Report,
     pictures: Sequence[TrainedPicture],
+    *,
+    has_new_captions: bool,
 ) -> tuple[list[str], int]:
     """The check's warnings with those on captions and files as they are now; how many there are."""
     before, now = _summaries(report, found), _summaries(fewer, pictures)
@@ -220,6 +231,7 @@ def _warnings(
     others = [each for each in known if each not in before]
     place = next((number for number, each in enumerate(known) if each in before), 0)
     gone = [SIZES_AS_FOUND] if fewer.skipped_count > report.skipped_count else []
+    gone += [CAPTIONS_AS_FOUND] if others and has_new_captions else []
     lines = [*gone, *others[:place], *now, *others[place:]]
     return lines, report.warnings_count + len(lines) - len(known)
 

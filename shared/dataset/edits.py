@@ -7,10 +7,9 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from shared.dataset.captions import MAX_CHARACTERS
 from shared.request import MAX_ITEMS, STORED
 
-MAX_CHARACTERS = 8192
-"""Of a caption, as of one in a file."""
 Caption = Annotated[str, Meta(max_length=MAX_CHARACTERS)]
 EDITED = re.compile(rf"{STORED}jobs/(?P<check>[^/]+)/values/[0-9a-f]+\.json")
 """What a ``data_url`` becomes that is a check's id: the key of an :class:`EditedDataset`."""

@@ -141,6 +141,8 @@ class TrainedPicture(Struct, frozen=True, kw_only=True):
     """The caption and option files that apply to it, the nearest first."""
     bucket: str
     """The size at which it is trained on, such as ``"512x512"``."""
+    max_caption_length: int = CAPTION_CHARACTERS
+    """In characters; tags beyond it are left out."""
     remarks: list[str] = field(default_factory=list)
     """Whatever of it is not used as it was given."""
 

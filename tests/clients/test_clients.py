@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests.end_to_end.story import API_KEY, User, dataset, host_of, user_of
+from tests.support.following import followed
 from tests.support.servers.process import search_path
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
@@ -225,7 +226,7 @@ async def test_the_pages_own_examples_run_with_nothing_changed_but_host_key_and_
     one, *others = jobs.values()
     for job in others:
         await client.cancel(job)
-    async for status in client.follow(one, every=0.2):
+    async for status in followed(client, one, every=0.2):
         if status["output"].get("steps"):
             break
     assert (status["status"], status["output"]["steps"]) == ("IN_PROGRESS", 300)

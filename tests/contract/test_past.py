@@ -24,7 +24,7 @@ from shared import request
 from shared.adapters.dead_letters import decode_untrusted
 from shared.adapters.rabbitmq_envelope import envelope_of, to_amqp
 from shared.adapters.rabbitmq_topology import PARTS
-from shared.dataset.manifest import Manifest, Picture
+from shared.dataset.manifest import Manifest, Picture, TrainedPicture
 from shared.dataset.speed import ProbedDevice, Speed
 from shared.messaging.envelope import Envelope
 from shared.messaging.messages import AnyMessage, SavedCheckpoint, Stage, decode, encode, type_of
@@ -36,6 +36,7 @@ RECORDS: dict[str, Any] = {
     "records/*.json": Job,
     "home/keys.json": _KeyFile,
     "home/models.json": dict[str, Pin],
+    "page*.json": list[TrainedPicture],
     "home/store/cache/speed.json": Speed,
     "device*.json": ProbedDevice,
     "home/store/uploads/*/parts.json": PartList,

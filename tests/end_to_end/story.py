@@ -18,6 +18,7 @@ from standardwebhooks import Webhook
 from everydream import drawings
 from everydream.client import Client
 from shared.keys import webhook_secret
+from tests.support.following import followed
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Seen, Web
 from tests.support.services import COMMAND, ServiceProcess, services_in_a_folder
@@ -65,7 +66,7 @@ class User:
     async def finished(self, job: str) -> dict[str, Any]:
         """The job's last status."""
         async with asyncio.timeout(PATIENCE):
-            return [status async for status in self.client.follow(job, every=0.2)][-1]
+            return [status async for status in followed(self.client, job, every=0.2)][-1]
 
     async def fetch(self, url: str) -> bytes:
         async with self.session.get(_exactly(url), raise_for_status=True) as response:

@@ -13,8 +13,10 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from everydream.client import Client
 from shared.scratch import PREFIX
-from tests.end_to_end.story import API_KEY, PATIENCE, User, picture, served, user_of
+from tests.end_to_end.story import API_KEY, PATIENCE, User, picture, served
+from tests.support.following import followed
 from tests.support.servers.web import Page, Web, running_web
 from tests.support.services import COMMAND, WARM, ServiceProcess
 
@@ -97,11 +99,11 @@ async def test_what_a_request_shows_is_told_at_once_and_anothers_job_is_not_foun
         assert field in text
 
     job = await user.client.run(good)
-    async with user_of(process.url, user.web) as other:
-        other.client.use_key("another-key")
+    async with aiohttp.ClientSession() as session:
+        other = Client(session, process.url, "another-key")
         for unknown in (job, "00000000-0000-0000-0000-000000000000"):
             with pytest.raises(aiohttp.ClientResponseError) as error:
-                await other.client.status(unknown)
+                await other.status(unknown)
             assert error.value.status == 404
     await user.client.cancel(job)
     await process.wait_for(lambda: not list(process.settings.scratch.glob("*")), PATIENCE)
@@ -139,7 +141,7 @@ def _with_url(url: str) -> dict[str, Any]:
 
 
 async def _report(user: User, job: str) -> dict[str, Any]:
-    async for status in user.client.follow(job, every=0.1):
+    async for status in followed(user.client, job, every=0.1):
         if report := status["output"].get("dataset"):
             return dict(report)
     raise AssertionError
@@ -151,7 +153,7 @@ async def test_a_cancelled_job_stops_its_training_and_its_place_takes_the_next(
 ) -> None:
     _, user = warm_one
     job = await user.client.run(user.request(max_epochs=100_000))
-    async for status in user.client.follow(job, every=0.1):
+    async for status in followed(user.client, job, every=0.1):
         if status["output"].get("step"):
             break
     await user.client.cancel(job)

@@ -38,6 +38,7 @@ from tests.support.compose import (
     seen_from,
 )
 from tests.support.container import container_of
+from tests.support.following import followed
 from tests.support.servers.process import HOST, free_port
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
@@ -163,7 +164,7 @@ async def result_of(services: Services, client: Client, job: str) -> dict[str, A
     """The job's last status; a service that dies meanwhile is told of at once."""
     status: dict[str, Any] = {}
     async with asyncio.timeout(JOB_SECONDS):
-        async for status in client.follow(job):  # noqa: B007 - the last one is the result
+        async for status in followed(client, job):  # noqa: B007 - the last one is the result
             services.check()
     return status
 

@@ -22,6 +22,7 @@ import pytest
 from everydream.client import Client
 from tests.end_to_end.story import dataset, host_of, picture
 from tests.support.documents import ROOT, SHELL, Block, blocks, commands_of
+from tests.support.following import followed
 from tests.support.forms import few
 from tests.support.servers.process import HOST, free_port, listens
 from tests.support.servers.web import Web
@@ -208,7 +209,7 @@ async def newest(client: Client, *status: str) -> str:
 async def a_training(client: Client, web: Web) -> str:
     """A job whose training runs."""
     job = await client.run({"input": {"train": {"data_url": web.url("/my-images.zip")}}})
-    async for status in client.follow(job, every=0.1):
+    async for status in followed(client, job, every=0.1):
         if status["output"].get("step"):
             break
     return job

@@ -25,6 +25,7 @@ from shared.diffusion.single_file import original_layout
 from shared.request import Inference
 from tests.end_to_end.story import TINY, User, served
 from tests.support.drawing import drawn_images
+from tests.support.following import followed
 from tests.support.servers.web import Web
 from tests.support.services import WARM
 
@@ -84,7 +85,7 @@ async def test_the_demos_recipe_teaches_two_concepts_that_the_base_model_does_no
 
     async with served(web, WARM, HEARTBEAT="2") as (_, user):
         job = await user.client.run(request)
-        statuses = [status async for status in user.client.follow(job, every=0.2)]
+        statuses = [status async for status in followed(user.client, job, every=0.2)]
         last = statuses[-1]
         assert last["status"] == "COMPLETED", last
         taught = await images_of(user, last["output"]["inference"])

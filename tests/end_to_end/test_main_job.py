@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from tests.end_to_end.story import PATIENCE, TINY, User, bucket_config, host_of, user_of
+from tests.support.following import followed
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
@@ -79,7 +80,7 @@ async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn
     request = user.request(s3=bucket_config(s3_server, theirs), clip_skip=2)
     posts = len(user.web.posts)
     job = await user.client.run(request)
-    statuses = [status async for status in user.client.follow(job, every=0.1)]
+    statuses = [status async for status in followed(user.client, job, every=0.1)]
     last = statuses[-1]
     assert last["status"] == "COMPLETED", last
     webhook = await user.webhook(posts + 1)
@@ -205,13 +206,13 @@ async def test_a_trainer_hands_its_work_over_and_what_is_wanted_meanwhile_is_don
     )
     job = await user.client.run(request)
     trainer = services.first("trainer")
-    async for status in user.client.follow(job, every=0.1):
+    async for status in followed(user.client, job, every=0.1):
         if (status["output"].get("step") or 0) > 2:
             break
     await asyncio.gather(trainer.stop(), services.start("trainer"))
     await user.client.send_command(job, "save")
     await user.client.send_command(job, "sample")
-    async for status in user.client.follow(job, every=0.1):
+    async for status in followed(user.client, job, every=0.1):
         if any(each["step"] for each in status["output"].get("samples", ())):
             break
     await user.client.send_command(job, "stop")

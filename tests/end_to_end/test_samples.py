@@ -12,6 +12,7 @@ from PIL import Image
 from tests.end_to_end.diary import PAGE, diary
 from tests.end_to_end.story import bucket_config
 from tests.end_to_end.test_main_job import SERVICES, world
+from tests.support.following import followed
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web
 from tests.support.services import FULL_ROWS, WARM
@@ -51,7 +52,7 @@ async def test_samples_arrive_while_training_goes_on_and_end_in_the_users_bucket
         job = await user.client.run(request)
         seen: list[dict[str, Any]] = []
         first = b""
-        async for status in user.client.follow(job, every=0.1):
+        async for status in followed(user.client, job, every=0.1):
             output = status["output"]
             kept.see(output)
             if not seen and output.get("stage") == "training" and output["samples"]:

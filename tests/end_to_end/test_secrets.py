@@ -23,6 +23,7 @@ from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES
 from tests.end_to_end.story import User, bucket_config, dataset, host_of, user_of
 from tests.support.broker_logins import PASSWORDS, make_logins, make_user
 from tests.support.compose import OURS
+from tests.support.following import followed
 from tests.support.forms import few
 from tests.support.secrets_search import (
     Leak,
@@ -206,7 +207,7 @@ async def several_jobs_go_well_and_wrong(run: Run) -> list[Place]:
     run.jobs["good"] = await run.user.client.run(good)
     run.jobs["denied"] = await run.user.client.run(run.user.request(s3=denied))
     run.jobs["missing"] = await run.user.client.run(missing)
-    async for status in run.user.client.follow(run.jobs["good"], every=0.1):
+    async for status in followed(run.user.client, run.jobs["good"], every=0.1):
         if (status["output"].get("step") or 0) > 0:
             break
     while_training = [*files_in(run.services.folder), *processes(run)]

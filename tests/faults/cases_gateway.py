@@ -25,6 +25,7 @@ from tests.faults.looks import attempts_at, lines_of, record_of, stage_asked_for
 from tests.faults.script import Script
 from tests.faults.stand_ins import skewed, stand_in
 from tests.faults.world import PATIENCE, PROGRAM, Job, World, heartbeat
+from tests.support.following import followed
 from tests.support.pace import slowness
 from tests.support.servers.process import free_port
 from tests.support.servers.web import Answer, Seen, Web, running_web
@@ -396,7 +397,7 @@ def serve_environment(home: Path, *webs: Web) -> dict[str, str]:
 
 
 async def served_end(client: Client, job: str) -> dict[str, Any]:
-    return [status async for status in client.follow(job, every=0.1)][-1]
+    return [status async for status in followed(client, job, every=0.1)][-1]
 
 
 def trained_from(status: dict[str, Any]) -> int:
@@ -407,7 +408,7 @@ def trained_from(status: dict[str, Any]) -> int:
 
 
 async def served_step(client: Client, job: str, step: int) -> None:
-    async for status in client.follow(job, every=0.05):
+    async for status in followed(client, job, every=0.05):
         assert status["status"] not in ENDS, status
         if (status["output"].get("step") or 0) >= step:
             return

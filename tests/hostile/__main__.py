@@ -37,6 +37,7 @@ from tests.hostile.measure import Turns, Watch, percentile, turns_told, watched
 from tests.hostile.other import Run, fresh_event, ten_jobs
 from tests.hostile.rude import Deeds
 from tests.support.broker_logins import make_user
+from tests.support.following import followed
 from tests.support.measured_page import SECURITY, write
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.process import HOST, free_port
@@ -148,7 +149,7 @@ class Scene:
         """To the files of an ordinary job of the rude key; another file lies beside each."""
         client = Client(self.user.session, self.services.first("gateway").url, RUDE_KEY)
         job = await client.run({**self.user.request(), "webhook": self.rude.stock.small})
-        *_, end = [status async for status in client.follow(job)]
+        *_, end = [status async for status in followed(client, job)]
         links = [str(each["url"]) for each in end["output"]["artifacts"]]
         await asyncio.to_thread(self._plant, links)
         return tuple(links)

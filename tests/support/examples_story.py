@@ -21,6 +21,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from services.fetcher.parsing.datasets.archive import IMAGES
 from services.gateway.api_docs.examples import FILE, Answer, Example, examples, text_of
 from services.gateway.api_docs.schemas import Schema
 from services.gateway.api_documents import documents
@@ -58,7 +59,7 @@ GPU = "NVIDIA H100 80GB HBM3"
 PROMPT = "a unique 123xyz concept name as a superhero"
 UPLOADS = ("6a0f5d1e-2c8b-4b7e-9f43-0d1c5e8a7b21", "b3d94c70-51fe-4d0a-8a16-e72f90c4d385")
 """Ids of the uploads in the examples; the gateway makes others."""
-NO_IMAGE = "neither an image (jpg, jpeg, jfif, png, bmp, webp, heic, avif) nor a caption file"
+NO_IMAGE = f"neither an image ({IMAGES}) nor a caption file"
 STEPS = 100
 """Each is an epoch."""
 REPORT = Report(

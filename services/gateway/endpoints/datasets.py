@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 from aiohttp import web
 from msgspec import UNSET, Meta
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.presenter import Presenter
@@ -186,17 +186,12 @@ class DatasetRoutes:
     async def _picture(self, job: Job, picture: TrainedPicture) -> DatasetPicture:
         number = picture.number
         key, name = f"{job.pictures}/{preview_name(number)}", preview_name(number)
-        return {
-            "number": number,
-            "file": picture.file,
-            "caption": picture.caption,
-            "source": picture.source,
-            "files": picture.files,
-            "bucket": picture.bucket,
-            "remarks": picture.remarks,
+        shown = {
+            **asdict(picture),
             "use": job.edits.get(number, PictureEdit()).use,
             "preview": await self._presenter.link(key, name) if number <= PREVIEWS else None,
         }
+        return cast("DatasetPicture", shown)
 
 
 def edited(given: Sequence[GivenEdit], now: float, job: Job) -> Job:

@@ -215,8 +215,11 @@ def current_stage(job: Job) -> Stage | None:
 
 def results(job: Job, links: dict[str, str]) -> Results | CheckResult:
     """``output`` at the end: all results there are, however the job ended."""
+    warnings = _warnings(job)
     if job.checks:
-        return {"dataset": job.report}
+        return (
+            {"dataset": job.report, "warnings": warnings} if warnings else {"dataset": job.report}
+        )
     shown: Results = {
         "train": _trained(job, links) if job.trains else None,
         "inference": [_image(each, links) for each in job.images],
@@ -224,8 +227,7 @@ def results(job: Job, links: dict[str, str]) -> Results | CheckResult:
     }
     if job.trains:
         shown["dataset"] = job.report
-    warnings = [] if job.trains else _warnings(job)
-    return {**shown, "warnings": warnings} if warnings else shown
+    return {**shown, "warnings": warnings} if warnings and not job.trains else shown
 
 
 def _trained(job: Job, links: dict[str, str]) -> TrainingResult:

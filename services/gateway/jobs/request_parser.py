@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, TypeVar, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec import inspect as types
 
 from services.gateway.jobs.fields.descriptions import describe
@@ -111,9 +111,23 @@ def parse_edits(body: Any) -> list[GivenEdit]:
         _struct(GivenEdit, each, f"pictures[{index}]", mistakes)
         for index, each in _items(value, "pictures", mistakes)
     ]
-    if mistakes:
+    given = [edit for edit in edits if edit]
+    if mistakes := mistakes or [*_given_twice(given)]:
         raise Invalid(mistakes)
-    return [edit for edit in edits if edit]
+    return given
+
+
+def _given_twice(edits: Sequence[GivenEdit]) -> Iterator[str]:
+    """A mistake for each picture that is given two captions, or is both used and left out."""
+    first: dict[tuple[int, str], object] = {}
+    for index, edit in enumerate(edits):
+        for name, value in (("caption", edit.caption), ("use", edit.use)):
+            key = (edit.number, name)
+            if value is not UNSET and first.setdefault(key, value) != value:
+                yield (
+                    f"pictures[{index}].{name}: picture {edit.number} has another {name} in the"
+                    " same request; give one of them"
+                )
 
 
 def _object(value: Any, path: str, mistakes: list[str]) -> dict[str, Any]:

@@ -175,6 +175,8 @@ class CheckResult(TypedDict):
     """``output`` at the end of a dataset check."""
 
     dataset: DatasetReport
+    warnings: NotRequired[list[str]]
+    """Those of the report and of the request."""
 
 
 Output = Annotated[Mapping[str, Any], one_of("Progress", "Results", "CheckResult")]
@@ -290,6 +292,8 @@ class DatasetPicture(TypedDict):
     """The caption and option files that apply to it, the nearest first."""
     bucket: str
     """The size at which it is trained on, such as `512x512`."""
+    max_caption_length: int
+    """In characters; tags of a caption beyond it are left out."""
     remarks: list[str]
     """What of it is not used as it was given."""
     use: bool

@@ -6,12 +6,11 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
 
-from everydream.client import Client, Damaged
+from everydream.client import Client, Damaged, NoGateway
 from tests.support.servers.web import Answer, Page, Web
 
 JSON = {"Content-Type": "application/json"}
@@ -26,12 +25,6 @@ async def client(web: Web) -> AsyncIterator[Client]:
 
 def said(code: int, **answer: str) -> Answer:
     return Answer(code, JSON, json.dumps(answer).encode())
-
-
-def shows(web: Web, job: str, **answer: Any) -> None:
-    """Let the endpoint show this as a job's status."""
-    page = Page(json.dumps(answer).encode(), headers=JSON)
-    web.serve(f"/v1/everydream-v1/status/{job}", page)
 
 
 def contents(folder: Path) -> list[bytes]:
@@ -51,15 +44,6 @@ async def test_a_job_is_submitted_with_the_key_and_its_id_comes_back(
     assert json.loads(seen.body) == REQUEST
 
 
-async def test_a_key_that_is_changed_is_sent_from_then_on(client: Client, web: Web) -> None:
-    client.use_key("second-key")
-    web.answer(said(200, id="7b1c"))
-
-    await client.run(REQUEST)
-
-    assert web.posts[0].headers["Authorization"] == "Bearer second-key"
-
-
 async def test_a_request_with_a_mistake_is_reported_in_the_gateway_s_own_words(
     client: Client, web: Web
 ) -> None:
@@ -70,23 +54,32 @@ async def test_a_request_with_a_mistake_is_reported_in_the_gateway_s_own_words(
     assert caught.value.status == 400
 
 
-async def test_a_job_is_followed_to_its_end_and_no_further(client: Client, web: Web) -> None:
-    shows(web, "7b1c", status="IN_QUEUE")
-    statuses = []
+@pytest.mark.parametrize(
+    "body", [b'{"detail": "Not Found"}', b"[1]", b"{", b"\xff", b"", b"[" * 99_999]
+)
+@pytest.mark.parametrize(("status", "reason"), [(404, "Not Found"), (502, "Bad Gateway")])
+async def test_an_error_that_is_not_the_gateway_s_is_said_by_its_status(
+    client: Client, web: Web, body: bytes, status: int, reason: str
+) -> None:
+    web.serve("/v1/everydream-v1/status/7b1c", Page(body, status=status, headers=JSON))
 
-    async for status in client.follow("7b1c", every=0.01):
-        statuses.append(status["status"])
-        then = {"IN_QUEUE": "IN_PROGRESS", "IN_PROGRESS": "COMPLETED"}
-        shows(web, "7b1c", status=then.get(status["status"], "asked once too often"))
-
-    assert statuses == ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+    with pytest.raises(aiohttp.ClientResponseError, match=reason) as caught:
+        await client.status("7b1c")
+    assert caught.value.status == status
 
 
-@pytest.mark.parametrize("end", ["FAILED", "CANCELLED", "TIMED_OUT"])
-async def test_a_bad_end_is_an_end_too(client: Client, web: Web, end: str) -> None:
-    shows(web, "7b1c", status=end, error="why")
+@pytest.mark.parametrize("body", [b'{"hello": "world"}', b"[1]", b"<html>", b""])
+async def test_an_answer_that_is_not_the_gateway_s_is_an_error(
+    client: Client, web: Web, body: bytes
+) -> None:
+    for path in ("status/7b1c", "jobs", "health"):
+        web.serve(f"/v1/everydream-v1/{path}", Page(body, headers=JSON))
+    web.answer(Answer(200, JSON, body))
 
-    assert [status async for status in client.follow("7b1c")] == [{"status": end, "error": "why"}]
+    asked = (client.status("7b1c"), client.jobs(), client.health(), client.run(REQUEST))
+    for each in asked:
+        with pytest.raises(NoGateway, match="no gateway's answer: expected a JSON object with '"):
+            await each
 
 
 async def test_a_job_that_nobody_knows_is_an_error(client: Client) -> None:

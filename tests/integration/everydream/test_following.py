@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import AsyncIterator
@@ -12,10 +13,11 @@ import aiohttp
 import pytest
 from rich.console import Console
 
+from everydream import client as client_module
 from everydream import following
 from everydream.access import Access, check_key, client_of
-from everydream.client import Client
-from everydream.following import Announcer, follow, watch
+from everydream.client import Client, NoGateway
+from everydream.following import Announcer, fetch, follow, watch
 from everydream.results import Results
 from everydream.terminal.display import Display
 from shared.errors import Refused, Unavailable
@@ -23,6 +25,7 @@ from tests.support.servers.web import Page, Web
 
 JSON = {"Content-Type": "application/json"}
 JOB = "7b1c"
+AGAIN = "fetch them again (a link into a bucket ends after seven days)"
 
 
 @pytest.fixture
@@ -89,6 +92,40 @@ async def test_an_answer_in_between_starts_the_patience_anew(
     assert asked * 20.0 > 300
 
 
+async def test_a_proxy_s_own_pages_in_between_do_not_end_the_follower(
+    client: Client, gateway: Access, web: Web, display: Display, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.0)
+    path = f"/v1/everydream-v1/status/{JOB}"
+    pages = [Page(b'{"detail": "Bad Gateway"}', 502, JSON), Page(b"<html>"), Page(b"{}", 200, JSON)]
+    shows(web, status="IN_PROGRESS")
+
+    def clock() -> float:
+        if not is_begun:
+            pass
+        elif pages:
+            web.serve(path, pages.pop())
+        else:
+            shows(web, status="COMPLETED")
+        return 1.0
+
+    is_begun = False
+    statuses = watch(client, gateway, JOB, display, clock)
+    assert (await anext(statuses))["status"] == "IN_PROGRESS"
+    is_begun = True
+    assert [each["status"] async for each in statuses] == ["COMPLETED"]
+    assert pages == []
+
+
+async def test_a_server_that_is_no_gateway_is_not_followed(
+    client: Client, gateway: Access, web: Web, display: Display
+) -> None:
+    web.serve(f"/v1/everydream-v1/status/{JOB}", Page(b"{}", headers=JSON))
+
+    with pytest.raises(NoGateway):
+        await anext(watch(client, gateway, JOB, display))
+
+
 async def test_a_job_that_there_is_not_ends_the_follower_at_once(
     gateway: Access, web: Web, display: Display, tmp_path: Path
 ) -> None:
@@ -102,7 +139,7 @@ async def test_a_key_without_the_right_to_look_may_submit_all_the_same(
     client: Client, web: Web
 ) -> None:
     for status, may_look in ((200, True), (403, False)):
-        page = Page(b'{"error": "no"}', status=status, headers=JSON)
+        page = Page(b'{"error": "no", "workers": {}}', status=status, headers=JSON)
         web.serve("/v1/everydream-v1/health", page)
         assert await check_key(client) is may_look
 
@@ -145,13 +182,103 @@ async def test_a_sample_that_cannot_be_fetched_is_said_once_and_delays_no_other(
         {"step": 0, "prompt": "lost", "image": web.url("/lost.png")},
         {"step": 0, "prompt": "there", "image": web.serve("/there.png", b"png")},
     ]
-    results = Results(tmp_path, display)
+    results = Results(tmp_path, display, is_own=True)
     for _ in range(2):
         await results.keep_samples(client, {"samples": samples})
 
     lost, there = said.getvalue().splitlines()
-    assert lost.startswith("warning: sample lost.png was not fetched: 404")
+    host = web.url("").removeprefix("http://")
+    assert lost == f"warning: lost.png was not fetched from {host}: 404 Not Found"
     assert there == f"sample saved at {tmp_path}/samples/there.png: there"
+
+
+async def test_a_sample_that_cannot_be_written_ends_no_following(
+    client: Client, web: Web, display: Display, said: io.StringIO, tmp_path: Path
+) -> None:
+    (tmp_path / "samples").write_text("in the way")
+    sample = {"step": 0, "prompt": "x", "image": web.serve("/x.png", b"png")}
+
+    kept = await Results(tmp_path, display, is_own=True).keep_samples(client, {"samples": [sample]})
+
+    assert kept == []
+    assert said.getvalue().startswith("warning: x.png was not written: ")
+
+
+@pytest.mark.parametrize(("is_own", "now"), [(True, b"before"), (False, b"this")])
+async def test_a_sample_that_is_there_is_taken_for_the_job_s_only_in_the_job_s_own_folder(
+    client: Client, web: Web, display: Display, tmp_path: Path, *, is_own: bool, now: bytes
+) -> None:
+    before = tmp_path / "samples" / "x.png"
+    before.parent.mkdir()
+    before.write_bytes(b"before")
+    sample = {"step": 0, "prompt": "x", "image": web.serve("/x.png", b"this")}
+
+    await Results(tmp_path, display, is_own=is_own).keep_samples(client, {"samples": [sample]})
+
+    assert before.read_bytes() == now
+
+
+@pytest.mark.parametrize(("owner", "is_said"), [(JOB, False), ("another", True)])
+async def test_results_of_another_job_in_the_folder_are_said_to_be_replaced(
+    gateway: Access, web: Web, display: Display, said: io.StringIO, tmp_path: Path,
+    owner: str, *, is_said: bool,
+) -> None:  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps({"id": owner}))
+    shows(web, status="COMPLETED", output={})
+
+    await fetch(gateway, JOB, tmp_path, display)
+
+    warning = f"warning: {tmp_path} has the results of job another: files with the same names"
+    assert said.getvalue().startswith(warning) is is_said
+
+
+def artifact(url: str, content: bytes, kind: str = "image") -> dict[str, Any]:
+    digest = hashlib.sha256(content).hexdigest()
+    name = url.rpartition("/")[2]
+    return {"kind": kind, "name": name, "url": url, "sha256": digest, "bytes": len(content)}
+
+
+async def test_files_that_cannot_be_had_are_named_with_their_host_and_hold_up_no_other(
+    gateway: Access, web: Web, display: Display, said: io.StringIO, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(client_module, "RETRY_DELAYS", (0.0,) * 3)
+    web.serve("/old.safetensors", Page(b"", status=403))
+    silent = Page(b"", status=503)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "images").mkdir()
+    (tmp_path / "there" / "images" / "way.png").mkdir()
+    artifacts = [
+        artifact(web.url("/old.safetensors"), b"old", "checkpoint"),
+        artifact(web.serve("/1.png", silent), b"one"),
+        artifact(web.serve("/2.png", silent), b"two"),
+        artifact(web.serve("/way.png", b"way"), b"way"),
+        artifact(web.serve("/there.png", b"there"), b"there"),
+        artifact(web.serve("/samples/1.png", b"alike"), b"alike", "sample"),
+    ]
+    shows(web, status="COMPLETED", output={"artifacts": artifacts})
+
+    ended = await fetch(gateway, JOB, tmp_path / "there", display)
+
+    lost = ["old.safetensors", "1.png", "2.png", "way.png"]
+    assert ended.lost == lost
+    assert json.loads((tmp_path / "there" / "summary.json").read_text())["status"] == "COMPLETED"
+    assert (tmp_path / "there" / "images" / "there.png").read_bytes() == b"there"
+    lines = [line for line in said.getvalue().splitlines() if not line.startswith("fetching")]
+    host = web.url("").removeprefix("http://")
+    assert lines[:3] == [
+        f"warning: old.safetensors was not fetched from {host}: 403 Forbidden",
+        f"warning: 1.png was not fetched from {host}: 503 Service Unavailable",
+        f"warning: 2.png was not fetched from {host}: 503 Service Unavailable",
+    ]
+    assert lines[3].startswith("warning: way.png was not written: ")
+    assert lines[4:] == [
+        "COMPLETED",
+        f"files in {tmp_path}/there/: 1 image, 1 sample",
+        f"missing, 4 files: {', '.join(lost)}",
+        f"{AGAIN}:  everydream fetch {JOB} --output {tmp_path}/there",
+    ]
+    assert [seen.path for seen in web.seen].count("/2.png") == 1
 
 
 def test_the_report_and_each_warning_are_said_once(display: Display, said: io.StringIO) -> None:

@@ -68,7 +68,7 @@ async def test_fetching_a_job_that_is_not_completed_is_no_success(
 async def test_a_job_that_is_not_waited_for_is_named_once(
     web: Web, capsys: pytest.CaptureFixture[str], *, as_json: bool
 ) -> None:
-    shows(web, "/health")
+    shows(web, "/health", workers={})
     answers(web, "/run", id="7b1c", status="IN_QUEUE")
 
     await asyncio.to_thread(
@@ -93,6 +93,23 @@ async def test_what_is_said_to_be_next_reaches_the_same_server(
     answers(web, "/retry/7b1c", id="7b1c", status="IN_QUEUE")
     await asyncio.to_thread(jobs.retry, "7b1c", url=at, key="k")
     assert capsys.readouterr().out == "IN_QUEUE; watch it: everydream follow 7b1c\n"
+
+
+async def test_the_next_page_of_a_list_has_the_same_jobs_and_as_many(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = {
+        "id": "7b1c", "status": "FAILED", "created_at": "2026-01-02T12:04:05.678Z",
+        "started_at": None, "delayTime": 0, "executionTime": 0,
+    }  # fmt: skip
+    shows(web, "/jobs", jobs=[job], next="abc")
+    at = web.url().rstrip("/")
+
+    await asyncio.to_thread(jobs.jobs, status=("FAILED", "TIMED_OUT"), limit=5, url=at, key="k")
+
+    more = capsys.readouterr().out.splitlines()[-1]
+    flags = f"--cursor abc --status FAILED --status TIMED_OUT --limit 5 --url {at}"
+    assert more == f"more: everydream jobs {flags}"
 
 
 async def test_a_sample_of_a_job_that_does_not_train_is_refused_with_what_works_instead(
@@ -163,6 +180,28 @@ def test_a_change_of_nothing_is_refused_before_any_picture_is_looked_for(
 ) -> None:
     with pytest.raises(EveryDreamError, match="^" + re.escape(reason)):
         editing.expect_changes(captions, [])
+
+
+def test_one_picture_is_not_given_two_captions_by_two_names() -> None:
+    with pytest.raises(
+        EveryDreamError, match=r"--caption: y/sue\.jpg is given twice, as 'b' and as 'c'"
+    ):
+        editing.changes(["4=b", "sue.jpg=c"], [], PICTURES)
+    assert editing.changes(["4=b", "sue.jpg=b"], [], PICTURES) == [{"number": 4, "caption": "b"}]
+
+
+async def test_where_results_go_is_not_said_for_a_job_that_is_not_waited_for(
+    web: Web, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        await asyncio.to_thread(
+            training.draw, "org/name", drawing=Drawing(("one",)), no_wait=True, output=tmp_path,
+            url=web.url(), key="k",
+        )  # fmt: skip
+
+    assert end.value.code == 2
+    assert "--output: with --no-wait nothing is fetched" in capsys.readouterr().err
+    assert web.posts == []
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,21 @@ async def test_a_folder_is_checked_shown_and_trained_on_as_it_was_checked(
     here: World, photos: str, said: Said, tmp_path: Path
 ) -> None:
     hook = "https://example.com/hook"
-    (tmp_path / "job.json").write_text(json.dumps({"input": {"train": {}}, "webhook": hook}))
+    (tmp_path / "job.json").write_text(
+        json.dumps(
+            {
+                "input": {"train": {}},
+                "webhook": hook,
+                "webhook_events_filter": ["completed"],
+            }
+        )
+    )
     spec = JobSpec(photos, config=tmp_path / "job.json", drawing=Drawing(("one",)))
 
     submitted = submitting(at(here), spec, said)
     check = await due(here)
     assert not submitted.done()
+    assert "warnings" not in (await here.status(check.job))["output"]
     await staged(here, check)
     job = await submitted
     training = await due(here)
@@ -120,7 +129,7 @@ async def test_a_folder_is_checked_shown_and_trained_on_as_it_was_checked(
     assert trained_on.dataset == f"jobs/{check.job}/dataset"
     assert [entry.prompt for entry in training.inference] == ["one"]
     assert await webhooks(here) == {check.job: None, job: hook}
-    passing = ("uploading", "connecting", "preparing", "waiting")
+    passing = ("packing", "uploading", "connecting", "preparing", "waiting")
     assert [line for line in said.lines if not line.startswith(passing)] == [
         f"check {check.job}",
         "4 pictures used; 1 left out:",
@@ -155,9 +164,9 @@ async def test_the_report_is_not_shown_again_when_the_job_is_followed(
     assert (await here.status(job))["output"]["dataset"]["images"] == 4
     await here.ask("POST", f"{ROOT}/cancel/{job}")
 
-    status, _ = await followed
+    ended = await followed
 
-    assert status["status"] == "CANCELLED"
+    assert ended.status["status"] == "CANCELLED"
     assert said.lines.count("4 pictures used; 1 left out:") == 1
 
 
@@ -225,7 +234,8 @@ async def noted(said: Said, beginning: str) -> bool | None:
 
 def known(web: Web, health: int = 200) -> Access:
     """A gateway with fixed answers."""
-    page = Page(b'{"error": "no"}', status=health, headers=JSON)
+    body: dict[str, Any] = {"workers": {}} if health == 200 else {"error": "no"}
+    page = Page(json.dumps(body).encode(), status=health, headers=JSON)
     web.serve(f"{ROOT}/health", page)
     return Access(web.url("").rstrip("/"), "k")
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from services.fetcher.parsing.datasets import pages as written
-from shared.dataset.edited_report import SIZES_AS_FOUND, edited_report
+from shared.dataset.edited_report import CAPTIONS_AS_FOUND, SIZES_AS_FOUND, edited_report
 from shared.dataset.edits import EditedDataset, PictureEdit
 from shared.dataset.manifest import Manifest, Report, TrainedPicture
 from shared.dataset.pages import page_name, preview_name
@@ -147,13 +147,23 @@ async def test_the_report_of_a_changed_check_is_that_of_the_job_on_it(
 ) -> None:
     validation = Validation(val_split_proportion=0.5)
     first = await staging.perform(
-        data_url=web.serve("/data.zip", zip_of({**FILES, "IMG_0003.txt": b"a", "_1.png": TINY})),
+        data_url=web.serve(
+            "/data.zip",
+            zip_of(
+                FILES
+                | {
+                    "IMG_0003.txt": b"a",
+                    "_1.png": TINY,
+                    "a dog, running_1.yaml": b"max_caption_length: 20",
+                }
+            ),
+        ),
         validation=validation,
     )
     edits = {
         1: PictureEdit(caption="a photo of ted,, at \\(the\\) beach"),
         2: PictureEdit(use=False),
-        4: PictureEdit(caption="a cat"),
+        4: PictureEdit(caption="a photo of ted at the beach, sunny"),
         5: PictureEdit(caption=" "),
     }
     second = await again(staging, first.dataset, edits, validation=validation)
@@ -177,6 +187,11 @@ async def test_the_report_of_a_changed_check_is_that_of_the_job_on_it(
     told = [(p.file, p.caption, p.source, {*p.remarks}) for p in shown.pictures]
     expected = [(p.file, p.caption, p.source, {*p.remarks}) for p in staged.pictures]
     assert sorted(told) == sorted(expected)
+    dog = next(picture for picture in shown.pictures if picture.number == 4)
+    assert dog.caption == "a photo of ted at th"
+    assert "its caption is cut to 20 characters" in dog.remarks
+    assert any("1 caption cut to max_caption_length" in each for each in shown.warnings)
+    assert CAPTIONS_AS_FOUND in shown.warnings
 
 
 async def test_a_changed_caption_that_is_cut_is_named(staging: Staging, web: Web) -> None:

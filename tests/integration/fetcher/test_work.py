@@ -473,6 +473,7 @@ async def test_what_is_warned_of_a_model_is_in_the_report_or_with_the_staged_mod
     )
 
     assert trained.report["warnings"][-1] == warning
+    assert trained.report["warnings_count"] == len(trained.report["warnings"])
     assert (await staging.perform_model(model)).warnings == (warning,)
 
 

@@ -18,7 +18,7 @@ from services.gateway.jobs.transitions import KEPT_SECONDS
 from services.gateway.web.large_answers import LargeAnswers
 from shared.dataset.edited_report import LEFT_OUT, SIZES_AS_FOUND
 from shared.dataset.edits import EditedDataset, PictureEdit
-from shared.dataset.manifest import Captions, Report, TrainedPicture
+from shared.dataset.manifest import CAPTION_CHARACTERS, Captions, Report, TrainedPicture
 from shared.dataset.pages import PAGE, page_name, preview_name
 from shared.messaging.messages import DatasetStaged, StageFailed, StagingDue
 from shared.messaging.topology import FETCHER, TRAINER
@@ -210,6 +210,10 @@ async def test_a_report_that_is_large_follows_the_changes_too(
     ("body", "expected"),
     [
         ({"pictures": [{"number": 121}]}, "there are 120, and none with number 121"),
+        (
+            {"pictures": [{"number": 3, "caption": each} for each in "aab"]},
+            "pictures[2].caption: picture 3 has another caption in the same request",
+        ),
         ({"pictures": [{"number": 0}]}, "pictures[0].number: expected an integer of at least 1"),
         ({"pictures": []}, "pictures: expected a list that is not empty, each item an object"),
         ({"picture": [{"number": 1}]}, "picture: no such field; did you mean pictures?"),
@@ -351,7 +355,7 @@ async def test_a_page_of_large_changes_is_sent_as_a_large_answer(
         return await send(answers, request, *more)
 
     monkeypatch.setattr(LargeAnswers, "send", noted)
-    long = [{"number": number, "caption": "\U0001f600" * 8000} for number in range(1, 11)]
+    long = [{"number": number, "caption": "\U0001f600" * 2000} for number in range(1, 11)]
     job = await checked(here)
     await change(here, job, long[0])
     await page(here, job)
@@ -598,7 +602,7 @@ async def test_of_large_changes_the_last_is_kept_and_each_job_has_its_own(here: 
         assert (await change(here, job, *large(letter))).status == 200
 
     await become(here, job, "/values/edits-", 1)
-    assert (await page(here, job))["pictures"][9]["caption"] == "a" * 8000
+    assert (await page(here, job))["pictures"][9]["caption"] == "a" * CAPTION_CHARACTERS
     assert (await change(here, job, {"number": 10, "caption": "short"})).status == 200
     assert (await edited(here)).edits[10] == PictureEdit(caption="a" * 8000)
     await become(here, job, "/values/edits-", 1)

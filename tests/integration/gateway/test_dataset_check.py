@@ -94,6 +94,17 @@ async def test_a_check_that_finds_nothing_usable_fails_with_the_reason(here: Wor
     assert (last["error"], last["output"]) == ("no usable image", {"dataset": {}})
 
 
+async def test_a_check_ends_with_the_warnings_of_its_request(here: World) -> None:
+    train = {**REQUEST["input"]["train"], "lr_warmup_steps": 5}
+    job, fetcher, submitted = await asked(here, input={"train": train})
+
+    await fetcher.stage_dataset(submitted)
+
+    last = await here.status_becomes(job, "COMPLETED")
+    (warning,) = last["output"]["warnings"]
+    assert "input.train.lr_warmup_steps 5 has no effect" in warning
+
+
 async def test_a_check_and_a_run_of_the_same_request_are_not_the_same(here: World) -> None:
     once = {"Idempotency-Key": "one"}
     check = await here.ask("POST", CHECK, json=REQUEST, headers=once)

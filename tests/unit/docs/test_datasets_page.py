@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from services.fetcher.parsing.datasets.sidecar_values import (
-    MAX_CAPTION_CHARACTERS,
     SCALARS,
     SINGLE_VALUE_FILES,
 )
 from services.fetcher.parsing.datasets.sidecars import SIDECAR_SUFFIXES, Sidecars
+from shared.dataset.captions import MAX_CHARACTERS
 from shared.dataset.manifest import CAPTION_CHARACTERS, Captions, Estimate, Report
 
 PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
@@ -28,7 +28,7 @@ def test_the_page_explains_every_command_and_every_file() -> None:
     for name in (*SCALARS, *SINGLE_VALUE_FILES, *SIDECAR_SUFFIXES, "local.yaml", "global.yaml"):
         assert f"`{name}`" in PAGE, name
     assert f"{CAPTION_CHARACTERS:,} unless you say otherwise" in PAGE
-    assert f"{MAX_CAPTION_CHARACTERS:,} at most" in PAGE
+    assert f"{MAX_CHARACTERS:,} at most" in PAGE
 
 
 def test_the_example_on_the_page_says_what_the_page_says_it_does() -> None:

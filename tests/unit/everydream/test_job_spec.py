@@ -240,3 +240,19 @@ def test_what_a_person_sets_counts_more_than_a_preset_and_it_is_said(tmp_path: P
     said = explained("style", train)
     assert "  flip_p: yours, 0.1, counts" in said
     assert "  lr: yours, 1e-06, counts" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("https://user:secret@example.org/a.zip", "one with a user name or password"),
+        ("ftp://example.org/a.zip", "expected an http or https URL"),
+        ("https://", "expected an http or https URL"),
+    ],
+)
+def test_a_url_that_is_not_taken_is_refused_as_one_and_is_no_path(url: str, reason: str) -> None:
+    with pytest.raises(Refused, match=r"input\.train\.data_url: ") as refused:
+        JobSpec(url).checked()
+
+    assert reason in str(refused.value)
+    assert "secret" not in str(refused.value)

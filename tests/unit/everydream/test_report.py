@@ -21,7 +21,7 @@ from everydream.terminal.report import (
     picture_lines,
     while_it_runs,
 )
-from everydream.terminal.tables import print_jobs, print_status
+from everydream.terminal.tables import print_jobs, print_report, print_status
 from shared.dataset.manifest import Captions, Duplicate, Estimate, Report, Skipped
 
 REPORT = Report(
@@ -73,6 +73,15 @@ def test_a_report_without_trouble_is_short() -> None:
     ]  # fmt: skip
 
 
+def test_a_caption_of_too_many_tokens_is_not_called_cut_like_one_of_too_many_characters() -> None:
+    captions = Captions(from_files=2, over_long=1)
+    report = Report(images=2, captions=captions, over_long_captions=["a.jpg"])
+
+    assert [*dataset_lines(report.plain())][-1] == (
+        "a caption of more than 75 tokens, whose rest has no effect: a.jpg"
+    )
+
+
 def test_captions_that_were_changed_after_the_check_are_counted() -> None:
     report = Report(images=15, captions=Captions(from_files=12, edited=3))
     assert "captions: 12 from text files, 3 edited" in dataset_lines(report.plain())
@@ -95,6 +104,18 @@ def test_a_check_can_be_trained_on_next_if_it_is_completed() -> None:
         "train on exactly these pictures, for a day:  everydream run 7b1c ... --url http://x",
     ]
     assert list(next_steps(checked("CANCELLED", {}), "")) == []
+
+
+def test_warnings_of_a_check_s_request_are_said_once_beside_those_of_its_report() -> None:
+    status = checked()
+    status["output"]["warnings"] = [*REPORT.warnings, "lr_warmup_steps has no effect"]
+
+    for show in (print_report, lambda console, status: print_status(console, status, "")):
+        file = io.StringIO()
+        show(Console(file=file, width=100), status)
+        lines = file.getvalue().splitlines()
+        assert lines.count("warning: lr_warmup_steps has no effect") == 1
+        assert lines.count("warning: multiply.txt: expected a number") == 1
 
 
 def test_a_check_is_shown_with_its_report_and_what_is_next() -> None:

@@ -100,7 +100,8 @@ def test_other_files_links_and_repeated_names_are_reported(tmp_path: Path) -> No
     assert {entry.file: entry.reason for entry in found.skipped} == {
         "a.png": "the archive has this name twice",
         "readme.docx": (
-            "neither an image (jpg, jpeg, jfif, png, bmp, webp, heic, avif) nor a caption file"
+            "neither an image (.avif, .bmp, .heic, .heif, .hif, .jfif, .jpeg, .jpg, .png, .webp)"
+            " nor a caption file"
         ),
         "link.png": "a link, not a file",
     }

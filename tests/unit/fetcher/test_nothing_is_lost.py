@@ -322,11 +322,15 @@ def test_a_tag_that_is_there_twice_is_named_wherever_it_is(tmp_path: Path) -> No
         "a.jpg": J, "a.yaml": b"main_prompt: a\ntags: [red, {tag: red, weight: 3}, old]",
         "b.jpg": drawn(610), "b.txt": b"b, red, old, red", "c, red, red_1.jpg": drawn(620),
         "d.jpg": drawn(630), "d.txt": b"d,, red,,",
+        "e.jpg": drawn(640), "e.yaml": b"caption: e, red, red",
+        "f.jpg": drawn(650), "f.yaml": b"main_prompt: f\ntags: red\ncaption: f, red",
     }), tmp_path)  # fmt: skip
 
     assert seen.captions["a.jpg"] == "a, red, old"
     assert one(seen.warnings, "a.yaml: tags: 'red' is given twice; weight 3 is used")
-    assert one(seen.warnings, "2 captions have a tag twice", "b.txt, c, red, red_1.jpg")
+    assert one(
+        seen.warnings, "4 captions have a tag twice", "b.txt, c, red, red_1.jpg, e.yaml, f.yaml"
+    )
     assert len(seen.warnings) == 2
 
 
@@ -652,7 +656,8 @@ def test_only_names_that_nobody_would_write_count_as_a_camera_s() -> None:
         "Screenshot 2023-02-20 at 10.11.12",
     ]
     given = ["sam_1", "a cat_1", "photo of ted_1", "1girl_3", "R2D2_1", "defaced", "x", "_1",
-             "S500 car_1", "IMG-1 a red cat", "imgur cat_1"]  # fmt: skip
+             "S500 car_1", "IMG-1 a red cat", "imgur cat_1",
+             "VIDEO TED_1", "IMAGE TED_1", "Pano Everest_1"]  # fmt: skip
 
     assert all(is_camera_name(f"{name}.jpg") for name in taken)
     assert not any(is_camera_name(f"{name}.jpg") for name in given)

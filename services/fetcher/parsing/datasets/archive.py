@@ -22,6 +22,8 @@ from shared.disk import SPARE, require_room, translate_disk_full
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".heic", ".heif", ".hif", ".avif"}
 )
+IMAGES = ", ".join(sorted(IMAGE_SUFFIXES))
+"""For messages."""
 TEXT_SUFFIXES = frozenset({".txt", ".caption", ".yaml", ".yml"})
 
 MAX_IMAGE_BYTES = 256 << 20
@@ -101,9 +103,7 @@ class _Unpacker:
 
     def _check(self, member: Member) -> None:
         if member.suffix not in IMAGE_SUFFIXES | TEXT_SUFFIXES:
-            raise UnusableEntry(
-                "neither an image (jpg, jpeg, jfif, png, bmp, webp, heic, avif) nor a caption file"
-            )
+            raise UnusableEntry(f"neither an image ({IMAGES}) nor a caption file")
         if len(member.name.encode()) > MAX_NAME_BYTES:
             raise UnusableEntry(f"its name takes more than {MAX_NAME_BYTES} bytes")
         if member.name in self._names:

@@ -6,7 +6,8 @@ import re
 from pathlib import PurePosixPath
 
 COUNTED = re.compile(
-    r"(?i:IMG|IMGP|IMAG|DSC[FN]?|_DSC|PXL|MVIMG|GOPR|DJI|CIMG|PICT|VID|PANO|DCIM|BURST)[-_ ]?[0-9E]"
+    r"(?i:IMG|IMGP|IMAG|DSC[FN]?|_DSC|PXL|MVIMG|GOPR|DJI|CIMG|PICT|VID|PANO|DCIM|BURST)"
+    r"[-_ ]?E?[0-9]"
     r"|(?:SAM|SDC|HPIM|KIF|FB_IMG|GX|WP|CAM|DMC|MVC)[-_ ]?[0-9]{3}|[PRS][0-9]{7}"
 )
 """The beginning of a camera's name: its letters and a number; some are names of people, too."""

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from services.fetcher.parsing.datasets.archive import ImageFile, Unpacked
+from services.fetcher.parsing.datasets.archive import IMAGES, ImageFile, Unpacked
 from services.fetcher.parsing.datasets.camera_names import is_camera_name
 from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
 from services.fetcher.parsing.datasets.image_check import UnusableImage, inspect
-from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS, ImageOptions
+from services.fetcher.parsing.datasets.sidecar_values import ImageOptions
 from services.fetcher.parsing.datasets.sidecars import ImageTexts, Sidecars
 from shared.dataset.buckets import Size
-from shared.dataset.captions import SEPARATOR, bounded
+from shared.dataset.captions import MAX_CHARACTERS, SEPARATOR, bounded
 from shared.dataset.manifest import (
     CAPTION_CHARACTERS,
     Duplicate,
@@ -116,8 +116,7 @@ def _doubts(image: ImageFile, picture: Picture, texts: ImageTexts) -> Iterator[D
         yield "camera_name"
     if texts.source == "name" and image.is_name_unreadable:
         yield "unreadable_name"
-    limit = min(picture.max_caption_length, MAX_CAPTION_CHARACTERS)
-    if len(texts.options.caption.text) > limit:
+    if len(texts.options.caption.text) > picture.max_caption_length:
         yield "cut"
 
 
@@ -161,7 +160,7 @@ def check_images(
 
 def _picture(name: str, file: str, size: Size, options: ImageOptions) -> Picture:
     caption = options.caption
-    text = bounded(caption.text, caption.main_parts, MAX_CAPTION_CHARACTERS)
+    text = bounded(caption.text, caption.main_parts, MAX_CHARACTERS)
     parts = len(text.split(SEPARATOR))
     main_parts = min(caption.main_parts, parts)
     return Picture(
@@ -192,5 +191,5 @@ def _no_usable_image(shown: str, skipped: list[Skipped]) -> str:
     reasons = f" ({first}{'; ...' if len(skipped) > REASONS_SHOWN else ''})" if skipped else ""
     return (
         f"{shown}: no usable image in the archive{reasons};"
-        " it needs jpg, jpeg, jfif, png, bmp, webp, heic or avif files, in any folder"
+        f" it needs images ({IMAGES}), in any folder"
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes, Source
-from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
-from shared.dataset.captions import bounded, parse
-from shared.dataset.edited_report import LEFT_OUT, duplicates_without
+from shared.dataset.captions import MAX_CHARACTERS, bounded, parse
+from shared.dataset.edited_report import CAPTIONS_AS_FOUND, LEFT_OUT, duplicates_without
 from shared.dataset.edits import PictureEdit
 from shared.dataset.manifest import Picture, Skipped, short
 from shared.dataset.remarks import Doubt, is_about_caption, remarks_on_edit, same_pixels
@@ -35,7 +34,8 @@ def apply_edits(
         Refused: no picture is left.
     """
     pictures, notes, skipped = [], [], list(checked.skipped)
-    for number, (picture, of_it) in enumerate(_every(checked), start=1):
+    every = zip(checked.pictures, checked.notes, strict=True)
+    for number, (picture, of_it) in enumerate(every, start=1):
         reading(picture.name)
         edit = edits.get(number, PictureEdit())
         if not edit.use:
@@ -49,31 +49,35 @@ def apply_edits(
     left_out = {each.file for each in skipped[len(checked.skipped) :]}
     duplicates = duplicates_without(checked.duplicates, left_out)
     same = {each.file: (same_pixels(each.same_as),) for each in duplicates}
-    every = {same_pixels(each.same_as) for each in checked.duplicates}
+    before = {same_pixels(each.same_as) for each in checked.duplicates}
     notes = [
-        replace(of_it, remarks=(*(r for r in of_it.remarks if r not in every),
+        replace(of_it, remarks=(*(r for r in of_it.remarks if r not in before),
                                 *same.get(short(picture.name), ())))
         for picture, of_it in zip(pictures, notes, strict=True)
     ]  # fmt: skip
-    return replace(checked, pictures=pictures, notes=notes, skipped=skipped, duplicates=duplicates)
-
-
-def _every(checked: CheckedDataset) -> Iterator[tuple[Picture, Notes]]:
-    return zip(checked.pictures, checked.notes, strict=True)
+    warnings = checked.warnings
+    if warnings and any(edit.caption is not None and edit.use for edit in edits.values()):
+        warnings = [CAPTIONS_AS_FOUND, *warnings]
+    return replace(
+        checked,
+        pictures=pictures,
+        notes=notes,
+        skipped=skipped,
+        duplicates=duplicates,
+        warnings=warnings,
+    )
 
 
 def _captioned(picture: Picture, text: str) -> Picture:
     """With a caption that is read like a caption file's text."""
-    caption = parse(text)
-    cut = bounded(caption.text, caption.main_parts, MAX_CAPTION_CHARACTERS)
-    main_parts = min(caption.main_parts, cut.count(", ") + 1)
-    return replace(picture, caption=cut, main_parts=main_parts, weights=())
+    caption = bounded(parse(text).text, 1, MAX_CHARACTERS)
+    return replace(picture, caption=caption, main_parts=1, weights=())
 
 
 def _edited(notes: Notes, picture: Picture, caption: str) -> Notes:
     text = parse(caption).text
     doubts: list[Doubt] = [] if text else ["no_caption"]
-    if len(text) > min(picture.max_caption_length, MAX_CAPTION_CHARACTERS):
+    if len(text) > picture.max_caption_length:
         doubts.append("cut")
     source: Source = "edit" if text else "missing"
     kept = (remark for remark in notes.remarks if not is_about_caption(remark))

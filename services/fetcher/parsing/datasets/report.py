@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
 from services.fetcher.parsing.datasets.schedule_warnings import schedule_warnings
-from services.fetcher.parsing.datasets.sidecar_values import MAX_CAPTION_CHARACTERS
 from services.fetcher.parsing.datasets.unused_options import unused_options
 from shared.dataset.buckets import Size, is_undersized
 from shared.dataset.captions import MAX_TOKENS, bounded
@@ -98,6 +97,7 @@ def _trained_pictures(
             source=notes.source,
             files=[short(name) for name in notes.files],
             bucket=str(bucket_of(picture, epoch_config)),
+            max_caption_length=picture.max_caption_length,
             remarks=_remarks(picture, notes, epoch_config, held_out),
         )
         for number, (picture, notes) in enumerate(
@@ -109,9 +109,8 @@ def _trained_pictures(
 def _remarks(
     picture: Picture, notes: Notes, epoch_config: EpochConfig, held_out: Collection[str]
 ) -> list[str]:
-    remarks = [line(remark) for remark in notes.remarks]
-    limit = min(picture.max_caption_length, MAX_CAPTION_CHARACTERS)
-    remarks += [remark_on(doubt, limit) for doubt in notes.doubts]
+    remarks = [*notes.remarks]
+    remarks += [remark_on(doubt, picture.max_caption_length) for doubt in notes.doubts]
     if is_undersized(picture.width, picture.height, bucket_of(picture, epoch_config)):
         remarks.append(f"{picture.width}x{picture.height}{ENLARGED}")
     if (cut := _cut_off(picture, bucket_of(picture, epoch_config))) > CUT_OFF:

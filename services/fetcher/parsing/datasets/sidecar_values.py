@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.dataset.captions import (
+    MAX_CHARACTERS,
     Caption,
     Decoded,
     Tag,
@@ -33,8 +34,6 @@ MAX_NAME_CHARACTERS = 100
 """Of a named batch's name."""
 MOST_DIGITS = 20
 """Of a whole number."""
-MAX_CAPTION_CHARACTERS = 8192
-"""Longer captions are cut to this length."""
 SHOWN_VALUE = 60
 """Characters of a value in a line."""
 NEAR = 0.6
@@ -68,7 +67,7 @@ class TextFile(Struct, frozen=True, kw_only=True):
     lines: int = 0
     """Of a plain caption that are not empty."""
     has_repeats: bool = False
-    """A tag of a plain caption is there twice, and counts once."""
+    """A tag of a caption is there twice, and counts once."""
     is_empty: bool = False
     """It is there for a caption, and has none that anybody sees."""
 
@@ -187,7 +186,7 @@ SCALAR_TYPES: dict[str, Callable[[Any], Any]] = {
     "shuffle_tags": _boolean,
     "loss_scale": _number(-100, 100),
     "batch_id": _name,
-    "max_caption_length": _integer(1, MAX_CAPTION_CHARACTERS),
+    "max_caption_length": _integer(1, MAX_CHARACTERS),
 }
 SINGLE_VALUE_FILES = (
     "multiply.txt",
@@ -221,7 +220,8 @@ def _from_yaml(text: str, remarks: list[str]) -> TextFile:
             f"{key}: left out, because caption.{key} is given too" for key in inner if key in fields
         ]
         fields = {**fields, "caption": None, **inner}
-    plain = parse(_one_text(fields.get("caption"), "caption", remarks))
+    text = _one_text(fields.get("caption"), "caption", remarks)
+    plain = parse(text)
     main = unescaped(_one_text(fields.get("main_prompt"), "main_prompt", remarks))
     if main and plain.main and main != plain.main:
         remarks.append(
@@ -230,8 +230,10 @@ def _from_yaml(text: str, remarks: list[str]) -> TextFile:
         )
     structured = Caption(main, _each_once(list(_tags(fields.get("tags"), remarks)), remarks))
     caption = merge([structured, plain])
+    is_repeated = len(caption.tags) < len(structured.tags) + len(plain.tags)
     return TextFile(
         options=ImageOptions(caption=caption, **_scalars(fields, remarks)),
+        has_repeats=is_repeated or repeats_tags(text),
         is_empty=not caption.text and (not fields or any(key in fields for key in TEXT_KEYS)),
     )
 
