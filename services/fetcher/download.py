@@ -81,7 +81,9 @@ async def download(
     """
     whole = asyncio.timeout(seconds)
     try:
-        async with whole, guarded_session(allowed, read=read_seconds) as session:
+        # Some servers let in behind a redirect only who brings its cookie.
+        session = guarded_session(allowed, read=read_seconds, keeps_cookies=True)
+        async with whole, session:
             transfer = _Transfer(
                 session, path, allowed, limit, minute, on_bytes or _ignore_progress
             )

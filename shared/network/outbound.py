@@ -100,18 +100,23 @@ def guarded_session(
     total: float | None = None,
     connect: float = 15.0,
     read: float = 60.0,
+    keeps_cookies: bool = False,
 ) -> aiohttp.ClientSession:
     """A session that opens no connection to a forbidden address; times are in seconds.
 
     ``total`` limits a whole request, ``connect`` its connection, ``read`` the time between two
-    pieces of a response. Wrap requests in :func:`refusing` to get the guard's reason.
+    pieces of a response. Wrap requests in :func:`refusing` to get the guard's reason. With
+    ``keeps_cookies`` all its URLs must be one user's.
     """
     guard = Guard(allowed)
     connector = aiohttp.TCPConnector(
         resolver=GuardedResolver(guard), socket_factory=guard.open_socket, use_dns_cache=False
     )
     timeout = aiohttp.ClientTimeout(total=total, sock_connect=connect, sock_read=read)
-    return aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
+    jar = None if keeps_cookies else aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(
+        connector=connector, timeout=timeout, trust_env=False, cookie_jar=jar
+    )
 
 
 def check_url(url: str, allowed: frozenset[str]) -> None:

@@ -16,7 +16,7 @@ from shared.network.outbound import guarded_session
 from tests.support.servers.process import free_port
 from tests.support.servers.web import Page, Web, running_web
 
-LOOPBACK = frozenset({"127.0.0.1"})
+LOOPBACK, LOCALHOST = frozenset({"127.0.0.1"}), frozenset({"localhost"})
 BODY = bytes(range(256)) * 4000
 
 
@@ -87,6 +87,18 @@ async def test_a_redirect_is_followed_and_a_redirect_to_a_private_address_is_not
         with pytest.raises(Refused, match="expected an http or https URL"):
             await fetch(scheme, tmp_path, allowed=only_outside)
         assert inside.seen == []
+
+
+async def test_a_cookie_is_brought_along_to_where_a_redirect_goes(web: Web, tmp_path: Path) -> None:
+    web.serve("/data.zip", BODY)
+    headers = {"Location": "/data.zip", "Set-Cookie": "let=in; Path=/"}
+    url = web.serve("/share", Page(status=302, headers=headers))
+
+    # no jar keeps cookies of bare addresses
+    for _ in range(2):
+        await fetch(url.replace("127.0.0.1", "localhost"), tmp_path, allowed=LOCALHOST)
+
+    assert [seen.headers.get("cookie") for seen in web.seen] == [None, "let=in"] * 2
 
 
 async def test_redirects_in_a_circle_end(web: Web, tmp_path: Path) -> None:
