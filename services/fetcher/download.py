@@ -161,7 +161,7 @@ class _Transfer:
             result = await self._request(current, pace)
             if isinstance(result, Downloaded):
                 return result
-            current = urljoin(current, result)
+            current = _joined(current, result)
         raise Refused(f"{shown_url(url)}: more than {MAX_REDIRECTS} redirects")
 
     async def _request(self, url: str, pace: _Pace) -> Downloaded | str:
@@ -173,7 +173,7 @@ class _Transfer:
                     url, allow_redirects=False, headers=headers
                 ) as response:
                     return _redirect(response, url) or await self._save(response, url, pace)
-        except aiohttp.InvalidURL as error:
+        except (aiohttp.InvalidURL, UnicodeError) as error:
             raise Refused(f"{shown_url(url)}: not a URL that can be fetched ({error})") from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _Retryable(_describe(error)) from None
@@ -209,6 +209,16 @@ def _redirect(response: aiohttp.ClientResponse, url: str) -> str | None:
     if not location:
         raise Refused(f"{shown_url(url)}: answers {response.status}, but does not say where to go")
     return location
+
+
+def _joined(url: str, location: str) -> str:
+    """Where a redirect goes to."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise Refused(
+            f"{shown_url(url)}: redirects to {shown_url(location)}, which is not a URL"
+        ) from None
 
 
 def _check_status(response: aiohttp.ClientResponse, url: str) -> None:

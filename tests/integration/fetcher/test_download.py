@@ -101,6 +101,23 @@ async def test_a_cookie_is_brought_along_to_where_a_redirect_goes(web: Web, tmp_
     assert [seen.headers.get("cookie") for seen in web.seen] == [None, "let=in"] * 2
 
 
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://[", r"/odd: redirects to http://\[, which is not a URL"),
+        ("//[x]/", r"/odd: redirects to //\[x\]/, which is not a URL"),
+        ("http://x:y/", "http://x:y/: not a URL"),
+        (f"http://{'a' * 64}.example/", r"a\.example/: the host is not a name that a server can"),
+    ],
+)
+async def test_a_redirect_to_no_url_is_refused_at_once(
+    web: Web, tmp_path: Path, location: str, reason: str
+) -> None:
+    with pytest.raises(Refused, match=reason):
+        await fetch(web.redirect("/odd", location), tmp_path)
+    assert len(web.seen) == 1
+
+
 async def test_redirects_in_a_circle_end(web: Web, tmp_path: Path) -> None:
     url = web.redirect("/round", "/round")
 
