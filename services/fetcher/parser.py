@@ -113,8 +113,9 @@ class Reader:
 
     async def close(self) -> None:
         """End the child, whatever it is doing."""
-        if self._child:
-            await self._child.kill()
+        child, self._child = self._child, None
+        if child:
+            await child.kill()
 
     async def parse(
         self,
