@@ -86,7 +86,7 @@ class StoredDataset(NamedTuple):
 
 
 class FetcherWork:
-    """Turns ``job.submitted`` into ``dataset.staged``, or ``model.staged`` for a finished model."""
+    """Turns ``staging.due`` into ``dataset.staged``, or ``model.staged`` for a finished model."""
 
     queue = FETCHER
     started: type[Started] = StagingStarted

@@ -71,7 +71,7 @@ class Bodies:
 
 async def _fill(body: bytearray, request: web.Request, *, is_large: bool) -> None:
     """Read the whole body, and shorten the array to it."""
-    idle = min(LARGE_IDLE_SECONDS, IDLE_SECONDS) if is_large else IDLE_SECONDS
+    idle = LARGE_IDLE_SECONDS if is_large else IDLE_SECONDS
     try:
         async with asyncio.timeout(BODY_SECONDS):
             del body[await _read_into(body, request, idle) :]
