@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import aiohttp
-from msgspec import Struct
 
 from shared.concurrency import in_thread
 from shared.disk import SPARE, require_room, translate_disk_full
@@ -36,15 +35,6 @@ OnBytes = Callable[[int, int | None], None]
 """Called with the bytes so far and the total, or None if the server did not announce it."""
 
 
-class Downloaded(Struct, frozen=True, kw_only=True):
-    """A completely downloaded file."""
-
-    path: Path
-    bytes: int
-    content_type: str
-    """As the server declares it; for messages only."""
-
-
 class _Retryable(Exception):
     """A temporary failure; the text says what happened."""
 
@@ -60,7 +50,7 @@ async def download(
     read_seconds: float = 60.0,
     minute: float = MINUTE,
     seconds: float = DOWNLOAD_SECONDS,
-) -> Downloaded:
+) -> None:
     """Download a URL to a file of at most ``limit`` bytes; temporary failures are retried.
 
     Args:
@@ -81,7 +71,9 @@ async def download(
     """
     whole = asyncio.timeout(seconds)
     try:
-        async with whole, guarded_session(allowed, read=read_seconds) as session:
+        # Some servers let in behind a redirect only who brings its cookie.
+        session = guarded_session(allowed, read=read_seconds, keeps_cookies=True)
+        async with whole, session:
             transfer = _Transfer(
                 session, path, allowed, limit, minute, on_bytes or _ignore_progress
             )
@@ -91,7 +83,7 @@ async def download(
                 except _Retryable:
                     await asyncio.sleep(pause)
             try:
-                return await transfer.follow(url)
+                await transfer.follow(url)
             except _Retryable as error:
                 raise Passing(f"{shown_url(url)}: {error}") from None
     except TimeoutError:
@@ -134,12 +126,12 @@ class _Transfer:
     minute: float
     on_bytes: OnBytes
 
-    async def follow(self, url: str) -> Downloaded:
+    async def follow(self, url: str) -> None:
         """One attempt."""
         pace = _Pace(self.minute)
         try:
             async with pace.timeout:
-                return await self._follow(url, pace)
+                await self._follow(url, pace)
         except TimeoutError:
             if not pace.timeout.expired():
                 raise
@@ -151,32 +143,34 @@ class _Transfer:
                 " faster server"
             ) from None
 
-    async def _follow(self, url: str, pace: _Pace) -> Downloaded:
+    async def _follow(self, url: str, pace: _Pace) -> None:
         """Following redirects."""
         current = url
         for _ in range(MAX_REDIRECTS + 1):
             check_url(current, self.allowed)
-            result = await self._request(current, pace)
-            if isinstance(result, Downloaded):
-                return result
-            current = urljoin(current, result)
+            location = await self._request(current, pace)
+            if location is None:
+                return
+            current = _joined(current, location)
         raise Refused(f"{shown_url(url)}: more than {MAX_REDIRECTS} redirects")
 
-    async def _request(self, url: str, pace: _Pace) -> Downloaded | str:
-        """The downloaded file, or the location of a redirect."""
+    async def _request(self, url: str, pace: _Pace) -> str | None:
+        """Where a redirect goes to; None: the file is downloaded."""
         headers = {"Accept-Encoding": "identity"}
         try:
             with refusing(url):
                 async with self.session.get(
                     url, allow_redirects=False, headers=headers
                 ) as response:
-                    return _redirect(response, url) or await self._save(response, url, pace)
-        except aiohttp.InvalidURL as error:
+                    if (location := _redirect(response, url)) is None:
+                        await self._save(response, url, pace)
+                    return location
+        except (aiohttp.InvalidURL, UnicodeError) as error:
             raise Refused(f"{shown_url(url)}: not a URL that can be fetched ({error})") from None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _Retryable(_describe(error)) from None
 
-    async def _save(self, response: aiohttp.ClientResponse, url: str, pace: _Pace) -> Downloaded:
+    async def _save(self, response: aiohttp.ClientResponse, url: str, pace: _Pace) -> None:
         _check_status(response, url)
         announced, doing, done = response.content_length, f"download {shown_url(url)}", 0
         _check_size(announced or 0, self.limit, url)
@@ -190,7 +184,6 @@ class _Transfer:
                     require_room(self.path.parent, len(chunk) + SPARE, doing)
                 await in_thread(_write_all, file, chunk)
                 self.on_bytes(done, announced)
-        return Downloaded(path=self.path, bytes=done, content_type=response.content_type)
 
 
 def _write_all(file: FileIO, chunk: bytes) -> None:
@@ -207,6 +200,16 @@ def _redirect(response: aiohttp.ClientResponse, url: str) -> str | None:
     if not location:
         raise Refused(f"{shown_url(url)}: answers {response.status}, but does not say where to go")
     return location
+
+
+def _joined(url: str, location: str) -> str:
+    """Where a redirect goes to."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise Refused(
+            f"{shown_url(url)}: redirects to {shown_url(location)}, which is not a URL"
+        ) from None
 
 
 def _check_status(response: aiohttp.ClientResponse, url: str) -> None:

@@ -10,6 +10,8 @@ EXPECTED = (
     f"expected {DEFAULT_BASE}, a hub id such as org/name, or the URL of a hub page, a zipped"
     " diffusers folder, a .safetensors or a .ckpt file"
 )
+MAX_MODEL_BYTES = 16 << 30
+"""Of what is fetched of a model, from a URL or from the hub."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the small text begins that Git keeps in place of a large file."""
 LFS_ADVICE = (

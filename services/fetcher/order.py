@@ -105,7 +105,7 @@ Result = ParsedDataset | ParsedModel | ModelDescription
 
 
 class ParsingOrder(Struct, frozen=True, kw_only=True):
-    """A child's only order."""
+    """One order; a child gets all those of one job."""
 
     task: Task
     limits: Limits

@@ -24,7 +24,7 @@ from services.fetcher.order import RESULT_BYTES, ParsingOrder, Task
 from shared.child.parent import Child, ChildDied, start_ready
 from shared.child.records import AnyRecord, Done, FinalRecord, Progress, Reading
 from shared.concurrency import in_thread
-from shared.errors import EveryDreamError, Passing, Refused
+from shared.errors import EveryDreamError, Passing, Refused, reason_of
 from shared.scratch import scratch_folder
 
 CHILD = "services.fetcher.parsing.child"
@@ -52,7 +52,7 @@ class Parser:
         self._said_online = False
 
     async def prepare(self) -> None:
-        """Have a child ready, from now on always. Raises ChildDied."""
+        """Have a child ready, from now on always. Raises as :func:`start_ready`."""
         self._keeps_standby = True
         self._begin_next()
         if self._standby:
@@ -61,9 +61,8 @@ class Parser:
     async def close(self) -> None:
         """End the child that waits."""
         standby, self._standby, self._keeps_standby = self._standby, None, False
-        if standby:
-            with suppress(ChildDied):
-                await (await standby).kill()
+        if standby and (child := await _started(standby)):
+            await child.kill()
 
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[Reader]:
@@ -77,9 +76,9 @@ class Parser:
                 self._begin_next()
 
     async def take(self) -> Child:
-        """The child that waits, or else a new one."""
+        """The child that waits, or else a new one. Raises as :func:`start_ready`."""
         standby, self._standby = self._standby, None
-        child = await standby if standby else None
+        child = await _started(standby) if standby else None
         if child is None or not child.alive:
             child = await start_ready(CHILD, log_bytes=LOG_BYTES)
         if not child.offline and not self._said_online:
@@ -88,8 +87,19 @@ class Parser:
         return child
 
     def _begin_next(self) -> None:
-        if self._keeps_standby and self._standby is None:
+        standby = self._standby
+        has_failed = standby is not None and standby.done() and standby.exception() is not None
+        if self._keeps_standby and (standby is None or has_failed):
             self._standby = asyncio.create_task(start_ready(CHILD, log_bytes=LOG_BYTES))
+
+
+async def _started(standby: asyncio.Task[Child]) -> Child | None:
+    """The child, once it is ready; None: it could not be started."""
+    try:
+        return await standby
+    except (ChildDied, EveryDreamError, OSError) as error:
+        log.warning("parser_not_started", reason=reason_of(error))
+        return None
 
 
 class Reader:
@@ -103,8 +113,9 @@ class Reader:
 
     async def close(self) -> None:
         """End the child, whatever it is doing."""
-        if self._child:
-            await self._child.kill()
+        child, self._child = self._child, None
+        if child:
+            await child.kill()
 
     async def parse(
         self,

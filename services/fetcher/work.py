@@ -86,7 +86,7 @@ class StoredDataset(NamedTuple):
 
 
 class FetcherWork:
-    """Turns ``job.submitted`` into ``dataset.staged``, or ``model.staged`` for a finished model."""
+    """Turns ``staging.due`` into ``dataset.staged``, or ``model.staged`` for a finished model."""
 
     queue = FETCHER
     started: type[Started] = StagingStarted
@@ -146,15 +146,15 @@ class FetcherWork:
         reference = ModelReference(
             train.resume_ckpt_url, "input.train.resume_ckpt_url", train.hf_repo_subfolder
         )
-        report = await self._parse_dataset(at, train)
+        parsed = await self._parse_dataset(at, train)
         base = await self._stage_model(at, "the base model", reference)
-        report = await self._with_model_facts(at, report, train, base.prefix)
+        report = await self._with_model_facts(at, parsed.report, train, base.prefix)
         report = replace(
             report,
             warnings=[*report.warnings, *base.warnings],
             warnings_count=report.warnings_count + len(base.warnings),
         )
-        staged = await self._store_dataset(at)
+        staged = await self._store_dataset(at, parsed)
         log.info(
             "dataset_staged",
             job=at.order.job,
@@ -188,23 +188,24 @@ class FetcherWork:
             sha256=model.sha256,
         )
 
-    async def _parse_dataset(self, at: Workplace, train: Train) -> Report:
+    async def _parse_dataset(self, at: Workplace, train: Train) -> ParsedDataset:
         """Leave the dataset and the pages that tell of it in the scratch folder."""
-        order, folder, pages = at.order, at.scratch / DATASET, at.scratch / PAGES
-        await in_thread(pages.mkdir)
+        order = at.order
+        await in_thread((at.scratch / PAGES).mkdir)
         is_checked = EDITED.fullmatch(train.data_url)
         fetch = self._fetch_checked if is_checked else self._fetch_archive
         task, size = await fetch(at, train)
-        parsed = await at.reader.parse(
+        return await at.reader.parse(
             task, dataset_limits(size), ParsedDataset,
             keepalive=order.keepalive, on_progress=order.progress,
         )  # fmt: skip
-        await in_thread(check_left, folder, parsed.files)
-        await in_thread(check_left, pages, parsed.pages)
-        return parsed.report
 
-    async def _store_dataset(self, at: Workplace) -> StoredDataset:
+    async def _store_dataset(self, at: Workplace, parsed: ParsedDataset) -> StoredDataset:
+        """Once the child is gone, which could still put something else in a file's place."""
         order = at.order
+        await at.reader.close()
+        await in_thread(check_left, at.scratch / DATASET, parsed.files)
+        await in_thread(check_left, at.scratch / PAGES, parsed.pages)
         order.progress(phase="storing the dataset")
         attempt = f"jobs/{order.job}/{{}}/{order.grant.attempt}"
         dataset, pages = f"{attempt.format('staging')}/dataset", attempt.format("pictures")

@@ -48,6 +48,7 @@ from services.gateway.web.authentication import Keys, configured_keys, keep_addr
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
 from services.gateway.web.large_answers import LargeAnswers
+from services.gateway.web.room import FairLock
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, LocalStore, ObjectStore
 from shared.retry import Reconnects
@@ -161,7 +162,7 @@ class Gateway:
         keys = Keys(configured_keys(settings), stores.keys, clock)
         authorizer = Authorizer(repository, budgets)
         openapi, asyncapi = documents().values()
-        one_large = asyncio.Lock()
+        one_large = FairLock()
         bodies = Bodies(budgets, settings.body_memory, one_large)
         large_answers = LargeAnswers(one_large)
         endpoints = Endpoints(

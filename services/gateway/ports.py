@@ -429,8 +429,12 @@ class UploadStore(Protocol):
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         """The parts of an upload, in order."""
 
-    async def settle(self, upload_id: str, sha256: str, finished_at: float | None) -> None:
-        """Record a complete upload; ``finished_at`` None: its SHA-256 is not the expected one."""
+    async def settle(self, upload_id: str, sha256: str, finished_at: float | None) -> bool:
+        """Record a complete upload; ``finished_at`` None: its SHA-256 is not the expected one.
+
+        Returns:
+            Whether the upload was there; False: it has been deleted.
+        """
 
     async def expired(
         self, *, untouched_since: float, finished_before: float, limit: int = 100

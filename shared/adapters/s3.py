@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.adapters.files import atomic
 from shared.adapters.object_keys import check_deletable, check_key, check_prefix, check_seconds
-from shared.adapters.s3_errors import AnswerTooLarge, Location, translate
+from shared.adapters.s3_errors import ODD, AnswerTooLarge, Location, OddAnswer, translate
 from shared.adapters.s3_session import bounded_session
 from shared.concurrency import gather_limited, in_thread
 from shared.errors import NotFound, Refused, Unavailable
@@ -211,10 +211,11 @@ class S3Store:
 
     async def link(self, key: str, *, seconds: int, filename: str | None = None) -> str:
         options = {"ResponseContentDisposition": _attachment(filename)} if filename else {}
+        check_seconds(seconds)
         with self._translated(key):
             client = await self._client(self._public_endpoint)
             link = await client.generate_presigned_url(
-                "get_object", Params=self._object(key) | options, ExpiresIn=check_seconds(seconds)
+                "get_object", Params=self._object(key) | options, ExpiresIn=seconds
             )
             return str(link)
 
@@ -274,8 +275,9 @@ class S3Store:
         with self._translated(keys[0]):
             client = await self._client()
             answer = await client.delete_objects(Bucket=self._location.bucket, Delete=deletion)
-        for error in answer.get("Errors", ()):
-            raise Unavailable(f"{error['Key']!r} in {self._location} stays: {error.get('Message')}")
+            for error in answer.get("Errors", ()):
+                left = f"{error['Key']!r} in {self._location} stays"
+                raise Unavailable(f"{left}: {error.get('Message')}")
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -284,6 +286,8 @@ class S3Store:
             yield
         except VENDORS as error:
             raise translate(error, key, self._location) from error
+        except ODD as error:
+            raise translate(OddAnswer(error), key, self._location) from error
 
 
 @cache
@@ -338,7 +342,7 @@ async def _abort(client: Any, upload: Mapping[str, str]) -> None:
     try:
         async with asyncio.timeout(ABORT_SECONDS):
             await client.abort_multipart_upload(**upload)
-    except (*VENDORS, TimeoutError):
+    except (*VENDORS, *ODD, TimeoutError):
         return
 
 

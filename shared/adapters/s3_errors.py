@@ -61,6 +61,17 @@ MISCONFIGURED = (
 )
 
 
+ODD = (LookupError, RuntimeError, ValueError)
+"""What botocore and we raise over an answer that lacks a part, or has one that cannot be read."""
+
+
+class OddAnswer(OSError):
+    """The answer is none that an S3 service gives."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+
+
 class AnswerTooLarge(OSError):
     """More came than any S3 service answers; an OSError, so that botocore does not retry it."""
 
@@ -108,7 +119,9 @@ def _translate(error: Exception, key: str, location: Location) -> EveryDreamErro
         return _from_response(error, key, location, lasting)
     if isinstance(error, MISCONFIGURED):
         return lasting(f"{location}: {_in_one_line(error)}")
-    return Unavailable(f"{location} does not answer: {_in_one_line(error)}")
+    is_odd = isinstance(error, OddAnswer)
+    fault = "gives an answer that cannot be understood" if is_odd else "does not answer"
+    return Unavailable(f"{location} {fault}: {_in_one_line(error)}")
 
 
 def _from_response(

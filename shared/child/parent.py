@@ -1,4 +1,4 @@
-"""The parent's side of a worker's child process, which runs GPU code.
+"""The parent's side of a worker's child process.
 
 The parent starts ``python -m MODULE`` with the descriptor of a pipe and its own process id as
 arguments. It sends one order as a JSON line over stdin, perhaps followed by commands, and reads

@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from shared.child.records import RECORD_BYTES, AnyRecord, Failed
-from shared.errors import Passing, SettingsError, reason_of
+from shared.child.records import RECORD_BYTES, AnyRecord, Failed, ImageFailed
+from shared.errors import Passing, SettingsError, reason_of, shorten
 
 
 class RecordWriter:
@@ -27,11 +28,23 @@ class RecordWriter:
         self._descriptor = descriptor
 
     def write(self, record: AnyRecord) -> None:
-        """Write one record atomically."""
+        """Write one record atomically; a reason is shortened until there is room for it."""
         line = msgspec.json.encode(record) + b"\n"
+        if isinstance(record, Failed | ImageFailed):
+            line = _with_room_for_reason(record, line)
         if len(line) > RECORD_BYTES:
             raise ValueError(f"a record of {len(line)} bytes: {line[:200]!r}...")
         os.write(self._descriptor, line)
+
+
+def _with_room_for_reason(record: Failed | ImageFailed, line: bytes) -> bytes:
+    """The record's line; a letter of its reason may take six bytes."""
+    letters = len(record.reason)
+    while len(line) > RECORD_BYTES:
+        letters = letters * 3 // 4
+        shorter = replace(record, reason=shorten(record.reason, letters))
+        line = msgspec.json.encode(shorter) + b"\n"
+    return line
 
 
 QUIET_AND_OFFLINE = {

@@ -28,7 +28,7 @@ FORBIDDEN = tuple(
 ADVICE = "the operator can allow it with EVERYDREAM_ALLOWED_PRIVATE_HOSTS"
 ENTRY = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]+)(:(?P<port>[0-9]{1,5}))?")
 """A host allowed by the operator; an IPv6 address with a port has brackets, as in URLs."""
-HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
+HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 NUMBER_AT_THE_END = re.compile(r"(^|\.)([0-9]+|0x[0-9a-f]*)\.?$")
 THIS_MACHINE = re.compile(r"(^|\.)localhost\.?$")
 PRIVATE = f"the host is a private address; {ADVICE}"

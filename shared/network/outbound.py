@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from shared.errors import Refused
 from shared.network.addresses import ADVICE, AllowedHosts, is_forbidden, shown_url, why_not
 
+CONNECT_SECONDS = 15.0
 AddressInfo = tuple[Any, Any, int, str, tuple[Any, ...]]
 """As returned by :func:`socket.getaddrinfo`; the last part starts with address and port."""
 
@@ -95,23 +96,23 @@ class GuardedResolver(AbstractResolver):
 
 
 def guarded_session(
-    allowed: frozenset[str],
-    *,
-    total: float | None = None,
-    connect: float = 15.0,
-    read: float = 60.0,
+    allowed: frozenset[str], *, read: float = 60.0, keeps_cookies: bool = False
 ) -> aiohttp.ClientSession:
-    """A session that opens no connection to a forbidden address; times are in seconds.
+    """A session that opens no connection to a forbidden address.
 
-    ``total`` limits a whole request, ``connect`` its connection, ``read`` the time between two
-    pieces of a response. Wrap requests in :func:`refusing` to get the guard's reason.
+    ``read`` is the most seconds between two pieces of a response. With
+    ``keeps_cookies`` all its URLs must be one user's. Wrap requests in :func:`refusing` to get the
+    guard's reason.
     """
     guard = Guard(allowed)
     connector = aiohttp.TCPConnector(
         resolver=GuardedResolver(guard), socket_factory=guard.open_socket, use_dns_cache=False
     )
-    timeout = aiohttp.ClientTimeout(total=total, sock_connect=connect, sock_read=read)
-    return aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=read)
+    jar = None if keeps_cookies else aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(
+        connector=connector, timeout=timeout, trust_env=False, cookie_jar=jar
+    )
 
 
 def check_url(url: str, allowed: frozenset[str]) -> None:
@@ -139,8 +140,10 @@ def refusing(url: str) -> Iterator[None]:
 
 def was_blocked(error: BaseException | None) -> bool:
     """Whether the guard caused an error, however it is wrapped."""
-    if error is None or isinstance(error, Blocked):
-        return error is not None
+    if error is None:
+        return False
+    if isinstance(error, Blocked):
+        return True
     return was_blocked(getattr(error, "os_error", None)) or was_blocked(
         error.__cause__ or error.__context__
     )

@@ -80,11 +80,13 @@ async def test_what_it_turned_out_to_be_is_kept(uploads: SqlUploadStore) -> None
     await uploads.add(upload("good"))
     await uploads.add(upload("bad"))
 
-    await uploads.settle("good", "a" * 64, 8.0)
-    await uploads.settle("bad", "b" * 64, None)
+    assert await uploads.settle("good", "a" * 64, 8.0)
+    assert await uploads.settle("bad", "b" * 64, None)
+    assert not await uploads.settle("deleted", "c" * 64, 8.0)
 
     assert await uploads.find("good") == upload("good", sha256="a" * 64, finished_at=8.0)
     assert await uploads.find("bad") == upload("bad", sha256="b" * 64)
+    assert await uploads.find("deleted") is None
 
 
 async def test_what_an_owner_s_uploads_use_is_counted(uploads: SqlUploadStore) -> None:

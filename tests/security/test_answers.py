@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from services.notifier.bucket import CHECK_OBJECT, check
 from shared.adapters import s3_session
 from shared.adapters.s3 import PART_BYTES, SETTINGS, USERS, S3Store
 from shared.errors import Refused, Unavailable
@@ -85,6 +86,45 @@ async def test_a_bucket_that_lists_without_end_is_refused() -> None:
         with pytest.raises(Refused, match="lists more than 100 pages"):
             await store.delete("key")
     assert len(server.requests) == USERS.pages + 1
+
+
+OBJECT = "<Key>{key}</Key><Size>1</Size>"
+ODD_OBJECTS = {
+    "no date": OBJECT,
+    "no key": "<Size>1</Size>",
+    "a size that is no number": "<Key>{key}</Key><Size>x</Size>",
+    "a date that is none": OBJECT + "<LastModified>soon</LastModified>",
+    "a date beyond all": OBJECT + "<LastModified>99999999999999999999</LastModified>",
+}
+
+
+@pytest.mark.parametrize("entry", ODD_OBJECTS.values(), ids=ODD_OBJECTS)
+async def test_a_bucket_with_an_odd_listing_takes_what_is_put_there(entry: str) -> None:
+    key = f"job/{CHECK_OBJECT}"
+    listing = f"<ListBucketResult><Contents>{entry.format(key=key)}</Contents></ListBucketResult>"
+
+    async def answer(server: Hostile, request: str) -> None:
+        await server.whole(200, b"" if request.startswith("PUT") else listing.encode())
+
+    async with hostile(answer) as server, bucket_at(server) as store:
+        with pytest.raises(Unavailable, match="an answer that cannot be understood"):
+            await store.delete(key)
+        assert await check(store, "job") is None
+
+
+async def test_what_a_bucket_leaves_out_of_its_answers_is_told_as_its_fault(tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(bytes(PART_BYTES + 1))
+
+    async def answer(server: Hostile, _request: str) -> None:
+        await server.send(head(200, CHUNKED) + b"0\r\n\r\n")
+
+    async with hostile(answer) as server, bucket_at(server) as store:
+        for call in (
+            store.upload(tmp_path / "big", "key"),
+            store.download("key", tmp_path / "got"),
+        ):
+            with pytest.raises(Unavailable, match=r"bucket 'b' at .* that cannot be understood"):
+                await call
 
 
 async def dripped_body(server: Hostile, _request: str) -> None:

@@ -91,6 +91,8 @@ class Hub:
         self.private = False
         self.revisions: set[str] = set()
         self.fetched: list[str] = []
+        self.listed_bytes: dict[str, int] = {}
+        """Of files that are listed with another size than theirs."""
 
     async def revision(self, request: web.Request) -> web.Response:
         self.tokens.add(request.headers.get("Authorization"))
@@ -101,8 +103,8 @@ class Hub:
             return web.Response(status=404, headers={"X-Error-Code": "RepoNotFound"})
         self.revisions.add(request.match_info["revision"])
         siblings = [
-            {"rfilename": name, "size": (self.folder / name).stat().st_size}
-            for name in self._names()
+            {"rfilename": name, "size": self.listed_bytes.get(name, path.stat().st_size)}
+            for name, path in ((name, self.folder / name) for name in self._names())
         ]
         return web.json_response({"id": self.repository, "sha": COMMIT, "siblings": siblings})
 

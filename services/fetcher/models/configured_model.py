@@ -117,13 +117,13 @@ class HubCache:
     ) -> tuple[LocalModel, str]:
         """The model and its commit, fetched unless it is cached."""
         cache = cache_of(self._home, token)
-        folder, commit = await pull(model, cache, token=token, keepalive=meter.bytes)
+        folder, commit = await pull(model, cache, token=token, on_bytes=meter.bytes)
         return await self._folders.check(folder, str(model), meter, reader), commit
 
     async def fetch_configs(self, model: HubModel, meter: ProgressMeter) -> Path:
         """The folder with a public model's configurations and tokenizer."""
         cache = cache_of(self._home, None)
-        fetched = await pull(model, cache, token=None, keepalive=meter.bytes, weights=False)
+        fetched = await pull(model, cache, token=None, on_bytes=meter.bytes, weights=False)
         return fetched.folder
 
 

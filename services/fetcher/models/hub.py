@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -19,6 +18,9 @@ from msgspec import Struct
 from shared.child.parent import Child, ChildDied
 from shared.child.records import AnyRecord, Done, Progress
 from shared.errors import Passing, Refused
+
+if TYPE_CHECKING:  # the child, which imports this module, needs nothing of it
+    from services.fetcher.download import OnBytes
 
 HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 NAME = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -142,22 +144,21 @@ async def pull(
     cache: Path,
     *,
     token: str | None,
-    keepalive: Callable[[int, int | None], None],
+    on_bytes: OnBytes,
     weights: bool = True,
 ) -> Fetched:
     """Fetch a model unless it is cached; its folder may lack files.
 
     Without ``weights`` only its configurations and its tokenizer.
 
-    ``keepalive`` is called whenever more has arrived, with the bytes so far and the total, or None
-    if the total is not known.
+    ``on_bytes`` hears of the progress, again whenever more has arrived.
 
     Raises:
         Refused: no such model or revision, or no access to it.
         Passing: the hub is unavailable and the model is not cached.
     """
     child = await Child.start("services.fetcher.models.hub_child")
-    watcher = DownloadWatcher(cache / _folder(model) / "blobs", keepalive)
+    watcher = DownloadWatcher(cache / _folder(model) / "blobs", on_bytes)
     watching = asyncio.create_task(watcher.run())
     try:
         await child.order(_order(model, cache, token, weights=weights))
@@ -214,10 +215,10 @@ async def _listen(child: Child, model: HubModel, watcher: DownloadWatcher) -> Fe
 class DownloadWatcher:
     """Watches a download's files grow, and reports it as a sign of life."""
 
-    def __init__(self, folder: Path, keepalive: Callable[[int, int | None], None]) -> None:
+    def __init__(self, folder: Path, on_bytes: OnBytes) -> None:
         self.total: int | None = None
         self._folder = folder
-        self._keepalive = keepalive
+        self._on_bytes = on_bytes
         self._reported: tuple[int, int | None] | None = None
 
     async def run(self) -> None:
@@ -231,7 +232,7 @@ class DownloadWatcher:
         current = await asyncio.to_thread(_bytes_in, self._folder), self.total
         if current != self._reported:
             self._reported = current
-            self._keepalive(*current)
+            self._on_bytes(*current)
 
 
 def _bytes_in(folder: Path) -> int:

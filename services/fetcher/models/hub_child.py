@@ -8,12 +8,31 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
-from services.fetcher.model_files import REQUIRED, SUFFIXES, TOKENIZER, WEIGHTS, lacks
-from services.fetcher.models.hub import MAIN_BRANCH, HubModel, HubOrder
+from msgspec.structs import replace
+
+from services.fetcher.model_files import (
+    MAX_MODEL_BYTES,
+    REQUIRED,
+    SUFFIXES,
+    TOKENIZER,
+    WEIGHTS,
+    lacks,
+)
+from services.fetcher.models.hub import MAIN_BRANCH, HubModel, HubOrder, cached_folder
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import AnyRecord, Done, Failed, Progress
-from shared.errors import reason_of
+from shared.disk import SPARE, require_room
+from shared.errors import Refused, reason_of
+
+
+class Listing(NamedTuple):
+    """A repository's files."""
+
+    bytes: dict[str, int]
+    """By name."""
+    commit: str | None = None
 
 
 def main() -> None:
@@ -45,7 +64,7 @@ def _run(order: HubOrder, writer: RecordWriter) -> AnyRecord:
         return Failed(refused=True, reason=reason)
     except missing:
         return Failed(refused=True, reason=f"{order.model}: no such model, or a private one")
-    except AnswerTooLarge as error:
+    except (AnswerTooLarge, Refused) as error:
         return Failed(refused=True, reason=f"{order.model}: {error}")
     except Exception as error:  # noqa: BLE001 - the parent must learn of any error
         return Failed(refused=False, reason=f"{order.model}: {reason_of(error)}")
@@ -64,10 +83,12 @@ def _snapshot(order: HubOrder, writer: RecordWriter) -> str:
         weights = [_path_in_repository(order.model, name) for name in weights]
         configs = [_path_in_repository(order.model, name) for name in (*REQUIRED, *TOKENIZER)]
         names = [*configs, *weights]
-        total = sum(listing.get(name, 0) for name in names)
+        total = sum(listing.bytes.get(name, 0) for name in names)
+        require_room_for(order, listing, names)
         writer.write(Progress(numbers={"bytes_total": total or None}))
         folder = Path(_fetch(order, names))
-        if missing := [name for name in names if name in listing and not (folder / name).exists()]:
+        expected = [name for name in names if name in listing.bytes]
+        if missing := [name for name in expected if not (folder / name).exists()]:
             raise FileNotFoundError(f"{missing[0]} has not arrived")
         if all((folder / name).exists() for name in weights):
             break
@@ -76,8 +97,26 @@ def _snapshot(order: HubOrder, writer: RecordWriter) -> str:
     return str(folder)
 
 
-def _listing(order: HubOrder) -> tuple[dict[str, int], Exception | None]:
-    """Bytes of the repository's files, by name; and why they are not known, if they are not."""
+def require_room_for(order: HubOrder, listing: Listing, names: list[str]) -> None:
+    """Check the size of these files before any is fetched.
+
+    Raises:
+        Refused: it is more than is taken of a model.
+        Full: the disk has no room for those that are not cached.
+    """
+    if (total := sum(listing.bytes.get(name, 0) for name in names)) > MAX_MODEL_BYTES:
+        raise Refused(
+            f"its files take {total / 1e9:.3g} GB; at most {MAX_MODEL_BYTES / 1e9:.3g} GB are taken"
+        )
+    cache, model = Path(order.cache), replace(order.model, revision=listing.commit, subfolder=None)
+    cached = cached_folder(model, cache) or cache
+    missing = sum(listing.bytes.get(name, 0) for name in names if not (cached / name).exists())
+    if missing:
+        require_room(cache, missing + SPARE, "fetch it")
+
+
+def _listing(order: HubOrder) -> tuple[Listing, Exception | None]:
+    """The repository's files, and why they are not known, if they are not."""
     from httpx2 import HTTPError  # noqa: PLC0415 - the hub library's own
     from huggingface_hub import HfApi  # noqa: PLC0415 - it reads the environment
 
@@ -88,8 +127,9 @@ def _listing(order: HubOrder) -> tuple[dict[str, int], Exception | None]:
             files_metadata=True,
         )
     except (HTTPError, OSError, ValueError) as error:  # ValueError: not a valid repository name
-        return {}, error
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}, None
+        return Listing({}), error
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    return Listing(sizes, info.sha), None
 
 
 def _fetch(order: HubOrder, names: list[str]) -> str:

@@ -11,7 +11,7 @@ import structlog
 
 from services.fetcher.download import download
 from services.fetcher.limits import model_limits
-from services.fetcher.model_files import EXPECTED
+from services.fetcher.model_files import EXPECTED, MAX_MODEL_BYTES
 from services.fetcher.models.configured_model import (
     ConfiguredModel,
     HubCache,
@@ -32,8 +32,6 @@ from shared.storage.folders import content_address, folder_exists, upload_folder
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names of the deployment's base model."""
-MAX_MODEL_BYTES = 16 << 30
-"""Of a download."""
 LINKS_FOLDER = "selected"
 """A folder inside the scratch folder: links to the model's files."""
 

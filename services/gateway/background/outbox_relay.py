@@ -16,7 +16,7 @@ from shared.ports import Bus
 from shared.retry import reconnect_delay
 
 MAX_BUSY = 32
-"""Most jobs whose messages are published at the same time."""
+"""No more messages are leased while those of so many jobs are being published."""
 ROWS = 50
 """Most messages leased at once."""
 WEBHOOKS_WAITING = 16

@@ -57,9 +57,10 @@ class SqlUploadStore:
         rows = await self._database.all(parts.order_by(upload_parts.c.offset))
         return [UploadPart(**_fields(row)) for row in rows]
 
-    async def settle(self, upload_id: str, sha256: str, finished_at: float | None) -> None:
+    async def settle(self, upload_id: str, sha256: str, finished_at: float | None) -> bool:
         row = sa.update(uploads).where(uploads.c.id == upload_id)
-        await self._database.do(row.values(sha256=sha256, finished_at=finished_at))
+        values = row.values(sha256=sha256, finished_at=finished_at)
+        return await self._database.do(values) == 1
 
     async def expired(
         self, *, untouched_since: float, finished_before: float, limit: int = 100

@@ -23,6 +23,7 @@ from services.gateway.web.application import ANSWER_SECONDS, json_response, unkn
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
 from services.gateway.web.large_answers import LargeAnswers
+from services.gateway.web.room import FairLock
 from services.gateway.web.routing import JSON, Answer, Body, Parameter, route
 from shared.concurrency import in_thread
 from shared.dataset.edited_report import edited_picture, edited_report, split_of
@@ -67,7 +68,7 @@ class DatasetRoutes:
         self._bodies = bodies
         self._large_answers = large_answers
         self._clock = clock
-        self._one_change = asyncio.Lock()
+        self._one_change = FairLock()
         """Held while all pages of a check are in memory."""
 
     @route(
@@ -113,7 +114,10 @@ class DatasetRoutes:
                 whole = await self._whole(job)
                 # Mistakes are found before any page is read.
                 edited(edits, self._clock(), whole)
-            async with asyncio.timeout(_seconds_for(pages_of(whole))), self._one_change:
+            async with (
+                asyncio.timeout(_seconds_for(pages_of(whole))),
+                self._one_change.hold(owner),
+            ):
                 found = await self._found(whole)
                 whole = await self._whole((await self._authorizer.job(request, owner)).job)
                 made = await in_thread(edited_with_report, edits, self._clock(), found, whole)

@@ -195,7 +195,10 @@ class Uploads:
         finished_at = self._clock() if upload.expected in ("", sha256) else None
         if finished_at is not None:
             await write_list(self._store, upload.id, sha256, parts)
-        await self._table.settle(upload.id, sha256, finished_at)
+        if not await self._table.settle(upload.id, sha256, finished_at):
+            # It was removed meanwhile, perhaps before its list was written.
+            await self._store.delete(upload_prefix(upload.id))
+            raise UploadConflict
         log.info("upload_received", upload=upload.id, bytes=upload.bytes, sha256=sha256)
         return replace(upload, sha256=sha256, finished_at=finished_at)
 

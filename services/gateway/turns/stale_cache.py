@@ -54,8 +54,9 @@ class StaleCache(Generic[K, V]):
     def newest(self, key: K) -> V | None:
         """The newest value, however old; None: none yet. It is refreshed, but not waited for."""
         known = self._entries.get(key)
-        if known is None or monotonic() - known.at >= FRESH_SECONDS:
-            self._loading.get(key) or self._begin(key)
+        is_fresh = known is not None and monotonic() - known.at < FRESH_SECONDS
+        if not is_fresh and key not in self._loading:
+            self._begin(key)
         return known.value if known else None
 
     def _begin(self, key: K) -> asyncio.Task[V]:

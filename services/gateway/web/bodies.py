@@ -12,7 +12,7 @@ from aiohttp import web
 
 from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.request_parser import Invalid, shown
-from services.gateway.web.room import Room
+from services.gateway.web.room import FairLock, Room
 from shared.concurrency import in_thread
 from shared.messaging.json_bounds import OutOfBounds, check_bounds
 
@@ -31,7 +31,7 @@ SMALL_ROOM = 16 << 20
 class Bodies:
     """Reads bodies; those for which there is no room wait unread, where they cost nothing."""
 
-    def __init__(self, budgets: Budgets, memory: int, one_large: asyncio.Lock) -> None:
+    def __init__(self, budgets: Budgets, memory: int, one_large: FairLock) -> None:
         """``memory`` is how many bytes of large bodies are held.
 
         What is made of a body takes up to twelve times its bytes, so ``one_large`` is at a time.
@@ -47,7 +47,8 @@ class Bodies:
         Raises:
             Invalid: the body is not JSON, or incomplete, or has too many values.
             BudgetExceeded: the owner sends too much at once.
-            Unavailable: others' bodies take all the room, and do not end.
+            Unavailable: others' bodies take all the room, and do not end; or it is long not its
+                turn.
             web.HTTPRequestEntityTooLarge: it has more than ``most`` bytes.
             web.HTTPRequestTimeout: it does not arrive in time.
         """
@@ -60,7 +61,7 @@ class Bodies:
                 body = bytearray(size)  # at once, because memory that grows is copied
                 try:
                     await _fill(body, request, is_large=is_large)
-                    async with self._one_large if is_large else nullcontext():
+                    async with self._one_large.hold(owner) if is_large else nullcontext():
                         decoded = await in_thread(_decoded, body) if is_large else _decoded(body)
                         body.clear()
                         yield decoded
@@ -70,7 +71,7 @@ class Bodies:
 
 async def _fill(body: bytearray, request: web.Request, *, is_large: bool) -> None:
     """Read the whole body, and shorten the array to it."""
-    idle = min(LARGE_IDLE_SECONDS, IDLE_SECONDS) if is_large else IDLE_SECONDS
+    idle = LARGE_IDLE_SECONDS if is_large else IDLE_SECONDS
     try:
         async with asyncio.timeout(BODY_SECONDS):
             del body[await _read_into(body, request, idle) :]

@@ -62,6 +62,6 @@ def allow(app: web.Application, origins: Collection[str]) -> None:
 
 def _allowed(request: web.Request, origins: Collection[str]) -> str | None:
     origin = request.headers.get("Origin")
-    if origin is None or ANY in origins:
-        return None if origin is None else ANY
+    if origin is not None and ANY in origins:
+        return ANY
     return origin if origin in origins else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from aiohttp import web
 
-from services.gateway.web.room import Room
+from services.gateway.web.room import FairLock, Room
 from shared.settings import MAX_BODY
 
 AT_ONCE = 2
@@ -21,20 +21,21 @@ SEND_SECONDS = 60.0
 class LargeAnswers:
     """Makes one large answer at a time, and holds a few until they are sent."""
 
-    def __init__(self, one_large: asyncio.Lock) -> None:
+    def __init__(self, one_large: FairLock) -> None:
         """``one_large`` is held while an answer is made, which takes several times its bytes."""
         self._one_large = one_large
         self._room = Room(AT_ONCE * MAX_BODY)
 
     @asynccontextmanager
-    async def making(self, owner: str) -> AsyncIterator[asyncio.Lock]:
+    async def making(self, owner: str) -> AsyncIterator[AbstractAsyncContextManager[None]]:
         """Hold room for a large answer, or a part of one; make it under the lock, then send it.
 
         Raises:
-            Unavailable: others' answers take all the room, and are not read.
+            Unavailable: others' answers take all the room, and are not read. The lock, too, raises
+                it: it was not free in time.
         """
         async with self._room.hold(owner, MAX_BODY):
-            yield self._one_large
+            yield self._one_large.hold(owner)
 
     async def send(
         self, request: web.Request, owner: str, make: Callable[[], Awaitable[bytes]]
@@ -42,7 +43,8 @@ class LargeAnswers:
         """Answer with JSON that is made when there is room for it.
 
         Raises:
-            Unavailable: others' answers take all the room, and are not read.
+            Unavailable: others' answers take all the room, and are not read; or it is long not its
+                turn.
         """
         async with self.making(owner) as one_large:
             async with one_large:

@@ -63,14 +63,14 @@ class RateLimiter:
 
     @contextmanager
     def slot(self, owner: str) -> Iterator[None]:
-        """Take a token, and count as a concurrent request until the response is sent.
+        """Take a token, and count as a concurrent request until the handler has returned.
 
         Raises:
             TooManyRequests: there is no token, or no room for a concurrent request.
         """
         if self._concurrent[owner] >= self._rate.at_once:
             raise TooManyRequests(SOON)
-        if seconds := self.wait(owner):
+        if seconds := self.take(owner):
             raise TooManyRequests(seconds)
         self._concurrent[owner] += 1
         try:
@@ -78,7 +78,7 @@ class RateLimiter:
         finally:
             self._concurrent[owner] -= 1
 
-    def wait(self, owner: str) -> float:
+    def take(self, owner: str) -> float:
         """Take a token and return 0; or take none and return the seconds until there is one."""
         now, full = self._clock(), float(self._rate.requests)
         per_second = full / self._rate.seconds

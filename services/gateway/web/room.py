@@ -1,17 +1,18 @@
-"""Room in memory for what is large, shared by all owners."""
+"""Room in memory for what is large, and turns at it, shared by all owners."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from shared.errors import Unavailable
 
 ROOM_SECONDS = 30.0
-"""How long one waits for it."""
+"""How long one waits for it, or for a turn."""
 
 
 class _Waiter(NamedTuple):
@@ -67,3 +68,30 @@ class Room:
             self._held[waiter.owner] += waiter.size
             if not waiter.admitted.done():
                 waiter.admitted.set_result(None)
+
+
+class FairLock:
+    """Held by one at a time. Of each owner one waits for it, and all others for that one.
+
+    So nobody waits behind all that another owner sends.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def hold(self, owner: str) -> AsyncIterator[None]:
+        """Wait for the lock, and hold it until the block ends.
+
+        Raises:
+            Unavailable: it was not free in time.
+        """
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(ROOM_SECONDS):
+                    for lock in (self._of.setdefault(owner, asyncio.Lock()), self._lock):
+                        await held.enter_async_context(lock)
+            except TimeoutError:
+                raise Unavailable("others' large requests and answers take too long") from None
+            yield

@@ -10,19 +10,21 @@ from typing import Any
 import aiohttp
 import pytest
 
-from services.fetcher.download import LEAST_BYTES, Downloaded, download
+from services.fetcher.download import LEAST_BYTES, download
 from shared.errors import Passing, Refused
 from shared.network.outbound import guarded_session
 from tests.support.servers.process import free_port
 from tests.support.servers.web import Page, Web, running_web
 
-LOOPBACK = frozenset({"127.0.0.1"})
+LOOPBACK, LOCALHOST = frozenset({"127.0.0.1"}), frozenset({"localhost"})
 BODY = bytes(range(256)) * 4000
 
 
-async def fetch(url: str, folder: Path, **more: Any) -> Downloaded:
+async def fetch(url: str, folder: Path, **more: Any) -> bytes:
+    """What the file has in the end."""
     options = {"allowed": LOOPBACK, "limit": 1 << 24, "pauses": (0.01, 0.01), **more}
-    return await download(url, folder / "file", **options)
+    await download(url, folder / "file", **options)
+    return (folder / "file").read_bytes()
 
 
 async def test_a_file_arrives_whole_and_reports_its_progress(web: Web, tmp_path: Path) -> None:
@@ -31,8 +33,7 @@ async def test_a_file_arrives_whole_and_reports_its_progress(web: Web, tmp_path:
 
     got = await fetch(url, tmp_path, on_bytes=lambda done, total: reported.append((done, total)))
 
-    assert got.path.read_bytes() == BODY
-    assert got.bytes == len(BODY)
+    assert got == BODY
     assert reported[-1] == (len(BODY), len(BODY))
     assert len(reported) > 1
 
@@ -65,7 +66,7 @@ async def test_an_allowed_name_is_reached_but_only_on_its_port(web: Web, tmp_pat
     url = web.serve("/data.zip", BODY).replace("127.0.0.1", "localhost")
     port = url.split(":")[2].split("/")[0]
 
-    assert (await fetch(url, tmp_path, allowed=frozenset({f"localhost:{port}"}))).bytes == len(BODY)
+    assert await fetch(url, tmp_path, allowed=frozenset({f"localhost:{port}"})) == BODY
     with pytest.raises(Refused, match=r"localhost:.* is a private address"):
         await fetch(url, tmp_path, allowed=frozenset({"localhost:1"}))
 
@@ -81,12 +82,41 @@ async def test_a_redirect_is_followed_and_a_redirect_to_a_private_address_is_not
         scheme = outside.redirect("/scheme", "file:///etc/passwd")
         only_outside = frozenset({f"127.0.0.1:{port}"})
 
-        assert (await fetch(good, tmp_path, allowed=only_outside)).bytes == len(BODY)
+        assert await fetch(good, tmp_path, allowed=only_outside) == BODY
         with pytest.raises(Refused, match="is a private address"):
             await fetch(bad, tmp_path, allowed=only_outside)
         with pytest.raises(Refused, match="expected an http or https URL"):
             await fetch(scheme, tmp_path, allowed=only_outside)
         assert inside.seen == []
+
+
+async def test_a_cookie_is_brought_along_to_where_a_redirect_goes(web: Web, tmp_path: Path) -> None:
+    web.serve("/data.zip", BODY)
+    headers = {"Location": "/data.zip", "Set-Cookie": "let=in; Path=/"}
+    url = web.serve("/share", Page(status=302, headers=headers))
+
+    # no jar keeps cookies of bare addresses
+    for _ in range(2):
+        await fetch(url.replace("127.0.0.1", "localhost"), tmp_path, allowed=LOCALHOST)
+
+    assert [seen.headers.get("cookie") for seen in web.seen] == [None, "let=in"] * 2
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://[", r"/odd: redirects to http://\[, which is not a URL"),
+        ("//[x]/", r"/odd: redirects to //\[x\]/, which is not a URL"),
+        ("http://x:y/", "http://x:y/: not a URL"),
+        (f"http://{'a' * 64}.example/", r"a\.example/: the host is not a name that a server can"),
+    ],
+)
+async def test_a_redirect_to_no_url_is_refused_at_once(
+    web: Web, tmp_path: Path, location: str, reason: str
+) -> None:
+    with pytest.raises(Refused, match=reason):
+        await fetch(web.redirect("/odd", location), tmp_path)
+    assert len(web.seen) == 1
 
 
 async def test_redirects_in_a_circle_end(web: Web, tmp_path: Path) -> None:
@@ -130,7 +160,7 @@ async def test_a_second_try_may_succeed(web: Web, tmp_path: Path) -> None:
         web.serve("/data.zip", BODY)
         assert done <= len(BODY)
 
-    assert (await fetch(url, tmp_path, on_bytes=mend)).path.read_bytes() == BODY
+    assert await fetch(url, tmp_path, on_bytes=mend) == BODY
     assert len(web.seen) == 2
 
 
@@ -165,7 +195,7 @@ async def test_a_slow_download_that_keeps_the_pace_arrives_however_long_it_takes
     url = web.serve("/data.zip", Page(body, piece=LEAST_BYTES // 2, pause=0.15))
 
     began = time.monotonic()
-    assert (await fetch(url, tmp_path, minute=0.8)).bytes == len(body)
+    assert await fetch(url, tmp_path, minute=0.8) == body
     assert time.monotonic() - began > 0.8
 
 

@@ -13,9 +13,17 @@ from rich.console import Console
 from everydream.this_machine.base_models import pull_model
 from services.fetcher.model_files import WEIGHTS
 from services.fetcher.models.configured_model import PINS, TINY_FOLDER, hub_token
-from services.fetcher.models.hub import INHERITED_VARIABLES, HubModel, file_url, hub_model
+from services.fetcher.models.hub import (
+    INHERITED_VARIABLES,
+    HubModel,
+    HubOrder,
+    file_url,
+    hub_model,
+)
+from services.fetcher.models.hub_child import Listing, require_room_for
+from shared import disk
 from shared.diffusion.loading import Parts, load
-from shared.errors import Passing, Refused, SettingsError
+from shared.errors import Full, Passing, Refused, SettingsError
 from shared.settings import Settings, from_environment
 from tests.support.servers.hostile import Hostile, head, hostile
 from tests.support.servers.process import HOST, free_port
@@ -91,6 +99,33 @@ async def test_a_hub_id_is_fetched_without_what_the_model_does_not_need(
     assert same(await stage.loaded(prefix), tiny)
     assert not any(name.endswith((".bin", ".ckpt")) for name in hub.fetched)
     assert stage.reported[-1]["phase"] == "downloading"
+
+
+async def test_a_hub_model_that_is_too_large_is_refused_before_anything_is_fetched(
+    stage: Stage, hub: Hub
+) -> None:
+    hub.listed_bytes = {f"{WEIGHTS[part]}.safetensors": 9 << 30 for part in ("unet", "vae")}
+
+    with pytest.raises(Refused, match=r"org/model on the hub: its files take 19.3 GB; at most 17"):
+        await stage("org/model")
+    assert hub.fetched == []
+
+
+def test_a_hub_model_that_finds_no_room_is_not_fetched_and_what_is_cached_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda _folder: disk.SPARE + 10)
+    model = HubModel(repository="org/model", subfolder="a")
+    order = HubOrder(model=model, cache=str(tmp_path), weights=True, token=None, environment={})
+    listing = Listing({"a/unet": 10, "a/vae": 1}, COMMIT)
+
+    with pytest.raises(Full, match="no room on the disk to fetch it: "):
+        require_room_for(order, listing, ["a/unet", "a/vae"])
+
+    cached = tmp_path / "models--org--model/snapshots" / COMMIT / "a/vae"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    require_room_for(order, listing, ["a/unet", "a/vae"])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ from services.fetcher import parser as parser_module
 from services.fetcher.limits import Limits, dataset_limits
 from services.fetcher.order import ParseDataset, ParsedDataset
 from services.fetcher.parser import Parser, check_left
-from shared.child.parent import start_ready
+from shared.child.parent import Child, ChildDied, start_ready
 from shared.errors import Passing, Refused
 from shared.request import Train
 from tests.support.services import ROOT
@@ -222,6 +223,47 @@ async def test_a_child_that_died_while_it_waited_is_replaced(
     pid = await waiting_pid(parser)
     os.kill(pid, signal.SIGKILL)
     await until_gone(pid)
+
+    assert (await parse(parser, tmp_path, pictures(1))).report.images == 1
+
+
+NO_START = pytest.mark.parametrize(
+    "failure",
+    [ChildDied(-signal.SIGKILL), BlockingIOError("no process")],
+    ids=["died", "no process"],
+)
+
+
+def fail_to_start(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> None:
+    """Each of these ends the start of a child; later ones start."""
+
+    async def start(*given: Any, **options: Any) -> Child:
+        if failures:
+            raise failures.pop()
+        return await start_ready(*given, **options)
+
+    monkeypatch.setattr(parser_module, "start_ready", start)
+
+
+@NO_START
+async def test_an_idle_fetcher_starts_another_child_after_one_that_could_not_start(
+    parser: Parser, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    fail_to_start(monkeypatch, [failure, failure])
+
+    for _ in range(2):
+        with pytest.raises(type(failure)):
+            await parser.prepare()
+    assert psutil.pid_exists(await waiting_pid(parser))
+
+
+@NO_START
+async def test_a_job_does_not_pay_for_a_waiting_child_that_could_not_start(
+    parser: Parser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    fail_to_start(monkeypatch, [failure])
+    with pytest.raises(type(failure)):
+        await parser.prepare()
 
     assert (await parse(parser, tmp_path, pictures(1))).report.images == 1
 

@@ -19,7 +19,8 @@ from services.fetcher import work as fetcher_work
 from services.fetcher.models.configured_model import TINY_FOLDER
 from services.fetcher.models.stage import ModelStager
 from services.fetcher.progress_meter import ProgressMeter
-from services.fetcher.work import FetcherWork
+from services.fetcher.work import DATASET as DATASET_FOLDER
+from services.fetcher.work import PAGES, FetcherWork
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
 from shared.dataset.manifest import Manifest, Picture, Report
@@ -40,7 +41,7 @@ from shared.request import Inference, ModelSource, Train, Validation
 from shared.storage.folders import download_folder, folder_exists, upload_folder
 from shared.storage.uploads import list_key, write_list
 from shared.worker.order import Order
-from tests.support.in_process_parser import InProcessParser
+from tests.support.in_process_parser import InProcessParser, InProcessReader
 from tests.support.models import make_random_model
 from tests.support.servers.process import HOST
 from tests.support.servers.web import Page, Web
@@ -162,6 +163,26 @@ async def test_a_job_is_staged_with_its_images_captions_and_base_model(
         assert (tmp_path / "got" / picture.file).read_bytes() == DATASET[picture.name]
     assert await folder_exists(staging.store, staged.base_model)
     assert staged.base_model.startswith("cache/")
+
+
+@pytest.mark.parametrize("folder", [DATASET_FOLDER, PAGES])
+async def test_what_a_child_changes_as_long_as_it_lives_is_not_stored(
+    staging: Staging, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"not for users")
+
+    async def close(_reader: InProcessReader) -> None:
+        """The last moment."""
+        [written] = staging.scratch.glob(f"*/{folder}")
+        file = next(written.glob("000001.*"))
+        file.unlink()
+        file.symlink_to(secret)
+
+    monkeypatch.setattr(InProcessReader, "close", close)
+    with pytest.raises(Passing, match="other files than it names"):
+        await staging.perform(data_url=web.serve("/data.zip", zip_of(DATASET)))
+    assert [entry async for entry in staging.store.list("jobs/")] == []
 
 
 async def test_the_fact_carries_the_job_on_and_the_report_along(staging: Staging, web: Web) -> None:

@@ -16,10 +16,13 @@ from services.gateway.app import Gateway
 from services.gateway.endpoints import jobs
 from services.gateway.endpoints.uploads import CHUNK
 from services.gateway.jobs import uploads
+from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.budgets import BUDGETS
+from services.gateway.jobs.record import Job
 from services.gateway.web import bodies, room
 from shared.messaging.messages import JobRefused, JobRequested, StageFailed
 from shared.messaging.topology import FETCHER
+from shared.storage.large_fields import LARGE as LARGE_FIELD
 from tests.support.gateway_world import (
     API_KEY,
     KEY,
@@ -53,8 +56,8 @@ async def used(here: World, name: str, **more: Any) -> int:
     return int(answer.body[name]["used"])
 
 
-async def is_used(here: World, name: str, amount: int) -> bool | None:
-    return await used(here, name) == amount or None
+async def is_used(here: World, name: str, amount: int, **more: Any) -> bool | None:
+    return await used(here, name, **more) == amount or None
 
 
 async def fail(here: World) -> str:
@@ -483,6 +486,66 @@ async def test_small_bodies_do_not_wait_for_large_ones_nor_one_key_s_for_another
             await silent(here, stack, 100)
         await eventually(partial(is_used, here, "body_bytes", 2 * LARGE + 200))
         assert await is_read(100, OTHER_KEY)
+
+
+@asynccontextmanager
+async def admitting_slowly(
+    here: World, monkeypatch: pytest.MonkeyPatch, stack: AsyncExitStack, number: int
+) -> AsyncIterator[list[str]]:
+    """One key sends so many large bodies, and none is admitted before the block ends."""
+    go_on, owners, admit = asyncio.Event(), list[str](), Admission.admit
+
+    async def noted(admission: Admission, job_id: str, owner: str, *body: Any, **more: Any) -> Job:
+        owners.append(owner)
+        await go_on.wait()
+        return await admit(admission, job_id, owner, *body, **more)
+
+    monkeypatch.setattr(Admission, "admit", noted)
+    for _ in range(number):
+        whole = head(f"POST {ROOT}/run", json.dumps(REQUEST).ljust(LARGE).encode())
+        await stack.enter_async_context(begun(here, whole, 0))
+    await eventually(partial(is_used, here, "body_bytes", number * LARGE))
+    yield owners
+    go_on.set()
+    await eventually(partial(is_used, here, "body_bytes", 0))
+
+
+@pytest.mark.usefixtures("_short_bodies")
+async def test_a_large_body_waits_for_one_large_body_of_another_key_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as here, AsyncExitStack() as stack:
+        async with admitting_slowly(here, monkeypatch, stack, 4) as owners:
+            body = json.dumps(REQUEST).ljust(LARGE)
+            other = asyncio.create_task(submit(here, data=body, key=OTHER_KEY))
+            await eventually(partial(is_used, here, "body_bytes", LARGE, key=OTHER_KEY))
+            await asyncio.sleep(0.05)  # until it is read
+
+        assert (await other).status == 200
+        assert [owners[0] == each for each in owners] in (
+            [True, False, True, True, True],
+            [True, True, False, True, True],
+        )
+
+
+@pytest.mark.usefixtures("_short_bodies")
+async def test_a_large_body_or_answer_does_not_wait_for_ever_for_another_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "ROOM_SECONDS", 0.2)
+    body = json.dumps(
+        {"input": {**TRAIN_ONLY["input"], "inference": {"prompt": "x" * LARGE_FIELD}}}
+    )
+    async with world(tmp_path) as here, AsyncExitStack() as stack:
+        job = (await submit(here, data=body, key=OTHER_KEY)).body["id"]
+        async with admitting_slowly(here, monkeypatch, stack, 1):
+            answers = [
+                await submit(here, data=body, key=OTHER_KEY),
+                await here.ask("GET", f"{ROOT}/status/{job}", key=OTHER_KEY),
+            ]
+
+        assert [answer.status for answer in answers] == [503, 503]
+        assert all(answer.headers["Retry-After"] for answer in answers)
 
 
 async def test_a_short_chunk_is_refused_before_it_comes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from shared.messaging.topology import FETCHER
 from shared.ports import UploadPart
 from shared.request import STORED
 from shared.service_process import closing
-from shared.storage.uploads import ARCHIVE_BYTES, download_upload
+from shared.storage.uploads import ARCHIVE_BYTES, download_upload, write_list
 from tests.support.gateway_world import (
     API_KEY,
     KEY,
@@ -373,6 +373,21 @@ async def test_of_two_that_send_the_same_chunk_one_goes_on(here: World, tmp_path
         winner = mine if answers[0].status == 204 else theirs
         assert await fetched(here, upload, tmp_path) == winner
         assert len(await stored(here)) == 5, "nothing of the loser's is left"
+
+
+async def test_an_upload_that_is_deleted_while_it_is_finished_leaves_nothing(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await begin(here)
+
+    async def write_later(*given: Any) -> None:
+        assert (await asked(here, "DELETE", f"/uploads/{upload}")).status == 204
+        await write_list(*given)
+
+    monkeypatch.setattr(uploads, "write_list", write_later)
+
+    assert (await chunk(here, upload, 0, FILE)).status == 409
+    assert await stored(here) == []
 
 
 async def test_after_a_gateway_dies_before_the_end_a_status_request_finishes_the_upload(

@@ -219,6 +219,17 @@ async def test_a_redirect_is_a_failure_and_is_not_followed(
     assert [seen.path for seen in web.seen] == ["/hook"]
 
 
+async def test_no_receiver_s_cookie_is_sent_with_another_webhook(world: World, web: Web) -> None:
+    web.answer(Answer(200, {"Set-Cookie": "from=another; Path=/"}), 200)
+    url = web.url("/hook").replace(HOST, "localhost")  # no jar keeps cookies of bare addresses
+
+    async with notifying(world.broker.bus("notifier/test"), allowed=frozenset({"localhost"})):
+        await world.delivered(url)
+        await world.delivered(url)
+
+    assert ["cookie" in seen.headers for seen in web.seen] == [False, False]
+
+
 @pytest.mark.usefixtures("_notifier")
 async def test_a_receiver_may_say_when_to_come_again(world: World, web: Web) -> None:
     web.answer(Answer(503, {"Retry-After": "7"}), Answer(503, {"Retry-After": "999999"}))

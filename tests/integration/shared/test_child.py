@@ -11,13 +11,24 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from shared.child.parent import Child, ChildDied, start_ready
 from shared.child.process import RecordWriter
-from shared.child.records import AnyRecord, Done, Failed, Phase, Ready, Stopped
-from shared.errors import Passing, Refused
+from shared.child.records import (
+    RECORD_BYTES,
+    AnyRecord,
+    Done,
+    Failed,
+    ImageFailed,
+    Phase,
+    Ready,
+    Stopped,
+)
+from shared.errors import Passing, Refused, reason_of
 from tests.support.scripted_child import Script
 
 MODULE = "tests.support.scripted_child"
@@ -182,6 +193,26 @@ def _is_zombie(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+@pytest.mark.parametrize("letter", ["x", "あ", "\x01", "😀"])
+@pytest.mark.parametrize(
+    "kind", [Failed(refused=True, reason=""), ImageFailed(index=1, seed=2**63, reason="")]
+)
+def test_a_reason_is_shortened_until_its_record_is_atomic(
+    kind: Failed | ImageFailed, letter: str
+) -> None:
+    read_end, write_end = os.pipe()
+    reason = reason_of(Refused(f"the first: {letter * 5000}: the last"))
+
+    with os.fdopen(read_end, "rb") as reader, os.fdopen(write_end, "wb"):
+        RecordWriter(write_end).write(replace(kind, reason=reason))
+        line = os.read(reader.fileno(), 2 * RECORD_BYTES)
+
+    assert 2000 < len(line) <= RECORD_BYTES
+    told = msgspec.json.decode(line, type=type(kind)).reason
+    assert told.startswith(f"the first: {letter}")
+    assert told.endswith(f"{letter}: the last")
 
 
 def test_a_record_that_would_not_be_atomic_is_our_mistake_and_raises() -> None:

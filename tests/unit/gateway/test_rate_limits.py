@@ -20,35 +20,35 @@ class Clock:
 def test_so_many_at_once_and_then_as_fast_as_tokens_come() -> None:
     clock = Clock()
     limit = RateLimiter(Rate(4, 2.0, 9), clock)
-    assert [limit.wait("a") for _ in range(4)] == [0, 0, 0, 0]
-    assert limit.wait("a") == pytest.approx(0.5)
+    assert [limit.take("a") for _ in range(4)] == [0, 0, 0, 0]
+    assert limit.take("a") == pytest.approx(0.5)
     clock.now += 0.5
-    assert limit.wait("a") == 0
-    assert limit.wait("a") == pytest.approx(0.5)
+    assert limit.take("a") == 0
+    assert limit.take("a") == pytest.approx(0.5)
 
 
 def test_being_refused_costs_nothing() -> None:
     clock = Clock()
     limit = RateLimiter(Rate(1, 1.0, 9), clock)
-    limit.wait("a")
+    limit.take("a")
     clock.now += 0.75
-    assert [limit.wait("a") for _ in range(5)] == pytest.approx([0.25] * 5)
+    assert [limit.take("a") for _ in range(5)] == pytest.approx([0.25] * 5)
     clock.now += 0.25
-    assert limit.wait("a") == 0
+    assert limit.take("a") == 0
 
 
 def test_one_key_does_not_wait_for_another() -> None:
     limit = RateLimiter(Rate(1, 10.0, 9), Clock())
-    assert limit.wait("a") == 0
-    assert limit.wait("a") > 0
-    assert limit.wait("b") == 0
+    assert limit.take("a") == 0
+    assert limit.take("a") > 0
+    assert limit.take("b") == 0
 
 
 def test_a_long_rest_fills_the_bucket_no_further_than_full() -> None:
     clock = Clock()
     limit = RateLimiter(Rate(3, 3.0, 9), clock)
     clock.now += 1e6
-    assert [limit.wait("a") > 0 for _ in range(4)] == [False, False, False, True]
+    assert [limit.take("a") > 0 for _ in range(4)] == [False, False, False, True]
 
 
 def test_only_so_many_answers_are_awaited_at_once_and_by_each_key() -> None:
@@ -99,7 +99,7 @@ def test_no_window_ever_lets_more_than_twice_the_rate_through(gaps: list[float],
     taken: list[float] = []
     for gap in gaps:
         clock.now += gap
-        if limit.wait("a") == 0:
+        if limit.take("a") == 0:
             taken.append(clock.now)
     for start in taken:
         assert len([at for at in taken if start <= at < start + 2.0]) <= 2 * most
