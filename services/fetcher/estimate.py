@@ -8,7 +8,7 @@ from shared.dataset.card_memory import in_gib, shortage
 from shared.dataset.manifest import Estimate
 from shared.dataset.speed import ASSUMED, ProbedDevice, Speed
 from shared.request import Train
-from shared.storage.artifacts import copies_of_weights
+from shared.storage.manifest import copies_of_weights
 
 SECONDS_PER_MINUTE = 60
 FP32_BYTES, FP16_BYTES = 4, 2

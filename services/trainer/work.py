@@ -40,9 +40,9 @@ from shared.messaging.topology import TRAINER
 from shared.ports import ObjectStore
 from shared.scratch import scratch_folder
 from shared.settings import ANY_DEVICE, DeviceSetting
-from shared.storage.artifacts import copies_of_weights
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder, read_manifest
+from shared.storage.manifest import copies_of_weights
 from shared.storage.snapshots import drawn_steps
 from shared.worker.order import Order
 

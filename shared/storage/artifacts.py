@@ -1,4 +1,4 @@
-"""Files that a job leaves: under their keys, with their sizes and sha256."""
+"""Upload a file as an artifact: under its key, with its size and sha256."""
 
 from __future__ import annotations
 
@@ -9,17 +9,7 @@ from typing import Literal
 from shared.concurrency import in_thread
 from shared.messaging.messages import Artifact
 from shared.ports import ObjectStore
-from shared.request import Train
 from shared.storage.folders import sha256_of
-
-
-def copies_of_weights(train: Train) -> int:
-    """How often a finished model's weights are kept.
-
-    A ``.safetensors`` checkpoint serves its folder, too; beside a ``.ckpt`` there is a folder with
-    the same weights, because a pickle is never loaded from the store.
-    """
-    return 1 if train.checkpoint_format == "safetensors" else 2
 
 
 async def upload_artifact(

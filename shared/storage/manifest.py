@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from shared.request import Train
+
 MANIFEST = ".folder.sha256.json"
 """Datasets and models may have a ``manifest.json`` of their own, but no file of this name."""
 SINGLE_FILE = "single_file.safetensors"
@@ -49,3 +51,12 @@ def known_sha256(folder: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     return {file.name: file.sha256 for file in manifest.files}
+
+
+def copies_of_weights(train: Train) -> int:
+    """How often a finished model's weights are kept.
+
+    A ``.safetensors`` checkpoint serves its folder, too; beside a ``.ckpt`` there is a folder with
+    the same weights, because a pickle is never loaded from the store.
+    """
+    return 1 if train.checkpoint_format == "safetensors" else 2

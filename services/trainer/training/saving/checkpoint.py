@@ -15,7 +15,7 @@ from services.trainer.training.state import State
 from shared.diffusion.saving import save_configurations, save_folder
 from shared.diffusion.single_file import export
 from shared.disk import require_room
-from shared.storage.artifacts import copies_of_weights
+from shared.storage.manifest import copies_of_weights
 
 
 def save_checkpoint(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from services.trainer.training.state import State
 from shared.request import Train
-from shared.storage.artifacts import copies_of_weights
+from shared.storage.manifest import copies_of_weights
 
 HEADERS = 2**24
 """Bytes beside the tensors: names, configurations, the tokenizer, metrics."""
