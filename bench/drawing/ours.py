@@ -16,11 +16,14 @@ from bench.shares import Shares
 from services.inferencer.generation.generate import FailedImage, generate
 from services.inferencer.generation.pipeline_cache import PipelineCache
 from services.inferencer.order import ImageRequest
+from shared.child.process import keep_freed_memory
 
 
 def main(name: str, folder: Path) -> None:
     case, shares, steps = CASES[name], Shares(), list[float]()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()  # as the inferencer's child does
     pipeline = PipelineCache(device).load(folder / "base")
 
     def draw(number_of_steps: int) -> list[Image.Image]:

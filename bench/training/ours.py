@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from bench.pairs import Figures, report
 from bench.peak import peak_bytes
 from bench.shares import Shares
@@ -15,6 +17,7 @@ from bench.training.scene import CASES, SEED, request
 from services.trainer.order import TrainingOrder
 from services.trainer.training import train as loop
 from services.trainer.training.latents import LatentCache
+from shared.child.process import keep_freed_memory
 
 
 class Watch:
@@ -47,6 +50,8 @@ class Watch:
 
 def main(name: str, folder: Path) -> None:
     case, watch, shares = CASES[name], Watch(), Shares()
+    if not torch.cuda.is_available():
+        keep_freed_memory()  # as the trainer's child does
     shares.measure(LatentCache, "encode", "encoding")
     shares.measure(loop, "update", "optimizer")
     with TemporaryDirectory(prefix="bench-train-") as out:

@@ -57,6 +57,29 @@ QUIET_AND_OFFLINE = {
 """Set in a child's environment before it imports diffusers and transformers."""
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""From glibc's ``malloc.h``."""
+KEPT_BYTES = 1 << 30
+
+
+def keep_freed_memory() -> None:
+    """Have memory that tensors on the CPU have freed stay in the process, for the next ones.
+
+    By itself glibc hands large blocks back, and the system zeroes every page anew: without this,
+    drawing four images at once takes a seventh longer.
+    """
+    with contextlib.suppress(AttributeError):  # not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def give_freed_memory_back() -> None:
+    """To the system, until it is needed again."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def begin() -> RecordWriter:
     """Set up a child process: die with the parent, ignore Ctrl-C, open the pipe for records."""
     _die_with_parent()

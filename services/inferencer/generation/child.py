@@ -20,6 +20,8 @@ from shared.child.process import (
     RecordWriter,
     begin,
     ended_with_reason,
+    give_freed_memory_back,
+    keep_freed_memory,
     read_order,
 )
 from shared.child.records import Done, Drawn, Failed, ImageFailed, Phase, Progress, Ready
@@ -48,12 +50,16 @@ def main() -> None:
 
     with ended_with_reason(writer):
         device = this_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     cache = PipelineCache(device)
     writer.write(Ready(gpu=device_name(device)))
     while True:
         order: GenerationOrder = read_order(GenerationOrder)
         last = carry_out(order, cache, writer)
-        cache.give_back()  # before the parent may begin the next order: a trainer may wait for it
+        # Before the parent may begin the next order: a trainer may wait for it.
+        cache.give_back()
+        give_freed_memory_back()
         writer.write(last)
 
 

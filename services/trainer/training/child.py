@@ -24,6 +24,7 @@ from shared.child.process import (
     RecordWriter,
     begin,
     ended_with_reason,
+    keep_freed_memory,
     orders_meanwhile,
     read_order,
 )
@@ -105,6 +106,8 @@ def main() -> None:
 
     with ended_with_reason(writer):
         device = this_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     memory = card_memory(device)
     writer.write(
         Ready(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -218,3 +219,43 @@ def test_a_reason_is_shortened_until_its_record_is_atomic(
 def test_a_record_that_would_not_be_atomic_is_our_mistake_and_raises() -> None:
     with pytest.raises(ValueError, match="a record of"):
         RecordWriter(0).write(Phase(name="x" * 5000))
+
+
+FREES = """
+import ctypes, resource, sys
+from shared.child.process import give_freed_memory_back, keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+libc, size = ctypes.CDLL(None), 40 << 20
+libc.malloc.restype = ctypes.c_void_p
+if sys.argv[1] == "keeps":
+    keep_freed_memory()
+before = faults()
+for _ in range(10):
+    block = ctypes.c_void_p(libc.malloc(size))
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+print((faults() - before) * resource.getpagesize() // size)
+kept = resident()
+give_freed_memory_back()
+print(kept - resident() > size // 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "times", "given_back"), [("keeps", 1, "True"), ("as before", 10, "False")]
+)
+def test_memory_that_was_freed_is_taken_again_without_the_system(
+    does: str, times: int, given_back: str
+) -> None:
+    """A block of 40 MiB is taken ten times: the system gives it once, or each time."""
+    said = subprocess.run(
+        [sys.executable, "-c", FREES, does], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    assert said == [str(times), given_back]
