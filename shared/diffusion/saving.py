@@ -48,14 +48,14 @@ def save_configurations(parts: Parts, folder: Path, file: Path, *, dtype: torch.
     """Write all of a diffusers folder but its weights, atomically.
 
     It loads with ``file`` in it, as :data:`SINGLE_FILE`: the same model, exported with weights of
-    this type. The two must be on one file system.
+    this type.
 
     Raises:
         Passing: they do not load as the model that they were made of.
     """
     with replacing(folder) as temporary:
         _save_configurations(parts, temporary)
-        (temporary / SINGLE_FILE).hardlink_to(file)
+        (temporary / SINGLE_FILE).symlink_to(file.resolve())
         check_folder(parts, temporary, dtype)
         (temporary / SINGLE_FILE).unlink()
 
