@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -109,7 +110,9 @@ class ModelFiles:
     def _loaded_in_place(self, network: torch.nn.Module, file: Path) -> bool:
         """Whether the file has the network as it is now; if so, it is loaded."""
         if file.name == SINGLE_FILE:
-            return load_of_one(network, file, self._dtype)
+            with suppress(OSError, SafetensorError):  # the stock loader says what is wrong
+                return load_of_one(network, file, self._dtype)
+            return False
         if mismatch(network, file):
             return False
         load_in_place(network, file, self._dtype)

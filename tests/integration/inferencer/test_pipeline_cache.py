@@ -271,6 +271,21 @@ def test_a_model_that_cannot_be_loaded_leaves_no_mixture_behind(
     assert same(states(cache.load(first)), expected(sound))
 
 
+def test_half_a_single_file_is_refused_and_leaves_no_mixture_behind(
+    cache: PipelineCache, tmp_path: Path
+) -> None:
+    sound, broken = moved("unet"), moved("unet", "vae", seed=2)
+    first = saved(sound, tmp_path / "sound")
+    second = as_single_file(saved(broken, tmp_path / "broken"), broken)
+    damage_file(second / SINGLE_FILE, "half a file")
+    cache.load(first)
+
+    with pytest.raises(Refused, match="the base model cannot be loaded"):
+        cache.load(second)
+
+    assert same(states(cache.load(first)), expected(sound))
+
+
 def damage_file(file: Path, damage: str) -> None:
     if damage == "half a file":
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
