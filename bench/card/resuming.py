@@ -9,7 +9,7 @@ from bench.card.setting import Setting
 from bench.sd15 import TINY
 from services.trainer.training.train import train
 from shared.diffusion.loading import load
-from tests.support.training import RecordingCallbacks, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order, whole_model
 
 BOUND = 0.1
 """Of the way that the weights went. On a CPU it is 0; a card adds in any order."""
@@ -30,7 +30,7 @@ def resumed_against_whole(setting: Setting) -> Findings:
         callbacks = RecordingCallbacks()
         outcome = train(order, callbacks)
         points = [path for kind, path, *_ in callbacks.saves if kind == "resume_point"]
-        return Path(outcome.model), points
+        return whole_model(outcome), points
 
     whole, _ = trained("whole", 2, every=1e9)
     again, _ = trained("again", 2, every=1e9)

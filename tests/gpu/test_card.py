@@ -25,7 +25,13 @@ from shared.diffusion.loading import load
 from shared.request import Inference
 from tests.support.drawing import drawn_images
 from tests.support.models import make_random_model
-from tests.support.training import RecordingCallbacks, make_dataset, train_request, training_order
+from tests.support.training import (
+    RecordingCallbacks,
+    make_dataset,
+    train_request,
+    training_order,
+    whole_model,
+)
 
 GIB = 2**30
 
@@ -80,7 +86,7 @@ def test_what_the_cards_capability_allows_is_what_trains(
     )
     assert this_device().type == "cuda"
     assert (outcome.precision, outcome.optimizer, outcome.attention) == expected
-    before, after = load(base), load(Path(outcome.model))
+    before, after = load(base), load(whole_model(outcome))
     for name in ("unet", "text_encoder"):
         old, new = getattr(before, name).state_dict(), getattr(after, name).state_dict()
         assert any(not torch.equal(old[key].half(), new[key].half()) for key in old)

@@ -28,7 +28,7 @@ from tests.support.services import ROOT
 from tests.support.workers import until_gone
 
 PLENTY = Limits(processor_seconds=1000.0)
-HUNG = 30.0
+HUNG = 120.0
 """Seconds."""
 
 
