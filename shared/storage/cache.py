@@ -1,4 +1,4 @@
-"""A local cache of stored folders, shared by the processes of a machine."""
+"""Local caches of folders, shared by the processes of a machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,7 +49,7 @@ async def cached_folder(
     target = cache / hashlib.sha256(prefix.encode()).hexdigest()
     if not await in_thread(_touch, target):
         await _download(store, prefix, target, keepalive)
-        await in_thread(_evict, cache, max_bytes)
+        await in_thread(evict, cache, max_bytes)
     return target
 
 
@@ -80,10 +80,15 @@ def _move_into_place(incoming: Path, target: Path) -> None:
         os.utime(target)
 
 
-def _evict(cache: Path, max_bytes: int) -> None:
-    """Rename under the lock and remove after it: no reader sees half a folder or waits long."""
+def evict(cache: Path, max_bytes: int = CACHE_BYTES, *, kept: Collection[str] = ()) -> None:
+    """Remove the least recently used folders beyond ``max_bytes``, by the time that each has.
+
+    Those named in ``kept`` stay.
+    """
+    # Renamed under the lock and removed after it: no reader sees half a folder or waits long.
     with _locked(cache):
-        evicted = [folder.rename(_hidden(cache)) for folder in _excess(cache, max_bytes)]
+        excess = [folder for folder in _excess(cache, max_bytes) if folder.name not in kept]
+        evicted = [folder.rename(_hidden(cache)) for folder in excess]
     for folder in [*evicted, *_leftovers(cache)]:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -98,7 +103,7 @@ def _excess(cache: Path, max_bytes: int) -> Iterator[Path]:
     cached = [item for item in cache.iterdir() if item.is_dir() and item.name[0] != "."]
     total = 0
     for folder in sorted(cached, key=lambda folder: folder.stat().st_mtime, reverse=True):
-        total += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        total += sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
         if total > max_bytes and _age(folder) > KEPT_SECONDS:
             yield folder
 

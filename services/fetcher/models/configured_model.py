@@ -17,7 +17,14 @@ from msgspec.structs import replace
 
 from services.fetcher.limits import model_limits
 from services.fetcher.model_files import lacks
-from services.fetcher.models.hub import HubModel, cached_folder, hub_model, pull
+from services.fetcher.models.hub import (
+    HubModel,
+    cached_folder,
+    folder_of,
+    hub_model,
+    mark_used,
+    pull,
+)
 from services.fetcher.models.local_file import LocalFile
 from services.fetcher.order import ParsedModel, ParseModelFolder
 from services.fetcher.parser import Reader
@@ -25,6 +32,7 @@ from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.errors import Passing, SettingsError
 from shared.settings import read_secret
+from shared.storage.cache import evict
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[3] / "shared" / "tiny"
@@ -106,11 +114,12 @@ def _look(folder: Path) -> dict[str, _Seen]:
 
 
 class HubCache:
-    """Hub models on the local disk."""
+    """Hub models on the local disk: the deployment's own, and those that were used last."""
 
-    def __init__(self, home: Path, folders: ModelFolders) -> None:
+    def __init__(self, home: Path, folders: ModelFolders, configured: str) -> None:
         self._home = home
         self._folders = folders
+        self._configured = configured
 
     async def fetch(
         self, model: HubModel, meter: ProgressMeter, reader: Reader, *, token: str | None
@@ -118,7 +127,20 @@ class HubCache:
         """The model and its commit, fetched unless it is cached."""
         cache = cache_of(self._home, token)
         folder, commit = await pull(model, cache, token=token, on_bytes=meter.bytes)
+        await in_thread(self._make_room, cache, model)
         return await self._folders.check(folder, str(model), meter, reader), commit
+
+    def _make_room(self, cache: Path, used: HubModel) -> None:
+        mark_used(cache / folder_of(used))
+        evict(cache, kept=self._own())
+
+    def _own(self) -> set[str]:
+        """Folders of the deployment's models, which users' models never displace."""
+        own = {Path(pin.folder).parts[1] for pin in read_pins(self._home).values()}
+        for name in (self._configured, TOKENIZER_MODEL):
+            if not local_path(name) and (model := hub_model(name)):
+                own.add(folder_of(model))
+        return own
 
     async def fetch_configs(self, model: HubModel, meter: ProgressMeter) -> Path:
         """The folder with a public model's configurations and tokenizer."""
@@ -134,7 +156,7 @@ class ConfiguredModel:
         self._configured = configured
         self._home = home
         self._folders = folders
-        self._cache = HubCache(home, folders)
+        self._cache = HubCache(home, folders, configured)
         self._converting = asyncio.Lock()
 
     async def find(self, meter: ProgressMeter, reader: Reader) -> LocalModel:

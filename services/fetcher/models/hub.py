@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -158,7 +159,7 @@ async def pull(
         Passing: the hub is unavailable and the model is not cached.
     """
     child = await Child.start("services.fetcher.models.hub_child")
-    watcher = DownloadWatcher(cache / _folder(model) / "blobs", on_bytes)
+    watcher = DownloadWatcher(cache / folder_of(model) / "blobs", on_bytes)
     watching = asyncio.create_task(watcher.run())
     try:
         await child.order(_order(model, cache, token, weights=weights))
@@ -172,14 +173,14 @@ async def pull(
 
 def cached_folder(model: HubModel, cache: Path) -> Path | None:
     """Where the hub's library keeps a model that it has fetched, perhaps in part; None: nowhere."""
-    kept, revision = cache / _folder(model), model.revision or MAIN_BRANCH
+    kept, revision = cache / folder_of(model), model.revision or MAIN_BRANCH
     ref = kept / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
     folder = kept / "snapshots" / commit / (model.subfolder or "")
     return folder if folder.is_dir() else None
 
 
-def _folder(model: HubModel) -> str:
+def folder_of(model: HubModel) -> str:
     """The hub library's name for a model's folder in its cache."""
     return "models--" + model.repository.replace("/", "--")
 
@@ -233,6 +234,13 @@ class DownloadWatcher:
         if current != self._reported:
             self._reported = current
             self._on_bytes(*current)
+            await asyncio.to_thread(mark_used, self._folder.parent)
+
+
+def mark_used(folder: Path) -> None:
+    """Note that a model's folder in the cache is in use: it is not evicted for an hour."""
+    with suppress(FileNotFoundError):  # nothing of it has arrived yet
+        os.utime(folder)
 
 
 def _bytes_in(folder: Path) -> int:
