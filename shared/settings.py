@@ -100,6 +100,8 @@ class Settings:
     max_unfinished_uploads: int
     max_upload_parts: int
     """Stored files of all kept uploads."""
+    max_model_bytes: int
+    """Of models from URLs and the hub that its jobs still need."""
     max_waiting_requests: int
     """Long polls and streams at one gateway."""
     body_memory: int
@@ -176,6 +178,7 @@ def _read(read: _Reader) -> Settings:
         max_upload_bytes=read("MAX_UPLOAD_BYTES", _count, 100 << 30),
         max_unfinished_uploads=read("MAX_UNFINISHED_UPLOADS", _count, 16),
         max_upload_parts=read("MAX_UPLOAD_PARTS", _count, 50_000),
+        max_model_bytes=read("MAX_MODEL_BYTES", _count, 100 << 30),
         max_waiting_requests=read("MAX_WAITING_REQUESTS", _count, 1_000),
         body_memory=read("BODY_MEMORY", _bytes(2 * MAX_BODY), 48 << 20),
     )

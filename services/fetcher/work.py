@@ -171,6 +171,7 @@ class FetcherWork:
             pictures=staged.pictures,
             dataset_bytes=staged.dataset_bytes,
             pictures_bytes=staged.pictures_bytes,
+            model_bytes=base.bytes,
         )
 
     async def _stage_for_inference(
@@ -183,6 +184,7 @@ class FetcherWork:
             inference=inference,
             model=staged.prefix,
             warnings=staged.warnings,
+            model_bytes=staged.bytes,
             clip_skip=model.clip_skip,
             name=model.name,
             sha256=model.sha256,

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from services.gateway.api_documents import documents
 from services.gateway.background.intake import Intake
+from services.gateway.background.model_eviction import ModelEviction
 from services.gateway.background.outbox_relay import OutboxRelay
 from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.recorder import Recorder
@@ -57,6 +58,8 @@ from shared.settings import Settings
 
 SHUTDOWN_SECONDS = 5.0
 """How long current requests may take when the gateway stops."""
+UNREAD_BYTES = 1 << 14
+"""What of a body is taken from the network before somebody reads it: hundreds may wait unread."""
 
 log = structlog.get_logger()
 
@@ -93,6 +96,7 @@ class Gateway:
             jobs,
             store,
             uploads,
+            ModelEviction(jobs, store, clock=clock),
             clock=clock,
             heartbeat=heartbeat,
             keep_days=settings.keep_days,
@@ -251,6 +255,7 @@ class Gateway:
             shutdown_timeout=SHUTDOWN_SECONDS,
             keepalive_timeout=application.HEAD_SECONDS,
             auto_decompress=False,
+            read_bufsize=UNREAD_BYTES,
         )
         await runner.setup()
         try:

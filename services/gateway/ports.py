@@ -45,6 +45,10 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     """How long its dataset is kept for others to train on, seconds since the epoch."""
     kept_bytes: int = 0
     """Of this dataset."""
+    model: str | None = None
+    """Store prefix of the model that the job still needs."""
+    model_bytes: int = 0
+    """Of this model, as far as it is counted for the owner."""
 
 
 class JobUsage(NamedTuple):
@@ -211,6 +215,12 @@ class JobStore(Protocol):
 
     async def kept_bytes(self, owner: str) -> int:
         """Of the datasets of an owner's checks, and of what tells of their pictures."""
+
+    async def model_bytes(self, owner: str, *, without: str = "") -> int:
+        """Of the models that an owner's jobs still need, each counted once; one may be left out."""
+
+    async def needs_model(self, prefix: str) -> bool:
+        """Whether any job still needs the model at this prefix of the store."""
 
     async def kept_before(self, moment: float, limit: int = 100) -> Sequence[str]:
         """Ids of the checks whose datasets were to be kept until then, in seconds, at most."""

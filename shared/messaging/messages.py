@@ -215,6 +215,8 @@ class DatasetStaged(LargeFact, frozen=True, kw_only=True, tag="dataset.staged"):
     """Of the dataset in the store."""
     pictures_bytes: int = 0
     """Of pages and previews in the store."""
+    model_bytes: int = 0
+    """Of the base model in the store, if the request named it by a URL or a hub id."""
 
 
 class ModelStaged(LargeFact, frozen=True, kw_only=True, tag="model.staged"):
@@ -230,6 +232,8 @@ class ModelStaged(LargeFact, frozen=True, kw_only=True, tag="model.staged"):
     """SHA-256 of the model's checkpoint file; empty: unknown."""
     warnings: tuple[str, ...] = ()
     """What of the model was left out or taken from elsewhere."""
+    model_bytes: int = 0
+    """Of the model in the store, if the request named it by a URL or a hub id."""
 
 
 # --- Trainer ----------------------------------------------------------------------------------

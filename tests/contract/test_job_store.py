@@ -664,6 +664,30 @@ async def test_what_an_owner_s_checks_keep_is_counted_also_when_the_datasets_are
     assert await store.kept_bytes("somebody") == 7
 
 
+async def test_a_model_counts_once_for_its_owner_as_long_as_a_job_needs_it(
+    store: SqlJobStore,
+) -> None:
+    large = {"model": "cache/large", "model_bytes": 2**40}
+    assert await store.model_bytes("somebody") == 0
+    await store.insert(job("one", **large), [])
+    await store.insert(job("two", **large), [])
+    await store.insert(job("three", model="cache/small", model_bytes=7), [])
+    await store.insert(job("four", model="cache/base"), [])
+    await store.insert(job("five", owner="else", model="cache/theirs", model_bytes=3), [])
+    await store.insert(job("six"), [])
+
+    assert await store.model_bytes("somebody") == 2**40 + 7
+    assert await store.model_bytes("somebody", without="cache/large") == 7
+    needed = [await store.needs_model(f"cache/{name}") for name in ("base", "theirs", "unknown")]
+    assert needed == [True, True, False]
+
+    await store.remove("one", 3.0)
+    assert await store.model_bytes("somebody") == 2**40 + 7
+    await store.replace(job("two", version=2), [], expected_version=1)
+    assert await store.model_bytes("somebody") == 7
+    assert not await store.needs_model("cache/large")
+
+
 async def test_jobs_are_listed_from_the_newest_page_by_page(store: SqlJobStore) -> None:
     for number, status in enumerate(("COMPLETED", "FAILED", "COMPLETED", "IN_QUEUE")):
         await store.insert(job(f"job-{number}", created_at=float(number // 2), status=status), [])

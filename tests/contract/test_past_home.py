@@ -43,6 +43,7 @@ from shared.messaging.messages import (
     BucketChecked,
     ClaimGranted,
     CommandIssued,
+    DatasetStaged,
     GenerationInterrupted,
     Interruption,
     PublicationInterrupted,
@@ -152,6 +153,13 @@ async def test_what_supervision_reads_is_what_the_records_say(past: Past) -> Non
     ran = [job for job in jobs if job.status == "COMPLETED" and job.started_at is not None]
     seconds = [(job.ended_at or 0.0) - (job.started_at or 0.0) for job in reversed(ran)]
     assert await store.execution_seconds("train", 20) == pytest.approx(seconds)
+
+
+async def test_models_that_jobs_of_the_past_need_are_known(past: Past) -> None:
+    for job in await past.jobs("IN_QUEUE", "IN_PROGRESS", *RETRYABLE):
+        for stage in job.stages.values():
+            if isinstance(trigger := decode(stage.trigger), DatasetStaged):
+                assert await past.here.stores.jobs.needs_model(trigger.base_model)
 
 
 async def test_the_progress_of_the_past_is_shown(past: Past) -> None:

@@ -265,7 +265,9 @@ class Claimed:
         }
         await self.world.publish(kind(**{**stamp, "attempt": self.grant.attempt, **fields}))
 
-    async def stage_dataset(self, submitted: AnyMessage) -> None:
+    async def stage_dataset(
+        self, submitted: AnyMessage, model: str = "cache/base", model_bytes: int = 0
+    ) -> None:
         assert isinstance(submitted, Submission)
         assert submitted.train
         prefix = f"jobs/{self.job}/staging/{self.grant.attempt}"
@@ -275,8 +277,9 @@ class Claimed:
             train=submitted.train,
             inference=submitted.inference,
             dataset=f"{prefix}/dataset/",
-            base_model="cache/base/",
+            base_model=model,
             report=REPORT,
+            model_bytes=model_bytes,
         )
 
     async def stage_model(self, submitted: AnyMessage) -> None:

@@ -171,10 +171,13 @@ class Crowd:
 
 
 class Room:
-    """There is always room for a dataset."""
+    """There is always room for what was staged."""
 
-    async def has_room_for_dataset(self, _owner: str, _size: int) -> bool:
-        return True
+    async def expect_room_for_dataset(self, _owner: str, _size: int) -> None:
+        pass
+
+    async def expect_room_for_model(self, _owner: str, _prefix: str, _size: int) -> None:
+        pass
 
 
 @dataclass

@@ -29,6 +29,7 @@ from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import DEFAULT_BASE, STORED, is_http_url
 from shared.storage.folders import content_address, folder_exists, upload_folder
+from shared.storage.models import note_use, stored_model
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names of the deployment's base model."""
@@ -43,6 +44,8 @@ class StagedModel(NamedTuple):
 
     prefix: str
     """Of its diffusers folder."""
+    bytes: int = 0
+    """Of the folder, if the request named the model by a URL or a hub id."""
     warnings: tuple[str, ...] = ()
 
 
@@ -91,7 +94,7 @@ class ModelStager:
         self._store = store
         folders = ModelFolders()
         self._configured = ConfiguredModel(configured, home, folders)
-        self._cache = HubCache(home, folders)
+        self._cache = HubCache(home, folders, configured)
         self._allowed = allowed
         self._private = private
         self._addresses: dict[tuple[object, ...], str] = {}
@@ -191,12 +194,14 @@ class ModelStager:
         """Upload under the content's address, unless it is stored already."""
         keepalive, selected = staging.meter.keepalive, staging.scratch / LINKS_FOLDER
         await in_thread(_link_files, model, selected)
-        prefix = f"cache/{await self._address(model, selected, staging)}"
+        prefix = stored_model(await self._address(model, selected, staging))
         async with self._locks[prefix]:
+            await note_use(self._store, prefix)
             if not await folder_exists(self._store, prefix):
                 await upload_folder(self._store, selected, prefix, keepalive=keepalive)
                 log.info("base_model_stored", prefix=prefix, model=staging.shown)
-        return StagedModel(prefix, model.warnings)
+        size = 0 if staging.source in ALIASES else await in_thread(_bytes_of, model)
+        return StagedModel(prefix, size, model.warnings)
 
 
 def _link_files(model: LocalModel, target: Path) -> None:
@@ -204,6 +209,10 @@ def _link_files(model: LocalModel, target: Path) -> None:
     for name in model.files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).symlink_to((model.folder / name).resolve())
+
+
+def _bytes_of(model: LocalModel) -> int:
+    return sum((model.folder / name).stat().st_size for name in model.files)
 
 
 def _fingerprint(model: LocalModel) -> tuple[object, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
 import structlog
 
 from services.gateway.background.consumer import consume
 from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.supervisor import Supervisor
-from services.gateway.jobs.budgets import Budgets
+from services.gateway.jobs.budgets import BudgetExceeded, Budgets
 from services.gateway.jobs.record import Job, Step
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.transitions import RESULTS, advance, is_expected, refuse_unknown
@@ -20,10 +21,12 @@ from shared.messaging.messages import (
     AnyMessage,
     DatasetStaged,
     GatewayHeartbeat,
+    ModelStaged,
     Progressed,
     PublicationStarted,
     SamplesGenerated,
     StageFact,
+    StageFailed,
     type_of,
 )
 from shared.messaging.topology import GATEWAY_RECORDER
@@ -32,6 +35,10 @@ from shared.storage.large_fields import load_fields
 
 PASSED_ON = ("inference", "train", "row")
 """Fields of facts that are for the next worker only."""
+NOT_KEPT = (
+    "the dataset is not kept to be changed or trained on, because the budget upload_bytes has not"
+    " enough left: delete some uploads or checks, then check it again"
+)
 
 log = structlog.get_logger()
 
@@ -70,13 +77,12 @@ class Recorder:
         if isinstance(fact, GatewayHeartbeat):
             self._supervisor.on_heartbeat(fact)
             return
-        fact = await self._with_results(fact)
+        fact = await self._within_budgets(await self._with_results(fact))
         claims_bucket = isinstance(fact, PublicationStarted)
         apply = partial(
             advance, fact=fact, reply_queue=reply_queue, now=self._clock(),
             heartbeat=self._heartbeat,
             crowding=await self._places.crowding() if claims_bucket else (),
-            may_keep=await self._may_keep(fact),
         )  # fmt: skip
 
         tried: list[Job] = []  # the last one counts: another writer may be faster
@@ -97,15 +103,25 @@ class Recorder:
             if isinstance(fact, Progressed):
                 self._progress.note(fact, job.run)
 
-    async def _may_keep(self, fact: AnyMessage) -> bool:
-        """Whether the owner has room for what a check has staged; nothing else needs room."""
-        if not isinstance(fact, DatasetStaged):
-            return True
+    async def _within_budgets(self, fact: AnyMessage) -> AnyMessage:
+        """The fact, or what it comes to where its owner has no room for what was staged."""
+        if not isinstance(fact, DatasetStaged | ModelStaged):
+            return fact
         job = await self._repository.get(fact.job)
-        if job is None or not job.checks:
-            return True
-        size = fact.dataset_bytes + fact.pictures_bytes
-        return await self._budgets.has_room_for_dataset(job.owner, size)
+        if job is None:
+            return fact
+        try:
+            if isinstance(fact, DatasetStaged) and job.checks:
+                size = fact.dataset_bytes + fact.pictures_bytes
+                await self._budgets.expect_room_for_dataset(job.owner, size)
+            elif fact.model_bytes:
+                prefix = fact.base_model if isinstance(fact, DatasetStaged) else fact.model
+                await self._budgets.expect_room_for_model(job.owner, prefix, fact.model_bytes)
+        except BudgetExceeded as exceeded:
+            if isinstance(fact, DatasetStaged) and job.checks:
+                return _report_alone(fact)
+            return _failed(fact, f"the model cannot be kept: {exceeded}")
+        return fact
 
     async def _with_results(self, fact: AnyMessage) -> AnyMessage:
         """The fact with what goes into the record; what it only passes on stays in the store."""
@@ -117,6 +133,21 @@ class Recorder:
             if await self._repository.get(fact.job) is not None:
                 raise
             return fact  # it is answered as a fact of no job
+
+
+def _report_alone(fact: DatasetStaged) -> DatasetStaged:
+    """A check without its dataset, with a warning."""
+    warnings = [NOT_KEPT, *fact.report.get("warnings", ())]
+    count = fact.report.get("warnings_count", 0) + 1
+    report = {**fact.report, "warnings": warnings, "warnings_count": count}
+    return msgspec.structs.replace(fact, report=report, pictures="")
+
+
+def _failed(fact: StageFact, reason: str) -> StageFailed:
+    return StageFailed(
+        job=fact.job, stage=fact.stage, claim=fact.claim, attempt=fact.attempt, worker=fact.worker,
+        kind="refused", reason=reason,
+    )  # fmt: skip
 
 
 def _warn_if_unexpected(job: Job, fact: AnyMessage) -> None:

@@ -1,4 +1,4 @@
-"""Delete jobs, uploads and working files when their time is over."""
+"""Delete jobs, uploads, working files and models when their time is over."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
+from services.gateway.background.model_eviction import ModelEviction
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import read
 from services.gateway.jobs.uploads import Uploads
@@ -39,6 +40,7 @@ class Retention:
         jobs: JobStore,
         store: ObjectStore,
         uploads: Uploads,
+        models: ModelEviction,
         *,
         clock: Callable[[], float],
         heartbeat: float,
@@ -46,6 +48,7 @@ class Retention:
         on_deleted: Callable[[str], Awaitable[object]],
     ) -> None:
         """``on_deleted`` records that the dataset of a check is gone."""
+        self._models = models
         self._jobs = jobs
         self._store = store
         self._uploads = uploads
@@ -98,6 +101,7 @@ class Retention:
                 await self.delete_leftovers()
                 await self.delete_datasets()
                 await self.delete_expired()
+                await self._models.evict()
             except EveryDreamError as error:
                 log.warning("retention_put_off", reason=str(error))
             await asyncio.sleep(self._pause)

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Database
 from services.gateway.database.tables import (
+    COUNTED,
     STORED,
     events,
     jobs,
@@ -245,6 +246,18 @@ class SqlJobStore:
         theirs = sa.select(size).where(jobs.c.owner == owner, STORED)
         (row,) = await self._database.all(theirs)
         return int(row.size)
+
+    async def model_bytes(self, owner: str, *, without: str = "") -> int:
+        """By the index alone."""
+        size = sa.func.max(jobs.c.model_bytes).label("size")
+        theirs = (jobs.c.owner == owner) & (jobs.c.model != without)
+        each = sa.select(size).where(theirs, COUNTED).group_by(jobs.c.model)
+        return sum(int(row.size) for row in await self._database.all(each))
+
+    async def needs_model(self, prefix: str) -> bool:
+        """By the index alone."""
+        needing = sa.select(jobs.c.model).where(jobs.c.model == prefix).limit(1)
+        return bool(await self._database.all(needing))
 
     async def kept_before(self, moment: float, limit: int = 100) -> Sequence[str]:
         over = sa.select(jobs.c.id).where(jobs.c.kept_until < moment).limit(limit)

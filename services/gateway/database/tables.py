@@ -29,6 +29,8 @@ jobs = sa.Table(
     sa.Column("request_bytes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("kept_until", sa.Double, nullable=True),
     sa.Column("kept_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("model", sa.String(255), nullable=True),
+    sa.Column("model_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Index("jobs_by_status", "status", "created_at", "id"),
     sa.Index("jobs_by_owner", "owner", "status", "created_at", "id", "request_bytes"),
     sa.Index("jobs_by_owner_and_time", "owner", "created_at", "id"),
@@ -53,6 +55,16 @@ STORED = sa.text("kept_bytes > 0")
 sa.Index(
     "jobs_stored", jobs.c.owner, jobs.c.kept_bytes, postgresql_where=STORED, sqlite_where=STORED
 )
+
+sa.Index(
+    "jobs_by_model", jobs.c.model,
+    postgresql_where=jobs.c.model.is_not(None), sqlite_where=jobs.c.model.is_not(None),
+)  # fmt: skip
+COUNTED = sa.text("model_bytes > 0")
+sa.Index(
+    "jobs_models", jobs.c.owner, jobs.c.model, jobs.c.model_bytes,
+    postgresql_where=COUNTED, sqlite_where=COUNTED,
+)  # fmt: skip
 
 WAITING = sa.text("status = 'IN_QUEUE' AND released_at IS NULL")
 """As written in the partial index: a bound parameter would not imply it."""

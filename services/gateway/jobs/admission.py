@@ -158,7 +158,7 @@ class Admission:
 
 
 def _released(step: Step, now: float) -> Step:
-    released = release(step.job, now)
+    released = release(step.job, now, step.due)
     return Step(released.job, (*step.effects, *released.effects))
 
 

@@ -23,6 +23,7 @@ BudgetName = Literal[
     "upload_bytes",
     "unfinished_uploads",
     "upload_parts",
+    "model_bytes",
     "waiting_requests",
 ]
 BUDGETS: tuple[BudgetName, ...] = get_args(BudgetName)
@@ -36,6 +37,7 @@ ADVICE: Mapping[BudgetName, str] = {
     "upload_bytes": "delete some uploads, or checks of datasets",
     "unfinished_uploads": "finish or delete one first",
     "upload_parts": "delete some uploads, or send larger chunks",
+    "model_bytes": "wait until other jobs have ended, or delete failed ones",
     "waiting_requests": "keep fewer of them open",
 }
 Amounts = Mapping[BudgetName, int]
@@ -70,6 +72,7 @@ class Budgets:
         return {
             **await self._used_by_jobs(owner),
             **await self._used_by_uploads(owner),
+            "model_bytes": await self._jobs.model_bytes(owner),
             **{name: self._in_flight[name][owner] for name in IN_FLIGHT},
         }
 
@@ -82,7 +85,7 @@ class Budgets:
 
     @asynccontextmanager
     async def new_check(self, owner: str, request_bytes: int) -> AsyncIterator[None]:
-        """Grant a check, whose dataset is kept if :meth:`has_room_for_dataset` when it is staged.
+        """Grant a check; its dataset is kept if there is room when it is staged.
 
         Raises BudgetExceeded or Unavailable.
         """
@@ -92,10 +95,18 @@ class Budgets:
         ):
             yield
 
-    async def has_room_for_dataset(self, owner: str, size: int) -> bool:
-        """Whether a check's dataset of so many bytes may be kept. Raises Unavailable."""
-        used = (await self._used_by_uploads(owner))["upload_bytes"]
-        return used + size <= self.allowed["upload_bytes"]
+    async def expect_room_for_dataset(self, owner: str, size: int) -> None:
+        """Check that a dataset may be kept. Raises BudgetExceeded or Unavailable."""
+        used = await self._used_by_uploads(owner)
+        _expect(self.allowed, used, {"upload_bytes": size})
+
+    async def expect_room_for_model(self, owner: str, prefix: str, size: int) -> None:
+        """Check that a model may be kept, which counts once for all jobs that start from it.
+
+        Raises BudgetExceeded or Unavailable.
+        """
+        used = await self._jobs.model_bytes(owner, without=prefix)
+        _expect(self.allowed, {"model_bytes": used}, {"model_bytes": size})
 
     @asynccontextmanager
     async def changed_check(self, owner: str, size: int) -> AsyncIterator[None]:
@@ -189,17 +200,23 @@ class _Queue:
     async def _decide(self, owner: str, needed: Amounts, earlier: list[_Grant]) -> None:
         while True:
             used = await self._used(owner)
-            if (short := self._short(used, needed)) is not None:
-                raise BudgetExceeded(short, used[short], self._allowed[short])
-            if self._short(used, needed, *(each.needed for each in earlier)) is None:
+            _expect(self._allowed, used, needed)
+            if _short(self._allowed, used, needed, *(each.needed for each in earlier)) is None:
                 return
             for each in earlier:
                 await each.over.wait()
             earlier = []
 
-    def _short(self, used: Amounts, *needed: Amounts) -> BudgetName | None:
-        """The first budget that these exceed together."""
-        for name in needed[0]:
-            if used[name] + sum(each.get(name, 0) for each in needed) > self._allowed[name]:
-                return name
-        return None
+
+def _expect(allowed: Amounts, used: Amounts, needed: Amounts) -> None:
+    """Raises BudgetExceeded."""
+    if (short := _short(allowed, used, needed)) is not None:
+        raise BudgetExceeded(short, used[short], allowed[short])
+
+
+def _short(allowed: Amounts, used: Amounts, *needed: Amounts) -> BudgetName | None:
+    """The first budget that these exceed together."""
+    for name in needed[0]:
+        if used[name] + sum(each.get(name, 0) for each in needed) > allowed[name]:
+            return name
+    return None

@@ -16,6 +16,7 @@ from shared.messaging.messages import (
     Message,
     SavedCheckpoint,
     Stage,
+    StagingDue,
     Submission,
     decode,
     stable_id,
@@ -113,6 +114,14 @@ class KeptDataset(Struct, frozen=True, kw_only=True):
     """Seconds since the epoch."""
 
 
+class StagedModel(Struct, frozen=True, kw_only=True):
+    """The model that a job starts from, in the store; others may start from it, too."""
+
+    prefix: str
+    bytes: int
+    """0: it is not counted for the job's owner."""
+
+
 class Job(Struct, frozen=True, kw_only=True):
     """Everything known about a job."""
 
@@ -160,6 +169,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """Of a check that has completed; None: not yet, or no longer."""
     edits: dict[int, PictureEdit] = field(default_factory=dict)
     """Of its pictures, by their numbers."""
+    staged_model: StagedModel | None = None
+    """None: nothing is staged yet; or an earlier version wrote the record."""
     refused_claims: tuple[str, ...] = field(default=(), name="refused")
     """Oldest first; a claim that was refused once stays refused."""
     commands: dict[Command, int] = field(default_factory=dict, name="wishes")
@@ -240,6 +251,8 @@ class Step(Struct, frozen=True):
 
     job: Job
     effects: tuple[Effect, ...] = ()
+    due: StagingDue | None = None
+    """What requests staging of a new job: at hand, so that it need not be decoded once more."""
 
 
 def webhook_id(job: Job, event: WebhookEvent, number: int) -> str:
@@ -338,6 +351,11 @@ def kept_bytes(job: Job) -> int:
     if not job.checks:
         return 0
     return job.pictures_bytes + (job.kept.bytes if job.kept else 0)
+
+
+def needed_model(job: Job) -> StagedModel | None:
+    """The model that a worker has yet to read, or would if the job was retried."""
+    return None if job.status in ("COMPLETED", "CANCELLED") else job.staged_model
 
 
 def is_staging(job: Job) -> bool:

@@ -25,6 +25,7 @@ from services.gateway.jobs.record import (
     Step,
     is_staging,
     kept_bytes,
+    needed_model,
     open_stages,
     overdue_at,
     webhook_id,
@@ -385,10 +386,11 @@ def _turn_of(job: Job) -> tuple[object, ...]:
 
 def _trigger(record: StageRecord, step: Step) -> Message:
     """The message that asked for the stage; decoded anew, its texts would be in memory twice."""
-    messages = (effect.message for effect in step.effects)
-    return next((each for each in messages if encode(each) == record.trigger), None) or decode(
-        record.trigger
-    )
+    at_hand = (step.due, *(effect.message for effect in step.effects))
+    for message in at_hand:
+        if message is not None and encode(message) == record.trigger:
+            return message
+    return decode(record.trigger)
 
 
 def _warn_if_undelivered(job: Job) -> None:
@@ -416,6 +418,7 @@ def with_progress(job: Job, rows: Sequence[StoredProgress]) -> Job:
 
 def row_of(job: Job, version: int) -> StoredJob:
     """The row for a job, with the fields that are queried in columns of their own."""
+    model = needed_model(job)
     return StoredJob(
         id=job.id,
         owner=job.owner,
@@ -432,5 +435,7 @@ def row_of(job: Job, version: int) -> StoredJob:
         staging=is_staging(job),
         kept_until=job.kept.until if job.kept else None,
         kept_bytes=kept_bytes(job),
+        model=model.prefix if model else None,
+        model_bytes=model.bytes if model else 0,
         record=msgspec.json.encode(msgspec.structs.replace(job, progress={})),
     )

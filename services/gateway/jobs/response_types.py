@@ -274,6 +274,8 @@ class Budgets(TypedDict):
     unfinished_uploads: Budget
     upload_parts: Budget
     """Files of all kept uploads in the store."""
+    model_bytes: Budget
+    """Bytes of models from URLs and the hub that live and failed jobs start from, each once."""
     waiting_requests: Budget
     """Long polls and streams at this gateway."""
 

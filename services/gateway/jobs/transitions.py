@@ -25,6 +25,7 @@ from services.gateway.jobs.record import (
     Effect,
     Job,
     KeptDataset,
+    StagedModel,
     StageRecord,
     Step,
     is_open,
@@ -97,10 +98,6 @@ REFUSED_KEPT = 50
 """Refused claims kept in a record, the newest."""
 KEPT_SECONDS = 24 * 3600.0
 """How long the dataset of a check is kept."""
-NOT_KEPT = (
-    "the dataset is not kept to be changed or trained on, because the budget upload_bytes has not"
-    " enough left: delete some uploads or checks, then check it again"
-)
 RETRYABLE: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 """A job that ended so may be run again."""
 
@@ -124,13 +121,9 @@ def admit(
     ``echo`` is the request's ``input``, as ``/status`` shows it; ``sealed`` the encrypted
     ``s3Config``. With ``checks`` the job ends after staging, with the report on the dataset.
     """
-    submission: dict[str, Any] = {
-        "job": job_id,
-        "run": 1,
-        "train": request.train,
-        "model": request.model,
-        "inference": request.inference,
-    }
+    due = StagingDue(
+        job=job_id, run=1, train=request.train, model=request.model, inference=request.inference
+    )
     job = Job(
         id=job_id,
         owner=owner,
@@ -146,19 +139,23 @@ def admit(
         checks=checks,
         created_at=now,
         released_at=None,
-        stages={"staging": StageRecord(trigger=encode(StagingDue(**submission)))},
+        stages={"staging": StageRecord(trigger=encode(due))},
     )
     if sealed is not None:
         check = BucketDue(job=job_id, run=1)
         job = _with_stage(job, "bucket_check", StageRecord(trigger=encode(check)))
-    return Step(job, (Effect(message=JobSubmitted(**submission), mandatory=False),))
+    submitted = JobSubmitted(**msgspec.structs.asdict(due))
+    return Step(job, (Effect(message=submitted, mandatory=False),), due)
 
 
-def release(job: Job, now: float) -> Step:
-    """It is the turn of a job that waits for it: request its open stages."""
+def release(job: Job, now: float, due: StagingDue | None = None) -> Step:
+    """It is the turn of a job that waits for it: request its open stages.
+
+    ``due`` is what requests staging, if it is at hand: it may be large, and is not decoded then.
+    """
     if job.ended or job.released_at is not None:
         return Step(job)
-    step = _requeue_open(replace(job, released_at=now), STAGES, now)
+    step = _requeue_open(replace(job, released_at=now), STAGES, now, due)
     return Step(step.job, tuple(_first_request(effect) for effect in step.effects))
 
 
@@ -237,11 +234,14 @@ def _reopened(record: StageRecord) -> StageRecord:
     return msgspec.structs.replace(_released(record), failures=0, failed=None, last_failure=None)
 
 
-def _requeue_open(job: Job, stages: Iterable[Stage], now: float) -> Step:
+def _requeue_open(
+    job: Job, stages: Iterable[Stage], now: float, due: StagingDue | None = None
+) -> Step:
     step = Step(job)
     for stage in stages:
         if stage in job.stages and job.stages[stage].open:
-            requeued = requeue(step.job, stage, now=now)
+            message = due if stage == "staging" else None
+            requeued = requeue(step.job, stage, now=now, message=message)
             step = Step(requeued.job, (*step.effects, *requeued.effects))
     return step
 
@@ -273,11 +273,21 @@ def lose_claim(job: Job, stage: Stage, claim: str, *, now: float, heartbeat: flo
     return _fail_attempt(job, stage, reason, now=now, heartbeat=heartbeat)
 
 
-def requeue(job: Job, stage: Stage, *, now: float, delay: float = 0.0) -> Step:
-    """Put the message that requested a stage on the stage's queue again."""
+def requeue(
+    job: Job,
+    stage: Stage,
+    *,
+    now: float,
+    delay: float = 0.0,
+    message: Message | None = None,
+) -> Step:
+    """Put the message that requested a stage on the stage's queue again.
+
+    ``message`` is that message, where it is known; else it is decoded.
+    """
     record = job.stages[stage]
     job = _with_stage(job, stage, msgspec.structs.replace(record, due_at=now + delay))
-    message = decode(record.trigger)
+    message = message or decode(record.trigger)
     return Step(job, (Effect(message=message, queue=STAGE_QUEUES[stage].name, delay=delay),))
 
 
@@ -292,7 +302,6 @@ def advance(
     now: float,
     heartbeat: float,
     crowding: Collection[str] = (),
-    may_keep: bool = True,
 ) -> Step:
     """Apply a fact to a job.
 
@@ -303,10 +312,7 @@ def advance(
         now: seconds since the epoch, by the gateway's clock.
         heartbeat: seconds between heartbeats; retry delays are multiples of it.
         crowding: owners who have to wait before they claim another upload to a bucket.
-        may_keep: whether the owner has room for what a check has staged.
     """
-    if isinstance(fact, DatasetStaged) and job.checks and not may_keep:
-        fact = _not_kept(fact)
     if isinstance(fact, PublicationStarted) and job.owner in crowding:
         return _put_off(job, fact, reply_queue, now=now, delay=heartbeat)
     return with_output_webhook(job, _advance(job, fact, reply_queue, now, heartbeat), now)
@@ -345,7 +351,11 @@ def _advance_claimed(job: Job, fact: StageFact, now: float, heartbeat: float) ->
         case DatasetStaged():
             return _staged(_done(job, fact), fact, now)
         case ModelStaged():
-            job = replace(job, warnings=(*job.warnings, *fact.warnings))
+            job = replace(
+                job,
+                warnings=(*job.warnings, *fact.warnings),
+                staged_model=StagedModel(prefix=fact.model, bytes=fact.model_bytes),
+            )
             return Step(_with_next(_done(job, fact), "generation", fact, now))
         case BucketChecked():
             return _bucket_checked(job, fact, now)
@@ -501,7 +511,11 @@ def _reply(message: Message, reply_queue: str | None) -> tuple[Effect, ...]:
 def _staged(job: Job, fact: DatasetStaged, now: float) -> Step:
     """Training is next, unless only the report was requested; then its claims are refused."""
     job = replace(
-        job, report=fact.report, pictures=fact.pictures, pictures_bytes=fact.pictures_bytes
+        job,
+        report=fact.report,
+        pictures=fact.pictures,
+        pictures_bytes=fact.pictures_bytes,
+        staged_model=StagedModel(prefix=fact.base_model, bytes=fact.model_bytes),
     )
     if job.checks and fact.pictures:  # an earlier version's fetcher leaves none, and no remarks
         kept = KeptDataset(dataset=fact.dataset, bytes=fact.dataset_bytes, until=now + KEPT_SECONDS)
@@ -509,14 +523,6 @@ def _staged(job: Job, fact: DatasetStaged, now: float) -> Step:
     if job.checks:
         return _end(job, "COMPLETED", None, now)
     return Step(_with_next(job, "training", fact, now))
-
-
-def _not_kept(fact: DatasetStaged) -> DatasetStaged:
-    """Without its dataset: the report alone, with a warning."""
-    warnings = [NOT_KEPT, *fact.report.get("warnings", ())]
-    count = fact.report.get("warnings_count", 0) + 1
-    report = {**fact.report, "warnings": warnings, "warnings_count": count}
-    return msgspec.structs.replace(fact, report=report, pictures="")
 
 
 def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:

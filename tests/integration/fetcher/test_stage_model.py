@@ -19,6 +19,7 @@ from services.fetcher.parsing.models.diffusers_folder import (
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import export, original_layout
 from shared.errors import Refused, SettingsError
+from shared.ports import StoredObject
 from shared.storage.folders import upload_folder
 from tests.support.in_process_parser import ignored
 from tests.support.servers.web import Web
@@ -35,6 +36,13 @@ def tiny() -> Parts:
     return load(TINY_FOLDER)
 
 
+async def objects(stage: Stage) -> tuple[list[StoredObject], float]:
+    """Those of the only model in the store, and when it was last used."""
+    every = [entry async for entry in stage.store.list("")]
+    (used,) = [entry for entry in every if entry.key.endswith("/used")]
+    return [entry for entry in every if entry != used], used.modified
+
+
 @pytest.mark.parametrize("alias", ["sd_v1-5_vae.ckpt", "sd_v1-5_vae"])
 async def test_the_default_name_means_the_configured_model_and_is_stored_once(
     stage: Stage, tiny: Parts, alias: str
@@ -43,9 +51,11 @@ async def test_the_default_name_means_the_configured_model_and_is_stored_once(
 
     assert prefix.startswith("cache/")
     assert same(await stage.loaded(prefix), tiny)
-    before = [entry async for entry in stage.store.list("")]
+    before, used = await objects(stage)
     assert await stage(alias) == prefix
-    assert [entry async for entry in stage.store.list("")] == before
+    after, used_again = await objects(stage)
+    assert after == before
+    assert used_again > used, "each use is noted"
 
 
 async def test_a_configured_folder_is_staged_without_what_does_not_belong_to_the_model(

@@ -38,7 +38,7 @@ from shared.messaging.messages import (
 )
 from shared.ports import UploadPart
 from shared.request import Inference, ModelSource, Train, Validation
-from shared.storage.folders import download_folder, folder_exists, upload_folder
+from shared.storage.folders import download_folder, folder_exists, read_manifest, upload_folder
 from shared.storage.uploads import list_key, write_list
 from shared.worker.order import Order
 from tests.support.in_process_parser import InProcessParser, InProcessReader
@@ -203,6 +203,7 @@ async def test_the_fact_carries_the_job_on_and_the_report_along(staging: Staging
     assert staged.report["short_buckets"] == {"512x512": 1, "384x640": 1, "640x384": 1}
     assert staged.report["steps_per_epoch"] == 3
     assert {entry["file"] for entry in staged.report["skipped"]} == {"dogs/broken.png", "readme.md"}
+    assert staged.model_bytes == 0, "the deployment's own model is nobody's"
     assert len(encode(staged)) < 4000
 
 
@@ -478,6 +479,7 @@ async def test_a_finished_model_from_elsewhere_is_staged_by_its_content(
     assert staged.model.startswith("cache/")
     assert await folder_exists(staging.store, staged.model)
     assert staged.model == (await staging.perform_model(url)).model
+    assert staged.model_bytes == (await read_manifest(staging.store, staged.model)).bytes > 0
     assert "downloading the model" in {numbers["phase"] for numbers in staging.reported}
 
 

@@ -88,6 +88,7 @@ async def test_a_key_sees_its_budgets_and_only_its_own_use(tmp_path: Path) -> No
             "upload_bytes": 5,
             "unfinished_uploads": 0,
             "upload_parts": 2,
+            "model_bytes": 0,
             "waiting_requests": 0,
         }
         other = await here.ask("GET", f"{ROOT}/budgets", key=OTHER_KEY)
@@ -557,3 +558,54 @@ async def test_a_short_chunk_is_refused_before_it_comes(tmp_path: Path) -> None:
         reader = await stack.enter_async_context(begun(here, beginning, 0))
 
         assert await status_of(reader) == 400
+
+
+# --- models
+
+
+async def stage(here: World, model: str, size: int) -> str:
+    """A job whose fetcher has stored a model for it."""
+    job = await here.run(TRAIN_ONLY)
+    submitted = await here.get(FETCHER)
+    await (await here.claim(job, "staging")).stage_dataset(submitted, model, size)
+    return job
+
+
+async def test_a_job_with_a_model_that_its_key_has_no_room_for_fails_and_says_so(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, max_model_bytes=1000) as here:
+        first = await stage(here, "cache/one", 600)
+        await here.claim(first, "training")
+
+        too_large = await here.status_becomes(await stage(here, "cache/two", 401), "FAILED")
+
+        assert too_large["error"] == (
+            "the model cannot be kept: budget model_bytes: 600 of 1000 are used, and this needs"
+            " more than is left; wait until other jobs have ended, or delete failed ones"
+        )
+        assert await used(here, "model_bytes") == 600
+        for model, size in (("cache/one", 600), ("cache/three", 400), ("cache/base", 0)):
+            job = await stage(here, model, size)
+            await here.claim(job, "training")
+        assert await used(here, "model_bytes") == 1000
+
+        await here.ask("POST", f"{ROOT}/cancel/{first}")
+        assert await used(here, "model_bytes") == 1000, "another job starts from the same model"
+
+
+async def test_a_failed_job_keeps_its_model_for_a_retry_and_a_completed_one_needs_it_no_more(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as here:
+        job = await stage(here, "cache/one", 600)
+        trainer = await here.claim(job, "training")
+        await trainer.publish(StageFailed, kind="refused", reason="loss is NaN")
+        await here.status_becomes(job, "FAILED")
+        assert await used(here, "model_bytes") == 600
+
+        await here.ask("POST", f"{ROOT}/retry/{job}")
+        await (await here.claim(job, "training")).finish_training()
+        await here.status_becomes(job, "COMPLETED")
+
+        assert await used(here, "model_bytes") == 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services.gateway.app import Gateway
+from services.gateway.background.model_eviction import ModelEviction
 from services.gateway.background.retention import DAY, Retention
 from services.gateway.jobs import change_notifier
 from services.gateway.jobs.budgets import Budgets
@@ -59,7 +60,8 @@ def keeper(here: World) -> Retention:
     budgets = Budgets(here.settings, record.jobs, record.uploads)
     uploads = Uploads(record.uploads, here.store, budgets, public_url, here.clock)
     return Retention(
-        record.jobs, here.store, uploads, clock=here.clock, heartbeat=HEARTBEAT, keep_days=30.0,
+        record.jobs, here.store, uploads, ModelEviction(record.jobs, here.store, clock=here.clock),
+        clock=here.clock, heartbeat=HEARTBEAT, keep_days=30.0,
         on_deleted=here.gateway._forget_dataset,
     )  # fmt: skip
 

@@ -96,6 +96,7 @@ CASES = [
     Case("MAX_UPLOAD_BYTES", 100 << 30, {"1": 1}, ("0",), "a whole number of at least 1"),
     Case("MAX_UNFINISHED_UPLOADS", 16, {"1": 1}, ("0",), "a whole number of at least 1"),
     Case("MAX_UPLOAD_PARTS", 50_000, {"2": 2}, ("0",), "a whole number of at least 1"),
+    Case("MAX_MODEL_BYTES", 100 << 30, {"1": 1}, ("0",), "a whole number of at least 1"),
     Case("MAX_WAITING_REQUESTS", 1_000, {"1": 1}, ("0",), "a whole number of at least 1"),
     Case("BODY_MEMORY", 48 << 20, {str(40 << 20): 40 << 20}, (str((40 << 20) - 1), "0"),
          "a number of bytes of at least 41943040"),
