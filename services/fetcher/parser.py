@@ -34,6 +34,8 @@ LOG_BYTES = 16 << 10
 """The most that one child may print to our log."""
 SYSTEM_LIMITS_MEMORY = sys.platform == "linux"
 """macOS takes RLIMIT_AS and does not hold a process to it."""
+PAUSE_SECONDS = 0.2
+"""Until the next child is started, whose imports would slow down the end of a job's staging."""
 WATCH_SECONDS = 0.5
 """Between two looks at a child's memory, where the system does not limit it."""
 
@@ -73,7 +75,7 @@ class Parser:
                 yield reader
             finally:
                 await reader.close()
-                self._begin_next()
+                asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._begin_next)
 
     async def take(self) -> Child:
         """The child that waits, or else a new one. Raises as :func:`start_ready`."""
