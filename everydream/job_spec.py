@@ -130,9 +130,21 @@ def changes_in(texts: Sequence[str]) -> dict[str, Any]:
 
 def _json_or_text(value: str) -> Any:
     try:
-        return json.loads(value)
+        return _parsed(value)
     except (ValueError, RecursionError):
         return value
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError: it is none. Raises Misused: a name is twice."""
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise Misused(f"{twice!r} stands twice in one object; write it once")
+    return dict(pairs)
 
 
 def _read_json(file: Path) -> Any:
@@ -142,11 +154,13 @@ def _read_json(file: Path) -> Any:
         Refused: it cannot be read, or is no JSON in UTF-8.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return _parsed(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         reason = reason_of(error)
     except UnicodeDecodeError as error:
         reason = f"{file} is not in UTF-8 (its byte {error.start + 1}); save it as UTF-8"
+    except Misused as error:
+        reason = f"{file}: {error}"
     except RecursionError:
         reason = f"{file}: its lists and objects are nested too deeply"
     except ValueError as error:

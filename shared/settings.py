@@ -247,20 +247,20 @@ def _path(text: str) -> Path:
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > MAX_PORT:
+    if not (text.isascii() and text.isdecimal()) or int(text) > MAX_PORT:
         raise ValueError("a port number from 0 to 65535")
     return int(text)
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
         raise ValueError("a whole number of at least 1")
     return int(text)
 
 
 def _bytes(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
+        if not (text.isascii() and text.isdecimal()) or int(text) < least:
             raise ValueError(f"a number of bytes of at least {least}")
         return int(text)
 
@@ -269,7 +269,8 @@ def _bytes(least: int) -> Callable[[str], int]:
 
 def _seconds(text: str) -> float:
     try:
-        value = float(text)
+        # Python's own numbers may have digits of any alphabet, and underscores as in 1_0.
+        value = float(text) if text.isascii() and "_" not in text else -1.0
     except ValueError:
         value = -1.0
     if not 0.0 < value < MAX_SECONDS:

@@ -37,15 +37,25 @@ def edit(
             help="Do not train on a picture, by its name or number; repeatable.",
         ),
     ] = (),
+    restore: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--restore",
+            metavar="NAME",
+            show_default=False,
+            help="Train on a picture with the caption that was found; repeatable.",
+        ),
+    ] = (),
     json: Json = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Change captions of a check's pictures, or leave some out, before they are trained on."""
+    """Change captions of a check's pictures, leave some out, or take that back, before training."""
 
     async def ask(client: Client, _flags: str) -> dict[str, Any]:
-        expect_changes(caption, leave_out)
-        await client.edit(check, changes(caption, leave_out, await client.pictures(check)))
+        expect_changes(caption, [*leave_out, *restore])
+        pictures = await client.pictures(check)
+        await client.edit(check, changes(caption, leave_out, restore, pictures))
         return await client.status(check)
 
     def show_people(status: dict[str, Any], flags: str) -> None:
@@ -56,23 +66,29 @@ def edit(
     query(ask, url, key, json, show_people)
 
 
-def expect_changes(captions: Sequence[str], left_out: Sequence[str]) -> None:
+def expect_changes(captions: Sequence[str], others: Sequence[str]) -> None:
     """Raises Misused: there is nothing to change, or a caption has no name."""
     from everydream.outcome import Misused  # noqa: PLC0415
 
-    if not captions and not left_out:
-        raise Misused("nothing is to be changed: give --caption 'NAME=TEXT' or --leave-out NAME")
+    if not captions and not others:
+        raise Misused(
+            "nothing is to be changed: give --caption 'NAME=TEXT', --leave-out NAME or"
+            " --restore NAME"
+        )
     if wrong := [each for each in captions if "=" not in each]:
         raise Misused(f"--caption {wrong[0]}: expected NAME=TEXT")
 
 
 def changes(
-    captions: Sequence[str], left_out: Sequence[str], pictures: Sequence[Mapping[str, Any]]
+    captions: Sequence[str],
+    left_out: Sequence[str],
+    restored: Sequence[str],
+    pictures: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """The changes of a request, by the pictures' numbers.
 
     Raises:
-        Misused: two captions for a picture.
+        Misused: two captions for a picture, or one that is restored is changed, too.
         Refused: a name is that of no picture, or of several.
     """
     from everydream.outcome import Misused  # noqa: PLC0415
@@ -91,6 +107,11 @@ def changes(
     for name in left_out:
         number = _number(name, names)
         found.setdefault(number, {"number": number})["use"] = False
+    for name in restored:
+        number = _number(name, names)
+        as_found = {"number": number, "caption": None, "use": True}
+        if found.setdefault(number, as_found) != as_found:
+            raise Misused(f"--restore {name}: the same command changes this picture otherwise")
     return [*found.values()]
 
 

@@ -165,7 +165,7 @@ PICTURES = [
 def test_pictures_are_changed_by_name_or_number(
     captions: list[str], left_out: list[str], expected: list[dict[str, Any]]
 ) -> None:
-    assert editing.changes(captions, left_out, PICTURES) == expected
+    assert editing.changes(captions, left_out, [], PICTURES) == expected
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,22 @@ def test_one_picture_is_not_given_two_captions_by_two_names() -> None:
     with pytest.raises(
         EveryDreamError, match=r"--caption: y/sue\.jpg is given twice, as 'b' and as 'c'"
     ):
-        editing.changes(["4=b", "sue.jpg=c"], [], PICTURES)
-    assert editing.changes(["4=b", "sue.jpg=b"], [], PICTURES) == [{"number": 4, "caption": "b"}]
+        editing.changes(["4=b", "sue.jpg=c"], [], [], PICTURES)
+    assert editing.changes(["4=b", "sue.jpg=b"], [], [], PICTURES) == [
+        {"number": 4, "caption": "b"}
+    ]
+
+
+def test_a_picture_is_restored_with_the_caption_that_was_found() -> None:
+    found = editing.changes(["4=b"], [], ["1", "a=b.jpg"], PICTURES)
+
+    assert found == [
+        {"number": 4, "caption": "b"},
+        {"number": 1, "caption": None, "use": True},
+    ]
+    for captions, left_out in ((["sue.jpg=b"], []), ([], ["sue.jpg"])):
+        with pytest.raises(EveryDreamError, match="--restore 4: the same command changes"):
+            editing.changes(captions, left_out, ["4"], PICTURES)
 
 
 async def test_where_results_go_is_not_said_for_a_job_that_is_not_waited_for(
@@ -220,7 +234,7 @@ def test_a_change_that_names_no_picture_is_refused(
     captions: list[str], left_out: list[str], reason: str
 ) -> None:
     with pytest.raises(EveryDreamError, match="^" + re.escape(reason)):
-        editing.changes(captions, left_out, PICTURES)
+        editing.changes(captions, left_out, [], PICTURES)
 
 
 async def test_an_edited_check_is_shown_as_it_will_be_trained(

@@ -75,6 +75,7 @@ def test_a_file_that_holds_something_else_is_reported(tmp_path: Path, config: An
         (b"{", "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2"),
         (b'{"caption": "\xe9t\xe9"}', "is not in UTF-8 (its byte 14); save it as UTF-8"),
         ("{}".encode("utf-16"), "is not in UTF-8 (its byte 1); save it as UTF-8"),
+        (b'{"train": {"lr": 1, "lr": 2}}', ": 'lr' stands twice in one object; write it once"),
         (b"[" * 200_000, "its lists and objects are nested too deeply"),
         (None, "No such file or directory"),
     ],
@@ -106,6 +107,9 @@ def test_a_file_may_begin_with_the_mark_that_some_programs_put_before_utf_8(
 def test_a_field_that_is_set_twice_differently_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Misused, match="--set lr is given twice, as 1e-06 and as 2e-06"):
         job_spec(tmp_path, changes=("lr=1e-6", "lr=2e-6")).request(URL)
+    twice = 'validation={"split": 0.1, "split": 0.2}'
+    with pytest.raises(Misused, match="'split' stands twice in one object"):
+        job_spec(tmp_path, changes=(twice,)).request(URL)
     same = job_spec(tmp_path, changes=("lr=1e-6", "lr=0.000001")).request(URL)
     assert same["input"]["train"]["lr"] == 1e-6
 

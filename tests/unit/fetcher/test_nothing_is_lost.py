@@ -180,6 +180,8 @@ def test_a_second_main_prompt_of_an_image_is_named(tmp_path: Path) -> None:
         ("tags: [x]\ntags: [red, old]", ["tags: given twice; the last one is used"]),
         ("caption: a dog, red", ["caption: 'a dog' is left out", "main_prompt says 'a cat'"]),
         ("caption: {flip_p: 1, Color: x}", ["caption.Color: no option of this name"]),
+        ("tags: !mine [red, old]", ["tags: the YAML tag !mine means nothing here"]),
+        ("tags: [!!python/name:os.system red]", ["tags: the YAML tag python/name:os.system"]),
         ("flip_p: 1\ncaption: {flip_p: 0}", ["flip_p: left out, because caption.flip_p is given"]),
     ],
 )

@@ -272,6 +272,12 @@ def _known(
     return taken
 
 
+PLAIN_TAGS = frozenset(
+    {"str", "seq", "map", "null", "bool", "int", "float", "timestamp", "merge", "value"}
+)
+"""What YAML itself finds in a value, or a person may say of it without a difference."""
+
+
 class _Loader(yaml.SafeLoader):
     """Composes at most so many levels; aliases are refused: they make a short text enormous."""
 
@@ -306,6 +312,11 @@ def _parse_mapping(text: str, remarks: list[str]) -> dict[str, Any]:
 
 def _plain(node: yaml.Node, where: str, remarks: list[str]) -> Any:
     """A node's value: texts stay texts, so that 007, no and 16:9 are captions, not numbers."""
+    if (tag := node.tag.removeprefix("tag:yaml.org,2002:")) not in PLAIN_TAGS:
+        remarks.append(
+            f"{where.removesuffix('.') or 'the whole'}: the YAML tag {_shown(tag)[1:-1]} means"
+            " nothing here; the value is read as it stands"
+        )
     if isinstance(node, yaml.SequenceNode):
         return [_plain(each, where, remarks) for each in node.value]
     if isinstance(node, yaml.MappingNode):
