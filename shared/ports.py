@@ -138,16 +138,30 @@ class ObjectStore(Protocol):
         """Read a small object. Raises NotFound."""
 
     async def upload(
-        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
+        self,
+        path: Path,
+        key: str,
+        *,
+        keepalive: Callable[[], None] = no_keepalive,
+        immutable: bool = False,
     ) -> None:
-        """Write a file of any size, streaming; calls ``keepalive`` as it progresses."""
+        """Write a file of any size, streaming; calls ``keepalive`` as it progresses.
+
+        One that is ``immutable``, though perhaps removed, may be shared by a store on its disk.
+        """
 
     async def download(
-        self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
+        self,
+        key: str,
+        path: Path,
+        *,
+        keepalive: Callable[[], None] = no_keepalive,
+        immutable: bool = False,
     ) -> None:
         """Download into a file, whole or not at all; creates the parent folders.
 
-        Calls ``keepalive`` as it progresses. Raises NotFound.
+        Calls ``keepalive`` as it progresses. The file may be the store's own if it is
+        ``immutable``, though perhaps removed. Raises NotFound.
         """
 
     async def exists(self, key: str) -> bool: ...

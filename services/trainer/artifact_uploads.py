@@ -76,7 +76,10 @@ class ArtifactUploads:
         self, path: Path, folder: str, kind: Literal["checkpoint", "metrics", "tensorboard"]
     ) -> Artifact:
         key, keepalive = f"{folder}/{path.name}", self._order.keepalive
-        return await upload_artifact(self._store, path, key, kind, keepalive=keepalive)
+        # A checkpoint has several gigabytes; the child writes it once.
+        return await upload_artifact(
+            self._store, path, key, kind, keepalive=keepalive, immutable=kind == "checkpoint"
+        )
 
     async def model(self, folder: Path, checkpoint: Artifact) -> str:
         """Store the diffusers folder; its prefix. The checkpoint's weights are stored once."""
@@ -148,7 +151,9 @@ class ArtifactUploads:
 
     async def _folder(self, folder: Path, prefix: str, stored: Iterable[FileEntry] = ()) -> str:
         keepalive = self._order.keepalive
-        await upload_folder(self._store, folder, prefix, stored=stored, keepalive=keepalive)
+        await upload_folder(
+            self._store, folder, prefix, stored=stored, keepalive=keepalive, immutable=True
+        )
         return prefix
 
 

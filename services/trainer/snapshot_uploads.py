@@ -93,7 +93,7 @@ class SnapshotUploads:
             self._order.job, self._order.grant.attempt, step=saved.step, epoch=saved.epoch
         )
         store = RetryingStore(self._store)  # without a deadline: training goes on meanwhile
-        await upload_folder(store, folder, prefix, keepalive=self._order.keepalive)
+        await upload_folder(store, folder, prefix, keepalive=self._order.keepalive, immutable=True)
         await in_thread(_empty, folder)
         snapshot = Snapshot(prefix=prefix, step=saved.step, epoch=saved.epoch)
         self._waiting.append(snapshot)

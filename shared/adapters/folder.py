@@ -78,21 +78,35 @@ class FolderStore:
             return free_files(self._root)
 
     async def put(self, key: str, data: bytes) -> None:
-        await in_thread(self._write, key, len(data), lambda path: _write_bytes(path, data))
+        def fill(temporary: Path) -> None:
+            require_room(self._root, len(data) + SPARE, f"keep {key!r} in the store")
+            _write_bytes(temporary, data)
+
+        await in_thread(self._write, key, fill)
 
     async def get(self, key: str) -> bytes:
         return await in_thread(self._read, key)
 
     async def upload(
-        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
+        self,
+        path: Path,
+        key: str,
+        *,
+        keepalive: Callable[[], None] = no_keepalive,
+        immutable: bool = False,
     ) -> None:
-        await in_thread(self._upload, key, path)
+        await in_thread(self._upload, key, path, may_link=immutable)
         keepalive()
 
     async def download(
-        self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
+        self,
+        key: str,
+        path: Path,
+        *,
+        keepalive: Callable[[], None] = no_keepalive,
+        immutable: bool = False,
     ) -> None:
-        await in_thread(self._download, key, path)
+        await in_thread(self._download, key, path, may_link=immutable)
         keepalive()
 
     async def exists(self, key: str) -> bool:
@@ -130,26 +144,32 @@ class FolderStore:
         with _translated_read(key):
             return self.path_of(key).read_bytes()
 
-    def _download(self, key: str, path: Path) -> None:
+    def _download(self, key: str, path: Path, *, may_link: bool) -> None:
         source = self.path_of(key)
         doing = f"fetch {key!r} from the store"
         with _translated_read(key), translate_disk_full(doing), atomic(path) as temporary:
-            require_room(path.parent, source.stat().st_size, doing)
-            shutil.copyfile(source, temporary)
+            if not (may_link and _link(source, temporary)):
+                require_room(path.parent, source.stat().st_size, doing)
+                shutil.copyfile(source, temporary)
 
-    def _upload(self, key: str, path: Path) -> None:
+    def _upload(self, key: str, path: Path, *, may_link: bool) -> None:
         with _translated_write(key):
             size = path.stat().st_size
-        self._write(key, size, lambda temporary: _copy(path, temporary))
 
-    def _write(self, key: str, size: int, fill: Callable[[Path], None]) -> None:
+        def fill(temporary: Path) -> None:
+            if not (may_link and _link(path, temporary)):
+                require_room(self._root, size + SPARE, f"keep {key!r} in the store")
+                shutil.copyfile(path, temporary)
+            _sync(temporary)
+
+        self._write(key, fill)
+
+    def _write(self, key: str, fill: Callable[[Path], None]) -> None:
         target = self._target(key)
-        with _translated_write(key):
-            require_room(self._root, size + SPARE, f"keep {key!r} in the store")
-            with locked_folder(self._incoming, "object") as folder:
-                temporary = folder / "object"
-                fill(temporary)
-                self._move_into_place(temporary, target)
+        with _translated_write(key), locked_folder(self._incoming, "object") as folder:
+            temporary = folder / "object"
+            fill(temporary)
+            self._move_into_place(temporary, target)
 
     def _move_into_place(self, temporary: Path, target: Path) -> None:
         """Rename; again if a concurrent deletion has just removed the emptied folder."""
@@ -225,9 +245,13 @@ def _write_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    _sync(target)
+def _link(source: Path, target: Path) -> bool:
+    """Whether both are one file now; never on two file systems, nor where the system forbids it."""
+    try:
+        target.hardlink_to(os.path.realpath(source))
+    except OSError:
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -153,8 +153,14 @@ class S3Store:
                 return await _read_small(body.content)
 
     async def upload(
-        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
+        self,
+        path: Path,
+        key: str,
+        *,
+        keepalive: Callable[[], None] = no_keepalive,
+        immutable: bool = False,
     ) -> None:
+        del immutable  # the bucket is elsewhere
         with self._translated(key):
             size = (await in_thread(path.stat)).st_size
             if size > PART_BYTES:
@@ -164,8 +170,14 @@ class S3Store:
                 keepalive()
 
     async def download(
-        self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
+        self,
+        key: str,
+        path: Path,
+        *,
+        keepalive: Callable[[], None] = no_keepalive,
+        immutable: bool = False,
     ) -> None:
+        del immutable  # the bucket is elsewhere
         with self._translated(key), atomic(path) as temporary:
             client = await self._client()
             answer = await client.get_object(**self._object(key))

@@ -19,9 +19,10 @@ async def upload_artifact(
     kind: Literal["checkpoint", "image", "sample", "metrics", "tensorboard"],
     *,
     keepalive: Callable[[], None],
+    immutable: bool = False,
 ) -> Artifact:
     """Upload a file; the artifact's name is the last part of its key. Raises Unavailable."""
-    await store.upload(path, key, keepalive=keepalive)
+    await store.upload(path, key, keepalive=keepalive, immutable=immutable)
     size = (await in_thread(path.stat)).st_size
     sha256 = await sha256_of(path)
     return Artifact(name=key.rpartition("/")[2], kind=kind, key=key, bytes=size, sha256=sha256)

@@ -58,7 +58,9 @@ async def _download(
 ) -> None:
     async with scratch_folder(target.parent, "incoming") as folder:
         incoming = folder / "whole"
-        manifest = await download_folder(store, prefix, incoming, keepalive=keepalive)
+        manifest = await download_folder(
+            store, prefix, incoming, keepalive=keepalive, immutable=True
+        )
         await in_thread((incoming / MANIFEST).write_bytes, msgspec.json.encode(manifest))
         await in_thread(_move_into_place, incoming, target)
 

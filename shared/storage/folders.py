@@ -60,11 +60,12 @@ async def upload_folder(
     *,
     stored: Iterable[FileEntry] = (),
     keepalive: Callable[[], None] = no_keepalive,
+    immutable: bool = False,
 ) -> FolderManifest:
     """Store every file of a folder under ``prefix/``, and the manifest last.
 
     ``stored`` are files that belong to the folder, but lie in the store already, each under its
-    ``key``. Calls ``keepalive`` as it progresses.
+    ``key``. Calls ``keepalive`` as it progresses. ``immutable``: no file of it is changed later.
 
     Raises:
         Unavailable: the store does not answer; the folder does not exist then.
@@ -74,7 +75,8 @@ async def upload_folder(
     manifest = FolderManifest(files=tuple(files))
 
     async def upload(file: FileEntry) -> None:
-        await store.upload(folder / file.name, _key(prefix, file), keepalive=keepalive)
+        key = _key(prefix, file)
+        await store.upload(folder / file.name, key, keepalive=keepalive, immutable=immutable)
 
     await gather_limited(upload, local, limit=CONCURRENT_FILES)
     await store.put(_manifest_key(prefix), msgspec.json.encode(manifest))
@@ -102,9 +104,16 @@ async def read_manifest(store: ObjectStore, prefix: str) -> FolderManifest:
 
 
 async def download_folder(
-    store: ObjectStore, prefix: str, folder: Path, *, keepalive: Callable[[], None] = no_keepalive
+    store: ObjectStore,
+    prefix: str,
+    folder: Path,
+    *,
+    keepalive: Callable[[], None] = no_keepalive,
+    immutable: bool = False,
 ) -> FolderManifest:
     """Download a stored folder and check every file's size and sha256.
+
+    ``immutable``: no file of it is changed later.
 
     Raises:
         NotFound: no complete folder is stored there.
@@ -114,7 +123,8 @@ async def download_folder(
     manifest = await read_manifest(store, prefix)
 
     async def download(file: FileEntry) -> None:
-        await _download_checked(store, _key(prefix, file), folder / file.name, file, keepalive)
+        key, path = _key(prefix, file), folder / file.name
+        await _download_checked(store, key, path, file, keepalive, immutable=immutable)
         keepalive()
 
     await in_thread(require_room, folder, manifest.bytes, f"fetch {prefix!r} from the store")
@@ -124,10 +134,16 @@ async def download_folder(
 
 
 async def _download_checked(
-    store: ObjectStore, key: str, path: Path, expected: FileEntry, keepalive: Callable[[], None]
+    store: ObjectStore,
+    key: str,
+    path: Path,
+    expected: FileEntry,
+    keepalive: Callable[[], None],
+    *,
+    immutable: bool,
 ) -> None:
     try:
-        await store.download(key, path, keepalive=keepalive)
+        await store.download(key, path, keepalive=keepalive, immutable=immutable)
     except NotFound:
         raise Unavailable(f"{key!r} is in a manifest of the store, but missing") from None
     found = await in_thread(_describe, path, expected.name)

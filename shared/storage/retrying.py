@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -43,14 +44,26 @@ class RetryingStore:
         return await self._retry(lambda: self._store.get(key))
 
     async def upload(
-        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
+        self,
+        path: Path,
+        key: str,
+        *,
+        keepalive: Callable[[], None] = no_keepalive,
+        immutable: bool = False,
     ) -> None:
-        await self._retry(lambda: self._store.upload(path, key, keepalive=keepalive))
+        call = partial(self._store.upload, path, key, keepalive=keepalive, immutable=immutable)
+        await self._retry(call)
 
     async def download(
-        self, key: str, path: Path, *, keepalive: Callable[[], None] = no_keepalive
+        self,
+        key: str,
+        path: Path,
+        *,
+        keepalive: Callable[[], None] = no_keepalive,
+        immutable: bool = False,
     ) -> None:
-        await self._retry(lambda: self._store.download(key, path, keepalive=keepalive))
+        call = partial(self._store.download, key, path, keepalive=keepalive, immutable=immutable)
+        await self._retry(call)
 
     async def exists(self, key: str) -> bool:
         return await self._retry(lambda: self._store.exists(key))

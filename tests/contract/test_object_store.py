@@ -1,6 +1,7 @@
 """The promises of every object store, checked on a folder and on a bucket."""
 
 import asyncio
+import errno
 import filecmp
 import hashlib
 import os
@@ -102,6 +103,23 @@ async def test_a_small_or_empty_file_goes_up_and_replaces_what_was_there(
         await store.upload(tmp_path / "file", "some/file")
         await store.download("some/file", tmp_path / "got")
         assert (tmp_path / "got").read_bytes() == data
+
+
+async def test_a_file_that_never_changes_outlives_its_source_and_its_copies(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"weights")
+    await store.upload(tmp_path / "file", "models/one", immutable=True)
+    (tmp_path / "file").unlink()
+    await store.download("models/one", tmp_path / "got", immutable=True)
+    (tmp_path / "got").unlink()
+    assert await store.get("models/one") == b"weights"
+
+    await store.download("models/one", tmp_path / "got", immutable=True)
+    await store.put("models/one", b"others")
+    assert (tmp_path / "got").read_bytes() == b"weights"
+    await store.delete("models/")
+    assert (tmp_path / "got").read_bytes() == b"weights"
 
 
 async def test_a_missing_source_makes_no_object(store: ObjectStore, tmp_path: Path) -> None:
@@ -305,6 +323,36 @@ async def test_a_folder_never_gives_out_what_lies_outside(tmp_path: Path) -> Non
         with pytest.raises(NotFound):
             await store.get(key)
     assert await keys_of(store, "") == []
+
+
+async def test_a_folder_takes_no_room_for_a_file_that_never_changes(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store", public_url="http://x", key="k")
+    (tmp_path / "weights").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to("weights")
+    await store.upload(tmp_path / "link", "model", immutable=True)
+    await store.download("model", tmp_path / "cached", immutable=True)
+    await store.download("model", tmp_path / "own")
+    await store.upload(tmp_path / "weights", "copy")
+
+    shared = (tmp_path / "weights", store.path_of("model"), tmp_path / "cached")
+    apart = (tmp_path / "own", store.path_of("copy"))
+    assert len({path.stat().st_ino for path in shared}) == 1
+    assert len({path.stat().st_ino for path in (*shared, *apart)}) == 3
+
+
+async def test_a_folder_copies_where_the_system_makes_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    store = FolderStore(tmp_path / "store", public_url="http://x", key="k")
+    (tmp_path / "file").write_bytes(b"weights")
+    monkeypatch.setattr(os, "link", refuse)
+    await store.upload(tmp_path / "file", "model", immutable=True)
+    await store.download("model", tmp_path / "got", immutable=True)
+
+    assert (tmp_path / "got").read_bytes() == b"weights"
 
 
 async def test_a_folder_gives_no_half_written_file(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ class ModelStager:
         ``private``: hub ids, or ``org/*``, for which users may use the deployment's token.
         """
         self._store = store
+        self._home = home
         folders = ModelFolders()
         self._configured = ConfiguredModel(configured, home, folders)
         self._cache = HubCache(home, folders, configured)
@@ -190,6 +191,11 @@ class ModelStager:
             self._addresses[fingerprint] = address
         return address
 
+    def _is_immutable(self, model: LocalModel, staging: Staging) -> bool:
+        """Not what its owner may write over, nor what the child has made, which still lives."""
+        is_the_childs = model.folder.is_relative_to(staging.scratch)
+        return model.folder.is_relative_to(self._home) and not is_the_childs
+
     async def _store_once(self, model: LocalModel, staging: Staging) -> StagedModel:
         """Upload under the content's address, unless it is stored already."""
         keepalive, selected = staging.meter.keepalive, staging.scratch / LINKS_FOLDER
@@ -198,7 +204,13 @@ class ModelStager:
         async with self._locks[prefix]:
             await note_use(self._store, prefix)
             if not await folder_exists(self._store, prefix):
-                await upload_folder(self._store, selected, prefix, keepalive=keepalive)
+                await upload_folder(
+                    self._store,
+                    selected,
+                    prefix,
+                    keepalive=keepalive,
+                    immutable=self._is_immutable(model, staging),
+                )
                 log.info("base_model_stored", prefix=prefix, model=staging.shown)
         size = 0 if staging.source in ALIASES else await in_thread(_bytes_of, model)
         return StagedModel(prefix, size, model.warnings)

@@ -106,6 +106,17 @@ async def test_a_hub_id_is_fetched_without_what_the_model_does_not_need(
     assert stage.reported[-1]["phase"] == "downloading"
 
 
+@pytest.mark.usefixtures("hub")
+async def test_a_hub_models_weights_take_no_more_room_in_a_store_on_the_same_disk(
+    stage: Stage,
+) -> None:
+    prefix = await stage("org/model")
+
+    stored = stage.store.path_of(f"{prefix}/{WEIGHTS['unet']}.safetensors")
+    blobs = (stage.home / "hub/models--org--model/blobs").iterdir()
+    assert stored.stat().st_ino in {blob.stat().st_ino for blob in blobs}
+
+
 async def test_a_hub_model_that_is_too_large_is_refused_before_anything_is_fetched(
     stage: Stage, hub: Hub
 ) -> None:

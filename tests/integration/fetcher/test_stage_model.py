@@ -84,6 +84,20 @@ async def test_a_configured_folder_that_changes_is_stored_anew(
     assert await stage("sd_v1-5_vae.ckpt", models=models) != first
 
 
+async def test_a_base_model_that_its_owner_writes_over_stays_as_it_was_in_the_store(
+    stage: Stage, tmp_path: Path
+) -> None:
+    folder = copied(TINY_FOLDER, tmp_path / "model")
+    prefix = await stage("sd_v1-5_vae.ckpt", models=stage.of(str(folder)))
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    whole = await stage.store.get(f"{prefix}/{weights}")
+
+    with (folder / weights).open("r+b") as file:
+        file.truncate(10)
+
+    assert await stage.store.get(f"{prefix}/{weights}") == whole
+
+
 async def test_a_configured_model_that_is_nowhere_is_a_matter_of_settings(stage: Stage) -> None:
     with pytest.raises(SettingsError, match="EVERYDREAM_BASE_MODEL is '/no/such/folder'"):
         await stage("sd_v1-5_vae.ckpt", models=stage.of("/no/such/folder"))

@@ -5,14 +5,14 @@ import hashlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shared.adapters.folder import FolderStore
 from shared.errors import NotFound, Refused, Unavailable
-from shared.ports import ObjectStore, no_keepalive
+from shared.ports import ObjectStore
 from shared.storage import cache
 from shared.storage.cache import cached_folder
 from shared.storage.folders import (
@@ -151,13 +151,11 @@ class Failing(FolderStore):
 
     left = 3
 
-    async def upload(
-        self, path: Path, key: str, *, keepalive: Callable[[], None] = no_keepalive
-    ) -> None:
+    async def upload(self, path: Path, key: str, **options: Any) -> None:
         self.left -= 1
         if self.left < 0:
             raise Unavailable("gone")
-        await super().upload(path, key, keepalive=keepalive)
+        await super().upload(path, key, **options)
 
 
 async def test_a_folder_half_stored_does_not_exist(model: Path, tmp_path: Path) -> None:
