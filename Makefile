@@ -4,6 +4,7 @@
 #   PIP_ARGS    reaches pip: an index of your own, --find-links, -v to watch it work
 #   PYTEST_ARGS reaches pytest: a file, -k, -x
 #   LONG_ARGS   reaches the long forms: --only soak
+#   BENCH_ARGS  names benchmarks: train draw gateway
 #   FUZZ_ARGS   reaches the fuzzing: --seconds 60, --seed 7
 #   FAULTS_ARGS reaches the faults: --only broker, --short
 #   SOAK_ARGS   reaches the soak: --seed 7, --minutes 10
@@ -17,6 +18,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11) python3)
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+BENCH_ARGS ?=
 FAULTS_ARGS ?=
 LONG_ARGS ?=
 SOAK_ARGS ?=
@@ -37,6 +39,7 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.runtime-installed
 DEV     := $(VENV)/.dev-installed
 FUZZ    := $(VENV)/.fuzz-installed
+BENCH   := $(VENV)/.bench-installed
 UV      := $(VENV)/.uv-installed
 
 CARD    := $(VENV)/card/.installed
@@ -83,8 +86,8 @@ arch: $(DEV)  ## Who may import whom
 
 check: lint types arch test  ## lint, types, arch and test: what a change must pass
 
-bench: $(DEV)  ## Measure speed
-	$(BIN)/python -m bench
+bench: servers $(BENCH)  ## Measure speed
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 # In an environment of its own: a card's torch is not the one of the other tests.
 card:  ## Look at a graphics card, in ten minutes; writes card-report/ to send in
@@ -159,6 +162,10 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip
 
 $(FUZZ): $(DEV)
 	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[fuzz]'
+	@touch $@
+
+$(BENCH): $(DEV)
+	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[bench]'
 	@touch $@
 
 $(UV): pyproject.toml constraints.txt | $(BIN)/pip

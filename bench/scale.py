@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -23,10 +23,10 @@ from uuid import uuid4
 
 import aiohttp
 import msgspec
-import psutil
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from bench.load import highest_memory, milliseconds, timed
 from services.gateway.database.connection import Database
 from services.gateway.database.tables import jobs, open_stages
 from services.gateway.jobs.record import open_stages as open_stages_of
@@ -90,7 +90,7 @@ class Row:
         return (
             self.database,
             f"{self.live:,}",
-            *(f"{1000 * percentile(values, of):.0f} ms" for values, of in times),
+            *(milliseconds(values, of) for values, of in times),
             f"{self.memory / 2**20:.0f} MiB",
             f"{self.start:.1f} s",
             f"{self.load:.1f}",
@@ -139,8 +139,10 @@ async def measure(broker: RabbitMQ, server: PostgreSQL, database: str, live: int
                 await asyncio.sleep(3 * HEARTBEAT)
                 claims = await claim_times(amqp_url, ids[:MIN_PLACES])
                 async with asking(gateway) as get:
-                    health = await timed(health_of(get))
-                    status = await timed(status_of(get, ids))
+                    health = await timed(health_of(get), per_second=PER_SECOND, seconds=SECONDS)
+                    status = await timed(
+                        status_of(get, ids), per_second=PER_SECOND, seconds=SECONDS
+                    )
         return Row(
             database=database, live=live, claims=claims, health=health, status=status,
             memory=memory[0], start=start, load=os.getloadavg()[0],
@@ -199,7 +201,7 @@ async def claim_times(amqp_url: str, ids: list[str]) -> list[float]:
 
         try:
             await claim()  # the first waits for the gateway's own first messages
-            return await timed(claim, one_by_one=True)
+            return await timed(claim, per_second=PER_SECOND, seconds=SECONDS, one_by_one=True)
         finally:
             listening.cancel()
 
@@ -241,47 +243,6 @@ def status_of(get: Get, ids: list[str]) -> Callable[[], Awaitable[None]]:
 def iter_for_ever(*values: str) -> Iterator[str]:
     while True:
         yield from values
-
-
-async def timed(ask: Callable[[], Awaitable[None]], *, one_by_one: bool = False) -> list[float]:
-    """Seconds that each call took, at a steady rate whatever the calls before it take."""
-    seconds: list[float] = []
-
-    async def call() -> None:
-        began = time.perf_counter()
-        await ask()
-        seconds.append(time.perf_counter() - began)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(PER_SECOND * SECONDS):
-            pause = asyncio.create_task(asyncio.sleep(1 / PER_SECOND))
-            if one_by_one:  # a call may go on after what is timed
-                await call()
-            else:
-                group.create_task(call())
-            await pause
-    return seconds
-
-
-@contextmanager
-def highest_memory(process: ServiceProcess) -> Iterator[list[int]]:
-    """The most resident bytes seen in the block, in a list of one."""
-    highest = [0]
-
-    async def look() -> None:
-        while True:
-            highest[0] = max(highest[0], psutil.Process(process.pid).memory_info().rss)
-            await asyncio.sleep(0.1)
-
-    looking = asyncio.create_task(look())
-    try:
-        yield highest
-    finally:
-        looking.cancel()
-
-
-def percentile(values: list[float], of: int) -> float:
-    return sorted(values)[min(len(values) * of // 100, len(values) - 1)]
 
 
 def keep(row: Row) -> None:
