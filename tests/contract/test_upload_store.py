@@ -9,7 +9,7 @@ import pytest
 
 from services.gateway.database.connection import Database
 from services.gateway.database.uploads import SqlUploadStore
-from services.gateway.ports import StoredUpload, UploadUsage
+from services.gateway.upload_ports import StoredUpload, UploadUsage
 from shared.ports import UploadPart
 
 TEN_GIGABYTES = 10 << 30

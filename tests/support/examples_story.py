@@ -26,7 +26,8 @@ from services.gateway.api_docs.examples import FILE, Answer, Example, examples, 
 from services.gateway.api_docs.schemas import Schema
 from services.gateway.api_documents import documents
 from services.gateway.endpoints import uploads
-from services.gateway.ports import StoredKey, StoredUpload
+from services.gateway.ports import StoredKey
+from services.gateway.upload_ports import StoredUpload
 from services.gateway.web import authorization
 from services.gateway.web.authentication import digest_of
 from shared.dataset.manifest import Captions, Estimate, Report, Skipped, TrainedPicture

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Row
 
 from services.gateway.database.connection import Database
 from services.gateway.database.tables import upload_parts, uploads
-from services.gateway.ports import StoredUpload, UploadUsage
+from services.gateway.upload_ports import StoredUpload, UploadUsage
 from shared.ports import UploadPart
 
 

@@ -16,7 +16,8 @@ from services.gateway.jobs.references import jobs_needing
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import Upload
 from services.gateway.jobs.uploads import UploadConflict, Uploads, least_chunk
-from services.gateway.ports import JobStore, StoredUpload
+from services.gateway.ports import JobStore
+from services.gateway.upload_ports import StoredUpload
 from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, unknown_parameters
 from services.gateway.web.authorization import NULL
 from services.gateway.web.routing import Answer, Body, Parameter, route

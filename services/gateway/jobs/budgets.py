@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal, NamedTuple, get_args
 
-from services.gateway.ports import JobStore, UploadStore
+from services.gateway.ports import JobStore
+from services.gateway.upload_ports import UploadStore
 from shared.settings import Settings
 
 BudgetName = Literal[

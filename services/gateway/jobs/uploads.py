@@ -15,7 +15,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.gateway.jobs.budgets import Budgets
-from services.gateway.ports import StoredUpload, UploadStore
+from services.gateway.upload_ports import StoredUpload, UploadStore
 from shared.concurrency import in_thread
 from shared.errors import Full, NotFound, Unavailable
 from shared.ports import LocalStore, ObjectStore, UploadPart
