@@ -3,7 +3,17 @@
 import sys
 from importlib import import_module
 
-BENCHMARKS = ("startup", "train", "draw", "gateway", "warm", "sd15", "schedulers", "scale")
+BENCHMARKS = (
+    "startup",
+    "train",
+    "draw",
+    "pipeline",
+    "gateway",
+    "warm",
+    "sd15",
+    "schedulers",
+    "scale",
+)
 """Only ``startup`` runs without being named: the others take minutes, or write to docs/."""
 
 if __name__ == "__main__":
