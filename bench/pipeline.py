@@ -1,9 +1,9 @@
 """What a job takes beyond its computing: ``python -m bench pipeline``.
 
 ``everydream serve`` with the tiny model, in a process of its own: from its start to its first
-answer; then the same small job again and again, the first at once, the others when all is warm. Beside them
-stands what the training and the drawing of such a job take alone, in a process that has done them
-before. The rows are written into docs/performance.md.
+answer; then the same small job again and again, the first at once, the others when all is warm.
+Beside them stands what the training and the drawing of such a job take alone, in a process that has
+done them before. The rows are written into docs/performance.md.
 """
 
 from __future__ import annotations

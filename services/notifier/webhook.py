@@ -105,7 +105,7 @@ async def post(
 
 
 def _outcome(due: WebhookDue, response: aiohttp.ClientResponse) -> WebhookDelivered | WebhookFailed:
-    if response.status < 300:  # noqa: PLR2004 - 2xx
+    if 200 <= response.status < 300:  # noqa: PLR2004 - 2xx
         return WebhookDelivered(
             job=due.job, run=due.run, attempt=due.attempt, webhook_id=due.webhook_id,
             status=response.status,

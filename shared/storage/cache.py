@@ -1,4 +1,4 @@
-"""Local caches of folders, shared by the processes of a machine."""
+"""A local cache of stored folders, shared by the processes of a machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from shared.concurrency import in_thread
+from shared.errors import Full
 from shared.ports import ObjectStore, no_keepalive
 from shared.scratch import PREFIX, scratch_folder
 from shared.storage.folders import download_folder
@@ -39,17 +40,22 @@ async def cached_folder(
     """A local copy of a stored folder that never changes, downloaded unless it is cached.
 
     Several processes may share the cache. Beyond ``max_bytes`` the least recently used folders
-    are removed, but none used within the past hour. Do not write into the copy. Its manifest lies
-    beside its files, see :func:`known_sha256`.
+    are removed, and all if the disk has no room, but none used within the past hour. Do not write
+    into the copy. Its manifest lies beside its files, see :func:`known_sha256`.
 
     Raises:
         NotFound: no complete folder is stored there.
-        Unavailable: as :func:`download_folder`.
+        Unavailable, Full: as :func:`download_folder`.
     """
     target = cache / hashlib.sha256(prefix.encode()).hexdigest()
     if not await in_thread(_touch, target):
-        await _download(store, prefix, target, keepalive)
-        await in_thread(evict, cache, max_bytes)
+        try:
+            await _download(store, prefix, target, keepalive)
+        except Full:
+            if not await in_thread(_evict, cache, 0):
+                raise
+            await _download(store, prefix, target, keepalive)
+        await in_thread(_evict, cache, max_bytes)
     return target
 
 
@@ -82,17 +88,17 @@ def _move_into_place(incoming: Path, target: Path) -> None:
         os.utime(target)
 
 
-def evict(cache: Path, max_bytes: int = CACHE_BYTES, *, kept: Collection[str] = ()) -> None:
-    """Remove the least recently used folders beyond ``max_bytes``, by the time that each has.
+def _evict(cache: Path, max_bytes: int) -> bool:
+    """Remove folders beyond ``max_bytes``; returns whether there were any.
 
-    Those named in ``kept`` stay.
+    They are renamed under the lock and removed after it: no reader sees half a folder or waits
+    long.
     """
-    # Renamed under the lock and removed after it: no reader sees half a folder or waits long.
     with _locked(cache):
-        excess = [folder for folder in _excess(cache, max_bytes) if folder.name not in kept]
-        evicted = [folder.rename(_hidden(cache)) for folder in excess]
+        evicted = [folder.rename(_hidden(cache)) for folder in _excess(cache, max_bytes)]
     for folder in [*evicted, *_leftovers(cache)]:
         shutil.rmtree(folder, ignore_errors=True)
+    return bool(evicted)
 
 
 def _hidden(cache: Path) -> Path:
@@ -105,7 +111,7 @@ def _excess(cache: Path, max_bytes: int) -> Iterator[Path]:
     cached = [item for item in cache.iterdir() if item.is_dir() and item.name[0] != "."]
     total = 0
     for folder in sorted(cached, key=lambda folder: folder.stat().st_mtime, reverse=True):
-        total += sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+        total += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if total > max_bytes and _age(folder) > KEPT_SECONDS:
             yield folder
 

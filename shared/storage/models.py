@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
+from shared.errors import NotFound
 from shared.ports import ObjectStore
+from shared.storage.folders import read_manifest
 
 MODELS = "cache/"
 """Below it also lies what trainers measure."""
@@ -20,5 +22,15 @@ def stored_model(address: str) -> str:
 
 
 async def note_use(store: ObjectStore, prefix: str) -> None:
-    """Note that a model is about to be used: then it stays for an hour, whatever else is there."""
+    """Note that a model is about to be used, so that it is not deleted for a while."""
     await store.put(f"{prefix}/{USE}", b"")
+
+
+async def is_whole(store: ObjectStore, prefix: str) -> bool:
+    """Whether a model is there with all its files, of which a gateway may have deleted some."""
+    try:
+        files = (await read_manifest(store, prefix)).files
+    except NotFound:
+        return False
+    found = {each.key: each.bytes async for each in store.list(f"{prefix}/")}
+    return all(found.get(f"{prefix}/{file.name}") == file.bytes for file in files)

@@ -30,7 +30,7 @@ from services.fetcher.models.configured_model import (
 from services.fetcher.progress_meter import ProgressMeter
 from services.gateway.endpoints.uploads import CHUNK
 from services.gateway.jobs.record import Job, StageRecord, open_stages, overdue_at
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.repository import read, row_of
 from services.gateway.jobs.transitions import RETRYABLE
 from services.gateway.ports import END_STATUSES, StoredJob
 from services.gateway.turns.places import BUCKET_STAGES
@@ -160,6 +160,8 @@ async def test_models_that_jobs_of_the_past_need_are_known(past: Past) -> None:
         for stage in job.stages.values():
             if isinstance(trigger := decode(stage.trigger), DatasetStaged):
                 assert await past.here.stores.jobs.needs_model(trigger.base_model)
+                changed = row_of(job, version=7)
+                assert changed.model == trigger.base_model, "also when the row is written anew"
 
 
 async def test_the_progress_of_the_past_is_shown(past: Past) -> None:

@@ -18,11 +18,11 @@ from msgspec.structs import replace
 from services.fetcher.limits import model_limits
 from services.fetcher.model_files import lacks
 from services.fetcher.models.hub import (
+    MAIN_BRANCH,
     HubModel,
     cached_folder,
     folder_of,
     hub_model,
-    mark_used,
     pull,
 )
 from services.fetcher.models.local_file import LocalFile
@@ -32,7 +32,6 @@ from services.fetcher.progress_meter import ProgressMeter
 from shared.concurrency import in_thread
 from shared.errors import Passing, SettingsError
 from shared.settings import read_secret
-from shared.storage.cache import evict
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parents[3] / "shared" / "tiny"
@@ -126,26 +125,26 @@ class HubCache:
     ) -> tuple[LocalModel, str]:
         """The model and its commit, fetched unless it is cached."""
         cache = cache_of(self._home, token)
-        folder, commit = await pull(model, cache, token=token, on_bytes=meter.bytes)
-        await in_thread(self._make_room, cache, model)
+        kept = await in_thread(self._own)
+        folder, commit = await pull(model, cache, token=token, on_bytes=meter.bytes, kept=kept)
         return await self._folders.check(folder, str(model), meter, reader), commit
 
-    def _make_room(self, cache: Path, used: HubModel) -> None:
-        mark_used(cache / folder_of(used))
-        evict(cache, kept=self._own())
-
     def _own(self) -> set[str]:
-        """Folders of the deployment's models, which users' models never displace."""
-        own = {Path(pin.folder).parts[1] for pin in read_pins(self._home).values()}
+        """The deployment's models, as the cache has them: those pulled, and what it is set to."""
+        pins = (Path(pin.folder).parts[1:4] for pin in read_pins(self._home).values())
+        own = {"/".join(parts) for parts in pins}
         for name in (self._configured, TOKENIZER_MODEL):
             if not local_path(name) and (model := hub_model(name)):
-                own.add(folder_of(model))
+                own.add(f"{folder_of(model)}/refs/{model.revision or MAIN_BRANCH}")
+                own.add(f"{folder_of(model)}/snapshots/{model.revision}")
         return own
 
     async def fetch_configs(self, model: HubModel, meter: ProgressMeter) -> Path:
         """The folder with a public model's configurations and tokenizer."""
         cache = cache_of(self._home, None)
-        fetched = await pull(model, cache, token=None, on_bytes=meter.bytes, weights=False)
+        fetched = await pull(
+            model, cache, token=None, on_bytes=meter.bytes, weights=False, kept=self._own()
+        )
         return fetched.folder
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from contextlib import suppress
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -66,6 +66,8 @@ class HubOrder(Struct, frozen=True, kw_only=True):
     weights: bool
     """False: only configurations and tokenizer."""
     token: str | None
+    kept: tuple[str, ...]
+    """The deployment's own models, which make no room: see :func:`.hub_room.make_room`."""
     environment: dict[str, str]
 
 
@@ -147,10 +149,13 @@ async def pull(
     token: str | None,
     on_bytes: OnBytes,
     weights: bool = True,
+    kept: Collection[str] = (),
 ) -> Fetched:
     """Fetch a model unless it is cached; its folder may lack files.
 
-    Without ``weights`` only its configurations and its tokenizer.
+    Without ``weights`` only its configurations and its tokenizer. Others in the cache that were
+    used least recently may make room for it, but for those ``kept``: see
+    :func:`.hub_room.make_room`.
 
     ``on_bytes`` hears of the progress, again whenever more has arrived.
 
@@ -162,7 +167,7 @@ async def pull(
     watcher = DownloadWatcher(cache / folder_of(model) / "blobs", on_bytes)
     watching = asyncio.create_task(watcher.run())
     try:
-        await child.order(_order(model, cache, token, weights=weights))
+        await child.order(_order(model, cache, token, weights=weights, kept=kept))
         fetched = await _listen(child, model, watcher)
         await watcher.poll()
         return fetched
@@ -185,7 +190,9 @@ def folder_of(model: HubModel) -> str:
     return "models--" + model.repository.replace("/", "--")
 
 
-def _order(model: HubModel, cache: Path, token: str | None, *, weights: bool = True) -> HubOrder:
+def _order(
+    model: HubModel, cache: Path, token: str | None, *, weights: bool, kept: Collection[str]
+) -> HubOrder:
     environment = {
         name: value for name, value in os.environ.items() if INHERITED_VARIABLES.fullmatch(name)
     }
@@ -194,6 +201,7 @@ def _order(model: HubModel, cache: Path, token: str | None, *, weights: bool = T
         cache=str(cache),
         weights=weights,
         token=token,
+        kept=tuple(kept),
         environment=environment | LIBRARY_SETTINGS,
     )
 
@@ -210,6 +218,7 @@ async def _listen(child: Child, model: HubModel, watcher: DownloadWatcher) -> Fe
     if not isinstance(last, Done):
         raise last.error()
     folder = Path(last.summary["folder"])
+    await asyncio.to_thread(os.utime, folder)  # it was used now
     return Fetched(folder / (model.subfolder or ""), folder.name)
 
 
@@ -234,13 +243,6 @@ class DownloadWatcher:
         if current != self._reported:
             self._reported = current
             self._on_bytes(*current)
-            await asyncio.to_thread(mark_used, self._folder.parent)
-
-
-def mark_used(folder: Path) -> None:
-    """Note that a model's folder in the cache is in use: it is not evicted for an hour."""
-    with suppress(FileNotFoundError):  # nothing of it has arrived yet
-        os.utime(folder)
 
 
 def _bytes_in(folder: Path) -> int:

@@ -21,6 +21,7 @@ from services.fetcher.model_files import (
     lacks,
 )
 from services.fetcher.models.hub import MAIN_BRANCH, HubModel, HubOrder, cached_folder
+from services.fetcher.models.hub_room import make_room
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import AnyRecord, Done, Failed, Progress
 from shared.disk import SPARE, require_room
@@ -98,7 +99,7 @@ def _snapshot(order: HubOrder, writer: RecordWriter) -> str:
 
 
 def require_room_for(order: HubOrder, listing: Listing, names: list[str]) -> None:
-    """Check the size of these files before any is fetched.
+    """Check the size of these files, and make room for them, before any is fetched.
 
     Raises:
         Refused: it is more than is taken of a model.
@@ -112,6 +113,7 @@ def require_room_for(order: HubOrder, listing: Listing, names: list[str]) -> Non
     cached = cached_folder(model, cache) or cache
     missing = sum(listing.bytes.get(name, 0) for name in names if not (cached / name).exists())
     if missing:
+        make_room(cache, missing, order.kept)
         require_room(cache, missing + SPARE, "fetch it")
 
 

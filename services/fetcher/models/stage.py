@@ -29,10 +29,12 @@ from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import DEFAULT_BASE, STORED, is_http_url
 from shared.storage.folders import content_address, folder_exists, upload_folder
-from shared.storage.models import note_use, stored_model
+from shared.storage.models import is_whole, note_use, stored_model
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names of the deployment's base model."""
+STORING_ATTEMPTS = 3
+"""Another gateway may be deleting the model at the first, as nobody needed it for long."""
 LINKS_FOLDER = "selected"
 """A folder inside the scratch folder: links to the model's files."""
 
@@ -203,7 +205,9 @@ class ModelStager:
         prefix = stored_model(await self._address(model, selected, staging))
         async with self._locks[prefix]:
             await note_use(self._store, prefix)
-            if not await folder_exists(self._store, prefix):
+            for _ in range(STORING_ATTEMPTS):
+                if await is_whole(self._store, prefix):
+                    break
                 await upload_folder(
                     self._store,
                     selected,

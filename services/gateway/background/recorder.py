@@ -111,16 +111,17 @@ class Recorder:
         if job is None:
             return fact
         try:
-            if isinstance(fact, DatasetStaged) and job.checks:
-                size = fact.dataset_bytes + fact.pictures_bytes
-                await self._budgets.expect_room_for_dataset(job.owner, size)
-            elif fact.model_bytes:
+            if fact.model_bytes:
                 prefix = fact.base_model if isinstance(fact, DatasetStaged) else fact.model
                 await self._budgets.expect_room_for_model(job.owner, prefix, fact.model_bytes)
         except BudgetExceeded as exceeded:
-            if isinstance(fact, DatasetStaged) and job.checks:
-                return _report_alone(fact)
             return _failed(fact, f"the model cannot be kept: {exceeded}")
+        if isinstance(fact, DatasetStaged) and job.checks:
+            size = fact.dataset_bytes + fact.pictures_bytes
+            try:
+                await self._budgets.expect_room_for_dataset(job.owner, size)
+            except BudgetExceeded:
+                return _report_alone(fact)
         return fact
 
     async def _with_results(self, fact: AnyMessage) -> AnyMessage:

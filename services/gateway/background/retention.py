@@ -21,6 +21,8 @@ from shared.storage.snapshots import snapshots_of
 DAY = 24 * 3600.0
 PAUSE_HEARTBEATS = 360
 HOUR = 3600.0
+EVICTIONS = 6
+"""Of models, between two other deletions."""
 LATE_HEARTBEATS = 6
 """After a job's end; by then its workers have learned of it, and what they wrote meanwhile goes."""
 
@@ -86,6 +88,7 @@ class Retention:
             group.create_task(self._delete_queued())
             group.create_task(self._delete_regularly())
             group.create_task(self._delete_again_regularly())
+            group.create_task(self._evict_regularly())
 
     async def _delete_queued(self) -> None:
         while True:
@@ -101,7 +104,6 @@ class Retention:
                 await self.delete_leftovers()
                 await self.delete_datasets()
                 await self.delete_expired()
-                await self._models.evict()
             except EveryDreamError as error:
                 log.warning("retention_put_off", reason=str(error))
             await asyncio.sleep(self._pause)
@@ -113,6 +115,14 @@ class Retention:
             except EveryDreamError as error:
                 log.warning("retention_put_off", reason=str(error))
             await asyncio.sleep(self._late)
+
+    async def _evict_regularly(self) -> None:
+        while True:
+            try:
+                await self._models.evict()
+            except EveryDreamError as error:
+                log.warning("retention_put_off", reason=str(error))
+            await asyncio.sleep(self._pause / EVICTIONS)
 
     async def delete_again(self) -> None:
         """Delete the working files of jobs that ended a little while ago, or within the past day.

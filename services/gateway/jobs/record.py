@@ -11,9 +11,11 @@ from services.gateway.ports import END_STATUSES, Line, OpenStage, Status
 from shared.dataset.edits import PictureEdit
 from shared.messaging.messages import (
     Artifact,
+    DatasetStaged,
     DrawnImage,
     DrawnSample,
     Message,
+    ModelStaged,
     SavedCheckpoint,
     Stage,
     StagingDue,
@@ -355,7 +357,20 @@ def kept_bytes(job: Job) -> int:
 
 def needed_model(job: Job) -> StagedModel | None:
     """The model that a worker has yet to read, or would if the job was retried."""
-    return None if job.status in ("COMPLETED", "CANCELLED") else job.staged_model
+    if job.status in ("COMPLETED", "CANCELLED"):
+        return None
+    return job.staged_model or _model_of_triggers(job)
+
+
+def _model_of_triggers(job: Job) -> StagedModel | None:
+    """The same in a record of an earlier version."""
+    for stage in GPU_STAGES:
+        trigger = decode(job.stages[stage].trigger) if stage in job.stages else None
+        if isinstance(trigger, DatasetStaged):
+            return StagedModel(prefix=trigger.base_model, bytes=0)
+        if isinstance(trigger, ModelStaged):
+            return StagedModel(prefix=trigger.model, bytes=0)
+    return None
 
 
 def is_staging(job: Job) -> bool:

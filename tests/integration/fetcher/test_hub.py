@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,6 @@ from rich.console import Console
 
 from everydream.this_machine.base_models import pull_model
 from services.fetcher.model_files import WEIGHTS
-from services.fetcher.models import configured_model
 from services.fetcher.models.configured_model import PINS, TINY_FOLDER, hub_token
 from services.fetcher.models.hub import (
     INHERITED_VARIABLES,
@@ -29,7 +25,6 @@ from shared import disk
 from shared.diffusion.loading import Parts, load
 from shared.errors import Full, Passing, Refused, SettingsError
 from shared.settings import Settings, from_environment
-from shared.storage.cache import evict
 from tests.support.servers.hostile import Hostile, head, hostile
 from tests.support.servers.process import HOST, free_port
 from tests.support.staging import COMMIT, Hub, Stage, copied, running_hub, same
@@ -132,7 +127,9 @@ def test_a_hub_model_that_finds_no_room_is_not_fetched_and_what_is_cached_needs_
 ) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda _folder: disk.SPARE + 10)
     model = HubModel(repository="org/model", subfolder="a")
-    order = HubOrder(model=model, cache=str(tmp_path), weights=True, token=None, environment={})
+    order = HubOrder(
+        model=model, cache=str(tmp_path), weights=True, token=None, kept=(), environment={}
+    )
     listing = Listing({"a/unet": 10, "a/vae": 1}, COMMIT)
 
     with pytest.raises(Full, match="no room on the disk to fetch it: "):
@@ -313,40 +310,6 @@ async def test_a_download_reports_its_total_size(stage: Stage, hub: Hub) -> None
     last = stage.reported[-1]
     weights = sum(path.stat().st_size for path in hub.folder.rglob("*.safetensors"))
     assert last["bytes"] == last["bytes_total"] > weights
-
-
-async def cached(stage: Stage, name: str, hours_ago: float) -> Path:
-    """A model of users', of which the hub's cache has a file."""
-    folder = stage.home / "hub" / name
-    (folder / "blobs").mkdir(parents=True)
-    (folder / "blobs/1").write_bytes(b"x" * 1000)
-    (folder / "snapshots").mkdir()
-    (folder / "snapshots/unet").symlink_to("../blobs/1")
-    moment = time.time() - 3600 * hours_ago
-    os.utime(folder, (moment, moment))
-    return folder
-
-
-async def test_users_models_leave_a_full_cache_and_the_deployments_own_stay(
-    stage: Stage, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.repository = "org/pulled"
-    await pull_model(settings(stage, "org/pulled"), None, None, Console())
-    own = stage.home / "hub/models--org--pulled"
-    os.utime(own, (0, 0))
-    theirs = {
-        name: await cached(stage, f"models--{name}", hours_ago)
-        for name, hours_ago in (("a--b", 3), ("a--c", 2), ("a--d", 0.5), ("own--base", 99))
-    }
-    size = sum(path.lstat().st_size for path in own.rglob("*") if path.is_file())
-    monkeypatch.setattr(configured_model, "evict", partial(evict, max_bytes=size + 2500))
-
-    hub.repository = "org/model"
-    await stage("org/model", models=stage.of("own/base"))
-
-    assert [folder.exists() for folder in theirs.values()] == [False, True, True, True]
-    assert own.exists()
-    assert (stage.home / "hub/models--org--model").exists()
 
 
 # --- everydream models pull -------------------------------------------------------------------

@@ -98,6 +98,16 @@ async def test_a_base_model_that_its_owner_writes_over_stays_as_it_was_in_the_st
     assert await stage.store.get(f"{prefix}/{weights}") == whole
 
 
+async def test_a_model_of_which_a_gateway_has_deleted_files_is_stored_again(
+    stage: Stage, tiny: Parts
+) -> None:
+    prefix = await stage("sd_v1-5_vae.ckpt")
+    await stage.store.delete(f"{prefix}/unet/")
+
+    assert await stage("sd_v1-5_vae.ckpt") == prefix
+    assert same(await stage.loaded(prefix), tiny)
+
+
 async def test_a_configured_model_that_is_nowhere_is_a_matter_of_settings(stage: Stage) -> None:
     with pytest.raises(SettingsError, match="EVERYDREAM_BASE_MODEL is '/no/such/folder'"):
         await stage("sd_v1-5_vae.ckpt", models=stage.of("/no/such/folder"))

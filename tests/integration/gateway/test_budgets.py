@@ -609,3 +609,15 @@ async def test_a_failed_job_keeps_its_model_for_a_retry_and_a_completed_one_need
         await here.status_becomes(job, "COMPLETED")
 
         assert await used(here, "model_bytes") == 0
+
+
+async def test_a_check_does_not_get_past_the_budget_of_models(tmp_path: Path) -> None:
+    async with world(tmp_path, max_model_bytes=1000) as here:
+        answer = await here.ask("POST", f"{ROOT}/dataset/check", data=json.dumps(TRAIN_ONLY))
+        submitted = await here.get(FETCHER)
+        staging = await here.claim(answer.body["id"], "staging")
+
+        await staging.stage_dataset(submitted, "cache/two", 1001)
+
+        failed = await here.status_becomes(answer.body["id"], "FAILED")
+        assert "budget model_bytes: 0 of 1000 are used" in failed["error"]

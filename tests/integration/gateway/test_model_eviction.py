@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from services.gateway.background.model_eviction import UNFINISHED_SECONDS, ModelEviction
+from services.gateway.background.model_eviction import (
+    UNFINISHED_SECONDS,
+    USED_SECONDS,
+    ModelEviction,
+)
 from services.gateway.ports import JobStore
 from shared.adapters.folder import FolderStore
-from shared.storage.cache import KEPT_SECONDS
 from shared.storage.folders import folder_exists
 from shared.storage.manifest import MANIFEST
 from shared.storage.models import note_use, stored_model
@@ -111,9 +117,48 @@ async def test_a_model_that_was_just_given_to_a_job_stays_though_no_record_says_
     assert await left(store) == ["a", "b"]
 
     for name in "de":
-        await add(store, clock, name, hours_ago=(KEPT_SECONDS - 60) / 3600)
+        await add(store, clock, name, hours_ago=(USED_SECONDS - 60) / 3600)
     await evicting(store, clock, Needs()).evict()
     assert await left(store) == ["a", "d", "e"]
+
+
+class Meanwhile(FolderStore):
+    """Something is done to the store as soon as a manifest is deleted."""
+
+    def __init__(self, store: FolderStore, clock: Clock) -> None:
+        super().__init__(store._root, public_url="http://here", key=KEY, clock=clock)
+        self.then: Callable[[], Awaitable[object]] = asyncio.Event().wait
+
+    async def delete(self, prefix: str) -> int:
+        deleted = await super().delete(prefix)
+        if prefix.endswith(MANIFEST):
+            await self.then()
+        return deleted
+
+
+async def test_a_model_that_a_fetcher_uses_meanwhile_stays_whole(
+    store: FolderStore, clock: Clock
+) -> None:
+    for name, hours_ago in (("a", 5), ("b", 3), ("c", 4)):
+        await add(store, clock, name, hours_ago)
+    oldest, meanwhile = stored_model("a" * 64), Meanwhile(store, clock)
+    meanwhile.then = partial(note_use, store, oldest)
+
+    await evicting(meanwhile, clock, Needs()).evict()
+
+    assert await left(store) == ["a", "b", "c"]
+    assert await folder_exists(store, oldest)
+
+
+async def test_two_gateways_at_once_delete_a_model_once(store: FolderStore, clock: Clock) -> None:
+    for name, hours_ago in (("a", 5), ("b", 3), ("c", 4)):
+        await add(store, clock, name, hours_ago)
+    meanwhile = Meanwhile(store, clock)
+    meanwhile.then = evicting(store, clock, Needs()).evict
+
+    await evicting(meanwhile, clock, Needs()).evict()
+
+    assert await left(store) == ["b", "c"]
 
 
 async def test_what_a_dead_fetcher_has_begun_goes_after_a_day(

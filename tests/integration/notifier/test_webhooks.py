@@ -172,7 +172,7 @@ async def test_a_receiver_that_drips_its_answer_s_head_is_left_in_time(
 
 
 @pytest.mark.usefixtures("_notifier")
-@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+@pytest.mark.parametrize("status", [101, 400, 404, 429, 500, 503])
 async def test_an_answer_that_says_no_is_a_failure_of_this_try(
     world: World, web: Web, status: int
 ) -> None:

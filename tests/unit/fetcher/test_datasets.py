@@ -21,7 +21,6 @@ from services.fetcher.parsing.datasets.check import check_images
 from services.fetcher.parsing.datasets.checked import CheckedDataset
 from services.fetcher.parsing.datasets.image_check import (
     MAX_SCANS,
-    START_OF_SCAN,
     UnusableImage,
     inspect,
 )
@@ -118,13 +117,21 @@ def test_an_image_just_over_the_cap_is_refused(
         inspect(tmp_path / "a.png")
 
 
+def test_a_film_behind_a_photo_is_no_part_of_it(tmp_path: Path) -> None:
+    film = b"\x00\x00\x00\x18ftypmp42" + b"\xff\xda" * 1000
+    photo = drawn(64, 48, "JPEG", exif=b"Exif\x00\x00" + b"\xff\xda" * 1000)
+    (tmp_path / "motion.jpg").write_bytes(photo + film)
+
+    assert inspect(tmp_path / "motion.jpg").size == (64, 48)
+
+
 def test_an_image_of_more_scans_than_encoders_write_is_not_decoded(tmp_path: Path) -> None:
     whole = drawn(64, 48, "JPEG", progressive=True)
-    *begin, last = whole.split(START_OF_SCAN)
+    *begin, last = whole.split(b"\xff\xda")
     scans, end = len(begin), last.removesuffix(b"\xff\xd9")
 
     for number, name in ((MAX_SCANS, "many.jpg"), (MAX_SCANS + 1, "more.jpg")):
-        again = START_OF_SCAN.join([*begin, *[end] * (number - scans + 1)])
+        again = b"\xff\xda".join([*begin, *[end] * (number - scans + 1)])
         (tmp_path / name).write_bytes(again + b"\xff\xd9")
 
     assert inspect(tmp_path / "many.jpg").size == (64, 48)
@@ -273,7 +280,7 @@ def test_a_caption_that_names_a_file_is_only_a_caption(tmp_path: Path) -> None:
         (b"- " * 2000, "more than 20 levels of YAML"),
         (b"[" * 60_000, "more than 20 levels of YAML"),
         (b"a: b: c", "not YAML that can be read (mapping values are not allowed here"),
-        (b"!!python/object/apply:os.system ['true']", "expected a mapping"),
+        (b"!!python/object/apply:os.system ['true']", "the YAML tag python/object/apply"),
     ],
 )
 def test_a_text_that_cannot_be_understood_is_left_out_and_reported(

@@ -254,6 +254,17 @@ def test_an_empty_shuffle_tags_file_is_on_by_its_presence(tmp_path: Path) -> Non
     assert one(seen.warnings, "b/flip_p.txt: '': expected a number from 0 to 1")
 
 
+def test_of_two_files_of_a_folder_that_differ_in_capitals_one_is_named_as_not_used(
+    tmp_path: Path,
+) -> None:
+    seen = Seen(
+        z({"x.jpg": J, "global.yaml": b"flip_p: 0.1", "Global.yaml": b"flip_p: 0.9"}), tmp_path
+    )
+
+    said = "Global.yaml: not used, because global.yaml has the same name but for its capitals"
+    assert one(seen.warnings, said)
+
+
 @pytest.mark.parametrize("number", ["1_0", "１０", "٣", "0x2", "nan", "infinity"])  # noqa: RUF001
 @pytest.mark.parametrize("file", ["multiply.txt", "IMG_1.yaml", "local.yaml"])
 def test_a_number_is_written_in_plain_digits_wherever_one_is_read(

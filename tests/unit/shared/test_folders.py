@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from shared import disk
 from shared.adapters.folder import FolderStore
-from shared.errors import NotFound, Refused, Unavailable
+from shared.errors import Full, NotFound, Refused, Unavailable
 from shared.ports import ObjectStore
 from shared.storage import cache
 from shared.storage.cache import cached_folder
@@ -342,6 +343,25 @@ async def test_a_folder_that_somebody_may_be_reading_stays_in_a_full_cache(
     await upload_folder(store, filled(tmp_path / "d", {"file": b"d" * 1000}), "d")
     await cached_folder(store, "d", tmp_path / "cache", max_bytes=10)
     assert all(folder.exists() for folder in cached)
+
+
+async def test_a_full_disk_takes_the_room_of_folders_that_nobody_uses(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = await cache_three(store, tmp_path, 10_000)
+    await upload_folder(store, filled(tmp_path / "d", {"file": b"d" * 1000}), "d")
+
+    def free_bytes(_: Path) -> int:
+        return 0 if any(folder.exists() for folder in cached) else 10_000
+
+    monkeypatch.setattr(disk, "free_bytes", free_bytes)
+    d = await cached_folder(store, "d", tmp_path / "cache", max_bytes=10_000)
+
+    assert [folder.exists() for folder in (*cached, d)] == [False, False, False, True]
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
+    with pytest.raises(Full):
+        await cached_folder(store, "a", tmp_path / "cache", max_bytes=10_000)
+    assert d.exists(), "somebody may be reading it"
 
 
 async def test_what_a_dead_process_left_in_the_cache_is_removed(

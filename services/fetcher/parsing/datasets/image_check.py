@@ -5,6 +5,7 @@ Only the parsing child imports this module, and with it the decoders of HEIC.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,9 @@ MAX_PIXELS = 89_000_000
 """Of one image; just below the limit at which Pillow warns."""
 MAX_SCANS = 64
 """Of a JPEG. Each costs the time of a whole image; encoders write 10, the best ones a few more."""
-START_OF_SCAN = b"\xff\xda"
+START_OF_IMAGE, START_OF_SCAN, END_OF_IMAGE = b"\xff\xd8", b"\xda", b"\xd9"
+MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
+"""Of a JPEG: those with a length behind them, and the end."""
 MAX_FRAMES = 1000
 """Of an animation, of which only the first is used."""
 
@@ -107,12 +110,22 @@ def _decoded(image: Image.Image, path: Path) -> Image.Image:
         raise UnusableImage(
             f"{width} x {height}: more than {MAX_PIXELS // 1_000_000} million pixels"
         )
-    if image.format in ("JPEG", "MPO") and path.read_bytes().count(START_OF_SCAN) > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and _scans(path.read_bytes()) > MAX_SCANS:
         raise UnusableImage(f"a JPEG of more than {MAX_SCANS} scans; save it anew")
     if getattr(image, "n_frames", 1) > MAX_FRAMES:
         raise UnusableImage(f"an animation of more than {MAX_FRAMES} frames")
     image.load()
     return as_trained(image)
+
+
+def _scans(jpeg: bytes) -> int:
+    """The scans of a JPEG's first image; phones put a film behind it."""
+    scans, at = 0, len(START_OF_IMAGE)
+    while (found := MARKER.search(jpeg, at)) and (marker := found[1]) != END_OF_IMAGE:
+        scans += marker == START_OF_SCAN
+        length = int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+        at = found.end() + length
+    return scans
 
 
 def _remarks(image: Image.Image) -> Iterator[str]:

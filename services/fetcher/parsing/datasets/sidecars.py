@@ -218,7 +218,10 @@ class Sidecars:
             return f"not used, because its image {image} is left out"
         known = (*FOLDER_FILES, *GLOBAL_FILES)
         if path.name.casefold() in known:
-            return "no image uses it: there is none in its folder"
+            alike = (each for each in self._folded[_folded(name)] if each in self._read)
+            other = next(alike, None)
+            same = f"because {other} has the same name but for its capitals"
+            return f"not used, {same}" if other else "no image uses it: there is none in its folder"
         if near := get_close_matches(path.name.casefold(), known, 1, NEAR):
             return f"no image uses it; did you mean {near[0]}?"
         stems = (path.stem.casefold(), PurePosixPath(path.stem).stem.casefold())
