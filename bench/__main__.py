@@ -9,6 +9,7 @@ BENCHMARKS = (
     "draw",
     "pipeline",
     "gateway",
+    "storing",
     "warm",
     "sd15",
     "schedulers",

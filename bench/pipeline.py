@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ from msgspec import json
 
 from bench import rows
 from bench.pairs import RESULT, ROOT, run_module
-from bench.pure_compute import INFERENCE, TRAIN, make_pictures
+from bench.pure_compute import INFERENCE, PICTURES, TRAIN, make_pictures
 from everydream.client import Client
 from everydream.demo import free_port
 from everydream.photos import upload
@@ -72,7 +72,7 @@ def pure_seconds() -> float:
 
 
 async def measure(folder: Path) -> tuple[float, list[Took]]:
-    pictures = make_pictures(folder / "pictures")
+    pictures = make_pictures(folder / "pictures", PICTURES)
     archive = Path(shutil.make_archive(str(folder / "data"), "zip", pictures))
     async with serving(folder / "home") as (url, start), aiohttp.ClientSession() as session:
         client = Client(session, url, KEY)
@@ -85,7 +85,7 @@ async def measure(folder: Path) -> tuple[float, list[Took]]:
 
 
 @asynccontextmanager
-async def serving(home: Path) -> AsyncIterator[tuple[str, float]]:
+async def serving(home: Path, base_model: str = "tiny") -> AsyncIterator[tuple[str, float]]:
     """The address of a new ``everydream serve``, and the seconds until it answered."""
     port = free_port()
     url, began = f"http://127.0.0.1:{port}", time.perf_counter()
@@ -93,7 +93,7 @@ async def serving(home: Path) -> AsyncIterator[tuple[str, float]]:
     with (home.parent / "log").open("w") as log:
         process = subprocess.Popen(  # noqa: ASYNC220, S603 - this interpreter, our own code
             [sys.executable, "-c", "from everydream.cli import main; main()", "serve",
-             "--port", str(port), "--base-model", "tiny"],
+             "--port", str(port), "--base-model", base_model],
             cwd=ROOT, env=environment, stdout=log, stderr=log,
         )  # fmt: skip
     try:
@@ -115,10 +115,15 @@ async def until_answered(session: aiohttp.ClientSession, url: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def one_job(client: Client, session: aiohttp.ClientSession, url: str, data_url: str) -> Took:
-    request: dict[str, Any] = {
-        "input": {"train": {**TRAIN, "data_url": data_url}, "inference": INFERENCE}
-    }
+async def one_job(  # noqa: PLR0917 - both benchmarks of jobs give all of it
+    client: Client,
+    session: aiohttp.ClientSession,
+    url: str,
+    data_url: str,
+    train: Mapping[str, Any] = TRAIN,
+    inference: Mapping[str, Any] = INFERENCE,
+) -> Took:
+    request = {"input": {"train": {**train, "data_url": data_url}, "inference": {**inference}}}
     began = time.perf_counter()
     job = await client.run(request)
     sampled = 0.0

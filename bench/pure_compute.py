@@ -25,10 +25,10 @@ RUNS = 3
 """The first pays for what is loaded once."""
 
 
-def make_pictures(folder: Path) -> Path:
+def make_pictures(folder: Path, count: int) -> Path:
     """Pictures of one colour each, with captions as names."""
     folder.mkdir(parents=True)
-    for number in range(PICTURES):
+    for number in range(count):
         colour = (60 * number, 200 - 40 * number, 90)
         Image.new("RGB", (SIDE, SIDE), colour).save(folder / f"a wall, number {number}.png")
     return folder

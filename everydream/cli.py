@@ -5,13 +5,14 @@ A command's module is imported when it is called, and what it needs when it runs
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Group, Parameter
 
-from everydream.outcome import INTERRUPTED, reason_of
+from everydream.outcome import FAILED, INTERRUPTED, reason_of
 from everydream.this_machine.machine import package_version
 from shared.errors import SettingsError, Unavailable
 
@@ -91,6 +92,10 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal may know fewer letters than a caption
     try:
         app()
+        sys.stdout.flush()
+    except* BrokenPipeError:  # whoever reads it has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
     except* (SettingsError, Unavailable) as group:
         sys.exit(f"everydream: {first_of(group)}")
     except* (PermissionError, NotADirectoryError) as group:

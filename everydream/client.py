@@ -23,6 +23,8 @@ RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between retries."""
 TEMPORARY = frozenset({408, 409, 425, 429})
 """Temporary statuses, besides those of 500 and above."""
+PASSING_BUDGETS = ("body_bytes", "waiting_requests")
+"""Others do not get free while a command waits."""
 Result = TypeVar("Result")
 
 
@@ -34,6 +36,9 @@ class Rejected(aiohttp.ClientResponseError):
         super().__init__(response.request_info, (), status=response.status, message=text)
         self.mistakes = [str(each) for each in mistakes] if isinstance(mistakes, list) else [text]
         """All mistakes, one sentence each."""
+        budget = body.get("budget")
+        self.budget = str(budget.get("name")) if isinstance(budget, dict) else None
+        """The key's budget that has not enough left; None: none is to blame."""
 
 
 class NoGateway(aiohttp.ClientResponseError):
@@ -69,6 +74,8 @@ def is_temporary(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if not isinstance(error, aiohttp.ClientResponseError):
         return True
+    if isinstance(error, Rejected) and error.budget not in (None, *PASSING_BUDGETS):
+        return False
     return error.status >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status in TEMPORARY
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from everydream.image_options import NO_DRAWING, Drawing
@@ -17,6 +18,7 @@ from shared.request import JOB_ID
 
 STAND_IN = "https://example.com/dataset.zip"
 """In place of the URL of data that is not uploaded yet."""
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 EXPECTED_CHANGE = "expected name=value in one word, such as --set max_epochs=100"
 
 
@@ -41,8 +43,19 @@ class JobSpec(NamedTuple):
             return None
         return Path(self.data)
 
-    def request(self, data_url: str | None = None) -> dict[str, Any]:
-        """The body of ``/run``; ``data_url`` is that of the uploaded file.
+    @property
+    def check(self) -> str | None:
+        """The check whose pictures are to be trained on; None: none, or not by its id alone."""
+        return self.data if self.data is not None and re.search(JOB_ID, self.data) else None
+
+    def request(
+        self, data_url: str | None = None, of_check: Mapping[str, Any] = NO_OPTIONS
+    ) -> dict[str, Any]:
+        """The body of ``/run``.
+
+        Args:
+            data_url: of the uploaded file.
+            of_check: fields of ``train`` that a check has, where nothing else is said.
 
         Raises:
             Misused: the words do not fit one another.
@@ -55,7 +68,8 @@ class JobSpec(NamedTuple):
         if "model" in inputs:
             self._expect_no_training(inputs)
         else:
-            inputs["train"] = self._train(inputs.get("train", {}), data_url)
+            given = {**of_check, **fields_of(self.preset), **inputs.get("train", {})}
+            inputs["train"] = self._train(given, data_url)
         inputs["inference"] = self.drawing.entries(inputs.get("inference"))
         return {**request, "input": inputs}
 
@@ -75,7 +89,7 @@ class JobSpec(NamedTuple):
 
     def _train(self, given: dict[str, Any], data_url: str | None) -> dict[str, Any]:
         changes = changes_in(self.changes)
-        train = {**fields_of(self.preset), **given, **changes}
+        train = {**given, **changes}
         url = data_url or self.data
         if self.data is not None and "data_url" in changes:
             raise Misused("--set data_url: DATA is given, too; give one of them")

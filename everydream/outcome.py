@@ -39,6 +39,8 @@ def errors_in_one_line(*, as_json: bool = False) -> Iterator[None]:
         _fail(str(error), UNREACHABLE, as_json=as_json)
     except (Refused, SettingsError) as error:
         _fail(str(error), FAILED, as_json=as_json)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         _fail(reason_of(error), FAILED, as_json=as_json)
 

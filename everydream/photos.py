@@ -29,6 +29,8 @@ from shared.storage.folders import sha256_of
 
 CHUNK_BYTES = 64 << 20
 """Size of one request; small enough for common proxies."""
+NAMED = 20
+"""Files that are named of those that are not uploaded."""
 SHOWN = 10
 """Files that are named in one refusal."""
 HIDDEN = "hidden"
@@ -176,7 +178,10 @@ def left_out_lines(folder: Path) -> list[str]:
     if not counts:
         return lines
     known = f" (pictures are {IMAGES})" if kinds else ""
-    return [f"not uploaded: {', '.join(counts)}{known}", *lines]
+    names = [str(name) for name in files if _left_out_as(name) not in ("", HIDDEN)]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    named = [f"  {', '.join(names[:NAMED])}{more}"] if names else []
+    return [f"not uploaded: {', '.join(counts)}{known}", *named, *lines]
 
 
 def write_zip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import uuid
 from http import HTTPStatus
@@ -24,6 +25,7 @@ from shared.errors import Refused
 RUN, CHECK = "/run", "/dataset/check"
 NO_CHECKS = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 """What a gateway answers whose keys, or whose version, make no checks."""
+UNUSED_BY_CHECKS = ("inference", "s3Config", "webhook", "webhook_events_filter", "policy")
 WEBHOOK = ("webhook", "webhook_events_filter")
 DATA_URL = "input.train.data_url:"
 
@@ -49,8 +51,9 @@ async def submit(gateway: Access, spec: JobSpec, display: Display) -> str:
         Unavailable: the gateway does not answer.
     """
     async with client_of(gateway) as client:
-        await check_key(client)
-        return await _run_once(client, RUN, await _request(client, spec, display))
+        may_look = await check_key(client)
+        request = await _request(client, spec, display, may_look=may_look)
+        return await _run_once(client, gateway, RUN, request, display)
 
 
 async def check_and_submit(
@@ -64,19 +67,19 @@ async def check_and_submit(
     """
     async with client_of(gateway) as client:
         may_look = await check_key(client)
-        request = await _request(client, spec, display)
+        request = await _request(client, spec, display, may_look=may_look)
         if not has_new_data(request):
-            return await _begin(client, RUN, request, display)
-        check = await _begin_check(client, request, display) if may_look else None
+            return await _begin(client, gateway, RUN, request, display)
+        check = await _begin_check(client, gateway, request, display) if may_look else None
         if check is None:
             reason = "or server makes no checks" if may_look else "may not look at jobs"
             display.say(f"the pictures are not checked first: this key {reason}")
-            return await _begin(client, RUN, request, display)
+            return await _begin(client, gateway, RUN, request, display)
         status = await _watched(client, gateway, check, display, announcer)
         if status["status"] != "COMPLETED":
             reason = f": {status['error']}" if status.get("error") else ""
             raise Refused(f"nothing is trained, because the check is {status['status']}{reason}")
-        return await _submit_checked(client, request, check, display)
+        return await _submit_checked(client, gateway, request, check, display)
 
 
 async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dict[str, Any]:
@@ -87,8 +90,11 @@ async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dic
         Unavailable: the gateway does not answer.
     """
     async with client_of(gateway) as client:
-        await check_key(client)
-        check = await _begin(client, CHECK, await _request(client, spec, display), display)
+        may_look = await check_key(client)
+        request = await _request(client, spec, display, may_look=may_look)
+        if unused := [name for name in UNUSED_BY_CHECKS if _given(request, name)]:
+            display.say(f"not used by a check: {', '.join(unused)}")
+        check = await _begin(client, gateway, CHECK, request, display)
         return await _watched(client, gateway, check, display)
 
 
@@ -100,14 +106,16 @@ def has_new_data(request: dict[str, Any]) -> bool:
     return "://" in str(request["input"].get("train", {}).get("data_url", ""))
 
 
-async def _begin_check(client: Client, request: dict[str, Any], display: Display) -> str | None:
+async def _begin_check(
+    client: Client, gateway: Access, request: dict[str, Any], display: Display
+) -> str | None:
     """Begin a check of the job's data, without the job's webhook and what is said of that.
 
     Returns its id; None: this key or gateway makes no checks.
     """
     alone = {name: value for name, value in request.items() if name not in WEBHOOK}
     try:
-        return await _begin(client, CHECK, alone, display)
+        return await _begin(client, gateway, CHECK, alone, display)
     except aiohttp.ClientResponseError as error:
         if error.status in NO_CHECKS:
             return None
@@ -115,19 +123,19 @@ async def _begin_check(client: Client, request: dict[str, Any], display: Display
 
 
 async def _submit_checked(
-    client: Client, request: dict[str, Any], check: str, display: Display
+    client: Client, gateway: Access, request: dict[str, Any], check: str, display: Display
 ) -> str:
     """Submit a job on what a check has staged; to a gateway that keeps no checks, on the data."""
     inputs = request["input"]
     train = {**inputs["train"], "data_url": check}
     on_the_check = {**request, "input": {**inputs, "train": train}}
     try:
-        return await _begin(client, RUN, on_the_check, display)
+        return await _begin(client, gateway, RUN, on_the_check, display)
     except Rejected as error:
         if not all(each.startswith(DATA_URL) for each in error.mistakes):
             raise
         display.say("the check is not trained on but its data, again: this server keeps no checks")
-        return await _begin(client, RUN, request, display)
+        return await _begin(client, gateway, RUN, request, display)
 
 
 async def _watched(
@@ -146,25 +154,52 @@ async def _watched(
     return status
 
 
-async def _request(client: Client, spec: JobSpec, display: Display) -> dict[str, Any]:
+async def _request(
+    client: Client, spec: JobSpec, display: Display, *, may_look: bool
+) -> dict[str, Any]:
     """The body of ``/run``, whose data are uploaded if they have to be."""
     if spec.preset:
         display.say(f"preset {spec.preset}, by the documents of EveryDream2trainer:")
         display.say("\n".join(explained(spec.preset, spec.checked()["input"]["train"])))
-    return spec.request(await _uploaded(client, spec, display))
+    of_check = await _options_of_check(client, spec, display) if may_look else {}
+    return spec.request(await _uploaded(client, spec, display), of_check)
 
 
-async def _begin(client: Client, operation: str, request: dict[str, Any], display: Display) -> str:
+async def _options_of_check(client: Client, spec: JobSpec, display: Display) -> dict[str, Any]:
+    """What a check was asked for with, where a job is to train on its pictures."""
+    if (check := spec.check) is None:
+        return {}
+    status = await with_retries(lambda: client.status(check))
+    train = (status.get("input") or {}).get("train") or {}
+    options = {name: value for name, value in train.items() if name != "data_url"}
+    if options:
+        shown = ", ".join(f"{name} {json.dumps(value)}" for name, value in options.items())
+        display.say(f"as the check, unless said otherwise here: {shown}")
+    return options
+
+
+def _given(request: dict[str, Any], name: str) -> bool:
+    return bool(request.get(name) or request["input"].get(name))
+
+
+async def _begin(
+    client: Client, gateway: Access, operation: str, request: dict[str, Any], display: Display
+) -> str:
     """Submit a job, and say its id."""
-    job = await _run_once(client, operation, request)
+    job = await _run_once(client, gateway, operation, request, display)
     display.say(f"{'check' if operation == CHECK else 'job'} {job}")
     return job
 
 
-async def _run_once(client: Client, operation: str, request: dict[str, Any]) -> str:
+async def _run_once(
+    client: Client, gateway: Access, operation: str, request: dict[str, Any], display: Display
+) -> str:
     """Submit a job once, however often its answer is lost."""
     once = str(uuid.uuid4())
-    return await with_retries(lambda: client.run(request, operation=operation, once=once))
+    with display.if_interrupted(
+        f"It may have been submitted already: everydream jobs{gateway.flags}   shows it"
+    ):
+        return await with_retries(lambda: client.run(request, operation=operation, once=once))
 
 
 async def _uploaded(client: Client, spec: JobSpec, display: Display) -> str | None:

@@ -10,8 +10,9 @@ import base64
 import difflib
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -153,7 +154,7 @@ def _read(read: _Reader) -> Settings:
         api_keys=read("API_KEYS", _names, NO_NAMES),
         host=read("HOST", str, "127.0.0.1"),
         port=port,
-        public_url=read("PUBLIC_URL", _http_url, f"http://127.0.0.1:{port}"),
+        public_url=read("PUBLIC_URL", _http_url, _local_url(port)),
         cors_origins=frozenset(read("CORS_ORIGINS", _origins, NO_NAMES)),
         amqp_url=read("AMQP_URL", _amqp_url, "amqp://guest:guest@127.0.0.1/"),
         database_url=read("DATABASE_URL", _database_url, f"sqlite:///{home / 'everydream.db'}"),
@@ -250,6 +251,22 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) > MAX_PORT:
         raise ValueError("a port number from 0 to 65535")
     return int(text)
+
+
+def on_free_port(settings: Settings) -> Settings:
+    """With a free port in the place of 0, which is also in the URL if none was set."""
+    if settings.port:
+        return settings
+    with socket.create_server((settings.host, 0)) as server:
+        port = int(server.getsockname()[1])
+    is_derived = settings.public_url == _local_url(0)
+    return replace(
+        settings, port=port, public_url=_local_url(port) if is_derived else settings.public_url
+    )
+
+
+def _local_url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
 
 
 def _count(text: str) -> int:

@@ -106,7 +106,10 @@ def changes(
             )
     for name in left_out:
         number = _number(name, names)
-        found.setdefault(number, {"number": number})["use"] = False
+        change = found.setdefault(number, {"number": number})
+        if change.get("caption"):
+            raise Misused(f"--leave-out {name}: the same command gives this picture a caption")
+        change["use"] = False
     for name in restored:
         number = _number(name, names)
         as_found = {"number": number, "caption": None, "use": True}

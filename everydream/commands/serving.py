@@ -48,13 +48,13 @@ def serve(
     from everydream.this_machine.machine import make_home  # noqa: PLC0415
     from shared import telemetry  # noqa: PLC0415
     from shared.service_process import run, stop_on_signals  # noqa: PLC0415
-    from shared.settings import from_environment  # noqa: PLC0415
+    from shared.settings import from_environment, on_free_port  # noqa: PLC0415
 
     telemetry.configure("everydream")
 
     async def main() -> None:
         stop = stop_on_signals()
-        settings = from_environment()
+        settings = on_free_port(from_environment())
         make_home(settings)
         product = AllInOne(settings)
         async with greet(settings, product.listening):

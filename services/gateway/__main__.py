@@ -9,12 +9,12 @@ from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
 from shared.service_process import closing, or_stopped, run, stop_on_signals
-from shared.settings import from_environment
+from shared.settings import from_environment, on_free_port
 
 
 async def main() -> None:
     telemetry.configure("gateway")
-    settings, stop = from_environment(), stop_on_signals()
+    settings, stop = on_free_port(from_environment()), stop_on_signals()
     key = keys.secret_key(settings.secret_key, settings.home)
     bus = RabbitMQBus.connecting(settings.amqp_url, source="gateway", heartbeat=settings.heartbeat)
     async with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import stat
 import subprocess
@@ -301,3 +302,16 @@ async def test_nobody_else_reads_the_database_and_the_folder_that_is_made_for_it
         await database.close()
         file.chmod(0o644)  # as an earlier version has left it
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_a_command_whose_reader_has_enough_ends_without_a_traceback(home: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        ended = subprocess.run(
+            resolved(["everydream", "completion", "zsh"]), cwd=home, env=environment_at(home),
+            stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=SECONDS, check=False,
+        )  # fmt: skip
+
+    assert ended.returncode == 1
+    assert ended.stderr == ""

@@ -159,7 +159,7 @@ PICTURES = [
     [
         (["a=b.jpg=ted, c=d"], [], [{"number": 1, "caption": "ted, c=d"}]),
         (["sue.jpg="], ["y/ted.jpg"], [{"number": 4, "caption": ""}, {"number": 3, "use": False}]),
-        (["4=sue"], ["4"], [{"number": 4, "caption": "sue", "use": False}]),
+        (["4="], ["4"], [{"number": 4, "caption": "", "use": False}]),
     ],
 )
 def test_pictures_are_changed_by_name_or_number(
@@ -190,6 +190,11 @@ def test_one_picture_is_not_given_two_captions_by_two_names() -> None:
     assert editing.changes(["4=b", "sue.jpg=b"], [], [], PICTURES) == [
         {"number": 4, "caption": "b"}
     ]
+
+
+def test_a_picture_that_is_left_out_gets_no_caption() -> None:
+    with pytest.raises(EveryDreamError, match=r"--leave-out sue\.jpg: the same command gives"):
+        editing.changes(["4=sue"], ["sue.jpg"], [], PICTURES)
 
 
 def test_a_picture_is_restored_with_the_caption_that_was_found() -> None:

@@ -18,6 +18,7 @@ from everydream.access import Access
 from everydream.following import Announcer
 from everydream.image_options import Drawing
 from everydream.job_spec import JobSpec
+from everydream.presets import fields_of
 from everydream.submission import check_and_submit, check_dataset
 from everydream.terminal.display import Display
 from services.gateway.jobs.repository import read
@@ -320,6 +321,7 @@ async def test_what_brings_no_new_pictures_is_submitted_at_once(
     web: Web, said: Said, tmp_path: Path
 ) -> None:
     gateway = known(web)
+    checked_with(web)
     (tmp_path / "job.json").write_text(json.dumps({"data_url": CHECK}))
     answers(web, "/run", *[(200, {"id": JOB})] * 3)
 
@@ -332,3 +334,66 @@ async def test_what_brings_no_new_pictures_is_submitted_at_once(
 
     assert posts(web) == [("/run", None), ("/run", CHECK), ("/run", CHECK)]
     assert said.lines == [f"job {JOB}"] * 3
+
+
+def checked_with(web: Web, **options: Any) -> None:
+    """The status of a check that was asked for with these options."""
+    check = {"id": CHECK, "status": "COMPLETED", "input": {"train": {"data_url": URL, **options}}}
+    web.serve(f"{ROOT}/status/{CHECK}", Page(json.dumps(check).encode(), headers=JSON))
+
+
+async def test_a_job_on_a_check_has_the_checks_options_unless_others_are_given(
+    web: Web, said: Said
+) -> None:
+    gateway = known(web)
+    checked_with(web, lr=1e-6, flip_p=0.5, clip_skip=1)
+    answers(web, "/run", (200, {"id": JOB}))
+
+    await submitting(gateway, JobSpec(CHECK, preset="person", changes=["lr=2e-6"]), said)
+
+    train = json.loads(web.posts[-1].body)["input"]["train"]
+    assert (train["data_url"], train["clip_skip"], train["lr"]) == (CHECK, 1, 2e-6)
+    assert train["flip_p"] == fields_of("person")["flip_p"]
+    told = " ".join(said.lines)
+    assert "as the check, unless said otherwise here: lr 1e-06, flip_p 0.5, clip_skip 1" in told
+
+
+async def test_what_a_check_does_not_use_is_named(web: Web, said: Said, tmp_path: Path) -> None:
+    gateway = known(web)
+    completed_check(web)
+    config = {"input": {"train": {}, "inference": {"prompt": "ted"}}, "webhook": "https://x.org/h"}
+    (tmp_path / "job.json").write_text(json.dumps(config))
+
+    await check_dataset(gateway, JobSpec(URL, config=tmp_path / "job.json"), said.display)
+
+    assert "not used by a check: inference, webhook" in said.lines
+
+
+async def test_whoever_interrupts_a_submission_learns_that_it_may_have_been_taken(
+    web: Web, said: Said
+) -> None:
+    gateway = known(web)
+    web.answer(Answer(None), path=f"{ROOT}/run")
+    task = submitting(gateway, JobSpec(model="org/name", drawing=Drawing(("one",))), said)
+    await eventually(lambda: is_posted(web))
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert said.lines == ["It may have been submitted already: everydream jobs   shows it"]
+
+
+async def is_posted(web: Web) -> bool | None:
+    return bool(web.posts) or None
+
+
+async def test_a_budget_that_waiting_does_not_free_is_told_at_once(web: Web, said: Said) -> None:
+    gateway = known(web)
+    budget = {"name": "kept_jobs", "used": 5, "allowed": 5}
+    answers(web, "/run", (429, {"error": "budget kept_jobs: 5 of 5 are used", "budget": budget}))
+
+    with pytest.raises(Refused, match="budget kept_jobs: 5 of 5 are used"):
+        await submitting(gateway, JobSpec(model="org/name", drawing=Drawing(("one",))), said)
+
+    assert len(web.posts) == 1

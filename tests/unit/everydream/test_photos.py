@@ -197,8 +197,9 @@ def test_what_is_not_uploaded_is_said_by_suffix(tmp_path: Path) -> None:
     more = {"IMG_1.TIFF": b"x", "deep/IMG_2.tiff": b"x", "README": b"x"}
     folder = folder_of(PHOTOS | OTHERS | more, tmp_path)
 
-    (line,) = left_out_lines(folder)
+    line, named = left_out_lines(folder)
 
+    assert named == "  IMG_1.TIFF, README, deep/IMG_2.tiff, film.mp4, notes.docx, ted.jpg.bak"
     assert line.startswith(
         "not uploaded: 2 .tiff, 1 without a suffix, 1 .mp4, 1 .docx, 1 .bak, 3 hidden"
         " (pictures are .avif, .bmp"

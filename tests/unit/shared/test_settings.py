@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared.errors import SettingsError
-from shared.settings import Settings, from_environment
+from shared.settings import Settings, from_environment, on_free_port
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "settings.md"
 HOME = Path("~/.everydream").expanduser()
@@ -252,3 +252,14 @@ def test_a_variable_that_is_no_setting_is_a_warning_with_the_nearest_name() -> N
         {"event": "setting_unknown", "log_level": "warning", "name": "EVERYDREAM_XYZZY",
          "nearest": None},
     ]  # fmt: skip
+
+
+def test_any_free_port_is_also_in_the_url_that_clients_get() -> None:
+    settings = on_free_port(from_environment({"EVERYDREAM_PORT": "0"}))
+    assert settings.port > 0
+    assert settings.public_url == f"http://127.0.0.1:{settings.port}"
+
+    own = {"EVERYDREAM_PORT": "0", "EVERYDREAM_PUBLIC_URL": "https://train.example.com"}
+    assert on_free_port(from_environment(own)).public_url == "https://train.example.com"
+    fixed = from_environment({"EVERYDREAM_PORT": "8081"})
+    assert on_free_port(fixed) == fixed
