@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from shared.storage.manifest import MANIFEST
 
 CACHE_BYTES = 50 * 2**30
 """Largest size of a local cache: about ten Stable Diffusion 1.5 models in fp32."""
+TIMES = ".modified.json"
+"""In a cached folder: when each of its files was last written."""
 KEPT_SECONDS = 3600.0
 """A cached folder stays for an hour after its last use: something may be reading it."""
 LEFTOVER_SECONDS = 24 * 3600.0
@@ -67,17 +69,36 @@ async def _download(
         manifest = await download_folder(
             store, prefix, incoming, keepalive=keepalive, immutable=True
         )
+        times = await in_thread(_modified, incoming, [file.name for file in manifest.files])
+        await in_thread((incoming / TIMES).write_bytes, msgspec.json.encode(times))
         await in_thread((incoming / MANIFEST).write_bytes, msgspec.json.encode(manifest))
         await in_thread(_move_into_place, incoming, target)
 
 
 def _touch(folder: Path) -> bool:
-    """Whether the folder is cached; marks it as used now."""
+    """Whether the folder is cached as it was downloaded; marks it as used now."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent), suppress(FileNotFoundError):
+        if _is_changed(folder):
+            folder.rename(_hidden(folder.parent))
+            return False
         os.utime(folder)
         return True
     return False
+
+
+def _is_changed(folder: Path) -> bool:
+    """Whether somebody has written over a file: one that links share may be the owner's own."""
+    times = folder / TIMES
+    if not times.exists():  # an earlier version's, which shared none
+        return False
+    known = msgspec.json.decode(times.read_bytes(), type=dict[str, int])
+    return _modified(folder, known) != known
+
+
+def _modified(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """When these files were last written, in nanoseconds."""
+    return {name: (folder / name).stat().st_mtime_ns for name in names}
 
 
 def _move_into_place(incoming: Path, target: Path) -> None:

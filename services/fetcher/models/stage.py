@@ -94,7 +94,6 @@ class ModelStager:
         ``private``: hub ids, or ``org/*``, for which users may use the deployment's token.
         """
         self._store = store
-        self._home = home
         folders = ModelFolders()
         self._configured = ConfiguredModel(configured, home, folders)
         self._cache = HubCache(home, folders, configured)
@@ -193,11 +192,6 @@ class ModelStager:
             self._addresses[fingerprint] = address
         return address
 
-    def _is_immutable(self, model: LocalModel, staging: Staging) -> bool:
-        """Not what its owner may write over, nor what the child has made, which still lives."""
-        is_the_childs = model.folder.is_relative_to(staging.scratch)
-        return model.folder.is_relative_to(self._home) and not is_the_childs
-
     async def _store_once(self, model: LocalModel, staging: Staging) -> StagedModel:
         """Upload under the content's address, unless it is stored already."""
         keepalive, selected = staging.meter.keepalive, staging.scratch / LINKS_FOLDER
@@ -208,12 +202,10 @@ class ModelStager:
             for _ in range(STORING_ATTEMPTS):
                 if await is_whole(self._store, prefix):
                     break
+                # What the child has made it could still change: it is copied.
+                is_the_childs = model.folder.is_relative_to(staging.scratch)
                 await upload_folder(
-                    self._store,
-                    selected,
-                    prefix,
-                    keepalive=keepalive,
-                    immutable=self._is_immutable(model, staging),
+                    self._store, selected, prefix, keepalive=keepalive, immutable=not is_the_childs
                 )
                 log.info("base_model_stored", prefix=prefix, model=staging.shown)
         size = 0 if staging.source in ALIASES else await in_thread(_bytes_of, model)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from services.fetcher.model_files import WEIGHTS
 from services.fetcher.models.configured_model import TINY_FOLDER
 from services.fetcher.parsing.models.diffusers_folder import (
     validate_diffusers_folder,
@@ -18,8 +19,9 @@ from services.fetcher.parsing.models.diffusers_folder import (
 )
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import export, original_layout
-from shared.errors import Refused, SettingsError
+from shared.errors import Refused, SettingsError, Unavailable
 from shared.ports import StoredObject
+from shared.storage.cache import cached_folder
 from shared.storage.folders import upload_folder
 from tests.support.in_process_parser import ignored
 from tests.support.servers.web import Web
@@ -84,18 +86,23 @@ async def test_a_configured_folder_that_changes_is_stored_anew(
     assert await stage("sd_v1-5_vae.ckpt", models=models) != first
 
 
-async def test_a_base_model_that_its_owner_writes_over_stays_as_it_was_in_the_store(
+async def test_a_base_model_on_the_stores_disk_takes_its_room_once_and_is_known_when_written_over(
     stage: Stage, tmp_path: Path
 ) -> None:
-    folder = copied(TINY_FOLDER, tmp_path / "model")
-    prefix = await stage("sd_v1-5_vae.ckpt", models=stage.of(str(folder)))
-    weights = "unet/diffusion_pytorch_model.safetensors"
-    whole = await stage.store.get(f"{prefix}/{weights}")
+    folder, weights = copied(TINY_FOLDER, tmp_path / "model"), f"{WEIGHTS['unet']}.safetensors"
+    models = stage.of(str(folder))
+    prefix = await stage("sd_v1-5_vae.ckpt", models=models)
+    cached = await cached_folder(stage.store, prefix, tmp_path / "cache")
+    shared = (folder / weights, stage.store.path_of(f"{prefix}/{weights}"), cached / weights)
+    assert len({path.stat().st_ino for path in shared}) == 1
 
+    whole = (folder / weights).read_bytes()
     with (folder / weights).open("r+b") as file:
-        file.truncate(10)
+        file.write(whole[:-1] + bytes([whole[-1] ^ 1]))
 
-    assert await stage.store.get(f"{prefix}/{weights}") == whole
+    with pytest.raises(Unavailable, match=f"{weights}' is damaged in the store"):
+        await cached_folder(stage.store, prefix, tmp_path / "cache")
+    assert await stage("sd_v1-5_vae.ckpt", models=models) != prefix
 
 
 async def test_a_model_of_which_a_gateway_has_deleted_files_is_stored_again(

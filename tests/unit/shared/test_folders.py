@@ -54,7 +54,8 @@ def filled(folder: Path, content: dict[str, bytes]) -> Path:
 
 def content_of(folder: Path) -> dict[str, bytes]:
     """Without the manifest, which a cached folder has beside its own files."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    beside = (MANIFEST, cache.TIMES)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in beside)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
