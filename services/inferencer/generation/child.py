@@ -37,6 +37,9 @@ ON_THE_PROCESSOR = (
     "drawn on the processor, which takes long: beside what other processes have on the card there"
     " was no room"
 )
+CUT_OFF = "the end of a prompt is cut off, which has more than ten blocks of 75 tokens"
+SHOWN = 60
+"""Characters of a prompt in a warning."""
 
 
 def main() -> None:
@@ -92,19 +95,27 @@ def generate_all(
         Refused: every image failed; has the first one's reason.
     """
     writer.write(Phase(name="loading the trained model"))
+    warnings: list[str] = []
     if cache.has_room(Path(order.model), largest_size(order)):
-        return {"images": generate_with(cache, order, writer, "drawing"), "warnings": []}
+        generated = generate_with(cache, order, writer, "drawing", warnings)
+        return {"images": generated, "warnings": warnings}
+    warnings.append(ON_THE_PROCESSOR)
     try:
-        generated = generate_with(cache.on_processor(), order, writer, "drawing on the processor")
+        phase = "drawing on the processor"
+        generated = generate_with(cache.on_processor(), order, writer, phase, warnings)
     finally:
         gc.collect()  # it takes gigabytes of the machine's memory, and refers to itself
-    return {"images": generated, "warnings": [ON_THE_PROCESSOR]}
+    return {"images": generated, "warnings": warnings}
 
 
 def generate_with(
-    cache: PipelineCache, order: GenerationOrder, writer: RecordWriter, phase: str
+    cache: PipelineCache,
+    order: GenerationOrder,
+    writer: RecordWriter,
+    phase: str,
+    warnings: list[str],
 ) -> int:
-    """Generate all images on the cache's device; as :func:`generate_all`."""
+    """Generate all images on the cache's device, and add warnings; as :func:`generate_all`."""
     from services.inferencer.generation.generate import FailedImage, generate  # noqa: PLC0415 - slow
 
     pipeline = cache.load(Path(order.model), Path(order.snapshot) if order.snapshot else None)
@@ -113,7 +124,11 @@ def generate_with(
     progress = ProgressReporter(writer, total)
     failed = []
     for image in generate(
-        pipeline, order.requests, clip_skip=order.clip_skip, on_step=progress.on_step
+        pipeline,
+        order.requests,
+        clip_skip=order.clip_skip,
+        on_step=progress.on_step,
+        on_cut=lambda text: warnings.append(f"{CUT_OFF}: {text[:SHOWN]!r}..."),
     ):
         writer.write(record_of(image, order))
         progress.done += 1

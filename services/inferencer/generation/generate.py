@@ -74,22 +74,27 @@ def generate(
     *,
     clip_skip: int,
     on_step: OnStep,
+    on_cut: Callable[[str], object] = lambda _text: None,
 ) -> Iterator[GeneratedImage | FailedImage]:
     """Generate all images of the requests, one group after another.
 
-    A group shares all that a batch must share; its batches may be smaller.
+    A group shares all that a batch must share; its batches may be smaller. ``on_cut`` is called
+    with each prompt, or negative prompt, whose end is cut off.
     """
     groups: dict[tuple[Any, ...], list[PendingImage]] = {}
-    for image in _pending_images(pipeline, requests, clip_skip):
+    encoder = PromptEncoder(pipeline.parts, clip_skip)
+    for image in _pending_images(encoder, requests):
         groups.setdefault(image.batch_key, []).append(image)
+    for text in encoder.cut:
+        on_cut(text)
     for images in groups.values():
         yield from _generate_group(pipeline, images, on_step)
 
 
 def _pending_images(
-    pipeline: BatchingPipeline, requests: Iterable[ImageRequest], clip_skip: int
+    encoder: PromptEncoder, requests: Iterable[ImageRequest]
 ) -> Iterator[PendingImage]:
-    encoder, index = PromptEncoder(pipeline.parts, clip_skip), count()
+    index = count()
     for request in requests:
         # Not in batches, which would round differently.
         inference = request.inference

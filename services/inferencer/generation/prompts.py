@@ -45,6 +45,8 @@ class PromptEncoder:
     def __init__(self, parts: Parts, clip_skip: int) -> None:
         """``clip_skip`` as in :func:`shared.diffusion.text.encode`."""
         self._provider = _Provider(parts, clip_skip)
+        self.cut: list[str] = []
+        """The texts whose ends had no room in ``MAX_BLOCKS``."""
 
     @torch.inference_mode()
     def embed(self, prompt: str, negative_prompt: str = "") -> tuple[Tensor, Tensor]:
@@ -53,9 +55,15 @@ class PromptEncoder:
         An empty prompt is one block. The shorter prompt is padded with blocks of the empty prompt.
         Without emphasis a block equals what ``encode`` makes of its tokens, bit for bit.
         """
-        positive, negative = self._provider.embed(prompt), self._provider.embed(negative_prompt)
+        positive, negative = (self._embed(text) for text in (prompt, negative_prompt))
         length = max(positive.shape[1], negative.shape[1])
         return self._provider.pad(positive, length), self._provider.pad(negative, length)
+
+    def _embed(self, text: str) -> Tensor:
+        embedding = self._provider.embed(text)
+        if self._provider.has_cut and text not in self.cut:
+            self.cut.append(text)
+        return embedding
 
 
 class _Provider(EmbeddingsProvider):  # type: ignore[misc]
@@ -74,10 +82,12 @@ class _Provider(EmbeddingsProvider):  # type: ignore[misc]
             split_long_text_mode=SplitLongTextMode.PHRASES,
         )
         self._clip_skip = clip_skip
+        self.has_cut = False
+        """Whether the newest text was too long."""
 
     def embed(self, prompt: str) -> Tensor:
         """(1, 77 k, C), k from 1 to ``MAX_BLOCKS``."""
-        fragments = parse(prompt)
+        self.has_cut, fragments = False, parse(prompt)
         ids, weights, _ = self.get_token_ids_and_expand_weights(
             [each.text for each in fragments],
             [each.weight for each in fragments],
@@ -102,6 +112,7 @@ class _Provider(EmbeddingsProvider):  # type: ignore[misc]
         blocks = super()._chunk_and_pad_token_ids(
             token_ids[:limit], *(each[:limit] for each in more), device=device
         )
+        self.has_cut |= len(token_ids) > limit or len(blocks[0]) > limit
         return tuple(each[:limit] for each in blocks)
 
 

@@ -117,6 +117,17 @@ def test_what_comes_after_the_last_block_is_cut_off(sd1: Parts) -> None:
     assert embed(sd1, "blue, " + "zorblat" * 4_000 + "(, red:1.2)" * 4_000).shape == most.shape
 
 
+def test_a_prompt_whose_end_is_cut_off_is_known(sd1: Parts) -> None:
+    encoder = PromptEncoder(sd1, clip_skip=0)
+    fits, one_more = "red " * 75 * MAX_BLOCKS, "red " * 75 * MAX_BLOCKS + "blue"
+    phrases = ("red " * 70 + ", ") * (MAX_BLOCKS + 1)
+
+    for prompt, negative in ((fits, one_more), (phrases, "blue"), ("red", one_more)):
+        encoder.embed(prompt, negative)
+
+    assert encoder.cut == [one_more, phrases]
+
+
 @pytest.mark.parametrize("clip_skip", [0, 2])
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.25, 2.0])
 def test_a_weight_scales_how_far_a_word_is_from_the_empty_prompt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from PIL import Image
 
 from services.inferencer.generation import pipeline_cache
 from services.inferencer.generation.batching_pipeline import BatchingPipeline
-from services.inferencer.generation.child import ON_THE_PROCESSOR, carry_out
+from services.inferencer.generation.child import CUT_OFF, ON_THE_PROCESSOR, carry_out
 from services.inferencer.generation.model_files import ModelFiles
 from services.inferencer.generation.pipeline_cache import PipelineCache, idle_bytes
 from services.inferencer.order import GenerationOrder, Provenance
@@ -197,3 +198,24 @@ def test_what_the_card_has_no_room_for_is_drawn_on_the_processor_and_said_so(
     assert again.summary == {"images": 1, "warnings": []}
     assert same == pixels
     assert phases[2:] == ["loading the trained model", "drawing"]
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+def test_a_prompt_whose_end_is_cut_off_is_a_warning(
+    cache: PipelineCache, model: Path, tmp_path: Path, driver: Play
+) -> None:
+    driver(24 * GIB)
+    request = small_request()
+    long = msgspec.structs.replace(
+        request, inference=msgspec.structs.replace(request.inference, prompt="a red wall, " * 800)
+    )
+    order = GenerationOrder(
+        model=str(model), requests=(long, request), clip_skip=0,
+        provenance=Provenance(job="job"), out=str(tmp_path),
+    )  # fmt: skip
+
+    done = carry_out(order, cache, RecordWriter(os.open(os.devnull, os.O_WRONLY)))
+
+    assert isinstance(done, Done)
+    (warning,) = done.summary["warnings"]
+    assert warning.startswith(f"{CUT_OFF}: 'a red wall, a red wall, ")
