@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -186,11 +187,12 @@ def test_a_service_has_the_rights_of_its_container_here(
 
     assert told.returncode == 0, told.stderr
     kept = [HOME] if "volumes" in STARTED[name] else []
+    measured = [str(DEPLOY)] if "COVERAGE_PROCESS_CONFIG" in os.environ else []
     assert json.loads(told.stdout) == {
         "capabilities": ["0" * 16],
         "no_new_privileges": True,
         "secrets": sorted(STARTED[name]["secrets"]),
-        "writable": [*kept, TEMPORARY],
+        "writable": [*kept, TEMPORARY, *measured],
     }
 
 

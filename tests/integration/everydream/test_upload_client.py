@@ -61,7 +61,8 @@ class Line:
                 self.carried += len(data)
                 to.write(data)
                 await to.drain()
-        back.cancel()
+            to.write_eof()  # what was carried arrives; only then does the gateway see the end
+        await back
         for end in (writer, to):
             end.close()
 
