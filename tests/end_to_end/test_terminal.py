@@ -53,7 +53,7 @@ def shape(text: str) -> str:
         ", about TIME of training (RATE)", text,
     )  # fmt: skip
     text = re.sub(r"\d+(\.\d+)*", "9", text)
-    text = text.replace(", loss 9", "")  # the first report has none yet
+    text = re.sub(r", (last )?loss 9", "", text)  # there is none yet right after a start
     text = re.sub(r"\b9 (epoch|step)\b", r"9 \1s", text)  # it is stopped after any
     return text.strip()
 
