@@ -25,7 +25,7 @@ HEAD_BYTES = 5_000
 
 @pytest.fixture
 async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(clients, "RETRY_DELAYS", (0.01,) * 4)
+    monkeypatch.setattr(clients, "RETRY_DELAYS", (0.3,) * 4)
     monkeypatch.setattr(photos, "CHUNK_BYTES", 400_000)
     monkeypatch.setattr(uploads, "PART_BYTES", 70_000)
     async with world(tmp_path) as one:

@@ -304,7 +304,7 @@ async def test_a_key_is_let_in_no_more_once_it_is_disabled(here: World) -> None:
 async def test_a_key_that_keeps_the_database_busy_waits_only_for_itself(
     here: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 1.5)
     job = await here.run()
     others = (await here.ask("POST", RUN, json=REQUEST, key=OTHER_KEY)).body["id"]
     database = cast("SqlKeyStore", here.stores.keys)._database
