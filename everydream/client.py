@@ -24,7 +24,7 @@ RETRY_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 TEMPORARY = frozenset({408, 409, 425, 429})
 """Temporary statuses, besides those of 500 and above."""
 PASSING_BUDGETS = ("body_bytes", "waiting_requests")
-"""Others do not get free while a command waits."""
+"""Budgets of which more is left soon; waiting does not free the others."""
 Result = TypeVar("Result")
 
 

@@ -39,7 +39,7 @@ class JobSpec(NamedTuple):
     @property
     def file(self) -> Path | None:
         """What is to be uploaded; None: the gateway has the data, or fetches it."""
-        if self.data is None or "://" in self.data or re.search(JOB_ID, self.data):
+        if self.data is None or "://" in self.data or self.check:
             return None
         return Path(self.data)
 

@@ -141,9 +141,9 @@ class HubCache:
 
     async def fetch_configs(self, model: HubModel, meter: ProgressMeter) -> Path:
         """The folder with a public model's configurations and tokenizer."""
-        cache = cache_of(self._home, None)
+        cache, kept = cache_of(self._home, None), await in_thread(self._own)
         fetched = await pull(
-            model, cache, token=None, on_bytes=meter.bytes, weights=False, kept=self._own()
+            model, cache, token=None, on_bytes=meter.bytes, weights=False, kept=kept
         )
         return fetched.folder
 

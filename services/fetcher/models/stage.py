@@ -34,7 +34,7 @@ from shared.storage.models import is_whole, note_use, stored_model
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names of the deployment's base model."""
 STORING_ATTEMPTS = 3
-"""Another gateway may be deleting the model at the first, as nobody needed it for long."""
+"""A gateway may be deleting the model at the first, because nobody needed it for long."""
 LINKS_FOLDER = "selected"
 """A folder inside the scratch folder: links to the model's files."""
 
@@ -199,11 +199,12 @@ class ModelStager:
         prefix = stored_model(await self._address(model, selected, staging))
         async with self._locks[prefix]:
             await note_use(self._store, prefix)
-            for _ in range(STORING_ATTEMPTS):
-                if await is_whole(self._store, prefix):
-                    break
-                # What the child has made it could still change: it is copied.
-                is_the_childs = model.folder.is_relative_to(staging.scratch)
+            # What the child has made it could still change: it is copied.
+            is_the_childs = model.folder.is_relative_to(staging.scratch)
+            tries = 0
+            while not await is_whole(self._store, prefix):
+                if (tries := tries + 1) > STORING_ATTEMPTS:
+                    raise Passing(f"the store does not keep all files of {staging.shown}")
                 await upload_folder(
                     self._store, selected, prefix, keepalive=keepalive, immutable=not is_the_childs
                 )

@@ -17,9 +17,10 @@ from services.fetcher.parsing.models.diffusers_folder import (
     validate_diffusers_folder,
     vocabulary_of,
 )
+from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import export, original_layout
-from shared.errors import Refused, SettingsError, Unavailable
+from shared.errors import Passing, Refused, SettingsError, Unavailable
 from shared.ports import StoredObject
 from shared.storage.cache import cached_folder
 from shared.storage.folders import upload_folder
@@ -113,6 +114,17 @@ async def test_a_model_of_which_a_gateway_has_deleted_files_is_stored_again(
 
     assert await stage("sd_v1-5_vae.ckpt") == prefix
     assert same(await stage.loaded(prefix), tiny)
+
+
+async def test_a_store_that_loses_files_is_tried_again_later(stage: Stage) -> None:
+    class Forgetful(FolderStore):
+        async def upload(self, path: Path, key: str, **options: Any) -> None:
+            if not key.endswith("unet/config.json"):
+                await super().upload(path, key, **options)
+
+    stage.store = Forgetful(stage.folder / "forgetful", public_url="http://x", key="k" * 32)
+    with pytest.raises(Passing, match="the store does not keep all files of sd_v1-5_vae"):
+        await stage("sd_v1-5_vae.ckpt", models=stage.of("tiny"))
 
 
 async def test_a_configured_model_that_is_nowhere_is_a_matter_of_settings(stage: Stage) -> None:
