@@ -25,7 +25,7 @@ from shared.errors import Refused
 RUN, CHECK = "/run", "/dataset/check"
 NO_CHECKS = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 """What a gateway answers whose keys, or whose version, make no checks."""
-UNUSED_BY_CHECKS = ("inference", "s3Config", "webhook", "webhook_events_filter", "policy")
+UNUSED_BY_CHECKS = ("inference", "s3Config")
 WEBHOOK = ("webhook", "webhook_events_filter")
 DATA_URL = "input.train.data_url:"
 

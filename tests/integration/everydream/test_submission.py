@@ -366,7 +366,9 @@ async def test_what_a_check_does_not_use_is_named(web: Web, said: Said, tmp_path
 
     await check_dataset(gateway, JobSpec(URL, config=tmp_path / "job.json"), said.display)
 
-    assert "not used by a check: inference, webhook" in said.lines
+    assert "not used by a check: inference" in said.lines
+    sent = json.loads(web.posts[-1].body)
+    assert sent["webhook"] == "https://x.org/h", "which is called for a check, too"
 
 
 async def test_whoever_interrupts_a_submission_learns_that_it_may_have_been_taken(
