@@ -62,7 +62,7 @@ test: servers $(DEV) $(CLIENTS)  ## Every test that needs no graphics card, the 
 	$(BIN)/pytest -m "not gpu and not long" --numprocesses auto $(PYTEST_ARGS)
 
 unit: $(DEV)  ## The tests that need no server, in a minute
-	$(BIN)/pytest -m "unit and not long" --numprocesses auto $(PYTEST_ARGS)
+	$(BIN)/pytest tests/unit -m "not long" --numprocesses auto $(PYTEST_ARGS)
 
 test-long: servers $(DEV) $(CLIENTS)  ## The long forms, for a release; says at its end what it ran
 	$(BIN)/python -m tests.long $(LONG_ARGS)

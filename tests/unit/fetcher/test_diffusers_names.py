@@ -53,19 +53,31 @@ def text(**numbers: Any) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
     return network.config.to_dict(), entries_of(network)
 
 
+def assert_asked_for_and_no_other(
+    folder: str, entries: dict[str, TensorEntry], config: dict[str, Any]
+) -> None:
+    """All that is asked for is there, and as many are asked for: so each of them is."""
+    assert check_tensors(folder, entries, config, folder) == []
+    with pytest.raises(Refused, match=f"{folder}: {len(entries)} of the {len(entries)} tensors"):
+        check_tensors(folder, {}, config, folder)
+
+
 @pytest.mark.parametrize(
     "numbers", [SD_1, SD_2, ODD, DISTILLED], ids=["SD 1", "SD 2", "odd", "distilled"]
 )
 def test_every_tensor_of_a_unet_is_asked_for_and_no_other(numbers: dict[str, Any]) -> None:
     config, entries = unet(**numbers)
 
-    assert check_tensors("unet", entries, config, "unet") == []
-    for name in entries:
-        lacking = {other: entry for other, entry in entries.items() if other != name}
-        with pytest.raises(
-            Refused, match=rf"unet: 1 of the {len(entries)} tensors .* first {name}"
-        ):
-            check_tensors("unet", lacking, config, "unet")
+    assert_asked_for_and_no_other("unet", entries, config)
+
+
+@pytest.mark.parametrize("name", ["conv_in.weight", "time_embedding.linear_2.bias"])
+def test_a_tensor_that_is_missing_is_named(name: str) -> None:
+    config, entries = unet(**SD_1)
+    del entries[name]
+
+    with pytest.raises(Refused, match=rf"unet: 1 of the 686 tensors .* first {name}"):
+        check_tensors("unet", entries, config, "unet")
 
 
 def test_so_is_every_one_of_an_autoencoder_by_new_names_and_old() -> None:
@@ -80,11 +92,7 @@ def test_so_is_every_one_of_an_autoencoder_by_new_names_and_old() -> None:
 
     assert old.keys() != entries.keys()
     for each in (entries, old):
-        assert check_tensors("vae", each, dict(network.config), "vae") == []
-        for name in each:
-            lacking = {other: entry for other, entry in each.items() if other != name}
-            with pytest.raises(Refused, match=f"vae: 1 of the {len(entries)} tensors"):
-                check_tensors("vae", lacking, dict(network.config), "vae")
+        assert_asked_for_and_no_other("vae", each, dict(network.config))
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model."])

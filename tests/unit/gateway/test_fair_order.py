@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
+import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -28,11 +29,12 @@ from services.gateway.ports import Line, StoredJob, Stores
 from services.gateway.turns.places import MIN_PLACES, MIN_SLOTS, Places
 from services.gateway.turns.workers import Workers
 from shared.messaging.messages import Stage
+from tests.support.forms import few
 
 OWNERS = st.sampled_from(["anna", "ben", "carl", "dora"])
 SOME_LINES: tuple[Line, ...] = ("train", "train", "train", "check")
 ANY_LINE = st.sampled_from(SOME_LINES)
-EXAMPLES, STEPS = 10, 80
+STEPS = 80
 T = TypeVar("T")
 
 
@@ -215,7 +217,8 @@ class Turns(RuleBasedStateMachine):
         self.jobs.start()
 
 
-def test_turns_are_fair_whatever_comes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", few(10, of=[10, 100]))
+def test_turns_are_fair_whatever_comes(tmp_path: Path, examples: int) -> None:
     jobs = Jobs(tmp_path)
 
     class OnTheseJobs(Turns):
@@ -226,7 +229,7 @@ def test_turns_are_fair_whatever_comes(tmp_path: Path) -> None:
         run_state_machine_as_test(
             OnTheseJobs,
             settings=settings(
-                max_examples=EXAMPLES,
+                max_examples=examples,
                 stateful_step_count=STEPS,
                 deadline=None,
                 database=None,

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, cast, get_args
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -17,7 +18,6 @@ from services.gateway.jobs.record import Job
 from services.gateway.jobs.request_parser import parse_request
 from shared.messaging.messages import (
     STAGES,
-    AnyMessage,
     ArtifactsPublished,
     CheckpointSampled,
     CheckpointSaved,
@@ -461,17 +461,18 @@ class Life(RuleBasedStateMachine):
             self._publish(fact, worker.reply_queue.name, late=late)
 
 
+def of_examples(number: int) -> settings:
+    return settings(
+        deadline=None, max_examples=number, stateful_step_count=60,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )  # fmt: skip
+
+
+class ManyLives(Life):
+    """For the long form."""
+
+
 TestLife = Life.TestCase
-TestLife.settings = settings(
-    deadline=None, max_examples=30, stateful_step_count=60,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)  # fmt: skip
-
-
-def test_any_fact_covers_every_kind() -> None:
-    """So that a new kind of fact is covered, too."""
-    kinds = {kind for kind in get_args(AnyMessage) if issubclass(kind, StageFact)}
-    kinds_forged = {
-        type(make({"job": "j", "stage": "training", "claim": "c"})) for make in FORGED.values()
-    }
-    assert kinds_forged == kinds
+TestLife.settings = of_examples(10)
+TestManyLives = pytest.mark.long(ManyLives.TestCase)
+TestManyLives.settings = of_examples(100)
