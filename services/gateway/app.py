@@ -19,9 +19,11 @@ from services.gateway.background.recorder import Recorder
 from services.gateway.background.releaser import Releaser
 from services.gateway.background.retention import Retention
 from services.gateway.background.supervisor import Supervisor
+from services.gateway.endpoints.browser.console import ASSET_PATH, ConsoleRoutes
+from services.gateway.endpoints.browser.docs import DocsRoutes
+from services.gateway.endpoints.browser.session import SessionRoutes
 from services.gateway.endpoints.budgets import BudgetRoutes
 from services.gateway.endpoints.datasets import DatasetRoutes
-from services.gateway.endpoints.docs import DocsRoutes
 from services.gateway.endpoints.files import FileRoutes
 from services.gateway.endpoints.health import HealthRoutes
 from services.gateway.endpoints.job_list import JobListRoutes
@@ -50,6 +52,7 @@ from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
 from services.gateway.web.large_answers import LargeAnswers
 from services.gateway.web.room import FairLock
+from services.gateway.web.sessions import Sessions
 from shared.errors import SettingsError, Unavailable
 from shared.ports import Bus, LocalStore, ObjectStore
 from shared.retry import Reconnects
@@ -164,6 +167,8 @@ class Gateway:
         )
         self._intake = Intake(bus, admission, repository)
         keys = Keys(configured_keys(settings), stores.keys, clock)
+        is_secure = settings.public_url.startswith("https:")
+        sessions = Sessions(key, is_secure=is_secure, clock=clock)
         authorizer = Authorizer(repository, budgets)
         openapi, asyncapi = documents().values()
         one_large = FairLock()
@@ -209,11 +214,14 @@ class Gateway:
             budgets=BudgetRoutes(budgets),
             files=FileRoutes(store, key, clock) if isinstance(store, LocalStore) else None,
             health=HealthRoutes(repository, self._supervisor, store, clock),
+            console=ConsoleRoutes(store),
+            session=SessionRoutes(sessions),
             docs=DocsRoutes(openapi, asyncapi, settings.public_url),
         )
         self._app = application.application(
-            filter(None, endpoints), keys, authorizer, settings.cors_origins
+            filter(None, endpoints), keys, sessions, authorizer, settings.cors_origins
         )
+        self._app.router.add_get(ASSET_PATH, endpoints.console.asset)
         self._app.on_response_prepare.append(add_tus_headers)
         self.listening = asyncio.Event()
         """Set when requests are answered."""

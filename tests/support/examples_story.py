@@ -304,7 +304,9 @@ async def generate(here: World, job: str, *, samples: tuple[DrawnSample, ...] = 
 
 async def before_any_job(teller: Teller) -> None:
     await eventually(lambda: ready(teller.here))
-    for name in ("alive", "ready", "openapi", "asyncapi", "page", "upload-options"):
+    for name in ("alive", "ready", "openapi", "asyncapi", "page", "links", "upload-options"):
+        await teller.send(name)
+    for name in ("begin-a-session", "get-a-session", "end-a-session"):
         await teller.send(name)
     for name in ("upload-a-file", "begin-an-upload", "ask-for-the-offset", "send-a-chunk"):
         await teller.send(name)

@@ -154,7 +154,7 @@ def _operation(route: Route, method: str) -> Schema:
 
 def operation_id(route: Route, method: str) -> str:
     """A name for client libraries."""
-    words = re.findall(r"[a-z]+", route.plain_path)
+    words = re.findall(r"[a-z]+", route.plain_path) or ["root"]
     return "_".join([method.lower(), *words])
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import NoneType
 from typing import NamedTuple, get_args, get_type_hints
 
+from services.gateway.endpoints.browser.console import ConsoleRoutes
+from services.gateway.endpoints.browser.docs import DocsRoutes
+from services.gateway.endpoints.browser.session import SessionRoutes
 from services.gateway.endpoints.budgets import BudgetRoutes
 from services.gateway.endpoints.datasets import DatasetRoutes
-from services.gateway.endpoints.docs import DocsRoutes
 from services.gateway.endpoints.files import FileRoutes
 from services.gateway.endpoints.health import HealthRoutes
 from services.gateway.endpoints.job_list import JobListRoutes
@@ -32,6 +34,8 @@ class Endpoints(NamedTuple):
     files: FileRoutes | None
     """None: the store's links lead elsewhere."""
     health: HealthRoutes
+    console: ConsoleRoutes
+    session: SessionRoutes
     docs: DocsRoutes
 
 

@@ -109,7 +109,7 @@ class EventRoutes:
         response = web.StreamResponse(headers=HEADERS)
         await response.prepare(request)
         writer = EventWriter(response, self._jobs, self._presenter, self._large_answers, position)
-        await self._send_all(request, writer, current.job.id)
+        await self._send_all(request, writer, current.job)
         return response
 
     async def _is_over(self, job: Job, position: EventPosition) -> bool:
@@ -118,29 +118,29 @@ class EventRoutes:
             job.id, position.version, position.number, limit=1
         )
 
-    async def _send_all(self, request: web.Request, writer: EventWriter, job_id: str) -> None:
+    async def _send_all(self, request: web.Request, writer: EventWriter, job: Job) -> None:
         """Send until the job ends or the client is gone; a client that reconnects gets the rest."""
         try:
-            await self._follow(request, writer, job_id)
+            await self._follow(request, writer, job)
         except ConnectionResetError:
-            log.debug("reader_gone", job=job_id)
+            log.debug("reader_gone", job=job.id)
         except UnknownJob:
-            log.debug("job_gone", job=job_id)
+            log.debug("job_gone", job=job.id)
         except Unavailable as error:
-            log.warning("events_cut_short", job=job_id, reason=str(error))
+            log.warning("events_cut_short", job=job.id, reason=str(error))
         except TimeoutError:
-            log.warning("reader_too_slow", job=job_id)
+            log.warning("reader_too_slow", job=job.id)
             if request.transport is not None:
                 request.transport.abort()
 
-    async def _follow(self, request: web.Request, writer: EventWriter, job_id: str) -> None:
+    async def _follow(self, request: web.Request, writer: EventWriter, job: Job) -> None:
         looked_at = monotonic()
-        async with aclosing(self._repository.versions(job_id)) as versions:
+        async with aclosing(self._repository.versions(job.id)) as versions:
             async for current in versions:
                 if is_disconnected(request):
                     return
                 if monotonic() - looked_at >= KEY_SECONDS:
-                    if await self._keys.caller(request.headers["Authorization"]) is None:
+                    if await self._keys.caller_of(job.owner) is None:
                         return
                     looked_at = monotonic()
                 await writer.send(current)

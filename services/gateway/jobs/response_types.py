@@ -377,6 +377,12 @@ class Upload(TypedDict):
     """To be used as ``data_url`` in a request."""
 
 
+class Session(TypedDict):
+    """What a key may do."""
+
+    scopes: list[str]
+
+
 class Liveness(TypedDict):
     """The database answers."""
 

@@ -24,6 +24,7 @@ from services.gateway.web import cross_origin
 from services.gateway.web.authentication import Keys, owner_of
 from services.gateway.web.authorization import CALLER, Authorizer
 from services.gateway.web.routing import Handler, routes_of
+from services.gateway.web.sessions import Sessions
 from services.gateway.web.wrong_paths import suggest_path
 from shared.errors import Full, Unavailable
 from shared.request import BASE_PATHS
@@ -40,12 +41,16 @@ log = structlog.get_logger()
 
 
 def application(
-    parts: Iterable[object], keys: Keys, authorizer: Authorizer, origins: Collection[str] = ()
+    parts: Iterable[object],
+    keys: Keys,
+    sessions: Sessions,
+    authorizer: Authorizer,
+    origins: Collection[str] = (),
 ) -> web.Application:
     """The application with all routes of these objects; pages of ``origins`` may use it."""
     middlewares = [
         cross_origin.preflight(origins), _errors_as_json, suggest_path, _refuse_compressed,
-        _authenticate(keys),
+        _authenticate(keys, sessions),
     ]  # fmt: skip
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
     app.on_response_prepare.append(_protect)
@@ -127,15 +132,18 @@ def _retry_later(
     return _error(503, "the service cannot answer now; try again soon", headers=headers)
 
 
-def _authenticate(keys: Keys) -> Middleware:
+def _authenticate(keys: Keys, sessions: Sessions) -> Middleware:
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         headers = request.headers.getall("Authorization", [])
-        if len(headers) != 1:  # with two, a proxy may have checked the other one
+        if len(headers) > 1:  # a proxy may have checked the other one
             return await handler(request)
-        with answering(owner_of(headers[0])):
+        owner = owner_of(headers[0]) if headers else sessions.owner(request)
+        if owner is None:
+            return await handler(request)
+        with answering(owner):
             async with asyncio.timeout(ANSWER_SECONDS):
-                caller = await keys.caller(headers[0])
+                caller = await keys.caller_of(owner)
             if caller is not None:
                 request[CALLER] = caller
             return await handler(request)

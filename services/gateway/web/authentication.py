@@ -63,7 +63,14 @@ class Keys:
         Raises:
             Unavailable: the key is not a configured one, and the database does not answer.
         """
-        digest = owner_of(header or "")
+        return await self.caller_of(owner_of(header or ""))
+
+    async def caller_of(self, digest: str) -> Caller | None:
+        """The same of a key's SHA-256.
+
+        Raises:
+            Unavailable: as above.
+        """
         # All are compared, each in constant time, so that the time taken reveals nothing.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if any(matches):

@@ -1,7 +1,7 @@
 """CORS: which sites' pages may send requests here and read the answers.
 
-Source: the Fetch standard, https://fetch.spec.whatwg.org/#http-cors-protocol. There are no cookies:
-a page can do no more than the key allows that its user has given it.
+Source: the Fetch standard, https://fetch.spec.whatwg.org/#http-cors-protocol. The cookie of a
+session is never sent with them: a page can do no more than the key allows that its user gave it.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class Turns(RuleBasedStateMachine):
         self.jobs.start()
 
 
-@pytest.mark.parametrize("examples", few(10, of=[10, 100]))
+@pytest.mark.parametrize("examples", few(10, of=[10, 40]))
 def test_turns_are_fair_whatever_comes(tmp_path: Path, examples: int) -> None:
     jobs = Jobs(tmp_path)
 

@@ -1,0 +1,1 @@
+"""What a browser opens: the console, its session, and the API documents."""
