@@ -48,18 +48,29 @@ CARD    := $(VENV)/card/.installed
 CLIENTS     := $(VENV)/.clients-installed
 CLIENT_PINS := $(addprefix tests/clients/,python/requirements.txt python/constraints.txt node/package.json node/package-lock.json)
 
+# The console's page: npm's lock file pins what makes it, and what it is made of.
+CONSOLE       := services/gateway/console
+CONSOLE_PAGE  := $(CONSOLE)/dist/index.html
+CONSOLE_PARTS := $(CONSOLE)/node_modules/.package-lock.json
+
+# The page is a comfort: all else works without it, and / says how to get it.
+MAYBE_CONSOLE  = ! command -v npm >/dev/null || $(MAKE) --no-print-directory console || echo "The console was not built."
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test unit test-long coverage lint types arch check bench card scale fuzz faults soak hostile examples docs screens lock format clean servers
+.PHONY: help console demo test unit test-long coverage lint types arch check bench card scale fuzz faults soak hostile examples docs screens lock format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-11s%s\n' "$$name" "$$what"; done
 
 demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./demo-output
+	@$(MAYBE_CONSOLE)
 	$(BIN)/everydream demo
 
 test: servers $(DEV) $(CLIENTS)  ## Every test that needs no graphics card, the long forms left out
 	$(BIN)/pytest -m "not gpu and not long" --numprocesses auto $(PYTEST_ARGS)
+
+console: $(CONSOLE_PAGE)  ## Build the page at /; needs Node.js 20 or newer
 
 unit: $(DEV)  ## The tests that need no server, in a minute
 	$(BIN)/pytest tests/unit -m "not long" --numprocesses auto $(PYTEST_ARGS)
@@ -154,6 +165,18 @@ $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo >&2 "$(PYTHON) is missing or is not Python 3.11. Name one: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(CONSOLE_PARTS): $(CONSOLE)/package-lock.json
+	@command -v npm >/dev/null || { echo >&2 "npm is missing: install Node.js 20 or newer."; exit 1; }
+	npm --prefix $(CONSOLE) ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(CONSOLE)/src/api/schema.ts: docs/openapi.json $(CONSOLE_PARTS)
+	npm --prefix $(CONSOLE) run --silent types
+
+$(CONSOLE_PAGE): $(CONSOLE)/src/api/schema.ts $(shell find $(CONSOLE)/src $(CONSOLE)/index.html $(CONSOLE)/*.ts $(CONSOLE)/tsconfig.json -type f ! -name schema.ts)
+	npm --prefix $(CONSOLE) run --silent check
+	npm --prefix $(CONSOLE) run --silent build
 
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Setting up $(VENV), once: a few minutes. (PIP_ARGS=-v shows the work.)"

@@ -1,0 +1,53 @@
+/** Calls of the public API, in the browser's session. */
+import createClient from "openapi-fetch";
+import { texts } from "../texts";
+import type { paths } from "./schema";
+
+export const BASE = "/v2/everydream-v1";
+
+/** Operations of the endpoint. */
+export const api = createClient<paths>({ baseUrl: BASE, headers: { "X-Requested-With": "console" } });
+/** Operations beside it, such as signing in. */
+export const root = createClient<paths>({ baseUrl: "/", headers: { "X-Requested-With": "console" } });
+
+/** What the server answered instead of a result. */
+export class Failure extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly mistakes: readonly string[] = [],
+  ) {
+    super(message);
+  }
+}
+
+let onUnauthorized = () => {};
+
+/** Calls `listener` when the session is no longer valid. */
+export function whenSignedOut(listener: () => void): void {
+  onUnauthorized = listener;
+}
+
+interface Answer<T> {
+  data?: T;
+  error?: unknown;
+  response: Response;
+}
+
+/**
+ * The body of a good answer.
+ *
+ * @throws {Failure} for every other answer, and with status 0 if there is none.
+ */
+export async function result<T>(call: Promise<Answer<T>>): Promise<T> {
+  let answer: Answer<T>;
+  try {
+    answer = await call;
+  } catch {
+    throw new Failure(0, texts.error.offline);
+  }
+  if (answer.response.ok) return answer.data as T;
+  if (answer.response.status === 401) onUnauthorized();
+  const body = (answer.error ?? {}) as { error?: string; mistakes?: string[] };
+  throw new Failure(answer.response.status, body.error ?? texts.error.unknown, body.mistakes);
+}

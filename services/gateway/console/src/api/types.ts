@@ -1,0 +1,17 @@
+/** The API's types by the names that the console uses. */
+import type { components } from "./schema";
+
+type Schemas = components["schemas"];
+
+export type Checkpoint = Schemas["Checkpoint"];
+export type JobFile = Schemas["File"];
+export type Image = Schemas["Image"];
+export type JobStatus = Schemas["JobStatus"];
+export type JobSummary = Schemas["JobSummary"];
+export type Progress = Schemas["Progress"];
+export type Results = Schemas["Results"];
+export type Sample = Schemas["Sample"];
+export type Status = JobStatus["status"];
+
+export const LIVE: readonly Status[] = ["IN_QUEUE", "IN_PROGRESS"];
+export const isLive = (status: Status): boolean => LIVE.includes(status);

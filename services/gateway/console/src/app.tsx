@@ -1,0 +1,70 @@
+import { useEffect } from "preact/hooks";
+import { Link, Redirect, Route, Router, Switch, useRoute } from "wouter-preact";
+import { useHashLocation } from "wouter-preact/use-hash-location";
+import { connected } from "./api/events";
+import { Dialogs } from "./parts/dialog";
+import { Notices } from "./parts/notices";
+import { Jobs } from "./screens/jobs";
+import { JobPage } from "./screens/job";
+import { SignIn } from "./screens/sign-in";
+import { resume, session, signOut } from "./state/session";
+import { texts } from "./texts";
+
+export function App() {
+  useEffect(() => void resume(), []);
+  if (session.value === undefined) return null;
+  return (
+    <Router hook={useHashLocation}>
+      {session.value === null ? <SignIn /> : <Console />}
+      <Notices />
+      <Dialogs />
+    </Router>
+  );
+}
+
+function Console() {
+  return (
+    <>
+      <a class="skip" href="#content" onClick={focusContent}>
+        {texts.skip}
+      </a>
+      <header class="bar">
+        <Link href="/" class="brand">
+          <img src={ICON} alt="" width="28" height="28" />
+          {texts.product}
+        </Link>
+        <nav aria-label={texts.nav.label}>
+          <Page href="/" name={texts.nav.jobs} />
+        </nav>
+        <button class="quiet" onClick={() => void signOut()}>
+          {texts.signIn.out}
+        </button>
+      </header>
+      <p class="banner" role="status" hidden={connected.value}>
+        {connected.value ? "" : texts.connection.lost}
+      </p>
+      <main id="content" tabIndex={-1}>
+        <Switch>
+          <Route path="/" component={Jobs} />
+          <Route path="/jobs/:id">{({ id }) => <JobPage key={id} id={id} />}</Route>
+          <Route>
+            <Redirect to="/" />
+          </Route>
+        </Switch>
+      </main>
+    </>
+  );
+}
+
+function Page({ href, name }: { href: string; name: string }) {
+  const [isHere] = useRoute(href);
+  return <Link href={href} {...(isHere && { "aria-current": "page" as const })}>{name}</Link>;
+}
+
+const ICON = new URL("./icon.svg", import.meta.url).href;
+
+/** A link to an anchor would change the page's address, which names the screen. */
+function focusContent(event: Event) {
+  event.preventDefault();
+  document.getElementById("content")?.focus();
+}

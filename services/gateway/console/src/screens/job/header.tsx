@@ -1,0 +1,91 @@
+import { Link } from "wouter-preact";
+import { type JobStatus, type Progress, isLive } from "../../api/types";
+import { count, duration, moment, number } from "../../format";
+import { ask } from "../../parts/dialog";
+import { attempt, tell } from "../../parts/notices";
+import { Bar, StatusLabel } from "../../parts/status";
+import { command, retryJob } from "../../state/job";
+import { cancelJob } from "../../state/jobs";
+import { may } from "../../state/session";
+import { texts } from "../../texts";
+import { shareOf } from "./progress";
+
+const words = texts.job;
+
+export function Header({ job, progress }: { job: JobStatus; progress: Progress | undefined }) {
+  return (
+    <header class="job-head card">
+      <Link href="/" class="hint">{`← ${words.back}`}</Link>
+      <div class="head">
+        <h1>
+          <span class="id">{job.id}</span> <StatusLabel status={job.status} />
+        </h1>
+        <Actions job={job} isTraining={progress?.stage === "training"} />
+      </div>
+      {progress && <Now job={job} progress={progress} />}
+      {!isLive(job.status) && job.executionTime > 0 && (
+        <p class="hint">
+          {texts.jobs.took} {duration(job.executionTime / 1000)}
+          {job.gpu && ` · ${words.device}: ${job.gpu}`}
+        </p>
+      )}
+    </header>
+  );
+}
+
+function Now({ job, progress }: { job: JobStatus; progress: Progress }) {
+  const { stage, step, steps, epoch, loss, images_per_second: rate, eta_seconds: left } = progress;
+  const facts = [
+    step != null && steps != null && words.step(count(step), count(steps)),
+    epoch != null && words.epoch(count(epoch)),
+    left != null && texts.jobs.left(duration(left)),
+    job.queue && texts.jobs.position(job.queue.position),
+    job.queue?.estimated_start && texts.jobs.startsAt(moment(job.queue.estimated_start)),
+  ].filter(Boolean);
+  return (
+    <div class="now">
+      <div class="line">
+        <strong>{stage ? texts.stage[stage] : texts.status[job.status]}</strong>
+        <span class="hint">{facts.join(" · ")}</span>
+      </div>
+      {job.status === "IN_PROGRESS" && (
+        <Bar label={stage ? texts.stage[stage] : texts.status[job.status]} share={shareOf(progress)} />
+      )}
+      <dl class="facts">
+        {loss != null && <Fact name={words.loss} value={number(loss)} />}
+        {rate != null && <Fact name={words.rate} value={words.perSecond(number(rate))} />}
+        {job.gpu && <Fact name={words.device} value={job.gpu} />}
+      </dl>
+    </div>
+  );
+}
+
+function Fact({ name, value }: { name: string; value: string }) {
+  return (
+    <div>
+      <dt>{name}</dt>
+      <dd>{value}</dd>
+    </div>
+  );
+}
+
+function Actions({ job, isTraining }: { job: JobStatus; isTraining: boolean }) {
+  if (!may("submit")) return null;
+  const order = (kind: "sample" | "save" | "stop") => async () => {
+    if (kind === "stop" && !(await ask(words.confirmStop, words.stop))) return;
+    if (await attempt(() => command(job.id, kind))) tell(words.sent[kind]);
+  };
+  const cancel = async () => {
+    if (await ask(words.confirmCancel, words.cancel)) await attempt(() => cancelJob(job.id));
+  };
+  const canRetry = job.status === "FAILED" || job.status === "TIMED_OUT";
+  return (
+    <div class="actions">
+      {isTraining && <button onClick={() => void order("sample")()}>{words.sample}</button>}
+      {isTraining && <button onClick={() => void order("save")()}>{words.save}</button>}
+      {isTraining && <button title={words.stopHint} onClick={() => void order("stop")()}>{words.stop}</button>}
+      {isLive(job.status) && <button class="danger" title={words.cancelHint} onClick={() => void cancel()}>{words.cancel}</button>}
+      {canRetry && <button onClick={() => void attempt(() => retryJob(job.id))}>{words.retry}</button>}
+    </div>
+  );
+}

@@ -1,0 +1,28 @@
+import type { Image } from "../../api/types";
+import { texts } from "../../texts";
+
+export function Images({ images }: { images: readonly Image[] }) {
+  if (!images.length) return null;
+  return (
+    <section class="card">
+      <h2>{texts.job.results}</h2>
+      <ul class="images">
+        {images.map((image, index) => (
+          <li key={`${image.seed} ${index}`}>
+            {image.image ? (
+              <a href={image.image}>
+                <img src={(image as Image & { thumbnail?: string }).thumbnail ?? image.image} alt={image.prompt} loading="lazy" />
+              </a>
+            ) : (
+              <p class="problem-text">{image.error}</p>
+            )}
+            <p class="clamp" title={image.prompt}>{image.prompt}</p>
+            <p class="hint">
+              {image.width}×{image.height} · {image.scheduler} · {texts.viewer.seed} {image.seed}
+            </p>
+          </li>
+        ))}
+      </ul>
+    </section>
+  );
+}

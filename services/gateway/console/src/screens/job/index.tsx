@@ -1,0 +1,80 @@
+import { useEffect, useMemo } from "preact/hooks";
+import { Link } from "wouter-preact";
+import { Failure } from "../../api/client";
+import { type JobStatus, type Progress, type Results, isLive } from "../../api/types";
+import { followJob } from "../../state/job";
+import { texts } from "../../texts";
+import { Checkpoints, Files } from "./checkpoints";
+import { Curves } from "./curves";
+import { Dataset } from "./dataset";
+import { Header } from "./header";
+import { Log } from "./log";
+import { Images } from "./images";
+import { Samples } from "./samples";
+
+const words = texts.job;
+
+export function JobPage({ id }: { id: string }) {
+  const followed = useMemo(() => followJob(id), [id]);
+  useEffect(() => followed.stop, [followed]);
+
+  const job = followed.job.value;
+  if (!job) {
+    const { value: problem } = followed.problem;
+    if (!problem) return null;
+    const isUnknown = problem instanceof Failure && problem.status === 404;
+    return (
+      <div class="empty">
+        <h1>{isUnknown ? words.notFound : (problem as Error).message}</h1>
+        <Link href="/">{texts.error.home}</Link>
+      </div>
+    );
+  }
+  const shown = partsOf(job);
+  return (
+    <article class="job-page">
+      <Header job={job} progress={shown.progress} />
+      {job.error && <Problem title={words.error} lines={[job.error]} />}
+      {shown.trains && <Samples samples={shown.samples} />}
+      <Images images={shown.images} />
+      {shown.trains && <Curves points={followed.points.value} checkpoints={shown.checkpoints.map((each) => each.step)} />}
+      <Checkpoints jobId={id} checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
+      <Files files={shown.files} />
+      <Dataset report={shown.dataset} />
+      {shown.warnings.length > 0 && <Problem title={words.warnings} lines={shown.warnings} />}
+      <Log events={followed.events.value} />
+      <details class="card">
+        <summary>{words.settings}</summary>
+        <pre tabIndex={0}>{JSON.stringify(job.input, null, 2)}</pre>
+      </details>
+    </article>
+  );
+}
+
+function Problem({ title, lines }: { title: string; lines: readonly string[] }) {
+  return (
+    <section class="card problem-box">
+      <h2>{title}</h2>
+      {lines.length === 1 ? <p>{lines[0]}</p> : <ul>{lines.map((line) => <li key={line}>{line}</li>)}</ul>}
+    </section>
+  );
+}
+
+/** A job's output has one shape while it runs and another when it has ended. */
+function partsOf(job: JobStatus) {
+  const isRunning = isLive(job.status);
+  const progress = isRunning ? (job.output as Progress) : undefined;
+  const results = isRunning ? undefined : (job.output as Results);
+  const trained = results?.train ?? undefined;
+  return {
+    progress,
+    trains: "train" in job.input,
+    samples: progress?.samples ?? trained?.samples ?? [],
+    images: results?.inference ?? [],
+    checkpoints: trained?.checkpoints ?? [],
+    finalUrl: trained?.checkpoint_url ?? null,
+    files: results?.artifacts ?? [],
+    dataset: progress?.dataset ?? results?.dataset ?? {},
+    warnings: progress?.warnings ?? trained?.warnings ?? results?.warnings ?? [],
+  };
+}

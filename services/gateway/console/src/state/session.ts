@@ -1,0 +1,39 @@
+/** Who is signed in. */
+import { signal } from "@preact/signals";
+import { result, root, whenSignedOut } from "../api/client";
+
+interface Session {
+  scopes: string[];
+}
+
+/** undefined: not known yet; null: nobody. */
+export const session = signal<Session | null | undefined>(undefined);
+/** Whether somebody was signed in before. */
+export const hasEnded = signal(false);
+
+whenSignedOut(() => {
+  hasEnded.value = session.value != null;
+  session.value = null;
+});
+
+export async function resume(): Promise<void> {
+  try {
+    session.value = await result(root.GET("/session"));
+  } catch {
+    session.value = null;
+  }
+}
+
+/** @throws {Failure} if the key is not valid. */
+export async function signIn(key: string): Promise<void> {
+  const headers = { Authorization: `Bearer ${key.trim()}` };
+  session.value = await result(root.POST("/session", { headers }));
+  hasEnded.value = false;
+}
+
+export async function signOut(): Promise<void> {
+  await result(root.DELETE("/session"));
+  session.value = null;
+}
+
+export const may = (scope: string): boolean => session.value?.scopes.includes(scope) ?? false;
