@@ -48,8 +48,13 @@ async def test_a_session_stands_for_the_key_until_it_is_ended(here: World) -> No
             assert [each["id"] for each in (await answer.json())["jobs"]] == [job]
         assert (await here.status(job))["id"] == job, "the key and its session own the same jobs"
 
+        async with page.get("/session") as answer:
+            assert await answer.json() == {"scopes": ["read", "submit", "admin"]}
+
         assert (await page.delete("/session", headers=OURS)).status == 204
         assert (await page.get(JOBS)).status == 401
+        async with page.get("/session") as answer:
+            assert (answer.status, await answer.json()) == (200, {"scopes": []})
 
 
 async def test_a_page_cannot_read_the_cookie_nor_another_site_send_it(here: World) -> None:

@@ -40,11 +40,11 @@ class SessionRoutes:
         "GET",
         "/session",
         "Get what your key may do",
-        needs="status",
+        needs=None,
         versioned=False,
-        answers={200: Answer("The key's scopes.", Session)},
+        answers={200: Answer("The key's scopes; none without a valid key.", Session)},
     )
-    async def _get(self, request: web.Request, _owner: str) -> web.Response:
+    async def _get(self, request: web.Request) -> web.Response:
         return _session_of(request)
 
     @route(
@@ -62,5 +62,6 @@ class SessionRoutes:
 
 
 def _session_of(request: web.Request) -> web.Response:
-    session: Session = {"scopes": list(request[CALLER].scopes)}
+    caller = request.get(CALLER)
+    session: Session = {"scopes": list(caller.scopes) if caller else []}
     return web.json_response(session)

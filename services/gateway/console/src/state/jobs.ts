@@ -44,6 +44,7 @@ function readPage(cursor?: string) {
 /** Keep the list up to date; returns a function that stops it. */
 export function watch(onProblem: (error: unknown) => void): () => void {
   const reload = () => void load().catch(onProblem);
+  reload();
   return follow(`${BASE}/events`, TYPES, (type, data) => handle(type, data, reload), reload);
 }
 

@@ -18,9 +18,10 @@ whenSignedOut(() => {
 
 export async function resume(): Promise<void> {
   try {
-    session.value = await result(root.GET("/session"));
+    const found = await result(root.GET("/session"));
+    session.value = found.scopes.length ? found : null;
   } catch {
-    session.value = null;
+    session.value = null; // signing in will say what is wrong
   }
 }
 
