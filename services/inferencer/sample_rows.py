@@ -107,7 +107,9 @@ class SampleRows:
         sampled = await load_fields(self._store, sampled)
         job, row = sampled.job, sampled.row
         snapshot = folder / "weights"
-        await download_folder(self._store, sampled.snapshot, snapshot, keepalive=keepalive)
+        await download_folder(
+            self._store, sampled.snapshot, snapshot, keepalive=keepalive, immutable=True
+        )
         base = await cached_folder(
             self._store, sampled.base_model, self._cache, keepalive=keepalive
         )

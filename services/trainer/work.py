@@ -142,7 +142,9 @@ class TrainerWork:
             return None
         order.progress(phase="fetching the resume point")
         try:
-            await download_folder(self._store, point, folder, keepalive=order.keepalive)
+            await download_folder(
+                self._store, point, folder, keepalive=order.keepalive, immutable=True
+            )
         except NotFound:
             log.warning("resume_point_missing", job=order.job, resume_point=point)
             return None

@@ -178,6 +178,27 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+async def test_a_snapshot_is_not_copied_on_the_stores_disk_to_be_drawn(
+    store: FolderStore, best_effort_tasks: SampleRows, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "unet.safetensors").write_bytes(b"gigabytes")
+    for name in ("base", prefix := snapshot_prefix("job", 1, step=4, epoch=1)):
+        await upload_folder(store, tmp_path / "weights", name)
+    links: list[bool] = []
+
+    async def look(_: Standby, order: GenerationOrder, _record: OnRecord) -> tuple[str, ...]:
+        weights = Path(order.snapshot or "") / "unet.safetensors"
+        links.append(weights.samefile(store.path_of(f"{prefix}/unet.safetensors")))
+        return ()
+
+    monkeypatch.setattr(sample_rows, "run_order", look)
+    await best_effort_tasks.run(sampled("job"))
+
+    assert links == [True]
+
+
 async def test_what_the_processor_has_drawn_is_said_of_rows_and_images(
     store: FolderStore, best_effort_tasks: SampleRows, results: InferencerWork, facts: Facts,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

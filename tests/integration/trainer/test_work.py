@@ -320,6 +320,20 @@ async def test_a_stopped_training_goes_on_elsewhere_and_remembers_its_checkpoint
     assert final.checkpoints == (earlier,)
 
 
+async def test_a_resume_point_is_not_copied_on_the_stores_disk(
+    work: TrainerWork, store: FolderStore, tmp_path: Path
+) -> None:
+    (tmp_path / "point").mkdir()
+    (tmp_path / "point" / "unet.safetensors").write_bytes(b"gigabytes")
+    await upload_folder(store, tmp_path / "point", "point")
+    order = granted_order(dataset_staged("linked"), "training", Facts(), resume_point="point")
+
+    fetched = await work._fetch_resume_point(order, tmp_path / "from")
+
+    assert fetched is not None
+    assert (fetched / "unet.safetensors").samefile(store.path_of("point/unet.safetensors"))
+
+
 async def test_a_cancelled_job_leaves_no_child_and_no_file(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
