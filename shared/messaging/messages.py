@@ -258,9 +258,9 @@ class CheckpointSampled(LargeFact, frozen=True, kw_only=True, tag="checkpoint.sa
     """
 
     snapshot: str
-    """Store prefix of the trained networks' weights, in fp16."""
+    """Store prefix of the trained networks' weights, in fp16; at step 0 it may have none."""
     base_model: str
-    """Store prefix of the base model, which has the other networks."""
+    """Store prefix of the base model, which has the networks that the snapshot has not."""
     clip_skip: int = 0
     row: SampleRow
     command: int = field(default=0, name="wish")

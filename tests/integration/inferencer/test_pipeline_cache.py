@@ -48,11 +48,11 @@ def saved(parts: Parts, folder: Path, *, dtype: torch.dtype = torch.float32) -> 
     return folder
 
 
-def as_single_file(folder: Path, parts: Parts) -> Path:
+def as_single_file(folder: Path, parts: Parts, *, dtype: torch.dtype = torch.float32) -> Path:
     """Convert the folder to the single-file form."""
     for weights in folder.glob("*/*.safetensors"):
         weights.unlink()
-    export(parts, folder / SINGLE_FILE, dtype=torch.float32)
+    export(parts, folder / SINGLE_FILE, dtype=dtype)
     return folder
 
 
@@ -214,6 +214,28 @@ def test_a_snapshot_may_be_the_first_that_is_asked_for(
     assert {each.dtype for state in states(pipeline).values() for each in state.values()} == {
         torch.float32
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", ["folder", "one file", "older names"])
+def test_a_snapshot_without_files_is_the_base_as_a_training_begins_with_it(
+    cache: PipelineCache, tmp_path: Path, form: str, dtype: torch.dtype
+) -> None:
+    parts = moved(*NETWORKS).to(torch.device("cpu"), torch.float64)
+    parts.unet.conv_out.bias.data.fill_(1 + 2**-11 + 2**-40)  # matters if rounded in two steps
+    base = saved(parts, tmp_path / "base", dtype=dtype)
+    if form == "one file":
+        as_single_file(base, parts, dtype=dtype)
+    elif form == "older names":
+        with_older_names(base)
+    begun = load(base)
+    (tmp_path / "empty").mkdir()
+    full = snapshot(tmp_path / "full", begun, "unet", "text_encoder")
+    cache.load(saved(random_parts(), tmp_path / "other"))
+
+    pipeline = cache.load(base, tmp_path / "empty")
+    assert same(states(pipeline), expected(begun, rounded=True))
+    assert same(states(PipelineCache(torch.device("cpu")).load(base, full)), states(pipeline))
 
 
 def test_a_base_in_one_file_and_one_under_older_names_take_part(

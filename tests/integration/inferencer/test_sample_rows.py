@@ -178,6 +178,28 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+async def test_a_row_at_step_0_shows_the_same_without_weights_as_with_the_base_models(
+    store: FolderStore, best_effort_tasks: SampleRows, facts: Facts, tmp_path: Path
+) -> None:
+    """As earlier versions wrote them, and as this one does."""
+    base = load(make_random_model(tmp_path / "base"))
+    await upload_folder(store, tmp_path / "base", "base")
+    (tmp_path / "without").mkdir()
+    save_weights({"unet": base.unet, "text_encoder": base.text_encoder}, tmp_path / "with")
+    for job in ("without", "with"):
+        await upload_folder(store, tmp_path / job, snapshot_prefix(job, 1, step=0, epoch=1))
+        await best_effort_tasks.run(sampled(job, step=0))
+        assert await waiting_snapshots(store, job) == []
+
+    rows = []
+    for told in facts.published:
+        assert isinstance(told, SamplesGenerated)
+        images = [await image_of(store, each.artifact) for each in told.samples]
+        rows.append(pixels_of(images))
+    assert len(rows[0]) == len(PROMPTS)
+    assert rows[0] == rows[1]
+
+
 async def test_a_snapshot_is_not_copied_on_the_stores_disk_to_be_drawn(
     store: FolderStore, best_effort_tasks: SampleRows, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -11,13 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from services.trainer.snapshot_uploads import CAPTION_PROMPTS, prompts_of
+from services.trainer.training.ema import ema_weights
 from services.trainer.training.saving import snapshot_writer
 from services.trainer.training.saving.snapshot_writer import SKIPPED
-from services.trainer.training.train import train
+from services.trainer.training.train import set_up, train
 from shared.dataset.manifest import Picture
-from shared.diffusion.loading import load
+from shared.diffusion.loading import Parts, load
+from shared.diffusion.saving import save_folder
+from shared.diffusion.weights import save_weights
 from shared.errors import Interrupted
-from tests.support.models import make_random_model
+from tests.support.models import make_random_model, random_parts
 from tests.support.training import (
     RecordingCallbacks,
     make_dataset,
@@ -90,14 +94,53 @@ def test_a_snapshot_holds_the_trained_networks_in_fp16_as_they_are_at_its_step(
     )  # fmt: skip
     after_3 = load(whole_model(train(short, RecordingCallbacks()))).unet.state_dict()
 
-    first, second = (path for kind, path, *_ in callbacks.saves if kind == "snapshot")
+    _, second = (path for kind, path, *_ in callbacks.saves if kind == "snapshot")
 
     assert [file.name for file in second.iterdir()] == ["unet.safetensors"]
-    untrained, trained = (load_file(each / "unet.safetensors") for each in (first, second))
+    trained = load_file(second / "unet.safetensors")
     assert {each.dtype for each in trained.values()} == {torch.float16}
-    before = load(base).unet.state_dict()
-    assert all(torch.equal(untrained[name], before[name].half()) for name in before)
     assert all(torch.equal(trained[name], after_3[name].half()) for name in after_3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_snapshot_at_step_0_has_no_file_since_it_would_be_the_base_model(
+    dataset: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    base = tmp_path / "base"
+    save_folder(parts_to_round(), base, dtype=dtype)
+    callbacks = RecordingCallbacks(stop_when=lambda _: True)
+    order = training_order(
+        tmp_path / "out", dataset=dataset, base=base, sample_every=3, ema_decay_rate=0.9,
+        enable_zero_terminal_snr=True,
+    )  # fmt: skip
+
+    with pytest.raises(Interrupted):
+        train(order, callbacks)
+
+    ((kind, path, step, epoch),) = callbacks.saves
+    assert (kind, step, epoch) == ("snapshot", 0, 0)
+    assert [*path.iterdir()] == []
+    state = set_up(order, RecordingCallbacks(), monotonic).state
+    with ema_weights(state.averages):
+        save_weights(state.trained, tmp_path / "would be")
+    rounded = load(base, torch.float16)
+    for name in ("unet", "text_encoder"):
+        held = load_file(tmp_path / "would be" / f"{name}.safetensors")
+        direct = getattr(rounded, name).state_dict()
+        assert held.keys() == direct.keys()
+        assert all(torch.equal(held[each], direct[each]) for each in direct)
+
+
+def parts_to_round() -> Parts:
+    """A model that has to be rounded, and where it matters whether that is done in two steps."""
+    parts = random_parts("v_prediction").to(torch.device("cpu"), torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name in ("unet", "text_encoder"):
+            for weight in getattr(parts, name).parameters():
+                weight.add_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
+        parts.unet.conv_out.bias.fill_(1 + 2**-11 + 2**-40)
+    return parts
 
 
 def test_while_two_stand_undrawn_others_are_skipped_and_one_warning_names_them(

@@ -1,4 +1,7 @@
-"""Snapshots: the trained weights in fp16, from which an inferencer draws a row of samples."""
+"""Snapshots: the trained weights in fp16, from which an inferencer draws a row of samples.
+
+A network of which a snapshot has no file is the base model's.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,8 @@ class SnapshotWriter:
     def save(self, step: int) -> None:
         """Write a snapshot, which carries out every ``sample`` command so far.
 
+        Before the first step it has no file.
+
         Raises:
             Refused: a loss is not a finite number: nothing is saved of a run that has diverged.
             Full: the disk has no room for it.
@@ -66,9 +71,12 @@ class SnapshotWriter:
         self._state.losses.recent()
         self._command = self._callbacks.command("sample")
         folder = self._folder / str(step)
-        require_room(self._folder, disk_space.snapshot_bytes(self._state), "save a snapshot")
-        with ema_weights(self._state.averages):
-            save_weights(self._state.trained, folder)
+        if self._state.position.steps == 0:  # the base model, as an inferencer rounds it
+            folder.mkdir(parents=True)
+        else:
+            require_room(self._folder, disk_space.snapshot_bytes(self._state), "save a snapshot")
+            with ema_weights(self._state.averages):
+                save_weights(self._state.trained, folder)
         epoch = self._state.position.epoch
         self._callbacks.saved("snapshot", folder, step, epoch, command=self._command)
 
