@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from services.trainer.snapshot_uploads import CAPTION_PROMPTS, prompts_of
 from services.trainer.training.ema import ema_weights
-from services.trainer.training.saving import snapshot_writer
-from services.trainer.training.saving.snapshot_writer import SKIPPED
+from services.trainer.training.saving import disk_space, snapshot_writer
+from services.trainer.training.saving.snapshot_writer import NO_ROOM, SKIPPED
 from services.trainer.training.train import set_up, train
 from shared.dataset.manifest import Picture
 from shared.diffusion.loading import Parts, load
@@ -153,6 +153,27 @@ def test_while_two_stand_undrawn_others_are_skipped_and_one_warning_names_them(
 
     assert rows(callbacks) == [(0, 0), (3, 1)]
     assert outcome.warnings == [f"{SKIPPED}6, 9"]
+
+
+@pytest.mark.parametrize(
+    ("spare", "drawn", "warnings"),
+    [(0, [(0, 0), (2, 0), (3, 1), (4, 1)], []), (-1, [(0, 0)], [f"{NO_ROOM}2, 4"])],
+)
+def test_a_row_for_which_the_disk_has_no_room_beside_the_trained_model_is_skipped(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    spare: int, drawn: list[tuple[int, int]], warnings: list[str],
+) -> None:  # fmt: skip
+    """One that is due and one by a command; step 0 needs no room, and the training goes on."""
+    callbacks = Drawn(commands={"sample": [3]})
+    order = training_order(tmp_path, dataset=dataset, base=base, max_epochs=2, sample_every=2)
+    state = set_up(order, RecordingCallbacks(), monotonic).state
+    needed = disk_space.snapshot_bytes(state) + disk_space.last_bytes(state, order.train)
+    monkeypatch.setattr(snapshot_writer, "free_bytes", lambda _: needed + spare)
+
+    outcome = train(order, callbacks)
+
+    assert outcome.steps == 6
+    assert (rows(callbacks), outcome.warnings) == (drawn, warnings)
 
 
 def test_the_warning_stays_short_however_many_are_skipped(
