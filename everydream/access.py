@@ -31,7 +31,10 @@ class Access(NamedTuple):
     url: str
     key: str
     flags: str = ""
-    """What a further command needs to reach the same gateway, besides the environment."""
+    """What a further command needs to reach the same gateway, besides the environment.
+
+    A key that was given is not shown: who copies the command puts it in again.
+    """
 
 
 def access(url: str | None, key: str | None, settings: Settings) -> Access:
@@ -44,13 +47,15 @@ def access(url: str | None, key: str | None, settings: Settings) -> Access:
         Refused: there is no key, or the URL is none.
     """
     kept = None if url and key else _kept_access(settings)
+    flags = " --key KEY" if key and key != os.environ.get("EVERYDREAM_API_KEY") else ""
     address = http_url(url) if url else kept.url if kept else settings.public_url
     if not key and kept and kept.url == address:
         key = kept.key
     if not key:
         raise Refused(_missing_key(address, settings))
-    given = bool(url) and url != os.environ.get("EVERYDREAM_URL")
-    return Access(address, key, f" --url {address}" if given else "")
+    if url and url != os.environ.get("EVERYDREAM_URL"):
+        flags = f" --url {address}{flags}"
+    return Access(address, key, flags)
 
 
 def address_of(settings: Settings) -> str:

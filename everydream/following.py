@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from shlex import quote
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -19,6 +18,7 @@ from everydream.terminal.report import (
     dataset_lines,
     failure_line,
     files_lines,
+    into_flag,
     lost_lines,
     next_steps,
     outcome_lines,
@@ -78,9 +78,13 @@ async def watch(
     gateway: Access,
     job: str,
     display: Display,
+    *,
+    into: str = "",
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[dict[str, Any]]:
     """A job's status again and again, until and including its final one; shown all the while.
+
+    ``into`` is the flag for its results' folder, which a further command needs.
 
     Raises:
         Unavailable: the gateway was away for too long.
@@ -106,7 +110,7 @@ async def watch(
             if clock() - silent_since >= LOST_SECONDS:
                 raise Unavailable(
                     f"no answer from {gateway.url} for {LOST_SECONDS / 60:.0f} minutes;"
-                    f" the job is not affected: everydream follow {job}{gateway.flags}"
+                    f" the job is not affected:  everydream follow {job}{into}{gateway.flags}"
                 ) from None
         else:
             if newest is None or _numbers(newest) != _numbers(status):
@@ -139,8 +143,9 @@ async def follow(
 
     async def watched(client: Client, results: Results) -> dict[str, Any]:
         status: dict[str, Any] = {}
-        with display.if_interrupted(while_it_runs(job, gateway.flags)):
-            async for status in watch(client, gateway, job, display):
+        into = into_flag(output)
+        with display.if_interrupted(while_it_runs(job, into, gateway.flags)):
+            async for status in watch(client, gateway, job, display, into=into):
                 announcer.see(status)
                 await results.keep_samples(client, status.get("output") or {})
         return status
@@ -174,15 +179,15 @@ async def _kept(
     check_writable(folder)
     results = Results(folder, display, is_own=output is None)
     results.say_whose(job)
+    into = into_flag(output)
     async with client_of(gateway) as client:
         status = await last_status(client, results)
-        into = f" --output {quote(str(output))}" if output else ""
         again = f"everydream fetch {job}{into}{gateway.flags}"
-        with display.if_interrupted(f"The rest of the results: {again}"):
+        with display.if_interrupted(f"The rest of the results:  {again}"):
             artifacts = await results.keep(client, status)
     lines = [
         *outcome_lines(status), *files_lines(folder, artifacts, status),
-        *lost_lines(results.lost, again), *next_steps(status, gateway.flags),
+        *lost_lines(results.lost, again), *next_steps(status, gateway.flags, into),
     ]  # fmt: skip
     display.say("\n".join(lines))
     return Ended(status, folder, results.lost)

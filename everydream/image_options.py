@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -49,6 +49,17 @@ class Drawing:
     seed: Annotated[
         int | None, Parameter(group=GROUP, help="The same seed draws the same image.")
     ] = None
+
+    @property
+    def options(self) -> list[str]:
+        """The words of a command that say the same."""
+        words = [f"--prompt={prompt}" for prompt in self.prompts]
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return words + [
+            f"--{name}={value}"
+            for name, value in given.items()
+            if name != "prompts" and value is not None
+        ]
 
     def entries(self, given: Any) -> list[Any]:
         """The entries of ``inference``: a file's, then one for each prompt.

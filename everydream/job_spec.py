@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -47,6 +48,16 @@ class JobSpec(NamedTuple):
     def check(self) -> str | None:
         """The check whose pictures are to be trained on; None: none, or not by its id alone."""
         return self.data if self.data is not None and re.search(JOB_ID, self.data) else None
+
+    @property
+    def options(self) -> str:
+        """The options of a further ``run`` that shall do the same with other data, for a shell."""
+        words = ["--preset", self.preset] if self.preset else []
+        words += ["--config", str(self.config)] if self.config else []
+        for change in self.changes:
+            words += [] if change.startswith("data_url=") else ["--set", change]
+        words += self.drawing.options
+        return "".join(f" {quote(word)}" for word in words)
 
     def request(
         self, data_url: str | None = None, of_check: Mapping[str, Any] = NO_OPTIONS

@@ -7,7 +7,7 @@ import tempfile
 import uuid
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -19,7 +19,7 @@ from everydream.photos import as_zip, expect_usable, left_out_lines, upload
 from everydream.presets import explained
 from everydream.results import check_writable
 from everydream.terminal.display import Display
-from everydream.terminal.report import while_it_checks
+from everydream.terminal.report import into_flag, while_it_checks
 from shared.errors import Refused
 
 RUN, CHECK = "/run", "/dataset/check"
@@ -53,11 +53,15 @@ async def submit(gateway: Access, spec: JobSpec, display: Display) -> str:
     async with client_of(gateway) as client:
         may_look = await check_key(client)
         request = await _request(client, spec, display, may_look=may_look)
-        return await _run_once(client, gateway, RUN, request, display)
+        return await _Submitter(client, gateway, display).run_once(RUN, request)
 
 
 async def check_and_submit(
-    gateway: Access, spec: JobSpec, display: Display, announcer: Announcer
+    gateway: Access,
+    spec: JobSpec,
+    display: Display,
+    announcer: Announcer,
+    output: Path | None = None,
 ) -> str:
     """Like :func:`submit`, but new data are checked first, reported on, and trained on as reported.
 
@@ -68,18 +72,20 @@ async def check_and_submit(
     async with client_of(gateway) as client:
         may_look = await check_key(client)
         request = await _request(client, spec, display, may_look=may_look)
+        submitter = _Submitter(client, gateway, display)
         if not has_new_data(request):
-            return await _begin(client, gateway, RUN, request, display)
-        check = await _begin_check(client, gateway, request, display) if may_look else None
+            return await submitter.begin(RUN, request)
+        check = await submitter.begin_check(request) if may_look else None
         if check is None:
             reason = "or server makes no checks" if may_look else "may not look at jobs"
             display.say(f"the pictures are not checked first: this key {reason}")
-            return await _begin(client, gateway, RUN, request, display)
-        status = await _watched(client, gateway, check, display, announcer)
+            return await submitter.begin(RUN, request)
+        options = f"{spec.options}{into_flag(output)}"
+        status = await submitter.watched(check, options, announcer)
         if status["status"] != "COMPLETED":
             reason = f": {status['error']}" if status.get("error") else ""
             raise Refused(f"nothing is trained, because the check is {status['status']}{reason}")
-        return await _submit_checked(client, gateway, request, check, display)
+        return await submitter.submit_checked(request, check)
 
 
 async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dict[str, Any]:
@@ -94,8 +100,9 @@ async def check_dataset(gateway: Access, spec: JobSpec, display: Display) -> dic
         request = await _request(client, spec, display, may_look=may_look)
         if unused := [name for name in UNUSED_BY_CHECKS if _given(request, name)]:
             display.say(f"not used by a check: {', '.join(unused)}")
-        check = await _begin(client, gateway, CHECK, request, display)
-        return await _watched(client, gateway, check, display)
+        submitter = _Submitter(client, gateway, display)
+        check = await submitter.begin(CHECK, request)
+        return await submitter.watched(check)
 
 
 def has_new_data(request: dict[str, Any]) -> bool:
@@ -106,52 +113,72 @@ def has_new_data(request: dict[str, Any]) -> bool:
     return "://" in str(request["input"].get("train", {}).get("data_url", ""))
 
 
-async def _begin_check(
-    client: Client, gateway: Access, request: dict[str, Any], display: Display
-) -> str | None:
-    """Begin a check of the job's data, without the job's webhook and what is said of that.
+class _Submitter(NamedTuple):
+    """Submits jobs and checks to a gateway, and says so."""
 
-    Returns its id; None: this key or gateway makes no checks.
-    """
-    alone = {name: value for name, value in request.items() if name not in WEBHOOK}
-    try:
-        return await _begin(client, gateway, CHECK, alone, display)
-    except aiohttp.ClientResponseError as error:
-        if error.status in NO_CHECKS:
-            return None
-        raise
+    client: Client
+    gateway: Access
+    display: Display
 
+    async def begin_check(self, request: dict[str, Any]) -> str | None:
+        """Begin a check of the job's data, without the job's webhook and what is said of that.
 
-async def _submit_checked(
-    client: Client, gateway: Access, request: dict[str, Any], check: str, display: Display
-) -> str:
-    """Submit a job on what a check has staged; to a gateway that keeps no checks, on the data."""
-    inputs = request["input"]
-    train = {**inputs["train"], "data_url": check}
-    on_the_check = {**request, "input": {**inputs, "train": train}}
-    try:
-        return await _begin(client, gateway, RUN, on_the_check, display)
-    except Rejected as error:
-        if not all(each.startswith(DATA_URL) for each in error.mistakes):
+        Returns its id; None: this key or gateway makes no checks.
+        """
+        alone = {name: value for name, value in request.items() if name not in WEBHOOK}
+        try:
+            return await self.begin(CHECK, alone)
+        except aiohttp.ClientResponseError as error:
+            if error.status in NO_CHECKS:
+                return None
             raise
-        display.say("the check is not trained on but its data, again: this server keeps no checks")
-        return await _begin(client, gateway, RUN, request, display)
 
+    async def submit_checked(self, request: dict[str, Any], check: str) -> str:
+        """Submit a job on what a check has staged, or on the data if no check is kept."""
+        inputs = request["input"]
+        train = {**inputs["train"], "data_url": check}
+        on_the_check = {**request, "input": {**inputs, "train": train}}
+        try:
+            return await self.begin(RUN, on_the_check)
+        except Rejected as error:
+            if not all(each.startswith(DATA_URL) for each in error.mistakes):
+                raise
+            self.display.say(
+                "the check is not trained on but its data, again: this server keeps no checks"
+            )
+            return await self.begin(RUN, request)
 
-async def _watched(
-    client: Client,
-    gateway: Access,
-    check: str,
-    display: Display,
-    announcer: Announcer | None = None,
-) -> dict[str, Any]:
-    """Show a check until it ends; returns its last status."""
-    status: dict[str, Any] = {}
-    with display.if_interrupted(while_it_checks(check, gateway.flags)):
-        async for status in watch(client, gateway, check, display):
-            if announcer:
-                announcer.see(status)
-    return status
+    async def watched(
+        self, check: str, options: str = "", announcer: Announcer | None = None
+    ) -> dict[str, Any]:
+        """Show a check until it ends; returns its last status.
+
+        ``options`` are those of a command that trains on it later.
+        """
+        status: dict[str, Any] = {}
+        hints = while_it_checks(check, options, self.gateway.flags)
+        with self.display.if_interrupted(hints):
+            async for status in watch(self.client, self.gateway, check, self.display):
+                if announcer:
+                    announcer.see(status)
+        return status
+
+    async def begin(self, operation: str, request: dict[str, Any]) -> str:
+        """Submit a job, and say its id."""
+        job = await self.run_once(operation, request)
+        self.display.say(f"{'check' if operation == CHECK else 'job'} {job}")
+        return job
+
+    async def run_once(self, operation: str, request: dict[str, Any]) -> str:
+        """Submit a job once, however often its answer is lost."""
+        once = str(uuid.uuid4())
+        listing = f"everydream jobs{self.gateway.flags}"
+        with self.display.if_interrupted(
+            f"It may have been submitted already; this shows it:  {listing}"
+        ):
+            return await with_retries(
+                lambda: self.client.run(request, operation=operation, once=once)
+            )
 
 
 async def _request(
@@ -180,26 +207,6 @@ async def _options_of_check(client: Client, spec: JobSpec, display: Display) -> 
 
 def _given(request: dict[str, Any], name: str) -> bool:
     return bool(request.get(name) or request["input"].get(name))
-
-
-async def _begin(
-    client: Client, gateway: Access, operation: str, request: dict[str, Any], display: Display
-) -> str:
-    """Submit a job, and say its id."""
-    job = await _run_once(client, gateway, operation, request, display)
-    display.say(f"{'check' if operation == CHECK else 'job'} {job}")
-    return job
-
-
-async def _run_once(
-    client: Client, gateway: Access, operation: str, request: dict[str, Any], display: Display
-) -> str:
-    """Submit a job once, however often its answer is lost."""
-    once = str(uuid.uuid4())
-    with display.if_interrupted(
-        f"It may have been submitted already: everydream jobs{gateway.flags}   shows it"
-    ):
-        return await with_retries(lambda: client.run(request, operation=operation, once=once))
 
 
 async def _uploaded(client: Client, spec: JobSpec, display: Display) -> str | None:

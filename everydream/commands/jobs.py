@@ -96,7 +96,7 @@ def retry(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) 
     """Run a job that FAILED or TIMED_OUT again, from where it stopped."""
 
     def show_people(state: dict[str, Any], flags: str) -> None:
-        _print(f"{state['status']}; watch it: everydream follow {job}{flags}")
+        _print(f"{state['status']}; watch it:  everydream follow {job}{flags}")
 
     query(lambda client, _flags: client.retry(job), url, key, json, show_people)
 

@@ -165,7 +165,7 @@ def _submit_and_follow(
     with display() as shown:
         if not no_wait:
             announcer = following.Announcer(shown)
-            submitted = submission.check_and_submit(gateway, spec, shown, announcer)
+            submitted = submission.check_and_submit(gateway, spec, shown, announcer, output)
             job = asyncio.run(submitted)
             ended = asyncio.run(following.follow(gateway, job, output, shown, announcer))
             return _end(ended, as_json=as_json)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from everydream.client import ENDS
@@ -206,19 +207,22 @@ def _not_there(status: dict[str, Any]) -> Iterator[str]:
         yield "the images"
 
 
-def next_steps(status: dict[str, Any], flags: str) -> Iterator[str]:
-    """What to do next with a job that has ended; ``flags`` reach its gateway."""
+def next_steps(status: dict[str, Any], flags: str, into: str = "") -> Iterator[str]:
+    """What to do next with a job that has ended; ``flags`` reach its gateway.
+
+    ``into`` is the flag for the folder of its results.
+    """
     job, output = status["id"], status.get("output") or {}
     if is_check(status) and status["status"] == "COMPLETED":
         yield (
             "change captions, or leave pictures out:  everydream edit"
             f" {job} --caption 'NAME=TEXT' --leave-out NAME{flags}"
         )
-        yield f"train on exactly these pictures, for a day:  everydream run {job} ...{flags}"
+        yield f"train on exactly these pictures, for a day:  everydream run {job}{flags}"
     if (output.get("train") or {}).get("checkpoint_url"):
         yield f'draw more with it:  everydream draw {job} --prompt "..."{flags}'
     if status["status"] not in ENDS:
-        yield f"watch it, and fetch its results at its end:  everydream follow {job}{flags}"
+        yield f"watch it, and fetch its results at its end:  everydream follow {job}{into}{flags}"
     if status["status"] in ("FAILED", "TIMED_OUT"):
         yield from _again(status, flags)
 
@@ -231,7 +235,7 @@ def _again(status: dict[str, Any], flags: str) -> Iterator[str]:
     was_refused = status["status"] == "FAILED" and not error.startswith("staging failed")
     if is_ours and was_refused and output.get("dataset") == {}:
         command = "check" if is_check(status) else "run"
-        yield f"mend what it says, and begin anew:  everydream {command} DATA ...{flags}"
+        yield f"mend what it says, and begin anew:  everydream {command} DATA{flags}"
     else:
         yield f"try again:  everydream retry {status['id']}{flags}"
 
@@ -253,22 +257,31 @@ def is_check(status: dict[str, Any]) -> bool:
     return (status.get("output") or {}).keys() - {"warnings"} == {"dataset"}
 
 
-def while_it_checks(check: str, flags: str) -> str:
-    """What can be done with a check that goes on without being watched."""
+def while_it_checks(check: str, options: str, flags: str) -> str:
+    """What can be done with a check that goes on without being watched.
+
+    ``options`` are those of the command that was to train on its pictures.
+    """
     return (
         f"The check goes on; nothing is trained.\n"
-        f"  everydream follow {check}{flags}    watch it again\n"
-        f"  everydream show {check}{flags}      show its report\n"
-        f"  everydream run {check} ...{flags}   train on its pictures, once it is COMPLETED\n"
-        f"  everydream cancel {check}{flags}    end it"
+        f"  watch it again:  everydream follow {check}{flags}\n"
+        f"  show its report:  everydream show {check}{flags}\n"
+        f"  train on its pictures, once it is COMPLETED:"
+        f"  everydream run {check}{options}{flags}\n"
+        f"  end it:  everydream cancel {check}{flags}"
     )
 
 
-def while_it_runs(job: str, flags: str) -> str:
-    """What can be done with a job that goes on without being watched."""
+def while_it_runs(job: str, into: str, flags: str) -> str:
+    """What can be done with a job that goes on without being watched; results go ``into``."""
     return (
         f"The job goes on.\n"
-        f"  everydream follow {job}{flags}   watch it again, and fetch its results\n"
-        f"  everydream stop {job}{flags}     end the training now, and keep what it has learnt\n"
-        f"  everydream cancel {job}{flags}   end it, and throw away what it has learnt"
+        f"  watch it again, and fetch its results:  everydream follow {job}{into}{flags}\n"
+        f"  end the training now, and keep what it has learnt:  everydream stop {job}{flags}\n"
+        f"  end it, and throw away what it has learnt:  everydream cancel {job}{flags}"
     )
+
+
+def into_flag(output: Path | None) -> str:
+    """The flag of a further command for the same folder of results."""
+    return f" --output {quote(str(output))}" if output else ""

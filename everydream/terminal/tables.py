@@ -74,7 +74,7 @@ def print_jobs(console: Console, page: dict[str, Any], flags: str) -> None:
         if job.get("error"):
             print_lines(console, f"{job['id']}: {job['error']}")
     if page["next"]:
-        print_lines(console, f"more: everydream jobs --cursor {page['next']}{flags}")
+        print_lines(console, f"more:  everydream jobs --cursor {page['next']}{flags}")
 
 
 def _row(job: dict[str, Any], now: float) -> tuple[str, ...]:
@@ -105,7 +105,7 @@ def print_status(console: Console, status: dict[str, Any], flags: str) -> None:
     else:
         lines = [f"job {status['id']}", *outcome_lines(status)]
         if output.get("artifacts"):
-            lines.append(f"files: everydream fetch {status['id']}{flags}")
+            lines.append(f"files:  everydream fetch {status['id']}{flags}")
         lines += next_steps(status, flags)
     print_lines(console, "\n".join(lines))
     if is_check(status) and output["dataset"]:

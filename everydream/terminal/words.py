@@ -12,6 +12,8 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 WEEK = 7 * DAY
 UNITS = ("kB", "MB", "GB", "TB")
 THOUSAND = 1000
+COMMAND = "  everydream "
+"""How a command begins within a line that is said."""
 FEW = 10
 """Below it a number of bytes has one digit after the point."""
 
@@ -57,7 +59,20 @@ def plain(text: object) -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """A line in parts of so many columns that end between words; a longer word stays whole."""
+    """A line in parts of so many columns that end between words; a longer word stays whole.
+
+    So does a command, which can be copied only so: it goes from two blanks to the line's end.
+    """
+    said, blanks, command = text.partition(COMMAND)
+    parts = _parted(said, width)
+    if blanks and parts != [""]:
+        whole = f"{parts[-1]}{COMMAND}{command}"
+        is_short = cell_len(whole) <= width
+        return [*parts[:-1], whole] if is_short else [*parts, f"{COMMAND}{command}"]
+    return [text] if blanks else parts
+
+
+def _parted(text: str, width: int) -> list[str]:
     indent = " " * (len(text) - len(text.lstrip(" ")))
     first, *words = text[len(indent) :].split(" ")
     parts = [indent + first]

@@ -155,7 +155,7 @@ async def test_a_job_that_is_left_alone_goes_on_until_it_is_stopped_which_keeps_
         _, said = await watching.communicate()
     assert watching.returncode == 130, said.decode()
     assert "The job goes on." in said.decode()
-    assert f"everydream stop {job}     end the training now, and keep" in said.decode()
+    assert f"keep what it has learnt:  everydream stop {job}" in said.decode()
     assert (await user.client.status(job))["status"] == "IN_PROGRESS"
 
     shown = await typed(desk, process, "show", job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -62,14 +63,32 @@ async def test_a_gateway_that_is_away_for_long_ends_the_follower_and_not_the_job
     monkeypatch.setattr(following, "POLL_SECONDS", 0.0)
     shows(web, 503, error="the database does not answer")
     now = iter(range(0, 10_000, 50))
+    clock, into = (lambda: float(next(now))), " --output there"
 
     with pytest.raises(Unavailable) as lost:
-        async for _ in watch(client, gateway, JOB, display, clock=lambda: float(next(now))):
+        async for _ in watch(client, gateway, JOB, display, into=into, clock=clock):
             pass
     assert str(lost.value) == (
         f"no answer from {gateway.url} for 10 minutes;"
-        f" the job is not affected: everydream follow {JOB}"
+        f" the job is not affected:  everydream follow {JOB} --output there"
     )
+
+
+async def test_ctrl_c_names_a_command_that_fetches_into_the_same_folder(
+    gateway: Access, web: Web, display: Display, said: io.StringIO, tmp_path: Path
+) -> None:
+    shows(web, status="IN_PROGRESS")
+    output = tmp_path / "my results"
+    following_it = asyncio.create_task(follow(gateway, JOB, output, display, Announcer(display)))
+    async with asyncio.timeout(10):
+        while "waiting" not in said.getvalue():
+            await asyncio.sleep(0.01)
+
+    following_it.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following_it
+
+    assert f"results:  everydream follow {JOB} --output '{output}'\n" in said.getvalue()
 
 
 async def test_an_answer_in_between_starts_the_patience_anew(
@@ -86,7 +105,9 @@ async def test_an_answer_in_between_starts_the_patience_anew(
         shows(web, code, error="away", status="IN_PROGRESS" if asked < 30 else "COMPLETED")
         return asked * 20.0
 
-    statuses = [status["status"] async for status in watch(client, gateway, JOB, display, clock)]
+    statuses = [
+        status["status"] async for status in watch(client, gateway, JOB, display, clock=clock)
+    ]
 
     assert statuses[-1] == "COMPLETED"
     assert asked * 20.0 > 300
@@ -110,7 +131,7 @@ async def test_a_proxy_s_own_pages_in_between_do_not_end_the_follower(
         return 1.0
 
     is_begun = False
-    statuses = watch(client, gateway, JOB, display, clock)
+    statuses = watch(client, gateway, JOB, display, clock=clock)
     assert (await anext(statuses))["status"] == "IN_PROGRESS"
     is_begun = True
     assert [each["status"] async for each in statuses] == ["COMPLETED"]

@@ -16,6 +16,8 @@ from shared.dataset.manifest import Captions, Report, TrainedPicture
 from shared.errors import EveryDreamError
 from tests.support.servers.web import Answer, Page, Web
 
+KEY = " --key KEY"
+"""In a command that is named next: the place of a key that was given."""
 ROOT = "/v1/everydream-v1"
 JSON = {"Content-Type": "application/json"}
 
@@ -87,12 +89,15 @@ async def test_what_is_said_to_be_next_reaches_the_same_server(
     at = web.url().rstrip("/")
 
     await asyncio.to_thread(jobs.retry, "7b1c", url=at, key="k")
-    assert capsys.readouterr().out == f"IN_QUEUE; watch it: everydream follow 7b1c --url {at}\n"
+    assert (
+        capsys.readouterr().out == f"IN_QUEUE; watch it:  everydream follow 7b1c --url {at}{KEY}\n"
+    )
 
     monkeypatch.setenv("EVERYDREAM_URL", at)
+    monkeypatch.setenv("EVERYDREAM_API_KEY", "k")
     answers(web, "/retry/7b1c", id="7b1c", status="IN_QUEUE")
     await asyncio.to_thread(jobs.retry, "7b1c", url=at, key="k")
-    assert capsys.readouterr().out == "IN_QUEUE; watch it: everydream follow 7b1c\n"
+    assert capsys.readouterr().out == "IN_QUEUE; watch it:  everydream follow 7b1c\n"
 
 
 async def test_the_next_page_of_a_list_has_the_same_jobs_and_as_many(
@@ -108,8 +113,8 @@ async def test_the_next_page_of_a_list_has_the_same_jobs_and_as_many(
     await asyncio.to_thread(jobs.jobs, status=("FAILED", "TIMED_OUT"), limit=5, url=at, key="k")
 
     more = capsys.readouterr().out.splitlines()[-1]
-    flags = f"--cursor abc --status FAILED --status TIMED_OUT --limit 5 --url {at}"
-    assert more == f"more: everydream jobs {flags}"
+    flags = f"--cursor abc --status FAILED --status TIMED_OUT --limit 5 --url {at}{KEY}"
+    assert more == f"more:  everydream jobs {flags}"
 
 
 async def test_a_sample_of_a_job_that_does_not_train_is_refused_with_what_works_instead(
@@ -130,7 +135,7 @@ async def test_a_sample_of_a_job_that_does_not_train_is_refused_with_what_works_
     assert end.value.code == 1
     assert capsys.readouterr().err == (
         f"everydream: {at} says:\n  - the job has ended: it is COMPLETED\n"
-        f'  - draw with its model instead:  everydream draw 7b1c --prompt "..." --url {at}\n'
+        f'  - draw with its model instead:  everydream draw 7b1c --prompt "..." --url {at}{KEY}\n'
     )
 
 

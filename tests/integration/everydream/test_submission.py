@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shlex
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from everydream import following
 from everydream.access import Access
+from everydream.cli import app
 from everydream.following import Announcer
 from everydream.image_options import Drawing
 from everydream.job_spec import JobSpec
@@ -211,7 +213,11 @@ async def test_a_check_is_trained_on_without_another_with_the_captions_of_now(
 async def test_ctrl_c_leaves_a_check_going_and_says_how_to_go_on(
     here: World, photos: str, said: Said
 ) -> None:
-    submitted = submitting(at(here), JobSpec(photos), said)
+    drawing = Drawing(("ted's hat", "--ted"), count=2)
+    spec = JobSpec(photos, preset="person", changes=("max_epochs=3",), drawing=drawing)
+    submitted = asyncio.create_task(
+        check_and_submit(at(here), spec, said.display, Announcer(said.display), Path("my results"))
+    )
     check = (await due(here)).job
     await eventually(lambda: noted(said, "waiting in line"))
 
@@ -221,12 +227,26 @@ async def test_ctrl_c_leaves_a_check_going_and_says_how_to_go_on(
 
     assert said.lines[-5:] == [
         "The check goes on; nothing is trained.",
-        f"  everydream follow {check} --url there    watch it again",
-        f"  everydream show {check} --url there      show its report",
-        f"  everydream run {check} ... --url there   train on its pictures, once it is COMPLETED",
-        f"  everydream cancel {check} --url there    end it",
+        f"  watch it again:  everydream follow {check} --url there",
+        f"  show its report:  everydream show {check} --url there",
+        f"  train on its pictures, once it is COMPLETED:  {asked_again(spec, check)}",
+        f"  end it:  everydream cancel {check} --url there",
     ]
     assert (await here.status(check))["status"] in ("IN_QUEUE", "IN_PROGRESS")
+
+
+def asked_again(spec: JobSpec, check: str) -> str:
+    """The command that asks for the same; what it says is read back."""
+    command = (
+        f"everydream run {check} --preset person --set max_epochs=3"
+        """ '--prompt=ted'"'"'s hat' --prompt=--ted --count=2 --output 'my results' --url there"""
+    )
+    called, bound, _ = app.parse_args(shlex.split(command)[1:], exit_on_error=False)
+    given = bound.arguments
+    assert called.__name__ == "run"
+    assert (given["drawing"], given["set"]) == (spec.drawing, spec.changes)
+    assert (given["preset"], given["output"]) == (spec.preset, Path("my results"))
+    return command
 
 
 async def noted(said: Said, beginning: str) -> bool | None:
@@ -383,7 +403,7 @@ async def test_whoever_interrupts_a_submission_learns_that_it_may_have_been_take
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert said.lines == ["It may have been submitted already: everydream jobs   shows it"]
+    assert said.lines == ["It may have been submitted already; this shows it:  everydream jobs"]
 
 
 async def is_posted(web: Web) -> bool | None:

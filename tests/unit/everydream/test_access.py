@@ -43,12 +43,12 @@ def test_address_and_key_come_each_from_a_flag_or_else_from_the_home_folder(
     address_alone = access("https://train.example.com/", None, home)
 
     assert given[:2] == ("https://other.example.com", "k")
-    assert key_alone == Access("https://train.example.com", "k")
+    assert key_alone == Access("https://train.example.com", "k", " --key KEY")
     assert address_alone[:2] == ("https://train.example.com", kept)
 
 
 def test_without_a_home_the_usual_address_is_asked(tmp_path: Path) -> None:
-    assert access(None, "k", settings_in(tmp_path)) == Access("http://127.0.0.1:8080", "k")
+    assert access(None, "k", settings_in(tmp_path))[:2] == ("http://127.0.0.1:8080", "k")
 
 
 def test_the_doctor_asks_the_server_that_the_commands_ask(
@@ -74,9 +74,18 @@ def test_an_address_that_is_none_is_reported(tmp_path: Path) -> None:
 def test_what_to_do_next_names_the_gateway_unless_the_environment_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EVERYDREAM_API_KEY", "k")
     assert access("box:1", "k", settings_in(tmp_path)).flags == " --url http://box:1"
     monkeypatch.setenv("EVERYDREAM_URL", "box:1")
     assert access("box:1", "k", settings_in(tmp_path)).flags == ""
+
+
+def test_what_to_do_next_has_a_place_for_a_key_that_was_given_and_does_not_show_it(
+    tmp_path: Path,
+) -> None:
+    assert access("box:1", "secret", settings_in(tmp_path)).flags == (
+        " --url http://box:1 --key KEY"
+    )
 
 
 def test_the_key_at_home_is_sent_to_no_other_gateway(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from everydream.terminal.report import (
     dataset_lines,
     files_lines,
     instead_of_a_sample,
+    into_flag,
     missing_samples,
     next_steps,
     outcome_lines,
@@ -101,7 +102,7 @@ EDIT = (
 def test_a_check_can_be_trained_on_next_if_it_is_completed() -> None:
     assert list(next_steps(checked(), " --url http://x")) == [
         f"{EDIT} --url http://x",
-        "train on exactly these pictures, for a day:  everydream run 7b1c ... --url http://x",
+        "train on exactly these pictures, for a day:  everydream run 7b1c --url http://x",
     ]
     assert list(next_steps(checked("CANCELLED", {}), "")) == []
 
@@ -125,7 +126,7 @@ def test_a_check_is_shown_with_its_report_and_what_is_next() -> None:
     assert file.getvalue().splitlines()[:5] == [
         "job 7b1c", "COMPLETED",
         EDIT,
-        "train on exactly these pictures, for a day:  everydream run 7b1c ...",
+        "train on exactly these pictures, for a day:  everydream run 7b1c",
         "38 pictures used, 2 more held out to measure the loss; 3 left out:",
     ]  # fmt: skip
 
@@ -163,7 +164,7 @@ def test_a_job_that_has_ended_is_shown_with_commands_that_reach_its_server() -> 
     print_status(Console(file=file, width=100), status, " --url http://x")
 
     assert file.getvalue().splitlines()[-2:] == [
-        "files: everydream fetch 7b1c --url http://x",
+        "files:  everydream fetch 7b1c --url http://x",
         'draw more with it:  everydream draw 7b1c --prompt "..." --url http://x',
     ]
 
@@ -220,7 +221,7 @@ UPLOADED = {"train": {"data_url": f"http://x/v1/everydream-v1/uploads/{'1' * 8}"
 @pytest.mark.parametrize(
     ("inputs", "error", "dataset", "expected"),
     [
-        (UPLOADED, "the upload: no usable image", {}, "begin anew:  everydream run DATA ..."),
+        (UPLOADED, "the upload: no usable image", {}, "begin anew:  everydream run DATA"),
         (UPLOADED, "staging failed 3 times in a row: away", {}, "everydream retry 7b1c"),
         (UPLOADED, "the loss is not a number", {"images": 3}, "everydream retry 7b1c"),
         ({"train": {"data_url": "http://x/a.zip"}}, "no zip", {}, "everydream retry 7b1c"),
@@ -234,9 +235,7 @@ def test_an_upload_that_was_refused_is_mended_and_not_tried_again(
     assert expected in line
 
     check = {**checked("FAILED", {}), "input": UPLOADED, "error": "no usable image"}
-    assert [*next_steps(check, "")] == [
-        "mend what it says, and begin anew:  everydream check DATA ..."
-    ]
+    assert [*next_steps(check, "")] == ["mend what it says, and begin anew:  everydream check DATA"]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +374,14 @@ def test_an_older_gateway_s_jobs_have_no_kind() -> None:
 
 
 def test_a_job_that_goes_on_can_be_stopped_without_loss_or_cancelled() -> None:
-    text = while_it_runs("7b1c", "")
-    assert "everydream follow 7b1c   watch it again" in text
-    assert "everydream stop 7b1c     end the training now, and keep what it has learnt" in text
-    assert "everydream cancel 7b1c   end it, and throw away what it has learnt" in text
+    assert while_it_runs("7b1c", " --output there", " --url x").splitlines() == [
+        "The job goes on.",
+        "  watch it again, and fetch its results:  everydream follow 7b1c --output there --url x",
+        "  end the training now, and keep what it has learnt:  everydream stop 7b1c --url x",
+        "  end it, and throw away what it has learnt:  everydream cancel 7b1c --url x",
+    ]
+
+
+def test_the_folder_of_the_results_is_named_as_the_shell_reads_it() -> None:
+    assert into_flag(Path("my results")) == " --output 'my results'"
+    assert into_flag(None) == ""

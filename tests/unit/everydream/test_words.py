@@ -48,6 +48,22 @@ def test_a_line_is_parted_between_words_and_keeps_its_indent_and_wide_letters() 
     assert wrapped("", 9) == [""]
 
 
+@pytest.mark.parametrize("width", [20, 60, 80])
+def test_a_command_stays_on_one_line_however_long_it_is(width: int) -> None:
+    words = "watch it again, and fetch its results:"
+    command = f"everydream follow {'7' * 36} --output 'my results/of today' --url http://box:8080"
+
+    *said, whole = wrapped(f"  {words}  {command}", width)
+
+    assert whole.strip() == command
+    assert " ".join(part.strip() for part in said) == words
+    assert wrapped(f"  {command}", width) == [f"  {command}"]
+
+
+def test_a_short_command_stays_beside_its_words() -> None:
+    assert wrapped("end it:  everydream cancel 7", 40) == ["end it:  everydream cancel 7"]
+
+
 def test_a_text_is_cut_after_a_word_unless_that_is_much_shorter() -> None:
     assert fit("the last one failed: the host is away", 30) == "the last one failed: the..."
     assert fit("a verylongwordwithoutanyblankinit", 20) == "a verylongwordwit..."
