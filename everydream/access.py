@@ -131,13 +131,31 @@ def _refusal(error: aiohttp.ClientResponseError, url: str) -> Refused | Unavaila
 
 
 async def check_key(client: Client) -> bool:
-    """Find out whether the key is let in, before anything long is begun.
+    """Find out whether the key may submit, before anything long is begun.
 
-    Returns whether it may look at jobs; one that may not may submit all the same.
+    Returns whether it may look at jobs, too; one that may not may submit all the same.
 
     Raises:
-        aiohttp.ClientError: it is not, or the gateway does not answer.
+        Refused: it may not submit.
+        aiohttp.ClientError: it is not let in, or the gateway does not answer.
     """
+    try:
+        scopes = await client.scopes()
+    except aiohttp.ClientResponseError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return await _may_look(client)
+    if "submit" not in scopes:
+        may = " and ".join(scopes) or "nothing"
+        raise Refused(
+            f"this key may not submit jobs: it has no scope submit, only {may}; give another by"
+            " --key or EVERYDREAM_API_KEY (`everydream keys make NAME` makes one)"
+        )
+    return "read" in scopes
+
+
+async def _may_look(client: Client) -> bool:
+    """The same of an older gateway, which does not tell scopes."""
     try:
         await client.health()
     except aiohttp.ClientResponseError as error:

@@ -134,6 +134,10 @@ class Client:
         """The job's status."""
         return await self._answer("GET", f"/status/{job}", "status")
 
+    async def scopes(self) -> list[str]:
+        """What the key may do: ``read``, ``submit``, ``admin``."""
+        return [*(await self._answer("GET", "/key", "scopes"))["scopes"]]
+
     async def health(self) -> dict[str, Any]:
         """The key's jobs by state, and the workers."""
         return await self._answer("GET", "/health", "workers")

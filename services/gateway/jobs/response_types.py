@@ -280,6 +280,13 @@ class Budgets(TypedDict):
     """Long polls and streams at this gateway."""
 
 
+class KeyFacts(TypedDict):
+    """What a key may do."""
+
+    scopes: list[Literal["read", "submit", "admin"]]
+    """`read`: look at its jobs; `submit`: submit and change them; `admin`: delete them."""
+
+
 class DatasetPicture(TypedDict):
     """A picture of a dataset, as it is trained on."""
 

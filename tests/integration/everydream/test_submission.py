@@ -21,9 +21,11 @@ from everydream.following import Announcer
 from everydream.image_options import Drawing
 from everydream.job_spec import JobSpec
 from everydream.presets import fields_of
-from everydream.submission import check_and_submit, check_dataset
+from everydream.submission import check_and_submit, check_dataset, submit
 from everydream.terminal.display import Display
 from services.gateway.jobs.repository import read
+from services.gateway.ports import StoredKey
+from services.gateway.web.authentication import digest_of
 from shared.dataset.edits import EditedDataset
 from shared.dataset.manifest import TrainedPicture
 from shared.dataset.pages import page_name
@@ -208,6 +210,26 @@ async def test_a_check_is_trained_on_without_another_with_the_captions_of_now(
     key = training.train.data_url.removeprefix("store:")
     trained_on = msgspec.json.decode(await here.store.get(key), type=EditedDataset)
     assert trained_on.edits[1].caption == "a red cat"
+
+
+async def test_a_key_that_may_only_read_is_refused_before_anything_is_packed(
+    here: World, photos: str, said: Said
+) -> None:
+    reader = StoredKey(digest=digest_of("k"), name="k", scopes=("read",), created_at=here.clock())
+    await here.stores.keys.add(reader)
+    access = at(here)._replace(key="k")
+    spec = JobSpec(photos)
+
+    for begun in (
+        submitting(access, spec, said),
+        submit(access, spec, said.display),
+        check_dataset(access, spec, said.display),
+    ):
+        with pytest.raises(Refused, match="it has no scope submit, only read; give another by"):
+            await begun
+
+    assert said.lines == []
+    assert (await here.stores.uploads.usage(reader.digest)).uploads == 0
 
 
 async def test_ctrl_c_leaves_a_check_going_and_says_how_to_go_on(
