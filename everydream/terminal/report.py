@@ -88,6 +88,8 @@ def picture_lines(report: dict[str, Any]) -> Iterator[str]:
     for each in pictures:
         number = f"{each['number']:>4}  " if each.get("number") else "      "
         yield f"{number}{each['file']}: {each['caption'] or '(no caption)'}"
+        if (factor := each.get("multiply", 1)) != 1:
+            yield f"        multiply {factor:g}: trained on {factor:g} times per epoch"
         yield from (f"        {remark}" for remark in each["remarks"])
     if (more := report["images"] + report.get("held_out", 0) - len(pictures)) > 0 and pictures:
         yield f"and {more} more"

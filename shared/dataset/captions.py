@@ -113,6 +113,11 @@ def repeats_tags(text: str) -> bool:
     return len(set(tags)) < len(tags)
 
 
+def has_empty_tag(caption: str, main_parts: int) -> bool:
+    """Whether a caption that is trained on has a tag without words, as between two commas."""
+    return not all(caption.split(SEPARATOR)[main_parts:])
+
+
 def _parts(text: str) -> list[str]:
     return [visible(part) for part in without_controls(unescaped(text)).split(",")]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from shared.dataset.captions import bounded, parse
+from shared.dataset.captions import bounded, has_empty_tag, parse
 from shared.dataset.edits import PictureEdit
 from shared.dataset.manifest import (
     LISTED,
@@ -24,6 +24,7 @@ from shared.dataset.manifest import (
     first_entries,
     first_lines,
     first_names,
+    is_inconspicuous,
     line,
 )
 from shared.dataset.remarks import (
@@ -108,7 +109,8 @@ def _captioned(picture: TrainedPicture, text: str) -> TrainedPicture:
     caption = bounded(whole, 1, limit)
     kept = (each for each in picture.remarks if not is_about_caption(each))
     cut = [remark_on("cut", limit)] if len(whole) > limit else []
-    remarks = [*kept, *remarks_on_edit(text), *cut]
+    empty = [remark_on("empty_tag", limit)] if has_empty_tag(whole, 1) else []
+    remarks = [*kept, *remarks_on_edit(text), *cut, *empty]
     return replace(
         picture,
         caption=caption,
@@ -211,9 +213,9 @@ def _doubtful(pictures: Iterable[TrainedPicture], doubt: Doubt) -> list[str]:
 
 
 def _listed(pictures: Iterable[TrainedPicture]) -> list[TrainedPicture]:
-    """Those with remarks first, then those that were changed."""
-    first = sorted(pictures, key=lambda each: (not each.remarks, each.source != "edit"))[:LISTED]
-    return [replace(each, caption=line(each.caption)) for each in first]
+    """Those with remarks first, then those with a multiplier, then those that were changed."""
+    first = sorted(pictures, key=lambda each: (*is_inconspicuous(each), each.source != "edit"))
+    return [replace(each, caption=line(each.caption)) for each in first[:LISTED]]
 
 
 def _warnings(

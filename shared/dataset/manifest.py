@@ -143,6 +143,8 @@ class TrainedPicture(Struct, frozen=True, kw_only=True):
     """The size at which it is trained on, such as ``"512x512"``."""
     max_caption_length: int = CAPTION_CHARACTERS
     """In characters; tags beyond it are left out."""
+    multiply: float = 1.0
+    """How often it is trained on per epoch, on average."""
     remarks: list[str] = field(default_factory=list)
     """Whatever of it is not used as it was given."""
 
@@ -199,7 +201,7 @@ class Report(Struct, frozen=True, kw_only=True):
     megapixels: float = 0.0
     """Of all steps."""
     pictures: list[TrainedPicture] = field(default_factory=list)
-    """Those with remarks come first."""
+    """Those with remarks come first, then those with a multiplier."""
     estimate: Estimate | None = None
     warnings: list[str] = field(default_factory=list)
     """Whatever the job does not take as it was given; the last line counts what is cut off."""
@@ -209,6 +211,11 @@ class Report(Struct, frozen=True, kw_only=True):
         """The report as JSON types."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
+
+
+def is_inconspicuous(picture: TrainedPicture) -> tuple[bool, bool]:
+    """A key to sort by: pictures with remarks come first, then those with a multiplier."""
+    return not picture.remarks, picture.multiply == 1
 
 
 def short(text: str) -> str:

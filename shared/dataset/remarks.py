@@ -9,14 +9,15 @@ from shared.dataset.captions import MAX_TOKENS, controls_in, repeats_tags
 from shared.dataset.manifest import named, short
 from shared.words import counted
 
-Doubt = Literal["no_caption", "empty_file", "camera_name", "unreadable_name", "cut"]
-"""About a picture's caption."""
+Doubt = Literal["no_caption", "empty_file", "camera_name", "unreadable_name", "cut", "empty_tag"]
+"""About a picture's caption; the last is seen in the caption itself, and written nowhere else."""
 
 NO_CAPTION = "no caption: trained on without words"
 EMPTY_FILE = "its caption file is empty"
 CAMERA_NAME = "its caption is the name that a camera or a counter gave"
 UNREADABLE_NAME = "its name is in an unknown encoding, and its caption may be garbage"
 CUT = "its caption is cut to "
+EMPTY_TAG = "a tag of its caption is empty, which is trained on as it is"
 TOO_LONG = f"its caption has more than {MAX_TOKENS} tokens: the rest has no effect"
 IN_NAME = "in the caption that is its name, "
 IN_EDIT = "in its changed caption, "
@@ -33,6 +34,7 @@ BEGINNINGS: dict[Doubt, str] = {
     "camera_name": CAMERA_NAME,
     "unreadable_name": UNREADABLE_NAME,
     "cut": CUT,
+    "empty_tag": EMPTY_TAG,
 }
 """Of the remark on each doubt."""
 ABOUT_CAPTIONS = (*BEGINNINGS.values(), TOO_LONG, IN_NAME, IN_EDIT, REPEATED_IN_EDIT)
@@ -96,6 +98,11 @@ def summaries(
         )
     if cut := [name for name, _ in doubtful("cut")]:
         yield f"{counted(len(cut), 'caption')} cut to max_caption_length: {named(cut)}"
+    if empty := [name for name, _ in doubtful("empty_tag")]:
+        yield (
+            f"{counted(len(empty), 'caption')} with an empty tag (two commas together, or one at"
+            f" the end), which is trained on as it is; take the comma out: {named(empty)}"
+        )
 
 
 def _with_captions(pictures: Sequence[tuple[str, str]]) -> list[str]:

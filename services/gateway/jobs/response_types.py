@@ -303,6 +303,8 @@ class DatasetPicture(TypedDict):
     """The size at which it is trained on, such as `512x512`."""
     max_caption_length: int
     """In characters; tags of a caption beyond it are left out."""
+    multiply: float
+    """How often it is trained on per epoch, on average."""
     remarks: list[str]
     """What of it is not used as it was given."""
     use: bool

@@ -136,12 +136,13 @@ def test_pictures_are_shown_with_the_numbers_by_which_they_are_changed() -> None
     report = {
         **REPORT.plain(),
         "pictures": [
-            {**told, "number": 12, "remarks": ["odd", "small"]}, {**told, "caption": ""},
+            {**told, "number": 12, "remarks": ["odd", "small"], "multiply": 2.5},
+            {**told, "caption": "", "multiply": 1.0},
         ],
     }  # fmt: skip
     assert list(picture_lines(report)) == [
-        "  12  a/1.jpg: IMG", "        odd", "        small", "      a/1.jpg: (no caption)",
-        "and 38 more",
+        "  12  a/1.jpg: IMG", "        multiply 2.5: trained on 2.5 times per epoch",
+        "        odd", "        small", "      a/1.jpg: (no caption)", "and 38 more",
     ]  # fmt: skip
 
 

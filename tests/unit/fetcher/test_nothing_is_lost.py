@@ -344,7 +344,41 @@ def test_a_tag_that_is_there_twice_is_named_wherever_it_is(tmp_path: Path) -> No
     assert one(
         seen.warnings, "4 captions have a tag twice", "b.txt, c, red, red_1.jpg, e.yaml, f.yaml"
     )
-    assert len(seen.warnings) == 2
+    assert one(seen.warnings, "1 caption with an empty tag", "d.jpg")
+    assert len(seen.warnings) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "caption"),
+    [
+        ("a.jpg", {"a.txt": b"main,, t , t, u,"}, "main, , t, u"),
+        ("a.jpg", {"a.txt": b"a, b,"}, "a, b, "),
+        ("a.jpg", {"a.yaml": b"caption: a, , b"}, "a, , b"),
+        ("a,, b_1.jpg", {}, "a, , b"),
+    ],
+)
+def test_an_empty_tag_is_trained_on_as_everydream2_does_and_is_named(
+    name: str, more: dict[str, bytes], caption: str, tmp_path: Path
+) -> None:
+    others = {"c.jpg": drawn(610), "c.yaml": b"main_prompt: 'c, , c'\ntags: d"}
+    seen = Seen(z({name: J, **more, **others}), tmp_path)
+
+    assert seen.captions[name] == caption
+    assert "a tag of its caption is empty" in " ".join(seen.picture(name).remarks)
+    assert seen.picture("c.jpg").remarks == []
+    assert one(seen.warnings, "1 caption with an empty tag", f"take the comma out: {name}")
+
+
+def test_how_often_a_picture_is_trained_on_is_told_and_listed_before_the_usual(
+    tmp_path: Path,
+) -> None:
+    others = {f"a cat, {number}_1.jpg": drawn(600 + number) for number in range(60)}
+    seen = Seen(z({**others, "z/a dog_1.jpg": J, "z/multiply.txt": b"2.5"}), tmp_path)
+
+    assert len(seen.report.pictures) == 50
+    first, *rest = seen.report.pictures
+    assert (first.file, first.multiply) == ("z/a dog_1.jpg", 2.5)
+    assert {each.multiply for each in rest} == {1.0}
 
 
 # --- What nobody sees -----------------------------------------------------------------------------

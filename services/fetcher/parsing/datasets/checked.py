@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from services.fetcher.parsing.datasets import sidecars
+from shared.dataset.captions import has_empty_tag
 from shared.dataset.manifest import LISTED, Captions, Duplicate, Picture, Skipped
 from shared.dataset.remarks import Doubt, summaries
 from shared.errors import Refused
@@ -57,7 +58,12 @@ class CheckedDataset(Struct, frozen=True, kw_only=True):
     def doubtful(self, doubt: Doubt) -> list[Picture]:
         """The pictures of whose captions there is this doubt."""
         every = zip(self.pictures, self.notes, strict=True)
-        return [picture for picture, notes in every if doubt in notes.doubts]
+        return [
+            picture
+            for picture, notes in every
+            if doubt in notes.doubts
+            or (doubt == "empty_tag" and has_empty_tag(picture.caption, picture.main_parts))
+        ]
 
     def summaries(self) -> Iterator[str]:
         """One line for each kind of trouble with images and captions."""

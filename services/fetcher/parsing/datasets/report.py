@@ -14,7 +14,7 @@ from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
 from services.fetcher.parsing.datasets.schedule_warnings import schedule_warnings
 from services.fetcher.parsing.datasets.unused_options import unused_options
 from shared.dataset.buckets import Size, is_undersized
-from shared.dataset.captions import MAX_TOKENS, bounded
+from shared.dataset.captions import MAX_TOKENS, bounded, has_empty_tag
 from shared.dataset.manifest import (
     LISTED,
     Manifest,
@@ -24,6 +24,7 @@ from shared.dataset.manifest import (
     first_entries,
     first_lines,
     first_names,
+    is_inconspicuous,
     line,
     short,
 )
@@ -36,7 +37,7 @@ from shared.dataset.plan import (
     totals,
     totals_of_equal_epochs,
 )
-from shared.dataset.remarks import ENLARGED, HELD_OUT, TOO_LONG, remark_on
+from shared.dataset.remarks import ENLARGED, HELD_OUT, TOO_LONG, Doubt, remark_on
 from shared.dataset.validation import split
 from shared.errors import Refused
 from shared.request import Train
@@ -79,7 +80,7 @@ def build_report(
     ]
     report = replace(
         report,
-        pictures=sorted(pictures, key=lambda each: not each.remarks)[:LISTED],
+        pictures=sorted(pictures, key=is_inconspicuous)[:LISTED],
         warnings=first_lines(warnings),
         warnings_count=len(warnings),
     )
@@ -98,6 +99,7 @@ def _trained_pictures(
             files=[short(name) for name in notes.files],
             bucket=str(bucket_of(picture, epoch_config)),
             max_caption_length=picture.max_caption_length,
+            multiply=picture.multiply,
             remarks=_remarks(picture, notes, epoch_config, held_out),
         )
         for number, (picture, notes) in enumerate(
@@ -110,7 +112,9 @@ def _remarks(
     picture: Picture, notes: Notes, epoch_config: EpochConfig, held_out: Collection[str]
 ) -> list[str]:
     remarks = [*notes.remarks]
-    remarks += [remark_on(doubt, picture.max_caption_length) for doubt in notes.doubts]
+    doubts: list[Doubt] = [*notes.doubts]
+    doubts += ["empty_tag"] if has_empty_tag(picture.caption, picture.main_parts) else []
+    remarks += [remark_on(doubt, picture.max_caption_length) for doubt in doubts]
     if is_undersized(picture.width, picture.height, bucket_of(picture, epoch_config)):
         remarks.append(f"{picture.width}x{picture.height}{ENLARGED}")
     if (cut := _cut_off(picture, bucket_of(picture, epoch_config))) > CUT_OFF:
