@@ -13,6 +13,7 @@ import cyclopts
 from cyclopts import Group, Parameter
 
 from everydream.outcome import FAILED, INTERRUPTED, reason_of
+from everydream.terminal.wrong_words import panel_of
 from everydream.this_machine.machine import package_version
 from shared.errors import SettingsError, Unavailable
 
@@ -21,6 +22,7 @@ app = cyclopts.App(
     help="Fine-tune Stable Diffusion: a drop-in for RunPod's EveryDream endpoint.",
     version=package_version,
     default_parameter=Parameter(negative=()),
+    error_formatter=panel_of,
 )
 
 PHOTOS = Group("Train and draw", sort_key=1)

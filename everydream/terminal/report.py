@@ -16,6 +16,7 @@ from shared.dataset.captions import MAX_TOKENS
 from shared.request import JOB_ID
 from shared.words import counted
 
+LIMITS = ("executionTimeout", "ttl")
 NAMED = 20
 """Pictures that are named for one reason; more are counted."""
 PASSED_OVER = "later ones were due, or the training was over, before they were drawn"
@@ -225,8 +226,23 @@ def next_steps(status: dict[str, Any], flags: str, into: str = "") -> Iterator[s
         yield f'draw more with it:  everydream draw {job} --prompt "..."{flags}'
     if status["status"] not in ENDS:
         yield f"watch it, and fetch its results at its end:  everydream follow {job}{into}{flags}"
-    if status["status"] in ("FAILED", "TIMED_OUT"):
+    if status["status"] == "TIMED_OUT":
+        yield from _with_more_time(status, flags)
+    if status["status"] == "FAILED":
         yield from _again(status, flags)
+
+
+def _with_more_time(status: dict[str, Any], flags: str) -> Iterator[str]:
+    """What to do about a limit, which a retry alone meets again unless a little was missing."""
+    name = str(status.get("error", "")).partition(" ")[0]
+    limit = name if name in LIMITS else LIMITS[0]
+    yield (
+        f"more time for a job: policy.{limit} of the request, in milliseconds, such as"
+        f' {{"input": {{}}, "policy": {{"{limit}": 172800000}}}} as the file of --config'
+    )
+    yield (
+        f"go on from where it stopped, for as long again:  everydream retry {status['id']}{flags}"
+    )
 
 
 def _again(status: dict[str, Any], flags: str) -> Iterator[str]:

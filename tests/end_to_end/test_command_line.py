@@ -172,7 +172,7 @@ async def test_a_job_that_is_left_alone_goes_on_until_it_is_stopped_which_keeps_
     deleted = await typed(desk, process, "delete", job, "--yes")
     assert (deleted.status, deleted.output) == (0, f"{job} is deleted\n")
     gone = await typed(desk, process, "show", job)
-    assert (gone.status, "there is no such job" in gone.errors) == (1, True)
+    assert (gone.status, f"there is no job '{job}' of this key" in gone.errors) == (1, True)
 
 
 @pytest.mark.asyncio(loop_scope="module")

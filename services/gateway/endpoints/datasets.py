@@ -130,7 +130,7 @@ class DatasetRoutes:
                         request_bytes=size,
                     )
                 if now is None:
-                    raise UnknownJob
+                    raise UnknownJob(job.id)
                 page = page_of(edits[0].number)
         # Not in the body's block: it may hold the lock under which large answers are made.
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -149,7 +149,7 @@ class DatasetRoutes:
     async def _whole(self, job: Job) -> Job:
         """The job with its changes and its report. Raises UnknownJob: it was removed meanwhile."""
         if (changed := await self._repository.with_edits(job)) is None:
-            raise UnknownJob
+            raise UnknownJob(job.id)
         return await self._presenter.whole(changed, ["report", "found_report"])
 
     async def _found(self, job: Job) -> list[TrainedPicture]:

@@ -56,7 +56,7 @@ class JobRemovalRoutes:
             await self._repository.change(job_id, partial(cancel, now=self._clock()))
             removed = await self._repository.remove(job_id)
         if not removed:
-            raise UnknownJob
+            raise UnknownJob(job_id)
         self._on_removal(job_id)
         gone: Removed = {"id": job_id, "deleted": True}
         return web.json_response(gone)

@@ -213,7 +213,7 @@ class UploadRoutes:
         async with asyncio.timeout(ANSWER_SECONDS):
             upload = None if NULL in upload_id else await self._uploads.find(upload_id, owner)
         if upload is None:
-            raise web.HTTPNotFound(text="there is no such upload")
+            raise web.HTTPNotFound(text=f"there is no upload {upload_id[:80]!r} of this key")
         return upload
 
     def _shown(self, upload: StoredUpload) -> Upload:

@@ -65,7 +65,7 @@ class WebhookRoutes:
             job = await self._repository.change(job.id, resend) or job
         tries = [each for each in job.webhook_tries if each.id == webhook]
         if not tries:
-            raise web.HTTPNotFound(text="there is no such webhook of this job")
+            raise web.HTTPNotFound(text=f"there is no webhook {webhook[:80]!r} of this job")
         return web.json_response(_shown(tries[-1]))
 
 

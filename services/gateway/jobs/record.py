@@ -23,7 +23,7 @@ from shared.messaging.messages import (
     decode,
     stable_id,
 )
-from shared.request import Command, Policy, Train, Validation, WebhookEvent
+from shared.request import TTL, Command, Policy, Train, Validation, WebhookEvent
 
 GPU_STAGES: tuple[Stage, ...] = ("training", "generation")
 PUBLICATIONS: Mapping[Stage, str] = {
@@ -394,7 +394,16 @@ def overdue(job: Job, now: float) -> str | None:
         job.started_at is not None
         and milliseconds(now - job.started_at) > job.policy.executionTimeout
     ):
-        return f"executionTimeout of {job.policy.executionTimeout} ms has passed"
+        return _has_passed("executionTimeout", job.policy.executionTimeout)
     if milliseconds(now - job.created_at) > job.policy.ttl:
-        return f"ttl of {job.policy.ttl} ms has passed"
+        return _has_passed("ttl", job.policy.ttl)
     return None
+
+
+def _has_passed(limit: str, most: int) -> str:
+    more = (
+        f"a request with a larger policy.{limit} gets more time, at most {TTL} ms"
+        if most < TTL
+        else "no job gets more time: request fewer epochs"
+    )
+    return f"{limit} of {most} ms has passed: {more}"

@@ -49,11 +49,15 @@ class JobVersion(NamedTuple):
     """How often its progress has changed, which does not change the version."""
 
 
+SHOWN_ID = 80
+"""Letters of an id that nobody has given, in a message."""
+
+
 class UnknownJob(Exception):
     """The job never existed, or was removed."""
 
-    def __init__(self) -> None:
-        super().__init__("there is no such job")
+    def __init__(self, job: str) -> None:
+        super().__init__(f"there is no job {job[:SHOWN_ID]!r} of this key")
 
 
 class JobRepository:
@@ -131,7 +135,7 @@ class JobRepository:
             async for _ in changes:
                 current = await self.version(job_id)
                 if current is None:
-                    raise UnknownJob
+                    raise UnknownJob(job_id)
                 yield current
 
     async def create(self, step: Step, request_bytes: int) -> bool:

@@ -84,10 +84,17 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except web.HTTPException as error:
         kept = ("Allow", "Retry-After", "Upload-Offset", "WWW-Authenticate")
         headers = {name: error.headers[name] for name in kept if name in error.headers}
-        return _error(error.status, error.text or error.reason, headers=headers)
+        return _error(error.status, _text_of(request, error), headers=headers)
     except Exception:  # a bug: the client gets no traceback
         log.exception("request_failed", path=request.path)
         return _error(500, "something went wrong here; it is in our log")
+
+
+def _text_of(request: web.Request, error: web.HTTPException) -> str:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = " or ".join(sorted(error.allowed_methods))
+        return f"{request.method} is not taken here: send {allowed}"
+    return error.text or error.reason
 
 
 async def _protect(_: web.Request, response: web.StreamResponse) -> None:

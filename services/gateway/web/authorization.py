@@ -95,7 +95,7 @@ class Authorizer:
         job_id = request.match_info["job"]
         current = None if NULL in job_id else await self._repository.version(job_id)
         if current is None or current.job.owner != owner:
-            raise UnknownJob
+            raise UnknownJob(job_id)
         return current
 
 

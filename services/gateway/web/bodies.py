@@ -106,6 +106,8 @@ def _check_size(size: int, most: int) -> None:
 
 
 def _decoded(body: bytes | bytearray) -> Any:
+    if not body.strip():
+        raise Invalid(["the request has no body: a JSON object is expected"])
     try:
         check_bounds(body)
         return msgspec.json.decode(body)

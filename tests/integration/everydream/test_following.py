@@ -150,9 +150,9 @@ async def test_a_server_that_is_no_gateway_is_not_followed(
 async def test_a_job_that_there_is_not_ends_the_follower_at_once(
     gateway: Access, web: Web, display: Display, tmp_path: Path
 ) -> None:
-    shows(web, 404, error="there is no such job")
+    shows(web, 404, error="there is no job")
 
-    with pytest.raises(Refused, match="there is no such job"):
+    with pytest.raises(Refused, match="there is no job"):
         await follow(gateway, JOB, tmp_path, display, Announcer(display))
 
 

@@ -79,7 +79,7 @@ async def test_a_wrong_key_is_refused(here: World, header: str) -> None:
 
 
 async def test_a_body_that_is_not_json_is_refused(here: World) -> None:
-    for body in (b"", b"{", b"\xff", b'{"input": NaN}'):
+    for body in (b"{", b"\xff", b'{"input": NaN}'):
         answer = await here.ask("POST", RUN, data=body)
         assert answer.status == 400
         assert "not JSON" in answer.body["error"]
@@ -106,10 +106,10 @@ async def test_all_mistakes_come_at_once(here: World) -> None:
 
 async def test_jobs_of_others_do_not_exist(here: World) -> None:
     job = await here.run()
-    for path in (f"{STATUS}/{job}", f"{STATUS}/no-such-job", f"{STATUS}/%00"):
-        answer = await here.ask("GET", path, key=OTHER_KEY)
+    for path, named in ((job, repr(job)), ("no-such-job", "'no-such-job'"), ("%00", r"'\x00'")):
+        answer = await here.ask("GET", f"{STATUS}/{path}", key=OTHER_KEY)
         assert answer.status == 404
-        assert answer.body == {"error": "there is no such job"}
+        assert answer.body == {"error": f"there is no job {named} of this key"}
     cancel = await here.ask("POST", f"/v1/everydream-v1/cancel/{job}", key=OTHER_KEY)
     assert cancel.status == 404
     assert (await here.status(job))["status"] == "IN_QUEUE"
@@ -121,7 +121,17 @@ async def test_unknown_paths_and_methods_get_json(here: World) -> None:
     answer = await here.ask("GET", RUN)
     assert answer.status == 405
     assert answer.headers["Allow"] == "POST"
-    assert answer.body["error"]
+    assert answer.body == {"error": "GET is not taken here: send POST"}
+    several = await here.ask("DELETE", f"{STATUS}/7b1c")
+    assert several.body == {"error": "DELETE is not taken here: send GET or POST"}
+
+
+@pytest.mark.parametrize("body", [b"", b" \n"])
+async def test_a_request_without_a_body_is_told_what_is_expected(here: World, body: bytes) -> None:
+    answer = await here.ask("POST", RUN, data=body)
+
+    assert answer.status == 400
+    assert answer.body["mistakes"] == ["the request has no body: a JSON object is expected"]
 
 
 @pytest.mark.parametrize(

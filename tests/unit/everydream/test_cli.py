@@ -54,6 +54,31 @@ def test_the_help_of_keys_names_every_scope() -> None:
     assert all(f"{scope}:" in help_of("keys", "make") for scope in SCOPES)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("run", "photos", "of ted"),
+            "'of ted': more than `everydream run` takes",
+        ),
+        (("jobs", "extra"), "extra: more than `everydream jobs` takes"),
+        (("keys", "list", "x"), "x: more than `everydream keys list` takes"),
+        (("cancel",), "`everydream cancel` needs JOB"),
+        (("draw", "7b1c", "--prompt"), "--prompt needs a value"),
+        (("jobs", "--limit", "abc"), "--limit: expected a whole number, got 'abc'"),
+        (("draw", "7b1c", "--guidance", "x"), "--guidance: expected a number, got 'x'"),
+        (("run", "photos", "--limt", "3"), "Unknown option: --limt"),
+    ],
+)
+def test_a_wrong_word_is_said_in_plain_words(words: tuple[str, ...], said: str) -> None:
+    file = io.StringIO()
+    with pytest.raises(SystemExit) as end:
+        app(words, error_console=Console(file=file, width=200))
+
+    assert end.value.code == 2
+    assert said in file.getvalue()
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_s_completion_knows_every_command(shell: str) -> None:
     script = app.generate_completion(shell=shell)  # type: ignore[arg-type]

@@ -216,6 +216,16 @@ def test_a_failure_is_said_with_its_reason_and_what_to_do() -> None:
     ]
 
 
+def test_a_job_that_was_out_of_time_is_told_which_limit_to_raise() -> None:
+    for limit in ("executionTimeout", "ttl"):
+        late = ended("TIMED_OUT", error=f"{limit} of 60000 ms has passed", output={})
+        more, again = next_steps(late, " --url http://x")
+        assert f'"policy": {{"{limit}": ' in more
+        assert again == (
+            "go on from where it stopped, for as long again:  everydream retry 7b1c --url http://x"
+        )
+
+
 UPLOADED = {"train": {"data_url": f"http://x/v1/everydream-v1/uploads/{'1' * 8}"}}
 
 

@@ -956,12 +956,24 @@ def test_the_first_end_wins() -> None:
     assert history.job == ended
 
 
+MORE = ": a request with a larger policy."
+MOST = " gets more time, at most 604800000 ms"
+
+
 @pytest.mark.parametrize(
     ("policy", "after", "reason"),
     [
-        ({"executionTimeout": 60_000}, 61.0, "executionTimeout of 60000 ms has passed"),
-        ({"ttl": 60_000}, 61.0, "ttl of 60000 ms has passed"),
-        ({}, 24 * 3600.0 + 1, "executionTimeout of 86400000 ms has passed"),
+        (
+            {"executionTimeout": 60_000},
+            61.0,
+            f"executionTimeout of 60000 ms has passed{MORE}executionTimeout{MOST}",
+        ),
+        ({"ttl": 60_000}, 61.0, f"ttl of 60000 ms has passed{MORE}ttl{MOST}"),
+        (
+            {},
+            24 * 3600.0 + 1,
+            f"executionTimeout of 86400000 ms has passed{MORE}executionTimeout{MOST}",
+        ),
     ],
 )
 def test_a_job_is_out_of_time(policy: dict[str, int], after: float, reason: str) -> None:
@@ -982,7 +994,9 @@ def test_waiting_for_a_worker_does_not_count_as_running() -> None:
     history = JobHistory()
     history.stage()
     assert overdue(history.job, START + 6 * 24 * 3600.0) is None
-    assert overdue(history.job, START + 7 * 24 * 3600.0 + 1) == "ttl of 604800000 ms has passed"
+    assert overdue(history.job, START + 7 * 24 * 3600.0 + 1) == (
+        "ttl of 604800000 ms has passed: no job gets more time: request fewer epochs"
+    )
 
 
 # --- The webhook ------------------------------------------------------------------------------
