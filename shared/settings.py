@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -27,6 +28,7 @@ MIN_WEBHOOK_SECRET = 24
 """Bytes; required by Standard Webhooks."""
 MAX_BODY = 20 << 20
 """Bytes of the largest request body; RunPod's limit for ``/runsync``."""
+HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?")
 NO_NAMES: tuple[str, ...] = ()
 RENAMED = {"CONCURRENCY": "PLACES", "HEARTBEAT": "BEAT"}
 """Old names of settings, still read if the new one is not set."""
@@ -167,7 +169,7 @@ def _read(read: _Reader) -> Settings:
         private_models=frozenset(read("PRIVATE_MODELS", _models, NO_NAMES)),
         secret_key=read("SECRET_KEY", _secret, None),
         webhook_secret=read("WEBHOOK_SECRET", _webhook_secret, None),
-        allowed_private_hosts=frozenset(read("ALLOWED_PRIVATE_HOSTS", _names, NO_NAMES)),
+        allowed_private_hosts=frozenset(read("ALLOWED_PRIVATE_HOSTS", _hosts, NO_NAMES)),
         concurrency=read("CONCURRENCY", _count, None),
         resume_every=read("RESUME_EVERY", _seconds, 300.0),
         keep_days=read("KEEP_DAYS", _seconds, 30.0),
@@ -296,7 +298,29 @@ def _seconds(text: str) -> float:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """Raises ValueError: it has commas or blanks alone, and is not meant to be empty."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise ValueError("at least one, separated by commas")
+    return names
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = _names(text)
+    if not all(HOST_AND_PORT.fullmatch(host) or _is_address(host) for host in hosts):
+        raise ValueError(
+            "hosts such as files.internal, 10.0.0.5:9000 or [fd00::1]:9000, without http:// and"
+            " without a path"
+        )
+    return hosts
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _models(text: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
+from everydream.job_spec import JobSpec
 from everydream.terminal.report import (
     PASSED_OVER,
     dataset_lines,
@@ -216,11 +218,14 @@ def test_a_failure_is_said_with_its_reason_and_what_to_do() -> None:
     ]
 
 
-def test_a_job_that_was_out_of_time_is_told_which_limit_to_raise() -> None:
+def test_a_job_that_was_out_of_time_is_told_which_limit_to_raise(tmp_path: Path) -> None:
     for limit in ("executionTimeout", "ttl"):
         late = ended("TIMED_OUT", error=f"{limit} of 60000 ms has passed", output={})
         more, again = next_steps(late, " --url http://x")
-        assert f'"policy": {{"{limit}": ' in more
+        config = json.loads(more[more.index("{") : more.rindex("}") + 1])
+        (tmp_path / "more.json").write_text(json.dumps(config))
+        request = JobSpec("http://x/a.zip", config=tmp_path / "more.json").checked()
+        assert request["policy"] == {limit: 172_800_000}
         assert again == (
             "go on from where it stopped, for as long again:  everydream retry 7b1c --url http://x"
         )
