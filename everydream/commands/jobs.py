@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from everydream.client import Client
     from shared.request import Command
 
+Answer = TypeVar("Answer")
 LISTED = 20
 SAID = {
     "sample": "a row of samples is drawn of the current step, if the training goes on that long",
@@ -85,10 +86,21 @@ def cancel(
         is_too_late = status in ENDS and status != "CANCELLED"
         _print(f"{job} has ended as {status}: nothing to cancel" if is_too_late else status)
 
+    async def ended(client: Client, _flags: str) -> dict[str, Any] | None:
+        from aiohttp import ClientResponseError  # noqa: PLC0415
+
+        try:
+            status = (await client.status(job))["status"]
+        except ClientResponseError as error:
+            if error.status != HTTPStatus.FORBIDDEN:  # this key may cancel, and not look
+                raise
+            return None
+        return {"id": job, "status": status} if status in ENDS else None
+
     question = f"Cancel job {job}, and throw away what it has learnt?"
     query(
         lambda client, _flags: client.cancel(job), url, key, json, show_people,
-        question=None if yes else question,
+        question=None if yes else question, settled=ended,
     )  # fmt: skip
 
 
@@ -150,39 +162,45 @@ def query(
     show_people: Callable[[dict[str, Any], str], None],
     *,
     question: str | None = None,
+    settled: Callable[[Client, str], Awaitable[dict[str, Any] | None]] | None = None,
 ) -> None:
     """Ask the gateway once, and show its answer.
 
-    Both functions also get the flags of a further command. A ``question`` is asked before.
+    The functions also get the flags of a further command. A ``question`` is asked before, unless
+    ``settled`` finds that nothing is left to ask for, and answers itself.
     """
     from everydream.access import client_of  # noqa: PLC0415
     from everydream.outcome import errors_in_one_line, print_json  # noqa: PLC0415
 
-    async def answered() -> dict[str, Any]:
+    async def answer_of(function: Callable[[Client, str], Awaitable[Answer]]) -> Answer:
         async with client_of(gateway) as client:
-            return await ask(client, gateway.flags)
+            return await function(client, gateway.flags)
 
     with errors_in_one_line(as_json=as_json):
         if question:
-            _confirm(question)
+            _expect_terminal(question)
         gateway = gateway_of(url, key)
-        answer = asyncio.run(answered())
+        answer = asyncio.run(answer_of(settled)) if question and settled else None
+        if answer is None:
+            if question:
+                _confirm(question)
+            answer = asyncio.run(answer_of(ask))
         if as_json:
             print_json(answer)
         else:
             show_people(answer, gateway.flags)
 
 
-def _confirm(question: str) -> None:
-    """Ask on a terminal; exit unless the answer is yes.
-
-    Raises:
-        Misused: there is nobody to ask.
-    """
+def _expect_terminal(question: str) -> None:
+    """Raises Misused: there is nobody to ask."""
     from everydream.outcome import Misused  # noqa: PLC0415
 
     if not sys.stdin.isatty():
         raise Misused(f"{question} There is no terminal to ask on: give --yes")
+
+
+def _confirm(question: str) -> None:
+    """Ask on a terminal; exit unless the answer is yes."""
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from pathlib import Path
@@ -49,6 +50,39 @@ async def test_a_job_that_has_ended_otherwise_is_said_to_be_too_late_to_cancel(
     await asyncio.to_thread(jobs.cancel, "7b1c", yes=True, url=web.url(), key="k")
 
     assert capsys.readouterr().out == "7b1c has ended as COMPLETED: nothing to cancel\n"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who answers every question with no."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+
+
+@pytest.mark.usefixtures("terminal")
+async def test_the_cancel_of_a_job_that_has_ended_asks_nothing(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shows(web, "/status/7b1c", id="7b1c", status="FAILED", input={}, output={})
+
+    await asyncio.to_thread(jobs.cancel, "7b1c", url=web.url(), key="k")
+
+    assert capsys.readouterr() == ("7b1c has ended as FAILED: nothing to cancel\n", "")
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("may_look", [True, False])
+async def test_the_cancel_of_a_job_that_goes_on_asks_first(
+    web: Web, capsys: pytest.CaptureFixture[str], *, may_look: bool
+) -> None:
+    shows(web, "/status/7b1c", id="7b1c", status="IN_PROGRESS", input={}, output={})
+    if not may_look:
+        web.serve(f"{ROOT}/status/7b1c", Page(b'{"error": "no"}', status=403, headers=JSON))
+
+    with pytest.raises(SystemExit, match="nothing was changed"):
+        await asyncio.to_thread(jobs.cancel, "7b1c", url=web.url(), key="k")
+
+    assert "Cancel job 7b1c, and throw away" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("status", "code"), [("FAILED", 1), ("IN_QUEUE", 1), ("COMPLETED", 0)])

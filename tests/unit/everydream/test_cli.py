@@ -122,9 +122,20 @@ def test_a_value_after_a_space_is_said_to_belong_to_its_name(
     assert "--set max_epochs: expected name=value in one word, such as --set max_epochs=1" in said
 
 
-@pytest.mark.parametrize("words", [("cancel", "7b1c"), ("delete", "7b1c")])
-def test_what_is_lost_for_good_is_asked_about_or_needs_yes(
-    words: tuple[str, ...],
+@pytest.mark.parametrize("command", ["cancel", "delete"])
+def test_what_is_lost_for_good_needs_yes_where_nobody_can_be_asked(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+
+    with pytest.raises(SystemExit) as ended:
+        app([command, "7b1c", "--url", "http://127.0.0.1:9", "--key", "k"])
+
+    assert ended.value.code == 2
+    assert "There is no terminal to ask on: give --yes" in capsys.readouterr().err
+
+
+def test_what_is_lost_for_good_is_asked_about_on_a_terminal(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -132,17 +143,16 @@ def test_what_is_lost_for_good_is_asked_about_or_needs_yes(
         raise KeyboardInterrupt
 
     at = ("--url", "http://127.0.0.1:9", "--key", "k")
-    for is_terminal, answer, status, text in (
-        (False, None, 2, "There is no terminal to ask on: give --yes"),
-        (True, interrupted, 130, "[y/N]"),
-        (True, lambda: "n", 1, "nothing was changed"),
-        (True, lambda: "y", 3, "nothing answers there"),
+    for answer, status, text in (
+        (interrupted, 130, "[y/N]"),
+        (lambda: "n", 1, "nothing was changed"),
+        (lambda: "y", 3, "nothing answers there"),
     ):
         monkeypatch.setattr("sys.stdin", io.StringIO())
-        monkeypatch.setattr("sys.stdin.isatty", lambda is_terminal=is_terminal: is_terminal)
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
         monkeypatch.setattr("builtins.input", answer)
         with pytest.raises(SystemExit) as ended:
-            app([*words, *at])
+            app(["delete", "7b1c", *at])
         said = capsys.readouterr().err
         code = ended.value.code
         assert (1 if isinstance(code, str) else code) == status
