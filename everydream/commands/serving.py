@@ -46,6 +46,7 @@ def serve(
         from everydream.all_in_one import AllInOne  # noqa: PLC0415 - slow; for this command only
         from everydream.this_machine.greeting import greet  # noqa: PLC0415
     from everydream.this_machine.machine import make_home  # noqa: PLC0415
+    from everydream.this_machine.only_server import only_server  # noqa: PLC0415
     from shared import telemetry  # noqa: PLC0415
     from shared.service_process import run, stop_on_signals  # noqa: PLC0415
     from shared.settings import from_environment, on_free_port  # noqa: PLC0415
@@ -57,8 +58,9 @@ def serve(
         settings = on_free_port(from_environment())
         make_home(settings)
         product = AllInOne(settings)
-        async with greet(settings, product.listening):
-            await product.run(stop)
+        with only_server(settings):
+            async with greet(settings, product.listening):
+                await product.run(stop)
 
     run(main())
 

@@ -18,11 +18,13 @@ from msgspec import Struct
 from rich.console import Console
 from rich.text import Text
 
-from everydream.access import address_of
+from everydream.access import WHAT_TO_DO, address_of, http_url
+from everydream.client import why_unanswered
 from everydream.terminal.words import plain, size
 from everydream.this_machine.base_models import base_model_state
 from everydream.this_machine.greeting import OTHERS, device_line
 from everydream.this_machine.machine import device_facts, package_version
+from everydream.this_machine.only_server import running_server
 from services.gateway.database.connection import Database
 from services.gateway.web.authentication import CLIENT_FILE
 from shared.adapters.rabbitmq import RabbitMQBus
@@ -64,10 +66,13 @@ class Finding(Struct, frozen=True):
     """What to do."""
 
 
-async def examine(settings: Settings) -> dict[str, Any]:
-    """Everything that was found: ``healthy``, ``device`` and ``findings``."""
+async def examine(settings: Settings, url: str | None = None) -> dict[str, Any]:
+    """Everything that was found: ``healthy``, ``device`` and ``findings``.
+
+    ``url`` is the server's; None: the one that commands without flags ask.
+    """
     devices = await _devices(settings)
-    findings = [finding async for finding in _findings(settings, devices)]
+    findings = [finding async for finding in _findings(settings, devices, url)]
     return {
         "healthy": all(finding.state != "wrong" for finding in findings),
         "version": package_version(),
@@ -98,7 +103,7 @@ def print_findings(console: Console, examined: dict[str, Any]) -> None:
 
 
 async def _findings(
-    settings: Settings, devices: dict[str, dict[str, Any]]
+    settings: Settings, devices: dict[str, dict[str, Any]], url: str | None
 ) -> AsyncIterator[Finding]:
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     yield Finding("version", "ok", f"everydream {package_version()}, {system}")
@@ -112,9 +117,11 @@ async def _findings(
     for finding in _home(settings):
         yield finding
     yield base_model_finding(settings)
+    for finding in _served_model(settings):
+        yield finding
     # At once: each that does not answer is waited for.
     for finding in await asyncio.gather(
-        _broker(settings), _database(settings), _store(settings), _gateway(settings)
+        _broker(settings), _database(settings), _store(settings), _gateway(settings, url)
     ):
         yield finding
 
@@ -234,10 +241,19 @@ async def _store(settings: Settings) -> Finding:
     return Finding("store", "ok", f"{shown} answers")
 
 
-async def _gateway(settings: Settings) -> Finding:
+def _served_model(settings: Settings) -> Iterator[Finding]:
+    """The base model of this home's server, which may have been started with other settings."""
+    server = running_server(settings.home)
+    if server is not None and server.base_model != settings.base_model:
+        text = f"the server at {server.url} uses {server.base_model}, not {settings.base_model}"
+        mend = "start it anew to change that; EVERYDREAM_BASE_MODEL here changes other commands"
+        yield Finding("base model", "note", text, mend)
+
+
+async def _gateway(settings: Settings, given: str | None) -> Finding:
     """Whether the server that commands ask runs, or could run here."""
     try:
-        url = address_of(settings)
+        url = http_url(given) if given else address_of(settings)
     except Refused as error:
         return Finding("server", "wrong", str(error), "mend or remove that, or give --url")
     try:
@@ -251,8 +267,14 @@ async def _gateway(settings: Settings) -> Finding:
             text = (await answer.text())[:300]
             mend = "see docs/operations.md"
             return Finding("server", "wrong", f"{url} is not ready: {text}", mend)
-    except (aiohttp.ClientError, TimeoutError, ValueError):
-        pass
+    except (aiohttp.ClientError, TimeoutError) as error:
+        if given and given != os.environ.get("EVERYDREAM_URL"):
+            return Finding("server", "wrong", f"{url}: {why_unanswered(error)}", WHAT_TO_DO)
+    return _absent(settings, url)
+
+
+def _absent(settings: Settings, url: str) -> Finding:
+    """There is no server where commands without flags ask; whether one could run here."""
     if _is_taken(settings.host, settings.port):
         return Finding(
             "server", "wrong", f"another program uses port {settings.port}", "give --port to serve"

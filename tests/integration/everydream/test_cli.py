@@ -7,6 +7,9 @@ import os
 import socket
 import stat
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,7 +21,7 @@ from everydream.cli import first_of
 from services.gateway.database.connection import Database
 from shared.errors import SettingsError
 from shared.keys import webhook_secret
-from tests.support.servers.process import free_port
+from tests.support.servers.process import free_port, listens
 from tests.support.services import environment_at, resolved
 from tests.support.warm.process import WarmProcess
 
@@ -203,6 +206,47 @@ def test_so_is_one_that_is_found_out_only_while_all_five_run(home: Path) -> None
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("everydream: cannot listen at EVERYDREAM_HOST=192.0.2.1")
+
+
+@contextmanager
+def served(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that is ready."""
+    environment = environment_at(home) | {
+        "EVERYDREAM_BASE_MODEL": "tiny", "EVERYDREAM_PORT": str(port),
+    }  # fmt: skip
+    command = resolved(["everydream", "serve"])
+    with (
+        (home / "log").open("wb") as log,
+        subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log) as process,
+    ):
+        try:
+            deadline = time.monotonic() + SECONDS
+            while not listens(port):
+                assert process.poll() is None, (home / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_server_of_a_home_folder_is_refused_and_leaves_the_first_s_address(
+    home: Path,
+) -> None:
+    first, second = free_port(), free_port()
+    with served(home, first) as process:
+        (kept,) = home.rglob("client.toml")
+        refused = typed(home, "serve", BASE_MODEL="tiny", PORT=str(second))
+
+        assert refused.returncode == 1
+        assert refused.stderr.splitlines()[-1] == (
+            f"everydream: a server of {kept.parent} runs already at http://127.0.0.1:{first}"
+            f" (process {process.pid}); stop it, or give this one a folder of its own by --home or"
+            " EVERYDREAM_HOME"
+        )
+        assert f'url = "http://127.0.0.1:{first}"' in kept.read_text()
+    with served(home, second):  # although the first was killed
+        assert f'url = "http://127.0.0.1:{second}"' in kept.read_text()
 
 
 @pytest.mark.parametrize("words", [("serve",), ("service", "fetcher")])

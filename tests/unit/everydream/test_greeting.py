@@ -23,11 +23,13 @@ from everydream.this_machine.doctor import (
     memory_finding,
 )
 from everydream.this_machine.greeting import greeting_lines, notes
+from everydream.this_machine.only_server import only_server
 from services.fetcher.models.configured_model import TINY_FOLDER, Pin, write_pin
 from services.trainer.training.device_facts import device_facts
 from shared.dataset.card_memory import GIB
 from shared.settings import DeviceSetting, Settings, from_environment
 from tests.support.servers.process import free_port
+from tests.support.servers.web import Page, Web
 
 CARD = {
     "torch": "2.13.0", "cuda": "13.0", "device": "cuda", "name": "NVIDIA H200",
@@ -215,6 +217,49 @@ async def test_the_doctor_asks_the_server_that_the_commands_ask_and_says_who_nam
     assert server["state"] == ("note" if named_by == "client.toml" else "wrong")
     assert "none at http://127.0.0.1:9, where " in server["text"]
     assert f"{named_by} says that it is" in server["text"]
+
+
+@pytest.mark.parametrize(
+    ("url", "state", "text"),
+    [
+        ("{web}", "ok", "{web} is ready"),
+        ("127.0.0.1:9", "wrong", "http://127.0.0.1:9: nothing answers there (connection refused)"),
+        ("ftp://x", "wrong", "ftp://x: expected the gateway's address, as http://127.0.0.1:8080"),
+    ],
+)
+async def test_the_doctor_asks_the_server_that_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, web: Web, url: str, state: str, text: str
+) -> None:
+    async def facts(_device: DeviceSetting) -> dict[str, Any]:
+        return CARD
+
+    monkeypatch.setattr("everydream.this_machine.doctor.device_facts", facts)
+    web.serve("/ready", Page(b"{}", headers={"Content-Type": "application/json"}))
+    at = web.url("")
+
+    examined = await examine(settings(tmp_path, BASE_MODEL="tiny"), url.format(web=at))
+
+    (server,) = [each for each in examined["findings"] if each["part"] == "server"]
+    assert (server["state"], server["text"]) == (state, text.format(web=at))
+
+
+async def test_the_doctor_says_which_base_model_the_server_of_this_home_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def facts(_device: DeviceSetting) -> dict[str, Any]:
+        return PROCESSOR
+
+    async def models_of(here: Settings) -> list[str]:
+        found = (await examine(here))["findings"]
+        return [each["text"] for each in found if each["part"] == "base model"]
+
+    monkeypatch.setattr("everydream.this_machine.doctor.device_facts", facts)
+    mine, others = settings(tmp_path, BASE_MODEL="tiny"), settings(tmp_path, BASE_MODEL="org/other")
+    with only_server(others):
+        _, served = await models_of(mine)
+        assert served == f"the server at {others.public_url} uses org/other, not tiny"
+        assert len(await models_of(others)) == 1
+    assert len(await models_of(mine)) == 1
 
 
 @pytest.mark.parametrize(
