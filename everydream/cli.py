@@ -63,8 +63,9 @@ COMMANDS: dict[Group, dict[str, dict[str, str]]] = {
 }
 """By group: modules of ``everydream.commands``, their functions, and a line on each."""
 GROUPS = {
-    "keys": "The keys that clients send; the settings name the database.",
-    "models": "The models that training starts from.",
+    "uploads": (JOBS, "List your uploads, or delete one."),
+    "keys": (SERVER, "The keys that clients send; the settings name the database."),
+    "models": (SERVER, "The models that training starts from."),
 }
 
 for group, modules in COMMANDS.items():
@@ -72,8 +73,8 @@ for group, modules in COMMANDS.items():
         for name, line in functions.items():
             function = f"everydream.commands.{module}:{name.replace('-', '_')}"
             app.command(function, name=name, group=group, help=line)
-for name, line in GROUPS.items():
-    app.command(f"everydream.commands.{name}:app", name=name, group=SERVER, help=line)
+for name, (group, line) in GROUPS.items():
+    app.command(f"everydream.commands.{name}:app", name=name, group=group, help=line)
 
 
 @app.command

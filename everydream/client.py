@@ -219,6 +219,16 @@ class Client:
         """``id``, ``bytes``, ``received``, ``sha256`` and ``data_url`` of an upload."""
         return await self._answer("GET", f"/uploads/{upload}", "data_url")
 
+    async def uploads(self, *, limit: int = 20, cursor: str | None = None) -> dict[str, Any]:
+        """A page of the key's uploads, newest first; ``next`` is the cursor of the next page."""
+        query = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
+        return await self._answer("GET", "/uploads", "uploads", params=query)
+
+    async def delete_upload(self, upload: str) -> None:
+        """Delete an upload that no job has yet to fetch."""
+        async with self._request("DELETE", f"/uploads/{upload}"):
+            pass
+
     async def download(
         self,
         url: str,

@@ -18,7 +18,7 @@ from everydream.terminal.report import (
     unreported_warnings,
 )
 from everydream.terminal.screen import View, screen_of
-from everydream.terminal.words import clock, duration
+from everydream.terminal.words import clock, duration, size
 from shared.words import counted
 
 HEADINGS = ("job", "status", "kind", "made", "waited", "ran")
@@ -75,6 +75,30 @@ def print_jobs(console: Console, page: dict[str, Any], flags: str) -> None:
             print_lines(console, f"{job['id']}: {job['error']}")
     if page["next"]:
         print_lines(console, f"more:  everydream jobs --cursor {page['next']}{flags}")
+
+
+def print_uploads(console: Console, page: dict[str, Any], flags: str) -> None:
+    """A page of uploads; ``flags`` ask for the next one alike."""
+    if not page["uploads"]:
+        print_lines(console, "no uploads")
+        return
+    now = time.time()
+    rows = [
+        (
+            each["id"], size(each["bytes"]), _arrived(each),
+            clock(datetime.fromisoformat(each["changed_at"]).timestamp(), now),
+        )
+        for each in page["uploads"]
+    ]  # fmt: skip
+    print_table(console, ("upload", "size", "state", "changed"), rows)
+    if page["next"]:
+        print_lines(console, f"more:  everydream uploads --cursor {page['next']}{flags}")
+
+
+def _arrived(upload: dict[str, Any]) -> str:
+    if upload["received"] < upload["bytes"]:
+        return f"{size(upload['received'])} have arrived"
+    return "complete" if upload["sha256"] else "not compared yet"
 
 
 def _row(job: dict[str, Any], now: float) -> tuple[str, ...]:

@@ -52,6 +52,14 @@ class UploadStore(Protocol):
 
     async def find(self, upload_id: str) -> StoredUpload | None: ...
 
+    async def newest(
+        self, owner: str, *, before: tuple[float, str] | None, limit: int
+    ) -> Sequence[StoredUpload]:
+        """An owner's uploads, the last changed first.
+
+        ``before`` is (touched_at, id) of the last one that is known already.
+        """
+
     async def usage(self, owner: str) -> UploadUsage: ...
 
     async def append(self, part: UploadPart, at: float) -> bool:

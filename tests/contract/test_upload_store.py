@@ -104,6 +104,21 @@ async def test_what_an_owner_s_uploads_use_is_counted(uploads: SqlUploadStore) -
     assert await uploads.usage("nobody") == UploadUsage(0, 0, 0, 0)
 
 
+async def test_an_owner_s_uploads_are_listed_the_last_changed_first(
+    uploads: SqlUploadStore,
+) -> None:
+    for name, moment in (("a", 5.0), ("b", 7.0), ("c", 7.0), ("d", 6.0)):
+        await uploads.add(upload(name, touched_at=moment))
+    await uploads.add(upload("another's", owner="ben", touched_at=9.0))
+
+    first = await uploads.newest("anna", before=None, limit=2)
+    rest = await uploads.newest("anna", before=(7.0, "b"), limit=9)
+
+    assert [each.id for each in first] == ["c", "b"]
+    assert [each.id for each in rest] == ["d", "a"]
+    assert first[0] == upload("c", touched_at=7.0)
+
+
 async def test_those_left_alone_and_those_kept_long_enough_expire(uploads: SqlUploadStore) -> None:
     await uploads.add(upload("left alone", touched_at=9.0))
     await uploads.add(upload("gone on with", touched_at=11.0))

@@ -312,6 +312,7 @@ async def before_any_job(teller: Teller) -> None:
         await teller.send(name)
         teller.later(1)
     await teller.send("get-an-upload")
+    await teller.send("list-uploads")
 
 
 async def ready(here: World) -> bool | None:

@@ -28,6 +28,17 @@ class SqlUploadStore:
         rows = await self._database.all(sa.select(uploads).where(uploads.c.id == upload_id))
         return StoredUpload(**_fields(rows[0])) if rows else None
 
+    async def newest(
+        self, owner: str, *, before: tuple[float, str] | None, limit: int
+    ) -> Sequence[StoredUpload]:
+        position = sa.tuple_(uploads.c.touched_at, uploads.c.id)
+        wanted = sa.select(uploads).where(uploads.c.owner == owner)
+        if before is not None:
+            wanted = wanted.where(position < before)
+        order = (uploads.c.touched_at.desc(), uploads.c.id.desc())
+        rows = await self._database.all(wanted.order_by(*order).limit(limit))
+        return [StoredUpload(**_fields(row)) for row in rows]
+
     async def usage(self, owner: str) -> UploadUsage:
         totals = sa.select(
             sa.func.count(),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import msgspec
 from aiohttp import web
-from msgspec import Meta
 from multidict import MultiMapping
 
 from services.gateway.jobs.presenter import summary
@@ -18,11 +16,11 @@ from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import JobPage
 from services.gateway.ports import JobStore, Status, StoredJob
 from services.gateway.web.application import ANSWER_SECONDS, json_response, unknown_parameters
+from services.gateway.web.paging import PAGING, Position, encode_cursor, limit_in, position_in
 from services.gateway.web.routing import Answer, Parameter, route
 
 PARAMETERS = ("status", "limit", "cursor")
 STATUSES: tuple[Status, ...] = get_args(Status)
-DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 
 
 class Filter(NamedTuple):
@@ -31,7 +29,7 @@ class Filter(NamedTuple):
     statuses: tuple[str, ...]
     """Empty: any."""
     limit: int
-    before: tuple[float, str] | None
+    before: Position | None
     """(created_at, id) of the last job of the previous page."""
 
 
@@ -51,13 +49,7 @@ class JobListRoutes:
             Parameter(
                 "status", "query", list[Status], "Only these; repeated, or separated by commas."
             ),
-            Parameter(
-                "limit",
-                "query",
-                Annotated[int, Meta(ge=1, le=MAX_LIMIT)],
-                f"{DEFAULT_LIMIT} by default.",
-            ),
-            Parameter("cursor", "query", str, "``next`` of the previous page."),
+            *PAGING,
         ),
         answers={200: Answer("A page of jobs.", JobPage)},
         errors=(400,),
@@ -73,9 +65,10 @@ class JobListRoutes:
     def _page(self, rows: Sequence[StoredJob], limit: int) -> JobPage:
         """One row more than ``limit`` means that there is another page."""
         now, shown = self._clock(), rows[:limit]
+        last = (shown[-1].created_at, shown[-1].id) if len(rows) > limit else None
         return {
             "jobs": [summary(read(row), now) for row in shown],
-            "next": encode_cursor(shown[-1]) if len(rows) > limit else None,
+            "next": encode_cursor(last) if last else None,
         }
 
 
@@ -86,7 +79,9 @@ def filter_of(query: MultiMapping[str]) -> Filter:
         Invalid: with every mistake.
     """
     mistakes = unknown_parameters(query, PARAMETERS)
-    wanted = Filter(_statuses(query, mistakes), _limit(query, mistakes), _before(query, mistakes))
+    wanted = Filter(
+        _statuses(query, mistakes), limit_in(query, mistakes), position_in(query, mistakes)
+    )
     if mistakes:
         raise Invalid(mistakes)
     return wanted
@@ -99,34 +94,3 @@ def _statuses(query: MultiMapping[str], mistakes: list[str]) -> tuple[str, ...]:
         f"status: expected one of {', '.join(STATUSES)}, got {name[:40]!r}" for name in wrong
     ]
     return tuple(dict.fromkeys(named))
-
-
-def _limit(query: MultiMapping[str], mistakes: list[str]) -> int:
-    text = query.get("limit", str(DEFAULT_LIMIT))
-    if text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MAX_LIMIT:
-        return int(text)
-    mistakes.append(f"limit: expected an integer from 1 to {MAX_LIMIT}, got {text[:40]!r}")
-    return DEFAULT_LIMIT
-
-
-def _before(query: MultiMapping[str], mistakes: list[str]) -> tuple[float, str] | None:
-    text = query.get("cursor")
-    position = None if text is None else decode_cursor(text)
-    if text is not None and position is None:
-        mistakes.append(f"cursor: expected what a page gave as next, got {text[:40]!r}")
-    return position
-
-
-def encode_cursor(row: StoredJob) -> str:
-    """The position after a row, opaque to clients."""
-    return base64.urlsafe_b64encode(msgspec.json.encode([row.created_at, row.id])).decode()
-
-
-def decode_cursor(text: str) -> tuple[float, str] | None:
-    """(created_at, id) in a cursor; None: it is not valid."""
-    try:
-        decoded = base64.b64decode(text, altchars=b"-_", validate=True)
-        position = msgspec.json.decode(decoded, type=tuple[float, str])
-    except (ValueError, msgspec.DecodeError):
-        return None
-    return position if position[1].isprintable() else None

@@ -12,14 +12,16 @@ from aiohttp import web
 from msgspec import Meta
 
 from services.gateway.endpoints.job_removal import NAMED, refuse_if_needed
+from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.references import jobs_needing
 from services.gateway.jobs.request_parser import Invalid
-from services.gateway.jobs.response_types import Upload
+from services.gateway.jobs.response_types import Upload, UploadPage
 from services.gateway.jobs.uploads import UploadConflict, Uploads, least_chunk
 from services.gateway.ports import JobStore
 from services.gateway.upload_ports import StoredUpload
 from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, unknown_parameters
 from services.gateway.web.authorization import NULL
+from services.gateway.web.paging import PAGING, encode_cursor, limit_in, position_in
 from services.gateway.web.routing import Answer, Body, Parameter, route
 from shared.storage.uploads import ARCHIVE_BYTES, list_key
 
@@ -94,6 +96,32 @@ class UploadRoutes:
             upload = await self._receive_whole(request, owner)
         headers = {"Location": self._uploads.address(upload.id)}
         return web.json_response(self._shown(upload), status=201, headers=headers)
+
+    @route(
+        "GET",
+        "/uploads",
+        "List your uploads, newest first",
+        needs="upload",
+        parameters=PAGING,
+        answers={200: Answer("A page of uploads.", UploadPage)},
+        errors=(400,),
+    )
+    async def _list(self, request: web.Request, owner: str) -> web.Response:
+        mistakes = unknown_parameters(request.query, ["limit", "cursor"])
+        limit, before = limit_in(request.query, mistakes), position_in(request.query, mistakes)
+        if mistakes:
+            raise Invalid(mistakes)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            found = await self._uploads.newest(owner, before, limit + 1)
+        shown = found[:limit]
+        last = (shown[-1].touched_at, shown[-1].id) if len(found) > limit else None
+        page: UploadPage = {
+            "uploads": [
+                {**self._shown(each), "changed_at": iso(each.touched_at)} for each in shown
+            ],
+            "next": encode_cursor(last) if last else None,
+        }
+        return web.json_response(page)
 
     async def _receive_whole(self, request: web.Request, owner: str) -> StoredUpload:
         if request.content_type.startswith("multipart/"):

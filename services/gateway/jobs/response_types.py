@@ -392,6 +392,21 @@ class Session(TypedDict):
     scopes: list[str]
 
 
+class ListedUpload(Upload):
+    """An upload in a list."""
+
+    changed_at: str
+    """When its last part arrived, or it was begun."""
+
+
+class UploadPage(TypedDict):
+    """A page of uploads."""
+
+    uploads: list[ListedUpload]
+    next: str | None
+    """The cursor of the next page; null on the last."""
+
+
 class Liveness(TypedDict):
     """The database answers."""
 

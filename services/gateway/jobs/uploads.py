@@ -7,7 +7,7 @@ import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
@@ -72,6 +72,12 @@ class Uploads:
         """The upload; None: it does not exist, or has another owner. Raises Unavailable."""
         upload = await self._table.find(upload_id)
         return upload if upload and upload.owner == owner else None
+
+    async def newest(
+        self, owner: str, before: tuple[float, str] | None, limit: int
+    ) -> Sequence[StoredUpload]:
+        """The owner's uploads that changed last, after a position. Raises Unavailable."""
+        return await self._table.newest(owner, before=before, limit=limit)
 
     async def create(self, owner: str, size: int, expected: str) -> StoredUpload:
         """A new upload of ``size`` bytes; ``expected`` is its SHA-256, or empty.

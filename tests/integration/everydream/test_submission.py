@@ -15,11 +15,13 @@ import pytest
 from rich.console import Console
 
 from everydream import following
-from everydream.access import Access
+from everydream.access import Access, client_of
 from everydream.cli import app
+from everydream.commands import uploads
 from everydream.following import Announcer
 from everydream.image_options import Drawing
 from everydream.job_spec import JobSpec
+from everydream.photos import upload
 from everydream.presets import fields_of
 from everydream.submission import check_and_submit, check_dataset, submit
 from everydream.terminal.display import Display
@@ -441,3 +443,28 @@ async def test_a_budget_that_waiting_does_not_free_is_told_at_once(web: Web, sai
         await submitting(gateway, JobSpec(model="org/name", drawing=Drawing(("one",))), said)
 
     assert len(web.posts) == 1
+
+
+async def test_uploads_are_listed_and_deleted(
+    here: World, photos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with client_of(at(here)) as client:
+        whole = await upload(client, Path(photos) / "ted_1.png", lambda _bytes: None)
+        begun = await client.begin_upload(2000, "e" * 64)
+    at_it: dict[str, Any] = {"url": here.url(""), "key": API_KEY}
+
+    await asyncio.to_thread(uploads.list_, **at_it)
+    listed = capsys.readouterr().out
+    await asyncio.to_thread(uploads.list_, **at_it, limit=1)
+    *_, more = capsys.readouterr().out.splitlines()
+    await asyncio.to_thread(uploads.delete, begun, **at_it, yes=True)
+    assert capsys.readouterr().out == f"{begun} is deleted\n"
+    await asyncio.to_thread(uploads.list_, **at_it, json=True)
+    (left,) = json.loads(capsys.readouterr().out)["uploads"]
+
+    assert "9 bytes" in listed
+    assert "complete" in listed
+    assert "2.0 kB" in listed
+    assert "0 bytes have arrived" in listed
+    assert more.startswith("more:  everydream uploads --cursor ")
+    assert left["data_url"] == whole

@@ -549,3 +549,31 @@ async def test_somebody_who_hangs_up_while_others_upload_disturbs_nobody(here: W
 async def breaking() -> AsyncIterator[bytes]:
     yield FILE[:10]
     raise OSError("the disk went away")
+
+
+async def test_a_key_lists_its_own_uploads_page_by_page_the_last_changed_first(here: World) -> None:
+    ids = []
+    for moment in range(3):
+        here.clock.ahead = 10.0 * moment
+        ids.append(await begin(here, size=moment + 1))
+    await asked(here, "POST", "/uploads", {"Upload-Length": "9"}, key=OTHER_KEY)
+
+    first = await here.ask("GET", f"{ROOT}/uploads", params={"limit": "2"})
+    rest = await here.ask("GET", f"{ROOT}/uploads", params={"cursor": first.body["next"]})
+
+    assert [each["id"] for each in first.body["uploads"]] == [ids[2], ids[1]]
+    assert [each["id"] for each in rest.body["uploads"]] == [ids[0]]
+    assert rest.body["next"] is None
+    newest = first.body["uploads"][0]
+    assert (newest["bytes"], newest["received"], newest["sha256"]) == (3, 0, None)
+    assert newest["data_url"].endswith(f"/uploads/{ids[2]}")
+
+
+async def test_every_mistake_in_the_query_of_a_list_of_uploads_is_named(here: World) -> None:
+    wrong = {"limit": "0", "cursor": "x", "status": "new"}
+    answer = await here.ask("GET", f"{ROOT}/uploads", params=wrong)
+
+    assert answer.status == 400
+    assert [each.partition(":")[0] for each in answer.body["mistakes"]] == [
+        "status", "limit", "cursor",
+    ]  # fmt: skip

@@ -19,7 +19,13 @@ SINGLE = [
     (name,) for modules in COMMANDS.values() for functions in modules.values() for name in functions
 ]
 KEYS, MODELS = ("make", "list", "disable"), ("pull", "list")
-EVERY = [*SINGLE, *(("keys", name) for name in KEYS), *(("models", name) for name in MODELS)]
+EVERY = [
+    *SINGLE,
+    ("uploads",),
+    ("uploads", "delete"),
+    *(("keys", name) for name in KEYS),
+    *(("models", name) for name in MODELS),
+]
 WITHOUT_RESULT = {"serve", "service", "demo"}
 
 
