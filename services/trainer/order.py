@@ -7,6 +7,8 @@ from msgspec import Struct
 from shared.request import Command, Train
 
 SECONDS_PER_MINUTE = 60.0
+METRICS = "metrics.jsonl"
+"""In ``out`` and in resume points: a JSON line for every report and every validation."""
 SNAPSHOTS = "snapshots"
 """In ``out``: one folder for each snapshot whose row is not drawn yet, named by its step.
 

@@ -13,6 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.trainer.artifact_uploads import ArtifactUploads, best_of
+from services.trainer.metrics_uploads import metrics_stored
 from services.trainer.order import Commands, Outcome, TrainingOrder
 from services.trainer.snapshot_uploads import SnapshotUploads, prompts_of
 from shared.child.parent import Child, ChildDied, Standby
@@ -162,7 +163,8 @@ class TrainerWork:
         snapshots = SnapshotUploads(self._store, order, training_order, prompts)
         try:
             await snapshots.republish()
-            return await self._run_child(child, order, training_order, snapshots)
+            async with metrics_stored(self._store, order, training_order):
+                return await self._run_child(child, order, training_order, snapshots)
         finally:
             await snapshots.queue.cancel()
 

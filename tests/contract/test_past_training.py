@@ -14,11 +14,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from services.gateway.jobs.record import Job
 from services.trainer.artifact_uploads import CHECKPOINTS, _earlier_checkpoints
-from services.trainer.order import TrainingOrder
+from services.trainer.order import METRICS, TrainingOrder
 from services.trainer.training.device import probe
 from services.trainer.training.recipe import choose
 from services.trainer.training.saving import resume
-from services.trainer.training.saving.metrics import METRICS, read_lines
+from services.trainer.training.saving.metrics import read_lines
 from services.trainer.training.saving.resume import POSITION, ResumeState
 from services.trainer.training.state import prepare
 from services.trainer.training.train import train

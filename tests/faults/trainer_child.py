@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.trainer.order import SNAPSHOTS, Outcome, TrainingOrder
+from services.trainer.order import METRICS, SNAPSHOTS, Outcome, TrainingOrder
 from services.trainer.training.child import Stop
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import Done, Failed, Phase, Progress, Ready, Saved, Stopped
@@ -93,7 +93,7 @@ class Training:
         return Outcome(
             checkpoint=str(self._file("last-scripted.safetensors")),
             model=str(model),
-            metrics=str(self._file("metrics.jsonl")),
+            metrics=str(self._file(METRICS, b'{"step": %d}\n' % self._done)),
             tensorboard=str(self._file("events.out.tfevents.scripted")),
             seed=self._order.seed, steps=self._done, updates=self._done, epochs=1,
             images=self._done, loss=0.5, validation=None,
@@ -101,10 +101,10 @@ class Training:
             warnings=[f"trained from step {self._from}"],
         )  # fmt: skip
 
-    def _file(self, name: str) -> Path:
+    def _file(self, name: str, content: bytes | None = None) -> Path:
         self._out.mkdir(parents=True, exist_ok=True)
         path = self._out / name
-        path.write_bytes(self._content())
+        path.write_bytes(content or self._content())
         return path
 
     def _content(self) -> bytes:

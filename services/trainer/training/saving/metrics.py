@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from tensorboardX import SummaryWriter
 
-METRICS = "metrics.jsonl"
+from services.trainer.order import METRICS
+
 SCALARS = {
     "loss": "loss/training",
     "validation_loss": "loss/validation",

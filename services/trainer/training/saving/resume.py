@@ -15,11 +15,11 @@ from msgspec import Struct
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from services.trainer.order import Measured, TrainingOrder
+from services.trainer.order import METRICS, Measured, TrainingOrder
 from services.trainer.training.callbacks import Callbacks
 from services.trainer.training.optimizer import load_state, save_state
 from services.trainer.training.saving import disk_space
-from services.trainer.training.saving.metrics import METRICS, Metrics
+from services.trainer.training.saving.metrics import Metrics
 from services.trainer.training.state import Losses, Position, State
 from shared.diffusion.files import replacing
 from shared.disk import require_room
