@@ -30,6 +30,7 @@ from services.gateway.endpoints.job_list import JobListRoutes
 from services.gateway.endpoints.job_removal import JobRemovalRoutes
 from services.gateway.endpoints.jobs import JobRoutes
 from services.gateway.endpoints.key import KeyRoutes
+from services.gateway.endpoints.metrics import MetricsRoutes
 from services.gateway.endpoints.routes import Endpoints
 from services.gateway.endpoints.server_sent_events import EventRoutes
 from services.gateway.endpoints.stream import OutputStreams
@@ -197,6 +198,7 @@ class Gateway:
                 large_answers=large_answers,
             ),
             job_list=JobListRoutes(jobs, clock),
+            metrics=MetricsRoutes(authorizer, store, large_answers),
             datasets=DatasetRoutes(
                 authorizer=authorizer,
                 repository=repository,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -48,6 +48,7 @@ from shared.messaging.messages import (
     WebhookDue,
 )
 from shared.messaging.topology import FETCHER, NOTIFIER_WEBHOOKS, TRAINER
+from shared.storage.metrics import MetricsPiece, piece_key
 from shared.storage.snapshots import sample_key
 from tests.support.gateway_world import API_KEY, Claimed, Clock, World, eventually, world
 
@@ -93,6 +94,11 @@ REPORT = Report(
     warnings_count=1,
 )  # fmt: skip
 METRICS = '{"step": 100, "epoch": 100, "loss": 0.118}\n'
+POINTS = [
+    {"time": START + each, "step": step, "epoch": step, "loss": loss, "lr": 1.5e-06,
+     "images_per_second": 8.0}
+    for each, step, loss in ((62.5, 10, 0.131), (65.0, 20, 0.125))
+]  # fmt: skip
 HEARTBEAT = 10.0
 """Seconds: no claim is lost while the story goes on."""
 T = TypeVar("T")
@@ -345,6 +351,10 @@ async def training(teller: Teller) -> None:
     await here.publish(SamplesGenerated(job=job, samples=(await sample(here, job, 0),)))
     await eventually(lambda: has_samples(here, job))
     await teller.send("get-a-running-job")
+    await record(trainer, POINTS[:1])
+    await teller.send("get-metrics")
+    await record(trainer, POINTS)
+    await teller.send("get-new-metrics")
     await teller.send("stream-a-job")
     teller.later(10)
     await report(trainer, step=40)
@@ -360,6 +370,13 @@ async def training(teller: Teller) -> None:
         await teller.send(name)
     for name in ("get-a-file", "get-a-part-of-a-file", "get-an-unchanged-file"):
         await teller.send(name)
+
+
+async def record(trainer: Claimed, points: Sequence[Mapping[str, float]]) -> None:
+    """Store what the training has recorded so far."""
+    piece = MetricsPiece(attempt=trainer.grant.attempt, first_step=10)
+    lines = msgspec.json.Encoder().encode_lines(points)
+    await trainer.world.store.put(piece_key(trainer.job, piece), lines)
 
 
 async def report(trainer: Claimed, step: int) -> None:

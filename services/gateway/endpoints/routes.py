@@ -16,6 +16,7 @@ from services.gateway.endpoints.job_list import JobListRoutes
 from services.gateway.endpoints.job_removal import JobRemovalRoutes
 from services.gateway.endpoints.jobs import JobRoutes
 from services.gateway.endpoints.key import KeyRoutes
+from services.gateway.endpoints.metrics import MetricsRoutes
 from services.gateway.endpoints.server_sent_events import EventRoutes
 from services.gateway.endpoints.uploads import UploadRoutes
 from services.gateway.endpoints.webhooks import WebhookRoutes
@@ -27,6 +28,7 @@ class Endpoints(NamedTuple):
     jobs: JobRoutes
     events: EventRoutes
     job_list: JobListRoutes
+    metrics: MetricsRoutes
     datasets: DatasetRoutes
     webhooks: WebhookRoutes
     job_removal: JobRemovalRoutes

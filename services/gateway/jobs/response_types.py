@@ -321,6 +321,31 @@ class DatasetPage(TypedDict):
     pictures: list[DatasetPicture]
 
 
+class MetricsPoint(TypedDict):
+    """What a training has reported of one step; numbers that it has not are left out."""
+
+    step: int
+    epoch: int
+    time: float
+    """Seconds since 1970, in UTC."""
+    loss: NotRequired[float]
+    """The mean over the last steps."""
+    lr: NotRequired[float]
+    text_encoder_lr: NotRequired[float]
+    """Only if the text encoder has a learning rate of its own."""
+    images_per_second: NotRequired[float]
+    validation_loss: NotRequired[float]
+    """Of the images that are held out."""
+
+
+class Metrics(TypedDict):
+    """The curves of a training so far, each step once, in order."""
+
+    points: list[MetricsPoint]
+    last_step: int | None
+    """The last step that is known, for the next ``after``; null: there is none yet."""
+
+
 class JobSummary(TypedDict):
     """A job in a list; times in UTC."""
 
