@@ -67,7 +67,8 @@ demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./dem
 	@$(MAYBE_CONSOLE)
 	$(BIN)/everydream demo
 
-test: servers $(DEV) $(CLIENTS)  ## Every test that needs no graphics card, the long forms left out
+test: servers $(DEV) $(CLIENTS) console  ## Every test that needs no graphics card, the long forms left out
+	npm --prefix $(CONSOLE) run --silent test
 	$(BIN)/pytest -m "not gpu and not long" --numprocesses auto $(PYTEST_ARGS)
 
 console: $(CONSOLE_PAGE)  ## Build the page at /; needs Node.js 20 or newer
@@ -75,10 +76,10 @@ console: $(CONSOLE_PAGE)  ## Build the page at /; needs Node.js 20 or newer
 unit: $(DEV)  ## The tests that need no server, in a minute
 	$(BIN)/pytest tests/unit -m "not long" --numprocesses auto $(PYTEST_ARGS)
 
-test-long: servers $(DEV) $(CLIENTS)  ## The long forms, for a release; says at its end what it ran
+test-long: servers $(DEV) $(CLIENTS) console  ## The long forms, for a release; says at its end what it ran
 	$(BIN)/python -m tests.long $(LONG_ARGS)
 
-coverage: servers $(DEV) $(CLIENTS)  ## What the tests reach of the product, by lines and branches
+coverage: servers $(DEV) $(CLIENTS) console  ## What the tests reach of the product, by lines and branches
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -m "not gpu and not long" --numprocesses auto $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from aiohttp import web
 
 from services.gateway.jobs.response_types import KeyFacts
@@ -21,6 +23,9 @@ class KeyRoutes:
         answers={200: Answer("What the key may do.", KeyFacts)},
     )
     async def _get(self, request: web.Request, _owner: str) -> web.Response:
-        granted = request[CALLER].scopes
-        facts: KeyFacts = {"scopes": [scope for scope in SCOPES if scope in granted]}
-        return web.json_response(facts)
+        return web.json_response(key_facts(request[CALLER].scopes))
+
+
+def key_facts(granted: Collection[str]) -> KeyFacts:
+    """A key's scopes, in the order of what they allow."""
+    return {"scopes": [scope for scope in SCOPES if scope in granted]}

@@ -121,7 +121,7 @@ class MetricsRoutes:
             try:
                 texts = await asyncio.gather(*(self._store.get(key) for key in keys))
             except NotFound:  # a job keeps its pieces as long as it is there
-                raise UnknownJob from None
+                raise UnknownJob(job) from None
             for read, text in zip(some, texts, strict=True):
                 await in_thread(curve.add, text, read.end)
         return msgspec.json.encode({"points": curve.points(), "last_step": curve.last_step})

@@ -411,12 +411,6 @@ class Upload(TypedDict):
     """To be used as ``data_url`` in a request."""
 
 
-class Session(TypedDict):
-    """What a key may do."""
-
-    scopes: list[str]
-
-
 class ListedUpload(Upload):
     """An upload in a list."""
 

@@ -8,6 +8,7 @@ export type JobFile = Schemas["File"];
 export type Image = Schemas["Image"];
 export type JobStatus = Schemas["JobStatus"];
 export type JobSummary = Schemas["JobSummary"];
+export type KeyFacts = Schemas["KeyFacts"];
 export type Progress = Schemas["Progress"];
 export type Results = Schemas["Results"];
 export type Sample = Schemas["Sample"];

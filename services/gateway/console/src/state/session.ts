@@ -1,10 +1,9 @@
 /** Who is signed in. */
 import { signal } from "@preact/signals";
+import type { KeyFacts } from "../api/types";
 import { result, root, whenSignedOut } from "../api/client";
 
-interface Session {
-  scopes: string[];
-}
+type Session = KeyFacts;
 
 /** undefined: not known yet; null: nobody. */
 export const session = signal<Session | null | undefined>(undefined);
@@ -37,4 +36,4 @@ export async function signOut(): Promise<void> {
   session.value = null;
 }
 
-export const may = (scope: string): boolean => session.value?.scopes.includes(scope) ?? false;
+export const may = (scope: KeyFacts["scopes"][number]): boolean => session.value?.scopes.includes(scope) ?? false;

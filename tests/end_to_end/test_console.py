@@ -1,0 +1,205 @@
+"""The console in a browser, on separate services over RabbitMQ and PostgreSQL."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, expect
+
+from tests.end_to_end.story import API_KEY, User, host_of, user_of
+from tests.support.browser import Visit, browser, sign_in, visit
+from tests.support.servers.postgres import PostgreSQL
+from tests.support.servers.rabbitmq import RabbitMQ
+from tests.support.servers.s3 import S3Server
+from tests.support.servers.web import running_web
+from tests.support.services import WARM, Services, running, shared_environment
+
+SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
+PATIENCE = 120_000.0
+"""Milliseconds: a training of the tiny model on a busy machine."""
+MOST_BYTES = 150 << 10
+"""Of the whole page, compressed."""
+PROMPTS = ["a photo of a zorblat", "a photo of a wuggleby"]
+
+pytestmark = [
+    pytest.mark.usefixtures("warm_children"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+World = tuple[Services, User, Browser]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def here(
+    rabbitmq: RabbitMQ,
+    postgres: PostgreSQL,
+    s3_server: S3Server,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[World]:
+    """One of every service; their store is a folder, whose files come from the gateway."""
+    rabbitmq.start()
+    postgres.start()
+    store = tmp_path_factory.mktemp("store")
+    async with running_web() as web, browser() as chromium:
+        environment = shared_environment(
+            amqp_url=rabbitmq.fresh_url(), database_url=postgres.url(), s3=s3_server, bucket="none",
+            HEARTBEAT="0.5", ALLOWED_PRIVATE_HOSTS=host_of(web.url()), STORE_URL=store.as_uri(),
+        )  # fmt: skip
+        async with (
+            running(SERVICES, environment, program=WARM) as services,
+            user_of(services.first("gateway").url, web) as user,
+        ):
+            yield services, user, chromium
+
+
+@asynccontextmanager
+async def signed_in(here: World, **options: Any) -> AsyncIterator[tuple[Visit, Page]]:
+    services, _, chromium = here
+    async with visit(chromium, services.first("gateway").url, **options) as one:
+        page = await one.page()
+        await sign_in(page, API_KEY)
+        yield one, page
+
+
+async def long_job(user: User, **train: Any) -> str:
+    """A training that goes on until somebody stops it."""
+    request = user.request(
+        max_epochs=2000, sample_steps=10, sample_prompts=PROMPTS, save_every_n_epochs=0, **train
+    )
+    return await user.client.run(request)
+
+
+async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
+    here: World, tmp_path: Path
+) -> None:
+    _, user, _ = here
+    job = await long_job(user)
+    async with signed_in(here) as (one, page):
+        await page.get_by_role("link", name=re.compile(job)).click()
+        bar = page.get_by_role("progressbar", name="Training")
+        await expect(bar).to_be_visible(timeout=PATIENCE)
+        first = await bar.get_attribute("value")
+        await expect(bar).not_to_have_attribute("value", first or "", timeout=PATIENCE)
+
+        rows = page.locator(".sample-grid tbody tr")
+        await expect(rows).to_have_count(2, timeout=PATIENCE)
+        await expect(rows.last).to_contain_text("Before")
+        await one.assert_accessible(page)
+
+        await walk_the_grid(page)
+        await page.reload()
+        await expect(rows.last).to_contain_text("Before", timeout=PATIENCE)
+        await stop(page)
+
+        link = page.get_by_role("link", name=re.compile("Download: .*safetensors")).first
+        await expect(link).to_be_visible(timeout=PATIENCE)
+        async with page.expect_download() as downloading:
+            await link.click()
+        model = tmp_path / "model.safetensors"
+        await (await downloading.value).save_as(model)
+
+        status = await user.finished(job)
+        assert status["status"] == "COMPLETED"
+        await expect(page.locator(".job-head .status")).to_have_text("Done")
+        told = {file["sha256"] for file in status["output"]["artifacts"]}
+        assert hashlib.sha256(model.read_bytes()).hexdigest() in told
+        await one.assert_accessible(page)
+
+
+async def walk_the_grid(page: Page) -> None:
+    """From the model before, through time and to the other prompt, by keys alone."""
+    await page.get_by_role("button", name=f"{PROMPTS[0]}, step 0: open").focus()
+    await page.keyboard.press("Enter")
+    viewer = page.get_by_role("dialog", name="Sample")
+    await expect(viewer.get_by_text("Before", exact=True)).to_be_visible()
+    await page.keyboard.press("ArrowUp")
+    await expect(viewer.locator("dd").first).to_have_text(re.compile(r"Step \d+"))
+    await page.keyboard.press("ArrowRight")
+    await expect(viewer).to_contain_text(PROMPTS[1])
+    await page.keyboard.press("Escape")
+    await expect(viewer).to_be_hidden()
+
+
+async def stop(page: Page) -> None:
+    await page.get_by_role("button", name="Stop and keep").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Stop and keep").click()
+
+
+async def test_two_tabs_show_one_cancellation(here: World) -> None:
+    _, user, _ = here
+    job = await long_job(user)
+    async with signed_in(here) as (one, page):
+        other = await one.page(f"/jobs/{job}")
+        await other.get_by_role("button", name="Cancel").click()
+        await other.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+
+        for tab in (page, other):
+            shown = tab.locator(".job, .job-head").filter(has_text=job).locator(".status")
+            await expect(shown).to_have_text("Cancelled", timeout=PATIENCE)
+    assert (await user.client.status(job))["status"] == "CANCELLED"
+
+
+async def test_a_lost_connection_is_said_and_made_good(here: World) -> None:
+    _, user, _ = here
+    async with signed_in(here) as (one, page):
+        one.expected = ("ERR_INTERNET_DISCONNECTED",)
+        await one.context.set_offline(offline=True)
+        job = await long_job(user)
+        await user.client.cancel(job)
+        await one.context.set_offline(offline=False)
+
+        shown = page.locator(".job").filter(has_text=job).locator(".status")
+        await expect(shown).to_have_text("Cancelled", timeout=PATIENCE)
+
+
+async def test_a_key_that_ends_ends_its_session(here: World) -> None:
+    services, _, chromium = here
+    async with visit(chromium, services.first("gateway").url) as one:
+        one.expected = ("401",)
+        page = await one.page()
+        await page.get_by_label("API key").fill("no-key")
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("alert")).to_have_text("This key is not valid here.")
+
+        await page.get_by_label("API key").fill(API_KEY)
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+        await one.context.clear_cookies()
+        await page.get_by_label("Status").select_option("FAILED")
+        await expect(page.get_by_text("Your session has ended")).to_be_visible()
+
+
+async def test_every_screen_fits_a_phone_and_says_nothing_serious_to_axe(here: World) -> None:
+    phone = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
+    async with signed_in(here, **phone) as (one, page):
+        for screen in ("/",):
+            await page.goto(f"{one.url}/#{screen}")
+            await page.locator("h1").wait_for()
+            overflow = await page.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert overflow <= 0, screen
+            await one.assert_accessible(page)
+
+
+async def test_the_page_is_small_and_asks_for_nothing_else(here: World) -> None:
+    services, _, _ = here
+    async with aiohttp.ClientSession(services.first("gateway").url) as session:
+        async with session.get("/", headers={"Accept": "text/html"}) as answer:
+            page = await answer.text()
+        files = re.findall(r'(?:src|href)="(/assets/[^"]+)"', page)
+        size = 0
+        for file in files:
+            async with session.get(file) as answer:
+                assert answer.status == 200
+                assert "immutable" in answer.headers["Cache-Control"]
+                size += len(gzip.compress(await answer.read()))
+    assert 0 < size < MOST_BYTES
