@@ -426,6 +426,21 @@ class UploadPage(TypedDict):
     """The cursor of the next page; null on the last."""
 
 
+class ListedUpload(Upload):
+    """An upload in a list."""
+
+    changed_at: str
+    """When its last part arrived, or it was begun."""
+
+
+class UploadPage(TypedDict):
+    """A page of uploads."""
+
+    uploads: list[ListedUpload]
+    next: str | None
+    """The cursor of the next page; null on the last."""
+
+
 class Liveness(TypedDict):
     """The database answers."""
 
