@@ -15,36 +15,28 @@ if TYPE_CHECKING:
     from everydream.client import Client
 
 
+Repeated = tuple[str, ...]
+
+
+def _option(name: str, metavar: str, text: str) -> Parameter:
+    """An option that may be given for each of several pictures."""
+    return Parameter(name=name, metavar=metavar, show_default=False, help=f"{text}; repeatable.")
+
+
 def edit(
     check: str,
     /,
     *,
     caption: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name="--caption",
-            metavar="NAME=TEXT",
-            show_default=False,
-            help="Another caption for a picture, by its name or number; repeatable.",
-        ),
+        Repeated,
+        _option("--caption", "NAME=TEXT", "Another caption for a picture, by its name or number"),
     ] = (),
     leave_out: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name="--leave-out",
-            metavar="NAME",
-            show_default=False,
-            help="Do not train on a picture, by its name or number; repeatable.",
-        ),
+        Repeated, _option("--leave-out", "NAME", "Do not train on a picture, by its name or number")
     ] = (),
     restore: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name="--restore",
-            metavar="NAME",
-            show_default=False,
-            help="Train on a picture with the caption that was found; repeatable.",
-        ),
+        Repeated,
+        _option("--restore", "NAME", "Train on a picture with the caption that was found"),
     ] = (),
     json: Json = False,
     url: Url = None,
