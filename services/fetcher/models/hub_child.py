@@ -25,7 +25,7 @@ from services.fetcher.models.hub_room import make_room
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import AnyRecord, Done, Failed, Progress
 from shared.disk import SPARE, require_room
-from shared.errors import Refused, reason_of
+from shared.errors import Refused
 
 
 class Listing(NamedTuple):
@@ -45,30 +45,20 @@ def main() -> None:
 
 
 def _run(order: HubOrder, writer: RecordWriter) -> AnyRecord:
-    from huggingface_hub import errors  # noqa: PLC0415 - it reads the environment at import
-
-    from services.fetcher.models.hub_answers import (  # noqa: PLC0415 - likewise
+    # Both read the environment at import.
+    from services.fetcher.models.hub_answers import (  # noqa: PLC0415
         AnswerTooLarge,
         bound_answers,
     )
+    from services.fetcher.models.hub_errors import failed  # noqa: PLC0415
 
     bound_answers()
-    missing = (
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-        errors.HFValidationError,
-    )
     try:
         return Done(summary={"folder": _snapshot(order, writer)})
-    except errors.GatedRepoError:
-        reason = f"{order.model}: access must be asked for; use a model that is open to everybody"
-        return Failed(refused=True, reason=reason)
-    except missing:
-        return Failed(refused=True, reason=f"{order.model}: no such model, or a private one")
     except (AnswerTooLarge, Refused) as error:
         return Failed(refused=True, reason=f"{order.model}: {error}")
     except Exception as error:  # noqa: BLE001 - the parent must learn of any error
-        return Failed(refused=False, reason=f"{order.model}: {reason_of(error)}")
+        return failed(error, order.model)
 
 
 def _snapshot(order: HubOrder, writer: RecordWriter) -> str:

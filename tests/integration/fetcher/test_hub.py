@@ -187,7 +187,7 @@ async def test_a_repository_of_pickles_or_of_nothing_is_refused(stage: Stage, hu
 async def test_a_gated_model_is_refused_with_the_reason(stage: Stage, hub: Hub) -> None:
     hub.status = 403
 
-    with pytest.raises(Refused, match="access must be asked for"):
+    with pytest.raises(Refused, match="access must be asked for on its page; use a model"):
         await stage("org/model")
 
 
@@ -199,8 +199,12 @@ async def test_a_hub_that_is_away_passes_unless_the_model_is_in_the_cache(
     monkeypatch.setenv("HF_ENDPOINT", f"http://{HOST}:{free_port()}")
 
     assert await stage("org/model") == prefix
-    with pytest.raises(Passing, match="org/another on the hub"):
+    with pytest.raises(Passing) as away:
         await stage("org/another")
+    assert str(away.value) == (
+        "org/another on the hub: the hub cannot be reached, and the model is not on this machine;"
+        " check the fetcher's network, its proxy, and HF_ENDPOINT if it is set"
+    )
 
 
 @pytest.mark.usefixtures("hub")
