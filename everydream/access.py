@@ -144,18 +144,19 @@ async def check_key(client: Client) -> bool:
     except aiohttp.ClientResponseError as error:
         if error.status != HTTPStatus.NOT_FOUND:
             raise
+        scopes = []
+    if not scopes:
         return await _may_look(client)
     if "submit" not in scopes:
-        may = " and ".join(scopes) or "nothing"
         raise Refused(
-            f"this key may not submit jobs: it has no scope submit, only {may}; give another by"
-            " --key or EVERYDREAM_API_KEY (`everydream keys make NAME` makes one)"
+            f"this key may not submit jobs: it has no scope submit, only {' and '.join(scopes)};"
+            " give another by --key or EVERYDREAM_API_KEY (`everydream keys make NAME` makes one)"
         )
     return "read" in scopes
 
 
 async def _may_look(client: Client) -> bool:
-    """The same of an older gateway, which does not tell scopes."""
+    """The same of a key that is not let in, or of an older gateway, which tells no scopes."""
     try:
         await client.health()
     except aiohttp.ClientResponseError as error:

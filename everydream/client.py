@@ -110,6 +110,7 @@ class Client:
 
     def __init__(self, session: aiohttp.ClientSession, url: str, key: str) -> None:
         self._session = session
+        self._url = url
         self.endpoint = f"{url}/v1/everydream-v1"
         self._headers = {"Authorization": f"Bearer {key}"}
 
@@ -135,8 +136,9 @@ class Client:
         return await self._answer("GET", f"/status/{job}", "status")
 
     async def scopes(self) -> list[str]:
-        """What the key may do: ``read``, ``submit``, ``admin``."""
-        return [*(await self._answer("GET", "/key", "scopes"))["scopes"]]
+        """What the key may do: ``read``, ``submit``, ``admin``; nothing if it is not let in."""
+        answer = await self._answer("GET", "/session", "scopes", root=self._url)
+        return [*answer["scopes"]]
 
     async def health(self) -> dict[str, Any]:
         """The key's jobs by state, and the workers."""
@@ -278,10 +280,16 @@ class Client:
 
     @asynccontextmanager
     async def _request(
-        self, method: str, route: str, *, headers: dict[str, str] | None = None, **options: Any
+        self,
+        method: str,
+        route: str,
+        *,
+        headers: dict[str, str] | None = None,
+        root: str | None = None,
+        **options: Any,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response, if it is a success."""
-        url, headers = f"{self.endpoint}{route}", {**self._headers, **(headers or {})}
+        """The response, if it is a success; ``root`` is the endpoint unless it is given."""
+        url, headers = f"{root or self.endpoint}{route}", {**self._headers, **(headers or {})}
         async with self._session.request(method, url, headers=headers, **options) as response:
             if not response.ok and response.content_type == "application/json" and method != "HEAD":
                 body = await _object_in(response)

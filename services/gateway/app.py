@@ -29,7 +29,6 @@ from services.gateway.endpoints.health import HealthRoutes
 from services.gateway.endpoints.job_list import JobListRoutes
 from services.gateway.endpoints.job_removal import JobRemovalRoutes
 from services.gateway.endpoints.jobs import JobRoutes
-from services.gateway.endpoints.key import KeyRoutes
 from services.gateway.endpoints.metrics import MetricsRoutes
 from services.gateway.endpoints.routes import Endpoints
 from services.gateway.endpoints.server_sent_events import EventRoutes
@@ -215,7 +214,6 @@ class Gateway:
             ),
             uploads=UploadRoutes(uploads, stores.jobs),
             budgets=BudgetRoutes(budgets),
-            key=KeyRoutes(),
             files=FileRoutes(store, key, clock) if isinstance(store, LocalStore) else None,
             health=HealthRoutes(repository, self._supervisor, store, clock),
             console=ConsoleRoutes(store),

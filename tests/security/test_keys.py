@@ -108,8 +108,7 @@ def test_a_key_needs_admin_to_remove_submit_to_change_and_read_to_look() -> None
         removes = path == "/purge-queue" or (address.method, path) == ("DELETE", "/jobs/{job}")
         changes = address.method in ("POST", "PATCH") and path.startswith("/jobs/")
         looks = path.split("/")[1] in LOOKING and not changes
-        of_key = "admin" if removes else "read" if looks else "submit"
-        expected = None if path == "/key" else of_key
+        expected = "admin" if removes else "read" if looks else "submit"
         assert REQUIRED_SCOPES[address.route.needs] == expected, address
 
 
@@ -127,20 +126,9 @@ async def test_a_key_without_the_scope_is_refused_on_every_route(here: World) ->
     }
     for address in GUARDED:
         assert address.route.needs is not None
-        if (scope := REQUIRED_SCOPES[address.route.needs]) is None:
-            continue
-        key = without[scope]
+        key = without[REQUIRED_SCOPES[address.route.needs]]
         answer = await status_of(here, address, address.filled(**NOTHING), key)
         assert answer == 403, address
-
-
-async def test_every_key_can_ask_for_its_scopes(here: World) -> None:
-    granted: list[tuple[Scope, ...]] = [*((scope,) for scope in SCOPES), ("admin", "read")]
-    for scopes in granted:
-        key = await key_with(here, *scopes)
-        answer = await here.ask("GET", f"{BASE_PATHS[0]}/key", key=key)
-        assert answer.status == 200
-        assert answer.body == {"scopes": [scope for scope in SCOPES if scope in scopes]}
 
 
 async def test_what_is_anothers_is_unknown_on_every_route_that_takes_an_id(here: World) -> None:

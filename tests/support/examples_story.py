@@ -452,7 +452,6 @@ async def errors(teller: Teller) -> None:
         await teller.send(name)
     await teller.send("no-key", key=None)
     await teller.send("no-scope", key=READER)
-    await teller.send("get-the-scopes", key=READER)
     await teller.send("no-length", data=in_pieces)
     await teller.send("silence", data=and_then_silence)
     for _ in range(2):

@@ -31,8 +31,8 @@ def _refusal(error: Exception, model: HubModel) -> str | None:
             return "access must be asked for on its page; use a model that is open to everybody"
         case errors.RevisionNotFoundError():
             return (
-                f"no such revision as {model.revision or MAIN_BRANCH}; name a branch, tag or commit that its page"
-                " lists"
+                f"no such revision as {model.revision or MAIN_BRANCH}; name a branch, tag or commit"
+                " that its page lists"
             )
         case errors.RepositoryNotFoundError() | errors.HFValidationError():
             return "no such model, or a private one; compare its id with its page on the hub"

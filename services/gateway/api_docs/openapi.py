@@ -145,7 +145,7 @@ def _operation(route: Route, method: str) -> Schema:
         "operationId": operation_id(route, method),
         "summary": route.summary,
         **({"description": _limits(needs)} if needs else {}),
-        "security": _security(needs) if needs else [],
+        "security": [{name: [REQUIRED_SCOPES[needs]]} for name in KEYS] if needs else [],
         **({"parameters": parameters} if parameters else {}),
         **({"requestBody": _request_body(body, shown)} if body else {}),
         "responses": {**good, **bad},
@@ -158,16 +158,10 @@ def operation_id(route: Route, method: str) -> str:
     return "_".join([method.lower(), *words])
 
 
-def _security(needs: Operation) -> list[Schema]:
-    scope = REQUIRED_SCOPES[needs]
-    return [{name: [scope] if scope else []} for name in KEYS]
-
-
 def _limits(needs: Operation) -> str:
-    rate, scope = RATES[needs], REQUIRED_SCOPES[needs]
-    needed = f"the scope `{scope}`" if scope else "no scope"
+    rate = RATES[needs]
     return (
-        f"Needs {needed}. A key may send {rate.requests} requests in"
+        f"Needs the scope `{REQUIRED_SCOPES[needs]}`. A key may send {rate.requests} requests in"
         f" {rate.seconds:g} s, {rate.at_once} of them concurrently."
     )
 
@@ -211,7 +205,7 @@ def errors_of(route: Route) -> set[int]:
     """Every error status of this operation."""
     found = set(route.errors)
     if route.needs:
-        found |= {401, 429, 503} | ({403} if REQUIRED_SCOPES[route.needs] else set())
+        found |= {401, 403, 429, 503}
     if route.body and route.body.media == JSON:
         found |= {400, 408, 413, 415}
     return found | ({404} if "{" in route.path else set())

@@ -15,7 +15,6 @@ from services.gateway.endpoints.health import HealthRoutes
 from services.gateway.endpoints.job_list import JobListRoutes
 from services.gateway.endpoints.job_removal import JobRemovalRoutes
 from services.gateway.endpoints.jobs import JobRoutes
-from services.gateway.endpoints.key import KeyRoutes
 from services.gateway.endpoints.metrics import MetricsRoutes
 from services.gateway.endpoints.server_sent_events import EventRoutes
 from services.gateway.endpoints.uploads import UploadRoutes
@@ -34,7 +33,6 @@ class Endpoints(NamedTuple):
     job_removal: JobRemovalRoutes
     uploads: UploadRoutes
     budgets: BudgetRoutes
-    key: KeyRoutes
     files: FileRoutes | None
     """None: the store's links lead elsewhere."""
     health: HealthRoutes

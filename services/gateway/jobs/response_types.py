@@ -280,13 +280,6 @@ class Budgets(TypedDict):
     """Long polls and streams at this gateway."""
 
 
-class KeyFacts(TypedDict):
-    """What a key may do."""
-
-    scopes: list[Literal["read", "submit", "admin"]]
-    """`read`: look at its jobs; `submit`: submit and change them; `admin`: delete them."""
-
-
 class DatasetPicture(TypedDict):
     """A picture of a dataset, as it is trained on."""
 
@@ -426,19 +419,11 @@ class UploadPage(TypedDict):
     """The cursor of the next page; null on the last."""
 
 
-class ListedUpload(Upload):
-    """An upload in a list."""
+class Session(TypedDict):
+    """What a key may do."""
 
-    changed_at: str
-    """When its last part arrived, or it was begun."""
-
-
-class UploadPage(TypedDict):
-    """A page of uploads."""
-
-    uploads: list[ListedUpload]
-    next: str | None
-    """The cursor of the next page; null on the last."""
+    scopes: list[Literal["read", "submit", "admin"]]
+    """`read`: look at its jobs; `submit`: submit and change them; `admin`: delete them."""
 
 
 class Liveness(TypedDict):

@@ -15,7 +15,7 @@ from services.gateway.web.authentication import Caller, Scope
 from services.gateway.web.rate_limits import RATES, Operation, Rate, RateLimiter, TooManyRequests
 from services.gateway.web.routing import Handler
 
-REQUIRED_SCOPES: Mapping[Operation, Scope | None] = {
+REQUIRED_SCOPES: Mapping[Operation, Scope] = {
     "run": "submit",
     "runsync": "submit",
     "status": "read",
@@ -26,9 +26,7 @@ REQUIRED_SCOPES: Mapping[Operation, Scope | None] = {
     "delete": "admin",
     "purge": "admin",
     "upload": "submit",
-    "key": None,
 }
-"""None: every valid key may."""
 OwnerHandler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
 """A handler that also gets the owner."""
 NULL = "\0"
@@ -99,13 +97,13 @@ class Authorizer:
         return current
 
 
-def _caller(request: web.Request, needed: Scope | None) -> Caller:
+def _caller(request: web.Request, needed: Scope) -> Caller:
     caller: Caller | None = request.get(CALLER)
     if caller is None:
         raise web.HTTPUnauthorized(
             text="invalid API key: send it as 'Authorization: Bearer KEY'",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    if needed and needed not in caller.scopes:
+    if needed not in caller.scopes:
         raise web.HTTPForbidden(text=f"this key has no scope {needed}")
     return caller

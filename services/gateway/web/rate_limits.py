@@ -27,17 +27,7 @@ class Rate:
 
 
 Operation = Literal[
-    "run",
-    "runsync",
-    "status",
-    "stream",
-    "cancel",
-    "command",
-    "resend",
-    "delete",
-    "purge",
-    "upload",
-    "key",
+    "run", "runsync", "status", "stream", "cancel", "command", "resend", "delete", "purge", "upload"
 ]
 """Each has a limit of its own."""
 
@@ -52,7 +42,6 @@ RATES: Mapping[Operation, Rate] = {
     "delete": Rate(100, 10.0, 20),
     "purge": Rate(2, 10.0, 2),
     "upload": Rate(1000, 10.0, 8),
-    "key": Rate(2000, 10.0, 400),
 }
 """RunPod's published limits for an endpoint.
 

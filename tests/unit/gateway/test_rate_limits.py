@@ -88,7 +88,6 @@ def test_the_published_limits() -> None:
         "delete": (100, 10.0, 20),
         "purge": (2, 10.0, 2),
         "upload": (1000, 10.0, 8),
-        "key": (2000, 10.0, 400),
     }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from services.gateway.endpoints.key import key_facts
-from services.gateway.jobs.response_types import KeyFacts
+from services.gateway.jobs.response_types import Session
+from services.gateway.web.authentication import SCOPES
 from services.gateway.web.authorization import CALLER
 from services.gateway.web.routing import Answer, route
 from services.gateway.web.sessions import PROTECTION, SESSION_SECONDS, Sessions
@@ -21,14 +21,14 @@ class SessionRoutes:
         "POST",
         "/session",
         "Begin a browser's session, in which a cookie stands for the key",
-        needs="key",
+        needs="status",
         versioned=False,
         answers={
             200: Answer(
                 f"The cookie is HttpOnly and SameSite=Strict, and ends after"
                 f" {SESSION_SECONDS // 86_400} days, or with the key. Requests that change anything"
                 f" by it need a header {PROTECTION}, whatever its value.",
-                KeyFacts,
+                Session,
             )
         },
     )
@@ -40,10 +40,10 @@ class SessionRoutes:
     @route(
         "GET",
         "/session",
-        "Get what this browser's session may do",
+        "Get what your key, or the session of this browser, may do",
         needs=None,
         versioned=False,
-        answers={200: Answer("The key's scopes; none without a valid key.", KeyFacts)},
+        answers={200: Answer("The key's scopes; none without a valid key.", Session)},
     )
     async def _get(self, request: web.Request) -> web.Response:
         return _session_of(request)
@@ -64,4 +64,5 @@ class SessionRoutes:
 
 def _session_of(request: web.Request) -> web.Response:
     caller = request.get(CALLER)
-    return web.json_response(key_facts(caller.scopes if caller else ()))
+    session: Session = {"scopes": [each for each in SCOPES if caller and each in caller.scopes]}
+    return web.json_response(session)

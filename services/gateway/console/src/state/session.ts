@@ -1,9 +1,8 @@
 /** Who is signed in. */
 import { signal } from "@preact/signals";
-import type { KeyFacts } from "../api/types";
+import type { Session } from "../api/types";
 import { result, root, whenSignedOut } from "../api/client";
 
-type Session = KeyFacts;
 
 /** undefined: not known yet; null: nobody. */
 export const session = signal<Session | null | undefined>(undefined);
@@ -36,4 +35,4 @@ export async function signOut(): Promise<void> {
   session.value = null;
 }
 
-export const may = (scope: KeyFacts["scopes"][number]): boolean => session.value?.scopes.includes(scope) ?? false;
+export const may = (scope: Session["scopes"][number]): boolean => session.value?.scopes.includes(scope) ?? false;
