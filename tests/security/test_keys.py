@@ -19,6 +19,7 @@ from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import SCOPES, Keys, Scope, digest_of
 from services.gateway.web.authorization import REQUIRED_SCOPES
 from services.gateway.web.routing import Route, routes_of
+from services.gateway.web.sessions import SAFE
 from shared import keys
 from shared.request import BASE_PATHS
 from shared.service_process import closing
@@ -27,8 +28,9 @@ from tests.support.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trai
 HOOK = "https://example.com/hook"
 OPEN = {
     "/uploads", "/files/{key:.+}", "/healthz", "/ready", "/openapi.json", "/asyncapi.json", "/docs",
+    "/", "/session",
 }  # fmt: skip
-"""All that answers without a key; of ``/uploads`` only OPTIONS."""
+"""All that answers without a key; of ``/uploads`` only OPTIONS, of ``/session`` not POST."""
 
 
 class Address(NamedTuple):
@@ -88,16 +90,18 @@ def test_every_route_of_the_running_gateway_is_walked(here: World) -> None:
         for resource in here.gateway._app.router.resources()
         for route in resource
     }
-    assert {(each.method, each.path) for each in EVERY} == answered
+    page = {(method, "/assets/{asset}") for method in ("GET", "HEAD")}
+    assert {(each.method, each.path) for each in EVERY} == answered - page
     assert len(OF_ONE) >= 30
 
 
 def test_only_these_routes_answer_without_a_key() -> None:
     assert {each.route.path for each in EVERY if each.route.needs is None} == OPEN
-    assert {each.method for each in EVERY if each.route.needs is None} == {"GET", "HEAD", "OPTIONS"}
+    changing = [each for each in EVERY if each.route.needs is None and each.method not in SAFE]
+    assert [(each.method, each.path) for each in changing] == [("DELETE", "/session")]
 
 
-LOOKING = {"status", "status-sync", "stream", "events", "health", "budgets", "jobs"}
+LOOKING = {"status", "status-sync", "stream", "events", "health", "budgets", "jobs", "session"}
 """First words of what only shows something, unless more than that is asked of it."""
 
 
@@ -286,14 +290,15 @@ def all_bytes_in(folder: Path) -> bytes:
 
 
 async def test_no_other_site_may_ask_in_a_users_name_or_read_an_answer(here: World) -> None:
-    """A key is all that lets in, and no browser sends one by itself: no cookie, no CORS."""
+    """A browser sends no key by itself, and a session's cookie to no other site: no CORS."""
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     for address in EVERY:
         path = address.filled(job="x", upload="x", webhook="x", key="x")
         for method in (address.method, "OPTIONS"):
             async with here.session.request(method, here.url(path), headers=headers) as answer:
                 assert not [name for name in answer.headers if name.startswith("Access-Control")]
-                assert "Set-Cookie" not in answer.headers
+                cookies = answer.headers.getall("Set-Cookie", [])
+                assert all("Max-Age=0" in cookie for cookie in cookies), (method, path)
                 assert answer.headers["X-Content-Type-Options"] == "nosniff", (method, path)
 
 
