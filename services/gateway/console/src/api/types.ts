@@ -8,6 +8,7 @@ export type JobFile = Schemas["File"];
 export type Image = Schemas["Image"];
 export type JobStatus = Schemas["JobStatus"];
 export type JobSummary = Schemas["JobSummary"];
+export type Point = Schemas["MetricsPoint"];
 export type Session = Schemas["Session"];
 export type Progress = Schemas["Progress"];
 export type Results = Schemas["Results"];

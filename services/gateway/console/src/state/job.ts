@@ -2,21 +2,12 @@
 import { type Signal, signal } from "@preact/signals";
 import { BASE, api, result } from "../api/client";
 import { follow } from "../api/events";
-import { type JobStatus, type Progress, isLive } from "../api/types";
+import { type JobStatus, type Point, type Progress, isLive } from "../api/types";
 
 export interface JobEvent {
   id: string;
   type: string;
   data: any;
-}
-
-export interface Point {
-  step: number;
-  epoch?: number;
-  loss?: number;
-  lr?: number;
-  validation_loss?: number;
-  images_per_second?: number;
 }
 
 export interface Followed {
@@ -49,11 +40,11 @@ export function followJob(id: string): Followed {
     }
   };
   const readCurves = async () => {
-    const after = points.value.at(-1)?.step;
-    const answer = await fetch(`${BASE}/jobs/${encodeURIComponent(id)}/metrics${after === undefined ? "" : `?after=${after}`}`);
-    if (!answer.ok) return; // the curves are not what the page is for; the next progress asks again
-    const found = ((await answer.json()) as { points: Point[] }).points;
-    if (found.length) points.value = [...points.value, ...found];
+    try {
+      points.value = await newPoints(id, points.value);
+    } catch {
+      // the curves are not what the page is for, and the next progress asks again
+    }
   };
   const readSoon = once(read, READ_AFTER_MS);
   const readCurvesSoon = once(readCurves, CURVES_MS);
@@ -76,6 +67,15 @@ export function followJob(id: string): Followed {
   void readCurves();
   const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, TYPES, handle, readSoon);
   return { job, problem, events, points, stop: end };
+}
+
+/** The curves with what has come since; one that was resumed went back to its resume point. */
+async function newPoints(id: string, known: readonly Point[]): Promise<readonly Point[]> {
+  const after = known.at(-1)?.step;
+  const params = { path: { job: id }, query: after === undefined ? {} : { after } };
+  const { points, last_step: last } = await result(api.GET("/jobs/{job}/metrics", { params }));
+  if (after !== undefined && (last ?? 0) < after) return newPoints(id, []);
+  return points.length ? [...known, ...points] : known;
 }
 
 /** Calls an action once, some time after the first of many requests for it. */

@@ -2,7 +2,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { count, number } from "../../format";
-import type { Point } from "../../state/job";
+import type { Point } from "../../api/types";
 import { texts } from "../../texts";
 import { smooth } from "./smooth";
 
