@@ -108,6 +108,19 @@ class StoredEvent(Struct, frozen=True, kw_only=True):
     """JSON, with store keys in place of links."""
 
 
+DELETED = "deleted"
+"""The type of the event that is left of a removed job."""
+
+
+class EventPlace(NamedTuple):
+    """Where an event stands among all events of its owner."""
+
+    at: float
+    job: str
+    version: int
+    number: int
+
+
 class Outgoing(Struct, frozen=True, kw_only=True):
     """A message to publish when it is due, written in the same commit as its cause."""
 
@@ -170,6 +183,7 @@ class JobStore(Protocol):
         ``stages`` takes the place of the job's former open stages; None: they stay.
 
         False when another writer was faster. ``job.version`` must be ``expected_version + 1``.
+        Events are written as late as the job's last one if their ``at`` is earlier.
         """
 
     async def claims(self) -> Sequence[OpenStage]:
@@ -199,7 +213,10 @@ class JobStore(Protocol):
         """Delete a job, all that is kept beside it, and the note that it was removed."""
 
     async def remove(self, job_id: str, at: float) -> bool:
-        """Delete a job and its messages due after ``at``, and note it; False: there is none."""
+        """Delete a job and its messages due after ``at``, and note it; False: there is none.
+
+        Of its events one is left, that it was deleted, until :meth:`delete`.
+        """
 
     async def removed(self) -> Sequence[RemovedJob]:
         """The jobs that were removed and not yet deleted, oldest removal first."""
@@ -275,6 +292,29 @@ class JobStore(Protocol):
         """Make an outgoing message due later, and release its lease."""
 
     async def close(self) -> None: ...
+
+
+class EventStore(Protocol):
+    """The events of all jobs of an owner, in the order of their places, and the jobs' progress.
+
+    A job's events become visible in their order. Of several jobs' an earlier one may become visible
+    after a later one: ``at`` is taken before the commit, by each gateway's clock. All calls raise
+    ``Unavailable`` when the database does not answer.
+    """
+
+    async def count(self, owner: str, after: float) -> tuple[int, float]:
+        """How many there are after this moment, and ``at`` of the last; 0.0: there are none."""
+
+    async def places(
+        self, owner: str, after: float, limit: int | None = None
+    ) -> Sequence[EventPlace]:
+        """Where the first after this moment stand, all as of one moment."""
+
+    async def read(self, places: Sequence[EventPlace]) -> Sequence[StoredEvent]:
+        """These events, in order, without those that were deleted meanwhile."""
+
+    async def progress(self, owner: str) -> Sequence[StoredProgress]:
+        """The newest numbers of all stages that are claimed, of the jobs' current runs."""
 
 
 class Held(NamedTuple):
@@ -389,6 +429,7 @@ class Stores(NamedTuple):
     """The stores of the gateway, in one database."""
 
     jobs: JobStore
+    events: EventStore
     turns: TurnStore
     keys: KeyStore
     uploads: UploadStore

@@ -574,7 +574,8 @@ async def test_a_removed_job_is_gone_with_all_that_it_would_say_later(store: Sql
     assert await store.remove("one", 7.0)
 
     assert await store.get("one") is None
-    assert await store.events_after("one", 0, 0) == []
+    gone = happened(2, at=7.0, type="deleted", data=b"{}")
+    assert await store.events_after("one", 0, 0) == [gone]
     assert await store.streamed("one") == ("", 0.0)
     assert await ids_due(store) == ["one/1/0", "one-more/1/0"]
     assert await store.get("one-more")

@@ -24,6 +24,7 @@ from services.gateway.database.tables import (
     turns,
 )
 from services.gateway.ports import (
+    DELETED,
     END_STATUSES,
     Due,
     JobUsage,
@@ -38,6 +39,7 @@ from services.gateway.ports import (
 )
 from shared.messaging.messages import STAGES
 
+EVENT = [events.c[name] for name in StoredEvent.__struct_fields__]
 PAGE = 100
 """Rows fetched at a time when all are requested."""
 OUTBOX_LOCK = 0x6F757462
@@ -79,7 +81,7 @@ class SqlJobStore:
             if (await connection.execute(row)).rowcount == 0:
                 return False
             await self._note_turn(connection, job)
-            await self._add(connection, outgoing, happened, stages)
+            await self._add(connection, job, outgoing, happened, stages)
             return True
 
     async def get(self, job_id: str) -> StoredJob | None:
@@ -102,13 +104,15 @@ class SqlJobStore:
             request_bytes = jobs.c.request_bytes + job.request_bytes
             columns = {**_columns(job), "request_bytes": request_bytes}
             update = sa.update(jobs).where(unchanged).values(**columns)
-            if (await connection.execute(update)).rowcount == 0:
+            before = update.returning(_last_event_at(job.id))
+            if (row := (await connection.execute(before)).first()) is None:
                 return False
             await self._note_turn(connection, job)
             if stages is not None:
                 former = sa.delete(open_stages).where(open_stages.c.job == job.id)
                 await connection.execute(former)
-            await self._add(connection, outgoing, happened, stages or ())
+            last_at = row.last_at or 0.0
+            await self._add(connection, job, outgoing, happened, stages or (), not_before=last_at)
             return True
 
     async def claims(self) -> Sequence[OpenStage]:
@@ -166,11 +170,18 @@ class SqlJobStore:
 
     async def remove(self, job_id: str, at: float) -> bool:
         later = (outbox.c.job == job_id) & (outbox.c.due_at > at)
+        last = sa.select(jobs.c.owner, jobs.c.version, _last_event_at(job_id))
+        # Locked, so that nobody adds an event that would be left over.
+        locked = last.where(jobs.c.id == job_id).with_for_update()
         async with self._database.writing() as connection:
-            if not await _delete(connection, job_id):
+            if (row := (await connection.execute(locked)).first()) is None:
                 return False
+            await _delete(connection, job_id)
             await connection.execute(sa.delete(outbox).where(later))
             await connection.execute(self._database.insert(removed).values(job=job_id, at=at))
+            gone = {"job": job_id, "version": row.version + 1, "number": 0, "owner": row.owner}
+            told = {"at": max(at, row.last_at or 0.0), "type": DELETED, "data": b"{}"}
+            await connection.execute(self._database.insert(events).values(**gone, **told))
             return True
 
     async def removed(self) -> Sequence[RemovedJob]:
@@ -305,8 +316,8 @@ class SqlJobStore:
     ) -> Sequence[StoredEvent]:
         position = sa.tuple_(events.c.version, events.c.number)
         later = (events.c.job == job_id) & (position > (version, number))
-        rows = sa.select(events).where(later).order_by(*position.clauses).limit(limit)
-        return [_event(row) for row in await self._database.all(rows)]
+        rows = sa.select(*EVENT).where(later).order_by(*position.clauses).limit(limit)
+        return [stored_event(row) for row in await self._database.all(rows)]
 
     async def streamed(self, job_id: str) -> tuple[str, float]:
         rows = await self._database.all(sa.select(streams).where(streams.c.job == job_id))
@@ -340,13 +351,20 @@ class SqlJobStore:
     async def _add(
         self,
         connection: AsyncConnection,
+        job: StoredJob,
         outgoing: Sequence[Outgoing],
         happened: Sequence[StoredEvent],
         stages: Sequence[OpenStage],
+        *,
+        not_before: float = 0.0,
     ) -> None:
+        """Of a job's events none is earlier than one before it, whosever clock is slow."""
+        told = [
+            {**_columns(row), "owner": job.owner, "at": max(row.at, not_before)} for row in happened
+        ]
         for table, rows in (
             (outbox, [_columns(row) for row in outgoing]),
-            (events, [_columns(row) for row in happened]),
+            (events, told),
             (open_stages, [row._asdict() for row in stages]),
         ):
             if rows:
@@ -359,6 +377,13 @@ def _free(now: float) -> sa.Select[tuple[int]]:
     others = outbox.alias("others")
     taken = sa.exists().where(others.c.job == outbox.c.job, others.c.taken_until > now)
     return sa.select(outbox.c.number).where(outbox.c.due_at <= now, ~taken)
+
+
+def _last_event_at(job_id: str) -> sa.Label[float]:
+    """When the job's last event was; NULL: it has none."""
+    last = sa.select(events.c.at).where(events.c.job == job_id)
+    last = last.order_by(events.c.version.desc(), events.c.number.desc()).limit(1)
+    return last.scalar_subquery().label("last_at")
 
 
 async def _delete(connection: AsyncConnection, job_id: str) -> bool:
@@ -395,7 +420,7 @@ def _open_stage(row: Row[Any]) -> OpenStage:
     return OpenStage(row.job, row.stage, row.claim, row.due_at)
 
 
-def _event(row: Row[Any]) -> StoredEvent:
+def stored_event(row: Row[Any]) -> StoredEvent:
     return StoredEvent(**row._mapping)  # noqa: SLF001 - as above
 
 

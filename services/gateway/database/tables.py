@@ -134,6 +134,8 @@ events = sa.Table(
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("type", sa.String(32), nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("owner", sa.String(255), nullable=True),
+    sa.Index("events_by_owner", "owner", "at", "job", "version", "number"),
 )
 
 progress = sa.Table(
