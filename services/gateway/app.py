@@ -19,6 +19,7 @@ from services.gateway.background.recorder import Recorder
 from services.gateway.background.releaser import Releaser
 from services.gateway.background.retention import Retention
 from services.gateway.background.supervisor import Supervisor
+from services.gateway.endpoints.all_events import AllEventRoutes
 from services.gateway.endpoints.browser.console import ASSET_PATH, ConsoleRoutes
 from services.gateway.endpoints.browser.docs import DocsRoutes
 from services.gateway.endpoints.browser.session import SessionRoutes
@@ -195,6 +196,14 @@ class Gateway:
                 jobs=jobs,
                 presenter=presenter,
                 large_answers=large_answers,
+            ),
+            all_events=AllEventRoutes(
+                keys=keys,
+                repository=repository,
+                events=stores.events,
+                presenter=presenter,
+                large_answers=large_answers,
+                clock=clock,
             ),
             job_list=JobListRoutes(jobs, clock),
             metrics=MetricsRoutes(authorizer, store, large_answers),

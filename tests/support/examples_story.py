@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import aiohttp
 import msgspec
 import pytest
 from msgspec.structs import replace
@@ -179,7 +180,7 @@ class Teller:
             headers=headers,
             data=body,
         ) as response:
-            text = await response.text()
+            text = await body_of(response, example.operation)
             assert response.status == example.answer.status, (name, response.status, text)
             described = operation.answer_headers(response.status)
             answer = Answer(
@@ -206,6 +207,16 @@ class Teller:
 
     def later(self, seconds: float) -> None:
         self.here.clock.ahead += seconds
+
+
+async def body_of(response: aiohttp.ClientResponse, operation: str) -> str:
+    """The answer; of the stream of all jobs, which has no end, up to the first status."""
+    if operation != "get_events":
+        return await response.text()
+    text = ""
+    while "event: status" not in text or not text.endswith("\n\n"):
+        text += (await response.content.readline()).decode()
+    return text
 
 
 def in_bytes(body: Any) -> bytes:
@@ -341,6 +352,7 @@ async def training(teller: Teller) -> None:
     here = teller.here
     job = (await teller.send("submit-a-job"))["id"]
     await teller.send("get-a-waiting-job")
+    await teller.send("follow-all-jobs")
     teller.later(35)
     await stage(*await next_staging(here))
     assert isinstance(await here.get(TRAINER), DatasetStaged)

@@ -311,7 +311,7 @@ class PlayedJob:
     def remove(self) -> None:
         """Cancel and remove, as ``DELETE`` does."""
         self.change(lambda job: transitions.cancel(job, self.clock))
-        self.do(self.repository.remove("job"))
+        self.do(self.repository.remove("job", "owner"))
 
     def heartbeat(self, *, lost: bool = False) -> None:
         """Deliver the gateway's own heartbeat, after everything published before it."""

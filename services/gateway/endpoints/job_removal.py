@@ -54,7 +54,7 @@ class JobRemovalRoutes:
             needing = await jobs_needing(self._jobs, owner, f"{JOBS}{job_id}/", NAMED + 1)
             refuse_if_needed([each for each in needing if each != job_id])
             await self._repository.change(job_id, partial(cancel, now=self._clock()))
-            removed = await self._repository.remove(job_id)
+            removed = await self._repository.remove(job_id, owner)
         if not removed:
             raise UnknownJob(job_id)
         self._on_removal(job_id)

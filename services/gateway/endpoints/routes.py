@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import NoneType
 from typing import NamedTuple, get_args, get_type_hints
 
+from services.gateway.endpoints.all_events import AllEventRoutes
 from services.gateway.endpoints.browser.console import ConsoleRoutes
 from services.gateway.endpoints.browser.docs import DocsRoutes
 from services.gateway.endpoints.browser.session import SessionRoutes
@@ -26,6 +27,7 @@ class Endpoints(NamedTuple):
 
     jobs: JobRoutes
     events: EventRoutes
+    all_events: AllEventRoutes
     job_list: JobListRoutes
     metrics: MetricsRoutes
     datasets: DatasetRoutes

@@ -1,14 +1,15 @@
-"""A job's events as server-sent events, which a client can resume."""
+"""A job's events as server-sent events, which a client can resume; and what other streams need."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
-from contextlib import aclosing
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from itertools import accumulate, takewhile
 from time import monotonic
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import structlog
@@ -46,6 +47,8 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -108,8 +111,16 @@ class EventRoutes:
                 return web.Response(status=204, headers={"Cache-Control": "no-store"})
         response = web.StreamResponse(headers=HEADERS)
         await response.prepare(request)
-        writer = EventWriter(response, self._jobs, self._presenter, self._large_answers, position)
-        await self._send_all(request, writer, current.job)
+        writer = JobEventWriter(
+            response,
+            owner,
+            presenter=self._presenter,
+            large_answers=self._large_answers,
+            jobs=self._jobs,
+            position=position,
+        )
+        with ending(request, job=current.job.id):
+            await self._follow(request, writer, current.job)
         return response
 
     async def _is_over(self, job: Job, position: EventPosition) -> bool:
@@ -118,55 +129,123 @@ class EventRoutes:
             job.id, position.version, position.number, limit=1
         )
 
-    async def _send_all(self, request: web.Request, writer: EventWriter, job: Job) -> None:
+    async def _follow(self, request: web.Request, writer: JobEventWriter, job: Job) -> None:
         """Send until the job ends or the client is gone; a client that reconnects gets the rest."""
-        try:
-            await self._follow(request, writer, job)
-        except ConnectionResetError:
-            log.debug("reader_gone", job=job.id)
-        except UnknownJob:
-            log.debug("job_gone", job=job.id)
-        except Unavailable as error:
-            log.warning("events_cut_short", job=job.id, reason=str(error))
-        except TimeoutError:
-            log.warning("reader_too_slow", job=job.id)
-            if request.transport is not None:
-                request.transport.abort()
-
-    async def _follow(self, request: web.Request, writer: EventWriter, job: Job) -> None:
-        looked_at = monotonic()
-        async with aclosing(self._repository.versions(job.id)) as versions:
-            async for current in versions:
-                if is_disconnected(request):
-                    return
-                if monotonic() - looked_at >= KEY_SECONDS:
-                    if await self._keys.caller_of(job.owner) is None:
-                        return
-                    looked_at = monotonic()
+        async with (
+            aclosing(self._repository.versions(job.id)) as versions,
+            aclosing(while_valid(request, self._keys, job.owner, versions)) as valid,
+        ):
+            async for current in valid:
                 await writer.send(current)
                 if current.job.ended:
                     return
                 await writer.keep_alive()
 
 
-class EventWriter:
-    """Sends one client each event once, in order."""
+async def while_valid(
+    request: web.Request, keys: Keys, owner: str, changes: AsyncGenerator[T, None]
+) -> AsyncGenerator[T, None]:
+    """The changes, until the client is gone or the owner's key is no longer valid.
+
+    Raises Unavailable.
+    """
+    looked_at = monotonic()
+    async for change in changes:
+        if is_disconnected(request):
+            return
+        if monotonic() - looked_at >= KEY_SECONDS:
+            if await keys.caller_of(owner) is None:
+                return
+            looked_at = monotonic()
+        yield change
+
+
+@contextmanager
+def ending(request: web.Request, **about: str) -> Iterator[None]:
+    """End the stream, instead of an answer that says why; ``about`` is logged."""
+    try:
+        yield
+    except ConnectionResetError:
+        log.debug("reader_gone", **about)
+    except UnknownJob:
+        log.debug("job_gone", **about)
+    except Unavailable as error:
+        log.warning("events_cut_short", reason=str(error), **about)
+    except TimeoutError:
+        log.warning("reader_too_slow", **about)
+        if request.transport is not None:
+            request.transport.abort()
+
+
+class EventWriter(ABC):
+    """Writes events to one client; what is large only when there is room for it."""
 
     def __init__(
         self,
         response: web.StreamResponse,
-        jobs: JobStore,
+        owner: str,
+        *,
         presenter: Presenter,
         large_answers: LargeAnswers,
-        position: EventPosition,
     ) -> None:
         self._response = response
-        self._jobs = jobs
+        self._owner = owner
         self._presenter = presenter
         self._large_answers = large_answers
-        self._position = position
         self._now = asyncio.get_running_loop().time
         self._written_at = self._now()
+
+    async def keep_alive(self) -> None:
+        """Send a comment, after a long silence."""
+        if self._now() - self._written_at >= HEARTBEAT_SECONDS:
+            await self.write(b":\n\n")
+
+    async def write_rows(self, rows: Sequence[StoredEvent], job: Job | None) -> None:
+        """Send these, which :func:`sent_together` gave.
+
+        Args:
+            rows: the events.
+            job: the one that has happened to; None: no event names a file.
+        """
+        if not is_stored(rows[0]) and (job is None or "urls" not in job.stored):
+            await self.write(await self._shown(rows, job))
+            return
+        async with self._large_answers.making(self._owner) as one_large:
+            async with one_large:
+                data = await self._shown(rows, job)
+            await self.write(data)
+
+    async def _shown(self, rows: Sequence[StoredEvent], job: Job | None) -> bytes:
+        urls = (await self._presenter.whole(job, ["urls"])).urls if job else {}
+        return b"".join([self.shown(row, await self._presenter.event(row, urls)) for row in rows])
+
+    @abstractmethod
+    def shown(self, row: StoredEvent, data: dict[str, Any]) -> bytes:
+        """An event with its data, as it is sent."""
+
+    async def write(self, data: bytes) -> None:
+        """Raises ConnectionResetError, or TimeoutError: the client does not read."""
+        async with asyncio.timeout(WRITE_SECONDS):
+            await self._response.write(data)
+        self._written_at = self._now()
+
+
+class JobEventWriter(EventWriter):
+    """Sends one client each event of a job once, in order."""
+
+    def __init__(
+        self,
+        response: web.StreamResponse,
+        owner: str,
+        *,
+        presenter: Presenter,
+        large_answers: LargeAnswers,
+        jobs: JobStore,
+        position: EventPosition,
+    ) -> None:
+        super().__init__(response, owner, presenter=presenter, large_answers=large_answers)
+        self._jobs = jobs
+        self._position = position
         self._progress: dict[str, Any] | None = None
         self._progress_at = float("-inf")
 
@@ -174,42 +253,16 @@ class EventWriter:
         """Send all new events up to this version, page by page, then the newest progress."""
         while rows := await self._next_rows(current):
             self._position = EventPosition(rows[-1].version, rows[-1].number)
-            if "urls" in current.job.stored or is_stored(rows[0]):
-                await self._write_large(current.job, rows)
-            else:
-                await self._write(await self._shown(current.job, rows))
+            await self.write_rows(rows, current.job)
         await self._send_progress(current)
 
-    async def keep_alive(self) -> None:
-        """Send a comment, after a long silence."""
-        if self._now() - self._written_at >= HEARTBEAT_SECONDS:
-            await self._write(b":\n\n")
+    def shown(self, row: StoredEvent, data: dict[str, Any]) -> bytes:
+        return event(f"{row.version}.{row.number}", row.type, data)
 
     async def _next_rows(self, current: JobVersion) -> list[StoredEvent]:
-        """The next events up to this version; one whose data is in the store comes alone."""
         read = self._position
         rows = await self._jobs.events_after(current.job.id, read.version, read.number, limit=PAGE)
-        known = [row for row in rows if row.version <= current.version]
-        small = list(takewhile(lambda row: not is_stored(row), known))
-        ends = accumulate(len(row.data) for row in small)
-        return small[: sum(end <= PAGE_BYTES for end in ends)] or known[:1]
-
-    async def _write_large(self, job: Job, rows: Sequence[StoredEvent]) -> None:
-        async with self._large_answers.making(job.owner) as one_large:
-            async with one_large:
-                data = await self._shown(job, rows)
-            await self._write(data)
-
-    async def _shown(self, job: Job, rows: Sequence[StoredEvent]) -> bytes:
-        job = await self._presenter.whole(job, ["urls"])
-        return b"".join(
-            [
-                event(
-                    f"{row.version}.{row.number}", row.type, await self._presenter.event(job, row)
-                )
-                for row in rows
-            ]
-        )
+        return sent_together([row for row in rows if row.version <= current.version])
 
     async def _send_progress(self, current: JobVersion) -> None:
         progress = latest_progress(current.job)
@@ -220,24 +273,23 @@ class EventWriter:
         if too_soon or self._position >= position:
             return
         self._position, self._progress, self._progress_at = position, progress, self._now()
-        await self._write(event(f"{current.version}-{current.sequence}", "progress", progress))
-
-    async def _write(self, data: bytes) -> None:
-        async with asyncio.timeout(WRITE_SECONDS):
-            await self._response.write(data)
-        self._written_at = self._now()
+        await self.write(event(f"{current.version}-{current.sequence}", "progress", progress))
 
 
-def event(event_id: str, kind: str, data: dict[str, Any]) -> bytes:
-    """One server-sent event; its data is JSON in one line.
+def sent_together(rows: Sequence[StoredEvent]) -> list[StoredEvent]:
+    """As many of the first events as are sent at once; one whose data is in the store alone."""
+    small = list(takewhile(lambda row: not is_stored(row), rows))
+    ends = accumulate(len(row.data) for row in small)
+    return small[: sum(end <= PAGE_BYTES for end in ends)] or [*rows[:1]]
+
+
+def event(event_id: str | None, kind: str, data: dict[str, Any]) -> bytes:
+    """One server-sent event; its data is JSON in one line. None: clients do not resume from it.
 
     Source: the HTML standard, "Server-sent events".
     """
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (
-        event_id.encode(),
-        kind.encode(),
-        msgspec.json.encode(data),
-    )
+    line = b"" if event_id is None else b"id: %b\n" % event_id.encode()
+    return b"%bevent: %b\ndata: %b\n\n" % (line, kind.encode(), msgspec.json.encode(data))
 
 
 def position_of(request: web.Request, newest: JobVersion) -> EventPosition:

@@ -1,4 +1,4 @@
-"""Wait for a job to change, whichever gateway writes it."""
+"""Wait for a job, or any job of an owner, to change, whichever gateway writes it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ POLL_SECONDS = 1.0
 
 
 class ChangeNotifier:
-    """Wakes requests that wait for a job when this gateway writes it."""
+    """Wakes requests that wait for a job, or for an owner's jobs, when this gateway writes one."""
 
     def __init__(self) -> None:
         self._waiting: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
 
-    def notify(self, job_id: str) -> None:
-        """The job was written."""
-        for changed in self._waiting.get(job_id, ()):
-            changed.set()
+    def notify(self, *names: str) -> None:
+        """A job with this id, or one of this owner, was written."""
+        for name in names:
+            for changed in self._waiting.get(name, ()):
+                changed.set()
 
-    async def changes(self, job_id: str, seconds: float = inf) -> AsyncGenerator[None, None]:
-        """Yield whenever the job should be read: now, after each change, and at the end.
+    async def changes(self, name: str, seconds: float = inf) -> AsyncGenerator[None, None]:
+        """Yield whenever there may be something new: now, after each change, and at the end.
 
         No change after the first step is missed. Close the iterator (``aclosing``) when leaving
         it early.
 
         Args:
-            job_id: of the job to watch.
+            name: the id of the job to watch, or the owner.
             seconds: from now to the last step.
         """
         deadline = monotonic() + seconds
         changed = asyncio.Event()
-        self._waiting[job_id].append(changed)
+        self._waiting[name].append(changed)
         try:
             yield
             while (left := deadline - monotonic()) > 0:
@@ -44,9 +45,9 @@ class ChangeNotifier:
                 changed.clear()
                 yield
         finally:
-            self._waiting[job_id].remove(changed)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
+            self._waiting[name].remove(changed)
+            if not self._waiting[name]:
+                del self._waiting[name]
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, cast
@@ -105,40 +105,48 @@ class Presenter:
         """If it is large, as it is stored: it need not be understood to be shown."""
         if "input" not in job.stored:
             return job.input
-        return cast("dict[str, Any]", msgspec.Raw(await self._text(job, job.stored["input"])))
+        return cast("dict[str, Any]", msgspec.Raw(await self._text(job.id, job.stored["input"])))
 
-    async def _text(self, job: Job, key: str) -> bytes:
+    async def _text(self, job_id: str, key: str) -> bytes:
         """The JSON of an object; an empty object if the store has lost it."""
         try:
             return await self._store.get(key)
         except NotFound:
-            log.warning("large_field_lost", job=job.id, field=key)
+            log.warning("large_field_lost", job=job_id, field=key)
             return b"{}"
 
     async def _links(self, job: Job, shown: Iterable[Artifact]) -> dict[str, str]:
         """By store key: the URL in the user's bucket, or a signed link."""
-        return {each.key: await self._link(job, each.key, each.name) for each in shown}
-
-    async def _link(self, job: Job, key: str, name: str) -> str:
-        return job.urls.get(key) or await self.link(key, name)
+        return {
+            each.key: job.urls.get(each.key) or await self.link(each.key, each.name)
+            for each in shown
+        }
 
     async def link(self, key: str, name: str) -> str:
         """A signed link to an object, under a name for people."""
         return await self._store.link(key, seconds=LINK_SECONDS, filename=name)
 
-    async def event(self, job: Job, stored: StoredEvent) -> dict[str, Any]:
-        """An event's data, with a ``url`` in place of a store key."""
+    async def event(self, stored: StoredEvent, urls: Mapping[str, str]) -> dict[str, Any]:
+        """An event's data, with a ``url`` in place of a store key.
+
+        ``urls`` are the job's; they matter only if the event :func:`names_file`.
+        """
         data = msgspec.json.decode(stored.data, type=dict[str, Any])
         if large := data.get("stored"):
-            data = msgspec.json.decode(await self._text(job, large), type=dict[str, Any])
+            data = msgspec.json.decode(await self._text(stored.job, large), type=dict[str, Any])
         key = data.pop("key", None)
-        file = {} if key is None else {"url": await self._link(job, key, data["name"])}
+        file = {} if key is None else {"url": urls.get(key) or await self.link(key, data["name"])}
         return {"at": iso(stored.at), **data, **file}
 
 
 def is_stored(event: StoredEvent) -> bool:
     """Whether the event's data is in the object store, because it is large."""
     return event.data.startswith(b'{"stored":')
+
+
+def names_file(event: StoredEvent) -> bool:
+    """Whether the event's data may have a store key."""
+    return b'"key":' in event.data
 
 
 def summary(job: Job, now: float) -> JobSummary:

@@ -138,6 +138,10 @@ class JobRepository:
                     raise UnknownJob(job_id)
                 yield current
 
+    def changes(self, owner: str) -> AsyncGenerator[None, None]:
+        """Now, whenever this gateway changes a job of the owner, and each second; to be closed."""
+        return self._change_notifier.changes(owner)
+
     async def create(self, step: Step, request_bytes: int) -> bool:
         """Write a new job; False when its id is used already.
 
@@ -161,6 +165,7 @@ class JobRepository:
                 self._on_uncertain(step.job.id)
             raise
         self._on_due()
+        self._change_notifier.notify(step.job.owner)
         if step.job.released_at is None:
             self._on_turn()
         return new
@@ -234,12 +239,12 @@ class JobRepository:
         for row in rows:
             self._change_notifier.notify(row.job)
 
-    async def remove(self, job_id: str) -> bool:
-        """Remove a job; False when there is none. Raises Unavailable."""
+    async def remove(self, job_id: str, owner: str) -> bool:
+        """Remove an owner's job; False when there is none. Raises Unavailable."""
         removed = await self._jobs.remove(job_id, self._clock())
         if removed:
             log.info("job_removed", job=job_id)
-            self._change_notifier.notify(job_id)
+            self._change_notifier.notify(job_id, owner)
         return removed
 
     def send_replies(self, effects: Iterable[Effect]) -> None:
@@ -306,7 +311,7 @@ class JobRepository:
         self._on_due()
         if _turn_of(step.job) != _turn_of(before):
             self._on_turn()
-        self._change_notifier.notify(step.job.id)
+        self._change_notifier.notify(step.job.id, step.job.owner)
         if step.job.ended and not before.ended:
             log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
             self._on_end(step.job)
@@ -341,16 +346,14 @@ class JobRepository:
     async def _events(
         self, before: Job | None, after: Job, version: int, known: set[str]
     ) -> list[StoredEvent]:
+        told = [
+            (kind, await self._event_data(after.id, data, known))
+            for kind, data in job_events(before, after)
+        ]
+        now = self._clock()  # not before, so that it is soon seen by whoever follows the owner
         return [
-            StoredEvent(
-                job=after.id,
-                version=version,
-                number=number,
-                at=self._clock(),
-                type=kind,
-                data=await self._event_data(after.id, data, known),
-            )
-            for number, (kind, data) in enumerate(job_events(before, after))
+            StoredEvent(job=after.id, version=version, number=number, at=now, type=kind, data=data)
+            for number, (kind, data) in enumerate(told)
         ]
 
     async def _event_data(self, job_id: str, data: dict[str, Any], known: set[str]) -> bytes:

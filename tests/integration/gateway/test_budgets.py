@@ -352,7 +352,7 @@ async def test_a_key_has_so_many_long_polls_and_streams_open(tmp_path: Path) -> 
         await eventually(partial(is_used, here, "waiting_requests", 4))
         await eventually(partial(is_used, here, "live_jobs", 2))
 
-        for path in (f"status-sync/{job}", f"stream/{job}", f"events/{job}"):
+        for path in (f"status-sync/{job}", f"stream/{job}", f"events/{job}", "events"):
             refused = await here.ask("GET", f"{ROOT}/{path}")
             assert refused.body["budget"] == refusal("waiting_requests", 4, 4)
         refused = await here.ask("POST", f"{ROOT}/runsync", json=REQUEST)

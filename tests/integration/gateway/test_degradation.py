@@ -337,7 +337,7 @@ async def locked(file: Path) -> AsyncIterator[None]:
 
 
 READS = ("status/{job}", "status-sync/{job}?wait=0", "stream/{job}", "health", "jobs",
-         "events/{job}", "jobs/{job}/webhooks")  # fmt: skip
+         "events", "events/{job}", "jobs/{job}/webhooks")  # fmt: skip
 WRITES = ("run", "dataset/check", "cancel/{job}", "retry/{job}", "jobs/{job}/save", "purge-queue")
 MORE_THAN_THE_POOL = 20
 

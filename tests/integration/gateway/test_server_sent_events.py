@@ -46,6 +46,7 @@ class Event:
     """One event as a client reads it."""
 
     id: str
+    """Empty: it has none."""
     kind: str
     data: dict[str, Any]
 
@@ -68,7 +69,7 @@ class Source:
                 elif name:
                     fields[name] = value
                 elif fields:
-                    return Event(fields["id"], fields["event"], json.loads(fields["data"]))
+                    return Event(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
         return None
 
     async def take(self, number: int) -> list[Event]:
