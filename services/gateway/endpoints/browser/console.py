@@ -64,14 +64,18 @@ class ConsoleRoutes:
 
 
 def policy(store_link: str) -> str:
-    """The page's Content-Security-Policy: nothing from elsewhere but images in the store."""
+    """The page's Content-Security-Policy: nothing from elsewhere but images in the store.
+
+    The page shows them, and reads them when it puts several into one file.
+    """
     parts = urlsplit(store_link)
+    store = f"{parts.scheme}://{parts.netloc}"
     allowed = {
         "default-src": "'none'",
         "script-src": "'self'",
         "style-src": "'self'",
-        "connect-src": "'self'",
-        "img-src": f"'self' blob: {parts.scheme}://{parts.netloc}",
+        "connect-src": f"'self' {store}",
+        "img-src": f"'self' blob: {store}",
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
