@@ -1,9 +1,11 @@
 import { useEffect } from "preact/hooks";
 import { Link, Redirect, Route, Router, Switch, useRoute } from "wouter-preact";
-import { useHashLocation } from "wouter-preact/use-hash-location";
 import { connected } from "./api/events";
+import { useHash } from "./hash";
 import { Dialogs } from "./parts/dialog";
 import { Notices } from "./parts/notices";
+import { Draw } from "./screens/draw";
+import { Gallery } from "./screens/gallery";
 import { Jobs } from "./screens/jobs";
 import { JobPage } from "./screens/job";
 import { SignIn } from "./screens/sign-in";
@@ -14,7 +16,7 @@ export function App() {
   useEffect(() => void resume(), []);
   if (session.value === undefined) return null;
   return (
-    <Router hook={useHashLocation}>
+    <Router hook={useHash}>
       {session.value === null ? <SignIn /> : <Console />}
       <Notices />
       <Dialogs />
@@ -35,6 +37,8 @@ function Console() {
         </Link>
         <nav aria-label={texts.nav.label}>
           <Page href="/" name={texts.nav.jobs} />
+          <Page href="/draw" name={texts.nav.draw} />
+          <Page href="/gallery" name={texts.nav.gallery} />
         </nav>
         <button class="quiet" onClick={() => void signOut()}>
           {texts.signIn.out}
@@ -47,6 +51,8 @@ function Console() {
         <Switch>
           <Route path="/" component={Jobs} />
           <Route path="/jobs/:id">{({ id }) => <JobPage key={id} id={id} />}</Route>
+          <Route path="/draw" component={Draw} />
+          <Route path="/gallery" component={Gallery} />
           <Route>
             <Redirect to="/" />
           </Route>

@@ -4,5 +4,6 @@ import "./styles/base.css";
 import "./styles/layout.css";
 import "./styles/parts.css";
 import "./styles/screens.css";
+import "./styles/pictures.css";
 
 render(<App />, document.getElementById("app")!);

@@ -5,6 +5,7 @@ type Schemas = components["schemas"];
 
 export type Checkpoint = Schemas["Checkpoint"];
 export type JobFile = Schemas["File"];
+export type Entry = Schemas["RequestInference"];
 export type Image = Schemas["Image"];
 export type JobStatus = Schemas["JobStatus"];
 export type JobSummary = Schemas["JobSummary"];
@@ -17,3 +18,7 @@ export type Status = JobStatus["status"];
 
 export const LIVE: readonly Status[] = ["IN_QUEUE", "IN_PROGRESS"];
 export const isLive = (status: Status): boolean => LIVE.includes(status);
+
+/** A small picture, where the server has one. */
+export const smallOf = <T extends { image: string | null }>(picture: T): T["image"] =>
+  (picture as T & { thumbnail?: string | null }).thumbnail ?? picture.image;

@@ -24,7 +24,8 @@ const READ_AFTER_MS = 150;
 /** The curves are read at most this often. */
 const CURVES_MS = 3000;
 
-export function followJob(id: string): Followed {
+/** @param options.withCurves whether the job has numbers to be drawn: those of a training. */
+export function followJob(id: string, { withCurves = true } = {}): Followed {
   const job = signal<JobStatus | undefined>();
   const problem = signal<unknown>();
   const events = signal<readonly JobEvent[]>([]);
@@ -47,7 +48,7 @@ export function followJob(id: string): Followed {
     }
   };
   const readSoon = once(read, READ_AFTER_MS);
-  const readCurvesSoon = once(readCurves, CURVES_MS);
+  const readCurvesSoon = withCurves ? once(readCurves, CURVES_MS) : () => {};
 
   const handle = (type: string, data: any, eventId: string) => {
     if (type === "progress") {
@@ -64,7 +65,7 @@ export function followJob(id: string): Followed {
   };
 
   void read();
-  void readCurves();
+  if (withCurves) void readCurves();
   const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, TYPES, handle, readSoon);
   return { job, problem, events, points, stop: end };
 }

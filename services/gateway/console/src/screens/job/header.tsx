@@ -78,6 +78,7 @@ function Actions({ job, isTraining }: { job: JobStatus; isTraining: boolean }) {
   const cancel = async () => {
     if (await ask(words.confirmCancel, words.cancel)) await attempt(() => cancelJob(job.id));
   };
+  const hasModel = job.status === "COMPLETED" && "train" in job.input;
   const canRetry = job.status === "FAILED" || job.status === "TIMED_OUT";
   return (
     <div class="actions">
@@ -85,6 +86,7 @@ function Actions({ job, isTraining }: { job: JobStatus; isTraining: boolean }) {
       {isTraining && <button onClick={() => void order("save")()}>{words.save}</button>}
       {isTraining && <button title={words.stopHint} onClick={() => void order("stop")()}>{words.stop}</button>}
       {isLive(job.status) && <button class="danger" title={words.cancelHint} onClick={() => void cancel()}>{words.cancel}</button>}
+      {hasModel && <Link class="button" href={`/draw?model=${encodeURIComponent(job.id)}`}>{texts.draw.withModel}</Link>}
       {canRetry && <button onClick={() => void attempt(() => retryJob(job.id))}>{words.retry}</button>}
     </div>
   );

@@ -1,4 +1,4 @@
-import type { Image } from "../../api/types";
+import { type Image, smallOf } from "../../api/types";
 import { texts } from "../../texts";
 
 export function Images({ images }: { images: readonly Image[] }) {
@@ -11,7 +11,7 @@ export function Images({ images }: { images: readonly Image[] }) {
           <li key={`${image.seed} ${index}`}>
             {image.image ? (
               <a href={image.image}>
-                <img src={(image as Image & { thumbnail?: string }).thumbnail ?? image.image} alt={image.prompt} loading="lazy" />
+                <img src={smallOf(image)!} alt={image.prompt} loading="lazy" />
               </a>
             ) : (
               <p class="problem-text">{image.error}</p>

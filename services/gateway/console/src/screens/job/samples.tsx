@@ -1,14 +1,11 @@
 import { useState } from "preact/hooks";
-import type { Sample } from "../../api/types";
+import { type Sample, smallOf } from "../../api/types";
 import { count } from "../../format";
 import { texts } from "../../texts";
 import { type Place, gridOf } from "./grid";
 import { Viewer } from "./viewer";
 
 const words = texts.job;
-
-/** A small picture, where the server has one. */
-export const smallOf = (sample: Sample): string => (sample as Sample & { thumbnail?: string }).thumbnail ?? sample.image;
 
 export function Samples({ samples }: { samples: readonly Sample[] }) {
   const [open, setOpen] = useState<Place | null>(null);

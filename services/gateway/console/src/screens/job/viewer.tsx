@@ -1,4 +1,5 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useState } from "preact/hooks";
+import { FullView } from "../../parts/full-view";
 import { texts } from "../../texts";
 import { type Grid, type Place, moved } from "./grid";
 import { stepName } from "./samples";
@@ -13,66 +14,57 @@ interface ViewerProps {
 
 /** A sample in full, walked by the arrow keys, compared with another step of its prompt. */
 export function Viewer({ grid, place, go }: ViewerProps) {
-  const dialog = useRef<HTMLDialogElement>(null);
   const [compared, setCompared] = useState<number | null>(null);
   const [share, setShare] = useState(50);
-  useEffect(() => dialog.current?.showModal(), []);
 
   const sample = grid.cells[place.row]?.[place.column];
   if (!sample) return null;
   const row = compared === null ? -1 : grid.steps.indexOf(compared);
   const other = grid.cells[row]?.[place.column];
-  const walk = (event: KeyboardEvent) => {
-    const inControl = event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement;
-    if (inControl || !event.key.startsWith("Arrow")) return;
-    event.preventDefault();
-    go(moved(grid, place, event.key));
-  };
+  const picture = (
+    <>
+      <img src={sample.image} alt={`${sample.prompt}, ${stepName(sample.step)}`} />
+      {other && (
+        <img
+          class="over" src={other.image} alt={`${other.prompt}, ${stepName(other.step)}`}
+          style={{ clipPath: `inset(0 0 0 ${share}%)` }}
+        />
+      )}
+    </>
+  );
 
   return (
-    <dialog ref={dialog} class="viewer" aria-label={words.title} onKeyDown={walk} onClose={() => go(null)}>
-      <div class="stage">
-        <img src={sample.image} alt={`${sample.prompt}, ${stepName(sample.step)}`} />
-        {other && (
-          <img
-            class="over" src={other.image} alt={`${other.prompt}, ${stepName(other.step)}`}
-            style={{ clipPath: `inset(0 0 0 ${share}%)` }}
-          />
-        )}
-      </div>
-      <aside>
-        <dl>
-          <dt>{words.step}</dt>
-          <dd aria-live="polite">{stepName(sample.step)}</dd>
-          <dt>{words.prompt}</dt>
-          <dd>{sample.prompt}</dd>
-          <dt>{words.seed}</dt>
-          <dd>{sample.seed}</dd>
-        </dl>
-        <label>
-          <span>{words.compare}</span>
-          <select value={compared ?? ""} onChange={(event) => setCompared(chosenStep(event.currentTarget.value))}>
-            <option value="">–</option>
-            {grid.steps.map((step, index) =>
-              grid.cells[index]?.[place.column] && step !== sample.step ? (
-                <option key={step} value={step}>{stepName(step)}</option>
-              ) : null,
-            )}
-          </select>
-        </label>
-        {other && (
-          <input
-            type="range" min="0" max="100" value={share} aria-label={words.compareSlider}
-            onInput={(event) => setShare(event.currentTarget.valueAsNumber)}
-          />
-        )}
-        <p class="hint">{words.keys}</p>
-        <div class="actions">
-          <a class="button" href={sample.image} download>{texts.job.download}</a>
-          <button class="main" onClick={() => go(null)}>{words.close}</button>
-        </div>
-      </aside>
-    </dialog>
+    <FullView
+      label={words.title} picture={picture} onClose={() => go(null)} walk={(key) => go(moved(grid, place, key))}
+      actions={<a class="button" href={sample.image} download>{texts.job.download}</a>}
+    >
+      <dl>
+        <dt>{words.step}</dt>
+        <dd aria-live="polite">{stepName(sample.step)}</dd>
+        <dt>{words.prompt}</dt>
+        <dd>{sample.prompt}</dd>
+        <dt>{words.seed}</dt>
+        <dd>{sample.seed}</dd>
+      </dl>
+      <label>
+        <span>{words.compare}</span>
+        <select value={compared ?? ""} onChange={(event) => setCompared(chosenStep(event.currentTarget.value))}>
+          <option value="">–</option>
+          {grid.steps.map((step, index) =>
+            grid.cells[index]?.[place.column] && step !== sample.step ? (
+              <option key={step} value={step}>{stepName(step)}</option>
+            ) : null,
+          )}
+        </select>
+      </label>
+      {other && (
+        <input
+          type="range" min="0" max="100" value={share} aria-label={words.compareSlider}
+          onInput={(event) => setShare(event.currentTarget.valueAsNumber)}
+        />
+      )}
+      <p class="hint">{words.keys}</p>
+    </FullView>
   );
 }
 

@@ -1,0 +1,44 @@
+import train from "openapi:RequestTrain";
+import { describe, expect, test } from "vitest";
+import { BASE_MODEL } from "../../state/pictures";
+import { STANDARD, choicesOf, entriesOf, entryOf, rangeOf, settingsOf, settingsOfImage } from "./settings";
+
+describe("the form's settings", () => {
+  test("are offered and bounded as the API's document says", () => {
+    expect(choicesOf("scheduler")).toContain("K-LMS");
+    expect(choicesOf("width")).toEqual(choicesOf("height"));
+    expect(rangeOf("num_outputs")).toEqual({ min: 1, max: 10 });
+    expect(choicesOf("scheduler")).toContain(STANDARD.scheduler);
+    expect(train.properties.resume_ckpt_url?.default).toBe(BASE_MODEL);
+  });
+
+  test("make an entry with numbers, and null for what is left empty", () => {
+    const settings = { ...STANDARD, prompt: "a", num_inference_steps: "7", guidance_scale: "2.5", seed: "0" };
+    expect(entryOf(settings)).toMatchObject({ prompt: "a", negative_prompt: null, width: 512, num_inference_steps: 7, guidance_scale: 2.5, seed: 0 });
+    expect(entryOf({ ...settings, seed: "" }).seed).toBeNull();
+  });
+
+  test("come back from an entry, with the standard for what it leaves out", () => {
+    const settings = { ...STANDARD, prompt: "a", width: "128", seed: "5", num_outputs: "3" };
+    expect(settingsOf(entryOf(settings))).toEqual(settings);
+    expect(settingsOf({ prompt: "a" })).toEqual({ ...STANDARD, prompt: "a" });
+  });
+
+  test.each([-1, 2 ** 60, 1.5, null])("a seed of %s is left open", (seed) => {
+    expect(settingsOf({ prompt: "a", seed }).seed).toBe("");
+  });
+
+  test("of an image draw that image alone", () => {
+    const image = {
+      image: "x", prompt: "a", negative_prompt: null, width: 128, height: 256, num_inference_steps: 9, guidance_scale: 3,
+      scheduler: "DDIM", seed: 12, passback: null,
+    };
+    expect(settingsOfImage(image)).toMatchObject({ prompt: "a", negative_prompt: "", height: "256", seed: "12", num_outputs: "1" });
+  });
+
+  test("of a request are one entry or a list", () => {
+    expect(entriesOf({ inference: { prompt: "a" } })).toEqual([{ prompt: "a" }]);
+    expect(entriesOf({ inference: [{ prompt: "a" }, { prompt: "b" }] })).toHaveLength(2);
+    expect(entriesOf({ inference: null })).toEqual([]);
+  });
+});
