@@ -71,9 +71,7 @@ async def signed_in(here: World, **options: Any) -> AsyncIterator[tuple[Visit, P
 
 async def long_job(user: User, **train: Any) -> str:
     """A training that goes on until somebody stops it."""
-    request = user.request(
-        max_epochs=2000, sample_steps=10, sample_prompts=PROMPTS, save_every_n_epochs=0, **train
-    )
+    request = user.request(max_epochs=2000, sample_steps=10, sample_prompts=PROMPTS, **train)
     return await user.client.run(request)
 
 
@@ -180,7 +178,7 @@ async def test_a_key_that_ends_ends_its_session(here: World) -> None:
 async def test_every_screen_fits_a_phone_and_says_nothing_serious_to_axe(here: World) -> None:
     phone = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
     async with signed_in(here, **phone) as (one, page):
-        for screen in ("/",):
+        for screen in ("/", "/draw", "/gallery"):
             await page.goto(f"{one.url}/#{screen}")
             await page.locator("h1").wait_for()
             overflow = await page.evaluate(

@@ -26,10 +26,16 @@ export async function attempt(action: () => Promise<unknown>): Promise<boolean> 
     await action();
     return true;
   } catch (error) {
-    const mistakes = error instanceof Failure ? error.mistakes : [];
-    tell(mistakes.length ? mistakes.join("\n") : (error as Error).message, { isProblem: true });
+    tellProblem(error);
     return false;
   }
+}
+
+/** Say why something failed, unless the page says it already by asking to sign in. */
+export function tellProblem(error: unknown): void {
+  const failure = error instanceof Failure ? error : undefined;
+  if (failure?.status === 401) return;
+  tell(failure?.mistakes.length ? failure.mistakes.join("\n") : (error as Error).message, { isProblem: true });
 }
 
 export function Notices() {

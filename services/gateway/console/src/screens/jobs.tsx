@@ -4,7 +4,7 @@ import type { Status } from "../api/types";
 import { isLive } from "../api/types";
 import { duration, moment } from "../format";
 import { ask } from "../parts/dialog";
-import { attempt, tell } from "../parts/notices";
+import { attempt, tellProblem } from "../parts/notices";
 import { Bar, StatusLabel } from "../parts/status";
 import { type Row, cancelJob, deleteJob, filter, isLoaded, load, loadMore, next, rows, watch } from "../state/jobs";
 import { may } from "../state/session";
@@ -16,7 +16,7 @@ const words = texts.jobs;
 export function Jobs() {
   const [search, setSearch] = useState("");
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
-  useEffect(() => watch((error) => tell((error as Error).message, { isProblem: true })), []);
+  useEffect(() => watch(tellProblem), []);
 
   const shown = useMemo(() => rows.value.filter((row) => row.id.includes(search.trim())), [rows.value, search]);
   const selected = rows.value.filter((row) => chosen.has(row.id));

@@ -10,7 +10,7 @@ export const session = signal<Session | null | undefined>(undefined);
 export const hasEnded = signal(false);
 
 whenSignedOut(() => {
-  hasEnded.value = session.value != null;
+  hasEnded.value ||= session.value != null;
   session.value = null;
 });
 
