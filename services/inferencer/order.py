@@ -45,4 +45,5 @@ class GenerationOrder(Struct, frozen=True, kw_only=True):
     clip_skip: int
     provenance: Provenance
     out: str
-    """An empty folder for ``0000.png``, ``0001.png`` and so on, in the order of the requests."""
+    """An empty folder for ``0000.png``, ``0001.png`` and so on, in the order of the requests, and
+    for a thumbnail of each, ``0000.webp``."""

@@ -23,7 +23,7 @@ from shared.messaging.topology import INFERENCER_SAMPLES
 from shared.ports import Bus, ObjectStore
 from shared.request import Inference
 from shared.scratch import scratch_folder
-from shared.storage.artifacts import upload_artifact
+from shared.storage.artifacts import upload_drawn
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder
 from shared.storage.large_fields import load_fields, store_message
@@ -183,8 +183,12 @@ async def _store_sample(
     store: ObjectStore, job: str, row: SampleRow, drawn: Drawn, keepalive: Callable[[], None]
 ) -> DrawnSample:
     key = sample_key(job, step=row.step, index=drawn.index)
+    artifact, thumbnail = await upload_drawn(
+        store, Path(drawn.path), Path(drawn.thumbnail), key, "sample", keepalive=keepalive
+    )
     return DrawnSample(
-        artifact=await upload_artifact(store, Path(drawn.path), key, "sample", keepalive=keepalive),
+        artifact=artifact,
+        thumbnail=thumbnail,
         step=row.step,
         epoch=row.epoch,
         index=drawn.index,

@@ -37,7 +37,7 @@ from shared.messaging.topology import INFERENCER_RESULTS
 from shared.ports import ObjectStore
 from shared.request import Inference
 from shared.scratch import scratch_folder
-from shared.storage.artifacts import upload_artifact
+from shared.storage.artifacts import upload_drawn
 from shared.storage.cache import cached_folder
 from shared.worker.order import Order
 
@@ -156,10 +156,12 @@ class InferencerWork:
         return generated.samples, (*missing, *of_rows)
 
     async def _store_image(self, order: Order, drawn: Drawn, request: ImageRequest) -> DrawnImage:
-        path = Path(drawn.path)
+        path, thumbnail = Path(drawn.path), Path(drawn.thumbnail)
         key = f"jobs/{order.job}/generation/{order.grant.attempt}/{path.name}"
-        artifact = await upload_artifact(self._store, path, key, "image", keepalive=order.keepalive)
-        return _image(artifact, request, drawn.seed)
+        artifact, beside = await upload_drawn(
+            self._store, path, thumbnail, key, "image", keepalive=order.keepalive
+        )
+        return replace(_image(artifact, request, drawn.seed), thumbnail=beside)
 
 
 def _image(

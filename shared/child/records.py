@@ -70,6 +70,8 @@ class Drawn(Record, frozen=True, kw_only=True, tag="drawn"):
 
     index: int
     path: str
+    thumbnail: str
+    """The path of a small WebP of it."""
     seed: int
 
 

@@ -6,8 +6,6 @@ PAGE = 50
 """Pictures on a page, in the order of the manifest."""
 PREVIEWS = 1000
 """The first pictures have one."""
-PREVIEW_SIDE = 256
-"""Pixels of a preview's longer side, at most."""
 
 
 def page_name(page: int) -> str:

@@ -449,6 +449,8 @@ class DrawnImage(Struct, frozen=True, kw_only=True):
 
     artifact: Artifact | None
     """None: it could not be generated; see ``error``."""
+    thumbnail: str | None = None
+    """Store key of a small WebP of it; None: there is none."""
     prompt: str
     negative_prompt: str | None = None
     width: int
@@ -479,6 +481,8 @@ class DrawnSample(Struct, frozen=True, kw_only=True):
     """One sample; a job has one for each step and index."""
 
     artifact: Artifact
+    thumbnail: str | None = None
+    """Store key of a small WebP of it; None: an earlier version has drawn it."""
     step: int
     epoch: int
     index: int

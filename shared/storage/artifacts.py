@@ -1,9 +1,9 @@
-"""Upload a file as an artifact: under its key, with its size and sha256."""
+"""Upload files of a job as artifacts: under their keys, with size and sha256."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from shared.concurrency import in_thread
@@ -26,3 +26,21 @@ async def upload_artifact(
     size = (await in_thread(path.stat)).st_size
     sha256 = await sha256_of(path)
     return Artifact(name=key.rpartition("/")[2], kind=kind, key=key, bytes=size, sha256=sha256)
+
+
+async def upload_drawn(
+    store: ObjectStore,
+    path: Path,
+    thumbnail: Path,
+    key: str,
+    kind: Literal["image", "sample"],
+    *,
+    keepalive: Callable[[], None],
+) -> tuple[Artifact, str]:
+    """Upload an image, and its thumbnail beside it; returns the thumbnail's key too.
+
+    The thumbnail comes first: an image that is there has one. Raises Unavailable.
+    """
+    beside = str(PurePosixPath(key).with_suffix(thumbnail.suffix))
+    await store.upload(thumbnail, beside, keepalive=keepalive)
+    return await upload_artifact(store, path, key, kind, keepalive=keepalive), beside

@@ -11,6 +11,7 @@ from services.inferencer.order import GenerationOrder, ImageRequest
 from shared.child.process import RecordWriter, begin, read_order
 from shared.child.records import Done, Drawn, Failed, Phase, Ready
 from shared.errors import Passing, Refused
+from shared.thumbnail import SUFFIX, write_thumbnail
 from tests.faults.mishaps import attempt_of, suffer
 from tests.faults.script import read
 
@@ -35,8 +36,10 @@ def draw_one(order: GenerationOrder, entry: ImageRequest, index: int, seed: int)
     suffer(script.mishap("inferencer", index + 1, attempt_of(order.out)))
     time.sleep(script.image_seconds)
     path = Path(order.out) / f"{index:04}.png"
-    Image.new("RGB", (8, 8), (seed % 256, index % 256, 0)).save(path)
-    return Drawn(index=index, path=str(path), seed=seed)
+    image = Image.new("RGB", (8, 8), (seed % 256, index % 256, 0))
+    image.save(path)
+    write_thumbnail(image, path.with_suffix(SUFFIX))
+    return Drawn(index=index, path=str(path), thumbnail=str(path.with_suffix(SUFFIX)), seed=seed)
 
 
 def carry_out(order: GenerationOrder, writer: RecordWriter) -> Done | Failed:

@@ -204,6 +204,18 @@ async def test_no_browser_runs_a_file_as_a_page_of_ours(here: World, named: str)
         assert "Set-Cookie" not in answer.headers
 
 
+async def test_a_page_of_ours_can_show_an_image_that_no_browser_runs(here: World) -> None:
+    for kind in ("png", "webp"):
+        key = f"jobs/1/samples/small.{kind}"
+        await here.store.put(key, b"pixels")
+        made = yarl.URL(here.url("") + await link(here, key), encoded=True)
+        async with here.session.get(made) as answer:
+            assert answer.content_type == f"image/{kind}"
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
+            assert "Cross-Origin-Resource-Policy" not in answer.headers
+
+
 async def test_links_of_two_deployments_are_no_good_to_each_other(
     here: World, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ from shared.messaging.messages import (
 from shared.messaging.topology import FETCHER, NOTIFIER_WEBHOOKS, TRAINER
 from shared.storage.metrics import MetricsPiece, piece_key
 from shared.storage.snapshots import sample_key
+from shared.thumbnail import SUFFIX
 from tests.support.gateway_world import API_KEY, Claimed, Clock, World, eventually, world
 
 OPENAPI = documents()["openapi.json"]
@@ -284,10 +285,15 @@ async def file(here: World, key: str, kind: Any, text: str = "") -> Artifact:
 
 async def sample(here: World, job: str, step: int) -> DrawnSample:
     key = sample_key(job, step=step, index=0)
-    artifact = await file(here, key, "sample")
     return DrawnSample(
-        artifact=artifact, step=step, epoch=step, index=0, prompt="a photo of 123xyz", seed=555
-    )
+        artifact=await file(here, key, "sample"), thumbnail=await thumbnail(here, key),
+        step=step, epoch=step, index=0, prompt="a photo of 123xyz", seed=555,
+    )  # fmt: skip
+
+
+async def thumbnail(here: World, key: str) -> str:
+    """Of an image; its key."""
+    return (await file(here, key.replace(".png", SUFFIX), "thumbnail")).key
 
 
 async def end_training(trainer: Claimed) -> None:
@@ -307,8 +313,9 @@ async def end_training(trainer: Claimed) -> None:
 
 async def generate(here: World, job: str, *, samples: tuple[DrawnSample, ...] = ()) -> None:
     inferencer = await here.claim(job, "generation", gpu=GPU)
+    key = f"jobs/{job}/generation/1/0000.png"
     drawn = DrawnImage(
-        artifact=await file(here, f"jobs/{job}/generation/1/0000.png", "image"),
+        artifact=await file(here, key, "image"), thumbnail=await thumbnail(here, key),
         prompt=PROMPT, width=512, height=512, num_inference_steps=50, guidance_scale=7.5,
         scheduler="K-LMS", seed=7,
     )  # fmt: skip

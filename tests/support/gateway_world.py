@@ -311,6 +311,7 @@ class Claimed:
         prefix = f"jobs/{self.job}/generation/{self.grant.attempt}"
         drawn = DrawnImage(
             artifact=await self.put(f"{prefix}/000.png", "image"),
+            thumbnail=await self.put_beside(f"{prefix}/000.png"),
             prompt="a unique 123xyz concept name as a superhero",
             width=512,
             height=512,
@@ -324,9 +325,15 @@ class Claimed:
     async def sample(self, step: int, index: int) -> DrawnSample:
         key = sample_key(self.job, step=step, index=index)
         return DrawnSample(
-            artifact=await self.put(key, "sample"), step=step, epoch=step // 4, index=index,
-            prompt=f"prompt {index}", seed=5 + index,
+            artifact=await self.put(key, "sample"), thumbnail=await self.put_beside(key),
+            step=step, epoch=step // 4, index=index, prompt=f"prompt {index}", seed=5 + index,
         )  # fmt: skip
+
+    async def put_beside(self, key: str) -> str:
+        """An image's thumbnail; its key."""
+        small = key.replace(".png", ".webp")
+        await self.world.store.put(small, small.encode())
+        return small
 
     async def put(self, key: str, kind: Any) -> Artifact:
         data = key.encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from urllib.parse import quote
 
 import msgspec
@@ -18,6 +19,8 @@ from shared.ports import LocalStore
 
 GONE = "there is no such file"
 ETAG = {"ETag": "Another one means that the file has changed."}
+KINDS = {".png": "image/png", ".webp": "image/webp"}
+"""Of what pages show: which others are known depends on the machine."""
 POLICY = "default-src 'none'; sandbox"
 """For every file: no browser runs an uploaded file as a page of this host."""
 
@@ -66,6 +69,8 @@ class FileRoutes:
             "Content-Security-Policy": POLICY,
             "Cache-Control": "private",
         }
+        if kind := KINDS.get(PurePosixPath(key).suffix):
+            headers["Content-Type"] = kind
         try:
             path = await asyncio.to_thread(self._store.path_of, key)
         except (NotFound, Refused):

@@ -10,7 +10,7 @@ from services.gateway.jobs.record import Job, StageRecord
 from shared.messaging.messages import Artifact, Stage
 
 JobEvent = tuple[str, dict[str, Any]]
-"""An event's type and data; ``key`` in the data is a store key."""
+"""An event's type and data; ``key`` and ``thumbnail`` in the data are store keys."""
 
 
 def job_events(before: Job | None, after: Job) -> list[JobEvent]:
@@ -87,7 +87,7 @@ def _samples(before: Job | None, after: Job) -> Iterator[JobEvent]:
                     "epoch": each.epoch,
                     "prompt": each.prompt,
                     "seed": each.seed,
-                    **_file(each.artifact),
+                    **_drawn(each.artifact, each.thumbnail),
                 },
             )
 
@@ -95,8 +95,13 @@ def _samples(before: Job | None, after: Job) -> Iterator[JobEvent]:
 def _images(before: Job | None, after: Job) -> Iterator[JobEvent]:
     if before is None or before.images != after.images:
         for each in after.images:
-            file = _file(each.artifact) if each.artifact else {"error": each.error}
+            artifact, error = each.artifact, {"error": each.error}
+            file = _drawn(artifact, each.thumbnail) if artifact else error
             yield "image", {"prompt": each.prompt, "seed": each.seed, **file}
+
+
+def _drawn(artifact: Artifact, thumbnail: str | None) -> dict[str, Any]:
+    return {**_file(artifact), **({"thumbnail": thumbnail} if thumbnail else {})}
 
 
 def _file(artifact: Artifact) -> dict[str, Any]:

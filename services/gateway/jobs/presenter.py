@@ -116,18 +116,22 @@ class Presenter:
             return b"{}"
 
     async def _links(self, job: Job, shown: Iterable[Artifact]) -> dict[str, str]:
-        """By store key: the URL in the user's bucket, or a signed link."""
-        return {
+        """By store key, with thumbnails: the URL in the user's bucket, or a signed link."""
+        links = {
             each.key: job.urls.get(each.key) or await self.link(each.key, each.name)
             for each in shown
         }
+        return links | {key: await self._small_link(key) for key in thumbnails(job)}
 
     async def link(self, key: str, name: str) -> str:
         """A signed link to an object, under a name for people."""
         return await self._store.link(key, seconds=LINK_SECONDS, filename=name)
 
+    async def _small_link(self, thumbnail: str) -> str:
+        return await self.link(thumbnail, thumbnail.rpartition("/")[2])
+
     async def event(self, stored: StoredEvent, urls: Mapping[str, str]) -> dict[str, Any]:
-        """An event's data, with a ``url`` in place of a store key.
+        """An event's data, with a ``url`` in place of a store key, and a thumbnail's link.
 
         ``urls`` are the job's; they matter only if the event :func:`names_file`.
         """
@@ -136,6 +140,8 @@ class Presenter:
             data = msgspec.json.decode(await self._text(stored.job, large), type=dict[str, Any])
         key = data.pop("key", None)
         file = {} if key is None else {"url": urls.get(key) or await self.link(key, data["name"])}
+        if small := data.get("thumbnail"):
+            file["thumbnail"] = await self._small_link(small)
         return {"at": iso(stored.at), **data, **file}
 
 
@@ -167,8 +173,8 @@ def summary(job: Job, now: float) -> JobSummary:
 
 def output_digest(job: Job) -> str:
     """A hexadecimal digest of the output, which does not depend on the signatures of links."""
-    samples = [each.artifact for each in job.samples]
-    links = {each.key: each.key for each in (*artifacts(job), *samples)}
+    files = (*artifacts(job), *(each.artifact for each in job.samples))
+    links = {key: key for key in (*(each.key for each in files), *thumbnails(job))}
     output: Output = results(job, links) if job.ended else progress(job, links)
     return sha256(msgspec.json.encode([job.run, job.ended, output])).hexdigest()
 
@@ -268,6 +274,12 @@ def artifacts(job: Job) -> list[Artifact]:
     return list({each.key: each for each in every}.values())
 
 
+def thumbnails(job: Job) -> list[str]:
+    """Store keys of all there are; they are shown beside their images, and are no results."""
+    of_images = [each.thumbnail for each in job.images if each.thumbnail]
+    return [*of_images, *(each.thumbnail for each in job.samples if each.thumbnail)]
+
+
 def _checkpoint(saved: SavedCheckpoint, links: dict[str, str]) -> Checkpoint:
     shown: Checkpoint = {"step": saved.step, "epoch": saved.epoch, "url": links[saved.artifact.key]}
     if saved.validation_loss is None:
@@ -278,18 +290,26 @@ def _checkpoint(saved: SavedCheckpoint, links: dict[str, str]) -> Checkpoint:
 def _image(drawn: DrawnImage, links: dict[str, str]) -> Image:
     parameters = msgspec.structs.asdict(drawn)
     artifact, error = parameters.pop("artifact"), parameters.pop("error")
-    shown = cast("Image", {"image": links[artifact.key] if artifact else None, **parameters})
+    small = _thumbnail(parameters.pop("thumbnail"), links)
+    image = links[artifact.key] if artifact else None
+    shown = cast("Image", {"image": image, **small, **parameters})
     return shown if error is None else {**shown, "error": error}
 
 
+def _thumbnail(key: str | None, links: dict[str, str]) -> dict[str, str]:
+    return {"thumbnail": links[key]} if key else {}
+
+
 def _sample(drawn: DrawnSample, links: dict[str, str]) -> Sample:
-    return {
+    shown = {
         "step": drawn.step,
         "epoch": drawn.epoch,
         "prompt": drawn.prompt,
         "seed": drawn.seed,
         "image": links[drawn.artifact.key],
+        **_thumbnail(drawn.thumbnail, links),
     }
+    return cast("Sample", shown)
 
 
 def _artifact(artifact: Artifact, links: dict[str, str]) -> File:

@@ -75,6 +75,8 @@ class Sample(TypedDict):
     seed: int
     image: str
     """Link."""
+    thumbnail: NotRequired[str]
+    """Link to a WebP of it of at most 256 pixels a side."""
 
 
 REPORT = {
@@ -137,6 +139,8 @@ class Image(TypedDict):
 
     image: str | None
     """Link; null: the image could not be generated."""
+    thumbnail: NotRequired[str]
+    """Link to a WebP of it of at most 256 pixels a side."""
     prompt: str
     negative_prompt: str | None
     width: int

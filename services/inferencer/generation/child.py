@@ -27,6 +27,7 @@ from shared.child.process import (
 from shared.child.records import Done, Drawn, Failed, ImageFailed, Phase, Progress, Ready
 from shared.errors import Refused, reason_of
 from shared.service_process import importing
+from shared.thumbnail import SUFFIX, write_thumbnail
 
 if TYPE_CHECKING:
     from services.inferencer.generation.generate import FailedImage, GeneratedImage
@@ -160,7 +161,9 @@ def record_of(image: GeneratedImage | FailedImage, order: GenerationOrder) -> Dr
         clip_skip=order.clip_skip,
         provenance=order.provenance,
     )
-    return Drawn(index=image.index, path=str(path), seed=image.seed)
+    thumbnail = path.with_suffix(SUFFIX)
+    write_thumbnail(image.image.copy(), thumbnail)
+    return Drawn(index=image.index, path=str(path), thumbnail=str(thumbnail), seed=image.seed)
 
 
 class ProgressReporter:

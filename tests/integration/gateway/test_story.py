@@ -66,6 +66,7 @@ from tests.support.gateway_world import (
     eventually,
     found,
     running,
+    training,
     without_signatures,
     world,
 )
@@ -156,6 +157,38 @@ async def test_a_job_completes_and_the_webhook_reports_it(here: World) -> None:
     assert isinstance(due, WebhookDue)
     assert due.url == HOOK
     assert without_signatures(json.loads(due.body)) == without_signatures(done)
+
+
+async def test_thumbnails_are_shown_beside_their_images_and_are_no_results(here: World) -> None:
+    job, trainer = await training(here, REQUEST)
+    await here.publish(SamplesGenerated(job=job, samples=(await trainer.sample(0, 0),)))
+    live = await eventually(lambda: samples_if(here, job))
+    await trainer.finish_training()
+    await (await here.claim(job, "generation", gpu="H100")).finish_generation()
+    output = (await here.status_becomes(job, "COMPLETED"))["output"]
+
+    shown = [*output["train"]["samples"], *output["inference"]]
+    assert len(shown) == 3
+    for each in (*shown, *live["samples"]):
+        small = each["thumbnail"].removeprefix("http://gateway.example")
+        async with here.session.get(here.url(small)) as answer:
+            assert (await answer.read()).decode().removesuffix(".webp") in each["image"]
+            assert answer.content_type == "image/webp"
+    listed = [each["name"] for each in output["artifacts"]]
+    assert not [name for name in listed if name.endswith(".webp")]
+    followed = await events_of(here, job)
+    assert [kind for kind, data in followed if "thumbnail" in data] == ["sample", "sample", "image"]
+    smalls = [data["thumbnail"].partition("?")[0] for _, data in followed if "thumbnail" in data]
+    assert smalls == [each["thumbnail"].partition("?")[0] for each in shown]
+
+
+async def events_of(here: World, job: str) -> list[tuple[str, dict[str, Any]]]:
+    """The types of an ended job's events, with their data."""
+    url, key = here.url(f"/v1/everydream-v1/events/{job}"), {"Authorization": API_KEY}
+    async with here.session.get(url, headers=key) as answer:
+        told = (await answer.text()).strip().split("\n\n")
+    events = [dict(line.split(": ", 1) for line in each.splitlines()) for each in told]
+    return [(each["event"], json.loads(each["data"])) for each in events]
 
 
 async def output_if(here: World, job: str, **expected: object) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ from shared.messaging.messages import (
 )
 from shared.request import Inference
 from shared.storage.folders import upload_folder
-from shared.storage.snapshots import snapshot_prefix, waiting_snapshots
+from shared.storage.snapshots import drawn_steps, snapshot_prefix, waiting_snapshots
 from shared.worker.order import BestEffortTask
 from tests.support.models import make_random_model, random_parts
 from tests.support.workers import Facts, files_of, folder_store, granted_order
@@ -173,6 +173,11 @@ async def test_a_snapshot_is_drawn_to_the_pixels_of_the_model_saved_at_that_step
     assert len(set(firsts)) == len(cases)
     keys = [each.artifact.key for each in rows[0].samples]
     assert keys == [f"jobs/both/samples/sample-gs00004-00{index}.png" for index in range(2)]
+    smalls = [each.thumbnail for each in rows[0].samples]
+    assert smalls == [f"jobs/both/samples/sample-gs00004-00{index}.webp" for index in range(2)]
+    small = Image.open(io.BytesIO(await store.get(smalls[0] or "")))
+    assert (small.format, small.size) == ("WEBP", (SIDE, SIDE))
+    assert await drawn_steps(store, "both") == [4, 8]
     image = await image_of(store, rows[0].samples[0].artifact)
     assert (image.mode, image.size) == ("RGB", (SIDE, SIDE))
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from msgspec.structs import replace
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from services.inferencer.order import Provenance
 from services.inferencer.work import InferencerWork, image_request, provenance
@@ -100,6 +100,22 @@ async def image_of(store: FolderStore, file: Artifact) -> Image.Image:
     return Image.open(io.BytesIO(await store.get(file.key)))
 
 
+async def small_of(store: FolderStore, key: str | None) -> Image.Image:
+    """A thumbnail, which lies under its image's key but for the end."""
+    assert key is not None
+    assert await store.exists(key.replace(".webp", ".png"))
+    image = Image.open(io.BytesIO(await store.get(key)))
+    assert image.format == "WEBP"
+    return image
+
+
+def closeness(one: Image.Image, other: Image.Image) -> float:
+    """The mean difference of two images' colours, of 255, seen from afar."""
+    far = (each.convert("RGB").resize((4, 4), Image.Resampling.BOX) for each in (one, other))
+    difference = ImageChops.difference(*far)
+    return sum(ImageStat.Stat(difference).mean) / 3
+
+
 def pid_of(work: InferencerWork) -> int:
     assert work._standby._child is not None
     return work._standby._child.pid
@@ -124,6 +140,9 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
     assert len(await store.get(names[0])) == files_of(result)[0].bytes
     images = [await image_of(store, each) for each in files_of(result)]
     assert images[0].size == (128, 128)
+    smalls = [await small_of(store, each.thumbnail) for each in result.images]
+    assert [each.size for each in smalls] == [(128, 128)] * 3, "none is enlarged"
+    assert [closeness(*each) < 8 for each in zip(images, smalls, strict=True)] == [True] * 3
     told = [json.loads(each.info["everydream"]) for each in images]
     assert [each["prompt"] for each in told] == ["a", "a", LONG]
     assert [each["seed"] for each in told] == [each.seed for each in result.images]

@@ -128,8 +128,8 @@ async def drawn(publishing: Publishing) -> ImagesGenerated:
 
 def drawn_image(artifact: Artifact) -> DrawnImage:
     return DrawnImage(
-        artifact=artifact, prompt="a cat", width=512, height=512, num_inference_steps=4,
-        guidance_scale=7.5, scheduler="DDIM", seed=7,
+        artifact=artifact, thumbnail="not-for-the-bucket.webp", prompt="a cat", width=512,
+        height=512, num_inference_steps=4, guidance_scale=7.5, scheduler="DDIM", seed=7,
     )  # fmt: skip
 
 

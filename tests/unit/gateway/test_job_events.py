@@ -220,6 +220,7 @@ def test_the_images_come_before_the_end_that_they_bring() -> None:
 
     events = followed.after(images_generated("g"))
 
+    assert "thumbnail" not in events[1][1], "earlier versions have drawn none"
     assert [kind for kind, _ in events] == ["stage", "image", "status"]
     assert events[-1] == ("status", {"status": "COMPLETED", "run": 1})
 

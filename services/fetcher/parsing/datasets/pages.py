@@ -9,12 +9,13 @@ import msgspec
 from msgspec.structs import replace
 
 from shared.dataset.manifest import Picture, TrainedPicture
-from shared.dataset.pages import PAGE, PREVIEW_SIDE, PREVIEWS, page_name, page_of, preview_name
+from shared.dataset.pages import PAGE, PREVIEWS, page_name, page_of, preview_name
 from shared.dataset.pixels import as_trained, open_image
 from shared.disk import translate_disk_full
+from shared.thumbnail import SIDE, write_thumbnail
 
-QUALITY, EFFORT = 70, 1
-"""Of a preview, as WebP: some 8 KB. WebP's usual effort, 4, takes half as long again or twice."""
+QUALITY = 70
+"""Of a preview: some 8 KB."""
 
 
 def write_pages(folder: Path, pictures: Sequence[TrainedPicture]) -> list[str]:
@@ -49,9 +50,8 @@ def write_previews(
         for number, picture in enumerate(pictures[:PREVIEWS], start=1):
             reading(picture.name)
             with open_image(dataset / picture.file) as image:
-                image.draft("RGB", (PREVIEW_SIDE, PREVIEW_SIDE))  # a JPEG is decoded small
+                image.draft("RGB", (SIDE, SIDE))  # a JPEG is decoded small
                 small = as_trained(image)
-            small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
             names.append(preview_name(number))
-            small.save(folder / names[-1], "WEBP", quality=QUALITY, method=EFFORT)
+            write_thumbnail(small, folder / names[-1], quality=QUALITY)
     return names
