@@ -165,6 +165,10 @@ class Client:
         """Remove a job and all its files for good."""
         return await self._answer("DELETE", f"/jobs/{job}", "deleted")
 
+    async def delete_checkpoint(self, job: str, step: int) -> dict[str, Any]:
+        """Remove an intermediate checkpoint of a job for good."""
+        return await self._answer("DELETE", f"/jobs/{job}/checkpoints/{step}", "deleted")
+
     async def send_command(self, job: str, command: Command) -> None:
         """Order a running training to ``sample``, ``save`` or ``stop``."""
         async with self._request("POST", f"/jobs/{job}/{command}"):

@@ -114,13 +114,31 @@ def retry(job: str, /, *, json: Json = False, url: Url = None, key: Key = None) 
 
 
 def delete(
-    job: str, /, *, yes: Yes = False, json: Json = False, url: Url = None, key: Key = None
+    job: str,
+    /,
+    *,
+    checkpoint: Annotated[
+        int | None,
+        Parameter(help="Only the intermediate checkpoint of this step.", name="--checkpoint"),
+    ] = None,
+    yes: Yes = False,
+    json: Json = False,
+    url: Url = None,
+    key: Key = None,
 ) -> None:
-    """Remove a job, its model and all its files for good."""
-    question = f"Remove job {job}, its model and all its files for good?"
+    """Remove a job, its model and all its files for good; or one of its checkpoints."""
+    whole = f"job {job}, its model and all its files"
+    part = f"the checkpoint at step {checkpoint} of job {job}"
+
+    def ask(client: Client, _flags: str) -> Awaitable[dict[str, Any]]:
+        if checkpoint is None:
+            return client.delete(job)
+        return client.delete_checkpoint(job, checkpoint)
+
     query(
-        lambda client, _flags: client.delete(job), url, key, json,
-        lambda _state, _flags: _print(f"{job} is deleted"), question=None if yes else question,
+        ask, url, key, json,
+        lambda *_: _print(f"{job if checkpoint is None else part} is deleted"),
+        question=None if yes else f"Remove {whole if checkpoint is None else part} for good?",
     )  # fmt: skip
 
 

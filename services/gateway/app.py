@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from aiohttp import web
@@ -43,7 +44,7 @@ from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.queue_position import QueuePositions
 from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.jobs.transitions import forget_dataset
+from services.gateway.jobs.transitions import forget_deleted
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import JobStore, Stores
 from services.gateway.turns.places import Places
@@ -105,7 +106,7 @@ class Gateway:
             clock=clock,
             heartbeat=heartbeat,
             keep_days=settings.keep_days,
-            on_deleted=self._forget_dataset,
+            on_deleted=self._forget_deleted,
         )
         self._repository = repository = JobRepository(
             bus,
@@ -219,7 +220,12 @@ class Gateway:
             ),
             webhooks=WebhookRoutes(authorizer, repository, clock),
             job_removal=JobRemovalRoutes(
-                authorizer, repository, stores.jobs, clock, self._retention.job_removed
+                authorizer=authorizer,
+                repository=repository,
+                jobs=jobs,
+                presenter=presenter,
+                clock=clock,
+                on_removal=self._retention.job_removed,
             ),
             uploads=UploadRoutes(uploads, stores.jobs),
             budgets=BudgetRoutes(budgets),
@@ -263,8 +269,8 @@ class Gateway:
     def _wake_releaser(self) -> None:
         self._releaser.wake()
 
-    async def _forget_dataset(self, check: str) -> None:
-        await self._repository.change(check, forget_dataset)
+    async def _forget_deleted(self, job: str, prefixes: Collection[str]) -> None:
+        await self._repository.change(job, partial(forget_deleted, prefixes=prefixes))
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:

@@ -42,7 +42,8 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     request_bytes: int = 0
     """Size of the request, as compact JSON; in :meth:`JobStore.replace` what is added to it."""
     kept_until: float | None = None
-    """How long its dataset is kept for others to train on, seconds since the epoch."""
+    """When files of it are to be deleted though it stays, seconds since the epoch: the dataset of a
+    check, which is kept for others to train on; or what was deleted by request."""
     kept_bytes: int = 0
     """Of this dataset."""
     model: str | None = None
@@ -240,7 +241,7 @@ class JobStore(Protocol):
         """Whether any job still needs the model at this prefix of the store."""
 
     async def kept_before(self, moment: float, limit: int = 100) -> Sequence[str]:
-        """Ids of the checks whose datasets were to be kept until then, in seconds, at most."""
+        """Ids of jobs of which files were to be deleted before that, in seconds."""
 
     async def count_retried(self, owner: str) -> int:
         """How often an owner's jobs were run again."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import structlog
 
-from shared.errors import EveryDreamError, Passing, Unavailable, reason_of
+from shared.errors import EveryDreamError, NotFound, Passing, Unavailable, reason_of
 from shared.messaging.messages import Artifact
 from shared.ports import ObjectStore
 
@@ -60,13 +60,15 @@ async def publish(
     *,
     job: str,
     artifacts: Sequence[Artifact],
+    deletable: Collection[Artifact] = (),
     scratch: Path,
     keepalive: Callable[[int], None],
 ) -> dict[str, str]:
     """Copy each artifact to ``<job>/<name>`` and link it; repeated, it writes the same keys.
 
     ``keepalive`` is called as it progresses, with the number of files published. Returns the
-    presigned URLs in the user's bucket by the keys in our store.
+    presigned URLs in the user's bucket by the keys in our store. What of ``deletable`` is no longer
+    in our store was deleted by its user, and is left out.
 
     Raises:
         Passing: the bucket takes less than :data:`LEAST_RATE`.
@@ -82,7 +84,13 @@ async def publish(
         async with asyncio.timeout(seconds):
             for artifact in artifacts:
                 file = scratch / "artifact"
-                await store.download(artifact.key, file, keepalive=report)
+                try:
+                    await store.download(artifact.key, file, keepalive=report)
+                except NotFound:
+                    if artifact not in deletable:
+                        raise
+                    log.info("deleted_checkpoint_left_out", job=job, key=artifact.key)
+                    continue
                 key = f"{job}/{artifact.name}"
                 await bucket.upload(file, key, keepalive=report)
                 urls[artifact.key] = await bucket.link(key, seconds=LINK_SECONDS)

@@ -89,7 +89,8 @@ class NotifierWork:
         artifacts = [*artifacts_of(order.message), *order.grant.samples]
         async with closing(bucket), scratch_folder(self._scratch, order.name) as scratch:
             urls = await publish(
-                self._store, retrying, job=order.job, artifacts=artifacts, scratch=scratch,
+                self._store, retrying, job=order.job, artifacts=artifacts,
+                deletable=deletable(order.message), scratch=scratch,
                 keepalive=lambda files: order.progress(phase="publishing", files=files),
             )  # fmt: skip
         return ArtifactsPublished(**order.stamp(), urls=urls)
@@ -110,4 +111,11 @@ def artifacts_of(message: AnyMessage) -> list[Artifact]:
             return [last, *(each.artifact for each in earlier), *records]
         case ImagesGenerated(images=images):
             return [image.artifact for image in images if image.artifact]
+    return []
+
+
+def deletable(message: AnyMessage) -> list[Artifact]:
+    """Those of them that users may delete while their job goes on."""
+    if isinstance(message, CheckpointFinal):
+        return [each.artifact for each in message.checkpoints]
     return []

@@ -389,6 +389,7 @@ async def training(teller: Teller) -> None:
         await teller.send(name)
     for name in ("get-a-file", "get-a-part-of-a-file", "get-an-unchanged-file"):
         await teller.send(name)
+    await teller.send("delete-a-checkpoint")
 
 
 async def record(trainer: Claimed, points: Sequence[Mapping[str, float]]) -> None:

@@ -49,6 +49,7 @@ ERROR_HEADERS = {
 }
 PATH_PARAMETERS = {
     "job": "A job's id.",
+    "step": "The step at which the checkpoint was saved.",
     "upload": "An upload's id.",
     "webhook": "A webhook's id, as in its deliveries.",
     "key": "The file's key in the store; may contain slashes.",

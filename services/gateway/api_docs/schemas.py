@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.jobs import response_types
+from services.gateway.jobs import response_types, uploads
 from shared import request
 from shared.dataset import manifest
 from shared.messaging import messages
@@ -39,7 +39,7 @@ REQUEST_SCHEMA = "Request"
 """Name of a whole request's schema, and prefix of its parts'."""
 CHECK_SCHEMA = "RequestCheck"
 """Name of the schema of a request for a dataset check."""
-MODULES = (response_types, messages, request, manifest)
+MODULES = (response_types, uploads, messages, request, manifest)
 """The modules that define the described types."""
 ROLE = re.compile(r":\w+:`(?:[\w.]+\.)?(\w+)`")
 

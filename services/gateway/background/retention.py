@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import msgspec
 import structlog
@@ -27,7 +27,7 @@ LATE_HEARTBEATS = 6
 """After a job's end; by then its workers have learned of it, and what they wrote meanwhile goes."""
 
 PAGE = 10_000
-"""Datasets deleted at a time; the next ones follow at the next time."""
+"""Jobs of which files are deleted at a time; the next ones follow at the next time."""
 CLOCKS_DIFFER = 60.0
 """Seconds; until then another gateway may still let a job have a check's dataset."""
 
@@ -47,9 +47,9 @@ class Retention:
         clock: Callable[[], float],
         heartbeat: float,
         keep_days: float,
-        on_deleted: Callable[[str], Awaitable[object]],
+        on_deleted: Callable[[str, Collection[str]], Awaitable[object]],
     ) -> None:
-        """``on_deleted`` records that the dataset of a check is gone."""
+        """``on_deleted`` records that these prefixes of a job are gone."""
         self._models = models
         self._jobs = jobs
         self._store = store
@@ -76,7 +76,7 @@ class Retention:
         self._to_delete.put_nowait(objects_of(job_id))
 
     def object_replaced(self, key: str) -> None:
-        """Delete an object that no record names any more; if it cannot be, it goes with its job."""
+        """Delete what no record names any more; if it cannot be, it goes later or with its job."""
         self._to_delete.put_nowait(key)
 
     def job_uncertain(self, job_id: str) -> None:
@@ -102,7 +102,7 @@ class Retention:
         while True:
             try:
                 await self.delete_leftovers()
-                await self.delete_datasets()
+                await self.delete_due()
                 await self.delete_expired()
             except EveryDreamError as error:
                 log.warning("retention_put_off", reason=str(error))
@@ -163,18 +163,29 @@ class Retention:
             untouched_since=self._clock() - DAY, finished_before=self._clock() - self._keep
         )
 
-    async def delete_datasets(self) -> None:
-        """Delete what checks have staged, when it was kept long enough.
+    async def delete_due(self) -> None:
+        """Delete what checks have staged, when it was kept long enough, and checkpoints.
+
+        Those were deleted by request, and a gateway may have died before their files were.
 
         Raises:
             Unavailable: the database or the store does not answer; the rest is deleted next time.
         """
         for job_id in await self._jobs.kept_before(self._clock() - CLOCKS_DIFFER, PAGE):
-            await self._store.delete(f"{objects_of(job_id)}staging/")
             try:
-                await self._on_deleted(job_id)
+                await self._delete_due_of(job_id)
             except msgspec.DecodeError:  # its record; it must not end the retention of others
                 log.exception("cannot_judge", job=job_id)
+
+    async def _delete_due_of(self, job_id: str) -> None:
+        if (row := await self._jobs.get(job_id)) is None:
+            return
+        job = read(row)
+        staged = (f"{objects_of(job_id)}staging/",) if job.kept else ()
+        prefixes = job.files_to_delete or staged
+        for prefix in prefixes:
+            await self._store.delete(prefix)
+        await self._on_deleted(job_id, prefixes)
 
     async def delete_leftovers(self) -> None:
         """Delete what workers wrote for jobs after their removal, for a day.

@@ -15,8 +15,13 @@ from services.gateway.endpoints.job_removal import NAMED, refuse_if_needed
 from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.references import jobs_needing
 from services.gateway.jobs.request_parser import Invalid
-from services.gateway.jobs.response_types import Upload, UploadPage
-from services.gateway.jobs.uploads import UploadConflict, Uploads, least_chunk
+from services.gateway.jobs.uploads import (
+    Upload,
+    UploadConflict,
+    UploadPage,
+    Uploads,
+    least_chunk,
+)
 from services.gateway.ports import JobStore
 from services.gateway.upload_ports import StoredUpload
 from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, unknown_parameters

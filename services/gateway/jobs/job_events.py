@@ -16,12 +16,13 @@ JobEvent = tuple[str, dict[str, Any]]
 def job_events(before: Job | None, after: Job) -> list[JobEvent]:
     """All events between two records of a job, in the order that clients get them.
 
-    Their types are ``status``, ``stage``, ``dataset``, ``checkpoint``, ``sample`` and ``image``.
-    Progress is not among them; only its newest state is shown.
+    Their types are ``status``, ``stage``, ``dataset``, ``checkpoint``, ``checkpoint_deleted``,
+    ``sample`` and ``image``. Progress is not among them; only its newest state is shown.
     """
     return [
         *_stages(before, after),
         *_dataset(before, after),
+        *_deleted_checkpoints(before, after),
         *_checkpoints(before, after),
         *_samples(before, after),
         *_images(before, after),
@@ -62,6 +63,14 @@ def _stage(stage: Stage, record: StageRecord) -> dict[str, Any]:
 def _dataset(before: Job | None, after: Job) -> Iterator[JobEvent]:
     if after.report and (before is None or before.report != after.report):
         yield "dataset", after.report
+
+
+def _deleted_checkpoints(before: Job | None, after: Job) -> Iterator[JobEvent]:
+    """By request, or since a newer one is kept; a lost attempt's is only replaced."""
+    names = {each.artifact.name for each in after.checkpoints}
+    for each in before.checkpoints if before else ():
+        if (name := each.artifact.name) not in names:
+            yield "checkpoint_deleted", {"step": each.step, "epoch": each.epoch, "name": name}
 
 
 def _checkpoints(before: Job | None, after: Job) -> Iterator[JobEvent]:

@@ -1,8 +1,10 @@
-"""What a job's record gains while it runs: checkpoints, samples, commands that are done."""
+"""What a job's record gains while it runs, and checkpoints that it loses by request."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import accumulate
+from pathlib import PurePosixPath
 
 from msgspec.structs import replace
 
@@ -24,7 +26,8 @@ LEFT_OUT = "there are more samples than a job can list: the newest are listed"
 
 def with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
     """Add a checkpoint, once; the same one of a later attempt replaces that of a lost one."""
-    if any(each.artifact.key == fact.artifact.key for each in job.checkpoints):
+    known = {*(each.artifact.key for each in job.checkpoints), *job.deleted_checkpoints}
+    if fact.artifact.key in known:
         return job
     saved = SavedCheckpoint(
         artifact=fact.artifact, step=fact.step, epoch=fact.epoch,
@@ -38,11 +41,26 @@ def with_checkpoint(job: Job, fact: CheckpointSaved) -> Job:
     return replace(job, checkpoints=(*kept, saved))
 
 
-def merged_checkpoints(
-    known: tuple[SavedCheckpoint, ...], final: tuple[SavedCheckpoint, ...]
-) -> tuple[SavedCheckpoint, ...]:
+def merged_checkpoints(job: Job, final: tuple[SavedCheckpoint, ...]) -> tuple[SavedCheckpoint, ...]:
     """Each checkpoint once, oldest first; an earlier, lost attempt may have saved some."""
-    return tuple({each.artifact.name: each for each in (*known, *final)}.values())
+    there = [each for each in final if each.artifact.key not in job.deleted_checkpoints]
+    return tuple({each.artifact.name: each for each in (*job.checkpoints, *there)}.values())
+
+
+def without_checkpoints(job: Job, keys: Collection[str]) -> Job:
+    """The job without these intermediate checkpoints, whose files are to be deleted."""
+    gone = tuple(each.artifact.key for each in job.checkpoints if each.artifact.key in keys)
+    return replace(
+        job,
+        checkpoints=tuple(each for each in job.checkpoints if each.artifact.key not in gone),
+        deleted_checkpoints=(*job.deleted_checkpoints, *gone),
+        files_to_delete=(*job.files_to_delete, *map(_with_optimizers, gone)),
+    )
+
+
+def _with_optimizers(checkpoint: str) -> str:
+    """The prefix of a checkpoint's file, and of the optimizers beside it if there are any."""
+    return f"{checkpoint.removesuffix(PurePosixPath(checkpoint).suffix)}."
 
 
 def with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:

@@ -185,6 +185,10 @@ class Job(Struct, frozen=True, kw_only=True):
     """In addition to those of the training's summary."""
     resume_point: str | None = None
     checkpoints: tuple[SavedCheckpoint, ...] = ()
+    deleted_checkpoints: tuple[str, ...] = ()
+    """Store keys of those that were deleted by request: a trainer may name them once more."""
+    files_to_delete: tuple[str, ...] = ()
+    """Prefixes in the store that nothing names any more, until they are known to be deleted."""
     checkpoint: Artifact | None = None
     model: str | None = None
     """Store prefix of the trained model, for jobs that start from it."""
@@ -353,6 +357,13 @@ def kept_bytes(job: Job) -> int:
     if not job.checks:
         return 0
     return job.pictures_bytes + (job.kept.bytes if job.kept else 0)
+
+
+def files_due_at(job: Job) -> float | None:
+    """When files of the job are to be deleted, though it stays; seconds since the epoch."""
+    if job.files_to_delete:
+        return 0.0
+    return job.kept.until if job.kept else None
 
 
 def needed_model(job: Job) -> StagedModel | None:

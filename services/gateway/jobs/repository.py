@@ -23,6 +23,7 @@ from services.gateway.jobs.record import (
     Job,
     StageRecord,
     Step,
+    files_due_at,
     is_staging,
     kept_bytes,
     needed_model,
@@ -88,7 +89,7 @@ class JobRepository:
             on_due: called after rows were added to the outbox.
             on_turn: called when a job begins to wait for its turn, or a place may be free.
             on_end: called when a job has ended.
-            on_replaced: called with the key of an object that nothing names any more.
+            on_replaced: called with the key, or the prefix, of what nothing names any more.
             on_uncertain: called with the id of a job that has objects and perhaps no row.
         """
         self._bus = bus
@@ -308,6 +309,9 @@ class JobRepository:
             self._on_replaced(unneeded)
         if not is_written:
             return False
+        for prefix in step.job.files_to_delete:
+            if prefix not in before.files_to_delete:
+                self._on_replaced(prefix)
         self._on_due()
         if _turn_of(step.job) != _turn_of(before):
             self._on_turn()
@@ -440,7 +444,7 @@ def row_of(job: Job, version: int) -> StoredJob:
         low=job.policy.lowPriority,
         released_at=job.released_at,
         staging=is_staging(job),
-        kept_until=job.kept.until if job.kept else None,
+        kept_until=files_due_at(job),
         kept_bytes=kept_bytes(job),
         model=model.prefix if model else None,
         model_bytes=model.bytes if model else 0,

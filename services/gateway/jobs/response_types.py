@@ -1,4 +1,7 @@
-"""Types of the response bodies; the OpenAPI document is made from them."""
+"""Types of the response bodies; the OpenAPI document is made from them.
+
+Those of uploads are in :mod:`services.gateway.jobs.uploads`.
+"""
 
 from __future__ import annotations
 
@@ -375,6 +378,15 @@ class Removed(TypedDict):
     deleted: Literal[True]
 
 
+class RemovedCheckpoint(TypedDict):
+    """A checkpoint that was deleted for good."""
+
+    id: str
+    """The job's."""
+    step: int
+    deleted: Literal[True]
+
+
 class WebhookDelivery(TypedDict):
     """One try to deliver a webhook."""
 
@@ -394,33 +406,6 @@ class WebhookDeliveries(TypedDict):
     """Deliveries of a job's webhooks, newest first."""
 
     deliveries: list[WebhookDelivery]
-
-
-class Upload(TypedDict):
-    """An uploaded file, complete or not."""
-
-    id: str
-    bytes: Annotated[int, Meta(ge=1)]
-    received: Annotated[int, Meta(ge=0)]
-    sha256: str | None
-    """Null until all bytes have arrived."""
-    data_url: str
-    """To be used as ``data_url`` in a request."""
-
-
-class ListedUpload(Upload):
-    """An upload in a list."""
-
-    changed_at: str
-    """When its last part arrived, or it was begun."""
-
-
-class UploadPage(TypedDict):
-    """A page of uploads."""
-
-    uploads: list[ListedUpload]
-    next: str | None
-    """The cursor of the next page; null on the last."""
 
 
 class Session(TypedDict):

@@ -189,8 +189,12 @@ def keep_dataset(job: Job, until: float, now: float) -> Step:
     return Step(replace(job, kept=msgspec.structs.replace(job.kept, until=until)))
 
 
-def forget_dataset(job: Job) -> Step:
-    """A check's dataset is deleted, and with it what was changed."""
+def forget_deleted(job: Job, prefixes: Collection[str]) -> Step:
+    """These files are deleted. With a check's dataset goes what was changed of it."""
+    left = tuple(each for each in job.files_to_delete if each not in prefixes)
+    job = replace(job, files_to_delete=left)
+    if job.kept is None:
+        return Step(job)
     stored = {place: key for place, key in job.stored.items() if place != "edits"}
     if job.found_report or "found_report" in stored:
         stored.pop("report", None)
@@ -530,7 +534,7 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
         _done(job, fact),
         checkpoint=fact.checkpoint,
         model=fact.model,
-        checkpoints=merged_checkpoints(job.checkpoints, fact.checkpoints),
+        checkpoints=merged_checkpoints(job, fact.checkpoints),
         summary=fact.summary,
         records=fact.records,
     )

@@ -9,9 +9,11 @@ import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated, TypedDict
 from weakref import WeakValueDictionary
 
 import structlog
+from msgspec import Meta
 from msgspec.structs import replace
 
 from services.gateway.jobs.budgets import Budgets
@@ -33,6 +35,33 @@ LEAST_CHUNK_BYTES, MOST_CHUNKS = 64 << 10, 10_000
 ADDRESSES = re.compile(rf"(?:{'|'.join(BASE_PATHS)})/uploads/([0-9a-f-]{{36}})")
 
 log = structlog.get_logger()
+
+
+class Upload(TypedDict):
+    """An uploaded file, complete or not."""
+
+    id: str
+    bytes: Annotated[int, Meta(ge=1)]
+    received: Annotated[int, Meta(ge=0)]
+    sha256: str | None
+    """Null until all bytes have arrived."""
+    data_url: str
+    """To be used as ``data_url`` in a request."""
+
+
+class ListedUpload(Upload):
+    """An upload in a list."""
+
+    changed_at: str
+    """When its last part arrived, or it was begun."""
+
+
+class UploadPage(TypedDict):
+    """A page of uploads."""
+
+    uploads: list[ListedUpload]
+    next: str | None
+    """The cursor of the next page; null on the last."""
 
 
 class UploadConflict(Exception):

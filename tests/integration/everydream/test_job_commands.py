@@ -85,6 +85,26 @@ async def test_the_cancel_of_a_job_that_goes_on_asks_first(
     assert "Cancel job 7b1c, and throw away" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "path", "said"),
+    [
+        (None, "/jobs/7b1c", "7b1c is deleted\n"),
+        (40, "/jobs/7b1c/checkpoints/40", "the checkpoint at step 40 of job 7b1c is deleted\n"),
+    ],
+)
+async def test_a_job_is_deleted_whole_or_one_of_its_checkpoints(
+    web: Web, capsys: pytest.CaptureFixture[str], checkpoint: int | None, path: str, said: str
+) -> None:
+    shows(web, path, id="7b1c", deleted=True)
+
+    await asyncio.to_thread(
+        jobs.delete, "7b1c", checkpoint=checkpoint, yes=True, url=web.url(), key="k"
+    )
+
+    assert capsys.readouterr().out == said
+    assert [(each.method, each.path) for each in web.seen] == [("DELETE", f"{ROOT}{path}")]
+
+
 @pytest.mark.parametrize(("status", "code"), [("FAILED", 1), ("IN_QUEUE", 1), ("COMPLETED", 0)])
 async def test_fetching_a_job_that_is_not_completed_is_no_success(
     web: Web, capsys: pytest.CaptureFixture[str], tmp_path: Path, status: str, code: int

@@ -393,7 +393,7 @@ async def test_a_job_that_waits_keeps_its_dataset_beyond_the_day(here: World) ->
 
 async def deleted_what_is_over(here: World) -> None:
     async with asyncio.timeout(DEADLINE):
-        await here.gateway._retention.delete_datasets()
+        await here.gateway._retention.delete_due()
 
 
 async def test_checks_that_began_together_keep_no_more_than_the_budget_has_left(

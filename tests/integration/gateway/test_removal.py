@@ -17,7 +17,14 @@ from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import DELETED, StoredKey
 from services.gateway.web.authentication import digest_of
-from shared.messaging.messages import JobCancelled, TrainingProgressed, WebhookDue, WebhookFailed
+from shared.errors import Unavailable
+from shared.messaging.messages import (
+    CheckpointSaved,
+    JobCancelled,
+    TrainingProgressed,
+    WebhookDue,
+    WebhookFailed,
+)
 from shared.messaging.topology import NOTIFIER_WEBHOOKS
 from tests.integration.gateway.test_server_sent_events import following
 from tests.support.gateway_world import (
@@ -62,7 +69,7 @@ def keeper(here: World) -> Retention:
     return Retention(
         record.jobs, here.store, uploads, ModelEviction(record.jobs, here.store, clock=here.clock),
         clock=here.clock, heartbeat=HEARTBEAT, keep_days=30.0,
-        on_deleted=here.gateway._forget_dataset,
+        on_deleted=here.gateway._forget_deleted,
     )  # fmt: skip
 
 
@@ -227,3 +234,149 @@ async def test_only_the_owner_may_remove_and_only_with_the_scope(here: World) ->
     assert (await remove(here, job, key="submits")).status == 403
     assert (await remove(here, job, key="none")).status == 401
     assert (await here.status(job))["status"] == "IN_QUEUE"
+
+
+# --- One checkpoint ---------------------------------------------------------------------------
+
+
+async def remove_checkpoint(here: World, job: str, step: object = 4, **more: Any) -> Any:
+    return await here.ask("DELETE", f"{ROOT}/jobs/{job}/checkpoints/{step}", **more)
+
+
+def early(job: str) -> str:
+    return f"jobs/{job}/training/1/job-ep01.safetensors"
+
+
+async def is_gone(here: World, key: str) -> bool | None:
+    return not await here.store.exists(key) or None
+
+
+async def due(here: World, job: str) -> tuple[str, ...]:
+    current = await here.gateway._repository.get(job)
+    assert current is not None
+    return current.files_to_delete
+
+
+async def test_a_checkpoint_is_deleted_alone_and_nothing_shows_it_any_more(here: World) -> None:
+    job, trainer = await training(here)
+    optimizers = await trainer.put(early(job).replace("safetensors", "optimizer/0"), "checkpoint")
+    await trainer.finish_training()
+    before = (await here.status_becomes(job, "COMPLETED"))["output"]
+    stay = {*await files(here, job)} - {early(job), optimizers.key}
+
+    answer = await remove_checkpoint(here, job)
+
+    assert (answer.status, answer.body) == (200, {"id": job, "step": 4, "deleted": True})
+    output = (await here.status(job))["output"]
+    assert (len(before["train"]["checkpoints"]), output["train"]["checkpoints"]) == (1, [])
+    names = [each["name"] for each in output["artifacts"]]
+    assert names == ["last-job.safetensors", "metrics.jsonl"]
+    await eventually(lambda: is_gone(here, early(job)))
+    await eventually(lambda: is_gone(here, optimizers.key))
+    assert {*await files(here, job)} == stay
+    async with following(here, job) as source:
+        told = [each for each in await source.rest() if each.kind == "checkpoint_deleted"]
+    assert [each.data["step"] for each in told] == [4]
+    assert [each.data["name"] for each in told] == ["job-ep01.safetensors"]
+    assert (await remove_checkpoint(here, job)).status == 404
+
+
+async def test_a_running_job_goes_on_without_a_checkpoint_that_was_deleted(here: World) -> None:
+    job, trainer = await training(here)
+    file = await trainer.put(early(job), "checkpoint")
+    await trainer.publish(CheckpointSaved, artifact=file, step=4, epoch=1)
+    removed = await eventually(lambda: removed_checkpoint(here, job))
+    assert removed
+    await eventually(lambda: is_gone(here, early(job)))
+    here.clock.ahead += 3600.0
+    staged = await trainer.put(f"jobs/{job}/staging/1/dataset/manifest.json", "checkpoint")
+    await asyncio.gather(keeper(here).delete_due(), keeper(here).delete_due())
+    assert await here.store.exists(staged.key), "what it trains on"
+    await trainer.finish_training()
+
+    output = (await here.status_becomes(job, "COMPLETED"))["output"]
+
+    assert output["train"]["checkpoints"] == []
+    assert output["train"]["checkpoint_url"]
+
+
+async def removed_checkpoint(here: World, job: str) -> bool | None:
+    return (await remove_checkpoint(here, job)).status == 200 or None
+
+
+async def test_the_last_checkpoint_goes_with_its_job_only(here: World) -> None:
+    job = await trained(here)
+
+    refused = await remove_checkpoint(here, job, 8)
+
+    assert refused.status == 409
+    assert refused.body["error"].endswith("cannot be deleted alone: delete the job")
+    assert (await here.status(job))["output"]["train"]["checkpoint_url"]
+
+
+async def test_a_checkpoint_stays_while_a_job_is_yet_to_read_it(here: World) -> None:
+    source = await trained(here)
+    (shown,) = (await here.status(source))["output"]["train"]["checkpoints"]
+    train = {**REQUEST["input"]["train"], "resume_ckpt_url": shown["url"]}
+    answer = await here.ask("POST", f"{ROOT}/run", json={"input": {"train": train}})
+    job = answer.body["id"]
+
+    refused = await remove_checkpoint(here, source)
+
+    assert (refused.status, job in refused.body["error"]) == (409, True)
+    assert await here.store.exists(early(source))
+    assert (await remove(here, job)).status == 200
+    assert (await remove_checkpoint(here, source)).status == 200
+
+
+@pytest.mark.parametrize("step", ["5", "04", "-4", "last", "4%2F", "9" * 400, "%00"])
+async def test_where_no_checkpoint_is_none_is_deleted(here: World, step: str) -> None:
+    job = await trained(here)
+
+    assert (await remove_checkpoint(here, job, step)).status == 404
+    assert await here.store.exists(early(job))
+
+
+async def test_only_the_owner_may_delete_a_checkpoint_and_only_with_the_scope(here: World) -> None:
+    job = await trained(here)
+    made = StoredKey(
+        digest=digest_of("submits"), name="submits", scopes=("read", "submit"), created_at=0.0
+    )
+    await here.stores.keys.add(made)
+
+    for key, status in ((OTHER_KEY, 404), ("submits", 403), ("none", 401)):
+        assert (await remove_checkpoint(here, job, key=key)).status == status
+    assert await here.store.exists(early(job))
+
+
+async def test_a_checkpoints_file_goes_though_a_gateway_dies_before_it_is_deleted(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await trained(here)
+    monkeypatch.setattr(here.store, "delete", unavailable)
+    assert (await remove_checkpoint(here, job)).status == 200
+    assert (await due(here, job), await here.store.exists(early(job))) == ((prefix(job),), True)
+    with pytest.raises(Unavailable):
+        await keeper(here).delete_due()
+    assert await due(here, job) == (prefix(job),)
+    monkeypatch.undo()
+
+    other = Gateway(here.settings, KEY, here.broker.bus("other"), here.store, here.stores)
+    async with running(other):
+        await eventually(lambda: is_gone(here, early(job)))
+        await eventually(lambda: nothing_is_due(here, job))
+
+    assert (await here.status(job))["status"] == "COMPLETED"
+    assert await here.jobs.kept_before(here.clock()) == []
+
+
+def prefix(job: str) -> str:
+    return early(job).removesuffix("safetensors")
+
+
+async def nothing_is_due(here: World, job: str) -> bool | None:
+    return not await due(here, job) or None
+
+
+async def unavailable(_prefix: str) -> int:
+    raise Unavailable("the store is away")

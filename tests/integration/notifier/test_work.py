@@ -249,6 +249,24 @@ async def test_the_model_checkpoints_and_records_land_in_the_users_bucket_behind
     assert publishing.left_in_scratch == []
 
 
+async def test_a_checkpoint_that_its_user_has_deleted_is_left_out(publishing: Publishing) -> None:
+    final = await trained(publishing)
+    await publishing.ours.delete(final.checkpoints[0].artifact.key)
+
+    published = await published_by(publishing, publishing.order(final))
+
+    assert list(published.urls) == [final.checkpoint.key, final.records[0].key]
+    assert sorted((await publishing.in_bucket()).values()) == sorted([LAST, METRICS])
+
+
+async def test_a_model_that_our_store_has_lost_is_not_passed_over(publishing: Publishing) -> None:
+    final = await trained(publishing)
+    await publishing.ours.delete(final.checkpoint.key)
+
+    with pytest.raises(NotFound):
+        await published_by(publishing, publishing.order(final))
+
+
 async def test_the_images_land_there_too_and_the_fact_says_whose_they_are(
     publishing: Publishing,
 ) -> None:

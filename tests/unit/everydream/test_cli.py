@@ -128,14 +128,14 @@ def test_a_value_after_a_space_is_said_to_belong_to_its_name(
     assert "--set max_epochs: expected name=value in one word, such as --set max_epochs=1" in said
 
 
-@pytest.mark.parametrize("command", ["cancel", "delete"])
+@pytest.mark.parametrize("words", [("cancel",), ("delete",), ("delete", "--checkpoint", "40")])
 def test_what_is_lost_for_good_needs_yes_where_nobody_can_be_asked(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
 
     with pytest.raises(SystemExit) as ended:
-        app([command, "7b1c", "--url", "http://127.0.0.1:9", "--key", "k"])
+        app([*words, "7b1c", "--url", "http://127.0.0.1:9", "--key", "k"])
 
     assert ended.value.code == 2
     assert "There is no terminal to ask on: give --yes" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 
 from services.gateway.jobs import transitions
 from services.gateway.jobs.job_events import JobEvent, job_events
+from services.gateway.jobs.outputs import without_checkpoints
 from services.gateway.jobs.presenter import iso, retries, retry_of
 from services.gateway.jobs.record import Job, StageRecord
 from shared.messaging.messages import (
@@ -189,6 +190,7 @@ def test_each_checkpoint_is_reported_once_and_the_last_one_at_the_end_of_trainin
     names = [(kind, data["step"], data["name"]) for kind, data in events]
     assert names == [
         ("checkpoint", 4, artifact("one").name),
+        ("checkpoint_deleted", 4, artifact("one").name),
         ("checkpoint", 8, artifact("two").name),
     ]
     final = [data for kind, data in followed.after(checkpoint_final("t")) if kind == "checkpoint"]
@@ -198,6 +200,20 @@ def test_each_checkpoint_is_reported_once_and_the_last_one_at_the_end_of_trainin
         "step": job.summary["steps"], "epoch": job.summary.get("epochs"), "final": True,
         "name": job.checkpoint.name, "key": job.checkpoint.key,
     }  # fmt: skip
+
+
+def test_a_checkpoint_is_reported_as_deleted_once_and_not_if_a_later_attempt_replaces_it() -> None:
+    followed = in_training()
+    one, two = saved("one", 4), saved("two", 8)
+    followed.after(one, two)
+    again = msgspec.structs.replace(artifact("two"), key="another/attempt")
+
+    events = followed.after(msgspec.structs.replace(two, artifact=again))
+    assert [kind for kind, _ in events] == ["checkpoint"]
+    followed.history.job = without_checkpoints(followed.history.job, [one.artifact.key])
+    deleted = {"step": 4, "epoch": 1, "name": artifact("one").name}
+    assert followed.news() == [("checkpoint_deleted", deleted)]
+    assert followed.after(one) == []
 
 
 def test_only_the_new_samples_of_a_row_are_reported() -> None:

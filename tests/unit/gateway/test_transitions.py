@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from services.gateway.jobs import outputs, transitions, webhook_schedule
+from services.gateway.jobs.outputs import without_checkpoints
 from services.gateway.jobs.presenter import progress, results
 from services.gateway.jobs.record import (
     NOT_DRAWN,
@@ -23,6 +24,7 @@ from services.gateway.jobs.record import (
     clip_skip_of,
     delay_time,
     execution_time,
+    files_due_at,
     overdue,
     unfulfilled,
     unpublished,
@@ -790,6 +792,46 @@ def test_a_checkpoint_that_was_replaced_is_never_shown_again() -> None:
     history.receive(msgspec.structs.replace(checkpoint_final("t"), checkpoints=(best,)))
 
     assert [(each.step, each.best) for each in history.job.checkpoints] == [(2, True), (3, False)]
+
+
+def test_a_checkpoint_that_was_deleted_is_not_listed_again_whatever_the_trainer_still_says() -> (
+    None
+):
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
+    one, two = (saved_at(number) for number in (1, 2))
+    history.receive(one)
+    history.receive(two)
+
+    history.apply(Step(without_checkpoints(history.job, [one.artifact.key, "not/there"])))
+    assert [each.step for each in history.job.checkpoints] == [2]
+    assert history.job.files_to_delete == ("k/e1.",), "and what lies beside it"
+
+    history.receive(one)
+    final = [
+        SavedCheckpoint(artifact=each.artifact, step=each.step, epoch=1) for each in (one, two)
+    ]
+    history.receive(msgspec.structs.replace(checkpoint_final("t"), checkpoints=tuple(final)))
+    assert [each.step for each in history.job.checkpoints] == [2]
+    assert history.job.files_to_delete == ("k/e1.",)
+
+
+def saved_at(step: int) -> CheckpointSaved:
+    file = msgspec.structs.replace(artifact(f"e{step}"), key=f"k/e{step}.safetensors")
+    return CheckpointSaved(
+        job="job", stage="training", claim="t", artifact=file, step=step, epoch=1
+    )
+
+
+def test_files_are_due_until_they_are_known_to_be_deleted_and_others_stay_due() -> None:
+    job = transitions.replace(JobHistory().job, files_to_delete=("a.", "b."))
+    assert files_due_at(job) == 0.0
+
+    job = transitions.forget_deleted(job, ["a."]).job
+    assert (job.files_to_delete, files_due_at(job)) == (("b.",), 0.0)
+    job = transitions.forget_deleted(job, ["b."]).job
+    assert (job.files_to_delete, files_due_at(job)) == ((), None)
 
 
 # --- Samples ----------------------------------------------------------------------------------
