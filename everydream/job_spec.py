@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from everydream.image_options import NO_DRAWING, Drawing
 from everydream.outcome import Misused, reason_of
-from everydream.presets import Preset, fields_of
+from everydream.presets import fields_of
 from services.gateway.jobs.request_parser import Invalid, parse_request
 from shared.errors import Refused
+from shared.presets import Preset
 from shared.request import JOB_ID
 
 STAND_IN = "https://example.com/dataset.zip"

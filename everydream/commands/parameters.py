@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import CycloptsError, Group, Parameter
 
-from everydream.presets import Preset
+from shared.presets import Preset
 
 if TYPE_CHECKING:
     from rich.console import Console

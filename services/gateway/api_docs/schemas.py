@@ -16,6 +16,7 @@ from services.gateway.jobs import response_types, uploads
 from shared import request
 from shared.dataset import manifest
 from shared.messaging import messages
+from shared.presets import PRESETS
 from shared.request import (
     ACCESS_ID,
     ACCESS_SECRET,
@@ -156,6 +157,10 @@ def _train_rules(train: Schema) -> None:
     off = ("disable_unet_training", "disable_textenc_training")
     train["not"] = {"required": list(off), "properties": {name: {"const": True} for name in off}}
     train["description"] += " `timestep_start` is below `timestep_end`."
+    train["x-presets"] = {
+        preset: {name: choice._asdict() for name, choice in choices.items()}
+        for preset, choices in PRESETS.items()
+    }
 
 
 def _whole(inputs: Schema, s3: Schema, policy: Schema) -> Schema:

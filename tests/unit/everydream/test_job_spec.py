@@ -11,8 +11,9 @@ import pytest
 from everydream.image_options import Drawing
 from everydream.job_spec import JobSpec
 from everydream.outcome import Misused
-from everydream.presets import PRESETS, Preset, explained, fields_of
+from everydream.presets import explained, fields_of
 from shared.errors import Refused
+from shared.presets import PRESETS, Preset
 
 URL = "https://example.com/photos.zip"
 

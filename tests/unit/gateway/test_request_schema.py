@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 
 from services.gateway.api_docs.schemas import request_schemas
 from services.gateway.jobs.request_parser import Invalid, parse_request
+from shared.presets import PRESETS
 from shared.request import Inference, Policy, S3Config, Train, Validation
 
 SCHEMA = {"$ref": "#/components/schemas/Request", "components": {"schemas": request_schemas()}}
@@ -113,6 +114,18 @@ def test_only_what_trains_can_have_its_dataset_checked() -> None:
 
     assert checks.is_valid(TRAINING)
     assert not checks.is_valid(DRAWING)
+
+
+def test_a_client_finds_the_presets_in_the_schema_and_may_send_what_they_set() -> None:
+    told = request_schemas()["RequestTrain"]["x-presets"]
+
+    assert told.keys() == PRESETS.keys()
+    for preset, choices in told.items():
+        fields = {name: choice["value"] for name, choice in choices.items()}
+        assert all(choice["why"] and choice["source"] for choice in choices.values())
+        assert fields == {name: choice.value for name, choice in PRESETS[preset].items()}
+        train = {"data_url": "https://example.com/a.zip", **fields}
+        assert VALID.is_valid({"input": {"train": train}})
 
 
 def test_the_bounds_are_in_the_schema_and_not_only_in_the_check() -> None:
