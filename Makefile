@@ -172,10 +172,10 @@ $(CONSOLE_PARTS): $(CONSOLE)/package-lock.json
 	npm --prefix $(CONSOLE) ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
-$(CONSOLE)/src/api/schema.ts: docs/openapi.json $(CONSOLE_PARTS)
+$(CONSOLE)/src/api/schema.ts: docs/openapi.json docs/parameters.md $(CONSOLE)/parameters.mjs $(CONSOLE_PARTS)
 	npm --prefix $(CONSOLE) run --silent types
 
-$(CONSOLE_PAGE): $(CONSOLE)/src/api/schema.ts $(shell find $(CONSOLE)/src $(CONSOLE)/index.html $(CONSOLE)/*.ts $(CONSOLE)/tsconfig.json -type f ! -name schema.ts)
+$(CONSOLE_PAGE): $(CONSOLE)/src/api/schema.ts $(shell find $(CONSOLE)/src $(CONSOLE)/index.html $(CONSOLE)/*.ts $(CONSOLE)/tsconfig.json -type f ! -name schema.ts ! -name parameters.json)
 	npm --prefix $(CONSOLE) run --silent check
 	npm --prefix $(CONSOLE) run --silent build
 

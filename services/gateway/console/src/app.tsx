@@ -8,8 +8,9 @@ import { Draw } from "./screens/draw";
 import { Gallery } from "./screens/gallery";
 import { Jobs } from "./screens/jobs";
 import { JobPage } from "./screens/job";
+import { NewJob } from "./screens/new-job";
 import { SignIn } from "./screens/sign-in";
-import { resume, session, signOut } from "./state/session";
+import { may, resume, session, signOut } from "./state/session";
 import { texts } from "./texts";
 
 export function App() {
@@ -37,6 +38,7 @@ function Console() {
         </Link>
         <nav aria-label={texts.nav.label}>
           <Page href="/" name={texts.nav.jobs} />
+          {may("submit") && <Page href="/new" name={texts.nav.newJob} />}
           <Page href="/draw" name={texts.nav.draw} />
           <Page href="/gallery" name={texts.nav.gallery} />
         </nav>
@@ -50,6 +52,7 @@ function Console() {
       <main id="content" tabIndex={-1}>
         <Switch>
           <Route path="/" component={Jobs} />
+          {may("submit") && <Route path="/new" component={NewJob} />}
           <Route path="/jobs/:id">{({ id }) => <JobPage key={id} id={id} />}</Route>
           <Route path="/draw" component={Draw} />
           <Route path="/gallery" component={Gallery} />

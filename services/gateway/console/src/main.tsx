@@ -5,5 +5,6 @@ import "./styles/layout.css";
 import "./styles/parts.css";
 import "./styles/screens.css";
 import "./styles/pictures.css";
+import "./styles/new-job.css";
 
 render(<App />, document.getElementById("app")!);

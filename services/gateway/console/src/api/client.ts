@@ -10,12 +10,20 @@ export const api = createClient<paths>({ baseUrl: BASE, headers: { "X-Requested-
 /** Operations beside it, such as signing in. */
 export const root = createClient<paths>({ baseUrl: "/", headers: { "X-Requested-With": "console" } });
 
+export interface Budget {
+  name: string;
+  used: number;
+  allowed: number;
+}
+
 /** What the server answered instead of a result. */
 export class Failure extends Error {
   constructor(
     readonly status: number,
     message: string,
     readonly mistakes: readonly string[] = [],
+    /** The budget that has not enough left. */
+    readonly budget?: Budget,
   ) {
     super(message);
   }
@@ -47,7 +55,12 @@ export async function result<T>(call: Promise<Answer<T>>): Promise<T> {
     throw new Failure(0, texts.error.offline);
   }
   if (answer.response.ok) return answer.data as T;
-  if (answer.response.status === 401) onUnauthorized();
-  const body = (answer.error ?? {}) as { error?: string; mistakes?: string[] };
-  throw new Failure(answer.response.status, body.error ?? texts.error.unknown, body.mistakes);
+  throw failureOf(answer.response.status, answer.error);
+}
+
+/** What an answer's status and decoded body say. */
+export function failureOf(status: number, body: unknown): Failure {
+  if (status === 401) onUnauthorized();
+  const said = (body ?? {}) as { error?: string; mistakes?: string[]; budget?: Budget };
+  return new Failure(status, said.error ?? texts.error.unknown, said.mistakes, said.budget);
 }

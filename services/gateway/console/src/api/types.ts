@@ -3,15 +3,19 @@ import type { components } from "./schema";
 
 type Schemas = components["schemas"];
 
+export type CheckResult = Schemas["CheckResult"];
 export type Checkpoint = Schemas["Checkpoint"];
 export type JobFile = Schemas["File"];
 export type Entry = Schemas["RequestInference"];
+export type DatasetPicture = Schemas["DatasetPicture"];
+export type GivenEdit = Schemas["GivenEdit"];
 export type Image = Schemas["Image"];
 export type JobStatus = Schemas["JobStatus"];
 export type JobSummary = Schemas["JobSummary"];
 export type Point = Schemas["MetricsPoint"];
 export type Session = Schemas["Session"];
 export type Progress = Schemas["Progress"];
+export type Report = Schemas["Report"];
 export type Results = Schemas["Results"];
 export type Sample = Schemas["Sample"];
 export type Status = JobStatus["status"];

@@ -40,6 +40,7 @@ export function Jobs() {
             type="search" aria-label={words.search} placeholder={words.search} value={search}
             onInput={(event) => setSearch(event.currentTarget.value)}
           />
+          {may("submit") && <Link href="/new" class="button main">{texts.nav.newJob}</Link>}
         </div>
       </div>
       {selected.length > 0 && <Selection selected={selected} done={() => setChosen(new Set())} />}
@@ -67,6 +68,7 @@ function Empty({ isFiltered }: { isFiltered: boolean }) {
     <div class="empty">
       <h2>{words.empty}</h2>
       <p>{words.emptyLead}</p>
+      {may("submit") && <Link href="/new" class="button main">{texts.nav.newJob}</Link>}
     </div>
   );
 }

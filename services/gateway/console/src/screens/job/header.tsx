@@ -88,6 +88,7 @@ function Actions({ job, isTraining }: { job: JobStatus; isTraining: boolean }) {
       {isLive(job.status) && <button class="danger" title={words.cancelHint} onClick={() => void cancel()}>{words.cancel}</button>}
       {hasModel && <Link class="button" href={`/draw?model=${encodeURIComponent(job.id)}`}>{texts.draw.withModel}</Link>}
       {canRetry && <button onClick={() => void attempt(() => retryJob(job.id))}>{words.retry}</button>}
+      {"train" in job.input && <Link href={`/new?from=${encodeURIComponent(job.id)}`} class="button">{words.copy}</Link>}
     </div>
   );
 }

@@ -1,0 +1,77 @@
+import { describe, expect, it } from "vitest";
+import { EMPTY, type Form, formOf, imagePath, mistakesOf, placeOf, remaining, requestOf, sorted } from "./request";
+
+const FULL: Form = {
+  preset: "",
+  train: { max_epochs: "100", lr: "3e-6", shuffle_tags: "true", keep_tags: "2", resume_ckpt_url: "runwayml/stable" },
+  validation: { every_n_epochs: "5" },
+  samplePrompts: "a photo of ted\nted at sea",
+  images: [{ prompt: "ted, painted", width: "768", seed: "7" }, { prompt: "ted" }],
+};
+
+describe("the request", () => {
+  it("of an empty form names nothing but the data", () => {
+    expect(requestOf(EMPTY, "DATA")).toEqual({ input: { train: { data_url: "DATA" } } });
+  });
+
+  it("has each value in its type", () => {
+    expect(requestOf(FULL, "DATA")).toEqual({
+      input: {
+        train: {
+          data_url: "DATA", max_epochs: 100, lr: 3e-6, shuffle_tags: true, keep_tags: 2, resume_ckpt_url: "runwayml/stable",
+          validation: { every_n_epochs: 5 }, sample_prompts: ["a photo of ted", "ted at sea"],
+        },
+        inference: [{ prompt: "ted, painted", width: 768, seed: 7 }, { prompt: "ted" }],
+      },
+    });
+  });
+
+  it("has a preset's values where nothing else is typed", () => {
+    const { train } = requestOf({ ...EMPTY, preset: "person", train: { lr: "1e-6" } }, "DATA").input;
+    expect(train).toEqual({ data_url: "DATA", batch_size: 6, lr: 1e-6, flip_p: 0 });
+  });
+
+  it("leaves out entries without a prompt", () => {
+    expect(requestOf({ ...EMPTY, images: [{ width: "768" }, { prompt: " " }] }, "DATA").input.inference).toBeUndefined();
+  });
+
+  it("of a form that was made from an input is that input", () => {
+    const { input } = requestOf(FULL, "DATA");
+    expect(requestOf(formOf(input), "DATA")).toEqual({ input });
+    expect(formOf({ train: { data_url: "x", max_epochs: 300, lr: null }, inference: { prompt: "one" } })).toEqual({
+      ...EMPTY, images: [{ prompt: "one" }],
+    });
+  });
+});
+
+describe("mistakes", () => {
+  it("are named by their place in the request before it is sent", () => {
+    const form = { ...FULL, train: { lr: "9" }, validation: { seed: "-1" }, images: [{}, { prompt: "ted", width: "1" }] };
+    expect(Object.keys(mistakesOf(form))).toEqual(["input.train.lr", "input.train.validation.seed", "input.inference[0].width"]);
+    expect(imagePath(placeOf(form, 1))).toBe("input.inference[0]");
+  });
+
+  it("of the server are over once their field is another", () => {
+    const byPath = { "input.train.lr": "a", "input.inference[1].prompt": "b", "input.train.sample_prompts": "c", "input.train.validation.seed": "d" };
+    expect(remaining(byPath, FULL, FULL)).toEqual(byPath);
+    const mended = { ...FULL, train: {}, validation: { seed: "1" }, samplePrompts: "", images: FULL.images.slice(0, 1) };
+    expect(remaining(byPath, FULL, mended)).toEqual({});
+  });
+
+  it("of the server stand at their fields, others apart", () => {
+    const { byPath, others } = sorted([
+      "input.train.lr: expected a number, got 'x'",
+      "input.train.validation.seed: expected an integer",
+      "input.inference[1].width: expected one of these",
+      "input.train.data_url: expected an upload that is finished",
+      "input.train.lrr: unknown; did you mean lr?",
+      "a sentence: of its own",
+    ]);
+    expect(byPath).toEqual({
+      "input.train.lr": "Expected a number, got 'x'",
+      "input.train.validation.seed": "Expected an integer",
+      "input.inference[1].width": "Expected one of these",
+    });
+    expect(others).toHaveLength(3);
+  });
+});

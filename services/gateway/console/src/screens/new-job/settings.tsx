@@ -1,0 +1,147 @@
+import { useState } from "preact/hooks";
+import { type Field as Parameter, type Group, PRESETS, fieldNamed, fieldsOf } from "../../api/parameters";
+import { form, mistakes } from "../../state/new-job";
+import { texts } from "../../texts";
+import { Field } from "./field";
+import { found, textOf } from "./fields";
+import { Images } from "./images";
+import type { Form } from "./request";
+
+const words = texts.newJob;
+
+/** They have a place above the others. */
+const MAIN = ["max_epochs", "resolution", "batch_size", "lr", "resume_ckpt_url"];
+
+const change = (changes: Partial<Form>): void => {
+  form.value = { ...form.value, ...changes };
+};
+
+export function Settings() {
+  return (
+    <section class="card settings" aria-labelledby="settings">
+      <h2 id="settings">{words.settings}</h2>
+      <Presets />
+      <h3>{words.main}</h3>
+      <div class="fields">{MAIN.map((name) => <TrainField key={name} field={fieldNamed("train", name)} />)}</div>
+      <Samples />
+      <Images />
+      <All />
+    </section>
+  );
+}
+
+function Presets() {
+  const names = ["", ...Object.keys(PRESETS)];
+  return (
+    <fieldset class="presets">
+      <legend>{words.preset}</legend>
+      {names.map((name) => (
+        <label key={name} class="preset">
+          <input type="radio" name="preset" checked={form.value.preset === name} onChange={() => change({ preset: name })} />
+          <span class="what">
+            <strong>{name ? (words.presets[name] ?? name) : words.noPreset}</strong>
+            {name ? <Sets preset={name} /> : <span class="hint">{words.noPresetHint}</span>}
+          </span>
+        </label>
+      ))}
+    </fieldset>
+  );
+}
+
+function Sets({ preset }: { preset: string }) {
+  return (
+    <ul class="hint">
+      {Object.entries(PRESETS[preset]!).map(([name, { value, why, source }]) => (
+        <li key={name} title={source}>
+          <code>{`${name} ${textOf(value)}`}</code> {why}
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+function Samples() {
+  const path = "input.train.sample_prompts";
+  const mistake = mistakes.value[path];
+  return (
+    <div class="field wide">
+      <label for="sample-prompts">{words.samplePrompts}</label>
+      <textarea
+        id="sample-prompts" rows={3} value={form.value.samplePrompts} aria-describedby="sample-prompts-help" aria-invalid={mistake !== undefined}
+        onInput={(event) => change({ samplePrompts: event.currentTarget.value })}
+      />
+      <p class="problem-text" role="alert">{mistake ?? ""}</p>
+      <p class="hint" id="sample-prompts-help">{words.samplePromptsHint}</p>
+    </div>
+  );
+}
+
+/** Every other parameter, in the groups of the documents, found by its name. */
+function All() {
+  const [search, setSearch] = useState("");
+  const others = fieldsOf("train", "beyond").filter((field) => !MAIN.includes(field.name));
+  const groups = (["train", "beyond"] as const).map((group) => [group, found(others.filter((each) => each.group === group), search)] as const);
+  const validation = found(fieldsOf("validation"), search);
+  const number = others.length + fieldsOf("validation").length;
+  const set = others.filter((field) => form.value.train[field.name]).length;
+  return (
+    <details class="all">
+      <summary>
+        {words.allSettings(number)}
+        {set > 0 && <span class="hint">{` · ${words.changed(set)}`}</span>}
+      </summary>
+      <input
+        type="search" aria-label={words.search} placeholder={words.search} value={search}
+        onInput={(event) => setSearch(event.currentTarget.value)}
+      />
+      {groups.map(([group, fields]) => fields.length > 0 && (
+        <section key={group}>
+          <h3>{words.groups[group]}</h3>
+          <div class="fields">{fields.map((field) => <TrainField key={field.name} field={field} />)}</div>
+        </section>
+      ))}
+      {validation.length > 0 && <Validation fields={validation} />}
+      <p class="hint" role="status">{validation.length + groups.flatMap(([, fields]) => fields).length ? "" : words.noneFound}</p>
+    </details>
+  );
+}
+
+function TrainField({ field }: { field: Parameter }) {
+  const { train, preset } = form.value;
+  const path = `input.train.${field.name}`;
+  const byPreset = PRESETS[preset]?.[field.name];
+  return (
+    <Field
+      field={field} path={path} text={train[field.name] ?? ""} mistake={mistakes.value[path]}
+      preset={byPreset && textOf(byPreset.value)}
+      set={(text) => change({ train: { ...train, [field.name]: text } })}
+    />
+  );
+}
+
+function Validation({ fields }: { fields: readonly Parameter[] }) {
+  const { validation } = form.value;
+  const group: Group = "validation";
+  return (
+    <section>
+      <h3>{words.groups[group]}</h3>
+      <label class="check">
+        <input type="checkbox" checked={validation !== null} onChange={(event) => change({ validation: event.currentTarget.checked ? {} : null })} />
+        <span>{words.validate}</span>
+      </label>
+      {validation && (
+        <div class="fields">
+          {fields.map((field) => {
+            const path = `input.train.validation.${field.name}`;
+            return (
+              <Field
+                key={field.name} field={field} path={path} text={validation[field.name] ?? ""} mistake={mistakes.value[path]}
+                set={(text) => change({ validation: { ...validation, [field.name]: text } })}
+              />
+            );
+          })}
+        </div>
+      )}
+    </section>
+  );
+}
