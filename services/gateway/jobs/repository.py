@@ -50,15 +50,11 @@ class JobVersion(NamedTuple):
     """How often its progress has changed, which does not change the version."""
 
 
-SHOWN_ID = 80
-"""Letters of an id that nobody has given, in a message."""
-
-
 class UnknownJob(Exception):
     """The job never existed, or was removed."""
 
     def __init__(self, job: str) -> None:
-        super().__init__(f"there is no job {job[:SHOWN_ID]!r} of this key")
+        super().__init__(f"there is no job {job[:80]!r} of this key")
 
 
 class JobRepository:
