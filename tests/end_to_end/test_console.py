@@ -178,7 +178,7 @@ async def test_a_key_that_ends_ends_its_session(here: World) -> None:
 async def test_every_screen_fits_a_phone_and_says_nothing_serious_to_axe(here: World) -> None:
     phone = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
     async with signed_in(here, **phone) as (one, page):
-        for screen in ("/", "/draw", "/gallery"):
+        for screen in ("/", "/new", "/draw", "/gallery"):
             await page.goto(f"{one.url}/#{screen}")
             await page.locator("h1").wait_for()
             overflow = await page.evaluate(

@@ -13,7 +13,7 @@ const words = texts.newJob;
 
 export function CheckPart() {
   return (
-    <section class="card check" aria-labelledby="report" aria-busy={isLive(check.value?.status ?? "COMPLETED")}>
+    <section class="card" aria-labelledby="report" aria-busy={isLive(check.value?.status ?? "COMPLETED")}>
       <h2 id="report">{words.report}</h2>
       <State />
       {report.value && <Found report={report.value} />}

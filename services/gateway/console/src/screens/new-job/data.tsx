@@ -47,7 +47,7 @@ function Choice() {
   return (
     <>
       <div
-        class={isOver ? "drop over" : "drop"} onDrop={drop}
+        class={isOver ? "drop-zone over" : "drop-zone"} onDrop={drop}
         onDragOver={(event) => {
           event.preventDefault();
           setOver(true);

@@ -23,7 +23,7 @@ export function Field({ field, path, text, preset, mistake, set }: FieldProps) {
   const described = { "aria-describedby": `${id}-help ${id}-mistake`, "aria-invalid": mistake !== undefined };
   const stands = preset ?? textOf(field.default);
   return (
-    <div class={text ? "field changed" : "field"}>
+    <div class={text ? "parameter changed" : "parameter"}>
       <div class="head">
         <label for={id}>
           {words.names[field.name] ?? labelOf(field.name)}

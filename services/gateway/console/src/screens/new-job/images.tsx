@@ -44,7 +44,7 @@ function Entry({ image, index, set, remove }: EntryProps) {
   const id = `prompt-${index}`;
   return (
     <div class="entry">
-      <div class="field wide">
+      <div class="parameter wide">
         <div class="head">
           <label for={id}>{words.prompt(index + 1)}</label>
           <button type="button" class="quiet small" aria-label={words.removeImage(index + 1)} onClick={remove}>{words.remove}</button>
@@ -57,7 +57,7 @@ function Entry({ image, index, set, remove }: EntryProps) {
       </div>
       <details>
         <summary>{words.imageSettings}</summary>
-        <div class="fields">
+        <div class="parameters">
           {fieldsOf("inference").map((field) => (
             <Field
               key={field.name} field={field} path={`input.entry[${index}].${field.name}`} text={image[field.name] ?? ""}

@@ -14,7 +14,7 @@ export function Pictures() {
         <h3 id="pictures">{words.pictures}</h3>
         <Saving />
       </div>
-      <ul class="pictures" tabIndex={0} aria-labelledby="pictures">
+      <ul class="dataset" tabIndex={0} aria-labelledby="pictures">
         {pictures.value.map((picture) => (
           <Picture key={picture.number} picture={picture} change={unsaved.value.get(picture.number)} />
         ))}

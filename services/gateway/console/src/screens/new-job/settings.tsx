@@ -22,7 +22,7 @@ export function Settings() {
       <h2 id="settings">{words.settings}</h2>
       <Presets />
       <h3>{words.main}</h3>
-      <div class="fields">{MAIN.map((name) => <TrainField key={name} field={fieldNamed("train", name)} />)}</div>
+      <div class="parameters">{MAIN.map((name) => <TrainField key={name} field={fieldNamed("train", name)} />)}</div>
       <Samples />
       <Images />
       <All />
@@ -64,7 +64,7 @@ function Samples() {
   const path = "input.train.sample_prompts";
   const mistake = mistakes.value[path];
   return (
-    <div class="field wide">
+    <div class="parameter wide">
       <label for="sample-prompts">{words.samplePrompts}</label>
       <textarea
         id="sample-prompts" rows={3} value={form.value.samplePrompts} aria-describedby="sample-prompts-help" aria-invalid={mistake !== undefined}
@@ -97,7 +97,7 @@ function All() {
       {groups.map(([group, fields]) => fields.length > 0 && (
         <section key={group}>
           <h3>{words.groups[group]}</h3>
-          <div class="fields">{fields.map((field) => <TrainField key={field.name} field={field} />)}</div>
+          <div class="parameters">{fields.map((field) => <TrainField key={field.name} field={field} />)}</div>
         </section>
       ))}
       {validation.length > 0 && <Validation fields={validation} />}
@@ -130,7 +130,7 @@ function Validation({ fields }: { fields: readonly Parameter[] }) {
         <span>{words.validate}</span>
       </label>
       {validation && (
-        <div class="fields">
+        <div class="parameters">
           {fields.map((field) => {
             const path = `input.train.validation.${field.name}`;
             return (
