@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Response, expect
 
 from tests.end_to_end.story import API_KEY, User, host_of, user_of
 from tests.support.browser import Visit, browser, sign_in, visit
@@ -95,7 +95,9 @@ async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
         await walk_the_grid(page)
         await page.reload()
         await expect(rows.last).to_contain_text("Before", timeout=PATIENCE)
-        await stop(page)
+        async with page.expect_response(is_the_end, timeout=PATIENCE):
+            await stop(page)
+        await expect(page.get_by_text("The connection is lost")).to_be_hidden()
 
         link = page.get_by_role("link", name=re.compile("Download: .*safetensors")).first
         await expect(link).to_be_visible(timeout=PATIENCE)
@@ -124,6 +126,11 @@ async def walk_the_grid(page: Page) -> None:
     await expect(viewer).to_contain_text(PROMPTS[1])
     await page.keyboard.press("Escape")
     await expect(viewer).to_be_hidden()
+
+
+def is_the_end(answer: Response) -> bool:
+    """The browser has asked for more of a stream that is over."""
+    return "/events/" in answer.url and answer.status == 204
 
 
 async def stop(page: Page) -> None:

@@ -51,7 +51,7 @@ export function followCheck(id: string): void {
     }
   };
   void read();
-  const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, ["status", "stage"], () => void read(), () => void read());
+  const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, ["status", "stage"], () => void read(), { onOpen: () => void read() });
   stop = () => {
     isOver = true;
     end();

@@ -15,6 +15,7 @@ export interface Followed {
   problem: Signal<unknown>;
   events: Signal<readonly JobEvent[]>;
   points: Signal<readonly Point[]>;
+  read: () => Promise<void>;
   stop: () => void;
 }
 
@@ -66,8 +67,11 @@ export function followJob(id: string, { withCurves = true } = {}): Followed {
 
   void read();
   if (withCurves) void readCurves();
-  const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, TYPES, handle, readSoon);
-  return { job, problem, events, points, stop: end };
+  const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, TYPES, handle, {
+    onOpen: readSoon,
+    goesOn: () => !job.value || isLive(job.value.status),
+  });
+  return { job, problem, events, points, read, stop: end };
 }
 
 /** The curves with what has come since; one that was resumed went back to its resume point. */

@@ -45,7 +45,7 @@ function readPage(cursor?: string) {
 export function watch(onProblem: (error: unknown) => void): () => void {
   const reload = () => void load().catch(onProblem);
   reload();
-  return follow(`${BASE}/events`, TYPES, (type, data) => handle(type, data, reload), reload);
+  return follow(`${BASE}/events`, TYPES, (type, data) => handle(type, data, reload), { onOpen: reload });
 }
 
 function handle(type: string, data: any, reload: () => void): void {

@@ -12,7 +12,14 @@ import { shareOf } from "./progress";
 
 const words = texts.job;
 
-export function Header({ job, progress }: { job: JobStatus; progress: Progress | undefined }) {
+interface HeaderProps {
+  job: JobStatus;
+  progress: Progress | undefined;
+  /** Reads the job again: a retried one is followed from then on. */
+  read: () => Promise<void>;
+}
+
+export function Header({ job, progress, read }: HeaderProps) {
   return (
     <header class="job-head card">
       <Link href="/" class="hint">{`← ${words.back}`}</Link>
@@ -20,7 +27,7 @@ export function Header({ job, progress }: { job: JobStatus; progress: Progress |
         <h1>
           <span class="id">{job.id}</span> <StatusLabel status={job.status} />
         </h1>
-        <Actions job={job} isTraining={progress?.stage === "training"} />
+        <Actions job={job} read={read} isTraining={progress?.stage === "training"} />
       </div>
       {progress && <Now job={job} progress={progress} />}
       {!isLive(job.status) && job.executionTime > 0 && (
@@ -69,7 +76,7 @@ function Fact({ name, value }: { name: string; value: string }) {
   );
 }
 
-function Actions({ job, isTraining }: { job: JobStatus; isTraining: boolean }) {
+function Actions({ job, isTraining, read }: { job: JobStatus; isTraining: boolean; read: () => Promise<void> }) {
   if (!may("submit")) return null;
   const order = (kind: "sample" | "save" | "stop") => async () => {
     if (kind === "stop" && !(await ask(words.confirmStop, words.stop))) return;
@@ -87,7 +94,7 @@ function Actions({ job, isTraining }: { job: JobStatus; isTraining: boolean }) {
       {isTraining && <button title={words.stopHint} onClick={() => void order("stop")()}>{words.stop}</button>}
       {isLive(job.status) && <button class="danger" title={words.cancelHint} onClick={() => void cancel()}>{words.cancel}</button>}
       {hasModel && <Link class="button" href={`/draw?model=${encodeURIComponent(job.id)}`}>{texts.draw.withModel}</Link>}
-      {canRetry && <button onClick={() => void attempt(() => retryJob(job.id))}>{words.retry}</button>}
+      {canRetry && <button onClick={() => void attempt(() => retryJob(job.id).then(read))}>{words.retry}</button>}
       {"train" in job.input && <Link href={`/new?from=${encodeURIComponent(job.id)}`} class="button">{words.copy}</Link>}
     </div>
   );

@@ -33,7 +33,7 @@ export function JobPage({ id }: { id: string }) {
   const shown = partsOf(job);
   return (
     <article class="job-page">
-      <Header job={job} progress={shown.progress} />
+      <Header job={job} progress={shown.progress} read={followed.read} />
       {job.error && <Problem title={words.error} lines={[job.error]} />}
       {shown.trains && <Samples samples={shown.samples} />}
       <Images images={shown.images} />
