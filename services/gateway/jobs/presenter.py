@@ -140,7 +140,7 @@ class Presenter:
             data = msgspec.json.decode(await self._text(stored.job, large), type=dict[str, Any])
         key = data.pop("key", None)
         file = {} if key is None else {"url": urls.get(key) or await self.link(key, data["name"])}
-        if small := data.get("thumbnail"):
+        if (small := data.pop("thumbnail", None)) and key not in urls:
             file["thumbnail"] = await self._small_link(small)
         return {"at": iso(stored.at), **data, **file}
 
@@ -275,9 +275,13 @@ def artifacts(job: Job) -> list[Artifact]:
 
 
 def thumbnails(job: Job) -> list[str]:
-    """Store keys of all there are; they are shown beside their images, and are no results."""
-    of_images = [each.thumbnail for each in job.images if each.thumbnail]
-    return [*of_images, *(each.thumbnail for each in job.samples if each.thumbnail)]
+    """Those of pictures that are in no bucket of the user's, where links are the user's alone."""
+    drawn: list[DrawnImage | DrawnSample] = [*job.images, *job.samples]
+    return [
+        each.thumbnail
+        for each in drawn
+        if each.thumbnail and each.artifact and each.artifact.key not in job.urls
+    ]
 
 
 def _checkpoint(saved: SavedCheckpoint, links: dict[str, str]) -> Checkpoint:
@@ -297,7 +301,7 @@ def _image(drawn: DrawnImage, links: dict[str, str]) -> Image:
 
 
 def _thumbnail(key: str | None, links: dict[str, str]) -> dict[str, str]:
-    return {"thumbnail": links[key]} if key else {}
+    return {"thumbnail": links[key]} if key in links else {}
 
 
 def _sample(drawn: DrawnSample, links: dict[str, str]) -> Sample:

@@ -85,6 +85,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         kept = ("Allow", "Retry-After", "Upload-Offset", "WWW-Authenticate")
         headers = {name: error.headers[name] for name in kept if name in error.headers}
         return _error(error.status, _text_of(request, error), headers=headers)
+    except ConnectionResetError:
+        raise  # the client is gone: nobody is there to be answered
     except Exception:  # a bug: the client gets no traceback
         log.exception("request_failed", path=request.path)
         return _error(500, "something went wrong here; it is in our log")

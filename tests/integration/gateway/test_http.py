@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.gateway.app import Gateway
 from services.gateway.database.api_keys import SqlKeyStore
@@ -335,3 +337,19 @@ async def test_without_the_database_only_configured_keys_are_known(
 
     assert (await here.ask("GET", "/v1/everydream-v1/health")).status == 200
     assert (await here.ask("GET", "/v1/everydream-v1/health", key="other")).status == 503
+
+
+async def test_a_client_that_leaves_before_its_answer_is_no_error_of_ours(here: World) -> None:
+    job = await here.run()
+    asked = (f"GET /v1/everydream-v1/events/{job} HTTP/1.1", "Host: x", f"Authorization: {API_KEY}")
+    head = "\r\n".join([*asked, "", ""])
+    with capture_logs() as logs:
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", here.gateway.port)
+            writer.write(head.encode())
+            await writer.drain()
+            await asyncio.sleep(0)
+            writer.transport.abort()
+        assert (await here.status(job))["id"] == job
+
+    assert [each for each in logs if each["event"] == "request_failed"] == []

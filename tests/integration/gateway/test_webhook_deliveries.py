@@ -207,7 +207,7 @@ async def test_a_webhook_that_is_not_there_or_not_yours_is_not_sent(here: World,
     theirs = await here.ask("POST", f"{url}/{first['id']}/resend", key=OTHER_KEY)
 
     assert (there_is_none.status, there_is_none.body["error"]) == (
-        404, "there is no such webhook of this job",
+        404, f"there is no webhook {NOWHERE!r} of this job",
     )  # fmt: skip
     assert theirs.status == 404
     assert (await here.ask("GET", url, key=OTHER_KEY)).status == 404

@@ -36,6 +36,16 @@ export function whenSignedOut(listener: () => void): void {
   onUnauthorized = listener;
 }
 
+/** Find out whether the session is still valid: a stream does not tell why it was refused. */
+export async function checkSession(): Promise<void> {
+  try {
+    const { data } = await root.GET("/session");
+    if (data?.scopes.length === 0) onUnauthorized();
+  } catch {
+    // the server is away, which its streams say
+  }
+}
+
 interface Answer<T> {
   data?: T;
   error?: unknown;

@@ -1,5 +1,6 @@
 /** Server-sent events, which the browser resumes by itself after a lost connection. */
 import { signal } from "@preact/signals";
+import { checkSession } from "./client";
 
 /** False while a stream tries to connect again. */
 export const connected = signal(true);
@@ -52,6 +53,7 @@ export function follow(path: string, types: readonly string[], handle: Handler, 
       if (source?.readyState === EventSource.CLOSED) {
         // The server has answered something else than a stream, as it does when a job is over.
         isConnected();
+        void checkSession();
         again = window.setTimeout(open, AGAIN_MS);
         return;
       }
