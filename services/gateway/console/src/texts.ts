@@ -2,7 +2,7 @@
 export const texts = {
   product: "EveryDream",
   skip: "Skip to the content",
-  nav: { label: "Main", jobs: "Jobs", newJob: "New job", draw: "Draw", gallery: "Gallery", system: "System" },
+  nav: { label: "Main", jobs: "Jobs", newJob: "New job", draw: "Draw", gallery: "Gallery" },
   signIn: {
     title: "Sign in",
     lead: "Fine-tune Stable Diffusion on your own pictures.",
@@ -15,14 +15,11 @@ export const texts = {
   },
   connection: {
     lost: "The connection is lost. Trying again…",
-    back: "Connected again.",
   },
   error: {
-    title: "This did not work",
     unknown: "Something went wrong.",
     offline: "The server does not answer.",
     again: "Try again",
-    notFound: "There is no such page.",
     home: "Go to your jobs",
   },
   status: {
@@ -65,7 +62,6 @@ export const texts = {
     created: "Submitted",
     took: "Took",
     warnings: (count: number) => (count === 1 ? "1 warning" : `${count} warnings`),
-    noPicture: "No picture yet",
   },
   job: {
     back: "All jobs",
@@ -90,7 +86,6 @@ export const texts = {
     noCurves: "No numbers yet.",
     curveTable: "Newest numbers",
     checkpoints: "Checkpoints",
-    noCheckpoints: "None saved yet.",
     final: "Final model",
     download: "Download",
     size: "Size",
@@ -242,7 +237,6 @@ export const texts = {
     seed: "Seed",
     prompt: "Prompt",
     step: "Step",
-    original: "Open the original",
   },
   draw: {
     title: "Draw",
@@ -316,5 +310,4 @@ export const texts = {
       `${images === 1 ? "1 image" : `${images} images`} could not be read from the store. Perhaps it does not allow this page's address (CORS).`,
   },
   dialog: { yes: "Yes", no: "No" },
-  soon: "This page comes next.",
 } as const;

@@ -5,7 +5,6 @@ import { texts } from "../../texts";
 const words = texts.job;
 
 interface CheckpointsProps {
-  jobId: string;
   checkpoints: readonly Checkpoint[];
   files: readonly JobFile[];
   finalUrl: string | null;

@@ -38,7 +38,7 @@ export function JobPage({ id }: { id: string }) {
       {shown.trains && <Samples samples={shown.samples} />}
       <Images images={shown.images} />
       {shown.trains && <Curves points={followed.points.value} checkpoints={shown.checkpoints.map((each) => each.step)} />}
-      <Checkpoints jobId={id} checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
+      <Checkpoints checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
       <Files files={shown.files} />
       <Dataset report={shown.dataset} />
       {shown.warnings.length > 0 && <Problem title={words.warnings} lines={shown.warnings} />}
