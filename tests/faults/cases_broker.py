@@ -18,6 +18,7 @@ from shared.worker.runtime import FINAL_PUBLISH_HEARTBEATS, GRACE_HEARTBEATS
 from tests.contract.bus_worlds import dead_letter
 from tests.faults.amqp import Ears, copy_of, ears, outsider
 from tests.faults.cases import Form, Outcome, again_and_again, case
+from tests.faults.evidence import all_heard, witness_queue
 from tests.faults.script import Script
 from tests.faults.stand_ins import LEAST_HEARTBEAT, stand_in
 from tests.faults.world import SERVICES, World
@@ -195,7 +196,12 @@ async def emptied(world: World, form: Form) -> Outcome:
         async with ears(world, ["dataset.staged"]) as heard:
             waiting = [await world.submit() for _ in range(form.of(2, 5))]
             await heard.hear_all(waiting)
+        world.proxies.broker.cut()
+        await all_heard(world)
         await asyncio.to_thread(make_anew, world)
+        async with outsider(world) as channel:
+            await witness_queue(channel)  # before anybody says what it has to hear
+        world.proxies.broker.open()
         world.planted.clear()  # the dead letters have gone with all else
         return [running, *waiting]
 

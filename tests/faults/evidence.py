@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import msgspec
 import sqlalchemy as sa
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AMQPError
 from sqlalchemy.engine import Row
 
@@ -100,12 +100,7 @@ class Witness:
 
     async def _listen(self) -> None:
         async with await aio_pika.connect(self.url, timeout=10) as connection:
-            channel = await connection.channel()
-            queue = await channel.declare_queue(WITNESS, durable=True)  # classic: others wait less
-            exchange = await channel.declare_exchange(
-                EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True
-            )
-            await queue.bind(exchange, "#")
+            queue = await witness_queue(await connection.channel())
             await asyncio.to_thread(self.trace)
             await queue.bind(TRACE, SENT_BY_NAME)
             self.listening.set()
@@ -120,6 +115,24 @@ class Witness:
             if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
                 status = ENDS[type(message)]
                 yield End(job=message.job, run=message.run, status=status, body=body)
+
+
+async def witness_queue(channel: AbstractChannel) -> AbstractQueue:
+    """Our queue, bound to all that is said on the exchange; made if it is not there."""
+    queue = await channel.declare_queue(WITNESS, durable=True)  # classic: others wait less
+    exchange = await channel.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
+    await queue.bind(exchange, "#")
+    return queue
+
+
+async def all_heard(world: World) -> None:
+    """Wait until the witness has taken what was said so far."""
+
+    async def taken() -> bool | None:
+        ready, unacked = (await asyncio.to_thread(world.broker.depths, world.vhost))[WITNESS]
+        return not ready + unacked or None
+
+    await world.until(taken)
 
 
 def _understood(body: bytes) -> AnyMessage | None:
@@ -148,6 +161,7 @@ async def witnessed(broker: RabbitMQ, vhost: str) -> AsyncIterator[Witness]:
 async def gather(world: World, witness: Witness) -> Evidence:
     """Everything about a world that should be quiet by now."""
     queues, rows = await _at_rest(world)
+    await all_heard(world)
     left = await left_over(world)
     theirs = await _contents(world.s3, world.bucket)
     dead = await _dead_letters(witness.url)

@@ -7,10 +7,11 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from unittest.mock import patch
 from uuid import uuid4
 
 import aiohttp
@@ -20,6 +21,7 @@ from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.stores import stores_in
 from services.gateway.ports import JobStore, Stores
+from services.gateway.web import application
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
@@ -58,6 +60,9 @@ KEY = "k" * 48
 API_KEY, OTHER_KEY = "a-key-of-anna", "a-key-of-ben"
 HEARTBEAT = 0.25
 DEADLINE = 60.0
+LIMIT = application.ANSWER_SECONDS
+PATIENCE = 30.0
+"""In place of it: other tests may have the cores for longer than a client would wait."""
 STARTED: dict[Stage, type[Started]] = {
     "staging": StagingStarted,
     "bucket_check": PublicationStarted,
@@ -378,6 +383,7 @@ async def world(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(migrated_sqlite())
     async with AsyncExitStack() as stack:
+        stack.enter_context(answers_within(PATIENCE))
         database = await stack.enter_async_context(closing(Database.open(settings.database_url)))
         await database.migrate()
         jobs = FaultyJobs(SqlJobStore(database))
@@ -408,6 +414,11 @@ async def world(
                 received,
                 stop,
             )
+
+
+def answers_within(seconds: float) -> AbstractContextManager[object]:
+    """Gateways in this process answer within so many seconds, or say that they cannot."""
+    return patch.object(application, "ANSWER_SECONDS", seconds)
 
 
 @asynccontextmanager
@@ -451,9 +462,9 @@ def settings_for(home: Path) -> Settings:
 
 
 async def eventually(look: Callable[[], Awaitable[T | None]], seconds: float = DEADLINE) -> T:
-    """Poll until there is a value."""
+    """Poll until there is a value; False is none."""
     deadline = time.monotonic() + seconds
-    while (seen := await look()) is None:
+    while (seen := await look()) is None or seen is False:
         assert time.monotonic() < deadline, "timed out"
         await asyncio.sleep(0.02)
     return seen

@@ -29,7 +29,7 @@ from services.gateway.jobs.presenter import Presenter, names_file
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.ports import EventPlace, EventStore, StoredEvent, StoredProgress
-from services.gateway.web.application import ANSWER_SECONDS, unknown_parameters
+from services.gateway.web.application import in_time, unknown_parameters
 from services.gateway.web.authentication import Keys
 from services.gateway.web.large_answers import LargeAnswers
 from services.gateway.web.routing import Answer, Parameter, route
@@ -80,7 +80,7 @@ class AllEventRoutes:
     )
     async def _events(self, request: web.Request, owner: str) -> web.StreamResponse:
         unsent = UnsentEvents(self._store, owner, self._clock, last_read(request))
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             await unsent.begin()
         response = web.StreamResponse(headers=HEADERS)
         await response.prepare(request)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 from aiohttp import web
 
 from services.gateway.jobs import response_types
 from services.gateway.jobs.budgets import BUDGETS, Budgets
-from services.gateway.web.application import ANSWER_SECONDS, json_response
+from services.gateway.web.application import in_time, json_response
 from services.gateway.web.routing import Answer, route
 
 
@@ -27,7 +25,7 @@ class BudgetRoutes:
         answers={200: Answer("All budgets.", response_types.Budgets)},
     )
     async def _get(self, _request: web.Request, owner: str) -> web.Response:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             used = await self._budgets.used(owner)
         allowed = self._budgets.allowed
         budgets = {name: {"used": used[name], "allowed": allowed[name]} for name in BUDGETS}

@@ -19,7 +19,7 @@ from services.gateway.jobs.record import Job, Step, validation_of
 from services.gateway.jobs.repository import JobRepository, UnknownJob
 from services.gateway.jobs.request_parser import Invalid, parse_edits
 from services.gateway.jobs.response_types import DatasetPage, DatasetPicture
-from services.gateway.web.application import ANSWER_SECONDS, json_response, unknown_parameters
+from services.gateway.web.application import in_time, json_response, unknown_parameters
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
 from services.gateway.web.large_answers import LargeAnswers
@@ -88,7 +88,7 @@ class DatasetRoutes:
         is_number = text.isdecimal() and len(text) <= MOST_DIGITS and int(text) > 0
         if mistakes or not is_number:
             raise Invalid(mistakes or [f"page: expected a number of at least 1, got {text[:20]!r}"])
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job = (await self._authorizer.job(request, owner)).job
         return await self._answer(request, job, int(text))
 
@@ -102,7 +102,7 @@ class DatasetRoutes:
         errors=(409,),
     )
     async def _edit(self, request: web.Request, owner: str) -> web.StreamResponse:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job, version, *_ = await self._authorizer.job(request, owner)
         if not job.checks:
             raise web.HTTPConflict(text="only the dataset of a check can be changed")
@@ -110,12 +110,12 @@ class DatasetRoutes:
             raise web.HTTPConflict(text="it was changed too often: send more changes at a time")
         async with self._bodies.json(request, owner, EDITS_BYTES) as body:
             edits = parse_edits(body)
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with in_time():
                 whole = await self._whole(job)
                 # Mistakes are found before any page is read.
                 edited(edits, self._clock(), whole)
             async with (
-                asyncio.timeout(_seconds_for(pages_of(whole))),
+                in_time(pages_of(whole) / PAGES_A_SECOND),
                 self._one_change.hold(owner),
             ):
                 found = await self._found(whole)
@@ -133,13 +133,13 @@ class DatasetRoutes:
                     raise UnknownJob(job.id)
                 page = page_of(edits[0].number)
         # Not in the body's block: it may hold the lock under which large answers are made.
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job = (await self._authorizer.job(request, owner)).job
         return await self._answer(request, job, page)
 
     async def _answer(self, request: web.Request, job: Job, page: int) -> web.StreamResponse:
         async def make() -> bytes:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with in_time():
                 return msgspec.json.encode(await self._shown(await self._whole(job), page))
 
         if "edits" in job.stored:
@@ -270,7 +270,3 @@ def pictures_of(job: Job) -> int:
 
 def pages_of(job: Job) -> int:
     return max(1, ceil(pictures_of(job) / PAGE))
-
-
-def _seconds_for(pages: int) -> float:
-    return ANSWER_SECONDS + pages / PAGES_A_SECOND

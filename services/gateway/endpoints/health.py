@@ -14,7 +14,7 @@ from services.gateway.background.supervisor import Supervisor
 from services.gateway.jobs import response_types
 from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.web.application import ANSWER_SECONDS, RETRY_SECONDS
+from services.gateway.web.application import RETRY_SECONDS, in_time
 from services.gateway.web.routing import Answer, route
 from shared.errors import Unavailable
 from shared.ports import LocalStore, ObjectStore
@@ -62,7 +62,7 @@ class HealthRoutes:
         errors=(503,),
     )
     async def alive(self, _request: web.Request) -> web.Response:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             await self._repository.get("")
         alive: response_types.Liveness = {"status": "ok"}
         return web.json_response(alive)
@@ -106,7 +106,7 @@ class HealthRoutes:
 
     async def _database(self) -> str | None:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with in_time():
                 await self._repository.get("")
         except (Unavailable, TimeoutError):
             return "does not answer"

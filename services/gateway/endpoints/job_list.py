@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, get_args
 
@@ -15,7 +14,7 @@ from services.gateway.jobs.repository import read
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import JobPage
 from services.gateway.ports import JobStore, Status, StoredJob
-from services.gateway.web.application import ANSWER_SECONDS, json_response, unknown_parameters
+from services.gateway.web.application import in_time, json_response, unknown_parameters
 from services.gateway.web.paging import PAGING, Position, encode_cursor, limit_in, position_in
 from services.gateway.web.routing import Answer, Parameter, route
 
@@ -56,7 +55,7 @@ class JobListRoutes:
     )
     async def _list(self, request: web.Request, owner: str) -> web.Response:
         wanted = filter_of(request.query)
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             rows = await self._jobs.newest(
                 owner=owner, statuses=wanted.statuses, before=wanted.before, limit=wanted.limit + 1
             )

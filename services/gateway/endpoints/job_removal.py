@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -16,7 +15,7 @@ from services.gateway.jobs.repository import JobRepository, UnknownJob
 from services.gateway.jobs.response_types import Removed, RemovedCheckpoint
 from services.gateway.jobs.transitions import cancel
 from services.gateway.ports import JobStore
-from services.gateway.web.application import ANSWER_SECONDS
+from services.gateway.web.application import in_time
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import Answer, route
 
@@ -57,7 +56,7 @@ class JobRemovalRoutes:
     )
     async def _remove(self, request: web.Request, owner: str) -> web.Response:
         """Cancel first, so that workers stop."""
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job_id = (await self._authorizer.job(request, owner)).job.id
             needing = await jobs_needing(self._jobs, owner, f"{JOBS}{job_id}/", NAMED + 1)
             refuse_if_needed([each for each in needing if each != job_id])
@@ -78,7 +77,7 @@ class JobRemovalRoutes:
         errors=(409,),
     )
     async def _remove_checkpoint(self, request: web.Request, owner: str) -> web.Response:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             current = (await self._authorizer.job(request, owner)).job
             job = await self._presenter.whole(current, ["checkpoints", "summary"])
             step = request.match_info["step"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import uuid
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from services.gateway.jobs.response_types import (
     Stream,
 )
 from services.gateway.jobs.transitions import cancel, issue_command
-from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, json_response
+from services.gateway.web.application import in_time, is_disconnected, json_response
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies
 from services.gateway.web.large_answers import LargeAnswers, send_large
@@ -164,12 +163,12 @@ class JobRoutes:
                 raise Invalid([*mistakes, *mistakes_of(partial(parse_request, unwrap(body)))])
             job_id = job_id_for(request, owner)
             size = request.content_length or most
-            async with asyncio.timeout(ANSWER_SECONDS + size / STORED_A_SECOND):
+            async with in_time(size / STORED_A_SECOND):
                 return state_of(await self._admission.admit(job_id, owner, body, checks=checks))
 
     @route(READ, "/status/{job}", "Get a job", needs="status", answers=STATUS)
     async def _status(self, request: web.Request, owner: str) -> web.StreamResponse:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             current = await self._authorizer.job(request, owner)
         return await self._shown(request, current.job)
 
@@ -185,7 +184,7 @@ class JobRoutes:
     )
     async def _status_sync(self, request: web.Request, owner: str) -> web.StreamResponse:
         wait = wait_of(request, SHORT_WAIT, MAX_WAIT)
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             current = await self._authorizer.job(request, owner)
         return await self._at_the_end(request, current.job.id, wait)
 
@@ -204,7 +203,7 @@ class JobRoutes:
 
     async def _shown(self, request: web.Request, job: Job) -> web.StreamResponse:
         async def make() -> bytes:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with in_time():
                 position = await self._queue_positions.position(job)
                 return await self._presenter.status(job, position)
 
@@ -224,7 +223,7 @@ class JobRoutes:
     )
     async def _stream(self, request: web.Request, owner: str) -> web.StreamResponse:
         wait = wait_of(request, SHORT_WAIT, MAX_WAIT)
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job = (await self._authorizer.job(request, owner)).job
         async with aclosing(self._repository.versions(job.id, wait)) as versions:
             async for current in versions:
@@ -256,7 +255,7 @@ class JobRoutes:
 
     @route("POST", "/cancel/{job}", "Cancel a job", needs="cancel", answers=STATE)
     async def _cancel(self, request: web.Request, owner: str) -> web.Response:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job = (await self._authorizer.job(request, owner)).job
             after = await self._repository.change(job.id, partial(cancel, now=self._clock()))
         return web.json_response(state_of(after or job))
@@ -270,7 +269,7 @@ class JobRoutes:
         errors=(400,),
     )
     async def _retry(self, request: web.Request, owner: str) -> web.Response:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job = (await self._authorizer.job(request, owner)).job
             if job.run >= MOST_RUNS:
                 raise Invalid([f"the job was run {MOST_RUNS} times already: submit it anew"])
@@ -315,7 +314,7 @@ class JobRoutes:
         return await self._command(request, owner, "stop")
 
     async def _command(self, request: web.Request, owner: str, kind: Command) -> web.Response:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job = (await self._authorizer.job(request, owner)).job
             issue = partial(issue_command, kind=kind)
             after = await self._repository.change(job.id, issue) or job
@@ -333,10 +332,10 @@ class JobRoutes:
     async def _purge(self, _request: web.Request, owner: str) -> web.Response:
         """Thousands take a while; it goes on to the end, also if the client does not wait."""
         removed = 0
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             queued = await self._capacity.queued(owner)
         for job_id in queued:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with in_time():
                 after = await self._repository.change(job_id, self._cancelled_if_queued)
             removed += after is not None and after.status == "CANCELLED"
         purged: Purged = {"removed": removed, "status": "completed"}
@@ -350,7 +349,7 @@ class JobRoutes:
         answers={200: Answer("Jobs by state, and workers.", Health)},
     )
     async def _health(self, _request: web.Request, owner: str) -> web.Response:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             return web.json_response(await self._capacity.health(owner))
 
     def _cancelled_if_queued(self, job: Job) -> Step:

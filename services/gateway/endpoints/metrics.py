@@ -15,7 +15,7 @@ from multidict import MultiMapping
 from services.gateway.jobs.repository import UnknownJob
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import Metrics
-from services.gateway.web.application import ANSWER_SECONDS, json_response, unknown_parameters
+from services.gateway.web.application import in_time, json_response, unknown_parameters
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.large_answers import LargeAnswers
 from services.gateway.web.routing import Answer, Parameter, route
@@ -101,12 +101,12 @@ class MetricsRoutes:
     )
     async def _metrics(self, request: web.Request, owner: str) -> web.StreamResponse:
         wanted = wanted_of(request.query)
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job = (await self._authorizer.job(request, owner)).job
             to_read = after_step(await stored_pieces(self._store, job.id), wanted.after)
 
         async def make() -> bytes:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with in_time():
                 return await self._curve(job.id, to_read[:MOST_PIECES], wanted)
 
         if len(to_read) > FEW_PIECES:

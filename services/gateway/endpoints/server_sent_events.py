@@ -21,7 +21,7 @@ from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import JobRepository, JobVersion, UnknownJob
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.ports import JobStore, StoredEvent
-from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, unknown_parameters
+from services.gateway.web.application import in_time, is_disconnected, unknown_parameters
 from services.gateway.web.authentication import Keys
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.large_answers import LargeAnswers
@@ -104,7 +104,7 @@ class EventRoutes:
         waits=True,
     )
     async def _events(self, request: web.Request, owner: str) -> web.StreamResponse:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             current = await self._authorizer.job(request, owner)
             position = position_of(request, current)
             if await self._is_over(current.job, position):

@@ -24,7 +24,7 @@ from services.gateway.jobs.uploads import (
 )
 from services.gateway.ports import JobStore
 from services.gateway.upload_ports import StoredUpload
-from services.gateway.web.application import ANSWER_SECONDS, is_disconnected, unknown_parameters
+from services.gateway.web.application import in_time, is_disconnected, unknown_parameters
 from services.gateway.web.authorization import NULL
 from services.gateway.web.paging import PAGING, encode_cursor, limit_in, position_in
 from services.gateway.web.routing import Answer, Body, Parameter, route
@@ -116,7 +116,7 @@ class UploadRoutes:
         limit, before = limit_in(request.query, mistakes), position_in(request.query, mistakes)
         if mistakes:
             raise Invalid(mistakes)
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             found = await self._uploads.newest(owner, before, limit + 1)
         shown = found[:limit]
         last = (shown[-1].touched_at, shown[-1].id) if len(found) > limit else None
@@ -213,7 +213,7 @@ class UploadRoutes:
     )
     async def _delete(self, request: web.Request, owner: str) -> web.Response:
         upload = await self._upload(request, owner)
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             refuse_if_needed(await jobs_needing(self._jobs, owner, list_key(upload.id), NAMED))
         await self._uploads.remove(upload.id)
         return web.Response(status=204)
@@ -224,7 +224,7 @@ class UploadRoutes:
             raise too_large(size)
         if size == 0:
             raise Invalid(["Upload-Length: expected at least one byte, got 0"])
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             return await self._uploads.create(owner, size, expected_in(request))
 
     async def _append(self, request: web.Request, upload: StoredUpload) -> StoredUpload:
@@ -243,7 +243,7 @@ class UploadRoutes:
     async def _upload(self, request: web.Request, owner: str) -> StoredUpload:
         check_version(request)
         upload_id = request.match_info["upload"]
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             upload = None if NULL in upload_id else await self._uploads.find(upload_id, owner)
         if upload is None:
             raise web.HTTPNotFound(text=f"there is no upload {upload_id[:80]!r} of this key")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +12,7 @@ from services.gateway.jobs.record import WebhookTry
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.response_types import WebhookDeliveries, WebhookDelivery
 from services.gateway.jobs.webhook_schedule import resend_webhook
-from services.gateway.web.application import ANSWER_SECONDS
+from services.gateway.web.application import in_time
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import Answer, route
 
@@ -39,7 +38,7 @@ class WebhookRoutes:
         answers={200: Answer("The newest deliveries.", WebhookDeliveries)},
     )
     async def _list(self, request: web.Request, owner: str) -> web.Response:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job = (await self._authorizer.job(request, owner)).job
         shown: WebhookDeliveries = {
             "deliveries": [_shown(each) for each in job.webhook_tries[::-1]]
@@ -57,7 +56,7 @@ class WebhookRoutes:
     async def _resend(self, request: web.Request, owner: str) -> web.Response:
         webhook = request.match_info["webhook"]
         resend = partial(resend_webhook, webhook=webhook, now=self._clock())
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with in_time():
             job = (await self._authorizer.job(request, owner)).job
             tried = [each.attempt for each in job.webhook_tries if each.id == webhook]
             if max(tried, default=0) >= MOST_TRIES:

@@ -24,7 +24,6 @@ from services.gateway.background.consumer import process
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.stores import stores_in
-from services.gateway.endpoints import jobs
 from services.gateway.jobs import transitions
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import read, row_of
@@ -32,6 +31,7 @@ from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.transitions import advance
 from services.gateway.ports import JobStore
 from services.gateway.turns import places
+from services.gateway.web import application
 from services.gateway.web.authentication import digest_of
 from shared import retry
 from shared.adapters.folder import FolderStore
@@ -151,7 +151,7 @@ async def race_track(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RaceTrack]:
     # A request waits for its rival's disk, too: a slow one must not make it give up.
-    monkeypatch.setattr(jobs, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(application, "ANSWER_SECONDS", 60.0)
     monkeypatch.setattr(places, "MIN_PLACES", 10_000)  # for the next runs of all jobs
     settings = replace(settings_for(tmp_path), api_keys=API_KEYS)
     broker = MemoryBroker()

@@ -47,7 +47,7 @@ lists:flatten([
   io_lib:format("~s ~b ~b;", [element(4, Name), Ready, Unacked])
   || Queue <- rabbit_amqqueue:list(<<%s>>),
      [{_, Name}, {_, Ready}, {_, Unacked}] <-
-       [rabbit_amqqueue:info(Queue, [name, messages_ready, messages_unacknowledged])]
+       [catch rabbit_amqqueue:info(Queue, [name, messages_ready, messages_unacknowledged])]
 ])
 """
 
@@ -161,7 +161,10 @@ class RabbitMQ(Server):
         self.evaluate(f"application:set_env(rabbit, max_message_size, {size})")
 
     def depths(self, vhost: str) -> dict[str, tuple[int, int]]:
-        """Return, for each queue, how many messages are ready and how many unacknowledged."""
+        """Return, for each queue, how many messages are ready and how many unacknowledged.
+
+        A queue that goes away meanwhile is left out.
+        """
         listed = self.evaluate(DEPTHS % json.dumps(vhost)).strip('"')
         lines = (line.split() for line in listed.split(";") if line)
         return {name: (int(ready), int(unacked)) for name, ready, unacked in lines}
