@@ -41,7 +41,7 @@ SIGNS = frozenset("•€£¥¢©®™°¿¡´·×÷±§¶ºª²³¹½¼¾µ¨¸
 CONTROLS_NAMED = 5
 FEW_NULS = 5
 """Up to one NUL in so many bytes is no sign of UTF-16."""
-_ESCAPED = re.compile(r"\\([()])")
+_ESCAPED = re.compile(r"\\+([()])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Control characters except tabs and line breaks."""
 UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
@@ -119,7 +119,7 @@ def has_empty_tag(caption: str, main_parts: int) -> bool:
 
 
 def _parts(text: str) -> list[str]:
-    return [visible(part) for part in without_controls(unescaped(text)).split(",")]
+    return [visible(part) for part in unescaped(without_controls(text)).split(",")]
 
 
 def visible(text: str) -> str:

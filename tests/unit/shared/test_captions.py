@@ -4,7 +4,7 @@ from collections import Counter
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.dataset.captions import (
@@ -191,6 +191,8 @@ def test_a_bounded_caption_never_overshoots_and_drops_tags_from_the_end_alone(
         assert text == parts[0][:most]
 
 
+@example("\\\\)")
+@example("\\\x1b)")
 @given(st.text(max_size=60))
 def test_any_text_is_a_caption_whose_own_text_says_the_same_again(text: str) -> None:
     caption = parse(text)
