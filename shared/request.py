@@ -103,6 +103,20 @@ class Validation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 555
 
 
+class LoraShape(Struct, frozen=True, kw_only=True):
+    """How large the layers of a LoRA are, and how strongly they count."""
+
+    rank: int
+    """Of linear layers and 1x1 convolutions."""
+    alpha: float
+    """What is added is multiplied by ``alpha / rank``, in convolutions too."""
+    conv_rank: int = 0
+    """Of 3x3 convolutions; 0: only attention has layers."""
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}, alpha {self.alpha:g} and convolutions' rank {self.conv_rank}"
+
+
 class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The ``input.train`` object: how to fine-tune."""
 
@@ -138,13 +152,18 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rated_dataset: bool = False
     rated_dataset_target_dropout_percent: Annotated[int, Meta(ge=1, le=100)] = 50
 
-    # Not on RunPod's page. Off by default, but for crops_per_image; named as in EveryDream2.
+    # Not on RunPod's page. Off by default, but for crops_per_image; named as in EveryDream2, those
+    # of LoRA as in other trainers.
     checkpoint_format: CheckpointFormat = "safetensors"
     crops_per_image: Annotated[int, Meta(ge=0, le=1000)] = 4
     ema_decay_rate: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
     enable_zero_terminal_snr: bool = False
     keep_checkpoints: Positive | None = None
     keep_tags: Count = 0
+    lora_alpha: Annotated[float, Meta(gt=0.0, le=1024.0)] | None = None
+    lora_conv_rank: Annotated[int, Meta(ge=0, le=128)] = 0
+    lora_merge: bool = False
+    lora_rank: Annotated[int, Meta(ge=1, le=256)] | None = None
     loss_type: LossType = "mse"
     min_snr_gamma: Annotated[float, Meta(gt=0.0)] | None = None
     pyramid_noise_discount: Fraction = 0.0
@@ -154,6 +173,14 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timestep_start: Annotated[int, Meta(ge=0, le=999)] = FIRST_TIMESTEP
     validation: Validation | None = None
     zero_frequency_noise_ratio: Fraction = 0.0
+
+    @property
+    def lora_shape(self) -> LoraShape | None:
+        """Of the LoRA that is asked for; None: the whole networks are trained."""
+        if self.lora_rank is None:
+            return None
+        alpha = float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
+        return LoraShape(rank=self.lora_rank, alpha=alpha, conv_rank=self.lora_conv_rank)
 
 
 class Inference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

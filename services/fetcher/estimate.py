@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shared.dataset.card_memory import in_gib, shortage
+from shared.dataset.card_memory import in_gib, shortage, trained_parameters
 from shared.dataset.manifest import Estimate
 from shared.dataset.speed import ASSUMED, ProbedDevice, Speed
 from shared.request import Train
@@ -37,15 +37,18 @@ def estimate(
     """
     speed, rate = _speed(parameters, measured, device)
     for_storage = megapixels / (speed or ASSUMED).megapixels_per_second / SECONDS_PER_MINUTE
-    trained = sum(count for part, count in parameters.items() if _is_trained(part, train))
+    trained = sum(trained_parameters(train, parameters).values()) if parameters else 0
     moments = trained * (MOMENT_BYTES_8BIT if train.useadam8bit else MOMENT_BYTES)
-    file = sum(parameters.values()) * (FP32_BYTES if train.save_full_precision else FP16_BYTES)
+    saved = trained if train.lora_shape else sum(parameters.values())
+    width = FP32_BYTES if train.save_full_precision else FP16_BYTES
+    file = saved * width
     optimizer = moments if train.save_optimizer else 0
     checkpoints = intermediate_checkpoints(train, for_storage)
     weights = trained * FP32_BYTES * (2 if train.ema_decay_rate else 1)
+    whole = copies_of_weights(train) * sum(parameters.values()) * width
     parts = {
         "checkpoint_bytes": checkpoints * (file + optimizer),
-        "model_bytes": copies_of_weights(train) * file + optimizer,
+        "model_bytes": whole + (file if train.lora_shape else 0) + optimizer,
         "resume_point_bytes": RESUME_POINTS * (weights + moments),
     }
     return Estimate(
@@ -89,12 +92,3 @@ def intermediate_checkpoints(train: Train, minutes: float) -> int:
     )
     saved = by_time + by_epoch
     return saved if train.keep_checkpoints is None else min(saved, train.keep_checkpoints)
-
-
-def _is_trained(part: str, train: Train) -> bool:
-    frozen = {
-        "vae": True,
-        "unet": train.disable_unet_training,
-        "text_encoder": train.disable_textenc_training,
-    }
-    return not frozen[part]

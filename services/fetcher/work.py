@@ -52,7 +52,7 @@ from shared.messaging.messages import (
 from shared.messaging.topology import FETCHER
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
-from shared.request import STORED, Inference, ModelSource, Train
+from shared.request import STORED, Inference, LoraShape, ModelSource, Train
 from shared.scratch import scratch_folder
 from shared.storage.folders import download_folder, upload_folder
 from shared.storage.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
@@ -148,6 +148,7 @@ class FetcherWork:
         )
         parsed = await self._parse_dataset(at, train)
         base = await self._stage_model(at, "the base model", reference)
+        train = going_on_with(train, base.lora)
         report = await self._with_model_facts(at, parsed.report, train, base.prefix)
         report = replace(
             report,
@@ -248,7 +249,10 @@ class FetcherWork:
         )
         parameters = parameters or described.parameters or {}
         device = await self._device(at.order)
-        measured = await self._remembered(speed_key(device.gpu, base), Speed) if device else None
+        measured = None
+        if device:
+            key = speed_key(device.gpu, base, lora=train.lora_rank is not None)
+            measured = await self._remembered(key, Speed)
         report, lack = described.report, memory_warnings(train, parameters, device)
         return replace(
             report,
@@ -331,3 +335,20 @@ class FetcherWork:
             shown="the checked dataset",
         )
         return task, found.bytes
+
+
+def going_on_with(train: Train, lora: LoraShape | None) -> Train:
+    """The request with the shape of the LoRA that the base model comes with, if it has one.
+
+    Raises:
+        Refused: another shape is asked for.
+    """
+    if lora is None:
+        return train
+    if train.lora_shape not in (None, lora):
+        raise Refused(
+            f"input.train.lora_rank: the LoRA that resume_ckpt_url names has {lora}, but"
+            f" {train.lora_shape} are asked for: leave lora_rank, lora_alpha and lora_conv_rank out"
+            " to go on with it"
+        )
+    return replace(train, lora_rank=lora.rank, lora_alpha=lora.alpha, lora_conv_rank=lora.conv_rank)

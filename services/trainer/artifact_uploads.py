@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from services.trainer.upload_queue import UploadQueue
 from shared.child.records import Saved
@@ -16,11 +17,13 @@ from shared.concurrency import in_thread
 from shared.messaging.messages import Artifact, CheckpointSaved, ResumePointSaved, SavedCheckpoint
 from shared.ports import ObjectStore
 from shared.storage.artifacts import upload_artifact
-from shared.storage.folders import upload_folder
-from shared.storage.manifest import SINGLE_FILE, FileEntry
+from shared.storage.folders import describe_folder, key_of, read_manifest, upload_folder
+from shared.storage.manifest import LORA, SINGLE_FILE, FileEntry
 from shared.storage.retrying import RetryingStore
 from shared.worker.order import Order
 
+OPTIMIZER = "optimizer_"
+"""How the names of the files begin that ``save_optimizer`` asks for."""
 CHECKPOINTS = "checkpoints.json"
 """In a resume point: the checkpoints saved before it."""
 RESUME_POINTS_KEPT = 2
@@ -91,6 +94,22 @@ class ArtifactUploads:
         )
         stored = (weights,) if checkpoint.name.endswith(".safetensors") else ()
         return await self._folder(folder, f"{self._prefix}/model", stored)
+
+    async def lora(self, folder: Path, checkpoint: Artifact, base: str) -> str:
+        """Store a LoRA's model: the base model's files where they are, and what it adds to them.
+
+        ``base`` is the prefix of the model that it was trained on.
+        """
+        own = {LORA, *(file.name for file in (await describe_folder(folder)).files)}
+        of_base = [
+            replace(file, key=key_of(base, file))
+            for file in (await read_manifest(self._store, base)).files
+            if file.name not in own and not file.name.startswith(OPTIMIZER)
+        ]
+        weights = FileEntry(
+            name=LORA, bytes=checkpoint.bytes, sha256=checkpoint.sha256, key=checkpoint.key
+        )
+        return await self._folder(folder, f"{self._prefix}/model", [*of_base, weights])
 
     async def _upload(self, saved: Saved) -> None:
         if saved.kind == "checkpoint":

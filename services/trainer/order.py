@@ -70,6 +70,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """The single file."""
     model: str
     """The diffusers folder."""
+    merged: str | None = None
+    """The single file of the base model with the LoRA in its weights; None: not asked for."""
     metrics: str
     """JSON lines: reports and validations."""
     tensorboard: str

@@ -44,6 +44,7 @@ from shared.settings import ANY_DEVICE, DeviceSetting
 from shared.storage.cache import cached_folder
 from shared.storage.folders import download_folder, read_manifest
 from shared.storage.manifest import copies_of_weights
+from shared.storage.models import base_of
 from shared.storage.snapshots import drawn_steps
 from shared.worker.order import Order
 
@@ -202,7 +203,14 @@ class TrainerWork:
         staged = _staged(order)
         summary = msgspec.to_builtins(outcome)
         checkpoint = await uploads.checkpoint(Path(summary.pop("checkpoint")))
-        model = await uploads.model(Path(summary.pop("model")), checkpoint)
+        folder, base = Path(summary.pop("model")), ""
+        if staged.train.lora_shape is None:
+            model = await uploads.model(folder, checkpoint)
+        else:
+            model = await uploads.lora(folder, checkpoint, staged.base_model)
+            base = await base_of(self._store, model)
+        path = summary.pop("merged")
+        merged = [await uploads.checkpoint(Path(path))] if path else []
         metrics = await uploads.record(Path(summary.pop("metrics")), "metrics")
         events = await uploads.record(Path(summary.pop("tensorboard")), "tensorboard")
         last = outcome.validation.last.loss if outcome.validation else None
@@ -213,9 +221,10 @@ class TrainerWork:
             row=snapshots.row(outcome.steps, outcome.epochs),
             clip_skip=staged.train.clip_skip,
             model=model,
+            lora_base=base,
             checkpoint=checkpoint,
             checkpoints=checkpoints,
-            records=(metrics, events),
+            records=(*merged, metrics, events),
             summary=summary if last is None else {**summary, "best": last_is_best},
         )
 
@@ -231,7 +240,9 @@ class TrainerWork:
     async def _remember_speed(self, order: Order, gpu: str, steps: int) -> None:
         """For the estimates of later jobs, which can do without it."""
         if (speed := speed_of(order, gpu)) is not None and steps >= MIN_STEPS:
-            await self._remember(speed_key(gpu, _staged(order).base_model), speed)
+            staged = _staged(order)
+            key = speed_key(gpu, staged.base_model, lora=staged.train.lora_rank is not None)
+            await self._remember(key, speed)
 
     async def _remember(self, key: str, measured: Speed | ProbedDevice) -> bool:
         """Whether the store has taken it, soon: jobs can do without it."""

@@ -64,6 +64,8 @@ class Kind(NamedTuple):
     """Parameters of the text encoder that autocast does not convert."""
     caption: Mapping[tuple[bool, bool], int]
     """Bytes for each image where the text encoder is trained; by the same key."""
+    per_rank: Mapping[str, int]
+    """Parameters of a LoRA's layers in attention, for each of its rank."""
 
 
 SD1 = Kind(
@@ -71,15 +73,20 @@ SD1 = Kind(
     38_004_480,
     {(True, False): 42_300_000, (True, True): 2_100_000,
      (False, False): 65_300_000, (False, True): 4_300_000},
+    {"unet": 423_936, "text_encoder": 165_888},
 )  # fmt: skip
 SD2 = Kind(
     {"unet": 865_910_724, "text_encoder": 340_387_840, "vae": 83_653_863},
     50_672_640,
     {(True, False): 82_300_000, (True, True): 6_700_000,
      (False, False): 124_800_000, (False, True): 10_000_000},
+    {"unet": 432_128, "text_encoder": 423_936},
 )  # fmt: skip
 
 
+BESIDE_ATTENTION, CONVOLUTIONS = 82_880, 544_000
+"""Parameters of a LoRA's other layers, in the UNet of both: for each of the rank, of 3x3
+convolutions for each of theirs."""
 USUAL = Train(data_url="-")
 """With the defaults."""
 
@@ -97,7 +104,7 @@ class TrainingMemory(Struct, frozen=True, kw_only=True):
     """Bytes that a training takes on a card, by what they are for."""
 
     weights: int
-    """Of all networks, in fp32."""
+    """Of all networks; in fp32, but for those that a LoRA is trained for with ``amp``."""
     gradients: int
     moments: int
     averages: int
@@ -145,7 +152,7 @@ def _of_kind(
     kind: Kind, train: Train, parameters: Mapping[str, int], *, has_8bit: bool
 ) -> TrainingMemory:
     mode = train.amp, train.gradient_checkpointing
-    trained = {name: parameters[name] for name in _trained(train)}
+    trained = trained_parameters(train, parameters)
     moment = MOMENT_BYTES_8BIT if train.useadam8bit and has_8bit else MOMENT_BYTES
     pixels = max(size.width * size.height for size in sizes(train.resolution))
     per_pixel, teaches_text = PER_PIXEL[mode], "text_encoder" in trained
@@ -154,6 +161,8 @@ def _of_kind(
     half = FP16_BYTES if train.amp else 0
     text_casts = half * (parameters["text_encoder"] - kind.embedded) if teaches_text else 0
     casts = half * parameters["unet"] + text_casts
+    if train.lora_shape:
+        casts = text_casts = half * sum(trained.values())
     caption = kind.caption[mode] if teaches_text else 0
     activations = train.batch_size * (per_pixel.forward * pixels + caption)
     earlier = gradients if train.grad_accum > 1 else 0
@@ -167,7 +176,7 @@ def _of_kind(
         + train.batch_size * (per_pixel.late * pixels + caption),
     )
     return TrainingMemory(
-        weights=FP32_BYTES * sum(parameters.values()),
+        weights=_weights(train, parameters, sum(trained.values())),
         gradients=gradients,
         moments=int(moment * sum(trained.values())),
         averages=FP32_BYTES * sum(trained.values()) if train.ema_decay_rate else 0,
@@ -175,6 +184,34 @@ def _of_kind(
         activations=activations,
         at_once=at_once,
     )
+
+
+def _weights(train: Train, parameters: Mapping[str, int], trained: int) -> int:
+    """Bytes of the networks, and of the LoRA, which is in fp32; the VAE always is."""
+    if not train.lora_shape:
+        return FP32_BYTES * sum(parameters.values())
+    networks = parameters["unet"] + parameters["text_encoder"]
+    bytes_each = FP16_BYTES if train.amp else FP32_BYTES
+    return bytes_each * networks + FP32_BYTES * (parameters["vae"] + trained)
+
+
+def trained_parameters(train: Train, parameters: Mapping[str, int]) -> dict[str, int]:
+    """How many parameters are trained, by network: its own, or those of its LoRA.
+
+    Of a LoRA for networks of a size that was not counted it is about as many.
+    """
+    names = list(_trained(train))
+    if (shape := train.lora_shape) is None:
+        return {name: parameters[name] for name in names}
+    kind = kind_of(parameters) or SD1
+    found = {}
+    for name in names:
+        wider = (parameters[name] / kind.parameters[name]) ** 0.5  # a layer grows as its sides do
+        units = kind.per_rank[name] * shape.rank
+        if name == "unet" and shape.conv_rank:
+            units += BESIDE_ATTENTION * shape.rank + CONVOLUTIONS * shape.conv_rank
+        found[name] = round(units * wider)
+    return found
 
 
 def _trained(train: Train) -> Iterator[str]:
@@ -205,9 +242,10 @@ class Smaller(NamedTuple):
 
 CHANGEABLE = (
     "useadam8bit", "gradient_checkpointing", "amp", "batch_size", "grad_accum", "ema_decay_rate",
-    "disable_textenc_training", "resolution",
+    "disable_textenc_training", "resolution", "lora_rank",
 )  # fmt: skip
 SMALL_RESOLUTION: Resolution = 512
+USUAL_RANK = 16
 
 
 def smaller(
@@ -252,6 +290,8 @@ def _changes(train: Train) -> Iterator[dict[str, Any]]:
     yield {"ema_decay_rate": None}
     yield {"disable_textenc_training": True}
     yield {"resolution": min(train.resolution, SMALL_RESOLUTION)}
+    if train.lora_rank is None:
+        yield {"lora_rank": USUAL_RANK}
 
 
 def shortage(

@@ -53,7 +53,11 @@ ASSUMED = Speed(gpu="a GPU of 24 GB", megapixels_per_second=1.0)
 many checkpoints must find room where nothing better is known."""
 
 
-def speed_key(gpu: str, base_model: str) -> str:
-    """In the object store: the speed of the last training from this base model on this device."""
-    digest = sha256(f"{gpu}\n{base_model}".encode()).hexdigest()[:16]
+def speed_key(gpu: str, base_model: str, *, lora: bool = False) -> str:
+    """In the object store: the speed of the last training from this base model on this device.
+
+    That of a LoRA is another one.
+    """
+    what = "\nLoRA" if lora else ""
+    digest = sha256(f"{gpu}\n{base_model}{what}".encode()).hexdigest()[:16]
     return f"cache/speed/{digest}.json"

@@ -16,7 +16,8 @@ from shared.diffusion.loading import NO_CHECKER, Parts, load
 from shared.diffusion.noise import FROM_PURE_NOISE
 from shared.diffusion.single_file import check_written, cpu_tensor
 from shared.errors import Passing, Refused
-from shared.storage.manifest import PARAMETERS, SINGLE_FILE
+from shared.request import LoraShape
+from shared.storage.manifest import LORA_SHAPE, PARAMETERS, SINGLE_FILE
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DRAWN_WITH = {**FROM_PURE_NOISE, "clip_sample": False, "skip_prk_steps": True}
@@ -58,6 +59,17 @@ def save_configurations(parts: Parts, folder: Path, file: Path, *, dtype: torch.
         (temporary / SINGLE_FILE).symlink_to(file.resolve())
         check_folder(parts, temporary, dtype)
         (temporary / SINGLE_FILE).unlink()
+
+
+def save_beside_lora(parts: Parts, folder: Path, shape: LoraShape | None) -> None:
+    """Write what of a model's folder is not the base model's if a LoRA was trained, atomically.
+
+    That is how it is drawn, how many parameters the networks have, and the LoRA's shape.
+    """
+    with replacing(folder) as temporary:
+        stock_scheduler(parts, **DRAWN_WITH).save_pretrained(temporary / "scheduler")
+        (temporary / PARAMETERS).write_bytes(msgspec.json.encode(parts.parameters))
+        (temporary / LORA_SHAPE).write_bytes(msgspec.json.encode(shape))
 
 
 def _save_configurations(parts: Parts, folder: Path) -> None:

@@ -73,8 +73,8 @@ def export(
         Passing: the file does not read back as it was written.
     """
     tensors = {name: cpu_tensor(tensor, dtype) for name, tensor in original_layout(parts).items()}
-    _check_finite(tensors)
-    header = {**_model_spec(parts, tensors), **(metadata or {})}
+    check_finite(tensors)
+    header = {**model_spec(parts, tensors), **(metadata or {})}
     write, read = FORMATS["ckpt" if path.suffix == ".ckpt" else "safetensors"]
     with replacing(path) as temporary:
         write(tensors, temporary, header)
@@ -138,7 +138,7 @@ def _write_ckpt(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) 
     torch.save({"state_dict": tensors, "modelspec": header}, path)
 
 
-def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     with safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118 - not a dict
             yield name, file.get_tensor(name)
@@ -149,7 +149,7 @@ def _read_ckpt(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 FORMATS = {
-    "safetensors": (_write_safetensors, _read_safetensors),
+    "safetensors": (_write_safetensors, read_safetensors),
     "ckpt": (_write_ckpt, _read_ckpt),
 }
 
@@ -175,7 +175,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return is_alike and torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (one, other)))
 
 
-def _check_finite(tensors: State) -> None:
+def check_finite(tensors: State) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise Refused(
@@ -279,7 +279,7 @@ def cpu_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
 
 
-def _model_spec(parts: Parts, tensors: State) -> dict[str, str]:
+def model_spec(parts: Parts, tensors: State) -> dict[str, str]:
     """The header that the ModelSpec standard (1.0.0) requires."""
     latents = parts.unet.config.sample_size or SIDE
     side = int(latents) * 2 ** (len(parts.vae.config.block_out_channels) - 1)
@@ -304,8 +304,8 @@ def architecture_of(parts: Parts) -> tuple[str, str]:
 
 
 def sha256_of_tensors(tensors: State) -> str:
-    """The sha256 of a safetensors file after its header, for tensors of one type."""
+    """The sha256 of a safetensors file after its header: the widest types come first there."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

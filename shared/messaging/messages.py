@@ -298,12 +298,14 @@ class CheckpointFinal(LargeFact, frozen=True, kw_only=True, tag="checkpoint.fina
     clip_skip: int = 0
     model: str
     """Store prefix of the trained model: a diffusers folder, with the checkpoint as its weights."""
+    lora_base: str = ""
+    """Store prefix of the model that the checkpoint is a LoRA for; empty: it is no LoRA."""
     checkpoint: Artifact
-    """A single file in the original Stable Diffusion key layout."""
+    """A single file in the original Stable Diffusion key layout, or a LoRA in kohya's."""
     checkpoints: tuple[SavedCheckpoint, ...] = ()
     """Intermediate checkpoints, oldest first."""
     records: tuple[Artifact, ...] = ()
-    """Metrics and TensorBoard's event file."""
+    """Metrics and TensorBoard's event file; before them a LoRA merged into its base model."""
     summary: dict[str, Any]
     """steps, updates, epochs, images, loss, precision, optimizer, attention, warnings.
 

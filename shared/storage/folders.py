@@ -75,7 +75,7 @@ async def upload_folder(
     manifest = FolderManifest(files=tuple(files))
 
     async def upload(file: FileEntry) -> None:
-        key = _key(prefix, file)
+        key = key_of(prefix, file)
         await store.upload(folder / file.name, key, keepalive=keepalive, immutable=immutable)
 
     await gather_limited(upload, local, limit=CONCURRENT_FILES)
@@ -123,7 +123,7 @@ async def download_folder(
     manifest = await read_manifest(store, prefix)
 
     async def download(file: FileEntry) -> None:
-        key, path = _key(prefix, file), folder / file.name
+        key, path = key_of(prefix, file), folder / file.name
         await _download_checked(store, key, path, file, keepalive, immutable=immutable)
         keepalive()
 
@@ -154,7 +154,8 @@ async def _download_checked(
         )
 
 
-def _key(prefix: str, file: FileEntry) -> str:
+def key_of(prefix: str, file: FileEntry) -> str:
+    """Where a file of a folder lies in the store."""
     return file.key or f"{prefix.rstrip('/')}/{file.name}"
 
 

@@ -14,6 +14,10 @@ MANIFEST = ".folder.sha256.json"
 """Datasets and models may have a ``manifest.json`` of their own, but no file of this name."""
 SINGLE_FILE = "single_file.safetensors"
 """Where a model's folder has this file, all weights are in it, in the original layout."""
+LORA = "lora.safetensors"
+"""Where a model's folder has this file, it is added to the networks, which are the base model's."""
+LORA_SHAPE = "lora.json"
+"""Beside :data:`LORA`: its rank, its alpha and its rank of convolutions."""
 PARAMETERS = "parameters.json"
 """In a trained model's folder: how many parameters each network has."""
 
@@ -54,9 +58,12 @@ def known_sha256(folder: Path) -> dict[str, str]:
 
 
 def copies_of_weights(train: Train) -> int:
-    """How often a finished model's weights are kept.
+    """How often a finished model's weights are kept, those of its base included.
 
+    A LoRA's are only with ``lora_merge``.
     A ``.safetensors`` checkpoint serves its folder, too; beside a ``.ckpt`` there is a folder with
     the same weights, because a pickle is never loaded from the store.
     """
+    if train.lora_shape:
+        return 1 if train.lora_merge else 0
     return 1 if train.checkpoint_format == "safetensors" else 2

@@ -34,3 +34,15 @@ async def is_whole(store: ObjectStore, prefix: str) -> bool:
         return False
     found = {each.key: each.bytes async for each in store.list(f"{prefix}/")}
     return all(found.get(f"{prefix}/{file.name}") == file.bytes for file in files)
+
+
+async def base_of(store: ObjectStore, lora: str) -> str:
+    """The prefix of the model below :data:`MODELS` that a LoRA's model shares files with.
+
+    Empty: the files are those of a model that a job has trained.
+
+    Raises:
+        NotFound: there is no such model.
+    """
+    keys = (file.key or "" for file in (await read_manifest(store, lora)).files)
+    return next((found[0] for key in keys if (found := MODEL.match(key))), "")

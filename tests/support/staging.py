@@ -15,6 +15,7 @@ from services.fetcher.progress_meter import ProgressMeter
 from shared.adapters.folder import FolderStore
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import original_layout
+from shared.request import LoraShape
 from shared.storage.folders import download_folder
 from tests.support.in_process_parser import InProcessReader
 from tests.support.servers.process import HOST
@@ -33,6 +34,8 @@ class Stage:
         self.number = 0
         self.reported: list[dict[str, Any]] = []
         self.warnings: tuple[str, ...] = ()
+        """Of the newest model."""
+        self.lora: LoraShape | None = None
         """Of the newest model."""
         self.models = self.of("tiny")
 
@@ -56,7 +59,7 @@ class Stage:
             "downloading", lambda **numbers: self.reported.append(numbers), lambda: None
         )
         staged = await (models or self.models).stage(reference, scratch, meter, InProcessReader())
-        self.warnings = staged.warnings
+        self.warnings, self.lora = staged.warnings, staged.lora
         return staged.prefix
 
     async def loaded(self, prefix: str) -> Parts:

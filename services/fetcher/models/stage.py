@@ -20,6 +20,7 @@ from services.fetcher.models.configured_model import (
     hub_token,
 )
 from services.fetcher.models.hub import HubModel, file_url, hub_model
+from services.fetcher.models.stored_model import lacks_base, stored_lora
 from services.fetcher.order import ParsedModel, ParseModelFile
 from services.fetcher.parser import Reader, check_left
 from services.fetcher.progress_meter import ProgressMeter
@@ -27,9 +28,9 @@ from shared.concurrency import in_thread
 from shared.errors import NotFound, Passing, Refused
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
-from shared.request import DEFAULT_BASE, STORED, is_http_url
+from shared.request import DEFAULT_BASE, STORED, LoraShape, is_http_url
 from shared.storage.folders import content_address, folder_exists, upload_folder
-from shared.storage.models import is_whole, note_use, stored_model
+from shared.storage.models import base_of, is_whole, note_use, stored_model
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names of the deployment's base model."""
@@ -49,6 +50,8 @@ class StagedModel(NamedTuple):
     bytes: int = 0
     """Of the folder, if the request named the model by a URL or a hub id."""
     warnings: tuple[str, ...] = ()
+    lora: LoraShape | None = None
+    """Of the LoRA that it comes with."""
 
 
 class ModelReference(NamedTuple):
@@ -120,7 +123,7 @@ class ModelStager:
         """Stage a model folder that is in our store already, or a model file from there."""
         key = staging.source.removeprefix(STORED)
         if await folder_exists(self._store, key):
-            return StagedModel(key)
+            return await self._stage_folder(key, staging)
         file = staging.scratch / "download"
         try:
             await self._store.download(key, file, keepalive=staging.meter.keepalive)
@@ -129,6 +132,17 @@ class ModelStager:
                 f"{staging.reference.field}: this model ({key}) is not in the store any more"
             ) from None
         return await self._store_once(await self._open(file, staging), staging)
+
+    async def _stage_folder(self, prefix: str, staging: Staging) -> StagedModel:
+        """A model that a job has trained; what it shares with its base model must be there."""
+        if base := await base_of(self._store, prefix):
+            await note_use(self._store, base)
+        if await lacks_base(self._store, prefix):
+            raise Refused(
+                f"{staging.reference.field}: the base model of this LoRA is not in the store any"
+                " more: train it again, or draw with its file and that base model elsewhere"
+            )
+        return StagedModel(prefix, lora=await stored_lora(self._store, prefix))
 
     async def _fetch(self, staging: Staging) -> LocalModel:
         source = staging.source

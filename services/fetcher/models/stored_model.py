@@ -8,8 +8,9 @@ import msgspec
 
 from services.fetcher.model_files import WEIGHTS
 from shared.ports import ObjectStore
-from shared.storage.folders import read_manifest
-from shared.storage.manifest import PARAMETERS
+from shared.request import LoraShape
+from shared.storage.folders import key_of, read_manifest
+from shared.storage.manifest import LORA, LORA_SHAPE, PARAMETERS
 
 FP16_BYTES = 2
 """Per parameter."""
@@ -34,4 +35,20 @@ async def fetch_tokenizer(store: ObjectStore, prefix: str, folder: Path) -> None
     """Download a stored model's ``tokenizer/`` into a folder."""
     for file in (await read_manifest(store, prefix)).files:
         if file.name.startswith("tokenizer/"):
-            await store.download(f"{prefix}/{file.name}", folder / file.name)
+            await store.download(key_of(prefix, file), folder / file.name)
+
+
+async def stored_lora(store: ObjectStore, prefix: str) -> LoraShape | None:
+    """The shape of the LoRA that a stored model comes with; None: it comes with none."""
+    files = (await read_manifest(store, prefix)).files
+    if all(one.name != LORA for one in files):
+        return None
+    return msgspec.json.decode(await store.get(f"{prefix}/{LORA_SHAPE}"), type=LoraShape)
+
+
+async def lacks_base(store: ObjectStore, prefix: str) -> bool:
+    """Whether a stored model comes with a LoRA, and files of its base model are gone."""
+    files = (await read_manifest(store, prefix)).files
+    if all(one.name != LORA for one in files):
+        return False
+    return not all([await store.exists(key_of(prefix, one)) for one in files])

@@ -173,6 +173,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """Of its pictures, by their numbers."""
     staged_model: StagedModel | None = None
     """None: nothing is staged yet; or an earlier version wrote the record."""
+    lora_base: str = ""
+    """Store prefix of the model that the job's own is a LoRA for; empty: it is no LoRA."""
     refused_claims: tuple[str, ...] = field(default=(), name="refused")
     """Oldest first; a claim that was refused once stays refused."""
     commands: dict[Command, int] = field(default_factory=dict, name="wishes")
@@ -367,9 +369,14 @@ def files_due_at(job: Job) -> float | None:
 
 
 def needed_model(job: Job) -> StagedModel | None:
-    """The model that a worker has yet to read, or would if the job was retried."""
+    """The model that a worker has yet to read, or would if the job was retried.
+
+    A LoRA is drawn with its base model as long as its job is there.
+    """
     if job.status in ("COMPLETED", "CANCELLED"):
-        return None
+        staged = job.staged_model
+        size = staged.bytes if staged and staged.prefix == job.lora_base else 0
+        return StagedModel(prefix=job.lora_base, bytes=size) if job.lora_base else None
     return job.staged_model or _model_of_triggers(job)
 
 

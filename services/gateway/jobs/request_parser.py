@@ -405,6 +405,10 @@ def _train_rules(values: dict[str, Any], path: str, mistakes: list[str]) -> None
             f"{path}: disable_unet_training and disable_textenc_training are both true:"
             " nothing is left to train"
         )
+    if values.get("lora_rank") and values.get("checkpoint_format") == "ckpt":
+        mistakes.append(
+            f"{path}: a LoRA (lora_rank) is written as safetensors; leave checkpoint_format out"
+        )
     start = values.get("timestep_start", FIRST_TIMESTEP)
     end = values.get("timestep_end", LAST_TIMESTEP)
     if start is not None and end is not None and start >= end:

@@ -534,6 +534,7 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
         _done(job, fact),
         checkpoint=fact.checkpoint,
         model=fact.model,
+        lora_base=fact.lora_base,
         checkpoints=merged_checkpoints(job, fact.checkpoints),
         summary=fact.summary,
         records=fact.records,

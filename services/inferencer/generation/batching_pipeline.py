@@ -26,6 +26,9 @@ BATCH_SIZES = {"cuda": 8, "cpu": 4}
 """Images at a time, to begin with. On a CPU more are faster for the smallest sizes only, and from
 16 rows of the network (8 images with guidance) on its matrix products round differently."""
 
+ONE_ROW = ("time_embedding", "time_emb_proj")
+"""The UNet's layers that have a row for each image, all alike."""
+
 
 @dataclass
 class BatchingPipeline:
@@ -48,8 +51,8 @@ class BatchingPipeline:
         pipe.set_progress_bar_config(disable=True)
         pipe.vae.enable_slicing()
         for name, module in pipe.unet.named_modules():
-            if name.rpartition(".")[2] in {"time_embedding", "time_emb_proj"}:
-                _compute_one_row(module)
+            if name.endswith(ONE_ROW):
+                compute_one_row(module)
         return cls(parts, pipe)
 
     def batch_size(self, size: Size) -> int:
@@ -119,7 +122,7 @@ def _are_finite(rows: Tensor) -> Tensor:
     return torch.isfinite(rows).flatten(1).all(1)
 
 
-def _compute_one_row(module: torch.nn.Module) -> None:
+def compute_one_row(module: torch.nn.Module) -> None:
     """Compute the first row only: a batch has one timestep, so all rows of its embedding agree."""
     forward = module.forward
 

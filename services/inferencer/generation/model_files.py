@@ -18,7 +18,7 @@ from shared.diffusion.noise import prediction_type
 from shared.diffusion.single_file import load_in_place as load_of_one
 from shared.diffusion.weights import load_in_place, mismatch
 from shared.errors import Refused
-from shared.storage.manifest import SINGLE_FILE, known_sha256
+from shared.storage.manifest import LORA, SINGLE_FILE, known_sha256
 
 NETWORKS = ("unet", "vae", "text_encoder")
 IRRELEVANT = ("_", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -117,6 +117,12 @@ class ModelFiles:
             return False
         load_in_place(network, file, self._dtype)
         return True
+
+    @property
+    def lora(self) -> Path | None:
+        """The file of the LoRA that is added: the snapshot's if it has one, else the folder's."""
+        folders = [self._snapshot, self._folder] if self._snapshot else [self._folder]
+        return next((each / LORA for each in folders if (each / LORA).exists()), None)
 
     def with_scheduler(self, parts: Parts) -> Parts:
         """The same networks with this model's scheduler and prediction type.

@@ -12,7 +12,12 @@ from pathlib import Path
 
 import torch
 
-from services.inferencer.generation.batching_pipeline import BatchingPipeline, Size
+from services.inferencer.generation.batching_pipeline import (
+    ONE_ROW,
+    BatchingPipeline,
+    Size,
+    compute_one_row,
+)
 from services.inferencer.generation.model_files import NETWORKS, Fingerprint, ModelFiles
 from shared.dataset.card_memory import (
     CONTEXT,
@@ -22,7 +27,10 @@ from shared.dataset.card_memory import (
     kind_of,
     usual_training,
 )
+from shared.diffusion.lora import Lora
+from shared.diffusion.lora_file import attach
 from shared.diffusion.memory import card_memory
+from shared.storage.manifest import LORA
 
 MEMORY_SHARE = 0.25
 """Of the device's memory, for all cached pipelines: generation needs some, and a trainer on the
@@ -36,11 +44,13 @@ class CachedPipeline:
     pipeline: BatchingPipeline
     loaded: dict[str, Fingerprint]
     """By network."""
+    loras: list[Lora] = field(default_factory=list)
+    """What is added to the networks."""
     overflowing: set[Fingerprint] = field(default_factory=set)
     """VAEs that have to decode in fp32."""
 
     def load(self, files: ModelFiles) -> None:
-        """Load the networks that differ, and the scheduler.
+        """Load the networks that differ, the LoRA, and the scheduler.
 
         Raises:
             Refused: the model cannot be loaded; the pipeline is now a mixture of two.
@@ -54,7 +64,21 @@ class CachedPipeline:
                 self.loaded[name] = fingerprint
                 if name == "vae" and fingerprint in self.overflowing:
                     self.pipeline.decode_in_fp32()
+        self._put_on(files.lora)
         self.pipeline.parts = files.with_scheduler(self.pipeline.parts)
+
+    def _put_on(self, file: Path | None) -> None:
+        """Take off the LoRA of the model before, and put on this one."""
+        for lora in self.loras:
+            lora.remove()
+        self.loras = []
+        if file is not None:
+            networks = attach(self.pipeline.parts, file)
+            self.loras = [each.to(self.pipeline.parts.unet.dtype) for each in networks.values()]
+        for lora in self.loras:
+            for name, layer in lora.items():
+                if name.endswith(ONE_ROW):
+                    compute_one_row(layer)
 
     @property
     def bytes(self) -> int:
@@ -110,8 +134,10 @@ class PipelineCache:
         Raises:
             Refused: the model cannot be loaded.
         """
-        # With a snapshot all is rounded to fp16, as a model saved at that step is: rows compare.
-        files = ModelFiles(folder, snapshot, torch.float16 if snapshot else self._dtype)
+        # With a snapshot all is rounded to fp16, as a model saved at that step is: rows compare. A
+        # LoRA is, and its base model is as it is.
+        is_whole = snapshot is not None and not (snapshot / LORA).exists()
+        files = ModelFiles(folder, snapshot, torch.float16 if is_whole else self._dtype)
         architecture = files.architecture_hash
         cached = self._cached.pop(architecture, None)  # put back only after a complete load
         if cached is None:

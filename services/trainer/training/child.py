@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from services.trainer.order import Commands, TrainingOrder
-from services.trainer.training.recipe import to_need_less_memory
+from services.trainer.training.recipe import A_LORA, to_need_less_memory
 from shared.child.process import (
     QUIET_AND_OFFLINE,
     RecordWriter,
@@ -149,7 +149,8 @@ def out_of_memory(order: TrainingOrder) -> Failed:
     advice, others = to_need_less_memory(order.train), held_by_others()
     if advice is None:
         text = "out of memory at the smallest settings there are for this resolution"
-        reason = f"{text}: choose a lower resolution, or a larger GPU{others}"
+        lora = "" if order.train.lora_rank else f" {A_LORA},"
+        reason = f"{text}: choose a lower resolution,{lora} or a larger GPU{others}"
         return Failed(refused=not others, reason=reason)  # others may leave
     return Failed(refused=False, reason=f"out of memory; settings that need less: {advice}{others}")
 

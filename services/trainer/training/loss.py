@@ -14,7 +14,7 @@ from services.trainer.order import TrainingOrder
 from services.trainer.training.batches import Example, Inputs, LoadedBatch, captions_of
 from services.trainer.training.latents import LatentCache
 from services.trainer.training.recipe import Choices
-from services.trainer.training.state import State
+from services.trainer.training.state import PRECISIONS, State
 from shared.dataset.plan import Batch, seed_of
 from shared.diffusion.noise import (
     add_noise,
@@ -29,7 +29,6 @@ from shared.diffusion.text import encode, tokenize
 from shared.errors import Refused
 from shared.request import LossType, Train
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TEXT_BYTES = 2**28
 """Bound of the hidden states that are kept of a frozen text encoder: 1,134 captions of SD 1.5."""
 

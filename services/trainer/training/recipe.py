@@ -11,9 +11,14 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from shared.dataset.card_memory import USUAL_RANK
 from shared.request import LrScheduler, Train
 
 DEFAULT_LR = 2e-6
+LORA_LR = 1e-4
+"""The default of a LoRA, as in other trainers."""
+A_LORA = f"a LoRA (lora_rank {USUAL_RANK})"
+"""What takes less memory than any training of whole networks."""
 DEFAULT_RESOLUTION = 512
 SCALE_LR_POWER = 0.55
 DECAY_BEYOND_END = 1.5
@@ -89,7 +94,8 @@ def recipe_for(train: Train, *, steps_per_epoch: int, total_steps: int) -> Recip
 
 def peak_lr(train: Train, requested: float | None) -> float:
     """The requested learning rate or the default, scaled by images per update with ``scale_lr``."""
-    lr = DEFAULT_LR if requested is None else requested
+    usual = DEFAULT_LR if train.lora_rank is None else LORA_LR
+    lr = usual if requested is None else requested
     return lr * (train.batch_size * train.grad_accum) ** SCALE_LR_POWER if train.scale_lr else lr
 
 
@@ -167,4 +173,6 @@ def to_need_less_memory(train: Train) -> str | None:
         changes.append("amp true")
     if train.resolution > DEFAULT_RESOLUTION:
         changes.append(f"resolution {DEFAULT_RESOLUTION}")
+    if train.lora_rank is None:
+        changes.append(f"or {A_LORA}")
     return ", ".join(changes)

@@ -14,11 +14,15 @@ from torch import Tensor
 from services.trainer.order import Measured
 from services.trainer.training.ema import Ema
 from services.trainer.training.optimizer import make_optimizer
-from services.trainer.training.recipe import Choices
+from services.trainer.training.recipe import Choices, Precision
 from shared.diffusion.loading import Parts
+from shared.diffusion.lora import Lora
 from shared.errors import Refused
 from shared.request import Train
 
+PRECISIONS: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16
+}  # fmt: skip
 RECENT = 100
 """The reported loss is the mean over this many steps."""
 
@@ -79,9 +83,11 @@ class State:
 
     parts: Parts
     trained: dict[str, torch.nn.Module]
-    """``unet`` and ``text_encoder``, or the one of them that is not frozen."""
+    """``unet`` and ``text_encoder``, or the one of them that is not frozen, or their LoRAs."""
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
+    loras: dict[str, Lora] = field(default_factory=dict)
+    """By network, also those that are not trained; none where the networks are."""
     averages: dict[str, Ema] = field(default_factory=dict)
     """Moving averages of the trained networks, if ``ema_decay_rate`` is set: what gets saved."""
     position: Position = field(default_factory=Position)
@@ -93,13 +99,30 @@ class State:
     """As the run began with it: a resume point of an older version has none."""
 
 
-def prepare(parts: Parts, train: Train, choices: Choices, device: torch.device) -> State:
-    """Move a model to the device, freeze what is not trained, make optimizers for the rest."""
+def prepare(
+    parts: Parts,
+    train: Train,
+    choices: Choices,
+    device: torch.device,
+    *,
+    loras: dict[str, Lora] | None = None,
+) -> State:
+    """Move a model to the device, freeze what is not trained, make optimizers for the rest.
+
+    With ``loras`` they are what is trained, and the networks are kept in the precision that they
+    compute in.
+    """
     parts.to(device)
-    trained = _trained(parts, train)
-    for network in (parts.unet, parts.text_encoder, parts.vae):
-        learns = any(network is each for each in trained.values())
-        network.requires_grad_(learns).train(learns)
+    networks = trained_networks(parts, train)
+    trained = {name: (loras or {}).get(name, network) for name, network in networks.items()}
+    learning = list(trained.values())
+    for network in (parts.unet, parts.text_encoder, parts.vae, *(loras or {}).values()):
+        network.to(device)
+        network.requires_grad_(any(network is each for each in learning))
+    for name in ("unet", "text_encoder"):
+        network = getattr(parts, name).train(name in trained)
+        if loras:
+            network.to(PRECISIONS[choices.precision])
     _spare_memory(parts, train, choices)
     return State(
         parts=parts,
@@ -108,6 +131,7 @@ def prepare(parts: Parts, train: Train, choices: Choices, device: torch.device) 
             name: make_optimizer(choices.optimizer, network.parameters())
             for name, network in trained.items()
         },
+        loras=loras or {},
         scaler=torch.amp.GradScaler(device.type, enabled=choices.precision == "fp16"),
         averages=_averages(trained, train.ema_decay_rate),
         warnings=_warnings(train),
@@ -133,7 +157,8 @@ def _averages(trained: dict[str, torch.nn.Module], decay: float | None) -> dict[
     return {name: Ema(network, decay) for name, network in trained.items()}
 
 
-def _trained(parts: Parts, train: Train) -> dict[str, torch.nn.Module]:
+def trained_networks(parts: Parts, train: Train) -> dict[str, torch.nn.Module]:
+    """Those that are not frozen."""
     trained: dict[str, torch.nn.Module] = {}
     if not train.disable_unet_training:
         trained["unet"] = parts.unet

@@ -41,15 +41,25 @@ from services.trainer.training.saving.checkpoint_schedule import CheckpointSched
 from services.trainer.training.saving.metrics import Metrics
 from services.trainer.training.saving.resume import save_resume_point
 from services.trainer.training.saving.snapshot_writer import SnapshotWriter
-from services.trainer.training.state import Position, State, prepare
+from services.trainer.training.state import Position, State, prepare, trained_networks
 from services.trainer.training.validation import Validator
 from shared.dataset.manifest import Manifest, Picture
-from shared.dataset.plan import Batch, EpochConfig, plan_epoch, steps_per_epoch, total_steps
+from shared.dataset.plan import (
+    Batch,
+    EpochConfig,
+    plan_epoch,
+    seed_of,
+    steps_per_epoch,
+    total_steps,
+)
 from shared.dataset.validation import split
 from shared.diffusion.device import this_device
 from shared.diffusion.loading import Parts, load
-from shared.diffusion.noise import with_zero_terminal_snr
+from shared.diffusion.lora import Lora, fresh_lora
+from shared.diffusion.lora_file import attach
+from shared.diffusion.noise import seeded, with_zero_terminal_snr
 from shared.errors import Interrupted
+from shared.storage.manifest import LORA
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,8 @@ def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
     callbacks.phase("loading the base model")
     parts = base_model(order)
     warnings = find_room(parts, order.train, device, callbacks, has_8bit=abilities.bitsandbytes)
-    state = begin_or_resume(order, prepare(parts, order.train, choices, device))
+    loras = loras_for(parts, order)
+    state = begin_or_resume(order, prepare(parts, order.train, choices, device, loras=loras))
     state.warnings += [each for each in warnings if each not in state.warnings]
     epoch_config = replace(epoch_config, crops_per_image=state.crops_per_image)
 
@@ -201,6 +212,25 @@ def base_model(order: TrainingOrder) -> Parts:
         return parts
     config = with_zero_terminal_snr(parts.scheduler_config)
     return dataclasses.replace(parts, scheduler_config=config)
+
+
+def loras_for(parts: Parts, order: TrainingOrder) -> dict[str, Lora]:
+    """The LoRA that the base model comes with, to go on with it, or a new one, by network.
+
+    Empty: none is asked for.
+
+    Raises:
+        Refused: the base model's LoRA does not fit it.
+    """
+    if (shape := order.train.lora_shape) is None:
+        return {}
+    file = Path(order.base) / LORA
+    loras = attach(parts, file) if file.exists() else {}
+    for name, network in trained_networks(parts, order.train).items():
+        if name not in loras:
+            generator = seeded(seed_of(order.seed, "lora", name))
+            loras[name] = fresh_lora(name, network, shape, generator)
+    return loras
 
 
 def update(state: State, *, lrs: dict[str, float], clip: float | None) -> bool:
@@ -259,10 +289,11 @@ def finish(run: Run, order: TrainingOrder, callbacks: Callbacks) -> Outcome:
     state = run.state
     loss = state.losses.mean()
     callbacks.phase("saving the trained model")
-    checkpoint, model = save_trained_model(state, order)
+    saved = save_trained_model(state, order)
     return Outcome(
-        checkpoint=str(checkpoint),
-        model=str(model),
+        checkpoint=str(saved.checkpoint),
+        model=str(saved.folder),
+        merged=str(saved.merged) if saved.merged else None,
         metrics=str(run.metrics.file),
         tensorboard=str(run.metrics.write_tensorboard(order.job)),
         seed=order.seed,

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from services.fetcher.model_files import WEIGHTS
@@ -22,8 +24,10 @@ from shared.diffusion.loading import Parts, load
 from shared.diffusion.single_file import export, original_layout
 from shared.errors import Passing, Refused, SettingsError, Unavailable
 from shared.ports import StoredObject
+from shared.request import LoraShape
 from shared.storage.cache import cached_folder
 from shared.storage.folders import upload_folder
+from shared.storage.manifest import LORA, LORA_SHAPE
 from tests.support.in_process_parser import ignored
 from tests.support.servers.web import Web
 from tests.support.staging import Stage, copied, same, tensors_of, zipped
@@ -419,6 +423,25 @@ async def test_a_zip_of_something_else_says_what_is_missing(
 
     with pytest.raises(Refused, match=r"no model_index\.json in the zip"):
         await stage(web.serve("/m.zip", tmp_path / "m.zip"))
+
+
+async def test_a_lora_of_ours_comes_with_its_shape_as_long_as_its_base_model_is_there(
+    stage: Stage, tmp_path: Path
+) -> None:
+    base, model = "jobs/1/training/1/model", "jobs/2/training/1/model"
+    files = await upload_folder(stage.store, copied(TINY_FOLDER, tmp_path / "m"), base)
+    (tmp_path / "own").mkdir()
+    shape = LoraShape(rank=4, alpha=2.0, conv_rank=1)
+    (tmp_path / "own" / LORA).write_bytes(b"its weights")
+    (tmp_path / "own" / LORA_SHAPE).write_bytes(msgspec.json.encode(shape))
+    of_base = [replace(file, key=f"{base}/{file.name}") for file in files.files]
+    await upload_folder(stage.store, tmp_path / "own", model, stored=of_base)
+
+    assert await stage(f"store:{model}") == model
+    assert stage.lora == shape
+    await stage.store.delete(f"{base}/")
+    with pytest.raises(Refused, match=r"input\.model: the base model of this LoRA is not in"):
+        await stage(f"store:{model}")
 
 
 async def test_a_model_that_is_ours_is_used_where_it_lies(stage: Stage, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -37,8 +38,9 @@ from shared.messaging.messages import (
     encode,
 )
 from shared.ports import UploadPart
-from shared.request import Inference, ModelSource, Train, Validation
+from shared.request import Inference, LoraShape, ModelSource, Train, Validation
 from shared.storage.folders import download_folder, folder_exists, read_manifest, upload_folder
+from shared.storage.manifest import LORA, LORA_SHAPE, PARAMETERS
 from shared.storage.uploads import list_key, write_list
 from shared.worker.order import Order
 from tests.support.in_process_parser import InProcessParser, InProcessReader
@@ -300,6 +302,32 @@ async def test_an_earlier_job_s_model_gives_the_same_estimate_without_being_fetc
     parameters = sum(load(model).parameters.values())
     assert staged.report["estimate"]["model_bytes"] == 2 * parameters
     assert staged.report["captions"]["over_long"] == 0
+
+
+async def test_a_job_that_names_a_lora_goes_on_with_its_shape_or_is_told_that_it_cannot(
+    staging: Staging, web: Web, tmp_path: Path
+) -> None:
+    base, model = "jobs/old/training/1/model", "jobs/lora/training/1/model"
+    files = await upload_folder(staging.store, make_random_model(tmp_path / "model"), base)
+    shape = LoraShape(rank=4, alpha=2.0, conv_rank=1)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / LORA).write_bytes(b"its weights")
+    (tmp_path / "own" / LORA_SHAPE).write_bytes(msgspec.json.encode(shape))
+    parameters = load(tmp_path / "model").parameters
+    (tmp_path / "own" / PARAMETERS).write_bytes(msgspec.json.encode(parameters))
+    of_base = [replace(file, key=f"{base}/{file.name}") for file in files.files]
+    await upload_folder(staging.store, tmp_path / "own", model, stored=of_base)
+    asked = {
+        "data_url": web.serve("/data.zip", zip_of(DATASET)),
+        "resume_ckpt_url": f"store:{model}",
+    }
+
+    staged = await staging.perform(**asked)
+
+    assert staged.train.lora_shape == shape
+    assert 0 < staged.report["estimate"]["model_bytes"] < sum(parameters.values())
+    with pytest.raises(Refused, match=r"lora_rank: the LoRA that resume_ckpt_url names has rank 4"):
+        await staging.perform(**asked, lora_rank=8)
 
 
 async def test_a_job_without_a_seed_is_reported_with_the_one_it_will_be_trained_with(

@@ -8,24 +8,31 @@ import json
 import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from services.inferencer.generation import model_files
 from services.inferencer.generation.batching_pipeline import BatchingPipeline
+from services.inferencer.generation.generate import generate
 from services.inferencer.generation.model_files import NETWORKS
 from services.inferencer.generation.pipeline_cache import PipelineCache, total_memory
 from shared.diffusion import single_file
 from shared.diffusion.loading import Parts, load
+from shared.diffusion.lora import fresh_lora
+from shared.diffusion.lora_file import lora_tensors
 from shared.diffusion.saving import save_folder
 from shared.diffusion.single_file import export
 from shared.diffusion.weights import load_in_place, save_weights
 from shared.errors import Refused
+from shared.request import LoraShape
 from shared.storage.cache import cached_folder
 from shared.storage.folders import upload_folder
-from shared.storage.manifest import SINGLE_FILE
+from shared.storage.manifest import LORA, SINGLE_FILE
+from tests.support.drawing import drawn_images, small_request
 from tests.support.models import random_parts
 from tests.support.workers import folder_store
 
@@ -420,3 +427,73 @@ def test_the_bound_is_a_part_of_the_memory_that_the_machine_says_it_has(
 
     assert total_memory(torch.device("cpu")) == kibibytes * 1024
     assert cache.max_bytes < total_memory(cache.device)
+
+
+def with_lora(folder: Path, parts: Parts, *, seed: int) -> Path:
+    """Put a LoRA of every kind of layer into a model's folder, as if it had learnt something."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = LoraShape(rank=2, alpha=3.0, conv_rank=2)
+    loras = {
+        kind: fresh_lora(kind, getattr(parts, kind), shape, generator)
+        for kind in ("unet", "text_encoder")
+    }
+    for lora in loras.values():
+        for weight in lora.parameters():
+            weight.data = torch.randn(weight.shape, generator=generator) * 0.1
+    folder.mkdir(exist_ok=True, parents=True)
+    save_file(lora_tensors(loras, torch.float16), folder / LORA)
+    return folder
+
+
+def image_of(
+    pipeline: BatchingPipeline, outputs: int = 1, seed: int = 7
+) -> list[np.ndarray[Any, Any]]:
+    request = small_request(seed=seed, num_outputs=outputs, num_inference_steps=3, scheduler="DDIM")
+    found = generate(pipeline, [request], clip_skip=0, on_step=lambda *_: None)
+    return [np.asarray(each) for each in drawn_images(found)]
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+@pytest.mark.usefixtures("one_thread_and_no_advice")
+def test_a_lora_is_put_on_for_its_model_and_taken_off_for_the_next(
+    cache: PipelineCache, tmp_path: Path
+) -> None:
+    parts = random_parts()
+    plain, other = saved(parts, tmp_path / "plain"), saved(parts, tmp_path / "lora")
+    with_lora(other, parts, seed=1)
+    before = image_of(cache.load(plain))
+
+    (changed,) = image_of(cache.load(other))
+
+    assert np.abs(changed.astype(int) - before[0]).max() > 10
+    assert np.array_equal(image_of(cache.load(plain))[0], before[0])
+    assert np.array_equal(image_of(cache.load(other))[0], changed)
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+@pytest.mark.usefixtures("one_thread_and_no_advice")
+def test_a_snapshot_of_a_lora_draws_what_the_model_saved_at_that_step_draws(
+    cache: PipelineCache, tmp_path: Path
+) -> None:
+    parts = random_parts()
+    base, model = saved(parts, tmp_path / "base"), saved(parts, tmp_path / "model")
+    snapshot = with_lora(tmp_path / "snapshot", parts, seed=1)
+    shutil.copy(snapshot / LORA, model / LORA)
+
+    (row,) = image_of(cache.load(base, snapshot))
+
+    assert np.array_equal(image_of(cache.load(model))[0], row)
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+@pytest.mark.usefixtures("one_thread_and_no_advice")
+def test_with_a_lora_an_image_depends_on_its_seed_and_not_on_its_batch(
+    cache: PipelineCache, tmp_path: Path
+) -> None:
+    folder = saved(random_parts(), tmp_path / "model")
+    pipeline = cache.load(with_lora(folder, random_parts(), seed=1))
+
+    together = image_of(pipeline, outputs=3)
+
+    alone = [image_of(pipeline, seed=7 + number)[0] for number in range(3)]
+    assert all(map(np.array_equal, together, alone))

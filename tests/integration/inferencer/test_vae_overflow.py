@@ -37,6 +37,8 @@ def overflowing() -> Parts:
 class Files:
     """A model of which only the VAE differs from others, and nothing is read."""
 
+    lora = None
+
     def __init__(self, vae: Fingerprint) -> None:
         self._vae = vae
 

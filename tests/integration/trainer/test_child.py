@@ -93,7 +93,14 @@ async def test_a_child_carries_out_an_order_announces_every_slow_thing_and_ends_
     ("settings", "advice"),
     [
         ({"batch_size": 4}, "batch_size 2 with grad_accum 2, gradient_checkpointing true"),
-        ({"gradient_checkpointing": True}, "choose a lower resolution, or a larger GPU"),
+        (
+            {"gradient_checkpointing": True},
+            "choose a lower resolution, a LoRA (lora_rank 16), or a larger GPU",
+        ),
+        (
+            {"gradient_checkpointing": True, "lora_rank": 4},
+            "choose a lower resolution, or a larger GPU",
+        ),
     ],
 )
 def test_a_job_that_runs_out_of_memory_ends_with_settings_that_would_fit(

@@ -142,6 +142,7 @@ EVERYTHING: dict[str, Any] = {
     "min_snr_gamma": 5.0, "loss_type": "mse_huber", "text_encoder_lr": 1e-4,
     "validation": Validation(), "save_every_n_epochs": 1,
 }  # fmt: skip
+LORA: dict[str, Any] = {"useadam8bit": True, "lora_rank": 4, "lora_alpha": 3.0, "lora_conv_rank": 2}
 
 
 @pytest.mark.parametrize(
@@ -150,11 +151,13 @@ EVERYTHING: dict[str, Any] = {
         ({"useadam8bit": True}, (300, 280), 5, 5),
         ({"useadam8bit": False}, (256, 256), 5, 5),
         ({"useadam8bit": False, **EVERYTHING}, (300, 280), 4, 3),
+        ({**LORA, **EVERYTHING}, (300, 280), 4, 3),
     ],
     ids=[
         "8 bits, cropped",
         "32 bits, whole images whose latents are kept",
         "averages, validation and all that can be asked for, stopped within a group",
+        "the same of a LoRA",
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(

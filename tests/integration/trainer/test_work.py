@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from services.trainer import work as trainer_work
@@ -20,6 +21,8 @@ from services.trainer.work import TrainerWork
 from shared.adapters.folder import FolderStore
 from shared.dataset.manifest import Manifest
 from shared.dataset.speed import DEVICE_KEY, ProbedDevice, speed_key
+from shared.diffusion.loading import load
+from shared.diffusion.lora_file import attach
 from shared.errors import Interrupted, Passing, Refused, Unavailable
 from shared.messaging.messages import (
     Artifact,
@@ -33,8 +36,9 @@ from shared.messaging.messages import (
     SavedCheckpoint,
 )
 from shared.request import Command, Inference, Validation
-from shared.storage.folders import download_folder, folder_exists, upload_folder
-from shared.storage.manifest import SINGLE_FILE
+from shared.storage.folders import download_folder, folder_exists, read_manifest, upload_folder
+from shared.storage.manifest import LORA, LORA_SHAPE, PARAMETERS, SINGLE_FILE
+from shared.storage.models import stored_model
 from shared.storage.snapshots import sample_key, snapshot_prefix, snapshots_of, waiting_snapshots
 from shared.worker.order import Order
 from tests.support.models import make_random_model
@@ -108,6 +112,36 @@ def of_kind(facts: Facts, kind: type[Message]) -> list[Any]:
 
 def is_training(order: Order) -> bool:
     return bool(order.numbers.get("step", 0) >= 2)
+
+
+async def test_a_lora_is_stored_beside_its_base_model_which_is_not_copied(
+    store: FolderStore, work: TrainerWork, tmp_path: Path
+) -> None:
+    base = stored_model("a" * 64)
+    await upload_folder(store, make_random_model(tmp_path / "base"), base)
+    asked = dataset_staged("lora", max_epochs=1, lora_rank=2, lora_merge=True)
+
+    order = granted_order(replace(asked, base_model=base), "training", Facts())
+    final = await work.perform(order)
+
+    assert final.lora_base == base
+    files = {file.name: file for file in (await read_manifest(store, final.model)).files}
+    assert files[LORA].key == final.checkpoint.key
+    own = {name for name, file in files.items() if file.key is None}
+    assert own == {"scheduler/scheduler_config.json", PARAMETERS, LORA_SHAPE}
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert files[unet].key == f"{base}/{unet}"
+    await download_folder(store, final.model, tmp_path / "model")
+    assert [*attach(load(tmp_path / "model"), tmp_path / "model" / LORA)] == [
+        "unet",
+        "text_encoder",
+    ]
+    merged, *_ = final.records
+    assert (merged.kind, merged.name) == (
+        "checkpoint",
+        f"{Path(final.checkpoint.name).stem}-merged.safetensors",
+    )
+    assert merged.bytes > final.checkpoint.bytes
 
 
 async def test_a_job_is_trained_from_the_store_to_the_store(staged: Path, tmp_path: Path) -> None:

@@ -265,7 +265,8 @@ async def test_the_doctor_says_which_base_model_the_server_of_this_home_uses(
 @pytest.mark.parametrize(
     ("gibibytes", "state", "words", "mend"),
     [
-        (7.6, "wrong", "a usual training needs about 11.0 GiB", "use a larger card"),
+        (3.6, "wrong", "a usual training needs about 11.0 GiB", "use a larger card"),
+        (7.6, "note", "a usual training needs about 11.0 GiB", "lora_rank 16 needs about 5.6 GiB"),
         (10.6, "note", "10.6 GiB, 5.0 GiB of them free", "gradient_checkpointing true needs about"),
         (11.8, "note", "14.4 GiB with live samples beside it", "drawn on the processor"),
         (23.7, "ok", "23.7 GiB", ""),

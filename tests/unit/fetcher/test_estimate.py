@@ -103,12 +103,12 @@ def test_a_training_that_its_card_has_no_room_for_is_warned_of_with_what_would_f
 
 
 def test_of_a_card_without_room_at_any_setting_the_warning_says_so() -> None:
-    card = ProbedDevice(gpu="GTX 1660", teraflops=9.0, memory_bytes=6 * 2**30)
+    card = ProbedDevice(gpu="GTX 1660", teraflops=9.0, memory_bytes=3 * 2**30)
 
     (warning,) = memory_warnings(Train(data_url="u"), SD15, card)
 
     assert warning.endswith(
-        "GTX 1660 has 6.0 GiB: no settings make it fit into that;"
+        "GTX 1660 has 3.0 GiB: no settings make it fit into that;"
         " docs/models.md says what fits which card"
     )
 

@@ -161,6 +161,8 @@ WHOLE: Ranges = {
     "rated_dataset_target_dropout_percent": ([1, 100], [0, 101]),
     "keep_checkpoints": ([1], [0]),
     "keep_tags": ([0, 3], [-1]),
+    "lora_conv_rank": ([0, 8, 128], [-1, 129]),
+    "lora_rank": ([1, 16, 256], [0, 257]),
     "crops_per_image": ([0, 4, 1000], [-1, 1001]),
     "save_every_n_epochs": ([1], [0]),
     "timestep_start": ([0, 999], [-1, 1000]),
@@ -172,6 +174,7 @@ NUMBERS: Ranges = {
     "flip_p": ([0, 0.5, 1.0], [-0.1, 1.1]),
     "lr": ([1e-9, 1], [0, -1e-6, 1.5]),
     "ema_decay_rate": ([0.1, 0.9999], [0, 1.0]),
+    "lora_alpha": ([0.5, 16, 1024], [0, 1025]),
     "min_snr_gamma": ([1, 5.0], [0, -1.0]),
     "pyramid_noise_discount": ([0, 0.03, 1], [-0.1, 1.1]),
     "text_encoder_lr": ([1e-9, 1], [0, -1e-6, 1.5]),
@@ -180,7 +183,7 @@ NUMBERS: Ranges = {
 SWITCHES = [
     "amp", "disable_textenc_training", "disable_unet_training", "disable_xformers",
     "gradient_checkpointing", "save_full_precision", "save_optimizer", "scale_lr",
-    "shuffle_tags", "useadam8bit", "rated_dataset", "enable_zero_terminal_snr",
+    "shuffle_tags", "useadam8bit", "rated_dataset", "enable_zero_terminal_snr", "lora_merge",
 ]  # fmt: skip
 ENTRY_WHOLE: Ranges = {
     "width": (SIDES, [0, 64, 513, 1088, 512.5]),
@@ -793,6 +796,20 @@ NO_EFFECT: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
             "1e-05 has no effect with disable_unet_training and text_encoder_lr",
         )
     ],
+    "lora_alpha": [
+        ({"lora_alpha": 8}, {"lora_rank": 4}, "8 has no effect without lora_rank"),
+    ],
+    "lora_conv_rank": [
+        ({"lora_conv_rank": 8}, {"lora_rank": 4}, "8 has no effect without lora_rank"),
+        (
+            {"lora_conv_rank": 8, "lora_rank": 4, "disable_unet_training": True},
+            {"disable_unet_training": False},
+            "8 has no effect with disable_unet_training",
+        ),
+    ],
+    "lora_merge": [
+        ({"lora_merge": True}, {"lora_rank": 4}, "true has no effect without lora_rank"),
+    ],
     "lr_decay_steps": [
         (
             {"lr_decay_steps": 5},
@@ -848,7 +865,8 @@ ALWAYS = {
     "amp", "batch_size", "checkpoint_format", "ckpt_every_n_minutes", "clip_grad_norm",
     "clip_skip", "cond_dropout", "crops_per_image", "data_url", "disable_textenc_training",
     "disable_unet_training", "disable_xformers", "ema_decay_rate", "enable_zero_terminal_snr",
-    "flip_p", "grad_accum", "gradient_checkpointing", "loss_type", "lr_scheduler", "max_epochs",
+    "flip_p", "grad_accum", "gradient_checkpointing", "loss_type", "lora_rank", "lr_scheduler",
+    "max_epochs",
     "min_snr_gamma", "pyramid_noise_discount", "resolution", "resume_ckpt_url", "sample_prompts",
     "save_full_precision", "save_optimizer", "seed", "timestep_end", "timestep_start",
     "useadam8bit", "validation", "zero_frequency_noise_ratio",
@@ -953,3 +971,14 @@ def test_texts_that_a_record_repeats_are_bounded_and_every_one_is_named() -> Non
     }
     just = long[:MAX_LETTERS]
     assert parse_request({"input": {"train": {"data_url": just}}, "webhook": just}).webhook == just
+
+
+def test_a_lora_is_asked_for_as_safetensors() -> None:
+    asked = {"data_url": "https://example.com/a.zip", "lora_rank": 4, "checkpoint_format": "ckpt"}
+
+    with pytest.raises(Invalid) as invalid:
+        parse_request({"input": {"train": asked}})
+
+    assert invalid.value.mistakes == [
+        "input.train: a LoRA (lora_rank) is written as safetensors; leave checkpoint_format out"
+    ]

@@ -25,6 +25,7 @@ from services.gateway.jobs.record import (
     delay_time,
     execution_time,
     files_due_at,
+    needed_model,
     overdue,
     unfulfilled,
     unpublished,
@@ -466,6 +467,21 @@ def test_a_model_that_is_staged_after_the_end_or_twice_changes_nothing() -> None
 def test_what_a_model_was_trained_with_is_on_record() -> None:
     assert clip_skip_of(JobHistory(clip_skip=2).job) == 2
     assert clip_skip_of(JobHistory(trains=False).job) == 0
+
+
+def test_a_loras_base_model_is_needed_as_long_as_its_job_is_there_and_no_other_is() -> None:
+    def ended(**fields: Any) -> JobHistory:
+        history = JobHistory(draws=False)
+        history.stage()
+        history.claim("training", "t")
+        history.receive(msgspec.structs.replace(checkpoint_final("t"), **fields))
+        return history
+
+    assert ended().job.status == "COMPLETED"
+    assert needed_model(ended().job) is None
+    base = needed_model(ended(lora_base="cache/b").job)
+    assert base is not None
+    assert base.prefix == "cache/b"
 
 
 # --- Claims and fences ------------------------------------------------------------------------

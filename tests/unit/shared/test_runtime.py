@@ -500,7 +500,7 @@ async def test_a_result_that_the_broker_refuses_for_good_ends_the_job_with_its_s
     monkeypatch.setattr(memory, "MAX_MESSAGE_BYTES", 16_000)
 
     async def perform(order: Order) -> DatasetStaged:
-        return msgspec.structs.replace(staged(order), dataset="x" * 16_700)
+        return msgspec.structs.replace(staged(order), dataset="x" * 16_600)
 
     async with working(ScriptedWork(perform)) as (gateway, _):
         await gateway.submit()

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.trainer.training.recipe import (
+    LORA_LR,
     Choices,
     Device,
     Recipe,
@@ -239,7 +240,12 @@ def test_the_device_and_the_request_choose_together(
 def test_advice_after_memory_ran_out_names_settings_until_none_is_left() -> None:
     assert to_need_less_memory(train(batch_size=4, resolution=768, useadam8bit=False)) == (
         "batch_size 2 with grad_accum 2, gradient_checkpointing true, useadam8bit true,"
-        " resolution 512"
+        " resolution 512, or a LoRA (lora_rank 16)"
     )
-    assert to_need_less_memory(train(batch_size=1)) == "gradient_checkpointing true"
+    assert to_need_less_memory(train(batch_size=1, lora_rank=4)) == "gradient_checkpointing true"
     assert to_need_less_memory(train(batch_size=1, gradient_checkpointing=True)) is None
+
+
+def test_a_lora_learns_at_a_rate_of_its_own_unless_one_is_given() -> None:
+    assert peak_lr(train(lora_rank=4, lr=None), None) == LORA_LR
+    assert peak_lr(train(lora_rank=4), 3e-5) == 3e-5

@@ -134,7 +134,7 @@ def test_a_save_takes_no_more_than_was_asked_for_and_not_much_less(
     )  # fmt: skip
     train = order.train
 
-    path, model = save_trained_model(state, order)
+    path, model, _ = save_trained_model(state, order)
     save(state, tmp_path / "point", Metrics(tmp_path / "records"))
 
     one, folder = size_of(path), size_of(model)

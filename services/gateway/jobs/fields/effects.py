@@ -21,6 +21,7 @@ class Idle(NamedTuple):
 
 
 OWN_BASE = rf"^{re.escape(DEFAULT_BASE.removesuffix('.ckpt'))}(\.ckpt)?$"
+WITHOUT_LORA = Idle(lambda train: train.lora_rank is None, "without lora_rank")
 CONSTANT = Idle(lambda train: train.lr_scheduler == "constant", "with lr_scheduler constant")
 
 RATED_FROM = 2
@@ -40,6 +41,12 @@ IN_TRAIN: Mapping[str, Sequence[Idle]] = {
             " saves",
         ),
     ),
+    "lora_alpha": (WITHOUT_LORA,),
+    "lora_conv_rank": (
+        WITHOUT_LORA,
+        Idle(lambda train: train.disable_unet_training, "with disable_unet_training"),
+    ),
+    "lora_merge": (WITHOUT_LORA,),
     "lr": (
         Idle(
             lambda train: train.disable_unet_training and train.text_encoder_lr is not None,

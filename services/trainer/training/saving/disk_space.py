@@ -22,14 +22,23 @@ def checkpoint_bytes(state: State, train: Train) -> int:
 
 def last_bytes(state: State, train: Train) -> int:
     """Of the trained model: a checkpoint, and the weights of its folder where it has its own."""
+    if state.loras:
+        merged = _bytes_of(_whole(state), train) if train.lora_merge else 0
+        return merged + checkpoint_bytes(state, train)
     others = copies_of_weights(train) - 1
     return others * _model_bytes(state, train) + checkpoint_bytes(state, train)
 
 
 def _model_bytes(state: State, train: Train) -> int:
-    parts = state.parts
+    return _bytes_of(tuple(state.loras.values()) or _whole(state), train)
+
+
+def _whole(state: State) -> tuple[torch.nn.Module, ...]:
+    return state.parts.unet, state.parts.vae, state.parts.text_encoder
+
+
+def _bytes_of(networks: tuple[torch.nn.Module, ...], train: Train) -> int:
     size = (torch.float32 if train.save_full_precision else torch.float16).itemsize
-    networks: tuple[torch.nn.Module, ...] = (parts.unet, parts.vae, parts.text_encoder)
     weights: int = sum(
         tensor.numel() * (size if tensor.is_floating_point() else tensor.itemsize)
         for network in networks

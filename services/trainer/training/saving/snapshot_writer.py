@@ -1,19 +1,24 @@
 """Snapshots: the trained weights in fp16, from which an inferencer draws a row of samples.
 
-A network of which a snapshot has no file is the base model's.
+A network of which a snapshot has no file is the base model's. Of a LoRA it is all there is.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 from services.trainer.order import SNAPSHOTS, TrainingOrder
 from services.trainer.training.callbacks import Callbacks
 from services.trainer.training.ema import ema_weights
 from services.trainer.training.saving import disk_space
 from services.trainer.training.state import State
+from shared.diffusion.lora_file import lora_tensors
 from shared.diffusion.weights import save_weights
 from shared.disk import free_bytes
+from shared.storage.manifest import LORA
 
 MAX_WAITING = 2
 """Snapshots that may wait to be drawn; no other is written meanwhile."""
@@ -76,14 +81,14 @@ class SnapshotWriter:
             folder.mkdir(parents=True)
         else:
             with ema_weights(self._state.averages):
-                save_weights(self._state.trained, folder)
+                save_snapshot(self._state, folder)
         epoch = self._state.position.epoch
         self._callbacks.saved("snapshot", folder, step, epoch, command=self._command)
 
     @property
     def _is_base(self) -> bool:
         """Whether the networks are still the base model's, which an inferencer rounds as well."""
-        return self._state.position.steps == 0
+        return self._state.position.steps == 0 and not self._state.loras
 
     def _is_known(self, step: int) -> bool:
         """Whether this row was drawn in an earlier attempt, or its snapshot waits to be."""
@@ -109,3 +114,12 @@ class SnapshotWriter:
         if str(step) not in named and len(named) <= MAX_NAMED:
             addition = str(step) if len(named) < MAX_NAMED else "and more"
             warnings[warnings.index(warning)] = f"{warning}, {addition}"
+
+
+def save_snapshot(state: State, folder: Path) -> None:
+    """Write what is trained as it is now: whole networks, or the LoRA."""
+    if not state.loras:
+        save_weights(state.trained, folder)
+        return
+    folder.mkdir(parents=True)
+    save_file(lora_tensors(state.loras, torch.float16), folder / LORA)

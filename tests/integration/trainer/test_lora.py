@@ -1,0 +1,285 @@
+"""LoRA: what is trained, what is written, and that others read and train the same."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from services.trainer.order import Outcome
+from services.trainer.training.train import loras_for, train
+from shared.diffusion.loading import Parts, load
+from shared.diffusion.lora import Lora, fresh_lora, kohya_name
+from shared.diffusion.lora_file import attach
+from shared.diffusion.saving import stock_pipeline
+from shared.request import LoraShape
+from shared.storage.manifest import LORA, LORA_SHAPE
+from tests.support.models import make_random_model, random_parts
+from tests.support.training import RecordingCallbacks, make_dataset, training_order
+
+pytestmark = pytest.mark.usefixtures("models_in_memory")
+
+UNEQUAL: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 3.0, "lora_conv_rank": 2}
+SHAPE = LoraShape(rank=4, alpha=3.0, conv_rank=2)
+STEPS = 25
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_random_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("dataset") / "data", images=4)
+
+
+def trained(out: Path, base: Path, dataset: Path, **options: Any) -> Outcome:
+    """By so high a rate that what is learnt can be seen."""
+    settings: dict[str, Any] = {"lr": 0.02, "batch_size": 2, **UNEQUAL, **options}
+    order = training_order(out, dataset=dataset, base=base, **settings)
+    return train(order, RecordingCallbacks())
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    out = tmp_path_factory.mktemp("whole")
+    return trained(out, base, dataset, save_full_precision=True, lora_merge=True)
+
+
+# --- The same as peft -------------------------------------------------------------------------
+
+
+def with_peft(network: nn.Module, kind: str, lora: Lora) -> list[Tensor]:
+    """Put peft's layers on a network like ours, with the same weights; what it trains."""
+    names = [name for name, _ in network.named_modules() if kohya_name(kind, name) in lora]
+    ours: dict[str, Any] = {name: lora[kohya_name(kind, name)] for name in names}
+    config = LoraConfig(
+        target_modules=names,
+        rank_pattern={f"^{name}$": len(each.lora_down.weight) for name, each in ours.items()},
+        alpha_pattern={f"^{name}$": float(each.alpha) for name, each in ours.items()},
+    )
+    inject_adapter_in_model(config, network)
+    weights = []
+    for name, each in ours.items():
+        theirs: Any = network.get_submodule(name)
+        for part, own in ((theirs.lora_A, each.lora_down), (theirs.lora_B, each.lora_up)):
+            part.default.weight.data.copy_(own.weight.data)
+            weights.append(part.default.weight)
+    return weights
+
+
+def losses_of(parts: Parts, weights: list[Tensor], *, checkpointing: bool) -> list[float]:
+    for network in (parts.unet, parts.text_encoder):
+        network.requires_grad_(False).train()  # noqa: FBT003
+    if checkpointing:
+        parts.unet.enable_gradient_checkpointing()
+        kwargs: dict[str, Any] = {"use_reentrant": False}
+        parts.text_encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    for weight in weights:
+        weight.requires_grad_(True)  # noqa: FBT003
+    optimizer = torch.optim.AdamW(weights, lr=1e-3)
+    generator, losses = torch.Generator().manual_seed(5), []
+    for _ in range(STEPS):
+        noisy, noise = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
+        ids = torch.randint(0, len(parts.tokenizer), (1, 8), generator=generator)
+        hidden = parts.text_encoder(ids).last_hidden_state
+        predicted = parts.unet(noisy, torch.tensor([500]), hidden).sample
+        loss = (predicted - noise).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_it_trains_as_peft_does_to_the_last_bit(*, checkpointing: bool) -> None:
+    ours, theirs = random_parts(), random_parts()
+    own: list[Tensor] = []
+    other: list[Tensor] = []
+    for number, kind in enumerate(("unet", "text_encoder")):
+        seed = torch.Generator().manual_seed(number)
+        lora = fresh_lora(kind, getattr(ours, kind), SHAPE, seed)
+        own += lora.parameters()
+        other += with_peft(getattr(theirs, kind), kind, lora)
+    untouched = deepcopy(own)
+
+    found = losses_of(ours, own, checkpointing=checkpointing)
+
+    assert found == losses_of(theirs, other, checkpointing=checkpointing)
+    assert all(map(torch.equal, own, other))
+    assert not any(map(torch.equal, own, untouched))
+
+
+# --- The file ---------------------------------------------------------------------------------
+
+
+def drawn(pipeline: StableDiffusionPipeline) -> np.ndarray[Any, Any]:
+    pipeline.set_progress_bar_config(disable=True)
+    seed = torch.Generator().manual_seed(3)
+    images = pipeline(
+        "a red wall", width=64, height=64, num_inference_steps=3, generator=seed, output_type="np"
+    ).images
+    return np.asarray(images)
+
+
+def stock(base: Path, file: Path | None = None) -> StableDiffusionPipeline:
+    pipeline = stock_pipeline(load(base))
+    if file is not None:
+        pipeline.load_lora_weights(file.parent, weight_name=file.name)
+    return pipeline
+
+
+def test_diffusers_loads_the_file_and_draws_what_we_draw(base: Path, whole: Outcome) -> None:
+    parts = load(base)
+    attach(parts, Path(whole.checkpoint))
+
+    ours = drawn(stock_pipeline(parts))
+
+    assert np.array_equal(drawn(stock(base, Path(whole.checkpoint))), ours)
+    assert np.abs(drawn(stock(base)) - ours).max() > 0.05
+
+
+def test_in_half_precision_the_file_draws_nearly_the_same(
+    base: Path, dataset: Path, whole: Outcome, tmp_path: Path
+) -> None:
+    half = trained(tmp_path, base, dataset)
+
+    there = drawn(stock(base, Path(half.checkpoint)))
+
+    assert np.abs(there - drawn(stock(base, Path(whole.checkpoint)))).max() < 1e-3
+
+
+def test_merged_into_its_base_model_it_draws_the_same(base: Path, whole: Outcome) -> None:
+    assert whole.merged is not None
+    merged = StableDiffusionPipeline.from_single_file(
+        whole.merged, config=str(base), local_files_only=True, safety_checker=None
+    )
+
+    assert np.abs(drawn(merged) - drawn(stock(base, Path(whole.checkpoint)))).max() < 1e-4
+
+
+def test_the_header_tells_other_programs_what_it_is(whole: Outcome) -> None:
+    with safe_open(whole.checkpoint, "pt") as file:
+        header = file.metadata()
+
+    assert {name: header[name] for name in header if name.startswith("ss_")} == {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "3",
+        "ss_network_args": '{"conv_dim":"2","conv_alpha":"1.5"}',
+        "ss_v2": "False",
+        "ss_base_model_version": "sd_v1",
+        "ss_output_name": "last-job1-ep02-gs00004",
+        "ss_epoch": "2",
+        "ss_steps": "4",
+    }
+    assert header["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert len(header["sshs_model_hash"]) == 64
+
+
+# --- What is trained --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "prefixes"),
+    [
+        ({"disable_textenc_training": True}, {"lora_unet"}),
+        ({"disable_unet_training": True}, {"lora_te"}),
+    ],
+    ids=str,
+)
+def test_a_network_that_is_frozen_gets_no_layers(
+    options: dict[str, Any], prefixes: set[str], base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    outcome = trained(tmp_path, base, dataset, max_epochs=1, **options)
+
+    names = load_file(outcome.checkpoint)
+    assert {"_".join(name.split("_")[:2]) for name in names} == prefixes
+
+
+def test_rank_alpha_and_the_rank_of_convolutions_are_those_asked_for(whole: Outcome) -> None:
+    tensors = load_file(whole.checkpoint)
+    linear = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    convolution = "lora_unet_down_blocks_0_resnets_0_conv1"
+
+    for name, rank, alpha in ((linear, 4, 3.0), (convolution, 2, 1.5)):
+        assert len(tensors[f"{name}.lora_down.weight"]) == rank
+        assert float(tensors[f"{name}.alpha"]) == alpha
+
+
+def test_without_their_rank_convolutions_get_no_layers(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    outcome = trained(tmp_path, base, dataset, max_epochs=1, lora_conv_rank=0)
+
+    assert not [name for name in load_file(outcome.checkpoint) if "resnets" in name]
+
+
+def test_the_base_model_keeps_its_weights_and_is_in_nothing_that_is_saved(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    callbacks = RecordingCallbacks()
+    order = training_order(
+        tmp_path, dataset=dataset, base=base, sample_every=2, save_every_n_epochs=1, resume_every=0,
+        **UNEQUAL,
+    )  # fmt: skip
+
+    train(order, callbacks)
+
+    largest = sum(path.stat().st_size for path in base.rglob("*.safetensors"))
+    for kind, path, *_ in callbacks.saves:
+        files = [path] if path.is_file() else [*path.rglob("*.safetensors")]
+        for file in files:
+            assert not [name for name in load_file(file) if name.startswith("down_blocks")], kind
+            assert file.stat().st_size < largest / 2
+
+
+def test_a_lora_is_drawn_anew_for_each_seed_and_the_same_for_one(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    order = training_order(tmp_path, dataset=dataset, base=base, lora_rank=2)
+    first, second = (loras_for(load(base), order)["unet"].state_dict() for _ in range(2))
+
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(tensor.any() for name, tensor in first.items() if name.endswith("up.weight"))
+
+
+def test_training_goes_on_with_the_lora_that_the_base_model_comes_with(
+    base: Path, dataset: Path, whole: Outcome, tmp_path: Path
+) -> None:
+    before = with_lora(base, whole, tmp_path / "before")
+    parts = load(before)
+    order = training_order(tmp_path / "out", dataset=dataset, base=before, **UNEQUAL)
+
+    loras = loras_for(parts, order)
+
+    known = load_file(whole.checkpoint)
+    found = {name: each for lora in loras.values() for name, each in lora.state_dict().items()}
+    assert sorted(found) == sorted(known)
+    assert all(torch.equal(found[name], known[name]) for name in known)
+
+
+def with_lora(base: Path, outcome: Outcome, folder: Path) -> Path:
+    """A LoRA's model as it comes out of the store: the base model's files beside its own."""
+    own = Path(outcome.model)
+    folder.mkdir()
+    for source in (own, base):
+        for path in source.rglob("*"):
+            target = folder / path.relative_to(source)
+            if path.is_file() and not target.exists():
+                target.parent.mkdir(exist_ok=True, parents=True)
+                target.hardlink_to(path)
+    (folder / LORA).hardlink_to(outcome.checkpoint)
+    assert (folder / LORA_SHAPE).exists()
+    return folder
