@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from shared.errors import Full
 
@@ -35,6 +36,23 @@ def free_files(folder: Path) -> int | None:
     """
     disk = os.statvfs(folder)
     return disk.f_favail if disk.f_files else None
+
+
+class Room(NamedTuple):
+    """What fits on a disk."""
+
+    bytes: int
+    files: int | None
+    """None: there is no limit."""
+
+
+def total_room(folder: Path) -> Room:
+    """What fits on the disk that holds this folder, with what is on it.
+
+    Raises:
+        OSError: the disk does not answer.
+    """
+    return Room(shutil.disk_usage(folder).total, os.statvfs(folder).f_files or None)
 
 
 def require_room(folder: Path, needed: int, doing: str) -> None:

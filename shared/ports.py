@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from shared.disk import Room
 from shared.messaging.envelope import Envelope
 from shared.messaging.messages import AnyMessage, Message
 from shared.messaging.topology import Queue
@@ -35,6 +36,42 @@ class Delivery(Protocol):
 
     async def dead_letter(self, reason: str) -> None:
         """Move it to the dead letters with the reason, the body's length and its sha256."""
+
+
+class DeadLetter(Struct, frozen=True, kw_only=True):
+    """One dead-lettered message."""
+
+    queue: str
+    """The queue it came from; of one that was never published, the queue or key it was for."""
+    reason: str
+    length: int
+    """Bytes of the original body."""
+    sha256: str
+    """Of the original body, in hexadecimal."""
+    body: bytes
+    """Empty if the body could hold a user's secrets, or could not be published."""
+    type: str = ""
+    """Of a message that could not be published, like the next."""
+    job: str = ""
+
+
+class DeadDelivery(Protocol):
+    """One dead letter, ours until it is acked or the channel is lost."""
+
+    @property
+    def id(self) -> str:
+        """The same when it is delivered again."""
+
+    @property
+    def at(self) -> float:
+        """When it was dead-lettered, or came here if that is not known; seconds since the epoch."""
+
+    @property
+    def letter(self) -> DeadLetter:
+        """With the type and the job of its message, if that is known."""
+
+    async def ack(self) -> None:
+        """Remove it from the dead letters. On a lost channel: does nothing."""
 
 
 class ReplyQueue(Protocol):
@@ -88,6 +125,12 @@ class Bus(Protocol):
         """Messages in order, forever, across lost connections, until the iterator is closed.
 
         After a lost connection the unacked ones are redelivered.
+        """
+
+    def dead_letters(self) -> AsyncGenerator[DeadDelivery, None]:
+        """The dead letters, forever, across lost connections; only the gateway may have them.
+
+        One that is not acked comes again, after a lost connection or from another bus.
         """
 
     def reply_queue(self, bindings: Sequence[str]) -> AbstractAsyncContextManager[ReplyQueue]:
@@ -194,6 +237,9 @@ class LocalStore(Protocol):
 
     def path_of(self, key: str) -> Path:
         """The object's file. Raises NotFound or Refused."""
+
+    def total(self) -> Room:
+        """What the disk holds at most, with what is on it. Raises Unavailable."""
 
     def free_bytes(self) -> int:
         """Free space on the disk. Raises Unavailable."""

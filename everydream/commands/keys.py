@@ -8,7 +8,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from everydream.commands.parameters import Json, stdout
-from services.gateway.web.authentication import SCOPES, Scope
+from services.gateway.web.authentication import CLIENT_SCOPES, Scope
 
 app = cyclopts.App(name="keys", help="The keys that clients send; the settings name the database.")
 
@@ -23,9 +23,10 @@ def make(
         Parameter(
             show_default=False,
             help="read: look at one's own jobs. submit: submit and change them. admin: purge and"
-            " delete. All three if none is given.",
+            " delete. operate: look after the whole service, all keys' jobs. The first three if"
+            " none is given.",
         ),
-    ] = SCOPES,
+    ] = CLIENT_SCOPES,
     json: Json = False,
 ) -> None:
     """Make a key and print it, once. It is let in from now on."""

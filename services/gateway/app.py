@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from services.gateway.api_documents import documents
+from services.gateway.background.dead_letters import DeadLetterKeeper
 from services.gateway.background.intake import Intake
 from services.gateway.background.model_eviction import ModelEviction
 from services.gateway.background.outbox_relay import OutboxRelay
@@ -20,6 +21,10 @@ from services.gateway.background.recorder import Recorder
 from services.gateway.background.releaser import Releaser
 from services.gateway.background.retention import Retention
 from services.gateway.background.supervisor import Supervisor
+from services.gateway.endpoints.admin.dead_letters import AdminDeadLetterRoutes
+from services.gateway.endpoints.admin.disk import AdminDiskRoutes
+from services.gateway.endpoints.admin.webhooks import AdminWebhookRoutes
+from services.gateway.endpoints.admin.work import AdminWorkRoutes
 from services.gateway.endpoints.all_events import AllEventRoutes
 from services.gateway.endpoints.browser.console import ASSET_PATH, ConsoleRoutes
 from services.gateway.endpoints.browser.docs import DocsRoutes
@@ -46,7 +51,8 @@ from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.transitions import forget_deleted
 from services.gateway.jobs.uploads import Uploads
-from services.gateway.ports import JobStore, Stores
+from services.gateway.ports import JobStore
+from services.gateway.stores import Stores
 from services.gateway.turns.places import Places
 from services.gateway.turns.workers import Workers
 from services.gateway.web import application
@@ -103,6 +109,7 @@ class Gateway:
             store,
             uploads,
             ModelEviction(jobs, store, clock=clock),
+            stores.dead_letters,
             clock=clock,
             heartbeat=heartbeat,
             keep_days=settings.keep_days,
@@ -168,6 +175,7 @@ class Gateway:
             clock=clock,
             heartbeat=heartbeat,
         )
+        self._dead_letters = DeadLetterKeeper(bus, stores.dead_letters)
         self._intake = Intake(bus, admission, repository)
         keys = Keys(configured_keys(settings), stores.keys, clock)
         is_secure = settings.public_url.startswith("https:")
@@ -230,6 +238,10 @@ class Gateway:
             uploads=UploadRoutes(uploads, stores.jobs),
             budgets=BudgetRoutes(budgets),
             files=FileRoutes(store, key, clock) if isinstance(store, LocalStore) else None,
+            admin_work=AdminWorkRoutes(bus, stores.system, self._supervisor, clock),
+            admin_dead_letters=AdminDeadLetterRoutes(stores.dead_letters, clock, self._wake_relay),
+            admin_webhooks=AdminWebhookRoutes(stores.system, repository, clock),
+            admin_disk=AdminDiskRoutes(stores.system, store),
             health=HealthRoutes(repository, self._supervisor, store, clock),
             console=ConsoleRoutes(store),
             session=SessionRoutes(sessions),
@@ -255,7 +267,7 @@ class Gateway:
         return_large_blocks()
         background = (
             *(self._relay, self._recorder, self._progress, self._supervisor),
-            *(self._releaser, self._intake, self._retention),
+            *(self._releaser, self._intake, self._retention, self._dead_letters),
         )
         async with self._serving(), asyncio.TaskGroup() as group:
             tasks = [group.create_task(each.run()) for each in background]

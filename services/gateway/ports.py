@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
-from services.gateway.upload_ports import UploadStore
 from shared.messaging.messages import Stage
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
@@ -50,6 +49,8 @@ class StoredJob(Struct, frozen=True, kw_only=True):
     """Store prefix of the model that the job still needs."""
     model_bytes: int = 0
     """Of this model, as far as it is counted for the owner."""
+    webhook_failed_at: float | None = None
+    """When the last of its webhooks failed that are not tried again, seconds since the epoch."""
 
 
 class JobUsage(NamedTuple):
@@ -424,13 +425,3 @@ class KeyStore(Protocol):
 
     async def used(self, digest: str, at: float) -> None:
         """Record when a key was last used."""
-
-
-class Stores(NamedTuple):
-    """The stores of the gateway, in one database."""
-
-    jobs: JobStore
-    events: EventStore
-    turns: TurnStore
-    keys: KeyStore
-    uploads: UploadStore

@@ -6,38 +6,23 @@ from hashlib import sha256
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from shared.messaging.json_bounds import OutOfBounds, check_bounds
 from shared.messaging.messages import AnyMessage, JobRequested, Message, decode, type_of
+from shared.ports import DeadLetter
 
 LIMIT_REASON = "delivery_limit"
 """Delivered too often; the reason that RabbitMQ gives."""
 UNBOUNDED_BYTES = 1 << 16
 """Bodies up to this length make few objects, whatever is in them."""
+QUEUE_LENGTH = 255
+REASON_LENGTH = 1000
 JOB_LENGTH = 100
 """Letters kept of a job's id, which is a UUID unless a stranger made it up."""
 
 
 class Undecodable(Exception):
     """The body is not one of our messages; the text says why."""
-
-
-class DeadLetter(Struct, frozen=True, kw_only=True):
-    """One dead-lettered message."""
-
-    queue: str
-    """The queue it came from; of one that was never published, the queue or key it was for."""
-    reason: str
-    length: int
-    """Bytes of the original body."""
-    sha256: str
-    """Of the original body, in hexadecimal."""
-    body: bytes
-    """Empty if the body could hold a user's secrets, or could not be published."""
-    type: str = ""
-    """Of a message that could not be published, like the next."""
-    job: str = ""
 
 
 def dead_letter(body: bytes, message: AnyMessage | None, *, queue: str, reason: str) -> DeadLetter:
@@ -70,6 +55,33 @@ def unpublished(body: bytes, message: Message, *, to: str, reason: str) -> DeadL
         type=type_of(message),
         job=message.job[:JOB_LENGTH],
     )
+
+
+def readable(letter: DeadLetter) -> DeadLetter:
+    """With the type and the job of its message, and within bounds.
+
+    A body that could not be decoded, or could hold a user's secrets, is left out: who dead-letters
+    may be a broker, or a stranger.
+    """
+    try:
+        message = decode_untrusted(letter.body) if letter.body else None
+    except Undecodable:
+        message = None
+    known = message is not None and not isinstance(message, JobRequested)
+    return DeadLetter(
+        queue=_bounded(letter.queue, QUEUE_LENGTH),
+        reason=_bounded(letter.reason, REASON_LENGTH),
+        length=letter.length,
+        sha256=_bounded(letter.sha256, 64),
+        body=letter.body if known else b"",
+        type=_bounded(type_of(message) if message else letter.type, 64),
+        job=_bounded(message.job if message else letter.job, JOB_LENGTH),
+    )
+
+
+def _bounded(text: str, length: int) -> str:
+    """Without NUL, which PostgreSQL refuses in any text, and without halves of letters."""
+    return text.replace("\0", "").encode(errors="replace").decode()[:length]
 
 
 def why_unpublishable(message: Message, body: bytes, reason: str) -> str:

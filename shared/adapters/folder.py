@@ -17,7 +17,16 @@ from urllib.parse import quote, urlencode
 from shared.adapters.files import atomic
 from shared.adapters.object_keys import check_deletable, check_key, check_prefix, check_seconds
 from shared.concurrency import in_thread
-from shared.disk import FULL, SPARE, free_bytes, free_files, require_room, translate_disk_full
+from shared.disk import (
+    FULL,
+    SPARE,
+    Room,
+    free_bytes,
+    free_files,
+    require_room,
+    total_room,
+    translate_disk_full,
+)
 from shared.errors import Full, NotFound, Refused, Unavailable, not_for_users
 from shared.keys import link_signature
 from shared.ports import StoredObject, no_keepalive
@@ -66,6 +75,11 @@ class FolderStore:
         if not path.is_relative_to(self._root) or not path.is_file():
             raise NotFound(f"no object {key!r} in the store")
         return path
+
+    def total(self) -> Room:
+        """What fits on the disk, with what is on it. Raises Unavailable."""
+        with _translated_write("the store's folder"):
+            return total_room(self._root)
 
     def free_bytes(self) -> int:
         """How much more can be stored. Raises Unavailable."""

@@ -8,6 +8,7 @@ fails here too. Nothing outlives the process.
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import insort
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -21,11 +22,11 @@ from msgspec.structs import replace
 
 from shared.adapters.dead_letters import (
     LIMIT_REASON,
-    DeadLetter,
     Undecodable,
     about,
     dead_letter,
     decode_untrusted,
+    readable,
     unpublished,
     why_unpublishable,
 )
@@ -33,6 +34,7 @@ from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.envelope import Envelope, envelope_for
 from shared.messaging.messages import AnyMessage, Message, encode
 from shared.messaging.topology import DELIVERY_LIMIT, MAX_MESSAGE_BYTES, QUEUES, Queue
+from shared.ports import DeadLetter
 
 DEAD_LETTERS_KEPT = 1000
 
@@ -52,18 +54,23 @@ class MemoryBroker:
     """The queues shared by the services of one process, all in one event loop."""
 
     def __init__(self) -> None:
-        self.dead_letters: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_KEPT)
+        self._dead = _DeadLetters()
         self._numbers = count(1)
         self._queues: dict[str, _Queue] = {}
         for queue in QUEUES:
             self.declare(queue)
+
+    @property
+    def dead_letters(self) -> Sequence[DeadLetter]:
+        """The newest, also those that were taken."""
+        return self._dead.every
 
     def bus(self, source: str) -> MemoryBus:
         """Open a bus for one service; ``source`` is for example ``trainer/host-123``."""
         return MemoryBus(self, source=source)
 
     def declare(self, queue: Queue) -> _Queue:
-        return self._queues.setdefault(queue.name, _Queue(queue, self.dead_letters))
+        return self._queues.setdefault(queue.name, _Queue(queue, self._dead))
 
     def delete(self, name: str) -> None:
         del self._queues[name]
@@ -80,13 +87,17 @@ class MemoryBroker:
         body = encode(message)
         if len(body) > MAX_MESSAGE_BYTES:
             reason = why_unpublishable(message, body, f"it takes {MAX_MESSAGE_BYTES}")
-            _keep(self.dead_letters, unpublished(body, message, to=to, reason=reason))
+            self._dead.add(unpublished(body, message, to=to, reason=reason))
             raise Unpublishable(reason)
         return body
 
     def publish(self, key: str, body: bytes, envelope: Envelope) -> bool:
         """Put a body on every queue bound to the key; False: there is none."""
         return self._put([q for q in self._queues.values() if q.is_bound_to(key)], body, envelope)
+
+    async def next_dead_letter(self) -> _DeadDelivery:
+        """Wait for one that nobody has taken."""
+        return await self._dead.next()
 
     def send(self, name: str, body: bytes, envelope: Envelope) -> bool:
         """Put a body on one queue; False: there is none of that name."""
@@ -98,8 +109,49 @@ class MemoryBroker:
         return bool(queues)
 
 
+class _DeadLetters:
+    """Of both those to be taken and all, the newest are kept."""
+
+    def __init__(self) -> None:
+        self.every: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_KEPT)
+        self._to_take: deque[_DeadDelivery] = deque(maxlen=DEAD_LETTERS_KEPT)
+        self._added = asyncio.Event()
+
+    def add(self, letter: DeadLetter) -> None:
+        log.warning("message_dead_lettered", **about(letter))
+        self.every.append(letter)
+        self._to_take.append(_DeadDelivery(self, readable(letter)))
+        self._added.set()
+
+    async def next(self) -> _DeadDelivery:
+        while not self._to_take:
+            self._added.clear()
+            await self._added.wait()
+        return self._to_take.popleft()
+
+    def put_back(self, dead: _DeadDelivery) -> None:
+        self._to_take.appendleft(dead)
+        self._added.set()
+
+
+class _DeadDelivery:
+    def __init__(self, dead_letters: _DeadLetters, letter: DeadLetter) -> None:
+        self.id = str(uuid4())
+        self.at = time.time()
+        self.letter = letter
+        self._dead_letters = dead_letters
+        self._acked = False
+
+    async def ack(self) -> None:
+        self._acked = True
+
+    def put_back_unless_acked(self) -> None:
+        if not self._acked:
+            self._dead_letters.put_back(self)
+
+
 class _Queue:
-    def __init__(self, declared: Queue, dead_letters: deque[DeadLetter]) -> None:
+    def __init__(self, declared: Queue, dead_letters: _DeadLetters) -> None:
         self.name = declared.name
         self._declared = declared
         self._dead_letters = dead_letters
@@ -130,7 +182,8 @@ class _Queue:
             self.put(queued)
 
     def dead_letter(self, queued: _QueuedMessage, message: AnyMessage | None, reason: str) -> None:
-        _keep(self._dead_letters, dead_letter(queued.body, message, queue=self.name, reason=reason))
+        dead = dead_letter(queued.body, message, queue=self.name, reason=reason)
+        self._dead_letters.add(dead)
 
     def add_consumer(self, consumer: _Consumer) -> None:
         self._consumers.append(consumer)
@@ -306,6 +359,15 @@ class MemoryBus:
             consumer.stop()
             self._broker.delete(address)
 
+    async def dead_letters(self) -> AsyncGenerator[_DeadDelivery, None]:
+        while True:
+            self.check_open()
+            dead = await self._broker.next_dead_letter()
+            try:
+                yield dead
+            finally:
+                dead.put_back_unless_acked()
+
     async def depth(self, queue: Queue) -> int:
         self.check_open()
         return len(self._broker.queue(queue.name))
@@ -333,11 +395,6 @@ class MemoryBus:
         return replace(
             envelope, user_id=self._source
         )  # within one process there is nothing to verify
-
-
-def _keep(dead_letters: deque[DeadLetter], dead: DeadLetter) -> None:
-    dead_letters.append(dead)
-    log.warning("message_dead_lettered", **about(dead))
 
 
 def _matches(pattern: list[str], words: list[str]) -> bool:

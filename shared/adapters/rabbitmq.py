@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any, Never, Self
 from uuid import uuid4
 
-import aio_pika
 import msgspec
 import structlog
 from aio_pika.abc import (
@@ -33,7 +32,7 @@ from yarl import URL
 
 from shared.adapters.dead_letters import (
     LIMIT_REASON,
-    DeadLetter,
+    REASON_LENGTH,
     Undecodable,
     about,
     dead_letter,
@@ -53,6 +52,7 @@ from shared.adapters.rabbitmq_connection import (
     retry_until_connected,
     translate_errors,
 )
+from shared.adapters.rabbitmq_dead_letters import DeadDelivery, dead_letter_to_amqp
 from shared.adapters.rabbitmq_envelope import (
     UNREADABLE,
     envelope_of,
@@ -65,13 +65,13 @@ from shared.adapters.rabbitmq_topology import (
     DECLARE_SECONDS,
     Topology,
     declare_queue,
+    find_queue,
 )
 from shared.errors import SettingsError, Unavailable, Unpublishable, Unroutable
 from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import AnyMessage, JobRequested, Message, encode, type_of
 from shared.messaging.topology import DEAD_LETTERS, DELIVERY_LIMIT, EXCHANGE, Queue
-
-REASON_LENGTH = 1000
+from shared.ports import DeadLetter
 
 log = structlog.get_logger()
 
@@ -245,6 +245,21 @@ class RabbitMQBus:
             finally:
                 await self.drop(consumer.channel)
 
+    async def dead_letters(self) -> AsyncGenerator[DeadDelivery, None]:
+        find = partial(find_queue, name=DEAD_LETTERS)
+        while True:
+            consumer = await retry_until_connected(
+                partial(self._consume_once, find, prefetch=1), DEAD_LETTERS
+            )
+            try:
+                while True:
+                    incoming = await consumer.next()
+                    yield DeadDelivery(incoming, partial(_settle, incoming, incoming.ack))
+            except ConnectionLost as lost:
+                await pause(DEAD_LETTERS, lost)
+            finally:
+                await self.drop(consumer.channel)
+
     @asynccontextmanager
     async def reply_queue(self, bindings: Sequence[str]) -> AsyncIterator[_ReplyQueue]:
         reply_queue = _ReplyQueue(self, bindings)
@@ -340,18 +355,23 @@ class RabbitMQBus:
         return True
 
     async def _publish_dead_letter(self, dead: DeadLetter) -> None:
-        sent = aio_pika.Message(dead.body, headers=about(dead))
+        sent = dead_letter_to_amqp(dead)
         await self._publisher.publish(sent, exchange=DEAD_LETTERS, key="", mandatory=True)
 
     async def _listen(self, queue: Queue, prefetch: int) -> Consumer:
-        return await retry_until_connected(partial(self._consume_once, queue, prefetch), queue.name)
+        declare = partial(declare_queue, queue=queue)
+        return await retry_until_connected(
+            partial(self._consume_once, declare, prefetch), queue.name
+        )
 
-    async def _consume_once(self, queue: Queue, prefetch: int) -> Consumer:
+    async def _consume_once(
+        self, declare: Callable[[AbstractChannel], Awaitable[AbstractQueue]], prefetch: int
+    ) -> Consumer:
         await self.declare_exchanges()
         channel = await self._consuming.channel()
         try:
             async with translate_errors(DECLARE_SECONDS):
-                consumer = Consumer(channel, await declare_queue(channel, queue))
+                consumer = Consumer(channel, await declare(channel))
                 await consumer.start(prefetch=prefetch)
         except BaseException:
             await self.drop(channel)

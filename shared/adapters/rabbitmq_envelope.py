@@ -76,17 +76,18 @@ def envelope_of(incoming: AbstractIncomingMessage, message: AnyMessage) -> Envel
         subject=attribute("subject") or message.job,
         reply_to=incoming.reply_to,
         user_id=incoming.user_id,
-        traceparent=_text(incoming.headers.get("traceparent")) or None,
+        traceparent=header_text(incoming.headers.get("traceparent")) or None,
     )
 
 
 def _attribute(incoming: AbstractIncomingMessage, name: str) -> str:
     """A CloudEvents attribute, under either of the prefixes that its AMQP binding allows."""
     headers = incoming.headers
-    return _text(headers.get(f"cloudEvents_{name}") or headers.get(f"cloudEvents:{name}"))
+    return header_text(headers.get(f"cloudEvents_{name}") or headers.get(f"cloudEvents:{name}"))
 
 
-def _text(value: object) -> str:
+def header_text(value: object) -> str:
+    """A header's value as a text; empty: it is not there."""
     if value is None:
         return ""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

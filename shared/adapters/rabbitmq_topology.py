@@ -95,11 +95,12 @@ def _exchange(name: str, kind: aio_pika.ExchangeType) -> _Part:
 
 
 def _queue(queue: Queue) -> _Part:
-    return _Part(partial(declare_queue, queue=queue), partial(_find_queue, name=queue.name))
+    return _Part(partial(declare_queue, queue=queue), partial(find_queue, name=queue.name))
 
 
-async def _find_queue(channel: AbstractChannel, name: str) -> None:
-    await channel.declare_queue(name, passive=True)
+async def find_queue(channel: AbstractChannel, name: str) -> AbstractQueue:
+    """A queue that is there. Raises what the broker does when it is not."""
+    return await channel.declare_queue(name, passive=True)
 
 
 async def _declare_dead_letters(channel: AbstractChannel) -> None:
@@ -156,6 +157,6 @@ BASE_PARTS = ("exchange", "dead letters", "dead letters' queue")
 PARTS: Mapping[str, _Part] = {
     "exchange": _exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC),
     "dead letters": _exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT),
-    "dead letters' queue": _Part(_declare_dead_letters, partial(_find_queue, name=DEAD_LETTERS)),
+    "dead letters' queue": _Part(_declare_dead_letters, partial(find_queue, name=DEAD_LETTERS)),
     **{queue.name: _queue(queue) for queue in QUEUES},
 }

@@ -73,6 +73,8 @@ class WorkStarted(StageFact, frozen=True, kw_only=True):
     """A worker claims a stage; the answer is sent to its reply queue."""
 
     gpu: str = ""
+    version: str = ""
+    """Of the worker; empty: not given."""
     asked_by: str | None = None
     """The claim whose fact requests the work; empty if no worker's fact does; None: not given."""
 

@@ -46,6 +46,7 @@ from shared.messaging.messages import (
 )
 from shared.messaging.topology import REPLY_QUEUE_BINDINGS, Queue
 from shared.ports import Bus, Delivery, ObjectStore, ReplyQueue
+from shared.release import release
 from shared.retry import reconnect_delay
 from shared.service_process import exit_put_off, or_stopped
 from shared.worker.order import BestEffortTask, Order
@@ -314,7 +315,9 @@ class Worker:
         """Claim until there is an answer; False: none within two heartbeats of a stop."""
         claims_left, asked_by = 2, claim_of(order.message)
         while claims_left:
-            started = self._work.started(**order.stamp(), gpu=gpu, asked_by=asked_by)
+            started = self._work.started(
+                **order.stamp(), gpu=gpu, version=release(), asked_by=asked_by
+            )
             await order.try_publish(started)
             if await until(order.answered, timeout=self._heartbeat):
                 return True

@@ -11,12 +11,11 @@ from typing import Protocol
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from shared.adapters.dead_letters import DeadLetter
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.messaging.envelope import Envelope
 from shared.messaging.topology import DEAD_LETTERS
-from shared.ports import Bus
+from shared.ports import Bus, DeadLetter
 from tests.support.servers.rabbitmq import connected
 
 HEARTBEAT = 0.2

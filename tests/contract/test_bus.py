@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -10,7 +11,7 @@ from hashlib import sha256
 
 import pytest
 
-from shared.adapters.dead_letters import LIMIT_REASON, DeadLetter
+from shared.adapters.dead_letters import LIMIT_REASON
 from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import (
@@ -38,7 +39,7 @@ from shared.messaging.topology import (
     NOTIFIER_WEBHOOKS,
     TRAINER,
 )
-from shared.ports import Bus, Delivery, ReplyQueue
+from shared.ports import Bus, DeadLetter, Delivery, ReplyQueue
 from tests.contract.bus_worlds import DEADLINE, World, until
 
 GRANT = ClaimGranted(job="a", stage="training", claim="c", attempt=1)
@@ -426,6 +427,33 @@ async def test_a_buried_message_leaves_its_reason_length_and_digest(world: World
         body=body,
     )
     assert (await take(bus)).message == webhook(2)
+
+
+async def test_dead_letters_are_taken_once_they_are_acked_and_come_again_before(
+    world: World,
+) -> None:
+    bus, gateway = await world.bus(), await world.bus("gateway/1")
+    await publish_webhooks(bus, 1, 2)
+    for reason in ("the sky", "the floor"):
+        await (await take(bus)).dead_letter(reason)
+
+    async with aclosing(gateway.dead_letters()) as letters:
+        unacked = await anext(letters)
+    async with aclosing(gateway.dead_letters()) as letters:
+        first = await anext(letters)
+        await first.ack()
+        second = await anext(letters)
+        await second.ack()
+
+    assert (first.id, first.at, first.letter) == (unacked.id, unacked.at, unacked.letter)
+    assert abs(first.at - time.time()) < 600
+    assert first.id != second.id
+    assert [each.letter.reason for each in (first, second)] == ["the sky", "the floor"]
+    assert first.letter == DeadLetter(
+        queue=NOTIFIER_WEBHOOKS.name, reason="the sky", length=len(encode(webhook(1))),
+        sha256=sha256(encode(webhook(1))).hexdigest(), body=encode(webhook(1)),
+        type="webhook.due", job=webhook(1).job,
+    )  # fmt: skip
 
 
 async def test_a_buried_request_leaves_no_word_of_what_was_asked(world: World) -> None:

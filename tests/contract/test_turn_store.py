@@ -17,7 +17,8 @@ from services.gateway.database import tables
 from services.gateway.database.connection import Database
 from services.gateway.database.stores import stores_in
 from services.gateway.database.turns import SqlTurnStore
-from services.gateway.ports import Held, OpenStage, Place, Standing, StoredJob, Stores
+from services.gateway.ports import Held, OpenStage, Place, Standing, StoredJob
+from services.gateway.stores import Stores
 from services.gateway.turns.places import BUCKET_STAGES
 
 

@@ -11,11 +11,14 @@ from hashlib import sha256
 from time import monotonic
 
 import aio_pika
+import sqlalchemy as sa
 
+from services.gateway.database import tables
+from services.gateway.database.connection import Database
 from shared.concurrency import cancelled
-from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES, TRAINER
+from shared.messaging.topology import EXCHANGE, QUEUES, TRAINER
+from shared.service_process import closing
 from shared.worker.runtime import FINAL_PUBLISH_HEARTBEATS, GRACE_HEARTBEATS
-from tests.contract.bus_worlds import dead_letter
 from tests.faults.amqp import Ears, copy_of, ears, outsider
 from tests.faults.cases import Form, Outcome, again_and_again, case
 from tests.faults.evidence import all_heard, witness_queue
@@ -394,14 +397,12 @@ def _poisons(queue: str) -> tuple[bytes, bytes]:
 
 
 async def _reasons(world: World, bodies: list[bytes]) -> list[str] | None:
-    """Why these were buried, once all of them are; they stay where they are."""
+    """Why these were buried, once all of them are."""
     wanted = {sha256(body).hexdigest() for body in bodies}
-    async with outsider(world) as channel:
-        queue = await channel.declare_queue(DEAD_LETTERS, passive=True)
-        found = {}
-        while incoming := await queue.get(fail=False):
-            letter = dead_letter(incoming)
-            found[letter.sha256] = letter.reason
+    url = world.services.environment["EVERYDREAM_DATABASE_URL"]
+    async with closing(Database.open(url)) as database:
+        rows = await database.all(sa.select(tables.dead_letters))
+    found = {row.sha256: row.reason for row in rows}
     return [found[each] for each in wanted] if wanted <= found.keys() else None
 
 

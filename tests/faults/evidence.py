@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import msgspec
 import sqlalchemy as sa
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractQueue
 from aio_pika.exceptions import AMQPError
 from sqlalchemy.engine import Row
 
@@ -37,7 +37,7 @@ from shared.messaging.messages import (
     JobTimedOut,
     decode,
 )
-from shared.messaging.topology import DEAD_LETTERS, EXCHANGE
+from shared.messaging.topology import EXCHANGE
 from shared.service_process import closing
 from tests.faults.facts import (
     Accepted,
@@ -164,7 +164,6 @@ async def gather(world: World, witness: Witness) -> Evidence:
     await all_heard(world)
     left = await left_over(world)
     theirs = await _contents(world.s3, world.bucket)
-    dead = await _dead_letters(witness.url)
     return Evidence(
         accepted=tuple(
             Accepted(id=job.id, published=job.s3, webhook=job.webhook)
@@ -178,7 +177,7 @@ async def gather(world: World, witness: Witness) -> Evidence:
         queues=queues,
         outbox=tuple(row.id for row in rows["outbox"]),
         left=left,
-        dead_letters=tuple(map(_buried, dead)),
+        dead_letters=tuple(map(_buried, rows["dead_letters"])),
         planted=tuple(world.planted),
         secrets=secrets_of(world),
         texts=(
@@ -186,7 +185,6 @@ async def gather(world: World, witness: Witness) -> Evidence:
             *_row_texts(rows),
             *(Text(place=f"a message: {body[:60]!r}", content=body) for body in witness.heard),
             *(Text(place="a webhook", content=seen.body) for seen in world.web.posts),
-            *(Text(place="a dead letter", content=message.body) for message in dead),
             *(Text(place=f"artifact {key}", content=body) for key, body in theirs.items()),
             *[text async for text in _store_texts(world)],
         ),
@@ -218,7 +216,7 @@ def _password(of: str, url: str) -> dict[str, str]:
 async def _at_rest(world: World) -> tuple[tuple[Depth, ...], Rows]:
     """Queues and outbox when they are empty, or as they are when time is up.
 
-    Neither the witness's queue nor the dead letters are among them.
+    The witness's queue is not among them. The gateway takes dead letters into the database.
     """
     url = world.services.environment["EVERYDREAM_DATABASE_URL"]
     deadline = monotonic() + QUIET_SECONDS
@@ -236,30 +234,12 @@ def _depths(broker: RabbitMQ, vhost: str) -> tuple[Depth, ...]:
     return tuple(
         Depth(queue=name, ready=ready, unacked=unacked)
         for name, (ready, unacked) in broker.depths(vhost).items()
-        if name not in {WITNESS, DEAD_LETTERS}
+        if name != WITNESS
     )
 
 
-async def _dead_letters(url: str) -> list[AbstractIncomingMessage]:
-    """All of them; they go back when the channel is closed."""
-    async with await aio_pika.connect(url) as connection:
-        return [letter async for letter in _taken(await connection.channel())]
-
-
-async def _taken(channel: AbstractChannel) -> AsyncIterator[AbstractIncomingMessage]:
-    queue = await channel.get_queue(DEAD_LETTERS)
-    while (letter := await queue.get(fail=False)) is not None:
-        yield letter
-
-
-def _buried(letter: AbstractIncomingMessage) -> Buried:
-    """By us, with headers that say it all, or by the broker itself, body and all."""
-    headers: Mapping[str, Any] = letter.headers
-    return Buried(
-        queue=str(headers.get("queue") or headers.get("x-first-death-queue")),
-        reason=str(headers.get("reason") or headers.get("x-first-death-reason")),
-        sha256=str(headers.get("sha256") or sha256(letter.body).hexdigest()),
-    )
+def _buried(row: Row[Any]) -> Buried:
+    return Buried(queue=row.queue, reason=row.reason, sha256=row.sha256)
 
 
 # --- Database ---------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ class Evidence:
     bucket: tuple[Stored, ...] = ()
     posts: tuple[Post, ...] = ()
     queues: tuple[Depth, ...] = ()
-    """All but that of the dead letters."""
+    """All but the witness's."""
     outbox: tuple[str, ...] = ()
     """Ids of messages that have not left."""
     left: tuple[Left, ...] = ()

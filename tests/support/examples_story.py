@@ -27,12 +27,15 @@ from services.gateway.api_docs.examples import FILE, Answer, Example, examples, 
 from services.gateway.api_docs.schemas import Schema
 from services.gateway.api_documents import documents
 from services.gateway.endpoints import uploads
+from services.gateway.endpoints.admin import disk
 from services.gateway.ports import StoredKey
+from services.gateway.system_ports import StoredBytes, StoredDeadLetter
 from services.gateway.upload_ports import StoredUpload
 from services.gateway.web import authorization
 from services.gateway.web.authentication import digest_of
 from shared.dataset.manifest import Captions, Estimate, Report, Skipped, TrainedPicture
 from shared.dataset.pages import page_name
+from shared.disk import Room
 from shared.messaging.messages import (
     Artifact,
     CheckpointFinal,
@@ -47,8 +50,12 @@ from shared.messaging.messages import (
     TrainingProgressed,
     WebhookDelivered,
     WebhookDue,
+    WebhookFailed,
+    encode,
+    type_of,
 )
 from shared.messaging.topology import FETCHER, NOTIFIER_WEBHOOKS, TRAINER
+from shared.ports import DeadLetter
 from shared.storage.metrics import MetricsPiece, piece_key
 from shared.storage.snapshots import sample_key
 from shared.thumbnail import SUFFIX
@@ -63,6 +70,7 @@ GPU = "NVIDIA H100 80GB HBM3"
 PROMPT = "a unique 123xyz concept name as a superhero"
 UPLOADS = ("6a0f5d1e-2c8b-4b7e-9f43-0d1c5e8a7b21", "b3d94c70-51fe-4d0a-8a16-e72f90c4d385")
 """Ids of the uploads in the examples; the gateway makes others."""
+DEAD_LETTERS = ("0d6e7ad1-5c2b-5f0a-8d0e-3a7c2f1e9b64", "b7f0a2c4-91d3-5e68-a1f5-64c0d98e2b17")
 NO_IMAGE = f"neither an image ({IMAGES}) nor a caption file"
 STEPS = 100
 """Each is an epoch."""
@@ -437,6 +445,55 @@ async def has_delivered(here: World, job: str) -> bool | None:
     return answer.body["deliveries"][0]["status"] == 200 or None
 
 
+async def operating(teller: Teller) -> None:
+    """What the operator sees: a webhook that its receiver wants no more, and dead letters."""
+    here = teller.here
+    due = await here.get(NOTIFIER_WEBHOOKS)
+    assert isinstance(due, WebhookDue)
+    failed = WebhookFailed(
+        job=due.job, run=due.run, attempt=due.attempt, webhook_id=due.webhook_id,
+        reason="answered with status 410", permanent=True,
+    )  # fmt: skip
+    await here.publish(failed)
+    await eventually(lambda: is_given_up(here))
+    await teller.send("list-given-up-webhooks")
+    await teller.send("resend-a-given-up-webhook")
+    await here.get(NOTIFIER_WEBHOOKS)
+    for letter_id in DEAD_LETTERS:
+        await here.stores.dead_letters.add(dead_letter(letter_id, due.job, here.clock()))
+    for name in ("list-dead-letters", "requeue-a-dead-letter", "delete-a-dead-letter"):
+        await teller.send(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "release", lambda: "0.4.0")
+        patch.setattr(here.store, "total", lambda: Room(1_967_397_240_832, 122_101_760))
+        patch.setattr(here.store, "free_bytes", lambda: 1_204_880_318_464)
+        patch.setattr(here.store, "free_files", lambda: 121_660_416)
+        patch.setattr(here.stores.system, "stored_bytes", stored_bytes)
+        await teller.send("get-the-disk")
+
+
+async def stored_bytes() -> StoredBytes:
+    return StoredBytes(48_201_733, 1_214_192, 4_200_000_000, 1_302_528)
+
+
+async def is_given_up(here: World) -> bool | None:
+    return bool((await here.ask("GET", f"{ROOT}/admin/webhooks")).body["webhooks"]) or None
+
+
+def dead_letter(letter_id: str, job: str, at: float) -> StoredDeadLetter:
+    """A fact that the gateway could not record."""
+    fact = TrainingProgressed(
+        job=job, stage="training", claim="0c5d1f8e-6d0e-4d7c-9f0b-6a3f1f0b7d55", attempt=1,
+        worker="trainer/gpu-1-17", progress={"step": 90},
+    )  # fmt: skip
+    body = encode(fact)
+    letter = DeadLetter(
+        queue="gateway.recorder", reason="delivery_limit", length=len(body),
+        sha256=sha256(body).hexdigest(), body=body, type=type_of(fact), job=job,
+    )  # fmt: skip
+    return StoredDeadLetter(letter_id, at, letter)
+
+
 async def other_jobs(teller: Teller) -> None:
     here = teller.here
     waiting = asyncio.create_task(teller.send("generate-and-wait"))
@@ -448,12 +505,20 @@ async def other_jobs(teller: Teller) -> None:
     job = await teller.submit("photos-2026-03-02-c")
     teller.later(12)
     fetcher, _ = await next_staging(here)
+    await eventually(lambda: is_heard(here))
+    await teller.send("list-workers")
+    await teller.send("get-queues")
     await fetcher.publish(StageFailed, kind="refused", reason="the archive has no usable image")
     await here.status_becomes(job, "FAILED")
     for name in ("get-a-failed-job", "retry-a-job", "cancel-a-job", "delete-a-job"):
         await teller.send(name)
     await teller.submit("photos-2026-03-02-d")
     await teller.send("purge-the-queue")
+
+
+async def is_heard(here: World) -> bool | None:
+    (busy,) = (await here.ask("GET", f"{ROOT}/admin/workers")).body["busy"]
+    return busy["silent_seconds"] is not None or None
 
 
 async def errors(teller: Teller) -> None:
@@ -523,7 +588,7 @@ async def tell(home: Path) -> dict[str, Example]:
     with fixed_times() as clock:
         async with world(home, clock=clock, public_url=URL, heartbeat=HEARTBEAT) as here:
             teller = Teller(here)
-            for part in (before_any_job, check, training, webhooks, other_jobs, errors):
+            for part in (before_any_job, check, training, webhooks, operating, other_jobs, errors):
                 await part(teller)
     return teller.told
 

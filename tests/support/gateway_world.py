@@ -20,7 +20,8 @@ from services.gateway.app import Gateway
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.stores import stores_in
-from services.gateway.ports import JobStore, Stores
+from services.gateway.ports import JobStore
+from services.gateway.stores import Stores
 from services.gateway.web import application
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker

@@ -52,6 +52,7 @@ PATH_PARAMETERS = {
     "step": "The step at which the checkpoint was saved.",
     "upload": "An upload's id.",
     "webhook": "A webhook's id, as in its deliveries.",
+    "letter": "A dead letter's id.",
     "key": "The file's key in the store; may contain slashes.",
 }
 KEYS: Schema = {

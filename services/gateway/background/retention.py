@@ -1,4 +1,4 @@
-"""Delete jobs, uploads, working files and models when their time is over."""
+"""Delete jobs, uploads, working files, models and dead letters when their time is over."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import read
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import JobStore, StoredJob
+from services.gateway.system_ports import DeadLetterStore
 from shared.errors import EveryDreamError
 from shared.messaging.messages import DatasetStaged, Stage, decode
 from shared.ports import ObjectStore
@@ -28,6 +29,8 @@ LATE_HEARTBEATS = 6
 
 PAGE = 10_000
 """Jobs of which files are deleted at a time; the next ones follow at the next time."""
+DEAD_LETTERS = 10_000
+"""Kept at most, the newest."""
 CLOCKS_DIFFER = 60.0
 """Seconds; until then another gateway may still let a job have a check's dataset."""
 
@@ -43,6 +46,7 @@ class Retention:
         store: ObjectStore,
         uploads: Uploads,
         models: ModelEviction,
+        dead_letters: DeadLetterStore,
         *,
         clock: Callable[[], float],
         heartbeat: float,
@@ -51,6 +55,7 @@ class Retention:
     ) -> None:
         """``on_deleted`` records that these prefixes of a job are gone."""
         self._models = models
+        self._dead_letters = dead_letters
         self._jobs = jobs
         self._store = store
         self._uploads = uploads
@@ -148,7 +153,7 @@ class Retention:
             self._uncertain.pop(job_id, None)
 
     async def delete_expired(self) -> None:
-        """Delete every job and upload that is old enough, its objects first.
+        """Delete every job, upload and dead letter that is old enough, a job's objects first.
 
         Raises:
             Unavailable: the database or the store does not answer; the rest is deleted next time.
@@ -162,6 +167,7 @@ class Retention:
         await self._uploads.remove_expired(
             untouched_since=self._clock() - DAY, finished_before=self._clock() - self._keep
         )
+        await self._dead_letters.trim(now - self._keep, DEAD_LETTERS)
 
     async def delete_due(self) -> None:
         """Delete what checks have staged, when it was kept long enough, and checkpoints.

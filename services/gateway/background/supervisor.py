@@ -72,6 +72,8 @@ class Supervisor:
         self._came_back = asyncio.Event()
         self._since: dict[str, int] = {}
         """By watch: the heartbeat of the last sign of life, or that first found it waiting."""
+        self._heard_at: dict[str, float] = {}
+        """By claim: when its last sign of life was recorded here; seconds since the epoch."""
         self._queued: dict[str, bool] = {}
         """By queue: whether it holds anything; asked once in a heartbeat."""
 
@@ -108,6 +110,11 @@ class Supervisor:
     def keepalive(self, claim: str) -> None:
         """A fact of a live claim was recorded."""
         self._since[claim] = self._heartbeats
+        self._heard_at[claim] = self._clock()
+
+    def heard_at(self, claim: str) -> float | None:
+        """When a claim's last sign of life came; None: not yet, or another gateway records them."""
+        return self._heard_at.get(claim)
 
     def on_heartbeat(self, heartbeat: GatewayHeartbeat) -> None:
         """Count a heartbeat that came back, once; after a gap, start anew.
@@ -135,6 +142,8 @@ class Supervisor:
         waiting = await self._in_empty_queues(now)
         watched = [_watch_of(stage) for stage in (*claimed, *waiting)]
         self._since = {watch: self._since.get(watch, self._heartbeats) for watch in watched}
+        claims = {stage.claim for stage in claimed}
+        self._heard_at = {claim: at for claim, at in self._heard_at.items() if claim in claims}
         for stage in claimed:
             if self._silent_too_long(stage):
                 await self._change(stage.job, partial(self._lose, stage=stage, now=now))

@@ -67,6 +67,8 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self.dialect = engine.dialect.name
+        """``sqlite`` or ``postgresql``."""
         # A single SELECT needs no transaction, whose begin and end are answers to wait for.
         is_sqlite = engine.dialect.name == "sqlite"
         self._reading = (

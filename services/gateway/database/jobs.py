@@ -14,6 +14,7 @@ from services.gateway.database.connection import Database
 from services.gateway.database.tables import (
     COUNTED,
     STORED,
+    dead_letters,
     events,
     jobs,
     open_stages,
@@ -77,7 +78,7 @@ class SqlJobStore:
         async with self._database.writing() as connection:
             if (await connection.execute(gone)).first():
                 return False
-            row = self._database.insert(jobs).values(**_columns(job)).on_conflict_do_nothing()
+            row = self._database.insert(jobs).values(**columns_of(job)).on_conflict_do_nothing()
             if (await connection.execute(row)).rowcount == 0:
                 return False
             await self._note_turn(connection, job)
@@ -86,7 +87,7 @@ class SqlJobStore:
 
     async def get(self, job_id: str) -> StoredJob | None:
         found = await self._database.all(sa.select(jobs).where(jobs.c.id == job_id))
-        return _job(found[0]) if found else None
+        return stored_job(found[0]) if found else None
 
     async def replace(
         self,
@@ -102,7 +103,7 @@ class SqlJobStore:
         unchanged = (jobs.c.id == job.id) & (jobs.c.version == expected_version)
         async with self._database.writing() as connection:
             request_bytes = jobs.c.request_bytes + job.request_bytes
-            columns = {**_columns(job), "request_bytes": request_bytes}
+            columns = {**columns_of(job), "request_bytes": request_bytes}
             update = sa.update(jobs).where(unchanged).values(**columns)
             before = update.returning(_last_event_at(job.id))
             if (row := (await connection.execute(before)).first()) is None:
@@ -117,14 +118,14 @@ class SqlJobStore:
 
     async def claims(self) -> Sequence[OpenStage]:
         claimed = sa.select(open_stages).where(open_stages.c.claim.is_not(None))
-        return [_open_stage(row) for row in await self._database.all(claimed)]
+        return [open_stage(row) for row in await self._database.all(claimed)]
 
     async def waiting(self, now: float, limit: int = 100) -> Sequence[OpenStage]:
         due = open_stages.c.claim.is_(None) & (open_stages.c.due_at <= now)
         first = sa.select(open_stages).where(due).order_by(open_stages.c.due_at).limit(limit)
         of_each = (first.where(open_stages.c.stage == stage).subquery() for stage in STAGES)
         every = sa.union_all(*(sa.select(each) for each in of_each))
-        return [_open_stage(row) for row in await self._database.all(every)]
+        return [open_stage(row) for row in await self._database.all(every)]
 
     async def overdue(self, now: float) -> AsyncIterator[str]:
         position = sa.tuple_(jobs.c.overdue_at, jobs.c.id)
@@ -309,7 +310,7 @@ class SqlJobStore:
             wanted = wanted.where(jobs.c.status.in_(statuses))
         if before is not None:
             wanted = wanted.where(position < before)
-        return [_job(row) for row in await self._database.all(wanted)]
+        return [stored_job(row) for row in await self._database.all(wanted)]
 
     async def events_after(
         self, job_id: str, version: int, number: int, limit: int = 100
@@ -360,10 +361,11 @@ class SqlJobStore:
     ) -> None:
         """Of a job's events none is earlier than one before it, whosever clock is slow."""
         told = [
-            {**_columns(row), "owner": job.owner, "at": max(row.at, not_before)} for row in happened
+            {**columns_of(row), "owner": job.owner, "at": max(row.at, not_before)}
+            for row in happened
         ]
         for table, rows in (
-            (outbox, [_columns(row) for row in outgoing]),
+            (outbox, [columns_of(row) for row in outgoing]),
             (events, told),
             (open_stages, [row._asdict() for row in stages]),
         ):
@@ -388,7 +390,7 @@ def _last_event_at(job_id: str) -> sa.Label[float]:
 
 async def _delete(connection: AsyncConnection, job_id: str) -> bool:
     """Delete a job with all that is kept beside it; whether there was one."""
-    for table in (events, streams, open_stages, progress):
+    for table in (events, streams, open_stages, progress, dead_letters):
         await connection.execute(sa.delete(table).where(table.c.job == job_id))
     return (await connection.execute(sa.delete(jobs).where(jobs.c.id == job_id))).rowcount == 1
 
@@ -407,16 +409,16 @@ def _upsert_progress(database: Database) -> sa.Executable:
     )
 
 
-def _columns(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:
+def columns_of(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:
     columns = msgspec.structs.asdict(row)
     return {**columns, "job": row.job} if isinstance(row, Outgoing) else columns
 
 
-def _job(row: Row[Any]) -> StoredJob:
+def stored_job(row: Row[Any]) -> StoredJob:
     return StoredJob(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
 
 
-def _open_stage(row: Row[Any]) -> OpenStage:
+def open_stage(row: Row[Any]) -> OpenStage:
     return OpenStage(row.job, row.stage, row.claim, row.due_at)
 
 

@@ -31,6 +31,7 @@ jobs = sa.Table(
     sa.Column("kept_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("model", sa.String(255), nullable=True),
     sa.Column("model_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("webhook_failed_at", sa.Double, nullable=True),
     sa.Index("jobs_by_status", "status", "created_at", "id"),
     sa.Index("jobs_by_owner", "owner", "status", "created_at", "id", "request_bytes"),
     sa.Index("jobs_by_owner_and_time", "owner", "created_at", "id"),
@@ -64,6 +65,12 @@ COUNTED = sa.text("model_bytes > 0")
 sa.Index(
     "jobs_models", jobs.c.owner, jobs.c.model, jobs.c.model_bytes,
     postgresql_where=COUNTED, sqlite_where=COUNTED,
+)  # fmt: skip
+
+FAILED_WEBHOOKS = jobs.c.webhook_failed_at.is_not(None)
+sa.Index(
+    "jobs_failed_webhooks", jobs.c.webhook_failed_at, jobs.c.id,
+    postgresql_where=FAILED_WEBHOOKS, sqlite_where=FAILED_WEBHOOKS,
 )  # fmt: skip
 
 WAITING = sa.text("status = 'IN_QUEUE' AND released_at IS NULL")
@@ -197,4 +204,20 @@ upload_parts = sa.Table(
     sa.Column("offset", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Column("key", sa.String(1024), nullable=False),
+)
+
+dead_letters = sa.Table(
+    "dead_letters",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("queue", sa.String(255), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("type", sa.String(64), nullable=False),
+    sa.Column("job", sa.String(255), nullable=False),
+    sa.Column("length", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Index("dead_letters_by_time", "at", "id"),
+    sa.Index("dead_letters_by_job", "job"),
 )

@@ -5,6 +5,10 @@ from __future__ import annotations
 from types import NoneType
 from typing import NamedTuple, get_args, get_type_hints
 
+from services.gateway.endpoints.admin.dead_letters import AdminDeadLetterRoutes
+from services.gateway.endpoints.admin.disk import AdminDiskRoutes
+from services.gateway.endpoints.admin.webhooks import AdminWebhookRoutes
+from services.gateway.endpoints.admin.work import AdminWorkRoutes
 from services.gateway.endpoints.all_events import AllEventRoutes
 from services.gateway.endpoints.browser.console import ConsoleRoutes
 from services.gateway.endpoints.browser.docs import DocsRoutes
@@ -37,6 +41,10 @@ class Endpoints(NamedTuple):
     budgets: BudgetRoutes
     files: FileRoutes | None
     """None: the store's links lead elsewhere."""
+    admin_work: AdminWorkRoutes
+    admin_dead_letters: AdminDeadLetterRoutes
+    admin_webhooks: AdminWebhookRoutes
+    admin_disk: AdminDiskRoutes
     health: HealthRoutes
     console: ConsoleRoutes
     session: SessionRoutes

@@ -8,7 +8,7 @@ from functools import partial
 from aiohttp import web
 
 from services.gateway.jobs.presenter import iso
-from services.gateway.jobs.record import WebhookTry
+from services.gateway.jobs.record import Job, WebhookTry
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.response_types import WebhookDeliveries, WebhookDelivery
 from services.gateway.jobs.webhook_schedule import resend_webhook
@@ -41,7 +41,7 @@ class WebhookRoutes:
         async with in_time():
             job = (await self._authorizer.job(request, owner)).job
         shown: WebhookDeliveries = {
-            "deliveries": [_shown(each) for each in job.webhook_tries[::-1]]
+            "deliveries": [shown_delivery(each) for each in job.webhook_tries[::-1]]
         }
         return web.json_response(shown)
 
@@ -54,21 +54,34 @@ class WebhookRoutes:
         errors=(409,),
     )
     async def _resend(self, request: web.Request, owner: str) -> web.Response:
-        webhook = request.match_info["webhook"]
-        resend = partial(resend_webhook, webhook=webhook, now=self._clock())
         async with in_time():
             job = (await self._authorizer.job(request, owner)).job
-            tried = [each.attempt for each in job.webhook_tries if each.id == webhook]
-            if max(tried, default=0) >= MOST_TRIES:
-                raise web.HTTPConflict(text=f"this webhook was sent {MOST_TRIES} times already")
-            job = await self._repository.change(job.id, resend) or job
-        tries = [each for each in job.webhook_tries if each.id == webhook]
-        if not tries:
-            raise web.HTTPNotFound(text=f"there is no webhook {webhook[:80]!r} of this job")
-        return web.json_response(_shown(tries[-1]))
+            tried = await resend(
+                self._repository, job, request.match_info["webhook"], self._clock()
+            )
+        return web.json_response(shown_delivery(tried))
 
 
-def _shown(tried: WebhookTry) -> WebhookDelivery:
+async def resend(repository: JobRepository, job: Job, webhook: str, now: float) -> WebhookTry:
+    """Send a job's webhook once more; the new try.
+
+    Raises:
+        web.HTTPConflict: it was sent too often already.
+        web.HTTPNotFound: the job has no such webhook.
+        Unavailable: the database does not answer.
+    """
+    tried = [each.attempt for each in job.webhook_tries if each.id == webhook]
+    if max(tried, default=0) >= MOST_TRIES:
+        raise web.HTTPConflict(text=f"this webhook was sent {MOST_TRIES} times already")
+    again = partial(resend_webhook, webhook=webhook, now=now)
+    job = await repository.change(job.id, again) or job
+    tries = [each for each in job.webhook_tries if each.id == webhook]
+    if not tries:
+        raise web.HTTPNotFound(text=f"there is no webhook {webhook[:80]!r} of this job")
+    return tries[-1]
+
+
+def shown_delivery(tried: WebhookTry) -> WebhookDelivery:
     return {
         "id": tried.id,
         "event": tried.event,

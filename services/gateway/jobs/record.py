@@ -63,6 +63,11 @@ class Claim(Struct, frozen=True, kw_only=True):
     worker: str
     reply_queue: str = field(name="control")
     attempt: int
+    at: float = 0.0
+    """When it was granted, seconds since the epoch; 0: an earlier version wrote it."""
+    gpu: str = ""
+    version: str = ""
+    """Of the worker; empty, like the one before: it did not say."""
 
 
 class StageRecord(Struct, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ from services.gateway.jobs.record import (
     webhook_id,
 )
 from services.gateway.jobs.transitions import give_up_message
+from services.gateway.jobs.webhook_schedule import webhook_failed_at
 from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob, StoredProgress
 from shared.errors import NotFound, Unavailable, Unpublishable, Unroutable, shorten
 from shared.messaging.messages import Message, WebhookDue, decode, encode, type_of
@@ -444,5 +445,6 @@ def row_of(job: Job, version: int) -> StoredJob:
         kept_bytes=kept_bytes(job),
         model=model.prefix if model else None,
         model_bytes=model.bytes if model else 0,
+        webhook_failed_at=webhook_failed_at(job),
         record=msgspec.json.encode(msgspec.structs.replace(job, progress={})),
     )

@@ -411,8 +411,9 @@ class WebhookDeliveries(TypedDict):
 class Session(TypedDict):
     """What a key may do."""
 
-    scopes: list[Literal["read", "submit", "admin"]]
-    """`read`: look at its jobs; `submit`: submit and change them; `admin`: delete them."""
+    scopes: list[Literal["read", "submit", "admin", "operate"]]
+    """`read`: look at its jobs; `submit`: submit and change them; `admin`: delete them; `operate`:
+    look after the whole service."""
 
 
 class Liveness(TypedDict):

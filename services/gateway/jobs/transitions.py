@@ -396,6 +396,9 @@ def _grant_or_refuse(job: Job, fact: Started, reply_queue: str | None, now: floa
         worker=fact.worker,
         reply_queue=reply_queue or "",
         attempt=record.attempts + 1,
+        at=now,
+        gpu=fact.gpu,
+        version=fact.version,
     )
     record = msgspec.structs.replace(record, claim=claim, attempts=claim.attempt)
     step = _start_job(_with_stage(job, fact.stage, record), fact, now)

@@ -23,6 +23,18 @@ def resend_webhook(job: Job, webhook: str, now: float) -> Step:
     return _with_try(Step(job), known[-1], now) if known else Step(job)
 
 
+def given_up_webhooks(job: Job) -> list[WebhookTry]:
+    """The last tries of those webhooks that failed and that are not tried again, oldest first."""
+    last = {each.id: each for each in job.webhook_tries}
+    awaited = "" if job.webhook_settled else webhook_id(job, "completed", 0)
+    return [each for each in last.values() if each.reason is not None and each.id != awaited]
+
+
+def webhook_failed_at(job: Job) -> float | None:
+    """When the last of them failed; seconds since the epoch. None: there are none."""
+    return max((each.at for each in given_up_webhooks(job)), default=None)
+
+
 def wants(job: Job, event: WebhookEvent) -> bool:
     return job.webhook is not None and event in (job.webhook_events or ("completed",))
 

@@ -24,9 +24,11 @@ SERVER_FILE = "keys.json"
 CLIENT_FILE = "client.toml"
 
 
-Scope = Literal["read", "submit", "admin"]
+Scope = Literal["read", "submit", "admin", "operate"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""Read own jobs; submit and change them; delete them for good."""
+"""Read own jobs; submit and change them; delete them for good; look after the whole service."""
+CLIENT_SCOPES: tuple[Scope, ...] = ("read", "submit", "admin")
+"""What concerns a key's own jobs alone."""
 LOOKUPS = 4
 """At a time: whoever sends ever other keys, none of them valid, leaves connections to others."""
 USED_SECONDS = 60.0

@@ -26,6 +26,7 @@ REQUIRED_SCOPES: Mapping[Operation, Scope] = {
     "delete": "admin",
     "purge": "admin",
     "upload": "submit",
+    "operate": "operate",
 }
 OwnerHandler = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
 """A handler that also gets the owner."""

@@ -27,8 +27,9 @@ class Rate:
 
 
 Operation = Literal[
-    "run", "runsync", "status", "stream", "cancel", "command", "resend", "delete", "purge", "upload"
-]
+    "run", "runsync", "status", "stream", "cancel", "command", "resend", "delete", "purge",
+    "upload", "operate",
+]  # fmt: skip
 """Each has a limit of its own."""
 
 RATES: Mapping[Operation, Rate] = {
@@ -42,6 +43,7 @@ RATES: Mapping[Operation, Rate] = {
     "delete": Rate(100, 10.0, 20),
     "purge": Rate(2, 10.0, 2),
     "upload": Rate(1000, 10.0, 8),
+    "operate": Rate(100, 10.0, 20),
 }
 """RunPod's published limits for an endpoint.
 

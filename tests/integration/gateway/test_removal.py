@@ -68,6 +68,7 @@ def keeper(here: World) -> Retention:
     uploads = Uploads(record.uploads, here.store, budgets, public_url, here.clock)
     return Retention(
         record.jobs, here.store, uploads, ModelEviction(record.jobs, here.store, clock=here.clock),
+        record.dead_letters,
         clock=here.clock, heartbeat=HEARTBEAT, keep_days=30.0,
         on_deleted=here.gateway._forget_deleted,
     )  # fmt: skip

@@ -25,7 +25,8 @@ from hypothesis.stateful import (
 from services.gateway.database import tables
 from services.gateway.database.connection import Database
 from services.gateway.database.stores import stores_in
-from services.gateway.ports import Line, StoredJob, Stores
+from services.gateway.ports import Line, StoredJob
+from services.gateway.stores import Stores
 from services.gateway.turns.places import MIN_PLACES, MIN_SLOTS, Places
 from services.gateway.turns.workers import Workers
 from shared.messaging.messages import Stage

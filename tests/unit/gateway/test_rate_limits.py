@@ -88,6 +88,7 @@ def test_the_published_limits() -> None:
         "delete": (100, 10.0, 20),
         "purge": (2, 10.0, 2),
         "upload": (1000, 10.0, 8),
+        "operate": (100, 10.0, 20),
     }
 
 

@@ -1,0 +1,21 @@
+"""All stores that the gateway needs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from services.gateway.ports import EventStore, JobStore, KeyStore, TurnStore
+from services.gateway.system_ports import DeadLetterStore, SystemStore
+from services.gateway.upload_ports import UploadStore
+
+
+class Stores(NamedTuple):
+    """The stores of the gateway, in one database."""
+
+    jobs: JobStore
+    events: EventStore
+    turns: TurnStore
+    keys: KeyStore
+    uploads: UploadStore
+    system: SystemStore
+    dead_letters: DeadLetterStore
