@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import re
@@ -10,11 +11,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import aiohttp
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, Response, expect
 
+from shared.messaging.topology import FETCHER
+from tests.contract.bus_worlds import plain_channel
 from tests.end_to_end.story import API_KEY, User, host_of, user_of
 from tests.support.browser import Visit, browser, sign_in, visit
 from tests.support.servers.postgres import PostgreSQL
@@ -182,10 +186,36 @@ async def test_a_session_that_ends_is_said(here: World) -> None:
         await expect(page.get_by_text("Your session has ended")).to_be_visible(timeout=PATIENCE)
 
 
+async def test_an_operator_sees_a_message_that_nobody_could_read_and_deletes_it(
+    here: World,
+) -> None:
+    services, _, _ = here
+    async with signed_in(here) as (one, page):
+        await page.get_by_role("link", name="System").click()
+        await expect(page.get_by_text("No dead letters.")).to_be_visible()
+        free = page.locator(".numbers div").filter(has_text="Trainer")
+        await expect(free).to_contain_text("1")
+
+        async with plain_channel(services.environment["EVERYDREAM_AMQP_URL"]) as channel:
+            await channel.default_exchange.publish(aio_pika.Message(b"noise"), FETCHER.name)
+        delete = page.get_by_role("button", name="Delete: unreadable message on fetcher")
+        async with asyncio.timeout(PATIENCE / 1000):
+            while not await delete.is_visible():
+                await page.get_by_role("button", name="Refresh").click()
+                await page.wait_for_load_state("networkidle")
+        await expect(page.get_by_text("1 message was given up.")).to_be_visible()
+        await one.assert_accessible(page)
+        await delete.click()
+        await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        await expect(page.get_by_text("No dead letters.")).to_be_visible()
+        await page.reload()
+        await expect(page.get_by_text("Nothing needs you.")).to_be_visible()
+
+
 async def test_every_screen_fits_a_phone_and_says_nothing_serious_to_axe(here: World) -> None:
     phone = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
     async with signed_in(here, **phone) as (one, page):
-        for screen in ("/", "/new", "/draw", "/gallery"):
+        for screen in ("/", "/new", "/draw", "/gallery", "/system"):
             await page.goto(f"{one.url}/#{screen}")
             await page.locator("h1").wait_for()
             overflow = await page.evaluate(

@@ -10,6 +10,7 @@ import { Jobs } from "./screens/jobs";
 import { JobPage } from "./screens/job";
 import { NewJob } from "./screens/new-job";
 import { SignIn } from "./screens/sign-in";
+import { System } from "./screens/system";
 import { may, resume, session, signOut } from "./state/session";
 import { texts } from "./texts";
 
@@ -41,6 +42,7 @@ function Console() {
           {may("submit") && <Page href="/new" name={texts.nav.newJob} />}
           <Page href="/draw" name={texts.nav.draw} />
           <Page href="/gallery" name={texts.nav.gallery} />
+          {may("operate") && <Page href="/system" name={texts.nav.system} />}
         </nav>
         <button class="quiet" onClick={() => void signOut()}>
           {texts.signIn.out}
@@ -56,6 +58,7 @@ function Console() {
           <Route path="/jobs/:id">{({ id }) => <JobPage key={id} id={id} />}</Route>
           <Route path="/draw" component={Draw} />
           <Route path="/gallery" component={Gallery} />
+          {may("operate") && <Route path="/system" component={System} />}
           <Route>
             <Redirect to="/" />
           </Route>

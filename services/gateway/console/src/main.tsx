@@ -6,5 +6,6 @@ import "./styles/parts.css";
 import "./styles/screens.css";
 import "./styles/pictures.css";
 import "./styles/new-job.css";
+import "./styles/system.css";
 
 render(<App />, document.getElementById("app")!);

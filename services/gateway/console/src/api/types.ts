@@ -3,11 +3,19 @@ import type { components } from "./schema";
 
 type Schemas = components["schemas"];
 
+export type BrokerQueue = Schemas["BrokerQueue"];
+export type BusyWorker = Schemas["BusyWorker"];
 export type CheckResult = Schemas["CheckResult"];
 export type Checkpoint = Schemas["Checkpoint"];
 export type JobFile = Schemas["File"];
 export type Entry = Schemas["RequestInference"];
 export type DatasetPicture = Schemas["DatasetPicture"];
+export type DeadLetter = Schemas["DeadLetterItem"];
+export type Disk = Schemas["Disk"];
+export type FreePlaces = Schemas["FreePlaces"];
+export type GivenUpWebhook = Schemas["GivenUpWebhook"];
+export type Queues = Schemas["Queues"];
+export type Service = BusyWorker["service"];
 export type GivenEdit = Schemas["GivenEdit"];
 export type Image = Schemas["Image"];
 export type JobStatus = Schemas["JobStatus"];
