@@ -12,6 +12,9 @@ Resolution = Literal[256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024
 Side = Literal[128, 256, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024]
 LrScheduler = Literal["constant", "linear", "cosine", "polynomial"]
 CheckpointFormat = Literal["safetensors", "ckpt"]
+Optimizer = Literal[
+    "adamw", "adamw8bit", "lion", "lion8bit", "prodigy", "adafactor", "schedule_free"
+]
 LossType = Literal["mse", "huber", "mse_huber", "huber_mse"]
 Scheduler = Literal[
     "DDIM",
@@ -166,6 +169,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lora_rank: Annotated[int, Meta(ge=1, le=256)] | None = None
     loss_type: LossType = "mse"
     min_snr_gamma: Annotated[float, Meta(gt=0.0)] | None = None
+    optimizer: Optimizer | None = None
     pyramid_noise_discount: Fraction = 0.0
     save_every_n_epochs: Positive | None = None
     text_encoder_lr: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-from services.trainer.training.recipe import Attention, Optimizer, Precision
+from services.trainer.training.recipe import Attention, ChosenOptimizer, Precision
 from shared.request import Train
 
 BF16_FROM = (8, 0)
@@ -18,7 +18,7 @@ class Expected(NamedTuple):
     """As the outcome of a training says it."""
 
     precision: Precision
-    optimizer: Optimizer
+    optimizer: ChosenOptimizer
     attention: Attention
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from shared.dataset.card_memory import in_gib, shortage, trained_parameters
 from shared.dataset.manifest import Estimate
+from shared.dataset.optimizers import state_bytes
 from shared.dataset.speed import ASSUMED, ProbedDevice, Speed
 from shared.request import Train
 from shared.storage.manifest import copies_of_weights
@@ -13,8 +14,6 @@ from shared.storage.manifest import copies_of_weights
 SECONDS_PER_MINUTE = 60
 FP32_BYTES, FP16_BYTES = 4, 2
 """Per parameter."""
-MOMENT_BYTES, MOMENT_BYTES_8BIT = 8, 2
-"""Per parameter, for AdamW's two moments."""
 RESUME_POINTS = 2
 """How many are kept in the store."""
 
@@ -38,7 +37,7 @@ def estimate(
     speed, rate = _speed(parameters, measured, device)
     for_storage = megapixels / (speed or ASSUMED).megapixels_per_second / SECONDS_PER_MINUTE
     trained = sum(trained_parameters(train, parameters).values()) if parameters else 0
-    moments = trained * (MOMENT_BYTES_8BIT if train.useadam8bit else MOMENT_BYTES)
+    moments = int(trained * state_bytes(train))
     saved = trained if train.lora_shape else sum(parameters.values())
     width = FP32_BYTES if train.save_full_precision else FP16_BYTES
     file = saved * width

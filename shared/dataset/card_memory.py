@@ -17,12 +17,11 @@ from msgspec.json import encode
 from msgspec.structs import replace
 
 from shared.dataset.buckets import sizes
+from shared.dataset.optimizers import state_bytes
 from shared.request import Resolution, Train
 
 GIB = 2**30
 FP32_BYTES, FP16_BYTES = 4, 2
-MOMENT_BYTES, MOMENT_BYTES_8BIT = 8.0, 2.03125
-"""Per parameter, for AdamW's two; in 8 bits with two scales in fp32 for each 256 parameters."""
 CONTEXT = GIB // 2
 """What CUDA itself takes for a process; assumed."""
 SPARE = GIB // 2
@@ -153,7 +152,7 @@ def _of_kind(
 ) -> TrainingMemory:
     mode = train.amp, train.gradient_checkpointing
     trained = trained_parameters(train, parameters)
-    moment = MOMENT_BYTES_8BIT if train.useadam8bit and has_8bit else MOMENT_BYTES
+    moment = state_bytes(train, has_8bit=has_8bit)
     pixels = max(size.width * size.height for size in sizes(train.resolution))
     per_pixel, teaches_text = PER_PIXEL[mode], "text_encoder" in trained
 
@@ -280,7 +279,8 @@ def smaller(
 
 
 def _changes(train: Train) -> Iterator[dict[str, Any]]:
-    yield {"useadam8bit": True}
+    if train.optimizer is None:
+        yield {"useadam8bit": True}
     yield {"gradient_checkpointing": True}
     yield {"amp": True}
     images, batch = train.batch_size * train.grad_accum, train.batch_size

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from services.trainer.training.optimizer import make_optimizer
-from services.trainer.training.recipe import Device
+from services.trainer.training.recipe import ChosenOptimizer, Device
 from shared.diffusion.device import device_name
 from shared.diffusion.memory import is_out_of_memory
 
@@ -131,7 +131,7 @@ def _attend(device: torch.device, *, bf16: bool) -> None:
                 layer(pixels, attended).sum().backward()
 
 
-def _optimize(kind: str, device: torch.device) -> None:
+def _optimize(kind: ChosenOptimizer, device: torch.device) -> None:
     """Two large tensors and two small: as many as are updated together."""
     weights = [
         torch.nn.Parameter(torch.ones(*shape, device=device))

@@ -11,12 +11,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from shared import request
 from shared.dataset.card_memory import USUAL_RANK
+from shared.dataset.optimizers import chosen_optimizer, usual_lr
 from shared.request import LrScheduler, Train
 
-DEFAULT_LR = 2e-6
-LORA_LR = 1e-4
-"""The default of a LoRA, as in other trainers."""
 A_LORA = f"a LoRA (lora_rank {USUAL_RANK})"
 """What takes less memory than any training of whole networks."""
 DEFAULT_RESOLUTION = 512
@@ -94,8 +93,7 @@ def recipe_for(train: Train, *, steps_per_epoch: int, total_steps: int) -> Recip
 
 def peak_lr(train: Train, requested: float | None) -> float:
     """The requested learning rate or the default, scaled by images per update with ``scale_lr``."""
-    usual = DEFAULT_LR if train.lora_rank is None else LORA_LR
-    lr = usual if requested is None else requested
+    lr = usual_lr(train) if requested is None else requested
     return lr * (train.batch_size * train.grad_accum) ** SCALE_LR_POWER if train.scale_lr else lr
 
 
@@ -108,7 +106,7 @@ def accumulation_groups(steps: int, size: int) -> list[range]:
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Attention = Literal["sdpa", "xformers"]
-Optimizer = Literal["adamw8bit", "adamw", "adamw_fused"]
+ChosenOptimizer = request.Optimizer | Literal["adamw_fused"]
 
 
 class Device(Struct, frozen=True, kw_only=True):
@@ -128,7 +126,7 @@ class Choices(Struct, frozen=True, kw_only=True):
     """How a run computes; reported with the result."""
 
     precision: Precision
-    optimizer: Optimizer
+    optimizer: ChosenOptimizer
     attention: Attention
 
 
@@ -147,10 +145,9 @@ def _precision(train: Train, device: Device) -> Precision:
     return "bf16" if device.bf16 else "fp16"
 
 
-def _optimizer(train: Train, device: Device) -> Optimizer:
-    if train.useadam8bit and device.bitsandbytes:
-        return "adamw8bit"
-    return "adamw_fused" if device.fused else "adamw"
+def _optimizer(train: Train, device: Device) -> ChosenOptimizer:
+    chosen = chosen_optimizer(train, has_8bit=device.bitsandbytes)
+    return "adamw_fused" if chosen == "adamw" and device.fused else chosen
 
 
 def to_need_less_memory(train: Train) -> str | None:
@@ -167,7 +164,7 @@ def to_need_less_memory(train: Train) -> str | None:
         changes.append("gradient_checkpointing true")
     if not changes:
         return None
-    if not train.useadam8bit:
+    if chosen_optimizer(train) == "adamw":
         changes.append("useadam8bit true")
     if not train.amp:
         changes.append("amp true")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,9 +13,10 @@ from msgspec import Struct
 from torch import Tensor
 
 from services.trainer.order import Measured
-from services.trainer.training.ema import Ema
-from services.trainer.training.optimizer import make_optimizer
+from services.trainer.training.ema import Ema, ema_weights
+from services.trainer.training.optimizer import make_optimizer, saved_weights
 from services.trainer.training.recipe import Choices, Precision
+from shared.dataset.optimizers import IN_32_BITS
 from shared.diffusion.loading import Parts
 from shared.diffusion.lora import Lora
 from shared.errors import Refused
@@ -134,13 +136,21 @@ def prepare(
         loras=loras or {},
         scaler=torch.amp.GradScaler(device.type, enabled=choices.precision == "fp16"),
         averages=_averages(trained, train.ema_decay_rate),
-        warnings=_warnings(train),
+        warnings=_warnings(train, choices),
         crops_per_image=train.crops_per_image,
     )
 
 
-def _warnings(train: Train) -> list[str]:
+def _warnings(train: Train, choices: Choices) -> list[str]:
     """Warnings about options that work as specified, but perhaps not as hoped."""
+    named = train.optimizer
+    if named in IN_32_BITS and choices.optimizer != named:
+        lack = f"optimizer {named}: bitsandbytes, which it needs, does not work here"
+        return [f"{lack}, so {IN_32_BITS[named]} has trained", *_of_zero_snr(train)]
+    return _of_zero_snr(train)
+
+
+def _of_zero_snr(train: Train) -> list[str]:
     if not train.enable_zero_terminal_snr:
         return []
     drawing = (
@@ -155,6 +165,16 @@ def _averages(trained: dict[str, torch.nn.Module], decay: float | None) -> dict[
     if decay is None:
         return {}
     return {name: Ema(network, decay) for name, network in trained.items()}
+
+
+@contextmanager
+def weights_to_save(state: State) -> Iterator[None]:
+    """Within the block the trained weights are those that are saved, drawn with and validated.
+
+    That is their average, where they have one.
+    """
+    with saved_weights(state.optimizers.values()), ema_weights(state.averages):
+        yield
 
 
 def trained_networks(parts: Parts, train: Train) -> dict[str, torch.nn.Module]:

@@ -13,11 +13,10 @@ from torch import Tensor
 from services.trainer.order import Measured, TrainingOrder, Validated
 from services.trainer.training.batches import BatchLoader
 from services.trainer.training.callbacks import Callbacks
-from services.trainer.training.ema import ema_weights
 from services.trainer.training.latents import LatentCache
 from services.trainer.training.loss import DiffusionLoss
 from services.trainer.training.progress import ProgressReporter
-from services.trainer.training.state import State, finite
+from services.trainer.training.state import State, finite, weights_to_save
 from shared.dataset.manifest import Picture
 from shared.dataset.plan import Batch, EpochConfig, seed_of
 from shared.dataset.validation import held_out_config, plan_held_out
@@ -79,7 +78,7 @@ class Validator:
         """
         position = self._state.position
         self._state.losses.recent()  # a diverged run is reported at the step where it diverged
-        with torch.no_grad(), ema_weights(self._state.averages), _evaluating(self._state):
+        with torch.no_grad(), weights_to_save(self._state), _evaluating(self._state):
             errors = torch.cat([self._errors(batch) for batch in self._batches])
         loss = finite(position.steps, float(errors.mean()))
         self._state.measured.append(Measured(step=position.steps, epoch=position.epoch, loss=loss))

@@ -152,12 +152,16 @@ LORA: dict[str, Any] = {"useadam8bit": True, "lora_rank": 4, "lora_alpha": 3.0, 
         ({"useadam8bit": False}, (256, 256), 5, 5),
         ({"useadam8bit": False, **EVERYTHING}, (300, 280), 4, 3),
         ({**LORA, **EVERYTHING}, (300, 280), 4, 3),
+        ({"optimizer": "schedule_free", "validation": Validation()}, (256, 256), 5, 5),
+        ({"optimizer": "prodigy", "lr": 1.0, "lora_rank": 2}, (256, 256), 5, 5),
     ],
     ids=[
         "8 bits, cropped",
         "32 bits, whole images whose latents are kept",
         "averages, validation and all that can be asked for, stopped within a group",
         "the same of a LoRA",
+        "a schedule-free optimizer",
+        "an optimizer that finds its rate",
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(

@@ -866,8 +866,8 @@ ALWAYS = {
     "clip_skip", "cond_dropout", "crops_per_image", "data_url", "disable_textenc_training",
     "disable_unet_training", "disable_xformers", "ema_decay_rate", "enable_zero_terminal_snr",
     "flip_p", "grad_accum", "gradient_checkpointing", "loss_type", "lora_rank", "lr_scheduler",
-    "max_epochs",
-    "min_snr_gamma", "pyramid_noise_discount", "resolution", "resume_ckpt_url", "sample_prompts",
+    "max_epochs", "min_snr_gamma", "optimizer", "pyramid_noise_discount", "resolution",
+    "resume_ckpt_url", "sample_prompts",
     "save_full_precision", "save_optimizer", "seed", "timestep_end", "timestep_start",
     "useadam8bit", "validation", "zero_frequency_noise_ratio",
 }  # fmt: skip
@@ -982,3 +982,41 @@ def test_a_lora_is_asked_for_as_safetensors() -> None:
     assert invalid.value.mistakes == [
         "input.train: a LoRA (lora_rank) is written as safetensors; leave checkpoint_format out"
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "warning"),
+    [
+        ({"optimizer": "adamw8bit", "useadam8bit": False}, "useadam8bit false has no effect with"),
+        (
+            {"optimizer": "schedule_free", "lr_scheduler": "cosine"},
+            "meant to be used with constant",
+        ),
+        (
+            {"optimizer": "prodigy", "lr": 1e-4},
+            "lr 0.0001 is far from what is usual with optimizer",
+        ),
+        ({"optimizer": "lion", "lr": 1e-3}, "optimizer lion, 4e-07; leave it out to train at that"),
+    ],
+    ids=str,
+)
+def test_what_is_meant_for_another_optimizer_is_warned_of(
+    asked: dict[str, Any], warning: str
+) -> None:
+    (found,) = warnings_of(**asked)
+
+    assert warning in found
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"optimizer": "prodigy", "lr": 1},
+        {"optimizer": "lion", "lora_rank": 8, "lr": 3e-5},
+        {"optimizer": "adamw", "useadam8bit": False, "lr": 1e-6},
+        {"lr": 0.5},
+    ],
+    ids=str,
+)
+def test_a_rate_that_suits_the_optimizer_or_comes_without_one_is_not(asked: dict[str, Any]) -> None:
+    assert warnings_of(**asked) == []

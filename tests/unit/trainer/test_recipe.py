@@ -9,7 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.trainer.training.recipe import (
-    LORA_LR,
     Choices,
     Device,
     Recipe,
@@ -247,5 +246,5 @@ def test_advice_after_memory_ran_out_names_settings_until_none_is_left() -> None
 
 
 def test_a_lora_learns_at_a_rate_of_its_own_unless_one_is_given() -> None:
-    assert peak_lr(train(lora_rank=4, lr=None), None) == LORA_LR
+    assert peak_lr(train(lora_rank=4, lr=None), None) == 1e-4
     assert peak_lr(train(lora_rank=4), 3e-5) == 3e-5

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 from msgspec.structs import fields
 
+from shared.dataset.optimizers import FAR, IN_32_BITS, usual_lr
 from shared.request import DEFAULT_BASE, JOB_ID, Inference, Policy, Train
 
 
@@ -124,6 +125,7 @@ def warnings(
     if train is not None:
         yield from _idle(train, IN_TRAIN, "input.train")
         yield from _of_schedule(train)
+        yield from _of_optimizer(train)
     of_entries = [list(_idle(entry, IN_INFERENCE, "input.inference")) for entry in inference]
     idle = [found[0] for found in of_entries if found]
     if idle:
@@ -152,4 +154,23 @@ def _of_schedule(train: Train) -> Iterator[str]:
         yield (
             f"input.train.lr_warmup_steps {warmup} is not below lr_decay_steps {decay}: the"
             " learning rate falls to its minimum before it has reached lr; lower the first"
+        )
+
+
+def _of_optimizer(train: Train) -> Iterator[str]:
+    """What beside a named optimizer is most likely meant for another one."""
+    if train.optimizer is None:
+        return
+    if train.optimizer in IN_32_BITS and not train.useadam8bit:
+        yield f"input.train.useadam8bit false has no effect with optimizer {train.optimizer}"
+    if train.optimizer == "schedule_free" and train.lr_scheduler != "constant":
+        yield (
+            f"input.train.lr_scheduler {train.lr_scheduler}: optimizer schedule_free is meant to be"
+            " used with constant"
+        )
+    usual = usual_lr(train)
+    if train.lr is not None and not usual / FAR <= train.lr <= usual * FAR:
+        yield (
+            f"input.train.lr {train.lr:.10g} is far from what is usual with optimizer"
+            f" {train.optimizer}, {usual:g}; leave it out to train at that"
         )

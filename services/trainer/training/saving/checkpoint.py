@@ -9,10 +9,9 @@ import torch
 
 from services.trainer.order import TrainingOrder
 from services.trainer.training.callbacks import Callbacks
-from services.trainer.training.ema import ema_weights
 from services.trainer.training.saving import disk_space
 from services.trainer.training.saving.resume import save_optimizers
-from services.trainer.training.state import State
+from services.trainer.training.state import State, weights_to_save
 from shared.diffusion.lora_file import export_lora
 from shared.diffusion.saving import save_beside_lora, save_configurations, save_folder
 from shared.diffusion.single_file import export
@@ -40,7 +39,7 @@ def save_checkpoint(
     callbacks.phase("saving a checkpoint")
     needed = disk_space.checkpoint_bytes(state, order.train)
     require_room(Path(order.out), needed, "save a checkpoint")
-    with ema_weights(state.averages):
+    with weights_to_save(state):
         path = _single_file(state, order, _name(state, order))
         if order.train.save_optimizer:
             save_optimizers(state, path.with_suffix(".optimizer"))
@@ -74,7 +73,7 @@ def save_trained_model(state: State, order: TrainingOrder) -> TrainedModel:
     needed = disk_space.last_bytes(state, order.train)
     require_room(Path(order.out), needed, "save the trained model")
     folder = Path(order.out) / "model"
-    with ema_weights(state.averages):
+    with weights_to_save(state):
         path = _single_file(state, order, f"last-{_name(state, order)}")
         if state.loras:
             save_beside_lora(state.parts, folder, order.train.lora_shape)

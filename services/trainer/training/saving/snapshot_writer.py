@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 
 from services.trainer.order import SNAPSHOTS, TrainingOrder
 from services.trainer.training.callbacks import Callbacks
-from services.trainer.training.ema import ema_weights
 from services.trainer.training.saving import disk_space
-from services.trainer.training.state import State
+from services.trainer.training.state import State, weights_to_save
 from shared.diffusion.lora_file import lora_tensors
 from shared.diffusion.weights import save_weights
 from shared.disk import free_bytes
@@ -80,7 +79,7 @@ class SnapshotWriter:
         if self._is_base:
             folder.mkdir(parents=True)
         else:
-            with ema_weights(self._state.averages):
+            with weights_to_save(self._state):
                 save_snapshot(self._state, folder)
         epoch = self._state.position.epoch
         self._callbacks.saved("snapshot", folder, step, epoch, command=self._command)
