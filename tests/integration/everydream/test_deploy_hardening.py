@@ -183,13 +183,13 @@ def test_every_secret_is_a_file_and_used() -> None:
 
 # ----------------------------------------------------------------------------- images
 
-WHOLE_VERSION = {"rabbitmq": 3, "postgres": 2, "chrislusf/seaweedfs": 2, "python": 3}
+WHOLE_VERSION = {"rabbitmq": 3, "postgres": 2, "chrislusf/seaweedfs": 2, "python": 3, "node": 3}
 """Numbers in a version that is not moved to another release."""
 
 
 def images() -> Iterator[str]:
     yield from (entry["image"] for entry in CONTAINERS.values() if "image" in entry)
-    yield from re.findall(r"^ARG PYTHON=(\S+)$", DOCKERFILE, re.MULTILINE)
+    yield from re.findall(r"^ARG (?:PYTHON|NODE)=(\S+)$", DOCKERFILE, re.MULTILINE)
 
 
 def test_every_image_is_pinned_to_the_last_digit() -> None:
@@ -199,7 +199,20 @@ def test_every_image_is_pinned_to_the_last_digit() -> None:
         numbers = re.fullmatch(r"(\d+(?:\.\d+)+)(-[a-z-]+)?", tag)
         assert numbers, tag
         assert numbers[1].count(".") + 1 == WHOLE_VERSION[image], tag
-    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${PYTHON}"}
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${PYTHON}", "${NODE}"}
+
+
+def test_what_the_page_is_made_of_is_compared_with_its_hash() -> None:
+    commands = [
+        line for line in DOCKERFILE.splitlines() if line.startswith("RUN") and "npm " in line
+    ]
+    assert [re.findall(r" npm (?:run )?(\w+)", line) for line in commands] == [
+        ["ci"],
+        ["types", "build"],
+    ]
+    locked = json.loads((ROOT / "services/gateway/console/package-lock.json").read_text())
+    packages = {name: each for name, each in locked["packages"].items() if name}
+    assert all(each["integrity"].startswith("sha512-") for each in packages.values())
 
 
 def test_what_an_image_installs_is_compared_with_its_hash_or_is_our_own() -> None:
