@@ -168,6 +168,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lora_merge: bool = False
     lora_rank: Annotated[int, Meta(ge=1, le=256)] | None = None
     loss_type: LossType = "mse"
+    masked_loss: bool = False
     min_snr_gamma: Annotated[float, Meta(gt=0.0)] | None = None
     optimizer: Optimizer | None = None
     pyramid_noise_discount: Fraction = 0.0
@@ -175,6 +176,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     text_encoder_lr: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     timestep_end: Annotated[int, Meta(ge=1, le=1000)] = LAST_TIMESTEP
     timestep_start: Annotated[int, Meta(ge=0, le=999)] = FIRST_TIMESTEP
+    unmasked_weight: Fraction = 0.1
     validation: Validation | None = None
     zero_frequency_noise_ratio: Fraction = 0.0
 

@@ -64,6 +64,8 @@ class Picture(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How many of the caption's parts are the main prompt, which may contain commas."""
     max_caption_length: int = CAPTION_CHARACTERS
     """In characters; tags beyond it are left out."""
+    mask: str = ""
+    """The file of its mask in the dataset folder, grey and of its size; empty: it has none."""
 
 
 class Manifest(Struct, frozen=True, kw_only=True):

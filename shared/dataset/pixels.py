@@ -26,6 +26,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What sets an image upright, by its orientation; any other is upright already."""
+OPAQUE = 255
 STRIP_ROWS = 256
 """Hashed at once; a copy of the whole image would double the memory."""
 
@@ -59,6 +60,17 @@ def as_trained(image: Image.Image) -> Image.Image:
     if upright.mode.startswith("I"):
         return _from_16_bit(upright)
     return _on_white(upright) if upright.has_transparency_data else upright.convert("RGB")
+
+
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """How opaque each pixel of a loaded image is, upright (L); None: all are opaque."""
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    if alpha.getextrema() == (OPAQUE, OPAQUE):
+        return None
+    turn = UPRIGHT.get(_orientation(image))
+    return alpha if turn is None else alpha.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:

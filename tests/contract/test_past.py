@@ -41,7 +41,7 @@ RECORDS: dict[str, Any] = {
     "device*.json": ProbedDevice,
     "home/store/uploads/*/parts.json": PartList,
     "**/*.folder.sha256.json": FolderManifest,
-    "home/store/jobs/*/staging/*/dataset/manifest.json": Manifest,
+    "**/dataset/manifest.json": Manifest,
     "home/store/jobs/*/training/*/resume/*/checkpoints.json": list[SavedCheckpoint],
 }
 WORDS: dict[str, Any] = {

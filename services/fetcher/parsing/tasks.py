@@ -82,6 +82,7 @@ def _parse_dataset(task: ParseDataset, limits: Limits, reports: Reports) -> Pars
         folder,
         shown=task.shown,
         pixels=limits.pixels,
+        masked=task.train.masked_loss,
         reading=reports.reading,
         checked=lambda done, of: reports.progress(phase="checking images", images=done, of=of),
     )
@@ -114,7 +115,8 @@ def _planned(
         *write_pages(pages, pictures),
         *write_previews(pages, folder, manifest.pictures, reports.reading),
     )
-    files = (MANIFEST, CHECKED, *(picture.file for picture in manifest.pictures))
+    masks = (picture.mask for picture in manifest.pictures if picture.mask)
+    files = (MANIFEST, CHECKED, *(picture.file for picture in manifest.pictures), *masks)
     return ParsedDataset(files=files, pages=names, report=report)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class Example:
     tensor: Tensor
     """(3, H, W): pixels from -1 to 1. Or if it was kept, what the VAE made of them."""
     is_encoded: bool
+    mask: Tensor | None = None
+    """(1, H, W): what counts, from 0 to 1; None: all of it."""
 
 
 class Inputs(NamedTuple):
@@ -49,10 +51,19 @@ class Inputs(NamedTuple):
     """(B,): a_t at the timesteps."""
     weights: Tensor
     """(B,): factors of the images' losses."""
+    places: Tensor | None = None
+    """(B, 1, H/8, W/8): factors of the losses within the images; None: all places count alike."""
 
     def to(self, device: torch.device) -> Inputs:
         """On a device; the host does not wait for those that are pinned."""
-        return Inputs(*(each.to(device, non_blocking=True) for each in self))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Inputs:
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        changed: Any = (each if each is None else change(each) for each in self)
+        return Inputs(*changed)
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,7 @@ class LoadedBatch:
     def pinned(self) -> LoadedBatch:
         """In memory from which a card copies while the host goes on."""
         examples = (replace(each, tensor=each.tensor.pin_memory()) for each in self.examples)
-        inputs = Inputs(*(each.pin_memory() for each in self.inputs))
-        return LoadedBatch(self.batch, tuple(examples), inputs)
+        return LoadedBatch(self.batch, tuple(examples), self.inputs.pinned())
 
 
 def captions_of(examples: Sequence[Example]) -> list[str]:
@@ -125,13 +135,15 @@ class BatchLoader:
     def _example(self, index: int, size: Size, epoch: int, position: int) -> Example:
         picture, config = self._pictures[index], self._epoch_config
         augmentation = augment(picture, index, size, config, epoch=epoch, position=position)
-        key = None
+        mask, key = None, None
+        if picture.mask:
+            mask = read_mask(self._folder / picture.mask, augmentation, size, picture.name)
         if config.crops_recur or augmentation.crop == (0, 0, picture.width, picture.height):
             key = Key(picture.file, augmentation.crop, size, augmentation.flip)
             if (moments := self._latents.find(key)) is not None:
-                return Example(picture, augmentation, key, moments, is_encoded=True)
+                return Example(picture, augmentation, key, moments, is_encoded=True, mask=mask)
         pixels = read_pixels(self._folder / picture.file, augmentation, size, picture.name)
-        return Example(picture, augmentation, key, pixels, is_encoded=False)
+        return Example(picture, augmentation, key, pixels, is_encoded=False, mask=mask)
 
 
 def read_pixels(path: Path, augmentation: Augmentation, size: Size, name: str = "") -> Tensor:
@@ -140,12 +152,25 @@ def read_pixels(path: Path, augmentation: Augmentation, size: Size, name: str = 
     Raises:
         Refused: it cannot be read.
     """
+    values = torch.from_numpy(_read(path, augmentation, size, name)).permute(2, 0, 1)
+    return values.float() / 127.5 - 1.0
+
+
+def read_mask(path: Path, augmentation: Augmentation, size: Size, name: str = "") -> Tensor:
+    """A mask, cropped, scaled and flipped as its image; (1, H, W), 0 to 1.
+
+    Raises:
+        Refused: it cannot be read.
+    """
+    return torch.from_numpy(_read(path, augmentation, size, name)[None, :, :, 0]).float() / 255
+
+
+def _read(path: Path, augmentation: Augmentation, size: Size, name: str) -> Any:
+    """(H, W, 3), 0 to 255."""
     try:
         with open_image(path) as file:
             upright = as_trained(file)
     except (OSError, ValueError, SyntaxError) as error:
         raise Refused(f"the image {name or path.name} cannot be read: {error}") from error
     scaled = upright.resize(size, box=augmentation.crop)
-    flipped = ImageOps.mirror(scaled) if augmentation.flip else scaled
-    values = torch.from_numpy(np.array(flipped)).permute(2, 0, 1)
-    return values.float() / 127.5 - 1.0
+    return np.array(ImageOps.mirror(scaled) if augmentation.flip else scaled)

@@ -58,7 +58,8 @@ class DiffusionLoss:
         timesteps = self._random_timesteps(shape[0], generator)
         scales = torch.tensor([example.picture.loss_scale for example in examples])
         weights = scales * self._snr_weights(timesteps)
-        return self._inputs(examples, spread, noise, timesteps, weights)
+        inputs = self._inputs(examples, spread, noise, timesteps, weights)
+        return inputs._replace(places=self._places(examples, shape))
 
     def plain_inputs(
         self, batch: Batch, examples: Sequence[Example], generator: torch.Generator
@@ -75,7 +76,8 @@ class DiffusionLoss:
         inputs = loaded.inputs.to(self._latents.device)
         predicted, expected = self._predict(loaded, inputs)
         late = inputs.timesteps / len(self._alphas)
-        errors = image_errors(predicted, expected, self._train.loss_type, late)  # (B,)
+        kind, places = self._train.loss_type, inputs.places
+        errors = image_errors(predicted, expected, kind, late, places)  # (B,)
         return (errors * inputs.weights).mean() * loaded.batch.loss_factor
 
     def plain_errors(self, loaded: LoadedBatch) -> Tensor:
@@ -125,6 +127,22 @@ class DiffusionLoss:
         with self._tokenizing:
             ids = tokenize(self._parts.tokenizer, captions_of(examples))
         return Inputs(ids, spread, noise, timesteps, self._alphas[timesteps], weights)
+
+    def _places(self, examples: Sequence[Example], shape: Sequence[int]) -> Tensor | None:
+        """How much each place of a latent counts (B, 1, H/8, W/8): its mask's mean over the place.
+
+        What is masked out counts ``unmasked_weight``.
+        """
+        if not self._train.masked_loss or all(each.mask is None for each in examples):
+            return None
+        masks = [
+            torch.ones(1, 1, *shape[2:])
+            if each.mask is None
+            else F.interpolate(each.mask[None], tuple(shape[2:]), mode="area")
+            for each in examples
+        ]
+        least = self._train.unmasked_weight
+        return least + (1.0 - least) * torch.cat(masks)
 
     def _latent_shape(self, batch: Batch) -> tuple[int, int, int, int]:
         vae = self._parts.vae.config
@@ -191,16 +209,28 @@ def noise_of(shape: Sequence[int], train: Train, generator: torch.Generator) -> 
     return noise
 
 
-def image_errors(predicted: Tensor, expected: Tensor, kind: LossType, late: Tensor) -> Tensor:
+def image_errors(
+    predicted: Tensor,
+    expected: Tensor,
+    kind: LossType,
+    late: Tensor,
+    places: Tensor | None = None,
+) -> Tensor:
     """Each image's mean error, (B,), by EveryDream2's kinds.
 
     ``late`` (B,) is the timestep as a share of the schedule: 0 hardly any noise, 1 only noise.
+    ``places`` (B, 1, H/8, W/8) are factors of each place's error.
     ``mse_huber`` goes from Huber (delta 1) at 0 to squares at 1, ``huber_mse`` the other way.
     """
-    squares = F.mse_loss(predicted, expected, reduction="none").mean(dim=(1, 2, 3))
+
+    def mean(errors: Tensor) -> Tensor:
+        weighed = errors if places is None else errors * places
+        return weighed.mean(dim=(1, 2, 3))
+
+    squares = mean(F.mse_loss(predicted, expected, reduction="none"))
     if kind == "mse":
         return squares
-    huber = F.huber_loss(predicted, expected, reduction="none").mean(dim=(1, 2, 3))
+    huber = mean(F.huber_loss(predicted, expected, reduction="none"))
     match kind:
         case "huber":
             return huber

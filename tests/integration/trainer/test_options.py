@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor
@@ -17,7 +20,7 @@ from services.trainer.order import Outcome
 from services.trainer.training import train as loop
 from services.trainer.training.batches import BatchLoader
 from services.trainer.training.latents import LatentCache
-from services.trainer.training.loss import DiffusionLoss
+from services.trainer.training.loss import DiffusionLoss, image_errors
 from services.trainer.training.recipe import Choices
 from services.trainer.training.saving.metrics import read_lines
 from services.trainer.training.state import State, prepare
@@ -392,3 +395,63 @@ def test_what_was_recorded_after_the_resume_point_is_recorded_once(
     assert [report["step"] for report in callbacks.reports] == [1, 2, 3]
     assert [line["step"] for line in read_lines(Path(outcome.metrics))] == [1, 2, 3, 4]
     assert list(scalars(Path(outcome.tensorboard))["lr/unet"]) == [1, 2, 3, 4]
+
+
+def masked(folder: Path, base_dataset: Path) -> Path:
+    """The data set with masks of the left halves."""
+    shutil.copytree(base_dataset, folder)
+    pictures = []
+    for picture in Manifest.read(folder).pictures:
+        mask = Image.new("L", (picture.width, picture.height), 0)
+        mask.paste(255, (0, 0, picture.width // 2, picture.height))
+        mask.save(folder / f"mask-{picture.file}")
+        pictures.append(replace(picture, mask=f"mask-{picture.file}"))
+    Manifest(pictures=tuple(pictures)).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_of_a_masked_image_each_place_pulls_as_its_mask_says_and_the_rest_by_its_weight(
+    base: Path, dataset: Path, tmp_path: Path, *, flip: float
+) -> None:
+    """The gradient at the prediction is 2 w (p - e) / n; flips go along."""
+    order = training_order(
+        tmp_path, dataset=masked(tmp_path / "data", dataset), base=base, batch_size=4,
+        masked_loss=True, unmasked_weight=0.25, flip_p=flip,
+    )  # fmt: skip
+    state = prepare(loop.base_model(order), order.train, CPU, torch.device("cpu"))
+    latents = LatentCache(state.parts.vae, tmp_path)
+    config = EpochConfig.of(order.train, seed=order.seed)
+    pictures = Manifest.read(Path(order.dataset)).pictures
+    objective = DiffusionLoss(state, order, CPU, latents)
+    loader = BatchLoader(Path(order.dataset), pictures, config, latents)
+    (batch,) = plan_epoch(pictures, config, 0)
+
+    places = loader.load(batch, 0, partial(objective.inputs, epoch=0)).inputs.places
+
+    assert places is not None
+    side = places.shape[-1] // 2
+    counted, rest = (
+        (places[..., side:], places[..., :side])
+        if flip
+        else (places[..., :side], places[..., side:])
+    )
+    assert torch.equal(counted, torch.ones_like(counted))
+    assert torch.equal(rest, torch.full_like(rest, 0.25))
+    predicted = torch.randn(4, 4, *places.shape[2:], requires_grad=True)
+    expected = torch.randn(4, 4, *places.shape[2:])
+    torch.autograd.backward(image_errors(predicted, expected, "mse", torch.zeros(4), places).mean())
+    formula = 2 * places * (predicted - expected).detach() / predicted.numel()
+    assert predicted.grad is not None
+    assert torch.allclose(predicted.grad, formula)
+
+
+def test_without_masked_loss_masks_change_nothing_and_with_it_they_do(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    data = masked(tmp_path / "data", dataset)
+
+    plain = first_loss(base, dataset, tmp_path / "plain")
+    assert first_loss(base, data, tmp_path / "ignored") == plain
+    assert first_loss(base, data, tmp_path / "all", masked_loss=True, unmasked_weight=1.0) == plain
+    assert first_loss(base, data, tmp_path / "masked", masked_loss=True) < 0.8 * plain

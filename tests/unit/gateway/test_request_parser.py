@@ -178,12 +178,14 @@ NUMBERS: Ranges = {
     "min_snr_gamma": ([1, 5.0], [0, -1.0]),
     "pyramid_noise_discount": ([0, 0.03, 1], [-0.1, 1.1]),
     "text_encoder_lr": ([1e-9, 1], [0, -1e-6, 1.5]),
+    "unmasked_weight": ([0, 0.5, 1], [-0.1, 1.1]),
     "zero_frequency_noise_ratio": ([0, 0.02, 1], [-0.1, 1.1]),
 }
 SWITCHES = [
     "amp", "disable_textenc_training", "disable_unet_training", "disable_xformers",
     "gradient_checkpointing", "save_full_precision", "save_optimizer", "scale_lr",
     "shuffle_tags", "useadam8bit", "rated_dataset", "enable_zero_terminal_snr", "lora_merge",
+    "masked_loss",
 ]  # fmt: skip
 ENTRY_WHOLE: Ranges = {
     "width": (SIDES, [0, 64, 513, 1088, 512.5]),
@@ -850,6 +852,9 @@ NO_EFFECT: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
     "scale_lr": [
         ({"scale_lr": True, "batch_size": 1}, {"grad_accum": 2}, "true has no effect with batch_")
     ],
+    "unmasked_weight": [
+        ({"unmasked_weight": 0.5}, {"masked_loss": True}, "0.5 has no effect without masked_loss"),
+    ],
     "text_encoder_lr": [
         (
             {"text_encoder_lr": 1e-6, "disable_textenc_training": True},
@@ -859,7 +864,7 @@ NO_EFFECT: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
     ],
 }
 """By option of ``train``: beside what it has no effect, beside what it has one, and the warning."""
-WITH_THE_DATASET = {"keep_tags", "sample_steps", "shuffle_tags"}
+WITH_THE_DATASET = {"keep_tags", "masked_loss", "sample_steps", "shuffle_tags"}
 """Told of in the report, by the pictures that there are."""
 ALWAYS = {
     "amp", "batch_size", "checkpoint_format", "ckpt_every_n_minutes", "clip_grad_norm",

@@ -6,10 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+from PIL import Image
+
 from services.fetcher.parsing.datasets.archive import IMAGES, ImageFile, Unpacked
 from services.fetcher.parsing.datasets.camera_names import is_camera_name
 from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
-from services.fetcher.parsing.datasets.image_check import UnusableImage, inspect
+from services.fetcher.parsing.datasets.image_check import (
+    UnusableImage,
+    decoded,
+    inspect,
+    transparency,
+)
+from services.fetcher.parsing.datasets.masks import SUFFIX, Masks, like_masks, store_mask
 from services.fetcher.parsing.datasets.sidecar_values import ImageOptions
 from services.fetcher.parsing.datasets.sidecars import ImageTexts, Sidecars
 from shared.dataset.buckets import Size
@@ -37,15 +46,17 @@ FILES_SHOWN = 10
 class Checker:
     """Checks images one by one."""
 
-    def __init__(self, unpacked: Unpacked, folder: Path) -> None:
+    def __init__(self, unpacked: Unpacked, folder: Path, masks: Masks | None = None) -> None:
+        """``masks`` is None where none are asked for."""
         self.pictures: list[Picture] = []
         self.skipped = list(unpacked.skipped)
+        self._masks = masks
         self.pixels = 0
         """Of all images that were decoded."""
         self._folder = folder
         self._sidecars = Sidecars(
             unpacked.texts,
-            (image.name for image in unpacked.images),
+            (image.name for image in (masks.pictures if masks else unpacked.images)),
             (each.file for each in unpacked.skipped),
         )
         self._notes: list[Notes] = []
@@ -56,6 +67,7 @@ class Checker:
     def check(self, image: ImageFile) -> None:
         """Decode an image and find its caption; an unusable image is skipped and removed."""
         try:
+            transparent = transparency(self._folder / image.file) if self._masks else None
             info = inspect(self._folder / image.file)
         except UnusableImage as error:
             self.skipped.append(Skipped.of(image.name, error))
@@ -66,6 +78,10 @@ class Checker:
         texts = self._sidecars.of(image.name)
         picture = _picture(image.name, info.file, info.size, texts.options)
         remarks = [*info.remarks, *texts.remarks]
+        if self._masks and (mask := self._mask(image, transparent)) is not None:
+            file = f"{Path(picture.file).stem}{SUFFIX}.png"
+            remarks.append(store_mask(mask, info.size, self._folder / file))
+            picture = replace(picture, mask=file)
         if (first := self._first.setdefault(info.fingerprint, image.name)) != image.name:
             self._duplicates.append(Duplicate(file=short(image.name), same_as=short(first)))
             remarks.append(same_pixels(first))
@@ -78,6 +94,22 @@ class Checker:
                 doubts=tuple(_doubts(image, picture, texts)),
             )
         )
+
+    def _mask(self, image: ImageFile, transparent: Image.Image | None) -> Image.Image | None:
+        """The mask beside a picture, or else its transparency; a broken one is skipped."""
+        assert self._masks is not None  # noqa: S101 - see check
+        if (beside := self._masks.of(image)) is None:
+            return transparent
+        path = self._folder / beside.file
+        try:
+            mask = decoded(path)
+        except UnusableImage as error:
+            self.skipped.append(Skipped.of(beside.name, error))
+            return transparent
+        finally:
+            path.unlink()
+        self.pixels += mask.width * mask.height
+        return mask
 
     def result(self) -> CheckedDataset:
         return CheckedDataset(
@@ -126,6 +158,7 @@ def check_images(
     *,
     shown: str,
     pixels: int,
+    masked: bool = False,
     reading: Callable[[str], None],
     checked: Callable[[int, int], None],
 ) -> CheckedDataset:
@@ -136,6 +169,7 @@ def check_images(
         folder: where its images are.
         shown: the archive's name in messages.
         pixels: the most that all images may have together.
+        masked: whether ``NAME_mask`` is the mask of ``NAME``, and so is an image's transparency.
         reading: called with each image's name, before it is opened.
         checked: called with the number of images checked and of all images.
 
@@ -143,8 +177,10 @@ def check_images(
         Refused: no usable image, or too many pixels; names the archive and says why.
         Full: the disk has no room for an image that is stored anew.
     """
-    checker = Checker(unpacked, folder)
-    for done, image in enumerate(unpacked.images, start=1):
+    masks = Masks(unpacked.images) if masked else None
+    images = masks.pictures if masks else unpacked.images
+    checker = Checker(unpacked, folder, masks)
+    for done, image in enumerate(images, start=1):
         reading(image.name)
         checker.check(image)
         if checker.pixels > pixels:
@@ -152,10 +188,20 @@ def check_images(
                 f"{shown}: its images have more than {pixels // 1_000_000} million pixels together,"
                 " the most for an archive of so few bytes; make several, or save them smaller"
             )
-        checked(done, len(unpacked.images))
+        checked(done, len(images))
+    for each in masks.skipped if masks else ():
+        checker.skipped.append(Skipped.of(each.name, "a mask of no picture beside it"))
+        (folder / each.file).unlink()
     if not checker.pictures:
         raise Refused(_no_usable_image(shown, checker.skipped))
-    return checker.result()
+    found = checker.result()
+    if not masked and (alike := like_masks(unpacked.images)):
+        warning = (
+            f"{counted(len(alike), 'picture')} named like a mask of another: trained on as a"
+            f" picture, as masked_loss is not set: {named(alike)}"
+        )
+        found = replace(found, warnings=[warning, *found.warnings])
+    return found
 
 
 def _picture(name: str, file: str, size: Size, options: ImageOptions) -> Picture:

@@ -40,7 +40,8 @@ def apply_edits(
         edit = edits.get(number, PictureEdit())
         if not edit.use:
             skipped.append(Skipped.of(picture.name, LEFT_OUT))
-            (folder / picture.file).unlink()
+            for file in filter(None, (picture.file, picture.mask)):
+                (folder / file).unlink()
             continue
         pictures.append(picture if edit.caption is None else _captioned(picture, edit.caption))
         notes.append(of_it if edit.caption is None else _edited(of_it, picture, edit.caption))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pillow_heif
@@ -15,7 +16,7 @@ from msgspec import Struct
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from shared.dataset.buckets import Size
-from shared.dataset.pixels import FORMATS, as_trained, fingerprint, open_image
+from shared.dataset.pixels import FORMATS, alpha_of, as_trained, fingerprint, open_image
 from shared.disk import SPARE, require_room, translate_disk_full
 
 FOREIGN = ("HEIF", "AVIF")
@@ -72,11 +73,39 @@ def inspect(path: Path) -> ImageInfo:
         UnusableImage: not an image, broken, truncated, or too large.
         Full: the disk has no room for what is stored anew.
     """
+    with _usable(path), open_image(path, READ) as image:
+        trained = _decoded(image, path)
+        remarks = tuple(_remarks(image))
+        is_foreign = image.format in FOREIGN
+    return ImageInfo(
+        file=_stored_anew(trained, path) if is_foreign else path.name,
+        size=Size(*trained.size),
+        fingerprint=fingerprint(trained),
+        remarks=remarks,
+    )
+
+
+def decoded(path: Path) -> Image.Image:
+    """An image as it would be trained on. Raises UnusableImage as :func:`inspect`."""
+    with _usable(path), open_image(path, READ) as image:
+        return _decoded(image, path)
+
+
+def transparency(path: Path) -> Image.Image | None:
+    """How opaque an image is where (L), upright; None: it has no transparent pixel.
+
+    Raises UnusableImage as :func:`inspect`.
+    """
+    with _usable(path), open_image(path, READ) as image:
+        _decoded(image, path)
+        return alpha_of(image)
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises in the block is an UnusableImage that says why."""
     try:
-        with open_image(path, READ) as image:
-            trained = _decoded(image, path)
-            remarks = tuple(_remarks(image))
-            is_foreign = image.format in FOREIGN
+        yield
     except UnidentifiedImageError:
         raise UnusableImage(_unidentified(path)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -85,12 +114,6 @@ def inspect(path: Path) -> ImageInfo:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise what they like on broken files
         raise UnusableImage(f"broken or cut off ({error})") from None
-    return ImageInfo(
-        file=_stored_anew(trained, path) if is_foreign else path.name,
-        size=Size(*trained.size),
-        fingerprint=fingerprint(trained),
-        remarks=remarks,
-    )
 
 
 def _unidentified(path: Path) -> str:

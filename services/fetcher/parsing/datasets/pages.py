@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
+from PIL import Image
 
 from shared.dataset.manifest import Picture, TrainedPicture
 from shared.dataset.pages import PAGE, PREVIEWS, page_name, page_of, preview_name
@@ -14,6 +15,8 @@ from shared.dataset.pixels import as_trained, open_image
 from shared.disk import translate_disk_full
 from shared.thumbnail import SIDE, write_thumbnail
 
+VEIL = 0.75
+"""How much of what a mask leaves out is grey in a preview."""
 QUALITY = 70
 """Of a preview: some 8 KB."""
 
@@ -52,6 +55,16 @@ def write_previews(
             with open_image(dataset / picture.file) as image:
                 image.draft("RGB", (SIDE, SIDE))  # a JPEG is decoded small
                 small = as_trained(image)
+            if picture.mask:
+                small = _veiled(small, dataset / picture.mask)
             names.append(preview_name(number))
             write_thumbnail(small, folder / names[-1], quality=QUALITY)
     return names
+
+
+def _veiled(picture: Image.Image, mask: Path) -> Image.Image:
+    """With what a mask leaves out in grey."""
+    with open_image(mask) as opened:
+        counted = opened.convert("L").resize(picture.size)
+    grey = Image.new("RGB", picture.size, "grey")
+    return Image.composite(picture, Image.blend(picture, grey, VEIL), counted)

@@ -60,8 +60,15 @@ def _sample_steps(train: Train, pictures: Sequence[Picture]) -> str:
     return "there are no sample_prompts, and no captions to draw in their place"
 
 
+def _masked_loss(_train: Train, pictures: Sequence[Picture]) -> str:
+    if any(picture.mask for picture in pictures):
+        return ""
+    return "no picture has a mask, NAME_mask.png beside NAME.jpg, or transparent areas"
+
+
 OF_REQUEST: Mapping[str, Callable[[Train, Sequence[Picture]], str]] = {
     "keep_tags": _keep_tags,
+    "masked_loss": _masked_loss,
     "sample_steps": _sample_steps,
     "shuffle_tags": _shuffle_tags,
 }

@@ -84,6 +84,7 @@ IN_TRAIN: Mapping[str, Sequence[Idle]] = {
     "text_encoder_lr": (
         Idle(lambda train: train.disable_textenc_training, "with disable_textenc_training"),
     ),
+    "unmasked_weight": (Idle(lambda train: not train.masked_loss, "without masked_loss"),),
 }
 """Any other option has an effect beside all others, or it depends on the dataset, whose report
 tells."""

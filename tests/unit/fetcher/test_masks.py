@@ -1,0 +1,148 @@
+"""Which files are masks, and how they are stored."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from services.fetcher.parsing.datasets.archive import unpack
+from services.fetcher.parsing.datasets.check import check_images
+from services.fetcher.parsing.datasets.checked import CheckedDataset
+from services.fetcher.parsing.datasets.edited import apply_edits
+from services.fetcher.parsing.datasets.pages import write_previews
+from services.fetcher.parsing.datasets.unused_options import unused_options
+from shared.dataset.edits import PictureEdit
+from shared.dataset.pages import preview_name
+from shared.request import Train
+from tests.support.in_process_parser import ignored
+
+SIZE = (64, 48)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", orientation: int = 1) -> bytes:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+PICTURE = encoded(Image.new("RGB", SIZE, "red"), "JPEG")
+
+
+def half(size: tuple[int, int] = SIZE) -> Image.Image:
+    """White on the left, black on the right."""
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
+def checked(files: dict[str, bytes], folder: Path, *, masked: bool = True) -> CheckedDataset:
+    with zipfile.ZipFile(folder / "a.zip", "w") as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    (folder / "out").mkdir()
+    unpacked = unpack(folder / "a.zip", folder / "out", shown="the zip", reading=ignored)
+    return check_images(
+        unpacked, folder / "out", shown="the zip", pixels=10**9, masked=masked, reading=ignored,
+        checked=lambda *_: None,
+    )  # fmt: skip
+
+
+def pixel(folder: Path, file: str, place: tuple[int, int]) -> object:
+    with Image.open(folder / "out" / file) as image:
+        assert (image.mode, image.size) == ("L", SIZE)
+        return image.getpixel(place)
+
+
+@pytest.mark.parametrize("name", ["x/ted_mask.png", "x/ted_MASK.jpg"])
+def test_a_mask_beside_its_picture_is_stored_with_it_and_is_no_picture(
+    name: str, tmp_path: Path
+) -> None:
+    kind = "PNG" if name.endswith("png") else "JPEG"
+    files = {"x/ted.jpg": PICTURE, name: encoded(half(), kind), "y/ted.jpg": PICTURE}
+
+    found = checked(files, tmp_path)
+
+    assert [each.name for each in found.pictures] == ["x/ted.jpg", "y/ted.jpg"]
+    first, other = found.pictures
+    assert other.mask == ""
+    assert pixel(tmp_path, first.mask, (3, 20)) == pytest.approx(255, abs=3)
+    assert pixel(tmp_path, first.mask, (60, 20)) == pytest.approx(0, abs=3)
+    assert "its mask keeps 50% of it" in found.notes[0].remarks
+    assert len(list((tmp_path / "out").iterdir())) == 3, "the file as it came is gone"
+
+
+def test_a_mask_of_another_size_is_scaled_which_is_said(tmp_path: Path) -> None:
+    files = {"ted.jpg": PICTURE, "ted_mask.png": encoded(half((32, 24)))}
+
+    found = checked(files, tmp_path)
+
+    assert pixel(tmp_path, found.pictures[0].mask, (3, 20)) == 255
+    assert "its mask of 32 x 24 is scaled to its size" in found.notes[0].remarks[0]
+
+
+def test_transparent_areas_are_masked_out_and_turn_as_the_picture_does(tmp_path: Path) -> None:
+    turned = (SIZE[1], SIZE[0])
+    image = Image.new("RGBA", turned, "red")
+    top = Image.new("L", turned, 255)
+    top.paste(0, (0, 0, turned[0], turned[1] // 2))
+    image.putalpha(top)
+
+    found = checked({"ted.png": encoded(image, orientation=6)}, tmp_path)
+
+    # Orientation 6: its top is the picture's right.
+    assert pixel(tmp_path, found.pictures[0].mask, (3, 20)) == 255
+    assert pixel(tmp_path, found.pictures[0].mask, (60, 20)) == 0
+
+
+def test_a_mask_of_nothing_and_a_broken_one_are_left_out_by_name(tmp_path: Path) -> None:
+    files = {
+        "ted.jpg": PICTURE, "ben_mask.png": encoded(half()), "ann.jpg": PICTURE,
+        "ann_mask.png": b"no image",
+    }  # fmt: skip
+
+    found = checked(files, tmp_path)
+
+    assert {each.file for each in found.skipped} == {"ben_mask.png", "ann_mask.png"}
+    assert [each.mask for each in found.pictures] == ["", ""]
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_without_masked_loss_they_are_pictures_and_it_is_warned_of_them(tmp_path: Path) -> None:
+    found = checked({"ted.jpg": PICTURE, "ted_mask.png": encoded(half())}, tmp_path, masked=False)
+
+    assert len(found.pictures) == 2
+    assert "1 picture named like a mask of another" in found.warnings[0]
+
+
+def test_masked_loss_without_any_mask_has_no_effect_which_is_said(tmp_path: Path) -> None:
+    asked = Train(data_url="u", masked_loss=True)
+    plain = checked({"ted.jpg": PICTURE}, tmp_path)
+
+    (warning,) = unused_options(asked, plain.pictures)
+
+    assert warning.startswith("masked_loss true has no effect: no picture has a mask")
+
+
+def test_a_picture_that_is_left_out_after_its_check_takes_its_mask_along(tmp_path: Path) -> None:
+    files = {"ann.jpg": PICTURE, "ted.jpg": PICTURE, "ted_mask.png": encoded(half())}
+    found = checked(files, tmp_path)
+
+    apply_edits(found, {2: PictureEdit(use=False)}, tmp_path / "out", ignored)
+
+    assert [each.name for each in (tmp_path / "out").iterdir()] == [found.pictures[0].file]
+
+
+def test_a_preview_shows_what_the_mask_leaves_out_in_grey(tmp_path: Path) -> None:
+    found = checked({"ted.jpg": PICTURE, "ted_mask.png": encoded(half())}, tmp_path)
+
+    write_previews(tmp_path, tmp_path / "out", found.pictures, ignored)
+
+    with Image.open(tmp_path / preview_name(1)) as preview:
+        left, right = (preview.convert("RGB").getpixel((x, 20)) for x in (5, 58))
+    assert left == pytest.approx((254, 0, 0), abs=12)
+    assert right == pytest.approx((160, 96, 96), abs=12)
