@@ -118,12 +118,20 @@ def lora_of(kind: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> Lor
         Refused: the file does not fit the network; names what differs.
     """
     ours = {name: each for name, each in tensors.items() if name.startswith(PREFIXES[kind])}
-    known = {kohya_name(kind, name): layer for name, layer in network.named_modules()}
-    layers: dict[str, tuple[nn.Module, LoraLayer]] = {}
-    for name in sorted({name.partition(".")[0] for name in ours}):
-        if not isinstance(layer := known.get(name), nn.Linear | nn.Conv2d):
-            raise Refused(f"the LoRA has {name}, which the model has not: it is for another kind")
-        layers[name] = layer, _loaded(name, layer, ours)
+    known = {
+        kohya_name(kind, name): layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+    names = {name.partition(".")[0] for name in ours}
+    if strangers := sorted(names - known.keys()):
+        raise Refused(
+            f"the LoRA has {strangers[0]}, which the model has not: it is for another kind"
+        )
+    # In the network's order, as a fresh one: an optimizer's moments go by position.
+    layers = {
+        name: (layer, _loaded(name, layer, ours)) for name, layer in known.items() if name in names
+    }
     return Lora(layers) if layers else None
 
 

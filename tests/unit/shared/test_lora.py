@@ -151,3 +151,18 @@ def test_a_file_without_an_alpha_counts_by_its_rank_and_one_without_layers_is_no
     assert found is not None
     assert found.state_dict()[f"{NAME}.alpha"] == 2.0
     assert lora_of("text_encoder", parts.text_encoder, good) is None
+
+
+def test_a_file_gives_the_layers_in_the_order_by_which_optimizers_know_them() -> None:
+    parts = random_parts()
+    seed = torch.Generator().manual_seed(0)
+    shape = LoraShape(rank=2, alpha=1.0, conv_rank=1)
+    for kind in ("unet", "text_encoder"):
+        fresh = fresh_lora(kind, getattr(parts, kind), shape, seed)
+        shuffled = dict(sorted(fresh.state_dict().items()))
+
+        found = lora_of(kind, getattr(parts, kind), shuffled)
+
+        assert found is not None
+        assert list(found) == list(fresh)
+        assert list(found) != sorted(found)
