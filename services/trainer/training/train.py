@@ -196,12 +196,14 @@ def set_up(order: TrainingOrder, callbacks: Callbacks, clock: Clock) -> Run:
 def begin_or_resume(order: TrainingOrder, state: State) -> State:
     """The state at the resume point; without one, at the beginning.
 
-    A base model that an earlier job trained may bring that job's optimizers along.
+    A base model that an earlier job trained may bring that job's optimizers along; a new LoRA has
+    no use for those of whole networks.
     """
+    base = Path(order.base)
     if order.resume:
         resume.load(state, Path(order.resume))
-    else:
-        resume.restore_optimizers(state, Path(order.base))
+    elif bool(state.loras) == (base / LORA).exists():
+        resume.restore_optimizers(state, base)
     return state
 
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from services.trainer.order import Outcome
-from services.trainer.training.train import loras_for, train
+from services.trainer.training.recipe import Choices
+from services.trainer.training.state import State, prepare
+from services.trainer.training.train import begin_or_resume, loras_for, train
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.lora import Lora, fresh_lora, kohya_name
 from shared.diffusion.lora_file import attach
@@ -24,13 +26,14 @@ from shared.diffusion.saving import stock_pipeline
 from shared.request import LoraShape
 from shared.storage.manifest import LORA, LORA_SHAPE
 from tests.support.models import make_random_model, random_parts
-from tests.support.training import RecordingCallbacks, make_dataset, training_order
+from tests.support.training import RecordingCallbacks, make_dataset, training_order, whole_model
 
 pytestmark = pytest.mark.usefixtures("models_in_memory")
 
 UNEQUAL: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 3.0, "lora_conv_rank": 2}
 SHAPE = LoraShape(rank=4, alpha=3.0, conv_rank=2)
 STEPS = 25
+CPU = Choices(precision="fp32", optimizer="adamw", attention="sdpa")
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +271,41 @@ def test_training_goes_on_with_the_lora_that_the_base_model_comes_with(
     found = {name: each for lora in loras.values() for name, each in lora.state_dict().items()}
     assert sorted(found) == sorted(known)
     assert all(torch.equal(found[name], known[name]) for name in known)
+
+
+def begun_from(base: Path, dataset: Path, out: Path) -> State:
+    order = training_order(out, dataset=dataset, base=base, **UNEQUAL)
+    parts = load(base)
+    device = torch.device("cpu")
+    return begin_or_resume(
+        order, prepare(parts, order.train, CPU, device, loras=loras_for(parts, order))
+    )
+
+
+def test_whoever_goes_on_with_a_lora_gets_the_moments_of_each_of_its_weights(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    first = trained(tmp_path / "1", base, dataset, max_epochs=1, save_optimizer=True)
+
+    state = begun_from(with_lora(base, first, tmp_path / "base"), dataset, tmp_path / "2")
+
+    for name, lora in state.loras.items():
+        moments = state.optimizers[name].state
+        assert [moments[each]["exp_avg"].shape for each in lora.parameters()] == [
+            each.shape for each in lora.parameters()
+        ]
+
+
+def test_a_new_lora_leaves_the_optimizers_of_the_whole_networks_alone_without_a_warning(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    options = {"max_epochs": 1, "save_optimizer": True, "lora_rank": None}
+    first = trained(tmp_path / "1", base, dataset, **options)
+
+    state = begun_from(whole_model(first), dataset, tmp_path / "2")
+
+    assert not state.warnings
+    assert not state.optimizers["unet"].state
 
 
 def with_lora(base: Path, outcome: Outcome, folder: Path) -> Path:
