@@ -341,10 +341,15 @@ def going_on_with(train: Train, lora: LoraShape | None) -> Train:
     """The request with the shape of the LoRA that the base model comes with, if it has one.
 
     Raises:
-        Refused: another shape is asked for.
+        Refused: another shape is asked for, or another format than a LoRA is written in.
     """
     if lora is None:
         return train
+    if train.checkpoint_format == "ckpt":
+        raise Refused(
+            "input.train.checkpoint_format: resume_ckpt_url names a LoRA, which is written as"
+            " safetensors; leave checkpoint_format out"
+        )
     if train.lora_shape not in (None, lora):
         raise Refused(
             f"input.train.lora_rank: the LoRA that resume_ckpt_url names has {lora}, but"

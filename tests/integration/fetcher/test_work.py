@@ -328,6 +328,8 @@ async def test_a_job_that_names_a_lora_goes_on_with_its_shape_or_is_told_that_it
     assert 0 < staged.report["estimate"]["model_bytes"] < sum(parameters.values())
     with pytest.raises(Refused, match=r"lora_rank: the LoRA that resume_ckpt_url names has rank 4"):
         await staging.perform(**asked, lora_rank=8)
+    with pytest.raises(Refused, match=r"checkpoint_format: resume_ckpt_url names a LoRA"):
+        await staging.perform(**asked, checkpoint_format="ckpt")
 
 
 async def test_a_job_without_a_seed_is_reported_with_the_one_it_will_be_trained_with(
