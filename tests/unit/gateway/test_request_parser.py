@@ -811,6 +811,11 @@ NO_EFFECT: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
     ],
     "lora_merge": [
         ({"lora_merge": True}, {"lora_rank": 4}, "true has no effect without lora_rank"),
+        (
+            {"lora_merge": True},
+            {"resume_ckpt_url": "0b9ff3a4-9a2e-4f43-8b6c-0f1ad2dc2f6e"},
+            "true has no effect without lora_rank",
+        ),
     ],
     "lr_decay_steps": [
         (

@@ -23,6 +23,11 @@ class Idle(NamedTuple):
 
 OWN_BASE = rf"^{re.escape(DEFAULT_BASE.removesuffix('.ckpt'))}(\.ckpt)?$"
 WITHOUT_LORA = Idle(lambda train: train.lora_rank is None, "without lora_rank")
+GOES_ON_WITH_NONE = Idle(
+    lambda train: train.lora_rank is None and not re.search(JOB_ID, train.resume_ckpt_url),
+    "without lora_rank",
+)
+"""A job that goes on with an earlier one's LoRA has that one's rank."""
 CONSTANT = Idle(lambda train: train.lr_scheduler == "constant", "with lr_scheduler constant")
 
 RATED_FROM = 2
@@ -47,7 +52,7 @@ IN_TRAIN: Mapping[str, Sequence[Idle]] = {
         WITHOUT_LORA,
         Idle(lambda train: train.disable_unet_training, "with disable_unet_training"),
     ),
-    "lora_merge": (WITHOUT_LORA,),
+    "lora_merge": (GOES_ON_WITH_NONE,),
     "lr": (
         Idle(
             lambda train: train.disable_unet_training and train.text_encoder_lr is not None,
