@@ -378,10 +378,12 @@ def needed_model(job: Job) -> StagedModel | None:
 
     A LoRA is drawn with its base model as long as its job is there.
     """
-    if job.status in ("COMPLETED", "CANCELLED"):
+    if job.lora_base:
         staged = job.staged_model
         size = staged.bytes if staged and staged.prefix == job.lora_base else 0
-        return StagedModel(prefix=job.lora_base, bytes=size) if job.lora_base else None
+        return StagedModel(prefix=job.lora_base, bytes=size)
+    if job.status in ("COMPLETED", "CANCELLED"):
+        return None
     return job.staged_model or _model_of_triggers(job)
 
 

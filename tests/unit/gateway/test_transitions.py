@@ -484,6 +484,20 @@ def test_a_loras_base_model_is_needed_as_long_as_its_job_is_there_and_no_other_i
     assert base.prefix == "cache/b"
 
 
+def test_while_a_trained_lora_is_drawn_its_base_model_is_what_is_needed() -> None:
+    history = JobHistory()
+    history.stage()
+    history.claim("training", "t")
+    history.receive(msgspec.structs.replace(checkpoint_final("t"), lora_base="cache/b"))
+
+    assert history.job.staged_model is not None
+    assert history.job.staged_model.prefix != "cache/b"
+    assert not history.job.ended
+    needed = needed_model(history.job)
+    assert needed is not None
+    assert needed.prefix == "cache/b"
+
+
 # --- Claims and fences ------------------------------------------------------------------------
 
 
