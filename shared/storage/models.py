@@ -37,12 +37,14 @@ async def is_whole(store: ObjectStore, prefix: str) -> bool:
 
 
 async def base_of(store: ObjectStore, lora: str) -> str:
-    """The prefix of the model below :data:`MODELS` that a LoRA's model shares files with.
+    """The prefix of the model that a LoRA's model shares files with.
 
-    Empty: the files are those of a model that a job has trained.
+    It is one below :data:`MODELS`, or one that a job has trained. Empty: it shares none.
 
     Raises:
         NotFound: there is no such model.
     """
-    keys = (file.key or "" for file in (await read_manifest(store, lora)).files)
-    return next((found[0] for key in keys if (found := MODEL.match(key))), "")
+    for file in (await read_manifest(store, lora)).files:
+        if file.key and file.key.endswith(f"/{file.name}"):
+            return file.key.removesuffix(f"/{file.name}")
+    return ""

@@ -298,13 +298,14 @@ class Claimed:
             name=submitted.model.name,
         )
 
-    async def finish_training(self) -> None:
+    async def finish_training(self, *, lora_base: str = "") -> None:
         prefix = f"jobs/{self.job}/training/{self.grant.attempt}"
         checkpoint = await self.put(f"{prefix}/last-job.safetensors", "checkpoint")
         early = await self.put(f"{prefix}/job-ep01.safetensors", "checkpoint")
         await self.publish(
             CheckpointFinal,
             model=f"{prefix}/model",
+            lora_base=lora_base,
             checkpoint=checkpoint,
             checkpoints=(
                 SavedCheckpoint(artifact=early, step=4, epoch=1, validation_loss=0.25, best=True),

@@ -30,7 +30,7 @@ from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import DEFAULT_BASE, STORED, LoraShape, is_http_url
 from shared.storage.folders import content_address, folder_exists, upload_folder
-from shared.storage.models import base_of, is_whole, note_use, stored_model
+from shared.storage.models import MODEL, base_of, is_whole, note_use, stored_model
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names of the deployment's base model."""
@@ -135,7 +135,8 @@ class ModelStager:
 
     async def _stage_folder(self, prefix: str, staging: Staging) -> StagedModel:
         """A model that a job has trained; what it shares with its base model must be there."""
-        if base := await base_of(self._store, prefix):
+        base = await base_of(self._store, prefix)
+        if MODEL.match(f"{base}/"):
             await note_use(self._store, base)
         if await lacks_base(self._store, prefix):
             raise Refused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -20,7 +20,14 @@ from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import JobStore, StoredJob
 from shared.dataset.edits import EDITED, EditedDataset
 from shared.keys import link_holds
-from shared.messaging.messages import Artifact, DatasetStaged, ModelStaged, Submission, decode
+from shared.messaging.messages import (
+    Artifact,
+    CheckpointFinal,
+    DatasetStaged,
+    ModelStaged,
+    Submission,
+    decode,
+)
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import JOB_ID, STORED, ModelSource, Request, Train
@@ -213,11 +220,28 @@ async def jobs_needing(jobs: JobStore, owner: str, prefix: str, most: int) -> li
     ids: list[str] = []
     before: tuple[float, str] | None = None
     while rows := await jobs.newest(owner=owner, statuses=LIVE, before=before, limit=PAGE):
-        ids += [row.id for row in rows if any(key.startswith(prefix) for key in _needed(row))]
+        for row in rows:
+            needed = list(_needed(row))
+            needed += [base async for base in _bases(jobs, needed)]
+            ids += [row.id] if any(key.startswith(prefix) for key in needed) else []
         if len(ids) > most:
             break
         before = rows[-1].created_at, rows[-1].id
     return ids
+
+
+async def _bases(jobs: JobStore, needed: Iterable[str]) -> AsyncIterator[str]:
+    """Prefixes of the models that LoRAs among what a job needs share files with."""
+    for job_id in {key.split("/")[1] for key in needed if key.startswith(JOBS)}:
+        if (row := await jobs.get(job_id)) is None:
+            continue
+        try:
+            base = read(row).lora_base
+        except msgspec.DecodeError:
+            log.exception("cannot_judge", job=job_id)
+            continue
+        if base:
+            yield f"{base}/"
 
 
 def _needed(row: StoredJob) -> Iterator[str]:
@@ -234,6 +258,8 @@ def _needed(row: StoredJob) -> Iterator[str]:
                 for address in (*named, *((model.source,) if model else ())):
                     yield address.removeprefix(STORED)
             case DatasetStaged(base_model=prefix) | ModelStaged(model=prefix):
+                yield f"{prefix}/"
+            case CheckpointFinal(model=prefix):  # its own, which may be a LoRA
                 yield f"{prefix}/"
 
 

@@ -381,3 +381,22 @@ async def nothing_is_due(here: World, job: str) -> bool | None:
 
 async def unavailable(_prefix: str) -> int:
     raise Unavailable("the store is away")
+
+
+async def test_a_model_stays_while_a_job_has_yet_to_draw_with_a_lora_for_it(here: World) -> None:
+    base = await trained(here)
+    lora, trainer = await training(here, REQUEST)
+    await trainer.finish_training(lora_base=f"jobs/{base}/training/1/model")
+    generation = await here.claim(lora, "generation")
+    own = await remove(here, base)
+    await generation.finish_generation()
+    await here.status_becomes(lora, "COMPLETED")
+
+    drawing = await here.run({"input": {"model": lora, "inference": {"prompt": "a wall"}}})
+    others = await remove(here, base)
+    assert (await here.ask("POST", f"{ROOT}/cancel/{drawing}")).status == 200
+
+    for refused, job in ((own, lora), (others, drawing)):
+        assert refused.status == 409
+        assert f"still need it: {job};" in refused.body["error"]
+    assert (await remove(here, base)).status == 200

@@ -114,10 +114,10 @@ def is_training(order: Order) -> bool:
     return bool(order.numbers.get("step", 0) >= 2)
 
 
+@pytest.mark.parametrize("base", [stored_model("a" * 64), "jobs/old/training/1/model"])
 async def test_a_lora_is_stored_beside_its_base_model_which_is_not_copied(
-    store: FolderStore, work: TrainerWork, tmp_path: Path
+    base: str, store: FolderStore, work: TrainerWork, tmp_path: Path
 ) -> None:
-    base = stored_model("a" * 64)
     await upload_folder(store, make_random_model(tmp_path / "base"), base)
     asked = dataset_staged("lora", max_epochs=1, lora_rank=2, lora_merge=True)
 
