@@ -69,7 +69,7 @@ OTHER_KINDS = {
     "double_blocks.": "Flux",
     "joint_blocks.": "Stable Diffusion 3",
     "control_model.": "a ControlNet, which is no whole model",
-    "lora_": "a LoRA, which is no whole model",
+    "lora_": "a LoRA, which is no whole model; one of your own is named by its job's id",
     "unet.down_blocks.": "a LoRA, which is no whole model",
     "unet.up_blocks.": "a LoRA, which is no whole model",
     "down_blocks.": "one part of a diffusers folder; give the whole folder, zipped",
