@@ -180,6 +180,7 @@ def files_lines(
     kinds = [
         counted(counts[kind], kind) for kind in ("checkpoint", "image", "sample") if counts[kind]
     ]
+    kinds += ["report.html"] if counts["report"] else []
     held = ", ".join(kinds) if artifacts else "summary.json alone"
     yield f"files in {folder}/" + (f": {held}" if held else "")
     if status["status"] not in ENDS:

@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from services.inferencer.child_client import run_order
+from services.inferencer.html_report import with_report
 from services.inferencer.order import GenerationOrder, ImageRequest, Provenance
 from services.inferencer.sample_rows import generate_row, sample_requests
 from shared.child.parent import Standby
@@ -104,12 +105,13 @@ class InferencerWork:
         )
         row = finished.row if isinstance(finished, CheckpointFinal) else None
         samples, row_warnings = await self._generate_last_row(order, row, generation)
-        return ImagesGenerated(
+        generated = ImagesGenerated(
             **order.stamp(),
             images=tuple(images),
             samples=samples,
             warnings=(*(f"{IMAGES}{each}" for each in warnings), *row_warnings),
         )
+        return await with_report(self._store, order, generated, folder)
 
     async def _generate_images(
         self, order: Order, generation: GenerationOrder

@@ -108,10 +108,17 @@ def artifacts_of(message: AnyMessage) -> list[Artifact]:
     """The artifacts of a fact that are published to the user's bucket."""
     match message:
         case CheckpointFinal(checkpoint=last, checkpoints=earlier, records=records):
-            return [last, *(each.artifact for each in earlier), *records]
-        case ImagesGenerated(images=images):
-            return [image.artifact for image in images if image.artifact]
+            return [last, *(each.artifact for each in earlier), *records, *_last_report(message)]
+        case ImagesGenerated(images=images, html_report=report):
+            drawn = [image.artifact for image in images if image.artifact]
+            return [*drawn, report] if report else drawn
     return []
+
+
+def _last_report(final: CheckpointFinal) -> list[Artifact]:
+    """The report, unless one with images follows: the bucket has one of the name."""
+    follows = bool(final.inference) or final.row is not None
+    return [final.html_report] if final.html_report and not follows else []
 
 
 def deletable(message: AnyMessage) -> list[Artifact]:

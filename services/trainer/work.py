@@ -13,6 +13,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.trainer.artifact_uploads import ArtifactUploads, best_of
+from services.trainer.html_report import with_report
 from services.trainer.metrics_uploads import metrics_stored
 from services.trainer.order import Commands, Outcome, TrainingOrder
 from services.trainer.snapshot_uploads import SnapshotUploads, prompts_of
@@ -187,7 +188,8 @@ class TrainerWork:
         try:
             outcome = await _handle_records(child, order, uploads, snapshots)
             await self._remember_speed(order, child.gpu, outcome.steps)
-            return await self._store_outcome(order, outcome, uploads, snapshots)
+            final = await self._store_outcome(order, outcome, uploads, snapshots)
+            return await with_report(self._store, order, training_order, final, gpu=child.gpu)
         except (ChildDied, Passing) as error:
             await uploads.queue.finished()  # the next attempt continues from what was saved
             raise Passing(str(error)) from error

@@ -158,6 +158,14 @@ class ClaimGranted(LargeMessage, frozen=True, kw_only=True, tag="claim.granted")
     attempt: int
     resume_point: str | None = None
     """Store prefix of the newest resume point (training only)."""
+    submitted_at: float = 0.0
+    """When the job was submitted, seconds since the epoch (GPU stages only, as what follows)."""
+    started_at: float = 0.0
+    """When it was first worked on by a GPU."""
+    warnings: tuple[str, ...] = ()
+    """The job's so far, without those of its dataset and its training."""
+    drawn: tuple[DrawnSample, ...] = ()
+    """The samples so far (generation only)."""
     s3: str | None = None
     """The sealed ``s3Config`` (stages that use the bucket only); see shared/keys.py."""
     samples: tuple[Artifact, ...] = ()
@@ -308,6 +316,10 @@ class CheckpointFinal(LargeFact, frozen=True, kw_only=True, tag="checkpoint.fina
     """Intermediate checkpoints, oldest first."""
     records: tuple[Artifact, ...] = ()
     """Metrics and TensorBoard's event file; before them a LoRA merged into its base model."""
+    html_report: Artifact | None = None
+    """``report.html``; the one that comes with the images replaces it."""
+    report_facts: str = ""
+    """Store key of what a report says of the training; empty: there is none."""
     summary: dict[str, Any]
     """steps, updates, epochs, images, loss, precision, optimizer, attention, warnings.
 
@@ -338,6 +350,8 @@ class ImagesGenerated(LargeFact, frozen=True, kw_only=True, tag="images.generate
     """The last row of samples."""
     warnings: tuple[str, ...] = ()
     """What went wrong with the last row, on which no image depends, and what was drawn slowly."""
+    html_report: Artifact | None = None
+    """``report.html``, if a model was trained."""
 
 
 class SamplesGenerated(LargeMessage, frozen=True, kw_only=True, tag="samples.generated"):
@@ -433,7 +447,7 @@ class Artifact(Struct, frozen=True, kw_only=True):
     """One file in the store."""
 
     name: str
-    kind: Literal["checkpoint", "image", "sample", "metrics", "tensorboard"]
+    kind: Literal["checkpoint", "image", "sample", "metrics", "tensorboard", "report"]
     key: str
     bytes: int
     sha256: str

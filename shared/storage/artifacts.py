@@ -16,7 +16,7 @@ async def upload_artifact(
     store: ObjectStore,
     path: Path,
     key: str,
-    kind: Literal["checkpoint", "image", "sample", "metrics", "tensorboard"],
+    kind: Literal["checkpoint", "image", "sample", "metrics", "tensorboard", "report"],
     *,
     keepalive: Callable[[], None],
     immutable: bool = False,

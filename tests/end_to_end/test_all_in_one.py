@@ -37,7 +37,7 @@ async def test_the_story_in_one_process(web: Web, program: tuple[str, ...]) -> N
         webhook = await user.webhook()
         checkpoint, image, *others = last["output"]["artifacts"]
         kinds = [each["kind"] for each in others]
-        assert kinds == [*["sample"] * (len(others) - 2), "metrics", "tensorboard"]
+        assert kinds == [*["sample"] * (len(others) - 3), "metrics", "tensorboard", "report"]
         fetched = [await user.fetch(artifact["url"]) for artifact in (checkpoint, image)]
 
     assert webhook["status"] == "COMPLETED"

@@ -106,6 +106,13 @@ async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn
     image = Image.open(io.BytesIO(await user.fetch(drawn["image"])))
     assert image.size == (128, 128)
 
+    artifacts = last["output"]["artifacts"]
+    (report,) = [each for each in artifacts if each["kind"] == "report"]
+    assert f"/{theirs}/{job}/report.html?" in report["url"]
+    page = (await user.fetch(report["url"])).decode()
+    assert len(page.encode()) == report["bytes"]
+    assert_tells(page, last["output"])
+
     again = await user.client.run(drawing_with(job, request))
     last = await user.finished(again)
     assert last["status"] == "COMPLETED", last
@@ -120,6 +127,18 @@ async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn
 
     redrawn = await asyncio.to_thread(drawn_by_stock_diffusers, checkpoint)
     assert redrawn.size == (128, 128)
+
+
+def assert_tells(page: str, output: dict[str, Any]) -> None:
+    """The report shows each result of the job, and no link or secret."""
+    samples, images = output["train"]["samples"], output["inference"]
+    assert page.count("data:image/webp;base64,") == len(samples) + len(images)
+    assert {f'scope="row">{each["step"]}<' in page for each in samples} == {True}
+    checkpoints = [each for each in output["artifacts"] if each["kind"] == "checkpoint"]
+    assert [each["sha256"] for each in checkpoints if each["sha256"] not in page] == []
+    assert f"<b>{output['train']['steps']}</b> steps" in page
+    assert "Signature" not in page
+    assert "http" not in page.replace("http-equiv", "")
 
 
 def drawing_with(job: str, request: dict[str, Any]) -> dict[str, Any]:

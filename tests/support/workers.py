@@ -11,6 +11,7 @@ from shared.messaging.messages import (
     AnyMessage,
     Artifact,
     ClaimGranted,
+    DrawnSample,
     ImagesGenerated,
     Message,
     Stage,
@@ -56,6 +57,7 @@ def granted_order(
     resume_point: str | None = None,
     s3: str | None = None,
     commands: dict[Command, int] | None = None,
+    drawn: tuple[DrawnSample, ...] = (),
 ) -> Order:
     store = folder_store(Path("never-written"))
     order = Order(facts, store, ReplyQueue(), message, stage)  # type: ignore[arg-type]
@@ -68,6 +70,7 @@ def granted_order(
             resume_point=resume_point,
             s3=s3,
             commands=commands or {},
+            drawn=drawn,
         )
     )
     return order

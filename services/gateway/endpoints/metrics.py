@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from math import inf
-from typing import Annotated, Generic, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple
 
 import msgspec
 from aiohttp import web
-from msgspec import Meta, Struct
+from msgspec import Meta
 from multidict import MultiMapping
 
 from services.gateway.jobs.repository import UnknownJob
@@ -22,6 +22,7 @@ from services.gateway.web.routing import Answer, Parameter, route
 from shared.concurrency import in_thread
 from shared.errors import NotFound
 from shared.ports import ObjectStore
+from shared.storage.curve import Curve
 from shared.storage.metrics import MetricsPiece, piece_key, stored_pieces
 
 DEFAULT_POINTS, MAX_POINTS = 1000, 5000
@@ -32,20 +33,6 @@ MOST_PIECES = 64
 FEW_PIECES = 4
 """Not more are read without waiting for the room of large answers."""
 READ_AT_ONCE = 16
-T = TypeVar("T")
-
-
-class Point(Struct, omit_defaults=True):
-    """A line of the metrics, or several of one step."""
-
-    step: int
-    epoch: int
-    time: float
-    loss: float | None = None
-    lr: float | None = None
-    text_encoder_lr: float | None = None
-    images_per_second: float | None = None
-    validation_loss: float | None = None
 
 
 class Wanted(NamedTuple):
@@ -61,9 +48,6 @@ class Read(NamedTuple):
     piece: MetricsPiece
     end: float
     """The first step of the next one."""
-
-
-_decoder = msgspec.json.Decoder(Point)
 
 
 class MetricsRoutes:
@@ -114,7 +98,7 @@ class MetricsRoutes:
         return json_response(await make())
 
     async def _curve(self, job: str, to_read: Sequence[Read], wanted: Wanted) -> bytes:
-        curve = Curve(wanted)
+        curve = Curve(wanted.points, after=wanted.after)
         for first in range(0, len(to_read), READ_AT_ONCE):
             some = to_read[first : first + READ_AT_ONCE]
             keys = [piece_key(job, each.piece) for each in some]
@@ -125,72 +109,6 @@ class MetricsRoutes:
             for read, text in zip(some, texts, strict=True):
                 await in_thread(curve.add, text, read.end)
         return msgspec.json.encode({"points": curve.points(), "last_step": curve.last_step})
-
-
-class Curve:
-    """The points of an answer, gathered piece by piece; holds few of them, however many there are.
-
-    Validations are thinned by themselves: they are rare, and each one counts.
-    """
-
-    def __init__(self, wanted: Wanted) -> None:
-        self._after = wanted.after
-        self._reports = Thinned[Point](wanted.points)
-        self._validations = Thinned[Point](wanted.points)
-        self._last: Point | None = None
-
-    @property
-    def last_step(self) -> int | None:
-        """The last step that was added, wanted or not."""
-        return self._last.step if self._last else None
-
-    def add(self, text: bytes, end: float) -> None:
-        """Add a piece's lines of steps before ``end``."""
-        for point in merged(_decoder.decode_lines(text)):
-            if point.step >= end:
-                return
-            self._last = point
-            if point.step > self._after:
-                is_validation = point.validation_loss is not None
-                (self._validations if is_validation else self._reports).add(point)
-
-    def points(self) -> list[Point]:
-        """The points, thinned, in order; the last one is among them."""
-        kept = {each.step: each for each in (*self._reports.kept, *self._validations.kept)}
-        if self._last and self._last.step > self._after:
-            kept[self._last.step] = self._last
-        return sorted(kept.values(), key=lambda each: each.step)
-
-
-class Thinned(Generic[T]):
-    """Of a series of unknown length at most ``most``, evenly: all, every second, every fourth."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._every = 1
-        self._seen = 0
-        self.kept: list[T] = []
-
-    def add(self, item: T) -> None:
-        if self._seen % self._every == 0:
-            self.kept.append(item)
-        if len(self.kept) > self._most:
-            self.kept = self.kept[::2]
-            self._every *= 2
-        self._seen += 1
-
-
-def merged(lines: Sequence[Point]) -> list[Point]:
-    """One point for each step: a validation comes in a line of its own."""
-    points: list[Point] = []
-    for line in lines:
-        if points and points[-1].step == line.step:
-            for name in Point.__struct_fields__:
-                if (number := getattr(line, name)) is not None:
-                    setattr(points[-1], name, number)
-        else:
-            points.append(line)
-    return points
 
 
 def after_step(pieces: Sequence[MetricsPiece], after: int) -> list[Read]:

@@ -1,4 +1,4 @@
-"""What a job's record gains while it runs, and checkpoints that it loses by request."""
+"""What a job's record gains while it runs, and files that it loses by request or by time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from msgspec.structs import replace
 
-from services.gateway.jobs.record import Job
+from services.gateway.jobs.record import Job, Step
 from shared.messaging.messages import (
     CheckpointSampled,
     CheckpointSaved,
@@ -61,6 +61,28 @@ def without_checkpoints(job: Job, keys: Collection[str]) -> Job:
 def _with_optimizers(checkpoint: str) -> str:
     """The prefix of a checkpoint's file, and of the optimizers beside it if there are any."""
     return f"{checkpoint.removesuffix(PurePosixPath(checkpoint).suffix)}."
+
+
+def keep_dataset(job: Job, until: float, now: float) -> Step:
+    """Keep a check's dataset at least so long, unless its time is over."""
+    if job.kept is None or job.kept.until < now or job.kept.until >= until:
+        return Step(job)
+    return Step(replace(job, kept=replace(job.kept, until=until)))
+
+
+def forget_deleted(job: Job, prefixes: Collection[str]) -> Step:
+    """These files are deleted. With a check's dataset goes what was changed of it."""
+    left = tuple(each for each in job.files_to_delete if each not in prefixes)
+    job = replace(job, files_to_delete=left)
+    if job.kept is None:
+        return Step(job)
+    stored = {place: key for place, key in job.stored.items() if place != "edits"}
+    if job.found_report or "found_report" in stored:
+        stored.pop("report", None)
+        if large := stored.pop("found_report", None):
+            stored["report"] = large
+        job = replace(job, report=job.found_report, found_report={})
+    return Step(replace(job, kept=None, edits={}, stored=stored))
 
 
 def with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:

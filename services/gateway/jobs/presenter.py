@@ -270,7 +270,8 @@ def artifacts(job: Job) -> list[Artifact]:
     checkpoints = [each.artifact for each in job.checkpoints]
     images = [each.artifact for each in job.images if each.artifact]
     samples = [each.artifact for each in job.samples]
-    every = [*final, *checkpoints, *images, *samples, *job.records]
+    report = [job.html_report] if job.html_report else []
+    every = [*final, *checkpoints, *images, *samples, *job.records, *report]
     return list({each.key: each for each in every}.values())
 
 

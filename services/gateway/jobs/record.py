@@ -202,6 +202,9 @@ class Job(Struct, frozen=True, kw_only=True):
     summary: dict[str, Any] = field(default_factory=dict)
     records: tuple[Artifact, ...] = ()
     """Metrics and TensorBoard events."""
+    html_report: Artifact | None = None
+    """``report.html``; None: no training has ended, it could not be made, or an earlier version
+    wrote the record."""
     images: tuple[DrawnImage, ...] = ()
     samples: tuple[DrawnSample, ...] = ()
     """One for each step and prompt, sorted by them."""

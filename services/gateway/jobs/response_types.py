@@ -160,7 +160,7 @@ class File(TypedDict):
     """A resulting file."""
 
     name: str
-    kind: Literal["checkpoint", "image", "sample", "metrics", "tensorboard"]
+    kind: Literal["checkpoint", "image", "sample", "metrics", "tensorboard", "report"]
     bytes: int
     sha256: str
     url: str

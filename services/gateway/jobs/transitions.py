@@ -182,28 +182,6 @@ def issue_command(job: Job, kind: Command) -> Step:
     return Step(job, _send_commands(job))
 
 
-def keep_dataset(job: Job, until: float, now: float) -> Step:
-    """Keep a check's dataset at least so long, unless its time is over."""
-    if job.kept is None or job.kept.until < now or job.kept.until >= until:
-        return Step(job)
-    return Step(replace(job, kept=msgspec.structs.replace(job.kept, until=until)))
-
-
-def forget_deleted(job: Job, prefixes: Collection[str]) -> Step:
-    """These files are deleted. With a check's dataset goes what was changed of it."""
-    left = tuple(each for each in job.files_to_delete if each not in prefixes)
-    job = replace(job, files_to_delete=left)
-    if job.kept is None:
-        return Step(job)
-    stored = {place: key for place, key in job.stored.items() if place != "edits"}
-    if job.found_report or "found_report" in stored:
-        stored.pop("report", None)
-        if large := stored.pop("found_report", None):
-            stored["report"] = large
-        job = replace(job, report=job.found_report, found_report={})
-    return Step(replace(job, kept=None, edits={}, stored=stored))
-
-
 def rerun(job: Job, now: float) -> Step:
     """The next run of a failed job, with the stages that are not done; it waits for its turn.
 
@@ -474,11 +452,24 @@ def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
         claim=claim.id,
         attempt=claim.attempt,
         resume_point=job.resume_point if stage == "training" else None,
+        **_for_report(job, stage),
         s3=job.s3 if stage in BUCKET_STAGES else None,
         samples=tuple(s.artifact for s in job.samples) if stage == "image_publication" else (),
         commands=_open_commands(job) if stage == "training" else {},
     )
     return _reply(grant, claim.reply_queue)
+
+
+def _for_report(job: Job, stage: Stage) -> dict[str, Any]:
+    """What the worker puts into the job's report."""
+    if not job.trains or stage not in GPU_STAGES:
+        return {}
+    return {
+        "submitted_at": job.created_at,
+        "started_at": job.started_at or 0.0,
+        "warnings": job.warnings,
+        "drawn": job.samples if stage == "generation" else (),
+    }
 
 
 def _send_commands(job: Job) -> tuple[Effect, ...]:
@@ -541,6 +532,7 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
         checkpoints=merged_checkpoints(job, fact.checkpoints),
         summary=fact.summary,
         records=fact.records,
+        html_report=fact.html_report,
     )
     if job.draws or fact.row is not None:
         job = _with_next(job, "generation", fact, now)
@@ -552,7 +544,12 @@ def _trained(job: Job, fact: CheckpointFinal, now: float) -> Step:
 def _generated(job: Job, fact: ImagesGenerated, now: float) -> Step:
     warnings = [*job.summary.get("warnings", ()), *fact.warnings]
     summary = {**job.summary, "warnings": warnings} if warnings else job.summary
-    job = replace(with_samples(job, fact.samples), images=fact.images, summary=summary)
+    job = replace(
+        with_samples(job, fact.samples),
+        images=fact.images,
+        summary=summary,
+        html_report=fact.html_report,
+    )
     job = _done(job, fact)
     if job.published:
         job = _with_next(job, "image_publication", fact, now)

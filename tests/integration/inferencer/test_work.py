@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
@@ -21,14 +22,16 @@ from shared.adapters.folder import FolderStore
 from shared.child.parent import Standby
 from shared.diffusion.saving import save_folder
 from shared.errors import Passing, Refused
+from shared.html_report.facts import TrainingFacts, settings_of
 from shared.messaging.messages import (
     Artifact,
     CheckpointFinal,
+    DrawnSample,
     ImagesGenerated,
     ModelStaged,
     SampleRow,
 )
-from shared.request import Inference
+from shared.request import Inference, Train
 from shared.storage.folders import upload_folder
 from shared.worker.order import Order
 from tests.support.drawing import POISON, poisoned
@@ -175,6 +178,41 @@ async def test_one_child_draws_job_after_job_and_outlives_one_that_fails(
 
     (drawn,) = files_of(otherwise)
     assert (await image_of(store, drawn)).tobytes() != images[1].tobytes()
+
+
+async def test_the_report_has_the_samples_of_all_steps_and_the_images(
+    work: InferencerWork, store: FolderStore
+) -> None:
+    facts = TrainingFacts(
+        job="told", ended_at=0.0, gpu="cpu", settings=settings_of(Train(data_url="d")),
+        dataset={"steps": 80}, summary={"steps": 80}, checkpoint=CHECKPOINT, checkpoints=(),
+        points=[],
+    )  # fmt: skip
+    await store.put("facts", msgspec.json.encode(facts))
+    await store.put("early.webp", b"early")
+    row = SampleRow(step=80, epoch=1, prompts=("a cat",), seed=3, resolution=128)
+    early = DrawnSample(
+        artifact=CHECKPOINT, thumbnail="early.webp", step=40, epoch=0, index=0, prompt="a cat",
+        seed=3,
+    )  # fmt: skip
+    message = replace(final("told", small("a hat")), report_facts="facts", row=row)
+    order = granted_order(message, "generation", Facts(), drawn=(early,))
+
+    result = await work.perform(order)
+
+    assert result.html_report is not None
+    assert result.html_report.key == "jobs/told/generation/1/report.html"
+    assert result.warnings == ()
+    page = (await store.get(result.html_report.key)).decode()
+    assert page.count("data:image/webp;base64,") == 3
+    assert page.index('scope="row">80<') < page.index('scope="row">40<')
+    assert "a hat" in page
+
+    lost = replace(message, job="lost", inference=(), row=None, report_facts="none")
+    result = await work.perform(granted_order(lost, "generation", Facts()))
+
+    assert result.html_report is None
+    assert [each.partition(":")[0] for each in result.warnings] == ["report.html is missing"]
 
 
 async def test_an_image_that_fails_has_an_error_instead_and_the_others_are_drawn(

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from services.notifier import bucket
 from services.notifier.work import NotifierWork, artifacts_of
@@ -27,11 +28,12 @@ from shared.messaging.messages import (
     DrawnImage,
     ImagesGenerated,
     JobSubmitted,
+    SampleRow,
     SavedCheckpoint,
 )
 from shared.network.outbound import Guard
 from shared.ports import ObjectStore
-from shared.request import S3Config, Train
+from shared.request import Inference, S3Config, Train
 from shared.worker.order import Order
 from tests.support.servers.process import HOST
 from tests.support.servers.s3 import S3Server
@@ -465,3 +467,15 @@ async def test_each_fact_asks_for_its_own_stage_and_no_other_fact_for_any(
     assert publishing.work.stage_of(submitted) is None
     assert artifacts_of(submitted) == []
     assert [each.name for each in artifacts_of(images)] == list(PICTURES)
+
+
+async def test_a_bucket_gets_one_report_the_last_there_is(publishing: Publishing) -> None:
+    report = Artifact(name="report.html", kind="report", key="k", bytes=1, sha256="0")
+    final = replace(await trained(publishing), html_report=report, inference=(), row=None)
+    images = replace(await drawn(publishing), html_report=report)
+    row = SampleRow(step=1, epoch=0, prompts=("a cat",), seed=1, resolution=256)
+
+    with_reports = (final, replace(final, inference=(Inference(prompt="a cat"),)),
+                    replace(final, row=row), images)  # fmt: skip
+
+    assert [report in artifacts_of(each) for each in with_reports] == [True, False, False, True]

@@ -24,6 +24,7 @@ from shared.dataset.speed import DEVICE_KEY, ProbedDevice, speed_key
 from shared.diffusion.loading import load
 from shared.diffusion.lora_file import attach
 from shared.errors import Interrupted, Passing, Refused, Unavailable
+from shared.html_report.facts import TrainingFacts
 from shared.messaging.messages import (
     Artifact,
     CheckpointSampled,
@@ -313,6 +314,19 @@ async def test_the_newest_checkpoint_and_the_best_stay_in_the_store_and_records_
     lines = store.path_of(final.records[0].key).read_bytes().splitlines()
     assert final.records[0].bytes == store.path_of(final.records[0].key).stat().st_size
     assert json.loads(lines[-1])["validation_loss"] == last_loss
+
+    assert final.html_report is not None
+    report = store.path_of(final.html_report.key)
+    assert (final.html_report.name, final.html_report.kind) == ("report.html", "report")
+    assert final.html_report.bytes == report.stat().st_size
+    page = report.read_text()
+    digests = [each.sha256 for each in (final.checkpoint, *(c.artifact for c in final.checkpoints))]
+    assert [page.count(each) for each in digests] == [1] * len(digests)
+    titles = ("Loss", "Validation loss", "Learning rate")
+    assert [f"<figcaption>{title}" in page for title in titles] == [True] * 3
+    facts_of = msgspec.json.decode(await store.get(final.report_facts), type=TrainingFacts)
+    assert (facts_of.checkpoints, facts_of.gpu) == (final.checkpoints, "cpu")
+    assert facts_of.points[-1].validation_loss == last_loss
 
 
 async def stored_in(store: FolderStore, folder: str) -> set[str]:

@@ -309,6 +309,8 @@ def test_where_the_files_are_is_said_by_kind() -> None:
     artifacts = [{"kind": kind} for kind in ("checkpoint", "sample", "sample", "metrics")]
     there = Path("there")
     assert [*files_lines(there, artifacts, ended())] == ["files in there/: 1 checkpoint, 2 samples"]
+    told = [*files_lines(there, [*artifacts, {"kind": "report"}], ended())]
+    assert told == ["files in there/: 1 checkpoint, 2 samples, report.html"]
     assert [*files_lines(there, [], ended())] == ["files in there/: summary.json alone"]
 
 

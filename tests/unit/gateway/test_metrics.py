@@ -7,15 +7,9 @@ from collections.abc import Mapping
 import msgspec
 import pytest
 
-from services.gateway.endpoints.metrics import (
-    MAX_POINTS,
-    Curve,
-    Point,
-    Thinned,
-    Wanted,
-    after_step,
-)
+from services.gateway.endpoints.metrics import MAX_POINTS, after_step
 from services.gateway.jobs.response_types import MetricsPoint
+from shared.storage.curve import Curve, Point, Thinned
 from shared.storage.metrics import MetricsPiece
 
 
@@ -25,7 +19,7 @@ def text(*lines: tuple[int, Mapping[str, float | None]]) -> bytes:
 
 
 def curve(*pieces: bytes, after: int = -1, points: int = MAX_POINTS) -> Curve:
-    made = Curve(Wanted(after, points))
+    made = Curve(points, after=after)
     for piece in pieces:
         made.add(piece, float("inf"))
     return made
@@ -83,7 +77,7 @@ def test_a_curve_tells_its_last_step_also_when_it_is_not_new() -> None:
 
 
 def test_a_piece_ends_where_the_next_one_begins() -> None:
-    made = Curve(Wanted(-1, 10))
+    made = Curve(10)
     made.add(text((4, {}), (7, {}), (8, {})), 7)
 
     assert [each.step for each in made.points()] == [4]

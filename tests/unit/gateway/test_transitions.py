@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
 from services.gateway.jobs import outputs, transitions, webhook_schedule
 from services.gateway.jobs.outputs import without_checkpoints
-from services.gateway.jobs.presenter import progress, results
+from services.gateway.jobs.presenter import artifacts, progress, results
 from services.gateway.jobs.record import (
     NOT_DRAWN,
     Effect,
@@ -241,7 +242,10 @@ def test_a_job_is_admitted_staged_trained_drawn_and_completed() -> None:
 
     history.now = START + 59.0
     grant = history.claim("training", "t", gpu="H100")
-    assert grant == ClaimGranted(job="job", stage="training", claim="t", attempt=1)
+    assert grant == ClaimGranted(
+        job="job", stage="training", claim="t", attempt=1,
+        submitted_at=START, started_at=START + 60.0,
+    )  # fmt: skip
     assert (history.job.status, history.job.gpu) == ("IN_PROGRESS", "H100")
     assert JobStarted(job="job", run=1, gpu="H100") in [each.message for each in history.effects]
     assert history.receive(checkpoint_final("t")) == []
@@ -253,6 +257,24 @@ def test_a_job_is_admitted_staged_trained_drawn_and_completed() -> None:
     assert (history.job.status, history.job.error) == ("COMPLETED", None)
     assert delay_time(history.job, history.now + 1000) == 60_000
     assert execution_time(history.job, history.now + 1000) == 41_000
+
+
+def test_the_report_of_the_images_takes_the_place_of_the_trainings() -> None:
+    history = JobHistory()
+    history.stage()
+    history.receive(samples_generated(sample(1, 0)))
+    history.claim("training", "t")
+    first, second = artifact("report.html"), replace(artifact("report.html"), key="k/second")
+    history.receive(replace(checkpoint_final("t"), html_report=first))
+    assert history.job.html_report == first
+
+    grant = history.claim("generation", "g")
+    assert isinstance(grant, ClaimGranted)
+    assert (grant.submitted_at, grant.drawn) == (START, (sample(1, 0),))
+    history.receive(replace(images_generated("g"), html_report=second))
+
+    reports = [each for each in artifacts(history.job) if each.name == "report.html"]
+    assert reports == [second]
 
 
 def test_without_images_the_model_is_the_end() -> None:
@@ -858,9 +880,9 @@ def test_files_are_due_until_they_are_known_to_be_deleted_and_others_stay_due() 
     job = transitions.replace(JobHistory().job, files_to_delete=("a.", "b."))
     assert files_due_at(job) == 0.0
 
-    job = transitions.forget_deleted(job, ["a."]).job
+    job = outputs.forget_deleted(job, ["a."]).job
     assert (job.files_to_delete, files_due_at(job)) == (("b.",), 0.0)
-    job = transitions.forget_deleted(job, ["b."]).job
+    job = outputs.forget_deleted(job, ["b."]).job
     assert (job.files_to_delete, files_due_at(job)) == ((), None)
 
 

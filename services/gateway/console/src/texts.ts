@@ -91,6 +91,7 @@ export const texts = {
     size: "Size",
     results: "Images",
     files: "Files",
+    report: "Report",
     data: "Data set",
     used: (count: string) => `${count} pictures are used.`,
     leftOut: "Left out",

@@ -26,9 +26,9 @@ export function Checkpoints({ checkpoints, files, finalUrl }: CheckpointsProps) 
   );
 }
 
-/** What is neither a picture nor a model: metrics and the like. */
+/** What is neither a picture nor a model: the report, metrics and the like. */
 export function Files({ files }: { files: readonly JobFile[] }) {
-  const others = files.filter((file) => file.kind === "metrics" || file.kind === "tensorboard");
+  const others = files.filter((file) => !["checkpoint", "image", "sample"].includes(file.kind)).reverse();
   if (!others.length) return null;
   return (
     <section class="card">

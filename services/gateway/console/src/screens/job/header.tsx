@@ -1,5 +1,5 @@
 import { Link } from "wouter-preact";
-import { type JobStatus, type Progress, isLive } from "../../api/types";
+import { type JobFile, type JobStatus, type Progress, isLive } from "../../api/types";
 import { count, duration, moment, number } from "../../format";
 import { ask } from "../../parts/dialog";
 import { attempt, tell } from "../../parts/notices";
@@ -15,11 +15,12 @@ const words = texts.job;
 interface HeaderProps {
   job: JobStatus;
   progress: Progress | undefined;
+  report: JobFile | undefined;
   /** Reads the job again: a retried one is followed from then on. */
   read: () => Promise<void>;
 }
 
-export function Header({ job, progress, read }: HeaderProps) {
+export function Header({ job, progress, report, read }: HeaderProps) {
   return (
     <header class="job-head card">
       <Link href="/" class="hint">{`← ${words.back}`}</Link>
@@ -27,7 +28,10 @@ export function Header({ job, progress, read }: HeaderProps) {
         <h1>
           <span class="id">{job.id}</span> <StatusLabel status={job.status} />
         </h1>
-        <Actions job={job} read={read} isTraining={progress?.stage === "training"} />
+        <div class="actions">
+          {report && <a class="button" href={report.url} download={report.name}>{words.report}</a>}
+          <Actions job={job} read={read} isTraining={progress?.stage === "training"} />
+        </div>
       </div>
       {progress && <Now job={job} progress={progress} />}
       {!isLive(job.status) && job.executionTime > 0 && (
@@ -88,7 +92,7 @@ function Actions({ job, isTraining, read }: { job: JobStatus; isTraining: boolea
   const hasModel = job.status === "COMPLETED" && "train" in job.input;
   const canRetry = job.status === "FAILED" || job.status === "TIMED_OUT";
   return (
-    <div class="actions">
+    <>
       {isTraining && <button onClick={() => void order("sample")()}>{words.sample}</button>}
       {isTraining && <button onClick={() => void order("save")()}>{words.save}</button>}
       {isTraining && <button title={words.stopHint} onClick={() => void order("stop")()}>{words.stop}</button>}
@@ -96,6 +100,6 @@ function Actions({ job, isTraining, read }: { job: JobStatus; isTraining: boolea
       {hasModel && <Link class="button" href={`/draw?model=${encodeURIComponent(job.id)}`}>{texts.draw.withModel}</Link>}
       {canRetry && <button onClick={() => void attempt(() => retryJob(job.id).then(read))}>{words.retry}</button>}
       {"train" in job.input && <Link href={`/new?from=${encodeURIComponent(job.id)}`} class="button">{words.copy}</Link>}
-    </div>
+    </>
   );
 }

@@ -33,7 +33,7 @@ export function JobPage({ id }: { id: string }) {
   const shown = partsOf(job);
   return (
     <article class="job-page">
-      <Header job={job} progress={shown.progress} read={followed.read} />
+      <Header job={job} progress={shown.progress} report={shown.report} read={followed.read} />
       {job.error && <Problem title={words.error} lines={[job.error]} />}
       {shown.trains && <Samples samples={shown.samples} />}
       <Images images={shown.images} />
@@ -74,6 +74,7 @@ function partsOf(job: JobStatus) {
     checkpoints: trained?.checkpoints ?? [],
     finalUrl: trained?.checkpoint_url ?? null,
     files: results?.artifacts ?? [],
+    report: results?.artifacts?.find((file) => file.kind === "report"),
     dataset: progress?.dataset ?? results?.dataset ?? {},
     warnings: progress?.warnings ?? trained?.warnings ?? results?.warnings ?? [],
   };
