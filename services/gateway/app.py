@@ -185,6 +185,7 @@ class Gateway:
         one_large = FairLock()
         bodies = Bodies(budgets, settings.body_memory, one_large)
         large_answers = LargeAnswers(one_large)
+        queue_positions = QueuePositions(workers, jobs, stores.turns, clock)
         endpoints = Endpoints(
             jobs=JobRoutes(
                 authorizer=authorizer,
@@ -195,7 +196,7 @@ class Gateway:
                 bodies=bodies,
                 large_answers=large_answers,
                 capacity=Capacity(workers, jobs),
-                queue_positions=QueuePositions(workers, jobs, stores.turns, clock),
+                queue_positions=queue_positions,
                 clock=clock,
             ),
             events=EventRoutes(
@@ -214,7 +215,7 @@ class Gateway:
                 large_answers=large_answers,
                 clock=clock,
             ),
-            job_list=JobListRoutes(jobs, clock),
+            job_list=JobListRoutes(jobs, presenter, queue_positions),
             metrics=MetricsRoutes(authorizer, store, large_answers),
             datasets=DatasetRoutes(
                 authorizer=authorizer,

@@ -203,6 +203,9 @@ class JobStore(Protocol):
     async def get_live(self, job_id: str) -> tuple[StoredJob, Sequence[StoredProgress]] | None:
         """A job and, unless it has ended, the newest numbers of its stages, of any run."""
 
+    async def progress_of(self, job_ids: Sequence[str]) -> Sequence[StoredProgress]:
+        """The newest numbers of these jobs, of any stage and run; few jobs."""
+
     async def ended_before(
         self, moment: float, limit: int = 100, *, after: float = 0.0, now: float | None = None
     ) -> Sequence[str]:
@@ -372,8 +375,11 @@ class TurnStore(Protocol):
     async def standings(self, line: Line, *, low: bool) -> Sequence[Standing]:
         """The owners with jobs that wait, the next to have its turn first."""
 
-    async def count_released(self, line: Line, before: tuple[float, str] | None = None) -> int:
-        """How many jobs are released and ``IN_QUEUE``; only those before this (released_at, id)."""
+    async def count_released(self, line: Line) -> int:
+        """How many jobs are released and ``IN_QUEUE``."""
+
+    async def released_before(self, line: Line, job_ids: Sequence[str]) -> Mapping[str, int]:
+        """How many of them were released before each of these, of those that are among them."""
 
     async def count_ahead(
         self,

@@ -154,7 +154,8 @@ async def test_what_has_begun_or_ended_neither_waits_nor_holds_a_place(stores: S
 
     assert {*held} == {Held("train", "anna", 2, 1), Held("draw", "ben", 1, 1)}
     assert await stores.turns.count_released("train") == 2
-    assert await stores.turns.count_released("train", (6.0, "second")) == 1
+    everybody = ("second", "first", "begun", "drawn", "waits")
+    assert await stores.turns.released_before("train", everybody) == {"first": 0, "second": 1}
     assert await stores.turns.next("train") == ("waits", "ben")
 
 
@@ -231,7 +232,8 @@ async def test_turns_are_found_by_an_index_however_many_jobs_wait(
         ("jobs_waiting", stores.turns.is_waited_in("train")),
         ("jobs_waiting", stores.turns.count_ahead(place, (9.0, "9"), limit=1000)),
         ("jobs_released", stores.turns.held()),
-        ("jobs_released", stores.turns.count_released("train", (1.0, "1"))),
+        ("jobs_released", stores.turns.count_released("train")),
+        ("jobs_released", stores.turns.released_before("train", ["1", "2"])),
     ):
         plan = await plan_of(engine, stores, question)
         assert index in plan, f"{question}: {plan}"

@@ -99,6 +99,8 @@ async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
         await walk_the_grid(page)
         await page.reload()
         await expect(rows.last).to_contain_text("Before", timeout=PATIENCE)
+        await page.get_by_role("button", name="Save now").click()
+        await expect(page.locator(".log")).to_contain_text("safetensors", timeout=PATIENCE)
         async with page.expect_response(is_the_end, timeout=PATIENCE):
             await stop(page)
         await expect(page.get_by_text("The connection is lost")).to_be_hidden()
@@ -116,6 +118,18 @@ async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
         told = {file["sha256"] for file in status["output"]["artifacts"]}
         assert hashlib.sha256(model.read_bytes()).hexdigest() in told
         await one.assert_accessible(page)
+
+        async with page.expect_download() as downloading:
+            await page.get_by_role("link", name="Report", exact=True).click()
+        assert (await downloading.value).suggested_filename == "report.html"
+        await delete_the_checkpoint(page)
+        assert (await user.client.status(job))["output"]["train"]["checkpoints"] == []
+        await page.get_by_role("link", name="All jobs").click()
+        row = page.locator(".job").filter(has_text=job)
+        shown = await row.locator("img.thumb").evaluate(
+            "async each => (await each.decode(), each.naturalWidth)"
+        )
+        assert shown > 0
 
 
 async def walk_the_grid(page: Page) -> None:
@@ -140,6 +154,14 @@ def is_the_end(answer: Response) -> bool:
 async def stop(page: Page) -> None:
     await page.get_by_role("button", name="Stop and keep").click()
     await page.get_by_role("dialog").get_by_role("button", name="Stop and keep").click()
+
+
+async def delete_the_checkpoint(page: Page) -> None:
+    delete = page.get_by_role("button", name="Delete the checkpoint of step")
+    await expect(delete).to_have_count(1)
+    await delete.click()
+    await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await expect(delete).to_have_count(0)
 
 
 async def test_two_tabs_show_one_cancellation(here: World) -> None:

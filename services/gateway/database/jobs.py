@@ -154,6 +154,10 @@ class SqlJobStore:
             if row.stage is not None
         ]
 
+    async def progress_of(self, job_ids: Sequence[str]) -> Sequence[StoredProgress]:
+        wanted = sa.select(progress).where(progress.c.job.in_(job_ids))
+        return [StoredProgress(**row._mapping) for row in await self._database.all(wanted)]  # noqa: SLF001
+
     async def ended_before(
         self, moment: float, limit: int = 100, *, after: float = 0.0, now: float | None = None
     ) -> Sequence[str]:

@@ -67,12 +67,16 @@ class SqlTurnStore:
         )
         return [Standing(row.owner, int(row.number), row.last, row.oldest) for row in rows]
 
-    async def count_released(self, line: Line, before: tuple[float, str] | None = None) -> int:
+    async def count_released(self, line: Line) -> int:
         released = sa.select(NUMBER).where(RELEASED, jobs.c.line == line)
-        if before is not None:
-            released = released.where(sa.tuple_(jobs.c.released_at, jobs.c.id) < before)
         (row,) = await self._database.all(released)
         return int(row.number)
+
+    async def released_before(self, line: Line, job_ids: Sequence[str]) -> Mapping[str, int]:
+        number = sa.func.row_number().over(order_by=(jobs.c.released_at, jobs.c.id)).label("number")
+        every = sa.select(jobs.c.id, number).where(RELEASED, jobs.c.line == line).subquery()
+        wanted = sa.select(every).where(every.c.id.in_(job_ids))
+        return {row.id: row.number - 1 for row in await self._database.all(wanted)}
 
     async def count_ahead(
         self,

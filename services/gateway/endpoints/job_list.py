@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
 import msgspec
 from aiohttp import web
 from multidict import MultiMapping
 
-from services.gateway.jobs.presenter import summary
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.presenter import Presenter
+from services.gateway.jobs.queue_position import QueuePositions
+from services.gateway.jobs.record import Job
+from services.gateway.jobs.repository import read, with_progress
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import JobPage
-from services.gateway.ports import JobStore, Status, StoredJob
+from services.gateway.ports import JobStore, Status, StoredJob, StoredProgress
 from services.gateway.web.application import in_time, json_response, unknown_parameters
 from services.gateway.web.paging import PAGING, Position, encode_cursor, limit_in, position_in
 from services.gateway.web.routing import Answer, Parameter, route
@@ -35,9 +37,12 @@ class Filter(NamedTuple):
 class JobListRoutes:
     """``/jobs``."""
 
-    def __init__(self, jobs: JobStore, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, jobs: JobStore, presenter: Presenter, queue_positions: QueuePositions
+    ) -> None:
         self._jobs = jobs
-        self._clock = clock
+        self._presenter = presenter
+        self._queue_positions = queue_positions
 
     @route(
         "GET",
@@ -59,16 +64,26 @@ class JobListRoutes:
             rows = await self._jobs.newest(
                 owner=owner, statuses=wanted.statuses, before=wanted.before, limit=wanted.limit + 1
             )
-        return json_response(msgspec.json.encode(self._page(rows, wanted.limit)))
+            page = await self._page(rows, wanted.limit)
+        return json_response(msgspec.json.encode(page))
 
-    def _page(self, rows: Sequence[StoredJob], limit: int) -> JobPage:
+    async def _page(self, rows: Sequence[StoredJob], limit: int) -> JobPage:
         """One row more than ``limit`` means that there is another page."""
-        now, shown = self._clock(), rows[:limit]
+        shown = rows[:limit]
         last = (shown[-1].created_at, shown[-1].id) if len(rows) > limit else None
+        jobs = await self._with_progress([read(row) for row in shown])
+        queue = await self._queue_positions.positions(jobs)
         return {
-            "jobs": [summary(read(row), now) for row in shown],
+            "jobs": [await self._presenter.summary(job, queue.get(job.id)) for job in jobs],
             "next": encode_cursor(last) if last else None,
         }
+
+    async def _with_progress(self, jobs: Sequence[Job]) -> list[Job]:
+        numbers: dict[str, list[StoredProgress]] = {job.id: [] for job in jobs if not job.ended}
+        if numbers:
+            for row in await self._jobs.progress_of([*numbers]):
+                numbers[row.job].append(row)
+        return [with_progress(job, numbers.get(job.id, ())) for job in jobs]
 
 
 def filter_of(query: MultiMapping[str]) -> Filter:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import accumulate
 from pathlib import PurePosixPath
 
 from msgspec.structs import replace
 
-from services.gateway.jobs.record import Job, Step
+from services.gateway.jobs.record import Job, Preview, Step
 from shared.messaging.messages import (
     CheckpointSampled,
     CheckpointSaved,
+    DrawnImage,
     DrawnSample,
     SavedCheckpoint,
 )
@@ -98,7 +99,23 @@ def with_samples(job: Job, samples: tuple[DrawnSample, ...]) -> Job:
         job = replace(job, warnings=(*job.warnings, LEFT_OUT))
     drawn = {each.step for each in samples}
     asked = tuple(step for step in job.asked_rows if step not in drawn)
-    return replace(job, samples=tuple(reversed(newest_first[:listed])), asked_rows=asked)
+    job = replace(job, samples=tuple(reversed(newest_first[:listed])), asked_rows=asked)
+    newest = max((each.step for each in job.samples), default=0)
+    return with_preview(job, (each for each in job.samples if each.step == newest))
+
+
+def with_images(job: Job, images: tuple[DrawnImage, ...]) -> Job:
+    """The job with the images of its results."""
+    return with_preview(replace(job, images=images), images)
+
+
+def with_preview(job: Job, drawn: Iterable[DrawnImage | DrawnSample]) -> Job:
+    """The first of these that has a thumbnail stands for the job from now on."""
+    for each in drawn:
+        if each.artifact and each.thumbnail:
+            preview = Preview(picture=each.artifact.key, thumbnail=each.thumbnail)
+            return replace(job, preview=preview)
+    return job
 
 
 def with_asked_row(job: Job, fact: CheckpointSampled) -> Job:

@@ -20,6 +20,7 @@ from services.gateway.jobs.record import (
     unpublished,
 )
 from services.gateway.jobs.response_types import (
+    Advance,
     Checkpoint,
     CheckResult,
     File,
@@ -49,6 +50,8 @@ from shared.retry import FAILURES_ALLOWED
 from shared.storage.large_fields import load_fields
 
 LINK_SECONDS = 7 * 24 * 3600
+WARNING_FIELDS = {"report", "summary", "warnings"}
+"""Fields of a record that have warnings."""
 NUMBERS = ("step", "steps", "epoch", "loss", "images_per_second", "eta_seconds")
 
 log = structlog.get_logger()
@@ -78,6 +81,32 @@ class Presenter:
         if queue is not None:
             body["queue"] = queue
         return msgspec.json.encode(body)
+
+    async def summary(self, job: Job, queue: QueuePosition | None = None) -> JobSummary:
+        """A job in a list, from its record alone; ``queue`` is shown if it is known."""
+        now = self._clock()
+        shown: JobSummary = {
+            "id": job.id,
+            "kind": "check" if job.checks else "train" if job.trains else "draw",
+            "status": job.status,
+            "created_at": iso(job.created_at),
+            "started_at": iso_or_null(job.started_at),
+            "ended_at": iso_or_null(job.ended_at),
+            "delayTime": delay_time(job, now),
+            "executionTime": execution_time(job, now),
+            "gpu": job.gpu,
+        }
+        if job.error is not None:
+            shown["error"] = job.error
+        if queue is not None:
+            shown["queue"] = queue
+        if not job.ended:
+            shown["progress"] = cast("Advance", _numbers(job))
+        if job.preview and "urls" not in job.stored and job.preview.picture not in job.urls:
+            shown["preview"] = await self._small_link(job.preview.thumbnail)
+        if not job.stored.keys() & WARNING_FIELDS and (warnings := len(_warnings(job))):
+            shown["warnings"] = warnings
+        return shown
 
     async def output(self, job: Job) -> Output:
         """The progress of a live job, or the results of one that has ended."""
@@ -155,22 +184,6 @@ def names_file(event: StoredEvent) -> bool:
     return b'"key":' in event.data
 
 
-def summary(job: Job, now: float) -> JobSummary:
-    """A job in a list: as in ``/status``, without input and output; times in UTC."""
-    shown: JobSummary = {
-        "id": job.id,
-        "kind": "check" if job.checks else "train" if job.trains else "draw",
-        "status": job.status,
-        "created_at": iso(job.created_at),
-        "started_at": iso_or_null(job.started_at),
-        "ended_at": iso_or_null(job.ended_at),
-        "delayTime": delay_time(job, now),
-        "executionTime": execution_time(job, now),
-        "gpu": job.gpu,
-    }
-    return shown if job.error is None else {**shown, "error": job.error}
-
-
 def output_digest(job: Job) -> str:
     """A hexadecimal digest of the output, which does not depend on the signatures of links."""
     files = (*artifacts(job), *(each.artifact for each in job.samples))
@@ -181,15 +194,18 @@ def output_digest(job: Job) -> str:
 
 def progress(job: Job, links: dict[str, str]) -> Progress:
     """``output`` until the end: the newest numbers of the current stage; unknown ones are null."""
-    stage = current_stage(job)
-    numbers = job.progress.get(stage, {}) if stage else {}
-    shown = {"stage": stage, **dict.fromkeys(NUMBERS), **numbers}
     samples = [_sample(each, links) for each in job.samples]
     every, again = _warnings(job), retries(job)
     warnings = {"warnings": every} if every else {}
     tried = {"retries": again} if again else {}
-    whole = {**shown, "dataset": job.report, "samples": samples, **tried, **warnings}
+    whole = {**_numbers(job), "dataset": job.report, "samples": samples, **tried, **warnings}
     return cast("Progress", whole)  # workers may report more numbers, which are shown, too
+
+
+def _numbers(job: Job) -> dict[str, Any]:
+    stage = current_stage(job)
+    numbers = job.progress.get(stage, {}) if stage else {}
+    return {"stage": stage, **dict.fromkeys(NUMBERS), **numbers}
 
 
 def retries(job: Job) -> list[Retry]:

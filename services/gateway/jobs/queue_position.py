@@ -73,24 +73,49 @@ class QueuePositions:
 
     async def position(self, job: Job) -> QueuePosition | None:
         """The position; None: the job is not in the queue. Raises Unavailable."""
-        if job.status != "IN_QUEUE":
-            return None
-        position = await self._count_before(job) + 1
-        pace = await self._pace.get(job.line)
-        start = self._clock() + pace.wait(position) if pace else None
-        return {"position": position, "estimated_start": iso_or_null(start)}
+        return (await self.positions([job])).get(job.id)
 
-    async def _count_before(self, job: Job) -> int:
-        """Jobs whose turn comes earlier, and those that had it and have not begun yet."""
-        if job.released_at is not None:
-            return await self._turns.count_released(job.line, (job.released_at, job.id))
-        low = job.policy.lowPriority
-        own = await self._count_ahead(Place(job.line, low, job.owner), (job.created_at, job.id))
-        before = ahead_of(job.owner, own, await self._standings.get((job.line, low)))
-        if low:
-            normal = await self._standings.get((job.line, False))
+    async def positions(self, jobs: Iterable[Job]) -> dict[str, QueuePosition]:
+        """Those of all that wait, by their ids; of a page as few queries as of a job.
+
+        Of an owner's jobs in a line only the first is looked up: no other of its jobs may be
+        between those that are given. Raises Unavailable.
+        """
+        found: dict[str, QueuePosition] = {}
+        by_line: dict[Line, list[Job]] = {}
+        for job in sorted(jobs, key=lambda each: (each.created_at, each.id)):
+            if job.status == "IN_QUEUE":
+                by_line.setdefault(job.line, []).append(job)
+        for line, waiting in by_line.items():
+            pace = await self._pace.get(line)
+            for job_id, before in (await self._count_before(line, waiting)).items():
+                start = self._clock() + pace.wait(before + 1) if pace else None
+                found[job_id] = {"position": before + 1, "estimated_start": iso_or_null(start)}
+        return found
+
+    async def _count_before(self, line: Line, jobs: Iterable[Job]) -> dict[str, int]:
+        """Jobs whose turn comes earlier, and those that had it and have not begun yet, by id."""
+        released = [job.id for job in jobs if job.released_at is not None]
+        found = {**await self._turns.released_before(line, released)} if released else {}
+        others = [job for job in jobs if job.released_at is None]
+        at_front = await self._turns.count_released(line) if others else 0
+        own: dict[Place, int] = {}
+        for job in others:
+            place = Place(line, job.policy.lowPriority, job.owner)
+            if place in own:
+                own[place] += 1
+            else:
+                own[place] = await self._count_ahead(place, (job.created_at, job.id))
+            found[job.id] = at_front + await self._turns_before(place, own[place])
+        return found
+
+    async def _turns_before(self, place: Place, own: int) -> int:
+        """Of others too, when so many of the owner's wait in front."""
+        before = ahead_of(place.owner, own, await self._standings.get((place.line, place.low)))
+        if place.low:
+            normal = await self._standings.get((place.line, False))
             before += sum(owner.waiting for owner in normal)
-        return await self._turns.count_released(job.line) + before
+        return before
 
     async def _count_ahead(self, place: Place, position: tuple[float, str]) -> int:
         """Of the owner's own; however many they are, only some are counted for each request."""

@@ -121,6 +121,13 @@ class KeptDataset(Struct, frozen=True, kw_only=True):
     """Seconds since the epoch."""
 
 
+class Preview(Struct, frozen=True, kw_only=True):
+    """A picture that stands for a job in a list: store keys of it and of its thumbnail."""
+
+    picture: str
+    thumbnail: str
+
+
 class StagedModel(Struct, frozen=True, kw_only=True):
     """The model that a job starts from, in the store; others may start from it, too."""
 
@@ -208,6 +215,8 @@ class Job(Struct, frozen=True, kw_only=True):
     images: tuple[DrawnImage, ...] = ()
     samples: tuple[DrawnSample, ...] = ()
     """One for each step and prompt, sorted by them."""
+    preview: Preview | None = None
+    """The first image, or the first sample of the newest row: those may be in the store."""
     urls: dict[str, str] = field(default_factory=dict)
     """Store key to URL in the user's bucket."""
     webhook_attempts: int = 0

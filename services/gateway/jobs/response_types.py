@@ -89,8 +89,8 @@ DatasetReport = Annotated[dict[str, Any], Meta(extra_json_schema=REPORT)]
 """The report on the images; empty until it is there."""
 
 
-class Progress(TypedDict):
-    """``output`` until the end: the newest numbers of the current stage, null where unknown."""
+class Advance(TypedDict):
+    """How far a live job has come: the newest numbers of its stage, null where unknown."""
 
     stage: Stage | None
     step: int | None
@@ -99,6 +99,11 @@ class Progress(TypedDict):
     loss: float | None
     images_per_second: float | None
     eta_seconds: float | None
+
+
+class Progress(Advance):
+    """``output`` until the end: the newest numbers of the current stage, and what there is."""
+
     dataset: DatasetReport
     samples: list[Sample]
     retries: NotRequired[list[Retry]]
@@ -361,6 +366,14 @@ class JobSummary(TypedDict):
     """Milliseconds."""
     gpu: str
     error: NotRequired[str]
+    queue: NotRequired[QueuePosition]
+    """Only while the job is IN_QUEUE."""
+    progress: NotRequired[Advance]
+    """Only until the job has ended."""
+    preview: NotRequired[str]
+    """Link to a thumbnail of the first image or the newest sample; what is in a bucket has none."""
+    warnings: NotRequired[int]
+    """Their number, if it is not 0; left out also where the job's report is large."""
 
 
 class JobPage(TypedDict):

@@ -16,6 +16,7 @@ from services.gateway.jobs.outputs import (
     with_asked_row,
     with_checkpoint,
     with_command_done,
+    with_images,
     with_samples,
 )
 from services.gateway.jobs.record import (
@@ -545,8 +546,7 @@ def _generated(job: Job, fact: ImagesGenerated, now: float) -> Step:
     warnings = [*job.summary.get("warnings", ()), *fact.warnings]
     summary = {**job.summary, "warnings": warnings} if warnings else job.summary
     job = replace(
-        with_samples(job, fact.samples),
-        images=fact.images,
+        with_images(with_samples(job, fact.samples), fact.images),
         summary=summary,
         html_report=fact.html_report,
     )

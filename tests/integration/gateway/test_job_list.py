@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from shared.messaging.messages import StageFailed
+from services.gateway.database.connection import Database
+from shared.messaging.messages import SamplesGenerated, StageFailed, TrainingProgressed
 from shared.messaging.topology import FETCHER, TRAINER
-from tests.support.gateway_world import OTHER_KEY, REQUEST, World, world
+from tests.support.gateway_world import OTHER_KEY, REQUEST, World, eventually, training, world
 
+FEW = 3
+"""Queries of a kind: what is remembered for a moment may be read anew."""
 ROOT = "/v2/everydream-v1"
 ALL = "IN_QUEUE, IN_PROGRESS, COMPLETED, FAILED, CANCELLED, TIMED_OUT"
 
@@ -73,8 +77,61 @@ async def test_an_entry_shows_the_state_of_the_job_and_its_times(here: World) ->
     ]
     assert before - 0.001 <= times[0] <= times[1] <= times[2] <= time.time()
     assert line == {"kind": "train"}
+    assert last["queue"] == {"position": 1, "estimated_start": None}
+    assert last["progress"]["stage"] == "staging"
     assert (last["id"], last["started_at"], last["ended_at"]) == (waiting, None, None)
     assert "error" not in last
+
+
+async def test_an_entry_shows_where_a_live_job_stands_without_asking_for_each(here: World) -> None:
+    """Also a picture and the number of warnings, as the job's status has them."""
+    job, trainer = await training(here)
+    for _ in range(2):
+        await here.run()
+    await trainer.publish(TrainingProgressed, progress={"step": 7, "steps": 9, "loss": 0.5})
+    sample = await trainer.sample(1, 0)
+    await here.publish(SamplesGenerated(job=job, samples=(sample,), warnings=("slow", "dark")))
+
+    async def shows_it() -> dict[str, Any] | None:
+        status = await here.status(job)
+        return status if status["output"]["step"] and status["output"]["samples"] else None
+
+    status = await eventually(shows_it)
+
+    *waiting, running = (await listed(here))["jobs"]
+
+    assert status["output"] == {**status["output"], **running["progress"]}
+    assert running["progress"]["step"] == 7
+    assert running["warnings"] == len(status["output"]["warnings"]) == 2
+    assert path_of(running["preview"]) == path_of(status["output"]["samples"][0]["thumbnail"])
+    assert "queue" not in running
+    told = [(await here.status(each["id"]))["queue"] for each in waiting]
+    assert [each["queue"] for each in waiting] == told
+    assert [each["position"] for each in told] == [2, 1]
+
+
+def path_of(link: str) -> str:
+    return link.partition("?")[0]
+
+
+async def test_a_page_takes_as_few_queries_however_many_jobs_it_has(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of them have had their turn and wait for a worker, others wait for their turn."""
+    await asyncio.gather(*(here.run() for _ in range(30)))
+    asked: list[str] = []
+    every = Database.all
+
+    async def noted(self: Database, statement: Any) -> Any:
+        asked.append(str(statement))
+        return await every(self, statement)
+
+    monkeypatch.setattr(Database, "all", noted)
+    page = await listed(here, "?limit=30")
+
+    assert {each["queue"]["position"] for each in page["jobs"]} == {*range(1, 31)}
+    assert sum("row_number" in statement for statement in asked) == 1
+    assert max(Counter(asked).values()) <= FEW
 
 
 async def test_pages_follow_one_another_while_new_jobs_come(here: World) -> None:

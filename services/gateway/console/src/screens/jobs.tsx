@@ -1,12 +1,12 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { Link } from "wouter-preact";
-import type { Status } from "../api/types";
+import type { JobSummary, Status } from "../api/types";
 import { isLive } from "../api/types";
 import { duration, moment } from "../format";
 import { ask } from "../parts/dialog";
 import { attempt, tellProblem } from "../parts/notices";
 import { Bar, StatusLabel } from "../parts/status";
-import { type Row, cancelJob, deleteJob, filter, isLoaded, load, loadMore, next, rows, watch } from "../state/jobs";
+import { cancelJob, deleteJob, filter, isLoaded, loadMore, next, rows, show, watch } from "../state/jobs";
 import { may } from "../state/session";
 import { texts } from "../texts";
 import { shareOf } from "./job/progress";
@@ -29,7 +29,7 @@ export function Jobs() {
         <div class="tools">
           <label>
             <span>{words.filter}</span>
-            <select value={filter.value} onChange={(event) => void choose(event.currentTarget.value as Status | "")}>
+            <select value={filter.value} onChange={(event) => void attempt(() => show(event.currentTarget.value as Status | ""))}>
               <option value="">{words.all}</option>
               {Object.entries(texts.status).map(([status, word]) => (
                 <option key={status} value={status}>{word}</option>
@@ -57,11 +57,6 @@ export function Jobs() {
   );
 }
 
-async function choose(status: Status | ""): Promise<void> {
-  filter.value = status;
-  await attempt(load);
-}
-
 function Empty({ isFiltered }: { isFiltered: boolean }) {
   if (isFiltered) return <p class="empty">{words.none}</p>;
   return (
@@ -73,10 +68,10 @@ function Empty({ isFiltered }: { isFiltered: boolean }) {
   );
 }
 
-function Selection({ selected, done }: { selected: Row[]; done: () => void }) {
+function Selection({ selected, done }: { selected: JobSummary[]; done: () => void }) {
   const live = selected.filter((row) => isLive(row.status));
   const ended = selected.filter((row) => !isLive(row.status));
-  const each = async (jobs: Row[], question: string, yes: string, action: (id: string) => Promise<unknown>) => {
+  const each = async (jobs: JobSummary[], question: string, yes: string, action: (id: string) => Promise<unknown>) => {
     if (!(await ask(question, yes))) return;
     for (const row of jobs) if (!(await attempt(() => action(row.id)))) return;
     done();
@@ -96,13 +91,12 @@ function Selection({ selected, done }: { selected: Row[]; done: () => void }) {
   );
 }
 
-function JobRow({ row, isChosen, toggle }: { row: Row; isChosen: boolean; toggle: () => void }) {
-  const preview = row.progress?.samples?.at(-1);
+function JobRow({ row, isChosen, toggle }: { row: JobSummary; isChosen: boolean; toggle: () => void }) {
   return (
     <li class="job card">
       <input type="checkbox" checked={isChosen} onChange={toggle} aria-label={words.select(row.id)} />
-      {preview ? (
-        <img class="thumb" src={preview.image} alt="" width="56" height="56" loading="lazy" />
+      {row.preview ? (
+        <img class="thumb" src={row.preview} alt="" width="56" height="56" loading="lazy" />
       ) : (
         <span class="thumb none" aria-hidden="true" />
       )}
@@ -113,6 +107,7 @@ function JobRow({ row, isChosen, toggle }: { row: Row; isChosen: boolean; toggle
         <span class="hint">
           {words.created} {moment(row.created_at)}
           {row.ended_at && row.executionTime > 0 && ` · ${words.took} ${duration(row.executionTime / 1000)}`}
+          {row.warnings && <span class="warn">{` · ${words.warnings(row.warnings)}`}</span>}
         </span>
       </div>
       <div class="how">
@@ -123,7 +118,7 @@ function JobRow({ row, isChosen, toggle }: { row: Row; isChosen: boolean; toggle
   );
 }
 
-function Detail({ row }: { row: Row }) {
+function Detail({ row }: { row: JobSummary }) {
   if (row.status === "IN_QUEUE" && row.queue) {
     const start = row.queue.estimated_start;
     return (

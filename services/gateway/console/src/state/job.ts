@@ -2,6 +2,7 @@
 import { type Signal, signal } from "@preact/signals";
 import { BASE, api, result } from "../api/client";
 import { follow } from "../api/events";
+import { once } from "../once";
 import { type JobStatus, type Point, type Progress, isLive } from "../api/types";
 
 export interface JobEvent {
@@ -83,20 +84,12 @@ async function newPoints(id: string, known: readonly Point[]): Promise<readonly 
   return points.length ? [...known, ...points] : known;
 }
 
-/** Calls an action once, some time after the first of many requests for it. */
-function once(action: () => Promise<void>, after: number): () => void {
-  let timer: number | undefined;
-  return () => {
-    timer ??= window.setTimeout(() => {
-      timer = undefined;
-      void action();
-    }, after);
-  };
-}
-
 type Command = "sample" | "save" | "stop";
 
 export const command = (id: string, kind: Command) =>
   result(api.POST(`/jobs/{job}/${kind}`, { params: { path: { job: id } } }));
+
+export const deleteCheckpoint = (id: string, step: number) =>
+  result(api.DELETE("/jobs/{job}/checkpoints/{step}", { params: { path: { job: id, step: String(step) } } }));
 
 export const retryJob = (id: string) => result(api.POST("/retry/{job}", { params: { path: { job: id } } }));

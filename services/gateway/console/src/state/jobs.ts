@@ -2,31 +2,39 @@
 import { signal } from "@preact/signals";
 import { BASE, api, result } from "../api/client";
 import { follow } from "../api/events";
-import { type JobStatus, type JobSummary, type Progress, type Status, isLive } from "../api/types";
+import type { JobSummary, Progress, Status } from "../api/types";
+import { isLive } from "../api/types";
+import { once } from "../once";
 
-/** A job as the list shows it. */
-export interface Row extends JobSummary {
-  queue?: JobStatus["queue"];
-  progress?: Partial<Progress>;
-}
-
-export const rows = signal<readonly Row[]>([]);
+export const rows = signal<readonly JobSummary[]>([]);
 export const isLoaded = signal(false);
 export const next = signal<string | null>(null);
 export const filter = signal<Status | "">("");
 
 const PAGE = 50;
+/** Events come in bursts: the page is read once for all that come in this time. */
+const RELOAD_AFTER_MS = 200;
 const TYPES = ["status", "stage", "progress", "sample", "image", "deleted"] as const;
 
-/** Read the first page again. */
+/** Read the first page again; older jobs that were read stay. */
 export async function load(): Promise<void> {
   const page = await readPage();
-  const known = new Map(rows.value.map((row) => [row.id, row]));
-  rows.value = page.jobs.map((job) => ({ ...known.get(job.id), ...job }));
-  next.value = page.next;
+  const oldest = page.jobs.at(-1);
+  const older = oldest && page.next !== null ? rows.value.filter((row) => isOlder(row, oldest)) : [];
+  rows.value = [...page.jobs, ...older];
+  if (!older.length) next.value = page.next;
   isLoaded.value = true;
-  await Promise.all(rows.value.filter((row) => isLive(row.status)).map((row) => refresh(row.id)));
 }
+
+/** Show the jobs of another filter. */
+export function show(status: Status | ""): Promise<void> {
+  filter.value = status;
+  rows.value = [];
+  return load();
+}
+
+const isOlder = (row: JobSummary, than: JobSummary) =>
+  row.created_at < than.created_at || (row.created_at === than.created_at && row.id < than.id);
 
 export async function loadMore(): Promise<void> {
   if (next.value === null) return;
@@ -43,30 +51,34 @@ function readPage(cursor?: string) {
 
 /** Keep the list up to date; returns a function that stops it. */
 export function watch(onProblem: (error: unknown) => void): () => void {
-  const reload = () => void load().catch(onProblem);
-  reload();
-  return follow(`${BASE}/events`, TYPES, (type, data) => handle(type, data, reload), { onOpen: reload });
+  const reload = () => load().catch(onProblem);
+  const reloadSoon = once(reload, RELOAD_AFTER_MS);
+  void reload();
+  return follow(`${BASE}/events`, TYPES, (type, data) => handle(type, data, reloadSoon), { onOpen: reloadSoon });
 }
 
 function handle(type: string, data: any, reload: () => void): void {
-  const row = rows.value.find((each) => each.id === data.job);
+  const index = rows.value.findIndex((each) => each.id === data.job);
+  const row = rows.value[index];
   if (type === "deleted") rows.value = rows.value.filter((each) => each.id !== data.job);
-  else if (!row) reload();
-  else if (type === "progress") change(row.id, { progress: { ...row.progress, ...data } });
-  else void refresh(row.id);
+  else if (type === "progress") {
+    if (row) change(row.id, { progress: { ...row.progress, ...data } });
+  } else if (row && index >= PAGE) void refresh(row.id);
+  else reload();
 }
 
-/** Read one job again, and what the list does not tell of it. */
+/** Read a job again that is not on the first page. */
 async function refresh(id: string): Promise<void> {
-  const job = await result(api.GET("/status/{job}", { params: { path: { job: id } } }));
-  const progress = isLive(job.status) ? { progress: job.output as Progress } : {};
-  const error = job.error === undefined ? {} : { error: job.error };
-  const { status, delayTime, executionTime, gpu, queue } = job;
-  change(id, { status, delayTime, executionTime, gpu, queue, ...progress, ...error });
+  const { status, delayTime, executionTime, gpu, queue, output, error } = await result(
+    api.GET("/status/{job}", { params: { path: { job: id } } }),
+  );
+  const progress = isLive(status) ? (output as Progress) : undefined;
+  const known = { queue, progress, error };
+  change(id, { status, delayTime, executionTime, gpu, ...known } as Partial<JobSummary>);
 }
 
-function change(id: string, changes: Partial<Row>): void {
-  rows.value = rows.value.map((row) => (row.id === id ? ({ ...row, ...changes } as Row) : row));
+function change(id: string, changes: Partial<JobSummary>): void {
+  rows.value = rows.value.map((row) => (row.id === id ? { ...row, ...changes } : row));
 }
 
 export const cancelJob = (id: string) => result(api.POST("/cancel/{job}", { params: { path: { job: id } } }));

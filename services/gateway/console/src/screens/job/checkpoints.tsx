@@ -1,25 +1,43 @@
+import type { ComponentChildren } from "preact";
 import type { Checkpoint, JobFile } from "../../api/types";
 import { bytes, count } from "../../format";
+import { ask } from "../../parts/dialog";
+import { attempt, tell } from "../../parts/notices";
+import { deleteCheckpoint } from "../../state/job";
+import { may } from "../../state/session";
 import { texts } from "../../texts";
 
 const words = texts.job;
 
 interface CheckpointsProps {
+  job: string;
   checkpoints: readonly Checkpoint[];
   files: readonly JobFile[];
   finalUrl: string | null;
+  /** Reads the job again. */
+  read: () => Promise<void>;
 }
 
-export function Checkpoints({ checkpoints, files, finalUrl }: CheckpointsProps) {
+export function Checkpoints({ job, checkpoints, files, finalUrl, read }: CheckpointsProps) {
   if (!checkpoints.length && !finalUrl) return null;
   const fileOf = (url: string) => files.find((file) => file.url === url);
+  const remove = async (step: number) => {
+    if (!(await ask(words.confirmDeleteCheckpoint(count(step)), words.delete))) return;
+    if (await attempt(() => deleteCheckpoint(job, step).then(read))) tell(words.checkpointDeleted(count(step)));
+  };
   return (
     <section class="card">
       <h2>{words.checkpoints}</h2>
       <ul class="files">
         {finalUrl && <Download name={words.final} url={finalUrl} file={fileOf(finalUrl)} />}
         {checkpoints.map((each) => (
-          <Download key={each.url} name={words.stepRow(count(each.step))} url={each.url} file={fileOf(each.url)} />
+          <Download key={each.url} name={words.stepRow(count(each.step))} url={each.url} file={fileOf(each.url)}>
+            {may("admin") && (
+              <button class="danger" aria-label={words.deleteCheckpoint(count(each.step))} onClick={() => void remove(each.step)}>
+                {words.delete}
+              </button>
+            )}
+          </Download>
         ))}
       </ul>
     </section>
@@ -40,13 +58,21 @@ export function Files({ files }: { files: readonly JobFile[] }) {
   );
 }
 
-function Download({ name, url, file }: { name: string; url: string; file: JobFile | undefined }) {
+interface DownloadProps {
+  name: string;
+  url: string;
+  file: JobFile | undefined;
+  children?: ComponentChildren;
+}
+
+function Download({ name, url, file, children }: DownloadProps) {
   return (
     <li>
       <span class="name">{name}</span>
       {file && <span class="hint">{bytes(file.bytes)}</span>}
       {file && <code class="hint" title={file.sha256}>{`sha256 ${file.sha256.slice(0, 12)}…`}</code>}
       <a class="button" href={url} download={file?.name ?? ""} aria-label={`${words.download}: ${file?.name ?? name}`}>{words.download}</a>
+      {children}
     </li>
   );
 }

@@ -1,29 +1,51 @@
+import { useEffect, useState } from "preact/hooks";
 import { count } from "../../format";
+import { attempt } from "../../parts/notices";
+import { previewsOf } from "../../state/left-out";
 import { texts } from "../../texts";
 
 interface Report {
   images?: number;
   skipped?: { file: string; reason: string }[];
+  skipped_count?: number;
 }
 
-export function Dataset({ report }: { report: Report }) {
+/** @param source has the pictures that were left out by a change; undefined: none were. */
+export function Dataset({ report, source }: { report: Report; source: string | undefined }) {
+  const skipped = report.skipped ?? [];
+  const previews = usePreviews(source, skipped.map((each) => each.file));
   if (report.images === undefined) return null;
+  const more = (report.skipped_count ?? 0) - skipped.length;
   return (
     <section class="card">
       <h2>{texts.job.data}</h2>
       <p>{texts.job.used(count(report.images))}</p>
-      {report.skipped?.length ? (
+      {skipped.length > 0 && (
         <>
           <h3>{texts.job.leftOut}</h3>
-          <ul>
-            {report.skipped.map((each) => (
+          <ul class="left-out">
+            {skipped.map((each) => (
               <li key={each.file}>
-                <code>{each.file}</code>: {each.reason}
+                {previews.has(each.file) && <img class="thumb" src={previews.get(each.file)!} alt="" width="56" height="56" loading="lazy" />}
+                <span>
+                  <code>{each.file}</code> <span class="hint">{each.reason}</span>
+                </span>
               </li>
             ))}
           </ul>
+          {more > 0 && <p class="hint">{texts.job.moreLeftOut(count(more))}</p>}
         </>
-      ) : null}
+      )}
     </section>
   );
+}
+
+/** Thumbnails by file. */
+function usePreviews(source: string | undefined, files: readonly string[]): ReadonlyMap<string, string> {
+  const [found, setFound] = useState<ReadonlyMap<string, string>>(new Map());
+  const wanted = files.join("\n");
+  useEffect(() => {
+    if (source && wanted) void attempt(() => previewsOf(source, wanted.split("\n")).then(setFound));
+  }, [source, wanted]);
+  return found;
 }

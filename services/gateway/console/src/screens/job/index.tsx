@@ -13,6 +13,7 @@ import { Images } from "./images";
 import { Samples } from "./samples";
 
 const words = texts.job;
+const JOB_ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 export function JobPage({ id }: { id: string }) {
   const followed = useMemo(() => followJob(id), [id]);
@@ -38,9 +39,9 @@ export function JobPage({ id }: { id: string }) {
       {shown.trains && <Samples samples={shown.samples} />}
       <Images images={shown.images} />
       {shown.trains && <Curves points={followed.points.value} checkpoints={shown.checkpoints.map((each) => each.step)} />}
-      <Checkpoints checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
+      <Checkpoints job={job.id} read={followed.read} checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
       <Files files={shown.files} />
-      <Dataset report={shown.dataset} />
+      <Dataset report={shown.dataset} source={datasetOf(job)} />
       {shown.warnings.length > 0 && <Problem title={words.warnings} lines={shown.warnings} />}
       <Log events={followed.events.value} />
       <details class="card">
@@ -58,6 +59,14 @@ function Problem({ title, lines }: { title: string; lines: readonly string[] }) 
       {lines.length === 1 ? <p>{lines[0]}</p> : <ul>{lines.map((line) => <li key={line}>{line}</li>)}</ul>}
     </section>
   );
+}
+
+/** Whose pictures were left out by a change: those of a check, or of the check that a job is trained on. */
+function datasetOf(job: JobStatus): string | undefined {
+  const { train } = job.input as { train?: { data_url?: string } };
+  if (!train) return undefined;
+  const isCheck = "dataset" in job.output && !("artifacts" in job.output) && !isLive(job.status);
+  return isCheck ? job.id : JOB_ID.exec(train.data_url ?? "")?.[0];
 }
 
 /** A job's output has one shape while it runs and another when it has ended. */
