@@ -44,7 +44,8 @@ ACCEPTED = ["2xx", "404", "409", "422"]
 REFUSED = ["400", "401", "403", "404", "409", "411", "412", "415"]
 """Statuses for invalid data."""
 DEPENDS = {
-    *("/retry/{job}", "/events/{job}", "/jobs", "/jobs/{job}/dataset", "/uploads", "/files/{key}")
+    *("/retry/{job}", "/events/{job}", "/jobs", "/jobs/{job}/dataset", "/files/{key}"),
+    *("/uploads", "/uploads/{upload}"),
 }
 """Operations whose acceptance of valid data depends on more than the document says."""
 ENDLESS = ("/events",)
