@@ -55,6 +55,7 @@ async def _make(
         summary=final.summary,
         checkpoint=final.checkpoint,
         checkpoints=final.checkpoints,
+        merged=tuple(each for each in final.records if each.kind == "checkpoint"),
         points=await in_thread(read_points, out / METRICS),
     )
     await store.put(_facts_key(order), msgspec.json.encode(facts))

@@ -42,6 +42,8 @@ class TrainingFacts(Struct, frozen=True, kw_only=True):
     checkpoint: Artifact
     checkpoints: tuple[SavedCheckpoint, ...]
     """Intermediate ones, oldest first."""
+    merged: tuple[Artifact, ...] = ()
+    """A LoRA merged into its base model."""
     points: list[Point]
     """Of the curves, thinned."""
 

@@ -86,6 +86,13 @@ def _checkpoints(facts: TrainingFacts) -> list[CheckpointRow]:
         ),
         *(
             CheckpointRow(
+                facts.summary.get("steps"), each.name, size(each.bytes), each.sha256, None,
+                "merged into the base model",
+            )
+            for each in facts.merged
+        ),
+        *(
+            CheckpointRow(
                 each.step, each.artifact.name, size(each.artifact.bytes), each.artifact.sha256,
                 each.validation_loss, "lowest validation loss" if each.best else "",
             )

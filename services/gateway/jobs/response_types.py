@@ -367,9 +367,8 @@ class JobSummary(TypedDict):
     gpu: str
     error: NotRequired[str]
     queue: NotRequired[QueuePosition]
-    """Only while the job is IN_QUEUE."""
     progress: NotRequired[Advance]
-    """Only until the job has ended."""
+    """Until the job has ended; ``queue`` while it is IN_QUEUE."""
     preview: NotRequired[str]
     """Link to a thumbnail of the first image or the newest sample; what is in a bucket has none."""
     warnings: NotRequired[int]

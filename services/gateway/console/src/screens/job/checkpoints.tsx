@@ -45,8 +45,8 @@ export function Checkpoints({ job, checkpoints, files, finalUrl, read }: Checkpo
 }
 
 /** What is neither a picture nor a model: the report, metrics and the like. */
-export function Files({ files }: { files: readonly JobFile[] }) {
-  const others = files.filter((file) => !["checkpoint", "image", "sample"].includes(file.kind)).reverse();
+export function Files({ files, shown }: { files: readonly JobFile[]; shown: readonly (string | null)[] }) {
+  const others = files.filter((file) => !["image", "sample"].includes(file.kind) && !shown.includes(file.url)).reverse();
   if (!others.length) return null;
   return (
     <section class="card">

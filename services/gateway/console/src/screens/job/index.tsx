@@ -40,7 +40,7 @@ export function JobPage({ id }: { id: string }) {
       <Images images={shown.images} />
       {shown.trains && <Curves points={followed.points.value} checkpoints={shown.checkpoints.map((each) => each.step)} />}
       <Checkpoints job={job.id} read={followed.read} checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
-      <Files files={shown.files} />
+      <Files files={shown.files} shown={[shown.finalUrl, ...shown.checkpoints.map((each) => each.url)]} />
       <Dataset report={shown.dataset} source={datasetOf(job)} />
       {shown.warnings.length > 0 && <Problem title={words.warnings} lines={shown.warnings} />}
       <Log events={followed.events.value} />
