@@ -58,10 +58,10 @@ MAYBE_CONSOLE  = ! command -v npm >/dev/null || $(MAKE) --no-print-directory con
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help console demo test unit test-long coverage lint types arch check bench card scale fuzz faults soak hostile examples docs screens lock format clean servers
+.PHONY: help console demo test unit test-long coverage lint types arch check bench card scale fuzz faults soak hostile examples docs screens screenshots lock format clean servers
 
 help:  ## This list
-	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-11s%s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-12s%s\n' "$$name" "$$what"; done
 
 demo: $(RUNTIME)  ## Train a tiny model, draw with it, leave the images in ./demo-output
 	@$(MAYBE_CONSOLE)
@@ -133,6 +133,9 @@ docs: servers examples  ## Write what docs/ has from the code, and the pages tha
 
 screens: servers $(DEV)  ## Write the screens in docs/command-line.md as a terminal shows them
 	SCREENS_PAGE=docs/command-line.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_terminal.py
+
+screenshots: servers $(DEV) console  ## Take pictures of the console's screens into docs/images
+	$(BIN)/python -m tests.support.screenshots
 
 LOCKED := deploy/requirements
 COMPILE = $(BIN)/uv pip compile --quiet --custom-compile-command "make lock" --no-annotate --strip-extras \

@@ -88,7 +88,7 @@ async def visit(chromium: Browser, url: str, **options: Any) -> AsyncIterator[Vi
         await context.close()
 
 
-async def sign_in(page: Page, key: str) -> None:
+async def sign_in(page: Page, key: str, *, heading: str = "Jobs") -> None:
     await page.get_by_label("API key").fill(key)
     await page.get_by_role("button", name="Sign in").click()
-    await page.get_by_role("heading", name="Jobs").wait_for()
+    await page.get_by_role("heading", name=heading).wait_for()
