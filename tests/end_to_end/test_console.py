@@ -9,14 +9,17 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aio_pika
 import aiohttp
 import pytest
 import pytest_asyncio
+from pillow_heif import register_heif_opener
 from playwright.async_api import Browser, Page, Response, expect
 
+from everydream import drawings
 from shared.messaging.topology import FETCHER
 from tests.contract.bus_worlds import plain_channel
 from tests.end_to_end.story import API_KEY, User, host_of, user_of
@@ -162,6 +165,49 @@ async def delete_the_checkpoint(page: Page) -> None:
     await delete.click()
     await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     await expect(delete).to_have_count(0)
+
+
+async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_with(
+    here: World, tmp_path: Path
+) -> None:
+    """One picture is a phone's HEIC without a caption, and one is broken off."""
+    _, user, _ = here
+    register_heif_opener()
+    whole = drawings.draw_concept(drawings.CONCEPTS[0], Random(1), 256)
+    for name in (f"{PROMPTS[0]}_1.png", "IMG_2042.heic", "IMG_2041.jpg"):
+        whole.save(tmp_path / name)
+    broken = (tmp_path / "IMG_2041.jpg").read_bytes()
+    (tmp_path / "IMG_2041.jpg").write_bytes(broken[: len(broken) // 2])
+
+    async with signed_in(here) as (one, page):
+        await page.get_by_role("link", name="New job").first.click()
+        await page.get_by_label("Choose a folder").set_input_files(tmp_path)
+        await expect(page.get_by_text("1 file is not used")).to_be_visible(timeout=PATIENCE)
+        caption = page.get_by_role("textbox", name="IMG_2042.heic")
+        await caption.fill(PROMPTS[1])
+        for field, value in (("max_epochs", "2"), ("batch_size", "2")):
+            await page.locator(f"#input-train-{field}").fill(value)
+        await page.locator("#input-train-resolution").select_option("256")
+        await page.get_by_role("button", name="Start the training").click()
+
+        done = page.locator(".job-head .status")
+        await expect(done).to_have_text("Done", timeout=PATIENCE)
+        await expect(page.locator(".left-out")).to_contain_text("IMG_2041.jpg")
+        job = page.url.rpartition("/")[2]
+        dataset = (await user.client.status(job))["output"]["dataset"]
+        captions = {each["file"]: each["caption"] for each in dataset["pictures"]}
+        assert sorted(captions.values()) == sorted(PROMPTS)
+        assert dataset["captions"]["edited"] == 1
+
+        await page.get_by_role("link", name="Draw with this model").click()
+        await page.get_by_label("Prompt", exact=True).fill(PROMPTS[1])
+        for field in ("width", "height"):
+            await page.locator(f"#draw-{field}").select_option("128")
+        await page.locator("#draw-num_inference_steps").fill("2")
+        await page.get_by_role("button", name="Draw", exact=True).click()
+        drawn = page.get_by_role("main").locator("img").first
+        await expect(drawn).to_be_visible(timeout=PATIENCE)
+        await one.assert_accessible(page)
 
 
 async def test_two_tabs_show_one_cancellation(here: World) -> None:
