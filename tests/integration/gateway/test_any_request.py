@@ -46,6 +46,7 @@ REFUSED = ["400", "401", "403", "404", "409", "411", "412", "415"]
 DEPENDS = {
     *("/retry/{job}", "/events/{job}", "/jobs", "/jobs/{job}/dataset", "/files/{key}"),
     *("/uploads", "/uploads/{upload}"),
+    *("/admin/workers", "/admin/dead-letters", "/admin/webhooks"),
 }
 """Operations whose acceptance of valid data depends on more than the document says."""
 ENDLESS = ("/events",)
@@ -211,16 +212,17 @@ def refer_to_what_there_is(case: Case[Any], known: Mapping[str, str]) -> None:
     ):
         if isinstance(part, dict) and re.search(JOB_ID, str(part.get(field, ""))):
             part[field] = known[kind]
-    order_timesteps(train)
+    if isinstance(train, dict):
+        suit_one_another(train)
 
 
-def order_timesteps(train: Any) -> None:
-    """JSON Schema cannot say that the first is below the last."""
-    if not isinstance(train, dict):
-        return
-    start, end = train.get("timestep_start"), train.get("timestep_end")
-    if isinstance(start, int) and isinstance(end, int) and start >= end:
+def suit_one_another(train: dict[str, Any]) -> None:
+    """What JSON Schema cannot say of two values, each of which is allowed by itself."""
+    start, end = train.get("timestep_start", -1), train.get("timestep_end", -1)
+    if start in range(1000) and end in range(1, 1001) and start >= end:
         train |= {"timestep_start": 0, "timestep_end": 1000}
+    if train.get("lora_rank") in range(1, 257) and train.get("checkpoint_format") == "ckpt":
+        train["checkpoint_format"] = "safetensors"
 
 
 def shorten(case: Case[Any]) -> None:

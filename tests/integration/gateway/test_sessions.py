@@ -40,7 +40,7 @@ async def sign_in(session: aiohttp.ClientSession, key: str = API_KEY) -> dict[st
 async def test_a_session_stands_for_the_key_until_it_is_ended(here: World) -> None:
     async with browser(here) as page:
         assert (await page.get(JOBS)).status == 401
-        assert await sign_in(page) == {"scopes": ["read", "submit", "admin"]}
+        assert await sign_in(page) == {"scopes": ["read", "submit", "admin", "operate"]}
 
         async with page.post(RUN, json=REQUEST, headers=OURS) as answer:
             job = (await answer.json())["id"]
@@ -49,7 +49,7 @@ async def test_a_session_stands_for_the_key_until_it_is_ended(here: World) -> No
         assert (await here.status(job))["id"] == job, "the key and its session own the same jobs"
 
         async with page.get("/session") as answer:
-            assert await answer.json() == {"scopes": ["read", "submit", "admin"]}
+            assert await answer.json() == {"scopes": ["read", "submit", "admin", "operate"]}
 
         assert (await page.delete("/session", headers=OURS)).status == 204
         assert (await page.get(JOBS)).status == 401
