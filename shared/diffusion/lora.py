@@ -43,7 +43,8 @@ class LoraLayer(nn.Module):
             self.lora_down = nn.Conv2d(layer.in_channels, rank, size, stride, padding, bias=False)
             self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         nn.init.zeros_(self.lora_up.weight)
-        self.register_buffer("alpha", torch.tensor(float(alpha)))
+        alpha = torch.tensor(float(alpha), device="cpu").item()  # in fp32, as files keep it
+        self.register_buffer("alpha", torch.tensor(alpha))
         self.scale = alpha / rank
 
     def merged(self) -> Tensor:

@@ -21,11 +21,11 @@ from services.trainer.training.state import State, prepare
 from services.trainer.training.train import begin_or_resume, loras_for, train
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.lora import Lora, fresh_lora, kohya_name
-from shared.diffusion.lora_file import attach
+from shared.diffusion.lora_file import attach, export_lora
 from shared.diffusion.saving import stock_pipeline
 from shared.request import LoraShape
 from shared.storage.manifest import LORA, LORA_SHAPE
-from tests.support.models import make_random_model, random_parts
+from tests.support.models import make_random_model, random_parts, random_sd2_parts
 from tests.support.training import RecordingCallbacks, make_dataset, training_order, whole_model
 
 pytestmark = pytest.mark.usefixtures("models_in_memory")
@@ -151,6 +151,36 @@ def test_diffusers_loads_the_file_and_draws_what_we_draw(base: Path, whole: Outc
 
     assert np.array_equal(drawn(stock(base, Path(whole.checkpoint))), ours)
     assert np.abs(drawn(stock(base)) - ours).max() > 0.05
+
+
+def test_of_stable_diffusion_2_both_networks_compute_the_same_at_an_alpha_that_no_float_holds(
+    tmp_path: Path,
+) -> None:
+    parts, shape = random_sd2_parts("v_prediction"), LoraShape(rank=3, alpha=0.9, conv_rank=2)
+    loras = {
+        kind: fresh_lora(kind, getattr(parts, kind), shape, torch.Generator().manual_seed(1))
+        for kind in ("unet", "text_encoder")
+    }
+    for lora in loras.values():
+        for weight in lora.parameters():
+            nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(2))
+    file, theirs = tmp_path / "l.safetensors", stock_pipeline(parts)
+    export_lora(loras, parts, file, dtype=torch.float32, shape=shape, metadata={})
+
+    ours = computed(theirs)
+    for lora in loras.values():
+        lora.remove()
+    theirs.load_lora_weights(tmp_path, weight_name=file.name)
+
+    assert all(map(torch.equal, ours, computed(theirs)))
+
+
+@torch.no_grad()
+def computed(pipeline: StableDiffusionPipeline) -> tuple[Tensor, Tensor]:
+    """Hidden states of a prompt, and a prediction."""
+    noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(4))
+    hidden = pipeline.text_encoder(torch.arange(77)[None] % 50).last_hidden_state
+    return hidden, pipeline.unet(noisy, torch.tensor([500]), hidden).sample
 
 
 def test_in_half_precision_the_file_draws_nearly_the_same(
