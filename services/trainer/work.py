@@ -210,7 +210,7 @@ class TrainerWork:
             model = await uploads.model(folder, checkpoint)
         else:
             model = await uploads.lora(folder, checkpoint, staged.base_model)
-            base = await base_of(self._store, model)
+            base = base_of(await read_manifest(self._store, model))
         path = summary.pop("merged")
         merged = [await uploads.checkpoint(Path(path))] if path else []
         metrics = await uploads.record(Path(summary.pop("metrics")), "metrics")

@@ -7,6 +7,7 @@ import re
 from shared.errors import NotFound
 from shared.ports import ObjectStore
 from shared.storage.folders import read_manifest
+from shared.storage.manifest import FolderManifest
 
 MODELS = "cache/"
 """Below it also lies what trainers measure."""
@@ -36,15 +37,12 @@ async def is_whole(store: ObjectStore, prefix: str) -> bool:
     return all(found.get(f"{prefix}/{file.name}") == file.bytes for file in files)
 
 
-async def base_of(store: ObjectStore, lora: str) -> str:
+def base_of(lora: FolderManifest) -> str:
     """The prefix of the model that a LoRA's model shares files with.
 
     It is one below :data:`MODELS`, or one that a job has trained. Empty: it shares none.
-
-    Raises:
-        NotFound: there is no such model.
     """
-    for file in (await read_manifest(store, lora)).files:
+    for file in lora.files:
         if file.key and file.key.endswith(f"/{file.name}"):
             return file.key.removesuffix(f"/{file.name}")
     return ""

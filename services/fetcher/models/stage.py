@@ -20,7 +20,7 @@ from services.fetcher.models.configured_model import (
     hub_token,
 )
 from services.fetcher.models.hub import HubModel, file_url, hub_model
-from services.fetcher.models.stored_model import lacks_base, stored_lora
+from services.fetcher.models.stored_model import has_lora, lacks_files, stored_lora
 from services.fetcher.order import ParsedModel, ParseModelFile
 from services.fetcher.parser import Reader, check_left
 from services.fetcher.progress_meter import ProgressMeter
@@ -29,7 +29,12 @@ from shared.errors import NotFound, Passing, Refused
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
 from shared.request import DEFAULT_BASE, STORED, LoraShape, is_http_url
-from shared.storage.folders import content_address, folder_exists, upload_folder
+from shared.storage.folders import (
+    content_address,
+    folder_exists,
+    read_manifest,
+    upload_folder,
+)
 from shared.storage.models import MODEL, base_of, is_whole, note_use, stored_model
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
@@ -135,10 +140,13 @@ class ModelStager:
 
     async def _stage_folder(self, prefix: str, staging: Staging) -> StagedModel:
         """A model that a job has trained; what it shares with its base model must be there."""
-        base = await base_of(self._store, prefix)
+        manifest = await read_manifest(self._store, prefix)
+        if not has_lora(manifest):
+            return StagedModel(prefix)
+        base = base_of(manifest)
         if MODEL.match(f"{base}/"):
             await note_use(self._store, base)
-        if await lacks_base(self._store, prefix):
+        if await lacks_files(self._store, prefix, manifest):
             raise Refused(
                 f"{staging.reference.field}: the base model of this LoRA is not in the store any"
                 " more: train it again, or draw with its file and that base model elsewhere"

@@ -10,7 +10,7 @@ from services.fetcher.model_files import WEIGHTS
 from shared.ports import ObjectStore
 from shared.request import LoraShape
 from shared.storage.folders import key_of, read_manifest
-from shared.storage.manifest import LORA, LORA_SHAPE, PARAMETERS
+from shared.storage.manifest import LORA, LORA_SHAPE, PARAMETERS, FolderManifest
 
 FP16_BYTES = 2
 """Per parameter."""
@@ -38,17 +38,16 @@ async def fetch_tokenizer(store: ObjectStore, prefix: str, folder: Path) -> None
             await store.download(key_of(prefix, file), folder / file.name)
 
 
-async def stored_lora(store: ObjectStore, prefix: str) -> LoraShape | None:
-    """The shape of the LoRA that a stored model comes with; None: it comes with none."""
-    files = (await read_manifest(store, prefix)).files
-    if all(one.name != LORA for one in files):
-        return None
+def has_lora(model: FolderManifest) -> bool:
+    """Whether a stored model is a LoRA beside its base model."""
+    return any(one.name == LORA for one in model.files)
+
+
+async def stored_lora(store: ObjectStore, prefix: str) -> LoraShape:
+    """The shape of a stored model's LoRA."""
     return msgspec.json.decode(await store.get(f"{prefix}/{LORA_SHAPE}"), type=LoraShape)
 
 
-async def lacks_base(store: ObjectStore, prefix: str) -> bool:
-    """Whether a stored model comes with a LoRA, and files of its base model are gone."""
-    files = (await read_manifest(store, prefix)).files
-    if all(one.name != LORA for one in files):
-        return False
-    return not all([await store.exists(key_of(prefix, one)) for one in files])
+async def lacks_files(store: ObjectStore, prefix: str, model: FolderManifest) -> bool:
+    """Whether any of a stored model's files is gone."""
+    return not all([await store.exists(key_of(prefix, one)) for one in model.files])
