@@ -23,6 +23,8 @@ STAND_IN = "https://example.com/dataset.zip"
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 EXPECTED_CHANGE = "expected name=value in one word, such as --set max_epochs=100"
 
+WEIGHED = re.compile(r"(?P<model>.+):(?P<weight>-?[0-9]+(\.[0-9]+)?)")
+
 
 class JobSpec(NamedTuple):
     """What a job shall do."""
@@ -37,6 +39,10 @@ class JobSpec(NamedTuple):
     """``name=value`` for fields of ``train``."""
     drawing: Drawing = NO_DRAWING
     preset: Preset | None = None
+    loras: Sequence[str] = ()
+    """Added to the model: each a model, or ``model:weight``."""
+    base: str | None = None
+    """Of a LoRA that ``model`` names."""
 
     @property
     def file(self) -> Path | None:
@@ -76,7 +82,9 @@ class JobSpec(NamedTuple):
         request = self._read_config()
         inputs = dict(request["input"])
         if self.model is not None:
-            inputs.setdefault("model", self.model)
+            inputs.setdefault("model", self._model(self.model))
+        if self.base is not None:
+            inputs["base"] = self.base
         if "model" in inputs:
             self._expect_no_training(inputs)
         else:
@@ -98,6 +106,9 @@ class JobSpec(NamedTuple):
         except Invalid as error:
             raise Refused("\n  - ".join(["the request is refused:", *error.mistakes])) from None
         return request
+
+    def _model(self, first: str) -> str | list[Any]:
+        return [first, *map(_weighed, self.loras)] if self.loras else first
 
     def _train(self, given: dict[str, Any], data_url: str | None) -> dict[str, Any]:
         changes = changes_in(self.changes)
@@ -171,6 +182,13 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise Misused(f"{twice!r} stands twice in one object; write it once")
     return dict(pairs)
+
+
+def _weighed(lora: str) -> str | dict[str, Any]:
+    """``model:0.8`` as the endpoint takes it."""
+    if match := WEIGHED.fullmatch(lora):
+        return {"model": match["model"], "weight": float(match["weight"])}
+    return lora
 
 
 def _read_json(file: Path) -> Any:

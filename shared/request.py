@@ -45,6 +45,9 @@ Positive = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 Count = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
+LoraWeight = Annotated[float, Meta(ge=-10.0, le=10.0)]
+MAX_LORAS = 10
+"""That a model is drawn with at once."""
 
 DEFAULT_BASE = "sd_v1-5_vae.ckpt"
 """The name that stands for the deployment's base model."""
@@ -157,6 +160,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     # Not on RunPod's page. Off by default, but for crops_per_image; named as in EveryDream2, those
     # of LoRA as in other trainers.
+    base: Text | None = None
     checkpoint_format: CheckpointFormat = "safetensors"
     crops_per_image: Annotated[int, Meta(ge=0, le=1000)] = 4
     ema_decay_rate: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
@@ -202,6 +206,8 @@ class Inference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scheduler: Scheduler = "K-LMS"
     seed: Seed | None = None
     passback: str | None = None
+    loras: Annotated[list[LoraWeight], Meta(max_length=MAX_LORAS)] = field(default_factory=list)
+    """Weights of the model's LoRAs, in their order; empty: those that ``model`` gives them."""
 
 
 class S3Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -217,17 +223,59 @@ class S3Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"S3Config(bucketName={self.bucketName!r}, secrets hidden)"
 
 
+class WeighedModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An item of ``input.model``, if that is a list."""
+
+    model: Text
+    weight: LoraWeight = 1.0
+    """Of a LoRA: what it adds is multiplied by this."""
+
+
+class LoraSource(Struct, frozen=True, kw_only=True):
+    """A LoRA that is added to the model to generate with."""
+
+    source: Text
+    """As a model's."""
+    weight: LoraWeight = 1.0
+    name: str = ""
+    """Name of its file, for people; empty: unknown."""
+
+
+class AddedLora(Struct, frozen=True, kw_only=True):
+    """A LoRA in a stored model's folder."""
+
+    file: str
+    """Its name there."""
+    name: str
+    """For people; ``<lora:NAME:WEIGHT>`` in stable-diffusion-webui."""
+    weight: float = 1.0
+    """What it adds is multiplied by this."""
+
+
 class ModelSource(Struct, frozen=True, kw_only=True):
     """A finished model to generate with, if nothing is to be trained."""
 
     source: Text
     """As ``resume_ckpt_url``, or ``store:`` and the prefix of a job of the client."""
+    base: str = ""
+    """The model that ``source`` is a LoRA for; empty: the deployment's, or the one it is with."""
+    weight: LoraWeight = 1.0
+    """Of ``source``, if it is a LoRA."""
+    loras: tuple[LoraSource, ...] = ()
+    """Further ones."""
     clip_skip: Annotated[int, Meta(ge=0, le=4)] = 0
     """As used when the model was trained."""
     name: str = ""
     """Name of its checkpoint, for people."""
     sha256: str = ""
     """SHA-256 of its checkpoint file; empty: unknown."""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Every model that is named, by its place in the request."""
+        others = {f"input.model[{index}]": each.source for index, each in enumerate(self.loras, 1)}
+        base = {"input.base": self.base} if self.base else {}
+        return {"input.model[0]" if others else "input.model": self.source, **base, **others}
 
 
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

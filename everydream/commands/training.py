@@ -66,6 +66,18 @@ def draw(
     ],
     /,
     *,
+    lora: Annotated[
+        tuple[str, ...],
+        Parameter(
+            metavar="MODEL[:WEIGHT]",
+            show_default=False,
+            help="Add this LoRA, a job's or a URL, as MODEL or MODEL:0.8; may be repeated.",
+        ),
+    ] = (),
+    base: Annotated[
+        str | None,
+        Parameter(metavar="MODEL", help="The base model, if MODEL is a LoRA's file."),
+    ] = None,
     output: Results = None,
     no_wait: Detach = False,
     json: Json = False,
@@ -80,7 +92,9 @@ def draw(
     with errors_in_one_line(as_json=json):
         if not drawing.prompts:
             raise Misused("nothing is to be drawn: give --prompt")
-        spec = JobSpec(model=model, drawing=drawing)
+        if lora and base:
+            raise Misused("--base: with --lora the base model is MODEL; leave --base out")
+        spec = JobSpec(model=model, loras=lora, base=base, drawing=drawing)
         return _submit_and_follow(spec, output, url, key, no_wait=no_wait, as_json=json)
 
 

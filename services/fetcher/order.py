@@ -7,7 +7,7 @@ from msgspec import Struct
 from services.fetcher.limits import Limits
 from shared.dataset.edits import PictureEdit
 from shared.dataset.manifest import Report
-from shared.request import Train
+from shared.request import LoraShape, Train
 
 RESULT_BYTES = 16 << 20
 """Of the result file: names of at most 50,000 files."""
@@ -74,10 +74,30 @@ class ParsedModel(Struct, frozen=True, kw_only=True):
     files: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     """What of it is left out or taken from elsewhere, for whoever has named it."""
+    is_lora: bool = False
+    """It is a LoRA, and nothing is written: see :class:`ParseLora`."""
     needs_base: bool = False
     """It is a single file, and no base was given; nothing is written."""
     vocab_size: int = 0
     """Words that the tokenizer of this base must have."""
+
+
+class ParseLora(Struct, frozen=True, kw_only=True, tag="lora"):
+    """Check a LoRA's file, and write it as the project's own are."""
+
+    file: str
+    folder: str
+    """Where it is to be written; it does not exist yet."""
+    base: str
+    """A folder with the configurations of the model that it is for."""
+    shown: str
+
+
+class ParsedLora(Struct, frozen=True, kw_only=True):
+    """The LoRA in its folder."""
+
+    shape: LoraShape
+    warnings: tuple[str, ...]
 
 
 class DescribeModel(Struct, frozen=True, kw_only=True, tag="description"):
@@ -100,8 +120,15 @@ class ModelDescription(Struct, frozen=True, kw_only=True):
     report: Report
 
 
-Task = ParseDataset | ParseEditedDataset | ParseModelFile | ParseModelFolder | DescribeModel
-Result = ParsedDataset | ParsedModel | ModelDescription
+Task = (
+    ParseDataset
+    | ParseEditedDataset
+    | ParseModelFile
+    | ParseModelFolder
+    | ParseLora
+    | DescribeModel
+)
+Result = ParsedDataset | ParsedModel | ParsedLora | ModelDescription
 
 
 class ParsingOrder(Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,13 +15,9 @@ from msgspec.structs import replace
 from services.fetcher.download import download
 from services.fetcher.estimate import estimate, memory_warnings
 from services.fetcher.limits import dataset_limits, model_limits
-from services.fetcher.models.stage import (
-    LINKS_FOLDER,
-    ModelReference,
-    ModelStager,
-    StagedModel,
-)
-from services.fetcher.models.stored_model import fetch_tokenizer, stored_parameters
+from services.fetcher.loras import added_loras, check_weights, going_on_with
+from services.fetcher.models.stage import ModelReference, ModelStager
+from services.fetcher.models.stored_model import StagedModel, fetch_tokenizer, stored_parameters
 from services.fetcher.order import (
     DescribeModel,
     ModelDescription,
@@ -52,14 +49,16 @@ from shared.messaging.messages import (
 from shared.messaging.topology import FETCHER
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
-from shared.request import STORED, Inference, LoraShape, ModelSource, Train
+from shared.request import STORED, Inference, ModelSource, Train
 from shared.scratch import scratch_folder
 from shared.storage.folders import download_folder, upload_folder
 from shared.storage.uploads import ARCHIVE_BYTES, UPLOADS, download_upload
 from shared.worker.order import Order
 
-DATASET, MODEL, PAGES = "dataset", "model", "pages"
-"""Inside the scratch folder: images with their manifest; the model's files; what people look at."""
+DATASET, MODEL, PAGES, TOKENIZER = "dataset", "model", "pages", "tokenizer"
+"""Inside the scratch folder: images with their manifest; the model's files; what people look at; of
+a model that was in the store already."""
+BASE_FIELD = "input.base"
 
 POLL_SECONDS = 0.5
 
@@ -144,12 +143,17 @@ class FetcherWork:
         self, at: Workplace, train: Train, inference: tuple[Inference, ...]
     ) -> DatasetStaged:
         reference = ModelReference(
-            train.resume_ckpt_url, "input.train.resume_ckpt_url", train.hf_repo_subfolder
+            train.resume_ckpt_url,
+            "input.train.resume_ckpt_url",
+            train.hf_repo_subfolder,
+            base=train.base,
+            base_field="input.train.base",
         )
         parsed = await self._parse_dataset(at, train)
         base = await self._stage_model(at, "the base model", reference)
         train = going_on_with(train, base.lora)
-        report = await self._with_model_facts(at, parsed.report, train, base.prefix)
+        check_weights(inference, 0 if train.lora_rank is None else 1)
+        report = await self._with_model_facts(at, parsed.report, train, base)
         report = replace(
             report,
             warnings=[*report.warnings, *base.warnings],
@@ -173,13 +177,21 @@ class FetcherWork:
             dataset_bytes=staged.dataset_bytes,
             pictures_bytes=staged.pictures_bytes,
             model_bytes=base.bytes,
+            lora_base=base.lora_base,
         )
 
     async def _stage_for_inference(
         self, at: Workplace, model: ModelSource, inference: tuple[Inference, ...]
     ) -> ModelStaged:
-        reference = ModelReference(model.source, "input.model")
-        staged = await self._stage_model(at, "the model", reference)
+        first, *others = (
+            ModelReference(source, field)
+            for field, source in model.named.items()
+            if field != BASE_FIELD
+        )
+        first = first._replace(base=model.base or None, base_field=BASE_FIELD)
+        staged = await self._stage_model(at, "the model", first, others)
+        loras = added_loras(model, staged.loras)
+        check_weights(inference, len(loras))
         return ModelStaged(
             **at.order.stamp(),
             inference=inference,
@@ -189,6 +201,8 @@ class FetcherWork:
             clip_skip=model.clip_skip,
             name=model.name,
             sha256=model.sha256,
+            loras=loras,
+            lora_base=staged.lora_base,
         )
 
     async def _parse_dataset(self, at: Workplace, train: Train) -> ParsedDataset:
@@ -221,22 +235,29 @@ class FetcherWork:
         return StoredDataset(dataset, pages, stored.bytes, stored_pages.bytes)
 
     async def _stage_model(
-        self, at: Workplace, shown: str, reference: ModelReference
+        self,
+        at: Workplace,
+        shown: str,
+        reference: ModelReference,
+        loras: Sequence[ModelReference] = (),
     ) -> StagedModel:
         meter = ProgressMeter(f"downloading {shown}", at.order.progress, at.order.keepalive)
         at.order.progress(phase=f"staging {shown}", bytes=0, bytes_total=None)
         await in_thread((at.scratch / MODEL).mkdir)
-        return await self._models.stage(reference, at.scratch / MODEL, meter, at.reader)
+        own = f"jobs/{at.order.job}/staging/{at.order.grant.attempt}/model"
+        return await self._models.stage_together(
+            reference, loras, at.scratch / MODEL, meter, at.reader, own=own
+        )
 
     async def _with_model_facts(
-        self, at: Workplace, report: Report, train: Train, base: str
+        self, at: Workplace, report: Report, train: Train, base: StagedModel
     ) -> Report:
         """Add what depends on the base model: tokens, bytes and minutes."""
-        folder = at.scratch / MODEL / LINKS_FOLDER
+        folder = base.links or at.scratch / TOKENIZER
         parameters: dict[str, int] | None = None
-        if not await in_thread(folder.is_dir):  # it was in our store already
-            parameters = await stored_parameters(self._store, base)
-            await fetch_tokenizer(self._store, base, folder)
+        if base.links is None:
+            parameters = await stored_parameters(self._store, base.prefix)
+            await fetch_tokenizer(self._store, base.prefix, folder)
         task = DescribeModel(
             folder=str(folder),
             has_weights=parameters is None,
@@ -251,7 +272,7 @@ class FetcherWork:
         device = await self._device(at.order)
         measured = None
         if device:
-            key = speed_key(device.gpu, base, lora=train.lora_rank is not None)
+            key = speed_key(device.gpu, base.prefix, lora=train.lora_rank is not None)
             measured = await self._remembered(key, Speed)
         report, lack = described.report, memory_warnings(train, parameters, device)
         return replace(
@@ -335,25 +356,3 @@ class FetcherWork:
             shown="the checked dataset",
         )
         return task, found.bytes
-
-
-def going_on_with(train: Train, lora: LoraShape | None) -> Train:
-    """The request with the shape of the LoRA that the base model comes with, if it has one.
-
-    Raises:
-        Refused: another shape is asked for, or another format than a LoRA is written in.
-    """
-    if lora is None:
-        return train
-    if train.checkpoint_format == "ckpt":
-        raise Refused(
-            "input.train.checkpoint_format: resume_ckpt_url names a LoRA, which is written as"
-            " safetensors; leave checkpoint_format out"
-        )
-    if train.lora_shape not in (None, lora):
-        raise Refused(
-            f"input.train.lora_rank: the LoRA that resume_ckpt_url names has {lora}, but"
-            f" {train.lora_shape} are asked for: leave lora_rank, lora_alpha and lora_conv_rank out"
-            " to go on with it"
-        )
-    return replace(train, lora_rank=lora.rank, lora_alpha=lora.alpha, lora_conv_rank=lora.conv_rank)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from shared.request import Inference
+from shared.request import AddedLora, Inference
 
 
 class ImageRequest(Struct, frozen=True, kw_only=True):
@@ -43,6 +43,8 @@ class GenerationOrder(Struct, frozen=True, kw_only=True):
     """A snapshot's folder, whose networks replace the model's; None: the model as it is."""
     requests: tuple[ImageRequest, ...]
     clip_skip: int
+    loras: tuple[AddedLora, ...] = ()
+    """Those in the model's folder; empty: it has none, or one that counts fully."""
     provenance: Provenance
     out: str
     """An empty folder for ``0000.png``, ``0001.png`` and so on, in the order of the requests, and

@@ -36,10 +36,11 @@ from shared.messaging.messages import (
 )
 from shared.messaging.topology import INFERENCER_RESULTS
 from shared.ports import ObjectStore
-from shared.request import Inference
+from shared.request import AddedLora, Inference
 from shared.scratch import scratch_folder
 from shared.storage.artifacts import upload_drawn
 from shared.storage.cache import cached_folder
+from shared.storage.manifest import LORA
 from shared.worker.order import Order
 
 CHILD = "services.inferencer.generation.child"
@@ -97,6 +98,7 @@ class InferencerWork:
             model=str(model),
             requests=tuple(image_request(each) for each in finished.inference),
             clip_skip=finished.clip_skip,
+            loras=loras_of(finished),
             provenance=provenance(finished),
             out=str(folder),
         )
@@ -183,6 +185,15 @@ def _image(
         passback=inference.passback,
         error=error,
     )
+
+
+def loras_of(finished: CheckpointFinal | ModelStaged) -> tuple[AddedLora, ...]:
+    """The LoRAs in the model's folder."""
+    if isinstance(finished, ModelStaged):
+        return finished.loras
+    if not finished.lora_base:
+        return ()
+    return (AddedLora(file=LORA, name=finished.checkpoint.name.removesuffix(".safetensors")),)
 
 
 def provenance(finished: CheckpointFinal | ModelStaged) -> Provenance:

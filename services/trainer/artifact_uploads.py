@@ -9,7 +9,6 @@ from typing import Literal
 
 import msgspec
 import structlog
-from msgspec.structs import replace
 
 from services.trainer.upload_queue import UploadQueue
 from shared.child.records import Saved
@@ -17,8 +16,9 @@ from shared.concurrency import in_thread
 from shared.messaging.messages import Artifact, CheckpointSaved, ResumePointSaved, SavedCheckpoint
 from shared.ports import ObjectStore
 from shared.storage.artifacts import upload_artifact
-from shared.storage.folders import describe_folder, key_of, read_manifest, upload_folder
+from shared.storage.folders import describe_folder, upload_folder
 from shared.storage.manifest import LORA, SINGLE_FILE, FileEntry
+from shared.storage.models import shared_files
 from shared.storage.retrying import RetryingStore
 from shared.worker.order import Order
 
@@ -102,8 +102,8 @@ class ArtifactUploads:
         """
         own = {LORA, *(file.name for file in (await describe_folder(folder)).files)}
         of_base = [
-            replace(file, key=key_of(base, file))
-            for file in (await read_manifest(self._store, base)).files
+            file
+            for file in await shared_files(self._store, base)
             if file.name not in own and not file.name.startswith(OPTIMIZER)
         ]
         weights = FileEntry(

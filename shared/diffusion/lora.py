@@ -46,16 +46,17 @@ class LoraLayer(nn.Module):
         alpha = torch.tensor(float(alpha), device="cpu").item()  # in fp32, as files keep it
         self.register_buffer("alpha", torch.tensor(alpha))
         self.scale = alpha / rank
+        self.strength = 1.0
 
     def merged(self) -> Tensor:
         """What it adds to the layer's weights, (out, in x the kernel's size), fp32."""
         down, up = (part.weight.float().flatten(1) for part in (self.lora_down, self.lora_up))
-        return up @ down * self.scale
+        return up @ down * self.scale * self.strength
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What is added to the layer's outputs for these inputs."""
         inputs = inputs.to(self.lora_down.weight.dtype)
-        added: Tensor = self.lora_up(self.lora_down(inputs)) * self.scale
+        added: Tensor = self.lora_up(self.lora_down(inputs)) * (self.scale * self.strength)
         return added
 
 
@@ -75,6 +76,11 @@ class Lora(nn.ModuleDict):
         """Leave the network as it was."""
         for hook in self._hooks:
             hook.remove()
+
+    def weigh(self, strength: float) -> None:
+        """Multiply what is added; 0: nothing is, 1: as it was trained."""
+        for _, added in self._layers:
+            added.strength = strength
 
     @torch.no_grad()
     def merge(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from shared.request import Command, Inference, ModelSource, Train, WebhookEvent
+from shared.request import AddedLora, Command, Inference, ModelSource, Train, WebhookEvent
 
 Stage = Literal[
     "staging", "bucket_check", "training", "generation", "model_publication", "image_publication"
@@ -227,6 +227,8 @@ class DatasetStaged(LargeFact, frozen=True, kw_only=True, tag="dataset.staged"):
     """Of pages and previews in the store."""
     model_bytes: int = 0
     """Of the base model in the store, if the request named it by a URL or a hub id."""
+    lora_base: str = ""
+    """Store prefix of the model that the base model is a LoRA for; empty: it is no LoRA."""
 
 
 class ModelStaged(LargeFact, frozen=True, kw_only=True, tag="model.staged"):
@@ -244,6 +246,10 @@ class ModelStaged(LargeFact, frozen=True, kw_only=True, tag="model.staged"):
     """What of the model was left out or taken from elsewhere."""
     model_bytes: int = 0
     """Of the model in the store, if the request named it by a URL or a hub id."""
+    loras: tuple[AddedLora, ...] = ()
+    """Those in the folder, in the request's order."""
+    lora_base: str = ""
+    """Store prefix of the model that they are added to; empty: there are none."""
 
 
 # --- Trainer ----------------------------------------------------------------------------------

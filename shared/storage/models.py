@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
+from msgspec.structs import replace
+
 from shared.errors import NotFound
 from shared.ports import ObjectStore
-from shared.storage.folders import read_manifest
-from shared.storage.manifest import FolderManifest
+from shared.storage.folders import key_of, read_manifest
+from shared.storage.manifest import FileEntry, FolderManifest
 
 MODELS = "cache/"
 """Below it also lies what trainers measure."""
@@ -35,6 +37,12 @@ async def is_whole(store: ObjectStore, prefix: str) -> bool:
         return False
     found = {each.key: each.bytes async for each in store.list(f"{prefix}/")}
     return all(found.get(f"{prefix}/{file.name}") == file.bytes for file in files)
+
+
+async def shared_files(store: ObjectStore, prefix: str) -> list[FileEntry]:
+    """A stored model's files, with their keys, for a folder that shares them."""
+    files = (await read_manifest(store, prefix)).files
+    return [replace(file, key=key_of(prefix, file)) for file in files]
 
 
 def base_of(lora: FolderManifest) -> str:

@@ -96,8 +96,9 @@ async def by_model(url: str, folder: Path, allowed: frozenset[str] = NOBODY) -> 
     store = FolderStore(folder / "store", public_url="http://x", key=KEY)
     models = ModelStager(store, configured="tiny", home=folder, allowed=allowed)
     meter = ProgressMeter("downloading", lambda **_: None, lambda: None)
+    reference = ModelReference(url, "input.model")
     with pytest.raises(Refused) as refused:
-        await models.stage(ModelReference(url, "input.model"), folder, meter, InProcessReader())
+        await models.stage(reference, folder, meter, InProcessReader(), own="own")
     return str(refused.value)
 
 

@@ -36,7 +36,7 @@ class Stage:
         self.warnings: tuple[str, ...] = ()
         """Of the newest model."""
         self.lora: LoraShape | None = None
-        """Of the newest model."""
+        self.lora_base = ""
         self.models = self.of("tiny")
 
     def of(self, configured: str, private: Collection[str] = ()) -> ModelStager:
@@ -49,17 +49,25 @@ class Stage:
         )
 
     async def __call__(
-        self, asked: str, *, subfolder: str | None = None, models: ModelStager | None = None
+        self,
+        asked: str,
+        *,
+        subfolder: str | None = None,
+        models: ModelStager | None = None,
+        base: str | None = None,
     ) -> str:
         self.number += 1
         scratch = self.folder / f"scratch-{self.number}"
         scratch.mkdir()
-        reference = ModelReference(asked, "input.model", subfolder)
+        reference = ModelReference(asked, "input.model", subfolder, base, "input.base")
         meter = ProgressMeter(
             "downloading", lambda **numbers: self.reported.append(numbers), lambda: None
         )
-        staged = await (models or self.models).stage(reference, scratch, meter, InProcessReader())
+        staged = await (models or self.models).stage(
+            reference, scratch, meter, InProcessReader(), own=f"jobs/{self.number}/model"
+        )
         self.warnings, self.lora = staged.warnings, staged.lora
+        self.lora_base = staged.lora_base
         return staged.prefix
 
     async def loaded(self, prefix: str) -> Parts:

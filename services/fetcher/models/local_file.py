@@ -70,6 +70,10 @@ class LocalFile:
     async def _convert(self, target: Path, meter: ProgressMeter, reader: Reader) -> ParsedModel:
         base = _beside(self._file)
         parsed = await self._parse(target, base, meter, reader)
+        if parsed.is_lora:
+            raise Refused(
+                f"{self._shown}: a LoRA is no base model: jobs name it as resume_ckpt_url or model"
+            )
         if parsed.needs_base:
             base = await self._base_of(parsed.vocab_size)
             parsed = await self._parse(target, base, meter, reader)

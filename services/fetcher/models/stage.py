@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ from services.fetcher.models.configured_model import (
     hub_token,
 )
 from services.fetcher.models.hub import HubModel, file_url, hub_model
-from services.fetcher.models.stored_model import has_lora, lacks_files, stored_lora
+from services.fetcher.models.lora_on_base import LoraFile, put_on_base
+from services.fetcher.models.stored_model import StagedModel, lacks_files, stored_lora
 from services.fetcher.order import ParsedModel, ParseModelFile
 from services.fetcher.parser import Reader, check_left
 from services.fetcher.progress_meter import ProgressMeter
@@ -28,35 +30,26 @@ from shared.concurrency import in_thread
 from shared.errors import NotFound, Passing, Refused
 from shared.network.addresses import shown_url
 from shared.ports import ObjectStore
-from shared.request import DEFAULT_BASE, STORED, LoraShape, is_http_url
+from shared.request import DEFAULT_BASE, STORED, is_http_url
 from shared.storage.folders import (
     content_address,
     folder_exists,
+    key_of,
     read_manifest,
     upload_folder,
 )
+from shared.storage.manifest import LORA, FolderManifest
 from shared.storage.models import MODEL, base_of, is_whole, note_use, stored_model
 
 ALIASES = frozenset({DEFAULT_BASE, DEFAULT_BASE.removesuffix(".ckpt")})
 """Names of the deployment's base model."""
 STORING_ATTEMPTS = 3
 """A gateway may be deleting the model at the first, because nobody needed it for long."""
-LINKS_FOLDER = "selected"
-"""A folder inside the scratch folder: links to the model's files."""
+LINKS_FOLDER, MODEL_FOLDER, BASE = "selected", "model", "of-base"
+"""Folders inside the scratch folder: links to the model's files, what the child has made of a file,
+and the scratch folder of a LoRA's base model."""
 
 log = structlog.get_logger()
-
-
-class StagedModel(NamedTuple):
-    """A model in the store."""
-
-    prefix: str
-    """Of its diffusers folder."""
-    bytes: int = 0
-    """Of the folder, if the request named the model by a URL or a hub id."""
-    warnings: tuple[str, ...] = ()
-    lora: LoraShape | None = None
-    """Of the LoRA that it comes with."""
 
 
 class ModelReference(NamedTuple):
@@ -65,6 +58,9 @@ class ModelReference(NamedTuple):
     source: str
     field: str
     subfolder: str | None = None
+    base: str | None = None
+    """The model that a LoRA is put on; None: the one that it comes with, or the deployment's."""
+    base_field: str = ""
 
 
 class Staging(NamedTuple):
@@ -111,38 +107,115 @@ class ModelStager:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def stage(
-        self, reference: ModelReference, scratch: Path, meter: ProgressMeter, reader: Reader
+        self,
+        reference: ModelReference,
+        scratch: Path,
+        meter: ProgressMeter,
+        reader: Reader,
+        *,
+        own: str,
     ) -> StagedModel:
         """Stage a model; ``scratch`` must be empty.
+
+        A LoRA gets a folder of the job's own, under ``own``.
 
         Raises:
             Refused: it cannot be trained on; names it and says what is expected.
             Passing: a server is unavailable.
         """
         staging = Staging(reference, scratch, meter, reader)
-        if staging.source.startswith(STORED):
-            return await self._stage_stored(staging)
-        return await self._store_once(await self._fetch(staging), staging)
+        found = await self._find(staging, as_lora=reference.base is not None)
+        if isinstance(found, LoraFile):
+            of_base = ModelReference(reference.base or DEFAULT_BASE, reference.base_field)
+            await in_thread((scratch / BASE).mkdir)
+            base = await self.stage(of_base, scratch / BASE, meter, reader, own=own)
+            if base.lora:
+                raise Refused(f"{of_base.field}: it is a LoRA, too; expected a whole model")
+            return await self._put_on(base, [found], staging, own)
+        if reference.base is not None:
+            idle = f"{reference.base_field} has no effect: {staging.shown} is a whole model"
+            return found._replace(warnings=(*found.warnings, idle))
+        return found
 
-    async def _stage_stored(self, staging: Staging) -> StagedModel:
-        """Stage a model folder that is in our store already, or a model file from there."""
-        key = staging.source.removeprefix(STORED)
+    async def stage_together(
+        self,
+        reference: ModelReference,
+        others: Sequence[ModelReference],
+        scratch: Path,
+        meter: ProgressMeter,
+        reader: Reader,
+        *,
+        own: str,
+    ) -> StagedModel:
+        """Stage a model and further LoRAs on its base model; ``scratch`` must be empty.
+
+        Raises:
+            Refused: as :meth:`stage`, or another than the first is a whole model.
+        """
+        model = await self.stage(reference, scratch, meter, reader, own=own)
+        loras = []
+        for number, other in enumerate(others, start=2):
+            place = scratch / f"{number}"
+            await in_thread(place.mkdir)
+            staging = Staging(other, place, meter, reader)
+            found = await self._find(staging, as_lora=True)
+            if not isinstance(found, LoraFile):
+                raise Refused(
+                    f"{other.field}: {staging.shown} is a whole model; expected a LoRA, because"
+                    " only the first of input.model may be whole"
+                )
+            loras.append(found)
+        together = Staging(reference, scratch / "together", meter, reader)
+        await in_thread(together.scratch.mkdir)
+        return await self._put_on(model, loras, together, own) if loras else model
+
+    async def _put_on(
+        self, base: StagedModel, loras: Sequence[LoraFile], staging: Staging, own: str
+    ) -> StagedModel:
+        return await put_on_base(
+            self._store,
+            base,
+            loras,
+            own,
+            scratch=staging.scratch,
+            reader=staging.reader,
+            keepalive=staging.meter.keepalive,
+        )
+
+    async def _find(self, staging: Staging, *, as_lora: bool) -> StagedModel | LoraFile:
+        """The model, in the store; or a LoRA's file.
+
+        ``as_lora``: a LoRA of a job's is not used on the base model that it comes with.
+        """
+        if staging.source.startswith(STORED):
+            return await self._find_stored(staging, as_lora=as_lora)
+        found = await self._fetch(staging)
+        return found if isinstance(found, LoraFile) else await self._store_once(found, staging)
+
+    async def _find_stored(self, staging: Staging, *, as_lora: bool) -> StagedModel | LoraFile:
+        """A model folder that is in our store already, or a model file from there."""
+        key, file = staging.source.removeprefix(STORED), staging.scratch / "download"
         if await folder_exists(self._store, key):
-            return await self._stage_folder(key, staging)
-        file = staging.scratch / "download"
+            manifest = await read_manifest(self._store, key)
+            lora = next((each for each in manifest.files if each.name == LORA), None)
+            if lora is None:
+                return StagedModel(key)
+            if not as_lora:
+                return await self._stage_folder(key, manifest, staging)
+            key = key_of(key, lora)
         try:
             await self._store.download(key, file, keepalive=staging.meter.keepalive)
         except NotFound:
             raise Refused(
                 f"{staging.reference.field}: this model ({key}) is not in the store any more"
             ) from None
-        return await self._store_once(await self._open(file, staging), staging)
+        found = await self._open(file, staging)
+        return found if isinstance(found, LoraFile) else await self._store_once(found, staging)
 
-    async def _stage_folder(self, prefix: str, staging: Staging) -> StagedModel:
-        """A model that a job has trained; what it shares with its base model must be there."""
-        manifest = await read_manifest(self._store, prefix)
-        if not has_lora(manifest):
-            return StagedModel(prefix)
+    async def _stage_folder(
+        self, prefix: str, manifest: FolderManifest, staging: Staging
+    ) -> StagedModel:
+        """A LoRA that a job has trained; what it shares with its base model must be there."""
         base = base_of(manifest)
         if MODEL.match(f"{base}/"):
             await note_use(self._store, base)
@@ -151,9 +224,10 @@ class ModelStager:
                 f"{staging.reference.field}: the base model of this LoRA is not in the store any"
                 " more: train it again, or draw with its file and that base model elsewhere"
             )
-        return StagedModel(prefix, lora=await stored_lora(self._store, prefix))
+        shape = await stored_lora(self._store, prefix)
+        return StagedModel(prefix, lora=shape, loras=1, lora_base=base)
 
-    async def _fetch(self, staging: Staging) -> LocalModel:
+    async def _fetch(self, staging: Staging) -> LocalModel | LoraFile:
         source = staging.source
         if source in ALIASES:
             return await self._configured.find(staging.meter, staging.reader)
@@ -177,33 +251,30 @@ class ModelStager:
         organisation = f"{model.repository.partition('/')[0]}/*"
         return hub_token() if {model.repository, organisation} & self._private else None
 
-    async def _open(self, file: Path, staging: Staging) -> LocalModel:
+    async def _open(self, file: Path, staging: Staging) -> LocalModel | LoraFile:
         """Open a model file; a single file gets the tokenizer of the deployment's base model."""
-        if (opened := await self._parse(file, staging, base=None)) is None:
+        parsed = await self._parse(file, staging, base=None)
+        if parsed.is_lora:
+            return LoraFile(file, staging.shown)
+        if parsed.needs_base:
             base = await self._configured.find(staging.meter, staging.reader)
-            opened = await self._parse(file, staging, base=base.folder)
-        if opened is None:
-            raise Passing("the parsing child asks for a base model that it has")
-        return opened
+            parsed = await self._parse(file, staging, base=base.folder)
+        target = staging.scratch / MODEL_FOLDER
+        await in_thread(check_left, target, parsed.files)
+        return LocalModel(target, list(parsed.files), parsed.warnings)
 
-    async def _parse(self, file: Path, staging: Staging, base: Path | None) -> LocalModel | None:
-        """The model's files; None: it needs a base model."""
-        target = staging.scratch / "model"
+    async def _parse(self, file: Path, staging: Staging, base: Path | None) -> ParsedModel:
         task = ParseModelFile(
             file=str(file),
-            folder=str(target),
+            folder=str(staging.scratch / MODEL_FOLDER),
             base=str(base) if base else None,
             subfolder=staging.reference.subfolder,
             shown=staging.shown,
         )
         limits = model_limits((await in_thread(file.stat)).st_size)
-        parsed = await staging.reader.parse(
+        return await staging.reader.parse(
             task, limits, ParsedModel, keepalive=staging.meter.keepalive
         )
-        if parsed.needs_base:
-            return None
-        await in_thread(check_left, target, parsed.files)
-        return LocalModel(target, list(parsed.files), parsed.warnings)
 
     async def _address(self, model: LocalModel, selected: Path, staging: Staging) -> str:
         """The content's sha256, cached for models outside the scratch folder."""
@@ -233,7 +304,7 @@ class ModelStager:
                 )
                 log.info("base_model_stored", prefix=prefix, model=staging.shown)
         size = 0 if staging.source in ALIASES else await in_thread(_bytes_of, model)
-        return StagedModel(prefix, size, model.warnings)
+        return StagedModel(prefix, size, model.warnings, links=selected)
 
 
 def _link_files(model: LocalModel, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -10,10 +11,28 @@ from services.fetcher.model_files import WEIGHTS
 from shared.ports import ObjectStore
 from shared.request import LoraShape
 from shared.storage.folders import key_of, read_manifest
-from shared.storage.manifest import LORA, LORA_SHAPE, PARAMETERS, FolderManifest
+from shared.storage.manifest import LORA_SHAPE, PARAMETERS, FolderManifest
 
 FP16_BYTES = 2
 """Per parameter."""
+
+
+class StagedModel(NamedTuple):
+    """A model in the store."""
+
+    prefix: str
+    """Of its diffusers folder."""
+    bytes: int = 0
+    """Of the folder, if the request named the model by a URL or a hub id."""
+    warnings: tuple[str, ...] = ()
+    lora: LoraShape | None = None
+    """Of the LoRA that it comes with, the first if there are several."""
+    loras: int = 0
+    """How many there are."""
+    lora_base: str = ""
+    """Prefix of the model that this is for; empty: there is none."""
+    links: Path | None = None
+    """A folder here with links to its files; None: it was in the store already."""
 
 
 async def stored_parameters(store: ObjectStore, prefix: str) -> dict[str, int]:
@@ -36,11 +55,6 @@ async def fetch_tokenizer(store: ObjectStore, prefix: str, folder: Path) -> None
     for file in (await read_manifest(store, prefix)).files:
         if file.name.startswith("tokenizer/"):
             await store.download(key_of(prefix, file), folder / file.name)
-
-
-def has_lora(model: FolderManifest) -> bool:
-    """Whether a stored model is a LoRA beside its base model."""
-    return any(one.name == LORA for one in model.files)
 
 
 async def stored_lora(store: ObjectStore, prefix: str) -> LoraShape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +12,10 @@ from services.fetcher.order import (
     ModelDescription,
     ParseDataset,
     ParsedDataset,
+    ParsedLora,
     ParsedModel,
     ParseEditedDataset,
+    ParseLora,
     ParseModelFile,
     ParseModelFolder,
     Result,
@@ -33,7 +36,8 @@ from services.fetcher.parsing.models.diffusers_folder import (
     OpenedModel,
     validate_diffusers_folder,
 )
-from services.fetcher.parsing.models.model_file import open_model
+from services.fetcher.parsing.models.lora import stage_lora
+from services.fetcher.parsing.models.model_file import IsLora, open_model
 from services.fetcher.parsing.models.single_file import NeedsBase
 from services.fetcher.parsing.models.tokenizer_and_size import count_parameters, count_tokens
 from shared.dataset.captions import MAX_TOKENS
@@ -68,6 +72,8 @@ def perform(task: Task, limits: Limits, reports: Reports) -> Result:
             return _parse_model_file(task, reports)
         case ParseModelFolder(folder=folder, shown=shown):
             return _parsed(validate_diffusers_folder(Path(folder), shown, reports.reading))
+        case ParseLora():
+            return _parse_lora(task, reports)
         case DescribeModel():
             return _describe_model(task, reports)
 
@@ -130,9 +136,23 @@ def _parse_model_file(task: ParseModelFile, reports: Reports) -> ParsedModel:
             shown=task.shown,
             reading=reports.reading,
         )
+    except IsLora:
+        return ParsedModel(files=(), is_lora=True)
     except NeedsBase as needs:
         return ParsedModel(files=(), needs_base=True, vocab_size=needs.vocab_size)
     return _parsed(opened)
+
+
+def _parse_lora(task: ParseLora, reports: Reports) -> ParsedLora:
+    reports.reading(task.shown)
+    read = stage_lora(
+        Path(task.file),
+        Path(task.base),
+        Path(task.folder),
+        task.shown,
+        partial(reports.reading, task.shown),
+    )
+    return ParsedLora(shape=read.shape, warnings=tuple(read.warnings))
 
 
 def _parsed(model: OpenedModel) -> ParsedModel:

@@ -24,6 +24,7 @@ from shared.request import (
     ENDPOINT,
     JOB_ID,
     MAX_ITEMS,
+    MAX_LORAS,
     MODEL_NAME,
     OBJECT_PATH,
     WEB_ADDRESS,
@@ -32,6 +33,7 @@ from shared.request import (
     Policy,
     S3Config,
     Train,
+    WeighedModel,
 )
 
 Schema = dict[str, Any]
@@ -120,15 +122,16 @@ def request_schemas() -> dict[str, Schema]:
     Names and bounds come from the structs in ``shared.request``; rules that the parser checks by
     hand are written by hand here, too.
     """
-    (train, inference, s3, policy), parts = components(
-        [Train, Inference, S3Config, Policy], REQUEST_SCHEMA
+    (train, inference, s3, policy, lora), parts = components(
+        [Train, Inference, S3Config, Policy, WeighedModel], REQUEST_SCHEMA
     )
     for part in parts.values():
         _take_null(part)
     _train_rules(parts[f"{REQUEST_SCHEMA}Train"])
+    parts[f"{REQUEST_SCHEMA}WeighedModel"]["properties"]["model"]["pattern"] = MODEL
     for name, pattern in S3_PATTERNS.items():
         parts[f"{REQUEST_SCHEMA}S3Config"]["properties"][name]["pattern"] = pattern
-    training, generation = _training(train, inference), _generation(inference)
+    training, generation = _training(train, inference), _generation(inference, lora)
     return {
         REQUEST_SCHEMA: _whole({"oneOf": [training, generation]}, s3, policy),
         CHECK_SCHEMA: _whole(training, s3, policy),
@@ -153,7 +156,7 @@ def _or_null(*kinds: Schema) -> Schema:
 def _train_rules(train: Schema) -> None:
     fields = train["properties"]
     fields["data_url"] |= {"pattern": rf"({JOB_ID})|({WEB_ADDRESS})"}
-    fields["resume_ckpt_url"]["pattern"] = MODEL
+    fields["resume_ckpt_url"]["pattern"] = fields["base"]["anyOf"][0]["pattern"] = MODEL
     off = ("disable_unet_training", "disable_textenc_training")
     train["not"] = {"required": list(off), "properties": {name: {"const": True} for name in off}}
     train["description"] += " `timestep_start` is below `timestep_end`."
@@ -201,6 +204,7 @@ def _training(train: Schema, inference: Schema) -> Schema:
         "properties": {
             "train": train,
             "model": NULL,
+            "base": NULL,
             "inference": _or_null(inference, entries),
         },
         "required": ["train"],
@@ -208,17 +212,35 @@ def _training(train: Schema, inference: Schema) -> Schema:
     }
 
 
-def _generation(inference: Schema) -> Schema:
+def _generation(inference: Schema, lora: Schema) -> Schema:
     entries = {"type": "array", "items": inference, "minItems": 1, "maxItems": MAX_ITEMS}
     text = "The id of a finished job of yours, or a value that `resume_ckpt_url` takes."
+    one = {"type": "string", "minLength": 1, "pattern": MODEL}
+    together = {
+        "type": "array",
+        "items": {"anyOf": [one, lora]},
+        "minItems": 1,
+        "maxItems": 1 + MAX_LORAS,
+        "description": "A model, and LoRAs that are added to it.",
+    }
     return {
         "title": "Generate images with a finished model",
         "type": "object",
         "properties": {
-            "model": {"type": "string", "minLength": 1, "pattern": MODEL, "description": text},
+            "model": {"anyOf": [{**one, "description": text}, together]},
+            "base": {
+                **_or_null(one),
+                "description": "The model that a LoRA is for which `model` names; null: the"
+                " deployment's, or the one that a job has trained it on.",
+            },
             "inference": {"anyOf": [inference, entries]},
             "train": NULL,
         },
         "required": ["model", "inference"],
         "additionalProperties": False,
+        # Of several the first is the base model, or is with it.
+        "not": {
+            "required": ["base"],
+            "properties": {"base": {"type": "string"}, "model": {"type": "array"}},
+        },
     }

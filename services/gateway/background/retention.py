@@ -15,7 +15,7 @@ from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import JobStore, StoredJob
 from services.gateway.system_ports import DeadLetterStore
 from shared.errors import EveryDreamError
-from shared.messaging.messages import DatasetStaged, Stage, decode
+from shared.messaging.messages import DatasetStaged, ModelStaged, Stage, decode
 from shared.ports import ObjectStore
 from shared.storage.snapshots import snapshots_of
 
@@ -222,7 +222,7 @@ def working_files(job: Job) -> list[str]:
     if job.kept:
         return [*pages, *_others(job.kept.dataset, f"{root}staging", _attempts(job, "staging"))]
     if job.status not in ("COMPLETED", "CANCELLED"):
-        attempts = _others(_dataset_of(job), f"{root}staging", _attempts(job, "staging"))
+        attempts = _others(_staged_of(job), f"{root}staging", _attempts(job, "staging"))
         return [snapshots_of(job.id), *pages, *attempts]
     prefixes = [snapshots_of(job.id), *pages, f"{root}staging/"]
     for number in _attempts(job, "training"):
@@ -243,12 +243,13 @@ def _attempts(job: Job, stage: Stage) -> range:
     return range(1, (job.stages[stage].attempts if stage in job.stages else 0) + 1)
 
 
-def _dataset_of(job: Job) -> str:
-    """The prefix of the dataset that a retry would train on; empty: it would be staged again."""
-    if "training" not in job.stages:
-        return ""
-    staged = decode(job.stages["training"].trigger)
-    return f"{staged.dataset}/" if isinstance(staged, DatasetStaged) else ""
+def _staged_of(job: Job) -> str:
+    """The prefix of what a retry would begin with; empty: it would be staged again."""
+    stage = job.stages.get("training") or job.stages.get("generation")
+    match decode(stage.trigger) if stage else None:
+        case DatasetStaged(dataset=prefix) | ModelStaged(model=prefix):
+            return f"{prefix}/"
+    return ""
 
 
 def _working_files_of(row: StoredJob) -> list[str]:

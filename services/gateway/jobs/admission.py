@@ -187,11 +187,12 @@ def check_hosts(request: Request, allows: AllowedHosts) -> None:
     Raises:
         DisallowedAddress: a URL names a private address, or no host at all.
     """
-    train, model, s3 = request.train, request.model, request.s3
+    train, s3 = request.train, request.s3
     named = {
         "input.train.data_url": train and train.data_url,
         "input.train.resume_ckpt_url": train and train.resume_ckpt_url,
-        "input.model": model and model.source,
+        "input.train.base": train and train.base,
+        **(request.model.named if request.model else {}),
         "s3Config.endpointUrl": s3 and s3.endpointUrl,
         "webhook": request.webhook,
     }

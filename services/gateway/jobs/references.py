@@ -111,13 +111,12 @@ class References:
             )
 
     async def _train(self, train: Train, owner: str, until: float, mistakes: list[str]) -> Train:
-        base = train.resume_ckpt_url
+        field, base = "input.train.resume_ckpt_url", train.base
         return replace(
             train,
             data_url=await self._dataset(train.data_url, owner, until, mistakes),
-            resume_ckpt_url=await self._key_for(
-                "input.train.resume_ckpt_url", base, owner, mistakes
-            ),
+            resume_ckpt_url=await self._key_for(field, train.resume_ckpt_url, owner, mistakes),
+            base=base and await self._key_for("input.train.base", base, owner, mistakes),
         )
 
     async def _dataset(self, address: str, owner: str, until: float, mistakes: list[str]) -> str:
@@ -163,10 +162,34 @@ class References:
 
     async def _model(self, model: ModelSource, owner: str, mistakes: list[str]) -> ModelSource:
         """The model with what its job's record knows about it, if a job has made it."""
-        source = await self._key_for("input.model", model.source, owner, mistakes)
-        key = source.removeprefix(STORED)
-        job = await self._job_of(key) if key != source else None
-        return source_of(job, key) if job else ModelSource(source=source)
+        keys = {
+            field: await self._key_for(field, address, owner, mistakes)
+            for field, address in model.named.items()
+        }
+        base = keys.pop("input.base", "")
+        first, *others = [(key, await self._checkpoint_at(key)) for key in keys.values()]
+        source, (job, checkpoint) = first
+        return replace(
+            model,
+            source=source,
+            base=base,
+            clip_skip=clip_skip_of(job) if job else 0,
+            name=checkpoint.name if checkpoint else "",
+            sha256=checkpoint.sha256 if checkpoint else "",
+            loras=tuple(
+                replace(each, source=key, name=found.name if found else "")
+                for each, (key, (_, found)) in zip(model.loras, others, strict=True)
+            ),
+        )
+
+    async def _checkpoint_at(self, address: str) -> tuple[Job | None, Artifact | None]:
+        """The job that has made what lies under a key of the store, and the checkpoint there."""
+        key = address.removeprefix(STORED)
+        job = await self._job_of(key) if key != address else None
+        if job is None or key == job.model:
+            return job, job.checkpoint if job else None
+        every = (job.checkpoint, *(each.artifact for each in job.checkpoints))
+        return job, next((each for each in every if each and each.key == key), None)
 
     async def _key_for(self, field: str, address: str, owner: str, mistakes: list[str]) -> str:
         if address.startswith(f"{self._public_url}/"):
@@ -254,28 +277,12 @@ def _needed(row: StoredJob) -> Iterator[str]:
     for trigger in triggers:
         match trigger:
             case Submission(train=train, model=model):
-                named = (train.data_url, train.resume_ckpt_url) if train else ()
-                for address in (*named, *((model.source,) if model else ())):
-                    yield address.removeprefix(STORED)
+                of_train = (train.data_url, train.resume_ckpt_url, train.base) if train else ()
+                for address in (*of_train, *(model.named.values() if model else ())):
+                    yield (address or "").removeprefix(STORED)
             case DatasetStaged(base_model=prefix) | ModelStaged(model=prefix):
                 yield f"{prefix}/"
+                if trigger.lora_base:
+                    yield f"{trigger.lora_base}/"
             case CheckpointFinal(model=prefix):  # its own, which may be a LoRA
                 yield f"{prefix}/"
-
-
-def source_of(job: Job, key: str) -> ModelSource:
-    """A model or checkpoint file of a job, with what its record knows about it."""
-    known = _checkpoint_at(job, key)
-    return ModelSource(
-        source=f"{STORED}{key}",
-        clip_skip=clip_skip_of(job),
-        name=known.name if known else "",
-        sha256=known.sha256 if known else "",
-    )
-
-
-def _checkpoint_at(job: Job, key: str) -> Artifact | None:
-    if key == job.model:
-        return job.checkpoint
-    every = (job.checkpoint, *(each.artifact for each in job.checkpoints))
-    return next((each for each in every if each and each.key == key), None)

@@ -23,14 +23,17 @@ from shared.request import (
     FIRST_TIMESTEP,
     LAST_TIMESTEP,
     MAX_ITEMS,
+    MAX_LORAS,
     WEBHOOK_EVENTS,
     Inference,
+    LoraSource,
     ModelSource,
     Policy,
     Request,
     S3Config,
     Train,
     WebhookEvent,
+    WeighedModel,
 )
 from shared.settings import MAX_BODY
 
@@ -42,6 +45,8 @@ MAX_SAMPLE_LETTERS = 1 << 16
 """Of all sample prompts together, which every row of samples tells anew."""
 MAX_MISTAKES = 50
 """Reported for one request; with more of them, parsing stops."""
+
+TEXT = types.StrType(min_length=1)
 
 T = TypeVar("T", bound=Struct)
 
@@ -75,7 +80,7 @@ def parse_request(body: Any) -> Request:
     _report_unknown(top, TOP_FIELDS, "", mistakes)
     inputs = _inputs(top, mistakes)
     train = _optional(Train, inputs.get("train"), "input.train", mistakes)
-    model = _model(inputs.get("model"), mistakes)
+    model = _model(inputs, mistakes)
     inference = _inference(inputs.get("inference"), mistakes)
     s3 = _optional(S3Config, top.get("s3Config"), "s3Config", mistakes)
     policy = _optional(Policy, top.get("policy"), "policy", mistakes) or Policy()
@@ -161,15 +166,33 @@ def _check_train_or_model(inputs: dict[str, Any], mistakes: list[str]) -> None:
         mistakes.append("input.inference: required with input.model, but missing")
 
 
-def _model(value: Any, mistakes: list[str]) -> ModelSource | None:
+def _model(inputs: dict[str, Any], mistakes: list[str]) -> ModelSource | None:
+    """``input.model``: a name, or a list of them, the LoRAs with weights if need be."""
+    value, base = inputs.get("model"), inputs.get("base")
+    if base is not None:
+        _value(TEXT, base, "input.base", mistakes, MODEL)
+        if not isinstance(value, str):
+            why = "in a list it is the first; beside resume_ckpt_url it is input.train.base"
+            mistakes.append(f"input.base: goes with an input.model that is one LoRA; {why}")
     if value is None:
         return None
-    if not isinstance(value, str) or not value:
-        mistakes.append(f"input.model: expected a string, not empty, got {shown(value)}")
+    if not isinstance(value, list):
+        _value(TEXT, value, "input.model", mistakes, MODEL)
+        return ModelSource(source=str(value), base=str(base or ""))
+    if not 1 <= len(value) <= 1 + MAX_LORAS:
+        expected = f"a model and at most {MAX_LORAS} LoRAs"
+        mistakes.append(f"input.model: expected {expected}, got a list of {len(value)}")
         return None
-    if not MODEL.holds(value):
-        mistakes.append(f"input.model: expected {MODEL.text}, got {_found(value, MODEL)}")
-    return ModelSource(source=value)
+    items = [_weighed(each, f"input.model[{index}]", mistakes) for index, each in enumerate(value)]
+    first, *others = [item or WeighedModel(model="?") for item in items]
+    loras = tuple(LoraSource(source=each.model, weight=each.weight) for each in others)
+    return ModelSource(source=first.model, weight=first.weight, loras=loras)
+
+
+def _weighed(value: Any, path: str, mistakes: list[str]) -> WeighedModel | None:
+    if isinstance(value, str):
+        return WeighedModel(model=str(_value(TEXT, value, path, mistakes, MODEL)))
+    return _struct(WeighedModel, value, path, mistakes)
 
 
 def _inference(value: Any, mistakes: list[str]) -> tuple[Inference, ...]:
@@ -185,10 +208,12 @@ def _inference(value: Any, mistakes: list[str]) -> tuple[Inference, ...]:
     return tuple(entry for entry in entries if entry)
 
 
-def _items(value: list[Any], path: str, mistakes: list[str]) -> Iterator[tuple[int, Any]]:
+def _items(
+    value: list[Any], path: str, mistakes: list[str], most: int = MAX_ITEMS
+) -> Iterator[tuple[int, Any]]:
     """The items with their indices, unless there are too many items or mistakes."""
-    if len(value) > MAX_ITEMS:
-        mistakes.append(f"{path}: expected at most {MAX_ITEMS} items, got {len(value)}")
+    if len(value) > most:
+        mistakes.append(f"{path}: expected at most {most} items, got {len(value)}")
         return
     for index, each in enumerate(value):
         if len(mistakes) > MAX_MISTAKES:
@@ -200,10 +225,10 @@ def _too_long(
     train: Train | None, model: ModelSource | None, s3: S3Config | None, webhook: str | None
 ) -> Iterator[str]:
     """Of texts that are kept in the job's record and repeated in its messages."""
-    addresses = ("data_url", "resume_ckpt_url", "hf_repo_subfolder")
+    addresses = ("data_url", "resume_ckpt_url", "base", "hf_repo_subfolder")
     parts = (("input.train.", train, addresses), ("s3Config.", s3, S3Config.__struct_fields__))
     named: dict[str, str | None] = {
-        "input.model": model.source if model else None,
+        **(model.named if model else {}),
         "webhook": webhook,
         **{
             f"{prefix}{name}": getattr(part, name)
@@ -284,7 +309,7 @@ def _field(each: types.Field, given: dict[str, Any], path: str, mistakes: list[s
     if (kind := _struct_of(each.type)) and value is not None:
         return _struct(kind, value, inner, mistakes)
     if isinstance(each.type, types.ListType) and isinstance(value, list):
-        items = _items(value, inner, mistakes)
+        items = _items(value, inner, mistakes, each.type.max_length or MAX_ITEMS)
         return [_value(each.type.item_type, v, f"{inner}[{i}]", mistakes) for i, v in items]
     return _value(each.type, value, inner, mistakes, RULES.get(each.name))
 

@@ -337,7 +337,9 @@ def _advance_claimed(job: Job, fact: StageFact, now: float, heartbeat: float) ->
             job = replace(
                 job,
                 warnings=(*job.warnings, *fact.warnings),
-                staged_model=StagedModel(prefix=fact.model, bytes=fact.model_bytes),
+                staged_model=StagedModel(
+                    prefix=fact.lora_base or fact.model, bytes=fact.model_bytes
+                ),
             )
             return Step(_with_next(_done(job, fact), "generation", fact, now))
         case BucketChecked():
@@ -514,7 +516,7 @@ def _staged(job: Job, fact: DatasetStaged, now: float) -> Step:
         report=fact.report,
         pictures=fact.pictures,
         pictures_bytes=fact.pictures_bytes,
-        staged_model=StagedModel(prefix=fact.base_model, bytes=fact.model_bytes),
+        staged_model=StagedModel(prefix=fact.lora_base or fact.base_model, bytes=fact.model_bytes),
     )
     if job.checks and fact.pictures:  # an earlier version's fetcher leaves none, and no remarks
         kept = KeptDataset(dataset=fact.dataset, bytes=fact.dataset_bytes, until=now + KEPT_SECONDS)

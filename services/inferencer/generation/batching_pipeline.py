@@ -8,7 +8,7 @@ a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from shared.diffusion.loading import Parts
+from shared.diffusion.lora import Lora
 from shared.diffusion.saving import stock_pipeline
 
 Size = tuple[int, int]
@@ -40,6 +41,8 @@ class BatchingPipeline:
     """Frees memory that this pipeline does not need; returns whether there was any."""
     room_for: Callable[[Size, int], int] = lambda _size, most: most
     """How many images of a size, at most so many, what is free now has room for."""
+    loras: list[list[Lora]] = field(default_factory=list)
+    """What is added to the networks: for each of the model's LoRAs, what it adds to each."""
     _batch_sizes: dict[Size, int] = field(default_factory=dict)
     _vae_dtype: torch.dtype | None = None
     """Of the weights as they were loaded, if decoding has to be done in fp32."""
@@ -54,6 +57,12 @@ class BatchingPipeline:
             if name.endswith(ONE_ROW):
                 compute_one_row(module)
         return cls(parts, pipe)
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Let each LoRA count so much; empty: fully."""
+        for networks, weight in zip(self.loras, weights or [1.0] * len(self.loras), strict=True):
+            for lora in networks:
+                lora.weigh(weight)
 
     def batch_size(self, size: Size) -> int:
         """How many images of this size to generate at a time."""

@@ -13,8 +13,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.inferencer.generation.infotext import save
-from services.inferencer.order import GenerationOrder
+from services.inferencer.generation.infotext import WeighedLora, lora_hash, save
+from services.inferencer.order import GenerationOrder, ImageRequest
 from shared.child.process import (
     QUIET_AND_OFFLINE,
     RecordWriter,
@@ -119,7 +119,8 @@ def generate_with(
     """Generate all images on the cache's device, and add warnings; as :func:`generate_all`."""
     from services.inferencer.generation.generate import FailedImage, generate  # noqa: PLC0415 - slow
 
-    pipeline = cache.load(Path(order.model), Path(order.snapshot) if order.snapshot else None)
+    snapshot = Path(order.snapshot) if order.snapshot else None
+    pipeline = cache.load(Path(order.model), snapshot, [each.file for each in order.loras])
     writer.write(Phase(name=phase))
     total = sum(request.inference.num_outputs for request in order.requests)
     progress = ProgressReporter(writer, total)
@@ -128,6 +129,7 @@ def generate_with(
         pipeline,
         order.requests,
         clip_skip=order.clip_skip,
+        weights=[each.weight for each in order.loras],
         on_step=progress.on_step,
         on_cut=lambda text: warnings.append(f"{CUT_OFF}: {text[:SHOWN]!r}..."),
     ):
@@ -160,10 +162,20 @@ def record_of(image: GeneratedImage | FailedImage, order: GenerationOrder) -> Dr
         seed=image.seed,
         clip_skip=order.clip_skip,
         provenance=order.provenance,
+        loras=weighed_loras(order, image.request),
     )
     thumbnail = path.with_suffix(SUFFIX)
     write_thumbnail(image.image.copy(), thumbnail)
     return Drawn(index=image.index, path=str(path), thumbnail=str(thumbnail), seed=image.seed)
+
+
+def weighed_loras(order: GenerationOrder, request: ImageRequest) -> list[WeighedLora]:
+    """The LoRAs of an image, as its settings tell them."""
+    weights = request.inference.loras or [each.weight for each in order.loras]
+    return [
+        WeighedLora(each.name, weight, lora_hash(Path(order.model) / each.file))
+        for each, weight in zip(order.loras, weights, strict=True)
+    ]
 
 
 class ProgressReporter:

@@ -45,7 +45,7 @@ class PendingImage:
         inference = self.request.inference
         return (
             self.request.size, inference.num_inference_steps, inference.scheduler,
-            inference.guidance_scale, self.embeddings[0].shape[1],
+            inference.guidance_scale, self.embeddings[0].shape[1], tuple(inference.loras),
         )  # fmt: skip
 
 
@@ -73,31 +73,38 @@ def generate(
     requests: Iterable[ImageRequest],
     *,
     clip_skip: int,
+    weights: Sequence[float] = (),
     on_step: OnStep,
     on_cut: Callable[[str], object] = lambda _text: None,
 ) -> Iterator[GeneratedImage | FailedImage]:
     """Generate all images of the requests, one group after another.
 
     A group shares all that a batch must share; its batches may be smaller. ``on_cut`` is called
-    with each prompt, or negative prompt, whose end is cut off.
+    with each prompt, or negative prompt, whose end is cut off. ``weights`` are those of the model's
+    LoRAs, where a request has none of its own; empty: they count fully.
     """
     groups: dict[tuple[Any, ...], list[PendingImage]] = {}
     encoder = PromptEncoder(pipeline.parts, clip_skip)
-    for image in _pending_images(encoder, requests):
+    for image in _pending_images(pipeline, encoder, requests, weights):
         groups.setdefault(image.batch_key, []).append(image)
     for text in encoder.cut:
         on_cut(text)
     for images in groups.values():
+        pipeline.weigh(images[0].request.inference.loras or weights)
         yield from _generate_group(pipeline, images, on_step)
 
 
 def _pending_images(
-    encoder: PromptEncoder, requests: Iterable[ImageRequest]
+    pipeline: BatchingPipeline,
+    encoder: PromptEncoder,
+    requests: Iterable[ImageRequest],
+    weights: Sequence[float],
 ) -> Iterator[PendingImage]:
     index = count()
     for request in requests:
         # Not in batches, which would round differently.
         inference = request.inference
+        pipeline.weigh(inference.loras or weights)
         embeddings = encoder.embed(inference.prompt, inference.negative_prompt or "")
         for number in range(inference.num_outputs):
             yield PendingImage(next(index), request, request.seed + number, embeddings)

@@ -7,6 +7,7 @@ next model of an architecture replaces the scheduler, and those networks whose w
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from shared.dataset.card_memory import (
     kind_of,
     usual_training,
 )
-from shared.diffusion.lora import Lora
 from shared.diffusion.lora_file import attach
 from shared.diffusion.memory import card_memory
 from shared.storage.manifest import LORA
@@ -44,13 +44,11 @@ class CachedPipeline:
     pipeline: BatchingPipeline
     loaded: dict[str, Fingerprint]
     """By network."""
-    loras: list[Lora] = field(default_factory=list)
-    """What is added to the networks."""
     overflowing: set[Fingerprint] = field(default_factory=set)
     """VAEs that have to decode in fp32."""
 
-    def load(self, files: ModelFiles) -> None:
-        """Load the networks that differ, the LoRA, and the scheduler.
+    def load(self, files: ModelFiles, loras: Sequence[Path]) -> None:
+        """Load the networks that differ, the LoRAs, and the scheduler.
 
         Raises:
             Refused: the model cannot be loaded; the pipeline is now a mixture of two.
@@ -64,19 +62,20 @@ class CachedPipeline:
                 self.loaded[name] = fingerprint
                 if name == "vae" and fingerprint in self.overflowing:
                     self.pipeline.decode_in_fp32()
-        self._put_on(files.lora)
+        self._put_on(loras)
         self.pipeline.parts = files.with_scheduler(self.pipeline.parts)
 
-    def _put_on(self, file: Path | None) -> None:
-        """Take off the LoRA of the model before, and put on this one."""
-        for lora in self.loras:
+    def _put_on(self, files: Sequence[Path]) -> None:
+        """Take off the LoRAs of the model before, and put on these."""
+        for lora in [each for networks in self.pipeline.loras for each in networks]:
             lora.remove()
-        self.loras = []
-        if file is not None:
-            networks = attach(self.pipeline.parts, file)
-            self.loras = [each.to(self.pipeline.parts.unet.dtype) for each in networks.values()]
-        for lora in self.loras:
-            for name, layer in lora.items():
+        self.pipeline.loras = []
+        for file in files:
+            networks = attach(self.pipeline.parts, file).values()
+            self.pipeline.loras.append(
+                [each.to(self.pipeline.parts.unet.dtype) for each in networks]
+            )
+            for name, layer in [each for lora in networks for each in lora.items()]:
                 if name.endswith(ONE_ROW):
                     compute_one_row(layer)
 
@@ -126,10 +125,13 @@ class PipelineCache:
             self._evict(architecture)
         return self._has(needed)
 
-    def load(self, folder: Path, snapshot: Path | None = None) -> BatchingPipeline:
+    def load(
+        self, folder: Path, snapshot: Path | None = None, loras: Sequence[str] = ()
+    ) -> BatchingPipeline:
         """A pipeline with a folder's model, its networks replaced by a snapshot's if there is one.
 
-        Half precision on a GPU, fp32 on a CPU. It is valid until the next call.
+        Half precision on a GPU, fp32 on a CPU. It is valid until the next call. ``loras`` are files
+        in the folder; without them, the one that the snapshot or the folder comes with, if any.
 
         Raises:
             Refused: the model cannot be loaded.
@@ -142,7 +144,8 @@ class PipelineCache:
         cached = self._cached.pop(architecture, None)  # put back only after a complete load
         if cached is None:
             cached = self._build(files)
-        cached.load(files)
+        own = [files.lora] if files.lora else []
+        cached.load(files, [folder / each for each in loras] or own)
         self._cached[architecture] = cached
         return cached.pipeline
 

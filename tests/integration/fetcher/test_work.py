@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import io
 import zipfile
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,15 @@ from shared.messaging.messages import (
     encode,
 )
 from shared.ports import UploadPart
-from shared.request import Inference, LoraShape, ModelSource, Train, Validation
+from shared.request import (
+    AddedLora,
+    Inference,
+    LoraShape,
+    LoraSource,
+    ModelSource,
+    Train,
+    Validation,
+)
 from shared.storage.folders import download_folder, folder_exists, read_manifest, upload_folder
 from shared.storage.manifest import LORA, LORA_SHAPE, PARAMETERS
 from shared.storage.uploads import list_key, write_list
@@ -50,6 +60,7 @@ from tests.support.servers.web import Page, Web
 from tests.support.staging import tensors_of, zipped
 
 JOB = "7b1c"
+CAT = (Inference(prompt="a cat"),)
 TINY_PARAMETERS = 1_895_156 + 447_623 + 242_368
 """UNet, VAE, text encoder."""
 
@@ -102,14 +113,21 @@ class Staging:
             patience=patience,
         )  # fmt: skip
 
-    def order(self, *, attempt: int = 1, model: ModelSource | None = None, **train: Any) -> Order:
+    def order(
+        self,
+        *,
+        attempt: int = 1,
+        model: ModelSource | None = None,
+        inference: Sequence[Inference] = CAT,
+        **train: Any,
+    ) -> Order:
         """A granted claim for the job's staging."""
         message = StagingDue(
             job=JOB,
             run=1,
             train=None if model else Train(**train),
             model=model,
-            inference=(Inference(prompt="a cat"),),
+            inference=tuple(inference),
         )
         bus: Any = MemoryBroker().bus("fetcher/here")
         nobody: Any = None
@@ -133,10 +151,11 @@ class Staging:
         assert isinstance(staged, DatasetStaged)
         return staged
 
-    async def perform_model(self, source: str, **known: Any) -> ModelStaged:
-        staged = await self.work.perform(
-            self.order(model=ModelSource(source=source, **known), attempt=2)
-        )
+    async def perform_model(
+        self, source: str, *, inference: Sequence[Inference] = CAT, **known: Any
+    ) -> ModelStaged:
+        model = ModelSource(source=source, **known)
+        staged = await self.work.perform(self.order(model=model, attempt=2, inference=inference))
         assert isinstance(staged, ModelStaged)
         return staged
 
@@ -332,6 +351,56 @@ async def test_a_job_that_names_a_lora_goes_on_with_its_shape_or_is_told_that_it
         await staging.perform(**asked, checkpoint_format="ckpt")
 
 
+async def test_a_model_and_loras_are_staged_together_with_their_weights(
+    staging: Staging, web: Web, tmp_path: Path
+) -> None:
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    weights = {f"{layer}.lora_down.weight": torch.ones(2, 64)}
+    weights |= {f"{layer}.lora_up.weight": torch.ones(32, 2)}
+    urls = []
+    for name in ("my face.safetensors", "style.safetensors"):
+        save_file(weights, tmp_path / name)
+        urls.append(web.serve(f"/{name}", tmp_path / name).replace(" ", "%20"))
+    loras = (LoraSource(source=urls[0], weight=0.5), LoraSource(source=urls[1]))
+    weighed, missing = (Inference(prompt="x", loras=each) for each in ([0.5, 0.0], [1.0]))
+    perform = partial(staging.perform_model, "sd_v1-5_vae")
+
+    staged = await perform(loras=loras, inference=[weighed])
+
+    assert staged.loras == (
+        AddedLora(file="lora.safetensors", name="my_face", weight=0.5),
+        AddedLora(file="lora_2.safetensors", name="style"),
+    )
+    assert staged.lora_base.startswith("cache/")
+    names = {each.name for each in (await read_manifest(staging.store, staged.model)).files}
+    assert {"lora.safetensors", "lora_2.safetensors", "unet/config.json"} <= names
+    with pytest.raises(Refused, match=r"inference\[1\]\.loras: .* which has 2, got 1"):
+        await perform(loras=loras, inference=[weighed, missing])
+    with pytest.raises(Refused, match=r"input\.model\[3\]: sd_v1-5_vae is a whole model"):
+        await perform(loras=(*loras, LoraSource(source="sd_v1-5_vae")))
+
+
+async def test_a_training_goes_on_with_a_lora_from_elsewhere_unless_it_is_larger_than_any_of_ours(
+    staging: Staging, web: Web, tmp_path: Path
+) -> None:
+    layer, file = "lora_te_text_model_encoder_layers_0_mlp_fc1", tmp_path / "lora.safetensors"
+    asked: dict[str, Any] = {"data_url": web.serve("/data.zip", zip_of(DATASET))}
+    for rank in (2, 300):
+        down, up = torch.ones(rank, 64), torch.ones(256, rank)
+        save_file({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}, file)
+        web.serve(f"/{rank}.safetensors", file.rename(tmp_path / f"{rank}"))
+
+    staged = await staging.perform(**asked, resume_ckpt_url=web.url("/2.safetensors"))
+
+    assert staged.train.lora_shape == LoraShape(rank=2, alpha=2.0)
+    assert staged.base_model == f"jobs/{JOB}/staging/1/model"
+    assert staged.lora_base.startswith("cache/")
+    with pytest.raises(
+        Refused, match=r"has rank 300, .*; the most that can be trained are rank 256"
+    ):
+        await staging.perform(**asked, resume_ckpt_url=web.url("/300.safetensors"))
+
+
 async def test_a_job_without_a_seed_is_reported_with_the_one_it_will_be_trained_with(
     staging: Staging, web: Web
 ) -> None:
@@ -485,7 +554,7 @@ async def test_a_finished_model_is_staged_alone_with_what_is_known_of_it(
 ) -> None:
     model = make_random_model(tmp_path / "model")
     await upload_folder(staging.store, model, "jobs/old/training/1/model")
-    known = {"clip_skip": 2, "name": "last-old.safetensors", "sha256": "5" * 64}
+    known: dict[str, Any] = {"clip_skip": 2, "name": "last-old.safetensors", "sha256": "5" * 64}
 
     staged = await staging.perform_model("store:jobs/old/training/1/model", **known)
 

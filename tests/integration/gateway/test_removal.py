@@ -400,3 +400,21 @@ async def test_a_model_stays_while_a_job_has_yet_to_draw_with_a_lora_for_it(here
         assert refused.status == 409
         assert f"still need it: {job};" in refused.body["error"]
     assert (await remove(here, base)).status == 200
+
+
+async def test_each_of_several_models_stays_while_a_job_has_yet_to_draw_with_them(
+    here: World,
+) -> None:
+    base, lora = await trained(here), await trained(here)
+    models = [base, {"model": lora, "weight": 0.5}]
+    drawing = await here.run({"input": {"model": models, "inference": {"prompt": "a wall"}}})
+
+    refused = [await remove(here, job) for job in (base, lora)]
+
+    assert (await here.ask("POST", f"{ROOT}/cancel/{drawing}")).status == 200
+    assert [each.status for each in refused] == [409, 409]
+    assert (await remove(here, lora)).status == 200
+    body = {"input": {"model": models, "inference": {"prompt": "a wall"}}}
+    gone = await here.ask("POST", f"{ROOT}/run", json=body)
+    assert gone.status == 400
+    assert gone.body["error"].startswith("input.model[1]: expected the id of a job of yours")

@@ -7,6 +7,7 @@ import gc
 import json
 import shutil
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from services.inferencer.generation.batching_pipeline import BatchingPipeline
 from services.inferencer.generation.generate import generate
 from services.inferencer.generation.model_files import NETWORKS
 from services.inferencer.generation.pipeline_cache import PipelineCache, total_memory
+from services.inferencer.generation.schedulers import make_scheduler
+from services.inferencer.order import ImageRequest
 from shared.diffusion import single_file
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.lora import fresh_lora
 from shared.diffusion.lora_file import lora_tensors
-from shared.diffusion.saving import save_folder
+from shared.diffusion.noise import seeded
+from shared.diffusion.saving import save_folder, stock_pipeline
 from shared.diffusion.single_file import export
 from shared.diffusion.weights import load_in_place, save_weights
 from shared.errors import Refused
@@ -429,7 +433,7 @@ def test_the_bound_is_a_part_of_the_memory_that_the_machine_says_it_has(
     assert cache.max_bytes < total_memory(cache.device)
 
 
-def with_lora(folder: Path, parts: Parts, *, seed: int) -> Path:
+def with_lora(folder: Path, parts: Parts, *, seed: int, name: str = LORA) -> Path:
     """Put a LoRA of every kind of layer into a model's folder, as if it had learnt something."""
     generator = torch.Generator().manual_seed(seed)
     shape = LoraShape(rank=2, alpha=3.0, conv_rank=2)
@@ -441,16 +445,27 @@ def with_lora(folder: Path, parts: Parts, *, seed: int) -> Path:
         for weight in lora.parameters():
             weight.data = torch.randn(weight.shape, generator=generator) * 0.1
     folder.mkdir(exist_ok=True, parents=True)
-    save_file(lora_tensors(loras, torch.float16), folder / LORA)
+    save_file(lora_tensors(loras, torch.float16), folder / name)
     return folder
+
+
+def small_image(outputs: int = 1, seed: int = 7, **more: Any) -> ImageRequest:
+    return small_request(
+        seed=seed, num_outputs=outputs, num_inference_steps=3, scheduler="DDIM", **more
+    )
+
+
+def images_of(
+    pipeline: BatchingPipeline, *requests: ImageRequest, weights: Sequence[float] = ()
+) -> list[np.ndarray[Any, Any]]:
+    found = generate(pipeline, requests, clip_skip=0, weights=weights, on_step=lambda *_: None)
+    return [np.asarray(each) for each in drawn_images(found)]
 
 
 def image_of(
     pipeline: BatchingPipeline, outputs: int = 1, seed: int = 7
 ) -> list[np.ndarray[Any, Any]]:
-    request = small_request(seed=seed, num_outputs=outputs, num_inference_steps=3, scheduler="DDIM")
-    found = generate(pipeline, [request], clip_skip=0, on_step=lambda *_: None)
-    return [np.asarray(each) for each in drawn_images(found)]
+    return images_of(pipeline, small_image(outputs, seed))
 
 
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -497,3 +512,68 @@ def test_with_a_lora_an_image_depends_on_its_seed_and_not_on_its_batch(
 
     alone = [image_of(pipeline, seed=7 + number)[0] for number in range(3)]
     assert all(map(np.array_equal, together, alone))
+
+
+TWO = (LORA, "lora_2.safetensors")
+
+
+@pytest.fixture
+def with_two(tmp_path: Path) -> Path:
+    """A model's folder with two LoRAs."""
+    parts, folder = random_parts(), tmp_path / "two"
+    saved(parts, folder)
+    for number, name in enumerate(TWO):
+        with_lora(folder, parts, seed=number, name=name)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+@pytest.mark.usefixtures("one_thread_and_no_advice")
+def test_several_loras_with_weights_draw_what_the_stock_pipeline_draws_with_them(
+    cache: PipelineCache, with_two: Path
+) -> None:
+    parts = random_parts()
+    stock = stock_pipeline(parts)
+    stock.scheduler = make_scheduler("DDIM", parts.scheduler_config, 3)
+    stock.set_progress_bar_config(disable=True)
+    for name in TWO:
+        stock.load_lora_weights(with_two / name, adapter_name=name.removesuffix(".safetensors"))
+    stock.set_adapters(["lora", "lora_2"], [0.75, -0.5])
+    request = small_image()
+    inference = request.inference
+    theirs = stock(
+        inference.prompt,
+        width=inference.width,
+        height=inference.height,
+        num_inference_steps=3,
+        guidance_scale=inference.guidance_scale,
+        generator=seeded(request.seed),
+    ).images[0]
+
+    (ours,) = images_of(cache.load(with_two, loras=TWO), request, weights=[0.75, -0.5])
+
+    assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+@pytest.mark.usefixtures("one_thread_and_no_advice")
+def test_each_entry_is_drawn_with_its_own_weights_of_the_loras(
+    cache: PipelineCache, with_two: Path, tmp_path: Path
+) -> None:
+    plain = saved(random_parts(), tmp_path / "plain")
+    (without,) = image_of(cache.load(plain))
+    pipeline = cache.load(with_two, loras=TWO)
+    (first,) = images_of(pipeline, small_image(), weights=[1, 0])
+    (both,) = images_of(pipeline, small_image())
+
+    mixed = images_of(
+        pipeline,
+        small_image(loras=[0.0, 0.0]),
+        small_image(),
+        small_image(loras=[1.0, 1.0]),
+        weights=[1, 0],
+    )
+
+    assert not np.array_equal(first, both)
+    assert all(map(np.array_equal, mixed, (without, first, both)))

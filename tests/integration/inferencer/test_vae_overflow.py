@@ -101,9 +101,9 @@ def test_a_model_that_comes_again_is_known_to_overflow() -> None:
     cached = CachedPipeline(pipeline, {name: (name,) for name in NETWORKS})
     other, same = Files(("another",)), Files(("vae",))
 
-    cached.load(cast("ModelFiles", other))
+    cached.load(cast("ModelFiles", other), [])
     assert pipeline.pipe.vae.dtype == torch.float16
-    cached.load(cast("ModelFiles", same))
+    cached.load(cast("ModelFiles", same), [])
     assert pipeline.pipe.vae.dtype == torch.float32
 
 

@@ -176,6 +176,20 @@ def test_an_entry_to_draw_that_says_nothing_is_refused_and_not_left_out(
         job_spec(tmp_path, {"inference": empty}).checked()
 
 
+def test_loras_are_added_to_the_model_with_the_weights_behind_their_names() -> None:
+    loras = ("org/name:0.8", "https://example.com:8080/style.safetensors", "org/other:-1")
+    one = Drawing(("one",))
+
+    several = JobSpec(model="sd_v1-5_vae", loras=loras, drawing=one).checked()["input"]
+    alone = JobSpec(model=loras[1], base="org/name", drawing=one).checked()["input"]
+
+    assert several["model"] == [
+        "sd_v1-5_vae", {"model": "org/name", "weight": 0.8}, loras[1],
+        {"model": "org/other", "weight": -1.0},
+    ]  # fmt: skip
+    assert (alone["model"], alone["base"]) == (loras[1], "org/name")
+
+
 def test_how_to_draw_can_be_said_in_full() -> None:
     drawing = Drawing(
         prompts=("one",), negative="blurry", count=4, size="512x768", steps=20, guidance=5.0,

@@ -21,6 +21,7 @@ from services.gateway.jobs.request_parser import MAX_LETTERS, Invalid, parse_req
 from shared.request import (
     DEFAULT_BASE,
     Inference,
+    LoraSource,
     ModelSource,
     Policy,
     Request,
@@ -232,6 +233,7 @@ def test_texts_and_lists_of_training() -> None:
     good = [DEFAULT_BASE, "sd_v1-5_vae", "https://x.org/m.ckpt", "org/name", "org/name@v1"]
     good += ["huggingface.co/org/name/tree/main/v1", "9d2f0b0a-1c1f-4f0f-8f34-0d6f1c2e8a10"]
     check(train, "resume_ckpt_url", good, ["", *PATHS, *NO_TEXT])
+    check(train, "base", good, ["", *PATHS, *NO_TEXT])
     check(train, "hf_repo_subfolder", ["", "fp16"], NO_TEXT)
     check(train, "checkpoint_format", ["safetensors", "ckpt"], ["pt", "", 1])
     check(train, "loss_type", ["mse", "huber", "mse_huber", "huber_mse"], ["l1", "", 1])
@@ -514,11 +516,74 @@ def test_a_request_has_a_training_or_a_model_and_not_both() -> None:
     ]
 
 
-@pytest.mark.parametrize("wrong", ["", 7, True, [], {}])
+@pytest.mark.parametrize("wrong", ["", 7, True, {}])
 def test_a_model_is_named_by_a_text(wrong: Any) -> None:
     (told,) = mistakes({"input": {"model": wrong, "inference": ENTRY}})
 
     assert told.startswith("input.model: expected a string, not empty, got ")
+
+
+FILE = "https://example.com/anna.safetensors"
+
+
+def test_a_model_may_be_a_list_with_weighed_loras_or_a_lora_with_its_base_beside_it() -> None:
+    def model(**inputs: Any) -> ModelSource | None:
+        return parse_request({"input": {"inference": ENTRY, **inputs}}).model
+
+    anna = {"model": FILE, "weight": 0.8}
+    assert model(model=["org/name", anna, FILE]) == ModelSource(
+        source="org/name",
+        loras=(LoraSource(source=FILE, weight=0.8), LoraSource(source=FILE)),
+    )
+    assert model(model=[anna]) == ModelSource(source=FILE, weight=0.8)
+    assert model(model=FILE, base="org/name") == ModelSource(source=FILE, base="org/name")
+    assert model(model=FILE, base=None) == ModelSource(source=FILE)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"model": []}, "input.model: expected a model and at most 10 LoRAs, got a list of 0"),
+        ({"model": ["a/b"] * 12}, "input.model: expected a model and at most 10 LoRAs, got a list"),
+        ({"model": ["a/b", 7]}, "input.model[1]: expected an object, got 7"),
+        ({"model": ["a/b", {}]}, "input.model[1].model: required, but missing; expected sd_v1-5"),
+        ({"model": [{"model": "../x"}]}, "input.model[0].model: expected sd_v1-5_vae.ckpt, "),
+        ({"model": ["../x", "a/b"]}, "input.model[0]: expected sd_v1-5_vae.ckpt, "),
+        ({"model": [{"model": "a/b", "weight": 11}]}, "input.model[0].weight: expected a number f"),
+        ({"model": [{"model": "a/b", "scale": 1}]}, "input.model[0].scale: no such field; known: "),
+        ({"model": "a/b", "base": 5}, "input.base: expected a string, not empty, got 5"),
+        (
+            {"model": ["a/b"], "base": "a/b"},
+            "input.base: goes with an input.model that is one",
+        ),
+        ({"model": ["a/b", "x" * 9000 + "/a"]}, "input.model[1]: expected sd_v1-5_vae.ckpt, the"),
+        (
+            {"model": ["a/b", f"https://a.b/{'x' * 9000}"]},
+            "input.model[1]: expected at most 8192",
+        ),
+    ],
+)
+def test_mistakes_in_a_list_of_models_are_told_where_they_are(
+    inputs: dict[str, Any], told: str
+) -> None:
+    (mistake,) = mistakes({"input": {"inference": ENTRY, **inputs}})
+
+    assert mistake.startswith(told)
+
+
+def test_the_base_of_a_lora_that_is_trained_on_stands_in_train() -> None:
+    (told,) = mistakes({"input": {"train": {"data_url": URL}, "base": "org/name"}})
+
+    assert told.endswith("beside resume_ckpt_url it is input.train.base")
+
+
+@pytest.mark.parametrize("wrong", [[11], [-10.5], ["1"], [None], [1.0] * 11, 3])
+def test_the_weights_of_an_entry_are_a_few_numbers(wrong: Any) -> None:
+    body = {"input": {"model": "org/name", "inference": {**ENTRY, "loras": wrong}}}
+
+    (told,) = mistakes(body)
+
+    assert re.match(r"input\.inference\.loras(\[0\])?: expected .*, got ", told)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -798,6 +863,13 @@ NO_EFFECT: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
             "1e-05 has no effect with disable_unet_training and text_encoder_lr",
         )
     ],
+    "base": [
+        (
+            {"base": "org/name"},
+            {"resume_ckpt_url": "https://example.com/anna.safetensors"},
+            "has no effect without a resume_ckpt_url that names a LoRA",
+        )
+    ],
     "lora_alpha": [
         ({"lora_alpha": 8}, {"lora_rank": 4}, "8 has no effect without lora_rank"),
     ],
@@ -897,7 +969,7 @@ def test_of_every_option_it_is_known_when_it_has_no_effect() -> None:
     assert OF_REQUEST.keys() == WITH_THE_DATASET
     assert {*Inference.__struct_fields__} - IN_INFERENCE.keys() == {
         "prompt", "width", "height", "num_outputs", "num_inference_steps", "guidance_scale",
-        "scheduler", "seed", "passback",
+        "scheduler", "seed", "passback", "loras",
     }  # fmt: skip
     assert {*Policy.__struct_fields__} - IN_POLICY.keys() == {"ttl", "lowPriority"}
     assert Validation.__struct_fields__ == ("val_split_proportion", "every_n_epochs", "seed")

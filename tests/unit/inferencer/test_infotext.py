@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.inferencer.generation.infotext import VERSION, parameters, save
+from services.inferencer.generation.infotext import VERSION, WeighedLora, parameters, save
 from services.inferencer.order import ImageRequest, Provenance
 from shared.request import Inference, Scheduler
 
@@ -92,6 +92,26 @@ def test_an_unknown_model_is_left_out() -> None:
 
     assert told.keys().isdisjoint({"Model", "Model hash"})
     assert told["Seed"] == "42"
+
+
+def test_loras_stand_in_the_prompt_and_their_hashes_in_the_line(tmp_path: Path) -> None:
+    loras = [WeighedLora("anna", 0.8, "0123456789ab"), WeighedLora("old style", -1.0, "")]
+    request = image_request(negative="dull")
+    told: dict[str, Any] = {"seed": 1, "clip_skip": 0}
+
+    text = parameters(request, provenance=PROVENANCE, loras=loras, **told)
+    save(Image.new("RGB", (8, 8)), tmp_path / "a.png", request, provenance=PROVENANCE, loras=loras,
+         **told)  # fmt: skip
+
+    assert text.startswith(
+        "a red wall <lora:anna:0.8> <lora:old style:-1>\nNegative prompt: dull\n"
+    )
+    assert read(text)["Lora hashes"] == "anna: 0123456789ab"
+    assert read(text).keys().isdisjoint({"Model", "Model hash"})
+    with Image.open(tmp_path / "a.png") as image:
+        everything = json.loads(image.info["everydream"])
+    assert everything["loras"][0] == {"name": "anna", "weight": 0.8, "hash": "0123456789ab"}
+    assert everything["prompt"] == "a red wall"
 
 
 def test_a_sample_states_its_own_size() -> None:
@@ -184,6 +204,7 @@ def test_all_that_the_drawing_depends_on_is_there_as_json(tmp_path: Path) -> Non
         "clip_skip": 0,
         "model": "last-wall-ep20-gs00500",
         "sha256": "0123456789abcdef" * 4,
+        "loras": [],
         "passback": "mine",
         "version": VERSION,
     }

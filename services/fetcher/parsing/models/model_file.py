@@ -14,8 +14,9 @@ from services.fetcher.parsing.models.diffusers_folder import (
     names_in,
     validate_diffusers_folder,
 )
+from services.fetcher.parsing.models.lora import is_lora
 from services.fetcher.parsing.models.pickle_reader import is_checkpoint
-from services.fetcher.parsing.models.safetensors_file import looks_like_safetensors
+from services.fetcher.parsing.models.safetensors_file import looks_like_safetensors, read_header
 from services.fetcher.parsing.models.single_file import stage_checkpoint, stage_safetensors
 from services.fetcher.parsing.zip_reader import (
     Member,
@@ -33,6 +34,10 @@ Reading = Callable[[str], None]
 """Called with each file's name, before it is opened."""
 
 
+class IsLora(Exception):
+    """The file is a LoRA, which is read beside its base model."""
+
+
 def open_model(
     file: Path, target: Path, *, base: Path | None, subfolder: str, shown: str, reading: Reading
 ) -> OpenedModel:
@@ -42,12 +47,15 @@ def open_model(
     single file gets.
 
     Raises:
+        IsLora: it is one.
         NeedsBase: it is a single file that can be used, and ``base`` is None.
         Refused: it cannot be trained on; names ``shown``.
     """
     reading(shown)
     unused = [f"hf_repo_subfolder {subfolder} has no effect: {shown} is a single file"]
     if looks_like_safetensors(file):
+        if is_lora(read_header(file, shown)):
+            raise IsLora
         opened = _stage_single(partial(stage_safetensors, file), target, base, shown, reading)
         return opened._replace(warnings=opened.warnings + unused * bool(subfolder))
     with _open_zip(file, shown) as zipped:

@@ -35,7 +35,7 @@ BUFFERS = ("position_ids", "attn_mask", "num_batches_tracked")
 """Ends of names of tensors that are no weights."""
 SUB_BYTE = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 """Types whose elements are smaller than a byte."""
-NUMPY_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+NUMPY_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
 TRAINABLE = ("F64", "F32", "F16", "BF16")
 """Types of weights that training can start from."""
 
@@ -62,7 +62,7 @@ class TensorSource(Struct, frozen=True, kw_only=True):
 
 
 def read_values(source: TensorSource) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A floating-point tensor's elements, (N,), as fp32; for small tensors."""
+    """The elements, (N,), as fp32, of a small tensor of numbers of 16 bits or more."""
     buffer = BytesIO()
     source.copy(buffer)
     raw = buffer.getvalue()
@@ -195,14 +195,17 @@ def _copy_range(path: Path, start: int, length: int, out: BinaryIO) -> None:
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, TensorSource], keepalive: Callable[[], None]
+    path: Path,
+    tensors: Mapping[str, TensorSource],
+    keepalive: Callable[[], None],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file; larger element types come first, so that all data is aligned.
 
     ``keepalive`` is called after every tensor.
     """
     order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
-    header: dict[str, Any] = {METADATA: {"format": "pt"}}
+    header: dict[str, Any] = {METADATA: {"format": "pt", **(metadata or {})}}
     end = 0
     for name in order:
         start, end = end, end + tensors[name].bytes

@@ -24,16 +24,22 @@ class Idle(NamedTuple):
 OWN_BASE = rf"^{re.escape(DEFAULT_BASE.removesuffix('.ckpt'))}(\.ckpt)?$"
 WITHOUT_LORA = Idle(lambda train: train.lora_rank is None, "without lora_rank")
 GOES_ON_WITH_NONE = Idle(
-    lambda train: train.lora_rank is None and not re.search(JOB_ID, train.resume_ckpt_url),
+    lambda train: train.lora_rank is None and bool(re.search(OWN_BASE, train.resume_ckpt_url)),
     "without lora_rank",
 )
-"""A job that goes on with an earlier one's LoRA has that one's rank."""
+"""What is named may be a LoRA; a job that goes on with it has its rank."""
 CONSTANT = Idle(lambda train: train.lr_scheduler == "constant", "with lr_scheduler constant")
 
 RATED_FROM = 2
 KEEPS_EVERY_IMAGE = 100
 """Percent."""
 IN_TRAIN: Mapping[str, Sequence[Idle]] = {
+    "base": (
+        Idle(
+            lambda train: re.search(OWN_BASE, train.resume_ckpt_url) is not None,
+            "without a resume_ckpt_url that names a LoRA",
+        ),
+    ),
     "hf_repo_subfolder": (
         Idle(
             lambda train: re.search(f"{OWN_BASE}|{JOB_ID}", train.resume_ckpt_url) is not None,

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from shared.request import Inference, Policy, S3Config, Train
 
 TOP_FIELDS = ("input", "s3Config", "webhook", "webhookV2", "webhook_events_filter", "policy")
-INPUT_FIELDS = ("train", "model", "inference")
+INPUT_FIELDS = ("train", "model", "base", "inference")
 PLACES: Mapping[str, Sequence[str]] = {
     "": TOP_FIELDS,
     "input": INPUT_FIELDS,

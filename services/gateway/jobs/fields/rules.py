@@ -113,6 +113,8 @@ RULES: Mapping[str, Rule] = {
         may_be_data, "an http or https URL, or the id of a dataset check", _credentials_in
     ),
     "resume_ckpt_url": MODEL,
+    "base": MODEL,
+    "model": MODEL,
     "accessId": Rule(
         lambda text: re.search(ACCESS_ID, text) is not None,
         "an access id, in ASCII without blanks and line breaks",
