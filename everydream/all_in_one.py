@@ -19,6 +19,7 @@ from shared import keys
 from shared.adapters.memory import MemoryBroker
 from shared.adapters.stores import open_store
 from shared.messaging.topology import GATEWAY_RECORDER
+from shared.monitoring.server import monitored
 from shared.ports import Bus
 from shared.service_process import closing
 from shared.settings import Settings
@@ -46,7 +47,7 @@ class AllInOne:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = keys.secret_key(settings.secret_key, settings.home)
         broker = MemoryBroker()
-        async with AsyncExitStack() as stack:
+        async with monitored("everydream", settings), AsyncExitStack() as stack:
             database = await stack.enter_async_context(
                 closing(Database.open(settings.database_url))
             )

@@ -13,12 +13,13 @@ from everydream.terminal.display import print_table
 from everydream.this_machine.machine import make_home, read_settings
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
-from services.gateway.jobs.presenter import iso, iso_or_null
+from services.gateway.jobs.presenter import iso_or_null
 from services.gateway.ports import StoredKey
 from services.gateway.web.authentication import SCOPES, Scope, digest_of, new_key
 from shared.errors import Refused
 from shared.service_process import closing
 from shared.settings import Settings
+from shared.words import iso
 
 T = TypeVar("T")
 

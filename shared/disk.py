@@ -24,18 +24,22 @@ def free_bytes(folder: Path) -> int:
     Raises:
         OSError: the disk does not answer.
     """
-    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_existing(folder)).free
 
 
 def free_files(folder: Path) -> int | None:
-    """How many more files fit on the disk that holds this folder; None: it has no such limit.
+    """How many more files fit on the disk that holds this folder, or would; None: no such limit.
 
     Raises:
         OSError: the disk does not answer.
     """
-    disk = os.statvfs(folder)
+    disk = os.statvfs(_existing(folder))
     return disk.f_favail if disk.f_files else None
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
 
 
 class Room(NamedTuple):

@@ -59,6 +59,9 @@ class Settings:
     """Bearer keys; empty: one is created at the first start."""
     host: str
     port: int
+    metrics_host: str
+    metrics_port: int | None
+    """Where each process serves metrics and answers probes; None: nowhere."""
     public_url: str
     """URL under which clients reach the gateway; links to files start with it."""
     cors_origins: frozenset[str]
@@ -156,6 +159,8 @@ def _read(read: _Reader) -> Settings:
         api_keys=read("API_KEYS", _names, NO_NAMES),
         host=read("HOST", str, "127.0.0.1"),
         port=port,
+        metrics_host=read("METRICS_HOST", str, "127.0.0.1"),
+        metrics_port=read("METRICS_PORT", _port, None),
         public_url=read("PUBLIC_URL", _http_url, _local_url(port)),
         cors_origins=frozenset(read("CORS_ORIGINS", _origins, NO_NAMES)),
         amqp_url=read("AMQP_URL", _amqp_url, "amqp://guest:guest@127.0.0.1/"),

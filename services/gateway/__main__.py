@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from services.gateway.app import Gateway, migrate
 from services.gateway.database.connection import Database
 from services.gateway.database.stores import stores_in
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
+from shared.monitoring.server import monitored
 from shared.service_process import closing, or_stopped, run, stop_on_signals
-from shared.settings import from_environment, on_free_port
+from shared.settings import Settings, from_environment, on_free_port
 
 
 async def main() -> None:
     telemetry.configure("gateway")
     settings, stop = on_free_port(from_environment()), stop_on_signals()
+    async with monitored("gateway", settings):
+        await _run(settings, stop)
+
+
+async def _run(settings: Settings, stop: asyncio.Event) -> None:
     key = keys.secret_key(settings.secret_key, settings.home)
     bus = RabbitMQBus.connecting(settings.amqp_url, source="gateway", heartbeat=settings.heartbeat)
     async with (

@@ -20,6 +20,7 @@ from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.recorder import Recorder
 from services.gateway.background.releaser import Releaser
 from services.gateway.background.retention import Retention
+from services.gateway.background.state_metrics import StateMetrics
 from services.gateway.background.supervisor import Supervisor
 from services.gateway.endpoints.admin.dead_letters import AdminDeadLetterRoutes
 from services.gateway.endpoints.admin.disk import AdminDiskRoutes
@@ -63,10 +64,13 @@ from services.gateway.web.large_answers import LargeAnswers
 from services.gateway.web.room import FairLock
 from services.gateway.web.sessions import Sessions
 from shared.errors import SettingsError, Unavailable
+from shared.monitoring.health import Check, Health, probed
+from shared.monitoring.server import refreshed
 from shared.ports import Bus, LocalStore, ObjectStore
 from shared.retry import Reconnects
 from shared.service_process import allow_many_connections, return_large_blocks
 from shared.settings import Settings
+from shared.storage.ready import StoreCheck
 
 SHUTDOWN_SECONDS = 5.0
 """How long current requests may take when the gateway stops."""
@@ -175,6 +179,16 @@ class Gateway:
             clock=clock,
             heartbeat=heartbeat,
         )
+        self._health = Health(
+            {
+                "database": database_check(repository),
+                "broker": self._supervisor.broker_check,
+                "store": StoreCheck(store).problem,
+            },
+            essential=("database",),
+            clock=clock,
+        )
+        self._state_metrics = StateMetrics(stores.load, workers, self._supervisor, clock)
         self._dead_letters = DeadLetterKeeper(bus, stores.dead_letters)
         self._intake = Intake(bus, admission, repository)
         keys = Keys(configured_keys(settings), stores.keys, clock)
@@ -243,7 +257,7 @@ class Gateway:
             admin_dead_letters=AdminDeadLetterRoutes(stores.dead_letters, clock, self._wake_relay),
             admin_webhooks=AdminWebhookRoutes(stores.system, repository, clock),
             admin_disk=AdminDiskRoutes(stores.system, store),
-            health=HealthRoutes(repository, self._supervisor, store, clock),
+            health=HealthRoutes(self._health),
             console=ConsoleRoutes(store),
             session=SessionRoutes(sessions),
             docs=DocsRoutes(openapi, asyncapi, settings.public_url),
@@ -270,7 +284,12 @@ class Gateway:
             *(self._relay, self._recorder, self._progress, self._supervisor),
             *(self._releaser, self._intake, self._retention, self._dead_letters),
         )
-        async with self._serving(), asyncio.TaskGroup() as group:
+        async with (
+            probed(self._health),
+            refreshed(self._state_metrics.refresh),
+            self._serving(),
+            asyncio.TaskGroup() as group,
+        ):
             tasks = [group.create_task(each.run()) for each in background]
             await stop.wait()
             for task in tasks:
@@ -314,6 +333,15 @@ class Gateway:
         keep_address(self._settings)
         self.listening.set()
         log.info("listening", host=host, port=self.port)
+
+
+def database_check(repository: JobRepository) -> Check:
+    """Asks the database for a job that there is not."""
+
+    async def check() -> None:
+        await repository.get("")
+
+    return check
 
 
 async def migrate(jobs: JobStore) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from services.gateway.ports import EventStore, JobStore, KeyStore, TurnStore
-from services.gateway.system_ports import DeadLetterStore, SystemStore
+from services.gateway.system_ports import DeadLetterStore, LoadStore, SystemStore
 from services.gateway.upload_ports import UploadStore
 
 
@@ -18,4 +18,5 @@ class Stores(NamedTuple):
     keys: KeyStore
     uploads: UploadStore
     system: SystemStore
+    load: LoadStore
     dead_letters: DeadLetterStore

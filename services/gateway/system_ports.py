@@ -43,6 +43,45 @@ class LineLoad(NamedTuple):
     """When the first of them was created; seconds since the epoch."""
 
 
+class StageClass(NamedTuple):
+    """:class:`StageLoad`, of the jobs of one priority."""
+
+    stage: Stage
+    low: bool
+    claimed: int
+    waiting: int
+    delayed: int
+    oldest: float | None
+
+
+class LineClass(NamedTuple):
+    """:class:`LineLoad`, of the jobs of one priority."""
+
+    line: Line
+    low: bool
+    waiting: int
+    oldest: float
+
+
+class OutboxLoad(NamedTuple):
+    """What is to be published: webhooks, or all else."""
+
+    webhooks: bool
+    number: int
+    """Those due later included."""
+    oldest: float | None
+    """When the first that is due was due; seconds since the epoch. None: none is."""
+
+
+class SystemLoad(NamedTuple):
+    """How much there is to do, of all owners; each with the classes in which there is any."""
+
+    stages: Sequence[StageClass]
+    lines: Sequence[LineClass]
+    outbox: Sequence[OutboxLoad]
+    dead_letters: int
+
+
 class StoredBytes(NamedTuple):
     """What the record knows to be kept, by kind."""
 
@@ -77,6 +116,17 @@ class SystemStore(Protocol):
         """
 
     async def stored_bytes(self) -> StoredBytes: ...
+
+
+class LoadStore(Protocol):
+    """What there is to do."""
+
+    async def load(self, now: float) -> SystemLoad:
+        """Counted by a few statements over rows of open stages, and indexes.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
 
 
 class StoredDeadLetter(NamedTuple):

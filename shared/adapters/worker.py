@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from shared import keys, telemetry
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
+from shared.monitoring.health import Health, probed
+from shared.monitoring.server import monitored
 from shared.ports import Bus, ObjectStore
 from shared.service_process import closing, or_stopped, source_of, stop_on_signals
 from shared.settings import Settings, from_environment
 from shared.storage.leftovers import remove_leftovers
+from shared.storage.ready import StoreCheck, disk_problem
 from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
 
 Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[None]]
@@ -30,6 +34,11 @@ async def run_worker(
     telemetry.configure(service)
     settings, stop = from_environment(), stop_on_signals()
     check(settings)
+    async with monitored(service, settings):
+        await _run(service, serve, settings, stop)
+
+
+async def _run(service: str, serve: Serve, settings: Settings, stop: asyncio.Event) -> None:
     key = keys.secret_key(settings.secret_key, settings.home)
     source = source_of(service)
     opening = RabbitMQBus.open(settings.amqp_url, source=source, heartbeat=settings.heartbeat)
@@ -38,4 +47,7 @@ async def run_worker(
     if bus is not None:
         async with closing(bus), closing(open_store(settings, key)) as store:
             retrying = RetryingStore(store, deadline=STORE_HEARTBEATS * settings.heartbeat)
-            await serve(settings, key, bus, retrying, stop)
+            disk = partial(disk_problem, settings.home)
+            health = Health({"store": StoreCheck(store).problem, "disk": disk})
+            async with probed(health):
+                await serve(settings, key, bus, retrying, stop)

@@ -18,6 +18,7 @@ from shared.messaging.messages import (
     Stage,
     StageFact,
 )
+from shared.monitoring.worker import CLAIM
 from shared.ports import Bus, ObjectStore, ReplyQueue
 from shared.request import Command
 from shared.retry import Reconnects
@@ -76,6 +77,7 @@ class Order(Keepalive):
         """The fact that requests the work; whole once :meth:`load` has run."""
         self.stage: Stage = stage
         self.claim = str(uuid.uuid4())
+        self._asked_at = monotonic()
         self.answered = asyncio.Event()
         self.granted: ClaimGranted | None = None
         self.refused: str | None = None
@@ -176,4 +178,7 @@ class Order(Keepalive):
                 self.refused = reason
             case _:
                 self.refused = "the job has ended"
+        if not self.answered.is_set():
+            answer = "granted" if self.refused is None else "refused"
+            CLAIM.labels(self.stage, answer).observe(monotonic() - self._asked_at)
         self.answered.set()

@@ -12,7 +12,7 @@ lost. A slot runs one only while no work waits.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -31,25 +31,24 @@ from shared.messaging.messages import (
     ClaimGranted,
     ClaimRefused,
     CommandIssued,
-    Interruption,
     JobCancelled,
     JobCompleted,
     JobFailed,
     JobTimedOut,
-    Progressed,
     Result,
-    Stage,
     StageFact,
     StageFailed,
-    Started,
     claim_of,
 )
 from shared.messaging.topology import REPLY_QUEUE_BINDINGS, Queue
+from shared.monitoring.health import probed
 from shared.ports import Bus, Delivery, ObjectStore, ReplyQueue
 from shared.release import release
 from shared.retry import reconnect_delay
 from shared.service_process import exit_put_off, or_stopped
 from shared.worker.order import BestEffortTask, Order
+from shared.worker.state import WorkerState
+from shared.worker.work import BestEffortTasks, Work
 
 PATIENCE_HEARTBEATS = 60
 """Heartbeats without a sign of life after which work is cancelled: 10 minutes by default."""
@@ -64,69 +63,6 @@ FINAL_PUBLISH_SECONDS = 10.0
 
 log = structlog.get_logger()
 T = TypeVar("T")
-
-
-class Work(Protocol):
-    """What a service implements for the runtime."""
-
-    queue: Queue
-    concurrency: int
-    """How many jobs at a time; 1 for a GPU."""
-    graceful: bool
-    """Whether, at shutdown, work gets ``order.stopping`` and a grace period, or is cancelled."""
-
-    @property
-    def started(self) -> type[Started]:
-        """The fact by which this service claims."""
-
-    @property
-    def progressed(self) -> type[Progressed]:
-        """The fact that serves as heartbeat."""
-
-    @property
-    def interrupted(self) -> type[Interruption]:
-        """The fact by which it hands its work over at shutdown."""
-
-    def stage_of(self, message: AnyMessage) -> Stage | None:
-        """The stage that a message on our queue requests; None: no work for us."""
-        ...
-
-    async def prepare(self) -> str:
-        """Prepare for the next order (start the child); returns the GPU's name."""
-        ...
-
-    async def perform(self, order: Order) -> Result:
-        """Do the work and return the fact that ends the stage.
-
-        Cancelled when the claim is refused; it must then leave nothing running.
-
-        Raises:
-            Refused: the job cannot succeed; this ends it.
-            Interrupted: stopped because ``order.stopping`` was set.
-            Exception: anything else is temporary; the stage is retried.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Stop what :meth:`prepare` started."""
-        ...
-
-
-class BestEffortTasks(Protocol):
-    """What a slot does while no work waits; without a claim, so it may be lost or done twice."""
-
-    queue: Queue
-
-    async def run(self, best_effort_task: BestEffortTask) -> None:
-        """Do the task; what it leaves undone is lost.
-
-        Cancelled when its job ends, when it shows no sign of life for too long, and when the worker
-        stops. Only in the last case it is requeued.
-
-        Raises:
-            Exception: it is requeued, up to the delivery limit.
-        """
-        ...
 
 
 class Worker:
@@ -146,13 +82,17 @@ class Worker:
         self._work = work
         self._heartbeat = heartbeat
         self._best_effort_tasks = best_effort_tasks
+        self._state = WorkerState(bus, work.queue, work.concurrency)
         self._orders: dict[str, Order] = {}
         self._tasks: dict[str, asyncio.Task[Result]] = {}
         self._under_way: dict[BestEffortTask, asyncio.Task[None]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then shut down in order."""
-        async with self._bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue:
+        async with (
+            probed(self._state.health),
+            self._bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue,
+        ):
             listening = asyncio.create_task(self._listen(reply_queue))
             try:
                 slots = (self._slot(reply_queue, stop) for _ in range(self._work.concurrency))
@@ -195,7 +135,8 @@ class Worker:
         failures = 0
         while not stop.is_set():
             try:
-                if (gpu := await or_stopped(self._work.prepare(), stop)) is None:
+                preparing = self._state.prepared(self._work.prepare())
+                if (gpu := await or_stopped(preparing, stop)) is None:
                     return
                 failures = 0
                 queue, delivery = await self._get_next(stop)
@@ -346,8 +287,9 @@ class Worker:
         log.info("claim_ended", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
 
     async def _perform(self, order: Order) -> Result:
-        await order.load()
-        return await self._work.perform(order)
+        with self._state.busy(order.stage):
+            await order.load()
+            return await self._work.perform(order)
 
     async def _publish_outcome(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
         """Publish the outcome; a worker that stops does not wait for the broker forever."""

@@ -27,8 +27,8 @@ from tests.support.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, trai
 
 HOOK = "https://example.com/hook"
 OPEN = {
-    "/uploads", "/files/{key:.+}", "/healthz", "/ready", "/openapi.json", "/asyncapi.json", "/docs",
-    "/", "/session",
+    "/uploads", "/files/{key:.+}", "/healthz", "/livez", "/ready", "/readyz", "/openapi.json",
+    "/asyncapi.json", "/docs", "/", "/session",
 }  # fmt: skip
 """All that answers without a key; of ``/uploads`` only OPTIONS, of ``/session`` not POST."""
 

@@ -336,8 +336,9 @@ async def generate(here: World, job: str, *, samples: tuple[DrawnSample, ...] = 
 
 async def before_any_job(teller: Teller) -> None:
     await eventually(lambda: ready(teller.here))
-    for name in ("alive", "ready", "openapi", "asyncapi", "page", "links", "upload-options"):
+    for name in ("live", "alive", "readyz", "ready", "openapi", "asyncapi", "page", "links"):
         await teller.send(name)
+    await teller.send("upload-options")
     for name in ("begin-a-session", "get-a-session", "end-a-session"):
         await teller.send(name)
     for name in ("upload-a-file", "begin-an-upload", "ask-for-the-offset", "send-a-chunk"):
@@ -547,6 +548,7 @@ async def errors(teller: Teller) -> None:
     await teller.send("budget-used-up")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(here.store, "free_bytes", lambda: 10_000_000)
+        await teller.send("not-ready-z")
         await teller.send("not-ready")
         await teller.send("store-is-full")
     here.jobs.unavailable = True

@@ -6,8 +6,10 @@ from contextlib import aclosing
 
 import structlog
 
+from services.gateway import metrics
 from services.gateway.system_ports import DeadLetterStore, StoredDeadLetter
 from shared.errors import Unavailable
+from shared.messaging.topology import QUEUES
 from shared.ports import Bus, DeadDelivery
 from shared.retry import Reconnects
 
@@ -43,6 +45,8 @@ class DeadLetterKeeper:
                 log.exception("dead_letter_lost", **told)
                 break
             else:
+                known = letter.queue in {queue.name for queue in QUEUES}
+                metrics.DEAD_LETTERS.labels(letter.queue if known else "other").inc()
                 log.warning("dead_letter_kept", id=delivery.id, **told)
                 break
         await delivery.ack()

@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 import structlog
 
+from services.gateway import metrics
 from services.gateway.background.consumer import consume
 from services.gateway.background.progress_writer import ProgressWriter
 from services.gateway.background.supervisor import Supervisor
@@ -70,7 +71,11 @@ class Recorder:
         self._heartbeat = heartbeat
 
     async def run(self) -> None:
-        await consume(self._bus, GATEWAY_RECORDER, self._record)
+        await consume(self._bus, GATEWAY_RECORDER, self._record_measured)
+
+    async def _record_measured(self, delivery: Delivery) -> None:
+        with metrics.FACTS.labels(type_of(delivery.message)).time():
+            await self._record(delivery)
 
     async def _record(self, delivery: Delivery) -> None:
         fact, reply_queue = delivery.message, delivery.envelope.reply_to

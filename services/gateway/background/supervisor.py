@@ -24,6 +24,7 @@ from services.gateway.ports import JobStore, OpenStage
 from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.messages import GatewayHeartbeat
 from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
+from shared.monitoring.health import NOT_REACHED_YET
 from shared.ports import Bus
 
 LOST_AFTER_HEARTBEATS = 6
@@ -64,11 +65,14 @@ class Supervisor:
         self._heartbeat = heartbeat
         self._on_judged = on_judged
         self._name = f"{bus.source}/{uuid4()}"
-        self.broker_problem: str | None = "was not reached yet"
-        """Why the broker did not take the last heartbeat; None: it did."""
+        self._broker_problem: str | None = NOT_REACHED_YET
         self._last_number = 0
         self._heartbeats = 0
         """Own heartbeats that came back."""
+        self._sent_at: dict[int, float] = {}
+        """By number, of own heartbeats that have not come back."""
+        self._lag: float | None = None
+        """Seconds that the last own heartbeat took to come back; None: others record."""
         self._came_back = asyncio.Event()
         self._since: dict[str, int] = {}
         """By watch: the heartbeat of the last sign of life, or that first found it waiting."""
@@ -99,13 +103,21 @@ class Supervisor:
                 log.warning("not_judged", reason=str(error))
 
     async def _send(self, heartbeat: GatewayHeartbeat) -> None:
+        self._sent_at[heartbeat.number] = self._clock()
+        if len(self._sent_at) > LOST_AFTER_HEARTBEATS:
+            del self._sent_at[min(self._sent_at)]
+            self._lag = None
         try:
             await self._bus.send(GATEWAY_RECORDER.name, heartbeat, mandatory=False)
         except (Unavailable, Unroutable, Unpublishable) as error:
-            self.broker_problem = "takes no messages"
+            self._broker_problem = "takes no messages"
             log.warning("heartbeat_lost", number=heartbeat.number, reason=str(error))
         else:
-            self.broker_problem = None
+            self._broker_problem = None
+
+    async def broker_check(self) -> str | None:
+        """Why the broker did not take the last heartbeat; None: it did."""
+        return self._broker_problem
 
     def keepalive(self, claim: str) -> None:
         """A fact of a live claim was recorded."""
@@ -116,6 +128,20 @@ class Supervisor:
         """When a claim's last sign of life came; None: not yet, or another gateway records them."""
         return self._heard_at.get(claim)
 
+    def longest_silence(self) -> float:
+        """Seconds since the last sign of life of the claim that is silent longest; 0: none is."""
+        return max((self._clock() - at for at in self._heard_at.values()), default=0.0)
+
+    def lag(self) -> float | None:
+        """How many seconds a fact waits until it is recorded here; None: it is not.
+
+        None, too, once so many own heartbeats have not come back as a lost claim has missed.
+        """
+        if self._lag is None:
+            return None
+        awaited = self._clock() - min(self._sent_at.values(), default=self._clock())
+        return max(self._lag, awaited)
+
     def on_heartbeat(self, heartbeat: GatewayHeartbeat) -> None:
         """Count a heartbeat that came back, once; after a gap, start anew.
 
@@ -123,6 +149,9 @@ class Supervisor:
         """
         if heartbeat.gateway != self._name or heartbeat.number <= self._last_number:
             return
+        sent_at = self._sent_at.get(heartbeat.number, self._clock())
+        self._lag = self._clock() - sent_at
+        self._sent_at = {n: at for n, at in self._sent_at.items() if n > heartbeat.number}
         if heartbeat.number > self._last_number + 1:
             self._since = {}
         self._last_number = heartbeat.number

@@ -7,6 +7,7 @@ from services.gateway.database.connection import Database
 from services.gateway.database.dead_letters import SqlDeadLetterStore
 from services.gateway.database.events import SqlEventStore
 from services.gateway.database.jobs import SqlJobStore
+from services.gateway.database.load import SqlLoadStore
 from services.gateway.database.system import SqlSystemStore
 from services.gateway.database.turns import SqlTurnStore
 from services.gateway.database.uploads import SqlUploadStore
@@ -21,5 +22,6 @@ def stores_in(database: Database) -> Stores:
         keys=SqlKeyStore(database),
         uploads=SqlUploadStore(database),
         system=SqlSystemStore(database),
+        load=SqlLoadStore(database),
         dead_letters=SqlDeadLetterStore(database),
     )

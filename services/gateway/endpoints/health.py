@@ -2,55 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
-import structlog
 from aiohttp import web
-from msgspec import Struct
 
-from services.gateway.background.supervisor import Supervisor
 from services.gateway.jobs import response_types
-from services.gateway.jobs.presenter import iso
-from services.gateway.jobs.repository import JobRepository
-from services.gateway.web.application import RETRY_SECONDS, in_time
+from services.gateway.web.application import RETRY_SECONDS
 from services.gateway.web.routing import Answer, route
-from shared.errors import Unavailable
-from shared.ports import LocalStore, ObjectStore
-from shared.words import counted
+from shared.monitoring.health import Health
+from shared.monitoring.server import readiness
 
-NEEDED_BYTES = 2**30
-"""Free space that a local store must have: for a few uploads, or a small model."""
-NEEDED_FILES = 10_000
-"""Files that it must have room for: a few results."""
-Part = Literal["database", "broker", "store"]
-
-log = structlog.get_logger()
-
-
-class Problem(Struct, frozen=True):
-    """Why a part is not ready, and since when (seconds since the epoch)."""
-
-    reason: str
-    since: float
+UNREADY: dict[str, Any] = {"Retry-After": "Seconds."}
+ANSWERS = {
+    200: Answer("Everything is available.", response_types.Readiness),
+    503: Answer(
+        "Something is missing; jobs are accepted all the same while the database answers.",
+        response_types.Readiness,
+        headers=UNREADY,
+    ),
+}
 
 
 class HealthRoutes:
-    """``/healthz`` checks the database, ``/ready`` also the broker and the disk."""
+    """``/livez`` asks nothing, ``/healthz`` the database, ``/readyz`` also broker and store.
 
-    def __init__(
-        self,
-        repository: JobRepository,
-        supervisor: Supervisor,
-        store: ObjectStore,
-        clock: Callable[[], float],
-    ) -> None:
-        self._repository = repository
-        self._supervisor = supervisor
-        self._store = store
-        self._clock = clock
-        self._problems: dict[Part, Problem] = {}
+    Reasons are our own texts, never those of errors, because these need no key.
+    """
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    @route(
+        ("GET", "HEAD"),
+        "/livez",
+        "Check that the gateway runs, whatever else is away",
+        needs=None,
+        versioned=False,
+        answers={200: Answer("It runs.", response_types.Liveness)},
+    )
+    async def live(self, _request: web.Request) -> web.Response:
+        return web.json_response(response_types.Liveness(status="ok"))
 
     @route(
         ("GET", "HEAD"),
@@ -62,68 +53,34 @@ class HealthRoutes:
         errors=(503,),
     )
     async def alive(self, _request: web.Request) -> web.Response:
-        async with in_time():
-            await self._repository.get("")
-        alive: response_types.Liveness = {"status": "ok"}
-        return web.json_response(alive)
+        if await self._health.problems(essential=True):
+            headers = {"Retry-After": str(RETRY_SECONDS)}
+            error = {"error": "the service cannot answer now; try again soon"}
+            return web.json_response(error, status=503, headers=headers)
+        return web.json_response(response_types.Liveness(status="ok"))
+
+    @route(
+        ("GET", "HEAD"),
+        "/readyz",
+        "Check that everything that jobs need is available",
+        needs=None,
+        versioned=False,
+        answers=ANSWERS,
+    )
+    async def readyz(self, _request: web.Request) -> web.Response:
+        problems = await self._health.problems()
+        if not problems:
+            return web.json_response(readiness(problems))
+        headers = {"Retry-After": str(RETRY_SECONDS)}
+        return web.json_response(readiness(problems), status=503, headers=headers)
 
     @route(
         ("GET", "HEAD"),
         "/ready",
-        "Check that everything that jobs need is available",
+        "The same as /readyz, by its former name",
         needs=None,
         versioned=False,
-        answers={
-            200: Answer("Everything is available.", response_types.Readiness),
-            503: Answer(
-                "Something is missing; jobs are accepted all the same while the database answers.",
-                response_types.Readiness,
-                headers={"Retry-After": "Seconds."},
-            ),
-        },
+        answers=ANSWERS,
     )
-    async def ready(self, _request: web.Request) -> web.Response:
-        """Reasons are our own texts, never those of errors, because this needs no key."""
-        self._note("database", await self._database())
-        self._note("broker", self._supervisor.broker_problem)
-        self._note("store", await self._disk())
-        lacking: list[response_types.UnreadyPart] = [
-            {"part": part, "reason": problem.reason, "since": iso(problem.since)}
-            for part, problem in self._problems.items()
-        ]
-        if not lacking:
-            return web.json_response(response_types.Readiness(status="ready", lacking=[]))
-        body = response_types.Readiness(status="not ready", lacking=lacking)
-        return web.json_response(body, status=503, headers={"Retry-After": str(RETRY_SECONDS)})
-
-    def _note(self, part: Part, reason: str | None) -> None:
-        """Record a problem with its first time, or remove one that is solved."""
-        known = self._problems.pop(part, None)
-        if reason is not None:
-            self._problems[part] = Problem(reason, known.since if known else self._clock())
-            if known is None:
-                log.warning("not_ready", part=part, reason=reason)
-
-    async def _database(self) -> str | None:
-        try:
-            async with in_time():
-                await self._repository.get("")
-        except (Unavailable, TimeoutError):
-            return "does not answer"
-        return None
-
-    async def _disk(self) -> str | None:
-        """Check a local disk; other stores report by themselves when they are full."""
-        if not isinstance(self._store, LocalStore):
-            return None
-        try:
-            free = await asyncio.to_thread(self._store.free_bytes)
-            files = await asyncio.to_thread(self._store.free_files)
-        except Unavailable:
-            return "its folder cannot be read"
-        if free < NEEDED_BYTES:
-            return f"{free} bytes are free; {NEEDED_BYTES} are needed"
-        if files is not None and files < NEEDED_FILES:
-            room = counted(files, "more file")
-            return f"there is room for {room} (inodes); {NEEDED_FILES} are needed"
-        return None
+    async def ready(self, request: web.Request) -> web.Response:
+        return await self.readyz(request)

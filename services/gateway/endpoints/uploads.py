@@ -12,7 +12,6 @@ from aiohttp import web
 from msgspec import Meta
 
 from services.gateway.endpoints.job_removal import NAMED, refuse_if_needed
-from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.references import jobs_needing
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.uploads import (
@@ -29,6 +28,7 @@ from services.gateway.web.authorization import NULL
 from services.gateway.web.paging import PAGING, encode_cursor, limit_in, position_in
 from services.gateway.web.routing import Answer, Body, Parameter, route
 from shared.storage.uploads import ARCHIVE_BYTES, list_key
+from shared.words import iso
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,termination"

@@ -7,7 +7,6 @@ from functools import partial
 
 from aiohttp import web
 
-from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.record import Job, WebhookTry
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.response_types import WebhookDeliveries, WebhookDelivery
@@ -15,6 +14,7 @@ from services.gateway.jobs.webhook_schedule import resend_webhook
 from services.gateway.web.application import in_time
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.routing import Answer, route
+from shared.words import iso
 
 MOST_TRIES = 50
 """Of one webhook. Each has a body of its own, which may be large and is kept with its job."""

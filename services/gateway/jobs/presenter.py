@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, cast
 
@@ -48,6 +47,7 @@ from shared.messaging.messages import (
 from shared.ports import ObjectStore
 from shared.retry import FAILURES_ALLOWED
 from shared.storage.large_fields import load_fields
+from shared.words import iso
 
 LINK_SECONDS = 7 * 24 * 3600
 WARNING_FIELDS = {"report", "summary", "warnings"}
@@ -341,11 +341,6 @@ def _artifact(artifact: Artifact, links: dict[str, str]) -> File:
         "sha256": artifact.sha256,
         "url": links[artifact.key],
     }
-
-
-def iso(moment: float) -> str:
-    """Seconds since the epoch as ISO 8601 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def iso_or_null(moment: float | None) -> str | None:

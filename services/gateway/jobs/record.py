@@ -44,6 +44,8 @@ RESULT_FIELDS = (
 )
 """Fields of a record that may be large, and that results of workers change."""
 LARGE_FIELDS = ("input", *RESULT_FIELDS)
+WORKER_LOST = "the worker was lost during "
+"""How the reason of a failure begins whose worker showed no sign of life."""
 EDITS = "edits"
 """A field that may be large too, and that users change often: only its last value is kept."""
 

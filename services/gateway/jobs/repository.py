@@ -15,6 +15,7 @@ import structlog
 
 from services.gateway.jobs.change_notifier import ChangeNotifier
 from services.gateway.jobs.job_events import job_events
+from services.gateway.jobs.job_metrics import count_change
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import (
     EDITS,
@@ -29,10 +30,9 @@ from services.gateway.jobs.record import (
     needed_model,
     open_stages,
     overdue_at,
-    webhook_id,
 )
 from services.gateway.jobs.transitions import give_up_message
-from services.gateway.jobs.webhook_schedule import webhook_failed_at
+from services.gateway.jobs.webhook_schedule import warn_if_undelivered, webhook_failed_at
 from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob, StoredProgress
 from shared.errors import NotFound, Unavailable, Unpublishable, Unroutable, shorten
 from shared.messaging.messages import Message, WebhookDue, decode, encode, type_of
@@ -162,6 +162,8 @@ class JobRepository:
             if is_large:
                 self._on_uncertain(step.job.id)
             raise
+        if new:
+            count_change(None, step.job, self._clock())
         self._on_due()
         self._change_notifier.notify(step.job.owner)
         if step.job.released_at is None:
@@ -306,6 +308,7 @@ class JobRepository:
             self._on_replaced(unneeded)
         if not is_written:
             return False
+        count_change(before, step.job, self._clock())
         for prefix in step.job.files_to_delete:
             if prefix not in before.files_to_delete:
                 self._on_replaced(prefix)
@@ -317,7 +320,7 @@ class JobRepository:
             log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
             self._on_end(step.job)
         if before.ended and step.job.webhook_settled and not before.webhook_settled:
-            _warn_if_undelivered(step.job)
+            warn_if_undelivered(step.job)
         return True
 
     async def _with_stored(self, step: Step, known: set[str]) -> Job:
@@ -399,14 +402,6 @@ def _trigger(record: StageRecord, step: Step) -> Message:
         if message is not None and encode(message) == record.trigger:
             return message
     return decode(record.trigger)
-
-
-def _warn_if_undelivered(job: Job) -> None:
-    """Log that the ``completed`` webhook is settled without a successful delivery."""
-    webhook = webhook_id(job, "completed", 0)
-    for last in [each for each in job.webhook_tries if each.id == webhook][-1:]:
-        if last.reason is not None:
-            log.warning("webhook_given_up", job=job.id, tries=last.attempt, reason=last.reason)
 
 
 def read(row: StoredJob) -> Job:

@@ -429,7 +429,7 @@ class Session(TypedDict):
 
 
 class Liveness(TypedDict):
-    """The database answers."""
+    """The check holds."""
 
     status: Literal["ok"]
 

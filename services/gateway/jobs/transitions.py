@@ -22,6 +22,7 @@ from services.gateway.jobs.outputs import (
 from services.gateway.jobs.record import (
     GPU_STAGES,
     PUBLICATIONS,
+    WORKER_LOST,
     Claim,
     Effect,
     Job,
@@ -252,7 +253,7 @@ def lose_claim(job: Job, stage: Stage, claim: str, *, now: float, heartbeat: flo
     held = job.stages[stage].claim if job.holds(stage, claim) else None
     if held is None:
         return Step(job)
-    reason = f"the worker was lost during {stage}"
+    reason = f"{WORKER_LOST}{stage}"
     return _fail_attempt(job, stage, reason, now=now, heartbeat=heartbeat)
 
 

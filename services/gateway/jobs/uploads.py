@@ -16,6 +16,7 @@ import structlog
 from msgspec import Meta
 from msgspec.structs import replace
 
+from services.gateway import metrics
 from services.gateway.jobs.budgets import Budgets
 from services.gateway.upload_ports import StoredUpload, UploadStore
 from shared.concurrency import in_thread
@@ -123,6 +124,7 @@ class Uploads:
         )  # fmt: skip
         async with self._budgets.new_upload(owner, size):
             await self._table.add(upload)
+        metrics.UPLOADS.labels("begun").inc()
         return upload
 
     async def _require_room(self, size: int) -> None:
@@ -179,6 +181,7 @@ class Uploads:
         await self._table.delete(upload_id)
         # A part that another request stored between the two calls would stay.
         await self._store.delete(upload_prefix(upload_id))
+        metrics.UPLOADS.labels("removed").inc()
         log.info("upload_removed", upload=upload_id)
 
     async def remove_expired(self, *, untouched_since: float, finished_before: float) -> None:
@@ -219,6 +222,7 @@ class Uploads:
             if not await self._table.append(part, now):
                 await self._store.delete(part.key)
                 raise UploadConflict
+        metrics.UPLOAD_BYTES.inc(len(data))
         return replace(upload, received=upload.received + len(data), touched_at=now)
 
     async def _settle(self, upload: StoredUpload, sha256: str | None) -> StoredUpload:
@@ -234,6 +238,7 @@ class Uploads:
             # It was removed meanwhile, perhaps before its list was written.
             await self._store.delete(upload_prefix(upload.id))
             raise UploadConflict
+        metrics.UPLOADS.labels("finished" if finished_at else "refused").inc()
         log.info("upload_received", upload=upload.id, bytes=upload.bytes, sha256=sha256)
         return replace(upload, sha256=sha256, finished_at=finished_at)
 

@@ -23,6 +23,7 @@ from services.gateway.request_owner import answering
 from services.gateway.web import cross_origin
 from services.gateway.web.authentication import Keys, owner_of
 from services.gateway.web.authorization import CALLER, Authorizer
+from services.gateway.web.measured import measured
 from services.gateway.web.routing import Handler, routes_of
 from services.gateway.web.sessions import Sessions
 from services.gateway.web.wrong_paths import suggest_path
@@ -49,8 +50,8 @@ def application(
 ) -> web.Application:
     """The application with all routes of these objects; pages of ``origins`` may use it."""
     middlewares = [
-        cross_origin.preflight(origins), _errors_as_json, suggest_path, _refuse_compressed,
-        _authenticate(keys, sessions),
+        measured, cross_origin.preflight(origins), _errors_as_json, suggest_path,
+        _refuse_compressed, _authenticate(keys, sessions),
     ]  # fmt: skip
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
     app.on_response_prepare.append(_protect)

@@ -10,7 +10,7 @@ import pytest
 from services.gateway.jobs import transitions
 from services.gateway.jobs.job_events import JobEvent, job_events
 from services.gateway.jobs.outputs import without_checkpoints
-from services.gateway.jobs.presenter import iso, retries, retry_of
+from services.gateway.jobs.presenter import retries, retry_of
 from services.gateway.jobs.record import Job, StageRecord
 from shared.messaging.messages import (
     AnyMessage,
@@ -21,6 +21,7 @@ from shared.messaging.messages import (
     TrainingProgressed,
     TrainingStarted,
 )
+from shared.words import iso
 from tests.unit.gateway.test_transitions import (
     HEARTBEAT,
     JobHistory,

@@ -63,7 +63,7 @@ def test_every_route_is_an_operation_with_a_name_of_its_own() -> None:
     ours = {(method.lower(), each.plain_path) for each in ROUTES for method in each.methods}
 
     assert ours - there == {  # as their GET
-        ("head", path) for path in ("/files/{key}", "/healthz", "/ready")
+        ("head", path) for path in ("/files/{key}", "/healthz", "/livez", "/ready", "/readyz")
     }
     assert there <= ours
     names = [operation["operationId"] for _, _, operation in operations()]

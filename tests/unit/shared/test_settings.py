@@ -54,6 +54,9 @@ CASES = [
     Case("HOST", "127.0.0.1", {"0.0.0.0": "0.0.0.0"}),  # noqa: S104 - nothing listens
     Case("PORT", 8080, {"80": 80, "0": 0, "65535": 65535},
          ("65536", "-1", "http", "8.0", "²", " "), "a port number from 0 to 65535"),
+    Case("METRICS_HOST", "127.0.0.1", {"0.0.0.0": "0.0.0.0"}),  # noqa: S104 - nothing listens
+    Case("METRICS_PORT", None, {"9464": 9464, "0": 0}, ("65536", "-1", "http"),
+         "a port number from 0 to 65535"),
     Case("PUBLIC_URL", "http://127.0.0.1:8080",
          {"https://a.example": "https://a.example", "http://a/b/": "http://a/b"},
          ("a.example", "ftp://a", "http://", "https:///x"), URL_WORDS),

@@ -16,7 +16,6 @@ from services.gateway.endpoints.admin.response_types import (
     DeadLetterPage,
     SettledDeadLetter,
 )
-from services.gateway.jobs.presenter import iso
 from services.gateway.ports import Outgoing
 from services.gateway.system_ports import DeadLetterStore, StoredDeadLetter
 from services.gateway.web.application import in_time
@@ -25,6 +24,7 @@ from services.gateway.web.routing import Answer, route
 from shared.messaging.messages import WorkStarted, decode
 from shared.messaging.topology import QUEUES
 from shared.ports import DeadLetter
+from shared.words import iso
 
 EXCERPT = (
     "run", "stage", "claim", "attempt", "worker", "gpu", "version", "kind", "event", "webhook_id",

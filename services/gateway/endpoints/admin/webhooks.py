@@ -10,7 +10,6 @@ from aiohttp import web
 from services.gateway.endpoints.admin.page import page_in
 from services.gateway.endpoints.admin.response_types import GivenUpWebhook, GivenUpWebhooks
 from services.gateway.endpoints.webhooks import resend, shown_delivery
-from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import JobRepository, UnknownJob, read
 from services.gateway.jobs.response_types import WebhookDelivery
@@ -20,6 +19,7 @@ from services.gateway.web.application import in_time
 from services.gateway.web.authorization import NULL
 from services.gateway.web.paging import PAGING, encode_cursor
 from services.gateway.web.routing import Answer, route
+from shared.words import iso
 
 
 class AdminWebhookRoutes:

@@ -20,7 +20,6 @@ from services.gateway.endpoints.admin.response_types import (
     StageQueue,
     WorkerPage,
 )
-from services.gateway.jobs.presenter import iso
 from services.gateway.jobs.repository import read
 from services.gateway.ports import LINES
 from services.gateway.system_ports import LineLoad, StageLoad, SystemStore, Work, WorkPlace
@@ -40,6 +39,7 @@ from shared.messaging.topology import (
     Queue,
 )
 from shared.ports import Bus
+from shared.words import iso
 
 BROKER_SECONDS = 0.5
 """How long the broker is waited for; without an answer its numbers are left out."""
