@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from services.inferencer.order import GenerationOrder
 from shared.child.parent import ChildDied, OnRecord, Standby
-from shared.child.records import Done
+from shared.child.records import AnyRecord, Done, Drawn
 from shared.errors import Passing
+from shared.monitoring.child import DRAWN
 
 
 async def run_order(
@@ -22,7 +25,7 @@ async def run_order(
     try:
         child = await standby.ready()
         await child.order(order)
-        last = await child.final_record(on_record)
+        last = await child.final_record(partial(_count, on_record))
     except ChildDied as error:
         raise Passing(str(error)) from error
     except BaseException:
@@ -31,3 +34,9 @@ async def run_order(
     if not isinstance(last, Done):
         raise last.error()
     return tuple(last.summary.get("warnings", ()))
+
+
+async def _count(on_record: OnRecord, record: AnyRecord) -> None:
+    if isinstance(record, Drawn):
+        DRAWN.inc()
+    await on_record(record)

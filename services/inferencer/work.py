@@ -35,6 +35,7 @@ from shared.messaging.messages import (
     Started,
 )
 from shared.messaging.topology import INFERENCER_RESULTS
+from shared.monitoring.child import show_card
 from shared.ports import ObjectStore
 from shared.request import AddedLora, Inference
 from shared.scratch import scratch_folder
@@ -76,7 +77,9 @@ class InferencerWork:
 
     async def prepare(self) -> str:
         """Start the child unless it is running; returns the GPU's name."""
-        return (await self._standby.ready()).gpu
+        child = await self._standby.ready()
+        show_card(child.uuid)
+        return child.gpu
 
     async def perform(self, order: Order) -> ImagesGenerated:
         """Generate all images and the last row; only the idle child is left afterwards."""

@@ -7,11 +7,13 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
+from time import monotonic
 
 import aiohttp
 import structlog
 
 from services.notifier import signature
+from services.notifier.metrics import WEBHOOKS
 from shared.errors import EveryDreamError, NotFound, Refused, reason_of
 from shared.messaging.messages import WebhookDelivered, WebhookDue, WebhookFailed
 from shared.messaging.topology import NOTIFIER_WEBHOOKS
@@ -74,7 +76,10 @@ async def _load_and_post(
         whole = await load_fields(store, due)
     except NotFound:
         return _failed(due, "the job was deleted", permanent=True)
+    began = monotonic()
     outcome = await post(session, secret, allowed, whole)
+    told = "delivered" if isinstance(outcome, WebhookDelivered) else "failed"
+    WEBHOOKS.labels(told).observe(monotonic() - began)
     log.info("webhook_posted", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
     return outcome
 

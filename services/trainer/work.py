@@ -39,6 +39,7 @@ from shared.messaging.messages import (
     TrainingStarted,
 )
 from shared.messaging.topology import TRAINER
+from shared.monitoring.child import show_card, show_training, training_shown
 from shared.ports import ObjectStore
 from shared.scratch import scratch_folder
 from shared.settings import ANY_DEVICE, DeviceSetting
@@ -92,6 +93,7 @@ class TrainerWork:
         """Start the next job's child ahead, to have its imports done. Returns the GPU's name."""
         child = await self._standby.ready()
         await self._remember_device(child)
+        show_card(child.uuid)
         for text in set(child.unusable) - self._said:
             log.warning("library_unusable", gpu=child.gpu, reason=text)
         self._said.update(child.unusable)
@@ -186,7 +188,8 @@ class TrainerWork:
             for forward in (_forward_stop, _forward_commands)
         ]
         try:
-            outcome = await _handle_records(child, order, uploads, snapshots)
+            with training_shown():
+                outcome = await _handle_records(child, order, uploads, snapshots)
             await self._remember_speed(order, child.gpu, outcome.steps)
             final = await self._store_outcome(order, outcome, uploads, snapshots)
             return await with_report(self._store, order, training_order, final, gpu=child.gpu)
@@ -297,8 +300,9 @@ async def _handle_records(
         match record:
             case Phase(name=name):
                 order.progress(phase=name)
-            case Progress(numbers=numbers):
+            case Progress(numbers=numbers, memory_bytes=held):
                 order.progress(**numbers)
+                show_training(numbers, held)
             case Saved(kind="snapshot"):
                 snapshots.queue.add(record)
             case Saved():

@@ -77,6 +77,8 @@ class Child:
         """As :attr:`Ready.teraflops`."""
         self.memory_bytes = 0
         """As :attr:`Ready.memory_bytes`."""
+        self.uuid = ""
+        """As :attr:`Ready.uuid`."""
         self.offline = False
         """Whether it has reported that it has no network."""
         self.unusable: tuple[str, ...] = ()
@@ -255,7 +257,7 @@ async def start_ready(
         await child.kill()
         raise
     child.gpu, child.teraflops, child.offline = record.gpu, record.teraflops, record.offline
-    child.memory_bytes = record.memory_bytes
+    child.memory_bytes, child.uuid = record.memory_bytes, record.uuid
     child.unusable = record.unusable
     return child
 

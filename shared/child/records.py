@@ -28,6 +28,8 @@ class Ready(Record, frozen=True, kw_only=True, tag="ready"):
     """How fast the device multiplies matrices, in 10^12 operations per second; 0: not tested."""
     memory_bytes: int = 0
     """Of the card; 0 on the processor."""
+    uuid: str = ""
+    """Of the card, without the driver's prefix; empty on the processor."""
     offline: bool = False
     """Whether the child has given up its network."""
     unusable: tuple[str, ...] = ()
@@ -44,6 +46,8 @@ class Progress(Record, frozen=True, kw_only=True, tag="progress"):
     """Numbers for ``/status``: step, steps, epoch, loss, images_per_second, eta_seconds."""
 
     numbers: dict[str, Any]
+    memory_bytes: int = 0
+    """Memory of the card that the child holds, for operators; 0 on the processor."""
 
 
 class Reading(Record, frozen=True, kw_only=True, tag="reading"):

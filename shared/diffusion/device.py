@@ -46,6 +46,11 @@ def this_device(system: Path = Path("/")) -> torch.device:
     return torch.device("cpu")
 
 
+def device_uuid(device: torch.device) -> str:
+    """The card's UUID, without the driver's prefix; empty: it is no card."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
 def device_name(device: torch.device) -> str:
     """The card's name, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -44,6 +44,11 @@ def card_memory(device: torch.device) -> CardMemory | None:
     return CardMemory(free + ours - used, total - free - ours, total)
 
 
+def held_memory(device: torch.device) -> int:
+    """Bytes of the card that torch holds in this process; 0: the device is no card."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
 def held_by_others() -> str:
     """How much of this card others hold, to be added to a reason; empty if it is little."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

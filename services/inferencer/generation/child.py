@@ -50,14 +50,14 @@ def main() -> None:
     with importing():
         from services.inferencer.generation import generate  # noqa: F401, PLC0415 - slow
         from services.inferencer.generation.pipeline_cache import PipelineCache  # noqa: PLC0415 - slow
-        from shared.diffusion.device import device_name, this_device  # noqa: PLC0415 - slow
+        from shared.diffusion.device import device_name, device_uuid, this_device  # noqa: PLC0415 - slow
 
     with ended_with_reason(writer):
         device = this_device()
     if device.type == "cpu":
         keep_freed_memory()
     cache = PipelineCache(device)
-    writer.write(Ready(gpu=device_name(device)))
+    writer.write(Ready(gpu=device_name(device), uuid=device_uuid(device)))
     while True:
         order: GenerationOrder = read_order(GenerationOrder)
         last = carry_out(order, cache, writer)

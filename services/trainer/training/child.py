@@ -11,6 +11,8 @@ import signal
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -51,7 +53,11 @@ class Stop:
 class ParentCallbacks:
     """Passes reports to the parent, and its commands to the loop."""
 
-    def __init__(self, writer: RecordWriter, stop: Stop) -> None:
+    def __init__(
+        self, writer: RecordWriter, stop: Stop, held: Callable[[], int] = lambda: 0
+    ) -> None:
+        """``held`` says how many bytes of the card's memory this process has."""
+        self._held = held
         self._writer = writer
         self._stop = stop
         self._commands: Counter[Command] = Counter()
@@ -60,7 +66,7 @@ class ParentCallbacks:
         self._writer.write(Phase(name=name))
 
     def progress(self, numbers: dict[str, Any]) -> None:
-        self._writer.write(Progress(numbers=numbers))
+        self._writer.write(Progress(numbers=numbers, memory_bytes=self._held()))
 
     def saved(
         self,
@@ -101,8 +107,8 @@ def main() -> None:
     with importing():
         from services.trainer.training import train  # noqa: F401, PLC0415 - slow
         from services.trainer.training.device import teraflops, unusable  # noqa: PLC0415 - slow
-        from shared.diffusion.device import device_name, this_device  # noqa: PLC0415 - slow
-        from shared.diffusion.memory import card_memory  # noqa: PLC0415 - slow
+        from shared.diffusion.device import device_name, device_uuid, this_device  # noqa: PLC0415 - slow
+        from shared.diffusion.memory import card_memory, held_memory  # noqa: PLC0415 - slow
 
     with ended_with_reason(writer):
         device = this_device()
@@ -114,12 +120,13 @@ def main() -> None:
             gpu=device_name(device),
             teraflops=teraflops(device),
             memory_bytes=memory.total if memory else 0,
+            uuid=device_uuid(device),
             unusable=unusable(device),
         )
     )
     order: TrainingOrder = read_order(TrainingOrder)
     stop.idle = False
-    writer.write(carry_out(order, ParentCallbacks(writer, stop)))
+    writer.write(carry_out(order, ParentCallbacks(writer, stop, partial(held_memory, device))))
 
 
 def carry_out(order: TrainingOrder, callbacks: ParentCallbacks) -> Done | Stopped | Failed:

@@ -15,10 +15,10 @@ import pytest
 
 from services.fetcher.download import download
 from services.fetcher.parsing.datasets.archive import unpack
-from services.gateway.endpoints import health
 from shared import disk
 from shared.adapters.folder import INCOMING, FolderStore
 from shared.errors import Full, Passing
+from shared.storage import ready
 from shared.storage.folders import download_folder, upload_folder
 from tests.support.gateway_world import KEY, World, world
 from tests.support.in_process_parser import ignored
@@ -172,7 +172,7 @@ async def test_ready_says_that_the_stores_disk_has_no_room(small: Path) -> None:
 async def test_ready_says_that_the_stores_disk_has_no_room_for_more_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "NEEDED_BYTES", 0)
+    monkeypatch.setattr(ready, "NEEDED_BYTES", 0)
     with mounted(tmp_path / "few", "nr_inodes=1000") as few:
         async with world(few) as here:
             lacking = await lacks_only_the_store(here)
