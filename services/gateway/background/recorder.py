@@ -117,7 +117,8 @@ class Recorder:
             return fact
         try:
             if fact.model_bytes:
-                prefix = fact.base_model if isinstance(fact, DatasetStaged) else fact.model
+                own = fact.base_model if isinstance(fact, DatasetStaged) else fact.model
+                prefix = fact.lora_base or own
                 await self._budgets.expect_room_for_model(job.owner, prefix, fact.model_bytes)
         except BudgetExceeded as exceeded:
             return _failed(fact, f"the model cannot be kept: {exceeded}")
