@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install the system programs that the tests use, if they are missing: RabbitMQ, PostgreSQL
-# and nginx servers, curl, Node.js, Go and Chromium. Without the rights to install, name them and stop.
+# and nginx servers, curl, Node.js, Go, Chromium and promtool. Without the rights to install, name them and stop.
 set -euo pipefail
 
 # On Debian these programs are not on an ordinary user's PATH.
@@ -13,6 +13,7 @@ command -v curl >/dev/null || missing+=(curl)
 has nginx nginx || missing+=(nginx-light)
 command -v node >/dev/null || missing+=(nodejs)
 command -v npm >/dev/null || missing+=(npm)  # some packages of nodejs bring it along
+command -v promtool >/dev/null || missing+=(prometheus)  # it plays the alerts
 command -v go >/dev/null || missing+=(golang-go)
 command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
 [ ${#missing[@]} -gt 0 ] || exit 0

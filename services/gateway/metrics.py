@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from services.gateway.ports import LINES
+from shared.messaging.messages import STAGES
+from shared.messaging.topology import QUEUES
 from shared.monitoring.registry import LONG, QUICK, REGISTRY
+
+FAILURE_REASONS = ("refused", "lost", "stalled", "out_of_memory", "disk_full", "failed")
+UPLOAD_EVENTS = ("begun", "finished", "refused", "removed")
+OTHER_QUEUE = "other"
+"""For the name of a queue that is none of ours."""
 
 # --- Read from the database: every gateway says the same -----------------------------------------
 
@@ -195,3 +203,20 @@ UPLOAD_BYTES = Counter(
     "Bytes of uploads that were stored.",
     registry=REGISTRY,
 )
+
+
+def begin_at_zero() -> None:
+    """Show counters before they count: Prometheus sees no growth in a first sample."""
+    for stage in STAGES:
+        STAGE_ATTEMPTS.labels(stage)
+        for reason in FAILURE_REASONS:
+            STAGE_FAILURES.labels(stage, reason)
+    for line in LINES:
+        JOBS_ADMITTED.labels(line)
+    for name in (*(queue.name for queue in QUEUES), OTHER_QUEUE):
+        DEAD_LETTERS.labels(name)
+    for event in UPLOAD_EVENTS:
+        UPLOADS.labels(event)
+
+
+begin_at_zero()

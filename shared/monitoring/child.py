@@ -43,7 +43,7 @@ HELD = Gauge(
 log = structlog.get_logger()
 
 
-class _Card(Collector):
+class Card(Collector):
     """Memory and utilisation of the child's card, asked when they are shown."""
 
     def __init__(self) -> None:
@@ -76,20 +76,20 @@ class _Card(Collector):
         return float(memory.used), float(memory.total), float(busy)
 
 
-_card = _Card()
-REGISTRY.register(_card)
+CARD = Card()
+REGISTRY.register(CARD)
 
 
 def show_card(uuid: str) -> None:
     """Show the figures of this card from now on; empty: there is none."""
-    if not uuid or uuid == _card.uuid:
+    if not uuid or uuid == CARD.uuid:
         return
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:  # another maker's, or without its library
         log.info("no_nvml", reason=str(error))
     else:
-        _card.uuid = uuid
+        CARD.uuid = uuid
 
 
 @contextmanager

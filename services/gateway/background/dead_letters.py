@@ -46,7 +46,7 @@ class DeadLetterKeeper:
                 break
             else:
                 known = letter.queue in {queue.name for queue in QUEUES}
-                metrics.DEAD_LETTERS.labels(letter.queue if known else "other").inc()
+                metrics.DEAD_LETTERS.labels(letter.queue if known else metrics.OTHER_QUEUE).inc()
                 log.warning("dead_letter_kept", id=delivery.id, **told)
                 break
         await delivery.ack()

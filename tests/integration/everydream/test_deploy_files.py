@@ -51,7 +51,7 @@ def check_against_the_specification(path: Path) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.own-s3.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.own-s3.yaml", "compose.monitoring.yaml"])
 def test_compose_fits_the_specification(name: str) -> None:
     checked = check_against_the_specification(DEPLOY / name)
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -139,6 +139,12 @@ def test_a_trainer_may_take_as_long_to_save_as_the_runtime_grants() -> None:
 
     minutes = SERVICES["trainer-cpu"]["stop_grace_period"].removesuffix("m")
     assert int(minutes) * 60 > GRACE_HEARTBEATS * from_environment({}).heartbeat
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_healthy_once_it_is_ready(name: str) -> None:
+    port = SERVICES[name]["environment"]["EVERYDREAM_METRICS_PORT"]
+    assert f"http://127.0.0.1:{port}/readyz" in SERVICES[name]["healthcheck"]["test"][-1]
 
 
 # ----------------------------------------------------------------------------- .env

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from shared.ports import Delivery
 from shared.service_process import closing
 from tests.integration.shared.test_rabbitmq_faults import hung as node_hung
 from tests.integration.shared.test_rabbitmq_faults import short_of_disk as node_short_of_disk
+from tests.support.alerting import expect_firing, observed
 from tests.support.forms import few
 from tests.support.gateway_world import (
     DEADLINE,
@@ -40,6 +42,7 @@ from tests.support.gateway_world import (
     world,
 )
 from tests.support.outbox import ids_in_outbox
+from tests.support.scraping import Port, Samples, port_of_this_process, value
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.process import HOST
 from tests.support.servers.proxy import Proxy
@@ -49,6 +52,8 @@ from tests.support.services import services_in_a_folder
 ROOT = "/v2/everydream-v1"
 CLIENTS_PATIENCE = 3.0
 HEARTBEAT = 1.0
+LONG_AGO = 200.0
+"""Seconds for which no message should be due."""
 """Slow enough for workers that send no heartbeats by themselves."""
 NOBODYS = JobStarted(job="nobody's", run=1, gpu="")
 Fault = Callable[["Broker"], AbstractAsyncContextManager[None]]
@@ -295,14 +300,27 @@ async def test_ready_says_since_when_the_broker_takes_nothing(
 ) -> None:
     await eventually(lambda: all_is_there(here))
 
-    async with fault(broker):
-        told = await eventually(lambda: lacking(here, "broker"))
-        assert told["broker"]["reason"] == "takes no messages"
-        assert (await ready(here))["broker"]["since"] == told["broker"]["since"]
-        async with here.session.get(here.url("/healthz")) as answer:
-            assert answer.status == 200
+    async with port_of_this_process(here.settings) as port:
+        before = await observed(port)
+        async with fault(broker):
+            told = await eventually(lambda: lacking(here, "broker"))
+            assert told["broker"]["reason"] == "takes no messages"
+            assert (await ready(here))["broker"]["since"] == told["broker"]["since"]
+            for path in ("/healthz", "/livez"):
+                async with here.session.get(here.url(path)) as answer:
+                    assert answer.status == 200
+            await here.run(TRAIN_ONLY)
+            here.clock.ahead += LONG_AGO
+            seen = await observed(port)
+        expected = ["EveryDreamNotReady", "EveryDreamBrokerAway", "EveryDreamOutboxStuck"]
+        expect_firing(without(before, "recorder"), without(seen, "recorder"), expected)
 
     await eventually(lambda: all_is_there(here))
+
+
+def without(samples: Samples, part: str) -> Samples:
+    """Without the metrics of this part, which notices the fault sooner or later."""
+    return {key: each for key, each in samples.items() if part not in key[0]}
 
 
 # --- The database
@@ -365,6 +383,11 @@ async def test_without_postgresql_clients_get_retry_after_and_all_goes_on_afterw
     monkeypatch.setattr(connection, "CONNECTIONS", POOL)
     async with world(tmp_path, database_url=postgres_url, heartbeat=HEARTBEAT) as here:
         job = await here.run(TRAIN_ONLY)
+        async with port_of_this_process(here.settings) as port:
+            before = await observed(port)
+            async with fault(postgres):
+                expected = ["EveryDreamDatabaseAway", "EveryDreamNotReady"]
+                expect_firing(before, await eventually(partial(lacks_database, port)), expected)
         with answers_within(LIMIT):
             async with fault(postgres):
                 everything = [("GET", path) for path in READS] + [("POST", path) for path in WRITES]
@@ -376,6 +399,11 @@ async def test_without_postgresql_clients_get_retry_after_and_all_goes_on_afterw
         assert (await here.status(job))["status"] == "IN_QUEUE"
         after = await eventually(lambda: idle_again(postgres_url))
         assert after <= POOL, "connections were left behind"
+
+
+async def lacks_database(port: Port) -> Samples | None:
+    seen = await observed(port)
+    return None if value(seen, "everydream_database_up") else seen
 
 
 POOL = 5
