@@ -154,10 +154,15 @@ async def test_work_that_nobody_takes(here: World, port: Port) -> None:
     before = await observed(port)
     for _ in range(6):  # more than one owner has places
         await here.run(TRAIN_ONLY)
+    await eventually(partial(is_published, here))
     here.clock.ahead += 15_000.0
     labels = {"line": "train", "priority": "normal"}
     after = await fires_when(port, "everydream_line_oldest_waiting_seconds", 14_500.0, **labels)
     expect_firing(before, after, ["EveryDreamNoWorker", "EveryDreamLongWait"])
+
+
+async def is_published(here: World) -> bool:
+    return not (await here.stores.load.load(here.clock())).outbox
 
 
 async def test_work_that_fails_workers_that_are_lost_and_a_webhook_that_is_given_up(
