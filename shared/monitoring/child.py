@@ -100,12 +100,13 @@ def training_shown() -> Iterator[None]:
         yield
     finally:
         IMAGES_PER_SECOND.set(0.0)
+        HELD.set(0.0)
         LOSS.set(nan)
 
 
 def show_training(numbers: Mapping[str, Any], memory_bytes: int) -> None:
     """A report of the child; what it does not name stays."""
     for name, gauge in (("images_per_second", IMAGES_PER_SECOND), ("loss", LOSS)):
-        if name in numbers:
-            gauge.set(numbers[name])
+        if (number := numbers.get(name)) is not None:  # no loss is known before the first update
+            gauge.set(number)
     HELD.set(memory_bytes)

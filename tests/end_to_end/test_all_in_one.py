@@ -17,6 +17,7 @@ from everydream.client import Client
 from shared.scratch import PREFIX
 from tests.end_to_end.story import API_KEY, PATIENCE, User, picture, served
 from tests.support.following import followed
+from tests.support.scraping import port_of, value
 from tests.support.servers.web import Page, Web, running_web
 from tests.support.services import COMMAND, WARM, ServiceProcess
 
@@ -27,7 +28,8 @@ INVALID_KEY = str({"error": "invalid API key: send it as 'Authorization: Bearer 
 
 @pytest.mark.parametrize("program", [WARM, pytest.param(COMMAND, marks=pytest.mark.long)])
 async def test_the_story_in_one_process(web: Web, program: tuple[str, ...]) -> None:
-    async with served(web, program) as (process, user):
+    async with served(web, program, METRICS_PORT="0") as (process, user):
+        port = await port_of(process)
         job = await user.client.run(user.request())
         last = await user.finished(job)
         children = psutil.Process(process.pid).children()
@@ -39,7 +41,15 @@ async def test_the_story_in_one_process(web: Web, program: tuple[str, ...]) -> N
         kinds = [each["kind"] for each in others]
         assert kinds == [*["sample"] * (len(others) - 3), "metrics", "tensorboard", "report"]
         fetched = [await user.fetch(artifact["url"]) for artifact in (checkpoint, image)]
+        samples = await port.scrape()
 
+    for stage in ("staging", "training", "generation"):
+        done = {"stage": stage, "outcome": "done"}
+        assert value(samples, "everydream_stage_seconds_count", **done) == 1
+        granted = {"stage": stage, "answer": "granted"}
+        assert value(samples, "everydream_claim_seconds_count", **granted) == 1
+    assert value(samples, "everydream_images_drawn_total") >= 1
+    assert value(samples, "everydream_webhook_post_seconds_count", outcome="delivered") == 1
     assert webhook["status"] == "COMPLETED"
     assert [len(each) for each in fetched] == [checkpoint["bytes"], image["bytes"]]
     assert fetched[1].startswith(b"\x89PNG")
