@@ -16,8 +16,8 @@ from services.gateway.turns.workers import Workers
 from shared.errors import Unavailable
 from shared.messaging.messages import STAGES, Stage
 
-DATABASE_SECONDS = 2.0
-"""How long the database may take before it counts as away."""
+DATABASE_SECONDS = 5.0
+"""How long the database may take before it counts as away; a scrape commonly waits for 10."""
 PRIORITIES = {False: "normal", True: "low"}
 OF_DATABASE = (
     metrics.STAGE_JOBS, metrics.STAGE_OPEN_JOBS, metrics.STAGE_PRIORITY_JOBS,
