@@ -126,8 +126,9 @@ async def _bind(runner: web.AppRunner, host: str, port: int) -> None:
 
 
 async def _metrics(_request: web.Request) -> web.Response:
-    READY.set(not await process_problems())
-    await asyncio.gather(*(each.refresh() for each in _refreshing))
+    refreshing = (each.refresh() for each in _refreshing)
+    problems, *_ = await asyncio.gather(process_problems(), *refreshing)
+    READY.set(not problems)
     return web.Response(
         body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4}
     )
