@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.trainer import work
 from shared.adapters.memory import MemoryBroker
@@ -77,7 +78,9 @@ async def test_a_worker_is_ready_while_its_child_is(
     training = asyncio.create_task(Worker(bus, store, trainer, heartbeat=0.1).run(asyncio.Event()))
     try:
         async with port_of_this_process(SETTINGS) as port:
-            assert await port.lacking() == {"trainer": "is starting"}
+            with capture_logs() as logs:
+                assert await port.lacking() == {"trainer": "is starting"}
+            assert "not_ready" not in [each["event"] for each in logs], "it is no fault"
             await eventually(partial(is_ready, port))
             samples = await port.scrape()
             assert value(samples, "everydream_worker_slots", service="trainer") == 1
@@ -99,6 +102,9 @@ async def test_a_part_that_hangs_is_told_in_time_and_since_when(
     moments = iter((10.0, 20.0))
     store = health.Health({"store": hang}, clock=lambda: next(moments))
     async with health.probed(store), port_of_this_process(SETTINGS) as port:
+        with capture_logs() as logs:
+            await port.lacking()
+        assert [each["part"] for each in logs if each["event"] == "not_ready"] == ["store"]
         for _ in range(2):
             status, body = await port.probe("/readyz")
             assert status == 503
