@@ -133,6 +133,7 @@ examples: $(DEV)  ## Write the answers of the API examples anew, and the documen
 
 docs: servers examples  ## Write what docs/ has from the code, and the pages that are measured
 	$(BIN)/python -m tests.support.card_memory_table
+	$(BIN)/python -m tests.support.metrics_table
 	$(BIN)/python -m bench schedulers
 	OMP_NUM_THREADS=1 LIVE_SAMPLES_PAGE=docs/live-samples.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_samples.py
 
