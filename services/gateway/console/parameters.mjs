@@ -10,6 +10,8 @@ const SECTIONS = {
   "`input.train`, beyond the page": ["RequestTrain", "beyond"],
   "`input.train.validation`": ["RequestValidation", "validation"],
   "`input.inference`": ["RequestInference", "inference"],
+  "`s3Config`": ["RequestS3Config", "s3Config"],
+  "`policy`": ["RequestPolicy", "policy"],
 };
 
 const page = readFileSync(new URL("parameters.md", DOCS), "utf8");
@@ -32,6 +34,8 @@ function fieldOf(schema, group, [, name, , range, help]) {
     default: described.default ?? null,
     range,
     help: help.replace(/\[([^\]]+)\]\([^)]+\)/g, "$1"),
+    ...(schemas[schema].required?.includes(name) && { required: true }),
+    ...((kind.pattern ?? described.pattern) && group === "s3Config" && { pattern: kind.pattern ?? described.pattern }),
     ...(kind.enum && { choices: kind.enum.filter((each) => each !== null) }),
     ...limitsOf(kind),
   };

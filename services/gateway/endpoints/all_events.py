@@ -22,6 +22,7 @@ from services.gateway.endpoints.server_sent_events import (
     EventWriter,
     ending,
     event,
+    last_read_by,
     sent_together,
     while_valid,
 )
@@ -32,7 +33,7 @@ from services.gateway.ports import EventPlace, EventStore, StoredEvent, StoredPr
 from services.gateway.web.application import in_time, unknown_parameters
 from services.gateway.web.authentication import Keys
 from services.gateway.web.large_answers import LargeAnswers
-from services.gateway.web.routing import Answer, Parameter, route
+from services.gateway.web.routing import Answer, route
 from shared.messaging.messages import STAGES
 
 WINDOW_SECONDS = 30.0
@@ -70,10 +71,7 @@ class AllEventRoutes:
         "/events",
         "Follow all your jobs, as server-sent events",
         needs="stream",
-        parameters=(
-            Parameter(LAST_EVENT_ID, "header", EventId, "The last event that the client has read."),
-            Parameter(PARAMETER, "query", EventId, f"The same; {LAST_EVENT_ID} takes precedence."),
-        ),
+        parameters=last_read_by(EventId),
         answers={200: Answer("New events, without end.", media="text/event-stream")},
         errors=(400,),
         waits=True,

@@ -50,6 +50,15 @@ HEADERS = {
 
 T = TypeVar("T")
 
+
+def last_read_by(event_id: Any) -> tuple[Parameter, ...]:
+    """How a client names the last event that it has read; ``event_id`` is the type of its id."""
+    return (
+        Parameter(LAST_EVENT_ID, "header", event_id, "The last event that the client has read."),
+        Parameter(PARAMETER, "query", event_id, f"The same; {LAST_EVENT_ID} takes precedence."),
+    )
+
+
 log = structlog.get_logger()
 
 
@@ -92,10 +101,7 @@ class EventRoutes:
         "/events/{job}",
         "Follow a job's events, as server-sent events",
         needs="stream",
-        parameters=(
-            Parameter(LAST_EVENT_ID, "header", EventId, "The last event that the client has read."),
-            Parameter(PARAMETER, "query", EventId, f"The same; {LAST_EVENT_ID} takes precedence."),
-        ),
+        parameters=last_read_by(EventId),
         answers={
             200: Answer("All events so far, then new ones.", media="text/event-stream"),
             204: Answer("The job has ended, and there are no new events."),

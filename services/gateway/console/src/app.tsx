@@ -3,15 +3,15 @@ import { Link, Redirect, Route, Router, Switch, useRoute } from "wouter-preact";
 import { connected } from "./api/events";
 import { useHash } from "./hash";
 import { Dialogs } from "./parts/dialog";
-import { Notices } from "./parts/notices";
+import { Notices, attempt } from "./parts/notices";
 import { Draw } from "./screens/draw";
 import { Gallery } from "./screens/gallery";
 import { Jobs } from "./screens/jobs";
 import { JobPage } from "./screens/job";
 import { NewJob } from "./screens/new-job";
-import { SignIn } from "./screens/sign-in";
+import { SignIn, SignInAgain } from "./screens/sign-in";
 import { System } from "./screens/system";
-import { may, resume, session, signOut } from "./state/session";
+import { may, resume, session, signIns, signOut } from "./state/session";
 import { texts } from "./texts";
 
 export function App() {
@@ -22,6 +22,7 @@ export function App() {
       {session.value === null ? <SignIn /> : <Console />}
       <Notices />
       <Dialogs />
+      {session.value && <SignInAgain />}
     </Router>
   );
 }
@@ -44,7 +45,7 @@ function Console() {
           <Page href="/gallery" name={texts.nav.gallery} />
           {may("operate") && <Page href="/system" name={texts.nav.system} />}
         </nav>
-        <button class="quiet" onClick={() => void signOut()}>
+        <button class="quiet" onClick={() => void attempt(signOut)}>
           {texts.signIn.out}
         </button>
       </header>
@@ -55,10 +56,10 @@ function Console() {
         <Switch>
           <Route path="/" component={Jobs} />
           {may("submit") && <Route path="/new" component={NewJob} />}
-          <Route path="/jobs/:id">{({ id }) => <JobPage key={id} id={id} />}</Route>
+          <Route path="/jobs/:id">{({ id }) => <JobPage key={`${id} ${signIns}`} id={id} />}</Route>
           <Route path="/draw" component={Draw} />
-          <Route path="/gallery" component={Gallery} />
-          {may("operate") && <Route path="/system" component={System} />}
+          <Route path="/gallery"><Gallery key={signIns.value} /></Route>
+          {may("operate") && <Route path="/system"><System key={signIns.value} /></Route>}
           <Route>
             <Redirect to="/" />
           </Route>

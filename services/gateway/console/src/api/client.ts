@@ -1,4 +1,5 @@
 /** Calls of the public API, in the browser's session. */
+import { signal } from "@preact/signals";
 import createClient from "openapi-fetch";
 import { texts } from "../texts";
 import type { paths } from "./schema";
@@ -29,20 +30,17 @@ export class Failure extends Error {
   }
 }
 
-let onUnauthorized = () => {};
+/** Whether the server lets this browser in no more, or not yet. */
+export const isSignedOut = signal(false);
 
-/** Calls `listener` when the session is no longer valid. */
-export function whenSignedOut(listener: () => void): void {
-  onUnauthorized = listener;
-}
-
-/** Find out whether the session is still valid: a stream does not tell why it was refused. */
-export async function checkSession(): Promise<void> {
+/** Find out whether the session is still valid, which a refused stream does not tell; false: the server does not answer. */
+export async function checkSession(): Promise<boolean> {
   try {
     const { data } = await root.GET("/session");
-    if (data?.scopes.length === 0) onUnauthorized();
+    if (data?.scopes.length === 0) isSignedOut.value = true;
+    return data !== undefined;
   } catch {
-    // the server is away, which its streams say
+    return false;
   }
 }
 
@@ -70,7 +68,7 @@ export async function result<T>(call: Promise<Answer<T>>): Promise<T> {
 
 /** What an answer's status and decoded body say. */
 export function failureOf(status: number, body: unknown): Failure {
-  if (status === 401) onUnauthorized();
+  if (status === 401) isSignedOut.value = true;
   const said = (body ?? {}) as { error?: string; mistakes?: string[]; budget?: Budget };
   return new Failure(status, said.error ?? texts.error.unknown, said.mistakes, said.budget);
 }

@@ -1,8 +1,8 @@
-/** The parameters of a training and of its images, with what the documents say of each. */
+/** The parameters of a request, with what the documents say of each. */
 import made from "./parameters.json";
 
 export type Value = string | number | boolean | null | object;
-export type Group = "train" | "beyond" | "validation" | "inference";
+export type Group = "train" | "beyond" | "validation" | "inference" | "s3Config" | "policy";
 
 export interface Field {
   name: string;
@@ -13,6 +13,9 @@ export interface Field {
   range: string;
   /** Markdown, of which only code is used. */
   help: string;
+  required?: boolean;
+  /** Of a text. */
+  pattern?: string;
   choices?: readonly (string | number)[];
   least?: number;
   most?: number;
@@ -31,6 +34,9 @@ export const PRESETS = made.presets as Readonly<Record<string, Readonly<Record<s
 
 /** Fields that have a place of their own in a form. */
 const APART = ["data_url", "sample_prompts", "validation", "prompt"];
+
+/** They are not shown, and stand in no text that might be kept. */
+export const SECRETS: readonly string[] = ["accessId", "accessSecret"];
 
 export const fieldsOf = (...groups: Group[]): Field[] =>
   FIELDS.filter((field) => groups.includes(field.group) && !APART.includes(field.name));

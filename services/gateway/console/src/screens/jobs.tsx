@@ -7,7 +7,7 @@ import { ask } from "../parts/dialog";
 import { attempt, tellProblem } from "../parts/notices";
 import { Bar, StatusLabel } from "../parts/status";
 import { cancelJob, deleteJob, filter, isLoaded, loadMore, next, rows, show, watch } from "../state/jobs";
-import { may } from "../state/session";
+import { may, signIns } from "../state/session";
 import { texts } from "../texts";
 import { shareOf } from "./job/progress";
 
@@ -16,7 +16,7 @@ const words = texts.jobs;
 export function Jobs() {
   const [search, setSearch] = useState("");
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
-  useEffect(() => watch(tellProblem), []);
+  useEffect(() => watch(tellProblem), [signIns.value]);
 
   const shown = useMemo(() => rows.value.filter((row) => row.id.includes(search.trim())), [rows.value, search]);
   const selected = rows.value.filter((row) => chosen.has(row.id));

@@ -1,9 +1,36 @@
-import { useState } from "preact/hooks";
-import { Failure } from "../api/client";
-import { hasEnded, signIn } from "../state/session";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { Failure, isSignedOut } from "../api/client";
+import { signIn } from "../state/session";
 import { texts } from "../texts";
 
+/** The way in. */
 export function SignIn() {
+  return (
+    <main class="sign-in">
+      <Form lead={texts.signIn.lead} />
+    </main>
+  );
+}
+
+/** The way back, above a page that keeps all that was typed into it. */
+export function SignInAgain() {
+  const dialog = useRef<HTMLDialogElement>(null);
+  const isOpen = isSignedOut.value;
+  useEffect(() => {
+    if (isOpen) dialog.current?.showModal();
+  }, [isOpen]);
+  if (!isOpen) return null;
+  return (
+    <dialog
+      ref={dialog} class="sign-in-again" aria-labelledby="sign-in-title"
+      onCancel={(event) => event.preventDefault()} onClose={() => isSignedOut.value && dialog.current?.showModal()}
+    >
+      <Form lead={texts.signIn.ended} />
+    </dialog>
+  );
+}
+
+function Form({ lead }: { lead: string }) {
   const [problem, setProblem] = useState("");
   const [isBusy, setBusy] = useState(false);
 
@@ -21,20 +48,18 @@ export function SignIn() {
   };
 
   return (
-    <main class="sign-in">
-      <form class="card" onSubmit={submit}>
-        <img src={new URL("../icon.svg", import.meta.url).href} alt="" width="48" height="48" />
-        <h1>{texts.product}</h1>
-        <p class="lead">{hasEnded.value ? texts.signIn.ended : texts.signIn.lead}</p>
-        <label for="key">{texts.signIn.key}</label>
-        <input
-          id="key" name="key" type="password" autocomplete="current-password" required autofocus
-          aria-describedby="key-hint key-problem" aria-invalid={problem !== ""}
-        />
-        <p id="key-hint" class="hint">{texts.signIn.hint}</p>
-        <p id="key-problem" class="problem" role="alert">{problem}</p>
-        <button class="main" disabled={isBusy}>{texts.signIn.submit}</button>
-      </form>
-    </main>
+    <form class="card" onSubmit={(event) => void submit(event)}>
+      <img src={new URL("../icon.svg", import.meta.url).href} alt="" width="48" height="48" />
+      <h1 id="sign-in-title">{texts.product}</h1>
+      <p class="lead">{lead}</p>
+      <label for="key">{texts.signIn.key}</label>
+      <input
+        id="key" name="key" type="password" autocomplete="current-password" required autofocus
+        aria-describedby="key-hint key-problem" aria-invalid={problem !== ""}
+      />
+      <p id="key-hint" class="hint">{texts.signIn.hint}</p>
+      <p id="key-problem" class="problem" role="alert">{problem}</p>
+      <button class="main" disabled={isBusy}>{texts.signIn.submit}</button>
+    </form>
   );
 }

@@ -1,15 +1,13 @@
 /** One job as its page shows it: what `/status` says, kept up to date by events. */
 import { type Signal, signal } from "@preact/signals";
 import { BASE, api, result } from "../api/client";
-import { follow } from "../api/events";
+import { type StreamEvent, follow } from "../api/events";
 import { once } from "../once";
 import { type JobStatus, type Point, type Progress, isLive } from "../api/types";
 
-export interface JobEvent {
-  id: string;
-  type: string;
-  data: any;
-}
+const TYPES = ["status", "stage", "dataset", "checkpoint", "checkpoint_deleted", "sample", "image", "progress", "deleted"] as const;
+/** Those that are kept, and listed on the job's page. */
+export type JobEvent = StreamEvent<Exclude<(typeof TYPES)[number], "progress">>;
 
 export interface Followed {
   job: Signal<JobStatus | undefined>;
@@ -20,7 +18,6 @@ export interface Followed {
   stop: () => void;
 }
 
-const TYPES = ["status", "stage", "dataset", "checkpoint", "checkpoint_deleted", "sample", "image", "progress", "deleted"];
 /** Events come in bursts: the job is read once for all that come in this time. */
 const READ_AFTER_MS = 150;
 /** The curves are read at most this often. */
@@ -52,18 +49,26 @@ export function followJob(id: string, { withCurves = true } = {}): Followed {
   const readSoon = once(read, READ_AFTER_MS);
   const readCurvesSoon = withCurves ? once(readCurves, CURVES_MS) : () => {};
 
-  const handle = (type: string, data: any, eventId: string) => {
-    if (type === "progress") {
+  // A page that is opened late gets hundreds at once.
+  let arrived: JobEvent[] = [];
+  const showSoon = once(async () => {
+    events.value = [...events.value, ...arrived];
+    arrived = [];
+  }, READ_AFTER_MS);
+
+  const handle = (event: StreamEvent<(typeof TYPES)[number]>) => {
+    if (event.type === "progress") {
       const current = job.value;
       if (current && isLive(current.status)) {
-        job.value = { ...current, output: { ...(current.output as Progress), ...data } };
+        job.value = { ...current, output: { ...(current.output as Progress), ...event.data } };
       }
       readCurvesSoon();
       return;
     }
-    events.value = [...events.value, { id: eventId, type, data }];
+    arrived.push(event);
+    showSoon();
     readSoon();
-    if (type === "status") readCurvesSoon();
+    if (event.type === "status") readCurvesSoon();
   };
 
   void read();

@@ -1,10 +1,11 @@
 /** The key's jobs, newest first, kept up to date by events. */
 import { signal } from "@preact/signals";
 import { BASE, api, result } from "../api/client";
-import { follow } from "../api/events";
+import { type StreamEvent, follow } from "../api/events";
 import type { JobSummary, Progress, Status } from "../api/types";
 import { isLive } from "../api/types";
 import { once } from "../once";
+import { signIns } from "./session";
 
 export const rows = signal<readonly JobSummary[]>([]);
 export const isLoaded = signal(false);
@@ -49,20 +50,25 @@ function readPage(cursor?: string) {
   return result(api.GET("/jobs", { params: { query } }));
 }
 
+/** The sign-in in which the list was read: another key has other jobs. */
+let readIn = 0;
+
 /** Keep the list up to date; returns a function that stops it. */
 export function watch(onProblem: (error: unknown) => void): () => void {
+  if (readIn !== signIns.value) rows.value = [];
+  readIn = signIns.value;
   const reload = () => load().catch(onProblem);
   const reloadSoon = once(reload, RELOAD_AFTER_MS);
   void reload();
-  return follow(`${BASE}/events`, TYPES, (type, data) => handle(type, data, reloadSoon), { onOpen: reloadSoon });
+  return follow(`${BASE}/events`, TYPES, (event) => handle(event, reloadSoon), { onOpen: reloadSoon });
 }
 
-function handle(type: string, data: any, reload: () => void): void {
-  const index = rows.value.findIndex((each) => each.id === data.job);
+function handle(event: StreamEvent<(typeof TYPES)[number]>, reload: () => void): void {
+  const index = rows.value.findIndex((each) => each.id === event.data.job);
   const row = rows.value[index];
-  if (type === "deleted") rows.value = rows.value.filter((each) => each.id !== data.job);
-  else if (type === "progress") {
-    if (row) change(row.id, { progress: { ...row.progress, ...data } });
+  if (event.type === "deleted") rows.value = rows.value.filter((each) => each !== row);
+  else if (event.type === "progress") {
+    if (row) change(row.id, { progress: { ...row.progress, ...event.data } as Progress });
   } else if (row && index >= PAGE) void refresh(row.id);
   else reload();
 }

@@ -1,18 +1,12 @@
 /** Who is signed in. */
 import { signal } from "@preact/signals";
 import type { Session } from "../api/types";
-import { result, root, whenSignedOut } from "../api/client";
+import { isSignedOut, result, root } from "../api/client";
 
-
-/** undefined: not known yet; null: nobody. */
+/** undefined: not known yet; null: nobody was. It stays when it ends, and with it what is on the screen. */
 export const session = signal<Session | null | undefined>(undefined);
-/** Whether somebody was signed in before. */
-export const hasEnded = signal(false);
-
-whenSignedOut(() => {
-  hasEnded.value ||= session.value != null;
-  session.value = null;
-});
+/** How often somebody has signed in: what was read before may be another key's. */
+export const signIns = signal(0);
 
 export async function resume(): Promise<void> {
   try {
@@ -27,12 +21,15 @@ export async function resume(): Promise<void> {
 export async function signIn(key: string): Promise<void> {
   const headers = { Authorization: `Bearer ${key.trim()}` };
   session.value = await result(root.POST("/session", { headers }));
-  hasEnded.value = false;
+  isSignedOut.value = false;
+  signIns.value += 1;
 }
 
+/** End the session, and forget everything: the next one at this browser may be somebody else. */
 export async function signOut(): Promise<void> {
   await result(root.DELETE("/session"));
-  session.value = null;
+  history.replaceState(null, "", location.pathname);
+  location.reload();
 }
 
 export const may = (scope: Session["scopes"][number]): boolean => session.value?.scopes.includes(scope) ?? false;

@@ -1,7 +1,7 @@
 import { type Signal, useSignal } from "@preact/signals";
 import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
-import { Failure, api, result } from "../../api/client";
+import { Failure, api, isSignedOut, result } from "../../api/client";
 import { count } from "../../format";
 import { texts } from "../../texts";
 import { type Mistakes, mistakesOf } from "./mistakes";
@@ -34,6 +34,7 @@ export function Form({ settings, model, models, taking, onSent }: FormProps) {
       const input = { model: modelFor(models, model.value), inference: [entryOf(settings.value)] };
       await onSent((await result(api.POST("/run", { body: { input } }))).id);
     } catch (error) {
+      if (isSignedOut.value) return;
       const said = error instanceof Failure && error.mistakes.length ? error.mistakes : [(error as Error).message];
       mistakes.value = mistakesOf(said);
     } finally {

@@ -8,7 +8,8 @@ import { attempt } from "../../parts/notices";
 import { PictureView } from "../../parts/picture-view";
 import { Bar, StatusLabel } from "../../parts/status";
 import { Thumbnail } from "../../parts/thumbnail";
-import { type JobEvent, followJob } from "../../state/job";
+import type { StreamEvent } from "../../api/events";
+import { followJob } from "../../state/job";
 import { cancelJob } from "../../state/jobs";
 import { BASE_MODEL, type Picture, type PictureJob, imagesOf, modelOf, picturesOf } from "../../state/pictures";
 import { may } from "../../state/session";
@@ -75,7 +76,7 @@ interface DrawingProps {
   use: HistoryProps["use"];
   open?: (picture: Picture) => void;
   /** Images that are there before the job's end. */
-  arrived?: readonly JobEvent[];
+  arrived?: readonly StreamEvent<"image">[];
 }
 
 function Drawing({ drawing, use, open, arrived = [] }: DrawingProps) {
@@ -133,16 +134,16 @@ function Waiting({ job }: { job: JobStatus }) {
 }
 
 /** A place for each image that was asked for, filled as they come. */
-function Arriving({ job, arrived }: { job: JobStatus; arrived: readonly JobEvent[] }) {
+function Arriving({ job, arrived }: { job: JobStatus; arrived: readonly StreamEvent<"image">[] }) {
   const wanted = entriesOf(job.input).map(settingsOf).flatMap((entry) => Array(Number(entry.num_outputs)).fill(entry));
   const newest = arrived.slice(-wanted.length);
   return (
     <ul class="pictures" aria-busy="true">
       {wanted.map((entry, index) => {
-        const { url, error, prompt } = newest[index]?.data ?? {};
+        const { url, thumbnail = url, error, prompt = "" } = newest[index]?.data ?? {};
         return (
           <li key={index} class="tile">
-            {url && <img src={url} alt={prompt} width={entry.width} height={entry.height} />}
+            {thumbnail && <img src={thumbnail} alt={prompt} width={entry.width} height={entry.height} />}
             {error && <span class="problem-text">{error}</span>}
           </li>
         );

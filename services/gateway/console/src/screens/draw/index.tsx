@@ -4,7 +4,7 @@ import { useSearch } from "wouter-preact";
 import type { Image, JobStatus } from "../../api/types";
 import { attempt, tell } from "../../parts/notices";
 import { imagesOf, modelOf, pictureJobs, readStatus } from "../../state/pictures";
-import { may } from "../../state/session";
+import { may, signIns } from "../../state/session";
 import { texts } from "../../texts";
 import { Form } from "./form";
 import { History } from "./history";
@@ -20,7 +20,7 @@ export function Draw() {
   const model = useSignal<string | null>(null);
   const models = useModels();
   const taking = useTaking(settings);
-  const drawn = useMemo(() => pictureJobs((summary) => summary.kind === "draw"), []);
+  const drawn = useMemo(() => pictureJobs((summary) => summary.kind === "draw"), [signIns.value]);
   useEffect(() => void drawn.more(), [drawn]);
 
   const use = (job: JobStatus, image?: Image) => {

@@ -1,4 +1,5 @@
 import type { JobEvent } from "../../state/job";
+import { count } from "../../format";
 import { texts } from "../../texts";
 
 export function Log({ events }: { events: readonly JobEvent[] }) {
@@ -20,15 +21,19 @@ export function Log({ events }: { events: readonly JobEvent[] }) {
 function said({ type, data }: JobEvent): string {
   switch (type) {
     case "status":
-      return [data.status, data.error].filter(Boolean).join(": ");
+      return [texts.status[data.status], data.error].filter(Boolean).join(": ");
     case "stage":
-      return [data.stage, data.state, data.reason].filter(Boolean).join(" · ");
+      return [texts.stage[data.stage], data.state, data.reason].filter(Boolean).join(" · ");
     case "sample":
+      return [stepAt(data.step), data.prompt].join(" · ");
     case "checkpoint":
-      return [`step ${data.step}`, data.prompt ?? data.name].filter(Boolean).join(" · ");
+    case "checkpoint_deleted":
+      return [stepAt(data.step), data.name].filter(Boolean).join(" · ");
     case "image":
-      return data.prompt;
+      return [data.prompt, data.error].filter(Boolean).join(": ");
     default:
       return "";
   }
 }
+
+const stepAt = (step: number | null): string => (step === null ? "" : texts.job.stepRow(count(step)));

@@ -3,7 +3,7 @@ import { isLive } from "../../api/types";
 import { count } from "../../format";
 import { Bar } from "../../parts/status";
 import { go } from "../../hash";
-import { check, problem, report, warnings } from "../../state/check";
+import { check, problem, report, warnings } from "../../state/new-job/check";
 import { checkAgain, isAsking, isEstimateOld } from "../../state/new-job";
 import { texts } from "../../texts";
 import { captionsOf, estimateOf } from "./estimate";

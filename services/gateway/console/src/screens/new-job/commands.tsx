@@ -1,11 +1,11 @@
 import { useState } from "preact/hooks";
 import { BASE } from "../../api/client";
 import { tell } from "../../parts/notices";
-import { check, options } from "../../state/check";
+import { check, options } from "../../state/new-job/check";
 import { dataUrl, form } from "../../state/new-job";
 import { texts } from "../../texts";
 import { commandLine, curl, python } from "./equivalents";
-import { requestOf } from "./request";
+import { requestOf } from "../../state/new-job/request";
 
 const words = texts.newJob;
 type Tool = keyof typeof words.tools;
@@ -26,7 +26,10 @@ export function Equivalents() {
   return (
     <details class="card equivalents">
       <summary>{words.equivalents}</summary>
-      <p class="hint">{words.equivalentsHint}</p>
+      <p class="hint">
+        {words.equivalentsHint}
+        {form.value.bucket.accessId || form.value.bucket.accessSecret ? ` ${words.placeholders}` : ""}
+      </p>
       <div class="head">
         <fieldset class="tabs">
           <legend class="hidden">{words.equivalents}</legend>

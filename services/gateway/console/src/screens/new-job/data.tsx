@@ -2,12 +2,12 @@ import { useRef, useState } from "preact/hooks";
 import { bytes, count, duration } from "../../format";
 import { Bar } from "../../parts/status";
 import { go } from "../../hash";
-import { check } from "../../state/check";
+import { check } from "../../state/new-job/check";
 import { dataProblem, dataUrl, forgetData, isAsking, leftOut, take, takeUrl } from "../../state/new-job";
-import { type Transfer, cancelUpload, transfer } from "../../state/upload";
+import { type Transfer, cancelUpload, transfer } from "../../state/new-job/upload";
 import { texts } from "../../texts";
 import { ofDrop, ofList } from "./dropped";
-import { type Chosen, PICTURES } from "./packing";
+import { type Chosen, PICTURES } from "../../state/new-job/packing";
 
 const words = texts.newJob;
 

@@ -1,5 +1,5 @@
 /** Files that were dropped or chosen, with their paths. */
-import type { Chosen } from "./packing";
+import type { Chosen } from "../../state/new-job/packing";
 
 export const ofList = (files: Iterable<File>): Chosen<File>[] =>
   [...files].map((file) => chosen(file.webkitRelativePath || file.name, file));

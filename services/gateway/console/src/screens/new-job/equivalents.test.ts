@@ -1,6 +1,11 @@
+/// <reference types="node" />
+import { execFileSync } from "node:child_process";
+import { mkdtempSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { commandLine, curl, python } from "./equivalents";
-import { EMPTY, type Form, requestOf } from "./request";
+import { EMPTY, type Form, requestOf } from "../../state/new-job/request";
 
 const FORM: Form = { ...EMPTY, train: { max_epochs: "100", amp: "false" }, images: [{ prompt: "ted's $HOME" }] };
 const URL_ = "https://here/v2/everydream-v1";
@@ -24,6 +29,31 @@ describe("Python", () => {
     expect(text).toContain('"validation": {},');
     expect(text).toContain('"prompt": "ted\'s $HOME",');
     expect(text).toContain('"https://here/v2/everydream-v1/run"');
+  });
+});
+
+describe("a bucket's keys", () => {
+  const bucket = { accessId: "AKIA-OURS", accessSecret: "hush", bucketName: "mine", endpointUrl: "https://s3.example.com" };
+  const form: Form = { ...FORM, bucket, images: [{ prompt: "$HOME \\ `date`" }] };
+
+  it("stand in no text, but variables in their place", () => {
+    const texts = [curl(requestOf(form, "ID"), URL_), python(requestOf(form, "ID"), URL_), commandLine(form, "ID", "https://here")];
+    for (const text of texts) {
+      expect(text).not.toMatch(/AKIA-OURS|hush|[\u{f0000}]/u);
+      expect(text).toContain("https://s3.example.com");
+    }
+    expect(texts[0]).toContain(`"accessSecret": "'"$BUCKET_ACCESS_SECRET"'"`);
+    expect(texts[1]).toContain('"accessSecret": os.environ["BUCKET_ACCESS_SECRET"],');
+  });
+
+  it("are filled in by a shell, and nothing else is", () => {
+    const env = { ...process.env, BUCKET_ACCESS_ID: "AKIA-OURS", BUCKET_ACCESS_SECRET: "hush" };
+    const inFolder = { env, cwd: mkdtempSync(join(tmpdir(), "console-")), encoding: "utf8" } as const;
+    const sent = execFileSync("bash", ["-c", `curl() { printf %s "\${@: -1}"; }\n${curl(requestOf(form, "ID"), URL_)}`], inFolder);
+    expect(JSON.parse(sent)).toEqual(requestOf(form, "ID"));
+    const written = execFileSync("bash", ["-c", `everydream() { cat job.json; }\n${commandLine(form, "ID", "https://here")}`], inFolder);
+    const { input, s3Config } = JSON.parse(written);
+    expect([s3Config, input.inference]).toEqual([bucket, form.images]);
   });
 });
 

@@ -1,15 +1,28 @@
 /** The form's request as other clients send it. */
-import { FIELDS, type Value } from "../../api/parameters";
-import { type Form, type Request, type Train, ownOf, presetOf, requestOf } from "./request";
+import { FIELDS, SECRETS, type Value } from "../../api/parameters";
+import { type Form, type Request, type Train, ownOf, presetOf, requestOf } from "../../state/new-job/request";
 
 const KEY = "EVERYDREAM_API_KEY";
+
+/** The environment's variable that holds a secret: none stands in a text that is copied, and perhaps kept. */
+const VARIABLES: Readonly<Record<string, string>> = { accessId: "BUCKET_ACCESS_ID", accessSecret: "BUCKET_ACCESS_SECRET" };
+const MARK = "\u{f0000}";
+
+/** The same request with a mark in place of each secret; what stands for it depends on the language. */
+function withMarks<T extends Pick<Request, "s3Config">>(request: T): T {
+  if (!request.s3Config) return request;
+  const hidden = Object.entries(request.s3Config).map(([name, value]) => [name, SECRETS.includes(name) ? MARK + VARIABLES[name] + MARK : value]);
+  return { ...request, s3Config: Object.fromEntries(hidden) };
+}
+
+const MARKED = new RegExp(`${MARK}(\\w+)${MARK}`, "gu");
 
 export function curl(request: Request, url: string): string {
   return [
     `curl -X POST ${quoted(`${url}/run`)} \\`,
     `  -H "Authorization: Bearer $${KEY}" \\`,
     "  -H 'Content-Type: application/json' \\",
-    `  -d ${quoted(JSON.stringify(request, null, 2))}`,
+    `  -d ${quoted(JSON.stringify(withMarks(request), null, 2)).replace(MARKED, `'"$$$1"'`)}`,
   ].join("\n");
 }
 
@@ -22,7 +35,7 @@ export function python(request: Request, url: string): string {
     "answer = requests.post(",
     `    ${JSON.stringify(`${url}/run`)},`,
     `    headers={"Authorization": f"Bearer {os.environ['${KEY}']}"},`,
-    `    json=${literal(request, 1)},`,
+    `    json=${literal(withMarks(request), 1).replace(new RegExp(`"${MARKED.source}"`, "gu"), 'os.environ["$1"]')},`,
     "    timeout=60,",
     ")",
     "answer.raise_for_status()",
@@ -41,7 +54,8 @@ export function commandLine(form: Form, data: string, origin: string, ofCheck: T
   const request = requestOf(form, data);
   const images = request.input.inference ?? [];
   const flags = drawingFlags(images);
-  if (!flags) return withFile(request, data, origin);
+  const { input: _input, ...beside } = request;
+  if (!flags || Object.keys(beside).length > 0) return withFile(request, undoneIn(request, ofCheck), data, origin);
   const parts = [
     `everydream run ${quoted(data)} --url ${quoted(origin)}`,
     ...(form.preset ? [`--preset ${form.preset}`] : []),
@@ -56,8 +70,13 @@ function settingsOf(form: Form, request: Request, ofCheck: Train): Train {
   const { data_url: _data, ...train } = request.input.train;
   const [own, preset] = [ownOf(form), presetOf(form.preset)];
   const said = Object.entries(train).filter(([name]) => name in own || !(name in preset));
+  return { ...Object.fromEntries(said), ...undoneIn(request, ofCheck) };
+}
+
+/** What the check was asked for and the request has not any more. */
+function undoneIn({ input: { train } }: Request, ofCheck: Train): Train {
   const undone = Object.keys(ofCheck).filter((name) => name !== "data_url" && !(name in train));
-  return Object.fromEntries([...said, ...undone.map((name) => [name, defaultOf(name)] as const)]);
+  return Object.fromEntries(undone.map((name) => [name, defaultOf(name)] as const));
 }
 
 const defaultOf = (name: string): Value => FIELDS.find((field) => field.group !== "inference" && field.name === name)?.default ?? null;
@@ -86,14 +105,17 @@ function drawingFlags(images: NonNullable<Request["input"]["inference"]>): strin
   return [...images.map((image) => `--prompt ${quoted(String(image.prompt))}`), ...size, ...flags];
 }
 
-function withFile(request: Request, data: string, origin: string): string {
-  const { train, inference } = request.input;
+function withFile(request: Request, undone: Train, data: string, origin: string): string {
+  const { input: { train, inference }, ...beside } = request;
   const { data_url: _data, ...settings } = train;
-  const file = JSON.stringify({ train: settings, inference }, null, 2);
-  return [
-    "cat > job.json <<'END'", file, "END",
-    `everydream run ${quoted(data)} --url ${quoted(origin)} --config job.json`,
-  ].join("\n");
+  const run = `everydream run ${quoted(data)} --url ${quoted(origin)} --config job.json`;
+  const input = { train: { ...settings, ...undone }, ...(inference && { inference }) };
+  if (!Object.keys(beside).length) return ["cat > job.json <<'END'", JSON.stringify(input, null, 2), "END", run].join("\n");
+  const file = JSON.stringify(withMarks({ input, ...beside }), null, 2);
+  if (!request.s3Config) return ["cat > job.json <<'END'", file, "END", run].join("\n");
+  // Without quotes the shell fills in the secrets, and would fill in other things.
+  const escaped = file.replace(/[\\$`]/g, "\\$&").replace(MARKED, "$$$1");
+  return ["(umask 077; cat > job.json) <<END", escaped, "END", run].join("\n");
 }
 
 /** As `--set` reads it: JSON, or a plain text that is no JSON. */

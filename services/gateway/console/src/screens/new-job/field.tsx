@@ -1,7 +1,8 @@
 import type { ComponentChildren } from "preact";
-import type { Field as Parameter } from "../../api/parameters";
+import { type Field as Parameter, SECRETS } from "../../api/parameters";
+import { count, duration } from "../../format";
 import { texts } from "../../texts";
-import { labelOf, rangeOf, textOf } from "./fields";
+import { labelOf, rangeOf, textOf } from "../../state/new-job/fields";
 
 const words = texts.newJob;
 
@@ -37,7 +38,7 @@ export function Field({ field, path, text, preset, mistake, set }: FieldProps) {
       <p class="problem-text" id={`${id}-mistake`} role="alert">{mistake ?? ""}</p>
       <p class="hint" id={`${id}-help`}>
         <Help text={field.help} /> <span class="default">{defaultText(field, preset)}</span>
-        {field.kind !== "choice" && field.kind !== "boolean" && <span>{` · ${rangeOf(field)}`}</span>}
+        {field.kind !== "choice" && field.kind !== "boolean" && !field.required && <span>{` · ${rangeOf(field)}`}</span>}
       </p>
     </div>
   );
@@ -45,8 +46,13 @@ export function Field({ field, path, text, preset, mistake, set }: FieldProps) {
 
 function defaultText(field: Parameter, preset: string | undefined): string {
   if (preset !== undefined) return words.byPreset(shownValue(preset));
-  return field.default === null ? words.noDefault : words.default(shownValue(textOf(field.default)));
+  if (field.required) return words.required;
+  return field.default === null ? words.noDefault : words.default(defaultOf(field));
 }
+
+/** Limits are milliseconds, of which nobody reads so many. */
+const defaultOf = ({ group, kind, default: value }: Parameter): string =>
+  group === "policy" && kind === "integer" ? `${count(Number(value))} (${duration(Number(value) / 1000)})` : shownValue(textOf(value));
 
 const shownValue = (text: string): string => (text === "true" ? words.on : text === "false" ? words.off : text);
 
@@ -69,10 +75,12 @@ function Control({ field, id, text, stands, described, set }: ControlProps) {
       </select>
     );
   }
+  const isSecret = SECRETS.includes(field.name);
   const isNumber = field.kind === "integer" || field.kind === "number";
   return (
     <input
-      id={id} type="text" value={text} placeholder={stands} spellcheck={false} autocomplete="off" {...described}
+      id={id} type={isSecret ? "password" : "text"} value={text} placeholder={stands} spellcheck={false}
+      autocomplete={isSecret ? "new-password" : "off"} {...described}
       {...(isNumber && { inputMode: field.kind === "integer" ? "numeric" as const : "decimal" as const })}
       onInput={(event) => set(event.currentTarget.value)}
     />

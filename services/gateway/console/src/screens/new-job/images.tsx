@@ -2,7 +2,7 @@ import { fieldsOf } from "../../api/parameters";
 import { form, mistakes } from "../../state/new-job";
 import { texts } from "../../texts";
 import { Field } from "./field";
-import { type Texts, imagePath, placeOf } from "./request";
+import { type Texts, imagePath, placeOf } from "../../state/new-job/request";
 
 const words = texts.newJob;
 

@@ -3,15 +3,15 @@ import { ask } from "../../parts/dialog";
 import { attempt, tell } from "../../parts/notices";
 import { useSearch } from "wouter-preact";
 import { go } from "../../hash";
-import { check, report } from "../../state/check";
+import { check, report } from "../../state/new-job/check";
 import { fillFrom, form, goOn, isEstimateOld, isSubmitting, mistakes, refused, startOver, submit } from "../../state/new-job";
-import { transfer } from "../../state/upload";
+import { transfer } from "../../state/new-job/upload";
 import { texts } from "../../texts";
 import { CheckPart } from "./check";
 import { Data } from "./data";
 import { Equivalents } from "./commands";
 import { shortly } from "./estimate";
-import { EMPTY } from "./request";
+import { EMPTY } from "../../state/new-job/request";
 import { Settings } from "./settings";
 
 const words = texts.newJob;

@@ -1,7 +1,7 @@
 import type { DatasetPicture, GivenEdit } from "../../api/types";
 import { count } from "../../format";
 import { attempt, tell } from "../../parts/notices";
-import { edit, hasSaveFailed, loadPage, pages, pictures, save, unsaved } from "../../state/check";
+import { edit, hasSaveFailed, loadPage, pages, pictures, save, unsaved } from "../../state/new-job/check";
 import { texts } from "../../texts";
 
 const words = texts.newJob;

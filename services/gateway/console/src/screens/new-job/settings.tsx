@@ -2,10 +2,11 @@ import { useState } from "preact/hooks";
 import { type Field as Parameter, type Group, PRESETS, fieldNamed, fieldsOf } from "../../api/parameters";
 import { form, mistakes } from "../../state/new-job";
 import { texts } from "../../texts";
+import { Delivery } from "./delivery";
 import { Field } from "./field";
-import { found, textOf } from "./fields";
+import { found, textOf } from "../../state/new-job/fields";
 import { Images } from "./images";
-import type { Form } from "./request";
+import type { Form } from "../../state/new-job/request";
 
 const words = texts.newJob;
 
@@ -26,6 +27,7 @@ export function Settings() {
       <Samples />
       <Images />
       <All />
+      <Delivery />
     </section>
   );
 }

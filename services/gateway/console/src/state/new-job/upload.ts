@@ -2,9 +2,9 @@
 import { signal } from "@preact/signals";
 import { makeZip, predictLength } from "client-zip";
 import { DetailedError, Upload } from "tus-js-client";
-import { BASE, Failure, api, failureOf, result } from "../api/client";
-import type { Chosen } from "../screens/new-job/packing";
-import { type Mark, marked, rateOf } from "../screens/new-job/transfer";
+import { BASE, Failure, api, failureOf, result } from "../../api/client";
+import type { Chosen } from "./packing";
+import { type Mark, marked, rateOf } from "./transfer";
 
 export interface Transfer {
   name: string;
@@ -66,7 +66,8 @@ function send(source: Source, name: string, total: number): Promise<string | nul
       },
       onSuccess: () => done(upload.url),
       onError: (error) => {
-        if (!isPassing(error)) return fail(failureFrom(error));
+        const failure = failureFrom(error); // asks to sign in, where it must, and the upload then goes on
+        if (!isPassing(error)) return fail(failure);
         marks = [];
         change({ isWaiting: true, rate: undefined });
         stopWaiting = after(wait, () => upload.start());
@@ -111,7 +112,7 @@ function isPassing(error: Error | DetailedError): boolean {
   if (!(error instanceof DetailedError)) return false; // the files cannot be read
   const status = error.originalResponse?.getStatus() ?? 0;
   const isBudget = status === 429 && failureFrom(error).budget !== undefined;
-  return !isBudget && ([0, 408, 409, 423, 429].includes(status) || (status >= 500 && status !== 507));
+  return !isBudget && ([0, 401, 408, 409, 423, 429].includes(status) || (status >= 500 && status !== 507));
 }
 
 function failureFrom(error: Error | DetailedError): Failure {

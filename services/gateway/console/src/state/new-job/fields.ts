@@ -10,7 +10,7 @@ const MOST = Number.MAX_SAFE_INTEGER;
 /** The value of a text that is not empty. */
 export function typed(field: Field, text: string): Typed {
   const value = valueOf(field, text.trim(), text);
-  return value === undefined ? { mistake: texts.newJob.expected(rangeOf(field)) } : { value };
+  return value === undefined ? { mistake: texts.newJob.expected(texts.newJob.formats[field.name] ?? rangeOf(field)) } : { value };
 }
 
 function valueOf(field: Field, trimmed: string, text: string): Value | undefined {
@@ -24,7 +24,8 @@ function valueOf(field: Field, trimmed: string, text: string): Value | undefined
     case "number":
       return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(trimmed) ? inRange(field, Number(trimmed)) : undefined;
     default:
-      return text;
+      if (field.pattern === undefined) return text;
+      return new RegExp(field.pattern).test(trimmed) ? trimmed : undefined;
   }
 }
 

@@ -1,9 +1,9 @@
 /** A job that is being made: its data, its check, its settings. It stays while other pages are looked at. */
 import { computed, effect, signal } from "@preact/signals";
-import { Failure, api, result } from "../api/client";
-import { type Chosen, type LeftOut, planOf } from "../screens/new-job/packing";
-import { EMPTY, type Form, type Mistakes, type Request, formOf, mistakesOf, remaining, requestOf, sorted, trainOf } from "../screens/new-job/request";
-import { texts } from "../texts";
+import { Failure, api, isSignedOut, result } from "../../api/client";
+import { type Chosen, type LeftOut, planOf } from "./packing";
+import { EMPTY, type Form, type Mistakes, type Request, formOf, mistakesOf, remaining, requestOf, sorted, trainOf } from "./request";
+import { texts } from "../../texts";
 import * as checks from "./check";
 import { cancelUpload, transfer, uploadPacked, uploadZip } from "./upload";
 
@@ -104,6 +104,7 @@ async function attemptData(action: () => Promise<string | null>): Promise<string
   try {
     return await action();
   } catch (error) {
+    if (isSignedOut.value) return null;
     dataProblem.value = error instanceof Failure ? error : new Failure(0, (error as Error).message);
     return null;
   } finally {
@@ -164,6 +165,7 @@ export async function submit(): Promise<string | null> {
     startOver();
     return job.id;
   } catch (error) {
+    if (isSignedOut.value) return null;
     const failure = error as Failure;
     const said = failure.mistakes?.length ? sorted(failure.mistakes) : { byPath: {}, others: [failure.message] };
     refused.value = { form: form.value, ...said };

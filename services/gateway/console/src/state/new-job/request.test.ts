@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { EMPTY, type Form, formOf, imagePath, mistakesOf, placeOf, remaining, requestOf, sorted } from "./request";
 
 const FULL: Form = {
-  preset: "",
+  ...EMPTY,
   train: { max_epochs: "100", lr: "3e-6", shuffle_tags: "true", keep_tags: "2", resume_ckpt_url: "runwayml/stable" },
   validation: { every_n_epochs: "5" },
   samplePrompts: "a photo of ted\nted at sea",
@@ -41,6 +41,40 @@ describe("the request", () => {
     expect(formOf({ train: { data_url: "x", max_epochs: 300, lr: null }, inference: { prompt: "one" } })).toEqual({
       ...EMPTY, images: [{ prompt: "one" }],
     });
+  });
+});
+
+const BUCKET = { accessId: "ID", accessSecret: "s3cret", bucketName: "mine", endpointUrl: "https://s3.example.com" };
+
+describe("bucket, webhook and limits", () => {
+  it("stand beside the input, the usual event unsaid", () => {
+    const form: Form = { ...EMPTY, bucket: { ...BUCKET, objectPath: "" }, webhook: " https://me.example/hook ", policy: { ttl: "86400000", lowPriority: "true" } };
+    const { input: _input, ...beside } = requestOf(form, "DATA");
+    expect(beside).toEqual({ s3Config: BUCKET, webhook: "https://me.example/hook", policy: { ttl: 86400000, lowPriority: true } });
+    expect(requestOf({ ...form, webhookEvents: ["start"] }, "DATA").webhook_events_filter).toEqual(["start"]);
+    expect(requestOf({ ...form, webhook: "", webhookEvents: ["start"] }, "DATA").webhook_events_filter).toBeUndefined();
+  });
+
+  it("that are half filled in or odd are mistakes at their fields", () => {
+    const form: Form = { ...EMPTY, bucket: { bucketName: "s3://mine", accessId: "a b" }, webhook: "ftp://me", webhookEvents: [], policy: { ttl: "1" } };
+    expect(Object.keys(mistakesOf(form)).sort()).toEqual([
+      "policy.ttl", "s3Config.accessId", "s3Config.accessSecret", "s3Config.bucketName", "s3Config.endpointUrl", "webhook", "webhook_events_filter",
+    ]);
+    expect(mistakesOf({ ...EMPTY, bucket: { ...BUCKET, objectPath: " " } })).toEqual({});
+  });
+
+  it("come back from the server to their fields, until those are others", () => {
+    const { byPath, others } = sorted(["s3Config.endpointUrl: expected another", "webhook: may not be called", "policy.ttl: expected more"]);
+    expect(Object.keys(byPath)).toEqual(["s3Config.endpointUrl", "webhook", "policy.ttl"]);
+    expect(others).toEqual([]);
+    const before: Form = { ...EMPTY, bucket: BUCKET, webhook: "https://me.example", policy: { ttl: "20000" } };
+    expect(remaining(byPath, before, before)).toEqual(byPath);
+    expect(remaining(byPath, before, EMPTY)).toEqual({});
+  });
+
+  it("are not copied from an earlier job, whatever its answer has", () => {
+    const told = { train: { data_url: "x" }, s3Config: BUCKET, webhook: "https://me.example" };
+    expect(formOf(told)).toEqual(EMPTY);
   });
 });
 

@@ -1,10 +1,10 @@
 /** The check of the data: its report, its pictures page by page, and what is changed in them. */
 import { computed, signal } from "@preact/signals";
-import { BASE, api, result } from "../api/client";
-import { follow } from "../api/events";
-import { type CheckResult, type DatasetPicture, type GivenEdit, type JobStatus, type Report, isLive } from "../api/types";
-import type { Train } from "../screens/new-job/request";
-import { restBeforeSaving } from "../screens/new-job/saving";
+import { BASE, api, result } from "../../api/client";
+import { follow } from "../../api/events";
+import { type CheckResult, type DatasetPicture, type GivenEdit, type JobStatus, type Report, isLive } from "../../api/types";
+import type { Train } from "./request";
+import { restBeforeSaving } from "./saving";
 
 /** undefined: there is none, or it is not known yet. */
 export const check = signal<JobStatus | undefined>();
