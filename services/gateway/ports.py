@@ -262,6 +262,7 @@ class JobStore(Protocol):
         owner: str | None = None,
         statuses: Sequence[str] = (),
         before: tuple[float, str] | None = None,
+        id_begins: str = "",
         limit: int = 100,
     ) -> Sequence[StoredJob]:
         """Newest first: of an owner, of any of these statuses, before this (created_at, id)."""

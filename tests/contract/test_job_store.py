@@ -704,6 +704,8 @@ async def test_jobs_are_listed_from_the_newest_page_by_page(store: SqlJobStore) 
     ended = await store.newest(owner="somebody", statuses=("COMPLETED", "FAILED"))
     assert names(ended) == ["job-2", "job-1", "job-0"]
     assert names(await store.newest(limit=1)) == ["theirs"]
+    assert names(await store.newest(owner="somebody", id_begins="job-3")) == ["job-3"]
+    assert names(await store.newest(id_begins="job_")) == []
 
 
 # --- the database itself

@@ -5,29 +5,38 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import aio_pika
 import aiohttp
 import pytest
 import pytest_asyncio
 from pillow_heif import register_heif_opener
-from playwright.async_api import Browser, Page, Response, expect
+from playwright.async_api import Browser, Locator, Page, Response, expect
 
 from everydream import drawings
+from services.gateway.database.api_keys import SqlKeyStore
+from services.gateway.database.connection import Database
+from services.gateway.ports import StoredKey
+from services.gateway.web.authentication import CLIENT_SCOPES, digest_of
+from shared.adapters.folder import FolderStore
 from shared.messaging.topology import FETCHER
+from shared.service_process import closing
 from tests.contract.bus_worlds import plain_channel
 from tests.end_to_end.story import API_KEY, User, host_of, user_of
 from tests.support.browser import Visit, browser, sign_in, visit
+from tests.support.many_jobs import add_grid, add_jobs
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
-from tests.support.servers.web import running_web
+from tests.support.servers.web import Web, running_web
 from tests.support.services import WARM, Services, running, shared_environment
 
 SERVICES = ["gateway", "fetcher", "trainer", "inferencer", "notifier"]
@@ -102,6 +111,7 @@ async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
         await walk_the_grid(page)
         await page.reload()
         await expect(rows.last).to_contain_text("Before", timeout=PATIENCE)
+        await page.locator("summary").filter(has_text="Events").click()
         await page.get_by_role("button", name="Save now").click()
         await expect(page.locator(".log")).to_contain_text("safetensors", timeout=PATIENCE)
         async with page.expect_response(is_the_end, timeout=PATIENCE):
@@ -129,10 +139,7 @@ async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
         assert (await user.client.status(job))["output"]["train"]["checkpoints"] == []
         await page.get_by_role("link", name="All jobs").click()
         row = page.locator(".job").filter(has_text=job)
-        shown = await row.locator("img.thumb").evaluate(
-            "async each => (await each.decode(), each.naturalWidth)"
-        )
-        assert shown > 0
+        await expect_loaded(row.locator("img.thumb"))
 
 
 async def walk_the_grid(page: Page) -> None:
@@ -174,7 +181,7 @@ async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_wit
     _, user, _ = here
     register_heif_opener()
     whole = drawings.draw_concept(drawings.CONCEPTS[0], Random(1), 256)
-    for name in (f"{PROMPTS[0]}_1.png", "IMG_2042.heic", "IMG_2041.jpg"):
+    for name in (f"{PROMPTS[0]}_1.png", "IMG_2042.heic", "IMG_2043.png", "IMG_2041.jpg"):
         whole.save(tmp_path / name)
     broken = (tmp_path / "IMG_2041.jpg").read_bytes()
     (tmp_path / "IMG_2041.jpg").write_bytes(broken[: len(broken) // 2])
@@ -185,14 +192,22 @@ async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_wit
         await expect(page.get_by_text("1 file is not used")).to_be_visible(timeout=PATIENCE)
         caption = page.get_by_role("textbox", name="IMG_2042.heic")
         await caption.fill(PROMPTS[1])
+        await page.get_by_label("Use IMG_2043.png").uncheck()
         for field, value in (("max_epochs", "2"), ("batch_size", "2")):
             await page.locator(f"#input-train-{field}").fill(value)
         await page.locator("#input-train-resolution").select_option("256")
+        await page.get_by_text("Your bucket, webhook and limits").click()
+        await page.get_by_label("Address of your webhook").fill(user.web.url("/console"))
+        await page.get_by_label("At the start").check()
+        await page.get_by_label("Longest run").fill("86000000")
         await page.get_by_role("button", name="Start the training").click()
 
         done = page.locator(".job-head .status")
         await expect(done).to_have_text("Done", timeout=PATIENCE)
-        await expect(page.locator(".left-out")).to_contain_text("IMG_2041.jpg")
+        left_out = page.locator(".left-out li")
+        await expect(left_out.filter(has_text="IMG_2041.jpg")).to_contain_text("No picture")
+        await expect_loaded(left_out.filter(has_text="IMG_2043.png").locator("img"))
+        assert await told_statuses(user.web, "/console", 2) == ["IN_PROGRESS", "COMPLETED"]
         job = page.url.rpartition("/")[2]
         dataset = (await user.client.status(job))["output"]["dataset"]
         captions = {each["file"]: each["caption"] for each in dataset["pictures"]}
@@ -208,6 +223,15 @@ async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_wit
         drawn = page.get_by_role("main").locator("img").first
         await expect(drawn).to_be_visible(timeout=PATIENCE)
         await one.assert_accessible(page)
+
+
+async def told_statuses(web: Web, path: str, number: int) -> list[str]:
+    """Of the first webhooks that were sent there."""
+    posts = [post for post in web.posts if post.path == path]
+    while len(posts) < number:
+        every = await web.wait_for_posts(len(web.posts) + 1)
+        posts = [post for post in every if post.path == path]
+    return [json.loads(post.body)["status"] for post in posts]
 
 
 async def test_two_tabs_show_one_cancellation(here: World) -> None:
@@ -237,21 +261,129 @@ async def test_a_lost_connection_is_said_and_made_good(here: World) -> None:
         await expect(shown).to_have_text("Cancelled", timeout=PATIENCE)
 
 
-async def test_a_session_that_ends_is_said(here: World) -> None:
+async def test_a_key_that_is_disabled_costs_nothing_that_was_typed(here: World) -> None:
+    """The page asks for another key above the form, and goes on with it."""
     services, user, chromium = here
-    async with visit(chromium, services.first("gateway").url) as one:
-        one.expected = ("401",)
-        page = await one.page()
+    secret, prompt = "a secret of the bucket", "zorblat at sea"
+    async with (
+        keys_of(services) as keys,
+        visit(chromium, services.first("gateway").url) as one,
+    ):
+        await keys.add(a_key("lent-key"))
+        one.expected = ("401", "403")
+        page = await one.page("/new")
         await page.get_by_label("API key").fill("no-key")
         await page.get_by_role("button", name="Sign in").click()
         await expect(page.get_by_role("alert")).to_have_text("This key is not valid here.")
+        await sign_in(page, "lent-key", heading="New job")
 
+        await page.get_by_label("Prompts for samples").fill(prompt)
+        await page.get_by_text("Your bucket, webhook and limits").click()
+        await page.locator("#s3Config-accessSecret").fill(secret)
+        await expect(page.get_by_text("Needed with a bucket.")).to_have_count(3)
+        for field, value in (("accessId", "an-id"), ("bucketName", "mine")):
+            await page.locator(f"#s3Config-{field}").fill(value)
+        await page.locator("#s3Config-endpointUrl").fill("http://10.9.8.7:9000")
+        await expect(page.get_by_text("Needed with a bucket.")).to_have_count(0)
+        await page.locator("summary").filter(has_text="The same without").click()
+        for tool in ("Command line", "Python", "curl"):
+            await page.get_by_text(tool, exact=True).click()
+            await expect(page.locator(".equivalents pre")).to_contain_text("10.9.8.7")
+            assert secret not in await page.locator(".equivalents pre").inner_text()
+        assert await page.evaluate("localStorage.length + sessionStorage.length") == 0
+        await one.assert_accessible(page)
+
+        assert await keys.disable("lent-key", 1.0)
+        address = user.request()["input"]["train"]["data_url"]
+        await page.get_by_label("Or the address of a zip").fill(address)
+        await page.get_by_role("button", name="Check", exact=True).click()
+        await expect(page.get_by_role("dialog")).to_contain_text("Your session has ended")
+        await one.assert_accessible(page)
+        await page.keyboard.press("Escape")
         await page.get_by_label("API key").fill(API_KEY)
-        await page.get_by_role("button", name="Sign in").click()
-        await expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
-        await one.context.clear_cookies()
-        await user.client.cancel(await long_job(user))  # an event, after which the page asks
-        await expect(page.get_by_text("Your session has ended")).to_be_visible(timeout=PATIENCE)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await expect(page.get_by_label("Prompts for samples")).to_have_value(prompt)
+        await expect(page.locator("#s3Config-accessSecret")).to_have_value(secret)
+
+        await page.get_by_role("button", name="Check", exact=True).click()
+        await expect(page.get_by_text("Pictures and captions")).to_be_visible(timeout=PATIENCE)
+        await page.get_by_role("button", name="Start the training").click()
+        beside = page.locator("#s3Config-endpointUrl-mistake")
+        await expect(beside).to_contain_text("private address")
+        assert secret not in page.url
+
+
+@asynccontextmanager
+async def keys_of(services: Services) -> AsyncIterator[SqlKeyStore]:
+    url = services.environment["EVERYDREAM_DATABASE_URL"]
+    async with closing(Database.open(url)) as database:
+        yield SqlKeyStore(database)
+
+
+def a_key(key: str) -> StoredKey:
+    """Its name is the key itself."""
+    return StoredKey(digest=digest_of(key), name=key, scopes=CLIENT_SCOPES, created_at=1.0)
+
+
+async def test_of_many_jobs_and_samples_a_page_has_few(here: World) -> None:
+    services, _, chromium = here
+    folder = services.environment["EVERYDREAM_STORE_URL"].removeprefix("file://")
+    owner, store = digest_of("busy-key"), FolderStore(Path(folder), public_url="", key="")
+    database_url = services.environment["EVERYDREAM_DATABASE_URL"]
+    async with keys_of(services) as keys:
+        await keys.add(a_key("busy-key"))
+    await add_jobs(database_url, owner, 10_000)
+    grid = await add_grid(database_url, store, owner, rows=50, columns=10)
+
+    async with visit(chromium, services.first("gateway").url) as one:
+        page = await one.page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+        await sign_in(page, "busy-key")
+        jobs = page.locator(".job")
+        await expect(jobs).to_have_count(50)
+        newest = await jobs.last.locator(".id").text_content()
+        await page.get_by_role("link", name="Older jobs").click()
+        await expect(jobs.filter(has_text=newest)).to_have_count(0)
+        await page.get_by_label("Status").select_option("FAILED")
+        await expect(page.locator(".job .failed")).to_have_count(50)
+        await page.go_back()
+        await page.get_by_role("link", name="Newest jobs").click()
+        await page.get_by_label("Search by id").fill(grid[:13].upper())
+        await expect(jobs).to_have_count(1)
+        assert await elements_of(page) < 1000
+        assert not [path for path in asked if "/status" in path]
+
+        await jobs.get_by_role("link").click()
+        rows = page.locator(".sample-grid tbody tr")
+        await expect(rows).to_have_count(50)
+        await page.wait_for_load_state("networkidle")
+        assert len(thumbnails(asked)) < 200
+        assert await elements_of(page) < 2000
+        for row in range(0, 50, 5):
+            await rows.nth(row).scroll_into_view_if_needed()
+        await rows.last.scroll_into_view_if_needed()
+        await expect_loaded(rows.last.locator("img").last)
+        await page.go_back()
+        await page.go_forward()
+        await expect(rows).to_have_count(50)
+        await expect_loaded(rows.first.locator("img").first)
+        fetched = thumbnails(asked)
+        assert len(fetched) == len({*fetched})  # though each answer has signed them anew
+
+
+async def elements_of(page: Page) -> int:
+    return int(await page.evaluate("document.querySelectorAll('*').length"))
+
+
+def thumbnails(paths: list[str]) -> list[str]:
+    return [path for path in paths if path.endswith(".webp")]
+
+
+async def expect_loaded(image: Locator) -> None:
+    width = await image.evaluate("async each => (await each.decode(), each.naturalWidth)")
+    assert width > 0
 
 
 async def test_an_operator_sees_a_message_that_nobody_could_read_and_deletes_it(

@@ -304,6 +304,7 @@ class SqlJobStore:
         owner: str | None = None,
         statuses: Sequence[str] = (),
         before: tuple[float, str] | None = None,
+        id_begins: str = "",
         limit: int = 100,
     ) -> Sequence[StoredJob]:
         position = sa.tuple_(jobs.c.created_at, jobs.c.id)
@@ -314,6 +315,8 @@ class SqlJobStore:
             wanted = wanted.where(jobs.c.status.in_(statuses))
         if before is not None:
             wanted = wanted.where(position < before)
+        if id_begins:
+            wanted = wanted.where(jobs.c.id.startswith(id_begins, autoescape=True))
         return [stored_job(row) for row in await self._database.all(wanted)]
 
     async def events_after(

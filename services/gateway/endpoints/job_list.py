@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import Annotated, NamedTuple, get_args
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 from multidict import MultiMapping
 
 from services.gateway.jobs.presenter import Presenter
@@ -20,8 +21,9 @@ from services.gateway.web.application import in_time, json_response, unknown_par
 from services.gateway.web.paging import PAGING, Position, encode_cursor, limit_in, position_in
 from services.gateway.web.routing import Answer, Parameter, route
 
-PARAMETERS = ("status", "limit", "cursor")
+PARAMETERS = ("status", "id", "limit", "cursor")
 STATUSES: tuple[Status, ...] = get_args(Status)
+IdBeginning = Annotated[str, Meta(pattern="^[0-9a-f-]{1,36}$")]
 
 
 class Filter(NamedTuple):
@@ -29,6 +31,7 @@ class Filter(NamedTuple):
 
     statuses: tuple[str, ...]
     """Empty: any."""
+    id_begins: str
     limit: int
     before: Position | None
     """(created_at, id) of the last job of the previous page."""
@@ -53,6 +56,7 @@ class JobListRoutes:
             Parameter(
                 "status", "query", list[Status], "Only these; repeated, or separated by commas."
             ),
+            Parameter("id", "query", IdBeginning, "Only jobs whose id begins with this."),
             *PAGING,
         ),
         answers={200: Answer("A page of jobs.", JobPage)},
@@ -62,8 +66,9 @@ class JobListRoutes:
         wanted = filter_of(request.query)
         async with in_time():
             rows = await self._jobs.newest(
-                owner=owner, statuses=wanted.statuses, before=wanted.before, limit=wanted.limit + 1
-            )
+                owner=owner, statuses=wanted.statuses, before=wanted.before,
+                id_begins=wanted.id_begins, limit=wanted.limit + 1,
+            )  # fmt: skip
             page = await self._page(rows, wanted.limit)
         return json_response(msgspec.json.encode(page))
 
@@ -94,8 +99,9 @@ def filter_of(query: MultiMapping[str]) -> Filter:
     """
     mistakes = unknown_parameters(query, PARAMETERS)
     wanted = Filter(
-        _statuses(query, mistakes), limit_in(query, mistakes), position_in(query, mistakes)
-    )
+        _statuses(query, mistakes), _id_beginning(query, mistakes), limit_in(query, mistakes),
+        position_in(query, mistakes),
+    )  # fmt: skip
     if mistakes:
         raise Invalid(mistakes)
     return wanted
@@ -108,3 +114,14 @@ def _statuses(query: MultiMapping[str], mistakes: list[str]) -> tuple[str, ...]:
         f"status: expected one of {', '.join(STATUSES)}, got {name[:40]!r}" for name in wrong
     ]
     return tuple(dict.fromkeys(named))
+
+
+def _id_beginning(query: MultiMapping[str], mistakes: list[str]) -> str:
+    text = query.get("id", "")
+    try:
+        return msgspec.convert(text, IdBeginning) if "id" in query else ""
+    except msgspec.ValidationError:
+        mistakes.append(
+            f"id: expected the first of a job id's characters 0-9, a-f and -, got {text[:40]!r}"
+        )
+        return ""

@@ -171,6 +171,8 @@ async def test_statuses_choose(here: World, query: str) -> None:
     assert await names(here, query) == [cancelled, broken]
     assert await names(here, "?status=IN_QUEUE") == [waiting]
     assert await names(here, "?status=COMPLETED") == []
+    assert await names(here, f"?id={broken[:8]}") == [broken]
+    assert await names(here, f"?status=IN_QUEUE&id={broken[:8]}") == []
 
 
 async def test_an_unknown_parameter_gets_the_nearest_known_name(here: World) -> None:
@@ -181,12 +183,14 @@ async def test_an_unknown_parameter_gets_the_nearest_known_name(here: World) -> 
 
 
 async def test_all_mistakes_are_reported_at_once(here: World) -> None:
-    answer = await here.ask("GET", f"{ROOT}/jobs?status=DONE,FAILED&limit=0&cursor=x&page=2")
+    query = "status=DONE,FAILED&limit=0&cursor=x&page=2&id=9%25"
+    answer = await here.ask("GET", f"{ROOT}/jobs?{query}")
 
     assert answer.status == 400
     assert answer.body["mistakes"] == [
-        "page: no such parameter; known: status, limit, cursor",
+        "page: no such parameter; known: status, id, limit, cursor",
         f"status: expected one of {ALL}, got 'DONE'",
+        "id: expected the first of a job id's characters 0-9, a-f and -, got '9%'",
         "limit: expected an integer from 1 to 100, got '0'",
         "cursor: expected what a page gave as next, got 'x'",
     ]

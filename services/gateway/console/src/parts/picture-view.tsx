@@ -1,6 +1,7 @@
 /** One of many images in full, with its settings, walked by the arrow keys. */
 import { Link } from "wouter-preact";
 import { count } from "../format";
+import { steady } from "../state/links";
 import { may } from "../state/session";
 import { BASE_MODEL, type Picture, modelOf } from "../state/pictures";
 import { texts } from "../texts";
@@ -36,7 +37,7 @@ export function PictureView({ pictures, place, go, use }: PictureViewProps) {
   return (
     <FullView
       label={words.title} walk={walk} onClose={() => go(null)} actions={actions}
-      picture={<img src={image.image!} alt={image.prompt} />}
+      picture={<img src={steady(image.image!)} alt={image.prompt} />}
     >
       <p class="hint" aria-live="polite">{words.place(count(place + 1), count(pictures.length))}</p>
       <dl>

@@ -1,13 +1,19 @@
 import { useState } from "preact/hooks";
-import { type Image, smallOf } from "../api/types";
+import { steady } from "../state/links";
 import { texts } from "../texts";
 
+interface ThumbnailProps {
+  link: string;
+  alt?: string;
+  class?: string;
+  width?: number | string;
+  height?: number | string;
+}
+
 /** A small picture; in words if the browser does not get it, as from a bucket of the user's own. */
-export function Thumbnail({ image }: { image: Image }) {
-  const [isBroken, setBroken] = useState(false);
-  if (isBroken) return <span class="hint">{texts.picture.broken}</span>;
-  const { width, height } = image;
-  return (
-    <img src={smallOf(image)!} alt="" width={width} height={height} loading="lazy" decoding="async" onError={() => setBroken(true)} />
-  );
+export function Thumbnail({ link, alt = "", class: name = "", width, height }: ThumbnailProps) {
+  const [broken, setBroken] = useState("");
+  const source = steady(link);
+  if (broken === source) return <span class={`${name} none hint`}>{texts.picture.broken}</span>;
+  return <img class={name} src={source} alt={alt} width={width} height={height} loading="lazy" decoding="async" onError={() => setBroken(source)} />;
 }

@@ -1,59 +1,105 @@
-import { useEffect, useMemo, useState } from "preact/hooks";
-import { Link } from "wouter-preact";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { Link, useSearch } from "wouter-preact";
 import type { JobSummary, Status } from "../api/types";
 import { isLive } from "../api/types";
 import { duration, moment } from "../format";
+import { go } from "../hash";
 import { ask } from "../parts/dialog";
 import { attempt, tellProblem } from "../parts/notices";
 import { Bar, StatusLabel } from "../parts/status";
-import { cancelJob, deleteJob, filter, isLoaded, loadMore, next, rows, show, watch } from "../state/jobs";
+import { Thumbnail } from "../parts/thumbnail";
+import { type Wanted, cancelJob, deleteJob, listed, next, rows, show, watch } from "../state/jobs";
 import { may, signIns } from "../state/session";
 import { texts } from "../texts";
 import { shareOf } from "./job/progress";
 
 const words = texts.jobs;
 
+/** How long a person rests before what is typed is searched for. */
+const REST_MS = 250;
+
 export function Jobs() {
-  const [search, setSearch] = useState("");
+  const address = useSearch();
+  const asked = useMemo(() => wantedIn(address), [address]);
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
   useEffect(() => watch(tellProblem), [signIns.value]);
+  useEffect(() => void attempt(() => show(asked)), [asked, signIns.value]);
 
-  const shown = useMemo(() => rows.value.filter((row) => row.id.includes(search.trim())), [rows.value, search]);
+  const isShown = listed.value !== null && sameJobs(listed.value, asked);
   const selected = rows.value.filter((row) => chosen.has(row.id));
   const toggle = (id: string) => setChosen(new Set(chosen.has(id) ? [...chosen].filter((each) => each !== id) : [...chosen, id]));
 
   return (
-    <section>
+    <section aria-busy={!isShown}>
       <div class="head">
         <h1>{words.title}</h1>
         <div class="tools">
           <label>
             <span>{words.filter}</span>
-            <select value={filter.value} onChange={(event) => void attempt(() => show(event.currentTarget.value as Status | ""))}>
+            <select value={asked.status} onChange={(event) => go(addressOf({ ...asked, from: "", status: event.currentTarget.value as Status | "" }))}>
               <option value="">{words.all}</option>
               {Object.entries(texts.status).map(([status, word]) => (
                 <option key={status} value={status}>{word}</option>
               ))}
             </select>
           </label>
-          <input
-            type="search" aria-label={words.search} placeholder={words.search} value={search}
-            onInput={(event) => setSearch(event.currentTarget.value)}
-          />
+          <Search asked={asked} />
           {may("submit") && <Link href="/new" class="button main">{texts.nav.newJob}</Link>}
         </div>
       </div>
       {selected.length > 0 && <Selection selected={selected} done={() => setChosen(new Set())} />}
-      {isLoaded.value && shown.length === 0 && <Empty isFiltered={search !== "" || filter.value !== ""} />}
+      {isShown && rows.value.length === 0 && <Empty isFiltered={addressOf(asked) !== "/"} />}
       <ul class="jobs">
-        {shown.map((row) => (
+        {rows.value.map((row) => (
           <JobRow key={row.id} row={row} isChosen={chosen.has(row.id)} toggle={() => toggle(row.id)} />
         ))}
       </ul>
-      {next.value !== null && (
-        <button class="more" onClick={() => void attempt(loadMore)}>{words.more}</button>
-      )}
+      <Pages asked={asked} />
     </section>
+  );
+}
+
+/** The list that an address names. */
+function wantedIn(address: string): Wanted {
+  const query = new URLSearchParams(address);
+  const status = query.get("status") ?? "";
+  return { status: status in texts.status ? (status as Status) : "", id: query.get("id") ?? "", from: query.get("from") ?? "" };
+}
+
+function addressOf(asked: Wanted): string {
+  const query = new URLSearchParams(Object.entries(asked).filter(([, value]) => value)).toString();
+  return query ? `/?${query}` : "/";
+}
+
+const sameJobs = (one: Wanted, other: Wanted): boolean => addressOf(one) === addressOf(other);
+
+function Search({ asked }: { asked: Wanted }) {
+  const [typed, setTyped] = useState(asked.id);
+  const timer = useRef<number>();
+  useEffect(() => () => window.clearTimeout(timer.current), []);
+  useEffect(() => setTyped(asked.id), [asked.id]);
+  const search = (text: string) => {
+    setTyped(text);
+    window.clearTimeout(timer.current);
+    timer.current = window.setTimeout(() => go(addressOf({ ...asked, from: "", id: text.trim().toLowerCase() }), { replace: true }), REST_MS);
+  };
+  return (
+    <input
+      type="search" aria-label={words.search} placeholder={words.search} value={typed} spellcheck={false} autocomplete="off"
+      onInput={(event) => search(event.currentTarget.value)}
+    />
+  );
+}
+
+/** The way to older jobs, and back to the newest. */
+function Pages({ asked }: { asked: Wanted }) {
+  const toTop = () => window.scrollTo(0, 0);
+  if (!asked.from && next.value === null) return null;
+  return (
+    <nav class="pages" aria-label={words.pages}>
+      {asked.from && <Link class="button" href={addressOf({ ...asked, from: "" })} onClick={toTop}>{words.newest}</Link>}
+      {next.value !== null && <Link class="button" href={addressOf({ ...asked, from: next.value })} onClick={toTop}>{words.older}</Link>}
+    </nav>
   );
 }
 
@@ -96,7 +142,7 @@ function JobRow({ row, isChosen, toggle }: { row: JobSummary; isChosen: boolean;
     <li class="job card">
       <input type="checkbox" checked={isChosen} onChange={toggle} aria-label={words.select(row.id)} />
       {row.preview ? (
-        <img class="thumb" src={row.preview} alt="" width="56" height="56" loading="lazy" />
+        <Thumbnail class="thumb" link={row.preview} width={56} height={56} />
       ) : (
         <span class="thumb none" aria-hidden="true" />
       )}

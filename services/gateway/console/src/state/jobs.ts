@@ -1,79 +1,78 @@
-/** The key's jobs, newest first, kept up to date by events. */
+/** A page of the key's jobs, newest first, kept up to date by events. */
 import { signal } from "@preact/signals";
 import { BASE, api, result } from "../api/client";
 import { type StreamEvent, follow } from "../api/events";
 import type { JobSummary, Progress, Status } from "../api/types";
 import { isLive } from "../api/types";
 import { once } from "../once";
-import { signIns } from "./session";
+
+/** Which jobs are listed. */
+export interface Wanted {
+  /** Empty: any. */
+  status: Status | "";
+  /** What their ids begin with; empty: anything. */
+  id: string;
+  /** The `next` of the page before; empty: the newest are listed. */
+  from: string;
+}
 
 export const rows = signal<readonly JobSummary[]>([]);
-export const isLoaded = signal(false);
+/** Where the next page begins; null: there is none. */
 export const next = signal<string | null>(null);
-export const filter = signal<Status | "">("");
+/** What `rows` are; null: nothing was read yet. */
+export const listed = signal<Wanted | null>(null);
 
 const PAGE = 50;
 /** Events come in bursts: the page is read once for all that come in this time. */
 const RELOAD_AFTER_MS = 200;
 const TYPES = ["status", "stage", "progress", "sample", "image", "deleted"] as const;
+const JOB_ID_BEGINNING = /^[0-9a-f-]{1,36}$/;
 
-/** Read the first page again; older jobs that were read stay. */
-export async function load(): Promise<void> {
-  const page = await readPage();
-  const oldest = page.jobs.at(-1);
-  const older = oldest && page.next !== null ? rows.value.filter((row) => isOlder(row, oldest)) : [];
-  rows.value = [...page.jobs, ...older];
-  if (!older.length) next.value = page.next;
-  isLoaded.value = true;
-}
+let wanted: Wanted = { status: "", id: "", from: "" };
 
-/** Show the jobs of another filter. */
-export function show(status: Status | ""): Promise<void> {
-  filter.value = status;
-  rows.value = [];
+/** List other jobs. */
+export function show(now: Wanted): Promise<void> {
+  wanted = now;
   return load();
 }
 
-const isOlder = (row: JobSummary, than: JobSummary) =>
-  row.created_at < than.created_at || (row.created_at === than.created_at && row.id < than.id);
-
-export async function loadMore(): Promise<void> {
-  if (next.value === null) return;
-  const page = await readPage(next.value);
-  rows.value = [...rows.value, ...page.jobs];
-  next.value = page.next;
+/** Forget what another key has listed. */
+export function forget(): void {
+  [rows.value, next.value, listed.value] = [[], null, null];
 }
 
-function readPage(cursor?: string) {
-  const status = filter.value ? [filter.value] : undefined;
-  const query = { limit: PAGE, ...(status && { status }), ...(cursor && { cursor }) };
+async function load(): Promise<void> {
+  const asked = wanted;
+  const page = await readPage(asked);
+  if (asked !== wanted) return; // the answer to what was wanted before comes late
+  rows.value = page.jobs;
+  next.value = page.next;
+  listed.value = asked;
+}
+
+async function readPage({ status, id, from }: Wanted) {
+  // No id begins with anything else.
+  if (id && !JOB_ID_BEGINNING.test(id)) return { jobs: [], next: null };
+  const query = { limit: PAGE, ...(status && { status: [status] }), ...(id && { id }), ...(from && { cursor: from }) };
   return result(api.GET("/jobs", { params: { query } }));
 }
 
-/** The sign-in in which the list was read: another key has other jobs. */
-let readIn = 0;
-
-/** Keep the list up to date; returns a function that stops it. */
+/** Keep the page up to date; returns a function that stops it. */
 export function watch(onProblem: (error: unknown) => void): () => void {
-  if (readIn !== signIns.value) rows.value = [];
-  readIn = signIns.value;
-  const reload = () => load().catch(onProblem);
-  const reloadSoon = once(reload, RELOAD_AFTER_MS);
-  void reload();
+  const reloadSoon = once(() => load().catch(onProblem), RELOAD_AFTER_MS);
   return follow(`${BASE}/events`, TYPES, (event) => handle(event, reloadSoon), { onOpen: reloadSoon });
 }
 
-function handle(event: StreamEvent<(typeof TYPES)[number]>, reload: () => void): void {
-  const index = rows.value.findIndex((each) => each.id === event.data.job);
-  const row = rows.value[index];
-  if (event.type === "deleted") rows.value = rows.value.filter((each) => each !== row);
-  else if (event.type === "progress") {
-    if (row) change(row.id, { progress: { ...row.progress, ...event.data } as Progress });
-  } else if (row && index >= PAGE) void refresh(row.id);
-  else reload();
+function handle({ type, data }: StreamEvent<(typeof TYPES)[number]>, reload: () => void): void {
+  const row = rows.value.find((each) => each.id === data.job);
+  if (type === "deleted") rows.value = rows.value.filter((each) => each !== row);
+  if (type === "progress") {
+    if (row) change(row.id, { progress: { ...row.progress, ...data } as Progress });
+  } else if (!wanted.from) reload();
+  else if (row && type !== "deleted") void refresh(row.id).catch(reload);
 }
 
-/** Read a job again that is not on the first page. */
+/** Read one job of an older page again, on which no new ones appear. */
 async function refresh(id: string): Promise<void> {
   const { status, delayTime, executionTime, gpu, queue, output, error } = await result(
     api.GET("/status/{job}", { params: { path: { job: id } } }),

@@ -1,7 +1,7 @@
 /** What was drawn before, and what is being drawn, newest first. */
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { Link } from "wouter-preact";
-import { type Image, type JobStatus, type Progress, isLive } from "../../api/types";
+import { type Image, type JobStatus, type Progress, isLive, smallOf } from "../../api/types";
 import { count, moment } from "../../format";
 import { ask } from "../../parts/dialog";
 import { attempt } from "../../parts/notices";
@@ -143,7 +143,7 @@ function Arriving({ job, arrived }: { job: JobStatus; arrived: readonly StreamEv
         const { url, thumbnail = url, error, prompt = "" } = newest[index]?.data ?? {};
         return (
           <li key={index} class="tile">
-            {thumbnail && <img src={thumbnail} alt={prompt} width={entry.width} height={entry.height} />}
+            {thumbnail && <Thumbnail link={thumbnail} alt={prompt} width={entry.width} height={entry.height} />}
             {error && <span class="problem-text">{error}</span>}
           </li>
         );
@@ -161,7 +161,7 @@ function Results({ drawing, open }: { drawing: PictureJob; open: DrawingProps["o
         <li key={index} class="tile">
           {image.image ? (
             <button class="picture" aria-label={words.open(count(index + 1), String(image.seed))} onClick={() => open?.({ of: drawing, index, image })}>
-              <Thumbnail image={image} />
+              <Thumbnail link={smallOf(image)!} width={image.width} height={image.height} />
             </button>
           ) : (
             <span class="problem-text">{image.error}</span>

@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { Link, useLocation } from "wouter-preact";
-import { isLive } from "../../api/types";
+import { isLive, smallOf } from "../../api/types";
 import { count, moment } from "../../format";
 import { PictureView } from "../../parts/picture-view";
 import { Thumbnail } from "../../parts/thumbnail";
@@ -89,7 +89,7 @@ function JobPictures({ job, chosen, choose, open }: JobPicturesProps) {
           return (
             <li key={key} class={chosen.has(key) ? "tile chosen" : "tile"}>
               <button class="picture" aria-label={words.open(image.prompt, count(index + 1))} onClick={() => open(picture)}>
-                <Thumbnail image={image} />
+                <Thumbnail link={smallOf(image)!} width={image.width} height={image.height} />
               </button>
               <label class="choose">
                 <input

@@ -1,5 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 import { count } from "../../format";
+import { LeftOut } from "../../parts/left-out";
 import { attempt } from "../../parts/notices";
 import { previewsOf } from "../../state/left-out";
 import { texts } from "../../texts";
@@ -23,16 +24,7 @@ export function Dataset({ report, source }: { report: Report; source: string | u
       {skipped.length > 0 && (
         <>
           <h3>{texts.job.leftOut}</h3>
-          <ul class="left-out">
-            {skipped.map((each) => (
-              <li key={each.file}>
-                {previews.has(each.file) && <img class="thumb" src={previews.get(each.file)!} alt="" width="56" height="56" loading="lazy" />}
-                <span>
-                  <code>{each.file}</code> <span class="hint">{each.reason}</span>
-                </span>
-              </li>
-            ))}
-          </ul>
+          <LeftOut files={skipped} previews={previews} />
           {more > 0 && <p class="hint">{texts.job.moreLeftOut(count(more))}</p>}
         </>
       )}

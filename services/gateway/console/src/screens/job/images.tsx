@@ -1,4 +1,5 @@
 import { type Image, smallOf } from "../../api/types";
+import { Thumbnail } from "../../parts/thumbnail";
 import { texts } from "../../texts";
 
 export function Images({ images }: { images: readonly Image[] }) {
@@ -11,7 +12,7 @@ export function Images({ images }: { images: readonly Image[] }) {
           <li key={`${image.seed} ${index}`}>
             {image.image ? (
               <a href={image.image}>
-                <img src={smallOf(image)!} alt={image.prompt} loading="lazy" />
+                <Thumbnail link={smallOf(image)!} alt={image.prompt} width={image.width} height={image.height} />
               </a>
             ) : (
               <p class="problem-text">{image.error}</p>

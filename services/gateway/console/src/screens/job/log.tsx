@@ -1,19 +1,33 @@
+import { useState } from "preact/hooks";
 import type { JobEvent } from "../../state/job";
-import { count } from "../../format";
+import { count, moment } from "../../format";
 import { texts } from "../../texts";
 
+/** So many are shown, the newest, until more are asked for. */
+const MOST = 200;
+
 export function Log({ events }: { events: readonly JobEvent[] }) {
+  const [isOpen, setOpen] = useState(false);
+  const [most, setMost] = useState(MOST);
   if (!events.length) return null;
+  const earlier = Math.max(0, events.length - most);
   return (
-    <details class="card">
-      <summary>{texts.job.log}</summary>
-      <ol class="log" tabIndex={0}>
-        {events.map((event) => (
-          <li key={event.id}>
-            <code>{event.type}</code> {said(event)}
-          </li>
-        ))}
-      </ol>
+    <details class="card" onToggle={(event) => setOpen(event.currentTarget.open)}>
+      <summary>
+        {texts.job.log} <span class="hint">{count(events.length)}</span>
+      </summary>
+      {isOpen && earlier > 0 && (
+        <button onClick={() => setMost(most + 10 * MOST)}>{texts.job.earlierEvents(count(earlier))}</button>
+      )}
+      {isOpen && (
+        <ol class="log" tabIndex={0} aria-label={texts.job.log}>
+          {events.slice(earlier).map((event) => (
+            <li key={event.id}>
+              {event.data.at && <time class="hint" dateTime={event.data.at}>{moment(event.data.at)}</time>} <code>{event.type}</code> {said(event)}
+            </li>
+          ))}
+        </ol>
+      )}
     </details>
   );
 }

@@ -1,5 +1,6 @@
 import { useState } from "preact/hooks";
 import { FullView } from "../../parts/full-view";
+import { steady } from "../../state/links";
 import { texts } from "../../texts";
 import { type Grid, type Place, moved } from "./grid";
 import { stepName } from "./samples";
@@ -23,10 +24,10 @@ export function Viewer({ grid, place, go }: ViewerProps) {
   const other = grid.cells[row]?.[place.column];
   const picture = (
     <>
-      <img src={sample.image} alt={`${sample.prompt}, ${stepName(sample.step)}`} />
+      <img src={steady(sample.image)} alt={`${sample.prompt}, ${stepName(sample.step)}`} />
       {other && (
         <img
-          class="over" src={other.image} alt={`${other.prompt}, ${stepName(other.step)}`}
+          class="over" src={steady(other.image)} alt={`${other.prompt}, ${stepName(other.step)}`}
           style={{ clipPath: `inset(0 0 0 ${share}%)` }}
         />
       )}

@@ -1,9 +1,10 @@
 import type { Report } from "../../api/types";
 import { isLive } from "../../api/types";
 import { count } from "../../format";
+import { LeftOut } from "../../parts/left-out";
 import { Bar } from "../../parts/status";
 import { go } from "../../hash";
-import { check, problem, report, warnings } from "../../state/new-job/check";
+import { check, pictures, problem, report, warnings } from "../../state/new-job/check";
 import { checkAgain, isAsking, isEstimateOld } from "../../state/new-job";
 import { texts } from "../../texts";
 import { captionsOf, estimateOf } from "./estimate";
@@ -56,6 +57,7 @@ function Found({ report: found }: { report: Report }) {
   };
   const lines = estimateOf(found);
   const skipped = found.skipped ?? [];
+  const previews = new Map(pictures.value.flatMap(({ file, preview }) => (preview ? [[file, preview] as const] : [])));
   return (
     <>
       <dl class="facts" aria-live="polite">
@@ -85,13 +87,7 @@ function Found({ report: found }: { report: Report }) {
       {skipped.length > 0 && (
         <details>
           <summary>{words.notUsed(found.skipped_count ?? skipped.length)}</summary>
-          <ul class="plain-list">
-            {skipped.map((each) => (
-              <li key={each.file}>
-                <code>{each.file}</code>: {each.reason}
-              </li>
-            ))}
-          </ul>
+          <LeftOut files={skipped} previews={previews} />
           {(found.skipped_count ?? 0) > skipped.length && <p class="hint">{words.listedOnly(count(skipped.length))}</p>}
         </details>
       )}

@@ -2,6 +2,7 @@ import type { DatasetPicture, GivenEdit } from "../../api/types";
 import { count } from "../../format";
 import { attempt, tell } from "../../parts/notices";
 import { edit, hasSaveFailed, loadPage, pages, pictures, save, unsaved } from "../../state/new-job/check";
+import { Thumbnail } from "../../parts/thumbnail";
 import { texts } from "../../texts";
 
 const words = texts.newJob;
@@ -57,7 +58,7 @@ function Picture({ picture, change }: { picture: DatasetPicture; change: GivenEd
   return (
     <li class={isUsed ? "one" : "one unused"}>
       {preview ? (
-        <img class="preview" src={preview} alt="" width="112" height="112" loading="lazy" />
+        <Thumbnail class="preview" link={preview} width={112} height={112} />
       ) : (
         <span class="preview none hint">{words.noPreview}</span>
       )}
