@@ -73,7 +73,7 @@ class Visit:
 
     def assert_clean(self) -> None:
         """Nothing was said in the browser's console, and no other host was asked."""
-        assert self.problems == []
+        assert self.problems == [], self.problems
 
 
 @asynccontextmanager

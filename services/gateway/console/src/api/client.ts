@@ -70,5 +70,7 @@ export async function result<T>(call: Promise<Answer<T>>): Promise<T> {
 export function failureOf(status: number, body: unknown): Failure {
   if (status === 401) isSignedOut.value = true;
   const said = (body ?? {}) as { error?: string; mistakes?: string[]; budget?: Budget };
-  return new Failure(status, said.error ?? texts.error.unknown, said.mistakes, said.budget);
+  // A proxy says so in its own words when it finds no server.
+  const unsaid = [502, 503, 504].includes(status) ? texts.error.offline : texts.error.unknown;
+  return new Failure(status, said.error ?? unsaid, said.mistakes, said.budget);
 }

@@ -42,9 +42,9 @@ export function PictureView({ pictures, place, go, use }: PictureViewProps) {
       <p class="hint" aria-live="polite">{words.place(count(place + 1), count(pictures.length))}</p>
       <dl>
         <dt>{texts.draw.fields.prompt}</dt>
-        <dd>{image.prompt || texts.draw.noPrompt}</dd>
+        <dd dir="auto">{image.prompt || texts.draw.noPrompt}</dd>
         {image.negative_prompt && <dt>{texts.draw.fields.negative_prompt}</dt>}
-        {image.negative_prompt && <dd>{image.negative_prompt}</dd>}
+        {image.negative_prompt && <dd dir="auto">{image.negative_prompt}</dd>}
       </dl>
       <dl class="facts">
         <Fact name={texts.draw.fields.seed} value={String(image.seed)} />

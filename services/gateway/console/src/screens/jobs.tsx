@@ -108,7 +108,7 @@ function Empty({ isFiltered }: { isFiltered: boolean }) {
   return (
     <div class="empty">
       <h2>{words.empty}</h2>
-      <p>{words.emptyLead}</p>
+      <p>{may("submit") ? words.emptyLead : words.emptyReader}</p>
       {may("submit") && <Link href="/new" class="button main">{texts.nav.newJob}</Link>}
     </div>
   );

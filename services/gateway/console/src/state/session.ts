@@ -28,6 +28,7 @@ export async function signIn(key: string): Promise<void> {
 /** End the session, and forget everything: the next one at this browser may be somebody else. */
 export async function signOut(): Promise<void> {
   await result(root.DELETE("/session"));
+  sessionStorage.clear();
   history.replaceState(null, "", location.pathname);
   location.reload();
 }

@@ -110,7 +110,7 @@ function Control({ settings, mistakes, field, hint, children }: ControlParts) {
 }
 
 function Prompt({ rows, ...part }: Part & { rows: number }) {
-  return <Control {...part}>{(control) => <textarea {...control} rows={rows} />}</Control>;
+  return <Control {...part}>{(control) => <textarea dir="auto" {...control} rows={rows} />}</Control>;
 }
 
 function Choice(part: Part) {

@@ -96,7 +96,7 @@ function Drawing({ drawing, use, open, arrived = [] }: DrawingProps) {
         </p>
         <StatusLabel status={job.status} />
       </div>
-      <p class="clamp" title={settings.prompt}>{settings.prompt || words.noPrompt}</p>
+      <p class="clamp" dir="auto" title={settings.prompt}>{settings.prompt || words.noPrompt}</p>
       <p class="hint">
         {`${settings.width} × ${settings.height} · ${words.steps(settings.num_inference_steps)} · ${settings.scheduler}`}
       </p>

@@ -1,4 +1,4 @@
-import { useSignal } from "@preact/signals";
+import { signal } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import { useSearch } from "wouter-preact";
 import type { Image, JobStatus } from "../../api/types";
@@ -14,10 +14,12 @@ import { useTaking } from "./taking";
 
 const words = texts.draw;
 
+/** They stay while other screens are looked at. */
+const settings = signal<Settings>(STANDARD);
+const model = signal<string | null>(null);
+
 export function Draw() {
   const page = useRef<HTMLElement>(null);
-  const settings = useSignal<Settings>(STANDARD);
-  const model = useSignal<string | null>(null);
   const models = useModels();
   const taking = useTaking(settings);
   const drawn = useMemo(() => pictureJobs((summary) => summary.kind === "draw"), [signIns.value]);

@@ -5,6 +5,7 @@ import { count, moment } from "../../format";
 import { PictureView } from "../../parts/picture-view";
 import { Thumbnail } from "../../parts/thumbnail";
 import { type Picture, type PictureJob, pictureJobs, picturesOf } from "../../state/pictures";
+import { may } from "../../state/session";
 import { texts } from "../../texts";
 import { Selection } from "./selection";
 
@@ -46,7 +47,7 @@ export function Gallery() {
         <div class="empty">
           <h2>{words.empty}</h2>
           <p>{words.emptyLead}</p>
-          <Link href="/draw" class="button main">{texts.nav.draw}</Link>
+          {may("submit") && <Link href="/draw" class="button main">{texts.nav.draw}</Link>}
         </div>
       )}
       <p class="problem" role="alert">{problem.value ? (problem.value as Error).message : ""}</p>

@@ -8,6 +8,8 @@ import { smooth } from "./smooth";
 
 const words = texts.job;
 const HEIGHT = 240;
+/** Between two steps that are named: there are no halves of steps. */
+const WHOLE = [...Array(10).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
 
 interface Curve {
   name: string;
@@ -117,7 +119,7 @@ function optionsOf(label: string, curves: Curve[], isLog: boolean, marks: readon
     cursor: { y: false },
     scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
     axes: [
-      { ...axis, values: (_plot, values) => values.map(count) },
+      { ...axis, incrs: WHOLE, values: (_plot, values) => values.map(count) },
       { ...axis, size: 70, values: (_plot, values) => values.map((value) => (value == null ? "" : number(value))) },
     ],
     series: [

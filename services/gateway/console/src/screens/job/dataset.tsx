@@ -23,7 +23,7 @@ export function Dataset({ report, source }: { report: Report; source: string | u
       <p>{texts.job.used(count(report.images))}</p>
       {skipped.length > 0 && (
         <>
-          <h3>{texts.job.leftOut}</h3>
+          <h3 class="later">{texts.job.leftOut}</h3>
           <LeftOut files={skipped} previews={previews} />
           {more > 0 && <p class="hint">{texts.job.moreLeftOut(count(more))}</p>}
         </>

@@ -17,7 +17,7 @@ export function Images({ images }: { images: readonly Image[] }) {
             ) : (
               <p class="problem-text">{image.error}</p>
             )}
-            <p class="clamp" title={image.prompt}>{image.prompt}</p>
+            <p class="clamp" dir="auto" title={image.prompt}>{image.prompt}</p>
             <p class="hint">
               {image.width}×{image.height} · {image.scheduler} · {texts.viewer.seed} {image.seed}
             </p>

@@ -22,7 +22,7 @@ export function JobPage({ id }: { id: string }) {
   const job = followed.job.value;
   if (!job) {
     const { value: problem } = followed.problem;
-    if (!problem) return null;
+    if (!problem) return <p class="empty" role="status">{texts.picture.reading}</p>;
     const isUnknown = problem instanceof Failure && problem.status === 404;
     return (
       <div class="empty">

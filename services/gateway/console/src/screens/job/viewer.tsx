@@ -43,7 +43,7 @@ export function Viewer({ grid, place, go }: ViewerProps) {
         <dt>{words.step}</dt>
         <dd aria-live="polite">{stepName(sample.step)}</dd>
         <dt>{words.prompt}</dt>
-        <dd>{sample.prompt}</dd>
+        <dd dir="auto">{sample.prompt}</dd>
         <dt>{words.seed}</dt>
         <dd>{sample.seed}</dd>
       </dl>

@@ -38,7 +38,7 @@ export function Field({ field, path, text, preset, mistake, set }: FieldProps) {
       <p class="problem-text" id={`${id}-mistake`} role="alert">{mistake ?? ""}</p>
       <p class="hint" id={`${id}-help`}>
         <Help text={field.help} /> <span class="default">{defaultText(field, preset)}</span>
-        {field.kind !== "choice" && field.kind !== "boolean" && !field.required && <span>{` · ${rangeOf(field)}`}</span>}
+        {(field.kind === "integer" || field.kind === "number") && <span>{` · ${rangeOf(field)}`}</span>}
       </p>
     </div>
   );
@@ -47,7 +47,7 @@ export function Field({ field, path, text, preset, mistake, set }: FieldProps) {
 function defaultText(field: Parameter, preset: string | undefined): string {
   if (preset !== undefined) return words.byPreset(shownValue(preset));
   if (field.required) return words.required;
-  return field.default === null ? words.noDefault : words.default(defaultOf(field));
+  return field.default === null || field.default === "" ? words.noDefault : words.default(defaultOf(field));
 }
 
 /** Limits are milliseconds, of which nobody reads so many. */
@@ -71,6 +71,7 @@ function Control({ field, id, text, stands, described, set }: ControlProps) {
   if (choices) {
     return (
       <select id={id} value={text || stands} {...described} onChange={(event) => set(changed(event.currentTarget.value, stands))}>
+        {stands === "" && <option value="">{words.unset}</option>}
         {choices.map((choice) => <option key={choice} value={choice}>{shownValue(choice)}</option>)}
       </select>
     );

@@ -49,7 +49,7 @@ function Entry({ image, index, set, remove }: EntryProps) {
           <label for={id}>{words.prompt(index + 1)}</label>
           <button type="button" class="quiet small" aria-label={words.removeImage(index + 1)} onClick={remove}>{words.remove}</button>
         </div>
-        <textarea
+        <textarea dir="auto"
           id={id} rows={2} value={image.prompt ?? ""} placeholder={words.promptExample} aria-invalid={mistake !== undefined}
           onInput={(event) => set({ ...image, prompt: event.currentTarget.value })}
         />

@@ -22,7 +22,8 @@ export function NewJob() {
   useEffect(() => {
     if (checked) goOn(checked);
     else if (from) void attempt(async () => {
-      await fillFrom(from);
+      const id = await fillFrom(from);
+      go(id === null ? "/new" : `/new?check=${id}`, { replace: true }); // a reload must not undo what is changed from here on
       tell(words.filledFrom);
     });
   }, [from, checked]);

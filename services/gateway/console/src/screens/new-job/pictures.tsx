@@ -64,7 +64,7 @@ function Picture({ picture, change }: { picture: DatasetPicture; change: GivenEd
       )}
       <div class="about">
         <div class="head">
-          <span class="name">{file}</span>
+          <span class="name clamp" title={file} dir="auto">{file}</span>
           <label class="check">
             <input
               type="checkbox" role="switch" checked={isUsed} aria-label={words.useFile(file)}
@@ -73,7 +73,7 @@ function Picture({ picture, change }: { picture: DatasetPicture; change: GivenEd
             <span aria-hidden="true">{words.use}</span>
           </label>
         </div>
-        <textarea
+        <textarea dir="auto"
           rows={2} aria-label={words.caption(file)} maxLength={LONGEST_CAPTION} value={caption} disabled={!isUsed}
           onInput={(event) => send({ caption: event.currentTarget.value })}
         />

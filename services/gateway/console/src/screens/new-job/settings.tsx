@@ -1,5 +1,5 @@
 import { useState } from "preact/hooks";
-import { type Field as Parameter, type Group, PRESETS, fieldNamed, fieldsOf } from "../../api/parameters";
+import { type Field as Parameter, PRESETS, fieldNamed, fieldsOf } from "../../api/parameters";
 import { form, mistakes } from "../../state/new-job";
 import { texts } from "../../texts";
 import { Delivery } from "./delivery";
@@ -68,7 +68,7 @@ function Samples() {
   return (
     <div class="parameter wide">
       <label for="sample-prompts">{words.samplePrompts}</label>
-      <textarea
+      <textarea dir="auto"
         id="sample-prompts" rows={3} value={form.value.samplePrompts} aria-describedby="sample-prompts-help" aria-invalid={mistake !== undefined}
         onInput={(event) => change({ samplePrompts: event.currentTarget.value })}
       />
@@ -78,11 +78,41 @@ function Samples() {
   );
 }
 
-/** Every other parameter, in the groups of the documents, found by its name. */
+/** What belongs together, the most used first; whatever is not named comes at the end. */
+const TOPICS = {
+  lora: ["lora_rank", "lora_alpha", "lora_conv_rank", "lora_merge"],
+  learning: [
+    "optimizer", "useadam8bit", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "lr_decay_steps", "scale_lr", "grad_accum",
+    "clip_grad_norm", "ema_decay_rate",
+  ],
+  pictures: [
+    "flip_p", "cond_dropout", "shuffle_tags", "keep_tags", "crops_per_image", "rated_dataset", "rated_dataset_target_dropout_percent",
+  ],
+  loss: [
+    "masked_loss", "unmasked_weight", "loss_type", "min_snr_gamma", "timestep_start", "timestep_end", "zero_frequency_noise_ratio",
+    "pyramid_noise_discount", "enable_zero_terminal_snr",
+  ],
+  saving: [
+    "sample_steps", "save_every_n_epochs", "ckpt_every_n_minutes", "keep_checkpoints", "checkpoint_format", "save_full_precision",
+    "save_optimizer",
+  ],
+  model: ["clip_skip", "disable_unet_training", "disable_textenc_training", "hf_repo_subfolder"],
+};
+type Topic = keyof typeof TOPICS | "others";
+
+function topicsOf(fields: readonly Parameter[]): [Topic, Parameter[]][] {
+  const known = Object.entries(TOPICS).map(([topic, names]): [Topic, Parameter[]] => [
+    topic as Topic, names.flatMap((name) => fields.find((field) => field.name === name) ?? []),
+  ]);
+  const others = fields.filter((field) => !Object.values(TOPICS).flat().includes(field.name));
+  return [...known, ["others", others]];
+}
+
+/** Every other parameter, by topic, found by its name. */
 function All() {
   const [search, setSearch] = useState("");
   const others = fieldsOf("train", "beyond").filter((field) => !MAIN.includes(field.name));
-  const groups = (["train", "beyond"] as const).map((group) => [group, found(others.filter((each) => each.group === group), search)] as const);
+  const topics = topicsOf(found(others, search)).filter(([, fields]) => fields.length > 0);
   const validation = found(fieldsOf("validation"), search);
   const number = others.length + fieldsOf("validation").length;
   const set = others.filter((field) => form.value.train[field.name]).length;
@@ -96,14 +126,14 @@ function All() {
         type="search" aria-label={words.search} placeholder={words.search} value={search}
         onInput={(event) => setSearch(event.currentTarget.value)}
       />
-      {groups.map(([group, fields]) => fields.length > 0 && (
-        <section key={group}>
-          <h3>{words.groups[group]}</h3>
+      {topics.map(([topic, fields]) => (
+        <section key={topic}>
+          <h3>{words.topics[topic]}</h3>
           <div class="parameters">{fields.map((field) => <TrainField key={field.name} field={field} />)}</div>
         </section>
       ))}
       {validation.length > 0 && <Validation fields={validation} />}
-      <p class="hint" role="status">{validation.length + groups.flatMap(([, fields]) => fields).length ? "" : words.noneFound}</p>
+      <p class="hint" role="status">{validation.length + topics.length ? "" : words.noneFound}</p>
     </details>
   );
 }
@@ -123,10 +153,9 @@ function TrainField({ field }: { field: Parameter }) {
 
 function Validation({ fields }: { fields: readonly Parameter[] }) {
   const { validation } = form.value;
-  const group: Group = "validation";
   return (
     <section>
-      <h3>{words.groups[group]}</h3>
+      <h3>{words.topics.validation}</h3>
       <label class="check">
         <input type="checkbox" checked={validation !== null} onChange={(event) => change({ validation: event.currentTarget.checked ? {} : null })} />
         <span>{words.validate}</span>

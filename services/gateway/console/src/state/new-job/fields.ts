@@ -1,5 +1,6 @@
 /** From what is typed into a field to its value, and the other way round. */
 import type { Field, Value } from "../../api/parameters";
+import { count } from "../../format";
 import { texts } from "../../texts";
 
 export type Typed = { value: Value } | { mistake: string };
@@ -39,8 +40,12 @@ function inRange({ kind, least, most, above, below }: Field, value: number): num
   return fits && (kind !== "integer" || Math.abs(value) <= MOST) ? value : undefined;
 }
 
-/** What is allowed, in words; nothing typed stands for null. */
-export const rangeOf = (field: Field): string => field.range.replace(/ or null$/, "");
+/** What is allowed, in words; nothing typed stands for null, and nobody comes near the largest numbers. */
+export const rangeOf = (field: Field): string =>
+  field.range
+    .replace(/ or null$/, "")
+    .replace(/ from (\S+) to (2147483647|9223372036854775807)$/, " of at least $1")
+    .replace(/\d{5,}/g, (number) => count(Number(number)));
 
 /** A value as it would be typed: small numbers with an exponent, as learning rates are written. */
 export function textOf(value: Value): string {

@@ -5,9 +5,11 @@ import { type Chosen, type LeftOut, planOf } from "./packing";
 import { EMPTY, type Form, type Mistakes, type Request, formOf, mistakesOf, remaining, requestOf, sorted, trainOf } from "./request";
 import { texts } from "../../texts";
 import * as checks from "./check";
+import { keepDraft, readDraft } from "./draft";
 import { cancelUpload, transfer, uploadPacked, uploadZip } from "./upload";
 
-export const form = signal<Form>(EMPTY);
+export const form = signal<Form>(readDraft());
+effect(() => keepDraft(form.value));
 /** The URL that is typed, or the one of the upload. */
 export const dataUrl = signal("");
 /** Files that were chosen and are not uploaded. */
@@ -40,8 +42,6 @@ export const isEstimateOld = computed(() => {
   return checks.report.value !== undefined && sortedJson(asked) !== sortedJson(trainOf(form.value));
 });
 
-let loadedFrom: string | undefined;
-
 const sortedJson = (values: object): string => JSON.stringify(Object.entries(values).sort(([one], [other]) => (one < other ? -1 : 1)));
 
 // A closed tab would end the upload.
@@ -60,7 +60,6 @@ export function startOver(): void {
   dataProblem.value = undefined;
   refused.value = NOT_REFUSED;
   lastSent = undefined;
-  loadedFrom = undefined;
 }
 
 /** Give back the data, and keep the settings. */
@@ -119,17 +118,19 @@ async function beginCheck(address: string): Promise<string> {
   return id;
 }
 
-/** Fill the form from an earlier job. */
-export async function fillFrom(id: string): Promise<void> {
-  if (loadedFrom === id) return;
+/** Fill the form from an earlier job; returns the check that it was trained on, or null if there was none. */
+export async function fillFrom(id: string): Promise<string | null> {
   const job = await result(api.GET("/status/{job}", { params: { path: { job: id } } }));
   startOver();
-  loadedFrom = id;
   const input = job.input as Parameters<typeof formOf>[0];
   form.value = formOf(input);
   const address = String(input.train?.data_url ?? "");
-  if (isId(address)) checks.followCheck(address);
-  else dataUrl.value = address;
+  if (isId(address)) {
+    checks.followCheck(address);
+    return address;
+  }
+  dataUrl.value = address;
+  return null;
 }
 
 /** Go on with a check, as after the page was loaded again. */

@@ -1,5 +1,7 @@
-import { describe, expect, it } from "vitest";
+import { beforeAll, describe, expect, it, vi } from "vitest";
 import { EMPTY, type Form, formOf, imagePath, mistakesOf, placeOf, remaining, requestOf, sorted } from "./request";
+
+beforeAll(() => void vi.stubGlobal("navigator", { languages: ["en"] }));
 
 const FULL: Form = {
   ...EMPTY,

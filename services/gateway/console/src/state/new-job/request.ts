@@ -44,7 +44,8 @@ export const EMPTY: Form = {
 export function requestOf(form: Form, dataUrl: string): Request {
   const train = { data_url: dataUrl, ...trainOf(form) };
   const images = drawn(form).map((image) => ({ prompt: image.prompt!, ...valuesOf("inference", image) }));
-  const [bucket, policy, webhook] = [valuesOf("s3Config", form.bucket), valuesOf("policy", form.policy), form.webhook.trim()];
+  const [bucket, policy] = [valuesOf("s3Config", form.bucket), valuesOf("policy", form.policy)];
+  const webhook = WEB_ADDRESS.test(form.webhook.trim()) ? form.webhook.trim() : "";
   return {
     input: { train, ...(images.length > 0 && { inference: images }) },
     ...(isFilled(bucket) && { s3Config: bucket }),
@@ -53,6 +54,8 @@ export function requestOf(form: Form, dataUrl: string): Request {
     ...(isFilled(policy) && { policy }),
   };
 }
+
+const WEB_ADDRESS = /^https?:\/\/[^\s/?#]+([/?#]\S*)?$/i;
 
 const isFilled = (values: object): boolean => Object.keys(values).length > 0;
 
@@ -123,7 +126,7 @@ function mistakesInWebhook({ webhook, webhookEvents }: Form): [string, string][]
   if (!webhook.trim()) return [];
   const { expected, formats } = texts.newJob;
   return [
-    ...(/^https?:\/\/[^\s/?#]+([/?#]\S*)?$/i.test(webhook.trim()) ? [] : [["webhook", expected(formats.webhook!)] as [string, string]]),
+    ...(WEB_ADDRESS.test(webhook.trim()) ? [] : [["webhook", expected(formats.webhook!)] as [string, string]]),
     ...(webhookEvents.length ? [] : [["webhook_events_filter", texts.newJob.noWebhookEvent] as [string, string]]),
   ];
 }
