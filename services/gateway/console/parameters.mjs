@@ -37,12 +37,13 @@ function fieldOf(schema, group, [, name, , range, help]) {
     ...(schemas[schema].required?.includes(name) && { required: true }),
     ...((kind.pattern ?? described.pattern) && group === "s3Config" && { pattern: kind.pattern ?? described.pattern }),
     ...(kind.enum && { choices: kind.enum.filter((each) => each !== null) }),
-    ...limitsOf(kind),
+    ...limitsOf(kind.items ?? kind),
   };
 }
 
-function kindOf({ type, enum: choices }) {
+function kindOf({ type, enum: choices, items }) {
   if (choices) return "choice";
+  if (items?.type === "number") return "numbers";
   const known = { boolean: "boolean", integer: "integer", number: "number", string: "text" };
   return known[[type].flat().find((each) => each !== "null")] ?? "other";
 }

@@ -212,7 +212,7 @@ export const texts = {
     main: "Most used",
     names: {
       max_epochs: "Epochs", lr: "Learning rate", resume_ckpt_url: "Base model", accessId: "Access key ID", accessSecret: "Secret access key",
-      lora_rank: "LoRA rank", lora_alpha: "LoRA alpha", lora_conv_rank: "LoRA rank at convolutions", lora_merge: "Also write it merged",
+      lora_rank: "LoRA rank", lora_alpha: "LoRA alpha", lora_conv_rank: "LoRA rank at convolutions", lora_merge: "Also write it merged", loras: "Weights of the LoRAs",
       useadam8bit: "AdamW in 8 bits", text_encoder_lr: "Text encoder's learning rate", lr_scheduler: "Learning rate over time",
       lr_warmup_steps: "Warm-up steps", lr_decay_steps: "Decay steps", scale_lr: "Scale the rate by the batch", grad_accum: "Steps per update",
       clip_grad_norm: "Gradient clipping", ema_decay_rate: "Average of the weights (EMA)", flip_p: "Mirrored pictures", cond_dropout: "Dropped captions",
@@ -320,7 +320,7 @@ export const texts = {
     history: "Drawn so far",
     empty: "Nothing drawn yet.",
     drawing: (time: string) => `Drawing of ${time}`,
-    modelOf: (id: string) => `model ${id}`,
+    onBase: (model: string) => `on ${model}`,
     steps: (steps: string) => (steps === "1" ? "1 step" : `${steps} steps`),
     noPrompt: "(no prompt)",
     open: (place: string, seed: string) => `Image ${place}, seed ${seed}: open`,

@@ -7,7 +7,7 @@ export type Group = "train" | "beyond" | "validation" | "inference" | "s3Config"
 export interface Field {
   name: string;
   group: Group;
-  kind: "boolean" | "integer" | "number" | "text" | "choice" | "other";
+  kind: "boolean" | "integer" | "number" | "numbers" | "text" | "choice" | "other";
   default: Value;
   /** What is allowed, in words. */
   range: string;

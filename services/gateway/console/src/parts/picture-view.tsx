@@ -3,7 +3,7 @@ import { Link } from "wouter-preact";
 import { count } from "../format";
 import { steady } from "../state/links";
 import { may } from "../state/session";
-import { BASE_MODEL, type Picture, modelOf } from "../state/pictures";
+import { type Picture, modelOf, nameOfModel } from "../state/pictures";
 import { texts } from "../texts";
 import { FullView } from "./full-view";
 
@@ -23,7 +23,6 @@ export function PictureView({ pictures, place, go, use }: PictureViewProps) {
   const shown = pictures[place];
   if (!shown) return null;
   const { image, of } = shown;
-  const model = modelOf(of.job);
   const walk = (key: string) => {
     const next = place + (MOVES[key] ?? 0);
     if (next in pictures) go(next);
@@ -55,7 +54,7 @@ export function PictureView({ pictures, place, go, use }: PictureViewProps) {
       </dl>
       <dl>
         <dt>{texts.draw.model}</dt>
-        <dd>{model === BASE_MODEL ? texts.draw.base : model}</dd>
+        <dd>{nameOfModel(modelOf(of.job))}</dd>
         <dt>{words.job}</dt>
         <dd><Link href={`/jobs/${encodeURIComponent(of.id)}`}>{of.id}</Link></dd>
       </dl>

@@ -1,6 +1,8 @@
 /** Jobs with the images they have drawn, newest first, read page by page. */
 import { type Signal, signal } from "@preact/signals";
 import { Failure, api, result } from "../api/client";
+import { number } from "../format";
+import { texts } from "../texts";
 import { type Image, type JobStatus, type JobSummary, type Results, isLive } from "../api/types";
 
 export interface PictureJob {
@@ -106,6 +108,25 @@ export const imagesOf = (job: JobStatus): readonly Image[] =>
 export const picturesOf = (of: PictureJob): Picture[] =>
   imagesOf(of.job).flatMap((image, index) => (image.image ? [{ of, index, image }] : []));
 
-/** What `input.model` must say to draw with the model that a job has drawn with. */
-export const modelOf = (job: JobStatus): string =>
-  typeof job.input.model === "string" ? job.input.model : job.id;
+/** What a job draws with, as a form holds it: a model's name, or the JSON of several with `base`. */
+export function modelOf({ id, input }: JobStatus): string {
+  const { model, base } = input as { model?: unknown; base?: unknown };
+  if (model == null) return id;
+  return typeof model === "string" && base == null ? model : JSON.stringify({ model, ...(base != null && { base }) });
+}
+
+type Model = string | { model: string; weight?: number };
+type ModelInput = { model: string | Model[]; base?: string };
+
+/** What a request's `input` must say to draw with it. */
+export const modelInputOf = (text: string): ModelInput => (text.startsWith("{") ? (JSON.parse(text) as ModelInput) : { model: text });
+
+/** A model in words: its name, its LoRAs with their weights, and what they are put on. */
+export function nameOfModel(text: string): string {
+  const { model, base } = modelInputOf(text);
+  const names = [model].flat().map((each) => {
+    const [name, weight] = typeof each === "string" ? [each, undefined] : [each.model, each.weight];
+    return `${name === BASE_MODEL ? texts.draw.base : name}${weight === undefined ? "" : ` × ${number(weight)}`}`;
+  });
+  return names.join(" + ") + (base === undefined ? "" : ` (${texts.draw.onBase(base)})`);
+}

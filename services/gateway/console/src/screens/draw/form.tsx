@@ -3,6 +3,7 @@ import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { Failure, api, isSignedOut, result } from "../../api/client";
 import { count } from "../../format";
+import { modelInputOf } from "../../state/pictures";
 import { texts } from "../../texts";
 import { type Mistakes, mistakesOf } from "./mistakes";
 import { ModelChoice, type Models, modelFor } from "./models";
@@ -31,8 +32,8 @@ export function Form({ settings, model, models, taking, onSent }: FormProps) {
     isBusy.value = true;
     mistakes.value = NONE;
     try {
-      const input = { model: modelFor(models, model.value), inference: [entryOf(settings.value)] };
-      await onSent((await result(api.POST("/run", { body: { input } }))).id);
+      const input = { ...modelInputOf(modelFor(models, model.value)), inference: [entryOf(settings.value)] };
+      await onSent((await result(api.POST("/run", { body: { input } as never }))).id);
     } catch (error) {
       if (isSignedOut.value) return;
       const said = error instanceof Failure && error.mistakes.length ? error.mistakes : [(error as Error).message];

@@ -11,7 +11,7 @@ import { Thumbnail } from "../../parts/thumbnail";
 import type { StreamEvent } from "../../api/events";
 import { followJob } from "../../state/job";
 import { cancelJob } from "../../state/jobs";
-import { BASE_MODEL, type Picture, type PictureJob, imagesOf, modelOf, picturesOf } from "../../state/pictures";
+import { type Picture, type PictureJob, imagesOf, modelOf, nameOfModel, picturesOf } from "../../state/pictures";
 import { may } from "../../state/session";
 import { texts } from "../../texts";
 import { shareOf } from "../job/progress";
@@ -83,7 +83,6 @@ function Drawing({ drawing, use, open, arrived = [] }: DrawingProps) {
   const { id, job, createdAt } = drawing;
   const [entry] = entriesOf(job.input);
   const settings = settingsOf(entry ?? {});
-  const model = modelOf(job);
   const cancel = async () => {
     if (await ask(texts.job.confirmCancel, texts.job.cancel)) await attempt(() => cancelJob(id));
   };
@@ -92,7 +91,7 @@ function Drawing({ drawing, use, open, arrived = [] }: DrawingProps) {
       <div class="head">
         <p class="hint">
           <Link href={`/jobs/${encodeURIComponent(id)}`}>{moment(createdAt)}</Link>
-          {` · ${model === BASE_MODEL ? words.base : words.modelOf(model)}`}
+          {` · ${nameOfModel(modelOf(job))}`}
         </p>
         <StatusLabel status={job.status} />
       </div>

@@ -4,7 +4,7 @@ import { useEffect } from "preact/hooks";
 import { api, result } from "../../api/client";
 import type { JobSummary } from "../../api/types";
 import { moment } from "../../format";
-import { BASE_MODEL } from "../../state/pictures";
+import { BASE_MODEL, nameOfModel } from "../../state/pictures";
 import { texts } from "../../texts";
 
 const words = texts.draw;
@@ -69,7 +69,7 @@ export function ModelChoice({ models, model, mistake }: ModelChoiceProps) {
         id="draw-model" value={chosen} aria-invalid={mistake !== undefined} aria-describedby="draw-model-problem"
         onChange={(event) => void (model.value = event.currentTarget.value)}
       >
-        {!isListed && <option value={chosen}>{chosen}</option>}
+        {!isListed && <option value={chosen}>{nameOfModel(chosen)}</option>}
         {trainings.value.length > 0 && (
           <optgroup label={words.trainings}>
             {trainings.value.map((job) => (

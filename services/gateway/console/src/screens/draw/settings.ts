@@ -69,6 +69,7 @@ export function entryOf(settings: Settings): Entry {
     scheduler: settings.scheduler as Entry["scheduler"],
     seed: number(settings.seed),
     passback: null,
+    loras: null,
   };
 }
 

@@ -47,7 +47,7 @@ export function Field({ field, path, text, preset, mistake, set }: FieldProps) {
 function defaultText(field: Parameter, preset: string | undefined): string {
   if (preset !== undefined) return words.byPreset(shownValue(preset));
   if (field.required) return words.required;
-  return field.default === null || field.default === "" ? words.noDefault : words.default(defaultOf(field));
+  return textOf(field.default) === "" ? words.noDefault : words.default(defaultOf(field));
 }
 
 /** Limits are milliseconds, of which nobody reads so many. */

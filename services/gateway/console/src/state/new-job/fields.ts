@@ -22,6 +22,10 @@ function valueOf(field: Field, trimmed: string, text: string): Value | undefined
       return field.choices?.find((choice) => String(choice) === trimmed);
     case "integer":
       return /^[+-]?\d+$/.test(trimmed) ? inRange(field, Number(trimmed)) : undefined;
+    case "numbers": {
+      const values = trimmed.split(/[\s,;]+/).filter(Boolean).map((each) => valueOf({ ...field, kind: "number" }, each, each) as number | undefined);
+      return values.every((each) => each !== undefined) ? values : undefined;
+    }
     case "number":
       return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(trimmed) ? inRange(field, Number(trimmed)) : undefined;
     default:
@@ -50,6 +54,7 @@ export const rangeOf = (field: Field): string =>
 /** A value as it would be typed: small numbers with an exponent, as learning rates are written. */
 export function textOf(value: Value): string {
   if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) return value.toExponential();
+  if (Array.isArray(value)) return value.map((each) => textOf(each as Value)).join(", ");
   return value === null ? "" : String(value);
 }
 

@@ -33,6 +33,13 @@ describe("the request", () => {
     expect(train).toEqual({ data_url: "DATA", batch_size: 6, lr: 1e-6, flip_p: 0 });
   });
 
+  it("has lists of numbers, and their mistakes", () => {
+    const form = { ...EMPTY, images: [{ prompt: "ted", loras: "0.8, -1  .5" }] };
+    expect(requestOf(form, "DATA").input.inference).toEqual([{ prompt: "ted", loras: [0.8, -1, 0.5] }]);
+    expect(formOf(requestOf(form, "DATA").input).images[0]).toEqual({ prompt: "ted", loras: "0.8, -1, 0.5" });
+    expect(mistakesOf({ ...EMPTY, images: [{ prompt: "ted", loras: "0.8, 11" }] })["input.inference[0].loras"]).toContain("from -10 to 10");
+  });
+
   it("leaves out entries without a prompt", () => {
     expect(requestOf({ ...EMPTY, images: [{ width: "768" }, { prompt: " " }] }, "DATA").input.inference).toBeUndefined();
   });

@@ -212,7 +212,7 @@ function textsOf(group: Group, values: Record<string, Value>): Texts {
   return Object.fromEntries(
     fieldsOf(group).flatMap((field) => {
       const value = values[field.name];
-      return value == null || value === field.default ? [] : [[field.name, textOf(value)]];
+      return value == null || textOf(value) === textOf(field.default) ? [] : [[field.name, textOf(value)]];
     }),
   );
 }

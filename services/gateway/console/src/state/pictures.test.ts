@@ -1,0 +1,19 @@
+import { beforeAll, expect, it, vi } from "vitest";
+import type { JobStatus } from "../api/types";
+import { modelInputOf, modelOf, nameOfModel } from "./pictures";
+
+beforeAll(() => void vi.stubGlobal("navigator", { languages: ["en"] }));
+
+const job = (input: object) => ({ id: "ID", input }) as unknown as JobStatus;
+
+it("draws again with what a job has drawn with", () => {
+  expect(modelOf(job({ train: {} }))).toBe("ID");
+  for (const input of [{ model: "owner/name" }, { model: ["a", { model: "b", weight: 0.5 }] }, { model: "lora", base: "base" }]) {
+    expect(modelInputOf(modelOf(job(input)))).toEqual(input);
+  }
+});
+
+it("says it in words", () => {
+  expect(nameOfModel(modelOf(job({ model: ["sd_v1-5_vae.ckpt", { model: "b", weight: 0.5 }] })))).toBe("Base model of this server + b × 0.5");
+  expect(nameOfModel(modelOf(job({ model: "lora", base: "base" })))).toBe("lora (on base)");
+});
