@@ -420,6 +420,7 @@ async def test_every_screen_fits_a_phone_and_says_nothing_serious_to_axe(here: W
         for screen in ("/", "/new", "/draw", "/gallery", "/system"):
             await page.goto(f"{one.url}/#{screen}")
             await page.locator("h1").wait_for()
+            await page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
             overflow = await page.evaluate(
                 "document.documentElement.scrollWidth - document.documentElement.clientWidth"
             )

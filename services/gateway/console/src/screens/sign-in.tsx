@@ -1,6 +1,6 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Failure, isSignedOut } from "../api/client";
-import { signIn } from "../state/session";
+import { lookAgain, signIn } from "../state/session";
 import { texts } from "../texts";
 
 /** The way in. */
@@ -17,7 +17,11 @@ export function SignInAgain() {
   const dialog = useRef<HTMLDialogElement>(null);
   const isOpen = isSignedOut.value;
   useEffect(() => {
-    if (isOpen) dialog.current?.showModal();
+    if (!isOpen) return;
+    dialog.current?.showModal();
+    const look = () => void lookAgain();
+    addEventListener("focus", look);
+    return () => removeEventListener("focus", look);
   }, [isOpen]);
   if (!isOpen) return null;
   return (

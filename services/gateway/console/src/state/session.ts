@@ -20,7 +20,21 @@ export async function resume(): Promise<void> {
 /** @throws {Failure} if the key is not valid. */
 export async function signIn(key: string): Promise<void> {
   const headers = { Authorization: `Bearer ${key.trim()}` };
-  session.value = await result(root.POST("/session", { headers }));
+  begin(await result(root.POST("/session", { headers })));
+}
+
+/** Go on if somebody has signed in again in another tab. */
+export async function lookAgain(): Promise<void> {
+  try {
+    const found = await result(root.GET("/session"));
+    if (isSignedOut.value && found.scopes.length) begin(found);
+  } catch {
+    // the server is away: signing in will say it
+  }
+}
+
+function begin(found: Session): void {
+  session.value = found;
   isSignedOut.value = false;
   signIns.value += 1;
 }
