@@ -58,7 +58,7 @@ MAYBE_CONSOLE  = ! command -v npm >/dev/null || $(MAKE) --no-print-directory con
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help console demo test unit test-long coverage lint types arch check bench bench-card card scale fuzz faults soak hostile examples docs screens screenshots lock format clean servers
+.PHONY: help console demo test unit test-long coverage lint types arch check bench card scale fuzz faults soak hostile examples docs screens screenshots lock format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-12s%s\n' "$$name" "$$what"; done
@@ -107,11 +107,6 @@ card:  ## Look at a graphics card, in ten minutes; writes card-report/ to send i
 	@$(MAKE) --no-print-directory $(CARD)
 	$(VENV)/card/bin/python -m bench.card $(CARD_ARGS)
 
-bench-card:  ## Speed and memory on a graphics card, in ten minutes; writes its part of docs/performance.md
-	@$(PYTHON) -m bench.card.present
-	@$(MAKE) --no-print-directory $(CARD)
-	$(VENV)/card/bin/python -m bench.on_card
-
 scale: servers $(DEV)  ## A gateway with up to 100,000 live jobs; writes its table in docs/performance.md
 	SCALE_ARGS="$(SCALE_ARGS)" $(BIN)/python -m bench scale
 
@@ -135,6 +130,7 @@ docs: servers examples  ## Write what docs/ has from the code, and the pages tha
 	$(BIN)/python -m tests.support.card_memory_table
 	$(BIN)/python -m tests.support.metrics_table
 	$(BIN)/python -m bench schedulers
+	OMP_NUM_THREADS=1 TRACING_PAGE=docs/tracing.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_main_job.py -k posted_zip
 	OMP_NUM_THREADS=1 LIVE_SAMPLES_PAGE=docs/live-samples.md $(BIN)/pytest -q -n 0 tests/end_to_end/test_samples.py
 
 screens: servers $(DEV)  ## Write the screens in docs/command-line.md as a terminal shows them

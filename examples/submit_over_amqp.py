@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import uuid
 from datetime import UTC, datetime
 from functools import reduce
@@ -47,6 +48,7 @@ def submit(channel: Any, login: str, request: dict[str, Any], *, event: str, rep
         pika.BasicProperties(
             content_type="application/json",
             delivery_mode=2,
+            timestamp=int(time.time()),
             user_id=login,
             reply_to=reply_to,
             headers={

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from shared.concurrency import cancelled, uninterrupted
+from shared.telemetry import tracing
 
 STOP_SECONDS = 28.0
 """From SIGTERM to the exit at the latest; container engines commonly kill after 30."""
@@ -71,6 +72,7 @@ async def _leave(executor: ThreadPoolExecutor, *, status: int) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=LEAVE_SECONDS)
+    tracing.flush()
     executor.shutdown(wait=False, cancel_futures=True)
     deadline = monotonic() + LEAVE_SECONDS
     while (threads := _threads()) and monotonic() < deadline:  # noqa: ASYNC110 - no event for it
@@ -138,8 +140,14 @@ def stop_on_signals() -> asyncio.Event:
     It has :data:`STOP_SECONDS`; work that may take longer says so by :func:`exit_put_off`.
     """
     stop = asyncio.Event()
+
+    def told_to_stop(number: signal.Signals) -> None:
+        if not stop.is_set():
+            log.info("stopping", signal=number.name)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop, number)
         # Called at once, also while the event loop is busy.
         signal.signal(number, lambda *_: _watchdog.begin())
     return stop

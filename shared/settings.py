@@ -93,6 +93,10 @@ class Settings:
     keep_days: float
     heartbeat: float
     """Seconds; leases, patience, retry delays and the broker's heartbeat are multiples of it."""
+    log_level: str
+    """The least that is logged: ``debug``, ``info``, ``warning`` or ``error``."""
+    access_log: bool
+    """Whether the gateway logs every request."""
     max_live_jobs: int
     """Jobs of one key that have not ended; this and what follows are the budgets of each key."""
     max_kept_jobs: int
@@ -179,6 +183,8 @@ def _read(read: _Reader) -> Settings:
         resume_every=read("RESUME_EVERY", _seconds, 300.0),
         keep_days=read("KEEP_DAYS", _seconds, 30.0),
         heartbeat=read("HEARTBEAT", _seconds, 10.0),
+        log_level=read("LOG_LEVEL", _level, "info"),
+        access_log=read("ACCESS_LOG", _on_or_off, default=False),
         max_live_jobs=read("MAX_LIVE_JOBS", _count, 10_000),
         max_kept_jobs=read("MAX_KEPT_JOBS", _count, 100_000),
         max_request_bytes=read("MAX_REQUEST_BYTES", _count, 1 << 30),
@@ -361,6 +367,13 @@ def _matching(pattern: str, expected: str) -> Callable[[str], str]:
     return parse
 
 
+def _on_or_off(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("on or off")
+    return text == "on"
+
+
+_level = _matching(r"debug|info|warning|error", "debug, info, warning or error")
 _device = _matching(r"auto|cpu|cuda(:[0-9]{1,2})?", "auto, cpu, cuda or a card such as cuda:1")
 _http_url = _matching(r"https?://[^/\s]+.*", "an http or https URL")
 _amqp_url = _matching(r"amqps?://\S+", "an amqp:// or amqps:// URL")

@@ -47,15 +47,17 @@ def serve(
         from everydream.this_machine.greeting import greet  # noqa: PLC0415
     from everydream.this_machine.machine import make_home  # noqa: PLC0415
     from everydream.this_machine.only_server import only_server  # noqa: PLC0415
-    from shared import telemetry  # noqa: PLC0415
     from shared.service_process import run, stop_on_signals  # noqa: PLC0415
     from shared.settings import from_environment, on_free_port  # noqa: PLC0415
+    from shared.starting import announce  # noqa: PLC0415
+    from shared.telemetry import logs  # noqa: PLC0415
 
-    telemetry.configure("everydream")
+    logs.configure("everydream")
 
     async def main() -> None:
         stop = stop_on_signals()
         settings = on_free_port(from_environment())
+        announce("everydream", settings)
         make_home(settings)
         product = AllInOne(settings)
         with only_server(settings):
@@ -79,9 +81,9 @@ def demo(
 ) -> None:
     """Train the tiny model on two new concepts and draw them, through the real endpoint."""
     from everydream.demo import run_demo  # noqa: PLC0415
-    from shared import telemetry  # noqa: PLC0415
+    from shared.telemetry import logs  # noqa: PLC0415
 
-    telemetry.configure("demo", logging.WARNING)
+    logs.configure("demo", logging.WARNING)
     sys.exit(asyncio.run(run_demo(output)))
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import structlog
 
 from everydream.outcome import reason_of
-from shared import telemetry
 from shared.child.parent import device_variables
 from shared.concurrency import cancelled
 from shared.errors import SettingsError
 from shared.settings import DeviceSetting, Settings, from_environment
+from shared.telemetry import logs
 
 PACKAGE = "everydream-service"
 CHILD = "services.trainer.training.device_facts"
@@ -40,7 +40,7 @@ def read_settings() -> Settings:
     Raises:
         SettingsError: one is invalid.
     """
-    telemetry.configure("everydream", logging.WARNING)
+    logs.configure("everydream", logging.WARNING)
     structlog.configure(processors=[structlog.processors.add_log_level, _as_line])
     return from_environment()
 

@@ -7,17 +7,20 @@ import asyncio
 from services.gateway.app import Gateway, migrate
 from services.gateway.database.connection import Database
 from services.gateway.database.stores import stores_in
-from shared import keys, telemetry
+from shared import keys
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
 from shared.monitoring.server import monitored
 from shared.service_process import closing, or_stopped, run, stop_on_signals
 from shared.settings import Settings, from_environment, on_free_port
+from shared.starting import announce
+from shared.telemetry import logs
 
 
 async def main() -> None:
-    telemetry.configure("gateway")
+    logs.configure("gateway")
     settings, stop = on_free_port(from_environment()), stop_on_signals()
+    announce("gateway", settings)
     async with monitored("gateway", settings):
         await _run(settings, stop)
 

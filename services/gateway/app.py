@@ -263,8 +263,9 @@ class Gateway:
             docs=DocsRoutes(openapi, asyncapi, settings.public_url),
         )
         self._app = application.application(
-            filter(None, endpoints), keys, sessions, authorizer, settings.cors_origins
-        )
+            filter(None, endpoints), keys, sessions, authorizer, settings.cors_origins,
+            access_log=settings.access_log,
+        )  # fmt: skip
         self._app.router.add_get(ASSET_PATH, endpoints.console.asset)
         self._app.on_response_prepare.append(add_tus_headers)
         self.listening = asyncio.Event()

@@ -137,6 +137,8 @@ class Outgoing(Struct, frozen=True, kw_only=True):
     """Seconds since the epoch, by the gateway's clock."""
     owner: str | None = None
     """Whose webhook it is; None: it is none."""
+    traceparent: str | None = None
+    """The W3C trace context of its cause; None: it belongs to no trace."""
 
     @property
     def job(self) -> str:

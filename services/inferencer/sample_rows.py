@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 
 import structlog
@@ -104,6 +105,7 @@ class SampleRows:
     async def _generate(
         self, sampled: CheckpointSampled, folder: Path, keepalive: Callable[[], None]
     ) -> None:
+        begun = monotonic()
         sampled = await load_fields(self._store, sampled)
         job, row = sampled.job, sampled.row
         snapshot = folder / "weights"
@@ -130,7 +132,7 @@ class SampleRows:
             job=job, samples=samples, warnings=tuple(f"{LIVE_SAMPLES}{each}" for each in warnings)
         )
         await self._bus.publish(await store_message(self._store, generated))
-        log.info("sample_row_drawn", job=job, step=row.step)
+        log.info("sample_row_drawn", job=job, step=row.step, seconds=round(monotonic() - begun, 3))
 
 
 async def generate_row(

@@ -11,6 +11,7 @@ from time import monotonic
 
 import aiohttp
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from services.notifier import signature
 from services.notifier.metrics import WEBHOOKS
@@ -20,6 +21,7 @@ from shared.messaging.topology import NOTIFIER_WEBHOOKS
 from shared.network.outbound import check_url, connection_failure, refusing
 from shared.ports import Bus, Delivery, ObjectStore
 from shared.storage.large_fields import load_fields
+from shared.telemetry import tracing
 
 Outcome = WebhookDelivered | WebhookFailed
 CONCURRENCY = 16
@@ -55,13 +57,22 @@ async def _handle(
     if not isinstance(due, WebhookDue):
         await delivery.dead_letter("not a webhook that is due")
         return
-    try:
-        outcome = await post_due(due)
-        await bus.publish(outcome)
-        await delivery.ack()
-    except EveryDreamError as error:
-        log.warning("webhook_outcome_not_published", job=due.job, reason=str(error))
-        await delivery.release()
+    with (
+        bound_contextvars(job=due.job),
+        tracing.span(
+            "webhook", parent=delivery.envelope.traceparent, kind="client",
+            everydream__job=due.job, everydream__attempt=due.attempt,
+        ) as span,
+    ):  # fmt: skip
+        try:
+            outcome = await post_due(due)
+            if isinstance(outcome, WebhookFailed):
+                span.fail("not delivered")
+            await bus.publish(outcome)
+            await delivery.ack()
+        except EveryDreamError as error:
+            log.warning("webhook_outcome_not_published", job=due.job, reason=str(error))
+            await delivery.release()
 
 
 async def _load_and_post(
@@ -76,11 +87,15 @@ async def _load_and_post(
         whole = await load_fields(store, due)
     except NotFound:
         return _failed(due, "the job was deleted", permanent=True)
-    began = monotonic()
+    begun = monotonic()
     outcome = await post(session, secret, allowed, whole)
+    seconds = monotonic() - begun
     told = "delivered" if isinstance(outcome, WebhookDelivered) else "failed"
-    WEBHOOKS.labels(told).observe(monotonic() - began)
-    log.info("webhook_posted", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__)
+    WEBHOOKS.labels(told).observe(seconds)
+    log.info(
+        "webhook_posted", job=due.job, attempt=due.attempt, outcome=type(outcome).__name__,
+        seconds=round(seconds, 3),
+    )  # fmt: skip
     return outcome
 
 
@@ -91,6 +106,8 @@ async def post(
     body = due.body.encode()
     headers = signature.headers(secret, due.webhook_id, int(time.time()), body)
     headers["content-type"] = "application/json"
+    if context := tracing.traceparent():
+        headers["traceparent"] = context
     try:
         check_url(due.url, allowed)
         with refusing(due.url):

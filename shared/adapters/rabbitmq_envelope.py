@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -12,6 +13,7 @@ from pamqp import commands
 
 from shared.messaging.envelope import Envelope
 from shared.messaging.messages import AnyMessage, stable_id, type_of
+from shared.telemetry import tracing
 
 UNREADABLE = "x-unreadable"
 """The only header of a message whose properties cannot be decoded; it says why."""
@@ -43,6 +45,7 @@ def to_amqp(body: bytes, envelope: Envelope) -> aio_pika.Message:
         headers=_headers(envelope),
         content_type="application/json",
         message_id=envelope.id,
+        timestamp=datetime.fromisoformat(envelope.time),
         reply_to=envelope.reply_to,
     )
 
@@ -76,7 +79,7 @@ def envelope_of(incoming: AbstractIncomingMessage, message: AnyMessage) -> Envel
         subject=attribute("subject") or message.job,
         reply_to=incoming.reply_to,
         user_id=incoming.user_id,
-        traceparent=header_text(incoming.headers.get("traceparent")) or None,
+        traceparent=tracing.parse(header_text(incoming.headers.get("traceparent"))),
     )
 
 

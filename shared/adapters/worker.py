@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from shared import keys, telemetry
+from shared import keys
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
 from shared.monitoring.health import Health, probed
@@ -14,9 +14,11 @@ from shared.monitoring.server import monitored
 from shared.ports import Bus, ObjectStore
 from shared.service_process import closing, or_stopped, source_of, stop_on_signals
 from shared.settings import Settings, from_environment
+from shared.starting import announce
 from shared.storage.leftovers import remove_leftovers
 from shared.storage.ready import StoreCheck, disk_problem
 from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
+from shared.telemetry import logs
 
 Serve = Callable[[Settings, str, Bus, ObjectStore, asyncio.Event], Awaitable[None]]
 """A service: takes settings, secret key, bus, store, and the event that stops it."""
@@ -31,8 +33,9 @@ async def run_worker(
         SettingsError: a setting is wrong by itself, or by ``check``, which is asked before anything
             is opened.
     """
-    telemetry.configure(service)
+    logs.configure(service)
     settings, stop = from_environment(), stop_on_signals()
+    announce(service, settings)
     check(settings)
     async with monitored(service, settings):
         await _run(service, serve, settings, stop)

@@ -32,6 +32,7 @@ from shared.child.records import (
 from shared.concurrency import uninterrupted
 from shared.errors import Passing, SettingsError
 from shared.settings import ANY_DEVICE, DeviceSetting
+from shared.telemetry import tracing
 
 DRAIN_SECONDS = 1.0
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
@@ -66,7 +67,9 @@ class Child:
         reader: asyncio.StreamReader,
         pipe: asyncio.ReadTransport,
         log_bytes: int | None,
+        module: str,
     ) -> None:
+        self._module = module
         self._process = process
         self._reader = reader
         self._pipe = pipe
@@ -113,7 +116,7 @@ class Child:
                 raise
         finally:
             os.close(write_end)  # else the pipe would never end
-        return cls(process, reader, pipe, log_bytes)
+        return cls(process, reader, pipe, log_bytes, module)
 
     @property
     def pid(self) -> int:
@@ -156,10 +159,15 @@ class Child:
         Raises:
             ChildDied: it ended before that.
         """
-        async with contextlib.aclosing(self.records()) as records:
-            while not isinstance(record := await anext(records), FinalRecord):
-                await on_record(record)
-            return record
+        tracing.phase("")  # what follows is the child's, up to the parent's next
+        with tracing.span(
+            "child", parent=tracing.traceparent(), process__pid=self.pid,
+            everydream__module=self._module,
+        ):  # fmt: skip
+            async with contextlib.aclosing(self.records()) as records:
+                while not isinstance(record := await anext(records), FinalRecord):
+                    await on_record(record)
+                return record
 
     async def _next_line(self, ended: asyncio.Task[int]) -> bytes:
         """The next record; empty once the process has ended and the pipe is drained.

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from shared.messaging.messages import Message, encode, stable_id, type_of
+from shared.telemetry import tracing
 
 SUBJECT_LENGTH = 255
 """Headers that do not fit into a frame would cost the connection; a job's id has 36 letters."""
@@ -24,7 +25,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
     user_id: str | None = None
     """The login that the broker verified."""
     traceparent: str | None = None
-    """W3C trace context of a producer that sends it; our own services send none."""
+    """W3C trace context of what the message was sent for; None: it belongs to no trace."""
 
 
 def envelope_for(message: Message, *, source: str, reply_to: str | None = None) -> Envelope:
@@ -36,4 +37,5 @@ def envelope_for(message: Message, *, source: str, reply_to: str | None = None) 
         time=datetime.now(UTC).isoformat(),
         subject=message.job[:SUBJECT_LENGTH],
         reply_to=reply_to,
+        traceparent=tracing.traceparent(),
     )

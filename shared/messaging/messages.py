@@ -172,6 +172,8 @@ class ClaimGranted(LargeMessage, frozen=True, kw_only=True, tag="claim.granted")
     """All samples of the job, published with the images (image publication only)."""
     commands: dict[Command, int] = field(default_factory=dict, name="wishes")
     """Numbers of the user's commands that no earlier attempt carried out (training only)."""
+    traceparent: str | None = None
+    """Of the request that the job came with: what is done under the claim is a part of that."""
 
 
 class CommandIssued(Message, frozen=True, kw_only=True, tag="claim.asked"):

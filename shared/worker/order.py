@@ -23,6 +23,7 @@ from shared.ports import Bus, ObjectStore, ReplyQueue
 from shared.request import Command
 from shared.retry import Reconnects
 from shared.storage.large_fields import load_fields, store_message
+from shared.telemetry import tracing
 
 log = structlog.get_logger()
 
@@ -114,6 +115,8 @@ class Order(Keepalive):
     def progress(self, **numbers: Any) -> None:
         """Update the numbers for ``/status``, sent with the next heartbeat; a sign of life."""
         self.keepalive()
+        if "phase" in numbers:
+            tracing.phase(str(numbers["phase"]))
         self.numbers = self.numbers | numbers
 
     def stamp(self) -> Stamp:

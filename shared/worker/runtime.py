@@ -12,9 +12,12 @@ lost. A slot runs one only while no work waits.
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from collections.abc import Coroutine
+from time import monotonic
+from typing import Any, TypeVar
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from shared.concurrency import cancelled, ended, until
 from shared.errors import (
@@ -39,6 +42,7 @@ from shared.messaging.messages import (
     StageFact,
     StageFailed,
     claim_of,
+    type_of,
 )
 from shared.messaging.topology import REPLY_QUEUE_BINDINGS, Queue
 from shared.monitoring.health import probed
@@ -46,6 +50,7 @@ from shared.ports import Bus, Delivery, ObjectStore, ReplyQueue
 from shared.release import release
 from shared.retry import reconnect_delay
 from shared.service_process import exit_put_off, or_stopped
+from shared.telemetry import tracing
 from shared.worker.order import BestEffortTask, Order
 from shared.worker.state import WorkerState
 from shared.worker.work import BestEffortTasks, Work
@@ -202,22 +207,40 @@ class Worker:
         order = Order(self._bus, self._store, reply_queue, delivery.message, stage)
         self._orders[order.claim] = order
         try:
+            cause = delivery.envelope.traceparent
+            with bound_contextvars(job=order.job, stage=stage), tracing.within(cause):
+                await self._claim_and_work(order, delivery, gpu, stop)
+        finally:
+            del self._orders[order.claim]
+
+    async def _claim_and_work(
+        self, order: Order, delivery: Delivery, gpu: str, stop: asyncio.Event
+    ) -> None:
+        cause, job = tracing.traceparent(), order.job
+        with tracing.span(f"claim {order.stage}", parent=cause, everydream__job=job):
             if not await self._claim(order, gpu, stop):
                 await delivery.release()
                 return
             await delivery.ack()
-            if order.refused is None:
-                await self._work_on(order, stop)
-            else:
-                log.debug("claim_refused", job=order.job, stage=stage, reason=order.refused)
-        finally:
-            del self._orders[order.claim]
+        if order.refused is None:
+            # The stage may come hours after its cause, or again: it is linked to it, not a part.
+            whole = order.grant.traceparent or cause
+            with tracing.span(
+                f"stage {order.stage}", parent=whole, kind="consumer", everydream__job=job
+            ) as span:
+                span.link(cause)
+                await self._work_on(order, stop, span)
+        else:
+            log.debug("claim_refused", job=order.job, stage=order.stage, reason=order.refused)
 
     async def _run_best_effort_task(self, delivery: Delivery, stop: asyncio.Event) -> None:
         """Ack when it is done, cancelled with its job or stuck; requeue on a stop or an error."""
         assert self._best_effort_tasks is not None  # noqa: S101 - it came from their queue
         best_effort_task = BestEffortTask(delivery.message)
-        task = asyncio.create_task(self._best_effort_tasks.run(best_effort_task))
+        with tracing.within(delivery.envelope.traceparent):
+            task = asyncio.create_task(
+                _traced(self._best_effort_tasks.run(best_effort_task), best_effort_task)
+            )
         self._under_way[best_effort_task] = task
         try:
             await self._watch_best_effort_task(best_effort_task, task, stop)
@@ -266,8 +289,10 @@ class Worker:
                 claims_left -= 1
         return False
 
-    async def _work_on(self, order: Order, stop: asyncio.Event) -> None:
+    async def _work_on(self, order: Order, stop: asyncio.Event, span: tracing.Span) -> None:
         log.info("working", job=order.job, stage=order.stage, attempt=order.grant.attempt)
+        span.set(everydream__attempt=order.grant.attempt, everydream__worker=self._bus.source)
+        begun = monotonic()
         order.keepalive()
         task = asyncio.create_task(self._perform(order))
         self._tasks[order.claim] = task
@@ -276,6 +301,9 @@ class Worker:
         try:
             await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
             outcome = self._outcome(order, task, stop)
+            span.set(everydream__outcome=type(outcome).__name__)
+            if isinstance(outcome, StageFailed):
+                span.fail(outcome.kind)
             if outcome is not None:
                 await self._publish_outcome(order, outcome, stop)
         finally:
@@ -284,7 +312,10 @@ class Worker:
                 await cancelled(side_task)
             if not stop.is_set():
                 await ended(task)
-        log.info("claim_ended", job=order.job, stage=order.stage, outcome=type(outcome).__name__)
+        log.info(
+            "claim_ended", job=order.job, stage=order.stage, attempt=order.grant.attempt,
+            outcome=type(outcome).__name__, seconds=round(monotonic() - begun, 3),
+        )  # fmt: skip
 
     async def _perform(self, order: Order) -> Result:
         with self._state.busy(order.stage):
@@ -383,6 +414,17 @@ async def _publish_or_fail(order: Order, outcome: StageFact) -> None:
     except Unpublishable as error:
         reason = reason_of(error)
         await order.publish(StageFailed(**order.stamp(), kind="refused", reason=reason))
+
+
+async def _traced(work: Coroutine[Any, Any, None], best_effort_task: BestEffortTask) -> None:
+    job, name = best_effort_task.message.job, type_of(best_effort_task.message)
+    with (
+        bound_contextvars(job=job),
+        tracing.span(
+            f"process {name}", parent=tracing.traceparent(), kind="consumer", everydream__job=job
+        ),
+    ):
+        await work
 
 
 async def _requeue(getting: asyncio.Task[Delivery]) -> None:

@@ -40,10 +40,12 @@ from shared.messaging.topology import (
     TRAINER,
 )
 from shared.ports import Bus, DeadLetter, Delivery, ReplyQueue
+from shared.telemetry import tracing
 from tests.contract.bus_worlds import DEADLINE, World, until
 
 GRANT = ClaimGranted(job="a", stage="training", claim="c", attempt=1)
 IMAGES = ImagesGenerated(job="a", stage="generation", claim="c", images=())
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CANCELLED = JobCancelled(job="a", run=1)
 
 
@@ -116,7 +118,8 @@ async def test_a_message_arrives_as_it_was_said_with_its_envelope(world: World) 
         job="a", stage="training", claim="c", progress={"step": 1, "loss": 0.5, "who": "Zoë"}
     )
 
-    await bus.publish(fact, reply_to="control.here")
+    with tracing.within(TRACEPARENT):
+        await bus.publish(fact, reply_to="control.here")
 
     delivery = await bus.get(GATEWAY_RECORDER)
     said = envelope_for(fact, source="trainer/host-1")
@@ -126,6 +129,7 @@ async def test_a_message_arrives_as_it_was_said_with_its_envelope(world: World) 
     assert (heard.type, heard.subject) == ("training.progressed", "a")
     assert heard.reply_to == "control.here"
     assert heard.time[:10] == said.time[:10]
+    assert heard.traceparent == TRACEPARENT
 
 
 async def test_a_fact_that_nobody_hears_is_an_error_only_when_it_needs_a_listener(

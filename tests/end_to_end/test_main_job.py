@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load
 
 from tests.end_to_end.story import PATIENCE, TINY, User, bucket_config, host_of, user_of
+from tests.end_to_end.traced import exporting_to, run_traced, see_one_trace
 from tests.support.following import followed
+from tests.support.servers.otlp import Collector, collecting
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
@@ -39,13 +41,13 @@ pytestmark = pytest.mark.usefixtures("warm_children")
 @asynccontextmanager
 async def world(
     names: list[str], web: Web, amqp_url: str, postgres_url: str, s3: S3Server, bucket: str,
-    program: Sequence[str] = WARM, **settings: str,
+    program: Sequence[str] = WARM, collector: str = "", **settings: str,
 ) -> AsyncIterator[tuple[Services, User]]:  # fmt: skip
     allowed = f"{host_of(web.url())},{host_of(s3.endpoint_url)}"
     environment = shared_environment(
         amqp_url=amqp_url, database_url=postgres_url, s3=s3, bucket=bucket,
         **{"HEARTBEAT": "0.5", "ALLOWED_PRIVATE_HOSTS": allowed, **settings},
-    )  # fmt: skip
+    ) | exporting_to(collector)  # fmt: skip
     async with (
         running(names, environment, program=program) as services,
         user_of(services.first("gateway").url, web) as user,
@@ -54,8 +56,14 @@ async def world(
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def collector() -> AsyncIterator[Collector]:
+    async with collecting() as one:
+        yield one
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployment(
-    rabbitmq: RabbitMQ, postgres: PostgreSQL, s3_server: S3Server
+    rabbitmq: RabbitMQ, postgres: PostgreSQL, s3_server: S3Server, collector: Collector
 ) -> AsyncIterator[tuple[Services, User]]:
     """One of every service with warm children; a trainer saves a resume point twice a second."""
     rabbitmq.start()
@@ -65,7 +73,7 @@ async def deployment(
         running_web() as web,
         world(
             SERVICES, web, rabbitmq.fresh_url(), postgres.url(), s3_server,
-            s3_server.create_bucket(), RESUME_EVERY="0.5",
+            s3_server.create_bucket(), RESUME_EVERY="0.5", collector=collector.url,
         ) as (services, user),
     ):  # fmt: skip
         yield services, user
@@ -73,13 +81,13 @@ async def deployment(
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn_from_it(
-    deployment: tuple[Services, User], s3_server: S3Server, tmp_path: Path
+    deployment: tuple[Services, User], s3_server: S3Server, collector: Collector, tmp_path: Path
 ) -> None:
     services, user = deployment
     theirs = s3_server.create_bucket()
     request = user.request(s3=bucket_config(s3_server, theirs), clip_skip=2)
     posts = len(user.web.posts)
-    job = await user.client.run(request)
+    job = await run_traced(services.first("gateway").url, user, request)
     statuses = [status async for status in followed(user.client, job, every=0.1)]
     last = statuses[-1]
     assert last["status"] == "COMPLETED", last
@@ -95,6 +103,7 @@ async def test_a_posted_zip_becomes_a_model_in_the_users_bucket_and_images_drawn
     assert last["executionTime"] > 0
     assert webhook["id"] == job
     assert webhook["status"] == "COMPLETED"
+    await see_one_trace(collector, job, user.web.posts[-1])
 
     train = last["output"]["train"]
     assert (train["steps"], train["epochs"], train["images"]) == (2, 2, 8)

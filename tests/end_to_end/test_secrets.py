@@ -21,6 +21,7 @@ from everydream.client import Client
 from shared.messaging.messages import NAMESPACE
 from shared.messaging.topology import EXCHANGE, QUEUES
 from tests.end_to_end.story import User, bucket_config, dataset, host_of, user_of
+from tests.end_to_end.traced import exporting_to
 from tests.support.broker_logins import PASSWORDS, make_logins, make_user
 from tests.support.compose import OURS
 from tests.support.following import followed
@@ -37,6 +38,7 @@ from tests.support.secrets_search import (
     rows_of,
     written,
 )
+from tests.support.servers.otlp import Collector, collecting
 from tests.support.servers.rabbitmq import RabbitMQ
 from tests.support.servers.s3 import S3Server
 from tests.support.servers.web import Web
@@ -72,6 +74,7 @@ class Run:
     shop_url: str
     trainer_url: str
     database_url: str
+    collector: Collector
     jobs: dict[str, str] = field(default_factory=dict)
     """By what became of them."""
     shown: list[Place] = field(default_factory=list)
@@ -127,12 +130,18 @@ class Run:
 
 
 @asynccontextmanager
+async def s3_servers() -> AsyncIterator[tuple[S3Server, S3Server]]:
+    with S3Server(OUR_ID) as ours, S3Server(THEIR_ID) as theirs:
+        await asyncio.gather(asyncio.to_thread(ours.start), asyncio.to_thread(theirs.start))
+        yield ours, theirs
+
+
+@asynccontextmanager
 async def deployment(
     rabbitmq: RabbitMQ, postgres_url: str, web: Web, program: Sequence[str]
 ) -> AsyncIterator[Run]:
     """Five services, each with its own login and only the secrets that it needs."""
-    with S3Server(OUR_ID) as ours, S3Server(THEIR_ID) as theirs:
-        await asyncio.gather(asyncio.to_thread(ours.start), asyncio.to_thread(theirs.start))
+    async with collecting() as collector, s3_servers() as (ours, theirs):
         bucket = await asyncio.to_thread(ours.create_bucket)
         vhost = rabbitmq.fresh_vhost()
         logins = await asyncio.to_thread(make_logins, rabbitmq, vhost)
@@ -141,8 +150,8 @@ async def deployment(
         allowed = f"{host_of(web.url())},{host_of(theirs.endpoint_url)}"
         common = shared_environment(
             amqp_url="", database_url="", s3=ours, bucket=bucket, HEARTBEAT="0.5", API_KEYS="",
-            SECRET_KEY="", ALLOWED_PRIVATE_HOSTS=allowed,
-        )  # fmt: skip
+            SECRET_KEY="", ALLOWED_PRIVATE_HOSTS=allowed, ACCESS_LOG="on", LOG_LEVEL="debug",
+        ) | exporting_to(collector.url)  # fmt: skip
         sealing = {
             "EVERYDREAM_SECRET_KEY": SECRET_KEY, "EVERYDREAM_WEBHOOK_SECRET": WEBHOOK_SECRET,
         }  # fmt: skip
@@ -161,7 +170,7 @@ async def deployment(
                 user.client = Client(user.session, services.first("gateway").url, API_KEY)
                 yield Run(
                     services, user, web, ours, theirs, bucket, rabbitmq.url(vhost), shop,
-                    logins["trainer"], postgres_url,
+                    logins["trainer"], postgres_url, collector,
                 )  # fmt: skip
 
 
@@ -342,10 +351,12 @@ async def test_no_secret_stands_anywhere_after_a_run_with_all_that_can_go_wrong(
         got = [answer("a download", f"{seen.path} {seen.headers}") for seen in web.seen]
         kept_by_nobody = [*while_training, *files_in(run.services.folder), *processes(run), *dead]
         stored = await objects_in(run.ours, run.bucket)
+        spans = [Place(f"span {span.name}", repr(span).encode()) for span in run.collector.spans]
+        kept_by_nobody += spans
         everywhere = [
             *kept_by_nobody, *on_queues, *rows, *posts, *stored, *run.heard, *run.shown,
         ]  # fmt: skip
-        assert min(map(len, (rows, posts, got, stored, run.heard, run.shown, dead))) > 0
+        assert min(map(len, (rows, posts, got, stored, run.heard, run.shown, dead, spans))) > 0
 
         found = [
             *leaks(without_ids([*everywhere, *got]), run.secrets),

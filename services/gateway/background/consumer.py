@@ -7,14 +7,19 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from shared.errors import Unavailable
+from shared.messaging.messages import GatewayHeartbeat, Progressed
 from shared.messaging.topology import Queue
 from shared.ports import Bus, Delivery
 from shared.retry import Reconnects
+from shared.telemetry import tracing
 
 Handler = Callable[[Delivery], Awaitable[None]]
 
+UNTRACED = (GatewayHeartbeat, Progressed)
+"""They come every few seconds, and cause nothing."""
 SHUTDOWN_SECONDS = 2.0
 """How long the current delivery may take when the gateway stops."""
 
@@ -43,6 +48,17 @@ async def _finish(work: asyncio.Task[None]) -> None:
 
 async def process(delivery: Delivery, handle: Handler) -> None:
     """Handle one delivery; it stays unacked while a server is away."""
+    job, parent = delivery.message.job, delivery.envelope.traceparent
+    with bound_contextvars(**({"job": job} if job else {})):
+        if isinstance(delivery.message, UNTRACED):
+            await _process(delivery, handle)
+            return
+        kind = delivery.envelope.type
+        with tracing.span(f"process {kind}", parent=parent, kind="consumer", everydream__job=job):
+            await _process(delivery, handle)
+
+
+async def _process(delivery: Delivery, handle: Handler) -> None:
     async for _ in Reconnects():
         try:
             await handle(delivery)

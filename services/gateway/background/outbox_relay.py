@@ -10,10 +10,11 @@ import structlog
 
 from services.gateway.ports import JobStore, Outgoing
 from shared.errors import Unavailable, Unpublishable
-from shared.messaging.messages import Message, decode
+from shared.messaging.messages import Message, decode, type_of
 from shared.messaging.topology import NOTIFIER_WEBHOOKS
 from shared.ports import Bus
 from shared.retry import reconnect_delay
+from shared.telemetry import tracing
 
 MAX_BUSY = 32
 """No more messages are leased while those of so many jobs are being published."""
@@ -129,7 +130,7 @@ class OutboxRelay:
         except Exception as error:  # noqa: BLE001 - one bad message must not stop the others
             failures = self._failures[row.id] = self._failures.get(row.id, 0) + 1
             wait = reconnect_delay(failures)
-            log.warning("not_published", id=row.id, again_in=wait, reason=str(error))
+            log.warning("not_published", id=row.id, job=row.job, again_in=wait, reason=str(error))
             await self._jobs.postpone(row.id, self._clock() + wait)
         else:
             await self._forget(row)
@@ -140,7 +141,11 @@ class OutboxRelay:
 
     async def _publish(self, row: Outgoing) -> None:
         message = decode(row.message)
-        if row.queue is None:
-            await self._bus.publish(message, mandatory=row.mandatory)
-        else:
-            await self._bus.send(row.queue, message, mandatory=row.mandatory)
+        with tracing.span(
+            f"publish {type_of(message)}", parent=row.traceparent, kind="producer",
+            everydream__job=row.job,
+        ):  # fmt: skip
+            if row.queue is None:
+                await self._bus.publish(message, mandatory=row.mandatory)
+            else:
+                await self._bus.send(row.queue, message, mandatory=row.mandatory)

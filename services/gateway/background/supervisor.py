@@ -26,6 +26,7 @@ from shared.messaging.messages import GatewayHeartbeat
 from shared.messaging.topology import GATEWAY_RECORDER, STAGE_QUEUES, Queue
 from shared.monitoring.health import NOT_REACHED_YET
 from shared.ports import Bus
+from shared.telemetry import tracing
 
 LOST_AFTER_HEARTBEATS = 6
 """Own heartbeats that must come back after a claim's last sign of life before it counts as lost."""
@@ -209,6 +210,11 @@ class Supervisor:
             return Step(job)
         if job.holds(stage.stage, stage.claim) and (claim := job.stages[stage.stage].claim):
             log.warning("claim_lost", job=job.id, stage=stage.stage, worker=claim.worker)
+            with tracing.span(
+                "claim lost", parent=job.traceparent, everydream__job=job.id,
+                everydream__stage=stage.stage, everydream__worker=claim.worker,
+            ) as lost:  # fmt: skip
+                lost.fail("no heartbeat")
         return lose_claim(job, stage.stage, stage.claim, now=now, heartbeat=self._heartbeat)
 
     async def _change(self, job_id: str, decide: Callable[[Job], Step]) -> None:

@@ -441,4 +441,5 @@ def _outgoing(row: Row[Any]) -> Outgoing:
         mandatory=row.mandatory,
         due_at=row.due_at,
         owner=row.owner,
+        traceparent=row.traceparent,
     )

@@ -24,6 +24,7 @@ from services.gateway.turns.places import Places
 from shared import keys
 from shared.network.addresses import AllowedHosts, why_not
 from shared.request import Inference, Request, Train, is_http_url
+from shared.telemetry import tracing
 
 RANDOM_SEED = -1
 SEEDS = 2**32
@@ -97,6 +98,7 @@ class Admission:
             job_id, owner, request, body["input"],
             sealed=sealed, now=self._clock(), digest=digest, checks=checks,
         )  # fmt: skip
+        step = _traced(step)
         try:
             size = len(msgspec.json.encode(body))
             grant = self._budgets.new_check if checks else self._budgets.new_job
@@ -140,6 +142,9 @@ class Admission:
         now = self._clock()
         step = rerun(job, now)
         is_new = step.job.run > job.run
+        if is_new:
+            tracing.link(job.traceparent)
+            step = _traced(step)
         return _released(step, now) if its_turn and is_new else step
 
     async def _is_known(self, job_id: str) -> bool:
@@ -160,6 +165,12 @@ class Admission:
 def _released(step: Step, now: float) -> Step:
     released = release(step.job, now, step.due)
     return Step(released.job, (*step.effects, *released.effects))
+
+
+def _traced(step: Step) -> Step:
+    """The run belongs to the request that is handled now."""
+    job = msgspec.structs.replace(step.job, traceparent=tracing.traceparent())
+    return msgspec.structs.replace(step, job=job)
 
 
 def unwrap(body: Any) -> Any:

@@ -146,6 +146,8 @@ class Job(Struct, frozen=True, kw_only=True):
     digest: str = ""
     """Keyed digest of the request, to compare a repeated submission with."""
     run: int = 1
+    traceparent: str | None = None
+    """The W3C trace context of the request that began the run; None: it had none."""
     status: Status = "IN_QUEUE"
     input: dict[str, Any]
     """The request's ``input``, as the client sent it."""

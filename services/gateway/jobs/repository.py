@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from services.gateway.jobs.change_notifier import ChangeNotifier
-from services.gateway.jobs.job_events import job_events
+from services.gateway.jobs.job_events import job_events, log_end
 from services.gateway.jobs.job_metrics import count_change
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import (
@@ -38,6 +38,7 @@ from shared.errors import NotFound, Unavailable, Unpublishable, Unroutable, shor
 from shared.messaging.messages import Message, WebhookDue, decode, encode, type_of
 from shared.ports import Bus, ObjectStore
 from shared.storage.large_fields import LARGE, load_fields, put_value, store_fields, store_message
+from shared.telemetry import tracing
 
 log = structlog.get_logger()
 
@@ -317,7 +318,7 @@ class JobRepository:
             self._on_turn()
         self._change_notifier.notify(step.job.id, step.job.owner)
         if step.job.ended and not before.ended:
-            log.info("job_ended", job=step.job.id, status=step.job.status, error=step.job.error)
+            log_end(step.job)
             self._on_end(step.job)
         if before.ended and step.job.webhook_settled and not before.webhook_settled:
             warn_if_undelivered(step.job)
@@ -368,6 +369,8 @@ class JobRepository:
 
     async def _outgoing(self, step: Step, version: int, known: set[str]) -> list[Outgoing]:
         durable = [effect for effect in step.effects if effect.durable]
+        # Each try of a webhook is a part of the whole: the last may come hours after the first.
+        whole, current = step.job.traceparent, tracing.traceparent()
         return [
             Outgoing(
                 id=f"{step.job.id}/{version}/{number}",
@@ -376,6 +379,7 @@ class JobRepository:
                 mandatory=effect.mandatory,
                 due_at=self._clock() + effect.delay,
                 owner=step.job.owner if isinstance(effect.message, WebhookDue) else None,
+                traceparent=(whole if isinstance(effect.message, WebhookDue) else current or whole),
             )
             for number, effect in enumerate(durable)
         ]

@@ -460,6 +460,7 @@ def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
         s3=job.s3 if stage in BUCKET_STAGES else None,
         samples=tuple(s.artifact for s in job.samples) if stage == "image_publication" else (),
         commands=_open_commands(job) if stage == "training" else {},
+        traceparent=job.traceparent,
     )
     return _reply(grant, claim.reply_queue)
 

@@ -20,7 +20,7 @@ from services.gateway.jobs.request_parser import (
     Invalid,
 )
 from services.gateway.request_owner import answering
-from services.gateway.web import cross_origin
+from services.gateway.web import cross_origin, request_scope
 from services.gateway.web.authentication import Keys, owner_of
 from services.gateway.web.authorization import CALLER, Authorizer
 from services.gateway.web.measured import measured
@@ -47,14 +47,22 @@ def application(
     sessions: Sessions,
     authorizer: Authorizer,
     origins: Collection[str] = (),
+    *,
+    access_log: bool = False,
 ) -> web.Application:
     """The application with all routes of these objects; pages of ``origins`` may use it."""
     middlewares = [
-        measured, cross_origin.preflight(origins), _errors_as_json, suggest_path,
-        _refuse_compressed, _authenticate(keys, sessions),
-    ]  # fmt: skip
+        request_scope.scoped(access_log=access_log),
+        measured,
+        cross_origin.preflight(origins),
+        _errors_as_json,
+        suggest_path,
+        _refuse_compressed,
+        _authenticate(keys, sessions),
+    ]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
     app.on_response_prepare.append(_protect)
+    app.on_response_prepare.append(request_scope.tell_ids)
     cross_origin.allow(app, origins)
     for part in parts:
         for method, path, handler in _handlers(part, authorizer):

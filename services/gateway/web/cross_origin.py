@@ -17,11 +17,12 @@ ANY = "*"
 METHODS = "GET, HEAD, POST, PATCH, DELETE"
 ACCEPTED = (
     "Authorization, Content-Type, Idempotency-Key, If-None-Match, If-Range, Last-Event-ID, Range,"
-    " Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset"
+    " Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-Request-Id, traceparent"
 )
 READABLE = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After, Tus-Resumable,"
-    " Tus-Version, Tus-Extension, Tus-Max-Size, Upload-Length, Upload-Offset, WWW-Authenticate"
+    " Tus-Version, Tus-Extension, Tus-Max-Size, Upload-Length, Upload-Offset, WWW-Authenticate,"
+    " X-Request-Id, traceparent"
 )
 """Headers of answers that a script may see, besides those that it always may."""
 PREFLIGHT_SECONDS = 7200

@@ -216,6 +216,8 @@ def cell(name: str, number: int) -> str:
 def value_of(name: str, environment: dict[str, str]) -> str:
     """The settings' value of a variable, as the docs would write it; empty for none."""
     value = getattr(from_environment(environment), name.removeprefix("EVERYDREAM_").lower())
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value or "")
 
 

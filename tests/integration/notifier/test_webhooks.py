@@ -30,12 +30,14 @@ from shared.messaging.topology import GATEWAY_RECORDER, NOTIFIER_WEBHOOKS, Queue
 from shared.network.outbound import guarded_session
 from shared.ports import Bus, Delivery, ObjectStore
 from shared.storage.large_fields import LARGE, store_message
+from shared.telemetry import tracing
 from tests.support.servers.hostile import PIECE, Hostile, head, hostile
 from tests.support.servers.process import HOST, free_port
 from tests.support.servers.web import Answer, Seen, Web
 from tests.support.workers import folder_store
 
 SECRET = webhook_secret(None, "a key of thirty-two letters or more")
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BODY = '{"id":"7b1c","output":{"prompt":"ein Fuß"},"status":"COMPLETED"}'
 PATIENCE = 30.0
 
@@ -106,6 +108,15 @@ async def _notifier(world: World) -> AsyncIterator[None]:
 def signed(seen: Seen) -> object:
     """What the receivers' own library makes of a request; raises what it finds wrong."""
     return Webhook(SECRET).verify(seen.body, dict(seen.headers))
+
+
+@pytest.mark.usefixtures("_notifier")
+async def test_a_webhook_carries_the_trace_of_its_job(world: World, web: Web) -> None:
+    with tracing.within(TRACEPARENT):
+        await world.due(web.url("/hook"))
+    await world.outcome()
+
+    assert web.posts[-1].headers["traceparent"] == TRACEPARENT
 
 
 # --- Delivered

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.services import ROOT, ServiceProcess, running
 
-HEAVY = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes", "opentelemetry")
 LIGHT = ("gateway", "fetcher", "notifier")
 PARENTS = ("trainer", "inferencer")
 FETCHER_BYTES = 120 << 20
@@ -47,14 +47,19 @@ def test_neither_does_the_process_that_runs_all_five() -> None:
     assert heavy_modules_after("import everydream.cli, everydream.all_in_one") == []
 
 
-async def test_the_light_services_run_without_torch(amqp_url: str) -> None:
-    environment = {"EVERYDREAM_AMQP_URL": amqp_url, "EVERYDREAM_BASE_MODEL": "tiny"}
+async def test_light_services_run_without_torch_and_log_their_start_and_stop(amqp_url: str) -> None:
+    environment = {
+        "EVERYDREAM_AMQP_URL": amqp_url,
+        "EVERYDREAM_BASE_MODEL": "tiny",
+        "EVERYDREAM_API_KEYS": "test-key",
+    }
 
     async with running(LIGHT, environment) as services:
         for name in LIGHT:
             libraries = libraries_of(services.first(name))
             assert "msgspec" in libraries, "a library that they all have is not seen"
             assert "libtorch" not in libraries
+            assert "google/_upb" not in libraries, "what exports traces is not loaded for nothing"
         assert not services.first("gateway").children
         assert not services.first("notifier").children
         fetcher = services.first("fetcher")
@@ -63,3 +68,11 @@ async def test_the_light_services_run_without_torch(amqp_url: str) -> None:
         (parser,) = fetcher.children
         resident = [each.memory_info().rss for each in (psutil.Process(fetcher.pid), parser)]
         assert sum(resident) < FETCHER_BYTES, resident
+        await services.stop()
+        for process in services.all:
+            lines = [json.loads(line) for line in process.text.splitlines()]
+            assert {(line["service"], line["pid"]) for line in lines} == {
+                (process.name, process.pid)
+            }
+            told = [line["event"] for line in lines if line["event"] in {"starting", "stopping"}]
+            assert told == ["starting", "stopping"]

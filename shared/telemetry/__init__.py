@@ -1,0 +1,1 @@
+"""What a process tells its operators: logs, and traces if somebody collects them."""
