@@ -101,17 +101,30 @@ class _Watchdog:
 
     def __init__(self) -> None:
         self._begun = False
+        self._longer: list[float] = []
+        """When each block that may take longer ends at the latest."""
 
     def begin(self) -> None:
         """Allow :data:`STOP_SECONDS` from now; called again it changes nothing."""
         if not self._begun:
             self._begun = True
-            self.put_off(0.0)
+            self._allow()
 
-    def put_off(self, more: float) -> None:
-        """Allow so many seconds more than that, from now; does nothing before :meth:`begin`."""
+    @contextlib.contextmanager
+    def put_off(self, seconds: float) -> Iterator[None]:
+        """Allow so many seconds more for the block; those of several blocks run side by side."""
+        self._longer.append(end := monotonic() + seconds)
+        self._allow()
+        try:
+            yield
+        finally:
+            self._longer.remove(end)
+            self._allow()
+
+    def _allow(self) -> None:
         if self._begun:
-            faulthandler.dump_traceback_later(STOP_SECONDS + more, exit=True)
+            more = max(self._longer, default=0.0) - monotonic()
+            faulthandler.dump_traceback_later(STOP_SECONDS + max(more, 0.0), exit=True)
 
 
 _watchdog = _Watchdog()
@@ -153,14 +166,9 @@ def stop_on_signals() -> asyncio.Event:
     return stop
 
 
-@contextlib.contextmanager
-def exit_put_off(seconds: float) -> Iterator[None]:
+def exit_put_off(seconds: float) -> contextlib.AbstractContextManager[None]:
     """Allow a process that was told to stop so many seconds more, for the block."""
-    _watchdog.put_off(seconds)
-    try:
-        yield
-    finally:
-        _watchdog.put_off(0.0)
+    return _watchdog.put_off(seconds)
 
 
 def source_of(service: str) -> str:

@@ -90,6 +90,8 @@ class Settings:
     """How many jobs one fetcher or notifier works on at a time; None: the service's default."""
     resume_every: float
     """Seconds between resume points."""
+    drain_seconds: float
+    """How long a worker that is told to stop may go on with the jobs that it has."""
     keep_days: float
     heartbeat: float
     """Seconds; leases, patience, retry delays and the broker's heartbeat are multiples of it."""
@@ -181,6 +183,7 @@ def _read(read: _Reader) -> Settings:
         allowed_private_hosts=frozenset(read("ALLOWED_PRIVATE_HOSTS", _hosts, NO_NAMES)),
         concurrency=read("CONCURRENCY", _count, None),
         resume_every=read("RESUME_EVERY", _seconds, 300.0),
+        drain_seconds=read("DRAIN_SECONDS", _seconds_or_none, 0.0),
         keep_days=read("KEEP_DAYS", _seconds, 30.0),
         heartbeat=read("HEARTBEAT", _seconds, 10.0),
         log_level=read("LOG_LEVEL", _level, "info"),
@@ -306,6 +309,10 @@ def _seconds(text: str) -> float:
     if not 0.0 < value < MAX_SECONDS:
         raise ValueError("a number above 0")
     return value
+
+
+def _seconds_or_none(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from everydream.commands.parameters import Json
 
 Service = Literal["gateway", "fetcher", "trainer", "inferencer", "notifier"]
+COUNTING = ("fetcher", "trainer", "inferencer")
+"""Those whose work is jobs alone."""
 
 
 def serve(
@@ -67,13 +70,30 @@ def serve(
     run(main())
 
 
-def service(name: Service, /) -> None:
+def service(
+    name: Service,
+    /,
+    *,
+    jobs: Annotated[
+        int | None,
+        Parameter(
+            help="Of a fetcher, trainer or inferencer: end after so many jobs, or when none comes"
+            " for 12 heartbeats. Otherwise it runs until it is stopped.",
+            validator=Number(gte=1),
+        ),
+    ] = None,
+) -> None:
     """Run one service against RabbitMQ, as the containers do."""
+    from shared.errors import SettingsError  # noqa: PLC0415
     from shared.service_process import importing, run  # noqa: PLC0415
 
+    if jobs is not None and name not in COUNTING:
+        raise SettingsError(
+            f"--jobs is for a {', '.join(COUNTING)}; a {name} takes no number of jobs"
+        )
     with importing():
         module = importlib.import_module(f"services.{name}.__main__")
-    run(module.main())
+    run(module.main() if jobs is None else module.main(jobs))
 
 
 def demo(

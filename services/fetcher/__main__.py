@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from services.fetcher.models.base_setting import check_base_model
 from services.fetcher.models.configured_model import hub_token
@@ -20,7 +21,13 @@ TRAINER_STARTS_SECONDS = 20.0
 
 
 async def serve(
-    settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
+    settings: Settings,
+    _key: str,
+    bus: Bus,
+    store: ObjectStore,
+    stop: asyncio.Event,
+    *,
+    jobs: int | None = None,
 ) -> None:
     """Stage datasets and base models until ``stop`` is set."""
     hub_token()  # a wrong setting shows at the start, not with the first job
@@ -42,11 +49,14 @@ async def serve(
         concurrency=settings.concurrency or 4,
         patience=TRAINER_STARTS_SECONDS,
     )
-    await Worker(bus, store, work, heartbeat=settings.heartbeat).run(stop)
+    worker = Worker(
+        bus, store, work, heartbeat=settings.heartbeat, drain=settings.drain_seconds, jobs=jobs
+    )
+    await worker.run(stop)
 
 
-async def main() -> None:
-    await run_worker("fetcher", serve, check=check_base_model)
+async def main(jobs: int | None = None) -> None:
+    await run_worker("fetcher", partial(serve, jobs=jobs), check=check_base_model)
 
 
 if __name__ == "__main__":

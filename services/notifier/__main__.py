@@ -35,10 +35,11 @@ async def serve(
         concurrency=settings.concurrency or 4,
     )  # fmt: skip
     secret = keys.webhook_secret(settings.webhook_secret, key)
+    worker = Worker(bus, store, work, heartbeat=settings.heartbeat, drain=settings.drain_seconds)
     async with guarded_session(allowed) as session:
         webhooks = deliver_all(bus, store, session, secret, allowed)
         await asyncio.gather(
-            Worker(bus, store, work, heartbeat=settings.heartbeat).run(stop),
+            worker.run(stop),
             or_stopped(webhooks, stop),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from services.trainer.work import TrainerWork
 from shared.adapters.worker import run_worker
@@ -13,7 +14,13 @@ from shared.worker.runtime import Worker
 
 
 async def serve(
-    settings: Settings, _key: str, bus: Bus, store: ObjectStore, stop: asyncio.Event
+    settings: Settings,
+    _key: str,
+    bus: Bus,
+    store: ObjectStore,
+    stop: asyncio.Event,
+    *,
+    jobs: int | None = None,
 ) -> None:
     """Fine-tune until ``stop`` is set."""
     work = TrainerWork(
@@ -23,11 +30,14 @@ async def serve(
         resume_every=settings.resume_every,
         device=settings.trainers_device,
     )
-    await Worker(bus, store, work, heartbeat=settings.heartbeat).run(stop)
+    worker = Worker(
+        bus, store, work, heartbeat=settings.heartbeat, drain=settings.drain_seconds, jobs=jobs
+    )
+    await worker.run(stop)
 
 
-async def main() -> None:
-    await run_worker("trainer", serve)
+async def main(jobs: int | None = None) -> None:
+    await run_worker("trainer", partial(serve, jobs=jobs))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ that the claim is no longer the live one.
 
 A service may also have best-effort tasks: messages that need no claim, because their outcome may be
 lost. A slot runs one only while no work waits.
+
+A worker may be told how many jobs to take; it then ends by itself, also when no work comes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -48,10 +51,12 @@ from shared.messaging.topology import REPLY_QUEUE_BINDINGS, Queue
 from shared.monitoring.health import probed
 from shared.ports import Bus, Delivery, ObjectStore, ReplyQueue
 from shared.release import release
-from shared.retry import reconnect_delay
+from shared.retry import FAILURES_ALLOWED, reconnect_delay
 from shared.service_process import exit_put_off, or_stopped
 from shared.telemetry import tracing
+from shared.worker.first_delivery import first_delivery
 from shared.worker.order import BestEffortTask, Order
+from shared.worker.outcome import publish_outcome
 from shared.worker.state import WorkerState
 from shared.worker.work import BestEffortTasks, Work
 
@@ -66,12 +71,18 @@ FINAL_PUBLISH_HEARTBEATS = 6
 FINAL_PUBLISH_SECONDS = 10.0
 """The most that these may be: a process that is told to stop has half a minute in all."""
 
+IDLE_HEARTBEATS = 12
+"""Heartbeats without work after which a worker that takes a number of jobs ends.
+
+Longer than the work of a lost worker needs to come back, which other workers are started for: its
+lease, and the longest delay before the next attempt.
+"""
+
 log = structlog.get_logger()
-T = TypeVar("T")
 
 
 class Worker:
-    """Runs a service's work in its slots until it is stopped."""
+    """Runs a service's work in its slots until it is stopped, or has done its number of jobs."""
 
     def __init__(
         self,
@@ -81,32 +92,55 @@ class Worker:
         *,
         heartbeat: float,
         best_effort_tasks: BestEffortTasks | None = None,
+        drain: float = 0.0,
+        jobs: int | None = None,
     ) -> None:
+        """Told to stop it takes no other job, and has ``drain`` seconds to finish those it has.
+
+        With ``jobs`` it ends after so many granted claims, however they end, and after
+        :data:`IDLE_HEARTBEATS` without one.
+        """
         self._bus = bus
         self._store = store
         self._work = work
         self._heartbeat = heartbeat
         self._best_effort_tasks = best_effort_tasks
+        self._drain_seconds = drain
+        self._ends_by_itself = jobs is not None
+        self._jobs_left: float = math.inf if jobs is None else jobs
+        self._hand_over = asyncio.Event()
+        """Set when the work under way has to end: with the stop, or when the drain is over."""
         self._state = WorkerState(bus, work.queue, work.concurrency)
         self._orders: dict[str, Order] = {}
         self._tasks: dict[str, asyncio.Task[Result]] = {}
         self._under_way: dict[BestEffortTask, asyncio.Task[None]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until ``stop`` is set, then shut down in order."""
+        """Work until ``stop`` is set or its jobs are done, then shut down in order."""
         async with (
             probed(self._state.health),
             self._bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue,
         ):
             listening = asyncio.create_task(self._listen(reply_queue))
+            draining = asyncio.create_task(self._drain(stop))
             try:
-                slots = (self._slot(reply_queue, stop) for _ in range(self._work.concurrency))
                 async with asyncio.TaskGroup() as group:
-                    for slot in slots:
-                        group.create_task(slot)
+                    for _ in range(self._work.concurrency):
+                        group.create_task(self._slot(reply_queue, stop))
             finally:
+                await cancelled(draining)
                 await cancelled(listening)
                 await self._work.close()
+
+    async def _drain(self, stop: asyncio.Event) -> None:
+        """Once stopping, let the work under way go on for the time allowed."""
+        await stop.wait()
+        if self._drain_seconds:
+            jobs = [order.job for order in self._orders.values()]
+            log.info("draining", seconds=self._drain_seconds, jobs=jobs)
+            with exit_put_off(self._drain_seconds):
+                await asyncio.sleep(self._drain_seconds)
+        self._hand_over.set()
 
     async def _listen(self, reply_queue: ReplyQueue) -> None:
         async for message in reply_queue.messages():
@@ -137,16 +171,22 @@ class Worker:
 
     async def _slot(self, reply_queue: ReplyQueue, stop: asyncio.Event) -> None:
         """One job after another; an unexpected error costs a pause. Raises SettingsError."""
-        failures = 0
-        while not stop.is_set():
+        failures, idle_since = 0, None
+        while not stop.is_set() and self._jobs_left > 0:
+            self._jobs_left -= 1  # before it is there: other slots must not take it too
+            worked = False
             try:
                 preparing = self._state.prepared(self._work.prepare())
                 if (gpu := await or_stopped(preparing, stop)) is None:
                     return
-                failures = 0
-                queue, delivery = await self._get_next(stop)
+                failures, idle_since = 0, idle_since or monotonic()
+                patience = self._patience(idle_since)
+                if patience <= 0:
+                    log.info("no_work_came", seconds=IDLE_HEARTBEATS * self._heartbeat)
+                    return
+                queue, delivery = await self._get_next(stop, patience)
                 if delivery and queue == self._work.queue:
-                    await self._handle(delivery, gpu, reply_queue, stop)
+                    worked = await self._handle(delivery, gpu, reply_queue, stop)
                 elif delivery:
                     await self._run_best_effort_task(delivery, stop)
             except SettingsError:
@@ -154,19 +194,36 @@ class Worker:
             except Exception:  # the slot must go on
                 log.exception("slot_failed", queue=self._work.queue.name)
                 failures += 1
+                if self._ends_by_itself and failures == FAILURES_ALLOWED:
+                    raise  # whoever started it starts another one
                 await until(stop, timeout=reconnect_delay(failures))
+            finally:
+                if worked:
+                    idle_since = None
+                else:
+                    self._jobs_left += 1
 
-    async def _get_next(self, stop: asyncio.Event) -> tuple[Queue, Delivery | None]:
+    def _patience(self, idle_since: float) -> float:
+        """Seconds that a slot without work since then waits for it."""
+        if not self._ends_by_itself:
+            return math.inf
+        return idle_since + IDLE_HEARTBEATS * self._heartbeat - monotonic()
+
+    async def _get_next(
+        self, stop: asyncio.Event, patience: float
+    ) -> tuple[Queue, Delivery | None]:
         """The next message and its queue; no message when stopping, or to check again.
 
         While work waits, no best-effort task is taken: requeueing it again and again would use up
         its delivery limit. Another slot may get the work first, so the wait for it has a time-out.
         """
         if self._best_effort_tasks is None:
-            return await self._get_first((self._work.queue,), stop)
+            return await first_delivery(self._bus, (self._work.queue,), stop, wait=patience)
         if await self._has_work():
-            return await self._get_first((self._work.queue,), stop, wait=self._heartbeat)
-        return await self._get_first((self._work.queue, self._best_effort_tasks.queue), stop)
+            wait = min(self._heartbeat, patience)
+            return await first_delivery(self._bus, (self._work.queue,), stop, wait=wait)
+        queues = (self._work.queue, self._best_effort_tasks.queue)
+        return await first_delivery(self._bus, queues, stop, wait=patience)
 
     async def _has_work(self) -> bool:
         """Whether work waits in the queue; False if the broker does not answer."""
@@ -175,63 +232,43 @@ class Worker:
         except Unavailable:
             return False
 
-    async def _get_first(
-        self, queues: tuple[Queue, ...], stop: asyncio.Event, *, wait: float | None = None
-    ) -> tuple[Queue, Delivery | None]:
-        """The first message of any queue; of several at once that of the first queue."""
-        getting = [asyncio.create_task(self._bus.get(queue)) for queue in queues]
-        stopping = asyncio.create_task(stop.wait())
-        chosen = None
-        try:
-            await asyncio.wait(
-                (*getting, stopping), timeout=wait, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not stop.is_set():
-                chosen = next((task for task in getting if task.done()), None)
-            if chosen is not None:
-                return queues[getting.index(chosen)], chosen.result()
-            return queues[0], None
-        finally:
-            await cancelled(stopping)
-            for task in getting:
-                if task is not chosen:
-                    await _requeue(task)
-
     async def _handle(
         self, delivery: Delivery, gpu: str, reply_queue: ReplyQueue, stop: asyncio.Event
-    ) -> None:
+    ) -> bool:
+        """Returns whether it was work, granted to us."""
         stage = self._work.stage_of(delivery.message)
         if stage is None:
             await delivery.ack()
-            return
+            return False
         order = Order(self._bus, self._store, reply_queue, delivery.message, stage)
         self._orders[order.claim] = order
         try:
             cause = delivery.envelope.traceparent
             with bound_contextvars(job=order.job, stage=stage), tracing.within(cause):
-                await self._claim_and_work(order, delivery, gpu, stop)
+                return await self._claim_and_work(order, delivery, gpu, stop)
         finally:
             del self._orders[order.claim]
 
     async def _claim_and_work(
         self, order: Order, delivery: Delivery, gpu: str, stop: asyncio.Event
-    ) -> None:
+    ) -> bool:
         cause, job = tracing.traceparent(), order.job
         with tracing.span(f"claim {order.stage}", parent=cause, everydream__job=job):
             if not await self._claim(order, gpu, stop):
                 await delivery.release()
-                return
+                return False
             await delivery.ack()
-        if order.refused is None:
-            # The stage may come hours after its cause, or again: it is linked to it, not a part.
-            whole = order.grant.traceparent or cause
-            with tracing.span(
-                f"stage {order.stage}", parent=whole, kind="consumer", everydream__job=job
-            ) as span:
-                span.link(cause)
-                await self._work_on(order, stop, span)
-        else:
+        if order.refused is not None:
             log.debug("claim_refused", job=order.job, stage=order.stage, reason=order.refused)
+            return False
+        # The stage may come hours after its cause, or again: it is linked to it, not a part.
+        whole = order.grant.traceparent or cause
+        with tracing.span(
+            f"stage {order.stage}", parent=whole, kind="consumer", everydream__job=job
+        ) as span:
+            span.link(cause)
+            await self._work_on(order, span)
+            return True
 
     async def _run_best_effort_task(self, delivery: Delivery, stop: asyncio.Event) -> None:
         """Ack when it is done, cancelled with its job or stuck; requeue on a stop or an error."""
@@ -289,7 +326,7 @@ class Worker:
                 claims_left -= 1
         return False
 
-    async def _work_on(self, order: Order, stop: asyncio.Event, span: tracing.Span) -> None:
+    async def _work_on(self, order: Order, span: tracing.Span) -> None:
         log.info("working", job=order.job, stage=order.stage, attempt=order.grant.attempt)
         span.set(everydream__attempt=order.grant.attempt, everydream__worker=self._bus.source)
         begun = monotonic()
@@ -297,20 +334,21 @@ class Worker:
         task = asyncio.create_task(self._perform(order))
         self._tasks[order.claim] = task
         sending_heartbeats = asyncio.create_task(self._send_heartbeats(order, task))
-        stopping = asyncio.create_task(self._stop_work(order, task, stop))
+        stopping = asyncio.create_task(self._stop_work(order, task))
         try:
             await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
-            outcome = self._outcome(order, task, stop)
+            outcome = self._outcome(order, task)
             span.set(everydream__outcome=type(outcome).__name__)
             if isinstance(outcome, StageFailed):
                 span.fail(outcome.kind)
             if outcome is not None:
-                await self._publish_outcome(order, outcome, stop)
+                seconds = min(FINAL_PUBLISH_HEARTBEATS * self._heartbeat, FINAL_PUBLISH_SECONDS)
+                await publish_outcome(order, outcome, self._hand_over, seconds)
         finally:
             self._cancel(order)
             for side_task in (sending_heartbeats, stopping):
                 await cancelled(side_task)
-            if not stop.is_set():
+            if not self._hand_over.is_set():
                 await ended(task)
         log.info(
             "claim_ended", job=order.job, stage=order.stage, attempt=order.grant.attempt,
@@ -321,21 +359,6 @@ class Worker:
         with self._state.busy(order.stage):
             await order.load()
             return await self._work.perform(order)
-
-    async def _publish_outcome(self, order: Order, outcome: StageFact, stop: asyncio.Event) -> None:
-        """Publish the outcome; a worker that stops does not wait for the broker forever."""
-        seconds = min(FINAL_PUBLISH_HEARTBEATS * self._heartbeat, FINAL_PUBLISH_SECONDS)
-        publishing = asyncio.create_task(_publish_or_fail(order, outcome))
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait((publishing, stopping), return_when=asyncio.FIRST_COMPLETED)
-            async with asyncio.timeout(seconds):
-                await publishing
-        except TimeoutError:
-            log.warning("outcome_not_published", job=order.job, fact=type(outcome).__name__)
-        finally:
-            await cancelled(stopping)
-            await cancelled(publishing)
 
     async def _send_heartbeats(self, order: Order, task: asyncio.Task[Result]) -> None:
         """Send heartbeats; cancel the work if it shows no sign of life for too long.
@@ -354,11 +377,9 @@ class Worker:
                 self._cancel(order)
                 return
 
-    async def _stop_work(
-        self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
-    ) -> None:
+    async def _stop_work(self, order: Order, task: asyncio.Task[Result]) -> None:
         """Returns when the work has ended, or leaves a thread running that nothing can stop."""
-        await stop.wait()
+        await self._hand_over.wait()
         order.stopping.set()
         if self._work.graceful:
             seconds = GRACE_HEARTBEATS * self._heartbeat
@@ -367,14 +388,12 @@ class Worker:
         self._cancel(order)
         await asyncio.wait((task,), timeout=CLEAN_UP_SECONDS)
 
-    def _outcome(
-        self, order: Order, task: asyncio.Task[Result], stop: asyncio.Event
-    ) -> StageFact | None:
+    def _outcome(self, order: Order, task: asyncio.Task[Result]) -> StageFact | None:
         """Decide what an end of the work means; the only place that does."""
         stamp = order.stamp()
         if not task.done():
             log.warning("work_left_running", job=order.job, stage=order.stage)
-            return self._outcome_of_cancellation(order, stop)
+            return self._outcome_of_cancellation(order)
         try:
             return task.result()
         except Refused as error:
@@ -383,7 +402,7 @@ class Worker:
         except Interrupted:
             return self._work.interrupted(**stamp)
         except asyncio.CancelledError:
-            return self._outcome_of_cancellation(order, stop)
+            return self._outcome_of_cancellation(order)
         except Exception as error:  # unknown errors are temporary: published, counted and retried
             if isinstance(error, Passing):  # such as a user's server that answers 500
                 log.warning("work_failed", job=order.job, stage=order.stage, reason=str(error))
@@ -391,7 +410,7 @@ class Worker:
                 log.exception("work_failed", job=order.job, stage=order.stage)
             return StageFailed(**stamp, kind="passing", reason=reason_of(error))
 
-    def _outcome_of_cancellation(self, order: Order, stop: asyncio.Event) -> StageFact | None:
+    def _outcome_of_cancellation(self, order: Order) -> StageFact | None:
         if order.refused is not None:
             log.info(
                 "claim_lost_to_gateway", job=order.job, stage=order.stage, reason=order.refused
@@ -400,7 +419,7 @@ class Worker:
         if order.unpublishable is not None:
             reason = reason_of(order.unpublishable)
             return StageFailed(**order.stamp(), kind="refused", reason=reason)
-        if stop.is_set():
+        if self._hand_over.is_set():
             return self._work.interrupted(**order.stamp())
         phase = order.numbers.get("phase", order.stage)
         reason = f"stalled in {phase}: no sign of life for {order.silence:.0f} s"
@@ -425,10 +444,3 @@ async def _traced(work: Coroutine[Any, Any, None], best_effort_task: BestEffortT
         ),
     ):
         await work
-
-
-async def _requeue(getting: asyncio.Task[Delivery]) -> None:
-    """Stop getting; requeue what arrived meanwhile."""
-    await cancelled(getting)
-    if not getting.cancelled() and getting.exception() is None:
-        await getting.result().release()

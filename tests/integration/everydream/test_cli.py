@@ -277,6 +277,12 @@ def test_the_webhook_s_secret_is_printed_whoever_made_it(home: Path) -> None:
     assert (made.returncode, made.stderr) == (0, "")
 
 
+def test_a_service_whose_work_is_not_jobs_takes_no_number_of_them(home: Path) -> None:
+    done = typed(home, "service", "notifier", "--jobs", "1")
+    assert done.returncode == 1
+    assert "--jobs is for a fetcher, trainer, inferencer" in done.stderr
+
+
 def test_an_unknown_service_is_reported_with_the_nearest_name(home: Path) -> None:
     done = typed(home, "service", "gatewax")
 

@@ -13,7 +13,7 @@ from shared.errors import SettingsError
 from shared.scratch import PREFIX
 from tests.support.servers.process import ServerError
 from tests.support.servers.s3 import S3Server
-from tests.support.services import resolved, running, shared_environment
+from tests.support.services import resolved, running, services_in_a_folder, shared_environment
 
 
 def processes_below(folder: Path) -> list[psutil.Process]:
@@ -80,6 +80,20 @@ async def test_what_killed_workers_left_is_gone_once_another_has_started(
     environment = {"EVERYDREAM_AMQP_URL": amqp_url, "EVERYDREAM_HOME": str(tmp_path)}
     async with running(["notifier"], environment):
         assert [folder.exists() for folder in (*left, kept)] == [False, False, True]
+
+
+async def test_a_worker_for_one_job_ends_in_good_order_when_none_comes(amqp_url: str) -> None:
+    environment = {"EVERYDREAM_AMQP_URL": amqp_url, "EVERYDREAM_HEARTBEAT": "0.1"}
+    async with services_in_a_folder(environment) as services:
+        command = ("everydream", "service", "fetcher", "--jobs", "1")
+        worker = services.begin("fetcher", environment | {"EVERYDREAM_BASE_MODEL": "tiny"}, command)
+        worker.ended = True  # by itself
+        async with asyncio.timeout(60):
+            while worker.alive:
+                await asyncio.sleep(0.05)
+        await worker.kill()
+        assert worker.status == 0, worker.last_words
+        assert "no_work_came" in worker.text
 
 
 async def test_a_service_that_cannot_start_is_reported_at_once(amqp_url: str) -> None:

@@ -68,6 +68,19 @@ A_BUSY_LOOP = BUSY.format(loop="any(_ for _ in iter(int, 1))")
 HEAVY_REGEX = BUSY.format(loop="re.match('(a*)*b', 'a' * 40)")
 
 
+TWO_THAT_TAKE_LONGER = """
+    told = stop
+    class Work:
+        async def wait(self):
+            await told.wait()
+            with service_process.exit_put_off({seconds}):
+                with service_process.exit_put_off(0.1):
+                    pass
+                await asyncio.sleep(1.5)
+    stop = Work()
+"""
+
+
 def ended_by_sigterm(
     work: str, stop_seconds: float = 28.0, *, at: str = "ready"
 ) -> tuple[int, str, float]:
@@ -102,3 +115,13 @@ def test_a_service_that_hears_nothing_ends_all_the_same_and_says_what_it_did(wor
     assert status == 1
     assert "Timeout" in output
     assert "stopped" not in output
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(60.0, 0), (0.2, 1)])
+def test_work_that_said_that_it_takes_longer_is_given_the_time_whatever_else_ends(
+    seconds: float, status: int
+) -> None:
+    work = TWO_THAT_TAKE_LONGER.format(seconds=seconds)
+    ended, output, _seconds = ended_by_sigterm(work, stop_seconds=0.5)
+    assert ended == status, output
+    assert ("stopped" in output) == (status == 0)

@@ -93,6 +93,8 @@ CASES = [
          "a whole number of at least 1"),
     Case("RESUME_EVERY", 300.0, {"0.5": 0.5, "120": 120.0},
          ("0", "-1", "soon", "nan", "inf"), "a number above 0"),
+    Case("DRAIN_SECONDS", 0.0, {"0": 0.0, "3600": 3600.0}, ("-1", "soon", "inf"),
+         "a number above 0"),
     Case("KEEP_DAYS", 30.0, {"7": 7.0}, ("0", "-1", "week", "nan", "inf"), "a number above 0"),
     Case("HEARTBEAT", 10.0, {"0.2": 0.2}, ("0", "-1", "fast", "nan", "inf", "1_0"),
          "a number above 0"),
