@@ -61,10 +61,13 @@ def give_secrets(
     return {name: given.get(text, text) for name, text in environment.items()}
 
 
-def make_secrets(folder: Path, values: Mapping[str, str] | None = None) -> Path:
+def make_secrets(
+    folder: Path, values: Mapping[str, str] | None = None, *, into: str = "secrets"
+) -> Path:
     """Run ``make-secrets.sh`` beside what it reads, in this folder; the folder of secrets.
 
-    ``values`` are environment variables from which it may take some.
+    That is ``into``, below the folder. ``values`` are environment variables that it may take some
+    from.
 
     Raises:
         CalledProcessError: it failed.
@@ -73,8 +76,9 @@ def make_secrets(folder: Path, values: Mapping[str, str] | None = None) -> Path:
         if not (folder / name).exists():
             shutil.copy(DEPLOY / name, folder)
     environment = {"PATH": os.environ["PATH"], **(values or {})}
-    subprocess.run([folder / "make-secrets.sh"], env=environment, check=True, capture_output=True)
-    return folder / "secrets"
+    command: list[Path | str] = [folder / "make-secrets.sh", *([into] if into != "secrets" else [])]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return folder / into
 
 
 def seen_from(compose: Mapping[str, Any], name: str) -> set[str]:

@@ -37,6 +37,13 @@ def test_every_secret_of_compose_is_made_and_no_two_are_alike(tmp_path: Path) ->
     assert all(len(made[name]) == 64 for name in MADE_UP)
 
 
+def test_servers_elsewhere_are_named_in_the_addresses(tmp_path: Path) -> None:
+    hosts = {"RABBITMQ_HOST": "broker.internal:5672", "POSTGRES_HOST": "db.internal"}
+    made = contents(make_secrets(tmp_path, hosts))
+    assert {urlsplit(made[f"amqp-url-{name}"]).hostname for name in OURS} == {"broker.internal"}
+    assert urlsplit(made["database-url"]).hostname == "db.internal"
+
+
 def test_other_users_of_the_machine_do_not_get_at_them_but_containers_do(tmp_path: Path) -> None:
     secrets = make_secrets(tmp_path)
     secrets.chmod(0o755)

@@ -85,6 +85,54 @@ def check_docker(words: list[str]) -> None:
         check(asked.rest)
 
 
+def check_kubectl(words: list[str]) -> None:
+    """Its folders and objects are those of deploy/kubernetes."""
+    if words[1:] in (["drain"], ["apply", "-k"], ["kustomize"]):
+        return  # prose
+    parser = Strict()
+    parser.add_argument("-n", dest="namespace")
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Strict)
+    verbs.add_parser("apply").add_argument("-k", dest="folder")
+    verbs.add_parser("kustomize").add_argument("folder")
+    rollout = verbs.add_parser("rollout")
+    rollout.add_argument("does", choices=["restart", "status"])
+    rollout.add_argument("object")
+    scale = verbs.add_parser("scale")
+    scale.add_argument("object")
+    scale.add_argument("--replicas", type=int, required=True)
+    annotate = verbs.add_parser("annotate")
+    annotate.add_argument("object")
+    annotate.add_argument(
+        "annotation", choices=["autoscaling.keda.sh/paused=true", "autoscaling.keda.sh/paused-"]
+    )
+    logs = verbs.add_parser("logs")
+    logs.add_argument("--follow", action="store_true")
+    logs.add_argument("object")
+    forward = verbs.add_parser("port-forward")
+    forward.add_argument("object")
+    forward.add_argument("port", type=int)
+    verbs.add_parser("get").add_argument("kind", choices=["pods", "scaledjob"])
+    asked = parser.parse_args(words[1:])
+    if folder := getattr(asked, "folder", None):
+        assert (ROOT / folder / "kustomization.yaml").exists(), folder
+    elif asked.verb != "apply":
+        assert asked.namespace == "everydream"
+    if named := getattr(asked, "object", None):
+        kind, _, name = named.partition("/")
+        assert (kind, name) in MANIFESTS, named
+
+
+def manifests() -> set[tuple[str, str]]:
+    """Kind, in small letters, and name of what deploy/kubernetes has."""
+    files = (ROOT / "deploy" / "kubernetes").rglob("*.yaml")
+    documents = (each for file in files for each in yaml.safe_load_all(file.read_text()))
+    named = [each for each in documents if "metadata" in each]
+    return {(each["kind"].lower(), each["metadata"]["name"]) for each in named}
+
+
+MANIFESTS = manifests()
+
+
 def check_curl(words: list[str]) -> None:
     """The gateway has the operation, and takes the body."""
     parser = Strict()
@@ -176,6 +224,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "everydream": check_everydream,
     "make": check_make,
     "docker": check_docker,
+    "kubectl": check_kubectl,
     "curl": check_curl,
     "pip": check_pip,
     ".venv/bin/pip": check_pip,
