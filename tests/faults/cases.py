@@ -23,6 +23,7 @@ MODULES = (
     "cases_gateway",
     "cases_storms",
     "cases_data",
+    "cases_keda",
 )
 DatabaseKind = Literal["sqlite", "postgresql"]
 
