@@ -11,6 +11,7 @@
 #   HOSTILE_ARGS reaches the rude key: --minutes 5, --only heads
 #   LOCK_ARGS   reaches uv when it makes the lock files: --upgrade, an index of your own
 #   CPU_LOCK_ARGS the same, for the images without a card: where torch's CPU builds are
+#   CPU_PIP_ARGS reaches pip when a release is tried: where torch's CPU builds are
 #   SCALE_ARGS  reaches the scale: --only sqlite, --most 1000
 #   CARD_ARGS   reaches the card's report: --only probe children, --device cuda:1
 
@@ -25,6 +26,7 @@ SOAK_ARGS ?=
 HOSTILE_ARGS ?=
 LOCK_ARGS ?=
 CPU_LOCK_ARGS ?=
+CPU_PIP_ARGS ?=
 SCALE_ARGS ?=
 CARD_ARGS ?=
 
@@ -40,6 +42,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV     := $(VENV)/.dev-installed
 FUZZ    := $(VENV)/.fuzz-installed
 BENCH   := $(VENV)/.bench-installed
+RELEASE := $(VENV)/.release-installed
 UV      := $(VENV)/.uv-installed
 
 CARD    := $(VENV)/card/.installed
@@ -58,7 +61,7 @@ MAYBE_CONSOLE  = ! command -v npm >/dev/null || $(MAKE) --no-print-directory con
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help console demo test unit test-long coverage lint types arch check bench card scale fuzz faults soak hostile examples docs screens screenshots lock format clean servers
+.PHONY: help console demo test unit test-long coverage lint types arch check bench bench-card card scale fuzz faults soak hostile examples docs pages screens screenshots release images lock format clean servers
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name what; do printf '  make %-12s%s\n' "$$name" "$$what"; done
@@ -96,7 +99,7 @@ types: $(DEV)  ## mypy, strict, over product, tests and examples
 arch: $(DEV)  ## Who may import whom
 	$(BIN)/lint-imports
 
-check: lint types arch test  ## lint, types, arch and test: what a change must pass
+check: lint types arch docs test  ## lint, types, arch, docs and test: what a change must pass
 
 bench: servers $(BENCH)  ## Measure speed
 	$(BIN)/python -m bench $(BENCH_ARGS)
@@ -126,7 +129,10 @@ examples: $(DEV)  ## Write the answers of the API examples anew, and the documen
 	$(BIN)/python -m tests.support.examples_story
 	$(BIN)/python -m services.gateway.api_documents docs
 
-docs: servers examples  ## Write what docs/ has from the code, and the pages that are measured
+docs: $(DEV)  ## Build the documents as a site in dist/documents; a broken link is an error
+	$(BIN)/sphinx-build --quiet --fail-on-warning --conf-dir docs --builder html . dist/documents
+
+pages: servers examples  ## Write what docs/ has from the code, and the pages that are measured
 	$(BIN)/python -m tests.support.card_memory_table
 	$(BIN)/python -m tests.support.metrics_table
 	$(BIN)/python -m bench schedulers
@@ -138,6 +144,13 @@ screens: servers $(DEV)  ## Write the screens in docs/command-line.md as a termi
 
 screenshots: servers $(DEV) console  ## Take pictures of the console's screens into docs/images
 	$(BIN)/python -m tests.support.screenshots
+
+release: $(RELEASE) console  ## Build a release in dist/ from what is committed, and try it elsewhere
+	@PIP_ARGS="$(PIP_ARGS)" CPU_PIP_ARGS="$(CPU_PIP_ARGS)" deploy/release.sh
+
+# Compose reads deploy/.env for all else that it is told.
+images:  ## Build the images of deploy/compose.yaml, tagged with the version; needs Docker
+	IMAGE_TAG=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) docker compose -f deploy/compose.yaml build
 
 LOCKED := deploy/requirements
 COMPILE = $(BIN)/uv pip compile --quiet --custom-compile-command "make lock" --no-annotate --strip-extras \
@@ -195,6 +208,10 @@ $(FUZZ): $(DEV)
 
 $(BENCH): $(DEV)
 	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[bench]'
+	@touch $@
+
+$(RELEASE): $(DEV)
+	$(PIP) install --quiet $(PIP_ARGS) -c constraints.txt -e '.[release]'
 	@touch $@
 
 $(UV): pyproject.toml constraints.txt | $(BIN)/pip

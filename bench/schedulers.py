@@ -124,7 +124,7 @@ def colour_distance(images: Tensor, others: Tensor) -> float:
 INTRODUCTION = f"""\
 # The twelve schedulers
 
-Made by `python -m bench schedulers` (`make docs`), with the model in `shared/tiny`, the prompt
+Made by `python -m bench schedulers` (`make pages`), with the model in `shared/tiny`, the prompt
 "{PROMPT}" and guidance {GUIDANCE:g}.
 
 ![The prompt by each scheduler with {SHEET_STEPS} steps from the same noise](schedulers.png)

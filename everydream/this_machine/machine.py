@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import MutableMapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import structlog
@@ -17,10 +16,10 @@ from everydream.outcome import reason_of
 from shared.child.parent import device_variables
 from shared.concurrency import cancelled
 from shared.errors import SettingsError
+from shared.release import release
 from shared.settings import DeviceSetting, Settings, from_environment
 from shared.telemetry import logs
 
-PACKAGE = "everydream-service"
 CHILD = "services.trainer.training.device_facts"
 """Says what torch sees, as JSON; a child, because torch takes seconds and gigabytes."""
 CHILD_SECONDS = 120.0
@@ -28,10 +27,7 @@ CHILD_SECONDS = 120.0
 
 def package_version() -> str:
     """The version that is installed."""
-    try:
-        return version(PACKAGE)
-    except PackageNotFoundError:
-        return "unknown: not installed as a package"
+    return release() or "unknown: not installed as a package"
 
 
 def read_settings() -> Settings:

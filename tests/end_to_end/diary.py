@@ -26,7 +26,7 @@ EVERY = 5
 """Steps between those that are noted, at least."""
 HEAD = """# Samples while a job trains
 
-Made by `make docs`: the times of one job with the tiny model, with the five services in separate
+Made by `make pages`: the times of one job with the tiny model, with the five services in separate
 processes over RabbitMQ. Trainer and inferencer share two CPU cores. A row of samples is requested
 at step 0 and every 20 steps; training does not wait for it.
 

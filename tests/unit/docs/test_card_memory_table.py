@@ -10,4 +10,4 @@ from tests.support.measured_page import read
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_table_of_what_fits_a_card_is_that_of_the_arithmetic(part: str) -> None:
-    assert read(part, PAGE).strip() == text_of(part).strip(), "write it anew: make docs"
+    assert read(part, PAGE).strip() == text_of(part).strip(), "write it anew: make pages"
