@@ -58,6 +58,9 @@ COMMANDS: dict[Group, dict[str, dict[str, str]]] = {
             "demo": "Train the tiny model and draw with it, through the real endpoint.",
             "webhook-secret": "Print the secret that signs webhooks.",
         },
+        "maintenance": {
+            "migrate": "Bring the database to this version's tables.",
+        },
         "doctor": {"doctor": "Say what this machine can do, what is wrong and how to mend it."},
     },
 }

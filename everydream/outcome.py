@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from shared.errors import EveryDreamError, Passing, Refused, SettingsError
 
-FAILED, MISUSED, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+FAILED, MISUSED, UNREACHABLE, PENDING, INTERRUPTED = 1, 2, 3, 4, 130
 """Exit statuses besides 0; docs/command-line.md says what they mean."""
 
 

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from everydream.access import access
+from everydream.outcome import PENDING
 from services.fetcher.models.configured_model import (
     TINY_FOLDER,
     ConfiguredModel,
@@ -63,6 +64,7 @@ from shared.storage.manifest import MANIFEST
 from shared.storage.snapshots import drawn_steps, snapshots_of, waiting_snapshots
 from shared.storage.uploads import download_upload
 from tests.contract.past import each, forgotten, json_in
+from tests.integration.everydream.test_cli import typed
 from tests.support.gateway_world import Answer, Claimed, Clock, World, eventually, world
 from tests.support.in_process_parser import InProcessReader
 
@@ -116,11 +118,23 @@ class Past:
 @pytest.fixture(params=each("home"))
 async def past(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Past]:
     left: Path = request.param
-    told = json_in(left.with_name("handed_out.json"))
-    home = tmp_path / "home"
+    home = laid_out(left, tmp_path)
+    async with going_on(left, home) as past:
+        yield past
+
+
+def laid_out(left: Path, folder: Path) -> Path:
+    """The home folder, as that version has left it."""
+    home = folder / "home"
     shutil.copytree(left, home)
     with closing(sqlite3.connect(home / "everydream.db")) as database:
         database.executescript((home / "database.sql").read_text(encoding="utf-8"))
+    return home
+
+
+@asynccontextmanager
+async def going_on(left: Path, home: Path) -> AsyncIterator[Past]:
+    told = json_in(left.with_name("handed_out.json"))
     key, clock = secret_key(None, home), Clock(ahead=told["at"] - time.time())
     async with world(home, key=key, clock=clock, api_keys=(), heartbeat=HEARTBEAT) as here:
         yield Past(here, home, key, told)
@@ -140,6 +154,26 @@ async def test_every_job_of_the_past_goes_on_to_its_end(past: Past, *, handed_ov
     assert ends == {job.id: "COMPLETED" for job in live}
     assert live
     assert not past.here.broker.dead_letters
+
+
+@pytest.mark.parametrize("left", each("home"))
+async def test_after_stop_migrate_and_start_every_job_of_the_past_goes_on(
+    left: Path, tmp_path: Path
+) -> None:
+    home = laid_out(left, tmp_path)
+
+    announced = typed(home, "migrate", "--check", HOME=str(home))
+    assert (announced.returncode, "0016" in announced.stdout) == (PENDING, True), announced
+    done = typed(home, "migrate", HOME=str(home))
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[1:] == announced.stdout.splitlines()[1:]
+    assert typed(home, "migrate", "--check", HOME=str(home)).returncode == 0
+
+    async with going_on(left, home) as past:
+        live = await past.jobs("IN_QUEUE", "IN_PROGRESS")
+        for job in live:
+            await complete(past, job)
+        assert {(await past.job(job.id)).status for job in live} == {"COMPLETED"}
 
 
 async def test_what_supervision_reads_is_what_the_records_say(past: Past) -> None:

@@ -17,8 +17,6 @@ from weakref import WeakSet
 
 import aiosqlite
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql, sqlite
@@ -26,10 +24,10 @@ from sqlalchemy.engine import URL, Connection, Dialect, Row, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from services.gateway.database.schema import Schema, read_schema, upgrade_schema
 from services.gateway.database.shares import Shares
 from shared.errors import Unavailable
 
-MIGRATIONS = Path(__file__).with_name("migrations")
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 MIGRATION_LOCK = 0x65766572
 """Advisory lock under which one process at a time migrates PostgreSQL."""
@@ -95,12 +93,23 @@ class Database:
         is_sqlite = address.get_backend_name() == "sqlite"
         return cls(_sqlite(address) if is_sqlite else _postgresql(address))
 
-    async def migrate(self) -> None:
-        """Upgrade the schema; safe when several processes do it at once."""
+    async def migrate(self) -> Schema:
+        """Upgrade the schema; as it was before. Safe when several processes do it at once.
+
+        Raises:
+            SettingsError: it is of a newer version, beside which this one cannot work.
+            Unavailable: the database does not answer.
+        """
         if self._engine.dialect.name == "sqlite":
             await self._write_ahead()
         async with self.writing(lock=MIGRATION_LOCK) as connection:
-            await connection.run_sync(_upgrade)
+            return await connection.run_sync(upgrade_schema)
+
+    async def schema(self) -> Schema:
+        """How the schema stands to this version's. Raises Unavailable."""
+        with _translate_errors():
+            async with self._call(), self._engine.connect() as connection:
+                return await connection.run_sync(read_schema)
 
     async def all(self, statement: sa.Executable) -> Sequence[Row[Any]]:
         """The rows of a SELECT. Raises Unavailable."""
@@ -304,14 +313,6 @@ def _begin_sqlite(connection: Connection) -> None:
 def _roll_back(connection: Any, *_: object) -> None:
     """Release the write lock; a connection closed with an unread row would keep it for long."""
     connection.rollback()
-
-
-def _upgrade(connection: Connection) -> None:
-    """Upgrade to the newest revision, inside the open transaction."""
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    command.upgrade(config, "head")
 
 
 @contextmanager
