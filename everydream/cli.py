@@ -60,6 +60,8 @@ COMMANDS: dict[Group, dict[str, dict[str, str]]] = {
         },
         "maintenance": {
             "migrate": "Bring the database to this version's tables.",
+            "backup": "Copy database and store into a folder, while the services run.",
+            "restore": "Fill an empty database and an empty store from a backup.",
         },
         "doctor": {"doctor": "Say what this machine can do, what is wrong and how to mend it."},
     },

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Annotated
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from everydream.commands.parameters import Json
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
+
+Part = Literal["database", "store"]
+Only = Annotated[
+    Part | None, Parameter(show_default=False, help="One of the two; the other has other means.")
+]
 
 
 def migrate(
@@ -37,3 +47,56 @@ def migrate(
             print("\n".join(migration.lines(found, applied=not check)))  # noqa: T201 - the result
     if check and found.lacking:
         sys.exit(PENDING)
+
+
+def backup(
+    folder: Annotated[Path, Parameter(help="Where to; a folder for this backup alone.")],
+    /,
+    *,
+    only: Only = None,
+    json: Json = False,
+) -> None:
+    """Copy database and store into a folder, in this order, while the services run.
+
+    It needs the services' settings, and pg_dump if the database is PostgreSQL.
+    """
+    from everydream.maintenance import backup as backups  # noqa: PLC0415
+
+    _copy(backups.back_up, folder, only, json=json)
+
+
+def restore(
+    folder: Annotated[Path, Parameter(help="What everydream backup has written.")],
+    /,
+    *,
+    only: Only = None,
+    json: Json = False,
+) -> None:
+    """Fill an empty database and an empty store from a backup, before the services start.
+
+    It needs the services' settings, and pg_restore if the database is PostgreSQL.
+    """
+    from everydream.maintenance import backup as backups  # noqa: PLC0415
+
+    _copy(backups.restore, folder, only, json=json)
+
+
+def _copy(
+    copy: Callable[[Settings, Path, Sequence[Part]], Coroutine[Any, Any, dict[str, Any]]],
+    folder: Path,
+    only: Part | None,
+    *,
+    json: bool,
+) -> None:
+    from everydream.maintenance import backup as backups  # noqa: PLC0415
+    from everydream.outcome import errors_in_one_line, print_json  # noqa: PLC0415
+    from everydream.this_machine.machine import make_home, read_settings  # noqa: PLC0415
+
+    with errors_in_one_line(as_json=json):
+        settings = read_settings()
+        make_home(settings)
+        done = asyncio.run(copy(settings, folder, (only,) if only else backups.PARTS))
+        if json:
+            print_json({"folder": str(folder)} | done)
+        else:
+            print("\n".join(backups.lines(done, folder)))  # noqa: T201 - the result

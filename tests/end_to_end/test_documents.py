@@ -35,7 +35,8 @@ NOT_RUN = {
     r"^docker compose|^export RABBITMQCTL": "needs Docker; test_compose.py reads the files",
     r"deploy/rabbitmq-users\.sh|^rabbitmqctl": "needs a broker; test_broker_rights.py makes logins",
     r"^everydream models pull": "fetches gigabytes from the hub",
-    r"^git pull": "changes the clone",
+    r"^everydream (backup|restore)": "needs an empty place; tests/faults/test_restore.py has one",
+    r"^git (pull|tag)": "changes the clone",
     r"^\.venv/bin/pytest -m gpu|cuda:1": "needs a card, or two",
 }
 """Commands that are not run here, and why. They exist: tests/unit/docs/test_commands.py."""

@@ -71,17 +71,23 @@ def check_docker(words: list[str]) -> None:
     logs = verbs.add_parser("logs")
     logs.add_argument("--follow", action="store_true")
     logs.add_argument("services", nargs="+")
+    up.add_argument("services", nargs="*")
+    run = verbs.add_parser("run")
+    run.add_argument("--rm", action="store_true")
+    run.add_argument("--no-deps", action="store_true")
+    run.add_argument("--volume", action="append")
     inside = verbs.add_parser("exec")
     inside.add_argument("-T", action="store_true")
-    inside.add_argument("services", nargs=1)
-    inside.add_argument("rest", nargs=argparse.REMAINDER)
+    for each in (run, inside):
+        each.add_argument("services", nargs=1)
+        each.add_argument("rest", nargs=argparse.REMAINDER)
     asked = parser.parse_args(words[2:])
     scaled = [each.partition("=")[0] for each in getattr(asked, "scale", [])]
     for name in (*getattr(asked, "services", []), *scaled):
         assert name in read_compose()["services"], name
     for file in asked.files:
         assert (ROOT / file).exists() or file.endswith(".override.yaml"), file
-    if asked.verb == "exec":
+    if asked.verb in {"exec", "run"}:
         check(asked.rest)
 
 
@@ -234,7 +240,19 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "deploy/make-secrets.sh": check_script,
     "deploy/rabbitmq-users.sh": check_script,
     **dict.fromkeys(
-        (".", "echo", "git", "grep", "pre-commit", "rabbitmqctl", "set"), check_nothing
+        (
+            ".",
+            "echo",
+            "git",
+            "grep",
+            "mkdir",
+            "pg_dump",
+            "pg_restore",
+            "pre-commit",
+            "rabbitmqctl",
+            "set",
+        ),
+        check_nothing,
     ),
 }
 
