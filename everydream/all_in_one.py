@@ -49,7 +49,7 @@ class AllInOne:
         broker = MemoryBroker()
         async with monitored("everydream", settings), AsyncExitStack() as stack:
             database = await stack.enter_async_context(
-                closing(Database.open(settings.database_url))
+                closing(Database.open(settings.database_url, settings.database_connections))
             )
             stores = stores_in(database)
             store = await stack.enter_async_context(closing(open_store(settings, key)))

@@ -67,7 +67,14 @@ class Settings:
     cors_origins: frozenset[str]
     """Sites whose pages may use the gateway from a browser; ``*``: all."""
     amqp_url: str = field(repr=False)
+    """May name several hosts of one cluster, separated by commas."""
+    delivery_limit: int
+    """Deliveries of a message by the broker before it is a dead letter."""
+    quorum_group_size: int | None
+    """Nodes of the broker that hold a queue when it is made; None: as the broker is set."""
     database_url: str = field(repr=False)
+    database_connections: int
+    """Of one gateway, to PostgreSQL."""
     store_url: str
     store_public_endpoint: str | None
     """Endpoint in presigned links, if clients reach the store under another name."""
@@ -170,6 +177,9 @@ def _read(read: _Reader) -> Settings:
         public_url=read("PUBLIC_URL", _http_url, _local_url(port)),
         cors_origins=frozenset(read("CORS_ORIGINS", _origins, NO_NAMES)),
         amqp_url=read("AMQP_URL", _amqp_url, "amqp://guest:guest@127.0.0.1/"),
+        delivery_limit=read("DELIVERY_LIMIT", _count, 20),
+        quorum_group_size=read("QUORUM_GROUP_SIZE", _count, None),
+        database_connections=read("DATABASE_CONNECTIONS", _count, 15),
         database_url=read("DATABASE_URL", _database_url, f"sqlite:///{home / 'everydream.db'}"),
         store_url=read("STORE_URL", _store_url, f"file://{home / 'store'}"),
         store_public_endpoint=read("STORE_PUBLIC_ENDPOINT", _http_url, None),

@@ -1,8 +1,9 @@
 """Backup and restore of a deployment: its database and its store, in a folder.
 
-The database comes first: what its rows name was in the store before they named it, so a store
-that is copied after it has all of it, but for what is deleted meanwhile. A part is there under
-its own name only once it is whole.
+The store is copied, then the database, then what is new in the store. What rows name was in the
+store before they named it, so the second time finds what the first has not; and what is deleted
+once a row no longer needs it, a resume point or a staged dataset, the first time has copied.
+A part is there under its own name only once it is whole.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ PARTS: tuple[Part, ...] = ("database", "store")
 STORE = "store"
 UNFINISHED = "unfinished-"
 """Begins the name of what is not whole yet."""
+CLOCKS_SECONDS = 60.0
+"""By which the store's clock may differ from ours."""
 AT_ONCE = 4
 """Objects that are copied at a time."""
 
@@ -38,18 +41,20 @@ AT_ONCE = 4
 async def back_up(settings: Settings, folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
     """Copy database and store, or one of them, into a folder, while they are used.
 
-    Returns what was copied: by part its ``bytes``, of the store also its ``objects``.
+    A store that is there already is brought up to date. Returns what is there at the end: by part
+    its ``bytes``, of the store also its ``objects``.
 
     Raises:
-        Refused: the folder has such a part already, or the database's own tool fails.
+        Refused: the folder has a database already, or the database's own tool fails.
         Unavailable: database, store or disk do not answer or have no room.
     """
     copies = _copies(settings, folder)
-    for part in parts:
-        if copies[part].exists():
-            raise Refused(f"{copies[part]} is there already; give each backup a folder of its own")
+    if "database" in parts and copies["database"].exists():
+        raise Refused(f"{copies['database']} is there already; give each backup its own folder")
     await in_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
     done: dict[str, Any] = {}
+    if "store" in parts:
+        await _back_up_store(settings, copies["store"])
     if "database" in parts:
         done["database"] = await _back_up_database(settings, copies["database"])
     if "store" in parts:
@@ -78,7 +83,8 @@ async def restore(settings: Settings, folder: Path, parts: Sequence[Part]) -> di
         async with closing(_store_of(settings)) as store:
             async for found in store.list(""):
                 raise Refused(f"EVERYDREAM_STORE_URL names a store that is not empty: {found.key}")
-            done["store"] = await _copy_objects(_folder_store(copies["store"]), store, folder)
+            await _copy_objects(_folder_store(copies["store"]), store, folder)
+        done["store"] = await _contents(_folder_store(copies["store"]))
     if "database" in parts:
         await database_copy.copy_back(settings.database_url, copies["database"])
         done["database"] = _size_of(copies["database"])
@@ -111,35 +117,53 @@ async def _back_up_database(settings: Settings, file: Path) -> dict[str, Any]:
     return _size_of(file)
 
 
-async def _back_up_store(settings: Settings, folder: Path) -> dict[str, Any]:
-    unfinished = folder.with_name(f"{UNFINISHED}{uuid4()}")
+async def _back_up_store(settings: Settings, folder: Path) -> dict[str, int]:
+    """Copy what the folder lacks; a new folder is there once all is."""
+    unfinished = _unfinished(folder)
     try:
         async with closing(_store_of(settings)) as store:
-            done = await _copy_objects(store, _folder_store(unfinished), folder.parent)
+            await _copy_objects(store, _folder_store(unfinished), folder.parent)
         unfinished.replace(folder)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return done
+        if unfinished != folder:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return await _contents(_folder_store(folder))
 
 
-async def _copy_objects(source: ObjectStore, target: ObjectStore, folder: Path) -> dict[str, int]:
-    """Copy all objects by way of a folder on a disk with room for a few of them."""
+def _unfinished(folder: Path) -> Path:
+    """Where to copy to: the folder itself, if it is whole already."""
+    return folder if folder.exists() else folder.with_name(f"{UNFINISHED}{uuid4()}")
+
+
+async def _copy_objects(source: ObjectStore, target: ObjectStore, folder: Path) -> None:
+    """Copy what the target lacks, by way of a folder on a disk with room for a few objects."""
+    there = {found.key: found async for found in target.list("")}
+    every = [found async for found in source.list("")]
     with TemporaryDirectory(prefix=UNFINISHED, dir=folder) as passing:
 
-        async def copy(found: StoredObject) -> int:
-            """How many bytes; -1: it was deleted meanwhile."""
+        async def copy(found: StoredObject) -> None:
             file = Path(passing) / str(uuid4())
             try:
                 await source.download(found.key, file)
                 await target.upload(file, found.key, immutable=True)
-                return file.stat().st_size
             except NotFound:
-                return -1
+                pass  # it was deleted meanwhile
             finally:
                 file.unlink(missing_ok=True)
 
-        every = [found async for found in source.list("")]
-        sizes = [size for size in await gather_limited(copy, every, limit=AT_ONCE) if size >= 0]
+        lacking = (found for found in every if _is_newer(found, there.get(found.key)))
+        await gather_limited(copy, lacking, limit=AT_ONCE)
+
+
+def _is_newer(found: StoredObject, copy: StoredObject | None) -> bool:
+    """Whether it is not what was copied, or may not be."""
+    return (
+        copy is None or found.bytes != copy.bytes or found.modified > copy.modified - CLOCKS_SECONDS
+    )
+
+
+async def _contents(store: ObjectStore) -> dict[str, int]:
+    sizes = [found.bytes async for found in store.list("")]
     return {"objects": len(sizes), "bytes": sum(sizes)}
 
 

@@ -39,6 +39,7 @@ from shared.dataset.card_memory import (
 )
 from shared.disk import free_bytes
 from shared.errors import EveryDreamError, Refused
+from shared.messaging.topology import Quorum
 from shared.service_process import closing
 from shared.settings import Settings
 from shared.words import counted
@@ -210,7 +211,10 @@ async def _broker(settings: Settings) -> Finding:
     shown = _without_secrets(settings.amqp_url)
     try:
         async with asyncio.timeout(SECONDS):
-            bus = await RabbitMQBus.open(settings.amqp_url, source="doctor", heartbeat=SECONDS)
+            quorum = Quorum(settings.delivery_limit, settings.quorum_group_size)
+            bus = await RabbitMQBus.open(
+                settings.amqp_url, source="doctor", heartbeat=SECONDS, quorum=quorum
+            )
             await bus.close()
     except (EveryDreamError, TimeoutError) as error:
         return _unreached("broker", shown, error, "EVERYDREAM_AMQP_URL")

@@ -10,6 +10,7 @@ from services.gateway.database.stores import stores_in
 from shared import keys
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
+from shared.messaging.topology import Quorum
 from shared.monitoring.server import monitored
 from shared.service_process import closing, or_stopped, run, stop_on_signals
 from shared.settings import Settings, from_environment, on_free_port
@@ -27,11 +28,16 @@ async def main() -> None:
 
 async def _run(settings: Settings, stop: asyncio.Event) -> None:
     key = keys.secret_key(settings.secret_key, settings.home)
-    bus = RabbitMQBus.connecting(settings.amqp_url, source="gateway", heartbeat=settings.heartbeat)
+    bus = RabbitMQBus.connecting(
+        settings.amqp_url,
+        source="gateway",
+        heartbeat=settings.heartbeat,
+        quorum=Quorum(settings.delivery_limit, settings.quorum_group_size),
+    )
     async with (
         closing(bus),
         closing(open_store(settings, key)) as store,
-        closing(Database.open(settings.database_url)) as database,
+        closing(Database.open(settings.database_url, settings.database_connections)) as database,
     ):
         stores = stores_in(database)
         await or_stopped(migrate(stores.jobs), stop)

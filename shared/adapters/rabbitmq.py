@@ -47,6 +47,7 @@ from shared.adapters.rabbitmq_connection import (
     ConnectionLost,
     Consumer,
     close_quietly,
+    parse_urls,
     pause,
     redirect_library_logs,
     retry_until_connected,
@@ -67,11 +68,13 @@ from shared.adapters.rabbitmq_topology import (
     declare_queue,
     find_queue,
 )
-from shared.errors import SettingsError, Unavailable, Unpublishable, Unroutable
+from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import AnyMessage, JobRequested, Message, encode, type_of
-from shared.messaging.topology import DEAD_LETTERS, DELIVERY_LIMIT, EXCHANGE, Queue
+from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, Queue, Quorum
 from shared.ports import DeadLetter
+
+QUORUM = Quorum()
 
 log = structlog.get_logger()
 
@@ -117,11 +120,6 @@ async def _settle(incoming: AbstractIncomingMessage, settle: Callable[[], Awaita
     with suppress(ConnectionLost):
         async with translate_errors(ANSWER_SECONDS):
             await settle()
-
-
-def _is_last_delivery(incoming: AbstractIncomingMessage) -> bool:
-    deliveries = incoming.headers.get("x-delivery-count")
-    return isinstance(deliveries, int) and deliveries >= DELIVERY_LIMIT
 
 
 class _ReplyQueue:
@@ -175,24 +173,34 @@ class _ReplyQueue:
 class RabbitMQBus:
     """The :class:`shared.ports.Bus` of one service on a RabbitMQ broker; see :meth:`open`."""
 
-    def __init__(self, url: URL, *, source: str, heartbeat: float) -> None:
+    def __init__(
+        self, urls: Sequence[URL], *, source: str, heartbeat: float, quorum: Quorum
+    ) -> None:
         amqp_heartbeat = max(2, round(heartbeat))
-        login = None if url.query.get("auth") == "external" else url.user or "guest"
+        login = None if urls[0].query.get("auth") == "external" else urls[0].user or "guest"
         self._source = source
         self._patience = max(2.0, heartbeat / 2)
-        self._consuming = Connection(url, name=f"{source} consuming", heartbeat=amqp_heartbeat)
-        self._publishing = Connection(url, name=f"{source} publishing", heartbeat=amqp_heartbeat)
-        self._topology = Topology(self._consuming)
-        self._publisher = Publisher(self._publishing, login=login, patience=self._patience)
+        self._consuming = Connection(urls, name=f"{source} consuming", heartbeat=amqp_heartbeat)
+        self._publishing = Connection(urls, name=f"{source} publishing", heartbeat=amqp_heartbeat)
+        self._quorum = quorum
+        self._topology = Topology(self._consuming, quorum)
+        self._publisher = Publisher(
+            self._publishing,
+            Topology(self._publishing, quorum),
+            login=login,
+            patience=self._patience,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def open(cls, url: str, *, source: str, heartbeat: float) -> Self:
+    async def open(
+        cls, url: str, *, source: str, heartbeat: float, quorum: Quorum = QUORUM
+    ) -> Self:
         """Connect and declare the topology; waits for the broker until cancelled.
 
         Otherwise as :meth:`connecting`.
         """
-        bus = cls.connecting(url, source=source, heartbeat=heartbeat)
+        bus = cls.connecting(url, source=source, heartbeat=heartbeat, quorum=quorum)
         try:
             await bus.connected()
         except BaseException:
@@ -201,9 +209,12 @@ class RabbitMQBus:
         return bus
 
     @classmethod
-    def connecting(cls, url: str, *, source: str, heartbeat: float) -> Self:
+    def connecting(
+        cls, url: str, *, source: str, heartbeat: float, quorum: Quorum = QUORUM
+    ) -> Self:
         """A bus that connects as soon as the broker answers and declares at the first publish.
 
+        The URL may name several hosts of a cluster, ``amqp://user:password@one,two:5673/vhost``.
         ``heartbeat`` (seconds, at least 2) is also the AMQP heartbeat; a publish waits half of it,
         at least 2 s, for its confirm.
 
@@ -212,7 +223,7 @@ class RabbitMQBus:
         """
         redirect_library_logs()
         tolerate_unreadable_properties()
-        return cls(_parse_url(url), source=source, heartbeat=heartbeat)
+        return cls(parse_urls(url), source=source, heartbeat=heartbeat, quorum=quorum)
 
     async def connected(self) -> None:
         """Wait until the broker answers and the topology is declared."""
@@ -321,7 +332,7 @@ class RabbitMQBus:
         except Undecodable as error:
             await self.dead_letter(incoming, None, queue=queue, reason=str(error))
             return None
-        if isinstance(message, JobRequested) and _is_last_delivery(incoming):
+        if isinstance(message, JobRequested) and self._is_last_delivery(incoming):
             await self.dead_letter(incoming, message, queue=queue, reason=LIMIT_REASON)
             return None
         return message
@@ -358,8 +369,12 @@ class RabbitMQBus:
         sent = dead_letter_to_amqp(dead)
         await self._publisher.publish(sent, exchange=DEAD_LETTERS, key="", mandatory=True)
 
+    def _is_last_delivery(self, incoming: AbstractIncomingMessage) -> bool:
+        deliveries = incoming.headers.get("x-delivery-count")
+        return isinstance(deliveries, int) and deliveries >= self._quorum.delivery_limit
+
     async def _listen(self, queue: Queue, prefetch: int) -> Consumer:
-        declare = partial(declare_queue, queue=queue)
+        declare = partial(declare_queue, queue=queue, quorum=self._quorum)
         return await retry_until_connected(
             partial(self._consume_once, declare, prefetch), queue.name
         )
@@ -414,13 +429,3 @@ class RabbitMQBus:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _parse_url(url: str) -> URL:
-    try:
-        parsed = URL(url)
-    except ValueError:
-        parsed = URL()
-    if parsed.scheme not in ("amqp", "amqps") or not parsed.host:
-        raise SettingsError("the broker's URL must be like amqp://user:password@host:5672/vhost")
-    return parsed.with_port(parsed.port or (5671 if parsed.scheme == "amqps" else 5672))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ from aio_pika.abc import (
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from yarl import URL
 
-from shared.errors import Unavailable
+from shared.errors import SettingsError, Unavailable
 from shared.retry import Reconnects
 
 CONNECT_SECONDS = 10.0
@@ -36,9 +37,33 @@ PAUSE_SECONDS = 0.2
 MISMATCH_SECONDS = 2.0
 """Before declaring again what an operator has to fix first."""
 
+HOSTS = re.compile(r"(\w+://(?:[^/?#]*@)?)([^/?#@]+)(.*)")
+"""What stands before the hosts of a URL, they, and what stands after them."""
+
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+
+def parse_urls(url: str) -> list[URL]:
+    """One for each host, in the order in which they are named.
+
+    Raises:
+        SettingsError: it is no AMQP URL.
+    """
+    found = HOSTS.fullmatch(url)
+    before, hosts, after = found.groups() if found else ("", "", "")
+    return [_parse_url(f"{before}{host}{after}") for host in hosts.split(",")]
+
+
+def _parse_url(url: str) -> URL:
+    try:
+        parsed = URL(url)
+    except ValueError:
+        parsed = URL()
+    if parsed.scheme not in ("amqp", "amqps") or not parsed.host:
+        raise SettingsError("the broker's URL must be like amqp://user:password@host:5672/vhost")
+    return parsed.with_port(parsed.port or (5671 if parsed.scheme == "amqps" else 5672))
 
 
 class ConnectionLost(Exception):
@@ -93,10 +118,11 @@ async def close_quietly(opened: AbstractChannel | AbstractConnection) -> None:
 
 
 class Connection:
-    """One connection, reopened whenever it is lost."""
+    """One connection, reopened whenever it is lost, to any of several hosts of one cluster."""
 
-    def __init__(self, url: URL, *, name: str, heartbeat: int) -> None:
-        self._url = url.update_query(heartbeat=heartbeat)
+    def __init__(self, urls: Sequence[URL], *, name: str, heartbeat: int) -> None:
+        self._urls = [url.update_query(heartbeat=heartbeat) for url in urls]
+        self._url = self._urls[0]
         self._name = name
         self._connection = self._pending()
         self._task = asyncio.create_task(self._run())
@@ -126,15 +152,23 @@ class Connection:
 
     async def _connect_until_lost(self) -> None:
         async for _ in Reconnects():
-            try:
-                connection = await self._connect()
-            except ConnectionLost as lost:
-                log.warning(
-                    "broker_unreachable", connection=self._name, at=self._address, reason=str(lost)
-                )
-            else:
-                await self._wait_until_lost(connection)
-                return
+            for _ in self._urls:
+                try:
+                    connection = await self._connect()
+                except ConnectionLost as lost:
+                    log.warning(
+                        "broker_unreachable",
+                        connection=self._name, at=self._address, reason=str(lost),
+                    )  # fmt: skip
+                    self._next_host()
+                else:
+                    await self._wait_until_lost(connection)
+                    return
+
+    def _next_host(self) -> None:
+        """The one after the last; each service begins with the first that is named."""
+        following = self._urls.index(self._url) + 1
+        self._url = self._urls[following % len(self._urls)]
 
     async def _connect(self) -> AbstractConnection:
         connection = aio_pika.Connection(

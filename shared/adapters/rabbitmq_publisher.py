@@ -25,7 +25,7 @@ from shared.adapters.rabbitmq_connection import (
     pause,
     translate_errors,
 )
-from shared.adapters.rabbitmq_topology import PARTS, Topology
+from shared.adapters.rabbitmq_topology import ALL_PARTS, Topology
 from shared.errors import Unavailable, Unpublishable, Unroutable
 
 LARGE_BYTES = 1 << 20
@@ -35,9 +35,11 @@ LARGE_BYTES = 1 << 20
 class Publisher:
     """One channel with confirms for a whole service; publishes do not wait for each other."""
 
-    def __init__(self, connection: Connection, *, login: str | None, patience: float) -> None:
+    def __init__(
+        self, connection: Connection, topology: Topology, *, login: str | None, patience: float
+    ) -> None:
         self._connection = connection
-        self._topology = Topology(connection)
+        self._topology = topology
         self._login = login
         self._patience = patience
         self._channel: AbstractChannel | None = None
@@ -73,7 +75,7 @@ class Publisher:
             raise Unavailable(text) from None
 
     async def _open(self) -> AbstractChannel:
-        await self._topology.declare(PARTS)
+        await self._topology.declare(ALL_PARTS)
         return await self._connection.channel(confirms=True)
 
     async def _publish_until_confirmed(
@@ -84,7 +86,7 @@ class Publisher:
         while True:
             try:
                 if declare:
-                    await self._topology.declare(PARTS)
+                    await self._topology.declare(ALL_PARTS)
                 async with self._channel_for(alone=alone) as channel:
                     return await self._publish_once(
                         channel, message, exchange, key, mandatory=mandatory
@@ -110,7 +112,7 @@ class Publisher:
     ) -> None:
         if await self._is_routed(channel, message, exchange, key, mandatory=mandatory):
             return
-        await self._topology.declare(PARTS)  # in case the queue was deleted
+        await self._topology.declare(ALL_PARTS)  # in case the queue was deleted
         if not await self._is_routed(channel, message, exchange, key, mandatory=mandatory):
             raise Unroutable(f"no queue is bound for {key or exchange}")
 

@@ -21,7 +21,7 @@ from shared.adapters.rabbitmq_connection import (
     translate_errors,
 )
 from shared.messaging.messages import JobRequested, type_of
-from shared.messaging.topology import DEAD_LETTERS, DELIVERY_LIMIT, EXCHANGE, QUEUES, Queue
+from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES, Queue, Quorum
 
 CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 """How long a delivery may stay unacked. RabbitMQ 3.10 knows only its node's own setting."""
@@ -43,8 +43,9 @@ class Topology:
     A broker shows what a login may not do by refusing it, which closes the channel.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, quorum: Quorum) -> None:
         self._connection = connection
+        self._parts = parts_of(quorum)
         self._declared_by_others: set[str] = set()
 
     async def declare(self, names: Iterable[str]) -> None:
@@ -61,7 +62,7 @@ class Topology:
     async def _declare_until_refused(self, channel: AbstractChannel, missing: list[str]) -> None:
         while missing:
             name = missing[0]
-            part, is_declared_by_others = PARTS[name], name in self._declared_by_others
+            part, is_declared_by_others = self._parts[name], name in self._declared_by_others
             try:
                 async with translate_errors(DECLARE_SECONDS):
                     with _translated_mismatch():
@@ -94,8 +95,9 @@ def _exchange(name: str, kind: aio_pika.ExchangeType) -> _Part:
     return _Part(declare, find)
 
 
-def _queue(queue: Queue) -> _Part:
-    return _Part(partial(declare_queue, queue=queue), partial(find_queue, name=queue.name))
+def _queue(queue: Queue, quorum: Quorum) -> _Part:
+    declare = partial(declare_queue, queue=queue, quorum=quorum)
+    return _Part(declare, partial(find_queue, name=queue.name))
 
 
 async def find_queue(channel: AbstractChannel, name: str) -> AbstractQueue:
@@ -103,10 +105,9 @@ async def find_queue(channel: AbstractChannel, name: str) -> AbstractQueue:
     return await channel.declare_queue(name, passive=True)
 
 
-async def _declare_dead_letters(channel: AbstractChannel) -> None:
-    dead = await channel.declare_queue(
-        DEAD_LETTERS, durable=True, arguments={"x-queue-type": "quorum"}
-    )
+async def _declare_dead_letters(channel: AbstractChannel, quorum: Quorum) -> None:
+    arguments = {"x-queue-type": "quorum", **_group_size(quorum)}
+    dead = await channel.declare_queue(DEAD_LETTERS, durable=True, arguments=arguments)
     await dead.bind(DEAD_LETTERS)
 
 
@@ -119,8 +120,8 @@ def _translated_mismatch() -> Iterator[None]:
         raise TopologyMismatch(str(error)) from error
 
 
-async def declare_queue(channel: AbstractChannel, queue: Queue) -> AbstractQueue:
-    arguments = _arguments(queue)
+async def declare_queue(channel: AbstractChannel, queue: Queue, quorum: Quorum) -> AbstractQueue:
+    arguments = _arguments(queue, quorum)
     with _translated_mismatch():
         declared = await channel.declare_queue(queue.name, durable=True, arguments=arguments)
     for key in queue.bindings:
@@ -130,11 +131,12 @@ async def declare_queue(channel: AbstractChannel, queue: Queue) -> AbstractQueue
     return declared
 
 
-def _arguments(queue: Queue) -> dict[str, Any]:
+def _arguments(queue: Queue, quorum: Quorum) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-delivery-limit": quorum.delivery_limit,
         "x-consumer-timeout": CONSUMER_TIMEOUT_MS,
+        **_group_size(quorum),
     }
     if queue.single_active_consumer:
         arguments["x-single-active-consumer"] = True
@@ -147,6 +149,11 @@ def _arguments(queue: Queue) -> dict[str, Any]:
     return arguments
 
 
+def _group_size(quorum: Quorum) -> dict[str, Any]:
+    size = quorum.group_size
+    return {} if size is None else {"x-quorum-initial-group-size": size}
+
+
 def _holds_secrets(queue: Queue) -> bool:
     """The broker dead-letters whole bodies, so for these queues we count deliveries ourselves."""
     return type_of(JobRequested) in queue.bindings
@@ -154,9 +161,15 @@ def _holds_secrets(queue: Queue) -> bool:
 
 BASE_PARTS = ("exchange", "dead letters", "dead letters' queue")
 """The parts that everything else needs."""
-PARTS: Mapping[str, _Part] = {
-    "exchange": _exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC),
-    "dead letters": _exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT),
-    "dead letters' queue": _Part(_declare_dead_letters, partial(find_queue, name=DEAD_LETTERS)),
-    **{queue.name: _queue(queue) for queue in QUEUES},
-}
+ALL_PARTS = (*BASE_PARTS, *(queue.name for queue in QUEUES))
+
+
+def parts_of(quorum: Quorum) -> Mapping[str, _Part]:
+    """By name, in the order in which they are declared."""
+    declare_dead_letters = partial(_declare_dead_letters, quorum=quorum)
+    return {
+        "exchange": _exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC),
+        "dead letters": _exchange(DEAD_LETTERS, aio_pika.ExchangeType.FANOUT),
+        "dead letters' queue": _Part(declare_dead_letters, partial(find_queue, name=DEAD_LETTERS)),
+        **{queue.name: _queue(queue, quorum) for queue in QUEUES},
+    }

@@ -9,6 +9,7 @@ from functools import partial
 from shared import keys
 from shared.adapters.rabbitmq import RabbitMQBus
 from shared.adapters.stores import open_store
+from shared.messaging.topology import Quorum
 from shared.monitoring.health import Health, probed
 from shared.monitoring.server import monitored
 from shared.ports import Bus, ObjectStore
@@ -44,7 +45,10 @@ async def run_worker(
 async def _run(service: str, serve: Serve, settings: Settings, stop: asyncio.Event) -> None:
     key = keys.secret_key(settings.secret_key, settings.home)
     source = source_of(service)
-    opening = RabbitMQBus.open(settings.amqp_url, source=source, heartbeat=settings.heartbeat)
+    quorum = Quorum(settings.delivery_limit, settings.quorum_group_size)
+    opening = RabbitMQBus.open(
+        settings.amqp_url, source=source, heartbeat=settings.heartbeat, quorum=quorum
+    )
     await remove_leftovers(settings)
     bus = await or_stopped(opening, stop)
     if bus is not None:

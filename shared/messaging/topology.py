@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from msgspec import Struct
 
 from shared.messaging.messages import Stage
@@ -12,6 +14,15 @@ DELIVERY_LIMIT = 20
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The largest body that admission counts on: RabbitMQ 4's default, and what deploy/rabbitmq.conf
 sets. A broker that takes less refuses the message, which fails the job."""
+
+
+class Quorum(NamedTuple):
+    """How the broker keeps the queues; the same for all services."""
+
+    delivery_limit: int = DELIVERY_LIMIT
+    """Deliveries of a message before it is a dead letter."""
+    group_size: int | None = None
+    """Nodes that hold a copy of a queue when it is made; None: as the broker is set."""
 
 
 class Queue(Struct, frozen=True):

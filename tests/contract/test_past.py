@@ -23,11 +23,12 @@ from services.gateway.web.authentication import Scope, _KeyFile
 from shared import request
 from shared.adapters.dead_letters import decode_untrusted
 from shared.adapters.rabbitmq_envelope import envelope_of, to_amqp
-from shared.adapters.rabbitmq_topology import PARTS
+from shared.adapters.rabbitmq_topology import parts_of
 from shared.dataset.manifest import Manifest, Picture, TrainedPicture
 from shared.dataset.speed import ProbedDevice, Speed
 from shared.messaging.envelope import Envelope
 from shared.messaging.messages import AnyMessage, SavedCheckpoint, Stage, decode, encode, type_of
+from shared.messaging.topology import Quorum
 from shared.storage.manifest import FolderManifest
 from shared.storage.uploads import PartList
 from tests.contract.past import FIXTURES, each, forgotten, json_in, lost, unseen
@@ -137,7 +138,7 @@ async def test_what_the_past_has_declared_is_declared_the_same(path: Path) -> No
     Bindings may be added; one that is none any more is removed from the broker, too.
     """
     told, channel = json_in(path), NotedChannel()
-    for part in PARTS.values():
+    for part in parts_of(Quorum()).values():
         await part.declare(cast("AbstractChannel", channel))
 
     for name, settings in told["settings"].items():

@@ -27,8 +27,8 @@ from tests.support.servers.s3 import S3Server
 from tests.support.services import environment_at, resolved
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
-SLOW = Script(steps=60, step_seconds=0.2, resume_every=5)
-"""It is under way for long after its backup."""
+SLOW = Script(steps=240, step_seconds=0.1, resume_every=80)
+"""It is under way for long after its backup, and its next resume point is then still to come."""
 SECONDS = 120
 
 
@@ -42,7 +42,7 @@ async def test_jobs_that_were_backed_up_while_they_ran_end_once_in_another_place
         ended = await here.submit()
         await here.end_of(ended)
         running = await here.submit(SLOW)
-        await resume_point_reaches(here, running, step=10)
+        await resume_point_reaches(here, running, step=80)
         waiting = await here.submit()
 
         backed_up = await typed(here, "backup", tmp_path)
@@ -56,7 +56,7 @@ async def test_jobs_that_were_backed_up_while_they_ran_end_once_in_another_place
             await there.whole()
 
             await there.recovered([ended, running, waiting])
-            assert await trained_from(there, running) >= 10, "from its last resume point"
+            assert await trained_from(there, running) >= 80, "from its last resume point"
 
             witness.heard = heard_here.heard | witness.heard
             evidence = await gather(there, witness)

@@ -39,7 +39,7 @@ LOCK_SECONDS = 0.2
 LOCKED_SECONDS = 0.01
 """Between two tries when SQLite itself does not wait."""
 CONNECTIONS = 15
-"""To PostgreSQL; more calls wait for one."""
+"""To PostgreSQL, unless another number is asked for; more calls wait for one."""
 IDLE_SECONDS = 0.5
 """After so long without use, a connection is tried before it is used."""
 USED_AT = "used_at"
@@ -84,14 +84,15 @@ class Database:
             event.listen(engine.sync_engine, "connect", self._note_thread)
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, connections: int | None = None) -> Self:
         """A database at ``sqlite:///file`` or ``postgresql://user:password@host/name``.
 
-        Nothing is connected yet. The folder of a SQLite file is created.
+        Nothing is connected yet. The folder of a SQLite file is created. Of ``connections`` to
+        PostgreSQL there are that many at most.
         """
         address = normalise(url)
         is_sqlite = address.get_backend_name() == "sqlite"
-        return cls(_sqlite(address) if is_sqlite else _postgresql(address))
+        return cls(_sqlite(address) if is_sqlite else _postgresql(address, connections))
 
     async def migrate(self) -> Schema:
         """Upgrade the schema; as it was before. Safe when several processes do it at once.
@@ -221,11 +222,11 @@ def normalise(url: str) -> URL:
     return address.set(drivername=DRIVERS[name])
 
 
-def _postgresql(address: URL) -> AsyncEngine:
+def _postgresql(address: URL, connections: int | None) -> AsyncEngine:
     limits = {"timeout": CONNECT_SECONDS, "command_timeout": ANSWER_SECONDS}
     engine = create_async_engine(
         address,
-        pool_size=CONNECTIONS,
+        pool_size=connections or CONNECTIONS,
         max_overflow=0,  # one more would be closed after each use
         connect_args=limits,
         hide_parameters=True,

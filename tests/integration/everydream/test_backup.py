@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from everydream.maintenance import database_copy
 from everydream.maintenance.backup import PARTS, back_up, restore
 from everydream.maintenance.migration import upgrade
 from services.gateway.database.connection import Database
@@ -80,7 +81,7 @@ async def test_nothing_is_written_over(places: tuple[Settings, Settings], tmp_pa
     await back_up(here, tmp_path / "backup", PARTS)
 
     with pytest.raises(Refused, match="is there already"):
-        await back_up(here, tmp_path / "backup", ("store",))
+        await back_up(here, tmp_path / "backup", PARTS)
     with pytest.raises(Refused, match="a database that is not empty"):
         await restore(here, tmp_path / "backup", PARTS)
     with pytest.raises(Refused, match="a store that is not empty"):
@@ -89,7 +90,30 @@ async def test_nothing_is_written_over(places: tuple[Settings, Settings], tmp_pa
         await restore(there, tmp_path / "nowhere", PARTS)
 
 
-async def test_an_object_that_is_deleted_meanwhile_is_left_out(
+async def test_what_a_row_names_is_there_though_it_is_new_or_deleted_once_the_rows_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = settings_of(f"sqlite:///{tmp_path}/jobs.db", tmp_path / "home")
+    await fill(here)
+    store, copy_out = open_store(here, key=""), database_copy.copy_out
+
+    async def copy_while_jobs_run(url: str, file: Path) -> None:
+        await store.put("jobs/two/new", b"new")
+        await store.put("jobs/two/changed", b"before")
+        await copy_out(url, file)
+        await store.put("jobs/two/changed", b"later!")
+        await store.delete("jobs/one/")
+
+    monkeypatch.setattr(database_copy, "copy_out", copy_while_jobs_run)
+    await store.put("jobs/two/changed", b"first")
+    await back_up(here, tmp_path / "backup", PARTS)
+
+    copy = FolderStore(tmp_path / "backup" / "store", public_url="", key="")
+    kept = {found.key: await copy.get(found.key) async for found in copy.list("")}
+    assert kept == OBJECTS | {"jobs/two/new": b"new", "jobs/two/changed": b"later!"}
+
+
+async def test_an_object_that_is_deleted_before_it_is_copied_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = settings_of(f"sqlite:///{tmp_path}/jobs.db", tmp_path / "home")
@@ -108,15 +132,26 @@ async def test_an_object_that_is_deleted_meanwhile_is_left_out(
     assert not (tmp_path / "backup" / "store" / "uploads").exists()
 
 
-async def test_a_failure_of_the_databases_own_tool_is_told_and_leaves_nothing(
+async def test_a_store_that_was_copied_is_brought_up_to_date(tmp_path: Path) -> None:
+    here = settings_of(f"sqlite:///{tmp_path}/jobs.db", tmp_path / "home")
+    await fill(here)
+    await back_up(here, tmp_path / "backup", ("store",))
+    await open_store(here, key="").put("later", b"one more")
+
+    assert await back_up(here, tmp_path / "backup", ("store",)) == {
+        "store": {"objects": 3, "bytes": 7008}
+    }
+
+
+async def test_a_failure_of_the_databases_own_tool_is_told(
     tmp_path: Path, postgres: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = settings_of(postgres.url() + "_not_there", tmp_path / "home")
 
     with pytest.raises(Refused, match=r"pg_dump failed: .*_not_there. does not exist"):
-        await back_up(here, tmp_path / "backup", PARTS)
+        await back_up(here, tmp_path / "backup", ("database",))
     assert not [*(tmp_path / "backup").iterdir()]
 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Refused, match="pg_dump is missing: install PostgreSQL's client programs"):
-        await back_up(here, tmp_path / "backup", PARTS)
+        await back_up(here, tmp_path / "backup", ("database",))

@@ -32,7 +32,14 @@ from shared.messaging.messages import (
     WebhookDue,
     encode,
 )
-from shared.messaging.topology import EXCHANGE, FETCHER, GATEWAY_INTAKE, NOTIFIER_WEBHOOKS, QUEUES
+from shared.messaging.topology import (
+    EXCHANGE,
+    FETCHER,
+    GATEWAY_INTAKE,
+    NOTIFIER_WEBHOOKS,
+    QUEUES,
+    Quorum,
+)
 from shared.ports import Delivery, ReplyQueue
 from shared.service_process import closing
 from tests.contract.bus_worlds import (
@@ -42,6 +49,8 @@ from tests.contract.bus_worlds import (
     plain_channel,
     until,
 )
+from tests.support.servers.process import HOST, free_port
+from tests.support.servers.proxy import Proxy
 from tests.support.servers.rabbitmq import RabbitMQ
 
 GRANT = ClaimGranted(job="a", stage="training", claim="c", attempt=1)
@@ -690,3 +699,45 @@ async def test_a_queue_with_other_arguments_is_reported_and_once_it_is_gone_all_
 
 def complaints(told: Sequence[MutableMapping[str, Any]]) -> list[str]:
     return [str(line["reason"]) for line in told if line["event"] == "topology_differs"]
+
+
+# --- A broker of several nodes
+
+
+async def test_when_its_host_is_lost_a_bus_goes_on_at_the_next_one(
+    rabbitmq: RabbitMQ, amqp_url: str
+) -> None:
+    login, vhost = URL(amqp_url).raw_authority.rpartition("@")[0], URL(amqp_url).raw_path
+    async with Proxy(HOST, rabbitmq.port) as first, Proxy(HOST, rabbitmq.port) as second:
+        hosts = f"{HOST}:{free_port()},{HOST}:{first.port},{HOST}:{second.port}"
+        bus = await open_bus(f"amqp://{login}@{hosts}{vhost}")
+        await publish(bus, 1)
+        assert (first.connections, second.connections) == (2, 0), "the first that answers"
+
+        first.cut()
+
+        assert await taken(bus) == 1
+        await publish(bus, 2)
+        assert (first.connections, second.connections) == (0, 2)
+        await bus.close()
+
+
+async def test_the_queues_are_made_as_the_settings_say(rabbitmq: RabbitMQ, amqp_url: str) -> None:
+    quorum = Quorum(delivery_limit=1, group_size=1)
+    async with asyncio.timeout(DEADLINE):
+        bus = await RabbitMQBus.open(
+            amqp_url, source="tester/1", heartbeat=HEARTBEAT, quorum=quorum
+        )
+    await publish(bus, 1)
+    for _ in range(2):
+        delivery = await bus.get(NOTIFIER_WEBHOOKS)
+        await delivery.release()
+
+    async with asyncio.timeout(DEADLINE):
+        dead = await anext(bus.dead_letters())
+    assert dead.letter.queue == NOTIFIER_WEBHOOKS.name, "after two deliveries, not twenty"
+    vhost = URL(amqp_url).path[1:]
+    told = await asyncio.to_thread(rabbitmq.ctl, "list_queues", "-p", vhost, "name", "arguments")
+    sizes = [line for line in told.splitlines() if "x-quorum-initial-group-size" in line]
+    assert len(sizes) == len(QUEUES) + 1
+    await bus.close()
