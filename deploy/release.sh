@@ -77,6 +77,28 @@ rm -r dist/documents
 say "licences"
 "$tools/pip-licenses" --python "$work/clean/bin/python" --format=markdown --with-urls --output-file "dist/licences.md"
 
+# What a wheel bundles may have another licence than the package says of itself.
+"$work/clean/bin/python" - <<'END'
+import re
+import sys
+import tomllib
+from importlib.metadata import distributions
+
+known = tomllib.load(open("pyproject.toml", "rb"))["tool"]["everydream"]["bundled"]
+gpl = re.compile(r"\bGNU\s+(AFFERO\s+)?GENERAL\s+PUBLIC\s+LICENSE\b|\bA?GPL", re.IGNORECASE)
+texts = re.compile(r"(licen[sc]e|copying|notice)[^/]*(\.(txt|md|rst))?$", re.IGNORECASE)
+found = {
+    each.name
+    for each in distributions()
+    for file in each.files or ()
+    if texts.search(str(file)) and file.suffix not in {".py", ".pyc"}
+    if gpl.search(file.locate().read_text(errors="replace"))
+}
+if unread := sorted(found - known.keys()):
+    sys.exit(f"these speak of the GPL in their licences: read them, then name each with what it is "
+             f"in [tool.everydream.bundled] of pyproject.toml: {', '.join(unread)}")
+END
+
 say "bills of materials"
 "$tools/cyclonedx-py" environment "$work/clean/bin/python" --pyproject pyproject.toml --output-reproducible \
   --output-file dist/sbom-python.cdx.json

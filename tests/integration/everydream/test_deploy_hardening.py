@@ -193,7 +193,8 @@ def images() -> Iterator[str]:
 
 
 def test_every_image_is_pinned_to_the_last_digit() -> None:
-    pinned = dict(image.split(":") for image in images())
+    others = [image for image in images() if not image.startswith("everydream-")]
+    pinned = dict(image.split(":") for image in others)
     assert pinned.keys() == WHOLE_VERSION.keys()
     for image, tag in pinned.items():
         numbers = re.fullmatch(r"(\d+(?:\.\d+)+)(-[a-z-]+)?", tag)

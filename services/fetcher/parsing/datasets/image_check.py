@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pillow_heif
+import pi_heif
 from msgspec import Struct
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
@@ -40,7 +40,7 @@ MAX_FRAMES = 1000
 """Of an animation, of which only the first is used."""
 
 # Each thread takes address space, of which the child has little.
-pillow_heif.register_heif_opener(
+pi_heif.register_heif_opener(
     decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
 )
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
