@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from services.gateway.database.connection import CONNECTIONS
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+from services.gateway.database.connection import CONNECTIONS, Database
 from services.gateway.database.shares import OF_AN_OWNER, OWN, Shares
 from services.gateway.request_owner import answering
 
@@ -55,3 +57,11 @@ async def test_owners_who_ask_nothing_are_forgotten() -> None:
     for number in range(1000):
         await ask(shares, str(number), go_on, [])
     assert len(shares._of) <= 1
+
+
+async def test_a_gateway_has_as_many_connections_as_it_is_told() -> None:
+    for told, number in ((None, CONNECTIONS), (40, 40)):
+        database = Database.open("postgresql://nobody@127.0.0.1:9/none", told)
+        assert isinstance(pool := database._engine.pool, AsyncAdaptedQueuePool)
+        assert pool.size() == number
+        await database.close()
