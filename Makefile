@@ -110,6 +110,11 @@ card:  ## Look at a graphics card, in ten minutes; writes card-report/ to send i
 	@$(MAKE) --no-print-directory $(CARD)
 	$(VENV)/card/bin/python -m bench.card $(CARD_ARGS)
 
+bench-card:  ## Speed and memory on a graphics card, in ten minutes; writes its part of docs/performance.md
+	@$(PYTHON) -m bench.card.present
+	@$(MAKE) --no-print-directory $(CARD)
+	$(VENV)/card/bin/python -m bench.on_card
+
 scale: servers $(DEV)  ## A gateway with up to 100,000 live jobs; writes its table in docs/performance.md
 	SCALE_ARGS="$(SCALE_ARGS)" $(BIN)/python -m bench scale
 

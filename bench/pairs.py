@@ -58,8 +58,8 @@ def measure(ours: Sequence[str], peer: Sequence[str], *, rounds: int) -> Pairs:
     """
     pairs = Pairs([], [])
     for number in range(1, rounds + 1):
-        pairs.ours.append(_run(ours))
-        pairs.peers.append(_run(peer))
+        pairs.ours.append(run_side(ours))
+        pairs.peers.append(run_side(peer))
         our, their = pairs.ours[-1], pairs.peers[-1]
         print(
             f"pair {number} of {rounds}: {our.seconds:.1f} s and {their.seconds:.1f} s,"
@@ -88,7 +88,12 @@ def run_module(*command: str) -> str:
     return process.stdout
 
 
-def _run(command: Sequence[str]) -> Figures:
+def run_side(command: Sequence[str]) -> Figures:
+    """One run of one side.
+
+    Raises:
+        RuntimeError: it failed; its output is above.
+    """
     lines = run_module(*command).splitlines()
     (result,) = [line for line in lines if line.startswith(RESULT)]
     return json.decode(result.removeprefix(RESULT), type=Figures)

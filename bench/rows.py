@@ -16,7 +16,7 @@ def put(block: str, head: tuple[str, ...], row: tuple[str, ...], names: Iterable
     """Print a row, and write it into the page's table; ``names`` says the order of all rows."""
     print(table(head, [row]), flush=True)
     lines = read(block, PAGE).splitlines()[2:]
-    known = [tuple(line.strip("| ").split(" | ")) for line in lines if line.startswith("|")]
+    known = [tuple(line[2:-2].split(" | ")) for line in lines if line.startswith("|")]
     rows = {each[0]: each for each in [*known, row]}
     ordered = [rows[name] for name in names if name in rows]
     write(block, table(head, ordered), PAGE)

@@ -1,8 +1,8 @@
 """Training speed beside a plain loop: ``python -m bench train``, or ``python -m bench.train tiny``.
 
 Each pair is a run of the product's loop and one of the peer's, in processes of their own, over
-drawn pictures in five aspect ratios, all cropped at random; the first epoch counts. The tables go
-into docs/performance.md.
+drawn pictures in five aspect ratios, all cropped at random; the first epoch counts. A LoRA's peer
+is the product's training of the whole model. The tables go into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -16,31 +16,34 @@ from tempfile import TemporaryDirectory
 
 from bench.pairs import measure
 from bench.rows import first_steps, peaks, put, rest, shares, speed
-from bench.training.scene import CASES, TINY, Case, make_pictures
+from bench.training.scene import CASES, LORAS, TINY, Case, make_pictures
 from tests.support.measured_page import today
 
-HEAD = (
-    *("model", "pairs", "product", "plain loop", "times the speed", "first step", "peak memory"),
-    *("encoding", "optimizer", "the rest", "measured on"),
+MEASURED = (
+    *("times the speed", "first step", "peak memory", "encoding", "optimizer", "the rest"),
+    "measured on",
 )
+HEAD = ("model", "pairs", "product", "plain loop", *MEASURED)
+LORA_HEAD = ("model", "pairs", "LoRA", "whole model", *MEASURED)
 
 
 def main(names: Sequence[str] = ()) -> None:
     """Measure the cases of these names, or all, and write their rows; other rows stay."""
-    for name in names or CASES:
-        put("training", HEAD, row_of(name, CASES[name]), CASES)
+    for name in names or CASES | LORAS:
+        if name in LORAS:
+            put("training a LoRA", LORA_HEAD, row_of(name, LORAS[name]), LORAS)
+        else:
+            put("training", HEAD, row_of(name, CASES[name]), CASES)
 
 
 def row_of(name: str, case: Case) -> tuple[str, ...]:
+    model = name.removesuffix("-lora")
+    peer = ("bench.training.ours", model) if case.train else ("bench.training.plain_loop", name)
     with TemporaryDirectory(prefix="bench-train-") as folder:
         make_pictures(Path(folder) / "data", case.pictures)
-        make_base(name, Path(folder))
-        module = "bench.training"
-        pairs = measure(
-            (f"{module}.ours", name, folder),
-            (f"{module}.plain_loop", name, folder),
-            rounds=case.rounds,
-        )
+        make_base(model, Path(folder))
+        ours = ("bench.training.ours", name)
+        pairs = measure((*ours, folder), (*peer, folder), rounds=case.rounds)
     return (
         *(name, str(case.rounds), *speed(pairs), first_steps(pairs), peaks(pairs)),
         *(shares(pairs, "encoding"), shares(pairs, "optimizer")),

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from bench.drawing.scene import CASES, SEED, inference
+from bench.drawing.scene import EVERY, SEED, inference
 from bench.drawing.side import measure
 from services.inferencer.generation.generate import FailedImage, generate
 from services.inferencer.generation.pipeline_cache import PipelineCache
@@ -18,7 +18,7 @@ from shared.child.process import keep_freed_memory
 
 
 def main(name: str, folder: Path) -> None:
-    case = CASES[name]
+    case = EVERY[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()  # as the inferencer's child does

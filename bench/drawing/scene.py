@@ -30,6 +30,12 @@ CASES = {
     "tiny, 4 images": Case(4, 256, 30, 5),
     "tiny, 10 images": Case(10, 256, 30, 5),
 }
+ON_CARD = {
+    "1 image": Case(1, 512, 50, 1),
+    "4 images": Case(4, 512, 50, 1),
+    "10 images": Case(10, 512, 50, 1),
+}
+EVERY = {**CASES, **ON_CARD}
 
 
 def inference(case: Case, steps: int) -> Inference:

@@ -15,14 +15,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from bench.drawing.scene import CASES, SEED, inference
+from bench.drawing.scene import EVERY, SEED, inference
 from bench.drawing.side import measure
 from services.inferencer.generation.schedulers import make_scheduler
 from shared.diffusion.noise import seeded
 
 
 def main(name: str, folder: Path) -> None:
-    case, on_card = CASES[name], torch.cuda.is_available()
+    case, on_card = EVERY[name], torch.cuda.is_available()
     kind = torch.float16 if on_card else torch.float32
     pipe = StableDiffusionPipeline.from_pretrained(
         folder / "base", torch_dtype=kind, safety_checker=None

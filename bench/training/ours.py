@@ -13,7 +13,7 @@ import torch
 from bench.pairs import Figures, report
 from bench.peak import peak_bytes
 from bench.shares import Shares
-from bench.training.scene import CASES, SEED, request
+from bench.training.scene import EVERY, SEED, request
 from services.trainer.order import TrainingOrder
 from services.trainer.training import train as loop
 from services.trainer.training.latents import LatentCache
@@ -49,7 +49,7 @@ class Watch:
 
 
 def main(name: str, folder: Path) -> None:
-    case, watch, shares = CASES[name], Watch(), Shares()
+    case, watch, shares = EVERY[name], Watch(), Shares()
     if not torch.cuda.is_available():
         keep_freed_memory()  # as the trainer's child does
     shares.measure(LatentCache, "encode", "encoding")

@@ -23,7 +23,7 @@ from torch import Tensor
 from bench.pairs import Figures, report
 from bench.peak import peak_bytes
 from bench.shares import Shares
-from bench.training.scene import CASES, SEED, Case, request
+from bench.training.scene import EVERY, SEED, Case, request
 from services.trainer.training.batches import read_pixels
 from shared.dataset.manifest import Manifest
 from shared.dataset.plan import Batch, EpochConfig, augment, plan_epoch
@@ -33,7 +33,7 @@ SHARES = Shares()
 
 
 def main(name: str, folder: Path) -> None:
-    case, parts = CASES[name], load(folder / "base")
+    case, parts = EVERY[name], load(folder / "base")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts.to(device)
     parts.vae.requires_grad_(requires_grad=False).eval()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -25,12 +26,29 @@ class Case(NamedTuple):
     batch_size: int
     resolution: Resolution
     rounds: int
+    train: Mapping[str, Any] = {}
+    """Further fields of the request."""
 
 
 CASES = {
     "tiny": Case(12, 12, 2, 256, 5),
     "sd15": Case(4, 4, 1, 256, 1),
 }
+LORA = {"lora_rank": 16}
+LORAS = {
+    "tiny-lora": CASES["tiny"]._replace(train=LORA),
+    "sd15-lora": CASES["sd15"]._replace(train=LORA),
+}
+"""Each beside the whole model's training of the same name without ``-lora``."""
+ON_CARD = {
+    "batch 2": Case(48, 4, 2, 512, 1),
+    "batch 16": Case(96, 4, 16, 512, 1),
+    "batch 2, gradient_checkpointing": Case(48, 4, 2, 512, 1, {"gradient_checkpointing": True}),
+    "batch 16, gradient_checkpointing": Case(96, 4, 16, 512, 1, {"gradient_checkpointing": True}),
+    "batch 2, LoRA": Case(48, 4, 2, 512, 1, LORA),
+}
+"""Of UNet and text encoder; the first two beside the plain loop."""
+EVERY = {**CASES, **LORAS, **ON_CARD}
 
 
 def request(case: Case) -> Train:
@@ -43,6 +61,7 @@ def request(case: Case) -> Train:
         useadam8bit=True,
         cond_dropout=0.0,
         ckpt_every_n_minutes=None,
+        **case.train,
     )
 
 
