@@ -13,6 +13,7 @@ BENCHMARKS = (
     "warm",
     "sd15",
     "schedulers",
+    "held_out",
     "scale",
 )
 """Only ``startup`` runs without being named: the others take minutes, or write to docs/."""
