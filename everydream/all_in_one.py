@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 from services.fetcher.__main__ import serve as fetch
-from services.fetcher.models.base_setting import check_base_model
 from services.gateway.app import Gateway
 from services.gateway.database.connection import Database
 from services.gateway.database.stores import stores_in
@@ -43,7 +42,6 @@ class AllInOne:
         """Serve until ``stop`` is set, then shut every service down in order."""
         share_cores()
         settings = self.settings
-        check_base_model(settings)
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = keys.secret_key(settings.secret_key, settings.home)
         broker = MemoryBroker()

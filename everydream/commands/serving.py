@@ -48,6 +48,7 @@ def serve(
     with importing():
         from everydream.all_in_one import AllInOne  # noqa: PLC0415 - slow; for this command only
         from everydream.this_machine.greeting import greet  # noqa: PLC0415
+        from services.fetcher.models.base_setting import check_base_model  # noqa: PLC0415
     from everydream.this_machine.machine import make_home  # noqa: PLC0415
     from everydream.this_machine.only_server import only_server  # noqa: PLC0415
     from shared.service_process import run, stop_on_signals  # noqa: PLC0415
@@ -60,9 +61,10 @@ def serve(
     async def main() -> None:
         stop = stop_on_signals()
         settings = on_free_port(from_environment())
-        announce("everydream", settings)
+        check_base_model(settings)
         make_home(settings)
         product = AllInOne(settings)
+        announce("everydream", settings)
         with only_server(settings):
             async with greet(settings, product.listening):
                 await product.run(stop)

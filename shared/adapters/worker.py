@@ -36,8 +36,8 @@ async def run_worker(
     """
     logs.configure(service)
     settings, stop = from_environment(), stop_on_signals()
-    announce(service, settings)
     check(settings)
+    announce(service, settings)
     async with monitored(service, settings):
         await _run(service, serve, settings, stop)
 

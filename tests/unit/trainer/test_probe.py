@@ -162,7 +162,9 @@ def test_a_library_works_only_once_the_card_has_done_what_it_was_asked_for(
 async def test_what_the_children_cannot_use_is_logged_once_and_not_by_each(tmp_path: Path) -> None:
     store: Any = None
     work = TrainerWork(store, scratch=tmp_path, cache=tmp_path, resume_every=1.0)
-    child = SimpleNamespace(gpu="a card", teraflops=0.0, unusable=("xformers is not used: x",))
+    child = SimpleNamespace(
+        gpu="a card", uuid="", teraflops=0.0, unusable=("xformers is not used: x",)
+    )
     with patch.object(work._standby, "ready", AsyncMock(return_value=child)), capture_logs() as log:
         for _ in range(3):
             await work.prepare()
