@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, MutableMapping
 from contextvars import Context
 from time import monotonic
@@ -59,6 +60,8 @@ class Repeats:
         self._every = every
         self._clock = clock
         self._seen: dict[tuple[str, ...], _Seen] = {}
+        self._lock = threading.RLock()
+        """Threads log too, such as the one that sends spans."""
         self._looks_in: asyncio.AbstractEventLoop | None = None
         """The event loop that has a timer for it."""
 
@@ -67,10 +70,15 @@ class Repeats:
         event = str(line.get("event", ""))
         if event == COUNT or (line.get("level") not in LEVELS and event not in ALSO):
             return line
-        now = self._clock()
-        self._say_what_is_due(now)
         same = [f"{name}={value!r}" for name, value in line.items() if name not in VARYING]
         key = (event,) if event in ONE_CAUSE else (event, *sorted(same))
+        with self._lock:
+            self._count(key, line)
+        return line
+
+    def _count(self, key: tuple[str, ...], line: Line) -> None:
+        now = self._clock()
+        self._say_what_is_due(now)
         seen = self._seen.get(key)
         if seen is not None:
             seen.new += 1
@@ -80,11 +88,11 @@ class Repeats:
         if len(self._seen) < MOST:
             self._seen[key] = _Seen(now, now, dict(line))
             self._look_later()
-        return line
 
     def flush(self) -> None:
         """Say all that is counted and not said."""
-        self._say_what_is_due(self._clock(), at_once=True)
+        with self._lock:
+            self._say_what_is_due(self._clock(), at_once=True)
 
     def _say_what_is_due(self, now: float, *, at_once: bool = False) -> None:
         due = [
@@ -111,10 +119,11 @@ class Repeats:
             loop.call_later(self._every, self._look, context=Context())
 
     def _look(self) -> None:
-        self._looks_in = None
-        self._say_what_is_due(self._clock())
-        if self._seen:
-            self._look_later()
+        with self._lock:
+            self._looks_in = None
+            self._say_what_is_due(self._clock())
+            if self._seen:
+                self._look_later()
 
 
 def _say(seen: _Seen, now: float, *, is_over: bool) -> None:

@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import socket
-from typing import Any
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
 
 import pytest
 import structlog
@@ -156,6 +158,27 @@ async def test_the_end_of_an_outage_is_told_though_nothing_else_is_logged(
     assert [(line["event"], line.get("times")) for line in lines] == [
         ("broker_lost", None), ("repeated", 1), ("repeated", 1),
     ]  # fmt: skip
+
+
+def test_threads_may_warn_at_the_same_time() -> None:
+    repeats, before = Repeats(0.0005), sys.getswitchinterval()
+    structlog.configure(processors=[structlog.processors.add_log_level, repeats, dropped])
+
+    def warn(thread: int) -> int:
+        for number in range(2000):
+            log.warning("work_failed", job=f"{thread}-{number % 300}")
+        return thread
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(warn, range(3))) == [0, 1, 2]
+    finally:
+        sys.setswitchinterval(before)
+
+
+def dropped(*_: object) -> NoReturn:
+    raise structlog.DropEvent
 
 
 def test_a_process_that_ends_tells_what_it_has_counted(capsys: pytest.CaptureFixture[str]) -> None:
