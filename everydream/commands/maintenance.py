@@ -56,7 +56,7 @@ def backup(
     only: Only = None,
     json: Json = False,
 ) -> None:
-    """Copy database and store into a folder, in this order, while the services run.
+    """Copy database and store into a folder, while the services run.
 
     It needs the services' settings, and pg_dump if the database is PostgreSQL.
     """

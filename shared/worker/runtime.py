@@ -426,15 +426,6 @@ class Worker:
         return StageFailed(**order.stamp(), kind="passing", reason=reason)
 
 
-async def _publish_or_fail(order: Order, outcome: StageFact) -> None:
-    """Publish the outcome; if the broker refuses it for good, publish that as the outcome."""
-    try:
-        await order.publish(outcome)
-    except Unpublishable as error:
-        reason = reason_of(error)
-        await order.publish(StageFailed(**order.stamp(), kind="refused", reason=reason))
-
-
 async def _traced(work: Coroutine[Any, Any, None], best_effort_task: BestEffortTask) -> None:
     job, name = best_effort_task.message.job, type_of(best_effort_task.message)
     with (

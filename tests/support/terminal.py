@@ -16,7 +16,6 @@ from tests.support.services import resolved
 
 ROWS = 50
 READ_SECONDS = 0.05
-KILL_SECONDS = 5.0
 
 
 class Terminal:

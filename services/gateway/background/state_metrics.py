@@ -33,7 +33,7 @@ class StateMetrics:
 
     def __init__(
         self,
-        system: LoadStore,
+        store: LoadStore,
         workers: Workers,
         supervisor: Supervisor,
         clock: Callable[[], float],
@@ -41,7 +41,7 @@ class StateMetrics:
         self._workers = workers
         self._supervisor = supervisor
         self._clock = clock
-        self._system = system
+        self._store = store
 
     async def refresh(self) -> None:
         load, idle = await asyncio.gather(self._load(), self._idle())
@@ -58,7 +58,7 @@ class StateMetrics:
     async def _load(self) -> SystemLoad | None:
         try:
             async with asyncio.timeout(DATABASE_SECONDS):
-                return await self._system.load(self._clock())
+                return await self._store.load(self._clock())
         except (Unavailable, TimeoutError):
             return None
 

@@ -84,7 +84,7 @@ class Database:
             event.listen(engine.sync_engine, "connect", self._note_thread)
 
     @classmethod
-    def open(cls, url: str, connections: int | None = None) -> Self:
+    def open(cls, url: str, connections: int = CONNECTIONS) -> Self:
         """A database at ``sqlite:///file`` or ``postgresql://user:password@host/name``.
 
         Nothing is connected yet. The folder of a SQLite file is created. Of ``connections`` to
@@ -222,11 +222,11 @@ def normalise(url: str) -> URL:
     return address.set(drivername=DRIVERS[name])
 
 
-def _postgresql(address: URL, connections: int | None) -> AsyncEngine:
+def _postgresql(address: URL, connections: int) -> AsyncEngine:
     limits = {"timeout": CONNECT_SECONDS, "command_timeout": ANSWER_SECONDS}
     engine = create_async_engine(
         address,
-        pool_size=connections or CONNECTIONS,
+        pool_size=connections,
         max_overflow=0,  # one more would be closed after each use
         connect_args=limits,
         hide_parameters=True,
