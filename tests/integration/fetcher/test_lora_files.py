@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from services.fetcher.models.configured_model import TINY_FOLDER
-from services.fetcher.parsing.models.lora import MODEL_HASH
+from services.fetcher.parsing.models.lora import MODEL_HASH, PEFT
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.lora_file import attach
 from shared.diffusion.saving import stock_pipeline
@@ -256,6 +256,21 @@ async def test_a_lora_is_no_base_model_for_another(stage: Stage, web: Web) -> No
 
     with pytest.raises(Refused, match=r"input\.base: it is a LoRA, too; expected a whole model"):
         await staged(stage, web, small(), base=other)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ['{"unet.alpha_pattern": ["to_k"]}', f'{{"unet.lora_alpha": 1{"0" * 400}}}', "{"],
+    ids=["a list", "no float", "no JSON"],
+)
+async def test_a_configuration_of_peft_that_makes_no_sense_is_passed_over(
+    stage: Stage, web: Web, config: str
+) -> None:
+    file = stage.folder / "anna.safetensors"
+    save_file(small(alpha=None), file, {PEFT: config})
+    await stage(web.serve("/anna.safetensors", file))
+
+    assert stage.lora == LoraShape(rank=RANK, alpha=RANK)
 
 
 async def test_a_hash_that_the_webui_knows_it_by_is_kept_and_else_computed_as_the_webui_does(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -324,13 +325,15 @@ def _peft_config(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _peft_alpha(config: Mapping[str, Any], network: str, inside: str, rank: int) -> float:
-    """A layer's alpha by peft's configuration; the rank, where that says nothing."""
-    patterns = config.get(f"{network}.alpha_pattern") or {}
-    named = (value for name, value in patterns.items() if f".{inside}".endswith(f".{name}"))
+    """A layer's alpha by peft's configuration; the rank, where that says nothing usable."""
+    patterns = config.get(f"{network}.alpha_pattern")
+    every = patterns if isinstance(patterns, dict) else {}
+    named = (value for name, value in every.items() if f".{inside}".endswith(f".{name}"))
     alpha = next(named, config.get(f"{network}.lora_alpha", rank))
     is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    says = is_number and 0 < alpha <= sys.float_info.max
     factor = rank**0.5 if config.get(f"{network}.use_rslora") is True else 1.0
-    return float(alpha) * factor if is_number else float(rank)
+    return float(alpha) * factor if says else float(rank)
 
 
 def _sha256_of_tensors(file: Path) -> str:
