@@ -60,8 +60,8 @@ async def test_owners_who_ask_nothing_are_forgotten() -> None:
 
 
 async def test_a_gateway_has_as_many_connections_as_it_is_told() -> None:
-    for told, number in ((None, CONNECTIONS), (40, 40)):
-        database = Database.open("postgresql://nobody@127.0.0.1:9/none", told)
+    url = "postgresql://nobody@127.0.0.1:9/none"
+    for database, number in ((Database.open(url), CONNECTIONS), (Database.open(url, 40), 40)):
         assert isinstance(pool := database._engine.pool, AsyncAdaptedQueuePool)
         assert pool.size() == number
         await database.close()
