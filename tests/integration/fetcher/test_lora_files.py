@@ -26,12 +26,12 @@ from shared.diffusion.loading import Parts, load
 from shared.diffusion.lora_file import attach
 from shared.diffusion.saving import stock_pipeline
 from shared.errors import Refused
-from shared.request import LoraShape
-from shared.storage.folders import download_folder, read_manifest
+from shared.request import STORED, LoraShape
+from shared.storage.folders import download_folder, read_manifest, upload_folder
 from shared.storage.manifest import LORA, LORA_SHAPE
 from tests.support.models import make_random_model
 from tests.support.servers.web import Web
-from tests.support.staging import Stage, zipped
+from tests.support.staging import Stage, copied, zipped
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -92,8 +92,13 @@ def renamed(models: Mapping[str, PeftModel], down: str, up: str, **starts: str) 
 
 def as_diffusers_before_peft(file: Path, models: Mapping[str, PeftModel]) -> None:
     """Without alphas, and with the text encoder as transformers before version 5 names it."""
+    ends = {"unet": ".lora", "text_encoder": ".lora_linear_layer"}
     starts = {"unet": "unet.", "text_encoder": "text_encoder.text_model."}
-    save_file(renamed(models, ".lora.down.weight", ".lora.up.weight", **starts), file)
+    tensors: Tensors = {}
+    for kind, end in ends.items():
+        one = {kind: models[kind]}
+        tensors |= renamed(one, f"{end}.down.weight", f"{end}.up.weight", **starts)
+    save_file(tensors, file)
 
 
 def as_peft(file: Path, models: Mapping[str, PeftModel]) -> None:
@@ -186,8 +191,14 @@ def small(width: int = 64, out: int = 32, /, **changes: Any) -> Tensors:
     return {name: value for name, value in changed.items() if value is not None}
 
 
-async def staged(stage: Stage, web: Web, tensors: Tensors, **options: Any) -> str:
-    save_file(tensors, stage.folder / "anna.safetensors")
+async def staged(
+    stage: Stage,
+    web: Web,
+    tensors: Tensors,
+    metadata: dict[str, str] | None = None,
+    **options: Any,
+) -> str:
+    save_file(tensors, stage.folder / "anna.safetensors", metadata)
     url = web.serve("/anna.safetensors", stage.folder / "anna.safetensors")
     return await stage(url, **options)
 
@@ -210,6 +221,7 @@ async def staged(stage: Stage, web: Web, tensors: Tensors, **options: Any) -> st
         (small(**{UP: torch.full((32, RANK), torch.nan)}), "a value that is not finite"),
         (small(**{UP: torch.ones(32, RANK).to(torch.float8_e4m3fn)}), "is of type F8_E4M3"),
         (small(alpha=torch.tensor(0.0)), "expected a number above 0, got 0"),
+        (small(**{DOWN: torch.ones(0, 64)}), "lora_down.weight is of rank 0; expected 1 or more"),
         (small(alpha=torch.ones(4)), "expected one number, got F32 4"),
         (
             small() | {f"{LAYER.replace(DIFFUSERS, ORIGINAL)}.{UP}": torch.ones(32, RANK)},
@@ -222,6 +234,59 @@ async def test_what_is_no_lora_for_this_base_model_is_refused_by_the_name_of_wha
 ) -> None:
     with pytest.raises(Refused, match=rf"anna\.safetensors: .*{reason}"):
         await staged(stage, web, tensors)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("[1]", "got `array`"),
+        ('{"unet.lora_alpha": NaN}', "malformed"),
+        ('{"unet.lora_alpha": -5}', "`float` >= 1e-30 - at `$.lora_alpha`"),
+        (f'{{"unet.lora_alpha": 1{"0" * 400}}}', "out of range"),
+        ('{"text_encoder.alpha_pattern": ["to_k"]}', "got `array` - at `$.alpha_pattern`"),
+        (f'{{"unet.alpha_pattern": {"[" * 9999}{"]" * 9999}}}', "maximum recursion depth"),
+    ],
+)
+async def test_a_configuration_that_is_not_as_peft_writes_it_is_refused(
+    stage: Stage, web: Web, config: str, reason: str
+) -> None:
+    where = r"anna\.safetensors: lora_adapter_metadata in its header is not as peft writes it"
+    with pytest.raises(Refused, match=f"{where}: .*{re.escape(reason)}"):
+        await staged(stage, web, small(), metadata={"lora_adapter_metadata": config})
+
+
+async def test_attention_of_the_text_encoder_may_be_named_as_the_first_diffusers_did(
+    stage: Stage, web: Web
+) -> None:
+    width = load(TINY_FOLDER).text_encoder.config.hidden_size
+    layer = "text_encoder.text_model.encoder.layers.0.self_attn.to_{}_lora.{}.weight"
+    tensors = {}
+    for name in ("q", "out"):
+        tensors[layer.format(name, "down")] = torch.ones(RANK, width)
+        tensors[layer.format(name, "up")] = torch.ones(width, RANK)
+
+    prefix = await staged(stage, web, tensors)
+
+    folder = stage.folder / "composed"
+    await download_folder(stage.store, prefix, folder)
+    with safe_open(folder / LORA, "np") as opened:
+        layers = {name.partition(".")[0] for name in opened.keys()}  # noqa: SIM118
+    start = "lora_te_text_model_encoder_layers_0_self_attn"
+    assert layers == {f"{start}_q_proj", f"{start}_out_proj"}
+
+
+async def test_a_lora_takes_no_optimizers_from_the_job_that_has_trained_its_base_model(
+    stage: Stage, web: Web, tmp_path: Path
+) -> None:
+    trained = copied(TINY_FOLDER, tmp_path / "trained")
+    (trained / "optimizer_unet.safetensors").write_bytes(b"moments of the whole UNet")
+    await upload_folder(stage.store, trained, "jobs/base/model")
+
+    prefix = await staged(stage, web, small(), base=f"{STORED}jobs/base/model")
+
+    names = {each.name for each in (await read_manifest(stage.store, prefix)).files}
+    assert names >= {LORA, "unet/config.json"}
+    assert not [name for name in names if name.startswith("optimizer")]
 
 
 async def test_a_lora_is_put_on_the_base_model_that_is_named_beside_it(
@@ -256,21 +321,6 @@ async def test_a_lora_is_no_base_model_for_another(stage: Stage, web: Web) -> No
 
     with pytest.raises(Refused, match=r"input\.base: it is a LoRA, too; expected a whole model"):
         await staged(stage, web, small(), base=other)
-
-
-@pytest.mark.parametrize(
-    "config",
-    ['{"unet.alpha_pattern": ["to_k"]}', f'{{"unet.lora_alpha": 1{"0" * 400}}}', "{"],
-    ids=["a list", "no float", "no JSON"],
-)
-async def test_a_configuration_of_peft_that_makes_no_sense_is_passed_over(
-    stage: Stage, web: Web, config: str
-) -> None:
-    file = stage.folder / "anna.safetensors"
-    save_file(small(alpha=None), file, {PEFT: config})
-    await stage(web.serve("/anna.safetensors", file))
-
-    assert stage.lora == LoraShape(rank=RANK, alpha=RANK)
 
 
 async def test_a_hash_that_the_webui_knows_it_by_is_kept_and_else_computed_as_the_webui_does(

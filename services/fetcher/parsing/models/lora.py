@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf, prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from services.fetcher.parsing.models.architecture import (
@@ -50,9 +50,11 @@ from shared.storage.manifest import LORA
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 ENDS = re.compile(
     r"\.lora_(?P<part>down|up)\.weight$|\.lora_(?P<letter>[AB])(\.default)?\.weight$"
-    r"|[._]lora\.(?P<old>down|up)\.weight$|\.(?P<alpha>alpha)$"
+    r"|([._]lora|\.lora_linear_layer)\.(?P<old>down|up)\.weight$|\.(?P<alpha>alpha)$"
 )
 """Of tensors' names: kohya's, peft's (and diffusers' today), diffusers' before peft, kohya's."""
+OLD_ATTENTION = re.compile(r"(?<=\.self_attn\.)to_(q|k|v|out)$")
+"""Of the text encoder's layers, as diffusers named them at first, like the UNet's."""
 PARTS = {"down": DOWN, "A": DOWN, "up": UP, "B": UP, "alpha": ALPHA}
 STARTS = {
     "unet": re.compile(r"lora_unet_|(base_model\.model\.)?(unet\.)?"),
@@ -78,6 +80,8 @@ MODEL_HASH = "sshs_model_hash"
 """In the header: what stable-diffusion-webui knows a LoRA by."""
 PEFT = "lora_adapter_metadata"
 """In the header: peft's configuration, where diffusers has written the file."""
+Alpha = Annotated[float, Meta(ge=1e-30, le=1e30)]
+"""In fp32 it is neither 0 nor infinite."""
 EXPECTED = (
     "expected a LoRA for Stable Diffusion 1 or 2, as kohya's tools, diffusers or peft write it"
 )
@@ -114,6 +118,17 @@ class AddedLayer(NamedTuple):
         return self.down.shape[2:] not in ((), (1, 1))
 
 
+class PeftConfig(Struct, frozen=True, kw_only=True):
+    """What peft says of the LoRA of a network, as far as it counts here."""
+
+    lora_alpha: Alpha | None = None
+    """None: the rank."""
+    alpha_pattern: dict[str, Alpha] | None = None
+    """By ends of layers' names, in place of ``lora_alpha``."""
+    use_rslora: bool | None = None
+    """Whether alpha is divided by the rank's square root in place of the rank."""
+
+
 class ReadLora(NamedTuple):
     """What a file has been found to hold."""
 
@@ -144,7 +159,7 @@ def stage_lora(
         if any(re.match(pattern, name) for name in sources):
             raise Refused(f"{shown}: it is {kind}; {EXPECTED}")
     metadata = read_metadata(file)
-    layers = _added_layers(sources, _layers_of(base), _peft_config(metadata), shown)
+    layers = _added_layers(sources, _layers_of(base), _peft_configs(metadata, shown), shown)
     tensors: dict[str, TensorSource] = {}
     for name, layer in layers.items():
         tensors[f"{name}.{DOWN}"], tensors[f"{name}.{UP}"] = layer.down, layer.up
@@ -217,7 +232,7 @@ def _text(config: Mapping[str, Any]) -> TextEncoder:
 def _added_layers(
     sources: Mapping[str, TensorSource],
     known: Mapping[str, Mapping[str, LayerOfBase]],
-    peft: Mapping[str, Any],
+    peft: Mapping[str, PeftConfig],
     shown: str,
 ) -> dict[str, AddedLayer]:
     """What is added to each layer, by kohya's names."""
@@ -237,7 +252,7 @@ def _added_layers(
         if part in found.setdefault(layer, {}):
             raise Refused(f"{shown}: {name}: the layer is in it twice")
         found[layer][part] = source
-        alphas[layer] = partial(_peft_alpha, peft, network, inside)
+        alphas[layer] = partial(_peft_alpha, peft[network], inside)
     return {
         layer.name: _added(layer, parts, alphas[layer], shown) for layer, parts in found.items()
     }
@@ -248,7 +263,7 @@ def _place(name: str, known: Mapping[str, Mapping[str, LayerOfBase]]) -> tuple[s
     for network, start in STARTS.items():
         if begins := start.match(name):
             inside = re.sub(r"\.processor\.to_out$", ".to_out.0", name[begins.end() :])
-            inside = inside.replace(".processor.", ".")
+            inside = OLD_ATTENTION.sub(r"\1_proj", inside.replace(".processor.", "."))
             if _alias(inside) in known[network]:
                 return network, inside
     return None
@@ -270,14 +285,14 @@ def _added(
         check_type(parts[part].dtype, f"{shown}: {layer.name}.{part}")
     down, up = parts[DOWN], parts[UP]
     out, *inputs = layer.shape
-    rank = down.shape[0] if down.shape else 0
+    rank = down.shape[0] if down.shape else 1
+    if not rank:
+        raise Refused(f"{shown}: {layer.name}.{DOWN} is of rank 0; expected 1 or more")
     ones = (1,) * (len(inputs) - 1)
     expected = {DOWN: (rank, *inputs), UP: (out, rank, *ones)}
     for part, shape in expected.items():
         # A convolution of one pixel may be written as a matrix.
-        if not rank or (
-            parts[part].shape != shape and _narrow(parts[part].shape) != _narrow(shape)
-        ):
+        if parts[part].shape != shape and _narrow(parts[part].shape) != _narrow(shape):
             raise Refused(
                 f"{shown}: its {layer.name}.{part} is {shown_shape(parts[part].shape)}, but the"
                 f" base model needs {shown_shape(shape)}: it is for another base model; name that"
@@ -317,23 +332,28 @@ def _scalar(value: float) -> TensorSource:
     return TensorSource(dtype="F32", shape=(), copy=copy)
 
 
-def _peft_config(metadata: Mapping[str, str]) -> dict[str, Any]:
+def _peft_configs(metadata: Mapping[str, str], shown: str) -> dict[str, PeftConfig]:
+    """By network."""
     try:
-        return msgspec.json.decode(metadata.get(PEFT, "{}"), type=dict[str, Any])
-    except msgspec.DecodeError:
-        return {}
+        given = msgspec.json.decode(metadata.get(PEFT, "{}"), type=dict[str, Any])
+        return {network: _peft_config(given, f"{network}.") for network in STARTS}
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Refused(f"{shown}: {PEFT} in its header is not as peft writes it: {error}") from None
 
 
-def _peft_alpha(config: Mapping[str, Any], network: str, inside: str, rank: int) -> float:
-    """A layer's alpha by peft's configuration; the rank, where that says nothing usable."""
-    patterns = config.get(f"{network}.alpha_pattern")
-    every = patterns if isinstance(patterns, dict) else {}
-    named = (value for name, value in every.items() if f".{inside}".endswith(f".{name}"))
-    alpha = next(named, config.get(f"{network}.lora_alpha", rank))
-    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    says = is_number and 0 < alpha <= sys.float_info.max
-    factor = rank**0.5 if config.get(f"{network}.use_rslora") is True else 1.0
-    return float(alpha) * factor if says else float(rank)
+def _peft_config(given: Mapping[str, Any], start: str) -> PeftConfig:
+    of_network = {
+        name.removeprefix(start): value for name, value in given.items() if name.startswith(start)
+    }
+    return msgspec.convert(of_network, PeftConfig)
+
+
+def _peft_alpha(config: PeftConfig, inside: str, rank: int) -> float:
+    """A layer's alpha by peft's configuration; the rank, where that says nothing."""
+    patterns = config.alpha_pattern or {}
+    named = (value for name, value in patterns.items() if f".{inside}".endswith(f".{name}"))
+    alpha = next(named, config.lora_alpha or float(rank))
+    return alpha * rank**0.5 if config.use_rslora else alpha
 
 
 def _sha256_of_tensors(file: Path) -> str:
