@@ -22,8 +22,6 @@ from shared.storage.models import shared_files
 from shared.storage.retrying import RetryingStore
 from shared.worker.order import Order
 
-OPTIMIZER = "optimizer_"
-"""How the names of the files begin that ``save_optimizer`` asks for."""
 CHECKPOINTS = "checkpoints.json"
 """In a resume point: the checkpoints saved before it."""
 RESUME_POINTS_KEPT = 2
@@ -101,11 +99,7 @@ class ArtifactUploads:
         ``base`` is the prefix of the model that it was trained on.
         """
         own = {LORA, *(file.name for file in (await describe_folder(folder)).files)}
-        of_base = [
-            file
-            for file in await shared_files(self._store, base)
-            if file.name not in own and not file.name.startswith(OPTIMIZER)
-        ]
+        of_base = [each for each in await shared_files(self._store, base) if each.name not in own]
         weights = FileEntry(
             name=LORA, bytes=checkpoint.bytes, sha256=checkpoint.sha256, key=checkpoint.key
         )

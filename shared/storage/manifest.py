@@ -18,6 +18,8 @@ LORA = "lora.safetensors"
 """Where a model's folder has this file, it is added to the networks, which are the base model's."""
 LORA_SHAPE = "lora.json"
 """Beside :data:`LORA`: its rank, its alpha and its rank of convolutions."""
+OPTIMIZER = "optimizer_"
+"""How the names of the files begin that ``save_optimizer`` asks for."""
 PARAMETERS = "parameters.json"
 """In a trained model's folder: how many parameters each network has."""
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from shared.errors import NotFound
 from shared.ports import ObjectStore
 from shared.storage.folders import key_of, read_manifest
-from shared.storage.manifest import FileEntry, FolderManifest
+from shared.storage.manifest import OPTIMIZER, FileEntry, FolderManifest
 
 MODELS = "cache/"
 """Below it also lies what trainers measure."""
@@ -40,9 +40,16 @@ async def is_whole(store: ObjectStore, prefix: str) -> bool:
 
 
 async def shared_files(store: ObjectStore, prefix: str) -> list[FileEntry]:
-    """A stored model's files, with their keys, for a folder that shares them."""
+    """A stored model's files, with their keys, for a folder that shares them.
+
+    Without its optimizers' states: what is trained from that folder is something else.
+    """
     files = (await read_manifest(store, prefix)).files
-    return [replace(file, key=key_of(prefix, file)) for file in files]
+    return [
+        replace(file, key=key_of(prefix, file))
+        for file in files
+        if not file.name.startswith(OPTIMIZER)
+    ]
 
 
 def base_of(lora: FolderManifest) -> str:
