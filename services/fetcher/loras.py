@@ -58,6 +58,13 @@ def added_loras(model: ModelSource, count: int) -> tuple[AddedLora, ...]:
     )
 
 
+def idle_weight(model: ModelSource, count: int) -> tuple[str, ...]:
+    """A warning, where the first model has a weight, and is none of the so many LoRAs."""
+    if model.weight == 1.0 or count > len(model.loras):
+        return ()
+    return ("input.model[0].weight has no effect: this is a whole model",)
+
+
 def check_weights(inference: Sequence[Inference], loras: int) -> None:
     """Check that each entry weighs all LoRAs of the model, or none.
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from services.fetcher.download import download
 from services.fetcher.estimate import estimate, memory_warnings
 from services.fetcher.limits import dataset_limits, model_limits
-from services.fetcher.loras import added_loras, check_weights, going_on_with
+from services.fetcher.loras import added_loras, check_weights, going_on_with, idle_weight
 from services.fetcher.models.stage import ModelReference, ModelStager
 from services.fetcher.models.stored_model import StagedModel, fetch_tokenizer, stored_parameters
 from services.fetcher.order import (
@@ -196,7 +196,7 @@ class FetcherWork:
             **at.order.stamp(),
             inference=inference,
             model=staged.prefix,
-            warnings=staged.warnings,
+            warnings=(*staged.warnings, *idle_weight(model, staged.loras)),
             model_bytes=staged.bytes,
             clip_skip=model.clip_skip,
             name=model.name,
@@ -272,7 +272,8 @@ class FetcherWork:
         device = await self._device(at.order)
         measured = None
         if device:
-            key = speed_key(device.gpu, base.prefix, lora=train.lora_rank is not None)
+            whole = base.lora_base or base.prefix
+            key = speed_key(device.gpu, whole, lora=train.lora_rank is not None)
             measured = await self._remembered(key, Speed)
         report, lack = described.report, memory_warnings(train, parameters, device)
         return replace(

@@ -246,7 +246,8 @@ class TrainerWork:
         """For the estimates of later jobs, which can do without it."""
         if (speed := speed_of(order, gpu)) is not None and steps >= MIN_STEPS:
             staged = _staged(order)
-            key = speed_key(gpu, staged.base_model, lora=staged.train.lora_rank is not None)
+            whole = staged.lora_base or staged.base_model
+            key = speed_key(gpu, whole, lora=staged.train.lora_rank is not None)
             await self._remember(key, speed)
 
     async def _remember(self, key: str, measured: Speed | ProbedDevice) -> bool:

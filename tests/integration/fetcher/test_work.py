@@ -365,8 +365,9 @@ async def test_a_model_and_loras_are_staged_together_with_their_weights(
     weighed, missing = (Inference(prompt="x", loras=each) for each in ([0.5, 0.0], [1.0]))
     perform = partial(staging.perform_model, "sd_v1-5_vae")
 
-    staged = await perform(loras=loras, inference=[weighed])
+    staged = await perform(weight=0.9, loras=loras, inference=[weighed])
 
+    assert staged.warnings == ("input.model[0].weight has no effect: this is a whole model",)
     assert staged.loras == (
         AddedLora(file="lora.safetensors", name="my_face", weight=0.5),
         AddedLora(file="lora_2.safetensors", name="style"),
@@ -399,6 +400,27 @@ async def test_a_training_goes_on_with_a_lora_from_elsewhere_unless_it_is_larger
         Refused, match=r"has rank 300, .*; the most that can be trained are rank 256"
     ):
         await staging.perform(**asked, resume_ckpt_url=web.url("/300.safetensors"))
+
+
+async def test_a_lora_from_elsewhere_is_estimated_by_the_speed_of_others_on_its_base_model(
+    staging: Staging, web: Web, tmp_path: Path
+) -> None:
+    layer, file = "lora_te_text_model_encoder_layers_0_mlp_fc1", tmp_path / "lora.safetensors"
+    down, up = torch.ones(2, 64), torch.ones(256, 2)
+    save_file({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}, file)
+    asked = {
+        "data_url": web.serve("/data.zip", zip_of(DATASET)),
+        "resume_ckpt_url": web.serve("/lora.safetensors", file),
+    }
+    await staging.store.put(DEVICE_KEY, b'{"gpu": "a card", "teraflops": 40.0}')
+    base = (await staging.perform(**asked)).lora_base
+    measured = b'{"gpu": "a card", "megapixels_per_second": 0.5}'
+    await staging.store.put(speed_key("a card", base, lora=True), measured)
+
+    staged = await staging.perform(**asked)
+
+    rate = staged.report["estimate"]["rate"]
+    assert rate == "measured: 0.5 megapixels per second on a card"
 
 
 async def test_a_job_without_a_seed_is_reported_with_the_one_it_will_be_trained_with(

@@ -185,17 +185,18 @@ async def test_a_job_is_trained_from_the_store_to_the_store(staged: Path, tmp_pa
     assert store.refusals > 0
 
 
-async def test_the_speed_of_a_finished_training_is_remembered(
+async def test_the_speed_of_a_finished_training_is_remembered_for_its_whole_base_model(
     work: TrainerWork, store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer_work, "MIN_STEPS", 9)
     report = {"steps": 9, "megapixels": 9 * 256 * 256 / 1e6}
-    message = msgspec.structs.replace(dataset_staged("measured", max_epochs=3), report=report)
+    message = dataset_staged("measured", max_epochs=3)
+    message = msgspec.structs.replace(message, report=report, lora_base="cache/whole")
     order = granted_order(message, "training", Facts())
 
     await work.perform(order)
 
-    speed = msgspec.json.decode(await store.get(speed_key("cpu", "cache/base")))
+    speed = msgspec.json.decode(await store.get(speed_key("cpu", "cache/whole")))
     assert speed == {
         "gpu": "cpu",
         "megapixels_per_second": pytest.approx(
