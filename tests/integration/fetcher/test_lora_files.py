@@ -328,7 +328,7 @@ async def test_a_hash_that_the_webui_knows_it_by_is_kept_and_else_computed_as_th
 ) -> None:
     file = stage.folder / "anna.safetensors"
     found = []
-    for metadata in ({MODEL_HASH: "ab" * 32}, None):
+    for metadata in ({MODEL_HASH: "ab" * 32}, {MODEL_HASH: "1, Seed: 2"}, None):
         save_file(small(), file, metadata)
         prefix = await stage(web.serve("/anna.safetensors", file))
         (stage.folder / "lora").write_bytes(await stage.store.get(f"{prefix}/{LORA}"))
@@ -337,4 +337,4 @@ async def test_a_hash_that_the_webui_knows_it_by_is_kept_and_else_computed_as_th
 
     whole = file.read_bytes()
     tensors = whole[8 + int.from_bytes(whole[:8], "little") :]
-    assert found == ["ab" * 32, sha256(tensors).hexdigest()]
+    assert found == ["ab" * 32, *[sha256(tensors).hexdigest()] * 2]

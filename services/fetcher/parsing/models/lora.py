@@ -78,6 +78,8 @@ NUMBERS = (*TRAINABLE, "I64", "I32")
 """Types of an alpha."""
 MODEL_HASH = "sshs_model_hash"
 """In the header: what stable-diffusion-webui knows a LoRA by."""
+HASH = re.compile(r"[0-9a-fA-F]{64}")
+"""Anything else, in the text of an image, would be read as other settings."""
 PEFT = "lora_adapter_metadata"
 """In the header: peft's configuration, where diffusers has written the file."""
 Alpha = Annotated[float, Meta(ge=1e-30, le=1e30)]
@@ -169,7 +171,8 @@ def stage_lora(
             raise Refused(f"{shown}: {name} has a value that is not finite")
         keepalive()
     target.mkdir()
-    kept = {MODEL_HASH: metadata.get(MODEL_HASH) or _sha256_of_tensors(file)}
+    told = metadata.get(MODEL_HASH, "")
+    kept = {MODEL_HASH: told if HASH.fullmatch(told) else _sha256_of_tensors(file)}
     write_safetensors(target / LORA, tensors, keepalive, kept)
     of_peft = all(name.startswith("base_model.") for name in sources)
     return ReadLora(_shape(layers.values()), [ALPHA_ELSEWHERE.format(shown)] * of_peft)
