@@ -15,6 +15,7 @@ BENCHMARKS = (
     "schedulers",
     "held_out",
     "scale",
+    "recording",
 )
 """Only ``startup`` runs without being named: the others take minutes, or write to docs/."""
 

@@ -30,8 +30,8 @@ from bench.load import highest_memory, milliseconds, timed
 from services.gateway.database.connection import Database
 from services.gateway.database.tables import jobs, open_stages
 from services.gateway.jobs.record import open_stages as open_stages_of
-from services.gateway.jobs.repository import row_of
 from services.gateway.jobs.request_parser import parse_request
+from services.gateway.jobs.rows import row_of
 from services.gateway.jobs.transitions import admit, release
 from services.gateway.turns.places import MIN_PLACES
 from services.gateway.web.authentication import digest_of

@@ -28,6 +28,10 @@ class Delivery(Protocol):
     @property
     def envelope(self) -> Envelope: ...
 
+    @property
+    def is_ours(self) -> bool:
+        """False once it is settled, or its channel lost: it is redelivered, perhaps to another."""
+
     async def ack(self) -> None:
         """Remove it from the queue. On a lost channel: does nothing, it is redelivered."""
 
@@ -125,6 +129,14 @@ class Bus(Protocol):
         """Messages in order, forever, across lost connections, until the iterator is closed.
 
         After a lost connection the unacked ones are redelivered.
+        """
+
+    def consume_batches(
+        self, queue: Queue, *, most: int
+    ) -> AsyncGenerator[Sequence[Delivery], None]:
+        """As :meth:`consume`, each time all that have arrived: from one to ``most``, in order.
+
+        As many more are fetched meanwhile.
         """
 
     def dead_letters(self) -> AsyncGenerator[DeadDelivery, None]:

@@ -146,6 +146,15 @@ class Outgoing(Struct, frozen=True, kw_only=True):
         return self.id.partition("/")[0]
 
 
+class Replacement(NamedTuple):
+    """What :meth:`JobStore.replace` writes."""
+
+    job: StoredJob
+    outgoing: Sequence[Outgoing] = ()
+    happened: Sequence[StoredEvent] = ()
+    stages: Sequence[OpenStage] | None = None
+
+
 class Due(NamedTuple):
     """Whether there are any of these."""
 
@@ -172,6 +181,10 @@ class JobStore(Protocol):
         """Add a job and all this in one commit; False: its id exists, or was :meth:`removed`."""
 
     async def get(self, job_id: str) -> StoredJob | None: ...
+    async def get_many(self, job_ids: Sequence[str]) -> Sequence[StoredJob]: ...
+
+    async def versions(self, job_ids: Sequence[str]) -> Mapping[str, int]:
+        """Of those of these that there are; no record is read."""
 
     async def replace(
         self,
@@ -184,11 +197,13 @@ class JobStore(Protocol):
     ) -> bool:
         """Compare-and-set, with the messages, events and open stages, in one commit.
 
-        ``stages`` takes the place of the job's former open stages; None: they stay.
-
-        False when another writer was faster. ``job.version`` must be ``expected_version + 1``.
+        ``stages`` takes the place of the job's former open stages; None: they stay. False when
+        another writer was faster. ``job.version`` must be ``expected_version + 1``.
         Events are written as late as the job's last one if their ``at`` is earlier.
         """
+
+    async def replace_many(self, replacements: Sequence[Replacement]) -> Collection[str]:
+        """:meth:`replace` of different jobs in one commit, or of none; ids of those replaced."""
 
     async def claims(self) -> Sequence[OpenStage]:
         """Every stage that is claimed: as many as workers are busy."""

@@ -223,23 +223,42 @@ class _Consumer:
     def closed(self) -> bool:
         return not self._active and not self._unacked
 
-    async def next(self) -> _Delivery:
-        while True:
-            queued = await self._next_queued()
-            try:
-                return _Delivery(self, queued, decode_untrusted(queued.body))
-            except Undecodable as error:
-                self.settle(queued)
-                self._queue.dead_letter(queued, None, str(error))
+    @property
+    def has_next(self) -> bool:
+        return self._queue.has_next_for(self) and len(self._unacked) < self._prefetch
 
-    async def _next_queued(self) -> _QueuedMessage:
-        while not (self._queue.has_next_for(self) and len(self._unacked) < self._prefetch):
+    async def next(self) -> _Delivery:
+        (delivery,) = await self.next_batch(1)
+        return delivery
+
+    async def next_batch(self, most: int) -> list[_Delivery]:
+        """What there is, at least one and at most so many."""
+        batch: list[_Delivery] = []
+        while not batch:
+            await self._arrival()
+            while self.has_next and len(batch) < most:
+                batch += self._taken()
+        return batch
+
+    async def _arrival(self) -> None:
+        while not self.has_next:
             if not self._active:
                 raise Unavailable(f"the consumer of {self._queue.name} is closed")
             await self._queue.changed()
+
+    def _taken(self) -> list[_Delivery]:
+        """The next one; nothing if it is undecodable."""
         queued = self._queue.pop()
         self._unacked[queued.number] = queued
-        return queued
+        try:
+            return [_Delivery(self, queued, decode_untrusted(queued.body))]
+        except Undecodable as error:
+            self.settle(queued)
+            self._queue.dead_letter(queued, None, str(error))
+            return []
+
+    def has(self, queued: _QueuedMessage) -> bool:
+        return queued.number in self._unacked
 
     def settle(self, queued: _QueuedMessage) -> bool:
         """Remove a message from the unacked ones; False: it is not among them any more."""
@@ -275,6 +294,10 @@ class _Delivery:
         self._queued = queued
         self.message = message
         self.envelope = queued.envelope
+
+    @property
+    def is_ours(self) -> bool:
+        return self._consumer.has(self._queued)
 
     async def ack(self) -> None:
         self._consumer.settle(self._queued)
@@ -346,6 +369,16 @@ class MemoryBus:
         try:
             while True:
                 yield await consumer.next()
+        finally:
+            consumer.close()
+
+    async def consume_batches(
+        self, queue: Queue, *, most: int
+    ) -> AsyncGenerator[list[_Delivery], None]:
+        consumer = self._consumer(self._broker.queue(queue.name), 2 * most)
+        try:
+            while True:
+                yield await consumer.next_batch(most)
         finally:
             consumer.close()
 

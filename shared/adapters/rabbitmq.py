@@ -15,7 +15,7 @@ from collections.abc import (
     Coroutine,
     Sequence,
 )
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Never, Self
 from uuid import uuid4
@@ -47,6 +47,7 @@ from shared.adapters.rabbitmq_connection import (
     ConnectionLost,
     Consumer,
     close_quietly,
+    is_in_hand,
     parse_urls,
     pause,
     redirect_library_logs,
@@ -91,6 +92,10 @@ class _Delivery:
         self._queue = queue
         self._incoming = incoming
 
+    @property
+    def is_ours(self) -> bool:
+        return is_in_hand(self._incoming)
+
     async def ack(self) -> None:
         await _settle(self._incoming, self._incoming.ack)
         await self.on_settled()
@@ -102,6 +107,9 @@ class _Delivery:
     async def dead_letter(self, reason: str) -> None:
         await self._bus.dead_letter(self._incoming, self.message, queue=self._queue, reason=reason)
         await self.on_settled()
+
+
+Batches = AsyncGenerator[list[_Delivery], None]
 
 
 async def _do_nothing() -> None:
@@ -246,11 +254,21 @@ class RabbitMQBus:
         return await retry_until_connected(partial(self._get_once, queue), queue.name)
 
     async def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[_Delivery, None]:
+        async with aclosing(self._batches(queue, prefetch, most=1)) as batches:
+            async for (delivery,) in batches:
+                yield delivery
+
+    async def consume_batches(self, queue: Queue, *, most: int) -> Batches:
+        async with aclosing(self._batches(queue, 2 * most, most=most)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _batches(self, queue: Queue, prefetch: int, *, most: int) -> Batches:
         while True:
             consumer = await self._listen(queue, prefetch)
             try:
                 while True:
-                    yield await self._next(consumer, queue.name)
+                    yield await self._next_batch(consumer, queue.name, most)
             except ConnectionLost as lost:
                 await pause(queue.name, lost)
             finally:
@@ -396,7 +414,7 @@ class RabbitMQBus:
     async def _get_once(self, queue: Queue) -> _Delivery:
         consumer = await self._listen(queue, prefetch=1)
         try:
-            delivery = await self._next(consumer, queue.name)
+            (delivery,) = await self._next_batch(consumer, queue.name, most=1)
             await consumer.stop()
         except BaseException:
             await self.drop(consumer.channel)
@@ -404,12 +422,13 @@ class RabbitMQBus:
         delivery.on_settled = partial(self.drop, consumer.channel)
         return delivery
 
-    async def _next(self, consumer: Consumer, queue: str) -> _Delivery:
-        while True:
+    async def _next_batch(self, consumer: Consumer, queue: str, most: int) -> list[_Delivery]:
+        batch: list[_Delivery] = []
+        while not batch or (consumer.has_arrived and len(batch) < most):
             incoming = await consumer.next()
-            message = await self.unpack(incoming, queue)
-            if message is not None:
-                return _Delivery(self, queue, incoming, message)
+            if (message := await self.unpack(incoming, queue)) is not None:
+                batch.append(_Delivery(self, queue, incoming, message))
+        return batch
 
     async def _publish(
         self, message: Message, reply_to: str | None, *, exchange: str, key: str, mandatory: bool

@@ -23,7 +23,7 @@ from aio_pika.abc import (
     AbstractIncomingMessage,
     AbstractQueue,
 )
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelInvalidStateError
 from yarl import URL
 
 from shared.errors import SettingsError, Unavailable
@@ -115,6 +115,14 @@ async def close_quietly(opened: AbstractChannel | AbstractConnection) -> None:
     with suppress(ConnectionLost):
         async with translate_errors(CLOSE_SECONDS):
             await opened.close()
+
+
+def is_in_hand(incoming: AbstractIncomingMessage) -> bool:
+    """Whether it is not settled, and its channel not lost."""
+    try:
+        return not incoming.processed and not incoming.channel.is_closed
+    except ChannelInvalidStateError:  # the library's word for a lost channel
+        return False
 
 
 class Connection:
@@ -229,6 +237,11 @@ class Consumer:
             self._arrived.put_nowait(None)
             raise ConnectionLost("the consumer was ended")
         return incoming
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the next message is here."""
+        return not self._ended and not self._arrived.empty()
 
     async def stop(self) -> None:
         """Take no more messages; the unacked ones stay."""

@@ -378,6 +378,40 @@ async def test_a_consumer_has_at_most_its_prefetch_in_hand(world: World) -> None
         await depth_becomes(bus, 1)
 
 
+async def test_a_consumer_of_batches_gets_what_is_there_in_order_and_no_more_than_it_asks_for(
+    world: World,
+) -> None:
+    bus = await world.bus()
+    await publish_webhooks(bus, *range(10))
+
+    async with aclosing(bus.consume_batches(NOTIFIER_WEBHOOKS, most=4)) as batches:
+        sizes: list[int] = []
+        seen: list[AnyMessage] = []
+        async with asyncio.timeout(DEADLINE):
+            while len(seen) < 10:
+                batch = await anext(batches)
+                sizes.append(len(batch))
+                seen += [delivery.message for delivery in batch]
+                for delivery in batch:
+                    assert delivery.is_ours
+                    await delivery.ack()
+                    assert not delivery.is_ours
+
+        assert seen == [webhook(number) for number in range(10)]
+        assert max(sizes) == 4
+
+
+async def test_what_is_in_hand_is_not_ours_once_the_bus_is_closed(world: World) -> None:
+    bus = await world.bus()
+    await publish_webhooks(bus, 1)
+    delivery = await take(bus)
+    assert delivery.is_ours
+
+    await bus.close()
+
+    assert not delivery.is_ours
+
+
 async def test_a_consumer_that_is_closed_gives_back_what_it_had_in_hand(world: World) -> None:
     bus = await world.bus()
     await publish_webhooks(bus, 1, 2, 3)

@@ -26,6 +26,7 @@ from services.gateway.ports import (
     JobUsage,
     OpenStage,
     Outgoing,
+    Replacement,
     StoredEvent,
     StoredJob,
     StoredProgress,
@@ -147,6 +148,77 @@ async def test_a_job_is_replaced_only_at_the_version_expected(store: SqlJobStore
 
     assert await store.get("one") == second
     assert await ids_due(store) == ["now"]
+
+
+async def test_of_many_jobs_those_are_replaced_that_nobody_else_has_replaced(
+    store: SqlJobStore,
+) -> None:
+    names = ("c", "a", "b")
+    for name in names:
+        stage = OpenStage(name, "training", "claim", 1.0)
+        assert await store.insert(job(name), [], [happened(1, job=name, at=20.0)], [stage])
+    assert await store.replace(job("b", version=2, record=b"faster"), [], expected_version=1)
+
+    replaced = await store.replace_many(
+        [
+            Replacement(
+                job=job(name, version=2, record=b"second"),
+                outgoing=[message(f"{name}/{number}") for number in (1, 2)],
+                happened=[happened(2, job=name, at=10.0)],
+                stages=[OpenStage(name, "generation", None, 2.0)] if name == "a" else None,
+            )
+            for name in (*names, "nobody")
+        ]
+    )
+
+    assert {*replaced} == {"a", "c"}
+    assert await store.versions([*names, "nobody"]) == {"a": 2, "b": 2, "c": 2}
+    found = {row.id: row.record for row in await store.get_many([*names, "nobody"])}
+    assert found == {"a": b"second", "b": b"faster", "c": b"second"}
+    assert sorted(await ids_due(store)) == ["a/1", "a/2", "c/1", "c/2"]
+    for name, times in (("a", [20.0, 20.0]), ("b", [20.0]), ("c", [20.0, 20.0])):
+        assert [event.at for event in await store.events_after(name, 0, 0)] == times
+    assert sorted((each.job, each.stage) for each in await store.claims()) == [
+        ("b", "training"),
+        ("c", "training"),
+    ]
+
+
+async def test_if_one_of_many_jobs_cannot_be_replaced_none_is(store: SqlJobStore) -> None:
+    assert await store.insert(job("a"), [])
+    assert await store.insert(job("b"), [])
+    wrong = job("b", version=2, owner=None)
+
+    with pytest.raises(IntegrityError):
+        await store.replace_many(
+            [
+                Replacement(job=each, outgoing=[message(each.id)])
+                for each in (job("a", version=2), wrong)
+            ]
+        )
+
+    assert await store.versions(["a", "b"]) == {"a": 1, "b": 1}
+    assert await ids_due(store) == []
+
+
+async def test_two_gateways_that_replace_the_same_jobs_at_once_do_not_wait_for_each_other(
+    store: SqlJobStore, neighbour: SqlJobStore
+) -> None:
+    names = [f"job-{number}" for number in range(10)]
+    line: dict[str, Any] = {"line": "train", "released_at": 5.0}
+    for name in names:
+        assert await store.insert(job(name, **line), [])
+    for version in range(2, 6):
+        every = [Replacement(job=job(name, version=version, **line)) for name in names]
+        ours, theirs, _ = await asyncio.gather(
+            store.replace_many(every),
+            neighbour.replace_many(every[::-1]),
+            neighbour.replace(
+                job("job-5", version=version, **line), [], expected_version=version - 1
+            ),
+        )
+        assert not {*ours} & {*theirs}
+        assert set((await store.versions(names)).values()) == {version}
 
 
 async def test_a_version_cannot_be_skipped(store: SqlJobStore) -> None:

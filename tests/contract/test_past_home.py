@@ -31,7 +31,7 @@ from services.fetcher.models.configured_model import (
 from services.fetcher.progress_meter import ProgressMeter
 from services.gateway.endpoints.uploads import CHUNK
 from services.gateway.jobs.record import Job, StageRecord, open_stages, overdue_at
-from services.gateway.jobs.repository import read, row_of
+from services.gateway.jobs.rows import read, row_of
 from services.gateway.jobs.transitions import RETRYABLE
 from services.gateway.ports import END_STATUSES, StoredJob
 from services.gateway.turns.places import BUCKET_STAGES

@@ -8,7 +8,7 @@ from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.tables import outbox
 from services.gateway.jobs.record import Job, StageRecord
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.rows import read
 from shared.messaging.messages import Stage
 from shared.service_process import closing
 from tests.faults.world import World

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Row
 from services.gateway.background.retention import objects_of, working_files
 from services.gateway.database import tables
 from services.gateway.database.connection import Database
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.rows import read
 from services.gateway.ports import StoredJob
 from shared.service_process import closing
 from shared.storage.uploads import upload_prefix

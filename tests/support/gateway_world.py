@@ -101,10 +101,17 @@ class FaultyJobs:
         """Runs between the next read of a record and its write."""
 
     async def replace(self, *row: Any, **expected: Any) -> bool:
+        await self._let_rival_write()
+        return bool(await self.__getattr__("replace")(*row, **expected))
+
+    async def replace_many(self, rows: Any) -> Any:
+        await self._let_rival_write()
+        return await self.__getattr__("replace_many")(rows)
+
+    async def _let_rival_write(self) -> None:
         rival, self.rival = self.rival, None
         if rival:
             await rival()
-        return bool(await self.__getattr__("replace")(*row, **expected))
 
     def __getattr__(self, name: str) -> Any:
         if self.unavailable:

@@ -18,12 +18,14 @@ import sqlalchemy as sa
 
 from everydream import drawings
 from services.gateway.database.connection import Database
-from services.gateway.database.jobs import SqlJobStore, columns_of
+from services.gateway.database.job_rows import columns_of
+from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.tables import jobs as table
 from services.gateway.jobs.outputs import with_samples
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import Job, Step
-from services.gateway.jobs.repository import JobRepository, row_of
+from services.gateway.jobs.repository import JobRepository
+from services.gateway.jobs.rows import row_of
 from services.gateway.ports import Status
 from shared.adapters.memory import MemoryBroker
 from shared.messaging.messages import Artifact, DrawnSample

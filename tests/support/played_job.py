@@ -32,7 +32,8 @@ from services.gateway.jobs.record import (
     delay_time,
     execution_time,
 )
-from services.gateway.jobs.repository import JobRepository, read
+from services.gateway.jobs.repository import JobRepository
+from services.gateway.jobs.rows import read
 from services.gateway.jobs.transitions import RETRYABLE
 from services.gateway.ports import (
     JobStore,
@@ -346,7 +347,7 @@ class PlayedJob:
         self.relay()
 
     async def _process(self, delivery: Delivery) -> None:
-        await process(delivery, self.recorder._record)
+        await process(delivery, self.recorder.record)
         if isinstance(delivery.message, GatewayHeartbeat):
             await self.supervisor.judge()
 

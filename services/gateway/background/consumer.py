@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from contextvars import Context, copy_context
+from typing import Any
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -17,6 +19,7 @@ from shared.retry import Reconnects
 from shared.telemetry import tracing
 
 Handler = Callable[[Delivery], Awaitable[None]]
+BatchHandler = Callable[[Sequence[Delivery]], Coroutine[Any, Any, None]]
 
 UNTRACED = (GatewayHeartbeat, Progressed)
 """They come every few seconds, and cause nothing."""
@@ -36,6 +39,13 @@ async def consume(bus: Bus, queue: Queue, handle: Handler) -> None:
             await _finish(asyncio.create_task(process(delivery, handle)))
 
 
+async def consume_batches(bus: Bus, queue: Queue, handle: BatchHandler, *, most: int) -> None:
+    """As :func:`consume`, many deliveries at a time, which the handler settles."""
+    async with aclosing(bus.consume_batches(queue, most=most)) as batches:
+        async for batch in batches:
+            await _finish(asyncio.create_task(handle(batch)))
+
+
 async def _finish(work: asyncio.Task[None]) -> None:
     try:
         await asyncio.shield(work)
@@ -46,16 +56,45 @@ async def _finish(work: asyncio.Task[None]) -> None:
         raise
 
 
+async def until_available(work: Callable[[], Awaitable[None]], **about: object) -> None:
+    """Work, again and again while a server is away."""
+    async for _ in Reconnects():
+        try:
+            await work()
+        except Unavailable as error:
+            log.warning("server_away", **about, reason=str(error))
+        else:
+            return
+
+
 async def process(delivery: Delivery, handle: Handler) -> None:
     """Handle one delivery; it stays unacked while a server is away."""
+    with handling(delivery):
+        await _process(delivery, handle)
+
+
+@contextmanager
+def handling(delivery: Delivery) -> Iterator[None]:
+    """Logs name the job of what is done in the block, and it is a span of its trace."""
     job, parent = delivery.message.job, delivery.envelope.traceparent
     with bound_contextvars(**({"job": job} if job else {})):
         if isinstance(delivery.message, UNTRACED):
-            await _process(delivery, handle)
+            yield
             return
         kind = delivery.envelope.type
         with tracing.span(f"process {kind}", parent=parent, kind="consumer", everydream__job=job):
-            await _process(delivery, handle)
+            yield
+
+
+@contextmanager
+def handling_apart(delivery: Delivery) -> Iterator[Context]:
+    """As :func:`handling`, for what is run in the context that is given: several at once."""
+    context, handled = copy_context(), handling(delivery)
+    context.run(handled.__enter__)
+    try:
+        yield context
+    finally:
+        context.run(handled.__exit__, None, None, None)
 
 
 async def _process(delivery: Delivery, handle: Handler) -> None:

@@ -10,7 +10,7 @@ import structlog
 
 from services.gateway.background.model_eviction import ModelEviction
 from services.gateway.jobs.record import Job
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.rows import read
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import JobStore, StoredJob
 from services.gateway.system_ports import DeadLetterStore

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from services.gateway.database.connection import Database
-from services.gateway.database.jobs import columns_of
+from services.gateway.database.job_rows import columns_of
 from services.gateway.database.tables import dead_letters, outbox
 from services.gateway.ports import Outgoing
 from services.gateway.system_ports import StoredDeadLetter

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Self, get_args
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.gateway.database.connection import Database
+from services.gateway.database.job_rows import (
+    add_beside,
+    columns_of,
+    last_event_at,
+    replace_rows,
+)
 from services.gateway.database.tables import (
     COUNTED,
     STORED,
@@ -22,7 +27,6 @@ from services.gateway.database.tables import (
     progress,
     removed,
     streams,
-    turns,
 )
 from services.gateway.ports import (
     DELETED,
@@ -33,6 +37,7 @@ from services.gateway.ports import (
     OpenStage,
     Outgoing,
     RemovedJob,
+    Replacement,
     Status,
     StoredEvent,
     StoredJob,
@@ -81,13 +86,21 @@ class SqlJobStore:
             row = self._database.insert(jobs).values(**columns_of(job)).on_conflict_do_nothing()
             if (await connection.execute(row)).rowcount == 0:
                 return False
-            await self._note_turn(connection, job)
-            await self._add(connection, job, outgoing, happened, stages)
+            new = Replacement(job=job, outgoing=outgoing, happened=happened, stages=stages)
+            await add_beside(connection, self._database.insert, [new], {})
             return True
 
     async def get(self, job_id: str) -> StoredJob | None:
         found = await self._database.all(sa.select(jobs).where(jobs.c.id == job_id))
         return stored_job(found[0]) if found else None
+
+    async def get_many(self, job_ids: Sequence[str]) -> Sequence[StoredJob]:
+        found = await self._database.all(sa.select(jobs).where(jobs.c.id.in_(job_ids)))
+        return [stored_job(row) for row in found]
+
+    async def versions(self, job_ids: Sequence[str]) -> Mapping[str, int]:
+        narrow = sa.select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(job_ids))
+        return {row.id: row.version for row in await self._database.all(narrow)}
 
     async def replace(
         self,
@@ -100,21 +113,12 @@ class SqlJobStore:
     ) -> bool:
         if job.version != expected_version + 1:
             raise ValueError(f"version {job.version} cannot follow {expected_version}")
-        unchanged = (jobs.c.id == job.id) & (jobs.c.version == expected_version)
+        new = Replacement(job=job, outgoing=outgoing, happened=happened, stages=stages)
+        return bool(await self.replace_many([new]))
+
+    async def replace_many(self, replacements: Sequence[Replacement]) -> Collection[str]:
         async with self._database.writing() as connection:
-            request_bytes = jobs.c.request_bytes + job.request_bytes
-            columns = {**columns_of(job), "request_bytes": request_bytes}
-            update = sa.update(jobs).where(unchanged).values(**columns)
-            before = update.returning(_last_event_at(job.id))
-            if (row := (await connection.execute(before)).first()) is None:
-                return False
-            await self._note_turn(connection, job)
-            if stages is not None:
-                former = sa.delete(open_stages).where(open_stages.c.job == job.id)
-                await connection.execute(former)
-            last_at = row.last_at or 0.0
-            await self._add(connection, job, outgoing, happened, stages or (), not_before=last_at)
-            return True
+            return await replace_rows(connection, self._database.insert, replacements)
 
     async def claims(self) -> Sequence[OpenStage]:
         claimed = sa.select(open_stages).where(open_stages.c.claim.is_not(None))
@@ -175,7 +179,7 @@ class SqlJobStore:
 
     async def remove(self, job_id: str, at: float) -> bool:
         later = (outbox.c.job == job_id) & (outbox.c.due_at > at)
-        last = sa.select(jobs.c.owner, jobs.c.version, _last_event_at(job_id))
+        last = sa.select(jobs.c.owner, jobs.c.version, last_event_at(job_id))
         # Locked, so that nobody adds an event that would be left over.
         locked = last.where(jobs.c.id == job_id).with_for_update()
         async with self._database.writing() as connection:
@@ -342,57 +346,12 @@ class SqlJobStore:
     async def close(self) -> None:
         await self._database.close()
 
-    async def _note_turn(self, connection: AsyncConnection, job: StoredJob) -> None:
-        """Of an owner's turns in a line the last is kept, also when its job is deleted."""
-        if job.status != "IN_QUEUE" or not job.released_at or job.line is None:
-            return
-        turn = {"owner": job.owner, "line": job.line, "released_at": job.released_at}
-        add = self._database.insert(turns).values(turn)
-        later = add.excluded.released_at
-        newest = add.on_conflict_do_update(
-            index_elements=["owner", "line"],
-            set_={"released_at": later},
-            where=turns.c.released_at < later,
-        )
-        await connection.execute(newest)
-
-    async def _add(
-        self,
-        connection: AsyncConnection,
-        job: StoredJob,
-        outgoing: Sequence[Outgoing],
-        happened: Sequence[StoredEvent],
-        stages: Sequence[OpenStage],
-        *,
-        not_before: float = 0.0,
-    ) -> None:
-        """Of a job's events none is earlier than one before it, whosever clock is slow."""
-        told = [
-            {**columns_of(row), "owner": job.owner, "at": max(row.at, not_before)}
-            for row in happened
-        ]
-        for table, rows in (
-            (outbox, [columns_of(row) for row in outgoing]),
-            (events, told),
-            (open_stages, [row._asdict() for row in stages]),
-        ):
-            if rows:
-                add = self._database.insert(table).on_conflict_do_nothing()
-                await connection.execute(add, rows)
-
 
 def _free(now: float) -> sa.Select[tuple[int]]:
     """Numbers of the rows that are due, and whose jobs have no leased rows."""
     others = outbox.alias("others")
     taken = sa.exists().where(others.c.job == outbox.c.job, others.c.taken_until > now)
     return sa.select(outbox.c.number).where(outbox.c.due_at <= now, ~taken)
-
-
-def _last_event_at(job_id: str) -> sa.Label[float]:
-    """When the job's last event was; NULL: it has none."""
-    last = sa.select(events.c.at).where(events.c.job == job_id)
-    last = last.order_by(events.c.version.desc(), events.c.number.desc()).limit(1)
-    return last.scalar_subquery().label("last_at")
 
 
 async def _delete(connection: AsyncConnection, job_id: str) -> bool:
@@ -414,11 +373,6 @@ def _upsert_progress(database: Database) -> sa.Executable:
         set_={"run": new.run, "numbers": new.numbers, "sequence": progress.c.sequence + 1},
         where=(progress.c.numbers != new.numbers) | (progress.c.run != new.run),
     )
-
-
-def columns_of(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:
-    columns = msgspec.structs.asdict(row)
-    return {**columns, "job": row.job} if isinstance(row, Outgoing) else columns
 
 
 def stored_job(row: Row[Any]) -> StoredJob:

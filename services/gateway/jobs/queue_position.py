@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from services.gateway.jobs.presenter import iso_or_null
 from services.gateway.jobs.record import Job
-from services.gateway.jobs.repository import read, with_progress
 from services.gateway.jobs.response_types import QueuePosition
+from services.gateway.jobs.rows import read, with_progress
 from services.gateway.ports import JobStore, Line, Place, Standing, TurnStore
 from services.gateway.turns.places import WORKERS_STAGE
 from services.gateway.turns.stale_cache import StaleCache

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from contextvars import Context, copy_context
 from functools import partial
 from math import inf
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from services.gateway.jobs.change_notifier import ChangeNotifier
-from services.gateway.jobs.job_events import job_events, log_end
+from services.gateway.jobs.job_events import log_end
 from services.gateway.jobs.job_metrics import count_change
 from services.gateway.jobs.presenter import Presenter
-from services.gateway.jobs.record import (
-    EDITS,
-    LARGE_FIELDS,
-    Effect,
-    Job,
-    StageRecord,
-    Step,
-    files_due_at,
-    is_staging,
-    kept_bytes,
-    needed_model,
-    open_stages,
-    overdue_at,
-)
+from services.gateway.jobs.record import EDITS, Effect, Job, Step, is_staging
+from services.gateway.jobs.rows import Made, RowMaker, read, with_progress
 from services.gateway.jobs.transitions import give_up_message
-from services.gateway.jobs.webhook_schedule import warn_if_undelivered, webhook_failed_at
-from services.gateway.ports import JobStore, Outgoing, StoredEvent, StoredJob, StoredProgress
+from services.gateway.jobs.webhook_schedule import warn_if_undelivered
+from services.gateway.ports import JobStore, StoredJob, StoredProgress
 from shared.errors import NotFound, Unavailable, Unpublishable, Unroutable, shorten
-from shared.messaging.messages import Message, WebhookDue, decode, encode, type_of
+from shared.messaging.messages import Message, type_of
 from shared.ports import Bus, ObjectStore
-from shared.storage.large_fields import LARGE, load_fields, put_value, store_fields, store_message
-from shared.telemetry import tracing
+from shared.storage.large_fields import LARGE, load_fields, store_message
 
 log = structlog.get_logger()
 
@@ -50,6 +37,42 @@ class JobVersion(NamedTuple):
     version: int
     sequence: int = 0
     """How often its progress has changed, which does not change the version."""
+
+
+class Change(NamedTuple):
+    """What is to become of a job; see :meth:`JobRepository.change`."""
+
+    job: str
+    decide: Callable[[Job], Step]
+    results: bool = False
+    context: Context | None = None
+    """Of several changes, what each belongs to."""
+
+
+class Changed(NamedTuple):
+    """What came of many changes. A job in neither does not exist."""
+
+    jobs: Mapping[str, JobVersion]
+    """The jobs afterwards, by id."""
+    outrun: frozenset[str]
+    """Jobs that another writer changed meanwhile: theirs are to be tried again."""
+
+
+class _Pending(NamedTuple):
+    """A change that is decided on, and not yet written."""
+
+    before: Job
+    version: int
+    """Of the row that it was decided on."""
+    step: Step
+    edits: str | None
+    """Key of the job's edits so far, if they are in the store."""
+    made: Made | None
+    """What is to be written; None: nothing."""
+
+    @property
+    def outcome(self) -> JobVersion:
+        return JobVersion(self.step.job, self.version + (self.made is not None))
 
 
 class UnknownJob(Exception):
@@ -94,6 +117,7 @@ class JobRepository:
         self._store = store
         self._jobs = jobs
         self._presenter = presenter
+        self._rows = RowMaker(store, jobs, presenter, clock)
         self._clock = clock
         self._on_due = on_due
         self._on_turn = on_turn
@@ -152,12 +176,10 @@ class JobRepository:
             return False  # nothing is put into the store for it
         known: set[str] = set()
         try:
-            record = await self._with_stored(step, known)
+            made = await self._rows.make(None, step, 1, known, request_bytes=request_bytes)
+            first = made.replacement
             new = await self._jobs.insert(
-                msgspec.structs.replace(row_of(record, 1), request_bytes=request_bytes),
-                await self._outgoing(step, 1, known),
-                await self._events(None, step.job, 1, known),
-                open_stages(step.job),
+                first.job, first.outgoing, first.happened, first.stages or ()
             )
         except BaseException:  # also a request that is out of time
             if is_large:
@@ -212,19 +234,38 @@ class JobRepository:
             Unavailable: the database or the store does not answer; nothing is written.
         """
         while (row := await self._jobs.get(job_id)) is not None:
-            before = read(row)
-            known, edits = {*before.stored.values()}, before.stored.get(EDITS)
-            if results:
-                if (edited := await self.with_edits(before)) is None:
-                    continue
-                before = await self._presenter.whole(edited)
-            step = decide(before)
-            if await self._write(
-                before, row.version + 1, step, known, edits=edits, request_bytes=request_bytes
-            ):
-                self.send_replies(step.effects)
-                return step.job
+            pending = await self._decided(Change(job_id, decide, results), row, request_bytes)
+            if pending is not None and await self._write(pending):
+                return pending.step.job
         return None
+
+    async def change_many(self, changes: Sequence[Change]) -> Changed:
+        """Replace different jobs in one commit; what another writer outran is not written.
+
+        Otherwise as :meth:`change`. If one raises an error, none is written.
+
+        Raises:
+            Unavailable: the database or the store does not answer.
+        """
+        rows = {row.id: row for row in await self._jobs.get_many([each.job for each in changes])}
+        pending: dict[str, _Pending | None] = {}
+        for change in changes:
+            if (row := rows.get(change.job)) is not None:
+                # A task also lets requests go on in between.
+                deciding = asyncio.create_task(self._decided(change, row), context=change.context)
+                pending[change.job] = await deciding
+        to_write = [each.made.replacement for each in pending.values() if each and each.made]
+        written = await self._jobs.replace_many(to_write) if to_write else ()
+        done: dict[str, JobVersion] = {}
+        for change in changes:
+            each, context = pending.get(change.job), change.context or copy_context()
+            if each and context.run(self._tell, each, written=change.job in written):
+                done[change.job] = each.outcome
+        return Changed(done, frozenset(pending.keys() - done.keys()))
+
+    async def row_versions(self, job_ids: Sequence[str]) -> Mapping[str, int]:
+        """Of those of these jobs that there are, the versions of their rows. Raises Unavailable."""
+        return await self._jobs.versions(job_ids)
 
     async def give_up_message(self, message: Message, reason: str) -> None:
         """Record that the broker refuses a job's message for good. Raises Unavailable."""
@@ -274,40 +315,48 @@ class JobRepository:
         except Unavailable as error:  # the worker asks again
             log.warning("answer_lost", job=message.job, reason=str(error))
 
-    async def _write(
-        self,
-        before: Job,
-        version: int,
-        step: Step,
-        known: set[str],
-        *,
-        edits: str | None,
-        request_bytes: int,
-    ) -> bool:
-        """Write the step unless another writer was faster; returns whether it was written.
+    async def _decided(
+        self, change: Change, row: StoredJob, request_bytes: int = 0
+    ) -> _Pending | None:
+        """What the change makes of the job in this row; None: the job was removed meanwhile."""
+        before = read(row)
+        known, edits = {*before.stored.values()}, before.stored.get(EDITS)
+        if change.results:
+            if (edited := await self.with_edits(before)) is None:
+                return None
+            before = await self._presenter.whole(edited)
+        step, made = change.decide(before), None
+        if step.job != before or any(effect.durable for effect in step.effects):
+            made = await self._rows.make(
+                before, step, row.version + 1, known, request_bytes=request_bytes
+            )
+        return _Pending(before, row.version, step, edits, made)
 
-        ``known`` has the keys of values that are in the store already; ``edits`` is the key of the
-        job's edits so far, if they are in the store.
-        """
-        if step.job == before and not any(effect.durable for effect in step.effects):
-            return True
-        outgoing = await self._outgoing(step, version, known)
-        record = await self._with_stored(step, known)
-        row = msgspec.structs.replace(row_of(record, version), request_bytes=request_bytes)
-        events = await self._events(before, step.job, version, known)
-        stages = open_stages(step.job)
-        is_written = await self._jobs.replace(
-            row,
-            outgoing,
-            events,
-            None if stages == open_stages(before) else stages,
-            expected_version=version - 1,
+    async def _write(self, pending: _Pending) -> bool:
+        """Write it unless another writer was faster; whether it is as it should be."""
+        if pending.made is None:
+            return self._tell(pending, written=True)
+        row = pending.made.replacement
+        written = await self._jobs.replace(
+            row.job, row.outgoing, row.happened, row.stages, expected_version=pending.version
         )
-        new = record.stored.get(EDITS)
-        unneeded = edits if is_written else new
+        return self._tell(pending, written=written)
+
+    def _tell(self, pending: _Pending, *, written: bool) -> bool:
+        """Settle it and send its replies; whether it is as it should be."""
+        if pending.made is not None and not self._settle(pending, written=written):
+            return False
+        self.send_replies(pending.step.effects)
+        return True
+
+    def _settle(self, pending: _Pending, *, written: bool) -> bool:
+        """Tell everybody of what was written, or drop what was put for it; ``written`` again."""
+        before, step, edits = pending.before, pending.step, pending.edits
+        new = pending.made.edits if pending.made else edits
+        unneeded = edits if written else new
         if edits != new and unneeded is not None:
             self._on_replaced(unneeded)
-        if not is_written:
+        if not written:
             return False
         count_change(before, step.job, self._clock())
         for prefix in step.job.files_to_delete:
@@ -324,126 +373,7 @@ class JobRepository:
             warn_if_undelivered(step.job)
         return True
 
-    async def _with_stored(self, step: Step, known: set[str]) -> Job:
-        """The record as it is written: what is large is in the store."""
-        stages = {
-            stage: msgspec.structs.replace(
-                record, trigger=await self._small(_trigger(record, step), known)
-            )
-            if len(record.trigger) > LARGE
-            else record
-            for stage, record in step.job.stages.items()
-        }
-        job = await self._with_stored_edits(msgspec.structs.replace(step.job, stages=stages))
-        return await store_fields(self._store, job, job.id, LARGE_FIELDS, known)
-
-    async def _with_stored_edits(self, job: Job) -> Job:
-        """Large edits go into the store, each time under a new key: the former one is deleted."""
-        if len(text := msgspec.json.encode(job.edits)) <= LARGE:
-            return job
-        key = f"jobs/{job.id}/values/edits-{uuid4().hex}.json"
-        await self._store.put(key, text)
-        return msgspec.structs.replace(job, edits={}, stored={**job.stored, EDITS: key})
-
-    async def _small(self, message: Message, known: set[str]) -> bytes:
-        return encode(await store_message(self._store, message, known))
-
-    async def _events(
-        self, before: Job | None, after: Job, version: int, known: set[str]
-    ) -> list[StoredEvent]:
-        told = [
-            (kind, await self._event_data(after.id, data, known))
-            for kind, data in job_events(before, after)
-        ]
-        now = self._clock()  # not before, so that it is soon seen by whoever follows the owner
-        return [
-            StoredEvent(job=after.id, version=version, number=number, at=now, type=kind, data=data)
-            for number, (kind, data) in enumerate(told)
-        ]
-
-    async def _event_data(self, job_id: str, data: dict[str, Any], known: set[str]) -> bytes:
-        text = msgspec.json.encode(data)
-        if len(text) <= LARGE:
-            return text
-        return msgspec.json.encode({"stored": await put_value(self._store, job_id, text, known)})
-
-    async def _outgoing(self, step: Step, version: int, known: set[str]) -> list[Outgoing]:
-        durable = [effect for effect in step.effects if effect.durable]
-        # Each try of a webhook is a part of the whole: the last may come hours after the first.
-        whole, current = step.job.traceparent, tracing.traceparent()
-        return [
-            Outgoing(
-                id=f"{step.job.id}/{version}/{number}",
-                message=await self._body(step.job, effect, known),
-                queue=effect.queue,
-                mandatory=effect.mandatory,
-                due_at=self._clock() + effect.delay,
-                owner=step.job.owner if isinstance(effect.message, WebhookDue) else None,
-                traceparent=(whole if isinstance(effect.message, WebhookDue) else current or whole),
-            )
-            for number, effect in enumerate(durable)
-        ]
-
-    async def _body(self, job: Job, effect: Effect, known: set[str]) -> bytes:
-        """The encoded message; a webhook's body is the response of ``/status``, byte for byte."""
-        message = effect.message
-        if isinstance(message, WebhookDue):
-            live = None if job.ended else await self._jobs.get_live(job.id)
-            status = await self._presenter.status(with_progress(job, live[1] if live else ()))
-            message = msgspec.structs.replace(message, body=status.decode())
-        return await self._small(message, known)
-
 
 def _turn_of(job: Job) -> tuple[object, ...]:
     """What the places are counted by."""
     return job.status, job.released_at, is_staging(job)
-
-
-def _trigger(record: StageRecord, step: Step) -> Message:
-    """The message that asked for the stage; decoded anew, its texts would be in memory twice."""
-    at_hand = (step.due, *(effect.message for effect in step.effects))
-    for message in at_hand:
-        if message is not None and encode(message) == record.trigger:
-            return message
-    return decode(record.trigger)
-
-
-def read(row: StoredJob) -> Job:
-    """The job in a row."""
-    return msgspec.json.decode(row.record, type=Job)
-
-
-def with_progress(job: Job, rows: Sequence[StoredProgress]) -> Job:
-    """The job with the numbers of its current run."""
-    progress = {
-        row.stage: msgspec.json.decode(row.numbers, type=dict[str, Any])
-        for row in rows
-        if row.run == job.run
-    }
-    return msgspec.structs.replace(job, progress=progress)
-
-
-def row_of(job: Job, version: int) -> StoredJob:
-    """The row for a job, with the fields that are queried in columns of their own."""
-    model = needed_model(job)
-    return StoredJob(
-        id=job.id,
-        owner=job.owner,
-        status=job.status,
-        version=version,
-        run=job.run,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        ended_at=job.ended_at,
-        overdue_at=overdue_at(job),
-        line=job.line,
-        low=job.policy.lowPriority,
-        released_at=job.released_at,
-        staging=is_staging(job),
-        kept_until=files_due_at(job),
-        kept_bytes=kept_bytes(job),
-        model=model.prefix if model else None,
-        model_bytes=model.bytes if model else 0,
-        webhook_failed_at=webhook_failed_at(job),
-        record=msgspec.json.encode(msgspec.structs.replace(job, progress={})),
-    )

@@ -26,8 +26,8 @@ from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.stores import stores_in
 from services.gateway.jobs import transitions
 from services.gateway.jobs.record import Job
-from services.gateway.jobs.repository import read, row_of
 from services.gateway.jobs.request_parser import parse_request
+from services.gateway.jobs.rows import read, row_of
 from services.gateway.jobs.transitions import advance
 from services.gateway.ports import JobStore
 from services.gateway.turns import places
@@ -118,7 +118,7 @@ class RaceTrack:
         """Publish a worker's fact, and let the recorder handle it."""
         await self.workers.publish(fact, reply_to=CONTROL.name)
         delivery = await self.gateway_bus.get(GATEWAY_RECORDER)
-        await process(delivery, self.gateway._recorder._record)
+        await process(delivery, self.gateway._recorder.record)
 
     async def replies(self) -> list[AnyMessage]:
         """The replies to the trainer since the last call."""

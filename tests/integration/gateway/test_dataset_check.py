@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.rows import read
 from shared.messaging.messages import (
     DatasetStaged,
     JobCompleted,

@@ -11,8 +11,9 @@ from services.gateway.endpoints.admin.page import page_in
 from services.gateway.endpoints.admin.response_types import GivenUpWebhook, GivenUpWebhooks
 from services.gateway.endpoints.webhooks import resend, shown_delivery
 from services.gateway.jobs.record import Job
-from services.gateway.jobs.repository import JobRepository, UnknownJob, read
+from services.gateway.jobs.repository import JobRepository, UnknownJob
 from services.gateway.jobs.response_types import WebhookDelivery
+from services.gateway.jobs.rows import read
 from services.gateway.jobs.webhook_schedule import given_up_webhooks
 from services.gateway.system_ports import SystemStore
 from services.gateway.web.application import in_time

@@ -20,7 +20,7 @@ from services.gateway.endpoints.admin.response_types import (
     StageQueue,
     WorkerPage,
 )
-from services.gateway.jobs.repository import read
+from services.gateway.jobs.rows import read
 from services.gateway.ports import LINES
 from services.gateway.system_ports import LineLoad, StageLoad, SystemStore, Work, WorkPlace
 from services.gateway.turns.stale_cache import StaleCache
