@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.gateway.background import consumer
 from services.gateway.background.progress_writer import ProgressWriter
@@ -25,7 +28,7 @@ from services.gateway.jobs.record import Job
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import parse_request
 from services.gateway.jobs.rows import read, row_of
-from services.gateway.ports import JobStore
+from services.gateway.ports import JobStore, Replacement, StoredJob
 from services.gateway.turns.places import Places
 from shared.adapters.folder import FolderStore
 from shared.adapters.memory import MemoryBroker, MemoryBus
@@ -37,7 +40,9 @@ from shared.messaging.messages import (
     GatewayHeartbeat,
     ResumePointSaved,
     StageFact,
+    StageFailed,
     StagingStarted,
+    TrainingInterrupted,
     TrainingProgressed,
     TrainingStarted,
 )
@@ -47,7 +52,7 @@ from shared.service_process import closing
 from tests.support.gateway_world import TRAIN_ONLY, eventually
 from tests.support.migrated import migrated_sqlite
 from tests.support.played_job import Crowd, Room
-from tests.unit.gateway.test_transitions import dataset_staged
+from tests.unit.gateway.test_transitions import checkpoint_final, dataset_staged
 
 HEARTBEAT = 10.0
 NOW = 1_000_000.0
@@ -179,19 +184,21 @@ def clock() -> float:
 async def in_training(recording: Recording, *job_ids: str) -> None:
     """Jobs whose training is claimed, under a claim named like the job."""
     for job_id in job_ids:
-        new = transitions.admit(
-            job_id, "owner", parse_request(TRAIN_ONLY), {}, sealed=None, now=NOW
-        )
-        job = transitions.release(new.job, NOW).job
-        for fact in (
-            StagingStarted(job=job_id, stage="staging", claim="s"),
-            msgspec.structs.replace(dataset_staged("s"), job=job_id),
-            TrainingStarted(job=job_id, stage="training", claim=job_id, gpu="card"),
-        ):
-            job = transitions.advance(
-                job, fact, reply_queue=CONTROL.name, now=NOW, heartbeat=HEARTBEAT
-            ).job
-        assert await recording.jobs._jobs.insert(row_of(job, 1), [])
+        assert await recording.jobs._jobs.insert(row_of(training(job_id), 1), [])
+
+
+def training(job_id: str) -> Job:
+    new = transitions.admit(job_id, "owner", parse_request(TRAIN_ONLY), {}, sealed=None, now=NOW)
+    job = transitions.release(new.job, NOW).job
+    for fact in (
+        StagingStarted(job=job_id, stage="staging", claim="s"),
+        msgspec.structs.replace(dataset_staged("s"), job=job_id),
+        TrainingStarted(job=job_id, stage="training", claim=job_id, gpu="card"),
+    ):
+        job = transitions.advance(
+            job, fact, reply_queue=CONTROL.name, now=NOW, heartbeat=HEARTBEAT
+        ).job
+    return job
 
 
 def heartbeat(job: str, step: int = 1, claim: str = "") -> TrainingProgressed:
@@ -442,3 +449,108 @@ async def test_what_is_not_ours_any_more_is_left_to_whom_it_is_delivered_next(
 
     assert (await recording.job("a")).resume_point == "a/1"
     assert await recording.workers.depth(GATEWAY_RECORDER) == 2
+
+
+# --- Any facts in any batches ---------------------------------------------------------------------
+
+JOBS = ("a", "b", "c")
+
+
+class Rows:
+    """Rows in memory, under a job store's rules; what was written of each job, in order."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, StoredJob] = {}
+        self.written: dict[str, list[object]] = {name: [] for name in JOBS}
+
+    async def get(self, job_id: str) -> StoredJob | None:
+        return self.rows.get(job_id)
+
+    async def get_many(self, job_ids: Sequence[str]) -> list[StoredJob]:
+        return [self.rows[each] for each in job_ids if each in self.rows]
+
+    async def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
+        return {row.id: row.version for row in await self.get_many(job_ids)}
+
+    async def get_live(self, job_id: str) -> tuple[StoredJob, list[Any]] | None:
+        return (self.rows[job_id], []) if job_id in self.rows else None
+
+    async def replace(self, *columns: Any, expected_version: int) -> bool:
+        new = Replacement(*columns)
+        if self.rows[new.job.id].version != expected_version:
+            return False
+        self.rows[new.job.id] = new.job
+        told = [(each.type, each.data) for each in new.happened]
+        messages = [(each.id, each.message, each.queue) for each in new.outgoing]
+        self.written[new.job.id].append((told, messages, new.stages))
+        return True
+
+    async def replace_many(self, replacements: Sequence[Replacement]) -> set[str]:
+        return {
+            each.job.id
+            for each in replacements
+            if await self.replace(*each, expected_version=each.job.version - 1)
+        }
+
+
+def facts_of(job: str) -> st.SearchStrategy[StageFact]:
+    """What the worker of the live claim publishes, and another one."""
+    claim = st.sampled_from((job, "another"))
+    stamp = {"job": st.just(job), "stage": st.just("training"), "claim": claim}
+    return st.one_of(
+        st.builds(TrainingProgressed, **stamp, progress=st.just({"step": 1})),
+        st.builds(TrainingStarted, **stamp, worker=claim, gpu=st.just("card")),
+        st.builds(TrainingInterrupted, **stamp),
+        st.builds(StageFailed, **stamp, kind=st.just("passing"), reason=st.just("it broke")),
+        st.integers(1, 3).map(lambda step: saved(job, step)),
+        st.just(msgspec.structs.replace(checkpoint_final(job), job=job)),
+    )
+
+
+PUBLISHED = st.lists(
+    st.tuples(
+        st.sampled_from((*JOBS, "nobody")).flatmap(facts_of),
+        st.sampled_from((CONTROL.name, OTHER_CONTROL.name)),
+    ),
+    max_size=25,
+)
+
+
+@given(PUBLISHED, st.lists(st.integers(0, 25), max_size=4).map(sorted))
+@settings(deadline=None, max_examples=60)
+def test_facts_come_to_the_same_in_any_batches_as_one_by_one(
+    published: list[tuple[StageFact, str]], cuts: list[int]
+) -> None:
+    one_by_one = asyncio.run(recorded([[each] for each in published], alone=True))
+    edges = [0, *cuts, len(published)]
+    batches = [published[start:end] for start, end in pairwise(edges)]
+
+    assert asyncio.run(recorded(batches, alone=False)) == one_by_one
+
+
+async def recorded(batches: Sequence[Sequence[tuple[StageFact, str]]], *, alone: bool) -> object:
+    """What was written of each job, what each worker was told of it, and who showed life."""
+    broker, rows = MemoryBroker(), Rows()
+    broker.declare(CONTROL)
+    broker.declare(OTHER_CONTROL)
+    recording = recording_in(broker, cast("Any", rows), Path("never-written"))
+    rows.rows = {name: row_of(training(name), 1) for name in JOBS}
+    for batch in batches:
+        for fact, reply_to in batch:
+            await recording.publish(fact, reply_to=reply_to)
+        if not batch:
+            continue
+        async with aclosing(recording.bus.consume_batches(GATEWAY_RECORDER, most=100)) as taken:
+            deliveries = await anext(taken)
+            if alone:
+                await consumer.process(deliveries[0], recording.recorder.record)
+            else:
+                await recording.recorder.record_batch(deliveries)
+    assert not broker.dead_letters
+    told = {
+        (queue.name, name): [each for each in answers if each.job == name]
+        for queue in (CONTROL, OTHER_CONTROL)
+        for answers in [await recording.replies(queue)]
+        for name in (*JOBS, "nobody")
+    }
+    return rows.rows, rows.written, told, recording.supervisor._heard_at
