@@ -22,6 +22,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 import msgspec
+import psutil
 import sqlalchemy as sa
 
 from bench import rows
@@ -67,7 +68,10 @@ STEP = 1.3
 IN_TIME = 0.97
 """Of what should have been published, so much was."""
 PROGRESS = {"step": 1, "steps": 100, "loss": 0.1, "images_per_second": 2.5, "epoch": 1}
-HEAD = ("what", "heartbeats", "deciding facts", "claim p50", "claim p99", "load", "measured on")
+HEAD = (
+    *("what", "heartbeats", "deciding facts", "claim p50", "claim p99"),
+    *("processor, each", "load", "measured on"),
+)
 
 
 class Rate(NamedTuple):
@@ -87,6 +91,8 @@ class Trial(NamedTuple):
     sustained: bool
     claims: list[float]
     """Seconds from claim to grant."""
+    processor: float
+    """Seconds of the gateway's for each message, claims and what ends them among them."""
 
 
 TARGET = "wanted of both"
@@ -121,10 +127,11 @@ async def measure(amqp_url: str, database_url: str) -> None:
             "EVERYDREAM_HEARTBEAT": str(HEARTBEAT),
         }
         async with services_in_a_folder(environment) as services:
-            await services.begin("gateway").wait_until_ready()
+            gateway = services.begin("gateway")
+            await gateway.wait_until_ready()
             bus = await RabbitMQBus.open(amqp_url, source="bench/depth", heartbeat=HEARTBEAT)
             async with closing(bus):
-                look = Trials(amqp_url, bus, claimed, to_claim)
+                look = Trials(amqp_url, bus, psutil.Process(gateway.pid), claimed, to_claim)
                 await look.at(Rate(100, 0))  # the first heartbeats are not like the later ones
                 keep(TARGET, await look.at(Rate(500, 100)))
                 for name, first in KINDS.items():
@@ -145,6 +152,7 @@ def keep(name: str, trial: Trial) -> None:
             f"{trial.rate.heartbeats:.0f}/s{sustained}",
             f"{trial.rate.facts:.0f}/s{sustained}",
             *(milliseconds(trial.claims, of) for of in (50, 99)),
+            f"{1000 * trial.processor:.2f} ms",
             f"{os.getloadavg()[0]:.1f}",
             today(),
         ),
@@ -156,9 +164,15 @@ class Trials:
     """Tries rates, one after another."""
 
     def __init__(
-        self, amqp_url: str, bus: RabbitMQBus, claimed: list[str], to_claim: list[str]
+        self,
+        amqp_url: str,
+        bus: RabbitMQBus,
+        gateway: psutil.Process,
+        claimed: list[str],
+        to_claim: list[str],
     ) -> None:
         self._amqp_url = amqp_url
+        self._gateway = gateway
         self._bus = bus
         self._claimed = claimed
         self._to_claim = to_claim
@@ -178,6 +192,7 @@ class Trials:
             "amqp_url": self._amqp_url, "claimed": self._claimed,
             "heartbeats": rate.heartbeats, "facts": rate.facts,
         }  # fmt: skip
+        before = self._processor()
         load = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bench.recording", "--load", json.dumps(order)),
             stdout=asyncio.subprocess.PIPE,
@@ -196,7 +211,13 @@ class Trials:
             flush=True,
         )
         await self._drained(600.0)
-        return Trial(rate, drained and in_time >= IN_TIME, claims)
+        each = (self._processor() - before) / (wanted + 2 * len(claims))
+        print(f"{1000 * each:.2f} ms of the gateway's processor for each message", flush=True)
+        return Trial(rate, drained and in_time >= IN_TIME, claims, each)
+
+    def _processor(self) -> float:
+        times = self._gateway.cpu_times()
+        return float(times.user + times.system)
 
     async def _drained(self, seconds: float) -> bool:
         """Whether the recorder's queue is empty within so many seconds."""
