@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from services.fetcher.models.configured_model import TINY_FOLDER
-from services.fetcher.parsing.models.lora import MODEL_HASH, PEFT
+from services.fetcher.parsing.models.lora import MODEL_HASH
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.lora_file import attach
 from shared.diffusion.saving import stock_pipeline
