@@ -45,14 +45,14 @@ from services.gateway.endpoints.uploads import UploadRoutes, add_tus_headers
 from services.gateway.endpoints.webhooks import WebhookRoutes
 from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.budgets import Budgets
-from services.gateway.jobs.capacity import Capacity
 from services.gateway.jobs.outputs import forget_deleted
 from services.gateway.jobs.presenter import Presenter
-from services.gateway.jobs.queue_position import QueuePositions
 from services.gateway.jobs.references import References
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import JobStore
+from services.gateway.queue.capacity import Capacity
+from services.gateway.queue.position import QueuePositions
 from services.gateway.stores import Stores
 from services.gateway.turns.places import Places
 from services.gateway.turns.workers import Workers

@@ -163,10 +163,7 @@ class Due(NamedTuple):
 
 
 class JobStore(Protocol):
-    """Jobs, their events, and the outbox; only gateways write them.
-
-    All calls raise ``Unavailable`` when the database does not answer.
-    """
+    """Jobs, their events, and the outbox; only gateways write. All calls raise Unavailable."""
 
     async def migrate(self) -> None:
         """Upgrade the schema; safe when several processes do it at once."""
@@ -198,8 +195,8 @@ class JobStore(Protocol):
         """Compare-and-set, with the messages, events and open stages, in one commit.
 
         ``stages`` takes the place of the job's former open stages; None: they stay. False when
-        another writer was faster. ``job.version`` must be ``expected_version + 1``.
-        Events are written as late as the job's last one if their ``at`` is earlier.
+        another writer was faster. ``job.version`` must be ``expected_version + 1``. Events are
+        written as late as the job's last one if their ``at`` is earlier.
         """
 
     async def replace_many(self, replacements: Sequence[Replacement]) -> Collection[str]:

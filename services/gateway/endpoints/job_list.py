@@ -11,12 +11,12 @@ from msgspec import Meta
 from multidict import MultiMapping
 
 from services.gateway.jobs.presenter import Presenter
-from services.gateway.jobs.queue_position import QueuePositions
 from services.gateway.jobs.record import Job
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import JobPage
 from services.gateway.jobs.rows import read, with_progress
 from services.gateway.ports import JobStore, Status, StoredJob, StoredProgress
+from services.gateway.queue.position import QueuePositions
 from services.gateway.web.application import in_time, json_response, unknown_parameters
 from services.gateway.web.paging import PAGING, Position, encode_cursor, limit_in, position_in
 from services.gateway.web.routing import Answer, Parameter, route

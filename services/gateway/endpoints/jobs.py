@@ -15,9 +15,7 @@ from msgspec import Meta
 
 from services.gateway.endpoints.stream import OutputStreams
 from services.gateway.jobs.admission import Admission, unwrap
-from services.gateway.jobs.capacity import Capacity
 from services.gateway.jobs.presenter import Presenter
-from services.gateway.jobs.queue_position import QueuePositions
 from services.gateway.jobs.record import RESULT_FIELDS, Job, Step, why_no_command
 from services.gateway.jobs.repository import JobRepository
 from services.gateway.jobs.request_parser import Invalid, parse_request
@@ -30,6 +28,8 @@ from services.gateway.jobs.response_types import (
     Stream,
 )
 from services.gateway.jobs.transitions import cancel, issue_command
+from services.gateway.queue.capacity import Capacity
+from services.gateway.queue.position import QueuePositions
 from services.gateway.web.application import in_time, is_disconnected, json_response
 from services.gateway.web.authorization import Authorizer
 from services.gateway.web.bodies import Bodies

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from services.gateway.jobs import queue_position
-from services.gateway.jobs.queue_position import Pace
+from services.gateway.queue import position
+from services.gateway.queue.position import Pace
 from services.gateway.turns import stale_cache
 from shared.adapters.memory import MemoryBus
 from shared.errors import Unavailable
@@ -78,7 +78,7 @@ async def test_a_waiting_job_shows_its_position_among_all_jobs(here: World) -> N
 async def test_a_position_is_right_however_few_jobs_are_counted_for_it(
     here: World, monkeypatch: pytest.MonkeyPatch, counted: int
 ) -> None:
-    monkeypatch.setattr(queue_position, "COUNTED", counted)
+    monkeypatch.setattr(position, "COUNTED", counted)
     jobs = [await here.run() for _ in range(7)]
 
     assert [(await place(here, job))["position"] for job in jobs] == [1, 2, 3, 4, 5, 6, 7]

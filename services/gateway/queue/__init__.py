@@ -1,0 +1,1 @@
+"""What those who wait are told of the queue: their position, and who works."""
