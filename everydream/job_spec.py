@@ -23,7 +23,7 @@ STAND_IN = "https://example.com/dataset.zip"
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 EXPECTED_CHANGE = "expected name=value in one word, such as --set max_epochs=100"
 
-WEIGHED = re.compile(r"(?P<model>.+):(?P<weight>-?[0-9]+(\.[0-9]+)?)")
+WEIGHED = re.compile(r"(?P<model>.+):(?P<weight>-?([0-9]+(\.[0-9]*)?|\.[0-9]+))")
 
 
 class JobSpec(NamedTuple):

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from services.fetcher.models.configured_model import TINY_FOLDER
-from services.fetcher.parsing.models.lora import MODEL_HASH
+from services.fetcher.parsing.models.lora import MODEL_HASH, is_lora
 from shared.diffusion.loading import Parts, load
 from shared.diffusion.lora_file import attach
 from shared.diffusion.saving import stock_pipeline
@@ -307,6 +307,12 @@ async def test_a_lora_is_put_on_the_base_model_that_is_named_beside_it(
     folder = stage.folder / "composed"
     await download_folder(stage.store, prefix, folder)
     assert attach(load(folder), folder / LORA).keys() == {"unet"}
+
+
+def test_what_has_an_alpha_alone_is_no_lora() -> None:
+    assert is_lora([f"{LAYER}.{DOWN}", f"{LAYER}.alpha"])
+    assert is_lora([f"{LAYER}.dora_scale"])
+    assert not is_lora(["model.diffusion_model.out.2.weight", "schedule.alpha"])
 
 
 async def test_a_base_model_beside_a_whole_model_is_said_to_have_no_effect(stage: Stage) -> None:

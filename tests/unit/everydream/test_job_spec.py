@@ -177,7 +177,7 @@ def test_an_entry_to_draw_that_says_nothing_is_refused_and_not_left_out(
 
 
 def test_loras_are_added_to_the_model_with_the_weights_behind_their_names() -> None:
-    loras = ("org/name:0.8", "https://example.com:8080/style.safetensors", "org/other:-1")
+    loras = ("org/name:0.8", "https://example.com:8080/style.safetensors", "org/other:-.5")
     one = Drawing(("one",))
 
     several = JobSpec(model="sd_v1-5_vae", loras=loras, drawing=one).checked()["input"]
@@ -185,7 +185,7 @@ def test_loras_are_added_to_the_model_with_the_weights_behind_their_names() -> N
 
     assert several["model"] == [
         "sd_v1-5_vae", {"model": "org/name", "weight": 0.8}, loras[1],
-        {"model": "org/other", "weight": -1.0},
+        {"model": "org/other", "weight": -0.5},
     ]  # fmt: skip
     assert (alone["model"], alone["base"]) == (loras[1], "org/name")
 

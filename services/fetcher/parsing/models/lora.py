@@ -141,9 +141,11 @@ class ReadLora(NamedTuple):
 def is_lora(names: Iterable[str]) -> bool:
     """Whether a file with tensors of these names is a LoRA, or one of its kin."""
     kin = [pattern for pattern, kind in OTHER_KINDS if "LoRA for" not in kind]
-    return any(
-        ENDS.search(name) or any(re.match(pattern, name) for pattern in kin) for name in names
-    )
+    for name in names:
+        end = ENDS.search(name)
+        if (end and not end["alpha"]) or any(re.match(pattern, name) for pattern in kin):
+            return True
+    return False
 
 
 def stage_lora(
