@@ -97,9 +97,9 @@ class Trial(NamedTuple):
 
 TARGET = "wanted of both"
 KINDS = {
-    "heartbeats alone": Rate(250, 0),
-    "deciding facts alone": Rate(0, 50),
-    "both": Rate(250, 50),
+    "heartbeats alone": Rate(500, 0),
+    "deciding facts alone": Rate(0, 150),
+    "both": Rate(600, 120),
 }
 
 
