@@ -393,7 +393,8 @@ async def world(
         file.write_bytes(migrated_sqlite())
     async with AsyncExitStack() as stack:
         stack.enter_context(answers_within(PATIENCE))
-        database = await stack.enter_async_context(closing(Database.open(settings.database_url)))
+        opening = Database.open(settings.database_url, settings.database_connections)
+        database = await stack.enter_async_context(closing(opening))
         await database.migrate()
         jobs = FaultyJobs(SqlJobStore(database))
         stores = stores_in(database)._replace(jobs=cast("JobStore", jobs))

@@ -17,7 +17,6 @@ import pytest
 import sqlalchemy as sa
 from yarl import URL
 
-from services.gateway.database import connection
 from services.gateway.database.connection import Database
 from shared.errors import Unavailable
 from shared.messaging.messages import JobStarted
@@ -378,10 +377,11 @@ async def all_get_retry_after(here: World, asked: Sequence[tuple[str, str]], job
 @pytest.mark.parametrize("fault", [stopped, gone])
 async def test_without_postgresql_clients_get_retry_after_and_all_goes_on_afterwards(
     fault: Callable[[PostgreSQL], AbstractAsyncContextManager[None]],
-    tmp_path: Path, postgres: PostgreSQL, postgres_url: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, postgres: PostgreSQL, postgres_url: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(connection, "CONNECTIONS", POOL)
-    async with world(tmp_path, database_url=postgres_url, heartbeat=HEARTBEAT) as here:
+    async with world(
+        tmp_path, database_url=postgres_url, database_connections=POOL, heartbeat=HEARTBEAT
+    ) as here:
         job = await here.run(TRAIN_ONLY)
         async with port_of_this_process(here.settings) as port:
             before = await observed(port)
