@@ -150,7 +150,7 @@ def page(shown: Sequence[str]) -> str:
         f"`python -m tests.faults.rolling`, {today()}: two of every service, {JOBS} jobs of the"
         f" tiny model, a machine that is {slowness():.1f} times as slow as one that is quiet."
     )
-    return "\n".join((told, "", "```text", *shown[:-1], "```"))
+    return "\n".join((told, "", "```", *shown[:-1], "```"))
 
 
 async def carry_out() -> tuple[list[str], list[str]]:
