@@ -100,7 +100,7 @@ def container_of(pod: Mapping[str, Any]) -> dict[str, Any]:
 # ----------------------------------------------------------------------------- as manifests
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl here")
+@pytest.mark.long  # it needs kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_is_built_here_as_kubectl_does(
     overlay: str, folder: Path, built: dict[str, list[Resource]]
