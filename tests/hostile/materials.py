@@ -30,6 +30,10 @@ DEEP: Mapping[str, bytes] = {
     "lists without end": b"[" * 100_000,
     "objects": b'{"a":' * 3_000 + b"1" + b"}" * 3_000,
     "objects in number": b"[" + b"{}," * 3_000_000 + b"{}]",
+    "a million slashes": json.dumps({"input": {"train": {"seed": "/" * 1_000_000}}}).encode(),
+    "a million lines": json.dumps(
+        {"s3Config": {"accessSecret": "x" + "\n" * 1_000_000 + "x"}}
+    ).encode(),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -1102,3 +1103,50 @@ def test_what_is_meant_for_another_optimizer_is_warned_of(
 )
 def test_a_rate_that_suits_the_optimizer_or_comes_without_one_is_not(asked: dict[str, Any]) -> None:
     assert warnings_of(**asked) == []
+
+
+# --- Texts without measure
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            f"{part * 50_000}{end}"
+            for part in ("/", "\n", " ", "\\", "?", "@")
+            for end in ("", "x")
+        ),
+        "x" + "\n" * 50_000 + "x",
+        "//a?" * 12_500,
+        "//a@" * 12_500,
+        "http://" + "a." * 25_000,
+        "http://[" + ":0" * 25_000 + "]/",
+        "org/" + "a.b/" * 12_500,
+        "-".join(["0" * 8] * 5_000),
+        "\u3000" * 25_000 + "é" * 25_000,
+    ],
+    ids=lambda text: repr(text[:8] + text[-1]),
+)
+def test_no_text_takes_longer_than_its_length(text: str) -> None:
+    """Nobody gets an answer meanwhile; each of these took seconds or hours at some time."""
+    all_of = {kind: dict.fromkeys(kind.__struct_fields__, text) for kind in (Train, Inference)}
+    bodies: list[Any] = [
+        {
+            "input": {"train": all_of[Train], "inference": all_of[Inference], text: text},
+            "s3Config": dict.fromkeys(S3Config.__struct_fields__, text),
+            "policy": dict.fromkeys(Policy.__struct_fields__, text),
+            "webhook": text,
+            "webhook_events_filter": [text],
+        },
+        {"input": {"model": text, "base": text, "loras": [text], "inference": [{"prompt": text}]}},
+        {"input": {"train": {"data_url": URL, "validation": text, "sample_prompts": [text]}}},
+        {"input": {"train": {"data_url": text, "resume_ckpt_url": text}}, "s3Config": text},
+        text,
+    ]
+    begun = time.process_time()
+
+    for body in bodies:
+        with pytest.raises(Invalid):
+            parse_request(body)
+
+    assert time.process_time() - begun < 3.0

@@ -68,7 +68,8 @@ def _credentials_in(text: str) -> str | None:
 
 def _ends_of(text: str) -> str | None:
     """What a text has at its ends or in it that a file or a clipboard has added."""
-    if re.search(r"[\r\n]\s*$|^\s*[\r\n]", text):
+    ends = text[: len(text) - len(text.lstrip())] + text[len(text.rstrip()) :]
+    if not {"\r", "\n"}.isdisjoint(ends):
         return "one with a line break at its end or start"
     if re.search(r"[\x00-\x1f\x7f]", text):
         return "one with a line break or another control character in it"
