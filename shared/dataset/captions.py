@@ -41,7 +41,16 @@ SIGNS = frozenset("•€£¥¢©®™°¿¡´·×÷±§¶ºª²³¹½¼¾µ¨¸
 CONTROLS_NAMED = 5
 FEW_NULS = 5
 """Up to one NUL in so many bytes is no sign of UTF-16."""
-_ESCAPED = re.compile(r"\\+([()])")
+ESCAPE = b"\x1b"
+ESCAPING = ("iso2022_jp_ext", "iso2022_jp_2", "iso2022_jp_2004", "iso2022_kr")
+"""Encodings in ASCII's bytes that switch alphabets by an escape character, as Japanese mail did."""
+IN_ASCII = {
+    "utf-7": re.compile(r"\+(?![a-z]+\b|[A-Z][a-z]*\b)[A-Za-z0-9+/]{3,}"),
+    "hz": re.compile(r"~\{[!-}]{2,}~\}"),
+}
+"""Encodings in ASCII's letters and signs, and what their texts have; others may have it too."""
+UNASSIGNED = frozenset({"Cn", "Co", "Cs", "Cc"})
+_ESCAPED = re.compile(r"(?<!\\)\\+([()])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Control characters except tabs and line breaks."""
 UNSEEN = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
@@ -163,14 +172,21 @@ class Decoded(NamedTuple):
     """Python's name for it."""
     is_doubtful: bool
     """The encoding is a guess, and the text does not look like what somebody wrote."""
+    rather: str = ""
+    """What it would be in an encoding that it may be in, which it is not taken for."""
 
 
 def decode(raw: bytes) -> Decoded:
     """Decode a caption file: UTF-8, UTF-16 or UTF-32, else Windows code page 1252, else Latin-1.
 
     UTF-16, which Windows calls Unicode, and UTF-32 are recognised by their byte order mark, or by
-    their NULs.
+    their NULs; ISO 2022 by its escape characters.
     """
+    if raw.isascii() and b"\0" not in raw:
+        if escaped := _from_escapes(raw):
+            return escaped
+        text = raw.decode().strip()
+        return Decoded(text, "utf-8", b"\x1b$" in raw, _rather(text))
     has_mark = raw.startswith(tuple(BYTE_ORDER_MARKS))
     for encoding in (*_unicode_encodings(raw), "utf-8", "cp1252"):
         try:
@@ -182,6 +198,31 @@ def decode(raw: bytes) -> Decoded:
         doubtful = doubtful or (is_guess and (has_mark or not looks_western(text)))
         return Decoded(text, encoding, doubtful)
     return Decoded(raw.decode("latin-1").strip(), "latin-1", is_doubtful=True)
+
+
+def _from_escapes(raw: bytes) -> Decoded | None:
+    """A text in an encoding that escape characters show, if they all make sense in one."""
+    for encoding in ESCAPING if ESCAPE in raw else ():
+        try:
+            text = raw.decode(encoding).strip()
+        except UnicodeDecodeError:
+            continue
+        if not (text.isascii() or has_controls(text)):
+            return Decoded(text, encoding, is_doubtful=False)
+    return None
+
+
+def _rather(text: str) -> str:
+    """What a text of ASCII alone would be in another encoding, if it may well be in that."""
+    for encoding, sign in IN_ASCII.items():
+        if sign.search(text):
+            try:
+                other = text.encode().decode(encoding)
+            except UnicodeDecodeError:
+                continue
+            if not other.isascii() and UNASSIGNED.isdisjoint(map(unicodedata.category, other)):
+                return other
+    return ""
 
 
 def _unicode_encodings(raw: bytes) -> Iterator[str]:

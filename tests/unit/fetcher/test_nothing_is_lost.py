@@ -825,6 +825,16 @@ def test_a_caption_that_a_guess_makes_garbage_of_is_named(
     assert one(seen.warnings, "IMG_1.txt: its text may be garbage", "save it as UTF-8")
 
 
+def test_a_caption_that_may_be_in_another_encoding_is_named_and_taken_as_it_stands(
+    tmp_path: Path,
+) -> None:
+    raw = "赤い猫".encode("utf-7")
+    seen = Seen(z({"IMG_1.jpg": J, "IMG_1.txt": raw}), tmp_path)
+
+    assert seen.caption == raw.decode()
+    assert one(seen.warnings, "IMG_1.txt: its text is taken as it stands", "'赤い猫'", "as UTF-8")
+
+
 def test_a_western_caption_of_windows_is_read_without_a_warning(tmp_path: Path) -> None:
     text = "größer “café” — naïve, 20 €"
     seen = Seen(z({"IMG_1.jpg": J, "IMG_1.txt": text.encode("cp1252")}), tmp_path)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from random import Random
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import example, given
@@ -46,6 +47,55 @@ def test_a_caption_file_is_utf_8_with_or_without_a_mark_and_otherwise_what_windo
     assert decode("a café".encode("cp1252")).text == "a café"
     assert decode(b"\x81 is no letter in 1252").text == "\x81 is no letter in 1252"
     assert decode("a café\n".encode("utf-16")).text == "a café"
+
+
+JAPANESE, CHINESE = "日本語、猫", "中文, a cat"
+SEVEN_BITS = [
+    *((JAPANESE, f"iso2022_jp{kind}") for kind in ("", "_1", "_2", "_3", "_2004", "_ext")),
+    ("ｱｲ", "iso2022_jp_ext"),
+    ("größe", "iso2022_jp_1"),
+    ("größe", "iso2022_jp_2004"),
+    ("한국어", "iso2022_jp_2"),
+    ("한국어", "iso2022_kr"),
+]
+
+
+@pytest.mark.parametrize(("text", "encoding"), SEVEN_BITS)
+def test_escape_characters_show_the_encoding(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding)) == (text, ANY, False, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [(JAPANESE, "utf-7"), ("Mädchen", "utf-7"), (CHINESE, "utf-7"), (CHINESE, "hz")],
+)
+def test_what_may_be_another_encoding_in_ascii_is_left_and_shown_as_it_would_be(
+    text: str, encoding: str
+) -> None:
+    raw = text.encode(encoding)
+
+    assert decode(raw) == (raw.decode(), "utf-8", False, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "c++, 1+1=2, lgbt+",
+        "1girl+standing+iPhone14",
+        "a+Standing woman",
+        "~{cat~} ~{~}",
+        "\x1b[0mcat",
+    ],
+)
+def test_a_plus_or_a_brace_alone_makes_nothing_doubtful(text: str) -> None:
+    assert decode(text.encode()) == (text, "utf-8", False, "")
+
+
+@given(st.text(st.sampled_from("+-~{}$()B\x1b\x0eAa1/ ä中"), min_size=1))
+def test_a_text_in_utf_8_is_read_as_it_is_unless_it_has_escape_characters(text: str) -> None:
+    decoded = decode(text.encode())
+
+    assert decoded.text == text.strip() or (text.isascii() and "\x1b" in text)
 
 
 @pytest.mark.parametrize("raw", [b"a cat\0", b"a red cat\0\0", b"a\0 red cat, old"])

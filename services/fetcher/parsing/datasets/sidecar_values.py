@@ -110,6 +110,11 @@ def _doubts(decoded: Decoded) -> Iterator[str]:
             f"its text may be garbage: read as {decoded.encoding}, it begins with"
             f" {decoded.text[:SHOWN_VALUE]!r}; save it as UTF-8"
         )
+    elif decoded.rather:
+        yield (
+            f"its text is taken as it stands, and would be {decoded.rather[:SHOWN_VALUE]!r} in"
+            " another encoding; save it as UTF-8 if that is meant"
+        )
     if removed := controls_in(decoded.text):
         yield removed
 
