@@ -257,11 +257,12 @@ def _decoded_name(entry: zipfile.ZipInfo, *, has_slashes: bool) -> tuple[str, bo
 
 def _unicode_path(extra: bytes, raw_name: bytes) -> str:
     """The name in the Unicode path field, if it belongs to this name; else nothing."""
-    while len(extra) >= EXTRA_HEAD.size:
-        kind, length = EXTRA_HEAD.unpack_from(extra)
-        data, extra = extra[EXTRA_HEAD.size :][:length], extra[EXTRA_HEAD.size + length :]
-        if kind == UNICODE_PATH and data[:5] == b"\1" + zlib.crc32(raw_name).to_bytes(4, "little"):
-            return data[5:].decode(errors="ignore")
+    checked, at = b"\1" + zlib.crc32(raw_name).to_bytes(4, "little"), 0
+    while at + EXTRA_HEAD.size <= len(extra):
+        kind, length = EXTRA_HEAD.unpack_from(extra, at)
+        at += EXTRA_HEAD.size + length
+        if kind == UNICODE_PATH and extra.startswith(checked, at - length, at):
+            return extra[at - length + len(checked) : at].decode(errors="ignore")
     return ""
 
 

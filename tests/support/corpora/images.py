@@ -74,6 +74,21 @@ def jpeg_head(width: int, height: int) -> bytes:
     return whole[:at] + struct.pack(">HH", height, width) + whole[at + 4 :]
 
 
+def filled_jpeg(fill: int) -> bytes:
+    """A JPEG with so many fill bytes in its picture's data, before a byte that is no marker."""
+    whole = saved("JPEG")
+    at = whole.index(b"\xff\xda")
+    at += 2 + int.from_bytes(whole[at + 2 : at + 4], "big")
+    return whole[:at] + b"\xff" * fill + b"\0" + whole[at:]
+
+
+def avif_head(width: int, height: int) -> bytes:
+    """A valid file with another size in its header."""
+    whole = saved("AVIF")
+    at = whole.index(b"ispe") + 8
+    return whole[:at] + struct.pack(">II", width, height) + whole[at + 8 :]
+
+
 def frames(kind: str, count: int) -> bytes:
     one = [picture(size=(16, 16 + number % 2)).resize((16, 16)) for number in range(count)]
     for number, each in enumerate(one):
@@ -139,6 +154,13 @@ BAD: Mapping[str, Bad] = {
     "a BMP of 4 gigapixels": Bad(lambda: bmp(65_535, 65_535), TOO_LARGE),
     "a BMP upside down": Bad(lambda: bmp(65_535, -65_535), TOO_LARGE),
     "a JPEG of 4 gigapixels": Bad(lambda: jpeg_head(65_500, 65_500), TOO_LARGE),
+    "an AVIF of 81 megapixels in a few bytes": Bad(
+        lambda: avif_head(9000, 9000), "9000 x 9000 by its header, but coded as 64 x 48"
+    ),
+    "an AVIF that is larger than it says": Bad(
+        lambda: avif_head(8, 8), "8 x 8 by its header, but coded as 64 x 48"
+    ),
+    "an AVIF of 10 gigapixels": Bad(lambda: avif_head(100_000, 100_000), ""),
     "a WebP of 268 megapixels": Bad(lambda: webp(16_383, 16_383), ""),
     "a PNG of no width": Bad(lambda: png(size=(0, 9)), ""),
     "a PNG of no height": Bad(lambda: png(size=(9, 0)), ""),
@@ -190,6 +212,7 @@ ODD: Mapping[str, tuple[str, Callable[[], bytes], tuple[int, int]]] = {
         lambda: png(*[chunk(b"zTXt", b"%d\0\0" % n + packed_zeros(1)) for n in range(66)]),
         (8, 8),
     ),
+    "400,000 fill bytes": ("a.jpg", lambda: filled_jpeg(400_000), (64, 48)),
     "something after its end": ("a.png", lambda: saved("PNG") + b"PK\x03\x04" * 99, (64, 48)),
 }  # fmt: skip
 """Valid images: name, content, and the size (width, height) that is trained on."""

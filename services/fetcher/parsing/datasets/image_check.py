@@ -15,6 +15,7 @@ import pi_heif
 from msgspec import Struct
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
+from services.fetcher.parsing.datasets.avif_size import coded_size
 from shared.dataset.buckets import Size
 from shared.dataset.pixels import FORMATS, alpha_of, as_trained, fingerprint, open_image
 from shared.disk import SPARE, require_room, translate_disk_full
@@ -34,8 +35,8 @@ MAX_PIXELS = 89_000_000
 MAX_SCANS = 64
 """Of a JPEG. Each costs the time of a whole image; encoders write 10, the best ones a few more."""
 START_OF_IMAGE, START_OF_SCAN, END_OF_IMAGE = b"\xff\xd8", b"\xda", b"\xd9"
-MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
-"""Of a JPEG: those with a length behind them, and the end."""
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
+"""Of a JPEG: those with a length behind them, and the end; more of the first byte may be before."""
 MAX_FRAMES = 1000
 """Of an animation, of which only the first is used."""
 
@@ -135,6 +136,10 @@ def _decoded(image: Image.Image, path: Path) -> Image.Image:
         )
     if image.format in ("JPEG", "MPO") and _scans(path.read_bytes()) > MAX_SCANS:
         raise UnusableImage(f"a JPEG of more than {MAX_SCANS} scans; save it anew")
+    coded = coded_size(path.read_bytes()) if image.format == "AVIF" else None
+    if coded and coded != image.size:
+        in_truth = f"{coded[0]} x {coded[1]}"
+        raise UnusableImage(f"{width} x {height} by its header, but coded as {in_truth}")
     if getattr(image, "n_frames", 1) > MAX_FRAMES:
         raise UnusableImage(f"an animation of more than {MAX_FRAMES} frames")
     image.load()
