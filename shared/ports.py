@@ -74,6 +74,10 @@ class DeadDelivery(Protocol):
     def letter(self) -> DeadLetter:
         """With the type and the job of its message, if that is known."""
 
+    @property
+    def is_ours(self) -> bool:
+        """False once it is acked, or its channel lost: it is delivered again."""
+
     async def ack(self) -> None:
         """Remove it from the dead letters. On a lost channel: does nothing."""
 
@@ -139,10 +143,11 @@ class Bus(Protocol):
         As many more are fetched meanwhile.
         """
 
-    def dead_letters(self) -> AsyncGenerator[DeadDelivery, None]:
+    def dead_letters(self, *, prefetch: int = 16) -> AsyncGenerator[DeadDelivery, None]:
         """The dead letters, forever, across lost connections; only the gateway may have them.
 
-        One that is not acked comes again, after a lost connection or from another bus.
+        One that is not acked comes again, after a lost connection or from another bus. As many
+        as ``prefetch`` may wait for it while the next ones come.
         """
 
     def reply_queue(self, bindings: Sequence[str]) -> AbstractAsyncContextManager[ReplyQueue]:

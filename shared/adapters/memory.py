@@ -37,6 +37,8 @@ from shared.messaging.topology import DELIVERY_LIMIT, MAX_MESSAGE_BYTES, QUEUES,
 from shared.ports import DeadLetter
 
 DEAD_LETTERS_KEPT = 1000
+_Dead = tuple[str, float, DeadLetter]
+"""Its id, when it became one, and itself."""
 
 log = structlog.get_logger()
 
@@ -54,7 +56,7 @@ class MemoryBroker:
     """The queues shared by the services of one process, all in one event loop."""
 
     def __init__(self) -> None:
-        self._dead = _DeadLetters()
+        self.dead = _DeadLetters()
         self._numbers = count(1)
         self._queues: dict[str, _Queue] = {}
         for queue in QUEUES:
@@ -63,14 +65,14 @@ class MemoryBroker:
     @property
     def dead_letters(self) -> Sequence[DeadLetter]:
         """The newest, also those that were taken."""
-        return self._dead.every
+        return self.dead.every
 
     def bus(self, source: str) -> MemoryBus:
         """Open a bus for one service; ``source`` is for example ``trainer/host-123``."""
         return MemoryBus(self, source=source)
 
     def declare(self, queue: Queue) -> _Queue:
-        return self._queues.setdefault(queue.name, _Queue(queue, self._dead))
+        return self._queues.setdefault(queue.name, _Queue(queue, self.dead))
 
     def delete(self, name: str) -> None:
         del self._queues[name]
@@ -87,17 +89,13 @@ class MemoryBroker:
         body = encode(message)
         if len(body) > MAX_MESSAGE_BYTES:
             reason = why_unpublishable(message, body, f"it takes {MAX_MESSAGE_BYTES}")
-            self._dead.add(unpublished(body, message, to=to, reason=reason))
+            self.dead.add(unpublished(body, message, to=to, reason=reason))
             raise Unpublishable(reason)
         return body
 
     def publish(self, key: str, body: bytes, envelope: Envelope) -> bool:
         """Put a body on every queue bound to the key; False: there is none."""
         return self._put([q for q in self._queues.values() if q.is_bound_to(key)], body, envelope)
-
-    async def next_dead_letter(self) -> _DeadDelivery:
-        """Wait for one that nobody has taken."""
-        return await self._dead.next()
 
     def send(self, name: str, body: bytes, envelope: Envelope) -> bool:
         """Put a body on one queue; False: there is none of that name."""
@@ -114,40 +112,37 @@ class _DeadLetters:
 
     def __init__(self) -> None:
         self.every: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_KEPT)
-        self._to_take: deque[_DeadDelivery] = deque(maxlen=DEAD_LETTERS_KEPT)
+        self._to_take: deque[_Dead] = deque(maxlen=DEAD_LETTERS_KEPT)
         self._added = asyncio.Event()
 
     def add(self, letter: DeadLetter) -> None:
         log.warning("message_dead_lettered", **about(letter))
         self.every.append(letter)
-        self._to_take.append(_DeadDelivery(self, readable(letter)))
+        self._to_take.append((str(uuid4()), time.time(), readable(letter)))
         self._added.set()
 
-    async def next(self) -> _DeadDelivery:
+    async def next(self) -> _Dead:
         while not self._to_take:
             self._added.clear()
             await self._added.wait()
         return self._to_take.popleft()
 
-    def put_back(self, dead: _DeadDelivery) -> None:
+    def put_back(self, dead: _Dead) -> None:
         self._to_take.appendleft(dead)
         self._added.set()
 
 
 class _DeadDelivery:
-    def __init__(self, dead_letters: _DeadLetters, letter: DeadLetter) -> None:
-        self.id = str(uuid4())
-        self.at = time.time()
-        self.letter = letter
-        self._dead_letters = dead_letters
-        self._acked = False
+    def __init__(self, dead: _Dead, room: asyncio.Semaphore) -> None:
+        """``room`` is for as many as are taken at a time."""
+        self.id, self.at, self.letter = self.dead = dead
+        self.is_ours = True
+        self._room = room
 
     async def ack(self) -> None:
-        self._acked = True
-
-    def put_back_unless_acked(self) -> None:
-        if not self._acked:
-            self._dead_letters.put_back(self)
+        if self.is_ours:
+            self.is_ours = False
+            self._room.release()
 
 
 class _Queue:
@@ -392,14 +387,21 @@ class MemoryBus:
             consumer.stop()
             self._broker.delete(address)
 
-    async def dead_letters(self) -> AsyncGenerator[_DeadDelivery, None]:
-        while True:
-            self.check_open()
-            dead = await self._broker.next_dead_letter()
-            try:
-                yield dead
-            finally:
-                dead.put_back_unless_acked()
+    async def dead_letters(self, *, prefetch: int = 16) -> AsyncGenerator[_DeadDelivery, None]:
+        room, in_hand = asyncio.Semaphore(prefetch), list[_DeadDelivery]()
+        try:
+            while True:
+                self.check_open()
+                await room.acquire()
+                dead = await self._broker.dead.next()
+                in_hand = [each for each in in_hand if each.is_ours]
+                in_hand.append(_DeadDelivery(dead, room))
+                yield in_hand[-1]
+        finally:
+            for each in reversed(in_hand):
+                if each.is_ours:
+                    each.is_ours = False
+                    self._broker.dead.put_back(each.dead)
 
     async def depth(self, queue: Queue) -> int:
         self.check_open()

@@ -274,11 +274,11 @@ class RabbitMQBus:
             finally:
                 await self.drop(consumer.channel)
 
-    async def dead_letters(self) -> AsyncGenerator[DeadDelivery, None]:
+    async def dead_letters(self, *, prefetch: int = 16) -> AsyncGenerator[DeadDelivery, None]:
         find = partial(find_queue, name=DEAD_LETTERS)
         while True:
             consumer = await retry_until_connected(
-                partial(self._consume_once, find, prefetch=1), DEAD_LETTERS
+                partial(self._consume_once, find, prefetch=prefetch), DEAD_LETTERS
             )
             try:
                 while True:

@@ -13,6 +13,7 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
 from shared.adapters.dead_letters import about, readable
+from shared.adapters.rabbitmq_connection import is_in_hand
 from shared.adapters.rabbitmq_envelope import UNREADABLE, header_text
 from shared.messaging.messages import stable_id
 from shared.ports import DeadLetter
@@ -36,7 +37,12 @@ class DeadDelivery:
         self.at = at or time.time()
         name = incoming.message_id or letter.sha256
         self.id = stable_id("dead letter", name, letter.queue, letter.reason, at)
+        self._incoming = incoming
         self._ack = ack
+
+    @property
+    def is_ours(self) -> bool:
+        return is_in_hand(self._incoming)
 
     async def ack(self) -> None:
         await self._ack()

@@ -479,9 +479,11 @@ async def test_dead_letters_are_taken_once_they_are_acked_and_come_again_before(
         unacked = await anext(letters)
     async with aclosing(gateway.dead_letters()) as letters:
         first = await anext(letters)
-        await first.ack()
-        second = await anext(letters)
-        await second.ack()
+        second = await anext(letters)  # does not wait until the first is acked
+        assert first.is_ours
+        for each in (second, first):
+            await each.ack()
+            assert not each.is_ours
 
     assert (first.id, first.at, first.letter) == (unacked.id, unacked.at, unacked.letter)
     assert abs(first.at - time.time()) < 600
