@@ -43,6 +43,10 @@ PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_
              "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF",
              "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION")  # fmt: skip
 
+PRINTED = b"| "
+"""Before each line that a child of bounded output prints."""
+WITHOUT_CONTROLS = bytes(number if number >= ord(" ") else ord("?") for number in range(256))
+
 OnRecord = Callable[[AnyRecord], Awaitable[None]]
 """Takes one record; the child goes on meanwhile."""
 
@@ -185,10 +189,14 @@ class Child:
             reading.cancel()
 
     async def _log(self, most: int) -> None:
-        """Copy what it prints to our log; drop what is too much, so that it never waits for us."""
+        """Copy what it prints to our log; drop what is too much, so that it never waits for us.
+
+        A stranger's text may be in it, so no line of it looks like one of ours.
+        """
         assert self._process.stdout is not None  # noqa: S101 - it was opened as a pipe
         while chunk := await self._process.stdout.read(RECORD_BYTES):
-            sys.stderr.buffer.write(chunk[: max(most, 0)])
+            for line in chunk[: max(most, 0)].splitlines():
+                sys.stderr.buffer.write(PRINTED + line.translate(WITHOUT_CONTROLS) + b"\n")
             sys.stderr.flush()
             most -= len(chunk)
 

@@ -3,7 +3,7 @@
 Its order is a list of steps: ``{"write": record}``, ``{"sleep": seconds}``, ``{"exit": status}``,
 ``{"fork": seconds}`` (start a grandchild that lives so long), ``{"fork_away": seconds}`` (the
 same, in a session of its own), ``{"kill": signal}`` (itself), ``{"environment": true}`` (report the
-names of its variables), ``{"wait_for_stop": true}`` (until SIGTERM).
+names of its variables), ``{"print": text}``, ``{"wait_for_stop": true}`` (until SIGTERM).
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def carry_out(step: dict[str, Any], writer: process.RecordWriter) -> None:
             subprocess.Popen(command, close_fds=False, start_new_session=True)
         case {"environment": _}:
             writer.write(records.Done(summary={"names": sorted(os.environ)}))
+        case {"print": text}:
+            print(text, flush=True)  # noqa: T201 - to a log
         case {"wait_for_stop": _}:
             signal.sigwait({signal.SIGTERM})
             writer.write(records.Stopped())

@@ -197,7 +197,7 @@ def noise(side: int) -> bytes:
     return encoded(Image.effect_noise((side, side), 64), "PNG")
 
 
-async def test_cancelled_reading_ends_with_its_child_at_once(
+async def test_reading_is_limited_by_the_system_and_cancelled_ends_with_its_child_at_once(
     parser: Parser, tmp_path: Path
 ) -> None:
     pid = await waiting_pid(parser)
@@ -205,6 +205,13 @@ async def test_cancelled_reading_ends_with_its_child_at_once(
     files = dict.fromkeys([f"{number}.png" for number in range(20)], noise(2000))
     parsing = asyncio.create_task(parse(parser, tmp_path, files, keepalive=begun.set))
     await begun.wait()
+    child = psutil.Process(pid)
+    if sys.platform == "linux":
+        kinds = (psutil.RLIMIT_AS, psutil.RLIMIT_FSIZE, psutil.RLIMIT_NOFILE, psutil.RLIMIT_CORE)
+        soft = [child.rlimit(kind)[0] for kind in kinds]
+        assert soft == [PLENTY.memory_bytes, PLENTY.file_bytes, 64, 0]
+        assert 1000 < child.rlimit(psutil.RLIMIT_CPU)[0] < 1100
+    assert child.nice() > psutil.Process().nice()
 
     parsing.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -36,8 +36,8 @@ MODULE = "tests.support.scripted_child"
 
 
 @asynccontextmanager
-async def started() -> AsyncIterator[Child]:
-    child = await Child.start(MODULE)
+async def started(**options: Any) -> AsyncIterator[Child]:
+    child = await Child.start(MODULE, **options)
     try:
         yield child
     finally:
@@ -130,6 +130,22 @@ async def test_a_child_gets_no_secret_from_our_environment(monkeypatch: pytest.M
     names = said[-1].summary["names"]
     assert "PATH" in names
     assert not [name for name in names if name.startswith(("EVERYDREAM", "AWS"))]
+
+
+async def test_what_a_child_prints_is_bounded_and_looks_like_no_line_of_ours(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    forged = '{"event": "claim_lost"}\x1b[2J'
+    async with started(log_bytes=1000) as child:
+        said, _end = await follow(child, {"print": forged}, {"print": "x" * 3000}, {"exit": 0})
+        assert child._logging
+        await child._logging
+
+    lines = capfd.readouterr().err.splitlines()
+    assert said == [READY]
+    assert lines[0] == '| {"event": "claim_lost"}?[2J'
+    assert {line[:2] for line in lines} == {"| "}
+    assert 900 < sum(map(len, lines)) < 1100
 
 
 async def test_stop_asks_politely() -> None:
