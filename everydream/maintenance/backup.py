@@ -113,6 +113,7 @@ async def _back_up_database(settings: Settings, file: Path) -> dict[str, Any]:
     with TemporaryDirectory(prefix=UNFINISHED, dir=file.parent) as unfinished:
         copy = Path(unfinished) / file.name
         await database_copy.copy_out(settings.database_url, copy)
+        copy.chmod(0o600)  # in a folder that was there, others may read
         copy.replace(file)
     return _size_of(file)
 
@@ -120,6 +121,7 @@ async def _back_up_database(settings: Settings, file: Path) -> dict[str, Any]:
 async def _back_up_store(settings: Settings, folder: Path) -> dict[str, int]:
     """Copy what the folder lacks; a new folder is there once all is."""
     unfinished = _unfinished(folder)
+    await in_thread(unfinished.mkdir, mode=0o700, exist_ok=True)
     try:
         async with closing(_store_of(settings)) as store:
             await _copy_objects(store, _folder_store(unfinished), folder.parent)

@@ -78,8 +78,11 @@ async def test_what_was_there_is_there_again_in_another_place(
 async def test_nothing_is_written_over(places: tuple[Settings, Settings], tmp_path: Path) -> None:
     here, there = places
     await fill(here)
+    (tmp_path / "backup").mkdir(mode=0o755)
     await back_up(here, tmp_path / "backup", PARTS)
 
+    for each in (tmp_path / "backup").iterdir():
+        assert not stat.S_IMODE(each.stat().st_mode) & 0o077  # nor read by others
     with pytest.raises(Refused, match="is there already"):
         await back_up(here, tmp_path / "backup", PARTS)
     with pytest.raises(Refused, match="a database that is not empty"):
