@@ -21,6 +21,10 @@ BASE_PIXELS = 500_000_000
 PIXELS_PER_BYTE = 1000
 """Of an archive: a PNG of a single colour has 350 pixels for each of its bytes."""
 MAX_PIXELS = 400_000_000_000
+BASE_STORED_BYTES = 3 * BASE_PIXELS
+STORED_BYTES_PER_BYTE = 200
+"""Of an archive: a photo in HEIC becomes some 20 times as large. An AVIF may ask for noise over its
+picture, and so become 7000 times as large."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -32,6 +36,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Of each file that it writes."""
     pixels: int = BASE_PIXELS
     """Of all pictures of an archive together."""
+    stored_bytes: int = BASE_STORED_BYTES
+    """Of all pictures and masks that are stored anew, together."""
     manifest_bytes: int = MANIFEST_BYTES
     """Of what the trainer is told of all pictures, which no child reads."""
 
@@ -44,6 +50,7 @@ def dataset_limits(archive_bytes: int) -> Limits:
         + pixels / PIXELS_PER_SECOND
         + archive_bytes / BYTES_PER_SECOND,
         pixels=pixels,
+        stored_bytes=BASE_STORED_BYTES + STORED_BYTES_PER_BYTE * archive_bytes,
     )
 
 

@@ -88,6 +88,7 @@ def _parse_dataset(task: ParseDataset, limits: Limits, reports: Reports) -> Pars
         folder,
         shown=task.shown,
         pixels=limits.pixels,
+        stored_bytes=limits.stored_bytes,
         masked=task.train.masked_loss,
         reading=reports.reading,
         checked=lambda done, of: reports.progress(phase="checking images", images=done, of=of),

@@ -452,6 +452,27 @@ def test_an_archive_of_more_pixels_than_its_bytes_can_honestly_hold_is_refused(
         found(pixels=3 * each - 1)
 
 
+def test_an_archive_whose_pictures_become_far_larger_than_they_came_is_refused(
+    tmp_path: Path,
+) -> None:
+    """An AVIF that asks for noise over a grey picture is a thousand times as large as PNG."""
+    buffer = io.BytesIO()
+    grey = Pillow.new("RGB", (512, 512), "grey")
+    grey.save(buffer, "AVIF", speed=10, quality=30, codec="aom", advanced={"film-grain-test": "8"})
+    images = [ImageFile(name=f"{number}.avif", file=f"{number}.avif") for number in range(3)]
+    for each in images:
+        (tmp_path / each.file).write_bytes(buffer.getvalue())
+    found = partial(
+        check_images, Unpacked(images=images), tmp_path,
+        shown=SHOWN, pixels=10**9, reading=ignored, checked=lambda _done, _of: None,
+    )  # fmt: skip
+
+    assert len(buffer.getvalue()) < 2000
+    with pytest.raises(Refused, match="its HEIC and AVIF images take more than 0 MB as PNG"):
+        found(stored_bytes=400_000)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 600_000
+
+
 @pytest.mark.parametrize(
     ("nearest_first", "option", "said"),
     [

@@ -9,6 +9,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 from PIL import Image
 
+from services.fetcher.limits import BASE_STORED_BYTES
 from services.fetcher.parsing.datasets.archive import IMAGES, ImageFile, Unpacked
 from services.fetcher.parsing.datasets.camera_names import is_camera_name
 from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
@@ -53,6 +54,8 @@ class Checker:
         self._masks = masks
         self.pixels = 0
         """Of all images that were decoded."""
+        self.stored_bytes = 0
+        """Of pictures and masks that are stored anew."""
         self._folder = folder
         self._sidecars = Sidecars(
             unpacked.texts,
@@ -75,12 +78,15 @@ class Checker:
             (self._folder / image.file).unlink()
             return
         self.pixels += info.size.width * info.size.height
+        if info.file != image.file:
+            self.stored_bytes += (self._folder / info.file).stat().st_size
         texts = self._sidecars.of(image.name)
         picture = _picture(image.name, info.file, info.size, texts.options)
         remarks = [*info.remarks, *texts.remarks]
         if self._masks and (mask := self._mask(image, transparent)) is not None:
             file = f"{Path(picture.file).stem}{SUFFIX}.png"
             remarks.append(store_mask(mask, info.size, self._folder / file))
+            self.stored_bytes += (self._folder / file).stat().st_size
             picture = replace(picture, mask=file)
         if (first := self._first.setdefault(info.fingerprint, image.name)) != image.name:
             self._duplicates.append(Duplicate(file=short(image.name), same_as=short(first)))
@@ -158,6 +164,7 @@ def check_images(
     *,
     shown: str,
     pixels: int,
+    stored_bytes: int = BASE_STORED_BYTES,
     masked: bool = False,
     reading: Callable[[str], None],
     checked: Callable[[int, int], None],
@@ -169,12 +176,13 @@ def check_images(
         folder: where its images are.
         shown: the archive's name in messages.
         pixels: the most that all images may have together.
+        stored_bytes: the most that those may take that are stored anew.
         masked: whether ``NAME_mask`` is the mask of ``NAME``, and so is an image's transparency.
         reading: called with each image's name, before it is opened.
         checked: called with the number of images checked and of all images.
 
     Raises:
-        Refused: no usable image, or too many pixels; names the archive and says why.
+        Refused: no usable image, or a limit is met; names the archive and says why.
         Full: the disk has no room for an image that is stored anew.
     """
     masks = Masks(unpacked.images) if masked else None
@@ -187,6 +195,12 @@ def check_images(
             raise Refused(
                 f"{shown}: its images have more than {pixels // 1_000_000} million pixels together,"
                 " the most for an archive of so few bytes; make several, or save them smaller"
+            )
+        if checker.stored_bytes > stored_bytes:
+            raise Refused(
+                f"{shown}: its HEIC and AVIF images take more than {stored_bytes // 1_000_000} MB"
+                " as PNG, in which they are kept, the most for an archive of so few bytes; make"
+                " several, or save them as JPEG"
             )
         checked(done, len(images))
     for each in masks.skipped if masks else ():
