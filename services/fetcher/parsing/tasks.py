@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +26,12 @@ from services.fetcher.parsing.datasets.archive import unpack
 from services.fetcher.parsing.datasets.check import check_images
 from services.fetcher.parsing.datasets.checked import CHECKED, CheckedDataset
 from services.fetcher.parsing.datasets.edited import apply_edits
-from services.fetcher.parsing.datasets.pages import add_remark, write_pages, write_previews
+from services.fetcher.parsing.datasets.pages import (
+    Previews,
+    add_remark,
+    write_pages,
+    write_previews,
+)
 from services.fetcher.parsing.datasets.report import (
     build_report,
     captions_of,
@@ -83,6 +89,7 @@ def _parse_dataset(task: ParseDataset, limits: Limits, reports: Reports) -> Pars
     reports.progress(phase="unpacking")
     unpacked = unpack(archive, folder, shown=task.shown, reading=reports.reading)
     archive.unlink()
+    previews = Previews(Path(task.pages))
     checked = check_images(
         unpacked,
         folder,
@@ -90,10 +97,11 @@ def _parse_dataset(task: ParseDataset, limits: Limits, reports: Reports) -> Pars
         pixels=limits.pixels,
         stored_bytes=limits.stored_bytes,
         masked=task.train.masked_loss,
+        previews=previews,
         reading=reports.reading,
         checked=lambda done, of: reports.progress(phase="checking images", images=done, of=of),
     )
-    return _planned(task, checked, limits, reports)
+    return _planned(task, checked, previews.names, limits, reports)
 
 
 def _parse_edited_dataset(
@@ -101,27 +109,29 @@ def _parse_edited_dataset(
 ) -> ParsedDataset:
     folder = Path(task.folder)
     checked = apply_edits(CheckedDataset.read(folder), task.edits, folder, reports.reading)
-    return _planned(task, checked, limits, reports)
+    reports.progress(phase="drawing previews")
+    previews = write_previews(Path(task.pages), folder, checked.pictures, reports.reading)
+    return _planned(task, checked, previews, limits, reports)
 
 
 def _planned(
     task: ParseDataset | ParseEditedDataset,
     checked: CheckedDataset,
+    previews: Sequence[str],
     limits: Limits,
     reports: Reports,
 ) -> ParsedDataset:
-    """Write what the trainer needs, what a later job may start from, and what people look at."""
+    """Write what the trainer needs, what a later job may start from, and what people look at.
+
+    ``previews`` are the names of files that are drawn already.
+    """
     folder, pages = Path(task.folder), Path(task.pages)
     reports.reading(task.shown)
     manifest, report, pictures = build_report(checked, task.train, task.seed, task.shown)
     check_size(manifest, limits.manifest_bytes, task.shown)
     manifest.write(folder)
     checked.write(folder)
-    reports.progress(phase="drawing previews")
-    names = (
-        *write_pages(pages, pictures),
-        *write_previews(pages, folder, manifest.pictures, reports.reading),
-    )
+    names = (*write_pages(pages, pictures), *previews)
     masks = (picture.mask for picture in manifest.pictures if picture.mask)
     files = (MANIFEST, CHECKED, *(picture.file for picture in manifest.pictures), *masks)
     return ParsedDataset(files=files, pages=names, report=report)

@@ -461,7 +461,6 @@ async def test_progress_reports_the_phases_in_order(staging: Staging, web: Web) 
         "downloading the dataset",
         "unpacking",
         "checking images",
-        "drawing previews",
         "staging the base model",
         "storing the dataset",
     ]

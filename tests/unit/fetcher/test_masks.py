@@ -13,7 +13,7 @@ from services.fetcher.parsing.datasets.archive import unpack
 from services.fetcher.parsing.datasets.check import check_images
 from services.fetcher.parsing.datasets.checked import CheckedDataset
 from services.fetcher.parsing.datasets.edited import apply_edits
-from services.fetcher.parsing.datasets.pages import write_previews
+from services.fetcher.parsing.datasets.pages import Previews, write_previews
 from services.fetcher.parsing.datasets.unused_options import unused_options
 from shared.dataset.edits import PictureEdit
 from shared.dataset.pages import preview_name
@@ -47,8 +47,8 @@ def checked(files: dict[str, bytes], folder: Path, *, masked: bool = True) -> Ch
     (folder / "out").mkdir()
     unpacked = unpack(folder / "a.zip", folder / "out", shown="the zip", reading=ignored)
     return check_images(
-        unpacked, folder / "out", shown="the zip", pixels=10**9, masked=masked, reading=ignored,
-        checked=lambda *_: None,
+        unpacked, folder / "out", shown="the zip", pixels=10**9, masked=masked,
+        previews=Previews(folder), reading=ignored, checked=lambda *_: None,
     )  # fmt: skip
 
 
@@ -137,10 +137,13 @@ def test_a_picture_that_is_left_out_after_its_check_takes_its_mask_along(tmp_pat
     assert [each.name for each in (tmp_path / "out").iterdir()] == [found.pictures[0].file]
 
 
-def test_a_preview_shows_what_the_mask_leaves_out_in_grey(tmp_path: Path) -> None:
+@pytest.mark.parametrize("anew", [False, True], ids=["while it is checked", "after edits"])
+def test_a_preview_shows_what_the_mask_leaves_out_in_grey(tmp_path: Path, *, anew: bool) -> None:
     found = checked({"ted.jpg": PICTURE, "ted_mask.png": encoded(half())}, tmp_path)
 
-    write_previews(tmp_path, tmp_path / "out", found.pictures, ignored)
+    if anew:
+        (tmp_path / preview_name(1)).unlink()
+        write_previews(tmp_path, tmp_path / "out", found.pictures, ignored)
 
     with Image.open(tmp_path / preview_name(1)) as preview:
         left, right = (preview.convert("RGB").getpixel((x, 20)) for x in (5, 58))

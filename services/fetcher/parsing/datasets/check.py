@@ -20,6 +20,7 @@ from services.fetcher.parsing.datasets.image_check import (
     transparency,
 )
 from services.fetcher.parsing.datasets.masks import SUFFIX, Masks, like_masks, store_mask
+from services.fetcher.parsing.datasets.pages import Previews
 from services.fetcher.parsing.datasets.sidecar_values import ImageOptions
 from services.fetcher.parsing.datasets.sidecars import ImageTexts, Sidecars
 from shared.dataset.buckets import Size
@@ -47,8 +48,15 @@ FILES_SHOWN = 10
 class Checker:
     """Checks images one by one."""
 
-    def __init__(self, unpacked: Unpacked, folder: Path, masks: Masks | None = None) -> None:
-        """``masks`` is None where none are asked for."""
+    def __init__(
+        self,
+        unpacked: Unpacked,
+        folder: Path,
+        masks: Masks | None = None,
+        previews: Previews | None = None,
+    ) -> None:
+        """``masks`` and ``previews`` are None where none are asked for."""
+        self._previews = previews
         self.pictures: list[Picture] = []
         self.skipped = list(unpacked.skipped)
         self._masks = masks
@@ -71,7 +79,8 @@ class Checker:
         """Decode an image and find its caption; an unusable image is skipped and removed."""
         try:
             transparent = transparency(self._folder / image.file) if self._masks else None
-            info = inspect(self._folder / image.file)
+            is_shown = self._previews is not None and not self._previews.full
+            info = inspect(self._folder / image.file, small=is_shown)
         except UnusableImage as error:
             self.skipped.append(Skipped.of(image.name, error))
             self._sidecars.leave_out(image.name)
@@ -88,6 +97,9 @@ class Checker:
             remarks.append(store_mask(mask, info.size, self._folder / file))
             self.stored_bytes += (self._folder / file).stat().st_size
             picture = replace(picture, mask=file)
+        if self._previews and info.small:
+            mask_file = self._folder / picture.mask if picture.mask else None
+            self._previews.draw(info.small, mask_file)
         if (first := self._first.setdefault(info.fingerprint, image.name)) != image.name:
             self._duplicates.append(Duplicate(file=short(image.name), same_as=short(first)))
             remarks.append(same_pixels(first))
@@ -166,6 +178,7 @@ def check_images(
     pixels: int,
     stored_bytes: int = BASE_STORED_BYTES,
     masked: bool = False,
+    previews: Previews | None = None,
     reading: Callable[[str], None],
     checked: Callable[[int, int], None],
 ) -> CheckedDataset:
@@ -178,6 +191,7 @@ def check_images(
         pixels: the most that all images may have together.
         stored_bytes: the most that those may take that are stored anew.
         masked: whether ``NAME_mask`` is the mask of ``NAME``, and so is an image's transparency.
+        previews: draws the pictures small, if that is wanted.
         reading: called with each image's name, before it is opened.
         checked: called with the number of images checked and of all images.
 
@@ -187,7 +201,7 @@ def check_images(
     """
     masks = Masks(unpacked.images) if masked else None
     images = masks.pictures if masks else unpacked.images
-    checker = Checker(unpacked, folder, masks)
+    checker = Checker(unpacked, folder, masks, previews)
     for done, image in enumerate(images, start=1):
         reading(image.name)
         checker.check(image)

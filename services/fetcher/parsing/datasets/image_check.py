@@ -19,6 +19,7 @@ from services.fetcher.parsing.datasets.avif_size import coded_size
 from shared.dataset.buckets import Size
 from shared.dataset.pixels import FORMATS, alpha_of, as_trained, fingerprint, open_image
 from shared.disk import SPARE, require_room, translate_disk_full
+from shared.thumbnail import shrink
 
 FOREIGN = ("HEIF", "AVIF")
 """What the trainer does not read; decoded here only, and stored anew. HEIC is a kind of HEIF."""
@@ -65,9 +66,11 @@ class ImageInfo(Struct, frozen=True, kw_only=True):
     """Equal for images of equal pixels."""
     remarks: tuple[str, ...] = ()
     """What of the image is not trained on, or not as it stands."""
+    small: Image.Image | None = None
+    """Itself, at most as large as a preview, if that is asked for."""
 
 
-def inspect(path: Path) -> ImageInfo:
+def inspect(path: Path, *, small: bool = False) -> ImageInfo:
     """Decode an image completely; HEIC and AVIF are stored anew, in a format the trainer reads.
 
     Raises:
@@ -78,12 +81,16 @@ def inspect(path: Path) -> ImageInfo:
         trained = _decoded(image, path)
         remarks = tuple(_remarks(image))
         is_foreign = image.format in FOREIGN
-    return ImageInfo(
+    info = ImageInfo(
         file=_stored_anew(trained, path) if is_foreign else path.name,
         size=Size(*trained.size),
         fingerprint=fingerprint(trained),
         remarks=remarks,
+        small=trained if small else None,
     )
+    if small:
+        shrink(trained)
+    return info
 
 
 def decoded(path: Path) -> Image.Image:

@@ -13,7 +13,7 @@ from shared.dataset.manifest import Picture, TrainedPicture
 from shared.dataset.pages import PAGE, PREVIEWS, page_name, page_of, preview_name
 from shared.dataset.pixels import as_trained, open_image
 from shared.disk import translate_disk_full
-from shared.thumbnail import SIDE, write_thumbnail
+from shared.thumbnail import SIDE, shrink, write_thumbnail
 
 VEIL = 0.75
 """How much of what a mask leaves out is grey in a preview."""
@@ -44,22 +44,40 @@ def add_remark(folder: Path, numbers: Collection[int], remark: str) -> None:
         file.write_bytes(msgspec.json.encode(pictures))
 
 
+class Previews:
+    """Draws the first pictures small, into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names: list[str] = []
+        """Of the files, in the order of the pictures."""
+        self._folder = folder
+
+    @property
+    def full(self) -> bool:
+        return len(self.names) == PREVIEWS
+
+    def draw(self, picture: Image.Image, mask: Path | None) -> None:
+        """Draw the next picture, which becomes as small itself."""
+        shrink(picture)
+        if mask:
+            picture = _veiled(picture, mask)
+        self.names.append(preview_name(len(self.names) + 1))
+        with translate_disk_full("draw the previews"):
+            write_thumbnail(picture, self._folder / self.names[-1], quality=QUALITY)
+
+
 def write_previews(
     folder: Path, dataset: Path, pictures: Sequence[Picture], reading: Callable[[str], None]
 ) -> list[str]:
-    """Draw the first pictures small; returns the files' names. ``reading`` gets each name."""
-    names = []
-    with translate_disk_full("draw the previews"):
-        for number, picture in enumerate(pictures[:PREVIEWS], start=1):
-            reading(picture.name)
-            with open_image(dataset / picture.file) as image:
-                image.draft("RGB", (SIDE, SIDE))  # a JPEG is decoded small
-                small = as_trained(image)
-            if picture.mask:
-                small = _veiled(small, dataset / picture.mask)
-            names.append(preview_name(number))
-            write_thumbnail(small, folder / names[-1], quality=QUALITY)
-    return names
+    """Draw a dataset's first pictures; returns the files' names. ``reading`` gets the pictures'."""
+    previews = Previews(folder)
+    for picture in pictures[:PREVIEWS]:
+        reading(picture.name)
+        with open_image(dataset / picture.file) as image:
+            image.draft("RGB", (SIDE, SIDE))  # a JPEG is decoded small
+            small = as_trained(image)
+        previews.draw(small, dataset / picture.mask if picture.mask else None)
+    return previews.names
 
 
 def _veiled(picture: Image.Image, mask: Path) -> Image.Image:
