@@ -57,6 +57,8 @@ def may_be_a_model(text: str) -> bool:
 def fits_as_path(text: str) -> bool:
     """Whether keys can begin with the text, slashes at its ends aside."""
     path = text.strip("/")
+    if len(path) > LONGEST_PATH:
+        return False
     longest = max((len(name.encode()) for name in path.split("/")), default=0)
     fits = len(path.encode()) <= LONGEST_PATH and longest <= LONGEST_NAME
     return fits and re.search(OBJECT_PATH, text) is not None
@@ -96,7 +98,7 @@ def _in_path(text: str) -> str:
     path = text.strip("/")
     if "//" in path:
         return "one with two slashes in a row"
-    if {".", ".."} & {*path.split("/")}:
+    if len(path) <= LONGEST_PATH and {".", ".."} & {*path.split("/")}:
         return "one with . or .. as a name"
     return _ends_of(text) or "a longer one"
 
