@@ -172,13 +172,16 @@ class _Transfer:
 
     async def _save(self, response: aiohttp.ClientResponse, url: str, pace: _Pace) -> None:
         _check_status(response, url)
-        announced, doing, done = response.content_length, f"download {shown_url(url)}", 0
+        is_packed = "Content-Encoding" in response.headers  # though we asked for the file itself
+        announced = None if is_packed else response.content_length
+        doing, done, came = f"download {shown_url(url)}", 0, 0
         _check_size(announced or 0, self.limit, url)
         require_room(self.path.parent, (announced or 0) + SPARE, doing)
         with translate_disk_full(doing), self.path.open("wb", buffering=0) as file:
             async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                 done += len(chunk)
-                pace.arrived(len(chunk))
+                pace.arrived(response.content.total_raw_bytes - came)  # before it is unpacked
+                came = response.content.total_raw_bytes
                 _check_size(done, self.limit, url)
                 if announced is None:
                     require_room(self.path.parent, len(chunk) + SPARE, doing)

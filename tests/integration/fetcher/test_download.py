@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -186,6 +187,15 @@ async def test_a_drip_after_a_quick_start_is_refused_a_minute_later(tmp_path: Pa
     async with dripping(start, b"..") as url:
         with pytest.raises(Refused, match=r"too slow: \d+ bytes in the last 0.5 s"):
             await fetch(url, tmp_path, limit=10**9, minute=0.5)
+
+
+async def test_a_drip_is_one_though_much_is_unpacked_of_it(tmp_path: Path) -> None:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    piece = packer.compress(bytes(LEAST_BYTES * 4)) + packer.flush(zlib.Z_FULL_FLUSH)
+    start = b"HTTP/1.1 200 OK\r\ncontent-encoding: deflate\r\n\r\n\x78\x9c"
+    async with dripping(start, piece) as url:
+        with pytest.raises(Refused, match=r"too slow: \d+ bytes in the last 0.5 s"):
+            await fetch(url, tmp_path, limit=10**10, minute=0.5)
 
 
 async def test_a_slow_download_that_keeps_the_pace_arrives_however_long_it_takes(
