@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class Schema(NamedTuple):
 
 def read_schema(connection: Connection, migrations: Path = MIGRATIONS) -> Schema:
     """Compare; changes nothing."""
-    scripts = ScriptDirectory.from_config(_config(connection, migrations))
+    scripts = _scripts(migrations)
     newest, current = scripts.get_current_head(), _current(connection)
     assert newest is not None  # noqa: S101 - there are revisions
     if current and current not in {script.revision for script in scripts.walk_revisions()}:
@@ -87,7 +88,7 @@ def upgrade_schema(connection: Connection, migrations: Path = MIGRATIONS) -> Sch
     if found.is_newer:
         log.warning("database_is_newer", revision=found.current, known=found.newest)
     elif found.lacking:
-        command.upgrade(_config(connection, migrations), "head")
+        command.upgrade(_config(migrations, connection=connection), "head")
     return found
 
 
@@ -102,8 +103,14 @@ def _after(current: str | None, scripts: ScriptDirectory) -> Iterator[Revision]:
         yield Revision(script.revision, script.doc)
 
 
-def _config(connection: Connection, migrations: Path) -> Config:
-    config = Config(attributes={"connection": connection})
+@cache
+def _scripts(migrations: Path) -> ScriptDirectory:
+    """Read once: alembic compiles and runs every revision's module."""
+    return ScriptDirectory.from_config(_config(migrations))
+
+
+def _config(migrations: Path, **attributes: Connection) -> Config:
+    config = Config(attributes=attributes)
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
