@@ -14,6 +14,7 @@ BENCHMARKS = (
     "sd15",
     "schedulers",
     "held_out",
+    "crops",
     "scale",
     "recording",
 )

@@ -50,9 +50,9 @@ def main() -> None:
     write("held-out loss", text, DOCS / "models.md")
 
 
-def draw(folder: Path) -> Path:
-    """The concepts' pictures as the fetcher stages them."""
-    drawings.draw_dataset(folder, EACH)
+def draw(folder: Path, side: int = 256) -> Path:
+    """The concepts' pictures as the fetcher stages them; ``side`` in pixels."""
+    drawings.draw_dataset(folder, EACH, side)
     pictures = []
     for file in sorted(folder.glob("*.png")):
         beside = file.with_suffix(".txt")
