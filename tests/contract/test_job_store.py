@@ -832,8 +832,8 @@ def migrate_in_a_process(url: str) -> None:
 
 
 def test_processes_that_migrate_at_once_all_succeed(empty_url: str) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        pool.map(migrate_in_a_process, [empty_url] * 3, chunksize=1)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.map(migrate_in_a_process, [empty_url] * 2, chunksize=1)
 
 
 async def test_a_new_sqlite_file_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:

@@ -192,7 +192,14 @@ async def broker_hangs(world: World, form: Form) -> Outcome:
     return outcome
 
 
-@case("+", "an empty broker takes the place of the one with all messages")
+@case(
+    "+",
+    "an empty broker takes the place of the one with all messages",
+    shown_by=(
+        "tests/integration/gateway/test_story.py::test_a_broker_that_lost_everything_costs_nothing",
+        "tests/integration/shared/test_rabbitmq_faults.py::test_a_publish_mends_a_lost_queue",
+    ),
+)
 async def emptied(world: World, form: Form) -> Outcome:
     async def once() -> list[str]:
         running = await training(world, steps=80)

@@ -244,7 +244,14 @@ async def posted(client: Client, body: dict[str, Any], once: str) -> str:
     return await with_retries(lambda: client.run(body, once=once))
 
 
-@case("19", "gateways with clocks an hour apart take one another's place in the middle of a job")
+@case(
+    "19",
+    "gateways with clocks an hour apart take one another's place in the middle of a job",
+    shown_by=(
+        "tests/integration/gateway/test_all_events.py::test_a_job_that_gateways_with_different_clocks_change_is_told_in_its_order",
+        "tests/integration/gateway/test_two_gateways.py::test_what_one_accepts_goes_on_when_it_is_gone",
+    ),
+)
 async def wrong_clocks(world: World, form: Form) -> Outcome:
     clocks = form.of((HOUR, -HOUR), (HOUR, -HOUR) * 3)
     each = form.of(60, 120)

@@ -41,7 +41,15 @@ TEN_MINUTES = 60
 # --- The object store -------------------------------------------------------------------------
 
 
-@case("11", "the stores are away for ten minutes")
+@case(
+    "11",
+    "the stores are away for ten minutes",
+    shown_by=(
+        "tests/integration/trainer/test_work.py::test_a_store_that_is_away_costs_the_speed_not_the_job",
+        "tests/integration/inferencer/test_sample_rows.py::test_a_snapshot_stands_while_the_store_or_the_broker_is_away",
+        "tests/integration/fetcher/test_work.py::test_a_store_that_is_away_passes",
+    ),
+)
 async def stores_away(world: World, form: Form) -> Outcome:
     @contextmanager
     def away() -> Iterator[None]:

@@ -121,7 +121,13 @@ async def cut_off_and_back(world: World, form: Form) -> Outcome:
     return Outcome(times, tuple(jobs), seconds)
 
 
-@case("20", "trainers are restarted one after another while they train")
+@case(
+    "20",
+    "trainers are restarted one after another while they train",
+    shown_by=(
+        "tests/end_to_end/test_main_job.py::test_a_trainer_hands_its_work_over_and_what_is_wanted_meanwhile_is_done_by_the_next",
+    ),
+)
 async def rolling_restart(world: World, form: Form) -> Outcome:
     times = form.of(2, 6)
     await asyncio.gather(*(world.services.start("trainer") for _ in range(times)))

@@ -138,7 +138,7 @@ def small_unet(layers: int = 1) -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=32,
-        attention_head_dim=2,
+        attention_head_dim=1,
         norm_num_groups=8,
     )
 

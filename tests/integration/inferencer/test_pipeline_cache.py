@@ -37,6 +37,7 @@ from shared.storage.cache import cached_folder
 from shared.storage.folders import upload_folder
 from shared.storage.manifest import LORA, SINGLE_FILE
 from tests.support.drawing import drawn_images, small_request
+from tests.support.forms import few
 from tests.support.models import random_parts
 from tests.support.workers import folder_store
 
@@ -227,7 +228,9 @@ def test_a_snapshot_may_be_the_first_that_is_asked_for(
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", few(torch.float16, of=[torch.float64, torch.float32, torch.float16, torch.bfloat16])
+)
 @pytest.mark.parametrize("form", ["folder", "one file", "older names"])
 def test_a_snapshot_without_files_is_the_base_as_a_training_begins_with_it(
     cache: PipelineCache, tmp_path: Path, form: str, dtype: torch.dtype

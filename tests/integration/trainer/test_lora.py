@@ -105,7 +105,7 @@ def losses_of(parts: Parts, weights: list[Tensor], *, checkpointing: bool) -> li
     return losses
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.long), True])
 def test_it_trains_as_peft_does_to_the_last_bit(*, checkpointing: bool) -> None:
     ours, theirs = random_parts(), random_parts()
     own: list[Tensor] = []

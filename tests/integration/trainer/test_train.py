@@ -149,7 +149,7 @@ LORA: dict[str, Any] = {"useadam8bit": True, "lora_rank": 4, "lora_alpha": 3.0, 
     ("options", "size", "begun", "kept"),
     [
         ({"useadam8bit": True}, (300, 280), 5, 5),
-        ({"useadam8bit": False}, (256, 256), 5, 5),
+        pytest.param({"useadam8bit": False}, (256, 256), 5, 5, marks=pytest.mark.long),
         ({"useadam8bit": False, **EVERYTHING}, (300, 280), 4, 3),
         ({**LORA, **EVERYTHING}, (300, 280), 4, 3),
         ({"optimizer": "schedule_free", "validation": Validation()}, (256, 256), 5, 5),
