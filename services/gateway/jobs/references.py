@@ -11,11 +11,12 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from services.gateway.jobs.fields.shown import shown
 from services.gateway.jobs.outputs import keep_dataset
 from services.gateway.jobs.presenter import Presenter
 from services.gateway.jobs.record import Job, Step, clip_skip_of
 from services.gateway.jobs.repository import JobRepository
-from services.gateway.jobs.request_parser import Invalid, shown
+from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.rows import read
 from services.gateway.jobs.uploads import Uploads
 from services.gateway.ports import JobStore, StoredJob

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice
 from typing import Any, TypeVar, cast
 
-import msgspec
 from msgspec import UNSET, Struct
 from msgspec import inspect as types
 
@@ -17,6 +15,7 @@ from services.gateway.jobs.fields.descriptions import describe
 from services.gateway.jobs.fields.effects import warnings
 from services.gateway.jobs.fields.names import INPUT_FIELDS, PLACES, TOP_FIELDS, unknown
 from services.gateway.jobs.fields.rules import ADDRESS, MODEL, RULES, Rule, bucket_twice
+from services.gateway.jobs.fields.shown import SHOWN_LETTERS, shown
 from shared.dataset.edits import GivenEdit
 from shared.network.addresses import shown_url
 from shared.request import (
@@ -382,17 +381,6 @@ def _require(holds: bool) -> None:  # noqa: FBT001 - the condition itself
         raise ValueError
 
 
-SHOWN_LETTERS = 120
-READ_LETTERS = 4096
-"""Of a value that is shown."""
-CREDENTIALS = re.compile(r'(?<![^"\s])((?>[^"\s]*?//))[^"\s]*@')
-QUERY = re.compile(r'(?<![^"\s])((?>[^"\s]*?//)[^"\s?]*\?)[^"\s]+')
-"""The query of an address may be a secret, so no message shows it.
-
-Both begin where a word does, and go on from its first two slashes alone: from each of a million
-slashes they would take hours, in which the gateway answers nobody."""
-
-
 def _report_unknown(
     given: dict[str, Any], known: Sequence[str], prefix: str, mistakes: list[str]
 ) -> None:
@@ -443,14 +431,3 @@ def _train_rules(values: dict[str, Any], path: str, mistakes: list[str]) -> None
     end = values.get("timestep_end", LAST_TIMESTEP)
     if start is not None and end is not None and start >= end:
         mistakes.append(f"{path}: timestep_start {start} must be below timestep_end {end}")
-
-
-def shown(value: Any) -> str:
-    """A value as JSON, shortened, and without credentials and queries of addresses."""
-    if isinstance(value, dict):
-        return "an object"
-    text = msgspec.json.encode(value[:READ_LETTERS] if isinstance(value, str) else value).decode()
-    if len(text) > READ_LETTERS:
-        text = text[:READ_LETTERS] + "@"  # as if a login ended there, which may go on
-    text = QUERY.sub(r"\1(hidden)", CREDENTIALS.sub(r"\1(hidden)@", text))
-    return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 3] + "..."

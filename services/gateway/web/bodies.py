@@ -11,7 +11,8 @@ import msgspec
 from aiohttp import web
 
 from services.gateway.jobs.budgets import Budgets
-from services.gateway.jobs.request_parser import Invalid, shown
+from services.gateway.jobs.fields.shown import shown
+from services.gateway.jobs.request_parser import Invalid
 from services.gateway.web.room import FairLock, Room
 from shared.concurrency import in_thread
 from shared.messaging.json_bounds import OutOfBounds, check_bounds
