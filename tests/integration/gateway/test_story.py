@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from services.gateway.app import Gateway
-from services.gateway.jobs.request_parser import shown
+from services.gateway.jobs.fields.shown import shown
 from services.gateway.ports import StoredJob
 from shared.keys import unseal
 from shared.messaging.messages import (
