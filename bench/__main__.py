@@ -1,4 +1,4 @@
-"""Run benchmarks by name: ``python -m bench``, ``python -m bench warm`` or ``sd15``."""
+"""Run benchmarks by name: ``python -m bench``, ``python -m bench warm sd15``, or ``all``."""
 
 import sys
 from importlib import import_module
@@ -10,6 +10,7 @@ BENCHMARKS = (
     "pipeline",
     "gateway",
     "storing",
+    "memory",
     "warm",
     "sd15",
     "schedulers",
@@ -21,7 +22,8 @@ BENCHMARKS = (
 """Only ``startup`` runs without being named: the others take minutes, or write to docs/."""
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["startup"]:
+    names = sys.argv[1:] or ["startup"]
+    for name in BENCHMARKS if names == ["all"] else names:
         if name not in BENCHMARKS:
             sys.exit(f"there is no benchmark {name!r}, only {', '.join(BENCHMARKS)}")
         import_module(f"bench.{name}").main()
