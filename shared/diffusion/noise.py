@@ -24,8 +24,8 @@ FROM_PURE_NOISE = {"timestep_spacing": "trailing"}
 Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2. The usual
 "leading" begins at 1000 // steps * steps: at 667 of 1000 for 334 steps, and for one step at 0.
 """
-OCTAVES = 10
-"""Maximum number of coarser layers in pyramid noise."""
+LAYERS = 10
+"""Maximum number of layers in pyramid noise."""
 
 
 def prediction_type(scheduler_config: Mapping[str, Any]) -> PredictionType:
@@ -87,19 +87,21 @@ def offset_noise(noise: Tensor, ratio: float, generator: torch.Generator) -> Ten
 
 
 def pyramid_noise(noise: Tensor, discount: float, generator: torch.Generator) -> Tensor:
-    """Noise (B, C, H, W) plus ever coarser layers, scaled to unit deviation in each image.
+    """Noise (B, C, H, W) plus coarser layers, scaled to unit deviation in each image.
 
-    Layer i is 2 to 4 times coarser than the one before, with weight ``discount ** i``
-    (Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training").
+    Layer i has the weight ``discount ** i`` (Whitaker 2023, "Multi-Resolution Noise for Diffusion
+    Model Training"). As in EveryDream2, whose discounts so mean the same here, layer 0 is as fine
+    as the noise, and layer i is r^i times coarser than the one before, with r from 2 to 4.
     """
     height, width = noise.shape[-2:]
-    total, scale = noise, 1.0
-    for octave in range(1, OCTAVES + 1):
-        scale *= 2.0 + 2.0 * float(torch.rand((), generator=generator))
-        size = (max(1, int(height / scale)), max(1, int(width / scale)))
+    size = [height, width]
+    total = noise + torch.randn(noise.shape, generator=generator)
+    for layer in range(1, LAYERS):
+        ratio = 2.0 + 2.0 * float(torch.rand((), generator=generator))
+        size = [max(1, int(side / ratio**layer)) for side in size]
         coarse = torch.randn(*noise.shape[:2], *size, generator=generator)
-        total = total + discount**octave * F.interpolate(coarse, (height, width), mode="bilinear")
-        if size == (1, 1):
+        total = total + discount**layer * F.interpolate(coarse, (height, width), mode="bilinear")
+        if 1 in size:
             break
     return total / total.std(dim=(1, 2, 3), keepdim=True)
 

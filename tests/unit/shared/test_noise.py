@@ -69,6 +69,20 @@ def test_pyramid_noise_is_coarse_of_unit_deviation_and_the_generators_own() -> N
     assert torch.equal(pyramid, pyramid_noise(noise, 0.8, seeded(2)))
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("discount", "agree"), [(0.5, 0.0753), (0.8, 0.2529)])
+def test_a_discount_makes_as_much_coarse_noise_as_everydream2_does(
+    discount: float, agree: float
+) -> None:
+    """Its own function gives these on the mean of 600 batches."""
+    of = [
+        neighbours_agree(pyramid_noise(torch.randn(4, 4, 32, 32, generator=g), discount, g))
+        for g in map(seeded, range(200))
+    ]
+
+    assert sum(of) / len(of) == pytest.approx(agree, rel=0.05)
+
+
 def neighbours_agree(noise: torch.Tensor) -> float:
     """Correlation of each value with the next."""
     return float((noise[..., :-1] * noise[..., 1:]).mean() / noise.square().mean())
