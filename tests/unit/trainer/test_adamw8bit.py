@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.optim import optimizer as theirs_module
 from bitsandbytes.optim.adamw import AdamW8bit
 from torch import Tensor
 from torch.nn import Parameter
@@ -59,6 +61,29 @@ def test_packed_updates_equal_those_of_single_tensors(
         step(single, seed)
     assert isinstance(packed, PackedAdamW8bit)
     assert_equal(packed, single)
+
+
+def test_small_tensors_are_updated_together_and_no_device_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+    ours = adamw8bit.update
+
+    def counted(weights: Tensor, *others: Any) -> None:
+        sizes.append(len(weights))
+        ours(weights, *others)
+
+    def wait(*_: Any) -> None:
+        raise AssertionError("it waits for the device after each tensor, as bitsandbytes does")
+
+    monkeypatch.setattr(adamw8bit, "update", counted)
+    monkeypatch.setattr(theirs_module, "sync_gpu", wait)
+    packed = make_optimizer("adamw8bit", some_parameters())
+
+    step(packed, 1)
+
+    assert len(sizes) == 2, "one call for the moments of 32 bits, one for those of 8"
+    assert sum(sizes) >= sum(each.numel() for each in some_parameters())
 
 
 def test_a_tensor_without_a_gradient_is_left_as_it_is_and_the_others_go_on() -> None:
