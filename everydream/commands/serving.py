@@ -31,7 +31,11 @@ def serve(
         Path | None, Parameter(help="Folder for all state, ~/.everydream by default.")
     ] = None,
     base_model: Annotated[
-        str | None, Parameter(help="A hub id, a diffusers folder, or tiny, to try without a card.")
+        str | None,
+        Parameter(
+            help="A hub id, a diffusers folder, a .safetensors or .ckpt file, or tiny, which needs"
+            " no card."
+        ),
     ] = None,
 ) -> None:
     """Run the five services in one process: in-memory bus, SQLite, a folder.

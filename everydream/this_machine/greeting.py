@@ -59,7 +59,8 @@ async def _greet(settings: Settings, listening: asyncio.Event) -> None:
 def greeting_lines(settings: Settings, state: ModelState, device: dict[str, Any]) -> Iterator[str]:
     """What runs here, how to reach it, and what is missing, for people."""
     yield f"everydream {package_version()}"
-    yield f"  open        {settings.public_url}/docs"
+    yield f"  open        {settings.public_url}"
+    yield f"  API         {settings.public_url}/docs"
     yield f"  device      {device_line(device)}"
     yield f"  base model  {settings.base_model}: {state.text}"
     yield f"  folder      {settings.home}"

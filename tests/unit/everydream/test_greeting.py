@@ -54,7 +54,8 @@ def test_a_server_says_what_it_is_what_it_runs_on_and_how_to_reach_it(tmp_path: 
     said = "\n".join(greeting_lines(here, base_model_state(here), CARD))
 
     assert said.startswith("everydream ")
-    assert "open        http://127.0.0.1:8081/docs" in said
+    assert "open        http://127.0.0.1:8081\n" in said
+    assert "API         http://127.0.0.1:8081/docs" in said
     assert "device      NVIDIA H200, 150 GB (torch 2.13.0)" in said
     assert "base model  tiny: comes with the project" in said
     assert f"folder      {tmp_path}" in said
