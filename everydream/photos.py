@@ -85,7 +85,10 @@ def dataset_files(folder: Path) -> list[Path]:
         Refused: no image in it, or a folder that is not there or cannot be read.
     """
     if not folder.is_dir():
-        raise Refused(f"{folder}: expected a folder of images, a zip, a URL, or the id of a check")
+        lack = "" if folder.exists() else "there is no such file or folder; "
+        raise Refused(
+            f"{folder}: {lack}expected a folder of images, a zip, a URL, or the id of a check"
+        )
     kept = [name for name in _contents(folder).files if not _left_out_as(name)]
     _expect_images(folder, kept)
     return kept
@@ -98,6 +101,8 @@ def expect_usable(data: Path) -> None:
         Refused: neither a zip nor a folder with images; or an image, or a caption, is too large.
     """
     if data.is_file():
+        if data.suffix.lower() in IMAGE_SUFFIXES:
+            raise Refused(f"{data}: a single picture; give the folder that it is in, or a zip")
         with open_zip(data, str(data)) as zipped:
             members = checked_members(zipped, data, str(data))
         sizes = {each.name: each.entry.file_size for each in members}

@@ -112,7 +112,10 @@ def transfer_screen(heading: str, done: int, total: int, seconds: float) -> Scre
     return Screen(
         heading=heading,
         fraction=done / total if total else 1.0,
-        numbers=(f"{size(done)} of {size(total)}", *((f"{size(rate)}/s",) if rate else ())),
+        numbers=(
+            f"{size(done)} of {size(total)}" if done else size(total),
+            *((f"{size(rate)}/s",) if rate else ()),
+        ),
         notes=(f"{duration((total - done) / rate)} left",) if rate and done < total else (),
     )
 

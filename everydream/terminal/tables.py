@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from everydream.client import ENDS
 from everydream.terminal.display import print_lines, print_table
 from everydream.terminal.report import (
     dataset_lines,
@@ -118,7 +119,7 @@ def print_status(console: Console, status: dict[str, Any], flags: str) -> None:
     """A job as it is now, a check with its whole report; ``flags`` reach its gateway."""
     output, now = status.get("output") or {}, time.time()
     lines = [f"job {status['id']}: {status['status']}"]
-    if status["status"] in ("IN_QUEUE", "IN_PROGRESS"):
+    if not (has_ended := status["status"] in ENDS):
         lines.append(screen_of(View(status, now, ""), now).line())
         report = output.get("dataset") or {}
         lines += dataset_lines(report) if report else ()
@@ -130,7 +131,8 @@ def print_status(console: Console, status: dict[str, Any], flags: str) -> None:
         lines = [f"job {status['id']}", *outcome_lines(status)]
         if output.get("artifacts"):
             lines.append(f"files:  everydream fetch {status['id']}{flags}")
-        lines += next_steps(status, flags)
     print_lines(console, "\n".join(lines))
     if is_check(status) and output["dataset"]:
         _print_dataset(console, output["dataset"])
+    for line in next_steps(status, flags) if has_ended else ():
+        print_lines(console, line)

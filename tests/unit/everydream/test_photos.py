@@ -160,7 +160,7 @@ def test_a_folder_without_an_image_is_reported(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(
-        Refused, match=r"nowhere: expected a folder of images, a zip, a URL, or the"
+        Refused, match=r"nowhere: there is no such file or folder; expected a folder of"
     ):
         dataset_files(tmp_path / "nowhere")
 
@@ -240,3 +240,10 @@ def test_a_file_that_is_no_zip_is_refused_by_what_it_is_before_it_is_uploaded(
 
     with pytest.raises(Refused, match=rf"photos\.zip: not a zip file .*{reason}"):
         validate(JobSpec(str(file)), None)
+
+
+def test_a_single_picture_is_no_dataset_and_its_folder_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "ted.JPG").write_bytes(b"")
+
+    with pytest.raises(Refused, match=r"ted\.JPG: a single picture; give the folder"):
+        validate(JobSpec(str(tmp_path / "ted.JPG")), None)
