@@ -50,6 +50,7 @@ def _with_room_for_reason(record: Failed | ImageFailed, line: bytes) -> bytes:
 QUIET_AND_OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",

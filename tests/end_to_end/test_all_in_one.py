@@ -42,7 +42,9 @@ async def test_the_story_in_one_process(web: Web, program: tuple[str, ...]) -> N
         assert kinds == [*["sample"] * (len(others) - 3), "metrics", "tensorboard", "report"]
         fetched = [await user.fetch(artifact["url"]) for artifact in (checkpoint, image)]
         samples = await port.scrape()
+        no_entries = [line for line in process.text.splitlines() if not line.startswith("{")]
 
+    assert no_entries == [], "a collector of logs reads a JSON object a line"
     for stage in ("staging", "training", "generation"):
         done = {"stage": stage, "outcome": "done"}
         assert value(samples, "everydream_stage_seconds_count", **done) == 1
