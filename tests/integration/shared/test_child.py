@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from shared.errors import Passing, Refused, reason_of
 from tests.support.scripted_child import Script
 
 MODULE = "tests.support.scripted_child"
+GPU_PAGE = Path(__file__).parents[3] / "docs" / "gpu.md"
 
 
 @asynccontextmanager
@@ -120,7 +122,13 @@ def descriptors() -> set[str]:
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
-async def test_a_child_gets_no_secret_from_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_gets_what_chooses_its_card_from_our_environment_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (listed,) = re.findall(r"reach the processes that compute:([^.]*)\.", GPU_PAGE.read_text())
+    of_cards = re.findall(r"`(\w+)`", listed)
+    for name in of_cards:
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("EVERYDREAM_SECRET_KEY", "very secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
     async with started() as child:
@@ -128,7 +136,7 @@ async def test_a_child_gets_no_secret_from_our_environment(monkeypatch: pytest.M
 
     assert isinstance(said[-1], Done)
     names = said[-1].summary["names"]
-    assert "PATH" in names
+    assert {"PATH", "CUDA_DEVICE_ORDER", *of_cards} <= {*names}
     assert not [name for name in names if name.startswith(("EVERYDREAM", "AWS"))]
 
 
