@@ -47,6 +47,8 @@ class StablePNDM(PNDMScheduler):  # type: ignore[misc]
     """
 
     _prediction: PredictionType
+    _on_host: list[int]
+    """Its timesteps, where reading them waits for nothing."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **changes: Any) -> StablePNDM:
@@ -56,6 +58,12 @@ class StablePNDM(PNDMScheduler):  # type: ignore[misc]
         scheduler._prediction = prediction_type(config)
         return scheduler
 
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device | None = None
+    ) -> None:
+        super().set_timesteps(num_inference_steps, device)
+        self._on_host = self.timesteps.tolist()  # once, as the host waits here for a card
+
     def step(
         self,
         model_output: Tensor,
@@ -64,7 +72,7 @@ class StablePNDM(PNDMScheduler):  # type: ignore[misc]
         return_dict: bool = True,  # noqa: FBT001, FBT002 - the stock signature
     ) -> Any:
         if self._prediction == "v_prediction":
-            a = float(self.alphas_cumprod[timestep])
+            a = float(self.alphas_cumprod[self._on_host[self.counter]])
             model_output = a**0.5 * model_output + (1 - a) ** 0.5 * sample
         return super().step(model_output, timestep, sample, return_dict)
 
@@ -76,7 +84,7 @@ class StablePNDM(PNDMScheduler):  # type: ignore[misc]
         model_output: Tensor,
     ) -> Tensor:
         """Go to the next timestep of the list; the first step is taken twice."""
-        timesteps = [*self.timesteps.unique().flip(0).tolist(), -1]
+        timesteps = [*sorted({*self._on_host}, reverse=True), -1]
         index = max(self.counter, 1)
         previous: Tensor = super()._get_prev_sample(
             sample, timesteps[index - 1], timesteps[index], model_output

@@ -114,3 +114,19 @@ def test_some_ask_the_network_more_often_than_there_are_steps(name: Scheduler, c
     scheduler = make_scheduler(name, CONFIG, 50)
 
     assert len(scheduler.timesteps) == calls
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_step_of_pndm_reads_nothing_from_the_device(prediction_type: str) -> None:
+    """A card's host would wait in each step; of a tensor without data nothing can be read."""
+    config = {**CONFIG, "prediction_type": prediction_type}
+    ours, unread = (make_scheduler("PNDM", config, 5) for _ in range(2))
+    unread.timesteps = unread.timesteps.to("meta")
+    x = other = torch.randn(1, 4, 8, 8, generator=seeded(1))
+
+    for here, there in zip(ours.timesteps, unread.timesteps, strict=True):
+        said = torch.sin(x * 7)
+        x = ours.step(said, here, x).prev_sample
+        other = unread.step(said, there, other).prev_sample
+
+    assert torch.equal(x, other)
