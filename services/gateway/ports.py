@@ -275,11 +275,15 @@ class JobStore(Protocol):
         *,
         owner: str | None = None,
         statuses: Sequence[str] = (),
+        lines: Sequence[Line] = (),
         before: tuple[float, str] | None = None,
         id_begins: str = "",
         limit: int = 100,
     ) -> Sequence[StoredJob]:
-        """Newest first: of an owner, of any of these statuses, before this (created_at, id)."""
+        """Newest first: of an owner, of any of these statuses, before this (created_at, id).
+
+        With ``lines`` those of any of these, and rows that do not tell their line.
+        """
 
     async def events_after(
         self, job_id: str, version: int, number: int, limit: int = 100

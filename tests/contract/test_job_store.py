@@ -24,6 +24,7 @@ from services.gateway.database.jobs import SqlJobStore
 from services.gateway.database.shares import OWN
 from services.gateway.ports import (
     JobUsage,
+    Line,
     OpenStage,
     Outgoing,
     Replacement,
@@ -778,6 +779,20 @@ async def test_jobs_are_listed_from_the_newest_page_by_page(store: SqlJobStore) 
     assert names(await store.newest(limit=1)) == ["theirs"]
     assert names(await store.newest(owner="somebody", id_begins="job-3")) == ["job-3"]
     assert names(await store.newest(id_begins="job_")) == []
+
+
+async def test_jobs_of_a_line_are_listed_with_those_that_do_not_tell_theirs(
+    store: SqlJobStore,
+) -> None:
+    lines: tuple[Line | None, ...] = ("train", "draw", None, "check")
+    for number, line in enumerate(lines):
+        await store.insert(job(f"job-{number}", created_at=float(number), line=line), [])
+
+    drawn = await store.newest(owner="somebody", lines=("draw",))
+    others = await store.newest(owner="somebody", lines=("train", "check"), limit=2)
+
+    assert [each.id for each in drawn] == ["job-2", "job-1"]
+    assert [each.id for each in others] == ["job-3", "job-2"]
 
 
 # --- the database itself

@@ -307,6 +307,7 @@ class SqlJobStore:
         *,
         owner: str | None = None,
         statuses: Sequence[str] = (),
+        lines: Sequence[Line] = (),
         before: tuple[float, str] | None = None,
         id_begins: str = "",
         limit: int = 100,
@@ -317,6 +318,8 @@ class SqlJobStore:
             wanted = wanted.where(jobs.c.owner == owner)
         if statuses:
             wanted = wanted.where(jobs.c.status.in_(statuses))
+        if lines:
+            wanted = wanted.where(jobs.c.line.in_(lines) | jobs.c.line.is_(None))
         if before is not None:
             wanted = wanted.where(position < before)
         if id_begins:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, NamedTuple, get_args
+from collections.abc import Collection, Sequence
+from typing import Annotated, NamedTuple, TypeVar, get_args
 
 import msgspec
 from aiohttp import web
@@ -15,22 +15,24 @@ from services.gateway.jobs.record import Job
 from services.gateway.jobs.request_parser import Invalid
 from services.gateway.jobs.response_types import JobPage
 from services.gateway.jobs.rows import read, with_progress
-from services.gateway.ports import JobStore, Status, StoredJob, StoredProgress
+from services.gateway.ports import LINES, JobStore, Line, Status, StoredJob, StoredProgress
 from services.gateway.queue.position import QueuePositions
 from services.gateway.web.application import in_time, json_response, unknown_parameters
 from services.gateway.web.paging import PAGING, Position, encode_cursor, limit_in, position_in
 from services.gateway.web.routing import Answer, Parameter, route
 
-PARAMETERS = ("status", "id", "limit", "cursor")
+PARAMETERS = ("status", "kind", "id", "limit", "cursor")
 STATUSES: tuple[Status, ...] = get_args(Status)
+_Name = TypeVar("_Name", bound=str)
 IdBeginning = Annotated[str, Meta(pattern="^[0-9a-f-]{1,36}$")]
 
 
 class Filter(NamedTuple):
     """Which jobs to list."""
 
-    statuses: tuple[str, ...]
-    """Empty: any."""
+    statuses: Sequence[str]
+    kinds: Sequence[Line]
+    """Of both: empty: any."""
     id_begins: str
     limit: int
     before: Position | None
@@ -56,6 +58,7 @@ class JobListRoutes:
             Parameter(
                 "status", "query", list[Status], "Only these; repeated, or separated by commas."
             ),
+            Parameter("kind", "query", list[Line], "Only these; repeated, or separated by commas."),
             Parameter("id", "query", IdBeginning, "Only jobs whose id begins with this."),
             *PAGING,
         ),
@@ -66,17 +69,20 @@ class JobListRoutes:
         wanted = filter_of(request.query)
         async with in_time():
             rows = await self._jobs.newest(
-                owner=owner, statuses=wanted.statuses, before=wanted.before,
+                owner=owner, statuses=wanted.statuses, lines=wanted.kinds, before=wanted.before,
                 id_begins=wanted.id_begins, limit=wanted.limit + 1,
             )  # fmt: skip
-            page = await self._page(rows, wanted.limit)
+            page = await self._page(rows, wanted)
         return json_response(msgspec.json.encode(page))
 
-    async def _page(self, rows: Sequence[StoredJob], limit: int) -> JobPage:
-        """One row more than ``limit`` means that there is another page."""
-        shown = rows[:limit]
-        last = (shown[-1].created_at, shown[-1].id) if len(rows) > limit else None
-        jobs = await self._with_progress([read(row) for row in shown])
+    async def _page(self, rows: Sequence[StoredJob], wanted: Filter) -> JobPage:
+        """One row more than the limit means that there is another page."""
+        shown = rows[: wanted.limit]
+        last = (shown[-1].created_at, shown[-1].id) if len(rows) > wanted.limit else None
+        read_jobs = [read(row) for row in shown]
+        # Of rows of 0.1.0 the record alone tells the kind.
+        of_kinds = [job for job in read_jobs if job.line in (wanted.kinds or LINES)]
+        jobs = await self._with_progress(of_kinds)
         queue = await self._queue_positions.positions(jobs)
         return {
             "jobs": [await self._presenter.summary(job, queue.get(job.id)) for job in jobs],
@@ -99,21 +105,24 @@ def filter_of(query: MultiMapping[str]) -> Filter:
     """
     mistakes = unknown_parameters(query, PARAMETERS)
     wanted = Filter(
-        _statuses(query, mistakes), _id_beginning(query, mistakes), limit_in(query, mistakes),
-        position_in(query, mistakes),
+        _several(query, "status", STATUSES, mistakes), _several(query, "kind", LINES, mistakes),
+        _id_beginning(query, mistakes), limit_in(query, mistakes), position_in(query, mistakes),
     )  # fmt: skip
     if mistakes:
         raise Invalid(mistakes)
     return wanted
 
 
-def _statuses(query: MultiMapping[str], mistakes: list[str]) -> tuple[str, ...]:
-    named = [name for text in query.getall("status", []) for name in text.split(",")]
-    wrong = [name for name in named if name not in STATUSES]
+def _several(
+    query: MultiMapping[str], parameter: str, known: Collection[_Name], mistakes: list[str]
+) -> Sequence[_Name]:
+    named = {name for text in query.getall(parameter, []) for name in text.split(",")}
+    expected = ", ".join(known)
     mistakes += [
-        f"status: expected one of {', '.join(STATUSES)}, got {name[:40]!r}" for name in wrong
+        f"{parameter}: expected one of {expected}, got {name[:40]!r}"
+        for name in sorted(named.difference(known))
     ]
-    return tuple(dict.fromkeys(named))
+    return [each for each in known if each in named]
 
 
 def _id_beginning(query: MultiMapping[str], mistakes: list[str]) -> str:

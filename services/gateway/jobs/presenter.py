@@ -87,7 +87,8 @@ class Presenter:
         now = self._clock()
         shown: JobSummary = {
             "id": job.id,
-            "kind": "check" if job.checks else "train" if job.trains else "draw",
+            "kind": job.line,
+            "draws": job.draws,
             "status": job.status,
             "created_at": iso(job.created_at),
             "started_at": iso_or_null(job.started_at),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from services.gateway.jobs.budgets import BudgetName
-from services.gateway.ports import Status
+from services.gateway.ports import Line, Status
 from shared.messaging.messages import Stage
 from shared.request import WebhookEvent
 
@@ -355,7 +355,9 @@ class JobSummary(TypedDict):
     """A job in a list; times in UTC."""
 
     id: str
-    kind: Literal["train", "draw", "check"]
+    kind: Line
+    draws: bool
+    """Whether images were asked for: a training may have none."""
     status: Status
     created_at: str
     started_at: str | None

@@ -11,12 +11,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.gateway.database.connection import Database
+from services.gateway.jobs.record import Job
+from services.gateway.jobs.rows import row_of
+from services.gateway.web.authentication import digest_of
 from shared.messaging.messages import SamplesGenerated, StageFailed, TrainingProgressed
 from shared.messaging.topology import FETCHER, TRAINER
-from tests.support.gateway_world import OTHER_KEY, REQUEST, World, eventually, training, world
+from tests.support.gateway_world import (
+    API_KEY,
+    OTHER_KEY,
+    REQUEST,
+    TRAIN_ONLY,
+    World,
+    eventually,
+    training,
+    world,
+)
 
 FEW = 3
 """Queries of a kind: what is remembered for a moment may be read anew."""
@@ -76,7 +89,7 @@ async def test_an_entry_shows_the_state_of_the_job_and_its_times(here: World) ->
         for name in ("created_at", "started_at", "ended_at")
     ]
     assert before - 0.001 <= times[0] <= times[1] <= times[2] <= time.time()
-    assert line == {"kind": "train"}
+    assert line == {"kind": "train", "draws": True}
     assert last["queue"] == {"position": 1, "estimated_start": None}
     assert last["progress"]["stage"] == "staging"
     assert (last["id"], last["started_at"], last["ended_at"]) == (waiting, None, None)
@@ -175,6 +188,27 @@ async def test_statuses_choose(here: World, query: str) -> None:
     assert await names(here, f"?status=IN_QUEUE&id={broken[:8]}") == []
 
 
+async def test_kinds_choose_page_by_page(here: World) -> None:
+    """Also among jobs of 0.1.0, whose rows do not tell theirs."""
+    now = time.time() - 60
+    for number, trains in enumerate((True, False)):
+        old = Job(
+            id=f"old-{number}", owner=digest_of(API_KEY), status="COMPLETED", input={},
+            trains=trains, draws=not trains, created_at=now + number, ended_at=now,
+        )  # fmt: skip
+        await here.jobs.insert(msgspec.structs.replace(row_of(old, 1), line=None), [])
+    checked = (await here.ask("POST", f"{ROOT}/dataset/check", json=TRAIN_ONLY)).body["id"]
+    trained = await here.run(TRAIN_ONLY)
+    drawn = await here.run({"input": {"model": "org/name", "inference": {"prompt": "a cat"}}})
+
+    assert await names(here, "?kind=train") == [trained, "old-0"]
+    assert await names(here, "?kind=draw&status=COMPLETED") == ["old-1"]
+    first = await listed(here, "?kind=check,draw&limit=2")
+    assert [each["id"] for each in first["jobs"]] == [drawn, checked]
+    assert [each["draws"] for each in first["jobs"]] == [True, False]
+    assert await names(here, f"?kind=check&kind=draw&cursor={first['next']}") == ["old-1"]
+
+
 async def test_an_unknown_parameter_gets_the_nearest_known_name(here: World) -> None:
     answer = await here.ask("GET", f"{ROOT}/jobs?stats=FAILED")
 
@@ -183,13 +217,14 @@ async def test_an_unknown_parameter_gets_the_nearest_known_name(here: World) -> 
 
 
 async def test_all_mistakes_are_reported_at_once(here: World) -> None:
-    query = "status=DONE,FAILED&limit=0&cursor=x&page=2&id=9%25"
+    query = "status=DONE,FAILED&kind=paint&limit=0&cursor=x&page=2&id=9%25"
     answer = await here.ask("GET", f"{ROOT}/jobs?{query}")
 
     assert answer.status == 400
     assert answer.body["mistakes"] == [
-        "page: no such parameter; known: status, id, limit, cursor",
+        "page: no such parameter; known: status, kind, id, limit, cursor",
         f"status: expected one of {ALL}, got 'DONE'",
+        "kind: expected one of train, draw, check, got 'paint'",
         "id: expected the first of a job id's characters 0-9, a-f and -, got '9%'",
         "limit: expected an integer from 1 to 100, got '0'",
         "cursor: expected what a page gave as next, got 'x'",
