@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from services.gateway.endpoints.browser.console import ConsoleRoutes
 from tests.support.gateway_world import API_KEY, OTHER_KEY, REQUEST, World, world
 
 RUN, JOBS = "/v1/everydream-v1/run", "/v1/everydream-v1/jobs"
@@ -120,6 +121,16 @@ async def test_a_browser_gets_the_console_and_a_program_the_links(here: World) -
         policy = answer.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
     assert not any(wide in policy for wide in ("unsafe", "*", "data:"))
+
+
+async def test_where_the_console_is_not_built_the_page_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ConsoleRoutes.__init__, "__defaults__", (tmp_path / "nothing",))
+    async with world(tmp_path) as here, browser(here) as page:
+        answer = await page.get("/", headers={"Accept": "text/html"})
+        assert "make console" in await answer.text()
+        assert (await page.get("/readyz")).status == 200
 
 
 async def test_an_asset_that_is_not_there_is_an_error_in_json(here: World) -> None:
