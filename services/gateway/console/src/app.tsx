@@ -39,7 +39,7 @@ function Console() {
           {texts.product}
         </Link>
         <nav aria-label={texts.nav.label}>
-          <Page href="/" name={texts.nav.jobs} />
+          <Page href="/" name={texts.nav.jobs} inside="/jobs/:id" />
           {may("submit") && <Page href="/new" name={texts.nav.newJob} />}
           <Page href="/draw" name={texts.nav.draw} />
           <Page href="/gallery" name={texts.nav.gallery} />
@@ -69,9 +69,11 @@ function Console() {
   );
 }
 
-function Page({ href, name }: { href: string; name: string }) {
+/** @param inside what leads there too, one level deeper. */
+function Page({ href, name, inside = href }: { href: string; name: string; inside?: string }) {
   const [isHere] = useRoute(href);
-  return <Link href={href} {...(isHere && { "aria-current": "page" as const })}>{name}</Link>;
+  const [isInside] = useRoute(inside);
+  return <Link href={href} {...(isInside || isHere ? { "aria-current": isHere ? "page" : "true" } as const : {})}>{name}</Link>;
 }
 
 const ICON = new URL("./icon.svg", import.meta.url).href;

@@ -4,6 +4,9 @@ const locale = () => navigator.languages as string[];
 
 export const count = (value: number): string => new Intl.NumberFormat(locale()).format(value);
 
+/** A share from 0 to 1. */
+export const percent = (share: number): string => new Intl.NumberFormat(locale(), { style: "percent" }).format(share);
+
 /** Few digits, as of a loss or a rate; very small numbers with an exponent. */
 export function number(value: number): string {
   const tiny = value !== 0 && Math.abs(value) < 1e-3;

@@ -8,4 +8,7 @@ import "./styles/pictures.css";
 import "./styles/new-job.css";
 import "./styles/system.css";
 
+// The browser would leave the page for a file that is dropped beside its place.
+for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());
+
 render(<App />, document.getElementById("app")!);

@@ -29,6 +29,7 @@ export type Sample = Schemas["Sample"];
 export type Status = JobStatus["status"];
 
 export const LIVE: readonly Status[] = ["IN_QUEUE", "IN_PROGRESS"];
+export const ENDED: Status[] = ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"];
 export const isLive = (status: Status): boolean => LIVE.includes(status);
 
 /** A small picture, where the server has one. */

@@ -26,16 +26,18 @@ export function Dialogs() {
   }, [asked]);
   if (!asked) return null;
 
-  const close = (isYes: boolean) => {
+  // Closed by the dialog itself, the focus goes back to what has opened it.
+  const close = (answer: "yes" | "no") => dialog.current?.close(answer);
+  const onClose = () => {
     question.value = null;
-    asked.answer(isYes);
+    asked.answer(dialog.current?.returnValue === "yes");
   };
   return (
-    <dialog ref={dialog} class="card question" aria-labelledby="question" onClose={() => close(false)}>
+    <dialog ref={dialog} class="card question" aria-labelledby="question" onClose={onClose}>
       <p id="question">{asked.text}</p>
       <div class="actions">
-        <button onClick={() => close(false)}>{texts.dialog.no}</button>
-        <button class="danger" onClick={() => close(true)}>{asked.yes}</button>
+        <button onClick={() => close("no")}>{texts.dialog.no}</button>
+        <button class="danger" onClick={() => close("yes")}>{asked.yes}</button>
       </div>
     </dialog>
   );

@@ -6,7 +6,7 @@ import { texts } from "../texts";
 interface FullViewProps {
   label: string;
   picture: ComponentChildren;
-  /** Of the picture, before the button that closes. */
+  /** Of the picture, beside the button that closes. */
   actions: ComponentChildren;
   children: ComponentChildren;
   /** Called with the name of an arrow key. */
@@ -29,11 +29,11 @@ export function FullView({ label, picture, actions, children, walk, onClose }: F
     <dialog ref={dialog} class="viewer" aria-label={label} onKeyDown={onKeyDown} onClose={onClose}>
       <div class="stage">{picture}</div>
       <aside>
-        {children}
         <div class="actions">
-          {actions}
           <button class="main" autofocus onClick={() => dialog.current?.close()}>{texts.viewer.close}</button>
+          {actions}
         </div>
+        {children}
       </aside>
     </dialog>
   );

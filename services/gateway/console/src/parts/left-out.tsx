@@ -17,7 +17,7 @@ export function LeftOut({ files, previews }: LeftOutProps) {
         <li key={file}>
           <Preview file={file} link={previews.get(file)} />
           <span>
-            <code>{file}</code> <span class="hint">{reason}</span>
+            <code dir="auto">{file}</code> <span class="hint">{reason}</span>
           </span>
         </li>
       ))}

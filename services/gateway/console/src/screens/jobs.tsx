@@ -5,10 +5,11 @@ import { isLive } from "../api/types";
 import { duration, moment } from "../format";
 import { go } from "../hash";
 import { ask } from "../parts/dialog";
-import { attempt, tellProblem } from "../parts/notices";
+import { attempt } from "../parts/notices";
 import { Bar, StatusLabel } from "../parts/status";
 import { Thumbnail } from "../parts/thumbnail";
-import { type Wanted, cancelJob, deleteJob, listed, next, rows, show, watch } from "../state/jobs";
+import { useTitle } from "../parts/title";
+import { type Wanted, cancelJob, deleteJob, listed, load, next, problem, rows, show, watch } from "../state/jobs";
 import { may, signIns } from "../state/session";
 import { texts } from "../texts";
 import { shareOf } from "./job/progress";
@@ -19,18 +20,19 @@ const words = texts.jobs;
 const REST_MS = 250;
 
 export function Jobs() {
+  useTitle(words.title);
   const address = useSearch();
   const asked = useMemo(() => wantedIn(address), [address]);
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
-  useEffect(() => watch(tellProblem), [signIns.value]);
-  useEffect(() => void attempt(() => show(asked)), [asked, signIns.value]);
+  useEffect(watch, [signIns.value]);
+  useEffect(() => show(asked), [asked, signIns.value]);
 
   const isShown = listed.value !== null && sameJobs(listed.value, asked);
   const selected = rows.value.filter((row) => chosen.has(row.id));
   const toggle = (id: string) => setChosen(new Set(chosen.has(id) ? [...chosen].filter((each) => each !== id) : [...chosen, id]));
 
   return (
-    <section aria-busy={!isShown}>
+    <section aria-busy={!isShown && !problem.value}>
       <div class="head">
         <h1>{words.title}</h1>
         <div class="tools">
@@ -48,6 +50,7 @@ export function Jobs() {
         </div>
       </div>
       {selected.length > 0 && <Selection selected={selected} done={() => setChosen(new Set())} />}
+      {problem.value && <Unread message={problem.value.message} />}
       {isShown && rows.value.length === 0 && <Empty isFiltered={addressOf(asked) !== "/"} />}
       <ul class="jobs">
         {rows.value.map((row) => (
@@ -103,6 +106,15 @@ function Pages({ asked }: { asked: Wanted }) {
   );
 }
 
+function Unread({ message }: { message: string }) {
+  return (
+    <div class="unread" role="alert">
+      <p class="problem-text">{message}</p>
+      <button onClick={() => void load()}>{texts.error.again}</button>
+    </div>
+  );
+}
+
 function Empty({ isFiltered }: { isFiltered: boolean }) {
   if (isFiltered) return <p class="empty">{words.none}</p>;
   return (
@@ -126,7 +138,7 @@ function Selection({ selected, done }: { selected: JobSummary[]; done: () => voi
     <div class="selection card" role="region" aria-label={words.selected(selected.length)}>
       <span>{words.selected(selected.length)}</span>
       {live.length > 0 && may("submit") && (
-        <button onClick={() => void each(live, words.confirmCancel(live.length), words.cancel, cancelJob)}>{words.cancel}</button>
+        <button onClick={() => void each(live, words.confirmCancel(live.length), words.yesCancel(live.length), cancelJob)}>{words.cancel}</button>
       )}
       {ended.length > 0 && may("admin") && (
         <button class="danger" onClick={() => void each(ended, words.confirmDelete(ended.length), words.delete, deleteJob)}>

@@ -1,10 +1,12 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Failure, isSignedOut } from "../api/client";
+import { useTitle } from "../parts/title";
 import { lookAgain, signIn } from "../state/session";
 import { texts } from "../texts";
 
 /** The way in. */
 export function SignIn() {
+  useTitle(texts.signIn.title);
   return (
     <main class="sign-in">
       <Form lead={texts.signIn.lead} />

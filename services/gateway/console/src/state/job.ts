@@ -1,6 +1,6 @@
 /** One job as its page shows it: what `/status` says, kept up to date by events. */
 import { type Signal, signal } from "@preact/signals";
-import { BASE, api, result } from "../api/client";
+import { BASE, api, isMissing, result } from "../api/client";
 import { type StreamEvent, follow } from "../api/events";
 import { once } from "../once";
 import { type JobStatus, type Point, type Progress, isLive } from "../api/types";
@@ -10,6 +10,7 @@ const TYPES = ["status", "stage", "dataset", "checkpoint", "checkpoint_deleted",
 export type JobEvent = StreamEvent<Exclude<(typeof TYPES)[number], "progress">>;
 
 export interface Followed {
+  /** undefined: it is not known yet, or deleted; `problem` tells. */
   job: Signal<JobStatus | undefined>;
   problem: Signal<unknown>;
   events: Signal<readonly JobEvent[]>;
@@ -37,6 +38,7 @@ export function followJob(id: string, { withCurves = true } = {}): Followed {
       problem.value = undefined;
     } catch (error) {
       problem.value = error;
+      if (isMissing(error)) job.value = undefined; // it was deleted, perhaps in another tab
     }
   };
   const readCurves = async () => {
@@ -75,7 +77,7 @@ export function followJob(id: string, { withCurves = true } = {}): Followed {
   if (withCurves) void readCurves();
   const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, TYPES, handle, {
     onOpen: readSoon,
-    goesOn: () => !job.value || isLive(job.value.status),
+    goesOn: () => (job.value ? isLive(job.value.status) : !isMissing(problem.value)),
   });
   return { job, problem, events, points, read, stop: end };
 }

@@ -1,6 +1,6 @@
 /** A page of the key's jobs, newest first, kept up to date by events. */
 import { signal } from "@preact/signals";
-import { BASE, api, result } from "../api/client";
+import { BASE, api, isMissing, result } from "../api/client";
 import { type StreamEvent, follow } from "../api/events";
 import type { JobSummary, Progress, Status } from "../api/types";
 import { isLive } from "../api/types";
@@ -21,6 +21,8 @@ export const rows = signal<readonly JobSummary[]>([]);
 export const next = signal<string | null>(null);
 /** What `rows` are; null: nothing was read yet. */
 export const listed = signal<Wanted | null>(null);
+/** Why it could not be read the last time. */
+export const problem = signal<Error | undefined>();
 
 const PAGE = 50;
 /** Events come in bursts: the page is read once for all that come in this time. */
@@ -31,23 +33,24 @@ const JOB_ID_BEGINNING = /^[0-9a-f-]{1,36}$/;
 let wanted: Wanted = { status: "", id: "", from: "" };
 
 /** List other jobs. */
-export function show(now: Wanted): Promise<void> {
+export function show(now: Wanted): void {
   wanted = now;
-  return load();
+  void load();
 }
 
-/** Forget what another key has listed. */
-export function forget(): void {
-  [rows.value, next.value, listed.value] = [[], null, null];
-}
-
-async function load(): Promise<void> {
+/** Read the page again. */
+export async function load(): Promise<void> {
   const asked = wanted;
-  const page = await readPage(asked);
-  if (asked !== wanted) return; // the answer to what was wanted before comes late
-  rows.value = page.jobs;
-  next.value = page.next;
-  listed.value = asked;
+  try {
+    const page = await readPage(asked);
+    if (asked !== wanted) return; // the answer to what was wanted before comes late
+    rows.value = page.jobs;
+    next.value = page.next;
+    listed.value = asked;
+    problem.value = undefined;
+  } catch (error) {
+    problem.value = error as Error;
+  }
 }
 
 async function readPage({ status, id, from }: Wanted) {
@@ -58,8 +61,8 @@ async function readPage({ status, id, from }: Wanted) {
 }
 
 /** Keep the page up to date; returns a function that stops it. */
-export function watch(onProblem: (error: unknown) => void): () => void {
-  const reloadSoon = once(() => load().catch(onProblem), RELOAD_AFTER_MS);
+export function watch(): () => void {
+  const reloadSoon = once(load, RELOAD_AFTER_MS);
   return follow(`${BASE}/events`, TYPES, (event) => handle(event, reloadSoon), { onOpen: reloadSoon });
 }
 
@@ -86,5 +89,14 @@ function change(id: string, changes: Partial<JobSummary>): void {
   rows.value = rows.value.map((row) => (row.id === id ? { ...row, ...changes } : row));
 }
 
-export const cancelJob = (id: string) => result(api.POST("/cancel/{job}", { params: { path: { job: id } } }));
-export const deleteJob = (id: string) => result(api.DELETE("/jobs/{job}", { params: { path: { job: id } } }));
+export const cancelJob = (id: string) => unlessMissing(api.POST("/cancel/{job}", { params: { path: { job: id } } }));
+export const deleteJob = (id: string) => unlessMissing(api.DELETE("/jobs/{job}", { params: { path: { job: id } } }));
+
+/** One that was deleted meanwhile is as it should be. */
+async function unlessMissing(call: Parameters<typeof result>[0]): Promise<void> {
+  try {
+    await result(call);
+  } catch (error) {
+    if (!isMissing(error)) throw error;
+  }
+}

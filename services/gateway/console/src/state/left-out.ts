@@ -1,5 +1,5 @@
 /** Thumbnails of what was left out of a data set. */
-import { Failure, api, result } from "../api/client";
+import { Failure, api, isMissing, result } from "../api/client";
 
 /** Later pictures have no previews. */
 const PAGES_WITH_PREVIEWS = 20;
@@ -14,7 +14,7 @@ export async function previewsOf(check: string, files: readonly string[]): Promi
       pages = read.pages;
       for (const { file, preview } of read.pictures) if (preview && files.includes(file)) found.set(file, preview);
     } catch (error) {
-      const isGone = error instanceof Failure && (error.status === 404 || error.status === 409);
+      const isGone = isMissing(error) || (error instanceof Failure && error.status === 409);
       if (isGone) break;
       throw error;
     }

@@ -1,12 +1,11 @@
-/** Jobs with the images they have drawn, newest first, read page by page. */
-import { type Signal, signal } from "@preact/signals";
-import { Failure, api, result } from "../api/client";
+/** Jobs with the images they have drawn, newest first. */
+import { api, isMissing, result } from "../api/client";
 import { number } from "../format";
 import { texts } from "../texts";
-import { type Image, type JobStatus, type JobSummary, type Results, isLive } from "../api/types";
+import { type Image, type JobStatus, type JobSummary, type Results, type Status, isLive } from "../api/types";
+import { type List, listOf } from "./list";
 
 export interface PictureJob {
-  id: string;
   kind: JobSummary["kind"];
   createdAt: string;
   job: JobStatus;
@@ -14,23 +13,18 @@ export interface PictureJob {
 
 /** One of a job's images, by its place in the results. */
 export interface Picture {
-  of: PictureJob;
+  job: JobStatus;
   index: number;
   image: Image;
 }
 
-export interface PictureJobs {
-  jobs: Signal<readonly PictureJob[]>;
-  isBusy: Signal<boolean>;
-  hasMore: Signal<boolean>;
-  problem: Signal<unknown>;
-  more: () => Promise<void>;
+interface Asked {
+  kind: JobSummary["kind"][];
+  /** Empty: any. */
+  status: Status[];
 }
 
 const PAGE = 20;
-/** One look goes on until it has found so many jobs, or has read so many pages. */
-const ENOUGH = 10;
-const LONGEST_LOOK = 5;
 /** Statuses read at a time. */
 const PARALLEL = 4;
 
@@ -38,53 +32,27 @@ const PARALLEL = 4;
 export const BASE_MODEL = "sd_v1-5_vae.ckpt";
 
 /**
- * @param isWanted tells by the list's row whether the job is to be read.
- * @param isShown tells by its status whether it belongs here.
+ * @param asked which jobs are to be read, of those for which images were asked.
+ * @param isShown tells by its status whether a job belongs here.
  */
-export function pictureJobs(
-  isWanted: (summary: JobSummary) => boolean,
-  isShown: (found: PictureJob) => boolean = () => true,
-): PictureJobs {
-  const jobs = signal<readonly PictureJob[]>([]);
-  const isBusy = signal(false);
-  const hasMore = signal(true);
-  const problem = signal<unknown>();
-  let cursor: string | undefined;
-
-  const readPage = async (): Promise<number> => {
-    const page = await result(api.GET("/jobs", { params: { query: { limit: PAGE, ...(cursor && { cursor }) } } }));
-    const known = new Set(jobs.value.map((each) => each.id));
-    const wanted = page.jobs.filter((each) => isWanted(each) && !known.has(each.id));
-    const found = (await inTurns(wanted, readJob)).filter((each) => each !== null).filter(isShown);
-    jobs.value = [...jobs.value, ...found];
-    cursor = page.next ?? undefined;
-    hasMore.value = page.next !== null;
-    return found.length;
-  };
-
-  const more = async () => {
-    if (isBusy.value) return;
-    isBusy.value = true;
-    problem.value = undefined;
-    try {
-      let found = 0;
-      for (let page = 0; page < LONGEST_LOOK && hasMore.value && found < ENOUGH; page++) found += await readPage();
-    } catch (error) {
-      problem.value = error;
-    } finally {
-      isBusy.value = false;
-    }
-  };
-  return { jobs, isBusy, hasMore, problem, more };
+export function pictureJobs(asked: Asked, isShown: (found: PictureJob) => boolean = () => true): List<PictureJob> {
+  const list: List<PictureJob> = listOf(async (cursor) => {
+    const query = { ...asked, limit: PAGE, ...(cursor !== undefined && { cursor }) };
+    const page = await result(api.GET("/jobs", { params: { query } }));
+    const known = new Set(list.items.value.map((each) => each.job.id));
+    const wanted = page.jobs.filter((each) => each.draws && !known.has(each.id));
+    const found = (await inTurns(wanted, readJob)).filter((each) => each !== null);
+    return { items: found.filter(isShown), next: page.next };
+  });
+  return list;
 }
 
 /** null: the job has been deleted meanwhile. */
-async function readJob(summary: JobSummary): Promise<PictureJob | null> {
+async function readJob({ id, kind, created_at: createdAt }: JobSummary): Promise<PictureJob | null> {
   try {
-    const job = await readStatus(summary.id);
-    return { id: summary.id, kind: summary.kind, createdAt: summary.created_at, job };
+    return { kind, createdAt, job: await readStatus(id) };
   } catch (error) {
-    if (error instanceof Failure && error.status === 404) return null;
+    if (isMissing(error)) return null;
     throw error;
   }
 }
@@ -105,8 +73,13 @@ export const imagesOf = (job: JobStatus): readonly Image[] =>
   isLive(job.status) ? [] : ((job.output as Partial<Results>).inference ?? []);
 
 /** The images that are there, without those that failed. */
-export const picturesOf = (of: PictureJob): Picture[] =>
-  imagesOf(of.job).flatMap((image, index) => (image.image ? [{ of, index, image }] : []));
+export const picturesOf = (job: JobStatus): Picture[] =>
+  imagesOf(job).flatMap((image, index) => (image.image ? [{ job, index, image }] : []));
+
+export const keyOf = ({ job, index }: Picture): string => `${job.id} ${index}`;
+
+/** Where the form draws with a picture's settings. */
+export const drawAgain = ({ job, index }: Picture): string => `/draw?from=${encodeURIComponent(job.id)}&image=${index}`;
 
 /** What a job draws with, as a form holds it: a model's name, or the JSON of several with `base`. */
 export function modelOf({ id, input }: JobStatus): string {
@@ -119,7 +92,17 @@ type Model = string | { model: string; weight?: number };
 type ModelInput = { model: string | Model[]; base?: string };
 
 /** What a request's `input` must say to draw with it. */
-export const modelInputOf = (text: string): ModelInput => (text.startsWith("{") ? (JSON.parse(text) as ModelInput) : { model: text });
+export function modelInputOf(text: string): ModelInput {
+  try {
+    const input = JSON.parse(text) as Partial<ModelInput> | null;
+    if ([input?.model].flat().every(isModel)) return input as ModelInput;
+  } catch {
+    // a name
+  }
+  return { model: text };
+}
+
+const isModel = (each: unknown): boolean => typeof ((each as { model?: unknown } | null)?.model ?? each) === "string";
 
 /** A model in words: its name, its LoRAs with their weights, and what they are put on. */
 export function nameOfModel(text: string): string {

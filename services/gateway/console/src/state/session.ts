@@ -1,7 +1,8 @@
 /** Who is signed in. */
 import { signal } from "@preact/signals";
 import type { Session } from "../api/types";
-import { isSignedOut, result, root } from "../api/client";
+import { Failure, isSignedOut, result, root } from "../api/client";
+import { texts } from "../texts";
 
 /** undefined: not known yet; null: nobody was. It stays when it ends, and with it what is on the screen. */
 export const session = signal<Session | null | undefined>(undefined);
@@ -19,6 +20,8 @@ export async function resume(): Promise<void> {
 
 /** @throws {Failure} if the key is not valid. */
 export async function signIn(key: string): Promise<void> {
+  // No header takes other letters, and no key has them.
+  if (!/^[ -~]*$/.test(key.trim())) throw new Failure(401, texts.signIn.wrong);
   const headers = { Authorization: `Bearer ${key.trim()}` };
   begin(await result(root.POST("/session", { headers })));
 }

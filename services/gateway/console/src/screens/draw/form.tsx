@@ -7,7 +7,7 @@ import { modelInputOf } from "../../state/pictures";
 import { texts } from "../../texts";
 import { type Mistakes, mistakesOf } from "./mistakes";
 import { ModelChoice, type Models, modelFor } from "./models";
-import { type Field, SEED, type Settings, choicesOf, entryOf, rangeOf } from "./settings";
+import { type Field, SEED, type Settings, WEIGHTS, choicesOf, entryOf, rangeOf } from "./settings";
 import { type Taking, TakingPanel } from "./taking";
 
 const words = texts.draw;
@@ -51,19 +51,24 @@ export function Form({ settings, model, models, taking, onSent }: FormProps) {
   return (
     <form ref={form} class="card draw-form" onSubmit={(event) => void send(event)} onKeyDown={onKeyDown}>
       <ModelChoice models={models} model={model} mistake={mistakes.value.fields.model} />
-      <Prompt {...part} field="prompt" rows={4} />
-      <Prompt {...part} field="negative_prompt" rows={2} />
+      <Prompt {...part} field="prompt" rows={3} />
+      <Prompt {...part} field="negative_prompt" rows={1} />
       <div class="fields">
         <Choice {...part} field="width" />
         <Choice {...part} field="height" />
+        <Amount {...part} field="num_outputs" step="1" />
         <Amount {...part} field="num_inference_steps" step="1" />
         <Amount {...part} field="guidance_scale" step="any" />
         <Choice {...part} field="scheduler" />
-        <Amount {...part} field="num_outputs" step="1" />
       </div>
       <Control {...part} field="seed" hint={words.seedHint}>
         {(control) => <input {...control} inputMode="numeric" pattern={SEED} title={words.seedRule} autocomplete="off" placeholder={words.random} />}
       </Control>
+      {(settings.value.loras !== "" || Array.isArray(modelInputOf(modelFor(models, model.value)).model)) && (
+        <Control {...part} field="loras" hint={words.lorasHint}>
+          {(control) => <input {...control} pattern={WEIGHTS} title={words.lorasRule} autocomplete="off" placeholder={words.lorasDefault} />}
+        </Control>
+      )}
       <div class="problem" role="alert">
         {mistakes.value.others.map((text) => <p key={text}>{text}</p>)}
       </div>

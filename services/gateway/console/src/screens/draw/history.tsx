@@ -1,7 +1,8 @@
 /** What was drawn before, and what is being drawn, newest first. */
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { Link } from "wouter-preact";
-import { type Image, type JobStatus, type Progress, isLive, smallOf } from "../../api/types";
+import { isMissing } from "../../api/client";
+import { type JobStatus, type Progress, isLive, smallOf } from "../../api/types";
 import { count, moment } from "../../format";
 import { ask } from "../../parts/dialog";
 import { attempt } from "../../parts/notices";
@@ -11,7 +12,7 @@ import { Thumbnail } from "../../parts/thumbnail";
 import type { StreamEvent } from "../../api/events";
 import { followJob } from "../../state/job";
 import { cancelJob } from "../../state/jobs";
-import { type Picture, type PictureJob, imagesOf, modelOf, nameOfModel, picturesOf } from "../../state/pictures";
+import { type Picture, type PictureJob, imagesOf, keyOf, modelOf, nameOfModel, picturesOf } from "../../state/pictures";
 import { may } from "../../state/session";
 import { texts } from "../../texts";
 import { shareOf } from "../job/progress";
@@ -23,30 +24,30 @@ const FOLLOWED = 2;
 
 interface HistoryProps {
   jobs: readonly PictureJob[];
-  /** Called with a job as it has become. */
-  changed: (job: JobStatus) => void;
-  /** Fill the form with a job's settings, or with those of one of its images. */
-  use: (job: JobStatus, image?: Image) => void;
+  /** Called with a job as it has become; undefined: it was deleted. */
+  ended: (id: string, job: JobStatus | undefined) => void;
+  /** Fill the form with a job's settings, or with those of its image at this place. */
+  use: (job: JobStatus, index?: number) => void;
 }
 
-export function History({ jobs, changed, use }: HistoryProps) {
+export function History({ jobs, ended, use }: HistoryProps) {
   const [open, setOpen] = useState<string | null>(null);
-  const pictures = useMemo(() => jobs.flatMap(picturesOf), [jobs]);
+  const pictures = useMemo(() => jobs.flatMap(({ job }) => picturesOf(job)), [jobs]);
   // The oldest is drawn first.
   const followed = jobs.filter((each) => isLive(each.job.status)).slice(-FOLLOWED);
   const place = pictures.findIndex((each) => keyOf(each) === open);
   const go = (next: number | null) => setOpen(next === null ? null : keyOf(pictures[next]!));
   const useOne = (picture: Picture) => {
     setOpen(null);
-    use(picture.of.job, picture.image);
+    use(picture.job, picture.index);
   };
   return (
     <>
       <ol class="drawings">
         {jobs.map((each) => (
-          <li key={each.id}>
+          <li key={each.job.id}>
             {followed.includes(each) ? (
-              <Followed drawing={each} changed={changed} use={use} />
+              <Followed drawing={each} ended={ended} use={use} />
             ) : (
               <Drawing drawing={each} use={use} open={(picture) => setOpen(keyOf(picture))} />
             )}
@@ -58,15 +59,15 @@ export function History({ jobs, changed, use }: HistoryProps) {
   );
 }
 
-const keyOf = ({ of, index }: Picture): string => `${of.id} ${index}`;
-
-function Followed({ drawing, changed, use }: { drawing: PictureJob; changed: HistoryProps["changed"]; use: HistoryProps["use"] }) {
-  const followed = useMemo(() => followJob(drawing.id, { withCurves: false }), [drawing.id]);
+function Followed({ drawing, ended, use }: { drawing: PictureJob } & Pick<HistoryProps, "ended" | "use">) {
+  const { id } = drawing.job;
+  const followed = useMemo(() => followJob(id, { withCurves: false }), [id]);
   useEffect(() => followed.stop, [followed]);
+  const isDeleted = isMissing(followed.problem.value);
   const job = followed.job.value ?? drawing.job;
   useEffect(() => {
-    if (!isLive(job.status)) changed(job);
-  }, [job.status]);
+    if (isDeleted || !isLive(job.status)) ended(id, isDeleted ? undefined : job);
+  }, [job.status, isDeleted]);
   const images = followed.events.value.filter((event) => event.type === "image");
   return <Drawing drawing={{ ...drawing, job }} use={use} arrived={images} />;
 }
@@ -80,17 +81,17 @@ interface DrawingProps {
 }
 
 function Drawing({ drawing, use, open, arrived = [] }: DrawingProps) {
-  const { id, job, createdAt } = drawing;
+  const { job, createdAt } = drawing;
   const [entry] = entriesOf(job.input);
   const settings = settingsOf(entry ?? {});
   const cancel = async () => {
-    if (await ask(texts.job.confirmCancel, texts.job.cancel)) await attempt(() => cancelJob(id));
+    if (await ask(texts.job.confirmCancel, texts.jobs.yesCancel(1))) await attempt(() => cancelJob(job.id));
   };
   return (
     <article class="card drawing" aria-label={words.drawing(moment(createdAt))}>
       <div class="head">
         <p class="hint">
-          <Link href={`/jobs/${encodeURIComponent(id)}`}>{moment(createdAt)}</Link>
+          <Link href={`/jobs/${encodeURIComponent(job.id)}`}>{moment(createdAt)}</Link>
           {` · ${nameOfModel(modelOf(job))}`}
         </p>
         <StatusLabel status={job.status} />
@@ -101,7 +102,7 @@ function Drawing({ drawing, use, open, arrived = [] }: DrawingProps) {
       </p>
       {isLive(job.status) && <Waiting job={job} />}
       {job.error && <p class="problem">{job.error}</p>}
-      {isLive(job.status) ? <Arriving job={job} arrived={arrived} /> : <Results drawing={drawing} open={open} />}
+      {isLive(job.status) ? <Arriving job={job} arrived={arrived} /> : <Results job={job} open={open} />}
       {may("submit") && (
         <div class="actions">
           {entry && <button onClick={() => use(job)}>{words.again}</button>}
@@ -151,15 +152,15 @@ function Arriving({ job, arrived }: { job: JobStatus; arrived: readonly StreamEv
   );
 }
 
-function Results({ drawing, open }: { drawing: PictureJob; open: DrawingProps["open"] }) {
-  const images = imagesOf(drawing.job);
+function Results({ job, open }: { job: JobStatus; open: DrawingProps["open"] }) {
+  const images = imagesOf(job);
   if (!images.length) return null;
   return (
     <ul class="pictures">
       {images.map((image, index) => (
         <li key={index} class="tile">
           {image.image ? (
-            <button class="picture" aria-label={words.open(count(index + 1), String(image.seed))} onClick={() => open?.({ of: drawing, index, image })}>
+            <button class="picture" aria-label={words.open(count(index + 1), String(image.seed))} onClick={() => open?.({ job, index, image })}>
               <Thumbnail link={smallOf(image)!} width={image.width} height={image.height} />
             </button>
           ) : (

@@ -1,8 +1,10 @@
 import { signal } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import { useSearch } from "wouter-preact";
-import type { Image, JobStatus } from "../../api/types";
+import type { JobStatus } from "../../api/types";
+import { More } from "../../parts/more";
 import { attempt, tell } from "../../parts/notices";
+import { useTitle } from "../../parts/title";
 import { imagesOf, modelOf, pictureJobs, readStatus } from "../../state/pictures";
 import { may, signIns } from "../../state/session";
 import { texts } from "../../texts";
@@ -19,14 +21,16 @@ const settings = signal<Settings>(STANDARD);
 const model = signal<string | null>(null);
 
 export function Draw() {
+  useTitle(words.title);
   const page = useRef<HTMLElement>(null);
   const models = useModels();
   const taking = useTaking(settings);
-  const drawn = useMemo(() => pictureJobs((summary) => summary.kind === "draw"), [signIns.value]);
+  const drawn = useMemo(() => pictureJobs({ kind: ["draw"], status: [] }), [signIns.value]);
   useEffect(() => void drawn.more(), [drawn]);
 
-  const use = (job: JobStatus, image?: Image) => {
-    settings.value = image ? settingsOfImage(image) : settingsOf(entriesOf(job.input)[0] ?? {});
+  const use = (job: JobStatus, index?: number) => {
+    const image = index === undefined ? undefined : imagesOf(job)[index];
+    settings.value = image ? settingsOfImage(image, job.input, index!) : settingsOf(entriesOf(job.input)[0] ?? {});
     model.value = modelOf(job);
     taking.found.value = null;
     tell(words.filled);
@@ -36,39 +40,28 @@ export function Draw() {
   useEffect(() => void attempt(() => fillFrom(new URLSearchParams(search))), [search]);
   const fillFrom = async (asked: URLSearchParams) => {
     model.value = asked.get("model") ?? model.value;
-    const from = asked.get("from");
-    if (!from) return;
-    const job = await readStatus(from);
-    use(job, imagesOf(job)[Number(asked.get("image"))]);
+    const [from, image] = [asked.get("from"), asked.get("image")];
+    if (from) use(await readStatus(from), image === null ? undefined : Number(image));
   };
 
   const onSent = async (id: string) => {
     tell(words.sent);
     await attempt(async () => {
       const job = await readStatus(id);
-      drawn.jobs.value = [{ id, kind: "draw", createdAt: new Date().toISOString(), job }, ...drawn.jobs.value];
+      drawn.items.value = [{ kind: "draw", createdAt: new Date().toISOString(), job }, ...drawn.items.value];
     });
   };
-  const changed = (job: JobStatus) => {
-    drawn.jobs.value = drawn.jobs.value.map((each) => (each.id === job.id ? { ...each, job } : each));
-    tell(words.ended(texts.status[job.status]));
+  const ended = (id: string, job: JobStatus | undefined) => {
+    drawn.items.value = drawn.items.value.flatMap((each) => (each.job.id !== id ? each : job ? { ...each, job } : []));
+    if (job) tell(words.ended(texts.status[job.status]));
   };
   useEffect(() => {
-    // Anywhere: the browser would leave the page for a file that is dropped beside the form.
-    const allow = (event: DragEvent) => event.preventDefault();
-    const drop = (event: DragEvent) => {
-      event.preventDefault();
-      void taking.take(event.dataTransfer?.files[0]);
-    };
-    addEventListener("dragover", allow);
-    addEventListener("drop", drop);
-    return () => {
-      removeEventListener("dragover", allow);
-      removeEventListener("drop", drop);
-    };
+    const drop = (event: DragEvent) => void taking.take(event.dataTransfer?.files[0]);
+    addEventListener("drop", drop); // anywhere on the page
+    return () => removeEventListener("drop", drop);
   }, []);
 
-  const { jobs, isBusy, hasMore, problem, more } = drawn;
+  const { items: jobs, isBusy, problem } = drawn;
   return (
     <section ref={page} class="draw">
       <div class="draw-side">
@@ -82,13 +75,8 @@ export function Draw() {
       <div>
         <h2>{words.history}</h2>
         {!isBusy.value && !problem.value && jobs.value.length === 0 && <p class="empty">{words.empty}</p>}
-        <History jobs={jobs.value} changed={changed} use={use} />
-        <p class="problem" role="alert">{problem.value ? (problem.value as Error).message : ""}</p>
-        {hasMore.value && (
-          <button class="more" aria-disabled={isBusy.value} onClick={() => void more()}>
-            {isBusy.value ? texts.picture.reading : problem.value ? texts.error.again : texts.jobs.more}
-          </button>
-        )}
+        <History jobs={jobs.value} ended={ended} use={use} />
+        <More list={drawn} />
       </div>
     </section>
   );

@@ -1,54 +1,30 @@
 /** Which model draws: one of the key's own trainings, or the deployment's base model. */
-import { type Signal, useSignal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import type { Signal } from "@preact/signals";
+import { useEffect, useMemo } from "preact/hooks";
 import { api, result } from "../../api/client";
 import type { JobSummary } from "../../api/types";
 import { moment } from "../../format";
+import { type List, listOf } from "../../state/list";
 import { BASE_MODEL, nameOfModel } from "../../state/pictures";
+import { signIns } from "../../state/session";
 import { texts } from "../../texts";
 
 const words = texts.draw;
 const PAGE = 100;
-/** Trainings are among all jobs: one look reads so many pages for them. */
-const LONGEST_LOOK = 5;
 
-export interface Models {
-  trainings: Signal<readonly JobSummary[]>;
-  isBusy: Signal<boolean>;
-  hasMore: Signal<boolean>;
-  problem: Signal<unknown>;
-  more: () => Promise<void>;
-}
+/** The key's finished trainings. */
+export type Models = List<JobSummary>;
 
 export function useModels(): Models {
-  const trainings = useSignal<readonly JobSummary[]>([]);
-  const isBusy = useSignal(false);
-  const hasMore = useSignal(true);
-  const problem = useSignal<unknown>(undefined);
-  const cursor = useSignal<string | undefined>(undefined);
+  const trainings = useMemo(() => listOf(readPage), [signIns.value]);
+  useEffect(() => void trainings.more(), [trainings]);
+  return trainings;
+}
 
-  const more = async () => {
-    if (isBusy.value) return;
-    isBusy.value = true;
-    problem.value = undefined;
-    try {
-      for (let page = 0, found = 0; page < LONGEST_LOOK && hasMore.value && !found; page++) {
-        const query = { status: ["COMPLETED" as const], limit: PAGE, ...(cursor.value && { cursor: cursor.value }) };
-        const answer = await result(api.GET("/jobs", { params: { query } }));
-        const those = answer.jobs.filter((job) => job.kind === "train");
-        trainings.value = [...trainings.value, ...those];
-        found = those.length;
-        cursor.value = answer.next ?? undefined;
-        hasMore.value = answer.next !== null;
-      }
-    } catch (error) {
-      problem.value = error;
-    } finally {
-      isBusy.value = false;
-    }
-  };
-  useEffect(() => void more(), []);
-  return { trainings, isBusy, hasMore, problem, more };
+async function readPage(cursor: string | undefined) {
+  const query = { kind: ["train" as const], status: ["COMPLETED" as const], limit: PAGE, ...(cursor !== undefined && { cursor }) };
+  const { jobs, next } = await result(api.GET("/jobs", { params: { query } }));
+  return { items: jobs, next };
 }
 
 interface ModelChoiceProps {
@@ -59,7 +35,7 @@ interface ModelChoiceProps {
 }
 
 export function ModelChoice({ models, model, mistake }: ModelChoiceProps) {
-  const { trainings, isBusy, hasMore, problem, more } = models;
+  const { items: trainings, isBusy, hasMore, problem, more } = models;
   const chosen = modelFor(models, model.value);
   const isListed = chosen === BASE_MODEL || trainings.value.some((job) => job.id === chosen);
   return (
@@ -73,7 +49,7 @@ export function ModelChoice({ models, model, mistake }: ModelChoiceProps) {
         {trainings.value.length > 0 && (
           <optgroup label={words.trainings}>
             {trainings.value.map((job) => (
-              <option key={job.id} value={job.id}>{`${moment(job.ended_at ?? job.created_at)} · ${job.id}`}</option>
+              <option key={job.id} value={job.id}>{`${moment(job.ended_at ?? job.created_at)} · ${job.id.slice(0, 8)}`}</option>
             ))}
           </optgroup>
         )}
@@ -82,11 +58,10 @@ export function ModelChoice({ models, model, mistake }: ModelChoiceProps) {
       {hasMore.value && !isBusy.value && (
         <button type="button" class="quiet" onClick={() => void more()}>{words.olderModels}</button>
       )}
-      <p id="draw-model-problem" class="problem">{mistake ?? (problem.value ? (problem.value as Error).message : "")}</p>
+      <p id="draw-model-problem" class="problem">{mistake ?? problem.value?.message}</p>
     </div>
   );
 }
 
 /** The chosen model, or else the newest training, or else the base model. */
-export const modelFor = ({ trainings }: Models, chosen: string | null): string =>
-  chosen ?? trainings.value[0]?.id ?? BASE_MODEL;
+export const modelFor = ({ items }: Models, chosen: string | null): string => chosen ?? items.value[0]?.id ?? BASE_MODEL;

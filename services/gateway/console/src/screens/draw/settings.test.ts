@@ -13,13 +13,13 @@ describe("the form's settings", () => {
   });
 
   test("make an entry with numbers, and null for what is left empty", () => {
-    const settings = { ...STANDARD, prompt: "a", num_inference_steps: "7", guidance_scale: "2.5", seed: "0" };
-    expect(entryOf(settings)).toMatchObject({ prompt: "a", negative_prompt: null, width: 512, num_inference_steps: 7, guidance_scale: 2.5, seed: 0 });
-    expect(entryOf({ ...settings, seed: "" }).seed).toBeNull();
+    const settings = { ...STANDARD, prompt: "a", num_inference_steps: "7", guidance_scale: "2.5", seed: "0", loras: "0.8, -1" };
+    expect(entryOf(settings)).toMatchObject({ loras: [0.8, -1], prompt: "a", negative_prompt: null, width: 512, num_inference_steps: 7, guidance_scale: 2.5, seed: 0 });
+    expect(entryOf({ ...settings, seed: "", loras: "" })).toMatchObject({ seed: null, loras: null });
   });
 
   test("come back from an entry, with the standard for what it leaves out", () => {
-    const settings = { ...STANDARD, prompt: "a", width: "128", seed: "5", num_outputs: "3" };
+    const settings = { ...STANDARD, prompt: "a", width: "128", seed: "5", num_outputs: "3", loras: "0.8,0.3" };
     expect(settingsOf(entryOf(settings))).toEqual(settings);
     expect(settingsOf({ prompt: "a" })).toEqual({ ...STANDARD, prompt: "a" });
   });
@@ -33,7 +33,10 @@ describe("the form's settings", () => {
       image: "x", prompt: "a", negative_prompt: null, width: 128, height: 256, num_inference_steps: 9, guidance_scale: 3,
       scheduler: "DDIM", seed: 12, passback: null,
     };
-    expect(settingsOfImage(image)).toMatchObject({ prompt: "a", negative_prompt: "", height: "256", seed: "12", num_outputs: "1" });
+    const input = { inference: [{ prompt: "a", num_outputs: 2 }, { prompt: "a", loras: [0.8, 0.3] }] };
+    const again = settingsOfImage(image, input, 2);
+    expect(again).toMatchObject({ prompt: "a", negative_prompt: "", height: "256", seed: "12", num_outputs: "1", loras: "0.8,0.3" });
+    expect(settingsOfImage(image, input, 1).loras).toBe("");
   });
 
   test("of a request are one entry or a list", () => {

@@ -16,11 +16,14 @@ export interface Settings {
   /** Empty: random. */
   seed: string;
   num_outputs: string;
+  /** A number for each LoRA of the model, separated by commas; empty: as the model has them. */
+  loras: string;
 }
 
 export type Field = keyof Settings;
 export const FIELDS: readonly Field[] = [
   "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "scheduler", "seed", "num_outputs",
+  "loras",
 ];
 
 /** What the API offers for a field. */
@@ -48,6 +51,7 @@ export const STANDARD: Settings = {
   scheduler: standard("scheduler"),
   seed: "",
   num_outputs: standard("num_outputs"),
+  loras: "",
 };
 
 /** A seed that every browser counts exactly: below 10^15. The API takes larger ones, and draws none at random. */
@@ -69,9 +73,12 @@ export function entryOf(settings: Settings): Entry {
     scheduler: settings.scheduler as Entry["scheduler"],
     seed: number(settings.seed),
     passback: null,
-    loras: null,
+    loras: settings.loras.trim() ? settings.loras.split(",").map(Number) : null,
   };
 }
+
+/** What the form takes as `loras`. */
+export const WEIGHTS = String.raw`\s*[+\-]?[\d.]+(\s*,\s*[+\-]?[\d.]+)*\s*`;
 
 /** The form for an entry of a request, whose fields may be left out or null. */
 export function settingsOf(entry: Partial<Entry>): Settings {
@@ -84,9 +91,15 @@ export function settingsOf(entry: Partial<Entry>): Settings {
   return found;
 }
 
-/** The form that draws this very image again. */
-export const settingsOfImage = (image: Image): Settings =>
-  settingsOf({ ...image, num_outputs: 1 } as Partial<Entry>);
+/** The form that draws this very image again, whose place among the results of a request is known. */
+export const settingsOfImage = (image: Image, input: Record<string, unknown>, index: number): Settings =>
+  settingsOf({ ...image, num_outputs: 1, loras: entryAt(input, index)?.loras ?? null } as Partial<Entry>);
+
+/** The entry that asks for the image at this place. */
+function entryAt(input: Record<string, unknown>, index: number): Partial<Entry> | undefined {
+  let end = 0;
+  return entriesOf(input).find((entry) => (end += Number(settingsOf(entry).num_outputs)) > index);
+}
 
 /** A request's entries: one, or a list of them. */
 export function entriesOf(input: Record<string, unknown>): Partial<Entry>[] {

@@ -6,6 +6,8 @@ import { textsOf } from "./png";
 import { FIELDS, type Settings } from "./settings";
 
 const words = texts.draw.taking;
+/** Nobody draws larger images; whatever else is dropped is not to fill the memory. */
+const MOST_BYTES = 256 * 2 ** 20;
 
 interface Found {
   file: string;
@@ -23,7 +25,7 @@ export function useTaking(settings: Signal<Settings>): Taking {
   const found = useSignal<Found | null>(null);
   const take = async (file: File | undefined) => {
     if (!file) return;
-    const inside = textsOf(new Uint8Array(await file.arrayBuffer()));
+    const inside = await read(file);
     const taken = inside && takenFrom(inside);
     if (!taken) {
       found.value = { file: file.name, problem: inside ? words.nothing : words.noPng };
@@ -33,6 +35,15 @@ export function useTaking(settings: Signal<Settings>): Taking {
     found.value = { file: file.name, taken };
   };
   return { found, take };
+}
+
+/** Its texts; null: it is no PNG, or none that can be read. */
+async function read(file: File): Promise<ReturnType<typeof textsOf>> {
+  try {
+    return textsOf(new Uint8Array(await file.slice(0, MOST_BYTES).arrayBuffer()));
+  } catch {
+    return null;
+  }
 }
 
 export function TakingPanel({ found, take }: Taking) {

@@ -1,35 +1,31 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { Link, useLocation } from "wouter-preact";
-import { isLive, smallOf } from "../../api/types";
+import { Link } from "wouter-preact";
+import { ENDED, smallOf } from "../../api/types";
 import { count, moment } from "../../format";
+import { More } from "../../parts/more";
 import { PictureView } from "../../parts/picture-view";
 import { Thumbnail } from "../../parts/thumbnail";
-import { type Picture, type PictureJob, pictureJobs, picturesOf } from "../../state/pictures";
+import { useTitle } from "../../parts/title";
+import { type Picture, type PictureJob, keyOf, pictureJobs, picturesOf } from "../../state/pictures";
 import { may } from "../../state/session";
 import { texts } from "../../texts";
 import { Selection } from "./selection";
 
 const words = texts.gallery;
 
-export const keyOf = ({ of, index }: Picture): string => `${of.id} ${index}`;
-
 export function Gallery() {
-  const found = useMemo(
-    () => pictureJobs((job) => job.kind !== "check" && !isLive(job.status), (job) => picturesOf(job).length > 0),
-    [],
-  );
+  useTitle(words.title);
+  const found = useMemo(() => pictureJobs({ kind: ["draw", "train"], status: ENDED }, ({ job }) => picturesOf(job).length > 0), []);
   useEffect(() => void found.more(), [found]);
-  const [, go] = useLocation();
   const [open, setOpen] = useState<number | null>(null);
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
 
-  const { jobs, isBusy, hasMore, problem, more } = found;
-  const pictures = useMemo(() => jobs.value.flatMap(picturesOf), [jobs.value]);
+  const { items: jobs, isBusy, hasMore } = found;
+  const pictures = useMemo(() => jobs.value.flatMap(({ job }) => picturesOf(job)), [jobs.value]);
   const choose = (keys: readonly string[], isChosen: boolean) => {
     const others = [...chosen].filter((key) => !keys.includes(key));
     setChosen(new Set(isChosen ? [...others, ...keys] : others));
   };
-  const use = ({ of, index }: Picture) => go(`/draw?from=${encodeURIComponent(of.id)}&image=${index}`);
 
   return (
     <section class="gallery">
@@ -39,7 +35,7 @@ export function Gallery() {
       )}
       {jobs.value.map((job) => (
         <JobPictures
-          key={job.id} job={job} chosen={chosen} choose={choose}
+          key={job.job.id} of={job} chosen={chosen} choose={choose}
           open={(picture) => setOpen(pictures.findIndex((each) => keyOf(each) === keyOf(picture)))}
         />
       ))}
@@ -50,37 +46,33 @@ export function Gallery() {
           {may("submit") && <Link href="/draw" class="button main">{texts.nav.draw}</Link>}
         </div>
       )}
-      <p class="problem" role="alert">{problem.value ? (problem.value as Error).message : ""}</p>
-      {hasMore.value && (
-        <button class="more" aria-disabled={isBusy.value} onClick={() => void more()}>
-          {isBusy.value ? texts.picture.reading : problem.value ? texts.error.again : texts.jobs.more}
-        </button>
-      )}
-      {open !== null && <PictureView pictures={pictures} place={open} go={setOpen} use={use} />}
+      <More list={found} />
+      {open !== null && <PictureView pictures={pictures} place={open} go={setOpen} />}
     </section>
   );
 }
 
 interface JobPicturesProps {
-  job: PictureJob;
+  of: PictureJob;
   chosen: ReadonlySet<string>;
   choose: (keys: readonly string[], isChosen: boolean) => void;
   open: (picture: Picture) => void;
 }
 
-function JobPictures({ job, chosen, choose, open }: JobPicturesProps) {
+function JobPictures({ of: { job, kind, createdAt }, chosen, choose, open }: JobPicturesProps) {
+  const title = words.of(texts.kind[kind], moment(createdAt));
   const pictures = picturesOf(job);
   const keys = pictures.map(keyOf);
   const isAll = keys.every((key) => chosen.has(key));
   return (
-    <section class="job-pictures" aria-label={words.of(texts.kind[job.kind], moment(job.createdAt))}>
+    <section class="job-pictures" aria-label={title}>
       <div class="head">
         <h2>
-          <Link href={`/jobs/${encodeURIComponent(job.id)}`}>{`${texts.kind[job.kind]}, ${moment(job.createdAt)}`}</Link>
+          <Link href={`/jobs/${encodeURIComponent(job.id)}`}>{title}</Link>
         </h2>
         <label class="check">
           <input type="checkbox" checked={isAll} onChange={() => choose(keys, !isAll)} />
-          <span>{words.all(count(keys.length))}</span>
+          <span>{words.all(keys.length)}</span>
         </label>
       </div>
       <ul class="pictures">

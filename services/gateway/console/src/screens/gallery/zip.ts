@@ -17,9 +17,8 @@ export interface Zip {
 const KEPT_MS = 60_000;
 
 /** A folder for each job, in it the image's place in the results and its seed. */
-export function nameIn(picture: { of: { id: string }; index: number; image: { seed: number } }): string {
-  const place = String(picture.index).padStart(4, "0");
-  return `${picture.of.id}/${place}-seed-${picture.image.seed}.png`;
+export function nameIn({ job, index, image }: { job: { id: string }; index: number; image: { seed: number } }): string {
+  return `${job.id}/${String(index).padStart(4, "0")}-seed-${image.seed}.png`;
 }
 
 /** Read all images, one after the other. */
@@ -52,9 +51,9 @@ export async function zipOf(pictures: readonly Picture[], signal: AbortSignal, t
 /** Links end after a while: each job is read anew, once. */
 function freshLinks() {
   const read = new Map<string, ReturnType<typeof readStatus>>();
-  return async ({ of, index }: Picture): Promise<string> => {
-    const job = read.get(of.id) ?? readStatus(of.id);
-    read.set(of.id, job);
+  return async ({ job: { id }, index }: Picture): Promise<string> => {
+    const job = read.get(id) ?? readStatus(id);
+    read.set(id, job);
     return imagesOf(await job)[index]!.image!;
   };
 }

@@ -71,8 +71,8 @@ function Download({ name, url, file, children }: DownloadProps) {
       <span class="name">{name}</span>
       {file && <span class="hint">{bytes(file.bytes)}</span>}
       {file && <code class="hint" title={file.sha256}>{`sha256 ${file.sha256.slice(0, 12)}…`}</code>}
-      <a class="button" href={url} download={file?.name ?? ""} aria-label={`${words.download}: ${file?.name ?? name}`}>{words.download}</a>
       {children}
+      <a class="button" href={url} download={file?.name ?? ""} aria-label={`${words.download}: ${file?.name ?? name}`}>{words.download}</a>
     </li>
   );
 }

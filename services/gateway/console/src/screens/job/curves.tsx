@@ -42,6 +42,7 @@ export function Curves({ points, checkpoints }: CurvesProps) {
   const of = (name: "loss" | "lr" | "validation_loss") => points.map((point) => point[name] ?? null);
   const loss = of("loss");
   const last = points.at(-1)!;
+  const validation = of("validation_loss");
   return (
     <section class="card">
       <div class="head">
@@ -61,8 +62,10 @@ export function Curves({ points, checkpoints }: CurvesProps) {
         label={words.loss} steps={steps} isLog={isLog} marks={checkpoints}
         curves={[
           { name: words.loss, values: loss, color: "--curve", width: 1, alpha: 0.3 },
-          { name: words.smoothing, values: smooth(loss, weight), color: "--curve", width: 2 },
-          { name: words.validation, values: of("validation_loss"), color: "--curve-2", width: 2, gaps: true },
+          { name: words.smoothed, values: smooth(loss, weight), color: "--curve", width: 2 },
+          ...(validation.some((each) => each !== null)
+            ? [{ name: words.validation, values: validation, color: "--curve-2", width: 2, gaps: true }]
+            : []),
         ]}
       />
       <Chart
@@ -101,7 +104,7 @@ function Chart({ label, steps, curves, isLog, marks }: ChartProps) {
       sizes.disconnect();
       made.destroy();
     };
-  }, [isLog, marks.length]);
+  }, [isLog, marks.length, curves.length]);
   useEffect(() => plot.current?.setData(data), [steps.length, curves]);
 
   return <div ref={box} class="chart" role="img" aria-label={label} />;
@@ -115,7 +118,6 @@ function optionsOf(label: string, curves: Curve[], isLog: boolean, marks: readon
     width,
     height: HEIGHT,
     title: label,
-    legend: { show: false },
     cursor: { y: false },
     scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
     axes: [
@@ -123,9 +125,9 @@ function optionsOf(label: string, curves: Curve[], isLog: boolean, marks: readon
       { ...axis, size: 70, values: (_plot, values) => values.map((value) => (value == null ? "" : number(value))) },
     ],
     series: [
-      {},
-      ...curves.map((curve) => ({
-        label: curve.name, stroke: color(curve.color), width: curve.width, alpha: curve.alpha ?? 1,
+      { label: texts.viewer.step, value: (_plot, step) => (step == null ? words.nothing : count(step)) },
+      ...curves.map((curve): uPlot.Series => ({
+        label: curve.name, value: (_plot, value) => (value == null ? words.nothing : number(value)), stroke: color(curve.color), width: curve.width, alpha: curve.alpha ?? 1,
         spanGaps: curve.gaps ?? false, points: { show: curve.gaps ?? false },
       })),
     ],

@@ -20,7 +20,7 @@ export function Dataset({ report, source }: { report: Report; source: string | u
   return (
     <section class="card">
       <h2>{texts.job.data}</h2>
-      <p>{texts.job.used(count(report.images))}</p>
+      <p>{texts.job.used(report.images, count(report.images))}</p>
       {skipped.length > 0 && (
         <>
           <h3 class="later">{texts.job.leftOut}</h3>

@@ -9,7 +9,12 @@ describe("the samples' grid", () => {
 
   test("has its newest step first, and its prompts in the order of the request", () => {
     expect(grid.steps).toEqual([100, 20, 0]);
-    expect(grid.prompts).toEqual(["cat", "dog"]);
+    expect(grid.columns.map((each) => each.prompt)).toEqual(["cat", "dog"]);
+  });
+
+  test("shows a prompt that was asked for twice twice", () => {
+    const twice = [sample(0, "cat"), { ...sample(0, "cat"), seed: 2 }, sample(20, "cat")];
+    expect(gridOf(twice).cells).toEqual([[twice[2], undefined], [twice[0], twice[1]]]);
   });
 
   test("leaves a cell empty whose sample is not there", () => {
@@ -29,6 +34,6 @@ describe("the samples' grid", () => {
   });
 
   test("of no samples is empty", () => {
-    expect(gridOf([])).toEqual({ prompts: [], steps: [], cells: [] });
+    expect(gridOf([])).toEqual({ columns: [], steps: [], cells: [] });
   });
 });

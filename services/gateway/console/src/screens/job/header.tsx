@@ -2,6 +2,7 @@ import { Link } from "wouter-preact";
 import { type JobFile, type JobStatus, type Progress, isLive } from "../../api/types";
 import { count, duration, moment, number } from "../../format";
 import { ask } from "../../parts/dialog";
+import { Facts } from "../../parts/facts";
 import { attempt, tell } from "../../parts/notices";
 import { Bar, StatusLabel } from "../../parts/status";
 import { command, retryJob } from "../../state/job";
@@ -26,20 +27,19 @@ export function Header({ job, progress, report, read }: HeaderProps) {
       <Link href="/" class="hint">{`← ${words.back}`}</Link>
       <div class="head">
         <h1>
-          <span class="id">{job.id}</span> <StatusLabel status={job.status} />
+          {words.title(job.id.slice(0, 8))} <StatusLabel status={job.status} />
         </h1>
         <div class="actions">
           {report && <a class="button" href={report.url} download={report.name}>{words.report}</a>}
           <Actions job={job} read={read} isTraining={progress?.stage === "training"} />
         </div>
       </div>
+      <p class="hint">
+        <span class="id">{job.id}</span>
+        {!isLive(job.status) && job.executionTime > 0 && ` · ${texts.jobs.took} ${duration(job.executionTime / 1000)}`}
+        {!isLive(job.status) && job.gpu && ` · ${words.device}: ${job.gpu}`}
+      </p>
       {progress && <Now job={job} progress={progress} />}
-      {!isLive(job.status) && job.executionTime > 0 && (
-        <p class="hint">
-          {texts.jobs.took} {duration(job.executionTime / 1000)}
-          {job.gpu && ` · ${words.device}: ${job.gpu}`}
-        </p>
-      )}
     </header>
   );
 }
@@ -62,20 +62,13 @@ function Now({ job, progress }: { job: JobStatus; progress: Progress }) {
       {job.status === "IN_PROGRESS" && (
         <Bar label={stage ? texts.stage[stage] : texts.status[job.status]} share={shareOf(progress)} />
       )}
-      <dl class="facts">
-        {loss != null && <Fact name={words.loss} value={number(loss)} />}
-        {rate != null && <Fact name={words.rate} value={words.perSecond(number(rate))} />}
-        {job.gpu && <Fact name={words.device} value={job.gpu} />}
-      </dl>
-    </div>
-  );
-}
-
-function Fact({ name, value }: { name: string; value: string }) {
-  return (
-    <div>
-      <dt>{name}</dt>
-      <dd>{value}</dd>
+      <Facts
+        facts={[
+          loss != null && [words.loss, number(loss)],
+          rate != null && [words.rate, words.perSecond(number(rate))],
+          job.gpu !== "" && [words.device, job.gpu],
+        ]}
+      />
     </div>
   );
 }
@@ -87,7 +80,7 @@ function Actions({ job, isTraining, read }: { job: JobStatus; isTraining: boolea
     if (await attempt(() => command(job.id, kind))) tell(words.sent[kind]);
   };
   const cancel = async () => {
-    if (await ask(words.confirmCancel, words.cancel)) await attempt(() => cancelJob(job.id));
+    if (await ask(words.confirmCancel, texts.jobs.yesCancel(1))) await attempt(() => cancelJob(job.id));
   };
   const hasModel = job.status === "COMPLETED" && "train" in job.input;
   const canRetry = job.status === "FAILED" || job.status === "TIMED_OUT";
@@ -99,7 +92,7 @@ function Actions({ job, isTraining, read }: { job: JobStatus; isTraining: boolea
       {isLive(job.status) && <button class="danger" title={words.cancelHint} onClick={() => void cancel()}>{words.cancel}</button>}
       {hasModel && <Link class="button" href={`/draw?model=${encodeURIComponent(job.id)}`}>{texts.draw.withModel}</Link>}
       {canRetry && <button onClick={() => void attempt(() => retryJob(job.id).then(read))}>{words.retry}</button>}
-      {"train" in job.input && <Link href={`/new?from=${encodeURIComponent(job.id)}`} class="button">{words.copy}</Link>}
+      <Link href={`${"train" in job.input ? "/new" : "/draw"}?from=${encodeURIComponent(job.id)}`} class="button">{words.copy}</Link>
     </>
   );
 }

@@ -1,8 +1,10 @@
 import { useEffect, useMemo } from "preact/hooks";
 import { Link } from "wouter-preact";
-import { Failure } from "../../api/client";
+import { isMissing } from "../../api/client";
 import { type JobStatus, type Progress, type Results, isLive } from "../../api/types";
+import { useTitle } from "../../parts/title";
 import { followJob } from "../../state/job";
+import { percent } from "../../format";
 import { texts } from "../../texts";
 import { Checkpoints, Files } from "./checkpoints";
 import { Curves } from "./curves";
@@ -10,6 +12,7 @@ import { Dataset } from "./dataset";
 import { Header } from "./header";
 import { Log } from "./log";
 import { Images } from "./images";
+import { shareOf } from "./progress";
 import { Samples } from "./samples";
 
 const words = texts.job;
@@ -20,13 +23,13 @@ export function JobPage({ id }: { id: string }) {
   useEffect(() => followed.stop, [followed]);
 
   const job = followed.job.value;
+  useTitle([job && standOf(job), words.title(id.slice(0, 8))].filter(Boolean).join(" · "));
   if (!job) {
     const { value: problem } = followed.problem;
     if (!problem) return <p class="empty" role="status">{texts.picture.reading}</p>;
-    const isUnknown = problem instanceof Failure && problem.status === 404;
     return (
-      <div class="empty">
-        <h1>{isUnknown ? words.notFound : (problem as Error).message}</h1>
+      <div class="empty" role="alert">
+        <h1>{isMissing(problem) ? words.notFound : (problem as Error).message}</h1>
         <Link href="/">{texts.error.home}</Link>
       </div>
     );
@@ -35,14 +38,14 @@ export function JobPage({ id }: { id: string }) {
   return (
     <article class="job-page">
       <Header job={job} progress={shown.progress} report={shown.report} read={followed.read} />
-      {job.error && <Problem title={words.error} lines={[job.error]} />}
-      {shown.trains && <Samples samples={shown.samples} />}
-      <Images images={shown.images} />
-      {shown.trains && <Curves points={followed.points.value} checkpoints={shown.checkpoints.map((each) => each.step)} />}
+      {job.error && <Problem kind="error" title={words.error} lines={[job.error]} />}
+      {shown.trains && (isLive(job.status) || shown.samples.length > 0) && <Samples samples={shown.samples} />}
+      <Images job={job} />
+      {shown.trains && (isLive(job.status) || followed.points.value.length > 1) && <Curves points={followed.points.value} checkpoints={shown.checkpoints.map((each) => each.step)} />}
       <Checkpoints job={job.id} read={followed.read} checkpoints={shown.checkpoints} files={shown.files} finalUrl={shown.finalUrl} />
       <Files files={shown.files} shown={[shown.finalUrl, ...shown.checkpoints.map((each) => each.url)]} />
       <Dataset report={shown.dataset} source={datasetOf(job)} />
-      {shown.warnings.length > 0 && <Problem title={words.warnings} lines={shown.warnings} />}
+      {shown.warnings.length > 0 && <Problem kind="warning" title={words.warnings} lines={shown.warnings} />}
       <Log events={followed.events.value} />
       <details class="card">
         <summary>{words.settings}</summary>
@@ -52,9 +55,15 @@ export function JobPage({ id }: { id: string }) {
   );
 }
 
-function Problem({ title, lines }: { title: string; lines: readonly string[] }) {
+/** In a word, for who has the page in another tab. */
+function standOf({ status, output }: JobStatus): string {
+  const share = status === "IN_PROGRESS" ? shareOf(output as Progress) : undefined;
+  return share === undefined ? texts.status[status] : percent(Math.floor(100 * share) / 100);
+}
+
+function Problem({ kind, title, lines }: { kind: "error" | "warning"; title: string; lines: readonly string[] }) {
   return (
-    <section class="card problem-box">
+    <section class={`card problem-box ${kind}`}>
       <h2>{title}</h2>
       {lines.length === 1 ? <p>{lines[0]}</p> : <ul>{lines.map((line) => <li key={line}>{line}</li>)}</ul>}
     </section>
@@ -79,7 +88,6 @@ function partsOf(job: JobStatus) {
     progress,
     trains: "train" in job.input,
     samples: progress?.samples ?? trained?.samples ?? [],
-    images: results?.inference ?? [],
     checkpoints: trained?.checkpoints ?? [],
     finalUrl: trained?.checkpoint_url ?? null,
     files: results?.artifacts ?? [],

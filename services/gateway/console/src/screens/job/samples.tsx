@@ -3,7 +3,7 @@ import { type Sample, smallOf } from "../../api/types";
 import { count } from "../../format";
 import { Thumbnail } from "../../parts/thumbnail";
 import { texts } from "../../texts";
-import { type Grid, type Place, gridOf } from "./grid";
+import { type Grid, type Place, columnOf, gridOf } from "./grid";
 import { Viewer } from "./viewer";
 
 const words = texts.job;
@@ -27,12 +27,12 @@ export function Samples({ samples }: { samples: readonly Sample[] }) {
 function Table({ grid, open }: { grid: Grid; open: (place: Place) => void }) {
   return (
     <div class="grid-scroll">
-      <table class="sample-grid">
+      <table class="sample-grid" style={{ "--columns": grid.columns.length }}>
         <thead>
           <tr>
             <td />
-            {grid.prompts.map((prompt) => (
-              <th key={prompt} scope="col"><span class="clamp" title={prompt} dir="auto">{prompt}</span></th>
+            {grid.columns.map((each) => (
+              <th key={columnOf(each)} scope="col"><span class="clamp" title={each.prompt} dir="auto">{each.prompt}</span></th>
             ))}
           </tr>
         </thead>
@@ -41,7 +41,7 @@ function Table({ grid, open }: { grid: Grid; open: (place: Place) => void }) {
             <tr key={grid.steps[row]}>
               <th scope="row">{stepName(grid.steps[row]!)}</th>
               {cells.map((sample, column) => (
-                <td key={grid.prompts[column]}>
+                <td key={column}>
                   {sample && (
                     <button class="picture" onClick={() => open({ row, column })} aria-label={words.open(sample.prompt, count(sample.step))}>
                       <Thumbnail link={smallOf(sample)} width={256} height={256} />

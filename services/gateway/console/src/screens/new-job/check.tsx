@@ -1,6 +1,7 @@
 import type { Report } from "../../api/types";
 import { isLive } from "../../api/types";
 import { count } from "../../format";
+import { Facts } from "../../parts/facts";
 import { LeftOut } from "../../parts/left-out";
 import { Bar } from "../../parts/status";
 import { go } from "../../hash";
@@ -60,16 +61,11 @@ function Found({ report: found }: { report: Report }) {
   const previews = new Map(pictures.value.flatMap(({ file, preview }) => (preview ? [[file, preview] as const] : [])));
   return (
     <>
-      <dl class="facts" aria-live="polite">
-        {lines.map((line) => (
-          <div key={line.name}>
-            <dt>{line.name}</dt>
-            <dd>{line.value}</dd>
-          </div>
-        ))}
-      </dl>
+      <div aria-live="polite">
+        <Facts facts={lines.map(({ name, value }) => [name, value])} />
+      </div>
       <p class="hint">{captionsOf(found)}</p>
-      {lines.map((line) => line.note && <p key={line.name} class="hint">{`${line.name}: ${line.note}`}</p>)}
+      {lines.map((line) => line.note && <p key={line.name} class="hint">{`${line.name} (${line.note})`}</p>)}
       {isEstimateOld.value && (
         <div class="old">
           <p>

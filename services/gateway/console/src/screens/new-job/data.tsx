@@ -1,5 +1,6 @@
 import { useRef, useState } from "preact/hooks";
-import { bytes, count, duration } from "../../format";
+import { bytes, count, duration, percent } from "../../format";
+import { attempt } from "../../parts/notices";
 import { Bar } from "../../parts/status";
 import { go } from "../../hash";
 import { check } from "../../state/new-job/check";
@@ -38,7 +39,7 @@ function other(): void {
 
 function Choice() {
   const [isOver, setOver] = useState(false);
-  const use = async (files: Promise<Chosen<File>[]> | Chosen<File>[]) => shown(await take(await files));
+  const use = (files: Promise<Chosen<File>[]> | Chosen<File>[]) => attempt(async () => shown(await take(await files)));
   const drop = (event: DragEvent) => {
     event.preventDefault();
     setOver(false);
@@ -117,10 +118,10 @@ function Progress({ transfer: { name, sent, total, rate, isWaiting } }: { transf
         <button class="danger" onClick={cancelUpload}>{words.cancel}</button>
       </div>
       <Bar label={words.uploading(name)} share={share} />
-      <p class="hidden" role="status">{percentOf(Math.floor(10 * share) / 10)}</p>
+      <p class="hidden" role="status">{percent(Math.floor(10 * share) / 10)}</p>
       <p class="hint">
         {[
-          percentOf(Math.floor(100 * share) / 100),
+          percent(Math.floor(100 * share) / 100),
           words.sent(bytes(sent), bytes(total)),
           rate && words.perSecond(bytes(rate)),
           rate && texts.jobs.left(duration((total - sent) / rate)),
@@ -130,8 +131,6 @@ function Progress({ transfer: { name, sent, total, rate, isWaiting } }: { transf
     </div>
   );
 }
-
-const percentOf = (share: number): string => new Intl.NumberFormat(navigator.languages as string[], { style: "percent" }).format(share);
 
 function Problem() {
   const { value: problem } = dataProblem;
@@ -159,7 +158,7 @@ function LeftOut() {
       <ul class="plain-list">
         {files.slice(0, MOST_LISTED).map((each) => (
           <li key={each.path}>
-            <code>{each.path}</code>: {words.reason[each.reason]}
+            <code dir="auto">{each.path}</code>: {words.reason[each.reason]}
           </li>
         ))}
       </ul>

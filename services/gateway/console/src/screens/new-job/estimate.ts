@@ -37,4 +37,4 @@ export function captionsOf({ captions }: Report): string {
 
 /** For a line beside a button. */
 export const shortly = ({ steps, estimate }: Report): string =>
-  words.shortly(count(steps ?? 0), estimate?.minutes == null ? words.noTime : timeOf(estimate.minutes));
+  words.shortly(steps ?? 0, count(steps ?? 0), estimate?.minutes == null ? words.noTime : timeOf(estimate.minutes));

@@ -1,6 +1,7 @@
 import { useEffect } from "preact/hooks";
 import { ask } from "../../parts/dialog";
 import { attempt, tell } from "../../parts/notices";
+import { useTitle } from "../../parts/title";
 import { useSearch } from "wouter-preact";
 import { go } from "../../hash";
 import { check, report } from "../../state/new-job/check";
@@ -17,6 +18,7 @@ import { Settings } from "./settings";
 const words = texts.newJob;
 
 export function NewJob() {
+  useTitle(words.title);
   const query = new URLSearchParams(useSearch());
   const [from, checked] = [query.get("from"), query.get("check")];
   useEffect(() => {

@@ -1,5 +1,6 @@
 import type { Disk } from "../../api/types";
 import { bytes, count } from "../../format";
+import { Facts } from "../../parts/facts";
 import { Bar } from "../../parts/status";
 import { texts } from "../../texts";
 import { usedShare } from "./findings";
@@ -23,20 +24,16 @@ export function DiskRoom({ disk }: { disk: Disk }) {
       )}
       <h3>{words.kept}</h3>
       <p class="hint">{words.keptHint}</p>
-      <dl class="numbers">
-        {[
+      <Facts
+        kind="numbers"
+        facts={[
           [words.uploads, bytes(kept.uploads)],
           [words.datasets, bytes(kept.datasets)],
           [words.models, bytes(kept.models)],
           [words.database, bytes(disk.database_bytes)],
           [words.version, disk.version ?? texts.system.unknown],
-        ].map(([name, value]) => (
-          <div key={name}>
-            <dt>{name}</dt>
-            <dd>{value}</dd>
-          </div>
-        ))}
-      </dl>
+        ]}
+      />
     </section>
   );
 }

@@ -1,5 +1,6 @@
 import { useEffect } from "preact/hooks";
 import { moment } from "../../format";
+import { useTitle } from "../../parts/title";
 import { isReading, load, problem, system, watch } from "../../state/system";
 import { texts } from "../../texts";
 import { DeadLetters } from "./dead-letters";
@@ -12,6 +13,7 @@ import { Workers } from "./workers";
 const words = texts.system;
 
 export function System() {
+  useTitle(words.title);
   useEffect(watch, []);
   const found = system.value;
   return (

@@ -1,6 +1,7 @@
 import type { BusyWorker, FreePlaces } from "../../api/types";
 import { count, duration, moment } from "../../format";
 import { attempt } from "../../parts/notices";
+import { Facts } from "../../parts/facts";
 import { Table } from "../../parts/table";
 import { type Paged, moreWorkers } from "../../state/system";
 import { texts } from "../../texts";
@@ -23,14 +24,10 @@ export function Workers({ busy, free }: { busy: Paged<BusyWorker>; free: readonl
       {busy.next && <button class="more" onClick={() => void attempt(moreWorkers)}>{texts.jobs.more}</button>}
       <h3>{words.free}</h3>
       <p class="hint">{words.freeHint}</p>
-      <dl class="numbers">
-        {free.map(({ service, places }) => (
-          <div key={service}>
-            <dt>{words.services[service]}</dt>
-            <dd>{places === null ? texts.system.unknown : count(places)}</dd>
-          </div>
-        ))}
-      </dl>
+      <Facts
+        kind="numbers"
+        facts={free.map(({ service, places }) => [words.services[service], places === null ? texts.system.unknown : count(places)])}
+      />
     </section>
   );
 }

@@ -1,6 +1,6 @@
 /** The check of the data: its report, its pictures page by page, and what is changed in them. */
 import { computed, signal } from "@preact/signals";
-import { BASE, api, result } from "../../api/client";
+import { BASE, api, isMissing, result } from "../../api/client";
 import { follow } from "../../api/events";
 import { type CheckResult, type DatasetPicture, type GivenEdit, type JobStatus, type Report, isLive } from "../../api/types";
 import type { Train } from "./request";
@@ -51,7 +51,10 @@ export function followCheck(id: string): void {
     }
   };
   void read();
-  const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, ["status", "stage"], () => void read(), { onOpen: () => void read() });
+  const end = follow(`${BASE}/events/${encodeURIComponent(id)}`, ["status", "stage"], () => void read(), {
+    onOpen: () => void read(),
+    goesOn: () => !isMissing(problem.value),
+  });
   stop = () => {
     isOver = true;
     end();
