@@ -25,7 +25,7 @@ from everydream import drawings
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.ports import StoredKey
-from services.gateway.web.authentication import CLIENT_SCOPES, digest_of
+from services.gateway.web.authentication import CLIENT_SCOPES, Scope, digest_of
 from shared.adapters.folder import FolderStore
 from shared.messaging.topology import FETCHER
 from shared.service_process import closing
@@ -44,6 +44,7 @@ PATIENCE = 120_000.0
 """Milliseconds: a training of the tiny model on a busy machine."""
 MOST_BYTES = 150 << 10
 """Of the whole page, compressed."""
+LOST = "The connection is lost"
 PROMPTS = ["a photo of a zorblat", "a photo of a wuggleby"]
 
 pytestmark = [
@@ -85,18 +86,26 @@ async def signed_in(here: World, **options: Any) -> AsyncIterator[tuple[Visit, P
         yield one, page
 
 
-async def long_job(user: User, **train: Any) -> str:
-    """A training that goes on until somebody stops it."""
-    request = user.request(max_epochs=2000, sample_steps=10, sample_prompts=PROMPTS, **train)
-    return await user.client.run(request)
+def long_training(user: User) -> dict[str, Any]:
+    """One that goes on until somebody stops it, and draws a second row when it is asked to."""
+    return user.request(max_epochs=100_000, sample_steps=10**9, sample_prompts=PROMPTS)
+
+
+@asynccontextmanager
+async def long_job(user: User) -> AsyncIterator[str]:
+    """It is not left behind for the next story."""
+    job = await user.client.run(long_training(user))
+    try:
+        yield job
+    finally:
+        await user.client.cancel(job)
 
 
 async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
     here: World, tmp_path: Path
 ) -> None:
-    _, user, _ = here
-    job = await long_job(user)
-    async with signed_in(here) as (one, page):
+    services, user, _ = here
+    async with long_job(user) as job, signed_in(here) as (one, page):
         await page.get_by_role("link", name=re.compile(job)).click()
         bar = page.get_by_role("progressbar", name="Training")
         await expect(bar).to_be_visible(timeout=PATIENCE)
@@ -104,19 +113,27 @@ async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
         await expect(bar).not_to_have_attribute("value", first or "", timeout=PATIENCE)
 
         rows = page.locator(".sample-grid tbody tr")
-        await expect(rows).to_have_count(2, timeout=PATIENCE)
+        await expect(rows).to_have_count(1, timeout=PATIENCE)
         await expect(rows.last).to_contain_text("Before")
+        await page.get_by_role("button", name="Sample now").click()
+        await expect(rows).to_have_count(2, timeout=PATIENCE)
         await one.assert_accessible(page)
+        await one.assert_keyboard(page)
 
-        await walk_the_grid(page)
+        await walk_the_grid(one, page)
         await page.reload()
         await expect(rows.last).to_contain_text("Before", timeout=PATIENCE)
+        one.expected = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING")
+        await restart_the_gateway(services, page)
+        one.expected = ()
+        first = await bar.get_attribute("value")
+        await expect(bar).not_to_have_attribute("value", first or "", timeout=PATIENCE)
         await page.locator("summary").filter(has_text="Events").click()
         await page.get_by_role("button", name="Save now").click()
         await expect(page.locator(".log")).to_contain_text("safetensors", timeout=PATIENCE)
         async with page.expect_response(is_the_end, timeout=PATIENCE):
             await stop(page)
-        await expect(page.get_by_text("The connection is lost")).to_be_hidden()
+        await expect(page.get_by_text(LOST)).to_be_hidden()
 
         link = page.get_by_role("link", name=re.compile("Download: .*safetensors")).first
         await expect(link).to_be_visible(timeout=PATIENCE)
@@ -128,6 +145,7 @@ async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
         status = await user.finished(job)
         assert status["status"] == "COMPLETED"
         await expect(page.locator(".job-head .status")).to_have_text("Done")
+        assert await rows.locator("img").count() == len(status["output"]["train"]["samples"])
         told = {file["sha256"] for file in status["output"]["artifacts"]}
         assert hashlib.sha256(model.read_bytes()).hexdigest() in told
         await one.assert_accessible(page)
@@ -142,7 +160,7 @@ async def test_a_running_job_moves_on_the_screen_and_is_stopped_and_kept(
         await expect_loaded(row.locator("img.thumb"))
 
 
-async def walk_the_grid(page: Page) -> None:
+async def walk_the_grid(one: Visit, page: Page) -> None:
     """From the model before, through time and to the other prompt, by keys alone."""
     await page.get_by_role("button", name=f"{PROMPTS[0]}, step 0: open").focus()
     await page.keyboard.press("Enter")
@@ -152,6 +170,7 @@ async def walk_the_grid(page: Page) -> None:
     await expect(viewer.locator("dd").first).to_have_text(re.compile(r"Step \d+"))
     await page.keyboard.press("ArrowRight")
     await expect(viewer).to_contain_text(PROMPTS[1])
+    await one.assert_accessible(page)
     await page.keyboard.press("Escape")
     await expect(viewer).to_be_hidden()
 
@@ -161,9 +180,31 @@ def is_the_end(answer: Response) -> bool:
     return "/events/" in answer.url and answer.status == 204
 
 
+async def restart_the_gateway(services: Services, page: Page) -> None:
+    """Meanwhile the page says no more than that the connection is lost."""
+    gateway = services.first("gateway")
+    await gateway.stop()
+    await expect(page.get_by_text(LOST)).to_be_visible(timeout=PATIENCE)
+    await expect(page.locator(".notice, .problem-text")).to_have_count(0)
+    await services.start("gateway", gateway.environment)
+    await expect(page.get_by_text(LOST)).to_be_hidden(timeout=PATIENCE)
+
+
 async def stop(page: Page) -> None:
-    await page.get_by_role("button", name="Stop and keep").click()
-    await page.get_by_role("dialog").get_by_role("button", name="Stop and keep").click()
+    """By keys alone; at first with a change of mind."""
+    button = page.get_by_role("button", name="Stop and keep")
+    question = page.get_by_role("dialog")
+    await button.focus()
+    await page.keyboard.press("Enter")
+    await expect(question).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(question).to_be_hidden()
+    await expect(button).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(question).to_be_visible()
+    await page.keyboard.press("Tab")
+    await expect(question.get_by_role("button", name="Stop and keep")).to_be_focused()
+    await page.keyboard.press("Enter")
 
 
 async def delete_the_checkpoint(page: Page) -> None:
@@ -234,10 +275,9 @@ async def told_statuses(web: Web, path: str, number: int) -> list[str]:
     return [json.loads(post.body)["status"] for post in posts]
 
 
-async def test_two_tabs_show_one_cancellation(here: World) -> None:
+async def test_two_tabs_show_one_cancellation_and_one_deletion(here: World) -> None:
     _, user, _ = here
-    job = await long_job(user)
-    async with signed_in(here) as (one, page):
+    async with long_job(user) as job, signed_in(here) as (one, page):
         other = await one.page(f"/jobs/{job}")
         await other.get_by_role("button", name="Cancel").click()
         await other.get_by_role("dialog").get_by_role("button", name="Cancel").click()
@@ -245,7 +285,16 @@ async def test_two_tabs_show_one_cancellation(here: World) -> None:
         for tab in (page, other):
             shown = tab.locator(".job, .job-head").filter(has_text=job).locator(".status")
             await expect(shown).to_have_text("Cancelled", timeout=PATIENCE)
-    assert (await user.client.status(job))["status"] == "CANCELLED"
+        assert (await user.client.status(job))["status"] == "CANCELLED"
+
+        one.expected = ("404",)
+        deleted = await user.client.run(long_training(user))
+        await other.goto(f"{one.url}/#/jobs/{deleted}")
+        await expect(other.locator(".job-head")).to_contain_text(deleted)
+        await expect(page.locator(".job").filter(has_text=deleted)).to_be_visible()
+        await user.client.delete(deleted)
+        await expect(other.get_by_text("There is no such job")).to_be_visible(timeout=PATIENCE)
+        await expect(page.locator(".job").filter(has_text=deleted)).to_have_count(0)
 
 
 async def test_a_lost_connection_is_said_and_made_good(here: World) -> None:
@@ -253,8 +302,8 @@ async def test_a_lost_connection_is_said_and_made_good(here: World) -> None:
     async with signed_in(here) as (one, page):
         one.expected = ("ERR_INTERNET_DISCONNECTED",)
         await one.context.set_offline(offline=True)
-        job = await long_job(user)
-        await user.client.cancel(job)
+        async with long_job(user) as job:
+            pass
         await one.context.set_offline(offline=False)
 
         shown = page.locator(".job").filter(has_text=job).locator(".status")
@@ -323,18 +372,20 @@ async def keys_of(services: Services) -> AsyncIterator[SqlKeyStore]:
         yield SqlKeyStore(database)
 
 
-def a_key(key: str) -> StoredKey:
+def a_key(key: str, *scopes: Scope) -> StoredKey:
     """Its name is the key itself."""
-    return StoredKey(digest=digest_of(key), name=key, scopes=CLIENT_SCOPES, created_at=1.0)
+    may = scopes or CLIENT_SCOPES
+    return StoredKey(digest=digest_of(key), name=key, scopes=may, created_at=1.0)
 
 
 async def test_of_many_jobs_and_samples_a_page_has_few(here: World) -> None:
+    """Their key may look at them alone: it is offered nothing else."""
     services, _, chromium = here
     folder = services.environment["EVERYDREAM_STORE_URL"].removeprefix("file://")
     owner, store = digest_of("busy-key"), FolderStore(Path(folder), public_url="", key="")
     database_url = services.environment["EVERYDREAM_DATABASE_URL"]
     async with keys_of(services) as keys:
-        await keys.add(a_key("busy-key"))
+        await keys.add(a_key("busy-key", "read"))
     await add_jobs(database_url, owner, 10_000)
     grid = await add_grid(database_url, store, owner, rows=50, columns=10)
 
@@ -345,6 +396,10 @@ async def test_of_many_jobs_and_samples_a_page_has_few(here: World) -> None:
         await sign_in(page, "busy-key")
         jobs = page.locator(".job")
         await expect(jobs).to_have_count(50)
+        for screen in ("new", "system"):
+            await page.evaluate(f"location.hash = '#/{screen}'")
+            await expect(page).to_have_title("Jobs · EveryDream")
+        await expect(page.get_by_role("navigation", name="Main")).to_have_text("JobsDrawGallery")
         newest = await jobs.last.locator(".id").text_content()
         await page.get_by_role("link", name="Older jobs").click()
         await expect(jobs.filter(has_text=newest)).to_have_count(0)
@@ -414,12 +469,21 @@ async def test_an_operator_sees_a_message_that_nobody_could_read_and_deletes_it(
         await expect(page.get_by_text("Nothing needs you.")).to_be_visible()
 
 
+SCREENS = {
+    "/": ".job, .empty", "/new": ".drop-zone", "/draw": ".drawing, .empty",
+    "/gallery": ".job-pictures, .empty", "/system": ".findings",
+}  # fmt: skip
+"""Each with what shows that its content is there."""
+
+
 async def test_every_screen_fits_a_phone_and_says_nothing_serious_to_axe(here: World) -> None:
     phone = {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"}
     async with signed_in(here, **phone) as (one, page):
-        for screen in ("/", "/new", "/draw", "/gallery", "/system"):
+        for screen, read in SCREENS.items():
             await page.goto(f"{one.url}/#{screen}")
-            await page.locator("h1").wait_for()
+            await page.locator(read).first.wait_for()
+            await expect(page.locator("[aria-disabled=true]")).to_have_count(0)
+            await one.assert_keyboard(page)
             await page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
             overflow = await page.evaluate(
                 "document.documentElement.scrollWidth - document.documentElement.clientWidth"

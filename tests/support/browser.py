@@ -18,6 +18,40 @@ SERIOUS = {"serious", "critical"}
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage"]
 """Tests may run as root, which its sandbox refuses, and with little shared memory."""
 
+NOWHERE = -2
+CONTROLS = """
+const start = document.createElement("span");
+start.tabIndex = -1;
+document.body.prepend(start);
+start.focus();
+start.remove();
+const kinds = "a[href], button, input, select, textarea, summary, [tabindex]";
+const chosen = (radio) => radio.closest("fieldset").querySelector("[type=radio]:checked");
+const isOff = (each) =>
+  each.disabled || each.tabIndex < 0 || !each.checkVisibility({ visibilityProperty: true })
+  || (each.type === "radio" && !each.checked && chosen(each));
+window.controls = [...document.querySelectorAll(kinds)].filter((each) => !isOff(each));
+"""
+"""All that the tab key must reach; of a group of radio buttons the one that is chosen."""
+FOCUSED = """
+() => {
+  const has = document.activeElement;
+  if (has === document.body) return [-2, ""];
+  const { left, right, top, bottom } = has.getBoundingClientRect();
+  const shown = [(left + right) / 2, (Math.max(top, 0) + Math.min(bottom, innerHeight)) / 2];
+  const above = document.elementFromPoint(...shown);
+  const isOf = (box) => box?.contains(above) || above?.contains(box);
+  const isFree = above && (isOf(has) || isOf(has.closest("label")));
+  const isMarked = [has, has.parentElement, has.nextElementSibling].some((each) => {
+    const { outlineStyle, outlineWidth } = each ? getComputedStyle(each) : {};
+    return outlineStyle !== undefined && outlineStyle !== "none" && parseFloat(outlineWidth) > 0;
+  });
+  const why = !isMarked ? "not marked: " : !isFree ? "covered: " : "";
+  return [window.controls.indexOf(has), why && why + has.outerHTML.slice(0, 200)];
+}
+"""
+"""Which of them has the focus, -1: another, -2: none; and why nobody sees that it has."""
+
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
@@ -70,6 +104,23 @@ class Visit:
             if each["impact"] in SERIOUS
         ]
         assert serious == []
+
+    async def assert_keyboard(self, page: Page) -> None:
+        """The tab key reaches every control, in the order of the page, and each shows it."""
+        await page.evaluate(CONTROLS)
+        number: int = await page.evaluate("window.controls.length")
+        assert number > 0
+        reached: list[int] = []
+        while len(reached) < number:
+            await page.keyboard.press("Tab")
+            place, unseen = await page.evaluate(FOCUSED)
+            assert not unseen, unseen
+            if place >= 0:
+                assert place not in reached, f"trapped at control {place} of {number}"
+                reached.append(place)
+            elif place == NOWHERE:
+                break
+        assert reached == [*range(number)], f"{reached} of {number} controls"
 
     def assert_clean(self) -> None:
         """Nothing was said in the browser's console, and no other host was asked."""
