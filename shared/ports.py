@@ -92,6 +92,9 @@ class ReplyQueue(Protocol):
     def messages(self) -> AsyncIterator[AnyMessage]:
         """Messages, forever, across lost connections; those in flight at a loss are lost."""
 
+    def ends_of(self, job: str) -> AbstractAsyncContextManager[None]:
+        """In the block it receives how this job ends, too, unless the broker does not let it."""
+
 
 class Bus(Protocol):
     """A topic exchange with durable queues; delivers at least once.

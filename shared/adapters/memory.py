@@ -31,9 +31,16 @@ from shared.adapters.dead_letters import (
     why_unpublishable,
 )
 from shared.errors import Unavailable, Unpublishable, Unroutable
-from shared.messaging.envelope import Envelope, envelope_for
+from shared.messaging.envelope import Envelope, envelope_for, subject_of
 from shared.messaging.messages import AnyMessage, Message, encode
-from shared.messaging.topology import DELIVERY_LIMIT, MAX_MESSAGE_BYTES, QUEUES, Queue
+from shared.messaging.topology import (
+    DELIVERY_LIMIT,
+    JOB_ENDS,
+    MAX_MESSAGE_BYTES,
+    QUEUES,
+    Queue,
+    is_bound,
+)
 from shared.ports import DeadLetter
 
 DEAD_LETTERS_KEPT = 1000
@@ -95,7 +102,8 @@ class MemoryBroker:
 
     def publish(self, key: str, body: bytes, envelope: Envelope) -> bool:
         """Put a body on every queue bound to the key; False: there is none."""
-        return self._put([q for q in self._queues.values() if q.is_bound_to(key)], body, envelope)
+        bound = [q for q in self._queues.values() if q.is_bound_to(key, envelope.subject)]
+        return self._put(bound, body, envelope)
 
     def send(self, name: str, body: bytes, envelope: Envelope) -> bool:
         """Put a body on one queue; False: there is none of that name."""
@@ -153,6 +161,8 @@ class _Queue:
         self._ready: list[_QueuedMessage] = []
         self._consumers: list[_Consumer] = []
         self._changed = asyncio.Event()
+        self.followed: list[str] = []
+        """Subjects of the jobs whose end it receives."""
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -161,9 +171,9 @@ class _Queue:
     def consumers(self) -> int:
         return len(self._consumers)
 
-    def is_bound_to(self, key: str) -> bool:
-        words = key.split(".")
-        return any(_matches(binding.split("."), words) for binding in self._declared.bindings)
+    def is_bound_to(self, key: str, subject: str) -> bool:
+        is_followed = key in JOB_ENDS and subject in self.followed
+        return is_followed or is_bound(self._declared.bindings, key)
 
     def put(self, queued: _QueuedMessage) -> None:
         insort(self._ready, queued, key=lambda waiting: waiting.number)
@@ -172,7 +182,7 @@ class _Queue:
     def requeue(self, queued: _QueuedMessage) -> None:
         queued.requeues += 1
         if queued.requeues > DELIVERY_LIMIT:
-            self.dead_letter(queued, _message_or_none(queued.body), LIMIT_REASON)
+            self.dead_letter(queued, decode_untrusted(queued.body), LIMIT_REASON)
         else:
             self.put(queued)
 
@@ -305,15 +315,24 @@ class _Delivery:
 
 
 class _ReplyQueue:
-    def __init__(self, consumer: _Consumer, address: str) -> None:
+    def __init__(self, consumer: _Consumer, queue: _Queue) -> None:
         self._consumer = consumer
-        self.address = address
+        self._queue = queue
+        self.address = queue.name
 
     async def messages(self) -> AsyncIterator[AnyMessage]:
         while True:
             delivery = await self._consumer.next()
             await delivery.ack()
             yield delivery.message
+
+    @asynccontextmanager
+    async def ends_of(self, job: str) -> AsyncIterator[None]:
+        self._queue.followed.append(subject_of(job))
+        try:
+            yield
+        finally:
+            self._queue.followed.remove(subject_of(job))
 
 
 class MemoryBus:
@@ -380,9 +399,10 @@ class MemoryBus:
     @asynccontextmanager
     async def reply_queue(self, bindings: Sequence[str]) -> AsyncIterator[_ReplyQueue]:
         address = f"control.{self._source}.{uuid4().hex}"
-        consumer = self._consumer(self._broker.declare(Queue(address, tuple(bindings))), prefetch=1)
+        queue = self._broker.declare(Queue(address, tuple(bindings)))
+        consumer = self._consumer(queue, prefetch=1)
         try:
-            yield _ReplyQueue(consumer, address)
+            yield _ReplyQueue(consumer, queue)
         finally:
             consumer.stop()
             self._broker.delete(address)
@@ -430,20 +450,3 @@ class MemoryBus:
         return replace(
             envelope, user_id=self._source
         )  # within one process there is nothing to verify
-
-
-def _matches(pattern: list[str], words: list[str]) -> bool:
-    """Match an AMQP topic: ``*`` stands for one word, ``#`` for any number."""
-    if not pattern:
-        return not words
-    head, rest = pattern[0], pattern[1:]
-    if head == "#":
-        return any(_matches(rest, words[skipped:]) for skipped in range(len(words) + 1))
-    return bool(words) and head in ("*", words[0]) and _matches(rest, words[1:])
-
-
-def _message_or_none(body: bytes) -> AnyMessage | None:
-    try:
-        return decode_untrusted(body)
-    except Undecodable:
-        return None

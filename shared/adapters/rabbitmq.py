@@ -15,7 +15,7 @@ from collections.abc import (
     Coroutine,
     Sequence,
 )
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Never, Self
 from uuid import uuid4
@@ -47,17 +47,21 @@ from shared.adapters.rabbitmq_connection import (
     ConnectionLost,
     Consumer,
     close_quietly,
-    is_in_hand,
     parse_urls,
     pause,
     redirect_library_logs,
     retry_until_connected,
     translate_errors,
 )
-from shared.adapters.rabbitmq_dead_letters import DeadDelivery, dead_letter_to_amqp
+from shared.adapters.rabbitmq_deliveries import (
+    DeadDelivery,
+    Delivery,
+    dead_letter_to_amqp,
+    requeue,
+    settle,
+)
 from shared.adapters.rabbitmq_envelope import (
     UNREADABLE,
-    envelope_of,
     to_amqp,
     tolerate_unreadable_properties,
 )
@@ -66,8 +70,10 @@ from shared.adapters.rabbitmq_topology import (
     BASE_PARTS,
     DECLARE_SECONDS,
     Topology,
+    bind_end,
     declare_queue,
     find_queue,
+    unbind_end,
 )
 from shared.errors import Unavailable, Unpublishable, Unroutable
 from shared.messaging.envelope import envelope_for
@@ -80,54 +86,7 @@ QUORUM = Quorum()
 log = structlog.get_logger()
 
 
-class _Delivery:
-    def __init__(
-        self, bus: RabbitMQBus, queue: str, incoming: AbstractIncomingMessage, message: AnyMessage
-    ) -> None:
-        self.message = message
-        self.envelope = envelope_of(incoming, message)
-        self.on_settled: Callable[[], Awaitable[None]] = _do_nothing
-        """Called once it is settled; closes a channel opened for this delivery alone."""
-        self._bus = bus
-        self._queue = queue
-        self._incoming = incoming
-
-    @property
-    def is_ours(self) -> bool:
-        return is_in_hand(self._incoming)
-
-    async def ack(self) -> None:
-        await _settle(self._incoming, self._incoming.ack)
-        await self.on_settled()
-
-    async def release(self) -> None:
-        await _requeue(self._incoming)
-        await self.on_settled()
-
-    async def dead_letter(self, reason: str) -> None:
-        await self._bus.dead_letter(self._incoming, self.message, queue=self._queue, reason=reason)
-        await self.on_settled()
-
-
-Batches = AsyncGenerator[list[_Delivery], None]
-
-
-async def _do_nothing() -> None:
-    pass
-
-
-async def _requeue(incoming: AbstractIncomingMessage) -> None:
-    # Not nack, which RabbitMQ 4.3 does not count as a delivery.
-    await _settle(incoming, partial(incoming.reject, requeue=True))
-
-
-async def _settle(incoming: AbstractIncomingMessage, settle: Callable[[], Awaitable[None]]) -> None:
-    """Ack or reject once; on a lost channel there is nothing to do: the message is redelivered."""
-    if incoming.processed:
-        return
-    with suppress(ConnectionLost):
-        async with translate_errors(ANSWER_SECONDS):
-            await settle()
+Batches = AsyncGenerator[list[Delivery], None]
 
 
 class _ReplyQueue:
@@ -137,6 +96,8 @@ class _ReplyQueue:
         self._bindings = bindings
         self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
         self._consuming = asyncio.Event()
+        self._followed: list[str] = []
+        """Jobs whose end it is to receive."""
 
     async def messages(self) -> AsyncIterator[AnyMessage]:
         while incoming := await self._arrived.get():
@@ -144,6 +105,27 @@ class _ReplyQueue:
             if message is not None:
                 yield message
         raise Unavailable("the reply queue is closed")
+
+    @asynccontextmanager
+    async def ends_of(self, job: str) -> AsyncIterator[None]:
+        self._followed.append(job)
+        try:
+            await self._arrange(bind_end, job)
+            yield
+        finally:
+            self._followed.remove(job)
+            if job not in self._followed:
+                await self._arrange(unbind_end, job)
+
+    async def _arrange(
+        self, arrange: Callable[[AbstractChannel, str, str], Awaitable[None]], job: str
+    ) -> None:
+        """On a channel of its own, which the broker closes where a login may not do it."""
+        try:
+            async with translate_errors(ANSWER_SECONDS), self._bus.channel() as channel:
+                await arrange(channel, self.address, job)
+        except (ConnectionLost, Unavailable) as error:
+            log.info("end_not_followed", job=job, reason=str(error))
 
     async def wait_until_consuming(self) -> None:
         await self._consuming.wait()
@@ -167,6 +149,8 @@ class _ReplyQueue:
                 await consumer.start(prefetch=None)
             self.address = queue.name
             self._consuming.set()
+            for job in self._followed:
+                await self._arrange(bind_end, job)
             while True:
                 self._arrived.put_nowait(await consumer.next())
 
@@ -250,10 +234,10 @@ class RabbitMQBus:
     async def send(self, queue: str, message: Message, *, mandatory: bool = False) -> None:
         await self._publish(message, None, exchange="", key=queue, mandatory=mandatory)
 
-    async def get(self, queue: Queue) -> _Delivery:
+    async def get(self, queue: Queue) -> Delivery:
         return await retry_until_connected(partial(self._get_once, queue), queue.name)
 
-    async def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[_Delivery, None]:
+    async def consume(self, queue: Queue, *, prefetch: int = 16) -> AsyncGenerator[Delivery, None]:
         async with aclosing(self._batches(queue, prefetch, most=1)) as batches:
             async for (delivery,) in batches:
                 yield delivery
@@ -283,7 +267,7 @@ class RabbitMQBus:
             try:
                 while True:
                     incoming = await consumer.next()
-                    yield DeadDelivery(incoming, partial(_settle, incoming, incoming.ack))
+                    yield DeadDelivery(incoming, partial(settle, incoming, incoming.ack))
             except ConnectionLost as lost:
                 await pause(DEAD_LETTERS, lost)
             finally:
@@ -366,9 +350,9 @@ class RabbitMQBus:
         """Publish to the dead letters, then ack; if that fails, requeue."""
         dead = dead_letter(incoming.body, message, queue=queue, reason=reason[:REASON_LENGTH])
         if await self._keep(dead):
-            await _settle(incoming, incoming.ack)
+            await settle(incoming, incoming.ack)
         else:
-            await _requeue(incoming)
+            await requeue(incoming)
 
     async def _keep(self, dead: DeadLetter) -> bool:
         """Publish a dead letter, without its body if the broker takes only a smaller one."""
@@ -411,7 +395,7 @@ class RabbitMQBus:
             raise
         return consumer
 
-    async def _get_once(self, queue: Queue) -> _Delivery:
+    async def _get_once(self, queue: Queue) -> Delivery:
         consumer = await self._listen(queue, prefetch=1)
         try:
             (delivery,) = await self._next_batch(consumer, queue.name, most=1)
@@ -422,12 +406,13 @@ class RabbitMQBus:
         delivery.on_settled = partial(self.drop, consumer.channel)
         return delivery
 
-    async def _next_batch(self, consumer: Consumer, queue: str, most: int) -> list[_Delivery]:
-        batch: list[_Delivery] = []
+    async def _next_batch(self, consumer: Consumer, queue: str, most: int) -> list[Delivery]:
+        batch: list[Delivery] = []
         while not batch or (consumer.has_arrived and len(batch) < most):
             incoming = await consumer.next()
             if (message := await self.unpack(incoming, queue)) is not None:
-                batch.append(_Delivery(self, queue, incoming, message))
+                bury = partial(self.dead_letter, incoming, message, queue=queue)
+                batch.append(Delivery(incoming, message, bury))
         return batch
 
     async def _publish(

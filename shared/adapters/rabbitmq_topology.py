@@ -20,8 +20,17 @@ from shared.adapters.rabbitmq_connection import (
     close_quietly,
     translate_errors,
 )
+from shared.messaging.envelope import subject_of
 from shared.messaging.messages import JobRequested, type_of
-from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, QUEUES, Queue, Quorum
+from shared.messaging.topology import (
+    DEAD_LETTERS,
+    ENDED_JOBS,
+    EXCHANGE,
+    JOB_ENDS,
+    QUEUES,
+    Queue,
+    Quorum,
+)
 
 CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 """How long a delivery may stay unacked. RabbitMQ 3.10 knows only its node's own setting."""
@@ -147,6 +156,24 @@ def _arguments(queue: Queue, quorum: Quorum) -> dict[str, Any]:
             "x-overflow": "reject-publish",  # the strategy asks for it
         }
     return arguments
+
+
+async def bind_end(channel: AbstractChannel, queue: str, job: str) -> None:
+    """Have a queue receive the end of a job; the exchange that passes it on is made if need be."""
+    ended = await channel.declare_exchange(ENDED_JOBS, aio_pika.ExchangeType.HEADERS, durable=True)
+    for key in JOB_ENDS:
+        await ended.bind(EXCHANGE, key)
+    receiver = await channel.get_queue(queue, ensure=False)
+    await receiver.bind(ended, "", arguments=_only_of(job))
+
+
+async def unbind_end(channel: AbstractChannel, queue: str, job: str) -> None:
+    receiver = await channel.get_queue(queue, ensure=False)
+    await receiver.unbind(ENDED_JOBS, "", arguments=_only_of(job))
+
+
+def _only_of(job: str) -> dict[str, Any]:
+    return {"x-match": "all", "cloudEvents_subject": subject_of(job)}
 
 
 def _group_size(quorum: Quorum) -> dict[str, Any]:

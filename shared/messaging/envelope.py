@@ -35,7 +35,12 @@ def envelope_for(message: Message, *, source: str, reply_to: str | None = None) 
         source=source,
         type=type_of(message),
         time=datetime.now(UTC).isoformat(),
-        subject=message.job[:SUBJECT_LENGTH],
+        subject=subject_of(message.job),
         reply_to=reply_to,
         traceparent=tracing.traceparent(),
     )
+
+
+def subject_of(job: str) -> str:
+    """What the envelopes of a job's messages name it."""
+    return job[:SUBJECT_LENGTH]

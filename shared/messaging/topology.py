@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -86,8 +87,14 @@ RESERVED_NAMES = frozenset(
 )
 """First words of names at the broker that are its own or ours: of no other program's queues."""
 
-REPLY_QUEUE_BINDINGS = ("job.completed", "job.failed", "job.cancelled", "job.timed_out")
-"""What every worker's reply queue receives besides the answers to its claims."""
+JOB_ENDS = ("job.completed", "job.failed", "job.cancelled", "job.timed_out")
+"""How a job ends. Workers up to version 0.2.0 bind their reply queues to these."""
+ENDED_JOBS = "inferencer.ended_jobs"
+"""A headers exchange, bound to these: it passes a job's end on to who is bound by that job's id.
+
+It is made by the workers who need it. Its name is one that the login of the inferencer has always
+had the rights to.
+"""
 
 STAGE_QUEUES: dict[Stage, Queue] = {
     "staging": FETCHER,
@@ -97,3 +104,21 @@ STAGE_QUEUES: dict[Stage, Queue] = {
     "model_publication": NOTIFIER_PUBLISH,
     "image_publication": NOTIFIER_PUBLISH,
 }
+
+
+def is_bound(bindings: Iterable[str], key: str) -> bool:
+    """Whether the exchange routes a key to a queue with these bindings.
+
+    In a binding ``*`` stands for one word, ``#`` for any number.
+    """
+    words = key.split(".")
+    return any(_matches(binding.split("."), words) for binding in bindings)
+
+
+def _matches(pattern: Sequence[str], words: Sequence[str]) -> bool:
+    if not pattern:
+        return not words
+    head, rest = pattern[0], pattern[1:]
+    if head == "#":
+        return any(_matches(rest, words[skipped:]) for skipped in range(len(words) + 1))
+    return bool(words) and head in ("*", words[0]) and _matches(rest, words[1:])

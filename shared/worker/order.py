@@ -165,7 +165,7 @@ class Order(Keepalive):
             return False
         return True
 
-    def receive(self, message: AnyMessage) -> None:
+    def receive(self, message: ClaimGranted | ClaimRefused | CommandIssued) -> None:
         """Handle a message of the gateway about this claim."""
         if isinstance(message, ClaimGranted | CommandIssued):
             commands = message.commands
@@ -179,8 +179,6 @@ class Order(Keepalive):
                 self.granted = self.granted or message  # repeated, it says the same
             case ClaimRefused(reason=reason):
                 self.refused = reason
-            case _:
-                self.refused = "the job has ended"
         if not self.answered.is_set():
             answer = "granted" if self.refused is None else "refused"
             CLAIM.labels(self.stage, answer).observe(monotonic() - self._asked_at)

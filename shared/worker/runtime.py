@@ -33,7 +33,6 @@ from shared.errors import (
     reason_of,
 )
 from shared.messaging.messages import (
-    AnyMessage,
     ClaimGranted,
     ClaimRefused,
     CommandIssued,
@@ -47,7 +46,7 @@ from shared.messaging.messages import (
     claim_of,
     type_of,
 )
-from shared.messaging.topology import REPLY_QUEUE_BINDINGS, Queue
+from shared.messaging.topology import Queue
 from shared.monitoring.health import probed
 from shared.ports import Bus, Delivery, ObjectStore, ReplyQueue
 from shared.release import release
@@ -119,7 +118,7 @@ class Worker:
         """Work until ``stop`` is set or its jobs are done, then shut down in order."""
         async with (
             probed(self._state.health),
-            self._bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue,
+            self._bus.reply_queue(()) as reply_queue,
         ):
             listening = asyncio.create_task(self._listen(reply_queue))
             draining = asyncio.create_task(self._drain(stop))
@@ -144,11 +143,12 @@ class Worker:
 
     async def _listen(self, reply_queue: ReplyQueue) -> None:
         async for message in reply_queue.messages():
-            for order in self._orders_for(message):
-                order.receive(message)
-                if order.refused is not None:
-                    self._cancel(order)
-            if isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
+            if isinstance(message, ClaimGranted | ClaimRefused | CommandIssued):
+                if order := self._orders.get(message.claim):
+                    order.receive(message)
+                    if order.refused is not None:
+                        self._cancel(order)
+            elif isinstance(message, JobCompleted | JobFailed | JobCancelled | JobTimedOut):
                 for best_effort_task, task in self._under_way.items():
                     if best_effort_task.message.job == message.job:
                         task.cancel()
@@ -157,15 +157,6 @@ class Worker:
         """Cancel its work, once: another cancellation would cut into the clean-up of the first."""
         if task := self._tasks.pop(order.claim, None):
             task.cancel()
-
-    def _orders_for(self, message: AnyMessage) -> list[Order]:
-        """The orders that a message on the reply queue is about."""
-        match message:
-            case ClaimGranted(claim=claim) | CommandIssued(claim=claim) | ClaimRefused(claim=claim):
-                return [self._orders[claim]] if claim in self._orders else []
-            case JobCompleted() | JobFailed() | JobCancelled() | JobTimedOut():
-                return [order for order in self._orders.values() if order.job == message.job]
-        return []
 
     # --- One slot ----------------------------------------------------------------------------
 
@@ -188,7 +179,7 @@ class Worker:
                 if delivery and queue == self._work.queue:
                     worked = await self._handle(delivery, gpu, reply_queue, stop)
                 elif delivery:
-                    await self._run_best_effort_task(delivery, stop)
+                    await self._run_best_effort_task(delivery, reply_queue, stop)
             except SettingsError:
                 raise  # another try would find the machine as it is
             except Exception:  # the slot must go on
@@ -270,7 +261,9 @@ class Worker:
             await self._work_on(order, span)
             return True
 
-    async def _run_best_effort_task(self, delivery: Delivery, stop: asyncio.Event) -> None:
+    async def _run_best_effort_task(
+        self, delivery: Delivery, reply_queue: ReplyQueue, stop: asyncio.Event
+    ) -> None:
         """Ack when it is done, cancelled with its job or stuck; requeue on a stop or an error."""
         assert self._best_effort_tasks is not None  # noqa: S101 - it came from their queue
         best_effort_task = BestEffortTask(delivery.message)
@@ -280,7 +273,8 @@ class Worker:
             )
         self._under_way[best_effort_task] = task
         try:
-            await self._watch_best_effort_task(best_effort_task, task, stop)
+            async with reply_queue.ends_of(best_effort_task.message.job):
+                await self._watch_best_effort_task(best_effort_task, task, stop)
         finally:
             del self._under_way[best_effort_task]
             task.cancel()

@@ -21,6 +21,7 @@ from shared.messaging.messages import (
     ImagesGenerated,
     JobCancelled,
     JobCompleted,
+    JobFailed,
     JobRequested,
     JobTimedOut,
     StagingStarted,
@@ -34,6 +35,7 @@ from shared.messaging.topology import (
     FETCHER,
     GATEWAY_INTAKE,
     GATEWAY_RECORDER,
+    JOB_ENDS,
     MAX_MESSAGE_BYTES,
     NOTIFIER_PUBLISH,
     NOTIFIER_WEBHOOKS,
@@ -592,6 +594,27 @@ async def test_a_control_queue_hears_answers_to_its_address_and_what_it_is_bound
         await gateway.publish(CANCELLED)
 
         assert await hears(reply_queue, 2) == [GRANT, CANCELLED]
+
+
+async def test_a_control_queue_hears_how_the_jobs_end_that_it_follows_and_no_others(
+    world: World,
+) -> None:
+    worker, gateway = await world.bus("inferencer/1"), await world.bus("gateway/1")
+    failed = JobFailed(job="a", run=1, error="late")
+    async with worker.reply_queue([]) as reply_queue, worker.reply_queue(JOB_ENDS) as former:
+        async with reply_queue.ends_of("a"):
+            async with reply_queue.ends_of("a"):
+                await gateway.publish(JobTimedOut(job="b", run=1, error="late"))
+                await gateway.publish(CANCELLED)
+            await gateway.publish(failed)
+            assert await hears(reply_queue, 2) == [CANCELLED, failed]
+        await gateway.publish(CANCELLED)
+        await gateway.send(reply_queue.address, GRANT)
+
+        assert await hears(reply_queue, 1) == [GRANT]
+        assert len(await hears(former, 4)) == 4, "one of an earlier version hears them all"
+    with pytest.raises(Unroutable):
+        await gateway.publish(CANCELLED)
 
 
 async def test_every_control_queue_is_its_owners_alone(world: World) -> None:

@@ -20,7 +20,6 @@ from shared.messaging.messages import (
     StageFact,
     TrainingProgressed,
 )
-from shared.messaging.topology import REPLY_QUEUE_BINDINGS
 from shared.ports import Bus, ReplyQueue
 from shared.service_process import closing
 from tests.faults.cases import Form, Outcome, case
@@ -135,7 +134,7 @@ async def ghost(world: World) -> AsyncIterator[tuple[Bus, ReplyQueue]]:
     """Somebody else on the bus, with a control queue to be answered at."""
     url = world.services.environment["EVERYDREAM_AMQP_URL"]
     bus = await RabbitMQBus.open(url, source="trainer/ghost", heartbeat=heartbeat())
-    async with closing(bus), bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue:
+    async with closing(bus), bus.reply_queue(()) as reply_queue:
         yield bus, reply_queue
 
 

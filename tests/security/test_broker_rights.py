@@ -20,6 +20,7 @@ from shared.messaging.messages import (
     AnyMessage,
     ClaimGranted,
     GatewayHeartbeat,
+    JobCancelled,
     JobSubmitted,
     TrainingStarted,
     type_of,
@@ -28,8 +29,8 @@ from shared.messaging.topology import (
     DEAD_LETTERS,
     EXCHANGE,
     FETCHER,
+    JOB_ENDS,
     QUEUES,
-    REPLY_QUEUE_BINDINGS,
     TRAINER,
     Queue,
 )
@@ -49,6 +50,7 @@ WORKERS = OURS[1:]
 SECONDS = 60.0
 HEARTBEAT = GatewayHeartbeat(gateway="g", number=1)
 """Any message will do."""
+GRANTED = ClaimGranted(job="1", stage="training", claim="c", attempt=1)
 
 
 @pytest.fixture
@@ -148,14 +150,17 @@ def test_a_service_reads_its_own_queues_and_no_others(made: dict[str, str], name
 
 @pytest.mark.parametrize("name", WORKERS)
 def test_no_worker_listens_to_what_is_not_for_it(made: dict[str, str], name: str) -> None:
-    """Not even by a queue that is its own; to remove a former binding takes the same right."""
+    """Not even by a queue that is its own; to remove a former binding takes the same right.
+
+    Workers of earlier versions listen to how jobs end.
+    """
 
     def bind(key: str) -> Ask:
         return lambda channel: channel.queue_bind(OWN[name][0], EXCHANGE, key)
 
     theirs = [queue for queue in QUEUES if queue.name in OWN[name]]
     keys = [key for queue in theirs for key in (*queue.bindings, *queue.former_bindings)]
-    bindings = [*REPLY_QUEUE_BINDINGS, *keys]
+    bindings = [*JOB_ENDS, *keys]
     its_own = {type_of(kind) for kind in bound_to(bindings, get_args(AnyMessage))}
     with trying(made[name]) as is_let:
         assert {key for key in TYPES if is_let(bind(key))} == its_own
@@ -197,7 +202,7 @@ async def test_a_worker_that_comes_first_waits_until_the_gateway_has_made_everyt
     async def work() -> str:
         async with (
             bus_of(logins, "trainer") as bus,
-            bus.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue,
+            bus.reply_queue(()) as reply_queue,
         ):
             await bus.get(TRAINER)
             return reply_queue.address
@@ -217,7 +222,7 @@ async def test_claim_and_answer_pass_between_a_worker_and_the_gateway(
         asyncio.timeout(SECONDS),
         bus_of(logins, "gateway") as gateway,
         bus_of(logins, "trainer") as trainer,
-        trainer.reply_queue(REPLY_QUEUE_BINDINGS) as reply_queue,
+        trainer.reply_queue(()) as reply_queue,
     ):
         said = TrainingStarted(job="1", stage="training", claim="c", worker="w")
         await trainer.publish(said, reply_to=reply_queue.address)
@@ -227,9 +232,30 @@ async def test_claim_and_answer_pass_between_a_worker_and_the_gateway(
         assert delivery.envelope.user_id == "trainer"
         await delivery.ack()
         assert delivery.envelope.reply_to == reply_queue.address
-        granted = ClaimGranted(job="1", stage="training", claim="c", attempt=1)
-        await gateway.send(reply_queue.address, granted)
-        assert await anext(aiter(reply_queue.messages())) == granted
+        await gateway.send(reply_queue.address, GRANTED)
+        assert await anext(aiter(reply_queue.messages())) == GRANTED
+
+
+async def test_an_inferencer_hears_how_a_job_ends_whose_samples_it_draws(
+    logins: dict[str, str],
+) -> None:
+    """Another worker would not, and goes on all the same."""
+    end = JobCancelled(job="1", run=1)
+    async with (
+        asyncio.timeout(SECONDS),
+        bus_of(logins, "gateway") as gateway,
+        bus_of(logins, "inferencer") as inferencer,
+        bus_of(logins, "trainer") as trainer,
+        inferencer.reply_queue(()) as reply_queue,
+        trainer.reply_queue(()) as another,
+        reply_queue.ends_of("1"),
+        another.ends_of("1"),
+    ):
+        await gateway.publish(JobCancelled(job="2", run=1), mandatory=False)
+        await gateway.publish(end)
+        assert await anext(aiter(reply_queue.messages())) == end
+        await gateway.send(another.address, GRANTED)
+        assert await anext(aiter(another.messages())) == GRANTED
 
 
 async def test_a_fact_that_is_not_a_workers_own_is_not_said_and_does_not_hang_it(

@@ -7,7 +7,6 @@ beside them: a producer submits jobs, a consumer receives all messages.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import get_args
 
 from services.gateway.api_docs.schemas import (
@@ -20,7 +19,7 @@ from services.gateway.api_docs.schemas import (
 )
 from shared.messaging import messages as m
 from shared.messaging.messages import Message, type_of
-from shared.messaging.topology import EXCHANGE, QUEUES, REPLY_QUEUE_BINDINGS
+from shared.messaging.topology import EXCHANGE, JOB_ENDS, QUEUES, is_bound
 
 VERSION = "3.0.0"
 Kind = type[Message]
@@ -190,9 +189,9 @@ def _operations(kinds: Iterable[Kind]) -> Iterator[Named]:
         text = f"From the queue `{queue.name}`.{single}"
         for kind in bound_to(queue.bindings, kinds):
             yield _operation("receive", service, kind.__name__, text)
-    for kind in bound_to(REPLY_QUEUE_BINDINGS, kinds):
-        for service in WORKERS:
-            yield _operation("receive", service, kind.__name__, "From its reply queue.")
+    for kind in bound_to(JOB_ENDS, kinds):
+        text = "From its reply queue, of jobs whose samples it draws."
+        yield _operation("receive", "inferencer", kind.__name__, text)
     yield _operation("send", "gateway", "Worker")
     for service in WORKERS:
         yield _operation("receive", service, "Worker")
@@ -204,9 +203,7 @@ def _operations(kinds: Iterable[Kind]) -> Iterator[Named]:
 
 def bound_to(bindings: Iterable[str], kinds: Iterable[Kind]) -> list[Kind]:
     """The messages that a queue with these bindings receives."""
-    return [
-        kind for kind in kinds if any(fnmatchcase(type_of(kind), binding) for binding in bindings)
-    ]
+    return [kind for kind in kinds if is_bound(bindings, type_of(kind))]
 
 
 def _operation(action: str, service: str, channel: str, text: str = "") -> Named:

@@ -23,7 +23,7 @@ from services.gateway.api_docs.asyncapi import (
 )
 from services.gateway.api_documents import documents
 from shared.messaging.messages import Message, decode, encode, type_of
-from shared.messaging.topology import QUEUES, REPLY_QUEUE_BINDINGS
+from shared.messaging.topology import JOB_ENDS, QUEUES
 
 ROOT = Path(__file__).parents[3]
 ASYNCAPI = documents()["asyncapi.json"]
@@ -193,7 +193,8 @@ def test_every_message_has_a_sender_and_a_receiver_in_the_document() -> None:
     assert everything - carried["receive"] == {"JobSubmitted"}, "it is for other systems"
 
 
-def test_workers_receive_the_ends_of_jobs() -> None:
-    for key in REPLY_QUEUE_BINDINGS:
+def test_of_the_workers_those_that_draw_samples_receive_the_ends_of_jobs() -> None:
+    for key in JOB_ENDS:
         (kind,) = bound_to([key], every_message())
-        assert f"trainer-receive-{kind.__name__}" in ASYNCAPI["operations"]
+        assert f"inferencer-receive-{kind.__name__}" in ASYNCAPI["operations"]
+        assert f"trainer-receive-{kind.__name__}" not in ASYNCAPI["operations"]

@@ -24,6 +24,7 @@ from shared.errors import (
     Refused,
     SettingsError,
     Unavailable,
+    Unroutable,
     not_for_users,
 )
 from shared.messaging.messages import (
@@ -148,6 +149,14 @@ class Gateway:
 
     async def publish(self, message: Message) -> None:
         await self._bus.publish(message, mandatory=False)
+
+    async def ends(self, job: str) -> bool:
+        """Whether a worker was told."""
+        try:
+            await self._bus.publish(JobCancelled(job=job, run=1))
+        except Unroutable:
+            return False
+        return True
 
     async def waiting(self, queue: Queue = FETCHER) -> int:
         return await self._bus.depth(queue)
@@ -335,27 +344,8 @@ async def test_a_lost_claim_cancels_the_work_and_nothing_more_is_published() -> 
                 await gateway.receive(StageFailed)
 
 
-async def test_a_cancelled_job_stops_its_work() -> None:
-    ended = asyncio.Event()
-
-    async def perform(order: Order) -> DatasetStaged:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-        return staged(order)
-
-    async with working(ScriptedWork(perform)) as (gateway, _):
-        await gateway.submit()
-        started, reply_queue = await gateway.receive(StagingStarted)
-        await gateway.grant(started, reply_queue)
-        await gateway.receive(StagingProgressed)
-        await gateway.publish(JobCancelled(job="job-1", run=1))
-        await asyncio.wait_for(ended.wait(), 10)
-
-
 async def test_work_is_cancelled_once_however_often_it_is_told_to_stop() -> None:
-    """The job's end and the refusal of the claim both reach a worker, and it may stop as well."""
+    """The refusal of its claim answers each heartbeat, and the worker may stop as well."""
     cleaning, go_on, cleaned = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def perform(order: Order) -> DatasetStaged:
@@ -372,10 +362,9 @@ async def test_work_is_cancelled_once_however_often_it_is_told_to_stop() -> None
         started, reply_queue = await gateway.receive(StagingStarted)
         await gateway.grant(started, reply_queue)
         heartbeat, reply_queue = await gateway.receive(StagingProgressed)
-        await gateway.publish(JobCancelled(job="job-1", run=1))
+        await gateway.refuse(heartbeat, reply_queue)
         await asyncio.wait_for(cleaning.wait(), 10)
         await gateway.refuse(heartbeat, reply_queue)
-        await gateway.publish(JobCancelled(job="job-1", run=1))
         await gateway.receive(StagingProgressed)
         await gateway.receive(StagingProgressed)
         stop.set()
@@ -716,10 +705,29 @@ async def test_the_end_of_its_job_drops_a_best_effort_task_for_good() -> None:
     async with working(ScriptedWork(at_once), best_effort_tasks) as (gateway, _):
         await gateway.publish_sample_row("a")
         await until(lambda: best_effort_tasks.begun == ["a"])
-        await gateway.publish(JobCancelled(job="another", run=1))
+        assert not await gateway.ends("another")
         await gateway.publish_sample_row("b", job="job-2")
-        await gateway.publish(JobCancelled(job="job-1", run=1))
+        assert await gateway.ends("job-1")
         await until(lambda: best_effort_tasks.begun == ["a", "b"])
+        assert not await gateway.ends("job-1")
+
+
+async def test_the_end_of_a_job_goes_to_no_worker_that_holds_a_claim_or_waits() -> None:
+    """The refusal of its claim tells who holds one."""
+    begun = asyncio.Event()
+
+    async def perform(order: Order) -> DatasetStaged:
+        begun.set()
+        await asyncio.Event().wait()
+        return staged(order)
+
+    async with working(ScriptedWork(perform)) as (gateway, _):
+        assert not await gateway.ends("job-1")
+        await gateway.submit()
+        started, reply_queue = await gateway.receive(StagingStarted)
+        await gateway.grant(started, reply_queue)
+        await asyncio.wait_for(begun.wait(), 10)
+        assert not await gateway.ends("job-1")
 
 
 async def test_a_running_best_effort_task_is_requeued_when_the_worker_stops() -> None:
