@@ -139,6 +139,7 @@ class Outgoing(Struct, frozen=True, kw_only=True):
     """Whose webhook it is; None: it is none."""
     traceparent: str | None = None
     """The W3C trace context of its cause; None: it belongs to no trace."""
+    tracestate: str = ""
 
     @property
     def job(self) -> str:

@@ -60,7 +60,7 @@ async def _handle(
     with (
         bound_contextvars(job=due.job),
         tracing.span(
-            "webhook", parent=delivery.envelope.traceparent, kind="client",
+            "webhook", parent=tracing.context_of(delivery.envelope), kind="client",
             everydream__job=due.job, everydream__attempt=due.attempt,
         ) as span,
     ):  # fmt: skip
@@ -106,8 +106,8 @@ async def post(
     body = due.body.encode()
     headers = signature.headers(secret, due.webhook_id, int(time.time()), body)
     headers["content-type"] = "application/json"
-    if context := tracing.traceparent():
-        headers["traceparent"] = context
+    if context := tracing.context():
+        headers.update(context.headers)
     try:
         check_url(due.url, allowed)
         with refusing(due.url):

@@ -59,6 +59,7 @@ def _headers(envelope: Envelope) -> dict[str, Any]:
         "cloudEvents_time": envelope.time,
         "cloudEvents_subject": envelope.subject,
         "traceparent": envelope.traceparent,
+        "tracestate": envelope.tracestate,
     }
     return {name: value for name, value in headers.items() if value}
 
@@ -71,6 +72,7 @@ def envelope_of(incoming: AbstractIncomingMessage, message: AnyMessage) -> Envel
     attribute = partial(_attribute, incoming)
     source = attribute("source") or incoming.app_id or incoming.user_id or "unknown"
     digest = sha256(incoming.body).hexdigest()
+    trace = (header_text(incoming.headers.get(name)) for name in ("traceparent", "tracestate"))
     return Envelope(
         id=attribute("id") or incoming.message_id or stable_id(source, digest),
         source=source,
@@ -79,7 +81,7 @@ def envelope_of(incoming: AbstractIncomingMessage, message: AnyMessage) -> Envel
         subject=attribute("subject") or message.job,
         reply_to=incoming.reply_to,
         user_id=incoming.user_id,
-        traceparent=tracing.parse(header_text(incoming.headers.get("traceparent"))),
+        **tracing.kept(tracing.parse(*trace)),
     )
 
 

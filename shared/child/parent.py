@@ -165,7 +165,7 @@ class Child:
         """
         tracing.phase("")  # what follows is the child's, up to the parent's next
         with tracing.span(
-            "child", parent=tracing.traceparent(), process__pid=self.pid,
+            "child", parent=tracing.context(), process__pid=self.pid,
             everydream__module=self._module,
         ):  # fmt: skip
             async with contextlib.aclosing(self.records()) as records:

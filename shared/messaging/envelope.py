@@ -26,6 +26,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
     """The login that the broker verified."""
     traceparent: str | None = None
     """W3C trace context of what the message was sent for; None: it belongs to no trace."""
+    tracestate: str = ""
 
 
 def envelope_for(message: Message, *, source: str, reply_to: str | None = None) -> Envelope:
@@ -37,7 +38,7 @@ def envelope_for(message: Message, *, source: str, reply_to: str | None = None) 
         time=datetime.now(UTC).isoformat(),
         subject=subject_of(message.job),
         reply_to=reply_to,
-        traceparent=tracing.traceparent(),
+        **tracing.kept(tracing.context()),
     )
 
 

@@ -174,6 +174,7 @@ class ClaimGranted(LargeMessage, frozen=True, kw_only=True, tag="claim.granted")
     """Numbers of the user's commands that no earlier attempt carried out (training only)."""
     traceparent: str | None = None
     """Of the request that the job came with: what is done under the claim is a part of that."""
+    tracestate: str = ""
 
 
 class CommandIssued(Message, frozen=True, kw_only=True, tag="claim.asked"):

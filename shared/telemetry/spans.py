@@ -22,12 +22,13 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     TraceFlags,
+    TraceState,
     set_span_in_context,
 )
 from opentelemetry.trace import Span as SdkSpan
 
 from shared.telemetry.logs import of_this_process
-from shared.telemetry.tracing import Attribute, Kind, Span
+from shared.telemetry.tracing import Attribute, Context, Kind, Span
 
 KINDS = {
     "internal": SpanKind.INTERNAL,
@@ -49,7 +50,7 @@ class ExportedSpans:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("everydream")
 
-    def begin(self, name: str, kind: Kind, parent: str | None) -> _ExportedSpan:
+    def begin(self, name: str, kind: Kind, parent: Context | None) -> _ExportedSpan:
         above = NonRecordingSpan(_context_of(parent)) if parent else INVALID_SPAN
         context = set_span_in_context(above)
         return _ExportedSpan(self, self._tracer.start_span(name, context, kind=KINDS[kind]))
@@ -64,9 +65,8 @@ class ExportedSpans:
 class _ExportedSpan(Span):
     def __init__(self, spans: ExportedSpans, span: SdkSpan) -> None:
         context = span.get_span_context()
-        super().__init__(
-            f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-        )
+        traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        super().__init__(Context(traceparent, context.trace_state.to_header()))
         self._spans = spans
         self._span = span
         self._phase: tuple[str, _ExportedSpan] | None = None
@@ -76,9 +76,9 @@ class _ExportedSpan(Span):
             {name.replace("__", "."): value for name, value in attributes.items()}
         )
 
-    def link(self, traceparent: str | None) -> None:
-        if traceparent:
-            self._span.add_link(_context_of(traceparent))
+    def link(self, to: Context | None) -> None:
+        if to:
+            self._span.add_link(_context_of(to))
 
     def phase(self, name: str) -> None:
         if self._phase is not None:
@@ -87,7 +87,7 @@ class _ExportedSpan(Span):
             self._phase[1].end()
         self._phase = None
         if name:
-            self._phase = (name, self._spans.begin(name, "internal", self.traceparent))
+            self._phase = (name, self._spans.begin(name, "internal", self.context))
 
     def fail(self, reason: str) -> None:
         self._span.set_status(Status(StatusCode.ERROR, reason))
@@ -97,10 +97,14 @@ class _ExportedSpan(Span):
         self._span.end()
 
 
-def _context_of(traceparent: str) -> SpanContext:
-    _, trace, span, flags = traceparent.split("-")
+def _context_of(context: Context) -> SpanContext:
+    _, trace, span, flags = context.traceparent.split("-")
     return SpanContext(
-        int(trace, 16), int(span, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
+        int(trace, 16),
+        int(span, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(int(flags, 16)),
+        trace_state=TraceState.from_header([context.tracestate]),
     )
 
 

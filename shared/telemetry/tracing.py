@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, TypedDict
 
 from msgspec import Struct
 
@@ -20,21 +20,54 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 FORM = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 """Of version 00; later ones may only be longer."""
 LENGTH = 55
+_KEY = r"[a-z0-9][a-z0-9_*/-]{0,255}(?:@[a-z][a-z0-9_*/-]{0,13})?"
+_VALUE = r"[ -+\--<>-~]{0,255}[!-+\--<>-~]"
+_MEMBER = rf"[ \t]*(?:{_KEY}={_VALUE})?[ \t]*"
+STATE_FORM = re.compile(rf"{_MEMBER}(?:,{_MEMBER}){{0,31}}")
+STATE_LENGTH = 512
+"""Letters of a ``tracestate`` that is passed on: what the standard asks for at least."""
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Attribute = str | int | float | bool
+
+
+class Context(NamedTuple):
+    """Where a piece of work belongs: its trace, and the span that it is a part of."""
+
+    traceparent: str
+    tracestate: str = ""
+    """What tracing systems tell one another beside it; empty: nothing."""
+
+    @property
+    def trace_id(self) -> str:
+        return self.traceparent.split("-")[1]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """As it is given to others."""
+        return {name: text for name, text in self._asdict().items() if text}
+
+
+class Traced(Protocol):
+    """What a context is kept in."""
+
+    @property
+    def traceparent(self) -> str | None: ...
+
+    @property
+    def tracestate(self) -> str: ...
 
 
 class Span:
     """A piece of work; this one is not collected, and only passes on its parent's context."""
 
-    def __init__(self, parent: str | None) -> None:
-        self.traceparent = parent
+    def __init__(self, parent: Context | None) -> None:
+        self.context = parent
         """The context of what is done for it; None: it belongs to no trace."""
 
     def set(self, **attributes: Attribute) -> None:
         """Describe it; ``__`` in a name stands for a dot."""
 
-    def link(self, traceparent: str | None) -> None:
+    def link(self, to: Context | None) -> None:
         """Name another span that led to it, perhaps long ago."""
 
     def phase(self, name: str) -> None:
@@ -50,7 +83,7 @@ class Span:
 class Spans(Protocol):
     """Makes spans that are collected."""
 
-    def begin(self, name: str, kind: Kind, parent: str | None) -> Span: ...
+    def begin(self, name: str, kind: Kind, parent: Context | None) -> Span: ...
 
     def flush(self, seconds: float) -> None:
         """Have all that ended collected, within a time."""
@@ -80,19 +113,38 @@ def flush(seconds: float = 2.0) -> None:
         _collected.spans.flush(seconds)
 
 
-def traceparent() -> str | None:
-    """The context that what is done now belongs to."""
+def context() -> Context | None:
+    """What is done now belongs there."""
     current = _current.get()
-    return current.traceparent if current else None
+    return current.context if current else None
+
+
+class Kept(TypedDict):
+    """The fields that keep a context."""
+
+    traceparent: str | None
+    tracestate: str
+
+
+def kept(context: Context | None) -> Kept:
+    """A context as fields of a record or a message: ``Envelope(..., **kept(context))``."""
+    if context is None:
+        return {"traceparent": None, "tracestate": ""}
+    return {"traceparent": context.traceparent, "tracestate": context.tracestate}
+
+
+def context_of(kept: Traced) -> Context | None:
+    """The context that is kept in a record or a message."""
+    return Context(kept.traceparent, kept.tracestate) if kept.traceparent else None
 
 
 def trace_id() -> str | None:
     """The trace that what is done now belongs to."""
-    context = traceparent()
-    return context.split("-")[1] if context else None
+    current = context()
+    return current.trace_id if current else None
 
 
-def link(to: str | None) -> None:
+def link(to: Context | None) -> None:
     """Name a span that led to what is done now, perhaps long ago."""
     if current := _current.get():
         current.link(to)
@@ -104,18 +156,23 @@ def phase(name: str) -> None:
         current.phase(name)
 
 
-def parse(text: str | None) -> str | None:
-    """A stranger's ``traceparent``; None where it has not the standard's form."""
+def parse(traceparent: str | None, tracestate: str = "") -> Context | None:
+    """A stranger's headers; None where the first has not the standard's form.
+
+    One ``tracestate`` that has it not, or is too long, is left out.
+    """
+    text = traceparent
     if not text or not FORM.fullmatch(text[:LENGTH]):
         return None
     rest = text[LENGTH:]
     if rest and (text.startswith("00") or not rest.startswith("-")):
         return None
-    return f"00{text[2:LENGTH]}"
+    is_state = len(tracestate) <= STATE_LENGTH and STATE_FORM.fullmatch(tracestate)
+    return Context(f"00{text[2:LENGTH]}", tracestate if is_state else "")
 
 
 @contextmanager
-def within(parent: str | None) -> Iterator[None]:
+def within(parent: Context | None) -> Iterator[None]:
     """Do the block, and what it starts, as part of this."""
     with _doing(Span(parent)):
         yield
@@ -123,7 +180,7 @@ def within(parent: str | None) -> Iterator[None]:
 
 @contextmanager
 def span(
-    name: str, *, parent: str | None, kind: Kind = "internal", **attributes: Attribute
+    name: str, *, parent: Context | None, kind: Kind = "internal", **attributes: Attribute
 ) -> Iterator[Span]:
     """Do the block as a span: a part of ``parent``, or the first of a trace of its own.
 

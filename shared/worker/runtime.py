@@ -234,7 +234,7 @@ class Worker:
         order = Order(self._bus, self._store, reply_queue, delivery.message, stage)
         self._orders[order.claim] = order
         try:
-            cause = delivery.envelope.traceparent
+            cause = tracing.context_of(delivery.envelope)
             with bound_contextvars(job=order.job, stage=stage), tracing.within(cause):
                 return await self._claim_and_work(order, delivery, gpu, stop)
         finally:
@@ -243,7 +243,7 @@ class Worker:
     async def _claim_and_work(
         self, order: Order, delivery: Delivery, gpu: str, stop: asyncio.Event
     ) -> bool:
-        cause, job = tracing.traceparent(), order.job
+        cause, job = tracing.context(), order.job
         with tracing.span(f"claim {order.stage}", parent=cause, everydream__job=job):
             if not await self._claim(order, gpu, stop):
                 await delivery.release()
@@ -253,7 +253,7 @@ class Worker:
             log.debug("claim_refused", job=order.job, stage=order.stage, reason=order.refused)
             return False
         # The stage may come hours after its cause, or again: it is linked to it, not a part.
-        whole = order.grant.traceparent or cause
+        whole = tracing.context_of(order.grant) or cause
         with tracing.span(
             f"stage {order.stage}", parent=whole, kind="consumer", everydream__job=job
         ) as span:
@@ -267,7 +267,7 @@ class Worker:
         """Ack when it is done, cancelled with its job or stuck; requeue on a stop or an error."""
         assert self._best_effort_tasks is not None  # noqa: S101 - it came from their queue
         best_effort_task = BestEffortTask(delivery.message)
-        with tracing.within(delivery.envelope.traceparent):
+        with tracing.within(tracing.context_of(delivery.envelope)):
             task = asyncio.create_task(
                 _traced(self._best_effort_tasks.run(best_effort_task), best_effort_task)
             )
@@ -425,7 +425,7 @@ async def _traced(work: Coroutine[Any, Any, None], best_effort_task: BestEffortT
     with (
         bound_contextvars(job=job),
         tracing.span(
-            f"process {name}", parent=tracing.traceparent(), kind="consumer", everydream__job=job
+            f"process {name}", parent=tracing.context(), kind="consumer", everydream__job=job
         ),
     ):
         await work

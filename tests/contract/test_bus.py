@@ -47,7 +47,7 @@ from tests.contract.bus_worlds import DEADLINE, World, until
 
 GRANT = ClaimGranted(job="a", stage="training", claim="c", attempt=1)
 IMAGES = ImagesGenerated(job="a", stage="generation", claim="c", images=())
-TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+CONTEXT = tracing.Context("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=1,b=2")
 CANCELLED = JobCancelled(job="a", run=1)
 
 
@@ -120,7 +120,7 @@ async def test_a_message_arrives_as_it_was_said_with_its_envelope(world: World) 
         job="a", stage="training", claim="c", progress={"step": 1, "loss": 0.5, "who": "Zoë"}
     )
 
-    with tracing.within(TRACEPARENT):
+    with tracing.within(CONTEXT):
         await bus.publish(fact, reply_to="control.here")
 
     delivery = await bus.get(GATEWAY_RECORDER)
@@ -131,7 +131,7 @@ async def test_a_message_arrives_as_it_was_said_with_its_envelope(world: World) 
     assert (heard.type, heard.subject) == ("training.progressed", "a")
     assert heard.reply_to == "control.here"
     assert heard.time[:10] == said.time[:10]
-    assert heard.traceparent == TRACEPARENT
+    assert tracing.context_of(heard) == CONTEXT
 
 
 async def test_a_fact_that_nobody_hears_is_an_error_only_when_it_needs_a_listener(

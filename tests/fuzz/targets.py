@@ -109,7 +109,7 @@ def read_envelope(data: bytes) -> None:
 
 def delivered(body: bytes, values: list[bytes]) -> aio_pika.IncomingMessage:
     """As aio-pika hands it out; headers may hold text, bytes or numbers."""
-    names = ("id", "source", "time", "subject", "traceparent")
+    names = ("id", "source", "time", "subject", "traceparent", "tracestate")
     headers: dict[str, Any] = {
         f"cloudEvents_{name}": value if index % 2 else _text(value)
         for index, (name, value) in enumerate(zip(names, values, strict=False))

@@ -72,6 +72,7 @@ ENVELOPE: Schema = {
         "cloudEvents_time": {"type": "string", "format": "date-time"},
         "cloudEvents_subject": {"type": "string", "description": "The job's id."},
         "traceparent": {"type": "string"},
+        "tracestate": {"type": "string"},
         "reply_to": {
             "type": "string",
             "description": "An AMQP property, not a header: the queue for replies.",

@@ -76,7 +76,7 @@ async def process(delivery: Delivery, handle: Handler) -> None:
 @contextmanager
 def handling(delivery: Delivery) -> Iterator[None]:
     """Logs name the job of what is done in the block, and it is a span of its trace."""
-    job, parent = delivery.message.job, delivery.envelope.traceparent
+    job, parent = delivery.message.job, tracing.context_of(delivery.envelope)
     with bound_contextvars(**({"job": job} if job else {})):
         if isinstance(delivery.message, UNTRACED):
             yield

@@ -142,7 +142,7 @@ class OutboxRelay:
     async def _publish(self, row: Outgoing) -> None:
         message = decode(row.message)
         with tracing.span(
-            f"publish {type_of(message)}", parent=row.traceparent, kind="producer",
+            f"publish {type_of(message)}", parent=tracing.context_of(row), kind="producer",
             everydream__job=row.job,
         ):  # fmt: skip
             if row.queue is None:

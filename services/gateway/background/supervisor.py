@@ -211,7 +211,7 @@ class Supervisor:
         if job.holds(stage.stage, stage.claim) and (claim := job.stages[stage.stage].claim):
             log.warning("claim_lost", job=job.id, stage=stage.stage, worker=claim.worker)
             with tracing.span(
-                "claim lost", parent=job.traceparent, everydream__job=job.id,
+                "claim lost", parent=tracing.context_of(job), everydream__job=job.id,
                 everydream__stage=stage.stage, everydream__worker=claim.worker,
             ) as lost:  # fmt: skip
                 lost.fail("no heartbeat")

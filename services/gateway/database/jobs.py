@@ -399,4 +399,5 @@ def _outgoing(row: Row[Any]) -> Outgoing:
         due_at=row.due_at,
         owner=row.owner,
         traceparent=row.traceparent,
+        tracestate=row.tracestate,
     )

@@ -124,6 +124,7 @@ outbox = sa.Table(
     sa.Column("taken_until", sa.Double, nullable=False, server_default="0"),
     sa.Column("owner", sa.String(255), nullable=True),
     sa.Column("traceparent", sa.String(55), nullable=True),
+    sa.Column("tracestate", sa.String(512), nullable=False, server_default=sa.text("''")),
     sa.Index("outbox_by_time", "due_at", "number"),
     sa.Index("outbox_by_job", "job", "taken_until"),
 )

@@ -143,7 +143,7 @@ class Admission:
         step = rerun(job, now)
         is_new = step.job.run > job.run
         if is_new:
-            tracing.link(job.traceparent)
+            tracing.link(tracing.context_of(job))
             step = _traced(step)
         return _released(step, now) if its_turn and is_new else step
 
@@ -169,7 +169,7 @@ def _released(step: Step, now: float) -> Step:
 
 def _traced(step: Step) -> Step:
     """The run belongs to the request that is handled now."""
-    job = msgspec.structs.replace(step.job, traceparent=tracing.traceparent())
+    job = msgspec.structs.replace(step.job, **tracing.kept(tracing.context()))
     return msgspec.structs.replace(step, job=job)
 
 

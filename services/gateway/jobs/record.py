@@ -148,6 +148,7 @@ class Job(Struct, frozen=True, kw_only=True):
     run: int = 1
     traceparent: str | None = None
     """The W3C trace context of the request that began the run; None: it had none."""
+    tracestate: str = ""
     status: Status = "IN_QUEUE"
     input: dict[str, Any]
     """The request's ``input``, as the client sent it."""
@@ -343,10 +344,9 @@ def unfulfilled(job: Job) -> list[str]:
     """A warning for each command that was taken, and that the training ended before."""
     if not job.ended:
         return []
-    pending = [kind for kind, text in NOT_DONE.items() if is_open(job, kind)]
     steps = ", ".join(str(step) for step in job.asked_rows)
     undrawn = [f"the samples that were asked for at step {steps} {NOT_DRAWN}"] if steps else []
-    return [*undrawn, *(NOT_DONE[kind] for kind in pending)]
+    return [*undrawn, *(text for kind, text in NOT_DONE.items() if is_open(job, kind))]
 
 
 def is_open(job: Job, kind: Command) -> bool:

@@ -138,19 +138,23 @@ class RowMaker:
     async def _outgoing(self, step: Step, version: int, known: set[str]) -> list[Outgoing]:
         durable = [effect for effect in step.effects if effect.durable]
         # Each try of a webhook is a part of the whole: the last may come hours after the first.
-        whole, current = step.job.traceparent, tracing.traceparent()
-        return [
-            Outgoing(
-                id=f"{step.job.id}/{version}/{number}",
-                message=await self._body(step.job, effect, known),
-                queue=effect.queue,
-                mandatory=effect.mandatory,
-                due_at=self._clock() + effect.delay,
-                owner=step.job.owner if isinstance(effect.message, WebhookDue) else None,
-                traceparent=(whole if isinstance(effect.message, WebhookDue) else current or whole),
+        whole, current = tracing.context_of(step.job), tracing.context()
+        outgoing: list[Outgoing] = []
+        for number, effect in enumerate(durable):
+            is_webhook = isinstance(effect.message, WebhookDue)
+            context = whole if is_webhook else current or whole
+            outgoing.append(
+                Outgoing(
+                    id=f"{step.job.id}/{version}/{number}",
+                    message=await self._body(step.job, effect, known),
+                    queue=effect.queue,
+                    mandatory=effect.mandatory,
+                    due_at=self._clock() + effect.delay,
+                    owner=step.job.owner if is_webhook else None,
+                    **tracing.kept(context),
+                )
             )
-            for number, effect in enumerate(durable)
-        ]
+        return outgoing
 
     async def _body(self, job: Job, effect: Effect, known: set[str]) -> bytes:
         """The encoded message; a webhook's body is the response of ``/status``, byte for byte."""

@@ -461,6 +461,7 @@ def _grant(job: Job, stage: Stage) -> tuple[Effect, ...]:
         samples=tuple(s.artifact for s in job.samples) if stage == "image_publication" else (),
         commands=_open_commands(job) if stage == "training" else {},
         traceparent=job.traceparent,
+        tracestate=job.tracestate,
     )
     return _reply(grant, claim.reply_queue)
 

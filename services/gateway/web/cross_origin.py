@@ -17,12 +17,13 @@ ANY = "*"
 METHODS = "GET, HEAD, POST, PATCH, DELETE"
 ACCEPTED = (
     "Authorization, Content-Type, Idempotency-Key, If-None-Match, If-Range, Last-Event-ID, Range,"
-    " Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-Request-Id, traceparent"
+    " Tus-Resumable, Upload-Length, Upload-Metadata, Upload-Offset, X-Request-Id, traceparent,"
+    " tracestate"
 )
 READABLE = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After, Tus-Resumable,"
     " Tus-Version, Tus-Extension, Tus-Max-Size, Upload-Length, Upload-Offset, WWW-Authenticate,"
-    " X-Request-Id, traceparent"
+    " X-Request-Id, traceparent, tracestate"
 )
 """Headers of answers that a script may see, besides those that it always may."""
 PREFLIGHT_SECONDS = 7200

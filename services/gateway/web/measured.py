@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from services.gateway import metrics
-from services.gateway.web.routing import Handler
+from services.gateway.web.routing import Handler, method_of, template_of
 from shared.request import BASE_PATHS
 
 CLOSED = "closed"
@@ -27,19 +27,11 @@ async def measured(request: web.Request, handler: Handler) -> web.StreamResponse
     else:
         return response
     finally:
-        labels = (_method(request), _route(request), code)
+        labels = (method_of(request), _route(request), code)
         metrics.HTTP.labels(*labels).observe(monotonic() - began)
-
-
-def _method(request: web.Request) -> str:
-    """Anybody may make up methods."""
-    return request.method if request.method in hdrs.METH_ALL else "other"
 
 
 def _route(request: web.Request) -> str:
     """The template, without the base paths, which are names of the same; ``none``: no such path."""
-    resource = request.match_info.route.resource
-    if resource is None:
-        return "none"
-    path = resource.canonical
+    path = template_of(request) or "none"
     return next((path.removeprefix(base) for base in BASE_PATHS if path.startswith(base)), path)

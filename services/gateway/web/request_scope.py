@@ -7,13 +7,13 @@ import uuid
 from time import monotonic
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from services.gateway.web.routing import Handler
+from services.gateway.web.routing import Handler, method_of, template_of
 from shared.telemetry import tracing
 
-REQUEST_ID, TRACEPARENT = "X-Request-Id", "traceparent"
+REQUEST_ID = "X-Request-Id"
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,127}")
 """Of a client's own; another is replaced."""
 UNTRACED = ("/healthz", "/livez", "/ready", "/readyz")
@@ -32,15 +32,15 @@ def scoped(*, access_log: bool) -> Middleware:
 
     @web.middleware
     async def in_scope(request: web.Request, handler: Handler) -> web.StreamResponse:
-        parent = tracing.parse(request.headers.get(TRACEPARENT))
+        states = ",".join(request.headers.getall("tracestate", ()))
+        parent = tracing.parse(request.headers.get("traceparent"), states)
         request_id = _id_of(request, parent)
         about = {"job": job} if (job := request.match_info.get("job")) else {}
         with structlog.contextvars.bound_contextvars(request_id=request_id, **about):
             if request.path in UNTRACED:
                 with tracing.within(parent):
                     return await _answered(request, handler, request_id, access_log=access_log)
-            route = _route_of(request)
-            method = request.method if request.method in hdrs.METH_ALL else "_OTHER"
+            route, method = template_of(request) or "unknown", method_of(request)
             with tracing.span(
                 f"{method} {route}", parent=parent, kind="server",
                 http__request__method=method, http__route=route,
@@ -64,8 +64,8 @@ async def _answered(
     request: web.Request, handler: Handler, request_id: str, *, access_log: bool
 ) -> web.StreamResponse:
     headers = {REQUEST_ID: request_id}
-    if current := tracing.traceparent():
-        headers[TRACEPARENT] = current
+    if current := tracing.context():
+        headers.update(current.headers)
     request[SCOPE] = headers
     begun, status, size = monotonic(), 0, 0
     try:
@@ -80,14 +80,8 @@ async def _answered(
     return response
 
 
-def _id_of(request: web.Request, parent: str | None) -> str:
+def _id_of(request: web.Request, parent: tracing.Context | None) -> str:
     given = request.headers.get(REQUEST_ID, "")
     if ID.fullmatch(given):
         return given
-    return parent.split("-")[1] if parent else uuid.uuid4().hex
-
-
-def _route_of(request: web.Request) -> str:
-    """The route's pattern, never the path: that may be a signed link."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource else "unknown"
+    return parent.trace_id if parent else uuid.uuid4().hex

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from services.gateway.web.rate_limits import Operation
 
@@ -14,6 +14,17 @@ JSON = "application/json"
 PATTERN = re.compile(r"\{(\w+):[^}]+\}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Method = TypeVar("Method", bound=Callable[..., Awaitable[web.StreamResponse]])
+
+
+def method_of(request: web.Request) -> str:
+    """Its method, or ``_OTHER``: anybody may make up methods."""
+    return request.method if request.method in hdrs.METH_ALL else "_OTHER"
+
+
+def template_of(request: web.Request) -> str | None:
+    """The pattern of its route, never the path, which may be a signed link; None: it has none."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else None
 
 
 class Parameter(NamedTuple):

@@ -27,8 +27,9 @@ from tests.support.gateway_world import (
 ROOT = "/v1/everydream-v1"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
-OTHER = f"00-{TRACE[::-1]}-{PARENT}-00"
-FROM_CLIENT = {"traceparent": TRACEPARENT}
+CONTEXT = tracing.Context(TRACEPARENT, "shop=cart,other=1")
+OTHER = tracing.Context(f"00-{TRACE[::-1]}-{PARENT}-00", "fetcher=1")
+FROM_CLIENT = CONTEXT.headers
 MOST_AHEAD = 12
 """More than are released at once while nobody works."""
 
@@ -94,15 +95,15 @@ async def test_what_no_route_takes_has_an_id_and_a_line_too(
 
 async def test_a_request_s_trace_goes_on_to_the_job_s_messages_and_workers(here: World) -> None:
     answer = await here.ask("POST", f"{ROOT}/run", json=REQUEST, headers=FROM_CLIENT)
-    assert answer.headers["traceparent"] == TRACEPARENT
+    assert {name: answer.headers[name] for name in FROM_CLIENT} == FROM_CLIENT
     job = answer.body["id"]
     async with asyncio.timeout(DEADLINE):
         submitted = await here.bus.get(FETCHER)
     await submitted.ack()
     fetcher = await here.claim(job, "staging")
 
-    assert submitted.envelope.traceparent == TRACEPARENT
-    assert fetcher.grant.traceparent == TRACEPARENT
+    assert tracing.context_of(submitted.envelope) == CONTEXT
+    assert tracing.context_of(fetcher.grant) == CONTEXT
 
 
 async def test_a_job_that_waits_for_its_turn_keeps_its_trace(here: World) -> None:
@@ -118,7 +119,7 @@ async def test_a_job_that_waits_for_its_turn_keeps_its_trace(here: World) -> Non
         while (submitted := await here.bus.get(FETCHER)).message.job != late:
             await submitted.ack()
     await submitted.ack()
-    assert submitted.envelope.traceparent == TRACEPARENT
+    assert tracing.context_of(submitted.envelope) == CONTEXT
 
 
 async def test_what_a_fact_causes_belongs_to_its_trace_and_a_webhook_to_the_request_s(
@@ -140,9 +141,9 @@ async def test_what_a_fact_causes_belongs_to_its_trace_and_a_webhook_to_the_requ
         due = await here.bus.get(NOTIFIER_WEBHOOKS)
     await due.ack()
 
-    assert again.envelope.traceparent == OTHER
-    assert fetcher.grant.traceparent == TRACEPARENT
-    assert due.envelope.traceparent == TRACEPARENT
+    assert tracing.context_of(again.envelope) == OTHER
+    assert tracing.context_of(fetcher.grant) == CONTEXT
+    assert tracing.context_of(due.envelope) == CONTEXT
 
 
 async def test_another_run_of_a_job_belongs_to_the_request_that_asked_for_it(here: World) -> None:
@@ -152,17 +153,17 @@ async def test_another_run_of_a_job_belongs_to_the_request_that_asked_for_it(her
 
     await here.ask("POST", f"{ROOT}/retry/{job}", headers=FROM_CLIENT)
 
-    assert (await here.claim(job, "training")).grant.traceparent == TRACEPARENT
+    assert tracing.context_of((await here.claim(job, "training")).grant) == CONTEXT
 
 
 async def test_a_direct_producer_s_trace_goes_on_too(here: World) -> None:
-    with tracing.within(TRACEPARENT):
+    with tracing.within(CONTEXT):
         await here.bus.publish(JobRequested(request=REQUEST))
 
     async with asyncio.timeout(DEADLINE):
         submitted = await here.bus.get(FETCHER)
     await submitted.ack()
-    assert submitted.envelope.traceparent == TRACEPARENT
+    assert tracing.context_of(submitted.envelope) == CONTEXT
 
 
 def written(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

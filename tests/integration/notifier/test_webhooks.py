@@ -112,11 +112,12 @@ def signed(seen: Seen) -> object:
 
 @pytest.mark.usefixtures("_notifier")
 async def test_a_webhook_carries_the_trace_of_its_job(world: World, web: Web) -> None:
-    with tracing.within(TRACEPARENT):
+    with tracing.within(tracing.Context(TRACEPARENT, "vendor=1")):
         await world.due(web.url("/hook"))
     await world.outcome()
 
     assert web.posts[-1].headers["traceparent"] == TRACEPARENT
+    assert web.posts[-1].headers["tracestate"] == "vendor=1"
 
 
 # --- Delivered

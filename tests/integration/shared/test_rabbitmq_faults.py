@@ -44,6 +44,7 @@ from shared.messaging.topology import (
 )
 from shared.ports import Delivery, ReplyQueue
 from shared.service_process import closing
+from shared.telemetry import tracing
 from tests.contract.bus_worlds import (
     DEADLINE,
     HEARTBEAT,
@@ -57,7 +58,7 @@ from tests.support.servers.rabbitmq import RabbitMQ
 
 GRANT = ClaimGranted(job="a", stage="training", claim="c", attempt=1)
 CANCELLED = JobCancelled(job="a", run=1)
-STARTED = JobStarted(job="a", run=1)
+STARTED = JobStarted(job="a", run=1, gpu="card")
 PATIENCE = 2.0  # seconds: the least that a publish waits for its confirm
 
 
@@ -536,6 +537,7 @@ async def test_a_producer_of_another_kind_is_understood(amqp_url: str, bus: Rabb
         "cloudEvents:source": "shop",
         "cloudEvents:subject": "s",
         "traceparent": trace,
+        "tracestate": "vendor=1",
     }
     message = aio_pika.Message(encode(REQUEST), headers={**headers}, user_id="guest")
 
@@ -543,7 +545,7 @@ async def test_a_producer_of_another_kind_is_understood(amqp_url: str, bus: Rabb
 
     assert (envelope.id, envelope.source, envelope.subject) == ("42", "shop", "s")
     assert (envelope.type, envelope.user_id) == ("job.requested", "guest")
-    assert envelope.traceparent == trace
+    assert tracing.context_of(envelope) == (trace, "vendor=1")
 
 
 async def test_a_producer_that_sends_no_cloud_event_is_known_by_its_properties(

@@ -58,7 +58,7 @@ def test_every_line_says_who_writes_it_those_of_libraries_too(
     before, root.handlers = root.handlers, []
     try:
         logs.configure("trainer")
-        with tracing.within(f"00-{TRACE}-b7ad6b7169203331-01"):
+        with tracing.within(tracing.Context(f"00-{TRACE}-b7ad6b7169203331-01")):
             log.info("working", job="abc")
         logging.getLogger("some.library").warning("it is %s", "late")
     finally:
@@ -227,4 +227,31 @@ def test_without_a_collector_nothing_of_opentelemetry_is_known() -> None:
 def test_a_stranger_s_context_is_taken_only_in_the_standard_s_form(
     text: str | None, taken: str | None
 ) -> None:
-    assert tracing.parse(text) == taken
+    assert tracing.parse(text) == (tracing.Context(taken) if taken else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("vendor=t61rcWkgMzE", None),
+        ("a=1, tenant@vendor=x y/z ,,b_-*/=~", None),
+        (",".join(f"v{number}=1" for number in range(32)), None),
+        (",".join(f"v{number}=1" for number in range(33)), ""),
+        (f"a={'1' * 256}", None),
+        (f"a={'1' * 257}", ""),
+        (f"a={'1' * 250},b={'1' * 250},c={'1' * 10}", ""),
+        ("vendor", ""),
+        ("Vendor=1", ""),
+        ("a==", ""),
+        ("a=", ""),
+        ("a=b\nc: d", ""),
+        ("a=é", ""),
+    ],
+)
+def test_of_a_stranger_s_state_what_is_no_standard_s_is_left_out(
+    text: str, left: str | None
+) -> None:
+    traceparent = f"00-{TRACE}-b7ad6b7169203331-01"
+
+    assert tracing.parse(traceparent, text) == (traceparent, text if left is None else left)
+    assert tracing.parse("none", text) is None
