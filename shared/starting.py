@@ -1,4 +1,4 @@
-"""The line that a process logs at its start."""
+"""What a process tells of itself from its start: its log, its traces, its first line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SERVERS = ("amqp_url", "database_url", "store_url")
 log = structlog.get_logger()
 
 
-def announce(service: str, settings: Settings) -> None:
-    """Log from the level that is set on, and say what starts here, and with which settings.
+def begin_telemetry(service: str, settings: Settings) -> None:
+    """Log from the level that is set on, and collect traces if the environment says where.
 
-    Traces are collected from now on, if the environment says where.
+    The first line says what starts here, and with which settings.
     """
     logs.set_level(settings.log_level)
     if tracing.are_wanted():

@@ -6,16 +6,16 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from everydream.commands.parameters import Json
+from everydream.maintenance.parts import PARTS, Part
 
 if TYPE_CHECKING:
     from shared.settings import Settings
 
-Part = Literal["database", "store"]
 Only = Annotated[
     Part | None, Parameter(show_default=False, help="One of the two; the other has other means.")
 ]
@@ -95,7 +95,7 @@ def _copy(
     with errors_in_one_line(as_json=json):
         settings = read_settings()
         make_home(settings)
-        done = asyncio.run(copy(settings, folder, (only,) if only else backups.PARTS))
+        done = asyncio.run(copy(settings, folder, (only,) if only else PARTS))
         if json:
             print_json({"folder": str(folder)} | done)
         else:

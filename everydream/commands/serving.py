@@ -57,7 +57,7 @@ def serve(
     from everydream.this_machine.only_server import only_server  # noqa: PLC0415
     from shared.service_process import run, stop_on_signals  # noqa: PLC0415
     from shared.settings import from_environment, on_free_port  # noqa: PLC0415
-    from shared.starting import announce  # noqa: PLC0415
+    from shared.starting import begin_telemetry  # noqa: PLC0415
     from shared.telemetry import logs  # noqa: PLC0415
 
     logs.configure("everydream")
@@ -68,7 +68,7 @@ def serve(
         check_base_model(settings)
         make_home(settings)
         product = AllInOne(settings)
-        announce("everydream", settings)
+        begin_telemetry("everydream", settings)
         with only_server(settings):
             async with greet(settings, product.listening):
                 await product.run(stop)

@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from everydream.maintenance import database_copy
+from everydream.maintenance.parts import PARTS, Part
 from everydream.terminal.words import size
 from services.gateway.database.connection import Database
 from shared.adapters.folder import FolderStore
@@ -27,8 +28,6 @@ from shared.service_process import closing
 from shared.settings import Settings
 from shared.words import counted
 
-Part = Literal["database", "store"]
-PARTS: tuple[Part, ...] = ("database", "store")
 STORE = "store"
 UNFINISHED = "unfinished-"
 """Begins the name of what is not whole yet."""

@@ -27,7 +27,7 @@ from everydream.this_machine.machine import device_facts, package_version
 from everydream.this_machine.only_server import running_server
 from services.gateway.database.connection import Database
 from services.gateway.web.authentication import CLIENT_FILE
-from shared.adapters.rabbitmq import RabbitMQBus
+from shared.adapters.rabbitmq import RabbitMQBus, quorum_of
 from shared.adapters.stores import open_store
 from shared.dataset.card_memory import (
     SD1,
@@ -39,7 +39,6 @@ from shared.dataset.card_memory import (
 )
 from shared.disk import free_bytes
 from shared.errors import EveryDreamError, Refused
-from shared.messaging.topology import Quorum
 from shared.service_process import closing
 from shared.settings import Settings
 from shared.words import counted
@@ -211,9 +210,8 @@ async def _broker(settings: Settings) -> Finding:
     shown = _without_secrets(settings.amqp_url)
     try:
         async with asyncio.timeout(SECONDS):
-            quorum = Quorum(settings.delivery_limit, settings.quorum_group_size)
             bus = await RabbitMQBus.open(
-                settings.amqp_url, source="doctor", heartbeat=SECONDS, quorum=quorum
+                settings.amqp_url, source="doctor", heartbeat=SECONDS, quorum=quorum_of(settings)
             )
             await bus.close()
     except (EveryDreamError, TimeoutError) as error:

@@ -8,20 +8,19 @@ from services.gateway.app import Gateway, migrate
 from services.gateway.database.connection import Database
 from services.gateway.database.stores import stores_in
 from shared import keys
-from shared.adapters.rabbitmq import RabbitMQBus
+from shared.adapters.rabbitmq import RabbitMQBus, quorum_of
 from shared.adapters.stores import open_store
-from shared.messaging.topology import Quorum
 from shared.monitoring.server import monitored
 from shared.service_process import closing, or_stopped, run, stop_on_signals
 from shared.settings import Settings, from_environment, on_free_port
-from shared.starting import announce
+from shared.starting import begin_telemetry
 from shared.telemetry import logs
 
 
 async def main() -> None:
     logs.configure("gateway")
     settings, stop = on_free_port(from_environment()), stop_on_signals()
-    announce("gateway", settings)
+    begin_telemetry("gateway", settings)
     async with monitored("gateway", settings):
         await _run(settings, stop)
 
@@ -32,7 +31,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         settings.amqp_url,
         source="gateway",
         heartbeat=settings.heartbeat,
-        quorum=Quorum(settings.delivery_limit, settings.quorum_group_size),
+        quorum=quorum_of(settings),
     )
     async with (
         closing(bus),

@@ -80,10 +80,15 @@ from shared.messaging.envelope import envelope_for
 from shared.messaging.messages import AnyMessage, JobRequested, Message, encode, type_of
 from shared.messaging.topology import DEAD_LETTERS, EXCHANGE, Queue, Quorum
 from shared.ports import DeadLetter
+from shared.settings import Settings
 
 QUORUM = Quorum()
 
 log = structlog.get_logger()
+
+
+def quorum_of(settings: Settings) -> Quorum:
+    return Quorum(settings.delivery_limit, settings.quorum_group_size)
 
 
 Batches = AsyncGenerator[list[Delivery], None]

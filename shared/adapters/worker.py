@@ -7,15 +7,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from shared import keys
-from shared.adapters.rabbitmq import RabbitMQBus
+from shared.adapters.rabbitmq import RabbitMQBus, quorum_of
 from shared.adapters.stores import open_store
-from shared.messaging.topology import Quorum
 from shared.monitoring.health import Health, probed
 from shared.monitoring.server import monitored
 from shared.ports import Bus, ObjectStore
 from shared.service_process import closing, or_stopped, source_of, stop_on_signals
 from shared.settings import Settings, from_environment
-from shared.starting import announce
+from shared.starting import begin_telemetry
 from shared.storage.leftovers import remove_leftovers
 from shared.storage.ready import StoreCheck, disk_problem
 from shared.storage.retrying import STORE_HEARTBEATS, RetryingStore
@@ -37,17 +36,18 @@ async def run_worker(
     logs.configure(service)
     settings, stop = from_environment(), stop_on_signals()
     check(settings)
-    announce(service, settings)
+    begin_telemetry(service, settings)
     async with monitored(service, settings):
         await _run(service, serve, settings, stop)
 
 
 async def _run(service: str, serve: Serve, settings: Settings, stop: asyncio.Event) -> None:
     key = keys.secret_key(settings.secret_key, settings.home)
-    source = source_of(service)
-    quorum = Quorum(settings.delivery_limit, settings.quorum_group_size)
     opening = RabbitMQBus.open(
-        settings.amqp_url, source=source, heartbeat=settings.heartbeat, quorum=quorum
+        settings.amqp_url,
+        source=source_of(service),
+        heartbeat=settings.heartbeat,
+        quorum=quorum_of(settings),
     )
     await remove_leftovers(settings)
     bus = await or_stopped(opening, stop)

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import Any
 
 import structlog
 from aiohttp import web
@@ -142,24 +141,21 @@ async def _live(_request: web.Request) -> web.Response:
 async def _healthy(_request: web.Request) -> web.Response:
     """What a process needs to answer at all is there."""
     if problems := await process_problems(essential=True):
-        return _unready(problems)
+        return readiness(problems)
     return web.json_response({"status": "ok"})
 
 
 async def _ready(_request: web.Request) -> web.Response:
     """All that its work needs is there."""
-    problems = await process_problems()
-    return _unready(problems) if problems else web.json_response(readiness(problems))
+    return readiness(await process_problems())
 
 
-def _unready(problems: list[Problem]) -> web.Response:
-    headers = {"Retry-After": str(RETRY_SECONDS)}
-    return web.json_response(readiness(problems), status=503, headers=headers)
-
-
-def readiness(problems: list[Problem]) -> dict[str, Any]:
-    """The body that says whether all is there, and what is lacking."""
+def readiness(problems: list[Problem]) -> web.Response:
+    """The answer that says whether all is there, and what is lacking."""
     lacking = [
         {"part": each.part, "reason": each.reason, "since": iso(each.since)} for each in problems
     ]
-    return {"status": "not ready" if lacking else "ready", "lacking": lacking}
+    body = {"status": "not ready" if lacking else "ready", "lacking": lacking}
+    if not problems:
+        return web.json_response(body)
+    return web.json_response(body, status=503, headers={"Retry-After": str(RETRY_SECONDS)})

@@ -7,10 +7,9 @@ from typing import Any
 from aiohttp import web
 
 from services.gateway.jobs import response_types
-from services.gateway.web.application import RETRY_SECONDS
 from services.gateway.web.routing import Answer, route
 from shared.monitoring.health import Health
-from shared.monitoring.server import readiness
+from shared.monitoring.server import RETRY_SECONDS, readiness
 
 UNREADY: dict[str, Any] = {"Retry-After": "Seconds."}
 ANSWERS = {
@@ -68,11 +67,7 @@ class HealthRoutes:
         answers=ANSWERS,
     )
     async def readyz(self, _request: web.Request) -> web.Response:
-        problems = await self._health.problems()
-        if not problems:
-            return web.json_response(readiness(problems))
-        headers = {"Retry-After": str(RETRY_SECONDS)}
-        return web.json_response(readiness(problems), status=503, headers=headers)
+        return readiness(await self._health.problems())
 
     @route(
         ("GET", "HEAD"),

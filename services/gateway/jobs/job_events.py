@@ -1,17 +1,13 @@
-"""The events that a change of a job's record means for clients, and its end in the log."""
+"""The events that a change of a job's record means for clients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import structlog
-
 from services.gateway.jobs.presenter import retry_of
 from services.gateway.jobs.record import Job, StageRecord
 from shared.messaging.messages import Artifact, Stage
-
-log = structlog.get_logger()
 
 JobEvent = tuple[str, dict[str, Any]]
 """An event's type and data; ``key`` and ``thumbnail`` in the data are store keys."""
@@ -119,11 +115,3 @@ def _drawn(artifact: Artifact, thumbnail: str | None) -> dict[str, Any]:
 
 def _file(artifact: Artifact) -> dict[str, Any]:
     return {"name": artifact.name, "key": artifact.key}
-
-
-def log_end(job: Job) -> None:
-    """Log that a job has ended, and how long it took since it was submitted."""
-    seconds = round((job.ended_at or 0.0) - job.created_at, 3)
-    log.info(
-        "job_ended", job=job.id, status=job.status, error=job.error, run=job.run, seconds=seconds
-    )

@@ -14,13 +14,11 @@ import msgspec
 import structlog
 
 from services.gateway.jobs.change_notifier import ChangeNotifier
-from services.gateway.jobs.job_events import log_end
 from services.gateway.jobs.job_metrics import count_change
 from services.gateway.jobs.presenter import Presenter
-from services.gateway.jobs.record import EDITS, Effect, Job, Step, is_staging
+from services.gateway.jobs.record import EDITS, Effect, Job, Step, is_staging, webhook_id
 from services.gateway.jobs.rows import Made, RowMaker, read, with_progress
 from services.gateway.jobs.transitions import give_up_message
-from services.gateway.jobs.webhook_schedule import warn_if_undelivered
 from services.gateway.ports import JobStore, StoredJob, StoredProgress
 from shared.errors import NotFound, Unavailable, Unpublishable, Unroutable, shorten
 from shared.messaging.messages import Message, type_of
@@ -367,13 +365,29 @@ class JobRepository:
             self._on_turn()
         self._change_notifier.notify(step.job.id, step.job.owner)
         if step.job.ended and not before.ended:
-            log_end(step.job)
+            _log_end(step.job)
             self._on_end(step.job)
         if before.ended and step.job.webhook_settled and not before.webhook_settled:
-            warn_if_undelivered(step.job)
+            _warn_if_undelivered(step.job)
         return True
 
 
 def _turn_of(job: Job) -> tuple[object, ...]:
     """What the places are counted by."""
     return job.status, job.released_at, is_staging(job)
+
+
+def _log_end(job: Job) -> None:
+    """How a job has ended, and how long it took since it was submitted."""
+    seconds = round((job.ended_at or 0.0) - job.created_at, 3)
+    log.info(
+        "job_ended", job=job.id, status=job.status, error=job.error, run=job.run, seconds=seconds
+    )
+
+
+def _warn_if_undelivered(job: Job) -> None:
+    """Its ``completed`` webhook is settled, perhaps without a successful delivery."""
+    webhook = webhook_id(job, "completed", 0)
+    for last in [each for each in job.webhook_tries if each.id == webhook][-1:]:
+        if last.reason is not None:
+            log.warning("webhook_given_up", job=job.id, tries=last.attempt, reason=last.reason)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import structlog
 
 from services.gateway.jobs.record import Effect, Job, Step, WebhookTry, webhook_id
 from shared import retry
@@ -16,8 +15,6 @@ TRIES_KEPT = 50
 """Webhook tries kept in a record, the newest."""
 OUTPUT_SECONDS = 10.0
 """Between two ``output`` webhooks; the next one covers the changes between them."""
-
-log = structlog.get_logger()
 
 
 def resend_webhook(job: Job, webhook: str, now: float) -> Step:
@@ -119,11 +116,3 @@ def _with_outcome(job: Job, fact: WebhookDelivered | WebhookFailed, now: float) 
         for each in job.webhook_tries
     )
     return msgspec.structs.replace(job, webhook_tries=tuple(tries))
-
-
-def warn_if_undelivered(job: Job) -> None:
-    """Log that the ``completed`` webhook is settled without a successful delivery."""
-    webhook = webhook_id(job, "completed", 0)
-    for last in [each for each in job.webhook_tries if each.id == webhook][-1:]:
-        if last.reason is not None:
-            log.warning("webhook_given_up", job=job.id, tries=last.attempt, reason=last.reason)

@@ -28,13 +28,12 @@ from services.gateway.web.routing import Handler, routes_of
 from services.gateway.web.sessions import Sessions
 from services.gateway.web.wrong_paths import suggest_path
 from shared.errors import Full, Unavailable
+from shared.monitoring.server import RETRY_SECONDS
 from shared.request import BASE_PATHS
 from shared.settings import MAX_BODY
 
 ANSWER_SECONDS = 2.0
 """Clients time out after 3; the rest is for cleaning up."""
-RETRY_SECONDS = 5
-"""For the header ``Retry-After``."""
 HEAD_SECONDS = 75.0
 """How long a connection may wait for the headers of a request."""
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from everydream.maintenance import database_copy
-from everydream.maintenance.backup import PARTS, back_up, restore
+from everydream.maintenance.backup import back_up, restore
 from everydream.maintenance.migration import upgrade
+from everydream.maintenance.parts import PARTS
 from services.gateway.database.connection import Database
 from services.gateway.database.jobs import SqlJobStore
 from shared.adapters.folder import FolderStore

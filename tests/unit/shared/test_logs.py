@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from shared.release import release
 from shared.settings import from_environment
-from shared.starting import announce
+from shared.starting import begin_telemetry
 from shared.telemetry import logs, tracing
 from shared.telemetry.repeats import Repeats
 
@@ -76,7 +76,7 @@ def test_the_line_at_the_start_has_the_settings_that_count_and_no_secret(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("trainer")
-    announce("trainer", from_environment(ENVIRONMENT))
+    begin_telemetry("trainer", from_environment(ENVIRONMENT))
 
     (line,) = written(capsys)
     assert (line["event"], line["version"]) == ("starting", release())
@@ -94,7 +94,7 @@ def test_the_line_at_the_start_has_the_settings_that_count_and_no_secret(
 
 def test_a_process_logs_from_the_level_on_that_is_set(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("trainer")
-    announce("trainer", from_environment({"EVERYDREAM_LOG_LEVEL": "error"}))
+    begin_telemetry("trainer", from_environment({"EVERYDREAM_LOG_LEVEL": "error"}))
     log.warning("store_unavailable")
     log.error("topology_differs")
     logs.set_level("debug")
@@ -203,7 +203,7 @@ def with_repeats(repeats: Repeats) -> None:
 
 def test_without_a_collector_nothing_of_opentelemetry_is_known() -> None:
     with capture_logs() as told:
-        announce("trainer", from_environment({}))
+        begin_telemetry("trainer", from_environment({}))
     assert told[0]["event"] == "starting"
     assert not tracing.are_wanted({})
     assert tracing.are_wanted({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"})
