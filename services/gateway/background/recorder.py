@@ -40,6 +40,7 @@ from shared.messaging.messages import (
     SamplesGenerated,
     StageFact,
     StageFailed,
+    Started,
     type_of,
 )
 from shared.messaging.topology import GATEWAY_RECORDER
@@ -144,12 +145,22 @@ class Recorder:
     async def _record_round(self, waiting: Waiting, taken_at: float) -> None:
         """Record of each job the heartbeats that change nothing, and then one fact.
 
+        Claims come first, in a commit of their own: somebody waits for them.
+
         Raises:
             Unavailable: a server does not answer; what is not recorded still waits.
         """
         _drop_lost(waiting)
+        claims = [each[0] for each in waiting.values() if isinstance(each[0].message, Started)]
+        await self._record_first(waiting, claims, taken_at)
         await self._record_idle(waiting, taken_at)
         first = [deliveries[0] for deliveries in waiting.values()]
+        await self._record_first(waiting, first, taken_at)
+
+    async def _record_first(
+        self, waiting: Waiting, first: Sequence[Delivery], taken_at: float
+    ) -> None:
+        """Record the first facts of some jobs, together where they may be."""
         together = [each for each in first if not isinstance(each.message, ALONE)]
         recorded = await self._record_together(together) if together else ()
         for delivery in recorded:

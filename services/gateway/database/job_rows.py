@@ -21,11 +21,11 @@ def columns_of(row: StoredJob | Outgoing | StoredEvent) -> Mapping[str, Any]:
     return {**columns, "job": row.job} if isinstance(row, Outgoing) else columns
 
 
-def last_event_at(job_id: str | sa.BindParameter[str]) -> sa.Label[float]:
+def last_event_at(job_id: str | sa.ColumnElement[str]) -> sa.Label[float]:
     """When the job's last event was; NULL: it has none."""
     last = sa.select(events.c.at).where(events.c.job == job_id)
     last = last.order_by(events.c.version.desc(), events.c.number.desc()).limit(1)
-    return last.scalar_subquery().label("last_at")
+    return last.correlate(jobs).scalar_subquery().label("last_at")
 
 
 def _update() -> sa.Executable:
@@ -36,10 +36,37 @@ def _update() -> sa.Executable:
     job_id = sa.bindparam("new_id", type_=jobs.c.id.type)
     unchanged = (jobs.c.id == job_id) & (jobs.c.version == sa.bindparam("expected_version"))
     new["request_bytes"] = jobs.c.request_bytes + new["request_bytes"]
-    return sa.update(jobs).where(unchanged).values(new).returning(last_event_at(job_id))
+    return (
+        sa.update(jobs).where(unchanged).values(new).returning(jobs.c.id, last_event_at(jobs.c.id))
+    )
+
+
+def _update_all() -> sa.Executable:
+    """The same of many rows, each column as an array; PostgreSQL's."""
+    given = (
+        sa.func.unnest(
+            sa.bindparam("expected_version", type_=sa.ARRAY(jobs.c.version.type)),
+            *(sa.bindparam(f"new_{each.name}", type_=sa.ARRAY(each.type)) for each in jobs.c),
+        )
+        .table_valued(
+            sa.column("expected_version", jobs.c.version.type),
+            *(sa.column(each.name, each.type) for each in jobs.c),
+            name="given",
+        )
+        .render_derived()
+    )
+    ids = sa.bindparam("new_id", type_=sa.ARRAY(jobs.c.id.type))
+    locked = sa.select(jobs.c.id).where(jobs.c.id == sa.any_(ids)).order_by(jobs.c.id.collate("C"))
+    in_order = locked.with_for_update().cte("locked")
+    new: dict[str, sa.ColumnElement[Any]] = {each.name: given.c[each.name] for each in jobs.c}
+    new["request_bytes"] = jobs.c.request_bytes + new["request_bytes"]
+    unchanged = (jobs.c.id == given.c.id) & (jobs.c.version == given.c.expected_version)
+    update = sa.update(jobs).where(unchanged, jobs.c.id == in_order.c.id).values(new)
+    return update.returning(jobs.c.id, last_event_at(jobs.c.id))
 
 
 UPDATE = _update()
+UPDATE_ALL = _update_all()
 
 
 async def replace_rows(
@@ -50,14 +77,20 @@ async def replace_rows(
     All jobs' rows are locked before any other, in the order of their ids, so that no two writers
     wait for each other.
     """
-    written: list[Replacement] = []
-    last_at: dict[str, float] = {}
-    for each in sorted(replacements, key=lambda each: each.job.id):
-        values = {f"new_{name}": value for name, value in columns_of(each.job).items()}
-        values["expected_version"] = each.job.version - 1
-        if (row := (await connection.execute(UPDATE, values)).first()) is not None:
-            written.append(each)
-            last_at[each.job.id] = row.last_at or 0.0
+    values = [
+        {
+            **{f"new_{name}": value for name, value in columns_of(each.job).items()},
+            "expected_version": each.job.version - 1,
+        }
+        for each in sorted(replacements, key=lambda each: each.job.id)
+    ]
+    if len(values) > 1 and connection.dialect.name == "postgresql":
+        arrays = {name: [each[name] for each in values] for name in values[0]}
+        found = [*await connection.execute(UPDATE_ALL, arrays)]
+    else:  # SQLite answers at once
+        found = [row for each in values for row in await connection.execute(UPDATE, each)]
+    last_at = {row.id: row.last_at or 0.0 for row in found}
+    written = [each for each in replacements if each.job.id in last_at]
     if changed := [each.job.id for each in written if each.stages is not None]:
         await connection.execute(sa.delete(open_stages).where(open_stages.c.job.in_(changed)))
     await add_beside(connection, insert, written, last_at)

@@ -35,6 +35,7 @@ from shared.adapters.memory import MemoryBroker, MemoryBus
 from shared.errors import Unavailable
 from shared.messaging.messages import (
     AnyMessage,
+    ClaimGranted,
     ClaimRefused,
     CommandIssued,
     GatewayHeartbeat,
@@ -249,6 +250,35 @@ async def test_a_gateways_heartbeat_counts_once_all_before_it_is_recorded_and_no
     (before,) = seen
     assert sorted(before) == ["a", "b"]
     assert sorted(taken) == ["a", "a", "b", "b"]
+    await recording.nothing_is_left()
+
+
+async def test_a_claim_is_granted_before_the_rest_of_its_batch_is_recorded(
+    recording: Recording,
+) -> None:
+    await in_training(recording, "a", "b")
+    await recording.publish(
+        saved("a", 1), saved("b", 1), TrainingInterrupted(job="b", stage="training", claim="b")
+    )
+    await recording.record()
+    assert recording.jobs.calls[-1] == "replace_many 1"
+    granted: list[AnyMessage] = []
+
+    async def look() -> None:
+        recording.jobs.before_write = look_again
+
+    async def look_again() -> None:
+        granted.extend(await recording.replies())
+
+    recording.jobs.before_write = look
+    claim = TrainingStarted(job="b", stage="training", claim="second", gpu="card")
+    await recording.publish(saved("a", 2), claim)
+    await recording.record()
+
+    (grant,) = granted
+    assert isinstance(grant, ClaimGranted)
+    assert grant.claim == "second"
+    assert (await recording.job("a")).resume_point == "a/2"
     await recording.nothing_is_left()
 
 
