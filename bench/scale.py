@@ -2,7 +2,8 @@
 
 A gateway in a process of its own, with RabbitMQ, a folder as its store, and SQLite or PostgreSQL,
 in which so many jobs of one key wait. Then a worker claims some of them, and two keys ask. The
-table is written into docs/performance.md, row by row.
+table is written into docs/performance.md, row by row. At last a thousand workers work for five
+minutes (``bench/many_workers.py``).
 """
 
 from __future__ import annotations
@@ -16,29 +17,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import aiohttp
-import msgspec
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import create_async_engine
 
+from bench import many_workers
+from bench.jobs import OWNER, admitted, claiming, fill, released
 from bench.load import highest_memory, milliseconds, timed
-from services.gateway.database.connection import Database
-from services.gateway.database.tables import jobs, open_stages
-from services.gateway.jobs.record import open_stages as open_stages_of
-from services.gateway.jobs.request_parser import parse_request
-from services.gateway.jobs.rows import row_of
-from services.gateway.jobs.transitions import admit, release
 from services.gateway.turns.places import MIN_PLACES
-from services.gateway.web.authentication import digest_of
-from shared.adapters.rabbitmq import RabbitMQBus
-from shared.messaging.messages import ClaimGranted, StagingInterrupted, StagingStarted
-from shared.ports import ReplyQueue
-from shared.service_process import closing
 from tests.support.measured_page import read, table, write
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.rabbitmq import RabbitMQ
@@ -46,20 +34,14 @@ from tests.support.services import ServiceProcess, services_in_a_folder
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 SIZES = {"sqlite": (10, 100, 1_000, 10_000), "postgresql": (10, 100, 1_000, 10_000, 100_000)}
-OWNER, OTHER = "a-key-with-all-the-jobs", "a-key-without-jobs"
+WORKERS = "workers"
+OTHER = "a-key-without-jobs"
 HEARTBEAT = 1.0
 """Seconds: ten times as often as by default, so that heartbeats coincide with what is timed."""
 PER_SECOND = 20
 """Requests or claims."""
 SECONDS = 15
 """Of each measurement."""
-BATCH = 1_000
-REQUEST = {
-    "input": {
-        "train": {"data_url": "https://example.com/dataset.zip"},
-        "inference": {"prompt": "a unique 123xyz concept name as a superhero"},
-    }
-}
 HEAD = (
     *("database", "live jobs", "claim p50", "claim p99", "/health p99", "/status p99"),
     *("memory", "start", "load", "measured on"),
@@ -101,14 +83,16 @@ class Row:
 def main(arguments: list[str] | None = None) -> None:
     """Measure each size on each database, and write the rows."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    parser.add_argument("--only", choices=SIZES, help="one database")
+    parser.add_argument("--only", choices=(*SIZES, WORKERS), help="one database, or the workers")
     parser.add_argument("--least", type=int, default=1, help="live jobs")
     parser.add_argument("--most", type=int, default=100_000, help="live jobs")
     chosen = parser.parse_args(os.environ.get("SCALE_ARGS", "").split() or arguments or [])
-    names = [chosen.only] if chosen.only else [*SIZES]
+    names = [chosen.only] if chosen.only else [*SIZES, WORKERS]
     with RabbitMQ() as broker, PostgreSQL() as server:
         for name in names:
-            for live in SIZES[name]:
+            if name == WORKERS:
+                asyncio.run(many_workers.measure(broker, server))
+            for live in SIZES.get(name, ()):
                 if chosen.least <= live <= chosen.most:
                     row = asyncio.run(measure(broker, server, name, live))
                     print(" | ".join(row.cells), flush=True)
@@ -120,7 +104,10 @@ async def measure(broker: RabbitMQ, server: PostgreSQL, database: str, live: int
     with TemporaryDirectory(prefix="bench-scale-") as folder:
         sqlite = f"sqlite:///{folder}/everydream.db"
         url = sqlite if database == "sqlite" else await asyncio.to_thread(server.url)
-        ids = await fill(url, live)
+        ids = [str(uuid4()) for _ in range(live)]
+        # The first fill their line's places.
+        await fill(url, (released(each) for each in ids[:MIN_PLACES]))
+        await fill(url, map(admitted, ids[MIN_PLACES:]))
         amqp_url = await asyncio.to_thread(broker.fresh_url)
         environment = {
             "EVERYDREAM_AMQP_URL": amqp_url,
@@ -149,67 +136,16 @@ async def measure(broker: RabbitMQ, server: PostgreSQL, database: str, live: int
         )  # fmt: skip
 
 
-async def fill(url: str, live: int) -> list[str]:
-    """Write jobs as admission makes them; their ids. The first fill their line's places."""
-    ids = [str(uuid4()) for _ in range(live)]
-    remaining, owner, request = iter(ids), digest_of(OWNER), parse_request(REQUEST)
-    async with closing(Database.open(url)) as database:
-        await database.migrate()
-        while batch := [*islice(remaining, BATCH)]:
-            now = time.time()
-            admitted = [
-                admit(job_id, owner, request, REQUEST["input"], sealed=None, now=now).job
-                for job_id in batch
-            ]
-            released = {*ids[:MIN_PLACES]}
-            admitted = [release(job, now).job if job.id in released else job for job in admitted]
-            rows = [msgspec.structs.asdict(row_of(job, 1)) for job in admitted]
-            stages = [stage._asdict() for job in admitted for stage in open_stages_of(job)]
-            async with database.writing() as connection:
-                await connection.execute(sa.insert(jobs), rows)
-                if stages:
-                    await connection.execute(sa.insert(open_stages), stages)
-    if url.startswith("postgresql"):
-        await vacuum(url)
-    return ids
-
-
-async def vacuum(url: str) -> None:
-    """What PostgreSQL does by itself a minute after so many rows, which is not to be timed."""
-    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.exec_driver_sql("VACUUM ANALYZE")
-    await engine.dispose()
-
-
 async def claim_times(amqp_url: str, ids: list[str]) -> list[float]:
     """A worker claims one of the jobs at random, and hands it over again at once."""
-    bus = await RabbitMQBus.open(amqp_url, source="fetcher/bench", heartbeat=HEARTBEAT)
-    async with closing(bus), bus.reply_queue(()) as reply_queue:
-        granted: dict[str, asyncio.Future[ClaimGranted]] = {}
-        listening = asyncio.create_task(listen(reply_queue, granted))
-
-        async def claim() -> None:
-            started = StagingStarted(
-                job=random.choice(ids), stage="staging", claim=str(uuid4()), worker="bench"
-            )
-            answer = granted[started.claim] = asyncio.get_running_loop().create_future()
-            await bus.publish(started, reply_to=reply_queue.address)
-            await answer
-            over = StagingInterrupted(job=started.job, stage="staging", claim=started.claim)
-            await bus.publish(over, reply_to=reply_queue.address)
-
-        try:
-            await claim()  # the first waits for the gateway's own first messages
-            return await timed(claim, per_second=PER_SECOND, seconds=SECONDS, one_by_one=True)
-        finally:
-            listening.cancel()
-
-
-async def listen(reply_queue: ReplyQueue, granted: dict[str, asyncio.Future[ClaimGranted]]) -> None:
-    async for answer in reply_queue.messages():
-        if isinstance(answer, ClaimGranted) and not granted[answer.claim].done():
-            granted[answer.claim].set_result(answer)
+    async with claiming(amqp_url, HEARTBEAT) as claim:
+        await claim(ids[0])  # the first waits for the gateway's own first messages
+        return await timed(
+            lambda: claim(random.choice(ids)),
+            per_second=PER_SECOND,
+            seconds=SECONDS,
+            one_by_one=True,
+        )
 
 
 Get = Callable[[str, str], Awaitable[None]]
