@@ -161,8 +161,7 @@ class _Queue:
         self._ready: list[_QueuedMessage] = []
         self._consumers: list[_Consumer] = []
         self._changed = asyncio.Event()
-        self.followed: list[str] = []
-        """Subjects of the jobs whose end it receives."""
+        self.followed: list[str] = []  # subjects of the jobs whose end it receives
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -172,8 +171,8 @@ class _Queue:
         return len(self._consumers)
 
     def is_bound_to(self, key: str, subject: str) -> bool:
-        is_followed = key in JOB_ENDS and subject in self.followed
-        return is_followed or is_bound(self._declared.bindings, key)
+        followed = key in JOB_ENDS and subject in self.followed
+        return followed or is_bound(self._declared.bindings, key)
 
     def put(self, queued: _QueuedMessage) -> None:
         insort(self._ready, queued, key=lambda waiting: waiting.number)
@@ -447,6 +446,5 @@ class MemoryBus:
 
     def _envelope(self, message: Message, reply_to: str | None) -> Envelope:
         envelope = envelope_for(message, source=self._source, reply_to=reply_to)
-        return replace(
-            envelope, user_id=self._source
-        )  # within one process there is nothing to verify
+        # Within one process there is nothing to verify.
+        return replace(envelope, user_id=self._source)
