@@ -44,22 +44,22 @@ def open_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     return Image.open(path, formats=formats)
 
 
-def as_trained(image: Image.Image) -> Image.Image:
+def as_trained(image: Image.Image, paper: str = "white") -> Image.Image:
     """Convert to RGB and apply the EXIF orientation.
 
-    Transparent pixels are put on white, as on paper and most web pages; their hidden colours, often
-    black or garbage, do not show. 16-bit grey is scaled. CMYK and palettes are converted. Embedded
-    colour profiles are not applied.
+    Transparent pixels are put on white, as on most web pages, or on another ``paper``; their hidden
+    colours, often black or garbage, do not show. 16-bit grey is scaled. CMYK and palettes are
+    converted. Embedded colour profiles are not applied.
 
     Raises:
         OSError, ValueError, SyntaxError: the file is broken or truncated.
     """
     image.load()
-    turn = UPRIGHT.get(_orientation(image))
+    turn = turn_of(image)
     upright = image if turn is None else image.transpose(turn)
     if upright.mode.startswith("I"):
-        return _from_16_bit(upright)
-    return _on_white(upright) if upright.has_transparency_data else upright.convert("RGB")
+        return _from_16_bit(upright, paper)
+    return _on(paper, upright) if upright.has_transparency_data else upright.convert("RGB")
 
 
 def alpha_of(image: Image.Image) -> Image.Image | None:
@@ -69,8 +69,13 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
     alpha = image.convert("RGBA").getchannel("A")
     if alpha.getextrema() == (OPAQUE, OPAQUE):
         return None
-    turn = UPRIGHT.get(_orientation(image))
+    turn = turn_of(image)
     return alpha if turn is None else alpha.transpose(turn)
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What sets a loaded image upright; None: it is."""
+    return UPRIGHT.get(_orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -82,14 +87,14 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
+def _from_16_bit(image: Image.Image, paper: str) -> Image.Image:
     """Scale 16-bit grey (0 to 65535) to 8 bits, rounded; Pillow's own conversion clips at 255."""
     grey = image.convert("I").point(lambda value: value * (255 / MAX_16_BIT) + 0.5).convert("RGB")
     transparent = image.info.get("transparency")
     if image.mode == "I;16" and isinstance(transparent, int):
         # Low and high bytes, as the two channels of LA; ImageChops compares no 16 bits.
         low, high = Image.frombytes("LA", image.size, image.tobytes()).split()
-        grey.paste("white", mask=_is(low, transparent & 255, high, transparent >> 8))
+        grey.paste(paper, mask=_is(low, transparent & 255, high, transparent >> 8))
     return grey
 
 
@@ -102,11 +107,11 @@ def _is(low: Image.Image, low_byte: int, high: Image.Image, high_byte: int) -> I
     return ImageChops.darker(*same)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _on(paper: str, image: Image.Image) -> Image.Image:
     with_alpha = image.convert("RGBA")
-    paper = Image.new("RGB", image.size, "white")
-    paper.paste(with_alpha, mask=with_alpha.getchannel("A"))
-    return paper
+    below = Image.new("RGB", image.size, paper)
+    below.paste(with_alpha, mask=with_alpha.getchannel("A"))
+    return below
 
 
 def fingerprint(image: Image.Image) -> str:

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from services.fetcher.parsing.datasets.archive import unpack
 from services.fetcher.parsing.datasets.check import check_images
@@ -85,6 +85,15 @@ def test_a_mask_of_another_size_is_scaled_which_is_said(tmp_path: Path) -> None:
     assert "its mask of 32 x 24 is scaled to its size" in found.notes[0].remarks[0]
 
 
+def test_a_mask_of_another_shape_is_stretched_which_is_said(tmp_path: Path) -> None:
+    files = {"ted.jpg": PICTURE, "ted_mask.png": encoded(half((48, 64)))}
+
+    found = checked(files, tmp_path)
+
+    assert pixel(tmp_path, found.pictures[0].mask, (3, 20)) == 255
+    assert "its mask of 48 x 64 is of another shape, and str" in found.notes[0].remarks[0]
+
+
 def test_transparent_areas_are_masked_out_and_turn_as_the_picture_does(tmp_path: Path) -> None:
     turned = (SIZE[1], SIZE[0])
     image = Image.new("RGBA", turned, "red")
@@ -99,15 +108,111 @@ def test_transparent_areas_are_masked_out_and_turn_as_the_picture_does(tmp_path:
     assert pixel(tmp_path, found.pictures[0].mask, (60, 20)) == 0
 
 
-def test_a_mask_of_nothing_and_a_broken_one_are_left_out_by_name(tmp_path: Path) -> None:
+def across() -> tuple[bytes, Image.Image]:
+    """A picture that lies on its side in its file, and a mask of its right half as one sees it."""
+    turned = Image.new("RGB", (SIZE[1], SIZE[0]), "red")
+    return encoded(turned, "JPEG", orientation=6), ImageOps.mirror(half())
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_a_mask_of_a_turned_picture_may_be_upright_or_lie_as_the_file_does(
+    tmp_path: Path, *, upright: bool
+) -> None:
+    picture, mask = across()
+    if not upright:  # orientation 6 is undone by a quarter turn to the left
+        mask = mask.transpose(Image.Transpose.ROTATE_90)
+
+    found = checked({"ted.jpg": picture, "ted_mask.png": encoded(mask)}, tmp_path)
+
+    assert pixel(tmp_path, found.pictures[0].mask, (3, 20)) == 0
+    assert pixel(tmp_path, found.pictures[0].mask, (60, 20)) == 255
+    assert ("turned" in found.notes[0].remarks[0]) != upright
+
+
+def in_16_bits() -> Image.Image:
+    twice = b"".join(bytes((value, value)) for value in half().tobytes())
+    return Image.frombytes("I;16", SIZE, twice)
+
+
+def on_nothing(colour: str) -> Image.Image:
+    """Painted on the left half of a sheet of nothing."""
+    image = Image.new("RGBA", SIZE)
+    image.paste(colour, (0, 0, SIZE[0] // 2, SIZE[1]))
+    return image
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        half().convert("1"), half().convert("P"), half().convert("CMYK"), on_nothing("white"),
+        in_16_bits(), half().convert("LA"),
+    ],
+    ids=["1 bit", "palette", "CMYK", "white on nothing", "16 bits", "with alpha"],
+)  # fmt: skip
+def test_a_mask_may_be_of_any_kind_and_what_is_transparent_of_it_is_black(
+    mask: Image.Image, tmp_path: Path
+) -> None:
+    kind = "JPEG" if mask.mode == "CMYK" else "PNG"
+    found = checked({"ted.jpg": PICTURE, "ted_mask.png": encoded(mask, kind)}, tmp_path)
+
+    assert pixel(tmp_path, found.pictures[0].mask, (3, 20)) == pytest.approx(255, abs=3)
+    assert pixel(tmp_path, found.pictures[0].mask, (60, 20)) == pytest.approx(0, abs=3)
+
+
+def test_a_16_bit_picture_with_a_transparent_grey_is_masked_by_it(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    in_16_bits().save(buffer, "PNG", transparency=0)
+
+    found = checked({"ted.png": buffer.getvalue()}, tmp_path)
+
+    assert pixel(tmp_path, found.pictures[0].mask, (3, 20)) == 255
+    assert pixel(tmp_path, found.pictures[0].mask, (60, 20)) == 0
+
+
+def test_masks_that_leave_out_everything_or_nothing_are_warned_of(tmp_path: Path) -> None:
+    black, white = (encoded(Image.new("L", SIZE, level)) for level in (1, 255))
+    files = {"ann.jpg": PICTURE, "ann_mask.png": white}
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+
+    (idle,) = checked(files, tmp_path / "1").warnings
+    (empty,) = checked(files | {"ted.jpg": PICTURE, "ted_mask.png": black}, tmp_path / "2").warnings
+
+    assert idle == "masked_loss has no effect: every mask is white all over"
+    assert empty.startswith("1 mask of hardly anything but black, which counts unmasked_weight")
+    assert empty.endswith(": ted.jpg")
+
+
+def test_pictures_of_one_name_share_its_mask_and_capitals_do_not_matter_where_it_is_clear(
+    tmp_path: Path,
+) -> None:
     files = {
-        "ted.jpg": PICTURE, "ben_mask.png": encoded(half()), "ann.jpg": PICTURE,
-        "ann_mask.png": b"no image",
+        "ted.jpg": PICTURE, "ted.png": encoded(Image.new("RGB", SIZE, "blue")),
+        "Ted_mask.png": encoded(half()), "Ann.jpg": PICTURE, "ann.jpg": PICTURE,
+        "ANN_mask.png": encoded(half()),
     }  # fmt: skip
 
     found = checked(files, tmp_path)
 
-    assert {each.file for each in found.skipped} == {"ben_mask.png", "ann_mask.png"}
+    masks = {each.name: each.mask for each in found.pictures}
+    assert masks["ted.jpg"] != masks["ted.png"]
+    assert pixel(tmp_path, masks["ted.jpg"], (3, 20)) == 255
+    assert pixel(tmp_path, masks["ted.png"], (60, 20)) == 0
+    assert masks["Ann.jpg"] == masks["ann.jpg"] == ""
+    assert [each.file for each in found.skipped] == ["ANN_mask.png"]
+
+
+def test_a_mask_of_nothing_and_a_broken_one_are_left_out_by_name(tmp_path: Path) -> None:
+    files = {
+        "ted.jpg": PICTURE, "ben_mask.png": encoded(half()), "masks/ted_mask.png": encoded(half()),
+        "__MACOSX/._ted_mask.png": b"of a Mac", "ann.jpg": PICTURE, "ann_mask.png": b"no image",
+        "eve.jpg": b"no image", "eve_mask.png": encoded(half()),
+    }  # fmt: skip
+
+    found = checked(files, tmp_path)
+
+    left_out = {each.file for each in found.skipped}
+    assert left_out == {"ben_mask.png", "masks/ted_mask.png", "ann_mask.png", "eve.jpg"}
     assert [each.mask for each in found.pictures] == ["", ""]
     assert len(list((tmp_path / "out").iterdir())) == 2
 

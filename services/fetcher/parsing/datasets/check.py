@@ -15,11 +15,17 @@ from services.fetcher.parsing.datasets.camera_names import is_camera_name
 from services.fetcher.parsing.datasets.checked import CheckedDataset, Notes
 from services.fetcher.parsing.datasets.image_check import (
     UnusableImage,
-    decoded,
+    decoded_mask,
     inspect,
     transparency,
 )
-from services.fetcher.parsing.datasets.masks import SUFFIX, Masks, like_masks, store_mask
+from services.fetcher.parsing.datasets.masks import (
+    SUFFIX,
+    Masks,
+    like_masks,
+    store_mask,
+    warnings_of,
+)
 from services.fetcher.parsing.datasets.pages import Previews
 from services.fetcher.parsing.datasets.sidecar_values import ImageOptions
 from services.fetcher.parsing.datasets.sidecars import ImageTexts, Sidecars
@@ -60,6 +66,9 @@ class Checker:
         self.pictures: list[Picture] = []
         self.skipped = list(unpacked.skipped)
         self._masks = masks
+        self._broken_masks: dict[str, Skipped] = {}
+        self._kept_by_masks: dict[str, float] = {}
+        """By the picture's name: its share."""
         self.pixels = 0
         """Of all images that were decoded."""
         self.stored_bytes = 0
@@ -94,8 +103,10 @@ class Checker:
         remarks = [*info.remarks, *texts.remarks]
         if self._masks and (mask := self._mask(image, transparent)) is not None:
             file = f"{Path(picture.file).stem}{SUFFIX}.png"
-            remarks.append(store_mask(mask, info.size, self._folder / file))
+            stored = store_mask(mask, info.size, self._folder / file, turn=info.turn)
             self.stored_bytes += (self._folder / file).stat().st_size
+            remarks.append(stored.remark)
+            self._kept_by_masks[image.name] = stored.kept
             picture = replace(picture, mask=file)
         if self._previews and info.small:
             mask_file = self._folder / picture.mask if picture.mask else None
@@ -118,14 +129,11 @@ class Checker:
         assert self._masks is not None  # noqa: S101 - see check
         if (beside := self._masks.of(image)) is None:
             return transparent
-        path = self._folder / beside.file
         try:
-            mask = decoded(path)
+            mask = decoded_mask(self._folder / beside.file)
         except UnusableImage as error:
-            self.skipped.append(Skipped.of(beside.name, error))
+            self._broken_masks[beside.name] = Skipped.of(beside.name, error)
             return transparent
-        finally:
-            path.unlink()
         self.pixels += mask.width * mask.height
         return mask
 
@@ -133,11 +141,12 @@ class Checker:
         return CheckedDataset(
             pictures=self.pictures,
             notes=self._notes,
-            skipped=self.skipped,
+            skipped=[*self.skipped, *self._broken_masks.values()],
             duplicates=self._duplicates,
             warnings=[
                 *self._several_lines(),
                 *self._repeated_tags(),
+                *warnings_of(self._kept_by_masks),
                 *self._sidecars.warnings,
                 *self._sidecars.unused(),
             ],
@@ -219,7 +228,8 @@ def check_images(
         checked(done, len(images))
     for each in masks.skipped if masks else ():
         checker.skipped.append(Skipped.of(each.name, "a mask of no picture beside it"))
-        (folder / each.file).unlink()
+    for each in masks.files if masks else ():  # they are stored anew, and several pictures may
+        (folder / each.file).unlink()  # have one
     if not checker.pictures:
         raise Refused(_no_usable_image(shown, checker.skipped))
     found = checker.result()

@@ -17,7 +17,7 @@ from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from services.fetcher.parsing.datasets.avif_size import coded_size
 from shared.dataset.buckets import Size
-from shared.dataset.pixels import FORMATS, alpha_of, as_trained, fingerprint, open_image
+from shared.dataset.pixels import FORMATS, alpha_of, as_trained, fingerprint, open_image, turn_of
 from shared.disk import SPARE, require_room, translate_disk_full
 from shared.thumbnail import shrink
 
@@ -64,6 +64,8 @@ class ImageInfo(Struct, frozen=True, kw_only=True):
     """After the EXIF orientation is applied."""
     fingerprint: str
     """Equal for images of equal pixels."""
+    turn: Image.Transpose | None = None
+    """What has set it upright, by its EXIF orientation; None: it was."""
     remarks: tuple[str, ...] = ()
     """What of the image is not trained on, or not as it stands."""
     small: Image.Image | None = None
@@ -80,11 +82,13 @@ def inspect(path: Path, *, small: bool = False) -> ImageInfo:
     with _usable(path), open_image(path, READ) as image:
         trained = _decoded(image, path)
         remarks = tuple(_remarks(image))
+        turn = turn_of(image)
         is_foreign = image.format in FOREIGN
     info = ImageInfo(
         file=_stored_anew(trained, path) if is_foreign else path.name,
         size=Size(*trained.size),
         fingerprint=fingerprint(trained),
+        turn=turn,
         remarks=remarks,
         small=trained if small else None,
     )
@@ -93,10 +97,13 @@ def inspect(path: Path, *, small: bool = False) -> ImageInfo:
     return info
 
 
-def decoded(path: Path) -> Image.Image:
-    """An image as it would be trained on. Raises UnusableImage as :func:`inspect`."""
+def decoded_mask(path: Path) -> Image.Image:
+    """An image as a mask, upright: what is transparent is black.
+
+    Raises UnusableImage as :func:`inspect`.
+    """
     with _usable(path), open_image(path, READ) as image:
-        return _decoded(image, path)
+        return _decoded(image, path, paper="black")
 
 
 def transparency(path: Path) -> Image.Image | None:
@@ -134,8 +141,8 @@ def _unidentified(path: Path) -> str:
     return f"not a {KINDS} image"
 
 
-def _decoded(image: Image.Image, path: Path) -> Image.Image:
-    """The image as it is trained on."""
+def _decoded(image: Image.Image, path: Path, paper: str = "white") -> Image.Image:
+    """The image as it is trained on, or on another paper."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UnusableImage(
@@ -150,7 +157,7 @@ def _decoded(image: Image.Image, path: Path) -> Image.Image:
     if getattr(image, "n_frames", 1) > MAX_FRAMES:
         raise UnusableImage(f"an animation of more than {MAX_FRAMES} frames")
     image.load()
-    return as_trained(image)
+    return as_trained(image, paper)
 
 
 def _scans(jpeg: bytes) -> int:
