@@ -17,7 +17,7 @@ from msgspec.json import encode
 from msgspec.structs import replace
 
 from shared.dataset.buckets import sizes
-from shared.dataset.optimizers import state_bytes
+from shared.dataset.optimizers import IN_8_BITS, state_bytes
 from shared.request import Resolution, Train
 
 GIB = 2**30
@@ -240,8 +240,8 @@ class Smaller(NamedTuple):
 
 
 CHANGEABLE = (
-    "useadam8bit", "gradient_checkpointing", "amp", "batch_size", "grad_accum", "ema_decay_rate",
-    "disable_textenc_training", "resolution", "lora_rank",
+    "useadam8bit", "optimizer", "gradient_checkpointing", "amp", "batch_size", "grad_accum",
+    "ema_decay_rate", "disable_textenc_training", "resolution", "lora_rank",
 )  # fmt: skip
 SMALL_RESOLUTION: Resolution = 512
 USUAL_RANK = 16
@@ -281,6 +281,8 @@ def smaller(
 def _changes(train: Train) -> Iterator[dict[str, Any]]:
     if train.optimizer is None:
         yield {"useadam8bit": True}
+    elif (small := IN_8_BITS.get(train.optimizer)) is not None:
+        yield {"optimizer": small}
     yield {"gradient_checkpointing": True}
     yield {"amp": True}
     images, batch = train.batch_size * train.grad_accum, train.batch_size

@@ -36,6 +36,8 @@ HABITS: dict[Optimizer, Habits] = {
 }
 IN_32_BITS: dict[Optimizer, Optimizer] = {"adamw8bit": "adamw", "lion8bit": "lion"}
 """What takes their place where bitsandbytes does not work."""
+IN_8_BITS: dict[Optimizer, Optimizer] = {whole: small for small, whole in IN_32_BITS.items()}
+"""What trains alike with less memory."""
 FAR = 30.0
 """A rate that is so many times higher or lower than the usual one is most likely meant for another
 optimizer."""

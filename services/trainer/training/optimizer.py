@@ -30,6 +30,8 @@ PRODIGY: dict[str, Any] = {
     "lr": 1.0, "weight_decay": WEIGHT_DECAY, "use_bias_correction": True, "safeguard_warmup": True
 }  # fmt: skip
 """As its authors advise for diffusion models."""
+OF_THE_FIRST_STEP = {"d_denom", "d_hat"}
+"""What Prodigy's groups get with it."""
 
 
 def make_optimizer(kind: ChosenOptimizer, parameters: Iterable[Parameter]) -> Optimizer:
@@ -67,6 +69,10 @@ def _in_8_bits(kind: Literal["adamw8bit", "lion8bit"], parameters: Iterable[Para
 def saved_weights(optimizers: Iterable[Optimizer]) -> Iterator[None]:
     """Within the block the weights are those to draw with: a schedule-free optimizer averages."""
     averaging = [each for each in optimizers if isinstance(each, AdamWScheduleFree)]
+    # Its own way back rounds: how often was saved would be seen in the weights. A card may lack
+    # room for a copy.
+    weights = [weight for each in averaging for weight in _weights_of(each)]
+    trained = [weight.detach().to("cpu", copy=True) for weight in weights]
     for each in averaging:
         each.eval()
     try:
@@ -74,6 +80,13 @@ def saved_weights(optimizers: Iterable[Optimizer]) -> Iterator[None]:
     finally:
         for each in averaging:
             each.train()
+        for weight, before in zip(weights, trained, strict=True):
+            weight.data.copy_(before)
+
+
+def _weights_of(optimizer: Optimizer) -> Iterator[Parameter]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
@@ -110,6 +123,8 @@ def save_state(optimizer: Optimizer, path: Path) -> None:
 def load_state(optimizer: Optimizer, path: Path) -> None:
     """Restore what :func:`save_state` wrote, bit for bit.
 
+    Where it was written among :func:`saved_weights`, the weights here are those, too.
+
     Raises:
         ValueError: it belongs to other weights or to another kind of optimizer.
     """
@@ -119,13 +134,14 @@ def load_state(optimizer: Optimizer, path: Path) -> None:
     _check(optimizer, header["groups"])
     state = _nested({**tensors, **header["plain"]})
     optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
+    if isinstance(optimizer, AdamWScheduleFree):
+        optimizer.train()
 
 
 def _check(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
     ours = optimizer.state_dict()["param_groups"]
-    # Prodigy's groups get more entries with their first step.
     if len(ours) != len(groups) or any(
-        len(own["params"]) != len(other["params"]) or not own.keys() <= other.keys()
+        len(own["params"]) != len(other["params"]) or own.keys() != other.keys() - OF_THE_FIRST_STEP
         for own, other in zip(ours, groups, strict=True)
     ):
         raise ValueError("the optimizer's state belongs to another kind of optimizer or network")

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from shared import request
 from shared.dataset.card_memory import USUAL_RANK
-from shared.dataset.optimizers import chosen_optimizer, usual_lr
+from shared.dataset.optimizers import IN_8_BITS, chosen_optimizer, usual_lr
 from shared.request import LrScheduler, Train
 
 A_LORA = f"a LoRA (lora_rank {USUAL_RANK})"
@@ -164,8 +164,8 @@ def to_need_less_memory(train: Train) -> str | None:
         changes.append("gradient_checkpointing true")
     if not changes:
         return None
-    if chosen_optimizer(train) == "adamw":
-        changes.append("useadam8bit true")
+    if (smaller := IN_8_BITS.get(chosen_optimizer(train))) is not None:
+        changes.append(f"optimizer {smaller}" if train.optimizer else "useadam8bit true")
     if not train.amp:
         changes.append("amp true")
     if train.resolution > DEFAULT_RESOLUTION:

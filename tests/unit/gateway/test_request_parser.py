@@ -1079,6 +1079,10 @@ def test_a_lora_is_asked_for_as_safetensors() -> None:
             {"optimizer": "prodigy", "lr": 1e-4},
             "lr 0.0001 is far from what is usual with optimizer",
         ),
+        (
+            {"optimizer": "prodigy", "text_encoder_lr": 5e-6},
+            "text_encoder_lr 5e-06 is far from what is usual with optimizer",
+        ),
         ({"optimizer": "lion", "lr": 1e-3}, "optimizer lion, 4e-07; leave it out to train at that"),
     ],
     ids=str,
@@ -1089,6 +1093,15 @@ def test_what_is_meant_for_another_optimizer_is_warned_of(
     (found,) = warnings_of(**asked)
 
     assert warning in found
+
+
+def test_the_usual_rate_of_a_lora_is_not_far_from_it_where_a_model_is_named_that_may_be_one() -> (
+    None
+):
+    asked = {"optimizer": "adamw", "lr": 1e-4}
+
+    assert len(list(warnings_of(**asked))) == 1
+    assert not list(warnings_of(**asked, resume_ckpt_url="https://example.com/anna.safetensors"))
 
 
 @pytest.mark.parametrize(

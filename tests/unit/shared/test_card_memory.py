@@ -186,6 +186,8 @@ def advice(room: float, number: int = 1, **settings: Any) -> str | None:
         (10.7, {}, "gradient_checkpointing true"),
         (14.7, {"batch_size": 8, "useadam8bit": False},
          "useadam8bit true, gradient_checkpointing true"),
+        (14.7, {"batch_size": 8, "optimizer": "adamw"},
+         "optimizer adamw8bit, gradient_checkpointing true"),
         (16.0, {"batch_size": 64, "gradient_checkpointing": True}, "batch_size 16, grad_accum 4"),
         (10.7, {"ema_decay_rate": 0.9}, "gradient_checkpointing true, no ema_decay_rate"),
         (10.2, {}, "gradient_checkpointing true, disable_textenc_training true"),

@@ -84,22 +84,38 @@ def test_it_goes_on_from_its_saved_state_to_the_last_bit(
     assert all(map(torch.equal, second.weights, whole.weights))
 
 
-def test_what_is_saved_of_a_schedule_free_one_is_the_average_and_training_goes_on_without_it() -> (
-    None
-):
-    learning, other = Learning("schedule_free"), Learning("schedule_free")
+def test_of_a_schedule_free_one_the_average_is_saved_as_if_training_had_not_been_interrupted(
+    tmp_path: Path,
+) -> None:
+    learning, other, next_job = (Learning("schedule_free") for _ in range(3))
     learning.step(5)
     other.step(5)
     trained = [each.detach().clone() for each in learning.weights]
 
     with saved_weights([learning.optimizer]):
         averaged = [each.detach().clone() for each in learning.weights]
+        save_state(learning.optimizer, tmp_path / "state.safetensors")
     learning.step(3)
     other.step(3)
 
     assert not any(map(torch.equal, averaged, trained))
-    for one, same in zip(learning.weights, other.weights, strict=True):
-        assert torch.allclose(one, same, rtol=0, atol=1e-7)
+    assert all(map(torch.equal, learning.weights, other.weights))
+    for weight, average in zip(next_job.weights, averaged, strict=True):
+        weight.data.copy_(average)
+    load_state(next_job.optimizer, tmp_path / "state.safetensors")
+    assert all(map(torch.allclose, next_job.weights, trained))
+    next_job.step(1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_takes_no_state_of_another(name: request.Optimizer, tmp_path: Path) -> None:
+    learning = Learning(name)
+    learning.step(1)
+    save_state(learning.optimizer, tmp_path / "state.safetensors")
+
+    for other in {*NAMES} - {name}:
+        with pytest.raises(ValueError, match="belongs to another kind of optimizer"):
+            load_state(Learning(other).optimizer, tmp_path / "state.safetensors")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -242,6 +242,9 @@ def test_advice_after_memory_ran_out_names_settings_until_none_is_left() -> None
         " resolution 512, or a LoRA (lora_rank 16)"
     )
     assert to_need_less_memory(train(batch_size=1, lora_rank=4)) == "gradient_checkpointing true"
+    assert to_need_less_memory(train(batch_size=1, lora_rank=4, optimizer="lion")) == (
+        "gradient_checkpointing true, optimizer lion8bit"
+    )
     assert to_need_less_memory(train(batch_size=1, gradient_checkpointing=True)) is None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from shared.dataset.optimizers import FAR, IN_32_BITS, usual_lr
 from shared.request import DEFAULT_BASE, JOB_ID, Inference, Policy, Train
@@ -23,11 +23,7 @@ class Idle(NamedTuple):
 
 OWN_BASE = rf"^{re.escape(DEFAULT_BASE.removesuffix('.ckpt'))}(\.ckpt)?$"
 WITHOUT_LORA = Idle(lambda train: train.lora_rank is None, "without lora_rank")
-GOES_ON_WITH_NONE = Idle(
-    lambda train: train.lora_rank is None and bool(re.search(OWN_BASE, train.resume_ckpt_url)),
-    "without lora_rank",
-)
-"""What is named may be a LoRA; a job that goes on with it has its rank."""
+GOES_ON_WITH_NONE = Idle(lambda train: not may_be_lora(train), "without lora_rank")
 CONSTANT = Idle(lambda train: train.lr_scheduler == "constant", "with lr_scheduler constant")
 
 RATED_FROM = 2
@@ -116,6 +112,11 @@ SHOWN = (bool, int, float)
 """Values that a warning repeats."""
 
 
+def may_be_lora(train: Train) -> bool:
+    """Whether a LoRA is trained: what is named may be one, and a job that goes on has its rank."""
+    return train.lora_rank is not None or not re.search(OWN_BASE, train.resume_ckpt_url)
+
+
 def saves_by_epochs(train: Train) -> bool:
     """Whether an epoch before the last one ends with a checkpoint."""
     every = train.save_every_n_epochs
@@ -181,8 +182,13 @@ def _of_optimizer(train: Train) -> Iterator[str]:
             " used with constant"
         )
     usual = usual_lr(train)
-    if train.lr is not None and not usual / FAR <= train.lr <= usual * FAR:
-        yield (
-            f"input.train.lr {train.lr:.10g} is far from what is usual with optimizer"
-            f" {train.optimizer}, {usual:g}; leave it out to train at that"
-        )
+    highest = usual_lr(replace(train, lora_rank=1)) if may_be_lora(train) else usual
+    rates = {"lr": train.lr}
+    if not train.disable_textenc_training:
+        rates["text_encoder_lr"] = train.text_encoder_lr
+    for name, rate in rates.items():
+        if rate is not None and not usual / FAR <= rate <= highest * FAR:
+            yield (
+                f"input.train.{name} {rate:.10g} is far from what is usual with optimizer"
+                f" {train.optimizer}, {usual:g}; leave it out to train at that"
+            )
