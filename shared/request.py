@@ -48,6 +48,8 @@ Text = Annotated[str, Meta(min_length=1)]
 LoraWeight = Annotated[float, Meta(ge=-10.0, le=10.0)]
 MAX_LORAS = 10
 """That a model is drawn with at once."""
+LEAST_ALPHA = 0.001
+"""With less a LoRA would add nothing that could be seen."""
 
 DEFAULT_BASE = "sd_v1-5_vae.ckpt"
 """The name that stands for the deployment's base model."""
@@ -167,7 +169,7 @@ class Train(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     enable_zero_terminal_snr: bool = False
     keep_checkpoints: Positive | None = None
     keep_tags: Count = 0
-    lora_alpha: Annotated[float, Meta(gt=0.0, le=1024.0)] | None = None
+    lora_alpha: Annotated[float, Meta(ge=LEAST_ALPHA, le=1024.0)] | None = None
     lora_conv_rank: Annotated[int, Meta(ge=0, le=128)] = 0
     lora_merge: bool = False
     lora_rank: Annotated[int, Meta(ge=1, le=256)] | None = None

@@ -12,7 +12,15 @@ from msgspec.structs import replace
 from services.fetcher.models.lora_on_base import file_of
 from shared.errors import Refused
 from shared.network.addresses import shown_url
-from shared.request import AddedLora, Inference, LoraShape, LoraSource, ModelSource, Train
+from shared.request import (
+    LEAST_ALPHA,
+    AddedLora,
+    Inference,
+    LoraShape,
+    LoraSource,
+    ModelSource,
+    Train,
+)
 
 MOST = LoraShape(rank=256, alpha=1024.0, conv_rank=128)
 """That can be trained."""
@@ -30,6 +38,11 @@ def going_on_with(train: Train, lora: LoraShape | None) -> Train:
         raise Refused(
             f"input.train.resume_ckpt_url: this LoRA has {lora}; the most that can be trained are"
             f" {MOST}"
+        )
+    if lora.alpha < LEAST_ALPHA:
+        raise Refused(
+            f"input.train.resume_ckpt_url: this LoRA has {lora}; it can be trained from alpha"
+            f" {LEAST_ALPHA} on"
         )
     if train.checkpoint_format == "ckpt":
         raise Refused(

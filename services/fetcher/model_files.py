@@ -38,6 +38,8 @@ TOKENIZER = (
     "tokenizer/tokenizer_config.json",
     "tokenizer/vocab.json",
 )
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""As diffusers names it in a repository of its own."""
 VOCABULARIES = ({"tokenizer/tokenizer.json"}, {"tokenizer/vocab.json", "tokenizer/merges.txt"})
 """Either set of files is a tokenizer's whole vocabulary."""
 

@@ -19,6 +19,7 @@ from services.fetcher.limits import model_limits
 from services.fetcher.model_files import lacks
 from services.fetcher.models.hub import (
     MAIN_BRANCH,
+    Fetched,
     HubModel,
     cached_folder,
     folder_of,
@@ -124,10 +125,36 @@ class HubCache:
         self, model: HubModel, meter: ProgressMeter, reader: Reader, *, token: str | None
     ) -> tuple[LocalModel, str]:
         """The model and its commit, fetched unless it is cached."""
-        cache = cache_of(self._home, token)
-        kept = await in_thread(self._own)
-        folder, commit = await pull(model, cache, token=token, on_bytes=meter.bytes, kept=kept)
-        return await self._folders.check(folder, str(model), meter, reader), commit
+        fetched = await self._pull(model, meter, token)
+        return await self._folders.check(fetched.folder, str(model), meter, reader), fetched.commit
+
+    async def fetch_any(
+        self, model: HubModel, meter: ProgressMeter, reader: Reader, *, token: str | None
+    ) -> LocalModel | Path:
+        """The model, or the file that it is, which nobody has read yet; fetched unless cached."""
+        fetched = await self._pull(model, meter, token, may_be_file=True)
+        if fetched.file is not None:
+            return fetched.file
+        return await self._folders.check(fetched.folder, str(model), meter, reader)
+
+    async def _pull(
+        self,
+        model: HubModel,
+        meter: ProgressMeter,
+        token: str | None,
+        *,
+        weights: bool = True,
+        may_be_file: bool = False,
+    ) -> Fetched:
+        return await pull(
+            model,
+            cache_of(self._home, token),
+            token=token,
+            on_bytes=meter.bytes,
+            weights=weights,
+            may_be_file=may_be_file,
+            kept=await in_thread(self._own),
+        )
 
     def _own(self) -> set[str]:
         """The deployment's models, as the cache has them: those pulled, and what it is set to."""
@@ -141,11 +168,7 @@ class HubCache:
 
     async def fetch_configs(self, model: HubModel, meter: ProgressMeter) -> Path:
         """The folder with a public model's configurations and tokenizer."""
-        cache, kept = cache_of(self._home, None), await in_thread(self._own)
-        fetched = await pull(
-            model, cache, token=None, on_bytes=meter.bytes, weights=False, kept=kept
-        )
-        return fetched.folder
+        return (await self._pull(model, meter, None, weights=False)).folder
 
 
 class ConfiguredModel:

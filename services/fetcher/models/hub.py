@@ -65,6 +65,8 @@ class HubOrder(Struct, frozen=True, kw_only=True):
     cache: str
     weights: bool
     """False: only configurations and tokenizer."""
+    may_be_file: bool = False
+    """Whether a file is taken where there is no folder of a model, as of a LoRA."""
     token: str | None
     kept: tuple[str, ...]
     """The deployment's own models, which make no room: see :func:`.hub_room.make_room`."""
@@ -140,6 +142,8 @@ class Fetched(NamedTuple):
 
     folder: Path
     commit: str
+    file: Path | None = None
+    """The one that is the model; None: the folder is."""
 
 
 async def pull(
@@ -149,11 +153,13 @@ async def pull(
     token: str | None,
     on_bytes: OnBytes,
     weights: bool = True,
+    may_be_file: bool = False,
     kept: Collection[str] = (),
 ) -> Fetched:
     """Fetch a model unless it is cached; its folder may lack files.
 
-    Without ``weights`` only its configurations and its tokenizer. Others in the cache that were
+    Without ``weights`` only its configurations and its tokenizer; ``may_be_file``: a single file,
+    where there is no folder of a model. Others in the cache that were
     used least recently may make room for it, but for those ``kept``: see
     :func:`.hub_room.make_room`.
 
@@ -167,7 +173,17 @@ async def pull(
     watcher = DownloadWatcher(cache / folder_of(model) / "blobs", on_bytes)
     watching = asyncio.create_task(watcher.run())
     try:
-        await child.order(_order(model, cache, token, weights=weights, kept=kept))
+        await child.order(
+            HubOrder(
+                model=model,
+                cache=str(cache),
+                weights=weights,
+                may_be_file=may_be_file,
+                token=token,
+                kept=tuple(kept),
+                environment=_environment(),
+            )
+        )
         fetched = await _listen(child, model, watcher)
         await watcher.poll()
         return fetched
@@ -190,20 +206,11 @@ def folder_of(model: HubModel) -> str:
     return "models--" + model.repository.replace("/", "--")
 
 
-def _order(
-    model: HubModel, cache: Path, token: str | None, *, weights: bool, kept: Collection[str]
-) -> HubOrder:
-    environment = {
+def _environment() -> dict[str, str]:
+    inherited = {
         name: value for name, value in os.environ.items() if INHERITED_VARIABLES.fullmatch(name)
     }
-    return HubOrder(
-        model=model,
-        cache=str(cache),
-        weights=weights,
-        token=token,
-        kept=tuple(kept),
-        environment=environment | LIBRARY_SETTINGS,
-    )
+    return inherited | LIBRARY_SETTINGS
 
 
 async def _listen(child: Child, model: HubModel, watcher: DownloadWatcher) -> Fetched:
@@ -219,7 +226,9 @@ async def _listen(child: Child, model: HubModel, watcher: DownloadWatcher) -> Fe
         raise last.error()
     folder = Path(last.summary["folder"])
     await asyncio.to_thread(os.utime, folder)  # it was used now
-    return Fetched(folder / (model.subfolder or ""), folder.name)
+    file = last.summary.get("file")
+    below = folder / (model.subfolder or "")
+    return Fetched(below, folder.name, below / file if file else None)
 
 
 class DownloadWatcher:

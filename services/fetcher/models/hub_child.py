@@ -1,7 +1,8 @@
 """The child process that fetches a model's files from the hub: one order, then the end.
 
 ``python -m services.fetcher.models.hub_child DESCRIPTOR PARENT``, started by
-:func:`services.fetcher.models.hub.pull`. Only the files of a Stable Diffusion are fetched.
+:func:`services.fetcher.models.hub.pull`. Only the files of a Stable Diffusion are fetched, or the
+one of a LoRA.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from services.fetcher.model_files import (
+    LORA_FILE,
     MAX_MODEL_BYTES,
     REQUIRED,
     SUFFIXES,
@@ -54,38 +56,70 @@ def _run(order: HubOrder, writer: RecordWriter) -> AnyRecord:
 
     bound_answers()
     try:
-        return Done(summary={"folder": _snapshot(order, writer)})
+        return Done(summary=_fetched(order, writer))
     except (AnswerTooLarge, Refused) as error:
         return Failed(refused=True, reason=f"{order.model}: {error}")
     except Exception as error:  # noqa: BLE001 - the parent must learn of any error
         return failed(error, order.model)
 
 
-def _snapshot(order: HubOrder, writer: RecordWriter) -> str:
+def _fetched(order: HubOrder, writer: RecordWriter) -> dict[str, str]:
+    """Where the model is, by the names that :func:`services.fetcher.models.hub.pull` reads."""
+    listing, away = _listing(order)
+    if (file := _single_file(order, listing)) is None:
+        return {"folder": _snapshot(order, writer, listing, away)}
+    name = _path_in_repository(order.model, file)
+    return {"folder": str(_arrived(order, writer, listing, [name])), "file": file}
+
+
+def _single_file(order: HubOrder, listing: Listing) -> str | None:
+    """The file in the model's folder that is taken, if it may be one: a LoRA's, or the only one.
+
+    None: it is to be a folder.
+    """
+    if not order.may_be_file:
+        return None
+    start = _path_in_repository(order.model, "")
+    names = {name.removeprefix(start) for name in listing.bytes if name.startswith(start)}
+    if not listing.bytes and (cached := cached_folder(order.model, Path(order.cache))):
+        names = {path.name for path in cached.iterdir()}
+    if "model_index.json" in names:
+        return None
+    files = [name for name in names if name.endswith(SUFFIXES[0]) and "/" not in name]
+    return LORA_FILE if LORA_FILE in files else files[0] if len(files) == 1 else None
+
+
+def _snapshot(
+    order: HubOrder, writer: RecordWriter, listing: Listing, away: Exception | None
+) -> str:
     """Fetch configurations and full-precision weights, or else half-precision weights.
 
     An order without weights gets the configurations alone. If the hub does not answer, its library
     returns what the cache has: a file that is missing there may be in the repository.
     """
-    listing, away = _listing(order)
     folder = Path()
     for suffix in SUFFIXES:
         weights = [stem + suffix for stem in WEIGHTS.values()] if order.weights else []
         weights = [_path_in_repository(order.model, name) for name in weights]
         configs = [_path_in_repository(order.model, name) for name in (*REQUIRED, *TOKENIZER)]
-        names = [*configs, *weights]
-        total = sum(listing.bytes.get(name, 0) for name in names)
-        require_room_for(order, listing, names)
-        writer.write(Progress(numbers={"bytes_total": total or None}))
-        folder = Path(_fetch(order, names))
-        expected = [name for name in names if name in listing.bytes]
-        if missing := [name for name in expected if not (folder / name).exists()]:
-            raise FileNotFoundError(f"{missing[0]} has not arrived")
+        folder = _arrived(order, writer, listing, [*configs, *weights])
         if all((folder / name).exists() for name in weights):
             break
     if away is not None and lacks(folder / (order.model.subfolder or ""), weights=order.weights):
         raise away
     return str(folder)
+
+
+def _arrived(order: HubOrder, writer: RecordWriter, listing: Listing, names: list[str]) -> Path:
+    """Fetch those of these files that there are; the repository's folder."""
+    total = sum(listing.bytes.get(name, 0) for name in names)
+    require_room_for(order, listing, names)
+    writer.write(Progress(numbers={"bytes_total": total or None}))
+    folder = Path(_fetch(order, names))
+    expected = [name for name in names if name in listing.bytes]
+    if missing := [name for name in expected if not (folder / name).exists()]:
+        raise FileNotFoundError(f"{missing[0]} has not arrived")
+    return folder
 
 
 def require_room_for(order: HubOrder, listing: Listing, names: list[str]) -> None:

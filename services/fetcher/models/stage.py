@@ -233,7 +233,8 @@ class ModelStager:
             return await self._configured.find(staging.meter, staging.reader)
         if model := hub_model(source, staging.reference.subfolder):
             token = self._token_for(model)
-            return (await self._cache.fetch(model, staging.meter, staging.reader, token=token))[0]
+            found = await self._cache.fetch_any(model, staging.meter, staging.reader, token=token)
+            return await self._open(found, staging) if isinstance(found, Path) else found
         if is_http_url(source):
             file, url = staging.scratch / "download", file_url(source)
             await download(
@@ -268,7 +269,7 @@ class ModelStager:
             file=str(file),
             folder=str(staging.scratch / MODEL_FOLDER),
             base=str(base) if base else None,
-            subfolder=staging.reference.subfolder,
+            subfolder=None if hub_model(staging.source) else staging.reference.subfolder,
             shown=staging.shown,
         )
         limits = model_limits((await in_thread(file.stat)).st_size)

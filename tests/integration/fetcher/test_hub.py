@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
 from everydream.this_machine.base_models import pull_model
-from services.fetcher.model_files import WEIGHTS
+from services.fetcher.model_files import LORA_FILE, WEIGHTS
 from services.fetcher.models.configured_model import PINS, TINY_FOLDER, hub_token
 from services.fetcher.models.hub import (
     INHERITED_VARIABLES,
@@ -24,13 +26,20 @@ from services.fetcher.models.hub_child import Listing, require_room_for
 from shared import disk
 from shared.diffusion.loading import Parts, load
 from shared.errors import Full, Passing, Refused, SettingsError
+from shared.request import LoraShape
 from shared.settings import Settings, from_environment
+from shared.storage import manifest as names
 from tests.support.servers.hostile import Hostile, head, hostile
 from tests.support.servers.process import HOST, free_port
 from tests.support.staging import COMMIT, Hub, Stage, copied, running_hub, same
 
 ALIAS = "sd_v1-5_vae.ckpt"
 SHA = COMMIT.encode()
+LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+LORA = {
+    f"{LAYER}.lora_A.weight": torch.ones(4, 64), f"{LAYER}.lora_B.weight": torch.ones(32, 4),
+}  # fmt: skip
+"""Of the tiny model."""
 
 
 @pytest.fixture
@@ -164,6 +173,27 @@ async def test_a_subfolder_of_a_repository_can_hold_the_model(
     for bad in ("../v1", "/../..", "models/../.."):
         with pytest.raises(Refused, match="hf_repo_subfolder"):
             await stage("org/model", subfolder=bad)
+
+
+async def test_a_repository_of_a_lora_is_taken_by_the_usual_name_or_the_only_file(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loras = tmp_path / "loras"
+    for name in (LORA_FILE, "checkpoint-1.safetensors", "v2/anna.safetensors", "v2/a/b.txt"):
+        (loras / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(LORA, loras / name)
+    async with running_hub(loras, "org/anna") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        prefix = await stage("org/anna")
+        assert stage.lora == LoraShape(rank=4, alpha=4.0)
+        await stage("org/anna", subfolder="v2")
+        assert {*hub.fetched} == {LORA_FILE, "v2/anna.safetensors"}
+    monkeypatch.setenv("HF_ENDPOINT", f"http://{HOST}:{free_port()}")
+
+    again = await stage("org/anna")
+
+    kept = [await stage.store.get(f"{each}/{names.LORA}") for each in (prefix, again)]
+    assert kept[0] == kept[1]
 
 
 async def test_half_precision_weights_are_taken_where_there_are_no_others(

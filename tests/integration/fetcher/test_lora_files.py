@@ -221,7 +221,11 @@ async def staged(
         (small(**{UP: torch.full((32, RANK), torch.nan)}), "a value that is not finite"),
         (small(**{UP: torch.ones(32, RANK).to(torch.float8_e4m3fn)}), "is of type F8_E4M3"),
         (small(alpha=torch.tensor(0.0)), "expected a number above 0, got 0"),
-        (small(**{DOWN: torch.ones(0, 64)}), "lora_down.weight is of rank 0; expected 1 or more"),
+        (small(**{DOWN: torch.ones(0, 64)}), "lora_down.weight is of rank 0; expected 1 to 1280"),
+        (
+            small(**{DOWN: torch.ones(1281, 64), UP: torch.ones(32, 1281)}),
+            "lora_down.weight is of rank 1281; expected 1 to 1280",
+        ),
         (small(alpha=torch.ones(4)), "expected one number, got F32 4"),
         (
             small() | {f"{LAYER.replace(DIFFUSERS, ORIGINAL)}.{UP}": torch.ones(32, RANK)},
@@ -245,6 +249,7 @@ async def test_what_is_no_lora_for_this_base_model_is_refused_by_the_name_of_wha
         (f'{{"unet.lora_alpha": 1{"0" * 400}}}', "out of range"),
         ('{"text_encoder.alpha_pattern": ["to_k"]}', "got `array` - at `$.alpha_pattern`"),
         (f'{{"unet.alpha_pattern": {"[" * 9999}{"]" * 9999}}}', "maximum recursion depth"),
+        ('{"unet.alpha_pattern": {"to_k": 2, "to_(q": 4}}', "unterminated subpattern"),
     ],
 )
 async def test_a_configuration_that_is_not_as_peft_writes_it_is_refused(
@@ -253,6 +258,28 @@ async def test_a_configuration_that_is_not_as_peft_writes_it_is_refused(
     where = r"anna\.safetensors: lora_adapter_metadata in its header is not as peft writes it"
     with pytest.raises(Refused, match=f"{where}: .*{re.escape(reason)}"):
         await staged(stage, web, small(), metadata={"lora_adapter_metadata": config})
+
+
+async def test_the_patterns_of_a_configuration_are_regular_expressions_as_in_peft(
+    stage: Stage, web: Web
+) -> None:
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_"
+    tensors = {}
+    for name in ("k", "q", "v"):
+        width = 64 if name in "kv" else 32
+        tensors[f"unet.{layer}{name}.lora_A.weight"] = torch.ones(RANK, width)
+        tensors[f"unet.{layer}{name}.lora_B.weight"] = torch.ones(32, RANK)
+    patterns = {"^attn2.to_k$": 1, r"down_blocks\.\d+\..*\.to_k": 2, "to_q|to_k": 3}
+    config = {"unet.lora_alpha": 8, "unet.alpha_pattern": patterns}
+    metadata = {"lora_adapter_metadata": msgspec.json.encode(config).decode()}
+
+    prefix = await staged(stage, web, tensors, metadata)
+
+    (stage.folder / "lora").write_bytes(await stage.store.get(f"{prefix}/{LORA}"))
+    with safe_open(stage.folder / "lora", "pt") as opened:
+        start = f"lora_unet_{layer.replace('.', '_')}"
+        alphas = [float(opened.get_tensor(f"{start}{name}.alpha")) for name in "kqv"]
+    assert alphas == [2, 3, 8]
 
 
 async def test_attention_of_the_text_encoder_may_be_named_as_the_first_diffusers_did(

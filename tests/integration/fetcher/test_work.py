@@ -381,14 +381,15 @@ async def test_a_model_and_loras_are_staged_together_with_their_weights(
         await perform(loras=(*loras, LoraSource(source="sd_v1-5_vae")))
 
 
-async def test_a_training_goes_on_with_a_lora_from_elsewhere_unless_it_is_larger_than_any_of_ours(
+async def test_a_training_goes_on_with_a_lora_from_elsewhere_unless_none_of_ours_could_be_like_it(
     staging: Staging, web: Web, tmp_path: Path
 ) -> None:
     layer, file = "lora_te_text_model_encoder_layers_0_mlp_fc1", tmp_path / "lora.safetensors"
     asked: dict[str, Any] = {"data_url": web.serve("/data.zip", zip_of(DATASET))}
-    for rank in (2, 300):
-        down, up = torch.ones(rank, 64), torch.ones(256, rank)
-        save_file({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}, file)
+    for rank, alpha in ((2, 2.0), (300, 300.0), (4, 1e-6)):
+        weights = {"lora_down.weight": torch.ones(rank, 64), "alpha": torch.tensor(alpha)}
+        weights["lora_up.weight"] = torch.ones(256, rank)
+        save_file({f"{layer}.{name}": each for name, each in weights.items()}, file)
         web.serve(f"/{rank}.safetensors", file.rename(tmp_path / f"{rank}"))
 
     staged = await staging.perform(**asked, resume_ckpt_url=web.url("/2.safetensors"))
@@ -400,6 +401,8 @@ async def test_a_training_goes_on_with_a_lora_from_elsewhere_unless_it_is_larger
         Refused, match=r"has rank 300, .*; the most that can be trained are rank 256"
     ):
         await staging.perform(**asked, resume_ckpt_url=web.url("/300.safetensors"))
+    with pytest.raises(Refused, match=r"has rank 4, alpha 1e-06 .* trained from alpha 0\.001 on"):
+        await staging.perform(**asked, resume_ckpt_url=web.url("/4.safetensors"))
 
 
 async def test_a_lora_from_elsewhere_is_estimated_by_the_speed_of_others_on_its_base_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from services.trainer.order import Outcome
@@ -301,6 +302,37 @@ def test_training_goes_on_with_the_lora_that_the_base_model_comes_with(
     found = {name: each for lora in loras.values() for name, each in lora.state_dict().items()}
     assert sorted(found) == sorted(known)
     assert all(torch.equal(found[name], known[name]) for name in known)
+
+
+def test_a_run_that_began_with_a_lora_of_several_ranks_goes_on_after_a_kill_bit_for_bit(
+    base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """As other tools write them: some layers of the UNet alone."""
+    generator = torch.Generator().manual_seed(8)
+    given: dict[str, Tensor] = {}
+    for rank, layer in ((3, "to_q"), (5, "conv1")):
+        shape = LoraShape(rank=rank, alpha=1.0, conv_rank=rank)
+        drawn = fresh_lora("unet", load(base).unet, shape, generator)
+        given |= {name: each for name, each in drawn.state_dict().items() if f"_{layer}." in name}
+    began = tmp_path / "began"
+    shutil.copytree(base, began)
+    save_file(given, began / LORA)
+    settings: dict[str, Any] = {
+        "dataset": dataset, "base": began, "lora_rank": 3, "lora_alpha": 1.0, "batch_size": 2,
+        "lr": 0.02, "save_full_precision": True,
+    }  # fmt: skip
+    callbacks = RecordingCallbacks()
+
+    whole = train(training_order(tmp_path / "1", resume_every=0, **settings), callbacks)
+    point = next(path for kind, path, *_ in callbacks.saves if kind == "resume_point")
+    resumed = train(training_order(tmp_path / "2", resume=point, **settings), RecordingCallbacks())
+
+    first, second = load_file(whole.checkpoint), load_file(resumed.checkpoint)
+    assert {name: each.shape for name, each in first.items() if name in given} == {
+        name: each.shape for name, each in given.items()
+    }
+    assert not [name for name in first.keys() - given.keys() if name.startswith("lora_unet")]
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def begun_from(base: Path, dataset: Path, out: Path) -> State:

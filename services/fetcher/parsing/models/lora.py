@@ -14,11 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf, prod
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-import msgspec
 import numpy as np
-from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from services.fetcher.parsing.models.architecture import (
@@ -31,6 +29,11 @@ from services.fetcher.parsing.models.architecture import (
 )
 from services.fetcher.parsing.models.diffusers_folder import read_config
 from services.fetcher.parsing.models.diffusers_names import TEXT_PREFIX, diffusers_unet_shapes
+from services.fetcher.parsing.models.peft_config import (
+    ALPHA_ELSEWHERE,
+    PeftConfig,
+    peft_configs,
+)
 from services.fetcher.parsing.models.safetensors_file import (
     CHUNK_BYTES,
     LENGTH_BYTES,
@@ -74,21 +77,16 @@ OTHER_KINDS = (
     ),
 )
 """By how a tensor's name begins."""
+MOST_RANK = 1280
+"""No layer of Stable Diffusion 1 or 2 could use more."""
 NUMBERS = (*TRAINABLE, "I64", "I32")
 """Types of an alpha."""
 MODEL_HASH = "sshs_model_hash"
 """In the header: what stable-diffusion-webui knows a LoRA by."""
 HASH = re.compile(r"[0-9a-fA-F]{64}")
 """Anything else, in the text of an image, would be read as other settings."""
-PEFT = "lora_adapter_metadata"
-"""In the header: peft's configuration, where diffusers has written the file."""
-Alpha = Annotated[float, Meta(ge=1e-30, le=1e30)]
-"""In fp32 it is neither 0 nor infinite."""
 EXPECTED = (
     "expected a LoRA for Stable Diffusion 1 or 2, as kohya's tools, diffusers or peft write it"
-)
-ALPHA_ELSEWHERE = (
-    "{}: the file has no alpha, which peft keeps in adapter_config.json: it is taken as the rank"
 )
 
 
@@ -118,17 +116,6 @@ class AddedLayer(NamedTuple):
     def is_wide(self) -> bool:
         """Whether it adds to a convolution of more than one pixel."""
         return self.down.shape[2:] not in ((), (1, 1))
-
-
-class PeftConfig(Struct, frozen=True, kw_only=True):
-    """What peft says of the LoRA of a network, as far as it counts here."""
-
-    lora_alpha: Alpha | None = None
-    """None: the rank."""
-    alpha_pattern: dict[str, Alpha] | None = None
-    """By ends of layers' names, in place of ``lora_alpha``."""
-    use_rslora: bool | None = None
-    """Whether alpha is divided by the rank's square root in place of the rank."""
 
 
 class ReadLora(NamedTuple):
@@ -163,7 +150,7 @@ def stage_lora(
         if any(re.match(pattern, name) for name in sources):
             raise Refused(f"{shown}: it is {kind}; {EXPECTED}")
     metadata = read_metadata(file)
-    layers = _added_layers(sources, _layers_of(base), _peft_configs(metadata, shown), shown)
+    layers = _added_layers(sources, _layers_of(base), peft_configs(metadata, STARTS, shown), shown)
     tensors: dict[str, TensorSource] = {}
     for name, layer in layers.items():
         tensors[f"{name}.{DOWN}"], tensors[f"{name}.{UP}"] = layer.down, layer.up
@@ -257,7 +244,7 @@ def _added_layers(
         if part in found.setdefault(layer, {}):
             raise Refused(f"{shown}: {name}: the layer is in it twice")
         found[layer][part] = source
-        alphas[layer] = partial(_peft_alpha, peft[network], inside)
+        alphas[layer] = partial(peft[network].alpha_of, inside)
     return {
         layer.name: _added(layer, parts, alphas[layer], shown) for layer, parts in found.items()
     }
@@ -291,8 +278,8 @@ def _added(
     down, up = parts[DOWN], parts[UP]
     out, *inputs = layer.shape
     rank = down.shape[0] if down.shape else 1
-    if not rank:
-        raise Refused(f"{shown}: {layer.name}.{DOWN} is of rank 0; expected 1 or more")
+    if not 1 <= rank <= MOST_RANK:
+        raise Refused(f"{shown}: {layer.name}.{DOWN} is of rank {rank}; expected 1 to {MOST_RANK}")
     ones = (1,) * (len(inputs) - 1)
     expected = {DOWN: (rank, *inputs), UP: (out, rank, *ones)}
     for part, shape in expected.items():
@@ -335,30 +322,6 @@ def _scalar(value: float) -> TensorSource:
         out.write(data)
 
     return TensorSource(dtype="F32", shape=(), copy=copy)
-
-
-def _peft_configs(metadata: Mapping[str, str], shown: str) -> dict[str, PeftConfig]:
-    """By network."""
-    try:
-        given = msgspec.json.decode(metadata.get(PEFT, "{}"), type=dict[str, Any])
-        return {network: _peft_config(given, f"{network}.") for network in STARTS}
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise Refused(f"{shown}: {PEFT} in its header is not as peft writes it: {error}") from None
-
-
-def _peft_config(given: Mapping[str, Any], start: str) -> PeftConfig:
-    of_network = {
-        name.removeprefix(start): value for name, value in given.items() if name.startswith(start)
-    }
-    return msgspec.convert(of_network, PeftConfig)
-
-
-def _peft_alpha(config: PeftConfig, inside: str, rank: int) -> float:
-    """A layer's alpha by peft's configuration; the rank, where that says nothing."""
-    patterns = config.alpha_pattern or {}
-    named = (value for name, value in patterns.items() if f".{inside}".endswith(f".{name}"))
-    alpha = next(named, config.lora_alpha or float(rank))
-    return alpha * rank**0.5 if config.use_rslora else alpha
 
 
 def _sha256_of_tensors(file: Path) -> str:
