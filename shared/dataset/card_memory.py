@@ -233,10 +233,14 @@ class Smaller(NamedTuple):
         """``gradient_checkpointing true, batch_size 2, grad_accum 2``."""
         changed = {name: getattr(self.train, name) for name in CHANGEABLE}
         return ", ".join(
-            f"{name} {encode(value).decode()}" if value is not None else f"no {name}"
+            f"no {name}" if value is None else f"{name} {_shown(value)}"
             for name, value in changed.items()
             if value != getattr(asked, name)
         )
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else encode(value).decode()
 
 
 CHANGEABLE = (

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from services.trainer.order import Outcome
+from services.trainer.training import train as loop
 from services.trainer.training.recipe import Choices
 from services.trainer.training.state import State, prepare
 from services.trainer.training.train import begin_or_resume, loras_for, train
@@ -277,6 +278,33 @@ def test_the_base_model_keeps_its_weights_and_is_in_nothing_that_is_saved(
         for file in files:
             assert not [name for name in load_file(file) if name.startswith("down_blocks")], kind
             assert file.stat().st_size < largest / 2
+
+
+def test_the_base_models_weights_are_halves_where_halves_are_computed_with_and_the_loras_are_not(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card with bf16."""
+    chosen = Choices(precision="bf16", optimizer="adamw", attention="sdpa")
+    seen: list[State] = []
+
+    def prepared(*given: Any, **options: Any) -> State:
+        seen.append(prepare(*given, **options))
+        return seen[0]
+
+    monkeypatch.setattr(loop, "choose", lambda *_: chosen)
+    monkeypatch.setattr(loop, "prepare", prepared)
+
+    outcome = trained(tmp_path, base, dataset, max_epochs=1, save_full_precision=True)
+
+    (state,) = seen
+    frozen = [*state.parts.unet.parameters(), *state.parts.text_encoder.parameters()]
+    learnt = [each for lora in state.loras.values() for each in lora.parameters()]
+    assert {each.dtype for each in frozen} == {torch.bfloat16}
+    assert {each.dtype for each in (*learnt, *state.parts.vae.parameters())} == {torch.float32}
+    assert all(each.grad is None for each in frozen)
+    kept = load_file(outcome.checkpoint)
+    ups = [each for name, each in kept.items() if name.endswith("up.weight")]
+    assert not any(torch.equal(each, each.bfloat16().float()) for each in ups)
 
 
 def test_a_lora_is_drawn_anew_for_each_seed_and_the_same_for_one(

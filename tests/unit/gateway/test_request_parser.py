@@ -932,6 +932,7 @@ NO_EFFECT: dict[str, list[tuple[dict[str, Any], dict[str, Any], str]]] = {
     ],
     "unmasked_weight": [
         ({"unmasked_weight": 0.5}, {"masked_loss": True}, "0.5 has no effect without masked_loss"),
+        ({"unmasked_weight": 0}, {"masked_loss": True}, "0 has no effect without masked_loss"),
     ],
     "text_encoder_lr": [
         (

@@ -62,7 +62,9 @@ IN_TRAIN: Mapping[str, Sequence[Idle]] = {
         ),
     ),
     "lr_decay_steps": (CONSTANT,),
-    "lr_warmup_steps": (CONSTANT,),
+    "lr_warmup_steps": (
+        CONSTANT._replace(holds=lambda train: CONSTANT.holds(train) and train.lr_warmup_steps > 0),
+    ),
     "rated_dataset": (
         Idle(
             lambda train: train.max_epochs <= RATED_FROM,
@@ -148,7 +150,7 @@ def warnings(
 def _idle(given: Struct, table: Mapping[str, Sequence[Idle]], path: str) -> Iterator[str]:
     for field in fields(given):
         value = getattr(given, field.name)
-        if not value or value == field.default or field.name not in table:
+        if value in (None, "", field.default) or field.name not in table:
             continue
         shown = f" {_shown(value)}" if isinstance(value, SHOWN) else ""
         for idle in table[field.name]:
