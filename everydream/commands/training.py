@@ -71,7 +71,7 @@ def draw(
         Parameter(
             metavar="MODEL[:WEIGHT]",
             show_default=False,
-            help="Add this LoRA, a job's or a URL, as MODEL or MODEL:0.8; may be repeated.",
+            help="Add this LoRA: a job's id, a hub id or a URL, as MODEL or MODEL:0.8; repeatable.",
         ),
     ] = (),
     base: Annotated[
