@@ -14,7 +14,7 @@ from everydream.this_machine.machine import make_home, read_settings
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.jobs.presenter import iso_or_null
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 from services.gateway.web.authentication import SCOPES, Scope, digest_of, new_key
 from shared.errors import Refused
 from shared.service_process import closing

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from services.gateway.ports import EventStore, JobStore, KeyStore, TurnStore
+from services.gateway.key_ports import KeyStore
+from services.gateway.ports import EventStore, JobStore, TurnStore
 from services.gateway.system_ports import DeadLetterStore, LoadStore, SystemStore
 from services.gateway.upload_ports import UploadStore
 

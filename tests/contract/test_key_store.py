@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from playwright.async_api import Browser, Locator, Page, Response, expect
 from everydream import drawings
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 from services.gateway.web.authentication import CLIENT_SCOPES, Scope, digest_of
 from shared.adapters.folder import FolderStore
 from shared.messaging.topology import FETCHER

@@ -15,7 +15,7 @@ import pytest
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.connection import Database
 from services.gateway.endpoints.routes import ROUTE_CLASSES
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 from services.gateway.web.authentication import SCOPES, Keys, Scope, digest_of
 from services.gateway.web.authorization import REQUIRED_SCOPES
 from services.gateway.web.routing import Route, routes_of

@@ -28,7 +28,7 @@ from services.gateway.api_docs.schemas import Schema
 from services.gateway.api_documents import documents
 from services.gateway.endpoints import uploads
 from services.gateway.endpoints.admin import disk
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 from services.gateway.system_ports import StoredBytes, StoredDeadLetter
 from services.gateway.upload_ports import StoredUpload
 from services.gateway.web import authorization

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from services.gateway.jobs import response_types, uploads
+from services.gateway.web import health_types
 from shared import request
 from shared.dataset import manifest
 from shared.messaging import messages
@@ -42,7 +43,7 @@ REQUEST_SCHEMA = "Request"
 """Name of a whole request's schema, and prefix of its parts'."""
 CHECK_SCHEMA = "RequestCheck"
 """Name of the schema of a request for a dataset check."""
-MODULES = (response_types, uploads, messages, request, manifest)
+MODULES = (response_types, health_types, uploads, messages, request, manifest)
 """The modules that define the described types."""
 ROLE = re.compile(r":\w+:`(?:[\w.]+\.)?(\w+)`")
 

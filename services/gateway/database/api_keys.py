@@ -10,7 +10,7 @@ from sqlalchemy.engine import Row
 
 from services.gateway.database.connection import Database
 from services.gateway.database.tables import api_keys
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 
 
 class SqlKeyStore:

@@ -6,17 +6,17 @@ from typing import Any
 
 from aiohttp import web
 
-from services.gateway.jobs import response_types
+from services.gateway.web.health_types import Liveness, Readiness
 from services.gateway.web.routing import Answer, route
 from shared.monitoring.health import Health
 from shared.monitoring.server import RETRY_SECONDS, readiness
 
 UNREADY: dict[str, Any] = {"Retry-After": "Seconds."}
 ANSWERS = {
-    200: Answer("Everything is available.", response_types.Readiness),
+    200: Answer("Everything is available.", Readiness),
     503: Answer(
         "Something is missing; jobs are accepted all the same while the database answers.",
-        response_types.Readiness,
+        Readiness,
         headers=UNREADY,
     ),
 }
@@ -37,10 +37,10 @@ class HealthRoutes:
         "Check that the gateway runs, whatever else is away",
         needs=None,
         versioned=False,
-        answers={200: Answer("It runs.", response_types.Liveness)},
+        answers={200: Answer("It runs.", Liveness)},
     )
     async def live(self, _request: web.Request) -> web.Response:
-        return web.json_response(response_types.Liveness(status="ok"))
+        return web.json_response(Liveness(status="ok"))
 
     @route(
         ("GET", "HEAD"),
@@ -48,7 +48,7 @@ class HealthRoutes:
         "Check that requests can be answered: the database answers",
         needs=None,
         versioned=False,
-        answers={200: Answer("Requests can be answered.", response_types.Liveness)},
+        answers={200: Answer("Requests can be answered.", Liveness)},
         errors=(503,),
     )
     async def alive(self, _request: web.Request) -> web.Response:
@@ -56,7 +56,7 @@ class HealthRoutes:
             headers = {"Retry-After": str(RETRY_SECONDS)}
             error = {"error": "the service cannot answer now; try again soon"}
             return web.json_response(error, status=503, headers=headers)
-        return web.json_response(response_types.Liveness(status="ok"))
+        return web.json_response(Liveness(status="ok"))
 
     @route(
         ("GET", "HEAD"),

@@ -428,25 +428,3 @@ class Session(TypedDict):
     scopes: list[Literal["read", "submit", "admin", "operate"]]
     """`read`: look at its jobs; `submit`: submit and change them; `admin`: delete them; `operate`:
     look after the whole service."""
-
-
-class Liveness(TypedDict):
-    """The check holds."""
-
-    status: Literal["ok"]
-
-
-class UnreadyPart(TypedDict):
-    """A part that is not ready."""
-
-    part: Literal["database", "broker", "store"]
-    reason: str
-    since: str
-    """UTC: when this gateway noticed it."""
-
-
-class Readiness(TypedDict):
-    """Whether everything that jobs need is available."""
-
-    status: Literal["ready", "not ready"]
-    lacking: list[UnreadyPart]

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from services.gateway.ports import KeyStore, StoredKey
+from services.gateway.key_ports import KeyStore, StoredKey
 from shared.settings import Settings
 
 SERVER_FILE = "keys.json"

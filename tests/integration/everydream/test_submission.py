@@ -26,7 +26,7 @@ from everydream.presets import fields_of
 from everydream.submission import check_and_submit, check_dataset, submit
 from everydream.terminal.display import Display
 from services.gateway.jobs.rows import read
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 from services.gateway.web.authentication import digest_of
 from shared.dataset.edits import EditedDataset
 from shared.dataset.manifest import TrainedPicture

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 from services.gateway.system_ports import StoredDeadLetter
 from services.gateway.web.authentication import CLIENT_SCOPES, digest_of
 from shared.messaging.messages import (

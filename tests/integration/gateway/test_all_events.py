@@ -19,7 +19,8 @@ from services.gateway.database.events import SqlEventStore
 from services.gateway.endpoints import all_events, server_sent_events
 from services.gateway.endpoints.all_events import WINDOW_SECONDS
 from services.gateway.jobs import change_notifier
-from services.gateway.ports import EventPlace, StoredEvent, StoredKey
+from services.gateway.key_ports import StoredKey
+from services.gateway.ports import EventPlace, StoredEvent
 from services.gateway.web.authentication import digest_of
 from shared.errors import Unavailable
 from shared.messaging.messages import TrainingProgressed

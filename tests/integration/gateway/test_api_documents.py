@@ -14,7 +14,7 @@ import pytest
 from services.gateway.api_docs.examples import examples
 from services.gateway.api_docs.html import POLICY, in_text
 from services.gateway.api_documents import documents, text_of
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 from services.gateway.web.authentication import SCOPES, digest_of
 from tests.support.gateway_world import World, world
 

@@ -20,7 +20,7 @@ from services.gateway.app import Gateway
 from services.gateway.database.api_keys import SqlKeyStore
 from services.gateway.database.shares import OF_AN_OWNER
 from services.gateway.endpoints.jobs import RUN_BYTES
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 from services.gateway.request_owner import answering
 from services.gateway.web.authentication import digest_of
 from shared.errors import Unavailable

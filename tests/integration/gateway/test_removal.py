@@ -15,7 +15,8 @@ from services.gateway.background.retention import DAY, Retention
 from services.gateway.jobs import change_notifier
 from services.gateway.jobs.budgets import Budgets
 from services.gateway.jobs.uploads import Uploads
-from services.gateway.ports import DELETED, StoredKey
+from services.gateway.key_ports import StoredKey
+from services.gateway.ports import DELETED
 from services.gateway.web.authentication import digest_of
 from shared.errors import Unavailable
 from shared.messaging.messages import (

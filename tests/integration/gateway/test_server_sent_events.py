@@ -18,7 +18,8 @@ import pytest
 from services.gateway.app import Gateway
 from services.gateway.endpoints import server_sent_events
 from services.gateway.jobs import change_notifier
-from services.gateway.ports import StoredEvent, StoredKey
+from services.gateway.key_ports import StoredKey
+from services.gateway.ports import StoredEvent
 from services.gateway.web import rate_limits
 from services.gateway.web.authentication import digest_of
 from services.gateway.web.rate_limits import Rate

@@ -16,7 +16,7 @@ import pytest
 from services.gateway.app import Gateway
 from services.gateway.endpoints import uploads as upload_endpoint
 from services.gateway.jobs import uploads
-from services.gateway.ports import StoredKey
+from services.gateway.key_ports import StoredKey
 from shared.errors import Unavailable
 from shared.messaging.messages import StagingDue
 from shared.messaging.topology import FETCHER
