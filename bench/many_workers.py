@@ -312,7 +312,7 @@ async def measure(broker: RabbitMQ, server: PostgreSQL) -> None:
     number = sum(kind.number for kind in KINDS)
     p50, p99 = (milliseconds(tally.claims, of) for of in (50, 99))
     rows = (
-        ("workers, and the most at work at a time", f"{number:,}, {seen.at_work:,.0f}"),
+        ("workers, and the most claims at a time", f"{number:,}, {seen.at_work:,.0f}"),
         *(await _lost(url, tally)),
         ("leases lost", str(leases_lost)),
         ("claims", f"{len(tally.claims):,}"),
