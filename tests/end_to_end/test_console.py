@@ -230,6 +230,8 @@ async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_wit
     async with signed_in(here) as (one, page):
         await page.get_by_role("link", name="New job").first.click()
         await page.get_by_label("Choose a folder").set_input_files(tmp_path)
+        await page.get_by_role("button", name="Use other pictures").click(timeout=PATIENCE)
+        await drop(page, tmp_path)
         await expect(page.get_by_text("1 file is not used")).to_be_visible(timeout=PATIENCE)
         caption = page.get_by_role("textbox", name="IMG_2042.heic")
         await caption.fill(PROMPTS[1])
@@ -264,6 +266,17 @@ async def test_a_dropped_folder_is_mended_trained_as_it_was_mended_and_drawn_wit
         drawn = page.get_by_role("main").locator("img").first
         await expect(drawn).to_be_visible(timeout=PATIENCE)
         await one.assert_accessible(page)
+
+
+async def drop(page: Page, path: Path) -> None:
+    """A folder on the form's zone for it, as if the mouse had brought it from the desktop."""
+    box = await page.locator(".drop-zone").bounding_box()
+    assert box
+    mouse = await page.context.new_cdp_session(page)
+    where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    carried = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        await mouse.send("Input.dispatchDragEvent", {"type": kind, **where, "data": carried})
 
 
 async def told_statuses(web: Web, path: str, number: int) -> list[str]:
@@ -490,6 +503,10 @@ async def test_every_screen_fits_a_phone_and_says_nothing_serious_to_axe(here: W
             )
             assert overflow <= 0, screen
             await one.assert_accessible(page)
+        await page.get_by_role("button", name="Sign out").click()
+        await expect(page.get_by_label("API key")).to_be_visible()
+        await one.assert_keyboard(page)
+        await one.assert_accessible(page)
 
 
 async def test_the_page_is_small_and_asks_for_nothing_else(here: World) -> None:
