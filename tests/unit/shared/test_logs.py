@@ -60,7 +60,7 @@ def test_every_line_says_who_writes_it_those_of_libraries_too(
         logs.configure("trainer")
         with tracing.within(tracing.Context(f"00-{TRACE}-b7ad6b7169203331-01")):
             log.info("working", job="abc")
-        logging.getLogger("some.library").warning("it is %s", "late")
+        logging.getLogger("some.package").warning("it is %s", "late")
     finally:
         root.handlers = before
 
@@ -69,7 +69,7 @@ def test_every_line_says_who_writes_it_those_of_libraries_too(
         assert {name: line[name] for name in WHO} == WHO
         assert line["timestamp"].endswith("Z")
     assert (ours["event"], ours["job"], ours["trace_id"]) == ("working", "abc", TRACE)
-    assert (theirs["event"], theirs["logger"]) == ("it is late", "some.library")
+    assert (theirs["event"], theirs["logger"]) == ("it is late", "some.package")
 
 
 def test_the_line_at_the_start_has_the_settings_that_count_and_no_secret(
