@@ -45,6 +45,8 @@ PATIENCE = 120_000.0
 MOST_BYTES = 150 << 10
 """Of the whole page, compressed."""
 LOST = "The connection is lost"
+CUT_SECONDS = 10.0
+"""In which what the page asks for fails, again and again."""
 PROMPTS = ["a photo of a zorblat", "a photo of a wuggleby"]
 
 pytestmark = [
@@ -317,6 +319,7 @@ async def test_a_lost_connection_is_said_and_made_good(here: World) -> None:
         await one.context.set_offline(offline=True)
         async with long_job(user) as job:
             pass
+        await asyncio.sleep(CUT_SECONDS)
         await one.context.set_offline(offline=False)
 
         shown = page.locator(".job").filter(has_text=job).locator(".status")

@@ -30,7 +30,11 @@ const RELOAD_AFTER_MS = 200;
 const TYPES = ["status", "stage", "progress", "sample", "image", "deleted"] as const;
 const JOB_ID_BEGINNING = /^[0-9a-f-]{1,36}$/;
 
+/** A page that could not be read is read again: the stream of events may be up all the while. */
+const AGAIN_MS = 3000;
+
 let wanted: Wanted = { status: "", id: "", from: "" };
+let again: number | undefined;
 
 /** List other jobs. */
 export function show(now: Wanted): void {
@@ -41,6 +45,7 @@ export function show(now: Wanted): void {
 /** Read the page again. */
 export async function load(): Promise<void> {
   const asked = wanted;
+  window.clearTimeout(again);
   try {
     const page = await readPage(asked);
     if (asked !== wanted) return; // the answer to what was wanted before comes late
@@ -50,6 +55,8 @@ export async function load(): Promise<void> {
     problem.value = undefined;
   } catch (error) {
     problem.value = error as Error;
+    window.clearTimeout(again);
+    again = window.setTimeout(() => void load(), AGAIN_MS);
   }
 }
 
@@ -63,7 +70,11 @@ async function readPage({ status, id, from }: Wanted) {
 /** Keep the page up to date; returns a function that stops it. */
 export function watch(): () => void {
   const reloadSoon = once(load, RELOAD_AFTER_MS);
-  return follow(`${BASE}/events`, TYPES, (event) => handle(event, reloadSoon), { onOpen: reloadSoon });
+  const stop = follow(`${BASE}/events`, TYPES, (event) => handle(event, reloadSoon), { onOpen: reloadSoon });
+  return () => {
+    window.clearTimeout(again);
+    stop();
+  };
 }
 
 function handle({ type, data }: StreamEvent<(typeof TYPES)[number]>, reload: () => void): void {
