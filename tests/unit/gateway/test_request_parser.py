@@ -16,6 +16,7 @@ from msgspec import inspect as types
 
 from services.fetcher.parsing.datasets.unused_options import OF_REQUEST
 from services.gateway.jobs import request_parser
+from services.gateway.jobs.fields import effects
 from services.gateway.jobs.fields.descriptions import describe
 from services.gateway.jobs.fields.effects import IN_INFERENCE, IN_POLICY, IN_TRAIN
 from services.gateway.jobs.request_parser import MAX_LETTERS, Invalid, parse_request
@@ -86,6 +87,19 @@ def mistake(parse: Any, **fields: Any) -> str:
         parse(**fields)
     (only,) = caught.value.mistakes
     return only
+
+
+def test_no_request_has_the_schema_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"input": {"train": {"data_url": URL}, "inference": {"prompt": "x"}}, "s3Config": S3}
+    first = parse_request(body)
+
+    def read(kind: type) -> Any:
+        raise AssertionError(f"the annotations of {kind.__name__} are read again")
+
+    monkeypatch.setattr(effects, "fields", read)
+    monkeypatch.setattr(types, "type_info", read)
+
+    assert parse_request(body) == first
 
 
 # --- The page ---------------------------------------------------------------------------------

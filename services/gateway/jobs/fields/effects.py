@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from msgspec import Struct
@@ -148,15 +149,20 @@ def warnings(
 
 
 def _idle(given: Struct, table: Mapping[str, Sequence[Idle]], path: str) -> Iterator[str]:
-    for field in fields(given):
-        value = getattr(given, field.name)
-        if value in (None, "", field.default) or field.name not in table:
+    for name, default in _defaults(type(given)):
+        value = getattr(given, name)
+        if name not in table or value in (None, "", default):
             continue
         shown = f" {_shown(value)}" if isinstance(value, SHOWN) else ""
-        for idle in table[field.name]:
+        for idle in table[name]:
             if idle.holds(given):
-                yield f"{path}.{field.name}{shown} has no effect {idle.why}"
+                yield f"{path}.{name}{shown} has no effect {idle.why}"
                 break
+
+
+@cache  # msgspec reads all annotations anew: most of the time of a request that is taken
+def _defaults(kind: type[Struct]) -> tuple[tuple[str, Any], ...]:
+    return tuple((field.name, field.default) for field in fields(kind))
 
 
 def _shown(value: float) -> str:
