@@ -36,6 +36,9 @@ ANSWER_SECONDS = 2.0
 """Clients time out after 3; the rest is for cleaning up."""
 HEAD_SECONDS = 75.0
 """How long a connection may wait for the headers of a request."""
+OVER_BUDGET_SECONDS = 1.0
+"""Until a key hears that a budget is used up: a client that tries again at once sends the whole
+body each time, which is read and dropped, so that it hears the answer."""
 
 log = structlog.get_logger()
 
@@ -88,7 +91,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except (IdReused, UnknownJob) as error:
         return _error(422 if isinstance(error, IdReused) else 404, str(error))
     except (BudgetExceeded, Unavailable, TimeoutError) as error:
-        return _retry_later(request, error)
+        return await _retry_later(request, error)
     except web.HTTPException as error:
         kept = ("Allow", "Retry-After", "Upload-Offset", "WWW-Authenticate")
         headers = {name: error.headers[name] for name in kept if name in error.headers}
@@ -134,12 +137,13 @@ async def _refuse_compressed(request: web.Request, handler: Handler) -> web.Stre
     return await handler(request)
 
 
-def _retry_later(
+async def _retry_later(
     request: web.Request, error: BudgetExceeded | Unavailable | TimeoutError
 ) -> web.Response:
     """Nothing was done, or what was begun can be continued."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
     if isinstance(error, BudgetExceeded):
+        await asyncio.sleep(OVER_BUDGET_SECONDS)
         budget = {"name": error.name, "used": error.used, "allowed": error.allowed}
         return _error(429, str(error), headers=headers, budget=budget)
     if isinstance(error, Full):

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from services.gateway.jobs.admission import Admission
 from services.gateway.jobs.budgets import BUDGETS
 from services.gateway.jobs.record import Job
 from services.gateway.web import bodies, room
+from services.gateway.web.application import OVER_BUDGET_SECONDS
 from shared.messaging.messages import JobRefused, JobRequested, StageFailed
 from shared.messaging.topology import FETCHER
 from shared.storage.large_fields import LARGE as LARGE_FIELD
@@ -111,6 +113,21 @@ async def test_a_key_has_so_many_live_jobs_and_no_more(tmp_path: Path) -> None:
         assert (await submit(here, key=OTHER_KEY)).status == 200
         await here.ask("POST", f"{ROOT}/cancel/{first}")
         assert (await submit(here)).status == 200
+
+
+async def test_who_is_over_a_budget_cannot_try_again_at_once_and_nobody_else_waits(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, max_live_jobs=1) as here:
+        await here.run()
+        began = monotonic()
+        refusing = asyncio.create_task(submit(here))
+
+        others = await submit(here, key=OTHER_KEY)
+
+        assert (others.status, refusing.done()) == (200, False)
+        assert (await refusing).status == 429
+        assert monotonic() - began >= OVER_BUDGET_SECONDS
 
 
 async def test_of_many_at_the_same_time_exactly_those_are_admitted_that_the_budget_has_left(
