@@ -35,6 +35,7 @@ from shared.settings import ANY_DEVICE, DeviceSetting
 from shared.telemetry import tracing
 
 DRAIN_SECONDS = 1.0
+"""For the last records of a child that has ended."""
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV",
              "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
              "HF_HOME", DEVICE, DEVICE_SETTING,
@@ -149,12 +150,12 @@ class Child:
         Raises:
             ChildDied: it has ended; callers stop reading after a final record.
         """
-        ended = asyncio.create_task(self._process.wait())
+        ending = asyncio.create_task(self._end_of_records())
         try:
-            while line := await self._next_line(ended):
+            while line := await self._reader.readline():
                 yield _decoder.decode(line)
         finally:
-            ended.cancel()
+            ending.cancel()
         raise ChildDied(await self._process.wait())
 
     async def final_record(self, on_record: OnRecord) -> FinalRecord:
@@ -173,20 +174,14 @@ class Child:
                     await on_record(record)
                 return record
 
-    async def _next_line(self, ended: asyncio.Task[int]) -> bytes:
-        """The next record; empty once the process has ended and the pipe is drained.
+    async def _end_of_records(self) -> None:
+        """Close the pipe once the process has ended and there was time to drain it.
 
         The pipe alone does not show the end: it stays open while a grandchild lives.
         """
-        reading = asyncio.create_task(self._reader.readline())
-        try:
-            await asyncio.wait((reading, ended), return_when=asyncio.FIRST_COMPLETED)
-            async with asyncio.timeout(DRAIN_SECONDS if ended.done() else None):
-                return await reading
-        except TimeoutError:
-            return b""
-        finally:
-            reading.cancel()
+        await self._process.wait()
+        await asyncio.sleep(DRAIN_SECONDS)
+        self._pipe.close()
 
     async def _log(self, most: int) -> None:
         """Copy what it prints to our log; drop what is too much, so that it never waits for us.
