@@ -1,4 +1,4 @@
-"""The process of a service: imports, limits, memory, its name on the bus, stop signals."""
+"""The process of a service: limits, memory, its name on the bus, stop signals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ctypes
 import faulthandler
-import gc
 import os
 import resource
 import signal
@@ -35,18 +34,6 @@ DESCRIPTORS = 65_536
 """Enough connections for one process; more than the 1024 that many systems begin with."""
 M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 1 << 20
 """From glibc's ``malloc.h``, and the bytes from which a block is the system's own."""
-
-
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Run imports without garbage collection, which is a seventh of torch's and diffusers' time.
-
-    Modules leave next to no garbage; what exists at the end is never scanned again.
-    """
-    gc.disable()
-    yield
-    gc.freeze()
-    gc.enable()
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from shared.service_process import importing
+from shared.child.process import importing
 from tests.support.schedule import SlowFirst, rank
 from tests.support.servers.postgres import PostgreSQL
 from tests.support.servers.process import in_own_loop

@@ -42,7 +42,7 @@ def serve(
 
     Settings come from the environment, docs/settings.md, where these flags do not say otherwise.
     """
-    from shared.service_process import importing  # noqa: PLC0415
+    from shared.child.process import importing  # noqa: PLC0415
 
     flags = {"HOST": host, "PORT": port, "HOME": home, "BASE_MODEL": base_model}
     for name, value in flags.items():
@@ -90,8 +90,9 @@ def service(
     ] = None,
 ) -> None:
     """Run one service against RabbitMQ, as the containers do."""
+    from shared.child.process import importing  # noqa: PLC0415
     from shared.errors import SettingsError  # noqa: PLC0415
-    from shared.service_process import importing, run  # noqa: PLC0415
+    from shared.service_process import run  # noqa: PLC0415
 
     if jobs is not None and name not in COUNTING:
         raise SettingsError(

@@ -11,6 +11,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ from shared.scratch import scratch_folder
 CHILD = "services.fetcher.parsing.child"
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 RESULT = "result.json"
+PROCESS_CLOCK = 2
+"""Of Linux's ``clock_getcpuclockid``: the time of all threads, by the scheduler."""
 LOG_BYTES = 16 << 10
 """The most that one child may print to our log."""
 SYSTEM_LIMITS_MEMORY = sys.platform == "linux"
@@ -37,7 +40,11 @@ SYSTEM_LIMITS_MEMORY = sys.platform == "linux"
 PAUSE_SECONDS = 0.2
 """Until the next child is started, whose imports would slow down the end of a job's staging."""
 WATCH_SECONDS = 0.5
-"""Between two looks at a child's memory, where the system does not limit it."""
+"""Between two looks at a child's memory, where the system does not limit it, and its time."""
+BRIEF_SECONDS = 1.0
+"""Of processor time for an order, before the child gives way to everything else."""
+LOW_PRIORITY = 15
+"""As niceness: it gets a thirtieth of what a service gets beside it."""
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -169,6 +176,7 @@ async def _carried_out(
                 on_progress(**numbers)
 
     watching = asyncio.create_task(_watch_memory(child, order.limits))
+    giving_way = asyncio.create_task(_give_way(child.pid))
     try:
         await child.order(order)
         return await child.final_record(on_record)
@@ -178,6 +186,7 @@ async def _carried_out(
         raise Passing(f"the parsing child wrote what is no record: {error}") from None
     finally:
         watching.cancel()
+        giving_way.cancel()
 
 
 def _reason(
@@ -204,6 +213,23 @@ async def _watch_memory(child: Child, limits: Limits) -> None:
         await asyncio.sleep(WATCH_SECONDS)
     with suppress(ProcessLookupError):
         os.kill(child.pid, signal.SIGKILL)
+
+
+async def _give_way(pid: int) -> None:
+    """Lower a child's priority for good once its order turns out to be no small one."""
+    with suppress(OSError):  # it is gone
+        begun = _processor_seconds(pid)
+        while _processor_seconds(pid) - begun < BRIEF_SECONDS:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(WATCH_SECONDS)
+        before = os.getpriority(os.PRIO_PROCESS, pid)
+        os.setpriority(os.PRIO_PROCESS, pid, max(LOW_PRIORITY, before))
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has used; elsewhere than on Linux, what it may have."""
+    if sys.platform != "linux":
+        return time.monotonic()
+    return time.clock_gettime(~pid << 3 | PROCESS_CLOCK)
 
 
 async def _resident_bytes(pid: int) -> int:

@@ -13,7 +13,7 @@ MAX_TOKENS = 300_000
 SHORT = rb'(?:[^"\\]{1,1000}+|\\.){0,8}+"'
 """The rest of a text that is short and has few escapes."""
 TOKEN = re.compile(
-    rb'[^"\[\]{},]*+(?:(?P<name>"' + SHORT + rb')(?P<colon>[ \t\r\n]*+:)?'
+    rb'[^"\[\]{},]*+(?:(?P<name>"' + SHORT + rb")(?P<colon>[ \t\r\n]*+:)?"
     rb'|(?P<long>")|(?P<open>[\[{])|(?P<close>[\]}])|,)',
     re.DOTALL,
 )

@@ -16,13 +16,14 @@ import msgspec
 from services.fetcher.limits import over_file_size, over_memory
 from services.fetcher.order import ParsingOrder
 from services.fetcher.parsing.rlimits import apply, is_too_large, leave_network
-from shared.child.process import RecordWriter, begin, read_order
+from shared.child.process import RecordWriter, begin, importing, read_order
 from shared.child.records import Done, Failed, Progress, Reading, Ready
 from shared.dataset.manifest import short
 from shared.errors import Full, Refused, reason_of
-from shared.service_process import importing
 
-NICENESS = 10
+NICENESS = 3
+"""At first: a small data set is read in a moment, which a full machine would make seconds of. The
+parent lowers a child further that goes on computing."""
 PROGRESS_SECONDS = 0.2
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",

@@ -21,12 +21,12 @@ from shared.child.process import (
     begin,
     ended_with_reason,
     give_freed_memory_back,
+    importing,
     keep_freed_memory,
     read_order,
 )
 from shared.child.records import Done, Drawn, Failed, ImageFailed, Phase, Progress, Ready
 from shared.errors import Refused, reason_of
-from shared.service_process import importing
 from shared.thumbnail import SUFFIX, write_thumbnail
 
 if TYPE_CHECKING:

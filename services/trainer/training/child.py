@@ -26,6 +26,7 @@ from shared.child.process import (
     RecordWriter,
     begin,
     ended_with_reason,
+    importing,
     keep_freed_memory,
     orders_meanwhile,
     read_order,
@@ -33,7 +34,6 @@ from shared.child.process import (
 from shared.child.records import Done, Failed, Phase, Progress, Ready, Saved, Stopped
 from shared.errors import Interrupted, Passing, Refused, reason_of
 from shared.request import Command
-from shared.service_process import importing
 
 
 class Stop:

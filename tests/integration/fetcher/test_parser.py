@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pillow_heif
 import psutil
 import pytest
 from PIL import Image
@@ -28,8 +29,12 @@ from tests.support.services import ROOT
 from tests.support.workers import until_gone
 
 PLENTY = Limits(processor_seconds=1000.0)
-HUNG = 120.0
-"""Seconds."""
+HUNG, LARGE_HUNG = 120.0, 600.0
+"""Seconds; the second for a very large picture, with others' work on the same machine."""
+FAST_AVIF = {"quality": 50, "subsampling": "4:4:4", "speed": 10, "max_threads": 2}
+FAST_HEIC = {"quality": 50, "chroma": 444, "enc_params": {"preset": "ultrafast"}}
+"""How a very large picture is encoded; with as many samples of colour as of light, which takes the
+most memory to decode."""
 
 
 @pytest.fixture
@@ -41,7 +46,10 @@ async def parser(tmp_path: Path) -> AsyncIterator[Parser]:
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    if kind == "HEIF":
+        pillow_heif.from_pillow(image).save(buffer, **options)
+    else:
+        image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -58,6 +66,8 @@ async def parse(
     files: dict[str, bytes],
     limits: Limits = PLENTY,
     keepalive: Callable[[], None] = lambda: None,
+    *,
+    hung: float = HUNG,
 ) -> ParsedDataset:
     with zipfile.ZipFile(folder / "data.zip", "w") as zipped:
         for name, content in files.items():
@@ -69,7 +79,7 @@ async def parse(
         pages=str(folder / "pages"),
         train=Train(data_url="https://example.com/data.zip"), seed=1, shown="the upload",
     )  # fmt: skip
-    async with asyncio.timeout(HUNG), parser.reader() as reader:
+    async with asyncio.timeout(hung), parser.reader() as reader:
         return await reader.parse(order, limits, ParsedDataset, keepalive=keepalive)
 
 
@@ -220,6 +230,27 @@ async def test_reading_is_limited_by_the_system_and_cancelled_ends_with_its_chil
     assert not psutil.pid_exists(pid)
 
 
+async def test_a_child_that_goes_on_computing_gives_way_to_everything_else(
+    parser: Parser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parser_module, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(parser_module, "BRIEF_SECONDS", 0.3)
+    child, begun = psutil.Process(await waiting_pid(parser)), asyncio.Event()
+    files = dict.fromkeys([f"{number}.png" for number in range(50)], noise(2000))
+    parsing = asyncio.create_task(parse(parser, tmp_path, files, keepalive=begun.set))
+    await begun.wait()
+    at_first, used = child.nice(), sum(child.cpu_times()[:2])
+
+    while child.nice() == at_first:
+        assert not parsing.done()
+        await asyncio.sleep(0.01)
+
+    assert child.nice() == max(parser_module.LOW_PRIORITY, at_first)
+    assert sum(child.cpu_times()[:2]) - used > 0.3 / 2
+    parsing.cancel()
+    await asyncio.wait((parsing,))
+
+
 async def test_the_child_has_one_thread_however_many_cores_there_are(parser: Parser) -> None:
     assert psutil.Process(await waiting_pid(parser)).num_threads() == 1
 
@@ -320,6 +351,17 @@ def test_the_parent_loads_nothing_that_reads_strangers_files() -> None:
     assert said.stdout.strip() == "[]"
 
 
+def test_the_child_loads_nothing_that_only_a_service_needs() -> None:
+    code = (
+        "import sys, services.fetcher.parsing.child, services.fetcher.parsing.tasks\n"
+        "print({'asyncio', 'structlog', 'rich', 'aiohttp', 'aio_pika'} & sys.modules.keys())"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == "set()"
+
+
 # --- Honest files
 
 
@@ -332,13 +374,31 @@ def test_the_parent_loads_nothing_that_reads_strangers_files() -> None:
         ("PNG", "RGBA", {"compress_level": 1}),
         ("PNG", "I;16", {"compress_level": 1}),
         ("WEBP", "RGBA", {"lossless": True, "quality": 0, "method": 0}),
+        ("AVIF", "RGB", FAST_AVIF),
+        ("AVIF", "RGBA", FAST_AVIF),
     ],
 )
 async def test_every_honest_picture_of_89_megapixels_is_read(
     parser: Parser, tmp_path: Path, kind: str, mode: str, options: dict[str, object]
 ) -> None:
-    large = encoded(Image.new(mode, (9430, 9430)), kind, **options)
+    large = encoded(textured(mode, 9430), kind, **options)
+    files = {"large": b"", f"large.{kind.lower()}": large}
+    limits = dataset_limits(len(large))
 
-    parsed = await parse(parser, tmp_path, {"large": b"", f"large.{kind.lower()}": large})
+    parsed = await parse(parser, tmp_path, files, limits, hung=LARGE_HUNG)
 
-    assert parsed.report.images == 1
+    assert parsed.report.images == 1, parsed.report.skipped
+
+
+def textured(mode: str, side: int) -> Image.Image:
+    """A picture that is not of one colour, which some encoders make nothing of."""
+    image = Image.new(mode, (side, side))
+    if mode in ("RGB", "RGBA"):
+        tile = Image.effect_noise((256, 256), 90)
+        tile = tile.convert("RGB")
+        if mode == "RGBA":
+            tile.putalpha(Image.linear_gradient("L"))
+        for left in range(0, side, 512):
+            for top in range(0, side, 512):
+                image.paste(tile, (left, top))
+    return image

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 
-from shared.service_process import importing
+from shared.child.process import importing
 from tests.support.warm.server import keep
 
 MODULES = (

@@ -18,8 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from shared.child.process import QUIET_AND_OFFLINE
-from shared.service_process import importing
+from shared.child.process import QUIET_AND_OFFLINE, importing
 from tests.support.warm.stand_in import MESSAGE_BYTES, address_of
 
 MODULES = ("services.trainer.training.train", "services.inferencer.generation.pipeline_cache")

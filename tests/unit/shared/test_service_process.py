@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.service_process import importing
+from shared.child.process import importing
 
 
 @pytest.fixture(autouse=True)
