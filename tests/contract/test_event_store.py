@@ -169,9 +169,9 @@ async def plan_of(url: str, ask: Callable[[], Awaitable[object]]) -> str:
     asked: list[Any] = []
     every = Database.all
 
-    async def note(database: Database, statement: Any) -> Any:
+    async def note(database: Database, statement: Any, *values: Any) -> Any:
         asked.append(statement)
-        return await every(database, statement)
+        return await every(database, statement, *values)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Database, "all", note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
@@ -53,10 +53,10 @@ async def change(stores: Stores, name: str, **changes: Any) -> None:
 
 async def plan_of(engine: AsyncEngine, stores: Stores, question: Coroutine[Any, Any, Any]) -> str:
     """How the database answers the first question that the store asks it."""
-    asked: list[sa.Executable] = []
+    asked: list[sa.Select[Any]] = []
 
-    async def note(statement: sa.Executable) -> list[Any]:
-        asked.append(statement)
+    async def note(statement: sa.Select[Any], *values: Mapping[str, Any]) -> list[Any]:
+        asked.append(statement.params(*values))
         return [SimpleNamespace(id="1", number=0)]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -64,8 +64,7 @@ async def plan_of(engine: AsyncEngine, stores: Stores, question: Coroutine[Any, 
         with suppress(AttributeError):  # a row of another question
             await question
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
-    statement = cast("sa.Select[Any]", asked[0])
-    text = statement.compile(engine.sync_engine, compile_kwargs={"literal_binds": True})
+    text = asked[0].compile(engine.sync_engine, compile_kwargs={"literal_binds": True})
     async with engine.connect() as connection:
         rows = (await connection.exec_driver_sql(f"{explain} {text}")).all()
     return "\n".join(str(row[-1]) for row in rows)

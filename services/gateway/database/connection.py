@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -112,11 +112,13 @@ class Database:
             async with self._call(), self._engine.connect() as connection:
                 return await connection.run_sync(read_schema)
 
-    async def all(self, statement: sa.Executable) -> Sequence[Row[Any]]:
-        """The rows of a SELECT. Raises Unavailable."""
+    async def all(
+        self, statement: sa.Executable, values: Mapping[str, Any] | None = None
+    ) -> Sequence[Row[Any]]:
+        """The rows of a SELECT; ``values`` are those of its parameters. Raises Unavailable."""
         with _translate_errors():
             async with self._call(), self._reading.connect() as connection:
-                return (await connection.execute(statement)).all()
+                return (await connection.execute(statement, values)).all()
 
     async def do(self, statement: sa.Executable) -> int:
         """Execute a statement in its own transaction; the number of changed rows.

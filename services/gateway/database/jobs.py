@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from services.gateway.database.connection import Database
 from services.gateway.database.job_rows import (
@@ -57,6 +58,38 @@ WITH_PROGRESS = sa.select(
     jobs,
     *(progress.c.stage, progress.c.run.label("of_run"), progress.c.numbers, progress.c.sequence),
 ).outerjoin(progress, (progress.c.job == jobs.c.id) & jobs.c.ended_at.is_(None))
+
+
+def _free(*which: sa.ColumnElement[bool]) -> sa.Select[tuple[int]]:
+    """Numbers of the rows that are due ``now``, and whose jobs have no leased rows."""
+    now, others = sa.bindparam("now", type_=outbox.c.due_at.type), outbox.alias("others")
+    taken = sa.exists().where(others.c.job == outbox.c.job, others.c.taken_until > now)
+    return sa.select(outbox.c.number).where(outbox.c.due_at <= now, ~taken, *which)
+
+
+def _of_owners_in_turn() -> sa.Select[tuple[int]]:
+    """Of webhooks, each owner's first, then each owner's second."""
+    in_order = (outbox.c.due_at, outbox.c.number)
+    number = sa.func.row_number().over(partition_by=outbox.c.owner, order_by=in_order)
+    due = _free(IS_WEBHOOK).add_columns(number.label("of_owner"), outbox.c.due_at).subquery()
+    return sa.select(due.c.number).order_by(due.c.of_owner, due.c.due_at)
+
+
+def _take(chosen: sa.Select[tuple[int]]) -> ReturningUpdate[Any]:
+    """Lease the first ``most`` of these rows ``until`` a moment."""
+    first = chosen.limit(sa.bindparam("most", type_=sa.Integer))
+    leased = sa.bindparam("until", type_=outbox.c.taken_until.type)
+    of_first = outbox.c.number.in_(first)
+    return sa.update(outbox).where(of_first).values(taken_until=leased).returning(outbox)
+
+
+IS_WEBHOOK = outbox.c.owner.is_not(None)
+# Made once: to put one together takes longer than to have it carried out, several times a second.
+DUE = sa.select(
+    _free(~IS_WEBHOOK).exists().label("messages"), _free(IS_WEBHOOK).exists().label("webhooks")
+)
+TAKE_MESSAGES = _take(_free(~IS_WEBHOOK).order_by(outbox.c.due_at, outbox.c.number))
+TAKE_WEBHOOKS = _take(_of_owners_in_turn())
 
 
 class SqlJobStore:
@@ -200,29 +233,21 @@ class SqlJobStore:
         return [RemovedJob(row.job, row.at) for row in rows]
 
     async def take_due(self, now: float, until: float, limit: int = 100) -> Sequence[Outgoing]:
-        free = _free(now).where(outbox.c.owner.is_(None))
-        free = free.order_by(outbox.c.due_at, outbox.c.number).limit(limit)
-        return await self._take(free, until)
+        return await self._take(TAKE_MESSAGES, now, until, limit)
 
     async def due(self, now: float) -> Due:
-        messages = _free(now).where(outbox.c.owner.is_(None)).exists()
-        webhooks = _free(now).where(outbox.c.owner.is_not(None)).exists()
-        either = sa.select(messages.label("messages"), webhooks.label("webhooks"))
-        (row,) = await self._database.all(either)
+        (row,) = await self._database.all(DUE, {"now": now})
         return Due(messages=bool(row.messages), webhooks=bool(row.webhooks))
 
     async def take_webhooks(self, now: float, until: float, limit: int) -> Sequence[Outgoing]:
-        in_order = (outbox.c.due_at, outbox.c.number)
-        number = sa.func.row_number().over(partition_by=outbox.c.owner, order_by=in_order)
-        due = _free(now).where(outbox.c.owner.is_not(None))
-        of_owners = due.add_columns(number.label("of_owner"), outbox.c.due_at).subquery()
-        first = sa.select(of_owners.c.number).limit(limit)
-        return await self._take(first.order_by(of_owners.c.of_owner, of_owners.c.due_at), until)
+        return await self._take(TAKE_WEBHOOKS, now, until, limit)
 
-    async def _take(self, chosen: sa.Select[tuple[int]], until: float) -> Sequence[Outgoing]:
-        take = sa.update(outbox).where(outbox.c.number.in_(chosen)).values(taken_until=until)
+    async def _take(
+        self, take: sa.Executable, now: float, until: float, limit: int
+    ) -> Sequence[Outgoing]:
+        values = {"now": now, "until": until, "most": limit}
         async with self._database.writing(lock=OUTBOX_LOCK) as connection:
-            rows = (await connection.execute(take.returning(outbox))).all()
+            rows = (await connection.execute(take, values)).all()
         return [_outgoing(row) for row in sorted(rows, key=lambda row: (row.due_at, row.number))]
 
     async def sent(self, outgoing_id: str) -> None:
@@ -350,13 +375,6 @@ class SqlJobStore:
 
     async def close(self) -> None:
         await self._database.close()
-
-
-def _free(now: float) -> sa.Select[tuple[int]]:
-    """Numbers of the rows that are due, and whose jobs have no leased rows."""
-    others = outbox.alias("others")
-    taken = sa.exists().where(others.c.job == outbox.c.job, others.c.taken_until > now)
-    return sa.select(outbox.c.number).where(outbox.c.due_at <= now, ~taken)
 
 
 async def _delete(connection: AsyncConnection, job_id: str) -> bool:

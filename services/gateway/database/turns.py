@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 
 import sqlalchemy as sa
 from sqlalchemy.sql.selectable import FromClause
@@ -30,14 +31,12 @@ class SqlTurnStore:
         return [Held(row.line, row.owner, int(row.number), int(row.staging)) for row in rows]
 
     async def is_waited_in(self, line: Line) -> bool:
-        there = sa.select(jobs.c.id).where(WAITING, jobs.c.line == line)
-        # In order: else a database may look for the one in the whole table.
-        first = there.order_by(jobs.c.low, jobs.c.owner).limit(1)
-        return bool(await self._database.all(first))
+        return bool(await self._database.all(_first_waiting(line)))
 
     async def next(self, line: Line, barred: Collection[str] = ()) -> tuple[str, str] | None:
         for low in (False, True):
-            owners = await self._database.all(_next_owner(line, low=low).limit(len(barred) + 1))
+            most = {"most": len(barred) + 1}
+            owners = await self._database.all(_next_owners(line, low=low), most)
             if owners:
                 free = [row.owner for row in owners if row.owner not in barred]
                 return await self._oldest(Place(line, low, free[0])) if free else None
@@ -110,8 +109,16 @@ def _there(place: Place) -> tuple[sa.ColumnElement[bool] | sa.TextClause, ...]:
     )
 
 
-def _next_owner(line: Line, *, low: bool) -> sa.Select[tuple[str]]:
-    """The owners with jobs that wait, in the order of their turns.
+@cache
+def _first_waiting(line: Line) -> sa.Select[tuple[str]]:
+    """In order: else a database may look for the one in the whole table."""
+    there = sa.select(jobs.c.id).where(WAITING, jobs.c.line == line)
+    return there.order_by(jobs.c.low, jobs.c.owner).limit(1)
+
+
+@cache  # to put it together takes longer than to have it carried out, at every job that comes
+def _next_owners(line: Line, *, low: bool) -> sa.Select[tuple[str]]:
+    """The first ``most`` of the owners with jobs that wait, in the order of their turns.
 
     Each owner is found by one step in the index, however many jobs it has.
     """
@@ -130,6 +137,7 @@ def _next_owner(line: Line, *, low: bool) -> sa.Select[tuple[str]]:
         .select_from(_with_turns(owners, line))
         .where(owners.c.owner.is_not(None))
         .order_by(LAST_TURN, oldest, owners.c.owner)
+        .limit(sa.bindparam("most", type_=sa.Integer))
     )
 
 

@@ -32,10 +32,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[sa.Executable]:
     statements: list[sa.Executable] = []
     every = Database.all
 
-    async def noted(database: Database, statement: sa.Executable) -> Sequence[Row[Any]]:
+    async def noted(
+        database: Database, statement: sa.Executable, *values: Any
+    ) -> Sequence[Row[Any]]:
         if request_owner() is not None:
             statements.append(statement)
-        return await every(database, statement)
+        return await every(database, statement, *values)
 
     monkeypatch.setattr(Database, "all", noted)
     return statements
