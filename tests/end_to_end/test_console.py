@@ -172,6 +172,8 @@ async def walk_the_grid(one: Visit, page: Page) -> None:
     await expect(viewer.locator("dd").first).to_have_text(re.compile(r"Step \d+"))
     await page.keyboard.press("ArrowRight")
     await expect(viewer).to_contain_text(PROMPTS[1])
+    await viewer.get_by_label("Compare with").select_option("Before")
+    await expect(viewer.locator(".divider span")).to_have_text([re.compile(r"Step \d+"), "Before"])
     await one.assert_accessible(page)
     await page.keyboard.press("Escape")
     await expect(viewer).to_be_hidden()
@@ -444,6 +446,14 @@ async def test_of_many_jobs_and_samples_a_page_has_few(here: World) -> None:
         await expect_loaded(rows.first.locator("img").first)
         fetched = thumbnails(asked)
         assert len(fetched) == len({*fetched})  # though each answer has signed them anew
+        await assert_room_for_all_columns(page)
+
+
+async def assert_room_for_all_columns(page: Page) -> None:
+    """In a window that has it."""
+    await page.set_viewport_size({"width": 3840, "height": 2160})
+    hidden = "each => each.scrollWidth - each.clientWidth"
+    assert await page.locator(".grid-scroll").evaluate(hidden) <= 0
 
 
 async def elements_of(page: Page) -> int:

@@ -7,7 +7,9 @@ import { texts } from "../../texts";
 import { smooth } from "./smooth";
 
 const words = texts.job;
-const HEIGHT = 240;
+/** Of a chart, in letters as they are on this screen. */
+const HEIGHT = 15;
+const letter = (): number => parseFloat(getComputedStyle(document.documentElement).fontSize);
 /** Between two steps that are named: there are no halves of steps. */
 const WHOLE = [...Array(10).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
 
@@ -58,20 +60,22 @@ export function Curves({ points, checkpoints }: CurvesProps) {
           </label>
         </div>
       </div>
-      <Chart
-        label={words.loss} steps={steps} isLog={isLog} marks={checkpoints}
-        curves={[
-          { name: words.loss, values: loss, color: "--curve", width: 1, alpha: 0.3 },
-          { name: words.smoothed, values: smooth(loss, weight), color: "--curve", width: 2 },
-          ...(validation.some((each) => each !== null)
-            ? [{ name: words.validation, values: validation, color: "--curve-2", width: 2, gaps: true }]
-            : []),
-        ]}
-      />
-      <Chart
-        label={words.learningRate} steps={steps} isLog={false} marks={[]}
-        curves={[{ name: words.learningRate, values: of("lr"), color: "--curve-3", width: 2 }]}
-      />
+      <div class="charts">
+        <Chart
+          label={words.loss} steps={steps} isLog={isLog} marks={checkpoints}
+          curves={[
+            { name: words.loss, values: loss, color: "--curve", width: 1, alpha: 0.3 },
+            { name: words.smoothed, values: smooth(loss, weight), color: "--curve", width: 2 },
+            ...(validation.some((each) => each !== null)
+              ? [{ name: words.validation, values: validation, color: "--curve-2", width: 2, gaps: true }]
+              : []),
+          ]}
+        />
+        <Chart
+          label={words.learningRate} steps={steps} isLog={false} marks={[]}
+          curves={[{ name: words.learningRate, values: of("lr"), color: "--curve-3", width: 2 }]}
+        />
+      </div>
       <p class="hint">
         {words.curveTable}: {words.stepRow(count(last.step))}
         {last.loss !== undefined && `, ${words.loss} ${number(last.loss)}`}
@@ -98,7 +102,7 @@ function Chart({ label, steps, curves, isLog, marks }: ChartProps) {
     const place = box.current!;
     const made = new uPlot(optionsOf(label, curves, isLog, marks, place.clientWidth), data, place);
     plot.current = made;
-    const sizes = new ResizeObserver(() => made.setSize({ width: place.clientWidth, height: HEIGHT }));
+    const sizes = new ResizeObserver(() => made.setSize({ width: place.clientWidth, height: HEIGHT * letter() }));
     sizes.observe(place);
     return () => {
       sizes.disconnect();
@@ -113,16 +117,16 @@ function Chart({ label, steps, curves, isLog, marks }: ChartProps) {
 function optionsOf(label: string, curves: Curve[], isLog: boolean, marks: readonly number[], width: number): uPlot.Options {
   const style = getComputedStyle(document.documentElement);
   const color = (name: string) => style.getPropertyValue(name).trim();
-  const axis = { stroke: color("--text-2"), grid: { stroke: color("--line"), width: 1 }, ticks: { show: false } };
+  const axis = { stroke: color("--text-2"), font: `${0.75 * letter()}px ${style.fontFamily}`, grid: { stroke: color("--line"), width: 1 }, ticks: { show: false } };
   return {
     width,
-    height: HEIGHT,
+    height: HEIGHT * letter(),
     title: label,
     cursor: { y: false },
     scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
     axes: [
       { ...axis, incrs: WHOLE, values: (_plot, values) => values.map(count) },
-      { ...axis, size: 70, values: (_plot, values) => values.map((value) => (value == null ? "" : number(value))) },
+      { ...axis, size: 4.4 * letter(), values: (_plot, values) => values.map((value) => (value == null ? "" : number(value))) },
     ],
     series: [
       { label: texts.viewer.step, value: (_plot, step) => (step == null ? words.nothing : count(step)) },

@@ -15,7 +15,7 @@ export function Samples({ samples }: { samples: readonly Sample[] }) {
   const grid = useMemo(() => gridOf(samples), [known]);
   const table = useMemo(() => <Table grid={grid} open={setOpen} />, [grid]);
   return (
-    <section class="card">
+    <section class="card samples" style={{ "--columns": grid.columns.length }}>
       <h2>{words.samples}</h2>
       <p class="hint">{grid.steps.length ? words.samplesLead : words.noSamples}</p>
       {grid.steps.length > 0 && table}
@@ -27,7 +27,7 @@ export function Samples({ samples }: { samples: readonly Sample[] }) {
 function Table({ grid, open }: { grid: Grid; open: (place: Place) => void }) {
   return (
     <div class="grid-scroll">
-      <table class="sample-grid" style={{ "--columns": grid.columns.length }}>
+      <table class="sample-grid">
         <thead>
           <tr>
             <td />

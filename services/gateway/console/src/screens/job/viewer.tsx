@@ -26,10 +26,16 @@ export function Viewer({ grid, place, go }: ViewerProps) {
     <>
       <img src={steady(sample.image)} alt={`${sample.prompt}, ${stepName(sample.step)}`} />
       {other && (
-        <img
-          class="over" src={steady(other.image)} alt={`${other.prompt}, ${stepName(other.step)}`}
-          style={{ clipPath: `inset(0 0 0 ${share}%)` }}
-        />
+        <>
+          <img
+            class="over" src={steady(other.image)} alt={`${other.prompt}, ${stepName(other.step)}`}
+            style={{ clipPath: `inset(0 0 0 ${share}%)` }}
+          />
+          <div class="divider" style={{ left: `${share}%` }} aria-hidden="true">
+            <span>{stepName(sample.step)}</span>
+            <span>{stepName(other.step)}</span>
+          </div>
+        </>
       )}
     </>
   );
